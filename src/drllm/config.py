@@ -1,0 +1,107 @@
+"""One frozen dataclass a job. The command line's flags, `--help` and `--config run.yaml` derive from these.
+
+Every field carries its help text, unit and, where the paper fixes it, the section of arXiv 2510.12773. No torch here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from drllm.errors import InputError
+
+Split = Literal["fit", "tune", "calibrate", "test"]
+RewardName = Literal["auto", "loglik", "letter", "boxed"]
+MethodName = Literal["routers", "static"]
+
+
+def knob(default: Any, help: str) -> Any:
+    """A dataclass field that documents itself: `help` becomes the flag's help text."""
+    return field(default=default, metadata={"help": help})
+
+
+def check_range(config: Any, name: str, low: float, high: float | None = None) -> None:
+    """Refuse a value outside [low, high] with one line that names the flag."""
+    value = getattr(config, name)
+    if value < low or (high is not None and value > high):
+        bound = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise InputError(f"{type(config).__name__}.{name} is {value}, expected {bound}")
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Monte Carlo tree search over layer paths (section 4, algorithm 1) and how its paths are scored."""
+
+    n_simulations: int = knob(50, "simulations a question (section 4: 50)")
+    exploration: float = knob(1.8, "c of the UCB score (section 4: 1.8)")
+    length_penalty: float = knob(3.0, "lambda of the UCB score, times passes / blocks (section 4: 3.0)")
+    random_prob: float = knob(0.1, "probability of descending to a random child (section 4: 0.1)")
+    max_skip_run: int = knob(2, "longest run of consecutive blocks one edit skips (section 4: 2)")
+    max_passes_ratio: float = knob(2.0, "longest path, in multiples of the number of blocks (section 4: 2)")
+    widening: float = knob(2.0, "children a node may have, per square root of its visits; without it 50 simulations never leave the root")
+    early_stop: bool = knob(True, "stop a question when the base was wrong and a path is right (section 4)")
+    reward: RewardName = knob("auto", "how an answer is judged: loglik, letter, boxed; auto takes the task's own")
+    metric: Literal["acc_norm", "acc"] = knob("acc_norm", "loglik only: which verdict is the reward; the other is stored too")
+    max_new_tokens: int = knob(0, "generated tokens a question, letter and boxed; 0 takes the reward's own (10 and 15)")
+    limit: int = knob(0, "questions a task, the first ones of the split in a fixed shuffled order; 0 takes all")
+    seed: int = knob(0, "seed of the tree's choices")
+    group_size: int = knob(16, "questions searched in lockstep; the unit of work that a crash can lose")
+    max_step_tokens: int = knob(1024, "padded tokens a model step (CPU: near 1,000; far larger steps collapse)")
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("n_simulations", 0, None), ("random_prob", 0, 1), ("max_skip_run", 1, None), ("limit", 0, None),
+                                ("max_passes_ratio", 1, 2), ("group_size", 1, None), ("max_step_tokens", 1, None),
+                                ("exploration", 0, None), ("length_penalty", 0, None), ("max_new_tokens", 0, None)):  # fmt: skip
+            check_range(self, name, low, high)
+        if self.widening <= 0:
+            raise InputError(f"SearchConfig.widening is {self.widening}, expected more than 0")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Routers trained on pooled states along each label path (sections 3.2 and 5)."""
+
+    method: MethodName = knob("routers", "what to fit: routers (the paper's) or static (the best single route)")
+    n_windows: int = knob(8, "windows W the prompt is cut into (section 3.1: 8)")
+    width: int = knob(128, "hidden width of a router (section 3.1: 128)")
+    normalize: bool = knob(True, "scale each pooled state to unit RMS before the router; the paper feeds it raw")
+    gamma: float = knob(2.0, "focal loss exponent; 0 is weighted cross-entropy (section 3.2: 2)")
+    beta: float = knob(0.999, "effective-number class weights (section 3.2: 0.999)")
+    lr: float = knob(1e-3, "AdamW learning rate (section 5: 1e-3)")
+    weight_decay: float = knob(0.01, "AdamW weight decay (section 5: 0.01)")
+    epochs: int = knob(25, "passes over the records (section 5: 25)")
+    batch_size: int = knob(16, "records a step (section 5: 16)")
+    warmup_steps: int = knob(500, "linear warm-up, at most a tenth of all steps is used when there are fewer than 5,000 (section 5: 500)")
+    val_fraction: float = knob(0.1, "share of the fit records held back to print F1 on; never trained on")
+    seed: int = knob(0, "seed of initial weights and batch order")
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("n_windows", 1, None), ("width", 1, None), ("gamma", 0, None), ("beta", 0, 0.999999), ("lr", 0, None),
+                                ("epochs", 1, None), ("batch_size", 1, None), ("warmup_steps", 0, None), ("val_fraction", 0, 0.9)):  # fmt: skip
+            check_range(self, name, low, high)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Base and policies on the same held-out questions."""
+
+    split: Split = knob("tune", "fit, tune, calibrate or test; test is for final tables only, and reading it is recorded")
+    reward: RewardName = knob("auto", "how an answer is judged: loglik, letter, boxed; auto takes the task's own")
+    metric: Literal["acc_norm", "acc"] = knob("acc_norm", "loglik only: which verdict counts; the other is stored too")
+    max_new_tokens: int = knob(0, "generated tokens a question, letter and boxed; 0 takes the reward's own (10 and 15)")
+    limit: int = knob(0, "questions a task; 0 takes all")
+    batch_size: int = knob(16, "questions a step, at most")
+    max_step_tokens: int = knob(1024, "padded tokens a model step")
+    n_resamples: int = knob(10_000, "bootstrap resamples of the paired interval")
+    seed: int = knob(0, "seed of bootstrap and controls")
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("limit", 0, None), ("batch_size", 1, None), ("max_step_tokens", 1, None), ("n_resamples", 100, None),
+                                ("max_new_tokens", 0, None)):  # fmt: skip
+            check_range(self, name, low, high)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain values, for `run.json` and for comparing runs."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,20 @@
+"""Errors a user can act on. The command line prints each as one line and exits with code 2.
+
+Every message says three things: what came, what was expected, what to do.
+"""
+
+
+class DrllmError(Exception):
+    """Base of every error drllm raises on purpose."""
+
+
+class UnsupportedModelError(DrllmError):
+    """The model cannot be routed exactly; raised before anything about it changes."""
+
+
+class ArtifactError(DrllmError):
+    """A saved policy, record or run folder is missing, corrupt, or was made for something else."""
+
+
+class InputError(DrllmError, ValueError):
+    """An argument, file or prompt that drllm cannot use."""
