@@ -1,0 +1,173 @@
+"""Find a model's decoder blocks and stand a `RoutedBlock` before each one's forward.
+
+The block modules themselves stay where they are: only the instance's `forward` is replaced, so `state_dict` keys, device maps, hooks,
+adapters and `isinstance` checks keep working, and `unwrap` is the removal of one attribute.
+
+Shapes: B rows, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from drllm.errors import UnsupportedModelError
+from drllm.model.cache import RoutedCache
+
+# Arguments of a block that carry one entry a row when their first dimension is B. Chosen by name: a square attention mask or a
+# position table may have B entries by accident, and an argument missing here must be refused, never guessed at.
+ROW_ARGUMENTS = frozenset({"attention_mask", "causal_mask", "position_ids", "position_embeddings", "head_mask", "rope_embeddings"})
+SHARED_ARGUMENTS = frozenset({"cache_position", "use_cache", "output_attentions", "output_router_logits", "layer_idx", "layer_past_length"})
+
+
+def find_blocks(model: nn.Module) -> nn.ModuleList:
+    """The list of decoder blocks: the only `ModuleList` with as many modules as the text configuration has layers.
+
+    Raises `UnsupportedModelError` when there is none or more than one.
+    """
+    config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+    n_layers = getattr(config, "num_hidden_layers", None)
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
+    ]
+    # A list nested in a block (experts, heads) is not a candidate: keep the outermost ones.
+    outer = [(name, module) for name, module in found if not any(name.startswith(f"{other}.") for other, _ in found)]
+    if len(outer) != 1:
+        names = ", ".join(name for name, _ in outer) or "none"
+        raise UnsupportedModelError(
+            f"model_type {config.model_type!r}: found {len(outer)} lists of {n_layers} blocks ({names}), expected exactly one; "
+            "drllm routes decoder-only models with one stack of blocks"
+        )
+    return outer[0][1]
+
+
+class RoutedBlock:
+    """Stands for one block's `forward`: without a `RoutedCache` among the arguments, the base block, bit for bit.
+
+    With one, the block runs 0, 1 or 2 times on each row, as the cache's plan says, and only on those rows.
+    """
+
+    def __init__(self, block: nn.Module, index: int, returns_tuple: bool):
+        self.index = index
+        self.returns_tuple = returns_tuple
+        self.original: Callable[..., Any] = block.forward
+        self.had_own_forward = "forward" in vars(block)  # accelerate's device hooks put one there
+        self.parameters = tuple(inspect.signature(self.original).parameters)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        cache = find_cache(args, kwargs)
+        if cache is None:
+            return self.original(*args, **kwargs)
+        named = dict(zip(self.parameters, args, strict=False)) | kwargs
+        x_BTD = named.pop(self.parameters[0])
+        x_BTD = cache.enter(self.index, x_BTD)
+        rest = None  # what the block returned beside the states, for families that return tuples
+        for n_pass, rows in enumerate(cache.plan(self.index)):
+            passed = {key: self._argument(key, value, rows, n_pass, x_BTD.shape[0]) for key, value in named.items()}
+            out = self.original(x_BTD if rows is None else x_BTD[rows], **passed)
+            states = out[0] if isinstance(out, tuple) else out
+            rest = out[1:] if isinstance(out, tuple) else None
+            # A device map may have moved the block's output: the other rows follow it.
+            x_BTD = states if rows is None else x_BTD.to(states.device).index_copy(0, rows.to(states.device), states)
+        cache.leave(self.index, x_BTD.shape[1])
+        if not self.returns_tuple:
+            return x_BTD
+        return (x_BTD, *(rest or (None,)))
+
+    def _argument(self, name: str, value: Any, rows: Tensor | None, n_pass: int, n_rows: int) -> Any:
+        if isinstance(value, RoutedCache):
+            return value if n_pass == 0 else value.second_pass
+        if rows is None or value is None or name not in ROW_ARGUMENTS:
+            return value
+        return select_rows(value, rows, n_rows)
+
+    def remove(self, block: nn.Module) -> None:
+        """Give the block its own forward back."""
+        if self.had_own_forward:
+            block.forward = self.original  # type: ignore[method-assign]
+        else:
+            del block.forward
+
+
+def find_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> RoutedCache | None:
+    """The `RoutedCache` among a block's arguments, found by type: families name the argument differently."""
+    for value in kwargs.values():
+        if isinstance(value, RoutedCache):
+            return value
+    for value in args:
+        if isinstance(value, RoutedCache):
+            return value
+    return None
+
+
+def select_rows(value: Any, rows: Tensor, n_rows: int) -> Any:
+    """The entries of a row argument for some rows; a first dimension of 1 is shared by all rows."""
+    if isinstance(value, tuple):
+        return tuple(select_rows(part, rows, n_rows) for part in value)
+    if isinstance(value, dict):
+        return {key: select_rows(part, rows, n_rows) for key, part in value.items()}
+    if isinstance(value, Tensor) and value.ndim and value.shape[0] == n_rows and n_rows > 1:
+        return value[rows.to(value.device)]
+    return value
+
+
+def probe_blocks(model: nn.Module, blocks: nn.ModuleList) -> bool:
+    """Run two tokens through the base and refuse what cannot be routed exactly; return whether blocks return tuples.
+
+    Refused, each by name: blocks that do not run once each in order, states changed between blocks, tensors passed to blocks
+    that drllm does not know how to split by row, and blocks without a key-value cache.
+    """
+    model_type = model.config.model_type  # type: ignore[union-attr]
+    calls: list[tuple[int, Any, dict[str, Any], Any]] = []
+    signatures = [tuple(inspect.signature(block.forward).parameters) for block in blocks]
+
+    def hook(index: int) -> Callable[..., None]:
+        def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            named = dict(zip(signatures[index], args, strict=False)) | kwargs
+            calls.append((index, named.pop(signatures[index][0]), named, out))
+
+        return record
+
+    handles = [block.register_forward_hook(hook(index), with_kwargs=True) for index, block in enumerate(blocks)]
+    was_training = model.training
+    device = model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(torch.zeros(1, 2, dtype=torch.long, device=device), attention_mask=torch.ones(1, 2, dtype=torch.long, device=device),
+                  use_cache=True)  # fmt: skip
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+
+    def refuse(why: str) -> UnsupportedModelError:
+        return UnsupportedModelError(f"model_type {model_type!r} cannot be routed exactly: {why}; see `drllm models` for what can")
+
+    if [index for index, *_ in calls] != list(range(len(blocks))):
+        raise refuse("its blocks do not run once each, in order")
+    for (index, _, named, out), (_, next_x, *_) in zip(calls, calls[1:] + [(0, None, {}, None)], strict=True):
+        states = out[0] if isinstance(out, tuple) else out
+        if next_x is not None and not (next_x is states or (next_x.shape == states.shape and torch.equal(next_x.to(states.device), states))):
+            raise refuse(f"the states change between blocks {index} and {index + 1}")
+        if not any(isinstance(value, Cache) for value in named.values()):
+            raise refuse(f"block {index} takes no key-value cache")
+        for name, value in named.items():
+            known = name in ROW_ARGUMENTS or name in SHARED_ARGUMENTS or isinstance(value, (Cache, bool, int, float, str, type(None)))
+            if not known and holds_tensor(value):
+                raise refuse(f"its blocks exchange {name!r} ({type(value).__name__}) beside the hidden states")
+    return isinstance(calls[0][3], tuple)
+
+
+def holds_tensor(value: Any) -> bool:
+    """Whether an argument may carry tensors, or is a container that blocks could write tensors to."""
+    if isinstance(value, tuple):
+        return any(holds_tensor(part) for part in value)
+    return isinstance(value, (Tensor, dict, set, list))

@@ -1,0 +1,127 @@
+"""The cache carries the routing state: actions, one key-value slot for each (block, pass), and the clock.
+
+A stock `DynamicCache` is wrong under a route: it has one slot a block, so a second pass would attend to the first pass's keys,
+and it counts tokens by the length of block 0's slot, which a skipped block 0 leaves empty (`docs/how-it-works.md`).
+
+Shapes: B rows, T tokens of this step, L blocks.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.configuration_utils import PreTrainedConfig
+
+from drllm.errors import InputError, UnsupportedModelError
+from drllm.model.policy import Policy
+from drllm.routes import Route
+
+SUPPORTED_SLOTS = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+def new_slots(config: PreTrainedConfig, n_layers: int) -> list[DynamicLayer]:
+    """One empty slot a block, of the class the family's own cache uses; refuses anything but plain and sliding-window attention."""
+    slots = list(DynamicCache(config=config).layers) or [DynamicLayer() for _ in range(n_layers)]
+    for slot in slots:
+        if type(slot) not in SUPPORTED_SLOTS:
+            raise UnsupportedModelError(
+                f"model_type {config.model_type!r} keeps {type(slot).__name__} state, expected plain or sliding-window attention: "
+                "its recurrent or shared state is not per block, so blocks cannot be skipped or repeated exactly"
+            )
+    if len(slots) != n_layers:
+        raise UnsupportedModelError(
+            f"model_type {config.model_type!r} has {n_layers} blocks but {len(slots)} cache slots: blocks that share keys and values "
+            "cannot be routed"
+        )
+    return slots  # type: ignore[return-value]
+
+
+class _Slots(Cache):
+    """One slot a block for one pass; sizes come from the clock, since a slot that no row uses stays empty."""
+
+    def __init__(self, slots: list[DynamicLayer]):
+        super().__init__(layers=slots)
+        self.n_seen = 0
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens seen before this step: the clock, whichever blocks ran."""
+        return self.n_seen
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """(key length, key offset) that a slot of this kind has after `n_seen` tokens, used or not."""
+        slot = self.layers[layer_idx]
+        if not isinstance(slot, DynamicSlidingWindowLayer):
+            return self.n_seen + query_length, 0
+        probe = copy.copy(slot)
+        probe.cumulative_length = self.n_seen
+        return probe.get_mask_sizes(query_length)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Refused: a slot holds only the rows that execute its block."""
+        raise InputError("beam search reorders cache rows, which a mixed route cannot follow: use greedy search or sampling")
+
+
+class RoutedCache(_Slots):
+    """The cache of one routed forward or generation.
+
+    Args:
+        config: the base model's text configuration.
+        n_layers: L.
+        policy: decides each block's actions at prefill, or carries given routes (`RowRoutes`, `RoutePolicy`).
+        prompt_mask: (B, T) true on the prompt tokens the policy may read; T is the prefill's length.
+    """
+
+    def __init__(self, config: PreTrainedConfig, n_layers: int, policy: Policy, prompt_mask: Tensor):
+        super().__init__(new_slots(config, n_layers))
+        if policy.n_layers != n_layers:
+            raise InputError(f"the policy or route has {policy.n_layers} blocks, the model has {n_layers}: use one made for this model")
+        self.n_layers = n_layers
+        self.second_pass = _Slots(new_slots(config, n_layers))
+        self._prompt_mask = prompt_mask.bool()
+        self._policy = policy.start(self._prompt_mask)
+        self._actions: list[Tensor] = []  # (B,) a block, on the CPU
+        self._plans: list[list[Tensor | None]] = []
+
+    def enter(self, block: int, x_BTD: Tensor) -> Tensor:
+        """Called with the states entering each block, before it runs; decides the block's actions at prefill."""
+        if block == len(self._actions):
+            if self.n_seen:
+                raise InputError("the cache met new blocks after prefill: use one RoutedCache a generation")
+            if x_BTD.shape[:2] != self._prompt_mask.shape:
+                raise InputError(
+                    f"prefill saw states of {tuple(x_BTD.shape[:2])} rows and tokens but the prompt mask has {tuple(self._prompt_mask.shape)}: "
+                    "the whole prompt must enter in one step, with one route a row"
+                )
+            actions = self._policy.decide(block, x_BTD, self._prompt_mask).cpu()
+            if actions.shape[0] != x_BTD.shape[0]:
+                raise InputError(f"got {actions.shape[0]} routes for {x_BTD.shape[0]} rows, expected one route a row")
+            self._actions.append(actions)
+            self._plans.append(row_plan(actions, x_BTD.device))
+        return x_BTD
+
+    def plan(self, block: int) -> list[Tensor | None]:
+        """For each pass of a block, the rows that make it: an index tensor, or None for all rows. Empty: nobody runs it."""
+        return self._plans[block]
+
+    def leave(self, block: int, n_tokens: int) -> None:
+        """The clock advances when the last block is done."""
+        if block == self.n_layers - 1:
+            self.n_seen += n_tokens
+            self.second_pass.n_seen = self.n_seen
+
+    @property
+    def routes(self) -> list[Route]:
+        """The routes decided, one a row; complete once prefill is over."""
+        return [Route(actions) for actions in torch.stack(self._actions, dim=1).tolist()]
+
+
+def row_plan(actions_B: Tensor, device: torch.device) -> list[Tensor | None]:
+    """Turn one block's actions into the rows of each pass."""
+    plan: list[Tensor | None] = []
+    for n_pass in range(int(actions_B.max())):
+        rows = (actions_B > n_pass).nonzero()[:, 0]
+        plan.append(None if len(rows) == len(actions_B) else rows.to(device))
+    return plan

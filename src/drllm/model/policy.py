@@ -1,0 +1,132 @@
+"""What decides a route: a `Policy`, asked once a block, at prefill, for every row of the batch.
+
+Shapes: B rows, T tokens, D hidden size, L blocks.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from drllm.errors import ArtifactError, InputError
+from drllm.files import write_json
+from drllm.registry import did_you_mean
+from drllm.routes import Route
+
+POLICY_FILE = "policy.json"
+_REGISTRY: dict[str, type[Policy]] = {}
+
+
+class Policy(ABC):
+    """Maps a prompt's hidden states to one action a block.
+
+    A policy holds no state of a request: `start` returns what a single prefill needs, so one policy may serve several threads.
+    """
+
+    name: ClassVar[str] = ""
+    n_layers: int
+
+    @abstractmethod
+    def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
+        """The actions (B,) of one block, from the states entering it; `prompt_mask_BT` is true on the tokens it may read."""
+
+    def start(self, prompt_mask_BT: Tensor) -> Policy:
+        """The policy for one prefill, asked before the first block; a place to compute once what depends on the mask alone."""
+        return self
+
+    def with_control(self, p: float) -> Policy:
+        """The policy under the control knob p of appendix C; only routers have one."""
+        raise InputError(f"a {self.name!r} policy has no control knob; with_control works on routers")
+
+    @property
+    def route(self) -> Route | None:
+        """The one route of a policy that does not look at the prompt, else None."""
+        return None
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write everything `load` needs into an existing folder, atomically."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path) -> Policy:
+        """Read back what `save` wrote; `ArtifactError` on anything corrupt or foreign."""
+
+
+def register_policy(name: str) -> Callable[[type[Policy]], type[Policy]]:
+    """Class decorator: artefacts that name this policy load with this class."""
+
+    def register(cls: type[Policy]) -> type[Policy]:
+        cls.name = name
+        _REGISTRY[name] = cls
+        return cls
+
+    return register
+
+
+def policy_class(name: str) -> type[Policy]:
+    """The class a saved policy's name stands for."""
+    if name not in _REGISTRY:
+        raise ArtifactError(f"unknown policy {name!r}{did_you_mean(name, sorted(_REGISTRY))}; a newer drllm may have written this artefact")
+    return _REGISTRY[name]
+
+
+@register_policy("static")
+class RoutePolicy(Policy):
+    """One route for every prompt; `Route.full(L)` is the base model."""
+
+    def __init__(self, route: Route):
+        self._route = route
+        self.n_layers = len(route)
+
+    @property
+    def route(self) -> Route:
+        """The route."""
+        return self._route
+
+    def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
+        """The same action for every row."""
+        return torch.full((x_BTD.shape[0],), int(self._route[block]), dtype=torch.long)
+
+    def save(self, folder: Path) -> None:
+        """One JSON file holding the route."""
+        write_json(folder / POLICY_FILE, {"route": str(self._route)})
+
+    @classmethod
+    def load(cls, folder: Path) -> RoutePolicy:
+        """Read the route back."""
+        try:
+            return cls(Route.parse(json.loads((folder / POLICY_FILE).read_text(encoding="utf-8"))["route"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{folder / POLICY_FILE} does not hold a route ({error}); train the policy again") from None
+
+
+class RowRoutes(Policy):
+    """One given route a row; what `generate(policy=[route, ...])` and the search use. Not an artefact."""
+
+    name: ClassVar[str] = "rows"
+
+    def __init__(self, routes: Sequence[Route]):
+        if not routes:
+            raise InputError("got an empty list of routes, expected one route a prompt")
+        self.n_layers = len(routes[0])
+        self.actions_BL = torch.tensor([tuple(route) for route in routes], dtype=torch.long)
+
+    def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
+        """Column `block` of the given actions."""
+        return self.actions_BL[:, block]
+
+    def save(self, folder: Path) -> None:
+        """Refused: these routes belong to one batch of prompts."""
+        raise InputError("a list of routes belongs to one batch and cannot be saved; save a Route or trained routers")
+
+    @classmethod
+    def load(cls, folder: Path) -> RowRoutes:
+        """Refused, as `save`."""
+        raise ArtifactError("a list of routes is never an artefact")

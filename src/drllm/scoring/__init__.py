@@ -1,0 +1,28 @@
+"""Verdicts of (question, route) pairs: log-likelihood of the choices, a generated letter, or a boxed answer.
+
+Used by the search, the evaluation and the static method, so that one verdict has one meaning everywhere.
+"""
+
+from drllm.config import RewardName
+from drllm.errors import InputError
+from drllm.model.routed import RoutedModel
+from drllm.scoring.generated import GeneratedQuestion, GeneratedScorer
+from drllm.scoring.loglik import LoglikScorer, Question
+from drllm.scoring.verdict import Verdict
+from drllm.tasks import Task
+
+Scorer = LoglikScorer | GeneratedScorer
+
+__all__ = ["GeneratedQuestion", "GeneratedScorer", "LoglikScorer", "Question", "Scorer", "Verdict", "make_scorer"]
+
+
+def make_scorer(
+    routed: RoutedModel, task: Task, reward: RewardName, max_step_tokens: int, metric: str = "acc_norm", max_new_tokens: int = 0
+) -> Scorer:
+    """The scorer of a task's reward; `auto` is log-likelihood for multiple choice and a boxed answer for mathematics."""
+    name = task.default_reward if reward == "auto" else reward
+    if (name == "boxed") != (task.kind == "math"):
+        raise InputError(f"task {task.name!r} is a {task.kind} task, which reward {name!r} cannot judge: use --reward auto")
+    if name == "loglik":
+        return LoglikScorer(routed, max_step_tokens, metric)
+    return GeneratedScorer(routed, name, max_step_tokens, max_new_tokens)

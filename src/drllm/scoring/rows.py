@@ -1,0 +1,144 @@
+"""A question as token rows: the context once, then every choice as a branch that sees the context and itself only.
+
+Shapes: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of tokens. Branch 0 is the shared context; branch k > 0 sees branch 0 and itself, its positions go on from the context.
+
+    Attributes:
+        tokens, positions, branches: one entry a token.
+        n_context: tokens of the row that belong to the prompt: what a policy may read.
+        sources, targets, choices: one entry a scored token: the index in the row it is predicted from, its id, its choice.
+    """
+
+    tokens: tuple[int, ...]
+    positions: tuple[int, ...]
+    branches: tuple[int, ...]
+    n_context: int
+    sources: tuple[int, ...]
+    targets: tuple[int, ...]
+    choices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def encode_choice(tokenizer: Any, context: str, continuation: str, add_bos: bool) -> tuple[list[int], list[int]]:
+    """(context ids, continuation ids) as lm-evaluation-harness makes them: the pair is tokenised whole, then cut at the context's length."""
+    n_trailing = len(context) - len(context.rstrip())
+    if n_trailing:
+        context, continuation = context[:-n_trailing], context[-n_trailing:] + continuation
+    whole = tokenizer(context + continuation, add_special_tokens=add_bos)["input_ids"]
+    head = tokenizer(context, add_special_tokens=add_bos)["input_ids"]
+    return whole[: len(head)], whole[len(head) :]
+
+
+def pack_choices(pairs: Sequence[tuple[list[int], list[int]]]) -> Row:
+    """All choices of a question in one row.
+
+    Tokenisation may change the context's last tokens with the continuation: the branches then start where the contexts part, and only
+    the continuation's own tokens are scored.
+    """
+    heads = [head for head, _ in pairs]
+    n_shared = min(len(head) for head in heads)
+    while any(head[:n_shared] != heads[0][:n_shared] for head in heads):
+        n_shared -= 1
+    # At least one token of each branch's past must stay in the row to predict its first token from.
+    tokens, positions, branches = list(heads[0][:n_shared]), list(range(n_shared)), [0] * n_shared
+    sources: list[int] = []
+    targets: list[int] = []
+    choices: list[int] = []
+    for choice, (head, tail) in enumerate(pairs):
+        branch = head[n_shared:] + tail
+        start = len(tokens)
+        for offset, token in enumerate(branch):
+            if offset >= len(head) - n_shared:
+                # The last token of a choice predicts nothing that is scored, so it need not be in the row.
+                sources.append(n_shared - 1 if offset == 0 else start + offset - 1)
+                targets.append(token)
+                choices.append(choice)
+        kept = branch[:-1]
+        tokens += kept
+        positions += range(n_shared, n_shared + len(kept))
+        branches += [choice + 1] * len(kept)
+    return Row(tuple(tokens), tuple(positions), tuple(branches), n_shared, tuple(sources), tuple(targets), tuple(choices))
+
+
+def separate_choices(pairs: Sequence[tuple[list[int], list[int]]]) -> list[Row]:
+    """One plain causal row a choice, for families that take no tree-shaped mask."""
+    rows = []
+    for choice, (head, tail) in enumerate(pairs):
+        tokens = (head + tail)[:-1]
+        sources = tuple(range(len(head) - 1, len(tokens)))
+        rows.append(Row(tuple(tokens), tuple(range(len(tokens))), (0,) * len(tokens), len(head), sources, tuple(tail), (choice,) * len(tail)))
+    return rows
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded on the right, ready for one model step."""
+
+    input_ids: Tensor  # (B, T)
+    attention_mask: Tensor  # (B, T) or, packed, (B, 1, T, T) additive
+    position_ids: Tensor | None  # (B, T), packed only
+    prompt_mask: Tensor  # (B, T)
+    scored: Tensor  # (N,) indices into the flattened (B * T) tokens
+    targets: Tensor  # (N,)
+    row_of: Tensor  # (N,) row in the batch
+    choice_of: Tensor  # (N,)
+
+
+def make_batch(rows: Sequence[Row], packed: bool, dtype: torch.dtype, device: torch.device) -> Batch:
+    """Pad rows to the longest one; pads see themselves only, so that no softmax is empty."""
+    width = max(len(row) for row in rows)
+    ids = torch.zeros((len(rows), width), dtype=torch.long)
+    positions = torch.zeros_like(ids)
+    branches = torch.full_like(ids, -1)
+    prompt = torch.zeros_like(ids)
+    scored, targets, row_of, choice_of = [], [], [], []
+    for index, row in enumerate(rows):
+        n = len(row)
+        ids[index, :n] = torch.tensor(row.tokens)
+        positions[index, :n] = torch.tensor(row.positions)
+        branches[index, :n] = torch.tensor(row.branches)
+        prompt[index, : row.n_context] = 1
+        scored += [index * width + source for source in row.sources]
+        targets += row.targets
+        choice_of += row.choices
+        row_of += [index] * len(row.targets)
+    mask: Tensor = (branches >= 0).long()
+    if packed:
+        causal = torch.ones(width, width, dtype=torch.bool).tril()
+        sees = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
+        real = (branches >= 0)[:, None, :] & causal & sees
+        real |= torch.eye(width, dtype=torch.bool)
+        mask = torch.zeros(real.shape, dtype=dtype).masked_fill(~real, torch.finfo(dtype).min)[:, None]
+    return Batch(
+        ids.to(device), mask.to(device), positions.to(device) if packed else None, prompt.to(device), torch.tensor(scored, device=device),
+        torch.tensor(targets, device=device), torch.tensor(row_of), torch.tensor(choice_of),
+    )  # fmt: skip
+
+
+def split_steps(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Consecutive rows in steps of at most `max_tokens` padded tokens (one row at least): indices into `lengths`."""
+    steps: list[list[int]] = []
+    width = 0
+    for index, length in enumerate(lengths):
+        width = max(width, length) if steps else length
+        if not steps or (len(steps[-1]) + 1) * width > max_tokens:
+            steps.append([])
+            width = length
+        steps[-1].append(index)
+    return steps

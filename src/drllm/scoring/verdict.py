@@ -1,0 +1,34 @@
+"""What scoring one (question, route) pair yields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Attributes:
+    correct: the verdict that counts as the reward.
+    margin: loglik only: the gold choice's score under the metric minus the best other's, in nats (a character for acc_norm); else nan.
+    acc, acc_norm: loglik only: the verdicts of raw and of character-normalised log-likelihood.
+    text: letter and boxed only: the generated answer.
+    """
+
+    correct: bool
+    margin: float = float("nan")
+    acc: bool | None = None
+    acc_norm: bool | None = None
+    text: str | None = None
+
+
+def loglik_verdict(logliks: Sequence[float], question: Any, metric: str) -> Verdict:
+    """The verdicts of lm-evaluation-harness: argmax of the log-likelihoods (`acc`) and of those a character (`acc_norm`)."""
+    gold = question.example.answer
+    per_char = [total / max(n_chars, 1) for total, n_chars in zip(logliks, question.n_chars, strict=True)]
+    margins, verdicts = {}, {}
+    for name, scores in (("acc", list(logliks)), ("acc_norm", per_char)):
+        verdicts[name] = scores.index(max(scores)) == gold
+        margins[name] = scores[gold] - max(score for choice, score in enumerate(scores) if choice != gold)
+    return Verdict(verdicts[metric], margins[metric], verdicts["acc"], verdicts["acc_norm"])

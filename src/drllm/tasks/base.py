@@ -1,0 +1,119 @@
+"""Example and Task: how a question becomes a prompt and how an answer is judged. No torch.
+
+Prompts of the `loglik` reward are those of the stock lm-evaluation-harness 0.4, character for character, so that its accuracies and ours
+can be compared. Prompts of the generated rewards (`letter`, `boxed`) are chat messages; the model's chat template formats them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import string
+from dataclasses import dataclass
+from typing import Literal
+
+from drllm.errors import InputError
+from drllm.tasks.grading import boxed_matches, letter_choice
+
+Kind = Literal["choice", "math"]
+LETTERS = string.ascii_uppercase
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question. `choices` is empty for a free answer; `answer` is a 0-based choice index, or the gold answer's text."""
+
+    id: str
+    question: str
+    choices: tuple[str, ...]
+    answer: int | str
+    task: str
+    context: str = ""
+    """A passage that stands before the question (SciQ, BoolQ); empty for most tasks."""
+    part: str = ""
+    """The upstream part the row came from: "train", "validation", "test", or "" when unknown."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named kind of question: its prompts and its judge."""
+
+    name: str
+    kind: Kind
+    default_reward: Literal["loglik", "boxed"]
+    about: str
+    """One line for `drllm tasks`."""
+    loglik_template: str = "Question: {question}\nAnswer:"
+    """lm-eval's `doc_to_text` with the field filled in; the continuation is a space and the choice."""
+    level: int = 0
+    """DART-Math's difficulty, 1 to 5; 0 for tasks without levels."""
+
+    def loglik_prompt(self, example: Example) -> tuple[str, list[str]]:
+        """Context and continuations (each with its leading space) as in lm-eval 0.4, zero-shot.
+
+        A passage, if the example has one, goes on a line of its own before the question, as lm-eval's SciQ does. Choice texts are kept raw,
+        trailing blanks included: `acc_norm` divides by their length. Raises InputError for a free-answer example.
+        """
+        self._need("choice", "loglik")
+        text = self.loglik_template.replace("{question}", example.question)
+        context = f"{example.context.lstrip()}\n{text}" if example.context else text
+        return context, [f" {choice}" for choice in example.choices]
+
+    def letter_messages(self, example: Example) -> list[dict[str, str]]:
+        """Chat messages that list the lettered options and ask for the letter alone; at most 26 options, else InputError."""
+        self._need("choice", "letter")
+        if len(example.choices) > len(LETTERS):
+            raise InputError(f"question {example.id} has {len(example.choices)} choices, a letter prompt holds at most 26: use reward loglik")
+        options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, example.choices, strict=False))
+        passage = f"{example.context.strip()}\n\n" if example.context else ""
+        ask = "Answer with the letter of the correct option only."
+        return [{"role": "user", "content": f"{passage}Question: {example.question}\n\n{options}\n\n{ask}"}]
+
+    def math_messages(self, example: Example) -> list[dict[str, str]]:
+        r"""Chat messages that ask for reasoning and the final answer in \boxed{}."""
+        self._need("math", "boxed")
+        ask = r"Reason step by step, and put your final answer within \boxed{}."
+        return [{"role": "user", "content": f"{example.question}\n\n{ask}"}]
+
+    def grade(self, example: Example, text: str, reward: str) -> bool:
+        """Verdict of a generated answer: reward "letter" (choice tasks) or "boxed" (math tasks); anything else is an InputError."""
+        if reward == "letter":
+            self._need("choice", reward)
+            return letter_choice(text, len(example.choices)) == example.answer
+        if reward == "boxed":
+            self._need("math", reward)
+            return boxed_matches(text, str(example.answer))
+        raise InputError(f"reward {reward!r} does not judge generated text, expected 'letter' or 'boxed'")
+
+    def _need(self, kind: Kind, reward: str) -> None:
+        if self.kind != kind:
+            use = "'loglik' or 'letter'" if self.kind == "choice" else "'boxed'"
+            raise InputError(f"reward {reward!r} does not fit task {self.name} ({self.kind}): use {use}")
+
+
+def _dart(level: int) -> Task:
+    return Task(f"dart-{level}", "math", "boxed", f"DART-Math, questions of level {level} of 5", level=level)
+
+
+_TASKS = {
+    task.name: task
+    for task in (
+        Task("arc_easy", "choice", "loglik", "ARC-Easy: grade-school science, 3 to 5 choices"),
+        Task("arc_challenge", "choice", "loglik", "ARC-Challenge: harder grade-school science, 3 to 5 choices"),
+        Task("openbookqa", "choice", "loglik", "OpenBookQA: elementary science, 4 choices", loglik_template="{question}"),
+        Task("piqa", "choice", "loglik", "PIQA: physical common sense, 2 choices"),
+        Task("gsm8k", "math", "boxed", "GSM8K: grade-school word problems, a number as answer"),
+        *(_dart(level) for level in range(1, 6)),
+    )
+}
+TASK_NAMES = tuple(_TASKS)
+
+
+def get_task(name: str) -> Task:
+    """The task of that name; InputError with the closest name otherwise."""
+    if name in _TASKS:
+        return _TASKS[name]
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), [*TASK_NAMES], n=1, cutoff=0.5) or difflib.get_close_matches(
+        name.lower(), [*TASK_NAMES], n=1, cutoff=0.5
+    )
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise InputError(f"unknown task {name!r}: {hint}choose from {', '.join(TASK_NAMES)}")

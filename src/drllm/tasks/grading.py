@@ -1,0 +1,147 @@
+r"""Judges of generated answers: the letter a model chose, and symbolic equality of the answer in \boxed{}.
+
+The letter judge is strict where the paper's "right letter (regex)" leaves room: it must never read the article in "A plant needs ..." or the
+pronoun in "I think ..." as an option, since a search that rewards such text learns to produce it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from drllm.errors import DrllmError, InputError
+
+_MARK = r"[*_`\"'“”‘’$]*"
+_OPEN = r"[\s>*_`\"'“”‘’$#]*"
+# What may follow the letter itself; a bare following word is refused ("A plant", "B vitamins", "C or D"), an initial or a number is not an
+# option either ("U.S.", "A.M.", "B.12").
+_END = rf"{_MARK}\s*(?:\Z|\n|<)"
+_STOP = rf"{_MARK}(?:[)\]:;](?!\d)|\.(?!\d|[A-Za-z]\.))"
+_UPPER_ONLY = rf"{_MARK}(?:,(?!\s*(?:or\s|and\s)?\(?[A-Z]\b)|\s+[-–—]\s|\s+(?:is|because|since)\s)"
+_LETTER = (
+    rf"(?:[(\[]\s*{_MARK}(?P<bracket>[A-Za-z]){_MARK}\s*[)\]]"
+    rf"|(?P<upper>[A-Z])(?={_END}|{_STOP}|{_UPPER_ONLY})"
+    rf"|(?P<lower>[a-z])(?={_END}|{_STOP}))"
+)
+_NOUN = r"(?:(?:option|choice|letter)\b[\s:*_]*)?"
+_LEADING = re.compile(rf"\A{_OPEN}(?:(?i:{_NOUN})){_OPEN}{_LETTER}")
+_PHRASE = re.compile(rf"(?i:\banswer\b{_MARK}\s*(?P<verb>is|would\s+be|should\s+be)?{_MARK}\s*:?{_OPEN}(?:the\s+)?{_NOUN}){_OPEN}{_LETTER}")
+_BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\s*\(?\s*(?P<bracket>[A-Za-z])\s*[).:]?\s*\}")
+
+
+def letter_choice(text: str, n_choices: int) -> int | None:
+    r"""0-based index of the option the text chooses, or None when it chooses none or a letter beyond the options.
+
+    Reads, in this order, a boxed letter ("\boxed{B}"), a leading one ("B", "B.", "(B)", "B)", "**B**", "Option B", "B is right"), and one
+    behind "answer" ("Answer: B", "I think the answer is (B)."). Lower case counts alone or before a closing mark ("b", "b)", "(b)"); "the
+    answer is a" is taken for an unfinished sentence.
+    """
+    if match := _BOXED.search(text):
+        return _index(match["bracket"], n_choices)
+    if match := _LEADING.search(text):
+        return _index(match["bracket"] or match["upper"] or match["lower"], n_choices)
+    for match in _PHRASE.finditer(text):
+        unfinished = match["verb"] and match["lower"] in ("a", "i") and not re.match(rf"{_MARK}[).\]:;]", text[match.end() :])
+        if not unfinished:
+            return _index(match["bracket"] or match["upper"] or match["lower"], n_choices)
+    return None
+
+
+def _index(letter: str, n_choices: int) -> int | None:
+    index = ord(letter.upper()) - ord("A")
+    return index if index < n_choices else None
+
+
+def boxed_matches(text: str, gold: str) -> bool:
+    r"""Whether the last \boxed{} of the text equals the gold answer symbolically (math-verify); False without a box.
+
+    Runs in a helper process shared by all threads, because math-verify's own time limit needs the main thread and cannot interrupt a single
+    huge integer operation ("9^{9^{9^9}}"). An answer that takes more than 10 CPU seconds (not wall time: a busy machine does not change
+    verdicts) is wrong. Raises InputError when math-verify is not installed, DrllmError when the helper dies for another reason.
+    """
+    start = text.rfind("\\boxed")
+    if start < 0 or not gold.strip():
+        return False
+    # From the last box on, so that neither an earlier box nor a formula in the reasoning can be taken for the final answer.
+    return _checker(os.getpid()).check(text[start : start + MAX_BOXED_CHARS], gold)
+
+
+MAX_BOXED_CHARS = 2000
+"""Characters looked at from the last box on."""
+
+
+@functools.cache
+def _checker(pid: int) -> MathChecker:
+    """One helper a process: a forked child must not share its parent's pipes."""
+    return MathChecker(pid)
+
+
+class MathChecker:
+    """A helper process that runs math-verify (math_worker.py), one JSON line a question; started on first use, restarted after a hang."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.lock = threading.Lock()
+        self.process: subprocess.Popen[str] | None = None
+        atexit.register(self.close)
+
+    def check(self, text: str, gold: str) -> bool:
+        with self.lock:
+            process = self._start() if self.process is None or self.process.poll() is not None else self.process
+            assert process.stdin is not None and process.stdout is not None
+            try:
+                process.stdin.write(json.dumps({"text": text, "gold": gold}) + "\n")
+                process.stdin.flush()
+                reply = process.stdout.readline().strip()
+            except BrokenPipeError:
+                reply = ""
+            if reply in ("0", "1"):
+                return reply == "1"
+            code = process.wait()
+            self._release()
+            # Out of CPU time, or out of stack in the parser: the answer cannot be judged equal. Any other death is not the answer's doing.
+            if -code in (getattr(signal, "SIGPROF", 0), getattr(signal, "SIGSEGV", 0)):
+                return False
+            raise DrllmError(f"the math-verify helper process ended with code {code} while judging an answer: run again")
+
+    def _start(self) -> subprocess.Popen[str]:
+        self._release()
+        command = [sys.executable, "-P", "-W", "ignore", str(Path(__file__).with_name("math_worker.py"))]
+        # A session of its own: Ctrl-C reaches this process alone, the helper ends when its input does.
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command, text=True, encoding="utf-8", start_new_session=True, **pipes)
+        assert process.stdout is not None
+        self.process = process
+        hello = process.stdout.readline().strip()
+        if hello != "ready":
+            process.wait()
+            self._release()
+            raise InputError(f"math-verify does not load ({hello or 'no reason given'}), reward boxed needs it: pip install math-verify")
+        return process
+
+    def _release(self) -> None:
+        """Close the pipes of a helper; ends it if it still runs."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    continue
+
+    def close(self) -> None:
+        if os.getpid() == self.pid:
+            self._release()

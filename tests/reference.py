@@ -1,0 +1,89 @@
+"""The ground truth of routing: the base model's own uncached forward over a block list replaced by the path.
+
+Nothing here imports drllm. A route is a path, the sequence of block indices that run; the reference is a model whose block list *is*
+that sequence, so whatever the family does around its blocks it does as shipped.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """Every module list with one entry a hidden layer, by its dotted name."""
+    n_blocks = model.config.num_hidden_layers
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == n_blocks}
+
+
+def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The one list of decoder blocks and its dotted name; `LookupError` when there is none or several (a list inside a block counts not)."""
+    found = block_lists(model)
+    outer = {name: blocks for name, blocks in found.items() if not any(name.startswith(f"{other}.") for other in found if other != name)}
+    if len(outer) != 1:
+        raise LookupError(f"{type(model).__name__}: expected one list of {model.config.num_hidden_layers} blocks, found {sorted(outer)}")
+    return next(iter(outer.items()))
+
+
+def _follow_path(config: Any, path: Sequence[int], n_blocks: int) -> None:
+    """Make the configuration describe the blocks of the path: their number, and every list with one entry a block."""
+    fields = vars(config)
+    for name, value in list(fields.items()):
+        if isinstance(value, list | tuple) and len(value) == n_blocks and name not in {"architectures", "rope_parameters"}:
+            # Not setattr: strict configurations compare lists with num_hidden_layers on the way.
+            fields[name] = type(value)(value[block] for block in path)
+    fields[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(path)
+
+
+def path_model(model: nn.Module, path: Sequence[int]) -> nn.Module:
+    """A model that runs the blocks of `path` in that order; it shares the weights of `model` and leaves it as it was.
+
+    The modules outside the blocks see a configuration that follows the path, since many families look a block's mask or rotary table
+    up by its place in the loop; the modules inside the blocks keep the original one, since they look things up by their own index.
+    """
+    name, _ = find_blocks(model)
+    n_blocks = model.config.num_hidden_layers
+    tensors = [*model.parameters(), *model.buffers()]
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    blocks = twin.get_submodule(name)
+    inside = {id(module) for block in blocks for module in block.modules()}
+    original = copy.deepcopy(twin.config)
+    for module in blocks.modules():
+        if id(module) in inside and getattr(module, "config", None) is twin.config:
+            module.config = original
+    parent, _, leaf = name.rpartition(".")
+    setattr(twin.get_submodule(parent), leaf, nn.ModuleList([blocks[block] for block in path]))
+    configs = {id(config): config for module in twin.modules() if id(module) not in inside and (config := getattr(module, "config", None))}
+    for config in configs.values():
+        _follow_path(config, path, n_blocks)
+    return twin.eval()
+
+
+@torch.no_grad()
+def reference_logits(
+    model: nn.Module, path: Sequence[int], input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **inputs: Any
+) -> torch.Tensor:
+    """Logits (B, T, vocabulary) of this path, uncached. input_ids and attention_mask: (B, T)."""
+    return path_model(model, path)(input_ids, attention_mask=attention_mask, use_cache=False, **inputs).logits
+
+
+@torch.no_grad()
+def reference_generate(model: nn.Module, path: Sequence[int], input_ids: torch.Tensor, n: int) -> tuple[list[int], torch.Tensor]:
+    """Greedy continuation of one prompt, recomputed from scratch at every step; no end token stops it.
+
+    input_ids: (1, T). Returns the n new tokens and the logits (n, vocabulary) each was chosen from.
+    """
+    if input_ids.shape[0] != 1:
+        raise ValueError(f"one prompt at a time: input_ids is {tuple(input_ids.shape)}, expected (1, T)")
+    twin = path_model(model, path)
+    tokens, steps = input_ids, []
+    for _ in range(n):
+        logits = twin(tokens, use_cache=False).logits[:, -1]
+        steps.append(logits[0])
+        tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], dim=1)
+    new = tokens[0, input_ids.shape[1] :].tolist()
+    return new, torch.stack(steps) if steps else torch.empty(0, 0)
