@@ -62,7 +62,9 @@ class Task:
         """Chat messages that list the lettered options and ask for the letter alone; at most 26 options, else InputError."""
         self._need("choice", "letter")
         if len(example.choices) > len(LETTERS):
-            raise InputError(f"question {example.id} has {len(example.choices)} choices, a letter prompt holds at most 26: use reward loglik")
+            raise InputError(
+                f"question {example.id} has {len(example.choices)} choices, a letter prompt holds at most 26: use reward loglik"
+            )
         options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, example.choices, strict=False))
         passage = f"{example.context.strip()}\n\n" if example.context else ""
         ask = "Answer with the letter of the correct option only."

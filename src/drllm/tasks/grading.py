@@ -1,12 +1,13 @@
 r"""Judges of generated answers: the letter a model chose, and symbolic equality of the answer in \boxed{}.
 
-The letter judge is strict where the paper's "right letter (regex)" leaves room: it must never read the article in "A plant needs ..." or the
-pronoun in "I think ..." as an option, since a search that rewards such text learns to produce it.
+The letter judge is strict where the paper's "right letter (regex)" leaves room: it must never read the article in "A plant needs
+..." or the pronoun in "I think ..." as an option, since a search that rewards such text learns to produce it.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import TextIO, cast
 
 from drllm.errors import DrllmError, InputError
 
@@ -95,12 +97,12 @@ class MathChecker:
 
     def check(self, text: str, gold: str) -> bool:
         with self.lock:
-            process = self._start() if self.process is None or self.process.poll() is not None else self.process
-            assert process.stdin is not None and process.stdout is not None
+            process = self.process if self.process is not None and self.process.poll() is None else self._start()
+            stdin, stdout = _pipes(process)
             try:
-                process.stdin.write(json.dumps({"text": text, "gold": gold}) + "\n")
-                process.stdin.flush()
-                reply = process.stdout.readline().strip()
+                stdin.write(json.dumps({"text": text, "gold": gold}) + "\n")
+                stdin.flush()
+                reply = stdout.readline().strip()
             except BrokenPipeError:
                 reply = ""
             if reply in ("0", "1"):
@@ -116,13 +118,17 @@ class MathChecker:
         self._release()
         command = [sys.executable, "-P", "-W", "ignore", str(Path(__file__).with_name("math_worker.py"))]
         # A session of its own: Ctrl-C reaches this process alone, the helper ends when its input does.
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(command, text=True, encoding="utf-8", start_new_session=True, **pipes)
-        assert process.stdout is not None
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            start_new_session=True,
+        )
         self.process = process
-        hello = process.stdout.readline().strip()
+        hello = _pipes(process)[1].readline().strip()
         if hello != "ready":
-            process.wait()
             self._release()
             raise InputError(f"math-verify does not load ({hello or 'no reason given'}), reward boxed needs it: pip install math-verify")
         return process
@@ -135,13 +141,16 @@ class MathChecker:
         if process.poll() is None:
             process.kill()
         process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except BrokenPipeError:
-                    continue
+        for pipe in _pipes(process):
+            # Closing flushes what a dead helper never read.
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
     def close(self) -> None:
         if os.getpid() == self.pid:
             self._release()
+
+
+def _pipes(process: subprocess.Popen[str]) -> tuple[TextIO, TextIO]:
+    """stdin and stdout; both are pipes, see `_start`."""
+    return cast(TextIO, process.stdin), cast(TextIO, process.stdout)

@@ -1,0 +1,22 @@
+"""Questions: what a task asks, how an answer is judged, where the rows come from, and which split they belong to. No torch."""
+
+from drllm.tasks.base import LETTERS, TASK_NAMES, Example, Task, get_task
+from drllm.tasks.grading import boxed_matches, letter_choice
+from drllm.tasks.sources import load_task
+from drllm.tasks.splits import SPLITS, LoadedTask, drop_overlaps, question_key, split_examples
+
+__all__ = [
+    "LETTERS",
+    "SPLITS",
+    "TASK_NAMES",
+    "Example",
+    "LoadedTask",
+    "Task",
+    "boxed_matches",
+    "drop_overlaps",
+    "get_task",
+    "letter_choice",
+    "load_task",
+    "question_key",
+    "split_examples",
+]

@@ -1,0 +1,34 @@
+"""Upstream row layouts that several sources share. No torch."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from drllm.tasks.base import Example, Task
+
+
+def lettered(task: Task, row: dict[str, Any], question_field: str, part: str) -> Example:
+    """ARC and OpenBookQA: choices {"text", "label"} and an answerKey that is one of the labels ("A".."E", or "1".."5" in some ARC rows)."""
+    labels, key = list(row["choices"]["label"]), row["answerKey"].strip()
+    answer = labels.index(key) if key else ""
+    return Example(row["id"], row[question_field], tuple(row["choices"]["text"]), answer, task.name, part=part)
+
+
+def goal(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
+    """PIQA: goal, sol1, sol2, label (-1 where the answer is secret)."""
+    answer = row["label"] if row["label"] in (0, 1) else ""
+    return Example(id, row["goal"], (row["sol1"], row["sol2"]), answer, task.name, part=part)
+
+
+def gsm8k_answer(text: str) -> str:
+    """The number of a GSM8K answer: what stands behind "####" (all of it without one), thousands commas removed."""
+    return text.rpartition("####")[2].strip().replace(",", "")
+
+
+def level_of(value: int | str | None) -> int | None:
+    """A difficulty level written as 3, "3" or "Level 3"; None for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = re.fullmatch(r"(?:level\s*)?(\d+)", value.strip(), re.IGNORECASE) if isinstance(value, str) else None
+    return int(match[1]) if match else None
