@@ -44,7 +44,7 @@ def save(routed: RoutedModel, folder: Path) -> Path:
     routed.policy.save(folder)
     config = ArtifactConfig(
         routed.policy.name, routed.base_id, routed.revision, routed.fingerprint, routed.config.model_type, routed.n_layers,
-        routed.hidden_size, routed.prompt_format,
+        routed.hidden_size, routed.policy.prompt_format,
     )  # fmt: skip
     written = asdict(config)
     del written["folder"]
@@ -80,4 +80,5 @@ def load_policy(saved: ArtifactConfig, routed: RoutedModel) -> Policy:
     policy = policy_class(saved.policy).load(Path(saved.folder))
     if policy.n_layers != routed.n_layers:
         raise ArtifactError(f"the policy in {saved.folder} has {policy.n_layers} blocks, the model has {routed.n_layers}: train it again")
+    policy.prompt_format = saved.prompt_format
     return policy

@@ -31,6 +31,7 @@ class Policy(ABC):
 
     name: ClassVar[str] = ""
     n_layers: int
+    prompt_format: str | None = None  # "raw" or "chat", what it was trained on; None takes both
 
     @abstractmethod
     def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:

@@ -44,7 +44,6 @@ class RoutedModel:
         model: the transformers model, wrapped in place.
         tokenizer: its tokenizer, or None.
         policy: decides each prompt's route; None is the base model.
-        prompt_format: "raw" or "chat", the format the policy was trained on; None accepts both.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, base_id: str, revision: str | None):
@@ -63,10 +62,9 @@ class RoutedModel:
         self.fingerprint = fingerprint(model)
         parameters = inspect.signature(self.model.forward).parameters
         self._cache_argument = "cache" if "cache" in parameters else "past_key_values"  # renamed in transformers 5.2x
-        self._takes_position_ids = "position_ids" in parameters
+        self.takes_position_ids = "position_ids" in parameters
         self.n_layers = len(blocks)
         self.hidden_size: int = self.config.hidden_size
-        self.prompt_format: str | None = None
         self._policy: Policy | None = None
         self.blocks = blocks
         for index, block in enumerate(blocks):
@@ -144,6 +142,12 @@ class RoutedModel:
         """One step of the base model under a routed cache."""
         return self.model(**inputs, **{self._cache_argument: cache}, use_cache=True)
 
+    def decoder_forward(self, cache: RoutedCache, **inputs: Any) -> Any:
+        """As `forward`, without the output head: for what reads hidden states only."""
+        decoder = self.model.get_decoder()
+        name = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
+        return decoder(**inputs, **{name: cache}, use_cache=True)
+
     def __call__(
         self,
         input_ids: Tensor,
@@ -169,7 +173,7 @@ class RoutedModel:
         policy = self.policy if routes is None else self._as_policy(routes)
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
         if position_ids is not None:
-            if not self._takes_position_ids:
+            if not self.takes_position_ids:
                 raise InputError(f"model_type {self.config.model_type!r} takes no position_ids: it derives them from the attention mask")
             inputs["position_ids"] = position_ids
         if policy is None or (policy.route is not None and policy.route.is_full):
@@ -211,12 +215,12 @@ class RoutedModel:
         if input_ids is None:
             batch = [prompts] if _is_single(prompts) else list(prompts)  # type: ignore[arg-type]
             rows, prompt_format = encode_prompts(self.tokenizer, batch)  # type: ignore[arg-type]
-            if policy is None and chosen is not None and check_prompt_format and self.prompt_format not in (None, prompt_format):
+            if policy is None and chosen is not None and check_prompt_format and chosen.prompt_format not in (None, prompt_format):
                 raise InputError(
-                    f"the policy was trained on {self.prompt_format!r} prompts, these are {prompt_format!r}: its routes would be arbitrary; "
+                    f"the policy was trained on {chosen.prompt_format!r} prompts, these are {prompt_format!r}: its routes would be arbitrary; "
                     "pass check_prompt_format=False to use it all the same"
                 )
-            input_ids, attention_mask = left_pad(rows, self._pad_id(), self.device)
+            input_ids, attention_mask = left_pad(rows, self.pad_id, self.device)
         elif input_ids.ndim != 2 or input_ids.shape[0] == 0:
             raise InputError(f"input_ids has shape {tuple(input_ids.shape)}, expected (B, T) with at least one row")
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -229,7 +233,7 @@ class RoutedModel:
         if isinstance(chosen, RowRoutes) and len(chosen.actions_BL) != len(input_ids):
             raise InputError(f"got {len(chosen.actions_BL)} routes for {len(input_ids)} prompts, expected one a prompt")
 
-        options = {"pad_token_id": self._pad_id(), "tokenizer": self.tokenizer if hf.get("stop_strings") else None} | hf
+        options = {"pad_token_id": self.pad_id, "tokenizer": self.tokenizer if hf.get("stop_strings") else None} | hf
         refuse_options(options, ("return_dict_in_generate",), "outputs are drllm's own")
         n_each = self._setting(options, "num_return_sequences") or 1
         cache: RoutedCache | None = None
@@ -266,7 +270,8 @@ class RoutedModel:
             found["use_cache"] = None
         refuse_options(found, names, "with a route, drllm generates greedily or by sampling, the whole prompt in one step, with its own cache")
 
-    def _pad_id(self) -> int:
+    @property
+    def pad_id(self) -> int:
         """A token to pad with: the tokenizer's, else an end token, else 0; it is masked wherever it stands."""
         config = self.model.generation_config
         end = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
@@ -299,7 +304,6 @@ class RoutedModel:
         else:
             routed = cls.wrap(saved.base_id if base is None else base, tokenizer, dtype, device)
         routed._policy = artifact.load_policy(saved, routed)
-        routed.prompt_format = saved.prompt_format
         return routed
 
 

@@ -180,7 +180,7 @@ class LoglikScorer:
         Asked of the model itself: families differ in whether they take explicit positions and a ready 4-D mask, and sliding windows
         cannot follow a tree. A wrong mask is off by whole nats, bf16 by tenths.
         """
-        if not self.routed._takes_position_ids or any(getattr(slot, "is_sliding", False) for slot in self._slots()):
+        if not self.routed.takes_position_ids or any(getattr(slot, "is_sliding", False) for slot in self._slots()):
             return False
         n_vocab = self.routed.model.get_input_embeddings().num_embeddings
         token = lambda seed: 3 + (seed * 7919) % (n_vocab - 3)  # noqa: E731

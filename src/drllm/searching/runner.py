@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from drllm.config import SearchConfig, to_dict
-from drllm.errors import InputError
 from drllm.model.routed import RoutedModel
 from drllm.progress import Progress
 from drllm.provenance import running
@@ -20,7 +19,7 @@ from drllm.records import RouteRecord, check_plan, shard_indices, write_shard
 from drllm.routes import Route
 from drllm.scoring import Scorer, Verdict, make_scorer
 from drllm.searching.tree import RouteTree
-from drllm.tasks import drop_overlaps, load_task
+from drllm.tasks import load_task
 
 SEARCH_SPLIT = "fit"
 
@@ -50,20 +49,18 @@ def search(
     """
     config = config or SearchConfig()
     out = Path(out)
-    loaded = drop_overlaps({name: load_task(name, data) for name in tasks})
+    loaded = {name: load_task(name, data) for name in tasks}
     with running(out, "search", to_dict(config), argv) as entry:
         entry["tasks"] = {}
         for name, task_data in loaded.items():
             scorer = make_scorer(routed, task_data.task, config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
-            examples = task_data.examples[SEARCH_SPLIT][: config.limit or None]
-            if not examples:
-                raise InputError(f"task {name!r} from {task_data.source} has no {SEARCH_SPLIT} questions: give --data a larger file")
+            examples = task_data.select(SEARCH_SPLIT, config.limit)
             # Questions of similar length share a step with few pads.
             questions: list[Any] = sorted((scorer.question(task_data.task, e) for e in examples), key=lambda q: (q.n_tokens, q.example.id))
             groups = [questions[start : start + config.group_size] for start in range(0, len(questions), config.group_size)]
             folder = out / "search" / name
             check_plan(folder, {
-                "task": name, "source": task_data.source, "model": routed.base_id, "fingerprint": routed.fingerprint,
+                "task": name, "source": task_data.source, "data": None if data is None else str(data), "model": routed.base_id, "fingerprint": routed.fingerprint,
                 "dtype": str(routed.model.dtype), "packed": scorer.packed, "config": to_dict(config), "prompt_format": scorer.prompt_format,
                 "ids": [question.example.id for question in questions],
             })  # fmt: skip

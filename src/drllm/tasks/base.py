@@ -6,12 +6,12 @@ can be compared. Prompts of the generated rewards (`letter`, `boxed`) are chat m
 
 from __future__ import annotations
 
-import difflib
 import string
 from dataclasses import dataclass
 from typing import Literal
 
 from drllm.errors import InputError
+from drllm.registry import did_you_mean
 from drllm.tasks.grading import boxed_matches, letter_choice
 
 Kind = Literal["choice", "math"]
@@ -114,8 +114,4 @@ def get_task(name: str) -> Task:
     """The task of that name; InputError with the closest name otherwise."""
     if name in _TASKS:
         return _TASKS[name]
-    close = difflib.get_close_matches(name.lower().replace("-", "_"), [*TASK_NAMES], n=1, cutoff=0.5) or difflib.get_close_matches(
-        name.lower(), [*TASK_NAMES], n=1, cutoff=0.5
-    )
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise InputError(f"unknown task {name!r}: {hint}choose from {', '.join(TASK_NAMES)}")
+    raise InputError(f"unknown task {name!r}{did_you_mean(name.lower(), TASK_NAMES)}; the tasks are {', '.join(TASK_NAMES)}")

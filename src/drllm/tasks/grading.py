@@ -23,11 +23,11 @@ from drllm.errors import DrllmError, InputError
 
 _MARK = r"[*_`\"'“”‘’$]*"
 _OPEN = r"[\s>*_`\"'“”‘’$#]*"
-# What may follow the letter itself; a bare following word is refused ("A plant", "B vitamins", "C or D"), an initial or a number is not an
-# option either ("U.S.", "A.M.", "B.12").
+# What may follow the letter itself; a bare following word is refused ("A plant", "B vitamins", "C or D", "K, Ca and Sc"), an initial or a
+# number is not an option either ("U.S.", "A.M.", "B.12").
 _END = rf"{_MARK}\s*(?:\Z|\n|<)"
 _STOP = rf"{_MARK}(?:[)\]:;](?!\d)|\.(?!\d|[A-Za-z]\.))"
-_UPPER_ONLY = rf"{_MARK}(?:,(?!\s*(?:or\s|and\s)?\(?[A-Z]\b)|\s+[-–—]\s|\s+(?:is|because|since)\s)"
+_UPPER_ONLY = rf"{_MARK}(?:,(?!\s*(?:or\s|and\s)?\(?[A-Z])|\s+[-–—]\s|\s+(?:is|because|since)\s)"
 _LETTER = (
     rf"(?:[(\[]\s*{_MARK}(?P<bracket>[A-Za-z]){_MARK}\s*[)\]]"
     rf"|(?P<upper>[A-Z])(?={_END}|{_STOP}|{_UPPER_ONLY})"
@@ -66,14 +66,14 @@ def boxed_matches(text: str, gold: str) -> bool:
     r"""Whether the last \boxed{} of the text equals the gold answer symbolically (math-verify); False without a box.
 
     Runs in a helper process shared by all threads, because math-verify's own time limit needs the main thread and cannot interrupt a single
-    huge integer operation ("9^{9^{9^9}}"). An answer that takes more than 10 CPU seconds (not wall time: a busy machine does not change
-    verdicts) is wrong. Raises InputError when math-verify is not installed, DrllmError when the helper dies for another reason.
+    huge integer operation ("9^{9^{9^9}}"). An answer that takes more than 5 CPU seconds (not wall time: a busy machine does not change
+    verdicts) counts as wrong. Raises InputError when math-verify is not installed, DrllmError when the helper dies for another reason.
     """
     start = text.rfind("\\boxed")
     if start < 0 or not gold.strip():
         return False
-    # From the last box on, so that neither an earlier box nor a formula in the reasoning can be taken for the final answer.
-    return _checker(os.getpid()).check(text[start : start + MAX_BOXED_CHARS], gold)
+    # From the last box to the last brace, so that neither an earlier box nor a formula around it can be taken for the final answer.
+    return _checker(os.getpid()).check(text[start : text.rfind("}") + 1][:MAX_BOXED_CHARS], gold)
 
 
 MAX_BOXED_CHARS = 2000

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 
-CPU_SECONDS = 10
+CPU_SECONDS = 5
 MEMORY_BYTES = 4 << 30
 
 

@@ -1,0 +1,1 @@
+"""Ways to turn search records into a policy; one file each."""
