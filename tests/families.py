@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any
 
 import torch
@@ -60,6 +61,8 @@ MLA = {
     "head_dim": 8,
     "first_k_dense_replace": 1,
 }
+INDEX = {"index_topk": 4, "index_head_dim": 16, "index_n_heads": 16}
+"""Many index heads, so that scores of exactly zero, whose top-k is arbitrary, stay rare."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Family:
     """
 
     model_type: str
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = dataclass_field(default_factory=dict)
     drop: tuple[str, ...] = ()
     scale: float = 3.0
     reason: str = ""
@@ -168,6 +171,11 @@ ALL_FAMILIES: dict[str, Family] = {
     "starcoder2": _family("starcoder2", sliding_window=None),
     "starcoder2-sliding": _family("starcoder2"),
     "vaultgemma": _family("vaultgemma", **MIXED),
+    "cohere_compass_text": _family(
+        "cohere_compass_text", logit_scale=1.0, rope_parameters={S: {"rope_type": "default", "rope_theta": 1e4}, F: None}, **MIXED
+    ),
+    # Moshi's masks ignore the window its cache has: only a window longer than the text makes the base agree with itself.
+    "moshi": _family("moshi", "sliding_window", ffn_dim=64),
     # mixtures of experts
     "afmoe": _family("afmoe", num_dense_layers=1, **MIXED),
     "aria_text": _family("aria_text", moe_num_experts=4),
@@ -198,12 +206,20 @@ ALL_FAMILIES: dict[str, Family] = {
     "kolibri1": _family("kolibri1", **MIXED),
     "laguna": _family("laguna", shared_expert_intermediate_size=32, **MIXED),
     "llama4_text": _family("llama4_text", intermediate_size_mlp=64, attention_chunk_size=WINDOW),
-    "longcat_flash": _family(
-        "longcat_flash", **{**MLA, "moe_topk": 2, "ffn_hidden_size": 64, "expert_ffn_hidden_size": 32, "zero_expert_num": 2}
-    ),
     "mellum": _family("mellum", **MIXED),
     "mimo_v2_flash": _family("mimo_v2_flash", **MIXED),
     "minimax_m2": _family("minimax_m2"),
+    "minimax_m3_vl_text": _family(
+        "minimax_m3_vl_text",
+        layer_types=[F] * N_BLOCKS,
+        dense_intermediate_size=64,
+        shared_intermediate_size=32,
+        rotary_dim=4,
+        index_head_dim=8,
+        index_n_heads=2,
+        index_block_size=4,
+        index_topk_blocks=2,
+    ),
     "mixtral": _family("mixtral", sliding_window=None),
     "mixtral-sliding": _family("mixtral"),
     "olmoe": _family("olmoe"),
@@ -213,43 +229,107 @@ ALL_FAMILIES: dict[str, Family] = {
     "sarvam_mla": _family("sarvam_mla", **MLA),
     "sarvam_moe": _family("sarvam_moe"),
     "solar_open": _family("solar_open"),
-    # sparse attention with an index of its own in every block
-    "axk2": _family("axk2", index_topk=4, index_head_dim=16, index_n_heads=2, **MLA),
-    "deepseek_v32": _family("deepseek_v32", index_topk=4, index_head_dim=16, index_n_heads=2, **MLA),
-    "dots3_note_text": _family("dots3_note_text", index_topk=4, index_head_dim=16, index_n_heads=2, **MLA),
-    "minimax_m3_vl_text": _family("minimax_m3_vl_text", index_head_dim=8, index_n_heads=2, index_block_size=4, index_topk_blocks=2),
+    # sparse attention that keeps an index of keys of its own beside the cache's keys and values in every block
+    "axk2": _family("axk2", **MLA, **INDEX),
+    "deepseek_v32": _family("deepseek_v32", **MLA, **INDEX),
+    "dots3_note_text": _family(
+        "dots3_note_text",
+        layer_types=[S, "indexed_attention", S, "indexed_attention"],
+        swa_num_attention_heads=4,
+        swa_num_key_value_heads=4,
+        swa_q_lora_rank=16,
+        swa_kv_lora_rank=16,
+        swa_head_dim=16,
+        swa_qk_nope_head_dim=8,
+        swa_v_head_dim=8,
+        **MLA,
+        **INDEX,
+    ),
 }
 
 _ALIBI = "alibi is laid out batch x heads, so a block cannot run a part of the rows"
 _RECURRENT = "blocks carry a recurrent or convolutional state instead of keys and values of each token"
 _CARRIED = "state other than the hidden state goes from block to block"
+_LOOPED = "the model calls its blocks in loops of its own"
+
+LINEAR = {
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "layer_types": ["linear_attention", F, "linear_attention", F],
+}
 
 ALL_REFUSED: dict[str, Family] = {
+    # alibi
     "bloom": _family("bloom", reason=_ALIBI),
     "falcon-alibi": _family("falcon", "head_dim", alibi=True, reason=_ALIBI),
     "mpt": _family("mpt", reason=_ALIBI),
-    "openai-gpt": _family("openai-gpt", reason="no cache: blocks are never handed one that could carry the route"),
+    # no list of blocks, or blocks the model itself calls in another order
+    "longcat_flash": _family(
+        "longcat_flash",
+        "num_hidden_layers",
+        **{**MLA, "num_layers": N_BLOCKS, "moe_topk": 2, "ffn_hidden_size": 64, "expert_ffn_hidden_size": 32, "zero_expert_num": 2},
+        reason="two attentions a block, so two cache layers a block: no list is as long as num_hidden_layers",
+    ),
+    "cpmant": _family(
+        "cpmant", dim_ff=64, dim_head=8, prompt_length=4, reason="adds tokens of its own and needs the whole text at every step"
+    ),
+    "minimax_m3_vl_text-sparse": _family(
+        "minimax_m3_vl_text",
+        layer_types=["minimax_m3_sparse", F] * 2,
+        dense_intermediate_size=64,
+        shared_intermediate_size=32,
+        rotary_dim=4,
+        index_head_dim=8,
+        index_n_heads=2,
+        index_block_size=4,
+        index_topk_blocks=2,
+        reason="selects stretches of keys counted from the first pad: a padded row differs from the row alone",
+    ),
+    "openai-gpt": _family("openai-gpt", reason="no cache: nothing that reaches a block can carry the route"),
     "xlm": _family("xlm", reason="no list of blocks: attention, feed-forward and norms are in lists of their own"),
-    "hrm_text": _family("hrm_text", reason="two stacks of blocks called in nested loops"),
-    "dory": _family("dory", reason="the model loops over a part of its blocks itself"),
-    "inkling2_loop_text": _family("inkling2_loop_text", unpadded_vocab_size=VOCAB, reason=_CARRIED),
-    "inkling2_text": _family("inkling2_text", unpadded_vocab_size=VOCAB, reason=_CARRIED),
-    "gemma3n_text": _family("gemma3n_text", reason=_CARRIED),
+    "hrm_text": _family("hrm_text", reason=_LOOPED),
+    "dory": _family("dory", reason=_LOOPED),
+    "inkling2_loop_text": _family("inkling2_loop_text", unpadded_vocab_size=VOCAB, reason=_LOOPED),
+    # state carried between blocks
+    "gemma3n_text": _family(
+        "gemma3n_text",
+        vocab_size_per_layer_input=VOCAB,
+        hidden_size_per_layer_input=8,
+        laurel_rank=8,
+        num_kv_shared_layers=2,
+        activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0],
+        reason=_CARRIED,
+        **MIXED,
+    ),
     "gemma4_text": _family(
-        "gemma4_text", vocab_size_per_layer_input=VOCAB, hidden_size_per_layer_input=8, global_head_dim=8, **MIXED, reason=_CARRIED
+        "gemma4_text", vocab_size_per_layer_input=VOCAB, hidden_size_per_layer_input=8, global_head_dim=8, reason=_CARRIED, **MIXED
     ),
     "gemma4_unified_text": _family("gemma4_unified_text", global_head_dim=8, reason=_CARRIED, **MIXED),
-    "glm_moe_dsa": _family("glm_moe_dsa", index_topk=4, index_head_dim=16, index_n_heads=2, reason=_CARRIED, **MLA),
-    "hy_v4": _family("hy_v4", index_topk=4, index_head_dim=16, index_n_heads=2, reason=_CARRIED, **MLA),
+    "glm_moe_dsa": _family("glm_moe_dsa", reason=_CARRIED, **MLA, **INDEX),
+    "hy_v4": _family("hy_v4", reason=_CARRIED, **MLA, **INDEX),
+    "inkling2_text": _family("inkling2_text", unpadded_vocab_size=VOCAB, reason=_CARRIED),
+    "zamba": _family("zamba", num_key_value_heads=4, layers_block_type=["linear_attention", "hybrid"] * 2, reason=_CARRIED),
+    "zamba2": _family("zamba2", num_key_value_heads=4, layers_block_type=["linear_attention", "hybrid"] * 2, reason=_CARRIED),
     "zaya": _family("zaya", num_experts_per_tok=1, router_hidden_size=16, reason=_CARRIED),
-    "zamba": _family("zamba", reason=_CARRIED),
-    "zamba2": _family("zamba2", reason=_CARRIED),
+    # recurrent and convolutional
     "bailing_hybrid": _family("bailing_hybrid", reason=_RECURRENT),
     "bamba": _family("bamba", mamba_n_heads=8, mamba_d_head=8, attn_layer_indices=[1, 3], reason=_RECURRENT),
+    "deepseek_v4": _family(
+        "deepseek_v4",
+        q_lora_rank=16,
+        o_lora_rank=16,
+        o_groups=2,
+        index_n_heads=2,
+        index_head_dim=8,
+        index_topk=4,
+        reason="a cache of compressed stretches of tokens, and several residual streams",
+    ),
     "falcon_h1": _family("falcon_h1", mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, reason=_RECURRENT),
     "falcon_mamba": _family("falcon_mamba", reason=_RECURRENT),
-    "granitemoehybrid": _family("granitemoehybrid", mamba_n_heads=8, mamba_d_head=8, reason=_RECURRENT),
-    "inkling_text": _family("inkling_text", reason=_RECURRENT),
+    "granitemoehybrid": _family("granitemoehybrid", mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, reason=_RECURRENT),
+    "inkling_text": _family("inkling_text", unpadded_vocab_size=VOCAB, reason=_RECURRENT),
     "jamba": _family("jamba", attn_layer_period=2, attn_layer_offset=1, reason=_RECURRENT),
     "kimi_linear": _family("kimi_linear", linear_head_dim=8, linear_num_heads=4, reason=_RECURRENT, **MLA),
     "lara_mini": _family("lara_mini", reason=_RECURRENT),
@@ -257,21 +337,56 @@ ALL_REFUSED: dict[str, Family] = {
     "lfm2_moe": _family("lfm2_moe", num_dense_layers=1, layer_types=["conv", F, "conv", F], reason=_RECURRENT),
     "lfm3": _family("lfm3", reason=_RECURRENT),
     "mamba": _family("mamba", reason=_RECURRENT),
-    "mamba2": _family("mamba2", num_heads=8, reason=_RECURRENT),
+    "mamba2": _family("mamba2", num_heads=8, head_dim=8, n_groups=2, state_size=8, reason=_RECURRENT),
     "minimax": _family("minimax", reason=_RECURRENT),
-    "nemotron_h": _family("nemotron_h", reason=_RECURRENT),
+    "nemotron_h": _family("nemotron_h", mamba_num_heads=8, mamba_head_dim=8, ssm_state_size=8, reason=_RECURRENT),
     "olmo_hybrid": _family("olmo_hybrid", reason=_RECURRENT),
-    "qwen3_5_moe_text": _family("qwen3_5_moe_text", shared_expert_intermediate_size=32, reason=_RECURRENT),
-    "qwen3_5_text": _family("qwen3_5_text", reason=_RECURRENT),
-    "qwen3_next": _family("qwen3_next", shared_expert_intermediate_size=32, reason=_RECURRENT),
-    "qwen4_exp_text": _family("qwen4_exp_text", reason=_RECURRENT),
+    "qwen3_5_moe_text": _family("qwen3_5_moe_text", shared_expert_intermediate_size=32, reason=_RECURRENT, **LINEAR),
+    "qwen3_5_text": _family("qwen3_5_text", reason=_RECURRENT, **LINEAR),
+    "qwen3_next": _family("qwen3_next", shared_expert_intermediate_size=32, reason=_RECURRENT, **LINEAR),
+    "qwen4_exp_text": _family(
+        "qwen4_exp_text",
+        shared_expert_intermediate_size=32,
+        hc_lowrank=8,
+        indexer_n_heads=2,
+        indexer_kv_heads=1,
+        indexer_head_dim=8,
+        indexer_budget=4,
+        indexer_compress_ratio=2,
+        reason=_RECURRENT,
+        **LINEAR,
+    ),
     "recurrent_gemma": _family("recurrent_gemma", reason=_RECURRENT),
     "rwkv": _family("rwkv", reason=_RECURRENT),
     "xlstm": _family("xlstm", num_heads=4, reason=_RECURRENT),
-    "deepseek_v4": _family("deepseek_v4", reason=_CARRIED),
 }
 
-NOT_TESTED: dict[str, str] = {}
+_ENCODER = "an encoder family: a decoder only under is_decoder=True, which no chat or completion model uses"
+_ENCODER_DECODER = "encoder-decoder, or the decoder half of one with cross-attention"
+_MULTIMODAL = "multimodal wrapper: its language model is a family of its own, or is not decoder-only text"
+
+NOT_TESTED: dict[str, str] = {
+    **dict.fromkeys(
+        """bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta roberta-prelayernorm roc_bert
+        roformer xlm-roberta xlm-roberta-xl xmod""".split(),
+        _ENCODER,
+    ),
+    **dict.fromkeys(
+        """bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart prophetnet trocr whisper musicgen
+        musicgen_melody""".split(),
+        _ENCODER_DECODER,
+    ),
+    **dict.fromkeys(
+        """dots3_note emu3 fuyu gemma3 gemma3n gemma4 gemma4_unified git got_ocr2 llama4 mllama moss_transcribe_diarize
+        phi4_multimodal qwen3_5 qwen3_5_moe qwen4_exp""".split(),
+        _MULTIMODAL,
+    ),
+    "blt": "bytes, patches and three stacks of blocks: no token sequence the blocks of one list see",
+    "gemma4_assistant": "a drafting head that reads the keys and values of another model",
+    "gemma4_unified_assistant": "a drafting head that reads the keys and values of another model",
+    "reformer": "reversible blocks of two streams with hashing; no ordinary cache",
+    "xlnet": "permutation language model with memories instead of a cache",
+}
 
 FAMILIES: dict[str, Family] = _available(ALL_FAMILIES)
 REFUSED: dict[str, Family] = _available(ALL_REFUSED)
@@ -281,8 +396,9 @@ def config_of(name: str, **overrides: Any) -> Any:
     """The tiny configuration of a family; `overrides` win over everything."""
     spec = FAMILIES.get(name) or REFUSED[name]
     config_class = CONFIG_MAPPING[spec.model_type]
-    known = {f.name for f in dataclasses.fields(config_class)} | set(config_class.attribute_map)
-    base = {key: value for key, value in BASE.items() if key in known and key not in spec.drop}
+    known = {field.name for field in dataclasses.fields(config_class)}
+    names = {key: key if key in known else config_class.attribute_map.get(key, key) for key in BASE if key not in spec.drop}
+    base = {name: BASE[key] for key, name in names.items() if name in known}
     return config_class(**{**base, **spec.config, **overrides})
 
 

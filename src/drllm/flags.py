@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -115,7 +116,7 @@ def add_flags(
         elif flag.choices:
             options["choices"] = flag.choices
         else:
-            options |= {"type": flag.kind, "metavar": {int: "N", float: "X", str: "TEXT"}[flag.kind]}
+            options |= {"type": number if flag.kind is float else flag.kind, "metavar": {int: "N", float: "X", str: "TEXT"}[flag.kind]}
         group.add_argument(name, **options)
 
 
@@ -127,6 +128,14 @@ def build(config_class: type[Config], given: Mapping[str, Any], arguments: argpa
         if value is not None:
             values[flag.name] = split_names(value) if flag.kind is tuple else value
     return config_class(**values)
+
+
+def number(value: Any) -> float:
+    """A finite float; ValueError otherwise, since nan passes every range check."""
+    result = float(value)
+    if not math.isfinite(result):
+        raise ValueError(f"{value!r} is not finite")
+    return result
 
 
 def split_names(texts: Iterable[str]) -> tuple[str, ...]:
@@ -203,7 +212,7 @@ def _checked(flag: Flag, value: Any, where: str) -> Any:
     if flag.kind is float and not isinstance(value, bool):
         # YAML 1.1 reads 1e-3, which has no dot, as a text.
         try:
-            return float(value)
+            return number(value)
         except (TypeError, ValueError):
             pass
     elif type(value) is flag.kind:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,14 +102,18 @@ def _dense_gguf() -> dict[str, Any]:
 
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """Loading bars and advice of the library below are noise in a pipeline that has its own progress."""
+    """Loading bars and advice of the library below are noise in a pipeline that has its own progress.
+
+    The GGUF reader draws its bar whatever the settings, hence the redirection; errors are raised, never only printed.
+    """
     from transformers.utils import logging as hf_logging
 
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity(logging.ERROR)
     hf_logging.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         hf_logging.set_verbosity(level)
         if bars:

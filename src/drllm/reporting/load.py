@@ -1,0 +1,78 @@
+"""Everything a run folder holds, read once; stages that have not run are simply empty."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drllm.errors import ArtifactError
+from drllm.records import RouteRecord, read_records
+
+
+@dataclass(frozen=True)
+class Run:
+    """Attributes:
+    folder: the run folder.
+    jobs: the entries of `run.json`, oldest first.
+    plans: the search plan of each task.
+    records: the search records of each task.
+    epochs: the training metrics of each method, one mapping an epoch.
+    summaries: the evaluation summary of each split.
+    questions: rows of the per-question files by (split, method, task).
+    """
+
+    folder: Path
+    jobs: list[dict[str, Any]]
+    plans: dict[str, dict[str, Any]]
+    records: dict[str, list[RouteRecord]]
+    epochs: dict[str, list[dict[str, Any]]]
+    summaries: dict[str, dict[str, Any]]
+    questions: dict[tuple[str, str, str], list[dict[str, Any]]]
+
+
+def load_run(folder: Path) -> Run:
+    """Read a run folder; `ArtifactError` when it is missing, holds no stage, or a file in it is corrupt."""
+    if not folder.is_dir():
+        raise ArtifactError(f"no run folder {str(folder)!r}: give the --out of a search, evaluate or retrofit")
+    plans = {path.parent.name: _json(path) for path in sorted(folder.glob("search/*/plan.json"))}
+    records = {task: list(read_records(folder / "search" / task)) for task in plans}
+    epochs = {path.parent.name: _json_lines(path) for path in sorted(folder.glob("train/*/metrics.jsonl"))}
+    summaries = {path.parent.name: _json(path) for path in sorted(folder.glob("evaluate/*/summary.json"))}
+    questions = {
+        (path.parent.parent.name, path.parent.name, path.stem): _rows(path) for path in sorted(folder.glob("evaluate/*/*/*.parquet"))
+    }
+    jobs = _json(folder / "run.json") if (folder / "run.json").is_file() else []
+    if not (plans or epochs or summaries):
+        raise ArtifactError(f"{str(folder)!r} holds no search, training or evaluation: give the --out of a search, evaluate or retrofit")
+    return Run(folder, jobs, plans, records, epochs, summaries, questions)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """One split's `summary.json`."""
+    return _json(path)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not readable JSON ({error}): run that stage again") from None
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not readable JSON lines ({error}): train again") from None
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path).read().to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]}): evaluate again") from None

@@ -1,0 +1,93 @@
+"""The table of an evaluation, on a terminal and in Markdown, and one honest sentence about each policy."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+HEADER = ("method", "accuracy", "n", "vs base, points", "95 % interval", "better / worse", "McNemar p", "mean passes", "seconds")
+WIDTH = 112
+POOLED = "all"  # the name under which a summary pools its tasks
+
+
+def pooled_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a method: over all tasks, or of the only task."""
+    pooled = [row for row in summary["rows"] if row["task"] == POOLED]
+    return pooled or summary["rows"]
+
+
+def cells(row: dict[str, Any], reference: str) -> tuple[str, ...]:
+    """The cells of one row, in the order of `HEADER`; the reference method has no difference to itself."""
+    accuracy = f"{percent(row['accuracy'])} ({percent(row['wilson_low'])} to {percent(row['wilson_high'])})"
+    passes = f"{row['mean_passes']:.2f} of {row['n_layers']}"
+    seconds = f"{row['seconds']:.1f}" if _known(row["seconds"]) else ""
+    if row["method"] == reference or not _known(row["difference"]):
+        return row["method"], accuracy, str(row["n"]), "", "", "", "", passes, seconds
+    return (
+        row["method"],
+        accuracy,
+        str(row["n"]),
+        points(row["difference"]),
+        f"{points(row['difference_low'])} to {points(row['difference_high'])}",
+        f"{row['better']} / {row['worse']}",
+        f"{row['mcnemar_p']:.3f}",
+        passes,
+        seconds,
+    )
+
+
+def render(summary: dict[str, Any]) -> str:
+    """The table of one split for a terminal, without colours, so that it can be piped and compared."""
+    title = f"{summary['model']} on {', '.join(summary['tasks'])}, {summary['split']} split; accuracy in % with 95 % interval"
+    table = Table(title=title, title_justify="left")
+    for name in HEADER:
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for row in pooled_rows(summary):
+        table.add_row(*cells(row, summary["reference"]))
+    buffer = io.StringIO()
+    Console(file=buffer, width=WIDTH, color_system=None, legacy_windows=False).print(table)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """The same table in Markdown, with a row for each task."""
+    header = ("task", *HEADER)
+    lines = [" | ".join(header), " | ".join("---" for _ in header)]
+    lines += [" | ".join((row["task"], *cells(row, summary["reference"]))) for row in summary["rows"]]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def verdict(summary: dict[str, Any], method: str) -> str:
+    """Whether a method helps, in one sentence: the difference to the base with its interval, the questions, and what it runs."""
+    row = next((row for row in pooled_rows(summary) if row["method"] == method), None)
+    if row is None:
+        return f"{method}: not evaluated"
+    depth = f"it runs {row['mean_passes']:.1f} block passes a prompt, the base {row['n_layers']}"
+    if not row["better"] and not row["worse"]:
+        return f"{method}: no gain: it changes no verdict on {row['n']} questions; {depth}"
+    if row["difference_low"] > 0:
+        word = "a gain"
+    elif row["difference_high"] < 0:
+        word = "a loss"
+    else:
+        word = "no detectable gain"
+    interval = f"95 % interval {points(row['difference_low'])} to {points(row['difference_high'])}"
+    return f"{method}: {word}: {points(row['difference'])} points, {interval}, {row['n']} questions; {depth}"
+
+
+def points(fraction: float) -> str:
+    """A difference of accuracies in percentage points, signed; never "-0.0"."""
+    return f"{round(100 * fraction, 1) + 0.0:+.1f}"
+
+
+def percent(fraction: float) -> str:
+    """A fraction in percent."""
+    return f"{100 * fraction:.1f}"
+
+
+def _known(value: Any) -> bool:
+    return value is not None and not math.isnan(value)
