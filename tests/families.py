@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -70,7 +73,8 @@ class Family:
     """How to make one tiny model.
 
     `config`: fields on top of `BASE`; `drop`: fields of `BASE` to leave at the family's default; `scale`: factor on every weight of
-    two or more dimensions; `reason`: for a refused family, why its routes cannot be exact.
+    two or more dimensions; `reason`: for a refused family, why its routes cannot be exact; `since`: the transformers release from
+    which this configuration builds.
     """
 
     model_type: str
@@ -78,17 +82,20 @@ class Family:
     drop: tuple[str, ...] = ()
     scale: float = 3.0
     reason: str = ""
+    since: str = "5.0"
 
 
-def _family(model_type: str, *drop: str, scale: float = 3.0, reason: str = "", **config: Any) -> Family:
-    return Family(model_type, config, drop, scale, reason)
+def _family(model_type: str, *drop: str, scale: float = 3.0, reason: str = "", since: str = "5.0", **config: Any) -> Family:
+    return Family(model_type, config, drop, scale, reason, since)
 
 
 def _available(table: dict[str, Family]) -> dict[str, Family]:
     return {
         name: spec
         for name, spec in table.items()
-        if spec.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and spec.model_type in CONFIG_MAPPING_NAMES
+        if spec.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        and spec.model_type in CONFIG_MAPPING_NAMES
+        and Version(transformers.__version__) >= Version(spec.since)
     }
 
 
@@ -161,7 +168,7 @@ ALL_FAMILIES: dict[str, Family] = {
     "ministral": _family("ministral", **MIXED),
     "mistral": _family("mistral", sliding_window=None),
     "mistral-sliding": _family("mistral"),
-    "modernbert-decoder": _family("modernbert-decoder", local_attention=WINDOW, **MIXED),
+    "modernbert-decoder": _family("modernbert-decoder", local_attention=2 * WINDOW, **MIXED),
     "olmo3": _family("olmo3", **MIXED),
     "phi3": _family("phi3", sliding_window=None),
     "phi3-sliding": _family("phi3"),
@@ -172,7 +179,19 @@ ALL_FAMILIES: dict[str, Family] = {
     "starcoder2-sliding": _family("starcoder2"),
     "vaultgemma": _family("vaultgemma", **MIXED),
     "cohere_compass_text": _family(
-        "cohere_compass_text", logit_scale=1.0, rope_parameters={S: {"rope_type": "default", "rope_theta": 1e4}, F: None}, **MIXED
+        "cohere_compass_text",
+        since="5.24",
+        logit_scale=1.0,
+        rope_parameters={kind: {"rope_type": "default", "rope_theta": 1e4} for kind in (S, F)},
+        **MIXED,
+    ),
+    # Blocks of full attention get no rotary table: position_embeddings is None for them.
+    "cohere_compass_text-nope": _family(
+        "cohere_compass_text",
+        since="5.24",
+        logit_scale=1.0,
+        rope_parameters={S: {"rope_type": "default", "rope_theta": 1e4}, F: None},
+        **MIXED,
     ),
     # Moshi's masks ignore the window its cache has: only a window longer than the text makes the base agree with itself.
     "moshi": _family("moshi", "sliding_window", ffn_dim=64),
@@ -367,18 +386,64 @@ _MULTIMODAL = "multimodal wrapper: its language model is a family of its own, or
 
 NOT_TESTED: dict[str, str] = {
     **dict.fromkeys(
-        """bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta roberta-prelayernorm roc_bert
-        roformer xlm-roberta xlm-roberta-xl xmod""".split(),
+        [
+            "bert",
+            "bert-generation",
+            "big_bird",
+            "camembert",
+            "data2vec-text",
+            "electra",
+            "ernie",
+            "megatron-bert",
+            "rembert",
+            "roberta",
+            "roberta-prelayernorm",
+            "roc_bert",
+            "roformer",
+            "xlm-roberta",
+            "xlm-roberta-xl",
+            "xmod",
+        ],
         _ENCODER,
     ),
     **dict.fromkeys(
-        """bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart prophetnet trocr whisper musicgen
-        musicgen_melody""".split(),
+        [
+            "bart",
+            "bigbird_pegasus",
+            "blenderbot",
+            "blenderbot-small",
+            "marian",
+            "mbart",
+            "mvp",
+            "pegasus",
+            "plbart",
+            "prophetnet",
+            "trocr",
+            "whisper",
+            "musicgen",
+            "musicgen_melody",
+        ],
         _ENCODER_DECODER,
     ),
     **dict.fromkeys(
-        """dots3_note emu3 fuyu gemma3 gemma3n gemma4 gemma4_unified git got_ocr2 llama4 mllama moss_transcribe_diarize
-        phi4_multimodal qwen3_5 qwen3_5_moe qwen4_exp""".split(),
+        [
+            "dots3_note",
+            "emu3",
+            "fuyu",
+            "gemma3",
+            "gemma3n",
+            "gemma4",
+            "gemma4_unified",
+            "git",
+            "got_ocr2",
+            "llama4",
+            "mllama",
+            "moss_transcribe_diarize",
+            "phi4_multimodal",
+            "qwen3_5",
+            "qwen3_5_moe",
+            "qwen4_exp",
+        ],
         _MULTIMODAL,
     ),
     "blt": "bytes, patches and three stacks of blocks: no token sequence the blocks of one list see",
@@ -387,6 +452,23 @@ NOT_TESTED: dict[str, str] = {
     "reformer": "reversible blocks of two streams with hashing; no ordinary cache",
     "xlnet": "permutation language model with memories instead of a cache",
 }
+
+NOTES = """What the blocks of FAMILIES are called with and return, probed with B=3 rows of T=5 tokens, one of them left-padded by 2.
+
+Returned: one tensor (B, T, hidden), except a tuple of 2 in falcon, gpt_neo and gpt_neox_japanese; in transformers 5.19 also in codegen
+and gptj, and a tuple of 1 in moshi. `find_blocks` is unambiguous for every family; all blocks of a model have one class.
+Cache: keyword `cache` (5.24) or `past_key_values` (5.19), except `layer_past` in ctrl, falcon, gpt_bigcode, gpt_neo, gpt_neox and
+gpt_neox_japanese (5.19: codegen, gptj too), and the second positional argument in gpt2 and gpt-sw3.
+Positional: only the hidden states, except gpt2, gpt-sw3 (hidden, cache, mask, encoder states), gpt_bigcode (hidden, encoder states) and
+xglm (hidden, mask, encoder states). The encoder states are None.
+Tensors: attention_mask (B, 1, T, K), or None under sdpa without padding; position_ids (1, T), but (B, T) where the caller gives them and
+in opt and modernbert-decoder; position_embeddings, a tuple of (1 or B, T, rotary) likewise, one complex tensor in deepseek_v2 and
+llama4_text, absent where positions are learned, None for some blocks in beam and cohere_compass_text-nope; beam adds
+attention_scaling (1 or B, 1, T, 1). Rows are always the first dimension; no dict by layer type reaches a block.
+Whole model: every forward takes position_ids, logits_to_keep and a 4-D float mask, plain or, where the configuration has layer_types, as a
+dict by type; opt needs position_ids beside it, since it derives them from a 2-D mask. A 4-D mask must hold the windows too, except
+that gpt_neo applies its own window on top, by place in the row.
+"""
 
 FAMILIES: dict[str, Family] = _available(ALL_FAMILIES)
 REFUSED: dict[str, Family] = _available(ALL_REFUSED)
@@ -409,7 +491,9 @@ def build(name: str, seed: int = 0, attn: str = "eager", **overrides: Any) -> Pr
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # Some modeling files script a function as they are imported, which new torch deprecates; no concern of ours.
+            warnings.filterwarnings("ignore", message="`torch.jit.script", category=DeprecationWarning)
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config_of(name, **overrides), attn_implementation=attn)
     finally:

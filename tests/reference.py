@@ -21,7 +21,7 @@ def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The one list of decoder blocks and its dotted name; `LookupError` when there is none or several (a list inside a block counts not)."""
+    """The list of decoder blocks and its dotted name; `LookupError` when there is none or several (lists inside blocks do not count)."""
     found = block_lists(model)
     outer = {name: blocks for name, blocks in found.items() if not any(name.startswith(f"{other}.") for other in found if other != name)}
     if len(outer) != 1:

@@ -79,6 +79,20 @@ def test_every_block_matters(name: str) -> None:
             assert change > 1e-3, f"path {path} changes no logit by more than {change:.1e}"
 
 
+WINDOWS = {"gpt_neo": "window_size", "llama4_text": "attention_chunk_size", "modernbert-decoder": "local_attention"}
+"""The fields that hold a window under another name than sliding_window."""
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if n in WINDOWS or n.endswith("-sliding") or families.S in families.FAMILIES[n].config.get("layer_types", ())]
+)
+def test_windows_are_shorter_than_the_text(name: str) -> None:
+    """A family meant to have windows sees less of these 11 tokens than with a window nobody reaches."""
+    wide = families.build(name, **{WINDOWS.get(name, "sliding_window"): 200})
+    with torch.no_grad():
+        assert (wide(ids_of(), use_cache=False).logits - base_logits(name)).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_path_is_what_running_the_blocks_by_hand_gives(name: str) -> None:
     scale = base_logits(name).abs().max().clamp(min=1)

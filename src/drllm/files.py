@@ -1,3 +1,39 @@
-import json, os
-def write_json(path, value):
-    tmp = path.with_suffix(".tmp"); tmp.write_text(json.dumps(value)); os.replace(tmp, path)
+"""Files that are whole or absent: written beside their place, flushed, then renamed over it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+TEMPORARY_SUFFIX = ".partial"
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file's content atomically; a crash leaves the old file, or none, and at most a `.partial` beside it."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """As `write_bytes`, indented, keys in their own order."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def remove_partials(folder: Path) -> None:
+    """Delete what killed processes left behind."""
+    for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+        path.unlink(missing_ok=True)

@@ -160,9 +160,9 @@ def read_yaml(path: str | Path | None) -> Settings:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {str(path)!r} ({error}): --config expects a YAML file in UTF-8") from None
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "syntax error"
         where = f", line {mark.line + 1}" if mark is not None else ""
-        raise InputError(f"{path}{where} is not YAML ({getattr(error, 'problem', None) or 'syntax error'}): write `key: value` lines") from None
+        raise InputError(f"{path}{where} is not YAML ({problem}): write `key: value` lines") from None
     if loaded is None:
         return Settings()
     if not isinstance(loaded, dict):
@@ -208,7 +208,8 @@ def _checked(flag: Flag, value: Any, where: str) -> Any:
     if flag.choices:
         if value in flag.choices:
             return value
-        raise InputError(f"{where}: {flag.name} is {value!r}, expected one of {', '.join(flag.choices)}{did_you_mean(str(value), flag.choices)}")
+        hint = did_you_mean(str(value), flag.choices)
+        raise InputError(f"{where}: {flag.name} is {value!r}, expected one of {', '.join(flag.choices)}{hint}")
     if flag.kind is float and not isinstance(value, bool):
         # YAML 1.1 reads 1e-3, which has no dot, as a text.
         try:

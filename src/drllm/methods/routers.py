@@ -62,12 +62,7 @@ def fit(routed: RoutedModel, material: Material, config: TrainConfig, folder: Pa
             progress.advance(1, note)
 
         held_back = torch.tensor([_held_back(record.id, config) for _, record in kept])
-        policy = train_routers(
-            {"pooled": features.pooled, "valid": features.valid, "labels": features.labels, "val_mask": held_back},
-            config,
-            router_config,
-            on_epoch,
-        )
+        policy = train_routers(features, held_back, config, router_config, on_epoch)
     write_text(folder / "metrics.jsonl", "\n".join(lines) + "\n")
     policy.prompt_format = formats.pop()
     return policy

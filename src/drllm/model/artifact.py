@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from drllm.errors import ArtifactError, InputError
 from drllm.files import write_json
-from drllm.model import routers as _routers  # noqa: F401  registers the policy
 from drllm.model.policy import Policy, policy_class
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, D hidden size, L blocks.
 
 from __future__ import annotations
 
+import importlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from drllm.registry import did_you_mean
 from drllm.routes import Route
 
 POLICY_FILE = "policy.json"
+# Policies that live in modules of their own: imported, and so registered, when an artefact names them.
+_MODULES = {"routers": "drllm.model.routers"}
 _REGISTRY: dict[str, type[Policy]] = {}
 
 
@@ -73,8 +76,10 @@ def register_policy(name: str) -> Callable[[type[Policy]], type[Policy]]:
 
 def policy_class(name: str) -> type[Policy]:
     """The class a saved policy's name stands for."""
+    if name in _MODULES:
+        importlib.import_module(_MODULES[name])
     if name not in _REGISTRY:
-        raise ArtifactError(f"unknown policy {name!r}{did_you_mean(name, sorted(_REGISTRY))}; a newer drllm may have written this artefact")
+        raise ArtifactError(f"unknown policy {name!r}{did_you_mean(name, sorted({*_REGISTRY, *_MODULES}))}; a newer drllm may have written this artefact")
     return _REGISTRY[name]
 
 

@@ -122,7 +122,8 @@ def accuracy_against_passes(summary: dict[str, Any], folder: Path) -> Picture | 
     table = [[row[name] if name in ("method", "task", "n") else _number(row[name]) for name in names] for row in rows]
     _write_csv(folder / f"accuracy_{split}.csv", names, table)
     _save(figure, folder / f"accuracy_{split}.png")
-    return Picture(f"accuracy_{split}.png", f"Accuracy against passes on the {split} split; intervals of single methods, not of differences.")
+    caption = f"Accuracy against passes on the {split} split; the intervals are of single methods, not of differences."
+    return Picture(f"accuracy_{split}.png", caption)
 
 
 def training_curves(run: Run, folder: Path) -> Picture | str:

@@ -24,8 +24,8 @@ def cells(row: dict[str, Any], reference: str) -> tuple[str, ...]:
     """The cells of one row, in the order of `HEADER`; the reference method has no difference to itself."""
     accuracy = f"{percent(row['accuracy'])} ({percent(row['wilson_low'])} to {percent(row['wilson_high'])})"
     passes = f"{row['mean_passes']:.2f} of {row['n_layers']}"
-    seconds = f"{row['seconds']:.1f}" if _known(row["seconds"]) else ""
-    if row["method"] == reference or not _known(row["difference"]):
+    seconds = f"{row['seconds']:.1f}" if _known(row.get("seconds")) else ""
+    if row["method"] == reference or not _known(row.get("difference")):
         return row["method"], accuracy, str(row["n"]), "", "", "", "", passes, seconds
     return (
         row["method"],
@@ -67,6 +67,8 @@ def verdict(summary: dict[str, Any], method: str) -> str:
     if row is None:
         return f"{method}: not evaluated"
     depth = f"it runs {row['mean_passes']:.1f} block passes a prompt, the base {row['n_layers']}"
+    if _known(row.get("identity_share")):
+        depth += f", and leaves the base's route on {percent(1 - row['identity_share'])} % of the prompts"
     if not row["better"] and not row["worse"]:
         return f"{method}: no gain: it changes no verdict on {row['n']} questions; {depth}"
     if row["difference_low"] > 0:

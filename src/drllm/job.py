@@ -1,0 +1,81 @@
+"""What a command is given: its flags, the YAML file's settings, and the model they name. torch is imported when a model loads."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drllm.errors import ArtifactError, InputError
+from drllm.flags import SECTIONS, CommonConfig, Settings, build
+
+if TYPE_CHECKING:
+    from drllm.model.routed import RoutedModel
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a command gets: the parsed flags, the YAML file, and the common settings of both."""
+
+    arguments: argparse.Namespace
+    settings: Settings
+    common: CommonConfig
+    argv: list[str]
+
+    def config(self, section: str, prefix: str = "") -> Any:
+        """The configuration of one section, command line over YAML over defaults."""
+        return build(SECTIONS[section], self.settings.sections.get(section, {}), self.arguments, prefix)
+
+    def need(self, name: str) -> str:
+        """A common setting that this command cannot do without."""
+        value = getattr(self.common, name)
+        if not value:
+            raise InputError(f"--{name} is missing: give it on the command line or in the --config file; see `drllm {self.argv[1]} --help`")
+        return value
+
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks asked for, each a known name."""
+        from drllm.tasks import get_task
+
+        return tuple(get_task(name).name for name in self.need("tasks"))
+
+    def load(self, name: str, dtype: str = "") -> RoutedModel:
+        """The base model, wrapped; `dtype` is what "auto" stands for."""
+        from drllm.model.routed import RoutedModel
+
+        return RoutedModel.wrap(name, **self.placement(dtype))
+
+    def placement(self, dtype: str = "") -> dict[str, Any]:
+        """The dtype and device arguments of `RoutedModel`."""
+        import torch
+        from huggingface_hub.utils import logging as hub_logging
+
+        hub_logging.set_verbosity_error()  # its retries without a network would bury the one line that says what to do
+        wanted = self.common.dtype if self.common.dtype != "auto" else dtype
+        if self.common.device:
+            try:
+                torch.empty(0, device=self.common.device)
+            except (RuntimeError, AssertionError) as error:
+                raise InputError(f"device {self.common.device!r} cannot be used here ({str(error).splitlines()[0]}): use cpu") from None
+        return {"dtype": getattr(torch, wanted) if wanted else None, "device": self.common.device or None}
+
+
+def plans_of(out: Path) -> dict[str, dict[str, Any]]:
+    """The search plan of each task of a run."""
+    plans = {}
+    for path in sorted(out.glob("search/*/plan.json")):
+        try:
+            plans[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{path} is not readable JSON ({error}): search again") from None
+    return plans
+
+
+def searched_model(job: Job, out: Path) -> tuple[str, str]:
+    """Model and dtype of a run: what --model and --dtype say, else what was searched."""
+    if not out.is_dir():
+        raise ArtifactError(f"no run folder {str(out)!r}: run `drllm search --out {out}` first")
+    plan = next(iter(plans_of(out).values()), {})
+    return job.common.model or plan.get("model") or job.need("model"), str(plan.get("dtype", "")).removeprefix("torch.")

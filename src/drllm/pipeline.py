@@ -1,0 +1,189 @@
+"""The whole retrofit in one call: search, train, evaluate, generate one answer, report. Finished stages are recognised and skipped."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from drllm.config import EvaluateConfig, SearchConfig, TrainConfig, to_dict
+from drllm.errors import ArtifactError
+from drllm.evaluation.run import evaluate
+from drllm.files import TEMPORARY_SUFFIX, write_json
+from drllm.methods.base import train
+from drllm.model.policy import Policy
+from drllm.model.prompts import Prompt
+from drllm.model.routed import RoutedModel
+from drllm.reporting.load import read_summary
+from drllm.reporting.report import report
+from drllm.reporting.table import verdict
+from drllm.searching.runner import search
+from drllm.tasks import drop_overlaps, load_task
+
+TRAINED = ("static", "routers")
+EVALUATED = ("base", "static", "routers", "random", "shuffled")
+ANSWER_TOKENS = 48
+PIPELINE_FILE = "pipeline.json"
+
+
+def retrofit(
+    routed: RoutedModel,
+    tasks: Sequence[str],
+    out: str | Path,
+    search_config: SearchConfig | None = None,
+    train_config: TrainConfig | None = None,
+    evaluate_config: EvaluateConfig | None = None,
+    data: str | Path | None = None,
+    argv: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Search, train `static` and `routers`, evaluate both with base and controls, answer one question, and report.
+
+    A stage is done when its configuration, the weights and the stages before it are those of an earlier call and its files are there: the
+    same call again takes seconds. Each stage says so in a line on standard error.
+
+    Args:
+        routed: the model; its policy is not used, and None afterwards.
+        tasks: task names.
+        out: the run folder.
+        search_config, train_config, evaluate_config: every knob; `train_config.method` is not used, both methods are trained.
+        data: a JSON-lines file with the questions.
+        argv: the command line, for `run.json`.
+
+    Returns:
+        summary (see `evaluate`), headline (does the policy help?), answer (prompt, text, route, n_passes), report and policy (paths),
+        skipped (names of the stages that were done already).
+
+    Raises:
+        ArtifactError: `out` holds the run of another model, data or configuration.
+    """
+    out = Path(out)
+    evaluate_config = evaluate_config or EvaluateConfig()
+    train_config = train_config or TrainConfig()
+    search_config = search_config or SearchConfig()
+    stages = _Stages(out, [routed.fingerprint, str(routed.model.dtype), list(tasks), _data_key(data)])
+    routed.policy, routed.prompt_format = None, None
+
+    stages.run("search", to_dict(search_config), ["search"], lambda: str(search(routed, tasks, search_config, out, data, argv)))
+    for method in TRAINED:
+        config = dataclasses.replace(train_config, method=method)
+        stages.run(f"train {method}", to_dict(config), [method], lambda config=config: str(fit_policy(routed, out, config, argv)))
+    split = evaluate_config.split
+    stages.run(
+        f"evaluate on the {split} split", to_dict(evaluate_config), [f"evaluate/{split}"],
+        lambda: evaluate(routed, EVALUATED, tasks, out, evaluate_config, data, argv)["split"],
+    )  # fmt: skip
+    answer = stages.run("generate", {"tokens": ANSWER_TOKENS}, [], lambda: _answer(routed, tasks, out, split, search_config, data))
+    written = stages.run("report", {}, ["report"], lambda: report(out).name)
+    summary = read_summary(out / "evaluate" / split / "summary.json")
+    return {
+        "summary": summary,
+        "headline": verdict(summary, "routers"),
+        "answer": answer,
+        "report": out / "report" / written,
+        "policy": out / "routers",
+        "skipped": stages.skipped,
+    }
+
+
+def fit_policy(routed: RoutedModel, run: Path, config: TrainConfig, argv: Sequence[str] | None = None) -> Path:
+    """Train one method and save its policy to `run/<method>/` with the prompt format it was searched on; the model keeps no policy."""
+    policy = train(routed, run, config, argv)
+    return save_policy(routed, policy, run, run / config.method)
+
+
+def save_policy(routed: RoutedModel, policy: Policy, run: Path, folder: Path) -> Path:
+    """Save a trained policy as an artefact of this model."""
+    formats = {json.loads(path.read_text(encoding="utf-8"))["prompt_format"] for path in sorted((run / "search").glob("*/plan.json"))}
+    before = routed.policy, routed.prompt_format
+    try:
+        routed.policy = policy
+        # A static route may be fitted on tasks of both formats; it then belongs to neither.
+        routed.prompt_format = formats.pop() if len(formats) == 1 else None
+        return routed.save_pretrained(folder)
+    finally:
+        routed.policy, routed.prompt_format = before
+
+
+def _answer(
+    routed: RoutedModel, tasks: Sequence[str], out: Path, split: str, config: SearchConfig, data: str | Path | None
+) -> dict[str, Any]:
+    """One question of the evaluated split, answered under the routers' policy, in the format they were trained on."""
+    loaded = drop_overlaps({name: load_task(name, data) for name in tasks})
+    task = loaded[tasks[0]].task
+    example = loaded[tasks[0]].select(split, 1)[0]
+    reward = task.default_reward if config.reward == "auto" else config.reward
+    prompt: Prompt
+    if reward == "loglik":
+        prompt, _ = task.loglik_prompt(example)
+        shown = prompt
+    else:
+        prompt = task.letter_messages(example) if reward == "letter" else task.math_messages(example)
+        shown = prompt[-1]["content"]
+    try:
+        RoutedModel.from_pretrained(out / "routers", base=routed)
+        output = routed.generate([prompt], max_new_tokens=ANSWER_TOKENS)[0]
+    finally:
+        routed.policy, routed.prompt_format = None, None
+    return {"prompt": shown, "text": output.text, "route": str(output.route), "n_passes": output.route.n_passes}
+
+
+class _Stages:
+    """Which stages are done, in `pipeline.json`: a key of all that determines each, digests of its files, and its result.
+
+    A stage's key holds the key of the stage before it, so a change makes everything after it run again.
+    """
+
+    def __init__(self, out: Path, start: Any):
+        self.out = out
+        self.path = out / PIPELINE_FILE
+        self.key = _digest(start)
+        self.skipped: list[str] = []
+        self.done: dict[str, Any] = {}
+        if self.path.is_file():
+            try:
+                self.done = json.loads(self.path.read_text(encoding="utf-8"))["stages"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ArtifactError(f"{self.path} is not readable ({error}): delete it, finished work is found again") from None
+
+    def run(self, name: str, config: Any, folders: Sequence[str], work: Callable[[], Any]) -> Any:
+        """The result of the stage: remembered when it is done, else of `work`."""
+        self.key = _digest([self.key, name, config])
+        entry = self.done.get(name)
+        if entry is not None and entry["key"] == self.key and entry["files"] == self._files(folders):
+            self.skipped.append(name)
+            _say(f"{name}: done already ({entry['seconds']:.0f} s)")
+            return entry["result"]
+        _say(f"{name} ...")
+        start = time.monotonic()
+        result = work()
+        seconds = time.monotonic() - start
+        self.done[name] = {"key": self.key, "seconds": round(seconds, 3), "files": self._files(folders), "result": result}
+        write_json(self.path, {"stages": self.done})
+        _say(f"{name}: {seconds:.0f} s")
+        return result
+
+    def _files(self, folders: Sequence[str]) -> dict[str, str]:
+        paths = sorted(path for folder in folders for path in (self.out / folder).rglob("*") if path.is_file())
+        paths = [path for path in paths if path.suffix != TEMPORARY_SUFFIX]
+        return {path.relative_to(self.out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _data_key(data: str | Path | None) -> str | None:
+    """A digest of the file's bytes: another content under the same name is other data. A missing file is refused by `load_task`."""
+    if data is None or not Path(data).is_file():
+        return None
+    return hashlib.sha256(Path(data).read_bytes()).hexdigest()[:16]
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"drllm: {line}\n")
+    sys.stderr.flush()

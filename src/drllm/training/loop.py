@@ -1,0 +1,86 @@
+"""All L routers trained together on cached features: one batched matrix product a layer instead of L small ones.
+
+Shapes: N records, L blocks, W windows, D hidden size, B rows of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drllm.config import TrainConfig
+from drllm.errors import InputError
+from drllm.model.routers import N_ACTIONS, RouterConfig, Routers
+from drllm.routes import Action
+from drllm.training.features import Features
+from drllm.training.losses import class_weights, f1_scores, focal_loss, macro_f1
+
+
+def train_routers(
+    features: Features, val_mask_N: Tensor, config: TrainConfig, router_config: RouterConfig, on_epoch: Callable[[dict[str, Any]], None] | None = None
+) -> Routers:
+    """Fit routers to the labels (section 5: AdamW, cosine with warm-up, 25 epochs); same seed, same weights.
+
+    Args:
+        features: pooled (N, L, W, D), valid (N, W), labels (N, L).
+        val_mask_N: true on records that are measured on and never trained on.
+        on_epoch: called with each epoch's metrics: loss, macro_f1, f1_skip, f1_execute, f1_repeat, mean_passes, and the same with val_.
+    """
+    train_rows = (~val_mask_N).nonzero()[:, 0]
+    if not len(train_rows):
+        raise InputError("no record is left to train on: search more questions or lower val_fraction")
+    # Blocks first, so that a batch is one gather and one batched product.
+    pooled_LNWD = features.pooled.transpose(0, 1).contiguous()
+    labels_LN = features.labels.T.contiguous()
+    routers = Routers(router_config, config.seed)
+    parameters = [parameter.requires_grad_() for parameter in routers.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    n_steps = config.epochs * -(-len(train_rows) // config.batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(n_steps, min(config.warmup_steps, n_steps // 10)))
+    alpha = class_weights(torch.bincount(labels_LN[:, train_rows].flatten(), minlength=N_ACTIONS), config.beta)
+    generator = torch.Generator().manual_seed(config.seed)
+    for epoch in range(1, config.epochs + 1):
+        order = train_rows[torch.randperm(len(train_rows), generator=generator)]
+        total = 0.0
+        for rows in order.split(config.batch_size):
+            logits_LBC = routers.all_logits(pooled_LNWD[:, rows], features.valid[rows])
+            loss = focal_loss(logits_LBC, labels_LN[:, rows], alpha, config.gamma)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.item() * len(rows)
+        if on_epoch is not None:
+            metrics = {"epoch": epoch, "loss": total / len(train_rows)} | measure(routers, pooled_LNWD, features.valid, labels_LN, train_rows)
+            val_rows = val_mask_N.nonzero()[:, 0]
+            if len(val_rows):
+                held_back = measure(routers, pooled_LNWD, features.valid, labels_LN, val_rows)
+                metrics |= {f"val_{name}": value for name, value in held_back.items()}
+            on_epoch(metrics)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    return routers
+
+
+def warmup_cosine(n_steps: int, n_warmup: int) -> Callable[[int], float]:
+    """Linear warm-up to 1, then half a cosine down to 0."""
+
+    def factor(step: int) -> float:
+        if step < n_warmup:
+            return (step + 1) / n_warmup
+        done = (step - n_warmup) / max(1, n_steps - n_warmup)
+        return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(done, 1.0)))))
+
+    return factor
+
+
+@torch.no_grad()
+def measure(routers: Routers, pooled_LNWD: Tensor, valid_NW: Tensor, labels_LN: Tensor, rows: Tensor) -> dict[str, float]:
+    """F1 of each action over all blocks, their mean, and the passes a prompt that the routers would spend along the label path."""
+    predictions = torch.cat([routers.all_logits(pooled_LNWD[:, part], valid_NW[part]).argmax(-1) for part in rows.split(256)], dim=1)
+    scores = f1_scores(predictions, labels_LN[:, rows], N_ACTIONS)
+    named = {f"f1_{action.name.lower()}": scores[action] for action in Action}
+    return {"macro_f1": macro_f1(scores)} | named | {"mean_passes": float(predictions.sum(0).float().mean())}

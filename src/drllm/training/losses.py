@@ -1,0 +1,44 @@
+"""The focal loss with effective-number class weights (arXiv 2510.12773, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def class_weights(counts_C: Tensor, beta: float) -> Tensor:
+    """alpha_c = ((1 - b) / (1 - b^n_c)) over the mean of the same across classes (Cui et al. 2019).
+
+    A class without examples counts as one with a single example: its weight is then finite, and no label ever uses it.
+    """
+    counts = counts_C.double().clamp(min=1)
+    weights = (1 - beta) / (1 - beta**counts)
+    return (weights / weights.mean()).float()
+
+
+def focal_loss(logits: Tensor, labels: Tensor, alpha_C: Tensor, gamma: float) -> Tensor:
+    """Mean over every label of -alpha_y (1 - p_y)^gamma log p_y; gamma = 0 is weighted cross-entropy.
+
+    Args:
+        logits: (..., C).
+        labels: (...) long.
+    """
+    log_p = logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
+    weight = alpha_C[labels] if gamma == 0 else alpha_C[labels] * (1 - log_p.exp()).clamp(min=0) ** gamma
+    return -(weight * log_p).mean()
+
+
+def f1_scores(predictions: Tensor, labels: Tensor, n_classes: int) -> list[float]:
+    """F1 of each class; nan for a class that occurs neither in labels nor in predictions."""
+    scores = []
+    for label in range(n_classes):
+        said, true = predictions == label, labels == label
+        total = int(said.sum()) + int(true.sum())
+        scores.append(2 * int((said & true).sum()) / total if total else float("nan"))
+    return scores
+
+
+def macro_f1(scores: list[float]) -> float:
+    """Mean F1 over the classes that occur."""
+    present = torch.tensor([score for score in scores if score == score])
+    return float(present.mean()) if len(present) else float("nan")
