@@ -7,21 +7,25 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from drllm.config import EvaluateConfig, SearchConfig, TrainConfig, to_dict
 from drllm.errors import ArtifactError
 from drllm.evaluation.run import evaluate
 from drllm.files import TEMPORARY_SUFFIX, write_json
 from drllm.methods.base import train
+from drllm.model import artifact
 from drllm.model.policy import Policy
-from drllm.model.prompts import Prompt
 from drllm.model.routed import RoutedModel
 from drllm.reporting.load import read_summary
 from drllm.reporting.report import report
 from drllm.reporting.table import verdict
+from drllm.scoring import make_scorer
 from drllm.searching.runner import search
 from drllm.tasks import drop_overlaps, load_task
 
@@ -47,7 +51,7 @@ def retrofit(
     same call again takes seconds. Each stage says so in a line on standard error.
 
     Args:
-        routed: the model; its policy is not used, and None afterwards.
+        routed: the model; its policy is not used, and stays what it was.
         tasks: task names.
         out: the run folder.
         search_config, train_config, evaluate_config: every knob; `train_config.method` is not used, both methods are trained.
@@ -66,7 +70,6 @@ def retrofit(
     train_config = train_config or TrainConfig()
     search_config = search_config or SearchConfig()
     stages = _Stages(out, [routed.fingerprint, str(routed.model.dtype), list(tasks), _data_key(data)])
-    routed.policy, routed.prompt_format = None, None
 
     stages.run("search", to_dict(search_config), ["search"], lambda: str(search(routed, tasks, search_config, out, data, argv)))
     for method in TRAINED:
@@ -91,45 +94,34 @@ def retrofit(
 
 
 def fit_policy(routed: RoutedModel, run: Path, config: TrainConfig, argv: Sequence[str] | None = None) -> Path:
-    """Train one method and save its policy to `run/<method>/` with the prompt format it was searched on; the model keeps no policy."""
+    """Train one method and save its policy to `run/<method>/`; the model's own policy stays what it was."""
     policy = train(routed, run, config, argv)
-    return save_policy(routed, policy, run, run / config.method)
-
-
-def save_policy(routed: RoutedModel, policy: Policy, run: Path, folder: Path) -> Path:
-    """Save a trained policy as an artefact of this model."""
-    formats = {json.loads(path.read_text(encoding="utf-8"))["prompt_format"] for path in sorted((run / "search").glob("*/plan.json"))}
-    before = routed.policy, routed.prompt_format
-    try:
-        routed.policy = policy
-        # A static route may be fitted on tasks of both formats; it then belongs to neither.
-        routed.prompt_format = formats.pop() if len(formats) == 1 else None
-        return routed.save_pretrained(folder)
-    finally:
-        routed.policy, routed.prompt_format = before
+    with _policy(routed, policy):
+        return routed.save_pretrained(run / config.method)
 
 
 def _answer(
     routed: RoutedModel, tasks: Sequence[str], out: Path, split: str, config: SearchConfig, data: str | Path | None
 ) -> dict[str, Any]:
-    """One question of the evaluated split, answered under the routers' policy, in the format they were trained on."""
-    loaded = drop_overlaps({name: load_task(name, data) for name in tasks})
-    task = loaded[tasks[0]].task
-    example = loaded[tasks[0]].select(split, 1)[0]
-    reward = task.default_reward if config.reward == "auto" else config.reward
-    prompt: Prompt
-    if reward == "loglik":
-        prompt, _ = task.loglik_prompt(example)
-        shown = prompt
-    else:
-        prompt = task.letter_messages(example) if reward == "letter" else task.math_messages(example)
-        shown = prompt[-1]["content"]
+    """One question of the evaluated split, answered under the routers' policy, from the very prompt that the search showed the model."""
+    loaded = drop_overlaps({name: load_task(name, data) for name in tasks})[tasks[0]]
+    scorer = make_scorer(routed, loaded.task, config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
+    prompt_ids = scorer.question(loaded.task, loaded.select(split, 1)[0]).context_ids
+    policy = artifact.load_policy(artifact.read(out / "routers"), routed)
+    input_ids = torch.tensor([prompt_ids], dtype=torch.long, device=routed.device)
+    output = routed.generate(input_ids=input_ids, policy=policy, max_new_tokens=ANSWER_TOKENS, do_sample=False)[0]
+    prompt = routed.tokenizer.decode(prompt_ids, skip_special_tokens=True)
+    return {"prompt": prompt, "text": output.text, "route": str(output.route), "n_passes": output.route.n_passes}
+
+
+@contextmanager
+def _policy(routed: RoutedModel, policy: Policy | None) -> Iterator[None]:
+    """The model under another policy, for a while."""
+    before, routed.policy = routed.policy, policy
     try:
-        RoutedModel.from_pretrained(out / "routers", base=routed)
-        output = routed.generate([prompt], max_new_tokens=ANSWER_TOKENS)[0]
+        yield
     finally:
-        routed.policy, routed.prompt_format = None, None
-    return {"prompt": shown, "text": output.text, "route": str(output.route), "n_passes": output.route.n_passes}
+        routed.policy = before
 
 
 class _Stages:

@@ -21,8 +21,8 @@ from drllm.model.cache import RoutedCache
 
 # Arguments of a block that carry one entry a row when their first dimension is B. Chosen by name: a square attention mask or a
 # position table may have B entries by accident, and an argument missing here must be refused, never guessed at.
-ROW_ARGUMENTS = frozenset({"attention_mask", "causal_mask", "position_ids", "position_embeddings", "head_mask", "rope_embeddings"})
-SHARED_ARGUMENTS = frozenset({"cache_position", "use_cache", "output_attentions", "output_router_logits", "layer_idx", "layer_past_length"})
+ROW_ARGUMENTS = frozenset({"attention_mask", "causal_mask", "position_ids", "position_embeddings", "head_mask", "attention_scaling"})
+SHARED_ARGUMENTS = frozenset({"cache_position"})
 
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:

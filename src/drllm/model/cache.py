@@ -12,6 +12,7 @@ import copy
 
 import torch
 from torch import Tensor
+from transformers import cache_utils
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -19,7 +20,8 @@ from drllm.errors import InputError, UnsupportedModelError
 from drllm.model.policy import Policy
 from drllm.routes import Route
 
-SUPPORTED_SLOTS = (DynamicLayer, DynamicSlidingWindowLayer)
+# The last one, keys plus their index for sparse attention, came with transformers 5.2x.
+SUPPORTED_SLOTS = (DynamicLayer, DynamicSlidingWindowLayer, getattr(cache_utils, "DynamicIndexedLayer", DynamicLayer))
 
 
 def new_slots(config: PreTrainedConfig, n_layers: int) -> list[DynamicLayer]:

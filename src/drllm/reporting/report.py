@@ -126,9 +126,16 @@ def _provenance(run: Run) -> list[str]:
     if not run.jobs:
         return [*parts, "The run folder has no run.json."]
     rows = [
-        (str(job.get("job", "")), _command(job.get("argv")), _value(job.get("seconds")), str(job.get("commit") or "")) for job in run.jobs
+        (
+            str(job.get("job", "")),
+            str(job.get("status", "")),
+            _command(job.get("argv")),
+            _value(job.get("seconds")),
+            str(job.get("commit") or ""),
+        )
+        for job in run.jobs
     ]
-    parts.append(_table(("job", "command", "seconds", "commit"), rows))
+    parts.append(_table(("job", "status", "command", "seconds", "commit"), rows))
     for name in ("versions", "hardware"):
         facts = _flat(run.jobs[-1].get(name) or {})
         if facts:
