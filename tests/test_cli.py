@@ -13,6 +13,7 @@ import pytest
 
 from drllm import Route, RoutedModel, cli, commands
 from drllm.cli import main
+from drllm.model.policy import RoutePolicy
 
 SRC = str(Path(__file__).parent.parent / "src")
 N_BLOCKS = families.N_BLOCKS
@@ -27,10 +28,10 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     families.build("llama", vocab_size=300, max_position_embeddings=512).save_pretrained(root / "model")
     byte_tokenizer().save_pretrained(root / "model")
     routed = RoutedModel.wrap(str(root / "model"))
-    routed.policy = Route.parse("1201")
+    policy = RoutePolicy(Route.parse("1201"))
+    routed.policy = policy
     routed.save_pretrained(root / "policy")
-    assert routed.policy is not None
-    routed.policy.prompt_format = "chat"
+    policy.prompt_format = "chat"
     routed.save_pretrained(root / "chat-policy")
     rows = [
         {"id": f"q{n}", "question": f"Which number is {n}?", "choices": [f"{n}", f"{n + 1}", "none"], "answer": n % 3} for n in range(40)
@@ -290,7 +291,7 @@ def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
         assert expected in first
     summary = json.loads((out / "evaluate" / "tune" / "summary.json").read_text())
     assert {row["method"] for row in summary["rows"]} == {"base", "static", "routers", "random", "shuffled"}
-    assert all(f"│ {method} " in first for method in ("base", "static", "routers", "random", "shuffled"))
+    assert all(f"\n  {method} " in first for method in ("base", "static", "routers", "random", "shuffled"))
     jobs = json.loads((out / "run.json").read_text())
 
     code, second, err = run(capsys, *typed)

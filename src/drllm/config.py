@@ -46,7 +46,7 @@ class SearchConfig:
     max_new_tokens: int = knob(0, "generated tokens a question, letter and boxed; 0 takes the reward's own (10 and 15)")
     limit: int = knob(0, "questions a task, the first ones of the split in a fixed shuffled order; 0 takes all")
     seed: int = knob(0, "seed of the tree's choices")
-    group_size: int = knob(16, "questions searched in lockstep; the unit of work that a crash can lose")
+    group_size: int = knob(32, "questions searched in lockstep; the unit of work that a crash can lose")
     max_step_tokens: int = knob(1024, "padded tokens a model step (CPU: near 1,000; far larger steps collapse)")
 
     def __post_init__(self) -> None:
@@ -78,7 +78,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, low, high in (("n_windows", 1, None), ("width", 1, None), ("gamma", 0, None), ("beta", 0, 0.999999), ("lr", 0, None),
-                                ("epochs", 1, None), ("batch_size", 1, None), ("warmup_steps", 0, None), ("val_fraction", 0, 0.9)):  # fmt: skip
+                                ("epochs", 1, None), ("batch_size", 1, None), ("warmup_steps", 0, None),
+                                ("val_fraction", 0, 0.9)):  # fmt: skip
             check_range(self, name, low, high)
 
 

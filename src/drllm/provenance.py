@@ -26,7 +26,7 @@ PACKAGES = ("drllm", "torch", "transformers", "numpy", "safetensors", "pyarrow",
 def running(out: Path, job: str, config: dict[str, Any], argv: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Time a job and append it to `out/run.json`, however it ends; what the body adds to the yielded dict is kept too."""
     out.mkdir(parents=True, exist_ok=True)
-    jobs = read_jobs(out)
+    read_jobs(out)  # refuses a foreign folder before the work, not after it
     entry: dict[str, Any] = {}
     started = time.perf_counter()
     status = "failed"
@@ -42,7 +42,7 @@ def running(out: Path, job: str, config: dict[str, Any], argv: Sequence[str] | N
             "date": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - started, 3),
             "versions": versions(), "commit": commit(), "hardware": hardware(),
         }  # fmt: skip
-        write_json(out / RUN_FILE, [*jobs, described | entry])
+        write_json(out / RUN_FILE, [*read_jobs(out), described | entry])  # read again: another job may have ended meanwhile
 
 
 def read_jobs(out: Path) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from drllm.routes import Route
 
 SCHEMA_VERSION = 1
 PLAN_FILE = "plan.json"
+PLAN_KEYS = {"task", "data", "model", "fingerprint", "config", "questions", "ids"}  # what other jobs read from a plan
 _SCHEMA = pa.schema(
     [
         ("task", pa.string()),
@@ -105,7 +106,9 @@ def read_shard(path: Path) -> list[RouteRecord]:
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise ArtifactError(f"{path} is not a readable shard ({str(error).splitlines()[0][:100]}): delete it and run the search again") from None
+        raise ArtifactError(
+            f"{path} is not a readable shard ({str(error).splitlines()[0][:100]}): delete it and run the search again"
+        ) from None
     version = (table.schema.metadata or {}).get(b"drllm_schema")
     if version is None or set(_SCHEMA.names) - set(table.schema.names):
         raise ArtifactError(f"{path} holds no drllm search records: give a run folder written by `drllm search`")
@@ -138,14 +141,26 @@ def check_plan(folder: Path, plan: dict[str, Any]) -> None:
     if not path.is_file():
         write_json(path, plan)
         return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ArtifactError(f"{path} is not readable JSON ({error}): delete {folder} and search again") from None
+    found = read_plan(folder)
     for key, value in _flatten(plan).items():
         before = _flatten(found).get(key)
         if before != value:
-            raise ArtifactError(f"{folder} was searched with {key} = {_short(before)}, now it is {_short(value)}: use another --out, or the same settings")
+            raise ArtifactError(
+                f"{folder} was searched with {key} = {_short(before)}, now it is {_short(value)}: use another --out, or the same settings"
+            )
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """What determines the records of a folder; `ArtifactError` when it is corrupt or foreign."""
+    path = folder / PLAN_FILE
+    again = f"delete {folder} and search again"
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not readable JSON ({error}): {again}") from None
+    if not isinstance(plan, dict) or PLAN_KEYS - plan.keys():
+        raise ArtifactError(f"{path} is not the plan of a drllm search: {again}")
+    return plan
 
 
 def _flatten(plan: dict[str, Any]) -> dict[str, Any]:

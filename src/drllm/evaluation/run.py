@@ -29,10 +29,11 @@ from drllm.model.policy import Policy, RowRoutes
 from drllm.model.routed import RoutedModel
 from drllm.progress import Progress
 from drllm.provenance import running
+from drllm.records import read_plan
 from drllm.registry import did_you_mean
 from drllm.routes import Route
-from drllm.scoring import make_scorer
-from drllm.tasks import drop_overlaps, load_task
+from drllm.scoring import make_scorer, questions_digest
+from drllm.tasks import LoadedTask, drop_overlaps, load_task
 
 BASE = "base"
 TRAINED = ("static", "routers")
@@ -88,8 +89,7 @@ def evaluate(
     # The base, then trained policies, then the controls, which are made from the routers' routes.
     wanted.sort(key=METHODS.index)
     policies = {name: _load_policy(routed, out / name) for name in TRAINED if name in wanted}
-    searched = [path.parent.name for path in sorted((out / "search").glob("*/plan.json"))]
-    loaded = drop_overlaps({name: load_task(name, data if name in tasks else _searched_data(out, name)) for name in dict.fromkeys([*tasks, *searched])}, searched)
+    loaded = _load(tasks, data, out)
     folder = out / "evaluate" / config.split
     answers: dict[str, dict[str, Answered]] = {name: {} for name in wanted}
     with running(out, "evaluate", to_dict(config), argv) as entry:
@@ -104,7 +104,7 @@ def evaluate(
                 policy = policies.get(name)
                 if name in CONTROLS and router_routes is not None:
                     policy = RowRoutes(control_routes(name, router_routes, f"{config.seed}:{task_name}"))
-                key = _key(name, policy, out, routed, config, task_data.source, [q.example.id for q in questions], router_routes)
+                key = _key(name, policy, out, routed, config, questions_digest(questions), router_routes)
                 answered = _answer(scorer, questions, policy, folder / name / f"{task_name}.parquet", key, f"{name} on {task_name}")
                 if name == "routers":
                     router_routes = answered.routes
@@ -155,7 +155,14 @@ def summarize(answers: dict[str, dict[str, Answered]], config: EvaluateConfig, r
                     "better": int((ours > base).sum()), "worse": int((ours < base).sum()),
                 }  # fmt: skip
             rows.append(row)
-    return {"split": config.split, "reference": BASE, "model": routed.base_id, "fingerprint": routed.fingerprint, "tasks": tasks, "rows": rows}
+    return {
+        "split": config.split,
+        "reference": BASE,
+        "model": routed.base_id,
+        "fingerprint": routed.fingerprint,
+        "tasks": tasks,
+        "rows": rows,
+    }
 
 
 def _answer(scorer: Any, questions: Sequence[Any], policy: Policy | None, path: Path, key: str, label: str) -> Answered:
@@ -207,14 +214,22 @@ def _read(path: Path, key: str) -> Answered | None:
     columns = table.to_pydict()
     margins = [math.nan if value is None else value for value in columns["margin"]]
     routes = [Route.parse(text) for text in columns["route"]]
-    return Answered(columns["id"], columns["correct"], columns["correct_acc"], columns["correct_acc_norm"], margins, routes, float(metadata[b"seconds"]))
+    return Answered(
+        columns["id"], columns["correct"], columns["correct_acc"], columns["correct_acc_norm"], margins, routes, float(metadata[b"seconds"])
+    )
 
 
 def _key(
-    name: str, policy: Policy | None, out: Path, routed: RoutedModel, config: EvaluateConfig, source: str, ids: list[str], routes: list[Route] | None
+    name: str,
+    policy: Policy | None,
+    out: Path,
+    routed: RoutedModel,
+    config: EvaluateConfig,
+    questions: str,
+    routes: list[Route] | None,
 ) -> str:
     """Names everything a verdict depends on: weights, dtype, policy files, configuration, questions."""
-    digest = hashlib.sha256(json.dumps([name, routed.fingerprint, str(routed.model.dtype), to_dict(config), source, ids]).encode())
+    digest = hashlib.sha256(json.dumps([name, routed.fingerprint, str(routed.model.dtype), to_dict(config), questions]).encode())
     if name in TRAINED:
         for path in sorted((out / name).iterdir()):
             digest.update(path.read_bytes())
@@ -227,5 +242,8 @@ def _load_policy(routed: RoutedModel, folder: Path) -> Policy:
     return artifact.load_policy(artifact.read(folder), routed)
 
 
-def _searched_data(out: Path, task: str) -> str | None:
-    return json.loads((out / "search" / task / "plan.json").read_text(encoding="utf-8")).get("data")
+def _load(tasks: Sequence[str], data: str | Path | None, out: Path) -> dict[str, LoadedTask]:
+    """The tasks' questions, without those that any task was searched on, wherever its search read them from."""
+    plans = [read_plan(path.parent) for path in sorted((out / "search").glob("*/plan.json"))]
+    searched = {f"{plan['task']} as searched": load_task(plan["task"], plan["data"]) for plan in plans}
+    return drop_overlaps({name: load_task(name, data) for name in tasks} | searched, searched)

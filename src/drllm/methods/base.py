@@ -15,9 +15,9 @@ from drllm.errors import ArtifactError, InputError
 from drllm.model.policy import Policy
 from drllm.model.routed import RoutedModel
 from drllm.provenance import running
-from drllm.records import RouteRecord, read_records
+from drllm.records import RouteRecord, read_plan, read_records
 from drllm.registry import did_you_mean
-from drllm.scoring import Scorer, make_scorer
+from drllm.scoring import Scorer, make_scorer, questions_digest
 from drllm.tasks import load_task
 
 # name -> module whose `fit(routed, material, config, folder) -> Policy` makes it; imported when asked for
@@ -73,7 +73,7 @@ def load_material(routed: RoutedModel, run: Path) -> Material:
         raise ArtifactError(f"{run} holds no search records: run `drllm search --out {run}` first")
     tasks, digests, search_config = [], [], SearchConfig()
     for path in plans:
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan = read_plan(path.parent)
         if plan["fingerprint"] != routed.fingerprint:
             raise ArtifactError(
                 f"the records in {path.parent} were made with {plan['model']} (weights {plan['fingerprint']}), this model has weights "
@@ -81,16 +81,24 @@ def load_material(routed: RoutedModel, run: Path) -> Material:
             )
         records = {record.id: record for record in read_records(path.parent)}
         if missing := len(set(plan["ids"]) - records.keys()):
-            raise ArtifactError(f"the search of {plan['task']} is unfinished ({missing} of {len(plan['ids'])} questions): run the same search again")
+            raise ArtifactError(
+                f"the search of {plan['task']} is unfinished ({missing} of {len(plan['ids'])} questions): run the same search again"
+            )
         search_config = SearchConfig(**plan["config"])
         loaded = load_task(plan["task"], plan["data"])
         by_id = {example.id: example for example in loaded.examples["fit"]}
         if absent := [name for name in plan["ids"] if name not in by_id]:
-            raise ArtifactError(f"question {absent[0]!r} of {path.parent} is not in {loaded.source}: install or pass the data that was searched")
+            raise ArtifactError(
+                f"question {absent[0]!r} of {path.parent} is not in {loaded.source}: install or pass the data that was searched"
+            )
         scorer = make_scorer(
             routed, loaded.task, search_config.reward, search_config.max_step_tokens, search_config.metric, search_config.max_new_tokens
         )
         questions = [scorer.question(loaded.task, by_id[name]) for name in plan["ids"]]
+        if questions_digest(questions) != plan["questions"]:
+            raise ArtifactError(
+                f"the questions of {loaded.source} are not those that were searched: pass the data of the search, or search again"
+            )
         tasks.append(SearchedTask(plan["task"], [records[name] for name in plan["ids"]], questions, scorer))
         digests.append(json.dumps(plan, sort_keys=True))
     return Material(tasks, search_config, hashlib.sha256("".join(digests).encode()).hexdigest()[:16])

@@ -34,10 +34,14 @@ def fit(routed: RoutedModel, material: Material, config: TrainConfig, folder: Pa
         if record.chosen is not None
     ]
     if not kept:
-        raise ArtifactError("the search kept no route (no question was answered rightly on any path): search more questions or another task")
+        raise ArtifactError(
+            "the search kept no route (no question was answered rightly on any path): search more questions or another task"
+        )
     formats = {task.scorer.prompt_format for task in material.tasks}
     if len(formats) != 1:
-        raise ArtifactError(f"the searched tasks use {len(formats)} prompt formats ({', '.join(sorted(formats))}): search them into separate runs")
+        raise ArtifactError(
+            f"the searched tasks use {len(formats)} prompt formats ({', '.join(sorted(formats))}): search them into separate runs"
+        )
     cache = folder / "features.safetensors"
     key = f"{material.key}:{config.n_windows}:{routed.model.dtype}"
     features = load_features(cache, key)

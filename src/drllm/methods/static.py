@@ -69,7 +69,11 @@ def rank_candidates(material: Material, full: Route) -> list[Route]:
                 if route != full:
                     gains[route].append(value - base)
     ranked = sorted(
-        ((float(np.mean(values)) - standard_error(values), str(route), route) for route, values in gains.items() if len(values) >= MIN_EVALUATIONS),
+        (
+            (float(np.mean(values)) - standard_error(values), str(route), route)
+            for route, values in gains.items()
+            if len(values) >= MIN_EVALUATIONS
+        ),
         key=lambda row: (-row[0], row[1]),
     )
     return [route for *_, route in ranked[:N_CANDIDATES]]

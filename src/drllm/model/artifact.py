@@ -65,7 +65,9 @@ def read(folder: Path) -> ArtifactConfig:
     if not isinstance(values, dict) or known - {"schema_version"} - values.keys():
         raise ArtifactError(f"{path} is not the configuration of a drllm policy: give the folder that `drllm train` printed")
     if values.keys() - known:
-        warnings.warn(f"{path} has keys this drllm does not know ({', '.join(sorted(values.keys() - known))}); they are ignored", stacklevel=2)
+        warnings.warn(
+            f"{path} has keys this drllm does not know ({', '.join(sorted(values.keys() - known))}); they are ignored", stacklevel=2
+        )
     return ArtifactConfig(**{key: values[key] for key in known & values.keys()}, folder=str(folder))
 
 
@@ -73,8 +75,8 @@ def load_policy(saved: ArtifactConfig, routed: RoutedModel) -> Policy:
     """The saved policy, after checking that it was made for these very weights."""
     if saved.fingerprint != routed.fingerprint:
         raise ArtifactError(
-            f"the policy in {saved.folder} was made for {saved.base_id} (weights {saved.fingerprint}), this is {routed.base_id or 'a model'} "
-            f"(weights {routed.fingerprint}): load its own base, or train a policy for this one"
+            f"the policy in {saved.folder} was made for {saved.base_id} (weights {saved.fingerprint}), "
+            f"this is {routed.base_id or 'a model'} (weights {routed.fingerprint}): load its own base, or train a policy for this one"
         )
     policy = policy_class(saved.policy).load(Path(saved.folder))
     if policy.n_layers != routed.n_layers:

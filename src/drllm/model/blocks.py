@@ -32,11 +32,7 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     """
     config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
     n_layers = getattr(config, "num_hidden_layers", None)
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers
-    ]
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == n_layers]
     # A list nested in a block (experts, heads) is not a candidate: keep the outermost ones.
     outer = [(name, module) for name, module in found if not any(name.startswith(f"{other}.") for other, _ in found)]
     if len(outer) != 1:
@@ -126,6 +122,10 @@ def probe_blocks(model: nn.Module, blocks: nn.ModuleList) -> bool:
     """
     model_type = model.config.model_type  # type: ignore[union-attr]
     calls: list[tuple[int, Any, dict[str, Any], Any]] = []
+
+    def refuse(why: str) -> UnsupportedModelError:
+        return UnsupportedModelError(f"model_type {model_type!r} cannot be routed exactly: {why}; see `drllm models` for what can")
+
     signatures = [tuple(inspect.signature(block.forward).parameters) for block in blocks]
 
     def hook(index: int) -> Callable[..., None]:
@@ -143,19 +143,22 @@ def probe_blocks(model: nn.Module, blocks: nn.ModuleList) -> bool:
         with torch.no_grad():
             model(torch.zeros(1, 2, dtype=torch.long, device=device), attention_mask=torch.ones(1, 2, dtype=torch.long, device=device),
                   use_cache=True)  # fmt: skip
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+        raise refuse(f"its forward fails on two plain tokens ({str(error).splitlines()[0][:100]})") from error
     finally:
         model.train(was_training)
         for handle in handles:
             handle.remove()
 
-    def refuse(why: str) -> UnsupportedModelError:
-        return UnsupportedModelError(f"model_type {model_type!r} cannot be routed exactly: {why}; see `drllm models` for what can")
-
     if [index for index, *_ in calls] != list(range(len(blocks))):
         raise refuse("its blocks do not run once each, in order")
-    for (index, _, named, out), (_, next_x, *_) in zip(calls, calls[1:] + [(0, None, {}, None)], strict=True):
+    for (index, _, named, out), (_, next_x, *_) in zip(calls, [*calls[1:], (0, None, {}, None)], strict=True):
         states = out[0] if isinstance(out, tuple) else out
-        if next_x is not None and not (next_x is states or (next_x.shape == states.shape and torch.equal(next_x.to(states.device), states))):
+        if not isinstance(states, Tensor):
+            raise refuse(f"block {index} returns a {type(out).__name__}")
+        if next_x is not None and not (
+            next_x is states or (next_x.shape == states.shape and torch.equal(next_x.to(states.device), states))
+        ):
             raise refuse(f"the states change between blocks {index} and {index + 1}")
         if not any(isinstance(value, Cache) for value in named.values()):
             raise refuse(f"block {index} takes no key-value cache")

@@ -45,7 +45,7 @@ class _Slots(Cache):
     """One slot a block for one pass; sizes come from the clock, since a slot that no row uses stays empty."""
 
     def __init__(self, slots: list[DynamicLayer]):
-        super().__init__(layers=slots)
+        super().__init__(layers=list(slots))
         self.n_seen = 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -94,8 +94,8 @@ class RoutedCache(_Slots):
                 raise InputError("the cache met new blocks after prefill: use one RoutedCache a generation")
             if x_BTD.shape[:2] != self._prompt_mask.shape:
                 raise InputError(
-                    f"prefill saw states of {tuple(x_BTD.shape[:2])} rows and tokens but the prompt mask has {tuple(self._prompt_mask.shape)}: "
-                    "the whole prompt must enter in one step, with one route a row"
+                    f"prefill saw states of {tuple(x_BTD.shape[:2])} rows and tokens, the prompt mask has "
+                    f"{tuple(self._prompt_mask.shape)}: the whole prompt must enter in one step, with one route a row"
                 )
             actions = self._policy.decide(block, x_BTD, self._prompt_mask).cpu()
             if actions.shape[0] != x_BTD.shape[0]:

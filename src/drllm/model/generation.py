@@ -12,6 +12,28 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, StopStri
 
 from drllm.errors import InputError
 
+# With a route these would decide on part of a prompt, move cache rows, or return a fixed number of layers.
+UNROUTABLE_OPTIONS = (
+    "num_beams",
+    "num_beam_groups",
+    "constraints",
+    "force_words_ids",
+    "assistant_model",
+    "assistant_early_exit",
+    "prompt_lookup_num_tokens",
+    "use_mtp",
+    "prefill_chunk_size",
+    "cache_implementation",
+    "past_key_values",
+    "cache",
+    "use_cache",
+    "output_hidden_states",
+    "output_attentions",
+    "penalty_alpha",
+    "dola_layers",
+    "custom_generate",
+)
+
 
 def refuse_options(options: dict[str, Any], names: Iterable[str], why: str) -> None:
     """Raise `InputError` naming the first of `names` that is set."""
@@ -29,7 +51,7 @@ def new_token_counts(sequences: Tensor, n_start: int, model: Any, tokenizer: Any
     criteria that stopped it.
     """
     given = options.get("generation_config") or model.generation_config
-    end = options["eos_token_id"] if "eos_token_id" in options else given.eos_token_id
+    end = options.get("eos_token_id", given.eos_token_id)
     stop = options.get("stop_strings") or given.stop_strings
     criteria = StoppingCriteriaList(options.get("stopping_criteria") or [])
     if end is not None:

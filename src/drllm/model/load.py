@@ -41,8 +41,8 @@ class LoadedBase:
 def load_base(name: str, dtype: torch.dtype | None = None, device: str | torch.device | None = None, tokenizer: Any = None) -> LoadedBase:
     """Load a causal language model and its tokenizer by Hub id, folder, `.gguf` file or alias.
 
-    `dtype` defaults to the checkpoint's own, and to bfloat16 for GGUF files, whose weights are unpacked to dense tensors: the packed kernels
-    compute in float32 and are many times slower in batches. Raises `InputError` naming what can be loaded.
+    `dtype` defaults to the checkpoint's own, and to bfloat16 for GGUF files, whose weights are unpacked to dense tensors: the packed
+    kernels compute in float32 and are many times slower in batches. Raises `InputError` naming what can be loaded.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -63,10 +63,13 @@ class Policy(ABC):
         """Read back what `save` wrote; `ArtifactError` on anything corrupt or foreign."""
 
 
-def register_policy(name: str) -> Callable[[type[Policy]], type[Policy]]:
+AnyPolicy = TypeVar("AnyPolicy", bound=Policy)
+
+
+def register_policy(name: str) -> Callable[[type[AnyPolicy]], type[AnyPolicy]]:
     """Class decorator: artefacts that name this policy load with this class."""
 
-    def register(cls: type[Policy]) -> type[Policy]:
+    def register(cls: type[AnyPolicy]) -> type[AnyPolicy]:
         cls.name = name
         _REGISTRY[name] = cls
         return cls
@@ -79,7 +82,9 @@ def policy_class(name: str) -> type[Policy]:
     if name in _MODULES:
         importlib.import_module(_MODULES[name])
     if name not in _REGISTRY:
-        raise ArtifactError(f"unknown policy {name!r}{did_you_mean(name, sorted({*_REGISTRY, *_MODULES}))}; a newer drllm may have written this artefact")
+        raise ArtifactError(
+            f"unknown policy {name!r}{did_you_mean(name, sorted({*_REGISTRY, *_MODULES}))}; a newer drllm may have written this artefact"
+        )
     return _REGISTRY[name]
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drllm.errors import InputError
+from drllm.errors import ArtifactError, InputError
 from drllm.model import artifact
 from drllm.model.blocks import RoutedBlock, find_blocks, probe_blocks
 from drllm.model.cache import RoutedCache, new_slots
-from drllm.model.families import check_family
-from drllm.model.generation import new_token_counts, refuse_options
+from drllm.model.families import check_family, check_structure
+from drllm.model.generation import UNROUTABLE_OPTIONS, new_token_counts, refuse_options
 from drllm.model.load import fingerprint, load_base
 from drllm.model.policy import Policy, RoutePolicy, RowRoutes
 from drllm.model.prompts import Prompt, check_context, encode_prompts, left_pad
@@ -53,11 +53,12 @@ class RoutedModel:
         self.base_id = base_id
         self.revision = revision
         self.config = self.model.config.get_text_config(decoder=True)
-        check_family(self.config)
+        check_structure(self.config)
         blocks = find_blocks(model)
         if any(isinstance(vars(block).get("forward"), RoutedBlock) for block in blocks):
             raise InputError("this model is wrapped already: use that RoutedModel, or call its unwrap() first")
         new_slots(self.config, len(blocks))  # refuses families whose state is not per block
+        check_family(self.config)
         returns_tuple = probe_blocks(model, blocks)
         self.fingerprint = fingerprint(model)
         parameters = inspect.signature(self.model.forward).parameters
@@ -67,6 +68,7 @@ class RoutedModel:
         self.hidden_size: int = self.config.hidden_size
         self._policy: Policy | None = None
         self.blocks = blocks
+        self._spent = False
         for index, block in enumerate(blocks):
             block.forward = RoutedBlock(block, index, returns_tuple)  # type: ignore[method-assign]
 
@@ -101,6 +103,7 @@ class RoutedModel:
 
     def unwrap(self) -> nn.Module:
         """Give the base model back as it was; this object is spent."""
+        self._spent = True
         for block in self.blocks:
             forward = vars(block).get("forward")
             if isinstance(forward, RoutedBlock):
@@ -128,7 +131,9 @@ class RoutedModel:
             routes = list(policy)  # type: ignore[arg-type]
             lengths = {len(route) for route in routes if isinstance(route, Route)}
             if not routes or len(lengths) != 1 or any(not isinstance(route, Route) for route in routes):
-                raise InputError(f"expected a Policy, a Route or a list of one Route a prompt, each of {self.n_layers} blocks; got {policy!r}")
+                raise InputError(
+                    f"expected a Policy, a Route or a list of one Route a prompt, each of {self.n_layers} blocks; got {policy!r}"
+                )
             made = RoutePolicy(routes[0]) if len(routes) == 1 else RowRoutes(routes)
         if made.n_layers != self.n_layers:
             raise InputError(f"got a route or policy of {made.n_layers} blocks, the model has {self.n_layers}")
@@ -136,6 +141,8 @@ class RoutedModel:
 
     def new_cache(self, policy: Policy, prompt_mask: Tensor) -> RoutedCache:
         """A cache that routes one forward or generation by `policy`; `prompt_mask` (B, T) marks what the policy may read."""
+        if self._spent:
+            raise InputError("this model was unwrapped: its blocks follow no route any more; wrap it again")
         return RoutedCache(self.config, self.n_layers, policy, prompt_mask)
 
     def forward(self, cache: RoutedCache, **inputs: Any) -> Any:
@@ -217,8 +224,8 @@ class RoutedModel:
             rows, prompt_format = encode_prompts(self.tokenizer, batch)  # type: ignore[arg-type]
             if policy is None and chosen is not None and check_prompt_format and chosen.prompt_format not in (None, prompt_format):
                 raise InputError(
-                    f"the policy was trained on {chosen.prompt_format!r} prompts, these are {prompt_format!r}: its routes would be arbitrary; "
-                    "pass check_prompt_format=False to use it all the same"
+                    f"the policy was trained on {chosen.prompt_format!r} prompts, these are {prompt_format!r}: its routes would "
+                    "be arbitrary; pass check_prompt_format=False to use it all the same"
                 )
             input_ids, attention_mask = left_pad(rows, self.pad_id, self.device)
         elif input_ids.ndim != 2 or input_ids.shape[0] == 0:
@@ -260,15 +267,13 @@ class RoutedModel:
 
     def _refuse_unroutable(self, options: dict[str, Any]) -> None:
         """Ways of generating that would decide a route on part of a prompt or move cache rows."""
-        names = ("num_beams", "assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size", "cache_implementation", "past_key_values",
-                 "cache", "output_hidden_states", "output_attentions", "penalty_alpha", "dola_layers", "custom_generate", "use_cache",
-                 "num_beam_groups", "assistant_early_exit", "use_mtp", "constraints", "force_words_ids")  # fmt: skip
-        found = {name: self._setting(options, name) for name in names}
+        found = {name: self._setting(options, name) for name in UNROUTABLE_OPTIONS}
         if found["num_beams"] == 1:
             found["num_beams"] = None
         if found["use_cache"] is True:
             found["use_cache"] = None
-        refuse_options(found, names, "with a route, drllm generates greedily or by sampling, the whole prompt in one step, with its own cache")
+        why = "with a route, drllm generates greedily or by sampling, the whole prompt in one step, with its own cache"
+        refuse_options(found, UNROUTABLE_OPTIONS, why)
 
     @property
     def pad_id(self) -> int:
@@ -299,11 +304,14 @@ class RoutedModel:
         `ArtifactError`.
         """
         saved = artifact.read(Path(folder))
-        if isinstance(base, RoutedModel):
-            routed = base
-        else:
-            routed = cls.wrap(saved.base_id if base is None else base, tokenizer, dtype, device)
-        routed._policy = artifact.load_policy(saved, routed)
+        given = isinstance(base, RoutedModel)
+        routed = base if given else cls.wrap(saved.base_id if base is None else base, tokenizer, dtype, device)
+        try:
+            routed.policy = artifact.load_policy(saved, routed)
+        except ArtifactError:
+            if not given:
+                routed.unwrap()
+            raise
         return routed
 
 

@@ -6,11 +6,13 @@ Shapes: B rows, T tokens, W windows, D hidden size, H router width, L blocks, N 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,6 +29,10 @@ CONFIG_FILE = "router_config.json"
 WEIGHTS_FILE = "routers.safetensors"
 N_ACTIONS = len(Action)
 RMS_EPS = 1e-6
+SCHEMA_VERSION = 1
+TENSORS = ("w1", "b1", "w2", "b2")
+CHECKSUM = "weights_sha256"
+_RETRAIN = "train the routers again"
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,34 @@ class RouterConfig:
     n_windows: int = 8
     width: int = 128
     normalize: bool = True
-    schema_version: int = 1
+    schema_version: int = SCHEMA_VERSION
+
+    @classmethod
+    def from_json(cls, values: Any, source: Path) -> RouterConfig:
+        """Check what was read from `source`: keys of a newer drllm warn and are ignored, missing or wrong ones are refused."""
+        known = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or known - values.keys():
+            missing = ", ".join(sorted(known - values.keys())) if isinstance(values, dict) else "all keys"
+            raise ArtifactError(f"{source} is not a router configuration ({missing} missing): {_RETRAIN}")
+        for name in sorted(known):
+            value = values[name]
+            # A bool is an int to Python, so the type is compared, not the instance.
+            if type(value) is not (bool if name == "normalize" else int) or (name != "normalize" and value < 1):
+                wanted = "true or false" if name == "normalize" else "a whole number of at least 1"
+                raise ArtifactError(f"{source}: {name} is {value!r}, expected {wanted}: {_RETRAIN}")
+        if values["schema_version"] > SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{source} has schema version {values['schema_version']}, expected at most {SCHEMA_VERSION}: update drllm or {_RETRAIN}"
+            )
+        if unknown := sorted(values.keys() - known):
+            warnings.warn(f"{source} has keys this drllm does not know ({', '.join(unknown)}); they are ignored", stacklevel=3)
+        return cls(**{name: values[name] for name in known})
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each stacked tensor: w1 (L, D, H), b1 (L, H), w2 (L, H, C), b2 (L, C)."""
+        n, size, width = self.n_layers, self.hidden_size, self.width
+        return {"w1": (n, size, width), "b1": (n, width), "w2": (n, width, N_ACTIONS), "b2": (n, N_ACTIONS)}
 
 
 def pool_matrix(prompt_mask_BT: Tensor, n_windows: int) -> tuple[Tensor, Tensor]:
@@ -63,7 +96,17 @@ def pool_matrix(prompt_mask_BT: Tensor, n_windows: int) -> tuple[Tensor, Tensor]
 def pool_windows(x_BTD: Tensor, prompt_mask_BT: Tensor, n_windows: int) -> tuple[Tensor, Tensor]:
     """(means (B, W, D) float32, valid (B, W)) of the prompt's states; windows a short prompt lacks are zero and not valid."""
     weights, valid = pool_matrix(prompt_mask_BT, n_windows)
-    return weights.to(x_BTD.device) @ x_BTD.float(), valid.to(x_BTD.device)
+    return pool(weights, x_BTD), valid.to(x_BTD.device)
+
+
+def pool(weights_BWT: Tensor, x_BTD: Tensor) -> Tensor:
+    """Window means (B, W, D) float32, given `pool_matrix`'s weights.
+
+    States outside every window are zeroed first: some attention kernels leave nan on padding, and 0 * nan would spread it to the prompt.
+    """
+    weights_BWT = weights_BWT.to(x_BTD.device)
+    outside_BT = (weights_BWT == 0).all(1)
+    return weights_BWT @ x_BTD.float().masked_fill(outside_BT[..., None], 0)
 
 
 def rms_normalize(pooled: Tensor) -> Tensor:
@@ -92,7 +135,14 @@ class Routers(Policy):
 
     def parameters(self) -> list[Tensor]:
         """The trainable tensors."""
-        return [self.w1, self.b1, self.w2, self.b2]
+        return [getattr(self, name) for name in TENSORS]
+
+    def to(self, device: str | torch.device) -> Routers:
+        """The same routers with their tensors on a device; without it they follow the states block by block, at the cost of a copy."""
+        moved = copy.copy(self)
+        for name, tensor in zip(TENSORS, self.parameters(), strict=True):
+            setattr(moved, name, tensor.to(device))
+        return moved
 
     def all_logits(self, pooled_LBWD: Tensor, valid_BW: Tensor) -> Tensor:
         """Logits (L, B, C) of every router on its own block's pooled states, averaged over the valid windows; the training path.
@@ -120,7 +170,7 @@ class Routers(Policy):
         return _PrefillRouters(self, prompt_mask_BT)
 
     def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
-        """Greedy actions (B,) from the states entering the block."""
+        """Greedy actions (B,) from the states entering the block; `InputError` where they are not finite."""
         return self.start(prompt_mask_BT).decide(block, x_BTD, prompt_mask_BT)
 
     def actions(self, logits_BC: Tensor) -> Tensor:
@@ -130,41 +180,50 @@ class Routers(Policy):
         return apply_control(logits_BC.softmax(-1), self.control).argmax(-1)
 
     def with_control(self, p: float) -> Routers:
-        """The same routers under the knob p of appendix C: -1 skips all, -0.5 is the router, 0.5 executes all, 1 repeats all."""
+        """The same routers under the knob p of appendix C: -1 skips all, -0.5 is the router, 0.5 executes all, 1 repeats all.
+
+        A view that shares weights; the knob of a view replaces the one it had. Equal probabilities go to the earlier action.
+        """
         if not -1 <= p <= 1:
             raise InputError(f"the control knob is {p}, expected -1 (skip) to 1 (repeat); -0.5 leaves the routers as they are")
         view = copy.copy(self)
-        view.control = p
+        # The router itself by its logits: their softmax can round two of them to a tie.
+        view.control = None if p == -0.5 else p
         return view
 
     def save(self, folder: Path) -> None:
-        """`router_config.json` and `routers.safetensors`."""
+        """`router_config.json`, which holds a checksum of `routers.safetensors`, into an existing folder; each atomically."""
         if self.control is not None:
             raise InputError("routers under a control knob are a view: save the routers they were made from")
-        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in ("w1", "b1", "w2", "b2")}
-        write_bytes(folder / WEIGHTS_FILE, save_safetensors(tensors))
-        write_json(folder / CONFIG_FILE, asdict(self.config))
+        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in zip(TENSORS, self.parameters(), strict=True)}
+        data = save_safetensors(tensors)
+        write_bytes(folder / WEIGHTS_FILE, data)
+        # Last, and with the checksum: a crash in between leaves a pair that `load` refuses.
+        write_json(folder / CONFIG_FILE, asdict(self.config) | {CHECKSUM: hashlib.sha256(data).hexdigest()})
 
     @classmethod
     def load(cls, folder: Path) -> Routers:
-        """Read back what `save` wrote."""
-        retrain = "train the routers again"
+        """Read back what `save` wrote; `ArtifactError` for anything missing, corrupt or inconsistent."""
         try:
             values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            tensors = load_safetensors((folder / WEIGHTS_FILE).read_bytes())
+            data = (folder / WEIGHTS_FILE).read_bytes()
+            tensors = load_safetensors(data)
         except (OSError, ValueError, SafetensorError) as error:
-            raise ArtifactError(f"{folder} holds no readable routers ({str(error).splitlines()[0][:100]}): {retrain}") from None
-        known = {field.name for field in fields(RouterConfig)}
-        if not isinstance(values, dict) or {"n_layers", "hidden_size"} - values.keys():
-            raise ArtifactError(f"{folder / CONFIG_FILE} is not a router configuration: {retrain}")
-        if unknown := sorted(values.keys() - known):
-            warnings.warn(f"{folder / CONFIG_FILE} has keys this drllm does not know ({', '.join(unknown)}); they are ignored", stacklevel=2)
-        routers = cls(RouterConfig(**{name: values[name] for name in known & values.keys()}))
-        for name, parameter in zip(("w1", "b1", "w2", "b2"), routers.parameters(), strict=True):
-            if name not in tensors or tensors[name].shape != parameter.shape:
-                found = tuple(tensors[name].shape) if name in tensors else "missing"
-                raise ArtifactError(f"{folder / WEIGHTS_FILE}: {name} is {found}, its configuration says {tuple(parameter.shape)}: {retrain}")
-            setattr(routers, name, tensors[name].float())
+            raise ArtifactError(f"{folder} holds no readable routers ({str(error).partition(chr(10))[0][:100]}): {_RETRAIN}") from None
+        checksum = values.pop(CHECKSUM, None) if isinstance(values, dict) else None
+        config = RouterConfig.from_json(values, folder / CONFIG_FILE)
+        # Before anything is allocated by the configuration's word.
+        for name, shape in config.shapes.items():
+            found = f"{tuple(tensors[name].shape)} {tensors[name].dtype}" if name in tensors else "missing"
+            if found != f"{shape} {torch.float32}":
+                raise ArtifactError(
+                    f"{folder / WEIGHTS_FILE}: {name} is {found}, its configuration says {shape} {torch.float32}: {_RETRAIN}"
+                )
+        if hashlib.sha256(data).hexdigest() != checksum:
+            raise ArtifactError(f"{folder / WEIGHTS_FILE} is not the file {CONFIG_FILE} was written for (checksums differ): {_RETRAIN}")
+        routers = cls(config)
+        for name in TENSORS:
+            setattr(routers, name, tensors[name])
         return routers
 
 
@@ -178,8 +237,13 @@ class _PrefillRouters(Policy):
 
     @torch.no_grad()
     def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
-        pooled = self._weights_BWT.to(x_BTD.device) @ x_BTD.float()
-        return self._routers.actions(self._routers.logits(block, pooled, self._valid_BW.to(x_BTD.device)))
+        # In float32 whatever surrounds it: under autocast the products would run in half precision.
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            logits = self._routers.logits(block, pool(self._weights_BWT, x_BTD), self._valid_BW.to(x_BTD.device))
+        if not bool(logits.isfinite().all()):
+            # argmax of nan is 0: every block would be skipped without a word.
+            raise InputError(f"the states entering block {block} are not finite on a prompt: load the base in bfloat16 or float32")
+        return self._routers.actions(logits)
 
     def save(self, folder: Path) -> None:
         self._routers.save(folder)

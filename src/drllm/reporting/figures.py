@@ -89,6 +89,7 @@ def passes_by_block(run: Run, folder: Path, split: str) -> Picture | str:
         axes.plot(means, marker=_marker(index), markersize=4, color=_colour(index), label=f"{task} (n = {len(chosen)})")
         table += [(task, block, len(chosen), _number(mean)) for block, mean in enumerate(means)]
     axes.set_ylim(-0.05, 2.05)
+    _whole_ticks(axes)
     axes.set_xlabel("block (0 is the first)")
     axes.set_ylabel("mean passes a prompt")
     axes.set_title(f"Passes through each block, routers, {split} split, n = {sum(map(len, routes.values()))} questions")
@@ -104,11 +105,19 @@ def accuracy_against_passes(summary: dict[str, Any], folder: Path) -> Picture | 
     if not rows:
         return f"No accuracy against passes on the {split} split: no method was evaluated."
     figure, axes = _figure()
+    from matplotlib.transforms import ScaledTranslation
+
+    places = Counter(round(row["mean_passes"], 3) for row in rows)
+    seen: Counter[float] = Counter()
     for index, row in enumerate(rows):
+        # The controls make exactly the routers' passes: side by side, each is seen.
+        place = round(row["mean_passes"], 3)
+        aside = 9 * (seen[place] - (places[place] - 1) / 2) / 72
+        seen[place] += 1
         low, high = (100 * (row["accuracy"] - row["wilson_low"]), 100 * (row["wilson_high"] - row["accuracy"]))
         axes.errorbar(
             row["mean_passes"], 100 * row["accuracy"], yerr=[[max(low, 0)], [max(high, 0)]], fmt=_marker(index), color=_colour(index),
-            capsize=3, label=row["method"],
+            capsize=3, label=row["method"], transform=axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans),
         )  # fmt: skip
         if row["method"] == summary["reference"]:
             axes.axhline(100 * row["accuracy"], color="grey", linewidth=0.8, linestyle=":")
@@ -122,7 +131,8 @@ def accuracy_against_passes(summary: dict[str, Any], folder: Path) -> Picture | 
     table = [[row[name] if name in ("method", "task", "n") else _number(row[name]) for name in names] for row in rows]
     _write_csv(folder / f"accuracy_{split}.csv", names, table)
     _save(figure, folder / f"accuracy_{split}.png")
-    caption = f"Accuracy against passes on the {split} split; the intervals are of single methods, not of differences."
+    caption = f"Accuracy against passes on the {split} split. The intervals are of single methods, not of differences; "
+    caption += "methods that make equally many passes are drawn side by side."
     return Picture(f"accuracy_{split}.png", caption)
 
 
@@ -142,6 +152,7 @@ def training_curves(run: Run, folder: Path) -> Picture | str:
                     axes.plot(xs, ys, style, marker=_marker(index), markersize=3, color=_colour(index), label=f"{method}, {part}")
                     table += [(method, key, epoch, _number(value)) for epoch, value in found]
     for axes, label in ((left, "loss (focal, nats)"), (right, "macro-F1 of the three actions")):
+        _whole_ticks(axes)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.legend()
@@ -150,6 +161,13 @@ def training_curves(run: Run, folder: Path) -> Picture | str:
     _write_csv(folder / "training.csv", ("method", "metric", "epoch", "value"), table)
     _save(figure, folder / "training.png")
     return Picture("training.png", "Loss and macro-F1 by epoch.")
+
+
+def _whole_ticks(axes: Any) -> None:
+    """Blocks and epochs are counted: no ticks between them."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _colour(index: int) -> str:

@@ -6,11 +6,13 @@ import io
 import math
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-HEADER = ("method", "accuracy", "n", "vs base, points", "95 % interval", "better / worse", "McNemar p", "mean passes", "seconds")
-WIDTH = 112
+HEADER = ("method", "accuracy, %", "n", "vs base, points", "better / worse", "McNemar p", "mean passes", "seconds")
+WIDTH = 118
+SIGNIFICANT = 0.05
 POOLED = "all"  # the name under which a summary pools its tasks
 
 
@@ -26,13 +28,12 @@ def cells(row: dict[str, Any], reference: str) -> tuple[str, ...]:
     passes = f"{row['mean_passes']:.2f} of {row['n_layers']}"
     seconds = f"{row['seconds']:.1f}" if _known(row.get("seconds")) else ""
     if row["method"] == reference or not _known(row.get("difference")):
-        return row["method"], accuracy, str(row["n"]), "", "", "", "", passes, seconds
+        return row["method"], accuracy, str(row["n"]), "", "", "", passes, seconds
     return (
         row["method"],
         accuracy,
         str(row["n"]),
-        points(row["difference"]),
-        f"{points(row['difference_low'])} to {points(row['difference_high'])}",
+        f"{points(row['difference'])} ({points(row['difference_low'])} to {points(row['difference_high'])})",
         f"{row['better']} / {row['worse']}",
         f"{row['mcnemar_p']:.3f}",
         passes,
@@ -42,10 +43,10 @@ def cells(row: dict[str, Any], reference: str) -> tuple[str, ...]:
 
 def render(summary: dict[str, Any]) -> str:
     """The table of one split for a terminal, without colours, so that it can be piped and compared."""
-    title = f"{summary['model']} on {', '.join(summary['tasks'])}, {summary['split']} split; accuracy in % with 95 % interval"
-    table = Table(title=title, title_justify="left")
+    title = f"{summary['model']} on {', '.join(summary['tasks'])}, {summary['split']} split; in brackets: 95 % intervals"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
     for name in HEADER:
-        table.add_column(name, justify="left" if name == "method" else "right")
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for row in pooled_rows(summary):
         table.add_row(*cells(row, summary["reference"]))
     buffer = io.StringIO()
@@ -62,7 +63,11 @@ def markdown(summary: dict[str, Any]) -> str:
 
 
 def verdict(summary: dict[str, Any], method: str) -> str:
-    """Whether a method helps, in one sentence: the difference to the base with its interval, the questions, and what it runs."""
+    """Whether a method helps, in one sentence: the paired difference to the base, on how many questions, and what it runs.
+
+    A gain or a loss is claimed only where the interval and McNemar's test agree: with few changed verdicts the bootstrap alone is too
+    narrow.
+    """
     row = next((row for row in pooled_rows(summary) if row["method"] == method), None)
     if row is None:
         return f"{method}: not evaluated"
@@ -71,13 +76,10 @@ def verdict(summary: dict[str, Any], method: str) -> str:
         depth += f", and leaves the base's route on {percent(1 - row['identity_share'])} % of the prompts"
     if not row["better"] and not row["worse"]:
         return f"{method}: no gain: it changes no verdict on {row['n']} questions; {depth}"
-    if row["difference_low"] > 0:
-        word = "a gain"
-    elif row["difference_high"] < 0:
-        word = "a loss"
-    else:
-        word = "no detectable gain"
-    interval = f"95 % interval {points(row['difference_low'])} to {points(row['difference_high'])}"
+    word = "no detectable gain"
+    if row["mcnemar_p"] < SIGNIFICANT:
+        word = "a gain" if row["difference_low"] > 0 else "a loss" if row["difference_high"] < 0 else word
+    interval = f"95 % interval {points(row['difference_low'])} to {points(row['difference_high'])}, McNemar p {row['mcnemar_p']:.3f}"
     return f"{method}: {word}: {points(row['difference'])} points, {interval}, {row['n']} questions; {depth}"
 
 

@@ -3,6 +3,11 @@
 Used by the search, the evaluation and the static method, so that one verdict has one meaning everywhere.
 """
 
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+
 from drllm.config import RewardName
 from drllm.errors import InputError
 from drllm.model.routed import RoutedModel
@@ -13,7 +18,7 @@ from drllm.tasks import Task
 
 Scorer = LoglikScorer | GeneratedScorer
 
-__all__ = ["GeneratedQuestion", "GeneratedScorer", "LoglikScorer", "Question", "Scorer", "Verdict", "make_scorer"]
+__all__ = ["GeneratedQuestion", "GeneratedScorer", "LoglikScorer", "Question", "Scorer", "Verdict", "make_scorer", "questions_digest"]
 
 
 def make_scorer(
@@ -26,3 +31,9 @@ def make_scorer(
     if name == "loglik":
         return LoglikScorer(routed, max_step_tokens, metric)
     return GeneratedScorer(routed, name, max_step_tokens, max_new_tokens)
+
+
+def questions_digest(questions: Iterable[Question | GeneratedQuestion]) -> str:
+    """16 hex digits over the questions' whole content: the same ids over another text are other questions."""
+    rows = [dataclasses.astuple(question.example) for question in questions]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Rewards of generated answers: the paper's letter for multiple choice, a boxed answer for mathematics. Greedy, mixed routes in one batch."""
+"""Rewards of generated answers: the paper's letter for multiple choice, a boxed answer for mathematics; mixed routes in one batch."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ class GeneratedScorer:
         for step in split_steps([question.n_tokens + self.max_new_tokens for question in questions], self.max_step_tokens):
             ids, mask = left_pad([questions[index].context_ids for index in step], self.routed.pad_id, self.routed.device)
             rows = RowRoutes([Route(policy.actions_BL[index].tolist()) for index in step]) if isinstance(policy, RowRoutes) else policy
-            outputs = self.routed.generate(input_ids=ids, attention_mask=mask, policy=rows, max_new_tokens=self.max_new_tokens, do_sample=False)
+            outputs = self.routed.generate(
+                input_ids=ids, attention_mask=mask, policy=rows, max_new_tokens=self.max_new_tokens, do_sample=False
+            )
             for index, output in zip(step, outputs, strict=True):
                 question = questions[index]
                 correct = question.task.grade(question.example, output.text or "", self.reward)

@@ -36,40 +36,35 @@ class Row:
 
 
 def encode_choice(tokenizer: Any, context: str, continuation: str, add_bos: bool) -> tuple[list[int], list[int]]:
-    """(context ids, continuation ids) as lm-evaluation-harness makes them: the pair is tokenised whole, then cut at the context's length."""
+    """(context ids, continuation ids) as lm-evaluation-harness makes them.
+
+    The context is tokenised alone, so it is the same for every choice and the continuation cannot reach a policy through it; the
+    continuation is what the pair, tokenised whole, has beyond that many tokens.
+    """
     n_trailing = len(context) - len(context.rstrip())
     if n_trailing:
         context, continuation = context[:-n_trailing], context[-n_trailing:] + continuation
     whole = tokenizer(context + continuation, add_special_tokens=add_bos)["input_ids"]
     head = tokenizer(context, add_special_tokens=add_bos)["input_ids"]
-    return whole[: len(head)], whole[len(head) :]
+    return head, whole[len(head) :]
 
 
 def pack_choices(pairs: Sequence[tuple[list[int], list[int]]]) -> Row:
-    """All choices of a question in one row.
-
-    Tokenisation may change the context's last tokens with the continuation: the branches then start where the contexts part, and only
-    the continuation's own tokens are scored.
-    """
-    heads = [head for head, _ in pairs]
-    n_shared = min(len(head) for head in heads)
-    while any(head[:n_shared] != heads[0][:n_shared] for head in heads):
-        n_shared -= 1
-    # At least one token of each branch's past must stay in the row to predict its first token from.
-    tokens, positions, branches = list(heads[0][:n_shared]), list(range(n_shared)), [0] * n_shared
+    """All choices of a question in one row, after the context they share."""
+    context = pairs[0][0]
+    n_shared = len(context)
+    tokens, positions, branches = list(context), list(range(n_shared)), [0] * n_shared
     sources: list[int] = []
     targets: list[int] = []
     choices: list[int] = []
-    for choice, (head, tail) in enumerate(pairs):
-        branch = head[n_shared:] + tail
+    for choice, (_, tail) in enumerate(pairs):
         start = len(tokens)
-        for offset, token in enumerate(branch):
-            if offset >= len(head) - n_shared:
-                # The last token of a choice predicts nothing that is scored, so it need not be in the row.
-                sources.append(n_shared - 1 if offset == 0 else start + offset - 1)
-                targets.append(token)
-                choices.append(choice)
-        kept = branch[:-1]
+        for offset, token in enumerate(tail):
+            sources.append(n_shared - 1 if offset == 0 else start + offset - 1)
+            targets.append(token)
+            choices.append(choice)
+        # The last token of a choice predicts nothing that is scored, so it need not be in the row.
+        kept = tail[:-1]
         tokens += kept
         positions += range(n_shared, n_shared + len(kept))
         branches += [choice + 1] * len(kept)
@@ -82,7 +77,9 @@ def separate_choices(pairs: Sequence[tuple[list[int], list[int]]]) -> list[Row]:
     for choice, (head, tail) in enumerate(pairs):
         tokens = (head + tail)[:-1]
         sources = tuple(range(len(head) - 1, len(tokens)))
-        rows.append(Row(tuple(tokens), tuple(range(len(tokens))), (0,) * len(tokens), len(head), sources, tuple(tail), (choice,) * len(tail)))
+        rows.append(
+            Row(tuple(tokens), tuple(range(len(tokens))), (0,) * len(tokens), len(head), sources, tuple(tail), (choice,) * len(tail))
+        )
     return rows
 
 

@@ -17,7 +17,7 @@ from drllm.progress import Progress
 from drllm.provenance import running
 from drllm.records import RouteRecord, check_plan, shard_indices, write_shard
 from drllm.routes import Route
-from drllm.scoring import Scorer, Verdict, make_scorer
+from drllm.scoring import Scorer, Verdict, make_scorer, questions_digest
 from drllm.searching.tree import RouteTree
 from drllm.tasks import load_task
 
@@ -60,9 +60,10 @@ def search(
             groups = [questions[start : start + config.group_size] for start in range(0, len(questions), config.group_size)]
             folder = out / "search" / name
             check_plan(folder, {
-                "task": name, "source": task_data.source, "data": None if data is None else str(data), "model": routed.base_id, "fingerprint": routed.fingerprint,
+                "task": name, "source": task_data.source, "data": None if data is None else str(data),
+                "model": routed.base_id, "fingerprint": routed.fingerprint,
                 "dtype": str(routed.model.dtype), "packed": scorer.packed, "config": to_dict(config), "prompt_format": scorer.prompt_format,
-                "ids": [question.example.id for question in questions],
+                "questions": questions_digest(questions), "ids": [question.example.id for question in questions],
             })  # fmt: skip
             done = set(shard_indices(folder))
             entry["tasks"][name] = {"source": task_data.source, "questions": len(questions), "resumed_groups": len(done)}

@@ -49,7 +49,9 @@ class _Pooling(RoutedCache):
 
 
 @torch.no_grad()
-def extract_features(routed: RoutedModel, prompts: Sequence[Sequence[int]], labels: Sequence[Route], n_windows: int, max_step_tokens: int) -> Features:
+def extract_features(
+    routed: RoutedModel, prompts: Sequence[Sequence[int]], labels: Sequence[Route], n_windows: int, max_step_tokens: int
+) -> Features:
     """One forward of each prompt's tokens along its label path, in steps of similar length.
 
     Args:

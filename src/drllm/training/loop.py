@@ -5,6 +5,7 @@ Shapes: N records, L blocks, W windows, D hidden size, B rows of a batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,15 +21,29 @@ from drllm.training.losses import class_weights, f1_scores, focal_loss, macro_f1
 
 
 def train_routers(
-    features: Features, val_mask_N: Tensor, config: TrainConfig, router_config: RouterConfig, on_epoch: Callable[[dict[str, Any]], None] | None = None
+    features: Features,
+    val_mask_N: Tensor,
+    config: TrainConfig,
+    router_config: RouterConfig,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Routers:
-    """Fit routers to the labels (section 5: AdamW, cosine with warm-up, 25 epochs); same seed, same weights.
+    """Fit routers to the labels (section 5: AdamW, cosine with warm-up, 25 epochs); same seed, same weights on the same number of threads.
+
+    A step of batch_size records trains every block at once. Class counts come from the training labels alone. Metrics are taken along the
+    label path (teacher forcing) with the weights of the epoch's end, the loss while they change.
 
     Args:
         features: pooled (N, L, W, D), valid (N, W), labels (N, L).
         val_mask_N: true on records that are measured on and never trained on.
-        on_epoch: called with each epoch's metrics: loss, macro_f1, f1_skip, f1_execute, f1_repeat, mean_passes, and the same with val_.
+        on_epoch: called with each epoch's metrics: loss, macro_f1, f1_skip, f1_execute, f1_repeat, mean_passes, and the same
+            with val_ (no val_loss) if records are held back. The F1 of an action in neither labels nor predictions is nan, and macro_f1 leaves
+            it out.
+
+    Raises `InputError` when nothing is left to train on, the features do not fit the routers, or the loss stops being finite.
     """
+    shape, expected = tuple(features.pooled.shape[1:]), (router_config.n_layers, router_config.n_windows, router_config.hidden_size)
+    if shape != expected:
+        raise InputError(f"features are (blocks, windows, size) {shape} a record, the routers take {expected}: extract them again")
     train_rows = (~val_mask_N).nonzero()[:, 0]
     if not len(train_rows):
         raise InputError("no record is left to train on: search more questions or lower val_fraction")
@@ -53,8 +68,12 @@ def train_routers(
             optimizer.step()
             schedule.step()
             total += loss.item() * len(rows)
+        if not math.isfinite(total):
+            raise InputError(f"training diverged in epoch {epoch} (loss {total}): lower lr (now {config.lr}) or keep normalize on")
         if on_epoch is not None:
-            metrics = {"epoch": epoch, "loss": total / len(train_rows)} | measure(routers, pooled_LNWD, features.valid, labels_LN, train_rows)
+            metrics = {"epoch": epoch, "loss": total / len(train_rows)} | measure(
+                routers, pooled_LNWD, features.valid, labels_LN, train_rows
+            )
             val_rows = val_mask_N.nonzero()[:, 0]
             if len(val_rows):
                 held_back = measure(routers, pooled_LNWD, features.valid, labels_LN, val_rows)
@@ -72,7 +91,7 @@ def warmup_cosine(n_steps: int, n_warmup: int) -> Callable[[int], float]:
         if step < n_warmup:
             return (step + 1) / n_warmup
         done = (step - n_warmup) / max(1, n_steps - n_warmup)
-        return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(done, 1.0)))))
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     return factor
 
@@ -80,7 +99,7 @@ def warmup_cosine(n_steps: int, n_warmup: int) -> Callable[[int], float]:
 @torch.no_grad()
 def measure(routers: Routers, pooled_LNWD: Tensor, valid_NW: Tensor, labels_LN: Tensor, rows: Tensor) -> dict[str, float]:
     """F1 of each action over all blocks, their mean, and the passes a prompt that the routers would spend along the label path."""
-    predictions = torch.cat([routers.all_logits(pooled_LNWD[:, part], valid_NW[part]).argmax(-1) for part in rows.split(256)], dim=1)
+    predictions = torch.cat([routers.all_logits(pooled_LNWD[:, part], valid_NW[part]).argmax(-1) for part in rows.split(64)], dim=1)
     scores = f1_scores(predictions, labels_LN[:, rows], N_ACTIONS)
     named = {f"f1_{action.name.lower()}": scores[action] for action in Action}
     return {"macro_f1": macro_f1(scores)} | named | {"mean_passes": float(predictions.sum(0).float().mean())}

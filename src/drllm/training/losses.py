@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+import math
+
 from torch import Tensor
 
 
 def class_weights(counts_C: Tensor, beta: float) -> Tensor:
     """alpha_c = ((1 - b) / (1 - b^n_c)) over the mean of the same across classes (Cui et al. 2019).
 
-    A class without examples counts as one with a single example: its weight is then finite, and no label ever uses it.
+    A class without examples counts as one with a single example: its weight is then finite, and no label ever uses it. It does enter the
+    mean, so it scales the other weights down together; AdamW's steps do not depend on that scale.
     """
     counts = counts_C.double().clamp(min=1)
     weights = (1 - beta) / (1 - beta**counts)
@@ -40,5 +42,5 @@ def f1_scores(predictions: Tensor, labels: Tensor, n_classes: int) -> list[float
 
 def macro_f1(scores: list[float]) -> float:
     """Mean F1 over the classes that occur."""
-    present = torch.tensor([score for score in scores if score == score])
-    return float(present.mean()) if len(present) else float("nan")
+    present = [score for score in scores if not math.isnan(score)]
+    return sum(present) / len(present) if present else float("nan")

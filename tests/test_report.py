@@ -1,0 +1,296 @@
+"""The report of a hand-made run folder, written by the real writers of records and summaries; and the table and its sentence."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from drllm import ArtifactError, EvaluateConfig, InputError, Route
+from drllm.evaluation import run as evaluation
+from drllm.files import write_json, write_text
+from drllm.records import RouteRecord, check_plan, write_shard
+from drllm.reporting import figures, report, table
+from drllm.scoring import Verdict
+
+pytest.importorskip("matplotlib")
+Image = pytest.importorskip("PIL.Image")
+
+N, L = 12, 4
+ROUTED: Any = SimpleNamespace(n_layers=L, base_id="tiny", fingerprint="f00d")
+# What each method gets right of question n, and its route.
+BEHAVIOUR = {
+    "base": (lambda n: n % 2 == 0, lambda n: "1111"),
+    "static": (lambda n: n % 2 == 0, lambda n: "1011"),
+    "routers": (lambda n: n % 2 == 0 or n < 4, lambda n: "1211" if n % 3 == 0 else "1011"),
+    "shuffled": (lambda n: n % 3 == 0, lambda n: "1211" if n % 3 == 1 else "1011"),
+}
+PICTURES = ("accuracy_tune", "label_distribution", "passes_by_block_tune", "training")
+
+
+def write_search(run: Path) -> None:
+    for task in ("arc_easy", "piqa"):
+        folder = run / "search" / task
+        plan = {"task": task, "source": "file mine.jsonl", "model": "tiny", "fingerprint": "f00d", "dtype": "torch.float32", "ids": []}
+        check_plan(folder, plan)
+        full, short = Route.full(L), Route.parse("1012")
+        for shard in range(2):
+            records = [
+                RouteRecord(
+                    task=task, id=f"{task}-{n}", n_choices=4, base_correct=n == 0, base_margin=0.5, chosen=[full, short, None][n],
+                    routes=(full, short), rewards=(float(n == 0), float(n == 1)), margins=(0.5, -0.5), acc=(None,) * 2,
+                    acc_norm=(None,) * 2, seed=0, fingerprint="f00d", reward="loglik",
+                )
+                for n in range(3)
+            ]  # fmt: skip
+            write_shard(folder, shard, records)
+
+
+def write_training(run: Path) -> None:
+    (run / "train" / "routers").mkdir(parents=True)
+    (run / "train" / "static").mkdir(parents=True)  # static has no epochs and leaves no metrics
+    lines = [
+        {"epoch": n, "loss": 1 / n, "macro_f1": 0.3 + n / 10, "mean_passes": 3.5, "val_macro_f1": 0.3, "val_loss": None} for n in (1, 2, 3)
+    ]
+    write_text(run / "train" / "routers" / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+
+class FakeScorer:
+    """Gives out planned verdicts and routes, so that the real writer of per-question files can be used without a model."""
+
+    def __init__(self, method: str):
+        self.right, self.route = BEHAVIOUR[method]
+
+    def score_policy(self, questions, policy):
+        numbers = [question.number for question in questions]
+        return [Verdict(self.right(n), margin=math.nan) for n in numbers], [Route.parse(self.route(n)) for n in numbers]
+
+
+def write_evaluation(run: Path, split: str = "tune", tasks: tuple[str, ...] = ("arc_easy", "piqa")) -> dict[str, Any]:
+    folder = run / "evaluate" / split
+    questions = [SimpleNamespace(number=n, example=SimpleNamespace(id=f"q{n}")) for n in range(N)]
+    answers = {
+        method: {
+            task: evaluation._answer(FakeScorer(method), questions, None, folder / method / f"{task}.parquet", "key", method)
+            for task in tasks
+        }
+        for method in BEHAVIOUR
+    }
+    summary = evaluation.summarize(answers, EvaluateConfig(split=split, n_resamples=200), ROUTED)  # type: ignore[arg-type]
+    summary["dropped"] = {"arc_easy": {"tune": 3}, "piqa": {}}
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    write_search(folder)
+    write_training(folder)
+    write_evaluation(folder)
+    job = {"job": "search", "status": "done", "argv": ["drllm", "search", "--out", "a b"], "seconds": 12.345, "commit": None,
+           "versions": {"torch": "2.13"}, "hardware": {"cores": 2}}  # fmt: skip
+    write_json(folder / "run.json", [job])
+    return folder
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_report_tells_what_the_run_holds(run: Path):
+    path = report.report(run)
+    text = path.read_text()
+    assert path == run / "report" / "report.md"
+    assert text.startswith("# Adaptive depth on tiny\n")
+    assert "**routers: no detectable gain: +16.7 points" in text
+    assert "**static: no gain: it changes no verdict on 24 questions; it runs 3.0 block passes a prompt, the base 4" in text
+    assert text.index("**routers:") < text.index("**static:") < text.index("## Results")
+    # Two tasks and the pool of both, for each method.
+    assert sum(line.startswith(("| arc_easy |", "| piqa |", "| all |")) for line in text.split("## Labels")[0].splitlines()) == 3 * len(
+        BEHAVIOUR
+    )
+    # 6 questions, the base right on a third; 4 kept routes, half of them rescues, half the base's; 1111 and 1012 twice each.
+    assert "| arc_easy | 6 | 33.3 | 4 | 2 | 2 | 2.0 | 2 | 12 | 2 | 4.00 |" in text
+    assert "routers, epoch 3 of 3:" in text
+    assert "| macro_f1 | 0.6 | 0.3 |" in text
+    assert "tune split: arc_easy tune 3." in text
+    assert "arc_easy: file mine.jsonl; model tiny, weights f00d, torch.float32." in text
+    assert "| search | done | `drllm search --out 'a b'` | 12.35 |  |" in text
+    assert "Versions of the last job: torch 2.13." in text
+    assert "controls" in text
+    for name in PICTURES:
+        assert f"({name}.png)" in text
+        assert f"({name}.csv)" in text
+
+
+def test_every_picture_opens_and_has_its_numbers_beside_it(run: Path):
+    folder = report.report(run).parent
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["report.md", *(f"{n}.{e}" for n in PICTURES for e in ("csv", "png"))])
+    for name in PICTURES:
+        with Image.open(folder / f"{name}.png") as image:
+            image.load()
+            assert image.width > 600
+            assert image.height > 400
+            assert len(image.convert("RGB").getcolors(1 << 20)) > 20  # something is drawn
+    labels = {(row["task"], row["action"]): int(row["labels"]) for row in rows_of(folder / "label_distribution.csv")}
+    assert labels == {
+        (task, action): count for task in ("arc_easy", "piqa") for action, count in (("skip", 2), ("execute", 12), ("repeat", 2))
+    }
+    passes = {(row["task"], int(row["block"])): float(row["mean_passes"]) for row in rows_of(folder / "passes_by_block_tune.csv")}
+    assert passes[("piqa", 0)] == 1
+    assert passes[("piqa", 1)] == pytest.approx(4 * 2 / 12, abs=1e-5)  # 4 of 12 repeat block 1, the others skip it
+    accuracy = {row["method"]: row for row in rows_of(folder / "accuracy_tune.csv")}
+    assert list(accuracy) == list(BEHAVIOUR)
+    assert float(accuracy["routers"]["accuracy"]) == pytest.approx(8 / 12, abs=1e-5)
+    assert accuracy["routers"]["n"] == "24"
+    training = rows_of(folder / "training.csv")
+    assert [float(row["value"]) for row in training if row["metric"] == "loss"] == [1, 0.5, pytest.approx(1 / 3, abs=1e-5)]
+    assert {row["metric"] for row in training} == {"loss", "macro_f1", "val_macro_f1"}
+
+
+def test_the_same_run_gives_the_same_bytes(run: Path):
+    folder = report.report(run).parent
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    report.report(run)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_missing_stages_are_named(tmp_path: Path):
+    write_search(tmp_path / "searched")
+    text = report.report(tmp_path / "searched").read_text()
+    assert "Nothing has been evaluated yet" in text
+    assert "No method with epochs has been trained yet" in text
+    assert "has no run.json" in text
+    assert (tmp_path / "searched/report/label_distribution.png").is_file()
+    assert not (tmp_path / "searched/report/training.png").exists()
+
+    write_evaluation(tmp_path / "evaluated", split="test", tasks=("piqa",))
+    text = report.report(tmp_path / "evaluated").read_text()
+    assert "Nothing has been searched yet" in text
+    assert "### Test split" in text
+    assert (tmp_path / "evaluated/report/accuracy_test.png").is_file()
+
+
+def test_an_evaluation_without_routers_says_so(tmp_path: Path):
+    summary = write_evaluation(tmp_path)
+    summary["rows"] = [row for row in summary["rows"] if row["method"] in ("base", "static")]
+    write_json(tmp_path / "evaluate" / "tune" / "summary.json", summary)
+    for path in (tmp_path / "evaluate" / "tune" / "routers").iterdir():
+        path.unlink()
+    text = report.report(tmp_path).read_text()
+    assert "the routers have not been evaluated there" in text
+    assert "controls" not in text
+
+
+def test_a_search_that_kept_nothing_is_reported(tmp_path: Path):
+    folder = tmp_path / "search" / "piqa"
+    check_plan(folder, {"task": "piqa", "model": "tiny"})
+    full = Route.full(L)
+    write_shard(
+        folder, 0, [RouteRecord("piqa", "q", 2, False, -1.0, None, (full,), (0.0,), (-1.0,), (None,), (None,), 0, "f00d", "loglik")]
+    )
+    text = report.report(tmp_path).read_text()
+    assert "the search kept no route" in text
+    assert "| piqa | 1 | 0.0 | 0 | 0 | 0 | 1.0 | 0 | 0 | 0 |  |" in text
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: run.rename(run.with_name("moved")), "no run folder"),
+        (lambda run: (run / "evaluate" / "tune" / "summary.json").write_text("{"), "summary.json is not readable JSON"),
+        (lambda run: (run / "search" / "piqa" / "plan.json").write_text(""), "plan.json is not readable JSON"),
+        (lambda run: (run / "search" / "piqa" / "shard-00000.parquet").write_bytes(b"PAR1"), "shard-00000.parquet is not a readable"),
+        (lambda run: (run / "train" / "routers" / "metrics.jsonl").write_text("{}\n{"), "metrics.jsonl is not readable JSON lines"),
+        (lambda run: (run / "evaluate" / "tune" / "routers" / "piqa.parquet").write_bytes(b"x"), "piqa.parquet is not a readable parquet"),
+        (lambda run: (run / "run.json").write_text("[{"), "run.json is not readable JSON"),
+    ],
+)
+def test_a_missing_or_corrupt_run_is_refused_in_one_line(run: Path, damage, message: str):
+    damage(run)
+    with pytest.raises(ArtifactError, match=message) as caught:
+        report.report(run)
+    assert "\n" not in str(caught.value)
+    assert not (run / "report").exists()
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path):
+    with pytest.raises(ArtifactError, match="holds no search, training or evaluation"):
+        report.report(tmp_path)
+
+
+def test_without_matplotlib_the_way_out_is_named(run: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r"pip install 'drllm\[demo\]'"):
+        report.report(run)
+    assert not (run / "report").exists()
+
+
+def test_reporting_imports_no_torch(run: Path):
+    heavy = "{'torch', 'transformers', 'matplotlib.pyplot'}"
+    script = f"import sys; import drllm; drllm.report({str(run)!r}); sys.exit(int(bool({heavy} & sys.modules.keys())))"
+    done = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": str(Path(__file__).parent.parent / "src")}, check=False)
+    assert done.returncode == 0
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {
+        "method": "routers", "task": "all", "n": 304, "accuracy": 0.4, "wilson_low": 0.35, "wilson_high": 0.45, "difference": -0.003,
+        "difference_low": -0.021, "difference_high": 0.015, "mcnemar_p": 0.7, "better": 3, "worse": 4, "mean_passes": 29.94, "n_layers": 30,
+        "seconds": 1.0,
+    } | changes  # fmt: skip
+
+
+UP = {"difference": 0.03, "difference_low": 0.01, "difference_high": 0.05}
+DOWN = {"difference": -0.03, "difference_low": -0.05, "difference_high": -0.01}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "routers: no detectable gain: -0.3 points, 95 % interval -2.1 to +1.5, McNemar p 0.700, 304 questions; "
+             "it runs 29.9 block passes a prompt, the base 30"),
+        (UP | {"mcnemar_p": 0.004}, "routers: a gain: +3.0 points"),
+        (UP | {"mcnemar_p": 0.06}, "routers: no detectable gain: +3.0 points"),
+        (DOWN | {"mcnemar_p": 0.004}, "routers: a loss: -3.0 points"),
+        ({"difference": -0.0001, "mcnemar_p": 1.0}, "routers: no detectable gain: +0.0 points"),
+        ({"better": 0, "worse": 0, "difference": 0.0}, "routers: no gain: it changes no verdict on 304 questions"),
+        ({"identity_share": 0.875}, "and leaves the base's route on 12.5 % of the prompts"),
+    ],
+)  # fmt: skip
+def test_the_sentence_claims_no_more_than_the_numbers(changes, expected):
+    sentence = table.verdict({"rows": [row(**changes)]}, "routers")
+    assert expected in sentence
+    assert "\n" not in sentence
+
+
+def test_the_sentence_of_a_method_that_did_not_run():
+    assert table.verdict({"rows": [row()]}, "static") == "static: not evaluated"
+
+
+def test_the_terminal_table_keeps_each_method_on_a_line(tmp_path: Path):
+    summary = write_evaluation(tmp_path)
+    lines = table.render(summary).splitlines()
+    assert lines[0] == "tiny on arc_easy, piqa, tune split; in brackets: 95 % intervals"
+    body = {line.split()[0]: line for line in lines if line.strip() and line.split()[0] in BEHAVIOUR}
+    assert list(body) == list(BEHAVIOUR)
+    assert all(len(line) <= table.WIDTH for line in lines)
+    assert "4 / 0" in body["routers"]
+    assert "2.67 of 4" not in body["routers"]
+    assert "3.67 of 4" in body["routers"]
+    assert "/" not in body["base"]
+
+
+def test_pictures_are_refused_by_name_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match="need matplotlib"):
+        figures.need_matplotlib()
