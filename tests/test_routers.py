@@ -203,7 +203,7 @@ def test_control_knob_endpoints():
     assert set(own.unique().tolist()) == {0, 1, 2}, "the case must be able to fail"
     assert torch.equal(decisions(routers.with_control(-0.5), x, mask), own)
     for p, action in ((-1, Action.SKIP), (0.5, Action.EXECUTE), (1, Action.REPEAT)):
-        assert (decisions(routers.with_control(p), x, mask) == action).all()
+        assert torch.equal(decisions(routers.with_control(p), x, mask), torch.full((6, 32), int(action)))
     assert torch.equal(decisions(routers, x, mask), own), "with_control returns a view"
     assert routers.with_control(1).w1 is routers.w1
     assert torch.equal(decisions(routers.with_control(1).with_control(-0.5), x, mask), own)
@@ -222,7 +222,8 @@ def test_control_knob_endpoints():
     ],
 )
 def test_control_formulas_by_hand(p, expected):
-    torch.testing.assert_close(apply_control(torch.tensor([0.2, 0.5, 0.3]), p), torch.tensor(expected, dtype=torch.float32))
+    probabilities = torch.tensor([0.2, 0.5, 0.3]).repeat(4, 1)
+    torch.testing.assert_close(apply_control(probabilities, p), torch.tensor(expected, dtype=torch.float32).repeat(4, 1))
 
 
 @settings(deadline=None, max_examples=100)
@@ -374,21 +375,24 @@ def routed(tiny):
 PROMPTS = ["a", "What melts ice?", "Seven times six is", "The quick brown fox jumps over the lazy dog, twice.", "zzzzzzzz zz", "42 + 1 ="]
 
 
+def generate_and_watch(routed, prompt: str):
+    """The output, and the states (1, T, D) that entered each block at prefill."""
+    entering: list[torch.Tensor] = []
+
+    def watch(_module, args, kwargs) -> None:
+        entering.append((args[0] if args else kwargs["hidden_states"]).clone())
+
+    handles = [block.register_forward_pre_hook(watch, with_kwargs=True) for block in routed.model.get_decoder().layers]
+    output = routed.generate([prompt], max_new_tokens=3)[0]
+    for handle in handles:
+        handle.remove()
+    return output, entering[: routed.n_layers]  # decoding comes after
+
+
 def test_routes_are_those_of_the_states_entering_each_block(routed):
     routes = set()
     for prompt in PROMPTS:
-        entering: list[torch.Tensor] = []
-        blocks = routed.model.get_decoder().layers
-        handles = [
-            block.register_forward_pre_hook(
-                lambda _module, args, kwargs: entering.append((args[0] if args else kwargs["hidden_states"]).clone()), with_kwargs=True
-            )
-            for block in blocks
-        ]
-        output = routed.generate([prompt], max_new_tokens=3)[0]
-        for handle in handles:
-            handle.remove()
-        states = entering[: routed.n_layers]  # the prefill's; decoding comes after
+        output, states = generate_and_watch(routed, prompt)
         mask = [True] * states[0].shape[1]
         expected = Route([int(reference_logits(routed.policy, block, x[0], mask).argmax()) for block, x in enumerate(states)])
         assert output.route == expected
@@ -419,9 +423,9 @@ def test_a_continuation_does_not_change_the_route(routed):
 
 def test_control_reaches_generation(routed):
     routers = routed.policy
-    for p, digit in ((0.5, "1"), (1, "2")):
-        output = routed.generate(["What melts ice?"], max_new_tokens=2, policy=routers.with_control(p))[0]
-        assert str(output.route) == digit * routed.n_layers
+    for p, digit in ((0.5, "1"), (0.8, "2"), (1, "2")):
+        outputs = routed.generate(PROMPTS, max_new_tokens=2, policy=routers.with_control(p))
+        assert {str(output.route) for output in outputs} == {digit * routed.n_layers}
 
 
 def test_saved_routers_come_back_on_their_base(routed, tmp_path):

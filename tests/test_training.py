@@ -27,8 +27,9 @@ def test_class_weights_by_hand():
 
 
 def test_class_weights_saturate_at_the_paper_s_counts():
-    # Labels of the paper: 4,399 skip, 120,956 execute, 1,457 repeat; 0.999^n is 0.0123, 0, 0.233.
-    assert [round(w, 2) for w in class_weights(torch.tensor([4399, 120956, 1457]), 0.999).tolist()] == [0.92, 0.91, 1.18]
+    # Labels of the paper: 4,399 skip, 120,956 execute, 1,457 repeat; 0.999^n is 0.0123, 0 and 0.2328, so the weights
+    # are 1.0124, 1 and 1.3034 over their mean 1.1053: almost no rebalancing.
+    assert class_weights(torch.tensor([4399, 120956, 1457]), 0.999).tolist() == pytest.approx([0.916, 0.905, 1.179], abs=1e-3)
 
 
 def test_class_weights_are_one_without_rebalancing_and_finite_for_an_absent_class():
@@ -208,8 +209,9 @@ def test_training_together_equals_modules_of_their_own(normalize):
                     windows = features.pooled[record, block][features.valid[record]].float()
                     if normalize:
                         windows = windows / (windows.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-                    p = network(windows).mean(0).softmax(-1)[features.labels[record, block]]
-                    losses.append(-alpha[features.labels[record, block]] * (1 - p) ** config.gamma * p.log())
+                    label = features.labels[record, block]
+                    log_p = network(windows).mean(0).log_softmax(-1)[label]
+                    losses.append(-alpha[label] * (1 - log_p.exp()) ** config.gamma * log_p)
             for group in optimizer.param_groups:  # no warm-up: a tenth of 8 steps is none
                 group["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * step / n_steps))
             optimizer.zero_grad()
@@ -229,7 +231,8 @@ def test_an_action_without_labels_is_nan_and_left_out_of_macro(absent):
     features = planted()
     features.labels[features.labels == absent] = 1
     history: list[dict] = []
-    train_routers(features, held_back(features), QUICK, SHAPE, history.append)
+    # Long enough that no router predicts the absent action any more: an F1 of 0 would be right then.
+    train_routers(features, held_back(features), replace(QUICK, epochs=20), SHAPE, history.append)
     last = history[-1]
     names = ["f1_skip", "f1_execute", "f1_repeat"]
     assert math.isnan(last[names[absent]])

@@ -24,25 +24,37 @@ PACKAGES = ("drllm", "torch", "transformers", "numpy", "safetensors", "pyarrow",
 
 @contextmanager
 def running(out: Path, job: str, config: dict[str, Any], argv: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Time a job and append it to `out/run.json`, however it ends; what the body adds to the yielded dict is kept too."""
+    """Time a job and append it to `out/run.json` when it ends, with status "done", "interrupted" (Ctrl-C) or "failed".
+
+    What the body adds to the yielded dict is kept too. `ArtifactError`, before the body runs, when `run.json` is not drllm's.
+    """
     out.mkdir(parents=True, exist_ok=True)
     read_jobs(out)  # refuses a foreign folder before the work, not after it
-    entry: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
     started = time.perf_counter()
     status = "failed"
     try:
-        yield entry
+        yield extra
         status = "done"
     except KeyboardInterrupt:
         status = "interrupted"
         raise
     finally:
-        described = {
-            "job": job, "status": status, "argv": list(argv if argv is not None else sys.argv), "config": config,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.perf_counter() - started, 3),
-            "versions": versions(), "commit": commit(), "hardware": hardware(),
-        }  # fmt: skip
-        write_json(out / RUN_FILE, [*read_jobs(out), described | entry])  # read again: another job may have ended meanwhile
+        record_run(out, job, config, argv, time.perf_counter() - started, {"status": status} | extra)
+
+
+def record_run(
+    out: Path, job: str, config: dict[str, Any], argv: Sequence[str] | None, seconds: float, extra: dict[str, Any] | None = None
+) -> None:
+    """Append one job to `out/run.json`, atomically: what ran (argv: default this process's own), on what, with which versions."""
+    out.mkdir(parents=True, exist_ok=True)
+    entry = {
+        "job": job, "argv": list(sys.argv if argv is None else argv), "config": config,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 3),
+        "versions": versions(), "commit": commit(), "hardware": hardware(),
+    }  # fmt: skip
+    # Read now, not when the job started: another job may have finished in the same folder meanwhile.
+    write_json(out / RUN_FILE, [*read_jobs(out), entry | (extra or {})])
 
 
 def read_jobs(out: Path) -> list[dict[str, Any]]:
@@ -52,9 +64,9 @@ def read_jobs(out: Path) -> list[dict[str, Any]]:
         return []
     try:
         jobs = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} is not readable JSON ({error}): move it away to go on") from None
-    if not isinstance(jobs, list):
+    if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
         raise ArtifactError(f"{path} is not a drllm run record: use another --out")
     return jobs
 
@@ -77,7 +89,9 @@ def commit() -> str | None:
         return None
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        # Without optional locks `git status` does not refresh the index: nothing in the checkout is written.
+        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
@@ -86,10 +100,12 @@ def commit() -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, memory and platform."""
+    """Processor, cores, memory (GiB) and platform; what the system does not tell is its architecture's name or 0."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        model = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), model)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    known = {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(getattr(os, "sysconf_names", {}))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else 0
     return {"processor": model, "cores": os.cpu_count(), "memory_gib": round(memory / 2**30, 1), "platform": platform.platform()}

@@ -8,11 +8,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-_BOOTSTRAP_CELLS = 20_000_000  # random indices drawn at once: bounds memory
+_BOOTSTRAP_CELLS = 4_000_000  # random indices drawn at once: bounds memory to about 64 MB
 
 
 def wilson(n_right: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of an accuracy (Wilson 1927): (low, high)."""
+    """Wilson's score interval of an accuracy (Wilson 1927): (low, high); (0, 1) where nothing was asked."""
+    _check_level(level)
+    if not 0 <= n_right <= n:
+        raise ValueError(f"expected 0 <= right answers <= questions, got {n_right} of {n}")
     if n == 0:
         return 0.0, 1.0
     z = float(stats.norm.ppf(0.5 + level / 2))
@@ -28,12 +31,21 @@ def paired_bootstrap(
 ) -> tuple[float, float, float]:
     """Mean of ours minus base over the same questions with its percentile bootstrap interval: (difference, low, high).
 
-    Questions are resampled in pairs, within strata (tasks) when given.
+    Args:
+        ours, base: verdicts (0 / 1) or scores of the same questions in the same order, shape [N].
+        n_resamples: bootstrap resamples.
+        seed: of the resampling; the same seed gives the same interval.
+        strata: the task of each question, shape [N]; questions are resampled in pairs within their task, so task sizes stay fixed.
+        level: coverage of the interval.
     """
-    differences = np.asarray(ours, dtype=float) - np.asarray(base, dtype=float)
-    if differences.ndim != 1 or len(differences) == 0:
-        raise ValueError(f"expected two equally long one-dimensional arrays of at least one question, got shape {differences.shape}")
+    _check_level(level)
+    ours, base = _paired(ours, base)
+    differences = ours - base
     groups = np.zeros(len(differences)) if strata is None else np.asarray(strata)
+    if groups.shape != differences.shape:
+        raise ValueError(f"expected one stratum a question, got shape {groups.shape} for {len(differences)} questions")
+    if n_resamples < 1:
+        raise ValueError(f"expected at least one resample, got {n_resamples}")
     rng = np.random.default_rng(seed)
     sums = np.zeros(n_resamples)
     for group in np.unique(groups):
@@ -46,8 +58,27 @@ def paired_bootstrap(
     return float(differences.mean()), float(low), float(high)
 
 
+def discordant(ours: ArrayLike, base: ArrayLike) -> tuple[int, int]:
+    """Questions that only one of the two answers right: (better: ours alone, worse: base alone)."""
+    right, left = _paired(ours, base)
+    return int(((right != 0) & (left == 0)).sum()), int(((left != 0) & (right == 0)).sum())
+
+
 def mcnemar(ours: ArrayLike, base: ArrayLike) -> float:
-    """McNemar's exact two-sided p: are the questions only one of the two answers right split evenly?"""
-    right, left = np.asarray(ours, dtype=bool), np.asarray(base, dtype=bool)
-    better, worse = int((right & ~left).sum()), int((left & ~right).sum())
+    """McNemar's exact two-sided p: are the questions that only one of the two answers right split evenly?"""
+    better, worse = discordant(ours, base)
     return 1.0 if better + worse == 0 else float(stats.binomtest(better, better + worse, 0.5).pvalue)
+
+
+def _paired(ours: ArrayLike, base: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    first, second = np.asarray(ours, dtype=float), np.asarray(base, dtype=float)
+    if first.ndim != 1 or first.shape != second.shape or len(first) == 0:
+        raise ValueError(
+            f"expected two equally long one-dimensional arrays of at least one question, got shapes {first.shape} and {second.shape}"
+        )
+    return first, second
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"expected a level between 0 and 1, got {level}")

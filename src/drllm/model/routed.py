@@ -128,7 +128,7 @@ class RoutedModel:
         """Any way of saying routes, as a policy of the right number of blocks."""
         made = policy if isinstance(policy, Policy) else RoutePolicy(policy) if isinstance(policy, Route) else None
         if made is None:
-            routes = list(policy)  # type: ignore[arg-type]
+            routes = list(policy) if isinstance(policy, Sequence) else []  # type: ignore[arg-type]
             lengths = {len(route) for route in routes if isinstance(route, Route)}
             if not routes or len(lengths) != 1 or any(not isinstance(route, Route) for route in routes):
                 raise InputError(

@@ -255,7 +255,8 @@ class _PrefillRouters(Policy):
 
 def apply_control(probabilities: Tensor, p: float) -> Tensor:
     """Appendix C: blend the routers' probabilities (..., C) with pure skip, execute or repeat."""
-    skip, execute, repeat = torch.eye(N_ACTIONS, device=probabilities.device)
+    # Expanded: above p = 0.5 the routers have no say, and the result still has one row a prompt.
+    skip, execute, repeat = (pure.expand_as(probabilities) for pure in torch.eye(N_ACTIONS, device=probabilities.device))
     if p <= -0.5:
         t = (p + 1) / 0.5
         return (1 - t) * skip + t * probabilities

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from drllm.errors import ArtifactError
 from drllm.files import write_bytes
 from drllm.model.cache import RoutedCache
 from drllm.model.policy import RowRoutes
@@ -88,10 +89,13 @@ def save_features(path: Path, features: Features, key: str) -> None:
 
 
 def load_features(path: Path, key: str) -> Features | None:
-    """Features saved under the same key, else None: they are then computed again."""
+    """Features saved under the same key, else None: they are then computed again. `ArtifactError` when corrupt."""
     if not path.is_file():
         return None
-    with safe_open(path, framework="pt") as file:
-        if (file.metadata() or {}).get("key") != key:
-            return None
-        return Features(file.get_tensor("pooled"), file.get_tensor("valid"), file.get_tensor("labels"))
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("key") != key:
+                return None
+            return Features(file.get_tensor("pooled"), file.get_tensor("valid"), file.get_tensor("labels"))
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path} is not a readable feature file ({str(error)[:100]}): delete it and train again") from None

@@ -35,9 +35,9 @@ def train_routers(
     Args:
         features: pooled (N, L, W, D), valid (N, W), labels (N, L).
         val_mask_N: true on records that are measured on and never trained on.
-        on_epoch: called with each epoch's metrics: loss, macro_f1, f1_skip, f1_execute, f1_repeat, mean_passes, and the same
-            with val_ (no val_loss) if records are held back. The F1 of an action in neither labels nor predictions is nan, and macro_f1 leaves
-            it out.
+        on_epoch: called with each epoch's metrics: epoch, loss, macro_f1, f1_skip, f1_execute, f1_repeat, mean_passes, and all but the
+            first two with val_ too if records are held back. The F1 of an action in neither labels nor predictions is nan, and macro_f1
+            leaves it out.
 
     Raises `InputError` when nothing is left to train on, the features do not fit the routers, or the loss stops being finite.
     """

@@ -6,6 +6,8 @@ import math
 
 from torch import Tensor
 
+MIN_MISS = 1e-8
+
 
 def class_weights(counts_C: Tensor, beta: float) -> Tensor:
     """alpha_c = ((1 - b) / (1 - b^n_c)) over the mean of the same across classes (Cui et al. 2019).
@@ -26,7 +28,8 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha_C: Tensor, gamma: float) ->
         labels: (...) long.
     """
     log_p = logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
-    weight = alpha_C[labels] if gamma == 0 else alpha_C[labels] * (1 - log_p.exp()).clamp(min=0) ** gamma
+    # 1 - p, kept off 0: there the power has an infinite slope for gamma < 1, and the gradient would be nan.
+    weight = alpha_C[labels] if gamma == 0 else alpha_C[labels] * (-log_p.expm1()).clamp(min=MIN_MISS) ** gamma
     return -(weight * log_p).mean()
 
 
