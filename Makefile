@@ -11,12 +11,13 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint clean
+.PHONY: help demo test test-slow test-oldest lint clean
 
 help:
 	@echo "make demo       install, then retrofit SmolLM2-135M on ARC: table, one routed answer, report in runs/demo"
 	@echo "make test       install, then linters, types and the tests that need no real model"
 	@echo "make test-slow  the heavier tests: real model, faults, long runs"
+	@echo "make test-oldest  the laws on transformers 5.19"
 	@echo "make lint       ruff, import layers, types"
 	@echo "make clean      remove .venv and caches; runs/ is kept"
 
@@ -28,6 +29,15 @@ test: lint
 
 test-slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow
+
+# The laws on the oldest transformers they are known to hold on, in an environment of its own.
+test-oldest: $(VENV)-oldest/.installed
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n $(WORKERS) tests/test_laws.py tests/test_reference.py
+
+$(VENV)-oldest/.installed: pyproject.toml Makefile
+	@$(PYTHON) -m venv $(VENV)-oldest
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)-oldest/bin/python -m pip install -q -e '.[dev]' 'transformers==5.19.0'
+	@touch $@
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -122,8 +122,8 @@ def test_the_base_is_not_one_of_the_simulations():
 
 
 def test_passes_are_capped_exactly():
-    # 1.16 * 25 is 28.999999999999996 in floating point; 29 passes are allowed all the same.
-    config = endless(n_simulations=2000, max_passes_ratio=1.16, length_penalty=0.0)
+    # 1.16 * 25 is 28.999999999999996 in floating point; 29 passes are allowed all the same, 30 are not.
+    config = endless(n_simulations=2000, max_passes_ratio=1.16, length_penalty=0.0, exploration=0.0)
     asked = run(RouteTree(25, config, 1), lambda route: route.n_passes / 50)
     assert max(route.n_passes for route in asked) == 29
 
@@ -151,18 +151,16 @@ def test_a_planted_sibling_is_found():
 
 
 def test_a_planted_route_of_three_edits_is_found_when_rewards_guide_there():
-    """Budget: 400 of the about 260,000 legal routes of 12 blocks, every one of 10 seeds."""
-    planted = Route.parse("110112111001")
-    edited = [block for block, action in enumerate(planted) if action != 1]
+    """Budget: 400 of the 6,559 routes of 8 blocks, for each of 20 seeds; blind search would find it within that for one or two of them."""
+    planted = Route.parse("11012110")
 
     def graded(route: Route) -> float:
-        hits = sum(route[block] == planted[block] for block in edited)
-        strays = sum(route[block] != 1 for block in range(12) if block not in edited)
-        return 1.0 if route == planted else max(0.0, 0.2 * hits - 0.2 * strays)
+        hits = sum(action == wanted != 1 for action, wanted in zip(route, planted, strict=True))
+        strays = sum(action not in (1, wanted) for action, wanted in zip(route, planted, strict=True))
+        return 1.0 if route == planted else max(0.0, 0.3 * (hits - strays))
 
-    config = SearchConfig(n_simulations=400, length_penalty=0.0, exploration=0.3, random_prob=0.05)
-    for seed in range(10):
-        tree = RouteTree(12, config, seed)
+    for seed in range(20):
+        tree = RouteTree(8, SearchConfig(n_simulations=400, length_penalty=0.0, exploration=0.1), seed)
         run(tree, graded)
         assert tree.chosen == planted, seed
 
@@ -246,3 +244,116 @@ def run_three(tree, rewards):
         assert route is not None
         tree.tell(route, reward)
         yield route
+
+
+@settings(deadline=None, max_examples=100)
+@given(n_layers=st.integers(1, 7), config=configs, seed=st.integers(0, 10**6))
+def test_the_budget_is_spent_to_the_last_route(n_layers, config, seed):
+    """A search ends for three reasons only: the budget beyond the base is spent, every legal route was asked, or a fix was found."""
+
+    def reward(route: Route) -> float:
+        return random.Random(f"{seed}:{route}").choice([0.0, 0.0, 0.5, 1.0])
+
+    asked = run(RouteTree(n_layers, config, seed), reward)
+    limit = 1 + min(config.n_simulations, reachable(n_layers, config))
+    if config.early_stop and reward(asked[0]) < 1:
+        limit = min([limit, *(index + 1 for index, route in enumerate(asked) if reward(route) == 1)])
+    assert len(asked) == limit
+
+
+@pytest.mark.parametrize("widening", [0.01, 2.0, 1000.0])
+@pytest.mark.parametrize("n_layers", [1, 2, 3, 4])
+def test_exhaustion_asks_every_route_but_the_empty_one(n_layers, widening):
+    asked = run(RouteTree(n_layers, endless(n_simulations=1000, widening=widening), 0), lambda route: 0.0)
+    assert len(asked) == 3**n_layers - 1
+    assert set(asked) == {Route(actions) for actions in product(range(3), repeat=n_layers)} - {Route([0] * n_layers)}
+
+
+@pytest.mark.parametrize(("max_skip_run", "edits"), [(1, {"2", "0"}), (2, {"2", "0", "00"}), (4, {"2", "0", "00", "000", "0000"})])
+def test_one_edit_skips_at_most_the_longest_run(max_skip_run, edits):
+    """Wide enough for all children of the root before any grandchild: the single edits, each once."""
+    n_edits = sum(7 - max(len(edit), 1) for edit in edits)
+    asked = run(RouteTree(6, endless(n_simulations=n_edits, widening=1000.0, max_skip_run=max_skip_run), 0), lambda route: 0.0)[1:]
+    assert len(asked) == n_edits
+    assert {str(route).strip("1") for route in asked} == edits
+
+
+def _share_of_deeper_routes(random_prob: float) -> float:
+    """How much of what lies below the root's children lies below those that skip block 0, where all the reward is."""
+    deeper = []
+    for seed in range(10):
+        config = endless(n_simulations=80, exploration=0.0, length_penalty=0.0, random_prob=random_prob)
+        asked = run(RouteTree(8, config, seed), lambda route: 0.9 if route[0] == 0 else 0.0)
+        deeper += [route for route in asked if str(route).strip("1") not in ("", "0", "00", "2")]
+    return sum(route[0] == 0 for route in deeper) / len(deeper)
+
+
+def test_selection_follows_the_rewards_and_the_random_child_does_not():
+    assert _share_of_deeper_routes(0.0) > 0.8
+    assert _share_of_deeper_routes(1.0) < 0.5
+
+
+def test_the_length_penalty_prefers_short_paths():
+    def mean_passes(length_penalty: float) -> float:
+        passes = [
+            route.n_passes
+            for seed in range(10)
+            for route in run(RouteTree(12, endless(n_simulations=100, length_penalty=length_penalty), seed), lambda route: 0.5)
+        ]
+        return sum(passes) / len(passes)
+
+    assert mean_passes(30.0) < mean_passes(3.0) < mean_passes(0.0) - 0.5
+
+
+def test_trees_asked_in_turns_do_not_share_a_generator():
+    def reward(route: Route) -> float:
+        return route.n_passes % 2 / 2
+
+    alone = [run(RouteTree(16, SearchConfig(), seed), reward) for seed in (7, 8)]
+    trees = [RouteTree(16, SearchConfig(), seed) for seed in (7, 8)]
+    together: list[list[Route]] = [[], []]
+    for _ in range(51):
+        for tree, seen in zip(trees, together, strict=True):
+            route = tree.ask()
+            assert route is not None
+            tree.tell(route, reward(route))
+            seen.append(route)
+    assert together == alone
+
+
+def test_asking_twice_in_a_row_is_refused():
+    tree = RouteTree(4, SearchConfig(), 0)
+    tree.ask()
+    with pytest.raises(RuntimeError, match="tell"):
+        tree.ask()
+
+
+def test_telling_what_was_not_asked_is_refused():
+    tree = RouteTree(4, SearchConfig(), 0)
+    with pytest.raises(RuntimeError, match="not the route asked last"):
+        tree.tell(Route.full(4), 0.0)
+    tree.ask()
+    with pytest.raises(RuntimeError, match="got 1110"):
+        tree.tell(Route.parse("1110"), 0.0)
+    tree.tell(Route.full(4), 0.0)
+    with pytest.raises(RuntimeError, match="not the route asked last"):
+        tree.tell(Route.full(4), 0.0)
+    assert len(tree.evaluated) == 1
+
+
+@pytest.mark.parametrize("reward", [-0.1, 1.5, math.nan, math.inf])
+def test_rewards_outside_zero_to_one_are_refused(reward):
+    tree = RouteTree(4, SearchConfig(), 0)
+    tree.ask()
+    with pytest.raises(InputError, match="between 0 and 1"):
+        tree.tell(Route.full(4), reward)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("n_simulations", -1), ("random_prob", 1.1), ("max_skip_run", 0), ("max_passes_ratio", 0.9), ("max_passes_ratio", 2.1),
+     ("exploration", -0.1), ("length_penalty", -1.0), ("widening", 0.0)],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(name, value):
+    with pytest.raises(InputError, match=rf"SearchConfig\.{name} is {value}"):
+        SearchConfig(**{name: value})

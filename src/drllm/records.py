@@ -128,7 +128,7 @@ def read_shard(path: Path) -> list[RouteRecord]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is not a readable shard ({_line(error)}): delete it and run the search again") from None
     version = (table.schema.metadata or {}).get(b"drllm_schema", b"").decode("ascii", "replace")
     if version.isdecimal() and int(version) > SCHEMA_VERSION:
