@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
+import families
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from drllm import Action, Route
+from drllm import Action, Route, RoutedModel
 from drllm.errors import ArtifactError, InputError
 from drllm.model.policy import policy_class
 from drllm.model.routers import (
@@ -434,3 +435,78 @@ def test_saved_routers_come_back_on_their_base(routed, tmp_path):
     routed.policy = None
     again = type(routed).from_pretrained(tmp_path, base=routed)
     assert [output.route for output in again.generate(PROMPTS, max_new_tokens=1)] == routes
+
+
+def test_a_route_is_decided_once_and_holds_for_every_new_token(routed, monkeypatch):
+    asked = []
+    logits = Routers.logits
+
+    def counting(self, block, pooled_BWD, valid_BW):
+        asked.append((block, pooled_BWD.shape[0], pooled_BWD.dtype))
+        return logits(self, block, pooled_BWD, valid_BW)
+
+    monkeypatch.setattr(Routers, "logits", counting)
+    outputs = routed.generate(PROMPTS, max_new_tokens=7, min_new_tokens=7)
+    assert asked == [(block, len(PROMPTS), torch.float32) for block in range(routed.n_layers)]
+    assert {output.n_new_tokens for output in outputs} == {7}
+
+
+def test_without_a_prompt_mask_the_continuation_can_move_the_route(routed):
+    """The other side of the law above: it is the mask that keeps the answer out."""
+    routed.policy = Routers(routed.policy.config, seed=2)  # no biases: the states alone decide
+    ids = torch.randint(3, 259, (24, 20), generator=torch.Generator().manual_seed(6))
+    ids[:, :8] = ids[0, :8]
+    masked = torch.zeros_like(ids)
+    masked[:, :8] = 1
+    found = {}
+    for name, mask in (("masked", masked), ("open", torch.ones_like(ids))):
+        cache = routed.new_cache(routed.policy, mask)
+        with torch.no_grad():
+            routed.forward(cache, input_ids=ids)
+        found[name] = set(cache.routes)
+    assert len(found["masked"]) == 1
+    assert len(found["open"]) > 1
+
+
+def test_routers_work_in_float32_on_a_bfloat16_base(routed, tmp_path):
+    routed.save_pretrained(tmp_path)
+    half = families.build("llama", vocab_size=300, max_position_embeddings=512).to(torch.bfloat16)
+    again = RoutedModel.from_pretrained(tmp_path, base=half, tokenizer=routed.tokenizer)  # one fingerprint in both dtypes
+    assert {parameter.dtype for parameter in again.policy.parameters()} == {torch.float32}
+    for prompt in PROMPTS:
+        output, states = generate_and_watch(again, prompt)
+        assert states[0].dtype == torch.bfloat16
+        mask = [True] * states[0].shape[1]
+        expected = [int(reference_logits(routed.policy, block, x[0].float(), mask).argmax()) for block, x in enumerate(states)]
+        assert output.route == Route(expected)
+
+
+def test_routers_of_other_weights_are_refused(routed, tmp_path):
+    routed.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", CONFIG_FILE, WEIGHTS_FILE]
+    changed = families.build("llama", vocab_size=300, max_position_embeddings=512)
+    changed.model.layers[2].mlp.up_proj.weight.data *= 1.01
+    with pytest.raises(ArtifactError, match="load its own base, or train a policy for this one") as refusal:
+        RoutedModel.from_pretrained(tmp_path, base=changed)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "prompt", "other"),
+    [("chat", [{"role": "user", "content": "Hi"}], "Hi"), ("raw", "Hi", [{"role": "user", "content": "Hi"}])],
+)
+def test_prompts_of_another_format_are_refused_unless_told(routed, tmp_path, trained_on, prompt, other):
+    routed.policy.prompt_format = trained_on
+    routed.save_pretrained(tmp_path)
+    routed.policy = None
+    again = RoutedModel.from_pretrained(tmp_path, base=routed)
+    assert again.policy.prompt_format == trained_on
+    assert again.generate([prompt], max_new_tokens=1)
+    with pytest.raises(InputError, match=f"trained on '{trained_on}' prompts"):
+        again.generate([other], max_new_tokens=1)
+    again.policy = again.policy.with_control(0.0)  # a view is no way around it
+    with pytest.raises(InputError, match="trained on"):
+        again.generate([other], max_new_tokens=1)
+    assert again.generate([other], max_new_tokens=1, check_prompt_format=False)
+    again.policy.prompt_format = None
+    assert again.generate([other], max_new_tokens=1)

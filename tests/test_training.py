@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import families
 import pytest
 import torch
+from reference import path_model
 from torch import nn
 from torch.nn import functional
 
-from drllm import TrainConfig
-from drllm.errors import InputError
+from drllm import Route, RoutedModel, TrainConfig
+from drllm.errors import ArtifactError, InputError
 from drllm.model.routers import N_ACTIONS, WEIGHTS_FILE, RouterConfig, Routers
-from drllm.training.features import Features
+from drllm.training.features import Features, extract_features, load_features, save_features
 from drllm.training.loop import measure, train_routers, warmup_cosine
 from drllm.training.losses import class_weights, f1_scores, focal_loss, macro_f1
 
@@ -297,3 +299,90 @@ def test_warm_up_is_at_most_a_tenth_of_all_steps(monkeypatch, warmup_steps, warm
     features = planted(50)
     train_routers(features, held_back(features), replace(QUICK, batch_size=8, warmup_steps=warmup_steps), SHAPE)
     assert seen == [(40, warm)]  # 40 records in batches of 8, 8 epochs
+
+
+# --- the features -------------------------------------------------------------------------------------------------------------------
+
+LABELS = [Route.parse(text) for text in ("1111", "0111", "1102", "2011", "1210", "0021", "2221", "1000")]
+LENGTHS = [9, 3, 17, 8, 26, 1, 12, 5]
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(4)
+    return [torch.randint(3, families.VOCAB, (n,), generator=generator).tolist() for n in LENGTHS]
+
+
+@torch.no_grad()
+def states_along(base: nn.Module, route: Route, prompt: list[int]) -> list[torch.Tensor]:
+    """The states (T, D) entering each block, from an uncached run of the base's own code over the path, watched by hooks.
+
+    A block that is skipped is entered by what enters the next one on the path, or leaves the last one.
+    """
+    twin = path_model(base, route.path)
+    _, blocks = find_blocks_of(twin)
+    entering: list[torch.Tensor] = []
+    left: list[torch.Tensor] = []
+    for block in dict.fromkeys(blocks):
+        block.register_forward_pre_hook(
+            lambda _module, args, kwargs: entering.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+        block.register_forward_hook(lambda _module, _args, out: left.append(out[0] if isinstance(out, tuple) else out))
+    twin(torch.tensor([prompt]), use_cache=False)
+    states = [*entering, left[-1]]
+    return [states[sum(passed < block for passed in route.path)][0] for block in range(len(route))]
+
+
+def find_blocks_of(twin: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The block list of a path model, whose configuration counts the path's blocks."""
+    return next(
+        (name, module) for name, module in twin.named_modules() if isinstance(module, nn.ModuleList) and name.endswith(("layers", "h"))
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt"])
+def test_features_are_the_pooled_states_of_the_label_path(family, prompts):
+    """Teacher forcing: every block's input is what the label's own path brings there, averaged over the prompt's windows."""
+    base = families.build(family)
+    expected = torch.zeros(len(prompts), 4, 5, base.config.hidden_size)
+    for row, (prompt, label) in enumerate(zip(prompts, LABELS, strict=True)):
+        for block, x_TD in enumerate(states_along(base, label, prompt)):
+            n = min(5, len(prompt))
+            length = len(prompt) // n
+            expected[row, block, :n] = x_TD[: n * length].reshape(n, length, -1).mean(1)
+    features = extract_features(RoutedModel.wrap(base), prompts, LABELS, 5, 80)
+    assert features.pooled.shape == expected.shape
+    assert features.labels.tolist() == [[int(action) for action in label] for label in LABELS]
+    assert features.valid.tolist() == [[window < len(prompt) for window in range(5)] for prompt in prompts]
+    # Stored in bfloat16, whose rounding is at most 2^-8 of a value, and 1e-5 for the arithmetic before it.
+    bound = 2**-8 * expected.abs() + 1e-5 * expected.abs().max().clamp(min=1)
+    assert ((features.pooled.float() - expected).abs() <= bound).all()
+    other = extract_features(RoutedModel.wrap(families.build(family)), prompts, [Route.full(4)] * len(prompts), 5, 80)
+    assert ((other.pooled.float() - expected).abs() > 10 * bound)[:, 3].any(), "the path matters: the test can fail"
+
+
+def test_features_do_not_depend_on_the_batch(prompts):
+    routed = RoutedModel.wrap(families.build("llama"))
+    alone = [extract_features(routed, [prompt], [label], 5, 1) for prompt, label in zip(prompts, LABELS, strict=True)]
+    order = [3, 0, 7, 5, 1, 6, 2, 4]
+    for max_step_tokens in (1, 60, 4096):
+        together = extract_features(routed, [prompts[at] for at in order], [LABELS[at] for at in order], 5, max_step_tokens)
+        for row, at in enumerate(order):
+            torch.testing.assert_close(together.pooled[row].float(), alone[at].pooled[0].float(), rtol=2**-7, atol=1e-5)
+            assert torch.equal(together.valid[row], alone[at].valid[0])
+            assert torch.equal(together.labels[row], alone[at].labels[0])
+
+
+def test_saved_features_come_back_under_their_key_only(tmp_path, prompts):
+    path = tmp_path / "features.safetensors"
+    assert load_features(path, "key") is None
+    features = extract_features(RoutedModel.wrap(families.build("llama")), prompts, LABELS, 4, 200)
+    save_features(path, features, "key")
+    again = load_features(path, "key")
+    assert again is not None
+    for name in ("pooled", "valid", "labels"):
+        assert torch.equal(getattr(again, name), getattr(features, name))
+    assert load_features(path, "another key") is None
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ArtifactError, match="not a readable feature file"):
+        load_features(path, "key")

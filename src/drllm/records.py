@@ -5,6 +5,7 @@ Nothing that depends on the time or the machine is inside, so the same search wr
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -116,7 +117,8 @@ def write_shard(folder: Path, index: int, records: Sequence[RouteRecord]) -> Non
         }
         for record in records
     ]
-    table = pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata({"drllm_schema": str(SCHEMA_VERSION)}))
+    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
+    table = table.replace_schema_metadata({"drllm_schema": str(SCHEMA_VERSION), "drllm_digest": _digest(table)})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,15 +132,24 @@ def read_shard(path: Path) -> list[RouteRecord]:
             table = file.read()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is not a readable shard ({_line(error)}): delete it and run the search again") from None
-    version = (table.schema.metadata or {}).get(b"drllm_schema", b"").decode("ascii", "replace")
+    metadata = table.schema.metadata or {}
+    version = metadata.get(b"drllm_schema", b"").decode("ascii", "replace")
     if version.isdecimal() and int(version) > SCHEMA_VERSION:
         raise ArtifactError(f"{path} has schema {version}, this drllm reads up to {SCHEMA_VERSION}: upgrade drllm")
     if not version.isdecimal() or not table.schema.equals(_SCHEMA):
         raise ArtifactError(f"{path} holds no drllm search records: give a run folder written by `drllm search`")
     try:
+        # Page checksums do not cover the footer, where one wrong bit can move values silently.
+        digest = _digest(table).encode()
+        if metadata.get(b"drllm_digest", digest) != digest:
+            raise InputError("its content and its digest differ")
         return [_record(row) for row in table.to_pylist()]
     except (InputError, TypeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} holds a broken record ({_line(error)}): delete it and run the search again") from None
+
+
+def _digest(table: pa.Table) -> str:
+    return hashlib.sha256(json.dumps(table.to_pylist()).encode()).hexdigest()
 
 
 def _record(row: dict[str, Any]) -> RouteRecord:

@@ -61,7 +61,8 @@ def fit(routed: RoutedModel, material: Material, config: TrainConfig, folder: Pa
     with Progress("train routers", config.epochs) as progress:
 
         def on_epoch(metrics: dict[str, Any]) -> None:
-            lines.append(json.dumps(metrics))
+            # An action that neither labels nor predictions hold has no F1: null, for strict JSON readers.
+            lines.append(json.dumps({name: None if value != value else value for name, value in metrics.items()}))
             note = f"loss {metrics['loss']:.3f} macro-F1 {metrics['macro_f1']:.3f} passes {metrics['mean_passes']:.2f}"
             progress.advance(1, note)
 

@@ -24,6 +24,7 @@ from drllm.routes import Route
 from drllm.scoring import Verdict
 
 N_CANDIDATES = 8
+GROUP = 32  # questions whose base states are kept at once
 MIN_EVALUATIONS = 10  # a route seen on fewer questions has too wide an interval to rank
 
 
@@ -39,13 +40,16 @@ def fit(routed: RoutedModel, material: Material, config: TrainConfig, folder: Pa
         flips: dict[Route, list[int]] = {route: [] for route in candidates}
         with Progress("static routes", n_questions * (len(candidates) + 1)) as progress:
             for task in material.tasks:
-                base, _ = task.scorer.score_policy(task.questions, None)
-                progress.advance(len(task.questions))
-                for route in candidates:
-                    verdicts, _ = task.scorer.score_policy(task.questions, RoutePolicy(route))
-                    gains[route] += [gain(verdict, plain) for verdict, plain in zip(verdicts, base, strict=True)]
-                    flips[route] += [int(v.correct) - int(b.correct) for v, b in zip(verdicts, base, strict=True)]
-                    progress.advance(len(task.questions))
+                for start in range(0, len(task.questions), GROUP):
+                    group = task.questions[start : start + GROUP]
+                    task.scorer.load(group)
+                    base = task.scorer.score([(index, full) for index in range(len(group))])
+                    progress.advance(len(group))
+                    for route in candidates:
+                        verdicts = task.scorer.score([(index, route) for index in range(len(group))])
+                        gains[route] += [gain(verdict, plain) for verdict, plain in zip(verdicts, base, strict=True)]
+                        flips[route] += [int(v.correct) - int(b.correct) for v, b in zip(verdicts, base, strict=True)]
+                        progress.advance(len(group))
         table = [
             {"route": str(route), "n": n_questions, "gain": float(np.mean(gains[route])), "gain_se": standard_error(gains[route]),
              "accuracy_gain": float(np.mean(flips[route]))}

@@ -98,7 +98,7 @@ class Batch:
 
 
 def make_batch(rows: Sequence[Row], packed: bool, dtype: torch.dtype, device: torch.device) -> Batch:
-    """Pad rows to the longest one; pads see themselves only, so that no softmax is empty."""
+    """Pad rows to the longest one; a pad is seen by itself alone, so that no softmax is empty."""
     width = max(len(row) for row in rows)
     ids = torch.zeros((len(rows), width), dtype=torch.long)
     positions = torch.zeros_like(ids)

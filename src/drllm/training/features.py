@@ -23,7 +23,7 @@ from drllm.model.cache import RoutedCache
 from drllm.model.policy import RowRoutes
 from drllm.model.prompts import left_pad
 from drllm.model.routed import RoutedModel
-from drllm.model.routers import pool_matrix
+from drllm.model.routers import pool, pool_matrix
 from drllm.progress import Progress
 from drllm.routes import Route
 from drllm.scoring.rows import split_steps
@@ -45,7 +45,7 @@ class _Pooling(RoutedCache):
     weights_BWT: Tensor
 
     def enter(self, block: int, x_BTD: Tensor) -> Tensor:
-        self.pooled.append((self.weights_BWT.to(x_BTD.device) @ x_BTD.float()).to("cpu", torch.bfloat16))
+        self.pooled.append(pool(self.weights_BWT.to(x_BTD.device), x_BTD).to("cpu", torch.bfloat16))
         return super().enter(block, x_BTD)
 
 
