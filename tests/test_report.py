@@ -157,6 +157,17 @@ def test_every_picture_opens_and_has_its_numbers_beside_it(run: Path):
     assert {row["metric"] for row in training} == {"loss", "macro_f1", "val_macro_f1"}
 
 
+def test_every_method_is_drawn_inside_the_picture_of_accuracy(run: Path, monkeypatch):
+    drawn = {}
+    save = figures._save
+    monkeypatch.setattr(figures, "_save", lambda figure, path: (drawn.update({path.stem: figure}), save(figure, path)))
+    report.report(run)
+    axes = drawn["accuracy_tune"].axes[0]
+    for row in rows_of(run / "report" / "accuracy_tune.csv"):
+        assert axes.get_xlim()[0] < float(row["mean_passes"]) < axes.get_xlim()[1]
+        assert axes.get_ylim()[0] < 100 * float(row["wilson_low"]) <= 100 * float(row["wilson_high"]) < axes.get_ylim()[1]
+
+
 def test_the_same_run_gives_the_same_bytes(run: Path):
     folder = report.report(run).parent
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -53,8 +53,7 @@ def label_distribution(run: Run, folder: Path) -> Picture | str:
         bars = axes.bar(places, [max(height, 0.5) for height in heights], width * 0.9, label=task, color=_colour(index))
         axes.bar_label(bars, labels=[f"{height:,}" for height in heights], fontsize=8)
     axes.set_yscale("log")
-    axes.set_ylim(bottom=0.5)
-    axes.margins(y=0.15)
+    axes.set_ylim(0.5, 2 * axes.get_ylim()[1])  # room for the counts above the bars
     axes.set_xticks([int(action) for action in Action], [action.name.lower() for action in Action])
     axes.set_xlabel("action of the kept route at a block")
     axes.set_ylabel("labels (blocks x questions)")
@@ -121,7 +120,11 @@ def accuracy_against_passes(summary: dict[str, Any], folder: Path) -> Picture | 
         )  # fmt: skip
         if row["method"] == summary["reference"]:
             axes.axhline(100 * row["accuracy"], color="grey", linewidth=0.8, linestyle=":")
-    axes.margins(x=0.15)
+    # Shifted points do not count for matplotlib's own limits.
+    passes = [row["mean_passes"] for row in rows]
+    room = max(0.15 * (max(passes) - min(passes)), 0.5)
+    axes.set_xlim(min(passes) - room, max(passes) + room)
+    axes.set_ylim(100 * min(row["wilson_low"] for row in rows) - 2, 100 * max(row["wilson_high"] for row in rows) + 2)
     axes.set_xlabel(f"mean passes a prompt (the base makes {rows[0]['n_layers']})")
     axes.set_ylabel("accuracy (%), 95 % Wilson interval")
     sizes = sorted({row["n"] for row in rows})
