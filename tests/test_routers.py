@@ -13,7 +13,7 @@ from torch import nn
 
 from drllm import Action, Route, RoutedModel
 from drllm.errors import ArtifactError, InputError
-from drllm.model.policy import policy_class
+from drllm.model.policy import RoutePolicy, policy_class
 from drllm.model.routers import (
     CONFIG_FILE,
     N_ACTIONS,
@@ -510,3 +510,8 @@ def test_prompts_of_another_format_are_refused_unless_told(routed, tmp_path, tra
     assert again.generate([other], max_new_tokens=1, check_prompt_format=False)
     again.policy.prompt_format = None
     assert again.generate([other], max_new_tokens=1)
+
+
+def test_only_routers_have_a_control_knob():
+    with pytest.raises(InputError, match="'static' policy has no control knob"):
+        RoutePolicy(Route.parse("110")).with_control(0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ def test_wilson_agrees_with_scipy(count, level):
         (15, 148, 0.0624, 0.1605),
         (0, 20, 0.0, 0.1611),
         (1, 29, 0.0061, 0.1718),
+        (8, 10, 0.4902, 0.9433),
     ],
 )
 def test_wilson_published(n_right, n, low, high):
@@ -71,6 +73,19 @@ def test_bootstrap_agrees_with_scipy_on_scores():
     expected = scipy_stats.bootstrap((ours - base,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(3))
     assert difference == pytest.approx(float((ours - base).mean()))
     assert (low, high) == pytest.approx(tuple(expected.confidence_interval), abs=0.01)
+
+
+def test_bootstrap_agrees_with_a_plain_loop_over_strata():
+    rng = random.Random(0)
+    strata = [0] * 30 + [1] * 10
+    ours, base = [rng.random() < 0.5 + 0.4 * stratum for stratum in strata], [rng.random() < 0.5 for _ in strata]
+    groups = [[int(a) - int(b) for a, b, s in zip(ours, base, strata, strict=True) if s == stratum] for stratum in (0, 1)]
+    means = sorted(sum(rng.choice(group) for group in groups for _ in group) / 40 for _ in range(4000))
+    difference, low, high = paired_bootstrap(ours, base, 4000, seed=1, strata=strata)
+    assert difference == pytest.approx(sum(map(sum, groups)) / 40)
+    # One question is 1/40; the quantiles of 4,000 resamples are sharper than that.
+    assert low == pytest.approx(means[100], abs=1 / 40 + 1e-9)
+    assert high == pytest.approx(means[3899], abs=1 / 40 + 1e-9)
 
 
 def test_bootstrap_agrees_with_the_normal_interval_on_many_verdicts():
@@ -163,7 +178,7 @@ def test_mcnemar_is_the_two_sided_binomial(both, better, worse, neither):
 
 @pytest.mark.parametrize(
     ("better", "worse", "p"),
-    [(0, 0, 1.0), (5, 5, 1.0), (0, 5, 0.0625), (1, 9, 0.021484375), (10, 2, 0.03857421875)],
+    [(0, 0, 1.0), (5, 5, 1.0), (0, 5, 0.0625), (1, 9, 0.021484375), (10, 2, 0.03857421875), (5, 15, 0.04138946533203125)],
 )
 def test_mcnemar_by_hand(better, worse, p):
     assert mcnemar(*verdicts(7, better, worse, 9)) == pytest.approx(p)

@@ -146,7 +146,8 @@ class LoglikScorer:
                 recorded.append(cache.states)
             else:
                 width = max(len(row) for row in rows)
-                firsts = [route.first_edit() for *_, route in chunk]
+                # The base route again enters at the last block, which it executes.
+                firsts = [min(route.first_edit(), self.routed.n_layers - 1) for *_, route in chunk]
                 resumed = [Route((*([0] * first), *route.actions[first:])) for first, (*_, route) in zip(firsts, chunk, strict=True)]
                 starts: dict[int, tuple[Tensor, Tensor]] = {}
                 for block in sorted(set(firsts)):

@@ -1,0 +1,638 @@
+"""Search, train, evaluate on a tiny model and a file of questions: resumed, refused, and checked against a plain computation."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import families
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import byte_tokenizer
+from reference import path_model
+
+from drllm import EvaluateConfig, Route, RoutedModel, SearchConfig, TrainConfig, evaluate, search, train
+from drllm.errors import ArtifactError, DrllmError, InputError
+from drllm.evaluation.run import control_routes
+from drllm.evaluation.stats import mcnemar, wilson
+from drllm.methods import routers as routers_method
+from drllm.model.routers import RouterConfig, Routers
+from drllm.provenance import read_jobs
+from drllm.records import read_records, shard_indices, shard_path
+from drllm.scoring import LoglikScorer
+from drllm.searching import runner
+from drllm.searching.tree import RouteTree
+from drllm.tasks import load_task
+
+TESTS = Path(__file__).parent
+L = families.N_BLOCKS
+TASK = "arc_easy"
+SEARCH = SearchConfig(n_simulations=10, group_size=8, max_step_tokens=600)
+TRAIN = TrainConfig(epochs=12, width=16, n_windows=4, lr=1e-2)
+EVALUATE = EvaluateConfig(n_resamples=500, max_step_tokens=600)
+METHODS = ("static", "routers", "random", "shuffled")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_order_of_sums() -> Iterator[None]:
+    """Sums in one order, so that runs of this process and of others can be compared byte for byte."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def model(seed: int = 0) -> RoutedModel:
+    """A new wrapped model; the same seed gives the same weights."""
+    return RoutedModel.wrap(families.build("llama", seed=seed, vocab_size=300, max_position_embeddings=256), byte_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def tiny() -> RoutedModel:
+    return model()
+
+
+def questions(n: int = 60) -> list[dict]:
+    """Sums with three or four answers of three digits, the right one at any place."""
+    rng = random.Random(0)
+    rows = []
+    for number in range(n):
+        a, b = rng.randint(50, 400), rng.randint(50, 400)
+        choices = [str(a + b), *rng.sample([str(value) for value in range(100, 1000) if value != a + b], 2 + number % 2)]
+        rng.shuffle(choices)
+        rows.append(
+            {"id": f"q{number}", "question": f"{number}: what is {a} and {b}?", "choices": choices, "answer": choices.index(str(a + b))}
+        )
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", questions())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny, data) -> Path:
+    """A run folder with a finished search."""
+    return search(tiny, [TASK], SEARCH, tmp_path_factory.mktemp("run"), data, ["drllm", "search"])
+
+
+@pytest.fixture(scope="module")
+def trained(run, tiny) -> Path:
+    """The same folder with both methods trained and saved."""
+    for method in ("static", "routers"):
+        tiny.policy = train(tiny, run, TrainConfig(**{**vars(TRAIN), "method": method}))
+        tiny.save_pretrained(run / method)
+    tiny.policy = None
+    return run
+
+
+@pytest.fixture(scope="module")
+def summary(trained, tiny, data) -> dict:
+    """The evaluation of the same folder."""
+    return evaluate(tiny, METHODS, [TASK], trained, EVALUATE, data)
+
+
+def copy_run(source: Path, target: Path, *parts: str) -> Path:
+    """A run folder with some parts of another."""
+    for part in parts:
+        for path in sorted((source / part).rglob("*")) if (source / part).is_dir() else [source / part]:
+            if path.is_file():
+                (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+                (target / path.relative_to(source)).write_bytes(path.read_bytes())
+    return target
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+class Plain:
+    """lm-evaluation-harness on a tiny model without drllm: one uncached row a choice, through the path's own model."""
+
+    def __init__(self):
+        self.base = families.build("llama", vocab_size=300, max_position_embeddings=256)
+        self.twins: dict[Route, torch.nn.Module] = {}
+
+    @torch.no_grad()
+    def verdict(self, example, route: Route) -> tuple[bool, bool]:
+        """(acc, acc_norm)."""
+        if route not in self.twins:
+            self.twins[route] = path_model(self.base, route.path)
+        totals = []
+        context = byte_tokenizer()(f"Question: {example.question}\nAnswer:")["input_ids"]
+        for choice in example.choices:
+            tail = byte_tokenizer()(f" {choice}")["input_ids"]
+            log_p = self.twins[route](torch.tensor([(context + tail)[:-1]]), use_cache=False).logits[0, len(context) - 1 :].log_softmax(-1)
+            totals.append(log_p.gather(1, torch.tensor(tail)[:, None]).sum().item())
+        normal = [total / len(choice) for total, choice in zip(totals, example.choices, strict=True)]
+        return totals.index(max(totals)) == example.answer, normal.index(max(normal)) == example.answer
+
+
+@pytest.fixture(scope="module")
+def plain() -> Plain:
+    return Plain()
+
+
+# --- search -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_search_records_every_evaluation(run, tiny, data, plain):
+    """Each record: the routes its tree asked for, each with the verdict of a plain computation, and what the tree chose."""
+    records = {record.id: record for record in read_records(run / "search")}
+    fit = {example.id: example for example in load_task(TASK, data).examples["fit"]}
+    assert records.keys() == fit.keys()
+    assert 20 <= len(fit) <= 40
+    n_checked = collections.Counter()
+    for name, record in records.items():
+        assert record.routes[0] == Route.full(L)
+        assert record.base_correct == bool(record.rewards[0])
+        assert (record.task, record.n_choices, record.reward) == (TASK, len(fit[name].choices), "loglik")
+        assert (record.fingerprint, record.seed) == (tiny.fingerprint, 0)
+        assert len(set(record.routes)) == len(record.routes) <= 11
+        for route, reward, acc, acc_norm in zip(record.routes, record.rewards, record.acc, record.acc_norm, strict=True):
+            assert (acc, acc_norm) == plain.verdict(fit[name], route)
+            assert reward == float(acc_norm)
+            n_checked[acc_norm] += 1
+        tree = RouteTree(L, SEARCH, runner.question_seed(0, TASK, name))
+        for route, reward, margin in zip(record.routes, record.rewards, record.margins, strict=True):
+            assert tree.ask() == route
+            tree.tell(route, reward, margin)
+        assert tree.ask() is None
+        assert record.chosen == tree.chosen
+    assert min(n_checked[True], n_checked[False]) >= 10
+    assert any(record.improved for record in records.values())
+
+
+def test_groups_are_filled_by_length_and_the_last_is_short(run):
+    n = len(read_records(run / "search"))
+    assert shard_indices(run / "search" / TASK) == list(range(-(-n // 8)))
+    sizes = [pq.ParquetFile(shard_path(run / "search" / TASK, index)).metadata.num_rows for index in shard_indices(run / "search" / TASK)]
+    assert sizes == [8] * (n // 8) + ([n % 8] if n % 8 else [])
+
+
+def test_searching_twice_writes_the_same_bytes(run, data, tmp_path):
+    search(model(), [TASK], SEARCH, tmp_path, data)
+    assert folder_bytes(tmp_path / "search") == folder_bytes(run / "search")
+
+
+def test_another_seed_searches_elsewhere(run, tiny, data, tmp_path):
+    search(tiny, [TASK], SearchConfig(**{**vars(SEARCH), "seed": 1, "limit": 8}), tmp_path, data)
+    before = {record.id: record.routes for record in read_records(run / "search")}
+    assert any(record.routes != before[record.id] for record in read_records(tmp_path / "search"))
+
+
+def test_group_size_does_not_change_what_is_asked(run, tiny, data, tmp_path):
+    """In float32 here; in bfloat16 verdicts may move with the batch, which is why the group is part of the plan."""
+    search(tiny, [TASK], SearchConfig(**{**vars(SEARCH), "group_size": 5, "max_step_tokens": 200}), tmp_path, data)
+    by_id = {record.id: record for record in read_records(run / "search")}
+    for record in read_records(tmp_path / "search"):
+        assert record.routes == by_id[record.id].routes
+        assert record.chosen == by_id[record.id].chosen
+
+
+KILLS = '''
+import json, os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import drllm.files, test_pipeline
+from drllm import search
+from drllm.scoring import LoglikScorer
+from drllm.searching import runner
+
+def kill_at(owner, name, n, after):
+    """The n-th call of a function is the last thing this process does."""
+    original, calls = getattr(owner, name), []
+    def call(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == n and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args, **kwargs)
+        if len(calls) == n:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(owner, name, call)
+
+MOMENTS = {
+    "plan half written": (drllm.files.os, "fsync", 1, False),
+    "before any shard": (LoglikScorer, "score", 3, True),
+    "first shard half written": (drllm.files.os, "fsync", 2, False),
+    "after the first shard": (runner, "write_shard", 1, True),
+    "within the second group": (LoglikScorer, "score", 14, True),
+    "third shard half written": (drllm.files.os, "fsync", 4, False),
+    "after the last shard": (runner, "write_shard", int(sys.argv[3]), True),
+}
+routed, found = test_pipeline.model(), {}
+for moment, where in MOMENTS.items():
+    out = Path(sys.argv[1]) / moment
+    seen = []
+    for attempt in ("killed", "resumed"):
+        child = os.fork()
+        if not child:
+            if attempt == "killed":
+                kill_at(*where)
+            search(routed, [test_pipeline.TASK], test_pipeline.SEARCH, out, sys.argv[2])
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        files = sorted(path.name.replace(f".{child}.", ".") for path in out.rglob("*") if path.is_file())
+        seen.append({"signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, "exit": os.WEXITSTATUS(status), "files": files})
+    found[moment] = seen
+print(json.dumps(found))
+'''
+
+
+def test_killed_at_any_moment_and_run_again_gives_the_records_of_an_uninterrupted_search(run, data, tmp_path):
+    expected = folder_bytes(run / "search")
+    n_shards = len(expected) - 1
+    environment = os.environ | {"PYTHONPATH": f"{Path(runner.__file__).parents[2]}:{TESTS}", "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-c", KILLS, str(tmp_path), str(data), str(n_shards)]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    left = {
+        "plan half written": ["plan.json.partial"],
+        "before any shard": ["plan.json"],
+        "first shard half written": ["plan.json", "shard-00000.parquet.partial"],
+        "after the first shard": ["plan.json", "shard-00000.parquet"],
+        "within the second group": ["plan.json", "shard-00000.parquet"],
+        "third shard half written": ["plan.json", "shard-00000.parquet", "shard-00001.parquet", "shard-00002.parquet.partial"],
+        "after the last shard": ["plan.json", *(f"shard-{index:05d}.parquet" for index in range(n_shards))],
+    }
+    assert found.keys() == left.keys()
+    for moment, (killed, resumed) in found.items():
+        assert killed["signal"] == 9, moment
+        assert killed["files"] == left[moment], moment
+        assert (resumed["signal"], resumed["exit"]) == (0, 0), moment
+        assert folder_bytes(tmp_path / moment / "search") == expected, moment
+        (job,) = read_jobs(tmp_path / moment)
+        assert job["tasks"][TASK]["resumed_groups"] == sum(name.endswith(".parquet") for name in left[moment])
+
+
+def test_resuming_scores_only_what_is_missing(run, tiny, data, tmp_path, monkeypatch):
+    copy_run(run, tmp_path, "search")
+    folder = tmp_path / "search" / TASK
+    shard_path(folder, 1).unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    groups = []
+    load = LoglikScorer.load
+    monkeypatch.setattr(LoglikScorer, "load", lambda self, group: groups.append([q.example.id for q in group]) or load(self, group))
+    search(tiny, [TASK], SEARCH, tmp_path, data)
+    assert groups == [json.loads((folder / "plan.json").read_text())["ids"][8:16]]
+    assert folder_bytes(tmp_path / "search") == folder_bytes(run / "search")
+    assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
+    search(tiny, [TASK], SEARCH, tmp_path, data)
+    assert len(groups) == 1, "a finished search scores nothing"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_simulations": 11}, "config.n_simulations = 10, now it is 11"),
+        ({"seed": 5}, "config.seed = 0, now it is 5"),
+        ({"group_size": 4}, "config.group_size = 8, now it is 4"),
+        ({"metric": "acc"}, "config.metric"),
+        ({"limit": 3}, "config.limit = 0, now it is 3"),
+    ],
+)
+def test_records_of_other_settings_are_not_mixed(run, tiny, data, change, message):
+    before = folder_bytes(run / "search")
+    with pytest.raises(ArtifactError, match=message) as refusal:
+        search(tiny, [TASK], SearchConfig(**{**vars(SEARCH), **change}), run, data)
+    assert "\n" not in str(refusal.value)
+    assert folder_bytes(run / "search") == before
+
+
+def test_records_of_other_weights_or_questions_are_not_mixed(run, tiny, data, tmp_path):
+    with pytest.raises(ArtifactError, match="fingerprint"):
+        search(model(seed=1), [TASK], SEARCH, run, data)
+    copy_run(run, tmp_path, "search")
+    rows = questions()
+    fit = load_task(TASK, data).examples["fit"][0].id
+    next(row for row in rows if row["id"] == fit)["choices"][1] = "17 or 18"
+    edited = write_rows(tmp_path / data.name, rows)  # the same ids, another text
+    plan = tmp_path / "search" / TASK / "plan.json"
+    plan.write_text(plan.read_text().replace(json.dumps(str(data)), json.dumps(str(edited))))
+    with pytest.raises(ArtifactError, match="questions"):
+        search(tiny, [TASK], SEARCH, tmp_path, edited)
+    with pytest.raises(ArtifactError, match="not those that were searched"):
+        train(tiny, tmp_path, TRAIN)
+
+
+def test_a_search_that_cannot_start_is_recorded_as_failed(tiny, data, tmp_path):
+    with pytest.raises(InputError, match="cannot judge"):
+        search(tiny, [TASK], SearchConfig(reward="boxed"), tmp_path, data)
+    (job,) = read_jobs(tmp_path)
+    assert (job["job"], job["status"]) == ("search", "failed")
+
+
+# --- train --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_training_writes_metrics_and_a_policy(trained, run):
+    lines = [json.loads(line) for line in (run / "train" / "routers" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, 13))
+    for line in lines:
+        assert {"loss", "macro_f1", "f1_skip", "f1_execute", "f1_repeat", "mean_passes", "val_macro_f1"} <= line.keys()
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    routers = Routers.load(trained / "routers")
+    assert routers.config == RouterConfig(L, 32, n_windows=4, width=16)
+    config = json.loads((trained / "routers" / "config.json").read_text())
+    assert (config["policy"], config["prompt_format"]) == ("routers", "raw")
+
+
+def test_training_twice_gives_the_same_bytes_and_extracts_features_once(trained, run, tiny, tmp_path, monkeypatch):
+    def no_extraction(*args, **kwargs):
+        raise AssertionError("features were cached")
+
+    monkeypatch.setattr(routers_method, "extract_features", no_extraction)
+    tiny.policy = train(tiny, run, TRAIN)
+    tiny.save_pretrained(tmp_path)
+    tiny.policy = None
+    assert folder_bytes(tmp_path) == folder_bytes(trained / "routers")
+    with pytest.raises(AssertionError, match="cached"):
+        train(tiny, run, TrainConfig(**{**vars(TRAIN), "n_windows": 3}))  # other windows, other features
+
+
+def test_training_leaves_the_base_alone(trained, tiny):
+    assert tiny.fingerprint == model().fingerprint
+    fresh = dict(model().model.named_parameters())
+    assert all(torch.equal(parameter, fresh[name]) for name, parameter in tiny.model.named_parameters())
+
+
+def test_the_static_route_is_one_that_gains_on_the_fit_questions(trained, run, data, plain):
+    """Its mean margin gain is over one standard error, or it is the base."""
+    table = json.loads((run / "train" / "static" / "candidates.json").read_text())["candidates"]
+    fit = load_task(TASK, data).examples["fit"]
+    assert table
+    for row in table:
+        flips = [plain.verdict(example, Route.parse(row["route"]))[1] - plain.verdict(example, Route.full(L))[1] for example in fit]
+        assert row["n"] == len(fit)
+        assert row["accuracy_gain"] == pytest.approx(sum(flips) / len(fit))
+    best = max(table, key=lambda row: row["gain"] - row["gain_se"])
+    route = json.loads((trained / "static" / "policy.json").read_text())["route"]
+    assert route == (best["route"] if best["gain"] > best["gain_se"] else "1" * L)
+    assert route != "1" * L, "on a random model some route gains: the test can fail"
+
+
+def test_an_unfinished_search_is_not_trained_on(run, tiny, tmp_path):
+    copy_run(run, tmp_path, "search")
+    shard_path(tmp_path / "search" / TASK, 0).unlink()
+    with pytest.raises(ArtifactError, match=r"search of arc_easy is unfinished \(8 of \d+ questions\)"):
+        train(tiny, tmp_path, TRAIN)
+
+
+def test_records_of_other_weights_are_not_trained_on(run):
+    with pytest.raises(ArtifactError, match="train on the model that was searched"):
+        train(model(seed=1), run, TRAIN)
+
+
+def test_what_cannot_be_trained_on_gets_one_line(run, tiny, tmp_path):
+    with pytest.raises(ArtifactError, match="holds no search records"):
+        train(tiny, tmp_path, TRAIN)
+    copy_run(run, tmp_path, "search")
+    for text, message in (("{", "not readable JSON"), ("[]", "not the plan of a drllm search"), ("{}", "not the plan of a drllm search")):
+        (tmp_path / "search" / TASK / "plan.json").write_text(text)
+        with pytest.raises(ArtifactError, match=message) as refusal:
+            train(tiny, tmp_path, TRAIN)
+        assert "\n" not in str(refusal.value)
+        with pytest.raises(ArtifactError, match=message):
+            evaluate(tiny, [], [TASK], tmp_path, EVALUATE)
+
+
+def test_a_search_that_found_nothing_right_is_not_trained_on(tiny, data, tmp_path):
+    """A random model never writes a letter."""
+    search(tiny, [TASK], SearchConfig(n_simulations=1, limit=4, reward="letter", max_new_tokens=2), tmp_path, data)
+    records = read_records(tmp_path / "search")
+    assert [record.chosen for record in records] == [None] * 4
+    assert {value for record in records for value in (*record.acc, *record.acc_norm)} == {None}
+    with pytest.raises(ArtifactError, match="kept no route"):
+        train(tiny, tmp_path, TRAIN)
+
+
+# --- evaluate -----------------------------------------------------------------------------------------------------------------------
+
+
+def rows_of(folder: Path, method: str) -> list[dict]:
+    return pq.ParquetFile(folder / "evaluate" / "tune" / method / f"{TASK}.parquet").read().to_pylist()
+
+
+def row_of(summary: dict, method: str, task: str = TASK) -> dict:
+    return next(row for row in summary["rows"] if (row["method"], row["task"]) == (method, task))
+
+
+def test_every_method_answers_the_same_questions_as_a_plain_computation(summary, trained, data, plain):
+    tune = {example.id: example for example in load_task(TASK, data).examples["tune"]}
+    assert len(tune) >= 8
+    seen = collections.Counter()
+    for method in ("base", *METHODS):
+        rows = rows_of(trained, method)
+        assert {row["id"] for row in rows} == tune.keys()
+        assert len(rows) == len(tune)
+        for row in rows:
+            route = Route.parse(row["route"])
+            assert row["n_passes"] == route.n_passes
+            assert (row["correct_acc"], row["correct_acc_norm"]) == plain.verdict(tune[row["id"]], route)
+            assert row["correct"] == row["correct_acc_norm"]
+            seen[row["correct"]] += 1
+        assert row_of(summary, method)["accuracy"] == pytest.approx(sum(row["correct"] for row in rows) / len(rows))
+    assert {row["route"] for row in rows_of(trained, "base")} == {"1" * L}
+    assert min(seen[True], seen[False]) >= 5
+
+
+def test_policies_route_as_they_do_in_generation(summary, trained, tiny, data):
+    tune = {example.id: example for example in load_task(TASK, data).examples["tune"]}
+    static = json.loads((trained / "static" / "policy.json").read_text())["route"]
+    assert {row["route"] for row in rows_of(trained, "static")} == {static}
+    rows = rows_of(trained, "routers")
+    prompts = [f"Question: {tune[row['id']].question}\nAnswer:" for row in rows]
+    outputs = tiny.generate(prompts, policy=Routers.load(trained / "routers"), max_new_tokens=1)
+    assert [row["route"] for row in rows] == [str(output.route) for output in outputs]
+    assert len({row["route"] for row in rows}) > 1, "the routers tell prompts apart: the test can fail"
+
+
+def test_controls_keep_what_they_claim_to_keep(summary, trained):
+    routes = {method: [row["route"] for row in rows_of(trained, method)] for method in ("routers", "random", "shuffled")}
+    assert sorted(routes["shuffled"]) == sorted(routes["routers"])
+    assert routes["shuffled"] != routes["routers"]
+    assert [sorted(route) for route in routes["random"]] == [sorted(route) for route in routes["routers"]]
+    assert routes["random"] != routes["routers"]
+
+
+def test_control_routes_by_hand():
+    routes = [Route.parse(text) for text in ("0111", "1011", "1101", "1110", "2011", "0221", "1111")]
+    for seed in map(str, range(10)):
+        shuffled, moved = control_routes("shuffled", routes, seed), control_routes("random", routes, seed)
+        assert collections.Counter(shuffled) == collections.Counter(routes)
+        assert all(ours != own for ours, own in zip(shuffled, routes, strict=True)), "every prompt gets another's route"
+        assert [sorted(route) for route in moved] == [sorted(route) for route in routes]
+        assert control_routes("shuffled", routes, seed) == shuffled
+    assert len({tuple(control_routes("shuffled", routes, str(seed))) for seed in range(10)}) > 5
+    assert len({tuple(control_routes("random", routes, str(seed))) for seed in range(10)}) > 5
+
+
+def test_the_summary_follows_from_the_verdicts(summary, trained, tiny):
+    assert json.loads((trained / "evaluate" / "tune" / "summary.json").read_text()) == summary
+    assert (summary["split"], summary["reference"], summary["tasks"]) == ("tune", "base", [TASK])
+    assert summary["fingerprint"] == tiny.fingerprint
+    assert [row["method"] for row in summary["rows"]] == ["base", *METHODS]
+    base = [row["correct"] for row in rows_of(trained, "base")]
+    assert "difference" not in row_of(summary, "base")
+    for method in ("base", *METHODS):
+        row, rows = row_of(summary, method), rows_of(trained, method)
+        ours = [line["correct"] for line in rows]
+        assert (row["n"], row["n_layers"]) == (len(base), L)
+        assert (row["wilson_low"], row["wilson_high"]) == wilson(sum(ours), len(ours))
+        assert row["mean_passes"] == pytest.approx(sum(line["n_passes"] for line in rows) / len(rows))
+        assert row["identity_share"] == pytest.approx(sum(line["route"] == "1" * L for line in rows) / len(rows))
+        assert row["distinct_routes"] == len({line["route"] for line in rows})
+        if method != "base":
+            assert row["difference"] == pytest.approx(row["accuracy"] - row_of(summary, "base")["accuracy"])
+            assert row["difference_low"] <= row["difference"] <= row["difference_high"]
+            assert row["better"] == sum(a and not b for a, b in zip(ours, base, strict=True))
+            assert row["worse"] == sum(b and not a for a, b in zip(ours, base, strict=True))
+            assert row["mcnemar_p"] == mcnemar(ours, base)
+
+
+def test_evaluating_again_reads_back(summary, trained, tiny, data, tmp_path, monkeypatch):
+    scored = []
+    score_policy = LoglikScorer.score_policy
+    monkeypatch.setattr(LoglikScorer, "score_policy", lambda self, *args: scored.append(args[1]) or score_policy(self, *args))
+    assert evaluate(tiny, METHODS, [TASK], trained, EVALUATE, data) == summary
+    assert scored == []
+    # Other routers: they and their controls are scored again, base and static are not.
+    copy_run(trained, tmp_path, "search", "static", "routers", "evaluate")
+    other = Routers(RouterConfig(L, 32, n_windows=4, width=16), seed=5)
+    tiny.policy = other
+    tiny.save_pretrained(tmp_path / "routers")
+    tiny.policy = None
+    again = evaluate(tiny, METHODS, [TASK], tmp_path, EVALUATE, data)
+    assert len(scored) == 3
+    assert {row["method"]: row["mean_passes"] for row in again["rows"]}["base"] == L
+    # Other questions under the same ids: everything is.
+    scored.clear()
+    rows = questions()
+    for row in rows:
+        row["answer"] = (row["answer"] + 1) % 3
+    copy_run(trained, tmp_path / "b", "static", "routers", "evaluate")
+    evaluate(tiny, METHODS, [TASK], tmp_path / "b", EVALUATE, write_rows(tmp_path / data.name, rows))
+    assert len(scored) == 5
+
+
+def test_controls_bring_the_routers_along_and_the_base_is_always_there(summary, trained, tiny, data):
+    found = evaluate(tiny, ["shuffled"], [TASK], trained, EVALUATE, data)
+    assert [row["method"] for row in found["rows"]] == ["base", "routers", "shuffled"]
+    assert row_of(found, "shuffled") == row_of(summary, "shuffled")
+    evaluate(tiny, METHODS, [TASK], trained, EVALUATE, data)  # the folder as other tests expect it
+
+
+def test_evaluation_leaves_the_models_own_policy(summary, trained, tiny, data):
+    tiny.policy = Route.parse("0111")
+    found = evaluate(tiny, [], [TASK], trained, EvaluateConfig(**{**vars(EVALUATE), "split": "calibrate"}), data)
+    assert row_of(found, "base")["mean_passes"] == L
+    assert tiny.policy.route == Route.parse("0111")
+    tiny.policy = None
+
+
+def test_two_tasks_are_pooled(trained, tiny, data, tmp_path):
+    copy_run(trained, tmp_path, "search", "routers")
+    found = evaluate(tiny, ["routers"], [TASK, "openbookqa"], tmp_path, EVALUATE, data)
+    assert [(row["method"], row["task"]) for row in found["rows"]] == [
+        (method, task) for method in ("base", "routers") for task in (TASK, "openbookqa", "all")
+    ]
+    for method in ("base", "routers"):
+        parts = [row_of(found, method, task) for task in (TASK, "openbookqa")]
+        pooled = row_of(found, method, "all")
+        assert pooled["n"] == sum(part["n"] for part in parts)
+        assert pooled["accuracy"] == pytest.approx(sum(part["accuracy"] * part["n"] for part in parts) / pooled["n"])
+    pooled = row_of(found, "routers", "all")
+    assert pooled["better"] == sum(row_of(found, "routers", task)["better"] for task in (TASK, "openbookqa"))
+
+
+def test_an_evaluation_question_that_was_fitted_on_is_dropped_and_counted(tiny, data, tmp_path):
+    """In the same file, and in another file than the one that was searched."""
+    train_rows = [row | {"part": "train"} for row in questions(24)]
+    shared = [train_rows[0] | {"id": "again", "question": train_rows[0]["question"].upper() + "  ", "part": "validation"}]
+    fresh = [row | {"part": "validation"} for row in questions(40)[24:]]
+    own = write_rows(tmp_path / "own.jsonl", [*train_rows, *shared, *fresh])
+    fit = {example.id for example in load_task(TASK, own).examples["fit"]}
+    assert "q0" in fit
+    found = evaluate(tiny, [], [TASK], tmp_path / "a", EVALUATE, own)
+    assert found["dropped"][TASK]["tune"] == 1
+    assert row_of(found, "base")["n"] == 16
+    assert "again" not in {row["id"] for row in rows_of(tmp_path / "a", "base")}
+
+    search(tiny, [TASK], SearchConfig(n_simulations=0), tmp_path / "b", data)
+    searched = load_task(TASK, data).examples
+    asked = [row | {"part": "test"} for row in questions()] + [{**questions(61)[60], "part": "test"}]
+    other = write_rows(tmp_path / "other.jsonl", asked)
+    found = evaluate(tiny, [], [TASK], tmp_path / "b", EvaluateConfig(split="test", n_resamples=100), other)
+    ids = {row["id"] for row in pq.ParquetFile(tmp_path / "b" / "evaluate" / "test" / "base" / f"{TASK}.parquet").read().to_pylist()}
+    assert not ids & {example.id for example in searched["fit"]}
+    assert {"q60"} | {example.id for example in searched["test"]} <= ids
+    assert found["dropped"][TASK]["test"] >= len(searched["fit"])
+    assert len(ids) + found["dropped"][TASK]["test"] == 61
+    assert read_jobs(tmp_path / "b")[-1]["read_test_split"] is True
+
+
+@pytest.mark.parametrize(
+    ("methods", "tasks", "message"),
+    [
+        (["ruoters"], [TASK], "unknown method 'ruoters'; did you mean 'routers'"),
+        (["base"], ["arc_esy"], "unknown task 'arc_esy'"),
+        (["routers"], [TASK], "holds no saved policy"),
+    ],
+)
+def test_what_cannot_be_evaluated_gets_one_line(tiny, data, tmp_path, methods, tasks, message):
+    with pytest.raises(DrllmError, match=message) as refusal:
+        evaluate(tiny, methods, tasks, tmp_path, EVALUATE, data)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_policy_of_other_weights_is_not_evaluated(summary, trained, data):
+    with pytest.raises(ArtifactError, match="was made for"):
+        evaluate(model(seed=1), ["static"], [TASK], trained, EVALUATE, data)
+
+
+def test_a_corrupt_answer_file_is_refused(summary, trained, tiny, data, tmp_path):
+    copy_run(trained, tmp_path, "search", "evaluate")
+    path = tmp_path / "evaluate" / "tune" / "base" / f"{TASK}.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ArtifactError, match=r"is corrupt.*: delete it and evaluate again"):
+        evaluate(tiny, [], [TASK], tmp_path, EVALUATE, data)
+
+
+def test_the_run_file_holds_every_job(summary, trained):
+    jobs = read_jobs(trained)
+    done = [job["job"] for job in jobs if job["status"] == "done"]  # others are searches that were refused
+    assert list(dict.fromkeys(done)) == ["search", "train", "evaluate"]
+    assert jobs[0]["argv"] == ["drllm", "search"]
+    assert jobs[0]["status"] == "done"
+    assert jobs[0]["config"]["n_simulations"] == 10
+    assert {job["config"]["method"] for job in jobs if job["job"] == "train" and job["status"] == "done"} == {"static", "routers"}
+    first = next(job for job in jobs if job["job"] == "evaluate")
+    assert first["config"] == vars(EVALUATE)
+    for job in jobs:
+        assert job["seconds"] >= 0
+        assert {"versions", "hardware", "commit", "date"} <= job.keys()
+
+
+def test_copies_of_one_model_agree(tiny):
+    """What the tests above lean on: `model()` makes the weights of `tiny`, and wrapping left them alone."""
+    assert tiny.fingerprint == model().fingerprint != model(seed=1).fingerprint
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        assert torch.equal(tiny(ids).logits, copy.deepcopy(Plain().base)(ids).logits)
