@@ -111,19 +111,19 @@ def test_letter_agrees_with_a_plain_unbatched_implementation(models):
 
 
 def test_boxed_agrees_with_a_plain_unbatched_implementation(models):
-    """Sums of one-digit numbers: mathematics this model can partly do."""
+    """This model never boxes an answer of its own (0 of 96 tried), but it repeats lines it is shown, and half of those are right."""
     routed, twins = models
     task = get_task("dart-1")
-    ask = "Write the answer as \\boxed{{number}}. What is {0} {1} {2}?"
-    sums = [(a, sign, b) for a in range(2, 8) for b in (3, 5, 9, 14) for sign in "+*"]
-    examples = [Example(f"{a}{sign}{b}", ask.format(a, sign, b), (), str(a + b if sign == "+" else a * b), "dart-1") for a, sign, b in sums]
-    scorer = GeneratedScorer(routed, "boxed", max_new_tokens=40)
+    shown = "1 + 1 = \\boxed{{2}}\n{0} * {1} = \\boxed{{{2}}}\n9 - 2 = \\boxed{{7}}\n2 * 3 ="
+    products = [(a, b, a * b + wrong) for a in range(2, 6) for b in (3, 4, 5, 6, 7) for wrong in (0, 1)]
+    examples = [Example(f"{a}*{b}={c}", shown.format(a, b, c), (), str(a * b), "dart-1") for a, b, c in products]
+    scorer = GeneratedScorer(routed, "boxed", max_new_tokens=24)
     questions = [scorer.question(task, example) for example in examples]
     scorer.load(questions)
-    pairs = [(index, ROUTES[index % 2]) for index in range(len(questions))]
+    pairs = [(index, FULL) for index in range(len(questions))]
     counts = [0, 0]
     for (index, route), verdict in zip(pairs, scorer.score(pairs), strict=True):
-        tokens = plain_greedy(twins[route], questions[index].context_ids, 40, routed.tokenizer.eos_token_id)
+        tokens = plain_greedy(twins[route], questions[index].context_ids, 24, routed.tokenizer.eos_token_id)
         text = routed.tokenizer.decode(tokens, skip_special_tokens=True)
         assert verdict.text == text
         boxes = re.findall(r"\\boxed\{([^{}]*)\}", text)
