@@ -304,7 +304,7 @@ def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
     assert code == 0
     assert err.count("done already") == 3
     # A lost file is made again.
-    (out / "routers" / "config.json").unlink()
+    (out / "routers" / "drllm_config.json").unlink()
     code, third, err = run(capsys, *typed)
     assert code == 0
     assert "train routers: " in err

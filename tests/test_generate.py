@@ -39,6 +39,10 @@ class ByFirstToken(Policy):
     load = save
 
 
+def beam_ids(tiny):
+    return torch.tensor([tiny.tokenizer("Hello")["input_ids"]])
+
+
 def test_text_prompts_give_one_output_each(tiny):
     outs = tiny.generate(["Hello", "What is 12*3?"], max_new_tokens=5, policy=ROUTE, **GREEDY)
     assert [out.route for out in outs] == [ROUTE, ROUTE]
@@ -183,7 +187,8 @@ def test_refusals_look_into_generation_configs_too(tiny):
     with pytest.raises(InputError, match="num_beams"):
         tiny.generate(["Hello"], policy=ROUTE)
     # The base takes what the base takes.
-    assert tiny.generate(["Hello"], max_new_tokens=2)[0].n_new_tokens <= 2
+    beams = tiny.generate(["Hello"], max_new_tokens=2, **GREEDY)[0]
+    assert beams.token_ids == tiny.model.generate(beam_ids(tiny), max_new_tokens=2, **GREEDY)[0, 5:].tolist()
 
 
 @pytest.mark.parametrize(
@@ -200,7 +205,7 @@ def test_refusals_look_into_generation_configs_too(tiny):
         (lambda m: m.generate(["x", "y", "z"], policy=[Route.full(4), ROUTE]), "2 routes for 3 prompts"),
         (lambda m: m.generate(["x"], policy=["1111"]), "expected a Policy, a Route or a list"),
         (lambda m: m.generate(["x"], policy=7), "expected a Policy, a Route or a list"),
-        (lambda m: m.generate(input_ids=torch.tensor([3, 4])), "expected \\(B, T\\)"),
+        (lambda m: m.generate(input_ids=torch.tensor([3, 4])), "token ids \\(B, T\\)"),
         (lambda m: m.generate(input_ids=torch.tensor([[3, 4]]), attention_mask=torch.tensor([[1, 0]])), "padded on the right"),
         (lambda m: m.generate(input_ids=torch.ones(2, 2).long(), attention_mask=torch.tensor([[1, 1], [0, 0]])), "prompt 1 is empty"),
         (lambda m: m(torch.tensor([[3, 4]]), prompt_mask=torch.tensor([[1]]), routes=ROUTE), "expected that of input_ids"),
@@ -249,3 +254,99 @@ def test_policies_of_one_route_save_and_load(tiny, tmp_path):
     again = RoutedModel.from_pretrained(tmp_path / "static", base=tiny)
     assert again.policy.route == ROUTE
     assert again.generate(["Hello"], max_new_tokens=4, **GREEDY) == expected
+
+
+def test_how_many_tokens_follows_the_callers_wish(tiny):
+    def n_new(**options):
+        return tiny.generate(["Hello"], policy=ROUTE, eos_token_id=None, **options, **GREEDY)[0].n_new_tokens
+
+    assert n_new() == 64
+    assert n_new(max_new_tokens=3) == 3
+    assert n_new(max_length=9) == 4
+    assert n_new(generation_config=GenerationConfig(max_new_tokens=6)) == 6
+    for wrong in ({"max_new_tokens": 0}, {"max_length": 5}):
+        with pytest.raises(InputError, match="expected at least 1"):
+            n_new(**wrong)
+
+
+def test_the_models_own_settings_fill_a_given_configuration(tiny):
+    """As in transformers: what a generation_config leaves open comes from the model's own."""
+    free = tiny.generate(["Hello"], policy=ROUTE, max_new_tokens=8, eos_token_id=None, **GREEDY)[0].token_ids
+    tiny.model.generation_config.eos_token_id = free[2]
+    out = tiny.generate(["Hello", "Bye"], policy=ROUTE, max_new_tokens=8, generation_config=GenerationConfig(do_sample=False))[0]
+    assert out.token_ids == free[: free.index(free[2]) + 1]
+    tiny.model.generation_config.num_return_sequences = 2
+    outs = tiny.generate(["Hello"], policy=[ROUTE], max_new_tokens=2, generation_config=GenerationConfig(do_sample=True))
+    assert [out.route for out in outs] == [ROUTE, ROUTE]
+
+
+def test_stateful_stopping_criteria_see_each_step_once(tiny):
+    class ThirdCall(StoppingCriteria):
+        calls = 0
+
+        def __call__(self, input_ids, scores, **kwargs):
+            self.calls += 1
+            return torch.full((len(input_ids),), self.calls >= 3, dtype=torch.bool)
+
+    out = tiny.generate(["Hello"], policy=ROUTE, max_new_tokens=9, eos_token_id=None, stopping_criteria=[ThirdCall()], **GREEDY)[0]
+    assert out.n_new_tokens == 3
+
+
+@pytest.mark.parametrize(
+    "decided", [torch.tensor([3]), torch.tensor([-1]), torch.tensor([0.5]), torch.tensor([[1]]), torch.tensor([1, 1]), None, 1]
+)
+def test_a_policy_that_decides_nonsense_is_refused(tiny, decided):
+    class Nonsense(ByFirstToken):
+        def decide(self, block, x_BTD, prompt_mask_BT):
+            return decided
+
+    with pytest.raises(InputError, match="the policy decided"):
+        tiny.generate(["Hello"], policy=Nonsense(), max_new_tokens=1)
+
+
+def test_pads_never_enter_even_if_the_prompt_mask_holds_them(tiny):
+    ids = torch.tensor([[0, 0, 0, 9, 8, 7, 50, 51]])
+    real = (ids > 0).long()
+    prompt = torch.tensor([[1, 1, 1, 1, 1, 1, 0, 0]])
+    seen = []
+
+    class Spy(ByFirstToken):
+        def decide(self, block, x_BTD, prompt_mask_BT):
+            seen.append(prompt_mask_BT.long().tolist())
+            return super().decide(block, x_BTD, prompt_mask_BT)
+
+    with torch.no_grad():
+        tiny(ids, real, prompt_mask=prompt, routes=Spy())
+    assert seen == [(real & prompt).tolist()] * L
+
+
+def test_a_list_is_one_route_a_prompt_never_broadcast(tiny):
+    with pytest.raises(InputError, match="1 routes for 2 prompts"):
+        tiny.generate(["a", "b"], policy=[ROUTE])
+    with pytest.raises(InputError, match="1 routes for 2 rows"):
+        tiny(torch.tensor([[3, 4], [5, 6]]), routes=[ROUTE])
+    same = tiny.generate(["a", "b"], policy=[Route.full(L)] * 2, max_new_tokens=3, **GREEDY)
+    assert same == tiny.generate(["a", "b"], max_new_tokens=3, **GREEDY)
+
+
+def test_a_policy_of_another_prompt_format_is_refused_however_it_comes(tiny):
+    policy = RoutePolicy(ROUTE)
+    policy.prompt_format = "chat"
+    for given in ({"policy": policy}, {}):
+        if not given:
+            tiny.policy = policy
+        with pytest.raises(InputError, match="trained on 'chat' prompts, these are 'raw'"):
+            tiny.generate(["Hello"], **given)
+        assert tiny.generate(["Hello"], max_new_tokens=1, check_prompt_format=False, **given)[0].route == ROUTE
+
+
+def test_hub_leftovers_in_the_models_settings_do_no_harm(tiny):
+    tiny.model.generation_config.cache_implementation = "hybrid"
+    assert tiny.generate(["Hello"], policy=ROUTE, max_new_tokens=1, **GREEDY)[0].route == ROUTE
+
+
+@pytest.mark.parametrize("prompts", [3, [None], [[5, 6]], [["a", "b"]], ["\ud800"], [[{"role": "user"}]]])
+def test_prompts_that_are_none_get_one_line(tiny, prompts):
+    with pytest.raises(InputError) as caught:
+        tiny.generate(prompts)
+    assert "\n" not in str(caught.value)

@@ -350,7 +350,7 @@ def test_training_writes_metrics_and_a_policy(trained, run):
     assert lines[-1]["loss"] < lines[0]["loss"]
     routers = Routers.load(trained / "routers")
     assert routers.config == RouterConfig(L, 32, n_windows=4, width=16)
-    config = json.loads((trained / "routers" / "config.json").read_text())
+    config = json.loads((trained / "routers" / "drllm_config.json").read_text())
     assert (config["policy"], config["prompt_format"]) == ("routers", "raw")
 
 

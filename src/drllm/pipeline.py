@@ -107,9 +107,9 @@ def _answer(
     loaded = drop_overlaps({name: load_task(name, data) for name in tasks})[tasks[0]]
     scorer = make_scorer(routed, loaded.task, config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
     prompt_ids = scorer.question(loaded.task, loaded.select(split, 1)[0]).context_ids
-    policy = artifact.load_policy(artifact.read(out / "routers"), routed)
+    policy = artifact.load_policy(out / "routers", routed)
     input_ids = torch.tensor([prompt_ids], dtype=torch.long, device=routed.device)
-    output = routed.generate(input_ids=input_ids, policy=policy, max_new_tokens=ANSWER_TOKENS, do_sample=False)[0]
+    output = routed.generate(input_ids=input_ids, policy=policy, max_new_tokens=ANSWER_TOKENS, min_new_tokens=1, do_sample=False)[0]
     prompt = routed.tokenizer.decode(prompt_ids, skip_special_tokens=True)
     return {"prompt": prompt, "text": output.text, "route": str(output.route), "n_passes": output.route.n_passes}
 

@@ -62,6 +62,8 @@ class Route:
 
     def edit(self, start: int, *actions: int) -> Route:
         """This route with the actions from block `start` on replaced."""
+        if not 0 <= start <= len(self) - len(actions):
+            raise InputError(f"cannot edit blocks {start} to {start + len(actions) - 1} of a route of {len(self)} blocks")
         return Route((*self.actions[:start], *actions, *self.actions[start + len(actions) :]))
 
     def first_edit(self) -> int:

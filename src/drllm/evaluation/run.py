@@ -88,7 +88,7 @@ def evaluate(
         wanted.append("routers")
     # The base, then trained policies, then the controls, which are made from the routers' routes.
     wanted.sort(key=METHODS.index)
-    policies = {name: _load_policy(routed, out / name) for name in TRAINED if name in wanted}
+    policies = {name: artifact.load_policy(out / name, routed) for name in TRAINED if name in wanted}
     loaded = _load(tasks, data, out)
     folder = out / "evaluate" / config.split
     answers: dict[str, dict[str, Answered]] = {name: {} for name in wanted}
@@ -236,10 +236,6 @@ def _key(
     if isinstance(policy, RowRoutes) and routes is not None:
         digest.update(" ".join(map(str, routes)).encode())
     return digest.hexdigest()
-
-
-def _load_policy(routed: RoutedModel, folder: Path) -> Policy:
-    return artifact.load_policy(artifact.read(folder), routed)
 
 
 def _load(tasks: Sequence[str], data: str | Path | None, out: Path) -> dict[str, LoadedTask]:

@@ -1,11 +1,13 @@
-"""A saved policy: `config.json` says what it is and which base it belongs to, beside the policy's own files."""
+"""A saved policy: `drllm_config.json` says what it is and which base it belongs to, beside the policy's own files."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING
 
 from drllm.errors import ArtifactError, InputError
@@ -15,7 +17,8 @@ from drllm.model.policy import Policy, policy_class
 if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
 
-CONFIG_FILE = "config.json"
+# Not config.json: a policy saved into a checkpoint's folder must not overwrite the checkpoint's own.
+CONFIG_FILE = "drllm_config.json"
 SCHEMA_VERSION = 1
 
 
@@ -31,29 +34,30 @@ class ArtifactConfig:
     n_layers: int
     hidden_size: int
     prompt_format: str | None
+    files: dict[str, str]  # the policy's own files, each with its SHA-256
     schema_version: int = SCHEMA_VERSION
-    folder: str = ""
 
 
 def save(routed: RoutedModel, folder: Path) -> Path:
-    """Write the model's policy to a folder; `InputError` when it has none."""
-    if routed.policy is None:
+    """Write the model's policy to a folder; `InputError` when it has none or the folder is a file."""
+    policy = routed.policy
+    if policy is None:
         raise InputError("this model has no policy to save: set m.policy, for example to train(...)")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, expected a folder to save the policy in")
     folder.mkdir(parents=True, exist_ok=True)
-    routed.policy.save(folder)
+    written = policy.save(folder)
     config = ArtifactConfig(
-        routed.policy.name, routed.base_id, routed.revision, routed.fingerprint, routed.config.model_type, routed.n_layers,
-        routed.hidden_size, routed.policy.prompt_format,
+        policy.name, routed.base_id, routed.revision, routed.fingerprint, routed.config.model_type, routed.n_layers, routed.hidden_size,
+        policy.prompt_format, {name: _digest(folder / name) for name in written},
     )  # fmt: skip
-    written = asdict(config)
-    del written["folder"]
-    # Last: a folder with a config.json is complete.
-    write_json(folder / CONFIG_FILE, written)
+    # Last, with digests of the files: whatever a crash leaves in between is refused, never half old and half new.
+    write_json(folder / CONFIG_FILE, asdict(config))
     return folder
 
 
 def read(folder: Path) -> ArtifactConfig:
-    """The configuration of a saved policy; unknown newer keys warn, anything missing or corrupt is refused."""
+    """The configuration of a saved policy; unknown keys warn, a newer schema and anything missing or corrupt are refused."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ArtifactError(f"{folder} holds no saved policy ({CONFIG_FILE} is missing): give the folder that `drllm train` printed")
@@ -61,25 +65,38 @@ def read(folder: Path) -> ArtifactConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} is not readable JSON ({error}): train the policy again") from None
-    known = {field.name for field in fields(ArtifactConfig)} - {"folder"}
-    if not isinstance(values, dict) or known - {"schema_version"} - values.keys():
+    kinds = {"policy": str, "base_id": str, "base_revision": (str, NoneType), "fingerprint": str, "model_type": str, "n_layers": int,
+             "hidden_size": int, "prompt_format": (str, NoneType), "files": dict, "schema_version": int}  # fmt: skip
+    if not isinstance(values, dict) or any(name not in values or not isinstance(values[name], kind) for name, kind in kinds.items()):
         raise ArtifactError(f"{path} is not the configuration of a drllm policy: give the folder that `drllm train` printed")
-    if values.keys() - known:
-        warnings.warn(
-            f"{path} has keys this drllm does not know ({', '.join(sorted(values.keys() - known))}); they are ignored", stacklevel=2
-        )
-    return ArtifactConfig(**{key: values[key] for key in known & values.keys()}, folder=str(folder))
+    if values["schema_version"] > SCHEMA_VERSION:
+        raise ArtifactError(f"{path} has schema {values['schema_version']}, this drllm reads up to {SCHEMA_VERSION}: upgrade drllm")
+    if unknown := sorted(values.keys() - kinds.keys()):
+        warnings.warn(f"{path} has keys this drllm does not know ({', '.join(unknown)}); they are ignored", stacklevel=2)
+    return ArtifactConfig(**{name: values[name] for name in kinds})
 
 
-def load_policy(saved: ArtifactConfig, routed: RoutedModel) -> Policy:
-    """The saved policy, after checking that it was made for these very weights."""
+def load_policy(folder: Path, routed: RoutedModel) -> Policy:
+    """The saved policy, after checking that its files are whole and that it was made for these very weights."""
+    saved = read(folder)
     if saved.fingerprint != routed.fingerprint:
         raise ArtifactError(
-            f"the policy in {saved.folder} was made for {saved.base_id} (weights {saved.fingerprint}), "
-            f"this is {routed.base_id or 'a model'} (weights {routed.fingerprint}): load its own base, or train a policy for this one"
+            f"the policy in {folder} was made for {saved.base_id or 'a model in memory'} (weights {saved.fingerprint}), "
+            f"this is {routed.base_id or 'a model in memory'} (weights {routed.fingerprint}): "
+            "load its own base, or train a policy for this one"
         )
-    policy = policy_class(saved.policy).load(Path(saved.folder))
-    if policy.n_layers != routed.n_layers:
-        raise ArtifactError(f"the policy in {saved.folder} has {policy.n_layers} blocks, the model has {routed.n_layers}: train it again")
+    for name, digest in saved.files.items():
+        if not (folder / name).is_file() or _digest(folder / name) != digest:
+            raise ArtifactError(f"{folder / name} is missing or not the file that was saved with {CONFIG_FILE}: train the policy again")
+    policy = policy_class(saved.policy).load(folder)
+    if policy.n_layers != routed.n_layers or saved.model_type != routed.config.model_type or saved.hidden_size != routed.hidden_size:
+        raise ArtifactError(
+            f"the policy in {folder} is for {saved.model_type} with {policy.n_layers} blocks of size {saved.hidden_size}, the model is "
+            f"{routed.config.model_type} with {routed.n_layers} of {routed.hidden_size}: train it again"
+        )
     policy.prompt_format = saved.prompt_format
     return policy
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

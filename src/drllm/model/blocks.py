@@ -103,15 +103,25 @@ def find_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> RoutedCache | N
     return None
 
 
+def is_routed(block: nn.Module) -> bool:
+    """Whether a block is wrapped already, also under an accelerate hook added later."""
+    return any(isinstance(vars(block).get(name), RoutedBlock) for name in ("forward", "_old_forward"))
+
+
 def select_rows(value: Any, rows: Tensor, n_rows: int) -> Any:
     """The entries of a row argument for some rows; a first dimension of 1 is shared by all rows."""
     if isinstance(value, tuple):
         return tuple(select_rows(part, rows, n_rows) for part in value)
     if isinstance(value, dict):
         return {key: select_rows(part, rows, n_rows) for key, part in value.items()}
-    if isinstance(value, Tensor) and value.ndim and value.shape[0] == n_rows and n_rows > 1:
-        return value[rows.to(value.device)]
-    return value
+    if isinstance(value, Tensor):
+        split = value.ndim and value.shape[0] == n_rows and n_rows > 1
+        return value[rows.to(value.device)] if split else value
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    raise UnsupportedModelError(
+        f"cannot split a {type(value).__name__} by row for a mixed batch: load the model with attn_implementation='sdpa' or 'eager'"
+    )
 
 
 def probe_blocks(model: nn.Module, blocks: nn.ModuleList) -> bool:
@@ -136,7 +146,7 @@ def probe_blocks(model: nn.Module, blocks: nn.ModuleList) -> bool:
         return record
 
     handles = [block.register_forward_hook(hook(index), with_kwargs=True) for index, block in enumerate(blocks)]
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     device = model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
     try:
         model.eval()
@@ -146,7 +156,8 @@ def probe_blocks(model: nn.Module, blocks: nn.ModuleList) -> bool:
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
         raise refuse(f"its forward fails on two plain tokens ({str(error).splitlines()[0][:100]})") from error
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
         for handle in handles:
             handle.remove()
 

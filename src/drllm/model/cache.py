@@ -24,6 +24,12 @@ from drllm.routes import Route
 SUPPORTED_SLOTS = (DynamicLayer, DynamicSlidingWindowLayer, getattr(cache_utils, "DynamicIndexedLayer", DynamicLayer))
 
 
+STRAYED = (
+    "the model's blocks did not follow the route (hooks were removed, another object unwrapped it, or gradient checkpointing dropped the "
+    "cache): wrap the model again, or switch that off"
+)
+
+
 def new_slots(config: PreTrainedConfig, n_layers: int) -> list[DynamicLayer]:
     """One empty slot a block, of the class the family's own cache uses; refuses anything but plain and sliding-window attention."""
     slots = list(DynamicCache(config=config).layers) or [DynamicLayer() for _ in range(n_layers)]
@@ -89,6 +95,8 @@ class RoutedCache(_Slots):
 
     def enter(self, block: int, x_BTD: Tensor) -> Tensor:
         """Called with the states entering each block, before it runs; decides the block's actions at prefill."""
+        if block > len(self._actions):
+            raise InputError(STRAYED)
         if block == len(self._actions):
             if self.n_seen:
                 raise InputError("the cache met new blocks after prefill: use one RoutedCache a generation")
@@ -97,9 +105,7 @@ class RoutedCache(_Slots):
                     f"prefill saw states of {tuple(x_BTD.shape[:2])} rows and tokens, the prompt mask has "
                     f"{tuple(self._prompt_mask.shape)}: the whole prompt must enter in one step, with one route a row"
                 )
-            actions = self._policy.decide(block, x_BTD, self._prompt_mask).cpu()
-            if actions.shape[0] != x_BTD.shape[0]:
-                raise InputError(f"got {actions.shape[0]} routes for {x_BTD.shape[0]} rows, expected one route a row")
+            actions = check_actions(self._policy.decide(block, x_BTD, self._prompt_mask), x_BTD.shape[0], block)
             self._actions.append(actions)
             self._plans.append(row_plan(actions, x_BTD.device))
         return x_BTD
@@ -114,10 +120,26 @@ class RoutedCache(_Slots):
             self.n_seen += n_tokens
             self.second_pass.n_seen = self.n_seen
 
+    def check_complete(self, n_before: int = 0) -> None:
+        """Refuse a result whose blocks did not all follow the route: something stands between the model and its routed blocks."""
+        if len(self._actions) != self.n_layers or self.n_seen <= n_before:
+            raise InputError(STRAYED)
+
     @property
     def routes(self) -> list[Route]:
         """The routes decided, one a row; complete once prefill is over."""
         return [Route(actions) for actions in torch.stack(self._actions, dim=1).tolist()]
+
+
+def check_actions(actions: Tensor, n_rows: int, block: int) -> Tensor:
+    """A policy's decision as (B,) long on the CPU; `InputError` for another shape or any value but 0, 1 and 2."""
+    if not isinstance(actions, Tensor) or actions.shape != (n_rows,) or actions.is_floating_point():
+        found = f"{actions.dtype} {tuple(actions.shape)}" if isinstance(actions, Tensor) else type(actions).__name__
+        raise InputError(f"the policy decided {found} at block {block}, expected one whole action a row, ({n_rows},)")
+    actions = actions.detach().to("cpu", torch.long)
+    if bool(((actions < 0) | (actions > 2)).any()):
+        raise InputError(f"the policy decided {actions.tolist()} at block {block}, expected 0 (skip), 1 (execute) or 2 (repeat)")
+    return actions
 
 
 def row_plan(actions_B: Tensor, device: torch.device) -> list[Tensor | None]:

@@ -125,8 +125,19 @@ def check_structure(config: Any) -> None:
             f"model_type {model_type!r} with alibi lays its position bias out as batch x heads, so rows cannot be told apart: "
             "use a rotary model"
         )
+    if getattr(config, "add_cross_attention", False):
+        raise UnsupportedModelError(f"model_type {model_type!r} has cross-attention, expected a decoder-only language model")
     if getattr(config, "num_kv_shared_layers", 0):
         raise UnsupportedModelError(f"model_type {model_type!r} shares keys and values between blocks, which a skipped block would break")
+
+
+def check_model(model: Any) -> None:
+    """Refuse a module that is no causal language model in memory."""
+    name = type(model).__name__
+    if not hasattr(model, "generate") or model.get_output_embeddings() is None:
+        raise UnsupportedModelError(f"{name} has no language-model head: give a causal language model, such as AutoModelForCausalLM loads")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UnsupportedModelError(f"{name} keeps weights offloaded: load it whole onto a device")
 
 
 def check_family(config: Any) -> None:

@@ -1,4 +1,4 @@
-"""What `RoutedModel.generate` needs around transformers' own: refused options, and where each row's answer ends."""
+"""What `RoutedModel.generate` needs around transformers' own: effective options, refused ones, and where each row's answer ends."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, StopStringCriteria
 
 from drllm.errors import InputError
 
-# With a route these would decide on part of a prompt, move cache rows, or return a fixed number of layers.
+DEFAULT_NEW_TOKENS = 64
+
+# With a route these would decide on part of a prompt, move cache rows, run an unrouted copy, or return a fixed number of layers.
 UNROUTABLE_OPTIONS = (
     "num_beams",
     "num_beam_groups",
@@ -31,37 +33,93 @@ UNROUTABLE_OPTIONS = (
     "output_attentions",
     "penalty_alpha",
     "dola_layers",
+    "guidance_scale",
     "custom_generate",
 )
+# Values of theirs that ask for nothing. Hub configurations of sliding-window models still say "hybrid", which transformers ignores.
+_HARMLESS = {"num_beams": (1,), "num_beam_groups": (1,), "use_cache": (True,), "guidance_scale": (1,), "cache_implementation": ("hybrid",)}
+
+
+def setting(model: Any, options: dict[str, Any], name: str) -> Any:
+    """An option of `generate` as transformers resolves it: the argument, else the given generation_config, else the model's own."""
+    for value in (options.get(name), getattr(options.get("generation_config"), name, None)):
+        if value is not None:
+            return value
+    return getattr(model.generation_config, name, None)
 
 
 def refuse_options(options: dict[str, Any], names: Iterable[str], why: str) -> None:
-    """Raise `InputError` naming the first of `names` that is set."""
+    """Raise `InputError` naming the first of `names` that asks for something."""
     for name in names:
-        if options.get(name) not in (None, False):
-            raise InputError(f"option {name}={options[name]!r} is not supported: {why}; leave it out")
-        if name == "use_cache" and options.get(name) is False:
-            raise InputError(f"option use_cache=False is not supported: {why}; leave it out")
+        value = options.get(name)
+        if (
+            value is not None
+            and (value is not False or name == "use_cache")
+            and not any(value == harmless for harmless in _HARMLESS.get(name, ()))
+        ):
+            raise InputError(f"option {name}={value!r} is not supported: {why}; leave it out")
 
 
-def new_token_counts(sequences: Tensor, n_start: int, model: Any, tokenizer: Any, options: dict[str, Any]) -> list[int]:
-    """How many of the tokens after `n_start` each row generated before it was finished, end token included.
+def refuse_unroutable(model: Any, options: dict[str, Any]) -> None:
+    """Refuse the options no route can follow, wherever they were given."""
+    why = "with a route, drllm generates greedily or by sampling, the whole prompt in one step, with its own cache"
+    refuse_options({name: setting(model, options, name) for name in UNROUTABLE_OPTIONS}, UNROUTABLE_OPTIONS, why)
 
-    Finished rows are filled with pads, and the pad may equal the end token or a real one: so each row's end is found with the same
-    criteria that stopped it.
+
+def new_token_limit(model: Any, options: dict[str, Any], max_new_tokens: int | None, n_prompt: int) -> tuple[dict[str, int], int]:
+    """(what to pass on, most new tokens): the argument, else a given max_length or generation_config, else 64."""
+    if max_new_tokens is None:
+        given = options.get("generation_config")
+        length = options.get("max_length") or getattr(given, "max_length", None)
+        max_new_tokens = getattr(given, "max_new_tokens", None)
+        if max_new_tokens is None and length is not None:
+            max_new_tokens = length - n_prompt
+        if max_new_tokens is None:
+            max_new_tokens = DEFAULT_NEW_TOKENS
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise InputError(
+            f"max_new_tokens is {max_new_tokens!r}, expected at least 1 (max_length counts the prompt's {n_prompt} tokens too)"
+        )
+    options.pop("max_length", None)
+    return {"max_new_tokens": max_new_tokens}, max_new_tokens
+
+
+class RowEnds(StoppingCriteria):
+    """Stops rows on the end tokens, the stop strings and the caller's criteria, and remembers when each row stopped.
+
+    Finished rows are filled with pads, and a pad may equal the end token or a real one, so the end cannot be read off the tokens later.
     """
-    given = options.get("generation_config") or model.generation_config
-    end = options.get("eos_token_id", given.eos_token_id)
-    stop = options.get("stop_strings") or given.stop_strings
-    criteria = StoppingCriteriaList(options.get("stopping_criteria") or [])
-    if end is not None:
-        criteria.append(EosTokenCriteria(eos_token_id=end))
-    if stop is not None:
-        criteria.append(StopStringCriteria(stop_strings=stop, tokenizer=tokenizer))
-    counts = torch.full((len(sequences),), sequences.shape[1] - n_start, dtype=torch.long)
-    if not criteria:
-        return counts.tolist()
-    for n_new in range(sequences.shape[1] - n_start - 1, 0, -1):
-        done = criteria(sequences[:, : n_start + n_new], None).cpu()  # type: ignore[arg-type]
-        counts[done] = n_new
-    return counts.tolist()
+
+    def __init__(self, model: Any, tokenizer: Any, options: dict[str, Any], n_start: int):
+        self.n_start = n_start
+        self.counts: Tensor | None = None  # (B,) new tokens of each finished row, 0 while it runs
+        self.criteria = StoppingCriteriaList(options.get("stopping_criteria") or [])
+        end, stop = setting(model, options, "eos_token_id"), setting(model, options, "stop_strings")
+        if "eos_token_id" in options:
+            end = options["eos_token_id"]
+        if end is not None:
+            self.criteria.append(EosTokenCriteria(eos_token_id=end))
+        if stop is not None:
+            if tokenizer is None:
+                raise InputError("stop_strings need a tokenizer: wrap the model with one")
+            self.criteria.append(StopStringCriteria(stop_strings=stop, tokenizer=tokenizer))
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Which rows (B,) are finished after this step."""
+        done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        for criterion in self.criteria:
+            done |= criterion(input_ids, scores, **kwargs)
+        if self.counts is None:
+            self.counts = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
+        self.counts[done & (self.counts == 0)] = input_ids.shape[1] - self.n_start
+        return done
+
+    def new_tokens(self, sequences: Tensor) -> list[int]:
+        """New tokens of each row of the result, its end token included and pads left out."""
+        longest = sequences.shape[1] - self.n_start
+        if self.counts is None:
+            # Beam search of the base was not watched, since it reorders rows: only end tokens and stop strings ended these.
+            for length in range(self.n_start + 1, sequences.shape[1] + 1):
+                self(sequences[:, :length], None)
+        assert self.counts is not None
+        return [min(count, longest) if count else longest for count in self.counts.tolist()]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from drllm.errors import InputError
@@ -51,17 +52,26 @@ def load_base(name: str, dtype: torch.dtype | None = None, device: str | torch.d
     with _quiet_loading():
         try:
             kwargs = options | _dense_gguf() if gguf else options
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or (torch.bfloat16 if gguf else "auto"), **kwargs)
+            precision = dtype or (torch.bfloat16 if gguf else "auto")
+            loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=precision, output_loading_info=True, **kwargs)
+            model, info = loaded
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, **options)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().split("\n")[0][:200]
             raise InputError(
                 f"cannot load model {name!r}: {reason}{did_you_mean(name, ALIASES)}; give a Hub id, a local folder, a .gguf file, "
                 f"or one of {', '.join(ALIASES)}"
             ) from error
+    if lacking := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
+        raise InputError(
+            f"the weights of {name!r} lack {len(lacking)} parameters ({lacking[0]}, ...), which would be random: get a complete copy"
+        )
     if gguf:
         model.config.name_or_path = name
-    model = model.to(device) if device is not None else model  # type: ignore[arg-type]
+    try:
+        model = model.to(device) if device is not None else model  # type: ignore[arg-type]
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0][:120]}): use cpu") from None
     return LoadedBase(model.eval(), tokenizer, name, getattr(model.config, "_commit_hash", None))
 
 
@@ -120,17 +130,37 @@ def _quiet_loading() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def fingerprint(model: nn.Module) -> str:
-    """Identifies a model's weights: 16 hex digits over every parameter's name, shape and up to 4,096 evenly spaced values.
+def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A torch dtype, also by its name."""
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else None
+    if not isinstance(found, torch.dtype):
+        raise InputError(f"unknown dtype {dtype!r}: give float32, bfloat16 or float16")
+    return found
 
-    Values are rounded to bfloat16, so one checkpoint has one fingerprint in float32 and bfloat16; another quantisation, an adapter
-    or a fine-tune has another.
+
+def causal_lm(model: nn.Module) -> Any:
+    """The language model itself, inside a compiled module or an adapter, whose own forward takes anything."""
+    model = getattr(model, "_orig_mod", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Identifies a model's weights: 16 hex digits over every parameter's name, shape and up to 4,096 of its values.
+
+    One value is taken from each of 4,096 equal stretches, at a place that moves from stretch to stretch, so that no column or stride is
+    passed over. Values are rounded to bfloat16: one checkpoint has one fingerprint in float32 and bfloat16; another quantisation, an
+    adapter or a fine-tune has another. A change of a few single values may go unnoticed.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         flat = parameter.detach().reshape(-1)
-        picked = flat[:: max(1, flat.numel() // FINGERPRINT_SAMPLES)][:FINGERPRINT_SAMPLES]
-        values = picked.to(device="cpu", dtype=torch.float32).to(torch.bfloat16).view(torch.int16)
+        n_samples = min(flat.numel(), FINGERPRINT_SAMPLES)
+        stretch = torch.arange(n_samples) * flat.numel() // max(n_samples, 1)
+        length = (torch.arange(1, n_samples + 1) * flat.numel() // max(n_samples, 1)) - stretch
+        places = stretch + torch.arange(n_samples) * 7919 % length
+        values = flat[places.to(flat.device)].to(device="cpu", dtype=torch.float32).to(torch.bfloat16).view(torch.int16)
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()[:16]

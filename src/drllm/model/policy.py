@@ -53,9 +53,14 @@ class Policy(ABC):
         """The one route of a policy that does not look at the prompt, else None."""
         return None
 
+    def check_model(self, n_layers: int, hidden_size: int) -> None:
+        """Refuse a model of another shape than the policy is for."""
+        if getattr(self, "n_layers", None) != n_layers:
+            raise InputError(f"got a route or policy of {getattr(self, 'n_layers', None)} blocks, the model has {n_layers}")
+
     @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write everything `load` needs into an existing folder, atomically."""
+    def save(self, folder: Path) -> list[str]:
+        """Write everything `load` needs into an existing folder, atomically; the names of the files."""
 
     @classmethod
     @abstractmethod
@@ -105,9 +110,10 @@ class RoutePolicy(Policy):
         """The same action for every row."""
         return torch.full((x_BTD.shape[0],), int(self._route[block]), dtype=torch.long)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> list[str]:
         """One JSON file holding the route."""
         write_json(folder / POLICY_FILE, {"route": str(self._route)})
+        return [POLICY_FILE]
 
     @classmethod
     def load(cls, folder: Path) -> RoutePolicy:
@@ -128,12 +134,18 @@ class RowRoutes(Policy):
             raise InputError("got an empty list of routes, expected one route a prompt")
         self.n_layers = len(routes[0])
         self.actions_BL = torch.tensor([tuple(route) for route in routes], dtype=torch.long)
+        self._common = routes[0] if all(route == routes[0] for route in routes) else None
+
+    @property
+    def route(self) -> Route | None:
+        """The route that all rows share, if they do."""
+        return self._common
 
     def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
         """Column `block` of the given actions."""
         return self.actions_BL[:, block]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> list[str]:
         """Refused: these routes belong to one batch of prompts."""
         raise InputError("a list of routes belongs to one batch and cannot be saved; save a Route or trained routers")
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from drllm.errors import InputError
@@ -14,28 +15,61 @@ Prompt = str | Sequence[Mapping[str, str]]
 RAW, CHAT = "raw", "chat"
 
 
-def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> tuple[list[list[int]], str]:
-    """Token ids of each prompt, and the format they share: "raw" (text plus the tokenizer's specials) or "chat" (its template)."""
+def encode_prompts(tokenizer: Any, prompts: Any) -> tuple[list[list[int]], str]:
+    """Token ids of each prompt, and the format they share: "raw" (text plus the tokenizer's specials) or "chat" (its template).
+
+    `prompts` is one prompt or a list of them; a prompt is a text or a list of messages with `role` and `content`.
+    """
     if tokenizer is None:
         raise InputError("this model was wrapped without a tokenizer: pass tokenizer=..., or token ids as input_ids=...")
-    formats = {RAW if isinstance(prompt, str) else CHAT for prompt in prompts}
+    batch = [prompts] if isinstance(prompts, str) or _is_messages(prompts) else prompts
+    if not isinstance(batch, list | tuple):
+        raise InputError(f"prompts is a {type(prompts).__name__}, expected a text, a list of messages, or a list of either")
+    formats = {RAW if isinstance(prompt, str) else CHAT for prompt in batch}
     if len(formats) != 1:
-        raise InputError(f"got {len(prompts)} prompts of {len(formats)} formats, expected at least one, all text or all chat messages")
+        raise InputError(f"got {len(batch)} prompts of {len(formats)} formats, expected at least one, all text or all chat messages")
     if formats == {CHAT} and not tokenizer.chat_template:
         raise InputError("got chat messages but the tokenizer has no chat template: pass the prompt as text")
     ids = []
-    for index, prompt in enumerate(prompts):
-        if isinstance(prompt, str):
-            row = tokenizer(prompt)["input_ids"] if prompt else []
-        else:
-            messages = [dict(message) for message in prompt]
-            if not messages or any({"role", "content"} - message.keys() for message in messages):
-                raise InputError(f"prompt {index} is not a list of messages with 'role' and 'content'")
-            row = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+    for index, prompt in enumerate(batch):
+        try:
+            row = _encode(tokenizer, prompt, index)
+        except (TemplateError, UnicodeEncodeError, TypeError) as error:
+            raise InputError(f"prompt {index} cannot be tokenised: {str(error).splitlines()[0][:120]}; check its text and roles") from None
         if not row:
             raise InputError(f"prompt {index} is empty: give it at least one token")
-        ids.append(list(row))
+        ids.append(row)
     return ids, formats.pop()
+
+
+def _encode(tokenizer: Any, prompt: Any, index: int) -> list[int]:
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"]) if prompt else []
+    if not _is_messages(prompt) or any({"role", "content"} - message.keys() for message in prompt):
+        raise InputError(f"prompt {index} is not a list of messages with 'role' and 'content'")
+    return list(tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"])
+
+
+def _is_messages(prompt: Any) -> bool:
+    return isinstance(prompt, list | tuple) and bool(prompt) and all(isinstance(message, dict) for message in prompt)
+
+
+def check_ids(input_ids: Any, attention_mask: Any) -> tuple[Tensor, Tensor, list[int]]:
+    """(input_ids, attention_mask, prompt tokens of each row), refusing what is not a left-padded batch of token ids."""
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or not input_ids.numel() or input_ids.is_floating_point():
+        found = f"{input_ids.dtype} {tuple(input_ids.shape)}" if isinstance(input_ids, Tensor) else f"a {type(input_ids).__name__}"
+        raise InputError(f"input_ids is {found}, expected a tensor of whole token ids (B, T) with at least one row and token")
+    attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    if not isinstance(attention_mask, Tensor) or attention_mask.shape != input_ids.shape:
+        raise InputError(
+            f"attention_mask has shape {tuple(getattr(attention_mask, 'shape', ()))}, expected that of input_ids, {tuple(input_ids.shape)}"
+        )
+    n_prompt_B = [int(n) for n in attention_mask.sum(1).tolist()]
+    if not all(n_prompt_B):
+        raise InputError(f"prompt {n_prompt_B.index(0)} is empty: give it at least one token")
+    if bool((attention_mask[:, 1:] < attention_mask[:, :-1]).any()):
+        raise InputError("the batch is padded on the right: pad input_ids and attention_mask on the left")
+    return input_ids, attention_mask, n_prompt_B
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

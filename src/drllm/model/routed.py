@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import StoppingCriteriaList
 
 from drllm.errors import ArtifactError, InputError
 from drllm.model import artifact
-from drllm.model.blocks import RoutedBlock, find_blocks, probe_blocks
+from drllm.model.blocks import RoutedBlock, find_blocks, is_routed, probe_blocks
 from drllm.model.cache import RoutedCache, new_slots
-from drllm.model.families import check_family, check_structure
-from drllm.model.generation import UNROUTABLE_OPTIONS, new_token_counts, refuse_options
-from drllm.model.load import fingerprint, load_base
+from drllm.model.families import check_family, check_model, check_structure
+from drllm.model.generation import RowEnds, new_token_limit, refuse_options, refuse_unroutable, setting
+from drllm.model.load import causal_lm, dtype_of, fingerprint, load_base
 from drllm.model.policy import Policy, RoutePolicy, RowRoutes
-from drllm.model.prompts import Prompt, check_context, encode_prompts, left_pad
+from drllm.model.prompts import Prompt, check_context, check_ids, encode_prompts, left_pad
 from drllm.routes import Route
 
 
@@ -48,36 +49,39 @@ class RoutedModel:
 
     def __init__(self, model: nn.Module, tokenizer: Any, base_id: str, revision: str | None):
         """Wrap in place; use `wrap`."""
+        if not hasattr(model, "config") or not hasattr(model.config, "get_text_config"):
+            raise InputError(f"cannot wrap a {type(model).__name__}: give a transformers model, a Hub id, a folder or a .gguf file")
         self.model: Any = model
         self.tokenizer = tokenizer
         self.base_id = base_id
         self.revision = revision
         self.config = self.model.config.get_text_config(decoder=True)
         check_structure(self.config)
+        check_model(model)
         blocks = find_blocks(model)
-        if any(isinstance(vars(block).get("forward"), RoutedBlock) for block in blocks):
+        if any(is_routed(block) for block in blocks):
             raise InputError("this model is wrapped already: use that RoutedModel, or call its unwrap() first")
         new_slots(self.config, len(blocks))  # refuses families whose state is not per block
         check_family(self.config)
         returns_tuple = probe_blocks(model, blocks)
-        self.fingerprint = fingerprint(model)
-        parameters = inspect.signature(self.model.forward).parameters
+        parameters = inspect.signature(causal_lm(model).forward).parameters
         self._cache_argument = "cache" if "cache" in parameters else "past_key_values"  # renamed in transformers 5.2x
         self.takes_position_ids = "position_ids" in parameters
         self.n_layers = len(blocks)
         self.hidden_size: int = self.config.hidden_size
         self._policy: Policy | None = None
         self.blocks = blocks
+        self._routed_blocks = [RoutedBlock(block, index, returns_tuple) for index, block in enumerate(blocks)]
         self._spent = False
-        for index, block in enumerate(blocks):
-            block.forward = RoutedBlock(block, index, returns_tuple)  # type: ignore[method-assign]
+        for block, routed_block in zip(blocks, self._routed_blocks, strict=True):
+            block.forward = routed_block  # type: ignore[method-assign]
 
     @classmethod
     def wrap(
         cls,
-        model_or_id: nn.Module | str,
+        model_or_id: nn.Module | str | Path,
         tokenizer: Any = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: str | torch.device | None = None,
     ) -> RoutedModel:
         """Make a model routable, in place.
@@ -91,24 +95,35 @@ class RoutedModel:
             UnsupportedModelError: by structure, before anything about the model changes.
             InputError: nothing can be loaded by that name.
         """
-        if isinstance(model_or_id, str):
-            base = load_base(model_or_id, dtype, device, tokenizer)
+        wanted = dtype_of(dtype)
+        if isinstance(model_or_id, str | Path):
+            base = load_base(str(model_or_id), wanted, device, tokenizer)
             return cls(base.model, base.tokenizer, base.base_id, base.revision)
         if not isinstance(model_or_id, nn.Module):
             raise InputError(f"cannot wrap a {type(model_or_id).__name__}: give a transformers model, a Hub id, a folder or a .gguf file")
         model: Any = model_or_id
-        if dtype is not None or device is not None:
-            model = model.to(dtype=dtype, device=device)
-        return cls(model, tokenizer, getattr(model, "name_or_path", "") or "", getattr(model.config, "_commit_hash", None))
+        config = getattr(model, "config", None)
+        routed = cls(model, tokenizer, getattr(model, "name_or_path", "") or "", getattr(config, "_commit_hash", None))
+        if wanted is not None or device is not None:
+            model.to(dtype=wanted, device=device)
+        return routed
 
     def unwrap(self) -> nn.Module:
-        """Give the base model back as it was; this object is spent."""
+        """Give the base model back as it was; this object is spent. `InputError` when a later hook sits on top of a routed block."""
+        if self._spent:
+            return self.model
+        for block, routed_block in zip(self.blocks, self._routed_blocks, strict=True):
+            if vars(block).get("forward") is not routed_block:
+                raise InputError(f"block {routed_block.index} was hooked after wrapping: remove that hook first, then unwrap")
+        for block, routed_block in zip(self.blocks, self._routed_blocks, strict=True):
+            routed_block.remove(block)
         self._spent = True
-        for block in self.blocks:
-            forward = vars(block).get("forward")
-            if isinstance(forward, RoutedBlock):
-                forward.remove(block)
         return self.model
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the base's weights as they are now (see `drllm.model.load.fingerprint`)."""
+        return fingerprint(self.model)
 
     @property
     def policy(self) -> Policy | None:
@@ -134,9 +149,8 @@ class RoutedModel:
                 raise InputError(
                     f"expected a Policy, a Route or a list of one Route a prompt, each of {self.n_layers} blocks; got {policy!r}"
                 )
-            made = RoutePolicy(routes[0]) if len(routes) == 1 else RowRoutes(routes)
-        if made.n_layers != self.n_layers:
-            raise InputError(f"got a route or policy of {made.n_layers} blocks, the model has {self.n_layers}")
+            made = RowRoutes(routes)
+        made.check_model(self.n_layers, self.hidden_size)
         return made
 
     def new_cache(self, policy: Policy, prompt_mask: Tensor) -> RoutedCache:
@@ -147,13 +161,18 @@ class RoutedModel:
 
     def forward(self, cache: RoutedCache, **inputs: Any) -> Any:
         """One step of the base model under a routed cache."""
-        return self.model(**inputs, **{self._cache_argument: cache}, use_cache=True)
+        n_before = cache.n_seen
+        out = self.model(**inputs, **{self._cache_argument: cache}, use_cache=True)
+        cache.check_complete(n_before)
+        return out
 
     def decoder_forward(self, cache: RoutedCache, **inputs: Any) -> Any:
         """As `forward`, without the output head: for what reads hidden states only."""
-        decoder = self.model.get_decoder()
+        decoder = causal_lm(self.model).get_decoder()
         name = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
-        return decoder(**inputs, **{name: cache}, use_cache=True)
+        out = decoder(**inputs, **{name: cache}, use_cache=True)
+        cache.check_complete(0)
+        return out
 
     def __call__(
         self,
@@ -183,13 +202,18 @@ class RoutedModel:
             if not self.takes_position_ids:
                 raise InputError(f"model_type {self.config.model_type!r} takes no position_ids: it derives them from the attention mask")
             inputs["position_ids"] = position_ids
-        if policy is None or (policy.route is not None and policy.route.is_full):
+        if isinstance(policy, RowRoutes) and len(policy.actions_BL) != len(input_ids):
+            raise InputError(f"got {len(policy.actions_BL)} routes for {len(input_ids)} rows, expected one route a row")
+        if policy is None or _is_identity(policy):
             return self.model(**inputs)
-        refuse_options(kwargs, ("output_hidden_states", "output_attentions"), "a route has no fixed number of layer outputs")
-        if prompt_mask is None:
-            prompt_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        for name in ("output_hidden_states", "output_attentions", "output_router_logits"):
+            wanted = {name: kwargs.get(name) if kwargs.get(name) is not None else getattr(self.config, name, None)}
+            refuse_options(wanted, (name,), "a route has no fixed number of layer outputs")
+        real = torch.ones_like(input_ids) if attention_mask is None or attention_mask.ndim != 2 else attention_mask
+        prompt_mask = real if prompt_mask is None else prompt_mask
         if prompt_mask.shape != input_ids.shape:
             raise InputError(f"prompt_mask has shape {tuple(prompt_mask.shape)}, expected that of input_ids, {tuple(input_ids.shape)}")
+        prompt_mask = prompt_mask.bool() & real.bool()  # a pad is never part of the prompt
         return self.forward(self.new_cache(policy, prompt_mask), **inputs)
 
     @torch.no_grad()
@@ -200,7 +224,7 @@ class RoutedModel:
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         policy: Policy | Route | Sequence[Route] | None = None,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         check_prompt_format: bool = True,
         **hf: Any,
     ) -> list[Output]:
@@ -210,6 +234,7 @@ class RoutedModel:
             prompts: texts (raw, with the tokenizer's specials) or lists of messages (chat template); or
             input_ids, attention_mask: (B, T), left-padded.
             policy: a Policy, a Route, or a list of one Route a prompt; default the model's own. None of them: the base model.
+            max_new_tokens: default 64, unless `max_length` or a generation_config says otherwise.
             check_prompt_format: refuse prompts of another format than the policy was trained on.
             **hf: options of transformers' `generate`: do_sample, temperature, num_return_sequences, stop_strings, streamer, ...
 
@@ -220,60 +245,44 @@ class RoutedModel:
         if (prompts is None) == (input_ids is None):
             raise InputError("give either prompts or input_ids")
         if input_ids is None:
-            batch = [prompts] if _is_single(prompts) else list(prompts)  # type: ignore[arg-type]
-            rows, prompt_format = encode_prompts(self.tokenizer, batch)  # type: ignore[arg-type]
-            if policy is None and chosen is not None and check_prompt_format and chosen.prompt_format not in (None, prompt_format):
+            rows, prompt_format = encode_prompts(self.tokenizer, prompts)
+            if chosen is not None and check_prompt_format and chosen.prompt_format not in (None, prompt_format):
                 raise InputError(
                     f"the policy was trained on {chosen.prompt_format!r} prompts, these are {prompt_format!r}: its routes would "
                     "be arbitrary; pass check_prompt_format=False to use it all the same"
                 )
             input_ids, attention_mask = left_pad(rows, self.pad_id, self.device)
-        elif input_ids.ndim != 2 or input_ids.shape[0] == 0:
-            raise InputError(f"input_ids has shape {tuple(input_ids.shape)}, expected (B, T) with at least one row")
-        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        n_prompt_B = attention_mask.sum(1).tolist()
-        if not input_ids.shape[1] or not all(n_prompt_B):
-            raise InputError(f"prompt {n_prompt_B.index(0) if 0 in n_prompt_B else 0} is empty: give it at least one token")
-        if not bool(attention_mask[:, -1].all()):
-            raise InputError("the batch is padded on the right: pad input_ids and attention_mask on the left")
-        check_context(max(n_prompt_B), max_new_tokens, self.config)
+        input_ids, attention_mask, n_prompt_B = check_ids(input_ids, attention_mask)
         if isinstance(chosen, RowRoutes) and len(chosen.actions_BL) != len(input_ids):
             raise InputError(f"got {len(chosen.actions_BL)} routes for {len(input_ids)} prompts, expected one a prompt")
 
-        options = {"pad_token_id": self.pad_id, "tokenizer": self.tokenizer if hf.get("stop_strings") else None} | hf
-        refuse_options(options, ("return_dict_in_generate",), "outputs are drllm's own")
-        n_each = self._setting(options, "num_return_sequences") or 1
+        options = {"pad_token_id": self.pad_id} | hf
+        limit, n_new_most = new_token_limit(self.model, options, max_new_tokens, max(n_prompt_B))
+        check_context(max(n_prompt_B), n_new_most, self.config)
+        if setting(self.model, options, "return_dict_in_generate"):
+            raise InputError("option return_dict_in_generate is not supported: outputs are drllm's own; leave it out")
+        if setting(self.model, options, "stop_strings"):
+            options.setdefault("tokenizer", self.tokenizer)
+        n_each = setting(self.model, options, "num_return_sequences") or 1
         cache: RoutedCache | None = None
-        if chosen is not None and not (chosen.route is not None and chosen.route.is_full):
-            self._refuse_unroutable(options)
+        if chosen is not None and not _is_identity(chosen):
+            refuse_unroutable(self.model, options)
             expanded = RowRoutes([r for r in _routes(chosen) for _ in range(n_each)]) if isinstance(chosen, RowRoutes) else chosen
             cache = self.new_cache(expanded, attention_mask.repeat_interleave(n_each, dim=0))
             options[self._cache_argument] = cache
-        sequences = self.model.generate(input_ids, attention_mask=attention_mask, max_new_tokens=max_new_tokens, **options)
-        n_start = input_ids.shape[1]
+        ends = RowEnds(self.model, self.tokenizer, options, input_ids.shape[1])
+        if (setting(self.model, options, "num_beams") or 1) == 1:
+            options["stopping_criteria"] = StoppingCriteriaList([ends])
+        sequences = self.model.generate(input_ids, attention_mask=attention_mask, **limit, **options)
+        if cache is not None:
+            cache.check_complete()
         routes = cache.routes if cache is not None else [Route.full(self.n_layers)] * len(sequences)
-        counts = new_token_counts(sequences, n_start, self.model, self.tokenizer, options)
         outputs = []
-        for index, (row, n_new, route) in enumerate(zip(sequences, counts, routes, strict=True)):
-            token_ids = row[n_start : n_start + n_new].tolist()
+        for index, (row, n_new, route) in enumerate(zip(sequences, ends.new_tokens(sequences), routes, strict=True)):
+            token_ids = row[input_ids.shape[1] :][:n_new].tolist()
             text = None if self.tokenizer is None else self.tokenizer.decode(token_ids, skip_special_tokens=True)
             outputs.append(Output(text, token_ids, route, n_prompt_B[index // n_each], n_new))
         return outputs
-
-    def _setting(self, options: dict[str, Any], name: str) -> Any:
-        """An option of `generate`, wherever it was given: as an argument, in a generation_config, or in the model's own."""
-        given = options.get("generation_config") or self.model.generation_config
-        return options[name] if options.get(name) is not None else getattr(given, name, None)
-
-    def _refuse_unroutable(self, options: dict[str, Any]) -> None:
-        """Ways of generating that would decide a route on part of a prompt or move cache rows."""
-        found = {name: self._setting(options, name) for name in UNROUTABLE_OPTIONS}
-        if found["num_beams"] == 1:
-            found["num_beams"] = None
-        if found["use_cache"] is True:
-            found["use_cache"] = None
-        why = "with a route, drllm generates greedily or by sampling, the whole prompt in one step, with its own cache"
-        refuse_options(found, UNROUTABLE_OPTIONS, why)
 
     @property
     def pad_id(self) -> int:
@@ -295,7 +304,7 @@ class RoutedModel:
         folder: str | Path,
         base: RoutedModel | nn.Module | str | None = None,
         tokenizer: Any = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: str | torch.device | None = None,
     ) -> RoutedModel:
         """Load a saved policy onto its base.
@@ -303,11 +312,14 @@ class RoutedModel:
         `base` may be the model in memory, or another place to load the same weights from; a different fingerprint is refused with
         `ArtifactError`.
         """
-        saved = artifact.read(Path(folder))
+        folder = Path(folder)
+        saved = artifact.read(folder)
         given = isinstance(base, RoutedModel)
+        if base is None and not saved.base_id:
+            raise ArtifactError(f"the policy in {folder} was made for a model in memory: pass it as base=...")
         routed = base if given else cls.wrap(saved.base_id if base is None else base, tokenizer, dtype, device)
         try:
-            routed.policy = artifact.load_policy(saved, routed)
+            routed.policy = artifact.load_policy(folder, routed)
         except ArtifactError:
             if not given:
                 routed.unwrap()
@@ -315,9 +327,9 @@ class RoutedModel:
         return routed
 
 
-def _is_single(prompts: Any) -> bool:
-    """One text, or one list of messages, rather than a list of prompts."""
-    return isinstance(prompts, str) or (isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], dict))
+def _is_identity(policy: Policy) -> bool:
+    """A policy that is the base model whatever the prompt."""
+    return policy.route is not None and policy.route.is_full
 
 
 def _routes(rows: RowRoutes) -> list[Route]:

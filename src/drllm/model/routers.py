@@ -37,7 +37,7 @@ _RETRAIN = "train the routers again"
 
 @dataclass(frozen=True)
 class RouterConfig:
-    """The shape of a set of routers; what base they belong to stands in the artefact's own `config.json`."""
+    """The shape of a set of routers; what base they belong to stands in the artefact's own `drllm_config.json`."""
 
     n_layers: int
     hidden_size: int
@@ -165,6 +165,14 @@ class Routers(Policy):
         weights = valid_BW.float() / valid_BW.sum(1, keepdim=True)
         return (logits_BWC * weights[..., None]).sum(1)
 
+    def check_model(self, n_layers: int, hidden_size: int) -> None:
+        """Refuse a model with other blocks or another hidden size."""
+        super().check_model(n_layers, hidden_size)
+        if self.config.hidden_size != hidden_size:
+            raise InputError(
+                f"the routers read states of size {self.config.hidden_size}, the model's have {hidden_size}: use routers made for it"
+            )
+
     def start(self, prompt_mask_BT: Tensor) -> _PrefillRouters:
         """A view that pools with this prompt's windows, computed once for all blocks."""
         return _PrefillRouters(self, prompt_mask_BT)
@@ -191,7 +199,7 @@ class Routers(Policy):
         view.control = None if p == -0.5 else p
         return view
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> list[str]:
         """`router_config.json`, which holds a checksum of `routers.safetensors`, into an existing folder; each atomically."""
         if self.control is not None:
             raise InputError("routers under a control knob are a view: save the routers they were made from")
@@ -200,6 +208,7 @@ class Routers(Policy):
         write_bytes(folder / WEIGHTS_FILE, data)
         # Last, and with the checksum: a crash in between leaves a pair that `load` refuses.
         write_json(folder / CONFIG_FILE, asdict(self.config) | {CHECKSUM: hashlib.sha256(data).hexdigest()})
+        return [CONFIG_FILE, WEIGHTS_FILE]
 
     @classmethod
     def load(cls, folder: Path) -> Routers:
@@ -245,8 +254,8 @@ class _PrefillRouters(Policy):
             raise InputError(f"the states entering block {block} are not finite on a prompt: load the base in bfloat16 or float32")
         return self._routers.actions(logits)
 
-    def save(self, folder: Path) -> None:
-        self._routers.save(folder)
+    def save(self, folder: Path) -> list[str]:
+        return self._routers.save(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Policy:

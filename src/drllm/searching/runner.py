@@ -90,6 +90,7 @@ def search_group(scorer: Scorer, questions: Sequence[Any], config: SearchConfig,
         for (index, route), verdict in zip(pending, scorer.score(pending), strict=True):
             trees[index].tell(route, float(verdict.correct), verdict.margin)
             told[index].append((route, verdict))
+    fingerprint = routed.fingerprint
     reward = config.reward if config.reward != "auto" else questions[0].task.default_reward
     return [
         RouteRecord(
@@ -105,7 +106,7 @@ def search_group(scorer: Scorer, questions: Sequence[Any], config: SearchConfig,
             acc=tuple(verdict.acc for _, verdict in history),
             acc_norm=tuple(verdict.acc_norm for _, verdict in history),
             seed=config.seed,
-            fingerprint=routed.fingerprint,
+            fingerprint=fingerprint,
             reward=reward,
         )
         for question, tree, history in zip(questions, trees, told, strict=True)
