@@ -33,11 +33,17 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     routed.save_pretrained(root / "policy")
     policy.prompt_format = "chat"
     routed.save_pretrained(root / "chat-policy")
+    (root / "corrupt").mkdir()
+    (root / "corrupt" / "drllm_config.json").write_text("{")
+    for name, model in (("bloom", families.build("bloom")), ("stranger", families.build("llama", seed=5, vocab_size=300))):
+        model.save_pretrained(root / name)
+        byte_tokenizer().save_pretrained(root / name)
     rows = [
         {"id": f"q{n}", "question": f"Which number is {n}?", "choices": [f"{n}", f"{n + 1}", "none"], "answer": n % 3} for n in range(40)
     ]
     (root / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {"model": root / "model", "policy": root / "policy", "chat": root / "chat-policy", "data": root / "data.jsonl"}
+    return {"model": root / "model", "policy": root / "policy", "chat": root / "chat-policy", "data": root / "data.jsonl",
+            "corrupt": root / "corrupt", "bloom": root / "bloom", "stranger": root / "stranger"}  # fmt: skip
 
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
@@ -49,6 +55,9 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
 
 # What is typed ({model}, {policy}, {tmp} stand for folders) and what the one line must say.
 MISTAKES = {
+    "refused family": (["generate", "hi", "--model", "{bloom}"], "model_type 'bloom' with alibi"),
+    "corrupt artefact": (["generate", "hi", "--policy", "{corrupt}"], "not readable JSON"),
+    "foreign weights": (["generate", "hi", "--policy", "{policy}", "--model", "{stranger}"], "was made for"),
     "unknown command": (["serach"], "unknown command 'serach'; did you mean 'search'?"),
     "nothing like a command": (["xyzzy"], "commands are search, train"),
     "flag before the command": (["--model", "x"], "unknown flag '--model'"),

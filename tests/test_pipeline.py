@@ -636,3 +636,10 @@ def test_copies_of_one_model_agree(tiny):
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         assert torch.equal(tiny(ids).logits, copy.deepcopy(Plain().base)(ids).logits)
+
+
+def test_an_evaluation_reads_the_questions_that_were_searched_unless_told(tiny, data, tmp_path):
+    search(tiny, [TASK], SEARCH, tmp_path, data)
+    told = evaluate(tiny, [], [TASK], tmp_path, EVALUATE, data)
+    assert evaluate(tiny, [], [TASK], tmp_path, EVALUATE)["sources"] == told["sources"]
+    assert str(data.name if hasattr(data, "name") else data) in told["sources"][TASK]

@@ -40,8 +40,8 @@ def test_signatures_of_the_contract():
     generate = inspect.signature(drllm.RoutedModel.generate).parameters
     assert {"prompts", "input_ids", "attention_mask", "policy", "max_new_tokens"} <= set(generate)
     assert {"tasks", "config", "out"} <= set(inspect.signature(drllm.search).parameters)
-    for name in ("n_layers", "unwrap", "policy", "save_pretrained", "from_pretrained"):
-        assert hasattr(drllm.RoutedModel, name) or name == "n_layers"
+    for name in ("unwrap", "policy", "save_pretrained", "from_pretrained"):
+        assert hasattr(drllm.RoutedModel, name)
 
 
 def test_importing_drllm_loads_neither_torch_nor_transformers():

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -151,3 +154,32 @@ def test_a_policy_reads_the_context_alone(models, tmp_path):
     generated = [out.route for out in routed.generate(prompts, policy=routers, max_new_tokens=1)]
     assert first == second == alone == generated
     assert len(set(first)) > 1
+
+
+def test_a_search_in_bf16_killed_at_any_moment_resumes_to_the_same_bytes(tmp_path):
+    """bf16 logits depend on the batch, so this holds only because a group's steps follow from the group alone."""
+
+    def search(out):
+        return subprocess.Popen(
+            [sys.executable, "-m", "drllm", "search", "--model", MODEL, "--tasks", "arc_easy", "--out", str(out), "--n-simulations", "6",
+             "--limit", "72", "--group-size", "24"],
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def shards(out):
+        return {path.name: path.read_bytes() for path in sorted((out / "search" / "arc_easy").glob("*.parquet"))}
+
+    assert search(tmp_path / "whole").wait() == 0
+    killed = search(tmp_path / "killed")
+    while not shards(tmp_path / "killed"):
+        assert killed.poll() is None
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    before = shards(tmp_path / "killed")
+    assert 1 <= len(before) < 3
+    assert search(tmp_path / "killed").wait() == 0
+    whole = shards(tmp_path / "whole")
+    assert len(whole) == 3
+    assert shards(tmp_path / "killed") == whole
+    assert before.items() <= whole.items()

@@ -11,7 +11,7 @@ import importlib.util
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -174,7 +174,9 @@ def _with_section(section: str, *names: str) -> Callable[[argparse.ArgumentParse
 def _add_retrofit(parser: argparse.ArgumentParser) -> None:
     _common("model", "dtype", "device", "tasks", "data", "out")(parser)
     for section, config_class in SECTIONS.items():
-        add_flags(parser, config_class, prefix=f"{section}_", title=f"{section} (section `{section}` of the YAML file)")
+        # Both methods are trained here, so there is none to choose.
+        names = [field.name for field in fields(config_class) if (section, field.name) != ("train", "method")]
+        add_flags(parser, config_class, names, prefix=f"{section}_", title=f"{section} (section `{section}` of the YAML file)")
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:

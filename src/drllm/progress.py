@@ -36,6 +36,14 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
+    def print(self, line: str) -> None:
+        """A line that stays, above the bar."""
+        if self._bar:
+            self._bar.console.print(line, highlight=False)
+        else:
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+
     def advance(self, n: int, note: str = "") -> None:
         """`n` more units are done; `note` is shown beside the label."""
         self.done += n

@@ -72,7 +72,7 @@ def evaluate(
         tasks: task names.
         out: the run folder.
         config: split, reward, sizes; default `EvaluateConfig()`.
-        data: a JSONL file to read the questions from.
+        data: a JSONL file to read the questions from; default where the search of that task read them.
 
     Returns:
         The summary, also written to `out/evaluate/<split>/summary.json`: a row for each method and task, differences as fractions, paired
@@ -239,7 +239,11 @@ def _key(
 
 
 def _load(tasks: Sequence[str], data: str | Path | None, out: Path) -> dict[str, LoadedTask]:
-    """The tasks' questions, without those that any task was searched on, wherever its search read them from."""
+    """The tasks' questions, without those that any task was searched on, wherever its search read them from.
+
+    Without `data`, a searched task is read from where its search read it.
+    """
     plans = [read_plan(path.parent) for path in sorted((out / "search").glob("*/plan.json"))]
     searched = {f"{plan['task']} as searched": load_task(plan["task"], plan["data"]) for plan in plans}
-    return drop_overlaps({name: load_task(name, data) for name in tasks} | searched, searched)
+    sources = {plan["task"]: plan["data"] for plan in plans}
+    return drop_overlaps({name: load_task(name, data or sources.get(name)) for name in tasks} | searched, searched)

@@ -63,14 +63,24 @@ def fit(routed: RoutedModel, material: Material, config: TrainConfig, folder: Pa
         def on_epoch(metrics: dict[str, Any]) -> None:
             # An action that neither labels nor predictions hold has no F1: null, for strict JSON readers.
             lines.append(json.dumps({name: None if value != value else value for name, value in metrics.items()}))
-            note = f"loss {metrics['loss']:.3f} macro-F1 {metrics['macro_f1']:.3f} passes {metrics['mean_passes']:.2f}"
-            progress.advance(1, note)
+            progress.print(epoch_line(metrics, config.epochs))
+            progress.advance(1)
 
         held_back = torch.tensor([_held_back(record.id, config) for _, record in kept])
         policy = train_routers(features, held_back, config, router_config, on_epoch)
     write_text(folder / "metrics.jsonl", "\n".join(lines) + "\n")
     policy.prompt_format = formats.pop()
     return policy
+
+
+def epoch_line(metrics: dict[str, Any], n_epochs: int) -> str:
+    """One epoch in a line: loss, F1 of each action and their mean, passes; in brackets on the held-back records."""
+    line = f"epoch {metrics['epoch']}/{n_epochs}: loss {metrics['loss']:.4f}"
+    for name, label in (("macro_f1", "macro-F1"), ("f1_skip", "skip"), ("f1_execute", "execute"), ("f1_repeat", "repeat")):
+        line += f", {label} {metrics[name]:.3f}" + (f" ({metrics[f'val_{name}']:.3f})" if f"val_{name}" in metrics else "")
+    return (
+        line + f", passes {metrics['mean_passes']:.2f}" + (f" ({metrics['val_mean_passes']:.2f})" if "val_mean_passes" in metrics else "")
+    )
 
 
 def _held_back(example_id: str, config: TrainConfig) -> bool:

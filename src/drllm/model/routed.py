@@ -249,7 +249,7 @@ class RoutedModel:
             if chosen is not None and check_prompt_format and chosen.prompt_format not in (None, prompt_format):
                 raise InputError(
                     f"the policy was trained on {chosen.prompt_format!r} prompts, these are {prompt_format!r}: its routes would "
-                    "be arbitrary; pass check_prompt_format=False to use it all the same"
+                    "be arbitrary; pass check_prompt_format=False (--any-format) to use it all the same"
                 )
             input_ids, attention_mask = left_pad(rows, self.pad_id, self.device)
         input_ids, attention_mask, n_prompt_B = check_ids(input_ids, attention_mask)

@@ -129,7 +129,7 @@ def accuracy_against_passes(summary: dict[str, Any], folder: Path) -> Picture | 
     axes.set_ylabel("accuracy (%), 95 % Wilson interval")
     sizes = sorted({row["n"] for row in rows})
     axes.set_title(f"{', '.join(summary['tasks'])}, {split} split, n = {' to '.join(map(str, sizes[:: max(len(sizes) - 1, 1)]))} questions")
-    axes.legend()
+    figure.legend(loc="outside right upper")  # outside: a box among the points would hide intervals
     names = ("method", "task", "n", "accuracy", "wilson_low", "wilson_high", "mean_passes")
     table = [[row[name] if name in ("method", "task", "n") else _number(row[name]) for name in names] for row in rows]
     _write_csv(folder / f"accuracy_{split}.csv", names, table)
