@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import dataclasses
 import json
 import os
 import random
@@ -643,3 +644,11 @@ def test_an_evaluation_reads_the_questions_that_were_searched_unless_told(tiny, 
     told = evaluate(tiny, [], [TASK], tmp_path, EVALUATE, data)
     assert evaluate(tiny, [], [TASK], tmp_path, EVALUATE)["sources"] == told["sources"]
     assert str(data.name if hasattr(data, "name") else data) in told["sources"][TASK]
+
+
+def test_a_quick_look_overwrites_no_full_table(tiny, data, tmp_path):
+    evaluate(tiny, [], [TASK], tmp_path, EVALUATE, data)
+    before = {path: path.read_bytes() for path in (tmp_path / "evaluate").rglob("*") if path.is_file()}
+    looked = evaluate(tiny, [], [TASK], tmp_path, dataclasses.replace(EVALUATE, limit=2), data)
+    assert looked["rows"][0]["n"] == 2
+    assert {path: path.read_bytes() for path in before} == before

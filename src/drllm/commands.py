@@ -73,7 +73,7 @@ def _evaluate(job: Job) -> Lines:
     for method in ("static", "routers"):
         if method in job.common.methods:
             yield verdict(summary, method)
-    yield f"summary: {out / 'evaluate' / config.split / 'summary.json'}"
+    yield f"summary: {out / 'evaluate' / config.folder / 'summary.json'}"
 
 
 def _generate(job: Job) -> Lines:

@@ -102,6 +102,11 @@ class EvaluateConfig:
                                 ("max_new_tokens", 0, None)):  # fmt: skip
             check_range(self, name, low, high)
 
+    @property
+    def folder(self) -> str:
+        """Where the results go below `evaluate/`: the split, with the limit if there is one: a quick look overwrites no full table."""
+        return f"{self.split}-first-{self.limit}" if self.limit else self.split
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain values, for `run.json` and for comparing runs."""

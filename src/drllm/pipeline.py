@@ -75,12 +75,14 @@ def retrofit(
     for method in TRAINED:
         config = dataclasses.replace(train_config, method=method)
         stages.run(f"train {method}", to_dict(config), [method], lambda config=config: str(fit_policy(routed, out, config, argv)))
-    split = evaluate_config.split
+    split = evaluate_config.folder
     stages.run(
         f"evaluate on the {split} split", to_dict(evaluate_config), [f"evaluate/{split}"],
         lambda: evaluate(routed, EVALUATED, tasks, out, evaluate_config, data, argv)["split"],
     )  # fmt: skip
-    answer = stages.run("generate", {"tokens": ANSWER_TOKENS}, [], lambda: _answer(routed, tasks, out, split, search_config, data))
+    answer = stages.run(
+        "generate", {"tokens": ANSWER_TOKENS}, [], lambda: _answer(routed, tasks, out, evaluate_config.split, search_config, data)
+    )
     written = stages.run("report", {}, ["report"], lambda: report(out).name)
     summary = read_summary(out / "evaluate" / split / "summary.json")
     return {

@@ -75,8 +75,8 @@ def evaluate(
         data: a JSONL file to read the questions from; default where the search of that task read them.
 
     Returns:
-        The summary, also written to `out/evaluate/<split>/summary.json`: a row for each method and task, differences as fractions, paired
-        95 % bootstrap intervals (stratified by task in the pooled rows), McNemar's exact p.
+        The summary, also written to `out/evaluate/<split>/summary.json` (`<split>-first-<limit>` with a limit): a row for each method and
+        task, differences as fractions, paired 95 % bootstrap intervals (stratified by task in the pooled rows), McNemar's exact p.
     """
     config = config or EvaluateConfig()
     out = Path(out)
@@ -90,7 +90,7 @@ def evaluate(
     wanted.sort(key=METHODS.index)
     policies = {name: artifact.load_policy(out / name, routed) for name in TRAINED if name in wanted}
     loaded = _load(tasks, data, out)
-    folder = out / "evaluate" / config.split
+    folder = out / "evaluate" / config.folder
     answers: dict[str, dict[str, Answered]] = {name: {} for name in wanted}
     with running(out, "evaluate", to_dict(config), argv) as entry:
         entry["read_test_split"] = config.split == "test"
@@ -156,7 +156,7 @@ def summarize(answers: dict[str, dict[str, Answered]], config: EvaluateConfig, r
                 }  # fmt: skip
             rows.append(row)
     return {
-        "split": config.split,
+        "split": config.folder,
         "reference": BASE,
         "model": routed.base_id,
         "fingerprint": routed.fingerprint,
