@@ -87,3 +87,14 @@ def reference_generate(model: nn.Module, path: Sequence[int], input_ids: torch.T
         tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], dim=1)
     new = tokens[0, input_ids.shape[1] :].tolist()
     return new, torch.stack(steps) if steps else torch.empty(0, 0)
+
+
+@torch.no_grad()
+def plain_greedy(model: nn.Module, ids: Sequence[int], n_new: int, end: int | None) -> list[int]:
+    """Uncached greedy decoding of one prompt by a plain model, up to and including the end token."""
+    tokens = list(ids)
+    for _ in range(n_new):
+        tokens.append(int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+        if tokens[-1] == end:
+            break
+    return tokens[len(ids) :]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import path_model
+from reference import path_model, plain_greedy
 
 from drllm import Route, RoutedModel
 from drllm.scoring import GeneratedScorer
@@ -42,17 +42,6 @@ def models(tmp_path_factory):
     model = base.unwrap()
     twins = {route: path_model(model, route.path) for route in (FULL, ROUTE)}
     return RoutedModel.wrap(model, tokenizer), twins
-
-
-def plain_greedy(model, ids, n_new, end):
-    """Uncached greedy decoding of one prompt."""
-    tokens = list(ids)
-    with torch.no_grad():
-        for _ in range(n_new):
-            tokens.append(int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
-            if tokens[-1] == end:
-                break
-    return tokens[len(ids) :]
 
 
 def test_routes_across_the_sliding_window(models):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from reference import path_model
+from reference import path_model, plain_greedy
 
 from drllm import Route, RoutedModel
 from drllm.scoring import GeneratedScorer, LoglikScorer
@@ -35,17 +35,6 @@ def models():
     model = base.unwrap()
     twins = {route: path_model(model, route.path) for route in ROUTES}
     return RoutedModel.wrap(model, tokenizer), twins
-
-
-def plain_greedy(model, ids, n_new, end):
-    """Uncached greedy decoding of one prompt."""
-    tokens = list(ids)
-    with torch.no_grad():
-        for _ in range(n_new):
-            tokens.append(int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
-            if tokens[-1] == end:
-                break
-    return tokens[len(ids) :]
 
 
 def test_generation_under_routes_equals_the_uncached_path(models):
