@@ -174,9 +174,7 @@ def _answer(scorer: Any, questions: Sequence[Any], policy: Policy | None, path: 
     with Progress(label, len(questions)) as progress:
         for start in range(0, len(questions), CHUNK):
             chunk = questions[start : start + CHUNK]
-            rows = policy
-            if isinstance(policy, RowRoutes):
-                rows = RowRoutes([Route(actions) for actions in policy.actions_BL[start : start + CHUNK].tolist()])
+            rows = policy.rows(range(start, start + len(chunk))) if isinstance(policy, RowRoutes) else policy
             some_verdicts, some_routes = scorer.score_policy(chunk, rows)
             verdicts += some_verdicts
             routes += some_routes

@@ -66,8 +66,8 @@ def refuse_unroutable(model: Any, options: dict[str, Any]) -> None:
     refuse_options({name: setting(model, options, name) for name in UNROUTABLE_OPTIONS}, UNROUTABLE_OPTIONS, why)
 
 
-def new_token_limit(model: Any, options: dict[str, Any], max_new_tokens: int | None, n_prompt: int) -> tuple[dict[str, int], int]:
-    """(what to pass on, most new tokens): the argument, else a given max_length or generation_config, else 64."""
+def new_token_limit(options: dict[str, Any], max_new_tokens: int | None, n_prompt: int) -> int:
+    """The most new tokens: the argument, else a given max_length (taken out of `options`) or generation_config, else 64."""
     if max_new_tokens is None:
         given = options.get("generation_config")
         length = options.get("max_length") or getattr(given, "max_length", None)
@@ -81,7 +81,7 @@ def new_token_limit(model: Any, options: dict[str, Any], max_new_tokens: int | N
             f"max_new_tokens is {max_new_tokens!r}, expected at least 1 (max_length counts the prompt's {n_prompt} tokens too)"
         )
     options.pop("max_length", None)
-    return {"max_new_tokens": max_new_tokens}, max_new_tokens
+    return max_new_tokens
 
 
 class RowEnds(StoppingCriteria):

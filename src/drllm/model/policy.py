@@ -136,6 +136,10 @@ class RowRoutes(Policy):
         self.actions_BL = torch.tensor([tuple(route) for route in routes], dtype=torch.long)
         self._common = routes[0] if all(route == routes[0] for route in routes) else None
 
+    def rows(self, indices: Sequence[int]) -> RowRoutes:
+        """The routes of some rows, in that order; a row may come more than once."""
+        return RowRoutes([Route(self.actions_BL[index].tolist()) for index in indices])
+
     @property
     def route(self) -> Route | None:
         """The route that all rows share, if they do."""

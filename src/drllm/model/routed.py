@@ -257,8 +257,8 @@ class RoutedModel:
             raise InputError(f"got {len(chosen.actions_BL)} routes for {len(input_ids)} prompts, expected one a prompt")
 
         options = {"pad_token_id": self.pad_id} | hf
-        limit, n_new_most = new_token_limit(self.model, options, max_new_tokens, max(n_prompt_B))
-        check_context(max(n_prompt_B), n_new_most, self.config)
+        options["max_new_tokens"] = new_token_limit(options, max_new_tokens, max(n_prompt_B))
+        check_context(max(n_prompt_B), options["max_new_tokens"], self.config)
         if setting(self.model, options, "return_dict_in_generate"):
             raise InputError("option return_dict_in_generate is not supported: outputs are drllm's own; leave it out")
         if setting(self.model, options, "stop_strings"):
@@ -267,13 +267,14 @@ class RoutedModel:
         cache: RoutedCache | None = None
         if chosen is not None and not _is_identity(chosen):
             refuse_unroutable(self.model, options)
-            expanded = RowRoutes([r for r in _routes(chosen) for _ in range(n_each)]) if isinstance(chosen, RowRoutes) else chosen
+            each = [row for row in range(len(input_ids)) for _ in range(n_each)]
+            expanded = chosen.rows(each) if isinstance(chosen, RowRoutes) else chosen
             cache = self.new_cache(expanded, attention_mask.repeat_interleave(n_each, dim=0))
             options[self._cache_argument] = cache
         ends = RowEnds(self.model, self.tokenizer, options, input_ids.shape[1])
         if (setting(self.model, options, "num_beams") or 1) == 1:
             options["stopping_criteria"] = StoppingCriteriaList([ends])
-        sequences = self.model.generate(input_ids, attention_mask=attention_mask, **limit, **options)
+        sequences = self.model.generate(input_ids, attention_mask=attention_mask, **options)
         if cache is not None:
             cache.check_complete()
         routes = cache.routes if cache is not None else [Route.full(self.n_layers)] * len(sequences)
@@ -330,7 +331,3 @@ class RoutedModel:
 def _is_identity(policy: Policy) -> bool:
     """A policy that is the base model whatever the prompt."""
     return policy.route is not None and policy.route.is_full
-
-
-def _routes(rows: RowRoutes) -> list[Route]:
-    return [Route(actions) for actions in rows.actions_BL.tolist()]

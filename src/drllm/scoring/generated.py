@@ -69,7 +69,7 @@ class GeneratedScorer:
         verdicts, routes = [], []
         for step in split_steps([question.n_tokens + self.max_new_tokens for question in questions], self.max_step_tokens):
             ids, mask = left_pad([questions[index].context_ids for index in step], self.routed.pad_id, self.routed.device)
-            rows = RowRoutes([Route(policy.actions_BL[index].tolist()) for index in step]) if isinstance(policy, RowRoutes) else policy
+            rows = policy.rows(step) if isinstance(policy, RowRoutes) else policy
             outputs = self.routed.generate(
                 input_ids=ids, attention_mask=mask, policy=rows, max_new_tokens=self.max_new_tokens, do_sample=False
             )

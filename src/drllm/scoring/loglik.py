@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from drllm.errors import InputError
-from drllm.model.cache import RoutedCache
+from drllm.model.cache import RoutedCache, new_slots
 from drllm.model.policy import Policy, RoutePolicy, RowRoutes
 from drllm.model.prompts import check_context
 from drllm.model.routed import RoutedModel
@@ -105,7 +105,7 @@ class LoglikScorer:
         """The verdict of each (question index, route), the first call of a group being the base route of every question in order."""
         base = Route.full(self.routed.n_layers)
         if not self._states:
-            if [pair for pair in pairs] != [(index, base) for index in range(len(self._questions))]:
+            if list(pairs) != [(index, base) for index in range(len(self._questions))]:
                 raise InputError("the first routes scored of a group must be the base route of each question, in order")
             return self._score(pairs, record=True)
         return self._score(pairs, record=False)
@@ -119,9 +119,7 @@ class LoglikScorer:
         with torch.no_grad():
             for step in split_steps([len(row) for _, row in entries], self.max_step_tokens):
                 chunk = [entries[index] for index in step]
-                rows_policy = policy
-                if isinstance(policy, RowRoutes):
-                    rows_policy = RowRoutes([Route(policy.actions_BL[index].tolist()) for index, _ in chunk])
+                rows_policy = policy.rows([index for index, _ in chunk]) if isinstance(policy, RowRoutes) else policy
                 cache, logprobs, batch = self._step([row for _, row in chunk], rows_policy, RoutedCache)
                 add_up(sums, [index for index, _ in chunk], logprobs, batch)
                 for (index, _), route in zip(chunk, cache.routes, strict=True):
@@ -181,7 +179,7 @@ class LoglikScorer:
         Asked of the model itself: families differ in whether they take explicit positions and a ready 4-D mask, and sliding windows
         cannot follow a tree. A wrong mask is off by whole nats, bf16 by tenths.
         """
-        if not self.routed.takes_position_ids or any(getattr(slot, "is_sliding", False) for slot in self._slots()):
+        if not self.routed.takes_position_ids or any(slot.is_sliding for slot in new_slots(self.routed.config, self.routed.n_layers)):
             return False
         n_vocab = self.routed.model.get_input_embeddings().num_embeddings
         token = lambda seed: 3 + (seed * 7919) % (n_vocab - 3)  # noqa: E731
@@ -199,11 +197,6 @@ class LoglikScorer:
                 add_up(sums, [0] * len(rows), logprobs, batch)
                 totals.append(sums[0])
         return all(abs(a - b) <= 0.3 + 0.02 * abs(b) for a, b in zip(*totals, strict=True))
-
-    def _slots(self) -> list[Any]:
-        from drllm.model.cache import new_slots
-
-        return list(new_slots(self.routed.config, self.routed.n_layers))
 
 
 @contextmanager
