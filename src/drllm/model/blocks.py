@@ -63,19 +63,22 @@ class RoutedBlock:
             return self.original(*args, **kwargs)
         named = dict(zip(self.parameters, args, strict=False)) | kwargs
         x_BTD = named.pop(self.parameters[0])
-        x_BTD = cache.enter(self.index, x_BTD)
+        x_BTD = cache.enter(self.index, x_BTD, named)
         rest = None  # what the block returned beside the states, for families that return tuples
         for n_pass, rows in enumerate(cache.plan(self.index)):
             passed = {key: self._argument(key, value, rows, n_pass, x_BTD.shape[0]) for key, value in named.items()}
-            out = self.original(x_BTD if rows is None else x_BTD[rows], **passed)
-            states = out[0] if isinstance(out, tuple) else out
-            rest = out[1:] if isinstance(out, tuple) else None
+            states, rest = self.run(x_BTD if rows is None else x_BTD[rows], passed)
             # A device map may have moved the block's output: the other rows follow it.
             x_BTD = states if rows is None else x_BTD.to(states.device).index_copy(0, rows.to(states.device), states)
         cache.leave(self.index, x_BTD.shape[1])
         if not self.returns_tuple:
             return x_BTD
         return (x_BTD, *(rest or (None,)))
+
+    def run(self, x_BTD: Tensor, arguments: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...] | None]:
+        """One pass of the base block: (states, what it returns beside them in families that return tuples)."""
+        out = self.original(x_BTD, **arguments)
+        return (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
 
     def _argument(self, name: str, value: Any, rows: Tensor | None, n_pass: int, n_rows: int) -> Any:
         if isinstance(value, RoutedCache):

@@ -9,6 +9,8 @@ Shapes: B rows, T tokens of this step, L blocks.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from transformers.configuration_utils import PreTrainedConfig
 
 from drllm.errors import InputError, UnsupportedModelError
-from drllm.model.policy import Policy
+from drllm.model.policy import Policy, RowRoutes
 from drllm.routes import Route
 
 # The last one, keys plus their index for sparse attention, came with transformers 5.2x.
@@ -47,7 +49,7 @@ def new_slots(config: PreTrainedConfig, n_layers: int) -> list[DynamicLayer]:
     return slots  # type: ignore[return-value]
 
 
-class _Slots(Cache):
+class PassSlots(Cache):
     """One slot a block for one pass; sizes come from the clock, since a slot that no row uses stays empty."""
 
     def __init__(self, slots: list[DynamicLayer]):
@@ -72,7 +74,7 @@ class _Slots(Cache):
         raise InputError("beam search reorders cache rows, which a mixed route cannot follow: use greedy search or sampling")
 
 
-class RoutedCache(_Slots):
+class RoutedCache(PassSlots):
     """The cache of one routed forward or generation.
 
     Args:
@@ -87,14 +89,14 @@ class RoutedCache(_Slots):
         if policy.n_layers != n_layers:
             raise InputError(f"the policy or route has {policy.n_layers} blocks, the model has {n_layers}: use one made for this model")
         self.n_layers = n_layers
-        self.second_pass = _Slots(new_slots(config, n_layers))
+        self.second_pass = PassSlots(new_slots(config, n_layers))
         self._prompt_mask = prompt_mask.bool()
         self._policy = policy.start(self._prompt_mask)
         self._actions: list[Tensor] = []  # (B,) a block, on the CPU
         self._plans: list[list[Tensor | None]] = []
 
-    def enter(self, block: int, x_BTD: Tensor) -> Tensor:
-        """Called with the states entering each block, before it runs; decides the block's actions at prefill."""
+    def enter(self, block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """Called with the states entering each block and its other arguments, before it runs; decides its actions at prefill."""
         if block > len(self._actions):
             raise InputError(STRAYED)
         if block == len(self._actions):
@@ -129,6 +131,71 @@ class RoutedCache(_Slots):
     def routes(self) -> list[Route]:
         """The routes decided, one a row; complete once prefill is over."""
         return [Route(actions) for actions in torch.stack(self._actions, dim=1).tolist()]
+
+
+class PrefilledCache(RoutedCache):
+    """A cache whose prompts have run already: decoding goes on from given keys and values.
+
+    Args:
+        routes: one a row.
+        keys_values: for each row, the keys and values of each pass of its path, in order: (heads, W or fewer, head size) each. Fewer where
+            a prompt was padded less, or a sliding window kept less; they are aligned on the right.
+        width: W of the longest; the mask of the steps to come must begin with as many columns, pads of each row on the left.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        n_layers: int,
+        routes: Sequence[Route],
+        keys_values: Sequence[Sequence[tuple[Tensor, Tensor]]],
+        width: int,
+        device: torch.device,
+    ):
+        super().__init__(config, n_layers, RowRoutes(routes), torch.ones((len(routes), width), dtype=torch.bool, device=device))
+        places = [{place: index for index, place in enumerate(_passes(route))} for route in routes]
+        for block in range(n_layers):
+            actions = torch.tensor([int(route[block]) for route in routes])
+            self._actions.append(actions)
+            self._plans.append(row_plan(actions, device))
+            for n_pass in range(int(actions.max())):
+                rows = [row for row in range(len(routes)) if actions[row] > n_pass]
+                pairs = [keys_values[row][places[row][block, n_pass]] for row in rows]
+                slot = (self if n_pass == 0 else self.second_pass).layers[block]
+                if type(slot) not in (DynamicLayer, DynamicSlidingWindowLayer):
+                    raise UnsupportedModelError(f"generated rewards cannot be searched on {config.model_type!r}: its attention keeps more "
+                                                "than keys and values; use reward loglik")  # fmt: skip
+                kept = width
+                if isinstance(slot, DynamicSlidingWindowLayer):
+                    kept = min(width, slot.sliding_window - 1)
+                    slot.cumulative_length = width
+                keys, values = (torch.stack([_right_align(pair[which], kept) for pair in pairs]) for which in (0, 1))
+                slot.lazy_initialization(keys, values)
+                slot.keys, slot.values = keys, values
+        self.n_seen = self.second_pass.n_seen = width
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep only some rows, in that order."""
+        for block in range(self.n_layers):
+            actions = self._actions[block]
+            for n_pass in range(int(actions.max())):
+                slot: Any = (self if n_pass == 0 else self.second_pass).layers[block]
+                members = (actions > n_pass).nonzero()[:, 0].tolist()
+                places = [members.index(row) for row in rows if actions[row] > n_pass]
+                slot.keys, slot.values = slot.keys[places], slot.values[places]
+            self._actions[block] = actions[list(rows)]
+            self._plans[block] = row_plan(self._actions[block], self._prompt_mask.device)
+
+
+def _passes(route: Route) -> list[tuple[int, int]]:
+    """(block, pass) of each step of a path."""
+    return [(block, n_pass) for block, action in enumerate(route) for n_pass in range(action)]
+
+
+def _right_align(part: Tensor, width: int) -> Tensor:
+    """(heads, T, size) cut or zero-padded on the left to (heads, width, size)."""
+    part = part[:, max(0, part.shape[1] - width) :]
+    return torch.nn.functional.pad(part, (0, 0, width - part.shape[1], 0))
 
 
 def check_actions(actions: Tensor, n_rows: int, block: int) -> Tensor:

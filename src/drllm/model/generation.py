@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import RepetitionPenaltyLogitsProcessor, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, StopStringCriteria
 
 from drllm.errors import InputError
@@ -123,3 +123,40 @@ class RowEnds(StoppingCriteria):
                 self(sequences[:, :length], None)
         assert self.counts is not None
         return [min(count, longest) if count else longest for count in self.counts.tolist()]
+
+
+# Settings of a generation_config that would change a greedy choice and that `GreedyChoice` does not follow.
+_UNFOLLOWED = (
+    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "bad_words_ids", "min_length", "min_new_tokens",
+    "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "sequence_bias",
+    "exponential_decay_length_penalty", "stop_strings", "watermarking_config",
+)  # fmt: skip
+
+
+class GreedyChoice:
+    """The next token of each row as `generate(do_sample=False)` of that row alone would choose it.
+
+    Follows the model's own repetition penalty; `InputError` for other settings of its generation_config that change greedy choices.
+
+    Attributes:
+        end_ids: the end tokens.
+    """
+
+    def __init__(self, model: Any):
+        config = model.generation_config
+        for name in _UNFOLLOWED:
+            if getattr(config, name, None):
+                raise InputError(f"the model's generation_config sets {name}, which generated rewards do not follow: set it to None first")
+        end = config.eos_token_id
+        self.end_ids = frozenset([] if end is None else [end] if isinstance(end, int) else end)
+        penalty = getattr(config, "repetition_penalty", None) or 1.0
+        self._penalty = None if penalty == 1.0 else RepetitionPenaltyLogitsProcessor(penalty=float(penalty))
+
+    def __call__(self, rows: Sequence[Sequence[int]], logits_BV: Tensor) -> list[int]:
+        """The chosen ids (B); `rows` are each row's tokens so far, prompt included."""
+        scores_BV = logits_BV.float()
+        if self._penalty is not None:
+            scores_BV = torch.cat(
+                [self._penalty(torch.tensor([row], device=scores_BV.device), scores_BV[at : at + 1]) for at, row in enumerate(rows)]
+            )
+        return scores_BV.argmax(-1).tolist()

@@ -72,9 +72,9 @@ def check_ids(input_ids: Any, attention_mask: Any) -> tuple[Tensor, Tensor, list
     return input_ids, attention_mask, n_prompt_B
 
 
-def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(input_ids, attention_mask), both (B, T), from rows of unequal length."""
-    width = max(len(row) for row in rows)
+def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device, width: int = 0) -> tuple[Tensor, Tensor]:
+    """(input_ids, attention_mask), both (B, T), from rows of unequal length; T is `width`, or the longest row's."""
+    width = max(width, *(len(row) for row in rows))
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
     for index, row in enumerate(rows):

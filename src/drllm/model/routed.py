@@ -166,6 +166,10 @@ class RoutedModel:
         cache.check_complete(n_before)
         return out
 
+    def run_block(self, block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """One pass of one block, given the other arguments that the base model passes to it: the states behind it."""
+        return self._routed_blocks[block].run(x_BTD, arguments)[0]
+
     def decoder_forward(self, cache: RoutedCache, **inputs: Any) -> Any:
         """As `forward`, without the output head: for what reads hidden states only."""
         decoder = causal_lm(self.model).get_decoder()

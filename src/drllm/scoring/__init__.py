@@ -22,15 +22,24 @@ __all__ = ["GeneratedQuestion", "GeneratedScorer", "LoglikScorer", "Question", "
 
 
 def make_scorer(
-    routed: RoutedModel, task: Task, reward: RewardName, max_step_tokens: int, metric: str = "acc_norm", max_new_tokens: int = 0
+    routed: RoutedModel,
+    task: Task,
+    reward: RewardName,
+    max_step_tokens: int,
+    metric: str = "acc_norm",
+    max_new_tokens: int = 0,
+    cache_bytes: int = 2**30,
 ) -> Scorer:
-    """The scorer of a task's reward; `auto` is log-likelihood for multiple choice and a boxed answer for mathematics."""
+    """The scorer of a task's reward; `auto` is log-likelihood for multiple choice and a boxed answer for mathematics.
+
+    It keeps up to `cache_bytes` of states for paths to come.
+    """
     name = task.default_reward if reward == "auto" else reward
     if (name == "boxed") != (task.kind == "math"):
         raise InputError(f"task {task.name!r} is a {task.kind} task, which reward {name!r} cannot judge: use --reward auto")
     if name == "loglik":
-        return LoglikScorer(routed, max_step_tokens, metric)
-    return GeneratedScorer(routed, name, max_step_tokens, max_new_tokens)
+        return LoglikScorer(routed, max_step_tokens, metric, cache_bytes=cache_bytes)
+    return GeneratedScorer(routed, name, max_step_tokens, max_new_tokens, cache_bytes)
 
 
 def questions_digest(questions: Iterable[Question | GeneratedQuestion]) -> str:

@@ -1,20 +1,37 @@
-"""Rewards of generated answers: the paper's letter for multiple choice, a boxed answer for mathematics; mixed routes in one batch."""
+"""Rewards of generated answers: the paper's letter for multiple choice, a boxed answer for mathematics; mixed routes in one batch.
+
+Prompts run through `PrefixRunner`, which keeps each application's keys and values; an answer's cache is put together from those of its path.
+All pending answers are then decoded together, greedily, and leave the batch when no further token can change the verdict.
+
+Shapes: B rows, W width of the left-padded prompts, V vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
 
 from drllm.errors import InputError
-from drllm.model.policy import Policy, RoutePolicy, RowRoutes
+from drllm.model.cache import PrefilledCache
+from drllm.model.generation import GreedyChoice
+from drllm.model.policy import Policy
 from drllm.model.prompts import CHAT, RAW, check_context, encode_prompts, left_pad
 from drllm.model.routed import RoutedModel
 from drllm.routes import Route
-from drllm.scoring.rows import split_steps
+from drllm.scoring.deciding import decide_routes
+from drllm.scoring.prefixes import Node, PackedRow, PrefixRunner
 from drllm.scoring.verdict import Verdict
 from drllm.tasks import Example, Task
 
 DEFAULT_NEW_TOKENS = {"letter": 10, "boxed": 15}  # the authors' code; ample for a letter, short for a derivation
+WIDTH_STEP = 8  # prompts are padded to a multiple of this many tokens
+FIRST_ROWS = 32  # last prompt tokens that go through the output head together
+DECODED_ROWS = 128  # answers decoded together
+COMPACT_BELOW = 0.75  # share of rows still running below which the others leave the batch
 
 
 @dataclass(frozen=True)
@@ -31,10 +48,28 @@ class GeneratedQuestion:
         return len(self.context_ids)
 
 
+@dataclass
+class _Answer:
+    """One evaluation under way."""
+
+    handle: int
+    route: Route
+    question: GeneratedQuestion
+    node: Node | None = None
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    done: bool = False
+
+
 class GeneratedScorer:
     """Generates each answer under its route and grades the text. The same interface as `LoglikScorer`."""
 
-    def __init__(self, routed: RoutedModel, reward: str, max_step_tokens: int = 1024, max_new_tokens: int = 0):
+    packed = False
+    shares_across_groups = False  # decoding rounds by the batch in bfloat16, so what is decoded together must be fixed
+
+    def __init__(
+        self, routed: RoutedModel, reward: str, max_step_tokens: int = 512, max_new_tokens: int = 0, cache_bytes: int = 2**30
+    ):
         if routed.tokenizer is None:
             raise InputError("scoring questions needs a tokenizer: wrap the model with one")
         self.routed = routed
@@ -42,8 +77,11 @@ class GeneratedScorer:
         self.max_step_tokens = max_step_tokens
         self.max_new_tokens = max_new_tokens or DEFAULT_NEW_TOKENS[reward]
         self.prompt_format = CHAT if routed.tokenizer.chat_template else RAW
-        self.packed = False
-        self._questions: list[GeneratedQuestion] = []
+        self.runner = PrefixRunner(routed, max_step_tokens, cache_bytes, keep_keys_values=True)
+        self._choose = GreedyChoice(routed.model)
+        self._questions: dict[int, tuple[GeneratedQuestion, PackedRow]] = {}
+        self._n_opened = 0
+        self._queue: list[_Answer] = []
 
     def question(self, task: Task, example: Example) -> GeneratedQuestion:
         """Tokenise an example's prompt: chat messages, or their text for a base model without a chat template."""
@@ -54,28 +92,123 @@ class GeneratedScorer:
         return GeneratedQuestion(task, example, tuple(ids))
 
     def load(self, questions: Sequence[GeneratedQuestion]) -> None:
-        """Make `questions` the group that `score` refers to."""
-        self._questions = list(questions)
+        """Make `questions` the group whose indices `score` takes, dropping the one before."""
+        self.close(list(self._questions))
+        self._n_opened = 0
+        self.open(questions)
+
+    @torch.no_grad()
+    def open(self, questions: Sequence[GeneratedQuestion]) -> list[int]:
+        """Take questions in: a handle each."""
+        handles = list(range(self._n_opened, self._n_opened + len(questions)))
+        self._n_opened += len(questions)
+        by_width: dict[int, list[int]] = defaultdict(list)
+        for at, question in enumerate(questions):
+            by_width[-question.n_tokens // WIDTH_STEP * -WIDTH_STEP].append(at)
+        for width, places in by_width.items():
+            # A filler row of one token makes every family build an explicit mask: with and without one, attention may round otherwise.
+            prompts = [*(questions[at].context_ids for at in places), (0,)]
+            ids, mask = left_pad(prompts, self.routed.pad_id, self.routed.device, width)
+            inputs = {"input_ids": ids, "attention_mask": mask}
+            if self.routed.takes_position_ids:
+                inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+            for at, packed_row in zip(places, self.runner.open(inputs), strict=False):
+                self._questions[handles[at]] = (questions[at], packed_row)
+        return handles
+
+    def close(self, handles: Iterable[int]) -> None:
+        """Forget questions, none of which may have an evaluation under way."""
+        self.runner.close(self._questions.pop(handle)[1] for handle in handles)
+
+    def submit(self, handle: int, route: Route) -> None:
+        """Ask for a verdict; `collect` brings it."""
+        self._queue.append(_Answer(handle, route, self._questions[handle][0]))
+
+    @torch.no_grad()
+    def collect(self) -> list[tuple[int, Route, Verdict]]:
+        """Answer everything submitted: (handle, route, verdict) in the order submitted; empty when nothing was."""
+        queue, self._queue = self._queue, []
+        for start in range(0, len(queue), DECODED_ROWS):
+            # Rows of similar width lie together: least padding of their caches.
+            self._answer(sorted(queue[start : start + DECODED_ROWS], key=lambda answer: -answer.question.n_tokens))
+        finished = []
+        for answer in queue:
+            correct = answer.question.task.grade(answer.question.example, answer.text, self.reward)
+            finished.append((answer.handle, answer.route, Verdict(correct, text=answer.text)))
+        return finished
 
     def score(self, pairs: Sequence[tuple[int, Route]]) -> list[Verdict]:
-        """The verdict of each (question index, route)."""
-        return self._score([self._questions[index] for index, _ in pairs], RowRoutes([route for _, route in pairs]))[0]
+        """The verdict of each (handle, route), in order; each distinct pair is evaluated once."""
+        # Routes of one question together share the most.
+        for pair in sorted(dict.fromkeys(pairs), key=lambda pair: (pair[0], str(pair[1]))):
+            self.submit(*pair)
+        verdicts = {(handle, route): verdict for handle, route, verdict in self.collect()}
+        return [verdicts[pair] for pair in pairs]
 
     def score_policy(self, questions: Sequence[GeneratedQuestion], policy: Policy | None) -> tuple[list[Verdict], list[Route]]:
         """Verdicts and routes when a policy decides from each prompt; None is the base model."""
-        return self._score(questions, policy or RoutePolicy(Route.full(self.routed.n_layers)))
-
-    def _score(self, questions: Sequence[GeneratedQuestion], policy: Policy) -> tuple[list[Verdict], list[Route]]:
-        verdicts, routes = [], []
-        for step in split_steps([question.n_tokens + self.max_new_tokens for question in questions], self.max_step_tokens):
-            ids, mask = left_pad([questions[index].context_ids for index in step], self.routed.pad_id, self.routed.device)
-            rows = policy.rows(step) if isinstance(policy, RowRoutes) else policy
-            outputs = self.routed.generate(
-                input_ids=ids, attention_mask=mask, policy=rows, max_new_tokens=self.max_new_tokens, do_sample=False
-            )
-            for index, output in zip(step, outputs, strict=True):
-                question = questions[index]
-                correct = question.task.grade(question.example, output.text or "", self.reward)
-                verdicts.append(Verdict(correct, text=output.text))
-                routes.append(output.route)
+        routes = decide_routes(self.routed, policy, [question.context_ids for question in questions], self.max_step_tokens)
+        handles = self.open(questions)
+        verdicts = self.score(list(zip(handles, routes, strict=True)))
+        self.close(handles)
         return verdicts, routes
+
+    def _answer(self, answers: list[_Answer]) -> None:
+        """Prefill and decode some answers together."""
+        for index, answer in enumerate(answers):
+            self.runner.submit(self._questions[answer.handle][1], answer.route, index)
+        force = False
+        while any(answer.node is None for answer in answers):
+            n_applied = self.runner.n_applied
+            for index, node in self.runner.sweep(force):
+                answers[index].node = node
+            force = self.runner.n_applied == n_applied
+        states = [answer.node.state[-1] for answer in answers]  # type: ignore[union-attr, index]
+        for start in range(0, len(answers), FIRST_ROWS):
+            step = states[start : start + FIRST_ROWS]
+            logits_BV = self.runner.finish(torch.stack(step + [step[-1]] * (FIRST_ROWS - len(step))))[: len(step)]
+            self._extend(answers[start : start + FIRST_ROWS], logits_BV)
+        running = [answer for answer in answers if not answer.done]
+        if running:
+            self._decode(running)
+        for answer in answers:
+            assert answer.node is not None
+            self.runner.release(answer.node)
+            answer.node = None
+
+    def _decode(self, rows: list[_Answer]) -> None:
+        """Greedy steps of all rows, from the keys and values of their paths."""
+        width = max(self._questions[answer.handle][1].sheet.width for answer in rows)
+        lines = [[node.keys_values for node in answer.node.line] for answer in rows]  # type: ignore[union-attr]
+        cache = PrefilledCache(self.routed.config, self.routed.n_layers, [answer.route for answer in rows], lines, width, self.routed.device)
+        mask = torch.zeros((len(rows), width), dtype=torch.long, device=self.routed.device)
+        for index, answer in enumerate(rows):
+            mask[index, width - answer.question.n_tokens :] = 1
+        while True:
+            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            inputs = {"input_ids": torch.tensor([answer.tokens[-1:] for answer in rows], device=mask.device), "attention_mask": mask}
+            if self.routed.takes_position_ids:
+                inputs["position_ids"] = mask.sum(1, keepdim=True) - 1
+            logits_BV = self.routed.forward(cache, **inputs).logits[:, -1]
+            self._extend(rows, logits_BV)
+            running = [index for index, answer in enumerate(rows) if not answer.done]
+            if not running:
+                return
+            if len(running) < COMPACT_BELOW * len(rows):
+                rows = [rows[index] for index in running]
+                cache.select(running)
+                mask = mask[running]
+
+    def _extend(self, rows: Sequence[_Answer], logits_BV: Tensor) -> None:
+        """One more token for each running row; rows whose verdict is settled are done."""
+        tokens = self._choose([(*answer.question.context_ids, *answer.tokens) for answer in rows], logits_BV)
+        for answer, token in zip(rows, tokens, strict=True):
+            if answer.done:
+                continue
+            answer.tokens.append(token)
+            answer.text = self.routed.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+            answer.done = (
+                token in self._choose.end_ids
+                or len(answer.tokens) == self.max_new_tokens
+                or answer.question.task.settled(answer.text, self.reward)
+            )

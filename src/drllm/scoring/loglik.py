@@ -1,30 +1,39 @@
-"""Log-likelihood of each choice under a route: many questions a step, prefixes of the base path reused.
+"""Log-likelihood of each choice under a route, for many questions and routes at once.
 
-An edit at block i leaves the states entering blocks 0..i as the base path made them. So the states entering every block are kept
-from the base pass, and a route's row enters at its first edit; rows that enter at different blocks share one step.
+A question is a packed row (or a row a choice) that runs through `PrefixRunner`; only scored tokens reach the output head, in steps of a
+fixed number of tokens, so that a verdict depends on the question and the route alone.
 
-Shapes: B rows, T tokens, D hidden size, V vocabulary, N scored tokens.
+Shapes: B rows, W width, D hidden size, V vocabulary, N scored tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from drllm.errors import InputError
-from drllm.model.cache import RoutedCache, new_slots
-from drllm.model.policy import Policy, RoutePolicy, RowRoutes
+from drllm.model.cache import new_slots
+from drllm.model.policy import Policy
 from drllm.model.prompts import check_context
 from drllm.model.routed import RoutedModel
 from drllm.routes import Route
-from drllm.scoring.rows import Row, encode_choice, make_batch, pack_choices, separate_choices, split_steps
+from drllm.scoring.deciding import decide_routes
+from drllm.scoring.prefixes import Node, PackedRow, PrefixRunner
+from drllm.scoring.rows import Row, encode_choice, make_batch, pack_choices, separate_choices
 from drllm.scoring.verdict import Verdict, loglik_verdict
 from drllm.tasks import Example, Task
+
+WIDTH_STEP = 8  # rows are padded to a multiple of this many tokens: wider classes fill steps better, narrower ones waste less
+HEAD_TOKENS = 128  # scored tokens that go through the output head together
+MIN_PENDING = 64  # evaluations under way at once, however small the memory
+SOFTMAX_ROWS = 8  # logits in float32 at a time: more would leave the processor's cache
+_FILLER = Row((0,), (0,), (0,), 1, (), (), ())
 
 
 @dataclass(frozen=True)
@@ -43,35 +52,36 @@ class Question:
         return sum(len(row) for row in self.rows)
 
 
-class _Recording(RoutedCache):
-    """Keeps the states entering each block."""
+@dataclass
+class _Pending:
+    """One evaluation; complete when it has the log-probability of each scored token, by (row, index)."""
 
-    def enter(self, block: int, x_BTD: Tensor) -> Tensor:
-        self.states.append(x_BTD)
-        return super().enter(block, x_BTD)
-
-    states: list[Tensor]
-
-
-class _Resuming(RoutedCache):
-    """Rows that skip the blocks before their first edit and take up the base path's states there."""
-
-    starts: dict[int, tuple[Tensor, Tensor]]  # block -> (rows, states entering it)
-
-    def enter(self, block: int, x_BTD: Tensor) -> Tensor:
-        if block in self.starts:
-            rows, states = self.starts[block]
-            x_BTD = x_BTD.index_copy(0, rows, states.to(x_BTD.device))
-        return super().enter(block, x_BTD)
+    handle: int
+    route: Route
+    n_missing: int
+    logprobs: dict[tuple[int, int], float] = field(default_factory=dict)
 
 
 class LoglikScorer:
-    """Scores questions of one model; `load` a group, then `score` pairs of (question index, route).
+    """Scores questions of one model under routes.
+
+    `load` a group of questions, then `score` pairs of (index, route); what paths of a question share is kept between calls, up to
+    `cache_bytes`. Or, for work without waiting: `open` questions, `submit` evaluations, `collect` what is finished, `close`.
 
     `packed` says whether the choices of a question share a row; it is settled once, by comparing both ways on a small example.
     """
 
-    def __init__(self, routed: RoutedModel, max_step_tokens: int = 1024, metric: str = "acc_norm", packed: bool | None = None):
+    prompt_format = "raw"
+    shares_across_groups = True  # no verdict depends on what else is evaluated
+
+    def __init__(
+        self,
+        routed: RoutedModel,
+        max_step_tokens: int = 512,
+        metric: str = "acc_norm",
+        packed: bool | None = None,
+        cache_bytes: int = 2**30,
+    ):
         if routed.tokenizer is None:
             raise InputError("scoring questions needs a tokenizer: wrap the model with one")
         self.routed = routed
@@ -80,10 +90,14 @@ class LoglikScorer:
         # As in lm-evaluation-harness: no specials, but for Gemma, which is lost without its first token.
         self.add_bos = "gemma" in routed.config.model_type
         self.packed = self._can_pack() if packed is None else packed
-        self._questions: list[Question] = []
-        self._states: list[Tensor] = []  # a block: (rows of the group, T, D)
-
-    prompt_format = "raw"
+        self.runner = PrefixRunner(routed, max_step_tokens, cache_bytes)
+        self._questions: dict[int, tuple[Question, list[PackedRow]]] = {}
+        self._n_opened = 0
+        self._bytes_a_state = 1  # of the widest row opened
+        self._pending: dict[int, _Pending] = {}
+        self._n_submitted = 0
+        self._head: list[tuple[int, int, int, Tensor]] = []  # (evaluation, row, source, its final state (D,))
+        self._finished: list[tuple[int, Route, Verdict]] = []
 
     def question(self, task: Task, example: Example) -> Question:
         """Tokenise an example; `InputError` when it does not fit the context."""
@@ -96,87 +110,123 @@ class LoglikScorer:
         return Question(task, example, rows, tuple(pairs[0][0]), tuple(len(choice) for choice in example.choices))
 
     def load(self, questions: Sequence[Question]) -> None:
-        """Make `questions` the group that `score` refers to, dropping the states of the last one."""
-        self._questions = list(questions)
-        self._states = []
+        """Make `questions` the group whose indices `score` takes, dropping the one before."""
+        self.close(list(self._questions))
+        self._n_opened = 0
+        self.open(questions)
 
     @torch.no_grad()
+    def open(self, questions: Sequence[Question]) -> list[int]:
+        """Take questions in: a handle each."""
+        handles = list(range(self._n_opened, self._n_opened + len(questions)))
+        self._n_opened += len(questions)
+        packed_rows: dict[tuple[int, int], PackedRow] = {}
+        by_width: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for handle, question in zip(handles, questions, strict=True):
+            for place, row in enumerate(question.rows):
+                by_width[-len(row) // WIDTH_STEP * -WIDTH_STEP].append((handle, place))
+        for width, keys in by_width.items():
+            rows = [questions[handle - handles[0]].rows[place] for handle, place in keys]
+            # A short filler row makes every family build an explicit mask: with and without one, attention may round otherwise.
+            batch = make_batch([*rows, _FILLER], self.packed, self.routed.model.dtype, self.routed.device, width)
+            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+            if batch.position_ids is not None:
+                inputs["position_ids"] = batch.position_ids
+            self._bytes_a_state = max(self._bytes_a_state, width * self.routed.hidden_size * self.routed.model.dtype.itemsize)
+            packed_rows |= dict(zip(keys, self.runner.open(inputs), strict=False))
+        for handle, question in zip(handles, questions, strict=True):
+            self._questions[handle] = (question, [packed_rows[handle, place] for place in range(len(question.rows))])
+        return handles
+
+    def close(self, handles: Iterable[int]) -> None:
+        """Forget questions, none of which may have an evaluation under way."""
+        for handle in handles:
+            self.runner.close(self._questions.pop(handle)[1])
+
+    def submit(self, handle: int, route: Route) -> None:
+        """Ask for a verdict; `collect` brings it."""
+        question, packed_rows = self._questions[handle]
+        evaluation = self._n_submitted
+        self._n_submitted += 1
+        n_missing = sum(len(row.targets) for row in question.rows)
+        self._pending[evaluation] = _Pending(handle, route, n_missing)
+        for place, packed_row in enumerate(packed_rows):
+            self.runner.submit(packed_row, route, (evaluation, place))
+
+    @torch.no_grad()
+    def collect(self) -> list[tuple[int, Route, Verdict]]:
+        """Work until something submitted is finished: (handle, route, verdict) of all that is; empty when nothing is under way."""
+        while self._pending and not self._finished:
+            waiting, n_applied = self.runner.n_waiting, self.runner.n_applied
+            self._take(self.runner.sweep())
+            if self.runner.n_applied == n_applied and not self._finished:
+                # Nothing could fill a step: run what there is.
+                self._take(self.runner.sweep(force=True)) if waiting else self._run_head(len(self._head))
+        finished, self._finished = self._finished, []
+        return finished
+
     def score(self, pairs: Sequence[tuple[int, Route]]) -> list[Verdict]:
-        """The verdict of each (question index, route), the first call of a group being the base route of every question in order."""
-        base = Route.full(self.routed.n_layers)
-        if not self._states:
-            if list(pairs) != [(index, base) for index in range(len(self._questions))]:
-                raise InputError("the first routes scored of a group must be the base route of each question, in order")
-            return self._score(pairs, record=True)
-        return self._score(pairs, record=False)
+        """The verdict of each (handle, route), in order; each distinct pair is evaluated once."""
+        verdicts: dict[tuple[int, Route], Verdict] = {}
+        distinct = deque(dict.fromkeys(pairs))
+        # Paths under way hold states that cannot be evicted: only so many at once.
+        at_once = max(MIN_PENDING, self.runner.cache_bytes // (4 * self._bytes_a_state))
+        while distinct or self._pending:
+            while distinct and len(self._pending) < at_once:
+                self.submit(*distinct.popleft())
+            verdicts |= {(handle, route): verdict for handle, route, verdict in self.collect()}
+        return [verdicts[pair] for pair in pairs]
 
     def score_policy(self, questions: Sequence[Question], policy: Policy | None) -> tuple[list[Verdict], list[Route]]:
         """Verdicts and routes when a policy decides from each question's context alone; None is the base model."""
-        policy = policy or RoutePolicy(Route.full(self.routed.n_layers))
-        entries = [(index, row) for index, question in enumerate(questions) for row in question.rows]
-        sums = [[0.0] * len(question.n_chars) for question in questions]
-        routes: list[Route | None] = [None] * len(questions)
-        with torch.no_grad():
-            for step in split_steps([len(row) for _, row in entries], self.max_step_tokens):
-                chunk = [entries[index] for index in step]
-                rows_policy = policy.rows([index for index, _ in chunk]) if isinstance(policy, RowRoutes) else policy
-                cache, logprobs, batch = self._step([row for _, row in chunk], rows_policy, RoutedCache)
-                add_up(sums, [index for index, _ in chunk], logprobs, batch)
-                for (index, _), route in zip(chunk, cache.routes, strict=True):
-                    routes[index] = route
-        verdicts = [loglik_verdict(total, question, self.metric) for total, question in zip(sums, questions, strict=True)]
-        return verdicts, [route for route in routes if route is not None]
+        routes = decide_routes(self.routed, policy, [question.context_ids for question in questions], self.max_step_tokens)
+        handles = self.open(questions)
+        verdicts = self.score(list(zip(handles, routes, strict=True)))
+        self.close(handles)
+        return verdicts, routes
 
-    def _score(self, pairs: Sequence[tuple[int, Route]], record: bool) -> list[Verdict]:
-        first_row = _offsets([len(question.rows) for question in self._questions])
-        entries = [
-            (pair, first_row[index] + offset, row, route)
-            for pair, (index, route) in enumerate(pairs)
-            for offset, row in enumerate(self._questions[index].rows)
-        ]
-        sums = [[0.0] * len(self._questions[index].n_chars) for index, _ in pairs]
-        recorded: list[list[Tensor]] = []
-        for step in split_steps([len(row) for _, _, row, _ in entries], self.max_step_tokens):
-            chunk = [entries[index] for index in step]
-            rows = [row for _, _, row, _ in chunk]
-            if record:
-                cache, logprobs, batch = self._step(rows, RoutePolicy(Route.full(self.routed.n_layers)), _Recording, states=[])
-                recorded.append(cache.states)
-            else:
-                width = max(len(row) for row in rows)
-                # The base route again enters at the last block, which it executes.
-                firsts = [min(route.first_edit(), self.routed.n_layers - 1) for *_, route in chunk]
-                resumed = [Route((*([0] * first), *route.actions[first:])) for first, (*_, route) in zip(firsts, chunk, strict=True)]
-                starts: dict[int, tuple[Tensor, Tensor]] = {}
-                for block in sorted(set(firsts)):
-                    here = [at for at, first in enumerate(firsts) if first == block]
-                    states = self._states[block][[chunk[at][1] for at in here], :width]
-                    starts[block] = (torch.tensor(here, device=states.device), states)
-                _, logprobs, batch = self._step(rows, RowRoutes(resumed), _Resuming, starts=starts)
-            add_up(sums, [pair for pair, *_ in chunk], logprobs, batch)
-        if record:
-            self._states = [_stack_padded([states[block] for states in recorded]) for block in range(self.routed.n_layers)]
-        return [loglik_verdict(total, self._questions[index], self.metric) for total, (index, _) in zip(sums, pairs, strict=True)]
+    def _take(self, ended: Iterable[tuple[Any, Node]]) -> None:
+        """Send the scored tokens of finished rows to the output head, full steps at once."""
+        for (evaluation, place), node in ended:
+            row = self._questions[self._pending[evaluation].handle][0].rows[place]
+            assert node.state is not None
+            self._head += [(evaluation, place, source, node.state[source]) for source in dict.fromkeys(row.sources)]
+            while len(self._head) >= HEAD_TOKENS:
+                self._run_head(HEAD_TOKENS)
+            self.runner.release(node)
 
-    def _step(self, rows: Sequence[Row], policy: Policy, cache_class: type[Any], **state: Any) -> tuple[Any, Tensor, Any]:
-        """One model step: (its cache, log-probabilities (N,) of the scored tokens, its batch)."""
-        model = self.routed.model
-        batch = make_batch(rows, self.packed, model.dtype, self.routed.device)
-        cache = cache_class(self.routed.config, self.routed.n_layers, policy, batch.prompt_mask)
-        for name, value in state.items():
-            setattr(cache, name, value)
-        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if batch.position_ids is not None:
-            inputs["position_ids"] = batch.position_ids
-        with head_at(model, batch.scored):
-            logits_NV = self.routed.forward(cache, **inputs).logits[0].float()
-        targets = batch.targets.to(logits_NV.device)
-        return cache, logits_NV.gather(1, targets[:, None])[:, 0] - logits_NV.logsumexp(1), batch
+    def _run_head(self, n_tokens: int) -> None:
+        """Run the output head on the first `n_tokens` waiting tokens, padded to the fixed number of a step."""
+        step, self._head = self._head[:n_tokens], self._head[n_tokens:]
+        states = [state for *_, state in step]
+        logits_NV = self.runner.finish(torch.stack(states + [states[-1]] * (HEAD_TOKENS - len(step))))
+        wanted: list[tuple[int, int, int]] = []  # (place in the step, target, index in the row's scored tokens)
+        for at, (evaluation, place, source, _) in enumerate(step):
+            row = self._questions[self._pending[evaluation].handle][0].rows[place]
+            wanted += [(at, target, index) for index, target in enumerate(row.targets) if row.sources[index] == source]
+        totals = log_normalizers(logits_NV)
+        at_N = torch.tensor([at for at, *_ in wanted], device=logits_NV.device)
+        target_N = torch.tensor([target for _, target, _ in wanted], device=logits_NV.device)
+        logprobs = (logits_NV[at_N, target_N].float() - totals[at_N]).double().tolist()
+        for (at, _, index), logprob in zip(wanted, logprobs, strict=True):
+            evaluation, place, *_ = step[at]
+            pending = self._pending[evaluation]
+            pending.logprobs[place, index] = logprob
+            if len(pending.logprobs) == pending.n_missing:
+                self._finish(evaluation)
+
+    def _finish(self, evaluation: int) -> None:
+        pending = self._pending.pop(evaluation)
+        question = self._questions[pending.handle][0]
+        sums = [0.0] * len(question.n_chars)
+        for (place, index), logprob in sorted(pending.logprobs.items()):  # float64, in a fixed order
+            sums[question.rows[place].choices[index]] += logprob
+        self._finished.append((pending.handle, pending.route, loglik_verdict(sums, question, self.metric)))
 
     def _can_pack(self) -> bool:
         """Whether this family gives packed choices the log-likelihoods that separate rows have.
 
-        Asked of the model itself: families differ in whether they take explicit positions and a ready 4-D mask, and sliding windows
+        Asked of the base model itself: families differ in whether they take explicit positions and a ready 4-D mask, and sliding windows
         cannot follow a tree. A wrong mask is off by whole nats, bf16 by tenths.
         """
         if not self.routed.takes_position_ids or any(slot.is_sliding for slot in new_slots(self.routed.config, self.routed.n_layers)):
@@ -184,19 +234,29 @@ class LoglikScorer:
         n_vocab = self.routed.model.get_input_embeddings().num_embeddings
         token = lambda seed: 3 + (seed * 7919) % (n_vocab - 3)  # noqa: E731
         pairs = [([token(i) for i in range(12)], [token(100 * choice + i) for i in range(6)]) for choice in range(1, 4)]
-        totals = []
-        with torch.no_grad():
-            for self.packed, rows in ((True, [pack_choices(pairs)]), (False, separate_choices(pairs))):
-                sums = [[0.0] * len(pairs)]
-                try:
-                    _, logprobs, batch = self._step(rows, RoutePolicy(Route.full(self.routed.n_layers)), RoutedCache)
-                except (RuntimeError, TypeError, ValueError, IndexError):
-                    if self.packed:
-                        return False  # the family's forward does not take the 4-D mask
-                    raise
-                add_up(sums, [0] * len(rows), logprobs, batch)
-                totals.append(sums[0])
-        return all(abs(a - b) <= 0.3 + 0.02 * abs(b) for a, b in zip(*totals, strict=True))
+        try:
+            together = base_logliks(self.routed, [pack_choices(pairs)], packed=True)
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            return False  # the family's forward does not take the 4-D mask
+        apart = base_logliks(self.routed, separate_choices(pairs), packed=False)
+        return all(abs(a - b) <= 0.3 + 0.02 * abs(b) for a, b in zip(together, apart, strict=True))
+
+
+@torch.no_grad()
+def base_logliks(routed: RoutedModel, rows: Sequence[Row], packed: bool) -> list[float]:
+    """Log-likelihood of each choice of one question by the base model, in one plain forward of its rows; logits where they are scored."""
+    batch = make_batch(rows, packed, routed.model.dtype, routed.device)
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    if batch.position_ids is not None:
+        inputs["position_ids"] = batch.position_ids
+    with head_at(routed.model, batch.scored):
+        logits_NV = routed.model(**inputs, use_cache=False).logits[0]
+    targets_N = batch.targets.to(logits_NV.device)
+    chosen_N = logits_NV.gather(1, targets_N[:, None])[:, 0].float() - log_normalizers(logits_NV)
+    sums = [0.0] * (1 + max(max(row.choices) for row in rows))
+    for value, choice in zip(chosen_N.double().tolist(), batch.choice_of.tolist(), strict=True):
+        sums[choice] += value
+    return sums
 
 
 @contextmanager
@@ -218,20 +278,13 @@ def head_at(model: Any, flat_indices: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def add_up(sums: list[list[float]], owners: Sequence[int], logprobs_N: Tensor, batch: Any) -> None:
-    """Add each scored token's log-probability to its owner's choice, in float64 and in a fixed order."""
-    for value, row, choice in zip(logprobs_N.double().tolist(), batch.row_of.tolist(), batch.choice_of.tolist(), strict=True):
-        sums[owners[row]][choice] += value
-
-
-def _offsets(counts: Sequence[int]) -> list[int]:
-    offsets = [0]
-    for count in counts[:-1]:
-        offsets.append(offsets[-1] + count)
-    return offsets
-
-
-def _stack_padded(parts: Sequence[Tensor]) -> Tensor:
-    """Concatenate (b, t, D) tensors of unequal t along the rows."""
-    width = max(part.shape[1] for part in parts)
-    return torch.cat([torch.nn.functional.pad(part, (0, 0, 0, width - part.shape[1])) for part in parts])
+def log_normalizers(logits_NV: Tensor) -> Tensor:
+    """log of the sum of exponentials of each row (N,), in float32, a few rows at a time in one buffer: 7 times as fast as at once."""
+    totals = torch.empty(len(logits_NV), device=logits_NV.device)
+    buffer = torch.empty((SOFTMAX_ROWS, logits_NV.shape[1]), device=logits_NV.device)
+    for start in range(0, len(logits_NV), SOFTMAX_ROWS):
+        rows = logits_NV[start : start + SOFTMAX_ROWS]
+        part = buffer[: len(rows)].copy_(rows)
+        highest = part.amax(1, keepdim=True)
+        totals[start : start + len(rows)] = part.sub_(highest).exp_().sum(1).log_() + highest[:, 0]
+    return totals

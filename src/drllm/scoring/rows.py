@@ -97,9 +97,9 @@ class Batch:
     choice_of: Tensor  # (N,)
 
 
-def make_batch(rows: Sequence[Row], packed: bool, dtype: torch.dtype, device: torch.device) -> Batch:
-    """Pad rows to the longest one; a pad is seen by itself alone, so that no softmax is empty."""
-    width = max(len(row) for row in rows)
+def make_batch(rows: Sequence[Row], packed: bool, dtype: torch.dtype, device: torch.device, width: int = 0) -> Batch:
+    """Pad rows to `width`, or to the longest one; a pad is seen by itself alone, so that no softmax is empty."""
+    width = max(width, *(len(row) for row in rows))
     ids = torch.zeros((len(rows), width), dtype=torch.long)
     positions = torch.zeros_like(ids)
     branches = torch.full_like(ids, -1)

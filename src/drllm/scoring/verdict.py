@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,9 @@ class Verdict:
     correct: the verdict that counts as the reward.
     margin: loglik only: the gold choice's score under the metric minus the best other's, in nats (a character for acc_norm); else nan.
     acc, acc_norm: loglik only: the verdicts of raw and of character-normalised log-likelihood.
-    text: letter and boxed only: the generated answer.
+    text: letter and boxed only: the generated answer, up to where its verdict was settled.
+    margin_acc, margin_acc_norm: loglik only: the margin under either metric.
+    broken: the logits were not numbers; every verdict is then wrong and every margin nan.
     """
 
     correct: bool
@@ -21,14 +24,19 @@ class Verdict:
     acc: bool | None = None
     acc_norm: bool | None = None
     text: str | None = None
+    margin_acc: float = float("nan")
+    margin_acc_norm: float = float("nan")
+    broken: bool = False
 
 
 def loglik_verdict(logliks: Sequence[float], question: Any, metric: str) -> Verdict:
     """The verdicts of lm-evaluation-harness: argmax of the log-likelihoods (`acc`) and of those a character (`acc_norm`)."""
+    if not all(math.isfinite(total) for total in logliks):
+        return Verdict(False, acc=False, acc_norm=False, broken=True)
     gold = question.example.answer
     per_char = [total / max(n_chars, 1) for total, n_chars in zip(logliks, question.n_chars, strict=True)]
     margins, verdicts = {}, {}
     for name, scores in (("acc", list(logliks)), ("acc_norm", per_char)):
         verdicts[name] = scores.index(max(scores)) == gold
         margins[name] = scores[gold] - max(score for choice, score in enumerate(scores) if choice != gold)
-    return Verdict(verdicts[metric], margins[metric], verdicts["acc"], verdicts["acc_norm"])
+    return Verdict(verdicts[metric], margins[metric], verdicts["acc"], verdicts["acc_norm"], None, margins["acc"], margins["acc_norm"])

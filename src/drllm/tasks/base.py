@@ -7,14 +7,15 @@ can be compared. Prompts of the generated rewards (`letter`, `boxed`) are chat m
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from drllm.errors import InputError
 from drllm.registry import did_you_mean
-from drllm.tasks.grading import boxed_matches, letter_choice
+from drllm.tasks.grading import boxed_matches, letter_choice, letter_settled
 
 Kind = Literal["choice", "math"]
+_SECOND_TEMPLATE = "Q: {question}\nA:"
 LETTERS = string.ascii_uppercase
 
 
@@ -58,6 +59,10 @@ class Task:
         context = f"{example.context.lstrip()}\n{text}" if example.context else text
         return context, [f" {choice}" for choice in example.choices]
 
+    def reworded(self) -> Task:
+        """The same task under a second prompt template, to re-verify verdicts with."""
+        return replace(self, loglik_template=_SECOND_TEMPLATE)
+
     def letter_messages(self, example: Example) -> list[dict[str, str]]:
         """Chat messages that list the lettered options and ask for the letter alone; at most 26 options, else InputError."""
         self._need("choice", "letter")
@@ -85,6 +90,10 @@ class Task:
             self._need("math", reward)
             return boxed_matches(text, str(example.answer))
         raise InputError(f"reward {reward!r} does not judge generated text, expected 'letter' or 'boxed'")
+
+    def settled(self, text: str, reward: str) -> bool:
+        """Whether no continuation of a generated answer can change its verdict; for "letter" only (a later box would count for "boxed")."""
+        return reward == "letter" and letter_settled(text)
 
     def _need(self, kind: Kind, reward: str) -> None:
         if self.kind != kind:

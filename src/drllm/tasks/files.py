@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,28 @@ def file_rows(task: Task, path: Path, dropped: Counter[str]) -> list[Example]:
     return kept
 
 
+def folder_rows(task: Task, folder: Path, dropped: Counter[str]) -> list[Example]:
+    """Rows of a folder's train.jsonl, dev.jsonl (or validation.jsonl) and test.jsonl, those that are there; the file's name is the part.
+
+    A folder of task folders (`<folder>/<task>/train.jsonl`) serves several tasks.
+    """
+    folder = folder / task.name if (folder / task.name).is_dir() else folder
+    rows: list[Example] = []
+    for path in sorted(folder.glob("*.jsonl")):
+        part = _PART_NAMES.get(path.stem, path.stem)
+        if part in PARTS:
+            rows += [replace(row, part=part) for row in file_rows(task, path, dropped)]
+    if not rows:
+        raise InputError(f"{folder}: no train.jsonl, dev.jsonl or test.jsonl; --data expects a JSON-lines file or a folder with these")
+    ids = Counter(row.id for row in rows)
+    if twice := [name for name, count in ids.items() if count > 1]:
+        raise InputError(f"{folder}: id {twice[0]!r} stands in two files; give each question its own id")
+    return rows
+
+
+PARTS = ("train", "validation", "test")
+
+
 def _json_object(line: bytes, where: str) -> dict[str, Any]:
     try:
         raw = json.loads(line.decode("utf-8"))
@@ -66,7 +89,7 @@ def _file_row(task: Task, raw: dict[str, Any], default_id: str, where: str) -> E
         raise InputError(f"{where}: context is {context!r}, expected text")
     part = raw.get("part") or ""
     part = _PART_NAMES.get(part, part) if isinstance(part, str) else part
-    if part not in ("train", "validation", "test", ""):
+    if part not in (*PARTS, ""):
         raise InputError(f"{where}: part is {part!r}, expected train, validation or test")
     choices, answer = _choices(raw, where) if task.kind == "choice" else ((), _free_answer(task, raw, where))
     return Example(str(default_id if raw.get("id") is None else raw["id"]), question, choices, answer, task.name, context, part)

@@ -33,8 +33,16 @@ _LETTER = (
     rf"|(?P<upper>[A-Z])(?={_END}|{_STOP}|{_UPPER_ONLY})"
     rf"|(?P<lower>[a-z])(?={_END}|{_STOP}))"
 )
+# The same marks where they cannot become something else when the text goes on: what follows them is there.
+_SETTLED = (
+    rf"(?:{_MARK}\s*(?:\n|<)|{_MARK}(?:[)\]:;](?=[^\d])|\.(?=[^\dA-Za-z]|[A-Za-z][^.]))"
+    rf"|(?P<spaced>{_MARK}(?:\s+[-–—]\s|\s+(?:is|because|since)\s)))"
+)
 _NOUN = r"(?:(?:option|choice|letter)\b[\s:*_]*)?"
 _LEADING = re.compile(rf"\A{_OPEN}(?:(?i:{_NOUN})){_OPEN}{_LETTER}")
+_LEADING_SETTLED = re.compile(
+    rf"\A{_OPEN}(?:(?i:{_NOUN})){_OPEN}(?:[(\[]\s*{_MARK}[A-Za-z]{_MARK}\s*[)\]](?=.)|[A-Z](?={_SETTLED}))", re.DOTALL
+)
 _PHRASE = re.compile(rf"(?i:\banswer\b{_MARK}\s*(?P<verb>is|would\s+be|should\s+be)?{_MARK}\s*:?{_OPEN}(?:the\s+)?{_NOUN}){_OPEN}{_LETTER}")
 _BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\s*\(?\s*(?P<bracket>[A-Za-z])\s*[).:]?\s*\}")
 
@@ -42,19 +50,24 @@ _BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\s
 def letter_choice(text: str, n_choices: int) -> int | None:
     r"""0-based index of the option the text chooses, or None when it chooses none or a letter beyond the options.
 
-    Reads, in this order, a boxed letter ("\boxed{B}"), a leading one ("B", "B.", "(B)", "B)", "**B**", "Option B", "B is right"), and one
+    Reads, in this order, a leading letter ("B", "B.", "(B)", "B)", "**B**", "Option B", "B is right"), a boxed one ("\boxed{B}"), and one
     behind "answer" ("Answer: B", "I think the answer is (B)."). Lower case counts alone or before a closing mark ("b", "b)", "(b)"); "the
     answer is a" is taken for an unfinished sentence.
     """
-    if match := _BOXED.search(text):
-        return _index(match["bracket"], n_choices)
     if match := _LEADING.search(text):
         return _index(match["bracket"] or match["upper"] or match["lower"], n_choices)
+    if match := _BOXED.search(text):
+        return _index(match["bracket"], n_choices)
     for match in _PHRASE.finditer(text):
         unfinished = match["verb"] and match["lower"] in ("a", "i") and not re.match(rf"{_MARK}[).\]:;]", text[match.end() :])
         if not unfinished:
             return _index(match["bracket"] or match["upper"] or match["lower"], n_choices)
     return None
+
+
+def letter_settled(text: str) -> bool:
+    """Whether the text begins with a letter that `letter_choice` reads the same however the text goes on."""
+    return _LEADING_SETTLED.search(text) is not None
 
 
 def _index(letter: str, n_choices: int) -> int | None:

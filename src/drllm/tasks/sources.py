@@ -10,14 +10,14 @@ from pathlib import Path
 
 from drllm.errors import InputError
 from drllm.tasks.base import Example, Task, get_task
-from drllm.tasks.files import file_rows
+from drllm.tasks.files import file_rows, folder_rows
 from drllm.tasks.hub import HubUnavailable, hub_rows
 from drllm.tasks.package import PACKAGE, READERS, package_folder, package_rows
 from drllm.tasks.splits import LoadedTask, split_examples
 
 
 def load_task(name: str, data: str | Path | None = None, seed: int = 0) -> LoadedTask:
-    """A task's questions by split. `data`: a JSON-lines file whose rows are the task's; `seed`: of the order inside a split.
+    """A task's questions by split. `data`: a JSON-lines file whose rows are the task's, or a folder (`folder_rows`); `seed`: of the order inside a split.
 
     Raises InputError for an unknown task, a bad file (with its line), a broken data package, or when no source has the task: the one line
     names all three ways.
@@ -31,6 +31,8 @@ def load_task(name: str, data: str | Path | None = None, seed: int = 0) -> Loade
 
 
 def _find(task: Task, data: str | Path | None, dropped: Counter[str]) -> tuple[str, list[Example]]:
+    if data is not None and Path(data).is_dir():
+        return f"folder {Path(data).name}", folder_rows(task, Path(data), dropped)
     if data is not None:
         return f"file {Path(data).name}", file_rows(task, Path(data), dropped)
     root, version = package_folder()

@@ -44,9 +44,9 @@ class _Pooling(RoutedCache):
     pooled: list[Tensor]
     weights_BWT: Tensor
 
-    def enter(self, block: int, x_BTD: Tensor) -> Tensor:
+    def enter(self, block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
         self.pooled.append(pool(self.weights_BWT.to(x_BTD.device), x_BTD).to("cpu", torch.bfloat16))
-        return super().enter(block, x_BTD)
+        return super().enter(block, x_BTD, arguments)
 
 
 @torch.no_grad()

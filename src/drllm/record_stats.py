@@ -1,0 +1,229 @@
+"""What a search found, in numbers: the paper's table 2 (arXiv 2510.12773), with the input-blind control beside it. No torch.
+
+A search tries many routes, so some are right by chance. "Solved by search" therefore never stands alone: the control tries as many random
+routes, drawn without looking at the question, and what it solves needs no knowledge of the question.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from drllm.errors import InputError
+from drllm.evaluation.stats import paired_bootstrap, wilson
+from drllm.records import RouteRecord
+from drllm.reporting.table import POOLED, WIDTH, percent, points
+from drllm.routes import Action
+
+
+@dataclass(frozen=True)
+class Share:
+    """`n_right` of `n` with its Wilson 95 % interval."""
+
+    n_right: int
+    n: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Flips:
+    """One check's verdicts against those of the search.
+
+    Attributes:
+        chosen, chosen_wrong: kept routes checked, and those that are no longer right.
+        base, base_changed: base routes checked, and those with another verdict, either way.
+    """
+
+    chosen: int
+    chosen_wrong: int
+    base: int
+    base_changed: int
+
+
+@dataclass(frozen=True)
+class TaskStats:
+    """One task's numbers, or those of all tasks together.
+
+    Attributes:
+        n_layers: blocks of the model.
+        visited: questions searched.
+        kept: questions with a right route, whose records are sampled as labels.
+        improved: kept questions that the base gets wrong.
+        search_routes, control_routes, check_routes: forward passes, one an evaluated route.
+        actions: skip, execute and repeat decisions of the kept routes.
+        mean_passes: block passes of a kept route; 0 where none is kept.
+        search: of the questions the base gets wrong, those the search solved.
+        control: of those with a control, what it solved in as many tries as the search took; None without any.
+        difference: search minus control on the questions that have a control, with its 95 % bootstrap interval (mean, low, high).
+        n_short: questions in it whose control is not right and had fewer tries than the search, which flatters the search.
+        flips: by the name of the check, in alphabetical order.
+    """
+
+    task: str
+    n_layers: int
+    visited: int
+    kept: int
+    improved: int
+    search_routes: int
+    control_routes: int
+    check_routes: int
+    actions: tuple[int, int, int]
+    mean_passes: float
+    search: Share
+    control: Share | None
+    difference: tuple[float, float, float] | None
+    n_short: int
+    flips: dict[str, Flips]
+
+
+@dataclass(frozen=True)
+class RecordStats:
+    """`rows`: one a task, in alphabetical order; with several tasks, one over all of them at the end."""
+
+    rows: tuple[TaskStats, ...]
+
+
+def describe(records: Sequence[RouteRecord]) -> RecordStats:
+    """The numbers of one model's records; `InputError` when there are none or they are of several models."""
+    models = sorted({record.fingerprint for record in records})
+    if len(models) != 1:
+        raise InputError(f"got records of {len(models)} models ({', '.join(models)}), expected one: describe one model's records at a time")
+    tasks = sorted({record.task for record in records})
+    rows = [_task(task, [record for record in records if record.task == task]) for task in tasks]
+    return RecordStats((*rows, _task(POOLED, records)) if len(tasks) > 1 else tuple(rows))
+
+
+def _task(name: str, records: Sequence[RouteRecord]) -> TaskStats:
+    routes = [record.chosen for record in records if record.chosen is not None]
+    counts = Counter(action for route in routes for action in route)
+    wrong = [record for record in records if not record.base_correct]
+    paired = [record for record in wrong if record.control_routes]
+    solved, by_control = [record.solved for record in paired], [bool(record.control_solved) for record in paired]
+    return TaskStats(
+        task=name,
+        n_layers=len(records[0].routes[0]),
+        visited=len(records),
+        kept=len(routes),
+        improved=sum(record.improved for record in records),
+        search_routes=sum(len(record.routes) for record in records),
+        control_routes=sum(len(record.control_routes) for record in records),
+        check_routes=sum(len(record.checks) for record in records),
+        actions=(counts[Action.SKIP], counts[Action.EXECUTE], counts[Action.REPEAT]),
+        mean_passes=sum(route.n_passes for route in routes) / len(routes) if routes else 0.0,
+        search=_share(record.solved for record in wrong),
+        control=_share(by_control) if paired else None,
+        difference=paired_bootstrap(solved, by_control, strata=[record.task for record in paired]) if paired else None,
+        n_short=sum(not record.control_solved and len(record.control_routes) < len(record.routes) - 1 for record in paired),
+        flips=_flips(records),
+    )
+
+
+def _share(verdicts: Iterable[bool]) -> Share:
+    values = list(verdicts)
+    return Share(sum(values), len(values), *wilson(sum(values), len(values)))
+
+
+def _flips(records: Sequence[RouteRecord]) -> dict[str, Flips]:
+    counts: dict[str, list[int]] = {}
+    for record in records:
+        if record.chosen is not None:
+            for name, correct in record.verified(record.chosen).items():
+                row = counts.setdefault(name, [0] * 4)
+                row[0] += 1
+                row[1] += not correct
+        for name, correct in record.verified(record.routes[0]).items():
+            row = counts.setdefault(name, [0] * 4)
+            row[2] += 1
+            row[3] += correct != record.base_correct
+    return {name: Flips(*counts[name]) for name in sorted(counts)}
+
+
+def render(stats: RecordStats) -> str:
+    """The tables for a terminal, without colours, so that they can be piped and compared."""
+    rows = stats.rows
+    tables = [
+        _table(
+            "labels: the kept routes",
+            ("task", "visited", "sampled", "improved", "% visited", "% sampled", "skip", "execute", "repeat", "mean passes"),
+            [
+                (
+                    row.task, f"{row.visited:,}", f"{row.kept:,}", f"{row.improved:,}", _percent(row.improved, row.visited),
+                    _percent(row.improved, row.kept), *(f"{count:,}" for count in row.actions),
+                    f"{row.mean_passes:.2f} of {row.n_layers}" if row.kept else "",
+                )
+                for row in rows
+            ],
+        ),
+        _table(
+            "solved, % of what the base gets wrong; the control tries as many random routes, blind to the question; 95 % intervals",
+            ("task", "by search", "by the control", "search minus control, points"),
+            [(row.task, _shown(row.search), _shown(row.control), _difference(row.difference)) for row in rows],
+        ),
+        _table(
+            "forward passes: routes evaluated",
+            ("task", "search", "a question", "control", "checks"),
+            [
+                (
+                    row.task, f"{row.search_routes:,}", f"{row.search_routes / row.visited:.1f}", f"{row.control_routes:,}",
+                    f"{row.check_routes:,}",
+                )
+                for row in rows
+            ],
+        ),
+    ]  # fmt: skip
+    if n_short := rows[-1].n_short:
+        tables[1] += f"\n\n  not the same tries: {n_short:,} controls that are not right had fewer than the search"
+    if any(row.flips for row in rows):
+        tables.append(
+            _table(
+                "checks: verdicts that differ from the search's",
+                ("task", "check", "kept routes", "no longer right", "%", "base routes", "other verdict", "%"),
+                [
+                    (
+                        row.task, name, f"{flips.chosen:,}", f"{flips.chosen_wrong:,}", _percent(flips.chosen_wrong, flips.chosen),
+                        f"{flips.base:,}", f"{flips.base_changed:,}", _percent(flips.base_changed, flips.base),
+                    )
+                    for row in rows
+                    for name, flips in row.flips.items()
+                ],
+            )
+        )  # fmt: skip
+    return "\n\n".join(tables)
+
+
+def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    table = Table(box=box.SIMPLE)
+    for name in header:
+        table.add_column(name, justify="left" if name in ("task", "check") else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))  # a plain string would be read as markup
+    buffer = io.StringIO()
+    Console(file=buffer, width=WIDTH, color_system=None, legacy_windows=False).print(table)
+    return "\n".join([title, *(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())])
+
+
+def _percent(count: int, n: int) -> str:
+    return percent(count / n) if n else ""
+
+
+def _shown(share: Share | None) -> str:
+    if share is None:
+        return "none drawn"
+    if not share.n:
+        return "0 of 0"
+    return f"{percent(share.n_right / share.n)} ({percent(share.low)} to {percent(share.high)}), {share.n_right:,} of {share.n:,}"
+
+
+def _difference(difference: tuple[float, float, float] | None) -> str:
+    if difference is None:
+        return ""
+    mean, low, high = difference
+    return f"{points(mean)} ({points(low)} to {points(high)})"

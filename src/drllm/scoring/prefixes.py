@@ -1,0 +1,323 @@
+"""Run many (row, route) pairs through the blocks, every prefix that paths of a row share computed once.
+
+The states after k blocks of a path depend on those k blocks alone, so a row's paths form a trie: a node is one application of a block to
+its parent's states. Nodes wait at their block; a sweep goes through the blocks in order and runs what waits there, rows of any question and
+depth together, in steps of one fixed shape. A step that is not full may wait for the next sweep.
+
+Fixed shapes are what makes a verdict depend on the question and the route alone: a matrix product in bfloat16 may round a row otherwise in
+a batch of another size, but not at another place in a batch of the same size. So neither the other rows, nor the order, nor what was evicted
+from memory can flip a verdict (`tests/test_prefixes.py`).
+
+Shapes: W width (tokens of a row, padded), R rows of a step, B rows of a sheet, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from drllm.model.blocks import ROW_ARGUMENTS, select_rows
+from drllm.model.cache import PassSlots, RoutedCache, new_slots
+from drllm.model.policy import RoutePolicy
+from drllm.model.routed import RoutedModel
+from drllm.routes import Route
+
+MIN_FILL = 0.5  # share of a step's rows below which it waits for the next sweep
+
+
+class Node:
+    """One application of a block: the root holds the embeddings.
+
+    Attributes:
+        state: (W, D), the states after the block; None before it ran and after it was evicted.
+        keys_values: what the block's attention cached, (heads, W, head size) each; only when asked for.
+    """
+
+    __slots__ = ("block", "children", "dependents", "keys_values", "n_living", "parent", "pins", "queued", "row", "state", "tags")
+
+    def __init__(self, row: PackedRow, parent: Node | None, block: int):
+        self.row, self.parent, self.block = row, parent, block
+        self.children: dict[int, Node] = {}
+        self.state: Tensor | None = None
+        self.keys_values: tuple[Tensor, Tensor] | None = None
+        self.queued = False
+        self.dependents: list[Node] = []  # children queued behind this one
+        self.tags: list[Hashable] = []  # evaluations that end here
+        self.pins = 0  # ended evaluations whose results are still being read
+        self.n_living = 0  # children that hold states
+
+    @property
+    def line(self) -> list[Node]:
+        """The nodes of this path, the root left out, first block first."""
+        nodes = []
+        node: Node | None = self
+        while node is not None and node.parent is not None:
+            nodes.append(node)
+            node = node.parent
+        return nodes[::-1]
+
+
+class PackedRow:
+    """One row of a sheet and the trie of its paths."""
+
+    __slots__ = ("index", "root", "sheet")
+
+    def __init__(self, sheet: Sheet, index: int):
+        self.sheet, self.index = sheet, index
+        self.root = Node(self, None, -1)
+
+
+class Sheet:
+    """Rows of one width, with the arguments that the base model passes to each block for them."""
+
+    def __init__(self, states_BWD: Tensor, arguments: list[dict[str, Any]]):
+        self.n_rows, self.width = states_BWD.shape[:2]
+        self.arguments = arguments  # a block: name -> value for all B rows
+        self.rows = [PackedRow(self, index) for index in range(self.n_rows)]
+        for row, state in zip(self.rows, states_BWD, strict=True):
+            row.root.state = state
+
+
+class _Capture(RoutedCache):
+    """Runs no block; keeps what enters the first one and what each is given."""
+
+    def enter(self, block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
+        if block == 0:
+            self.states_BTD = x_BTD
+        self.captured.append({name: value for name, value in arguments.items() if not isinstance(value, Cache)})
+        self.cache_names.append({name for name, value in arguments.items() if isinstance(value, Cache)})
+        return super().enter(block, x_BTD, arguments)
+
+    states_BTD: Tensor
+    captured: list[dict[str, Any]]
+    cache_names: list[set[str]]
+
+
+class _Tail(RoutedCache):
+    """Runs no block; given states leave the last one."""
+
+    def enter(self, block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
+        x_BTD = super().enter(block, x_BTD, arguments)
+        return self.states_BTD.to(x_BTD.device) if block == self.n_layers - 1 else x_BTD
+
+    states_BTD: Tensor
+
+
+class PrefixRunner:
+    """Applies blocks to rows along their paths.
+
+    Args:
+        routed: the model; its policy is not used.
+        max_step_tokens: tokens of a step; rows a step follow from it and the width, so they are fixed for a width.
+        cache_bytes: states (and keys and values) kept for later paths; the least recently used go first. What running paths need stays.
+        keep_keys_values: keep each application's keys and values too, for generation.
+
+    Attributes:
+        n_applied, n_padded: block applications of real rows and of rows that only fill a step.
+        n_bytes, peak_bytes: bytes of the states kept now, and at most.
+    """
+
+    def __init__(self, routed: RoutedModel, max_step_tokens: int, cache_bytes: int, keep_keys_values: bool = False):
+        self.routed = routed
+        self.max_step_tokens, self.cache_bytes, self.keep_keys_values = max_step_tokens, cache_bytes, keep_keys_values
+        self._waiting: list[list[Node]] = [[] for _ in range(routed.n_layers)]
+        # Nodes that nothing waits for, by id, the least recently used first. Those that later nodes stand on go last: an early prefix
+        # serves more paths. With keys and values they stay, since a path is complete only with all of its nodes.
+        self._leaves: OrderedDict[int, Node] = OrderedDict()
+        self._inner: OrderedDict[int, Node] = OrderedDict()
+        self._ended: list[tuple[Hashable, Node]] = []
+        self._cache_names: list[set[str]] = []
+        self.n_applied = self.n_padded = self.n_bytes = self.peak_bytes = 0
+
+    def open(self, inputs: dict[str, Tensor]) -> list[PackedRow]:
+        """Take rows of one width in: the model's own inputs (B, W), B at least 2. Their tries begin empty."""
+        ids = inputs["input_ids"]
+        skip = RoutePolicy(Route([0] * self.routed.n_layers))
+        cache = _Capture(self.routed.config, self.routed.n_layers, skip, torch.ones_like(ids))
+        cache.captured, cache.cache_names = [], []
+        self.routed.decoder_forward(cache, **inputs)
+        self._cache_names = cache.cache_names
+        return Sheet(cache.states_BTD, cache.captured).rows
+
+    def close(self, rows: Iterable[PackedRow]) -> None:
+        """Forget the tries of some rows, none of which may be waited for."""
+        for row in rows:
+            stack = list(row.root.children.values())
+            while stack:
+                node = stack.pop()
+                stack += node.children.values()
+                self._keep(node)
+                self.n_bytes -= _bytes_of(node)
+            row.root.children.clear()
+            row.root.n_living = 0
+
+    def submit(self, row: PackedRow, route: Route, tag: Hashable) -> None:
+        """Ask for the states at the end of a route; `sweep` brings the last node under the tag."""
+        node = row.root
+        line = []
+        for block in route.path:
+            parent, child = node, node.children.get(block)
+            node = child or Node(row, parent, block)
+            parent.children[block] = node
+            line.append(node)
+        node.tags.append(tag)
+        if node.state is not None:
+            self._end(node)
+        for node in reversed(line):
+            if node.state is not None or node.queued:
+                break
+            node.queued = True
+            parent = node.parent
+            assert parent is not None
+            parent.dependents.append(node)
+            if parent.state is not None:
+                self._keep(parent)
+                self._waiting[node.block].append(node)
+
+    def release(self, node: Node) -> None:
+        """The results of an evaluation that ended at this node have been read."""
+        node.pins -= 1
+        self._offer(node)
+
+    @property
+    def n_waiting(self) -> int:
+        """Applications that could run now."""
+        return sum(map(len, self._waiting))
+
+    def sweep(self, force: bool = False) -> list[tuple[Hashable, Node]]:
+        """Run what waits, block by block; (tag, last node) of every route that reached its end.
+
+        Steps filled to less than half wait for the next sweep unless `force`.
+        """
+        for block in range(self.routed.n_layers):
+            while self._run_block(block, force):
+                pass
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _run_block(self, block: int, force: bool) -> bool:
+        """One round over what waits at a block now; True when something ran (second passes may wait at it then)."""
+        by_width: dict[int, list[Node]] = defaultdict(list)
+        for node in self._waiting[block]:
+            by_width[node.row.sheet.width].append(node)
+        self._waiting[block] = []
+        ran = False
+        for width, nodes in by_width.items():
+            n_rows = self.rows_a_step(width)
+            for start in range(0, len(nodes), n_rows):
+                step = nodes[start : start + n_rows]
+                if len(step) < n_rows * MIN_FILL and not force:
+                    self._waiting[block] += step
+                    continue
+                self._apply(block, step, n_rows)
+                ran = True
+        return ran
+
+    def rows_a_step(self, width: int) -> int:
+        """R for a width."""
+        return max(1, self.max_step_tokens // width)
+
+    def _apply(self, block: int, nodes: list[Node], n_rows: int) -> None:
+        """Run one step of `n_rows` rows, the last of `nodes` repeated to fill it."""
+        nodes.sort(key=lambda node: id(node.row.sheet))
+        filled = nodes + [nodes[-1]] * (n_rows - len(nodes))
+        parents = [node.parent.state for node in filled]  # type: ignore[union-attr]
+        x_RWD = torch.stack(parents)  # type: ignore[arg-type]
+        slots = PassSlots(new_slots(self.routed.config, self.routed.n_layers)) if self.keep_keys_values else None
+        arguments: dict[str, Any] = _gather(block, filled)
+        arguments |= dict.fromkeys(self._cache_names[block], slots)
+        out = self.routed.run_block(block, x_RWD, arguments)
+        self.n_applied += len(nodes)
+        self.n_padded += n_rows - len(nodes)
+        for index, node in enumerate(nodes):
+            # A copy: a view would keep the whole step's states alive.
+            node.state = out[index].clone()
+            if slots is not None:
+                layer: Any = slots.layers[block]
+                node.keys_values = (layer.keys[index].clone(), layer.values[index].clone())
+            self.n_bytes += _bytes_of(node)
+        for node in nodes:
+            node.queued = False
+            parent: Any = node.parent
+            parent.dependents.remove(node)
+            parent.n_living += 1
+            self._offer(parent)
+            for child in node.dependents:
+                self._waiting[child.block].append(child)
+            self._end(node)
+        self.peak_bytes = max(self.peak_bytes, self.n_bytes)
+        while self.n_bytes > self.cache_bytes and (candidates := self._leaves or self._inner):
+            self._evict(candidates.popitem(last=False)[1])
+
+    def _end(self, node: Node) -> None:
+        """Hand the node to the evaluations that end there; its states stay until each is released."""
+        self._ended += [(tag, node) for tag in node.tags]
+        node.pins += len(node.tags)
+        node.tags = []
+        self._offer(node)
+
+    def _offer(self, node: Node) -> None:
+        """Let the node be evicted if nobody needs its states: no reader and no child that waits for it."""
+        self._keep(node)
+        if node.parent is None or node.state is None or node.pins or node.dependents:
+            return
+        if not node.n_living:
+            self._leaves[id(node)] = node
+        elif not self.keep_keys_values:
+            self._inner[id(node)] = node
+
+    def _keep(self, node: Node) -> None:
+        """Do not evict the node for now."""
+        self._leaves.pop(id(node), None)
+        self._inner.pop(id(node), None)
+
+    def _evict(self, node: Node) -> None:
+        self.n_bytes -= _bytes_of(node)
+        node.state = node.keys_values = None
+        parent: Any = node.parent
+        parent.n_living -= 1
+        self._offer(parent)
+
+    def finish(self, states_ND: Tensor) -> Tensor:
+        """Logits (N, V) of final states: whatever the model does behind its last block. N should be a fixed number too."""
+        ids = torch.zeros((len(states_ND), 1), dtype=torch.long, device=self.routed.device)
+        skip = RoutePolicy(Route([0] * self.routed.n_layers))
+        cache = _Tail(self.routed.config, self.routed.n_layers, skip, torch.ones_like(ids))
+        cache.states_BTD = states_ND[:, None]
+        return self.routed.forward(cache, input_ids=ids).logits[:, 0]
+
+
+def _gather(block: int, nodes: Sequence[Node]) -> dict[str, Any]:
+    """A block's arguments for the rows of some nodes, which lie sheet by sheet."""
+    parts: list[tuple[Sheet, list[int]]] = []
+    for node in nodes:
+        if not parts or parts[-1][0] is not node.row.sheet:
+            parts.append((node.row.sheet, []))
+        parts[-1][1].append(node.row.index)
+    picks = [(torch.tensor(rows), sheet.n_rows) for sheet, rows in parts]
+    return {
+        name: value if name not in ROW_ARGUMENTS else _pick([sheet.arguments[block][name] for sheet, _ in parts], picks)
+        for name, value in parts[0][0].arguments[block].items()
+    }
+
+
+def _pick(values: list[Any], picks: list[tuple[Tensor, int]]) -> Any:
+    """One row argument, given for each sheet, for (rows, rows of the sheet); what a sheet's rows share is the same in every sheet."""
+    first = values[0]
+    if isinstance(first, tuple):
+        return tuple(_pick(list(parts), picks) for parts in zip(*values, strict=True))
+    if isinstance(first, dict):
+        return {key: _pick([value[key] for value in values], picks) for key in first}
+    if not isinstance(first, Tensor) or first.ndim == 0 or first.shape[0] != picks[0][1]:
+        return select_rows(first, *picks[0])
+    return torch.cat([select_rows(value, rows, n_rows) for value, (rows, n_rows) in zip(values, picks, strict=True)])
+
+
+def _bytes_of(node: Node) -> int:
+    tensors = [node.state, *(node.keys_values or ())]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)

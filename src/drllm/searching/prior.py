@@ -1,0 +1,172 @@
+"""What a short sweep over a task's questions says about edits before any one question is searched. No torch.
+
+On SmolLM2-135M and ARC (results/, 423 questions) the margin gains of two edits add up (correlation 0.87 with the gain of both) and the
+means of edits differ by several times their standard error, so a few dozen questions tell which edits to try first.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from drllm.config import SearchConfig
+from drllm.errors import InputError
+from drllm.routes import Route
+from drllm.searching.edits import EditSpace
+
+if TYPE_CHECKING:
+    from drllm.searching.tree import Evaluation
+
+TEMPERATURE = 0.25  # of the softmax over mean gains, in multiples of the scale; about the standard error of a mean over 16 questions
+UNIFORM_SHARE = 0.2  # of the weight is dealt to all live edits alike
+DEAD_LOSS = 2.0  # an edit is dead when its mean loss, less one standard error, is beyond so many scales ...
+DEAD_RIGHT = 0.5  # ... and at most this share of the questions the base had right survives it (guessing alone leaves 1 / choices)
+MIN_RIGHT = 4  # verdicts alone: questions the base must have right before "all of them turned wrong" means anything
+VERDICT_SCALE = 0.5  # verdicts alone: the spread of a fair coin
+
+
+@dataclass(frozen=True)
+class EditPrior:
+    """How promising each edit is on a task.
+
+    Attributes:
+        n_layers, max_skip_run: which edits there are; `weights[kind * n_layers + start]` is the edit of that code (`EditSpace`).
+        weights: at least 0, in all 1; 0 is an edit never tried: not possible, or dead. All are 0 when no edit is worth trying.
+        scale: what an edit typically changes a margin by, in the margin's unit; nan for generated rewards.
+        n_questions: how many questions the sweep had.
+    """
+
+    n_layers: int
+    max_skip_run: int
+    weights: tuple[float, ...]
+    scale: float
+    n_questions: int
+
+    def __post_init__(self) -> None:
+        n_codes = EditSpace(self.n_layers, self.max_skip_run).n_codes
+        if len(self.weights) != n_codes:
+            raise InputError(f"an edit prior over {self.n_layers} blocks holds {len(self.weights)} weights, expected {n_codes}")
+        total = math.fsum(self.weights)
+        if not all(0 <= weight <= 1 for weight in self.weights) or not (total == 0 or abs(total - 1) < 1e-6):
+            raise InputError(f"the weights of an edit prior sum to {total:.6g}, expected numbers of at least 0 that sum to 1")
+
+    @property
+    def dead(self) -> tuple[int, ...]:
+        """Codes of the possible edits that are never tried."""
+        space = EditSpace(self.n_layers, self.max_skip_run)
+        full = Route.full(self.n_layers)
+        return tuple(code for code, weight in enumerate(self.weights) if weight == 0 and space.apply(full, code) is not None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; a scale of nan becomes None."""
+        return {
+            "n_layers": self.n_layers,
+            "max_skip_run": self.max_skip_run,
+            "weights": list(self.weights),
+            "scale": None if math.isnan(self.scale) else self.scale,
+            "n_questions": self.n_questions,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> EditPrior:
+        """The inverse of `to_json`; `InputError` on anything else."""
+        try:
+            scale = math.nan if values["scale"] is None else float(values["scale"])
+            weights = tuple(float(weight) for weight in values["weights"])
+            return cls(int(values["n_layers"]), int(values["max_skip_run"]), weights, scale, int(values["n_questions"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"cannot read an edit prior ({type(error).__name__}: {error}): expected what `to_json` wrote") from None
+
+
+def sweep_routes(n_layers: int, max_skip_run: int) -> list[Route]:
+    """All routes of a single edit, about (1 + max_skip_run) * L; the base is not among them."""
+    space = EditSpace(n_layers, max_skip_run)
+    full = Route.full(n_layers)
+    return [route for code in range(space.n_codes) if (route := space.apply(full, code)) is not None]
+
+
+def fit_prior(n_layers: int, max_skip_run: int, rows: Sequence[Sequence[Evaluation]]) -> EditPrior:
+    """Weigh each edit by its mean gain over the sweep's questions.
+
+    The gain is that of the margin over the base's; where margins are nan (generated rewards), of the verdict. Weights are a softmax of mean
+    gains, a fifth of it uniform. Edits that ruin the model are dead (weight 0): with margins, a mean loss far beyond the scale while most
+    questions the base had right turn wrong; with verdicts, every question the base had right turns wrong and no wrong one is
+    fixed. A skip run that contains a dead one is dead.
+
+    Args:
+        rows: one a question: its evaluations, the base first, every route of `sweep_routes` after it in any order.
+
+    Raises:
+        InputError: no rows, or a row without the base or a sweep route.
+    """
+    space = EditSpace(n_layers, max_skip_run)
+    full = Route.full(n_layers)
+    routes = {code: route for code in range(space.n_codes) if (route := space.apply(full, code)) is not None}
+    tables = [_table(full, routes, row) for row in rows]
+    if not tables:
+        raise InputError("a sweep of no questions: expected at least 1")
+    if not routes:
+        return EditPrior(n_layers, max_skip_run, (0.0,) * space.n_codes, math.nan, len(tables))
+    base_right = np.array([row[0].correct for row in tables], dtype=bool)
+    right_QE = np.array([[told.correct for told in row[1:]] for row in tables], dtype=bool)
+    margins = np.array([[told.margin for told in row] for row in tables], dtype=float)
+    kept_E, n_right = right_QE[base_right].sum(0), int(base_right.sum())
+    if np.isnan(margins[:, 0]).any():
+        scale, mean_E = math.nan, right_QE.mean(0) - base_right.mean()
+        temperature = TEMPERATURE * VERDICT_SCALE
+        dead_E = (n_right >= MIN_RIGHT) & (right_QE.sum(0) == 0)
+    else:
+        # A margin that is no number is the worst there is.
+        gains_QE = margins[:, 1:] - margins[:, :1]
+        finite = np.isfinite(gains_QE)
+        gains_QE = np.where(finite, gains_QE, gains_QE[finite].min() if finite.any() else 0.0)
+        mean_E = gains_QE.mean(0)
+        scale = float(np.median(np.sqrt((gains_QE**2).mean(0))))
+        temperature = TEMPERATURE * scale
+        error_E = gains_QE.std(0, ddof=1) / math.sqrt(len(tables)) if len(tables) > 1 else np.full(len(routes), np.inf)
+        dead_E = (-mean_E - error_E > DEAD_LOSS * scale) & (kept_E <= DEAD_RIGHT * n_right)
+    codes = list(routes)
+    dead = [code for code, is_dead in zip(codes, dead_E, strict=True) if is_dead]
+    live_E = np.array([not any(space.contains(routes[code], worse) for worse in dead) for code in codes])
+    weights = np.zeros(space.n_codes)
+    if live_E.any():
+        logits_E = mean_E / temperature if temperature > 0 else np.zeros(len(codes))
+        soft_E = np.where(live_E, np.exp(logits_E - logits_E[live_E].max()), 0.0)
+        weights[codes] = (1 - UNIFORM_SHARE) * soft_E / soft_E.sum() + UNIFORM_SHARE * live_E / live_E.sum()
+    return EditPrior(n_layers, max_skip_run, tuple(weights.tolist()), scale, len(tables))
+
+
+def _table(full: Route, routes: Mapping[int, Route], row: Sequence[Evaluation]) -> list[Evaluation]:
+    """One question's evaluations: the base, then one a code."""
+    told = {evaluation.route: evaluation for evaluation in row}
+    missing = next((route for route in (full, *routes.values()) if route not in told), None)
+    if missing is not None:
+        raise InputError(f"a sweep question lacks route {missing}: expected the base and all {len(routes)} single edits")
+    return [told[route] for route in (full, *routes.values())]
+
+
+def random_routes(n_layers: int, n: int, config: SearchConfig, seed: int) -> list[Route]:
+    """The input-blind control: `n` distinct routes of 1, 2 or 3 uniformly drawn legal edits (about as often as 1 : 2 : 1.5).
+
+    No question is looked at, and the base is not among them. `InputError` where there are fewer than `n` such routes.
+    """
+    space = EditSpace(n_layers, config.max_skip_run, config.max_passes_ratio)
+    full, generator = Route.full(n_layers), random.Random(seed)
+    found: dict[Route, None] = {}
+    misses = 0
+    while len(found) < n:
+        route = full
+        for _ in range(generator.choices((1, 2, 3), (1.0, 2.0, 1.5))[0]):
+            edited = [after for code in range(space.n_codes) if (after := space.apply(route, code)) is not None]
+            route = generator.choice(edited) if edited else route
+        misses = misses + 1 if route in found or route.is_full else 0
+        if misses > 1000 + 100 * n:
+            raise InputError(f"asked for {n} random routes over {n_layers} blocks, found {len(found)}: expected a smaller number")
+        if not route.is_full:
+            found[route] = None
+    return list(found)

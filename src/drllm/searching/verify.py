@@ -1,0 +1,76 @@
+"""Re-verification of kept routes: alone, in float32, and under another wording, since a label that flips teaches nothing.
+
+| reward | checks |
+|---|---|
+| loglik | `fp32:acc`, `fp32:acc_norm`: the same question; `template:acc`, `template:acc_norm`: a second prompt template |
+| letter | `fp32`; `rotated:k`: the options rotated by k, for every k |
+| boxed | `fp32` |
+
+Each runs in steps of one row, so no other question is in the batch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from drllm.config import SearchConfig
+from drllm.model.routed import RoutedModel
+from drllm.records import Check
+from drllm.routes import Route
+from drllm.scoring import LoglikScorer, Scorer, Verdict, make_scorer
+from drllm.tasks import Example, Task
+
+ALONE = 1  # tokens of a step: fewer than any question has, so each step holds one row
+
+
+class Verifier:
+    """Checks routes on a float32 twin of the model, made when there is something to check; a float32 model is its own twin.
+
+    The twin's weights are the model's own, converted: memory for one more copy is needed.
+    """
+
+    def __init__(self, routed: RoutedModel, task: Task, config: SearchConfig):
+        self.task, self.config = task, config
+        twin = routed if routed.model.dtype == torch.float32 else float32_twin(routed)
+        self.scorer: Scorer = make_scorer(twin, task, config.reward, ALONE, config.metric, config.max_new_tokens)
+
+    def checks(self, example: Example, routes: Iterable[Route | None]) -> tuple[Check, ...]:
+        """Every check of each distinct route, None left out."""
+        wanted = list(dict.fromkeys(route for route in routes if route is not None))
+        found: list[Check] = []
+        if isinstance(self.scorer, LoglikScorer):
+            for name, task in (("fp32", self.task), ("template", self.task.reworded())):
+                for route, verdict in zip(wanted, self._verdicts(task, example, wanted), strict=True):
+                    acc, acc_norm = bool(verdict.acc), bool(verdict.acc_norm)
+                    found += [Check(route, f"{name}:acc", acc, verdict.margin_acc), Check(route, f"{name}:acc_norm", acc_norm, verdict.margin_acc_norm)]
+        else:
+            asked = [("fp32", example)]
+            if self.scorer.reward == "letter":
+                asked += [(f"rotated:{by}", rotated(example, by)) for by in range(1, len(example.choices))]
+            for name, version in asked:
+                for route, verdict in zip(wanted, self._verdicts(self.task, version, wanted), strict=True):
+                    found.append(Check(route, name, verdict.correct, verdict.margin))
+        return tuple(sorted(found, key=lambda check: wanted.index(check.route)))
+
+    def _verdicts(self, task: Task, example: Example, routes: Sequence[Route]) -> list[Verdict]:
+        scorer: Any = self.scorer
+        scorer.load([scorer.question(task, example)])
+        return [scorer.score([(0, route)])[0] for route in routes]
+
+
+def float32_twin(routed: RoutedModel) -> RoutedModel:
+    """A routed copy of a model in float32; the model itself is left as it is."""
+    twin = copy.deepcopy(routed, {id(routed.tokenizer): routed.tokenizer}).unwrap()
+    return RoutedModel.wrap(twin.float(), routed.tokenizer)
+
+
+def rotated(example: Example, by: int) -> Example:
+    """The same question with its options moved `by` places up, around the end."""
+    assert isinstance(example.answer, int)
+    n = len(example.choices)
+    return replace(example, choices=example.choices[by:] + example.choices[:by], answer=(example.answer - by) % n)
