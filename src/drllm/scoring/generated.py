@@ -1,7 +1,7 @@
 """Rewards of generated answers: the paper's letter for multiple choice, a boxed answer for mathematics; mixed routes in one batch.
 
-Prompts run through `PrefixRunner`, which keeps each application's keys and values; an answer's cache is put together from those of its path.
-All pending answers are then decoded together, greedily, and leave the batch when no further token can change the verdict.
+Prompts run through `PrefixRunner`, which keeps each application's keys and values; an answer's cache is put together from
+those of its path. Pending answers are then decoded together, greedily, and leave the batch when no further token can change the verdict.
 
 Shapes: B rows, W width of the left-padded prompts, V vocabulary.
 """
@@ -67,9 +67,7 @@ class GeneratedScorer:
     packed = False
     shares_across_groups = False  # decoding rounds by the batch in bfloat16, so what is decoded together must be fixed
 
-    def __init__(
-        self, routed: RoutedModel, reward: str, max_step_tokens: int = 512, max_new_tokens: int = 0, cache_bytes: int = 2**30
-    ):
+    def __init__(self, routed: RoutedModel, reward: str, max_step_tokens: int = 512, max_new_tokens: int = 0, cache_bytes: int = 2**30):
         if routed.tokenizer is None:
             raise InputError("scoring questions needs a tokenizer: wrap the model with one")
         self.routed = routed
@@ -161,7 +159,7 @@ class GeneratedScorer:
         while any(answer.node is None for answer in answers):
             n_applied = self.runner.n_applied
             for index, node in self.runner.sweep(force):
-                answers[index].node = node
+                answers[index].node = node  # type: ignore[index]
             force = self.runner.n_applied == n_applied
         states = [answer.node.state[-1] for answer in answers]  # type: ignore[union-attr, index]
         for start in range(0, len(answers), FIRST_ROWS):
@@ -179,8 +177,9 @@ class GeneratedScorer:
     def _decode(self, rows: list[_Answer]) -> None:
         """Greedy steps of all rows, from the keys and values of their paths."""
         width = max(self._questions[answer.handle][1].sheet.width for answer in rows)
-        lines = [[node.keys_values for node in answer.node.line] for answer in rows]  # type: ignore[union-attr]
-        cache = PrefilledCache(self.routed.config, self.routed.n_layers, [answer.route for answer in rows], lines, width, self.routed.device)
+        lines = [_keys_values(answer) for answer in rows]
+        routes = [answer.route for answer in rows]
+        cache = PrefilledCache(self.routed.config, self.routed.n_layers, routes, lines, width, self.routed.device)
         mask = torch.zeros((len(rows), width), dtype=torch.long, device=self.routed.device)
         for index, answer in enumerate(rows):
             mask[index, width - answer.question.n_tokens :] = 1
@@ -212,3 +211,9 @@ class GeneratedScorer:
                 or len(answer.tokens) == self.max_new_tokens
                 or answer.question.task.settled(answer.text, self.reward)
             )
+
+
+def _keys_values(answer: _Answer) -> list[tuple[Tensor, Tensor]]:
+    """What each application of the answer's path cached, first one first."""
+    assert answer.node is not None
+    return [node.keys_values for node in answer.node.line if node.keys_values is not None]

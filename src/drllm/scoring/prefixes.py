@@ -5,8 +5,8 @@ its parent's states. Nodes wait at their block; a sweep goes through the blocks 
 depth together, in steps of one fixed shape. A step that is not full may wait for the next sweep.
 
 Fixed shapes are what makes a verdict depend on the question and the route alone: a matrix product in bfloat16 may round a row otherwise in
-a batch of another size, but not at another place in a batch of the same size. So neither the other rows, nor the order, nor what was evicted
-from memory can flip a verdict (`tests/test_prefixes.py`).
+a batch of another size, but not at another place in a batch of the same size. So neither the other rows, nor the order, nor what was
+evicted from memory can flip a verdict (`tests/test_prefixes.py`).
 
 Shapes: W width (tokens of a row, padded), R rows of a step, B rows of a sheet, D hidden size.
 """

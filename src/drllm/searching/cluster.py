@@ -56,9 +56,7 @@ class Replica:
         return done
 
 
-def search_on_ray(
-    routed: RoutedModel, job: Job, resources: Resources, folder: Path, todo: Sequence[tuple[int, Group]]
-) -> Iterator[int]:
+def search_on_ray(routed: RoutedModel, job: Job, resources: Resources, folder: Path, todo: Sequence[tuple[int, Group]]) -> Iterator[int]:
     """Search groups on the actors of a cluster: the index of each, when its shard is written.
 
     Raises:
@@ -123,7 +121,7 @@ def search_on_ray(
                 groups = [(index, group) for index, group in groups if (index, group) not in lost]
             for index, _ in groups:
                 if not shard_path(folder, index).is_file():
-                    raise InputError(f"a worker wrote {shard_path(folder, index)}, which this process cannot see: give an --out that all share")
+                    raise InputError(f"a worker wrote shard {index}, but not where {folder} is here: give an --out that all nodes share")
                 yield index
             give(actor)
     finally:
@@ -141,5 +139,6 @@ def _connect(ray: Any, resources: Resources, n_cpus: int) -> None:
         ray.init(address=resources.address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"no Ray cluster at {resources.address!r} ({str(error).splitlines()[0][:100]}): start one with `ray start --head`, or leave --address out"
+            f"no Ray cluster at {resources.address!r} ({str(error).splitlines()[0][:100]}): "
+            "start one with `ray start --head`, or leave --address out"
         ) from None

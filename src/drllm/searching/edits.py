@@ -8,9 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from drllm.errors import InputError
 from drllm.routes import Action, Route
+
+
+class Evaluation(NamedTuple):
+    """One told route: its verdict and its margin in the scorer's unit (nats, or nats a character); nan where the reward has none."""
+
+    route: Route
+    correct: bool
+    margin: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,17 +10,14 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from drllm.config import SearchConfig
 from drllm.errors import InputError
 from drllm.routes import Route
-from drllm.searching.edits import EditSpace
-
-if TYPE_CHECKING:
-    from drllm.searching.tree import Evaluation
+from drllm.searching.edits import EditSpace, Evaluation
 
 TEMPERATURE = 0.25  # of the softmax over mean gains, in multiples of the scale; about the standard error of a mean over 16 questions
 UNIFORM_SHARE = 0.2  # of the weight is dealt to all live edits alike

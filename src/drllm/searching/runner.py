@@ -132,8 +132,8 @@ def _search_task(
     check_plan(folder, {
         "task": name, "source": task_data.source, "data": None if data is None else str(data),
         "model": routed.base_id, "fingerprint": routed.fingerprint,
-        "dtype": str(routed.model.dtype), "threads": _threads(routed, resources), "packed": planner.scorer.packed, "config": to_dict(config),
-        "prompt_format": planner.scorer.prompt_format,
+        "dtype": str(routed.model.dtype), "threads": _threads(routed, resources), "packed": planner.scorer.packed,
+        "config": to_dict(config), "prompt_format": planner.scorer.prompt_format,
         "questions": questions_digest(questions), "ids": [question.example.id for question in questions], "skipped": skipped,
         "paths": None if routes is None else [str(route) for route in routes], "control": [str(route) for route in control],
     })  # fmt: skip

@@ -3,9 +3,9 @@
 A node is a route and the root is the base route; edits (`drllm.searching.edits`) lead from node to node. A route reached by two orders of
 edits is one node with several parents and is evaluated once.
 
-Preset `paper` is algorithm 1 of arXiv 2510.12773: Monte Carlo tree search by UCB on verdicts. Departure: with about 3 L edits at every node,
-50 simulations would never leave the root's children. A node therefore holds at most `widening * sqrt(visits)` children (progressive
-widening, Coulom 2007) and the search goes deeper under the best of them.
+Preset `paper` is algorithm 1 of arXiv 2510.12773: Monte Carlo tree search by UCB on verdicts. Departure: with about 3 L edits at every
+node, 50 simulations never leave the root's children. So a node holds at most `widening * sqrt(visits)` children (progressive widening,
+Coulom 2007) and the search goes deeper under the best of them.
 
 Preset `default` goes by log-likelihood margins, which say more than verdicts:
 - A node stands as its best route below does, and the search descends to the child that stands best (margins are exact, so
@@ -23,25 +23,16 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from drllm.config import SearchConfig
 from drllm.errors import InputError
 from drllm.routes import Route
-from drllm.searching.edits import EditSpace
+from drllm.searching.edits import EditSpace, Evaluation
 from drllm.searching.prior import EditPrior
 
 # Chosen on a simulation of margins that add up as those of results/ do, not on a model.
 ROOT_WIDTH, NODE_WIDTH = 2.0, 0.25  # default: children a node may have, in multiples of widening * sqrt(visits)
 PASS_GAIN = 0.3  # default, base right: what a pass saved is worth when edits are drawn, in typical changes of the margin
-
-
-class Evaluation(NamedTuple):
-    """One told route: its verdict and its margin in the scorer's unit (nats, or nats a character); nan where the reward has none."""
-
-    route: Route
-    correct: bool
-    margin: float
 
 
 @dataclass(slots=True, eq=False)

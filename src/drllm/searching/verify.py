@@ -47,7 +47,10 @@ class Verifier:
             for name, task in (("fp32", self.task), ("template", self.task.reworded())):
                 for route, verdict in zip(wanted, self._verdicts(task, example, wanted), strict=True):
                     acc, acc_norm = bool(verdict.acc), bool(verdict.acc_norm)
-                    found += [Check(route, f"{name}:acc", acc, verdict.margin_acc), Check(route, f"{name}:acc_norm", acc_norm, verdict.margin_acc_norm)]
+                    found += [
+                        Check(route, f"{name}:acc", acc, verdict.margin_acc),
+                        Check(route, f"{name}:acc_norm", acc_norm, verdict.margin_acc_norm),
+                    ]
         else:
             asked = [("fp32", example)]
             if self.scorer.reward == "letter":

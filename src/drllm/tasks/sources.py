@@ -17,7 +17,9 @@ from drllm.tasks.splits import LoadedTask, split_examples
 
 
 def load_task(name: str, data: str | Path | None = None, seed: int = 0) -> LoadedTask:
-    """A task's questions by split. `data`: a JSON-lines file whose rows are the task's, or a folder (`folder_rows`); `seed`: of the order inside a split.
+    """A task's questions by split.
+
+    `data`: a JSON-lines file whose rows are the task's, or a folder (`folder_rows`); `seed`: of the order inside a split.
 
     Raises InputError for an unknown task, a bad file (with its line), a broken data package, or when no source has the task: the one line
     names all three ways.
