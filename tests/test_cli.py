@@ -184,7 +184,8 @@ def test_tasks_says_where_questions_come_from(capsys, tmp_path: Path):
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[::2]] == list(TASK_NAMES)
     (tmp_path / "mine.jsonl").touch()
-    assert f"from file {tmp_path / 'mine.jsonl'}\n" in run(capsys, "tasks", "--data", tmp_path / "mine.jsonl")[1]
+    for data in (tmp_path / "mine.jsonl", tmp_path):
+        assert f"from {data}\n" in run(capsys, "tasks", "--data", data)[1]
     assert "which does not exist" in run(capsys, "tasks", "--data", tmp_path / "no.jsonl")[1]
 
 

@@ -1,4 +1,4 @@
-"""Search, train, evaluate on a tiny model and a file of questions: resumed, refused, and checked against a plain computation."""
+"""Train and evaluate on a tiny model and a file of questions: resumed, refused, and checked against a plain computation."""
 
 from __future__ import annotations
 
@@ -6,39 +6,25 @@ import collections
 import copy
 import dataclasses
 import json
-import os
-import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import families
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import byte_tokenizer
-from reference import path_model
+from runs import EVALUATE, SEARCH, TASK, TRAIN, L, Plain, copy_run, folder_bytes, model, questions, write_rows
 
 from drllm import EvaluateConfig, Route, RoutedModel, SearchConfig, TrainConfig, evaluate, search, train
-from drllm.errors import ArtifactError, DrllmError, InputError
+from drllm.errors import ArtifactError, DrllmError
 from drllm.evaluation.run import control_routes
 from drllm.evaluation.stats import mcnemar, wilson
 from drllm.methods import routers as routers_method
 from drllm.model.routers import RouterConfig, Routers
 from drllm.provenance import read_jobs
-from drllm.records import read_records, shard_indices, shard_path
+from drllm.records import read_records, shard_path
 from drllm.scoring import LoglikScorer
-from drllm.searching import runner
-from drllm.searching.tree import RouteTree
 from drllm.tasks import load_task
 
-TESTS = Path(__file__).parent
-L = families.N_BLOCKS
-TASK = "arc_easy"
-SEARCH = SearchConfig(n_simulations=10, group_size=8, max_step_tokens=600)
-TRAIN = TrainConfig(epochs=12, width=16, n_windows=4, lr=1e-2)
-EVALUATE = EvaluateConfig(n_resamples=500, max_step_tokens=600)
 METHODS = ("static", "routers", "random", "shuffled")
 
 
@@ -51,33 +37,9 @@ def one_order_of_sums() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def model(seed: int = 0) -> RoutedModel:
-    """A new wrapped model; the same seed gives the same weights."""
-    return RoutedModel.wrap(families.build("llama", seed=seed, vocab_size=300, max_position_embeddings=256), byte_tokenizer())
-
-
 @pytest.fixture(scope="module")
 def tiny() -> RoutedModel:
     return model()
-
-
-def questions(n: int = 60) -> list[dict]:
-    """Sums with three or four answers of three digits, the right one at any place."""
-    rng = random.Random(0)
-    rows = []
-    for number in range(n):
-        a, b = rng.randint(50, 400), rng.randint(50, 400)
-        choices = [str(a + b), *rng.sample([str(value) for value in range(100, 1000) if value != a + b], 2 + number % 2)]
-        rng.shuffle(choices)
-        rows.append(
-            {"id": f"q{number}", "question": f"{number}: what is {a} and {b}?", "choices": choices, "answer": choices.index(str(a + b))}
-        )
-    return rows
-
-
-def write_rows(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -107,237 +69,9 @@ def summary(trained, tiny, data) -> dict:
     return evaluate(tiny, METHODS, [TASK], trained, EVALUATE, data)
 
 
-def copy_run(source: Path, target: Path, *parts: str) -> Path:
-    """A run folder with some parts of another."""
-    for part in parts:
-        for path in sorted((source / part).rglob("*")) if (source / part).is_dir() else [source / part]:
-            if path.is_file():
-                (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
-                (target / path.relative_to(source)).write_bytes(path.read_bytes())
-    return target
-
-
-def folder_bytes(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-class Plain:
-    """lm-evaluation-harness on a tiny model without drllm: one uncached row a choice, through the path's own model."""
-
-    def __init__(self):
-        self.base = families.build("llama", vocab_size=300, max_position_embeddings=256)
-        self.twins: dict[Route, torch.nn.Module] = {}
-
-    @torch.no_grad()
-    def verdict(self, example, route: Route) -> tuple[bool, bool]:
-        """(acc, acc_norm)."""
-        if route not in self.twins:
-            self.twins[route] = path_model(self.base, route.path)
-        totals = []
-        context = byte_tokenizer()(f"Question: {example.question}\nAnswer:")["input_ids"]
-        for choice in example.choices:
-            tail = byte_tokenizer()(f" {choice}")["input_ids"]
-            log_p = self.twins[route](torch.tensor([(context + tail)[:-1]]), use_cache=False).logits[0, len(context) - 1 :].log_softmax(-1)
-            totals.append(log_p.gather(1, torch.tensor(tail)[:, None]).sum().item())
-        normal = [total / len(choice) for total, choice in zip(totals, example.choices, strict=True)]
-        return totals.index(max(totals)) == example.answer, normal.index(max(normal)) == example.answer
-
-
 @pytest.fixture(scope="module")
 def plain() -> Plain:
     return Plain()
-
-
-# --- search -------------------------------------------------------------------------------------------------------------------------
-
-
-def test_search_records_every_evaluation(run, tiny, data, plain):
-    """Each record: the routes its tree asked for, each with the verdict of a plain computation, and what the tree chose."""
-    records = {record.id: record for record in read_records(run / "search")}
-    fit = {example.id: example for example in load_task(TASK, data).examples["fit"]}
-    assert records.keys() == fit.keys()
-    assert 20 <= len(fit) <= 40
-    n_checked = collections.Counter()
-    for name, record in records.items():
-        assert record.routes[0] == Route.full(L)
-        assert record.base_correct == bool(record.rewards[0])
-        assert (record.task, record.n_choices, record.reward) == (TASK, len(fit[name].choices), "loglik")
-        assert (record.fingerprint, record.seed) == (tiny.fingerprint, 0)
-        assert len(set(record.routes)) == len(record.routes) <= 11
-        for route, reward, acc, acc_norm in zip(record.routes, record.rewards, record.acc, record.acc_norm, strict=True):
-            assert (acc, acc_norm) == plain.verdict(fit[name], route)
-            assert reward == float(acc_norm)
-            n_checked[acc_norm] += 1
-        tree = RouteTree(L, SEARCH, runner.question_seed(0, TASK, name))
-        for route, reward, margin in zip(record.routes, record.rewards, record.margins, strict=True):
-            assert tree.ask() == route
-            tree.tell(route, reward, margin)
-        assert tree.ask() is None
-        assert record.chosen == tree.chosen
-    assert min(n_checked[True], n_checked[False]) >= 10
-    assert any(record.improved for record in records.values())
-
-
-def test_groups_are_filled_by_length_and_the_last_is_short(run):
-    n = len(read_records(run / "search"))
-    assert shard_indices(run / "search" / TASK) == list(range(-(-n // 8)))
-    sizes = [pq.ParquetFile(shard_path(run / "search" / TASK, index)).metadata.num_rows for index in shard_indices(run / "search" / TASK)]
-    assert sizes == [8] * (n // 8) + ([n % 8] if n % 8 else [])
-
-
-def test_searching_twice_writes_the_same_bytes(run, data, tmp_path):
-    search(model(), [TASK], SEARCH, tmp_path, data)
-    assert folder_bytes(tmp_path / "search") == folder_bytes(run / "search")
-
-
-def test_another_seed_searches_elsewhere(run, tiny, data, tmp_path):
-    search(tiny, [TASK], SearchConfig(**{**vars(SEARCH), "seed": 1, "limit": 8}), tmp_path, data)
-    before = {record.id: record.routes for record in read_records(run / "search")}
-    assert any(record.routes != before[record.id] for record in read_records(tmp_path / "search"))
-
-
-def test_group_size_does_not_change_what_is_asked(run, tiny, data, tmp_path):
-    """In float32 here; in bfloat16 verdicts may move with the batch, which is why the group is part of the plan."""
-    search(tiny, [TASK], SearchConfig(**{**vars(SEARCH), "group_size": 5, "max_step_tokens": 200}), tmp_path, data)
-    by_id = {record.id: record for record in read_records(run / "search")}
-    for record in read_records(tmp_path / "search"):
-        assert record.routes == by_id[record.id].routes
-        assert record.chosen == by_id[record.id].chosen
-
-
-KILLS = '''
-import json, os, signal, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-import drllm.files, test_pipeline
-from drllm import search
-from drllm.scoring import LoglikScorer
-from drllm.searching import runner
-
-def kill_at(owner, name, n, after):
-    """The n-th call of a function is the last thing this process does."""
-    original, calls = getattr(owner, name), []
-    def call(*args, **kwargs):
-        calls.append(name)
-        if len(calls) == n and not after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = original(*args, **kwargs)
-        if len(calls) == n:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    setattr(owner, name, call)
-
-MOMENTS = {
-    "plan half written": (drllm.files.os, "fsync", 1, False),
-    "before any shard": (LoglikScorer, "score", 3, True),
-    "first shard half written": (drllm.files.os, "fsync", 2, False),
-    "after the first shard": (runner, "write_shard", 1, True),
-    "within the second group": (LoglikScorer, "score", 14, True),
-    "third shard half written": (drllm.files.os, "fsync", 4, False),
-    "after the last shard": (runner, "write_shard", int(sys.argv[3]), True),
-}
-routed, found = test_pipeline.model(), {}
-for moment, where in MOMENTS.items():
-    out = Path(sys.argv[1]) / moment
-    seen = []
-    for attempt in ("killed", "resumed"):
-        child = os.fork()
-        if not child:
-            if attempt == "killed":
-                kill_at(*where)
-            search(routed, [test_pipeline.TASK], test_pipeline.SEARCH, out, sys.argv[2])
-            os._exit(0)
-        status = os.waitpid(child, 0)[1]
-        files = sorted(path.name.replace(f".{child}.", ".") for path in out.rglob("*") if path.is_file())
-        seen.append({"signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, "exit": os.WEXITSTATUS(status), "files": files})
-    found[moment] = seen
-print(json.dumps(found))
-'''
-
-
-def test_killed_at_any_moment_and_run_again_gives_the_records_of_an_uninterrupted_search(run, data, tmp_path):
-    expected = folder_bytes(run / "search")
-    n_shards = len(expected) - 1
-    environment = os.environ | {"PYTHONPATH": f"{Path(runner.__file__).parents[2]}:{TESTS}", "OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, "-c", KILLS, str(tmp_path), str(data), str(n_shards)]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    left = {
-        "plan half written": ["plan.json.partial"],
-        "before any shard": ["plan.json"],
-        "first shard half written": ["plan.json", "shard-00000.parquet.partial"],
-        "after the first shard": ["plan.json", "shard-00000.parquet"],
-        "within the second group": ["plan.json", "shard-00000.parquet"],
-        "third shard half written": ["plan.json", "shard-00000.parquet", "shard-00001.parquet", "shard-00002.parquet.partial"],
-        "after the last shard": ["plan.json", *(f"shard-{index:05d}.parquet" for index in range(n_shards))],
-    }
-    assert found.keys() == left.keys()
-    for moment, (killed, resumed) in found.items():
-        assert killed["signal"] == 9, moment
-        assert killed["files"] == left[moment], moment
-        assert (resumed["signal"], resumed["exit"]) == (0, 0), moment
-        assert folder_bytes(tmp_path / moment / "search") == expected, moment
-        (job,) = read_jobs(tmp_path / moment)
-        assert job["tasks"][TASK]["resumed_groups"] == sum(name.endswith(".parquet") for name in left[moment])
-
-
-def test_resuming_scores_only_what_is_missing(run, tiny, data, tmp_path, monkeypatch):
-    copy_run(run, tmp_path, "search")
-    folder = tmp_path / "search" / TASK
-    shard_path(folder, 1).unlink()
-    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    groups = []
-    load = LoglikScorer.load
-    monkeypatch.setattr(LoglikScorer, "load", lambda self, group: groups.append([q.example.id for q in group]) or load(self, group))
-    search(tiny, [TASK], SEARCH, tmp_path, data)
-    assert groups == [json.loads((folder / "plan.json").read_text())["ids"][8:16]]
-    assert folder_bytes(tmp_path / "search") == folder_bytes(run / "search")
-    assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
-    search(tiny, [TASK], SEARCH, tmp_path, data)
-    assert len(groups) == 1, "a finished search scores nothing"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"n_simulations": 11}, "config.n_simulations = 10, now it is 11"),
-        ({"seed": 5}, "config.seed = 0, now it is 5"),
-        ({"group_size": 4}, "config.group_size = 8, now it is 4"),
-        ({"metric": "acc"}, "config.metric"),
-        ({"limit": 3}, "config.limit = 0, now it is 3"),
-    ],
-)
-def test_records_of_other_settings_are_not_mixed(run, tiny, data, change, message):
-    before = folder_bytes(run / "search")
-    with pytest.raises(ArtifactError, match=message) as refusal:
-        search(tiny, [TASK], SearchConfig(**{**vars(SEARCH), **change}), run, data)
-    assert "\n" not in str(refusal.value)
-    assert folder_bytes(run / "search") == before
-
-
-def test_records_of_other_weights_or_questions_are_not_mixed(run, tiny, data, tmp_path):
-    with pytest.raises(ArtifactError, match="fingerprint"):
-        search(model(seed=1), [TASK], SEARCH, run, data)
-    copy_run(run, tmp_path, "search")
-    rows = questions()
-    fit = load_task(TASK, data).examples["fit"][0].id
-    next(row for row in rows if row["id"] == fit)["choices"][1] = "17 or 18"
-    edited = write_rows(tmp_path / data.name, rows)  # the same ids, another text
-    plan = tmp_path / "search" / TASK / "plan.json"
-    plan.write_text(plan.read_text().replace(json.dumps(str(data)), json.dumps(str(edited))))
-    with pytest.raises(ArtifactError, match="questions"):
-        search(tiny, [TASK], SEARCH, tmp_path, edited)
-    with pytest.raises(ArtifactError, match="not those that were searched"):
-        train(tiny, tmp_path, TRAIN)
-
-
-def test_a_search_that_cannot_start_is_recorded_as_failed(tiny, data, tmp_path):
-    with pytest.raises(InputError, match="cannot judge"):
-        search(tiny, [TASK], SearchConfig(reward="boxed"), tmp_path, data)
-    (job,) = read_jobs(tmp_path)
-    assert (job["job"], job["status"]) == ("search", "failed")
 
 
 # --- train --------------------------------------------------------------------------------------------------------------------------
@@ -406,7 +140,7 @@ def test_what_cannot_be_trained_on_gets_one_line(run, tiny, tmp_path):
         train(tiny, tmp_path, TRAIN)
     copy_run(run, tmp_path, "search")
     for text, message in (("{", "not readable JSON"), ("[]", "not the plan of a drllm search"), ("{}", "not the plan of a drllm search")):
-        (tmp_path / "search" / TASK / "plan.json").write_text(text)
+        (tmp_path / "search" / TASK / "_plan.json").write_text(text)
         with pytest.raises(ArtifactError, match=message) as refusal:
             train(tiny, tmp_path, TRAIN)
         assert "\n" not in str(refusal.value)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import subprocess
 import sys
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,68 +17,43 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from record_factory import ROUTES, any_record, control, full_record, record
 
 from drllm import records
 from drllm.errors import ArtifactError, InputError
-from drllm.files import TEMPORARY_SUFFIX, remove_partials, write_bytes, write_json, write_text
-from drllm.records import RouteRecord, check_plan, read_plan, read_records, read_shard, shard_indices, shard_path, write_shard
-from drllm.routes import Route
+from drllm.files import TEMPORARY_SUFFIX, write_bytes
+from drllm.records import (
+    Check,
+    RouteRecord,
+    encode,
+    read_records,
+    read_shard,
+    same_record,
+    shard_indices,
+    shard_path,
+    write_shard,
+)
 
-PLAN = {
-    "task": "arc_easy", "data": None, "model": "tiny", "fingerprint": "f00d", "questions": "d1ge57",
-    "config": {"seed": 0, "n_simulations": 50}, "ids": ["q1", "q2", "q3"],
-}  # fmt: skip
-
-
-def record(task: str = "arc_easy", name: str = "q1", base: float = 0.0, others: tuple[float, ...] = (1.0,)) -> RouteRecord:
-    """A record of a model of four blocks whose second route is chosen when it is right."""
-    rewards = (base, *others)
-    routes = tuple(Route.parse(text) for text in ("1111", "0111", "1121", "1001"))[: len(rewards)]
-    chosen = next((route for route, reward in zip(routes[::-1], rewards[::-1], strict=True) if reward == 1.0), None)
-    verdicts = tuple(reward == 1.0 for reward in rewards)
-    margins = tuple(np.float32(reward - 0.3).item() for reward in rewards)
-    return RouteRecord(task, name, 4, base == 1.0, margins[0], chosen, routes, rewards, margins, verdicts, verdicts, 5, "f00d", "loglik")
+RESULTS = Path(__file__).parent.parent / "results" / "demo-smollm2-135m-q4"
 
 
-reals = st.floats(width=32, allow_nan=False)
-
-
-@st.composite
-def any_record(draw) -> RouteRecord:
-    n = draw(st.integers(1, 6))
-    layers = draw(st.integers(1, 40))
-    route = st.lists(st.sampled_from([0, 1, 2]), min_size=layers, max_size=layers).map(Route)
-    routes = (Route.full(layers), *draw(st.lists(route, min_size=n - 1, max_size=n - 1)))
-    some = st.lists(st.none() | st.booleans(), min_size=n, max_size=n).map(tuple)
-    margins = tuple(draw(st.lists(reals, min_size=n, max_size=n)))
-    return RouteRecord(
-        task=draw(st.text(st.characters(codec="utf-8"), max_size=8)), id=draw(st.text(st.characters(codec="utf-8"))),
-        n_choices=draw(st.integers(0, 9)), base_correct=draw(st.booleans()), base_margin=margins[0],
-        chosen=draw(st.none() | st.sampled_from(routes)), routes=routes, rewards=tuple(draw(st.lists(reals, min_size=n, max_size=n))),
-        margins=margins, acc=draw(some), acc_norm=draw(some), seed=draw(st.integers(0, 2**63 - 1)), fingerprint="f00d", reward="boxed",
-    )  # fmt: skip
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(any_record(), max_size=5))
 def test_what_is_written_is_read(tmp_path, some):
     write_shard(tmp_path, 0, some)
-    assert read_shard(shard_path(tmp_path, 0)) == some
+    assert repr(read_shard(shard_path(tmp_path, 0))) == repr(some)  # as text: nan differs from itself
 
 
-def test_margins_that_do_not_exist_are_nan(tmp_path):
-    generated = RouteRecord(
-        "gsm8k", "q", 0, True, math.nan, Route.full(2), (Route.full(2),), (1.0,), (math.nan,), (None,), (None,), 0, "f", "boxed"
-    )
-    write_shard(tmp_path, 0, [generated])
-    (back,) = read_shard(shard_path(tmp_path, 0))
-    assert math.isnan(back.base_margin)
-    assert math.isnan(back.margins[0])
-    assert (back.base_acc, back.base_acc_norm) == (None, None)
+def test_every_field_has_a_column(tmp_path):
+    write_shard(tmp_path, 0, [full_record()])
+    schema = pq.read_schema(shard_path(tmp_path, 0))
+    assert schema.names == [field.name for field in fields(RouteRecord)]
+    check = schema.field("checks").type.value_type
+    assert [check.field(at).name for at in range(check.num_fields)] == [field.name for field in fields(Check)]
 
 
 def test_equal_records_give_equal_bytes_in_another_process_too(tmp_path):
-    some = [record(name=f"q{n}") for n in range(20)]
+    some = [full_record(f"q{n}") for n in range(20)]
     write_shard(tmp_path / "a", 3, some)
     write_shard(tmp_path / "b", 3, copy.deepcopy(some))
     first = shard_path(tmp_path / "a", 3).read_bytes()
@@ -86,8 +64,15 @@ def test_equal_records_give_equal_bytes_in_another_process_too(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     assert shard_path(tmp_path / "c", 3).read_bytes() == first
-    write_shard(tmp_path / "b", 3, [*some[:-1], record(name="other")])
+    write_shard(tmp_path / "b", 3, [*some[:-1], full_record("other")])
     assert shard_path(tmp_path / "b", 3).read_bytes() != first
+
+
+def test_a_record_is_the_same_as_its_copy_though_nan_differs_from_itself():
+    one = full_record()
+    assert same_record(one, replace(one, control_margins=(-2.5, float("nan"))))
+    for change in ({"seed": 6}, {"control_margins": (-2.5, 0.0)}, {"checks": one.checks[:1]}, {"chosen": None}, {"split": "tune"}):
+        assert not same_record(one, replace(one, **change)), change
 
 
 @pytest.mark.parametrize(
@@ -168,6 +153,8 @@ def test_foreign_and_newer_shards_are_refused(tmp_path):
         lambda table: table.replace_schema_metadata({"drllm_schema": "one"}),
         lambda table: table.drop_columns(["chosen"]),
         lambda table: table.set_column(2, "n_choices", pa.array(["4"])),
+        lambda table: table.set_column(4, "base_margin", table["base_margin"].cast(pa.float16())),  # all margins or none
+        lambda table: table.select(list(reversed(table.schema.names))),
     ):
         write_shard(tmp_path, 0, [record()])
         _rewrite(path, change)
@@ -192,83 +179,161 @@ def test_broken_records_are_refused(tmp_path, column, value):
         read_shard(path)
 
 
-def test_the_same_plan_goes_on(tmp_path):
-    check_plan(tmp_path / "new", PLAN)
-    before = (tmp_path / "new" / "plan.json").read_bytes()
-    check_plan(tmp_path / "new", copy.deepcopy(PLAN))
-    check_plan(tmp_path / "new", {**PLAN, "ids": tuple(PLAN["ids"])})  # what JSON cannot tell apart is the same
-    assert (tmp_path / "new" / "plan.json").read_bytes() == before
-    assert read_plan(tmp_path / "new") == PLAN
+@pytest.mark.parametrize(
+    ("change", "solved", "by_control"),
+    [
+        ({}, True, None),
+        (control(True), True, True),
+        (control(False, True), True, False),  # the search took one try, so only the first counts
+        ({"others": (0.0, 0.0), **control(False, True)}, False, True),
+        ({"base": 1.0, **control(True)}, False, False),
+        ({"others": (), **control(True)}, False, False),
+    ],
+)
+def test_the_control_has_as_many_tries_as_the_search(change, solved, by_control):
+    one = record(**change)
+    assert (one.solved, one.control_solved) == (solved, by_control)
+
+
+def test_a_label_holds_when_the_kept_route_is_right_in_every_check():
+    base, kept, other = ROUTES[:3]
+    one = record(checks=(Check(base, "fp32", False, 0.0), Check(kept, "fp32", True, 0.1), Check(kept, "rotated:1", False, -0.1)))
+    assert one.verified(kept) == {"fp32": True, "rotated:1": False}
+    assert one.verified(other) == {}
+    assert one.holds is False
+    assert replace(one, checks=one.checks[:2]).holds is True
+    assert replace(one, checks=one.checks[:1]).holds is None
+    assert replace(one, chosen=None).holds is None
+
+
+def test_control_and_split_are_checked():
+    for change in ({"control_routes": ()}, {"control_correct": (True,)}, {"control_margins": ()}):
+        with pytest.raises(InputError, match="one entry a control route"):
+            replace(full_record(), **change)
+    assert record(split="calibrate").split == "calibrate"
+    for split in ("test", "", "train"):
+        with pytest.raises(InputError, match="expected one of fit, tune, calibrate"):
+            record(split=split)
+
+
+SCHEMA_1 = pa.schema(
+    {
+        "task": pa.string(), "id": pa.string(), "n_choices": pa.int32(), "base_correct": pa.bool_(), "base_margin": pa.float32(),
+        "chosen": pa.string(), "routes": pa.list_(pa.string()), "rewards": pa.list_(pa.float32()), "margins": pa.list_(pa.float32()),
+        "acc": pa.list_(pa.bool_()), "acc_norm": pa.list_(pa.bool_()), "seed": pa.int64(), "fingerprint": pa.string(),
+        "reward": pa.string(),
+    }
+)  # fmt: skip
+ROW_1 = {
+    "task": "arc_easy", "id": "q1", "n_choices": 4, "base_correct": False, "base_margin": -0.25, "chosen": "0111",
+    "routes": ["1111", "0111"], "rewards": [0.0, 1.0], "margins": [-0.25, 0.5], "acc": [False, True], "acc_norm": [None, False], "seed": 5,
+    "fingerprint": "f00d", "reward": "loglik",
+}  # fmt: skip
+
+
+def _write_schema_1(path: Path, row: dict, digest_of: dict, version: str = "1", schema: pa.Schema = SCHEMA_1) -> None:
+    digest = hashlib.sha256(json.dumps([digest_of]).encode()).hexdigest()
+    table = pa.Table.from_pylist([row], schema=schema.with_metadata({"drllm_schema": version, "drllm_digest": digest}))
+    pq.write_table(table, path)
+
+
+def test_schema_1_is_read_with_the_defaults_of_what_it_lacks(tmp_path):
+    path = shard_path(tmp_path, 0)
+    _write_schema_1(path, ROW_1, digest_of=ROW_1)
+    (found,) = read_records(tmp_path)
+    assert found == RouteRecord(
+        task="arc_easy", id="q1", n_choices=4, base_correct=False, base_margin=-0.25, chosen=ROUTES[1], routes=ROUTES[:2],
+        rewards=(0.0, 1.0), margins=(-0.25, 0.5), acc=(False, True), acc_norm=(None, False), seed=5, fingerprint="f00d", reward="loglik",
+        split="fit", control_routes=(), control_correct=(), control_margins=(), checks=(),
+    )  # fmt: skip
+    _write_schema_1(path, {**ROW_1, "seed": 6}, digest_of=ROW_1)
+    with pytest.raises(ArtifactError, match="digest differ"):
+        read_shard(path)
+    _write_schema_1(path, ROW_1, digest_of=ROW_1, version="2")
+    with pytest.raises(ArtifactError, match="holds no drllm search records"):
+        read_shard(path)
+    write_shard(tmp_path, 0, [record()])
+    _rewrite(path, lambda table: table.replace_schema_metadata({"drllm_schema": "1"}))
+    with pytest.raises(ArtifactError, match="holds no drllm search records"):
+        read_shard(path)
+
+
+def test_the_records_of_the_first_real_run_are_still_read():
+    found = read_records(RESULTS)
+    assert pq.read_schema(next(RESULTS.rglob("shard-00000.parquet"))).metadata[b"drllm_schema"] == b"1"
+    assert len(found) == 423
+    assert sum(one.improved for one in found) == 167
+    assert {(one.split, one.control_routes, one.checks) for one in found} == {("fit", (), ())}
+
+
+def test_float16_margins_are_read_back_as_the_file_holds_them(tmp_path):
+    path = tmp_path / "all.parquet"
+    some = [full_record("q1", margins=(0.1, -0.3)), full_record("q2", base_margin=math.nan, margins=(math.inf, -math.inf))]
+    write_bytes(path, encode(some, float16=True))
+    schema = pq.read_schema(path)
+    assert schema.field("base_margin").type == schema.field("control_margins").type.value_type == pa.float16()
+    assert schema.field("rewards").type.value_type == pa.float32()
+    back = read_shard(path)
+    assert back[0].margins == tuple(float(np.float16(margin)) for margin in (0.1, -0.3))
+    assert back[0].margins != tuple(float(np.float32(margin)) for margin in (0.1, -0.3))
+    assert math.isnan(back[1].base_margin)
+    assert back[1].margins == (math.inf, -math.inf)
+    rounded = [
+        replace(one, base_margin=float(np.float16(one.base_margin)), margins=now.margins) for one, now in zip(some, back, strict=True)
+    ]
+    assert repr(back) == repr(rounded)
+    write_bytes(path, encode(back))  # what was rounded once stays as it is
+    assert repr(read_shard(path)) == repr(back)
+    write_bytes(path, encode(some, float16=True))
+    _rewrite(path, lambda table: table.set_column(11, "seed", pa.array([5, 6])))
+    with pytest.raises(ArtifactError, match="digest differ"):
+        read_shard(path)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        ({"fingerprint": "beef"}, "fingerprint = 'f00d', now it is 'beef'"),
-        ({"config": {"seed": 1, "n_simulations": 40}}, "config.seed = 0, now it is 1"),
-        ({"config": {"seed": 0}}, "config.n_simulations = 50, now it is (not set)"),
-        ({"config": {"seed": 0, "n_simulations": 50, "new": 1}}, "config.new = (not set), now it is 1"),
-        ({"ids": ["q1", "q9", "q8"]}, "ids[1] = 'q2', now it is 'q9'"),
-        ({"ids": ["q1"]}, "ids = a list of 3, now it is a list of 1"),
-        ({"data": "a.jsonl"}, "data = None, now it is 'a.jsonl'"),
-        ({"dtype": None}, "dtype = (not set), now it is None"),
-        ({"ids": None}, "ids = a list of 3, now it is None"),
+        {"base_margin": 65520.0},
+        {"margins": (0.0, -1e6)},
+        {"control_margins": (0.0, 65520.0)},
+        {"checks": (Check(ROUTES[0], "fp32", True, -65520.0),)},
     ],
 )
-def test_another_plan_is_refused_and_names_the_first_difference(tmp_path, change, message):
-    check_plan(tmp_path, PLAN)
-    with pytest.raises(ArtifactError) as caught:
-        check_plan(tmp_path, {**PLAN, **change})
-    assert message in str(caught.value)
-    assert "use another --out" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert read_plan(tmp_path) == PLAN
+def test_a_margin_beyond_float16_is_refused(change):
+    one = replace(full_record("q7"), **change)
+    encode([one])
+    with pytest.raises(InputError, match=r"question 'q7' is .*float16 ends at 65504"):
+        encode([full_record(), one], float16=True)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"task": "arc_easy"}', ""])
-def test_a_foreign_plan_is_refused(tmp_path, text):
-    (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(ArtifactError, match=r"plan\.json is not"):
-        check_plan(tmp_path, PLAN)
-    assert (tmp_path / "plan.json").read_text() == text
+def test_the_last_margins_that_float16_holds(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(encode([record(margins=(65519.0, -65504.0))], float16=True))
+    assert read_shard(tmp_path / "a.parquet")[0].margins == (65504.0, -65504.0)
 
 
-def test_a_plan_cleans_what_a_killed_process_left(tmp_path):
-    left = tmp_path / f"shard-00001.parquet.123{TEMPORARY_SUFFIX}"
-    left.write_bytes(b"half")
-    write_shard(tmp_path, 0, [record()])
-    check_plan(tmp_path, PLAN)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "shard-00000.parquet"]
+def _changed(value):
+    """Another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, float):
+        return float(np.nextafter(np.float32(value), np.float32(9), dtype=np.float32))
+    if isinstance(value, list):
+        return [*value[:-1], _changed(value[-1])]
+    if isinstance(value, dict):
+        return {**value, "correct": not value["correct"]}
+    return value + 1 if isinstance(value, int) else f"0{value[1:]}" if value[0] == "1" else f"1{value[1:]}"
 
 
-def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path):
-    """SIGKILL between the temporary file and the rename, the worst moment."""
-    write_shard(tmp_path, 0, [record()])
-    whole = shard_path(tmp_path, 0).read_bytes()
-    code = (
-        "import os, signal, sys; from pathlib import Path; from drllm.records import *\n"
-        "Path.replace = lambda self, target: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "write_shard(Path(sys.argv[1]), 0, [])"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
-    assert shard_path(tmp_path, 0).read_bytes() == whole
-    assert len(list(tmp_path.glob(f"*{TEMPORARY_SUFFIX}"))) == 1
-    assert read_records(tmp_path) == [record()]
-    remove_partials(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["shard-00000.parquet"]
+@pytest.mark.parametrize("column", [field.name for field in fields(RouteRecord)])
+def test_a_value_that_changed_is_detected(tmp_path, column):
+    path = shard_path(tmp_path, 0)
+    write_shard(tmp_path, 0, [replace(full_record(), control_margins=(0.0, 0.5))])
 
+    def change(table):
+        field = table.schema.field(column)
+        value = table[column].to_pylist()[0]
+        return table.set_column(table.schema.get_field_index(column), field, pa.array([_changed(value)], field.type))
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    write_json(path, {"ä": [1, 2.5, None]})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"ä": [1, 2.5, None]}
-
-    def full_disk(descriptor):
-        raise OSError("no space left")
-
-    monkeypatch.setattr("os.fsync", full_disk)
-    for write in (lambda: write_json(path, {}), lambda: write_text(path, "x"), lambda: write_bytes(path, b"x")):
-        with pytest.raises(OSError, match="no space"):
-            write()
-    assert json.loads(path.read_text(encoding="utf-8")) == {"ä": [1, 2.5, None]}
-    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+    _rewrite(path, change)
+    with pytest.raises(ArtifactError, match=r"broken record.*digest differ"):
+        read_shard(path)

@@ -16,7 +16,8 @@ import pytest
 from drllm import ArtifactError, EvaluateConfig, InputError, Route
 from drllm.evaluation import run as evaluation
 from drllm.files import write_json, write_text
-from drllm.records import RouteRecord, check_plan, write_shard
+from drllm.plans import check_plan
+from drllm.records import RouteRecord, write_shard
 from drllm.reporting import figures, report, table
 from drllm.scoring import Verdict
 
@@ -219,7 +220,7 @@ def test_a_search_that_kept_nothing_is_reported(tmp_path: Path):
     [
         (lambda run: run.rename(run.with_name("moved")), "no run folder"),
         (lambda run: (run / "evaluate" / "tune" / "summary.json").write_text("{"), "summary.json is not readable JSON"),
-        (lambda run: (run / "search" / "piqa" / "plan.json").write_text(""), "plan.json is not readable JSON"),
+        (lambda run: (run / "search" / "piqa" / "_plan.json").write_text(""), "_plan.json is not readable JSON"),
         (lambda run: (run / "search" / "piqa" / "shard-00000.parquet").write_bytes(b"PAR1"), "shard-00000.parquet is not a readable"),
         (lambda run: (run / "train" / "routers" / "metrics.jsonl").write_text("{}\n{"), "metrics.jsonl is not readable JSON lines"),
         (lambda run: (run / "evaluate" / "tune" / "routers" / "piqa.parquet").write_bytes(b"x"), "piqa.parquet is not a readable parquet"),

@@ -34,7 +34,7 @@ from drllm.tasks import (
     question_key,
     split_examples,
 )
-from drllm.tasks.grading import boxed_matches, letter_choice
+from drllm.tasks.grading import boxed_matches, letter_choice, letter_settled
 
 SOURCE = str(Path(drllm.__path__[0]).parent)
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -156,6 +156,49 @@ def test_letter_knows_exactly_the_offered_options(n_choices: int):
     for form in ("{}", "{}.", "({})", "Answer: {}", "The answer is {}.", "\\boxed{{{}}}"):
         got = [letter_choice(form.format(letter), n_choices) for letter in string.ascii_uppercase]
         assert got == [index if index < n_choices else None for index in range(26)], form
+
+
+SETTLED = [
+    "A. ", "A.\n", "A. plant", "B\n", " B \n", "**B**\n", "B<", "(B) ", "[b]x", "( C )\n", "B) dry", "C: so", "D] ", "B - dry",
+    "B is right", "B because it", "Option B. ", "letter: C\n", "> A; and", "A.b ", "Z. ",
+]  # fmt: skip
+# More text could make another answer of them, or none: a word, a number, initials, an enumeration, a phrase further on.
+UNSETTLED = [
+    "", " ", "A", "B.", "B)", "(B", "**B**", "B ", "B is", "B -", "A.b", "U.S", "A.M", "B.1", "B,", "A, since", "A, B", "B12",
+    "A plant", "Option", "Option B", "The answer is B. ", "Answer: B\n", r"\boxed{B} ", "b. ", "b\n", "so\nB\n", "K, Ca", "Because ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "settled"), [*((text, True) for text in SETTLED), *((text, False) for text in UNSETTLED)])
+def test_letter_settled(text: str, settled: bool):
+    assert letter_settled(text) is settled
+    assert get_task("arc_easy").settled(text, "letter") is settled
+    assert get_task("gsm8k").settled(text, "boxed") is False, "a later box would count"
+
+
+# Pieces that the judges' patterns tell apart, so that a settled beginning and what could unsettle it are found often.
+PIECES = st.sampled_from(
+    [*"ABCDEZabiSM", *" \n\t.,:;()[]<>-–*_`\"'$#1٣é", "\u2029", " is ", " because ", " - ", "Option ", "letter", "choice", "answer", " or ",
+     "and ", "The answer is ", "Answer: ", r"\boxed{C}", "\ufffd", "U.S."]
+)  # fmt: skip
+WRITTEN = st.one_of(
+    st.lists(PIECES, max_size=7).map("".join),
+    st.builds("{}{}{}{}".format, st.sampled_from(["", " ", "**", "(", "[ ", "Option "]), st.sampled_from("ABDZ"), PIECES, PIECES),
+)
+
+
+@settings(deadline=None, max_examples=1500, derandomize=True)
+@given(text=WRITTEN, more=st.one_of(st.lists(PIECES, max_size=6).map("".join), st.text(max_size=6)), n_choices=st.integers(1, 26))
+def test_no_continuation_changes_a_settled_letter(text: str, more: str, n_choices: int):
+    if letter_settled(text):
+        assert letter_choice(text + more, n_choices) == letter_choice(text, n_choices)
+        assert letter_settled(text + more)
+
+
+def test_enough_texts_are_settled_for_that_to_say_something():
+    found = [text + follow for text in ("A", "(B)", "Option C", "**D**") for follow in (". ", ") x", "\n", ": so", " is it")]
+    assert sum(map(letter_settled, found)) >= 12
+    assert {letter_choice(text, 26) for text in found if letter_settled(text)} == {0, 1, 2, 3}
 
 
 def test_grade_letter():
@@ -436,7 +479,8 @@ def test_bad_data_file_is_one_line_that_names_the_line(tmp_path, rows: list[obje
 def test_unreadable_data_file(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.jsonl: no such file"):
         load_task("arc_easy", tmp_path / "nowhere.jsonl")
-    with pytest.raises(InputError, match="cannot be read"):
+    (tmp_path / "train.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"train\.jsonl: cannot be read \(Is a directory\)"):
         load_task("arc_easy", tmp_path)
     (tmp_path / "latin.jsonl").write_bytes(json.dumps(choice_row(0)).encode() + b"\n\xe9\n")
     with pytest.raises(InputError, match="line 2: not UTF-8"):

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from drllm.config import EvaluateConfig, SearchConfig, TrainConfig
+    from drllm.config import EvaluateConfig, Resources, SearchConfig, TrainConfig
     from drllm.errors import ArtifactError, DrllmError, InputError, UnsupportedModelError
     from drllm.evaluation.run import evaluate
     from drllm.methods.base import train
@@ -28,6 +28,7 @@ _HOMES = {
     "EvaluateConfig": "drllm.config",
     "InputError": "drllm.errors",
     "Policy": "drllm.model.policy",
+    "Resources": "drllm.config",
     "Route": "drllm.routes",
     "RoutedModel": "drllm.model.routed",
     "SearchConfig": "drllm.config",
@@ -46,6 +47,7 @@ __all__ = [
     "EvaluateConfig",
     "InputError",
     "Policy",
+    "Resources",
     "Route",
     "RoutedModel",
     "SearchConfig",

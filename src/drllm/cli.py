@@ -58,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError as error:
             if error.filename is None:
                 raise
-            return _fail(f"{error.strerror}: {error.filename}; give another path, or make room for it", EXIT_INPUT)
+            return _fail(
+                f"{error.strerror or error}: {error.filename}; give another path, or make room and run the same command, which resumes",
+                EXIT_INPUT,
+            )
     return 0
 
 

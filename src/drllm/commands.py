@@ -129,21 +129,21 @@ def _records(job: Job) -> Lines:
         raise InputError("info only prints: leave --out out of it, or use `drllm records export`")
     if action == "export" and len(folders) > 1:
         raise InputError(f"export takes one folder, got {len(folders)}: merge them first with `drllm records merge`")
-    from drllm import records
+    from drllm.record_files import export_records, merge_records, record_groups
 
     if action == "merge":
-        for part in records.merge_records(folders, Path(job.need("out"))):
+        for part in merge_records(folders, Path(job.need("out"))):
             again = f", {part.n_again} given again" if part.n_again else ""
             yield f"{part.folder}: {part.n_records} records, folders: {part.n_sources}{again}"
         return
     if action == "export":
         out = Path(job.need("out"))
-        yield f"{out}: {records.export_records(folders[0], out, arguments.float16)} rows"
+        yield f"{out}: {export_records(folders[0], out, arguments.float16)} rows"
         return
     from drllm.record_stats import describe, render
 
     for folder in folders:
-        for where, found in records.record_groups(folder).items():
+        for where, found in record_groups(folder).items():
             for fingerprint in sorted({record.fingerprint for record in found}):
                 one = [record for record in found if record.fingerprint == fingerprint]
                 rewards, splits = (", ".join(sorted({getattr(record, name) for record in one})) for name in ("reward", "split"))

@@ -65,7 +65,7 @@ class Job:
 def plans_of(out: Path) -> dict[str, dict[str, Any]]:
     """The search plan of each task of a run."""
     plans = {}
-    for path in sorted(out.glob("search/*/plan.json")):
+    for path in sorted(out.glob("search/*/_plan.json")):
         try:
             plans[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

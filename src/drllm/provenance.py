@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -32,15 +33,14 @@ def running(out: Path, job: str, config: dict[str, Any], argv: Sequence[str] | N
     read_jobs(out)  # refuses a foreign folder before the work, not after it
     extra: dict[str, Any] = {}
     started = time.perf_counter()
-    status = "failed"
     try:
         yield extra
-        status = "done"
-    except KeyboardInterrupt:
-        status = "interrupted"
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        with contextlib.suppress(OSError):  # the disk that failed the job may fail this too: the job's own error says more
+            record_run(out, job, config, argv, time.perf_counter() - started, {"status": status} | extra)
         raise
-    finally:
-        record_run(out, job, config, argv, time.perf_counter() - started, {"status": status} | extra)
+    record_run(out, job, config, argv, time.perf_counter() - started, {"status": "done"} | extra)
 
 
 def record_run(

@@ -27,9 +27,9 @@ from drllm.files import write_bytes, write_json
 from drllm.model import artifact
 from drllm.model.policy import Policy, RowRoutes
 from drllm.model.routed import RoutedModel
+from drllm.plans import read_plan
 from drllm.progress import Progress
 from drllm.provenance import running
-from drllm.records import read_plan
 from drllm.registry import did_you_mean
 from drllm.routes import Route
 from drllm.scoring import make_scorer, questions_digest
@@ -241,7 +241,7 @@ def _load(tasks: Sequence[str], data: str | Path | None, out: Path) -> dict[str,
 
     Without `data`, a searched task is read from where its search read it.
     """
-    plans = [read_plan(path.parent) for path in sorted((out / "search").glob("*/plan.json"))]
+    plans = [read_plan(path.parent) for path in sorted((out / "search").glob("*/_plan.json"))]
     searched = {f"{plan['task']} as searched": load_task(plan["task"], plan["data"]) for plan in plans}
     sources = {plan["task"]: plan["data"] for plan in plans}
     return drop_overlaps({name: load_task(name, data or sources.get(name)) for name in tasks} | searched, searched)

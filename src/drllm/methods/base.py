@@ -14,8 +14,9 @@ from drllm.config import SearchConfig, TrainConfig, to_dict
 from drllm.errors import ArtifactError, InputError
 from drllm.model.policy import Policy
 from drllm.model.routed import RoutedModel
+from drllm.plans import read_plan
 from drllm.provenance import running
-from drllm.records import RouteRecord, read_plan, read_records
+from drllm.records import RouteRecord, read_records
 from drllm.registry import did_you_mean
 from drllm.scoring import Scorer, make_scorer, questions_digest
 from drllm.tasks import load_task
@@ -68,7 +69,7 @@ def train(routed: RoutedModel, run: str | Path, config: TrainConfig | None = Non
 
 def load_material(routed: RoutedModel, run: Path) -> Material:
     """The records of every searched task with their questions, checked against the model."""
-    plans = sorted((run / "search").glob("*/plan.json"))
+    plans = sorted((run / "search").glob("*/_plan.json"))
     if not plans:
         raise ArtifactError(f"{run} holds no search records: run `drllm search --out {run}` first")
     tasks, digests, search_config = [], [], SearchConfig()

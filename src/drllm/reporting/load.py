@@ -36,7 +36,7 @@ def load_run(folder: Path) -> Run:
     """Read a run folder; `ArtifactError` when it is missing, holds no stage, or a file in it is corrupt."""
     if not folder.is_dir():
         raise ArtifactError(f"no run folder {str(folder)!r}: give the --out of a search, evaluate or retrofit")
-    plans = {path.parent.name: _json(path) for path in sorted(folder.glob("search/*/plan.json"))}
+    plans = {path.parent.name: _json(path) for path in sorted(folder.glob("search/*/_plan.json"))}
     records = {task: list(read_records(folder / "search" / task)) for task in plans}
     epochs = {path.parent.name: _json_lines(path) for path in sorted(folder.glob("train/*/metrics.jsonl"))}
     summaries = {path.parent.name: _json(path) for path in sorted(folder.glob("evaluate/*/summary.json"))}

@@ -59,6 +59,7 @@ class _Answer:
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     done: bool = False
+    broken: bool = False
 
 
 class GeneratedScorer:
@@ -131,8 +132,8 @@ class GeneratedScorer:
             self._answer(sorted(queue[start : start + DECODED_ROWS], key=lambda answer: -answer.question.n_tokens))
         finished = []
         for answer in queue:
-            correct = answer.question.task.grade(answer.question.example, answer.text, self.reward)
-            finished.append((answer.handle, answer.route, Verdict(correct, text=answer.text)))
+            correct = not answer.broken and answer.question.task.grade(answer.question.example, answer.text, self.reward)
+            finished.append((answer.handle, answer.route, Verdict(correct, text=answer.text, broken=answer.broken)))
         return finished
 
     def score(self, pairs: Sequence[tuple[int, Route]]) -> list[Verdict]:
@@ -199,10 +200,14 @@ class GeneratedScorer:
                 mask = mask[running]
 
     def _extend(self, rows: Sequence[_Answer], logits_BV: Tensor) -> None:
-        """One more token for each running row; rows whose verdict is settled are done."""
+        """One more token for each running row; rows whose verdict is settled, or whose logits are no numbers, are done."""
+        finite = logits_BV.amax(-1).isfinite().tolist()
         tokens = self._choose([(*answer.question.context_ids, *answer.tokens) for answer in rows], logits_BV)
-        for answer, token in zip(rows, tokens, strict=True):
+        for answer, token, is_finite in zip(rows, tokens, finite, strict=True):
             if answer.done:
+                continue
+            if not is_finite:
+                answer.done = answer.broken = True
                 continue
             answer.tokens.append(token)
             answer.text = self.routed.tokenizer.decode(answer.tokens, skip_special_tokens=True)

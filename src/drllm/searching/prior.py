@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,8 @@ class EditPrior:
         total = math.fsum(self.weights)
         if not all(0 <= weight <= 1 for weight in self.weights) or not (total == 0 or abs(total - 1) < 1e-6):
             raise InputError(f"the weights of an edit prior sum to {total:.6g}, expected numbers of at least 0 that sum to 1")
+        if not (math.isnan(self.scale) or 0 <= self.scale < math.inf):
+            raise InputError(f"the scale of an edit prior is {self.scale}, expected a number of at least 0, or nan")
 
     @property
     def dead(self) -> tuple[int, ...]:
@@ -75,8 +78,8 @@ class EditPrior:
         try:
             scale = math.nan if values["scale"] is None else float(values["scale"])
             weights = tuple(float(weight) for weight in values["weights"])
-            return cls(int(values["n_layers"]), int(values["max_skip_run"]), weights, scale, int(values["n_questions"]))
-        except (KeyError, TypeError, ValueError) as error:
+            return cls(index(values["n_layers"]), index(values["max_skip_run"]), weights, scale, index(values["n_questions"]))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"cannot read an edit prior ({type(error).__name__}: {error}): expected what `to_json` wrote") from None
 
 
@@ -93,7 +96,8 @@ def fit_prior(n_layers: int, max_skip_run: int, rows: Sequence[Sequence[Evaluati
     The gain is that of the margin over the base's; where margins are nan (generated rewards), of the verdict. Weights are a softmax of mean
     gains, a fifth of it uniform. Edits that ruin the model are dead (weight 0): with margins, a mean loss far beyond the scale while most
     questions the base had right turn wrong; with verdicts, every question the base had right turns wrong and no wrong one is
-    fixed. A skip run that contains a dead one is dead.
+    fixed. A skip run that contains a dead one is dead. A question whose base alone has no margin
+    (broken logits) shows no gains.
 
     Args:
         rows: one a question: its evaluations, the base first, every route of `sweep_routes` after it in any order.
@@ -113,19 +117,20 @@ def fit_prior(n_layers: int, max_skip_run: int, rows: Sequence[Sequence[Evaluati
     right_QE = np.array([[told.correct for told in row[1:]] for row in tables], dtype=bool)
     margins = np.array([[told.margin for told in row] for row in tables], dtype=float)
     kept_E, n_right = right_QE[base_right].sum(0), int(base_right.sum())
-    if np.isnan(margins[:, 0]).any():
+    compared = np.isfinite(margins[:, 0])
+    if not compared.any():
         scale, mean_E = math.nan, right_QE.mean(0) - base_right.mean()
         temperature = TEMPERATURE * VERDICT_SCALE
         dead_E = (n_right >= MIN_RIGHT) & (right_QE.sum(0) == 0)
     else:
-        # A margin that is no number is the worst there is.
-        gains_QE = margins[:, 1:] - margins[:, :1]
+        # A margin that is no number is the worst there is, unless it is the base's: then there is nothing to compare with.
+        gains_QE = margins[compared, 1:] - margins[compared, :1]
         finite = np.isfinite(gains_QE)
         gains_QE = np.where(finite, gains_QE, gains_QE[finite].min() if finite.any() else 0.0)
         mean_E = gains_QE.mean(0)
         scale = float(np.median(np.sqrt((gains_QE**2).mean(0))))
         temperature = TEMPERATURE * scale
-        error_E = gains_QE.std(0, ddof=1) / math.sqrt(len(tables)) if len(tables) > 1 else np.full(len(routes), np.inf)
+        error_E = gains_QE.std(0, ddof=1) / math.sqrt(len(gains_QE)) if len(gains_QE) > 1 else np.full(len(routes), np.inf)
         dead_E = (-mean_E - error_E > DEAD_LOSS * scale) & (kept_E <= DEAD_RIGHT * n_right)
     codes = list(routes)
     dead = [code for code, is_dead in zip(codes, dead_E, strict=True) if is_dead]
@@ -133,7 +138,7 @@ def fit_prior(n_layers: int, max_skip_run: int, rows: Sequence[Sequence[Evaluati
     weights = np.zeros(space.n_codes)
     if live_E.any():
         logits_E = mean_E / temperature if temperature > 0 else np.zeros(len(codes))
-        soft_E = np.where(live_E, np.exp(logits_E - logits_E[live_E].max()), 0.0)
+        soft_E = np.exp(np.where(live_E, logits_E - logits_E[live_E].max(), -np.inf))
         weights[codes] = (1 - UNIFORM_SHARE) * soft_E / soft_E.sum() + UNIFORM_SHARE * live_E / live_E.sum()
     return EditPrior(n_layers, max_skip_run, tuple(weights.tolist()), scale, len(tables))
 

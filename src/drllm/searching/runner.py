@@ -1,6 +1,6 @@
 """Search the questions of each task and write a shard of records a group; the same call resumes.
 
-Everything that determines the records is settled first and written to `plan.json`; then groups are searched, in this process or on a Ray
+Everything that determines the records is settled first and written to `_plan.json`; then groups are searched, in this process or on a Ray
 cluster, in any order, each ending in one atomic shard.
 """
 
@@ -18,16 +18,17 @@ from drllm.config import Resources, SearchConfig, to_dict
 from drllm.errors import ArtifactError, InputError
 from drllm.files import write_json
 from drllm.model.routed import RoutedModel
+from drllm.plans import check_plan
 from drllm.progress import Progress
 from drllm.provenance import running
-from drllm.records import check_plan, read_shard, shard_indices, shard_path, write_shard
+from drllm.records import read_shard, shard_indices, shard_path, write_shard
 from drllm.routes import Route
 from drllm.scoring import questions_digest
 from drllm.searching.prior import EditPrior, random_routes
 from drllm.searching.worker import Job, Worker, question_seed
 from drllm.tasks import Example, LoadedTask, load_task
 
-PRIOR_FILE = "prior.json"
+PRIOR_FILE = "_prior.json"
 MATRIX_SPLITS = ("fit", "tune", "calibrate")
 
 Group = list[tuple[str, Example]]  # (split, example) of each question

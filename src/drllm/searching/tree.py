@@ -68,7 +68,8 @@ class RouteTree:
 
     def __init__(self, n_layers: int, config: SearchConfig, seed: int, prior: EditPrior | None = None):
         self._space = space = EditSpace(n_layers, config.max_skip_run, config.max_passes_ratio)
-        if prior is not None and (config.preset == "paper" or EditSpace(prior.n_layers, prior.max_skip_run).n_codes != space.n_codes):
+        same_edits = prior is None or (prior.n_layers == n_layers and len(prior.weights) == space.n_codes)
+        if prior is not None and (config.preset == "paper" or not same_edits):
             raise InputError(
                 f"a prior over {prior.n_layers} blocks and skips of up to {prior.max_skip_run} for a search with preset {config.preset}, "
                 f"{n_layers} blocks and skips of up to {config.max_skip_run}: expected preset default and equal sizes"

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from drllm.config import Resources, SearchConfig
+from drllm.errors import InputError
 from drllm.model.routed import RoutedModel
-from drllm.records import RouteRecord
+from drllm.records import FINITE, Check, RouteRecord
 from drllm.routes import Route
 from drllm.scoring import Scorer, Verdict, make_scorer
 from drllm.searching.prior import EditPrior, fit_prior, sweep_routes
@@ -22,7 +23,9 @@ from drllm.searching.tree import FixedRoutes, RouteTree
 from drllm.searching.verify import Verifier
 from drllm.tasks import Example, Task
 
-CONTROLS_AT_ONCE = 8  # of one question: each one under way holds states
+AT_ONCE = 8  # evaluations of one question under way: each holds states
+BESIDE_THE_SEARCH = 2  # while its tree waits for a verdict: the control keeps pace with it
+MIN_BROKEN = 4  # questions of a group, all with broken logits, from which on the model is to blame
 
 
 @dataclass(frozen=True)
@@ -44,19 +47,40 @@ class Job:
 
 @dataclass
 class _Search:
-    """One question under way."""
+    """One question under way.
+
+    Attributes:
+        asked: the route whose verdict the tree waits for; None when the search is over.
+        others: routes that no verdict decides, the last one first, still to be submitted.
+        running: routes submitted and not judged yet.
+    """
 
     question: Any
     split: str
     asks: RouteTree | FixedRoutes
+    asked: Route | None
+    others: list[Route]
     verdicts: dict[Route, Verdict] = field(default_factory=dict)
-    controls: list[Route] = field(default_factory=list)  # still to be submitted
-    n_running: int = 0
-    searched: bool = False
+    running: set[Route] = field(default_factory=set)
 
     @property
     def done(self) -> bool:
-        return self.searched and not self.controls and not self.n_running
+        return self.asked is None and not self.others and not self.running
+
+    @property
+    def broken(self) -> bool:
+        """The base's logits were no numbers."""
+        return bool(self.asks.evaluated) and self.verdicts[self.asks.evaluated[0].route].broken
+
+    def proceed(self) -> None:
+        """Tell the tree what is known, until it asks for something that is not."""
+        while self.asked in self.verdicts:
+            verdict = self.verdicts[self.asked]
+            self.asks.tell(self.asked, verdict.correct, verdict.margin)
+            if self.broken:
+                self.asked, self.others = None, []
+            else:
+                self.asked = self.asks.ask()
 
 
 def question_seed(seed: int, task: str, example_id: str) -> int:
@@ -96,6 +120,12 @@ class Worker:
                 handles = members.pop(index)
                 searches = [running.pop(handle) for handle in handles]
                 self.scorer.close(handles)
+                n_broken = sum(search.broken for search in searches)
+                if n_broken == len(searches) >= MIN_BROKEN:
+                    raise InputError(
+                        f"the logits are not numbers on any of {n_broken} questions ({searches[0].question.example.id}, ...): "
+                        "try --dtype bfloat16 or float32, or another model"
+                    )
                 yield index, [self._record(search) for search in searches]
 
     def sweep(self, examples: Sequence[Example]) -> EditPrior:
@@ -123,44 +153,38 @@ class Worker:
         for handle, question, (split, example) in zip(handles, questions, group, strict=True):
             seed = question_seed(job.config.seed, job.task.name, example.id)
             asks = RouteTree(self.routed.n_layers, job.config, seed, job.prior) if job.routes is None else FixedRoutes(job.routes)
-            search = running[handle] = _Search(question, split, asks, controls=list(reversed(job.control)))
-            self._ask(handle, search)
+            others = list(reversed(job.control if job.routes is None else job.routes))
+            search = running[handle] = _Search(question, split, asks, asks.ask(), others)
+            self._submit(handle, search)
         return handles
 
-    def _ask(self, handle: int, search: _Search) -> None:
-        """Submit what the question needs next: its tree's route, then the control's."""
-        if not search.searched:
-            base = search.asks.evaluated[0] if search.asks.evaluated else None
-            broken = base is not None and search.verdicts[base.route].broken
-            route = None if broken else search.asks.ask()
-            if route is not None:
-                self._submit(handle, search, route)
-                return
-            search.searched = True
-            if broken:
-                search.controls = []
-        while search.controls and search.n_running < CONTROLS_AT_ONCE:
-            route = search.controls.pop()
-            if route not in search.verdicts:
-                self._submit(handle, search, route)
-
-    def _submit(self, handle: int, search: _Search, route: Route) -> None:
-        search.n_running += 1
-        self.scorer.submit(handle, route)
+    def _submit(self, handle: int, search: _Search) -> None:
+        """Submit what the question needs now: the base alone, then its tree's route and some of the others."""
+        if search.asked is not None and search.asked not in search.running:
+            search.running.add(search.asked)
+            self.scorer.submit(handle, search.asked)
+        searching = search.asked is not None and self.job.routes is None
+        while search.verdicts and search.others and len(search.running) < (BESIDE_THE_SEARCH if searching else AT_ONCE):
+            route = search.others.pop()
+            if route not in search.verdicts and route not in search.running:
+                search.running.add(route)
+                self.scorer.submit(handle, route)
 
     def _take(self, handle: int, search: _Search, route: Route, verdict: Verdict) -> None:
-        search.n_running -= 1
+        """Note a verdict and go on with the question."""
+        search.running.remove(route)
         search.verdicts[route] = verdict
-        if not search.searched:
-            search.asks.tell(route, verdict.correct, verdict.margin)
-        self._ask(handle, search)
+        search.proceed()
+        self._submit(handle, search)
 
     def _record(self, search: _Search) -> RouteRecord:
         job, question, asks = self.job, search.question, search.asks
         told = [search.verdicts[evaluation.route] for evaluation in asks.evaluated]
         control = job.control if all(route in search.verdicts for route in job.control) else ()
-        checks = ()
-        if job.config.verify and job.routes is None and not told[0].broken:
+        checks: tuple[Check, ...] = ()
+        if search.broken:
+            checks = (Check(asks.evaluated[0].route, FINITE, False, told[0].margin),)
+        elif job.config.verify and job.routes is None:
             if self._verifier is None:
                 self._verifier = Verifier(self.routed, job.task, job.config)
             checks = self._verifier.checks(question.example, [Route.full(self.routed.n_layers), asks.chosen])

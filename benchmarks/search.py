@@ -1,0 +1,329 @@
+"""What one evaluated path costs in the search, against a plain forward, a floor and a naive scorer.
+
+    python benchmarks/search.py [--data ../shared/data] [--parts loglik-bf16,loglik-fp32,letter,boxed] [--out FILE.json]
+    python benchmarks/search.py --make-paths          # writes the path lists anew, with the `paper` preset, early stop off
+
+Unit PF: one plain forward of the same tokens, batch 1, by the unmodified model computing logits only where they are scored, timed between
+the scorer's own steps. One thread. Path lists: `benchmarks/paths/<reward>.json` (ids and routes, 50 a question).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import cProfile
+import gc
+import json
+import pstats
+import random
+import resource
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drllm import Route, RoutedModel, SearchConfig
+from drllm.files import write_json
+from drllm.provenance import hardware, versions
+from drllm.scoring import make_scorer
+from drllm.scoring.loglik import LoglikScorer, base_logliks, head_at
+from drllm.scoring.prefixes import PrefixRunner
+from drllm.scoring.rows import make_batch
+from drllm.scoring.verdict import loglik_verdict
+from drllm.searching.tree import RouteTree
+from drllm.searching.worker import question_seed
+from drllm.tasks import load_task
+
+MODEL, PATHS = "smollm2-135m-q4", Path(__file__).parent / "paths"
+TASKS = {"loglik": "arc_easy", "letter": "arc_easy", "boxed": "gsm8k"}
+N_QUESTIONS, N_PATHS = 64, 50
+PLAIN_EVERY = 1.0  # seconds of scoring between two plain forwards
+
+Pair = tuple[int, Route]
+
+
+class PlainForwards:
+    """Times plain forwards of the questions, one after the other, whenever `one` is called."""
+
+    def __init__(self, model: Any, scorer: Any, questions: list[Any]):
+        self.model, self.scorer, self.questions = model, scorer, questions
+        self.order = random.Random(0).sample(range(len(questions)), len(questions))
+        self.seconds: list[list[float]] = [[] for _ in questions]
+        self.n = 0
+        for question in questions[:3]:
+            self._forward(question)
+
+    def one(self) -> float:
+        """Time one forward; its seconds."""
+        index = self.order[self.n % len(self.order)]
+        start = time.perf_counter()
+        self._forward(self.questions[index])
+        self.seconds[index].append(time.perf_counter() - start)
+        self.n += 1
+        return self.seconds[index][-1]
+
+    def mean(self) -> float:
+        """Mean over the questions, each timed at least once."""
+        while self.n < len(self.order) or self.n % len(self.order):
+            self.one()
+        return sum(sum(times) / len(times) for times in self.seconds) / len(self.seconds)
+
+    @torch.no_grad()
+    def _forward(self, question: Any) -> None:
+        if isinstance(self.scorer, LoglikScorer):
+            batch = make_batch(question.rows, self.scorer.packed, self.model.dtype, torch.device("cpu"))
+            with head_at(self.model, batch.scored):
+                self.model(batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False)
+        else:
+            self.model(torch.tensor([question.context_ids]), use_cache=True, logits_to_keep=1)
+
+
+def load(dtype: torch.dtype) -> tuple[RoutedModel, Any]:
+    """The routed model, and the unmodified one."""
+    routed = RoutedModel.wrap(MODEL, dtype=dtype)
+    return routed, copy.deepcopy(routed, {id(routed.tokenizer): routed.tokenizer}).unwrap()
+
+
+def examples(task: str, data: str | None) -> dict[str, Any]:
+    """Every example of a task by id."""
+    loaded = load_task(task, data)
+    return {example.id: example for rows in loaded.examples.values() for example in rows}
+
+
+def path_list(reward: str, data: str | None) -> tuple[list[Any], list[list[Route]]]:
+    """The examples of a committed list and their paths."""
+    rows = json.loads((PATHS / f"{reward}.json").read_text())["questions"]
+    known = examples(TASKS[reward], data)
+    if missing := [row["id"] for row in rows if row["id"] not in known]:
+        raise SystemExit(f"{missing[0]} is not among the {TASKS[reward]} questions found: give --data FOLDER with its train.jsonl")
+    return [known[row["id"]] for row in rows], [[Route.parse(text) for text in row["routes"]] for row in rows]
+
+
+def make_paths(reward: str, data: str) -> None:
+    """Search the first train questions with the paper's tree, early stop off, and write what it visited."""
+    task = load_task(TASKS[reward], data).task
+    lines = (Path(data) / task.name / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    known = examples(task.name, data)
+    wanted = [known[name] for line in lines[: 2 * N_QUESTIONS] if (name := json.loads(line)["id"]) in known][:N_QUESTIONS]
+    routed, _ = load(torch.bfloat16)
+    config = SearchConfig(preset="paper", early_stop=False, n_simulations=N_PATHS, reward=reward)
+    scorer = make_scorer(routed, task, config.reward, config.max_step_tokens)
+    trees = [RouteTree(routed.n_layers, config, question_seed(0, task.name, example.id)) for example in wanted]
+    handles = scorer.open([scorer.question(task, example) for example in wanted])
+    asked = {handle: tree for handle, tree in zip(handles, trees, strict=True)}
+    for handle, tree in asked.items():
+        scorer.submit(handle, tree.ask())
+    while found := scorer.collect():
+        for handle, route, verdict in found:
+            asked[handle].tell(route, verdict.correct, verdict.margin)
+            if (again := asked[handle].ask()) is not None:
+                scorer.submit(handle, again)
+    rows = [
+        # The base path comes on top of the 50 simulations; so that each question has 50 paths, the last one is left out.
+        {"id": example.id, "routes": [str(told.route) for told in tree.evaluated][:N_PATHS],
+         "right": [int(told.correct) for told in tree.evaluated][:N_PATHS]}
+        for example, tree in zip(wanted, trees, strict=True)
+    ]  # fmt: skip
+    made = {"task": task.name, "reward": reward, "preset": "paper", "early_stop": False, "seed": 0, "model": MODEL}
+    PATHS.mkdir(exist_ok=True)
+    text = ",\n".join(json.dumps(row) for row in rows)
+    (PATHS / f"{reward}.json").write_text(json.dumps(made)[:-1] + f', "questions": [\n{text}\n]}}\n')
+
+
+def timed(scorer: Any, questions: list[Any], pairs: list[Pair], plain: PlainForwards | None) -> tuple[dict[Pair, Any], float]:
+    """Verdicts of pairs (index into questions, route) and the scorer's seconds, plain forwards in between."""
+    gc.collect()
+    between, last = 0.0, time.perf_counter()
+    start = last
+    order = sorted(range(len(questions)), key=lambda index: questions[index].n_tokens)
+    handles = dict(zip(order, scorer.open([questions[index] for index in order]), strict=True))
+    index_of = {handle: index for index, handle in handles.items()}
+    by_index: dict[int, list[Route]] = defaultdict(list)
+    for index, route in pairs:
+        by_index[index].append(route)
+    found: dict[Pair, Any] = {}
+    # Generated answers are searched a group at a time, log-likelihoods all together.
+    groups = [order] if scorer.shares_across_groups else [order[at : at + 8] for at in range(0, len(order), 8)]
+    for group in groups:
+        waiting = [(handles[index], route) for index in group for route in by_index[index]][::-1]
+        n_running, at_once = 0, 512 if scorer.shares_across_groups else len(waiting)
+        while waiting or n_running:
+            while waiting and n_running < at_once:
+                scorer.submit(*waiting.pop())
+                n_running += 1
+            done = scorer.collect()
+            n_running -= len(done)
+            found |= {(index_of[handle], route): verdict for handle, route, verdict in done}
+            if plain is not None and time.perf_counter() - last > PLAIN_EVERY:
+                between += plain.one()
+                last = time.perf_counter()
+    scorer.close(handles.values())
+    return found, time.perf_counter() - start - between
+
+
+def trie_nodes(paths: list[list[Route]]) -> list[int]:
+    """Applications a question needs when every prefix is computed once."""
+    return [len({path[: n + 1] for route in routes for path in [route.path] for n in range(len(path))}) for routes in paths]
+
+
+@torch.no_grad()
+def application_cost(scorer: Any, widths: Counter[int], repeats: int = 7) -> dict[int, float]:
+    """Seconds of one block's application to one row of each width, at the best batch size."""
+    routed = scorer.routed
+    costs = {}
+    for width in widths:
+        best = float("inf")
+        for n_rows in (1, 2, 4, 6, 8, 12, 16, 24, 32):
+            ids = torch.randint(5, 1000, (n_rows + 1, width))
+            mask = torch.zeros((n_rows + 1, 1, width, width), dtype=routed.model.dtype)
+            mask.masked_fill_(torch.ones(width, width, dtype=torch.bool).triu(1), torch.finfo(mask.dtype).min)
+            positions = torch.arange(width).expand(n_rows + 1, -1)
+            runner = PrefixRunner(routed, n_rows * width, 2**30)
+            rows = runner.open({"input_ids": ids, "attention_mask": mask, "position_ids": positions})
+            states = torch.stack([row.root.state for row in rows[:n_rows]])
+            arguments = {name: value for name, value in rows[0].sheet.arguments[0].items() if name != "attention_mask"}
+            arguments |= {"attention_mask": mask[:n_rows], "position_ids": positions[:n_rows]}
+            arguments["position_embeddings"] = tuple(part[:n_rows] for part in arguments["position_embeddings"])
+            times = []
+            for block in list(range(routed.n_layers))[:repeats]:
+                start = time.perf_counter()
+                routed.run_block(block, states, arguments)
+                times.append(time.perf_counter() - start)
+            best = min(best, sorted(times)[len(times) // 2] / n_rows)
+        costs[width] = best
+    return costs
+
+
+@torch.no_grad()
+def naive(model: Any, scorer: Any, question: Any, route: Route) -> Any:
+    """One path alone, by a model whose block list is the path, without a cache: its verdict."""
+    inner, blocks = model.model, model.model.layers
+    inner.layers = torch.nn.ModuleList([blocks[block] for block in route.path])
+    inner.config.num_hidden_layers = len(route.path)
+    try:
+        if isinstance(scorer, LoglikScorer):
+            bare = argparse.Namespace(model=model, device=torch.device("cpu"))
+            return loglik_verdict(base_logliks(bare, question.rows, scorer.packed), question, scorer.metric).correct  # type: ignore[arg-type]
+        ids, end = list(question.context_ids), scorer._choose.end_ids
+        for _ in range(scorer.max_new_tokens):
+            ids += scorer._choose([ids], model(torch.tensor([ids]), use_cache=False, logits_to_keep=1).logits[:, -1])
+            if ids[-1] in end:
+                break
+        text = scorer.routed.tokenizer.decode(ids[len(question.context_ids) :], skip_special_tokens=True)
+        return question.task.grade(question.example, text, scorer.reward)
+    finally:
+        inner.layers, inner.config.num_hidden_layers = blocks, len(blocks)
+
+
+def bookkeeping(scorer: Any, questions: list[Any], paths: list[list[Route]], rights: list[list[int]], n_layers: int) -> Iterator[tuple[str, float]]:
+    """Seconds a path of the search tree's own work, and of the trie's (profiled, so rather too much), on these paths."""
+    for preset in ("paper", "default"):
+        start, n = time.perf_counter(), 0
+        for index, question in enumerate(questions):
+            tree = RouteTree(n_layers, SearchConfig(preset=preset, early_stop=False), question_seed(0, question.task.name, question.example.id))
+            while n < (index + 1) * N_PATHS and (route := tree.ask()) is not None:
+                tree.tell(route, bool(rights[index][n % N_PATHS]), 0.1 * rights[index][n % N_PATHS])
+                n += 1
+        yield f"tree, {preset}", (time.perf_counter() - start) / n
+    if isinstance(scorer, LoglikScorer):
+        profile = cProfile.Profile()
+        pairs = [(index, route) for index in range(len(questions)) for route in paths[index]]
+        profile.enable()
+        timed(scorer, questions, pairs, None)
+        profile.disable()
+        work = {"submit", "_offer", "_keep", "_evict", "_end", "line", "release", "_run_block", "sweep", "n_waiting", "close"}
+        stats: Any = pstats.Stats(profile)
+        seconds = sum(row[2] for (file, _, name), row in stats.stats.items() if file.endswith("prefixes.py") and name in work)
+        yield "trie", seconds / len(pairs)
+
+
+def measure(reward: str, dtype: torch.dtype, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one reward and dtype; printed as they come."""
+    routed, bare = load(dtype)
+    rows, paths = path_list(reward, arguments.data)
+    task = load_task(TASKS[reward], arguments.data).task
+    make = lambda cache_bytes=2**30: make_scorer(routed, task, reward, 512, cache_bytes=cache_bytes)  # noqa: E731
+    scorer: Any = make()
+    questions = [scorer.question(task, example) for example in rows]
+    plain = PlainForwards(bare, scorer, questions)
+    pairs = [(index, route) for index in range(len(questions)) for route in paths[index]]
+    label = f"{reward} {str(dtype).removeprefix('torch.')}"
+    out: dict[str, Any] = {"part": label, "questions": len(questions), "paths": len(pairs)}
+
+    def say(key: str, value: float, text: str) -> None:
+        out[key] = round(value, 5)
+        print(f"{label}: {text}", flush=True)
+
+    timed(scorer, questions[:8], [pair for pair in pairs if pair[0] < 8], None)  # warm up
+    runs, scorer = [], make()
+    for _ in range(arguments.rounds):
+        found, seconds = timed(scorer, questions, pairs, plain)
+        runs.append(seconds / len(pairs))
+    pf, best = plain.mean(), sorted(runs)[len(runs) // 2]
+    say("pf_ms", 1000 * pf, f"1 PF = {1000 * pf:.1f} ms ({plain.n} forwards in between)")
+    spread = ", ".join(f"{seconds / pf:.3f}" for seconds in runs)
+    say("pf_a_path", best / pf, f"{best / pf:.3f} PF a path (rounds: {spread}); {1 / best:.1f} paths/s")
+    nodes, n_passes = trie_nodes(paths), sum(route.n_passes for _, route in pairs)
+    say("reused", 1 - sum(nodes) / n_passes, f"{100 * (1 - sum(nodes) / n_passes):.1f} % of {n_passes:,} block applications reused")
+    applied = scorer.runner.n_applied / arguments.rounds
+    say("applied", applied, f"{applied:,.0f} applications run, {sum(nodes):,} distinct prefixes; rows that only fill a step: {scorer.runner.n_padded / arguments.rounds:,.0f}")
+    step = 8
+    width = [-(-(len(question.rows[0]) if isinstance(scorer, LoglikScorer) else question.n_tokens) // step) * step for question in questions]
+    costs = application_cost(scorer, Counter(width))
+    floor = sum(costs[width[index]] * n for index, n in enumerate(nodes)) / len(pairs)
+    say("floor", floor / pf, f"floor {floor / pf:.3f} PF a path (distinct applications at the best batch size); measured / floor = {best / floor:.2f}")
+    say("peak_states_mb", scorer.runner.peak_bytes / 1e6, f"states kept: {scorer.runner.peak_bytes / 1e6:.0f} MB at most; process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB at most")
+    small = make(arguments.small_cache)
+    again, seconds = timed(small, questions, pairs, None)
+    same = sum(again[pair] == found[pair] for pair in pairs)
+    say("small_cache_pf", seconds / len(pairs) / pf, f"--cache-bytes {arguments.small_cache / 1e6:.0f} MB: {same} of {len(pairs)} verdicts and margins identical, {seconds / len(pairs) / pf:.3f} PF a path, {small.runner.n_applied:,} applications, {small.runner.peak_bytes / 1e6:.0f} MB at most")
+    if reward == "loglik":
+        for n_questions, n_paths in ((16, 50), (32, 50), (64, 50), (64, 12), (64, 25)):
+            part = [(index, route) for index in range(n_questions) for route in paths[index][:n_paths]]
+            _, seconds = timed(make(), questions[:n_questions], part, None)
+            say(f"seconds_{n_questions}x{n_paths}", seconds, f"{n_questions} questions x {n_paths} paths: {seconds:.1f} s, {1000 * seconds / len(part):.2f} ms a path")
+    rights = [[int(found[index, route].correct) for route in paths[index]] for index in range(len(questions))]
+    for name, cost in bookkeeping(scorer, questions[:16], paths[:16], rights, routed.n_layers):
+        say(f"bookkeeping_{name}", cost / best, f"bookkeeping of the {name}: {1e6 * cost:.0f} us a path, {100 * cost / best:.2f} % of the time")
+    n_naive = arguments.naive if dtype == torch.float32 else 0
+    if n_naive:
+        part, start = [pair for pair in pairs if pair[0] < n_naive], time.perf_counter()
+        equal = sum(naive(bare, scorer, questions[index], route) == found[index, route].correct for index, route in part)
+        seconds = (time.perf_counter() - start) / len(part)
+        say("naive_pf", seconds / pf, f"naive scorer, one path at a time: {equal} of {len(part)} verdicts equal, {seconds / pf:.3f} PF a path, {seconds / best:.1f} times as slow")
+        out["naive_equal"], out["naive_paths"] = equal, len(part)
+    return out
+
+
+def main() -> None:
+    """Print every figure, and write them if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    default = "../shared/data"
+    parser.add_argument("--data", default=default if Path(default).is_dir() else None)
+    parser.add_argument("--parts", default="loglik-bf16,loglik-fp32,letter-bf16,letter-fp32,boxed-bf16,boxed-fp32")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--naive", type=int, default=16, help="questions that the naive scorer repeats, float32 only")
+    parser.add_argument("--small-cache", type=int, default=2**26)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--make-paths", action="store_true")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.make_paths:
+        for reward in TASKS:
+            make_paths(reward, arguments.data)
+        return
+    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    found = []
+    for part in arguments.parts.split(","):
+        reward, _, dtype = part.partition("-")
+        found.append(measure(reward, dtypes[dtype], arguments))
+    if arguments.out:
+        write_json(arguments.out, {"hardware": hardware(), "versions": versions(), "threads": arguments.threads, "parts": found})
+
+
+if __name__ == "__main__":
+    main()

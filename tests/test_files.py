@@ -1,0 +1,47 @@
+"""Files are whole or absent, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+
+import pytest
+from record_factory import record
+
+from drllm.files import TEMPORARY_SUFFIX, remove_partials, write_bytes, write_json, write_text
+from drllm.records import read_records, shard_path, write_shard
+
+
+def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path):
+    """SIGKILL between the temporary file and the rename, the worst moment."""
+    write_shard(tmp_path, 0, [record()])
+    whole = shard_path(tmp_path, 0).read_bytes()
+    code = (
+        "import os, signal, sys; from pathlib import Path; from drllm.records import *\n"
+        "Path.replace = lambda self, target: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_shard(Path(sys.argv[1]), 0, [])"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
+    assert shard_path(tmp_path, 0).read_bytes() == whole
+    assert len(list(tmp_path.glob(f"*{TEMPORARY_SUFFIX}"))) == 1
+    assert read_records(tmp_path) == [record()]
+    remove_partials(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["shard-00000.parquet"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"ä": [1, 2.5, None]})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"ä": [1, 2.5, None]}
+
+    def full_disk(descriptor):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    for write in (lambda: write_json(path, {}), lambda: write_text(path, "x"), lambda: write_bytes(path, b"x")):
+        with pytest.raises(OSError, match="no space"):
+            write()
+    assert json.loads(path.read_text(encoding="utf-8")) == {"ä": [1, 2.5, None]}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
