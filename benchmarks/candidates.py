@@ -4,8 +4,8 @@
     drllm search --paths singles.txt --limit 64 ... --out runs/singles
     python benchmarks/candidates.py --run runs/singles > routes.txt
 
-The margin gains of two edits nearly add up, so pairs are ranked by the sum of their edits' mean gains. Half of the list are single edits, half
-pairs; in each half, every second route has fewer passes than the base, so that cheap routes are among them too.
+The margin gains of two edits nearly add up, so pairs are ranked by the sum of their edits' mean gains. Half of the list are single edits,
+half pairs; in each half, every second route has fewer passes than the base, so that cheap routes are among them too.
 """
 
 from __future__ import annotations

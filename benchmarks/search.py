@@ -17,6 +17,7 @@ import json
 import pstats
 import random
 import resource
+import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ from drllm.tasks import load_task
 MODEL, PATHS = "smollm2-135m-q4", Path(__file__).parent / "paths"
 TASKS = {"loglik": "arc_easy", "letter": "arc_easy", "boxed": "gsm8k"}
 N_QUESTIONS, N_PATHS = 64, 50
+WIDTH_STEP = 8  # of both scorers
 PLAIN_EVERY = 1.0  # seconds of scoring between two plain forwards
 
 Pair = tuple[int, Route]
@@ -218,16 +220,21 @@ def naive(model: Any, scorer: Any, question: Any, route: Route) -> Any:
         inner.layers, inner.config.num_hidden_layers = blocks, len(blocks)
 
 
-def bookkeeping(scorer: Any, questions: list[Any], paths: list[list[Route]], rights: list[list[int]], n_layers: int) -> Iterator[tuple[str, float]]:
+def bookkeeping(
+    scorer: Any, questions: list[Any], paths: list[list[Route]], rights: list[list[int]], n_layers: int
+) -> Iterator[tuple[str, float]]:
     """Seconds a path of the search tree's own work, and of the trie's (profiled, so rather too much), on these paths."""
     for preset in ("paper", "default"):
+        config = SearchConfig(preset=preset, early_stop=False, n_simulations=N_PATHS)
         start, n = time.perf_counter(), 0
-        for index, question in enumerate(questions):
-            tree = RouteTree(n_layers, SearchConfig(preset=preset, early_stop=False), question_seed(0, question.task.name, question.example.id))
-            while n < (index + 1) * N_PATHS and (route := tree.ask()) is not None:
-                tree.tell(route, bool(rights[index][n % N_PATHS]), 0.1 * rights[index][n % N_PATHS])
+        for question, right in zip(questions, rights, strict=False):
+            tree = RouteTree(n_layers, config, question_seed(0, question.task.name, question.example.id))
+            for correct in right:
+                if (route := tree.ask()) is None:
+                    break
+                tree.tell(route, bool(correct), 0.1 * correct)
                 n += 1
-        yield f"tree, {preset}", (time.perf_counter() - start) / n
+        yield f"tree ({preset})", (time.perf_counter() - start) / n
     if isinstance(scorer, LoglikScorer):
         profile = cProfile.Profile()
         pairs = [(index, route) for index in range(len(questions)) for route in paths[index]]
@@ -240,62 +247,83 @@ def bookkeeping(scorer: Any, questions: list[Any], paths: list[list[Route]], rig
         yield "trie", seconds / len(pairs)
 
 
+class Figures:
+    """What is measured of one part: printed as it comes, kept by name."""
+
+    def __init__(self, label: str):
+        self.values: dict[str, Any] = {"part": label}
+
+    def say(self, name: str, value: float, text: str) -> None:
+        """Keep a value under its name and print what it means."""
+        self.values[name] = round(value, 5)
+        print(f"{self.values['part']}: {text}", flush=True)
+
+
 def measure(reward: str, dtype: torch.dtype, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one reward and dtype; printed as they come."""
+    """All figures of one reward and dtype."""
     routed, bare = load(dtype)
     rows, paths = path_list(reward, arguments.data)
     task = load_task(TASKS[reward], arguments.data).task
-    make = lambda cache_bytes=2**30: make_scorer(routed, task, reward, 512, cache_bytes=cache_bytes)  # noqa: E731
-    scorer: Any = make()
+
+    def fresh(cache_bytes: int = 2**30) -> Any:
+        return make_scorer(routed, task, reward, 512, cache_bytes=cache_bytes)
+
+    scorer = fresh()
     questions = [scorer.question(task, example) for example in rows]
     plain = PlainForwards(bare, scorer, questions)
     pairs = [(index, route) for index in range(len(questions)) for route in paths[index]]
-    label = f"{reward} {str(dtype).removeprefix('torch.')}"
-    out: dict[str, Any] = {"part": label, "questions": len(questions), "paths": len(pairs)}
-
-    def say(key: str, value: float, text: str) -> None:
-        out[key] = round(value, 5)
-        print(f"{label}: {text}", flush=True)
+    figures = Figures(f"{reward} {str(dtype).removeprefix('torch.')}")
+    say = figures.say
 
     timed(scorer, questions[:8], [pair for pair in pairs if pair[0] < 8], None)  # warm up
-    runs, scorer = [], make()
+    runs, scorer, found = [], fresh(), {}
     for _ in range(arguments.rounds):
         found, seconds = timed(scorer, questions, pairs, plain)
         runs.append(seconds / len(pairs))
-    pf, best = plain.mean(), sorted(runs)[len(runs) // 2]
-    say("pf_ms", 1000 * pf, f"1 PF = {1000 * pf:.1f} ms ({plain.n} forwards in between)")
-    spread = ", ".join(f"{seconds / pf:.3f}" for seconds in runs)
-    say("pf_a_path", best / pf, f"{best / pf:.3f} PF a path (rounds: {spread}); {1 / best:.1f} paths/s")
+    pf, cost = plain.mean(), statistics.median(runs)
+    say("pf_ms", 1000 * pf, f"1 PF = {1000 * pf:.1f} ms ({plain.n} forwards in between), {len(questions)} questions x {N_PATHS} paths")
+    rounds = ", ".join(f"{seconds / pf:.3f}" for seconds in runs)
+    say("pf_a_path", cost / pf, f"{cost / pf:.3f} PF a path (rounds: {rounds})")
+    say("paths_a_second", 1 / cost, f"{1 / cost:.1f} paths/s")
+
     nodes, n_passes = trie_nodes(paths), sum(route.n_passes for _, route in pairs)
-    say("reused", 1 - sum(nodes) / n_passes, f"{100 * (1 - sum(nodes) / n_passes):.1f} % of {n_passes:,} block applications reused")
-    applied = scorer.runner.n_applied / arguments.rounds
-    say("applied", applied, f"{applied:,.0f} applications run, {sum(nodes):,} distinct prefixes; rows that only fill a step: {scorer.runner.n_padded / arguments.rounds:,.0f}")
-    step = 8
-    width = [-(-(len(question.rows[0]) if isinstance(scorer, LoglikScorer) else question.n_tokens) // step) * step for question in questions]
-    costs = application_cost(scorer, Counter(width))
-    floor = sum(costs[width[index]] * n for index, n in enumerate(nodes)) / len(pairs)
-    say("floor", floor / pf, f"floor {floor / pf:.3f} PF a path (distinct applications at the best batch size); measured / floor = {best / floor:.2f}")
-    say("peak_states_mb", scorer.runner.peak_bytes / 1e6, f"states kept: {scorer.runner.peak_bytes / 1e6:.0f} MB at most; process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB at most")
-    small = make(arguments.small_cache)
+    reused = 1 - sum(nodes) / n_passes
+    say("reused", reused, f"{100 * reused:.1f} % of {n_passes:,} block applications reused, {sum(nodes):,} distinct prefixes")
+    n_applied, n_padded = (count / arguments.rounds for count in (scorer.runner.n_applied, scorer.runner.n_padded))
+    say("applied", n_applied, f"{n_applied:,.0f} applications run")
+    say("filling", n_padded, f"{n_padded:,.0f} rows that only fill a step")
+    lengths = [len(question.rows[0]) if isinstance(scorer, LoglikScorer) else question.n_tokens for question in questions]
+    widths = [-(-length // WIDTH_STEP) * WIDTH_STEP for length in lengths]
+    costs = application_cost(scorer, Counter(widths))
+    floor = sum(costs[width] * n for width, n in zip(widths, nodes, strict=True)) / len(pairs)
+    say("floor_pf", floor / pf, f"floor {floor / pf:.3f} PF a path: distinct prefixes times one application at its best batch size")
+    say("to_floor", cost / floor, f"measured / floor = {cost / floor:.2f}")
+    say("peak_states_mb", scorer.runner.peak_bytes / 1e6, f"{scorer.runner.peak_bytes / 1e6:.0f} MB of states at most")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    say("peak_process_mb", peak, f"{peak:.0f} MB the whole process at most (two copies of the model)")
+
+    small = fresh(arguments.small_cache)
     again, seconds = timed(small, questions, pairs, None)
-    same = sum(again[pair] == found[pair] for pair in pairs)
-    say("small_cache_pf", seconds / len(pairs) / pf, f"--cache-bytes {arguments.small_cache / 1e6:.0f} MB: {same} of {len(pairs)} verdicts and margins identical, {seconds / len(pairs) / pf:.3f} PF a path, {small.runner.n_applied:,} applications, {small.runner.peak_bytes / 1e6:.0f} MB at most")
+    same, limit = sum(again[pair] == found[pair] for pair in pairs), arguments.small_cache / 1e6
+    say("small_cache_same", same, f"--cache-bytes {limit:.0f} MB: {same} of {len(pairs)} verdicts and margins identical")
+    say("small_cache_pf", seconds / len(pairs) / pf, f"--cache-bytes {limit:.0f} MB: {seconds / len(pairs) / pf:.3f} PF a path")
+    say("small_cache_mb", small.runner.peak_bytes / 1e6, f"--cache-bytes {limit:.0f} MB: {small.runner.peak_bytes / 1e6:.0f} MB at most")
     if reward == "loglik":
         for n_questions, n_paths in ((16, 50), (32, 50), (64, 50), (64, 12), (64, 25)):
             part = [(index, route) for index in range(n_questions) for route in paths[index][:n_paths]]
-            _, seconds = timed(make(), questions[:n_questions], part, None)
-            say(f"seconds_{n_questions}x{n_paths}", seconds, f"{n_questions} questions x {n_paths} paths: {seconds:.1f} s, {1000 * seconds / len(part):.2f} ms a path")
+            _, seconds = timed(fresh(), questions[:n_questions], part, None)
+            name = f"{n_questions} questions x {n_paths} paths"
+            say(f"seconds, {name}", seconds, f"{name}: {seconds:.1f} s, {1000 * seconds / len(part):.2f} ms a path")
     rights = [[int(found[index, route].correct) for route in paths[index]] for index in range(len(questions))]
-    for name, cost in bookkeeping(scorer, questions[:16], paths[:16], rights, routed.n_layers):
-        say(f"bookkeeping_{name}", cost / best, f"bookkeeping of the {name}: {1e6 * cost:.0f} us a path, {100 * cost / best:.2f} % of the time")
-    n_naive = arguments.naive if dtype == torch.float32 else 0
-    if n_naive:
-        part, start = [pair for pair in pairs if pair[0] < n_naive], time.perf_counter()
+    for name, spent in bookkeeping(scorer, questions[:16], paths[:16], rights, routed.n_layers):
+        say(f"bookkeeping, {name}", spent / cost, f"bookkeeping of the {name}: {1e6 * spent:.0f} us a path, {100 * spent / cost:.2f} %")
+    if dtype == torch.float32 and arguments.naive:
+        part, start = [pair for pair in pairs if pair[0] < arguments.naive], time.perf_counter()
         equal = sum(naive(bare, scorer, questions[index], route) == found[index, route].correct for index, route in part)
         seconds = (time.perf_counter() - start) / len(part)
-        say("naive_pf", seconds / pf, f"naive scorer, one path at a time: {equal} of {len(part)} verdicts equal, {seconds / pf:.3f} PF a path, {seconds / best:.1f} times as slow")
-        out["naive_equal"], out["naive_paths"] = equal, len(part)
-    return out
+        say("naive_equal", equal, f"naive scorer, one path at a time: {equal} of {len(part)} verdicts equal")
+        say("naive_pf", seconds / pf, f"naive scorer: {seconds / pf:.3f} PF a path, {seconds / cost:.1f} times ours")
+    return figures.values
 
 
 def main() -> None:
@@ -308,12 +336,12 @@ def main() -> None:
     parser.add_argument("--naive", type=int, default=16, help="questions that the naive scorer repeats, float32 only")
     parser.add_argument("--small-cache", type=int, default=2**26)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--make-paths", action="store_true")
+    parser.add_argument("--make-paths", nargs="*", choices=list(TASKS), help="write these path lists anew (none named: all)")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.make_paths:
-        for reward in TASKS:
+    if arguments.make_paths is not None:
+        for reward in arguments.make_paths or TASKS:
             make_paths(reward, arguments.data)
         return
     dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -118,7 +118,6 @@ def test_a_bad_file_among_good_ones_is_named(tmp_path, last):
         load_task("arc_easy", tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="rows left out of the files before are counted in the message")
 def test_a_file_of_which_nothing_is_left_says_so_for_itself(tmp_path):
     write(tmp_path / "dev.jsonl", ["a", "b"], answer=None)
     write(tmp_path / "train.jsonl", ["c"])

@@ -58,8 +58,10 @@ def test_an_edit_lives_when_it_is_sometimes_right_or_its_loss_is_unsure():
     spared = [row((True, 1.0), (True, 2.0), (True, 1.0), (True, 0.0), (True, -9.0)), TABLE[1]]
     assert fit_prior(2, 1, spared).dead == ()
     assert fit_prior(2, 1, spared).weights == pytest.approx(soft([2.0, 1.0, -1.0, -11.0], 0.25 * SCALE))
-    # Losses of 10 and 1: 5.5 less a standard error of 4.5.
-    assert fit_prior(2, 1, [TABLE[0], by_margin(-1.0, 2.0, 1.0, -2.0, -2.0)]).dead == ()
+    # What it does to questions the base had wrong spares no edit.
+    assert fit_prior(2, 1, [TABLE[0], row((False, -1.0), (True, 2.0), (True, 1.0), (False, -2.0), (True, -13.0))]).dead == (3,)
+    # Losses of 10 and 3: 6.5 less a standard error of 3.5 is below twice the scale.
+    assert fit_prior(2, 1, [TABLE[0], by_margin(-1.0, 2.0, 1.0, -2.0, -4.0)]).dead == ()
     # One question alone has no standard error.
     assert fit_prior(2, 1, TABLE[:1]).dead == ()
     # Half of the right questions may survive a dead edit, more may not.

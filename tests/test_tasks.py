@@ -164,8 +164,8 @@ SETTLED = [
 ]  # fmt: skip
 # More text could make another answer of them, or none: a word, a number, initials, an enumeration, a phrase further on.
 UNSETTLED = [
-    "", " ", "A", "B.", "B)", "(B", "**B**", "B ", "B is", "B -", "A.b", "U.S", "A.M", "B.1", "B,", "A, since", "A, B", "B12",
-    "A plant", "Option", "Option B", "The answer is B. ", "Answer: B\n", r"\boxed{B} ", "b. ", "b\n", "so\nB\n", "K, Ca", "Because ",
+    "", " ", "A", "B.", "B)", "(B", "**B**", "B ", "B is", "B -", "A.b", "U.S", "A.M", "B.1", "A)1", "B:2 ", "B,", "A, since", "A, B",
+    "B12", "A plant", "Option", "Option B", "The answer is B. ", "Answer: B\n", r"\boxed{B} ", "b. ", "b\n", "so\nB\n", "K, Ca", "Because ",
 ]  # fmt: skip
 
 

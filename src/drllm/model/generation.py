@@ -145,7 +145,8 @@ class GreedyChoice:
     def __init__(self, model: Any):
         config = model.generation_config
         for name in _UNFOLLOWED:
-            if getattr(config, name, None):
+            value = getattr(config, name, None)
+            if value and (name, value) != ("encoder_repetition_penalty", 1.0):
                 raise InputError(f"the model's generation_config sets {name}, which generated rewards do not follow: set it to None first")
         end = config.eos_token_id
         self.end_ids = frozenset([] if end is None else [end] if isinstance(end, int) else end)

@@ -172,7 +172,10 @@ class RoutedModel:
 
     def decoder_forward(self, cache: RoutedCache, **inputs: Any) -> Any:
         """As `forward`, without the output head: for what reads hidden states only."""
-        decoder = causal_lm(self.model).get_decoder()
+        model = causal_lm(self.model)
+        decoder = model.get_decoder()
+        if decoder is model.get_output_embeddings():  # ModernBERT calls its head so
+            decoder = model.base_model
         name = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
         out = decoder(**inputs, **{name: cache}, use_cache=True)
         cache.check_complete(0)

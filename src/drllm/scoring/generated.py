@@ -211,10 +211,11 @@ class GeneratedScorer:
                 continue
             answer.tokens.append(token)
             answer.text = self.routed.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+            # A replacement character at the end is half of one to come, which may be any: it settles nothing.
             answer.done = (
                 token in self._choose.end_ids
                 or len(answer.tokens) == self.max_new_tokens
-                or answer.question.task.settled(answer.text, self.reward)
+                or answer.question.task.settled(answer.text.rstrip("\ufffd"), self.reward)
             )
 
 

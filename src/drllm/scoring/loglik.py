@@ -100,9 +100,17 @@ class LoglikScorer:
         self._finished: list[tuple[int, Route, Verdict]] = []
 
     def question(self, task: Task, example: Example) -> Question:
-        """Tokenise an example; `InputError` when it does not fit the context."""
+        """Tokenise an example; `InputError` when it cannot be scored or does not fit the context."""
         context, continuations = task.loglik_prompt(example)
-        pairs = [encode_choice(self.routed.tokenizer, context, text, self.add_bos) for text in continuations]
+        if (n_choices := len(continuations)) < 2:
+            count = f"{n_choices} choice{'' if n_choices == 1 else 's'}"
+            raise InputError(
+                f"question {example.id!r} of {task.name} has {count}, log-likelihoods need at least two: drop it from the data"
+            )
+        try:
+            pairs = [encode_choice(self.routed.tokenizer, context, text, self.add_bos) for text in continuations]
+        except (UnicodeEncodeError, TypeError):  # half of a surrogate pair: no UTF-8 has it
+            raise InputError(f"question {example.id!r} of {task.name} cannot be tokenised: check its text for broken characters") from None
         if any(not head or not tail for head, tail in pairs):
             raise InputError(f"question {example.id!r} of {task.name} has an empty prompt or choice: drop it from the data")
         rows = (pack_choices(pairs),) if self.packed else tuple(separate_choices(pairs))
@@ -124,7 +132,7 @@ class LoglikScorer:
         by_width: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for handle, question in zip(handles, questions, strict=True):
             for place, row in enumerate(question.rows):
-                by_width[-len(row) // WIDTH_STEP * -WIDTH_STEP].append((handle, place))
+                by_width[self._width(row)].append((handle, place))
         for width, keys in by_width.items():
             rows = [questions[handle - handles[0]].rows[place] for handle, place in keys]
             # A short filler row makes every family build an explicit mask: with and without one, attention may round otherwise.
@@ -137,6 +145,12 @@ class LoglikScorer:
         for handle, question in zip(handles, questions, strict=True):
             self._questions[handle] = (question, [packed_rows[handle, place] for place in range(len(question.rows))])
         return handles
+
+    def _width(self, row: Row) -> int:
+        """Tokens that a row is padded to: a multiple of a few, but not past the last position where the model counts them itself."""
+        width = -len(row) // WIDTH_STEP * -WIDTH_STEP
+        limit = getattr(self.routed.config, "max_position_embeddings", None)
+        return width if self.packed or limit is None else max(len(row), min(width, limit))
 
     def close(self, handles: Iterable[int]) -> None:
         """Forget questions, none of which may have an evaluation under way."""
@@ -229,8 +243,11 @@ class LoglikScorer:
         Asked of the base model itself: families differ in whether they take explicit positions and a ready 4-D mask, and sliding windows
         cannot follow a tree. A wrong mask is off by whole nats, bf16 by tenths.
         """
-        if not self.routed.takes_position_ids or any(slot.is_sliding for slot in new_slots(self.routed.config, self.routed.n_layers)):
+        config = self.routed.config
+        if not self.routed.takes_position_ids or any(slot.is_sliding for slot in new_slots(config, self.routed.n_layers)):
             return False
+        if "local" in getattr(config, "attention_layers", ()):
+            return False  # GPT-Neo's windows, which no cache shows: the example below may fit in one
         n_vocab = self.routed.model.get_input_embeddings().num_embeddings
         token = lambda seed: 3 + (seed * 7919) % (n_vocab - 3)  # noqa: E731
         pairs = [([token(i) for i in range(12)], [token(100 * choice + i) for i in range(6)]) for choice in range(1, 4)]

@@ -37,21 +37,27 @@ class _Base:
 
 
 class Replica:
-    """One actor: a model and a worker around it."""
+    """One actor: a model and a worker around it, loaded with the first groups, so that a refusal reaches the driver as such."""
 
     def __init__(self, base: _Base, job: Job, resources: Resources, folder: str):
-        if resources.threads:
-            torch.set_num_threads(resources.threads)
+        self._base, self._job, self._resources, self._folder = base, job, resources, Path(folder)
+        self._worker: Worker | None = None
+
+    def _load(self) -> Worker:
+        base = self._base
+        torch.set_num_threads(self._resources.threads)
         routed = RoutedModel.wrap(base.base_id, dtype=base.dtype, device=base.device)
         if routed.fingerprint != base.fingerprint:
             raise ArtifactError(f"a worker loads other weights as {base.base_id!r} than this process: give every node the same model")
-        self.worker, self.folder = Worker(routed, job, resources), Path(folder)
+        return Worker(routed, self._job, self._resources)
 
     def search(self, groups: list[tuple[int, Group]]) -> list[int]:
         """Search some groups and write their shards: their indices."""
+        if self._worker is None:
+            self._worker = self._load()
         done = []
-        for index, records in self.worker.search(groups):
-            write_shard(self.folder, index, records)
+        for index, records in self._worker.search(groups):
+            write_shard(self._folder, index, records)
             done.append(index)
         return done
 

@@ -8,9 +8,9 @@ node, 50 simulations never leave the root's children. So a node holds at most `w
 Coulom 2007) and the search goes deeper under the best of them.
 
 Preset `default` goes by log-likelihood margins, which say more than verdicts:
-- A node stands as its best route below does, and the search descends to the child that stands best (margins are exact, so
-  there is nothing to average, and no bonus for few visits). Base wrong: the larger margin stands better. Base right: among routes with
-  `comfort` times the base's margin the shorter, then the others by margin.
+- A node stands as the best route seen on the lines that passed it does, and the search descends to the child that stands best (margins
+  are exact, so there is nothing to average, and no bonus for few visits). Base wrong: the larger margin stands better. Base right: among
+  routes with `comfort` times the base's margin the shorter, then the others by margin.
 - Edits are tried by a prior's weight (`EditPrior`; alike without one) and, once some route of this question has had them, by what they
   gained there: gains of edits nearly add up. The root is twice as wide and other nodes a quarter as wide as in `paper`.
 - An early stop waits `patience` more simulations for a route with more margin than the first right one.

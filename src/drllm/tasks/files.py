@@ -23,6 +23,7 @@ def file_rows(task: Task, path: Path, dropped: Counter[str]) -> list[Example]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); --data expects a JSON-lines file") from None
     rows: list[tuple[Example, int | None]] = []
     ids: dict[str, int] = {}
+    left_out: Counter[str] = Counter()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -32,15 +33,16 @@ def file_rows(task: Task, path: Path, dropped: Counter[str]) -> list[Example]:
         if ids.setdefault(row.id, number) != number:
             raise InputError(f"{where}: id {row.id!r} already stands in line {ids[row.id]}; give each question its own id")
         if row.answer == "":
-            dropped["empty answer"] += 1
+            left_out["empty answer"] += 1
             continue
         if rows and (rows[0][0].part == "") != (row.part == ""):
             raise InputError(f'{where}: some rows have a "part" and some have none; give it on every row or on none')
         rows.append((row, level_of(raw.get("level"))))
-    kept = _of_level(task, rows, dropped)
+    kept = _of_level(task, rows, left_out)
     if not kept:
-        why = f" (left out: {', '.join(f'{count} {reason}' for reason, count in dropped.items())})" if dropped else ""
+        why = f" (left out: {', '.join(f'{count} {reason}' for reason, count in left_out.items())})" if left_out else ""
         raise InputError(f"{path}: no questions for {task.name}{why}; expected one JSON object a line")
+    dropped.update(left_out)
     return kept
 
 

@@ -1,0 +1,189 @@
+"""The search on a real local Ray cluster of two workers: the records of a single process, also when a worker is killed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import byte_tokenizer
+from runs import TASK, folder_bytes, model, questions, write_rows
+
+import drllm
+from drllm import Resources, RoutedModel, SearchConfig, search
+from drllm.errors import DrllmError, InputError
+from drllm.provenance import read_jobs
+from drllm.records import read_records, shard_indices
+from drllm.searching import cluster
+
+HAVE_RAY = importlib.util.find_spec("ray") is not None
+needs_ray = pytest.mark.skipif(not HAVE_RAY, reason="needs Ray (pip install drllm[ray])")
+SEARCH = SearchConfig(n_simulations=30, group_size=2, sweep_questions=4)
+TWO = Resources(executor="ray", workers=2, pool_size=4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", questions())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> RoutedModel:
+    """A tiny model that other processes can load."""
+    folder = tmp_path_factory.mktemp("model")
+    model().unwrap().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return RoutedModel.wrap(str(folder), dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def single(saved, data, tmp_path_factory) -> Path:
+    """The run of a single process."""
+    return search(saved, [TASK], SEARCH, tmp_path_factory.mktemp("single"), data)
+
+
+def replicas() -> list[int]:
+    """Process ids of the actors."""
+    found = subprocess.run(["pgrep", "-f", "^ray::Replica"], capture_output=True, text=True, check=False).stdout
+    return [int(line) for line in found.split()]
+
+
+@needs_ray
+@pytest.mark.slow
+def test_two_workers_write_the_records_of_one_process(saved, data, single, tmp_path):
+    search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
+    assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
+    (job,) = read_jobs(tmp_path)
+    assert job["config"]["resources"] | {"executor": "ray", "workers": 2, "threads": 1} == job["config"]["resources"]
+    assert not replicas()
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_worker_killed_in_the_middle_loses_nothing_and_repeats_nothing(saved, data, single, tmp_path):
+    folder, killed = tmp_path / "search" / TASK, []
+
+    def kill() -> None:
+        while not shard_indices(folder) or len(replicas()) < 2:
+            time.sleep(0.01)
+        victim = replicas()[0]
+        os.kill(victim, signal.SIGKILL)
+        killed.append((victim, len(shard_indices(folder))))
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
+    thread.join(timeout=10)
+    n_shards = len(shard_indices(single / "search" / TASK))
+    ((_, n_before),) = killed
+    print(f"killed a worker when {n_before} of {n_shards} shards were written")
+    assert 1 <= n_before < n_shards, "it died in the middle"
+    assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
+    ids = [record.id for record in read_records(tmp_path / "search")]
+    assert len(ids) == len(set(ids)) == len(read_records(single / "search"))
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_killed_driver_resumes_on_another_executor(saved, data, single, tmp_path):
+    """kill -9 of the driver amid a Ray run; the same command in one process finishes it."""
+    code = (
+        "import sys, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[4]); import test_cluster as t\n"
+        "from drllm import RoutedModel, search\n"
+        "search(RoutedModel.wrap(sys.argv[1], dtype=torch.float32), [t.TASK], t.SEARCH, sys.argv[2], sys.argv[3], resources=t.TWO)"
+    )
+    arguments = [sys.executable, "-c", code, saved.base_id, str(tmp_path), str(data), str(Path(__file__).parent)]
+    driver = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, start_new_session=True)
+    folder = tmp_path / "search" / TASK
+    while not shard_indices(folder):
+        assert driver.poll() is None
+        time.sleep(0.01)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    deadline = time.monotonic() + 60
+    while replicas() and time.monotonic() < deadline:
+        time.sleep(0.2)  # Ray ends the actors of a dead driver
+    assert not replicas()
+    n_before = len(shard_indices(folder))
+    search(saved, [TASK], SEARCH, tmp_path, data)
+    assert 1 <= n_before < len(shard_indices(folder))
+    assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
+    subprocess.run(["pkill", "-9", "-s", str(driver.pid)], check=False)
+
+
+class Deadly(cluster.Replica):
+    """Dies of one question, as of one that needs more memory than there is."""
+
+    def search(self, groups):
+        if any(example.id == "q7" for _, group in groups for _, example in group):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().search(groups)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_group_that_kills_its_workers_is_named_and_the_others_are_kept(saved, data, tmp_path, monkeypatch):
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(cluster, "Replica", Deadly)
+    with pytest.raises(DrllmError, match=rf"group \d+ \(q.*\) ended {cluster.MAX_DEATHS} workers"):
+        search(saved, [TASK], SEARCH, tmp_path, data, resources=Resources(executor="ray", workers=2, pool_size=2))
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert "q7" not in {record.id for record in read_records(tmp_path / "search")}
+    (job,) = read_jobs(tmp_path)
+    assert job["status"] == "failed"
+
+
+@needs_ray
+@pytest.mark.slow
+def test_other_weights_on_the_workers_are_refused(saved, data, tmp_path):
+    """The driver's weights were changed after loading: what workers load is another model."""
+    other = RoutedModel.wrap(saved.base_id, dtype=torch.float32)
+    with torch.no_grad():
+        next(iter(other.model.parameters())).add_(1.0)
+    changed = RoutedModel.wrap(other.unwrap(), other.tokenizer)
+    changed.base_id = saved.base_id
+    with pytest.raises(DrllmError, match="loads other weights"):
+        search(changed, [TASK], SEARCH, tmp_path, data, resources=TWO)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_no_cluster_at_the_address_gets_one_line(saved, data, tmp_path):
+    with pytest.raises(InputError, match=r"no Ray cluster at '127\.0\.0\.1:1'") as refusal:
+        search(saved, [TASK], SEARCH, tmp_path, data, resources=Resources(executor="ray", address="127.0.0.1:1"))
+    assert "\n" not in str(refusal.value)
+
+
+@needs_ray
+def test_a_model_of_this_process_alone_cannot_go_to_workers(data, tmp_path):
+    with pytest.raises(InputError, match="wrap it by its id, folder or file"):
+        search(model(), [TASK], SEARCH, tmp_path, data, resources=TWO)
+
+
+def test_without_ray_the_line_says_what_to_install(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"needs Ray: pip install drllm\[ray\]"):
+        search(model(), [TASK], SEARCH, tmp_path, data, resources=TWO)
+
+
+def test_nothing_but_the_executor_imports_ray():
+    code = "import sys; import drllm.cli, drllm.searching.runner, drllm.searching.cluster; sys.exit('ray' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(Path(drllm.__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
