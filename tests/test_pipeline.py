@@ -12,7 +12,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from runs import EVALUATE, SEARCH, TASK, TRAIN, L, Plain, copy_run, folder_bytes, model, questions, write_rows
 
 from drllm import EvaluateConfig, Route, RoutedModel, SearchConfig, TrainConfig, evaluate, search, train
 from drllm.errors import ArtifactError, DrllmError
@@ -21,9 +20,11 @@ from drllm.evaluation.stats import mcnemar, wilson
 from drllm.methods import routers as routers_method
 from drllm.model.routers import RouterConfig, Routers
 from drllm.provenance import read_jobs
+from drllm.record_files import merge_records
 from drllm.records import read_records, shard_path
 from drllm.scoring import LoglikScorer
 from drllm.tasks import load_task
+from runs import EVALUATE, SEARCH, TASK, TRAIN, L, Plain, copy_run, folder_bytes, model, questions, write_rows
 
 METHODS = ("static", "routers", "random", "shuffled")
 
@@ -121,6 +122,34 @@ def test_the_static_route_is_one_that_gains_on_the_fit_questions(trained, run, d
     route = json.loads((trained / "static" / "policy.json").read_text())["route"]
     assert route == (best["route"] if best["gain"] > best["gain_se"] else "1" * L)
     assert route != "1" * L, "on a random model some route gains: the test can fail"
+
+
+def test_merged_searches_of_two_files_are_trained_on_and_both_are_kept_out_of_the_evaluation(tiny, tmp_path):
+    rows = questions(80)
+    for name, part in {"a": rows[:40], "b": rows[40:]}.items():
+        search(tiny, [TASK], SEARCH, tmp_path / name, write_rows(tmp_path / f"{name}.jsonl", part))
+    out = tmp_path / "both"
+    merge_records([tmp_path / "a", tmp_path / "b"], out)
+    policy = train(tiny, out, dataclasses.replace(TRAIN, method="static"))
+    n_records = len(read_records(out / "search"))
+    assert n_records == sum(len(read_records(tmp_path / name / "search")) for name in "ab")
+    table = json.loads((out / "train" / "static" / "candidates.json").read_text())["candidates"]
+    assert {row["n"] for row in table} == {n_records}
+    tiny.policy = policy
+    tiny.save_pretrained(out / "static")
+    tiny.policy = None
+    # A file that asks the fit questions of both again: none of them may be evaluated on.
+    fit = {record.id for record in read_records(out / "search")}
+    again = [row | {"part": "validation"} for row in rows if row["id"] in fit]
+    fresh = [row | {"part": "validation", "id": f"new {row['id']}", "question": f"new {row['question']}"} for row in rows]
+    summary = evaluate(tiny, ["static"], [TASK], out, EVALUATE, write_rows(tmp_path / "eval.jsonl", again + fresh))
+    assert summary
+    answered = pq.read_table(next((out / "evaluate").rglob("base/*.parquet")))["id"].to_pylist()
+    assert answered
+    assert all(name.startswith("new ") for name in answered)
+    (tmp_path / "b.jsonl").write_text((tmp_path / "b.jsonl").read_text().replace('"choices": ["', '"choices": ["9'))
+    with pytest.raises(ArtifactError, match="not those that were searched"):
+        train(tiny, out, TRAIN)
 
 
 def test_an_unfinished_search_is_not_trained_on(run, tiny, tmp_path):

@@ -199,7 +199,7 @@ def test_records_that_are_not_of_their_plan_are_refused(tmp_path):
             merge_records([folder], tmp_path / "out")
     bare = tmp_path / "bare"
     write_shard(bare, 0, records_of("q1"))
-    with pytest.raises(ArtifactError, match=r"bare holds records without plan\.json"):
+    with pytest.raises(ArtifactError, match=r"bare holds records without _plan\.json"):
         merge_records([bare], tmp_path / "out")
     a = task_folder(tmp_path / "a", records_of("q1"), 1)
     b = task_folder(tmp_path / "b", records_of("q2", reward="letter"), 1, questions="other")

@@ -45,6 +45,11 @@ def read_plan(folder: Path) -> dict[str, Any]:
     return plan
 
 
+def parts_of(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a merged plan was put together from, each with its `data`, `ids` and `questions`; a plan that was not is its own part."""
+    return plan.get("merged") or [plan]
+
+
 def _is_plan(plan: Any) -> bool:
     if not isinstance(plan, dict) or PLAN_KEYS - plan.keys():
         return False

@@ -14,12 +14,12 @@ from drllm.config import SearchConfig, TrainConfig, to_dict
 from drllm.errors import ArtifactError, InputError
 from drllm.model.policy import Policy
 from drllm.model.routed import RoutedModel
-from drllm.plans import read_plan
+from drllm.plans import parts_of, read_plan
 from drllm.provenance import running
 from drllm.records import RouteRecord, read_records
 from drllm.registry import did_you_mean
 from drllm.scoring import Scorer, make_scorer, questions_digest
-from drllm.tasks import load_task
+from drllm.tasks import get_task, load_task
 
 # name -> module whose `fit(routed, material, config, folder) -> Policy` makes it; imported when asked for
 METHODS = {"routers": "drllm.methods.routers", "static": "drllm.methods.static"}
@@ -86,20 +86,25 @@ def load_material(routed: RoutedModel, run: Path) -> Material:
                 f"the search of {plan['task']} is unfinished ({missing} of {len(plan['ids'])} questions): run the same search again"
             )
         search_config = SearchConfig(**plan["config"])
-        loaded = load_task(plan["task"], plan["data"])
-        by_id = {example.id: example for example in loaded.examples["fit"]}
-        if absent := [name for name in plan["ids"] if name not in by_id]:
-            raise ArtifactError(
-                f"question {absent[0]!r} of {path.parent} is not in {loaded.source}: install or pass the data that was searched"
-            )
         scorer = make_scorer(
-            routed, loaded.task, search_config.reward, search_config.max_step_tokens, search_config.metric, search_config.max_new_tokens
-        )
-        questions = [scorer.question(loaded.task, by_id[name]) for name in plan["ids"]]
-        if questions_digest(questions) != plan["questions"]:
-            raise ArtifactError(
-                f"the questions of {loaded.source} are not those that were searched: pass the data of the search, or search again"
-            )
+            routed, get_task(plan["task"]), search_config.reward, search_config.max_step_tokens, search_config.metric,
+            search_config.max_new_tokens,
+        )  # fmt: skip
+        found: dict[str, Any] = {}
+        for part in parts_of(plan):
+            loaded = load_task(plan["task"], part["data"])
+            by_id = {example.id: example for example in loaded.examples["fit"]}
+            if absent := [name for name in part["ids"] if name not in by_id]:
+                raise ArtifactError(
+                    f"question {absent[0]!r} of {path.parent} is not in {loaded.source}: install or pass the data that was searched"
+                )
+            asked = {name: scorer.question(loaded.task, by_id[name]) for name in part["ids"]}
+            if questions_digest(asked.values()) != part["questions"]:
+                raise ArtifactError(
+                    f"the questions of {loaded.source} are not those that were searched: pass the data of the search, or search again"
+                )
+            found |= asked
+        questions = [found[name] for name in plan["ids"]]
         tasks.append(SearchedTask(plan["task"], [records[name] for name in plan["ids"]], questions, scorer))
         digests.append(json.dumps(plan, sort_keys=True))
     return Material(tasks, search_config, hashlib.sha256("".join(digests).encode()).hexdigest()[:16])
