@@ -25,9 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from drllm import Route, RoutedModel, SearchConfig
 from drllm.files import write_json
+from drllm.model.generation import GreedyChoice
 from drllm.provenance import hardware, versions
 from drllm.scoring import make_scorer
 from drllm.scoring.loglik import LoglikScorer, base_logliks, head_at
@@ -199,22 +201,34 @@ def application_cost(scorer: Any, widths: Counter[int], repeats: int = 7) -> dic
     return costs
 
 
+def path_blocks(blocks: Any, route: Route) -> torch.nn.ModuleList:
+    """The blocks of a path in its order, each with a cache slot of its own; weights are shared."""
+    found = []
+    for place, block in enumerate(route.path):
+        twin, attention = copy.copy(blocks[block]), copy.copy(blocks[block].self_attn)
+        attention.layer_idx = place
+        twin._modules = blocks[block]._modules | {"self_attn": attention}
+        found.append(twin)
+    return torch.nn.ModuleList(found)
+
+
 @torch.no_grad()
-def naive(model: Any, scorer: Any, question: Any, route: Route) -> Any:
-    """One path alone, by a model whose block list is the path, without a cache: its verdict."""
+def naive(model: Any, scorer: Any, question: Any, route: Route) -> bool:
+    """One path alone, by a model whose block list is the path: its verdict."""
     inner, blocks = model.model, model.model.layers
-    inner.layers = torch.nn.ModuleList([blocks[block] for block in route.path])
-    inner.config.num_hidden_layers = len(route.path)
+    inner.layers, inner.config.num_hidden_layers = path_blocks(blocks, route), route.n_passes
     try:
         if isinstance(scorer, LoglikScorer):
-            bare = argparse.Namespace(model=model, device=torch.device("cpu"))
-            return loglik_verdict(base_logliks(bare, question.rows, scorer.packed), question, scorer.metric).correct  # type: ignore[arg-type]
-        ids, end = list(question.context_ids), scorer._choose.end_ids
+            bare: Any = argparse.Namespace(model=model, device=torch.device("cpu"))
+            return loglik_verdict(base_logliks(bare, question.rows, scorer.packed), question, scorer.metric).correct
+        tokens, cache, choose = list(question.context_ids), DynamicCache(), GreedyChoice(model)
+        fed = torch.tensor([tokens])
         for _ in range(scorer.max_new_tokens):
-            ids += scorer._choose([ids], model(torch.tensor([ids]), use_cache=False, logits_to_keep=1).logits[:, -1])
-            if ids[-1] in end:
+            tokens += choose([tokens], model(fed, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1])
+            if tokens[-1] in choose.end_ids:
                 break
-        text = scorer.routed.tokenizer.decode(ids[len(question.context_ids) :], skip_special_tokens=True)
+            fed = torch.tensor([tokens[-1:]])
+        text = scorer.routed.tokenizer.decode(tokens[len(question.context_ids) :], skip_special_tokens=True)
         return question.task.grade(question.example, text, scorer.reward)
     finally:
         inner.layers, inner.config.num_hidden_layers = blocks, len(blocks)
@@ -269,6 +283,9 @@ def measure(reward: str, dtype: torch.dtype, arguments: argparse.Namespace) -> d
         return make_scorer(routed, task, reward, 512, cache_bytes=cache_bytes)
 
     scorer = fresh()
+    n_naive = arguments.naive if dtype == torch.float32 else 0
+    if n_naive and reward != "loglik":
+        rows, n_naive = rows[: n_naive // 4], n_naive // 4  # decoding one by one takes long
     questions = [scorer.question(task, example) for example in rows]
     plain = PlainForwards(bare, scorer, questions)
     pairs = [(index, route) for index in range(len(questions)) for route in paths[index]]
@@ -277,7 +294,8 @@ def measure(reward: str, dtype: torch.dtype, arguments: argparse.Namespace) -> d
 
     timed(scorer, questions[:8], [pair for pair in pairs if pair[0] < 8], None)  # warm up
     runs, scorer, found = [], fresh(), {}
-    for _ in range(arguments.rounds):
+    n_rounds = arguments.rounds if reward == "loglik" else 1
+    for _ in range(n_rounds):
         found, seconds = timed(scorer, questions, pairs, plain)
         runs.append(seconds / len(pairs))
     pf, cost = plain.mean(), statistics.median(runs)
@@ -289,7 +307,7 @@ def measure(reward: str, dtype: torch.dtype, arguments: argparse.Namespace) -> d
     nodes, n_passes = trie_nodes(paths), sum(route.n_passes for _, route in pairs)
     reused = 1 - sum(nodes) / n_passes
     say("reused", reused, f"{100 * reused:.1f} % of {n_passes:,} block applications reused, {sum(nodes):,} distinct prefixes")
-    n_applied, n_padded = (count / arguments.rounds for count in (scorer.runner.n_applied, scorer.runner.n_padded))
+    n_applied, n_padded = (count / n_rounds for count in (scorer.runner.n_applied, scorer.runner.n_padded))
     say("applied", n_applied, f"{n_applied:,.0f} applications run")
     say("filling", n_padded, f"{n_padded:,.0f} rows that only fill a step")
     lengths = [len(question.rows[0]) if isinstance(scorer, LoglikScorer) else question.n_tokens for question in questions]
@@ -308,7 +326,7 @@ def measure(reward: str, dtype: torch.dtype, arguments: argparse.Namespace) -> d
     say("small_cache_same", same, f"--cache-bytes {limit:.0f} MB: {same} of {len(pairs)} verdicts and margins identical")
     say("small_cache_pf", seconds / len(pairs) / pf, f"--cache-bytes {limit:.0f} MB: {seconds / len(pairs) / pf:.3f} PF a path")
     say("small_cache_mb", small.runner.peak_bytes / 1e6, f"--cache-bytes {limit:.0f} MB: {small.runner.peak_bytes / 1e6:.0f} MB at most")
-    if reward == "loglik":
+    if reward == "loglik" and dtype == torch.bfloat16:
         for n_questions, n_paths in ((16, 50), (32, 50), (64, 50), (64, 12), (64, 25)):
             part = [(index, route) for index in range(n_questions) for route in paths[index][:n_paths]]
             _, seconds = timed(fresh(), questions[:n_questions], part, None)
@@ -317,8 +335,8 @@ def measure(reward: str, dtype: torch.dtype, arguments: argparse.Namespace) -> d
     rights = [[int(found[index, route].correct) for route in paths[index]] for index in range(len(questions))]
     for name, spent in bookkeeping(scorer, questions[:16], paths[:16], rights, routed.n_layers):
         say(f"bookkeeping, {name}", spent / cost, f"bookkeeping of the {name}: {1e6 * spent:.0f} us a path, {100 * spent / cost:.2f} %")
-    if dtype == torch.float32 and arguments.naive:
-        part, start = [pair for pair in pairs if pair[0] < arguments.naive], time.perf_counter()
+    if n_naive:
+        part, start = [pair for pair in pairs if pair[0] < n_naive], time.perf_counter()
         equal = sum(naive(bare, scorer, questions[index], route) == found[index, route].correct for index, route in part)
         seconds = (time.perf_counter() - start) / len(part)
         say("naive_equal", equal, f"naive scorer, one path at a time: {equal} of {len(part)} verdicts equal")
