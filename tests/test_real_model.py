@@ -146,12 +146,12 @@ def test_a_policy_reads_the_context_alone(models, tmp_path):
 
 
 def test_a_search_in_bf16_killed_at_any_moment_resumes_to_the_same_bytes(tmp_path):
-    """bf16 logits depend on the batch, so this holds only because a group's steps follow from the group alone."""
+    """bf16 logits depend on the batch's shape, so this holds only because every step of a width has one shape."""
 
     def search(out):
         return subprocess.Popen(
             [sys.executable, "-m", "drllm", "search", "--model", MODEL, "--tasks", "arc_easy", "--out", str(out), "--n-simulations", "6",
-             "--limit", "72", "--group-size", "24"],
+             "--limit", "72", "--group-size", "24", "--pool-size", "24", "--sweep-questions", "4"],
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ class Progress:
     """Context manager around one job of `total` units; writes to standard error only."""
 
     def __init__(self, label: str, total: int):
-        self.label, self.total, self.done = label, total, 0
+        self.label, self.total, self.done, self.resumed = label, total, 0, 0
         console = Console(stderr=True)
         self._bar = None
         if console.is_terminal:
@@ -44,6 +44,15 @@ class Progress:
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 
+    def resume(self, n: int) -> None:
+        """`n` units were done by an earlier run; the time left is estimated without them."""
+        self.done += n
+        self.resumed += n
+        if self._bar:
+            self._bar.reset(self._task, completed=self.done)
+        elif n:
+            self.print(f"{self.label}: {n} of {self.total} were done before")
+
     def advance(self, n: int, note: str = "") -> None:
         """`n` more units are done; `note` is shown beside the label."""
         self.done += n
@@ -54,7 +63,7 @@ class Progress:
         if now - self._logged >= LOG_EVERY_S or self.done >= self.total:
             self._logged = now
             elapsed = now - self._start
-            left = elapsed / max(self.done, 1) * (self.total - self.done)
+            left = elapsed / max(self.done - self.resumed, 1) * (self.total - self.done)
             line = f"{self.label} {note}".strip()
             sys.stderr.write(f"{line}: {self.done}/{self.total}, {elapsed:.0f} s, {left:.0f} s left\n")
             sys.stderr.flush()

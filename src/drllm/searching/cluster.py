@@ -18,7 +18,7 @@ from drllm.config import Resources
 from drllm.errors import ArtifactError, DrllmError, InputError
 from drllm.model.routed import RoutedModel
 from drllm.records import shard_path, write_shard
-from drllm.searching.worker import Job, Worker
+from drllm.searching.worker import Job, Worker, questions_at_once
 from drllm.tasks import Example
 
 MAX_DEATHS = 3  # of actors while they held one group
@@ -90,7 +90,7 @@ def search_on_ray(routed: RoutedModel, job: Job, resources: Resources, folder: P
         return actor_class.options(**options).remote(*ray.get(arguments))
 
     waiting, deaths = deque(todo), Counter[int]()
-    at_once = max(1, resources.pool_size // job.config.group_size)
+    at_once = max(1, 2 * questions_at_once(job, resources) // job.config.group_size)
     calls: dict[Any, tuple[Any, list[tuple[int, Group]]]] = {}
 
     def give(actor: Any) -> None:

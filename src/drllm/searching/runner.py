@@ -147,7 +147,7 @@ def _search_task(
     with Progress(f"{'search' if routes is None else 'paths'} {name}", len(questions)) as progress:
         for reason in sorted(set(skipped.values())):
             progress.print(f"{name}: {list(skipped.values()).count(reason)} questions left out: {reason}")
-        progress.advance(sum(sizes[index] for index in done))
+        progress.resume(sum(sizes[index] for index in done))
         if todo:
             prior = _prior(planner, questions, folder, progress) if config.preset == "default" and routes is None else None
             job = Job(task_data.task, config, prior, routes, control)

@@ -23,7 +23,7 @@ from drllm.searching.tree import FixedRoutes, RouteTree
 from drllm.searching.verify import Verifier
 from drllm.tasks import Example, Task
 
-AT_ONCE = 8  # evaluations of one question under way: each holds states
+AT_ONCE = 64  # evaluations of one question under way, when no verdict decides what comes next
 BESIDE_THE_SEARCH = 2  # while its tree waits for a verdict: the control keeps pace with it
 MIN_BROKEN = 4  # questions of a group, all with broken logits, from which on the model is to blame
 
@@ -88,6 +88,11 @@ def question_seed(seed: int, task: str, example_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{task}:{example_id}".encode()).digest()[:8], "big")
 
 
+def questions_at_once(job: Job, resources: Resources) -> int:
+    """Questions under way in a replica: few where all of their routes are known, so that their prefixes are still there when needed."""
+    return resources.pool_size if job.routes is None else max(1, resources.pool_size // 4)
+
+
 class Worker:
     """One model replica that searches groups of examples of one task."""
 
@@ -105,7 +110,7 @@ class Worker:
         waiting = iter(groups)
         running: dict[int, _Search] = {}
         members: dict[int, list[int]] = {}  # group -> handles
-        at_once = self.resources.pool_size if self.scorer.shares_across_groups else 1
+        at_once = questions_at_once(self.job, self.resources) if self.scorer.shares_across_groups else 1
         exhausted = False
         while running or not exhausted:
             while not exhausted and sum(not search.done for search in running.values()) < at_once:
