@@ -6,12 +6,12 @@ import json
 import random
 from pathlib import Path
 
-import families
 import torch
-from conftest import byte_tokenizer
-from reference import path_model
 
+import families
+from conftest import byte_tokenizer
 from drllm import EvaluateConfig, Route, RoutedModel, SearchConfig, TrainConfig
+from reference import path_model
 
 L = families.N_BLOCKS
 TASK = "arc_easy"

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from landscapes import run
 
 from drllm.config import SearchConfig
 from drllm.errors import InputError
 from drllm.routes import Route
 from drllm.searching.tree import FixedRoutes, RouteTree
+from landscapes import run
 
 
 def both() -> list[RouteTree | FixedRoutes]:

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import families
 import pytest
 
+import families
 from drllm import Route, RoutedModel, cli, commands
 from drllm.cli import main
 from drllm.model.policy import RoutePolicy

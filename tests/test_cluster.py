@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer
-from runs import TASK, folder_bytes, model, questions, write_rows
 
 import drllm
+from conftest import byte_tokenizer
 from drllm import Resources, RoutedModel, SearchConfig, search
 from drllm.errors import DrllmError, InputError
 from drllm.provenance import read_jobs
 from drllm.records import read_records, shard_indices
 from drllm.searching import cluster
+from runs import TASK, folder_bytes, model, questions, write_rows
 
 HAVE_RAY = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not HAVE_RAY, reason="needs Ray (pip install drllm[ray])")

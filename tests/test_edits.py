@@ -7,11 +7,11 @@ from itertools import product
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from landscapes import closure
 
 from drllm.errors import InputError
 from drllm.routes import Route
 from drllm.searching.edits import EditSpace
+from landscapes import closure
 
 TEXT = {0: "2", 1: "0", 2: "00", 3: "000"}
 

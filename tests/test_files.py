@@ -8,10 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from record_factory import record
 
 from drllm.files import TEMPORARY_SUFFIX, remove_partials, write_bytes, write_json, write_text
 from drllm.records import read_records, shard_path, write_shard
+from record_factory import record
 
 
 def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path):

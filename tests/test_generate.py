@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 
-import families
 import pytest
 import torch
-from reference import reference_generate
 from transformers import GenerationConfig, StoppingCriteria, TextStreamer
 
+import families
 from drllm import InputError, Route, RoutedModel
 from drllm.model.policy import Policy, RoutePolicy
+from reference import reference_generate
 
 L = families.N_BLOCKS
 ROUTE = Route.parse("1021")

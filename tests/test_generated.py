@@ -9,13 +9,13 @@ import random
 from dataclasses import replace
 from itertools import pairwise
 
-import families
 import pytest
 import torch
-from conftest import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import families
+from conftest import byte_tokenizer
 from drllm import InputError, Route, RoutedModel, UnsupportedModelError
 from drllm.model.generation import _UNFOLLOWED, GreedyChoice
 from drllm.model.policy import RoutePolicy, RowRoutes

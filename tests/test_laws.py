@@ -10,17 +10,17 @@ import functools
 import threading
 from collections import Counter
 
-import families
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reference import find_blocks, path_model, reference_generate, reference_logits
 
+import families
 from drllm import InputError, Route, RoutedModel, UnsupportedModelError
 from drllm.model import families as known
 from drllm.model.cache import RoutedCache
 from drllm.model.policy import RowRoutes
+from reference import find_blocks, path_model, reference_generate, reference_logits
 
 NAMES = sorted(families.FAMILIES)
 L = families.N_BLOCKS

@@ -6,12 +6,12 @@ import copy
 import json
 
 import pytest
-from record_factory import PLAN, record
 
 from drllm.errors import ArtifactError
 from drllm.files import TEMPORARY_SUFFIX
 from drllm.plans import check_plan, read_plan
 from drllm.records import write_shard
+from record_factory import PLAN, record
 
 PART = {"folder": "a", "data": None, "questions": "d1", "ids": ["q1"]}
 

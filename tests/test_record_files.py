@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from record_factory import PLAN, full_record, record, task_folder
 
 from drllm.errors import ArtifactError, InputError
 from drllm.plans import read_plan
 from drllm.record_files import export_records, merge_records, record_groups, task_folders
 from drllm.records import read_records, read_shard, shard_indices, shard_path, write_shard
+from record_factory import PLAN, full_record, record, task_folder
 
 
 def records_of(*names: str, **changes) -> list:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from record_factory import ROUTES, full_record, record, task_folder
 
 from drllm.record_files import export_records
+from record_factory import ROUTES, full_record, record, task_folder
 
 FORMATS = Path(__file__).parent.parent / "docs" / "formats.md"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from record_factory import ROUTES, control, record
 
 from drllm.errors import InputError
 from drllm.record_stats import Flips, describe, render
 from drllm.records import Check, RouteRecord
+from record_factory import ROUTES, control, record
 
 BASE, SKIPS_FIRST, REPEATS_THIRD, SKIPS_TWO = ROUTES  # 1111, 0111, 1121, 1001
 

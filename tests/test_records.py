@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from record_factory import ROUTES, any_record, control, full_record, record
 
 from drllm import records
 from drllm.errors import ArtifactError, InputError
@@ -33,6 +32,7 @@ from drllm.records import (
     shard_path,
     write_shard,
 )
+from record_factory import ROUTES, any_record, control, full_record, record
 
 RESULTS = Path(__file__).parent.parent / "results" / "demo-smollm2-135m-q4"
 

@@ -6,12 +6,13 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import families
 import pytest
 import torch
-from reference import find_blocks, path_model, reference_generate, reference_logits
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+import families
+from reference import find_blocks, path_model, reference_generate, reference_logits
 
 IDENTITY = tuple(range(families.N_BLOCKS))
 ROUTES = [(1, 2, 3), (0, 1, 2), (0, 2, 2, 3), (0, 0, 1, 3, 3), (2,), (), (0, 0, 1, 1, 2, 2, 3, 3)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-import families
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import families
 from drllm import Action, Route, RoutedModel
 from drllm.errors import ArtifactError, InputError
 from drllm.model.policy import RoutePolicy, policy_class

@@ -7,16 +7,15 @@ import functools
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-import families
 import pytest
 import torch
-from conftest import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import path_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import families
+from conftest import byte_tokenizer
 from drllm import Route, RoutedModel
 from drllm.errors import InputError
 from drllm.model.policy import RoutePolicy, RowRoutes
@@ -25,6 +24,7 @@ from drllm.scoring import GeneratedScorer, LoglikScorer, loglik, make_scorer, qu
 from drllm.scoring.rows import Row, encode_choice, make_batch, pack_choices, separate_choices, split_steps
 from drllm.scoring.verdict import loglik_verdict
 from drllm.tasks import Example, Task, get_task
+from reference import path_model
 
 L = families.N_BLOCKS
 ARC = get_task("arc_easy")

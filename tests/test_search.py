@@ -10,7 +10,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from runs import SEARCH, TASK, TRAIN, L, Plain, copy_run, folder_bytes, model, questions, write_rows
 
 from drllm import Resources, Route, RoutedModel, SearchConfig, search, train
 from drllm.errors import ArtifactError, InputError
@@ -21,6 +20,7 @@ from drllm.searching.prior import EditPrior, random_routes
 from drllm.searching.runner import question_seed, read_routes
 from drllm.searching.tree import RouteTree
 from drllm.tasks import load_task
+from runs import SEARCH, TASK, TRAIN, L, Plain, copy_run, folder_bytes, model, questions, write_rows
 
 ROUTES = [Route.parse(text) for text in ("1121", "0111", "1121", "1212", "1111", "1100")]
 

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import byte_tokenizer
-from runs import TASK, L, folder_bytes, model, questions, write_rows
 
 import drllm.files
+from conftest import byte_tokenizer
 from drllm import Resources, Route, RoutedModel, SearchConfig, search
 from drllm.cli import main
 from drllm.errors import ArtifactError, InputError
@@ -25,6 +24,7 @@ from drllm.record_files import merge_records
 from drllm.records import read_records, shard_indices, shard_path
 from drllm.scoring.prefixes import PrefixRunner
 from drllm.tasks import load_task
+from runs import TASK, L, folder_bytes, model, questions, write_rows
 
 TESTS = Path(__file__).parent
 SMALL = SearchConfig(n_simulations=4, group_size=4, sweep_questions=2, limit=12)

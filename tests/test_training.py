@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import families
 import pytest
 import torch
-from reference import path_model
 from torch import nn
 from torch.nn import functional
 
+import families
 from drllm import Route, RoutedModel, TrainConfig
 from drllm.errors import ArtifactError, InputError
 from drllm.model.routers import N_ACTIONS, WEIGHTS_FILE, RouterConfig, Routers
 from drllm.training.features import Features, extract_features, load_features, save_features
 from drllm.training.loop import measure, train_routers, warmup_cosine
 from drllm.training.losses import class_weights, f1_scores, focal_loss, macro_f1
+from reference import path_model
 
 # --- losses -------------------------------------------------------------------------------------------------------------------------
 

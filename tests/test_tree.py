@@ -9,13 +9,13 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from landscapes import KINDS, closure, config_of, never, noise, one_right, run, seen_by, within
 
 from drllm.config import SearchConfig
 from drllm.errors import InputError
 from drllm.routes import Route
 from drllm.searching.edits import Evaluation
 from drllm.searching.tree import RouteTree
+from landscapes import KINDS, closure, config_of, never, noise, one_right, run, seen_by, within
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 seeds = st.integers(0, 2**64 - 1)

@@ -9,7 +9,6 @@ from itertools import product
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from landscapes import additive, closure, config_of, never, noise, run, seen_by
 
 from drllm.config import SearchConfig
 from drllm.errors import InputError
@@ -17,6 +16,7 @@ from drllm.routes import Route
 from drllm.searching.edits import EditSpace, Evaluation
 from drllm.searching.prior import EditPrior
 from drllm.searching.tree import RouteTree
+from landscapes import additive, closure, config_of, never, noise, run, seen_by
 
 
 def prior_over(n_layers: int, weights: dict[str, float], max_skip_run: int = 2, scale: float = math.nan) -> EditPrior:

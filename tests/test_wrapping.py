@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 
-import families
 import peft
 import pytest
 import torch
 from accelerate import dispatch_model
-from reference import reference_logits
 
+import families
 from drllm import ArtifactError, InputError, Route, RoutedModel, UnsupportedModelError
 from drllm.model.load import fingerprint, load_base
 from drllm.model.policy import RoutePolicy
+from reference import reference_logits
 
 ROUTE = Route.parse("1021")
 IDS = torch.tensor([[5, 6, 7, 8]])
