@@ -44,6 +44,7 @@ MODEL, PATHS = "smollm2-135m-q4", Path(__file__).parent / "paths"
 TASKS = {"loglik": "arc_easy", "letter": "arc_easy", "boxed": "gsm8k"}
 N_QUESTIONS, N_PATHS = 64, 50
 WIDTH_STEP = 8  # of both scorers
+AT_ONCE = 32  # questions whose paths are under way together, as in `search --paths` with its pool of 128
 PLAIN_EVERY = 1.0  # seconds of scoring between two plain forwards
 
 Pair = tuple[int, Route]
@@ -79,7 +80,7 @@ class PlainForwards:
     def _forward(self, question: Any) -> None:
         if isinstance(self.scorer, LoglikScorer):
             batch = make_batch(question.rows, self.scorer.packed, self.model.dtype, torch.device("cpu"))
-            with head_at(self.model, batch.scored):
+            with head_at(self.model, batch.scored.unique()):  # every choice's first token is predicted from the same place
                 self.model(batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False)
         else:
             self.model(torch.tensor([question.context_ids]), use_cache=True, logits_to_keep=1)
@@ -153,7 +154,7 @@ def timed(scorer: Any, questions: list[Any], pairs: list[Pair], plain: PlainForw
     groups = [order] if scorer.shares_across_groups else [order[at : at + 8] for at in range(0, len(order), 8)]
     for group in groups:
         waiting = [(handles[index], route) for index in group for route in by_index[index]][::-1]
-        n_running, at_once = 0, 512 if scorer.shares_across_groups else len(waiting)
+        n_running, at_once = 0, AT_ONCE * N_PATHS if scorer.shares_across_groups else len(waiting)
         while waiting or n_running:
             while waiting and n_running < at_once:
                 scorer.submit(*waiting.pop())
@@ -300,6 +301,8 @@ def measure(reward: str, dtype: torch.dtype, arguments: argparse.Namespace) -> d
         runs.append(seconds / len(pairs))
     pf, cost = plain.mean(), statistics.median(runs)
     say("pf_ms", 1000 * pf, f"1 PF = {1000 * pf:.1f} ms ({plain.n} forwards in between), {len(questions)} questions x {N_PATHS} paths")
+    tokens = statistics.mean(question.n_tokens for question in questions)
+    say("tokens", tokens, f"{tokens:.1f} tokens a question")
     rounds = ", ".join(f"{seconds / pf:.3f}" for seconds in runs)
     say("pf_a_path", cost / pf, f"{cost / pf:.3f} PF a path (rounds: {rounds})")
     say("paths_a_second", 1 / cost, f"{1 / cost:.1f} paths/s")
