@@ -1,6 +1,6 @@
 """The search presets at equal cost: what their labels are worth on the same questions.
 
-    python benchmarks/presets.py [--data ../shared/data] [--limit 128] [--out runs/presets]
+    python benchmarks/presets.py [--data ../shared/data] [--limit 128] [--workers 2] [--out runs/presets]
 
 Both presets evaluate the same number of routes a question, early stop off; the sweep behind the prior of `default` is paid out of its own
 budget (`--limit` questions share it). Then the same training recipe is fitted on each preset's labels and judged on tune questions. Run
@@ -90,9 +90,12 @@ def main() -> None:
     parser.add_argument("--tune", type=int, default=300, help="tune questions a task")
     parser.add_argument("--simulations", type=int, default=50)
     parser.add_argument("--sweep", type=int, default=16, help="questions of the sweep behind the prior")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of each worker")
+    parser.add_argument("--workers", type=int, default=1, help="more than one: search on Ray")
     parser.add_argument("--out", type=Path, default=Path("runs/presets"))
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    resources = Resources(executor="ray" if arguments.workers > 1 else "local", workers=arguments.workers, threads=arguments.threads)
     routed = RoutedModel.wrap(MODEL, dtype=torch.bfloat16)
     tables: dict[str, Any] = {"labels": [], "default minus paper, points": {}, "tune": []}
     for task in arguments.tasks.split(","):
@@ -104,7 +107,7 @@ def main() -> None:
                 sweep_questions=arguments.sweep,
             )  # fmt: skip
             out = arguments.out / f"{task}-{preset}"
-            search(routed, [task], config, out, arguments.data, resources=Resources(threads=arguments.threads))
+            search(routed, [task], config, out, arguments.data, resources=resources)
             found[preset] = read_records(out / "search")
             tables["labels"].append(labels(task, preset, found[preset], n_simulations))
         controlled = [bool(record.control_solved) for record in found["paper"] if not record.base_correct]

@@ -152,6 +152,52 @@ def test_a_group_that_kills_its_workers_is_named_and_the_others_are_kept(saved, 
 
 @needs_ray
 @pytest.mark.slow
+def test_a_cluster_with_room_for_one_of_two_workers_is_enough(saved, data, single, tmp_path, monkeypatch, capsys):
+    """The second actor never comes up; nothing waits for it."""
+    import ray
+
+    monkeypatch.setattr(cluster, "PATIENCE", 0.2)
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
+    finally:
+        ray.shutdown()
+    assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
+    assert "workers: the cluster has no room yet, or the model loads slowly" in capsys.readouterr().err
+
+
+class Full(cluster.Replica):
+    """Finds its disk full."""
+
+    def search(self, groups):
+        if groups:
+            raise OSError(28, "No space left on device", "/shared/shard")
+        return super().search(groups)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_full_disk_of_a_worker_reaches_the_driver_as_such(saved, data, tmp_path, monkeypatch):
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(cluster, "Replica", Full)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert (type(error.value), error.value.filename) == (OSError, "/shared/shard")
+
+
+@needs_ray
+def test_gpus_that_are_not_here_are_refused(saved, data, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(InputError, match="there is no GPU here"):
+        search(saved, [TASK], SEARCH, tmp_path, data, resources=Resources(executor="ray", worker_gpus=1))
+
+
+@needs_ray
+@pytest.mark.slow
 def test_other_weights_on_the_workers_are_refused(saved, data, tmp_path):
     """The driver's weights were changed after loading: what workers load is another model."""
     other = RoutedModel.wrap(saved.base_id, dtype=torch.float32)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +17,12 @@ from drllm import Resources, Route, RoutedModel, SearchConfig, search, train
 from drllm.errors import ArtifactError, InputError
 from drllm.provenance import read_jobs
 from drllm.records import read_records, shard_indices, shard_path
+from drllm.scoring import LoglikScorer
 from drllm.scoring.prefixes import PrefixRunner
 from drllm.searching.prior import EditPrior, random_routes
 from drllm.searching.runner import question_seed, read_routes
 from drllm.searching.tree import RouteTree
+from drllm.searching.worker import Job, Worker
 from drllm.tasks import load_task
 from runs import SEARCH, TASK, TRAIN, L, Plain, copy_run, folder_bytes, model, questions, write_rows
 
@@ -170,6 +174,22 @@ def test_neither_pool_nor_memory_changes_a_byte_in_bfloat16(data, tmp_path):
     for name, resources in {"wide": Resources(), "narrow": Resources(pool_size=1, cache_bytes=10_000)}.items():
         search(routed, [TASK], knobs(max_step_tokens=300), tmp_path / name, data, resources=resources)
     assert folder_bytes(tmp_path / "wide" / "search") == folder_bytes(tmp_path / "narrow" / "search")
+
+
+def test_no_more_paths_of_a_matrix_are_under_way_than_fit_in_memory(tiny, data, monkeypatch):
+    """What is under way cannot be evicted."""
+    routes = tuple(map(Route, itertools.product((0, 1, 2), repeat=L)))
+    loaded = load_task(TASK, data)
+    group = [("fit", example) for example in loaded.examples["fit"]]
+    job, resources = Job(loaded.task, SearchConfig(), routes=routes), Resources(pool_size=4 * len(group), cache_bytes=1)
+    peaks, found = [], []
+    for at_once in (LoglikScorer.at_once, sys.maxsize):
+        monkeypatch.setattr(LoglikScorer, "at_once", at_once)
+        worker = Worker(tiny, job, resources)
+        found += [records for _, records in worker.search([(0, group)])]
+        peaks.append(worker.scorer.runner.peak_bytes)
+    assert 4 * peaks[0] < peaks[1]
+    assert str(found[0]) == str(found[1])
 
 
 def test_another_seed_searches_elsewhere(run, tiny, data, tmp_path):

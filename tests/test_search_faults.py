@@ -15,7 +15,7 @@ import torch
 
 import drllm.files
 from conftest import byte_tokenizer
-from drllm import Resources, Route, RoutedModel, SearchConfig, search
+from drllm import Resources, Route, RoutedModel, SearchConfig, search, train
 from drllm.cli import main
 from drllm.errors import ArtifactError, InputError
 from drllm.model.routed import RoutedModel as _Routed
@@ -24,7 +24,7 @@ from drllm.record_files import merge_records
 from drllm.records import read_records, shard_indices, shard_path
 from drllm.scoring.prefixes import PrefixRunner
 from drllm.tasks import load_task
-from runs import TASK, L, folder_bytes, model, questions, write_rows
+from runs import TASK, TRAIN, L, folder_bytes, model, questions, write_rows
 
 TESTS = Path(__file__).parent
 SMALL = SearchConfig(n_simulations=4, group_size=4, sweep_questions=2, limit=12)
@@ -53,8 +53,10 @@ def odd_rows() -> list[dict]:
         ask("an empty choice", "Which is nothing?", ["", "something", "all"]),
         ask("a blank choice", "Which is blank?", ["  ", "something"], 1),
         ask("equal choices", "Which is it?", ["same", "same", "other"], 1),
+        ask("equal choices, the first", "Which one is it?", ["same", "same"], 0),
         ask("unicode", "Was heißt 日本語 👩🏽‍🚀 in ﷽ e\u0301?", ["שלום", "𝔘𝔫𝔦", "né"], 2),
         ask("much too long", "why? " * 200, ["a", "b"]),
+        ask("even: longer", "why? " * 300, ["a", "b"]),
         ask("too long by a choice", "why?", ["because " * 60, "no"]),
         ask("again", "What is 1 and 1?", ["2", "3", "4"]),
     ]
@@ -72,26 +74,30 @@ def test_odd_questions_are_searched_or_left_out_with_a_reason(tmp_path, capsys):
     search(model(), [TASK], config, tmp_path, data, routes=[Route.parse("1121")])
     records = {record.id: record for record in read_records(tmp_path / "paths")}
     plan = json.loads((tmp_path / "paths" / TASK / "_plan.json").read_text())
-    assert plan["skipped"].keys() == {"much too long", "too long by a choice"}
-    assert set(plan["skipped"].values()) == {"a prompt has too many tokens"} or len(set(plan["skipped"].values())) <= 2
+    assert plan["skipped"] == dict.fromkeys(
+        ("much too long", "even: longer", "too long by a choice"), "a prompt that, with its answer, exceeds the context of 256 tokens"
+    )
     expected = {row["id"] for row in odd_rows()} - {"again"} - plan["skipped"].keys()
     assert records.keys() == expected
     assert records["twenty choices"].n_choices == 20
     for record in records.values():
         assert all(margin == margin for margin in record.margins), record.id  # none is nan
     said = capsys.readouterr().err
-    for reason in set(plan["skipped"].values()):
-        assert f"questions left out: {reason}" in said
+    assert "3 questions left out: a prompt that, with its answer, exceeds the context of 256 tokens\n" in said
+    assert "1 question left out: duplicate\n" in said
+    (job,) = read_jobs(tmp_path)
+    assert (job["tasks"][TASK]["skipped"], job["tasks"][TASK]["dropped"]) == (3, {"duplicate": 1})
 
 
 def test_equal_choices_are_right_when_the_first_of_them_is_the_gold(tmp_path):
-    """As lm-evaluation-harness judges them: argmax takes the first of equals. A margin of exactly 0 tells."""
+    """As lm-evaluation-harness judges them: argmax takes the first of equals."""
     rows = [row | {"part": "train"} for row in odd_rows()] + [row | {"part": "dev", "id": f"dev {row['id']}"} for row in questions(4)]
     data = write_rows(tmp_path / "odd.jsonl", rows)
     search(model(), [TASK], SearchConfig(splits=("fit", "calibrate")), tmp_path, data, routes=[Route.full(L)])
-    record = next(record for record in read_records(tmp_path / "paths") if record.id == "equal choices")
-    assert not record.base_correct
-    assert record.base_margin <= 0.0
+    records = {record.id: record for record in read_records(tmp_path / "paths")}
+    second, first = records["equal choices"], records["equal choices, the first"]
+    assert (second.base_correct, first.base_correct) == (False, True)
+    assert second.base_margin <= 0 == first.base_margin
 
 
 def test_a_single_choice_is_refused_with_its_line_before_any_work(tmp_path):
@@ -106,6 +112,21 @@ def test_no_question_that_fits_is_refused(tmp_path):
     rows = [row | {"question": "why? " * 200 + row["question"]} for row in questions(12)]
     with pytest.raises(InputError, match=r"arc_easy has no question that can be searched \("):
         search(model(), [TASK], SMALL, tmp_path / "run", write_rows(tmp_path / "long.jsonl", rows))
+
+
+def test_a_question_that_fits_is_searched_though_its_second_wording_does_not(tmp_path, monkeypatch):
+    rows = questions(30)
+    monkeypatch.setattr("drllm.tasks.base._SECOND_TEMPLATE", "w" * 220 + " {question}")
+    search(model(), [TASK], SMALL, tmp_path, write_rows(tmp_path / "sums.jsonl", rows))
+    checks = {check.check for record in read_records(tmp_path / "search") for check in record.checks}
+    assert checks == {"fp32:acc", "fp32:acc_norm"}
+
+
+def test_an_id_that_no_file_can_hold_is_refused_with_its_line(tmp_path):
+    data = tmp_path / "half.jsonl"
+    data.write_text(json.dumps(questions(1)[0] | {"id": "a \ud83d"}) + "\n")
+    with pytest.raises(InputError, match=r"line 1: id .* holds half of a surrogate pair"):
+        load_task(TASK, data)
 
 
 # --- logits that are no numbers -----------------------------------------------------------------------------------------------------
@@ -204,6 +225,32 @@ def test_an_unreadable_shard_is_refused_before_the_work_goes_on(data, tmp_path, 
     shard_path(folder, 1).unlink()
     search(model(), [TASK], SMALL, tmp_path, data)
     assert shard_path(folder, 1).read_bytes() == whole
+
+
+def test_a_shard_of_another_model_or_other_questions_is_refused_before_the_work_goes_on(data, tmp_path):
+    search(model(), [TASK], SMALL, tmp_path / "run", data)
+    folder = tmp_path / "run" / "search" / TASK
+    search(model(1), [TASK], SMALL, tmp_path / "other", data)
+    whole, other_questions = shard_path(folder, 1).read_bytes(), shard_path(folder, 2).read_bytes()
+    shard_path(folder, 0).unlink()
+    for foreign in (shard_path(tmp_path / "other" / "search" / TASK, 1).read_bytes(), other_questions):
+        shard_path(folder, 1).write_bytes(foreign)
+        with pytest.raises(ArtifactError, match=r"shard-00001\.parquet holds records of other questions or another model .*: remove it"):
+            search(model(), [TASK], SMALL, tmp_path / "run", data)
+        assert not shard_path(folder, 0).exists(), "refused before anything was searched"
+    shard_path(folder, 1).write_bytes(whole)
+    search(model(), [TASK], SMALL, tmp_path / "run", data)
+    shard_path(folder, 1).write_bytes(shard_path(tmp_path / "other" / "search" / TASK, 1).read_bytes())
+    with pytest.raises(ArtifactError, match="holds records of another model"):
+        train(model(), tmp_path / "run", TRAIN)
+
+
+def test_another_tokenizer_is_another_search(data, tmp_path):
+    search(model(), [TASK], SMALL, tmp_path, data)
+    other = byte_tokenizer()
+    other.add_tokens(["what is"])
+    with pytest.raises(ArtifactError, match="was searched with questions = "):
+        search(RoutedModel.wrap(model().unwrap(), other), [TASK], SMALL, tmp_path, data)
 
 
 # --- Ctrl-C and kill -9 -------------------------------------------------------------------------------------------------------------
@@ -308,7 +355,7 @@ def test_killed_at_twenty_random_moments_and_run_again_gives_the_records_of_an_u
 
 
 def test_two_halves_searched_apart_and_merged_are_the_whole(data, tmp_path):
-    """What a question's record holds depends on the question alone, so parts can be searched anywhere."""
+    """Without a prior, what a question's record holds depends on the question alone, so parts can be searched anywhere."""
     config = SearchConfig(n_simulations=4, group_size=4, sweep_questions=0)
     search(model(), [TASK], config, tmp_path / "whole", data)
     fit = {example.id for example in load_task(TASK, data).examples["fit"]}

@@ -10,7 +10,7 @@ import argparse
 import importlib.util
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +53,18 @@ def _search(job: Job) -> Lines:
     folder = Path(out) / ("search" if routes is None else "paths")
     if routes is None:
         yield render(describe([record for name in tasks for record in read_records(folder / name)]))
+        yield from _sweeps([folder / name for name in tasks])
     yield f"search records: {folder}"
+
+
+def _sweeps(folders: Iterable[Path]) -> Lines:
+    """The forward passes that are in no record."""
+    from drllm.searching.prior import read_prior, sweep_routes
+
+    for folder in folders:
+        if (prior := read_prior(folder)) is not None:
+            n_routes = 1 + len(sweep_routes(prior.n_layers, prior.max_skip_run))
+            yield f"  {folder.name}: the sweep behind its prior evaluated {prior.n_questions} x {n_routes} routes more\n"
 
 
 def _train(job: Job) -> Lines:
@@ -129,7 +140,7 @@ def _records(job: Job) -> Lines:
         raise InputError("info only prints: leave --out out of it, or use `drllm records export`")
     if action == "export" and len(folders) > 1:
         raise InputError(f"export takes one folder, got {len(folders)}: merge them first with `drllm records merge`")
-    from drllm.record_files import export_records, merge_records, record_groups
+    from drllm.record_files import export_records, merge_records, record_groups, task_folders
 
     if action == "merge":
         for part in merge_records(folders, Path(job.need("out"))):
@@ -149,6 +160,8 @@ def _records(job: Job) -> Lines:
                 rewards, splits = (", ".join(sorted({getattr(record, name) for record in one})) for name in ("reward", "split"))
                 yield f"{where}: weights {fingerprint}, reward {rewards}, split {splits}"
                 yield render(describe(one)) + "\n"
+        if folder.is_dir():
+            yield from _sweeps(task_folders(folder))
 
 
 def _models(job: Job) -> Lines:

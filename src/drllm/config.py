@@ -55,7 +55,7 @@ class SearchConfig:
     sweep_questions: int = knob(32, "preset default: questions on which every single edit is tried first, for a prior over edits")
     limit: int = knob(0, "questions a task and split, the first ones of the split in a fixed shuffled order; 0 takes all")
     seed: int = knob(0, "seed of the tree's choices")
-    group_size: int = knob(32, "questions a shard; the unit of work that a crash can lose")
+    group_size: int = knob(32, "questions a shard; a crash loses those under way, --pool-size of them at most")
     max_step_tokens: int = knob(512, "tokens of a model step (CPU: 400 to 1,000; far larger steps collapse)")
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class SearchConfig:
                                 ("limit", 0, None),
                                 ("max_passes_ratio", 1, 2), ("group_size", 1, None), ("max_step_tokens", 1, None),
                                 ("exploration", 0, None), ("length_penalty", 0, None), ("max_new_tokens", 0, None),
-                                ("patience", 0, None), ("comfort", 0, 1)):  # fmt: skip
+                                ("patience", 0, None), ("comfort", 0, 1), ("seed", 0, 2**63 - 1)):  # fmt: skip
             check_range(self, name, low, high)
         if self.widening <= 0:
             raise InputError(f"SearchConfig.widening is {self.widening}, expected more than 0")
@@ -80,7 +80,9 @@ class Resources:
     threads: int = knob(0, "CPU threads of each replica; 0: torch's own choice, with ray 1")
     worker_gpus: float = knob(0.0, "ray: GPUs of each replica")
     pool_size: int = knob(128, "questions searched at once in a replica (loglik)")
-    cache_bytes: int = knob(2**30, "bytes of hidden states a replica keeps for paths to come; beyond it, the least recently used go")
+    cache_bytes: int = knob(
+        2**30, "bytes of hidden states a replica keeps; beyond it, the least recently used go; running paths may need more"
+    )
 
     def __post_init__(self) -> None:
         for name, low in (("workers", 1), ("threads", 0), ("worker_gpus", 0), ("pool_size", 1), ("cache_bytes", 0)):

@@ -54,17 +54,17 @@ class TaskStats:
 
     Attributes:
         n_layers: blocks of the model.
-        visited: questions searched.
+        visited: questions searched. Those with broken logits are counted in `broken` alone.
         kept: questions with a right route, whose records are sampled as labels.
         improved: kept questions that the base gets wrong.
-        search_routes, control_routes, check_routes: forward passes, one an evaluated route.
+        search_routes, control_routes, check_routes: forward passes, one an evaluated route; two metrics of a check share theirs.
         actions: skip, execute and repeat decisions of the kept routes.
         mean_passes: block passes of a kept route; 0 where none is kept.
         search: of the questions the base gets wrong, those the search solved.
-        control: of those with a control, what it solved in as many tries as the search took; None without any.
+        control: of those with a control, what it solved in as many tries as the search may take; None without any.
         difference: search minus control on the questions that have a control, with its 95 % bootstrap interval (mean, low, high).
-        n_short: questions in it whose control is not right and had fewer tries than the search, which flatters the search.
         flips: by the name of the check, in alphabetical order.
+        broken: questions whose base logits were no numbers.
     """
 
     task: str
@@ -80,8 +80,8 @@ class TaskStats:
     search: Share
     control: Share | None
     difference: tuple[float, float, float] | None
-    n_short: int
     flips: dict[str, Flips]
+    broken: int
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ def describe(records: Sequence[RouteRecord]) -> RecordStats:
     return RecordStats((*rows, _task(POOLED, records)) if len(tasks) > 1 else tuple(rows))
 
 
-def _task(name: str, records: Sequence[RouteRecord]) -> TaskStats:
+def _task(name: str, every: Sequence[RouteRecord]) -> TaskStats:
+    records = [record for record in every if not record.broken]
     routes = [record.chosen for record in records if record.chosen is not None]
     counts = Counter(action for route in routes for action in route)
     wrong = [record for record in records if not record.base_correct]
@@ -109,21 +110,26 @@ def _task(name: str, records: Sequence[RouteRecord]) -> TaskStats:
     solved, by_control = [record.solved for record in paired], [bool(record.control_solved) for record in paired]
     return TaskStats(
         task=name,
-        n_layers=len(records[0].routes[0]),
+        n_layers=len(every[0].routes[0]),
         visited=len(records),
         kept=len(routes),
         improved=sum(record.improved for record in records),
         search_routes=sum(len(record.routes) for record in records),
         control_routes=sum(len(record.control_routes) for record in records),
-        check_routes=sum(len(record.checks) for record in records),
+        check_routes=sum(len({(check.route, _run_of(check.check)) for check in record.checks}) for record in records),
         actions=(counts[Action.SKIP], counts[Action.EXECUTE], counts[Action.REPEAT]),
         mean_passes=sum(route.n_passes for route in routes) / len(routes) if routes else 0.0,
         search=_share(record.solved for record in wrong),
         control=_share(by_control) if paired else None,
         difference=paired_bootstrap(solved, by_control, strata=[record.task for record in paired]) if paired else None,
-        n_short=sum(not record.control_solved and len(record.control_routes) < len(record.routes) - 1 for record in paired),
         flips=_flips(records),
+        broken=len(every) - len(records),
     )
+
+
+def _run_of(check: str) -> str:
+    """The forward pass that a check was read from: "fp32:acc" and "fp32:acc_norm" share one, "rotated:1" and "rotated:2" do not."""
+    return check if check.startswith("rotated") else check.partition(":")[0]
 
 
 def _share(verdicts: Iterable[bool]) -> Share:
@@ -163,7 +169,7 @@ def render(stats: RecordStats) -> str:
             ],
         ),
         _table(
-            "solved, % of what the base gets wrong; the control tries as many random routes, blind to the question; 95 % intervals",
+            "solved, % of what the base gets wrong; the control may try as many routes, random and blind to the question; 95 % intervals",
             ("task", "by search", "by the control", "search minus control, points"),
             [(row.task, _shown(row.search), _shown(row.control), _difference(row.difference)) for row in rows],
         ),
@@ -172,15 +178,15 @@ def render(stats: RecordStats) -> str:
             ("task", "search", "a question", "control", "checks"),
             [
                 (
-                    row.task, f"{row.search_routes:,}", f"{row.search_routes / row.visited:.1f}", f"{row.control_routes:,}",
+                    row.task, f"{row.search_routes:,}", f"{row.search_routes / max(row.visited, 1):.1f}", f"{row.control_routes:,}",
                     f"{row.check_routes:,}",
                 )
                 for row in rows
             ],
         ),
     ]  # fmt: skip
-    if n_short := rows[-1].n_short:
-        tables[1] += f"\n\n  not the same tries: {n_short:,} controls that are not right had fewer than the search"
+    if n_broken := rows[-1].broken:
+        tables[0] += f"\n\n  left out of all tables: {n_broken:,} questions on which the base's logits are not numbers"
     if any(row.flips for row in rows):
         tables.append(
             _table(

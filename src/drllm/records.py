@@ -146,10 +146,12 @@ class RouteRecord:
 
     @property
     def control_solved(self) -> bool | None:
-        """The base was wrong and a random route is right within as many tries as the search took; None without a control."""
-        if not self.control_routes:
-            return None
-        return not self.base_correct and any(self.control_correct[: len(self.routes) - 1])
+        """The base was wrong and one of the control's routes is right; None without a control.
+
+        All of them count, as many as the search had simulations: a search that stops at its first right route has not had fewer chances,
+        and a control cut to that length would lose to a search that is no better than chance.
+        """
+        return not self.base_correct and any(self.control_correct) if self.control_routes else None
 
     @property
     def broken(self) -> bool:

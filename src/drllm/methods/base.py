@@ -81,6 +81,10 @@ def load_material(routed: RoutedModel, run: Path) -> Material:
                 f"{routed.fingerprint}: train on the model that was searched"
             )
         records = {record.id: record for record in read_records(path.parent)}
+        if foreign := next((record for record in records.values() if record.fingerprint != routed.fingerprint), None):
+            raise ArtifactError(
+                f"{path.parent} holds records of another model (question {foreign.id!r}, weights {foreign.fingerprint}): search again"
+            )
         if missing := len(set(plan["ids"]) - records.keys()):
             raise ArtifactError(
                 f"the search of {plan['task']} is unfinished ({missing} of {len(plan['ids'])} questions): run the same search again"

@@ -8,6 +8,7 @@ Shapes: B rows, W width of the left-padded prompts, V vocabulary.
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,7 @@ class GeneratedScorer:
 
     packed = False
     shares_across_groups = False  # decoding rounds by the batch in bfloat16, so what is decoded together must be fixed
+    at_once = sys.maxsize  # evaluations to have submitted at most; only `DECODED_ROWS` of them hold states
 
     def __init__(self, routed: RoutedModel, reward: str, max_step_tokens: int = 512, max_new_tokens: int = 0, cache_bytes: int = 2**30):
         if routed.tokenizer is None:

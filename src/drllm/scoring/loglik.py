@@ -99,6 +99,11 @@ class LoglikScorer:
         self._head: list[tuple[int, int, int, Tensor]] = []  # (evaluation, row, source, its final state (D,))
         self._finished: list[tuple[int, Route, Verdict]] = []
 
+    @property
+    def at_once(self) -> int:
+        """Evaluations to have under way at most: their states cannot be evicted."""
+        return max(MIN_PENDING, self.runner.cache_bytes // (4 * self._bytes_a_state))
+
     def question(self, task: Task, example: Example) -> Question:
         """Tokenise an example; `InputError` when it cannot be scored or does not fit the context."""
         context, continuations = task.loglik_prompt(example)
@@ -183,10 +188,8 @@ class LoglikScorer:
         """The verdict of each (handle, route), in order; each distinct pair is evaluated once."""
         verdicts: dict[tuple[int, Route], Verdict] = {}
         distinct = deque(dict.fromkeys(pairs))
-        # Paths under way hold states that cannot be evicted: only so many at once.
-        at_once = max(MIN_PENDING, self.runner.cache_bytes // (4 * self._bytes_a_state))
         while distinct or self._pending:
-            while distinct and len(self._pending) < at_once:
+            while distinct and len(self._pending) < self.at_once:
                 self.submit(*distinct.popleft())
             verdicts |= {(handle, route): verdict for handle, route, verdict in self.collect()}
         return [verdicts[pair] for pair in pairs]

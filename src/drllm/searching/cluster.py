@@ -1,13 +1,14 @@
 """The search on a Ray cluster: one actor a model replica, groups pulled by whoever is free. The only module that imports Ray.
 
-Each actor writes its own shards, so `out` must lie where all nodes see it. A dead actor's unfinished groups go back to the queue and a new
-actor takes its place; a group that three actors died of is refused.
+Each actor writes its own shards, so `out` must lie where all nodes see it. An actor gets groups only once it runs, so none waits for one
+that finds no room. A dead actor's unfinished groups go back to the queue, for whoever is free, and a new actor takes its place; a group
+that three actors died of is refused.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from drllm.records import shard_path, write_shard
 from drllm.searching.worker import Job, Worker, questions_at_once
 from drllm.tasks import Example
 
-MAX_DEATHS = 3  # of actors while they held one group
-
 Group = Sequence[tuple[str, Example]]
+
+MAX_DEATHS = 3  # of actors while they held one group
+LOADING: tuple[int, Group] = (-1, ())  # what an actor without groups is at
+PATIENCE = 60.0  # seconds without any news after which a search says what it waits for
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Replica:
         return Worker(routed, self._job, self._resources)
 
     def search(self, groups: list[tuple[int, Group]]) -> list[int]:
-        """Search some groups and write their shards: their indices."""
+        """Search some groups and write their shards: their indices. Without groups the model is loaded, no more."""
         if self._worker is None:
             self._worker = self._load()
         done = []
@@ -62,16 +65,18 @@ class Replica:
         return done
 
 
-def search_on_ray(routed: RoutedModel, job: Job, resources: Resources, folder: Path, todo: Sequence[tuple[int, Group]]) -> Iterator[int]:
-    """Search groups on the actors of a cluster: the index of each, when its shard is written.
+def search_on_ray(
+    routed: RoutedModel, job: Job, resources: Resources, folder: Path, todo: Sequence[tuple[int, Group]], say: Callable[[str], None]
+) -> Iterator[int]:
+    """Search groups on the actors of a cluster: the index of each, when its shard is written. `say` is told what it waits for.
 
     Raises:
-        InputError: Ray is not installed, no cluster at the address, or a model that exists in this process only.
+        InputError: Ray is not installed, no cluster at the address, no such GPU, or a model that exists in this process only.
         DrllmError: a group that kills its actors.
     """
     try:
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
     except ImportError:
         raise InputError("--executor ray needs Ray: pip install drllm[ray]") from None
     if not routed.base_id:
@@ -86,50 +91,63 @@ def search_on_ray(routed: RoutedModel, job: Job, resources: Resources, folder: P
     base = _Base(routed.base_id, routed.model.dtype, device, routed.fingerprint)
     arguments = ray.put((base, job, resources, str(folder.resolve())))
 
-    def new_actor() -> Any:
-        return actor_class.options(**options).remote(*ray.get(arguments))
-
     waiting, deaths = deque(todo), Counter[int]()
     at_once = max(1, 2 * questions_at_once(job, resources) // job.config.group_size)
-    calls: dict[Any, tuple[Any, list[tuple[int, Group]]]] = {}
+    calls: dict[Any, tuple[Any, list[tuple[int, Group]]]] = {}  # no groups: an actor that is still to come up
+    free: list[Any] = []
 
-    def give(actor: Any) -> None:
-        """The next groups for a free actor; fewer towards the end, so that none works long after the others."""
-        share = -(-len(waiting) // (2 * resources.workers))
-        groups = [waiting.popleft() for _ in range(min(at_once, share, len(waiting)))]
-        if groups:
+    def hire() -> None:
+        """A new actor; its first call ends when it has loaded the model."""
+        actor = actor_class.options(**options).remote(*ray.get(arguments))
+        calls[actor.search.remote([])] = (actor, [])
+
+    def give() -> None:
+        """The next groups for each free actor; fewer towards the end, so that none works long after the others."""
+        while free and waiting:
+            actor, share = free.pop(), -(-len(waiting) // (2 * resources.workers))
+            groups = [waiting.popleft() for _ in range(min(at_once, share))]
             calls[actor.search.remote(groups)] = (actor, groups)
+
+    def count_deaths(of: Sequence[tuple[int, Group]], why: str) -> None:
+        """Refuse what has ended too many actors."""
+        deaths.update(index for index, _ in of)
+        for index, group in of:
+            if deaths[index] >= MAX_DEATHS:
+                what = f"group {index} ({', '.join(example.id for _, example in group[:3])}, ...)" if group else "loading the model"
+                raise DrllmError(f"{what} ended {MAX_DEATHS} workers ({why}): give them more memory, or a smaller --pool-size")
 
     try:
         for _ in range(min(resources.workers, len(waiting))):
-            give(new_actor())
-        while calls:
-            (ready,), _ = ray.wait(list(calls), num_returns=1)
-            actor, groups = calls.pop(ready)
+            hire()
+        # Actors that are still to come up are not waited for when there is nothing left to give them.
+        while waiting or any(groups for _, groups in calls.values()):
+            ready, _ = ray.wait(list(calls), num_returns=1, timeout=PATIENCE)
+            if not ready:
+                if n_coming := sum(not groups for _, groups in calls.values()):
+                    say(f"waiting for {n_coming} of {resources.workers} workers: the cluster has no room yet, or the model loads slowly")
+                continue
+            actor, groups = calls.pop(ready[0])
             try:
-                ray.get(ready)
+                ray.get(ready[0])
             except RayTaskError as error:
-                if isinstance(error.cause, DrllmError):
+                if isinstance(error.cause, DrllmError | OSError):
                     raise error.cause from None
                 raise
-            except RayActorError as error:
-                actor = new_actor()
+            except (RayActorError, OutOfMemoryError, WorkerCrashedError, NodeDiedError) as error:
+                ray.kill(actor)
                 lost = [(index, group) for index, group in groups if not shard_path(folder, index).is_file()]
-                deaths.update(index for index, _ in lost)
-                for index, group in lost:
-                    if deaths[index] >= MAX_DEATHS:
-                        ids = ", ".join(example.id for _, example in group[:3])
-                        raise DrllmError(
-                            f"group {index} ({ids}, ...) ended {MAX_DEATHS} workers ({str(error).splitlines()[0][:100]}): "
-                            "give them more memory, or a smaller --pool-size"
-                        ) from None
+                count_deaths(lost if groups else [LOADING], str(error).splitlines()[0][:100])
                 waiting.extendleft(reversed(lost))
                 groups = [(index, group) for index, group in groups if (index, group) not in lost]
+                hire()
+            else:
+                free.append(actor)
+                deaths[LOADING[0]] = 0
             for index, _ in groups:
                 if not shard_path(folder, index).is_file():
                     raise InputError(f"a worker wrote shard {index}, but not where {folder} is here: give an --out that all nodes share")
                 yield index
-            give(actor)
+            give()
     finally:
         if started:
             ray.shutdown()
@@ -139,6 +157,8 @@ def _connect(ray: Any, resources: Resources, n_cpus: int) -> None:
     """Join the cluster at the address, or start one here with room for the workers."""
     quiet = {"log_to_driver": False, "include_dashboard": False, "logging_level": "ERROR"}
     if not resources.address:
+        if resources.worker_gpus and not torch.cuda.is_available():
+            raise InputError(f"--worker-gpus {resources.worker_gpus:g}: there is no GPU here, leave it out or give a cluster's --address")
         ray.init(num_cpus=n_cpus * resources.workers, num_gpus=None, **quiet)
         return
     try:

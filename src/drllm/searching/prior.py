@@ -6,20 +6,23 @@ means of edits differ by several times their standard error, so a few dozen ques
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from drllm.config import SearchConfig
-from drllm.errors import InputError
+from drllm.errors import ArtifactError, InputError
 from drllm.routes import Route
 from drllm.searching.edits import EditSpace, Evaluation
 
+PRIOR_FILE = "_prior.json"
 TEMPERATURE = 0.25  # of the softmax over mean gains, in multiples of the scale; about the standard error of a mean over 16 questions
 UNIFORM_SHARE = 0.2  # of the weight is dealt to all live edits alike
 DEAD_LOSS = 2.0  # an edit is dead when its mean loss, less one standard error, is beyond so many scales ...
@@ -81,6 +84,17 @@ class EditPrior:
             return cls(index(values["n_layers"]), index(values["max_skip_run"]), weights, scale, index(values["n_questions"]))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"cannot read an edit prior ({type(error).__name__}: {error}): expected what `to_json` wrote") from None
+
+
+def read_prior(folder: Path) -> EditPrior | None:
+    """The prior of a task folder; None where none was made. `ArtifactError` when it is not readable."""
+    path = folder / PRIOR_FILE
+    if not path.is_file():
+        return None
+    try:
+        return EditPrior.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, InputError) as error:
+        raise ArtifactError(f"{path} is not readable ({error}): delete it and run the search again") from None
 
 
 def sweep_routes(n_layers: int, max_skip_run: int) -> list[Route]:

@@ -6,7 +6,8 @@ cluster, in any order, each ending in one atomic shard.
 
 from __future__ import annotations
 
-import json
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,11 +25,10 @@ from drllm.provenance import running
 from drllm.records import read_shard, shard_indices, shard_path, write_shard
 from drllm.routes import Route
 from drllm.scoring import questions_digest
-from drllm.searching.prior import EditPrior, random_routes
+from drllm.searching.prior import PRIOR_FILE, EditPrior, random_routes, read_prior
 from drllm.searching.worker import Job, Worker, question_seed
 from drllm.tasks import Example, LoadedTask, load_task
 
-PRIOR_FILE = "_prior.json"
 MATRIX_SPLITS = ("fit", "tune", "calibrate")
 
 Group = list[tuple[str, Example]]  # (split, example) of each question
@@ -133,25 +133,33 @@ def _search_task(
     check_plan(folder, {
         "task": name, "source": task_data.source, "data": None if data is None else str(data),
         "model": routed.base_id, "fingerprint": routed.fingerprint,
-        "dtype": str(routed.model.dtype), "threads": _threads(routed, resources), "packed": planner.scorer.packed,
+        "dtype": str(routed.model.dtype), "device": routed.device.type, "threads": _threads(routed, resources),
+        "packed": planner.scorer.packed,
         "config": to_dict(config), "prompt_format": planner.scorer.prompt_format,
         "questions": questions_digest(questions), "ids": [question.example.id for question in questions], "skipped": skipped,
         "paths": None if routes is None else [str(route) for route in routes], "control": [str(route) for route in control],
     })  # fmt: skip
     done = set(shard_indices(folder))
-    for index in sorted(done):
-        read_shard(shard_path(folder, index))  # an unreadable one is refused now, not after hours
-    entry = {"source": task_data.source, "questions": len(questions), "skipped": len(skipped), "resumed_groups": len(done)}
+    for index in sorted(done):  # what is unreadable or not of this search is refused now, not after hours
+        _check_shard(shard_path(folder, index), groups[index] if index < len(groups) else [], job, routed.fingerprint)
+    entry = {
+        "source": task_data.source,
+        "questions": len(questions),
+        "skipped": len(skipped),
+        "dropped": dict(task_data.dropped),
+        "resumed_groups": len(done),
+    }
     todo = [(index, group) for index, group in enumerate(groups) if index not in done]
     sizes = {index: len(group) for index, group in enumerate(groups)}
     with Progress(f"{'search' if routes is None else 'paths'} {name}", len(questions)) as progress:
-        for reason in sorted(set(skipped.values())):
-            progress.print(f"{name}: {list(skipped.values()).count(reason)} questions left out: {reason}")
+        left_out = Counter(skipped.values()) + Counter(task_data.dropped)
+        for reason, count in sorted(left_out.items()):
+            progress.print(f"{name}: {count} question{'' if count == 1 else 's'} left out: {reason}")
         progress.resume(sum(sizes[index] for index in done))
         if todo:
             prior = _prior(planner, questions, folder, progress) if config.preset == "default" and routes is None else None
             job = Job(task_data.task, config, prior, routes, control)
-            for index in _run(routed, job, resources, folder, todo):
+            for index in _run(routed, job, resources, folder, todo, progress):
                 progress.advance(sizes[index])
     return entry
 
@@ -161,12 +169,22 @@ def _threads(routed: RoutedModel, resources: Resources) -> int | None:
     return resources.threads if routed.device.type == "cpu" and routed.model.dtype.itemsize == 2 else None
 
 
-def _run(routed: RoutedModel, job: Job, resources: Resources, folder: Path, todo: list[tuple[int, Group]]) -> Iterator[int]:
+def _check_shard(path: Path, group: Group, job: Job, fingerprint: str) -> None:
+    """Refuse a shard that is unreadable, or holds other records than this search writes there."""
+    records = read_shard(path)
+    wanted = [(job.task.name, split, example.id, fingerprint) for split, example in group]
+    if [(record.task, record.split, record.id, record.fingerprint) for record in records] != wanted:
+        raise ArtifactError(f"{path} holds records of other questions or another model than this search: remove it, and it is made again")
+
+
+def _run(
+    routed: RoutedModel, job: Job, resources: Resources, folder: Path, todo: list[tuple[int, Group]], progress: Progress
+) -> Iterator[int]:
     """Search groups and write their shards, in whichever order they end; the index of each."""
     if resources.executor == "ray":
         from drllm.searching.cluster import search_on_ray
 
-        yield from search_on_ray(routed, job, resources, folder, todo)
+        yield from search_on_ray(routed, job, resources, folder, todo, progress.print)
         return
     for index, records in Worker(routed, job, resources).search(todo):
         write_shard(folder, index, records)
@@ -197,8 +215,9 @@ def _groups(worker: Worker, task_data: LoadedTask, config: SearchConfig) -> tupl
 
 
 def _reason(message: str, example_id: str) -> str:
-    """A refusal without the question's own name, so that equal reasons count together."""
-    return message.split(":", 1)[0].replace(repr(example_id), "").replace(f"question {example_id}", "a question").replace("  ", " ")
+    """A refusal without the question's own name and length, so that equal reasons count together."""
+    message = message.replace(repr(example_id), "").replace(f"question {example_id}", "a question").replace("  ", " ").split(":", 1)[0]
+    return re.sub(r"a prompt of \d+ tokens plus \d+ new ones exceeds", "a prompt that, with its answer, exceeds", message)
 
 
 def _prior(worker: Worker, questions: Sequence[Any], folder: Path, progress: Progress) -> EditPrior | None:
@@ -206,13 +225,9 @@ def _prior(worker: Worker, questions: Sequence[Any], folder: Path, progress: Pro
     n_questions = min(worker.job.config.sweep_questions, len(questions))
     if not n_questions:
         return None
-    path = folder / PRIOR_FILE
-    if path.is_file():
-        try:
-            return EditPrior.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, InputError) as error:
-            raise ArtifactError(f"{path} is not readable ({error}): delete it and run the search again") from None
+    if (prior := read_prior(folder)) is not None:
+        return prior
     progress.print(f"trying every single edit on {n_questions} questions first")
     prior = worker.sweep([questions[at * len(questions) // n_questions].example for at in range(n_questions)])
-    write_json(path, prior.to_json())
-    return EditPrior.from_json(json.loads(path.read_text(encoding="utf-8")))
+    write_json(folder / PRIOR_FILE, prior.to_json())
+    return read_prior(folder)

@@ -6,19 +6,20 @@
 | letter | `fp32`; `rotated:k`: the options rotated by k, for every k |
 | boxed | `fp32` |
 
-Each runs in steps of one row, so no other question is in the batch.
+Each runs in steps of one row, so no other question is in the batch. A wording that does not fit the context is not checked.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from drllm.config import SearchConfig
+from drllm.errors import InputError
 from drllm.model.routed import RoutedModel
 from drllm.records import Check
 from drllm.routes import Route
@@ -45,7 +46,7 @@ class Verifier:
         found: list[Check] = []
         if isinstance(self.scorer, LoglikScorer):
             for name, task in (("fp32", self.task), ("template", self.task.reworded())):
-                for route, verdict in zip(wanted, self._verdicts(task, example, wanted), strict=True):
+                for route, verdict in self._verdicts(task, example, wanted):
                     acc, acc_norm = bool(verdict.acc), bool(verdict.acc_norm)
                     found += [
                         Check(route, f"{name}:acc", acc, verdict.margin_acc),
@@ -56,14 +57,20 @@ class Verifier:
             if self.scorer.reward == "letter":
                 asked += [(f"rotated:{by}", rotated(example, by)) for by in range(1, len(example.choices))]
             for name, version in asked:
-                for route, verdict in zip(wanted, self._verdicts(self.task, version, wanted), strict=True):
+                for route, verdict in self._verdicts(self.task, version, wanted):
                     found.append(Check(route, name, verdict.correct, verdict.margin))
         return tuple(sorted(found, key=lambda check: wanted.index(check.route)))
 
-    def _verdicts(self, task: Task, example: Example, routes: Sequence[Route]) -> list[Verdict]:
+    def _verdicts(self, task: Task, example: Example, routes: Sequence[Route]) -> Iterator[tuple[Route, Verdict]]:
+        """Each route's verdict; none where a longer wording does not fit the context, so that this check is missing from the record."""
         scorer: Any = self.scorer
-        scorer.load([scorer.question(task, example)])
-        return [scorer.score([(0, route)])[0] for route in routes]
+        try:
+            question = scorer.question(task, example)
+        except InputError:
+            return
+        scorer.load([question])
+        for route in routes:
+            yield route, scorer.score([(0, route)])[0]
 
 
 def float32_twin(routed: RoutedModel) -> RoutedModel:

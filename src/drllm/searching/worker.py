@@ -1,6 +1,6 @@
 """Search groups of questions with one model replica: many trees at once through one scorer, then the control, then the checks.
 
-A question's record depends on the question, the model and the configuration alone: with `loglik` no verdict depends on the other
+A question's record depends on the question, the model, the configuration and the prior alone: with `loglik` no verdict depends on the other
 questions (`scoring/prefixes.py`), and generated answers are searched one group at a time. So one process, many workers, an interrupted
 search and a resumed one all write the same records.
 """
@@ -25,7 +25,7 @@ from drllm.tasks import Example, Task
 
 AT_ONCE = 64  # evaluations of one question under way, when no verdict decides what comes next
 BESIDE_THE_SEARCH = 2  # while its tree waits for a verdict: the control keeps pace with it
-MIN_BROKEN = 4  # questions of a group, all with broken logits, from which on the model is to blame
+MIN_BROKEN = 4  # questions, all there were so far and all with broken logits, from which on the model is to blame
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ class Worker:
             routed, job.task, config.reward, config.max_step_tokens, config.metric, config.max_new_tokens, resources.cache_bytes
         )
         self.fingerprint = routed.fingerprint
+        self._n_running = 0
         self._verifier: Verifier | None = None
 
     def search(self, groups: Iterable[tuple[int, Sequence[tuple[str, Example]]]]) -> Iterator[tuple[int, list[RouteRecord]]]:
@@ -112,6 +113,7 @@ class Worker:
         members: dict[int, list[int]] = {}  # group -> handles
         at_once = questions_at_once(self.job, self.resources) if self.scorer.shares_across_groups else 1
         exhausted = False
+        n_done = n_broken = 0
         while running or not exhausted:
             while not exhausted and sum(not search.done for search in running.values()) < at_once:
                 group = next(waiting, None)
@@ -125,8 +127,9 @@ class Worker:
                 handles = members.pop(index)
                 searches = [running.pop(handle) for handle in handles]
                 self.scorer.close(handles)
-                n_broken = sum(search.broken for search in searches)
-                if n_broken == len(searches) >= MIN_BROKEN:
+                n_done += len(searches)
+                n_broken += sum(search.broken for search in searches)
+                if n_broken == n_done >= MIN_BROKEN:
                     raise InputError(
                         f"the logits are not numbers on any of {n_broken} questions ({searches[0].question.example.id}, ...): "
                         "try --dtype bfloat16 or float32, or another model"
@@ -166,18 +169,25 @@ class Worker:
     def _submit(self, handle: int, search: _Search) -> None:
         """Submit what the question needs now: the base alone, then its tree's route and some of the others."""
         if search.asked is not None and search.asked not in search.running:
-            search.running.add(search.asked)
-            self.scorer.submit(handle, search.asked)
+            self._start(handle, search, search.asked)
         searching = search.asked is not None and self.job.routes is None
-        while search.verdicts and search.others and len(search.running) < (BESIDE_THE_SEARCH if searching else AT_ONCE):
+        most = BESIDE_THE_SEARCH if searching else AT_ONCE
+        while search.verdicts and search.others and len(search.running) < most:
+            if search.running and self._n_running >= self.scorer.at_once:
+                break  # memory is full; the verdicts still to come bring this question back here
             route = search.others.pop()
             if route not in search.verdicts and route not in search.running:
-                search.running.add(route)
-                self.scorer.submit(handle, route)
+                self._start(handle, search, route)
+
+    def _start(self, handle: int, search: _Search, route: Route) -> None:
+        search.running.add(route)
+        self._n_running += 1
+        self.scorer.submit(handle, route)
 
     def _take(self, handle: int, search: _Search, route: Route, verdict: Verdict) -> None:
         """Note a verdict and go on with the question."""
         search.running.remove(route)
+        self._n_running -= 1
         search.verdicts[route] = verdict
         search.proceed()
         self._submit(handle, search)

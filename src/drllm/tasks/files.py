@@ -94,7 +94,10 @@ def _file_row(task: Task, raw: dict[str, Any], default_id: str, where: str) -> E
     if part not in (*PARTS, ""):
         raise InputError(f"{where}: part is {part!r}, expected train, validation or test")
     choices, answer = _choices(raw, where) if task.kind == "choice" else ((), _free_answer(task, raw, where))
-    return Example(str(default_id if raw.get("id") is None else raw["id"]), question, choices, answer, task.name, context, part)
+    name = str(default_id if raw.get("id") is None else raw["id"])
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise InputError(f"{where}: id {name!r} holds half of a surrogate pair, which no file can store; give it another")
+    return Example(name, question, choices, answer, task.name, context, part)
 
 
 _PART_NAMES = {"dev": "validation", "valid": "validation", "val": "validation"}
