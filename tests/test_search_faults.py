@@ -52,7 +52,7 @@ def odd_rows() -> list[dict]:
         ask("twenty choices", "Which is 7?", [str(number) for number in range(20)], 7),
         ask("an empty choice", "Which is nothing?", ["", "something", "all"]),
         ask("a blank choice", "Which is blank?", ["  ", "something"], 1),
-        ask("equal choices", "Which is it?", ["same", "same", "other"], 1),
+        ask("equal choices", "Which is it?", ["same", "same"], 1),
         ask("equal choices, the first", "Which one is it?", ["same", "same"], 0),
         ask("unicode", "Was heißt 日本語 👩🏽‍🚀 in ﷽ e\u0301?", ["שלום", "𝔘𝔫𝔦", "né"], 2),
         ask("much too long", "why? " * 200, ["a", "b"]),
@@ -90,14 +90,14 @@ def test_odd_questions_are_searched_or_left_out_with_a_reason(tmp_path, capsys):
 
 
 def test_equal_choices_are_right_when_the_first_of_them_is_the_gold(tmp_path):
-    """As lm-evaluation-harness judges them: argmax takes the first of equals."""
+    """As lm-evaluation-harness judges them: argmax takes the first of equals, however they round."""
     rows = [row | {"part": "train"} for row in odd_rows()] + [row | {"part": "dev", "id": f"dev {row['id']}"} for row in questions(4)]
     data = write_rows(tmp_path / "odd.jsonl", rows)
     search(model(), [TASK], SearchConfig(splits=("fit", "calibrate")), tmp_path, data, routes=[Route.full(L)])
     records = {record.id: record for record in read_records(tmp_path / "paths")}
     second, first = records["equal choices"], records["equal choices, the first"]
     assert (second.base_correct, first.base_correct) == (False, True)
-    assert second.base_margin <= 0 == first.base_margin
+    assert second.base_margin == first.base_margin == 0
 
 
 def test_a_single_choice_is_refused_with_its_line_before_any_work(tmp_path):
@@ -116,7 +116,7 @@ def test_no_question_that_fits_is_refused(tmp_path):
 
 def test_a_question_that_fits_is_searched_though_its_second_wording_does_not(tmp_path, monkeypatch):
     rows = questions(30)
-    monkeypatch.setattr("drllm.tasks.base._SECOND_TEMPLATE", "w" * 220 + " {question}")
+    monkeypatch.setattr("drllm.tasks.base._SECOND_TEMPLATE", "w" * 240 + " {question}")
     search(model(), [TASK], SMALL, tmp_path, write_rows(tmp_path / "sums.jsonl", rows))
     checks = {check.check for record in read_records(tmp_path / "search") for check in record.checks}
     assert checks == {"fp32:acc", "fp32:acc_norm"}

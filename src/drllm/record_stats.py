@@ -169,7 +169,7 @@ def render(stats: RecordStats) -> str:
             ],
         ),
         _table(
-            "solved, % of what the base gets wrong; the control may try as many routes, random and blind to the question; 95 % intervals",
+            "solved, % of what the base gets wrong; control: as many random routes, blind to the question; 95 % intervals",
             ("task", "by search", "by the control", "search minus control, points"),
             [(row.task, _shown(row.search), _shown(row.control), _difference(row.difference)) for row in rows],
         ),

@@ -45,7 +45,11 @@ def make_scorer(
 def questions_digest(questions: Iterable[Question | GeneratedQuestion]) -> str:
     """16 hex digits over the questions' content and tokens: with another text or tokenizer the same ids are other questions."""
     rows = [
-        (dataclasses.astuple(question.example), question.context_ids, [row.tokens for row in getattr(question, "rows", ())])
+        (
+            dataclasses.astuple(question.example),
+            question.context_ids,
+            [token for row in getattr(question, "rows", ()) for token in row.targets],  # the choices', packed or not
+        )
         for question in questions
     ]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
