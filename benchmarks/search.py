@@ -154,7 +154,7 @@ def timed(scorer: Any, questions: list[Any], pairs: list[Pair], plain: PlainForw
     groups = [order] if scorer.shares_across_groups else [order[at : at + 8] for at in range(0, len(order), 8)]
     for group in groups:
         waiting = [(handles[index], route) for index in group for route in by_index[index]][::-1]
-        n_running, at_once = 0, AT_ONCE * N_PATHS if scorer.shares_across_groups else len(waiting)
+        n_running, at_once = 0, min(AT_ONCE * N_PATHS, scorer.at_once) if scorer.shares_across_groups else len(waiting)
         while waiting or n_running:
             while waiting and n_running < at_once:
                 scorer.submit(*waiting.pop())
