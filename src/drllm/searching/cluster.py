@@ -7,6 +7,7 @@ that three actors died of is refused.
 
 from __future__ import annotations
 
+import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -161,9 +162,12 @@ def _connect(ray: Any, resources: Resources, n_cpus: int) -> None:
             raise InputError(f"--worker-gpus {resources.worker_gpus:g}: there is no GPU here, leave it out or give a cluster's --address")
         ray.init(num_cpus=n_cpus * resources.workers, num_gpus=None, **quiet)
         return
+    host, _, port = resources.address.rpartition(":")
     try:
+        if host and port.isdecimal() and "/" not in host:  # Ray itself takes minutes to find that nobody listens
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(address=resources.address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise InputError(
             f"no Ray cluster at {resources.address!r} ({str(error).splitlines()[0][:100]}): "
             "start one with `ray start --head`, or leave --address out"
