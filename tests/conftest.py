@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,9 +20,16 @@ from drllm import RoutedModel
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
-    """Workers share two cores."""
-    if os.environ.get("PYTEST_XDIST_WORKER"):
-        torch.set_num_threads(1)
+    """Workers share two cores, and sums in one order can be compared byte for byte."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """A file of sums to search."""
+    from runs import questions, write_rows
+
+    return write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", questions())
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,25 +22,12 @@ from drllm.errors import DrllmError, InputError
 from drllm.provenance import read_jobs
 from drllm.records import read_records, shard_indices
 from drllm.searching import cluster
-from runs import TASK, folder_bytes, model, questions, write_rows
+from runs import TASK, folder_bytes, model
 
 HAVE_RAY = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not HAVE_RAY, reason="needs Ray (pip install drllm[ray])")
 SEARCH = SearchConfig(n_simulations=30, group_size=2, sweep_questions=4)
 TWO = Resources(executor="ray", workers=2, pool_size=4)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", questions())
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +114,16 @@ def test_a_killed_driver_resumes_on_another_executor(saved, data, single, tmp_pa
     subprocess.run(["pkill", "-9", "-s", str(driver.pid)], check=False)
 
 
+@pytest.fixture
+def sent_whole() -> Iterator[None]:
+    """Actors get this module's classes themselves, since they cannot import it."""
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
 class Deadly(cluster.Replica):
     """Dies of one question, as of one that needs more memory than there is."""
 
@@ -137,14 +135,10 @@ class Deadly(cluster.Replica):
 
 @needs_ray
 @pytest.mark.slow
-def test_a_group_that_kills_its_workers_is_named_and_the_others_are_kept(saved, data, tmp_path, monkeypatch):
-    import ray
-
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+def test_a_group_that_kills_its_workers_is_named_and_the_others_are_kept(saved, data, tmp_path, monkeypatch, sent_whole):
     monkeypatch.setattr(cluster, "Replica", Deadly)
     with pytest.raises(DrllmError, match=rf"group \d+ \(q.*\) ended {cluster.MAX_DEATHS} workers"):
         search(saved, [TASK], SEARCH, tmp_path, data, resources=Resources(executor="ray", workers=2, pool_size=2))
-    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     assert "q7" not in {record.id for record in read_records(tmp_path / "search")}
     (job,) = read_jobs(tmp_path)
     assert job["status"] == "failed"
@@ -177,14 +171,10 @@ class Full(cluster.Replica):
 
 @needs_ray
 @pytest.mark.slow
-def test_a_full_disk_of_a_worker_reaches_the_driver_as_such(saved, data, tmp_path, monkeypatch):
-    import ray
-
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+def test_a_full_disk_of_a_worker_reaches_the_driver_as_such(saved, data, tmp_path, monkeypatch, sent_whole):
     monkeypatch.setattr(cluster, "Replica", Full)
     with pytest.raises(OSError, match="No space left on device") as error:
         search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
-    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     assert (type(error.value), error.value.filename) == (OSError, "/shared/shard")
 
 

@@ -6,7 +6,6 @@ import collections
 import copy
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -29,23 +28,9 @@ from runs import EVALUATE, SEARCH, TASK, TRAIN, L, Plain, copy_run, folder_bytes
 METHODS = ("static", "routers", "random", "shuffled")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_order_of_sums() -> Iterator[None]:
-    """Sums in one order, so that runs of this process and of others can be compared byte for byte."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def tiny() -> RoutedModel:
     return model()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", questions())
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,10 @@ import collections
 import itertools
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from drllm import Resources, Route, RoutedModel, SearchConfig, search, train
 from drllm.errors import ArtifactError, InputError
@@ -29,23 +27,9 @@ from runs import SEARCH, TASK, TRAIN, L, Plain, copy_run, folder_bytes, model, q
 ROUTES = [Route.parse(text) for text in ("1121", "0111", "1121", "1212", "1111", "1100")]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_order_of_sums() -> Iterator[None]:
-    """Sums in one order, so that runs can be compared byte for byte."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def tiny() -> RoutedModel:
     return model()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", questions())
 
 
 @pytest.fixture(scope="module")

@@ -30,19 +30,6 @@ TESTS = Path(__file__).parent
 SMALL = SearchConfig(n_simulations=4, group_size=4, sweep_questions=2, limit=12)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", questions())
-
-
 def odd_rows() -> list[dict]:
     """Rows that a careless file holds; every id says what is odd."""
     ask = lambda name, question, choices, answer=0: {"id": name, "question": question, "choices": choices, "answer": answer}  # noqa: E731

@@ -45,6 +45,11 @@ def read_plan(folder: Path) -> dict[str, Any]:
     return plan
 
 
+def search_plans(run: Path) -> dict[Path, dict[str, Any]]:
+    """The plan of each searched task of a run, by its task folder; `ArtifactError` when one is corrupt or foreign."""
+    return {path.parent: read_plan(path.parent) for path in sorted((run / "search").glob(f"*/{PLAN_FILE}"))}
+
+
 def parts_of(plan: dict[str, Any]) -> list[dict[str, Any]]:
     """What a merged plan was put together from, each with its `data`, `ids` and `questions`; a plan that was not is its own part."""
     return plan.get("merged") or [plan]

@@ -27,7 +27,7 @@ from drllm.files import write_bytes, write_json
 from drllm.model import artifact
 from drllm.model.policy import Policy, RowRoutes
 from drllm.model.routed import RoutedModel
-from drllm.plans import parts_of, read_plan
+from drllm.plans import parts_of, search_plans
 from drllm.progress import Progress
 from drllm.provenance import running
 from drllm.registry import did_you_mean
@@ -241,7 +241,7 @@ def _load(tasks: Sequence[str], data: str | Path | None, out: Path) -> dict[str,
 
     Without `data`, a searched task is read from where its search read it.
     """
-    plans = [read_plan(path.parent) for path in sorted((out / "search").glob("*/_plan.json"))]
+    plans = search_plans(out).values()
     searched = {
         f"{plan['task']} as searched, part {n}": load_task(plan["task"], part["data"])
         for plan in plans

@@ -14,7 +14,7 @@ from drllm.config import SearchConfig, TrainConfig, to_dict
 from drllm.errors import ArtifactError, InputError
 from drllm.model.policy import Policy
 from drllm.model.routed import RoutedModel
-from drllm.plans import parts_of, read_plan
+from drllm.plans import parts_of, search_plans
 from drllm.provenance import running
 from drllm.records import RouteRecord, read_records
 from drllm.registry import did_you_mean
@@ -69,21 +69,20 @@ def train(routed: RoutedModel, run: str | Path, config: TrainConfig | None = Non
 
 def load_material(routed: RoutedModel, run: Path) -> Material:
     """The records of every searched task with their questions, checked against the model."""
-    plans = sorted((run / "search").glob("*/_plan.json"))
+    plans = search_plans(run)
     if not plans:
         raise ArtifactError(f"{run} holds no search records: run `drllm search --out {run}` first")
     tasks, digests, search_config = [], [], SearchConfig()
-    for path in plans:
-        plan = read_plan(path.parent)
+    for folder, plan in plans.items():
         if plan["fingerprint"] != routed.fingerprint:
             raise ArtifactError(
-                f"the records in {path.parent} were made with {plan['model']} (weights {plan['fingerprint']}), this model has weights "
+                f"the records in {folder} were made with {plan['model']} (weights {plan['fingerprint']}), this model has weights "
                 f"{routed.fingerprint}: train on the model that was searched"
             )
-        records = {record.id: record for record in read_records(path.parent)}
+        records = {record.id: record for record in read_records(folder)}
         if foreign := next((record for record in records.values() if record.fingerprint != routed.fingerprint), None):
             raise ArtifactError(
-                f"{path.parent} holds records of another model (question {foreign.id!r}, weights {foreign.fingerprint}): search again"
+                f"{folder} holds records of another model (question {foreign.id!r}, weights {foreign.fingerprint}): search again"
             )
         if missing := len(set(plan["ids"]) - records.keys()):
             raise ArtifactError(
@@ -100,7 +99,7 @@ def load_material(routed: RoutedModel, run: Path) -> Material:
             by_id = {example.id: example for example in loaded.examples["fit"]}
             if absent := [name for name in part["ids"] if name not in by_id]:
                 raise ArtifactError(
-                    f"question {absent[0]!r} of {path.parent} is not in {loaded.source}: install or pass the data that was searched"
+                    f"question {absent[0]!r} of {folder} is not in {loaded.source}: install or pass the data that was searched"
                 )
             asked = {name: scorer.question(loaded.task, by_id[name]) for name in part["ids"]}
             if questions_digest(asked.values()) != part["questions"]:
