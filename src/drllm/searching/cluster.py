@@ -75,9 +75,15 @@ def search_on_ray(
         InputError: Ray is not installed, no cluster at the address, no such GPU, or a model that exists in this process only.
         DrllmError: a group that kills its actors.
     """
-    try:
-        import ray
-        from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+    try:  # an extra: the type checker does not find it where only the library itself is installed
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import (  # pyright: ignore[reportMissingImports]
+            NodeDiedError,
+            OutOfMemoryError,
+            RayActorError,
+            RayTaskError,
+            WorkerCrashedError,
+        )
     except ImportError:
         raise InputError("--executor ray needs Ray: pip install drllm[ray]") from None
     if not routed.base_id:
