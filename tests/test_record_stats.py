@@ -128,6 +128,16 @@ def test_flips_by_hand():
     assert list(row.flips) == sorted(row.flips)
 
 
+def test_a_check_of_one_metric_is_compared_with_that_metric():
+    """The search went by acc_norm, which had the base wrong; by acc it was right, and in float32 both are as they were."""
+    told = replace(
+        record(base=0.0, others=(), checks=(check(BASE, "fp32:acc", True), check(BASE, "fp32:acc_norm", False), check(BASE, "template:acc", False))),
+        acc=(True,), acc_norm=(False,),
+    )  # fmt: skip
+    (row,) = describe([told]).rows
+    assert {name: flips.base_changed for name, flips in row.flips.items()} == {"fp32:acc": 0, "fp32:acc_norm": 0, "template:acc": 1}
+
+
 def test_without_a_control_or_a_kept_route_there_is_no_number():
     (row,) = describe([record(others=(0.0,))]).rows
     assert (row.kept, row.mean_passes, row.actions) == (0, 0.0, (0, 0, 0))

@@ -38,8 +38,8 @@ class Flips:
     """One check's verdicts against those of the search.
 
     Attributes:
-        chosen, chosen_wrong: kept routes checked, and those that are no longer right.
-        base, base_changed: base routes checked, and those with another verdict, either way.
+        chosen, chosen_wrong: kept routes checked, and those that the check finds wrong.
+        base, base_changed: base routes checked, and those whose verdict by the same metric was another in the search, either way.
     """
 
     chosen: int
@@ -148,8 +148,14 @@ def _flips(records: Sequence[RouteRecord]) -> dict[str, Flips]:
         for name, correct in record.verified(record.routes[0]).items():
             row = counts.setdefault(name, [0] * 4)
             row[2] += 1
-            row[3] += correct != record.base_correct
+            row[3] += correct != _base_verdict(record, name)
     return {name: Flips(*counts[name]) for name in sorted(counts)}
+
+
+def _base_verdict(record: RouteRecord, check: str) -> bool:
+    """The search's own verdict on the base, by the metric of a check; the search went by one of the two metrics it stores."""
+    by_metric = {"acc": record.acc[0], "acc_norm": record.acc_norm[0]}.get(check.partition(":")[2])
+    return record.base_correct if by_metric is None else by_metric
 
 
 def render(stats: RecordStats) -> str:
@@ -190,8 +196,8 @@ def render(stats: RecordStats) -> str:
     if any(row.flips for row in rows):
         tables.append(
             _table(
-                "checks: verdicts that differ from the search's",
-                ("task", "check", "kept routes", "no longer right", "%", "base routes", "other verdict", "%"),
+                "checks: kept routes that are wrong when checked; base routes whose verdict by the same metric changes",
+                ("task", "check", "kept routes", "wrong", "%", "base routes", "other verdict", "%"),
                 [
                     (
                         row.task, name, f"{flips.chosen:,}", f"{flips.chosen_wrong:,}", _percent(flips.chosen_wrong, flips.chosen),
