@@ -130,10 +130,9 @@ def test_flips_by_hand():
 
 def test_a_check_of_one_metric_is_compared_with_that_metric():
     """The search went by acc_norm, which had the base wrong; by acc it was right, and in float32 both are as they were."""
-    told = replace(
-        record(base=0.0, others=(), checks=(check(BASE, "fp32:acc", True), check(BASE, "fp32:acc_norm", False), check(BASE, "template:acc", False))),
-        acc=(True,), acc_norm=(False,),
-    )  # fmt: skip
+    verdicts = {"fp32:acc": True, "fp32:acc_norm": False, "template:acc": False}
+    checks = tuple(check(BASE, name, correct) for name, correct in verdicts.items())
+    told = record(base=0.0, others=(), checks=checks, acc=(True,), acc_norm=(False,))
     (row,) = describe([told]).rows
     assert {name: flips.base_changed for name, flips in row.flips.items()} == {"fp32:acc": 0, "fp32:acc_norm": 0, "template:acc": 1}
 
