@@ -378,8 +378,8 @@ def main() -> None:
     for part in arguments.parts.split(","):
         reward, _, dtype = part.partition("-")
         found.append(measure(reward, dtypes[dtype], arguments))
-    if arguments.out:
-        write_json(arguments.out, {"hardware": hardware(), "versions": versions(), "threads": arguments.threads, "parts": found})
+        if arguments.out:
+            write_json(arguments.out, {"hardware": hardware(), "versions": versions(), "threads": arguments.threads, "parts": found})
 
 
 if __name__ == "__main__":

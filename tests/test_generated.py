@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import families
 from conftest import byte_tokenizer
 from drllm import InputError, Route, RoutedModel, UnsupportedModelError
+from drllm.model.cache import _RoomyLayer
 from drllm.model.generation import _UNFOLLOWED, GreedyChoice
 from drllm.model.policy import RoutePolicy, RowRoutes
 from drllm.scoring import GeneratedScorer, generated
@@ -105,6 +106,7 @@ def test_boxed_answers_are_those_of_each_prompt_alone(family):
     routed = RoutedModel.wrap(families.build(family, vocab_size=300), byte_tokenizer())
     routed.model.generation_config.eos_token_id = None
     scorer = GeneratedScorer(routed, "boxed", 256, max_new_tokens=8)
+    scorer._to_a_box = lambda _text: 0  # eight letters are no box, so each answer would end at once
     scorer.load([scorer.question(GSM, example) for example in SUMS])
     pairs = [(index, route) for index in range(len(SUMS)) for route in (ROUTES[index], ROUTES[index + 5], ROUTES[9])]
     for (index, route), verdict in zip(pairs, scorer.score(pairs), strict=True):
@@ -216,6 +218,21 @@ def test_answers_leave_the_batch_when_they_are_settled():
     assert sizes == [10, 4, 2, 2, 2, 2, 2]
 
 
+def test_boxed_answers_leave_when_no_box_can_be_closed_any_more():
+    r"""`\boxed{5}` takes nine letters: of twelve tokens, three may say something else; what has begun a box goes on."""
+    routed = RoutedModel.wrap(families.build("llama", vocab_size=300), byte_tokenizer())
+    routed.model.generation_config.eos_token_id = None
+    scorer = GeneratedScorer(routed, "boxed", 256, max_new_tokens=12)
+    scorer.load([scorer.question(GSM, example) for example in SUMS])
+    for index, route in ((0, ROUTES[0]), (1, ROUTES[3])):
+        (verdict,) = scorer.score([(index, route)])
+        (output,) = routed.generate([GSM.math_messages(SUMS[index])], policy=route, max_new_tokens=12, do_sample=False)
+        begun = routed.tokenizer.decode(output.token_ids[:4])
+        assert verdict.text == begun
+        assert not verdict.correct
+        assert not GSM.grade(SUMS[index], output.text or "", "boxed")
+
+
 def test_one_new_token_needs_no_decoding():
     scorer = GeneratedScorer(by_rote(), "letter", 600, max_new_tokens=1)
     scorer.load([scorer.question(ARC, rote_example("3", 2)), scorer.question(ARC, rote_example("4", 2))])
@@ -234,9 +251,10 @@ def test_rows_that_leave_change_no_other_answer(family, monkeypatch):
     routed, pairs = answering(family), mixed_pairs(30, seed=4)
     expected = texts_of(routed, pairs)
     assert len({len(str(text)) for text in expected}) > 3, "answers must end at different steps"
-    for name, value in (("COMPACT_BELOW", 0.0), ("COMPACT_BELOW", 1.01), ("DECODED_ROWS", 2), ("FIRST_ROWS", 3)):
+    changes = [(generated, "COMPACT_BELOW", 0.0), (generated, "COMPACT_BELOW", 1.01), (generated, "DECODED_ROWS", 2)]
+    for holder, name, value in (*changes, (generated, "FIRST_ROWS", 3), (_RoomyLayer, "ROOM", 1)):
         with monkeypatch.context() as patch:
-            patch.setattr(generated, name, value)
+            patch.setattr(holder, name, value)
             assert texts_of(routed, pairs) == expected, (name, value)
 
 

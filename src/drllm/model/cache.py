@@ -133,6 +133,30 @@ class RoutedCache(PassSlots):
         return [Route(actions) for actions in torch.stack(self._actions, dim=1).tolist()]
 
 
+class _RoomyLayer(DynamicLayer):
+    """A plain slot with room for the tokens to come: growing by one token otherwise copies all keys and values, every step anew."""
+
+    ROOM = 16  # tokens
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._roomy: tuple[Tensor, Tensor] | None = None  # `keys` and `values` are the front of these
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        start, n_new = self.keys.shape[-2], key_states.shape[-2]
+        if self._roomy is None or self._roomy[0].shape[-2] < start + n_new:
+            pad = (0, 0, 0, n_new + self.ROOM)
+            self._roomy = (torch.nn.functional.pad(self.keys, pad), torch.nn.functional.pad(self.values, pad))
+        for whole, part in zip(self._roomy, (key_states, value_states), strict=True):
+            whole[..., start : start + n_new, :] = part
+        self.keys, self.values = (whole[..., : start + n_new, :] for whole in self._roomy)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._roomy = None
+
+
 class PrefilledCache(RoutedCache):
     """A cache whose prompts have run already: decoding goes on from given keys and values.
 
@@ -169,6 +193,8 @@ class PrefilledCache(RoutedCache):
                 if isinstance(slot, DynamicSlidingWindowLayer):
                     kept = min(width, slot.sliding_window - 1)
                     slot.cumulative_length = width
+                else:
+                    slot = (self if n_pass == 0 else self.second_pass).layers[block] = _RoomyLayer()
                 keys, values = (torch.stack([_right_align(pair[which], kept) for pair in pairs]) for which in (0, 1))
                 slot.lazy_initialization(keys, values)
                 slot.keys, slot.values = keys, values
@@ -182,7 +208,7 @@ class PrefilledCache(RoutedCache):
                 slot: Any = (self if n_pass == 0 else self.second_pass).layers[block]
                 members = (actions > n_pass).nonzero()[:, 0].tolist()
                 places = [members.index(row) for row in rows if actions[row] > n_pass]
-                slot.keys, slot.values = slot.keys[places], slot.values[places]
+                slot.batch_select_indices(torch.tensor(places, dtype=torch.long, device=slot.keys.device))
             self._actions[block] = actions[list(rows)]
             self._plans[block] = row_plan(self._actions[block], self._prompt_mask.device)
 

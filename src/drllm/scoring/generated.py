@@ -23,6 +23,7 @@ from drllm.model.policy import Policy
 from drllm.model.prompts import CHAT, RAW, check_context, encode_prompts, left_pad
 from drllm.model.routed import RoutedModel
 from drllm.routes import Route
+from drllm.scoring.box import BoxBound
 from drllm.scoring.deciding import decide_routes
 from drllm.scoring.prefixes import Node, PackedRow, PrefixRunner
 from drllm.scoring.verdict import Verdict
@@ -80,6 +81,7 @@ class GeneratedScorer:
         self.prompt_format = CHAT if routed.tokenizer.chat_template else RAW
         self.runner = PrefixRunner(routed, max_step_tokens, cache_bytes, keep_keys_values=True)
         self._choose = GreedyChoice(routed.model)
+        self._to_a_box = BoxBound.of(routed.tokenizer) if reward == "boxed" else None
         self._questions: dict[int, tuple[GeneratedQuestion, PackedRow]] = {}
         self._n_opened = 0
         self._queue: list[_Answer] = []
@@ -213,12 +215,15 @@ class GeneratedScorer:
                 continue
             answer.tokens.append(token)
             answer.text = self.routed.tokenizer.decode(answer.tokens, skip_special_tokens=True)
-            # A replacement character at the end is half of one to come, which may be any: it settles nothing.
-            answer.done = (
-                token in self._choose.end_ids
-                or len(answer.tokens) == self.max_new_tokens
-                or answer.question.task.settled(answer.text.rstrip("\ufffd"), self.reward)
-            )
+            answer.done = token in self._choose.end_ids or len(answer.tokens) == self.max_new_tokens or self._is_settled(answer)
+
+    def _is_settled(self, answer: _Answer) -> bool:
+        """Whether no continuation can change the verdict."""
+        # A replacement character at the end is half of one to come, which may be any: it settles nothing.
+        text = answer.text.rstrip("\ufffd")
+        if self._to_a_box is not None:
+            return self._to_a_box(text) > self.max_new_tokens - len(answer.tokens)
+        return answer.question.task.settled(text, self.reward)
 
 
 def _keys_values(answer: _Answer) -> list[tuple[Tensor, Tensor]]:

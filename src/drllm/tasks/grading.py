@@ -75,6 +75,9 @@ def _index(letter: str, n_choices: int) -> int | None:
     return index if index < n_choices else None
 
 
+BOX = "\\boxed"
+
+
 def boxed_matches(text: str, gold: str) -> bool:
     r"""Whether the last \boxed{} of the text equals the gold answer symbolically (math-verify); False without a box.
 
@@ -82,8 +85,8 @@ def boxed_matches(text: str, gold: str) -> bool:
     huge integer operation ("9^{9^{9^9}}"). An answer that takes more than 5 CPU seconds (not wall time: a busy machine does not change
     verdicts) counts as wrong. Raises InputError when math-verify is not installed, DrllmError when the helper dies for another reason.
     """
-    start = text.rfind("\\boxed")
-    if start < 0 or not gold.strip():
+    start = text.rfind(BOX)
+    if start < 0 or not gold.strip() or not text[start + len(BOX) :].lstrip().startswith("{"):
         return False
     # From the last box to the last brace, so that neither an earlier box nor a formula around it can be taken for the final answer.
     return _checker(os.getpid()).check(text[start : text.rfind("}") + 1][:MAX_BOXED_CHARS], gold)
