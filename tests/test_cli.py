@@ -73,6 +73,10 @@ MISTAKES = {
         "limit is -1, expected at least 0",
     ),
     "no out": (["search", "--model", "x", "--tasks", "piqa"], "--out is missing"),
+    "test split, before the model": (
+        ["search", "--model", "x", "--tasks", "piqa", "--out", "{tmp}/r", "--splits", "test"],
+        "split 'test' cannot be used here",
+    ),
     "no tasks": (["search", "--model", "x", "--out", "{tmp}/r"], "--tasks is missing"),
     "no model": (["search", "--tasks", "piqa", "--out", "{tmp}/r"], "--model is missing"),
     "unknown task": (["search", "--model", "x", "--tasks", "arc_esy", "--out", "{tmp}/r"], "unknown task 'arc_esy'"),

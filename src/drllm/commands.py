@@ -46,9 +46,10 @@ def _search(job: Job) -> Lines:
     model = job.need("model")
     from drllm.record_stats import describe, render
     from drllm.records import read_records
-    from drllm.searching.runner import read_routes, search
+    from drllm.searching.runner import check_splits, read_routes, search
 
     routes = None if job.arguments.paths is None else read_routes(job.arguments.paths)
+    check_splits(config.splits, routes is not None)
     search(job.load(model), tasks, config, out, job.common.data or None, job.argv, routes, resources)
     folder = Path(out) / ("search" if routes is None else "paths")
     if routes is None:

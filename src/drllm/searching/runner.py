@@ -64,7 +64,9 @@ def search(
     """
     config, resources, out = config or SearchConfig(), resources or Resources(), Path(out)
     routes = None if routes is None else tuple(dict.fromkeys(routes))
-    _check(config, routes, routed.n_layers)
+    check_splits(config.splits, routes is not None)
+    if routes is not None and any(len(route) != routed.n_layers for route in routes):
+        raise InputError(f"got routes of {sorted({len(route) for route in routes})} blocks, the model has {routed.n_layers}")
     if not resources.threads:
         resources = replace(resources, threads=1 if resources.executor == "ray" else torch.get_num_threads())
     torch.set_num_threads(resources.threads)
@@ -101,16 +103,15 @@ def read_routes(path: str | Path) -> list[Route]:
     return routes
 
 
-def _check(config: SearchConfig, routes: tuple[Route, ...] | None, n_layers: int) -> None:
-    allowed = ("fit",) if routes is None else MATRIX_SPLITS
-    for split in config.splits:
+def check_splits(splits: Sequence[str], with_routes: bool) -> None:
+    """Refuse splits whose answers may not be read; given routes may be evaluated on more of them than may be searched."""
+    allowed = MATRIX_SPLITS if with_routes else ("fit",)
+    for split in splits:
         if split not in allowed:
             hint = "only fit may be searched" if split in MATRIX_SPLITS else f"choose from {', '.join(MATRIX_SPLITS)}"
             raise InputError(f"split {split!r} cannot be used here: {hint}; a search learns from the answers it reads")
-    if not config.splits:
+    if not splits:
         raise InputError("no split given: leave --splits out, or name one")
-    if routes is not None and any(len(route) != n_layers for route in routes):
-        raise InputError(f"got routes of {sorted({len(route) for route in routes})} blocks, the model has {n_layers}")
 
 
 def _search_task(
