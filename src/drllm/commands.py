@@ -10,21 +10,21 @@ import argparse
 import importlib.util
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drllm.errors import InputError
-from drllm.flags import METHODS, SECTIONS, CommonConfig, add_flags, number
+from drllm.flags import METHODS, SECTIONS, add_flags, common_flags, number
 from drllm.job import Job, plans_of, searched_model
+from drllm.record_commands import add_records, records, sweeps
 from drllm.registry import did_you_mean
 
 if TYPE_CHECKING:
     from drllm.model.prompts import Prompt
     from drllm.model.routed import RoutedModel
 
-RECORD_ACTIONS = ("info", "merge", "export")
 BATCH = 8  # prompts generated together
 DEFAULT_NEW_TOKENS = 64
 
@@ -54,18 +54,8 @@ def _search(job: Job) -> Lines:
     folder = Path(out) / ("search" if routes is None else "paths")
     if routes is None:
         yield render(describe([record for name in tasks for record in read_records(folder / name)]))
-        yield from _sweeps([folder / name for name in tasks])
+        yield from sweeps([folder / name for name in tasks])
     yield f"search records: {folder}"
-
-
-def _sweeps(folders: Iterable[Path]) -> Lines:
-    """The forward passes that are in no record."""
-    from drllm.searching.prior import read_prior, sweep_routes
-
-    for folder in folders:
-        if (prior := read_prior(folder)) is not None:
-            n_routes = 1 + len(sweep_routes(prior.n_layers, prior.max_skip_run))
-            yield f"  {folder.name}: the sweep behind its prior evaluated {prior.n_questions} x {n_routes} routes more\n"
 
 
 def _train(job: Job) -> Lines:
@@ -128,43 +118,6 @@ def _report(job: Job) -> Lines:
     yield f"report: {report(out)}"
 
 
-def _records(job: Job) -> Lines:
-    arguments = job.arguments
-    action, folders = arguments.action, [Path(folder) for folder in arguments.folders]
-    if action not in RECORD_ACTIONS:
-        raise InputError(f"unknown action {action!r}{did_you_mean(action, RECORD_ACTIONS)}; choose from {', '.join(RECORD_ACTIONS)}")
-    if not folders:
-        raise InputError(f"no folder: write `drllm records {action} FOLDER`, a run folder or one of its task folders")
-    if arguments.float16 and action != "export":
-        raise InputError(f"--float16 is for `drllm records export`: leave it out of {action}")
-    if action == "info" and arguments.out is not None:
-        raise InputError("info only prints: leave --out out of it, or use `drllm records export`")
-    if action == "export" and len(folders) > 1:
-        raise InputError(f"export takes one folder, got {len(folders)}: merge them first with `drllm records merge`")
-    from drllm.record_files import export_records, merge_records, record_groups, task_folders
-
-    if action == "merge":
-        for part in merge_records(folders, Path(job.need("out"))):
-            again = f", {part.n_again} given again" if part.n_again else ""
-            yield f"{part.folder}: {part.n_records} records, folders: {part.n_sources}{again}"
-        return
-    if action == "export":
-        out = Path(job.need("out"))
-        yield f"{out}: {export_records(folders[0], out, arguments.float16)} rows"
-        return
-    from drllm.record_stats import describe, render
-
-    for folder in folders:
-        for where, found in record_groups(folder).items():
-            for fingerprint in sorted({record.fingerprint for record in found}):
-                one = [record for record in found if record.fingerprint == fingerprint]
-                rewards, splits = (", ".join(sorted({getattr(record, name) for record in one})) for name in ("reward", "split"))
-                yield f"{where}: weights {fingerprint}, reward {rewards}, split {splits}"
-                yield render(describe(one)) + "\n"
-        if folder.is_dir():
-            yield from _sweeps(task_folders(folder))
-
-
 def _models(job: Job) -> Lines:
     from drllm.model.families import FAMILIES
     from drllm.model.load import HUB_ALIASES, PACKAGE_ALIASES
@@ -211,19 +164,9 @@ def _retrofit(job: Job) -> Lines:
     yield f"policy: {result['policy']}"
 
 
-def _common(*names: str) -> Callable[[argparse.ArgumentParser], None]:
-    """Adds the named common settings and --config."""
-
-    def add(parser: argparse.ArgumentParser) -> None:
-        add_flags(parser, CommonConfig, names, title="common")
-        parser.add_argument("--config", metavar="RUN.YAML", help="settings from a YAML file; flags given here win over it")
-
-    return add
-
-
 def _with_section(section: str, *names: str) -> Callable[[argparse.ArgumentParser], None]:
     def add(parser: argparse.ArgumentParser) -> None:
-        _common(*names)(parser)
+        common_flags(*names)(parser)
         add_flags(parser, SECTIONS[section], title=f"{section} (section `{section}` of the YAML file)")
 
     return add
@@ -236,7 +179,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_retrofit(parser: argparse.ArgumentParser) -> None:
-    _common("model", "dtype", "device", "tasks", "data", "out")(parser)
+    common_flags("model", "dtype", "device", "tasks", "data", "out")(parser)
     for section, config_class in SECTIONS.items():
         # Both methods are trained here, so there is none to choose.
         names = [field.name for field in fields(config_class) if (section, field.name) != ("train", "method")]
@@ -260,15 +203,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"longest answer, in tokens (default: {DEFAULT_NEW_TOKENS})",
     )
-    _common("model", "dtype", "device")(parser)
-
-
-def _add_records(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", metavar="ACTION", help="info: print tables; merge: copy into one run folder; export: write one file")
-    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="run folders or task folders; for info and export also a single shard")
-    parser.add_argument("--out", metavar="NEW", help="merge: a new run folder; export: a file, .parquet, .csv or .jsonl")
-    parser.add_argument("--float16", action="store_true", help="export: margins of a .parquet file as float16")
-    _common()(parser)
+    common_flags("model", "dtype", "device")(parser)
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:
@@ -359,20 +294,20 @@ COMMANDS: dict[str, Command] = {
     ),
     "report": Command(
         "Write a run folder's Markdown report with its pictures and their numbers.",
-        _common("out"),
+        common_flags("out"),
         _report,
         "drllm report --out runs/a",
     ),
     "records": Command(
         "Look at search records (info), copy those of several runs into one (merge), or write them to one file (export).",
-        _add_records,
-        _records,
+        add_records,
+        records,
         "drllm records info runs/a",
     ),
     "models": Command(
-        "List the aliases, what else may be given as a model, and the supported families.", _common(), _models, "drllm models"
+        "List the aliases, what else may be given as a model, and the supported families.", common_flags(), _models, "drllm models"
     ),
-    "tasks": Command("List the tasks and where their questions would come from here.", _common("data"), _tasks, "drllm tasks"),
+    "tasks": Command("List the tasks and where their questions would come from here.", common_flags("data"), _tasks, "drllm tasks"),
     "retrofit": Command(
         "Search, train, evaluate with controls, answer one question and report, in one go; finished stages are skipped.",
         _add_retrofit,

@@ -15,7 +15,7 @@ import argparse
 import dataclasses
 import math
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -167,15 +167,15 @@ def read_yaml(path: str | Path | None) -> Settings:
         return Settings()
     if not isinstance(loaded, dict):
         raise InputError(f"{path} holds a {type(loaded).__name__}, expected `key: value` lines")
-    common_flags = {flag.name: flag for flag in flags_of(CommonConfig)}
+    known_common = {flag.name: flag for flag in flags_of(CommonConfig)}
     common, sections = {}, {}
     for key, value in loaded.items():
         if key in SECTIONS:
             sections[key] = _section(path, key, value)
-        elif key in common_flags:
-            common[key] = _checked(common_flags[key], value, str(path))
+        elif key in known_common:
+            common[key] = _checked(known_common[key], value, str(path))
         else:
-            known = [*common_flags, *SECTIONS]
+            known = [*known_common, *SECTIONS]
             inside = [section for section, config_class in SECTIONS.items() if key in {flag.name for flag in flags_of(config_class)}]
             hint = f"; it belongs in section {' or '.join(inside)}" if inside else did_you_mean(str(key), known)
             raise InputError(f"{path}: unknown key {key!r}{hint or '; expected one of ' + ', '.join(known)}")
@@ -220,3 +220,13 @@ def _checked(flag: Flag, value: Any, where: str) -> Any:
         return value
     expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[flag.kind]
     raise InputError(f"{where}: {flag.name} is {value!r}, expected {expected}")
+
+
+def common_flags(*names: str) -> Callable[[argparse.ArgumentParser], None]:
+    """Adds the named common settings and --config."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        add_flags(parser, CommonConfig, names, title="common")
+        parser.add_argument("--config", metavar="RUN.YAML", help="settings from a YAML file; flags given here win over it")
+
+    return add
