@@ -143,7 +143,8 @@ class _RoomyLayer(DynamicLayer):
         self._roomy: tuple[Tensor, Tensor] | None = None  # `keys` and `values` are the front of these
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         start, n_new = self.keys.shape[-2], key_states.shape[-2]
         if self._roomy is None or self._roomy[0].shape[-2] < start + n_new:
             pad = (0, 0, 0, n_new + self.ROOM)
