@@ -19,6 +19,7 @@ import drllm
 from conftest import byte_tokenizer
 from drllm import Resources, RoutedModel, SearchConfig, search
 from drllm.errors import DrllmError, InputError
+from drllm.plans import read_plan
 from drllm.provenance import read_jobs
 from drllm.records import read_records, shard_indices
 from drllm.searching import cluster
@@ -137,8 +138,11 @@ class Deadly(cluster.Replica):
 @pytest.mark.slow
 def test_a_group_that_kills_its_workers_is_named_and_the_others_are_kept(saved, data, tmp_path, monkeypatch, sent_whole):
     monkeypatch.setattr(cluster, "Replica", Deadly)
-    with pytest.raises(DrllmError, match=rf"group \d+ \(q.*\) ended {cluster.MAX_DEATHS} workers"):
-        search(saved, [TASK], SEARCH, tmp_path, data, resources=Resources(executor="ray", workers=2, pool_size=2))
+    with pytest.raises(DrllmError, match=rf"group \d+ \(q.*\) ended {cluster.MAX_DEATHS} workers") as caught:
+        search(saved, [TASK], SEARCH, tmp_path, data, resources=Resources(executor="ray", workers=2, pool_size=4))
+    blamed = int(str(caught.value).split()[1])
+    ids = read_plan(tmp_path / "search" / TASK)["ids"]
+    assert "q7" in ids[blamed * SEARCH.group_size :][: SEARCH.group_size], "of the groups an actor had, the one to blame"
     assert "q7" not in {record.id for record in read_records(tmp_path / "search")}
     (job,) = read_jobs(tmp_path)
     assert job["status"] == "failed"

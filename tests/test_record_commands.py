@@ -33,9 +33,11 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     task_folder(tmp_path / "large" / "search" / "arc_easy", [record(name="q4", base_margin=1e5)], 1)
     task_folder(tmp_path / "broken" / "search" / "arc_easy", [record()], 1)
     (tmp_path / "broken" / "search" / "arc_easy" / "shard-00000.parquet").write_bytes(b"PAR1")
+    for kind in ("search", "paths"):
+        task_folder(tmp_path / "both" / kind / "arc_easy", [record()], 1)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.txt").write_text("")
-    return {"tmp": tmp_path, **{name: tmp_path / name for name in ("a", "b", "other", "large", "broken", "empty")}}
+    return {"tmp": tmp_path, **{name: tmp_path / name for name in ("a", "b", "other", "large", "broken", "empty", "both")}}
 
 
 # What is typed and what the one line must say.
@@ -51,6 +53,7 @@ MISTAKES = {
     "export of two": (["export", "{a}", "{b}", "--out", "{tmp}/x.csv"], "export takes one folder, got 2: merge them first"),
     "merge without out": (["merge", "{a}", "{b}"], "--out is missing"),
     "export without out": (["export", "{a}"], "--out is missing"),
+    "export of searched and listed routes": (["export", "{both}", "--out", "{tmp}/x.csv"], "holds records of several kinds: export one of"),
     "missing folder": (["info", "{tmp}/none"], "none does not exist: give a run folder"),
     "second folder missing": (["merge", "{a}", "{tmp}/none", "--out", "{tmp}/x"], "none does not exist"),
     "no records": (["info", "{empty}"], "empty holds no search records"),

@@ -21,7 +21,7 @@ from drllm.errors import ArtifactError, InputError
 from drllm.model.routed import RoutedModel as _Routed
 from drllm.provenance import read_jobs
 from drllm.record_files import merge_records
-from drllm.records import read_records, shard_indices, shard_path
+from drllm.records import read_records, read_shard, shard_indices, shard_path
 from drllm.scoring.prefixes import PrefixRunner
 from drllm.tasks import load_task
 from runs import TASK, TRAIN, L, folder_bytes, model, questions, write_rows
@@ -147,6 +147,29 @@ def test_a_question_with_broken_logits_is_recorded_as_such_and_costs_no_search(r
     assert broken.broken
     assert not any(record.broken for record in records.values())
     assert all(len(record.routes) > 1 for record in records.values())
+
+
+def test_a_group_of_nothing_but_broken_logits_stops_nothing(tmp_path):
+    """As fp16 on the longest questions: they are done first, since each needs but one evaluation, or are all that a resumed search has."""
+    rows = [row | {"part": "train"} for row in questions(24)]
+    for row in rows[:8]:
+        row["question"] = row["question"].replace("?", ", and how do you know that it is so ~?")
+    rows += [row | {"part": "dev", "id": f"dev {row['id']}", "question": f"dev {row['question']}"} for row in questions(4)]
+    data = write_rows(tmp_path / "sums.jsonl", rows)
+    config = SearchConfig(n_simulations=4, group_size=1, sweep_questions=0, control=False, verify=False)
+    found = {}
+    for pool_size in (1, 128):
+        out = search(broken_on("~"), [TASK], config, tmp_path / str(pool_size), data, resources=Resources(pool_size=pool_size))
+        found[pool_size] = folder_bytes(out / "search")
+        assert sum(record.broken for record in read_records(out / "search")) >= 4
+        assert not all(record.broken for record in read_records(out / "search"))
+    assert found[1] == found[128]
+    folder = tmp_path / "1" / "search" / TASK
+    last = shard_path(folder, max(shard_indices(folder)))
+    assert all(record.broken for record in read_shard(last))
+    last.unlink()
+    search(broken_on("~"), [TASK], config, tmp_path / "1", data)
+    assert folder_bytes(tmp_path / "1" / "search") == found[1]
 
 
 def test_a_model_of_nothing_but_broken_logits_is_refused(data, tmp_path):
@@ -356,3 +379,5 @@ def test_two_halves_searched_apart_and_merged_are_the_whole(data, tmp_path):
     by_id = {record.id: record for record in read_records(tmp_path / "whole" / "search")}
     assert len(found) >= 10
     assert all(str(record) == str(by_id[record.id]) for record in found)
+    merge_records([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
+    assert [str(record) for record in read_records(tmp_path / "both" / "search")] == [str(record) for record in found]

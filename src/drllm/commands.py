@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from drllm.errors import InputError
 from drllm.flags import METHODS, SECTIONS, add_flags, common_flags, number
-from drllm.job import Job, plans_of, searched_model
+from drllm.job import Job, searched_model
+from drllm.plans import search_plans
 from drllm.record_commands import add_records, records, sweeps
 from drllm.registry import did_you_mean
 
@@ -45,7 +46,7 @@ def _search(job: Job) -> Lines:
     out, tasks, config, resources = job.need("out"), job.tasks(), job.config("search"), job.config("resources")
     model = job.need("model")
     from drllm.record_stats import describe, render
-    from drllm.records import read_records
+    from drllm.records import iterate_records
     from drllm.searching.runner import check_splits, read_routes, search
 
     routes = None if job.arguments.paths is None else read_routes(job.arguments.paths)
@@ -53,7 +54,7 @@ def _search(job: Job) -> Lines:
     search(job.load(model), tasks, config, out, job.common.data or None, job.argv, routes, resources)
     folder = Path(out) / ("search" if routes is None else "paths")
     if routes is None:
-        yield render(describe([record for name in tasks for record in read_records(folder / name)]))
+        yield render(describe(record for name in tasks for record in iterate_records(folder / name)))
         yield from sweeps([folder / name for name in tasks])
     yield f"search records: {folder}"
 
@@ -71,7 +72,7 @@ def _evaluate(job: Job) -> Lines:
     for method in job.common.methods:
         if method not in METHODS:
             raise InputError(f"unknown method {method!r}{did_you_mean(method, METHODS)}; choose from {', '.join(METHODS)}")
-    tasks = job.tasks() if job.common.tasks else tuple(sorted(plans_of(out)))
+    tasks = job.tasks() if job.common.tasks else tuple(folder.name for folder in search_plans(Path(out)))
     model, dtype = searched_model(job, out)
     if not tasks:
         job.need("tasks")

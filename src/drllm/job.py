@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drllm.errors import ArtifactError, InputError
 from drllm.flags import SECTIONS, CommonConfig, Settings, build
+from drllm.plans import search_plans
 
 if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
@@ -62,20 +62,9 @@ class Job:
         return {"dtype": getattr(torch, wanted) if wanted else None, "device": self.common.device or None}
 
 
-def plans_of(out: Path) -> dict[str, dict[str, Any]]:
-    """The search plan of each task of a run."""
-    plans = {}
-    for path in sorted(out.glob("search/*/_plan.json")):
-        try:
-            plans[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{path} is not readable JSON ({error}): search again") from None
-    return plans
-
-
 def searched_model(job: Job, out: Path) -> tuple[str, str]:
     """Model and dtype of a run: what --model and --dtype say, else what was searched."""
     if not out.is_dir():
         raise ArtifactError(f"no run folder {str(out)!r}: run `drllm search --out {out}` first")
-    plan = next(iter(plans_of(out).values()), {})
+    plan = next(iter(search_plans(out).values()), {})
     return job.common.model or plan.get("model") or job.need("model"), str(plan.get("dtype", "")).removeprefix("torch.")

@@ -160,7 +160,10 @@ def export_records(source: Path, out: Path, float16: bool = False) -> int:
         raise InputError(f"{str(out)!r} is the name of a shard, which a search would take for its own: give another --out")
     if float16 and suffix != ".parquet":
         raise InputError(f"float16 margins are for .parquet, {suffix} holds text: leave --float16 out")
-    records = [record for group in record_groups(source).values() for record in group]
+    groups = record_groups(source)
+    if len(groups) > 1:
+        raise InputError(f"{source} holds records of several kinds: export one of {', '.join(map(str, groups))}")
+    (records,) = groups.values()
     out.parent.mkdir(parents=True, exist_ok=True)
     if suffix == ".parquet":
         write_bytes(out, encode(records, float16, level=19))

@@ -91,37 +91,80 @@ class RecordStats:
     rows: tuple[TaskStats, ...]
 
 
-def describe(records: Sequence[RouteRecord]) -> RecordStats:
-    """The numbers of one model's records; `InputError` when there are none or they are of several models."""
-    models = sorted({record.fingerprint for record in records})
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What is counted of one record; without its routes, so that those of a million fit."""
+
+    task: str
+    n_layers: int
+    broken: bool
+    base_correct: bool
+    improved: bool
+    solved: bool
+    control_solved: bool | None  # None: no control
+    actions: tuple[int, int, int] | None  # skip, execute, repeat of the kept route
+    n_routes: tuple[int, int, int]  # search, control, checks
+    chosen_checks: tuple[tuple[str, bool], ...]  # (check, right)
+    base_checks: tuple[tuple[str, bool], ...]  # (check, another verdict than the search's)
+
+
+def describe(records: Iterable[RouteRecord]) -> RecordStats:
+    """The numbers of one model's records, which may come one at a time; `InputError` when there are none or they are of several models."""
+    models, by_task = set[str](), dict[str, list[_Seen]]()
+    for record in records:
+        models.add(record.fingerprint)
+        by_task.setdefault(record.task, []).append(_seen(record))
     if len(models) != 1:
-        raise InputError(f"got records of {len(models)} models ({', '.join(models)}), expected one: describe one model's records at a time")
-    tasks = sorted({record.task for record in records})
-    rows = [_task(task, [record for record in records if record.task == task]) for task in tasks]
-    return RecordStats((*rows, _task(POOLED, records)) if len(tasks) > 1 else tuple(rows))
+        names = ", ".join(sorted(models))
+        raise InputError(f"got records of {len(models)} models ({names}), expected one: describe one model's records at a time")
+    rows = [_task(task, by_task[task]) for task in sorted(by_task)]
+    return RecordStats(
+        (*rows, _task(POOLED, [seen for task in sorted(by_task) for seen in by_task[task]])) if len(rows) > 1 else tuple(rows)
+    )
 
 
-def _task(name: str, every: Sequence[RouteRecord]) -> TaskStats:
-    records = [record for record in every if not record.broken]
-    routes = [record.chosen for record in records if record.chosen is not None]
-    counts = Counter(action for route in routes for action in route)
-    wrong = [record for record in records if not record.base_correct]
-    paired = [record for record in wrong if record.control_routes]
-    solved, by_control = [record.solved for record in paired], [bool(record.control_solved) for record in paired]
+def _seen(record: RouteRecord) -> _Seen:
+    counts = Counter(record.chosen or ())
+    base_checks = record.verified(record.routes[0])
+    return _Seen(
+        task=record.task,
+        n_layers=len(record.routes[0]),
+        broken=record.broken,
+        base_correct=record.base_correct,
+        improved=record.improved,
+        solved=record.solved,
+        control_solved=bool(record.control_solved) if record.control_routes else None,
+        actions=(counts[Action.SKIP], counts[Action.EXECUTE], counts[Action.REPEAT]) if record.chosen is not None else None,
+        n_routes=(
+            len(record.routes), len(record.control_routes), len({(check.route, _run_of(check.check)) for check in record.checks}),
+        ),
+        chosen_checks=tuple(record.verified(record.chosen).items()) if record.chosen is not None else (),
+        base_checks=tuple((name, correct != _base_verdict(record, name)) for name, correct in base_checks.items()),
+    )  # fmt: skip
+
+
+def _task(name: str, every: Sequence[_Seen]) -> TaskStats:
+    records = [seen for seen in every if not seen.broken]
+    kept = [seen.actions for seen in records if seen.actions is not None]
+    skips, executes, repeats = (sum(actions[which] for actions in kept) for which in range(3))
+    wrong = [seen for seen in records if not seen.base_correct]
+    paired = [seen for seen in wrong if seen.control_solved is not None]
+    solved, by_control = [seen.solved for seen in paired], [bool(seen.control_solved) for seen in paired]
+    searched, controlled, checked = (sum(seen.n_routes[which] for seen in records) for which in range(3))
     return TaskStats(
         task=name,
-        n_layers=len(every[0].routes[0]),
+        n_layers=every[0].n_layers,
         visited=len(records),
-        kept=len(routes),
-        improved=sum(record.improved for record in records),
-        search_routes=sum(len(record.routes) for record in records),
-        control_routes=sum(len(record.control_routes) for record in records),
-        check_routes=sum(len({(check.route, _run_of(check.check)) for check in record.checks}) for record in records),
-        actions=(counts[Action.SKIP], counts[Action.EXECUTE], counts[Action.REPEAT]),
-        mean_passes=sum(route.n_passes for route in routes) / len(routes) if routes else 0.0,
-        search=_share(record.solved for record in wrong),
+        kept=len(kept),
+        improved=sum(seen.improved for seen in records),
+        search_routes=searched,
+        control_routes=controlled,
+        check_routes=checked,
+        actions=(skips, executes, repeats),
+        mean_passes=(executes + 2 * repeats) / len(kept) if kept else 0.0,
+        search=_share(seen.solved for seen in wrong),
         control=_share(by_control) if paired else None,
-        difference=paired_bootstrap(solved, by_control, strata=[record.task for record in paired]) if paired else None,
+        difference=paired_bootstrap(solved, by_control, strata=[seen.task for seen in paired]) if paired else None,
         flips=_flips(records),
         broken=len(every) - len(records),
     )
@@ -137,18 +180,17 @@ def _share(verdicts: Iterable[bool]) -> Share:
     return Share(sum(values), len(values), *wilson(sum(values), len(values)))
 
 
-def _flips(records: Sequence[RouteRecord]) -> dict[str, Flips]:
+def _flips(records: Sequence[_Seen]) -> dict[str, Flips]:
     counts: dict[str, list[int]] = {}
-    for record in records:
-        if record.chosen is not None:
-            for name, correct in record.verified(record.chosen).items():
-                row = counts.setdefault(name, [0] * 4)
-                row[0] += 1
-                row[1] += not correct
-        for name, correct in record.verified(record.routes[0]).items():
+    for seen in records:
+        for name, correct in seen.chosen_checks:
+            row = counts.setdefault(name, [0] * 4)
+            row[0] += 1
+            row[1] += not correct
+        for name, changed in seen.base_checks:
             row = counts.setdefault(name, [0] * 4)
             row[2] += 1
-            row[3] += correct != _base_verdict(record, name)
+            row[3] += changed
     return {name: Flips(*counts[name]) for name in sorted(counts)}
 
 

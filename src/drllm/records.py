@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -269,8 +269,14 @@ def _record(row: dict[str, Any]) -> RouteRecord:
 
 def read_records(folder: Path) -> list[RouteRecord]:
     """Every record below a folder (one task's, or a whole `search/`), by task, then shard, then place in the shard."""
-    folders = sorted({path.parent for path in folder.rglob("shard-*.parquet")})
-    return [record for task in folders for index in shard_indices(task) for record in read_shard(shard_path(task, index))]
+    return list(iterate_records(folder))
+
+
+def iterate_records(folder: Path) -> Iterator[RouteRecord]:
+    """As `read_records`, a shard at a time: a million records are tens of gigabytes."""
+    for task in sorted({path.parent for path in folder.rglob("shard-*.parquet")}):
+        for index in shard_indices(task):
+            yield from read_shard(shard_path(task, index))
 
 
 def same_record(one: RouteRecord, other: RouteRecord) -> bool:

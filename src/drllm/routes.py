@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -38,7 +39,7 @@ class Route:
         """The route written as one digit a block; `InputError` on anything but the digits 0, 1 and 2."""
         if not isinstance(text, str) or not text or set(text) - set("012"):
             raise InputError(f"cannot read route {text!r}: write one digit a block, 0 (skip), 1 (execute) or 2 (repeat)")
-        return cls(int(digit) for digit in text)
+        return _parsed(text)
 
     @classmethod
     def full(cls, n_layers: int) -> Route:
@@ -84,3 +85,9 @@ class Route:
 
     def __repr__(self) -> str:
         return f"Route.parse({str(self)!r})"
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _parsed(text: str) -> Route:
+    """One object a route: records of many questions hold the same ones, those of a control or a list of routes above all."""
+    return Route(int(digit) for digit in text)

@@ -219,11 +219,11 @@ class GeneratedScorer:
 
     def _is_settled(self, answer: _Answer) -> bool:
         """Whether no continuation can change the verdict."""
-        # A replacement character at the end is half of one to come, which may be any: it settles nothing.
-        text = answer.text.rstrip("\ufffd")
+        if answer.text.endswith("\ufffd"):
+            return False  # half of a character to come, which may be any
         if self._to_a_box is not None:
-            return self._to_a_box(text) > self.max_new_tokens - len(answer.tokens)
-        return answer.question.task.settled(text, self.reward)
+            return self._to_a_box(answer.text) > self.max_new_tokens - len(answer.tokens)
+        return answer.question.task.settled(answer.text, self.reward)
 
 
 def _keys_values(answer: _Answer) -> list[tuple[Tensor, Tensor]]:

@@ -112,7 +112,10 @@ def search_on_ray(
         """The next groups for each free actor; fewer towards the end, so that none works long after the others."""
         while free and waiting:
             actor, share = free.pop(), -(-len(waiting) // (2 * resources.workers))
-            groups = [waiting.popleft() for _ in range(min(at_once, share))]
+            groups = [waiting.popleft()]
+            # A group that was under way when an actor died goes alone: so the one to blame is found, and only that one.
+            while len(groups) < min(at_once, share) and not any(deaths[index] for index, _ in (groups[0], waiting[0])):
+                groups.append(waiting.popleft())
             calls[actor.search.remote(groups)] = (actor, groups)
 
     def count_deaths(of: Sequence[tuple[int, Group]], why: str) -> None:

@@ -29,6 +29,7 @@ from drllm.searching.prior import PRIOR_FILE, EditPrior, random_routes, read_pri
 from drllm.searching.worker import Job, Worker, question_seed
 from drllm.tasks import Example, LoadedTask, load_task
 
+N_PROBED = 4  # questions, the base's logits on all of which must be broken for the model to be to blame
 MATRIX_SPLITS = ("fit", "tune", "calibrate")
 
 Group = list[tuple[str, Example]]  # (split, example) of each question
@@ -157,6 +158,8 @@ def _search_task(
         for reason, count in sorted(left_out.items()):
             progress.print(f"{name}: {count} question{'' if count == 1 else 's'} left out: {reason}")
         progress.resume(sum(sizes[index] for index in done))
+        if not done and len(questions) >= N_PROBED:
+            planner.probe(_spread(questions, N_PROBED))
         if todo:
             prior = _prior(planner, questions, folder, progress) if config.preset == "default" and routes is None else None
             job = Job(task_data.task, config, prior, routes, control)
@@ -221,6 +224,11 @@ def _reason(message: str, example_id: str) -> str:
     return re.sub(r"a prompt of \d+ tokens plus \d+ new ones exceeds", "a prompt that, with its answer, exceeds", message)
 
 
+def _spread(questions: Sequence[Any], n: int) -> list[Example]:
+    """Examples of all lengths: every so manieth question."""
+    return [questions[at * len(questions) // n].example for at in range(n)]
+
+
 def _prior(worker: Worker, questions: Sequence[Any], folder: Path, progress: Progress) -> EditPrior | None:
     """The prior over edits: read back, or from a sweep over some questions of all lengths."""
     n_questions = min(worker.job.config.sweep_questions, len(questions))
@@ -229,6 +237,6 @@ def _prior(worker: Worker, questions: Sequence[Any], folder: Path, progress: Pro
     if (prior := read_prior(folder)) is not None:
         return prior
     progress.print(f"trying every single edit on {n_questions} questions first")
-    prior = worker.sweep([questions[at * len(questions) // n_questions].example for at in range(n_questions)])
+    prior = worker.sweep(_spread(questions, n_questions))
     write_json(folder / PRIOR_FILE, prior.to_json())
     return read_prior(folder)

@@ -25,7 +25,6 @@ from drllm.tasks import Example, Task
 
 AT_ONCE = 64  # evaluations of one question under way, when no verdict decides what comes next
 BESIDE_THE_SEARCH = 2  # while its tree waits for a verdict: the control keeps pace with it
-MIN_BROKEN = 4  # questions, all there were so far and all with broken logits, from which on the model is to blame
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,6 @@ class Worker:
         members: dict[int, list[int]] = {}  # group -> handles
         at_once = questions_at_once(self.job, self.resources) if self.scorer.shares_across_groups else 1
         exhausted = False
-        n_done = n_broken = 0
         while running or not exhausted:
             while not exhausted and sum(not search.done for search in running.values()) < at_once:
                 group = next(waiting, None)
@@ -127,14 +125,18 @@ class Worker:
                 handles = members.pop(index)
                 searches = [running.pop(handle) for handle in handles]
                 self.scorer.close(handles)
-                n_done += len(searches)
-                n_broken += sum(search.broken for search in searches)
-                if n_broken == n_done >= MIN_BROKEN:
-                    raise InputError(
-                        f"the logits are not numbers on any of {n_broken} questions ({searches[0].question.example.id}, ...): "
-                        "try --dtype bfloat16 or float32, or another model"
-                    )
                 yield index, [self._record(search) for search in searches]
+
+    def probe(self, examples: Sequence[Example]) -> None:
+        """Refuse a model whose logits are not numbers on any of these questions; single such questions a search records and goes on."""
+        handles = self.scorer.open([self.scorer.question(self.job.task, example) for example in examples])  # type: ignore[arg-type]
+        verdicts = self.scorer.score([(handle, Route.full(self.routed.n_layers)) for handle in handles])
+        self.scorer.close(handles)
+        if all(verdict.broken for verdict in verdicts):
+            raise InputError(
+                f"the logits are not numbers on any of {len(examples)} questions ({examples[0].id}, ...): "
+                "try --dtype bfloat16 or float32, or another model"
+            )
 
     def sweep(self, examples: Sequence[Example]) -> EditPrior:
         """A prior over edits from every single edit on a few questions of the task."""
