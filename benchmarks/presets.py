@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from drllm import EvaluateConfig, Resources, RoutedModel, SearchConfig, TrainConfig, evaluate, search, train
+from drllm import EvaluateConfig, Resources, Route, RoutedModel, SearchConfig, TrainConfig, evaluate, search, train
 from drllm.evaluation.stats import paired_bootstrap, wilson
 from drllm.records import RouteRecord, read_records
 from drllm.searching.prior import sweep_routes
@@ -48,8 +49,16 @@ def shown(values: list[bool]) -> str:
     return f"{100 * sum(values) / len(values):.1f} ({100 * low:.1f} to {100 * high:.1f}), {sum(values)} of {len(values)}"
 
 
-def labels(task: str, preset: str, records: list[RouteRecord], n_simulations: int) -> dict[str, Any]:
+def forwards(routes: Iterable[Route], n_layers: int) -> float:
+    """Block applications of one question's routes, every shared prefix once, in forwards of the base."""
+    paths = [route.path for route in routes]
+    return len({path[: n + 1] for path in paths for n in range(len(path))}) / n_layers
+
+
+def labels(task: str, preset: str, records: list[RouteRecord], n_simulations: int, n_swept: int) -> dict[str, Any]:
     """What the labels of one preset are worth, without training."""
+    n_layers = len(records[0].routes[0])
+    swept = n_swept * forwards([Route.full(n_layers), *sweep_routes(n_layers, 2)], n_layers) / len(records)
     wrong = [record for record in records if not record.base_correct]
     right = [record for record in records if record.base_correct]
     kept = [record for record in records if record.chosen is not None]
@@ -58,6 +67,9 @@ def labels(task: str, preset: str, records: list[RouteRecord], n_simulations: in
         "task": task,
         "preset": preset,
         "simulations": n_simulations,
+        "forwards a question (distinct block applications / blocks; the sweep's share in them)": round(
+            sum(forwards(record.routes, n_layers) for record in records) / len(records) + swept, 2
+        ),
         "solved of the base's wrong, %": shown([record.solved for record in wrong]),
         "solved and right under another template, %": shown([held(record, TEMPLATE_CHECKS[1:]) for record in wrong]),
         "kept routes right in fp32, %": shown([held(record, ("fp32:acc_norm",)) for record in kept]),
@@ -109,7 +121,7 @@ def main() -> None:
             out = arguments.out / f"{task}-{preset}"
             search(routed, [task], config, out, arguments.data, resources=resources)
             found[preset] = read_records(out / "search")
-            tables["labels"].append(labels(task, preset, found[preset], n_simulations))
+            tables["labels"].append(labels(task, preset, found[preset], n_simulations, 0 if preset == "paper" else arguments.sweep))
         controlled = [bool(record.control_solved) for record in found["paper"] if not record.base_correct]
         tables["labels"].append({"task": task, "preset": "blind control", "solved of the base's wrong, %": shown(controlled)})
         tables["default minus paper, points"][task] = compare(found["paper"], found["default"])
