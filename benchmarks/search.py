@@ -4,7 +4,8 @@
     python benchmarks/search.py --make-paths          # writes the path lists anew, with the `paper` preset, early stop off
 
 Unit PF: one plain forward of the same tokens, batch 1, by the unmodified model computing logits only where they are scored, timed between
-the scorer's own steps. One thread. Path lists: `benchmarks/paths/<reward>.json` (ids and routes, 50 a question).
+the scorer's own steps. Of a generated answer: the prompt and the answer under the base route, as far as the scorer decodes it. One thread.
+Path lists: `benchmarks/paths/<reward>.json` (ids and routes, 50 a question).
 """
 
 from __future__ import annotations
@@ -55,17 +56,18 @@ class PlainForwards:
 
     def __init__(self, model: Any, scorer: Any, questions: list[Any]):
         self.model, self.scorer, self.questions = model, scorer, questions
+        self.rows = [question.rows if isinstance(scorer, LoglikScorer) else self._answered(question) for question in questions]
         self.order = random.Random(0).sample(range(len(questions)), len(questions))
         self.seconds: list[list[float]] = [[] for _ in questions]
         self.n = 0
-        for question in questions[:3]:
-            self._forward(question)
+        for index in range(3):
+            self._forward(index)
 
     def one(self) -> float:
         """Time one forward; its seconds."""
         index = self.order[self.n % len(self.order)]
         start = time.perf_counter()
-        self._forward(self.questions[index])
+        self._forward(index)
         self.seconds[index].append(time.perf_counter() - start)
         self.n += 1
         return self.seconds[index][-1]
@@ -76,14 +78,22 @@ class PlainForwards:
             self.one()
         return sum(sum(times) / len(times) for times in self.seconds) / len(self.seconds)
 
+    def _answered(self, question: Any) -> tuple[torch.Tensor, int]:
+        """Prompt and answer, whose last token is predicted and never read; how many tokens are predicted."""
+        self.scorer.load([question])
+        (verdict,) = self.scorer.score([(0, Route.full(self.scorer.routed.n_layers))])
+        answer = self.scorer.routed.tokenizer(verdict.text, add_special_tokens=False)["input_ids"]
+        return torch.tensor([[*question.context_ids, *answer[:-1]]]), max(1, len(answer))
+
     @torch.no_grad()
-    def _forward(self, question: Any) -> None:
+    def _forward(self, index: int) -> None:
         if isinstance(self.scorer, LoglikScorer):
-            batch = make_batch(question.rows, self.scorer.packed, self.model.dtype, torch.device("cpu"))
+            batch = make_batch(self.rows[index], self.scorer.packed, self.model.dtype, torch.device("cpu"))
             with head_at(self.model, batch.scored.unique()):  # every choice's first token is predicted from the same place
                 self.model(batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False)
         else:
-            self.model(torch.tensor([question.context_ids]), use_cache=True, logits_to_keep=1)
+            ids, n_predicted = self.rows[index]
+            self.model(ids, use_cache=True, logits_to_keep=n_predicted)
 
 
 def load(dtype: torch.dtype) -> tuple[RoutedModel, Any]:
@@ -304,6 +314,9 @@ def measure(reward: str, dtype: torch.dtype, arguments: argparse.Namespace) -> d
     say("pf_ms", 1000 * pf, f"1 PF = {1000 * pf:.1f} ms ({plain.n} forwards in between), {len(questions)} questions x {N_PATHS} paths")
     tokens = statistics.mean(question.n_tokens for question in questions)
     say("tokens", tokens, f"{tokens:.1f} tokens a question")
+    if reward != "loglik":
+        predicted = statistics.mean(n_predicted for _, n_predicted in plain.rows)
+        say("answer_tokens", predicted, f"{predicted:.1f} tokens of the base's answer until it is settled; PF reads all but the last")
     rounds = ", ".join(f"{seconds / pf:.3f}" for seconds in runs)
     say("pf_a_path", cost / pf, f"{cost / pf:.3f} PF a path (rounds: {rounds})")
     say("paths_a_second", 1 / cost, f"{1 / cost:.1f} paths/s")

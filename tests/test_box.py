@@ -33,10 +33,12 @@ SMOLLM2 = [*LETTERS, "box", "ed", "}.", "$\\", "}$", " \\", " answer"]  # how it
         (["\\boxed{5}", "x"], "\\boxed{", 1),
         (["a", "b"], "", float("inf")),
         (["a", "}"], "\\boxed{", 2),
+        ([*LETTERS, ")}"], "\\boxed{", 2),  # marks alone are no answer
+        (["\\", "}"], "\\boxed{", 2),
     ],
 )
 def test_bound_by_hand(pieces: list[str], text: str, n_tokens: float):
-    assert BoxBound(pieces)(text) == n_tokens
+    assert BoxBound(pieces)(text, "5") == n_tokens
 
 
 VOCABULARY = ["\\", "box", "ed", "\\boxed", "{", "}", "5", "5}", "ed{", " ", "o", "b", "xed", "{}", "$", "\n", "the "]
@@ -47,11 +49,11 @@ BOUND = BoxBound(VOCABULARY)
 @given(st.lists(st.sampled_from(VOCABULARY), max_size=10))
 def test_no_answer_comes_sooner(pieces: list[str]):
     """Whatever the grader accepts was within reach at every token before."""
-    bound, whole = BOUND, "".join(pieces)
-    if bound(whole):
+    whole = "".join(pieces)
+    if BOUND(whole, "5"):
         assert not boxed_matches(whole, "5")
     for n in range(len(pieces)):
-        assert bound("".join(pieces[:n])) <= bound(whole) + len(pieces) - n
+        assert BOUND("".join(pieces[:n]), "5") <= BOUND(whole, "5") + len(pieces) - n
 
 
 @pytest.mark.parametrize("start", ["", "\\", "\\bo", "\\boxed", "\\boxed{", "\\boxed{5", "x\\box"])
@@ -60,4 +62,9 @@ def test_the_bound_is_the_shortest_way(start: str):
     vocabulary = ["\\", "box", "ed", "{", "}", "5"]
     n = next(n for n in range(7) for way in itertools.product(vocabulary, repeat=n) if boxed_matches(start + "".join(way), "5")
              or boxed_matches(start + "".join(way), "55"))  # fmt: skip
-    assert BoxBound(vocabulary)(start) == n
+    assert BoxBound(vocabulary)(start, "5") == n
+
+
+def test_of_a_gold_answer_of_marks_alone_nothing_is_known():
+    assert BOUND("", "()") == 0
+    assert BOUND("", "\\emptyset") == BOUND("", "-1") > 0

@@ -106,7 +106,7 @@ def test_boxed_answers_are_those_of_each_prompt_alone(family):
     routed = RoutedModel.wrap(families.build(family, vocab_size=300), byte_tokenizer())
     routed.model.generation_config.eos_token_id = None
     scorer = GeneratedScorer(routed, "boxed", 256, max_new_tokens=8)
-    scorer._to_a_box = lambda _text: 0  # eight letters are no box, so each answer would end at once
+    scorer._to_a_box = lambda *_: 0  # eight letters are no box, so each answer would end at once
     scorer.load([scorer.question(GSM, example) for example in SUMS])
     pairs = [(index, route) for index in range(len(SUMS)) for route in (ROUTES[index], ROUTES[index + 5], ROUTES[9])]
     for (index, route), verdict in zip(pairs, scorer.score(pairs), strict=True):

@@ -6,6 +6,7 @@ It is a lower bound: an answer may need more tokens, never fewer.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from drllm.tasks.grading import BOX
 
 _NAMED, _OPEN, _FILLED, _CLOSED = len(BOX), len(BOX) + 1, len(BOX) + 2, len(BOX) + 3
 _CONTENT = "0"  # stands for every token without a part of a box; a vocabulary that lacks it only makes the bound smaller
+_MARKS = frozenset(string.punctuation) - {"\\"}  # ASCII alone; a backslash begins a command such as \pi
 
 
 class BoxBound:
@@ -35,9 +37,17 @@ class BoxBound:
         """The bound of a tokenizer's vocabulary."""
         return cls(tokenizer.batch_decode([[token] for token in range(len(tokenizer))]))
 
-    def __call__(self, text: str) -> float:
-        """Tokens at least; 0 when a box is closed already, infinite when no token of the vocabulary leads to one."""
-        return self._n_tokens[_read(0, text)]
+    def __call__(self, text: str, gold: str) -> float:
+        """Tokens at least; 0 when a box is closed already, infinite when no token of the vocabulary leads to one.
+
+        A box is taken to need a letter, a digit or a command in it, as the gold answer has; where that has none, nothing is known: 0.
+        """
+        return self._n_tokens[_read(0, text)] if any(map(_fills, gold)) else 0
+
+
+def _fills(char: str) -> bool:
+    """Whether a character can be what makes an expression equal to a gold answer that is more than marks."""
+    return not char.isspace() and char not in _MARKS
 
 
 def _read(state: int, text: str) -> int:
@@ -48,7 +58,7 @@ def _read(state: int, text: str) -> int:
         if state == _FILLED:
             state = _CLOSED if char == "}" else _FILLED
         elif state == _OPEN:
-            state = _OPEN if char.isspace() or char in "{}" else _FILLED
+            state = _FILLED if _fills(char) else _OPEN
         elif state == _NAMED and (char.isspace() or char == "{"):
             state = _OPEN if char == "{" else _NAMED
         elif state < _NAMED and char == BOX[state]:

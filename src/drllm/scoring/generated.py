@@ -32,7 +32,7 @@ from drllm.tasks import Example, Task
 DEFAULT_NEW_TOKENS = {"letter": 10, "boxed": 15}  # the authors' code; ample for a letter, short for a derivation
 WIDTH_STEP = 8  # prompts are padded to a multiple of this many tokens
 FIRST_ROWS = 32  # last prompt tokens that go through the output head together
-DECODED_ROWS = 128  # answers decoded together
+DECODED_ROWS = 256  # answers decoded together
 COMPACT_BELOW = 0.75  # share of rows still running below which the others leave the batch
 
 
@@ -222,7 +222,7 @@ class GeneratedScorer:
         if answer.text.endswith("\ufffd"):
             return False  # half of a character to come, which may be any
         if self._to_a_box is not None:
-            return self._to_a_box(answer.text) > self.max_new_tokens - len(answer.tokens)
+            return self._to_a_box(answer.text, str(answer.question.example.answer)) > self.max_new_tokens - len(answer.tokens)
         return answer.question.task.settled(answer.text, self.reward)
 
 
