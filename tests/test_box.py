@@ -34,7 +34,7 @@ SMOLLM2 = [*LETTERS, "box", "ed", "}.", "$\\", "}$", " \\", " answer"]  # how it
         (["a", "b"], "", float("inf")),
         (["a", "}"], "\\boxed{", 2),
         ([*LETTERS, ")}"], "\\boxed{", 2),  # marks alone are no answer
-        (["\\", "}"], "\\boxed{", 2),
+        ([*LETTERS, "{\\", "\\}"], "\\boxed", 3),
     ],
 )
 def test_bound_by_hand(pieces: list[str], text: str, n_tokens: float):

@@ -14,7 +14,7 @@ from drllm.tasks.grading import BOX
 
 _NAMED, _OPEN, _FILLED, _CLOSED = len(BOX), len(BOX) + 1, len(BOX) + 2, len(BOX) + 3
 _CONTENT = "0"  # stands for every token without a part of a box; a vocabulary that lacks it only makes the bound smaller
-_MARKS = frozenset(string.punctuation) - {"\\"}  # ASCII alone; a backslash begins a command such as \pi
+_MARKS = frozenset(string.punctuation)
 
 
 class BoxBound:
@@ -40,7 +40,8 @@ class BoxBound:
     def __call__(self, text: str, gold: str) -> float:
         """Tokens at least; 0 when a box is closed already, infinite when no token of the vocabulary leads to one.
 
-        A box is taken to need a letter, a digit or a command in it, as the gold answer has; where that has none, nothing is known: 0.
+        A box is taken to need more in it than white space and ASCII marks, as the gold answer has more. Where it has not, nothing is
+        known: 0.
         """
         return self._n_tokens[_read(0, text)] if any(map(_fills, gold)) else 0
 
