@@ -297,7 +297,7 @@ def measure(reward: str, dtype: torch.dtype, arguments: argparse.Namespace) -> d
     n_naive = arguments.naive if dtype == torch.float32 else 0
     if n_naive and reward != "loglik":
         n_naive = max(1, n_naive // 8)  # decoding one by one takes long
-        rows = rows[:n_naive]
+        rows, paths = rows[:n_naive], paths[:n_naive]
     questions = [scorer.question(task, example) for example in rows]
     plain = PlainForwards(bare, scorer, questions)
     pairs = [(index, route) for index in range(len(questions)) for route in paths[index]]
