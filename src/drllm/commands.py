@@ -10,7 +10,7 @@ import argparse
 import importlib.util
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from drllm.errors import InputError
 from drllm.flags import METHODS, SECTIONS, add_flags, common_flags, number
 from drllm.job import Job, searched_model
 from drllm.plans import search_plans
-from drllm.record_commands import add_records, records, sweeps
+from drllm.record_commands import Lines, add_records, records, sweeps
 from drllm.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 BATCH = 8  # prompts generated together
 DEFAULT_NEW_TOKENS = 64
-
-Lines = Iterator[str]
 
 
 @dataclass(frozen=True)

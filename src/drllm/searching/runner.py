@@ -225,7 +225,7 @@ def _reason(message: str, example_id: str) -> str:
 
 
 def _spread(questions: Sequence[Any], n: int) -> list[Example]:
-    """Examples of all lengths: every so manieth question."""
+    """`n` examples, evenly spread over the questions, which lie by length."""
     return [questions[at * len(questions) // n].example for at in range(n)]
 
 
