@@ -60,7 +60,7 @@ class PlainForwards:
         self.order = random.Random(0).sample(range(len(questions)), len(questions))
         self.seconds: list[list[float]] = [[] for _ in questions]
         self.n = 0
-        for index in range(3):
+        for index in range(min(3, len(questions))):
             self._forward(index)
 
     def one(self) -> float:

@@ -65,6 +65,7 @@ def test_the_bound_is_the_shortest_way(start: str):
     assert BoxBound(vocabulary)(start, "5") == n
 
 
-def test_of_a_gold_answer_of_marks_alone_nothing_is_known():
-    assert BOUND("", "()") == 0
-    assert BOUND("", "\\emptyset") == BOUND("", "-1") > 0
+def test_of_a_gold_answer_without_a_digit_nothing_is_known():
+    assert boxed_matches("\\boxed{\\{\\}}", "\\emptyset"), "marks alone can be an answer"
+    assert BOUND("", "\\emptyset") == BOUND("", "x") == 0
+    assert BOUND("", "-1") > 0

@@ -150,8 +150,8 @@ def export_records(source: Path, out: Path, float16: bool = False) -> int:
     """Write all records of a run folder, task folder or shard into one file, by the suffix of `out`; returns the number of rows.
 
     `.parquet` has the columns of a shard, one row a question, margins as float16 if asked to; `read_shard` reads it. `.csv` and `.jsonl`
-    have one row an evaluated route. Raises `InputError` for another suffix or a margin that float16 cannot hold, `ArtifactError` when
-    there are no records.
+    have one row an evaluated route. Raises `InputError` for another suffix, a run of both kinds of records, or a margin that float16 cannot
+    hold, `ArtifactError` when there are no records.
     """
     suffix = out.suffix.lower()
     if suffix not in EXPORT_SUFFIXES:

@@ -40,14 +40,14 @@ class BoxBound:
     def __call__(self, text: str, gold: str) -> float:
         """Tokens at least; 0 when a box is closed already, infinite when no token of the vocabulary leads to one.
 
-        A box is taken to need more in it than white space and ASCII marks, as the gold answer has more. Where it has not, nothing is
-        known: 0.
+        Where the gold answer has a digit, a box is taken to need more in it than white space and ASCII marks. Of other gold answers nothing
+        is known, 0: an empty set may be written in marks alone.
         """
-        return self._n_tokens[_read(0, text)] if any(map(_fills, gold)) else 0
+        return self._n_tokens[_read(0, text)] if any(char in string.digits for char in gold) else 0
 
 
 def _fills(char: str) -> bool:
-    """Whether a character can be what makes an expression equal to a gold answer that is more than marks."""
+    """Whether a character can be what makes an expression a number."""
     return not char.isspace() and char not in _MARKS
 
 

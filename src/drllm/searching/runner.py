@@ -25,6 +25,7 @@ from drllm.provenance import running
 from drllm.records import read_shard, shard_indices, shard_path, write_shard
 from drllm.routes import Route
 from drllm.scoring import questions_digest
+from drllm.scoring.generated import DECODED_ROWS
 from drllm.searching.prior import PRIOR_FILE, EditPrior, random_routes, read_prior
 from drllm.searching.worker import Job, Worker, question_seed
 from drllm.tasks import Example, LoadedTask, load_task
@@ -132,6 +133,9 @@ def _search_task(
     job = Job(task_data.task, config, None, routes, control)
     planner = Worker(routed, job, resources)
     groups, questions, skipped = _groups(planner, task_data, config)
+    done = set(shard_indices(folder))
+    if not done and len(questions) >= N_PROBED:  # before there is a plan that another dtype would not fit
+        planner.probe([questions[at * (len(questions) - 1) // (N_PROBED - 1)].example for at in range(N_PROBED)])
     check_plan(folder, {
         "task": name, "source": task_data.source, "data": None if data is None else str(data),
         "model": routed.base_id, "fingerprint": routed.fingerprint,
@@ -140,8 +144,7 @@ def _search_task(
         "config": to_dict(config), "prompt_format": planner.scorer.prompt_format,
         "questions": questions_digest(questions), "ids": [question.example.id for question in questions], "skipped": skipped,
         "paths": None if routes is None else [str(route) for route in routes], "control": [str(route) for route in control],
-    })  # fmt: skip
-    done = set(shard_indices(folder))
+    } | ({} if planner.scorer.shares_across_groups else {"decoded_rows": DECODED_ROWS}))  # fmt: skip
     for index in sorted(done):  # what is unreadable or not of this search is refused now, not after hours
         _check_shard(shard_path(folder, index), groups[index] if index < len(groups) else [], job, routed.fingerprint)
     entry = {
@@ -158,8 +161,6 @@ def _search_task(
         for reason, count in sorted(left_out.items()):
             progress.print(f"{name}: {count} question{'' if count == 1 else 's'} left out: {reason}")
         progress.resume(sum(sizes[index] for index in done))
-        if not done and len(questions) >= N_PROBED:
-            planner.probe(_spread(questions, N_PROBED))
         if todo:
             prior = _prior(planner, questions, folder, progress) if config.preset == "default" and routes is None else None
             job = Job(task_data.task, config, prior, routes, control)
