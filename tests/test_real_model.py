@@ -92,7 +92,8 @@ def test_letter_agrees_with_a_plain_unbatched_implementation(models):
         question = questions[index]
         tokens = plain_greedy(twins[route], question.context_ids, 10, routed.tokenizer.eos_token_id)
         text = routed.tokenizer.decode(tokens, skip_special_tokens=True)
-        assert verdict.text == text
+        assert verdict.text is not None
+        assert text == verdict.text or (text.startswith(verdict.text) and task.task.settled(verdict.text, "letter"))
         # Graded by hand: the first letter standing alone.
         found = re.match(r"\W*(?:(?:the )?(?:correct )?(?:answer|option)(?: is)?:?\s*)?\(?([A-E])\b", text, re.IGNORECASE)
         right = bool(found) and "ABCDE".index(found[1].upper()) == question.example.answer
@@ -117,7 +118,9 @@ def test_boxed_agrees_with_a_plain_unbatched_implementation(models):
     for (index, route), verdict in zip(pairs, scorer.score(pairs), strict=True):
         tokens = plain_greedy(twins[route], questions[index].context_ids, 24, routed.tokenizer.eos_token_id)
         text = routed.tokenizer.decode(tokens, skip_special_tokens=True)
-        assert verdict.text == text
+        assert verdict.text is not None
+        # An answer ends early where too few tokens are left to close a box.
+        assert text == verdict.text or (text.startswith(verdict.text) and not verdict.correct)
         boxes = re.findall(r"\\boxed\{([^{}]*)\}", text)
         right = bool(boxes) and boxes[-1].strip(" $") == examples[index].answer
         assert verdict.correct == right, (text, examples[index].answer)
