@@ -115,7 +115,7 @@ def test_info_prints_tables_by_folder_and_model(folders, capsys):
 
 
 def test_info_of_the_first_real_run(capsys):
-    code, out, err = run(capsys, "info", ROOT / "results" / "demo-smollm2-135m-q4")
+    code, out, err = run(capsys, "info", ROOT / "results" / "first-run-smollm2-135m-q4")
     assert (code, err) == (0, "")
     rows = [line.split() for line in out.splitlines()]
     assert ["all", "423", "320", "167", "39.5", "52.2", "858", "8,674", "68", "27.53", "of", "30"] in rows

@@ -34,7 +34,7 @@ from drllm.records import (
 )
 from record_factory import ROUTES, any_record, control, full_record, record
 
-RESULTS = Path(__file__).parent.parent / "results" / "demo-smollm2-135m-q4"
+RESULTS = Path(__file__).parent.parent / "results" / "first-run-smollm2-135m-q4"
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
