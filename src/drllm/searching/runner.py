@@ -225,11 +225,6 @@ def _reason(message: str, example_id: str) -> str:
     return re.sub(r"a prompt of \d+ tokens plus \d+ new ones exceeds", "a prompt that, with its answer, exceeds", message)
 
 
-def _spread(questions: Sequence[Any], n: int) -> list[Example]:
-    """`n` examples, evenly spread over the questions, which lie by length."""
-    return [questions[at * len(questions) // n].example for at in range(n)]
-
-
 def _prior(worker: Worker, questions: Sequence[Any], folder: Path, progress: Progress) -> EditPrior | None:
     """The prior over edits: read back, or from a sweep over some questions of all lengths."""
     n_questions = min(worker.job.config.sweep_questions, len(questions))
@@ -238,6 +233,6 @@ def _prior(worker: Worker, questions: Sequence[Any], folder: Path, progress: Pro
     if (prior := read_prior(folder)) is not None:
         return prior
     progress.print(f"trying every single edit on {n_questions} questions first")
-    prior = worker.sweep(_spread(questions, n_questions))
+    prior = worker.sweep([questions[at * len(questions) // n_questions].example for at in range(n_questions)])
     write_json(folder / PRIOR_FILE, prior.to_json())
     return read_prior(folder)
