@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drllm.errors import InputError
+from drllm.files import write_json
 from drllm.flags import METHODS, SECTIONS, add_flags, common_flags, number
 from drllm.job import Job, searched_model
 from drllm.plans import search_plans
@@ -23,6 +25,7 @@ from drllm.record_commands import Lines, add_records, records, sweeps
 from drllm.registry import did_you_mean
 
 if TYPE_CHECKING:
+    from drllm.config import EvaluateConfig
     from drllm.model.prompts import Prompt
     from drllm.model.routed import RoutedModel
 
@@ -70,6 +73,9 @@ def _evaluate(job: Job) -> Lines:
     for method in job.common.methods:
         if method not in METHODS:
             raise InputError(f"unknown method {method!r}{did_you_mean(method, METHODS)}; choose from {', '.join(METHODS)}")
+    if job.arguments.harness or job.arguments.harness_args:
+        yield from _evaluate_harness(job, out, config)
+        return
     tasks = job.tasks() if job.common.tasks else tuple(folder.name for folder in search_plans(Path(out)))
     model, dtype = searched_model(job, out)
     if not tasks:
@@ -83,6 +89,47 @@ def _evaluate(job: Job) -> Lines:
         if method in job.common.methods:
             yield verdict(summary, method)
     yield f"summary: {out / 'evaluate' / config.folder / 'summary.json'}"
+
+
+def _evaluate_harness(job: Job, out: Path, config: EvaluateConfig) -> Lines:
+    if controls := set(job.common.methods) & {"random", "shuffled"}:
+        raise InputError(f"control {min(controls)!r} cannot run under --harness: `drllm evaluate` without it has the controls")
+    tasks = job.common.tasks or job.need("tasks")
+    if importlib.util.find_spec("lm_eval") is None:
+        raise InputError("lm-evaluation-harness is not installed: pip install 'drllm[eval]'")
+    try:
+        harness_args = shlex.split(job.arguments.harness_args)
+    except ValueError as error:
+        raise InputError(f"--harness-args {job.arguments.harness_args!r} cannot be split into words ({error})") from None
+    model, dtype = searched_model(job, out) if out.is_dir() else (job.need("model"), "")
+    from drllm.harness.compare import render
+    from drllm.harness.run import evaluate_harness, render_routing
+
+    summary = evaluate_harness(
+        job.load(model, dtype), job.common.methods, tasks, out, config, job.common.data or None, harness_args, job.argv
+    )
+    yield render_routing(summary)
+    if summary["rows"]:
+        yield render(summary["rows"], summary["reference"])
+    yield f"summary: {out / 'harness' / config.folder / 'summary.json'}"
+
+
+def _compare(job: Job) -> Lines:
+    from drllm.harness.compare import compare, read_scores, render
+
+    folders = {}
+    for given in job.arguments.folders:
+        name, separator, folder = given.partition("=")
+        if not separator or not name or not folder:
+            raise InputError(f"{given!r} names no method: write NAME=FOLDER, for example base=runs/a/harness/tune/base")
+        if name in folders:
+            raise InputError(f"method {name!r} is given twice: give each folder its own name")
+        folders[name] = folder
+    rows = compare({name: read_scores(folder) for name, folder in folders.items()}, job.arguments.resamples, job.arguments.seed)
+    yield render(rows, next(iter(folders)))
+    if job.common.out:
+        write_json(Path(job.common.out), rows)
+        yield f"rows: {job.common.out}"
 
 
 def _generate(job: Job) -> Lines:
@@ -175,6 +222,22 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     _with_section("search", "model", "dtype", "device", "tasks", "data", "out")(parser)
     add_flags(parser, SECTIONS["resources"], title="resources: where and how it runs; no record depends on them (section `resources`)")
     parser.add_argument("--paths", metavar="FILE", help="evaluate the routes of a file, one a line, on every question instead of searching")
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    _with_section("evaluate", "model", "dtype", "device", "tasks", "data", "out", "methods")(parser)
+    group = parser.add_argument_group("lm-evaluation-harness (docs/harness.md)")
+    group.add_argument("--harness", action="store_true", help="run the harness's tasks instead; drllm_* names are its offline ones")
+    group.add_argument("--harness-args", default="", metavar="TEXT", help='any of its options, such as --harness-args="--num_fewshot 5"')
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folders", nargs="+", metavar="NAME=FOLDER", help="sample logs of lm-evaluation-harness; the first is the reference"
+    )
+    parser.add_argument("--out", metavar="FILE.json", help="write the rows there too")
+    parser.add_argument("--resamples", type=int, default=10_000, metavar="N", help="bootstrap resamples (default: 10000)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
 
 
 def _add_retrofit(parser: argparse.ArgumentParser) -> None:
@@ -281,9 +344,15 @@ COMMANDS: dict[str, Command] = {
     ),
     "evaluate": Command(
         "Answer the same held-out questions with the base and with each policy of a run, and compare them question by question.",
-        _with_section("evaluate", "model", "dtype", "device", "tasks", "data", "out", "methods"),
+        _add_evaluate,
         _evaluate,
         "drllm evaluate --out runs/a --methods base,static,routers --split tune",
+    ),
+    "compare": Command(
+        "Compare any number of methods document by document, from lm-evaluation-harness's sample logs.",
+        _add_compare,
+        _compare,
+        "drllm compare base=out/base routed=out/routed",
     ),
     "generate": Command(
         "Answer prompts with the base, a saved policy or a given route; prints each answer, its route and its passes.",

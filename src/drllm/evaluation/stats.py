@@ -70,6 +70,18 @@ def mcnemar(ours: ArrayLike, base: ArrayLike) -> float:
     return 1.0 if better + worse == 0 else float(stats.binomtest(better, better + worse, 0.5).pvalue)
 
 
+def holm(p_values: ArrayLike) -> list[float]:
+    """Holm's adjusted p-values (Holm 1979), in the order given: the family-wise error stays below the level they are compared with."""
+    p = np.asarray(p_values, dtype=float)
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"expected p-values between 0 and 1 in one dimension, got {p_values}")
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(stepped, 1)
+    return adjusted.tolist()
+
+
 def _paired(ours: ArrayLike, base: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     first, second = np.asarray(ours, dtype=float), np.asarray(base, dtype=float)
     if first.ndim != 1 or first.shape != second.shape or len(first) == 0:

@@ -65,7 +65,7 @@ class RoutedModel:
         check_family(self.config)
         returns_tuple = probe_blocks(model, blocks)
         parameters = inspect.signature(causal_lm(model).forward).parameters
-        self._cache_argument = "cache" if "cache" in parameters else "past_key_values"  # renamed in transformers 5.2x
+        self.cache_argument = "cache" if "cache" in parameters else "past_key_values"  # renamed in transformers 5.2x
         self.takes_position_ids = "position_ids" in parameters
         self.n_layers = len(blocks)
         self.hidden_size: int = self.config.hidden_size
@@ -162,7 +162,7 @@ class RoutedModel:
     def forward(self, cache: RoutedCache, **inputs: Any) -> Any:
         """One step of the base model under a routed cache."""
         n_before = cache.n_seen
-        out = self.model(**inputs, **{self._cache_argument: cache}, use_cache=True)
+        out = self.model(**inputs, **{self.cache_argument: cache}, use_cache=True)
         cache.check_complete(n_before)
         return out
 
@@ -277,7 +277,7 @@ class RoutedModel:
             each = [row for row in range(len(input_ids)) for _ in range(n_each)]
             expanded = chosen.rows(each) if isinstance(chosen, RowRoutes) else chosen
             cache = self.new_cache(expanded, attention_mask.repeat_interleave(n_each, dim=0))
-            options[self._cache_argument] = cache
+            options[self.cache_argument] = cache
         ends = RowEnds(self.model, self.tokenizer, options, input_ids.shape[1])
         if (setting(self.model, options, "num_beams") or 1) == 1:
             options["stopping_criteria"] = StoppingCriteriaList([ends])

@@ -89,7 +89,7 @@ class LoglikScorer:
         self.metric = metric
         # As in lm-evaluation-harness: no specials, but for Gemma, which is lost without its first token.
         self.add_bos = "gemma" in routed.config.model_type
-        self.packed = self._can_pack() if packed is None else packed
+        self.packed = can_pack(routed) if packed is None else packed
         self.runner = PrefixRunner(routed, max_step_tokens, cache_bytes)
         self._questions: dict[int, tuple[Question, list[PackedRow]]] = {}
         self._n_opened = 0
@@ -240,26 +240,26 @@ class LoglikScorer:
             sums[question.rows[place].choices[index]] += logprob
         self._finished.append((pending.handle, pending.route, loglik_verdict(sums, question, self.metric)))
 
-    def _can_pack(self) -> bool:
-        """Whether this family gives packed choices the log-likelihoods that separate rows have.
 
-        Asked of the base model itself: families differ in whether they take explicit positions and a ready 4-D mask, and sliding windows
-        cannot follow a tree. A wrong mask is off by whole nats, bf16 by tenths.
-        """
-        config = self.routed.config
-        if not self.routed.takes_position_ids or any(slot.is_sliding for slot in new_slots(config, self.routed.n_layers)):
-            return False
-        if "local" in getattr(config, "attention_layers", ()):
-            return False  # GPT-Neo's windows, which no cache shows: the example below may fit in one
-        n_vocab = self.routed.model.get_input_embeddings().num_embeddings
-        token = lambda seed: 3 + (seed * 7919) % (n_vocab - 3)  # noqa: E731
-        pairs = [([token(i) for i in range(12)], [token(100 * choice + i) for i in range(6)]) for choice in range(1, 4)]
-        try:
-            together = base_logliks(self.routed, [pack_choices(pairs)], packed=True)
-        except (RuntimeError, TypeError, ValueError, IndexError):
-            return False  # the family's forward does not take the 4-D mask
-        apart = base_logliks(self.routed, separate_choices(pairs), packed=False)
-        return all(abs(a - b) <= 0.3 + 0.02 * abs(b) for a, b in zip(together, apart, strict=True))
+def can_pack(routed: RoutedModel) -> bool:
+    """Whether this family gives packed choices the log-likelihoods that separate rows have.
+
+    Asked of the base model itself: families differ in whether they take explicit positions and a ready 4-D mask, and sliding windows
+    cannot follow a tree. A wrong mask is off by whole nats, bf16 by tenths.
+    """
+    if not routed.takes_position_ids or any(slot.is_sliding for slot in new_slots(routed.config, routed.n_layers)):
+        return False
+    if "local" in getattr(routed.config, "attention_layers", ()):
+        return False  # GPT-Neo's windows, which no cache shows: the example below may fit in one
+    n_vocab = routed.model.get_input_embeddings().num_embeddings
+    token = lambda seed: 3 + (seed * 7919) % (n_vocab - 3)  # noqa: E731
+    pairs = [([token(i) for i in range(12)], [token(100 * choice + i) for i in range(6)]) for choice in range(1, 4)]
+    try:
+        together = base_logliks(routed, [pack_choices(pairs)], packed=True)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return False  # the family's forward does not take the 4-D mask
+    apart = base_logliks(routed, separate_choices(pairs), packed=False)
+    return all(abs(a - b) <= 0.3 + 0.02 * abs(b) for a, b in zip(together, apart, strict=True))
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from drllm.registry import did_you_mean
 from drllm.tasks.grading import boxed_matches, letter_choice, letter_settled
 
 Kind = Literal["choice", "math"]
-_SECOND_TEMPLATE = "Q: {question}\nA:"
+_SECOND_TEMPLATE, _SECOND_LETTERED = "Q: {question}\nA:", "Q: {question}\n{options}\nA:"
 LETTERS = string.ascii_uppercase
 
 
@@ -44,7 +44,12 @@ class Task:
     about: str
     """One line for `drllm tasks`."""
     loglik_template: str = "Question: {question}\nAnswer:"
-    """lm-eval's `doc_to_text` with the field filled in; the continuation is a space and the choice."""
+    """lm-eval's `doc_to_text` with its fields filled in; the continuation is a space and the choice, or its letter where the template lists
+    the options."""
+    description: str = ""
+    """What stands above a question, with its subject filled in (MMLU); lm-eval's `description`."""
+    has_passage: bool = False
+    """Whether a question without a passage still has its empty line, as lm-eval's SciQ."""
     level: int = 0
     """DART-Math's difficulty, 1 to 5; 0 for tasks without levels."""
 
@@ -55,22 +60,32 @@ class Task:
         trailing blanks included: `acc_norm` divides by their length. Raises InputError for a free-answer example.
         """
         self._need("choice", "loglik")
-        text = self.loglik_template.replace("{question}", example.question)
-        context = f"{example.context.lstrip()}\n{text}" if example.context else text
-        return context, [f" {choice}" for choice in example.choices]
+        question = example.question
+        continuations = list(example.choices)
+        text = self.loglik_template
+        if self.lists_options:
+            self._need_letters(example, "this task's prompt")
+            question = question.strip()
+            continuations = list(LETTERS[: len(example.choices)])
+            text = text.replace("{options}", _options(example))
+        text = text.replace("{question}", question)
+        context = f"{example.context.lstrip()}\n{text}" if example.context or self.has_passage else text
+        return context, [f" {continuation}" for continuation in continuations]
+
+    @property
+    def lists_options(self) -> bool:
+        """Whether log-likelihoods are those of letters, under a prompt that lists the options (CommonsenseQA, MMLU)."""
+        return "{options}" in self.loglik_template
 
     def reworded(self) -> Task:
         """The same task under a second prompt template, to re-verify verdicts with."""
-        return replace(self, loglik_template=_SECOND_TEMPLATE)
+        return replace(self, loglik_template=_SECOND_LETTERED if self.lists_options else _SECOND_TEMPLATE)
 
     def letter_messages(self, example: Example) -> list[dict[str, str]]:
         """Chat messages that list the lettered options and ask for the letter alone; at most 26 options, else InputError."""
         self._need("choice", "letter")
-        if len(example.choices) > len(LETTERS):
-            raise InputError(
-                f"question {example.id} has {len(example.choices)} choices, a letter prompt holds at most 26: use reward loglik"
-            )
-        options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, example.choices, strict=False))
+        self._need_letters(example, "a letter prompt")
+        options = _options(example)
         passage = f"{example.context.strip()}\n\n" if example.context else ""
         ask = "Answer with the letter of the correct option only."
         return [{"role": "user", "content": f"{passage}Question: {example.question}\n\n{options}\n\n{ask}"}]
@@ -95,10 +110,19 @@ class Task:
         """Whether no continuation of a generated answer can change its verdict; for "letter" only (a later box would count for "boxed")."""
         return reward == "letter" and letter_settled(text)
 
+    def _need_letters(self, example: Example, what: str) -> None:
+        if len(example.choices) > len(LETTERS):
+            raise InputError(f"question {example.id} has {len(example.choices)} choices, {what} holds at most 26: use reward loglik")
+
     def _need(self, kind: Kind, reward: str) -> None:
         if self.kind != kind:
             use = "'loglik' or 'letter'" if self.kind == "choice" else "'boxed'"
             raise InputError(f"reward {reward!r} does not fit task {self.name} ({self.kind}): use {use}")
+
+
+def _options(example: Example) -> str:
+    """The choices, lettered, one a line."""
+    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, example.choices, strict=False))
 
 
 def _dart(level: int) -> Task:
@@ -112,6 +136,22 @@ _TASKS = {
         Task("arc_challenge", "choice", "loglik", "ARC-Challenge: harder grade-school science, 3 to 5 choices"),
         Task("openbookqa", "choice", "loglik", "OpenBookQA: elementary science, 4 choices", loglik_template="{question}"),
         Task("piqa", "choice", "loglik", "PIQA: physical common sense, 2 choices"),
+        Task("sciq", "choice", "loglik", "SciQ: science exam questions under a passage, 4 choices", has_passage=True),
+        Task(
+            "commonsenseqa",
+            "choice",
+            "loglik",
+            "CommonsenseQA: everyday concepts, 5 choices",
+            loglik_template="Question: {question}\n{options}\nAnswer:",
+        ),
+        Task(
+            "mmlu",
+            "choice",
+            "loglik",
+            "MMLU: 57 subjects, 4 choices",
+            loglik_template="{question}\n{options}\nAnswer:",
+            description="The following are multiple choice questions (with answers) about {subject}.\n",
+        ),
         Task("gsm8k", "math", "boxed", "GSM8K: grade-school word problems, a number as answer"),
         *(_dart(level) for level in range(1, 6)),
     )

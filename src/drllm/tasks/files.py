@@ -10,7 +10,7 @@ from typing import Any
 
 from drllm.errors import InputError
 from drllm.tasks.base import Example, Task
-from drllm.tasks.layouts import gsm8k_answer, level_of
+from drllm.tasks.layouts import gsm8k_answer, level_of, subject_line
 
 
 def file_rows(task: Task, path: Path, dropped: Counter[str]) -> list[Example]:
@@ -89,6 +89,8 @@ def _file_row(task: Task, raw: dict[str, Any], default_id: str, where: str) -> E
         raise InputError(f"{where}: question is {question!r}, expected text")
     if not isinstance(context, str):
         raise InputError(f"{where}: context is {context!r}, expected text")
+    if task.description and not context and isinstance(raw.get("subject"), str):
+        context = subject_line(task, raw["subject"])
     part = raw.get("part") or ""
     part = _PART_NAMES.get(part, part) if isinstance(part, str) else part
     if part not in (*PARTS, ""):

@@ -10,7 +10,7 @@ from typing import Any
 
 from drllm.errors import InputError
 from drllm.tasks.base import Example, Task
-from drllm.tasks.layouts import goal, gsm8k_answer, lettered, level_of
+from drllm.tasks.layouts import distractors, goal, gsm8k_answer, lettered, level_of, under_subject
 
 
 class HubUnavailable(Exception):
@@ -74,6 +74,21 @@ def _piqa(task: Task, loaded: Any, dropped: Counter[str]) -> Iterator[Example]:
         yield from (goal(task, row, f"piqa-{part}-{number}", part) for number, row in enumerate(loaded[part]))
 
 
+def _sciq(task: Task, loaded: Any, dropped: Counter[str]) -> Iterator[Example]:
+    for part in ("train", "validation", "test"):
+        yield from (distractors(task, row, f"sciq-{part}-{number}", part) for number, row in enumerate(loaded[part]))
+
+
+def _commonsenseqa(task: Task, loaded: Any, dropped: Counter[str]) -> Iterator[Example]:
+    for part in ("train", "validation"):  # the test answers are secret
+        yield from (lettered(task, row, "question", part) for row in loaded[part])
+
+
+def _mmlu(task: Task, loaded: Any, dropped: Counter[str]) -> Iterator[Example]:
+    for part in ("validation", "test"):
+        yield from (under_subject(task, row, f"mmlu-{part}-{number}", part) for number, row in enumerate(loaded[part]))
+
+
 def _gsm8k(task: Task, loaded: Any, dropped: Counter[str]) -> Iterator[Example]:
     for part in ("train", "test"):
         for number, row in enumerate(loaded[part]):
@@ -101,6 +116,9 @@ _SETS = {
     "openbookqa": _Set("allenai/openbookqa", "main", _openbookqa),
     # ybisk/piqa is a loading script, which datasets 4 refuses; this is lm-eval's parquet mirror.
     "piqa": _Set("baber/piqa", None, _piqa),
+    "sciq": _Set("allenai/sciq", None, _sciq),
+    "commonsenseqa": _Set("tau/commonsense_qa", None, _commonsenseqa),
+    "mmlu": _Set("cais/mmlu", "all", _mmlu),
     "gsm8k": _Set("openai/gsm8k", "main", _gsm8k),
     "dart": _Set("hkust-nlp/dart-math-pool-math", None, _dart),
 }

@@ -21,6 +21,22 @@ def goal(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
     return Example(id, row["goal"], (row["sol1"], row["sol2"]), answer, task.name, part=part)
 
 
+def distractors(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
+    """SciQ: three distractors, then the right answer, as lm-eval orders them; the passage is the context."""
+    choices = (row["distractor1"], row["distractor2"], row["distractor3"], row["correct_answer"])
+    return Example(id, row["question"], choices, 3, task.name, row["support"], part)
+
+
+def under_subject(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
+    """MMLU: question, four choices, answer index and subject."""
+    return Example(id, row["question"], tuple(row["choices"]), row["answer"], task.name, subject_line(task, row["subject"]), part)
+
+
+def subject_line(task: Task, subject: str) -> str:
+    """What stands above a question of a subject written as "high_school_biology"."""
+    return task.description.replace("{subject}", subject.replace("_", " "))
+
+
 def gsm8k_answer(text: str) -> str:
     """The number of a GSM8K answer: what stands behind "####" (all of it without one), thousands commas removed."""
     return text.rpartition("####")[2].strip().replace(",", "")

