@@ -107,9 +107,10 @@ def test_rewards_that_do_not_fit_are_refused():
 
 
 def test_task_names_and_defaults():
-    assert TASK_NAMES == ("arc_easy", "arc_challenge", "openbookqa", "piqa", "gsm8k", "dart-1", "dart-2", "dart-3", "dart-4", "dart-5")
-    assert {get_task(name).default_reward for name in TASK_NAMES[:4]} == {"loglik"}
-    assert {get_task(name).default_reward for name in TASK_NAMES[4:]} == {"boxed"}
+    choice = ("arc_easy", "arc_challenge", "openbookqa", "piqa", "sciq", "commonsenseqa", "mmlu")
+    assert TASK_NAMES == (*choice, "gsm8k", "dart-1", "dart-2", "dart-3", "dart-4", "dart-5")
+    assert {get_task(name).default_reward for name in choice} == {"loglik"}
+    assert {get_task(name).default_reward for name in TASK_NAMES[len(choice) :]} == {"boxed"}
     assert [get_task(f"dart-{level}").level for level in range(1, 6)] == [1, 2, 3, 4, 5]
 
 

@@ -238,6 +238,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE.json", help="write the rows there too")
     parser.add_argument("--resamples", type=int, default=10_000, metavar="N", help="bootstrap resamples (default: 10000)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
+    common_flags()(parser)
 
 
 def _add_retrofit(parser: argparse.ArgumentParser) -> None:
