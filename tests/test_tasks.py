@@ -108,7 +108,7 @@ def test_rewards_that_do_not_fit_are_refused():
 
 def test_task_names_and_defaults():
     choice = ("arc_easy", "arc_challenge", "openbookqa", "piqa", "sciq", "commonsenseqa", "mmlu")
-    assert TASK_NAMES == (*choice, "gsm8k", "dart-1", "dart-2", "dart-3", "dart-4", "dart-5")
+    assert (*choice, "gsm8k", "dart-1", "dart-2", "dart-3", "dart-4", "dart-5") == TASK_NAMES
     assert {get_task(name).default_reward for name in choice} == {"loglik"}
     assert {get_task(name).default_reward for name in TASK_NAMES[len(choice) :]} == {"boxed"}
     assert [get_task(f"dart-{level}").level for level in range(1, 6)] == [1, 2, 3, 4, 5]

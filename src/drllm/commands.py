@@ -132,6 +132,32 @@ def _compare(job: Job) -> Lines:
         yield f"rows: {job.common.out}"
 
 
+def _export(job: Job) -> Lines:
+    arguments, out = job.arguments, job.need("out")
+    if arguments.route is not None and arguments.policy is not None:
+        raise InputError("got both --route and --policy: an export has one route, leave one of them out")
+    if arguments.route is None and arguments.policy is None:
+        raise InputError("no route to export: give --route or --policy")
+    from drllm.routes import Route
+
+    route = None if arguments.route is None else Route.parse(arguments.route)
+    routed = _policy_model(job) if route is None else job.load(job.need("model"))
+    if route is None:
+        assert routed.policy is not None
+        route = routed.policy.route
+        if route is None:
+            raise InputError(
+                f"a {routed.policy.name!r} policy decides each prompt's route, which no plain checkpoint can: export a static one"
+            )
+    from drllm.export import export
+
+    done = export(routed, route, out)
+    yield f"route {done.route}: {done.n_blocks} blocks instead of {routed.n_layers}"
+    yield f"weights: {done.n_bytes / 1e6:.1f} MB, of which {done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks"
+    yield f"checked: logits of {done.n_checked} tokens within {done.difference:.1e} of the routed model's"
+    yield f"checkpoint: {done.folder}"
+
+
 def _generate(job: Job) -> Lines:
     arguments = job.arguments
     if arguments.max_new_tokens < 1:
@@ -229,6 +255,12 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("lm-evaluation-harness (docs/harness.md)")
     group.add_argument("--harness", action="store_true", help="run the harness's tasks instead; drllm_* names are its offline ones")
     group.add_argument("--harness-args", default="", metavar="TEXT", help='any of its options, such as --harness-args="--num_fewshot 5"')
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--policy", metavar="FOLDER", help="a saved static policy; it knows its own model, which --model can override")
+    parser.add_argument("--route", metavar="1102...", help="one digit a block: 0 skip, 1 execute, 2 repeat")
+    common_flags("model", "dtype", "device", "out")(parser)
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
@@ -360,6 +392,12 @@ COMMANDS: dict[str, Command] = {
         _add_generate,
         _generate,
         'drllm generate "Why is the sky blue?" --policy runs/a/routers --any-format --chat',
+    ),
+    "export": Command(
+        "Write a static route as a plain checkpoint that stock transformers loads without drllm.",
+        _add_export,
+        _export,
+        "drllm export --policy runs/a/static --out runs/a/checkpoint",
     ),
     "report": Command(
         "Write a run folder's Markdown report with its pictures and their numbers.",

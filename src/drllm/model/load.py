@@ -49,7 +49,7 @@ def load_base(name: str, dtype: torch.dtype | None = None, device: str | torch.d
 
     source, options = _resolve(name)
     gguf = "gguf_file" in options
-    with _quiet_loading():
+    with quiet_loading():
         try:
             kwargs = options | _dense_gguf() if gguf else options
             precision = dtype or (torch.bfloat16 if gguf else "auto")
@@ -111,7 +111,7 @@ def _dense_gguf() -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """Loading bars and advice of the library below are noise in a pipeline that has its own progress.
 
     The GGUF reader draws its bar whatever the settings, hence the redirection; errors are raised, never only printed.
