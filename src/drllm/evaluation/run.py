@@ -112,7 +112,10 @@ def evaluate(
         summary = summarize(answers, config, routed)
         summary["dropped"] = {name: loaded[name].dropped for name in tasks}
         summary["sources"] = {name: loaded[name].source for name in tasks}
+        summary["policies"] = {name: artifact.digest(out / name) for name in policies}
         write_json(folder / "summary.json", summary)
+    for name in policies:
+        artifact.write_card(out / name)  # with this command and its figures
     return summary
 
 
@@ -229,8 +232,7 @@ def _key(
     """Names everything a verdict depends on: weights, dtype, policy files, configuration, questions."""
     digest = hashlib.sha256(json.dumps([name, routed.fingerprint, str(routed.model.dtype), to_dict(config), questions]).encode())
     if name in TRAINED:
-        for path in sorted((out / name).iterdir()):
-            digest.update(path.read_bytes())
+        digest.update(artifact.digest(out / name).encode())
     if isinstance(policy, RowRoutes) and routes is not None:
         digest.update(" ".join(map(str, routes)).encode())
     return digest.hexdigest()

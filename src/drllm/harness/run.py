@@ -103,9 +103,12 @@ def evaluate_harness(
                 figures["seconds_over_base_run"] = figures["seconds"] / routing[BASE][task]["seconds"] if name != BASE else None
         summary = {
             "model": routed.base_id, "fingerprint": routed.fingerprint, "split": config.folder, "reference": BASE, "tasks": list(tasks),
+            "policies": {name: artifact.digest(out / name) for name in names if name != BASE},
             "metrics": {name: result["results"] for name, result in results.items()}, "routing": routing, "rows": rows,
         }  # fmt: skip
         write_json(folder / "summary.json", summary)
+    for name in summary["policies"]:
+        artifact.write_card(out / name)  # with this command and its figures
     return summary
 
 
@@ -204,8 +207,7 @@ def _key(name: str, routed: RoutedModel, out: Path, settings: EvaluatorConfig) -
     told = json.dumps([name, routed.fingerprint, str(routed.model.dtype), plain, version("lm_eval")], default=str, sort_keys=True)
     digest = hashlib.sha256(told.encode())
     if name != BASE:
-        for path in sorted((out / name).iterdir()):
-            digest.update(path.read_bytes())
+        digest.update(artifact.digest(out / name).encode())
     return digest.hexdigest()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import tempfile
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,8 +13,9 @@ from types import NoneType
 from typing import TYPE_CHECKING
 
 from drllm.errors import ArtifactError, InputError
-from drllm.files import write_json
+from drllm.files import write_json, write_text
 from drllm.model.policy import Policy, policy_class
+from drllm.reporting.card import CARD_FILE, render_card
 
 if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
@@ -53,7 +56,85 @@ def save(routed: RoutedModel, folder: Path) -> Path:
     )  # fmt: skip
     # Last, with digests of the files: whatever a crash leaves in between is refused, never half old and half new.
     write_json(folder / CONFIG_FILE, asdict(config))
+    write_card(folder)
     return folder
+
+
+def card(folder: Path) -> str:
+    """The policy's model card, with the figures that its run folder holds for these files by now."""
+    saved = read(folder)
+    run = folder.parent if (folder.parent / "run.json").is_file() else None
+    route = policy_class(saved.policy).load(folder).route
+    return render_card(asdict(saved), digest(folder), None if route is None else str(route), run, folder.name if run else "")
+
+
+def write_card(folder: Path) -> None:
+    """Write `card` into the folder, over the one before."""
+    write_text(folder / CARD_FILE, card(folder))
+
+
+def digest(folder: Path) -> str:
+    """Identifies a saved policy: its configuration and, through it, every file of it."""
+    return _digest(folder / CONFIG_FILE)[:16]
+
+
+def locate(name: str | Path, revision: str | None = None) -> Path:
+    """The folder of a saved policy: a local one, else the Hub's files of that id, at a revision (branch, tag or commit).
+
+    Raises `ArtifactError` when neither is there.
+    """
+    if Path(name).exists() or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+        if revision is not None:
+            raise ArtifactError(f"{name} is a local folder, which has no revision {revision!r}: leave it out")
+        return Path(name)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        fetch = lambda file: Path(hf_hub_download(str(name), file, revision=revision))  # noqa: E731
+        folder = fetch(CONFIG_FILE).parent
+        for file in read(folder).files:
+            fetch(file)
+        with contextlib.suppress(EntryNotFoundError):
+            fetch(CARD_FILE)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ArtifactError(
+            f"{name} holds no saved policy: there is no such folder, and the Hub gives none ({type(error).__name__}: {reason}); give the "
+            "folder that `drllm train` printed, or a Hub id"
+        ) from None
+    return folder
+
+
+def push(folder: Path, repo_id: str, revision: str | None = None, private: bool | None = None, token: str | None = None) -> str:
+    """Upload a saved policy and its card to the Hub, making the repository if there is none; the commit's address.
+
+    Raises `ArtifactError` for a folder that holds no whole policy, `InputError` when the Hub refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    saved = read(folder)
+    check_files(folder, saved)
+    write_card(folder)
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repo_id, folder_path=folder, revision=revision, allow_patterns=[CONFIG_FILE, CARD_FILE, *saved.files],
+            commit_message=f"{saved.policy} policy for {saved.base_id or 'a model in memory'}",
+        )  # fmt: skip
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        raise InputError(f"the Hub does not take {repo_id!r} ({type(error).__name__}: {' '.join(str(error).split())[:160]})") from None
+    return done.commit_url
+
+
+def push_model(routed: RoutedModel, repo_id: str, **options: str | bool | None) -> str:
+    """As `push`, of the policy in memory."""
+    with tempfile.TemporaryDirectory() as place:
+        return push(save(routed, Path(place) / "policy"), repo_id, **options)  # type: ignore[arg-type]
 
 
 def read(folder: Path) -> ArtifactConfig:
@@ -85,9 +166,7 @@ def load_policy(folder: Path, routed: RoutedModel) -> Policy:
             f"this is {routed.base_id or 'a model in memory'} (weights {routed.fingerprint}): "
             "load its own base, or train a policy for this one"
         )
-    for name, digest in saved.files.items():
-        if not (folder / name).is_file() or _digest(folder / name) != digest:
-            raise ArtifactError(f"{folder / name} is missing or not the file that was saved with {CONFIG_FILE}: train the policy again")
+    check_files(folder, saved)
     policy = policy_class(saved.policy).load(folder)
     if policy.n_layers != routed.n_layers or saved.model_type != routed.config.model_type or saved.hidden_size != routed.hidden_size:
         raise ArtifactError(
@@ -96,6 +175,13 @@ def load_policy(folder: Path, routed: RoutedModel) -> Policy:
         )
     policy.prompt_format = saved.prompt_format
     return policy
+
+
+def check_files(folder: Path, saved: ArtifactConfig) -> None:
+    """Refuse a policy of which a file is missing or another one."""
+    for name, expected in saved.files.items():
+        if not (folder / name).is_file() or _digest(folder / name) != expected:
+            raise ArtifactError(f"{folder / name} is missing or not the file that was saved with {CONFIG_FILE}: train the policy again")
 
 
 def _digest(path: Path) -> str:

@@ -303,8 +303,15 @@ class RoutedModel:
         return 0
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the policy and what it was made for; never base weights."""
+        """Write the policy, what it was made for and a model card; never base weights."""
         return artifact.save(self, Path(folder))
+
+    def push_to_hub(self, repo_id: str, revision: str | None = None, private: bool | None = None, token: str | None = None) -> str:
+        """Upload what `save_pretrained` writes to a Hub repository, made if there is none; the commit's address.
+
+        `drllm push FOLDER ID` uploads a saved folder, whose card holds the figures of its run.
+        """
+        return artifact.push_model(self, repo_id, revision=revision, private=private, token=token)
 
     @classmethod
     def from_pretrained(
@@ -314,13 +321,14 @@ class RoutedModel:
         tokenizer: Any = None,
         dtype: torch.dtype | str | None = None,
         device: str | torch.device | None = None,
+        revision: str | None = None,
     ) -> RoutedModel:
-        """Load a saved policy onto its base.
+        """Load a saved policy, from a folder or by its Hub id, onto its base.
 
-        `base` may be the model in memory, or another place to load the same weights from; a different fingerprint is refused with
-        `ArtifactError`.
+        `revision` is the policy's, on the Hub: a branch, tag or commit. `base` may be the model in memory, or another place to load the
+        same weights from; a different fingerprint is refused with `ArtifactError`.
         """
-        folder = Path(folder)
+        folder = artifact.locate(folder, revision)
         saved = artifact.read(folder)
         given = isinstance(base, RoutedModel)
         if base is None and not saved.base_id:

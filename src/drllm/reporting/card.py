@@ -1,0 +1,99 @@
+"""The model card of a saved policy: what it is for, what it was measured to do, and the commands that made it. No torch."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from drllm.reporting.table import percent, points
+
+CARD_FILE = "README.md"
+_POLICIES = {
+    "static": "one route of blocks for every prompt",
+    "routers": "Dr.LLM's routers: a small network a block that decides, once a prompt, whether to skip, execute or repeat it",
+}
+
+
+def render_card(config: Mapping[str, Any], digest: str, route: str | None = None, run: Path | None = None, method: str = "") -> str:
+    """The card as Markdown with a Hub header.
+
+    Args:
+        config: the artefact's `drllm_config.json`.
+        digest: of the policy's files; only figures measured with these very files are shown.
+        route: of a static policy.
+        run, method: the run folder and the policy's name in it, if it has one.
+    """
+    base = config["base_id"] or "a model in memory"
+    header = ["---", "library_name: drllm", "tags: [drllm, adaptive-depth]"]
+    if config["base_id"].count("/") == 1 and not Path(config["base_id"]).exists():
+        header += [f"base_model: {config['base_id']}", "base_model_relation: adapter"]
+    summaries = list(_summaries(run, digest, method))
+    tasks = list(dict.fromkeys(task for _, summary in summaries for task in summary["tasks"]))
+    name = method or config["policy"]
+    lines = [
+        *header, "---", "", f"# {name} for {base}", "",
+        f"A drllm policy: {_POLICIES.get(config['policy'], config['policy'])}. The base's weights are not changed, and not in here.", "",
+        "```python", "from drllm import RoutedModel", 'model = RoutedModel.from_pretrained("THIS FOLDER OR ID")',
+        'model.generate("What do plants need to grow?")[0].text', "```", "",
+        f"- base: `{base}`{' at ' + config['base_revision'] if config['base_revision'] else ''}, weights `{config['fingerprint']}`: "
+        "other weights are refused",
+        f"- blocks: {config['n_layers']}" + (f", route `{route}`" if route else ""),
+        f"- prompts: {config['prompt_format'] or 'any format'}" + (" (trained on these; others are refused unless forced)" if
+                                                                  config["prompt_format"] else ""),
+        f"- tasks: {', '.join(tasks) or 'none evaluated yet'}",
+        "- guarantee: none; the figures below are what was measured, not a promise", "",
+    ]  # fmt: skip
+    lines += ["## Figures", ""]
+    if not summaries:
+        lines += ["None yet for these files: `drllm evaluate` measures them beside the base and the controls.", ""]
+    for place, summary in summaries:
+        lines += _figures(place, summary, name)
+    if commands := _commands(run):
+        lines += ["## Commands", "", "```", *commands, "```", ""]
+    return "\n".join(lines)
+
+
+def _summaries(run: Path | None, digest: str, method: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(split or harness split, summary) of every evaluation of these very files; a torn or foreign file is no evaluation of them."""
+    if run is None:
+        return
+    for path in sorted([*run.glob("evaluate/*/summary.json"), *run.glob("harness/*/summary.json")]):
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        if isinstance(summary, dict) and summary.get("policies", {}).get(method) == digest:
+            yield f"{'harness, ' if path.parent.parent.name == 'harness' else ''}{summary['split']} split", summary
+
+
+def _figures(place: str, summary: Mapping[str, Any], method: str) -> list[str]:
+    """One table: the method and, beside it, its controls and rivals in the same evaluation."""
+    lines = [f"Against the base, question by question, {place}; in brackets 95 % intervals:", ""]
+    lines += ["| method | task | metric | n | base, % | method, % | points | McNemar p |", "|---|---|---|---|---|---|---|---|"]
+    base = {row["task"]: row for row in summary["rows"] if row["method"] == summary["reference"]}
+    for row in summary["rows"]:
+        if row["method"] == summary["reference"]:
+            continue
+        reference = row["reference"] if "reference" in row else base[row["task"]]["accuracy"]
+        value = row["value"] if "value" in row else row["accuracy"]
+        p = "" if row["mcnemar_p"] is None else f"{row['mcnemar_p']:.3f}"
+        shown = f"**{row['method']}**" if row["method"] == method else row["method"]
+        interval = f"{points(row['difference'])} ({points(row['difference_low'])} to {points(row['difference_high'])})"
+        metric = row.get("metric", "accuracy")
+        lines.append(f"| {shown} | {row['task']} | {metric} | {row['n']} | {percent(reference)} | {percent(value)} | {interval} | {p} |")
+    passes = next((row["mean_passes"] for row in summary["rows"] if row["method"] == method and "mean_passes" in row), None)
+    return [*lines, "", *([f"It runs {passes:.2f} block passes a prompt.", ""] if passes is not None else [])]
+
+
+def _commands(run: Path | None) -> list[str]:
+    """The command lines recorded in the run folder, in order, each once."""
+    if run is None or not (run / "run.json").is_file():
+        return []
+    try:
+        jobs = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return []
+    return list(dict.fromkeys(shlex.join(["drllm", *job["argv"][1:]]) for job in jobs if Path(job["argv"][0]).name == "drllm"))
