@@ -224,14 +224,14 @@ def path_blocks(blocks: Any, route: Route) -> torch.nn.ModuleList:
 
 
 @torch.no_grad()
-def naive(model: Any, scorer: Any, question: Any, route: Route) -> bool:
-    """One path alone, by a model whose block list is the path: its verdict."""
+def naive(model: Any, scorer: Any, question: Any, route: Route) -> tuple[bool, str | None]:
+    """One path alone, by a model whose block list is the path: its verdict and, of a generated answer, its text."""
     inner, blocks = model.model, model.model.layers
     inner.layers, inner.config.num_hidden_layers = path_blocks(blocks, route), route.n_passes
     try:
         if isinstance(scorer, LoglikScorer):
             bare: Any = argparse.Namespace(model=model, device=torch.device("cpu"))
-            return loglik_verdict(base_logliks(bare, question.rows, scorer.packed), question, scorer.metric).correct
+            return loglik_verdict(base_logliks(bare, question.rows, scorer.packed), question, scorer.metric).correct, None
         tokens, cache, choose = list(question.context_ids), DynamicCache(), GreedyChoice(model)
         fed = torch.tensor([tokens])
         for _ in range(scorer.max_new_tokens):
@@ -240,7 +240,7 @@ def naive(model: Any, scorer: Any, question: Any, route: Route) -> bool:
                 break
             fed = torch.tensor([tokens[-1:]])
         text = scorer.routed.tokenizer.decode(tokens[len(question.context_ids) :], skip_special_tokens=True)
-        return question.task.grade(question.example, text, scorer.reward)
+        return question.task.grade(question.example, text, scorer.reward), text
     finally:
         inner.layers, inner.config.num_hidden_layers = blocks, len(blocks)
 
@@ -363,9 +363,15 @@ def measure(reward: str, dtype: torch.dtype, arguments: argparse.Namespace) -> d
         say(f"bookkeeping, {name}", seconds / cost, f"bookkeeping, {name}: {1e6 * seconds:.0f} us a path, {100 * seconds / cost:.2f} %")
     if n_naive:
         part, start = [pair for pair in pairs if pair[0] < n_naive], time.perf_counter()
-        equal = sum(naive(bare, scorer, questions[index], route) == found[index, route].correct for index, route in part)
+        alone = [naive(bare, scorer, questions[index], route) for index, route in part]
         seconds = (time.perf_counter() - start) / len(part)
-        say("naive_equal", equal, f"naive scorer, one path at a time: {equal} of {len(part)} verdicts equal")
+        equal = sum(correct == found[pair].correct for (correct, _), pair in zip(alone, part, strict=True))
+        n_right = sum(correct for correct, _ in alone)
+        say("naive_equal", equal, f"naive scorer, one path at a time: {equal} of {len(part)} verdicts equal ({n_right} of them right)")
+        if reward != "loglik":
+            # An answer may have left the batch early: what it says by then must be how the naive one begins.
+            texts = sum(text.startswith(found[pair].text or "") for (_, text), pair in zip(alone, part, strict=True) if text is not None)
+            say("naive_texts", texts, f"naive scorer: {texts} of {len(part)} texts begin alike")
         say("naive_pf", seconds / pf, f"naive scorer: {seconds / pf:.3f} PF a path, {seconds / cost:.1f} times ours")
     return figures.values
 

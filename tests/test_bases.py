@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
 import families
 from conftest import byte_tokenizer
 from drllm import Route, RoutedModel, SearchConfig, TrainConfig, UnsupportedModelError, search, train
+from drllm.model.load import load_base
 from drllm.records import read_records
 from reference import path_model, plain_greedy
 from runs import TASK
@@ -50,11 +55,46 @@ def mapped():
     return accelerate.dispatch_model(model, places, main_device="cpu", force_hooks=True)
 
 
+def gguf_file():
+    """A GGUF file of four blocks, written by the gguf package and unpacked by transformers."""
+    gguf = pytest.importorskip("gguf", reason="needs gguf")
+    size, heads, inner, vocab = 32, 4, 64, 300
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tiny.gguf"
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_block_count(families.N_BLOCKS)
+        writer.add_context_length(256)
+        writer.add_embedding_length(size)
+        writer.add_feed_forward_length(inner)
+        writer.add_head_count(heads)
+        writer.add_head_count_kv(heads)
+        writer.add_layer_norm_rms_eps(1e-5)
+        writer.add_rope_freq_base(10000.0)
+        writer.add_vocab_size(vocab)
+        rng = np.random.default_rng(0)
+        weight = lambda *shape: (0.3 * rng.standard_normal(shape)).astype(np.float32)  # noqa: E731
+        ones = np.ones(size, dtype=np.float32)
+        tensors = {"token_embd.weight": weight(vocab, size), "output_norm.weight": ones, "output.weight": weight(vocab, size)}
+        for block in range(families.N_BLOCKS):
+            shapes = {"attn_q": (size, size), "attn_k": (size, size), "attn_v": (size, size), "attn_output": (size, size),
+                      "ffn_gate": (inner, size), "ffn_up": (inner, size), "ffn_down": (size, inner)}  # fmt: skip
+            tensors |= {f"blk.{block}.{name}.weight": weight(*shape) for name, shape in shapes.items()}
+            tensors |= {f"blk.{block}.{name}.weight": ones for name in ("attn_norm", "ffn_norm")}
+        for name, tensor in tensors.items():
+            writer.add_tensor(name, tensor)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return load_base(str(path), torch.float32, tokenizer=byte_tokenizer()).model
+
+
 BASES = {
     "fp32": in_dtype(torch.float32),
     "bf16": in_dtype(torch.bfloat16),
     "fp16": in_dtype(torch.float16),
     "int8": int8,
+    "gguf": gguf_file,
     "peft": peft_adapted,
     "device_map": mapped,
     "moe": lambda: plain("qwen2_moe"),

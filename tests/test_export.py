@@ -168,6 +168,22 @@ def test_an_earlier_export_is_replaced(tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 3
 
 
+def test_a_base_on_a_device_map_exports(tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    model = families.build("llama")
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    model = accelerate.dispatch_model(model, places | {f"model.layers.{i}": "cpu" for i in range(L)}, main_device="cpu", force_hooks=True)
+    assert export(RoutedModel.wrap(model), Route.parse("1201"), tmp_path / "out").difference < 1e-5
+
+
+def test_quantised_weights_are_refused_by_name(tmp_path):
+    quantization = pytest.importorskip("torchao.quantization", reason="needs torchao (pip install torchao)")
+    model = families.build("llama", hidden_size=64)
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    with pytest.raises(UnsupportedModelError, match="are quantised"):
+        export(RoutedModel.wrap(model), ROUTES[0], tmp_path / "out")
+
+
 def test_adapters_are_refused_by_name(tmp_path):
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(families.build("llama"), peft.LoraConfig(target_modules=["q_proj"]))

@@ -90,6 +90,15 @@ def test_a_merged_plan_is_read(tmp_path):
 def test_a_plan_cleans_what_a_killed_process_left(tmp_path):
     left = tmp_path / f"shard-00001.parquet.123{TEMPORARY_SUFFIX}"
     left.write_bytes(b"half")
+    check_plan(tmp_path, PLAN)
     write_shard(tmp_path, 0, [record()])
+    left.write_bytes(b"half")
     check_plan(tmp_path, PLAN)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["_plan.json", "shard-00000.parquet"]
+
+
+def test_shards_without_a_plan_are_adopted_by_none(tmp_path):
+    write_shard(tmp_path, 0, [record()])
+    with pytest.raises(ArtifactError, match=r"holds records \(shard-00000.parquet, ...\) but no _plan.json"):
+        check_plan(tmp_path, PLAN)
+    assert not (tmp_path / "_plan.json").exists()

@@ -6,6 +6,7 @@ import collections
 import itertools
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ import pytest
 from drllm import Resources, Route, RoutedModel, SearchConfig, search, train
 from drllm.errors import ArtifactError, InputError
 from drllm.provenance import read_jobs
-from drllm.records import read_records, shard_indices, shard_path
+from drllm.records import read_records, read_shard, shard_indices, shard_path, write_shard
 from drllm.scoring import LoglikScorer
 from drllm.scoring.prefixes import PrefixRunner
 from drllm.searching.prior import EditPrior, random_routes
@@ -312,6 +313,21 @@ def test_records_of_other_weights_or_questions_are_not_mixed(run, tiny, data, tm
         search(tiny, [TASK], SEARCH, tmp_path, edited)
     with pytest.raises(ArtifactError, match="not those that were searched"):
         train(tiny, tmp_path, TRAIN)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 9}, {"reward": "letter"}, {"checks": ()}, {"control_routes": (), "control_correct": (), "control_margins": ()}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_shard_made_with_other_settings_is_refused_under_a_plan_that_fits(change, run, tiny, data, tmp_path):
+    """As one of an earlier drllm, which had no control and no checks, would be."""
+    copy_run(run, tmp_path, "search")
+    path = shard_path(tmp_path / "search" / TASK, 0)
+    write_shard(tmp_path / "search" / TASK, 0, [replace(record, **change) for record in read_shard(path)])
+    shard_path(tmp_path / "search" / TASK, 1).unlink()
+    with pytest.raises(ArtifactError, match=r"shard-00000.parquet holds records made with other settings, or by an earlier drllm"):
+        search(tiny, [TASK], SEARCH, tmp_path, data)
 
 
 def test_a_broken_prior_is_refused(run, tiny, data, tmp_path):

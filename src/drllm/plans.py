@@ -26,6 +26,10 @@ def check_plan(folder: Path, plan: dict[str, Any]) -> None:
     remove_partials(folder)
     plan = json.loads(json.dumps(plan))
     if not path.is_file():
+        if shards := sorted(folder.glob("*.parquet")):
+            raise ArtifactError(
+                f"{folder} holds records ({shards[0].name}, ...) but no {PLAN_FILE}: what made them is unknown, give another --out"
+            )
         write_json(path, plan)
         return
     for key, before, now in differences(read_plan(folder), plan):

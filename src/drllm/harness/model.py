@@ -14,7 +14,6 @@ import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,7 +53,7 @@ class RoutedLM(_Stock):
     """A routed model for the harness; `--model drllm` on its command line.
 
     Args:
-        pretrained: a saved policy's folder (its base loads with it), anything `RoutedModel.wrap` loads, or a `RoutedModel`.
+        pretrained: a saved policy's folder or Hub id (its base loads with it), anything `RoutedModel.wrap` loads, or a `RoutedModel`.
         base: another place to load the same base from.
         route: one digit a block; this route for every prompt, instead of a policy.
         control: appendix C's knob of routers.
@@ -328,7 +327,7 @@ register_model("drllm")(RoutedLM)
 def _load(pretrained: str | RoutedModel, base: str | None, dtype: str | None, device: str | None) -> RoutedModel:
     if isinstance(pretrained, RoutedModel):
         return pretrained
-    if (Path(pretrained) / artifact.CONFIG_FILE).is_file():
+    if artifact.is_policy(pretrained):
         return RoutedModel.from_pretrained(pretrained, base, dtype=dtype, device=device)
     if base is not None:
         raise InputError(f"{pretrained!r} holds no saved policy, so base={base!r} has no use: give a policy's folder, or the model alone")

@@ -106,6 +106,14 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
     return folder
 
 
+def is_policy(name: str | Path) -> bool:
+    """Whether a folder or Hub id holds a saved policy; a base model's does not."""
+    try:
+        return (locate(name) / CONFIG_FILE).is_file()
+    except ArtifactError:
+        return False
+
+
 def push(folder: Path, repo_id: str, revision: str | None = None, private: bool | None = None, token: str | None = None) -> str:
     """Upload a saved policy and its card to the Hub, making the repository if there is none; the commit's address.
 

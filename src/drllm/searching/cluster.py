@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from drllm.config import Resources
 from drllm.errors import ArtifactError, DrllmError, InputError
 from drllm.model.routed import RoutedModel
 from drllm.records import shard_path, write_shard
-from drllm.searching.worker import Job, Worker, questions_at_once
+from drllm.searching.worker import Job, Worker, memory_in_one_line, questions_at_once
 from drllm.tasks import Example
 
 Group = Sequence[tuple[str, Example]]
@@ -38,6 +39,7 @@ class _Base:
     dtype: torch.dtype
     device: str
     fingerprint: str
+    packed: bool
 
 
 class Replica:
@@ -53,49 +55,46 @@ class Replica:
         routed = RoutedModel.wrap(base.base_id, dtype=base.dtype, device=base.device)
         if routed.fingerprint != base.fingerprint:
             raise ArtifactError(f"a worker loads other weights as {base.base_id!r} than this process: give every node the same model")
-        return Worker(routed, self._job, self._resources)
+        worker = Worker(routed, self._job, self._resources)
+        if worker.scorer.packed != base.packed:
+            raise ArtifactError(
+                f"a worker packs choices into one row: {worker.scorer.packed}, this process: {base.packed}; their attention computes "
+                "otherwise, give every node the same software and kind of device"
+            )
+        return worker
 
     def search(self, groups: list[tuple[int, Group]]) -> list[int]:
         """Search some groups and write their shards: their indices. Without groups the model is loaded, no more."""
         if self._worker is None:
             self._worker = self._load()
         done = []
-        for index, records in self._worker.search(groups):
-            write_shard(self._folder, index, records)
-            done.append(index)
+        with memory_in_one_line():
+            for index, records in self._worker.search(groups):
+                write_shard(self._folder, index, records)
+                done.append(index)
         return done
 
 
 def search_on_ray(
-    routed: RoutedModel, job: Job, resources: Resources, folder: Path, todo: Sequence[tuple[int, Group]], say: Callable[[str], None]
+    routed: RoutedModel,
+    job: Job,
+    resources: Resources,
+    folder: Path,
+    todo: Sequence[tuple[int, Group]],
+    packed: bool,
+    say: Callable[[str], None],
 ) -> Iterator[int]:
-    """Search groups on the actors of a cluster: the index of each, when its shard is written. `say` is told what it waits for.
+    """Search groups on the actors of the `connected` cluster: the index of each, when its shard is written.
 
-    Raises:
-        InputError: Ray is not installed, no cluster at the address, no such GPU, or a model that exists in this process only.
-        DrllmError: a group that kills its actors.
+    `packed` is how the plan says that questions become rows; `say` is told what the search waits for. Raises `DrllmError` for a group that
+    kills its actors, `ArtifactError` for a replica that is not the planned model.
     """
-    try:  # an extra: the type checker does not find it where only the library itself is installed
-        import ray  # pyright: ignore[reportMissingImports]
-        from ray.exceptions import (  # pyright: ignore[reportMissingImports]
-            NodeDiedError,
-            OutOfMemoryError,
-            RayActorError,
-            RayTaskError,
-            WorkerCrashedError,
-        )
-    except ImportError:
-        raise InputError("--executor ray needs Ray: pip install drllm[ray]") from None
-    if not routed.base_id:
-        raise InputError("the model exists in this process only, Ray workers cannot load it: wrap it by its id, folder or file")
-    started = not ray.is_initialized()
+    ray, died = _ray()
     n_cpus = max(1, resources.threads)
-    if started:
-        _connect(ray, resources, n_cpus)
     options = {"num_cpus": n_cpus, "num_gpus": resources.worker_gpus, "max_restarts": 0}
     actor_class = ray.remote(Replica)
     device = "cuda" if resources.worker_gpus else str(routed.device)
-    base = _Base(routed.base_id, routed.model.dtype, device, routed.fingerprint)
+    base = _Base(routed.base_id, routed.model.dtype, device, routed.fingerprint, packed)
     arguments = ray.put((base, job, resources, str(folder.resolve())))
 
     waiting, deaths = deque(todo), Counter[int]()
@@ -139,11 +138,11 @@ def search_on_ray(
             actor, groups = calls.pop(ready[0])
             try:
                 ray.get(ready[0])
-            except RayTaskError as error:
+            except ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, DrllmError | OSError):
                     raise error.cause from None
                 raise
-            except (RayActorError, OutOfMemoryError, WorkerCrashedError, NodeDiedError) as error:
+            except died as error:
                 ray.kill(actor)
                 lost = [(index, group) for index, group in groups if not shard_path(folder, index).is_file()]
                 count_deaths(lost if groups else [LOADING], str(error).splitlines()[0][:100])
@@ -159,8 +158,39 @@ def search_on_ray(
                 yield index
             give()
     finally:
-        if started:
-            ray.shutdown()
+        for actor in [*free, *(actor for actor, _ in calls.values())]:
+            ray.kill(actor)  # the next task's replicas need its room
+
+
+@contextmanager
+def connected(routed: RoutedModel, resources: Resources) -> Iterator[None]:
+    """A cluster to search on while this is open: joined, started here, or the one that this process is connected to already.
+
+    Raises `InputError`, before any work, when Ray is not installed, no cluster is at the address, there is no such GPU, or the model exists
+    in this process only.
+    """
+    ray, _ = _ray()
+    if not routed.base_id:
+        raise InputError("the model exists in this process only, Ray workers cannot load it: wrap it by its id, folder or file")
+    if ray.is_initialized():
+        yield
+        return
+    _connect(ray, resources, max(1, resources.threads))
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _ray() -> tuple[Any, tuple[type[Exception], ...]]:
+    """Ray, and what it raises when an actor died."""
+    try:  # an extra: the type checker does not find it where only the library itself is installed
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray import exceptions  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise InputError("--executor ray needs Ray: pip install drllm[ray]") from None
+    died = (exceptions.RayActorError, exceptions.OutOfMemoryError, exceptions.WorkerCrashedError, exceptions.NodeDiedError)
+    return ray, died
 
 
 def _connect(ray: Any, resources: Resources, n_cpus: int) -> None:

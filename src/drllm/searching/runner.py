@@ -6,6 +6,7 @@ cluster, in any order, each ending in one atomic shard.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ from drllm.routes import Route
 from drllm.scoring import questions_digest
 from drllm.scoring.generated import DECODED_ROWS
 from drllm.searching.prior import PRIOR_FILE, EditPrior, random_routes, read_prior
-from drllm.searching.worker import Job, Worker, question_seed
+from drllm.searching.worker import Job, Worker, memory_in_one_line, question_seed
 from drllm.tasks import Example, LoadedTask, load_task
 
 N_PROBED = 4  # questions, the base's logits on all of which must be broken for the model to be to blame
@@ -73,7 +74,13 @@ def search(
         resources = replace(resources, threads=1 if resources.executor == "ray" else torch.get_num_threads())
     torch.set_num_threads(resources.threads)
     loaded = {name: load_task(name, data) for name in tasks}
-    with running(out, "search" if routes is None else "paths", to_dict(config) | {"resources": to_dict(resources)}, argv) as entry:
+    if resources.executor == "ray":
+        from drllm.searching.cluster import connected
+
+        cluster = connected(routed, resources)
+    else:
+        cluster = contextlib.nullcontext()
+    with cluster, running(out, "search" if routes is None else "paths", to_dict(config) | {"resources": to_dict(resources)}, argv) as entry:
         entry["tasks"] = {}
         for name, task_data in loaded.items():
             folder = out / ("search" if routes is None else "paths") / name
@@ -139,7 +146,7 @@ def _search_task(
     check_plan(folder, {
         "task": name, "source": task_data.source, "data": None if data is None else str(data),
         "model": routed.base_id, "fingerprint": routed.fingerprint,
-        "dtype": str(routed.model.dtype), "device": routed.device.type, "threads": _threads(routed, resources),
+        "dtype": str(routed.model.dtype), "device": _device(routed, resources), "threads": _threads(routed, resources),
         "packed": planner.scorer.packed,
         "config": to_dict(config), "prompt_format": planner.scorer.prompt_format,
         "questions": questions_digest(questions), "ids": [question.example.id for question in questions], "skipped": skipped,
@@ -154,7 +161,8 @@ def _search_task(
         "dropped": dict(task_data.dropped),
         "resumed_groups": len(done),
     }
-    todo = [(index, group) for index, group in enumerate(groups) if index not in done]
+    # The longest first: what does not fit memory shows at once, and towards the end no worker is left with a long one.
+    todo = [(index, group) for index, group in enumerate(groups) if index not in done][::-1]
     sizes = {index: len(group) for index, group in enumerate(groups)}
     with Progress(f"{'search' if routes is None else 'paths'} {name}", len(questions)) as progress:
         left_out = Counter(skipped.values()) + Counter(task_data.dropped)
@@ -164,36 +172,51 @@ def _search_task(
         if todo:
             prior = _prior(planner, questions, folder, progress) if config.preset == "default" and routes is None else None
             job = Job(task_data.task, config, prior, routes, control)
-            for index in _run(routed, job, resources, folder, todo, progress):
+            for index in _run(routed, job, resources, folder, todo, planner.scorer.packed, progress):
                 progress.advance(sizes[index])
     return entry
 
 
+def _device(routed: RoutedModel, resources: Resources) -> str:
+    """What kind of device makes the records."""
+    return "cuda" if resources.executor == "ray" and resources.worker_gpus else routed.device.type
+
+
 def _threads(routed: RoutedModel, resources: Resources) -> int | None:
     """Threads of a replica where they can flip a verdict: matrix products of 16-bit types on the CPU round by how they are shared out."""
-    return resources.threads if routed.device.type == "cpu" and routed.model.dtype.itemsize == 2 else None
+    return resources.threads if _device(routed, resources) == "cpu" and routed.model.dtype.itemsize == 2 else None
 
 
 def _check_shard(path: Path, group: Group, job: Job, fingerprint: str) -> None:
     """Refuse a shard that is unreadable, or holds other records than this search writes there."""
     records = read_shard(path)
+    again = "remove it, and it is made again"
     wanted = [(job.task.name, split, example.id, fingerprint) for split, example in group]
     if [(record.task, record.split, record.id, record.fingerprint) for record in records] != wanted:
-        raise ArtifactError(f"{path} holds records of other questions or another model than this search: remove it, and it is made again")
+        raise ArtifactError(f"{path} holds records of other questions or another model than this search: {again}")
+    for record in records:
+        same = (record.seed, record.reward) == (job.config.seed, job.reward)
+        if not record.broken and job.routes is None:  # a broken question has neither control nor checks
+            same = same and record.control_routes == job.control and bool(record.checks) == job.config.verify
+        if not record.broken and job.routes is not None:
+            same = same and record.routes == tuple(dict.fromkeys((Route.full(len(record.routes[0])), *job.routes)))
+        if not same:
+            raise ArtifactError(f"{path} holds records made with other settings, or by an earlier drllm (question {record.id!r}): {again}")
 
 
 def _run(
-    routed: RoutedModel, job: Job, resources: Resources, folder: Path, todo: list[tuple[int, Group]], progress: Progress
+    routed: RoutedModel, job: Job, resources: Resources, folder: Path, todo: list[tuple[int, Group]], packed: bool, progress: Progress
 ) -> Iterator[int]:
     """Search groups and write their shards, in whichever order they end; the index of each."""
     if resources.executor == "ray":
         from drllm.searching.cluster import search_on_ray
 
-        yield from search_on_ray(routed, job, resources, folder, todo, progress.print)
+        yield from search_on_ray(routed, job, resources, folder, todo, packed, progress.print)
         return
-    for index, records in Worker(routed, job, resources).search(todo):
-        write_shard(folder, index, records)
-        yield index
+    with memory_in_one_line():
+        for index, records in Worker(routed, job, resources).search(todo):
+            write_shard(folder, index, records)
+            yield index
 
 
 def _groups(worker: Worker, task_data: LoadedTask, config: SearchConfig) -> tuple[list[Group], list[Any], dict[str, str]]:

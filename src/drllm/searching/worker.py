@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from drllm.config import Resources, SearchConfig
 from drllm.errors import InputError
@@ -42,6 +45,11 @@ class Job:
     prior: EditPrior | None = None
     routes: tuple[Route, ...] | None = None
     control: tuple[Route, ...] = ()
+
+    @property
+    def reward(self) -> str:
+        """The reward by name, `auto` resolved."""
+        return self.task.default_reward if self.config.reward == "auto" else self.config.reward
 
 
 @dataclass
@@ -80,6 +88,20 @@ class _Search:
                 self.asked, self.others = None, []
             else:
                 self.asked = self.asks.ask()
+
+
+@contextmanager
+def memory_in_one_line() -> Iterator[None]:
+    """Turn torch's running out of memory into an `InputError`; any other error passes."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise InputError(
+            f"out of memory ({str(error).splitlines()[0][:100]}): finished groups are kept; lower --cache-bytes or --pool-size, which "
+            "change no record, and run the same command"
+        ) from None
 
 
 def question_seed(seed: int, task: str, example_id: str) -> int:
@@ -219,7 +241,7 @@ class Worker:
             acc_norm=tuple(verdict.acc_norm for verdict in told),
             seed=job.config.seed,
             fingerprint=self.fingerprint,
-            reward=job.config.reward if job.config.reward != "auto" else job.task.default_reward,
+            reward=job.reward,
             split=search.split,
             control_routes=control,
             control_correct=tuple(search.verdicts[route].correct for route in control),
