@@ -199,7 +199,7 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes(data, tmp_pat
     with pytest.raises(OSError, match="No space left on device") as error:
         search(model(), [TASK], SMALL, out, data, resources=Resources(pool_size=1))
     assert Path(error.value.filename).name.startswith("shard-")
-    assert shard_indices(out / "search" / TASK) == [0, 1]
+    assert shard_indices(out / "search" / TASK) == [1, 2]
     assert not list(out.rglob("*.partial"))
     monkeypatch.setattr(drllm.files.os, "fsync", fsync)
     search(model(), [TASK], SMALL, out, data)
@@ -282,7 +282,7 @@ def test_ctrl_c_says_how_to_resume_and_keeps_the_shards(data, tmp_path, monkeypa
                "--n-simulations", "4", "--group-size", "4", "--pool-size", "4", "--sweep-questions", "2"]  # fmt: skip
     assert main(command) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "drllm: interrupted; finished work is kept, the same command resumes"
-    assert shard_indices(tmp_path / "run" / "search" / TASK) == [0]
+    assert shard_indices(tmp_path / "run" / "search" / TASK) == [2]
     monkeypatch.setattr(PrefixRunner, "_apply", apply)
     assert main(command) == 0
     assert [job["status"] for job in read_jobs(tmp_path / "run")] == ["interrupted", "done"]

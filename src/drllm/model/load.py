@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from drllm.errors import InputError
 from drllm.registry import did_you_mean
@@ -146,6 +147,15 @@ def causal_lm(model: nn.Module) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
+def _plain_tensors(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """A parameter, or the tensors that a wrapper of quantised weights holds, each under a name of its own."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield name, tensor
+        return
+    for part in tensor.__tensor_flatten__()[0]:
+        yield from _plain_tensors(f"{name}.{part}", getattr(tensor, part))
+
+
 def fingerprint(model: nn.Module) -> str:
     """Identifies a model's weights: 16 hex digits over every parameter's name, shape and up to 4,096 of its values.
 
@@ -154,7 +164,7 @@ def fingerprint(model: nn.Module) -> str:
     adapter or a fine-tune has another. A change of a few single values may go unnoticed.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    for name, parameter in sorted(part for named in model.named_parameters() for part in _plain_tensors(*named)):
         flat = parameter.detach().reshape(-1)
         n_samples = min(flat.numel(), FINGERPRINT_SAMPLES)
         stretch = torch.arange(n_samples) * flat.numel() // max(n_samples, 1)
