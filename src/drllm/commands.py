@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import shlex
 import sys
 import textwrap
 from collections.abc import Callable
@@ -17,17 +16,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drllm.errors import InputError
-from drllm.files import write_json
 from drllm.flags import METHODS, SECTIONS, add_flags, common_flags, number
-from drllm.job import Job, searched_model
+from drllm.job import Job, policy_model, searched_model
 from drllm.plans import search_plans
 from drllm.record_commands import Lines, add_records, records, sweeps
 from drllm.registry import did_you_mean
+from drllm.share_commands import (
+    add_compare,
+    add_export,
+    add_info,
+    add_push,
+    compare_logs,
+    evaluate_on_harness,
+    export_route,
+    push_policy,
+    show_card,
+)
 
 if TYPE_CHECKING:
-    from drllm.config import EvaluateConfig
     from drllm.model.prompts import Prompt
-    from drllm.model.routed import RoutedModel
 
 BATCH = 8  # prompts generated together
 DEFAULT_NEW_TOKENS = 64
@@ -74,7 +81,7 @@ def _evaluate(job: Job) -> Lines:
         if method not in METHODS:
             raise InputError(f"unknown method {method!r}{did_you_mean(method, METHODS)}; choose from {', '.join(METHODS)}")
     if job.arguments.harness or job.arguments.harness_args:
-        yield from _evaluate_harness(job, out, config)
+        yield from evaluate_on_harness(job, out, config)
         return
     tasks = job.tasks() if job.common.tasks else tuple(folder.name for folder in search_plans(Path(out)))
     model, dtype = searched_model(job, out)
@@ -91,94 +98,6 @@ def _evaluate(job: Job) -> Lines:
     yield f"summary: {out / 'evaluate' / config.folder / 'summary.json'}"
 
 
-def _evaluate_harness(job: Job, out: Path, config: EvaluateConfig) -> Lines:
-    if controls := set(job.common.methods) & {"random", "shuffled"}:
-        raise InputError(f"control {min(controls)!r} cannot run under --harness: `drllm evaluate` without it has the controls")
-    tasks = job.common.tasks or job.need("tasks")
-    if importlib.util.find_spec("lm_eval") is None:
-        raise InputError("lm-evaluation-harness is not installed: pip install 'drllm[eval]'")
-    try:
-        harness_args = shlex.split(job.arguments.harness_args)
-    except ValueError as error:
-        raise InputError(f"--harness-args {job.arguments.harness_args!r} cannot be split into words ({error})") from None
-    model, dtype = searched_model(job, out) if out.is_dir() else (job.need("model"), "")
-    from drllm.harness.compare import render
-    from drllm.harness.run import evaluate_harness, render_routing
-
-    summary = evaluate_harness(
-        job.load(model, dtype), job.common.methods, tasks, out, config, job.common.data or None, harness_args, job.argv
-    )
-    yield render_routing(summary)
-    if summary["rows"]:
-        yield render(summary["rows"], summary["reference"])
-    yield f"summary: {out / 'harness' / config.folder / 'summary.json'}"
-
-
-def _info(job: Job) -> Lines:
-    from drllm.model import artifact
-    from drllm.reporting.card import CARD_FILE
-
-    place = Path(job.arguments.name)
-    if not (place / "drllm_export.json").is_file():
-        place = artifact.locate(job.arguments.name, job.arguments.revision)
-        artifact.check_files(place, artifact.read(place))
-        if not (place / CARD_FILE).is_file():  # saved before there were cards
-            yield artifact.card(place).rstrip()
-            return
-    yield (place / CARD_FILE).read_text(encoding="utf-8").rstrip()
-
-
-def _push(job: Job) -> Lines:
-    from drllm.model import artifact
-
-    arguments = job.arguments
-    yield artifact.push(Path(arguments.folder), arguments.repo, arguments.revision, arguments.private or None)
-
-
-def _compare(job: Job) -> Lines:
-    from drllm.harness.compare import compare, read_scores, render
-
-    folders = {}
-    for given in job.arguments.folders:
-        name, separator, folder = given.partition("=")
-        if not separator or not name or not folder:
-            raise InputError(f"{given!r} names no method: write NAME=FOLDER, for example base=runs/a/harness/tune/base")
-        if name in folders:
-            raise InputError(f"method {name!r} is given twice: give each folder its own name")
-        folders[name] = folder
-    rows = compare({name: read_scores(folder) for name, folder in folders.items()}, job.arguments.resamples, job.arguments.seed)
-    yield render(rows, next(iter(folders)))
-    if job.common.out:
-        write_json(Path(job.common.out), rows)
-        yield f"rows: {job.common.out}"
-
-
-def _export(job: Job) -> Lines:
-    arguments, out = job.arguments, job.need("out")
-    if arguments.route is not None and arguments.policy is not None:
-        raise InputError("got both --route and --policy: an export has one route, leave one of them out")
-    if arguments.route is None and arguments.policy is None:
-        raise InputError("no route to export: give --route or --policy")
-    from drllm.routes import Route
-
-    route = None if arguments.route is None else Route.parse(arguments.route)
-    routed = _policy_model(job) if route is None else job.load(job.need("model"))
-    if route is None:
-        assert routed.policy is not None
-        route = routed.policy.route
-        if route is None:
-            raise InputError(
-                f"a {routed.policy.name!r} policy decides each prompt's route, which no plain checkpoint can: export a static one"
-            )
-    from drllm.export import export
-
-    done = export(routed, route, out)
-    yield f"route {done.route}: {done.n_blocks} blocks instead of {routed.n_layers}"
-    yield f"weights: {done.n_bytes / 1e6:.1f} MB, of which {done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks"
-    yield f"checked: logits of {done.n_checked} tokens within {done.difference:.1e} of the routed model's"
-    yield f"checkpoint: {done.folder}"
-
-
 def _generate(job: Job) -> Lines:
     arguments = job.arguments
     if arguments.max_new_tokens < 1:
@@ -191,7 +110,7 @@ def _generate(job: Job) -> Lines:
 
     route = None if arguments.route is None else Route.parse(arguments.route)
     prompts = _prompts(arguments)
-    routed = _policy_model(job) if arguments.policy is not None else job.load(job.need("model"))
+    routed = policy_model(job) if arguments.policy is not None else job.load(job.need("model"))
     if arguments.control is not None and routed.policy is not None:
         routed.policy = routed.policy.with_control(arguments.control)
     for start in range(0, len(prompts), BATCH):
@@ -278,36 +197,6 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--harness-args", default="", metavar="TEXT", help='any of its options, such as --harness-args="--num_fewshot 5"')
 
 
-def _add_info(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="FOLDER|ID", help="a saved policy, or an exported checkpoint; a folder, or a policy's Hub id")
-    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a Hub id")
-    common_flags()(parser)
-
-
-def _add_push(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="a saved policy")
-    parser.add_argument("repo", metavar="ID", help="Hub id, such as someone/smollm2-routers; made if there is none")
-    parser.add_argument("--revision", metavar="NAME", help="branch to commit to; made if there is none")
-    parser.add_argument("--private", action="store_true", help="a new repository is private")
-    common_flags()(parser)
-
-
-def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--policy", metavar="FOLDER", help="a saved static policy; it knows its own model, which --model can override")
-    parser.add_argument("--route", metavar="1102...", help="one digit a block: 0 skip, 1 execute, 2 repeat")
-    common_flags("model", "dtype", "device", "out")(parser)
-
-
-def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "folders", nargs="+", metavar="NAME=FOLDER", help="sample logs of lm-evaluation-harness; the first is the reference"
-    )
-    parser.add_argument("--out", metavar="FILE.json", help="write the rows there too")
-    parser.add_argument("--resamples", type=int, default=10_000, metavar="N", help="bootstrap resamples (default: 10000)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
-    common_flags()(parser)
-
-
 def _add_retrofit(parser: argparse.ArgumentParser) -> None:
     common_flags("model", "dtype", "device", "tasks", "data", "out")(parser)
     for section, config_class in SECTIONS.items():
@@ -368,16 +257,6 @@ def _stdin() -> bytes:
     return sys.stdin.buffer.read()
 
 
-def _policy_model(job: Job) -> RoutedModel:
-    """The saved policy on its base; refused before any weights load when the folder holds none."""
-    from drllm.model import artifact
-    from drllm.model.routed import RoutedModel
-
-    folder = artifact.locate(job.arguments.policy)
-    artifact.read(folder)
-    return RoutedModel.from_pretrained(folder, base=job.common.model or None, **job.placement())
-
-
 def _task_source(name: str, data: str) -> str:
     """Where `load_task` would look first and find something, without reading any questions."""
     from drllm.tasks.package import PACKAGE, READERS, package_folder
@@ -418,8 +297,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "compare": Command(
         "Compare any number of methods document by document, from lm-evaluation-harness's sample logs.",
-        _add_compare,
-        _compare,
+        add_compare,
+        compare_logs,
         "drllm compare base=out/base routed=out/routed",
     ),
     "generate": Command(
@@ -430,20 +309,20 @@ COMMANDS: dict[str, Command] = {
     ),
     "info": Command(
         "Print the model card of a saved policy or an exported checkpoint, after checking that its files are whole.",
-        _add_info,
-        _info,
+        add_info,
+        show_card,
         "drllm info runs/a/routers",
     ),
     "push": Command(
         "Upload a saved policy and its model card to the Hub.",
-        _add_push,
-        _push,
+        add_push,
+        push_policy,
         "drllm push runs/a/routers someone/smollm2-routers",
     ),
     "export": Command(
         "Write a static route as a plain checkpoint that stock transformers loads without drllm.",
-        _add_export,
-        _export,
+        add_export,
+        export_route,
         "drllm export --policy runs/a/static --out runs/a/checkpoint",
     ),
     "report": Command(

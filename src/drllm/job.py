@@ -68,3 +68,13 @@ def searched_model(job: Job, out: Path) -> tuple[str, str]:
         raise ArtifactError(f"no run folder {str(out)!r}: run `drllm search --out {out}` first")
     plan = next(iter(search_plans(out).values()), {})
     return job.common.model or plan.get("model") or job.need("model"), str(plan.get("dtype", "")).removeprefix("torch.")
+
+
+def policy_model(job: Job) -> RoutedModel:
+    """The saved policy on its base; refused before any weights load when the folder holds none."""
+    from drllm.model import artifact
+    from drllm.model.routed import RoutedModel
+
+    folder = artifact.locate(job.arguments.policy)
+    artifact.read(folder)
+    return RoutedModel.from_pretrained(folder, base=job.common.model or None, **job.placement())
