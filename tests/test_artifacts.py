@@ -139,6 +139,29 @@ def test_info_of_an_export_and_of_nothing(routed, tmp_path, capsys):
     assert main(["info", str(tmp_path / "out"), "--revision", "main"]) == 0
 
 
+def test_a_readme_of_others_stays(routed, tmp_path):
+    (tmp_path / "README.md").write_text("# My checkpoint\n")
+    routed.policy = Route.parse("1211")
+    routed.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "# My checkpoint\n"
+
+
+def test_a_dead_network_is_one_line(routed, tmp_path, monkeypatch, capsys):
+    """huggingface_hub raises its HTTP library's own errors, which are no OSErrors."""
+    import huggingface_hub
+
+    from drllm.errors import network_errors
+
+    def dead(*_args, **_options):
+        raise network_errors()[0]("no route to host")
+
+    routed.policy = Route.parse("1211")
+    folder = routed.save_pretrained(tmp_path / "static")
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", dead)
+    assert main(["push", str(folder), "someone/routes"]) == 2
+    assert "the Hub does not take" in capsys.readouterr().err
+
+
 def test_info_refuses_a_torn_policy(routed, tmp_path, capsys):
     routed.policy = Route.parse("1211")
     folder = routed.save_pretrained(tmp_path / "static")

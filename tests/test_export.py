@@ -143,7 +143,7 @@ def test_what_export_refuses(tmp_path, checkpoint, capsys):
     routed = RoutedModel.wrap(families.build("llama"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="is no earlier export"):
+    with pytest.raises(InputError, match="which no export wrote"):
         export(routed, ROUTES[0], tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     with pytest.raises(InputError, match="runs no block"):
@@ -182,6 +182,50 @@ def test_quantised_weights_are_refused_by_name(tmp_path):
     quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
     with pytest.raises(UnsupportedModelError, match="are quantised"):
         export(RoutedModel.wrap(model), ROUTES[0], tmp_path / "out")
+
+
+def test_what_others_put_into_an_export_is_never_deleted(tmp_path):
+    routed = RoutedModel.wrap(families.build("llama"))
+    export(routed, Route.parse("1211"), tmp_path / "out")
+    (tmp_path / "out" / "model.gguf").write_text("converted")
+    with pytest.raises(InputError, match=r"holds 'model.gguf', which no export wrote"):
+        export(routed, Route.parse("1011"), tmp_path / "out")
+    assert (tmp_path / "out" / "model.gguf").exists()
+
+
+def test_a_truncated_export_is_noticed(tmp_path, capsys):
+    export(RoutedModel.wrap(families.build("llama")), Route.parse("1211"), tmp_path / "out")
+    weights = tmp_path / "out" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert main(["info", str(tmp_path / "out")]) == 2
+    assert "not the file that was exported" in capsys.readouterr().err
+
+
+def test_lists_that_are_as_long_by_accident_stay(tmp_path):
+    """Four end tokens on four blocks are no list of one entry a block."""
+    model = families.build("llama")
+    model.config.eos_token_id = [2, 5, 6, 7]
+    export(RoutedModel.wrap(model), Route.parse("0211"), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [2, 5, 6, 7]
+
+
+def test_a_generation_config_that_loads_but_does_not_save_exports(tmp_path):
+    """Greedy decoding with a temperature, as many checkpoints have it."""
+    model = families.build("llama")
+    model.generation_config.do_sample = False
+    model.generation_config.temperature = 0.6
+    export(RoutedModel.wrap(model), Route.parse("1211"), tmp_path / "out")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config.do_sample is not True
+
+
+def test_out_of_memory_is_not_blamed_on_the_family(tmp_path, monkeypatch):
+    def full(*_args, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(InputError, match="out of memory"):
+        export(RoutedModel.wrap(families.build("llama")), Route.parse("1211"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_adapters_are_refused_by_name(tmp_path):

@@ -57,7 +57,7 @@ def text(seed: int, n: int) -> str:
 
 
 def choices(n_questions: int = 12) -> list[Instance]:
-    """Multiple-choice requests: 2 to 5 choices of one token to many, some contexts twice, some empty."""
+    """Multiple-choice requests: 2 to 5 choices of one token to many, one context empty."""
     requests = []
     for q in range(n_questions):
         context = "" if q == 7 else f"Question: {text(q % 9, 2 + q % 4)}\nAnswer:"
@@ -276,11 +276,93 @@ def test_consensus_of_one_prompt_is_none():
     assert consensus([Route.parse("1111"), Route.parse("1201")]) == 0.5
 
 
-def test_a_route_argument_keeps_leading_zeros():
-    """The harness reads `route=0111` as the number 111."""
-    lm = RoutedLM(model_of("llama"), route=111)
+@pytest.mark.parametrize("route", [1211, "1211", "'0111'"])
+def test_a_route_argument(route):
+    """Digits come as a number from the harness's command line, and as a text when they are quoted."""
+    lm = RoutedLM(model_of("llama"), route=route)
     lm.loglikelihood(choices(2), True)
-    assert {str(prompt.route) for prompt in lm.routing.prompts} == {"0111"}
+    assert {str(prompt.route) for prompt in lm.routing.prompts} == {str(route).strip("'")}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_every_document_is_logged_when_documents_share_a_context(family):
+    """Two tasks, three documents, one context; and more choices than a row takes."""
+    routed = model_of(family)
+    routed.policy = policy_of(routed)
+    places = [("x", 0), ("x", 1), ("y", 0)]
+    requests = [Instance("loglikelihood", {}, ("Which?", f" {text(c, 1 + c)}"), c, (*place, 1)) for place in places for c in range(8)]
+    lm = ours(routed, 2)
+    lm.loglikelihood(requests, True)
+    assert sorted((prompt.task, prompt.doc_id) for prompt in lm.routing.prompts) == places
+    assert len({prompt.route for prompt in lm.routing.prompts}) == 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_continuations_of_one_token_share_a_plain_row_in_every_family(family):
+    routed = model_of(family)
+    requests = [
+        Instance("loglikelihood", {}, (f"{text(q, 5)}:", letter), c, ("t", q, 1)) for q in range(3) for c, letter in enumerate("ABCD")
+    ]
+    n_tokens = []
+    lm = ours(routed, 1)
+    handle = routed.model.get_input_embeddings().register_forward_hook(lambda _m, args, _o: n_tokens.append(args[0].numel()))
+    got = lm.loglikelihood(requests, True)
+    handle.remove()
+    assert sum(n_tokens) == sum(len(routed.tokenizer(f"{text(q, 5)}:")["input_ids"]) for q in range(3))
+    assert_same(got, stock(routed).loglikelihood(requests, True))
+
+
+def test_equal_prompts_of_two_tasks_are_told_apart_by_their_options():
+    routed = model_of("llama")
+    short, long = ({"until": [], "max_gen_toks": n, "do_sample": False} for n in (3, 7))
+    requests = [
+        Instance("generate_until", {}, (text(q, 3), long if task == "a" else short), 0, (task, q, 1)) for task in "ba" for q in range(3)
+    ]
+    lm = ours(routed, 2)
+    assert lm.generate_until(requests, True) == stock(routed, 2).generate_until(requests, True)
+    n_new = {(prompt.task, prompt.doc_id): prompt.n_new_tokens for prompt in lm.routing.prompts}
+    assert max(n for (task, _), n in n_new.items() if task == "b") <= 3
+    assert max(n for (task, _), n in n_new.items() if task == "a") == 7
+
+
+def test_timing_the_base_changes_no_sampled_answer():
+    routed = model_of("llama")
+    routed.policy = policy_of(routed)
+    options = {"until": [], "max_gen_toks": 6, "do_sample": True, "temperature": 1.0}
+    requests = [Instance("generate_until", {}, (text(q, 3 + q), options), 0, ("t", q, 1)) for q in range(6)]
+    answers = []
+    for time_base in (0, 1):
+        torch.manual_seed(5)
+        answers.append(ours(routed, 2, time_base=time_base).generate_until(requests, True))
+    assert answers[0] == answers[1]
+
+
+def test_chat_template_system_instruction_and_autocast_are_the_stock_ones():
+    routed = model_of("llama")
+    lm, other = ours(routed, 2), stock(routed, 2)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert lm.apply_chat_template(messages) == other.apply_chat_template(messages)
+    requests = choices(4)
+    cast = ours(routed, 2, mixed_precision_dtype="bfloat16").loglikelihood(requests, True)
+    wanted = stock(routed, 2, mixed_precision_dtype="bfloat16").loglikelihood(requests, True)
+    assert np.abs(np.array([value for value, _ in cast]) - [value for value, _ in wanted]).max() < 0.5
+    assert np.abs(np.array([value for value, _ in cast]) - [v for v, _ in lm.loglikelihood(requests, True)]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("trained", "templated", "warns"), [("raw", True, True), ("chat", False, True), ("raw", False, False), ("chat", True, False)]
+)
+def test_prompts_of_another_format_than_the_policys_warn_once(trained, templated, warns, caplog):
+    routed = model_of("llama")
+    policy = policy_of(routed)
+    policy.prompt_format = trained
+    routed.policy = policy
+    lm = ours(routed)
+    if templated:
+        lm.apply_chat_template([{"role": "user", "content": "Hi"}])
+    for _ in range(2):
+        lm.loglikelihood(choices(1), True)
+    assert sum("its routes may be arbitrary" in record.message for record in caplog.records) == warns
 
 
 @pytest.mark.parametrize(
@@ -290,9 +372,15 @@ def test_a_route_argument_keeps_leading_zeros():
         ({"rout": "1111"}, "did you mean 'route'"),
         ({"trust_remote_code": True}, "trust_remote_code"),
         ({"route": "11"}, "2 blocks"),
+        ({"route": 111}, "drops leading zeros"),
+        ({"pretrained": ""}, "no model: give pretrained"),
+        ({"batch_size": "many"}, "batch_size is 'many'"),
+        ({"mixed_precision_dtype": "bf17"}, "unknown dtype 'bf17'"),
+        ({"base": "x"}, "have no use"),
         ({"control": 0.5}, "give a saved policy"),
     ],
 )
 def test_what_it_refuses(options, wanted):
+    place = {"pretrained": model_of("llama")} if "base" not in options else {"pretrained": "no/such/model"}
     with pytest.raises(InputError, match=wanted):
-        RoutedLM(model_of("llama"), **options)
+        RoutedLM(**(place | options))

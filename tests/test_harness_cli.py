@@ -21,7 +21,7 @@ from drllm import InputError, Route, RoutedModel
 from drllm.cli import main
 from drllm.evaluation.stats import holm
 from drllm.harness import TASKS_FOLDER
-from drllm.harness.compare import compare, read_scores
+from drllm.harness.compare import compare, read_scores, render
 from drllm.tasks import get_task, load_task
 from drllm.tasks.package import package_folder
 
@@ -70,7 +70,7 @@ def test_both_command_lines_give_the_same_numbers(place, capsys):
     printed = capsys.readouterr().out
     assert "drllm_arc_easy" in printed
     assert "static" in printed
-    summary = json.loads((place / "run/harness/tune/summary.json").read_text())
+    summary = json.loads((place / "run/harness/tune/drllm_arc_easy+drllm_mmlu/summary.json").read_text())
     metadata = json.dumps({"data": str(place / "data"), "split": "tune"})
     for name, pretrained in (("base", "model"), ("static", "run/static")):
         done = stock_cli(place, "--model_args", f"pretrained={pretrained}", "--tasks", tasks, "--batch_size", "4", "--metadata", metadata,
@@ -83,22 +83,63 @@ def test_both_command_lines_give_the_same_numbers(place, capsys):
             routing = results["config"]["drllm"]["tasks"][task]
             assert routing["mean_passes"] == (families.N_BLOCKS if name == "base" else ROUTE.n_passes)
             assert routing["prompts"] == 12
-    assert read_scores(place / "stock/static") == read_scores(place / "run/harness/tune/static")
+    assert read_scores(place / "stock/static") == read_scores(place / "run/harness/tune/drllm_arc_easy+drllm_mmlu/static")
     assert main(["compare", f"base={place}/stock/base", f"static={place}/stock/static"]) == 0
     assert "Holm p" in capsys.readouterr().out
 
 
-def test_a_finished_method_is_read_back_and_another_configuration_runs_again(place, capsys):
+def results_of(place: Path, label: str, method: str = "static", split: str = "tune") -> Path:
+    return place / "run" / "harness" / split / label / method / "results.json"
+
+
+def test_a_finished_method_is_read_back_and_other_options_have_a_folder_of_their_own(place):
     arguments = ["--methods", "static", "--tasks", "drllm_arc_easy", "--limit", "5"]
     assert cli(place, *arguments) == 0
-    results = place / "run/harness/tune-first-5/static/results.json"
+    results = results_of(place, "drllm_arc_easy", split="tune-first-5")
     first = results.stat().st_mtime_ns
     assert cli(place, *arguments) == 0
     assert results.stat().st_mtime_ns == first
     assert cli(place, *arguments, "--harness-args=--num_fewshot 2") == 0
-    assert results.stat().st_mtime_ns != first
-    sample = json.loads((place / "run/harness/tune-first-5/static/samples_drllm_arc_easy.jsonl").read_text().splitlines()[0])
+    assert results.stat().st_mtime_ns == first
+    (other,) = [path for path in results.parents[2].iterdir() if path.name != "drllm_arc_easy"]
+    sample = json.loads((other / "static" / "samples_drllm_arc_easy.jsonl").read_text().splitlines()[0])
     assert sample["arguments"][0][0].count("Question:") == 3
+
+
+def test_shots_are_never_questions_that_are_asked(place):
+    assert cli(place, "--methods", "base", "--tasks", "drllm_arc_easy", "--split", "fit", "--harness-args=--num_fewshot 1") == 0
+    (folder,) = (place / "run" / "harness" / "fit").iterdir()
+    for line in (folder / "base" / "samples_drllm_arc_easy.jsonl").read_text().splitlines():
+        sample = json.loads(line)
+        assert sample["arguments"][0][0].count(sample["doc"]["question"]) == 1
+
+
+def test_changed_questions_and_a_changed_policy_are_asked_again(place, tmp_path):
+    """With the harness's own cache on: it knows requests, not models."""
+    import shutil
+
+    here = tmp_path / "here"
+    shutil.copytree(place, here, ignore=shutil.ignore_patterns("harness", "stock"))
+    arguments = ["--methods", "static", "--tasks", "drllm_arc_easy", f"--harness-args=--use_cache {tmp_path}/cache"]
+
+    def answers() -> tuple[dict, dict]:
+        assert cli(here, *arguments) == 0
+        (folder,) = (here / "run" / "harness" / "tune").iterdir()
+        summary = json.loads((folder / "summary.json").read_text())
+        return read_scores(folder / "static"), summary
+
+    first, summary = answers()
+    assert summary["routing"]["static"]["drllm_arc_easy"]["prompts"] == 12
+    routed = RoutedModel.wrap(str(here / "model"))
+    routed.policy = Route.parse("2222")
+    routed.save_pretrained(here / "run" / "static")
+    second, summary = answers()
+    assert summary["routing"]["static"]["drllm_arc_easy"]["mean_passes"] == 8
+    path = here / "data" / "arc_easy" / "dev.jsonl"
+    path.write_text(path.read_text().replace("What is 3 plus", "How much is 3 plus"))
+    third, _ = answers()
+    documents = [set(scores["drllm_arc_easy", "none", "acc"]) for scores in (first, second, third)]
+    assert documents[0] == documents[1] != documents[2]
 
 
 def test_reading_test_is_recorded(place):
@@ -106,6 +147,8 @@ def test_reading_test_is_recorded(place):
         assert cli(place, "--tasks", "drllm_arc_easy", "--methods", "base", "--split", split) == 0
         job = json.loads((place / "run/run.json").read_text())[-1]
         assert (job["job"], job["read_test_split"]) == ("evaluate --harness", split == "test")
+        results = json.loads(results_of(place, "drllm_arc_easy", "base", split).read_text())
+        assert results["config"]["drllm"]["splits_read"]["drllm_arc_easy"] == split
 
 
 @pytest.mark.parametrize(
@@ -116,7 +159,13 @@ def test_reading_test_is_recorded(place):
         (["--tasks", "drllm_arc_easy", "--methods", "shuffled"], "control 'shuffled'"),
         (["--tasks", "drllm_arc_easy", "--methods", "routers"], "holds no saved policy"),
         (["--tasks", "drllm_arc_easy", "--harness-args=--no_such"], "does not understand"),
-        (["--tasks", "drllm_arc_easy", "--harness-args=--model hf"], "leave it out"),
+        (["--tasks", "drllm_arc_easy", "--harness-args=--model hf"], "--model cannot be given to the harness here"),
+        (["--tasks", "drllm_arc_easy", "--harness-args=-t drllm_mmlu"], "--tasks cannot be given to the harness here"),
+        (["--tasks", "drllm_arc_easy", "--harness-args=--tas drllm_mmlu"], "does not understand"),
+        (["--tasks", "drllm_arc_easy", "--harness-args=--limit 0.5"], "use --limit of `drllm evaluate`"),
+        (["--tasks", "drllm_arc_easy", "--harness-args=-o x -s"], "cannot be given to the harness here"),
+        (["--tasks", "drllm_arc_easy", "--harness-args=--metadata split=test"], "metadata 'split' cannot be given"),
+        (["--tasks", "drllm_arc_easy", "--harness-args=--num_fewshot 40"], "to take 40 shots from"),
         (["--tasks", "drllm_arc_easy", "--harness-args='"], "cannot be split"),
         ([], "--tasks is missing"),
     ],
@@ -144,6 +193,7 @@ def test_offline_prompts_are_the_stock_ones():
     question, choices = "  What is it? ", ["one", "two", "three", "four"]
     docs = {
         "arc_easy": {"question": question, "choices": {"text": choices, "label": list("ABCD")}, "answerKey": "B"},
+        "arc_challenge": {"question": question, "choices": {"text": choices, "label": list("ABCD")}, "answerKey": "B"},
         "piqa": {"goal": question, "sol1": "one", "sol2": "two", "label": 1},
         "sciq": {"question": question, "support": "", "distractor1": "a", "distractor2": "b", "distractor3": "c", "correct_answer": "d"},
         "commonsense_qa": {"question": question, "choices": {"text": [*choices, "five"], "label": list("ABCDE")}, "answerKey": "B"},
@@ -153,6 +203,7 @@ def test_offline_prompts_are_the_stock_ones():
 
     readers = {
         "arc_easy": lambda task, doc: lettered(task, doc | {"id": "1"}, "question", ""),
+        "arc_challenge": lambda task, doc: lettered(task, doc | {"id": "1"}, "question", ""),
         "piqa": lambda task, doc: goal(task, doc, "1", ""),
         "sciq": lambda task, doc: distractors(task, doc, "1", ""),
         "commonsense_qa": lambda task, doc: lettered(task, doc | {"id": "1"}, "question", ""),
@@ -215,6 +266,13 @@ def test_compare_against_known_statistics(tmp_path):
     assert rows[3]["difference_low"] <= rows[3]["difference"] <= rows[3]["difference_high"]
 
 
+def test_metrics_that_are_no_shares_are_shown_as_they_are(tmp_path):
+    found = {name: read_scores(logs(tmp_path / name, {"t": values}, "bleu")) for name, values in (("a", [30.0, 41.5]), ("b", [31.0, 42.5]))}
+    printed = render(compare(found), "a")
+    assert "35.75" in printed
+    assert "+1 (+1 to +1)" in printed
+
+
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
@@ -245,5 +303,7 @@ def test_compare_refuses_what_cannot_be_paired(tmp_path):
     (broken / "samples_t.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match="line 1: not a sample"):
         read_scores(broken)
+    with pytest.raises(InputError, match="expected at least 1"):
+        compare({"one": one, "same": one}, n_resamples=0)
     assert main(["compare", "one"]) == 2
     assert main(["compare", f"a={tmp_path}/one", f"a={tmp_path}/one"]) == 2

@@ -3,6 +3,11 @@
 Every message says three things: what came, what was expected, what to do.
 """
 
+from __future__ import annotations
+
+import contextlib
+import importlib
+
 
 class DrllmError(Exception):
     """Base of every error drllm raises on purpose."""
@@ -18,3 +23,12 @@ class ArtifactError(DrllmError):
 
 class InputError(DrllmError, ValueError):
     """An argument, file or prompt that drllm cannot use."""
+
+
+def network_errors() -> tuple[type[Exception], ...]:
+    """What a dead network raises through huggingface_hub: its HTTP library's own errors, which are no OSErrors."""
+    found = []
+    for name in ("httpx", "httpx2"):  # which of them depends on the release
+        with contextlib.suppress(ImportError):
+            found.append(importlib.import_module(name).HTTPError)
+    return tuple(found)

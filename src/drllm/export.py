@@ -18,7 +18,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
-from drllm.errors import InputError, UnsupportedModelError
+from drllm.errors import ArtifactError, DrllmError, InputError, UnsupportedModelError
 from drllm.files import write_json
 from drllm.model.load import causal_lm, quiet_loading
 from drllm.model.routed import RoutedModel
@@ -62,9 +62,10 @@ def export(routed: RoutedModel, route: Route, folder: str | Path) -> Exported:
         InputError: the folder holds something else, or the route runs no block.
         UnsupportedModelError: an adapter or quantised weights, or a family whose configuration cannot express the route.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / EXPORT_FILE).is_file())):
-        raise InputError(f"{folder} exists and is no earlier export: give a new folder")
+    folder = Path(folder).resolve()
+    if folder.exists() and (not folder.is_dir() or _foreign(folder)):
+        what = f"holds {_foreign(folder)[0]!r}, which no export wrote" if folder.is_dir() else "is a file"
+        raise InputError(f"{folder} {what}: give a new folder")
     if len(route) != routed.n_layers:
         raise InputError(f"the route has {len(route)} blocks, the model has {routed.n_layers}")
     if not route.n_passes:
@@ -86,13 +87,20 @@ def export(routed: RoutedModel, route: Route, folder: str | Path) -> Exported:
         difference, n_checked = _check(routed, route, place)
         n_bytes = sum(path.stat().st_size for path in place.glob("*.safetensors"))
         done = Exported(folder, str(route), route.n_passes, n_bytes, copied_bytes, difference, n_checked)
-        about = asdict(done) | {"folder": folder.name, "base": routed.base_id, "fingerprint": routed.fingerprint, "versions": versions()}
-        write_json(place / EXPORT_FILE, about)
         (place / "README.md").write_text(_readme(routed, route, done), encoding="utf-8")
+        sizes = {path.name: path.stat().st_size for path in sorted(place.iterdir())}
+        base = {"base": routed.base_id, "fingerprint": routed.fingerprint}
+        write_json(place / EXPORT_FILE, asdict(done) | {"folder": folder.name, "files": sizes} | base | {"versions": versions()})
         if folder.exists():
             shutil.rmtree(folder)
         place.rename(folder)
     return done
+
+
+def _foreign(folder: Path) -> list[str]:
+    """What is in a folder that an earlier export did not write there."""
+    earlier = (read_export(folder) or {}).get("files", {})
+    return sorted(path.name for path in folder.iterdir() if path.name not in {*earlier, EXPORT_FILE})
 
 
 def _write(routed: RoutedModel, route: Route, place: Path) -> int:
@@ -123,14 +131,23 @@ def _write(routed: RoutedModel, route: Route, place: Path) -> int:
         shell = shell.to(model.dtype)
         shell.load_state_dict(state, strict=True, assign=True)
         shell.tie_weights()
-        shell.generation_config = copy.deepcopy(model.generation_config)
         with quiet_loading():
             shell.save_pretrained(place)  # which validates the configuration
     except _BUILD_ERRORS as error:
         raise _inexpressible(config, error) from None
+    _generation_config(model).save_pretrained(place)
     if routed.tokenizer is not None:
         routed.tokenizer.save_pretrained(place)
     return copied_bytes
+
+
+def _generation_config(model: Any) -> Any:
+    """The base's, in a form that can be saved: greedy decoding with sampling options, which many have, loads but does not save."""
+    config = copy.deepcopy(model.generation_config)
+    if not config.do_sample:
+        for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"):
+            setattr(config, name, None)  # of no effect without sampling
+    return config
 
 
 def _config(model: Any, route: Route) -> Any:
@@ -146,7 +163,7 @@ def _config(model: Any, route: Route) -> Any:
     for name, value in list(fields.items()):
         if name in INDEX_LISTS and isinstance(value, list):
             fields[name] = [place for place, block in enumerate(route.path) if block in value]
-        elif isinstance(value, list | tuple) and len(value) == n_layers and name != "architectures":
+        elif isinstance(value, list | tuple) and len(value) == n_layers and name != "architectures" and not name.endswith("token_id"):
             # Not setattr: strict configurations compare lists with num_hidden_layers on the way.
             fields[name] = type(value)(value[block] for block in route.path)
     if isinstance(n_dense := fields.get("first_k_dense_replace"), int):  # a count of leading blocks
@@ -172,7 +189,8 @@ def _check(routed: RoutedModel, route: Route, place: Path) -> tuple[float, int]:
         with quiet_loading():
             attention = model.config._attn_implementation
             loaded: Any = AutoModelForCausalLM.from_pretrained(place, dtype=model.dtype, attn_implementation=attention)
-        got = loaded.eval().to(routed.device)(ids).logits.float()
+        device = "cpu" if len(set(getattr(model, "hf_device_map", {}).values())) > 1 else routed.device
+        got = loaded.eval().to(device)(ids.to(device)).logits.float().to(wanted.device)
     except _BUILD_ERRORS as error:
         raise _inexpressible(text, error) from None
     difference = float((got - wanted).abs().max())
@@ -184,8 +202,10 @@ def _check(routed: RoutedModel, route: Route, place: Path) -> tuple[float, int]:
     return difference, n_tokens
 
 
-def _inexpressible(config: Any, error: Exception) -> UnsupportedModelError:
+def _inexpressible(config: Any, error: Exception) -> DrllmError:
     reason = " ".join(str(error).split())[:160]
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason:
+        return InputError(f"out of memory ({reason}): an export needs room for a second copy of the weights; nothing was written")
     return UnsupportedModelError(
         f"model_type {config.model_type!r} cannot express this route as a configuration ({reason}): serve it with drllm instead"
     )
@@ -218,6 +238,19 @@ def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
 
 
 def read_export(folder: Path) -> dict[str, Any] | None:
-    """What `export` wrote about a folder, or None when it is no export."""
+    """What `export` wrote about a folder, or None when it is no export; `ArtifactError` when that is unreadable."""
     path = folder / EXPORT_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ArtifactError(f"{path} is not readable JSON ({error}): export again") from None
+
+
+def check_export(folder: Path) -> None:
+    """Refuse an exported checkpoint of which a file is missing or has another size; weights are too large to digest each time."""
+    about = read_export(folder)
+    for name, size in ({} if about is None else about.get("files", {})).items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+            raise ArtifactError(f"{folder / name} is missing or not the file that was exported: export again")

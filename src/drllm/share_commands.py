@@ -96,7 +96,11 @@ def show_card(job: Job) -> Lines:
     from drllm.reporting.card import CARD_FILE
 
     place = Path(job.arguments.name)
-    if not (place / "drllm_export.json").is_file():
+    if (place / "drllm_export.json").is_file():
+        from drllm.export import check_export
+
+        check_export(place)
+    else:
         place = artifact.locate(job.arguments.name, job.arguments.revision)
         artifact.check_files(place, artifact.read(place))
         if not (place / CARD_FILE).is_file():  # saved before there were cards

@@ -2,4 +2,5 @@
 
 from pathlib import Path
 
+SPLITS_READ: dict[str, str] = {}  # offline task -> split, as `tasks/docs.py` read them in this process
 TASKS_FOLDER = Path(__file__).parent / "tasks"

@@ -63,6 +63,8 @@ def compare(methods: Mapping[str, Scores], n_resamples: int = 10_000, seed: int 
     where two methods were not asked the same documents.
     """
     names = list(methods)
+    if n_resamples < 1:
+        raise InputError(f"got {n_resamples} bootstrap resamples, expected at least 1")
     if len(names) < 2:
         raise InputError(f"got {len(names)} methods to compare, expected at least two: NAME=FOLDER NAME=FOLDER ...")
     reference = methods[names[0]]
@@ -117,7 +119,7 @@ def _row(
 
 
 def render(rows: list[dict[str, Any]], reference: str) -> str:
-    """The rows as a table for a terminal: values in percent, differences in points."""
+    """The rows as a table for a terminal: shares in percent and differences in points; other metrics as they are."""
     table = Table(
         title=f"against {reference}, paired, in points; 95 % intervals; + / -: documents only one is right on",
         title_justify="left",
@@ -129,10 +131,13 @@ def render(rows: list[dict[str, Any]], reference: str) -> str:
         )
     for row in rows:
         metric = row["metric"] if row["filter"] == "none" else f"{row['metric']}, {row['filter']}"
+        is_share = min(row["reference"], row["value"]) >= 0 and max(row["reference"], row["value"]) <= 1
+        show = percent if is_share else "{:.4g}".format
+        change = points if is_share else "{:+.4g}".format
         p, adjusted = ("" if row[name] is None else f"{row[name]:.3f}" for name in ("mcnemar_p", "holm_p"))
         table.add_row(
-            row["method"], row["task"], metric, str(row["n"]), percent(row["reference"]), percent(row["value"]),
-            f"{points(row['difference'])} ({points(row['difference_low'])} to {points(row['difference_high'])})",
+            row["method"], row["task"], metric, str(row["n"]), show(row["reference"]), show(row["value"]),
+            f"{change(row['difference'])} ({change(row['difference_low'])} to {change(row['difference_high'])})",
             f"{row['better']} / {row['worse']}", p, adjusted,
         )  # fmt: skip
     buffer = io.StringIO()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from drllm.errors import InputError
@@ -126,6 +127,8 @@ class TimedPolicy(Policy):
 
     def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
         """As the policy inside."""
+        if x_BTD.is_cuda:
+            torch.cuda.synchronize(x_BTD.device)  # the blocks' queued work is not the routers'
         started = time.perf_counter()
         actions = self.policy.decide(block, x_BTD, prompt_mask_BT).cpu()  # waits for a device, so that its work is counted here
         self.clock[0] += time.perf_counter() - started

@@ -24,10 +24,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from drllm.errors import InputError
+from drllm.harness import SPLITS_READ
 from drllm.harness.log import Routed, RoutingLog, TimedPolicy
 from drllm.harness.packing import Packed, Request, pack_requests
 from drllm.model import artifact
 from drllm.model.generation import refuse_unroutable
+from drllm.model.load import dtype_of
 from drllm.model.policy import RowRoutes
 from drllm.model.routed import RoutedModel
 from drllm.registry import did_you_mean
@@ -43,7 +45,7 @@ STOCK_OPTIONS = (
     "max_length", "truncation", "softmax_dtype", "mixed_precision_dtype", "add_bos_token", "prefix_token_id", "logits_cache",
     "think_end_token", "enable_thinking", "chat_template_args",
 )  # fmt: skip
-OWN_OPTIONS = ("pretrained", "base", "route", "control", "dtype", "device", "batch_size", "max_batch_size", "time_base")
+OWN_OPTIONS = ("pretrained", "base", "revision", "route", "control", "dtype", "device", "batch_size", "max_batch_size", "time_base")
 
 
 _Stock: Any = HFLM  # its registering decorator hides its type
@@ -55,6 +57,7 @@ class RoutedLM(_Stock):
     Args:
         pretrained: a saved policy's folder or Hub id (its base loads with it), anything `RoutedModel.wrap` loads, or a `RoutedModel`.
         base: another place to load the same base from.
+        revision: of the policy, on the Hub.
         route: one digit a block; this route for every prompt, instead of a policy.
         control: appendix C's knob of routers.
         dtype, device: as in `RoutedModel.wrap`.
@@ -68,8 +71,9 @@ class RoutedLM(_Stock):
 
     def __init__(
         self,
-        pretrained: str | RoutedModel,
+        pretrained: str | RoutedModel = "",
         base: str | None = None,
+        revision: str | None = None,
         route: str | int | None = None,
         control: float | None = None,
         dtype: str | None = None,
@@ -85,13 +89,23 @@ class RoutedLM(_Stock):
             if name not in STOCK_OPTIONS:
                 known = (*STOCK_OPTIONS, *OWN_OPTIONS)
                 raise InputError(f"model argument {name!r} is not supported{did_you_mean(name, known)}; drllm takes {', '.join(known)}")
+        if not pretrained:
+            raise InputError("no model: give pretrained=FOLDER_OR_ID among the model arguments")
+        if not str(batch_size).isdecimal() and str(batch_size).split(":")[0] != "auto":
+            raise InputError(f"batch_size is {batch_size!r}, expected a whole number, auto or auto:N")
+        for name in ("softmax_dtype", "mixed_precision_dtype"):
+            options[name] = dtype_of(options.get(name))
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             device = "cpu"  # the harness says cuda wherever it runs
-        self.routed = _load(pretrained, base, None if dtype == "auto" else dtype, device)
+        self.routed = _load(pretrained, base, revision, None if dtype == "auto" else dtype, device)
         policy = self.routed.policy
         if route is not None:
-            # The harness reads digits as a number, which drops leading zeros.
-            digits = str(route).zfill(self.routed.n_layers) if isinstance(route, int) else route
+            digits = str(route).strip("'\"")
+            if isinstance(route, int) and len(digits) != self.routed.n_layers:
+                raise InputError(
+                    f"route {route} has {len(digits)} digits, the model has {self.routed.n_layers} blocks; the harness reads digits as a "
+                    "number, which drops leading zeros: write route='0...' with its quotes"
+                )
             policy = self.routed._as_policy(Route.parse(digits))
         if control is not None:
             if policy is None:
@@ -105,6 +119,8 @@ class RoutedLM(_Stock):
         self._time_base, self._n_steps = time_base, 0
         self._origins: list[tuple[str, int]] = [("", -1)]  # (task, doc_id) of each request under way, or one of all of them
         self._contexts: deque[str] = deque()  # of the batch being generated
+        self._by_context: defaultdict[str, deque[tuple[str, int]]] = defaultdict(deque)
+        self._format = "raw"  # of the prompts, until a chat template is asked for
         self._warned = False
         super().__init__(self.routed.model, backend="causal", tokenizer=self.routed.tokenizer, batch_size=batch_size,
                          max_batch_size=max_batch_size, **options)  # type: ignore[arg-type]  # fmt: skip
@@ -112,6 +128,7 @@ class RoutedLM(_Stock):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-likelihood, is greedy) of each request's continuation, under the route that its context decides."""
+        self._warn_of_format()
         self._origins = [_origin(request) for request in requests]
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
@@ -129,16 +146,29 @@ class RoutedLM(_Stock):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generated text of each request, its route decided at prefill."""
-        self._by_context: defaultdict[str, deque[tuple[str, int]]] = defaultdict(deque)
-        for request in requests:
-            self._by_context[request.args[0]].append(_origin(request))
-        return super().generate_until(requests, disable_tqdm=disable_tqdm)
+        self._warn_of_format()
+        answers: dict[int, str] = {}
+        by_options: defaultdict[str, list[int]] = defaultdict(list)
+        for index, request in enumerate(requests):
+            by_options[repr(request.args[1:])].append(index)
+        for indices in by_options.values():  # as the stock model batches them; so a prompt and its options say whose answer it is
+            self._by_context = defaultdict(deque)
+            for index in indices:
+                self._by_context[requests[index].args[0]].append(_origin(requests[index]))
+            some = super().generate_until([requests[index] for index in indices], disable_tqdm=disable_tqdm)
+            answers |= dict(zip(indices, some, strict=True))
+        return [answers[index] for index in range(len(requests))]
+
+    def _warn_of_format(self) -> None:
+        """Say once that the policy was trained on prompts of another format."""
+        wanted = None if self._policy is None else self._policy.prompt_format
+        if wanted not in (None, self._format) and not self._warned:
+            logger.warning("this policy was trained on %s prompts, these are %s: its routes may be arbitrary", wanted, self._format)
+            self._warned = True
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """As the stock model; warns once where the policy was trained on raw prompts."""
-        if self._policy is not None and self._policy.prompt_format == "raw" and not self._warned:
-            logger.warning("this policy was trained on raw prompts, not on chat messages: its routes may be arbitrary")
-            self._warned = True
+        """As the stock model."""
+        self._format = "chat"
         return super().apply_chat_template(chat_history, add_generation_prompt)
 
     def get_model_info(self) -> dict[str, Any]:
@@ -154,7 +184,7 @@ class RoutedLM(_Stock):
         about = {"base": self.routed.base_id, "revision": self.routed.revision, "fingerprint": self.routed.fingerprint}
         policy = self._policy
         about["policy"] = "base" if policy is None else policy.policy.name if policy.route is None else str(policy.route)
-        return super().get_model_info() | {"drllm": about | {"tasks": summary}}
+        return super().get_model_info() | {"drllm": about | {"splits_read": dict(SPLITS_READ), "tasks": summary}}
 
     @torch.no_grad()
     def _loglikelihood_tokens(
@@ -182,9 +212,10 @@ class RoutedLM(_Stock):
             return rows
         prompts = [context[-self.max_length :] for context in waiting]
         started, before = time.perf_counter(), self._router_seconds
-        decided = decide_routes(self.routed, self._policy, prompts, max(map(len, prompts)))
+        with self._autocast():
+            decided = decide_routes(self.routed, self._policy, prompts, max(map(len, prompts)))
         routes = dict(zip(waiting, decided, strict=True))
-        tasks = [self._origin(row.requests[0])[0] for row in rows if not row.is_whole and row.is_first]
+        tasks = [self._origin(row.requests[0])[0] for row in rows if not row.is_whole and row.group]
         self.routing.add_seconds(tasks, time.perf_counter() - started, self._router_seconds - before, None)
         return [row if row.is_whole else row.on(routes[row.context]) for row in rows]
 
@@ -219,9 +250,8 @@ class RoutedLM(_Stock):
         at = 0
         tasks = []
         for packed, route in zip(step, routes, strict=True):
-            if packed.is_first:
-                origins = sorted({self._origin(index) for index in packed.requests})
-                self.routing.prompts += [Routed(task, doc_id, route, packed.row.n_context) for task, doc_id in origins]
+            origins = sorted({self._origin(index) for index in packed.group})
+            self.routing.prompts += [Routed(task, doc_id, route, packed.row.n_context) for task, doc_id in origins]
             for index in packed.requests:
                 n = len(requests[index][2])
                 yield index, (float(logprobs[at : at + n].sum()), bool(greedy[at : at + n].all()))
@@ -239,9 +269,8 @@ class RoutedLM(_Stock):
         if batch.position_ids is not None:
             inputs["position_ids"] = batch.position_ids
         sources, place_of = torch.unique(batch.scored, return_inverse=True)  # the first tokens of all choices have one source
-        dtype = self.mixed_precision_dtype
         routes = [Route.full(self.routed.n_layers)] * len(step)
-        with torch.autocast(device_type=self.device.type, dtype=dtype, enabled=dtype is not None), head_at(self.routed.model, sources):
+        with self._autocast(), head_at(self.routed.model, sources):
             if is_routed and self._policy is not None:
                 given = [packed.route for packed in step if packed.route is not None]
                 cache = self.routed.new_cache(RowRoutes(given) if given else self._policy, batch.prompt_mask)
@@ -250,6 +279,10 @@ class RoutedLM(_Stock):
             else:
                 logits_MV = self.routed.model(**inputs, use_cache=False).logits[0]
         return self._pick(logits_MV, place_of, batch.targets), routes
+
+    def _autocast(self) -> torch.autocast:
+        dtype = self.mixed_precision_dtype
+        return torch.autocast(device_type=self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def _pick(self, logits_MV: Tensor, place_of_N: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
         """The targets' log-probabilities, in the stock model's dtype, and whether each is its place's argmax; both (N,)."""
@@ -286,7 +319,8 @@ class RoutedLM(_Stock):
         base_seconds = None
         if self._is_timed():
             started = time.perf_counter()
-            super()._model_generate(context, max_length, stop, **options)
+            with torch.random.fork_rng():  # sampled answers do not depend on what is timed beside them
+                super()._model_generate(context, max_length, stop, **options)
             base_seconds = time.perf_counter() - started
         tasks = []
         for row, n_prompt, route, text in zip(sequences, mask.sum(1).tolist(), routes, self._contexts, strict=True):
@@ -324,13 +358,13 @@ class RoutedLM(_Stock):
 register_model("drllm")(RoutedLM)
 
 
-def _load(pretrained: str | RoutedModel, base: str | None, dtype: str | None, device: str | None) -> RoutedModel:
+def _load(pretrained: str | RoutedModel, base: str | None, revision: str | None, dtype: str | None, device: str | None) -> RoutedModel:
     if isinstance(pretrained, RoutedModel):
         return pretrained
-    if artifact.is_policy(pretrained):
-        return RoutedModel.from_pretrained(pretrained, base, dtype=dtype, device=device)
-    if base is not None:
-        raise InputError(f"{pretrained!r} holds no saved policy, so base={base!r} has no use: give a policy's folder, or the model alone")
+    if artifact.is_policy(pretrained, revision):
+        return RoutedModel.from_pretrained(pretrained, base, dtype=dtype, device=device, revision=revision)
+    if base is not None or revision is not None:
+        raise InputError(f"{pretrained!r} holds no saved policy, so base and revision have no use: give a policy, or the model alone")
     return RoutedModel.wrap(pretrained, dtype=dtype, device=device)
 
 

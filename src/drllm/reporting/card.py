@@ -11,6 +11,7 @@ from typing import Any
 from drllm.reporting.table import percent, points
 
 CARD_FILE = "README.md"
+_TAGS = "tags: [drllm, adaptive-depth]"
 _POLICIES = {
     "static": "one route of blocks for every prompt",
     "routers": "Dr.LLM's routers: a small network a block that decides, once a prompt, whether to skip, execute or repeat it",
@@ -27,7 +28,7 @@ def render_card(config: Mapping[str, Any], digest: str, route: str | None = None
         run, method: the run folder and the policy's name in it, if it has one.
     """
     base = config["base_id"] or "a model in memory"
-    header = ["---", "library_name: drllm", "tags: [drllm, adaptive-depth]"]
+    header = ["---", "library_name: drllm", _TAGS]
     if config["base_id"].count("/") == 1 and not Path(config["base_id"]).exists():
         header += [f"base_model: {config['base_id']}", "base_model_relation: adapter"]
     summaries = list(_summaries(run, digest, method))
@@ -56,17 +57,23 @@ def render_card(config: Mapping[str, Any], digest: str, route: str | None = None
     return "\n".join(lines)
 
 
+def is_card(text: str) -> bool:
+    """Whether a README is one that `render_card` made."""
+    return text.startswith(f"---\nlibrary_name: drllm\n{_TAGS}\n")
+
+
 def _summaries(run: Path | None, digest: str, method: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(split or harness split, summary) of every evaluation of these very files; a torn or foreign file is no evaluation of them."""
     if run is None:
         return
-    for path in sorted([*run.glob("evaluate/*/summary.json"), *run.glob("harness/*/summary.json")]):
+    for path in sorted([*run.glob("evaluate/*/summary.json"), *run.glob("harness/*/*/summary.json")]):
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             continue
         if isinstance(summary, dict) and summary.get("policies", {}).get(method) == digest:
-            yield f"{'harness, ' if path.parent.parent.name == 'harness' else ''}{summary['split']} split", summary
+            place = "in lm-evaluation-harness, " if "routing" in summary else ""
+            yield f"{place}{summary['split']} split", summary
 
 
 def _figures(place: str, summary: Mapping[str, Any], method: str) -> list[str]:

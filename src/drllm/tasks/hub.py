@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from drllm.errors import InputError
+from drllm.errors import InputError, network_errors
 from drllm.tasks.base import Example, Task
 from drllm.tasks.layouts import distractors, goal, gsm8k_answer, lettered, level_of, under_subject
 
@@ -35,7 +35,7 @@ def hub_rows(task: Task, dropped: Counter[str]) -> tuple[str, list[Example]]:
         raise HubUnavailable("the datasets library is not installed") from None
     try:
         loaded = datasets.load_dataset(wanted.repo, wanted.config)
-    except (*_network_errors(), datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+    except (*network_errors(), datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         line = (str(error).splitlines() or [""])[0][:200]
         raise HubUnavailable(f"{wanted.repo} could not be loaded: {type(error).__name__}: {line}") from error
     label = wanted.repo if wanted.config is None else f"{wanted.repo} {wanted.config}"
@@ -49,14 +49,6 @@ def hub_rows(task: Task, dropped: Counter[str]) -> tuple[str, list[Example]]:
     if len(kept) < len(rows):
         dropped["empty answer"] += len(rows) - len(kept)
     return f"Hub {label}", kept
-
-
-def _network_errors() -> tuple[type[Exception], ...]:
-    """huggingface_hub 1.x reports a dead network as httpx errors, which are no OSErrors."""
-    try:
-        return (importlib.import_module("httpx").HTTPError,)
-    except ImportError:
-        return ()
 
 
 def _arc(task: Task, loaded: Any, dropped: Counter[str]) -> Iterator[Example]:

@@ -12,21 +12,24 @@ from typing import Any
 
 from datasets import Dataset
 
+from drllm.harness import SPLITS_READ
 from drllm.tasks import Example, Task, load_task
 
 logger = logging.getLogger("lm_eval.drllm")
 
 
 def documents(drllm_task: str, data: str | None = None, split: str = "tune", **_: Any) -> dict[str, Dataset]:
-    """{"fewshot": the fit split, "eval": the wanted one}, where a split has questions."""
+    """{"fewshot": the fit split (tune where fit is asked), "eval": the wanted one}, where a split has questions."""
     loaded = load_task(drllm_task, data)
     rows = loaded.select(split)
     logger.info("%s: %d questions of split %s from %s", drllm_task, len(rows), split, loaded.source)
     if split == "test":
         logger.warning("%s: reading the test split, which is for final tables only", drllm_task)
+    SPLITS_READ[f"drllm_{drllm_task}"] = split
     found = {"eval": _dataset(loaded.task, rows)}
-    if loaded.examples["fit"]:
-        found["fewshot"] = _dataset(loaded.task, loaded.examples["fit"])
+    # Shots never come from the questions that are asked.
+    if shots := loaded.examples["fit" if split != "fit" else "tune"]:
+        found["fewshot"] = _dataset(loaded.task, shots)
     return found
 
 
