@@ -483,7 +483,7 @@ def test_routers_work_in_float32_on_a_bfloat16_base(routed, tmp_path):
 
 def test_routers_of_other_weights_are_refused(routed, tmp_path):
     routed.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["drllm_config.json", CONFIG_FILE, WEIGHTS_FILE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "drllm_config.json", CONFIG_FILE, WEIGHTS_FILE]
     changed = families.build("llama", vocab_size=300, max_position_embeddings=512)
     changed.model.layers[2].mlp.up_proj.weight.data *= 1.01
     with pytest.raises(ArtifactError, match="load its own base, or train a policy for this one") as refusal:
