@@ -77,12 +77,12 @@ def _train(job: Job) -> Lines:
 
 def _evaluate(job: Job) -> Lines:
     out, config = Path(job.need("out")), job.config("evaluate")
-    for method in job.common.methods:
-        if method not in METHODS:
-            raise InputError(f"unknown method {method!r}{did_you_mean(method, METHODS)}; choose from {', '.join(METHODS)}")
     if job.arguments.harness or job.arguments.harness_args:
         yield from evaluate_on_harness(job, out, config)
         return
+    for method in job.common.methods:
+        if method not in METHODS:
+            raise InputError(f"unknown method {method!r}{did_you_mean(method, METHODS)}; choose from {', '.join(METHODS)}")
     tasks = job.tasks() if job.common.tasks else tuple(folder.name for folder in search_plans(Path(out)))
     model, dtype = searched_model(job, out)
     if not tasks:
