@@ -122,6 +122,28 @@ def test_letter_is_checked_with_the_options_rotated(data, tmp_path):
         assert sorted(record.verified(Route.full(L))) == ["fp32", *(f"rotated:{by}" for by in range(1, record.n_choices))]
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_letter_search_resumes_to_the_same_bytes(lost, data, tmp_path):
+    """Generated answers round by the batch they are decoded in: so their groups are searched one at a time, whole."""
+    config = SearchConfig(n_simulations=3, limit=8, group_size=4, reward="letter", max_new_tokens=3, sweep_questions=2)
+    search(model(), [TASK], config, tmp_path / "whole", data)
+    copy_run(tmp_path / "whole", tmp_path / "torn", "search")
+    shard_path(tmp_path / "torn" / "search" / TASK, lost).unlink()
+    search(model(), [TASK], config, tmp_path / "torn", data)
+    assert folder_bytes(tmp_path / "torn" / "search") == folder_bytes(tmp_path / "whole" / "search")
+
+
+def test_a_question_with_one_choice_is_left_out_with_its_reason(tiny, data, tmp_path, monkeypatch):
+    """As rows of the Hub may be; a file with such a row is refused."""
+    loaded = load_task(TASK, data)
+    fit = [replace(one, choices=one.choices[:1], answer=0) for one in loaded.examples["fit"][:2]] + loaded.examples["fit"][2:8]
+    monkeypatch.setattr("drllm.searching.runner.load_task", lambda *_: replace(loaded, examples=loaded.examples | {"fit": fit}))
+    search(tiny, [TASK], knobs(n_simulations=2, sweep_questions=1), tmp_path, data)
+    plan = json.loads((tmp_path / "search" / TASK / "_plan.json").read_text())
+    assert plan["skipped"] == {one.id: "one choice only, which is always right" for one in fit[:2]}
+    assert len(read_records(tmp_path / "search")) == 6
+
+
 def test_control_and_checks_can_be_left_out_and_change_nothing_else(run, data, tmp_path):
     search(model(), [TASK], knobs(control=False, verify=False), tmp_path, data)
     with_both = {record.id: record for record in read_records(run / "search")}
