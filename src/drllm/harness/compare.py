@@ -119,24 +119,26 @@ def _row(
 
 
 def render(rows: list[dict[str, Any]], reference: str) -> str:
-    """The rows as a table for a terminal: shares in percent and differences in points; other metrics as they are."""
-    table = Table(
-        title=f"against {reference}, paired, in points; 95 % intervals; + / -: documents only one is right on",
-        title_justify="left",
-        box=box.SIMPLE,
-    )
-    for name in ("method", "task", "metric", "n", f"{reference}, %", "method, %", "difference", "+ / -", "McNemar p", "Holm p"):
-        table.add_column(
-            name, justify="left" if name in ("method", "task", "metric") else "right", no_wrap=name in ("method", "task", "difference")
-        )
+    """The rows for a terminal, a table a metric: shares in percent and differences in points; other metrics as they are."""
+    by_metric: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        metric = row["metric"] if row["filter"] == "none" else f"{row['metric']}, {row['filter']}"
-        is_share = min(row["reference"], row["value"]) >= 0 and max(row["reference"], row["value"]) <= 1
-        show = percent if is_share else "{:.4g}".format
-        change = points if is_share else "{:+.4g}".format
+        by_metric[row["metric"], row["filter"]].append(row)
+    return "\n".join(_table(name if kind == "none" else f"{name}, {kind}", some, reference) for (name, kind), some in by_metric.items())
+
+
+def _table(metric: str, rows: list[dict[str, Any]], reference: str) -> str:
+    """One metric's rows."""
+    title = f"{metric} against {reference}, paired; in brackets: 95 % intervals; + / -: documents that only one is right on"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    is_share = all(0 <= row[name] <= 1 for row in rows for name in ("reference", "value"))
+    show, change = (percent, points) if is_share else ("{:.4g}".format, "{:+.4g}".format)
+    unit = ", %" if is_share else ""
+    for name in ("method", "task", "n", f"{reference}{unit}", f"own{unit}", "difference", "+ / -", "McNemar p", "Holm p"):
+        table.add_column(name, justify="left" if name in ("method", "task") else "right", no_wrap=True)
+    for row in rows:
         p, adjusted = ("" if row[name] is None else f"{row[name]:.3f}" for name in ("mcnemar_p", "holm_p"))
         table.add_row(
-            row["method"], row["task"], metric, str(row["n"]), show(row["reference"]), show(row["value"]),
+            row["method"], row["task"], str(row["n"]), show(row["reference"]), show(row["value"]),
             f"{change(row['difference'])} ({change(row['difference_low'])} to {change(row['difference_high'])})",
             f"{row['better']} / {row['worse']}", p, adjusted,
         )  # fmt: skip

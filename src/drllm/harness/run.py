@@ -250,8 +250,13 @@ def _key(model: Sequence[str], settings: EvaluatorConfig, questions: str) -> str
 
 def render_routing(summary: dict[str, Any]) -> str:
     """What each method's routes did on each task and what they cost, as a table for a terminal."""
-    table = Table(title=f"{summary['model']}, {summary['split']} split: routes and their cost", title_justify="left", box=box.SIMPLE)
-    header = ("method", "task", "prompts", "mean passes", "layers a prompt", "identity, %", "consensus, %", "router s", "seconds", "x base")
+    n_layers = next((figures["n_layers"] for by_task in summary["routing"].values() for figures in by_task.values()), 0)
+    table = Table(
+        title=f"{summary['model']}, {summary['split']} split: passes and layer applications a prompt, of {n_layers} blocks",
+        title_justify="left",
+        box=box.SIMPLE,
+    )
+    header = ("method", "task", "prompts", "passes", "layers", "identity, %", "consensus, %", "router s", "seconds", "x base")
     for name in header:
         table.add_column(name, justify="left" if name in ("method", "task") else "right", no_wrap=name in ("method", "task"))
     for method, by_task in summary["routing"].items():
@@ -259,7 +264,7 @@ def render_routing(summary: dict[str, Any]) -> str:
             ratio = figures["seconds_over_base"] or figures["seconds_over_base_run"]
             agreement = figures["consensus"]
             table.add_row(
-                method, task, str(figures["prompts"]), f"{figures['mean_passes']:.2f} of {figures['n_layers']}",
+                method, task, str(figures["prompts"]), f"{figures['mean_passes']:.2f}",
                 f"{figures['layers_per_prompt']:.1f}", percent(figures["identity_share"]), "" if agreement is None else percent(agreement),
                 f"{figures['router_seconds']:.2f}", f"{figures['seconds']:.1f}", "" if ratio is None else f"{ratio:.2f}",
             )  # fmt: skip
