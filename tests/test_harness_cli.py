@@ -70,6 +70,7 @@ def test_both_command_lines_give_the_same_numbers(place, capsys):
     printed = capsys.readouterr().out
     assert "drllm_arc_easy" in printed
     assert "static" in printed
+    assert Path(printed.splitlines()[-1].removeprefix("summary: ")).is_file()
     summary = json.loads((place / "run/harness/tune/drllm_arc_easy+drllm_mmlu/summary.json").read_text())
     metadata = json.dumps({"data": str(place / "data"), "split": "tune"})
     for name, pretrained in (("base", "model"), ("static", "run/static")):

@@ -33,7 +33,7 @@ def evaluate_on_harness(job: Job, out: Path, config: EvaluateConfig) -> Lines:
         raise InputError(f"--harness-args {job.arguments.harness_args!r} cannot be split into words ({error})") from None
     model, dtype = searched_model(job, out) if out.is_dir() else (job.need("model"), "")
     from drllm.harness.compare import render
-    from drllm.harness.run import evaluate_harness, render_routing
+    from drllm.harness.run import evaluate_harness, harness_folder, render_routing
 
     summary = evaluate_harness(
         job.load(model, dtype), job.common.methods, tasks, out, config, job.common.data or None, harness_args, job.argv
@@ -41,7 +41,7 @@ def evaluate_on_harness(job: Job, out: Path, config: EvaluateConfig) -> Lines:
     yield render_routing(summary)
     if summary["rows"]:
         yield render(summary["rows"], summary["reference"])
-    yield f"summary: {out / 'harness' / config.folder / 'summary.json'}"
+    yield f"summary: {harness_folder(out, tasks, config, harness_args) / 'summary.json'}"
 
 
 def compare_logs(job: Job) -> Lines:

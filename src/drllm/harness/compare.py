@@ -128,7 +128,7 @@ def render(rows: list[dict[str, Any]], reference: str) -> str:
 
 def _table(metric: str, rows: list[dict[str, Any]], reference: str) -> str:
     """One metric's rows."""
-    title = f"{metric} against {reference}, paired; in brackets: 95 % intervals; + / -: documents that only one is right on"
+    title = f"{metric} against {reference}, paired, 95 % intervals; + / -: documents only one is right on"
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
     is_share = all(0 <= row[name] <= 1 for row in rows for name in ("reference", "value"))
     show, change = (percent, points) if is_share else ("{:.4g}".format, "{:+.4g}".format)

@@ -86,7 +86,7 @@ def evaluate_harness(
     out = Path(out)
     names = [BASE, *dict.fromkeys(name for name in methods if name != BASE)]
     settings = _settings(tasks, config, data, harness_args)
-    folder = out / "harness" / config.folder / _label(tasks, harness_args)
+    folder = harness_folder(out, tasks, config, harness_args)
     policies = {name: None if name == BASE else artifact.load_policy(out / name, routed) for name in names}
     digests = {name: artifact.digest(out / name) for name in names if name != BASE}
     with running(out, "evaluate --harness", to_dict(config) | {"tasks": list(tasks), "harness_args": list(harness_args)}, argv) as entry:
@@ -127,12 +127,12 @@ def evaluate_harness(
     return summary
 
 
-def _label(tasks: Sequence[str], harness_args: Sequence[str]) -> str:
-    """A folder's name for these tasks and options: other ones overwrite nothing."""
+def harness_folder(out: Path, tasks: Sequence[str], config: EvaluateConfig, harness_args: Sequence[str]) -> Path:
+    """Where the results of these tasks and options go; those of others overwrite nothing."""
     name = re.sub(r"[^A-Za-z0-9_.+-]", "_", "+".join(tasks))
     if len(name) > MAX_NAME or harness_args:
         name = f"{name[:MAX_NAME]}-{_digest([list(tasks), list(harness_args)])[:8]}"
-    return name
+    return out / "harness" / config.folder / name
 
 
 def _digest(value: Any) -> str:
