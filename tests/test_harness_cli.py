@@ -22,6 +22,7 @@ from drllm.cli import main
 from drllm.evaluation.stats import holm
 from drllm.harness import TASKS_FOLDER
 from drllm.harness.compare import compare, read_scores, render
+from drllm.model.routers import RouterConfig, Routers
 from drllm.tasks import get_task, load_task
 from drllm.tasks.package import package_folder
 
@@ -38,6 +39,12 @@ def place(tmp_path_factory) -> Path:
     routed = RoutedModel.wrap(str(root / "model"))
     routed.policy = ROUTE
     routed.save_pretrained(root / "run" / "static")
+    prompts = [f"Question: What is {i} plus 3 in arc_easy?\nAnswer:" for i in range(12)]
+    for seed in range(200):  # until they tell the prompts apart
+        routed.policy = Routers(RouterConfig(families.N_BLOCKS, routed.hidden_size, n_windows=8, width=8), seed=seed)
+        if len({out.route for out in routed.generate(prompts, max_new_tokens=1, do_sample=False)}) > 1:
+            break
+    routed.save_pretrained(root / "run" / "routers")
     for task, n_choices in (("arc_easy", 4), ("mmlu", 4)):
         folder = root / "data" / task
         folder.mkdir(parents=True)
@@ -66,14 +73,14 @@ def stock_cli(place: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 def test_both_command_lines_give_the_same_numbers(place, capsys):
     tasks = "drllm_arc_easy,drllm_mmlu"
-    assert cli(place, "--methods", "static", "--tasks", tasks, "--batch-size", "4") == 0
+    assert cli(place, "--methods", "static,routers", "--tasks", tasks, "--batch-size", "4") == 0
     printed = capsys.readouterr().out
     assert "drllm_arc_easy" in printed
     assert "static" in printed
     assert Path(printed.splitlines()[-1].removeprefix("summary: ")).is_file()
     summary = json.loads((place / "run/harness/tune/drllm_arc_easy+drllm_mmlu/summary.json").read_text())
     metadata = json.dumps({"data": str(place / "data"), "split": "tune"})
-    for name, pretrained in (("base", "model"), ("static", "run/static")):
+    for name, pretrained in (("base", "model"), ("static", "run/static"), ("routers", "run/routers")):
         done = stock_cli(place, "--model_args", f"pretrained={pretrained}", "--tasks", tasks, "--batch_size", "4", "--metadata", metadata,
                          "--output_path", f"stock/{name}", "--log_samples")  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -82,8 +89,13 @@ def test_both_command_lines_give_the_same_numbers(place, capsys):
             theirs, ours = results["results"][task], summary["metrics"][name][task]
             assert {key: theirs[key] for key in ("acc,none", "acc_norm,none")} == {key: ours[key] for key in ("acc,none", "acc_norm,none")}
             routing = results["config"]["drllm"]["tasks"][task]
-            assert routing["mean_passes"] == (families.N_BLOCKS if name == "base" else ROUTE.n_passes)
+            if name == "routers":
+                assert task != "drllm_arc_easy" or routing["distinct_routes"] > 1, "routers that tell prompts apart"
+                assert routing["mean_passes"] == summary["routing"][name][task]["mean_passes"]
+            else:
+                assert routing["mean_passes"] == (families.N_BLOCKS if name == "base" else ROUTE.n_passes)
             assert routing["prompts"] == 12
+    assert read_scores(place / "stock/routers") == read_scores(place / "run/harness/tune/drllm_arc_easy+drllm_mmlu/routers")
     assert read_scores(place / "stock/static") == read_scores(place / "run/harness/tune/drllm_arc_easy+drllm_mmlu/static")
     assert main(["compare", f"base={place}/stock/base", f"static={place}/stock/static"]) == 0
     assert "Holm" in capsys.readouterr().out
@@ -167,7 +179,7 @@ def test_reading_test_is_recorded(place):
         (["--tasks", "drllm_arc_easyy"], "Tasks not found"),
         (["--tasks", "arc_easy"], "need the Hub"),
         (["--tasks", "drllm_arc_easy", "--methods", "shuffled"], "control 'shuffled'"),
-        (["--tasks", "drllm_arc_easy", "--methods", "routers"], "holds no saved policy"),
+        (["--tasks", "drllm_arc_easy", "--methods", "no-such"], "holds no saved policy"),
         (["--tasks", "drllm_arc_easy", "--harness-args=--no_such"], "does not understand"),
         (["--tasks", "drllm_arc_easy", "--harness-args=--model hf"], "--model cannot be given to the harness here"),
         (["--tasks", "drllm_arc_easy", "--harness-args=-t drllm_mmlu"], "--tasks cannot be given to the harness here"),
