@@ -88,7 +88,8 @@ def run_with_figures(routed: RoutedModel, root: Path) -> Path:
         place = root / "run" / "evaluate" / split
         place.mkdir(parents=True)
         summary = {"split": split, "reference": "base", "tasks": ["arc_easy"], "policies": {"static": digest},
-                   "rows": [row | {"method": "base"}, ours]}  # fmt: skip
+                   "rows": [row | {"method": "base"}, row | {"method": "base", "task": "all"}, ours,
+                            ours | {"task": "all", "mean_passes": 4.75}]}  # fmt: skip
         (place / "summary.json").write_text(json.dumps(summary))
     return folder
 
@@ -104,6 +105,7 @@ def test_the_card_holds_base_route_figures_and_commands(routed, tmp_path, capsys
     assert routed.fingerprint in card
     assert "guarantee: none" in card
     assert "| **static** | arc_easy | accuracy | 200 | 40.0 | 45.0 | +5.0 (-1.0 to +11.0) | 0.125 |" in card
+    assert "It runs 4.75 block passes a prompt." in card, "over all tasks"
     assert "tune split" in card
     assert "test split" not in card, "figures of other files are not these files' figures"
     assert "drllm train --out 'runs/a b'" in card

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from drllm.reporting.table import percent, points
+from drllm.reporting.table import percent, points, pooled_rows
 
 CARD_FILE = "README.md"
 _TAGS = "tags: [drllm, adaptive-depth]"
@@ -91,8 +91,8 @@ def _figures(place: str, summary: Mapping[str, Any], method: str) -> list[str]:
         interval = f"{points(row['difference'])} ({points(row['difference_low'])} to {points(row['difference_high'])})"
         metric = row.get("metric", "accuracy")
         lines.append(f"| {shown} | {row['task']} | {metric} | {row['n']} | {percent(reference)} | {percent(value)} | {interval} | {p} |")
-    passes = next((row["mean_passes"] for row in summary["rows"] if row["method"] == method and "mean_passes" in row), None)
-    return [*lines, "", *([f"It runs {passes:.2f} block passes a prompt.", ""] if passes is not None else [])]
+    passes = [row["mean_passes"] for row in pooled_rows(summary) if row["method"] == method and "mean_passes" in row]
+    return [*lines, "", *[line for value in passes for line in (f"It runs {value:.2f} block passes a prompt.", "")]]
 
 
 def _commands(run: Path | None) -> list[str]:
