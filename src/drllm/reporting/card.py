@@ -76,7 +76,7 @@ def _summaries(run: Path | None, digest: str, method: str) -> Iterator[tuple[str
             yield f"{place}{summary['split']} split", summary
 
 
-def _figures(place: str, summary: Mapping[str, Any], method: str) -> list[str]:
+def _figures(place: str, summary: dict[str, Any], method: str) -> list[str]:
     """One table: the method and, beside it, its controls and rivals in the same evaluation."""
     lines = [f"Against the base, question by question, {place}; in brackets 95 % intervals:", ""]
     lines += ["| method | task | metric | n | base, % | method, % | points | McNemar p |", "|---|---|---|---|---|---|---|---|"]
