@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from drllm.errors import ArtifactError, DrllmError, InputError, UnsupportedModelError
 from drllm.files import write_json
-from drllm.model.load import causal_lm, quiet_loading
+from drllm.model.load import causal_lm, is_out_of_memory, quiet_loading
 from drllm.model.routed import RoutedModel
 from drllm.provenance import versions
 from drllm.routes import Route
@@ -63,9 +63,10 @@ def export(routed: RoutedModel, route: Route, folder: str | Path) -> Exported:
         UnsupportedModelError: an adapter or quantised weights, or a family whose configuration cannot express the route.
     """
     folder = Path(folder).resolve()
-    if folder.exists() and (not folder.is_dir() or _foreign(folder)):
-        what = f"holds {_foreign(folder)[0]!r}, which no export wrote" if folder.is_dir() else "is a file"
-        raise InputError(f"{folder} {what}: give a new folder")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: give a new folder")
+    if folder.exists() and (foreign := _foreign(folder)):
+        raise InputError(f"{folder} holds {foreign[0]!r}, which no export wrote: give a new folder")
     if len(route) != routed.n_layers:
         raise InputError(f"the route has {len(route)} blocks, the model has {routed.n_layers}")
     if not route.n_passes:
@@ -108,9 +109,7 @@ def _write(routed: RoutedModel, route: Route, place: Path) -> int:
     model: Any = routed.model
     config = _config(model, route)
     names = {id(module): name for name, module in model.named_modules()}
-    prefix = (
-        next(name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and module[0] is routed.blocks[0]) + "."
-    )
+    prefix = names[id(routed.blocks[0])].removesuffix("0")
     assert all(names[id(block)] == f"{prefix}{index}" for index, block in enumerate(routed.blocks))
     state: dict[str, Tensor] = {}
     copied_bytes = 0
@@ -204,7 +203,7 @@ def _check(routed: RoutedModel, route: Route, place: Path) -> tuple[float, int]:
 
 def _inexpressible(config: Any, error: Exception) -> DrllmError:
     reason = " ".join(str(error).split())[:160]
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in reason:
+    if is_out_of_memory(error):
         return InputError(f"out of memory ({reason}): an export needs room for a second copy of the weights; nothing was written")
     return UnsupportedModelError(
         f"model_type {config.model_type!r} cannot express this route as a configuration ({reason}): serve it with drllm instead"

@@ -6,20 +6,18 @@ routes, drawn without looking at the question, and what it solves needs no knowl
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from drllm.errors import InputError
 from drllm.evaluation.stats import paired_bootstrap, wilson
 from drllm.records import RouteRecord
-from drllm.reporting.table import POOLED, WIDTH, percent, points
+from drllm.reporting.table import POOLED, as_text, percent, points
 from drllm.routes import Action
 
 
@@ -259,9 +257,7 @@ def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> 
         table.add_column(name, justify="left" if name in ("task", "check") else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))  # a plain string would be read as markup
-    buffer = io.StringIO()
-    Console(file=buffer, width=WIDTH, color_system=None, legacy_windows=False).print(table)
-    return "\n".join([title, *(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())])
+    return f"{title}\n{as_text(table)}"
 
 
 def _percent(count: int, n: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
@@ -13,16 +12,14 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from drllm.errors import InputError
 from drllm.evaluation.stats import holm, mcnemar, paired_bootstrap
-from drllm.reporting.table import percent, points
+from drllm.reporting.table import as_text, percent, points
 
 # samples_<task>_<date>.jsonl of the harness's own tracker, or samples_<task>.jsonl of `drllm evaluate --harness`.
 _NAME = re.compile(r"samples_(?P<task>.+?)(?:_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+))?\.jsonl")
-WIDTH = 118
 POOLED = "all"
 
 Scores = dict[tuple[str, str, str], dict[str, float]]  # (task, filter, metric) -> document -> value
@@ -142,6 +139,4 @@ def _table(metric: str, rows: list[dict[str, Any]], reference: str) -> str:
             f"{change(row['difference'])} ({change(row['difference_low'])} to {change(row['difference_high'])})",
             f"{row['better']} / {row['worse']}", p, adjusted,
         )  # fmt: skip
-    buffer = io.StringIO()
-    Console(file=buffer, width=WIDTH, color_system=None, legacy_windows=False).print(table)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())
+    return as_text(table)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from drllm.model import artifact
 from drllm.model.generation import refuse_unroutable
 from drllm.model.load import dtype_of
 from drllm.model.policy import RowRoutes
-from drllm.model.routed import RoutedModel
+from drllm.model.routed import RoutedModel, is_identity
 from drllm.registry import did_you_mean
 from drllm.routes import Route
 from drllm.scoring.deciding import decide_routes
@@ -113,8 +113,7 @@ class RoutedLM(_Stock):
             policy = policy.with_control(control)
         if self.routed.tokenizer is None:
             raise InputError("the harness needs a tokenizer: wrap the model with one")
-        identity = policy is None or (policy.route is not None and policy.route.is_full)
-        self._policy = None if policy is None or identity else TimedPolicy(policy)
+        self._policy = None if policy is None or is_identity(policy) else TimedPolicy(policy)
         self.routing = RoutingLog(self.routed.n_layers)
         self._time_base, self._n_steps = time_base, 0
         self._origins: list[tuple[str, int]] = [("", -1)]  # (task, doc_id) of each request under way, or one of all of them
@@ -134,30 +133,25 @@ class RoutedLM(_Stock):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts. A window's route comes from what stands before it: the prefix token alone for the first."""
-        answers: dict[int, float] = {}
-        by_task: defaultdict[str, list[int]] = defaultdict(list)
-        for index, request in enumerate(requests):
-            by_task[_origin(request)[0]].append(index)
-        for task, indices in by_task.items():
-            self._origins = [(task, -1)]
-            some = super().loglikelihood_rolling([requests[index] for index in indices], disable_tqdm=disable_tqdm)
-            answers |= dict(zip(indices, some, strict=True))
-        return [answers[index] for index in range(len(requests))]
+
+        def answer(some: list[Instance]) -> list[float]:
+            self._origins = [(_origin(some[0])[0], -1)]
+            return super(RoutedLM, self).loglikelihood_rolling(some, disable_tqdm=disable_tqdm)
+
+        return _in_groups(requests, lambda request: _origin(request)[0], answer)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generated text of each request, its route decided at prefill."""
         self._warn_of_format()
-        answers: dict[int, str] = {}
-        by_options: defaultdict[str, list[int]] = defaultdict(list)
-        for index, request in enumerate(requests):
-            by_options[repr(request.args[1:])].append(index)
-        for indices in by_options.values():  # as the stock model batches them; so a prompt and its options say whose answer it is
+
+        def answer(some: list[Instance]) -> list[str]:
             self._by_context = defaultdict(deque)
-            for index in indices:
-                self._by_context[requests[index].args[0]].append(_origin(requests[index]))
-            some = super().generate_until([requests[index] for index in indices], disable_tqdm=disable_tqdm)
-            answers |= dict(zip(indices, some, strict=True))
-        return [answers[index] for index in range(len(requests))]
+            for request in some:
+                self._by_context[request.args[0]].append(_origin(request))
+            return super(RoutedLM, self).generate_until(some, disable_tqdm=disable_tqdm)
+
+        # By their options, as the stock model batches them: so a prompt and its options say whose answer it is.
+        return _in_groups(requests, lambda request: repr(request.args[1:]), answer)
 
     def _warn_of_format(self) -> None:
         """Say once that the policy was trained on prompts of another format."""
@@ -366,6 +360,17 @@ def _load(pretrained: str | RoutedModel, base: str | None, revision: str | None,
     if base is not None or revision is not None:
         raise InputError(f"{pretrained!r} holds no saved policy, so base and revision have no use: give a policy, or the model alone")
     return RoutedModel.wrap(pretrained, dtype=dtype, device=device)
+
+
+def _in_groups(requests: list[Instance], key: Callable[[Instance], str], answer: Callable[[list[Instance]], list[Any]]) -> list[Any]:
+    """What `answer` says of each group of requests with one key, in the order of the requests."""
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for index, request in enumerate(requests):
+        groups[key(request)].append(index)
+    answers: dict[int, Any] = {}
+    for indices in groups.values():
+        answers |= dict(zip(indices, answer([requests[index] for index in indices]), strict=True))
+    return [answers[index] for index in range(len(requests))]
 
 
 def _origin(request: Instance) -> tuple[str, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from drllm.config import EvaluateConfig, to_dict
@@ -25,7 +23,7 @@ from drllm.harness.compare import compare, read_scores
 from drllm.model import artifact
 from drllm.model.routed import RoutedModel
 from drllm.provenance import running
-from drllm.reporting.table import percent
+from drllm.reporting.table import as_text, percent
 
 if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
@@ -162,12 +160,9 @@ def _settings(tasks: Sequence[str], config: EvaluateConfig, data: str | Path | N
     arguments.limit = config.limit or None
     complete(arguments)
     try:
-        settings = EvaluatorConfig.from_cli(arguments)
+        return EvaluatorConfig.from_cli(arguments)
     except (ValueError, TypeError, OSError) as error:
         raise InputError(f"the harness refuses its options: {error}") from None
-    if settings.model_args:
-        raise InputError(f"the harness's file names model_args {settings.model_args}: the model is --model's here, leave them out")
-    return settings
 
 
 def _load_tasks(settings: EvaluatorConfig, config: EvaluateConfig) -> tuple[TaskManager, str, bool]:
@@ -268,6 +263,4 @@ def render_routing(summary: dict[str, Any]) -> str:
                 f"{figures['layers_per_prompt']:.1f}", percent(figures["identity_share"]), "" if agreement is None else percent(agreement),
                 f"{figures['router_seconds']:.2f}", f"{figures['seconds']:.1f}", "" if ratio is None else f"{ratio:.2f}",
             )  # fmt: skip
-    buffer = io.StringIO()
-    Console(file=buffer, width=118, color_system=None, legacy_windows=False).print(table)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())
+    return as_text(table)

@@ -131,6 +131,11 @@ def quiet_loading() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch ran out of memory: on a GPU an error of its own, on the CPU a plain one."""
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
 def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """A torch dtype, also by its name."""
     if dtype is None or isinstance(dtype, torch.dtype):

@@ -211,7 +211,7 @@ class RoutedModel:
             inputs["position_ids"] = position_ids
         if isinstance(policy, RowRoutes) and len(policy.actions_BL) != len(input_ids):
             raise InputError(f"got {len(policy.actions_BL)} routes for {len(input_ids)} rows, expected one route a row")
-        if policy is None or _is_identity(policy):
+        if policy is None or is_identity(policy):
             return self.model(**inputs)
         for name in ("output_hidden_states", "output_attentions", "output_router_logits"):
             wanted = {name: kwargs.get(name) if kwargs.get(name) is not None else getattr(self.config, name, None)}
@@ -272,7 +272,7 @@ class RoutedModel:
             options.setdefault("tokenizer", self.tokenizer)
         n_each = setting(self.model, options, "num_return_sequences") or 1
         cache: RoutedCache | None = None
-        if chosen is not None and not _is_identity(chosen):
+        if chosen is not None and not is_identity(chosen):
             refuse_unroutable(self.model, options)
             each = [row for row in range(len(input_ids)) for _ in range(n_each)]
             expanded = chosen.rows(each) if isinstance(chosen, RowRoutes) else chosen
@@ -343,6 +343,6 @@ class RoutedModel:
         return routed
 
 
-def _is_identity(policy: Policy) -> bool:
+def is_identity(policy: Policy) -> bool:
     """A policy that is the base model whatever the prompt."""
     return policy.route is not None and policy.route.is_full

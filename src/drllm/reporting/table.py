@@ -42,13 +42,18 @@ def cells(row: dict[str, Any], reference: str) -> tuple[str, ...]:
 
 
 def render(summary: dict[str, Any]) -> str:
-    """The table of one split for a terminal, without colours, so that it can be piped and compared."""
+    """The table of one split for a terminal."""
     title = f"{summary['model']} on {', '.join(summary['tasks'])}, {summary['split']} split; in brackets: 95 % intervals"
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
     for name in HEADER:
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for row in pooled_rows(summary):
         table.add_row(*cells(row, summary["reference"]))
+    return as_text(table)
+
+
+def as_text(table: Table) -> str:
+    """A table for a terminal, without colours, so that it can be piped and compared."""
     buffer = io.StringIO()
     Console(file=buffer, width=WIDTH, color_system=None, legacy_windows=False).print(table)
     return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())

@@ -13,10 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from drllm.config import Resources, SearchConfig
 from drllm.errors import InputError
+from drllm.model.load import is_out_of_memory
 from drllm.model.routed import RoutedModel
 from drllm.records import FINITE, Check, RouteRecord
 from drllm.routes import Route
@@ -96,7 +95,7 @@ def memory_in_one_line() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise InputError(
             f"out of memory ({str(error).splitlines()[0][:100]}): finished groups are kept; lower --cache-bytes or --pool-size, which "
