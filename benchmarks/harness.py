@@ -3,6 +3,8 @@
     python benchmarks/harness.py [--data ../shared/data] [--limit 64] [--batch-sizes 1,8] [--out FILE.json]
 
 Both models answer the same chunks of documents in turn, the order changing from chunk to chunk, in one process on one thread, float32.
+A task's name may end in its number of shots, as in drllm_mmlu:5. Documents of one description (a subject of MMLU, which the harness's own
+tasks evaluate one after the other) come in a row.
 Prints, for each task and batch size, the stock model's seconds over ours and the largest difference of a log-likelihood.
 """
 
@@ -27,24 +29,24 @@ from drllm.harness.model import RoutedLM
 from drllm.provenance import hardware, versions
 
 MODEL = "smollm2-135m-q4"
-TASKS = "drllm_arc_easy,drllm_arc_challenge,drllm_openbookqa,drllm_sciq,drllm_mmlu,drllm_piqa,drllm_commonsenseqa"
+TASKS = "drllm_arc_easy,drllm_arc_challenge,drllm_openbookqa,drllm_sciq,drllm_mmlu,drllm_mmlu:5,drllm_piqa,drllm_commonsenseqa"
 CHUNK = 8  # documents that one model answers before the other
 
 
-def requests_of(task: Any, limit: int) -> list[list[Any]]:
+def requests_of(task: Any, limit: int, n_shots: int) -> list[list[Any]]:
     """The task's log-likelihood requests, a list a document."""
-    task.set_config(key="num_fewshot", value=0)
+    task.set_config(key="num_fewshot", value=n_shots)
     task.set_fewshot_seed(seed=1234)
-    task.build_all_requests(limit=limit, rank=0, world_size=1)
+    task.build_all_requests(limit=None, rank=0, world_size=1)
     documents: dict[int, list[Any]] = {}
     for instance in task.instances:
         documents.setdefault(instance.doc_id, []).append(instance)
-    return list(documents.values())
+    return sorted(documents.values(), key=lambda instances: instances[0].doc["description"])[:limit]
 
 
 def measure(routed: RoutedModel, documents: list[list[Any]], batch_size: int) -> dict[str, Any]:
     """Both models on the same chunks, in turn."""
-    stock = HFLM(routed.model, tokenizer=routed.tokenizer, batch_size=batch_size)
+    stock = HFLM(routed.model, tokenizer=routed.tokenizer, batch_size=batch_size)  # type: ignore[arg-type]
     ours = RoutedLM(routed, batch_size=batch_size)
     seconds: dict[str, list[float]] = {"stock": [], "drllm": []}
     answers: dict[str, list[Any]] = {"stock": [], "drllm": []}
@@ -81,12 +83,15 @@ def main() -> None:
     torch.manual_seed(0)
     routed = RoutedModel.wrap(MODEL, dtype=torch.float32)
     metadata = {"split": "tune"} | ({"data": arguments.data} if arguments.data else {})
-    tasks = TaskManager(include_path=str(TASKS_FOLDER), metadata=metadata).load(arguments.tasks.split(","))["tasks"]
+    tasks = TaskManager(include_path=str(TASKS_FOLDER), metadata=metadata)
+    wanted = [(name.partition(":")[0], int(name.partition(":")[2] or 0)) for name in arguments.tasks.split(",")]
+    loaded = tasks.load(sorted({name for name, _ in wanted}))["tasks"]
     rows = []
     heads = ("task", "batch", "docs", "stock s", "drllm s", "ratio", "lowest", "largest d", "greedy equal")
     print("{:20} {:>5} {:>5} {:>8} {:>8} {:>6} {:>7} {:>10}  {}".format(*heads))
-    for name, task in tasks.items():
-        documents = requests_of(task, arguments.limit)
+    for task_name, n_shots in wanted:
+        name = f"{task_name}:{n_shots}" if n_shots else task_name
+        documents = requests_of(loaded[task_name], arguments.limit, n_shots)
         for batch_size in map(int, arguments.batch_sizes.split(",")):
             row = {"task": name} | measure(routed, documents, batch_size)
             rows.append(row)

@@ -68,16 +68,17 @@ def choices(n_questions: int = 12) -> list[Instance]:
 
 
 def stock(routed: RoutedModel, batch_size: int = 1, **options) -> HFLM:
-    return HFLM(routed.model, tokenizer=routed.tokenizer, batch_size=batch_size, max_length=MAX_LENGTH, **options)
+    return HFLM(routed.model, tokenizer=routed.tokenizer, batch_size=batch_size, **{"max_length": MAX_LENGTH} | options)
 
 
 def ours(routed: RoutedModel, batch_size: int | str = 1, **options) -> RoutedLM:
-    return RoutedLM(routed, batch_size=batch_size, max_length=MAX_LENGTH, **options)
+    return RoutedLM(routed, batch_size=batch_size, **{"max_length": MAX_LENGTH} | options)
 
 
 def assert_same(got: list[tuple[float, bool]], wanted: list[tuple[float, bool]]) -> None:
     assert [greedy for _, greedy in got] == [greedy for _, greedy in wanted]
-    assert np.abs(np.array([value for value, _ in got]) - [value for value, _ in wanted]).max() < 1e-4
+    # Where hundreds of nats are added up, float32 itself has steps of 6e-5.
+    assert np.array([value for value, _ in got]) == pytest.approx([value for value, _ in wanted], abs=1e-4, rel=3e-7)
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, "auto"])

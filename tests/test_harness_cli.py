@@ -136,6 +136,19 @@ def test_shots_are_never_questions_that_are_asked(place):
         assert sample["arguments"][0][0].count(sample["doc"]["question"]) == 1
 
 
+def test_shots_are_of_the_questions_own_description_first():
+    from drllm.harness.tasks.docs import AlikeFirst
+
+    pool = [{"id": str(i), "description": about} for i, about in enumerate(["law", "art", "law", "art", "law"])]
+    sampler = AlikeFirst(pool)
+    shots = lambda n, about: [shot["id"] for shot in sampler.sample(n, {"id": "x", "description": about})]  # noqa: E731
+    assert shots(2, "art") == ["1", "3"]
+    assert shots(3, "art") == ["1", "3", "0"]
+    assert shots(2, "law") == ["0", "2"]
+    assert shots(2, "new") == ["0", "1"]
+    assert [shot["id"] for shot in sampler.sample(2, pool[2])] == ["0", "4"], "never the question itself"
+
+
 def test_changed_questions_and_a_changed_policy_are_asked_again(place, tmp_path):
     """With the harness's own cache on: it knows requests, not models."""
     import shutil

@@ -27,6 +27,7 @@ from drllm.errors import InputError
 from drllm.harness import SPLITS_READ
 from drllm.harness.log import Routed, RoutingLog, TimedPolicy
 from drllm.harness.packing import Packed, Request, pack_requests
+from drllm.harness.prefixes import SIGHT, Prefixes
 from drllm.model import artifact
 from drllm.model.generation import refuse_unroutable
 from drllm.model.load import dtype_of
@@ -124,6 +125,7 @@ class RoutedLM(_Stock):
         super().__init__(self.routed.model, backend="causal", tokenizer=self.routed.tokenizer, batch_size=batch_size,
                          max_batch_size=max_batch_size, **options)  # type: ignore[arg-type]  # fmt: skip
         self._packs = can_pack(self.routed)
+        self._prefixes = Prefixes(self.routed, self._packs)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-likelihood, is greedy) of each request's continuation, under the route that its context decides."""
@@ -191,12 +193,13 @@ class RoutedLM(_Stock):
             kinds[row.is_tree, row.route is None].append(row)
         with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests") as bar:
             for rows in kinds.values():
-                for step in self._steps(rows, requests, override_bs):
+                for step in self._steps(self._prefixes.arrange(rows, self._policy), requests, override_bs):
                     for index, answer in self._score(step, requests):
                         answers[index] = answer
                         if requests[index][0] is not None:
                             self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
                     bar.update(len(answers) - bar.n)
+        self._prefixes.drop()
         return [answers[index] for index in range(len(requests))]
 
     def _decide(self, rows: list[Packed]) -> list[Packed]:
@@ -214,25 +217,33 @@ class RoutedLM(_Stock):
         return [row if row.is_whole else row.on(routes[row.context]) for row in rows]
 
     def _steps(self, rows: list[Packed], requests: Sequence[Request], override_bs: int | None) -> Iterator[list[Packed]]:
-        """Rows in steps, the longest first, of as many tokens as `batch_size` rows of the stock model have."""
+        """Rows in steps of as many tokens as `batch_size` rows of the stock model have, the longest first; one prefix a step."""
         n_tokens = lambda index: len(requests[index][1]) + len(requests[index][2])  # noqa: E731
-        rows = sorted(rows, key=lambda packed: (-len(packed.row), packed.context))
+        groups: defaultdict[tuple[int, ...], list[Packed]] = defaultdict(list)
+        for row in sorted(rows, key=lambda packed: (-len(packed.row), packed.context)):
+            groups[row.prefix].append(row)
+        rows = [row for group in groups.values() for row in group]
         start, n_detected = 0, 0
         while start < len(rows):
-            longest = max(rows[start].requests, key=n_tokens)
+            first = rows[start]
             size = override_bs or self.batch_size
             if size == "auto":
                 # Once, or at each of N equal stretches with auto:N, as the rows get shorter.
                 if n_detected <= start * self.batch_schedule / len(rows):
+                    longest = max((index for row in rows[start:] for index in row.requests), key=n_tokens)
                     self.batch_sizes[n_detected] = self._detect_batch_size(requests, longest)
                     n_detected += 1
                 size = self.batch_sizes[n_detected - 1]
-            n_rows = max(1, size * min(n_tokens(longest), self.max_length) // len(rows[start].row))
-            yield rows[start : start + n_rows]
-            start += n_rows
+            budget = size * min(max(map(n_tokens, first.requests)), self.max_length)
+            end = start + max(1, min(budget // first.n_tokens, SIGHT * budget // len(first.row)))
+            yield [row for row in rows[start:end] if row.prefix == first.prefix]
+            start += sum(row.prefix == first.prefix for row in rows[start:end])
 
     def _score(self, step: list[Packed], requests: Sequence[Request]) -> Iterator[tuple[int, tuple[float, bool]]]:
         """(request, answer) of everything in one step."""
+        tasks = [self._origin(index)[0] for packed in step for index in packed.requests]
+        if step[0].n_prefix:
+            self._run_prefix(step[0].prefix, tasks)
         started, before = time.perf_counter(), self._router_seconds
         (logprobs, greedy), routes = self._forward(step, self._policy is not None)
         seconds, router_seconds = time.perf_counter() - started, self._router_seconds - before
@@ -241,8 +252,8 @@ class RoutedLM(_Stock):
             started = time.perf_counter()
             self._forward(step, False)
             base_seconds = time.perf_counter() - started
+        self.routing.add_seconds(tasks, seconds, router_seconds, base_seconds)
         at = 0
-        tasks = []
         for packed, route in zip(step, routes, strict=True):
             origins = sorted({self._origin(index) for index in packed.group})
             self.routing.prompts += [Routed(task, doc_id, route, packed.row.n_context) for task, doc_id in origins]
@@ -250,28 +261,40 @@ class RoutedLM(_Stock):
                 n = len(requests[index][2])
                 yield index, (float(logprobs[at : at + n].sum()), bool(greedy[at : at + n].all()))
                 at += n
-                tasks.append(self._origin(index)[0])
-        self.routing.add_seconds(tasks, seconds, router_seconds, base_seconds)
+
+    def _run_prefix(self, prefix: tuple[int, ...], tasks: list[str]) -> None:
+        """Run what the coming step's rows share; where the base is timed beside, its prefix is ready, too."""
+        started = time.perf_counter()
+        with self._autocast():
+            self._prefixes.prepare(None if self._policy is None else self._policy.route, prefix)
+        self.routing.add_seconds(tasks, time.perf_counter() - started, 0.0, None)
+        if self._policy is not None and self._time_base:
+            with self._autocast():
+                self._prefixes.prepare(None, prefix)
 
     def _origin(self, index: int) -> tuple[str, int]:
         return self._origins[index % len(self._origins)]
 
     def _forward(self, step: list[Packed], is_routed: bool) -> tuple[tuple[Tensor, Tensor], list[Route]]:
         """((log-probability, whether it is the likeliest) of each scored token, both (N,)), and the route of each row."""
-        batch = make_batch([packed.row for packed in step], step[0].is_tree, self.routed.model.dtype, self.routed.device)
-        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if batch.position_ids is not None:
-            inputs["position_ids"] = batch.position_ids
+        prefix = step[0].prefix
+        batch = make_batch(
+            [packed.row for packed in step], step[0].is_tree, self.routed.model.dtype, self.routed.device, n_seen=len(prefix)
+        )
         sources, place_of = torch.unique(batch.scored, return_inverse=True)  # the first tokens of all choices have one source
         routes = [Route.full(self.routed.n_layers)] * len(step)
         with self._autocast(), head_at(self.routed.model, sources):
             if is_routed and self._policy is not None:
-                given = [packed.route for packed in step if packed.route is not None]
-                cache = self.routed.new_cache(RowRoutes(given) if given else self._policy, batch.prompt_mask)
-                logits_MV = self.routed.forward(cache, **inputs).logits[0]
-                routes = cache.routes
+                if prefix:
+                    cache: Any = self._prefixes.rows(self._policy.route, prefix, len(step))
+                else:
+                    given = [packed.route for packed in step if packed.route is not None]
+                    cache = self.routed.new_cache(RowRoutes(given) if given else self._policy, batch.prompt_mask)
+                logits_MV = self.routed.forward(cache, **batch.inputs).logits[0]
+                routes = cache.routes * (len(step) if prefix else 1)  # one route ran before all rows
             else:
-                logits_MV = self.routed.model(**inputs, use_cache=False).logits[0]
+                behind = {self.routed.cache_argument: self._prefixes.rows(None, prefix, len(step))} if prefix else {}
+                logits_MV = self.routed.model(**batch.inputs, **behind, use_cache=bool(prefix)).logits[0]
         return self._pick(logits_MV, place_of, batch.targets), routes
 
     def _autocast(self) -> torch.autocast:

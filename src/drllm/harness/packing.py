@@ -24,7 +24,8 @@ class Packed:
         context: the whole context's ids.
         is_whole: it holds all that is asked about its context, and all of its context: it may decide its route as it runs.
         group: on the first row of a context, all requests about it; else empty.
-        route: decided before, where it is not whole.
+        route: decided before, where it is not whole, or one for all prompts.
+        n_prefix: tokens that it shares with the rows beside it and that run before them.
     """
 
     row: Row
@@ -33,6 +34,17 @@ class Packed:
     is_whole: bool
     group: tuple[int, ...]
     route: Route | None = None
+    n_prefix: int = 0
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """The tokens that run before."""
+        return self.row.tokens[: self.n_prefix]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that its own step computes."""
+        return len(self.row) - self.n_prefix
 
     @property
     def is_tree(self) -> bool:

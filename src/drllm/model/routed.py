@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteriaList
+from transformers.cache_utils import Cache
 
 from drllm.errors import ArtifactError, InputError
 from drllm.model import artifact
@@ -170,15 +171,16 @@ class RoutedModel:
         """One pass of one block, given the other arguments that the base model passes to it: the states behind it."""
         return self._routed_blocks[block].run(x_BTD, arguments)[0]
 
-    def decoder_forward(self, cache: RoutedCache, **inputs: Any) -> Any:
-        """As `forward`, without the output head: for what reads hidden states only."""
+    def decoder_forward(self, cache: Cache, **inputs: Any) -> Any:
+        """As `forward`, without the output head: for what reads hidden states only. A stock cache runs the base."""
         model = causal_lm(self.model)
         decoder = model.get_decoder()
         if decoder is model.get_output_embeddings():  # ModernBERT calls its head so
             decoder = model.base_model
         name = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
         out = decoder(**inputs, **{name: cache}, use_cache=True)
-        cache.check_complete(0)
+        if isinstance(cache, RoutedCache):
+            cache.check_complete(0)
         return out
 
     def __call__(

@@ -142,11 +142,8 @@ class LoglikScorer:
             rows = [questions[handle - handles[0]].rows[place] for handle, place in keys]
             # A short filler row makes every family build an explicit mask: with and without one, attention may round otherwise.
             batch = make_batch([*rows, _FILLER], self.packed, self.routed.model.dtype, self.routed.device, width)
-            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-            if batch.position_ids is not None:
-                inputs["position_ids"] = batch.position_ids
             self._bytes_a_state = max(self._bytes_a_state, width * self.routed.hidden_size * self.routed.model.dtype.itemsize)
-            packed_rows |= dict(zip(keys, self.runner.open(inputs), strict=False))
+            packed_rows |= dict(zip(keys, self.runner.open(batch.inputs), strict=False))
         for handle, question in zip(handles, questions, strict=True):
             self._questions[handle] = (question, [packed_rows[handle, place] for place in range(len(question.rows))])
         return handles
@@ -266,11 +263,8 @@ def can_pack(routed: RoutedModel) -> bool:
 def base_logliks(routed: RoutedModel, rows: Sequence[Row], packed: bool) -> list[float]:
     """Log-likelihood of each choice of one question by the base model, in one plain forward of its rows; logits where they are scored."""
     batch = make_batch(rows, packed, routed.model.dtype, routed.device)
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if batch.position_ids is not None:
-        inputs["position_ids"] = batch.position_ids
     with head_at(routed.model, batch.scored):
-        logits_NV = routed.model(**inputs, use_cache=False).logits[0]
+        logits_NV = routed.model(**batch.inputs, use_cache=False).logits[0]
     targets_N = batch.targets.to(logits_NV.device)
     chosen_N = logits_NV.gather(1, targets_N[:, None])[:, 0].float() - log_normalizers(logits_NV)
     sums = [0.0] * (1 + max(max(row.choices) for row in rows))

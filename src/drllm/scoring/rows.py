@@ -85,10 +85,10 @@ def separate_choices(pairs: Sequence[tuple[list[int], list[int]]]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the right, ready for one model step."""
+    """Rows padded on the right, ready for one model step. S tokens of each row may have run before: T are left."""
 
     input_ids: Tensor  # (B, T)
-    attention_mask: Tensor  # (B, T) or, packed, (B, 1, T, T) additive
+    attention_mask: Tensor  # (B, S + T) or, packed, (B, 1, T, S + T) additive
     position_ids: Tensor | None  # (B, T), packed only
     prompt_mask: Tensor  # (B, T)
     scored: Tensor  # (N,) indices into the flattened (B * T) tokens
@@ -96,9 +96,18 @@ class Batch:
     row_of: Tensor  # (N,) row in the batch
     choice_of: Tensor  # (N,)
 
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What the model's forward takes."""
+        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        return inputs if self.position_ids is None else inputs | {"position_ids": self.position_ids}
 
-def make_batch(rows: Sequence[Row], packed: bool, dtype: torch.dtype, device: torch.device, width: int = 0) -> Batch:
-    """Pad rows to `width`, or to the longest one; a pad is seen by itself alone, so that no softmax is empty."""
+
+def make_batch(rows: Sequence[Row], packed: bool, dtype: torch.dtype, device: torch.device, width: int = 0, n_seen: int = 0) -> Batch:
+    """Pad rows to `width`, or to the longest one; a pad is seen by itself alone, so that no softmax is empty.
+
+    The first `n_seen` tokens of each row ran before, belong to its context and are in the cache: they are in the mask alone.
+    """
     width = max(width, *(len(row) for row in rows))
     ids = torch.zeros((len(rows), width), dtype=torch.long)
     positions = torch.zeros_like(ids)
@@ -111,17 +120,18 @@ def make_batch(rows: Sequence[Row], packed: bool, dtype: torch.dtype, device: to
         positions[index, :n] = torch.tensor(row.positions)
         branches[index, :n] = torch.tensor(row.branches)
         prompt[index, : row.n_context] = 1
-        scored += [index * width + source for source in row.sources]
+        scored += [index * (width - n_seen) + source - n_seen for source in row.sources]
         targets += row.targets
         choice_of += row.choices
         row_of += [index] * len(row.targets)
     mask: Tensor = (branches >= 0).long()
     if packed:
-        causal = torch.ones(width, width, dtype=torch.bool).tril()
-        sees = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
+        causal = torch.ones(width, width, dtype=torch.bool).tril()[n_seen:]
+        sees = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, n_seen:, None])
         real = (branches >= 0)[:, None, :] & causal & sees
-        real |= torch.eye(width, dtype=torch.bool)
+        real |= torch.eye(width, dtype=torch.bool)[n_seen:]
         mask = torch.zeros(real.shape, dtype=dtype).masked_fill(~real, torch.finfo(dtype).min)[:, None]
+    ids, positions, prompt = ids[:, n_seen:], positions[:, n_seen:], prompt[:, n_seen:]
     return Batch(
         ids.to(device), mask.to(device), positions.to(device) if packed else None, prompt.to(device), torch.tensor(scored, device=device),
         torch.tensor(targets, device=device), torch.tensor(row_of), torch.tensor(choice_of),

@@ -11,6 +11,7 @@ import logging
 from typing import Any
 
 from datasets import Dataset
+from lm_eval.api.samplers import FirstNSampler
 
 from drllm.harness import SPLITS_READ
 from drllm.tasks import Example, Task, load_task
@@ -31,6 +32,20 @@ def documents(drllm_task: str, data: str | None = None, split: str = "tune", **_
     if shots := loaded.examples["fit" if split != "fit" else "tune"]:
         found["fewshot"] = _dataset(loaded.task, shots)
     return found
+
+
+class AlikeFirst(FirstNSampler):
+    """The first n shots under the question's own description, as MMLU's five a subject; then those of others, where it has fewer."""
+
+    def sample(self, n: int, eval_doc: dict[str, Any] | None = None, df: Any = None, **kwargs: Any) -> list[dict[str, Any]]:
+        """n documents of the pool, in its order."""
+        pool = self.df
+        about = None if eval_doc is None else eval_doc["description"]
+        self.df = sorted(pool, key=lambda document: document["description"] != about)  # stable
+        try:
+            return list(super().sample(n, eval_doc, df, **kwargs))
+        finally:
+            self.df = pool
 
 
 def _dataset(task: Task, examples: list[Example]) -> Dataset:
