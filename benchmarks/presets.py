@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from drllm import EvaluateConfig, Resources, Route, RoutedModel, SearchConfig, TrainConfig, evaluate, search, train
+from drllm import EvaluateConfig, Resources, Route, RoutedModel, SearchConfig, evaluate, search, train
 from drllm.evaluation.stats import paired_bootstrap, wilson
 from drllm.records import RouteRecord, read_records
 from drllm.searching.prior import sweep_routes
@@ -128,7 +128,7 @@ def main() -> None:
         for preset in PRESETS:
             out = arguments.out / f"{task}-{preset}"
             for method in ("static", "routers"):
-                routed.policy = train(routed, out, TrainConfig(method=method))
+                routed.policy = train(routed, out, method)
                 routed.save_pretrained(out / method)
                 routed.policy = None
             summary = evaluate(

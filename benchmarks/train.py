@@ -15,7 +15,7 @@ import time
 
 import torch
 
-from drllm import Route, RoutedModel, TrainConfig
+from drllm import Route, RoutedModel, RoutersConfig
 from drllm.model.policy import RowRoutes
 from drllm.model.routers import RouterConfig, Routers, pool_matrix
 from drllm.scoring import LoglikScorer
@@ -35,7 +35,7 @@ def label(rng: random.Random, n_layers: int) -> Route:
     return route
 
 
-def through_the_model(routed: RoutedModel, prompts: list, labels: list[Route], config: TrainConfig) -> list[float]:
+def through_the_model(routed: RoutedModel, prompts: list, labels: list[Route], config: RoutersConfig) -> list[float]:
     """Seconds of each example-step: forward along the label path, routers on the states as they come, backward, a 16th of an update."""
     routers = Routers(RouterConfig(routed.n_layers, routed.hidden_size))
     parameters = [parameter.requires_grad_() for parameter in routers.parameters()]
@@ -76,7 +76,7 @@ def main() -> None:
     rng.shuffle(prompts)
     prompts = prompts[: arguments.records]
     labels = [label(rng, routed.n_layers) for _ in prompts]
-    config = TrainConfig()
+    config = RoutersConfig()
     sample = list(zip(prompts, labels, strict=True))[: arguments.sample]
     through_the_model(routed, prompts[:4], labels[:4], config)  # warm up
     plain, steps = [], []

@@ -10,13 +10,13 @@ import torch
 
 import families
 from conftest import byte_tokenizer
-from drllm import EvaluateConfig, Route, RoutedModel, SearchConfig, TrainConfig
+from drllm import EvaluateConfig, Route, RoutedModel, RoutersConfig, SearchConfig
 from reference import path_model
 
 L = families.N_BLOCKS
 TASK = "arc_easy"
 SEARCH = SearchConfig(n_simulations=10, group_size=8, max_step_tokens=600)
-TRAIN = TrainConfig(epochs=12, width=16, n_windows=4, lr=1e-2)
+TRAIN = RoutersConfig(epochs=12, width=16, n_windows=4, lr=1e-2)
 EVALUATE = EvaluateConfig(n_resamples=500, max_step_tokens=600)
 
 

@@ -11,14 +11,14 @@ import torch
 
 import families
 from conftest import byte_tokenizer
-from drllm import Route, RoutedModel, SearchConfig, TrainConfig, UnsupportedModelError, search, train
+from drllm import Route, RoutedModel, RoutersConfig, SearchConfig, UnsupportedModelError, search, train
 from drllm.model.load import load_base
 from drllm.records import read_records
 from reference import path_model, plain_greedy
 from runs import TASK
 
 SEARCH = SearchConfig(n_simulations=6, limit=10, group_size=5, max_step_tokens=600, early_stop=False, verify=False)
-TRAIN = TrainConfig(epochs=3, width=8, n_windows=4)
+TRAIN = RoutersConfig(epochs=3, width=8, n_windows=4)
 ROUTES = [Route.parse(text) for text in ("1111", "1201", "0112", "2110")]
 PROMPTS = ["What do plants need?", "12 and 7", "Hello", "Once upon a time there was a river"]
 

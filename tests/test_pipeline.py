@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from drllm import EvaluateConfig, Route, RoutedModel, SearchConfig, TrainConfig, evaluate, search, train
+from drllm import EvaluateConfig, Route, RoutedModel, SearchConfig, evaluate, search, train
 from drllm.errors import ArtifactError, DrllmError
 from drllm.evaluation.run import control_routes
 from drllm.evaluation.stats import mcnemar, wilson
-from drllm.methods import routers as routers_method
 from drllm.model.routers import RouterConfig, Routers
 from drllm.provenance import read_jobs
 from drllm.record_files import merge_records
 from drllm.records import read_records, shard_path
 from drllm.scoring import LoglikScorer
 from drllm.tasks import load_task
+from drllm.training import features as feature_files
 from runs import EVALUATE, SEARCH, TASK, TRAIN, L, Plain, copy_run, folder_bytes, model, questions, write_rows
 
 METHODS = ("static", "routers", "random", "shuffled")
@@ -43,7 +43,7 @@ def run(tmp_path_factory, tiny, data) -> Path:
 def trained(run, tiny) -> Path:
     """The same folder with both methods trained and saved."""
     for method in ("static", "routers"):
-        tiny.policy = train(tiny, run, TrainConfig(**{**vars(TRAIN), "method": method}))
+        tiny.policy = train(tiny, run, method, TRAIN if method == "routers" else None)
         tiny.save_pretrained(run / method)
     tiny.policy = None
     return run
@@ -79,14 +79,14 @@ def test_training_twice_gives_the_same_bytes_and_extracts_features_once(trained,
     def no_extraction(*args, **kwargs):
         raise AssertionError("features were cached")
 
-    monkeypatch.setattr(routers_method, "extract_features", no_extraction)
+    monkeypatch.setattr(feature_files, "extract_features", no_extraction)
     tiny.policy = train(tiny, run, TRAIN)
     tiny.save_pretrained(tmp_path)
     tiny.policy = None
     bare = lambda folder: {name: part for name, part in folder_bytes(folder).items() if name != "README.md"}  # noqa: E731
     assert bare(tmp_path) == bare(trained / "routers"), "the same but for the card, which holds the run's commands"
     with pytest.raises(AssertionError, match="cached"):
-        train(tiny, run, TrainConfig(**{**vars(TRAIN), "n_windows": 3}))  # other windows, other features
+        train(tiny, run, dataclasses.replace(TRAIN, n_windows=3))  # other windows, other features
 
 
 def test_training_leaves_the_base_alone(trained, tiny):
@@ -116,7 +116,7 @@ def test_merged_searches_of_two_files_are_trained_on_and_both_are_kept_out_of_th
         search(tiny, [TASK], SEARCH, tmp_path / name, write_rows(tmp_path / f"{name}.jsonl", part))
     out = tmp_path / "both"
     merge_records([tmp_path / "a", tmp_path / "b"], out)
-    policy = train(tiny, out, dataclasses.replace(TRAIN, method="static"))
+    policy = train(tiny, out, "static")
     n_records = len(read_records(out / "search"))
     assert n_records == sum(len(read_records(tmp_path / name / "search")) for name in "ab")
     table = json.loads((out / "train" / "static" / "candidates.json").read_text())["candidates"]

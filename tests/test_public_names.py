@@ -13,7 +13,7 @@ import pytest
 import drllm
 
 CONTRACT = (
-    "Action", "Route", "RoutedModel", "SearchConfig", "TrainConfig", "UnsupportedModelError", "search", "train", "evaluate", "report",
+    "Action", "Route", "RoutedModel", "SearchConfig", "RoutersConfig", "UnsupportedModelError", "search", "train", "evaluate", "report",
 )  # fmt: skip
 
 

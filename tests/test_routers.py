@@ -242,10 +242,22 @@ def test_control_outside_its_range_is_refused(p):
         Routers(SMALL).with_control(p)
 
 
-def test_a_control_view_is_not_saved(tmp_path):
-    with pytest.raises(InputError, match="view"):
-        Routers(SMALL).with_control(0.0).save(tmp_path)
-    assert not list(tmp_path.iterdir())
+def test_the_knob_is_saved_with_the_routers(tmp_path):
+    Routers(SMALL).with_control(0.25).save(tmp_path)
+    assert Routers.load(tmp_path).control == 0.25
+    values = json.loads((tmp_path / "router_config.json").read_text())
+    (tmp_path / "router_config.json").write_text(json.dumps(values | {"control": 3}))
+    with pytest.raises(ArtifactError, match="control is 3, expected -1 to 1"):
+        Routers.load(tmp_path)
+
+
+def test_operating_points_go_from_the_base_to_the_routers():
+    points = [point.control for point in Routers(SMALL).operating_points()]
+    assert points[0] == 0.5
+    assert points[-1] is None
+    assert points[:-1] == sorted(points[:-1], reverse=True)
+    held = Routers(SMALL).with_control(0.05).operating_points()
+    assert [point.control for point in held] == [0.5, 0.4, 0.3, 0.2, 0.1, 0.05]
 
 
 # --- the artefact -------------------------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def test_rewards_that_do_not_fit_are_refused():
 
 
 def test_task_names_and_defaults():
-    choice = ("arc_easy", "arc_challenge", "openbookqa", "piqa", "sciq", "commonsenseqa", "mmlu")
+    choice = ("arc_easy", "arc_challenge", "openbookqa", "piqa", "sciq", "boolq", "commonsenseqa", "mmlu")
     assert (*choice, "gsm8k", "dart-1", "dart-2", "dart-3", "dart-4", "dart-5") == TASK_NAMES
     assert {get_task(name).default_reward for name in choice} == {"loglik"}
     assert {get_task(name).default_reward for name in TASK_NAMES[len(choice) :]} == {"boxed"}
@@ -500,7 +500,7 @@ def test_bom_crlf_and_line_separators_inside_text(tmp_path):
     ("task", "file", "rows"),
     [("arc_easy", "arc_easy/train", 2251), ("arc_challenge", "arc_challenge/test", 1172), ("openbookqa", "openbookqa/train", 4957),
      ("piqa", "piqa/valid", 1838), ("gsm8k", "gsm8k/test", 1319), ("dart-3", "math/train", 7500), ("arc_easy", "commonsenseqa/dev", 1221),
-     ("arc_easy", "boolq/valid", 3270)],
+     ("boolq", "boolq/valid", 3270)],
 )  # fmt: skip
 def test_real_files_load_whole(task: str, file: str, rows: int):
     item = load_task(task, SHARED / f"{file}.jsonl")

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 import families
-from drllm import Route, RoutedModel, TrainConfig
+from drllm import Route, RoutedModel, RoutersConfig
 from drllm.errors import ArtifactError, InputError
 from drllm.model.routers import N_ACTIONS, WEIGHTS_FILE, RouterConfig, Routers
 from drllm.training.features import Features, extract_features, load_features, save_features
@@ -116,7 +116,7 @@ def planted(n_records: int = 300, n_layers: int = 3, n_windows: int = 4, size: i
     return Features((pooled * valid[:, None, :, None]).bfloat16(), valid, labels)
 
 
-QUICK = TrainConfig(epochs=8, width=16, n_windows=4)
+QUICK = RoutersConfig(epochs=8, width=16, n_windows=4)
 SHAPE = RouterConfig(n_layers=3, hidden_size=12, n_windows=4, width=16)
 
 
@@ -182,7 +182,7 @@ def test_held_back_records_never_train(tmp_path):
 @pytest.mark.parametrize("normalize", [True, False])
 def test_training_together_equals_modules_of_their_own(normalize):
     """A loop over separate modules, as the paper trains them, reaches the same weights."""
-    config = TrainConfig(epochs=2, width=16, n_windows=4, batch_size=8, normalize=normalize, lr=3e-3)
+    config = RoutersConfig(epochs=2, width=16, n_windows=4, batch_size=8, normalize=normalize, lr=3e-3)
     shape = replace(SHAPE, normalize=normalize)
     features = planted(40)
     held = held_back(features)

@@ -9,10 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from drllm.config import EvaluateConfig, Resources, SearchConfig, TrainConfig
+    from drllm.config import EvaluateConfig, Resources, RoutersConfig, SearchConfig
     from drllm.errors import ArtifactError, DrllmError, InputError, UnsupportedModelError
     from drllm.evaluation.run import evaluate
-    from drllm.methods.base import train
+    from drllm.methods.material import train
     from drllm.model.policy import Policy
     from drllm.model.routed import RoutedModel
     from drllm.reporting.report import report
@@ -31,13 +31,13 @@ _HOMES = {
     "Resources": "drllm.config",
     "Route": "drllm.routes",
     "RoutedModel": "drllm.model.routed",
+    "RoutersConfig": "drllm.config",
     "SearchConfig": "drllm.config",
-    "TrainConfig": "drllm.config",
     "UnsupportedModelError": "drllm.errors",
     "evaluate": "drllm.evaluation.run",
     "report": "drllm.reporting.report",
     "search": "drllm.searching.runner",
-    "train": "drllm.methods.base",
+    "train": "drllm.methods.material",
 }
 
 __all__ = [
@@ -50,8 +50,8 @@ __all__ = [
     "Resources",
     "Route",
     "RoutedModel",
+    "RoutersConfig",
     "SearchConfig",
-    "TrainConfig",
     "UnsupportedModelError",
     "evaluate",
     "report",

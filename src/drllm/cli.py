@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from drllm import __version__
-from drllm.commands import COMMANDS, Lines
+from drllm.commands import COMMANDS
 from drllm.errors import DrllmError, InputError
-from drllm.flags import CommonConfig, build, read_yaml
-from drllm.job import Job
+from drllm.flags import SECTIONS, CommonConfig, build, read_yaml
+from drllm.job import Job, Lines
+from drllm.methods.base import method_sections
 from drllm.registry import did_you_mean
 
 EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
@@ -78,7 +79,7 @@ def _lines(arguments: list[str]) -> Lines:
         kind = "flag" if name.startswith("-") else "command"
         hint = did_you_mean(name, COMMANDS) or f"; commands are {', '.join(COMMANDS)}"
         raise InputError(f"unknown {kind} {name!r}{hint}; see `drllm --help`")
-    parser = make_parser(name)
+    parser = make_parser(name, rest)
     try:
         parsed, unknown = parser.parse_known_intermixed_args(rest)
     except _Help as text:
@@ -90,13 +91,13 @@ def _lines(arguments: list[str]) -> Lines:
             raise InputError(f"unexpected argument {flag!r}; see `{parser.prog} --help`")
         known = [option for action in parser._actions for option in action.option_strings]
         raise InputError(f"unknown flag {flag}{did_you_mean(flag, known)}; see `{parser.prog} --help`")
-    settings = read_yaml(getattr(parsed, "config", None))
+    settings = read_yaml(getattr(parsed, "config", None), SECTIONS | method_sections())
     common = build(CommonConfig, settings.common, parsed)
     yield from COMMANDS[name].run(Job(parsed, settings, common, ["drllm", *arguments]))
 
 
-def make_parser(name: str) -> argparse.ArgumentParser:
-    """The parser of one command."""
+def make_parser(name: str, arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The parser of one command; some have other flags by what stands among the arguments."""
     command = COMMANDS[name]
     parser = _Parser(
         prog=f"drllm {name}",
@@ -106,6 +107,8 @@ def make_parser(name: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     command.add(parser)
+    if command.add_by is not None:
+        command.add_by(parser, arguments)
     return parser
 
 

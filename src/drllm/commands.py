@@ -10,17 +10,19 @@ import argparse
 import importlib.util
 import sys
 import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drllm.errors import InputError
-from drllm.flags import METHODS, SECTIONS, add_flags, common_flags, number
-from drllm.job import Job, policy_model, searched_model
+from drllm.evaluation.names import check_methods, owner_of
+from drllm.flags import SECTIONS, add_flags, common_flags, number
+from drllm.job import Job, Lines, policy_model, searched_model
+from drllm.method_commands import RETROFITTED, add_method_flags, add_train, list_methods, train_policy
+from drllm.methods.base import get_method
 from drllm.plans import search_plans
-from drllm.record_commands import Lines, add_records, records, sweeps
-from drllm.registry import did_you_mean
+from drllm.record_commands import add_records, records, sweeps
 from drllm.share_commands import (
     add_compare,
     add_export,
@@ -36,6 +38,7 @@ from drllm.share_commands import (
 if TYPE_CHECKING:
     from drllm.model.prompts import Prompt
 
+JOBS = {name: SECTIONS[name] for name in ("search", "resources", "evaluate")}  # that `retrofit` runs, besides methods
 BATCH = 8  # prompts generated together
 DEFAULT_NEW_TOKENS = 64
 
@@ -48,6 +51,7 @@ class Command:
     add: Callable[[argparse.ArgumentParser], None]
     run: Callable[[Job], Lines]
     example: str
+    add_by: Callable[[argparse.ArgumentParser, Sequence[str]], None] | None = None  # more flags, by what else is on the command line
 
 
 def _search(job: Job) -> Lines:
@@ -67,22 +71,12 @@ def _search(job: Job) -> Lines:
     yield f"search records: {folder}"
 
 
-def _train(job: Job) -> Lines:
-    out, config = Path(job.need("out")), job.config("train")
-    model, dtype = searched_model(job, out)
-    from drllm.pipeline import fit_policy
-
-    yield f"policy: {fit_policy(job.load(model, dtype), out, config, job.argv)}"
-
-
 def _evaluate(job: Job) -> Lines:
     out, config = Path(job.need("out")), job.config("evaluate")
     if job.arguments.harness or job.arguments.harness_args:
         yield from evaluate_on_harness(job, out, config)
         return
-    for method in job.common.methods:
-        if method not in METHODS:
-            raise InputError(f"unknown method {method!r}{did_you_mean(method, METHODS)}; choose from {', '.join(METHODS)}")
+    check_methods(job.common.methods, out)
     tasks = job.tasks() if job.common.tasks else tuple(folder.name for folder in search_plans(Path(out)))
     model, dtype = searched_model(job, out)
     if not tasks:
@@ -92,8 +86,8 @@ def _evaluate(job: Job) -> Lines:
 
     summary = evaluate(job.load(model, dtype), job.common.methods, tasks, out, config, job.common.data or None, job.argv)
     yield render(summary)
-    for method in ("static", "routers"):
-        if method in job.common.methods:
+    for method in job.common.methods:
+        if method != "base" and not owner_of(method):
             yield verdict(summary, method)
     yield f"summary: {out / 'evaluate' / config.folder / 'summary.json'}"
 
@@ -157,7 +151,8 @@ def _tasks(job: Job) -> Lines:
 
 def _retrofit(job: Job) -> Lines:
     out, tasks = job.need("out"), job.tasks()
-    configs = {f"{section}_config": job.config(section, f"{section}_") for section in ("search", "train", "evaluate")}
+    configs = {f"{section}_config": job.config(section, f"{section}_") for section in ("search", "evaluate")}
+    options = {name: job.options(get_method(name), f"{name}_") for name in RETROFITTED}
     resources = job.config("resources", "resources_")
     model = job.need("model")
     from drllm.pipeline import retrofit
@@ -165,7 +160,7 @@ def _retrofit(job: Job) -> Lines:
     from drllm.reporting.table import render
 
     need_matplotlib()  # an hour of search must not end in a missing package
-    result = retrofit(job.load(model), tasks, out, **configs, data=job.common.data or None, argv=job.argv, resources=resources)
+    result = retrofit(job.load(model), tasks, out, options, **configs, data=job.common.data or None, argv=job.argv, resources=resources)
     answer = result["answer"]
     yield f"prompt: {answer['prompt']}"
     yield f"answer: {answer['text'].strip()}"
@@ -199,10 +194,8 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def _add_retrofit(parser: argparse.ArgumentParser) -> None:
     common_flags("model", "dtype", "device", "tasks", "data", "out")(parser)
-    for section, config_class in SECTIONS.items():
-        # Both methods are trained here, so there is none to choose.
-        names = [field.name for field in fields(config_class) if (section, field.name) != ("train", "method")]
-        add_flags(parser, config_class, names, prefix=f"{section}_", title=f"{section} (section `{section}` of the YAML file)")
+    for section, config_class in {**JOBS, **{name: get_method(name).config for name in RETROFITTED}}.items():
+        add_flags(parser, config_class, prefix=f"{section}_", title=f"{section} (section `{section}` of the YAML file)")
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
@@ -284,11 +277,13 @@ COMMANDS: dict[str, Command] = {
         "drllm search --model smollm2-135m-q4 --tasks arc_easy --limit 100 --out runs/a",
     ),
     "train": Command(
-        "Train a policy on a run's search records and save it to OUT/METHOD. The model is the searched one unless --model says where else.",
-        _with_section("train", "model", "dtype", "device", "out"),
-        _train,
+        "Train a policy on a run's records and save it to OUT/METHOD. The model is the searched one unless --model says where else.",
+        add_train,
+        train_policy,
         "drllm train --out runs/a --method routers --epochs 10",
+        add_method_flags,
     ),
+    "methods": Command("List the methods that train a policy, and where each is from.", common_flags(), list_methods, "drllm methods"),
     "evaluate": Command(
         "Answer the same held-out questions with the base and with each policy of a run, and compare them question by question.",
         _add_evaluate,

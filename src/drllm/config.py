@@ -13,7 +13,6 @@ from drllm.errors import InputError
 
 Split = Literal["fit", "tune", "calibrate", "test"]
 RewardName = Literal["auto", "loglik", "letter", "boxed"]
-MethodName = Literal["routers", "static"]
 
 
 def knob(default: Any, help: str) -> Any:
@@ -90,10 +89,9 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class RoutersConfig:
     """Routers trained on pooled states along each label path (sections 3.2 and 5)."""
 
-    method: MethodName = knob("routers", "what to fit: routers (the paper's) or static (the best single route)")
     n_windows: int = knob(8, "windows W the prompt is cut into (section 3.1: 8)")
     width: int = knob(128, "hidden width of a router (section 3.1: 128)")
     normalize: bool = knob(True, "scale each pooled state to unit RMS before the router; the paper feeds it raw")
@@ -111,6 +109,20 @@ class TrainConfig:
         for name, low, high in (("n_windows", 1, None), ("width", 1, None), ("gamma", 0, None), ("beta", 0, 0.999999), ("lr", 0, None),
                                 ("epochs", 1, None), ("batch_size", 1, None), ("warmup_steps", 0, None),
                                 ("val_fraction", 0, 0.9)):  # fmt: skip
+            check_range(self, name, low, high)
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """A promise that a policy is not worse than the base, or the base instead."""
+
+    calibrate: Literal["", "calibrate"] = knob("", "split to test the promise on, one that served nothing else; without it no promise")
+    epsilon: float = knob(0.01, "accuracy that the policy may lose at most: 0.01 is one point")
+    delta: float = knob(0.05, "probability that the promise fails")
+    calibrate_limit: int = knob(0, "questions a task to calibrate on; 0 takes all")
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("epsilon", 1e-6, 0.5), ("delta", 1e-6, 0.5), ("calibrate_limit", 0, None)):
             check_range(self, name, low, high)
 
 

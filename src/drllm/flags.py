@@ -6,7 +6,7 @@ top level and the job configurations in sections:
     model: smollm2-135m-q4
     tasks: [arc_easy, arc_challenge]
     search: {n_simulations: 20, limit: 300}
-    train: {epochs: 10}
+    routers: {epochs: 10}
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from drllm.config import EvaluateConfig, Resources, SearchConfig, TrainConfig, knob
+from drllm.config import EvaluateConfig, GateConfig, Resources, SearchConfig, knob
 from drllm.errors import InputError
 from drllm.registry import did_you_mean
 
-SECTIONS: dict[str, type] = {"search": SearchConfig, "resources": Resources, "train": TrainConfig, "evaluate": EvaluateConfig}
-METHODS = ("base", "static", "routers", "random", "shuffled")
+# Of the jobs; each method has a section of its own name besides.
+SECTIONS: dict[str, type] = {"search": SearchConfig, "resources": Resources, "evaluate": EvaluateConfig, "gate": GateConfig}
 
 Config = TypeVar("Config")
 
@@ -41,7 +41,8 @@ class CommonConfig:
     data: str = knob("", "JSON-lines file with the questions, or a folder of them, instead of the data package or the Hub")
     out: str = knob("", "run folder; the same command resumes there")
     methods: tuple[str, ...] = knob(
-        ("base", "static", "routers"), f"what to compare, comma-separated: {', '.join(METHODS)}; the last two are controls"
+        ("base", "static", "routers"),
+        "what to compare, comma-separated: base, policies of the run by name, and controls of them: random-NAME, shuffled-NAME",
     )
 
 
@@ -144,8 +145,10 @@ def split_names(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name))
 
 
-def read_yaml(path: str | Path | None) -> Settings:
+def read_yaml(path: str | Path | None, sections: Mapping[str, type] = SECTIONS) -> Settings:
     """Read and check a YAML file; every key and type is checked, also in sections that the command at hand does not use.
+
+    `sections` holds the configuration class of each section.
 
     Raises `InputError` in one line: no such file, not YAML, an unknown key (with the nearest known one), or a value of the wrong type.
     """
@@ -168,22 +171,22 @@ def read_yaml(path: str | Path | None) -> Settings:
     if not isinstance(loaded, dict):
         raise InputError(f"{path} holds a {type(loaded).__name__}, expected `key: value` lines")
     known_common = {flag.name: flag for flag in flags_of(CommonConfig)}
-    common, sections = {}, {}
+    common, found = {}, {}
     for key, value in loaded.items():
-        if key in SECTIONS:
-            sections[key] = _section(path, key, value)
+        if key in sections:
+            found[key] = _section(path, key, value, sections[key])
         elif key in known_common:
             common[key] = _checked(known_common[key], value, str(path))
         else:
-            known = [*known_common, *SECTIONS]
-            inside = [section for section, config_class in SECTIONS.items() if key in {flag.name for flag in flags_of(config_class)}]
+            known = [*known_common, *sections]
+            inside = [section for section, config_class in sections.items() if key in {flag.name for flag in flags_of(config_class)}]
             hint = f"; it belongs in section {' or '.join(inside)}" if inside else did_you_mean(str(key), known)
             raise InputError(f"{path}: unknown key {key!r}{hint or '; expected one of ' + ', '.join(known)}")
-    return Settings(common, sections)
+    return Settings(common, found)
 
 
-def _section(path: str | Path, section: str, values: Any) -> dict[str, Any]:
-    flags = {flag.name: flag for flag in flags_of(SECTIONS[section])}
+def _section(path: str | Path, section: str, values: Any, config_class: type) -> dict[str, Any]:
+    flags = {flag.name: flag for flag in flags_of(config_class)}
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -193,7 +196,7 @@ def _section(path: str | Path, section: str, values: Any) -> dict[str, Any]:
             hint = did_you_mean(str(key), flags) or f"; expected one of {', '.join(flags)}"
             raise InputError(f"{path}: unknown key {key!r} in section {section!r}{hint}")
     checked = {key: _checked(flags[key], value, f"{path}, section {section}") for key, value in values.items()}
-    SECTIONS[section](**checked)  # a value out of range is refused whichever command reads the file
+    config_class(**checked)  # a value out of range is refused whichever command reads the file
     return checked
 
 

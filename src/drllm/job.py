@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drllm.errors import ArtifactError, InputError
 from drllm.flags import SECTIONS, CommonConfig, Settings, build
-from drllm.plans import search_plans
+from drllm.methods.base import Method
+from drllm.plans import path_plans, search_plans
 
 if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
+
+
+Lines = Iterator[str]  # what a command prints on standard output
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,10 @@ class Job:
     def config(self, section: str, prefix: str = "") -> Any:
         """The configuration of one section, command line over YAML over defaults."""
         return build(SECTIONS[section], self.settings.sections.get(section, {}), self.arguments, prefix)
+
+    def options(self, method: Method, prefix: str = "") -> Any:
+        """A method's options, likewise."""
+        return build(method.config, self.settings.sections.get(method.name, {}), self.arguments, prefix)
 
     def need(self, name: str) -> str:
         """A common setting that this command cannot do without."""
@@ -66,7 +75,7 @@ def searched_model(job: Job, out: Path) -> tuple[str, str]:
     """Model and dtype of a run: what --model and --dtype say, else what was searched."""
     if not out.is_dir():
         raise ArtifactError(f"no run folder {str(out)!r}: run `drllm search --out {out}` first")
-    plan = next(iter(search_plans(out).values()), {})
+    plan = next(iter((search_plans(out) | path_plans(out)).values()), {})
     return job.common.model or plan.get("model") or job.need("model"), str(plan.get("dtype", "")).removeprefix("torch.")
 
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from drllm.config import EvaluateConfig, Resources, SearchConfig, TrainConfig, to_dict
+from drllm.config import EvaluateConfig, GateConfig, Resources, SearchConfig, to_dict
 from drllm.errors import ArtifactError
+from drllm.evaluation.calibrate import calibrate
 from drllm.evaluation.run import evaluate
 from drllm.files import TEMPORARY_SUFFIX, write_json
-from drllm.methods.base import train
+from drllm.methods.base import get_method
+from drllm.methods.material import train
 from drllm.model import artifact
 from drllm.model.policy import Policy
 from drllm.model.routed import RoutedModel
@@ -40,8 +41,8 @@ def retrofit(
     routed: RoutedModel,
     tasks: Sequence[str],
     out: str | Path,
+    options: Mapping[str, Any] | None = None,
     search_config: SearchConfig | None = None,
-    train_config: TrainConfig | None = None,
     evaluate_config: EvaluateConfig | None = None,
     data: str | Path | None = None,
     argv: Sequence[str] | None = None,
@@ -56,7 +57,8 @@ def retrofit(
         routed: the model; its policy is not used, and stays what it was.
         tasks: task names.
         out: the run folder.
-        search_config, train_config, evaluate_config: every knob; `train_config.method` is not used, both methods are trained.
+        options: those of each method, by its name; default: its defaults.
+        search_config, evaluate_config: every knob.
         data: a JSON-lines file with the questions.
         argv: the command line, for `run.json`.
         resources: what the search runs on.
@@ -70,7 +72,7 @@ def retrofit(
     """
     out = Path(out)
     evaluate_config = evaluate_config or EvaluateConfig()
-    train_config = train_config or TrainConfig()
+    options = {name: get_method(name).config() for name in TRAINED} | dict(options or {})
     search_config = search_config or SearchConfig()
     stages = _Stages(out, [routed.fingerprint, str(routed.model.dtype), list(tasks), _data_key(data)])
 
@@ -79,8 +81,13 @@ def retrofit(
         lambda: str(search(routed, tasks, search_config, out, data, argv, resources=resources)),
     )  # fmt: skip
     for method in TRAINED:
-        config = dataclasses.replace(train_config, method=method)
-        stages.run(f"train {method}", to_dict(config), [method], lambda config=config: str(fit_policy(routed, out, config, argv)))
+        config = options[method]
+        stages.run(
+            f"train {method}",
+            to_dict(config),
+            [method],
+            lambda method=method, config=config: str(fit_policy(routed, out, method, config, argv)),
+        )
     split = evaluate_config.folder
     stages.run(
         f"evaluate on the {split} split", to_dict(evaluate_config), [f"evaluate/{split}"],
@@ -101,11 +108,18 @@ def retrofit(
     }
 
 
-def fit_policy(routed: RoutedModel, run: Path, config: TrainConfig, argv: Sequence[str] | None = None) -> Path:
-    """Train one method and save its policy to `run/<method>/`; the model's own policy stays what it was."""
-    policy = train(routed, run, config, argv)
+def fit_policy(
+    routed: RoutedModel, run: Path, method: str, config: Any = None, argv: Sequence[str] | None = None, promise: GateConfig | None = None
+) -> Path:
+    """Train one method, put it through the gate if `promise` names a split, and save it to `run/<method>/`.
+
+    The model's own policy stays what it was.
+    """
+    policy = train(routed, run, method, config, argv)
+    if promise is not None and promise.calibrate:
+        policy, _ = calibrate(routed, run, policy, promise, argv)
     with _policy(routed, policy):
-        return routed.save_pretrained(run / config.method)
+        return routed.save_pretrained(run / method)
 
 
 def _answer(

@@ -51,7 +51,16 @@ def read_plan(folder: Path) -> dict[str, Any]:
 
 def search_plans(run: Path) -> dict[Path, dict[str, Any]]:
     """The plan of each searched task of a run, by its task folder; `ArtifactError` when one is corrupt or foreign."""
-    return {path.parent: read_plan(path.parent) for path in sorted((run / "search").glob(f"*/{PLAN_FILE}"))}
+    return _plans(run / "search")
+
+
+def path_plans(run: Path) -> dict[Path, dict[str, Any]]:
+    """As `search_plans`, of the dense matrices that `search --paths` made."""
+    return _plans(run / "paths")
+
+
+def _plans(folder: Path) -> dict[Path, dict[str, Any]]:
+    return {path.parent: read_plan(path.parent) for path in sorted(folder.glob(f"*/{PLAN_FILE}"))}
 
 
 def parts_of(plan: dict[str, Any]) -> list[dict[str, Any]]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from drllm.errors import InputError
 from drllm.flags import common_flags
-from drllm.job import Job
+from drllm.job import Job, Lines
 from drllm.registry import did_you_mean
 
 ACTIONS = ("info", "merge", "export")
-
-Lines = Iterator[str]
 
 
 def add_records(parser: argparse.ArgumentParser) -> None:

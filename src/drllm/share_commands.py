@@ -5,24 +5,21 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drllm.errors import InputError
 from drllm.files import write_json
 from drllm.flags import common_flags
-from drllm.job import Job, policy_model, searched_model
+from drllm.job import Job, Lines, policy_model, searched_model
 
 if TYPE_CHECKING:
     from drllm.config import EvaluateConfig
 
-Lines = Iterator[str]
-
 
 def evaluate_on_harness(job: Job, out: Path, config: EvaluateConfig) -> Lines:
     """Run `drllm evaluate --harness`."""
-    if controls := set(job.common.methods) & {"random", "shuffled"}:
+    if controls := {name for name in job.common.methods if name.partition("-")[0] in ("random", "shuffled")}:
         raise InputError(f"control {min(controls)!r} cannot run under --harness: `drllm evaluate` without it has the controls")
     tasks = job.common.tasks or job.need("tasks")
     if importlib.util.find_spec("lm_eval") is None:

@@ -1,8 +1,8 @@
 """Base, policies and controls on the same held-out questions: one parquet file a method and task, one summary.
 
-Controls (always beside a learned policy): `random` keeps each prompt's numbers of skips and repeats but moves them to random blocks;
-`shuffled` deals the routers' own routes to other prompts of the task. What routers gain over `shuffled` is what looking at the prompt
-was worth.
+Controls (always beside a learned policy): `random-NAME` keeps each prompt's numbers of skips and repeats but moves them to random blocks;
+`shuffled-NAME` deals the policy's own routes to other prompts of the task. What a policy gains over its `shuffled` is what looking at the
+prompt was worth. `random` and `shuffled` alone are the routers'.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drllm.config import EvaluateConfig, to_dict
-from drllm.errors import ArtifactError, InputError
+from drllm.errors import ArtifactError
+from drllm.evaluation.names import BASE, check_methods, owner_of
 from drllm.evaluation.stats import mcnemar, paired_bootstrap, wilson
 from drllm.files import write_bytes, write_json
 from drllm.model import artifact
@@ -30,15 +31,10 @@ from drllm.model.routed import RoutedModel
 from drllm.plans import parts_of, search_plans
 from drllm.progress import Progress
 from drllm.provenance import running
-from drllm.registry import did_you_mean
 from drllm.routes import Route
 from drllm.scoring import make_scorer, questions_digest
 from drllm.tasks import LoadedTask, drop_overlaps, load_task
 
-BASE = "base"
-TRAINED = ("static", "routers")
-CONTROLS = ("random", "shuffled")
-METHODS = (BASE, *TRAINED, *CONTROLS)
 CHUNK = 64  # questions between two steps of the progress bar
 
 
@@ -68,7 +64,8 @@ def evaluate(
 
     Args:
         routed: the model; trained policies are loaded from `out/<method>/`, and its own policy is left as it is.
-        methods: of "base", "static", "routers", and the controls of the routers, "random" and "shuffled"; base is always added.
+        methods: "base" (always added), saved policies of the run by their folder's name, such as "static", "routers" or "codebook", and
+            controls of them, such as "shuffled-codebook" ("random", "shuffled": of the routers), whose policies are added.
         tasks: task names.
         out: the run folder.
         config: split, reward, sizes; default `EvaluateConfig()`.
@@ -80,15 +77,12 @@ def evaluate(
     """
     config = config or EvaluateConfig()
     out = Path(out)
-    wanted = [BASE, *dict.fromkeys(name for name in methods if name != BASE)]
-    for name in wanted:
-        if name not in METHODS:
-            raise InputError(f"unknown method {name!r}{did_you_mean(name, METHODS)}; choose from {', '.join(METHODS)}")
-    if set(CONTROLS) & set(wanted) and "routers" not in wanted:
-        wanted.append("routers")
-    # The base, then trained policies, then the controls, which are made from the routers' routes.
-    wanted.sort(key=METHODS.index)
-    policies = {name: artifact.load_policy(out / name, routed) for name in TRAINED if name in wanted}
+    check_methods(methods, out)
+    controls = [name for name in dict.fromkeys(methods) if owner_of(name)]
+    trained = list(dict.fromkeys([name for name in methods if name != BASE and not owner_of(name)] + [owner_of(name) for name in controls]))
+    # The base, then policies, then the controls, which are made from their routes.
+    wanted = [BASE, *trained, *controls]
+    policies = {name: artifact.load_policy(out / name, routed) for name in trained}
     loaded = _load(tasks, data, out)
     folder = out / "evaluate" / config.folder
     answers: dict[str, dict[str, Answered]] = {name: {} for name in wanted}
@@ -99,16 +93,15 @@ def evaluate(
             scorer = make_scorer(routed, task_data.task, config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
             examples = task_data.select(config.split, config.limit)
             questions = sorted((scorer.question(task_data.task, e) for e in examples), key=lambda q: (q.n_tokens, q.example.id))
-            router_routes: list[Route] | None = None
             for name in wanted:
-                policy = policies.get(name)
-                if name in CONTROLS and router_routes is not None:
-                    policy = RowRoutes(control_routes(name, router_routes, f"{config.seed}:{task_name}"))
-                key = _key(name, policy, out, routed, config, questions_digest(questions), router_routes)
-                answered = _answer(scorer, questions, policy, folder / name / f"{task_name}.parquet", key, f"{name} on {task_name}")
-                if name == "routers":
-                    router_routes = answered.routes
-                answers[name][task_name] = answered
+                policy, routes = policies.get(name), None
+                if owner := owner_of(name):
+                    routes = answers[owner][task_name].routes
+                    policy = RowRoutes(control_routes(name.partition("-")[0], routes, f"{config.seed}:{task_name}"))
+                key = _key(name, policy, out, routed, config, questions_digest(questions), routes)
+                answers[name][task_name] = _answer(
+                    scorer, questions, policy, folder / name / f"{task_name}.parquet", key, f"{name} on {task_name}"
+                )
         summary = summarize(answers, config, routed)
         summary["dropped"] = {name: loaded[name].dropped for name in tasks}
         summary["sources"] = {name: loaded[name].source for name in tasks}
@@ -231,7 +224,7 @@ def _key(
 ) -> str:
     """Names everything a verdict depends on: weights, dtype, policy files, configuration, questions."""
     digest = hashlib.sha256(json.dumps([name, routed.fingerprint, str(routed.model.dtype), to_dict(config), questions]).encode())
-    if name in TRAINED:
+    if policy is not None and not isinstance(policy, RowRoutes):
         digest.update(artifact.digest(out / name).encode())
     if isinstance(policy, RowRoutes) and routes is not None:
         digest.update(" ".join(map(str, routes)).encode())

@@ -9,24 +9,28 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from drllm.config import TrainConfig
+from drllm.config import RoutersConfig
 from drllm.errors import ArtifactError
 from drllm.files import write_text
-from drllm.methods.base import Material
-from drllm.model.policy import Policy
-from drllm.model.routed import RoutedModel
-from drllm.model.routers import RouterConfig
+from drllm.methods.base import Method
 from drllm.progress import Progress
-from drllm.training.features import extract_features, load_features, save_features
-from drllm.training.loop import train_routers
+
+if TYPE_CHECKING:
+    from drllm.methods.material import Material
+    from drllm.model.policy import Policy
+    from drllm.model.routed import RoutedModel
 
 
-def fit(routed: RoutedModel, material: Material, config: TrainConfig, folder: Path) -> Policy:
+def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: Path) -> Policy:
     """Pool the states along each kept label path, then train all routers together; metrics go to `folder/metrics.jsonl`."""
+    import torch
+
+    from drllm.model.routers import RouterConfig
+    from drllm.training.features import extract_features, load_features, save_features
+    from drllm.training.loop import train_routers
+
     kept = [
         (question, record)
         for task in material.tasks
@@ -83,7 +87,10 @@ def epoch_line(metrics: dict[str, Any], n_epochs: int) -> str:
     )
 
 
-def _held_back(example_id: str, config: TrainConfig) -> bool:
+def _held_back(example_id: str, config: RoutersConfig) -> bool:
     """Whether a fit question is only measured on; by its id, so that the same questions are held back for every method."""
     place = int.from_bytes(hashlib.sha256(f"val:{config.seed}:{example_id}".encode()).digest()[:6], "big") / 2**48
     return place < config.val_fraction
+
+
+METHOD = Method("routers", "one small network a block, trained on the searched routes", "Dr.LLM, arXiv 2510.12773", RoutersConfig, fit)

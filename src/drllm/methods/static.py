@@ -10,31 +10,45 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from drllm.config import TrainConfig
+from drllm.config import knob
 from drllm.files import write_json
-from drllm.methods.base import Material
-from drllm.model.policy import Policy, RoutePolicy
-from drllm.model.routed import RoutedModel
+from drllm.methods.base import Method
 from drllm.progress import Progress
 from drllm.routes import Route
-from drllm.scoring import Verdict
 
-N_CANDIDATES = 8
+if TYPE_CHECKING:
+    from drllm.methods.material import Material
+    from drllm.model.policy import Policy
+    from drllm.model.routed import RoutedModel
+    from drllm.scoring import Verdict
+
 GROUP = 32  # questions whose base states are kept at once
 MIN_EVALUATIONS = 10  # a route seen on fewer questions has too wide an interval to rank
 
 
-def fit(routed: RoutedModel, material: Material, config: TrainConfig, folder: Path) -> Policy:
+@dataclass(frozen=True)
+class StaticConfig:
+    """One route for every prompt."""
+
+    candidates: int = knob(8, "routes that are scored on every fit question, the most promising of those the search has tried")
+
+
+def fit(routed: RoutedModel, material: Material, config: StaticConfig, folder: Path) -> Policy:
     """Rank by the search's evaluations, score the best candidates on every fit question, keep one or the base."""
+    from drllm.model.policy import RoutePolicy
+
     full = Route.full(routed.n_layers)
     path = folder / "candidates.json"
-    table = _resume(path, material.key)
+    key = f"{material.key}:{config.candidates}"
+    table = _resume(path, key)
     if table is None:
-        candidates = rank_candidates(material, full)
+        candidates = rank_candidates(material, full, config.candidates)
         n_questions = sum(len(task.questions) for task in material.tasks)
         gains: dict[Route, list[float]] = {route: [] for route in candidates}
         flips: dict[Route, list[int]] = {route: [] for route in candidates}
@@ -55,13 +69,13 @@ def fit(routed: RoutedModel, material: Material, config: TrainConfig, folder: Pa
              "accuracy_gain": float(np.mean(flips[route]))}
             for route in candidates
         ]  # fmt: skip
-        write_json(path, {"key": material.key, "candidates": table})
+        write_json(path, {"key": key, "candidates": table})
     best = max(table, key=lambda row: row["gain"] - row["gain_se"], default=None)
     policy = RoutePolicy(Route.parse(best["route"]) if best is not None and best["gain"] > best["gain_se"] else full)
     return policy
 
 
-def rank_candidates(material: Material, full: Route) -> list[Route]:
+def rank_candidates(material: Material, full: Route, n: int) -> list[Route]:
     """The routes with the best lower bound (one standard error) of the mean gain among those searched on enough questions."""
     gains: dict[Route, list[float]] = defaultdict(list)
     for task in material.tasks:
@@ -80,7 +94,7 @@ def rank_candidates(material: Material, full: Route) -> list[Route]:
         ),
         key=lambda row: (-row[0], row[1]),
     )
-    return [route for *_, route in ranked[:N_CANDIDATES]]
+    return [route for *_, route in ranked[:n]]
 
 
 def gain(verdict: Verdict, base: Verdict) -> float:
@@ -100,3 +114,6 @@ def _resume(path: Path, key: str) -> list[dict] | None:
         return None
     saved = json.loads(path.read_text(encoding="utf-8"))
     return saved["candidates"] if saved["key"] == key else None
+
+
+METHOD = Method("static", "one route for every prompt, the best of those searched", "after TALE, arXiv 2510.22767", StaticConfig, fit)

@@ -10,18 +10,16 @@ import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from drllm.errors import ArtifactError, InputError, network_errors
 from drllm.files import write_json, write_text
 from drllm.model.policy import Policy, policy_class
-from drllm.reporting.card import CARD_FILE, is_card, render_card
+from drllm.reporting.card import CARD_FILE, CONFIG_FILE, is_card, render_card
 
 if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
 
-# Not config.json: a policy saved into a checkpoint's folder must not overwrite the checkpoint's own.
-CONFIG_FILE = "drllm_config.json"
 SCHEMA_VERSION = 1
 
 
@@ -39,6 +37,7 @@ class ArtifactConfig:
     prompt_format: str | None
     files: dict[str, str]  # the policy's own files, each with its SHA-256
     schema_version: int = SCHEMA_VERSION
+    guarantee: dict[str, Any] | None = None  # what the gate found, if it was calibrated
 
 
 def save(routed: RoutedModel, folder: Path) -> Path:
@@ -52,10 +51,10 @@ def save(routed: RoutedModel, folder: Path) -> Path:
     written = policy.save(folder)
     config = ArtifactConfig(
         policy.name, routed.base_id, routed.revision, routed.fingerprint, routed.config.model_type, routed.n_layers, routed.hidden_size,
-        policy.prompt_format, {name: _digest(folder / name) for name in written},
+        policy.prompt_format, {name: _digest(folder / name) for name in written}, guarantee=policy.guarantee,
     )  # fmt: skip
     # Last, with digests of the files: whatever a crash leaves in between is refused, never half old and half new.
-    write_json(folder / CONFIG_FILE, asdict(config))
+    write_json(folder / CONFIG_FILE, {name: value for name, value in asdict(config).items() if name != "guarantee" or value is not None})
     write_card(folder)
     return folder
 
@@ -157,7 +156,10 @@ def read(folder: Path) -> ArtifactConfig:
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} is not readable JSON ({error}): train the policy again") from None
     kinds = {"policy": str, "base_id": str, "base_revision": (str, NoneType), "fingerprint": str, "model_type": str, "n_layers": int,
-             "hidden_size": int, "prompt_format": (str, NoneType), "files": dict, "schema_version": int}  # fmt: skip
+             "hidden_size": int, "prompt_format": (str, NoneType), "files": dict, "schema_version": int,
+             "guarantee": (dict, NoneType)}  # fmt: skip
+    if isinstance(values, dict):
+        values.setdefault("guarantee", None)  # older policies have none
     if not isinstance(values, dict) or any(name not in values or not isinstance(values[name], kind) for name, kind in kinds.items()):
         raise ArtifactError(f"{path} is not the configuration of a drllm policy: give the folder that `drllm train` printed")
     if values["schema_version"] > SCHEMA_VERSION:
@@ -183,7 +185,7 @@ def load_policy(folder: Path, routed: RoutedModel) -> Policy:
             f"the policy in {folder} is for {saved.model_type} with {policy.n_layers} blocks of size {saved.hidden_size}, the model is "
             f"{routed.config.model_type} with {routed.n_layers} of {routed.hidden_size}: train it again"
         )
-    policy.prompt_format = saved.prompt_format
+    policy.prompt_format, policy.guarantee = saved.prompt_format, saved.guarantee
     return policy
 
 

@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class Policy(ABC):
     name: ClassVar[str] = ""
     n_layers: int
     prompt_format: str | None = None  # "raw" or "chat", what it was trained on; None takes both
+    guarantee: dict[str, Any] | None = None  # what `drllm train --calibrate` found (`drllm.evaluation.gate.Guarantee`), as plain values
 
     @abstractmethod
     def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
@@ -47,6 +48,10 @@ class Policy(ABC):
     def with_control(self, p: float) -> Policy:
         """The policy under the control knob p of appendix C; only routers have one."""
         raise InputError(f"a {self.name!r} policy has no control knob; with_control works on routers")
+
+    def operating_points(self) -> list[Policy]:
+        """Ways to run it, from the one nearest the base to the policy as it is; a gate tests them in this order."""
+        return [self]
 
     @property
     def route(self) -> Route | None:

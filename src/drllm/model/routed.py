@@ -235,6 +235,7 @@ class RoutedModel:
         policy: Policy | Route | Sequence[Route] | None = None,
         max_new_tokens: int | None = None,
         check_prompt_format: bool = True,
+        epsilon: float | None = None,
         **hf: Any,
     ) -> list[Output]:
         """Generate with one route a prompt, decided at prefill from the prompt's tokens alone.
@@ -245,12 +246,15 @@ class RoutedModel:
             policy: a Policy, a Route, or a list of one Route a prompt; default the model's own. None of them: the base model.
             max_new_tokens: default 64, unless `max_length` or a generation_config says otherwise.
             check_prompt_format: refuse prompts of another format than the policy was trained on.
+            epsilon: refuse a policy that is not promised to lose less accuracy than this (`drllm train --calibrate`); the base passes.
             **hf: options of transformers' `generate`: do_sample, temperature, num_return_sequences, stop_strings, streamer, ...
 
         Returns:
             One `Output` a prompt, times `num_return_sequences`, in the order of `generate`.
         """
         chosen = self.policy if policy is None else self._as_policy(policy)
+        if epsilon is not None:
+            check_promise(chosen, epsilon)
         if (prompts is None) == (input_ids is None):
             raise InputError("give either prompts or input_ids")
         if input_ids is None:
@@ -343,6 +347,21 @@ class RoutedModel:
                 routed.unwrap()
             raise
         return routed
+
+
+def check_promise(policy: Policy | None, epsilon: float) -> None:
+    """Refuse a policy without a guarantee of `epsilon` or less."""
+    if policy is None or is_identity(policy):
+        return
+    found = policy.guarantee
+    if found is None or found["point"] is None:
+        raise InputError(
+            f"epsilon={epsilon} asks for a promise and this policy has none: `drllm train --calibrate calibrate` tests for one"
+        )
+    if epsilon < found["epsilon"]:
+        raise InputError(
+            f"epsilon={epsilon} asks for more than the {found['epsilon']} this policy is promised: train with --epsilon {epsilon}"
+        )
 
 
 def is_identity(policy: Policy) -> bool:

@@ -32,6 +32,8 @@ RMS_EPS = 1e-6
 SCHEMA_VERSION = 1
 TENSORS = ("w1", "b1", "w2", "b2")
 CHECKSUM = "weights_sha256"
+CONTROL = "control"
+POINTS = (0.5, 0.4, 0.3, 0.2, 0.1, 0.0, -0.1, -0.2, -0.3, -0.4)  # of the knob, from executing all to the routers themselves
 _RETRAIN = "train the routers again"
 
 
@@ -199,15 +201,18 @@ class Routers(Policy):
         view.control = None if p == -0.5 else p
         return view
 
+    def operating_points(self) -> list[Policy]:
+        """Under the knob, from executing every block to the routers as they are."""
+        return [*(self.with_control(p) for p in POINTS if self.control is None or p > self.control), self]
+
     def save(self, folder: Path) -> list[str]:
-        """`router_config.json`, which holds a checksum of `routers.safetensors`, into an existing folder; each atomically."""
-        if self.control is not None:
-            raise InputError("routers under a control knob are a view: save the routers they were made from")
+        """`router_config.json`, which holds the knob and a checksum of `routers.safetensors`, into an existing folder; each atomically."""
         tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in zip(TENSORS, self.parameters(), strict=True)}
         data = save_safetensors(tensors)
         write_bytes(folder / WEIGHTS_FILE, data)
         # Last, and with the checksum: a crash in between leaves a pair that `load` refuses.
-        write_json(folder / CONFIG_FILE, asdict(self.config) | {CHECKSUM: hashlib.sha256(data).hexdigest()})
+        knob = {} if self.control is None else {CONTROL: self.control}
+        write_json(folder / CONFIG_FILE, asdict(self.config) | knob | {CHECKSUM: hashlib.sha256(data).hexdigest()})
         return [CONFIG_FILE, WEIGHTS_FILE]
 
     @classmethod
@@ -219,7 +224,9 @@ class Routers(Policy):
             tensors = load_safetensors(data)
         except (OSError, ValueError, SafetensorError) as error:
             raise ArtifactError(f"{folder} holds no readable routers ({str(error).partition(chr(10))[0][:100]}): {_RETRAIN}") from None
-        checksum = values.pop(CHECKSUM, None) if isinstance(values, dict) else None
+        checksum, control = (values.pop(name, None) if isinstance(values, dict) else None for name in (CHECKSUM, CONTROL))
+        if control is not None and (type(control) not in (int, float) or not -1 <= control <= 1):
+            raise ArtifactError(f"{folder / CONFIG_FILE}: {CONTROL} is {control!r}, expected -1 to 1: {_RETRAIN}")
         config = RouterConfig.from_json(values, folder / CONFIG_FILE)
         # Before anything is allocated by the configuration's word.
         for name, shape in config.shapes.items():
@@ -233,6 +240,7 @@ class Routers(Policy):
         routers = cls(config)
         for name in TENSORS:
             setattr(routers, name, tensors[name])
+        routers.control = control
         return routers
 
 

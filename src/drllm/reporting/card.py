@@ -11,9 +11,12 @@ from typing import Any
 from drllm.reporting.table import percent, points, pooled_rows
 
 CARD_FILE = "README.md"
+# Not config.json: a policy saved into a checkpoint's folder must not overwrite the checkpoint's own.
+CONFIG_FILE = "drllm_config.json"
 _TAGS = "tags: [drllm, adaptive-depth]"
 _POLICIES = {
     "static": "one route of blocks for every prompt",
+    "codebook": "a few routes, and a selector that takes one of them for a prompt where a gain is sure",
     "routers": "Dr.LLM's routers: a small network a block that decides, once a prompt, whether to skip, execute or repeat it",
 }
 
@@ -45,7 +48,7 @@ def render_card(config: Mapping[str, Any], digest: str, route: str | None = None
         f"- prompts: {config['prompt_format'] or 'any format'}" + (" (trained on these; others are refused unless forced)" if
                                                                   config["prompt_format"] else ""),
         f"- tasks: {', '.join(tasks) or 'none evaluated yet'}",
-        "- guarantee: none; the figures below are what was measured, not a promise", "",
+        f"- guarantee: {_guarantee(config.get('guarantee'))}", "",
     ]  # fmt: skip
     lines += ["## Figures", ""]
     if not summaries:
@@ -55,6 +58,12 @@ def render_card(config: Mapping[str, Any], digest: str, route: str | None = None
     if commands := _commands(run):
         lines += ["## Commands", "", "```", *commands, "```", ""]
     return "\n".join(lines)
+
+
+def _guarantee(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "none; the figures below are what was measured, not a promise"
+    return str(found["sentence"])
 
 
 def is_card(text: str) -> bool:

@@ -14,7 +14,7 @@ from drllm.reporting.load import Run, load_run
 from drllm.reporting.table import markdown, percent, verdict
 from drllm.routes import Action
 
-CONTROLS = ("random", "shuffled")
+CONTROLS = ("random", "shuffled")  # or random-NAME, shuffled-NAME
 
 
 def report(run: str | Path) -> Path:
@@ -50,7 +50,7 @@ def _headline(run: Run) -> list[str]:
     parts = [f"# Adaptive depth on {model}" if model else "# Adaptive depth"]
     for split, summary in run.summaries.items():
         methods = dict.fromkeys(row["method"] for row in summary["rows"])
-        trained = [name for name in methods if name not in (summary["reference"], *CONTROLS)]
+        trained = [name for name in methods if name != summary["reference"] and name.partition("-")[0] not in CONTROLS]
         sentences = [f"- **{verdict(summary, method)}**" for method in sorted(trained, key=lambda name: name != "routers")]
         if sentences:
             parts += [f"On the {split} split, against {summary['reference']}:", "\n".join(sentences)]
@@ -63,7 +63,7 @@ def _results(run: Run, folder: Path) -> list[str]:
         return [*parts, "Nothing has been evaluated yet: `drllm evaluate` writes this section."]
     for split, summary in run.summaries.items():
         parts += [f"### {split.capitalize()} split", markdown(summary)]
-        if any(row["method"] in CONTROLS for row in summary["rows"]):
+        if any(row["method"].partition("-")[0] in CONTROLS for row in summary["rows"]):
             parts.append(
                 "random and shuffled are controls: random skips and repeats at the routers' mean passes, and the routers' own routes dealt "
                 "to other prompts. Routers that choose well beat both."

@@ -138,6 +138,13 @@ _TASKS = {
         Task("piqa", "choice", "loglik", "PIQA: physical common sense, 2 choices"),
         Task("sciq", "choice", "loglik", "SciQ: science exam questions under a passage, 4 choices", has_passage=True),
         Task(
+            "boolq",
+            "choice",
+            "loglik",
+            "BoolQ: yes or no under a passage",
+            loglik_template="Question: {question}?\nAnswer:",
+        ),
+        Task(
             "commonsenseqa",
             "choice",
             "loglik",

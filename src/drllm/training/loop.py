@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drllm.config import TrainConfig
+from drllm.config import RoutersConfig
 from drllm.errors import InputError
 from drllm.model.routers import N_ACTIONS, RouterConfig, Routers
 from drllm.routes import Action
@@ -23,7 +23,7 @@ from drllm.training.losses import class_weights, f1_scores, focal_loss, macro_f1
 def train_routers(
     features: Features,
     val_mask_N: Tensor,
-    config: TrainConfig,
+    config: RoutersConfig,
     router_config: RouterConfig,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Routers:

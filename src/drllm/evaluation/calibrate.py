@@ -1,0 +1,80 @@
+"""`calibrate()`: put a trained policy through the gate on questions that served nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drllm.config import GateConfig, SearchConfig, to_dict
+from drllm.errors import ArtifactError, InputError
+from drllm.evaluation.gate import Guarantee, gate
+from drllm.model.policy import Policy, RoutePolicy
+from drllm.model.routed import RoutedModel
+from drllm.plans import parts_of, path_plans, search_plans
+from drllm.progress import Progress
+from drllm.provenance import running
+from drllm.routes import Route
+from drllm.scoring import make_scorer
+from drllm.tasks import drop_overlaps, get_task, load_task
+
+CHUNK = 64  # questions between two steps of the progress bar
+
+
+def calibrate(
+    routed: RoutedModel, run: str | Path, policy: Policy, config: GateConfig, argv: Sequence[str] | None = None
+) -> tuple[Policy, Guarantee]:
+    """Test a policy's operating points on the calibrate questions of the run's tasks, and take the cheapest that passes, else the base.
+
+    Args:
+        routed: the model of the run.
+        run: the run folder; its plans say which tasks, from where, and how their answers are judged.
+        policy: what was trained; its points and their order are fixed before a calibrate question is read.
+
+    Returns:
+        The policy at the chosen point (the identity where none passed), with its guarantee, and the guarantee.
+    """
+    run = Path(run)
+    if not config.calibrate:
+        raise InputError("no split to calibrate on: name it, as in --calibrate calibrate")
+    plans = list((search_plans(run) | path_plans(run)).values())
+    if not plans:
+        raise ArtifactError(f"{run} holds no search records, so it names no task to calibrate on: run `drllm search --out {run}` first")
+    points = policy.operating_points()
+    by_task = {plan["task"]: plan for plan in plans}
+    sources = {
+        f"{name}, part {n}": load_task(name, part["data"]) for name, plan in by_task.items() for n, part in enumerate(parts_of(plan))
+    }
+    loaded = drop_overlaps({name: load_task(name, plan["data"]) for name, plan in by_task.items()} | sources, sources)
+    base: list[bool] = []
+    answers: list[list[bool]] = [[] for _ in points]
+    passes: list[list[int]] = [[] for _ in points]
+    with running(run, "calibrate", to_dict(config), argv) as entry:
+        for name, plan in by_task.items():
+            settings = SearchConfig(**plan["config"])
+            scorer: Any = make_scorer(
+                routed, get_task(name), settings.reward, settings.max_step_tokens, settings.metric, settings.max_new_tokens
+            )
+            examples = loaded[name].select(config.calibrate, config.calibrate_limit)
+            questions = sorted((scorer.question(loaded[name].task, e) for e in examples), key=lambda q: (q.n_tokens, q.example.id))
+            with Progress(f"calibrate on {name}", len(questions)) as progress:
+                for start in range(0, len(questions), CHUNK):
+                    chunk = questions[start : start + CHUNK]
+                    base += [verdict.correct for verdict in scorer.score_policy(chunk, None)[0]]
+                    for index, point in enumerate(points):
+                        verdicts, routes = scorer.score_policy(chunk, point)
+                        answers[index] += [verdict.correct for verdict in verdicts]
+                        passes[index] += [route.n_passes for route in routes]
+                    progress.advance(len(chunk))
+        if not base:
+            raise InputError(f"the tasks of {run} have no {config.calibrate} question: search data that has a train part, or give more")
+        found = gate(
+            base, answers, [float(np.mean(values)) for values in passes], config.epsilon, config.delta, list(by_task), config.calibrate
+        )
+        entry["guarantee"] = found.to_json()
+    chosen = RoutePolicy(Route.full(routed.n_layers)) if found.point is None else points[found.point]
+    chosen.guarantee = found.to_json()
+    chosen.prompt_format = policy.prompt_format if found.point is not None else None
+    return chosen, found

@@ -1,0 +1,184 @@
+"""The gate: a policy is promised to be less than epsilon below the base, or the base is kept.
+
+On questions that served neither training nor tuning, the null hypothesis of each operating point is "its accuracy is at least epsilon below
+the base's". Points are tested in an order fixed beforehand, from the one nearest the base on, up to the first that fails (fixed-sequence
+testing, as in Learn then Test, arXiv 2110.01052): the chance that any point passes whose null is true stays delta.
+
+Paired verdicts differ on some questions only, for better or worse. How often they differ is not known, so the test is unconditional: its
+p-value is the largest over all shares of differing verdicts in a confidence set, plus that set's error (Berger and Boos 1994); for each
+share it is computed exactly, not from a normal approximation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from drllm.errors import InputError
+
+SHARE_ERROR = 1e-3  # that the confidence set of the share of differing verdicts leaves it out; part of every p-value
+N_SHARES = 24  # shares tried in that set
+POWER_DRAWS = 200  # simulated calibration sets for each true gain that the power is asked of
+POWER_LEVEL = 0.8
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """What was tested, and what holds: with probability 1 - delta over calibration sets, the policy is less than epsilon below the base.
+
+    Attributes:
+        epsilon, delta: as asked.
+        n: calibration questions.
+        tasks, split: where they are from; it holds for prompts exchangeable with them.
+        tested: each tested point in order: its index, p-value, observed difference, mean passes, and whether it passed.
+        point: the index of the chosen one; None where none passed and the base is kept.
+        would_pass: the smallest of some true gains (fractions) at which a point like the last tested passes in 80 % of draws of this size.
+    """
+
+    epsilon: float
+    delta: float
+    n: int
+    tasks: tuple[str, ...]
+    split: str
+    tested: tuple[dict[str, Any], ...]
+    point: int | None
+    would_pass: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, with the sentence among them."""
+        return asdict(self) | {"sentence": self.sentence}
+
+    @property
+    def sentence(self) -> str:
+        """What may be said of the chosen policy."""
+        where = f"{self.n} questions of {', '.join(self.tasks)} ({self.split})"
+        power = (
+            ""
+            if self.would_pass is None
+            else f" A true gain of {100 * self.would_pass:+.1f} points would have passed in 80 % of such sets."
+        )
+        if self.point is None:
+            return f"no operating point passed on {where}: the base is kept.{power}"
+        return (
+            f"with {100 * (1 - self.delta):g} % confidence less than {100 * self.epsilon:g} points below the base on prompts like those it "
+            f"was calibrated on, {where}.{power}"
+        )
+
+
+def exact_p(ours: ArrayLike, base: ArrayLike, epsilon: float) -> float:
+    """p-value of "accuracy is at least epsilon below the base's" from paired verdicts (0 / 1) [N]; their order does not matter.
+
+    P(better - worse is at least what was seen) at a true loss of just epsilon, maximised over the share of questions whose verdict differs.
+    With that share fixed, a larger loss makes the event less likely, so the boundary is the worst of the null hypothesis.
+    """
+    differences = np.asarray(ours, dtype=float) - np.asarray(base, dtype=float)
+    if differences.ndim != 1 or not len(differences) or not np.isin(differences, (-1, 0, 1)).all():
+        raise ValueError(f"expected verdicts 0 or 1 of at least one question, got differences of shape {differences.shape}")
+    if not 0 <= epsilon < 1:
+        raise ValueError(f"expected an epsilon from 0 to below 1, got {epsilon}")
+    return p_of_counts(len(differences), int((differences > 0).sum()), int((differences < 0).sum()), epsilon)
+
+
+@lru_cache(maxsize=100_000)
+def p_of_counts(n: int, better: int, worse: int, epsilon: float) -> float:
+    """As `exact_p`, from the numbers of questions that only the policy, and only the base, has right."""
+    changed = better + worse
+    # Clopper and Pearson's upper limit of the share of differing verdicts.
+    highest = 1.0 if changed == n else float(stats.beta.ppf(1 - SHARE_ERROR, changed + 1, n - changed))
+    shares = np.linspace(min(epsilon, highest), highest, N_SHARES) if highest > epsilon else np.array([epsilon])
+    return min(1.0, float(_tails(n, better - worse, shares, epsilon).max()) + SHARE_ERROR)
+
+
+def _tails(n: int, seen: int, shares_S: np.ndarray, epsilon: float) -> np.ndarray:
+    """(S,): P(sum of n steps is at least `seen`), each +1 with probability (share - epsilon) / 2, -1 with (share + epsilon) / 2, else 0.
+
+    By the characteristic function of one step to the power n, and back by a Fourier transform over a window of sums around the mean that is
+    12 standard deviations wide on either side, or over all of them: what lies outside is below 1e-20 (Bernstein).
+    """
+    reach = min(n + 1, math.ceil(12 * math.sqrt(n * float(shares_S.max())) + 50))
+    size = 1 << (2 * reach).bit_length()
+    start = -round(n * epsilon) - size // 2  # the lowest sum of the window
+    turn = np.exp(2j * np.pi * np.arange(size) / size)
+    up, down = (shares_S[:, None] - epsilon) / 2, (shares_S[:, None] + epsilon) / 2
+    step = 1 - shares_S[:, None] + up * turn + down * turn.conj()
+    with np.errstate(divide="ignore"):  # where a step's value is 0, so is its power
+        power = np.exp(n * np.log(step))
+    mass = np.fft.fft(power, axis=1).real / size  # entry k is P(sum is k modulo the size)
+    sums = start + (np.arange(size) - start) % size
+    return np.clip(mass[:, sums >= seen].sum(1), 0, 1)
+
+
+def gate(
+    base: ArrayLike,
+    points: Sequence[ArrayLike],
+    passes: Sequence[float],
+    epsilon: float,
+    delta: float,
+    tasks: Sequence[str],
+    split: str,
+    seed: int = 0,
+) -> Guarantee:
+    """Test operating points in their order and choose the one with the fewest passes among those that passed.
+
+    Args:
+        base: (N,) the base's verdicts.
+        points: each point's verdicts (N,) on the same questions, the nearest to the base first; the order must not depend on them.
+        passes: mean passes of each point.
+        seed: of the power's draws.
+    """
+    check(epsilon, delta)
+    if not points or len(points) != len(passes):
+        raise ValueError(f"expected one mean number of passes a point, got {len(passes)} for {len(points)}")
+    verdicts = np.asarray(base, dtype=float)
+    tested: list[dict[str, Any]] = []
+    for index, (point, n_passes) in enumerate(zip(points, passes, strict=True)):
+        ours = np.asarray(point, dtype=float)
+        p = exact_p(ours, verdicts, epsilon)
+        tested.append(
+            {"point": index, "p": p, "difference": float((ours - verdicts).mean()), "mean_passes": float(n_passes), "passed": p <= delta}
+        )
+        if p > delta:
+            break
+    passed = [row for row in tested if row["passed"]]
+    # Equal passes: the later one, which leaves the base more readily and so is the one that was wanted.
+    chosen = min(passed, key=lambda row: (row["mean_passes"], -row["point"]))["point"] if passed else None
+    last = np.asarray(points[tested[-1]["point"]], dtype=float)
+    share = float((last != verdicts).mean())
+    return Guarantee(
+        epsilon, delta, len(verdicts), tuple(tasks), split, tuple(tested), chosen, smallest_gain(len(verdicts), share, epsilon, delta, seed)
+    )
+
+
+def smallest_gain(n: int, changed: float, epsilon: float, delta: float, seed: int = 0) -> float | None:
+    """The smallest true gain, in half points up to 10, that passes in 80 % of draws of n questions with a share `changed` differing.
+
+    None where no such gain does.
+    """
+    draw = np.random.default_rng(seed)
+    gains = np.arange(round(-epsilon * 200) + 1, 21) / 200
+
+    def passes(gain: float) -> bool:
+        share = min(1.0, max(changed, abs(gain)))
+        counts = draw.multinomial(n, [(share + gain) / 2, (share - gain) / 2, 1 - share], size=POWER_DRAWS)
+        return sum(p_of_counts(n, int(better), int(worse), epsilon) <= delta for better, worse, _ in counts) >= POWER_LEVEL * POWER_DRAWS
+
+    low, high = 0, len(gains)  # a larger gain passes more often
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if passes(float(gains[middle])) else (middle + 1, high)
+    return float(gains[low]) if low < len(gains) else None
+
+
+def check(epsilon: float, delta: float) -> None:
+    """Refuse what promises nothing or everything."""
+    if not 0 < epsilon < 1:
+        raise InputError(f"epsilon is {epsilon}, expected more than 0 and less than 1: the accuracy that may be lost, 0.01 is one point")
+    if not 0 < delta < 1:
+        raise InputError(f"delta is {delta}, expected more than 0 and less than 1: the probability that the promise fails")

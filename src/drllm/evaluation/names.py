@@ -1,0 +1,32 @@
+"""What an evaluation may be asked to compare: the base, saved policies of a run, and controls of them. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drllm.errors import InputError
+from drllm.methods.base import method_names
+from drllm.registry import did_you_mean
+from drllm.reporting.card import CONFIG_FILE
+
+BASE = "base"
+CONTROLS = ("random", "shuffled")
+DEFAULT_OWNER = "routers"
+
+
+def owner_of(name: str) -> str:
+    """The policy whose control this is; empty for anything else."""
+    kind, _, owner = name.partition("-")
+    return (owner or DEFAULT_OWNER) if kind in CONTROLS else ""
+
+
+def check_methods(methods: Sequence[str], out: Path) -> None:
+    """Refuse names that are neither the base, nor a saved policy of the run, nor a control of one."""
+    here = sorted(path.parent.name for path in out.glob(f"*/{CONFIG_FILE}"))
+    for name in methods:
+        if name == BASE or (owner_of(name) or name) in (*here, *method_names()):
+            continue  # a method that was not trained yet is told when it loads
+        known = (BASE, *here, *(f"{control}-{policy}" for policy in here for control in CONTROLS))
+        hint = did_you_mean(name, (*known, *CONTROLS, *method_names()))
+        raise InputError(f"unknown method {name!r}{hint}; {out} holds {', '.join(known)}")

@@ -1,0 +1,217 @@
+"""A few routes that earn their place on the fit questions, and a selector that leaves the base only where a gain is sure.
+
+Routes are taken one by one from a run's dense matrix (`drllm search --paths`): each time the one that adds most to what the book covers and
+to what it is worth alone. The selector is a ridge regression from the prompt's states, read before an early block, to each route's gain
+over the base; its thresholds come from predictions of questions it was not fitted on. How many routes, and the block, are chosen on tune.
+
+Shapes: N questions, R routes of the matrix, K of the book, F features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from drllm.config import check_range, knob
+from drllm.errors import ArtifactError, InputError
+from drllm.files import write_json
+from drllm.methods.base import Method
+from drllm.methods.selector import STAY, Ridge, lower_bound, out_of_fold
+from drllm.routes import Route
+
+if TYPE_CHECKING:
+    from drllm.methods.material import Material
+    from drllm.methods.matrix import Matrix
+    from drllm.model.policy import Policy
+    from drllm.model.routed import RoutedModel
+
+SIZES = (2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class CodebookConfig:
+    """Routes and a selector."""
+
+    n_routes: int = knob(0, "routes besides the base; 0 tries 2, 4, 8, 16 and 32 on tune")
+    block: int = knob(0, "block before which the prompt is read; 0 tries a tenth, a fifth and a third of the blocks on tune")
+    margin_weight: float = knob(0.5, "share of a gain that is the margin's (in its standard deviations); the rest is the verdict's")
+    folds: int = knob(5, "parts of the fit questions; each is predicted by a selector fitted on the others")
+    confidence: float = knob(0.9, "one-sided confidence of the gain of those prompts that leave the base")
+    budget: float = knob(1.0, "mean passes on tune, as a share of the base's, that the policy may spend at most; 1: accuracy first")
+    seed: int = knob(0, "seed of the folds")
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("n_routes", 0, 64), ("block", 0, None), ("margin_weight", 0, 1), ("folds", 2, 50),
+                                ("confidence", 0.5, 0.9999), ("budget", 0.1, 1.0), ("seed", 0, 2**63 - 1)):  # fmt: skip
+            check_range(self, name, low, high)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A fitted book before it is chosen, and how it does on tune."""
+
+    routes: tuple[Route, ...]
+    block: int
+    ridge: Ridge
+    threshold: float
+    price: float
+    tune_gain: float
+    tune_passes: float
+    switched: float
+
+
+def fit(routed: RoutedModel, material: Material, config: CodebookConfig, folder: Path) -> Policy:
+    """Fit every size and block, choose on tune, and keep the choice's operating points; the table goes to `folder/candidates.json`."""
+    return fit_book(routed, material, config, folder, choose_routes)
+
+
+def fit_book(
+    routed: RoutedModel, material: Material, config: CodebookConfig, folder: Path, order_routes: Any, shuffle: bool = False
+) -> Policy:
+    """As `fit`, with another way to order routes, or with prompts dealt to other questions' gains (the input-blind control)."""
+    import torch
+
+    from drllm.model.codebook import Codebook, Point
+
+    matrix, tune = material.matrix("fit"), material.matrix("tune")
+    if matrix.routes != tune.routes:
+        raise ArtifactError("the matrix's fit and tune questions were evaluated on other routes: make both in one `search --paths`")
+    if config.block >= routed.n_layers:
+        raise InputError(f"CodebookConfig.block is {config.block}, expected less than the model's {routed.n_layers} blocks")
+    blocks = [config.block] if config.block else sorted({max(1, round(routed.n_layers * share)) for share in (0.1, 0.2, 0.33)})
+    features = {split: read_features(routed, folder, m, blocks, split) for split, m in (("fit", matrix), ("tune", tune))}
+    if shuffle:
+        order = np.random.default_rng(config.seed).permutation(len(matrix))
+        features["fit"] = {block: values[order] for block, values in features["fit"].items()}
+    candidates = list(_candidates(matrix, tune, features, blocks, config, order_routes))
+    write_json(folder / "candidates.json", {"key": matrix.key, "candidates": [_row(candidate) for candidate in candidates]})
+    best = choose(candidates, routed.n_layers, config.budget)
+    ridge = best.ridge
+    tensor = lambda values: torch.tensor(values, dtype=torch.float32)  # noqa: E731
+    points = [Point(STAY), *(Point(threshold, price) for threshold, price in _ladder(best))]
+    policy = Codebook(
+        best.routes, best.block, tensor(ridge.mean), tensor(ridge.scale), tensor(ridge.weight), tensor(ridge.bias), points, len(points) - 1
+    )
+    policy.prompt_format = matrix.prompt_format
+    return policy
+
+
+def choose_routes(matrix: Matrix, allowed: np.ndarray, n: int, config: CodebookConfig, price: float) -> list[int]:
+    """Greedy: columns of the matrix in the order taken, the base not among them.
+
+    A route's worth is what it adds to the best of the book on each question, and its own mean gain: coverage alone is easily bought with
+    noise, since any of fifty tries at four choices is often right.
+    """
+    gains = worth(matrix, config, price)
+    best = np.zeros(len(matrix))
+    chosen: list[int] = []
+    while len(chosen) < n and len(chosen) < allowed.sum():
+        added = np.maximum(gains, best[:, None]).mean(0) - best.mean() + gains.mean(0)
+        added[~allowed] = -np.inf
+        added[chosen] = -np.inf
+        chosen.append(int(added.argmax()))
+        best = np.maximum(best, gains[:, chosen[-1]])
+    return chosen
+
+
+def worth(matrix: Matrix, config: CodebookConfig, price: float = 0.0) -> np.ndarray:
+    """(N, R): each route's gain over the base, margin and verdict mixed, plus what its saved passes are worth."""
+    margins = np.clip(np.nan_to_num(matrix.margin_gains), -1, 1)
+    saved = 1 - matrix.passes() / matrix.passes()[0]
+    return config.margin_weight * margins + (1 - config.margin_weight) * matrix.gains + price * saved
+
+
+def read_features(routed: RoutedModel, folder: Path, matrix: Matrix, blocks: Sequence[int], split: str) -> dict[int, np.ndarray]:
+    """What the selector reads of each question, by block; computed once and kept in `folder`."""
+    from safetensors.numpy import load, save
+
+    from drllm.files import write_bytes
+    from drllm.training.features import read_prompts
+
+    path, key = folder / f"features-{split}.safetensors", f"{matrix.key}:{routed.model.dtype}:{','.join(map(str, blocks))}"
+    sidecar = folder / f"features-{split}.json"
+    if path.is_file() and sidecar.is_file() and json.loads(sidecar.read_text(encoding="utf-8"))["key"] == key:
+        kept = load(path.read_bytes())
+        return {block: kept[str(block)].astype(np.float32) for block in blocks}
+    read = read_prompts(routed, matrix.prompts, blocks, 512)
+    found = {block: values.numpy() for block, values in read.items()}
+    write_bytes(path, save({str(block): values.astype(np.float16) for block, values in found.items()}))
+    write_json(sidecar, {"key": key})
+    return {block: values.astype(np.float16).astype(np.float32) for block, values in found.items()}
+
+
+def choose(candidates: Sequence[Candidate], n_layers: int, budget: float) -> Candidate:
+    """The best on tune among those within the budget; equal ones: the fewest routes, then the earliest block."""
+    within = [candidate for candidate in candidates if candidate.tune_passes <= budget * n_layers + 1e-9]
+    if not within:
+        least = min(candidate.tune_passes for candidate in candidates) / n_layers
+        raise InputError(f"no code book spends {budget:.2f} of the base's passes on tune (the least is {least:.2f}): add shorter routes")
+    return min(within, key=lambda candidate: (-round(candidate.tune_gain, 6), len(candidate.routes), candidate.block))
+
+
+def _candidates(
+    matrix: Matrix,
+    tune: Matrix,
+    features: dict[str, dict[int, np.ndarray]],
+    blocks: Sequence[int],
+    config: CodebookConfig,
+    order_routes: Any,
+) -> Iterator[Candidate]:
+    """Every size and block, at each price of a pass that the budget may call for."""
+    sizes = (config.n_routes,) if config.n_routes else SIZES
+    prices = (0.0,) if config.budget == 1 else tuple(0.05 * 2**step for step in range(8))
+    for block in blocks:
+        allowed = np.array([not route.is_full and route.first_edit() >= block for route in matrix.routes])
+        for price in prices:
+            order = order_routes(matrix, allowed, max(sizes), config, price)
+            for size in sorted({min(size, len(order)) for size in sizes}):
+                places = order[:size]
+                if not places:
+                    continue
+                book = matrix.only([matrix.routes[0], *(matrix.routes[place] for place in places)])
+                yield _fit_one(book, tune.only(book.routes), features["fit"][block], features["tune"][block], block, price, config)
+
+
+def _fit_one(
+    book: Matrix, tune: Matrix, features: np.ndarray, tune_features: np.ndarray, block: int, price: float, config: CodebookConfig
+) -> Candidate:
+    targets = worth(book, config)[:, 1:]
+    ridge, predicted = out_of_fold(features, targets, config.folds, config.seed)
+    saved = 1 - book.passes()[1:] / book.passes()[0]
+    value = predicted + price * saved
+    best = value.argmax(1)
+    rows = np.arange(len(book))
+    realized = book.gains[rows, best + 1] + price * saved[best]
+    threshold = lower_bound(value[rows, best], realized, config.confidence) if price == 0 else 0.0
+    at_tune = ridge.predict(tune_features) + price * saved
+    picked = np.where(at_tune.max(1) > threshold, at_tune.argmax(1) + 1, 0)
+    tune_rows = np.arange(len(tune))
+    return Candidate(
+        book.routes, block, ridge, threshold, price, float(tune.gains[tune_rows, picked].mean()), float(tune.passes()[picked].mean()),
+        float((picked > 0).mean()),
+    )  # fmt: skip
+
+
+def _ladder(best: Candidate) -> list[tuple[float, float]]:
+    """Operating points between the base and the chosen one: higher thresholds, so that fewer prompts leave the base."""
+    steps = (0.4, 0.2, 0.1, 0.05, 0.0)
+    return [(best.threshold + step, best.price) for step in steps] if best.threshold < STAY else []
+
+
+def _row(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "n_routes": len(candidate.routes) - 1, "block": candidate.block, "price": candidate.price, "threshold": candidate.threshold,
+        "ridge": candidate.ridge.penalty, "tune_gain": candidate.tune_gain, "tune_passes": candidate.tune_passes,
+        "tune_switched": candidate.switched, "routes": [str(route) for route in candidate.routes],
+    }  # fmt: skip
+
+
+METHOD = Method(
+    "codebook", "a few routes and a selector that leaves the base only where a gain is sure", "after PuDDing, arXiv 2502.04348",
+    CodebookConfig, fit,
+)  # fmt: skip
