@@ -43,6 +43,12 @@ BUILT_IN = {
     "routers": "drllm.methods.routers:METHOD",
     "codebook": "drllm.methods.codebook:METHOD",
     "static": "drllm.methods.static:METHOD",
+    "tale": "drllm.methods.tale:METHOD",
+    "shortgpt": "drllm.methods.shortgpt:METHOD",
+    "early_exit": "drllm.methods.early_exit:METHOD",
+    "random_skip": "drllm.methods.random_skip:METHOD",
+    "random_codebook": "drllm.methods.controls:RANDOM_CODEBOOK",
+    "input_blind": "drllm.methods.controls:INPUT_BLIND",
 }
 
 

@@ -187,7 +187,7 @@ def _fit_one(
     best = value.argmax(1)
     rows = np.arange(len(book))
     realized = book.gains[rows, best + 1] + price * saved[best]
-    threshold = lower_bound(value[rows, best], realized, config.confidence) if price == 0 else 0.0
+    threshold = lower_bound(value[rows, best], realized, config.confidence)
     at_tune = ridge.predict(tune_features) + price * saved
     picked = np.where(at_tune.max(1) > threshold, at_tune.argmax(1) + 1, 0)
     tune_rows = np.arange(len(tune))

@@ -10,18 +10,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from drllm.config import SearchConfig, to_dict
 from drllm.errors import ArtifactError, InputError
 from drllm.methods.base import Method, get_method, method_of
 from drllm.methods.matrix import Matrix, read_matrix
-from drllm.methods.planned import planned_questions, planned_records
+from drllm.methods.planned import fit_questions, planned_questions, planned_records, planned_scorer
 from drllm.model.policy import Policy
 from drllm.model.routed import RoutedModel
-from drllm.plans import search_plans
+from drllm.plans import path_plans, search_plans
+from drllm.progress import Progress
 from drllm.provenance import running
 from drllm.records import RouteRecord
-from drllm.scoring import Scorer, make_scorer
-from drllm.tasks import get_task
+from drllm.routes import Route
+from drllm.scoring import Scorer
+
+GROUP = 32  # questions whose states are kept at once
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,55 @@ class Material:
         """Names the search records and the weights they were made with."""
         return self._searched[2]
 
+    @property
+    def asked(self) -> list[tuple[Scorer, list[Any]]]:
+        """Each task's fit questions with their scorer, of the search or else of the dense matrix."""
+        return [(task.scorer, task.questions) for task in self.tasks] if search_plans(self.run) else self._matrix_questions
+
+    @property
+    def prompts(self) -> list[tuple[int, ...]]:
+        """Token ids of every fit question's context, as a policy sees it."""
+        return [tuple(question.context_ids) for _, questions in self.asked for question in questions]
+
+    @property
+    def prompt_format(self) -> str:
+        """Of the fit prompts; `ArtifactError` when the tasks differ in it."""
+        formats = {scorer.prompt_format for scorer, _ in self.asked}
+        if len(formats) != 1:
+            raise ArtifactError(
+                f"the tasks use {len(formats)} prompt formats ({', '.join(sorted(formats))}): search them into separate runs"
+            )
+        return formats.pop()
+
+    def score(self, routes: Sequence[Route], limit: int = 0, label: str = "routes") -> tuple[np.ndarray, np.ndarray]:
+        """Verdicts and margins, both (N, R), of routes on the fit questions, in the order of `prompts`, at most `limit` of each task."""
+        correct, margins = [], []
+        asked = [(scorer, questions[:limit] if limit else questions) for scorer, questions in self.asked]
+        with Progress(label, sum(len(questions) for _, questions in asked)) as progress:
+            for scorer, questions in asked:
+                for start in range(0, len(questions), GROUP):
+                    group: Any = questions[start : start + GROUP]
+                    scorer.load(group)
+                    pairs = [(index, route) for index in range(len(group)) for route in routes]
+                    verdicts = scorer.score(pairs)
+                    correct += [verdict.correct for verdict in verdicts]
+                    margins += [verdict.margin for verdict in verdicts]
+                    progress.advance(len(group))
+        shape = (-1, len(routes))
+        return np.array(correct, dtype=bool).reshape(shape), np.array(margins, dtype=np.float32).reshape(shape)
+
     def matrix(self, split: str = "fit") -> Matrix:
         """The dense (question x route) matrix of one split, fit or tune: what `search --paths` found, all tasks together."""
         if split not in self._matrices:
             self._matrices[split] = read_matrix(self.routed, self.run, split)
         return self._matrices[split]
+
+    @cached_property
+    def _matrix_questions(self) -> list[tuple[Scorer, list[Any]]]:
+        plans = path_plans(self.run)
+        if not plans:
+            raise ArtifactError(f"{self.run} holds no search records: run `drllm search --out {self.run}` first")
+        return [fit_questions(self.routed, folder, plan) for folder, plan in plans.items()]
 
     @cached_property
     def _searched(self) -> tuple[list[SearchedTask], SearchConfig, str]:
@@ -102,10 +151,7 @@ def _load_searched(routed: RoutedModel, run: Path) -> tuple[list[SearchedTask], 
     for folder, plan in plans.items():
         records = planned_records(routed, folder, plan)
         search_config = SearchConfig(**plan["config"])
-        scorer = make_scorer(
-            routed, get_task(plan["task"]), search_config.reward, search_config.max_step_tokens, search_config.metric,
-            search_config.max_new_tokens,
-        )  # fmt: skip
+        scorer = planned_scorer(routed, plan)
         found = planned_questions(scorer, folder, plan)
         tasks.append(SearchedTask(plan["task"], [records[name] for name in plan["ids"]], [found[name] for name in plan["ids"]], scorer))
         digests.append(json.dumps(plan, sort_keys=True))

@@ -14,12 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from drllm.errors import ArtifactError
-from drllm.methods.planned import planned_questions, planned_records
+from drllm.methods.planned import planned_questions, planned_records, planned_scorer
 from drllm.model.routed import RoutedModel
 from drllm.plans import path_plans
 from drllm.routes import Route
-from drllm.scoring import make_scorer
-from drllm.tasks import get_task
 
 
 @dataclass(frozen=True)
@@ -93,10 +91,7 @@ def read_matrix(routed: RoutedModel, run: Path, split: str) -> Matrix:
     formats = set()
     for folder, plan in plans.items():
         records = planned_records(routed, folder, plan)
-        config = plan["config"]
-        scorer = make_scorer(
-            routed, get_task(plan["task"]), config["reward"], config["max_step_tokens"], config["metric"], config["max_new_tokens"]
-        )
+        scorer = planned_scorer(routed, plan)
         questions = planned_questions(scorer, folder, plan)
         digests.append(json.dumps(plan, sort_keys=True))
         formats.add(scorer.prompt_format)

@@ -5,12 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from drllm.config import SearchConfig
 from drllm.errors import ArtifactError
 from drllm.model.routed import RoutedModel
 from drllm.plans import parts_of
 from drllm.records import RouteRecord, read_records
-from drllm.scoring import Scorer, questions_digest
-from drllm.tasks import load_task
+from drllm.scoring import Scorer, make_scorer, questions_digest
+from drllm.tasks import get_task, load_task
+
+
+def planned_scorer(routed: RoutedModel, plan: dict[str, Any]) -> Scorer:
+    """The scorer that a plan's records were made with."""
+    config = SearchConfig(**plan["config"])
+    return make_scorer(routed, get_task(plan["task"]), config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
+
+
+def fit_questions(routed: RoutedModel, folder: Path, plan: dict[str, Any]) -> tuple[Scorer, list[Any]]:
+    """A plan's scorer and its fit questions, in the plan's order."""
+    scorer = planned_scorer(routed, plan)
+    found, records = planned_questions(scorer, folder, plan), planned_records(routed, folder, plan)
+    return scorer, [found[name] for name in plan["ids"] if records[name].split == "fit"]
 
 
 def planned_records(routed: RoutedModel, folder: Path, plan: dict[str, Any]) -> dict[str, RouteRecord]:

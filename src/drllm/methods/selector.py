@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-PENALTIES = (1e2, 1e3, 1e4, 1e5, 1e6)  # from little shrinkage to hardly more than the mean
+PENALTIES = (1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6)  # from little shrinkage to hardly more than the mean
 STAY = 1e9  # a threshold that no score is above
 MIN_SWITCHED = 30  # questions that leave the base, at least: fewer say nothing about a gain
 

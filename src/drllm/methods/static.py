@@ -1,34 +1,34 @@
-"""One route for every prompt of a task mix: the baseline that learned routing has to beat (TALE, arXiv 2510.22767).
+"""One route for every prompt of a task mix: the baseline that learned routing has to beat.
 
-The search has evaluated many routes on random subsets of the fit questions for nothing; the most promising are scored on all of them, and
-the best is taken if its mean gain over the base is positive by one standard error. Gains are of the margin, which selects better than
-verdicts do, where the reward has one.
+TALE (arXiv 2510.22767) deletes blocks greedily by validation accuracy; here repeats are allowed too, margins select, which are steadier
+than verdicts, and a step is taken only if questions that did not choose it confirm it: the best of many single edits, chosen and judged on
+the same questions, gains nothing on others.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drllm.config import knob
+from drllm.config import check_range, knob
+from drllm.errors import InputError
 from drllm.files import write_json
 from drllm.methods.base import Method
-from drllm.progress import Progress
+from drllm.plans import path_plans, search_plans
 from drllm.routes import Route
 
 if TYPE_CHECKING:
     from drllm.methods.material import Material
     from drllm.model.policy import Policy
     from drllm.model.routed import RoutedModel
-    from drllm.scoring import Verdict
 
-GROUP = 32  # questions whose base states are kept at once
 MIN_EVALUATIONS = 10  # a route seen on fewer questions has too wide an interval to rank
 
 
@@ -36,84 +36,130 @@ MIN_EVALUATIONS = 10  # a route seen on fewer questions has too wide an interval
 class StaticConfig:
     """One route for every prompt."""
 
-    candidates: int = knob(8, "routes that are scored on every fit question, the most promising of those the search has tried")
+    candidates: int = knob(8, "routes scored on every fit question at each step, the most promising of those tried so far")
+    steps: int = knob(2, "steps at most: the first takes a route, each further one adds another's edits to it")
+    confirm: float = knob(0.9, "one-sided confidence with which the held-back half of the fit questions must confirm a step; 0: no test")
+    budget: float = knob(1.0, "passes that the route may spend at most, as a share of the base's; below 1 the best such route is taken")
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("candidates", 1, None), ("steps", 1, 20), ("confirm", 0, 0.9999), ("budget", 0.1, 1)):
+            check_range(self, name, low, high)
 
 
 def fit(routed: RoutedModel, material: Material, config: StaticConfig, folder: Path) -> Policy:
-    """Rank by the search's evaluations, score the best candidates on every fit question, keep one or the base."""
+    """Take steps while they are confirmed; every route scored stands in `folder/candidates.json`."""
     from drllm.model.policy import RoutePolicy
 
     full = Route.full(routed.n_layers)
-    path = folder / "candidates.json"
-    key = f"{material.key}:{config.candidates}"
-    table = _resume(path, key)
-    if table is None:
-        candidates = rank_candidates(material, full, config.candidates)
-        n_questions = sum(len(task.questions) for task in material.tasks)
-        gains: dict[Route, list[float]] = {route: [] for route in candidates}
-        flips: dict[Route, list[int]] = {route: [] for route in candidates}
-        with Progress("static routes", n_questions * (len(candidates) + 1)) as progress:
-            for task in material.tasks:
-                for start in range(0, len(task.questions), GROUP):
-                    group = task.questions[start : start + GROUP]
-                    task.scorer.load(group)
-                    base = task.scorer.score([(index, full) for index in range(len(group))])
-                    progress.advance(len(group))
-                    for route in candidates:
-                        verdicts = task.scorer.score([(index, route) for index in range(len(group))])
-                        gains[route] += [gain(verdict, plain) for verdict, plain in zip(verdicts, base, strict=True)]
-                        flips[route] += [int(v.correct) - int(b.correct) for v, b in zip(verdicts, base, strict=True)]
-                        progress.advance(len(group))
-        table = [
-            {"route": str(route), "n": n_questions, "gain": float(np.mean(gains[route])), "gain_se": standard_error(gains[route]),
-             "accuracy_gain": float(np.mean(flips[route]))}
-            for route in candidates
-        ]  # fmt: skip
-        write_json(path, {"key": key, "candidates": table})
-    best = max(table, key=lambda row: row["gain"] - row["gain_se"], default=None)
-    policy = RoutePolicy(Route.parse(best["route"]) if best is not None and best["gain"] > best["gain_se"] else full)
+    ranked = rank_candidates(material, full)
+    scores = _Scores(material, full, folder / "candidates.json")
+    limit = config.budget * routed.n_layers + 1e-9
+    current = full
+    for _ in range(config.steps):
+        options = list(dict.fromkeys(route for other in ranked if (route := combine(current, other)) is not None))
+        needed = current.n_passes > limit
+        if needed:
+            options = [route for route in options if route.n_passes < current.n_passes]
+        elif config.budget < 1:
+            options = [route for route in options if route.n_passes <= limit]
+        options = options[: config.candidates]
+        if not options:
+            break
+        gains = scores.gains([current, *options])
+        choosing = ~scores.held_back
+        best = max(options, key=lambda route: _lower(gains[route][choosing] - gains[current][choosing]))
+        change = gains[best] - gains[current]
+        if not needed and not _confirmed(change[choosing], change[scores.held_back], config.confirm):
+            break
+        current = best
+    if current.n_passes > limit:
+        raise InputError(f"{config.steps} steps end at {current.n_passes} passes, above the budget of {limit:.1f}: raise steps or budget")
+    policy = RoutePolicy(current)
+    policy.prompt_format = None if current.is_full else material.prompt_format
     return policy
 
 
-def rank_candidates(material: Material, full: Route, n: int) -> list[Route]:
-    """The routes with the best lower bound (one standard error) of the mean gain among those searched on enough questions."""
-    gains: dict[Route, list[float]] = defaultdict(list)
-    for task in material.tasks:
-        for record in task.records:
-            has_margin = not math.isnan(record.base_margin)
-            base = record.base_margin if has_margin else record.rewards[0]
-            values = record.margins if has_margin else record.rewards
-            for route, value in zip(record.routes, values, strict=True):
-                if route != full:
-                    gains[route].append(value - base)
-    ranked = sorted(
-        (
-            (float(np.mean(values)) - standard_error(values), str(route), route)
-            for route, values in gains.items()
-            if len(values) >= MIN_EVALUATIONS
-        ),
-        key=lambda row: (-row[0], row[1]),
-    )
-    return [route for *_, route in ranked[:n]]
-
-
-def gain(verdict: Verdict, base: Verdict) -> float:
-    """How much better a route did than the base on one question: margin, or reward where there is none."""
-    if math.isnan(base.margin):
-        return float(verdict.correct) - float(base.correct)
-    return verdict.margin - base.margin
-
-
-def standard_error(values: list[float]) -> float:
-    """Of the mean; infinite for fewer than two values."""
-    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.inf
-
-
-def _resume(path: Path, key: str) -> list[dict] | None:
-    if not path.is_file():
+def combine(one: Route, other: Route) -> Route | None:
+    """The first route with the second's edits added; None where both edit a block, or nothing is added."""
+    if other.is_full or any(a != 1 and b != 1 for a, b in zip(one, other, strict=True)):
         return None
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    return saved["candidates"] if saved["key"] == key else None
+    return Route([b if a == 1 else a for a, b in zip(one, other, strict=True)])
 
 
-METHOD = Method("static", "one route for every prompt, the best of those searched", "after TALE, arXiv 2510.22767", StaticConfig, fit)
+def rank_candidates(material: Material, full: Route) -> list[Route]:
+    """Every route tried on enough fit questions, by search or in a dense matrix, by the lower bound of its mean gain over the base."""
+    gains: dict[Route, list[float]] = defaultdict(list)
+    if search_plans(material.run):
+        for task in material.tasks:
+            for record in task.records:
+                has_margin = not math.isnan(record.base_margin)
+                base = record.base_margin if has_margin else record.rewards[0]
+                for route, value in zip(record.routes, record.margins if has_margin else record.rewards, strict=True):
+                    gains[route].append(value - base)
+    if path_plans(material.run):
+        matrix = material.matrix()
+        values = matrix.margins - matrix.margins[:, :1]
+        values = np.where(np.isnan(values), matrix.gains, values)
+        for place, route in enumerate(matrix.routes):
+            gains[route] += values[:, place].tolist()
+    known = {route: np.array(values) for route, values in gains.items() if route != full and len(values) >= MIN_EVALUATIONS}
+    return sorted(known, key=lambda route: (-_lower(known[route]), str(route)))
+
+
+class _Scores:
+    """Gains of routes over the base on all fit questions, kept in a file from one call to the next."""
+
+    def __init__(self, material: Material, full: Route, path: Path):
+        self.material, self.full, self.path = material, full, path
+        prompts = material.prompts
+        about = [material.routed.fingerprint, str(material.routed.model.dtype), prompts]
+        self.key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+        self.held_back = np.array([hashlib.sha256(json.dumps(prompt).encode()).digest()[0] % 2 == 1 for prompt in prompts])
+        self.values: dict[Route, np.ndarray] = {}
+        self.rows: list[dict[str, Any]] = []
+        if path.is_file():
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            if saved.get("key") == self.key:
+                self.rows = saved["candidates"]
+                self.values = {Route.parse(row["route"]): np.array(row["values"]) for row in self.rows}
+
+    def gains(self, routes: list[Route]) -> dict[Route, np.ndarray]:
+        """(N,) of each route: its margin less the base's, or its verdict where there is none."""
+        missing = [route for route in dict.fromkeys([self.full, *routes]) if route not in self.values]
+        if missing:
+            correct, margins = self.material.score(missing, label="static routes")
+            values = np.where(np.isnan(margins), correct, margins)
+            for place, route in enumerate(missing):
+                self.values[route] = np.round(values[:, place].astype(float), 4)
+                self.rows.append({"route": str(route), "accuracy": float(correct[:, place].mean()), "values": self.values[route].tolist()})
+        for row in self.rows:
+            change = self.values[Route.parse(row["route"])] - self.values[self.full]
+            row |= {"n": len(change), "gain": float(change.mean()), "gain_se": _standard_error(change)}
+        write_json(self.path, {"key": self.key, "candidates": self.rows})
+        return {route: self.values[route] - self.values[self.full] for route in routes}
+
+
+def _confirmed(chosen_on: np.ndarray, held_back: np.ndarray, confidence: float) -> bool:
+    """Whether a step gains where it was chosen and, with one-sided confidence, where it was not."""
+    from scipy import stats
+
+    if chosen_on.mean() <= 0:
+        return False
+    if not confidence:
+        return True
+    return len(held_back) > 1 and float(held_back.mean()) > float(stats.norm.ppf(confidence)) * _standard_error(held_back)
+
+
+def _lower(values: np.ndarray) -> float:
+    """The mean less one standard error."""
+    return float(values.mean()) - _standard_error(values)
+
+
+def _standard_error(values: np.ndarray) -> float:
+    """Of the mean; infinite for fewer than two values."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.inf
+
+
+METHOD = Method(
+    "static", "one route for every prompt, each edit confirmed on held-back questions", "after TALE, arXiv 2510.22767", StaticConfig, fit
+)

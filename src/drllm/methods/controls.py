@@ -1,0 +1,53 @@
+"""Controls that are trained as the code book is, each with one thing taken away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from drllm.config import knob
+from drllm.methods.base import Method
+from drllm.methods.codebook import CodebookConfig, choose_routes, fit_book
+
+if TYPE_CHECKING:
+    from drllm.methods.material import Material
+    from drllm.methods.matrix import Matrix
+    from drllm.model.policy import Policy
+    from drllm.model.routed import RoutedModel
+
+
+@dataclass(frozen=True)
+class RandomCodebookConfig(CodebookConfig):
+    """As a code book's, of routes drawn blindly."""
+
+    draw: int = knob(0, "seed of the draw of routes")
+
+
+@dataclass(frozen=True)
+class InputBlindConfig(CodebookConfig):
+    """As a code book's, its selector trained on other questions' prompts."""
+
+
+def fit_random(routed: RoutedModel, material: Material, config: RandomCodebookConfig, folder: Path) -> Policy:
+    """The book's routes are drawn from the matrix without looking at what they answer; the selector is trained as ever."""
+
+    def blind(matrix: Matrix, allowed: np.ndarray, n: int, config: RandomCodebookConfig, price: float) -> list[int]:
+        return np.random.default_rng(config.draw).permutation(np.flatnonzero(allowed))[:n].tolist()
+
+    return fit_book(routed, material, config, folder, blind)
+
+
+def fit_blind(routed: RoutedModel, material: Material, config: InputBlindConfig, folder: Path) -> Policy:
+    """Fit prompts are dealt to other fit questions before the selector sees them, so that it can learn nothing about prompts."""
+    return fit_book(routed, material, config, folder, choose_routes, shuffle=True)
+
+
+RANDOM_CODEBOOK = Method(
+    "random_codebook", "a code book of routes drawn at random; a control", "what choosing routes is worth", RandomCodebookConfig, fit_random
+)
+INPUT_BLIND = Method(
+    "input_blind", "a code book trained on other questions' prompts; a control", "what prompts are worth", InputBlindConfig, fit_blind
+)

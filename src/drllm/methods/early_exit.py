@@ -1,0 +1,39 @@
+"""Leave after the first blocks: the rest are skipped, norm and head follow. One route for every prompt; nothing is learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drllm.config import check_range, knob
+from drllm.methods.base import Method
+from drllm.routes import Route
+
+if TYPE_CHECKING:
+    from drllm.methods.material import Material
+    from drllm.model.policy import Policy
+    from drllm.model.routed import RoutedModel
+
+
+@dataclass(frozen=True)
+class EarlyExitConfig:
+    """A share of the base's passes."""
+
+    budget: float = knob(0.9, "passes to keep, as a share of the base's")
+
+    def __post_init__(self) -> None:
+        check_range(self, "budget", 0.01, 1)
+
+
+def fit(routed: RoutedModel, material: Material, config: EarlyExitConfig, folder: Path) -> Policy:
+    """No record is read, but for the prompts' format."""
+    from drllm.model.policy import RoutePolicy
+
+    n_kept = max(1, int(config.budget * routed.n_layers + 1e-9))
+    policy = RoutePolicy(Route([1] * n_kept + [0] * (routed.n_layers - n_kept)))
+    policy.prompt_format = material.prompt_format
+    return policy
+
+
+METHOD = Method("early_exit", "leave after the first blocks; one route", "cf. CALM, arXiv 2207.07061", EarlyExitConfig, fit)

@@ -1,0 +1,44 @@
+"""Skip blocks drawn at random: what any way of choosing them has to beat at the same passes. One route for every prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from drllm.config import check_range, knob
+from drllm.methods.base import Method
+from drllm.routes import Route
+
+if TYPE_CHECKING:
+    from drllm.methods.material import Material
+    from drllm.model.policy import Policy
+    from drllm.model.routed import RoutedModel
+
+
+@dataclass(frozen=True)
+class RandomSkipConfig:
+    """A share of the base's passes."""
+
+    budget: float = knob(0.9, "passes to keep, as a share of the base's")
+    seed: int = knob(0, "seed of the draw")
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("budget", 0.01, 1), ("seed", 0, 2**63 - 1)):
+            check_range(self, name, low, high)
+
+
+def fit(routed: RoutedModel, material: Material, config: RandomSkipConfig, folder: Path) -> Policy:
+    """No record is read, but for the prompts' format."""
+    from drllm.model.policy import RoutePolicy
+
+    n_skipped = routed.n_layers - int(config.budget * routed.n_layers + 1e-9)
+    skipped = np.random.default_rng(config.seed).choice(routed.n_layers, n_skipped, replace=False)
+    policy = RoutePolicy(Route([0 if block in skipped else 1 for block in range(routed.n_layers)]))
+    policy.prompt_format = material.prompt_format
+    return policy
+
+
+METHOD = Method("random_skip", "random blocks skipped; one route, a control", "what choosing blocks is worth", RandomSkipConfig, fit)

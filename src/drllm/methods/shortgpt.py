@@ -1,0 +1,48 @@
+"""ShortGPT (arXiv 2403.03853): skip the blocks that change the states least; one route for every prompt, no labels needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drllm.config import check_range, knob
+from drllm.files import write_json
+from drllm.methods.base import Method
+from drllm.routes import Route
+
+if TYPE_CHECKING:
+    from drllm.methods.material import Material
+    from drllm.model.policy import Policy
+    from drllm.model.routed import RoutedModel
+
+
+@dataclass(frozen=True)
+class ShortGPTConfig:
+    """Block influence."""
+
+    budget: float = knob(0.9, "passes to keep, as a share of the base's")
+    questions: int = knob(256, "fit prompts that influence is measured on")
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("budget", 0.1, 1), ("questions", 1, None)):
+            check_range(self, name, low, high)
+
+
+def fit(routed: RoutedModel, material: Material, config: ShortGPTConfig, folder: Path) -> Policy:
+    """Influence of each block goes to `folder/influence.json`. The last block is kept: what leaves it meets only the final norm."""
+    from drllm.model.policy import RoutePolicy
+    from drllm.training.influence import block_influence
+
+    prompts = material.prompts
+    step = max(1, len(prompts) // config.questions)
+    influence = block_influence(routed, prompts[::step][: config.questions])
+    write_json(folder / "influence.json", {"influence": influence})
+    n_skipped = routed.n_layers - int(config.budget * routed.n_layers + 1e-9)
+    skipped = sorted(range(routed.n_layers - 1), key=lambda block: (influence[block], block))[:n_skipped]
+    policy = RoutePolicy(Route([0 if block in skipped else 1 for block in range(routed.n_layers)]))
+    policy.prompt_format = material.prompt_format
+    return policy
+
+
+METHOD = Method("shortgpt", "the blocks of least influence skipped; one route", "ShortGPT, arXiv 2403.03853", ShortGPTConfig, fit)

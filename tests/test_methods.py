@@ -1,0 +1,360 @@
+"""Every method, from records to a policy that is saved, loaded, evaluated and generates; and what each must and must not find."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import drllm.methods.base as registry
+from drllm import ArtifactError, InputError, Route, RoutedModel, evaluate, search, train
+from drllm.cli import main
+from drllm.config import GateConfig
+from drllm.evaluation.calibrate import calibrate
+from drllm.methods.base import get_method, method_names, method_of
+from drllm.methods.codebook import CodebookConfig, _fit_one, choose, choose_routes
+from drllm.methods.matrix import Matrix
+from drllm.methods.selector import STAY, lower_bound, out_of_fold
+from drllm.methods.static import StaticConfig, _confirmed, combine
+from drllm.model.codebook import Codebook, Point, pick, pool_prompt
+from drllm.pipeline import fit_policy
+from drllm.searching.prior import sweep_routes
+from drllm.training.features import read_prompts
+from drllm.training.influence import block_influence
+from runs import EVALUATE, SEARCH, TASK, TRAIN, L, model, questions, write_rows
+
+ROUTES = [route for route in sweep_routes(L, 1) if route[0] == 1]
+OPTIONS = {
+    "routers": TRAIN,
+    "codebook": CodebookConfig(block=1, n_routes=4),
+    "random_codebook": None,
+    "input_blind": None,
+    "static": StaticConfig(candidates=3, confirm=0),
+}  # the rest take their defaults
+
+
+@pytest.fixture(scope="module")
+def tiny() -> RoutedModel:
+    return model()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Sums, of which fit, tune and calibrate all get some."""
+    rows = [row | {"part": "train" if number % 3 else "dev"} for number, row in enumerate(questions(150))]
+    return write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def run(tiny, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    search(tiny, [TASK], SEARCH, out, data)
+    search(tiny, [TASK], dataclasses.replace(SEARCH, splits=("fit", "tune", "calibrate")), out, data, routes=ROUTES)
+    return out
+
+
+@pytest.mark.parametrize("name", [*registry.BUILT_IN])
+def test_every_method_trains_saves_loads_evaluates_and_generates(name, tiny, run, data):
+    options = OPTIONS.get(name)
+    folder = fit_policy(tiny, run, name, options)
+    again = RoutedModel.from_pretrained(folder, base=tiny)
+    assert again.policy is not None
+    before = again.policy
+    rows = evaluate(tiny, [name, f"shuffled-{name}"], [TASK], run, EVALUATE, data)["rows"]
+    assert [row["method"] for row in rows] == ["base", name, f"shuffled-{name}"]
+    outputs = tiny.generate(["what is 1 and 2?", "so?"], policy=before, max_new_tokens=2, check_prompt_format=False)
+    assert all(len(output.route) == L for output in outputs)
+    fit_policy(tiny, run, name, options)
+    with torch.no_grad():
+        assert RoutedModel.from_pretrained(folder, base=tiny).policy is not None
+    second = evaluate(tiny, [name], [TASK], run, EVALUATE, data)["rows"][1]
+    assert {key: second[key] for key in ("accuracy", "mean_passes")} == {key: rows[1][key] for key in ("accuracy", "mean_passes")}
+
+
+def test_the_command_line_trains_lists_and_refuses(tiny, run, data, capsys, monkeypatch):
+    monkeypatch.setattr(RoutedModel, "wrap", classmethod(lambda cls, *args, **kwargs: tiny))
+    on = ["--out", str(run), "--model", "in memory"]
+    assert main(["methods"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n{name} " in f"\n{printed}" for name in method_names())
+    assert "arXiv 2510.12773" in printed
+    assert main(["train", *on, "--method", "codebook", "--n-routes", "2", "--block", "1"]) == 0
+    assert json.loads((run / "codebook" / "codebook.json").read_text())["block"] == 1
+    (run / "run.yaml").write_text("codebook: {n_routes: 4, block: 2}\n")
+    assert main(["train", *on, "--method=codebook", "--config", str(run / "run.yaml")]) == 0
+    assert json.loads((run / "codebook" / "codebook.json").read_text())["block"] == 2
+    capsys.readouterr()
+    for arguments, wanted in [
+        (["--method", "codebok"], "unknown method 'codebok'; did you mean 'codebook'"),
+        (["--method", "shortgpt", "--n-routes", "2"], "unknown flag --n-routes"),
+        (["--method", "codebook", "--budget", "2"], "CodebookConfig.budget is 2.0, expected between 0.1 and 1"),
+        (["--method", "codebook", "--block", "9"], "block is 9, expected less than the model's 4"),
+        (["--method", "static", "--epsilon", "0"], "GateConfig.epsilon is 0.0"),
+        (["--method"], "expected one argument"),
+    ]:
+        assert main(["train", *on, *arguments]) == 2
+        err = capsys.readouterr().err
+        assert wanted in err
+        assert err.strip().splitlines()[-1].startswith("drllm: error: ")
+
+
+def test_methods_import_nothing_heavy():
+    code = (
+        "import sys; from drllm.methods.base import method_sections; method_sections(); "
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_another_packages_method_is_found_by_its_entry_point(monkeypatch, tiny, run):
+    point = importlib.metadata.EntryPoint("mine", "other_package:METHOD", registry.ENTRY_POINTS)
+    own = dataclasses.replace(get_method("random_skip"), name="mine", config=dataclasses.make_dataclass("Mine", [], frozen=True))
+    own = dataclasses.replace(own, fit=lambda routed, material, config, folder: get_method("random_skip").fit(
+        routed, material, get_method("random_skip").config(budget=0.5), folder))  # fmt: skip
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group, name=None: [point] if name in (None, "mine") else [])
+    monkeypatch.setattr(importlib.metadata.EntryPoint, "load", lambda self: own)
+    assert method_names()[-1] == "mine"
+    policy = train(tiny, run, "mine")
+    assert policy.route is not None
+    assert policy.route.n_passes == 2
+    assert method_of(own.config()) is own
+    monkeypatch.setattr(importlib.metadata.EntryPoint, "load", lambda self: "no method")
+    with pytest.raises(InputError, match=r"method 'mine': other_package:METHOD is a str"):
+        get_method("mine")
+
+
+def test_what_cannot_be_trained_gets_one_line(tiny, run, tmp_path):
+    with pytest.raises(ArtifactError, match=r"holds no \(question x route\) matrix: run `drllm search --paths"):
+        train(tiny, tmp_path, "codebook")
+    with pytest.raises(ArtifactError, match="holds no search records"):
+        train(tiny, tmp_path, "shortgpt")
+    with pytest.raises(InputError, match="'routers' takes a RoutersConfig, got a CodebookConfig"):
+        train(tiny, run, "routers", CodebookConfig())
+    with pytest.raises(InputError, match="dict holds the options of no method"):
+        train(tiny, run, {"method": "routers"})
+    with pytest.raises(InputError, match=r"no code book spends 0\.10"):
+        train(tiny, run, CodebookConfig(block=1, budget=0.1))
+
+
+# --- the code book
+
+N, K = 900, 6
+
+
+def planted(seed: int, effect: float) -> tuple[Matrix, np.ndarray]:
+    """Route 1 helps where the first feature is positive and harms elsewhere; the other routes are noise."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(N, 20)).astype(np.float32)
+    base = rng.random(N) < 0.4
+    flips = rng.random((N, K)) < 0.15
+    correct = np.column_stack([base, base[:, None] ^ flips])
+    helps = features[:, 0] > 0
+    likely = rng.random(N) < effect
+    correct[likely, 1] = helps[likely]
+    margins = (correct - 0.5 + 0.3 * rng.normal(size=correct.shape)).astype(np.float32)
+    routes = [Route.full(8), *(Route.full(8).edit(2 + place, 0) for place in range(K))]
+    tasks, ids = ("t",) * N, tuple(map(str, range(N)))
+    return Matrix(tuple(routes), tasks, ids, ((1,),) * N, correct, margins, "raw", "key"), features
+
+
+def test_a_selector_finds_which_prompts_a_route_helps():
+    book, features = planted(0, 0.6)
+    tune, tune_features = planted(1, 0.6)
+    found = _fit_one(book, tune, features, tune_features, 2, 0.0, CodebookConfig())
+    oracle = np.where(tune_features[:, 0] > 0, tune.gains[:, 1], 0).mean()
+    assert found.tune_gain > 0.7 * oracle > 0.05
+    assert 0.2 < found.switched < 0.8
+
+
+def test_noise_leaves_the_base_alone():
+    """Where no route helps any kind of prompt, hardly anything may be lost; most draws switch nothing."""
+    stayed = 0
+    for seed in range(6):
+        book, features = planted(10 + seed, 0.0)
+        tune, tune_features = planted(40 + seed, 0.0)
+        found = _fit_one(book, tune, features, tune_features, 2, 0.0, CodebookConfig(confidence=0.99))
+        stayed += found.threshold == STAY
+        assert found.tune_gain > -0.03
+    assert stayed >= 3
+
+
+def test_a_price_buys_shorter_routes():
+    book, features = planted(0, 0.6)
+    tune, tune_features = planted(1, 0.6)
+    passes = [_fit_one(book, tune, features, tune_features, 2, price, CodebookConfig()).tune_passes for price in (0.01, 5.0)]
+    assert passes[0] > passes[1] == 7
+
+
+def test_routes_are_taken_for_coverage_and_for_themselves():
+    book, _ = planted(0, 0.6)
+    allowed = np.array([False] + [True] * K)
+    order = choose_routes(book, allowed, 3, CodebookConfig(), 0.0)
+    assert order[0] == 1, "the route that helps half of the prompts"
+    assert len(set(order)) == 3
+    assert 0 not in order
+    allowed[1] = False
+    assert 1 not in choose_routes(book, allowed, 9, CodebookConfig(), 0.0)
+
+
+def test_the_threshold_by_hand():
+    """Sorted by score: 40 gains of 1, then 40 of -1. The bound is highest where the first 40 leave the base."""
+    scores = np.array([*np.linspace(1, 0.6, 40), *np.linspace(0.5, 0.1, 40)])
+    gains = np.array([1] * 40 + [-1] * 40)
+    assert lower_bound(scores, gains, 0.95) == pytest.approx((0.6 + 0.5) / 2)
+    assert lower_bound(scores, -gains, 0.95) == STAY
+    assert lower_bound(np.ones(80), gains, 0.95) == STAY, "equal scores leave together"
+    assert lower_bound(scores[:20], gains[:20], 0.95) == STAY, "too few to say"
+
+
+def test_out_of_fold_predictions_are_of_others():
+    """With as many features as questions a fit is perfect on its own questions and worthless on others."""
+    rng = np.random.default_rng(0)
+    features, targets = rng.normal(size=(100, 200)), rng.normal(size=(100, 1))
+    _, predicted = out_of_fold(features, targets, 5, 0)
+    assert abs(np.corrcoef(predicted[:, 0], targets[:, 0])[0, 1]) < 0.35
+    ridge, predicted = out_of_fold(features[:, :2], features[:, :1] * 2 + 1, 5, 0)
+    assert np.abs(predicted[:, 0] - (features[:, 0] * 2 + 1)).max() < 2.5
+    assert ridge.predict(features[:, :2]).shape == (100, 1)
+
+
+def test_ties_on_tune_take_the_smaller_book():
+    book, features = planted(0, 0.6)
+    one = _fit_one(book, book, features, features, 2, 0.0, CodebookConfig())
+    small = dataclasses.replace(one, routes=one.routes[:3])
+    assert choose([one, small], 8, 1.0) is small
+    assert choose([dataclasses.replace(one, tune_passes=7.0, tune_gain=-1), small], 8, 0.9).tune_passes == 7.0
+
+
+def test_a_book_decides_as_it_was_fitted(tiny):
+    """The states read while a prompt runs are those it was trained on, whatever batch it is in, and each row goes its way."""
+    texts = ["what is 5 and 6?", "x", "a much longer prompt than the others, is it not?"]
+    prompts = [tiny.tokenizer(text)["input_ids"] for text in texts]
+    read = read_prompts(tiny, prompts, [1, 2], 600)
+    for block in (1, 2):
+        routes = [Route.full(L), Route.full(L).edit(2, 0), Route.full(L).edit(3, 2)]
+        mean, scale = read[block].mean(0), read[block].std(0) + 0.1
+        weight = torch.randn(len(mean), 2, generator=torch.Generator().manual_seed(3))
+        book = Codebook(routes, block, mean, scale, weight, torch.zeros(2), [Point(0.0)], 0)
+        wanted = [routes[place] for place in book.choose(read[block])]
+        assert len(set(wanted)) > 1
+        outputs = tiny.generate(
+            ["what is 5 and 6?", "x", "a much longer prompt than the others, is it not?"], policy=book, max_new_tokens=2
+        )
+        assert [output.route for output in outputs] == wanted
+
+
+def test_pooling_reads_the_prompt_alone():
+    x = torch.randn(2, 5, 3)
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 0, 0, 0]])
+    pooled = pool_prompt(x, mask)
+    torch.testing.assert_close(pooled[0], torch.cat([x[0, 2:].mean(0), x[0, 4]]))
+    torch.testing.assert_close(pooled[1], torch.cat([x[1, :2].mean(0), x[1, 1]]))
+
+
+def test_picking_by_hand():
+    scores, saved = torch.tensor([[0.2, 0.1], [-0.1, -0.2], [0.05, 0.04]]), torch.tensor([0.0, 0.5])
+    assert pick(scores, saved, Point(0.0)).tolist() == [1, 0, 1]
+    assert pick(scores, saved, Point(0.1)).tolist() == [1, 0, 0]
+    assert pick(scores, saved, Point(0.0, price=1.0)).tolist() == [2, 2, 2]
+    assert pick(torch.zeros(3, 0), torch.zeros(0), Point(0.0)).tolist() == [0, 0, 0]
+
+
+def test_a_damaged_book_is_refused(tmp_path):
+    book = Codebook(
+        [Route.full(L), Route.full(L).edit(2, 0)], 1, torch.zeros(4), torch.ones(4), torch.zeros(4, 1), torch.zeros(1), [Point(0)], 0
+    )
+    book.save(tmp_path)
+    assert Codebook.load(tmp_path).routes == book.routes
+    about = json.loads((tmp_path / "codebook.json").read_text())
+    for change in ({"block": 3}, {"at": 5}, {"points": []}, {"routes": ["1111", "11x1"]}, {"weights_sha256": "0"}):
+        (tmp_path / "codebook.json").write_text(json.dumps(about | change))
+        with pytest.raises(ArtifactError, match="train the code book again"):
+            Codebook.load(tmp_path)
+    (tmp_path / "codebook.json").write_text(json.dumps(about))
+    (tmp_path / "selector.safetensors").write_bytes(b"")
+    with pytest.raises(ArtifactError):
+        Codebook.load(tmp_path)
+
+
+# --- static routes
+
+
+def test_routes_combine_where_they_edit_different_blocks():
+    assert combine(Route.parse("1121"), Route.parse("1011")) == Route.parse("1021")
+    assert combine(Route.parse("1121"), Route.parse("1101")) is None
+    assert combine(Route.parse("1121"), Route.full(4)) is None
+
+
+def test_a_step_needs_questions_that_did_not_choose_it():
+    rng = np.random.default_rng(0)
+    good, noise = rng.normal(0.5, 1, 200), rng.normal(0, 1, 200)
+    assert _confirmed(good, good, 0.9)
+    assert not _confirmed(good, noise - noise.mean(), 0.9)
+    assert not _confirmed(-good, good, 0.9)
+    assert _confirmed(good, -good, 0), "no test wanted"
+
+
+@pytest.mark.parametrize(
+    ("name", "budget"), [("shortgpt", 0.75), ("early_exit", 0.5), ("random_skip", 0.5), ("tale", 0.5), ("static", 0.75)]
+)
+def test_budgets_are_kept(name, budget, tiny, run):
+    config = get_method(name).config(budget=budget)
+    policy = train(tiny, run, config)
+    assert policy.route is not None
+    assert policy.route.n_passes <= budget * L
+    if name != "static":
+        assert policy.route.n_passes == budget * L
+
+
+def test_influence_against_the_models_own_states(tiny):
+    prompts = [tiny.tokenizer(text)["input_ids"] for text in ("what is 5 and 6?", "x y z")]
+    wanted = np.zeros(L - 1)
+    n = 0
+    for prompt in prompts:
+        with torch.no_grad():
+            states = tiny.model(torch.tensor([prompt]), output_hidden_states=True).hidden_states
+        for block in range(L - 1):
+            wanted[block] += float(torch.nn.functional.cosine_similarity(states[block][0], states[block + 1][0], dim=-1).sum())
+        n += len(prompt)
+    assert block_influence(tiny, prompts) == pytest.approx((1 - wanted / n).tolist(), abs=1e-5)
+
+
+# --- the gate around a policy
+
+
+def test_a_policy_is_calibrated_saved_with_its_promise_and_refused_for_a_smaller_one(tiny, run, tmp_path):
+    policy = train(tiny, run, CodebookConfig(block=1, n_routes=4, confidence=0.5))
+    chosen, guarantee = calibrate(tiny, run, policy, GateConfig(calibrate="calibrate", epsilon=0.4))
+    assert guarantee.n >= 10
+    assert guarantee.tested[0]["difference"] == 0, "the first point never leaves the base"
+    tiny.policy = chosen
+    try:
+        folder = tiny.save_pretrained(tmp_path / "p")
+    finally:
+        tiny.policy = None
+    again = RoutedModel.from_pretrained(folder, base=tiny).policy
+    assert again is not None
+    assert again.guarantee == json.loads(json.dumps(guarantee.to_json()))
+    assert guarantee.sentence in (folder / "README.md").read_text()
+    if guarantee.point is not None:
+        tiny.generate("x", policy=again, epsilon=0.4, max_new_tokens=1, check_prompt_format=False)
+        with pytest.raises(InputError, match=r"epsilon=0.1 asks for more than the 0.4"):
+            tiny.generate("x", policy=again, epsilon=0.1, max_new_tokens=1, check_prompt_format=False)
+    tiny.policy = None
+
+
+def test_what_fails_the_gate_is_the_base(tiny, run):
+    policy = train(tiny, run, "routers", TRAIN)
+    chosen, guarantee = calibrate(tiny, run, policy, GateConfig(calibrate="calibrate", epsilon=1e-6, delta=1e-6))
+    assert guarantee.point is None
+    assert chosen.route == Route.full(L)
+    tiny.generate("x", policy=chosen, epsilon=0.001, max_new_tokens=1)
+    with pytest.raises(InputError, match="asks for a promise and this policy has none"):
+        tiny.generate("x", policy=policy, epsilon=0.5, max_new_tokens=1, check_prompt_format=False)
