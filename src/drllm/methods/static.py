@@ -39,7 +39,7 @@ class StaticConfig:
     candidates: int = knob(8, "routes scored on every fit question at each step, the most promising of those tried so far")
     steps: int = knob(2, "steps at most: the first takes a route, each further one adds another's edits to it")
     confirm: float = knob(0.9, "one-sided confidence with which the held-back half of the fit questions must confirm a step; 0: no test")
-    budget: float = knob(1.0, "passes that the route may spend at most, as a share of the base's; below 1 the best such route is taken")
+    budget: float = knob(1.0, "passes that the route may spend at most, as a share of the base's; below 1 the best such route is taken; 1: any")
 
     def __post_init__(self) -> None:
         for name, low, high in (("candidates", 1, None), ("steps", 1, 20), ("confirm", 0, 0.9999), ("budget", 0.1, 1)):
@@ -53,7 +53,7 @@ def fit(routed: RoutedModel, material: Material, config: StaticConfig, folder: P
     full = Route.full(routed.n_layers)
     ranked = rank_candidates(material, full)
     scores = _Scores(material, full, folder / "candidates.json")
-    limit = config.budget * routed.n_layers + 1e-9
+    limit = config.budget * routed.n_layers + 1e-9 if config.budget < 1 else math.inf
     current = full
     for _ in range(config.steps):
         options = list(dict.fromkeys(route for other in ranked if (route := combine(current, other)) is not None))
