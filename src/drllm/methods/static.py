@@ -39,7 +39,7 @@ class StaticConfig:
     candidates: int = knob(8, "routes scored on every fit question at each step, the most promising of those tried so far")
     steps: int = knob(2, "steps at most: the first takes a route, each further one adds another's edits to it")
     confirm: float = knob(0.9, "one-sided confidence with which the held-back half of the fit questions must confirm a step; 0: no test")
-    budget: float = knob(1.0, "passes that the route may spend at most, as a share of the base's; below 1 the best such route is taken; 1: any")
+    budget: float = knob(1.0, "passes that the route may spend at most, as a share of the base's; below 1 the best such route is taken")
 
     def __post_init__(self) -> None:
         for name, low, high in (("candidates", 1, None), ("steps", 1, 20), ("confirm", 0, 0.9999), ("budget", 0.1, 1)):
@@ -66,7 +66,8 @@ def fit(routed: RoutedModel, material: Material, config: StaticConfig, folder: P
         if not options:
             break
         gains = scores.gains([current, *options])
-        choosing = ~scores.held_back
+        # Questions are held back only from a step that they are to confirm.
+        choosing = np.ones_like(scores.held_back) if needed or not config.confirm else ~scores.held_back
         best = max(options, key=lambda route: _lower(gains[route][choosing] - gains[current][choosing]))
         change = gains[best] - gains[current]
         if not needed and not _confirmed(change[choosing], change[scores.held_back], config.confirm):
