@@ -6,35 +6,48 @@
 
 The margin gains of two edits nearly add up, so pairs are ranked by the sum of their edits' mean gains. Half of the list are single edits,
 half pairs; in each half, every second route has fewer passes than the base, so that cheap routes are among them too.
+
+    python benchmarks/candidates.py --run runs/singles --mixed > routes.txt
+
+For traffic of several kinds: the best of all tasks together, the best of each task (its own gains and the mean of all, half each, since 64
+questions say little alone), the best that spend at most 0.9 of the base's passes, and routes drawn blindly, for the control that a code
+book needs.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
-from drllm import Route
+from drllm import Route, SearchConfig
 from drllm.records import read_records
 from drllm.searching.edits import EditSpace
-from drllm.searching.prior import sweep_routes
+from drllm.searching.prior import random_routes, sweep_routes
 
 MAX_SKIP_RUN = 2
 
 
-def gains(run: Path) -> dict[Route, float]:
-    """Mean gain over the base of each route, in spreads of its task's margins; fit questions only."""
-    by_route: dict[Route, list[float]] = defaultdict(list)
+def gains_by_task(run: Path) -> dict[str, dict[Route, float]]:
+    """Mean gain over the base of each route on each task, in spreads of the task's margins; fit questions only."""
+    found = {}
     for folder in sorted((run / "paths").iterdir()):
         records = [record for record in read_records(folder) if record.split == "fit"]
         spread = float(np.std([record.base_margin for record in records]))
+        by_route: dict[Route, list[float]] = defaultdict(list)
         for record in records:
             for route, margin in zip(record.routes[1:], record.margins[1:], strict=True):
                 by_route[route].append((margin - record.base_margin) / spread)
-    return {route: float(np.mean(values)) for route, values in by_route.items()}
+        found[folder.name] = {route: float(np.mean(values)) for route, values in by_route.items()}
+    return found
+
+
+def gains(run: Path) -> dict[Route, float]:
+    """Mean gain over the base of each route, the mean over tasks."""
+    tasks = list(gains_by_task(run).values())
+    return {route: float(np.mean([gain[route] for gain in tasks])) for route in tasks[0]}
 
 
 def alternate(ranked: list[Route], n: int) -> list[Route]:
@@ -47,27 +60,64 @@ def alternate(ranked: list[Route], n: int) -> list[Route]:
     return chosen
 
 
+def ranked_pairs(gain: dict[Route, float], n_edits: int = 2) -> dict[Route, float]:
+    """Routes of several single edits that do not touch one another, by the sum of the edits' gains; the better third is combined."""
+    n_layers = len(next(iter(gain)))
+    space = EditSpace(n_layers, MAX_SKIP_RUN)
+    code_of = {space.apply(Route.full(n_layers), code): code for code in range(space.n_codes)}
+    singles = sorted(gain, key=gain.__getitem__, reverse=True)
+    singles = singles[: len(singles) // 3]
+    found = dict.fromkeys(singles, 0.0) | {route: gain[route] for route in singles}
+    for _ in range(n_edits - 1):
+        wider: dict[Route, float] = {}
+        for route, value in found.items():
+            for edit in singles:
+                if (both := space.apply(route, code_of[edit])) is not None and both not in gain:
+                    wider[both] = max(wider.get(both, -np.inf), value + gain[edit])
+        found = wider
+    return found
+
+
+def mixed(run: Path, budget: float, n_random: int, seed: int) -> list[Route]:
+    """The list for several kinds of traffic."""
+    tasks = gains_by_task(run)
+    overall = {route: float(np.mean([gain[route] for gain in tasks.values()])) for route in next(iter(tasks.values()))}
+    n_layers = len(next(iter(overall)))
+
+    def best(gain: dict[Route, float]) -> list[Route]:
+        values = gain | ranked_pairs(gain)
+        return sorted(values, key=values.__getitem__, reverse=True)
+
+    chosen = alternate(best(overall), 8)
+    for gain in tasks.values():
+        own = {route: (value + overall[route]) / 2 for route, value in gain.items()}
+        chosen += alternate([route for route in best(own) if route not in chosen], 4)
+    cheap = {route: value for n in (2, 3) for route, value in ranked_pairs(overall, n).items() if route.n_passes <= budget * n_layers}
+    chosen += [route for route in sorted(cheap, key=cheap.__getitem__, reverse=True) if route not in chosen][:6]
+    blind = random_routes(n_layers, 4 * n_random, SearchConfig(), seed)
+    chosen += [route for route in blind if route.first_edit() >= n_layers // 10 and route not in chosen][:n_random]
+    return list(dict.fromkeys(chosen))
+
+
 def main() -> None:
     """Print one route a line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--singles", type=int, help="blocks: print every single edit")
     parser.add_argument("--run", type=Path, help="run folder of the dense sweep of single edits")
     parser.add_argument("-n", type=int, default=50)
+    parser.add_argument("--mixed", action="store_true", help="a list for traffic of several kinds, from a sweep of several tasks")
     arguments = parser.parse_args()
     if arguments.singles:
         print("\n".join(map(str, sweep_routes(arguments.singles, MAX_SKIP_RUN))))
         return
-    gain = gains(arguments.run)
-    n_layers = len(next(iter(gain)))
-    space = EditSpace(n_layers, MAX_SKIP_RUN)
-    code_of = {space.apply(Route.full(n_layers), code): code for code in range(space.n_codes)}
-    singles = sorted(gain, key=gain.__getitem__, reverse=True)
-    pairs: dict[Route, float] = {}
-    for first, second in combinations(singles[: len(singles) // 3], 2):
-        if (both := space.apply(first, code_of[second])) is not None:
-            pairs[both] = gain[first] + gain[second]
-    ranked = sorted((route for route in pairs if route not in gain), key=pairs.__getitem__, reverse=True)
-    print("\n".join(map(str, alternate(singles, arguments.n // 2) + alternate(ranked, arguments.n - arguments.n // 2))))
+    if arguments.mixed:
+        routes = mixed(arguments.run, 0.9, 8, 0)
+    else:
+        gain = gains(arguments.run)
+        pairs = ranked_pairs(gain)
+        singles, doubles = (sorted(values, key=values.__getitem__, reverse=True) for values in (gain, pairs))
+        routes = alternate(singles, arguments.n // 2) + alternate(doubles, arguments.n - arguments.n // 2)
+    print("\n".join(map(str, routes)))
 
 
 if __name__ == "__main__":

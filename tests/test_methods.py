@@ -20,13 +20,17 @@ from drllm.evaluation.calibrate import calibrate
 from drllm.methods.base import get_method, method_names, method_of
 from drllm.methods.codebook import CodebookConfig, _fit_one, choose, choose_routes
 from drllm.methods.matrix import Matrix
+from drllm.methods.routers import soft_target
 from drllm.methods.selector import STAY, lower_bound, out_of_fold
 from drllm.methods.static import StaticConfig, _confirmed, combine
 from drllm.model.codebook import Codebook, Point, pick, pool_prompt
+from drllm.model.routers import Routers
 from drllm.pipeline import fit_policy
+from drllm.records import RouteRecord
 from drllm.searching.prior import sweep_routes
 from drllm.training.features import read_prompts
 from drllm.training.influence import block_influence
+from drllm.training.losses import focal_loss, rarity_weights, soft_loss
 from runs import EVALUATE, SEARCH, TASK, TRAIN, L, model, questions, write_rows
 
 ROUTES = [route for route in sweep_routes(L, 1) if route[0] == 1]
@@ -358,3 +362,54 @@ def test_what_fails_the_gate_is_the_base(tiny, run):
     tiny.generate("x", policy=chosen, epsilon=0.001, max_new_tokens=1)
     with pytest.raises(InputError, match="asks for a promise and this policy has none"):
         tiny.generate("x", policy=policy, epsilon=0.5, max_new_tokens=1, check_prompt_format=False)
+
+
+# --- routers that learn from all right paths
+
+
+def record(routes: list[str], margins: list[float]) -> RouteRecord:
+    right = [margin > 0 for margin in margins]
+    return RouteRecord(
+        TASK, "q", 4, right[0], margins[0], Route.parse(routes[0]), tuple(map(Route.parse, routes)), tuple(map(float, right)),
+        tuple(margins), tuple(right), tuple(right), 0, "f", "loglik",
+    )  # fmt: skip
+
+
+def test_soft_targets_by_hand():
+    """Two right paths, one wrong: weights exp(0) and exp(-1), over their sum."""
+    target = soft_target(record(["1111", "1011", "1121"], [0.5, 1.0, -0.2]), 0.5)
+    low = np.exp(-1) / (1 + np.exp(-1))
+    assert target[1] == pytest.approx([1 - low, low, 0], abs=1e-6)
+    assert target[2] == pytest.approx([0, 1, 0])
+    assert target.sum(1) == pytest.approx(np.ones(4))
+    no_margins = soft_target(dataclasses.replace(record(["1111", "1011"], [1.0, 1.0]), margins=(np.nan, np.nan)), 0.5)
+    assert no_margins[1] == pytest.approx([0.5, 0.5, 0])
+
+
+def test_the_soft_loss_of_a_sure_target_is_the_focal_loss():
+    logits, labels, alpha = torch.randn(4, 6, 3), torch.randint(0, 3, (4, 6)), torch.tensor([2.0, 0.5, 1.0])
+    for gamma in (0.0, 2.0):
+        sure = torch.nn.functional.one_hot(labels, 3).float()
+        torch.testing.assert_close(soft_loss(logits, sure, alpha, gamma), focal_loss(logits, labels, alpha, gamma))
+    weights = rarity_weights(torch.tensor([0.01, 0.98, 0.01]))
+    assert weights[0] / weights[1] == pytest.approx(98**0.5, rel=1e-5)
+    assert weights.mean() == pytest.approx(1)
+
+
+def test_the_knob_is_set_on_tune_within_the_budget(tiny, run):
+    free = train(tiny, run, dataclasses.replace(TRAIN, preset="default", tune_questions=20))
+    table = json.loads((run / "train" / "routers" / "knob.json").read_text())["points"]
+    best = max(row["accuracy"] for row in table)
+    assert len(table) == 11
+    assert isinstance(free, Routers)
+    place = [point.control for point in Routers(free.config).operating_points()].index(free.control)
+    assert table[place]["accuracy"] == best
+    least = min(row["mean_passes"] for row in table)
+    if least < L:
+        tight = train(tiny, run, dataclasses.replace(TRAIN, preset="default", tune_questions=20, budget=max(0.1, least / L)))
+        assert isinstance(tight, Routers)
+    with pytest.raises(InputError, match=r"the routers spend at least .* above the budget"):
+        train(tiny, run, dataclasses.replace(TRAIN, preset="default", tune_questions=20, budget=0.1))
+    paper = train(tiny, run, TRAIN)
+    assert isinstance(paper, Routers)
+    assert paper.control is None

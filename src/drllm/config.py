@@ -90,8 +90,17 @@ class Resources:
 
 @dataclass(frozen=True)
 class RoutersConfig:
-    """Routers trained on pooled states along each label path (sections 3.2 and 5)."""
+    """Routers trained on pooled states (sections 3.2 and 5).
 
+    Preset `paper` learns the one kept path of each question from the states along it; with `normalize` off it is the paper's recipe to the
+    letter. Preset `default` learns from all right paths at once, the better ones more, from the states of the base, weighs rare actions up,
+    and sets the control knob on tune.
+    """
+
+    preset: Literal["paper", "default"] = knob("default", "what is learned: the kept path (paper), or all right paths by margin")
+    budget: float = knob(1.0, "preset default: mean passes that the knob may leave on tune, as a share of the base's; 1: any")
+    temperature: float = knob(0.5, "preset default: how fast a path's weight falls with its margin, in standard deviations of the base's")
+    tune_questions: int = knob(200, "preset default: tune questions a task that the knob is set on; 0 leaves the routers as they are")
     n_windows: int = knob(8, "windows W the prompt is cut into (section 3.1: 8)")
     width: int = knob(128, "hidden width of a router (section 3.1: 128)")
     normalize: bool = knob(True, "scale each pooled state to unit RMS before the router; the paper feeds it raw")
@@ -107,6 +116,7 @@ class RoutersConfig:
 
     def __post_init__(self) -> None:
         for name, low, high in (("n_windows", 1, None), ("width", 1, None), ("gamma", 0, None), ("beta", 0, 0.999999), ("lr", 0, None),
+                                ("budget", 0.1, 1), ("temperature", 0.01, 100), ("tune_questions", 0, None),
                                 ("epochs", 1, None), ("batch_size", 1, None), ("warmup_steps", 0, None),
                                 ("val_fraction", 0, 0.9)):  # fmt: skip
             check_range(self, name, low, high)

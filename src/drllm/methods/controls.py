@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from drllm.config import knob
+from drllm.config import SearchConfig, knob
+from drllm.errors import InputError
 from drllm.methods.base import Method
 from drllm.methods.codebook import CodebookConfig, choose_routes, fit_book
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from drllm.methods.matrix import Matrix
     from drllm.model.policy import Policy
     from drllm.model.routed import RoutedModel
+
+
+N_DRAWN = 200  # routes of the blind draw that are looked for in the matrix
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,20 @@ class InputBlindConfig(CodebookConfig):
 
 
 def fit_random(routed: RoutedModel, material: Material, config: RandomCodebookConfig, folder: Path) -> Policy:
-    """The book's routes are drawn from the matrix without looking at what they answer; the selector is trained as ever."""
+    """The book's routes are those of the matrix that were drawn blindly, in the order drawn; the selector is trained as ever."""
+    from drllm.searching.prior import random_routes
 
     def blind(matrix: Matrix, allowed: np.ndarray, n: int, config: RandomCodebookConfig, price: float) -> list[int]:
-        return np.random.default_rng(config.draw).permutation(np.flatnonzero(allowed))[:n].tolist()
+        n_possible = 4 ** min(routed.n_layers - 1, 4)
+        drawn = random_routes(routed.n_layers, min(N_DRAWN, n_possible), SearchConfig(), config.draw)
+        places = [matrix.routes.index(route) for route in drawn if route in matrix.routes]
+        places = [place for place in places if allowed[place]]
+        if not places:
+            raise InputError(
+                f"none of the {len(matrix.routes)} routes of the matrix was drawn blindly with seed {config.draw}: add some to the list of "
+                "`search --paths` (benchmarks/candidates.py --mixed does)"
+            )
+        return places[:n]
 
     return fit_book(routed, material, config, folder, blind)
 

@@ -19,12 +19,13 @@ from drllm.methods.matrix import Matrix, read_matrix
 from drllm.methods.planned import fit_questions, planned_questions, planned_records, planned_scorer
 from drllm.model.policy import Policy
 from drllm.model.routed import RoutedModel
-from drllm.plans import path_plans, search_plans
+from drllm.plans import parts_of, path_plans, search_plans
 from drllm.progress import Progress
 from drllm.provenance import running
 from drllm.records import RouteRecord
 from drllm.routes import Route
 from drllm.scoring import Scorer
+from drllm.tasks import load_task
 
 GROUP = 32  # questions whose states are kept at once
 
@@ -80,6 +81,21 @@ class Material:
                 f"the tasks use {len(formats)} prompt formats ({', '.join(sorted(formats))}): search them into separate runs"
             )
         return formats.pop()
+
+    def tune(self, limit: int = 0) -> list[tuple[Any, list[Any]]]:
+        """Each task's tune questions with their scorer, at most `limit` of each; none where the data has none."""
+        plans = search_plans(self.run) or path_plans(self.run)
+        found = []
+        for plan in plans.values():
+            scorer = planned_scorer(self.routed, plan)
+            for part in parts_of(plan)[:1]:
+                loaded = load_task(plan["task"], part["data"])
+                questions = (
+                    [scorer.question(loaded.task, example) for example in loaded.select("tune", limit)] if loaded.examples["tune"] else []
+                )
+                if questions:
+                    found.append((scorer, questions))
+        return found
 
     def score(self, routes: Sequence[Route], limit: int = 0, label: str = "routes") -> tuple[np.ndarray, np.ndarray]:
         """Verdicts and margins, both (N, R), of routes on the fit questions, in the order of `prompts`, at most `limit` of each task."""

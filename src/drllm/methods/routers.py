@@ -1,30 +1,42 @@
 """The paper's routers (arXiv 2510.12773, section 3): one small network a block, trained on the searched routes.
 
-Departures, each a knob: inputs are scaled to unit RMS (`normalize`), since the states entering different blocks differ in scale by up
-to 800 times, and part of the fit questions is held back to print F1 on (`val_fraction`).
+Preset `paper` learns the kept path of each question (with `normalize` off: to the letter). Preset `default` keeps the routers and changes
+what they learn: the shortest right path teaches the base's route, so all right paths are learned at once, each as much as its margin says;
+states come from the base, since there is no one path to follow; rare actions are weighed up; and the control knob is set on tune. In both,
+inputs are scaled to unit RMS, since the states entering different blocks differ in scale by up to 800 times, and part of the fit questions
+is held back to print F1 on.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from drllm.config import RoutersConfig
-from drllm.errors import ArtifactError
-from drllm.files import write_text
+from drllm.errors import ArtifactError, InputError
+from drllm.files import write_json, write_text
 from drllm.methods.base import Method
 from drllm.progress import Progress
+from drllm.routes import Action, Route
 
 if TYPE_CHECKING:
     from drllm.methods.material import Material
     from drllm.model.policy import Policy
     from drllm.model.routed import RoutedModel
+    from drllm.model.routers import Routers
+    from drllm.records import RouteRecord
+
+N_ACTIONS = len(Action)
 
 
 def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: Path) -> Policy:
-    """Pool the states along each kept label path, then train all routers together; metrics go to `folder/metrics.jsonl`."""
+    """Pool the states, then train all routers together; metrics go to `folder/metrics.jsonl`, the knob's table to `folder/knob.json`."""
     import torch
 
     from drllm.model.routers import RouterConfig
@@ -41,23 +53,26 @@ def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: 
         raise ArtifactError(
             "the search kept no route (no question was answered rightly on any path): search more questions or another task"
         )
-    formats = {task.scorer.prompt_format for task in material.tasks}
-    if len(formats) != 1:
-        raise ArtifactError(
-            f"the searched tasks use {len(formats)} prompt formats ({', '.join(sorted(formats))}): search them into separate runs"
-        )
-    cache = folder / "features.safetensors"
+    prompt_format = material.prompt_format
+    labels = [record.chosen for _, record in kept if record.chosen is not None]
+    is_soft = config.preset == "default"
+    cache = folder / ("features-base.safetensors" if is_soft else "features.safetensors")
     key = f"{material.key}:{config.n_windows}:{routed.model.dtype}"
     features = load_features(cache, key)
     if features is None:
         features = extract_features(
             routed,
             [question.context_ids for question, _ in kept],
-            [record.chosen for _, record in kept if record.chosen is not None],
+            [Route.full(routed.n_layers)] * len(kept) if is_soft else labels,
             config.n_windows,
             material.search_config.max_step_tokens,
         )
         save_features(cache, features, key)
+    targets = None
+    if is_soft:
+        spread = base_spread([record for _, record in kept])
+        targets = torch.tensor(np.array([soft_target(record, config.temperature * spread[record.task]) for _, record in kept]))
+        features = dataclasses.replace(features, labels=targets.argmax(-1))
     router_config = RouterConfig(
         n_layers=routed.n_layers, hidden_size=routed.hidden_size, n_windows=config.n_windows, width=config.width, normalize=config.normalize
     )
@@ -71,10 +86,62 @@ def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: 
             progress.advance(1)
 
         held_back = torch.tensor([_held_back(record.id, config) for _, record in kept])
-        policy = train_routers(features, held_back, config, router_config, on_epoch)
+        policy = train_routers(features, held_back, config, router_config, on_epoch, targets)
     write_text(folder / "metrics.jsonl", "\n".join(lines) + "\n")
-    policy.prompt_format = formats.pop()
-    return policy
+    policy.prompt_format = prompt_format
+    return _set_knob(policy, material, config, folder) if is_soft and config.tune_questions else policy
+
+
+def soft_target(record: RouteRecord, temperature: float) -> np.ndarray:
+    """(L, C) float32: how often each action stands at each block, over a question's right paths, weighted by exp(margin / temperature).
+
+    Rewards without margins weigh all right paths alike.
+    """
+    right = [place for place, reward in enumerate(record.rewards) if reward > 0.5]
+    margins = np.array([record.margins[place] for place in right])
+    logits = np.zeros(len(right)) if np.isnan(margins).any() else (margins - margins.max()) / temperature
+    weights = np.exp(logits) / np.exp(logits).sum()
+    target = np.zeros((len(record.routes[0]), N_ACTIONS), dtype=np.float32)
+    for place, weight in zip(right, weights, strict=True):
+        target[np.arange(len(target)), [int(action) for action in record.routes[place]]] += weight
+    return target
+
+
+def base_spread(records: Sequence[RouteRecord]) -> dict[str, float]:
+    """The standard deviation of the base's margin in each task; 1 where there is none."""
+    found = {}
+    for task in {record.task for record in records}:
+        margins = np.array([record.base_margin for record in records if record.task == task])
+        found[task] = 1.0 if np.isnan(margins).any() or margins.std() == 0 else float(margins.std())
+    return found
+
+
+def _set_knob(policy: Routers, material: Material, config: RoutersConfig, folder: Path) -> Policy:
+    """The routers under the knob that is best on tune within the budget; equal ones: the one nearest the base."""
+    rows = []
+    asked = material.tune(config.tune_questions)
+    if not asked:
+        return policy
+    points = policy.operating_points()
+    limit = config.budget * policy.n_layers + 1e-9 if config.budget < 1 else float("inf")
+    with Progress("set the knob", len(points)) as progress:
+        for index, point in enumerate(points):
+            correct, passes = [], []
+            for scorer, questions in asked:
+                verdicts, routes = scorer.score_policy(questions, point)
+                correct += [verdict.correct for verdict in verdicts]
+                passes += [route.n_passes for route in routes]
+            rows.append({"point": index, "accuracy": float(np.mean(correct)), "mean_passes": float(np.mean(passes)), "n": len(correct)})
+            progress.advance(1)
+    write_json(folder / "knob.json", {"points": rows})
+    within = [row for row in rows if row["mean_passes"] <= limit]
+    if not within:
+        least = min(row["mean_passes"] for row in rows)
+        raise InputError(f"the routers spend at least {least:.1f} passes on tune, above the budget of {limit:.1f}: raise --budget")
+    best = max(within, key=lambda row: (row["accuracy"], -row["point"]))
+    chosen = points[best["point"]]
+    chosen.prompt_format = policy.prompt_format
+    return chosen
 
 
 def epoch_line(metrics: dict[str, Any], n_epochs: int) -> str:

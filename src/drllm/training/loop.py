@@ -17,7 +17,7 @@ from drllm.errors import InputError
 from drllm.model.routers import N_ACTIONS, RouterConfig, Routers
 from drllm.routes import Action
 from drllm.training.features import Features
-from drllm.training.losses import class_weights, f1_scores, focal_loss, macro_f1
+from drllm.training.losses import class_weights, f1_scores, focal_loss, macro_f1, rarity_weights, soft_loss
 
 
 def train_routers(
@@ -26,6 +26,7 @@ def train_routers(
     config: RoutersConfig,
     router_config: RouterConfig,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    targets: Tensor | None = None,
 ) -> Routers:
     """Fit routers to the labels (section 5: AdamW, cosine with warm-up, 25 epochs); same seed, same weights on the same number of threads.
 
@@ -38,6 +39,7 @@ def train_routers(
         on_epoch: called with each epoch's metrics: epoch, loss, macro_f1, f1_skip, f1_execute, f1_repeat, mean_passes, and all but the
             first two with val_ too if records are held back. The F1 of an action in neither labels nor predictions is nan, and macro_f1
             leaves it out.
+        targets: (N, L, C), what to learn instead of the labels: a distribution over actions; the labels then serve the metrics alone.
 
     Raises `InputError` when nothing is left to train on, the features do not fit the routers, or the loss stops being finite.
     """
@@ -55,14 +57,20 @@ def train_routers(
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     n_steps = config.epochs * -(-len(train_rows) // config.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(n_steps, min(config.warmup_steps, n_steps // 10)))
-    alpha = class_weights(torch.bincount(labels_LN[:, train_rows].flatten(), minlength=N_ACTIONS), config.beta)
+    if targets is None:
+        alpha = class_weights(torch.bincount(labels_LN[:, train_rows].flatten(), minlength=N_ACTIONS), config.beta)
+    else:
+        alpha = rarity_weights(targets[train_rows].mean((0, 1)))
     generator = torch.Generator().manual_seed(config.seed)
     for epoch in range(1, config.epochs + 1):
         order = train_rows[torch.randperm(len(train_rows), generator=generator)]
         total = 0.0
         for rows in order.split(config.batch_size):
             logits_LBC = routers.all_logits(pooled_LNWD[:, rows], features.valid[rows])
-            loss = focal_loss(logits_LBC, labels_LN[:, rows], alpha, config.gamma)
+            if targets is None:
+                loss = focal_loss(logits_LBC, labels_LN[:, rows], alpha, config.gamma)
+            else:
+                loss = soft_loss(logits_LBC, targets[rows].transpose(0, 1), alpha, config.gamma)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -33,6 +33,19 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha_C: Tensor, gamma: float) ->
     return -(weight * log_p).mean()
 
 
+def soft_loss(logits: Tensor, targets: Tensor, alpha_C: Tensor, gamma: float) -> Tensor:
+    """`focal_loss` for targets that are distributions over actions: (..., C), each summing to 1."""
+    log_p = logits.log_softmax(-1)
+    weight = alpha_C if gamma == 0 else alpha_C * (-log_p.expm1()).clamp(min=MIN_MISS) ** gamma
+    return -(targets * weight * log_p).sum(-1).mean()
+
+
+def rarity_weights(shares_C: Tensor) -> Tensor:
+    """One over the square root of each class's share, their mean 1: acts at any number of records, unlike `class_weights` at large ones."""
+    weights = shares_C.double().clamp(min=1e-4).rsqrt()
+    return (weights / weights.mean()).float()
+
+
 def f1_scores(predictions: Tensor, labels: Tensor, n_classes: int) -> list[float]:
     """F1 of each class; nan for a class that occurs neither in labels nor in predictions."""
     scores = []
