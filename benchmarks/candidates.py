@@ -9,9 +9,8 @@ half pairs; in each half, every second route has fewer passes than the base, so 
 
     python benchmarks/candidates.py --run runs/singles --mixed > routes.txt
 
-For traffic of several kinds: the best of all tasks together, the best of each task (its own gains and the mean of all, half each, since 64
-questions say little alone), the best that spend at most 0.9 of the base's passes, and routes drawn blindly, for the control that a code
-book needs.
+For traffic of several kinds: the best single edits and pairs over all tasks and of each task, the best that spend at most 0.9 of the base's
+passes, and routes drawn blindly, for the control that a code book needs.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from drllm.searching.edits import EditSpace
 from drllm.searching.prior import random_routes, sweep_routes
 
 MAX_SKIP_RUN = 2
+CLIP = 0.1  # standard deviations of a task's margins
 
 
 def gains_by_task(run: Path) -> dict[str, dict[Route, float]]:
@@ -81,22 +81,28 @@ def ranked_pairs(gain: dict[Route, float], n_edits: int = 2) -> dict[Route, floa
 def mixed(run: Path, budget: float, n_random: int, seed: int) -> list[Route]:
     """The list for several kinds of traffic."""
     tasks = gains_by_task(run)
-    overall = {route: float(np.mean([gain[route] for gain in tasks.values()])) for route in next(iter(tasks.values()))}
+    # Where a task's base answers one letter or word far too often, every edit that shifts it gains a lot: no task may outweigh the others.
+    overall = {
+        route: float(np.mean([np.clip(gain[route], -CLIP, CLIP) for gain in tasks.values()])) for route in next(iter(tasks.values()))
+    }
     n_layers = len(next(iter(overall)))
+    chosen: list[Route] = []
 
-    def best(gain: dict[Route, float]) -> list[Route]:
-        values = gain | ranked_pairs(gain)
-        return sorted(values, key=values.__getitem__, reverse=True)
+    def take(values: dict[Route, float], n: int) -> None:
+        """The first n of the ranking that are not in the list yet."""
+        ranked = sorted(values, key=values.__getitem__, reverse=True)
+        chosen.extend([route for route in ranked if route not in chosen and route.first_edit() >= n_layers // 10][:n])
 
-    chosen = alternate(best(overall), 8)
+    take(overall, 2)
+    take(ranked_pairs(overall), 2)
     for gain in tasks.values():
-        own = {route: (value + overall[route]) / 2 for route, value in gain.items()}
-        chosen += alternate([route for route in best(own) if route not in chosen], 4)
+        take(gain, 2)
+        take(ranked_pairs(gain), 2)
     cheap = {route: value for n in (2, 3) for route, value in ranked_pairs(overall, n).items() if route.n_passes <= budget * n_layers}
-    chosen += [route for route in sorted(cheap, key=cheap.__getitem__, reverse=True) if route not in chosen][:6]
+    take(cheap, 6)
     blind = random_routes(n_layers, 4 * n_random, SearchConfig(), seed)
-    chosen += [route for route in blind if route.first_edit() >= n_layers // 10 and route not in chosen][:n_random]
-    return list(dict.fromkeys(chosen))
+    take({route: -float(place) for place, route in enumerate(blind)}, n_random)
+    return chosen
 
 
 def main() -> None:

@@ -157,7 +157,7 @@ def planted(seed: int, effect: float) -> tuple[Matrix, np.ndarray]:
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(N, 20)).astype(np.float32)
     base = rng.random(N) < 0.4
-    flips = rng.random((N, K)) < 0.15
+    flips = rng.random((N, K)) < np.where(base, 0.15, 0.1)[:, None]  # as many won as lost
     correct = np.column_stack([base, base[:, None] ^ flips])
     helps = features[:, 0] > 0
     likely = rng.random(N) < effect
@@ -187,6 +187,13 @@ def test_noise_leaves_the_base_alone():
         stayed += found.threshold == STAY
         assert found.tune_gain > -0.03
     assert stayed >= 3
+
+
+def test_without_abstention_noise_is_followed():
+    book, features = planted(11, 0.0)
+    tune, tune_features = planted(41, 0.0)
+    sure, free = (_fit_one(book, tune, features, tune_features, 2, 0.0, CodebookConfig(abstain=abstain)) for abstain in (True, False))
+    assert free.switched > sure.switched
 
 
 def test_a_price_buys_shorter_routes():

@@ -17,7 +17,7 @@ DEFAULT = "routers"
 
 def add_train(parser: argparse.ArgumentParser) -> None:
     """Flags of `drllm train` that every method has."""
-    common_flags("model", "dtype", "device", "out")(parser)
+    common_flags("model", "dtype", "device", "tasks", "out")(parser)
     parser.add_argument(
         "--method", default=DEFAULT, metavar="NAME", help=f"what to fit, see `drllm methods`; each has its own flags (default: {DEFAULT})"
     )
@@ -39,7 +39,8 @@ def train_policy(job: Job) -> Lines:
     model, dtype = searched_model(job, out)
     from drllm.pipeline import fit_policy
 
-    folder = fit_policy(job.load(model, dtype), out, method.name, config, job.argv, promise)
+    tasks = job.tasks() if job.common.tasks else ()
+    folder = fit_policy(job.load(model, dtype), out, method.name, config, job.argv, promise, tasks)
     if promise.calibrate:
         from drllm.model import artifact
 

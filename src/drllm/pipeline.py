@@ -109,15 +109,21 @@ def retrofit(
 
 
 def fit_policy(
-    routed: RoutedModel, run: Path, method: str, config: Any = None, argv: Sequence[str] | None = None, promise: GateConfig | None = None
+    routed: RoutedModel,
+    run: Path,
+    method: str,
+    config: Any = None,
+    argv: Sequence[str] | None = None,
+    promise: GateConfig | None = None,
+    tasks: Sequence[str] = (),
 ) -> Path:
-    """Train one method, put it through the gate if `promise` names a split, and save it to `run/<method>/`.
+    """Train one method on `tasks` (none: all of the run), gate it if `promise` names a split, and save it as `run/<method>`.
 
     The model's own policy stays what it was.
     """
-    policy = train(routed, run, method, config, argv)
+    policy = train(routed, run, method, config, argv, tasks)
     if promise is not None and promise.calibrate:
-        policy, _ = calibrate(routed, run, policy, promise, argv)
+        policy, _ = calibrate(routed, run, policy, promise, argv, tasks)
     with _policy(routed, policy):
         return routed.save_pretrained(run / method)
 

@@ -24,13 +24,19 @@ CHUNK = 64  # questions between two steps of the progress bar
 
 
 def calibrate(
-    routed: RoutedModel, run: str | Path, policy: Policy, config: GateConfig, argv: Sequence[str] | None = None
+    routed: RoutedModel,
+    run: str | Path,
+    policy: Policy,
+    config: GateConfig,
+    argv: Sequence[str] | None = None,
+    tasks: Sequence[str] = (),
 ) -> tuple[Policy, Guarantee]:
     """Test a policy's operating points on the calibrate questions of the run's tasks, and take the cheapest that passes, else the base.
 
     Args:
         routed: the model of the run.
         run: the run folder; its plans say which tasks, from where, and how their answers are judged.
+        tasks: those of the run to promise for; none: all.
         policy: what was trained; its points and their order are fixed before a calibrate question is read.
 
     Returns:
@@ -43,7 +49,7 @@ def calibrate(
     if not plans:
         raise ArtifactError(f"{run} holds no search records, so it names no task to calibrate on: run `drllm search --out {run}` first")
     points = policy.operating_points()
-    by_task = {plan["task"]: plan for plan in plans}
+    by_task = {plan["task"]: plan for plan in plans if not tasks or plan["task"] in tasks}
     sources = {
         f"{name}, part {n}": load_task(name, part["data"]) for name, plan in by_task.items() for n, part in enumerate(parts_of(plan))
     }

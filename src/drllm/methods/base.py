@@ -42,6 +42,7 @@ class Method:
 BUILT_IN = {
     "routers": "drllm.methods.routers:METHOD",
     "codebook": "drllm.methods.codebook:METHOD",
+    "polar": "drllm.methods.polar:METHOD",
     "static": "drllm.methods.static:METHOD",
     "tale": "drllm.methods.tale:METHOD",
     "shortgpt": "drllm.methods.shortgpt:METHOD",

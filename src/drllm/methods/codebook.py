@@ -42,6 +42,7 @@ class CodebookConfig:
     margin_weight: float = knob(0.5, "share of a gain that is the margin's (in its standard deviations); the rest is the verdict's")
     folds: int = knob(5, "parts of the fit questions; each is predicted by a selector fitted on the others")
     confidence: float = knob(0.9, "one-sided confidence of the gain of those prompts that leave the base")
+    abstain: bool = knob(True, "keep the base where no gain is sure; else the highest score is followed, the base's being 0")
     budget: float = knob(1.0, "mean passes on tune, as a share of the base's, that the policy may spend at most; 1: accuracy first")
     seed: int = knob(0, "seed of the folds")
 
@@ -147,7 +148,9 @@ def read_features(routed: RoutedModel, folder: Path, matrix: Matrix, blocks: Seq
 
 def choose(candidates: Sequence[Candidate], n_layers: int, budget: float) -> Candidate:
     """The best on tune among those within the budget; equal ones: the fewest routes, then the earliest block."""
-    within = [candidate for candidate in candidates if candidate.tune_passes <= budget * n_layers + 1e-9]
+    if not candidates:
+        raise InputError("every route of the matrix edits a block before the one where the prompt would be read: add later edits")
+    within = [candidate for candidate in candidates if budget == 1 or candidate.tune_passes <= budget * n_layers + 1e-9]
     if not within:
         least = min(candidate.tune_passes for candidate in candidates) / n_layers
         raise InputError(f"no code book spends {budget:.2f} of the base's passes on tune (the least is {least:.2f}): add shorter routes")
@@ -187,7 +190,7 @@ def _fit_one(
     best = value.argmax(1)
     rows = np.arange(len(book))
     realized = book.gains[rows, best + 1] + price * saved[best]
-    threshold = lower_bound(value[rows, best], realized, config.confidence)
+    threshold = lower_bound(value[rows, best], realized, config.confidence) if config.abstain else 0.0
     at_tune = ridge.predict(tune_features) + price * saved
     picked = np.where(at_tune.max(1) > threshold, at_tune.argmax(1) + 1, 0)
     tune_rows = np.arange(len(tune))

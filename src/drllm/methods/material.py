@@ -43,9 +43,26 @@ class SearchedTask:
 class Material:
     """What a method may learn from: fit questions and what was found out about them, and tune questions to choose by."""
 
-    def __init__(self, routed: RoutedModel, run: Path):
-        self.routed, self.run = routed, run
+    def __init__(self, routed: RoutedModel, run: Path, only: Sequence[str] = ()):
+        """`only` names the tasks to learn from; none: all of the run."""
+        self.routed, self.run, self.only = routed, run, tuple(only)
+        known = {plan["task"] for plan in (search_plans(run) | path_plans(run)).values()}
+        if absent := [name for name in self.only if name not in known]:
+            raise InputError(f"{run} holds no records of task {absent[0]!r}: it has {', '.join(sorted(known)) or 'none'}")
         self._matrices: dict[str, Matrix] = {}
+
+    @property
+    def search_plans(self) -> dict[Path, dict[str, Any]]:
+        """Of the searched tasks, as `drllm.plans.search_plans`."""
+        return self._wanted(search_plans(self.run))
+
+    @property
+    def path_plans(self) -> dict[Path, dict[str, Any]]:
+        """Of the dense matrix's tasks."""
+        return self._wanted(path_plans(self.run))
+
+    def _wanted(self, plans: dict[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
+        return {folder: plan for folder, plan in plans.items() if not self.only or plan["task"] in self.only}
 
     @property
     def tasks(self) -> list[SearchedTask]:
@@ -65,7 +82,7 @@ class Material:
     @property
     def asked(self) -> list[tuple[Scorer, list[Any]]]:
         """Each task's fit questions with their scorer, of the search or else of the dense matrix."""
-        return [(task.scorer, task.questions) for task in self.tasks] if search_plans(self.run) else self._matrix_questions
+        return [(task.scorer, task.questions) for task in self.tasks] if self.search_plans else self._matrix_questions
 
     @property
     def prompts(self) -> list[tuple[int, ...]]:
@@ -84,7 +101,7 @@ class Material:
 
     def tune(self, limit: int = 0) -> list[tuple[Any, list[Any]]]:
         """Each task's tune questions with their scorer, at most `limit` of each; none where the data has none."""
-        plans = search_plans(self.run) or path_plans(self.run)
+        plans = self.search_plans or self.path_plans
         found = []
         for plan in plans.values():
             scorer = planned_scorer(self.routed, plan)
@@ -117,23 +134,28 @@ class Material:
     def matrix(self, split: str = "fit") -> Matrix:
         """The dense (question x route) matrix of one split, fit or tune: what `search --paths` found, all tasks together."""
         if split not in self._matrices:
-            self._matrices[split] = read_matrix(self.routed, self.run, split)
+            self._matrices[split] = read_matrix(self.routed, self.run, self.path_plans, split)
         return self._matrices[split]
 
     @cached_property
     def _matrix_questions(self) -> list[tuple[Scorer, list[Any]]]:
-        plans = path_plans(self.run)
+        plans = self.path_plans
         if not plans:
             raise ArtifactError(f"{self.run} holds no search records: run `drllm search --out {self.run}` first")
         return [fit_questions(self.routed, folder, plan) for folder, plan in plans.items()]
 
     @cached_property
     def _searched(self) -> tuple[list[SearchedTask], SearchConfig, str]:
-        return _load_searched(self.routed, self.run)
+        return _load_searched(self.routed, self.run, self.search_plans)
 
 
 def train(
-    routed: RoutedModel, run: str | Path, method: str | Any = "routers", config: Any = None, argv: Sequence[str] | None = None
+    routed: RoutedModel,
+    run: str | Path,
+    method: str | Any = "routers",
+    config: Any = None,
+    argv: Sequence[str] | None = None,
+    tasks: Sequence[str] = (),
 ) -> Policy:
     """Fit a policy on the records of a run folder.
 
@@ -142,6 +164,7 @@ def train(
         run: the run folder given to `search`; metrics go to `run/train/<method>/`.
         method: a method's name (`drllm methods`), or its options, which name it.
         config: its options; default: its defaults.
+        tasks: learn from these tasks of the run only; none: from all.
 
     Raises:
         ArtifactError: no records, an unfinished search, or records of other weights.
@@ -154,13 +177,13 @@ def train(
     run = Path(run)
     folder = run / "train" / chosen.name
     folder.mkdir(parents=True, exist_ok=True)
-    with running(run, "train", {"method": chosen.name} | to_dict(config), argv):
-        policy = chosen.fit(routed, Material(routed, run), config, folder)
+    material = Material(routed, run, tasks)
+    with running(run, "train", {"method": chosen.name, "tasks": list(tasks)} | to_dict(config), argv):
+        policy = chosen.fit(routed, material, config, folder)
     return policy
 
 
-def _load_searched(routed: RoutedModel, run: Path) -> tuple[list[SearchedTask], SearchConfig, str]:
-    plans = search_plans(run)
+def _load_searched(routed: RoutedModel, run: Path, plans: dict[Path, dict[str, Any]]) -> tuple[list[SearchedTask], SearchConfig, str]:
     if not plans:
         raise ArtifactError(f"{run} holds no search records: run `drllm search --out {run}` first")
     tasks, digests, search_config = [], [], SearchConfig()

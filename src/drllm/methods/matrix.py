@@ -10,13 +10,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from drllm.errors import ArtifactError
 from drllm.methods.planned import planned_questions, planned_records, planned_scorer
 from drllm.model.routed import RoutedModel
-from drllm.plans import path_plans
 from drllm.routes import Route
 
 
@@ -78,11 +78,10 @@ class Matrix:
         )  # fmt: skip
 
 
-def read_matrix(routed: RoutedModel, run: Path, split: str) -> Matrix:
-    """All tasks of a run's `search --paths`, the questions of one split; `ArtifactError` without any, or with other routes a task."""
+def read_matrix(routed: RoutedModel, run: Path, plans: dict[Path, dict[str, Any]], split: str) -> Matrix:
+    """The tasks of `plans`, of a `search --paths`, questions of one split; `ArtifactError` without any, or with other routes a task."""
     if split not in ("fit", "tune"):
         raise ValueError(f"a method may learn from fit and choose by tune, not read {split}")
-    plans = path_plans(run)
     how = f"run `drllm search --paths FILE --splits fit,tune --out {run}` first"
     if not plans:
         raise ArtifactError(f"{run} holds no (question x route) matrix: {how}")

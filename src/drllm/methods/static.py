@@ -21,7 +21,6 @@ from drllm.config import check_range, knob
 from drllm.errors import InputError
 from drllm.files import write_json
 from drllm.methods.base import Method
-from drllm.plans import path_plans, search_plans
 from drllm.routes import Route
 
 if TYPE_CHECKING:
@@ -90,14 +89,14 @@ def combine(one: Route, other: Route) -> Route | None:
 def rank_candidates(material: Material, full: Route) -> list[Route]:
     """Every route tried on enough fit questions, by search or in a dense matrix, by the lower bound of its mean gain over the base."""
     gains: dict[Route, list[float]] = defaultdict(list)
-    if search_plans(material.run):
+    if material.search_plans:
         for task in material.tasks:
             for record in task.records:
                 has_margin = not math.isnan(record.base_margin)
                 base = record.base_margin if has_margin else record.rewards[0]
                 for route, value in zip(record.routes, record.margins if has_margin else record.rewards, strict=True):
                     gains[route].append(value - base)
-    if path_plans(material.run):
+    if material.path_plans:
         matrix = material.matrix()
         values = matrix.margins - matrix.margins[:, :1]
         values = np.where(np.isnan(values), matrix.gains, values)

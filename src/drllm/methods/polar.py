@@ -1,0 +1,38 @@
+"""After PoLar (arXiv 2606.06574): a predictor of the path, trained on every valid path of a question and followed without abstention.
+
+PoLar's predictor writes a path over segments of blocks; here it chooses among the routes of a dense matrix. It is told of every route
+whether it is right (all valid paths, not the shortest one), and the route likeliest to be right is taken, a saved pass deciding between
+equals. Its own predictor and data are not public, so this stands for the idea, not for its figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drllm.config import knob
+from drllm.methods.base import Method
+from drllm.methods.codebook import CodebookConfig, choose_routes, fit_book
+
+if TYPE_CHECKING:
+    from drllm.methods.material import Material
+    from drllm.model.policy import Policy
+    from drllm.model.routed import RoutedModel
+
+
+@dataclass(frozen=True)
+class PolarConfig(CodebookConfig):
+    """As a code book's; verdicts alone are learned, and the base has no precedence."""
+
+    n_routes: int = knob(16, "routes besides the base; 0 tries 2, 4, 8, 16 and 32 on tune")
+    margin_weight: float = knob(0.0, "share of a gain that is the margin's; 0: valid or not, as published")
+    abstain: bool = knob(False, "keep the base where no gain is sure; as published, the likeliest path is followed")
+
+
+def fit(routed: RoutedModel, material: Material, config: PolarConfig, folder: Path) -> Policy:
+    """As `drllm.methods.codebook.fit`; see the options for what differs."""
+    return fit_book(routed, material, config, folder, choose_routes)
+
+
+METHOD = Method("polar", "a predictor trained on all right paths, always followed", "after PoLar, arXiv 2606.06574", PolarConfig, fit)
