@@ -12,7 +12,7 @@ from drllm import flags
 from drllm.cli import make_parser
 from drllm.config import EvaluateConfig, RoutersConfig, SearchConfig
 from drllm.errors import InputError
-from drllm.methods.base import method_sections
+from drllm.methods.base import Sections
 
 SECTIONS = [("search", SearchConfig), ("routers", RoutersConfig), ("evaluate", EvaluateConfig)]
 COMMANDS = {"routers": "train"}
@@ -109,7 +109,7 @@ def test_an_empty_yaml_file_changes_nothing(tmp_path: Path):
 def test_yaml_numbers_in_the_forms_people_write(tmp_path: Path):
     path = tmp_path / "run.yaml"
     path.write_text("routers: {lr: 1e-3, gamma: 2, normalize: false}\n")
-    sections = flags.read_yaml(path, flags.SECTIONS | method_sections()).sections
+    sections = flags.read_yaml(path, Sections()).sections
     config = flags.build(RoutersConfig, sections["routers"], argparse.Namespace())
     assert (config.lr, config.gamma, config.normalize) == (1e-3, 2.0, False)
 
@@ -159,5 +159,5 @@ def test_a_missing_or_unreadable_yaml_file_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_the_shipped_configurations_are_valid(path: Path):
-    settings = flags.read_yaml(path, flags.SECTIONS | method_sections())
+    settings = flags.read_yaml(path, Sections())
     assert settings.sections

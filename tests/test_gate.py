@@ -36,7 +36,7 @@ def test_a_sequence_of_points_passes_a_bad_one_no_more_often_than_promised():
         good = base.copy()  # the base itself
         lost, won = (rng.random(400) < share for share in (0.16, 0.1398))  # of those the base has right, and wrong: 1 point lost
         bad = [np.where(base == 1, ~lost, won).astype(int)] * 3
-        guarantee = gate(base, [good, *bad], [30, 29, 28, 27], 0.01, 0.05, ["t"], "calibrate")
+        guarantee = gate(base, [good, *bad], [30, 29, 28, 27], 30, 0.01, 0.05, ["t"], "calibrate")
         wrong += guarantee.point not in (None, 0)
     assert wrong <= 73
 
@@ -71,20 +71,26 @@ def test_points_are_tested_in_order_up_to_the_first_failure():
     base = np.arange(1000) % 2
     worse = np.where(np.arange(1000) % 10 == 1, 0, base)
     better = np.where(np.arange(1000) % 10 == 0, 1, base)
-    found = gate(base, [base, better, worse, better], [30, 29, 28, 27], 0.02, 0.05, ["t"], "calibrate")
+    found = gate(base, [base, better, worse, better], [30, 29, 28, 27], 30, 0.02, 0.05, ["t"], "calibrate")
     assert [row["passed"] for row in found.tested] == [True, True, False]
     assert found.point == 1, "the fewest passes among those that passed; what follows a failure is not looked at"
     assert found.n == 1000
     assert "less than 2 points below the base" in found.sentence
-    nothing = gate(base, [worse], [28], 0.02, 0.05, ["t"], "calibrate")
+    nothing = gate(base, [worse], [28], 30, 0.02, 0.05, ["t"], "calibrate")
     assert nothing.point is None
     assert "the base is kept" in nothing.sentence
 
 
-def test_equal_passes_take_the_point_that_leaves_the_base_more():
+def test_what_saves_nothing_takes_the_boldest_point():
     base = np.arange(2000) % 2
     better = np.where(np.arange(2000) % 10 == 0, 1, base)
-    assert gate(base, [base, better], [30, 30], 0.02, 0.05, ["t"], "calibrate").point == 1
+    assert gate(base, [base, better, better], [30, 30.5, 31], 30, 0.02, 0.05, ["t"], "calibrate").point == 2
+    assert gate(base, [base, better, better], [29.9, 29, 29.5], 30, 0.02, 0.05, ["t"], "calibrate").point == 1
+
+
+def test_a_small_delta_can_be_passed():
+    base = np.arange(4000) % 2
+    assert gate(base, [np.where(np.arange(4000) % 10 == 0, 1, base)], [29], 30, 0.02, 1e-5, ["t"], "calibrate").point == 0
 
 
 def test_the_power_says_which_gain_would_have_passed():
@@ -98,7 +104,7 @@ def test_the_power_says_which_gain_would_have_passed():
 @pytest.mark.parametrize(("epsilon", "delta", "wanted"), [(0, 0.05, "epsilon is 0"), (0.01, 1, "delta is 1"), (1, 0.05, "epsilon is 1")])
 def test_what_promises_nothing_is_refused(epsilon, delta, wanted):
     with pytest.raises(InputError, match=wanted):
-        gate([0, 1], [[0, 1]], [30], epsilon, delta, ["t"], "calibrate")
+        gate([0, 1], [[0, 1]], [30], 30, epsilon, delta, ["t"], "calibrate")
 
 
 def test_impossible_verdicts_are_refused():

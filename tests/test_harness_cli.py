@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -136,17 +137,25 @@ def test_shots_are_never_questions_that_are_asked(place):
         assert sample["arguments"][0][0].count(sample["doc"]["question"]) == 1
 
 
-def test_shots_are_of_the_questions_own_description_first():
-    from drllm.harness.tasks.docs import AlikeFirst
-
-    pool = [{"id": str(i), "description": about} for i, about in enumerate(["law", "art", "law", "art", "law"])]
-    sampler = AlikeFirst(pool)
-    shots = lambda n, about: [shot["id"] for shot in sampler.sample(n, {"id": "x", "description": about})]  # noqa: E731
-    assert shots(2, "art") == ["1", "3"]
-    assert shots(3, "art") == ["1", "3", "0"]
-    assert shots(2, "law") == ["0", "2"]
-    assert shots(2, "new") == ["0", "1"]
-    assert [shot["id"] for shot in sampler.sample(2, pool[2])] == ["0", "4"], "never the question itself"
+def test_shots_are_of_the_questions_own_subject_first(place, tmp_path):
+    """Two subjects, asked through the harness: each question stands behind shots of its own, which the other's would crowd out."""
+    rows = [
+        {"id": f"{part}{number}", "part": part, "question": f"{part} {number}?", "choices": ["a", "b"], "answer": 0,
+         "subject": ("law", "anatomy")[number % 2]}
+        for part in ("train", "dev") for number in range(40)
+    ]  # fmt: skip
+    (tmp_path / "mmlu.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--methods", "base", "--tasks", "drllm_mmlu", "--data", f"{tmp_path}/mmlu.jsonl", "--harness-args=--num_fewshot 2"]
+    assert cli(place, *arguments) == 0
+    (samples,) = (place / "run" / "harness").rglob("base/samples_drllm_mmlu.jsonl")
+    asked = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert len(asked) > 10
+    for sample in asked:
+        context = sample["arguments"][0][0]
+        number = int(sample["doc"]["id"].removeprefix("dev"))
+        shots = [int(found) for found in re.findall(r"train (\d+)\?", context)]
+        assert len(shots) == 2
+        assert all(shot % 2 == number % 2 for shot in shots), context
 
 
 def test_changed_questions_and_a_changed_policy_are_asked_again(place, tmp_path):

@@ -253,11 +253,11 @@ def test_the_knob_is_saved_with_the_routers(tmp_path):
 
 def test_operating_points_go_from_the_base_to_the_routers():
     points = [point.control for point in Routers(SMALL).operating_points()]
-    assert points[0] == 0.5
+    assert points[0] == 0.4
     assert points[-1] is None
     assert points[:-1] == sorted(points[:-1], reverse=True)
     held = Routers(SMALL).with_control(0.05).operating_points()
-    assert [point.control for point in held] == [0.5, 0.4, 0.3, 0.2, 0.1, 0.05]
+    assert [point.control for point in held] == [0.4, 0.3, 0.2, 0.1, 0.05]
 
 
 # --- the artefact -------------------------------------------------------------------------------------------------------------------

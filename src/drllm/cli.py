@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 from drllm import __version__
 from drllm.commands import COMMANDS
 from drllm.errors import DrllmError, InputError
-from drllm.flags import SECTIONS, CommonConfig, build, read_yaml
+from drllm.flags import CommonConfig, build, read_yaml
 from drllm.job import Job, Lines
-from drllm.methods.base import method_sections
+from drllm.methods.base import Sections
 from drllm.registry import did_you_mean
 
 EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
@@ -91,7 +91,7 @@ def _lines(arguments: list[str]) -> Lines:
             raise InputError(f"unexpected argument {flag!r}; see `{parser.prog} --help`")
         known = [option for action in parser._actions for option in action.option_strings]
         raise InputError(f"unknown flag {flag}{did_you_mean(flag, known)}; see `{parser.prog} --help`")
-    settings = read_yaml(getattr(parsed, "config", None), SECTIONS | method_sections())
+    settings = read_yaml(getattr(parsed, "config", None), Sections())
     common = build(CommonConfig, settings.common, parsed)
     yield from COMMANDS[name].run(Job(parsed, settings, common, ["drllm", *arguments]))
 

@@ -21,7 +21,7 @@ from drllm.flags import SECTIONS, add_flags, common_flags, number
 from drllm.job import Job, Lines, policy_model, searched_model
 from drllm.method_commands import RETROFITTED, add_method_flags, add_train, list_methods, train_policy
 from drllm.methods.base import get_method
-from drllm.plans import search_plans
+from drllm.plans import path_plans, search_plans
 from drllm.record_commands import add_records, records, sweeps
 from drllm.share_commands import (
     add_compare,
@@ -77,7 +77,7 @@ def _evaluate(job: Job) -> Lines:
         yield from evaluate_on_harness(job, out, config)
         return
     check_methods(job.common.methods, out)
-    tasks = job.tasks() if job.common.tasks else tuple(folder.name for folder in search_plans(Path(out)))
+    tasks = job.tasks() if job.common.tasks else tuple(sorted({plan["task"] for plan in (search_plans(out) | path_plans(out)).values()}))
     model, dtype = searched_model(job, out)
     if not tasks:
         job.need("tasks")

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from drllm.errors import InputError
 from drllm.flags import SECTIONS, add_flags, common_flags
 from drllm.job import Job, Lines, searched_model
 from drllm.methods.base import get_method, method_names
@@ -29,7 +30,10 @@ def add_method_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) 
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--method", nargs="?", default=DEFAULT)
     name = finder.parse_known_args(arguments)[0].method or DEFAULT
-    add_flags(parser, get_method(name).config, title=f"method {name} (section `{name}` of the YAML file)")
+    try:
+        add_flags(parser, get_method(name).config, title=f"method {name} (section `{name}` of the YAML file)")
+    except argparse.ArgumentError as error:
+        raise InputError(f"method {name!r} has an option that `drllm train` has itself ({error}): its author must rename it") from None
 
 
 def train_policy(job: Job) -> Lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ import numpy as np
 from drllm.config import GateConfig, SearchConfig, to_dict
 from drllm.errors import ArtifactError, InputError
 from drllm.evaluation.gate import Guarantee, gate
+from drllm.evaluation.sources import run_sources
 from drllm.model.policy import Policy, RoutePolicy
 from drllm.model.routed import RoutedModel
-from drllm.plans import parts_of, path_plans, search_plans
+from drllm.plans import path_plans, search_plans
 from drllm.progress import Progress
 from drllm.provenance import running
 from drllm.routes import Route
 from drllm.scoring import make_scorer
-from drllm.tasks import drop_overlaps, get_task, load_task
+from drllm.tasks import drop_overlaps, get_task, load_task, question_key
 
 CHUNK = 64  # questions between two steps of the progress bar
 
@@ -50,10 +52,11 @@ def calibrate(
         raise ArtifactError(f"{run} holds no search records, so it names no task to calibrate on: run `drllm search --out {run}` first")
     points = policy.operating_points()
     by_task = {plan["task"]: plan for plan in plans if not tasks or plan["task"] in tasks}
-    sources = {
-        f"{name}, part {n}": load_task(name, part["data"]) for name, plan in by_task.items() for n, part in enumerate(parts_of(plan))
-    }
+    # Whatever any task of the run was searched on, wherever it was read from, is nothing to calibrate on.
+    sources = run_sources(run)
     loaded = drop_overlaps({name: load_task(name, plan["data"]) for name, plan in by_task.items()} | sources, sources)
+    seen: set[str] = set()
+    left_out: Counter[str] = Counter()
     base: list[bool] = []
     answers: list[list[bool]] = [[] for _ in points]
     passes: list[list[int]] = [[] for _ in points]
@@ -63,8 +66,18 @@ def calibrate(
             scorer: Any = make_scorer(
                 routed, get_task(name), settings.reward, settings.max_step_tokens, settings.metric, settings.max_new_tokens
             )
-            examples = loaded[name].select(config.calibrate, config.calibrate_limit)
-            questions = sorted((scorer.question(loaded[name].task, e) for e in examples), key=lambda q: (q.n_tokens, q.example.id))
+            questions = []
+            for example in loaded[name].select(config.calibrate, config.calibrate_limit):
+                key = question_key(example.question)
+                if key in seen:
+                    left_out["asked by another task, too"] += 1
+                    continue
+                seen.add(key)
+                try:
+                    questions.append(scorer.question(loaded[name].task, example))
+                except InputError as error:
+                    left_out[str(error).partition(":")[0]] += 1
+            questions.sort(key=lambda question: (question.n_tokens, question.example.id))
             with Progress(f"calibrate on {name}", len(questions)) as progress:
                 for start in range(0, len(questions), CHUNK):
                     chunk = questions[start : start + CHUNK]
@@ -77,9 +90,10 @@ def calibrate(
         if not base:
             raise InputError(f"the tasks of {run} have no {config.calibrate} question: search data that has a train part, or give more")
         found = gate(
-            base, answers, [float(np.mean(values)) for values in passes], config.epsilon, config.delta, list(by_task), config.calibrate
-        )
-        entry["guarantee"] = found.to_json()
+            base, answers, [float(np.mean(values)) for values in passes], routed.n_layers, config.epsilon, config.delta, list(by_task),
+            config.calibrate, str(routed.model.dtype),
+        )  # fmt: skip
+        entry["guarantee"], entry["left_out"] = found.to_json(), dict(left_out)
     chosen = RoutePolicy(Route.full(routed.n_layers)) if found.point is None else points[found.point]
     chosen.guarantee = found.to_json()
     chosen.prompt_format = policy.prompt_format if found.point is not None else None

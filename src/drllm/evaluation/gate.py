@@ -23,7 +23,9 @@ from scipy import stats
 
 from drllm.errors import InputError
 
-SHARE_ERROR = 1e-3  # that the confidence set of the share of differing verdicts leaves it out; part of every p-value
+SHARE_ERROR = (
+    1e-3  # that the confidence set of the share of differing verdicts leaves it out; part of every p-value, less for a small delta
+)
 N_SHARES = 24  # shares tried in that set
 POWER_DRAWS = 200  # simulated calibration sets for each true gain that the power is asked of
 POWER_LEVEL = 0.8
@@ -39,6 +41,7 @@ class Guarantee:
         tasks, split: where they are from; it holds for prompts exchangeable with them.
         tested: each tested point in order: its index, p-value, observed difference, mean passes, and whether it passed.
         point: the index of the chosen one; None where none passed and the base is kept.
+        dtype: of the weights it was tested with.
         would_pass: the smallest of some true gains (fractions) at which a point like the last tested passes in 80 % of draws of this size.
     """
 
@@ -50,6 +53,7 @@ class Guarantee:
     tested: tuple[dict[str, Any], ...]
     point: int | None
     would_pass: float | None
+    dtype: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the sentence among them."""
@@ -72,7 +76,7 @@ class Guarantee:
         )
 
 
-def exact_p(ours: ArrayLike, base: ArrayLike, epsilon: float) -> float:
+def exact_p(ours: ArrayLike, base: ArrayLike, epsilon: float, share_error: float = SHARE_ERROR) -> float:
     """p-value of "accuracy is at least epsilon below the base's" from paired verdicts (0 / 1) [N]; their order does not matter.
 
     P(better - worse is at least what was seen) at a true loss of just epsilon, maximised over the share of questions whose verdict differs.
@@ -83,17 +87,17 @@ def exact_p(ours: ArrayLike, base: ArrayLike, epsilon: float) -> float:
         raise ValueError(f"expected verdicts 0 or 1 of at least one question, got differences of shape {differences.shape}")
     if not 0 <= epsilon < 1:
         raise ValueError(f"expected an epsilon from 0 to below 1, got {epsilon}")
-    return p_of_counts(len(differences), int((differences > 0).sum()), int((differences < 0).sum()), epsilon)
+    return p_of_counts(len(differences), int((differences > 0).sum()), int((differences < 0).sum()), epsilon, share_error)
 
 
 @lru_cache(maxsize=100_000)
-def p_of_counts(n: int, better: int, worse: int, epsilon: float) -> float:
+def p_of_counts(n: int, better: int, worse: int, epsilon: float, share_error: float = SHARE_ERROR) -> float:
     """As `exact_p`, from the numbers of questions that only the policy, and only the base, has right."""
     changed = better + worse
     # Clopper and Pearson's upper limit of the share of differing verdicts.
-    highest = 1.0 if changed == n else float(stats.beta.ppf(1 - SHARE_ERROR, changed + 1, n - changed))
+    highest = 1.0 if changed == n else float(stats.beta.ppf(1 - share_error, changed + 1, n - changed))
     shares = np.linspace(min(epsilon, highest), highest, N_SHARES) if highest > epsilon else np.array([epsilon])
-    return min(1.0, float(_tails(n, better - worse, shares, epsilon).max()) + SHARE_ERROR)
+    return min(1.0, float(_tails(n, better - worse, shares, epsilon).max()) + share_error)
 
 
 def _tails(n: int, seen: int, shares_S: np.ndarray, epsilon: float) -> np.ndarray:
@@ -119,18 +123,21 @@ def gate(
     base: ArrayLike,
     points: Sequence[ArrayLike],
     passes: Sequence[float],
+    n_layers: int,
     epsilon: float,
     delta: float,
     tasks: Sequence[str],
     split: str,
+    dtype: str = "",
     seed: int = 0,
 ) -> Guarantee:
-    """Test operating points in their order and choose the one with the fewest passes among those that passed.
+    """Test operating points in their order and choose among those that passed the cheapest, or the boldest if none saves passes.
 
     Args:
         base: (N,) the base's verdicts.
         points: each point's verdicts (N,) on the same questions, the nearest to the base first; the order must not depend on them.
         passes: mean passes of each point.
+        n_layers: the base's passes.
         seed: of the power's draws.
     """
     check(epsilon, delta)
@@ -140,20 +147,21 @@ def gate(
     tested: list[dict[str, Any]] = []
     for index, (point, n_passes) in enumerate(zip(points, passes, strict=True)):
         ours = np.asarray(point, dtype=float)
-        p = exact_p(ours, verdicts, epsilon)
+        p = exact_p(ours, verdicts, epsilon, share_error_for(delta))
         tested.append(
             {"point": index, "p": p, "difference": float((ours - verdicts).mean()), "mean_passes": float(n_passes), "passed": p <= delta}
         )
         if p > delta:
             break
     passed = [row for row in tested if row["passed"]]
-    # Equal passes: the later one, which leaves the base more readily and so is the one that was wanted.
-    chosen = min(passed, key=lambda row: (row["mean_passes"], -row["point"]))["point"] if passed else None
+    # The cheapest; where nothing that passed saves passes, the boldest, which was asked for to be better rather than cheaper.
+    cheapest = min(passed, key=lambda row: (row["mean_passes"], -row["point"]), default=None)
+    saves = cheapest is not None and cheapest["mean_passes"] < n_layers
+    chosen = None if cheapest is None else (cheapest if saves else passed[-1])["point"]
     last = np.asarray(points[tested[-1]["point"]], dtype=float)
     share = float((last != verdicts).mean())
-    return Guarantee(
-        epsilon, delta, len(verdicts), tuple(tasks), split, tuple(tested), chosen, smallest_gain(len(verdicts), share, epsilon, delta, seed)
-    )
+    gain = smallest_gain(len(verdicts), share, epsilon, delta, seed)
+    return Guarantee(epsilon, delta, len(verdicts), tuple(tasks), split, tuple(tested), chosen, gain, dtype)
 
 
 def smallest_gain(n: int, changed: float, epsilon: float, delta: float, seed: int = 0) -> float | None:
@@ -167,13 +175,19 @@ def smallest_gain(n: int, changed: float, epsilon: float, delta: float, seed: in
     def passes(gain: float) -> bool:
         share = min(1.0, max(changed, abs(gain)))
         counts = draw.multinomial(n, [(share + gain) / 2, (share - gain) / 2, 1 - share], size=POWER_DRAWS)
-        return sum(p_of_counts(n, int(better), int(worse), epsilon) <= delta for better, worse, _ in counts) >= POWER_LEVEL * POWER_DRAWS
+        p = [p_of_counts(n, int(better), int(worse), epsilon, share_error_for(delta)) for better, worse, _ in counts]
+        return sum(value <= delta for value in p) >= POWER_LEVEL * POWER_DRAWS
 
     low, high = 0, len(gains)  # a larger gain passes more often
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if passes(float(gains[middle])) else (middle + 1, high)
     return float(gains[low]) if low < len(gains) else None
+
+
+def share_error_for(delta: float) -> float:
+    """The part of a p-value that the confidence set of the share may take."""
+    return min(SHARE_ERROR, delta / 50)
 
 
 def check(epsilon: float, delta: float) -> None:

@@ -23,12 +23,13 @@ import pyarrow.parquet as pq
 from drllm.config import EvaluateConfig, to_dict
 from drllm.errors import ArtifactError
 from drllm.evaluation.names import BASE, check_methods, owner_of
+from drllm.evaluation.sources import run_sources
 from drllm.evaluation.stats import mcnemar, paired_bootstrap, wilson
 from drllm.files import write_bytes, write_json
 from drllm.model import artifact
 from drllm.model.policy import Policy, RowRoutes
 from drllm.model.routed import RoutedModel
-from drllm.plans import parts_of, search_plans
+from drllm.plans import path_plans, search_plans
 from drllm.progress import Progress
 from drllm.provenance import running
 from drllm.routes import Route
@@ -236,11 +237,6 @@ def _load(tasks: Sequence[str], data: str | Path | None, out: Path) -> dict[str,
 
     Without `data`, a searched task is read from where its search read it.
     """
-    plans = search_plans(out).values()
-    searched = {
-        f"{plan['task']} as searched, part {n}": load_task(plan["task"], part["data"])
-        for plan in plans
-        for n, part in enumerate(parts_of(plan))
-    }
-    sources = {plan["task"]: plan["data"] for plan in plans}
+    searched = run_sources(out)
+    sources = {plan["task"]: plan["data"] for plan in (path_plans(out) | search_plans(out)).values()}
     return drop_overlaps({name: load_task(name, data or sources.get(name)) for name in tasks} | searched, searched)

@@ -118,6 +118,7 @@ class RoutedLM(_Stock):
         self.routing = RoutingLog(self.routed.n_layers)
         self._time_base, self._n_steps = time_base, 0
         self._origins: list[tuple[str, int]] = [("", -1)]  # (task, doc_id) of each request under way, or one of all of them
+        self._sharing: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)  # tasks of the requests behind each prefix
         self._contexts: deque[str] = deque()  # of the batch being generated
         self._by_context: defaultdict[str, deque[tuple[str, int]]] = defaultdict(deque)
         self._format = "raw"  # of the prompts, until a chat template is asked for
@@ -191,16 +192,29 @@ class RoutedLM(_Stock):
         kinds: defaultdict[tuple[bool, bool], list[Packed]] = defaultdict(list)
         for row in self._decide(pack_requests(requests, self.max_length, self._packs)):
             kinds[row.is_tree, row.route is None].append(row)
-        with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests") as bar:
-            for rows in kinds.values():
-                for step in self._steps(self._prefixes.arrange(rows, self._policy), requests, override_bs):
-                    for index, answer in self._score(step, requests):
-                        answers[index] = answer
-                        if requests[index][0] is not None:
-                            self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
-                    bar.update(len(answers) - bar.n)
-        self._prefixes.drop()
+        try:
+            with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests") as bar:
+                for rows in kinds.values():
+                    for step in self._steps(self._arranged(rows, override_bs), requests, override_bs):
+                        for index, answer in self._score(step, requests):
+                            answers[index] = answer
+                            if requests[index][0] is not None:
+                                self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
+                        bar.update(len(answers) - bar.n)
+        finally:
+            self._prefixes.drop()
         return [answers[index] for index in range(len(requests))]
+
+    def _arranged(self, rows: list[Packed], override_bs: int | None) -> list[Packed]:
+        """The rows with what they share, and on whose account each shared beginning runs."""
+        size = override_bs or self.batch_size
+        step_tokens = (size if isinstance(size, int) else self.max_batch_size) * max(len(packed.row) for packed in rows)
+        arranged = self._prefixes.arrange(rows, self._policy, step_tokens)
+        self._sharing = defaultdict(list)
+        for packed in arranged:
+            if packed.n_prefix:
+                self._sharing[packed.prefix] += [self._origin(index)[0] for index in packed.requests]
+        return arranged
 
     def _decide(self, rows: list[Packed]) -> list[Packed]:
         """The rows; those of a context that stands in several rows, or is too long for some, with its one route."""
@@ -242,13 +256,14 @@ class RoutedLM(_Stock):
     def _score(self, step: list[Packed], requests: Sequence[Request]) -> Iterator[tuple[int, tuple[float, bool]]]:
         """(request, answer) of everything in one step."""
         tasks = [self._origin(index)[0] for packed in step for index in packed.requests]
+        is_timed = self._is_timed()
         if step[0].n_prefix:
-            self._run_prefix(step[0].prefix, tasks)
+            self._run_prefix(step[0].prefix, is_timed)
         started, before = time.perf_counter(), self._router_seconds
         (logprobs, greedy), routes = self._forward(step, self._policy is not None)
         seconds, router_seconds = time.perf_counter() - started, self._router_seconds - before
         base_seconds = None
-        if self._is_timed():
+        if is_timed:
             started = time.perf_counter()
             self._forward(step, False)
             base_seconds = time.perf_counter() - started
@@ -262,13 +277,14 @@ class RoutedLM(_Stock):
                 yield index, (float(logprobs[at : at + n].sum()), bool(greedy[at : at + n].all()))
                 at += n
 
-    def _run_prefix(self, prefix: tuple[int, ...], tasks: list[str]) -> None:
-        """Run what the coming step's rows share; where the base is timed beside, its prefix is ready, too."""
+    def _run_prefix(self, prefix: tuple[int, ...], is_timed: bool) -> None:
+        """Run what the coming step's rows share, at the expense of all that share it; where the base is timed beside, its own is ready."""
         started = time.perf_counter()
         with self._autocast():
             self._prefixes.prepare(None if self._policy is None else self._policy.route, prefix)
-        self.routing.add_seconds(tasks, time.perf_counter() - started, 0.0, None)
-        if self._policy is not None and self._time_base:
+        if tasks := self._sharing.pop(prefix, []):
+            self.routing.add_seconds(tasks, time.perf_counter() - started, 0.0, None)
+        if is_timed:
             with self._autocast():
                 self._prefixes.prepare(None, prefix)
 

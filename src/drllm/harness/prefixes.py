@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from drllm.harness.packing import Packed
@@ -20,16 +21,19 @@ from drllm.model.routed import RoutedModel
 from drllm.routes import Route
 from drllm.scoring.rows import Row, make_batch, pack_choices, separate_choices
 
-RUN_COST = 64  # tokens that a prefix must save beyond its own: a step of its own costs as much as these
-SIGHT = 8  # rows of a step see at most this many times the tokens that the step computes: keys and values take memory, too
+RUN_COST = 64  # tokens that a prefix must save beyond its own, at least: a step of its own costs as much as these
+SIGHT = 4  # rows of a step see at most this many times the tokens that the step computes: a block's keys and values take memory, too
+# Positions that depend on how long the whole row is: what ran before would have run otherwise.
+LENGTH_ROPES = ("dynamic", "longrope")
 
 
-def share_prefixes(rows: Sequence[Packed]) -> list[Packed]:
-    """The same rows, those that begin alike next to each other with `n_prefix` set, so that the fewest tokens are left to run.
+def share_prefixes(rows: Sequence[Packed], step_tokens: int = 0) -> list[Packed]:
+    """The same rows, those that begin alike next to each other with `n_prefix` set where that leaves fewer tokens to run.
 
     Contexts are sorted; their common beginnings form a tree of intervals (Abouelhoda et al. 2004), of which each is either one prefix
-    or what its parts are.
+    or what its parts are. A prefix costs a step of its own, and its rows a step that they may not fill: half a step of `step_tokens`.
     """
+    cost = max(RUN_COST, step_tokens // 2)
     rows = sorted(rows, key=_context)
     open_intervals: list[tuple[int, int, int, list[tuple[int, int, int]]]] = []  # (shared, start, tokens saved, [(start, end, shared)])
     for end in range(1, len(rows) + 1):
@@ -40,7 +44,7 @@ def share_prefixes(rows: Sequence[Packed]) -> list[Packed]:
             length, start, saved_inside, inside = open_intervals.pop()
             inside += groups
             saved, groups = saved_inside + saved, inside
-            whole = (end - start - 1) * length - RUN_COST
+            whole = (end - start - 1) * length - cost
             if whole > saved:
                 saved, groups = whole, [(start, end, length)]
         if open_intervals and open_intervals[-1][0] == shared:
@@ -68,13 +72,13 @@ class Prefixes:
         self._can_share = _can_share(self, packs)
         self.drop()
 
-    def arrange(self, rows: Sequence[Packed], policy: Policy | None) -> list[Packed]:
+    def arrange(self, rows: Sequence[Packed], policy: Policy | None, step_tokens: int = 0) -> list[Packed]:
         """The rows as `share_prefixes` orders them where the family allows it and one route is everybody's.
 
         What a policy reads must enter in one step, so prompts that are read share nothing.
         """
         one_route = policy is None or policy.route is not None
-        return share_prefixes(rows) if self._can_share and one_route else list(rows)
+        return share_prefixes(rows, step_tokens) if self._can_share and one_route else list(rows)
 
     @torch.no_grad()
     def prepare(self, route: Route | None, tokens: tuple[int, ...]) -> Cache:
@@ -88,6 +92,8 @@ class Prefixes:
         else:
             cache = self.routed.new_cache(RowRoutes([route]), torch.ones_like(ids))
         self.routed.decoder_forward(cache, input_ids=ids)
+        if ids.is_cuda:
+            torch.cuda.synchronize(ids.device)  # what is timed next must not wait for it
         self._kept[route] = (tokens, cache)
         return cache
 
@@ -107,6 +113,10 @@ def _can_share(prefixes: Prefixes, packs: bool) -> bool:
     """
     routed = prefixes.routed
     if any(type(slot) is not DynamicLayer for slot in new_slots(routed.config, routed.n_layers)):
+        return False
+    if getattr(routed.config, "keep_window_size", 0):  # Doge's
+        return False
+    if any(getattr(module, "rope_type", None) in LENGTH_ROPES for module in routed.model.modules()):
         return False
     n_vocab = routed.model.get_input_embeddings().num_embeddings
     token = lambda seed: 3 + (seed * 7919) % (n_vocab - 3)  # noqa: E731
@@ -132,15 +142,26 @@ def _agrees(prefixes: Prefixes, rows: list[Row], tree: bool, n_prefix: int) -> b
     return bool(((got - wanted).abs() <= (1e-3 if dtype == torch.float32 else 0.2) * spread).all())
 
 
+class _BehindPrefix(DynamicLayer):
+    """A slot of rows that all begin alike: it holds the beginning once, and keeps nothing of what is added, since one step is all."""
+
+    def __init__(self, slot: DynamicLayer, n_rows: int):
+        super().__init__()
+        assert slot.keys is not None
+        assert slot.values is not None
+        self.lazy_initialization(slot.keys, slot.values)
+        self._prefix = slot.keys.expand(n_rows, -1, -1, -1), slot.values.expand(n_rows, -1, -1, -1)
+        self.keys, self.values = self._prefix
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = self._prefix
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
+
 def _spread(cache: Any, n_rows: int) -> Any:
-    """The cache for more rows. Nothing is copied: growing a slot makes new tensors."""
+    """The cache for one step of more rows."""
     wide = copy.copy(cache)
-    wide.layers = []
-    for slot in cache.layers:
-        own = copy.copy(slot)
-        if slot.is_initialized:
-            own.keys, own.values = (part.expand(n_rows, -1, -1, -1) for part in (slot.keys, slot.values))
-        wide.layers.append(own)
+    wide.layers = [_BehindPrefix(slot, n_rows) if slot.is_initialized else copy.copy(slot) for slot in cache.layers]
     if hasattr(cache, "second_pass"):
         wide.second_pass = _spread(cache.second_pass, n_rows)
     return wide

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drllm.errors import InputError
+from drllm.flags import SECTIONS
 from drllm.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def get_method(name: str) -> Method:
         for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
             try:
                 found = point.load()
-            except (ImportError, AttributeError) as error:
+            except (ImportError, AttributeError, SyntaxError) as error:
                 raise InputError(f"method {name!r} cannot be loaded from {point.value} ({error}): update or remove that package") from None
             if not isinstance(found, Method):
                 raise InputError(f"method {name!r}: {point.value} is a {type(found).__name__}, expected a drllm.methods.base.Method")
@@ -75,9 +76,24 @@ def get_method(name: str) -> Method:
     return getattr(importlib.import_module(module), attribute)
 
 
-def method_sections() -> dict[str, type]:
-    """The options of every method, by the section of a YAML file that holds them."""
-    return {name: get_method(name).config for name in method_names()}
+class Sections(Mapping[str, type]):
+    """The configuration class of every section of a YAML file: those of the jobs, and each method's; a method is loaded when asked for."""
+
+    def __getitem__(self, name: str) -> type:
+        if name in SECTIONS:
+            return SECTIONS[name]
+        if name not in method_names():
+            raise KeyError(name)
+        return get_method(name).config
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*SECTIONS, *method_names()))
+
+    def __len__(self) -> int:
+        return len(SECTIONS) + len(method_names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in SECTIONS or name in method_names()
 
 
 def method_of(config: Any) -> Method:

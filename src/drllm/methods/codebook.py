@@ -9,7 +9,6 @@ Shapes: N questions, R routes of the matrix, K of the book, F features.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from drllm.config import check_range, knob
 from drllm.errors import ArtifactError, InputError
 from drllm.files import write_json
 from drllm.methods.base import Method
-from drllm.methods.selector import STAY, Ridge, lower_bound, out_of_fold
+from drllm.methods.selector import Folds, Ridge, lower_bound
 from drllm.routes import Route
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ class CodebookConfig:
     block: int = knob(0, "block before which the prompt is read; 0 tries a tenth, a fifth and a third of the blocks on tune")
     margin_weight: float = knob(0.5, "share of a gain that is the margin's (in its standard deviations); the rest is the verdict's")
     folds: int = knob(5, "parts of the fit questions; each is predicted by a selector fitted on the others")
-    confidence: float = knob(0.9, "one-sided confidence of the gain of those prompts that leave the base")
+    confidence: float = knob(0.9, "how sure the gain of those that leave the base must be, one-sided; not corrected for their choice")
     abstain: bool = knob(True, "keep the base where no gain is sure; else the highest score is followed, the base's being 0")
     budget: float = knob(1.0, "mean passes on tune, as a share of the base's, that the policy may spend at most; 1: accuracy first")
     seed: int = knob(0, "seed of the folds")
@@ -85,16 +84,21 @@ def fit_book(
     if config.block >= routed.n_layers:
         raise InputError(f"CodebookConfig.block is {config.block}, expected less than the model's {routed.n_layers} blocks")
     blocks = [config.block] if config.block else sorted({max(1, round(routed.n_layers * share)) for share in (0.1, 0.2, 0.33)})
-    features = {split: read_features(routed, folder, m, blocks, split) for split, m in (("fit", matrix), ("tune", tune))}
+    features = {split: read_features(routed, folder.parent, m, blocks, split) for split, m in (("fit", matrix), ("tune", tune))}
     if shuffle:
         order = np.random.default_rng(config.seed).permutation(len(matrix))
         features["fit"] = {block: values[order] for block, values in features["fit"].items()}
     candidates = list(_candidates(matrix, tune, features, blocks, config, order_routes))
     write_json(folder / "candidates.json", {"key": matrix.key, "candidates": [_row(candidate) for candidate in candidates]})
     best = choose(candidates, routed.n_layers, config.budget)
+    tensor = lambda values: torch.tensor(np.asarray(values), dtype=torch.float32)  # noqa: E731
+    if best.tune_gain <= 0 and config.budget == 1:  # the base is among what tune chooses from
+        empty = np.zeros((len(best.ridge.mean), 0))
+        return Codebook(
+            best.routes[:1], best.block, tensor(best.ridge.mean), tensor(best.ridge.scale), tensor(empty), torch.zeros(0), [], 0
+        )
+    points = [Point(threshold, price) for threshold, price in _ladder(best)]
     ridge = best.ridge
-    tensor = lambda values: torch.tensor(values, dtype=torch.float32)  # noqa: E731
-    points = [Point(STAY), *(Point(threshold, price) for threshold, price in _ladder(best))]
     policy = Codebook(
         best.routes, best.block, tensor(ridge.mean), tensor(ridge.scale), tensor(ridge.weight), tensor(ridge.bias), points, len(points) - 1
     )
@@ -122,28 +126,30 @@ def choose_routes(matrix: Matrix, allowed: np.ndarray, n: int, config: CodebookC
 
 def worth(matrix: Matrix, config: CodebookConfig, price: float = 0.0) -> np.ndarray:
     """(N, R): each route's gain over the base, margin and verdict mixed, plus what its saved passes are worth."""
-    margins = np.clip(np.nan_to_num(matrix.margin_gains), -1, 1)
+    margins = np.clip(matrix.margin_gains, -1, 1)
     saved = 1 - matrix.passes() / matrix.passes()[0]
-    return config.margin_weight * margins + (1 - config.margin_weight) * matrix.gains + price * saved
+    mixed = config.margin_weight * margins + (1 - config.margin_weight) * matrix.gains
+    return np.where(np.isnan(margins), matrix.gains, mixed) + price * saved  # a reward without margins: the verdict alone
 
 
 def read_features(routed: RoutedModel, folder: Path, matrix: Matrix, blocks: Sequence[int], split: str) -> dict[int, np.ndarray]:
-    """What the selector reads of each question, by block; computed once and kept in `folder`."""
+    """What the selector reads of each question, by block; computed once for all methods of a run and kept in `folder`."""
+    from safetensors import SafetensorError
     from safetensors.numpy import load, save
 
     from drllm.files import write_bytes
     from drllm.training.features import read_prompts
 
-    path, key = folder / f"features-{split}.safetensors", f"{matrix.key}:{routed.model.dtype}:{','.join(map(str, blocks))}"
-    sidecar = folder / f"features-{split}.json"
-    if path.is_file() and sidecar.is_file() and json.loads(sidecar.read_text(encoding="utf-8"))["key"] == key:
+    dtype = str(routed.model.dtype).removeprefix("torch.")
+    path = folder / f"prompts-{split}-{matrix.key}-{dtype}-{'-'.join(map(str, blocks))}.safetensors"
+    if not path.is_file():
+        read = read_prompts(routed, matrix.prompts, blocks, 512)
+        write_bytes(path, save({str(block): values.numpy() for block, values in read.items()}))
+    try:
         kept = load(path.read_bytes())
-        return {block: kept[str(block)].astype(np.float32) for block in blocks}
-    read = read_prompts(routed, matrix.prompts, blocks, 512)
-    found = {block: values.numpy() for block, values in read.items()}
-    write_bytes(path, save({str(block): values.astype(np.float16) for block, values in found.items()}))
-    write_json(sidecar, {"key": key})
-    return {block: values.astype(np.float16).astype(np.float32) for block, values in found.items()}
+    except SafetensorError as error:
+        raise ArtifactError(f"{path} is not a readable feature file ({str(error)[:100]}): delete it and train again") from None
+    return {block: kept[str(block)] for block in blocks}
 
 
 def choose(candidates: Sequence[Candidate], n_layers: int, budget: float) -> Candidate:
@@ -170,6 +176,7 @@ def _candidates(
     prices = (0.0,) if config.budget == 1 else tuple(0.05 * 2**step for step in range(8))
     for block in blocks:
         allowed = np.array([not route.is_full and route.first_edit() >= block for route in matrix.routes])
+        folds = Folds(features["fit"][block], config.folds, config.seed)
         for price in prices:
             order = order_routes(matrix, allowed, max(sizes), config, price)
             for size in sorted({min(size, len(order)) for size in sizes}):
@@ -177,14 +184,14 @@ def _candidates(
                 if not places:
                     continue
                 book = matrix.only([matrix.routes[0], *(matrix.routes[place] for place in places)])
-                yield _fit_one(book, tune.only(book.routes), features["fit"][block], features["tune"][block], block, price, config)
+                yield _fit_one(book, tune.only(book.routes), folds, features["tune"][block], block, price, config)
 
 
 def _fit_one(
-    book: Matrix, tune: Matrix, features: np.ndarray, tune_features: np.ndarray, block: int, price: float, config: CodebookConfig
+    book: Matrix, tune: Matrix, folds: Folds, tune_features: np.ndarray, block: int, price: float, config: CodebookConfig
 ) -> Candidate:
     targets = worth(book, config)[:, 1:]
-    ridge, predicted = out_of_fold(features, targets, config.folds, config.seed)
+    ridge, predicted = folds.fit(targets)
     saved = 1 - book.passes()[1:] / book.passes()[0]
     value = predicted + price * saved
     best = value.argmax(1)
@@ -203,7 +210,7 @@ def _fit_one(
 def _ladder(best: Candidate) -> list[tuple[float, float]]:
     """Operating points between the base and the chosen one: higher thresholds, so that fewer prompts leave the base."""
     steps = (0.4, 0.2, 0.1, 0.05, 0.0)
-    return [(best.threshold + step, best.price) for step in steps] if best.threshold < STAY else []
+    return [(best.threshold + step, best.price) for step in steps]
 
 
 def _row(candidate: Candidate) -> dict[str, Any]:

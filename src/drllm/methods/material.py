@@ -117,7 +117,10 @@ class Material:
     def score(self, routes: Sequence[Route], limit: int = 0, label: str = "routes") -> tuple[np.ndarray, np.ndarray]:
         """Verdicts and margins, both (N, R), of routes on the fit questions, in the order of `prompts`, at most `limit` of each task."""
         correct, margins = [], []
-        asked = [(scorer, questions[:limit] if limit else questions) for scorer, questions in self.asked]
+        # Plans are in the order of lengths: of every so many questions one, for all lengths to be there.
+        asked = [
+            (scorer, questions[:: max(1, len(questions) // limit)][:limit] if limit else questions) for scorer, questions in self.asked
+        ]
         with Progress(label, sum(len(questions) for _, questions in asked)) as progress:
             for scorer, questions in asked:
                 for start in range(0, len(questions), GROUP):

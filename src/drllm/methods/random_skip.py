@@ -34,7 +34,7 @@ def fit(routed: RoutedModel, material: Material, config: RandomSkipConfig, folde
     """No record is read, but for the prompts' format."""
     from drllm.model.policy import RoutePolicy
 
-    n_skipped = routed.n_layers - int(config.budget * routed.n_layers + 1e-9)
+    n_skipped = routed.n_layers - max(1, int(config.budget * routed.n_layers + 1e-9))
     skipped = np.random.default_rng(config.seed).choice(routed.n_layers, n_skipped, replace=False)
     policy = RoutePolicy(Route([0 if block in skipped else 1 for block in range(routed.n_layers)]))
     policy.prompt_format = material.prompt_format

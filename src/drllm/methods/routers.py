@@ -121,6 +121,8 @@ def _set_knob(policy: Routers, material: Material, config: RoutersConfig, folder
     rows = []
     asked = material.tune(config.tune_questions)
     if not asked:
+        if config.budget < 1:
+            raise InputError("the searched data has no tune question to keep the budget on: search data with a validation part")
         return policy
     points = policy.operating_points()
     limit = config.budget * policy.n_layers + 1e-9 if config.budget < 1 else float("inf")

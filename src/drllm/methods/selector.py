@@ -5,6 +5,7 @@ Shapes: N questions, F features, K routes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,39 +31,55 @@ class Ridge:
         return (features - self.mean) / self.scale @ self.weight + self.bias
 
 
+class Folds:
+    """Ridges of every penalty on one set of features: fitted on all questions, and on all but each part of them.
+
+    The eigenvectors of the features serve every target and penalty, so a route, a book or a price more costs two products.
+    """
+
+    def __init__(self, features: np.ndarray, n_folds: int, seed: int):
+        self._fold_of = np.random.default_rng(seed).permutation(len(features)) % n_folds
+        self._features = features
+        self._all = _Solver(features)
+        self._parts = [(self._fold_of == fold, _Solver(features[self._fold_of != fold])) for fold in range(n_folds)]
+
+    def fit(self, targets: np.ndarray) -> tuple[Ridge, np.ndarray]:
+        """The ridge of the penalty that predicts best, fitted on all, and predictions (N, K) of each question by one fitted without it."""
+        predicted = {penalty: np.zeros(targets.shape) for penalty in PENALTIES}
+        for here, solver in self._parts:
+            fitted = solver.fit(targets[~here])
+            for penalty in PENALTIES:
+                predicted[penalty][here] = fitted(penalty).predict(self._features[here])
+        errors = {penalty: float(((values - targets) ** 2).mean()) for penalty, values in predicted.items()}
+        best = min(PENALTIES, key=errors.__getitem__)
+        return self._all.fit(targets)(best), predicted[best]
+
+
 class _Solver:
-    """The eigenvectors of one part's kernel, so that every penalty costs one product."""
+    """The eigenvectors of one set of questions' features."""
 
-    def __init__(self, features: np.ndarray, targets: np.ndarray):
+    def __init__(self, features: np.ndarray):
         self.mean, self.scale = features.mean(0), features.std(0) + 1e-6
-        self.bias = targets.mean(0)
-        z = (features - self.mean) / self.scale
-        gram = z.T @ z
-        self.values, self.vectors = np.linalg.eigh(gram)
-        self.projected = self.vectors.T @ (z.T @ (targets - self.bias))
+        self.z = (features - self.mean) / self.scale
+        self.values, self.vectors = np.linalg.eigh(self.z.T @ self.z)
 
-    def at(self, penalty: float) -> Ridge:
-        weight = self.vectors @ (self.projected / (np.maximum(self.values, 0) + penalty)[:, None])
-        return Ridge(self.mean, self.scale, weight, self.bias, penalty)
+    def fit(self, targets: np.ndarray) -> Callable[[float], Ridge]:
+        """The ridge of a penalty."""
+        bias = targets.mean(0)
+        projected = self.vectors.T @ (self.z.T @ (targets - bias))
 
+        def at(penalty: float) -> Ridge:
+            weight = self.vectors @ (projected / (np.maximum(self.values, 0) + penalty)[:, None])
+            return Ridge(self.mean, self.scale, weight, bias, penalty)
 
-def out_of_fold(features: np.ndarray, targets: np.ndarray, n_folds: int, seed: int) -> tuple[Ridge, np.ndarray]:
-    """The ridge of the penalty that predicts best, fitted on all, and predictions (N, K) of each question by one fitted without it."""
-    n = len(features)
-    fold_of = np.random.default_rng(seed).permutation(n) % n_folds
-    predicted = {penalty: np.zeros_like(targets, dtype=float) for penalty in PENALTIES}
-    for fold in range(n_folds):
-        rest, here = fold_of != fold, fold_of == fold
-        solver = _Solver(features[rest], targets[rest])
-        for penalty in PENALTIES:
-            predicted[penalty][here] = solver.at(penalty).predict(features[here])
-    errors = {penalty: float(((values - targets) ** 2).mean()) for penalty, values in predicted.items()}
-    best = min(PENALTIES, key=errors.__getitem__)
-    return _Solver(features, targets).at(best), predicted[best]
+        return at
 
 
 def lower_bound(scores: np.ndarray, gains: np.ndarray, confidence: float) -> float:
     """The threshold with the highest lower bound of the total gain of those above it; `STAY` where no bound is positive.
+
+    A rule of thumb, not a test: the bound holds for one threshold, and here the best of many is taken, so on pure noise it leaves the base
+    in some 40 % of draws at a confidence of 0.9. What a code book is worth is decided on tune, and by the gate.
 
     Args:
         scores: (N,) of each question's best route, predicted without it.

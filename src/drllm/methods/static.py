@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from drllm.config import check_range, knob
-from drllm.errors import InputError
+from drllm.errors import ArtifactError, InputError
 from drllm.files import write_json
 from drllm.methods.base import Method
 from drllm.routes import Route
@@ -50,7 +51,7 @@ def fit(routed: RoutedModel, material: Material, config: StaticConfig, folder: P
     from drllm.model.policy import RoutePolicy
 
     full = Route.full(routed.n_layers)
-    ranked = rank_candidates(material, full)
+    ranked = rank_candidates(material, full, not config.confirm)
     scores = _Scores(material, full, folder / "candidates.json")
     limit = config.budget * routed.n_layers + 1e-9 if config.budget < 1 else math.inf
     current = full
@@ -86,12 +87,17 @@ def combine(one: Route, other: Route) -> Route | None:
     return Route([b if a == 1 else a for a, b in zip(one, other, strict=True)])
 
 
-def rank_candidates(material: Material, full: Route) -> list[Route]:
-    """Every route tried on enough fit questions, by search or in a dense matrix, by the lower bound of its mean gain over the base."""
+def rank_candidates(material: Material, full: Route, with_held_back: bool) -> list[Route]:
+    """Every route tried on enough fit questions, by search or in a dense matrix, by the lower bound of its mean gain over the base.
+
+    Questions that are to confirm a step have no say in which routes are tried.
+    """
     gains: dict[Route, list[float]] = defaultdict(list)
     if material.search_plans:
         for task in material.tasks:
-            for record in task.records:
+            for question, record in zip(task.questions, task.records, strict=True):
+                if is_held_back(question.context_ids) and not with_held_back:
+                    continue
                 has_margin = not math.isnan(record.base_margin)
                 base = record.base_margin if has_margin else record.rewards[0]
                 for route, value in zip(record.routes, record.margins if has_margin else record.rewards, strict=True):
@@ -100,10 +106,16 @@ def rank_candidates(material: Material, full: Route) -> list[Route]:
         matrix = material.matrix()
         values = matrix.margins - matrix.margins[:, :1]
         values = np.where(np.isnan(values), matrix.gains, values)
+        rows = np.array([with_held_back or not is_held_back(prompt) for prompt in matrix.prompts])
         for place, route in enumerate(matrix.routes):
-            gains[route] += values[:, place].tolist()
+            gains[route] += values[rows, place].tolist()
     known = {route: np.array(values) for route, values in gains.items() if route != full and len(values) >= MIN_EVALUATIONS}
     return sorted(known, key=lambda route: (-_lower(known[route]), str(route)))
+
+
+def is_held_back(prompt: Sequence[int]) -> bool:
+    """Whether a fit question only confirms steps; by its tokens, so that equal questions stand on one side."""
+    return hashlib.sha256(json.dumps(list(prompt)).encode()).digest()[0] % 2 == 1
 
 
 class _Scores:
@@ -111,14 +123,17 @@ class _Scores:
 
     def __init__(self, material: Material, full: Route, path: Path):
         self.material, self.full, self.path = material, full, path
-        prompts = material.prompts
-        about = [material.routed.fingerprint, str(material.routed.model.dtype), prompts]
-        self.key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-        self.held_back = np.array([hashlib.sha256(json.dumps(prompt).encode()).digest()[0] % 2 == 1 for prompt in prompts])
+        # Plans hold digests of questions and answers, the metric and the reward.
+        about = [str(material.routed.model.dtype), *(material.search_plans or material.path_plans).values()]
+        self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        self.held_back = np.array([is_held_back(prompt) for prompt in material.prompts])
         self.values: dict[Route, np.ndarray] = {}
         self.rows: list[dict[str, Any]] = []
         if path.is_file():
-            saved = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                saved = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ArtifactError(f"{path} is not readable JSON ({error}): delete it and train again") from None
             if saved.get("key") == self.key:
                 self.rows = saved["candidates"]
                 self.values = {Route.parse(row["route"]): np.array(row["values"]) for row in self.rows}

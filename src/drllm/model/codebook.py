@@ -66,7 +66,7 @@ class Codebook(Policy):
         block: the block before which the prompt's states are read.
         mean, scale: (F,) standardise the features.
         weight, bias: (F, K - 1) and (K - 1,): the score of each route but the base, whose score is 0.
-        points: operating points, the readiest to stay with the base first.
+        points: operating points, the readiest to stay with the base first; none for a book of the base alone.
         at: the one in use.
     """
 
@@ -89,7 +89,7 @@ class Codebook(Policy):
             raise InputError(
                 f"a code book that reads the prompt before block {block} needs the base first and no route that edits one before"
             )
-        if weight.shape != (len(mean), len(self.routes) - 1) or not 0 <= at < len(self.points):
+        if weight.shape != (len(mean), len(self.routes) - 1) or not 0 <= at < max(1, len(self.points)):
             raise InputError(f"a selector of shape {tuple(weight.shape)} does not fit {len(self.routes)} routes and point {at}")
         self._actions_KL = torch.tensor([[int(action) for action in route] for route in self.routes])
         saved = [1 - route.n_passes / self.n_layers for route in self.routes[1:]]
@@ -97,6 +97,8 @@ class Codebook(Policy):
 
     def choose(self, features_BF: Tensor, point: Point | None = None) -> Tensor:
         """The index (B,) of each prompt's route, from its pooled states."""
+        if not self.weight.shape[1]:
+            return torch.zeros(len(features_BF), dtype=torch.long)
         point = self.points[self.at] if point is None else point
         return pick(self.scores(features_BF), self._saved_K, point)
 
@@ -130,11 +132,12 @@ class Codebook(Policy):
             raise InputError(f"operating point {at} does not exist: this code book has {len(self.points)}, counted from 0")
         view = copy.copy(self)
         view.at = at
+        view.guarantee = None  # promised for one point
         return view
 
     def operating_points(self) -> list[Policy]:
         """The book at each point, the readiest to stay with the base first."""
-        return [self.at_point(at) for at in range(len(self.points))]
+        return [self.at_point(at) for at in range(len(self.points))] if self.points else [self]
 
     def save(self, folder: Path) -> list[str]:
         """`codebook.json`, which holds a checksum of `selector.safetensors`; each atomically."""

@@ -22,7 +22,7 @@ from drllm.routes import Route
 
 POLICY_FILE = "policy.json"
 # Policies that live in modules of their own: imported, and so registered, when an artefact names them.
-_MODULES = {"routers": "drllm.model.routers"}
+_MODULES = {"routers": "drllm.model.routers", "codebook": "drllm.model.codebook"}
 _REGISTRY: dict[str, type[Policy]] = {}
 
 

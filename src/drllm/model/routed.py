@@ -254,7 +254,7 @@ class RoutedModel:
         """
         chosen = self.policy if policy is None else self._as_policy(policy)
         if epsilon is not None:
-            check_promise(chosen, epsilon)
+            check_promise(chosen, epsilon, str(self.model.dtype))
         if (prompts is None) == (input_ids is None):
             raise InputError("give either prompts or input_ids")
         if input_ids is None:
@@ -349,8 +349,8 @@ class RoutedModel:
         return routed
 
 
-def check_promise(policy: Policy | None, epsilon: float) -> None:
-    """Refuse a policy without a guarantee of `epsilon` or less."""
+def check_promise(policy: Policy | None, epsilon: float, dtype: str) -> None:
+    """Refuse a policy without a guarantee of `epsilon` or less, for weights of this dtype."""
     if policy is None or is_identity(policy):
         return
     found = policy.guarantee
@@ -358,7 +358,9 @@ def check_promise(policy: Policy | None, epsilon: float) -> None:
         raise InputError(
             f"epsilon={epsilon} asks for a promise and this policy has none: `drllm train --calibrate calibrate` tests for one"
         )
-    if epsilon < found["epsilon"]:
+    if found["dtype"] != dtype:
+        raise InputError(f"this policy is promised for {found['dtype']} weights, these are {dtype}: load the base in that type")
+    if not epsilon >= found["epsilon"]:
         raise InputError(
             f"epsilon={epsilon} asks for more than the {found['epsilon']} this policy is promised: train with --epsilon {epsilon}"
         )

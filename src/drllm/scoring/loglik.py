@@ -246,8 +246,8 @@ def can_pack(routed: RoutedModel) -> bool:
     """
     if not routed.takes_position_ids or any(slot.is_sliding for slot in new_slots(routed.config, routed.n_layers)):
         return False
-    if "local" in getattr(routed.config, "attention_layers", ()):
-        return False  # GPT-Neo's windows, which no cache shows: the example below may fit in one
+    if "local" in getattr(routed.config, "attention_layers", ()) or getattr(routed.config, "keep_window_size", 0):
+        return False  # windows that no cache shows (GPT-Neo's, Doge's): the example below may fit in one
     n_vocab = routed.model.get_input_embeddings().num_embeddings
     token = lambda seed: 3 + (seed * 7919) % (n_vocab - 3)  # noqa: E731
     pairs = [([token(i) for i in range(12)], [token(100 * choice + i) for i in range(6)]) for choice in range(1, 4)]

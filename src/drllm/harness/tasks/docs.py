@@ -12,6 +12,7 @@ from typing import Any
 
 from datasets import Dataset
 from lm_eval.api.samplers import FirstNSampler
+from lm_eval.api.task import ConfigurableTask
 
 from drllm.harness import SPLITS_READ
 from drllm.tasks import Example, Task, load_task
@@ -34,14 +35,28 @@ def documents(drllm_task: str, data: str | None = None, split: str = "tune", **_
     return found
 
 
+class ChoiceTask(ConfigurableTask):
+    """A multiple-choice task whose shots are of the question's own kind: the harness tells its samplers which question asks only where
+    questions and shots are of one split."""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+
+    def fewshot_context(self, doc: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The harness's own, after telling the sampler what the question is about."""
+        self.sampler.about = doc["description"]  # type: ignore[attr-defined]
+        return super().fewshot_context(doc, *args, **kwargs)
+
+
 class AlikeFirst(FirstNSampler):
     """The first n shots under the question's own description, as MMLU's five a subject; then those of others, where it has fewer."""
+
+    about: str | None = None
 
     def sample(self, n: int, eval_doc: dict[str, Any] | None = None, df: Any = None, **kwargs: Any) -> list[dict[str, Any]]:
         """n documents of the pool, in its order."""
         pool = self.df
-        about = None if eval_doc is None else eval_doc["description"]
-        self.df = sorted(pool, key=lambda document: document["description"] != about)  # stable
+        self.df = sorted(pool, key=lambda document: document["description"] != self.about)  # stable
         try:
             return list(super().sample(n, eval_doc, df, **kwargs))
         finally:
