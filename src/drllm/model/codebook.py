@@ -89,7 +89,11 @@ class Codebook(Policy):
             raise InputError(
                 f"a code book that reads the prompt before block {block} needs the base first and no route that edits one before"
             )
-        if weight.shape != (len(mean), len(self.routes) - 1) or not 0 <= at < max(1, len(self.points)):
+        if (
+            weight.shape != (len(mean), len(self.routes) - 1)
+            or not 0 <= at < max(1, len(self.points))
+            or (len(self.routes) > 1 and not self.points)
+        ):
             raise InputError(f"a selector of shape {tuple(weight.shape)} does not fit {len(self.routes)} routes and point {at}")
         self._actions_KL = torch.tensor([[int(action) for action in route] for route in self.routes])
         saved = [1 - route.n_passes / self.n_layers for route in self.routes[1:]]
