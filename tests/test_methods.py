@@ -462,7 +462,7 @@ def test_views_at_another_point_promise_nothing():
 def test_what_any_search_of_the_run_has_seen_is_not_calibrated_on(tiny, tmp_path):
     """The search read one file, the matrix another in which the search's fit questions stand as calibrate questions."""
     rows = questions(120)
-    one = write_rows(tmp_path / "a.jsonl", [row | {"part": "train"} for row in rows])
+    one = write_rows(tmp_path / "a.jsonl", [row | {"part": "train" if place else "dev"} for place, row in enumerate(rows)])
     search(tiny, [TASK], SEARCH, tmp_path / "run", one)
     searched = {record.id for record in read_records(tmp_path / "run" / "search")}
     fresh = [row | {"id": f"new {row['id']}", "question": f"new {row['question']}"} for row in rows]
