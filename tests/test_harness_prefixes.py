@@ -179,6 +179,7 @@ def test_small_groups_share_steps_rather_than_prefixes():
     rows = [[*range(100 * passage, 100 * passage + 90), question] for passage in range(8) for question in range(4)]
     assert all(row.n_prefix == 90 for row in share_prefixes(contexts(rows), 64))
     assert not any(row.n_prefix for row in share_prefixes(contexts(rows), 64 * 91))
+    assert all(row.n_prefix == 90 for row in share_prefixes(contexts(rows), 8 * 91))
 
 
 def test_nothing_is_kept_after_a_failure():

@@ -31,9 +31,9 @@ def share_prefixes(rows: Sequence[Packed], step_tokens: int = 0) -> list[Packed]
     """The same rows, those that begin alike next to each other with `n_prefix` set where that leaves fewer tokens to run.
 
     Contexts are sorted; their common beginnings form a tree of intervals (Abouelhoda et al. 2004), of which each is either one prefix
-    or what its parts are. A prefix costs a step of its own, and its rows a step that they may not fill: half a step of `step_tokens`.
+    or what its parts are. A prefix costs a step of its own, and its rows a step that they may not fill: an eighth of `step_tokens`.
     """
-    cost = max(RUN_COST, step_tokens // 2)
+    cost = max(RUN_COST, step_tokens // 8)
     rows = sorted(rows, key=_context)
     open_intervals: list[tuple[int, int, int, list[tuple[int, int, int]]]] = []  # (shared, start, tokens saved, [(start, end, shared)])
     for end in range(1, len(rows) + 1):
