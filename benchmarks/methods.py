@@ -27,6 +27,7 @@ ARC, OBQA = ("arc_easy", "arc_challenge"), ("openbookqa",)
 MIXED = (*ARC, *OBQA, "commonsenseqa", "piqa", "boolq")
 # setting -> (tasks learned from, tasks asked)
 SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "arc_easy": (ARC[:1], ARC[:1]),
     "arc": (ARC, ARC),
     "openbookqa": (OBQA, OBQA),
     "commonsenseqa": (("commonsenseqa",), ("commonsenseqa",)),
