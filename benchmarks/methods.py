@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
     from drllm.evaluation.run import control_routes
     from drllm.files import write_json
     from drllm.methods.base import get_method
-    from drllm.methods.codebook import read_features
+    from drllm.methods.codebook import read_features, reading_blocks
     from drllm.methods.material import Material
     from drllm.model.artifact import load_policy
     from drllm.model.codebook import Codebook
@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace) -> None:
                     write_json(out / name / "training.json", about)
                 policy = load_policy(out / name, routed)
                 if isinstance(policy, Codebook):
-                    blocks = sorted({max(1, round(routed.n_layers * share)) for share in (0.1, 0.2, 0.33)})
+                    blocks = reading_blocks(routed.n_layers)
                     features = read_features(routed, arguments.run / "train", tune.matrix, blocks, "tune")[policy.block]
                     routes = [policy.routes[place] for place in policy.choose(torch.from_numpy(features))]
                 else:

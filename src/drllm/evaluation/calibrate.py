@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from drllm.config import GateConfig, SearchConfig, to_dict
+from drllm.config import GateConfig, to_dict
 from drllm.errors import ArtifactError, InputError
 from drllm.evaluation.gate import Guarantee, gate
 from drllm.evaluation.sources import run_sources
+from drllm.methods.planned import planned_scorer
 from drllm.model.policy import Policy, RoutePolicy
 from drllm.model.routed import RoutedModel
 from drllm.plans import path_plans, search_plans
 from drllm.progress import Progress
 from drllm.provenance import running
 from drllm.routes import Route
-from drllm.scoring import make_scorer
-from drllm.tasks import drop_overlaps, get_task, load_task, question_key
+from drllm.tasks import drop_overlaps, load_task, question_key
 
 CHUNK = 64  # questions between two steps of the progress bar
 
@@ -62,10 +62,7 @@ def calibrate(
     passes: list[list[int]] = [[] for _ in points]
     with running(run, "calibrate", to_dict(config), argv) as entry:
         for name, plan in by_task.items():
-            settings = SearchConfig(**plan["config"])
-            scorer: Any = make_scorer(
-                routed, get_task(name), settings.reward, settings.max_step_tokens, settings.metric, settings.max_new_tokens
-            )
+            scorer: Any = planned_scorer(routed, plan)
             questions = []
             for example in loaded[name].select(config.calibrate, config.calibrate_limit):
                 key = question_key(example.question)

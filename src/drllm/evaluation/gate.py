@@ -23,9 +23,8 @@ from scipy import stats
 
 from drllm.errors import InputError
 
-SHARE_ERROR = (
-    1e-3  # that the confidence set of the share of differing verdicts leaves it out; part of every p-value, less for a small delta
-)
+# That the confidence set of the share of differing verdicts leaves it out: part of every p-value, less for a small delta.
+SHARE_ERROR = 1e-3
 N_SHARES = 24  # shares tried in that set
 POWER_DRAWS = 200  # simulated calibration sets for each true gain that the power is asked of
 POWER_LEVEL = 0.8

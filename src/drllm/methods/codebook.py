@@ -83,7 +83,7 @@ def fit_book(
         raise ArtifactError("the matrix's fit and tune questions were evaluated on other routes: make both in one `search --paths`")
     if config.block >= routed.n_layers:
         raise InputError(f"CodebookConfig.block is {config.block}, expected less than the model's {routed.n_layers} blocks")
-    blocks = [config.block] if config.block else sorted({max(1, round(routed.n_layers * share)) for share in (0.1, 0.2, 0.33)})
+    blocks = [config.block] if config.block else reading_blocks(routed.n_layers)
     features = {split: read_features(routed, folder.parent, m, blocks, split) for split, m in (("fit", matrix), ("tune", tune))}
     if shuffle:
         order = np.random.default_rng(config.seed).permutation(len(matrix))
@@ -104,6 +104,11 @@ def fit_book(
     )
     policy.prompt_format = matrix.prompt_format
     return policy
+
+
+def reading_blocks(n_layers: int) -> list[int]:
+    """The blocks before which the prompt may be read, where none is given."""
+    return sorted({max(1, round(n_layers * share)) for share in (0.1, 0.2, 0.33)})
 
 
 def choose_routes(matrix: Matrix, allowed: np.ndarray, n: int, config: CodebookConfig, price: float) -> list[int]:

@@ -46,20 +46,12 @@ class Material:
     def __init__(self, routed: RoutedModel, run: Path, only: Sequence[str] = ()):
         """`only` names the tasks to learn from; none: all of the run."""
         self.routed, self.run, self.only = routed, run, tuple(only)
-        known = {plan["task"] for plan in (search_plans(run) | path_plans(run)).values()}
+        searched, dense = search_plans(run), path_plans(run)
+        known = {plan["task"] for plan in (searched | dense).values()}
         if absent := [name for name in self.only if name not in known]:
             raise InputError(f"{run} holds no records of task {absent[0]!r}: it has {', '.join(sorted(known)) or 'none'}")
+        self.search_plans, self.path_plans = self._wanted(searched), self._wanted(dense)  # by task folder
         self._matrices: dict[str, Matrix] = {}
-
-    @property
-    def search_plans(self) -> dict[Path, dict[str, Any]]:
-        """Of the searched tasks, as `drllm.plans.search_plans`."""
-        return self._wanted(search_plans(self.run))
-
-    @property
-    def path_plans(self) -> dict[Path, dict[str, Any]]:
-        """Of the dense matrix's tasks."""
-        return self._wanted(path_plans(self.run))
 
     def _wanted(self, plans: dict[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
         return {folder: plan for folder, plan in plans.items() if not self.only or plan["task"] in self.only}

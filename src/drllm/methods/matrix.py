@@ -69,14 +69,6 @@ class Matrix:
         places = [self.routes.index(route) for route in routes]
         return replace(self, routes=tuple(routes), correct=self.correct[:, places], margins=self.margins[:, places])
 
-    def rows(self, places: np.ndarray) -> Matrix:
-        """Some questions, by index."""
-        pick = lambda values: tuple(values[place] for place in places)  # noqa: E731
-        return replace(
-            self, tasks=pick(self.tasks), ids=pick(self.ids), prompts=pick(self.prompts), correct=self.correct[places],
-            margins=self.margins[places],
-        )  # fmt: skip
-
 
 def read_matrix(routed: RoutedModel, run: Path, plans: dict[Path, dict[str, Any]], split: str) -> Matrix:
     """The tasks of `plans`, of a `search --paths`, questions of one split; `ArtifactError` without any, or with other routes a task."""

@@ -1,17 +1,34 @@
-"""The routes a policy decides for prompts, without answering them: one forward of each prompt, no output head."""
+"""Prompts through the model without answering them: one forward of each, no output head; the routes that a policy decides for them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from drllm.model.policy import Policy, RowRoutes
 from drllm.model.prompts import left_pad
 from drllm.model.routed import RoutedModel
 from drllm.routes import Route
 from drllm.scoring.rows import split_steps
+
+
+def prompt_steps(
+    routed: RoutedModel, prompts: Sequence[Sequence[int]], max_step_tokens: int, by_length: bool = False
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Prompts (token ids) in left-padded steps: which of them, and what the model's forward takes.
+
+    In the order given, or with `by_length` the shortest first, so that little is padded.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index)) if by_length else list(range(len(prompts)))
+    for step in split_steps([len(prompts[index]) for index in order], max_step_tokens):
+        rows = [order[at] for at in step]
+        ids, mask = left_pad([prompts[index] for index in rows], routed.pad_id, routed.device)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if routed.takes_position_ids:
+            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        yield rows, inputs
 
 
 @torch.no_grad()
@@ -27,12 +44,8 @@ def decide_routes(routed: RoutedModel, policy: Policy | None, prompts: Sequence[
     if policy.route is not None:
         return [policy.route] * len(prompts)
     routes: list[Route] = []
-    for step in split_steps([len(prompt) for prompt in prompts], max_step_tokens):
-        ids, mask = left_pad([prompts[index] for index in step], routed.pad_id, routed.device)
-        cache = routed.new_cache(policy, mask)
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-        if routed.takes_position_ids:
-            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    for _, inputs in prompt_steps(routed, prompts, max_step_tokens):
+        cache = routed.new_cache(policy, inputs["attention_mask"])
         routed.decoder_forward(cache, **inputs)
         routes += cache.routes
     return routes

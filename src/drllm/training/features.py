@@ -22,12 +22,11 @@ from drllm.files import write_bytes
 from drllm.model.cache import RoutedCache
 from drllm.model.codebook import pool_prompt
 from drllm.model.policy import RowRoutes
-from drllm.model.prompts import left_pad
 from drllm.model.routed import RoutedModel
 from drllm.model.routers import pool, pool_matrix
 from drllm.progress import Progress
 from drllm.routes import Route
-from drllm.scoring.rows import split_steps
+from drllm.scoring.deciding import prompt_steps
 
 
 @dataclass(frozen=True)
@@ -70,16 +69,10 @@ def read_prompts(routed: RoutedModel, prompts: Sequence[Sequence[int]], blocks: 
     n_run = max(blocks)
     route = Route([1] * n_run + [0] * (routed.n_layers - n_run))
     found = {block: torch.zeros((len(prompts), 2 * routed.hidden_size)) for block in blocks}
-    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     with Progress("read prompts", len(prompts)) as progress:
-        for step in split_steps([len(prompts[index]) for index in order], max_step_tokens):
-            rows = [order[at] for at in step]
-            ids, mask = left_pad([prompts[index] for index in rows], routed.pad_id, routed.device)
-            cache = _Reading(routed.config, routed.n_layers, RowRoutes([route] * len(rows)), mask)
+        for rows, inputs in prompt_steps(routed, prompts, max_step_tokens, by_length=True):
+            cache = _Reading(routed.config, routed.n_layers, RowRoutes([route] * len(rows)), inputs["attention_mask"])
             cache.read = dict.fromkeys(blocks, torch.empty(0))
-            inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-            if routed.takes_position_ids:
-                inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
             routed.decoder_forward(cache, **inputs)
             for block in blocks:
                 found[block][rows] = cache.read[block]
@@ -99,20 +92,15 @@ def extract_features(
         n_windows: W.
         max_step_tokens: padded tokens a step.
     """
-    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     shape = (len(prompts), routed.n_layers, n_windows, routed.hidden_size)
     pooled = torch.zeros(shape, dtype=torch.bfloat16)
     valid = torch.zeros((len(prompts), n_windows), dtype=torch.bool)
     with Progress("features", len(prompts)) as progress:
-        for step in split_steps([len(prompts[index]) for index in order], max_step_tokens):
-            rows = [order[at] for at in step]
-            ids, mask = left_pad([prompts[index] for index in rows], routed.pad_id, routed.device)
+        for rows, inputs in prompt_steps(routed, prompts, max_step_tokens, by_length=True):
+            mask = inputs["attention_mask"]
             cache = _Pooling(routed.config, routed.n_layers, RowRoutes([labels[index] for index in rows]), mask)
             cache.pooled = []
             cache.weights_BWT, valid_BW = pool_matrix(mask, n_windows)
-            inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-            if routed.takes_position_ids:
-                inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
             # The head is not needed: the inner decoder alone.
             routed.decoder_forward(cache, **inputs)
             pooled[rows] = torch.stack(cache.pooled, dim=1)

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from drllm.model.cache import RoutedCache
 from drllm.model.policy import RoutePolicy
-from drllm.model.prompts import left_pad
 from drllm.model.routed import RoutedModel
 from drllm.routes import Route
-from drllm.scoring.rows import split_steps
+from drllm.scoring.deciding import prompt_steps
 
 
 class _Comparing(RoutedCache):
@@ -34,14 +33,10 @@ class _Comparing(RoutedCache):
 def block_influence(routed: RoutedModel, prompts: Sequence[Sequence[int]], max_step_tokens: int = 512) -> list[float]:
     """Influence of every block but the last, whose output no block sees, averaged over all tokens of the prompts."""
     sums = [0.0] * (routed.n_layers - 1)
-    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
-    for step in split_steps([len(prompts[index]) for index in order], max_step_tokens):
-        ids, mask = left_pad([prompts[order[at]] for at in step], routed.pad_id, routed.device)
-        cache = _Comparing(routed.config, routed.n_layers, RoutePolicy(Route.full(routed.n_layers)), mask)
+    full = RoutePolicy(Route.full(routed.n_layers))
+    for _, inputs in prompt_steps(routed, prompts, max_step_tokens, by_length=True):
+        cache = _Comparing(routed.config, routed.n_layers, full, inputs["attention_mask"])
         cache.sums = sums
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-        if routed.takes_position_ids:
-            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         routed.decoder_forward(cache, **inputs)
     n_tokens = sum(map(len, prompts))
     return [1 - value / n_tokens for value in sums]
