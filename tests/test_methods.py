@@ -18,10 +18,10 @@ from drllm.cli import main
 from drllm.config import GateConfig
 from drllm.evaluation.calibrate import calibrate
 from drllm.methods.base import get_method, method_names, method_of
-from drllm.methods.codebook import CodebookConfig, _fit_one, choose, choose_routes
+from drllm.methods.codebook import Candidate, CodebookConfig, _fit_one, choose, choose_routes, worth
 from drllm.methods.matrix import Matrix
 from drllm.methods.routers import soft_target
-from drllm.methods.selector import STAY, Folds, lower_bound
+from drllm.methods.selector import STAY, Folds, fit_ridges, lower_bound
 from drllm.methods.static import StaticConfig, _confirmed, combine
 from drllm.model.codebook import Codebook, Point, pick, pool_prompt
 from drllm.model.policy import RoutePolicy
@@ -172,10 +172,16 @@ def planted(seed: int, effect: float) -> tuple[Matrix, np.ndarray]:
     return Matrix(tuple(routes), tasks, ids, ((1,),) * N, correct, margins, "raw", "key"), features
 
 
+def fitted(book: Matrix, features: np.ndarray, tune: Matrix, tune_features: np.ndarray, price: float = 0.0, **options) -> Candidate:
+    """A selector of all of the book's routes."""
+    config = CodebookConfig(**options)
+    return _fit_one(book, tune, range(1, K + 1), Folds(features, worth(book, config), 5, 0), tune_features, 2, price, config)
+
+
 def test_a_selector_finds_which_prompts_a_route_helps():
     book, features = planted(0, 0.6)
     tune, tune_features = planted(1, 0.6)
-    found = _fit_one(book, tune, Folds(features, 5, 0), tune_features, 2, 0.0, CodebookConfig())
+    found = fitted(book, features, tune, tune_features)
     oracle = np.where(tune_features[:, 0] > 0, tune.gains[:, 1], 0).mean()
     assert found.tune_gain > 0.7 * oracle > 0.05
     assert 0.2 < found.switched < 0.8
@@ -187,7 +193,7 @@ def test_noise_leaves_the_base_alone():
     for seed in range(6):
         book, features = planted(10 + seed, 0.0)
         tune, tune_features = planted(40 + seed, 0.0)
-        found = _fit_one(book, tune, Folds(features, 5, 0), tune_features, 2, 0.0, CodebookConfig(confidence=0.99))
+        found = fitted(book, features, tune, tune_features, confidence=0.99)
         stayed += found.threshold == STAY
         assert found.tune_gain > -0.03
     assert stayed >= 3
@@ -196,16 +202,14 @@ def test_noise_leaves_the_base_alone():
 def test_without_abstention_noise_is_followed():
     book, features = planted(11, 0.0)
     tune, tune_features = planted(41, 0.0)
-    sure, free = (
-        _fit_one(book, tune, Folds(features, 5, 0), tune_features, 2, 0.0, CodebookConfig(abstain=abstain)) for abstain in (True, False)
-    )
+    sure, free = (fitted(book, features, tune, tune_features, abstain=abstain) for abstain in (True, False))
     assert free.switched > sure.switched
 
 
 def test_a_price_buys_shorter_routes():
     book, features = planted(0, 0.6)
     tune, tune_features = planted(1, 0.6)
-    passes = [_fit_one(book, tune, Folds(features, 5, 0), tune_features, 2, price, CodebookConfig()).tune_passes for price in (0.01, 5.0)]
+    passes = [fitted(book, features, tune, tune_features, price).tune_passes for price in (0.01, 5.0)]
     assert passes[0] > passes[1] == 7
 
 
@@ -234,16 +238,30 @@ def test_out_of_fold_predictions_are_of_others():
     """With as many features as questions a fit is perfect on its own questions and worthless on others."""
     rng = np.random.default_rng(0)
     features, targets = rng.normal(size=(100, 200)), rng.normal(size=(100, 1))
-    _, predicted = Folds(features, 5, 0).fit(targets)
+    _, predicted = Folds(features, targets, 5, 0).pick([0])
     assert abs(np.corrcoef(predicted[:, 0], targets[:, 0])[0, 1]) < 0.35
-    ridge, predicted = Folds(features[:, :2], 5, 0).fit(features[:, :1] * 2 + 1)
+    ridge, predicted = Folds(features[:, :2], features[:, :1] * 2 + 1, 5, 0).pick([0])
     assert np.abs(predicted[:, 0] - (features[:, 0] * 2 + 1)).max() < 2.5
     assert ridge.predict(features[:, :2]).shape == (100, 1)
 
 
+@pytest.mark.parametrize("n_features", [7, 60])
+def test_a_ridge_is_the_ridge_by_least_squares(n_features):
+    """Both ways round (fewer features than questions, and more) against least squares with the penalty as further rows."""
+    rng = np.random.default_rng(0)
+    features, targets = rng.normal(3, 2, size=(40, n_features)), rng.normal(size=(40, 3))
+    for penalty, ridge in fit_ridges(features, targets).items():
+        z = (features - features.mean(0)) / features.std(0)
+        rows = np.vstack([z, np.sqrt(penalty) * np.eye(n_features)])
+        by_hand = np.linalg.lstsq(rows, np.vstack([targets - targets.mean(0), np.zeros((n_features, 3))]), rcond=None)[0]
+        np.testing.assert_allclose(ridge.weight, by_hand, rtol=1e-4, atol=1e-7)
+    _, both = Folds(features, targets, 4, 0).pick([2, 0])
+    assert both.shape == (40, 2)
+
+
 def test_ties_on_tune_take_the_smaller_book():
     book, features = planted(0, 0.6)
-    one = _fit_one(book, book, Folds(features, 5, 0), features, 2, 0.0, CodebookConfig())
+    one = fitted(book, features, book, features)
     small = dataclasses.replace(one, routes=one.routes[:3])
     assert choose([one, small], 8, 1.0) is small
     assert choose([dataclasses.replace(one, tune_passes=7.0, tune_gain=-1), small], 8, 0.9).tune_passes == 7.0
@@ -403,6 +421,22 @@ def test_soft_targets_by_hand():
     assert target.sum(1) == pytest.approx(np.ones(4))
     no_margins = soft_target(dataclasses.replace(record(["1111", "1011"], [1.0, 1.0]), margins=(np.nan, np.nan)), 0.5)
     assert no_margins[1] == pytest.approx([0.5, 0.5, 0])
+
+
+@pytest.mark.parametrize("variant", [{"shared": True}, {"first_block": True}])
+def test_router_variants_train_and_decide_alike_alone_and_in_a_batch(variant, tiny, run):
+    routers = train(tiny, run, dataclasses.replace(TRAIN, preset="paper", **variant))
+    texts = ["what is 1 and 2?", "so?"]
+    together = tiny.generate(texts, policy=routers, max_new_tokens=1)
+    assert [output.route for output in together] == [tiny.generate(text, policy=routers, max_new_tokens=1)[0].route for text in texts]
+
+
+def test_routers_learn_from_a_dense_matrix_alone(tiny, data, tmp_path):
+    search(tiny, [TASK], SEARCH, tmp_path, data, routes=ROUTES)
+    routers = train(tiny, tmp_path, dataclasses.replace(TRAIN, preset="default", tune_questions=0))
+    assert isinstance(routers, Routers)
+    with pytest.raises(ArtifactError, match="no tree search"):
+        train(tiny, tmp_path, dataclasses.replace(TRAIN, preset="paper"))
 
 
 def test_the_soft_loss_of_a_sure_target_is_the_focal_loss():

@@ -127,8 +127,9 @@ def reference_logits(routers: Routers, block: int, x_TD: torch.Tensor, mask: lis
     """One router as the paper writes it: a module of its own, on one prompt, averaged over its windows."""
     config = routers.config
     network = nn.Sequential(nn.Linear(config.hidden_size, config.width), nn.GELU(), nn.Linear(config.width, N_ACTIONS))
+    place = 0 if config.shared else block
     network.load_state_dict(
-        {"0.weight": routers.w1[block].T, "0.bias": routers.b1[block], "2.weight": routers.w2[block].T, "2.bias": routers.b2[block]}
+        {"0.weight": routers.w1[place].T, "0.bias": routers.b1[place], "2.weight": routers.w2[place].T, "2.bias": routers.b2[place]}
     )
     windows = naive_windows(x_TD, mask, config.n_windows)
     if config.normalize:
@@ -136,9 +137,11 @@ def reference_logits(routers: Routers, block: int, x_TD: torch.Tensor, mask: lis
     return torch.stack([network(window) for window in windows]).mean(0).detach()
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_stacked_routers_equal_separate_modules(normalize):
-    config = RouterConfig(3, 8, 4, 5, normalize)
+@pytest.mark.parametrize(
+    ("normalize", "shared", "first_block"), [(True, False, False), (False, False, False), (True, True, False), (True, False, True)]
+)
+def test_stacked_routers_equal_separate_modules(normalize, shared, first_block):
+    config = RouterConfig(3, 8, 4, 5, normalize, shared, first_block)
     routers = random_routers(config)
     masks = [[False, True, True], [True, True, True], [False, False, True]]  # fewer tokens than windows
     masks = [mask + [True] * extra + [False] * (10 - extra) for mask, extra in zip(masks, (0, 10, 4), strict=True)]
@@ -146,11 +149,16 @@ def test_stacked_routers_equal_separate_modules(normalize):
     pooled = [pool_windows(x, torch.tensor(masks), 4) for x in x_LBTD]
     stacked = routers.all_logits(torch.stack([states for states, _ in pooled]), pooled[0][1])
     assert stacked.shape == (3, 3, N_ACTIONS)
+    prefill = routers.start(torch.tensor(masks))
     for block in range(3):
-        expected = torch.stack([reference_logits(routers, block, x_LBTD[block, row], masks[row]) for row in range(3)])
+        read = 0 if first_block else block
+        expected = torch.stack([reference_logits(routers, block, x_LBTD[read, row], masks[row]) for row in range(3)])
         torch.testing.assert_close(stacked[block], expected, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(routers.logits(block, *pooled[block]), expected, rtol=1e-5, atol=1e-5)
-        assert torch.equal(routers.decide(block, x_LBTD[block], torch.tensor(masks)), expected.argmax(-1))
+        torch.testing.assert_close(routers.logits(block, *pooled[read]), expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(prefill.decide(block, x_LBTD[block], torch.tensor(masks)), expected.argmax(-1))
+    if first_block:
+        with pytest.raises(InputError, match="before the first block"):
+            routers.decide(1, x_LBTD[1], torch.tensor(masks))
 
 
 def test_normalize_gives_unit_rms_at_any_scale():
@@ -288,6 +296,18 @@ def test_saving_twice_writes_the_same_bytes(saved, tmp_path_factory):
 def edit_config(folder, **changes) -> None:
     values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")) | changes
     (folder / CONFIG_FILE).write_text(json.dumps({k: v for k, v in values.items() if v != "DROP"}), encoding="utf-8")
+
+
+def test_variants_are_saved_and_older_routers_have_none(saved, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shared")
+    shared = random_routers(RouterConfig(3, 8, shared=True, first_block=True))
+    assert shared.w1.shape[0] == 1
+    shared.save(folder)
+    assert Routers.load(folder).config == shared.config
+    values = json.loads((saved / CONFIG_FILE).read_text())
+    del values["shared"], values["first_block"]
+    (saved / CONFIG_FILE).write_text(json.dumps(values))
+    assert Routers.load(saved).config == SMALL
 
 
 def test_keys_of_a_newer_drllm_warn(saved):

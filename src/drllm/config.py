@@ -94,7 +94,7 @@ class RoutersConfig:
 
     Preset `paper` learns the one kept path of each question from the states along it; with `normalize` off it is the paper's recipe to the
     letter. Preset `default` learns from all right paths at once, the better ones more, from the states of the base, weighs rare actions up,
-    and sets the control knob on tune.
+    and sets the control knob on tune; it learns from a dense matrix (`drllm search --paths`) as well as from a search.
     """
 
     preset: Literal["paper", "default"] = knob("default", "what is learned: the kept path (paper), or all right paths by margin")
@@ -104,6 +104,8 @@ class RoutersConfig:
     n_windows: int = knob(8, "windows W the prompt is cut into (section 3.1: 8)")
     width: int = knob(128, "hidden width of a router (section 3.1: 128)")
     normalize: bool = knob(True, "scale each pooled state to unit RMS before the router; the paper feeds it raw")
+    shared: bool = knob(False, "one router for all blocks: an ablation")
+    first_block: bool = knob(False, "all routers read the states entering the first block: an ablation (table 6)")
     gamma: float = knob(2.0, "focal loss exponent; 0 is weighted cross-entropy (section 3.2: 2)")
     beta: float = knob(0.999, "effective-number class weights (section 3.2: 0.999)")
     lr: float = knob(1e-3, "AdamW learning rate (section 5: 1e-3)")

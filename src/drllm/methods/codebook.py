@@ -181,22 +181,29 @@ def _candidates(
     prices = (0.0,) if config.budget == 1 else tuple(0.05 * 2**step for step in range(8))
     for block in blocks:
         allowed = np.array([not route.is_full and route.first_edit() >= block for route in matrix.routes])
-        folds = Folds(features["fit"][block], config.folds, config.seed)
+        folds = Folds(features["fit"][block], worth(matrix, config), config.folds, config.seed)
         for price in prices:
             order = order_routes(matrix, allowed, max(sizes), config, price)
             for size in sorted({min(size, len(order)) for size in sizes}):
                 places = order[:size]
                 if not places:
                     continue
-                book = matrix.only([matrix.routes[0], *(matrix.routes[place] for place in places)])
-                yield _fit_one(book, tune.only(book.routes), folds, features["tune"][block], block, price, config)
+                yield _fit_one(matrix, tune, places, folds, features["tune"][block], block, price, config)
 
 
 def _fit_one(
-    book: Matrix, tune: Matrix, folds: Folds, tune_features: np.ndarray, block: int, price: float, config: CodebookConfig
+    matrix: Matrix,
+    tune: Matrix,
+    places: Sequence[int],
+    folds: Folds,
+    tune_features: np.ndarray,
+    block: int,
+    price: float,
+    config: CodebookConfig,
 ) -> Candidate:
-    targets = worth(book, config)[:, 1:]
-    ridge, predicted = folds.fit(targets)
+    """The selector of the base and the routes at `places`, its threshold from out-of-fold predictions, and how it does on tune."""
+    book, tune = matrix.at([0, *places]), tune.at([0, *places])
+    ridge, predicted = folds.pick(places)
     saved = 1 - book.passes()[1:] / book.passes()[0]
     value = predicted + price * saved
     best = value.argmax(1)

@@ -59,22 +59,34 @@ class Material:
     @property
     def tasks(self) -> list[SearchedTask]:
         """The records of every searched task with their questions, checked against the model; `ArtifactError` without any."""
-        return self._searched[0]
-
-    @property
-    def search_config(self) -> SearchConfig:
-        """What the search ran with."""
-        return self._searched[1]
+        return self._searched
 
     @property
     def key(self) -> str:
-        """Names the search records and the weights they were made with."""
-        return self._searched[2]
+        """Names the search records, or those of the dense matrix, and the weights they were made with."""
+        plans = (self.search_plans or self.path_plans).values()
+        return hashlib.sha256("".join(json.dumps(plan, sort_keys=True) for plan in plans).encode()).hexdigest()[:16]
 
     @property
     def asked(self) -> list[tuple[Scorer, list[Any]]]:
         """Each task's fit questions with their scorer, of the search or else of the dense matrix."""
         return [(task.scorer, task.questions) for task in self.tasks] if self.search_plans else self._matrix_questions
+
+    @property
+    def fit_records(self) -> list[tuple[Any, RouteRecord]]:
+        """Fit questions with what was found out about them, of the search or else of the dense matrix."""
+        if self.search_plans:
+            return [pair for task in self.tasks for pair in zip(task.questions, task.records, strict=True)]
+        found = []
+        for (folder, plan), (_, questions) in zip(self.path_plans.items(), self._matrix_questions, strict=True):
+            records = planned_records(self.routed, folder, plan)
+            found += [(question, records[question.example.id]) for question in questions]
+        return found
+
+    @property
+    def max_step_tokens(self) -> int:
+        """Tokens of a model step in the search or matrix."""
+        return min(SearchConfig(**plan["config"]).max_step_tokens for plan in (self.search_plans or self.path_plans).values())
 
     @property
     def prompts(self) -> list[tuple[int, ...]]:
@@ -140,7 +152,7 @@ class Material:
         return [fit_questions(self.routed, folder, plan) for folder, plan in plans.items()]
 
     @cached_property
-    def _searched(self) -> tuple[list[SearchedTask], SearchConfig, str]:
+    def _searched(self) -> list[SearchedTask]:
         return _load_searched(self.routed, self.run, self.search_plans)
 
 
@@ -178,15 +190,13 @@ def train(
     return policy
 
 
-def _load_searched(routed: RoutedModel, run: Path, plans: dict[Path, dict[str, Any]]) -> tuple[list[SearchedTask], SearchConfig, str]:
+def _load_searched(routed: RoutedModel, run: Path, plans: dict[Path, dict[str, Any]]) -> list[SearchedTask]:
     if not plans:
         raise ArtifactError(f"{run} holds no search records: run `drllm search --out {run}` first")
-    tasks, digests, search_config = [], [], SearchConfig()
+    tasks = []
     for folder, plan in plans.items():
         records = planned_records(routed, folder, plan)
-        search_config = SearchConfig(**plan["config"])
         scorer = planned_scorer(routed, plan)
         found = planned_questions(scorer, folder, plan)
         tasks.append(SearchedTask(plan["task"], [records[name] for name in plan["ids"]], [found[name] for name in plan["ids"]], scorer))
-        digests.append(json.dumps(plan, sort_keys=True))
-    return tasks, search_config, hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+    return tasks

@@ -64,10 +64,10 @@ class Matrix:
         """(R,): block passes of each route."""
         return np.array([route.n_passes for route in self.routes])
 
-    def only(self, routes: Sequence[Route]) -> Matrix:
-        """The columns of some routes, in that order."""
-        places = [self.routes.index(route) for route in routes]
-        return replace(self, routes=tuple(routes), correct=self.correct[:, places], margins=self.margins[:, places])
+    def at(self, places: Sequence[int]) -> Matrix:
+        """Some columns, in that order."""
+        routes = tuple(self.routes[place] for place in places)
+        return replace(self, routes=routes, correct=self.correct[:, places], margins=self.margins[:, places])
 
 
 def read_matrix(routed: RoutedModel, run: Path, plans: dict[Path, dict[str, Any]], split: str) -> Matrix:

@@ -43,19 +43,13 @@ def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: 
     from drllm.training.features import extract_features, load_features, save_features
     from drllm.training.loop import train_routers
 
-    kept = [
-        (question, record)
-        for task in material.tasks
-        for question, record in zip(task.questions, task.records, strict=True)
-        if record.chosen is not None
-    ]
+    is_soft = config.preset == "default"
+    kept = right_paths(material) if is_soft else kept_paths(material)
     if not kept:
         raise ArtifactError(
             "the search kept no route (no question was answered rightly on any path): search more questions or another task"
         )
     prompt_format = material.prompt_format
-    labels = [record.chosen for _, record in kept if record.chosen is not None]
-    is_soft = config.preset == "default"
     cache = folder / ("features-base.safetensors" if is_soft else "features.safetensors")
     key = f"{material.key}:{config.n_windows}:{routed.model.dtype}"
     features = load_features(cache, key)
@@ -63,9 +57,9 @@ def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: 
         features = extract_features(
             routed,
             [question.context_ids for question, _ in kept],
-            [Route.full(routed.n_layers)] * len(kept) if is_soft else labels,
+            [Route.full(routed.n_layers) if is_soft else record.chosen or record.routes[0] for _, record in kept],
             config.n_windows,
-            material.search_config.max_step_tokens,
+            material.max_step_tokens,
         )
         save_features(cache, features, key)
     targets = None
@@ -74,7 +68,7 @@ def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: 
         targets = torch.tensor(np.array([soft_target(record, config.temperature * spread[record.task]) for _, record in kept]))
         features = dataclasses.replace(features, labels=targets.argmax(-1))
     router_config = RouterConfig(
-        n_layers=routed.n_layers, hidden_size=routed.hidden_size, n_windows=config.n_windows, width=config.width, normalize=config.normalize
+        routed.n_layers, routed.hidden_size, config.n_windows, config.width, config.normalize, config.shared, config.first_block
     )
     lines: list[str] = []
     with Progress("train routers", config.epochs) as progress:
@@ -90,6 +84,20 @@ def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: 
     write_text(folder / "metrics.jsonl", "\n".join(lines) + "\n")
     policy.prompt_format = prompt_format
     return _set_knob(policy, material, config, folder) if is_soft and config.tune_questions else policy
+
+
+def kept_paths(material: Material) -> list[tuple[Any, RouteRecord]]:
+    """The searched fit questions with the path that the search kept, where it kept one."""
+    if not material.search_plans:
+        raise ArtifactError(
+            f"{material.run} holds no tree search, which preset paper learns from: run `drllm search` without --paths first"
+        )
+    return [(question, record) for question, record in material.fit_records if record.chosen is not None]
+
+
+def right_paths(material: Material) -> list[tuple[Any, RouteRecord]]:
+    """The fit questions that some evaluated path answers rightly, of the search or else of the dense matrix."""
+    return [(question, record) for question, record in material.fit_records if max(record.rewards) > 0.5]
 
 
 def soft_target(record: RouteRecord, temperature: float) -> np.ndarray:

@@ -5,8 +5,8 @@ Shapes: N questions, F features, K routes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -32,47 +32,52 @@ class Ridge:
 
 
 class Folds:
-    """Ridges of every penalty on one set of features: fitted on all questions, and on all but each part of them.
+    """Ridges of every penalty from one set of features to every target: fitted on all questions, and on all but each part of them.
 
-    The eigenvectors of the features serve every target and penalty, so a route, a book or a price more costs two products.
+    Columns of the targets are fitted independently, so any book of routes is a choice of columns and costs nothing more.
+
+    Args:
+        features: (N, F).
+        targets: (N, K).
+        n_folds: parts of the questions.
+        seed: of the parts.
     """
 
-    def __init__(self, features: np.ndarray, n_folds: int, seed: int):
-        self._fold_of = np.random.default_rng(seed).permutation(len(features)) % n_folds
-        self._features = features
-        self._all = _Solver(features)
-        self._parts = [(self._fold_of == fold, _Solver(features[self._fold_of != fold])) for fold in range(n_folds)]
+    def __init__(self, features: np.ndarray, targets: np.ndarray, n_folds: int, seed: int):
+        fold_of = np.random.default_rng(seed).permutation(len(features)) % n_folds
+        self._all = fit_ridges(features, targets)
+        self._predicted = {penalty: np.zeros(targets.shape) for penalty in PENALTIES}
+        for fold in range(n_folds):
+            here = fold_of == fold
+            for penalty, ridge in fit_ridges(features[~here], targets[~here]).items():
+                self._predicted[penalty][here] = ridge.predict(features[here])
+        self._errors = {penalty: ((values - targets) ** 2).mean(0) for penalty, values in self._predicted.items()}
 
-    def fit(self, targets: np.ndarray) -> tuple[Ridge, np.ndarray]:
-        """The ridge of the penalty that predicts best, fitted on all, and predictions (N, K) of each question by one fitted without it."""
-        predicted = {penalty: np.zeros(targets.shape) for penalty in PENALTIES}
-        for here, solver in self._parts:
-            fitted = solver.fit(targets[~here])
-            for penalty in PENALTIES:
-                predicted[penalty][here] = fitted(penalty).predict(self._features[here])
-        errors = {penalty: float(((values - targets) ** 2).mean()) for penalty, values in predicted.items()}
-        best = min(PENALTIES, key=errors.__getitem__)
-        return self._all.fit(targets)(best), predicted[best]
+    def pick(self, columns: Sequence[int]) -> tuple[Ridge, np.ndarray]:
+        """The ridge of the penalty that predicts some columns best, and predictions (N, len(columns)) of each question without it."""
+        places = list(columns)
+        best = min(PENALTIES, key=lambda penalty: float(self._errors[penalty][places].mean()))
+        ridge = self._all[best]
+        return replace(ridge, weight=ridge.weight[:, places], bias=ridge.bias[places]), self._predicted[best][:, places]
 
 
-class _Solver:
-    """The eigenvectors of one set of questions' features."""
+def fit_ridges(features: np.ndarray, targets: np.ndarray) -> dict[float, Ridge]:
+    """The ridge of every penalty, by Cholesky factors of whichever is smaller: features by features, or questions by questions."""
+    from scipy.linalg import cho_factor, cho_solve
 
-    def __init__(self, features: np.ndarray):
-        self.mean, self.scale = features.mean(0), features.std(0) + 1e-6
-        self.z = (features - self.mean) / self.scale
-        self.values, self.vectors = np.linalg.eigh(self.z.T @ self.z)
-
-    def fit(self, targets: np.ndarray) -> Callable[[float], Ridge]:
-        """The ridge of a penalty."""
-        bias = targets.mean(0)
-        projected = self.vectors.T @ (self.z.T @ (targets - bias))
-
-        def at(penalty: float) -> Ridge:
-            weight = self.vectors @ (projected / (np.maximum(self.values, 0) + penalty)[:, None])
-            return Ridge(self.mean, self.scale, weight, bias, penalty)
-
-        return at
+    mean, scale = features.mean(0, dtype=float), features.std(0, dtype=float) + 1e-6
+    z = (features - mean) / scale
+    bias = targets.mean(0)
+    primal = z.shape[1] <= z.shape[0]
+    square = z.T @ z if primal else z @ z.T
+    right = z.T @ (targets - bias) if primal else targets - bias
+    diagonal = np.diag(square).copy()
+    found = {}
+    for penalty in PENALTIES:
+        np.fill_diagonal(square, diagonal + penalty)
+        solved = cho_solve(cho_factor(square, lower=True), right)
+        found[penalty] = Ridge(mean, scale, solved if primal else z.T @ solved, bias, penalty)
+    return found
 
 
 def lower_bound(scores: np.ndarray, gains: np.ndarray, confidence: float) -> float:

@@ -46,20 +46,25 @@ class RouterConfig:
     n_windows: int = 8
     width: int = 128
     normalize: bool = True
+    shared: bool = False  # one router serves all blocks
+    first_block: bool = False  # all routers read the states entering the first block
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
     def from_json(cls, values: Any, source: Path) -> RouterConfig:
         """Check what was read from `source`: keys of a newer drllm warn and are ignored, missing or wrong ones are refused."""
         known = {field.name for field in fields(cls)}
+        flags = {name for name in known if type(getattr(cls, name, None)) is bool}
+        if isinstance(values, dict):
+            values = {"shared": False, "first_block": False} | values  # older routers know neither
         if not isinstance(values, dict) or known - values.keys():
             missing = ", ".join(sorted(known - values.keys())) if isinstance(values, dict) else "all keys"
             raise ArtifactError(f"{source} is not a router configuration ({missing} missing): {_RETRAIN}")
         for name in sorted(known):
             value = values[name]
             # A bool is an int to Python, so the type is compared, not the instance.
-            if type(value) is not (bool if name == "normalize" else int) or (name != "normalize" and value < 1):
-                wanted = "true or false" if name == "normalize" else "a whole number of at least 1"
+            if type(value) is not (bool if name in flags else int) or (name not in flags and value < 1):
+                wanted = "true or false" if name in flags else "a whole number of at least 1"
                 raise ArtifactError(f"{source}: {name} is {value!r}, expected {wanted}: {_RETRAIN}")
         if values["schema_version"] > SCHEMA_VERSION:
             raise ArtifactError(
@@ -71,8 +76,8 @@ class RouterConfig:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each stacked tensor: w1 (L, D, H), b1 (L, H), w2 (L, H, C), b2 (L, C)."""
-        n, size, width = self.n_layers, self.hidden_size, self.width
+        """The shape of each stacked tensor: w1 (L, D, H), b1 (L, H), w2 (L, H, C), b2 (L, C); a shared router is a stack of one."""
+        n, size, width = 1 if self.shared else self.n_layers, self.hidden_size, self.width
         return {"w1": (n, size, width), "b1": (n, width), "w2": (n, width, N_ACTIONS), "b2": (n, N_ACTIONS)}
 
 
@@ -118,7 +123,7 @@ def rms_normalize(pooled: Tensor) -> Tensor:
 
 @register_policy("routers")
 class Routers(Policy):
-    """All L routers, stacked: w1 (L, D, H), b1 (L, H), w2 (L, H, C), b2 (L, C), in float32 whatever the base's dtype."""
+    """All L routers, stacked as `RouterConfig.shapes` says, in float32 whatever the base's dtype."""
 
     def __init__(self, config: RouterConfig, seed: int = 0):
         self.config = config
@@ -128,12 +133,12 @@ class Routers(Policy):
 
         def xavier(rows: int, columns: int) -> Tensor:
             bound = math.sqrt(6 / (rows + columns))
-            return (torch.rand(config.n_layers, rows, columns, generator=generator) * 2 - 1) * bound
+            return (torch.rand(config.shapes["w1"][0], rows, columns, generator=generator) * 2 - 1) * bound
 
         self.w1 = xavier(config.hidden_size, config.width)
-        self.b1 = torch.zeros(config.n_layers, config.width)
+        self.b1 = torch.zeros(config.shapes["b1"])
         self.w2 = xavier(config.width, N_ACTIONS)
-        self.b2 = torch.zeros(config.n_layers, N_ACTIONS)
+        self.b2 = torch.zeros(config.shapes["b2"])
 
     def parameters(self) -> list[Tensor]:
         """The trainable tensors."""
@@ -152,16 +157,21 @@ class Routers(Policy):
         States are given as the base made them; they are normalised here if the routers normalise.
         """
         n_layers, n_rows, n_windows, size = pooled_LBWD.shape
-        x = pooled_LBWD.float().reshape(n_layers, n_rows * n_windows, size)
+        w1, b1, w2, b2 = (parameter.expand(n_layers, *parameter.shape[1:]) for parameter in self.parameters())
+        x = (
+            (pooled_LBWD[:1].expand_as(pooled_LBWD) if self.config.first_block else pooled_LBWD)
+            .float()
+            .reshape(n_layers, n_rows * n_windows, size)
+        )
         x = rms_normalize(x) if self.config.normalize else x
-        hidden = torch.nn.functional.gelu(torch.baddbmm(self.b1[:, None], x, self.w1))
-        logits = torch.baddbmm(self.b2[:, None], hidden, self.w2).reshape(n_layers, n_rows, n_windows, N_ACTIONS)
+        hidden = torch.nn.functional.gelu(torch.baddbmm(b1[:, None], x, w1))
+        logits = torch.baddbmm(b2[:, None], hidden, w2).reshape(n_layers, n_rows, n_windows, N_ACTIONS)
         weights = valid_BW.float() / valid_BW.sum(1, keepdim=True)
         return (logits * weights[None, :, :, None]).sum(2)
 
     def logits(self, block: int, pooled_BWD: Tensor, valid_BW: Tensor) -> Tensor:
-        """Logits (B, C) of one block's router; the inference path."""
-        w1, b1, w2, b2 = (parameter[block].to(pooled_BWD.device) for parameter in self.parameters())
+        """Logits (B, C) of one block's router, from the states that it reads; the inference path."""
+        w1, b1, w2, b2 = (parameter[0 if self.config.shared else block].to(pooled_BWD.device) for parameter in self.parameters())
         x = rms_normalize(pooled_BWD.float()) if self.config.normalize else pooled_BWD.float()
         logits_BWC = torch.nn.functional.gelu(x @ w1 + b1) @ w2 + b2
         weights = valid_BW.float() / valid_BW.sum(1, keepdim=True)
@@ -180,7 +190,9 @@ class Routers(Policy):
         return _PrefillRouters(self, prompt_mask_BT)
 
     def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
-        """Greedy actions (B,) from the states entering the block; `InputError` where they are not finite."""
+        """Greedy actions (B,) from the states entering the block; `InputError` where they are not finite, or are not what is read."""
+        if block and self.config.first_block:
+            raise InputError("these routers read the prompt before the first block: use `start`, as RoutedModel does")
         return self.start(prompt_mask_BT).decide(block, x_BTD, prompt_mask_BT)
 
     def actions(self, logits_BC: Tensor) -> Tensor:
@@ -252,16 +264,24 @@ class _PrefillRouters(Policy):
         self._routers = routers
         self.n_layers = routers.n_layers
         self._weights_BWT, self._valid_BW = pool_matrix(prompt_mask_BT, routers.config.n_windows)
+        self._first_BWD: Tensor | None = None
 
     @torch.no_grad()
     def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
         # In float32 whatever surrounds it: under autocast the products would run in half precision.
         with torch.autocast(x_BTD.device.type, enabled=False):
-            logits = self._routers.logits(block, pool(self._weights_BWT, x_BTD), self._valid_BW.to(x_BTD.device))
+            logits = self._routers.logits(block, self._pooled(x_BTD), self._valid_BW.to(x_BTD.device))
         if not bool(logits.isfinite().all()):
             # argmax of nan is 0: every block would be skipped without a word.
             raise InputError(f"the states entering block {block} are not finite on a prompt: load the base in bfloat16 or float32")
         return self._routers.actions(logits)
+
+    def _pooled(self, x_BTD: Tensor) -> Tensor:
+        if not self._routers.config.first_block:
+            return pool(self._weights_BWT, x_BTD)
+        if self._first_BWD is None:
+            self._first_BWD = pool(self._weights_BWT, x_BTD)
+        return self._first_BWD.to(x_BTD.device)  # a device map may have put later blocks elsewhere
 
     def save(self, folder: Path) -> list[str]:
         return self._routers.save(folder)
