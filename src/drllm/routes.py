@@ -87,6 +87,21 @@ class Route:
         return f"Route.parse({str(self)!r})"
 
 
+@dataclass(frozen=True, slots=True)
+class PartialDepth:
+    """Stands where a route would for a policy that runs parts of blocks: passes of whole blocks that its multiplications come to."""
+
+    n_passes: float
+
+    @property
+    def is_full(self) -> bool:
+        """Never the base's route."""
+        return False
+
+    def __str__(self) -> str:
+        return ""
+
+
 @functools.lru_cache(maxsize=1 << 16)
 def _parsed(text: str) -> Route:
     """One object a route: records of many questions hold the same ones, those of a control or a list of routes above all."""

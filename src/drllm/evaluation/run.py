@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drllm.config import EvaluateConfig, to_dict
-from drllm.errors import ArtifactError
+from drllm.errors import ArtifactError, InputError
 from drllm.evaluation.names import BASE, check_methods, owner_of
 from drllm.evaluation.sources import run_sources
 from drllm.evaluation.stats import mcnemar, paired_bootstrap, wilson
@@ -32,7 +32,7 @@ from drllm.model.routed import RoutedModel
 from drllm.plans import path_plans, search_plans
 from drllm.progress import Progress
 from drllm.provenance import running
-from drllm.routes import Route
+from drllm.routes import PartialDepth, Route
 from drllm.scoring import make_scorer, questions_digest
 from drllm.tasks import LoadedTask, drop_overlaps, load_task
 
@@ -48,7 +48,7 @@ class Answered:
     acc: list[bool | None]
     acc_norm: list[bool | None]
     margin: list[float]
-    routes: list[Route]
+    routes: list[Any]  # a Route each, or a PartialDepth
     seconds: float
 
 
@@ -98,6 +98,8 @@ def evaluate(
                 policy, routes = policies.get(name), None
                 if owner := owner_of(name):
                     routes = answers[owner][task_name].routes
+                    if policies[owner].evaluate_only:
+                        raise InputError(f"{name}: {owner} decides no route of its own, so there is nothing to shuffle: leave it out")
                     policy = RowRoutes(control_routes(name.partition("-")[0], routes, f"{config.seed}:{task_name}"))
                 key = _key(name, policy, out, routed, config, questions_digest(questions), routes)
                 answers[name][task_name] = _answer(
@@ -141,7 +143,7 @@ def summarize(answers: dict[str, dict[str, Answered]], config: EvaluateConfig, r
             row: dict[str, Any] = {
                 "method": method, "task": name, "n": len(ours), "accuracy": float(ours.mean()), "wilson_low": low, "wilson_high": high,
                 "mean_passes": float(np.mean(passes)), "n_layers": routed.n_layers,
-                "distinct_routes": len({str(route) for task in parts for route in by_task[task].routes}),
+                "distinct_routes": len({route for task in parts for route in by_task[task].routes}),
                 "identity_share": float(np.mean([route.is_full for task in parts for route in by_task[task].routes])),
                 "seconds": sum(by_task[task].seconds for task in parts),
             }  # fmt: skip
@@ -208,7 +210,9 @@ def _read(path: Path, key: str) -> Answered | None:
         return None
     columns = table.to_pydict()
     margins = [math.nan if value is None else value for value in columns["margin"]]
-    routes = [Route.parse(text) for text in columns["route"]]
+    routes = [
+        Route.parse(text) if text else PartialDepth(passes) for text, passes in zip(columns["route"], columns["n_passes"], strict=True)
+    ]
     return Answered(
         columns["id"], columns["correct"], columns["correct_acc"], columns["correct_acc_norm"], margins, routes, float(metadata[b"seconds"])
     )

@@ -49,6 +49,9 @@ BUILT_IN = {
     "shortgpt": "drllm.methods.shortgpt:METHOD",
     "early_exit": "drllm.methods.early_exit:METHOD",
     "random_skip": "drllm.methods.random_skip:METHOD",
+    "mindskip": "drllm.methods.mindskip:METHOD",
+    "flexidepth": "drllm.methods.flexidepth:METHOD",
+    "oracle": "drllm.methods.oracle:METHOD",
     "random_codebook": "drllm.methods.controls:RANDOM_CODEBOOK",
     "input_blind": "drllm.methods.controls:INPUT_BLIND",
 }

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from drllm.config import RoutersConfig
-from drllm.errors import ArtifactError, InputError
-from drllm.files import write_json, write_text
+from drllm.errors import ArtifactError
+from drllm.files import write_text
 from drllm.methods.base import Method
+from drllm.methods.knob import choose_point
 from drllm.progress import Progress
 from drllm.routes import Action, Route
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from drllm.methods.material import Material
     from drllm.model.policy import Policy
     from drllm.model.routed import RoutedModel
-    from drllm.model.routers import Routers
     from drllm.records import RouteRecord
 
 N_ACTIONS = len(Action)
@@ -83,7 +83,7 @@ def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: 
         policy = train_routers(features, held_back, config, router_config, on_epoch, targets)
     write_text(folder / "metrics.jsonl", "\n".join(lines) + "\n")
     policy.prompt_format = prompt_format
-    return _set_knob(policy, material, config, folder) if is_soft and config.tune_questions else policy
+    return choose_point(policy, material, config.tune_questions, config.budget, folder) if is_soft else policy
 
 
 def kept_paths(material: Material) -> list[tuple[Any, RouteRecord]]:
@@ -122,36 +122,6 @@ def base_spread(records: Sequence[RouteRecord]) -> dict[str, float]:
         margins = np.array([record.base_margin for record in records if record.task == task])
         found[task] = 1.0 if np.isnan(margins).any() or margins.std() == 0 else float(margins.std())
     return found
-
-
-def _set_knob(policy: Routers, material: Material, config: RoutersConfig, folder: Path) -> Policy:
-    """The routers under the knob that is best on tune within the budget; equal ones: the one nearest the base."""
-    rows = []
-    asked = material.tune(config.tune_questions)
-    if not asked:
-        if config.budget < 1:
-            raise InputError("the searched data has no tune question to keep the budget on: search data with a validation part")
-        return policy
-    points = policy.operating_points()
-    limit = config.budget * policy.n_layers + 1e-9 if config.budget < 1 else float("inf")
-    with Progress("set the knob", len(points)) as progress:
-        for index, point in enumerate(points):
-            correct, passes = [], []
-            for scorer, questions in asked:
-                verdicts, routes = scorer.score_policy(questions, point)
-                correct += [verdict.correct for verdict in verdicts]
-                passes += [route.n_passes for route in routes]
-            rows.append({"point": index, "accuracy": float(np.mean(correct)), "mean_passes": float(np.mean(passes)), "n": len(correct)})
-            progress.advance(1)
-    write_json(folder / "knob.json", {"points": rows})
-    within = [row for row in rows if row["mean_passes"] <= limit]
-    if not within:
-        least = min(row["mean_passes"] for row in rows)
-        raise InputError(f"the routers spend at least {least:.1f} passes on tune, above the budget of {limit:.1f}: raise --budget")
-    best = max(within, key=lambda row: (row["accuracy"], -row["point"]))
-    chosen = points[best["point"]]
-    chosen.prompt_format = policy.prompt_format
-    return chosen
 
 
 def epoch_line(metrics: dict[str, Any], n_epochs: int) -> str:

@@ -22,7 +22,13 @@ from drllm.routes import Route
 
 POLICY_FILE = "policy.json"
 # Policies that live in modules of their own: imported, and so registered, when an artefact names them.
-_MODULES = {"routers": "drllm.model.routers", "codebook": "drllm.model.codebook"}
+_MODULES = {
+    "routers": "drllm.model.routers",
+    "codebook": "drllm.model.codebook",
+    "mindskip": "drllm.model.gates",
+    "flexidepth": "drllm.model.gates",
+    "oracle": "drllm.model.oracle",
+}
 _REGISTRY: dict[str, type[Policy]] = {}
 
 
@@ -36,6 +42,7 @@ class Policy(ABC):
     n_layers: int
     prompt_format: str | None = None  # "raw" or "chat", what it was trained on; None takes both
     guarantee: dict[str, Any] | None = None  # what `drllm train --calibrate` found (`drllm.evaluation.gate.Guarantee`), as plain values
+    evaluate_only: ClassVar[bool] = False  # compared, but no route to generate along
 
     @abstractmethod
     def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
@@ -96,6 +103,20 @@ def policy_class(name: str) -> type[Policy]:
             f"unknown policy {name!r}{did_you_mean(name, sorted({*_REGISTRY, *_MODULES}))}; a newer drllm may have written this artefact"
         )
     return _REGISTRY[name]
+
+
+class EvaluateOnlyPolicy(Policy):
+    """Answers questions in its own way and decides no route: it is evaluated and compared, and refuses all else."""
+
+    evaluate_only: ClassVar[bool] = True
+
+    @abstractmethod
+    def answer(self, scorer: Any, questions: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """(verdicts, routes or depths) of a scorer's questions."""
+
+    def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
+        """Refused."""
+        raise InputError(f"a {self.name!r} policy is for evaluation only: it decides no route to run or generate along")
 
 
 @register_policy("static")

@@ -72,9 +72,9 @@ class RoutedModel:
         self.hidden_size: int = self.config.hidden_size
         self._policy: Policy | None = None
         self.blocks = blocks
-        self._routed_blocks = [RoutedBlock(block, index, returns_tuple) for index, block in enumerate(blocks)]
+        self.routed_blocks = [RoutedBlock(block, index, returns_tuple) for index, block in enumerate(blocks)]
         self._spent = False
-        for block, routed_block in zip(blocks, self._routed_blocks, strict=True):
+        for block, routed_block in zip(blocks, self.routed_blocks, strict=True):
             block.forward = routed_block  # type: ignore[method-assign]
 
     @classmethod
@@ -113,10 +113,10 @@ class RoutedModel:
         """Give the base model back as it was; this object is spent. `InputError` when a later hook sits on top of a routed block."""
         if self._spent:
             return self.model
-        for block, routed_block in zip(self.blocks, self._routed_blocks, strict=True):
+        for block, routed_block in zip(self.blocks, self.routed_blocks, strict=True):
             if vars(block).get("forward") is not routed_block:
                 raise InputError(f"block {routed_block.index} was hooked after wrapping: remove that hook first, then unwrap")
-        for block, routed_block in zip(self.blocks, self._routed_blocks, strict=True):
+        for block, routed_block in zip(self.blocks, self.routed_blocks, strict=True):
             routed_block.remove(block)
         self._spent = True
         return self.model
@@ -158,6 +158,8 @@ class RoutedModel:
         """A cache that routes one forward or generation by `policy`; `prompt_mask` (B, T) marks what the policy may read."""
         if self._spent:
             raise InputError("this model was unwrapped: its blocks follow no route any more; wrap it again")
+        if policy.evaluate_only:
+            raise InputError(f"a {policy.name!r} policy is for evaluation only: `drllm evaluate` compares it, nothing generates with it")
         return RoutedCache(self.config, self.n_layers, policy, prompt_mask)
 
     def forward(self, cache: RoutedCache, **inputs: Any) -> Any:
@@ -169,7 +171,7 @@ class RoutedModel:
 
     def run_block(self, block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
         """One pass of one block, given the other arguments that the base model passes to it: the states behind it."""
-        return self._routed_blocks[block].run(x_BTD, arguments)[0]
+        return self.routed_blocks[block].run(x_BTD, arguments)[0]
 
     def decoder_forward(self, cache: Cache, **inputs: Any) -> Any:
         """As `forward`, without the output head: for what reads hidden states only. A stock cache runs the base."""

@@ -12,6 +12,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch import Tensor
 from drllm.errors import InputError
 from drllm.model.cache import PrefilledCache
 from drllm.model.generation import GreedyChoice
-from drllm.model.policy import Policy
+from drllm.model.policy import EvaluateOnlyPolicy, Policy
 from drllm.model.prompts import CHAT, RAW, check_context, encode_prompts, left_pad
 from drllm.model.routed import RoutedModel
 from drllm.routes import Route
@@ -150,11 +151,17 @@ class GeneratedScorer:
 
     def score_policy(self, questions: Sequence[GeneratedQuestion], policy: Policy | None) -> tuple[list[Verdict], list[Route]]:
         """Verdicts and routes when a policy decides from each prompt; None is the base model."""
+        if isinstance(policy, EvaluateOnlyPolicy):
+            return policy.answer(self, questions)
         routes = decide_routes(self.routed, policy, [question.context_ids for question in questions], self.max_step_tokens)
         handles = self.open(questions)
         verdicts = self.score(list(zip(handles, routes, strict=True)))
         self.close(handles)
         return verdicts, routes
+
+    def score_partial(self, policy: Policy, questions: Sequence[GeneratedQuestion]) -> tuple[list[Verdict], list[Any]]:
+        """Refused: such a policy has no cache to generate with."""
+        raise InputError(f"a {policy.name!r} policy answers by log-likelihood alone: use --reward loglik")
 
     def _answer(self, answers: list[_Answer]) -> None:
         """Prefill and decode some answers together."""
