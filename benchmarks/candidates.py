@@ -9,6 +9,12 @@ half pairs; in each half, every second route has fewer passes than the base, so 
 
     python benchmarks/candidates.py --run runs/singles --mixed > routes.txt
 
+    python benchmarks/candidates.py --combine runs/policies --tasks arc_easy,arc_challenge,openbookqa -n 14 > combined.txt
+    drllm search --paths combined.txt --list combined ... --out runs/policies
+
+From a dense matrix: pairs and triples of its routes that edit different blocks, by the sum of their gains, every third of them within 0.9 of the
+base's passes.
+
 For traffic of several kinds: the best single edits and pairs over all tasks and of each task, the best that spend at most 0.9 of the base's
 passes, and routes drawn blindly, for the control that a code book needs.
 """
@@ -22,6 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from drllm import Route, SearchConfig
+from drllm.methods.static import combine
 from drllm.records import read_records
 from drllm.searching.edits import EditSpace
 from drllm.searching.prior import random_routes, sweep_routes
@@ -105,6 +112,37 @@ def mixed(run: Path, budget: float, n_random: int, seed: int) -> list[Route]:
     return chosen
 
 
+def combined(run: Path, tasks: list[str], n: int, budget: float) -> list[Route]:
+    """Pairs and triples of the routes of a dense matrix, by the sum of their gains on the fit questions of some tasks."""
+    by_task = []
+    for task in tasks:
+        records = [record for record in read_records(run / "paths" / task) if record.split == "fit"]
+        margins = np.array([record.margins for record in records])
+        spread = np.std(margins[:, 0])
+        by_task.append(np.clip((margins - margins[:, :1]) / spread, -1, 1).mean(0))
+        routes = records[0].routes
+    gain = dict(zip(routes, np.mean(by_task, axis=0).tolist(), strict=True))
+    best = sorted((route for route in gain if not route.is_full), key=gain.__getitem__, reverse=True)[:16]
+    found: dict[Route, float] = {}
+    widest = {route: gain[route] for route in best}
+    for _ in range(2):
+        widest = {
+            both: value + gain[other]
+            for route, value in widest.items()
+            for other in best
+            if (both := combine(route, other)) is not None and both not in gain
+        }
+        for both, value in widest.items():
+            found[both] = max(found.get(both, -np.inf), value)
+    ranked = sorted(found, key=lambda route: (-found[route], str(route)))
+    short = [route for route in ranked if route.n_passes <= budget * len(route)]
+    chosen: list[Route] = []
+    while len(chosen) < min(n, len(ranked)):
+        pool = short if len(chosen) % 3 == 2 else ranked
+        chosen.append(next(route for route in [*pool, *ranked] if route not in chosen))
+    return chosen
+
+
 def main() -> None:
     """Print one route a line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -112,9 +150,14 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="run folder of the dense sweep of single edits")
     parser.add_argument("-n", type=int, default=50)
     parser.add_argument("--mixed", action="store_true", help="a list for traffic of several kinds, from a sweep of several tasks")
+    parser.add_argument("--combine", type=Path, help="run folder of a dense matrix: combinations of its routes")
+    parser.add_argument("--tasks", default="", help="with --combine: tasks that they should help")
     arguments = parser.parse_args()
     if arguments.singles:
         print("\n".join(map(str, sweep_routes(arguments.singles, MAX_SKIP_RUN))))
+        return
+    if arguments.combine:
+        print("\n".join(map(str, combined(arguments.combine, arguments.tasks.split(","), arguments.n, 0.9))))
         return
     if arguments.mixed:
         routes = mixed(arguments.run, 0.9, 8, 0)

@@ -1,250 +1,359 @@
-"""Every method under one comparison: train and answer (resumes), then print the tables from what was stored (seconds).
+"""Every method under one comparison: train and answer (resumes), time, then print the tables from what was stored (seconds).
 
-    python benchmarks/methods.py run --run runs/policies --out results/policies-smollm2-135m-q4
+    python benchmarks/methods.py run --run runs/policies --out results/policies-smollm2-135m-q4 --data DATA
+    python benchmarks/methods.py run --run runs/policies --out results/policies-smollm2-135m-q4 --data DATA --settings ood
+    python benchmarks/methods.py time --run runs/policies --out results/policies-smollm2-135m-q4 --data DATA --settings in-domain
+    python benchmarks/methods.py run ... --settings in-domain --split test      # once, after the winner is named in docs/LOG.md
     python benchmarks/methods.py table --out results/policies-smollm2-135m-q4 > docs/results.md
 
-`run` needs the dense matrix of `drllm search --paths` in --run. Settings: one task alone, `in-domain` (ARC and OpenBookQA together),
-`mixed` (five kinds of traffic, unlabelled). For each, policies go to OUT/<setting>/<method>.<seed>, and their verdicts on tune to
-OUT/<setting>/tune/<method>.<seed>.parquet. A verdict depends on the question and the route alone, so that of a route of the matrix is
-looked up; others are computed. `table` reads verdicts alone.
+`run` needs the dense matrix of `drllm search --paths` in --run, and for `paper` a tree search with preset paper in --searched. Policies
+go to RUN/policies/<setting>/<method>.<seed>, verdicts to OUT/<setting>/<split>/<method>.<seed>.parquet. A verdict depends on the question
+and the route alone (`docs/LOG.md`, the label factory), so that of a route of the matrix is looked up, others are computed once and kept.
+`table` reads verdicts alone (`benchmarks/methods_table.py`).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
-
-from drllm.evaluation.stats import discordant, mcnemar, paired_bootstrap, wilson
 
 ARC, OBQA = ("arc_easy", "arc_challenge"), ("openbookqa",)
 MIXED = (*ARC, *OBQA, "commonsenseqa", "piqa", "boolq")
-# setting -> (tasks learned from, tasks asked)
-SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "arc_easy": (ARC[:1], ARC[:1]),
-    "arc": (ARC, ARC),
-    "openbookqa": (OBQA, OBQA),
-    "commonsenseqa": (("commonsenseqa",), ("commonsenseqa",)),
-    "piqa": (("piqa",), ("piqa",)),
-    "boolq": (("boolq",), ("boolq",)),
-    "in-domain": ((*ARC, *OBQA), (*ARC, *OBQA)),
-    "mixed": (MIXED, MIXED),
+OUTSIDE = ("piqa", "sciq", "commonsenseqa", "boolq", "mmlu")
+LIMIT = 800  # questions of a task and split in the matrix
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Tasks learned from, tasks asked; `policies` of another setting, if it trains none of its own."""
+
+    learned: tuple[str, ...]
+    asked: tuple[str, ...]
+    policies: str = ""
+
+
+SETTINGS = {
+    "arc": Setting(ARC, ARC),
+    "openbookqa": Setting(OBQA, OBQA),
+    "commonsenseqa": Setting(("commonsenseqa",), ("commonsenseqa",)),
+    "piqa": Setting(("piqa",), ("piqa",)),
+    "boolq": Setting(("boolq",), ("boolq",)),
+    "in-domain": Setting((*ARC, *OBQA), (*ARC, *OBQA)),
+    "mixed": Setting(MIXED, MIXED),
+    "ood": Setting((*ARC, *OBQA), OUTSIDE, "in-domain"),
 }
+TOLD = ("arc", "openbookqa", "commonsenseqa", "piqa", "boolq")  # settings whose static routes make static-per-task
 BUDGET = 0.9
-# name in the table -> (method, options, whether seeds differ)
-ROWS: dict[str, tuple[str, dict[str, Any], bool]] = {
-    "static": ("static", {"candidates": 16}, False),
-    "codebook": ("codebook", {}, True),
-    "polar": ("polar", {}, True),
-    "random_codebook": ("random_codebook", {}, True),
-    "input_blind": ("input_blind", {}, True),
-    "static@0.9": ("static", {"candidates": 16, "budget": BUDGET}, False),
-    "codebook@0.9": ("codebook", {"budget": BUDGET}, True),
-    "shortgpt@0.9": ("shortgpt", {"budget": BUDGET}, False),
-    "early_exit@0.9": ("early_exit", {"budget": BUDGET}, False),
-    "random_skip@0.9": ("random_skip", {"budget": BUDGET}, True),
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the tables: a method with options; whether seeds change it; where its records are."""
+
+    method: str
+    options: dict[str, Any]
+    seeds: bool = False
+    searched: bool = False
+
+
+GATES = {"tune_questions": 150}
+ROWS = {
+    "static": Row("static", {"candidates": 100, "steps": 1}),
+    "codebook": Row("codebook", {}, True),
+    "polar": Row("polar", {}, True),
+    "routers": Row("routers", {}, True),
+    "paper": Row("routers", {"preset": "paper"}, True, True),
+    "random_codebook": Row("random_codebook", {}, True),
+    "input_blind": Row("input_blind", {}, True),
+    "oracle": Row("oracle", {}),
+    "static@0.9": Row("static", {"candidates": 100, "steps": 1, "budget": BUDGET}),
+    "codebook@0.9": Row("codebook", {"budget": BUDGET}, True),
+    "routers@0.9": Row("routers", {"budget": BUDGET}, True),
+    "tale@0.9": Row("tale", {"budget": BUDGET, "questions": 48}),
+    "shortgpt@0.9": Row("shortgpt", {"budget": BUDGET}),
+    "early_exit@0.9": Row("early_exit", {"budget": BUDGET}),
+    "random_skip@0.9": Row("random_skip", {"budget": BUDGET}, True),
+    "mindskip@0.9": Row("mindskip", {"budget": BUDGET} | GATES, True),
+    "flexidepth@0.9": Row("flexidepth", {"budget": BUDGET, "penalty": 3e-3} | GATES, True),
 }
-SHUFFLED = ("codebook", "polar")
+LIGHT = ("static", "codebook", "polar", "random_codebook", "input_blind", "routers")  # of the settings of one task
+SHUFFLED = ("codebook", "polar", "routers", "paper")
 
 
-class Tune:
-    """Verdicts of any route on the tune questions of a matrix: looked up, or computed once and kept."""
+class Asked:
+    """Questions of some tasks and one split, and verdicts of any route on them: looked up, or computed once and kept."""
 
-    def __init__(self, material: Any, folder: Path):
-        self.matrix, self.material, self.folder = material.matrix("tune"), material, folder
-        self.rows = {id: place for place, id in enumerate(zip(self.matrix.tasks, self.matrix.ids, strict=True))}
+    def __init__(self, routed: Any, tasks: Sequence[str], split: str, run: Path, data: str | None):
+        from drllm.records import read_records
+        from drllm.scoring import make_scorer
+        from drllm.tasks import drop_overlaps, load_task
 
-    def correct(self, routes: Sequence[Any]) -> np.ndarray:
-        """(N,) of one route a question."""
-        places = {route: place for place, route in enumerate(self.matrix.routes)}
-        found = np.zeros(len(self.matrix), dtype=bool)
-        for place, route in enumerate(routes):
-            if route in places:
-                found[place] = self.matrix.correct[place, places[route]]
-        for route in {route for route in routes if route not in places}:
-            extra = self._computed(route)
-            for place, other in enumerate(routes):
-                if other == route:
-                    found[place] = extra[place]
-        return found
+        names = list(dict.fromkeys((*MIXED, *tasks)))
+        loaded = drop_overlaps({name: load_task(name, data) for name in names}, list(MIXED))
+        self.routed, self.split, self.run = routed, split, run
+        self.parts: list[tuple[str, Any, list[Any]]] = []
+        self.known: dict[tuple[str, str, str], bool] = {}
+        for name in tasks:
+            scorer = make_scorer(routed, loaded[name].task, "auto", 512, "acc_norm", 0)
+            records = [r for r in read_records(run / "paths" / name) if r.split == split] if (run / "paths" / name).is_dir() else []
+            for record in records:
+                for route, reward in zip(record.routes, record.rewards, strict=True):
+                    self.known[name, record.id, str(route)] = reward > 0.5
+            examples = loaded[name].select(split, 0 if split == "test" else LIMIT)
+            if records:
+                ids = {record.id for record in records}
+                examples = [example for example in loaded[name].examples[split] if example.id in ids]
+            questions = [scorer.question(loaded[name].task, example) for example in examples]
+            self.parts.append((name, scorer, sorted(questions, key=lambda question: (question.n_tokens, question.example.id))))
+            if self._store(name).is_file():
+                kept = pq.read_table(self._store(name)).to_pydict()
+                self.known |= {(name, i, r): c for i, r, c in zip(kept["id"], kept["route"], kept["correct"], strict=True)}
+        self.tasks = [name for name, _, questions in self.parts for _ in questions]
+        self.ids = [question.example.id for _, _, questions in self.parts for question in questions]
+        self.prompts = [question.context_ids for _, _, questions in self.parts for question in questions]
+        self._features: dict[int, Any] = {}
 
-    def _computed(self, route: Any) -> np.ndarray:
-        path = self.folder / f"{self.matrix.key}-{route}.npy"
-        if not path.is_file():
-            values = np.zeros(len(self.matrix), dtype=bool)
-            for scorer, questions in self.material.tune():
-                asked = [question for question in questions if (question.task.name, question.example.id) in self.rows]
-                for start in range(0, len(asked), 64):
-                    chunk = asked[start : start + 64]
-                    scorer.load(chunk)
-                    verdicts = scorer.score([(index, route) for index in range(len(chunk))])
-                    for question, verdict in zip(chunk, verdicts, strict=True):
-                        values[self.rows[question.task.name, question.example.id]] = verdict.correct
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, values)
-        return np.load(path)
+    def _store(self, task: str) -> Path:
+        return self.run / "computed" / f"{self.split}-{task}.parquet"
+
+    def features(self, block: int) -> Any:
+        """What a code book reads before a block, of all questions."""
+        from drllm.methods.codebook import reading_blocks
+        from drllm.training.features import read_prompts
+
+        if block not in self._features:
+            self._features = read_prompts(self.routed, self.prompts, sorted({block, *reading_blocks(self.routed.n_layers)}), 512)
+        return self._features[block]
+
+    def routes(self, policy: Any) -> list[Any]:
+        """One route a question."""
+        from drllm.model.codebook import Codebook
+        from drllm.scoring.deciding import decide_routes
+
+        if isinstance(policy, Codebook):
+            return [policy.routes[place] for place in policy.choose(self.features(policy.block))]
+        return decide_routes(self.routed, policy, self.prompts, 512)
+
+    def compute(self, wanted: Iterable[Sequence[Any]]) -> None:
+        """Verdicts of one route a question, for several such lists, where they are not known yet."""
+        missing: dict[int, list[Any]] = defaultdict(list)
+        for routes in wanted:
+            for place, route in enumerate(routes):
+                if (self.tasks[place], self.ids[place], str(route)) not in self.known and route not in missing[place]:
+                    missing[place].append(route)
+        offset = 0
+        for name, scorer, questions in self.parts:
+            asked = [(question, missing[offset + at]) for at, question in enumerate(questions) if missing[offset + at]]
+            offset += len(questions)
+            for start in range(0, len(asked), 64):
+                chunk = asked[start : start + 64]
+                scorer.load([question for question, _ in chunk])
+                pairs = [(at, route) for at, (_, routes) in enumerate(chunk) for route in routes]
+                for (at, route), verdict in zip(pairs, scorer.score(pairs), strict=True):
+                    self.known[name, chunk[at][0].example.id, str(route)] = verdict.correct
+                if start % 1024 == 0 or start + 64 >= len(asked):
+                    self._keep(name)
+                    print(f"{self.split} {name}: {min(start + 64, len(asked))} of {len(asked)} questions", flush=True)
+
+    def _keep(self, task: str) -> None:
+        rows = [(i, r, c) for (t, i, r), c in self.known.items() if t == task]
+        columns = dict(zip(("id", "route", "correct"), map(list, zip(*rows, strict=True)), strict=True))
+        self._store(task).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), self._store(task))
+
+    def store(self, path: Path, routes: Sequence[Any], correct: Sequence[bool] | None = None) -> None:
+        """One method's verdicts, a row a question."""
+        if correct is None:
+            correct = [self.known[task, i, str(route)] for task, i, route in zip(self.tasks, self.ids, routes, strict=True)]
+        columns = {
+            "task": self.tasks, "id": self.ids, "correct": list(correct), "n_passes": [route.n_passes for route in routes],
+            "route": [str(route) for route in routes],
+        }  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), path)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Train what is missing, and answer the tune questions."""
-    import torch
+def wanted_rows(setting: str, methods: str, seeds: int) -> Iterable[tuple[str, Row, int]]:
+    """(name in the table, row, seed) of a setting."""
+    for name, row in ROWS.items():
+        narrow = setting in TOLD
+        if (methods and name not in methods.split(",")) or (narrow and name not in LIGHT):
+            continue
+        for seed in range(seeds if row.seeds and not narrow else 1):
+            yield name, row, seed
 
-    from drllm import Route, RoutedModel, train
-    from drllm.evaluation.run import control_routes
+
+def folder_of(run: Path, setting: str, name: str, seed: int) -> Path:
+    """Of a trained policy."""
+    return run / "policies" / (SETTINGS[setting].policies or setting) / file_of(name, seed)
+
+
+def file_of(name: str, seed: int) -> str:
+    """A row's name for the file system."""
+    return f"{name.replace('@', '_at_')}.{seed}"
+
+
+def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
+    """Train what is missing."""
+    from drllm import train
     from drllm.files import write_json
     from drllm.methods.base import get_method
-    from drllm.methods.codebook import read_features, reading_blocks
     from drllm.methods.material import Material
+
+    for name, row, seed in wanted_rows(setting, arguments.methods, arguments.seeds):
+        folder = folder_of(arguments.run, setting, name, seed)
+        if (folder / "drllm_config.json").is_file():
+            continue
+        learned, run = SETTINGS[setting].learned, arguments.searched if row.searched else arguments.run
+        seeded = {"draw": seed} if row.method == "random_codebook" else {"seed": seed} if row.seeds else {}
+        started = time.perf_counter()
+        routed.policy = train(routed, run, row.method, get_method(row.method).config(**row.options, **seeded), tasks=learned)
+        seconds = time.perf_counter() - started
+        routed.save_pretrained(folder)
+        routed.policy = None
+        questions = len(Material(routed, run, learned).prompts)
+        about = {"seconds": seconds, "tasks": list(learned), "options": row.options | seeded, "questions": questions}
+        write_json(arguments.out / setting / "training" / f"{file_of(name, seed)}.json", about)
+        print(f"{setting}: {name} with seed {seed} trained in {seconds:.0f} s", flush=True)
+
+
+def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
+    """Verdicts of every trained policy and its controls on one split."""
+    from drllm import Route
+    from drllm.evaluation.run import control_routes
     from drllm.model.artifact import load_policy
-    from drllm.model.codebook import Codebook
+
+    asked = Asked(routed, SETTINGS[setting].asked, arguments.split, arguments.run, arguments.data)
+    place = arguments.out / setting / arguments.split
+    full = Route.full(routed.n_layers)
+    chosen: dict[str, list[Any]] = {"base.0": [full] * len(asked.ids)}
+    for name, _, seed in wanted_rows(setting, arguments.methods, arguments.seeds):
+        folder, file = folder_of(arguments.run, setting, name, seed), file_of(name, seed)
+        if not (folder / "drllm_config.json").is_file() or ((place / f"{file}.parquet").is_file() and arguments.split == "test"):
+            continue
+        policy = load_policy(folder, routed)
+        if policy.evaluate_only:
+            if not (place / f"{file}.parquet").is_file():
+                evaluate_only(asked, policy, place / f"{file}.parquet")
+            continue
+        chosen[file] = routes = asked.routes(policy)
+        if name in SHUFFLED:
+            over_tasks = control_routes("shuffled", routes, f"{seed}:all")
+            chosen[f"shuffled-over-tasks-{file}"] = over_tasks
+            chosen[f"shuffled-{file}"] = dealt_within(routes, asked.tasks, seed)
+    asked.compute(chosen.values())
+    for file, routes in chosen.items():
+        asked.store(place / f"{file}.parquet", routes)
+
+
+def dealt_within(routes: Sequence[Any], tasks: Sequence[str], seed: int) -> list[Any]:
+    """A method's own routes, dealt to other prompts of the same task."""
+    from drllm.evaluation.run import control_routes
+
+    dealt, names = list(routes), np.array(tasks)
+    for task in dict.fromkeys(tasks):
+        places = np.flatnonzero(names == task).tolist()
+        for place, route in zip(places, control_routes("shuffled", [routes[p] for p in places], f"{seed}:{task}"), strict=True):
+            dealt[place] = route
+    return dealt
+
+
+def evaluate_only(asked: Asked, policy: Any, path: Path) -> None:
+    """The answers of a policy that decides no route."""
+    verdicts, depths = [], []
+    for name, scorer, questions in asked.parts:
+        for start in range(0, len(questions), 64):
+            found, spent = scorer.score_policy(questions[start : start + 64], policy)
+            verdicts += [verdict.correct for verdict in found]
+            depths += spent
+        print(f"{path.name} {name}: {len(questions)} questions", flush=True)
+    asked.store(path, depths, verdicts)
+
+
+def clock(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
+    """Seconds of one prompt's forward under each policy, router included, as a ratio to the base's just before and after it."""
+    import torch
+
+    from drllm.files import write_json
+    from drllm.model.artifact import load_policy
+    from drllm.model.partial import PartialPolicy, Step
+
+    asked = Asked(routed, SETTINGS[setting].asked, arguments.split, arguments.run, arguments.data)
+    rng = np.random.default_rng(0)
+    prompts = [asked.prompts[place] for place in rng.choice(len(asked.prompts), arguments.prompts, replace=False)]
+
+    @torch.no_grad()
+    def seconds(policy: Any, prompt: Sequence[int]) -> float:
+        ids = torch.tensor([prompt])
+        started = time.perf_counter()
+        if isinstance(policy, PartialPolicy):
+            with policy.installed(routed, Step.of(torch.ones_like(ids), torch.ones_like(ids))):
+                routed.model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        elif policy is None:
+            routed.model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        else:
+            routed(ids, routes=policy, logits_to_keep=1)
+        return time.perf_counter() - started
+
+    for name, _, seed in wanted_rows(setting, arguments.methods, 1):
+        folder = folder_of(arguments.run, setting, name, seed)
+        if not (folder / "drllm_config.json").is_file() or name == "oracle":
+            continue
+        policy = load_policy(folder, routed)
+        ratios = []
+        for prompt in prompts:
+            before, ours, after = seconds(None, prompt), seconds(policy, prompt), seconds(None, prompt)
+            ratios.append(2 * ours / (before + after))
+        middle = [float(np.median(rng.choice(ratios, len(ratios)))) for _ in range(2000)]
+        low, high = np.quantile(middle, [0.025, 0.975])
+        about = {"ratio": float(np.median(ratios)), "low": float(low), "high": float(high), "prompts": len(ratios)}
+        write_json(arguments.out / setting / "clock" / f"{file_of(name, seed)}.json", about)
+        print(f"{setting} {name}: {about['ratio']:.3f} ({low:.3f} to {high:.3f}) of the base's seconds", flush=True)
+
+
+def main() -> None:
+    """Run, time or print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("job", choices=("run", "time", "table"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--searched", type=Path)
+    parser.add_argument("--data")
+    parser.add_argument("--model", default="smollm2-135m-q4")
+    parser.add_argument("--settings", default=",".join(SETTINGS))
+    parser.add_argument("--methods", default="")
+    parser.add_argument("--split", default="tune", choices=("tune", "test"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    if arguments.job == "table":
+        from methods_table import tables
+
+        print("\n".join(tables(arguments.out, SETTINGS, TOLD)))
+        return
+    import torch
+
+    from drllm import RoutedModel
 
     torch.set_num_threads(arguments.threads)
     routed = RoutedModel.wrap(arguments.model)
     for setting in arguments.settings.split(","):
-        learned, _ = SETTINGS[setting]
-        out = arguments.out / setting
-        material = Material(routed, arguments.run, learned)
-        tune = Tune(material, arguments.run / "computed")
-        tasks = np.array(tune.matrix.tasks)
-        store(out, "base.0", tune, [tune.matrix.routes[0]] * len(tune.matrix))
-        for row, (method, options, differs) in ROWS.items():
-            if arguments.methods and row not in arguments.methods.split(","):
-                continue
-            for seed in range(arguments.seeds if differs else 1):
-                name = f"{row.replace('@', '_at_')}.{seed}"
-                if not (out / name / "drllm_config.json").is_file():
-                    config_class = get_method(method).config
-                    seeded = {"draw": 0, "seed": seed} if method == "random_codebook" else {"seed": seed} if differs else {}
-                    started = time.perf_counter()
-                    routed.policy = train(routed, arguments.run, method, config_class(**options, **seeded), tasks=learned)
-                    seconds = time.perf_counter() - started
-                    routed.save_pretrained(out / name)
-                    routed.policy = None
-                    about = {"seconds": seconds, "tasks": list(learned), "options": options | seeded, "questions": len(material.matrix())}
-                    write_json(out / name / "training.json", about)
-                policy = load_policy(out / name, routed)
-                if isinstance(policy, Codebook):
-                    blocks = reading_blocks(routed.n_layers)
-                    features = read_features(routed, arguments.run / "train", tune.matrix, blocks, "tune")[policy.block]
-                    routes = [policy.routes[place] for place in policy.choose(torch.from_numpy(features))]
-                else:
-                    assert policy.route is not None, f"{name} decides by more than one block's states"
-                    routes = [policy.route] * len(tune.matrix)
-                store(out, name, tune, routes)
-                if row in SHUFFLED:
-                    dealt: list[Route] = [Route.full(routed.n_layers)] * len(routes)
-                    for task in learned:
-                        places = np.flatnonzero(tasks == task)
-                        for place, route in zip(
-                            places, control_routes("shuffled", [routes[p] for p in places], f"{seed}:{task}"), strict=True
-                        ):
-                            dealt[place] = route
-                    store(out, f"shuffled-{name}", tune, dealt)
-                    mixed = control_routes("shuffled", routes, f"{seed}:all")
-                    store(out, f"shuffled-over-tasks-{name}", tune, mixed)
-                print(f"{setting} {name}: {tune.correct(routes).mean() - tune.matrix.correct[:, 0].mean():+.4f}", flush=True)
-
-
-def store(out: Path, name: str, tune: Tune, routes: Sequence[Any]) -> None:
-    """One method's verdicts, a row a tune question."""
-    import pyarrow as pa
-
-    columns = {
-        "task": list(tune.matrix.tasks), "id": list(tune.matrix.ids), "correct": tune.correct(routes).tolist(),
-        "n_passes": [route.n_passes for route in routes], "route": [str(route) for route in routes],
-    }  # fmt: skip
-    path = out / "tune" / f"{name}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path)
-
-
-def read(path: Path, tasks: Sequence[str]) -> dict[str, np.ndarray]:
-    """One method's verdicts and passes on some tasks, and the task of each question."""
-    found = pq.read_table(path).to_pydict()
-    names = np.array(found["task"])
-    order = np.concatenate([np.flatnonzero(names == task) for task in tasks])
-    return {
-        "correct": np.array(found["correct"], dtype=float)[order],
-        "passes": np.array(found["n_passes"], dtype=float)[order],
-        "task": names[order],
-    }
-
-
-def compared(ours: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> str:
-    """Paired difference in points, stratified by task."""
-    difference, low, high = paired_bootstrap(ours["correct"], other["correct"], strata=ours["task"])
-    return f"{100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-
-
-def per_task_static(out: Path, tasks: Sequence[str]) -> dict[str, np.ndarray] | None:
-    """The static route of each task's own setting, told which task it is."""
-    parts = []
-    for task in tasks:
-        path = out / ("arc" if task in ARC else task) / "tune" / "static.0.parquet"
-        if not path.is_file():
-            return None
-        parts.append(read(path, [task]))
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-
-def table(out: Path, setting: str) -> Iterator[str]:
-    """One setting as Markdown."""
-    tasks = SETTINGS[setting][1]
-    folder = out / setting / "tune"
-    base = read(folder / "base.0.parquet", tasks)
-    found: dict[str, list[dict[str, np.ndarray]]] = {}
-    for path in sorted(folder.glob("*.parquet")):
-        name = path.name.split(".")[0].replace("_at_", "@")
-        found.setdefault(name, []).append(read(path, tasks))
-    if setting == "mixed" and (told := per_task_static(out, tasks)) is not None:
-        found["static-per-task (told the task)"] = [told]
-    order = ["base", "static", "codebook", "shuffled-codebook", "shuffled-over-tasks-codebook", "polar", "shuffled-polar"]
-    names = [*[name for name in order if name in found], *sorted(name for name in found if name not in order)]
-    static = found.get("static", [base])[0]
-    yield f"### {setting}: {len(base['correct'])} tune questions of {', '.join(tasks)}"
-    yield ""
-    yield "| method | accuracy, % | vs base, points | McNemar p | vs static, points | better / worse | passes | vs base, other seeds |"
-    yield "|---|---|---|---|---|---|---|---|"
-    for name in names:
-        first, *others = found[name]
-        low, high = wilson(int(first["correct"].sum()), len(first["correct"]))
-        better, worse = discordant(first["correct"], base["correct"])
-        spread = ", ".join(f"{100 * (one['correct'].mean() - base['correct'].mean()):+.1f}" for one in others)
-        yield (
-            f"| {name} | {100 * first['correct'].mean():.1f} ({100 * low:.1f} to {100 * high:.1f}) | "
-            + (" | | | |" if name == "base" else f"{compared(first, base)} | {mcnemar(first['correct'], base['correct']):.3f} | "
-               f"{'' if name == 'static' else compared(first, static)} | {better} / {worse} |")
-            + f" {first['passes'].mean():.2f} | {spread} |"
-        )  # fmt: skip
-
-
-def main() -> None:
-    """Run or print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("job", choices=("run", "table"))
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--run", type=Path)
-    parser.add_argument("--model", default="smollm2-135m-q4")
-    parser.add_argument("--settings", default=",".join(SETTINGS))
-    parser.add_argument("--methods", default="")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    if arguments.job == "run":
-        run(arguments)
-        return
-    for setting in arguments.settings.split(","):
-        if (arguments.out / setting / "tune").is_dir():
-            print("\n".join(table(arguments.out, setting)), end="\n\n")
-    seconds = [json.loads(path.read_text())["seconds"] for path in arguments.out.glob("*/*/training.json")]
-    if seconds:
-        print(f"Training took {min(seconds):.0f} to {max(seconds):.0f} s a policy, the median {np.median(seconds):.0f} s.")
+        if arguments.job == "time":
+            clock(routed, arguments, setting)
+            continue
+        if not SETTINGS[setting].policies and arguments.split == "tune":
+            fit(routed, arguments, setting)
+        answer(routed, arguments, setting)
 
 
 if __name__ == "__main__":

@@ -59,11 +59,12 @@ def _search(job: Job) -> Lines:
     model = job.need("model")
     from drllm.record_stats import describe, render
     from drllm.records import iterate_records
-    from drllm.searching.runner import check_splits, read_routes, search
+    from drllm.searching.runner import check_list_name, check_splits, read_routes, search
 
     routes = None if job.arguments.paths is None else read_routes(job.arguments.paths)
     check_splits(config.splits, routes is not None)
-    search(job.load(model), tasks, config, out, job.common.data or None, job.argv, routes, resources)
+    check_list_name(job.arguments.list, routes is not None)
+    search(job.load(model), tasks, config, out, job.common.data or None, job.argv, routes, resources, job.arguments.list)
     folder = Path(out) / ("search" if routes is None else "paths")
     if routes is None:
         yield render(describe(record for name in tasks for record in iterate_records(folder / name)))
@@ -183,6 +184,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     _with_section("search", "model", "dtype", "device", "tasks", "data", "out")(parser)
     add_flags(parser, SECTIONS["resources"], title="resources: where and how it runs; no record depends on them (section `resources`)")
     parser.add_argument("--paths", metavar="FILE", help="evaluate the routes of a file, one a line, on every question instead of searching")
+    parser.add_argument("--list", metavar="NAME", default="", help="name of that list, to add routes to a run that has a list already")
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:

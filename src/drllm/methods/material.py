@@ -16,7 +16,7 @@ from drllm.config import SearchConfig, to_dict
 from drllm.errors import ArtifactError, InputError
 from drllm.methods.base import Method, get_method, method_of
 from drllm.methods.matrix import Matrix, read_matrix
-from drllm.methods.planned import fit_questions, planned_questions, planned_records, planned_scorer
+from drllm.methods.planned import fit_questions, joined_records, lists_by_task, planned_questions, planned_records, planned_scorer
 from drllm.model.policy import Policy
 from drllm.model.routed import RoutedModel
 from drllm.plans import parts_of, path_plans, search_plans
@@ -78,8 +78,7 @@ class Material:
         if self.search_plans:
             return [pair for task in self.tasks for pair in zip(task.questions, task.records, strict=True)]
         found = []
-        for (folder, plan), (_, questions) in zip(self.path_plans.items(), self._matrix_questions, strict=True):
-            records = planned_records(self.routed, folder, plan)
+        for records, (_, questions) in zip(self._dense_records, self._matrix_questions, strict=True):
             found += [(question, records[question.example.id]) for question in questions]
         return found
 
@@ -105,9 +104,9 @@ class Material:
 
     def tune(self, limit: int = 0) -> list[tuple[Any, list[Any]]]:
         """Each task's tune questions with their scorer, at most `limit` of each; none where the data has none."""
-        plans = self.search_plans or self.path_plans
+        plans = list(self.search_plans.values()) or [lists[0][1] for lists in lists_by_task(self.path_plans).values()]
         found = []
-        for plan in plans.values():
+        for plan in plans:
             scorer = planned_scorer(self.routed, plan)
             for part in parts_of(plan)[:1]:
                 loaded = load_task(plan["task"], part["data"])
@@ -146,10 +145,14 @@ class Material:
 
     @cached_property
     def _matrix_questions(self) -> list[tuple[Scorer, list[Any]]]:
-        plans = self.path_plans
-        if not plans:
+        if not self.path_plans:
             raise ArtifactError(f"{self.run} holds no search records: run `drllm search --out {self.run}` first")
-        return [fit_questions(self.routed, folder, plan) for folder, plan in plans.items()]
+        firsts = [lists[0] for lists in lists_by_task(self.path_plans).values()]
+        return [fit_questions(self.routed, *first, records) for first, records in zip(firsts, self._dense_records, strict=True)]
+
+    @cached_property
+    def _dense_records(self) -> list[dict[str, RouteRecord]]:
+        return [joined_records(self.routed, lists) for lists in lists_by_task(self.path_plans).values()]
 
     @cached_property
     def _searched(self) -> list[SearchedTask]:

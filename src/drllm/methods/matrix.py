@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from drllm.errors import ArtifactError
-from drllm.methods.planned import planned_questions, planned_records, planned_scorer
+from drllm.methods.planned import joined_records, lists_by_task, planned_questions, planned_scorer
 from drllm.model.routed import RoutedModel
+from drllm.records import RouteRecord
 from drllm.routes import Route
 
 
@@ -64,6 +65,14 @@ class Matrix:
         """(R,): block passes of each route."""
         return np.array([route.n_passes for route in self.routes])
 
+    def rows(self, places: Sequence[int]) -> Matrix:
+        """Some questions, in that order."""
+        pick = lambda values: tuple(values[place] for place in places)  # noqa: E731
+        return replace(
+            self, tasks=pick(self.tasks), ids=pick(self.ids), prompts=pick(self.prompts), correct=self.correct[places],
+            margins=self.margins[places],
+        )  # fmt: skip
+
     def at(self, places: Sequence[int]) -> Matrix:
         """Some columns, in that order."""
         routes = tuple(self.routes[place] for place in places)
@@ -71,37 +80,40 @@ class Matrix:
 
 
 def read_matrix(routed: RoutedModel, run: Path, plans: dict[Path, dict[str, Any]], split: str) -> Matrix:
-    """The tasks of `plans`, of a `search --paths`, questions of one split; `ArtifactError` without any, or with other routes a task."""
+    """The tasks of `plans`, of a `search --paths`, questions of one split, on the routes that all tasks were evaluated on.
+
+    `ArtifactError` without any question, or without such a route.
+    """
     if split not in ("fit", "tune"):
         raise ValueError(f"a method may learn from fit and choose by tune, not read {split}")
     how = f"run `drllm search --paths FILE --splits fit,tune --out {run}` first"
     if not plans:
         raise ArtifactError(f"{run} holds no (question x route) matrix: {how}")
-    rows, tasks, prompts, digests = [], [], [], []
-    routes: tuple[Route, ...] = ()
+    rows: list[RouteRecord] = []
+    prompts: list[tuple[int, ...]] = []
     formats = set()
-    for folder, plan in plans.items():
-        records = planned_records(routed, folder, plan)
+    for lists in lists_by_task(plans).values():
+        folder, plan = lists[0]
+        records = joined_records(routed, lists)
         scorer = planned_scorer(routed, plan)
         questions = planned_questions(scorer, folder, plan)
-        digests.append(json.dumps(plan, sort_keys=True))
         formats.add(scorer.prompt_format)
-        for name in plan["ids"]:
-            record = records[name]
-            if record.split != split or record.broken:
-                continue
-            routes = routes or record.routes
-            if record.routes != routes:
-                raise ArtifactError(f"{folder} was evaluated on other routes than the tasks before it: give all tasks the same --paths")
-            rows.append(record)
-            tasks.append(plan["task"])
-            prompts.append(tuple(questions[name].context_ids))
+        mine = [records[name] for name in plan["ids"] if records[name].split == split and not records[name].broken]
+        rows += mine
+        prompts += [tuple(questions[record.id].context_ids) for record in mine]
     if not rows:
         raise ArtifactError(f"the matrix of {run} has no {split} question: {how}")
+    shared = set.intersection(*({*record.routes} for record in rows))
+    routes = tuple(route for route in rows[0].routes if route in shared)
+    if len(routes) < 2:
+        raise ArtifactError(f"the tasks of {run} were evaluated on no route that all of them share: give all tasks the same --paths")
+    digests = [json.dumps(plan, sort_keys=True) for plan in plans.values()]
+    columns = [[record.routes.index(route) for route in routes] for record in rows]
     if len(formats) != 1:
         raise ArtifactError(f"the tasks of {run} use {len(formats)} prompt formats ({', '.join(sorted(formats))}): use a run for each")
     return Matrix(
-        routes, tuple(tasks), tuple(record.id for record in rows), tuple(prompts),
-        np.array([record.rewards for record in rows]) > 0.5, np.array([record.margins for record in rows], dtype=np.float32),
+        routes, tuple(record.task for record in rows), tuple(record.id for record in rows), tuple(prompts),
+        np.array([[record.rewards[at] for at in places] for record, places in zip(rows, columns, strict=True)]) > 0.5,
+        np.array([[record.margins[at] for at in places] for record, places in zip(rows, columns, strict=True)], dtype=np.float32),
         formats.pop(), hashlib.sha256("".join([split, *digests]).encode()).hexdigest()[:16],
     )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ def planned_scorer(routed: RoutedModel, plan: dict[str, Any]) -> Scorer:
     return make_scorer(routed, get_task(plan["task"]), config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
 
 
-def fit_questions(routed: RoutedModel, folder: Path, plan: dict[str, Any]) -> tuple[Scorer, list[Any]]:
+def fit_questions(routed: RoutedModel, folder: Path, plan: dict[str, Any], records: dict[str, RouteRecord]) -> tuple[Scorer, list[Any]]:
     """A plan's scorer and its fit questions, in the plan's order."""
     scorer = planned_scorer(routed, plan)
-    found, records = planned_questions(scorer, folder, plan), planned_records(routed, folder, plan)
+    found = planned_questions(scorer, folder, plan)
     return scorer, [found[name] for name in plan["ids"] if records[name].split == "fit"]
 
 
@@ -44,6 +46,35 @@ def planned_records(routed: RoutedModel, folder: Path, plan: dict[str, Any]) -> 
             f"the search of {plan['task']} is unfinished ({missing} of {len(plan['ids'])} questions): run the same search again"
         )
     return records
+
+
+def lists_by_task(plans: dict[Path, dict[str, Any]]) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
+    """The folders of dense matrices by task: the first list of routes that was evaluated on it, then those added by `--list`."""
+    found: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
+    for folder, plan in plans.items():
+        found.setdefault(plan["task"], []).append((folder, plan))
+    return found
+
+
+def joined_records(routed: RoutedModel, lists: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, RouteRecord]:
+    """A task's records by id, each with the routes of all its lists; `ArtifactError` for lists of other questions or conditions."""
+    (first, plan), *others = lists
+    joined = planned_records(routed, first, plan)
+    for folder, other in others:
+        conditions = ("ids", "questions", "dtype", "device", "threads", "packed", "prompt_format")
+        same_config = {**other["config"], "seed": 0} == {**plan["config"], "seed": 0}
+        if different := [name for name in conditions if other.get(name) != plan.get(name)] + ([] if same_config else ["config"]):
+            raise ArtifactError(
+                f"{folder} was evaluated on other {different[0]} than {first}: evaluate all lists of a task with the same flags and data"
+            )
+        for name, record in planned_records(routed, folder, other).items():
+            before = joined[name]
+            new = [place for place, route in enumerate(record.routes) if route not in before.routes]
+            joined[name] = replace(before, **{
+                field: (*getattr(before, field), *(getattr(record, field)[place] for place in new))
+                for field in ("routes", "rewards", "margins", "acc", "acc_norm")
+            })  # fmt: skip
+    return joined
 
 
 def planned_questions(scorer: Scorer, folder: Path, plan: dict[str, Any]) -> dict[str, Any]:

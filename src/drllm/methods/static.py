@@ -141,17 +141,25 @@ class _Scores:
     def gains(self, routes: list[Route]) -> dict[Route, np.ndarray]:
         """(N,) of each route: its margin less the base's, or its verdict where there is none."""
         missing = [route for route in dict.fromkeys([self.full, *routes]) if route not in self.values]
+        matrix = None if self.material.search_plans else self.material.matrix()
+        if matrix is not None and len(matrix) == len(self.held_back):  # else some of its records are broken, and rows do not match
+            here = [route for route in missing if route in matrix.routes]
+            columns = matrix.at([matrix.routes.index(route) for route in here])
+            self._add(here, columns.correct, columns.margins)
+            missing = [route for route in missing if route not in here]
         if missing:
-            correct, margins = self.material.score(missing, label="static routes")
-            values = np.where(np.isnan(margins), correct, margins)
-            for place, route in enumerate(missing):
-                self.values[route] = np.round(values[:, place].astype(float), 4)
-                self.rows.append({"route": str(route), "accuracy": float(correct[:, place].mean()), "values": self.values[route].tolist()})
+            self._add(missing, *self.material.score(missing, label="static routes"))
         for row in self.rows:
             change = self.values[Route.parse(row["route"])] - self.values[self.full]
             row |= {"n": len(change), "gain": float(change.mean()), "gain_se": _standard_error(change)}
         write_json(self.path, {"key": self.key, "candidates": self.rows})
         return {route: self.values[route] - self.values[self.full] for route in routes}
+
+    def _add(self, routes: Sequence[Route], correct: np.ndarray, margins: np.ndarray) -> None:
+        values = np.where(np.isnan(margins), correct, margins)
+        for place, route in enumerate(routes):
+            self.values[route] = np.round(values[:, place].astype(float), 4)
+            self.rows.append({"route": str(route), "accuracy": float(correct[:, place].mean()), "values": self.values[route].tolist()})
 
 
 def _confirmed(chosen_on: np.ndarray, held_back: np.ndarray, confidence: float) -> bool:

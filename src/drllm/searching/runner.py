@@ -46,6 +46,7 @@ def search(
     argv: Sequence[str] | None = None,
     routes: Sequence[Route] | None = None,
     resources: Resources | None = None,
+    list_name: str = "",
 ) -> Path:
     """Find good routes for the fit questions of each task; the same call resumes where an earlier one stopped.
 
@@ -57,6 +58,8 @@ def search(
         data: a JSON-lines file, or a folder of them, to read the questions from instead of the data package or the Hub.
         routes: evaluate these on every question instead of searching: a dense (question x route) matrix, the base route first.
         resources: executor, threads, memory; default `Resources()`.
+        list_name: of `routes`, where the run has another list already: records go to `out/paths/<task>.<list_name>/`, and methods take
+            the routes of all lists that were evaluated on the same questions.
 
     Returns:
         The run folder.
@@ -68,6 +71,7 @@ def search(
     config, resources, out = config or SearchConfig(), resources or Resources(), Path(out)
     routes = None if routes is None else tuple(dict.fromkeys(routes))
     check_splits(config.splits, routes is not None)
+    check_list_name(list_name, routes is not None)
     if routes is not None and any(len(route) != routed.n_layers for route in routes):
         raise InputError(f"got routes of {sorted({len(route) for route in routes})} blocks, the model has {routed.n_layers}")
     if not resources.threads:
@@ -83,7 +87,7 @@ def search(
     with cluster, running(out, "search" if routes is None else "paths", to_dict(config) | {"resources": to_dict(resources)}, argv) as entry:
         entry["tasks"] = {}
         for name, task_data in loaded.items():
-            folder = out / ("search" if routes is None else "paths") / name
+            folder = out / ("search" if routes is None else "paths") / (f"{name}.{list_name}" if list_name else name)
             entry["tasks"][name] = _search_task(routed, task_data, config, resources, folder, data, routes)
     return out
 
@@ -110,6 +114,14 @@ def read_routes(path: str | Path) -> list[Route]:
     if not routes:
         raise InputError(f"{path} holds no route: write one a line, one digit a block")
     return routes
+
+
+def check_list_name(list_name: str, with_routes: bool) -> None:
+    """Refuse a name for what is no list of routes, or one that is no folder's."""
+    if list_name and not with_routes:
+        raise InputError(f"--list {list_name} names a list of routes: give the list too, --paths FILE")
+    if list_name and not re.fullmatch(r"[A-Za-z0-9_-]+", list_name):
+        raise InputError(f"--list is {list_name!r}, expected letters, digits, - and _")
 
 
 def check_splits(splits: Sequence[str], with_routes: bool) -> None:

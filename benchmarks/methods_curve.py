@@ -1,0 +1,87 @@
+"""Would more fit questions help? What a code book and a static route are worth on tune, by the number of fit questions they learned from.
+
+    python benchmarks/methods_curve.py --run runs/policies --out results/policies-smollm2-135m-q4 --settings in-domain,mixed
+
+Of each size several draws of fit questions. A policy is chosen on one half of the tune questions and measured on the other, and the other
+way round, so that the curve holds no choice's luck. Verdicts come from the dense matrix; the table is printed by `methods.py table`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from methods import SETTINGS
+
+SIZES = (150, 300, 600, 1200, 2400, 4800)
+DRAWS = 3
+
+
+def book_value(matrix: Any, halves: list[Any], features: list[dict[int, np.ndarray]], blocks: list[int], n_layers: int, seed: int) -> float:
+    """Gain of the chosen code book, chosen on each half and measured on the other; the base is among the choices."""
+    from drllm.methods.codebook import CodebookConfig, _candidates, choose, choose_routes
+
+    config = CodebookConfig(seed=seed)
+    fitted = [
+        list(_candidates(matrix, half, {"fit": features[0], "tune": read}, blocks, config, choose_routes))
+        for half, read in zip(halves, features[1:], strict=True)
+    ]
+    total = 0.0
+    for here, there, half in ((0, 1, halves[1]), (1, 0, halves[0])):
+        best = choose(fitted[here], n_layers, 1.0)
+        value = fitted[there][fitted[here].index(best)].tune_gain if best.tune_gain > 0 else 0.0
+        total += value * len(half)
+    return total / sum(map(len, halves))
+
+
+def static_value(matrix: Any, tune: Any) -> float:
+    """Gain on tune of the route of the matrix that fit margins choose and confirm, as method `static` with one step."""
+    from drllm.methods.static import _confirmed, _lower, is_held_back
+
+    gains = matrix.margins - matrix.margins[:, :1]
+    held_back = np.array([is_held_back(prompt) for prompt in matrix.prompts])
+    best = max(range(1, len(matrix.routes)), key=lambda place: _lower(gains[~held_back, place]))
+    confirmed = _confirmed(gains[~held_back, best], gains[held_back, best], 0.9)
+    return float(tune.gains[:, best].mean()) if confirmed else 0.0
+
+
+def main() -> None:
+    """Measure."""
+    from drllm import RoutedModel
+    from drllm.files import write_json
+    from drllm.methods.codebook import read_features, reading_blocks
+    from drllm.methods.material import Material
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", default="smollm2-135m-q4")
+    parser.add_argument("--settings", default="in-domain")
+    arguments = parser.parse_args()
+    routed = RoutedModel.wrap(arguments.model)
+    blocks = reading_blocks(routed.n_layers)
+    for setting in arguments.settings.split(","):
+        material = Material(routed, arguments.run, SETTINGS[setting].learned)
+        fit, tune = material.matrix("fit"), material.matrix("tune")
+        whole = {split: read_features(routed, arguments.run / "train", m, blocks, split) for split, m in (("fit", fit), ("tune", tune))}
+        order = np.random.default_rng(0).permutation(len(tune))
+        parts = [np.sort(order[::2]), np.sort(order[1::2])]
+        halves = [tune.rows(part) for part in parts]
+        rows = []
+        for size in [size for size in SIZES if size < len(fit)] + [len(fit)]:
+            books, statics = [], []
+            for draw in range(DRAWS):
+                places = np.sort(np.random.default_rng([size, draw]).permutation(len(fit))[:size])
+                matrix = fit.rows(places)
+                features = [{b: whole["fit"][b][places] for b in blocks}, *({b: whole["tune"][b][part] for b in blocks} for part in parts)]
+                books.append(book_value(matrix, halves, features, blocks, routed.n_layers, draw))
+                statics.append(static_value(matrix, tune))
+            rows.append({"questions": size, "codebook": books, "static": statics if size < len(fit) else statics[:1]})
+            print(f"{setting}: {size} fit questions: code book {np.mean(books):+.4f}, static {np.mean(statics):+.4f}", flush=True)
+        write_json(arguments.out / setting / "curve.json", {"tune": len(tune), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""The tables of `benchmarks/methods.py`, from stored verdicts alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from drllm.evaluation.stats import discordant, mcnemar, paired_bootstrap, wilson
+
+ORDER = (
+    "base", "static", "static-per-task", "codebook", "shuffled-codebook", "shuffled-over-tasks-codebook", "input_blind", "random_codebook",
+    "polar", "shuffled-polar", "routers", "shuffled-routers", "paper", "shuffled-paper", "oracle", "tale", "static@0.9", "codebook@0.9",
+    "routers@0.9", "mindskip@0.9", "flexidepth@0.9", "tale@0.9", "shortgpt@0.9", "early_exit@0.9", "random_skip@0.9",
+)  # fmt: skip
+NAMES = {
+    "static-per-task": "static-per-task (told the task)",
+    "oracle": "oracle (told every answer: an upper bound)",
+    "paper": "routers, preset paper",
+    "shuffled-paper": "shuffled routers, preset paper",
+}
+CHANCE = {"piqa": 50.0, "sciq": 25.0, "commonsenseqa": 20.0, "boolq": 50.0, "mmlu": 25.0}  # %, one of as many choices
+ABOUT = {
+    "arc": "one task: ARC",
+    "openbookqa": "one task: OpenBookQA",
+    "commonsenseqa": "one task: CommonsenseQA",
+    "piqa": "one task: PIQA",
+    "boolq": "one task: BoolQ",
+    "in-domain": "in domain: ARC and OpenBookQA together",
+    "mixed": "mixed traffic: five kinds of prompts, unlabelled",
+    "ood": "out of domain: policies of the in-domain setting, not trained again",
+}
+Verdicts = dict[str, np.ndarray]
+
+
+def read(path: Path, tasks: Sequence[str]) -> Verdicts:
+    """One method's verdicts and passes on some tasks, and the task of each question."""
+    found = pq.read_table(path).to_pydict()
+    names = np.array(found["task"])
+    order = np.concatenate([np.flatnonzero(names == task) for task in tasks])
+    return {
+        "correct": np.array(found["correct"], dtype=float)[order],
+        "passes": np.array(found["n_passes"], dtype=float)[order],
+        "task": names[order],
+        "id": np.array(found["id"])[order],
+    }
+
+
+def compared(ours: Verdicts, other: Verdicts) -> str:
+    """Paired difference in points, stratified by task."""
+    if not np.array_equal(ours["id"], other["id"]):
+        raise ValueError("verdicts of different questions cannot be paired: run the setting again")
+    difference, low, high = paired_bootstrap(ours["correct"], other["correct"], strata=ours["task"])
+    return f"{100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def gain(ours: Verdicts, other: Verdicts) -> float:
+    """In points."""
+    return 100 * float(ours["correct"].mean() - other["correct"].mean())
+
+
+def told_the_task(out: Path, split: str, tasks: Sequence[str], settings: Mapping[str, Any], told: Sequence[str]) -> Verdicts | None:
+    """The static route of each task's own setting."""
+    parts = []
+    for task in tasks:
+        setting = next((name for name in told if task in settings[name].asked), "")
+        path = out / setting / split / "static.0.parquet"
+        if not path.is_file():
+            return None
+        parts.append(read(path, [task]))
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def load(out: Path, setting: str, split: str, settings: Mapping[str, Any], told: Sequence[str]) -> dict[str, list[Verdicts]]:
+    """Each method's verdicts, one for each seed, in the order of the table."""
+    tasks = settings[setting].asked
+    found: dict[str, list[Verdicts]] = {}
+    for path in sorted((out / setting / split).glob("*.parquet")):
+        found.setdefault(path.name.split(".")[0].replace("_at_", "@"), []).append(read(path, tasks))
+    if setting == "mixed" and (parts := told_the_task(out, split, tasks, settings, told)) is not None:
+        found["static-per-task"] = [parts]
+    return {name: found[name] for name in [*(n for n in ORDER if n in found), *sorted(found.keys() - set(ORDER))]}
+
+
+def table(out: Path, setting: str, split: str, settings: Mapping[str, Any], told: Sequence[str]) -> Iterator[str]:
+    """One setting as Markdown."""
+    found = load(out, setting, split, settings, told)
+    base, static = found["base"][0], found.get("static", found["base"])[0]
+    tasks = settings[setting].asked
+    counts = ", ".join(f"{task} {int((base['task'] == task).sum())}" for task in tasks)
+    yield f"### {ABOUT[setting]}, {split} split ({len(base['correct'])} questions: {counts})"
+    yield ""
+    yield (
+        "| method | accuracy, % | vs base, points | McNemar p | vs static, points | better / worse | passes | prompt seconds, ratio | "
+        "training, s | fit questions | vs base, other seeds |"
+    )
+    yield "|" + "---|" * 11
+    for name, (first, *others) in found.items():
+        low, high = wilson(int(first["correct"].sum()), len(first["correct"]))
+        better, worse = discordant(first["correct"], base["correct"])
+        file = f"{name.replace('@', '_at_')}.0.json"
+        trained, clock = (_json(out / (settings[setting].policies or setting) / kind / file) for kind in ("training", "clock"))
+        cells = [
+            NAMES.get(name, name),
+            f"{100 * first['correct'].mean():.1f} ({100 * low:.1f} to {100 * high:.1f})",
+            "" if name == "base" else compared(first, base),
+            "" if name == "base" else f"{mcnemar(first['correct'], base['correct']):.3f}",
+            "" if name in ("base", "static") else compared(first, static),
+            "" if name == "base" else f"{better} / {worse}",
+            f"{first['passes'].mean():.2f}",
+            f"{clock['ratio']:.2f} ({clock['low']:.2f} to {clock['high']:.2f})" if clock else "",
+            f"{trained['seconds']:.0f}" if trained else "",
+            f"{trained['questions']}" if trained else "",
+            ", ".join(f"{gain(one, base):+.1f}" for one in others),
+        ]
+        yield "| " + " | ".join(cells) + " |"
+    yield ""
+    if setting == "ood":
+        yield from by_task(found, tasks, CHANCE)
+    elif len(tasks) > 1:
+        yield from by_task(found, tasks, {})
+
+
+def by_task(found: dict[str, list[Verdicts]], tasks: Sequence[str], chance: Mapping[str, float]) -> Iterator[str]:
+    """Points over the base on each task, of the first seed."""
+    heads = [f"{task} (chance {chance[task]:.0f})" if task in chance else task for task in tasks]
+    yield "| points over the base | " + " | ".join(heads) + " |"
+    yield "|" + "---|" * (1 + len(tasks))
+    base = found["base"][0]
+    right = [base["task"] == task for task in tasks]
+    yield "| base, accuracy in % | " + " | ".join(f"{100 * base['correct'][rows].mean():.1f}" for rows in right) + " |"
+    for name, (first, *_) in found.items():
+        if name != "base":
+            parts = [({key: value[rows] for key, value in v.items()} for v in (first, base)) for rows in right]
+            yield f"| {NAMES.get(name, name)} | " + " | ".join(compared(*part) for part in parts) + " |"
+    yield ""
+
+
+def curve(out: Path) -> Iterator[str]:
+    """Policy value against fit questions, of `benchmarks/methods_curve.py`."""
+    for path in sorted(out.glob("*/curve.json")):
+        about = json.loads(path.read_text())
+        yield f"### Learning curve: {ABOUT[path.parent.name]}, tune split"
+        yield ""
+        yield "| fit questions | static, points over the base | code book, points over the base, by draw | mean |"
+        yield "|---|---|---|---|"
+        for row in about["rows"]:
+            books = row["codebook"]
+            shown = ", ".join(f"{100 * value:+.1f}" for value in books)
+            statics = ", ".join(f"{100 * value:+.1f}" for value in row["static"])
+            yield f"| {row['questions']} | {statics} | {shown} | {100 * np.mean(books):+.1f} |"
+        yield ""
+
+
+def tables(out: Path, settings: Mapping[str, Any], told: Sequence[str]) -> Iterator[str]:
+    """Everything that is stored, the test split first."""
+    yield "# Methods compared"
+    yield ""
+    yield (
+        "Generated by `make table-methods` from the verdicts in `results/`; the commands that made those stand in `benchmarks/methods.py`. "
+        "Brackets are 95 % intervals: Wilson's of an accuracy, a paired bootstrap stratified by task of a difference, a bootstrap of the "
+        "median of a ratio. Passes are block passes a prompt. `shuffled-` deals a method's own routes to other prompts of the same task "
+        "(`-over-tasks-`: to any prompt). The conclusions are in `docs/policies.md`, how each choice was made in `docs/LOG.md`."
+    )
+    yield ""
+    for split in ("test", "tune"):
+        for setting in settings:
+            if (out / setting / split / "base.0.parquet").is_file():
+                yield from table(out, setting, split, settings, told)
+    yield from curve(out)
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None
