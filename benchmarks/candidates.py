@@ -12,8 +12,8 @@ half pairs; in each half, every second route has fewer passes than the base, so 
     python benchmarks/candidates.py --combine runs/policies --tasks arc_easy,arc_challenge,openbookqa -n 14 > combined.txt
     drllm search --paths combined.txt --list combined ... --out runs/policies
 
-From a dense matrix: pairs and triples of its routes that edit different blocks, by the sum of their gains, every third of them within 0.9 of the
-base's passes.
+From a dense matrix: pairs and triples of its routes that edit different blocks, by the sum of their gains, every third of them within 0.9
+of the base's passes.
 
 For traffic of several kinds: the best single edits and pairs over all tasks and of each task, the best that spend at most 0.9 of the base's
 passes, and routes drawn blindly, for the control that a code book needs.

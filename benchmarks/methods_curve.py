@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from methods import SETTINGS
 
 SIZES = (150, 300, 600, 1200, 2400, 4800)

@@ -324,6 +324,13 @@ def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
     assert "train routers: " in err
     assert third.splitlines()[:3] == first.splitlines()[:3]
 
+    # A promise asked for later trains anew, and stands in the artefacts.
+    gated = [*typed, "--out", tmp_path / "gated", "--gate-calibrate", "calibrate", "--gate-epsilon", "0.3"]
+    code, _, err = run(capsys, *gated)
+    assert code == 0, err
+    for name in ("static", "routers"):
+        assert json.loads((tmp_path / "gated" / name / "drllm_config.json").read_text())["guarantee"]["epsilon"] == 0.3
+
     # What was trained answers, with the model it was made for; the run can be evaluated and reported by itself.
     assert run(capsys, "generate", "Question: Which?\nAnswer:", "--policy", out / "routers", "--max-new-tokens", "3")[0] == 0
     code, text, err = run(capsys, "evaluate", "--out", out, "--data", folders["data"], "--methods", "base,routers", "--n-resamples", "100")

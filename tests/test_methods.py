@@ -18,7 +18,7 @@ from drllm.cli import main
 from drllm.config import GateConfig
 from drllm.evaluation.calibrate import calibrate
 from drllm.methods.base import get_method, method_names, method_of
-from drllm.methods.codebook import Candidate, CodebookConfig, _fit_one, choose, choose_routes, worth
+from drllm.methods.codebook import Candidate, CodebookConfig, _fit_one, choose, choose_routes, served_passes, worth
 from drllm.methods.material import Material
 from drllm.methods.matrix import Matrix
 from drllm.methods.routers import soft_target
@@ -226,6 +226,20 @@ def test_routes_are_taken_for_coverage_and_for_themselves():
     assert 0 not in order
     allowed[1] = False
     assert 1 not in choose_routes(book, allowed, 9, CodebookConfig(), 0.0)
+
+
+def test_routes_that_share_their_passes_are_preferred():
+    """Of two repeats that gain nearly alike, the one whose block is repeated already; without a price, the better one."""
+    full = Route.full(8)
+    routes = (full, full.edit(2, 2), full.edit(5, 2), full.edit(2, 2, 0), full.edit(4, 0))
+    gains = np.array([0.0, 0.50, 0.20, 0.19, -0.5])
+    margins = np.tile(gains, (40, 1)) + np.linspace(-1, 1, 40)[:, None]
+    correct = np.zeros((40, 5), dtype=bool)
+    book = Matrix(routes, ("t",) * 40, tuple(map(str, range(40))), ((1,),) * 40, correct, margins.astype(np.float32), "raw", "key")
+    allowed = np.array([False, True, True, True, True])
+    assert choose_routes(book, allowed, 2, CodebookConfig(margin_weight=1, nesting=0.2), 0.0) == [1, 3]
+    assert choose_routes(book, allowed, 2, CodebookConfig(margin_weight=1, nesting=0), 0.0) == [1, 2]
+    assert served_passes([full, full.edit(2, 2), full.edit(5, 2), full.edit(4, 0)]) == 10
 
 
 def test_the_threshold_by_hand():

@@ -38,7 +38,7 @@ from drllm.share_commands import (
 if TYPE_CHECKING:
     from drllm.model.prompts import Prompt
 
-JOBS = {name: SECTIONS[name] for name in ("search", "resources", "evaluate")}  # that `retrofit` runs, besides methods
+JOBS = {name: SECTIONS[name] for name in ("search", "resources", "gate", "evaluate")}  # that `retrofit` runs, besides methods
 BATCH = 8  # prompts generated together
 DEFAULT_NEW_TOKENS = 64
 
@@ -152,7 +152,7 @@ def _tasks(job: Job) -> Lines:
 
 def _retrofit(job: Job) -> Lines:
     out, tasks = job.need("out"), job.tasks()
-    configs = {f"{section}_config": job.config(section, f"{section}_") for section in ("search", "evaluate")}
+    configs = {f"{section}_config": job.config(section, f"{section}_") for section in ("search", "gate", "evaluate")}
     options = {name: job.options(get_method(name), f"{name}_") for name in RETROFITTED}
     resources = job.config("resources", "resources_")
     model = job.need("model")

@@ -47,6 +47,7 @@ def retrofit(
     data: str | Path | None = None,
     argv: Sequence[str] | None = None,
     resources: Resources | None = None,
+    gate_config: GateConfig | None = None,
 ) -> dict[str, Any]:
     """Search, train `static` and `routers`, evaluate both with base and controls, answer one question, and report.
 
@@ -59,6 +60,7 @@ def retrofit(
         out: the run folder.
         options: those of each method, by its name; default: its defaults.
         search_config, evaluate_config: every knob.
+        gate_config: if it names a split, each policy must pass the gate on it or is the base (`docs/policies.md`).
         data: a JSON-lines file with the questions.
         argv: the command line, for `run.json`.
         resources: what the search runs on.
@@ -84,9 +86,9 @@ def retrofit(
         config = options[method]
         stages.run(
             f"train {method}",
-            to_dict(config),
+            to_dict(config) | {"gate": to_dict(gate_config or GateConfig())},
             [method],
-            lambda method=method, config=config: str(fit_policy(routed, out, method, config, argv)),
+            lambda method=method, config=config: str(fit_policy(routed, out, method, config, argv, gate_config)),
         )
     split = evaluate_config.folder
     stages.run(

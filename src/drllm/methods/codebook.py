@@ -41,13 +41,15 @@ class CodebookConfig:
     margin_weight: float = knob(0.5, "share of a gain that is the margin's (in its standard deviations); the rest is the verdict's")
     folds: int = knob(5, "parts of the fit questions; each is predicted by a selector fitted on the others")
     confidence: float = knob(0.9, "how sure the gain of those that leave the base must be, one-sided; not corrected for their choice")
+    nesting: float = knob(0.1, "price of a block pass that no other route of the book needs, as a share of the base's passes")
     abstain: bool = knob(True, "keep the base where no gain is sure; else the highest score is followed, the base's being 0")
     budget: float = knob(1.0, "mean passes on tune, as a share of the base's, that the policy may spend at most; 1: accuracy first")
     seed: int = knob(0, "seed of the folds")
 
     def __post_init__(self) -> None:
         for name, low, high in (("n_routes", 0, 64), ("block", 0, None), ("margin_weight", 0, 1), ("folds", 2, 50),
-                                ("confidence", 0.5, 0.9999), ("budget", 0.1, 1.0), ("seed", 0, 2**63 - 1)):  # fmt: skip
+                                ("nesting", 0, None), ("confidence", 0.5, 0.9999), ("budget", 0.1, 1),
+                                ("seed", 0, 2**63 - 1)):  # fmt: skip
             check_range(self, name, low, high)
 
 
@@ -115,18 +117,27 @@ def choose_routes(matrix: Matrix, allowed: np.ndarray, n: int, config: CodebookC
     """Greedy: columns of the matrix in the order taken, the base not among them.
 
     A route's worth is what it adds to the best of the book on each question, and its own mean gain: coverage alone is easily bought with
-    noise, since any of fifty tries at four choices is often right.
+    noise, since any of fifty tries at four choices is often right. A batch pays for every pass that any of its rows makes, so a pass that
+    no route of the book has made yet costs a little.
     """
     gains = worth(matrix, config, price)
+    actions = np.array([list(route) for route in matrix.routes])
     best = np.zeros(len(matrix))
     chosen: list[int] = []
     while len(chosen) < n and len(chosen) < allowed.sum():
-        added = np.maximum(gains, best[:, None]).mean(0) - best.mean() + gains.mean(0)
+        made = actions[[0, *chosen]].max(0)
+        new = np.maximum(actions - made, 0).sum(1) / matrix.passes()[0]
+        added = np.maximum(gains, best[:, None]).mean(0) - best.mean() + gains.mean(0) - config.nesting * new
         added[~allowed] = -np.inf
         added[chosen] = -np.inf
         chosen.append(int(added.argmax()))
         best = np.maximum(best, gains[:, chosen[-1]])
     return chosen
+
+
+def served_passes(routes: Sequence[Route]) -> int:
+    """Passes of a batch that holds a row of every route: block by block, as many as the row that makes most."""
+    return int(np.array([list(route) for route in routes]).max(0).sum())
 
 
 def worth(matrix: Matrix, config: CodebookConfig, price: float = 0.0) -> np.ndarray:
@@ -229,7 +240,8 @@ def _row(candidate: Candidate) -> dict[str, Any]:
     return {
         "n_routes": len(candidate.routes) - 1, "block": candidate.block, "price": candidate.price, "threshold": candidate.threshold,
         "ridge": candidate.ridge.penalty, "tune_gain": candidate.tune_gain, "tune_passes": candidate.tune_passes,
-        "tune_switched": candidate.switched, "routes": [str(route) for route in candidate.routes],
+        "tune_switched": candidate.switched, "served_passes": served_passes(candidate.routes),
+        "routes": [str(route) for route in candidate.routes],
     }  # fmt: skip
 
 
