@@ -9,6 +9,8 @@ Shapes: N questions, R routes of the matrix, K of the book, F features.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +151,7 @@ def worth(matrix: Matrix, config: CodebookConfig, price: float = 0.0) -> np.ndar
 
 
 def read_features(routed: RoutedModel, folder: Path, matrix: Matrix, blocks: Sequence[int], split: str) -> dict[int, np.ndarray]:
-    """What the selector reads of each question, by block; computed once for all methods of a run and kept in `folder`."""
+    """What the selector reads of each question, by block; computed once for all methods and lists of a run and kept in `folder`."""
     from safetensors import SafetensorError
     from safetensors.numpy import load, save
 
@@ -157,7 +159,8 @@ def read_features(routed: RoutedModel, folder: Path, matrix: Matrix, blocks: Seq
     from drllm.training.features import read_prompts
 
     dtype = str(routed.model.dtype).removeprefix("torch.")
-    path = folder / f"prompts-{split}-{matrix.key}-{dtype}-{'-'.join(map(str, blocks))}.safetensors"
+    key = hashlib.sha256(json.dumps([routed.fingerprint, dtype, list(blocks), matrix.prompts]).encode()).hexdigest()[:16]
+    path = folder / f"prompts-{split}-{key}.safetensors"
     if not path.is_file():
         read = read_prompts(routed, matrix.prompts, blocks, 512)
         write_bytes(path, save({str(block): values.numpy() for block, values in read.items()}))

@@ -31,13 +31,14 @@ def fit_questions(routed: RoutedModel, folder: Path, plan: dict[str, Any], recor
 
 def planned_records(routed: RoutedModel, folder: Path, plan: dict[str, Any]) -> dict[str, RouteRecord]:
     """The folder's records by id; `ArtifactError` for those of another model, or when some are still missing."""
-    if plan["fingerprint"] != routed.fingerprint:
+    weights = routed.fingerprint  # once: it reads every tensor
+    if plan["fingerprint"] != weights:
         raise ArtifactError(
             f"the records in {folder} were made with {plan['model']} (weights {plan['fingerprint']}), this model has weights "
-            f"{routed.fingerprint}: train on the model that was searched"
+            f"{weights}: train on the model that was searched"
         )
     records = {record.id: record for record in read_records(folder)}
-    if foreign := next((record for record in records.values() if record.fingerprint != routed.fingerprint), None):
+    if foreign := next((record for record in records.values() if record.fingerprint != weights), None):
         raise ArtifactError(
             f"{folder} holds records of another model (question {foreign.id!r}, weights {foreign.fingerprint}): search again"
         )

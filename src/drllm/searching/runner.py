@@ -155,9 +155,10 @@ def _search_task(
     done = set(shard_indices(folder))
     if not done and len(questions) >= N_PROBED:  # before there is a plan that another dtype would not fit
         planner.probe([questions[at * (len(questions) - 1) // (N_PROBED - 1)].example for at in range(N_PROBED)])
+    weights = routed.fingerprint  # once: it reads every tensor
     check_plan(folder, {
         "task": name, "source": task_data.source, "data": None if data is None else str(data),
-        "model": routed.base_id, "fingerprint": routed.fingerprint,
+        "model": routed.base_id, "fingerprint": weights,
         "dtype": str(routed.model.dtype), "device": _device(routed, resources), "threads": _threads(routed, resources),
         "packed": planner.scorer.packed,
         "config": to_dict(config), "prompt_format": planner.scorer.prompt_format,
@@ -165,7 +166,7 @@ def _search_task(
         "paths": None if routes is None else [str(route) for route in routes], "control": [str(route) for route in control],
     } | ({} if planner.scorer.shares_across_groups else {"decoded_rows": DECODED_ROWS}))  # fmt: skip
     for index in sorted(done):  # what is unreadable or not of this search is refused now, not after hours
-        _check_shard(shard_path(folder, index), groups[index] if index < len(groups) else [], job, routed.fingerprint)
+        _check_shard(shard_path(folder, index), groups[index] if index < len(groups) else [], job, weights)
     entry = {
         "source": task_data.source,
         "questions": len(questions),
