@@ -14,7 +14,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest bench-search bench-harness lint clean
+.PHONY: help demo test test-slow test-oldest bench-search bench-harness table-methods lint clean
 
 help:
 	@echo "make demo       install, then retrofit SmolLM2-135M on ARC: table, one routed answer, report in runs/demo"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-oldest  the laws on transformers 5.19"
 	@echo "make bench-search  what a searched path costs, against plain forwards, a floor and a naive scorer (about half an hour)"
 	@echo "make bench-harness  lm-evaluation-harness at the identity against its stock model (some minutes)"
+	@echo "make table-methods  docs/results.md, every method compared, from the verdicts in results/"
 	@echo "make lint       ruff, import layers, types"
 	@echo "make clean      remove .venv and caches; runs/ is kept"
 
@@ -38,6 +39,11 @@ test-slow: $(VENV)/.installed-slow
 # One thread; alone on the machine, or the figures are noise. Reads ARC-Easy and GSM8K train questions from ../shared/data, else from the Hub.
 bench-search: $(VENV)/.installed
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/search.py --out runs/bench-search.json
+
+# docs/results.md from the verdicts in results/; how those were made stands in benchmarks/methods.py.
+table-methods: $(VENV)/.installed
+	$(BIN)/python benchmarks/methods.py table --out results/policies-smollm2-135m-q4 > docs/results.md.new
+	mv docs/results.md.new docs/results.md
 
 # Against the harness's own model, interleaved; alone on the machine.
 bench-harness: $(VENV)/.installed-dev

@@ -78,12 +78,13 @@ ROWS = {
     "static@0.9": Row("static", {"candidates": 100, "steps": 1, "budget": BUDGET}),
     "codebook@0.9": Row("codebook", {"budget": BUDGET}, True),
     "routers@0.9": Row("routers", {"budget": BUDGET}, True),
+    "tale": Row("tale", {"questions": 48}),
     "tale@0.9": Row("tale", {"budget": BUDGET, "questions": 48}),
     "shortgpt@0.9": Row("shortgpt", {"budget": BUDGET}),
     "early_exit@0.9": Row("early_exit", {"budget": BUDGET}),
     "random_skip@0.9": Row("random_skip", {"budget": BUDGET}, True),
-    "mindskip@0.9": Row("mindskip", {"budget": BUDGET} | GATES, True),
-    "flexidepth@0.9": Row("flexidepth", {"budget": BUDGET, "penalty": 3e-3} | GATES, True),
+    "mindskip@0.9": Row("mindskip", {"budget": BUDGET} | GATES),
+    "flexidepth@0.9": Row("flexidepth", {"budget": BUDGET, "penalty": 3e-3} | GATES),
 }
 LIGHT = ("static", "codebook", "polar", "random_codebook", "input_blind", "routers")  # of the settings of one task
 SHUFFLED = ("codebook", "polar", "routers", "paper")

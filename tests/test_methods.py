@@ -22,7 +22,7 @@ from drllm.methods.codebook import Candidate, CodebookConfig, _fit_one, choose, 
 from drllm.methods.material import Material
 from drllm.methods.matrix import Matrix
 from drllm.methods.routers import soft_target
-from drllm.methods.selector import STAY, Folds, fit_ridges, lower_bound
+from drllm.methods.selector import STAY, Folds, fit_ridges, lower_bound, principal_directions
 from drllm.methods.static import StaticConfig, _confirmed, combine
 from drllm.model.codebook import Codebook, Point, pick, pool_prompt
 from drllm.model.policy import RoutePolicy
@@ -261,6 +261,24 @@ def test_out_of_fold_predictions_are_of_others():
     ridge, predicted = Folds(features[:, :2], features[:, :1] * 2 + 1, 5, 0).pick([0])
     assert np.abs(predicted[:, 0] - (features[:, 0] * 2 + 1)).max() < 2.5
     assert ridge.predict(features[:, :2]).shape == (100, 1)
+
+
+@pytest.mark.parametrize("n_features", [12, 90])
+def test_few_components_find_what_kinds_of_questions_differ_in(n_features):
+    """Two kinds of questions, far apart in many features: one component predicts what all features predict with more noise."""
+    rng = np.random.default_rng(0)
+    kind = rng.integers(0, 2, 60)
+    features = rng.normal(size=(60, n_features)) + 4 * kind[:, None] * rng.normal(size=n_features)
+    targets = np.where(kind, 1.0, -1.0)[:, None]
+    directions = principal_directions((features - features.mean(0)) / features.std(0), 1)
+    component = (features - features.mean(0)) / features.std(0) @ directions
+    assert component.shape == (60, 1)
+    assert component.std() == pytest.approx(1, abs=1e-6)
+    ridge = fit_ridges(features, targets, 1)[1.0]
+    predicted = ridge.predict(features)
+    assert (np.sign(predicted) == np.sign(targets)).all()
+    slope = ((component * (targets - targets.mean())).sum() / ((component**2).sum() + 1)) * component + targets.mean()
+    np.testing.assert_allclose(predicted, slope, atol=1e-4)
 
 
 @pytest.mark.parametrize("n_features", [7, 60])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
 
 SIZES = (2, 4, 8, 16, 32)
+COMPONENTS = (4, 16, 0)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class CodebookConfig:
 
     n_routes: int = knob(0, "routes besides the base; 0 tries 2, 4, 8, 16 and 32 on tune")
     block: int = knob(0, "block before which the prompt is read; 0 tries a tenth, a fifth and a third of the blocks on tune")
+    components: int = knob(-1, "principal components of the prompt's states that are read; 0: all states; -1 tries 4, 16 and all on tune")
     margin_weight: float = knob(0.5, "share of a gain that is the margin's (in its standard deviations); the rest is the verdict's")
     folds: int = knob(5, "parts of the fit questions; each is predicted by a selector fitted on the others")
     confidence: float = knob(0.9, "how sure the gain of those that leave the base must be, one-sided; not corrected for their choice")
@@ -49,8 +51,8 @@ class CodebookConfig:
     seed: int = knob(0, "seed of the folds")
 
     def __post_init__(self) -> None:
-        for name, low, high in (("n_routes", 0, 64), ("block", 0, None), ("margin_weight", 0, 1), ("folds", 2, 50),
-                                ("nesting", 0, None), ("confidence", 0.5, 0.9999), ("budget", 0.1, 1),
+        for name, low, high in (("n_routes", 0, 64), ("block", 0, None), ("components", -1, None), ("margin_weight", 0, 1),
+                                ("folds", 2, 50), ("nesting", 0, None), ("confidence", 0.5, 0.9999), ("budget", 0.1, 1),
                                 ("seed", 0, 2**63 - 1)):  # fmt: skip
             check_range(self, name, low, high)
 
@@ -67,6 +69,7 @@ class Candidate:
     tune_gain: float
     tune_passes: float
     switched: float
+    n_components: int = 0
 
 
 def fit(routed: RoutedModel, material: Material, config: CodebookConfig, folder: Path) -> Policy:
@@ -195,14 +198,13 @@ def _candidates(
     prices = (0.0,) if config.budget == 1 else tuple(0.05 * 2**step for step in range(8))
     for block in blocks:
         allowed = np.array([not route.is_full and route.first_edit() >= block for route in matrix.routes])
-        folds = Folds(features["fit"][block], worth(matrix, config), config.folds, config.seed)
-        for price in prices:
-            order = order_routes(matrix, allowed, max(sizes), config, price)
-            for size in sorted({min(size, len(order)) for size in sizes}):
-                places = order[:size]
-                if not places:
-                    continue
-                yield _fit_one(matrix, tune, places, folds, features["tune"][block], block, price, config)
+        orders = [(price, order_routes(matrix, allowed, max(sizes), config, price)) for price in prices]
+        for n_components in COMPONENTS if config.components < 0 else (config.components,):
+            folds = Folds(features["fit"][block], worth(matrix, config), config.folds, config.seed, n_components)
+            for price, order in orders:
+                for size in sorted({min(size, len(order)) for size in sizes} - {0}):
+                    found = _fit_one(matrix, tune, order[:size], folds, features["tune"][block], block, price, config)
+                    yield replace(found, n_components=n_components)
 
 
 def _fit_one(
@@ -242,7 +244,8 @@ def _ladder(best: Candidate) -> list[tuple[float, float]]:
 def _row(candidate: Candidate) -> dict[str, Any]:
     return {
         "n_routes": len(candidate.routes) - 1, "block": candidate.block, "price": candidate.price, "threshold": candidate.threshold,
-        "ridge": candidate.ridge.penalty, "tune_gain": candidate.tune_gain, "tune_passes": candidate.tune_passes,
+        "ridge": candidate.ridge.penalty, "components": candidate.n_components,
+        "tune_gain": candidate.tune_gain, "tune_passes": candidate.tune_passes,
         "tune_switched": candidate.switched, "served_passes": served_passes(candidate.routes),
         "routes": [str(route) for route in candidate.routes],
     }  # fmt: skip

@@ -41,15 +41,16 @@ class Folds:
         targets: (N, K).
         n_folds: parts of the questions.
         seed: of the parts.
+        n_components: principal components that are read; 0: all features.
     """
 
-    def __init__(self, features: np.ndarray, targets: np.ndarray, n_folds: int, seed: int):
+    def __init__(self, features: np.ndarray, targets: np.ndarray, n_folds: int, seed: int, n_components: int = 0):
         fold_of = np.random.default_rng(seed).permutation(len(features)) % n_folds
-        self._all = fit_ridges(features, targets)
+        self._all = fit_ridges(features, targets, n_components)
         self._predicted = {penalty: np.zeros(targets.shape) for penalty in PENALTIES}
         for fold in range(n_folds):
             here = fold_of == fold
-            for penalty, ridge in fit_ridges(features[~here], targets[~here]).items():
+            for penalty, ridge in fit_ridges(features[~here], targets[~here], n_components).items():
                 self._predicted[penalty][here] = ridge.predict(features[here])
         self._errors = {penalty: ((values - targets) ** 2).mean(0) for penalty, values in self._predicted.items()}
 
@@ -61,23 +62,41 @@ class Folds:
         return replace(ridge, weight=ridge.weight[:, places], bias=ridge.bias[places]), self._predicted[best][:, places]
 
 
-def fit_ridges(features: np.ndarray, targets: np.ndarray) -> dict[float, Ridge]:
-    """The ridge of every penalty, by Cholesky factors of whichever is smaller: features by features, or questions by questions."""
+def fit_ridges(features: np.ndarray, targets: np.ndarray, n_components: int = 0) -> dict[float, Ridge]:
+    """The ridge of every penalty, on all features or on their first principal components: few, where questions only differ in kind.
+
+    By Cholesky factors of whichever is smaller: features by features, or questions by questions.
+    """
     from scipy.linalg import cho_factor, cho_solve
 
     mean, scale = features.mean(0, dtype=float), features.std(0, dtype=float) + 1e-6
     z = (features - mean) / scale
     bias = targets.mean(0)
-    primal = z.shape[1] <= z.shape[0]
-    square = z.T @ z if primal else z @ z.T
-    right = z.T @ (targets - bias) if primal else targets - bias
+    directions = principal_directions(z, n_components) if n_components else None
+    x = z if directions is None else z @ directions
+    primal = x.shape[1] <= x.shape[0]
+    square = x.T @ x if primal else x @ x.T
+    right = x.T @ (targets - bias) if primal else targets - bias
     diagonal = np.diag(square).copy()
     found = {}
     for penalty in PENALTIES:
         np.fill_diagonal(square, diagonal + penalty)
         solved = cho_solve(cho_factor(square, lower=True), right)
-        found[penalty] = Ridge(mean, scale, solved if primal else z.T @ solved, bias, penalty)
+        weight = solved if primal else x.T @ solved
+        found[penalty] = Ridge(mean, scale, weight if directions is None else directions @ weight, bias, penalty)
     return found
+
+
+def principal_directions(z: np.ndarray, n: int) -> np.ndarray:
+    """(F, n): the directions of the largest variance of (N, F) standardised features, scaled so that each component has variance 1."""
+    from scipy.linalg import eigh
+
+    size = min(z.shape)
+    n = min(n, size)
+    square = z.T @ z if z.shape[1] <= z.shape[0] else z @ z.T
+    values, vectors = eigh(square, subset_by_index=[size - n, size - 1])
+    vectors = vectors if z.shape[1] <= z.shape[0] else z.T @ vectors / np.sqrt(np.maximum(values, 1e-12))
+    return vectors / np.sqrt(np.maximum(values, 1e-12) / len(z))
 
 
 def lower_bound(scores: np.ndarray, gains: np.ndarray, confidence: float) -> float:
