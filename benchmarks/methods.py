@@ -212,7 +212,8 @@ def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
 
     for name, row, seed in wanted_rows(setting, arguments.methods, arguments.seeds):
         folder = folder_of(arguments.run, setting, name, seed)
-        if (folder / "drllm_config.json").is_file():
+        about_path = arguments.out / setting / "training" / f"{file_of(name, seed)}.json"
+        if (folder / "drllm_config.json").is_file() and about_path.is_file():
             continue
         learned, run = SETTINGS[setting].learned, arguments.searched if row.searched else arguments.run
         seeded = {"draw": seed} if row.method == "random_codebook" else {"seed": seed} if row.seeds else {}
@@ -223,7 +224,8 @@ def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
         routed.policy = None
         questions = len(Material(routed, run, learned).prompts)
         about = {"seconds": seconds, "tasks": list(learned), "options": row.options | seeded, "questions": questions}
-        write_json(arguments.out / setting / "training" / f"{file_of(name, seed)}.json", about)
+        about_path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(about_path, about)
         print(f"{setting}: {name} with seed {seed} trained in {seconds:.0f} s", flush=True)
 
 
@@ -317,6 +319,7 @@ def clock(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
         middle = [float(np.median(rng.choice(ratios, len(ratios)))) for _ in range(2000)]
         low, high = np.quantile(middle, [0.025, 0.975])
         about = {"ratio": float(np.median(ratios)), "low": float(low), "high": float(high), "prompts": len(ratios)}
+        (arguments.out / setting / "clock").mkdir(parents=True, exist_ok=True)
         write_json(arguments.out / setting / "clock" / f"{file_of(name, seed)}.json", about)
         print(f"{setting} {name}: {about['ratio']:.3f} ({low:.3f} to {high:.3f}) of the base's seconds", flush=True)
 

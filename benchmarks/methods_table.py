@@ -119,6 +119,14 @@ def table(out: Path, setting: str, split: str, settings: Mapping[str, Any], told
         ]
         yield "| " + " | ".join(cells) + " |"
     yield ""
+    if "static-per-task" in found:
+        told_gain = gain(found["static-per-task"][0], static)
+        yield (
+            f"Over the best static route, static-per-task gains {compared(found['static-per-task'][0], static)} points, the code book "
+            f"{compared(found['codebook'][0], static)}"
+            + (f": {100 * gain(found['codebook'][0], static) / told_gain:.0f} % of it." if told_gain > 0 else ".")
+        )
+        yield ""
     if setting == "ood":
         yield from by_task(found, tasks, CHANCE)
     elif len(tasks) > 1:
