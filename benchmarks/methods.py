@@ -105,7 +105,8 @@ class Asked:
         self.known: dict[tuple[str, str, str], bool] = {}
         for name in tasks:
             scorer = make_scorer(routed, loaded[name].task, "auto", 512, "acc_norm", 0)
-            records = [r for r in read_records(run / "paths" / name) if r.split == split] if (run / "paths" / name).is_dir() else []
+            lists = [folder for folder in (run / "paths").glob(f"{name}*") if folder.name.partition(".")[0] == name]
+            records = [record for folder in lists for record in read_records(folder) if record.split == split]
             for record in records:
                 for route, reward in zip(record.routes, record.rewards, strict=True):
                     self.known[name, record.id, str(route)] = reward > 0.5
@@ -143,6 +144,17 @@ class Asked:
         if isinstance(policy, Codebook):
             return [policy.routes[place] for place in policy.choose(self.features(policy.block))]
         return decide_routes(self.routed, policy, self.prompts, 512)
+
+    def told(self, oracle: Any) -> list[Any]:
+        """One route a question by an oracle, as `Oracle.answer` takes them, from verdicts that are known or computed now."""
+        from drllm import Route
+
+        ranked = [Route.full(oracle.n_layers), *sorted(oracle.routes, key=lambda route: (route.n_passes, str(route)))]
+        self.compute([route] * len(self.ids) for route in ranked)
+        return [
+            next((route for route in ranked if self.known[task, name, str(route)]), ranked[0])
+            for task, name in zip(self.tasks, self.ids, strict=True)
+        ]
 
     def compute(self, wanted: Iterable[Sequence[Any]]) -> None:
         """Verdicts of one route a question, for several such lists, where they are not known yet."""
@@ -234,6 +246,7 @@ def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     from drllm import Route
     from drllm.evaluation.run import control_routes
     from drllm.model.artifact import load_policy
+    from drllm.model.oracle import Oracle
 
     asked = Asked(routed, SETTINGS[setting].asked, arguments.split, arguments.run, arguments.data)
     place = arguments.out / setting / arguments.split
@@ -244,6 +257,9 @@ def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
         if not (folder / "drllm_config.json").is_file() or ((place / f"{file}.parquet").is_file() and arguments.split == "test"):
             continue
         policy = load_policy(folder, routed)
+        if isinstance(policy, Oracle):
+            chosen[file] = asked.told(policy)
+            continue
         if policy.evaluate_only:
             if not (place / f"{file}.parquet").is_file():
                 evaluate_only(asked, policy, place / f"{file}.parquet")

@@ -80,7 +80,7 @@ def load(out: Path, setting: str, split: str, settings: Mapping[str, Any], told:
     tasks = settings[setting].asked
     found: dict[str, list[Verdicts]] = {}
     for path in sorted((out / setting / split).glob("*.parquet")):
-        found.setdefault(path.name.split(".")[0].replace("_at_", "@"), []).append(read(path, tasks))
+        found.setdefault(path.stem.rpartition(".")[0].replace("_at_", "@"), []).append(read(path, tasks))
     if setting == "mixed" and (parts := told_the_task(out, split, tasks, settings, told)) is not None:
         found["static-per-task"] = [parts]
     return {name: found[name] for name in [*(n for n in ORDER if n in found), *sorted(found.keys() - set(ORDER))]}
@@ -143,8 +143,8 @@ def by_task(found: dict[str, list[Verdicts]], tasks: Sequence[str], chance: Mapp
     yield "| base, accuracy in % | " + " | ".join(f"{100 * base['correct'][rows].mean():.1f}" for rows in right) + " |"
     for name, (first, *_) in found.items():
         if name != "base":
-            parts = [({key: value[rows] for key, value in v.items()} for v in (first, base)) for rows in right]
-            yield f"| {NAMES.get(name, name)} | " + " | ".join(compared(*part) for part in parts) + " |"
+            cut = [[{key: value[rows] for key, value in verdicts.items()} for verdicts in (first, base)] for rows in right]
+            yield f"| {NAMES.get(name, name)} | " + " | ".join(compared(*pair) for pair in cut) + " |"
     yield ""
 
 
