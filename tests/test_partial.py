@@ -22,6 +22,8 @@ from drllm.model.gates import FlexiDepth, MindSkip, check_parts
 from drllm.model.oracle import Oracle
 from drllm.model.partial import Step, count
 from drllm.pipeline import fit_policy
+from drllm.reporting.table import render
+from drllm.reporting.table import verdict as sentence
 from drllm.scoring.loglik import LoglikScorer
 from drllm.tasks import get_task, load_task
 from drllm.training.partial import train_gates
@@ -194,7 +196,13 @@ def test_an_evaluate_only_method_from_records_to_a_row(name, tiny, run, data):
     assert [row["method"] for row in rows] == ["base", name]
     assert evaluate(tiny, [name], [TASK], run, EVALUATE, data)["rows"] == rows, "read back"
     policy = load_policy(folder, tiny)
+    card = (folder / "README.md").read_text()
+    assert "For evaluation only" in card
+    assert ".generate(" not in card
     if name == "oracle":
+        summary = json.loads((run / "evaluate" / "tune" / "summary.json").read_text())
+        assert "oracle (told)" in render(summary)
+        assert "an upper bound" in sentence(summary, "oracle")
         assert rows[1]["worse"] == 0
         assert rows[1]["accuracy"] > rows[0]["accuracy"]
     else:

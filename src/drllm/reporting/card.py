@@ -18,7 +18,11 @@ _POLICIES = {
     "static": "one route of blocks for every prompt",
     "codebook": "a few routes, and a selector that takes one of them for a prompt where a gain is sure",
     "routers": "Dr.LLM's routers: a small network a block that decides, once a prompt, whether to skip, execute or repeat it",
+    "mindskip": "MindSkip's gates: whether a prompt runs a block's attention. For evaluation only",
+    "flexidepth": "FlexiDepth's gates and adapters: which tokens run a block. For evaluation only",
+    "oracle": "an oracle of some routes: told every answer, an upper bound. For evaluation only",
 }
+_EVALUATE_ONLY = ("mindskip", "flexidepth", "oracle")
 
 
 def render_card(config: Mapping[str, Any], digest: str, route: str | None = None, run: Path | None = None, method: str = "") -> str:
@@ -40,8 +44,7 @@ def render_card(config: Mapping[str, Any], digest: str, route: str | None = None
     lines = [
         *header, "---", "", f"# {name} for {base}", "",
         f"A drllm policy: {_POLICIES.get(config['policy'], config['policy'])}. The base's weights are not changed, and not in here.", "",
-        "```python", "from drllm import RoutedModel", 'model = RoutedModel.from_pretrained("THIS FOLDER OR ID")',
-        'model.generate("What do plants need to grow?")[0].text', "```", "",
+        *_how_to_use(config["policy"]),
         f"- base: `{base}`{' at ' + config['base_revision'] if config['base_revision'] else ''}, weights `{config['fingerprint']}`: "
         "other weights are refused",
         f"- blocks: {config['n_layers']}" + (f", route `{route}`" if route else ""),
@@ -58,6 +61,13 @@ def render_card(config: Mapping[str, Any], digest: str, route: str | None = None
     if commands := _commands(run):
         lines += ["## Commands", "", "```", *commands, "```", ""]
     return "\n".join(lines)
+
+
+def _how_to_use(policy: str) -> list[str]:
+    if policy in _EVALUATE_ONLY:
+        return ["```", "drllm evaluate --out THE RUN FOLDER --methods base,THIS FOLDER'S NAME", "```", ""]
+    return ["```python", "from drllm import RoutedModel", 'model = RoutedModel.from_pretrained("THIS FOLDER OR ID")',
+            'model.generate("What do plants need to grow?")[0].text', "```", ""]  # fmt: skip
 
 
 def _guarantee(found: Mapping[str, Any] | None) -> str:

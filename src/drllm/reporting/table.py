@@ -13,6 +13,7 @@ from rich.table import Table
 HEADER = ("method", "accuracy, %", "n", "vs base, points", "better / worse", "McNemar p", "mean passes", "seconds")
 WIDTH = 118
 SIGNIFICANT = 0.05
+LABELS = {"oracle": "oracle (told)"}  # an upper bound, never to be read as a policy
 POOLED = "all"  # the name under which a summary pools its tasks
 
 
@@ -24,13 +25,14 @@ def pooled_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 def cells(row: dict[str, Any], reference: str) -> tuple[str, ...]:
     """The cells of one row, in the order of `HEADER`; the reference method has no difference to itself."""
+    name = LABELS.get(row["method"], row["method"])
     accuracy = f"{percent(row['accuracy'])} ({percent(row['wilson_low'])} to {percent(row['wilson_high'])})"
     passes = f"{row['mean_passes']:.2f} of {row['n_layers']}"
     seconds = f"{row['seconds']:.1f}" if _known(row.get("seconds")) else ""
     if row["method"] == reference or not _known(row.get("difference")):
-        return row["method"], accuracy, str(row["n"]), "", "", "", passes, seconds
+        return name, accuracy, str(row["n"]), "", "", "", passes, seconds
     return (
-        row["method"],
+        name,
         accuracy,
         str(row["n"]),
         f"{points(row['difference'])} ({points(row['difference_low'])} to {points(row['difference_high'])})",
@@ -76,6 +78,8 @@ def verdict(summary: dict[str, Any], method: str) -> str:
     row = next((row for row in pooled_rows(summary) if row["method"] == method), None)
     if row is None:
         return f"{method}: not evaluated"
+    if method == "oracle":
+        return f"oracle: an upper bound, told every answer: {points(row['difference'])} points with its routes, for those who know when"
     depth = f"it runs {row['mean_passes']:.1f} block passes a prompt, the base {row['n_layers']}"
     if _known(row.get("identity_share")):
         depth += f", and leaves the base's route on {percent(1 - row['identity_share'])} % of the prompts"
