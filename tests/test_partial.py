@@ -12,6 +12,7 @@ import torch
 import families
 from conftest import byte_tokenizer
 from drllm import ArtifactError, InputError, Route, RoutedModel, evaluate, search, train
+from drllm.config import GateConfig
 from drllm.errors import UnsupportedModelError
 from drllm.methods.flexidepth import FlexiDepthConfig, squared_depth
 from drllm.methods.gates import right_answer
@@ -211,6 +212,8 @@ def test_an_evaluate_only_method_from_records_to_a_row(name, tiny, run, data):
         assert json.loads((run / "train" / name / "knob.json").read_text())["points"]
     with pytest.raises(InputError, match="for evaluation only"):
         tiny.generate("so?", policy=policy)
+    with pytest.raises(InputError, match="nothing to promise"):
+        fit_policy(tiny, run, name, OPTIONS[name], promise=GateConfig(calibrate="calibrate"))
     with pytest.raises(InputError, match="no route of its own"):
         evaluate(tiny, [f"shuffled-{name}"], [TASK], run, EVALUATE, data)
     if name != "oracle":

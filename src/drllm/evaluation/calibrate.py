@@ -47,6 +47,8 @@ def calibrate(
     run = Path(run)
     if not config.calibrate:
         raise InputError("no split to calibrate on: name it, as in --calibrate calibrate")
+    if policy.evaluate_only:
+        raise InputError(f"a {policy.name!r} policy is for evaluation only: nothing runs it, so there is nothing to promise")
     plans = list((search_plans(run) | path_plans(run)).values())
     if not plans:
         raise ArtifactError(f"{run} holds no search records, so it names no task to calibrate on: run `drllm search --out {run}` first")
