@@ -25,7 +25,8 @@ def pooled_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 def cells(row: dict[str, Any], reference: str) -> tuple[str, ...]:
     """The cells of one row, in the order of `HEADER`; the reference method has no difference to itself."""
-    name = LABELS.get(row["method"], row["method"])
+    method: str = row["method"]
+    name = LABELS.get(method, method)
     accuracy = f"{percent(row['accuracy'])} ({percent(row['wilson_low'])} to {percent(row['wilson_high'])})"
     passes = f"{row['mean_passes']:.2f} of {row['n_layers']}"
     seconds = f"{row['seconds']:.1f}" if _known(row.get("seconds")) else ""
