@@ -65,19 +65,19 @@ class Row:
     searched: bool = False
 
 
-GATES = {"tune_questions": 150}
+GATES = {"tune_questions": 100}
 ROWS = {
     "static": Row("static", {"candidates": 100, "steps": 1}),
     "codebook": Row("codebook", {}, True),
     "polar": Row("polar", {}, True),
-    "routers": Row("routers", {}, True),
+    "routers": Row("routers", {"tune_questions": 50}, True),
     "paper": Row("routers", {"preset": "paper"}, True, True),
     "random_codebook": Row("random_codebook", {}, True),
     "input_blind": Row("input_blind", {}, True),
     "oracle": Row("oracle", {}),
     "static@0.9": Row("static", {"candidates": 100, "steps": 1, "budget": BUDGET}),
     "codebook@0.9": Row("codebook", {"budget": BUDGET}, True),
-    "routers@0.9": Row("routers", {"budget": BUDGET}, True),
+    "routers@0.9": Row("routers", {"budget": BUDGET, "tune_questions": 50}),
     "tale": Row("tale", {"questions": 48}),
     "tale@0.9": Row("tale", {"budget": BUDGET, "questions": 48}),
     "shortgpt@0.9": Row("shortgpt", {"budget": BUDGET}),
@@ -86,7 +86,7 @@ ROWS = {
     "mindskip@0.9": Row("mindskip", {"budget": BUDGET} | GATES),
     "flexidepth@0.9": Row("flexidepth", {"budget": BUDGET, "penalty": 3e-3} | GATES),
 }
-LIGHT = ("static", "codebook", "polar", "random_codebook", "input_blind", "routers")  # of the settings of one task
+LIGHT = ("static", "codebook", "polar", "random_codebook", "input_blind")  # of the settings of one task
 SHUFFLED = ("codebook", "polar", "routers", "paper")
 
 
