@@ -9,6 +9,7 @@ way round, so that the curve holds no choice's luck. Verdicts come from the dens
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,25 @@ SIZES = (150, 300, 600, 1200, 2400, 4800)
 DRAWS = 3
 
 
-def book_value(matrix: Any, halves: list[Any], features: list[dict[int, np.ndarray]], blocks: list[int], n_layers: int, seed: int) -> float:
-    """Gain of the chosen code book, chosen on each half and measured on the other; the base is among the choices."""
-    from drllm.methods.codebook import CodebookConfig, _candidates, choose, choose_routes
+def book_value(
+    matrix: Any, tune: Any, features: dict[str, dict[int, np.ndarray]], halves: list[np.ndarray], n_layers: int, seed: int
+) -> float:
+    """Gain of the chosen code book, chosen on each half of tune and measured on the other; the base is among the choices."""
+    from drllm.methods.codebook import CodebookConfig, _candidates, choices, choose, choose_routes
 
-    config = CodebookConfig(seed=seed)
-    fitted = [
-        list(_candidates(matrix, half, {"fit": features[0], "tune": read}, blocks, config, choose_routes))
-        for half, read in zip(halves, features[1:], strict=True)
-    ]
+    found = list(_candidates(matrix, tune, features, sorted(features["fit"]), CodebookConfig(seed=seed), choose_routes))
     total = 0.0
-    for here, there, half in ((0, 1, halves[1]), (1, 0, halves[0])):
-        best = choose(fitted[here], n_layers, 1.0)
-        value = fitted[there][fitted[here].index(best)].tune_gain if best.tune_gain > 0 else 0.0
-        total += value * len(half)
-    return total / sum(map(len, halves))
+    for here, there in (halves, halves[::-1]):
+        gains = {}
+        for place, candidate in enumerate(found):
+            columns = [tune.routes.index(route) for route in candidate.routes]
+            picked = choices(candidate, features["tune"][candidate.block])
+            gains[place] = tune.at(columns).gains[np.arange(len(tune)), picked]
+        judged = [replace(candidate, tune_gain=float(gains[place][here].mean())) for place, candidate in enumerate(found)]
+        best = choose(judged, n_layers, 1.0)
+        place = next(place for place, candidate in enumerate(judged) if candidate is best)
+        total += float(gains[place][there].sum()) if best.tune_gain > 0 else 0.0
+    return total / len(tune)
 
 
 def static_value(matrix: Any, tune: Any) -> float:
@@ -69,15 +74,14 @@ def main() -> None:
         whole = {split: read_features(routed, arguments.run / "train", m, blocks, split) for split, m in (("fit", fit), ("tune", tune))}
         order = np.random.default_rng(0).permutation(len(tune))
         parts = [np.sort(order[::2]), np.sort(order[1::2])]
-        halves = [tune.rows(part) for part in parts]
         rows = []
         for size in [size for size in SIZES if size < len(fit)] + [len(fit)]:
             books, statics = [], []
             for draw in range(DRAWS):
                 places = np.sort(np.random.default_rng([size, draw]).permutation(len(fit))[:size])
                 matrix = fit.rows(places)
-                features = [{b: whole["fit"][b][places] for b in blocks}, *({b: whole["tune"][b][part] for b in blocks} for part in parts)]
-                books.append(book_value(matrix, halves, features, blocks, routed.n_layers, draw))
+                features = {"fit": {block: whole["fit"][block][places] for block in blocks}, "tune": whole["tune"]}
+                books.append(book_value(matrix, tune, features, parts, routed.n_layers, draw))
                 statics.append(static_value(matrix, tune))
             rows.append({"questions": size, "codebook": books, "static": statics if size < len(fit) else statics[:1]})
             print(f"{setting}: {size} fit questions: code book {np.mean(books):+.4f}, static {np.mean(statics):+.4f}", flush=True)

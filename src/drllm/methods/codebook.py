@@ -226,13 +226,17 @@ def _fit_one(
     rows = np.arange(len(book))
     realized = book.gains[rows, best + 1] + price * saved[best]
     threshold = lower_bound(value[rows, best], realized, config.confidence) if config.abstain else 0.0
-    at_tune = ridge.predict(tune_features) + price * saved
-    picked = np.where(at_tune.max(1) > threshold, at_tune.argmax(1) + 1, 0)
-    tune_rows = np.arange(len(tune))
-    return Candidate(
-        book.routes, block, ridge, threshold, price, float(tune.gains[tune_rows, picked].mean()), float(tune.passes()[picked].mean()),
-        float((picked > 0).mean()),
-    )  # fmt: skip
+    found = Candidate(book.routes, block, ridge, threshold, price, 0.0, 0.0, 0.0)
+    picked = choices(found, tune_features)
+    gain = float(tune.gains[np.arange(len(tune)), picked].mean())
+    return replace(found, tune_gain=gain, tune_passes=float(tune.passes()[picked].mean()), switched=float((picked > 0).mean()))
+
+
+def choices(candidate: Candidate, features: np.ndarray) -> np.ndarray:
+    """(N,): the place in its routes that a fitted book takes for each prompt, 0 the base."""
+    passes = np.array([route.n_passes for route in candidate.routes])
+    value = candidate.ridge.predict(features) + candidate.price * (1 - passes[1:] / passes[0])
+    return np.where(value.max(1) > candidate.threshold, value.argmax(1) + 1, 0)
 
 
 def _ladder(best: Candidate) -> list[tuple[float, float]]:
