@@ -108,7 +108,7 @@ def test_what_is_not_run_is_not_computed(kind, tiny):
     """Tokens that really enter attention and feed-forward, counted in the modules, against what is counted as spent."""
     policy = random_gates(kind, tiny, 0)
     ids, real, prompt = batch()
-    entered = {"attention": 0, "keys": 0, "mlp": 0}
+    entered = {"attention": 0, "queries": 0, "keys": 0, "mlp": 0}
 
     def counting(name):
         def hook(module, args):
@@ -119,11 +119,13 @@ def test_what_is_not_run_is_not_computed(kind, tiny):
     handles = []
     for block in tiny.blocks:
         handles.append(block.self_attn.o_proj.register_forward_pre_hook(counting("attention")))
+        handles.append(block.self_attn.q_proj.register_forward_pre_hook(counting("queries")))
         handles.append(block.self_attn.k_proj.register_forward_pre_hook(counting("keys")))
         handles.append(block.mlp.gate_proj.register_forward_pre_hook(counting("mlp")))
     _, step = logits_of(tiny, policy, ids, real, prompt, hard=True)
     for handle in handles:
         handle.remove()
+    assert entered["queries"] == entered["attention"]
     block = tiny.blocks[0]
     n_attention, n_mlp = count(block.self_attn), count(block.mlp)
     n_keys = count(block.self_attn.k_proj) + count(block.self_attn.v_proj)
@@ -265,10 +267,29 @@ def test_gates_are_saved_whole_or_refused(kind, tiny, tmp_path):
             kind.load(tmp_path)
 
 
-@pytest.mark.parametrize("family", ["opt", "gpt_neox", "gemma2", "cohere"])
-def test_models_that_cannot_be_taken_apart_are_refused(family):
-    routed = RoutedModel.wrap(families.build(family))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["opt", "gpt_neox", "gemma2", "cohere", "smollm3", "nanochat", "dots1"])
+def test_models_that_cannot_be_taken_apart_are_refused(family, dtype):
+    """Other norms, capped or unrotated attention, mixtures of experts; also in bfloat16, where small differences would drown."""
+    if family not in families.FAMILIES:
+        pytest.skip(f"the installed transformers has no {family}")
+    routed = RoutedModel.wrap(families.build(family).to(dtype))
+    before = {name: tensor.clone() for name, tensor in routed.model.state_dict().items()}
     with pytest.raises(UnsupportedModelError, match="cannot be run in parts of a block"):
         check_parts(routed)
     ids = torch.tensor([[3, 4, 5]])
     routed(ids)  # and work as before
+    assert all(torch.equal(tensor, before[name]) for name, tensor in routed.model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gates_that_are_no_numbers_are_refused(kind, tiny, tmp_path):
+    policy = random_gates(kind, tiny)
+    ids, real, prompt = batch()
+    policy.tensors["bias"][1] = float("nan")
+    with pytest.raises(InputError, match="gates of block 1 are not finite"):
+        logits_of(tiny, policy, ids, real, prompt, hard=True)
+    assert tiny.blocks[0].forward is tiny.routed_blocks[0]
+    policy.save(tmp_path)
+    with pytest.raises(ArtifactError, match="no readable gates"):
+        kind.load(tmp_path)

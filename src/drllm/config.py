@@ -122,6 +122,8 @@ class RoutersConfig:
                                 ("epochs", 1, None), ("batch_size", 1, None), ("warmup_steps", 0, None),
                                 ("val_fraction", 0, 0.9)):  # fmt: skip
             check_range(self, name, low, high)
+        if self.shared and self.first_block:
+            raise InputError("one shared router on one input decides alike for every block: leave out shared or first_block")
         if self.budget < 1 and (self.preset == "paper" or not self.tune_questions):
             raise InputError(
                 "RoutersConfig.budget below 1 is kept by a knob set on tune: use preset default and more than 0 tune_questions"
@@ -141,7 +143,9 @@ class GateConfig:
         for name, low, high in (("epsilon", 1e-6, 0.5), ("delta", 1e-6, 0.5), ("calibrate_limit", 0, None)):
             check_range(self, name, low, high)
         if not self.calibrate and (self.epsilon, self.delta, self.calibrate_limit) != (0.01, 0.05, 0):
-            raise InputError("epsilon, delta and calibrate_limit belong to a promise: name the split to test it on, --calibrate calibrate")
+            raise InputError(
+                "epsilon, delta and calibrate_limit belong to a promise: name the split to test it on too (calibrate: calibrate)"
+            )
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,14 @@ def fit_gates(
     check_parts(routed)
     texts = []
     for scorer, questions in material.asked:
-        if not hasattr(questions[0], "rows"):
+        if questions and not hasattr(questions[0], "rows"):
             raise InputError(f"gates learn from tasks with choices, these questions are answered by text ({type(scorer).__name__}): "
                              "search with --reward loglik")  # fmt: skip
         texts += [(question.context_ids, right_answer(question)) for question in questions]
+    if not texts:
+        raise InputError(f"{material.run} holds no fit question to learn from: search with fit among --splits")
     policy = kind.new(routed.n_layers, routed.hidden_size, config.first_block, adapter_size, config.seed)
+    policy.tensors = {name: tensor.to(routed.device) for name, tensor in policy.tensors.items()}
     rows = train_gates(routed, policy, texts, spent, config.penalty, config.steps, config.batch_size, config.lr, config.seed)
     write_json(folder / "metrics.json", {"questions": len(texts), "steps": rows})
     policy.prompt_format = material.prompt_format

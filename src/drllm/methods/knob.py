@@ -21,6 +21,7 @@ def choose_point(policy: Policy, material: Material, n_questions: int, budget: f
 
     The table goes to `folder/knob.json`. Without tune questions, or with 0 asked for, the policy as it is.
     """
+    (folder / "knob.json").unlink(missing_ok=True)  # of an earlier training
     asked = material.tune(n_questions) if n_questions else []
     if not asked:
         if budget < 1:

@@ -44,7 +44,7 @@ def planned_records(routed: RoutedModel, folder: Path, plan: dict[str, Any]) -> 
         )
     if missing := len(set(plan["ids"]) - records.keys()):
         raise ArtifactError(
-            f"the search of {plan['task']} is unfinished ({missing} of {len(plan['ids'])} questions): run the same search again"
+            f"the search of {plan['task']} in {folder} is unfinished ({missing} of {len(plan['ids'])} questions): run the same search again"
         )
     return records
 

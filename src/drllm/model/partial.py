@@ -1,7 +1,8 @@
 """Policies that run parts of a block, and the parts that a block of the Llama, Qwen, Mistral and Gemma families has.
 
-They do not fit a route, which runs a block whole or not at all, so they can be evaluated and compared but not generate. What they leave out
-is really left out: rows that skip attention never enter it, tokens that skip a block never meet its queries, output or feed-forward.
+They do not fit a route, which runs a block whole or not at all, so they can be evaluated and compared but not generate. What they leave
+out is really left out: rows that skip attention never enter it, tokens that skip a block never meet its weights for queries, output and
+feed-forward.
 
 Shapes: B rows, T tokens, D hidden size, L blocks, A tokens of a row that run a block, at most.
 """
@@ -128,7 +129,9 @@ class PartialPolicy(EvaluateOnlyPolicy):
 
     def save(self, folder: Path) -> list[str]:
         """`gates.json` and `gates.safetensors`, each atomically; the artefact holds their digests."""
-        write_bytes(folder / WEIGHTS_FILE, save_safetensors({name: tensor.detach().contiguous() for name, tensor in self.tensors.items()}))
+        write_bytes(
+            folder / WEIGHTS_FILE, save_safetensors({name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()})
+        )
         about = {name: getattr(self, name) for name in ("n_layers", "hidden_size", "first_block", "threshold")}
         write_json(folder / CONFIG_FILE, about)
         return [CONFIG_FILE, WEIGHTS_FILE]
@@ -146,6 +149,10 @@ class PartialPolicy(EvaluateOnlyPolicy):
         except (OSError, ValueError, KeyError, TypeError, SafetensorError, InputError) as error:
             raise ArtifactError(f"{folder} holds no readable gates ({str(error).partition(chr(10))[0][:100]}): train them again") from None
 
+    def of_block(self, name: str, index: int, device: torch.device) -> Tensor:
+        """One block's slice of a tensor, where its states are."""
+        return self.tensors[name][index - self.first_block].to(device)
+
     @abstractmethod
     def check_tensors(self) -> None:
         """Raise `ValueError` unless the tensors are those of this policy, in shape and type."""
@@ -157,6 +164,8 @@ def check_shapes(tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]
         found = f"{tuple(tensors[name].shape)} {tensors[name].dtype}" if name in tensors else "missing"
         if found != f"{shape} {torch.float32}":
             raise ValueError(f"{name} is {found}, expected {shape} {torch.float32}")
+        if not bool(tensors[name].isfinite().all()):
+            raise ValueError(f"{name} holds values that are no numbers")
 
 
 def count(module: nn.Module) -> int:
@@ -184,11 +193,15 @@ def attention_of(block: Any, x_BTD: Tensor, arguments: dict[str, Any], open_BT: 
 
     module, (n_rows, n_tokens) = block.self_attn, open_BT.shape
     h_BTD = block.input_layernorm(x_BTD)
-    order = torch.argsort((~open_BT).long(), dim=1, stable=True)[:, : int(open_BT.sum(1).max())]  # (B, A): open tokens first, in order
+    # (B, A): open tokens first, in order; then, on rows with fewer of them, places that are dropped again.
+    order = torch.argsort((~open_BT).long(), dim=1, stable=True)[:, : int(open_BT.sum(1).max())]
+    places = torch.arange(order.shape[1], device=order.device)[None] < open_BT.sum(1)[:, None]
     at = lambda value, width: value.gather(1, order[..., None].expand(-1, -1, width))  # noqa: E731
     cos, sin = (part.expand(n_rows, -1, -1) for part in arguments["position_embeddings"])
     heads = lambda value: value.view(n_rows, value.shape[1], -1, module.head_dim).transpose(1, 2)  # noqa: E731
-    query, key, value = heads(module.q_proj(at(h_BTD, h_BTD.shape[-1]))), heads(module.k_proj(h_BTD)), heads(module.v_proj(h_BTD))
+    asked = module.q_proj(h_BTD[open_BT])
+    padded = asked.new_zeros((n_rows, order.shape[1], asked.shape[-1])).masked_scatter(places[..., None], asked)
+    query, key, value = heads(padded), heads(module.k_proj(h_BTD)), heads(module.v_proj(h_BTD))
     if hasattr(module, "q_norm"):
         query, key = module.q_norm(query), module.k_norm(key)
     turn = lambda states, c, s: states * c[:, None] + rotate_half(states) * s[:, None]  # noqa: E731
@@ -200,6 +213,5 @@ def attention_of(block: Any, x_BTD: Tensor, arguments: dict[str, Any], open_BT: 
     n_groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(n_groups, 1), value.repeat_interleave(n_groups, 1)
     out = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=module.scaling)
-    places = torch.arange(order.shape[1], device=order.device)[None] < open_BT.sum(1)[:, None]
     out = module.o_proj(out.transpose(1, 2).reshape(n_rows, order.shape[1], -1)[places])
     return block.post_attention_layernorm(out) if hasattr(block, "pre_feedforward_layernorm") else out

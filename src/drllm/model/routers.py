@@ -29,7 +29,7 @@ CONFIG_FILE = "router_config.json"
 WEIGHTS_FILE = "routers.safetensors"
 N_ACTIONS = len(Action)
 RMS_EPS = 1e-6
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 knew neither shared nor first_block, and is written where neither is set
 TENSORS = ("w1", "b1", "w2", "b2")
 CHECKSUM = "weights_sha256"
 CONTROL = "control"
@@ -48,7 +48,10 @@ class RouterConfig:
     normalize: bool = True
     shared: bool = False  # one router serves all blocks
     first_block: bool = False  # all routers read the states entering the first block
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schema_version", SCHEMA_VERSION if self.shared or self.first_block else 1)
 
     @classmethod
     def from_json(cls, values: Any, source: Path) -> RouterConfig:
