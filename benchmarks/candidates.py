@@ -41,6 +41,8 @@ def gains_by_task(run: Path) -> dict[str, dict[Route, float]]:
     """Mean gain over the base of each route on each task, in spreads of the task's margins; fit questions only."""
     found = {}
     for folder in sorted((run / "paths").iterdir()):
+        if "." in folder.name:  # a further list of routes
+            continue
         records = [record for record in read_records(folder) if record.split == "fit"]
         spread = float(np.std([record.base_margin for record in records]))
         by_route: dict[Route, list[float]] = defaultdict(list)

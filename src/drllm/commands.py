@@ -167,6 +167,8 @@ def _retrofit(job: Job) -> Lines:
     yield f"route:  {answer['route']} ({answer['n_passes']} passes of {len(answer['route'])})"
     yield render(result["summary"])
     yield result["headline"]
+    for name, sentence in result["guarantees"].items():
+        yield f"{name}, guarantee: {sentence}"
     yield f"report: {result['report']}"
     yield f"policy: {result['policy']}"
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from drllm.config import EvaluateConfig, GateConfig, Resources, SearchConfig, to_dict
-from drllm.errors import ArtifactError
+from drllm.errors import ArtifactError, InputError
 from drllm.evaluation.calibrate import calibrate
 from drllm.evaluation.run import evaluate
 from drllm.files import TEMPORARY_SUFFIX, write_json
@@ -67,7 +67,7 @@ def retrofit(
 
     Returns:
         summary (see `evaluate`), headline (does the policy help?), answer (prompt, text, route, n_passes), report and policy (paths),
-        skipped (names of the stages that were done already).
+        guarantees (the sentence of each gated policy), skipped (names of the stages that were done already).
 
     Raises:
         ArtifactError: `out` holds the run of another model, data or configuration.
@@ -100,8 +100,10 @@ def retrofit(
     )
     written = stages.run("report", {}, ["report"], lambda: report(out).name)
     summary = read_summary(out / "evaluate" / split / "summary.json")
+    guarantees = {name: artifact.read(out / name).guarantee for name in TRAINED}
     return {
         "summary": summary,
+        "guarantees": {name: found["sentence"] for name, found in guarantees.items() if found is not None},
         "headline": verdict(summary, "routers"),
         "answer": answer,
         "report": out / "report" / written,
@@ -123,6 +125,8 @@ def fit_policy(
 
     The model's own policy stays what it was.
     """
+    if promise is not None and promise.calibrate and get_method(method).evaluate_only:
+        raise InputError(f"method {method!r} is for evaluation only: nothing runs its policy, so there is nothing to promise")
     policy = train(routed, run, method, config, argv, tasks)
     if promise is not None and promise.calibrate:
         policy, _ = calibrate(routed, run, policy, promise, argv, tasks)

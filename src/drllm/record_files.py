@@ -52,7 +52,9 @@ def record_groups(source: Path) -> dict[Path, list[RouteRecord]]:
     else:
         groups = {}
         for folder in task_folders(source):
-            groups.setdefault(source if folder == source else folder.parent, []).extend(read_records(folder))
+            # A further list of routes has the same questions: counted with the first, each would count twice.
+            where = source if folder == source else folder if "." in folder.name else folder.parent
+            groups.setdefault(where, []).extend(read_records(folder))
     for where, records in groups.items():
         if not records:
             raise ArtifactError(f"{where} holds no search records: its shards are empty, search again")
@@ -90,7 +92,9 @@ def merge_records(sources: Sequence[Path], out: Path) -> list[Merged]:
             raise ArtifactError(f"{folder / PLAN_FILE} names the task {task!r}: give a folder as `drllm search` wrote it")
         above = folder.resolve().parent.name  # resolved, since "." has no parent by name
         kind = above if above in RECORD_FOLDERS else RECORD_FOLDERS[0]
-        parts.setdefault(out / kind / task, []).append(folder)
+        # A further list of routes (`search --paths --list`) stays one of its own.
+        name = folder.resolve().name
+        parts.setdefault(out / kind / (name if name.startswith(f"{task}.") else task), []).append(folder)
     merged = {target: _merge(folders) for target, folders in parts.items()}
     for target, (plan, records, _) in merged.items():
         check_plan(target, plan)  # first, so that a merge cut short is an unfinished search

@@ -74,6 +74,8 @@ def export_route(job: Job) -> Lines:
     if route is None:
         assert routed.policy is not None
         route = routed.policy.route
+        if routed.policy is not None and routed.policy.evaluate_only:
+            raise InputError(f"a {routed.policy.name!r} policy is for evaluation only: export a static one")
         if route is None:
             raise InputError(
                 f"a {routed.policy.name!r} policy decides each prompt's route, which no plain checkpoint can: export a static one"

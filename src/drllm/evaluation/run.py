@@ -84,6 +84,8 @@ def evaluate(
     # The base, then policies, then the controls, which are made from their routes.
     wanted = [BASE, *trained, *controls]
     policies = {name: artifact.load_policy(out / name, routed) for name in trained}
+    if fixed := [name for name in controls if policies[owner_of(name)].evaluate_only]:
+        raise InputError(f"{fixed[0]}: {owner_of(fixed[0])} decides no route of its own, so there is nothing to deal out: leave it out")
     loaded = _load(tasks, data, out)
     folder = out / "evaluate" / config.folder
     answers: dict[str, dict[str, Answered]] = {name: {} for name in wanted}
@@ -98,8 +100,6 @@ def evaluate(
                 policy, routes = policies.get(name), None
                 if owner := owner_of(name):
                     routes = answers[owner][task_name].routes
-                    if policies[owner].evaluate_only:
-                        raise InputError(f"{name}: {owner} decides no route of its own, so there is nothing to shuffle: leave it out")
                     policy = RowRoutes(control_routes(name.partition("-")[0], routes, f"{config.seed}:{task_name}"))
                 key = _key(name, policy, out, routed, config, questions_digest(questions), routes)
                 answers[name][task_name] = _answer(
@@ -144,7 +144,7 @@ def summarize(answers: dict[str, dict[str, Answered]], config: EvaluateConfig, r
                 "method": method, "task": name, "n": len(ours), "accuracy": float(ours.mean()), "wilson_low": low, "wilson_high": high,
                 "mean_passes": float(np.mean(passes)), "n_layers": routed.n_layers,
                 "distinct_routes": len({route for task in parts for route in by_task[task].routes}),
-                "identity_share": float(np.mean([route.is_full for task in parts for route in by_task[task].routes])),
+                "identity_share": _identity_share([route for task in parts for route in by_task[task].routes]),
                 "seconds": sum(by_task[task].seconds for task in parts),
             }  # fmt: skip
             if method != BASE:
@@ -162,6 +162,11 @@ def summarize(answers: dict[str, dict[str, Answered]], config: EvaluateConfig, r
         "tasks": tasks,
         "rows": rows,
     }
+
+
+def _identity_share(routes: Sequence[Any]) -> float | None:
+    """How many prompts took the base's route; None for what decides no route."""
+    return None if any(isinstance(route, PartialDepth) for route in routes) else float(np.mean([route.is_full for route in routes]))
 
 
 def _answer(scorer: Any, questions: Sequence[Any], policy: Policy | None, path: Path, key: str, label: str) -> Answered:

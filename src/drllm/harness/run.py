@@ -86,6 +86,8 @@ def evaluate_harness(
     settings = _settings(tasks, config, data, harness_args)
     folder = harness_folder(out, tasks, config, harness_args)
     policies = {name: None if name == BASE else artifact.load_policy(out / name, routed) for name in names}
+    if fixed := [name for name, policy in policies.items() if policy is not None and policy.evaluate_only]:
+        raise InputError(f"{fixed[0]!r} answers drllm's own questions only, not the harness's requests: leave it out")
     digests = {name: artifact.digest(out / name) for name in names if name != BASE}
     with running(out, "evaluate --harness", to_dict(config) | {"tasks": list(tasks), "harness_args": list(harness_args)}, argv) as entry:
         manager, questions, entry["read_test_split"] = _load_tasks(settings, config)

@@ -31,6 +31,7 @@ class Method:
         paper: where it is from.
         config: a frozen dataclass of `knob` fields: its options, flags and defaults.
         fit: (model, material, options, folder for metrics and caches) -> policy. It may read the fit and tune splits only.
+        evaluate_only: its policy can be compared, and neither generates nor is promised anything.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Method:
     paper: str
     config: type
     fit: Callable[[RoutedModel, Material, Any, Path], Policy]
+    evaluate_only: bool = False
 
 
 BUILT_IN = {

@@ -51,5 +51,10 @@ def squared_depth(gates: Sequence[Tensor], real_BT: Tensor) -> Any:
 
 
 METHOD = Method(
-    "flexidepth", "a gate a block and token, with adapters; for evaluation only", "FlexiDepth, arXiv 2503.23798", FlexiDepthConfig, fit
+    "flexidepth",
+    "a gate a block and token, with adapters; for evaluation only",
+    "FlexiDepth, arXiv 2503.23798",
+    FlexiDepthConfig,
+    fit,
+    evaluate_only=True,
 )

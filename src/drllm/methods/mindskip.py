@@ -37,5 +37,10 @@ def share_of_attention(gates: Sequence[Tensor], real_BT: Tensor) -> Any:
 
 
 METHOD = Method(
-    "mindskip", "a gate a block on attention, by prompt; for evaluation only", "Router-Tuning, arXiv 2410.13184", MindSkipConfig, fit
+    "mindskip",
+    "a gate a block on attention, by prompt; for evaluation only",
+    "Router-Tuning, arXiv 2410.13184",
+    MindSkipConfig,
+    fit,
+    evaluate_only=True,
 )

@@ -57,6 +57,5 @@ def cover(correct: np.ndarray, n: int) -> list[int]:
     return chosen
 
 
-METHOD = Method(
-    "oracle", "told every answer, takes a route that gives it; an upper bound", "CoLa, arXiv 2507.07996", OracleConfig, fit
-)  # fmt: skip
+ABOUT = "told every answer, takes a route that gives it; an upper bound"
+METHOD = Method("oracle", ABOUT, "CoLa, arXiv 2507.07996", OracleConfig, fit, evaluate_only=True)

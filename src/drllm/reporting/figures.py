@@ -13,7 +13,7 @@ from typing import Any
 from drllm.errors import InputError
 from drllm.files import write_bytes, write_text
 from drllm.reporting.load import Run
-from drllm.reporting.table import pooled_rows
+from drllm.reporting.table import display_name, pooled_rows
 from drllm.routes import Action, Route
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers tell the methods apart without any colour.
@@ -116,7 +116,7 @@ def accuracy_against_passes(summary: dict[str, Any], folder: Path) -> Picture | 
         low, high = (100 * (row["accuracy"] - row["wilson_low"]), 100 * (row["wilson_high"] - row["accuracy"]))
         axes.errorbar(
             row["mean_passes"], 100 * row["accuracy"], yerr=[[max(low, 0)], [max(high, 0)]], fmt=_marker(index), color=_colour(index),
-            capsize=3, label=row["method"], transform=axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans),
+            capsize=3, label=display_name(row["method"]), transform=axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans),
         )  # fmt: skip
         if row["method"] == summary["reference"]:
             axes.axhline(100 * row["accuracy"], color="grey", linewidth=0.8, linestyle=":")

@@ -25,8 +25,7 @@ def pooled_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 def cells(row: dict[str, Any], reference: str) -> tuple[str, ...]:
     """The cells of one row, in the order of `HEADER`; the reference method has no difference to itself."""
-    method: str = row["method"]
-    name = LABELS.get(method, method)
+    name = display_name(row["method"])
     accuracy = f"{percent(row['accuracy'])} ({percent(row['wilson_low'])} to {percent(row['wilson_high'])})"
     passes = f"{row['mean_passes']:.2f} of {row['n_layers']}"
     seconds = f"{row['seconds']:.1f}" if _known(row.get("seconds")) else ""
@@ -42,6 +41,11 @@ def cells(row: dict[str, Any], reference: str) -> tuple[str, ...]:
         passes,
         seconds,
     )
+
+
+def display_name(method: str) -> str:
+    """What a table calls a method."""
+    return LABELS.get(method, method)
 
 
 def render(summary: dict[str, Any]) -> str:
@@ -82,7 +86,7 @@ def verdict(summary: dict[str, Any], method: str) -> str:
     if method == "oracle":
         return f"oracle: an upper bound, told every answer: {points(row['difference'])} points with its routes, for those who know when"
     depth = f"it runs {row['mean_passes']:.1f} block passes a prompt, the base {row['n_layers']}"
-    if _known(row.get("identity_share")):
+    if _known(row.get("identity_share")):  # gates have none: they decide no route
         depth += f", and leaves the base's route on {percent(1 - row['identity_share'])} % of the prompts"
     if not row["better"] and not row["worse"]:
         return f"{method}: no gain: it changes no verdict on {row['n']} questions; {depth}"
