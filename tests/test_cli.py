@@ -326,8 +326,10 @@ def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
 
     # A promise asked for later trains anew, and stands in the artefacts.
     gated = [*typed, "--out", tmp_path / "gated", "--gate-calibrate", "calibrate", "--gate-epsilon", "0.3"]
-    code, _, err = run(capsys, *gated)
+    code, printed, err = run(capsys, *gated)
     assert code == 0, err
+    assert "static, guarantee: " in printed
+    assert "routers, guarantee: " in printed
     for name in ("static", "routers"):
         assert json.loads((tmp_path / "gated" / name / "drllm_config.json").read_text())["guarantee"]["epsilon"] == 0.3
 

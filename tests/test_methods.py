@@ -28,6 +28,7 @@ from drllm.model.codebook import Codebook, Point, pick, pool_prompt
 from drllm.model.policy import RoutePolicy
 from drllm.model.routers import RouterConfig, Routers
 from drllm.pipeline import fit_policy
+from drllm.record_files import merge_records, record_groups
 from drllm.records import RouteRecord, read_records
 from drllm.searching.prior import sweep_routes
 from drllm.tasks import load_task
@@ -374,6 +375,10 @@ def test_routes_added_later_join_the_matrix(tiny, data, tmp_path):
     assert all(len(record.routes) == 7 for _, record in material.fit_records)
     assert sum(len(questions) for _, questions in material.tune()) == len(material.matrix("tune"))
     train(tiny, parts, CodebookConfig(block=1, n_routes=4))
+    assert {where.name for where in record_groups(parts)} == {"paths", f"{TASK}.more"}, "each question counts once a table"
+    merged = merge_records([parts], tmp_path / "merged")
+    assert [part.folder.name for part in merged] == [TASK, f"{TASK}.more"]
+    assert Material(tiny, tmp_path / "merged").matrix().routes == Material(tiny, parts).matrix().routes
     search(tiny, ["arc_challenge"], splits, parts, data, routes=ROUTES[1:4])
     assert Material(tiny, parts).matrix().routes == (Route.full(L), *ROUTES[1:4])
     search(tiny, [TASK], dataclasses.replace(splits, limit=5), parts, data, routes=ROUTES[:2], list_name="few")
