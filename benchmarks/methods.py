@@ -15,6 +15,7 @@ and the route alone (`docs/LOG.md`, the label factory), so that of a route of th
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -183,7 +184,7 @@ class Asked:
         self._store(task).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(columns), self._store(task))
 
-    def store(self, path: Path, routes: Sequence[Any], correct: Sequence[bool] | None = None) -> None:
+    def store(self, path: Path, routes: Sequence[Any], correct: Sequence[bool] | None = None, policy: str = "") -> None:
         """One method's verdicts, a row a question."""
         if correct is None:
             correct = [self.known[task, i, str(route)] for task, i, route in zip(self.tasks, self.ids, routes, strict=True)]
@@ -192,7 +193,7 @@ class Asked:
             "route": [str(route) for route in routes],
         }  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns), path)
+        pq.write_table(pa.table(columns, metadata={"policy": policy}), path)
 
 
 def wanted_rows(setting: str, methods: str, seeds: int) -> Iterable[tuple[str, Row, int]]:
@@ -225,17 +226,20 @@ def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     for name, row, seed in wanted_rows(setting, arguments.methods, arguments.seeds):
         folder = folder_of(arguments.run, setting, name, seed)
         about_path = arguments.out / setting / "training" / f"{file_of(name, seed)}.json"
-        if (folder / "drllm_config.json").is_file() and about_path.is_file():
-            continue
         learned, run = SETTINGS[setting].learned, arguments.searched if row.searched else arguments.run
+        material = Material(routed, run, learned)
+        made_of = {"key": material.key, "options": row.options}
+        if (folder / "drllm_config.json").is_file() and about_path.is_file():
+            before = json.loads(about_path.read_text())
+            if {name: before.get(name) for name in made_of} == made_of:
+                continue
         seeded = {"draw": seed} if row.method == "random_codebook" else {"seed": seed} if row.seeds else {}
         started = time.perf_counter()
         routed.policy = train(routed, run, row.method, get_method(row.method).config(**row.options, **seeded), tasks=learned)
         seconds = time.perf_counter() - started
         routed.save_pretrained(folder)
         routed.policy = None
-        questions = len(Material(routed, run, learned).prompts)
-        about = {"seconds": seconds, "tasks": list(learned), "options": row.options | seeded, "questions": questions}
+        about = made_of | {"seconds": seconds, "tasks": list(learned), "seed": seed, "questions": len(material.prompts)}
         about_path.parent.mkdir(parents=True, exist_ok=True)
         write_json(about_path, about)
         print(f"{setting}: {name} with seed {seed} trained in {seconds:.0f} s", flush=True)
@@ -245,7 +249,7 @@ def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     """Verdicts of every trained policy and its controls on one split."""
     from drllm import Route
     from drllm.evaluation.run import control_routes
-    from drllm.model.artifact import load_policy
+    from drllm.model.artifact import digest, load_policy
     from drllm.model.oracle import Oracle
 
     asked = Asked(routed, SETTINGS[setting].asked, arguments.split, arguments.run, arguments.data)
@@ -261,8 +265,9 @@ def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
             chosen[file] = asked.told(policy)
             continue
         if policy.evaluate_only:
-            if not (place / f"{file}.parquet").is_file():
-                evaluate_only(asked, policy, place / f"{file}.parquet")
+            path, policy_digest = place / f"{file}.parquet", digest(folder)
+            if not path.is_file() or pq.read_schema(path).metadata.get(b"policy") != policy_digest.encode():
+                evaluate_only(asked, policy, path, policy_digest)
             continue
         chosen[file] = routes = asked.routes(policy)
         if name in SHUFFLED:
@@ -286,7 +291,7 @@ def dealt_within(routes: Sequence[Any], tasks: Sequence[str], seed: int) -> list
     return dealt
 
 
-def evaluate_only(asked: Asked, policy: Any, path: Path) -> None:
+def evaluate_only(asked: Asked, policy: Any, path: Path, policy_digest: str) -> None:
     """The answers of a policy that decides no route."""
     verdicts, depths = [], []
     for name, scorer, questions in asked.parts:
@@ -295,7 +300,7 @@ def evaluate_only(asked: Asked, policy: Any, path: Path) -> None:
             verdicts += [verdict.correct for verdict in found]
             depths += spent
         print(f"{path.name} {name}: {len(questions)} questions", flush=True)
-    asked.store(path, depths, verdicts)
+    asked.store(path, depths, verdicts, policy_digest)
 
 
 def clock(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
