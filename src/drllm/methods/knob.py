@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,13 @@ if TYPE_CHECKING:
     from drllm.model.policy import Policy
 
 
-def choose_point(policy: Policy, material: Material, n_questions: int, budget: float, folder: Path) -> Policy:
+def choose_point(
+    policy: Policy, material: Material, n_questions: int, budget: float, folder: Path, cheaper: Sequence[Policy] = ()
+) -> Policy:
     """The point that is best on `n_questions` tune questions a task within the budget; equal ones: the one nearest the base.
 
-    The table goes to `folder/knob.json`. Without tune questions, or with 0 asked for, the policy as it is.
+    `cheaper` are further points, tried only if there is a budget. The table goes to `folder/knob.json`. Without tune questions, or with 0
+    asked for, the policy as it is.
     """
     (folder / "knob.json").unlink(missing_ok=True)  # of an earlier training
     asked = material.tune(n_questions) if n_questions else []
@@ -27,7 +31,7 @@ def choose_point(policy: Policy, material: Material, n_questions: int, budget: f
         if budget < 1:
             raise InputError("there is no tune question to keep the budget on: search data with a validation part, or give tune_questions")
         return policy
-    points = policy.operating_points()
+    points = [*policy.operating_points(), *(cheaper if budget < 1 else ())]
     rows = []
     with Progress("set the knob", len(points)) as progress:
         for index, point in enumerate(points):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from drllm.records import RouteRecord
 
 N_ACTIONS = len(Action)
+BELOW = (-0.55, -0.6, -0.65, -0.7, -0.75, -0.8)  # of the knob, from the routers on towards skipping: for a budget
 
 
 def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: Path) -> Policy:
@@ -83,7 +84,10 @@ def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: 
         policy = train_routers(features, held_back, config, router_config, on_epoch, targets)
     write_text(folder / "metrics.jsonl", "\n".join(lines) + "\n")
     policy.prompt_format = prompt_format
-    return choose_point(policy, material, config.tune_questions, config.budget, folder) if is_soft else policy
+    if not is_soft:
+        return policy
+    cheaper = [policy.with_control(p) for p in BELOW]
+    return choose_point(policy, material, config.tune_questions, config.budget, folder, cheaper)
 
 
 def kept_paths(material: Material) -> list[tuple[Any, RouteRecord]]:
