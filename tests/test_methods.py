@@ -23,7 +23,7 @@ from drllm.methods.material import Material
 from drllm.methods.matrix import Matrix
 from drllm.methods.routers import BELOW, soft_target
 from drllm.methods.selector import STAY, Folds, fit_ridges, lower_bound, principal_directions
-from drllm.methods.static import StaticConfig, _confirmed, combine
+from drllm.methods.static import StaticConfig, _confirmed, combine, mixed_gain
 from drllm.model.codebook import Codebook, Point, pick, pool_prompt
 from drllm.model.policy import RoutePolicy
 from drllm.model.routers import RouterConfig, Routers
@@ -412,10 +412,17 @@ def test_a_static_route_of_the_matrix_is_looked_up(tiny, data, tmp_path, monkeyp
     computed = train(tiny, tmp_path, options)
     assert looked_up.route == computed.route
     again = json.loads((tmp_path / "train" / "static" / "candidates.json").read_text())
-    values = [{row["route"]: row["values"] for row in kept["candidates"]} for kept in (found, again)]
+    values = [{row["route"]: row["margins"] for row in kept["candidates"]} for kept in (found, again)]
     assert values[0].keys() == values[1].keys()
     for route in values[0]:
         np.testing.assert_allclose(values[0][route], values[1][route], atol=2e-4)
+
+
+def test_gains_mix_margin_and_verdict():
+    margins, right = np.array([[0.0, 1.0, -4.0], [0.0, 0.5, 0.1]]), np.array([[False, True, False], [True, True, False]])
+    found = mixed_gain(margins, right, np.array([[2.0], [1.0]]), 0.5)
+    np.testing.assert_allclose(found, [[0, 0.25 + 0.5, -0.5], [0, 0.25, 0.05 - 0.5]])
+    np.testing.assert_allclose(mixed_gain(np.full((1, 2), np.nan), np.array([[False, True]]), 1.0, 0.5), [[0, 1]])
 
 
 def test_a_step_needs_questions_that_did_not_choose_it():

@@ -82,6 +82,15 @@ class Material:
             found += [(question, records[question.example.id]) for question in questions]
         return found
 
+    @cached_property
+    def margin_spread(self) -> dict[str, float]:
+        """The standard deviation of the base's margin on the fit questions of each task; 1 where there is none."""
+        margins: dict[str, list[float]] = {}
+        for _, record in self.fit_records:
+            margins.setdefault(record.task, []).append(record.base_margin)
+        spread = {task: float(np.std(values)) for task, values in margins.items()}
+        return {task: value if value > 0 else 1.0 for task, value in spread.items()}  # nan is not above 0 either
+
     @property
     def max_step_tokens(self) -> int:
         """Tokens of a model step in the search or matrix."""

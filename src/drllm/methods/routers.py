@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +64,7 @@ def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: 
         save_features(cache, features, key)
     targets = None
     if is_soft:
-        spread = base_spread([record for _, record in kept])
+        spread = material.margin_spread
         targets = torch.tensor(np.array([soft_target(record, config.temperature * spread[record.task]) for _, record in kept]))
         features = dataclasses.replace(features, labels=targets.argmax(-1))
     router_config = RouterConfig(
@@ -117,15 +116,6 @@ def soft_target(record: RouteRecord, temperature: float) -> np.ndarray:
     for place, weight in zip(right, weights, strict=True):
         target[np.arange(len(target)), [int(action) for action in record.routes[place]]] += weight
     return target
-
-
-def base_spread(records: Sequence[RouteRecord]) -> dict[str, float]:
-    """The standard deviation of the base's margin in each task; 1 where there is none."""
-    found = {}
-    for task in {record.task for record in records}:
-        margins = np.array([record.base_margin for record in records if record.task == task])
-        found[task] = 1.0 if np.isnan(margins).any() or margins.std() == 0 else float(margins.std())
-    return found
 
 
 def epoch_line(metrics: dict[str, Any], n_epochs: int) -> str:

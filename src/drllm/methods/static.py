@@ -39,10 +39,17 @@ class StaticConfig:
     candidates: int = knob(8, "routes scored on every fit question at each step, the most promising of those tried so far")
     steps: int = knob(2, "steps at most: the first takes a route, each further one adds another's edits to it")
     confirm: float = knob(0.9, "one-sided confidence with which the held-back half of the fit questions must confirm a step; 0: no test")
+    margin_weight: float = knob(0.5, "share of a gain that is the margin's (in its standard deviations); the rest is the verdict's")
     budget: float = knob(1.0, "passes that the route may spend at most, as a share of the base's; below 1 the best such route is taken")
 
     def __post_init__(self) -> None:
-        for name, low, high in (("candidates", 1, None), ("steps", 1, 20), ("confirm", 0, 0.9999), ("budget", 0.1, 1)):
+        for name, low, high in (
+            ("candidates", 1, None),
+            ("steps", 1, 20),
+            ("confirm", 0, 0.9999),
+            ("margin_weight", 0, 1),
+            ("budget", 0.1, 1),
+        ):
             check_range(self, name, low, high)
 
 
@@ -51,8 +58,8 @@ def fit(routed: RoutedModel, material: Material, config: StaticConfig, folder: P
     from drllm.model.policy import RoutePolicy
 
     full = Route.full(routed.n_layers)
-    ranked = rank_candidates(material, full, not config.confirm)
-    scores = _Scores(material, full, folder / "candidates.json")
+    ranked = rank_candidates(material, full, config)
+    scores = _Scores(material, full, config.margin_weight, folder / "candidates.json")
     limit = config.budget * routed.n_layers + 1e-9 if config.budget < 1 else math.inf
     current = full
     for _ in range(config.steps):
@@ -88,30 +95,38 @@ def combine(one: Route, other: Route) -> Route | None:
     return Route([b if a == 1 else a for a, b in zip(one, other, strict=True)])
 
 
-def rank_candidates(material: Material, full: Route, with_held_back: bool) -> list[Route]:
+def rank_candidates(material: Material, full: Route, config: StaticConfig) -> list[Route]:
     """Every route tried on enough fit questions, by search or in a dense matrix, by the lower bound of its mean gain over the base.
 
     Questions that are to confirm a step have no say in which routes are tried.
     """
     gains: dict[Route, list[float]] = defaultdict(list)
-    if material.search_plans:
-        for task in material.tasks:
-            for question, record in zip(task.questions, task.records, strict=True):
-                if is_held_back(question.context_ids) and not with_held_back:
-                    continue
-                has_margin = not math.isnan(record.base_margin)
-                base = record.base_margin if has_margin else record.rewards[0]
-                for route, value in zip(record.routes, record.margins if has_margin else record.rewards, strict=True):
-                    gains[route].append(value - base)
-    if material.path_plans:
+    for question, record in material.fit_records:
+        if config.confirm and is_held_back(question.context_ids):
+            continue
+        margins, right = np.array(record.margins), np.array(record.rewards) > 0.5
+        spread = material.margin_spread[record.task]
+        for route, value in zip(record.routes, mixed_gain(margins, right, spread, config.margin_weight), strict=True):
+            gains[route].append(float(value))
+    if material.search_plans and material.path_plans:  # else the matrix's records are those above
         matrix = material.matrix()
-        values = matrix.margins - matrix.margins[:, :1]
-        values = np.where(np.isnan(values), matrix.gains, values)
-        rows = np.array([with_held_back or not is_held_back(prompt) for prompt in matrix.prompts])
+        spread = np.array([material.margin_spread.get(task, 1.0) for task in matrix.tasks])[:, None]
+        rows = np.array([not (config.confirm and is_held_back(prompt)) for prompt in matrix.prompts])
+        values = mixed_gain(matrix.margins, matrix.correct, spread, config.margin_weight)
         for place, route in enumerate(matrix.routes):
             gains[route] += values[rows, place].tolist()
     known = {route: np.array(values) for route, values in gains.items() if route != full and len(values) >= MIN_EVALUATIONS}
     return sorted(known, key=lambda route: (-_lower(known[route]), str(route)))
+
+
+def mixed_gain(margins: np.ndarray, right: np.ndarray, spread: np.ndarray | float, weight: float) -> np.ndarray:
+    """Gains over the base, which comes first on the last axis: margin's, at most a standard deviation of the base's, and verdict's.
+
+    Margins are steadier; alone they miss a route that turns many verdicts by a little. Where there are none, the verdict alone.
+    """
+    verdict = right.astype(float) - right[..., :1]
+    margin = np.clip((margins - margins[..., :1]) / spread, -1, 1)
+    return np.where(np.isnan(margin), verdict, weight * margin + (1 - weight) * verdict)
 
 
 def is_held_back(prompt: Sequence[int]) -> bool:
@@ -122,13 +137,15 @@ def is_held_back(prompt: Sequence[int]) -> bool:
 class _Scores:
     """Gains of routes over the base on all fit questions, kept in a file from one call to the next."""
 
-    def __init__(self, material: Material, full: Route, path: Path):
-        self.material, self.full, self.path = material, full, path
+    def __init__(self, material: Material, full: Route, margin_weight: float, path: Path):
+        self.material, self.full, self.path, self.margin_weight = material, full, path, margin_weight
         # Plans hold digests of questions and answers, the metric and the reward.
         about = [str(material.routed.model.dtype), *(material.search_plans or material.path_plans).values()]
         self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         self.held_back = np.array([is_held_back(prompt) for prompt in material.prompts])
-        self.values: dict[Route, np.ndarray] = {}
+        spread = [material.margin_spread[question.task.name] for _, questions in material.asked for question in questions]
+        self.spread = np.array(spread)[:, None]
+        self.values: dict[Route, tuple[np.ndarray, np.ndarray]] = {}  # margins and verdicts
         self.rows: list[dict[str, Any]] = []
         if path.is_file():
             try:
@@ -137,10 +154,11 @@ class _Scores:
                 raise ArtifactError(f"{path} is not readable JSON ({error}): delete it and train again") from None
             if saved.get("key") == self.key:
                 self.rows = saved["candidates"]
-                self.values = {Route.parse(row["route"]): np.array(row["values"]) for row in self.rows}
+                nan = lambda values: np.array([np.nan if value is None else value for value in values])  # noqa: E731
+                self.values = {Route.parse(row["route"]): (nan(row["margins"]), np.array(row["right"]) > 0) for row in self.rows}
 
     def gains(self, routes: list[Route]) -> dict[Route, np.ndarray]:
-        """(N,) of each route: its margin less the base's, or its verdict where there is none."""
+        """(N,) of each route: `mixed_gain`."""
         missing = [route for route in dict.fromkeys([self.full, *routes]) if route not in self.values]
         matrix = None if self.material.search_plans else self.material.matrix()
         if matrix is not None and len(matrix) == len(self.held_back):  # else some of its records are broken, and rows do not match
@@ -150,17 +168,22 @@ class _Scores:
             missing = [route for route in missing if route not in here]
         if missing:
             self._add(missing, *self.material.score(missing, label="static routes"))
+        gains = {}
         for row in self.rows:
-            change = self.values[Route.parse(row["route"])] - self.values[self.full]
+            route = Route.parse(row["route"])
+            pair = [np.stack([self.values[self.full][part], self.values[route][part]], axis=-1) for part in (0, 1)]
+            gains[route] = change = mixed_gain(pair[0], pair[1], self.spread, self.margin_weight)[:, 1]
             row |= {"n": len(change), "gain": float(change.mean()), "gain_se": _standard_error(change)}
         write_json(self.path, {"key": self.key, "candidates": self.rows})
-        return {route: self.values[route] - self.values[self.full] for route in routes}
+        return {route: gains[route] for route in routes}
 
     def _add(self, routes: Sequence[Route], correct: np.ndarray, margins: np.ndarray) -> None:
-        values = np.where(np.isnan(margins), correct, margins)
         for place, route in enumerate(routes):
-            self.values[route] = np.round(values[:, place].astype(float), 4)
-            self.rows.append({"route": str(route), "accuracy": float(correct[:, place].mean()), "values": self.values[route].tolist()})
+            mine = np.round(margins[:, place].astype(float), 4)
+            self.values[route] = mine, correct[:, place]
+            shown = [None if math.isnan(value) else value for value in mine.tolist()]
+            right = correct[:, place].astype(int).tolist()
+            self.rows.append({"route": str(route), "accuracy": float(correct[:, place].mean()), "margins": shown, "right": right})
 
 
 def _confirmed(chosen_on: np.ndarray, held_back: np.ndarray, confidence: float) -> bool:
