@@ -101,14 +101,15 @@ def rank_candidates(material: Material, full: Route, config: StaticConfig) -> li
     Questions that are to confirm a step have no say in which routes are tried.
     """
     gains: dict[Route, list[float]] = defaultdict(list)
-    for question, record in material.fit_records:
-        if config.confirm and is_held_back(question.context_ids):
-            continue
-        margins, right = np.array(record.margins), np.array(record.rewards) > 0.5
-        spread = material.margin_spread[record.task]
-        for route, value in zip(record.routes, mixed_gain(margins, right, spread, config.margin_weight), strict=True):
-            gains[route].append(float(value))
-    if material.search_plans and material.path_plans:  # else the matrix's records are those above
+    for task in material.tasks if material.search_plans else ():
+        for question, record in zip(task.questions, task.records, strict=True):
+            if config.confirm and is_held_back(question.context_ids):
+                continue
+            margins, right = np.array(record.margins), np.array(record.rewards) > 0.5
+            values = mixed_gain(margins, right, material.margin_spread[record.task], config.margin_weight)
+            for route, value in zip(record.routes, values, strict=True):
+                gains[route].append(float(value))
+    if material.path_plans:
         matrix = material.matrix()
         spread = np.array([material.margin_spread.get(task, 1.0) for task in matrix.tasks])[:, None]
         rows = np.array([not (config.confirm and is_held_back(prompt)) for prompt in matrix.prompts])
