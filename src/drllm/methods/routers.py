@@ -91,7 +91,7 @@ def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: 
 
 def kept_paths(material: Material) -> list[tuple[Any, RouteRecord]]:
     """The searched fit questions with the path that the search kept, where it kept one."""
-    if not material.search_plans:
+    if not material.search_plans and material.path_plans:
         raise ArtifactError(
             f"{material.run} holds no tree search, which preset paper learns from: run `drllm search` without --paths first"
         )

@@ -228,7 +228,10 @@ class Routers(Policy):
         write_bytes(folder / WEIGHTS_FILE, data)
         # Last, and with the checksum: a crash in between leaves a pair that `load` refuses.
         knob = {} if self.control is None else {CONTROL: self.control}
-        write_json(folder / CONFIG_FILE, asdict(self.config) | knob | {CHECKSUM: hashlib.sha256(data).hexdigest()})
+        about = asdict(self.config)
+        if self.config.schema_version == 1:  # which has no variants
+            del about["shared"], about["first_block"]
+        write_json(folder / CONFIG_FILE, about | knob | {CHECKSUM: hashlib.sha256(data).hexdigest()})
         return [CONFIG_FILE, WEIGHTS_FILE]
 
     @classmethod
