@@ -148,12 +148,9 @@ class Asked:
 
     def told(self, oracle: Any) -> list[Any]:
         """One route a question by an oracle, as `Oracle.answer` takes them, from verdicts that are known or computed now."""
-        from drllm import Route
-
-        ranked = [Route.full(oracle.n_layers), *sorted(oracle.routes, key=lambda route: (route.n_passes, str(route)))]
-        self.compute([route] * len(self.ids) for route in ranked)
+        self.compute([route] * len(self.ids) for route in oracle.ranked)
         return [
-            next((route for route in ranked if self.known[task, name, str(route)]), ranked[0])
+            next((route for route in oracle.ranked if self.known[task, name, str(route)]), oracle.ranked[0])
             for task, name in zip(self.tasks, self.ids, strict=True)
         ]
 

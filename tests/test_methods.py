@@ -19,11 +19,12 @@ from drllm.config import GateConfig
 from drllm.evaluation.calibrate import calibrate
 from drllm.methods.base import get_method, method_names, method_of
 from drllm.methods.codebook import Candidate, CodebookConfig, _fit_one, choose, choose_routes, served_passes, worth
+from drllm.methods.gains import mixed_gain
 from drllm.methods.material import Material
 from drllm.methods.matrix import Matrix
 from drllm.methods.routers import BELOW, soft_target
 from drllm.methods.selector import STAY, Folds, fit_ridges, lower_bound, principal_directions
-from drllm.methods.static import StaticConfig, _confirmed, combine, mixed_gain
+from drllm.methods.static import StaticConfig, _confirmed, combine
 from drllm.model.codebook import Codebook, Point, pick, pool_prompt
 from drllm.model.policy import RoutePolicy
 from drllm.model.routers import RouterConfig, Routers

@@ -22,6 +22,7 @@ from drllm.model.artifact import load_policy
 from drllm.model.gates import FlexiDepth, MindSkip, check_parts
 from drllm.model.oracle import Oracle
 from drllm.model.partial import Step, count
+from drllm.model.policy import RoutePolicy
 from drllm.pipeline import fit_policy
 from drllm.reporting.table import render
 from drllm.reporting.table import verdict as sentence
@@ -231,7 +232,7 @@ def test_the_oracle_by_hand(tiny, data):
     asked = [scorer.question(loaded.task, example) for example in loaded.examples["fit"][:20]]
     verdicts, routes = Oracle(ROUTES).answer(scorer, asked)
     base = scorer.score_policy(asked, None)[0]
-    each = [scorer.score_policy(asked, route_policy(route))[0] for route in ROUTES]
+    each = [scorer.score_policy(asked, RoutePolicy(route))[0] for route in ROUTES]
     for place, (verdict, route) in enumerate(zip(verdicts, routes, strict=True)):
         right = [other for other, found in zip(ROUTES, each, strict=True) if found[place].correct]
         assert verdict.correct == (base[place].correct or bool(right))
@@ -239,12 +240,6 @@ def test_the_oracle_by_hand(tiny, data):
             assert route.is_full
         else:
             assert route.n_passes == min(other.n_passes for other in right)
-
-
-def route_policy(route: Route):
-    from drllm.model.policy import RoutePolicy
-
-    return RoutePolicy(route)
 
 
 def test_covering_takes_what_is_new():

@@ -147,10 +147,7 @@ def served_passes(routes: Sequence[Route]) -> int:
 
 def worth(matrix: Matrix, config: CodebookConfig, price: float = 0.0) -> np.ndarray:
     """(N, R): each route's gain over the base, margin and verdict mixed, plus what its saved passes are worth."""
-    margins = np.clip(matrix.margin_gains, -1, 1)
-    saved = 1 - matrix.passes() / matrix.passes()[0]
-    mixed = config.margin_weight * margins + (1 - config.margin_weight) * matrix.gains
-    return np.where(np.isnan(margins), matrix.gains, mixed) + price * saved  # a reward without margins: the verdict alone
+    return matrix.mixed_gains(config.margin_weight) + price * (1 - matrix.passes() / matrix.passes()[0])
 
 
 def read_features(routed: RoutedModel, folder: Path, matrix: Matrix, blocks: Sequence[int], split: str) -> dict[int, np.ndarray]:

@@ -16,7 +16,7 @@ from drllm.config import SearchConfig, to_dict
 from drllm.errors import ArtifactError, InputError
 from drllm.methods.base import Method, get_method, method_of
 from drllm.methods.matrix import Matrix, read_matrix
-from drllm.methods.planned import fit_questions, joined_records, lists_by_task, planned_questions, planned_records, planned_scorer
+from drllm.methods.planned import DenseTask, dense_tasks, lists_by_task, planned_questions, planned_records, planned_scorer
 from drllm.model.policy import Policy
 from drllm.model.routed import RoutedModel
 from drllm.plans import parts_of, path_plans, search_plans
@@ -77,10 +77,8 @@ class Material:
         """Fit questions with what was found out about them, of the search or else of the dense matrix."""
         if self.search_plans:
             return [pair for task in self.tasks for pair in zip(task.questions, task.records, strict=True)]
-        found = []
-        for records, (_, questions) in zip(self._dense_records, self._matrix_questions, strict=True):
-            found += [(question, records[question.example.id]) for question in questions]
-        return found
+        dense = zip(self._dense, self._matrix_questions, strict=True)
+        return [(question, task.records[question.example.id]) for task, (_, questions) in dense for question in questions]
 
     @cached_property
     def margin_spread(self) -> dict[str, float]:
@@ -149,19 +147,18 @@ class Material:
     def matrix(self, split: str = "fit") -> Matrix:
         """The dense (question x route) matrix of one split, fit or tune: what `search --paths` found, all tasks together."""
         if split not in self._matrices:
-            self._matrices[split] = read_matrix(self.routed, self.run, self.path_plans, split)
+            self._matrices[split] = read_matrix(self.run, self.path_plans, self._dense, split)
         return self._matrices[split]
 
     @cached_property
     def _matrix_questions(self) -> list[tuple[Scorer, list[Any]]]:
         if not self.path_plans:
             raise ArtifactError(f"{self.run} holds no search records: run `drllm search --out {self.run}` first")
-        firsts = [lists[0] for lists in lists_by_task(self.path_plans).values()]
-        return [fit_questions(self.routed, *first, records) for first, records in zip(firsts, self._dense_records, strict=True)]
+        return [(task.scorer, [task.questions[record.id] for record in task.of_split("fit")]) for task in self._dense]
 
     @cached_property
-    def _dense_records(self) -> list[dict[str, RouteRecord]]:
-        return [joined_records(self.routed, lists) for lists in lists_by_task(self.path_plans).values()]
+    def _dense(self) -> list[DenseTask]:
+        return dense_tasks(self.routed, self.path_plans)
 
     @cached_property
     def _searched(self) -> list[SearchedTask]:

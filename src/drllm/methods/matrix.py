@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from drllm.errors import ArtifactError
-from drllm.methods.planned import joined_records, lists_by_task, planned_questions, planned_scorer
-from drllm.model.routed import RoutedModel
+from drllm.methods.gains import mixed_gain
+from drllm.methods.planned import DenseTask
 from drllm.records import RouteRecord
 from drllm.routes import Route
 
@@ -52,14 +52,13 @@ class Matrix:
         """(N, R) in {-1, 0, 1}: the verdict less the base's."""
         return self.correct.astype(np.int8) - self.correct[:, :1].astype(np.int8)
 
-    @property
-    def margin_gains(self) -> np.ndarray:
-        """(N, R): the margin less the base's, in standard deviations of the base's margin within the question's task."""
+    def mixed_gains(self, margin_weight: float) -> np.ndarray:
+        """(N, R): `mixed_gain`, margins in standard deviations of the base's within the question's task."""
         tasks = np.array(self.tasks)
-        spread = np.ones(len(tasks))
+        spread = np.ones((len(tasks), 1))
         for name in np.unique(tasks):
             spread[tasks == name] = max(float(np.std(self.margins[tasks == name, 0])), 1e-6)
-        return (self.margins - self.margins[:, :1]) / spread[:, None]
+        return mixed_gain(self.margins, self.correct, spread, margin_weight)
 
     def passes(self) -> np.ndarray:
         """(R,): block passes of each route."""
@@ -79,8 +78,8 @@ class Matrix:
         return replace(self, routes=routes, correct=self.correct[:, places], margins=self.margins[:, places])
 
 
-def read_matrix(routed: RoutedModel, run: Path, plans: dict[Path, dict[str, Any]], split: str) -> Matrix:
-    """The tasks of `plans`, of a `search --paths`, questions of one split, on the routes that all tasks were evaluated on.
+def read_matrix(run: Path, plans: dict[Path, dict[str, Any]], dense: Sequence[DenseTask], split: str) -> Matrix:
+    """Questions of one split, on the routes that all tasks were evaluated on; `dense` are the tasks of `plans`, of a `search --paths`.
 
     `ArtifactError` without any question, or without such a route.
     """
@@ -92,15 +91,11 @@ def read_matrix(routed: RoutedModel, run: Path, plans: dict[Path, dict[str, Any]
     rows: list[RouteRecord] = []
     prompts: list[tuple[int, ...]] = []
     formats = set()
-    for lists in lists_by_task(plans).values():
-        folder, plan = lists[0]
-        records = joined_records(routed, lists)
-        scorer = planned_scorer(routed, plan)
-        questions = planned_questions(scorer, folder, plan)
-        formats.add(scorer.prompt_format)
-        mine = [records[name] for name in plan["ids"] if records[name].split == split and not records[name].broken]
+    for task in dense:
+        formats.add(task.scorer.prompt_format)
+        mine = [record for record in task.of_split(split) if not record.broken]
         rows += mine
-        prompts += [tuple(questions[record.id].context_ids) for record in mine]
+        prompts += [tuple(task.questions[record.id].context_ids) for record in mine]
     if not rows:
         raise ArtifactError(f"the matrix of {run} has no {split} question: {how}")
     shared = set.intersection(*({*record.routes} for record in rows))

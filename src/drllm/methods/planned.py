@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,28 @@ def planned_scorer(routed: RoutedModel, plan: dict[str, Any]) -> Scorer:
     return make_scorer(routed, get_task(plan["task"]), config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
 
 
-def fit_questions(routed: RoutedModel, folder: Path, plan: dict[str, Any], records: dict[str, RouteRecord]) -> tuple[Scorer, list[Any]]:
-    """A plan's scorer and its fit questions, in the plan's order."""
-    scorer = planned_scorer(routed, plan)
-    found = planned_questions(scorer, folder, plan)
-    return scorer, [found[name] for name in plan["ids"] if records[name].split == "fit"]
+@dataclass(frozen=True)
+class DenseTask:
+    """One task of a dense matrix: its plan, its scorer, and by id its records, with the routes of all its lists, and its questions."""
+
+    plan: dict[str, Any]
+    scorer: Scorer
+    records: dict[str, RouteRecord]
+    questions: dict[str, Any]
+
+    def of_split(self, split: str) -> list[RouteRecord]:
+        """The records of one split, in the plan's order."""
+        return [self.records[name] for name in self.plan["ids"] if self.records[name].split == split]
+
+
+def dense_tasks(routed: RoutedModel, plans: dict[Path, dict[str, Any]]) -> list[DenseTask]:
+    """The tasks of a `search --paths`, each checked against its plans."""
+    found = []
+    for lists in lists_by_task(plans).values():
+        folder, plan = lists[0]
+        scorer = planned_scorer(routed, plan)
+        found.append(DenseTask(plan, scorer, joined_records(routed, lists), planned_questions(scorer, folder, plan)))
+    return found
 
 
 def planned_records(routed: RoutedModel, folder: Path, plan: dict[str, Any]) -> dict[str, RouteRecord]:

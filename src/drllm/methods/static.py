@@ -22,6 +22,7 @@ from drllm.config import check_range, knob
 from drllm.errors import ArtifactError, InputError
 from drllm.files import write_json
 from drllm.methods.base import Method
+from drllm.methods.gains import mixed_gain
 from drllm.routes import Route
 
 if TYPE_CHECKING:
@@ -118,16 +119,6 @@ def rank_candidates(material: Material, full: Route, config: StaticConfig) -> li
             gains[route] += values[rows, place].tolist()
     known = {route: np.array(values) for route, values in gains.items() if route != full and len(values) >= MIN_EVALUATIONS}
     return sorted(known, key=lambda route: (-_lower(known[route]), str(route)))
-
-
-def mixed_gain(margins: np.ndarray, right: np.ndarray, spread: np.ndarray | float, weight: float) -> np.ndarray:
-    """Gains over the base, which comes first on the last axis: margin's, at most a standard deviation of the base's, and verdict's.
-
-    Margins are steadier; alone they miss a route that turns many verdicts by a little. Where there are none, the verdict alone.
-    """
-    verdict = right.astype(float) - right[..., :1]
-    margin = np.clip((margins - margins[..., :1]) / spread, -1, 1)
-    return np.where(np.isnan(margin), verdict, weight * margin + (1 - weight) * verdict)
 
 
 def is_held_back(prompt: Sequence[int]) -> bool:

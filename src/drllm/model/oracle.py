@@ -23,9 +23,14 @@ class Oracle(EvaluateOnlyPolicy):
         self.routes = tuple(routes)
         self.n_layers = len(routes[0])
 
+    @property
+    def ranked(self) -> list[Route]:
+        """The base, then the list by passes: the first right one is taken."""
+        return [Route.full(self.n_layers), *sorted(self.routes, key=lambda route: (route.n_passes, str(route)))]
+
     def answer(self, scorer: Any, questions: Sequence[Any]) -> tuple[list[Any], list[Route]]:
         """Every route on every question, then the choice that only the answer allows."""
-        ranked = [Route.full(self.n_layers), *sorted(self.routes, key=lambda route: (route.n_passes, str(route)))]
+        ranked = self.ranked
         handles = scorer.open(questions)
         found = scorer.score([(handle, route) for handle in handles for route in ranked])
         scorer.close(handles)
