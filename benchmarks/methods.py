@@ -17,20 +17,19 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
+
+from methods_asked import Asked
 
 ARC, OBQA = ("arc_easy", "arc_challenge"), ("openbookqa",)
 MIXED = (*ARC, *OBQA, "commonsenseqa", "piqa", "boolq")
 OUTSIDE = ("piqa", "sciq", "commonsenseqa", "boolq", "mmlu")
-LIMIT = 800  # questions of a task and split in the matrix
 
 
 @dataclass(frozen=True)
@@ -58,146 +57,60 @@ BUDGET = 0.9
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the tables: a method with options; whether seeds change it; where its records are."""
+    """A row of the tables.
+
+    Attributes:
+        method, options: what is trained.
+        seeds: whether a seed changes it.
+        searched: it learns from a tree search, not from the matrix.
+        fit, tune: questions a task that it learns from and is chosen by; None: all there are.
+        only: the settings it is trained in; none: all but those of one task.
+    """
 
     method: str
     options: dict[str, Any]
     seeds: bool = False
     searched: bool = False
+    fit: int | None = None
+    tune: int | None = None
+    only: tuple[str, ...] = ()
 
 
-GATES = {"tune_questions": 100}
+KNOB = 100  # tune questions a task that a knob or threshold is set on: each costs an evaluation at every point
 ROWS = {
-    "static": Row("static", {"candidates": 100, "steps": 1}),
+    "static": Row("static", {"candidates": 100, "steps": 1}, tune=0),
+    "static_tuned": Row("static", {"use_tune": True}),
     "codebook": Row("codebook", {}, True),
     "polar": Row("polar", {}, True),
-    "routers": Row("routers", {"tune_questions": 50}, True),
-    "paper": Row("routers", {"preset": "paper"}, True, True),
+    "routers": Row("routers", {"tune_questions": KNOB}, True, tune=KNOB),
+    "paper": Row("routers", {"preset": "paper"}, True, True, fit=130, tune=0, only=("in-domain",)),
     "random_codebook": Row("random_codebook", {}, True),
     "input_blind": Row("input_blind", {}, True),
-    "oracle": Row("oracle", {}),
-    "static@0.9": Row("static", {"candidates": 100, "steps": 1, "budget": BUDGET}),
+    "oracle": Row("oracle", {}, tune=0),
+    "static@0.9": Row("static", {"candidates": 100, "steps": 1, "budget": BUDGET}, tune=0),
+    "static_tuned@0.9": Row("static", {"use_tune": True, "budget": BUDGET}),
     "codebook@0.9": Row("codebook", {"budget": BUDGET}, True),
-    "routers@0.9": Row("routers", {"budget": BUDGET, "tune_questions": 50}),
-    "tale": Row("tale", {"questions": 48}),
-    "tale@0.9": Row("tale", {"budget": BUDGET, "questions": 48}),
-    "shortgpt@0.9": Row("shortgpt", {"budget": BUDGET}),
-    "early_exit@0.9": Row("early_exit", {"budget": BUDGET}),
-    "random_skip@0.9": Row("random_skip", {"budget": BUDGET}, True),
-    "mindskip@0.9": Row("mindskip", {"budget": BUDGET} | GATES),
-    "flexidepth@0.9": Row("flexidepth", {"budget": BUDGET, "penalty": 3e-3} | GATES),
-}
-LIGHT = ("static", "codebook", "polar", "random_codebook", "input_blind")  # of the settings of one task
-SHUFFLED = ("codebook", "polar", "routers", "paper")
-
-
-class Asked:
-    """Questions of some tasks and one split, and verdicts of any route on them: looked up, or computed once and kept."""
-
-    def __init__(self, routed: Any, tasks: Sequence[str], split: str, run: Path, data: str | None):
-        from drllm.records import read_records
-        from drllm.scoring import make_scorer
-        from drllm.tasks import drop_overlaps, load_task
-
-        names = list(dict.fromkeys((*MIXED, *tasks)))
-        loaded = drop_overlaps({name: load_task(name, data) for name in names}, list(MIXED))
-        self.routed, self.split, self.run = routed, split, run
-        self.parts: list[tuple[str, Any, list[Any]]] = []
-        self.known: dict[tuple[str, str, str], bool] = {}
-        for name in tasks:
-            scorer = make_scorer(routed, loaded[name].task, "auto", 512, "acc_norm", 0)
-            lists = [folder for folder in (run / "paths").glob(f"{name}*") if folder.name.partition(".")[0] == name]
-            records = [record for folder in lists for record in read_records(folder) if record.split == split]
-            for record in records:
-                for route, reward in zip(record.routes, record.rewards, strict=True):
-                    self.known[name, record.id, str(route)] = reward > 0.5
-            examples = loaded[name].select(split, 0 if split == "test" else LIMIT)
-            if records:
-                ids = {record.id for record in records}
-                examples = [example for example in loaded[name].examples[split] if example.id in ids]
-            questions = [scorer.question(loaded[name].task, example) for example in examples]
-            self.parts.append((name, scorer, sorted(questions, key=lambda question: (question.n_tokens, question.example.id))))
-            if self._store(name).is_file():
-                kept = pq.read_table(self._store(name)).to_pydict()
-                self.known |= {(name, i, r): c for i, r, c in zip(kept["id"], kept["route"], kept["correct"], strict=True)}
-        self.tasks = [name for name, _, questions in self.parts for _ in questions]
-        self.ids = [question.example.id for _, _, questions in self.parts for question in questions]
-        self.prompts = [question.context_ids for _, _, questions in self.parts for question in questions]
-        self._features: dict[int, Any] = {}
-
-    def _store(self, task: str) -> Path:
-        return self.run / "computed" / f"{self.split}-{task}.parquet"
-
-    def features(self, block: int) -> Any:
-        """What a code book reads before a block, of all questions."""
-        from drllm.methods.codebook import reading_blocks
-        from drllm.training.features import read_prompts
-
-        if block not in self._features:
-            self._features = read_prompts(self.routed, self.prompts, sorted({block, *reading_blocks(self.routed.n_layers)}), 512)
-        return self._features[block]
-
-    def routes(self, policy: Any) -> list[Any]:
-        """One route a question."""
-        from drllm.model.codebook import Codebook
-        from drllm.scoring.deciding import decide_routes
-
-        if isinstance(policy, Codebook):
-            return [policy.routes[place] for place in policy.choose(self.features(policy.block))]
-        return decide_routes(self.routed, policy, self.prompts, 512)
-
-    def told(self, oracle: Any) -> list[Any]:
-        """One route a question by an oracle, as `Oracle.answer` takes them, from verdicts that are known or computed now."""
-        self.compute([route] * len(self.ids) for route in oracle.ranked)
-        return [
-            next((route for route in oracle.ranked if self.known[task, name, str(route)]), oracle.ranked[0])
-            for task, name in zip(self.tasks, self.ids, strict=True)
-        ]
-
-    def compute(self, wanted: Iterable[Sequence[Any]]) -> None:
-        """Verdicts of one route a question, for several such lists, where they are not known yet."""
-        missing: dict[int, list[Any]] = defaultdict(list)
-        for routes in wanted:
-            for place, route in enumerate(routes):
-                if (self.tasks[place], self.ids[place], str(route)) not in self.known and route not in missing[place]:
-                    missing[place].append(route)
-        offset = 0
-        for name, scorer, questions in self.parts:
-            asked = [(question, missing[offset + at]) for at, question in enumerate(questions) if missing[offset + at]]
-            offset += len(questions)
-            for start in range(0, len(asked), 64):
-                chunk = asked[start : start + 64]
-                scorer.load([question for question, _ in chunk])
-                pairs = [(at, route) for at, (_, routes) in enumerate(chunk) for route in routes]
-                for (at, route), verdict in zip(pairs, scorer.score(pairs), strict=True):
-                    self.known[name, chunk[at][0].example.id, str(route)] = verdict.correct
-                if start % 1024 == 0 or start + 64 >= len(asked):
-                    self._keep(name)
-                    print(f"{self.split} {name}: {min(start + 64, len(asked))} of {len(asked)} questions", flush=True)
-
-    def _keep(self, task: str) -> None:
-        rows = [(i, r, c) for (t, i, r), c in self.known.items() if t == task]
-        columns = dict(zip(("id", "route", "correct"), map(list, zip(*rows, strict=True)), strict=True))
-        self._store(task).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns), self._store(task))
-
-    def store(self, path: Path, routes: Sequence[Any], correct: Sequence[bool] | None = None, policy: str = "") -> None:
-        """One method's verdicts, a row a question."""
-        if correct is None:
-            correct = [self.known[task, i, str(route)] for task, i, route in zip(self.tasks, self.ids, routes, strict=True)]
-        columns = {
-            "task": self.tasks, "id": self.ids, "correct": list(correct), "n_passes": [route.n_passes for route in routes],
-            "route": [str(route) for route in routes],
-        }  # fmt: skip
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns, metadata={"policy": policy}), path)
+    "routers@0.9": Row("routers", {"budget": BUDGET, "tune_questions": KNOB}, tune=KNOB),
+    "tale": Row("tale", {"questions": 64}, fit=64, tune=0, only=("in-domain",)),
+    "tale@0.9": Row("tale", {"budget": BUDGET, "questions": 64}, fit=64, tune=0, only=("in-domain",)),
+    "shortgpt@0.9": Row("shortgpt", {"budget": BUDGET, "questions": 255}, fit=85, tune=0),
+    "early_exit@0.9": Row("early_exit", {"budget": BUDGET}, fit=0, tune=0),
+    "random_skip@0.9": Row("random_skip", {"budget": BUDGET}, True, fit=0, tune=0),
+    "mindskip@0.9": Row("mindskip", {"budget": BUDGET, "tune_questions": KNOB}, fit=400, tune=KNOB, only=("in-domain",)),
+    "flexidepth@0.9": Row(
+        "flexidepth", {"budget": BUDGET, "penalty": 3e-3, "tune_questions": KNOB}, fit=400, tune=KNOB, only=("in-domain",)
+    ),
+}  # gates: 150 steps of 8 questions
+LIGHT = ("static", "static_tuned", "codebook", "polar", "random_codebook", "input_blind")  # of the settings of one task
+SHUFFLED = ("codebook", "polar", "routers", "paper", "codebook@0.9", "routers@0.9")
 
 
 def wanted_rows(setting: str, methods: str, seeds: int) -> Iterable[tuple[str, Row, int]]:
     """(name in the table, row, seed) of a setting."""
     for name, row in ROWS.items():
         narrow = setting in TOLD
-        if (methods and name not in methods.split(",")) or (narrow and name not in LIGHT):
+        here = SETTINGS[setting].policies or setting
+        if (methods and name not in methods.split(",")) or (narrow and name not in LIGHT) or (row.only and here not in row.only):
             continue
         for seed in range(seeds if row.seeds and not narrow else 1):
             yield name, row, seed
@@ -236,34 +149,54 @@ def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
         seconds = time.perf_counter() - started
         routed.save_pretrained(folder)
         routed.policy = None
-        about = made_of | {"seconds": seconds, "tasks": list(learned), "seed": seed, "questions": len(material.prompts)}
+        used = {split: used_questions(material, split, getattr(row, split)) for split in ("fit", "tune")}
+        about = made_of | {"seconds": seconds, "tasks": list(learned), "seed": seed} | used
         about_path.parent.mkdir(parents=True, exist_ok=True)
         write_json(about_path, about)
         print(f"{setting}: {name} with seed {seed} trained in {seconds:.0f} s", flush=True)
 
 
+def used_questions(material: Any, split: str, limit: int | None) -> int:
+    """Of the records' tasks, at most `limit` of each."""
+    if material.search_plans:
+        counts = [len(task.records) for task in material.tasks] if split == "fit" else [0]
+    else:
+        tasks = material.matrix(split).tasks
+        counts = [tasks.count(task) for task in set(tasks)]
+    return sum(count if limit is None else min(limit, count) for count in counts)
+
+
 def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
-    """Verdicts of every trained policy and its controls on one split."""
+    """Verdicts of every trained policy and its controls on one split; on test, of each policy once."""
     from drllm import Route
     from drllm.evaluation.run import control_routes
+    from drllm.files import write_json
     from drllm.model.artifact import digest, load_policy
     from drllm.model.oracle import Oracle
 
-    asked = Asked(routed, SETTINGS[setting].asked, arguments.split, arguments.run, arguments.data)
+    asked = Asked(routed, MIXED, SETTINGS[setting].asked, arguments.split, arguments.run, arguments.data)
     place = arguments.out / setting / arguments.split
     full = Route.full(routed.n_layers)
     chosen: dict[str, list[Any]] = {"base.0": [full] * len(asked.ids)}
+    digests = {"base.0": ""}
     for name, _, seed in wanted_rows(setting, arguments.methods, arguments.seeds):
         folder, file = folder_of(arguments.run, setting, name, seed), file_of(name, seed)
-        if not (folder / "drllm_config.json").is_file() or ((place / f"{file}.parquet").is_file() and arguments.split == "test"):
+        if not (folder / "drllm_config.json").is_file():
+            raise SystemExit(f"{folder} holds no policy: run this setting on tune first, or name others in --methods")
+        policy, policy_digest = load_policy(folder, routed), digest(folder)
+        path = place / f"{file}.parquet"
+        stored = pq.read_schema(path).metadata[b"policy"].decode() if path.is_file() else None
+        if stored is not None and arguments.split == "test":
+            if stored != policy_digest:
+                raise SystemExit(f"{path} holds test verdicts of another policy: test is read once, with the policy chosen before")
             continue
-        policy = load_policy(folder, routed)
+        for owned in (file, f"shuffled-over-tasks-{file}", f"shuffled-{file}"):
+            digests[owned] = policy_digest
         if isinstance(policy, Oracle):
             chosen[file] = asked.told(policy)
             continue
         if policy.evaluate_only:
-            path, policy_digest = place / f"{file}.parquet", digest(folder)
-            if not path.is_file() or pq.read_schema(path).metadata.get(b"policy") != policy_digest.encode():
+            if stored != policy_digest:
                 evaluate_only(asked, policy, path, policy_digest)
             continue
         chosen[file] = routes = asked.routes(policy)
@@ -273,7 +206,8 @@ def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
             chosen[f"shuffled-{file}"] = dealt_within(routes, asked.tasks, seed)
     asked.compute(chosen.values())
     for file, routes in chosen.items():
-        asked.store(place / f"{file}.parquet", routes)
+        asked.store(place / f"{file}.parquet", routes, policy=digests[file])
+    write_json(place / "most_common.json", asked.most_common)
 
 
 def dealt_within(routes: Sequence[Any], tasks: Sequence[str], seed: int) -> list[Any]:
@@ -308,7 +242,7 @@ def clock(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     from drllm.model.artifact import load_policy
     from drllm.model.partial import PartialPolicy, Step
 
-    asked = Asked(routed, SETTINGS[setting].asked, arguments.split, arguments.run, arguments.data)
+    asked = Asked(routed, MIXED, SETTINGS[setting].asked, arguments.split, arguments.run, arguments.data)
     rng = np.random.default_rng(0)
     prompts = [asked.prompts[place] for place in rng.choice(len(asked.prompts), arguments.prompts, replace=False)]
 

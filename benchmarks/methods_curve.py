@@ -23,12 +23,12 @@ DRAWS = 3
 
 def book_value(
     matrix: Any, tune: Any, features: dict[str, dict[int, np.ndarray]], halves: list[np.ndarray], n_layers: int, seed: int
-) -> float:
-    """Gain of the chosen code book, chosen on each half of tune and measured on the other; the base is among the choices."""
+) -> np.ndarray:
+    """(N,) gains on tune of the chosen code book, chosen on each half and measured on the other; the base is among the choices."""
     from drllm.methods.codebook import CodebookConfig, _candidates, choices, choose, choose_routes
 
     found = list(_candidates(matrix, tune, features, sorted(features["fit"]), CodebookConfig(seed=seed), choose_routes))
-    total = 0.0
+    measured = np.zeros(len(tune))
     for here, there in (halves, halves[::-1]):
         gains = {}
         for place, candidate in enumerate(found):
@@ -38,15 +38,15 @@ def book_value(
         judged = [replace(candidate, tune_gain=float(gains[place][here].mean())) for place, candidate in enumerate(found)]
         best = choose(judged, n_layers, 1.0)
         place = next(place for place, candidate in enumerate(judged) if candidate is best)
-        total += float(gains[place][there].sum()) if best.tune_gain > 0 else 0.0
-    return total / len(tune)
+        measured[there] = gains[place][there] if best.tune_gain > 0 else 0.0
+    return measured
 
 
 def static_value(matrix: Any, tune: Any) -> float:
-    """Gain on tune of the route of the matrix that fit margins choose and confirm, as method `static` with one step."""
-    from drllm.methods.static import _confirmed, _lower, is_held_back
+    """Gain on tune of the route of the matrix that fit questions choose and confirm, as method `static` with one step."""
+    from drllm.methods.static import StaticConfig, _confirmed, _lower, is_held_back
 
-    gains = matrix.margins - matrix.margins[:, :1]
+    gains = matrix.mixed_gains(StaticConfig().margin_weight)
     held_back = np.array([is_held_back(prompt) for prompt in matrix.prompts])
     best = max(range(1, len(matrix.routes)), key=lambda place: _lower(gains[~held_back, place]))
     confirmed = _confirmed(gains[~held_back, best], gains[held_back, best], 0.9)
@@ -56,6 +56,7 @@ def static_value(matrix: Any, tune: Any) -> float:
 def main() -> None:
     """Measure."""
     from drllm import RoutedModel
+    from drllm.evaluation.stats import paired_bootstrap
     from drllm.files import write_json
     from drllm.methods.codebook import read_features, reading_blocks
     from drllm.methods.material import Material
@@ -74,7 +75,7 @@ def main() -> None:
         whole = {split: read_features(routed, arguments.run / "train", m, blocks, split) for split, m in (("fit", fit), ("tune", tune))}
         order = np.random.default_rng(0).permutation(len(tune))
         parts = [np.sort(order[::2]), np.sort(order[1::2])]
-        rows = []
+        rows, measured = [], []
         for size in [size for size in SIZES if size < len(fit)] + [len(fit)]:
             books, statics = [], []
             for draw in range(DRAWS):
@@ -83,9 +84,13 @@ def main() -> None:
                 features = {"fit": {block: whole["fit"][block][places] for block in blocks}, "tune": whole["tune"]}
                 books.append(book_value(matrix, tune, features, parts, routed.n_layers, draw))
                 statics.append(static_value(matrix, tune))
+            measured.append(np.mean(books, axis=0))
+            books = [float(book.mean()) for book in books]
             rows.append({"questions": size, "codebook": books, "static": statics if size < len(fit) else statics[:1]})
             print(f"{setting}: {size} fit questions: code book {np.mean(books):+.4f}, static {np.mean(statics):+.4f}", flush=True)
-        write_json(arguments.out / setting / "curve.json", {"tune": len(tune), "rows": rows})
+        rise = paired_bootstrap(measured[-1], measured[-3], strata=tune.tasks)
+        about = {"tune": len(tune), "rows": rows, "rise": {"from": rows[-3]["questions"], "to": rows[-1]["questions"], "points": rise}}
+        write_json(arguments.out / setting / "curve.json", about)
 
 
 if __name__ == "__main__":

@@ -419,6 +419,40 @@ def test_a_static_route_of_the_matrix_is_looked_up(tiny, data, tmp_path, monkeyp
         np.testing.assert_allclose(values[0][route], values[1][route], atol=2e-4)
 
 
+def test_a_tuned_static_route_is_the_best_of_fit_and_tune_together(tiny, run):
+    material = Material(tiny, run)
+    gains = np.concatenate([material.matrix(split).mixed_gains(0.5) for split in ("fit", "tune")])
+    lower = gains.mean(0) - gains.std(0, ddof=1) / np.sqrt(len(gains))
+    routes, passes = material.matrix().routes, material.matrix().passes()
+    assert train(tiny, run, StaticConfig(use_tune=True)).route == routes[int(lower.argmax())]
+    best = max(np.flatnonzero(passes <= 0.75 * L), key=lambda place: lower[place])
+    assert train(tiny, run, StaticConfig(use_tune=True, budget=0.75)).route == routes[int(best)]
+    with pytest.raises(InputError, match="no route of the matrix spends at most 1"):
+        train(tiny, run, StaticConfig(use_tune=True, budget=0.25))
+
+
+def test_tale_goes_on_from_the_steps_of_another_budget(tiny, run, monkeypatch):
+    half = train(tiny, run, get_method("tale").config(budget=0.5))
+    with monkeypatch.context() as patch:
+        patch.setattr(Material, "score", lambda *args, **kwargs: pytest.fail("scored again"))
+        shorter = train(tiny, run, get_method("tale").config(budget=0.75))
+    assert half.route is not None
+    assert shorter.route is not None
+    assert (half.route.n_passes, shorter.route.n_passes) == (L // 2, L - 1)
+    assert all(a <= b for a, b in zip(half.route, shorter.route, strict=True))
+    steps = run / "train" / "tale" / "steps.json"
+    before = json.loads(steps.read_text())["steps"]
+    steps.unlink()
+    train(tiny, run, get_method("tale").config(budget=0.5))
+    again = json.loads(steps.read_text())["steps"]
+    assert again == before[: len(again)]
+    assert len(again) == 1 + L // 2
+    steps.write_text("{")
+    with pytest.raises(ArtifactError, match="not readable JSON"):
+        train(tiny, run, get_method("tale").config(budget=0.5))
+    steps.unlink()
+
+
 def test_gains_mix_margin_and_verdict():
     margins, right = np.array([[0.0, 1.0, -4.0], [0.0, 0.5, 0.1]]), np.array([[False, True, False], [True, True, False]])
     found = mixed_gain(margins, right, np.array([[2.0], [1.0]]), 0.5)

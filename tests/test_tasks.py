@@ -512,6 +512,27 @@ def test_real_files_load_whole(task: str, file: str, rows: int):
         assert len(kept) > 1500
 
 
+def test_titles_of_boolq_train_passages_are_taken_off_and_no_others(tmp_path):
+    passages = [("train", "Bee -- Bees fly -- often."), ("validation", "Ants -- all of them -- walk."), ("train", "Wasps sting.")]
+    rows = [
+        {"id": f"q{n}", "question": f"is it {n}", "choices": ["no", "yes"], "answer": 1, "context": passage, "part": part}
+        for n, (part, passage) in enumerate(passages)
+    ]
+    item = load_task("boolq", write(tmp_path / "boolq.jsonl", *rows))
+    found = {row.id: row.context for split in SPLITS for row in item.examples[split]}
+    assert found == {"q0": "Bees fly -- often.", "q1": "Ants -- all of them -- walk.", "q2": "Wasps sting."}
+
+
+@shared
+def test_boolq_prompts_are_of_one_form_whatever_their_part():
+    rows = [row for rows in load_task("boolq", SHARED).examples.values() for row in rows]
+    titled = {
+        part: sum(" -- " in row.context[:60] for row in rows if row.part == part) / sum(row.part == part for row in rows)
+        for part in ("train", "validation")
+    }
+    assert abs(titled["train"] - titled["validation"]) < 0.02
+
+
 @shared
 def test_arc_train_and_test_share_the_known_questions(tmp_path):
     """Three ARC-Easy test rows stand in ARC train (shared/data/README.md): none may be tested on when train was searched."""

@@ -231,9 +231,13 @@ def _fit_one(
 
 def choices(candidate: Candidate, features: np.ndarray) -> np.ndarray:
     """(N,): the place in its routes that a fitted book takes for each prompt, 0 the base."""
+    import torch
+
+    from drllm.model.codebook import Point, pick
+
     passes = np.array([route.n_passes for route in candidate.routes])
-    value = candidate.ridge.predict(features) + candidate.price * (1 - passes[1:] / passes[0])
-    return np.where(value.max(1) > candidate.threshold, value.argmax(1) + 1, 0)
+    scores, saved = (torch.from_numpy(values) for values in (candidate.ridge.predict(features), 1 - passes[1:] / passes[0]))
+    return pick(scores, saved, Point(candidate.threshold, candidate.price)).numpy()
 
 
 def _ladder(best: Candidate) -> list[tuple[float, float]]:

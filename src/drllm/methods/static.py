@@ -41,6 +41,7 @@ class StaticConfig:
     steps: int = knob(2, "steps at most: the first takes a route, each further one adds another's edits to it")
     confirm: float = knob(0.9, "one-sided confidence with which the held-back half of the fit questions must confirm a step; 0: no test")
     margin_weight: float = knob(0.5, "share of a gain that is the margin's (in its standard deviations); the rest is the verdict's")
+    use_tune: bool = knob(False, "take the route of a dense matrix that is best on fit and tune questions together, in one step")
     budget: float = knob(1.0, "passes that the route may spend at most, as a share of the base's; below 1 the best such route is taken")
 
     def __post_init__(self) -> None:
@@ -56,9 +57,9 @@ class StaticConfig:
 
 def fit(routed: RoutedModel, material: Material, config: StaticConfig, folder: Path) -> Policy:
     """Take steps while they are confirmed; every route scored stands in `folder/candidates.json`."""
-    from drllm.model.policy import RoutePolicy
-
     full = Route.full(routed.n_layers)
+    if config.use_tune:
+        return _policy(_best_of_matrix(material, config), material)
     ranked = rank_candidates(material, full, config)
     scores = _Scores(material, full, config.margin_weight, folder / "candidates.json")
     limit = config.budget * routed.n_layers + 1e-9 if config.budget < 1 else math.inf
@@ -84,9 +85,31 @@ def fit(routed: RoutedModel, material: Material, config: StaticConfig, folder: P
         current = best
     if current.n_passes > limit:
         raise InputError(f"{config.steps} steps end at {current.n_passes} passes, above the budget of {limit:.1f}: raise steps or budget")
-    policy = RoutePolicy(current)
-    policy.prompt_format = None if current.is_full else material.prompt_format
+    return _policy(current, material)
+
+
+def _policy(route: Route, material: Material) -> Policy:
+    from drllm.model.policy import RoutePolicy
+
+    policy = RoutePolicy(route)
+    policy.prompt_format = None if route.is_full else material.prompt_format
     return policy
+
+
+def _best_of_matrix(material: Material, config: StaticConfig) -> Route:
+    """The route of the dense matrix whose gain on fit and tune questions has the highest lower bound; the base, within the budget, is one.
+
+    What a code book is chosen by, so that the two are compared on equal data.
+    """
+    fit, tune = material.matrix("fit"), material.matrix("tune")
+    if fit.routes != tune.routes:
+        raise ArtifactError("the matrix's fit and tune questions were evaluated on other routes: make both in one `search --paths`")
+    gains = np.concatenate([part.mixed_gains(config.margin_weight) for part in (fit, tune)])
+    limit = config.budget * len(fit.routes[0]) + 1e-9 if config.budget < 1 else math.inf
+    within = [place for place, passes in enumerate(fit.passes()) if passes <= limit]
+    if not within:
+        raise InputError(f"no route of the matrix spends at most {limit:.1f} passes, the budget: add shorter routes")
+    return fit.routes[max(within, key=lambda place: _lower(gains[:, place]))]
 
 
 def combine(one: Route, other: Route) -> Route | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drllm.config import check_range, knob
+from drllm.errors import ArtifactError
 from drllm.files import write_json
 from drllm.methods.base import Method
 from drllm.routes import Route
@@ -30,27 +33,39 @@ class TaleConfig:
 
 
 def fit(routed: RoutedModel, material: Material, config: TaleConfig, folder: Path) -> Policy:
-    """Each step scores every single deletion; the path stands in `folder/steps.json`."""
+    """Each step scores every single deletion; those done stand in `folder/steps.json`, for any budget to go on from."""
     from drllm.model.policy import RoutePolicy
 
-    current = Route.full(routed.n_layers)
-    correct, _ = material.score([current], config.questions, "tale, the base")
-    best = float(correct.mean())
-    steps: list[dict[str, Any]] = [{"route": str(current), "accuracy": best}]
+    path, key = folder / "steps.json", f"{material.key}:{routed.model.dtype}:{config.questions}"
+    done = _done(path, key)
+    current, best = Route.full(routed.n_layers), 0.0
     limit = config.budget * routed.n_layers + 1e-9
-    while current.n_passes > 1 and (config.budget == 1 or current.n_passes > limit):
-        shorter = [current.edit(block, 0) for block, action in enumerate(current) if action]
-        correct, _ = material.score(shorter, config.questions, f"tale, step {len(steps)}")
-        accuracies = correct.mean(0)
-        place = int(accuracies.argmax())
-        if config.budget == 1 and accuracies[place] < best:
+    for at in itertools.count():
+        if at == len(done):
+            options = [current.edit(block, 0) for block, action in enumerate(current) if action] if at else [current]
+            accuracies = material.score(options, config.questions, f"tale, step {at}" if at else "tale, the base")[0].mean(0)
+            place = int(accuracies.argmax())
+            done.append({"route": str(options[place]), "accuracy": float(accuracies[place])})
+            write_json(path, {"key": key, "steps": done})
+        if at and config.budget == 1 and done[at]["accuracy"] < best:
             break
-        current, best = shorter[place], max(best, float(accuracies[place]))
-        steps.append({"route": str(current), "accuracy": float(accuracies[place])})
-    write_json(folder / "steps.json", {"steps": steps})
+        current, best = Route.parse(done[at]["route"]), max(best, done[at]["accuracy"])
+        if current.n_passes <= (1 if config.budget == 1 else limit):
+            break
     policy = RoutePolicy(current)
     policy.prompt_format = None if current.is_full else material.prompt_format
     return policy
+
+
+def _done(path: Path, key: str) -> list[dict[str, Any]]:
+    """The steps of an earlier training on the same questions: the base, then the best deletion of each."""
+    if not path.is_file():
+        return []
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not readable JSON ({error}): delete it and train again") from None
+    return saved["steps"] if saved.get("key") == key else []
 
 
 METHOD = Method("tale", "blocks deleted greedily by fit accuracy; one route", "TALE, arXiv 2510.22767", TaleConfig, fit)

@@ -50,6 +50,8 @@ class Task:
     """What stands above a question, with its subject filled in (MMLU); lm-eval's `description`."""
     has_passage: bool = False
     """Whether a question without a passage still has its empty line, as lm-eval's SciQ."""
+    has_titles: bool = False
+    """Whether training passages begin with their article's title and those of other parts do not (BoolQ): it is taken off."""
     level: int = 0
     """DART-Math's difficulty, 1 to 5; 0 for tasks without levels."""
 
@@ -143,6 +145,7 @@ _TASKS = {
             "loglik",
             "BoolQ: yes or no under a passage",
             loglik_template="Question: {question}?\nAnswer:",
+            has_titles=True,
         ),
         Task(
             "commonsenseqa",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from drllm.tasks.base import Example, Task
@@ -30,6 +31,13 @@ def distractors(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
 def yes_or_no(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
     """BoolQ: a passage, a question without its question mark, and whether the answer is yes; choices as lm-eval orders them."""
     return Example(id, row["question"], ("no", "yes"), int(row["answer"]), task.name, row["passage"], part)
+
+
+def untitled(example: Example) -> Example:
+    """A BoolQ question for training as those of other parts are: their passages do not begin with the article's title, "Title -- "."""
+    if example.part != "train":
+        return example
+    return replace(example, context=re.sub(r"^.{1,120}? -- ", "", example.context, count=1))
 
 
 def under_subject(task: Task, row: dict[str, Any], id: str, part: str) -> Example:

@@ -12,6 +12,7 @@ from drllm.errors import InputError
 from drllm.tasks.base import Example, Task, get_task
 from drllm.tasks.files import file_rows, folder_rows
 from drllm.tasks.hub import HubUnavailable, hub_rows
+from drllm.tasks.layouts import untitled
 from drllm.tasks.package import PACKAGE, READERS, package_folder, package_rows
 from drllm.tasks.splits import LoadedTask, split_examples
 
@@ -27,6 +28,8 @@ def load_task(name: str, data: str | Path | None = None, seed: int = 0) -> Loade
     task = get_task(name)
     dropped: Counter[str] = Counter()
     source, rows = _find(task, data, dropped)
+    if task.has_titles:
+        rows = [untitled(row) for row in rows]
     examples, overlaps = split_examples(rows, seed)
     dropped.update(overlaps)
     return LoadedTask(task, source, examples, dict(dropped))
