@@ -76,7 +76,7 @@ class Row:
     only: tuple[str, ...] = ()
 
 
-KNOB = 100  # tune questions a task that a knob or threshold is set on: each costs an evaluation at every point
+KNOB, THRESHOLD = 50, 100  # tune questions a task that they are set on: each costs an evaluation at every point
 ROWS = {
     "static": Row("static", {"candidates": 100, "steps": 1}, tune=0),
     "static_tuned": Row("static", {"use_tune": True}),
@@ -96,9 +96,9 @@ ROWS = {
     "shortgpt@0.9": Row("shortgpt", {"budget": BUDGET, "questions": 255}, fit=85, tune=0),
     "early_exit@0.9": Row("early_exit", {"budget": BUDGET}, fit=0, tune=0),
     "random_skip@0.9": Row("random_skip", {"budget": BUDGET}, True, fit=0, tune=0),
-    "mindskip@0.9": Row("mindskip", {"budget": BUDGET, "tune_questions": KNOB}, fit=400, tune=KNOB, only=("in-domain",)),
+    "mindskip@0.9": Row("mindskip", {"budget": BUDGET, "tune_questions": THRESHOLD}, fit=400, tune=THRESHOLD, only=("in-domain",)),
     "flexidepth@0.9": Row(
-        "flexidepth", {"budget": BUDGET, "penalty": 3e-3, "tune_questions": KNOB}, fit=400, tune=KNOB, only=("in-domain",)
+        "flexidepth", {"budget": BUDGET, "penalty": 3e-3, "tune_questions": THRESHOLD}, fit=400, tune=THRESHOLD, only=("in-domain",)
     ),
 }  # gates: 150 steps of 8 questions
 LIGHT = ("static", "static_tuned", "codebook", "polar", "random_codebook", "input_blind")  # of the settings of one task
