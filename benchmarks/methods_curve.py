@@ -25,9 +25,9 @@ def book_value(
     matrix: Any, tune: Any, features: dict[str, dict[int, np.ndarray]], halves: list[np.ndarray], n_layers: int, seed: int
 ) -> np.ndarray:
     """(N,) gains on tune of the chosen code book, chosen on each half and measured on the other; the base is among the choices."""
-    from drllm.methods.codebook import CodebookConfig, _candidates, choices, choose, choose_routes
+    from drllm.methods.codebook import CodebookConfig, choices, choose, choose_routes, fit_candidates
 
-    found = list(_candidates(matrix, tune, features, sorted(features["fit"]), CodebookConfig(seed=seed), choose_routes))
+    found = list(fit_candidates(matrix, tune, features, sorted(features["fit"]), CodebookConfig(seed=seed), choose_routes))
     measured = np.zeros(len(tune))
     for here, there in (halves, halves[::-1]):
         gains = {}
@@ -44,12 +44,12 @@ def book_value(
 
 def static_value(matrix: Any, tune: Any) -> float:
     """Gain on tune of the route of the matrix that fit questions choose and confirm, as method `static` with one step."""
-    from drllm.methods.static import StaticConfig, _confirmed, _lower, is_held_back
+    from drllm.methods.static import StaticConfig, confirmed, is_held_back, lower_mean
 
     gains = matrix.mixed_gains(StaticConfig().margin_weight)
     held_back = np.array([is_held_back(prompt) for prompt in matrix.prompts])
-    best = max(range(1, len(matrix.routes)), key=lambda place: _lower(gains[~held_back, place]))
-    confirmed = _confirmed(gains[~held_back, best], gains[held_back, best], 0.9)
+    best = max(range(1, len(matrix.routes)), key=lambda place: lower_mean(gains[~held_back, place]))
+    confirmed = confirmed(gains[~held_back, best], gains[held_back, best], 0.9)
     return float(tune.gains[:, best].mean()) if confirmed else 0.0
 
 

@@ -24,7 +24,7 @@ from drllm.methods.material import Material
 from drllm.methods.matrix import Matrix
 from drllm.methods.routers import BELOW, soft_target
 from drllm.methods.selector import STAY, Folds, fit_ridges, lower_bound, principal_directions
-from drllm.methods.static import StaticConfig, _confirmed, combine
+from drllm.methods.static import StaticConfig, combine, confirmed
 from drllm.model.codebook import Codebook, Point, pick, pool_prompt
 from drllm.model.policy import RoutePolicy
 from drllm.model.routers import RouterConfig, Routers
@@ -463,10 +463,10 @@ def test_gains_mix_margin_and_verdict():
 def test_a_step_needs_questions_that_did_not_choose_it():
     rng = np.random.default_rng(0)
     good, noise = rng.normal(0.5, 1, 200), rng.normal(0, 1, 200)
-    assert _confirmed(good, good, 0.9)
-    assert not _confirmed(good, noise - noise.mean(), 0.9)
-    assert not _confirmed(-good, good, 0.9)
-    assert _confirmed(good, -good, 0), "no test wanted"
+    assert confirmed(good, good, 0.9)
+    assert not confirmed(good, noise - noise.mean(), 0.9)
+    assert not confirmed(-good, good, 0.9)
+    assert confirmed(good, -good, 0), "no test wanted"
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def fit_book(
     if shuffle:
         order = np.random.default_rng(config.seed).permutation(len(matrix))
         features["fit"] = {block: values[order] for block, values in features["fit"].items()}
-    candidates = list(_candidates(matrix, tune, features, blocks, config, order_routes))
+    candidates = list(fit_candidates(matrix, tune, features, blocks, config, order_routes))
     write_json(folder / "candidates.json", {"key": matrix.key, "candidates": [_row(candidate) for candidate in candidates]})
     best = choose(candidates, routed.n_layers, config.budget)
     tensor = lambda values: torch.tensor(np.asarray(values), dtype=torch.float32)  # noqa: E731
@@ -182,7 +182,7 @@ def choose(candidates: Sequence[Candidate], n_layers: int, budget: float) -> Can
     return min(within, key=lambda candidate: (-round(candidate.tune_gain, 6), len(candidate.routes), candidate.block))
 
 
-def _candidates(
+def fit_candidates(
     matrix: Matrix,
     tune: Matrix,
     features: dict[str, dict[int, np.ndarray]],

@@ -78,9 +78,9 @@ def fit(routed: RoutedModel, material: Material, config: StaticConfig, folder: P
         gains = scores.gains([current, *options])
         # Questions are held back only from a step that they are to confirm.
         choosing = np.ones_like(scores.held_back) if needed or not config.confirm else ~scores.held_back
-        best = max(options, key=lambda route: _lower(gains[route][choosing] - gains[current][choosing]))
+        best = max(options, key=lambda route: lower_mean(gains[route][choosing] - gains[current][choosing]))
         change = gains[best] - gains[current]
-        if not needed and not _confirmed(change[choosing], change[scores.held_back], config.confirm):
+        if not needed and not confirmed(change[choosing], change[scores.held_back], config.confirm):
             break
         current = best
     if current.n_passes > limit:
@@ -109,7 +109,7 @@ def _best_of_matrix(material: Material, config: StaticConfig) -> Route:
     within = [place for place, passes in enumerate(fit.passes()) if passes <= limit]
     if not within:
         raise InputError(f"no route of the matrix spends at most {limit:.1f} passes, the budget: add shorter routes")
-    return fit.routes[max(within, key=lambda place: _lower(gains[:, place]))]
+    return fit.routes[max(within, key=lambda place: lower_mean(gains[:, place]))]
 
 
 def combine(one: Route, other: Route) -> Route | None:
@@ -141,7 +141,7 @@ def rank_candidates(material: Material, full: Route, config: StaticConfig) -> li
         for place, route in enumerate(matrix.routes):
             gains[route] += values[rows, place].tolist()
     known = {route: np.array(values) for route, values in gains.items() if route != full and len(values) >= MIN_EVALUATIONS}
-    return sorted(known, key=lambda route: (-_lower(known[route]), str(route)))
+    return sorted(known, key=lambda route: (-lower_mean(known[route]), str(route)))
 
 
 def is_held_back(prompt: Sequence[int]) -> bool:
@@ -201,7 +201,7 @@ class _Scores:
             self.rows.append({"route": str(route), "accuracy": float(correct[:, place].mean()), "margins": shown, "right": right})
 
 
-def _confirmed(chosen_on: np.ndarray, held_back: np.ndarray, confidence: float) -> bool:
+def confirmed(chosen_on: np.ndarray, held_back: np.ndarray, confidence: float) -> bool:
     """Whether a step gains where it was chosen and, with one-sided confidence, where it was not."""
     from scipy import stats
 
@@ -212,7 +212,7 @@ def _confirmed(chosen_on: np.ndarray, held_back: np.ndarray, confidence: float) 
     return len(held_back) > 1 and float(held_back.mean()) > float(stats.norm.ppf(confidence)) * _standard_error(held_back)
 
 
-def _lower(values: np.ndarray) -> float:
+def lower_mean(values: np.ndarray) -> float:
     """The mean less one standard error."""
     return float(values.mean()) - _standard_error(values)
 

@@ -1,0 +1,113 @@
+"""What the comparison of methods asks, pairs and prints (`benchmarks/methods*.py`), on small cases with known answers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from drllm.tasks import Example, LoadedTask, get_task
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import methods_asked  # noqa: E402
+import methods_table  # noqa: E402
+from methods import ROWS, SETTINGS, wanted_rows  # noqa: E402
+
+SPLITS = {"fit": 5, "tune": 6, "calibrate": 3, "test": 4}
+
+
+def loaded(name: str = "arc_easy", **counts: int) -> LoadedTask:
+    examples = {
+        split: [Example(f"{split}{n}", f"{split} {n}?", ("no", "yes"), int(n % 3 == 0), name) for n in range(count)]
+        for split, count in (SPLITS | counts).items()
+    }
+    return LoadedTask(get_task(name), "nowhere", examples, {})
+
+
+def ids(examples) -> list[str]:
+    return [example.id for example in examples]
+
+
+def test_tune_asks_the_matrix_and_test_what_nothing_was_chosen_by():
+    seen = {"tune0", "tune3"}
+    assert ids(methods_asked.select(loaded(), "tune", seen)) == ["tune0", "tune3"]
+    assert ids(methods_asked.select(loaded(), "tune", set())) == [f"tune{n}" for n in range(6)]
+    assert ids(methods_asked.select(loaded(), "test", seen)) == [f"test{n}" for n in range(4)]
+    assert ids(methods_asked.select(loaded(test=0), "test", seen)) == ["tune1", "tune2", "tune4", "tune5"]
+    unlearned = ids(methods_asked.select(loaded("sciq", test=0), "test", set()))
+    assert unlearned == [f"fit{n}" for n in range(5)] + [f"calibrate{n}" for n in range(3)]
+    assert len(methods_asked.select(loaded("boolq", test=0, tune=900), "test", seen)) == 400
+
+
+def test_the_most_common_answer_is_told_where_all_questions_have_the_same_choices():
+    examples = loaded().examples["tune"]
+    assert methods_asked.most_common(examples) == pytest.approx(4 / 6)
+    assert methods_asked.most_common([*examples, Example("x", "x?", ("a", "b"), 0, "arc_easy")]) is None
+
+
+def test_rows_of_a_setting():
+    narrow = [name for name, _, _ in wanted_rows("piqa", "", 3)]
+    assert narrow.count("codebook") == 1
+    assert {"static", "static_tuned", "codebook", "polar"} <= set(narrow)
+    assert "paper" not in narrow
+    mixed, whole, outside = ({name for name, _, _ in wanted_rows(setting, "", 1)} for setting in ("mixed", "in-domain", "ood"))
+    assert whole == outside == set(ROWS)
+    assert whole - mixed == {name for name, row in ROWS.items() if row.only}
+    assert [seed for _, _, seed in wanted_rows("in-domain", "codebook", 3)] == [0, 1, 2]
+
+
+def verdicts(right: list[int], tasks: list[str]) -> methods_table.Verdicts:
+    return {
+        "correct": np.array(right, dtype=float), "passes": np.full(len(right), 30.0), "task": np.array(tasks),
+        "id": np.array([f"q{n}" for n in range(len(right))]),
+    }  # fmt: skip
+
+
+def test_the_mean_over_tasks_weighs_tasks_alike():
+    tasks = ["a"] * 8 + ["b"] * 2
+    ours, base = verdicts([1] * 8 + [0, 0], tasks), verdicts([0] * 8 + [1, 1], tasks)
+    assert methods_table.compared(ours, base).startswith("+60.0 ")
+    assert methods_table.compared(ours, base, even=True) == "+0.0 (+0.0 to +0.0)"
+    with pytest.raises(ValueError, match="different questions"):
+        methods_table.gain(ours, base | {"id": base["id"][::-1]})
+
+
+def test_contrasts_average_seeds_and_count_what_knowing_the_task_gains():
+    tasks = ["arc_easy"] * 10 + ["boolq"] * 10
+    nothing, first = [0] * 20, [1] * 10 + [0] * 10
+    found = {
+        "base": [verdicts(nothing, tasks)],
+        "static": [verdicts(nothing, tasks)],
+        "static-per-task": [verdicts([1] * 20, tasks)],
+        "codebook": [verdicts([1] * 20, tasks), verdicts(first, tasks)],
+    }
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in methods_table.contrasts(found, ["arc_easy", "boolq"])
+            if line.startswith("| ")}  # fmt: skip
+    assert [cell.split()[0] for cell in rows["codebook less base"]] == ["+75.0", "+75.0", "+100.0"]
+    assert [cell.split()[0] for cell in rows["static-per-task less static"]] == ["+100.0"] * 3
+    label = "codebook less static, less 70% of what static-per-task gains over it"
+    assert [cell.split()[0] for cell in rows[label]] == ["+5.0", "+5.0", "+30.0"]
+
+
+def test_a_table_is_made_of_stored_verdicts_alone(tmp_path):
+    rng = np.random.default_rng(0)
+    asked = SETTINGS["arc"].asked
+    for name, share in (("base.0", 0.4), ("static.0", 0.5), ("codebook.0", 0.6)):
+        columns = {
+            "task": [task for task in asked for _ in range(50)], "id": [f"q{n}" for n in range(100)],
+            "correct": (rng.random(100) < share).tolist(), "n_passes": [29] * 100, "route": ["1" * 30] * 100,
+        }  # fmt: skip
+        (tmp_path / "arc" / "tune").mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), tmp_path / "arc" / "tune" / f"{name}.parquet")
+    lines = list(methods_table.table(tmp_path, "arc", "tune", SETTINGS, ()))
+    (codebook,) = [line for line in lines if line.startswith("| codebook * ")]
+    right = pq.read_table(tmp_path / "arc" / "tune" / "codebook.0.parquet")["correct"].to_pylist()
+    assert codebook.split("|")[2].split()[0] == f"{np.mean(right) * 100:.1f}"
+    assert codebook.split("|")[8].strip() == "29.00"
+    assert any(line.startswith("| codebook less static |") for line in lines)
