@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from drllm.progress import Progress
 if TYPE_CHECKING:
     from drllm.methods.material import Material
     from drllm.model.policy import Policy
+
+GROUP = 32  # questions whose states are kept at once
 
 
 def choose_point(
@@ -32,16 +34,19 @@ def choose_point(
             raise InputError("there is no tune question to keep the budget on: search data with a validation part, or give tune_questions")
         return policy
     points = [*policy.operating_points(), *(cheaper if budget < 1 else ())]
-    rows = []
-    with Progress("set the knob", len(points)) as progress:
-        for index, point in enumerate(points):
-            correct, passes = [], []
-            for scorer, questions in asked:
-                verdicts, routes = scorer.score_policy(questions, point)
-                correct += [verdict.correct for verdict in verdicts]
-                passes += [route.n_passes for route in routes]
-            rows.append({"point": index, "accuracy": float(np.mean(correct)), "mean_passes": float(np.mean(passes)), "n": len(correct)})
-            progress.advance(1)
+    correct: list[list[bool]] = [[] for _ in points]
+    passes: list[list[float]] = [[] for _ in points]
+    with Progress("set the knob", sum(-(-len(questions) // GROUP) for _, questions in asked)) as progress:
+        for scorer, questions in asked:
+            for start in range(0, len(questions), GROUP):
+                for index, (verdicts, routes) in enumerate(_answers(scorer, questions[start : start + GROUP], points)):
+                    correct[index] += [verdict.correct for verdict in verdicts]
+                    passes[index] += [route.n_passes for route in routes]
+                progress.advance(1)
+    rows = [
+        {"point": index, "accuracy": float(np.mean(correct[index])), "mean_passes": float(np.mean(passes[index])), "n": len(correct[index])}
+        for index in range(len(points))
+    ]
     write_json(folder / "knob.json", {"points": rows})
     limit = budget * policy.n_layers + 1e-9 if budget < 1 else float("inf")
     within = [row for row in rows if row["mean_passes"] <= limit]
@@ -53,3 +58,18 @@ def choose_point(
     chosen = points[max(within, key=lambda row: (row["accuracy"], -row["point"]))["point"]]
     chosen.prompt_format = policy.prompt_format
     return chosen
+
+
+def _answers(scorer: Any, questions: Sequence[Any], points: Sequence[Policy]) -> list[tuple[list[Any], list[Any]]]:
+    """(verdicts, routes or depths) of each point; points that decide alike, or share their first blocks, are answered together."""
+    from drllm.scoring.deciding import decide_routes
+
+    if any(point.evaluate_only for point in points):
+        return [scorer.score_policy(questions, point) for point in points]
+    prompts = [question.context_ids for question in questions]
+    routes = [decide_routes(scorer.routed, point, prompts, scorer.max_step_tokens) for point in points]
+    handles = scorer.open(questions)
+    pairs = [(handle, of_point[place]) for place, handle in enumerate(handles) for of_point in routes]
+    verdicts = dict(zip(pairs, scorer.score(pairs), strict=True))
+    scorer.close(handles)
+    return [([verdicts[handle, route] for handle, route in zip(handles, mine, strict=True)], mine) for mine in routes]
