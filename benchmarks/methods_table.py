@@ -144,6 +144,7 @@ def table(out: Path, setting: str, split: str, settings: Mapping[str, Any], told
     )
     yield "|" + "---|" * 12
     for name, (first, *others) in found.items():
+        check_pair(first, base)
         low, high = wilson(int(first["correct"].sum()), len(first["correct"]))
         better, worse = discordant(first["correct"], base["correct"])
         file = f"{name.replace('@', '_at_')}.0.json"
