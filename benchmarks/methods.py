@@ -81,6 +81,7 @@ ROWS = {
     "static": Row("static", {"candidates": 100, "steps": 1}, tune=0),
     "static_tuned": Row("static", {"use_tune": True}),
     "codebook": Row("codebook", {}, True),
+    "codebook_by_task": Row("codebook", {"targets": "task"}, True),
     "polar": Row("polar", {}, True),
     "routers": Row("routers", {"tune_questions": KNOB}, True, tune=KNOB),
     "paper": Row("routers", {"preset": "paper"}, True, True, fit=130, tune=0, only=("in-domain",)),
@@ -102,7 +103,7 @@ ROWS = {
     ),
 }  # gates: 150 steps of 8 questions
 LIGHT = ("static", "static_tuned", "codebook", "polar", "random_codebook", "input_blind")  # of the settings of one task
-SHUFFLED = ("codebook", "polar", "routers", "paper", "codebook@0.9", "routers@0.9")
+SHUFFLED = ("codebook", "codebook_by_task", "polar", "routers", "paper", "codebook@0.9", "routers@0.9")
 
 
 def wanted_rows(setting: str, methods: str, seeds: int) -> Iterable[tuple[str, Row, int]]:

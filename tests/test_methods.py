@@ -18,7 +18,7 @@ from drllm.cli import main
 from drllm.config import GateConfig
 from drllm.evaluation.calibrate import calibrate
 from drllm.methods.base import get_method, method_names, method_of
-from drllm.methods.codebook import Candidate, CodebookConfig, _fit_one, choose, choose_routes, served_passes, worth
+from drllm.methods.codebook import Candidate, CodebookConfig, _fit_one, choices, choose, choose_routes, served_passes, worth
 from drllm.methods.gains import mixed_gain
 from drllm.methods.material import Material
 from drllm.methods.matrix import Matrix
@@ -191,6 +191,40 @@ def test_a_selector_finds_which_prompts_a_route_helps():
     oracle = np.where(tune_features[:, 0] > 0, tune.gains[:, 1], 0).mean()
     assert found.tune_gain > 0.7 * oracle > 0.05
     assert 0.2 < found.switched < 0.8
+
+
+def test_targets_of_a_task_tell_kinds_of_prompts_apart_and_nothing_finer():
+    """Route 1 helps one task, route 2 the other, and noise helps some questions of each: a book of the two takes each where it helps."""
+
+    def kinds(seed: int) -> tuple[Matrix, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        n, full = 600, Route.full(8)
+        is_first = np.arange(n) < n // 2
+        routes = (full, full.edit(4, 2), full.edit(5, 0), full.edit(6, 0), full.edit(7, 2))
+        chance = np.full((n, 5), 0.3)
+        chance[is_first, 1] = chance[~is_first, 2] = 0.5
+        chance[is_first, 2] = chance[~is_first, 1] = 0.2
+        correct = rng.random((n, 5)) < chance
+        margins = np.full((n, 5), np.nan, dtype=np.float32)
+        features = rng.normal(size=(n, 12))
+        features[:, 0] += np.where(is_first, 3, -3)
+        ids = tuple(map(str, range(n)))
+        return Matrix(routes, tuple(np.where(is_first, "a", "b")), ids, ((1,),) * n, correct, margins, "raw", "key"), features
+
+    (fit, features), (tune, tune_features) = kinds(0), kinds(1)
+    config = CodebookConfig(targets="task")
+    targets = worth(fit, config)
+    for task in ("a", "b"):
+        mine = fit.gains[np.array(fit.tasks) == task]
+        np.testing.assert_allclose(targets[np.array(fit.tasks) == task], [mine.mean(0) - mine.std(0, ddof=1) / np.sqrt(300)] * 300)
+    allowed = np.array([False, True, True, True, True])
+    order = choose_routes(fit, allowed, 4, config, 0.0)
+    assert set(order) == {1, 2}, "the other routes gain nothing on any task"
+    found = _fit_one(fit, tune, order, Folds(features, targets, 5, 0), tune_features, 4, 0.0, config)
+    picked = np.array(order)[choices(found, tune_features) - 1]
+    assert (picked[:300] == 1).mean() > 0.95
+    assert (picked[300:] == 2).mean() > 0.95
+    assert found.tune_gain == pytest.approx(0.2, abs=0.06)
 
 
 def test_noise_leaves_the_base_alone():

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -42,6 +42,9 @@ class CodebookConfig:
     n_routes: int = knob(0, "routes besides the base; 0 tries 2, 4, 8, 16 and 32 on tune")
     block: int = knob(0, "block before which the prompt is read; 0 tries a tenth, a fifth and a third of the blocks on tune")
     components: int = knob(-1, "principal components of the prompt's states that are read; 0: all states; -1 tries 4, 16 and all on tune")
+    targets: Literal["question", "task"] = knob(
+        "question", "what the selector learns to predict: each question's gains, or its task's, where prompts are of several tasks"
+    )
     margin_weight: float = knob(0.5, "share of a gain that is the margin's (in its standard deviations); the rest is the verdict's")
     folds: int = knob(5, "parts of the fit questions; each is predicted by a selector fitted on the others")
     confidence: float = knob(0.9, "how sure the gain of those that leave the base must be, one-sided; not corrected for their choice")
@@ -126,15 +129,19 @@ def choose_routes(matrix: Matrix, allowed: np.ndarray, n: int, config: CodebookC
     no route of the book has made yet costs a little.
     """
     gains = worth(matrix, config, price)
+    # Of a task's lower bounds, coverage is no noise and counts alone.
+    alone = gains.mean(0) if config.targets == "question" else 0.0
     actions = np.array([list(route) for route in matrix.routes])
     best = np.zeros(len(matrix))
     chosen: list[int] = []
     while len(chosen) < n and len(chosen) < allowed.sum():
         made = actions[[0, *chosen]].max(0)
         new = np.maximum(actions - made, 0).sum(1) / matrix.passes()[0]
-        added = np.maximum(gains, best[:, None]).mean(0) - best.mean() + gains.mean(0) - config.nesting * new
+        added = np.maximum(gains, best[:, None]).mean(0) - best.mean() + alone - config.nesting * new
         added[~allowed] = -np.inf
         added[chosen] = -np.inf
+        if config.targets == "task" and chosen and added.max() < 1e-9:  # but for rounding, it adds nothing
+            break
         chosen.append(int(added.argmax()))
         best = np.maximum(best, gains[:, chosen[-1]])
     return chosen
@@ -146,8 +153,18 @@ def served_passes(routes: Sequence[Route]) -> int:
 
 
 def worth(matrix: Matrix, config: CodebookConfig, price: float = 0.0) -> np.ndarray:
-    """(N, R): each route's gain over the base, margin and verdict mixed, plus what its saved passes are worth."""
-    return matrix.mixed_gains(config.margin_weight) + price * (1 - matrix.passes() / matrix.passes()[0])
+    """(N, R): each route's gain over the base, margin and verdict mixed, plus what its saved passes are worth.
+
+    With `targets` task, the same for all questions of a task: the mean over them less its standard error. What routes gain on single
+    questions is nearly all noise; what differs between kinds of prompts is not.
+    """
+    gains = matrix.mixed_gains(config.margin_weight)
+    if config.targets == "task":
+        tasks = np.array(matrix.tasks)
+        for name in np.unique(tasks):
+            mine = gains[tasks == name]
+            gains[tasks == name] = mine.mean(0) - mine.std(0, ddof=min(1, len(mine) - 1)) / np.sqrt(len(mine))
+    return gains + price * (1 - matrix.passes() / matrix.passes()[0])
 
 
 def read_features(routed: RoutedModel, folder: Path, matrix: Matrix, blocks: Sequence[int], split: str) -> dict[int, np.ndarray]:
