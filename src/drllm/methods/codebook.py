@@ -88,9 +88,7 @@ def fit_book(
 
     from drllm.model.codebook import Codebook, Point
 
-    matrix, tune = material.matrix("fit"), material.matrix("tune")
-    if matrix.routes != tune.routes:
-        raise ArtifactError("the matrix's fit and tune questions were evaluated on other routes: make both in one `search --paths`")
+    matrix, tune = material.fit_and_tune()
     if config.block >= routed.n_layers:
         raise InputError(f"CodebookConfig.block is {config.block}, expected less than the model's {routed.n_layers} blocks")
     blocks = [config.block] if config.block else reading_blocks(routed.n_layers)

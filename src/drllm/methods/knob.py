@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,6 +27,8 @@ def choose_point(
     `cheaper` are further points, tried only if there is a budget. The table goes to `folder/knob.json`. Without tune questions, or with 0
     asked for, the policy as it is.
     """
+    from drllm.scoring.deciding import score_policies
+
     (folder / "knob.json").unlink(missing_ok=True)  # of an earlier training
     asked = material.tune(n_questions) if n_questions else []
     if not asked:
@@ -39,7 +41,7 @@ def choose_point(
     with Progress("set the knob", sum(-(-len(questions) // GROUP) for _, questions in asked)) as progress:
         for scorer, questions in asked:
             for start in range(0, len(questions), GROUP):
-                for index, (verdicts, routes) in enumerate(_answers(scorer, questions[start : start + GROUP], points)):
+                for index, (verdicts, routes) in enumerate(score_policies(scorer, questions[start : start + GROUP], points)):
                     correct[index] += [verdict.correct for verdict in verdicts]
                     passes[index] += [route.n_passes for route in routes]
                 progress.advance(1)
@@ -58,18 +60,3 @@ def choose_point(
     chosen = points[max(within, key=lambda row: (row["accuracy"], -row["point"]))["point"]]
     chosen.prompt_format = policy.prompt_format
     return chosen
-
-
-def _answers(scorer: Any, questions: Sequence[Any], points: Sequence[Policy]) -> list[tuple[list[Any], list[Any]]]:
-    """(verdicts, routes or depths) of each point; points that decide alike, or share their first blocks, are answered together."""
-    from drllm.scoring.deciding import decide_routes
-
-    if any(point.evaluate_only for point in points):
-        return [scorer.score_policy(questions, point) for point in points]
-    prompts = [question.context_ids for question in questions]
-    routes = [decide_routes(scorer.routed, point, prompts, scorer.max_step_tokens) for point in points]
-    handles = scorer.open(questions)
-    pairs = [(handle, of_point[place]) for place, handle in enumerate(handles) for of_point in routes]
-    verdicts = dict(zip(pairs, scorer.score(pairs), strict=True))
-    scorer.close(handles)
-    return [([verdicts[handle, route] for handle, route in zip(handles, mine, strict=True)], mine) for mine in routes]

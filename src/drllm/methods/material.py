@@ -17,7 +17,7 @@ from drllm.errors import ArtifactError, InputError
 from drllm.methods.base import Method, get_method, method_of
 from drllm.methods.matrix import Matrix, read_matrix
 from drllm.methods.planned import DenseTask, dense_tasks, lists_by_task, planned_questions, planned_records, planned_scorer
-from drllm.model.policy import Policy
+from drllm.model.policy import Policy, RoutePolicy
 from drllm.model.routed import RoutedModel
 from drllm.plans import parts_of, path_plans, search_plans
 from drllm.progress import Progress
@@ -149,6 +149,19 @@ class Material:
         if split not in self._matrices:
             self._matrices[split] = read_matrix(self.run, self.path_plans, self._dense, split)
         return self._matrices[split]
+
+    def constant(self, route: Route) -> Policy:
+        """The policy of one route, for prompts like these; of the base's route, for any."""
+        policy = RoutePolicy(route)
+        policy.prompt_format = None if route.is_full else self.prompt_format
+        return policy
+
+    def fit_and_tune(self) -> tuple[Matrix, Matrix]:
+        """Both matrices; `ArtifactError` unless they are of the same routes."""
+        fit, tune = self.matrix("fit"), self.matrix("tune")
+        if fit.routes != tune.routes:
+            raise ArtifactError("the matrix's fit and tune questions were evaluated on other routes: make both in one `search --paths`")
+        return fit, tune
 
     @cached_property
     def _matrix_questions(self) -> list[tuple[Scorer, list[Any]]]:

@@ -59,7 +59,7 @@ def fit(routed: RoutedModel, material: Material, config: StaticConfig, folder: P
     """Take steps while they are confirmed; every route scored stands in `folder/candidates.json`."""
     full = Route.full(routed.n_layers)
     if config.use_tune:
-        return _policy(_best_of_matrix(material, config), material)
+        return material.constant(_best_of_matrix(material, config))
     ranked = rank_candidates(material, full, config)
     scores = _Scores(material, full, config.margin_weight, folder / "candidates.json")
     limit = config.budget * routed.n_layers + 1e-9 if config.budget < 1 else math.inf
@@ -85,15 +85,7 @@ def fit(routed: RoutedModel, material: Material, config: StaticConfig, folder: P
         current = best
     if current.n_passes > limit:
         raise InputError(f"{config.steps} steps end at {current.n_passes} passes, above the budget of {limit:.1f}: raise steps or budget")
-    return _policy(current, material)
-
-
-def _policy(route: Route, material: Material) -> Policy:
-    from drllm.model.policy import RoutePolicy
-
-    policy = RoutePolicy(route)
-    policy.prompt_format = None if route.is_full else material.prompt_format
-    return policy
+    return material.constant(current)
 
 
 def _best_of_matrix(material: Material, config: StaticConfig) -> Route:
@@ -101,9 +93,7 @@ def _best_of_matrix(material: Material, config: StaticConfig) -> Route:
 
     What a code book is chosen by, so that the two are compared on equal data.
     """
-    fit, tune = material.matrix("fit"), material.matrix("tune")
-    if fit.routes != tune.routes:
-        raise ArtifactError("the matrix's fit and tune questions were evaluated on other routes: make both in one `search --paths`")
+    fit, tune = material.fit_and_tune()
     gains = np.concatenate([part.mixed_gains(config.margin_weight) for part in (fit, tune)])
     limit = config.budget * len(fit.routes[0]) + 1e-9 if config.budget < 1 else math.inf
     within = [place for place, passes in enumerate(fit.passes()) if passes <= limit]

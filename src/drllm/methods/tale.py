@@ -34,8 +34,6 @@ class TaleConfig:
 
 def fit(routed: RoutedModel, material: Material, config: TaleConfig, folder: Path) -> Policy:
     """Each step scores every single deletion; those done stand in `folder/steps.json`, for any budget to go on from."""
-    from drllm.model.policy import RoutePolicy
-
     path, key = folder / "steps.json", f"{material.key}:{routed.model.dtype}:{config.questions}"
     done = _done(path, key)
     current, best = Route.full(routed.n_layers), 0.0
@@ -52,9 +50,7 @@ def fit(routed: RoutedModel, material: Material, config: TaleConfig, folder: Pat
         current, best = Route.parse(done[at]["route"]), max(best, done[at]["accuracy"])
         if current.n_passes <= (1 if config.budget == 1 else limit):
             break
-    policy = RoutePolicy(current)
-    policy.prompt_format = None if current.is_full else material.prompt_format
-    return policy
+    return material.constant(current)
 
 
 def _done(path: Path, key: str) -> list[dict[str, Any]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from drllm.model.policy import Policy, RowRoutes
+from drllm.model.policy import EvaluateOnlyPolicy, Policy, RowRoutes
 from drllm.model.prompts import left_pad
 from drllm.model.routed import RoutedModel
 from drllm.routes import Route
@@ -49,3 +50,23 @@ def decide_routes(routed: RoutedModel, policy: Policy | None, prompts: Sequence[
         routed.decoder_forward(cache, **inputs)
         routes += cache.routes
     return routes
+
+
+def score_policies(scorer: Any, questions: Sequence[Any], policies: Sequence[Policy | None]) -> list[tuple[list[Any], list[Any]]]:
+    """(verdicts, routes or depths) of each policy on a scorer's questions; None is the base model.
+
+    Policies that decide alike, or whose routes share their first blocks, are answered together.
+    """
+    if any(isinstance(policy, EvaluateOnlyPolicy) for policy in policies):
+        if len(policies) > 1:
+            return [score_policies(scorer, questions, [policy])[0] for policy in policies]
+        (policy,) = policies
+        assert isinstance(policy, EvaluateOnlyPolicy)
+        return [policy.answer(scorer, questions)]
+    prompts = [question.context_ids for question in questions]
+    routes = [decide_routes(scorer.routed, policy, prompts, scorer.max_step_tokens) for policy in policies]
+    handles = scorer.open(questions)
+    pairs = [(handle, mine[place]) for place, handle in enumerate(handles) for mine in routes]
+    verdicts = dict(zip(pairs, scorer.score(pairs), strict=True))
+    scorer.close(handles)
+    return [([verdicts[pair] for pair in zip(handles, mine, strict=True)], mine) for mine in routes]

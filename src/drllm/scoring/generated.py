@@ -20,12 +20,12 @@ from torch import Tensor
 from drllm.errors import InputError
 from drllm.model.cache import PrefilledCache
 from drllm.model.generation import GreedyChoice
-from drllm.model.policy import EvaluateOnlyPolicy, Policy
+from drllm.model.policy import Policy
 from drllm.model.prompts import CHAT, RAW, check_context, encode_prompts, left_pad
 from drllm.model.routed import RoutedModel
 from drllm.routes import Route
 from drllm.scoring.box import BoxBound
-from drllm.scoring.deciding import decide_routes
+from drllm.scoring.deciding import score_policies
 from drllm.scoring.prefixes import Node, PackedRow, PrefixRunner
 from drllm.scoring.verdict import Verdict
 from drllm.tasks import Example, Task
@@ -151,13 +151,7 @@ class GeneratedScorer:
 
     def score_policy(self, questions: Sequence[GeneratedQuestion], policy: Policy | None) -> tuple[list[Verdict], list[Route]]:
         """Verdicts and routes when a policy decides from each prompt; None is the base model."""
-        if isinstance(policy, EvaluateOnlyPolicy):
-            return policy.answer(self, questions)
-        routes = decide_routes(self.routed, policy, [question.context_ids for question in questions], self.max_step_tokens)
-        handles = self.open(questions)
-        verdicts = self.score(list(zip(handles, routes, strict=True)))
-        self.close(handles)
-        return verdicts, routes
+        return score_policies(self, questions, [policy])[0]
 
     def score_partial(self, policy: Policy, questions: Sequence[GeneratedQuestion]) -> tuple[list[Verdict], list[Any]]:
         """Refused: such a policy has no cache to generate with."""

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from drllm.errors import InputError
 from drllm.model.cache import new_slots
-from drllm.model.policy import EvaluateOnlyPolicy, Policy
+from drllm.model.policy import Policy
 from drllm.model.prompts import check_context
 from drllm.model.routed import RoutedModel
 from drllm.routes import PartialDepth, Route
-from drllm.scoring.deciding import decide_routes
+from drllm.scoring.deciding import score_policies
 from drllm.scoring.prefixes import Node, PackedRow, PrefixRunner
 from drllm.scoring.rows import Row, encode_choice, make_batch, pack_choices, separate_choices
 from drllm.scoring.verdict import Verdict, loglik_verdict
@@ -193,13 +193,7 @@ class LoglikScorer:
 
     def score_policy(self, questions: Sequence[Question], policy: Policy | None) -> tuple[list[Verdict], list[Any]]:
         """Verdicts and routes when a policy decides from each question's context alone; None is the base model."""
-        if isinstance(policy, EvaluateOnlyPolicy):
-            return policy.answer(self, questions)
-        routes = decide_routes(self.routed, policy, [question.context_ids for question in questions], self.max_step_tokens)
-        handles = self.open(questions)
-        verdicts = self.score(list(zip(handles, routes, strict=True)))
-        self.close(handles)
-        return verdicts, routes
+        return score_policies(self, questions, [policy])[0]
 
     def score_partial(self, policy: Any, questions: Sequence[Question]) -> tuple[list[Verdict], list[PartialDepth]]:
         """As `score_policy`, for a policy that runs parts of blocks."""
