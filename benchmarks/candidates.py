@@ -87,8 +87,8 @@ def ranked_pairs(gain: dict[Route, float], n_edits: int = 2) -> dict[Route, floa
     return found
 
 
-def mixed(run: Path, budget: float, n_random: int, seed: int) -> list[Route]:
-    """The list for several kinds of traffic."""
+def mixed(run: Path, budget: float, n_random: int, seed: int, of_task: int) -> list[Route]:
+    """The list for several kinds of traffic; `of_task` single edits and as many pairs of each task."""
     tasks = gains_by_task(run)
     # Where a task's base answers one letter or word far too often, every edit that shifts it gains a lot: no task may outweigh the others.
     overall = {
@@ -105,8 +105,8 @@ def mixed(run: Path, budget: float, n_random: int, seed: int) -> list[Route]:
     take(overall, 2)
     take(ranked_pairs(overall), 2)
     for gain in tasks.values():
-        take(gain, 2)
-        take(ranked_pairs(gain), 2)
+        take(gain, of_task)
+        take(ranked_pairs(gain), of_task)
     cheap = {route: value for n in (2, 3) for route, value in ranked_pairs(overall, n).items() if route.n_passes <= budget * n_layers}
     take(cheap, 6)
     blind = random_routes(n_layers, 4 * n_random, SearchConfig(), seed)
@@ -152,6 +152,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="run folder of the dense sweep of single edits")
     parser.add_argument("-n", type=int, default=50)
     parser.add_argument("--mixed", action="store_true", help="a list for traffic of several kinds, from a sweep of several tasks")
+    parser.add_argument("--of-task", type=int, default=2, help="with --mixed: single edits, and as many pairs, chosen for each task")
     parser.add_argument("--combine", type=Path, help="run folder of a dense matrix: combinations of its routes")
     parser.add_argument("--tasks", default="", help="with --combine: tasks that they should help")
     arguments = parser.parse_args()
@@ -162,7 +163,7 @@ def main() -> None:
         print("\n".join(map(str, combined(arguments.combine, arguments.tasks.split(","), arguments.n, 0.9))))
         return
     if arguments.mixed:
-        routes = mixed(arguments.run, 0.9, 8, 0)
+        routes = mixed(arguments.run, 0.9, 8, 0, arguments.of_task)
     else:
         gain = gains(arguments.run)
         pairs = ranked_pairs(gain)

@@ -4,7 +4,7 @@
     python benchmarks/methods.py run --run runs/policies --out results/policies-smollm2-135m-q4 --data DATA --settings ood
     python benchmarks/methods.py time --run runs/policies --out results/policies-smollm2-135m-q4 --data DATA --settings in-domain
     python benchmarks/methods.py run ... --settings in-domain --split test      # once, after the winner is named in docs/LOG.md
-    python benchmarks/methods.py table --out results/policies-smollm2-135m-q4 > docs/results.md
+    python benchmarks/methods.py table --out results/policies-smollm2-135m-q4 --out results/policies-gemma3-270m-q4 > docs/results.md
 
 `run` needs the dense matrix of `drllm search --paths` in --run, and for `paper` a tree search with preset paper in --searched. Policies
 go to RUN/policies/<setting>/<method>.<seed>, verdicts to OUT/<setting>/<split>/<method>.<seed>.parquet. A verdict depends on the question
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from methods_asked import Asked
+from methods_asked import LIMIT, Asked
 
 ARC, OBQA = ("arc_easy", "arc_challenge"), ("openbookqa",)
 MIXED = (*ARC, *OBQA, "commonsenseqa", "piqa", "boolq")
@@ -175,7 +175,7 @@ def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     from drllm.model.artifact import digest, load_policy
     from drllm.model.oracle import Oracle
 
-    asked = Asked(routed, MIXED, SETTINGS[setting].asked, arguments.split, arguments.run, arguments.data)
+    asked = Asked(routed, MIXED, SETTINGS[setting].asked, arguments.split, arguments.run, arguments.data, arguments.limit)
     place = arguments.out / setting / arguments.split
     full = Route.full(routed.n_layers)
     chosen: dict[str, list[Any]] = {"base.0": [full] * len(asked.ids)}
@@ -281,7 +281,7 @@ def main() -> None:
     """Run, time or print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("job", choices=("run", "time", "table"))
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, action="append", help="table: several, one a model")
     parser.add_argument("--run", type=Path)
     parser.add_argument("--searched", type=Path)
     parser.add_argument("--data")
@@ -290,6 +290,7 @@ def main() -> None:
     parser.add_argument("--methods", default="")
     parser.add_argument("--split", default="tune", choices=("tune", "test"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=LIMIT, help="test questions a task; the default reads the test parts whole")
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -298,12 +299,16 @@ def main() -> None:
 
         print("\n".join(tables(arguments.out, SETTINGS, TOLD)))
         return
+    (arguments.out,) = arguments.out
     import torch
 
     from drllm import RoutedModel
+    from drllm.files import write_json
 
     torch.set_num_threads(arguments.threads)
     routed = RoutedModel.wrap(arguments.model)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_json(arguments.out / "model.json", {"model": arguments.model, "blocks": routed.n_layers, "fingerprint": routed.fingerprint})
     for setting in arguments.settings.split(","):
         if arguments.job == "time":
             clock(routed, arguments, setting)

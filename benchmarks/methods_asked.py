@@ -14,19 +14,20 @@ LIMIT = 800  # questions of a task in the matrix, and of a test part that is mad
 HELD_OUT = {"boolq": 400}  # passages are long
 
 
-def select(data: Any, split: str, seen: set[str]) -> list[Any]:
+def select(data: Any, split: str, seen: set[str], limit: int = LIMIT) -> list[Any]:
     """What is asked of a task.
 
     Tune: the questions of the matrix, else the first ones. Test: the whole test part; of a task that has none, the first tune questions
-    behind those of the matrix; where there is no matrix, so that nothing was learned from the task, its fit and calibrate questions.
+    behind those of the matrix; where there is no matrix, so that nothing was learned from the task, its fit and calibrate questions. A limit of
+    its own ends the test part, too.
     """
     if split == "tune":
         return [example for example in data.select("tune", 0 if seen else LIMIT) if not seen or example.id in seen]
     if data.examples["test"]:
-        return data.select("test")
+        return data.select("test", 0 if limit == LIMIT else limit)
     rest = data.select("tune") if seen else data.select("fit") + data.select("calibrate")
     unread = [example for example in rest if example.id not in seen]
-    return unread[: HELD_OUT.get(data.task.name, LIMIT)]
+    return unread[: min(limit, HELD_OUT.get(data.task.name, limit))]
 
 
 def most_common(examples: Sequence[Any]) -> float | None:
@@ -39,7 +40,9 @@ def most_common(examples: Sequence[Any]) -> float | None:
 class Asked:
     """Questions of some tasks and one split, and verdicts of any route on them: looked up, or computed once and kept."""
 
-    def __init__(self, routed: Any, learned: Sequence[str], tasks: Sequence[str], split: str, run: Path, data: str | None):
+    def __init__(
+        self, routed: Any, learned: Sequence[str], tasks: Sequence[str], split: str, run: Path, data: str | None, limit: int = LIMIT
+    ):
         """`learned`: every task that a policy may learn from; their questions are left out of others. An unfinished matrix is refused."""
         from drllm.methods.planned import joined_records, lists_by_task
         from drllm.plans import path_plans
@@ -62,7 +65,7 @@ class Asked:
                 for record in records:
                     for route, reward in zip(record.routes, record.rewards, strict=True):
                         self.known[name, record.id, str(route)] = reward > 0.5
-            examples = select(loaded[name], split, seen)
+            examples = select(loaded[name], split, seen, limit)
             if (share := most_common(examples)) is not None:
                 self.most_common[name] = share
             questions = [scorer.question(loaded[name].task, example) for example in examples]

@@ -260,8 +260,8 @@ def curve(out: Path) -> Iterator[str]:
         yield ""
 
 
-def tables(out: Path, settings: Mapping[str, Any], told: Sequence[str]) -> Iterator[str]:
-    """Everything that is stored, the test split first."""
+def tables(outs: Sequence[Path], settings: Mapping[str, Any], told: Sequence[str]) -> Iterator[str]:
+    """Everything that is stored of each model, the test split first."""
     yield "# Methods compared"
     yield ""
     yield (
@@ -274,11 +274,15 @@ def tables(out: Path, settings: Mapping[str, Any], told: Sequence[str]) -> Itera
         "The conclusions are in `docs/policies.md`, how each choice was made in `docs/LOG.md`."
     )
     yield ""
-    for split in ("test", "tune"):
-        for setting in settings:
-            if (out / setting / split / "base.0.parquet").is_file():
-                yield from table(out, setting, split, settings, told)
-    yield from curve(out)
+    for out in outs:
+        about = json.loads((out / "model.json").read_text())
+        yield f"## {about['model']}, {about['blocks']} blocks"
+        yield ""
+        for split in ("test", "tune"):
+            for setting in settings:
+                if (out / setting / split / "base.0.parquet").is_file():
+                    yield from table(out, setting, split, settings, told)
+        yield from curve(out)
 
 
 def _json(path: Path) -> dict[str, Any] | None:

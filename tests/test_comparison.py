@@ -45,6 +45,14 @@ def test_tune_asks_the_matrix_and_test_what_nothing_was_chosen_by():
     assert len(methods_asked.select(loaded("boolq", test=0, tune=900), "test", seen)) == 400
 
 
+def test_a_limit_ends_test_questions_early():
+    seen = {"tune0"}
+    assert ids(methods_asked.select(loaded(), "test", seen, limit=3)) == ["test0", "test1", "test2"]
+    assert ids(methods_asked.select(loaded(test=0), "test", seen, limit=2)) == ["tune1", "tune2"]
+    assert ids(methods_asked.select(loaded(), "tune", seen, limit=3)) == ["tune0"]
+    assert len(methods_asked.select(loaded(test=900), "test", seen)) == 900
+
+
 def test_the_most_common_answer_is_told_where_all_questions_have_the_same_choices():
     examples = loaded().examples["tune"]
     assert methods_asked.most_common(examples) == pytest.approx(4 / 6)
@@ -111,3 +119,17 @@ def test_a_table_is_made_of_stored_verdicts_alone(tmp_path):
     assert codebook.split("|")[2].split()[0] == f"{np.mean(right) * 100:.1f}"
     assert codebook.split("|")[8].strip() == "29.00"
     assert any(line.startswith("| codebook less static |") for line in lines)
+
+
+def test_each_model_has_its_part_of_the_document(tmp_path):
+    for model, blocks in (("one", 30), ("two", 18)):
+        place = tmp_path / model / "openbookqa" / "test"
+        place.mkdir(parents=True)
+        (tmp_path / model / "model.json").write_text(f'{{"model": "{model}", "blocks": {blocks}}}')
+        columns = {"task": ["openbookqa"], "id": [model], "correct": [True], "n_passes": [blocks], "route": ["1" * blocks]}
+        pq.write_table(pa.table(columns), place / "base.0.parquet")
+    lines = list(methods_table.tables([tmp_path / "one", tmp_path / "two"], SETTINGS, ()))
+    heads = [line for line in lines if line.startswith("## ")]
+    assert heads == ["## one, 30 blocks", "## two, 18 blocks"]
+    (first, second) = [lines.index(head) for head in heads]
+    assert [lines[first:second].count(line) for line in lines if line.startswith("| base |")] == [1, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from drllm import ArtifactError, InputError, Route, RoutedModel, evaluate, searc
 from drllm.cli import main
 from drllm.config import GateConfig
 from drllm.evaluation.calibrate import calibrate
+from drllm.evaluation.gate import Guarantee
 from drllm.methods.base import get_method, method_names, method_of
 from drllm.methods.codebook import Candidate, CodebookConfig, _fit_one, choices, choose, choose_routes, served_passes, worth
 from drllm.methods.gains import mixed_gain
@@ -566,6 +568,20 @@ def test_what_fails_the_gate_is_the_base(tiny, run):
     tiny.generate("x", policy=chosen, epsilon=0.001, max_new_tokens=1)
     with pytest.raises(InputError, match="asks for a promise and this policy has none"):
         tiny.generate("x", policy=policy, epsilon=0.5, max_new_tokens=1, check_prompt_format=False)
+
+
+def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    promise = GateConfig(calibrate="calibrate", epsilon=0.4, delta=0.4)
+
+    def earlier(route: Route, promise: GateConfig = promise) -> int:
+        return calibrate(tiny, tmp_path / "run", RoutePolicy(route), promise)[1].earlier
+
+    before = earlier(ROUTES[0])
+    assert [earlier(route) - before for route in (ROUTES[0], ROUTES[1], ROUTES[0])] == [0, 1, 1], "the same again is no other"
+    found = calibrate(tiny, tmp_path / "run", RoutePolicy(ROUTES[1]), promise)[1]
+    assert f"tried on these questions before: {found.earlier}; this holds for each by itself" in found.sentence
+    assert Guarantee(**{name: value for name, value in found.to_json().items() if name != "sentence"}).sentence == found.sentence
 
 
 # --- routers that learn from all right paths

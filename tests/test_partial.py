@@ -221,7 +221,8 @@ def test_an_evaluate_only_method_from_records_to_a_row(name, tiny, run, data):
         evaluate(tiny, [f"shuffled-{name}"], [TASK], run, EVALUATE, data)
     if name != "oracle":
         with pytest.raises(InputError, match="by log-likelihood alone"):
-            evaluate(tiny, [name], [TASK], run, dataclasses.replace(EVALUATE, reward="letter"), data)
+            evaluate(tiny, [name], [TASK], run, dataclasses.replace(EVALUATE, reward="letter", limit=3), data)
+        assert not (run / "evaluate" / "tune-first-3").exists(), "refused before the base is asked"
         with pytest.raises(InputError, match="spends at least"):
             train(tiny, run, dataclasses.replace(OPTIONS[name], budget=0.1))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from drllm.model.policy import Policy, RoutePolicy
 from drllm.model.routed import RoutedModel
 from drllm.plans import path_plans, search_plans
 from drllm.progress import Progress
-from drllm.provenance import running
+from drllm.provenance import read_jobs, running
 from drllm.routes import Route
 from drllm.tasks import drop_overlaps, load_task, question_key
 
@@ -92,8 +94,20 @@ def calibrate(
             base, answers, [float(np.mean(values)) for values in passes], routed.n_layers, config.epsilon, config.delta, list(by_task),
             config.calibrate, str(routed.model.dtype),
         )  # fmt: skip
+        found = replace(found, earlier=earlier_tries(run, found))
         entry["guarantee"], entry["left_out"] = found.to_json(), dict(left_out)
     chosen = RoutePolicy(Route.full(routed.n_layers)) if found.point is None else points[found.point]
     chosen.guarantee = found.to_json()
     chosen.prompt_format = policy.prompt_format if found.point is not None else None
     return chosen, found
+
+
+def earlier_tries(run: Path, found: Guarantee) -> int:
+    """Calibrations that the run's record holds on questions of the same split and of any of these tasks, and that found something else.
+
+    The same policy tried again finds the same, so it does not count.
+    """
+    tried = [job["guarantee"] for job in read_jobs(run) if job["job"] == "calibrate" and "guarantee" in job]
+    others = [before for before in tried if before["split"] == found.split and set(before["tasks"]) & set(found.tasks)]
+    results = {json.dumps(before["tested"], sort_keys=True) for before in others}
+    return len(results - {json.dumps(found.to_json()["tested"], sort_keys=True)})

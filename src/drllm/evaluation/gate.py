@@ -41,6 +41,7 @@ class Guarantee:
         tested: each tested point in order: its index, p-value, observed difference, mean passes, and whether it passed.
         point: the index of the chosen one; None where none passed and the base is kept.
         dtype: of the weights it was tested with.
+        earlier: how many other policies were calibrated before on questions of these, as far as is known.
         would_pass: the smallest of some true gains (fractions) at which a point like the last tested passes in 80 % of draws of this size.
     """
 
@@ -53,6 +54,7 @@ class Guarantee:
     point: int | None
     would_pass: float | None
     dtype: str = ""
+    earlier: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the sentence among them."""
@@ -67,6 +69,10 @@ class Guarantee:
             if self.would_pass is None
             else f" A true gain of {100 * self.would_pass:+.1f} points would have passed in 80 % of such sets."
         )
+        if self.earlier:
+            power += (
+                f" Other policies tried on these questions before: {self.earlier}; this holds for each by itself, not for the best of them."
+            )
         if self.point is None:
             return f"no operating point passed on {where}: the base is kept.{power}"
         return (

@@ -27,13 +27,13 @@ from drllm.evaluation.sources import run_sources
 from drllm.evaluation.stats import mcnemar, paired_bootstrap, wilson
 from drllm.files import write_bytes, write_json
 from drllm.model import artifact
-from drllm.model.policy import Policy, RowRoutes
+from drllm.model.policy import EvaluateOnlyPolicy, Policy, RowRoutes
 from drllm.model.routed import RoutedModel
 from drllm.plans import path_plans, search_plans
 from drllm.progress import Progress
 from drllm.provenance import running
 from drllm.routes import PartialDepth, Route
-from drllm.scoring import make_scorer, questions_digest
+from drllm.scoring import Scorer, make_scorer, questions_digest
 from drllm.tasks import LoadedTask, drop_overlaps, load_task
 
 CHUNK = 64  # questions between two steps of the progress bar
@@ -87,13 +87,21 @@ def evaluate(
     if fixed := [name for name in controls if policies[owner_of(name)].evaluate_only]:
         raise InputError(f"{fixed[0]}: {owner_of(fixed[0])} decides no route of its own, so there is nothing to deal out: leave it out")
     loaded = _load(tasks, data, out)
+
+    def scorer_of(task: str) -> Scorer:
+        return make_scorer(routed, loaded[task].task, config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
+
+    for policy in policies.values():
+        if isinstance(policy, EvaluateOnlyPolicy):
+            for name in tasks:
+                policy.answer(scorer_of(name), [])  # asked nothing: refuses a reward it has no answer for before the base is asked
     folder = out / "evaluate" / config.folder
     answers: dict[str, dict[str, Answered]] = {name: {} for name in wanted}
     with running(out, "evaluate", to_dict(config), argv) as entry:
         entry["read_test_split"] = config.split == "test"
         for task_name in tasks:
             task_data = loaded[task_name]
-            scorer = make_scorer(routed, task_data.task, config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
+            scorer = scorer_of(task_name)
             examples = task_data.select(config.split, config.limit)
             questions = sorted((scorer.question(task_data.task, e) for e in examples), key=lambda q: (q.n_tokens, q.example.id))
             for name in wanted:

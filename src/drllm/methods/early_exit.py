@@ -28,12 +28,8 @@ class EarlyExitConfig:
 
 def fit(routed: RoutedModel, material: Material, config: EarlyExitConfig, folder: Path) -> Policy:
     """No record is read, but for the prompts' format."""
-    from drllm.model.policy import RoutePolicy
-
     n_kept = max(1, int(config.budget * routed.n_layers + 1e-9))
-    policy = RoutePolicy(Route([1] * n_kept + [0] * (routed.n_layers - n_kept)))
-    policy.prompt_format = material.prompt_format
-    return policy
+    return material.constant(Route([1] * n_kept + [0] * (routed.n_layers - n_kept)))
 
 
 METHOD = Method("early_exit", "leave after the first blocks; one route", "cf. CALM, arXiv 2207.07061", EarlyExitConfig, fit)

@@ -32,13 +32,9 @@ class RandomSkipConfig:
 
 def fit(routed: RoutedModel, material: Material, config: RandomSkipConfig, folder: Path) -> Policy:
     """No record is read, but for the prompts' format."""
-    from drllm.model.policy import RoutePolicy
-
     n_skipped = routed.n_layers - max(1, int(config.budget * routed.n_layers + 1e-9))
     skipped = np.random.default_rng(config.seed).choice(routed.n_layers, n_skipped, replace=False)
-    policy = RoutePolicy(Route([0 if block in skipped else 1 for block in range(routed.n_layers)]))
-    policy.prompt_format = material.prompt_format
-    return policy
+    return material.constant(Route([0 if block in skipped else 1 for block in range(routed.n_layers)]))
 
 
 METHOD = Method("random_skip", "random blocks skipped; one route, a control", "what choosing blocks is worth", RandomSkipConfig, fit)

@@ -31,7 +31,6 @@ class ShortGPTConfig:
 
 def fit(routed: RoutedModel, material: Material, config: ShortGPTConfig, folder: Path) -> Policy:
     """Influence of each block goes to `folder/influence.json`. The last block is kept: what leaves it meets only the final norm."""
-    from drllm.model.policy import RoutePolicy
     from drllm.training.influence import block_influence
 
     prompts = material.prompts
@@ -40,9 +39,7 @@ def fit(routed: RoutedModel, material: Material, config: ShortGPTConfig, folder:
     write_json(folder / "influence.json", {"influence": influence})
     n_skipped = routed.n_layers - int(config.budget * routed.n_layers + 1e-9)
     skipped = sorted(range(routed.n_layers - 1), key=lambda block: (influence[block], block))[:n_skipped]
-    policy = RoutePolicy(Route([0 if block in skipped else 1 for block in range(routed.n_layers)]))
-    policy.prompt_format = material.prompt_format
-    return policy
+    return material.constant(Route([0 if block in skipped else 1 for block in range(routed.n_layers)]))
 
 
 METHOD = Method("shortgpt", "the blocks of least influence skipped; one route", "ShortGPT, arXiv 2403.03853", ShortGPTConfig, fit)
