@@ -17,9 +17,9 @@ HELD_OUT = {"boolq": 400}  # passages are long
 def select(data: Any, split: str, seen: set[str], limit: int = LIMIT) -> list[Any]:
     """What is asked of a task.
 
-    Tune: the questions of the matrix, else the first ones. Test: the whole test part; of a task that has none, the first tune questions
-    behind those of the matrix; where there is no matrix, so that nothing was learned from the task, its fit and calibrate questions. A limit of
-    its own ends the test part, too.
+    Tune: the questions of the matrix, else the first ones. Test: the test part, whole unless a limit is given; of a task that has none, the
+    first tune questions behind those of the matrix; where there is no matrix, so that nothing was learned from the task, its fit and
+    calibrate questions.
     """
     if split == "tune":
         return [example for example in data.select("tune", 0 if seen else LIMIT) if not seen or example.id in seen]
