@@ -87,6 +87,8 @@ ROWS = {
     "paper": Row("routers", {"preset": "paper"}, True, True, fit=130, tune=0, only=("in-domain",)),
     "random_codebook": Row("random_codebook", {}, True),
     "input_blind": Row("input_blind", {}, True),
+    "random_codebook_by_task": Row("random_codebook", {"targets": "task"}, True),
+    "input_blind_by_task": Row("input_blind", {"targets": "task"}, True),
     "oracle": Row("oracle", {}, tune=0),
     "static@0.9": Row("static", {"candidates": 100, "steps": 1, "budget": BUDGET}, tune=0),
     "static_tuned@0.9": Row("static", {"use_tune": True, "budget": BUDGET}),

@@ -16,7 +16,7 @@ ORDER = (
     "base", "static", "static_tuned", "static-per-task", "static_tuned-per-task", "codebook", "shuffled-codebook",
     "shuffled-over-tasks-codebook",
     "codebook_by_task", "shuffled-codebook_by_task", "shuffled-over-tasks-codebook_by_task", "input_blind",
-    "random_codebook", "polar", "shuffled-polar", "shuffled-over-tasks-polar", "routers",
+    "random_codebook", "input_blind_by_task", "random_codebook_by_task", "polar", "shuffled-polar", "shuffled-over-tasks-polar", "routers",
     "shuffled-routers", "shuffled-over-tasks-routers", "paper", "shuffled-paper", "shuffled-over-tasks-paper", "oracle", "tale",
     "static@0.9",
     "static_tuned@0.9", "codebook@0.9", "shuffled-codebook@0.9", "shuffled-over-tasks-codebook@0.9", "routers@0.9", "mindskip@0.9",
@@ -25,7 +25,7 @@ ORDER = (
 NAMES = {
     "static-per-task": "static-per-task (told the task)",
     "static_tuned-per-task": "static_tuned-per-task (told the task)",
-    "oracle": "oracle (told every answer: an upper bound)",
+    "oracle": "oracle of 16 routes (told every answer: what the best of them for each question would be)",
     "paper": "routers, preset paper",
     "shuffled-paper": "shuffled routers, preset paper",
     "shuffled-over-tasks-paper": "shuffled-over-tasks routers, preset paper",
@@ -34,7 +34,7 @@ NAMES = {
 # too: two routes of the list had been looked at on the ARC questions that are tune now.
 CHOSEN_ON_TUNE = (
     "static", "static_tuned", "static-per-task", "static_tuned-per-task", "codebook", "codebook_by_task",
-    "polar", "routers", "random_codebook", "input_blind",
+    "polar", "routers", "random_codebook", "input_blind", "random_codebook_by_task", "input_blind_by_task",
     "mindskip", "flexidepth",
 )  # fmt: skip
 # What the conclusions rest on: a method, and those that it has to be above.
@@ -44,7 +44,8 @@ CONTRASTS = {
         "routers",
     ),
     "codebook_by_task": (
-        "base", "static", "static_tuned", "codebook", "shuffled-over-tasks-codebook_by_task", "random_codebook", "input_blind", "polar",
+        "base", "static", "static_tuned", "codebook", "shuffled-over-tasks-codebook_by_task", "random_codebook_by_task",
+        "input_blind_by_task", "polar",
     ),
     "routers": ("base", "static", "static_tuned", "shuffled-routers", "shuffled-over-tasks-routers"),
     "paper": ("base", "shuffled-paper", "shuffled-over-tasks-paper"),

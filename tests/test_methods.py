@@ -20,7 +20,7 @@ from drllm.config import GateConfig
 from drllm.evaluation.calibrate import calibrate
 from drllm.evaluation.gate import Guarantee
 from drllm.methods.base import get_method, method_names, method_of
-from drllm.methods.codebook import Candidate, CodebookConfig, _fit_one, choices, choose, choose_routes, served_passes, worth
+from drllm.methods.codebook import Candidate, CodebookConfig, _fit_one, choices, choose, choose_routes, served_passes, thresholds, worth
 from drllm.methods.gains import mixed_gain
 from drllm.methods.material import Material
 from drllm.methods.matrix import Matrix
@@ -28,7 +28,7 @@ from drllm.methods.routers import BELOW, soft_target
 from drllm.methods.selector import STAY, Folds, fit_ridges, lower_bound, principal_directions
 from drllm.methods.static import StaticConfig, combine, confirmed
 from drllm.model.codebook import Codebook, Point, pick, pool_prompt
-from drllm.model.policy import RoutePolicy
+from drllm.model.policy import RoutePolicy, policy_class
 from drllm.model.routers import RouterConfig, Routers
 from drllm.pipeline import fit_policy
 from drllm.record_files import merge_records, record_groups
@@ -533,6 +533,19 @@ def test_influence_against_the_models_own_states(tiny):
 # --- the gate around a policy
 
 
+def test_operating_points_are_shares_of_the_tune_prompts_that_leave():
+    matrix, features = planted(0, 0.5)
+    tune, tune_features = planted(1, 0.5)
+    best = fitted(matrix, features, tune, tune_features)
+    points = thresholds(best, tune_features)
+    left = [float((choices(dataclasses.replace(best, threshold=value), tune_features) > 0).mean()) for value in points]
+    assert len(points) == 4
+    assert left == pytest.approx([share * best.switched for share in (0.25, 0.5, 0.75, 1)], abs=1 / N)
+    assert best.switched > 0.3
+    assert points[-1] == best.threshold
+    assert thresholds(dataclasses.replace(best, threshold=STAY), tune_features) == [STAY]
+
+
 def test_a_policy_is_calibrated_saved_with_its_promise_and_refused_for_a_smaller_one(tiny, run, tmp_path):
     size = 2 * tiny.hidden_size
     policy = Codebook(
@@ -568,6 +581,47 @@ def test_what_fails_the_gate_is_the_base(tiny, run):
     tiny.generate("x", policy=chosen, epsilon=0.001, max_new_tokens=1)
     with pytest.raises(InputError, match="asks for a promise and this policy has none"):
         tiny.generate("x", policy=policy, epsilon=0.5, max_new_tokens=1, check_prompt_format=False)
+
+
+def test_a_code_book_follows_its_selector_only_where_it_may_abstain(tiny, run, monkeypatch):
+    """Where tune sees no gain the base is kept; a predictor that is always followed (polar) is followed there, too."""
+    import drllm.methods.codebook as codebook
+
+    monkeypatch.setattr(codebook, "choose", lambda candidates, n_layers, budget: dataclasses.replace(candidates[0], tune_gain=-0.1))
+    assert train(tiny, run, get_method("codebook").config(block=1)).route == Route.full(L)
+    assert train(tiny, run, get_method("polar").config(block=1)).route is None
+
+
+def test_an_own_policy_class_is_found_by_its_method(monkeypatch, tmp_path):
+    """As in a new process: nothing has imported the class, an artefact names it."""
+    source = (
+        "from drllm.model.policy import RoutePolicy, register_policy",
+        "@register_policy('theirs')",
+        "class Theirs(RoutePolicy):",
+        "    pass",
+    )
+    (tmp_path / "their_policy.py").write_text("\n".join(source))
+    monkeypatch.syspath_prepend(tmp_path)
+    own = dataclasses.replace(get_method("random_skip"), name="mine", policy_module="their_policy")
+    broken = importlib.metadata.EntryPoint("broken", "nowhere:METHOD", registry.ENTRY_POINTS)
+    point = importlib.metadata.EntryPoint("mine", "other_package:METHOD", registry.ENTRY_POINTS)
+    points = {"mine": point, "broken": broken}
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda group, name=None: [point for key, point in points.items() if name in (None, key)]
+    )
+    load = importlib.metadata.EntryPoint.load
+    monkeypatch.setattr(importlib.metadata.EntryPoint, "load", lambda self: own if self.name == "mine" else load(self))
+    monkeypatch.delitem(sys.modules, "drllm.methods.all", raising=False)
+    assert policy_class("theirs").__name__ == "Theirs"
+    assert "cannot be loaded from nowhere:METHOD" in sys.modules["drllm.methods.all"].BROKEN["broken"]
+    with pytest.raises(ArtifactError, match="unknown policy 'thiers'; did you mean 'theirs'"):
+        policy_class("thiers")
+
+
+def test_the_promise_says_what_was_judged_and_how_many_questions_of_each_task(tiny, run):
+    _, guarantee = calibrate(tiny, run, RoutePolicy(ROUTES[0]), GateConfig(calibrate="calibrate", epsilon=0.4, delta=0.4))
+    assert guarantee.tasks == {TASK: guarantee.n}
+    assert f"{guarantee.n} questions ({guarantee.n} of {TASK}; calibrate; loglik, acc_norm)" in guarantee.sentence
 
 
 def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, tmp_path):

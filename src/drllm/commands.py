@@ -101,6 +101,8 @@ def _generate(job: Job) -> Lines:
         raise InputError("got both --route and --policy: a prompt has one route, leave one of them out")
     if arguments.control is not None and arguments.policy is None:
         raise InputError("--control turns the knob of trained routers: give --policy too")
+    if arguments.epsilon is not None and arguments.policy is None:
+        raise InputError("--epsilon asks for a policy's promise: give --policy too")
     from drllm.routes import Route
 
     route = None if arguments.route is None else Route.parse(arguments.route)
@@ -111,8 +113,9 @@ def _generate(job: Job) -> Lines:
     for start in range(0, len(prompts), BATCH):
         batch: list[Prompt] = [[{"role": "user", "content": text}] if arguments.chat else text for text in prompts[start : start + BATCH]]
         outputs = routed.generate(
-            batch, policy=route, max_new_tokens=arguments.max_new_tokens, check_prompt_format=not arguments.any_format, do_sample=False
-        )
+            batch, policy=route, max_new_tokens=arguments.max_new_tokens, check_prompt_format=not arguments.any_format,
+            epsilon=arguments.epsilon, do_sample=False,
+        )  # fmt: skip
         for output in outputs:
             yield (output.text or "").strip()
             yield f"[route {output.route}, {output.route.n_passes} passes of {routed.n_layers}, {output.n_new_tokens} tokens]"
@@ -207,6 +210,12 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--route", metavar="1102...", help="one digit a block: 0 skip, 1 execute, 2 repeat")
     parser.add_argument(
         "--control", type=number, metavar="P", help="appendix C's knob of routers, -1 (skip) to 1 (repeat); -0.5 is the router"
+    )
+    parser.add_argument(
+        "--epsilon",
+        type=number,
+        metavar="X",
+        help="refuse a policy that is not promised (`drllm train --calibrate`) to lose less than this",
     )
     parser.add_argument("--chat", action="store_true", help="put each prompt into the chat template as the user's message")
     parser.add_argument("--any-format", action="store_true", help="use the policy even on the prompt format it was not trained on")

@@ -92,9 +92,9 @@ class Resources:
 class RoutersConfig:
     """Routers trained on pooled states (sections 3.2 and 5).
 
-    Preset `paper` learns the one kept path of each question from the states along it; with `normalize` off it is the paper's recipe to the
-    letter. Preset `default` learns from all right paths at once, the better ones more, from the states of the base, weighs rare actions up,
-    and sets the control knob on tune; it learns from a dense matrix (`drllm search --paths`) as well as from a search.
+    Preset `paper` is the paper's recipe: it learns the one kept path of each question from the raw states along it. Preset `default`
+    learns from all right paths at once, the better ones more, from the scaled states of the base, weighs rare actions up, and sets the
+    control knob on tune; it learns from a dense matrix (`drllm search --paths`) as well as from a search.
     """
 
     preset: Literal["paper", "default"] = knob("default", "what is learned: the kept path (paper), or all right paths by margin")
@@ -103,7 +103,9 @@ class RoutersConfig:
     tune_questions: int = knob(200, "preset default: tune questions a task that the knob is set on; 0 leaves the routers as they are")
     n_windows: int = knob(8, "windows W the prompt is cut into (section 3.1: 8)")
     width: int = knob(128, "hidden width of a router (section 3.1: 128)")
-    normalize: bool = knob(True, "scale each pooled state to unit RMS before the router; the paper feeds it raw")
+    normalize: Literal["preset", "yes", "no"] = knob(
+        "preset", "scale each pooled state to unit RMS before the router; preset: paper feeds it raw, default scales it"
+    )
     shared: bool = knob(False, "one router for all blocks: an ablation")
     first_block: bool = knob(False, "all routers read the states entering the first block: an ablation (table 6)")
     gamma: float = knob(2.0, "focal loss exponent; 0 is weighted cross-entropy (section 3.2: 2)")
@@ -122,12 +124,19 @@ class RoutersConfig:
                                 ("epochs", 1, None), ("batch_size", 1, None), ("warmup_steps", 0, None),
                                 ("val_fraction", 0, 0.9)):  # fmt: skip
             check_range(self, name, low, high)
+        if self.normalize not in ("preset", "yes", "no"):
+            raise InputError(f"RoutersConfig.normalize is {self.normalize!r}, expected preset, yes or no")
         if self.shared and self.first_block:
             raise InputError("one shared router on one input decides alike for every block: leave out shared or first_block")
         if self.budget < 1 and (self.preset == "paper" or not self.tune_questions):
             raise InputError(
                 "RoutersConfig.budget below 1 is kept by a knob set on tune: use preset default and more than 0 tune_questions"
             )
+
+    @property
+    def normalized(self) -> bool:
+        """Whether states are scaled before the routers."""
+        return self.preset == "default" if self.normalize == "preset" else self.normalize == "yes"
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from drllm.config import GateConfig, to_dict
+from drllm.config import GateConfig, Split, to_dict
 from drllm.errors import ArtifactError, InputError
-from drllm.evaluation.gate import Guarantee, gate
+from drllm.evaluation.gate import Guarantee, gate, surest_first
 from drllm.evaluation.sources import run_sources
 from drllm.methods.planned import planned_scorer
 from drllm.model.policy import Policy, RoutePolicy
@@ -22,9 +22,11 @@ from drllm.plans import path_plans, search_plans
 from drllm.progress import Progress
 from drllm.provenance import read_jobs, running
 from drllm.routes import Route
-from drllm.tasks import drop_overlaps, load_task, question_key
+from drllm.scoring.deciding import score_policies
+from drllm.tasks import drop_overlaps, get_task, load_task, question_key
 
 CHUNK = 64  # questions between two steps of the progress bar
+TUNE_QUESTIONS = 200  # a task, that order the tests
 
 
 def calibrate(
@@ -36,6 +38,8 @@ def calibrate(
     tasks: Sequence[str] = (),
 ) -> tuple[Policy, Guarantee]:
     """Test a policy's operating points on the calibrate questions of the run's tasks, and take the cheapest that passes, else the base.
+
+    They are tested in the order in which tune questions say that they will pass; a policy with one point needs none.
 
     Args:
         routed: the model of the run.
@@ -61,14 +65,16 @@ def calibrate(
     loaded = drop_overlaps({name: load_task(name, plan["data"]) for name, plan in by_task.items()} | sources, sources)
     seen: set[str] = set()
     left_out: Counter[str] = Counter()
-    base: list[bool] = []
-    answers: list[list[bool]] = [[] for _ in points]
-    passes: list[list[int]] = [[] for _ in points]
-    with running(run, "calibrate", to_dict(config), argv) as entry:
+
+    def answered(split: Split, limit: int) -> tuple[dict[str, int], list[list[bool]], list[list[int]]]:
+        """Questions a task; verdicts and passes of the base and of each point."""
+        counts: dict[str, int] = {}
+        verdicts: list[list[bool]] = [[] for _ in range(1 + len(points))]
+        passes: list[list[int]] = [[] for _ in range(1 + len(points))]
         for name, plan in by_task.items():
             scorer: Any = planned_scorer(routed, plan)
             questions = []
-            for example in loaded[name].select(config.calibrate, config.calibrate_limit):
+            for example in loaded[name].select(split, limit):
                 key = question_key(example.question)
                 if key in seen:
                     left_out["asked by another task, too"] += 1
@@ -79,20 +85,26 @@ def calibrate(
                 except InputError as error:
                     left_out[str(error).partition(":")[0]] += 1
             questions.sort(key=lambda question: (question.n_tokens, question.example.id))
-            with Progress(f"calibrate on {name}", len(questions)) as progress:
+            counts[name] = len(questions)
+            with Progress(f"{split} questions of {name}", len(questions)) as progress:
                 for start in range(0, len(questions), CHUNK):
                     chunk = questions[start : start + CHUNK]
-                    base += [verdict.correct for verdict in scorer.score_policy(chunk, None)[0]]
-                    for index, point in enumerate(points):
-                        verdicts, routes = scorer.score_policy(chunk, point)
-                        answers[index] += [verdict.correct for verdict in verdicts]
-                        passes[index] += [route.n_passes for route in routes]
+                    for place, (mine, routes) in enumerate(score_policies(scorer, chunk, [None, *points])):
+                        verdicts[place] += [verdict.correct for verdict in mine]
+                        passes[place] += [route.n_passes for route in routes]
                     progress.advance(len(chunk))
+        return counts, verdicts, passes
+
+    with running(run, "calibrate", to_dict(config), argv) as entry:
+        on_tune = answered("tune", TUNE_QUESTIONS)[1] if len(points) > 1 else [[]]
+        left_out.clear()
+        counts, (base, *answers), (_, *passes) = answered(config.calibrate, config.calibrate_limit)
         if not base:
             raise InputError(f"the tasks of {run} have no {config.calibrate} question: search data that has a train part, or give more")
+        order = surest_first(on_tune[0], on_tune[1:], len(base), config.epsilon, config.delta) if on_tune[0] else None
         found = gate(
-            base, answers, [float(np.mean(values)) for values in passes], routed.n_layers, config.epsilon, config.delta, list(by_task),
-            config.calibrate, str(routed.model.dtype),
+            base, answers, [float(np.mean(values)) for values in passes], routed.n_layers, config.epsilon, config.delta, counts,
+            config.calibrate, str(routed.model.dtype), judged_by(by_task.values()), order,
         )  # fmt: skip
         found = replace(found, earlier=earlier_tries(run, found))
         entry["guarantee"], entry["left_out"] = found.to_json(), dict(left_out)
@@ -100,6 +112,16 @@ def calibrate(
     chosen.guarantee = found.to_json()
     chosen.prompt_format = policy.prompt_format if found.point is not None else None
     return chosen, found
+
+
+def judged_by(plans: Iterable[dict[str, Any]]) -> str:
+    """What made an answer right in these plans: the reward, and the metric where choices are compared."""
+    names = set()
+    for plan in plans:
+        config, reward = plan["config"], plan["config"]["reward"]
+        reward = get_task(plan["task"]).default_reward if reward == "auto" else reward
+        names.add(f"{reward}, {config['metric']}" if reward == "loglik" else reward)
+    return " and ".join(sorted(names))
 
 
 def earlier_tries(run: Path, found: Guarantee) -> int:

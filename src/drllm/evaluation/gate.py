@@ -1,8 +1,8 @@
 """The gate: a policy is promised to be less than epsilon below the base, or the base is kept.
 
 On questions that served neither training nor tuning, the null hypothesis of each operating point is "its accuracy is at least epsilon below
-the base's". Points are tested in an order fixed beforehand, from the one nearest the base on, up to the first that fails (fixed-sequence
-testing, as in Learn then Test, arXiv 2110.01052): the chance that any point passes whose null is true stays delta.
+the base's". Points are tested in an order fixed beforehand, the one surest to pass by the tune questions first, up to the first that fails
+(fixed-sequence testing, as in Learn then Test, arXiv 2110.01052): the chance that any point passes whose null is true stays delta.
 
 Paired verdicts differ on some questions only, for better or worse. How often they differ is not known, so the test is unconditional: its
 p-value is the largest over all shares of differing verdicts in a confidence set, plus that set's error (Berger and Boos 1994); for each
@@ -12,7 +12,7 @@ share it is computed exactly, not from a normal approximation.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -37,23 +37,26 @@ class Guarantee:
     Attributes:
         epsilon, delta: as asked.
         n: calibration questions.
-        tasks, split: where they are from; it holds for prompts exchangeable with them.
+        tasks, split: where they are from, and how many of each; it holds for prompts exchangeable with them, in these shares.
+        judged: what counts as a right answer.
         tested: each tested point in order: its index, p-value, observed difference, mean passes, and whether it passed.
         point: the index of the chosen one; None where none passed and the base is kept.
         dtype: of the weights it was tested with.
         earlier: how many other policies were calibrated before on questions of these, as far as is known.
-        would_pass: the smallest of some true gains (fractions) at which a point like the last tested passes in 80 % of draws of this size.
+        would_pass: the smallest of some true gains (fractions) at which a point like the chosen one, else the last tested, passes in 80 %
+            of draws of this size.
     """
 
     epsilon: float
     delta: float
     n: int
-    tasks: tuple[str, ...]
+    tasks: dict[str, int]
     split: str
     tested: tuple[dict[str, Any], ...]
     point: int | None
     would_pass: float | None
     dtype: str = ""
+    judged: str = ""
     earlier: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -63,7 +66,7 @@ class Guarantee:
     @property
     def sentence(self) -> str:
         """What may be said of the chosen policy."""
-        where = f"{self.n} questions of {', '.join(self.tasks)} ({self.split})"
+        where = f"{self.n} questions ({', '.join(f'{n} of {task}' for task, n in self.tasks.items())}; {self.split}; {self.judged})"
         power = (
             ""
             if self.would_pass is None
@@ -131,18 +134,22 @@ def gate(
     n_layers: int,
     epsilon: float,
     delta: float,
-    tasks: Sequence[str],
+    tasks: Mapping[str, int],
     split: str,
     dtype: str = "",
+    judged: str = "",
+    order: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Guarantee:
-    """Test operating points in their order and choose among those that passed the cheapest, or the boldest if none saves passes.
+    """Test operating points in an order and choose among those that passed the cheapest, or the best if none saves passes.
 
     Args:
         base: (N,) the base's verdicts.
-        points: each point's verdicts (N,) on the same questions, the nearest to the base first; the order must not depend on them.
+        points: each point's verdicts (N,) on the same questions.
         passes: mean passes of each point.
         n_layers: the base's passes.
+        tasks, split, dtype, judged: see `Guarantee`.
+        order: of the tests, as places in `points`; it must not depend on these verdicts. Default: as given.
         seed: of the power's draws.
     """
     check(epsilon, delta)
@@ -150,23 +157,38 @@ def gate(
         raise ValueError(f"expected one mean number of passes a point, got {len(passes)} for {len(points)}")
     verdicts = np.asarray(base, dtype=float)
     tested: list[dict[str, Any]] = []
-    for index, (point, n_passes) in enumerate(zip(points, passes, strict=True)):
-        ours = np.asarray(point, dtype=float)
+    for index in range(len(points)) if order is None else order:
+        ours = np.asarray(points[index], dtype=float)
         p = exact_p(ours, verdicts, epsilon, share_error_for(delta))
-        tested.append(
-            {"point": index, "p": p, "difference": float((ours - verdicts).mean()), "mean_passes": float(n_passes), "passed": p <= delta}
-        )
+        difference = float((ours - verdicts).mean())
+        tested.append({"point": index, "p": p, "difference": difference, "mean_passes": float(passes[index]), "passed": p <= delta})
         if p > delta:
             break
     passed = [row for row in tested if row["passed"]]
-    # The cheapest; where nothing that passed saves passes, the boldest, which was asked for to be better rather than cheaper.
+    # The cheapest; where nothing that passed saves passes, the best here: the promise holds for all that passed, whichever is taken.
     cheapest = min(passed, key=lambda row: (row["mean_passes"], -row["point"]), default=None)
     saves = cheapest is not None and cheapest["mean_passes"] < n_layers
-    chosen = None if cheapest is None else (cheapest if saves else passed[-1])["point"]
-    last = np.asarray(points[tested[-1]["point"]], dtype=float)
-    share = float((last != verdicts).mean())
-    gain = smallest_gain(len(verdicts), share, epsilon, delta, seed)
-    return Guarantee(epsilon, delta, len(verdicts), tuple(tasks), split, tuple(tested), chosen, gain, dtype)
+    best = max(passed, key=lambda row: (row["difference"], row["point"]), default=None)
+    chosen = cheapest if saves else best
+    like = np.asarray(points[(chosen or tested[-1])["point"]], dtype=float)
+    gain = smallest_gain(len(verdicts), float((like != verdicts).mean()), epsilon, delta, seed)
+    point = None if chosen is None else chosen["point"]
+    return Guarantee(epsilon, delta, len(verdicts), dict(tasks), split, tuple(tested), point, gain, dtype, judged)
+
+
+def surest_first(base: ArrayLike, points: Sequence[ArrayLike], n: int, epsilon: float, delta: float) -> list[int]:
+    """An order of tests from other questions' verdicts: by the p-value that n questions with the same rates would give.
+
+    Points that change no verdict here are left out, since they promise what the base is already, but for the last of them if all do.
+    """
+    verdicts = np.asarray(base, dtype=float)
+    differences = [np.asarray(point, dtype=float) - verdicts for point in points]
+    expected = {
+        place: p_of_counts(n, *(round(n * float((found == sign).mean())) for sign in (1, -1)), epsilon, share_error_for(delta))
+        for place, found in enumerate(differences)
+        if found.any()
+    }
+    return sorted(expected, key=lambda place: (expected[place], place)) or [len(points) - 1]
 
 
 def smallest_gain(n: int, changed: float, epsilon: float, delta: float, seed: int = 0) -> float | None:

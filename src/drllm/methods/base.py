@@ -32,6 +32,7 @@ class Method:
         config: a frozen dataclass of `knob` fields: its options, flags and defaults.
         fit: (model, material, options, folder for metrics and caches) -> policy. It may read the fit and tune splits only.
         evaluate_only: its policy can be compared, and neither generates nor is promised anything.
+        policy_module: what to import for the class of its policies, where that is neither in drllm nor in the method's own file.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Method:
     config: type
     fit: Callable[[RoutedModel, Material, Any, Path], Policy]
     evaluate_only: bool = False
+    policy_module: str = ""
 
 
 BUILT_IN = {

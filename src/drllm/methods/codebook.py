@@ -1,8 +1,9 @@
-"""A few routes that earn their place on the fit questions, and a selector that leaves the base only where a gain is sure.
+"""A few routes that earn their place on the fit questions, and a selector that leaves the base where it predicts gain enough.
 
 Routes are taken one by one from a run's dense matrix (`drllm search --paths`): each time the one that adds most to what the book covers and
 to what it is worth alone. The selector is a ridge regression from the prompt's states, read before an early block, to each route's gain
-over the base; its thresholds come from predictions of questions it was not fitted on. How many routes, and the block, are chosen on tune.
+over the base, its harm taken off; the threshold, one for all, is where the lower bound of the total gain is highest by predictions of
+questions the selector was not fitted on (`selector.lower_bound`; it may be below 0). How many routes, and the block, are chosen on tune.
 
 Shapes: N questions, R routes of the matrix, K of the book, F features.
 """
@@ -47,9 +48,9 @@ class CodebookConfig:
     )
     margin_weight: float = knob(0.5, "share of a gain that is the margin's (in its standard deviations); the rest is the verdict's")
     folds: int = knob(5, "parts of the fit questions; each is predicted by a selector fitted on the others")
-    confidence: float = knob(0.9, "how sure the gain of those that leave the base must be, one-sided; not corrected for their choice")
+    confidence: float = knob(0.9, "one-sided, of the bound on the total gain of those that leave the base; not corrected for their choice")
     nesting: float = knob(0.1, "price of a block pass that no other route of the book needs, as a share of the base's passes")
-    abstain: bool = knob(True, "keep the base where no gain is sure; else the highest score is followed, the base's being 0")
+    abstain: bool = knob(True, "keep the base where too little gain is predicted; else the highest score is followed, the base's being 0")
     budget: float = knob(1.0, "mean passes on tune, as a share of the base's, that the policy may spend at most; 1: accuracy first")
     seed: int = knob(0, "seed of the folds")
 
@@ -100,12 +101,12 @@ def fit_book(
     write_json(folder / "candidates.json", {"key": matrix.key, "candidates": [_row(candidate) for candidate in candidates]})
     best = choose(candidates, routed.n_layers, config.budget)
     tensor = lambda values: torch.tensor(np.asarray(values), dtype=torch.float32)  # noqa: E731
-    if best.tune_gain <= 0 and config.budget == 1:  # the base is among what tune chooses from
+    if config.abstain and best.tune_gain <= 0 and config.budget == 1:  # the base is among what tune chooses from
         empty = np.zeros((len(best.ridge.mean), 0))
         return Codebook(
             best.routes[:1], best.block, tensor(best.ridge.mean), tensor(best.ridge.scale), tensor(empty), torch.zeros(0), [], 0
         )
-    points = [Point(threshold, price) for threshold, price in _ladder(best)]
+    points = [Point(threshold, best.price) for threshold in thresholds(best, features["tune"][best.block])]
     ridge = best.ridge
     policy = Codebook(
         best.routes, best.block, tensor(ridge.mean), tensor(ridge.scale), tensor(ridge.weight), tensor(ridge.bias), points, len(points) - 1
@@ -255,10 +256,13 @@ def choices(candidate: Candidate, features: np.ndarray) -> np.ndarray:
     return pick(scores, saved, Point(candidate.threshold, candidate.price)).numpy()
 
 
-def _ladder(best: Candidate) -> list[tuple[float, float]]:
-    """Operating points between the base and the chosen one: higher thresholds, so that fewer prompts leave the base."""
-    steps = (0.4, 0.2, 0.1, 0.05, 0.0)
-    return [(best.threshold + step, best.price) for step in steps]
+def thresholds(best: Candidate, features: np.ndarray) -> list[float]:
+    """Operating points, the readiest to stay first: a quarter, a half, three quarters and all of the tune prompts that leave the base."""
+    saved = np.array([1 - route.n_passes / len(route) for route in best.routes[1:]])
+    values = (best.ridge.predict(features) + best.price * saved).max(1)
+    leaving = np.sort(values[values > best.threshold])[::-1]
+    counts = sorted({round(share * len(leaving)) for share in (0.25, 0.5, 0.75)} - {0, len(leaving)})
+    return [*(float(leaving[count]) for count in counts), best.threshold]
 
 
 def _row(candidate: Candidate) -> dict[str, Any]:
@@ -272,6 +276,6 @@ def _row(candidate: Candidate) -> dict[str, Any]:
 
 
 METHOD = Method(
-    "codebook", "a few routes and a selector that leaves the base only where a gain is sure", "after PuDDing, arXiv 2502.04348",
+    "codebook", "a few routes and a selector that leaves the base where it predicts gain enough", "after PuDDing, arXiv 2502.04348",
     CodebookConfig, fit,
 )  # fmt: skip

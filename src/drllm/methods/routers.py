@@ -1,10 +1,9 @@
 """The paper's routers (arXiv 2510.12773, section 3): one small network a block, trained on the searched routes.
 
-Preset `paper` learns the kept path of each question (with `normalize` off: to the letter). Preset `default` keeps the routers and changes
-what they learn: the shortest right path teaches the base's route, so all right paths are learned at once, each as much as its margin says;
-states come from the base, since there is no one path to follow; rare actions are weighed up; and the control knob is set on tune. In both,
-inputs are scaled to unit RMS, since the states entering different blocks differ in scale by up to 800 times, and part of the fit questions
-is held back to print F1 on.
+Preset `paper` learns the kept path of each question, from raw states. Preset `default` keeps the routers and changes what they learn: the
+shortest right path teaches the base's route, so all right paths are learned at once, each as much as its margin says; states come from the
+base, since there is no one path to follow; they are scaled to unit RMS, since those entering different blocks differ in scale by up to 800
+times; rare actions are weighed up; and the control knob is set on tune. In both, part of the fit questions is held back to print F1 on.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: 
         targets = torch.tensor(np.array([soft_target(record, config.temperature * spread[record.task]) for _, record in kept]))
         features = dataclasses.replace(features, labels=targets.argmax(-1))
     router_config = RouterConfig(
-        routed.n_layers, routed.hidden_size, config.n_windows, config.width, config.normalize, config.shared, config.first_block
+        routed.n_layers, routed.hidden_size, config.n_windows, config.width, config.normalized, config.shared, config.first_block
     )
     lines: list[str] = []
     with Progress("train routers", config.epochs) as progress:

@@ -57,7 +57,7 @@ class Policy(ABC):
         raise InputError(f"a {self.name!r} policy has no control knob; with_control works on routers")
 
     def operating_points(self) -> list[Policy]:
-        """Ways to run it, from the one nearest the base to the policy as it is; a gate tests them in this order."""
+        """Ways to run it, from the one nearest the base to the policy as it is; a gate tests them."""
         return [self]
 
     @property
@@ -96,8 +96,8 @@ def register_policy(name: str) -> Callable[[type[AnyPolicy]], type[AnyPolicy]]:
 
 def policy_class(name: str) -> type[Policy]:
     """The class a saved policy's name stands for."""
-    if name in _MODULES:
-        importlib.import_module(_MODULES[name])
+    if name not in _REGISTRY:
+        importlib.import_module(_MODULES.get(name, "drllm.methods.all"))  # which knows every method, and where its policies are
     if name not in _REGISTRY:
         raise ArtifactError(
             f"unknown policy {name!r}{did_you_mean(name, sorted({*_REGISTRY, *_MODULES}))}; a newer drllm may have written this artefact"
