@@ -573,6 +573,14 @@ def test_a_policy_is_calibrated_saved_with_its_promise_and_refused_for_a_smaller
     tiny.policy = None
 
 
+def test_a_point_that_changes_nothing_does_not_hide_the_next(tiny, run):
+    size = 2 * tiny.hidden_size
+    points = [Point(1e9), Point(-1e9)]  # nobody leaves the base, everybody does
+    policy = Codebook([Route.full(L), ROUTES[0]], 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.ones(1), points, 0)
+    _, guarantee = calibrate(tiny, run, policy, GateConfig(calibrate="calibrate", epsilon=0.4, delta=0.4))
+    assert [row["point"] for row in guarantee.tested] == [1]
+
+
 def test_what_fails_the_gate_is_the_base(tiny, run):
     policy = train(tiny, run, "routers", TRAIN)
     chosen, guarantee = calibrate(tiny, run, policy, GateConfig(calibrate="calibrate", epsilon=1e-6, delta=1e-6))
