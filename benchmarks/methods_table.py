@@ -54,6 +54,7 @@ CONTRASTS = {
         "mindskip@0.9", "flexidepth@0.9", "tale@0.9", "shortgpt@0.9", "early_exit@0.9", "random_skip@0.9",
     ),
 }  # fmt: skip
+IN_DOMAIN = {"arc_easy", "arc_challenge", "openbookqa"}
 TOLD_SHARE = 0.7  # of what knowing the task gains over a static route, for a policy that is not told
 CHANCE = {"piqa": 50.0, "sciq": 25.0, "commonsenseqa": 20.0, "boolq": 50.0, "mmlu": 25.0}  # %, one of as many choices
 ABOUT = {
@@ -199,17 +200,22 @@ def contrasts(found: dict[str, list[Verdicts]], tasks: Sequence[str]) -> Iterato
                     rows.append((f"{ours} less {static}, less {TOLD_SHARE:.0%} of what {static}-per-task gains over it", mean[ours], aim))
     if not rows:
         return
-    without_yes_or_no = "boolq" in tasks and len(tasks) > 1
-    yield "| points, means over seeds | pooled |" + (" mean over tasks |" if len(tasks) > 1 else "") + (
-        " pooled without boolq |" if without_yes_or_no else "")  # fmt: skip
-    yield "|" + "---|" * (2 + (len(tasks) > 1) + without_yes_or_no)
+    # Parts of the tasks: without the one of yes and no; and of mixed traffic those whose questions the in-domain setting does not ask.
+    parts: dict[str, list[str]] = {}
+    if "boolq" in tasks and len(tasks) > 1:
+        parts["pooled without boolq"] = [task for task in tasks if task != "boolq"]
+    if IN_DOMAIN < set(tasks):
+        new = [task for task in tasks if task not in IN_DOMAIN]
+        parts[f"pooled, {', '.join(new)} alone"] = new
+    heads = ["pooled", *(["mean over tasks"] if len(tasks) > 1 else []), *parts]
+    several = max(len(runs) for runs in found.values()) > 1
+    yield f"| points, {'means over seeds' if several else 'one seed'} | " + " | ".join(heads) + " |"
+    yield "|" + "---|" * (1 + len(heads))
     for label, ours, other in rows:
-        cells = [label, compared(ours, other)]
-        if len(tasks) > 1:
-            cells.append(compared(ours, other, even=True))
-        if without_yes_or_no:
-            rest = ours["task"] != "boolq"
-            cells.append(compared(*({key: value[rest] for key, value in verdicts.items()} for verdicts in (ours, other))))
+        cells = [label, compared(ours, other), *([compared(ours, other, even=True)] if len(tasks) > 1 else [])]
+        for names in parts.values():
+            here = np.isin(ours["task"], names)
+            cells.append(compared(*({key: value[here] for key, value in verdicts.items()} for verdicts in (ours, other))))
         yield "| " + " | ".join(cells) + " |"
     yield ""
 
@@ -271,7 +277,8 @@ def tables(outs: Sequence[Path], settings: Mapping[str, Any], told: Sequence[str
         "median of a ratio. Passes are block passes a prompt. `shuffled-` deals a method's own routes to other prompts of the same task "
         "(`-over-tasks-`: to any prompt). Verdicts are of `acc_norm`: choices by log-likelihood a character. A seed draws "
         "a code book's folds, random routes and skips, and the routers' first weights; questions are the same. The mean over tasks weighs "
-        "tasks alike, whatever their numbers of questions, which tune and test hold in other shares. "
+        "tasks alike, whatever their numbers of questions, which tune and test hold in other shares. `static` is the best single route of "
+        "the matrix (single edits, pairs, in domain triples too), chosen and confirmed on fit questions; greedy from the base on is `tale`. "
         "The conclusions are in `docs/policies.md`, how each choice was made in `docs/LOG.md`."
     )
     yield ""
