@@ -204,7 +204,7 @@ def contrasts(found: dict[str, list[Verdicts]], tasks: Sequence[str]) -> Iterato
     parts: dict[str, list[str]] = {}
     if "boolq" in tasks and len(tasks) > 1:
         parts["pooled without boolq"] = [task for task in tasks if task != "boolq"]
-    if IN_DOMAIN < set(tasks):
+    if set(tasks) > IN_DOMAIN:
         new = [task for task in tasks if task not in IN_DOMAIN]
         parts[f"pooled, {', '.join(new)} alone"] = new
     heads = ["pooled", *(["mean over tasks"] if len(tasks) > 1 else []), *parts]
@@ -278,7 +278,7 @@ def tables(outs: Sequence[Path], settings: Mapping[str, Any], told: Sequence[str
         "(`-over-tasks-`: to any prompt). Verdicts are of `acc_norm`: choices by log-likelihood a character. A seed draws "
         "a code book's folds, random routes and skips, and the routers' first weights; questions are the same. The mean over tasks weighs "
         "tasks alike, whatever their numbers of questions, which tune and test hold in other shares. `static` is the best single route of "
-        "the matrix (single edits, pairs, in domain triples too), chosen and confirmed on fit questions; greedy from the base on is `tale`. "
+        "the matrix (single edits, pairs, in domain triples too), chosen and confirmed on fit questions; greedy from the base on: `tale`. "
         "The conclusions are in `docs/policies.md`, how each choice was made in `docs/LOG.md`."
     )
     yield ""
