@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from methods_asked import LIMIT, Asked
+from methods_asked import Asked
 
 ARC, OBQA = ("arc_easy", "arc_challenge"), ("openbookqa",)
 MIXED = (*ARC, *OBQA, "commonsenseqa", "piqa", "boolq")
@@ -292,7 +292,7 @@ def main() -> None:
     parser.add_argument("--methods", default="")
     parser.add_argument("--split", default="tune", choices=("tune", "test"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--limit", type=int, default=LIMIT, help="test questions a task; the default reads the test parts whole")
+    parser.add_argument("--limit", type=int, default=0, help="test questions a task at most; 0 reads the test parts whole")
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()

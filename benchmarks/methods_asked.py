@@ -14,7 +14,7 @@ LIMIT = 800  # questions of a task in the matrix, and of a test part that is mad
 HELD_OUT = {"boolq": 400}  # passages are long
 
 
-def select(data: Any, split: str, seen: set[str], limit: int = LIMIT) -> list[Any]:
+def select(data: Any, split: str, seen: set[str], limit: int = 0) -> list[Any]:
     """What is asked of a task.
 
     Tune: the questions of the matrix, else the first ones. Test: the test part, whole unless a limit is given; of a task that has none, the
@@ -24,10 +24,11 @@ def select(data: Any, split: str, seen: set[str], limit: int = LIMIT) -> list[An
     if split == "tune":
         return [example for example in data.select("tune", 0 if seen else LIMIT) if not seen or example.id in seen]
     if data.examples["test"]:
-        return data.select("test", 0 if limit == LIMIT else limit)
+        return data.select("test", limit)
     rest = data.select("tune") if seen else data.select("fit") + data.select("calibrate")
     unread = [example for example in rest if example.id not in seen]
-    return unread[: min(limit, HELD_OUT.get(data.task.name, limit))]
+    most = HELD_OUT.get(data.task.name, LIMIT)
+    return unread[: min(limit or most, most)]
 
 
 def most_common(examples: Sequence[Any]) -> float | None:
@@ -40,9 +41,7 @@ def most_common(examples: Sequence[Any]) -> float | None:
 class Asked:
     """Questions of some tasks and one split, and verdicts of any route on them: looked up, or computed once and kept."""
 
-    def __init__(
-        self, routed: Any, learned: Sequence[str], tasks: Sequence[str], split: str, run: Path, data: str | None, limit: int = LIMIT
-    ):
+    def __init__(self, routed: Any, learned: Sequence[str], tasks: Sequence[str], split: str, run: Path, data: str | None, limit: int = 0):
         """`learned`: every task that a policy may learn from; their questions are left out of others. An unfinished matrix is refused."""
         from drllm.methods.planned import joined_records, lists_by_task
         from drllm.plans import path_plans

@@ -51,6 +51,7 @@ def test_a_limit_ends_test_questions_early():
     assert ids(methods_asked.select(loaded(test=0), "test", seen, limit=2)) == ["tune1", "tune2"]
     assert ids(methods_asked.select(loaded(), "tune", seen, limit=3)) == ["tune0"]
     assert len(methods_asked.select(loaded(test=900), "test", seen)) == 900
+    assert len(methods_asked.select(loaded(test=900), "test", seen, limit=methods_asked.LIMIT)) == methods_asked.LIMIT
 
 
 def test_the_most_common_answer_is_told_where_all_questions_have_the_same_choices():

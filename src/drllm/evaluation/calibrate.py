@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from drllm.progress import Progress
 from drllm.provenance import read_jobs, running
 from drllm.routes import Route
 from drllm.scoring.deciding import score_policies
-from drllm.tasks import drop_overlaps, get_task, load_task, question_key
+from drllm.tasks import LoadedTask, drop_overlaps, get_task, load_task, question_key
 
 CHUNK = 64  # questions between two steps of the progress bar
 TUNE_QUESTIONS = 200  # a task, that order the tests
@@ -64,54 +65,72 @@ def calibrate(
     sources = run_sources(run)
     loaded = drop_overlaps({name: load_task(name, plan["data"]) for name, plan in by_task.items()} | sources, sources)
     seen: set[str] = set()
-    left_out: Counter[str] = Counter()
-
-    def answered(split: Split, limit: int) -> tuple[dict[str, int], list[list[bool]], list[list[int]]]:
-        """Questions a task; verdicts and passes of the base and of each point."""
-        counts: dict[str, int] = {}
-        verdicts: list[list[bool]] = [[] for _ in range(1 + len(points))]
-        passes: list[list[int]] = [[] for _ in range(1 + len(points))]
-        for name, plan in by_task.items():
-            scorer: Any = planned_scorer(routed, plan)
-            questions = []
-            for example in loaded[name].select(split, limit):
-                key = question_key(example.question)
-                if key in seen:
-                    left_out["asked by another task, too"] += 1
-                    continue
-                seen.add(key)
-                try:
-                    questions.append(scorer.question(loaded[name].task, example))
-                except InputError as error:
-                    left_out[str(error).partition(":")[0]] += 1
-            questions.sort(key=lambda question: (question.n_tokens, question.example.id))
-            counts[name] = len(questions)
-            with Progress(f"{split} questions of {name}", len(questions)) as progress:
-                for start in range(0, len(questions), CHUNK):
-                    chunk = questions[start : start + CHUNK]
-                    for place, (mine, routes) in enumerate(score_policies(scorer, chunk, [None, *points])):
-                        verdicts[place] += [verdict.correct for verdict in mine]
-                        passes[place] += [route.n_passes for route in routes]
-                    progress.advance(len(chunk))
-        return counts, verdicts, passes
-
     with running(run, "calibrate", to_dict(config), argv) as entry:
-        on_tune = answered("tune", TUNE_QUESTIONS)[1] if len(points) > 1 else [[]]
-        left_out.clear()
-        counts, (base, *answers), (_, *passes) = answered(config.calibrate, config.calibrate_limit)
+        ask = partial(answer_points, routed, by_task, loaded, points, seen)
+        tuned = ask("tune", TUNE_QUESTIONS) if len(points) > 1 else None
+        asked = ask(config.calibrate, config.calibrate_limit)
+        base, *answers = asked.verdicts
         if not base:
             raise InputError(f"the tasks of {run} have no {config.calibrate} question: search data that has a train part, or give more")
-        order = surest_first(on_tune[0], on_tune[1:], len(base), config.epsilon, config.delta) if on_tune[0] else None
+        order = None
+        if tuned is not None and tuned.verdicts[0]:
+            order = surest_first(tuned.verdicts[0], tuned.verdicts[1:], len(base), config.epsilon, config.delta)
         found = gate(
-            base, answers, [float(np.mean(values)) for values in passes], routed.n_layers, config.epsilon, config.delta, counts,
-            config.calibrate, str(routed.model.dtype), judged_by(by_task.values()), order,
+            base, answers, [float(np.mean(values)) for values in asked.passes[1:]], routed.n_layers, config.epsilon, config.delta,
+            asked.counts, config.calibrate, str(routed.model.dtype), judged_by(by_task.values()), order,
         )  # fmt: skip
         found = replace(found, earlier=earlier_tries(run, found))
-        entry["guarantee"], entry["left_out"] = found.to_json(), dict(left_out)
+        entry["guarantee"], entry["left_out"] = found.to_json(), dict(asked.left_out)
     chosen = RoutePolicy(Route.full(routed.n_layers)) if found.point is None else points[found.point]
     chosen.guarantee = found.to_json()
     chosen.prompt_format = policy.prompt_format if found.point is not None else None
     return chosen, found
+
+
+@dataclass
+class Asked:
+    """Questions a task, the verdicts and passes of the base and of each point on all of them, and why questions were left out."""
+
+    counts: dict[str, int]
+    verdicts: list[list[bool]]
+    passes: list[list[int]]
+    left_out: Counter[str]
+
+
+def answer_points(
+    routed: RoutedModel,
+    by_task: dict[str, dict[str, Any]],
+    loaded: dict[str, LoadedTask],
+    points: Sequence[Policy],
+    seen: set[str],
+    split: Split,
+    limit: int,
+) -> Asked:
+    """Answer a split's questions with the base and each point; a question in `seen`, which grows, is asked no second time."""
+    asked = Asked({}, [[] for _ in range(1 + len(points))], [[] for _ in range(1 + len(points))], Counter())
+    for name, plan in by_task.items():
+        scorer: Any = planned_scorer(routed, plan)
+        questions = []
+        for example in loaded[name].select(split, limit):
+            key = question_key(example.question)
+            if key in seen:
+                asked.left_out["asked by another task, too"] += 1
+                continue
+            seen.add(key)
+            try:
+                questions.append(scorer.question(loaded[name].task, example))
+            except InputError as error:
+                asked.left_out[str(error).partition(":")[0]] += 1
+        questions.sort(key=lambda question: (question.n_tokens, question.example.id))
+        asked.counts[name] = len(questions)
+        with Progress(f"{split} questions of {name}", len(questions)) as progress:
+            for start in range(0, len(questions), CHUNK):
+                chunk = questions[start : start + CHUNK]
+                for place, (mine, routes) in enumerate(score_policies(scorer, chunk, [None, *points])):
+                    asked.verdicts[place] += [verdict.correct for verdict in mine]
+                    asked.passes[place] += [route.n_passes for route in routes]
+                progress.advance(len(chunk))
+    return asked
 
 
 def judged_by(plans: Iterable[dict[str, Any]]) -> str:
