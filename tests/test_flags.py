@@ -108,10 +108,10 @@ def test_an_empty_yaml_file_changes_nothing(tmp_path: Path):
 
 def test_yaml_numbers_in_the_forms_people_write(tmp_path: Path):
     path = tmp_path / "run.yaml"
-    path.write_text('routers: {lr: 1e-3, gamma: 2, normalize: "no"}\n')
+    path.write_text("routers: {lr: 1e-3, gamma: 2, normalize: raw}\n")
     sections = flags.read_yaml(path, Sections()).sections
     config = flags.build(RoutersConfig, sections["routers"], argparse.Namespace())
-    assert (config.lr, config.gamma, config.normalize) == (1e-3, 2.0, "no")
+    assert (config.lr, config.gamma, config.normalize) == (1e-3, 2.0, "raw")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import families
-from drllm import Action, Route, RoutedModel
+from drllm import Action, Route, RoutedModel, RoutersConfig
 from drllm.errors import ArtifactError, InputError
 from drllm.model.policy import RoutePolicy, policy_class
 from drllm.model.routers import (
@@ -159,6 +159,16 @@ def test_stacked_routers_equal_separate_modules(normalize, shared, first_block):
     if first_block:
         with pytest.raises(InputError, match="before the first block"):
             routers.decide(1, x_LBTD[1], torch.tensor(masks))
+
+
+@pytest.mark.parametrize(
+    ("preset", "normalize", "wanted"),
+    [("paper", "preset", False), ("default", "preset", True), ("paper", "rms", True), ("default", "raw", False)],
+)
+def test_the_paper_feeds_raw_states_unless_told_otherwise(preset, normalize, wanted):
+    assert RoutersConfig(preset=preset, normalize=normalize).normalized == wanted
+    with pytest.raises(InputError, match="normalize is True, expected preset, rms or raw"):
+        RoutersConfig(normalize=True)
 
 
 def test_normalize_gives_unit_rms_at_any_scale():

@@ -182,7 +182,7 @@ def test_held_back_records_never_train(tmp_path):
 @pytest.mark.parametrize("normalize", [True, False])
 def test_training_together_equals_modules_of_their_own(normalize):
     """A loop over separate modules, as the paper trains them, reaches the same weights."""
-    config = RoutersConfig(epochs=2, width=16, n_windows=4, batch_size=8, normalize="yes" if normalize else "no", lr=3e-3)
+    config = RoutersConfig(epochs=2, width=16, n_windows=4, batch_size=8, normalize="rms" if normalize else "raw", lr=3e-3)
     shape = replace(SHAPE, normalize=normalize)
     features = planted(40)
     held = held_back(features)

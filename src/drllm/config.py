@@ -103,8 +103,8 @@ class RoutersConfig:
     tune_questions: int = knob(200, "preset default: tune questions a task that the knob is set on; 0 leaves the routers as they are")
     n_windows: int = knob(8, "windows W the prompt is cut into (section 3.1: 8)")
     width: int = knob(128, "hidden width of a router (section 3.1: 128)")
-    normalize: Literal["preset", "yes", "no"] = knob(
-        "preset", "scale each pooled state to unit RMS before the router; preset: paper feeds it raw, default scales it"
+    normalize: Literal["preset", "rms", "raw"] = knob(
+        "preset", "each pooled state before the router: scaled to unit RMS, or raw; preset: paper feeds it raw, default scales it"
     )
     shared: bool = knob(False, "one router for all blocks: an ablation")
     first_block: bool = knob(False, "all routers read the states entering the first block: an ablation (table 6)")
@@ -124,8 +124,8 @@ class RoutersConfig:
                                 ("epochs", 1, None), ("batch_size", 1, None), ("warmup_steps", 0, None),
                                 ("val_fraction", 0, 0.9)):  # fmt: skip
             check_range(self, name, low, high)
-        if self.normalize not in ("preset", "yes", "no"):
-            raise InputError(f"RoutersConfig.normalize is {self.normalize!r}, expected preset, yes or no")
+        if self.normalize not in ("preset", "rms", "raw"):
+            raise InputError(f"RoutersConfig.normalize is {self.normalize!r}, expected preset, rms or raw")
         if self.shared and self.first_block:
             raise InputError("one shared router on one input decides alike for every block: leave out shared or first_block")
         if self.budget < 1 and (self.preset == "paper" or not self.tune_questions):
@@ -136,7 +136,7 @@ class RoutersConfig:
     @property
     def normalized(self) -> bool:
         """Whether states are scaled before the routers."""
-        return self.preset == "default" if self.normalize == "preset" else self.normalize == "yes"
+        return self.preset == "default" if self.normalize == "preset" else self.normalize == "rms"
 
 
 @dataclass(frozen=True)

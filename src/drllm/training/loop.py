@@ -77,7 +77,7 @@ def train_routers(
             schedule.step()
             total += loss.item() * len(rows)
         if not math.isfinite(total):
-            raise InputError(f"training diverged in epoch {epoch} (loss {total}): lower lr (now {config.lr}) or set normalize to yes")
+            raise InputError(f"training diverged in epoch {epoch} (loss {total}): lower lr (now {config.lr}) or set normalize to rms")
         if on_epoch is not None:
             metrics = {"epoch": epoch, "loss": total / len(train_rows)} | measure(
                 routers, pooled_LNWD, features.valid, labels_LN, train_rows
