@@ -131,7 +131,7 @@ class Asked:
         rows = [(i, r, c) for (t, i, r), c in self.known.items() if t == task]
         columns = dict(zip(("id", "route", "correct"), map(list, zip(*rows, strict=True)), strict=True))
         self._store(task).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns), self._store(task))
+        pq.write_table(pa.table(columns), self._store(task), compression="zstd", compression_level=19)
 
     def store(self, path: Path, routes: Sequence[Any], correct: Sequence[bool] | None = None, policy: str = "") -> None:
         """One method's verdicts, a row a question."""
@@ -142,4 +142,4 @@ class Asked:
             "route": [str(route) for route in routes],
         }  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns, metadata={"policy": policy}), path)
+        pq.write_table(pa.table(columns, metadata={"policy": policy}), path, compression="zstd", compression_level=19)
