@@ -130,8 +130,7 @@ class Asked:
     def _keep(self, task: str) -> None:
         rows = [(i, r, c) for (t, i, r), c in self.known.items() if t == task]
         columns = dict(zip(("id", "route", "correct"), map(list, zip(*rows, strict=True)), strict=True))
-        self._store(task).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns), self._store(task), compression="zstd", compression_level=19)
+        write_small(self._store(task), pa.table(columns))
 
     def store(self, path: Path, routes: Sequence[Any], correct: Sequence[bool] | None = None, policy: str = "") -> None:
         """One method's verdicts, a row a question."""
@@ -141,5 +140,10 @@ class Asked:
             "task": self.tasks, "id": self.ids, "correct": list(correct), "n_passes": [route.n_passes for route in routes],
             "route": [str(route) for route in routes],
         }  # fmt: skip
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns, metadata={"policy": policy}), path, compression="zstd", compression_level=19)
+        write_small(path, pa.table(columns, metadata={"policy": policy}))
+
+
+def write_small(path: Path, table: pa.Table) -> None:
+    """As Parquet, packed tightly: hundreds of such files are kept."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, compression="zstd", compression_level=19)

@@ -116,8 +116,8 @@ def test_points_are_tested_in_order_up_to_the_first_failure():
 def test_what_saves_nothing_takes_the_best_point():
     base = np.arange(2000) % 2
     better = np.where(np.arange(2000) % 10 == 0, 1, base)
-    assert gate(base, [base, better, better], [30, 30.5, 31], 30, 0.02, 0.05, {"t": 1000}, "calibrate").point == 2
-    assert gate(base, [base, better, better], [29.9, 29, 29.5], 30, 0.02, 0.05, {"t": 1000}, "calibrate").point == 1
+    assert gate(base, [base, better, better], [30, 30.5, 31], 30, 0.02, 0.05, {"t": 2000}, "calibrate").point == 2
+    assert gate(base, [base, better, better], [29.9, 29, 29.5], 30, 0.02, 0.05, {"t": 2000}, "calibrate").point == 1
 
 
 def test_a_small_delta_can_be_passed():

@@ -137,9 +137,8 @@ def judged_by(plans: Iterable[dict[str, Any]]) -> str:
     """What made an answer right in these plans: the reward, and the metric where choices are compared."""
     names = set()
     for plan in plans:
-        config, reward = plan["config"], plan["config"]["reward"]
-        reward = get_task(plan["task"]).default_reward if reward == "auto" else reward
-        names.add(f"{reward}, {config['metric']}" if reward == "loglik" else reward)
+        reward = get_task(plan["task"]).reward_named(plan["config"]["reward"])
+        names.add(f"{reward}, {plan['config']['metric']}" if reward == "loglik" else reward)
     return " and ".join(sorted(names))
 
 
@@ -151,4 +150,4 @@ def earlier_tries(run: Path, found: Guarantee) -> int:
     tried = [job["guarantee"] for job in read_jobs(run) if job["job"] == "calibrate" and "guarantee" in job]
     others = [before for before in tried if before["split"] == found.split and set(before["tasks"]) & set(found.tasks)]
     results = {json.dumps(before["tested"], sort_keys=True) for before in others}
-    return len(results - {json.dumps(found.to_json()["tested"], sort_keys=True)})
+    return len(results - {json.dumps(found.tested, sort_keys=True)})

@@ -251,15 +251,19 @@ def choices(candidate: Candidate, features: np.ndarray) -> np.ndarray:
 
     from drllm.model.codebook import Point, pick
 
-    passes = np.array([route.n_passes for route in candidate.routes])
-    scores, saved = (torch.from_numpy(values) for values in (candidate.ridge.predict(features), 1 - passes[1:] / passes[0]))
+    scores, saved = (torch.from_numpy(values) for values in (candidate.ridge.predict(features), saved_passes(candidate)))
     return pick(scores, saved, Point(candidate.threshold, candidate.price)).numpy()
+
+
+def saved_passes(candidate: Candidate) -> np.ndarray:
+    """(K,): the share of the base's passes that each route but the base saves."""
+    passes = np.array([route.n_passes for route in candidate.routes])
+    return 1 - passes[1:] / passes[0]
 
 
 def thresholds(best: Candidate, features: np.ndarray) -> list[float]:
     """Operating points, the readiest to stay first: a quarter, a half, three quarters and all of the tune prompts that leave the base."""
-    saved = np.array([1 - route.n_passes / len(route) for route in best.routes[1:]])
-    values = (best.ridge.predict(features) + best.price * saved).max(1)
+    values = (best.ridge.predict(features) + best.price * saved_passes(best)).max(1)
     leaving = np.sort(values[values > best.threshold])[::-1]
     counts = sorted({round(share * len(leaving)) for share in (0.25, 0.5, 0.75)} - {0, len(leaving)})
     return [*(float(leaving[count]) for count in counts), best.threshold]

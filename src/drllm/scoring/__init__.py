@@ -34,7 +34,7 @@ def make_scorer(
 
     It keeps up to `cache_bytes` of states for paths to come.
     """
-    name = task.default_reward if reward == "auto" else reward
+    name = task.reward_named(reward)
     if (name == "boxed") != (task.kind == "math"):
         raise InputError(f"task {task.name!r} is a {task.kind} task, which reward {name!r} cannot judge: use --reward auto")
     if name == "loglik":

@@ -48,7 +48,7 @@ class Job:
     @property
     def reward(self) -> str:
         """The reward by name, `auto` resolved."""
-        return self.task.default_reward if self.config.reward == "auto" else self.config.reward
+        return self.task.reward_named(self.config.reward)
 
 
 @dataclass

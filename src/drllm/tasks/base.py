@@ -55,6 +55,10 @@ class Task:
     level: int = 0
     """DART-Math's difficulty, 1 to 5; 0 for tasks without levels."""
 
+    def reward_named(self, reward: str) -> str:
+        """The reward that a name stands for here: `auto` is the task's own."""
+        return self.default_reward if reward == "auto" else reward
+
     def loglik_prompt(self, example: Example) -> tuple[str, list[str]]:
         """Context and continuations (each with its leading space) as in lm-eval 0.4, zero-shot.
 
