@@ -83,10 +83,13 @@ class Asked:
     def features(self, block: int) -> Any:
         """What a code book reads before a block, of all questions."""
         from drllm.methods.codebook import reading_blocks
-        from drllm.training.features import read_prompts
+        from drllm.progress import Progress
+        from drllm.scoring.deciding import read_prompts
 
         if block not in self._features:
-            self._features = read_prompts(self.routed, self.prompts, sorted({block, *reading_blocks(self.routed.n_layers)}), 512)
+            with Progress("read prompts", len(self.prompts)) as progress:
+                blocks = sorted({block, *reading_blocks(self.routed.n_layers)})
+                self._features = read_prompts(self.routed, self.prompts, blocks, 512, progress.advance)
         return self._features[block]
 
     def routes(self, policy: Any) -> list[Any]:
@@ -95,8 +98,8 @@ class Asked:
         from drllm.scoring.deciding import decide_routes
 
         if isinstance(policy, Codebook):
-            return [policy.routes[place] for place in policy.choose(self.features(policy.block))]
-        return decide_routes(self.routed, policy, self.prompts, 512)
+            return policy.routes_for(self.features(policy.block))
+        return decide_routes(self.routed, [policy], self.prompts, 512)[0]
 
     def told(self, oracle: Any) -> list[Any]:
         """One route a question by an oracle, as `Oracle.answer` takes them, from verdicts that are known or computed now."""

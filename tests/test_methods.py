@@ -33,9 +33,9 @@ from drllm.model.routers import RouterConfig, Routers
 from drllm.pipeline import fit_policy
 from drllm.record_files import merge_records, record_groups
 from drllm.records import RouteRecord, read_records
+from drllm.scoring.deciding import decide_routes, read_prompts
 from drllm.searching.prior import sweep_routes
 from drllm.tasks import load_task
-from drllm.training.features import read_prompts
 from drllm.training.influence import block_influence
 from drllm.training.losses import focal_loss, rarity_weights, soft_loss
 from runs import EVALUATE, SEARCH, TASK, TRAIN, L, model, questions, write_rows
@@ -346,6 +346,7 @@ def test_a_book_decides_as_it_was_fitted(tiny):
     texts = ["what is 5 and 6?", "x", "a much longer prompt than the others, is it not?"]
     prompts = [tiny.tokenizer(text)["input_ids"] for text in texts]
     read = read_prompts(tiny, prompts, [1, 2], 600)
+    books = []
     for block in (1, 2):
         routes = [Route.full(L), Route.full(L).edit(2, 0), Route.full(L).edit(3, 2)]
         mean, scale = read[block].mean(0), read[block].std(0) + 0.1
@@ -357,6 +358,13 @@ def test_a_book_decides_as_it_was_fitted(tiny):
             ["what is 5 and 6?", "x", "a much longer prompt than the others, is it not?"], policy=book, max_new_tokens=2
         )
         assert [output.route for output in outputs] == wanted
+        books.append((book, wanted))
+    # All at once, among policies that read other states: as each by itself.
+    routers = Routers(RouterConfig(L, tiny.hidden_size, n_windows=4, width=16), seed=2)
+    policies = [None, *(book for book, _ in books), routers]
+    together = decide_routes(tiny, policies, prompts, 600)
+    assert together[1:3] == [wanted for _, wanted in books]
+    assert together == [decide_routes(tiny, [policy], prompts, 600)[0] for policy in policies]
 
 
 def test_pooling_reads_the_prompt_alone():

@@ -425,7 +425,7 @@ def test_decided_routes_are_those_of_generate(family):
     alone = [routed.generate(input_ids=torch.tensor([prompt]), policy=routers, max_new_tokens=1)[0].route for prompt in prompts]
     assert len(set(alone)) > 1
     for max_step_tokens in (1, 60, 4096):
-        assert decide_routes(routed, routers, prompts, max_step_tokens) == alone
-    assert decide_routes(routed, None, prompts, 60) == [Route.full(L)] * 5
-    assert decide_routes(routed, RoutePolicy(ROUTES[5]), prompts, 60) == [ROUTES[5]] * 5
-    assert decide_routes(routed, RowRoutes(ROUTES[2:7]), prompts, 60) == ROUTES[2:7]
+        assert decide_routes(routed, [routers], prompts, max_step_tokens) == [alone]
+    assert decide_routes(routed, [None], prompts, 60) == [[Route.full(L)] * 5]
+    assert decide_routes(routed, [RoutePolicy(ROUTES[5])], prompts, 60) == [[ROUTES[5]] * 5]
+    assert decide_routes(routed, [RowRoutes(ROUTES[2:7])], prompts, 60) == [ROUTES[2:7]]

@@ -224,7 +224,7 @@ class RoutedLM(_Stock):
         prompts = [context[-self.max_length :] for context in waiting]
         started, before = time.perf_counter(), self._router_seconds
         with self._autocast():
-            decided = decide_routes(self.routed, self._policy, prompts, max(map(len, prompts)))
+            (decided,) = decide_routes(self.routed, [self._policy], prompts, max(map(len, prompts)))
         routes = dict(zip(waiting, decided, strict=True))
         tasks = [self._origin(row.requests[0])[0] for row in rows if not row.is_whole and row.group]
         self.routing.add_seconds(tasks, time.perf_counter() - started, self._router_seconds - before, None)

@@ -172,13 +172,15 @@ def read_features(routed: RoutedModel, folder: Path, matrix: Matrix, blocks: Seq
     from safetensors.numpy import load, save
 
     from drllm.files import write_bytes
-    from drllm.training.features import read_prompts
+    from drllm.progress import Progress
+    from drllm.scoring.deciding import read_prompts
 
     dtype = str(routed.model.dtype).removeprefix("torch.")
     key = hashlib.sha256(json.dumps([routed.fingerprint, dtype, list(blocks), matrix.prompts]).encode()).hexdigest()[:16]
     path = folder / f"prompts-{split}-{key}.safetensors"
     if not path.is_file():
-        read = read_prompts(routed, matrix.prompts, blocks, 512)
+        with Progress("read prompts", len(matrix.prompts)) as progress:
+            read = read_prompts(routed, matrix.prompts, blocks, 512, progress.advance)
         write_bytes(path, save({str(block): values.numpy() for block, values in read.items()}))
     try:
         kept = load(path.read_bytes())

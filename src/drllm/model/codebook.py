@@ -95,7 +95,6 @@ class Codebook(Policy):
             or (len(self.routes) > 1 and not self.points)
         ):
             raise InputError(f"a selector of shape {tuple(weight.shape)} does not fit {len(self.routes)} routes and point {at}")
-        self._actions_KL = torch.tensor([[int(action) for action in route] for route in self.routes])
         saved = [1 - route.n_passes / self.n_layers for route in self.routes[1:]]
         self._saved_K = torch.tensor(saved)
 
@@ -105,6 +104,12 @@ class Codebook(Policy):
             return torch.zeros(len(features_BF), dtype=torch.long)
         point = self.points[self.at] if point is None else point
         return pick(self.scores(features_BF), self._saved_K, point)
+
+    def routes_for(self, features_BF: Tensor) -> list[Route]:
+        """Each prompt's route; `InputError` where its states are not finite."""
+        if not bool(features_BF.isfinite().all()):
+            raise InputError(f"the states entering block {self.block} are not finite on a prompt: load the base in bfloat16 or float32")
+        return [self.routes[index] for index in self.choose(features_BF)]
 
     def scores(self, features_BF: Tensor) -> Tensor:
         """(B, K - 1): each route's predicted gain over the base less its harm."""
@@ -188,10 +193,8 @@ class _Choosing(Policy):
             return torch.ones(len(x_BTD), dtype=torch.long)
         if block == self.book.block:
             with torch.autocast(x_BTD.device.type, enabled=False):
-                features = pool_prompt(x_BTD, prompt_mask_BT)
-                if not bool(features.isfinite().all()):
-                    raise InputError(f"the states entering block {block} are not finite on a prompt: load the base in bfloat16 or float32")
-                self._actions_BL = self.book._actions_KL[self.book.choose(features)]
+                routes = self.book.routes_for(pool_prompt(x_BTD, prompt_mask_BT))
+            self._actions_BL = torch.tensor([tuple(route) for route in routes])
         assert self._actions_BL is not None, "a prefill passes the block where the choice is made"
         return self._actions_BL[:, block]
 

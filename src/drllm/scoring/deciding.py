@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from drllm.model.cache import RoutedCache
+from drllm.model.codebook import Codebook, pool_prompt
 from drllm.model.policy import EvaluateOnlyPolicy, Policy, RowRoutes
 from drllm.model.prompts import left_pad
 from drllm.model.routed import RoutedModel
@@ -32,12 +34,62 @@ def prompt_steps(
         yield rows, inputs
 
 
-@torch.no_grad()
-def decide_routes(routed: RoutedModel, policy: Policy | None, prompts: Sequence[Sequence[int]], max_step_tokens: int) -> list[Route]:
-    """One route a prompt (token ids); None is the base model.
+class _Reading(RoutedCache):
+    """Reads the prompt's states before some blocks, as a code book does."""
 
-    A policy decides from what it may read of each prompt under its own route, as in `RoutedModel.generate`.
+    read: dict[int, Tensor]
+
+    def enter(self, block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
+        if block in self.read:
+            self.read[block] = pool_prompt(x_BTD, self._prompt_mask).cpu()
+        return super().enter(block, x_BTD, arguments)
+
+
+@torch.no_grad()
+def read_prompts(
+    routed: RoutedModel,
+    prompts: Sequence[Sequence[int]],
+    blocks: Sequence[int],
+    max_step_tokens: int,
+    advance: Callable[[int], None] = lambda n: None,
+) -> dict[int, Tensor]:
+    """What a code book would read of each prompt before each of `blocks`: (N, 2 D) float32 by block.
+
+    Only the blocks before the last of them run. `advance` is told how many prompts are done.
     """
+    n_run = max(blocks)
+    route = Route([1] * n_run + [0] * (routed.n_layers - n_run))
+    found = {block: torch.zeros((len(prompts), 2 * routed.hidden_size)) for block in blocks}
+    for rows, inputs in prompt_steps(routed, prompts, max_step_tokens, by_length=True):
+        cache = _Reading(routed.config, routed.n_layers, RowRoutes([route] * len(rows)), inputs["attention_mask"])
+        cache.read = dict.fromkeys(blocks, torch.empty(0))
+        routed.decoder_forward(cache, **inputs)
+        for block in blocks:
+            found[block][rows] = cache.read[block]
+        advance(len(rows))
+    return found
+
+
+def decide_routes(
+    routed: RoutedModel, policies: Sequence[Policy | None], prompts: Sequence[Sequence[int]], max_step_tokens: int
+) -> list[list[Route]]:
+    """One route a prompt (token ids), by each policy; None is the base model.
+
+    A policy decides from what it may read of each prompt under its own route, as in `RoutedModel.generate`. Code books read the base's
+    states, so one forward of the first blocks serves them all.
+    """
+    blocks = sorted({policy.block for policy in policies if isinstance(policy, Codebook) and policy.route is None})
+    read = read_prompts(routed, prompts, blocks, max_step_tokens) if blocks and prompts else {}
+    return [
+        policy.routes_for(read[policy.block])
+        if isinstance(policy, Codebook) and policy.block in read
+        else _decide(routed, policy, prompts, max_step_tokens)
+        for policy in policies
+    ]
+
+
+@torch.no_grad()
+def _decide(routed: RoutedModel, policy: Policy | None, prompts: Sequence[Sequence[int]], max_step_tokens: int) -> list[Route]:
     if policy is None:
         return [Route.full(routed.n_layers)] * len(prompts)
     if isinstance(policy, RowRoutes):
@@ -64,7 +116,7 @@ def score_policies(scorer: Any, questions: Sequence[Any], policies: Sequence[Pol
         assert isinstance(policy, EvaluateOnlyPolicy)
         return [policy.answer(scorer, questions)]
     prompts = [question.context_ids for question in questions]
-    routes = [decide_routes(scorer.routed, policy, prompts, scorer.max_step_tokens) for policy in policies]
+    routes = decide_routes(scorer.routed, policies, prompts, scorer.max_step_tokens)
     handles = scorer.open(questions)
     pairs = [(handle, mine[place]) for place, handle in enumerate(handles) for mine in routes]
     verdicts = dict(zip(pairs, scorer.score(pairs), strict=True))

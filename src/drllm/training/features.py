@@ -20,7 +20,6 @@ from torch import Tensor
 from drllm.errors import ArtifactError
 from drllm.files import write_bytes
 from drllm.model.cache import RoutedCache
-from drllm.model.codebook import pool_prompt
 from drllm.model.policy import RowRoutes
 from drllm.model.routed import RoutedModel
 from drllm.model.routers import pool, pool_matrix
@@ -47,37 +46,6 @@ class _Pooling(RoutedCache):
     def enter(self, block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
         self.pooled.append(pool(self.weights_BWT.to(x_BTD.device), x_BTD).to("cpu", torch.bfloat16))
         return super().enter(block, x_BTD, arguments)
-
-
-class _Reading(RoutedCache):
-    """Reads the prompt's states before some blocks, as a code book does."""
-
-    read: dict[int, Tensor]
-
-    def enter(self, block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
-        if block in self.read:
-            self.read[block] = pool_prompt(x_BTD, self._prompt_mask).cpu()
-        return super().enter(block, x_BTD, arguments)
-
-
-@torch.no_grad()
-def read_prompts(routed: RoutedModel, prompts: Sequence[Sequence[int]], blocks: Sequence[int], max_step_tokens: int) -> dict[int, Tensor]:
-    """What a code book would read of each prompt before each of `blocks`: (N, 2 D) float32 by block.
-
-    Only the blocks before the last of them run.
-    """
-    n_run = max(blocks)
-    route = Route([1] * n_run + [0] * (routed.n_layers - n_run))
-    found = {block: torch.zeros((len(prompts), 2 * routed.hidden_size)) for block in blocks}
-    with Progress("read prompts", len(prompts)) as progress:
-        for rows, inputs in prompt_steps(routed, prompts, max_step_tokens, by_length=True):
-            cache = _Reading(routed.config, routed.n_layers, RowRoutes([route] * len(rows)), inputs["attention_mask"])
-            cache.read = dict.fromkeys(blocks, torch.empty(0))
-            routed.decoder_forward(cache, **inputs)
-            for block in blocks:
-                found[block][rows] = cache.read[block]
-            progress.advance(len(rows))
-    return found
 
 
 @torch.no_grad()
