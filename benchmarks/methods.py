@@ -238,16 +238,25 @@ def evaluate_only(asked: Asked, policy: Any, path: Path, policy_digest: str) -> 
 
 
 def clock(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
-    """Seconds of one prompt's forward under each policy, router included, as a ratio to the base's just before and after it."""
+    """Seconds of one prompt's forward under each policy, router included, as a ratio to the base's in the same round.
+
+    A round asks the base and every policy once, in an order drawn anew; a prompt's ratio is the median of `--rounds` rounds.
+    """
     import torch
 
     from drllm.files import write_json
     from drllm.model.artifact import load_policy
     from drllm.model.partial import PartialPolicy, Step
+    from drllm.progress import Progress
 
     asked = Asked(routed, MIXED, SETTINGS[setting].asked, arguments.split, arguments.run, arguments.data)
     rng = np.random.default_rng(0)
     prompts = [asked.prompts[place] for place in rng.choice(len(asked.prompts), arguments.prompts, replace=False)]
+    policies = {}
+    for name, _, seed in wanted_rows(setting, arguments.methods, 1):
+        folder = folder_of(arguments.run, setting, name, seed)
+        if (folder / "drllm_config.json").is_file() and name != "oracle":
+            policies[file_of(name, seed)] = load_policy(folder, routed)
 
     @torch.no_grad()
     def seconds(policy: Any, prompt: Sequence[int]) -> float:
@@ -262,21 +271,25 @@ def clock(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
             routed(ids, routes=policy, logits_to_keep=1)
         return time.perf_counter() - started
 
-    for name, _, seed in wanted_rows(setting, arguments.methods, 1):
-        folder = folder_of(arguments.run, setting, name, seed)
-        if not (folder / "drllm_config.json").is_file() or name == "oracle":
+    asking = {"": None, "base again": None} | policies  # "base again" says how far two equal things differ here
+    spent = np.zeros((len(prompts), arguments.rounds, len(asking)))
+    with Progress(f"time {setting}", spent[:, :, 0].size) as progress:
+        for at, prompt in enumerate(prompts):
+            for one in range(-1, arguments.rounds):  # the first warms up
+                for place in rng.permutation(len(asking)):
+                    spent[at, one, place] = seconds(list(asking.values())[place], prompt)
+                progress.advance(int(one >= 0))
+    ratios = np.median(spent / spent[:, :, :1], axis=1)
+    for place, file in enumerate(asking):
+        if not file:
             continue
-        policy = load_policy(folder, routed)
-        ratios = []
-        for prompt in prompts:
-            before, ours, after = seconds(None, prompt), seconds(policy, prompt), seconds(None, prompt)
-            ratios.append(2 * ours / (before + after))
-        middle = [float(np.median(rng.choice(ratios, len(ratios)))) for _ in range(2000)]
+        middle = [float(np.median(rng.choice(ratios[:, place], len(prompts)))) for _ in range(2000)]
         low, high = np.quantile(middle, [0.025, 0.975])
-        about = {"ratio": float(np.median(ratios)), "low": float(low), "high": float(high), "prompts": len(ratios)}
-        (arguments.out / setting / "clock").mkdir(parents=True, exist_ok=True)
-        write_json(arguments.out / setting / "clock" / f"{file_of(name, seed)}.json", about)
-        print(f"{setting} {name}: {about['ratio']:.3f} ({low:.3f} to {high:.3f}) of the base's seconds", flush=True)
+        about = {"ratio": float(np.median(ratios[:, place])), "low": float(low), "high": float(high), "prompts": len(prompts)}
+        print(f"{setting} {file}: {about['ratio']:.3f} ({low:.3f} to {high:.3f}) of the base's seconds", flush=True)
+        if file in policies:
+            (arguments.out / setting / "clock").mkdir(parents=True, exist_ok=True)
+            write_json(arguments.out / setting / "clock" / f"{file}.json", about)
 
 
 def main() -> None:
@@ -294,6 +307,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=0, help="test questions a task at most; 0 reads the test parts whole")
     parser.add_argument("--prompts", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=5, help="time: of each prompt")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.job == "table":
