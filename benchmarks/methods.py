@@ -188,10 +188,8 @@ def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
             raise SystemExit(f"{folder} holds no policy: run this setting on tune first, or name others in --methods")
         policy, policy_digest = load_policy(folder, routed), digest(folder)
         path = place / f"{file}.parquet"
-        stored = pq.read_schema(path).metadata[b"policy"].decode() if path.is_file() else None
-        if stored is not None and arguments.split == "test":
-            if stored != policy_digest:
-                raise SystemExit(f"{path} holds test verdicts of another policy: test is read once, with the policy chosen before")
+        stored = stored_digest(path)
+        if arguments.split == "test" and read_before(path, stored, policy_digest):
             continue
         for owned in (file, f"shuffled-over-tasks-{file}", f"shuffled-{file}"):
             digests[owned] = policy_digest
@@ -211,6 +209,18 @@ def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     for file, routes in chosen.items():
         asked.store(place / f"{file}.parquet", routes, policy=digests[file])
     write_json(place / "most_common.json", asked.most_common)
+
+
+def stored_digest(path: Path) -> str | None:
+    """Of the policy whose verdicts stand in a file, if it is there."""
+    return pq.read_schema(path).metadata[b"policy"].decode() if path.is_file() else None
+
+
+def read_before(path: Path, stored: str | None, policy_digest: str) -> bool:
+    """Whether this policy's test verdicts stand there; another's are refused, so that no policy is chosen by test."""
+    if stored not in (None, policy_digest):
+        raise SystemExit(f"{path} holds test verdicts of another policy: test is read once, with the policy chosen before")
+    return stored is not None
 
 
 def dealt_within(routes: Sequence[Any], tasks: Sequence[str], seed: int) -> list[Any]:

@@ -44,8 +44,8 @@ CONTRASTS = {
         "routers",
     ),
     "codebook_by_task": (
-        "base", "static", "static_tuned", "codebook", "shuffled-over-tasks-codebook_by_task", "random_codebook_by_task",
-        "input_blind_by_task", "polar",
+        "base", "static", "static_tuned", "codebook", "shuffled-codebook_by_task", "shuffled-over-tasks-codebook_by_task",
+        "random_codebook_by_task", "input_blind_by_task", "polar",
     ),
     "routers": ("base", "static", "static_tuned", "shuffled-routers", "shuffled-over-tasks-routers"),
     "paper": ("base", "shuffled-paper", "shuffled-over-tasks-paper"),

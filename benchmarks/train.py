@@ -49,7 +49,7 @@ def through_the_model(routed: RoutedModel, prompts: list, labels: list[Route], c
         states: list[torch.Tensor] = []
         cache = routed.new_cache(RowRoutes([route]), torch.ones_like(ids))
         enter = cache.enter
-        cache.enter = lambda block, x, states=states, enter=enter: (states.append(x), enter(block, x))[1]
+        cache.enter = lambda block, x, named, states=states, enter=enter: (states.append(x), enter(block, x, named))[1]
         with torch.no_grad():
             routed.decoder_forward(cache, input_ids=ids)
         logits = torch.stack([routers.logits(block, weights @ x.float(), valid) for block, x in enumerate(states)])

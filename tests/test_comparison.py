@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import methods_asked  # noqa: E402
 import methods_table  # noqa: E402
-from methods import ROWS, SETTINGS, wanted_rows  # noqa: E402
+from methods import ROWS, SETTINGS, read_before, stored_digest, wanted_rows  # noqa: E402
 
 SPLITS = {"fit": 5, "tune": 6, "calibrate": 3, "test": 4}
 
@@ -32,6 +32,15 @@ def loaded(name: str = "arc_easy", **counts: int) -> LoadedTask:
 
 def ids(examples) -> list[str]:
     return [example.id for example in examples]
+
+
+def test_another_policy_does_not_read_test_again(tmp_path):
+    path = tmp_path / "codebook.0.parquet"
+    assert not read_before(path, stored_digest(path), "mine")
+    pq.write_table(pa.table({"id": ["a"]}).replace_schema_metadata({"policy": "mine"}), path)
+    assert read_before(path, stored_digest(path), "mine")
+    with pytest.raises(SystemExit, match="test verdicts of another policy"):
+        read_before(path, stored_digest(path), "a better one")
 
 
 def test_tune_asks_the_matrix_and_test_what_nothing_was_chosen_by():

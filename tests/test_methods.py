@@ -111,6 +111,7 @@ def test_the_command_line_trains_lists_and_refuses(tiny, run, data, capsys, monk
         (["--method", "codebook", "--block", "9"], "block is 9, expected less than the model's 4"),
         (["--method", "static", "--epsilon", "0"], "GateConfig.epsilon is 0.0"),
         (["--method", "static", "--epsilon", "0.1"], "belong to a promise: name the split"),
+        (["--method", "static", "--epsilon", "0.01", "--delta", "0.05"], "belong to a promise: name the split"),
         (["--preset", "paper", "--budget", "0.9"], "RoutersConfig.budget below 1 is kept by a knob set on tune"),
         (["--method"], "expected one argument"),
     ]:
@@ -575,6 +576,15 @@ def test_a_policy_is_calibrated_saved_with_its_promise_and_refused_for_a_smaller
     for epsilon in (0.1, float("nan")):
         with pytest.raises(InputError, match=r"asks for more than the 0\.4"):
             tiny.generate("x", policy=again, epsilon=epsilon, max_new_tokens=1, check_prompt_format=False)
+    again.prompt_format = "chat"
+    with pytest.raises(InputError, match="the promise was made for 'chat' prompts, these are 'raw'"):
+        tiny.generate("x", policy=again, epsilon=0.4, max_new_tokens=1, check_prompt_format=False)
+    again.prompt_format = None
+    saved = json.loads((folder / "drllm_config.json").read_text())
+    for broken in ({"epsilon": 0.0001}, saved["guarantee"] | {"epsilon": "small"}):
+        (folder / "drllm_config.json").write_text(json.dumps(saved | {"guarantee": broken}))
+        with pytest.raises(ArtifactError, match="a guarantee that is none"):
+            RoutedModel.from_pretrained(folder, base=tiny)
     again.guarantee = again.guarantee | {"dtype": "torch.bfloat16"}
     with pytest.raises(InputError, match=r"promised for torch\.bfloat16 weights, these are torch\.float32"):
         tiny.generate("x", policy=again, epsilon=0.4, max_new_tokens=1, check_prompt_format=False)
@@ -640,7 +650,7 @@ def test_the_promise_says_what_was_judged_and_how_many_questions_of_each_task(ti
     assert f"{guarantee.n} questions ({guarantee.n} of {TASK}; calibrate; loglik, acc_norm)" in guarantee.sentence
 
 
-def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, tmp_path):
+def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, data, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     promise = GateConfig(calibrate="calibrate", epsilon=0.4, delta=0.4)
 
@@ -652,6 +662,12 @@ def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, tm
     found = calibrate(tiny, tmp_path / "run", RoutePolicy(ROUTES[1]), promise)[1]
     assert f"tried on these questions before: {found.earlier}; this holds for each by itself" in found.sentence
     assert Guarantee(**{name: value for name, value in found.to_json().items() if name != "sentence"}).sentence == found.sentence
+    assert before >= len({*ROUTES} - {Route.full(L)}), "routes of a list that was answered on them are tries, too"
+    more = [Route.full(L).edit(0, 0).edit(1, 2), Route.full(L).edit(1, 0).edit(3, 2), ROUTES[0]]
+    for splits, counted in ((("fit",), 0), (("fit", "calibrate"), 2)):
+        name = "-".join(splits)
+        search(tiny, [TASK], dataclasses.replace(SEARCH, splits=splits), tmp_path / "run", data, routes=more, list_name=name)
+        assert earlier(ROUTES[1]) == found.earlier + counted
 
 
 # --- routers that learn from all right paths

@@ -6,6 +6,7 @@ Every field carries its help text, unit and, where the paper fixes it, the secti
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -139,6 +140,9 @@ class RoutersConfig:
         return self.preset == "default" if self.normalize == "preset" else self.normalize == "rms"
 
 
+_NO_SPLIT = "epsilon, delta and calibrate_limit belong to a promise: name the split to test it on too (calibrate: calibrate)"
+
+
 @dataclass(frozen=True)
 class GateConfig:
     """A promise that a policy is not worse than the base, or the base instead."""
@@ -152,9 +156,13 @@ class GateConfig:
         for name, low, high in (("epsilon", 1e-6, 0.5), ("delta", 1e-6, 0.5), ("calibrate_limit", 0, None)):
             check_range(self, name, low, high)
         if not self.calibrate and (self.epsilon, self.delta, self.calibrate_limit) != (0.01, 0.05, 0):
-            raise InputError(
-                "epsilon, delta and calibrate_limit belong to a promise: name the split to test it on too (calibrate: calibrate)"
-            )
+            raise InputError(_NO_SPLIT)
+
+    @staticmethod
+    def check_given(given: Mapping[str, Any]) -> None:
+        """Refuse a user's settings of a promise without the split to test it on, even where they are the defaults."""
+        if not given.get("calibrate") and given.keys() & {"epsilon", "delta", "calibrate_limit"}:
+            raise InputError(_NO_SPLIT)
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,10 @@ def build(config_class: type[Config], given: Mapping[str, Any], arguments: argpa
         value = getattr(arguments, prefix + flag.name, None)
         if value is not None:
             values[flag.name] = split_names(value) if flag.kind is tuple else value
-    return config_class(**values)
+    config = config_class(**values)
+    if isinstance(config, GateConfig):
+        config.check_given(values)
+    return config
 
 
 def number(value: Any) -> float:

@@ -79,7 +79,7 @@ def calibrate(
             base, answers, [float(np.mean(values)) for values in asked.passes[1:]], routed.n_layers, config.epsilon, config.delta,
             asked.counts, config.calibrate, str(routed.model.dtype), judged_by(by_task.values()), order,
         )  # fmt: skip
-        found = replace(found, earlier=earlier_tries(run, found))
+        found = replace(found, earlier=earlier_tries(run, found, str(Route.full(routed.n_layers))))
         entry["guarantee"], entry["left_out"] = found.to_json(), dict(asked.left_out)
     chosen = RoutePolicy(Route.full(routed.n_layers)) if found.point is None else points[found.point]
     chosen.guarantee = found.to_json()
@@ -142,12 +142,13 @@ def judged_by(plans: Iterable[dict[str, Any]]) -> str:
     return " and ".join(sorted(names))
 
 
-def earlier_tries(run: Path, found: Guarantee) -> int:
-    """Calibrations that the run's record holds on questions of the same split and of any of these tasks, and that found something else.
+def earlier_tries(run: Path, found: Guarantee, base: str) -> int:
+    """How many policies the run has tried on questions of the same split and of any of these tasks.
 
-    The same policy tried again finds the same, so it does not count.
+    Calibrations that found something else (the same policy tried again finds the same), and routes of lists that were answered on it.
     """
     tried = [job["guarantee"] for job in read_jobs(run) if job["job"] == "calibrate" and "guarantee" in job]
     others = [before for before in tried if before["split"] == found.split and set(before["tasks"]) & set(found.tasks)]
     results = {json.dumps(before["tested"], sort_keys=True) for before in others}
-    return len(results - {json.dumps(found.tested, sort_keys=True)})
+    lists = [plan for plan in path_plans(run).values() if found.split in plan["config"]["splits"] and plan["task"] in found.tasks]
+    return len(results - {json.dumps(found.tested, sort_keys=True)}) + len({route for plan in lists for route in plan["paths"]} - {base})

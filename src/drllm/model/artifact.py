@@ -162,6 +162,11 @@ def read(folder: Path) -> ArtifactConfig:
         values.setdefault("guarantee", None)  # older policies have none
     if not isinstance(values, dict) or any(name not in values or not isinstance(values[name], kind) for name, kind in kinds.items()):
         raise ArtifactError(f"{path} is not the configuration of a drllm policy: give the folder that `drllm train` printed")
+    promised = values["guarantee"]
+    if promised is not None and not (
+        {"point", "epsilon", "dtype", "sentence", "tested"} <= promised.keys() and isinstance(promised["epsilon"], float)
+    ):
+        raise ArtifactError(f"{path} holds a guarantee that is none of `drllm train --calibrate`: calibrate the policy again")
     if values["schema_version"] > SCHEMA_VERSION:
         raise ArtifactError(f"{path} has schema {values['schema_version']}, this drllm reads up to {SCHEMA_VERSION}: upgrade drllm")
     if unknown := sorted(values.keys() - kinds.keys()):

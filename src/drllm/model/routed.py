@@ -261,11 +261,16 @@ class RoutedModel:
             raise InputError("give either prompts or input_ids")
         if input_ids is None:
             rows, prompt_format = encode_prompts(self.tokenizer, prompts)
-            if chosen is not None and check_prompt_format and chosen.prompt_format not in (None, prompt_format):
-                raise InputError(
-                    f"the policy was trained on {chosen.prompt_format!r} prompts, these are {prompt_format!r}: its routes would "
-                    "be arbitrary; pass check_prompt_format=False (--any-format) to use it all the same"
-                )
+            if chosen is not None and chosen.prompt_format not in (None, prompt_format):
+                if epsilon is not None:
+                    raise InputError(
+                        f"the promise was made for {chosen.prompt_format!r} prompts, these are {prompt_format!r}: leave epsilon out"
+                    )
+                if check_prompt_format:
+                    raise InputError(
+                        f"the policy was trained on {chosen.prompt_format!r} prompts, these are {prompt_format!r}: its routes would "
+                        "be arbitrary; pass check_prompt_format=False (--any-format) to use it all the same"
+                    )
             input_ids, attention_mask = left_pad(rows, self.pad_id, self.device)
         input_ids, attention_mask, n_prompt_B = check_ids(input_ids, attention_mask)
         if isinstance(chosen, RowRoutes) and len(chosen.actions_BL) != len(input_ids):
