@@ -302,6 +302,16 @@ def test_the_terminal_table_keeps_each_method_on_a_line(tmp_path: Path):
     assert "/" not in body["base"]
 
 
+def test_a_long_name_cuts_no_figure(tmp_path: Path):
+    summary = write_evaluation(tmp_path)
+    name = "shuffled-" + "a_name_longer_than_any_of_ours" * 2
+    for line in summary["rows"]:
+        line["method"] = name if line["method"] == "routers" else line["method"]
+    text = table.render(summary)
+    assert "…" not in text
+    assert any(line.split()[0] == name and "4 / 0" in line for line in text.splitlines() if line.strip())
+
+
 def test_pictures_are_refused_by_name_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match="need matplotlib"):

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 HEADER = ("method", "accuracy, %", "n", "vs base, points", "better / worse", "McNemar p", "mean passes", "seconds")
@@ -60,9 +61,11 @@ def render(summary: dict[str, Any]) -> str:
 
 
 def as_text(table: Table) -> str:
-    """A table for a terminal, without colours, so that it can be piped and compared."""
+    """A table for a terminal, without colours, so that it can be piped and compared; as wide as it must be to cut no figure."""
     buffer = io.StringIO()
-    Console(file=buffer, width=WIDTH, color_system=None, legacy_windows=False).print(table)
+    console = Console(file=buffer, width=WIDTH, color_system=None, legacy_windows=False)
+    console.width = max(WIDTH, Measurement.get(console, console.options.update(width=10_000), table).maximum)
+    console.print(table)
     return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())
 
 
