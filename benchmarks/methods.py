@@ -281,7 +281,7 @@ def clock(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
             routed(ids, routes=policy, logits_to_keep=1)
         return time.perf_counter() - started
 
-    asking = {"": None, "base again": None} | policies  # "base again" says how far two equal things differ here
+    asking = {"": None, "base_again": None} | policies  # "base_again" says how far two equal things differ here
     spent = np.zeros((len(prompts), arguments.rounds, len(asking)))
     with Progress(f"time {setting}", spent[:, :, 0].size) as progress:
         for at, prompt in enumerate(prompts):
@@ -297,9 +297,8 @@ def clock(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
         low, high = np.quantile(middle, [0.025, 0.975])
         about = {"ratio": float(np.median(ratios[:, place])), "low": float(low), "high": float(high), "prompts": len(prompts)}
         print(f"{setting} {file}: {about['ratio']:.3f} ({low:.3f} to {high:.3f}) of the base's seconds", flush=True)
-        if file in policies:
-            (arguments.out / setting / "clock").mkdir(parents=True, exist_ok=True)
-            write_json(arguments.out / setting / "clock" / f"{file}.json", about)
+        (arguments.out / setting / "clock").mkdir(parents=True, exist_ok=True)
+        write_json(arguments.out / setting / "clock" / f"{file}.json", about)
 
 
 def main() -> None:

@@ -114,7 +114,8 @@ class Codebook(Policy):
     def scores(self, features_BF: Tensor) -> Tensor:
         """(B, K - 1): each route's predicted gain over the base less its harm."""
         features = ((features_BF.cpu() - self.mean) / self.scale).float()
-        return features @ self.weight + self.bias
+        with torch.autocast("cpu", enabled=False):  # near ties are decided in float32, whoever asks
+            return features @ self.weight + self.bias
 
     @property
     def route(self) -> Route | None:
