@@ -13,6 +13,7 @@ import pytest
 import families
 from drllm import Route, RoutedModel, cli, commands
 from drllm.cli import main
+from drllm.job import warn_if_slow
 from drllm.model.policy import RoutePolicy
 
 SRC = str(Path(__file__).parent.parent / "src")
@@ -344,3 +345,20 @@ def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
     code, _, err = run(capsys, *typed, "--search-n-simulations", "9")
     assert code == 2
     assert err.rstrip().splitlines()[-1].startswith("drllm: error: ")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "capability", "warns"),
+    [
+        ("torch.bfloat16", "cpu", "AVX2", True),
+        ("torch.bfloat16", "cpu", "AVX512", False),
+        ("torch.float32", "cpu", "AVX2", False),
+        ("torch.bfloat16", "cuda", "AVX2", False),
+    ],
+)
+def test_a_type_that_this_cpu_is_slow_in_is_said(monkeypatch, recwarn, dtype, device, capability, warns):
+    import torch
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    warn_if_slow(dtype, device)
+    assert [("--dtype float32" in str(found.message)) for found in recwarn] == [True] * warns
