@@ -24,9 +24,9 @@ from drllm.model.oracle import Oracle
 from drllm.model.partial import Step, count
 from drllm.model.policy import RoutePolicy
 from drllm.pipeline import fit_policy
-from drllm.reporting.table import render
-from drllm.reporting.table import verdict as sentence
 from drllm.scoring.loglik import LoglikScorer
+from drllm.tables import render
+from drllm.tables import verdict as sentence
 from drllm.tasks import get_task, load_task
 from drllm.training.partial import train_gates
 from runs import EVALUATE, SEARCH, TASK, L, model, questions, write_rows

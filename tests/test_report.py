@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from drllm import ArtifactError, EvaluateConfig, InputError, Route
+from drllm import tables as table
 from drllm.evaluation import run as evaluation
 from drllm.files import write_json, write_text
 from drllm.plans import check_plan
 from drllm.records import RouteRecord, write_shard
-from drllm.reporting import figures, report, table
+from drllm.reporting import figures, report
 from drllm.scoring import Verdict
 
 pytest.importorskip("matplotlib")

@@ -83,7 +83,7 @@ def _evaluate(job: Job) -> Lines:
     if not tasks:
         job.need("tasks")
     from drllm.evaluation.run import evaluate
-    from drllm.reporting.table import render, verdict
+    from drllm.tables import render, verdict
 
     summary = evaluate(job.load(model, dtype), job.common.methods, tasks, out, config, job.common.data or None, job.argv)
     yield render(summary)
@@ -160,7 +160,7 @@ def _retrofit(job: Job) -> Lines:
     model = job.need("model")
     from drllm.pipeline import retrofit
     from drllm.reporting.figures import need_matplotlib
-    from drllm.reporting.table import render
+    from drllm.tables import render
 
     need_matplotlib()  # an hour of search must not end in a missing package
     result = retrofit(job.load(model), tasks, out, options, **configs, data=job.common.data or None, argv=job.argv, resources=resources)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from drllm.cards import CARD_FILE
 from drllm.config import EvaluateConfig, GateConfig, Resources, SearchConfig, to_dict
 from drllm.errors import ArtifactError, InputError
 from drllm.evaluation.calibrate import calibrate
@@ -23,12 +24,11 @@ from drllm.methods.material import train
 from drllm.model import artifact
 from drllm.model.policy import Policy
 from drllm.model.routed import RoutedModel
-from drllm.reporting.card import CARD_FILE
 from drllm.reporting.load import read_summary
 from drllm.reporting.report import report
-from drllm.reporting.table import verdict
 from drllm.scoring import make_scorer
 from drllm.searching.runner import search
+from drllm.tables import verdict
 from drllm.tasks import drop_overlaps, load_task
 
 TRAINED = ("static", "routers")

@@ -17,8 +17,8 @@ from rich.text import Text
 from drllm.errors import InputError
 from drllm.evaluation.stats import paired_bootstrap, wilson
 from drllm.records import RouteRecord
-from drllm.reporting.table import POOLED, as_text, percent, points
 from drllm.routes import Action
+from drllm.tables import POOLED, as_text, percent, points
 
 
 @dataclass(frozen=True)
@@ -198,11 +198,28 @@ def _base_verdict(record: RouteRecord, check: str) -> bool:
     return record.base_correct if by_metric is None else by_metric
 
 
+Cells = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # of one table: title, header, rows
+
+
 def render(stats: RecordStats) -> str:
     """The tables for a terminal, without colours, so that they can be piped and compared."""
+    texts = [_table(*cells) for cells in tables(stats)]
+    if note := broken_note(stats):
+        texts[0] += f"\n\n  {note}"
+    return "\n\n".join(texts)
+
+
+def broken_note(stats: RecordStats) -> str:
+    """Says how many questions no table counts; empty for none."""
+    n_broken = stats.rows[-1].broken
+    return f"left out of all tables: {n_broken:,} questions on which the base's logits are not numbers" if n_broken else ""
+
+
+def tables(stats: RecordStats) -> list[Cells]:
+    """Labels, shares solved, forward passes and, where there were any, checks."""
     rows = stats.rows
-    tables = [
-        _table(
+    found: list[Cells] = [
+        (
             "labels: the kept routes",
             ("task", "visited", "sampled", "improved", "% visited", "% sampled", "skip", "execute", "repeat", "mean passes"),
             [
@@ -214,12 +231,12 @@ def render(stats: RecordStats) -> str:
                 for row in rows
             ],
         ),
-        _table(
+        (
             "solved, % of what the base gets wrong; control: as many random routes, blind to the question; 95 % intervals",
             ("task", "by search", "by the control", "search minus control, points"),
             [(row.task, _shown(row.search), _shown(row.control), _difference(row.difference)) for row in rows],
         ),
-        _table(
+        (
             "forward passes: routes evaluated",
             ("task", "search", "a question", "control", "checks"),
             [
@@ -231,11 +248,9 @@ def render(stats: RecordStats) -> str:
             ],
         ),
     ]  # fmt: skip
-    if n_broken := rows[-1].broken:
-        tables[0] += f"\n\n  left out of all tables: {n_broken:,} questions on which the base's logits are not numbers"
     if any(row.flips for row in rows):
-        tables.append(
-            _table(
+        found.append(
+            (
                 "checks: kept routes that are wrong when checked; base routes whose verdict by the same metric changes",
                 ("task", "check", "kept routes", "wrong", "%", "base routes", "other verdict", "%"),
                 [
@@ -248,7 +263,7 @@ def render(stats: RecordStats) -> str:
                 ],
             )
         )  # fmt: skip
-    return "\n\n".join(tables)
+    return found
 
 
 def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -91,8 +91,8 @@ def export_route(job: Job) -> Lines:
 
 def show_card(job: Job) -> Lines:
     """Run `drllm info`."""
+    from drllm.cards import CARD_FILE
     from drllm.model import artifact
-    from drllm.reporting.card import CARD_FILE
 
     place = Path(job.arguments.name)
     if (place / "drllm_export.json").is_file():

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from drllm.cards import CONFIG_FILE
 from drllm.errors import InputError
 from drllm.methods.base import method_names
 from drllm.registry import did_you_mean
-from drllm.reporting.card import CONFIG_FILE
 
 BASE = "base"
 CONTROLS = ("random", "shuffled")

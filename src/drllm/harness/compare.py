@@ -16,7 +16,7 @@ from rich.table import Table
 
 from drllm.errors import InputError
 from drllm.evaluation.stats import holm, mcnemar, paired_bootstrap
-from drllm.reporting.table import as_text, percent, points
+from drllm.tables import as_text, percent, points
 
 # samples_<task>_<date>.jsonl of the harness's own tracker, or samples_<task>.jsonl of `drllm evaluate --harness`.
 _NAME = re.compile(r"samples_(?P<task>.+?)(?:_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+))?\.jsonl")

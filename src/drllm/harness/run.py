@@ -23,7 +23,7 @@ from drllm.harness.compare import compare, read_scores
 from drllm.model import artifact
 from drllm.model.routed import RoutedModel
 from drllm.provenance import running
-from drllm.reporting.table import as_text, percent
+from drllm.tables import as_text, percent
 
 if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from drllm.cards import CARD_FILE, CONFIG_FILE, is_card, render_card
 from drllm.errors import ArtifactError, InputError, network_errors
 from drllm.files import write_json, write_text
 from drllm.model.policy import Policy, policy_class
-from drllm.reporting.card import CARD_FILE, CONFIG_FILE, is_card, render_card
 
 if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel

@@ -1,4 +1,4 @@
-"""The report's pictures, each with its numbers in a CSV file beside it. matplotlib is imported when the first one is drawn."""
+"""The report's pictures: a PNG each, its numbers in a CSV file, and a Plotly figure. matplotlib is imported when one is drawn."""
 
 from __future__ import annotations
 
@@ -6,28 +6,27 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from drllm.errors import InputError
 from drllm.files import write_bytes, write_text
+from drllm.reporting import plots
 from drllm.reporting.load import Run
-from drllm.reporting.table import display_name, pooled_rows
+from drllm.reporting.parts import Chart
+from drllm.reporting.plots import COLOURS
 from drllm.routes import Action, Route
+from drllm.tables import display_name, pooled_rows
 
-# Okabe and Ito's colours, told apart by colour-blind readers; markers tell the methods apart without any colour.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 DPI = 120
+CONTROLS = ("random", "shuffled")  # or random-NAME, shuffled-NAME
+UPPER_BOUNDS = ("oracle",)
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A PNG in the report folder (its CSV has the same stem) and the sentence under it."""
-
-    file: str
-    caption: str
+def is_control(method: str) -> bool:
+    """Whether a row is there to judge another by."""
+    return method.partition("-")[0] in CONTROLS
 
 
 def need_matplotlib() -> None:
@@ -38,7 +37,111 @@ def need_matplotlib() -> None:
         raise InputError("the report's pictures need matplotlib, which is not installed: run `pip install 'drllm[demo]'`") from None
 
 
-def label_distribution(run: Run, folder: Path) -> Picture | str:
+def accuracy_charts(summary: dict[str, Any], folder: Path) -> list[Chart | str]:
+    """Accuracy of each method with its Wilson interval against what it costs: passes a prompt, and seconds where they were measured."""
+    split, rows = summary["split"], pooled_rows(summary)
+    if not rows:
+        return [f"No accuracy against passes on the {split} split: no method was evaluated."]
+    layers = rows[0]["n_layers"]
+    charts: list[Chart | str] = [
+        _accuracy(summary, folder, f"accuracy_{split}", "mean_passes", f"mean passes a prompt (the base makes {layers})", "passes")
+    ]
+    if all(row.get("seconds") for row in rows):
+        label = "seconds a question, measured while evaluating"
+        timed = [row | {"cost": row["seconds"] / row["n"]} for row in rows]
+        charts.append(_accuracy(summary | {"rows": timed}, folder, f"accuracy_seconds_{split}", "cost", label, "seconds"))
+    return charts
+
+
+def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label: str, unit: str) -> Chart:
+    figure, axes = _figure()
+    from matplotlib.transforms import ScaledTranslation
+
+    rows, split = pooled_rows(summary), summary["split"]
+    data = []
+    shared = Counter(round(row[cost], 3) for row in rows)
+    seen: Counter[float] = Counter()
+    for index, row in enumerate(rows):
+        # The controls make exactly the routers' passes: side by side, each is seen.
+        place = round(row[cost], 3)
+        aside = 9 * (seen[place] - (shared[place] - 1) / 2) / 72
+        seen[place] += 1
+        accuracy, shown = 100 * row["accuracy"], display_name(row["method"])
+        low, high = max(accuracy - 100 * row["wilson_low"], 0), max(100 * row["wilson_high"] - accuracy, 0)
+        axes.errorbar(
+            row[cost], accuracy, yerr=[[low], [high]], fmt=_marker(index), color=_colour(index),
+            capsize=3, label=shown, transform=axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans),
+        )  # fmt: skip
+        hover = f"{shown}: {accuracy:.1f} % ({accuracy - low:.1f} to {accuracy + high:.1f}), {row[cost]:.4g} {unit}, n = {row['n']}"
+        data.append(plots.points([row[cost]], [accuracy], [low], [high], shown, index, hover))
+        if row["method"] == summary["reference"]:
+            axes.axhline(accuracy, color="grey", linewidth=0.8, linestyle=":")
+    best = pareto_front([(row[cost], 100 * row["accuracy"]) for row in rows if not is_control(row["method"]) and not _is_told(row)])
+    axes.step(*zip(*best, strict=True), where="post", color="grey", linewidth=1, linestyle="--", label="Pareto front", zorder=0)
+    # Shifted points do not count for matplotlib's own limits.
+    costs = [row[cost] for row in rows]
+    room = max(0.15 * (max(costs) - min(costs)), max(costs) / 60)
+    axes.set_xlim(min(costs) - room, max(costs) + room)
+    axes.set_ylim(100 * min(row["wilson_low"] for row in rows) - 2, 100 * max(row["wilson_high"] for row in rows) + 2)
+    axes.set_xlabel(label)
+    axes.set_ylabel("accuracy (%), 95 % Wilson interval")
+    sizes = sorted({row["n"] for row in rows})
+    title = f"{', '.join(summary['tasks'])}, {split} split, n = {' to '.join(map(str, sizes[:: max(len(sizes) - 1, 1)]))} questions"
+    axes.set_title(title)
+    figure.legend(loc="outside right upper")  # outside: a box among the points would hide intervals
+    header = ("method", "task", "n", "accuracy", "wilson_low", "wilson_high", unit)
+    names = (*header[:-1], cost)
+    table = [tuple(row[key] if key in ("method", "task", "n") else _number(row[key]) for key in names) for row in rows]
+    caption = f"Accuracy against {unit} on the {split} split. The intervals are of single methods, not of differences; "
+    caption += "controls and upper bounds are not on the Pareto front, and a point on it need not be better than its neighbours for sure."
+    plot = plots.figure([plots.front(*zip(*best, strict=True)), *data], label, "accuracy (%), 95 % Wilson interval")
+    return _chart(figure, folder, name, title, caption, header, table, plot)
+
+
+def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of (cost, value), those that no point equally cheap or cheaper beats, from the cheapest on."""
+    front: list[tuple[float, float]] = []
+    for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or value > front[-1][1]:
+            front.append((cost, value))
+    return front
+
+
+def _is_told(row: dict[str, Any]) -> bool:
+    return row["method"] in UPPER_BOUNDS
+
+
+def usage_map(run: Run, folder: Path, split: str) -> Chart | str:
+    """Mean passes through each block by method and task; 1 is the base. Controls make their owner's passes and are left out."""
+    rows: dict[str, list[float]] = {}
+    table = []
+    for (where, method, task), answers in sorted(run.questions.items()):
+        routes = [Route.parse(row["route"]) for row in answers if row.get("route")]
+        if where != split or is_control(method) or not routes or all(route.is_full for route in routes):
+            continue
+        means = [sum(route[block] for route in routes) / len(routes) for block in range(len(routes[0]))]
+        rows[f"{display_name(method)}, {task} (n = {len(routes)})"] = means
+        table += [(method, task, block, len(routes), _number(mean)) for block, mean in enumerate(means)]
+    if not rows:
+        return f"No passes by block on the {split} split: no method that leaves the base's route has been evaluated there."
+    figure, axes = _figure(height=1.6 + 0.36 * len(rows))
+    from matplotlib.colors import LinearSegmentedColormap
+
+    values = list(rows.values())
+    shown = axes.imshow(values, aspect="auto", vmin=0, vmax=2, cmap=LinearSegmentedColormap.from_list("usage", list(plots.USAGE)))
+    axes.set_yticks(range(len(rows)), list(rows))
+    _whole_ticks(axes)
+    axes.set_xlabel("block (0 is the first)")
+    title = f"Mean passes through each block, {split} split"
+    axes.set_title(title)
+    figure.colorbar(shown, ax=axes, label="mean passes a prompt", ticks=[0, 1, 2])
+    layout = {"height": 190 + 30 * len(rows), "yaxis": {"autorange": "reversed", "automargin": True}}
+    plot = plots.figure([plots.heat(values, list(rows), "mean passes")], "block (0 is the first)", "", **layout)
+    caption = f"Mean passes through each block on the {split} split: 1 is the base, below 1 prompts skip the block, above 1 they repeat it."
+    return _chart(figure, folder, f"usage_{split}", title, caption, ("method", "task", "block", "n", "mean_passes"), table, plot)
+
+
+def label_distribution(run: Run, folder: Path) -> Chart | str:
     """How often the kept routes skip, execute and repeat a block, by task; counts on a log scale."""
     counts = {task: label_counts(records) for task, records in run.records.items()}
     counts = {task: count for task, count in counts.items() if sum(count.values())}
@@ -46,24 +149,30 @@ def label_distribution(run: Run, folder: Path) -> Picture | str:
         return "No label distribution: the search kept no route."
     figure, axes = _figure()
     width = 0.8 / len(counts)
+    data = []
     for index, (task, count) in enumerate(counts.items()):
         heights = [count[action] for action in Action]
         places = [action + (index - (len(counts) - 1) / 2) * width for action in Action]
+        labels = [f"{height:,}" for height in heights]
         # A bar of no labels has no place on a log scale: it is drawn at the axis and says 0.
-        bars = axes.bar(places, [max(height, 0.5) for height in heights], width * 0.9, label=task, color=_colour(index))
-        axes.bar_label(bars, labels=[f"{height:,}" for height in heights], fontsize=8)
+        drawn = [max(height, 0.5) for height in heights]
+        bars = axes.bar(places, drawn, width * 0.9, label=task, color=_colour(index))
+        axes.bar_label(bars, labels=labels, fontsize=8)
+        data.append(plots.bars([action.name.lower() for action in Action], drawn, labels, task, index))
     axes.set_yscale("log")
     axes.set_ylim(0.5, 2 * axes.get_ylim()[1])  # room for the counts above the bars
     axes.set_xticks([int(action) for action in Action], [action.name.lower() for action in Action])
     axes.set_xlabel("action of the kept route at a block")
-    axes.set_ylabel("labels (blocks x questions)")
+    axes.set_ylabel("labels (blocks x questions), log scale")
     n_routes = sum(record.chosen is not None for records in run.records.values() for record in records)
-    axes.set_title(f"Labels of the search, n = {n_routes} kept routes")
+    title = f"Labels of the search, n = {n_routes} kept routes"
+    axes.set_title(title)
     axes.legend()
     rows = [(task, action.name.lower(), count[action]) for task, count in counts.items() for action in Action]
-    _write_csv(folder / "label_distribution.csv", ("task", "action", "labels"), rows)
-    _save(figure, folder / "label_distribution.png")
-    return Picture("label_distribution.png", "Labels the search produced, by task, on a log scale.")
+    scale = {"type": "log", "title": {"text": "labels (blocks x questions), log scale"}, "automargin": True}
+    plot = plots.figure(data, "action of the kept route at a block", "", yaxis=scale, barmode="group")
+    caption = "Labels the search produced, by task, on a log scale."
+    return _chart(figure, folder, "label_distribution", title, caption, ("task", "action", "labels"), rows, plot)
 
 
 def label_counts(records: Iterable[Any]) -> Counter[Action]:
@@ -71,99 +180,37 @@ def label_counts(records: Iterable[Any]) -> Counter[Action]:
     return Counter(action for record in records if record.chosen is not None for action in record.chosen)
 
 
-def passes_by_block(run: Run, folder: Path, split: str) -> Picture | str:
-    """Mean passes through each block over the prompts of a task, for the routes the routers chose."""
-    routes = {
-        task: [Route.parse(row["route"]) for row in rows]
-        for (where, method, task), rows in run.questions.items()
-        if where == split and method == "routers" and rows
-    }
-    if not routes:
-        return f"No passes by block on the {split} split: the routers have not been evaluated there."
-    figure, axes = _figure()
-    axes.axhline(1, color="grey", linewidth=0.8, linestyle=":")
-    table = []
-    for index, (task, chosen) in enumerate(routes.items()):
-        means = [sum(route[block] for route in chosen) / len(chosen) for block in range(len(chosen[0]))]
-        axes.plot(means, marker=_marker(index), markersize=4, color=_colour(index), label=f"{task} (n = {len(chosen)})")
-        table += [(task, block, len(chosen), _number(mean)) for block, mean in enumerate(means)]
-    axes.set_ylim(-0.05, 2.05)
-    _whole_ticks(axes)
-    axes.set_xlabel("block (0 is the first)")
-    axes.set_ylabel("mean passes a prompt")
-    axes.set_title(f"Passes through each block, routers, {split} split, n = {sum(map(len, routes.values()))} questions")
-    axes.legend()
-    _write_csv(folder / f"passes_by_block_{split}.csv", ("task", "block", "n", "mean_passes"), table)
-    _save(figure, folder / f"passes_by_block_{split}.png")
-    return Picture(f"passes_by_block_{split}.png", f"Mean passes through each block on the {split} split; 1 is the base model.")
-
-
-def accuracy_against_passes(summary: dict[str, Any], folder: Path) -> Picture | str:
-    """Accuracy of each method with its Wilson interval against the passes it makes a prompt."""
-    split, rows = summary["split"], pooled_rows(summary)
-    if not rows:
-        return f"No accuracy against passes on the {split} split: no method was evaluated."
-    figure, axes = _figure()
-    from matplotlib.transforms import ScaledTranslation
-
-    places = Counter(round(row["mean_passes"], 3) for row in rows)
-    seen: Counter[float] = Counter()
-    for index, row in enumerate(rows):
-        # The controls make exactly the routers' passes: side by side, each is seen.
-        place = round(row["mean_passes"], 3)
-        aside = 9 * (seen[place] - (places[place] - 1) / 2) / 72
-        seen[place] += 1
-        low, high = (100 * (row["accuracy"] - row["wilson_low"]), 100 * (row["wilson_high"] - row["accuracy"]))
-        axes.errorbar(
-            row["mean_passes"], 100 * row["accuracy"], yerr=[[max(low, 0)], [max(high, 0)]], fmt=_marker(index), color=_colour(index),
-            capsize=3, label=display_name(row["method"]), transform=axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans),
-        )  # fmt: skip
-        if row["method"] == summary["reference"]:
-            axes.axhline(100 * row["accuracy"], color="grey", linewidth=0.8, linestyle=":")
-    # Shifted points do not count for matplotlib's own limits.
-    passes = [row["mean_passes"] for row in rows]
-    room = max(0.15 * (max(passes) - min(passes)), 0.5)
-    axes.set_xlim(min(passes) - room, max(passes) + room)
-    axes.set_ylim(100 * min(row["wilson_low"] for row in rows) - 2, 100 * max(row["wilson_high"] for row in rows) + 2)
-    axes.set_xlabel(f"mean passes a prompt (the base makes {rows[0]['n_layers']})")
-    axes.set_ylabel("accuracy (%), 95 % Wilson interval")
-    sizes = sorted({row["n"] for row in rows})
-    axes.set_title(f"{', '.join(summary['tasks'])}, {split} split, n = {' to '.join(map(str, sizes[:: max(len(sizes) - 1, 1)]))} questions")
-    figure.legend(loc="outside right upper")  # outside: a box among the points would hide intervals
-    names = ("method", "task", "n", "accuracy", "wilson_low", "wilson_high", "mean_passes")
-    table = [[row[name] if name in ("method", "task", "n") else _number(row[name]) for name in names] for row in rows]
-    _write_csv(folder / f"accuracy_{split}.csv", names, table)
-    _save(figure, folder / f"accuracy_{split}.png")
-    caption = f"Accuracy against passes on the {split} split. The intervals are of single methods, not of differences; "
-    caption += "methods that make equally many passes are drawn side by side."
-    return Picture(f"accuracy_{split}.png", caption)
-
-
-def training_curves(run: Run, folder: Path) -> Picture | str:
+def training_curves(run: Run, folder: Path) -> Chart | str:
     """Loss and macro-F1 by epoch, on the records trained on and on those held back."""
     curves = {method: epochs for method, epochs in run.epochs.items() if epochs}
     if not curves:
         return "No training curves: no method with epochs was trained."
     figure, (left, right) = _figure(columns=2)
-    table = []
+    table, data = [], []
     for index, (method, epochs) in enumerate(curves.items()):
-        for axes, name in ((left, "loss"), (right, "macro_f1")):
-            for key, style, part in ((name, "-", "train"), (f"val_{name}", "--", "held back")):
+        for axes, name, axis in ((left, "loss", ""), (right, "macro_f1", "2")):
+            for key, style, dash, part in ((name, "-", "solid", "train"), (f"val_{name}", "--", "dash", "held back")):
                 found = [(row["epoch"], row[key]) for row in epochs if row.get(key) is not None]
                 if found:
                     xs, ys = zip(*found, strict=True)
                     axes.plot(xs, ys, style, marker=_marker(index), markersize=3, color=_colour(index), label=f"{method}, {part}")
                     table += [(method, key, epoch, _number(value)) for epoch, value in found]
-    for axes, label in ((left, "loss (focal, nats)"), (right, "macro-F1 of the three actions")):
+                    data.append(plots.line(xs, ys, f"{method}, {part}", index, dash, axis) | {"showlegend": axis == ""})
+    labels = ("loss (focal, nats)", "macro-F1 of the three actions")
+    for axes, label in ((left, labels[0]), (right, labels[1])):
         _whole_ticks(axes)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.legend()
     n_routes = sum(record.chosen is not None for records in run.records.values() for record in records)
-    figure.suptitle(f"Training, n = {n_routes} kept routes, of which a part is held back")
-    _write_csv(folder / "training.csv", ("method", "metric", "epoch", "value"), table)
-    _save(figure, folder / "training.png")
-    return Picture("training.png", "Loss and macro-F1 by epoch.")
+    title = f"Training, n = {n_routes} kept routes, of which a part is held back"
+    figure.suptitle(title)
+    second = {
+        "xaxis": {"title": {"text": "epoch"}, "domain": [0, 0.44]}, "xaxis2": {"title": {"text": "epoch"}, "domain": [0.56, 1]},
+        "yaxis2": {"title": {"text": labels[1]}, "anchor": "x2", "automargin": True},
+    }  # fmt: skip
+    plot = plots.figure(data, "epoch", labels[0], **second)
+    return _chart(figure, folder, "training", title, "Loss and macro-F1 by epoch.", ("method", "metric", "epoch", "value"), table, plot)
 
 
 def _whole_ticks(axes: Any) -> None:
@@ -185,13 +232,29 @@ def _number(value: float) -> str:
     return f"{value:.6g}"
 
 
-def _figure(columns: int = 1) -> tuple[Any, Any]:
+def _figure(columns: int = 1, height: float = 4.5) -> tuple[Any, Any]:
     """A figure and its axes, without pyplot: no global state, no window, no backend to choose."""
     need_matplotlib()
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5 if columns == 1 else 10, 4.5), layout="constrained")
+    figure = Figure(figsize=(7.5 if columns == 1 else 10, height), layout="constrained")
     return figure, figure.subplots(1, columns)
+
+
+def _chart(
+    figure: Any,
+    folder: Path,
+    name: str,
+    title: str,
+    caption: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    plot: dict[str, Any],
+) -> Chart:
+    """Write the PNG and the CSV of a drawn figure."""
+    _write_csv(folder / f"{name}.csv", header, rows)
+    _save(figure, folder / f"{name}.png")
+    return Chart(name, title, caption, tuple(header), tuple(map(tuple, rows)), plot)
 
 
 def _save(figure: Any, path: Path) -> None:

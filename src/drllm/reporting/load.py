@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drllm.cards import CONFIG_FILE
 from drllm.errors import ArtifactError
 from drllm.records import RouteRecord, read_records
 
@@ -21,6 +22,7 @@ class Run:
     epochs: the training metrics of each method, one mapping an epoch.
     summaries: the evaluation summary of each split.
     questions: rows of the per-question files by (split, method, task).
+    policies: the configuration of each saved policy, by its name in the run.
     """
 
     folder: Path
@@ -30,6 +32,7 @@ class Run:
     epochs: dict[str, list[dict[str, Any]]]
     summaries: dict[str, dict[str, Any]]
     questions: dict[tuple[str, str, str], list[dict[str, Any]]]
+    policies: dict[str, dict[str, Any]]
 
 
 def load_run(folder: Path) -> Run:
@@ -46,7 +49,8 @@ def load_run(folder: Path) -> Run:
     jobs = _json(folder / "run.json") if (folder / "run.json").is_file() else []
     if not (plans or epochs or summaries):
         raise ArtifactError(f"{str(folder)!r} holds no search, training or evaluation: give the --out of a search, evaluate or retrofit")
-    return Run(folder, jobs, plans, records, epochs, summaries, questions)
+    policies = {path.parent.name: _json(path) for path in sorted(folder.glob(f"*/{CONFIG_FILE}"))}
+    return Run(folder, jobs, plans, records, epochs, summaries, questions, policies)
 
 
 def read_summary(path: Path) -> dict[str, Any]:

@@ -1,131 +1,179 @@
-"""`report()`: one Markdown file with pictures out of everything a run folder holds. No torch, and no model is loaded."""
+"""`report()`: one page, and the same as Markdown with pictures, out of everything a run folder holds. No torch, and no model is loaded."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from drllm.files import write_text
+from drllm.record_stats import broken_note, describe, tables
 from drllm.reporting import figures
-from drllm.reporting.figures import Picture
+from drllm.reporting.browser import browse, read_questions
+from drllm.reporting.figures import is_control
 from drllm.reporting.load import Run, load_run
-from drllm.reporting.table import markdown, percent, verdict
-from drllm.routes import Action
-
-CONTROLS = ("random", "shuffled")  # or random-NAME, shuffled-NAME
+from drllm.reporting.page import need_page, to_html
+from drllm.reporting.parts import Bullets, Chart, Commands, Heading, Paragraph, Part, Table, to_markdown
+from drllm.tables import HEADER, cells, points, verdict
 
 
 def report(run: str | Path) -> Path:
-    """Write `run/report/report.md`, its PNGs, and a CSV with the numbers of each picture.
+    """Write `run/report/report.html`, the same as `report.md`, and a PNG and a CSV with the numbers of each picture.
 
-    A stage that has not run is named in the report in a sentence. The same run folder gives the same bytes.
+    The page needs nothing beside it: script, style and numbers are inside. A stage that has not run is named in a sentence. The same run
+    folder gives the same bytes, given the same questions: texts of prompts are read from where the search read them, or left out.
 
     Args:
         run: the run folder of `search`, `train`, `evaluate` or `retrofit`.
 
     Returns:
-        The path of `report.md`.
+        The path of `report.html`.
 
     Raises:
         ArtifactError: no such folder, no stage in it, or a corrupt file.
-        InputError: matplotlib is not installed.
+        InputError: matplotlib or plotly is not installed.
     """
     loaded = load_run(Path(run))
     figures.need_matplotlib()
+    need_page()
     import matplotlib.style
 
     folder = loaded.folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.style.context("default"):  # a user's own matplotlibrc must not change the pictures
-        parts = [*_headline(loaded), *_results(loaded, folder), *_labels(loaded, folder), *_training(loaded, folder)]
-    parts += [*_dropped(loaded), *_provenance(loaded)]
-    write_text(folder / "report.md", "\n\n".join(parts) + "\n")
-    return folder / "report.md"
+        parts = [*_headline(loaded), *_results(loaded, folder), *_routes(loaded), *_labels(loaded, folder), *_training(loaded, folder)]
+    parts += [*_guarantees(loaded), *_dropped(loaded), *_provenance(loaded)]
+    write_text(folder / "report.md", to_markdown(parts))
+    write_text(folder / "report.html", to_html(parts))
+    return folder / "report.html"
 
 
-def _headline(run: Run) -> list[str]:
+def _headline(run: Run) -> list[Part]:
     model = next((source["model"] for source in (*run.summaries.values(), *run.plans.values())), "")
-    parts = [f"# Adaptive depth on {model}" if model else "# Adaptive depth"]
+    parts: list[Part] = [Heading(f"Adaptive depth on {model}" if model else "Adaptive depth", 1)]
     for split, summary in run.summaries.items():
-        methods = dict.fromkeys(row["method"] for row in summary["rows"])
-        trained = [name for name in methods if name != summary["reference"] and name.partition("-")[0] not in CONTROLS]
-        sentences = [f"- **{verdict(summary, method)}**" for method in sorted(trained, key=lambda name: name != "routers")]
-        if sentences:
-            parts += [f"On the {split} split, against {summary['reference']}:", "\n".join(sentences)]
+        trained = _trained(summary)
+        if trained:
+            parts += [Paragraph(f"On the {split} split, against {summary['reference']}:")]
+            parts += [Bullets(tuple(verdict(summary, method) for method in trained), strong=True)]
     return parts
 
 
-def _results(run: Run, folder: Path) -> list[str]:
-    parts = ["## Results"]
+def _trained(summary: Mapping[str, Any]) -> list[str]:
+    """The methods of an evaluation that are judged, routers first."""
+    methods = dict.fromkeys(row["method"] for row in summary["rows"])
+    return sorted((name for name in methods if name != summary["reference"] and not is_control(name)), key=lambda name: name != "routers")
+
+
+def _results(run: Run, folder: Path) -> list[Part]:
+    parts: list[Part] = [Heading("Results")]
     if not run.summaries:
-        return [*parts, "Nothing has been evaluated yet: `drllm evaluate` writes this section."]
+        return [*parts, Paragraph("Nothing has been evaluated yet: `drllm evaluate` writes this section.")]
     for split, summary in run.summaries.items():
-        parts += [f"### {split.capitalize()} split", markdown(summary)]
-        if any(row["method"].partition("-")[0] in CONTROLS for row in summary["rows"]):
+        rows = tuple((row["task"], *cells(row, summary["reference"])) for row in summary["rows"])
+        parts += [Heading(f"{split.capitalize()} split", 3), Table(("task", *HEADER), rows)]
+        if any(is_control(row["method"]) for row in summary["rows"]):
             parts.append(
-                "random and shuffled are controls: random skips and repeats at the routers' mean passes, and the routers' own routes dealt "
-                "to other prompts. Routers that choose well beat both."
+                Paragraph(
+                    "random and shuffled are controls: random skips and repeats at the routers' mean passes, and the routers' own routes "
+                    "dealt to other prompts. Routers that choose well beat both."
+                )
             )
-        parts += [_shown(figures.accuracy_against_passes(summary, folder)), _shown(figures.passes_by_block(run, folder, split))]
+        parts += map(_shown, [*figures.accuracy_charts(summary, folder), figures.usage_map(run, folder, split)])
     return parts
 
 
-def _labels(run: Run, folder: Path) -> list[str]:
-    parts = ["## Labels of the search"]
-    if not run.records:
-        return [*parts, "Nothing has been searched yet: `drllm search` writes this section."]
-    header = ("task", "questions", "base right, %", "kept routes", "of them rescue", "of them the base's", "evaluated a question", "skip",
-              "execute", "repeat", "mean passes")  # fmt: skip
-    rows = []
-    for task, records in run.records.items():
-        kept = [record for record in records if record.chosen is not None]
-        counts = figures.label_counts(records)
-        n = max(len(records), 1)
-        rows.append((
-            task, str(len(records)), percent(sum(record.base_correct for record in records) / n), str(len(kept)),
-            str(sum(not record.base_correct for record in kept)),
-            str(sum(record.chosen is not None and record.chosen.is_full for record in kept)),
-            f"{sum(len(record.routes) for record in records) / n:.1f}", *(f"{counts[action]:,}" for action in Action),
-            f"{sum(record.chosen.n_passes for record in kept if record.chosen) / len(kept):.2f}" if kept else "",
-        ))  # fmt: skip
-    return [*parts, _table(header, rows), _shown(figures.label_distribution(run, folder))]
+def _routes(run: Run) -> list[Part]:
+    """Where the routes of each method differ, on each split."""
+    wanted = [(split, method) for split, summary in run.summaries.items() for method in _trained(summary)]
+    if not wanted:
+        return []
+    questions, missing = read_questions(run)
+    found = [browser for split, method in wanted if (browser := browse(run, split, method, questions))]
+    parts: list[Part] = [Heading("Where routes differ")]
+    if not found:
+        return [*parts, Paragraph("No method sends two prompts along different routes.")]
+    parts.append(
+        Paragraph(
+            "Routes that resemble each other stand together, under the commonest of them; the base's route stands alone. Open a route to see "
+            "its prompts, those whose verdict changed first, and a prompt to see its blocks."
+        )
+    )
+    return [*parts, *found, *map(Paragraph, missing)]
 
 
-def _training(run: Run, folder: Path) -> list[str]:
-    parts = ["## Training"]
+def _labels(run: Run, folder: Path) -> list[Part]:
+    parts: list[Part] = [Heading("Labels of the search")]
+    if not any(run.records.values()):
+        return [*parts, Paragraph("Nothing has been searched yet: `drllm search` writes this section.")]
+    stats = describe(record for records in run.records.values() for record in records)
+    parts += [Table(header, tuple(rows), caption=f"{title[0].upper()}{title[1:]}.") for title, header, rows in tables(stats)]
+    if note := broken_note(stats):
+        parts.append(Paragraph(f"{note[0].upper()}{note[1:]}."))
+    return [*parts, _shown(figures.label_distribution(run, folder))]
+
+
+def _training(run: Run, folder: Path) -> list[Part]:
+    parts: list[Part] = [Heading("Training")]
     if not run.epochs:
-        return [*parts, "No method with epochs has been trained yet: `drllm train` writes this section."]
+        return [*parts, Paragraph("No method with epochs has been trained yet: `drllm train` writes this section.")]
     for method, epochs in run.epochs.items():
         if not epochs:
-            parts.append(f"{method}: its metrics file is empty.")
+            parts.append(Paragraph(f"{method}: its metrics file is empty."))
             continue
         last = epochs[-1]
         names = [name for name in last if name != "epoch" and not name.startswith("val_")]
-        rows = [(name, _value(last[name]), _value(last.get(f"val_{name}"))) for name in names]
-        parts += [f"{method}, epoch {last.get('epoch', len(epochs))} of {len(epochs)}:", _table(("metric", "train", "held back"), rows)]
+        rows = tuple((name, _value(last[name]), _value(last.get(f"val_{name}"))) for name in names)
+        caption = f"{method}, epoch {last.get('epoch', len(epochs))} of {len(epochs)}:"
+        parts.append(Table(("metric", "train", "held back"), rows, caption=caption))
     return [*parts, _shown(figures.training_curves(run, folder))]
 
 
-def _dropped(run: Run) -> list[str]:
-    parts = ["## Dropped questions"]
-    for split, summary in run.summaries.items():
-        counts = _flat(summary.get("dropped") or {})
-        parts.append(f"{split} split: " + (", ".join(f"{name} {count}" for name, count in counts) if counts else "none") + ".")
-    if not run.summaries:
-        parts.append("Known once an evaluation has run.")
+def _guarantees(run: Run) -> list[Part]:
+    parts: list[Part] = [Heading("Calibration and guarantee")]
+    if not run.policies:
+        return [*parts, Paragraph("No policy has been saved in this run.")]
+    for name, config in run.policies.items():
+        found = config.get("guarantee")
+        if not found:
+            parts.append(Paragraph(f"{name}: not calibrated, so nothing is promised; the figures above are what was measured."))
+            continue
+        rows = tuple(
+            (
+                str(point["point"]),
+                points(point["difference"]),
+                f"{point['mean_passes']:.2f}",
+                f"{point['p']:.4f}",
+                "passed" if point["passed"] else "failed",
+            )
+            for point in found["tested"]
+        )
+        header = ("operating point", "observed, points", "mean passes", "p", f"at delta {found['delta']:g}")
+        parts += [Paragraph(f"{name}: {found['sentence']}"), Table(header, rows)]
     return parts
 
 
-def _provenance(run: Run) -> list[str]:
-    parts = ["## Provenance"]
+def _dropped(run: Run) -> list[Part]:
+    parts: list[Part] = [Heading("Dropped questions")]
+    for split, summary in run.summaries.items():
+        counts = _flat(summary.get("dropped") or {})
+        shown = ", ".join(f"{name} {count}" for name, count in counts) if counts else "none"
+        parts.append(Paragraph(f"{split} split: {shown}."))
+    if not run.summaries:
+        parts.append(Paragraph("Known once an evaluation has run."))
+    return parts
+
+
+def _provenance(run: Run) -> list[Part]:
+    parts: list[Part] = [Heading("Provenance")]
     for task, plan in run.plans.items():
         weights = f"model {plan.get('model', '')}, weights {plan.get('fingerprint', '')}, {plan.get('dtype', '')}"
-        parts.append(f"{task}: {plan.get('source', '')}; {weights}.")
+        parts.append(Paragraph(f"{task}: {plan.get('source', '')}; {weights}."))
     if not run.jobs:
-        return [*parts, "The run folder has no run.json."]
-    rows = [
+        return [*parts, Paragraph("The run folder has no run.json.")]
+    header = ("job", "status", "command", "seconds", "commit")
+    rows = tuple(
         (
             str(job.get("job", "")),
             str(job.get("status", "")),
@@ -134,29 +182,31 @@ def _provenance(run: Run) -> list[str]:
             str(job.get("commit") or ""),
         )
         for job in run.jobs
-    ]
-    parts.append(_table(("job", "status", "command", "seconds", "commit"), rows))
+    )
+    parts.append(Table(header, rows, code=frozenset({"command"})))
     for name in ("versions", "hardware"):
         facts = _flat(run.jobs[-1].get(name) or {})
         if facts:
-            parts.append(f"{name.capitalize()} of the last job: " + ", ".join(f"{key} {value}" for key, value in facts) + ".")
+            parts.append(Paragraph(f"{name.capitalize()} of the last job: " + ", ".join(f"{key} {value}" for key, value in facts) + "."))
+    if commands := tuple(dict.fromkeys(_reproduced(run.jobs))):
+        parts += [Heading("Commands to reproduce"), Commands(commands)]
     return parts
 
 
-def _shown(picture: Picture | str) -> str:
-    if isinstance(picture, str):
-        return picture
-    numbers = f"{Path(picture.file).stem}.csv"
-    return f"![{picture.caption}]({picture.file})\n\n{picture.caption} Numbers: [{numbers}]({numbers})."
+def _reproduced(jobs: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    """The command lines of the jobs, as a user types them."""
+    for job in jobs:
+        argv = [str(word) for word in job.get("argv") or ()]
+        if argv and Path(argv[0]).name == "drllm":
+            yield shlex.join(["drllm", *argv[1:]])
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = (header, tuple("---" for _ in header), *rows)
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines)
+def _shown(chart: Chart | str) -> Part:
+    return Paragraph(chart) if isinstance(chart, str) else chart
 
 
 def _command(argv: Any) -> str:
-    return f"`{shlex.join(map(str, argv))}`" if argv else "called from Python"
+    return shlex.join(map(str, argv)) if argv else "called from Python"
 
 
 def _value(value: Any) -> str:

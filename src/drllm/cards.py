@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from drllm.reporting.table import display_name, percent, points, pooled_rows
+from drllm.tables import display_name, percent, points, pooled_rows
 
 CARD_FILE = "README.md"
 # Not config.json: a policy saved into a checkpoint's folder must not overwrite the checkpoint's own.

@@ -1,0 +1,147 @@
+"""What a report is made of. Each part is rendered twice: as Markdown here, as HTML by `drllm.reporting.page`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Heading:
+    """Attributes: level: 1 is the report's title."""
+
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A sentence or more, in plain text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """Sentences in a list."""
+
+    items: tuple[str, ...]
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Lines for a shell."""
+
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Attributes: code: columns whose cells are commands or identifiers."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+    code: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture with its numbers.
+
+    Attributes:
+        name: of `name.png` and `name.csv` in the report folder.
+        title: what it shows, of how many.
+        caption: the sentence under it.
+        header, rows: the numbers, as they stand in the CSV.
+        plot: the same picture for a browser: `data` and `layout` of a Plotly figure (https://plotly.com/javascript/reference).
+    """
+
+    name: str
+    title: str
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    plot: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question, what the base and the method made of it, and where its policy sent it.
+
+    Attributes: text: empty where the questions are not at hand.
+    """
+
+    id: str
+    task: str
+    text: str
+    answer: str
+    base_right: bool
+    right: bool
+    route: str
+
+
+@dataclass(frozen=True)
+class RouteGroup:
+    """Prompts whose routes resemble each other.
+
+    Attributes: route: the commonest of them; n_prompts, better, worse: of all its prompts, of which `prompts` shows the first.
+    """
+
+    route: str
+    n_routes: int
+    n_prompts: int
+    by_task: tuple[tuple[str, int], ...]
+    better: int
+    worse: int
+    prompts: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True)
+class RouteBrowser:
+    """Where the routes of one method differ."""
+
+    method: str
+    split: str
+    groups: tuple[RouteGroup, ...]
+
+
+Part = Heading | Paragraph | Bullets | Commands | Table | Chart | RouteBrowser
+
+
+def to_markdown(parts: Iterable[Part]) -> str:
+    """The report as Markdown, its pictures as links to the PNG files."""
+    return "\n\n".join(_markdown(part) for part in parts) + "\n"
+
+
+def _markdown(part: Part) -> str:
+    match part:
+        case Heading(text, level):
+            return f"{'#' * level} {text}"
+        case Paragraph(text):
+            return text
+        case Bullets(items, strong):
+            return "\n".join(f"- **{item}**" if strong else f"- {item}" for item in items)
+        case Commands(lines):
+            return "\n".join(("```", *lines, "```"))
+        case Table(header, rows, caption, code):
+            shown = [tuple(f"`{c}`" if name in code and c else c for name, c in zip(header, row, strict=True)) for row in rows]
+            return (f"{caption}\n\n" if caption else "") + _table(header, shown)
+        case Chart(name, _, caption):
+            return f"![{caption}]({name}.png)\n\n{caption} Numbers: [{name}.csv]({name}.csv)."
+        case RouteBrowser(method, split, groups):
+            header = ("commonest route", "routes", "prompts", "by task", "better / worse than the base")
+            rows = [(f"`{g.route}`", str(g.n_routes), str(g.n_prompts), tasks(g.by_task), f"{g.better} / {g.worse}") for g in groups]
+            return f"{method}, {split} split; the page beside this file shows the prompts.\n\n{_table(header, rows)}"
+
+
+def tasks(counts: Iterable[tuple[str, int]]) -> str:
+    """How many prompts of each task."""
+    return ", ".join(f"{task} {count}" for task, count in counts)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = (header, tuple("---" for _ in header), *rows)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines)
