@@ -64,7 +64,7 @@ MISTAKES = {
     "flag before the command": (["--model", "x"], "unknown flag '--model'"),
     "unknown flag": (["search", "--n-simulatons", "3"], "unknown flag --n-simulatons; did you mean '--n-simulations'?"),
     "abbreviated flag": (["search", "--n-sim=3"], "unknown flag --n-sim"),
-    "extra argument": (["report", "runs/x"], "unexpected argument 'runs/x'"),
+    "extra argument": (["evaluate", "runs/x"], "unexpected argument 'runs/x'"),
     "flag without value": (["search", "--limit"], "argument --limit: expected one argument"),
     "wrong type": (["search", "--limit", "many"], "argument --limit: invalid int value: 'many'"),
     "not a finite number": (["train", "--lr", "nan"], "argument --lr: invalid number value: 'nan'"),
@@ -105,6 +105,7 @@ MISTAKES = {
     "prompt file and prompt": (["generate", "hi", "--model", "{model}", "--file", "{tmp}/no.txt"], "give one of them"),
     "missing policy": (["generate", "hi", "--policy", "{tmp}/none"], "holds no saved policy"),
     "prompt format": (["generate", "hi", "--policy", "{chat}"], "the policy was trained on 'chat' prompts, these are 'raw'"),
+    "run twice": (["report", "runs/a", "--out", "runs/b"], "the run folder was given twice, 'runs/a' and --out 'runs/b': give one"),
     "missing run": (["report", "--out", "{tmp}/none"], "no run folder"),
     "empty run": (["report", "--out", "{tmp}"], "holds no search, training or evaluation"),
     "train without search": (["train", "--out", "{tmp}", "--model", "{model}"], "holds no search records"),
@@ -300,7 +301,7 @@ def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
         "answer:",
         "route: ",
         "routers:",
-        f"report: {out / 'report' / 'report.md'}",
+        f"report: {out / 'report' / 'report.html'}",
         f"policy: {out / 'routers'}",
     ):
         assert expected in first
@@ -340,7 +341,7 @@ def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
     assert code == 0, err
     assert "routers:" in text
     assert "static" not in text
-    assert run(capsys, "report", "--out", out)[1] == f"report: {out / 'report' / 'report.md'}\n"
+    assert run(capsys, "report", "--out", out)[1] == f"report: {out / 'report' / 'report.html'}\n"
     # Another search in the same folder is refused.
     code, _, err = run(capsys, *typed, "--search-n-simulations", "9")
     assert code == 2

@@ -34,7 +34,7 @@ BEHAVIOUR = {
     "routers": (lambda n: n % 2 == 0 or n < 4, lambda n: "1211" if n % 3 == 0 else "1011"),
     "shuffled": (lambda n: n % 3 == 0, lambda n: "1211" if n % 3 == 1 else "1011"),
 }
-PICTURES = ("accuracy_tune", "label_distribution", "passes_by_block_tune", "training")
+PICTURES = ("accuracy_seconds_tune", "accuracy_tune", "label_distribution", "training", "usage_tune")
 
 
 def write_search(run: Path) -> None:
@@ -103,6 +103,10 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+def markdown_of(run: Path) -> str:
+    return report.report(run).with_suffix(".md").read_text()
+
+
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -110,8 +114,8 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def test_the_report_tells_what_the_run_holds(run: Path):
     path = report.report(run)
-    text = path.read_text()
-    assert path == run / "report" / "report.md"
+    text = path.with_suffix(".md").read_text()
+    assert path == run / "report" / "report.html"
     assert text.startswith("# Adaptive depth on tiny\n")
     assert "**routers: no detectable gain: +16.7 points" in text
     assert "**static: no gain: it changes no verdict on 24 questions; it runs 3.0 block passes a prompt, the base 4" in text
@@ -120,8 +124,8 @@ def test_the_report_tells_what_the_run_holds(run: Path):
     assert sum(line.startswith(("| arc_easy |", "| piqa |", "| all |")) for line in text.split("## Labels")[0].splitlines()) == 3 * len(
         BEHAVIOUR
     )
-    # 6 questions, the base right on a third; 4 kept routes, half of them rescues, half the base's; 1111 and 1012 twice each.
-    assert "| arc_easy | 6 | 33.3 | 4 | 2 | 2 | 2.0 | 2 | 12 | 2 | 4.00 |" in text
+    # 6 questions; 4 kept routes, half of them rescues of what the base gets wrong; 1111 and 1012 twice each.
+    assert "| arc_easy | 6 | 4 | 2 | 33.3 | 50.0 | 2 | 12 | 2 | 4.00 of 4 |" in text
     assert "routers, epoch 3 of 3:" in text
     assert "| macro_f1 | 0.6 | 0.3 |" in text
     assert "tune split: arc_easy tune 3." in text
@@ -136,24 +140,27 @@ def test_the_report_tells_what_the_run_holds(run: Path):
 
 def test_every_picture_opens_and_has_its_numbers_beside_it(run: Path):
     folder = report.report(run).parent
-    assert sorted(path.name for path in folder.iterdir()) == sorted(["report.md", *(f"{n}.{e}" for n in PICTURES for e in ("csv", "png"))])
+    pictures = [f"{name}.{kind}" for name in PICTURES for kind in ("csv", "png")]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["report.html", "report.md", *pictures])
     for name in PICTURES:
         with Image.open(folder / f"{name}.png") as image:
             image.load()
             assert image.width > 600
-            assert image.height > 400
+            assert image.height > 300
             assert len(image.convert("RGB").getcolors(1 << 20)) > 20  # something is drawn
     labels = {(row["task"], row["action"]): int(row["labels"]) for row in rows_of(folder / "label_distribution.csv")}
     assert labels == {
         (task, action): count for task in ("arc_easy", "piqa") for action, count in (("skip", 2), ("execute", 12), ("repeat", 2))
     }
-    passes = {(row["task"], int(row["block"])): float(row["mean_passes"]) for row in rows_of(folder / "passes_by_block_tune.csv")}
+    usage = [row for row in rows_of(folder / "usage_tune.csv") if row["method"] == "routers"]
+    passes = {(row["task"], int(row["block"])): float(row["mean_passes"]) for row in usage}
     assert passes[("piqa", 0)] == 1
     assert passes[("piqa", 1)] == pytest.approx(4 * 2 / 12, abs=1e-5)  # 4 of 12 repeat block 1, the others skip it
     accuracy = {row["method"]: row for row in rows_of(folder / "accuracy_tune.csv")}
     assert list(accuracy) == list(BEHAVIOUR)
     assert float(accuracy["routers"]["accuracy"]) == pytest.approx(8 / 12, abs=1e-5)
     assert accuracy["routers"]["n"] == "24"
+    assert float(accuracy["routers"]["passes"]) == pytest.approx(11 / 3, abs=1e-5)
     training = rows_of(folder / "training.csv")
     assert [float(row["value"]) for row in training if row["metric"] == "loss"] == [1, 0.5, pytest.approx(1 / 3, abs=1e-5)]
     assert {row["metric"] for row in training} == {"loss", "macro_f1", "val_macro_f1"}
@@ -166,7 +173,7 @@ def test_every_method_is_drawn_inside_the_picture_of_accuracy(run: Path, monkeyp
     report.report(run)
     axes = drawn["accuracy_tune"].axes[0]
     for row in rows_of(run / "report" / "accuracy_tune.csv"):
-        assert axes.get_xlim()[0] < float(row["mean_passes"]) < axes.get_xlim()[1]
+        assert axes.get_xlim()[0] < float(row["passes"]) < axes.get_xlim()[1]
         assert axes.get_ylim()[0] < 100 * float(row["wilson_low"]) <= 100 * float(row["wilson_high"]) < axes.get_ylim()[1]
 
 
@@ -179,7 +186,7 @@ def test_the_same_run_gives_the_same_bytes(run: Path):
 
 def test_missing_stages_are_named(tmp_path: Path):
     write_search(tmp_path / "searched")
-    text = report.report(tmp_path / "searched").read_text()
+    text = markdown_of(tmp_path / "searched")
     assert "Nothing has been evaluated yet" in text
     assert "No method with epochs has been trained yet" in text
     assert "has no run.json" in text
@@ -187,7 +194,7 @@ def test_missing_stages_are_named(tmp_path: Path):
     assert not (tmp_path / "searched/report/training.png").exists()
 
     write_evaluation(tmp_path / "evaluated", split="test", tasks=("piqa",))
-    text = report.report(tmp_path / "evaluated").read_text()
+    text = markdown_of(tmp_path / "evaluated")
     assert "Nothing has been searched yet" in text
     assert "### Test split" in text
     assert (tmp_path / "evaluated/report/accuracy_test.png").is_file()
@@ -199,9 +206,10 @@ def test_an_evaluation_without_routers_says_so(tmp_path: Path):
     write_json(tmp_path / "evaluate" / "tune" / "summary.json", summary)
     for path in (tmp_path / "evaluate" / "tune" / "routers").iterdir():
         path.unlink()
-    text = report.report(tmp_path).read_text()
-    assert "the routers have not been evaluated there" in text
-    assert "controls" not in text
+    text = markdown_of(tmp_path)
+    assert "| static | 1 |" not in text
+    assert "No method sends two prompts along different routes." in text
+    assert "are controls" not in text
 
 
 def test_a_search_that_kept_nothing_is_reported(tmp_path: Path):
@@ -211,9 +219,9 @@ def test_a_search_that_kept_nothing_is_reported(tmp_path: Path):
     write_shard(
         folder, 0, [RouteRecord("piqa", "q", 2, False, -1.0, None, (full,), (0.0,), (-1.0,), (None,), (None,), 0, "f00d", "loglik")]
     )
-    text = report.report(tmp_path).read_text()
+    text = markdown_of(tmp_path)
     assert "the search kept no route" in text
-    assert "| piqa | 1 | 0.0 | 0 | 0 | 0 | 1.0 | 0 | 0 | 0 |  |" in text
+    assert "| piqa | 1 | 0 | 0 | 0.0 |  | 0 | 0 | 0 |  |" in text
 
 
 @pytest.mark.parametrize(

@@ -122,10 +122,13 @@ def _generate(job: Job) -> Lines:
 
 
 def _report(job: Job) -> Lines:
-    out = job.need("out")
+    given = job.arguments.run
+    if given and job.common.out:
+        raise InputError(f"the run folder was given twice, {given!r} and --out {job.common.out!r}: give one")
+    run = given or job.need("out")
     from drllm.reporting.report import report
 
-    yield f"report: {report(out)}"
+    yield f"report: {report(run)}"
 
 
 def _models(job: Job) -> Lines:
@@ -196,6 +199,11 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("lm-evaluation-harness (docs/harness.md)")
     group.add_argument("--harness", action="store_true", help="run the harness's tasks instead; drllm_* names are its offline ones")
     group.add_argument("--harness-args", default="", metavar="TEXT", help='any of its options, such as --harness-args="--num_fewshot 5"')
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", nargs="?", metavar="RUN", help="the run folder; --out names it as well")
+    common_flags("out")(parser)
 
 
 def _add_retrofit(parser: argparse.ArgumentParser) -> None:
@@ -333,10 +341,10 @@ COMMANDS: dict[str, Command] = {
         "drllm export --policy runs/a/static --out runs/a/checkpoint",
     ),
     "report": Command(
-        "Write a run folder's Markdown report with its pictures and their numbers.",
-        common_flags("out"),
+        "Write a run folder's report: one page for a browser, the same as Markdown, its pictures and their numbers.",
+        _add_report,
         _report,
-        "drllm report --out runs/a",
+        "drllm report runs/a",
     ),
     "records": Command(
         "Look at search records (info), copy those of several runs into one (merge), or write them to one file (export).",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def accuracy_charts(summary: dict[str, Any], folder: Path) -> list[Chart | str]:
         _accuracy(summary, folder, f"accuracy_{split}", "mean_passes", f"mean passes a prompt (the base makes {layers})", "passes")
     ]
     if all(row.get("seconds") for row in rows):
-        label = "seconds a question, measured while evaluating"
+        label = "seconds a question, decisions included (controls are given their routes)"
         timed = [row | {"cost": row["seconds"] / row["n"]} for row in rows]
         charts.append(_accuracy(summary | {"rows": timed}, folder, f"accuracy_seconds_{split}", "cost", label, "seconds"))
     return charts
@@ -61,6 +62,7 @@ def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label
     data = []
     shared = Counter(round(row[cost], 3) for row in rows)
     seen: Counter[float] = Counter()
+    nudge = 0.1 * (max(row[cost] for row in rows) - min(row[cost] for row in rows))  # of a browser's axis an inch, or so
     for index, row in enumerate(rows):
         # The controls make exactly the routers' passes: side by side, each is seen.
         place = round(row[cost], 3)
@@ -73,7 +75,7 @@ def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label
             capsize=3, label=shown, transform=axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans),
         )  # fmt: skip
         hover = f"{shown}: {accuracy:.1f} % ({accuracy - low:.1f} to {accuracy + high:.1f}), {row[cost]:.4g} {unit}, n = {row['n']}"
-        data.append(plots.points([row[cost]], [accuracy], [low], [high], shown, index, hover))
+        data.append(plots.points([row[cost] + aside * nudge], [accuracy], [low], [high], shown, index, hover))
         if row["method"] == summary["reference"]:
             axes.axhline(accuracy, color="grey", linewidth=0.8, linestyle=":")
     best = pareto_front([(row[cost], 100 * row["accuracy"]) for row in rows if not is_control(row["method"]) and not _is_told(row)])
@@ -86,15 +88,16 @@ def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label
     axes.set_xlabel(label)
     axes.set_ylabel("accuracy (%), 95 % Wilson interval")
     sizes = sorted({row["n"] for row in rows})
-    title = f"{', '.join(summary['tasks'])}, {split} split, n = {' to '.join(map(str, sizes[:: max(len(sizes) - 1, 1)]))} questions"
+    n = " to ".join(map(str, sizes[:: max(len(sizes) - 1, 1)]))
+    title = f"Accuracy against {unit}: {', '.join(summary['tasks'])}, {split} split, n = {n} questions"
     axes.set_title(title)
     figure.legend(loc="outside right upper")  # outside: a box among the points would hide intervals
     header = ("method", "task", "n", "accuracy", "wilson_low", "wilson_high", unit)
     names = (*header[:-1], cost)
     table = [tuple(row[key] if key in ("method", "task", "n") else _number(row[key]) for key in names) for row in rows]
-    caption = f"Accuracy against {unit} on the {split} split. The intervals are of single methods, not of differences; "
+    caption = "The intervals are of single methods, not of differences; methods of equal cost stand side by side; "
     caption += "controls and upper bounds are not on the Pareto front, and a point on it need not be better than its neighbours for sure."
-    plot = plots.figure([plots.front(*zip(*best, strict=True)), *data], label, "accuracy (%), 95 % Wilson interval")
+    plot = plots.figure([plots.front(*zip(*best, strict=True)), *data], label, "accuracy (%), 95 % interval")
     return _chart(figure, folder, name, title, caption, header, table, plot)
 
 
@@ -169,7 +172,7 @@ def label_distribution(run: Run, folder: Path) -> Chart | str:
     axes.set_title(title)
     axes.legend()
     rows = [(task, action.name.lower(), count[action]) for task, count in counts.items() for action in Action]
-    scale = {"type": "log", "title": {"text": "labels (blocks x questions), log scale"}, "automargin": True}
+    scale = {"type": "log", "range": [-0.3, math.log10(axes.get_ylim()[1])], "title": {"text": axes.get_ylabel()}, "automargin": True}
     plot = plots.figure(data, "action of the kept route at a block", "", yaxis=scale, barmode="group")
     caption = "Labels the search produced, by task, on a log scale."
     return _chart(figure, folder, "label_distribution", title, caption, ("task", "action", "labels"), rows, plot)
@@ -186,7 +189,9 @@ def training_curves(run: Run, folder: Path) -> Chart | str:
     if not curves:
         return "No training curves: no method with epochs was trained."
     figure, (left, right) = _figure(columns=2)
-    table, data = [], []
+    table: list[tuple[Any, ...]] = []
+    data: list[dict[str, Any]] = []
+    named: set[str] = set()
     for index, (method, epochs) in enumerate(curves.items()):
         for axes, name, axis in ((left, "loss", ""), (right, "macro_f1", "2")):
             for key, style, dash, part in ((name, "-", "solid", "train"), (f"val_{name}", "--", "dash", "held back")):
@@ -195,7 +200,9 @@ def training_curves(run: Run, folder: Path) -> Chart | str:
                     xs, ys = zip(*found, strict=True)
                     axes.plot(xs, ys, style, marker=_marker(index), markersize=3, color=_colour(index), label=f"{method}, {part}")
                     table += [(method, key, epoch, _number(value)) for epoch, value in found]
-                    data.append(plots.line(xs, ys, f"{method}, {part}", index, dash, axis) | {"showlegend": axis == ""})
+                    label = f"{method}, {part}"
+                    data.append(plots.line(xs, ys, label, index, dash, axis) | {"showlegend": label not in named, "legendgroup": label})
+                    named.add(label)
     labels = ("loss (focal, nats)", "macro-F1 of the three actions")
     for axes, label in ((left, labels[0]), (right, labels[1])):
         _whole_ticks(axes)

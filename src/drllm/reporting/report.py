@@ -96,8 +96,8 @@ def _routes(run: Run) -> list[Part]:
         return [*parts, Paragraph("No method sends two prompts along different routes.")]
     parts.append(
         Paragraph(
-            "Routes that resemble each other stand together, under the commonest of them; the base's route stands alone. Open a route to see "
-            "its prompts, those whose verdict changed first, and a prompt to see its blocks."
+            "Routes that resemble each other stand together, under the commonest of them; the base's route stands alone. Open a route to "
+            "see its prompts, those whose verdict changed first, and a prompt to see its blocks."
         )
     )
     return [*parts, *found, *map(Paragraph, missing)]

@@ -1,0 +1,107 @@
+"""The report as one HTML page that needs nothing beside it: style, script, numbers and Plotly's own script stand in it."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from drllm.errors import InputError
+from drllm.reporting.parts import Chart, Heading, Part, tasks
+from drllm.routes import Action, Route
+
+STATIC = "static"  # the folder beside this file
+
+
+def need_page() -> None:
+    """Refuse early, before anything is written, when the page cannot be made."""
+    try:
+        import jinja2  # noqa: F401
+        import plotly.offline  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"the report's page needs {error.name}, which is not installed: run `pip install 'drllm[demo]'`") from None
+
+
+def to_html(parts: Iterable[Part]) -> str:
+    """The page. Plotly's script (MIT, about 5 MB) is inlined where there is a chart; nothing is fetched, which the page itself forbids."""
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    parts = list(parts)
+    sections = [(f"s{place}", part.text) for place, part in enumerate(parts) if isinstance(part, Heading) and part.level == 2]
+    script = _text("page.js")
+    plotly = get_plotlyjs() if any(isinstance(part, Chart) for part in parts) else ""
+    return _environment().get_template("page.html").render(
+        parts=[(f"s{place}", type(part).__name__, part) for place, part in enumerate(parts)],
+        title=next((part.text for part in parts if isinstance(part, Heading)), "drllm"),
+        sections=sections,
+        style=Markup(_text("page.css")),
+        script=Markup(script),
+        plotly=Markup(plotly),
+        hashes=" ".join(f"'sha256-{_digest(text)}'" for text in (plotly, script) if text),
+    )  # fmt: skip
+
+
+@cache
+def _environment() -> Any:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, loader=FunctionLoader(_text)
+    )
+    environment.filters |= {"prose": _prose, "blocks": _blocks, "changes": _changes, "plot": _plot, "csv": _csv, "tasks": tasks}
+    return environment
+
+
+def _text(name: str) -> str:
+    return files("drllm.reporting").joinpath(STATIC, name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    """As a content security policy names a script."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _prose(text: str) -> Any:
+    """A sentence, its `commands` set as code."""
+    from markupsafe import Markup, escape
+
+    pieces = re.split(r"`([^`]+)`", text)
+    return Markup("").join(Markup("<code>{}</code>").format(piece) if place % 2 else escape(piece) for place, piece in enumerate(pieces))
+
+
+def _blocks(route: str) -> list[tuple[int, str]]:
+    """(block, action's name) of each block."""
+    return [(block, Action(action).name.lower()) for block, action in enumerate(Route.parse(route))]
+
+
+def _changes(route: str) -> str:
+    """A route in words: what it does otherwise than the base."""
+    named = {
+        name: [str(block) for block, action in _blocks(route) if action == name]
+        for name in (Action.SKIP.name.lower(), Action.REPEAT.name.lower())
+    }
+    words = [f"{name}s {', '.join(blocks)}" for name, blocks in named.items() if blocks]
+    return "; ".join(words) or "the base's route"
+
+
+def _plot(chart: Chart) -> Any:
+    """The figure as JSON for a script element, in which `</` must not stand."""
+    from markupsafe import Markup
+
+    return Markup(json.dumps(chart.plot, allow_nan=False).replace("<", "\\u003c"))
+
+
+def _csv(chart: Chart) -> str:
+    """The numbers as a link that needs no file."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows((chart.header, *chart.rows))
+    return "data:text/csv;base64," + base64.b64encode(buffer.getvalue().encode()).decode()

@@ -1,0 +1,205 @@
+"""The page of a report: what stands in it, that nothing of others is markup there, the Pareto front, groups of routes; a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("plotly")
+
+from drllm import InputError
+from drllm.files import write_json
+from drllm.reporting import browser, report
+from drllm.reporting.figures import pareto_front
+from drllm.reporting.page import need_page, to_html
+from drllm.reporting.parts import Heading, Paragraph, RouteBrowser, Table
+from test_report import run as run
+from test_report import write_evaluation, write_search
+
+NASTY = "<script>alert(1)</script> & 'quotes'"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+GUARANTEE = {
+    "sentence": "with 95 % confidence less than 1 points below the base", "delta": 0.05,
+    "tested": [{"point": 2, "p": 0.02, "difference": 0.004, "mean_passes": 3.5, "passed": True}],
+}  # fmt: skip
+
+
+class Outline(HTMLParser):
+    """Tags that are open at the end, references to other places, and ids."""
+
+    VOID = ("meta", "link", "br", "img", "input")
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.links += [values[name] for name in ("src", "href") if values.get(name)]
+        self.ids += [values["id"]] if "id" in values else []
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def asked(run: Path) -> Path:
+    """The run with texts of its questions at hand, and a policy that was calibrated."""
+    lines = [{"id": f"q{n}", "question": f"What is {n}? {NASTY}", "choices": ["this", "that"], "answer": 1} for n in range(12)]
+    data = run / "mine.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for task in ("arc_easy", "piqa"):
+        path = run / "search" / task / "_plan.json"
+        write_json(path, json.loads(path.read_text()) | {"data": str(data)})
+    (run / "static").mkdir()
+    write_json(run / "static" / "drllm_config.json", {"policy": "static", "guarantee": GUARANTEE})
+    return run
+
+
+def test_the_page_needs_nothing_beside_it_and_is_well_formed(asked: Path):
+    text = report.report(asked).read_text()
+    outline = Outline(text)
+    assert outline.open == []
+    assert len(outline.ids) == len(set(outline.ids))
+    assert all(link.startswith(("#", "data:")) for link in outline.links)
+    assert {link[1:] for link in outline.links if link.startswith("#")} <= set(outline.ids)
+    assert "default-src 'none'" in text
+
+
+def test_a_prompt_is_text_in_the_page_and_never_markup(asked: Path):
+    text = report.report(asked).read_text()
+    assert "What is 1? &lt;script&gt;alert(1)&lt;/script&gt; &amp; &#39;quotes&#39;" in text
+    assert "<script>alert(1)" not in text
+    assert "right answer: that" in text
+
+
+def test_the_page_shows_the_routes_with_their_prompts(asked: Path):
+    text = report.report(asked).read_text()
+    # Routers send 4 of 12 prompts of each task along 1211, the others along 1011; of 0 to 3 they are right, the base on 0 and 2.
+    assert re.search(r"skips 1:\s+16 prompts \(arc_easy 8, piqa 8\), 2 better and 0 worse", text)
+    assert re.search(r"repeats 1:\s+8 prompts \(arc_easy 4, piqa 4\), 2 better and 0 worse", text)
+    assert text.index("base wrong, routers right") < text.index("base right, routers right")
+
+
+def test_texts_that_are_not_at_hand_are_said_to_be_missing(run: Path):
+    for task in ("arc_easy", "piqa"):
+        path = run / "search" / task / "_plan.json"
+        write_json(path, json.loads(path.read_text()) | {"data": str(run / "gone.jsonl")})
+    text = report.report(run).read_text()
+    assert "Texts of piqa are not shown, since its questions are not at hand" in text
+    assert "piqa q3" in text
+
+
+def test_the_page_says_what_is_promised(asked: Path):
+    text = report.report(asked).read_text()
+    assert "static: with 95 % confidence less than 1 points below the base" in text
+    assert "<td>2</td><td>+0.4</td><td>3.50</td><td>0.0200</td><td>passed</td>" in text
+
+
+def test_figures_are_valid_plotly_and_hold_the_numbers_of_the_csv(asked: Path):
+    from plotly.graph_objects import Figure
+
+    text = report.report(asked).read_text()
+    plots = [json.loads(found) for found in re.findall(r'<script type="application/json" id="[^"]+">(.*?)</script>', text)]
+    assert len(plots) == 5
+    for plot in plots:
+        Figure(plot)  # refuses an unknown trace or a wrong value
+        assert all(axis["title"]["text"] for name, axis in plot["layout"].items() if name.startswith("xaxis"))
+    points = {trace["name"]: trace for trace in plots[0]["data"]}
+    assert points["base"]["x"] == [4]
+    assert points["base"]["y"] == [50.0]
+    assert "50.0 % (31.4 to 68.6), 4 passes, n = 24" in points["base"]["hovertemplate"]
+    usage = plots[2]["data"][0]
+    assert usage["z"][usage["y"].index("routers, piqa (n = 12)")] == pytest.approx([1, 8 / 12, 1, 1])
+
+
+def test_a_table_and_a_heading_escape_what_they_show():
+    text = to_html([Heading(NASTY, 1), Paragraph(f"`{NASTY}` {NASTY}"), Table((NASTY,), ((NASTY,),), caption=NASTY)])
+    assert "<script>alert" not in text
+    assert Outline(text).open == []
+    assert "plot" not in text.split("</style>")[1]  # no chart: no script to inline
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([(3, 40), (2, 41), (4, 50)], [(2, 41), (4, 50)]),
+        ([(3, 40), (3, 42), (2, 42)], [(2, 42)]),
+        ([(1, 10), (2, 20), (3, 20)], [(1, 10), (2, 20)]),
+        ([], []),
+    ],
+)
+def test_the_front_holds_what_nothing_cheaper_beats(points, expected):
+    assert pareto_front(points) == expected
+
+
+def test_routes_are_grouped_by_the_blocks_they_change():
+    near = ["1111111101", "1111111100", "0111111111", "0011111111", "1111211111"]
+    groups = browser.cluster([*near, "1111111111"], 3)
+    assert groups["1111111111"] == 0
+    assert groups[near[0]] == groups[near[1]]
+    assert groups[near[2]] == groups[near[3]]
+    assert len({groups[route] for route in near}) == 3
+
+
+def test_a_large_group_shows_some_prompts_and_counts_all(tmp_path: Path, monkeypatch):
+    write_search(tmp_path)
+    write_evaluation(tmp_path)
+    monkeypatch.setattr(browser, "PROMPTS", 3)
+    loaded = report.load_run(tmp_path)
+    found = browser.browse(loaded, "tune", "routers", {})
+    assert isinstance(found, RouteBrowser)
+    assert [(group.n_prompts, len(group.prompts)) for group in found.groups] == [(16, 3), (8, 3)]
+    assert browser.browse(loaded, "tune", "static", {}) is None  # one route: nothing differs
+
+
+def test_without_plotly_the_way_out_is_named(run: Path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
+    with pytest.raises(InputError, match=r"pip install 'drllm\[demo\]'"):
+        need_page()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: install one to look at the page")
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_the_page_in_a_browser(asked: Path, tmp_path: Path, width: int, scheme):
+    """No console error, no request, no sideways scroll, charts drawn, routes open by keyboard, and axe-core finds nothing serious."""
+    sync = pytest.importorskip("playwright.sync_api")
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    path = report.report(asked)
+    complaints, requests = [], []
+    with sync.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM)
+        page = chromium.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme).new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(path.as_uri())
+        page.wait_for_function("document.querySelectorAll('.plot .main-svg').length >= 5")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.locator("details.route > summary").first.focus()
+        page.keyboard.press("Enter")
+        page.locator("details.route[open] details.prompt > summary").first.focus()
+        page.keyboard.press("Enter")
+        assert page.locator("details.prompt[open] .strip").first.is_visible()
+        page.locator(".plot").first.scroll_into_view_if_needed()
+        page.screenshot(path=tmp_path / "page.png", full_page=True)
+        found = axe.Axe().run(page).response["violations"]
+        page.emulate_media(media="print")
+        assert page.locator("nav").is_hidden()
+        chromium.close()
+    assert complaints == []
+    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert [violation["id"] for violation in found if violation["impact"] in ("serious", "critical")] == []
+    assert (tmp_path / "page.png").stat().st_size > 50_000
