@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from drllm.errors import InputError
 from drllm.evaluation.names import check_methods, owner_of
-from drllm.flags import SECTIONS, add_flags, common_flags, number
-from drllm.job import Job, Lines, policy_model, searched_model
+from drllm.flags import SECTIONS, add_flags, common_flags
+from drllm.job import Job, Lines, searched_model
 from drllm.method_commands import RETROFITTED, add_method_flags, add_train, list_methods, train_policy
 from drllm.methods.base import get_method
 from drllm.plans import path_plans, search_plans
+from drllm.prompt_commands import add_generate, add_inspect, generate, inspect_prompt
 from drllm.record_commands import add_records, records, sweeps
 from drllm.share_commands import (
     add_compare,
@@ -35,12 +34,7 @@ from drllm.share_commands import (
     show_card,
 )
 
-if TYPE_CHECKING:
-    from drllm.model.prompts import Prompt
-
 JOBS = {name: SECTIONS[name] for name in ("search", "resources", "gate", "evaluate")}  # that `retrofit` runs, besides methods
-BATCH = 8  # prompts generated together
-DEFAULT_NEW_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -91,34 +85,6 @@ def _evaluate(job: Job) -> Lines:
         if method != "base" and not owner_of(method):
             yield verdict(summary, method)
     yield f"summary: {out / 'evaluate' / config.folder / 'summary.json'}"
-
-
-def _generate(job: Job) -> Lines:
-    arguments = job.arguments
-    if arguments.max_new_tokens < 1:
-        raise InputError(f"--max-new-tokens is {arguments.max_new_tokens}, expected at least 1")
-    if arguments.route is not None and arguments.policy is not None:
-        raise InputError("got both --route and --policy: a prompt has one route, leave one of them out")
-    if arguments.control is not None and arguments.policy is None:
-        raise InputError("--control turns the knob of trained routers: give --policy too")
-    if arguments.epsilon is not None and arguments.policy is None:
-        raise InputError("--epsilon asks for a policy's promise: give --policy too")
-    from drllm.routes import Route
-
-    route = None if arguments.route is None else Route.parse(arguments.route)
-    prompts = _prompts(arguments)
-    routed = policy_model(job) if arguments.policy is not None else job.load(job.need("model"))
-    if arguments.control is not None and routed.policy is not None:
-        routed.policy = routed.policy.with_control(arguments.control)
-    for start in range(0, len(prompts), BATCH):
-        batch: list[Prompt] = [[{"role": "user", "content": text}] if arguments.chat else text for text in prompts[start : start + BATCH]]
-        outputs = routed.generate(
-            batch, policy=route, max_new_tokens=arguments.max_new_tokens, check_prompt_format=not arguments.any_format,
-            epsilon=arguments.epsilon, do_sample=False,
-        )  # fmt: skip
-        for output in outputs:
-            yield (output.text or "").strip()
-            yield f"[route {output.route}, {output.route.n_passes} passes of {routed.n_layers}, {output.n_new_tokens} tokens]"
 
 
 def _report(job: Job) -> Lines:
@@ -212,64 +178,6 @@ def _add_retrofit(parser: argparse.ArgumentParser) -> None:
         add_flags(parser, config_class, prefix=f"{section}_", title=f"{section} (section `{section}` of the YAML file)")
 
 
-def _add_generate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="a prompt; without any, one a line from --file or standard input")
-    parser.add_argument("--policy", metavar="FOLDER", help="a saved policy; it knows its own model, which --model can override")
-    parser.add_argument("--route", metavar="1102...", help="one digit a block: 0 skip, 1 execute, 2 repeat")
-    parser.add_argument(
-        "--control", type=number, metavar="P", help="appendix C's knob of routers, -1 (skip) to 1 (repeat); -0.5 is the router"
-    )
-    parser.add_argument(
-        "--epsilon",
-        type=number,
-        metavar="X",
-        help="refuse a policy that is not promised (`drllm train --calibrate`) to lose less than this",
-    )
-    parser.add_argument("--chat", action="store_true", help="put each prompt into the chat template as the user's message")
-    parser.add_argument("--any-format", action="store_true", help="use the policy even on the prompt format it was not trained on")
-    parser.add_argument("--file", metavar="FILE", help="a text file with one prompt a line")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=DEFAULT_NEW_TOKENS,
-        metavar="N",
-        help=f"longest answer, in tokens (default: {DEFAULT_NEW_TOKENS})",
-    )
-    common_flags("model", "dtype", "device")(parser)
-
-
-def _prompts(arguments: argparse.Namespace) -> list[str]:
-    """Prompts from the command line, --file or standard input; `InputError` when there is none or one is empty."""
-    if arguments.prompt and arguments.file:
-        raise InputError("got prompts both as arguments and by --file: give one of them")
-    if arguments.prompt:
-        prompts = list(arguments.prompt)
-    else:
-        try:
-            text = Path(arguments.file).read_bytes() if arguments.file else _stdin()
-            prompts = [line for line in text.decode("utf-8").splitlines() if line.strip()]
-        except OSError as error:
-            raise InputError(
-                f"cannot read {arguments.file!r} ({error.strerror}): --file expects a text file with one prompt a line"
-            ) from None
-        except UnicodeDecodeError as error:
-            raise InputError(f"{arguments.file or 'standard input'} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
-    if not prompts:
-        raise InputError("no prompt: give it as an argument, one a line in --file FILE, or on standard input")
-    for index, prompt in enumerate(prompts):
-        if not prompt.strip():
-            raise InputError(f"prompt {index} is empty: give it at least one token")
-        if any("\ud800" <= character <= "\udfff" for character in prompt):
-            raise InputError(f"prompt {index} is not valid UTF-8 text: pass it through --file, saved as UTF-8")
-    return prompts
-
-
-def _stdin() -> bytes:
-    if sys.stdin is None or sys.stdin.isatty():
-        return b""
-    return sys.stdin.buffer.read()
-
-
 def _task_source(name: str, data: str) -> str:
     """Where `load_task` would look first and find something, without reading any questions."""
     from drllm.tasks.package import PACKAGE, READERS, package_folder
@@ -318,9 +226,15 @@ COMMANDS: dict[str, Command] = {
     ),
     "generate": Command(
         "Answer prompts with the base, a saved policy or a given route; prints each answer, its route and its passes.",
-        _add_generate,
-        _generate,
+        add_generate,
+        generate,
         'drllm generate "Why is the sky blue?" --policy runs/a/routers --any-format --chat',
+    ),
+    "inspect": Command(
+        "Show what a policy sees of one prompt and decides: its windows, each block's probabilities or each route's worth, and the answer.",
+        add_inspect,
+        inspect_prompt,
+        'drllm inspect "Why is the sky blue?" --policy runs/a/routers --any-format --chat',
     ),
     "info": Command(
         "Print the model card of a saved policy or an exported checkpoint, after checking that its files are whole.",

@@ -117,6 +117,10 @@ class Codebook(Policy):
         with torch.autocast("cpu", enabled=False):  # near ties are decided in float32, whoever asks
             return features @ self.weight + self.bias
 
+    def values(self, features_BF: Tensor) -> Tensor:
+        """(B, K - 1): what each route is worth at the operating point, to be compared with its threshold."""
+        return worth(self.scores(features_BF), self._saved_K, self.points[self.at])
+
     @property
     def route(self) -> Route | None:
         """The base's, of a book that holds nothing else."""
@@ -207,9 +211,14 @@ class _Choosing(Policy):
         return Codebook.load(folder)
 
 
+def worth(scores_BK: Tensor, saved_K: Tensor, point: Point) -> Tensor:
+    """(B, K - 1): each route's score plus its saved passes' worth."""
+    return scores_BK + point.price * saved_K
+
+
 def pick(scores_BK: Tensor, saved_K: Tensor, point: Point) -> Tensor:
     """The index (B,) of the route with the highest score plus its saved passes' worth, 0 (the base) where none is above the threshold."""
     if not scores_BK.shape[1]:
         return torch.zeros(len(scores_BK), dtype=torch.long)
-    value, best = (scores_BK + point.price * saved_K).max(1)
+    value, best = worth(scores_BK, saved_K, point).max(1)
     return torch.where(value > point.threshold, best + 1, 0)

@@ -188,9 +188,9 @@ class Routers(Policy):
                 f"the routers read states of size {self.config.hidden_size}, the model's have {hidden_size}: use routers made for it"
             )
 
-    def start(self, prompt_mask_BT: Tensor) -> _PrefillRouters:
+    def start(self, prompt_mask_BT: Tensor) -> PrefillRouters:
         """A view that pools with this prompt's windows, computed once for all blocks."""
-        return _PrefillRouters(self, prompt_mask_BT)
+        return PrefillRouters(self, prompt_mask_BT)
 
     def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
         """Greedy actions (B,) from the states entering the block; `InputError` where they are not finite, or are not what is read."""
@@ -200,9 +200,12 @@ class Routers(Policy):
 
     def actions(self, logits_BC: Tensor) -> Tensor:
         """Argmax of the probabilities, after the control knob if there is one."""
-        if self.control is None:
-            return logits_BC.argmax(-1)
-        return apply_control(logits_BC.softmax(-1), self.control).argmax(-1)
+        return (logits_BC if self.control is None else self.probabilities(logits_BC)).argmax(-1)
+
+    def probabilities(self, logits_BC: Tensor) -> Tensor:
+        """Skip, execute and repeat (B, C), after the control knob if there is one."""
+        probabilities = logits_BC.softmax(-1)
+        return probabilities if self.control is None else apply_control(probabilities, self.control)
 
     def with_control(self, p: float) -> Routers:
         """The same routers under the knob p of appendix C: -1 skips all, -0.5 is the router, 0.5 executes all, 1 repeats all.
@@ -263,7 +266,7 @@ class Routers(Policy):
         return routers
 
 
-class _PrefillRouters(Policy):
+class PrefillRouters(Policy):
     """Routers during one prefill: holds the pooling weights of this prompt."""
 
     def __init__(self, routers: Routers, prompt_mask_BT: Tensor):
@@ -272,15 +275,19 @@ class _PrefillRouters(Policy):
         self._weights_BWT, self._valid_BW = pool_matrix(prompt_mask_BT, routers.config.n_windows)
         self._first_BWD: Tensor | None = None
 
-    @torch.no_grad()
     def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
+        return self._routers.actions(self.logits(block, x_BTD))
+
+    @torch.no_grad()
+    def logits(self, block: int, x_BTD: Tensor) -> Tensor:
+        """(B, C) of one block's router; `InputError` where they are not finite."""
         # In float32 whatever surrounds it: under autocast the products would run in half precision.
         with torch.autocast(x_BTD.device.type, enabled=False):
             logits = self._routers.logits(block, self._pooled(x_BTD), self._valid_BW.to(x_BTD.device))
         if not bool(logits.isfinite().all()):
             # argmax of nan is 0: every block would be skipped without a word.
             raise InputError(f"the states entering block {block} are not finite on a prompt: load the base in bfloat16 or float32")
-        return self._routers.actions(logits)
+        return logits
 
     def _pooled(self, x_BTD: Tensor) -> Tensor:
         if not self._routers.config.first_block:
