@@ -23,7 +23,7 @@ PROMPT = "why is the sky so blue?"  # 23 tokens of a byte each
 def routers(tiny: RoutedModel) -> Routers:
     policy = Routers(RouterConfig(tiny.n_layers, tiny.hidden_size, n_windows=4, width=8), seed=3)
     # So strong that blocks differ in what they do.
-    policy.w2 = policy.w2 * 40
+    policy.tensors["w2"] = policy.tensors["w2"] * 40
     return policy
 
 

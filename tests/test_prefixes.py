@@ -420,7 +420,7 @@ def test_decided_routes_are_those_of_generate(family):
     """Prompts together in left-padded steps, without an answer: the routes of `generate`, which sees each prompt alone."""
     routed = routed_of(family)
     routers = Routers(RouterConfig(L, routed.hidden_size, n_windows=4, width=16), seed=2)
-    routers.w2 = routers.w2 * 30
+    routers.tensors["w2"] = routers.tensors["w2"] * 30
     prompts = [byte_tokenizer()(text)["input_ids"] for text in ("Why?", "A longer one, is it not?", "x", "And then some more of it", "Yes")]
     alone = [routed.generate(input_ids=torch.tensor([prompt]), policy=routers, max_new_tokens=1)[0].route for prompt in prompts]
     assert len(set(alone)) > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -33,8 +34,9 @@ def random_routers(config: RouterConfig, seed: int = 0) -> Routers:
     """Routers whose biases are not zero, so that a test sees them."""
     routers = Routers(config, seed)
     generator = torch.Generator().manual_seed(seed + 1)
-    routers.b1 = torch.randn(routers.b1.shape, generator=generator)
-    routers.b2 = torch.randn(routers.b2.shape, generator=generator)
+    for name, tensor in routers.tensors.items():
+        if name.startswith("b"):
+            routers.tensors[name] = torch.randn(tensor.shape, generator=generator)
     return routers
 
 
@@ -126,10 +128,16 @@ def test_states_that_are_not_finite_are_refused():
 def reference_logits(routers: Routers, block: int, x_TD: torch.Tensor, mask: list[bool]) -> torch.Tensor:
     """One router as the paper writes it: a module of its own, on one prompt, averaged over its windows."""
     config = routers.config
-    network = nn.Sequential(nn.Linear(config.hidden_size, config.width), nn.GELU(), nn.Linear(config.width, N_ACTIONS))
+    sizes = [config.hidden_size, *[config.width] * (config.depth - 1), N_ACTIONS]
+    layers = [module for pair in itertools.pairwise(sizes) for module in (nn.Linear(*pair), nn.GELU())][:-1]
+    network = nn.Sequential(*layers)
     place = 0 if config.shared else block
     network.load_state_dict(
-        {"0.weight": routers.w1[place].T, "0.bias": routers.b1[place], "2.weight": routers.w2[place].T, "2.bias": routers.b2[place]}
+        {
+            f"{2 * layer}.{kind}": routers.tensors[f"{kind[0]}{layer + 1}"][place].t()
+            for layer in range(config.depth)
+            for kind in ("weight", "bias")
+        }
     )
     windows = naive_windows(x_TD, mask, config.n_windows)
     if config.normalize:
@@ -138,10 +146,18 @@ def reference_logits(routers: Routers, block: int, x_TD: torch.Tensor, mask: lis
 
 
 @pytest.mark.parametrize(
-    ("normalize", "shared", "first_block"), [(True, False, False), (False, False, False), (True, True, False), (True, False, True)]
+    ("normalize", "shared", "first_block", "depth"),
+    [
+        (True, False, False, 2),
+        (False, False, False, 2),
+        (True, True, False, 2),
+        (True, False, True, 2),
+        (True, False, False, 1),
+        (False, True, False, 4),
+    ],
 )
-def test_stacked_routers_equal_separate_modules(normalize, shared, first_block):
-    config = RouterConfig(3, 8, 4, 5, normalize, shared, first_block)
+def test_stacked_routers_equal_separate_modules(normalize, shared, first_block, depth):
+    config = RouterConfig(3, 8, 4, 5, normalize, shared, first_block, depth)
     routers = random_routers(config)
     masks = [[False, True, True], [True, True, True], [False, False, True]]  # fewer tokens than windows
     masks = [mask + [True] * extra + [False] * (10 - extra) for mask, extra in zip(masks, (0, 10, 4), strict=True)]
@@ -181,17 +197,17 @@ def test_normalize_gives_unit_rms_at_any_scale():
 def test_initial_weights_are_xavier_uniform_and_seeded():
     config = RouterConfig(4, 96, width=32)
     routers = Routers(config, seed=7)
-    for weights, fan in ((routers.w1, 96 + 32), (routers.w2, 32 + 3)):
+    for weights, fan in ((routers.tensors["w1"], 96 + 32), (routers.tensors["w2"], 32 + 3)):
         bound = (6 / fan) ** 0.5
         assert 0.98 * bound < weights.abs().max() <= bound
         assert abs(weights.std().item() - bound / 3**0.5) < 0.1 * bound
-    assert not torch.equal(routers.w1[0], routers.w1[1])
-    assert not routers.b1.any()
-    assert not routers.b2.any()
+    assert not torch.equal(routers.tensors["w1"][0], routers.tensors["w1"][1])
+    assert not routers.tensors["b1"].any()
+    assert not routers.tensors["b2"].any()
     before = torch.random.get_rng_state()
-    assert torch.equal(Routers(config, seed=7).w1, routers.w1)
+    assert torch.equal(Routers(config, seed=7).tensors["w1"], routers.tensors["w1"])
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert not torch.equal(Routers(config, seed=8).w1, routers.w1)
+    assert not torch.equal(Routers(config, seed=8).tensors["w1"], routers.tensors["w1"])
 
 
 def test_the_base_dtype_does_not_reach_the_routers():
@@ -224,7 +240,7 @@ def test_control_knob_endpoints():
     for p, action in ((-1, Action.SKIP), (0.5, Action.EXECUTE), (1, Action.REPEAT)):
         assert torch.equal(decisions(routers.with_control(p), x, mask), torch.full((6, 32), int(action)))
     assert torch.equal(decisions(routers, x, mask), own), "with_control returns a view"
-    assert routers.with_control(1).w1 is routers.w1
+    assert routers.with_control(1).tensors["w1"] is routers.tensors["w1"]
     assert torch.equal(decisions(routers.with_control(1).with_control(-0.5), x, mask), own)
 
 
@@ -311,7 +327,7 @@ def edit_config(folder, **changes) -> None:
 def test_variants_are_saved_and_older_routers_have_none(saved, tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared")
     shared = random_routers(RouterConfig(3, 8, shared=True, first_block=True))
-    assert shared.w1.shape[0] == 1
+    assert shared.tensors["w1"].shape[0] == 1
     shared.save(folder)
     assert Routers.load(folder).config == shared.config
     assert json.loads((folder / CONFIG_FILE).read_text())["schema_version"] == 2
@@ -319,6 +335,20 @@ def test_variants_are_saved_and_older_routers_have_none(saved, tmp_path_factory)
     assert values["schema_version"] == 1
     assert "shared" not in values, "plain routers are as older ones read them"
     assert Routers.load(saved).config == SMALL
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_routers_of_another_depth_are_saved_and_read_back(tmp_path, depth):
+    routers = random_routers(RouterConfig(3, 8, depth=depth))
+    assert list(routers.tensors) == [f"{kind}{layer}" for layer in range(1, depth + 1) for kind in "wb"]
+    routers.save(tmp_path)
+    assert json.loads((tmp_path / CONFIG_FILE).read_text())["schema_version"] == 3
+    loaded = Routers.load(tmp_path)
+    assert loaded.config == routers.config
+    assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in routers.tensors.items())
+    edit_config(tmp_path, depth=10**9)
+    with pytest.raises(ArtifactError, match="depth is 1000000000, expected at most 8"):
+        Routers.load(tmp_path)
 
 
 def test_keys_of_a_newer_drllm_warn(saved):

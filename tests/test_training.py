@@ -89,8 +89,8 @@ def test_f1_by_hand_and_an_absent_class():
 
 def test_mean_passes_counts_a_repeat_twice():
     routers = Routers(RouterConfig(3, 4, 2, 2))
-    routers.w2.zero_()
-    routers.b2.copy_(torch.eye(3)[[0, 1, 2]])  # block 0 skips, block 1 executes, block 2 repeats, whatever the states
+    routers.tensors["w2"].zero_()
+    routers.tensors["b2"].copy_(torch.eye(3)[[0, 1, 2]])  # block 0 skips, block 1 executes, block 2 repeats, whatever the states
     labels = torch.tensor([[0, 0], [1, 1], [2, 1]])
     metrics = measure(routers, torch.randn(3, 2, 2, 4), torch.ones(2, 2, dtype=torch.bool), labels, torch.tensor([0, 1]))
     assert metrics["mean_passes"] == 3
@@ -193,7 +193,12 @@ def test_training_together_equals_modules_of_their_own(normalize):
     for block in range(3):
         network = nn.Sequential(nn.Linear(12, 16), nn.GELU(), nn.Linear(16, N_ACTIONS))
         network.load_state_dict(
-            {"0.weight": start.w1[block].T, "0.bias": start.b1[block], "2.weight": start.w2[block].T, "2.bias": start.b2[block]}
+            {
+                "0.weight": start.tensors["w1"][block].T,
+                "0.bias": start.tensors["b1"][block],
+                "2.weight": start.tensors["w2"][block].T,
+                "2.bias": start.tensors["b2"][block],
+            }
         )
         modules.append(network)
     optimizer = torch.optim.AdamW(modules.parameters(), lr=config.lr, weight_decay=config.weight_decay, foreach=False)
@@ -221,11 +226,11 @@ def test_training_together_equals_modules_of_their_own(normalize):
             optimizer.step()
             step += 1
     for block, network in enumerate(modules):
-        torch.testing.assert_close(trained.w1[block], network[0].weight.T, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(trained.b1[block], network[0].bias, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(trained.w2[block], network[2].weight.T, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(trained.b2[block], network[2].bias, rtol=1e-3, atol=1e-4)
-    assert (trained.w1 - start.w1).abs().max() > 5e-3, "the case must be able to fail"
+        torch.testing.assert_close(trained.tensors["w1"][block], network[0].weight.T, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(trained.tensors["b1"][block], network[0].bias, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(trained.tensors["w2"][block], network[2].weight.T, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(trained.tensors["b2"][block], network[2].bias, rtol=1e-3, atol=1e-4)
+    assert (trained.tensors["w1"] - start.tensors["w1"]).abs().max() > 5e-3, "the case must be able to fail"
 
 
 @pytest.mark.parametrize("absent", [0, 2])

@@ -104,6 +104,7 @@ class RoutersConfig:
     tune_questions: int = knob(200, "preset default: tune questions a task that the knob is set on; 0 leaves the routers as they are")
     n_windows: int = knob(8, "windows W the prompt is cut into (section 3.1: 8)")
     width: int = knob(128, "hidden width of a router (section 3.1: 128)")
+    depth: int = knob(2, "linear layers of a router, 1 to 8 (section 3.1: 2)")
     normalize: Literal["preset", "rms", "raw"] = knob(
         "preset", "each pooled state before the router: scaled to unit RMS, or raw; preset: paper feeds it raw, default scales it"
     )
@@ -120,7 +121,8 @@ class RoutersConfig:
     seed: int = knob(0, "seed of initial weights and batch order")
 
     def __post_init__(self) -> None:
-        for name, low, high in (("n_windows", 1, None), ("width", 1, None), ("gamma", 0, None), ("beta", 0, 0.999999), ("lr", 0, None),
+        for name, low, high in (("n_windows", 1, None), ("width", 1, None), ("depth", 1, 8),
+                                ("gamma", 0, None), ("beta", 0, 0.999999), ("lr", 0, None),
                                 ("budget", 0.1, 1), ("temperature", 0.01, 100), ("tune_questions", 0, None),
                                 ("epochs", 1, None), ("batch_size", 1, None), ("warmup_steps", 0, None),
                                 ("val_fraction", 0, 0.9)):  # fmt: skip

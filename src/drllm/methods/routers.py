@@ -67,7 +67,14 @@ def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: 
         targets = torch.tensor(np.array([soft_target(record, config.temperature * spread[record.task]) for _, record in kept]))
         features = dataclasses.replace(features, labels=targets.argmax(-1))
     router_config = RouterConfig(
-        routed.n_layers, routed.hidden_size, config.n_windows, config.width, config.normalized, config.shared, config.first_block
+        routed.n_layers,
+        routed.hidden_size,
+        config.n_windows,
+        config.width,
+        config.normalized,
+        config.shared,
+        config.first_block,
+        config.depth,
     )
     lines: list[str] = []
     with Progress("train routers", config.epochs) as progress:

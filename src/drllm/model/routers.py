@@ -1,4 +1,4 @@
-"""Dr.LLM's routers (arXiv 2510.12773, section 3.1): one Linear-GELU-Linear a block, on windows of the prompt's states.
+"""Dr.LLM's routers (arXiv 2510.12773, section 3.1): one small network a block, Linear-GELU-Linear, on windows of the prompt's states.
 
 Shapes: B rows, T tokens, W windows, D hidden size, H router width, L blocks, N records, C = 3 actions.
 """
@@ -29,8 +29,8 @@ CONFIG_FILE = "router_config.json"
 WEIGHTS_FILE = "routers.safetensors"
 N_ACTIONS = len(Action)
 RMS_EPS = 1e-6
-SCHEMA_VERSION = 2  # 1 knew neither shared nor first_block, and is written where neither is set
-TENSORS = ("w1", "b1", "w2", "b2")
+SCHEMA_VERSION = 3  # 1 knew neither shared nor first_block, 2 no depth; the lowest that says all is written
+MAX_DEPTH = 8
 CHECKSUM = "weights_sha256"
 CONTROL = "control"
 POINTS = (0.4, 0.3, 0.2, 0.1, 0.0, -0.1, -0.2, -0.3, -0.4)  # of the knob, from nearly executing all to the routers themselves
@@ -48,10 +48,12 @@ class RouterConfig:
     normalize: bool = True
     shared: bool = False  # one router serves all blocks
     first_block: bool = False  # all routers read the states entering the first block
+    depth: int = 2  # linear layers, with a GELU between
     schema_version: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "schema_version", SCHEMA_VERSION if self.shared or self.first_block else 1)
+        version = SCHEMA_VERSION if self.depth != 2 else 2 if self.shared or self.first_block else 1
+        object.__setattr__(self, "schema_version", version)
 
     @classmethod
     def from_json(cls, values: Any, source: Path) -> RouterConfig:
@@ -59,7 +61,7 @@ class RouterConfig:
         known = {field.name for field in fields(cls)}
         flags = {name for name in known if type(getattr(cls, name, None)) is bool}
         if isinstance(values, dict):
-            values = {"shared": False, "first_block": False} | values  # older routers know neither
+            values = {"shared": False, "first_block": False, "depth": 2} | values  # what older routers do not know
         if not isinstance(values, dict) or known - values.keys():
             missing = ", ".join(sorted(known - values.keys())) if isinstance(values, dict) else "all keys"
             raise ArtifactError(f"{source} is not a router configuration ({missing} missing): {_RETRAIN}")
@@ -69,6 +71,8 @@ class RouterConfig:
             if type(value) is not (bool if name in flags else int) or (name not in flags and value < 1):
                 wanted = "true or false" if name in flags else "a whole number of at least 1"
                 raise ArtifactError(f"{source}: {name} is {value!r}, expected {wanted}: {_RETRAIN}")
+        if values["depth"] > MAX_DEPTH:
+            raise ArtifactError(f"{source}: depth is {values['depth']}, expected at most {MAX_DEPTH}: {_RETRAIN}")
         if values["schema_version"] > SCHEMA_VERSION:
             raise ArtifactError(
                 f"{source} has schema version {values['schema_version']}, expected at most {SCHEMA_VERSION}: update drllm or {_RETRAIN}"
@@ -79,9 +83,16 @@ class RouterConfig:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each stacked tensor: w1 (L, D, H), b1 (L, H), w2 (L, H, C), b2 (L, C); a shared router is a stack of one."""
-        n, size, width = 1 if self.shared else self.n_layers, self.hidden_size, self.width
-        return {"w1": (n, size, width), "b1": (n, width), "w2": (n, width, N_ACTIONS), "b2": (n, N_ACTIONS)}
+        """The shape of each stacked tensor: w1 (L, D, H), b1 (L, H), w2 (L, H, C), b2 (L, C); a shared router is a stack of one.
+
+        At another depth w1 to w`depth`, of which the first reads D, the last writes C, and H stands between.
+        """
+        n = 1 if self.shared else self.n_layers
+        sizes = [self.hidden_size, *[self.width] * (self.depth - 1), N_ACTIONS]
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in range(1, self.depth + 1):
+            shapes |= {f"w{layer}": (n, sizes[layer - 1], sizes[layer]), f"b{layer}": (n, sizes[layer])}
+        return shapes
 
 
 def pool_matrix(prompt_mask_BT: Tensor, n_windows: int) -> tuple[Tensor, Tensor]:
@@ -134,24 +145,22 @@ class Routers(Policy):
         self.control: float | None = None
         generator = torch.Generator().manual_seed(seed)
 
-        def xavier(rows: int, columns: int) -> Tensor:
-            bound = math.sqrt(6 / (rows + columns))
-            return (torch.rand(config.shapes["w1"][0], rows, columns, generator=generator) * 2 - 1) * bound
-
-        self.w1 = xavier(config.hidden_size, config.width)
-        self.b1 = torch.zeros(config.shapes["b1"])
-        self.w2 = xavier(config.width, N_ACTIONS)
-        self.b2 = torch.zeros(config.shapes["b2"])
+        self.tensors: dict[str, Tensor] = {}
+        for name, shape in config.shapes.items():
+            if name.startswith("b"):
+                self.tensors[name] = torch.zeros(shape)
+            else:
+                bound = math.sqrt(6 / (shape[1] + shape[2]))  # Xavier's
+                self.tensors[name] = (torch.rand(*shape, generator=generator) * 2 - 1) * bound
 
     def parameters(self) -> list[Tensor]:
         """The trainable tensors."""
-        return [getattr(self, name) for name in TENSORS]
+        return list(self.tensors.values())
 
     def to(self, device: str | torch.device) -> Routers:
         """The same routers with their tensors on a device; without it they follow the states block by block, at the cost of a copy."""
         moved = copy.copy(self)
-        for name, tensor in zip(TENSORS, self.parameters(), strict=True):
-            setattr(moved, name, tensor.to(device))
+        moved.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
         return moved
 
     def all_logits(self, pooled_LBWD: Tensor, valid_BW: Tensor) -> Tensor:
@@ -160,25 +169,27 @@ class Routers(Policy):
         States are given as the base made them; they are normalised here if the routers normalise.
         """
         n_layers, n_rows, n_windows, size = pooled_LBWD.shape
-        w1, b1, w2, b2 = (parameter.expand(n_layers, *parameter.shape[1:]) for parameter in self.parameters())
+        weights = [parameter.expand(n_layers, *parameter.shape[1:]) for parameter in self.parameters()]
         x = (
             (pooled_LBWD[:1].expand_as(pooled_LBWD) if self.config.first_block else pooled_LBWD)
             .float()
             .reshape(n_layers, n_rows * n_windows, size)
         )
         x = rms_normalize(x) if self.config.normalize else x
-        hidden = torch.nn.functional.gelu(torch.baddbmm(b1[:, None], x, w1))
-        logits = torch.baddbmm(b2[:, None], hidden, w2).reshape(n_layers, n_rows, n_windows, N_ACTIONS)
-        weights = valid_BW.float() / valid_BW.sum(1, keepdim=True)
-        return (logits * weights[None, :, :, None]).sum(2)
+        for place, (w, b) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
+            x = torch.baddbmm(b[:, None], torch.nn.functional.gelu(x) if place else x, w)
+        logits = x.reshape(n_layers, n_rows, n_windows, N_ACTIONS)
+        shares = valid_BW.float() / valid_BW.sum(1, keepdim=True)
+        return (logits * shares[None, :, :, None]).sum(2)
 
     def logits(self, block: int, pooled_BWD: Tensor, valid_BW: Tensor) -> Tensor:
         """Logits (B, C) of one block's router, from the states that it reads; the inference path."""
-        w1, b1, w2, b2 = (parameter[0 if self.config.shared else block].to(pooled_BWD.device) for parameter in self.parameters())
+        weights = [parameter[0 if self.config.shared else block].to(pooled_BWD.device) for parameter in self.parameters()]
         x = rms_normalize(pooled_BWD.float()) if self.config.normalize else pooled_BWD.float()
-        logits_BWC = torch.nn.functional.gelu(x @ w1 + b1) @ w2 + b2
-        weights = valid_BW.float() / valid_BW.sum(1, keepdim=True)
-        return (logits_BWC * weights[..., None]).sum(1)
+        for place, (w, b) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
+            x = (torch.nn.functional.gelu(x) if place else x) @ w + b
+        shares = valid_BW.float() / valid_BW.sum(1, keepdim=True)
+        return (x * shares[..., None]).sum(1)
 
     def check_model(self, n_layers: int, hidden_size: int) -> None:
         """Refuse a model with other blocks or another hidden size."""
@@ -226,13 +237,15 @@ class Routers(Policy):
 
     def save(self, folder: Path) -> list[str]:
         """`router_config.json`, which holds the knob and a checksum of `routers.safetensors`, into an existing folder; each atomically."""
-        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in zip(TENSORS, self.parameters(), strict=True)}
+        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.tensors.items()}
         data = save_safetensors(tensors)
         write_bytes(folder / WEIGHTS_FILE, data)
         # Last, and with the checksum: a crash in between leaves a pair that `load` refuses.
         knob = {} if self.control is None else {CONTROL: self.control}
         about = asdict(self.config)
-        if self.config.schema_version == 1:  # which has no variants
+        if self.config.schema_version < 3:
+            del about["depth"]
+        if self.config.schema_version < 2:
             del about["shared"], about["first_block"]
         write_json(folder / CONFIG_FILE, about | knob | {CHECKSUM: hashlib.sha256(data).hexdigest()})
         return [CONFIG_FILE, WEIGHTS_FILE]
@@ -260,8 +273,7 @@ class Routers(Policy):
         if hashlib.sha256(data).hexdigest() != checksum:
             raise ArtifactError(f"{folder / WEIGHTS_FILE} is not the file {CONFIG_FILE} was written for (checksums differ): {_RETRAIN}")
         routers = cls(config)
-        for name in TENSORS:
-            setattr(routers, name, tensors[name])
+        routers.tensors = {name: tensors[name] for name in config.shapes}
         routers.control = control
         return routers
 
