@@ -108,9 +108,11 @@ def test_rewards_that_do_not_fit_are_refused():
 
 def test_task_names_and_defaults():
     choice = ("arc_easy", "arc_challenge", "openbookqa", "piqa", "sciq", "boolq", "commonsenseqa", "mmlu")
-    assert (*choice, "gsm8k", "dart-1", "dart-2", "dart-3", "dart-4", "dart-5") == TASK_NAMES
+    boxed, numbers = ("gsm8k", *(f"dart-{level}" for level in range(1, 6))), tuple(f"arith-{level}" for level in range(1, 6))
+    assert (*choice, *boxed, *numbers) == TASK_NAMES
     assert {get_task(name).default_reward for name in choice} == {"loglik"}
-    assert {get_task(name).default_reward for name in TASK_NAMES[len(choice) :]} == {"boxed"}
+    assert {get_task(name).default_reward for name in boxed} == {"boxed"}
+    assert {get_task(name).default_reward for name in numbers} == {"number"}
     assert [get_task(f"dart-{level}").level for level in range(1, 6)] == [1, 2, 3, 4, 5]
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from drllm.errors import InputError
 
 Split = Literal["fit", "tune", "calibrate", "test"]
-RewardName = Literal["auto", "loglik", "letter", "boxed"]
+RewardName = Literal["auto", "loglik", "letter", "boxed", "number"]
 
 
 def knob(default: Any, help: str) -> Any:
@@ -46,9 +46,9 @@ class SearchConfig:
     early_stop: bool = knob(True, "stop a question when the base was wrong and a path is right (section 4)")
     patience: int = knob(10, "default preset: simulations that an early stop waits beyond the first right path, for a larger margin")
     comfort: float = knob(0.5, "default preset: share of the base's margin (base wrong: of the best found) that a kept path must have")
-    reward: RewardName = knob("auto", "how an answer is judged: loglik, letter, boxed; auto takes the task's own")
+    reward: RewardName = knob("auto", "how an answer is judged: loglik, letter, boxed, number; auto takes the task's own")
     metric: Literal["acc_norm", "acc"] = knob("acc_norm", "loglik only: which verdict is the reward; the other is stored too")
-    max_new_tokens: int = knob(0, "generated tokens a question, letter and boxed; 0 takes the reward's own (10 and 15)")
+    max_new_tokens: int = knob(0, "generated tokens of letter, boxed and number; 0 takes the reward's own (10, 15, 8)")
     verify: bool = knob(True, "check the base and the kept route again: alone, in float32, under another wording")
     control: bool = knob(True, "evaluate as many random routes, drawn without looking at the question, beside the search")
     splits: tuple[str, ...] = knob(("fit",), "splits to take the questions from; others than fit (tune, calibrate) with --paths only")
@@ -172,9 +172,9 @@ class EvaluateConfig:
     """Base and policies on the same held-out questions."""
 
     split: Split = knob("tune", "fit, tune, calibrate or test; test is for final tables only, and reading it is recorded")
-    reward: RewardName = knob("auto", "how an answer is judged: loglik, letter, boxed; auto takes the task's own")
+    reward: RewardName = knob("auto", "how an answer is judged: loglik, letter, boxed, number; auto takes the task's own")
     metric: Literal["acc_norm", "acc"] = knob("acc_norm", "loglik only: which verdict counts; the other is stored too")
-    max_new_tokens: int = knob(0, "generated tokens a question, letter and boxed; 0 takes the reward's own (10 and 15)")
+    max_new_tokens: int = knob(0, "generated tokens of letter, boxed and number; 0 takes the reward's own (10, 15, 8)")
     limit: int = knob(0, "questions a task; 0 takes all")
     batch_size: int = knob(16, "questions a step, at most")
     max_step_tokens: int = knob(512, "tokens of a model step; as in the search, so that equal routes get equal verdicts")

@@ -1,4 +1,4 @@
-"""Verdicts of (question, route) pairs: log-likelihood of the choices, a generated letter, or a boxed answer.
+"""Verdicts of (question, route) pairs: log-likelihood of the choices, a generated letter, a boxed answer, or a number.
 
 Used by the search, the evaluation and the static method, so that one verdict has one meaning everywhere.
 """
@@ -30,12 +30,12 @@ def make_scorer(
     max_new_tokens: int = 0,
     cache_bytes: int = 2**30,
 ) -> Scorer:
-    """The scorer of a task's reward; `auto` is log-likelihood for multiple choice and a boxed answer for mathematics.
+    """The scorer of a task's reward; `auto` is log-likelihood for multiple choice, for mathematics a boxed answer or a number.
 
     It keeps up to `cache_bytes` of states for paths to come.
     """
     name = task.reward_named(reward)
-    if (name == "boxed") != (task.kind == "math"):
+    if (name in ("boxed", "number")) != (task.kind == "math") or (name == "number" and not task.shots):
         raise InputError(f"task {task.name!r} is a {task.kind} task, which reward {name!r} cannot judge: use --reward auto")
     if name == "loglik":
         return LoglikScorer(routed, max_step_tokens, metric, cache_bytes=cache_bytes)

@@ -1,4 +1,4 @@
-"""Rewards of generated answers: the paper's letter for multiple choice, a boxed answer for mathematics; mixed routes in one batch.
+"""Rewards of generated answers: the paper's letter for multiple choice, for mathematics a boxed one or a number; mixed routes in a batch.
 
 Prompts run through `PrefixRunner`, which keeps each application's keys and values; an answer's cache is put together from
 those of its path. Pending answers are then decoded together, greedily, and leave the batch when no further token can change the verdict.
@@ -30,7 +30,7 @@ from drllm.scoring.prefixes import Node, PackedRow, PrefixRunner
 from drllm.scoring.verdict import Verdict
 from drllm.tasks import Example, Task
 
-DEFAULT_NEW_TOKENS = {"letter": 10, "boxed": 15}  # the authors' code; ample for a letter, short for a derivation
+DEFAULT_NEW_TOKENS = {"letter": 10, "boxed": 15, "number": 8}  # the authors' of the first two: ample for a letter, short for a derivation
 WIDTH_STEP = 8  # prompts are padded to a multiple of this many tokens
 FIRST_ROWS = 32  # last prompt tokens that go through the output head together
 DECODED_ROWS = 256  # answers decoded together
@@ -79,7 +79,7 @@ class GeneratedScorer:
         self.reward = reward
         self.max_step_tokens = max_step_tokens
         self.max_new_tokens = max_new_tokens or DEFAULT_NEW_TOKENS[reward]
-        self.prompt_format = CHAT if routed.tokenizer.chat_template else RAW
+        self.prompt_format = CHAT if routed.tokenizer.chat_template and reward != "number" else RAW
         self.runner = PrefixRunner(routed, max_step_tokens, cache_bytes, keep_keys_values=True)
         self._choose = GreedyChoice(routed.model)
         self._to_a_box = BoxBound.of(routed.tokenizer) if reward == "boxed" else None
@@ -88,9 +88,12 @@ class GeneratedScorer:
         self._queue: list[_Answer] = []
 
     def question(self, task: Task, example: Example) -> GeneratedQuestion:
-        """Tokenise an example's prompt: chat messages, or their text for a base model without a chat template."""
-        messages = task.letter_messages(example) if self.reward == "letter" else task.math_messages(example)
-        prompt = messages if self.prompt_format == CHAT else "\n\n".join(message["content"] for message in messages) + "\n\n"
+        """Tokenise an example's prompt: chat messages, or their text for a base model without a chat template; `number` is text always."""
+        if self.reward == "number":
+            prompt: Any = task.number_prompt(example)
+        else:
+            messages = task.letter_messages(example) if self.reward == "letter" else task.math_messages(example)
+            prompt = messages if self.prompt_format == CHAT else "\n\n".join(message["content"] for message in messages) + "\n\n"
         (ids,), _ = encode_prompts(self.routed.tokenizer, [prompt])
         check_context(len(ids), self.max_new_tokens, self.routed.config)
         return GeneratedQuestion(task, example, tuple(ids))

@@ -12,7 +12,7 @@ from typing import Literal
 
 from drllm.errors import InputError
 from drllm.registry import did_you_mean
-from drllm.tasks.grading import boxed_matches, letter_choice, letter_settled
+from drllm.tasks.grading import boxed_matches, letter_choice, letter_settled, number_matches, number_settled
 
 Kind = Literal["choice", "math"]
 _SECOND_TEMPLATE, _SECOND_LETTERED = "Q: {question}\nA:", "Q: {question}\n{options}\nA:"
@@ -40,7 +40,7 @@ class Task:
 
     name: str
     kind: Kind
-    default_reward: Literal["loglik", "boxed"]
+    default_reward: Literal["loglik", "boxed", "number"]
     about: str
     """One line for `drllm tasks`."""
     loglik_template: str = "Question: {question}\nAnswer:"
@@ -52,6 +52,8 @@ class Task:
     """Whether a question without a passage still has its empty line, as lm-eval's SciQ."""
     has_titles: bool = False
     """Whether training passages begin with their article's title and those of other parts do not (BoolQ): it is taken off."""
+    shots: tuple[tuple[str, str], ...] = ()
+    """Solved questions that stand before each one: reward "number"."""
     level: int = 0
     """DART-Math's difficulty, 1 to 5; 0 for tasks without levels."""
 
@@ -102,27 +104,41 @@ class Task:
         ask = r"Reason step by step, and put your final answer within \boxed{}."
         return [{"role": "user", "content": f"{example.question}\n\n{ask}"}]
 
+    def number_prompt(self, example: Example) -> str:
+        """Raw text: the task's solved questions, then this one. Small models answer it with a number, and box none."""
+        self._need_shots()
+        solved = "".join(f"Question: {question}\nAnswer: {answer}\n\n" for question, answer in self.shots)
+        return f"{solved}Question: {example.question}\nAnswer:"
+
     def grade(self, example: Example, text: str, reward: str) -> bool:
-        """Verdict of a generated answer: reward "letter" (choice tasks) or "boxed" (math tasks); anything else is an InputError."""
+        """Verdict of a generated answer: reward "letter" (choice tasks), "boxed" or "number" (math tasks); else InputError."""
         if reward == "letter":
             self._need("choice", reward)
             return letter_choice(text, len(example.choices)) == example.answer
         if reward == "boxed":
             self._need("math", reward)
             return boxed_matches(text, str(example.answer))
-        raise InputError(f"reward {reward!r} does not judge generated text, expected 'letter' or 'boxed'")
+        if reward == "number":
+            self._need_shots()
+            return number_matches(text, str(example.answer))
+        raise InputError(f"reward {reward!r} does not judge generated text, expected 'letter', 'boxed' or 'number'")
 
     def settled(self, text: str, reward: str) -> bool:
-        """Whether no continuation of a generated answer can change its verdict; for "letter" only (a later box would count for "boxed")."""
-        return reward == "letter" and letter_settled(text)
+        """Whether no continuation of a generated answer can change its verdict; never for "boxed", where a later box would count."""
+        return (reward == "letter" and letter_settled(text)) or (reward == "number" and number_settled(text))
 
     def _need_letters(self, example: Example, what: str) -> None:
         if len(example.choices) > len(LETTERS):
             raise InputError(f"question {example.id} has {len(example.choices)} choices, {what} holds at most 26: use reward loglik")
 
+    def _need_shots(self) -> None:
+        self._need("math", "number")
+        if not self.shots:
+            raise InputError(f"reward 'number' needs a task with solved questions to show, which {self.name} has not: use 'boxed'")
+
     def _need(self, kind: Kind, reward: str) -> None:
         if self.kind != kind:
-            use = "'loglik' or 'letter'" if self.kind == "choice" else "'boxed'"
+            use = "'loglik' or 'letter'" if self.kind == "choice" else "'number'" if self.shots else "'boxed'"
             raise InputError(f"reward {reward!r} does not fit task {self.name} ({self.kind}): use {use}")
 
 
@@ -133,6 +149,10 @@ def _options(example: Example) -> str:
 
 def _dart(level: int) -> Task:
     return Task(f"dart-{level}", "math", "boxed", f"DART-Math, questions of level {level} of 5", level=level)
+
+
+def _arith(level: int, about: str, *shots: tuple[str, str]) -> Task:
+    return Task(f"arith-{level}", "math", "number", f"Arithmetic, level {level} of 5: {about}", shots=shots)
 
 
 _TASKS = {
@@ -168,8 +188,28 @@ _TASKS = {
         ),
         Task("gsm8k", "math", "boxed", "GSM8K: grade-school word problems, a number as answer"),
         *(_dart(level) for level in range(1, 6)),
+        _arith(
+            1, "products of two digits",
+            ("What is 3 * 4?", "12"), ("What is 7 * 2?", "14"), ("What is 5 * 9?", "45"), ("What is 8 * 6?", "48"),
+        ),
+        _arith(
+            2, "two digits, added or subtracted",
+            ("What is 3 + 4?", "7"), ("What is 9 - 5?", "4"), ("What is 8 + 6?", "14"), ("What is 2 - 7?", "-5"),
+        ),
+        _arith(
+            3, "three digits, added or subtracted",
+            ("What is 3 + 4 - 2?", "5"), ("What is 9 - 5 + 6?", "10"), ("What is 8 + 6 + 1?", "15"), ("What is 2 - 7 - 3?", "-8"),
+        ),
+        _arith(
+            4, "two numbers of two digits, added or subtracted",
+            ("What is 23 + 41?", "64"), ("What is 97 - 52?", "45"), ("What is 68 + 76?", "144"), ("What is 24 - 71?", "-47"),
+        ),
+        _arith(
+            5, "two numbers of three digits, added or subtracted",
+            ("What is 231 + 415?", "646"), ("What is 974 - 523?", "451"), ("What is 686 + 761?", "1447"), ("What is 240 - 718?", "-478"),
+        ),
     )
-}
+}  # fmt: skip
 TASK_NAMES = tuple(_TASKS)
 
 

@@ -75,6 +75,23 @@ def _index(letter: str, n_choices: int) -> int | None:
     return index if index < n_choices else None
 
 
+_NUMBER = re.compile(r"\s*(?P<number>[-+\u2212]?\d[\d,]*(?:\.\d+)?)")
+
+
+def number_matches(text: str, gold: str) -> bool:
+    """Whether the answer begins with a number that equals the gold one (math-verify); "84 + 25 = 109" begins with another."""
+    match = _NUMBER.match(text)
+    if match is None:
+        return False
+    number = match["number"].replace(",", "").replace("\u2212", "-")
+    return boxed_matches(f"{BOX}{{{number}}}", gold)
+
+
+def number_settled(text: str) -> bool:
+    """Whether the answer's first word is over, so that nothing to come changes the number it begins with."""
+    return re.search(r"\S\s", text) is not None
+
+
 BOX = "\\boxed"
 
 
