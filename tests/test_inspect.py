@@ -12,6 +12,7 @@ from drllm import InputError, Route, RoutedModel
 from drllm.cli import main
 from drllm.inspecting import inspect, render
 from drllm.model.codebook import Codebook, Point
+from drllm.model.oracle import Oracle
 from drllm.model.policy import RoutePolicy
 from drllm.model.routers import RouterConfig, Routers, pool_windows
 from drllm.routes import Action
@@ -73,14 +74,14 @@ def test_a_code_book_shows_what_each_route_is_worth(tiny: RoutedModel):
     assert found.route == tiny.generate([PROMPT], policy=policy, max_new_tokens=1)[0].route
     assert found.threshold == 0.02
     text = render(found)
-    assert "worth more than +2.00 points" in text
+    assert "the route worth most is taken if that is more than +2.00 points" in text
     assert text.count("taken") == 2  # the sentence, and the one that is
 
 
 def test_one_route_has_no_probabilities(tiny: RoutedModel):
     found = inspect(tiny, PROMPT, RoutePolicy(Route.parse("1021")), max_new_tokens=1)
     assert found.probabilities is None
-    assert "route   |_#|  4 passes of 4" in render(found)
+    assert "route   |_#|  4 block passes, the base 4" in render(found)
 
 
 def test_the_table_names_each_blocks_decision(tiny: RoutedModel, routers: Routers):
@@ -89,6 +90,11 @@ def test_the_table_names_each_blocks_decision(tiny: RoutedModel, routers: Router
     assert [row[4] for row in rows] == [Action(action).name.lower() for action in found.route]
     assert "\x1b" not in render(found)
     assert "\x1b" in render(found, colour=True)
+
+
+def test_a_policy_for_evaluation_only_is_refused(tiny: RoutedModel):
+    with pytest.raises(InputError, match="is for evaluation only"):
+        inspect(tiny, PROMPT, Oracle([Route.full(4)]))
 
 
 def test_without_a_policy_there_is_nothing_to_look_into(tiny: RoutedModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,12 +14,14 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("plotly")
 
-from drllm import InputError
+from drllm import ArtifactError, InputError
 from drllm.files import write_json
+from drllm.records import read_records, write_shard
 from drllm.reporting import browser, report
 from drllm.reporting.figures import pareto_front
 from drllm.reporting.page import need_page, to_html
 from drllm.reporting.parts import Heading, Paragraph, RouteBrowser, Table
+from drllm.tasks import load_task, texts_digest
 from test_report import run as run
 from test_report import write_evaluation, write_search
 
@@ -59,12 +62,17 @@ def asked(run: Path) -> Path:
     lines = [{"id": f"q{n}", "question": f"What is {n}? {NASTY}", "choices": ["this", "that"], "answer": 1} for n in range(12)]
     data = run / "mine.jsonl"
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for task in ("arc_easy", "piqa"):
-        path = run / "search" / task / "_plan.json"
-        write_json(path, json.loads(path.read_text()) | {"data": str(data)})
+    rows = [example for found in load_task("piqa", data).examples.values() for example in found]
+    tell(run, data={"arc_easy": str(data), "piqa": str(data)}, texts={"arc_easy": texts_digest(rows), "piqa": texts_digest(rows)})
     (run / "static").mkdir()
     write_json(run / "static" / "drllm_config.json", {"policy": "static", "guarantee": GUARANTEE})
     return run
+
+
+def tell(run: Path, **changes) -> None:
+    """Change what a run's evaluation says of itself."""
+    path = run / "evaluate" / "tune" / "summary.json"
+    write_json(path, json.loads(path.read_text()) | changes)
 
 
 def test_the_page_needs_nothing_beside_it_and_is_well_formed(asked: Path):
@@ -93,12 +101,81 @@ def test_the_page_shows_the_routes_with_their_prompts(asked: Path):
 
 
 def test_texts_that_are_not_at_hand_are_said_to_be_missing(run: Path):
-    for task in ("arc_easy", "piqa"):
-        path = run / "search" / task / "_plan.json"
-        write_json(path, json.loads(path.read_text()) | {"data": str(run / "gone.jsonl")})
+    tell(run, data={"arc_easy": str(run / "gone.jsonl"), "piqa": None})
     text = report.report(run).read_text()
-    assert "Texts of piqa are not shown, since its questions are not at hand" in text
+    assert "Texts of arc_easy are not shown, since its questions are not at hand" in text
     assert "piqa q3" in text
+
+
+def test_texts_of_another_file_with_the_same_ids_are_not_shown(asked: Path):
+    data = asked / "mine.jsonl"
+    data.write_text(data.read_text().replace("What is 5?", "What was 5?"))
+    text = report.report(asked).read_text()
+    assert "Texts of piqa are not shown: file mine.jsonl does not hold the questions that were asked." in text
+    assert "What is 1?" not in text
+
+
+def test_an_older_evaluation_shows_texts_of_the_source_it_names(asked: Path):
+    for task in ("arc_easy", "piqa"):
+        path = asked / "search" / task / "_plan.json"
+        write_json(path, json.loads(path.read_text()) | {"data": str(asked / "mine.jsonl")})
+    path = asked / "evaluate" / "tune" / "summary.json"
+    summary = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("data", "texts")}
+    write_json(path, summary | {"sources": {"arc_easy": "file mine.jsonl", "piqa": "file other.jsonl"}})
+    text = report.report(asked).read_text()
+    assert "What is 1?" in text
+    assert "Texts of piqa are not shown: file mine.jsonl does not hold" in text
+
+
+def test_half_a_surrogate_pair_does_not_stop_a_report(asked: Path):
+    data = asked / "mine.jsonl"
+    data.write_text(data.read_text().replace("What is 1?", "What is \\ud83d1?"))
+    rows = [example for found in load_task("piqa", data).examples.values() for example in found]
+    tell(asked, texts={"arc_easy": texts_digest(rows), "piqa": texts_digest(rows)})
+    assert "What is ?1?" in report.report(asked).read_text()
+
+
+def test_files_that_an_evaluation_did_not_ask_are_not_of_it(asked: Path):
+    path = asked / "evaluate" / "tune" / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["tasks"] = ["piqa"]
+    summary["rows"] = [row for row in summary["rows"] if row["task"] == "piqa"]
+    write_json(path, summary)
+    text = report.report(asked).read_text()
+    assert re.search(r"skips 1:\s+8 prompts \(piqa 8\)", text)
+    assert "arc_easy" not in (asked / "report" / "usage_tune.csv").read_text()
+
+
+def test_where_the_base_was_not_asked_nothing_is_better_or_worse(asked: Path):
+    shutil.rmtree(asked / "evaluate" / "tune" / "base")
+    tell(asked, texts={})
+    text = report.report(asked).read_text()
+    assert "base unknown, routers right" in text
+    assert re.search(r"skips 1:\s+16 prompts \(arc_easy 8, piqa 8\), 0 better and 0 worse", text)
+
+
+def test_a_route_of_another_length_is_refused(asked: Path):
+    summary = json.loads((asked / "evaluate" / "tune" / "summary.json").read_text())
+    for row in summary["rows"]:
+        row["n_layers"] = 5
+    tell(asked, rows=summary["rows"])
+    with pytest.raises(ArtifactError, match=r"tune/base/arc_easy\.parquet has a route of 4 blocks: evaluate again"):
+        report.report(asked)
+
+
+def test_labels_of_two_models_are_not_tabled_together(asked: Path):
+    folder = asked / "search" / "piqa"
+    records = [dataclasses.replace(record, fingerprint="beef") for record in read_records(folder)]
+    for path in folder.glob("*.parquet"):
+        path.unlink()
+    write_shard(folder, 0, records)
+    assert "No tables of labels:" in report.report(asked).read_text()
+
+
+def test_markdown_holds_no_markup_of_others(asked: Path):
+    tell(asked, model="<img src=x>")
+    text = report.report(asked).with_suffix(".md").read_text()
+    assert text.startswith("# Adaptive depth on &lt;img src=x>\n")
 
 
 def test_the_page_says_what_is_promised(asked: Path):
@@ -144,13 +221,20 @@ def test_the_front_holds_what_nothing_cheaper_beats(points, expected):
     assert pareto_front(points) == expected
 
 
-def test_routes_are_grouped_by_the_blocks_they_change():
-    near = ["1111111101", "1111111100", "0111111111", "0011111111", "1111211111"]
-    groups = browser.cluster([*near, "1111111111"], 3)
+def test_routes_are_grouped_under_the_commonest_of_them():
+    counts = {"1111111101": 9, "1111111100": 1, "0111111111": 5, "0011111111": 2, "1111211111": 4, "1111111111": 3}
+    groups = browser.cluster(counts, 3)
     assert groups["1111111111"] == 0
-    assert groups[near[0]] == groups[near[1]]
-    assert groups[near[2]] == groups[near[3]]
-    assert len({groups[route] for route in near}) == 3
+    assert groups["1111111101"] == groups["1111111100"] == 1
+    assert groups["0111111111"] == groups["0011111111"] == 2
+    assert groups["1111211111"] == 3
+
+
+def test_many_routes_equally_far_from_each_other_make_several_groups():
+    singles = {"1" * n + "0" + "1" * (29 - n): 30 - n for n in range(24)}
+    groups = browser.cluster(singles)
+    assert len(set(groups.values())) == browser.GROUPS
+    assert groups[min(singles, key=lambda route: -singles[route])] == 1
 
 
 def test_a_large_group_shows_some_prompts_and_counts_all(tmp_path: Path, monkeypatch):

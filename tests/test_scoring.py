@@ -139,7 +139,7 @@ def test_routers_decide_from_the_context_alone(family):
     """The route of a question is the one its context gets in `generate`, whatever its choices are and whoever shares its step."""
     _, routed = base_and_routed(family)
     routers = Routers(RouterConfig(L, routed.hidden_size, n_windows=4, width=16), seed=3)
-    routers.w2 = routers.w2 * 30
+    routers.tensors["w2"] = routers.tensors["w2"] * 30
     scorer = LoglikScorer(routed, 300)
     questions = [scorer.question(ARC, example) for example in EXAMPLES]
     _, routes = scorer.score_policy(questions, routers)

@@ -129,8 +129,10 @@ def _retrofit(job: Job) -> Lines:
     model = job.need("model")
     from drllm.pipeline import retrofit
     from drllm.reporting.figures import need_matplotlib
+    from drllm.reporting.page import need_page
     from drllm.tables import render
 
+    need_page()
     need_matplotlib()  # an hour of search must not end in a missing package
     result = retrofit(job.load(model), tasks, out, options, **configs, data=job.common.data or None, argv=job.argv, resources=resources)
     answer = result["answer"]

@@ -131,7 +131,7 @@ def render(found: Inspection, width: int | None = None, colour: bool = False) ->
     if found.probabilities is not None:
         parts += [Text(""), _block_table(found.probabilities, found.route)]
     if found.values:
-        parts += [Text(f"\na route is taken if it is worth more than {100 * found.threshold:+.2f} points; the base's is worth 0")]
+        parts += [Text(f"\nthe route worth most is taken if that is more than {100 * found.threshold:+.2f} points; the base's is worth 0")]
         parts += [_route_table(found)]
     console.print(Group(*parts, Text(""), Text.assemble(("answer  ", "bold"), repr(found.text))))
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
@@ -151,7 +151,7 @@ def _prompt(found: Inspection) -> Table:
 
 def _summary(found: Inspection) -> Text:
     text = Text.assemble(("route   ", "bold"), _strip(found.route))
-    return text.append(f"  {found.route.n_passes} passes of {len(found.route)}  (_ skipped, | executed, # repeated)")
+    return text.append(f"  {found.route.n_passes} block passes, the base {len(found.route)}  (_ skipped, | executed, # repeated)")
 
 
 def _strip(route: Route) -> Text:

@@ -98,4 +98,7 @@ def policy_model(job: Job) -> RoutedModel:
 
     folder = artifact.locate(job.arguments.policy)
     artifact.read(folder)
-    return RoutedModel.from_pretrained(folder, base=job.common.model or None, **job.placement())
+    routed = RoutedModel.from_pretrained(folder, base=job.common.model or None, **job.placement())
+    if job.common.dtype == "auto":
+        warn_if_slow(str(routed.model.dtype), str(routed.device))
+    return routed

@@ -98,7 +98,7 @@ def retrofit(
     answer = stages.run(
         "generate", {"tokens": ANSWER_TOKENS}, [], lambda: _answer(routed, tasks, out, evaluate_config.split, search_config, data)
     )
-    written = stages.run("report", {}, ["report"], lambda: report(out).name)
+    written = stages.run("report", {"as": "page"}, ["report"], lambda: report(out).name)
     summary = read_summary(out / "evaluate" / split / "summary.json")
     guarantees = {name: artifact.read(out / name).guarantee for name in TRAINED}
     return {

@@ -34,7 +34,7 @@ from drllm.progress import Progress
 from drllm.provenance import running
 from drllm.routes import PartialDepth, Route
 from drllm.scoring import Scorer, make_scorer, questions_digest
-from drllm.tasks import LoadedTask, drop_overlaps, load_task
+from drllm.tasks import LoadedTask, drop_overlaps, load_task, texts_digest
 
 CHUNK = 64  # questions between two steps of the progress bar
 
@@ -86,7 +86,8 @@ def evaluate(
     policies = {name: artifact.load_policy(out / name, routed) for name in trained}
     if fixed := [name for name in controls if policies[owner_of(name)].evaluate_only]:
         raise InputError(f"{fixed[0]}: {owner_of(fixed[0])} decides no route of its own, so there is nothing to deal out: leave it out")
-    loaded = _load(tasks, data, out)
+    read_from = _sources(out)
+    loaded = _load(tasks, data, out, read_from)
 
     def scorer_of(task: str) -> Scorer:
         return make_scorer(routed, loaded[task].task, config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
@@ -97,12 +98,14 @@ def evaluate(
                 policy.answer(scorer_of(name), [])  # asked nothing: refuses a reward it has no answer for before the base is asked
     folder = out / "evaluate" / config.folder
     answers: dict[str, dict[str, Answered]] = {name: {} for name in wanted}
+    texts: dict[str, str] = {}
     with running(out, "evaluate", to_dict(config), argv) as entry:
         entry["read_test_split"] = config.split == "test"
         for task_name in tasks:
             task_data = loaded[task_name]
             scorer = scorer_of(task_name)
             examples = task_data.select(config.split, config.limit)
+            texts[task_name] = texts_digest(examples)
             questions = sorted((scorer.question(task_data.task, e) for e in examples), key=lambda q: (q.n_tokens, q.example.id))
             for name in wanted:
                 policy, routes = policies.get(name), None
@@ -116,6 +119,9 @@ def evaluate(
         summary = summarize(answers, config, routed)
         summary["dropped"] = {name: loaded[name].dropped for name in tasks}
         summary["sources"] = {name: loaded[name].source for name in tasks}
+        found = {name: data or read_from.get(name) for name in tasks}
+        summary["data"] = {name: None if where is None else str(where) for name, where in found.items()}
+        summary["texts"] = texts
         summary["policies"] = {name: artifact.digest(out / name) for name in policies}
         write_json(folder / "summary.json", summary)
     for name in policies:
@@ -249,11 +255,15 @@ def _key(
     return digest.hexdigest()
 
 
-def _load(tasks: Sequence[str], data: str | Path | None, out: Path) -> dict[str, LoadedTask]:
+def _sources(out: Path) -> dict[str, str | None]:
+    """Where the search or list of each task read its questions from."""
+    return {plan["task"]: plan["data"] for plan in (path_plans(out) | search_plans(out)).values()}
+
+
+def _load(tasks: Sequence[str], data: str | Path | None, out: Path, sources: dict[str, str | None]) -> dict[str, LoadedTask]:
     """The tasks' questions, without those that any task was searched on, wherever its search read them from.
 
     Without `data`, a searched task is read from where its search read it.
     """
     searched = run_sources(out)
-    sources = {plan["task"]: plan["data"] for plan in (path_plans(out) | search_plans(out)).values()}
     return drop_overlaps({name: load_task(name, data or sources.get(name)) for name in tasks} | searched, searched)

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from drllm.errors import DrllmError
 from drllm.reporting.load import Run
 from drllm.reporting.parts import Prompt, RouteBrowser, RouteGroup
 from drllm.routes import Route
-from drllm.tasks import load_task
+from drllm.tables import display_name
+from drllm.tasks import load_task, texts_digest
 
 GROUPS = 8
 PROMPTS = 40  # shown of a group, so that the page stays small; the counts are of all
@@ -28,24 +27,43 @@ class Question:
     answer: str
 
 
-def read_questions(run: Run) -> tuple[dict[tuple[str, str], Question], list[str]]:
-    """Texts by (task, id), from where the run's searches read them; and why those of a task are missing, one line each."""
+def read_questions(run: Run, split: str) -> tuple[dict[tuple[str, str], Question], list[str]]:
+    """Texts by (task, id) of what a split's evaluation asked, from where it read them; and what is missing, a line each.
+
+    Texts are shown only where they are those that were asked: ids alone do not tell two files apart. The Hub is not asked.
+    """
     found: dict[tuple[str, str], Question] = {}
     missing = []
-    names = {task for _, _, task in run.questions}
-    for task in sorted(names):
-        plan = run.plans.get(task, {})
+    summary = run.summaries[split]
+    for task in summary["tasks"]:
         try:
-            loaded = load_task(task, plan.get("data"))
+            loaded = load_task(task, _data(run, summary, task), hub=False)
         except DrllmError as error:
             missing.append(f"Texts of {task} are not shown, since its questions are not at hand: {error}")
             continue
-        for examples in loaded.examples.values():
-            for example in examples:
-                answer = example.choices[example.answer] if isinstance(example.answer, int) else example.answer
-                text = f"{example.context} {example.question}".strip()
-                found[task, example.id] = Question(text, str(answer))
+        asked = {row["id"] for row in run.questions.get((split, BASE, task), [])}
+        examples = [example for rows in loaded.examples.values() for example in rows if example.id in asked]
+        digest = summary.get("texts", {}).get(task)
+        is_same = texts_digest(examples) == digest if digest else loaded.source == summary.get("sources", {}).get(task)
+        if not is_same or len(examples) < len(asked):
+            missing.append(f"Texts of {task} are not shown: {loaded.source} does not hold the questions that were asked.")
+            continue
+        for example in examples:
+            answer = example.choices[example.answer] if isinstance(example.answer, int) else example.answer
+            found[task, example.id] = Question(_clean(f"{example.context} {example.question}".strip()), _clean(str(answer)))
     return found, missing
+
+
+def _data(run: Run, summary: Mapping[str, Any], task: str) -> str | None:
+    """Where the questions of an evaluation came from; older ones read them where the search did, and did not say so."""
+    if "data" in summary:
+        return summary["data"].get(task)
+    return run.plans.get(task, {}).get("data")
+
+
+def _clean(text: str) -> str:
+    """Text that UTF-8 can hold: half a surrogate pair, which JSON allows, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def browse(run: Run, split: str, method: str, questions: Mapping[tuple[str, str], Question]) -> RouteBrowser | None:
@@ -54,26 +72,24 @@ def browse(run: Run, split: str, method: str, questions: Mapping[tuple[str, str]
     counts = Counter(prompt.route for prompt in prompts)
     if len(counts) < 2:
         return None
-    group_of = cluster(list(counts))
+    group_of = cluster(counts)
     groups = [_group([prompt for prompt in prompts if group_of[prompt.route] == group]) for group in sorted(set(group_of.values()))]
-    return RouteBrowser(method, split, tuple(sorted(groups, key=lambda group: -group.n_prompts)))
+    return RouteBrowser(display_name(method), split, tuple(sorted(groups, key=lambda group: -group.n_prompts)))
 
 
-def cluster(routes: Sequence[str], n_groups: int = GROUPS) -> dict[str, int]:
-    """The group of each route: average linkage on the number of blocks that two routes treat differently.
+def cluster(counts: Mapping[str, int], n_groups: int = GROUPS) -> dict[str, int]:
+    """The group of each route, given how many prompts take it: the commonest routes lead one each, others join the nearest of them.
 
-    The base's route is a group of its own: that a prompt was left alone is not a shade of having been changed.
+    Near is how few blocks two routes treat differently; of equally near ones the commoner. The base's route is group 0 by itself: that a
+    prompt was left alone is not a shade of having been changed.
     """
-    from scipy.cluster.hierarchy import fcluster, linkage
-    from scipy.spatial.distance import pdist
-
-    changed = sorted(route for route in routes if not Route.parse(route).is_full)
-    groups = {route: 0 for route in routes if Route.parse(route).is_full}
-    if len(changed) <= n_groups:
-        return groups | {route: place for place, route in enumerate(changed, 1)}
-    actions = np.array([[int(action) for action in Route.parse(route)] for route in changed])
-    labels = fcluster(linkage(pdist(actions, "hamming"), "average"), n_groups, "maxclust")
-    return groups | {route: int(label) for route, label in zip(changed, labels, strict=True)}
+    groups = {route: 0 for route in counts if Route.parse(route).is_full}
+    changed = sorted((route for route in counts if route not in groups), key=lambda route: (-counts[route], route))
+    leaders = changed[:n_groups]
+    for route in changed:
+        distances = [sum(a != b for a, b in zip(route, leader, strict=True)) for leader in leaders]
+        groups[route] = 1 + distances.index(min(distances))
+    return groups
 
 
 def _prompts(run: Run, split: str, method: str, questions: Mapping[tuple[str, str], Question]) -> Iterable[Prompt]:
@@ -85,15 +101,15 @@ def _prompts(run: Run, split: str, method: str, questions: Mapping[tuple[str, st
             if row.get("route"):
                 question = questions.get((task, row["id"]), Question("", ""))
                 right: Any = row["correct"]
-                yield Prompt(row["id"], task, question.text, question.answer, bool(base.get(row["id"], right)), bool(right), row["route"])
+                yield Prompt(row["id"], task, question.text, question.answer, base.get(row["id"]), bool(right), row["route"])
 
 
 def _group(prompts: Sequence[Prompt]) -> RouteGroup:
     routes = Counter(prompt.route for prompt in prompts)
     by_task = Counter(prompt.task for prompt in prompts)
-    changed = [prompt for prompt in prompts if prompt.right != prompt.base_right]
+    changed = [prompt for prompt in prompts if prompt.is_changed]
     # Changed verdicts first: they are what a reader looks for.
-    shown = sorted(prompts, key=lambda prompt: (prompt.right == prompt.base_right, not prompt.right, prompt.task, prompt.id))[:PROMPTS]
+    shown = sorted(prompts, key=lambda prompt: (not prompt.is_changed, not prompt.right, prompt.task, prompt.id))[:PROMPTS]
     return RouteGroup(
         route=min(routes, key=lambda route: (-routes[route], route)),
         n_routes=len(routes),

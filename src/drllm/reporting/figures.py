@@ -50,7 +50,7 @@ def accuracy_charts(summary: dict[str, Any], folder: Path) -> list[Chart | str]:
     if all(row.get("seconds") for row in rows):
         label = "seconds a question, decisions included (controls are given their routes)"
         timed = [row | {"cost": row["seconds"] / row["n"]} for row in rows]
-        charts.append(_accuracy(summary | {"rows": timed}, folder, f"accuracy_seconds_{split}", "cost", label, "seconds"))
+        charts.append(_accuracy(summary | {"rows": timed}, folder, f"accuracy_seconds_{split}", "cost", label, "seconds a question"))
     return charts
 
 
@@ -60,12 +60,15 @@ def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label
 
     rows, split = pooled_rows(summary), summary["split"]
     data = []
-    shared = Counter(round(row[cost], 3) for row in rows)
+    # One in a thousand of the dearest: closer costs are one to the eye.
+    unit_cost = max(row[cost] for row in rows) / 1000
+    shared = Counter(round(row[cost] / unit_cost) for row in rows)
+    room = max(0.15 * (max(row[cost] for row in rows) - min(row[cost] for row in rows)), max(row[cost] for row in rows) / 60)
     seen: Counter[float] = Counter()
-    nudge = 0.1 * (max(row[cost] for row in rows) - min(row[cost] for row in rows))  # of a browser's axis an inch, or so
+    nudge = 0.5 * room  # of a browser's axis an inch, or so
     for index, row in enumerate(rows):
         # The controls make exactly the routers' passes: side by side, each is seen.
-        place = round(row[cost], 3)
+        place = round(row[cost] / unit_cost)
         aside = 9 * (seen[place] - (shared[place] - 1) / 2) / 72
         seen[place] += 1
         accuracy, shown = 100 * row["accuracy"], display_name(row["method"])
@@ -82,7 +85,6 @@ def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label
     axes.step(*zip(*best, strict=True), where="post", color="grey", linewidth=1, linestyle="--", label="Pareto front", zorder=0)
     # Shifted points do not count for matplotlib's own limits.
     costs = [row[cost] for row in rows]
-    room = max(0.15 * (max(costs) - min(costs)), max(costs) / 60)
     axes.set_xlim(min(costs) - room, max(costs) + room)
     axes.set_ylim(100 * min(row["wilson_low"] for row in rows) - 2, 100 * max(row["wilson_high"] for row in rows) + 2)
     axes.set_xlabel(label)
@@ -195,7 +197,7 @@ def training_curves(run: Run, folder: Path) -> Chart | str:
     for index, (method, epochs) in enumerate(curves.items()):
         for axes, name, axis in ((left, "loss", ""), (right, "macro_f1", "2")):
             for key, style, dash, part in ((name, "-", "solid", "train"), (f"val_{name}", "--", "dash", "held back")):
-                found = [(row["epoch"], row[key]) for row in epochs if row.get(key) is not None]
+                found = [(row["epoch"], row[key]) for row in epochs if row.get(key) is not None and math.isfinite(row[key])]
                 if found:
                     xs, ys = zip(*found, strict=True)
                     axes.plot(xs, ys, style, marker=_marker(index), markersize=3, color=_colour(index), label=f"{method}, {part}")

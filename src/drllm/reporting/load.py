@@ -46,6 +46,16 @@ def load_run(folder: Path) -> Run:
     questions = {
         (path.parent.parent.name, path.parent.name, path.stem): _rows(path) for path in sorted(folder.glob("evaluate/*/*/*.parquet"))
     }
+    questions = {
+        place: rows
+        for place, rows in questions.items()
+        # What an earlier evaluation of this split left, and this one did not ask, is not of it.
+        if any((row["method"], row["task"]) == place[1:] for row in summaries.get(place[0], {"rows": []})["rows"])
+    }
+    for place, rows in questions.items():
+        layers = {row["n_layers"] for row in summaries[place[0]]["rows"]}
+        if odd := [row["route"] for row in rows if row.get("route") and len(row["route"]) not in layers]:
+            raise ArtifactError(f"{folder}/evaluate/{'/'.join(place)}.parquet has a route of {len(odd[0])} blocks: evaluate again")
     jobs = _json(folder / "run.json") if (folder / "run.json").is_file() else []
     if not (plans or epochs or summaries):
         raise ArtifactError(f"{str(folder)!r} holds no search, training or evaluation: give the --out of a search, evaluate or retrofit")

@@ -71,16 +71,21 @@ class Chart:
 class Prompt:
     """A question, what the base and the method made of it, and where its policy sent it.
 
-    Attributes: text: empty where the questions are not at hand.
+    Attributes: text: empty where the questions are not at hand; base_right: None where the base was not evaluated on it.
     """
 
     id: str
     task: str
     text: str
     answer: str
-    base_right: bool
+    base_right: bool | None
     right: bool
     route: str
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the verdict is another than the base's."""
+        return self.base_right is not None and self.right != self.base_right
 
 
 @dataclass(frozen=True)
@@ -119,13 +124,13 @@ def to_markdown(parts: Iterable[Part]) -> str:
 def _markdown(part: Part) -> str:
     match part:
         case Heading(text, level):
-            return f"{'#' * level} {text}"
+            return f"{'#' * level} {_plain(text)}"
         case Paragraph(text):
-            return text
+            return _plain(text)
         case Bullets(items, strong):
-            return "\n".join(f"- **{item}**" if strong else f"- {item}" for item in items)
+            return "\n".join(f"- **{_plain(item)}**" if strong else f"- {_plain(item)}" for item in items)
         case Commands(lines):
-            return "\n".join(("```", *lines, "```"))
+            return "\n".join(("````", *(line.replace("\n", " ") for line in lines), "````"))
         case Table(header, rows, caption, code):
             shown = [tuple(f"`{c}`" if name in code and c else c for name, c in zip(header, row, strict=True)) for row in rows]
             return (f"{caption}\n\n" if caption else "") + _table(header, shown)
@@ -142,6 +147,11 @@ def tasks(counts: Iterable[tuple[str, int]]) -> str:
     return ", ".join(f"{task} {count}" for task, count in counts)
 
 
+def _plain(text: str) -> str:
+    """Text without HTML: what a task, a file or a command is called is not markup."""
+    return text.replace("<", "&lt;")
+
+
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = (header, tuple("---" for _ in header), *rows)
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(_plain(cell).replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from drllm.errors import InputError
 from drllm.files import write_text
 from drllm.record_stats import broken_note, describe, tables
 from drllm.reporting import figures
@@ -73,11 +74,11 @@ def _results(run: Run, folder: Path) -> list[Part]:
     for split, summary in run.summaries.items():
         rows = tuple((row["task"], *cells(row, summary["reference"])) for row in summary["rows"])
         parts += [Heading(f"{split.capitalize()} split", 3), Table(("task", *HEADER), rows)]
-        if any(is_control(row["method"]) for row in summary["rows"]):
+        if controls := list(dict.fromkeys(row["method"] for row in summary["rows"] if is_control(row["method"]))):
             parts.append(
                 Paragraph(
-                    "random and shuffled are controls: random skips and repeats at the routers' mean passes, and the routers' own routes "
-                    "dealt to other prompts. Routers that choose well beat both."
+                    f"Controls: {', '.join(controls)}. random moves a policy's skips and repeats to random blocks, shuffled deals its own "
+                    "routes to other prompts; without another's name they are the routers'. A policy that chooses well beats its own."
                 )
             )
         parts += map(_shown, [*figures.accuracy_charts(summary, folder), figures.usage_map(run, folder, split)])
@@ -89,11 +90,17 @@ def _routes(run: Run) -> list[Part]:
     wanted = [(split, method) for split, summary in run.summaries.items() for method in _trained(summary)]
     if not wanted:
         return []
-    questions, missing = read_questions(run)
-    found = [browser for split, method in wanted if (browser := browse(run, split, method, questions))]
     parts: list[Part] = [Heading("Where routes differ")]
+    missing: list[str] = []
+    found: list[Part] = []
+    for split in run.summaries:
+        methods = [method for place, method in wanted if place == split and browse(run, split, method, {})]
+        if methods:
+            questions, lines = read_questions(run, split)
+            missing += lines
+            found += [browser for method in methods if (browser := browse(run, split, method, questions))]
     if not found:
-        return [*parts, Paragraph("No method sends two prompts along different routes.")]
+        return [*parts, Paragraph("No evaluated method sends two prompts along different routes (gates inside blocks have no routes).")]
     parts.append(
         Paragraph(
             "Routes that resemble each other stand together, under the commonest of them; the base's route stands alone. Open a route to "
@@ -107,7 +114,10 @@ def _labels(run: Run, folder: Path) -> list[Part]:
     parts: list[Part] = [Heading("Labels of the search")]
     if not any(run.records.values()):
         return [*parts, Paragraph("Nothing has been searched yet: `drllm search` writes this section.")]
-    stats = describe(record for records in run.records.values() for record in records)
+    try:
+        stats = describe(record for records in run.records.values() for record in records)
+    except InputError as error:  # records of several models
+        return [*parts, Paragraph(f"No tables of labels: {error}.")]
     parts += [Table(header, tuple(rows), caption=f"{title[0].upper()}{title[1:]}.") for title, header, rows in tables(stats)]
     if note := broken_note(stats):
         parts.append(Paragraph(f"{note[0].upper()}{note[1:]}."))

@@ -3,7 +3,7 @@
 from drllm.tasks.base import LETTERS, TASK_NAMES, Example, Task, get_task
 from drllm.tasks.grading import boxed_matches, letter_choice
 from drllm.tasks.sources import load_task
-from drllm.tasks.splits import SPLITS, LoadedTask, drop_overlaps, question_key, split_examples
+from drllm.tasks.splits import SPLITS, LoadedTask, drop_overlaps, question_key, split_examples, texts_digest
 
 __all__ = [
     "LETTERS",
@@ -19,4 +19,5 @@ __all__ = [
     "load_task",
     "question_key",
     "split_examples",
+    "texts_digest",
 ]

@@ -18,17 +18,18 @@ from drllm.tasks.package import PACKAGE, READERS, package_folder, package_rows
 from drllm.tasks.splits import LoadedTask, split_examples
 
 
-def load_task(name: str, data: str | Path | None = None, seed: int = 0) -> LoadedTask:
+def load_task(name: str, data: str | Path | None = None, seed: int = 0, hub: bool = True) -> LoadedTask:
     """A task's questions by split.
 
-    `data`: a JSON-lines file whose rows are the task's, or a folder (`folder_rows`); `seed`: of the order inside a split.
+    `data`: a JSON-lines file whose rows are the task's, or a folder (`folder_rows`); `seed`: of the order inside a split;
+    `hub`: whether the Hub may be asked, the last of the three.
 
     Raises InputError for an unknown task, a bad file (with its line), a broken data package, or when no source has the task: the one line
     names all three ways.
     """
     task = get_task(name)
     dropped: Counter[str] = Counter()
-    source, rows = _find(task, data, dropped)
+    source, rows = _find(task, data, dropped, hub)
     if task.has_titles:
         rows = [untitled(row) for row in rows]
     examples, overlaps = split_examples(rows, seed)
@@ -36,7 +37,7 @@ def load_task(name: str, data: str | Path | None = None, seed: int = 0) -> Loade
     return LoadedTask(task, source, examples, dict(dropped))
 
 
-def _find(task: Task, data: str | Path | None, dropped: Counter[str]) -> tuple[str, list[Example]]:
+def _find(task: Task, data: str | Path | None, dropped: Counter[str], hub: bool) -> tuple[str, list[Example]]:
     if data is not None and Path(data).is_dir():
         return f"folder {Path(data).name}", folder_rows(task, Path(data), dropped)
     if data is not None:
@@ -50,6 +51,8 @@ def _find(task: Task, data: str | Path | None, dropped: Counter[str]) -> tuple[s
     if root is not None and task.name in READERS:
         return f"data package {PACKAGE} {version}", package_rows(task, root, version, dropped)
     try:
+        if not hub:
+            raise HubUnavailable("which was not asked")
         return hub_rows(task, dropped)
     except HubUnavailable as error:
         reason = str(error)

@@ -13,6 +13,7 @@ Which share a question falls into is a hash of its text alone, so it never depen
 from __future__ import annotations
 
 import hashlib
+import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -116,6 +117,12 @@ def drop_overlaps(loaded: Mapping[str, LoadedTask], searched: Iterable[str] | No
             here.update(key for key, _ in keyed)
         taken |= here
     return {name: replace(item, examples=examples[name], dropped=dict(dropped[name])) for name, item in loaded.items()}
+
+
+def texts_digest(examples: Iterable[Example]) -> str:
+    """16 hex digits over the questions' texts, choices and answers, in whatever order: another source's under the same ids differ."""
+    rows = sorted((row.id, row.context, row.question, row.choices, row.answer) for row in examples)
+    return _hash(json.dumps(rows))[:16]
 
 
 def _split_of(key: str, part: str, parts: set[str]) -> str:
