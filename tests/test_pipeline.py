@@ -23,7 +23,7 @@ from drllm.provenance import read_jobs
 from drllm.record_files import merge_records
 from drllm.records import read_records, shard_path
 from drllm.scoring import LoglikScorer
-from drllm.tasks import load_task
+from drllm.tasks import load_task, texts_digest
 from drllm.training import features as feature_files
 from runs import EVALUATE, SEARCH, TASK, TRAIN, L, Plain, copy_run, folder_bytes, model, questions, write_rows
 
@@ -399,7 +399,11 @@ def test_copies_of_one_model_agree(tiny):
 def test_an_evaluation_reads_the_questions_that_were_searched_unless_told(tiny, data, tmp_path):
     search(tiny, [TASK], SEARCH, tmp_path, data)
     told = evaluate(tiny, [], [TASK], tmp_path, EVALUATE, data)
-    assert evaluate(tiny, [], [TASK], tmp_path, EVALUATE)["sources"] == told["sources"]
+    untold = evaluate(tiny, [], [TASK], tmp_path, EVALUATE)
+    assert untold["sources"] == told["sources"]
+    assert untold["data"] == told["data"] == {TASK: str(data)}
+    asked = load_task(TASK, data).select(EVALUATE.split, EVALUATE.limit)
+    assert untold["texts"] == told["texts"] == {TASK: texts_digest(asked)}
     assert str(data.name if hasattr(data, "name") else data) in told["sources"][TASK]
 
 
