@@ -78,7 +78,7 @@ def _results(run: Run, folder: Path) -> list[Part]:
             parts.append(
                 Paragraph(
                     f"Controls: {', '.join(controls)}. random moves a policy's skips and repeats to random blocks, shuffled deals its own "
-                    "routes to other prompts; without another's name they are the routers'. A policy that chooses well beats its own controls."
+                    "routes to other prompts; without another's name they are the routers'. A good policy beats its own controls."
                 )
             )
         parts += map(_shown, [*figures.accuracy_charts(summary, folder), figures.usage_map(run, folder, split)])
