@@ -62,11 +62,16 @@ def asked(run: Path) -> Path:
     lines = [{"id": f"q{n}", "question": f"What is {n}? {NASTY}", "choices": ["this", "that"], "answer": 1} for n in range(12)]
     data = run / "mine.jsonl"
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    rows = [example for found in load_task("piqa", data).examples.values() for example in found]
-    tell(run, data={"arc_easy": str(data), "piqa": str(data)}, texts={"arc_easy": texts_digest(rows), "piqa": texts_digest(rows)})
+    tell(run, data={"arc_easy": str(data), "piqa": str(data)}, texts=digests(data))
     (run / "static").mkdir()
     write_json(run / "static" / "drllm_config.json", {"policy": "static", "guarantee": GUARANTEE})
     return run
+
+
+def digests(data: Path) -> dict[str, str]:
+    """Of the file's texts, which both tasks ask."""
+    digest = texts_digest(example for rows in load_task("piqa", data).examples.values() for example in rows)
+    return {"arc_easy": digest, "piqa": digest}
 
 
 def tell(run: Path, **changes) -> None:
@@ -130,8 +135,7 @@ def test_an_older_evaluation_shows_texts_of_the_source_it_names(asked: Path):
 def test_half_a_surrogate_pair_does_not_stop_a_report(asked: Path):
     data = asked / "mine.jsonl"
     data.write_text(data.read_text().replace("What is 1?", "What is \\ud83d1?"))
-    rows = [example for found in load_task("piqa", data).examples.values() for example in found]
-    tell(asked, texts={"arc_easy": texts_digest(rows), "piqa": texts_digest(rows)})
+    tell(asked, texts=digests(data))
     assert "What is ?1?" in report.report(asked).read_text()
 
 
@@ -245,7 +249,8 @@ def test_a_large_group_shows_some_prompts_and_counts_all(tmp_path: Path, monkeyp
     found = browser.browse(loaded, "tune", "routers", {})
     assert isinstance(found, RouteBrowser)
     assert [(group.n_prompts, len(group.prompts)) for group in found.groups] == [(16, 3), (8, 3)]
-    assert browser.browse(loaded, "tune", "static", {}) is None  # one route: nothing differs
+    assert browser.differs(loaded, "tune", "routers")
+    assert not browser.differs(loaded, "tune", "static")  # one route
 
 
 def test_without_plotly_the_way_out_is_named(run: Path, monkeypatch):

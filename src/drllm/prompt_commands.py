@@ -15,6 +15,7 @@ from drllm.job import Job, Lines, policy_model
 
 if TYPE_CHECKING:
     from drllm.model.prompts import Prompt
+    from drllm.model.routed import RoutedModel
 
 BATCH = 8  # prompts generated together
 DEFAULT_NEW_TOKENS = 64
@@ -24,8 +25,7 @@ INSPECTED_TOKENS = 16
 def generate(job: Job) -> Lines:
     """Run `drllm generate`."""
     arguments = job.arguments
-    if arguments.max_new_tokens < 1:
-        raise InputError(f"--max-new-tokens is {arguments.max_new_tokens}, expected at least 1")
+    _check_length(arguments)
     if arguments.route is not None and arguments.policy is not None:
         raise InputError("got both --route and --policy: a prompt has one route, leave one of them out")
     if arguments.control is not None and arguments.policy is None:
@@ -36,9 +36,7 @@ def generate(job: Job) -> Lines:
 
     route = None if arguments.route is None else Route.parse(arguments.route)
     prompts = _prompts(arguments)
-    routed = policy_model(job) if arguments.policy is not None else job.load(job.need("model"))
-    if arguments.control is not None and routed.policy is not None:
-        routed.policy = routed.policy.with_control(arguments.control)
+    routed = _under_control(job) if arguments.policy is not None else job.load(job.need("model"))
     for start in range(0, len(prompts), BATCH):
         batch = [_as_prompt(text, arguments.chat) for text in prompts[start : start + BATCH]]
         outputs = routed.generate(
@@ -53,16 +51,13 @@ def generate(job: Job) -> Lines:
 def inspect_prompt(job: Job) -> Lines:
     """Run `drllm inspect`."""
     arguments = job.arguments
-    if arguments.max_new_tokens < 1:
-        raise InputError(f"--max-new-tokens is {arguments.max_new_tokens}, expected at least 1")
+    _check_length(arguments)
     if arguments.policy is None:
         raise InputError("inspect looks into a policy: give --policy FOLDER")
     prompts = _prompts(arguments)
     if len(prompts) > 1:
         raise InputError(f"got {len(prompts)} prompts, expected one: quote it")
-    routed = policy_model(job)
-    if arguments.control is not None and routed.policy is not None:
-        routed.policy = routed.policy.with_control(arguments.control)
+    routed = _under_control(job)
     from drllm.inspecting import inspect, render
 
     found = inspect(
@@ -104,6 +99,19 @@ def _add_prompt_flags(parser: argparse.ArgumentParser, n_tokens: int) -> None:
     parser.add_argument(
         "--max-new-tokens", type=int, default=n_tokens, metavar="N", help=f"longest answer, in tokens (default: {n_tokens})"
     )
+
+
+def _check_length(arguments: argparse.Namespace) -> None:
+    if arguments.max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens is {arguments.max_new_tokens}, expected at least 1")
+
+
+def _under_control(job: Job) -> RoutedModel:
+    """The saved policy on its base, its knob turned as --control says."""
+    routed = policy_model(job)
+    if job.arguments.control is not None and routed.policy is not None:
+        routed.policy = routed.policy.with_control(job.arguments.control)
+    return routed
 
 
 def _as_prompt(text: str, chat: bool) -> Prompt:

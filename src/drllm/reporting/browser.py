@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drllm.errors import DrllmError
+from drllm.evaluation.names import BASE
 from drllm.reporting.load import Run
 from drllm.reporting.parts import Prompt, RouteBrowser, RouteGroup
 from drllm.routes import Route
@@ -16,7 +17,6 @@ from drllm.tasks import load_task, texts_digest
 
 GROUPS = 8
 PROMPTS = 40  # shown of a group, so that the page stays small; the counts are of all
-BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,16 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def browse(run: Run, split: str, method: str, questions: Mapping[tuple[str, str], Question]) -> RouteBrowser | None:
-    """The groups of one method on one split, the largest first; None where it decides no routes or only one."""
+def differs(run: Run, split: str, method: str) -> bool:
+    """Whether a method sends two prompts of a split along different routes."""
+    routes = {row.get("route") for (where, name, _), rows in run.questions.items() if (where, name) == (split, method) for row in rows}
+    return len(routes - {None, ""}) > 1
+
+
+def browse(run: Run, split: str, method: str, questions: Mapping[tuple[str, str], Question]) -> RouteBrowser:
+    """The groups of one method on one split, the largest first."""
     prompts = list(_prompts(run, split, method, questions))
-    counts = Counter(prompt.route for prompt in prompts)
-    if len(counts) < 2:
-        return None
-    group_of = cluster(counts)
+    group_of = cluster(Counter(prompt.route for prompt in prompts))
     groups = [_group([prompt for prompt in prompts if group_of[prompt.route] == group]) for group in sorted(set(group_of.values()))]
     return RouteBrowser(display_name(method), split, tuple(sorted(groups, key=lambda group: -group.n_prompts)))
 

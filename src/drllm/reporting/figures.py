@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from drllm.errors import InputError
+from drllm.evaluation.names import owner_of
 from drllm.files import write_bytes, write_text
 from drllm.reporting import plots
 from drllm.reporting.load import Run
@@ -21,13 +22,7 @@ from drllm.tables import display_name, pooled_rows
 
 MARKERS = "osD^vPX"
 DPI = 120
-CONTROLS = ("random", "shuffled")  # or random-NAME, shuffled-NAME
 UPPER_BOUNDS = ("oracle",)
-
-
-def is_control(method: str) -> bool:
-    """Whether a row is there to judge another by."""
-    return method.partition("-")[0] in CONTROLS
 
 
 def need_matplotlib() -> None:
@@ -81,7 +76,7 @@ def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label
         data.append(plots.points([row[cost] + aside * nudge], [accuracy], [low], [high], shown, index, hover))
         if row["method"] == summary["reference"]:
             axes.axhline(accuracy, color="grey", linewidth=0.8, linestyle=":")
-    best = pareto_front([(row[cost], 100 * row["accuracy"]) for row in rows if not is_control(row["method"]) and not _is_told(row)])
+    best = pareto_front([(row[cost], 100 * row["accuracy"]) for row in rows if not owner_of(row["method"]) and not _is_told(row)])
     axes.step(*zip(*best, strict=True), where="post", color="grey", linewidth=1, linestyle="--", label="Pareto front", zorder=0)
     # Shifted points do not count for matplotlib's own limits.
     costs = [row[cost] for row in rows]
@@ -122,7 +117,7 @@ def usage_map(run: Run, folder: Path, split: str) -> Chart | str:
     table = []
     for (where, method, task), answers in sorted(run.questions.items()):
         routes = [Route.parse(row["route"]) for row in answers if row.get("route")]
-        if where != split or is_control(method) or not routes or all(route.is_full for route in routes):
+        if where != split or owner_of(method) or not routes or all(route.is_full for route in routes):
             continue
         means = [sum(route[block] for route in routes) / len(routes) for block in range(len(routes[0]))]
         rows[f"{display_name(method)}, {task} (n = {len(routes)})"] = means

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from drllm.errors import InputError
+from drllm.evaluation.names import owner_of
 from drllm.files import write_text
 from drllm.record_stats import broken_note, describe, tables
 from drllm.reporting import figures
-from drllm.reporting.browser import browse, read_questions
-from drllm.reporting.figures import is_control
+from drllm.reporting.browser import browse, differs, read_questions
 from drllm.reporting.load import Run, load_run
 from drllm.reporting.page import need_page, to_html
 from drllm.reporting.parts import Bullets, Chart, Commands, Heading, Paragraph, Part, Table, to_markdown
@@ -64,7 +64,7 @@ def _headline(run: Run) -> list[Part]:
 def _trained(summary: Mapping[str, Any]) -> list[str]:
     """The methods of an evaluation that are judged, routers first."""
     methods = dict.fromkeys(row["method"] for row in summary["rows"])
-    return sorted((name for name in methods if name != summary["reference"] and not is_control(name)), key=lambda name: name != "routers")
+    return sorted((name for name in methods if name != summary["reference"] and not owner_of(name)), key=lambda name: name != "routers")
 
 
 def _results(run: Run, folder: Path) -> list[Part]:
@@ -74,7 +74,7 @@ def _results(run: Run, folder: Path) -> list[Part]:
     for split, summary in run.summaries.items():
         rows = tuple((row["task"], *cells(row, summary["reference"])) for row in summary["rows"])
         parts += [Heading(f"{split.capitalize()} split", 3), Table(("task", *HEADER), rows)]
-        if controls := list(dict.fromkeys(row["method"] for row in summary["rows"] if is_control(row["method"]))):
+        if controls := list(dict.fromkeys(row["method"] for row in summary["rows"] if owner_of(row["method"]))):
             parts.append(
                 Paragraph(
                     f"Controls: {', '.join(controls)}. random moves a policy's skips and repeats to random blocks, shuffled deals its own "
@@ -87,18 +87,17 @@ def _results(run: Run, folder: Path) -> list[Part]:
 
 def _routes(run: Run) -> list[Part]:
     """Where the routes of each method differ, on each split."""
-    wanted = [(split, method) for split, summary in run.summaries.items() for method in _trained(summary)]
-    if not wanted:
+    judged = {split: methods for split, summary in run.summaries.items() if (methods := _trained(summary))}
+    if not judged:
         return []
     parts: list[Part] = [Heading("Where routes differ")]
     missing: list[str] = []
     found: list[Part] = []
-    for split in run.summaries:
-        methods = [method for place, method in wanted if place == split and browse(run, split, method, {})]
-        if methods:
+    for split, methods in judged.items():
+        if routing := [method for method in methods if differs(run, split, method)]:
             questions, lines = read_questions(run, split)
             missing += lines
-            found += [browser for method in methods if (browser := browse(run, split, method, questions))]
+            found += [browse(run, split, method, questions) for method in routing]
     if not found:
         return [*parts, Paragraph("No evaluated method sends two prompts along different routes (gates inside blocks have no routes).")]
     parts.append(
