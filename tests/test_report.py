@@ -19,7 +19,7 @@ from drllm.evaluation import run as evaluation
 from drllm.files import write_json, write_text
 from drllm.plans import check_plan
 from drllm.records import RouteRecord, write_shard
-from drllm.reporting import figures, report
+from drllm.reporting import drawing, report
 from drllm.scoring import Verdict
 
 pytest.importorskip("matplotlib")
@@ -168,8 +168,8 @@ def test_every_picture_opens_and_has_its_numbers_beside_it(run: Path):
 
 def test_every_method_is_drawn_inside_the_picture_of_accuracy(run: Path, monkeypatch):
     drawn = {}
-    save = figures._save
-    monkeypatch.setattr(figures, "_save", lambda figure, path: (drawn.update({path.stem: figure}), save(figure, path)))
+    save = drawing._save
+    monkeypatch.setattr(drawing, "_save", lambda figure, path: (drawn.update({path.stem: figure}), save(figure, path)))
     report.report(run)
     axes = drawn["accuracy_tune"].axes[0]
     for row in rows_of(run / "report" / "accuracy_tune.csv"):
@@ -324,4 +324,4 @@ def test_a_long_name_cuts_no_figure(tmp_path: Path):
 def test_pictures_are_refused_by_name_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match="need matplotlib"):
-        figures.need_matplotlib()
+        drawing.need_matplotlib()

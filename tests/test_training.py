@@ -128,11 +128,12 @@ def test_a_planted_problem_is_learnt():
     features = planted()
     history: list[dict] = []
     train_routers(features, held_back(features), QUICK, SHAPE, history.append)
-    names = {"macro_f1", "f1_skip", "f1_execute", "f1_repeat", "mean_passes"}
+    names = {"macro_f1", "f1_skip", "f1_execute", "f1_repeat", "accuracy", "mean_passes"}
     assert history[0].keys() == {"epoch", "loss"} | names | {f"val_{name}" for name in names}
     assert [metrics["epoch"] for metrics in history] == list(range(1, 9))
     assert history[-1]["loss"] < 0.3 * history[0]["loss"]
     assert history[-1]["val_macro_f1"] > 0.95
+    assert history[-1]["val_accuracy"] > 0.95
     assert history[-1]["macro_f1"] > 0.95
     assert history[-1]["val_mean_passes"] == pytest.approx(features.labels[held_back(features)].sum(1).float().mean().item(), abs=0.2)
 

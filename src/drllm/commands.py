@@ -22,6 +22,7 @@ from drllm.methods.base import get_method
 from drllm.plans import path_plans, search_plans
 from drllm.prompt_commands import add_generate, add_inspect, generate, inspect_prompt
 from drllm.record_commands import add_records, records, sweeps
+from drllm.reproduce_commands import add_reproduce, reproduce_paper
 from drllm.share_commands import (
     add_compare,
     add_export,
@@ -128,7 +129,7 @@ def _retrofit(job: Job) -> Lines:
     resources = job.config("resources", "resources_")
     model = job.need("model")
     from drllm.pipeline import retrofit
-    from drllm.reporting.figures import need_matplotlib
+    from drllm.reporting.drawing import need_matplotlib
     from drllm.reporting.page import need_page
     from drllm.tables import render
 
@@ -265,6 +266,12 @@ COMMANDS: dict[str, Command] = {
         _add_report,
         _report,
         "drllm report runs/a",
+    ),
+    "reproduce": Command(
+        "Make the paper's tables and figures again for a model: search, train and compare what they need, then one page; resumes.",
+        add_reproduce,
+        reproduce_paper,
+        "drllm reproduce table3 --model smollm2-135m-q4 --scale 0.1 --out runs/paper",
     ),
     "records": Command(
         "Look at search records (info), copy those of several runs into one (merge), or write them to one file (export).",

@@ -32,3 +32,7 @@ def network_errors() -> tuple[type[Exception], ...]:
         with contextlib.suppress(ImportError):
             found.append(importlib.import_module(name).HTTPError)
     return tuple(found)
+
+
+class BudgetError(InputError):
+    """No operating point of a trained policy keeps the budget that was asked for."""

@@ -20,12 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from drllm.config import EvaluateConfig, GateConfig, Resources, SearchConfig, knob
+from drllm.config import EvaluateConfig, GateConfig, ReproduceConfig, Resources, SearchConfig, knob
 from drllm.errors import InputError
 from drllm.registry import did_you_mean
 
 # Of the jobs; each method has a section of its own name besides.
-SECTIONS: dict[str, type] = {"search": SearchConfig, "resources": Resources, "evaluate": EvaluateConfig, "gate": GateConfig}
+SECTIONS: dict[str, type] = {
+    "search": SearchConfig, "resources": Resources, "evaluate": EvaluateConfig, "gate": GateConfig, "reproduce": ReproduceConfig,
+}  # fmt: skip
 
 Config = TypeVar("Config")
 

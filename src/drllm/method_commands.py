@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drllm.errors import InputError
+from drllm.evaluation.names import check_name
 from drllm.flags import SECTIONS, add_flags, common_flags
 from drllm.job import Job, Lines, searched_model
 from drllm.methods.base import get_method, method_names
@@ -22,6 +23,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method", default=DEFAULT, metavar="NAME", help=f"what to fit, see `drllm methods`; each has its own flags (default: {DEFAULT})"
     )
+    parser.add_argument("--name", default="", help="what to call the policy, for several of one method in a run (default: as the method)")
     add_flags(parser, SECTIONS["gate"], title="a promise (section `gate` of the YAML file)")
 
 
@@ -40,11 +42,13 @@ def train_policy(job: Job) -> Lines:
     """`drllm train`."""
     out, method = Path(job.need("out")), get_method(job.arguments.method)
     config, promise = job.options(method), job.config("gate")
+    if job.arguments.name:
+        check_name(job.arguments.name)
     model, dtype = searched_model(job, out)
     from drllm.pipeline import fit_policy
 
     tasks = job.tasks() if job.common.tasks else ()
-    folder = fit_policy(job.load(model, dtype), out, method.name, config, job.argv, promise, tasks)
+    folder = fit_policy(job.load(model, dtype), out, method.name, config, job.argv, promise, tasks, job.arguments.name)
     if promise.calibrate:
         from drllm.model import artifact
 

@@ -120,18 +120,19 @@ def fit_policy(
     argv: Sequence[str] | None = None,
     promise: GateConfig | None = None,
     tasks: Sequence[str] = (),
+    name: str = "",
 ) -> Path:
-    """Train one method on `tasks` (none: all of the run), gate it if `promise` names a split, and save it as `run/<method>`.
+    """Train one method on `tasks` (none: all of the run), gate it if `promise` names a split, and save it as `run/<name>`.
 
-    The model's own policy stays what it was.
+    `name` is the method's by default. The model's own policy stays what it was.
     """
     if promise is not None and promise.calibrate and get_method(method).evaluate_only:
         raise InputError(f"method {method!r} is for evaluation only: nothing runs its policy, so there is nothing to promise")
-    policy = train(routed, run, method, config, argv, tasks)
+    policy = train(routed, run, method, config, argv, tasks, name)
     if promise is not None and promise.calibrate:
         policy, _ = calibrate(routed, run, policy, promise, argv, tasks)
     with _policy(routed, policy):
-        return routed.save_pretrained(run / method)
+        return routed.save_pretrained(run / (name or method))
 
 
 def _answer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +14,22 @@ from drllm.registry import did_you_mean
 BASE = "base"
 CONTROLS = ("random", "shuffled")
 DEFAULT_OWNER = "routers"
+TAKEN = (BASE, "search", "paths", "train", "evaluate", "harness", "report", "reproduce", "checkpoint")  # what else stands in a run folder
 
 
 def owner_of(name: str) -> str:
     """The policy whose control this is; empty for anything else."""
     kind, _, owner = name.partition("-")
     return (owner or DEFAULT_OWNER) if kind in CONTROLS else ""
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that no policy of a run can have."""
+    if not re.fullmatch(r"[A-Za-z0-9_.@-]+", name) or name.startswith("."):
+        raise InputError(f"--name is {name!r}, expected letters, digits, - _ . and @: it becomes a folder of the run")
+    if name in TAKEN or owner_of(name):
+        what = "a control is called" if owner_of(name) else "the base or another folder of the run is called"
+        raise InputError(f"--name is {name!r}, which is what {what}: give another")
 
 
 def check_methods(methods: Sequence[str], out: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from drllm.errors import InputError
+from drllm.errors import BudgetError, InputError
 from drllm.files import write_json
 from drllm.progress import Progress
 
@@ -54,7 +54,7 @@ def choose_point(
     within = [row for row in rows if row["mean_passes"] <= limit]
     if not within:
         least = min(row["mean_passes"] for row in rows)
-        raise InputError(
+        raise BudgetError(
             f"a {policy.name!r} policy spends at least {least:.1f} passes on tune, above the budget of {limit:.1f}: raise --budget"
         )
     chosen = points[max(within, key=lambda row: (row["accuracy"], -row["point"]))["point"]]

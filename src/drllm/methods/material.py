@@ -185,15 +185,17 @@ def train(
     config: Any = None,
     argv: Sequence[str] | None = None,
     tasks: Sequence[str] = (),
+    name: str = "",
 ) -> Policy:
     """Fit a policy on the records of a run folder.
 
     Args:
         routed: the model the records were made with; its base weights are only read.
-        run: the run folder given to `search`; metrics go to `run/train/<method>/`.
+        run: the run folder given to `search`; metrics go to `run/train/<name>/`.
         method: a method's name (`drllm methods`), or its options, which name it.
         config: its options; default: its defaults.
         tasks: learn from these tasks of the run only; none: from all.
+        name: what the policy is called in the run; default the method's name.
 
     Raises:
         ArtifactError: no records, an unfinished search, or records of other weights.
@@ -204,10 +206,10 @@ def train(
     if type(config) is not chosen.config:
         raise InputError(f"method {chosen.name!r} takes a {chosen.config.__name__}, got a {type(config).__name__}")
     run = Path(run)
-    folder = run / "train" / chosen.name
+    folder = run / "train" / (name or chosen.name)
     folder.mkdir(parents=True, exist_ok=True)
     material = Material(routed, run, tasks)
-    with running(run, "train", {"method": chosen.name, "tasks": list(tasks)} | to_dict(config), argv):
+    with running(run, "train", {"method": chosen.name, "name": name or chosen.name, "tasks": list(tasks)} | to_dict(config), argv):
         policy = chosen.fit(routed, material, config, folder)
     return policy
 

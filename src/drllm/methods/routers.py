@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from drllm.model.policy import Policy
     from drllm.model.routed import RoutedModel
     from drllm.records import RouteRecord
+    from drllm.training.features import Features
 
 N_ACTIONS = len(Action)
 BELOW = (-0.55, -0.6, -0.65, -0.7, -0.75, -0.8)  # of the knob, from the routers on towards skipping: for a budget
@@ -39,7 +40,6 @@ def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: 
     import torch
 
     from drllm.model.routers import RouterConfig
-    from drllm.training.features import extract_features, load_features, save_features
     from drllm.training.loop import train_routers
 
     is_soft = config.preset == "default"
@@ -49,18 +49,7 @@ def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: 
             "the search kept no route (no question was answered rightly on any path): search more questions or another task"
         )
     prompt_format = material.prompt_format
-    cache = folder / ("features-base.safetensors" if is_soft else "features.safetensors")
-    key = f"{material.key}:{config.n_windows}:{routed.model.dtype}"
-    features = load_features(cache, key)
-    if features is None:
-        features = extract_features(
-            routed,
-            [question.context_ids for question, _ in kept],
-            [Route.full(routed.n_layers) if is_soft else record.chosen or record.routes[0] for _, record in kept],
-            config.n_windows,
-            material.max_step_tokens,
-        )
-        save_features(cache, features, key)
+    features = _features(routed, material, kept, config.n_windows, along_base=is_soft)
     targets = None
     if is_soft:
         spread = material.margin_spread
@@ -93,6 +82,25 @@ def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: 
         return policy
     cheaper = [policy.with_control(p) for p in BELOW]
     return choose_point(policy, material, config.tune_questions, config.budget, folder, cheaper)
+
+
+def kept_features(routed: RoutedModel, material: Material, n_windows: int) -> Features:
+    """The pooled states of every fit question along its kept path: what preset paper learns from."""
+    return _features(routed, material, kept_paths(material), n_windows, along_base=False)
+
+
+def _features(routed: RoutedModel, material: Material, kept: list[tuple[Any, RouteRecord]], n_windows: int, along_base: bool) -> Features:
+    """Read back, or extracted and saved: routers of another width or loss learn from the same states."""
+    from drllm.training.features import extract_features, load_features, save_features
+
+    cache = material.run / "train" / "features" / f"{'base' if along_base else 'kept'}-{n_windows}.safetensors"
+    key = f"{material.key}:{n_windows}:{routed.model.dtype}"
+    if (features := load_features(cache, key)) is None:
+        labels = [Route.full(routed.n_layers) if along_base else record.chosen or record.routes[0] for _, record in kept]
+        features = extract_features(routed, [question.context_ids for question, _ in kept], labels, n_windows, material.max_step_tokens)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        save_features(cache, features, key)
+    return features
 
 
 def kept_paths(material: Material) -> list[tuple[Any, RouteRecord]]:

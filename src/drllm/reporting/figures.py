@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from drllm.errors import InputError
 from drllm.evaluation.names import owner_of
-from drllm.files import write_bytes, write_text
+from drllm.records import RouteRecord
 from drllm.reporting import plots
+from drllm.reporting.drawing import colour, marker, new_figure, number, whole_ticks, write_chart
 from drllm.reporting.load import Run
 from drllm.reporting.parts import Chart
-from drllm.reporting.plots import COLOURS
 from drllm.routes import Action, Route
 from drllm.tables import display_name, pooled_rows
 
-MARKERS = "osD^vPX"
-DPI = 120
 UPPER_BOUNDS = ("oracle",)
-
-
-def need_matplotlib() -> None:
-    """Refuse early, before anything is written, when pictures cannot be drawn."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise InputError("the report's pictures need matplotlib, which is not installed: run `pip install 'drllm[demo]'`") from None
 
 
 def accuracy_charts(summary: dict[str, Any], folder: Path) -> list[Chart | str]:
@@ -50,7 +37,7 @@ def accuracy_charts(summary: dict[str, Any], folder: Path) -> list[Chart | str]:
 
 
 def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label: str, unit: str) -> Chart:
-    figure, axes = _figure()
+    figure, axes = new_figure()
     from matplotlib.transforms import ScaledTranslation
 
     rows, split = pooled_rows(summary), summary["split"]
@@ -69,7 +56,7 @@ def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label
         accuracy, shown = 100 * row["accuracy"], display_name(row["method"])
         low, high = max(accuracy - 100 * row["wilson_low"], 0), max(100 * row["wilson_high"] - accuracy, 0)
         axes.errorbar(
-            row[cost], accuracy, yerr=[[low], [high]], fmt=_marker(index), color=_colour(index),
+            row[cost], accuracy, yerr=[[low], [high]], fmt=marker(index), color=colour(index),
             capsize=3, label=shown, transform=axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans),
         )  # fmt: skip
         hover = f"{shown}: {accuracy:.1f} % ({accuracy - low:.1f} to {accuracy + high:.1f}), {row[cost]:.4g} {unit}, n = {row['n']}"
@@ -91,11 +78,11 @@ def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label
     figure.legend(loc="outside right upper")  # outside: a box among the points would hide intervals
     header = ("method", "task", "n", "accuracy", "wilson_low", "wilson_high", unit)
     names = (*header[:-1], cost)
-    table = [tuple(row[key] if key in ("method", "task", "n") else _number(row[key]) for key in names) for row in rows]
+    table = [tuple(row[key] if key in ("method", "task", "n") else number(row[key]) for key in names) for row in rows]
     caption = "The intervals are of single methods, not of differences; methods of equal cost stand side by side; "
     caption += "controls and upper bounds are not on the Pareto front, and a point on it need not be better than its neighbours for sure."
     plot = plots.figure([plots.front(*zip(*best, strict=True)), *data], label, "accuracy (%), 95 % interval")
-    return _chart(figure, folder, name, title, caption, header, table, plot)
+    return write_chart(figure, folder, name, title, caption, header, table, plot)
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -111,26 +98,29 @@ def _is_told(row: dict[str, Any]) -> bool:
     return row["method"] in UPPER_BOUNDS
 
 
-def usage_map(run: Run, folder: Path, split: str) -> Chart | str:
-    """Mean passes through each block by method and task; 1 is the base. Controls make their owner's passes and are left out."""
+def usage_map(questions: Mapping[tuple[str, str, str], Sequence[Mapping[str, Any]]], folder: Path, split: str) -> Chart | str:
+    """Mean passes through each block by method and task; 1 is the base. Controls make their owner's passes and are left out.
+
+    `questions`: rows of the per-question files by (split, method, task).
+    """
     rows: dict[str, list[float]] = {}
     table = []
-    for (where, method, task), answers in sorted(run.questions.items()):
+    for (where, method, task), answers in sorted(questions.items()):
         routes = [Route.parse(row["route"]) for row in answers if row.get("route")]
         if where != split or owner_of(method) or not routes or all(route.is_full for route in routes):
             continue
         means = [sum(route[block] for route in routes) / len(routes) for block in range(len(routes[0]))]
         rows[f"{display_name(method)}, {task} (n = {len(routes)})"] = means
-        table += [(method, task, block, len(routes), _number(mean)) for block, mean in enumerate(means)]
+        table += [(method, task, block, len(routes), number(mean)) for block, mean in enumerate(means)]
     if not rows:
         return f"No passes by block on the {split} split: no method that leaves the base's route has been evaluated there."
-    figure, axes = _figure(height=1.6 + 0.36 * len(rows))
+    figure, axes = new_figure(height=1.6 + 0.36 * len(rows))
     from matplotlib.colors import LinearSegmentedColormap
 
     values = list(rows.values())
     shown = axes.imshow(values, aspect="auto", vmin=0, vmax=2, cmap=LinearSegmentedColormap.from_list("usage", list(plots.USAGE)))
     axes.set_yticks(range(len(rows)), list(rows))
-    _whole_ticks(axes)
+    whole_ticks(axes)
     axes.set_xlabel("block (0 is the first)")
     title = f"Mean passes through each block, {split} split"
     axes.set_title(title)
@@ -138,16 +128,16 @@ def usage_map(run: Run, folder: Path, split: str) -> Chart | str:
     layout = {"height": 190 + 30 * len(rows), "yaxis": {"autorange": "reversed", "automargin": True}}
     plot = plots.figure([plots.heat(values, list(rows), "mean passes")], "block (0 is the first)", "", **layout)
     caption = f"Mean passes through each block on the {split} split: 1 is the base, below 1 prompts skip the block, above 1 they repeat it."
-    return _chart(figure, folder, f"usage_{split}", title, caption, ("method", "task", "block", "n", "mean_passes"), table, plot)
+    return write_chart(figure, folder, f"usage_{split}", title, caption, ("method", "task", "block", "n", "mean_passes"), table, plot)
 
 
-def label_distribution(run: Run, folder: Path) -> Chart | str:
+def label_distribution(records: Mapping[str, Sequence[RouteRecord]], folder: Path) -> Chart | str:
     """How often the kept routes skip, execute and repeat a block, by task; counts on a log scale."""
-    counts = {task: label_counts(records) for task, records in run.records.items()}
+    counts = {task: label_counts(found) for task, found in records.items()}
     counts = {task: count for task, count in counts.items() if sum(count.values())}
     if not counts:
         return "No label distribution: the search kept no route."
-    figure, axes = _figure()
+    figure, axes = new_figure()
     width = 0.8 / len(counts)
     data = []
     for index, (task, count) in enumerate(counts.items()):
@@ -156,7 +146,7 @@ def label_distribution(run: Run, folder: Path) -> Chart | str:
         labels = [f"{height:,}" for height in heights]
         # A bar of no labels has no place on a log scale: it is drawn at the axis and says 0.
         drawn = [max(height, 0.5) for height in heights]
-        bars = axes.bar(places, drawn, width * 0.9, label=task, color=_colour(index))
+        bars = axes.bar(places, drawn, width * 0.9, label=task, color=colour(index))
         axes.bar_label(bars, labels=labels, fontsize=8)
         data.append(plots.bars([action.name.lower() for action in Action], drawn, labels, task, index))
     axes.set_yscale("log")
@@ -164,7 +154,7 @@ def label_distribution(run: Run, folder: Path) -> Chart | str:
     axes.set_xticks([int(action) for action in Action], [action.name.lower() for action in Action])
     axes.set_xlabel("action of the kept route at a block")
     axes.set_ylabel("labels (blocks x questions), log scale")
-    n_routes = sum(record.chosen is not None for records in run.records.values() for record in records)
+    n_routes = sum(record.chosen is not None for found in records.values() for record in found)
     title = f"Labels of the search, n = {n_routes} kept routes"
     axes.set_title(title)
     axes.legend()
@@ -172,7 +162,7 @@ def label_distribution(run: Run, folder: Path) -> Chart | str:
     scale = {"type": "log", "range": [-0.3, math.log10(axes.get_ylim()[1])], "title": {"text": axes.get_ylabel()}, "automargin": True}
     plot = plots.figure(data, "action of the kept route at a block", "", yaxis=scale, barmode="group")
     caption = "Labels the search produced, by task, on a log scale."
-    return _chart(figure, folder, "label_distribution", title, caption, ("task", "action", "labels"), rows, plot)
+    return write_chart(figure, folder, "label_distribution", title, caption, ("task", "action", "labels"), rows, plot)
 
 
 def label_counts(records: Iterable[Any]) -> Counter[Action]:
@@ -185,7 +175,7 @@ def training_curves(run: Run, folder: Path) -> Chart | str:
     curves = {method: epochs for method, epochs in run.epochs.items() if epochs}
     if not curves:
         return "No training curves: no method with epochs was trained."
-    figure, (left, right) = _figure(columns=2)
+    figure, (left, right) = new_figure(columns=2)
     table: list[tuple[Any, ...]] = []
     data: list[dict[str, Any]] = []
     named: set[str] = set()
@@ -195,14 +185,14 @@ def training_curves(run: Run, folder: Path) -> Chart | str:
                 found = [(row["epoch"], row[key]) for row in epochs if row.get(key) is not None and math.isfinite(row[key])]
                 if found:
                     xs, ys = zip(*found, strict=True)
-                    axes.plot(xs, ys, style, marker=_marker(index), markersize=3, color=_colour(index), label=f"{method}, {part}")
-                    table += [(method, key, epoch, _number(value)) for epoch, value in found]
+                    axes.plot(xs, ys, style, marker=marker(index), markersize=3, color=colour(index), label=f"{method}, {part}")
+                    table += [(method, key, epoch, number(value)) for epoch, value in found]
                     label = f"{method}, {part}"
                     data.append(plots.line(xs, ys, label, index, dash, axis) | {"showlegend": label not in named, "legendgroup": label})
                     named.add(label)
     labels = ("loss (focal, nats)", "macro-F1 of the three actions")
     for axes, label in ((left, labels[0]), (right, labels[1])):
-        _whole_ticks(axes)
+        whole_ticks(axes)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.legend()
@@ -214,63 +204,5 @@ def training_curves(run: Run, folder: Path) -> Chart | str:
         "yaxis2": {"title": {"text": labels[1]}, "anchor": "x2", "automargin": True},
     }  # fmt: skip
     plot = plots.figure(data, "epoch", labels[0], **second)
-    return _chart(figure, folder, "training", title, "Loss and macro-F1 by epoch.", ("method", "metric", "epoch", "value"), table, plot)
-
-
-def _whole_ticks(axes: Any) -> None:
-    """Blocks and epochs are counted: no ticks between them."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _colour(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]
-
-
-def _marker(index: int) -> str:
-    return MARKERS[index % len(MARKERS)]
-
-
-def _number(value: float) -> str:
-    return f"{value:.6g}"
-
-
-def _figure(columns: int = 1, height: float = 4.5) -> tuple[Any, Any]:
-    """A figure and its axes, without pyplot: no global state, no window, no backend to choose."""
-    need_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5 if columns == 1 else 10, height), layout="constrained")
-    return figure, figure.subplots(1, columns)
-
-
-def _chart(
-    figure: Any,
-    folder: Path,
-    name: str,
-    title: str,
-    caption: str,
-    header: Sequence[str],
-    rows: Sequence[Sequence[Any]],
-    plot: dict[str, Any],
-) -> Chart:
-    """Write the PNG and the CSV of a drawn figure."""
-    _write_csv(folder / f"{name}.csv", header, rows)
-    _save(figure, folder / f"{name}.png")
-    return Chart(name, title, caption, tuple(header), tuple(map(tuple, rows)), plot)
-
-
-def _save(figure: Any, path: Path) -> None:
-    buffer = io.BytesIO()
-    # The default metadata names the version of matplotlib; without it, equal numbers give equal bytes.
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_text(path, buffer.getvalue())
+    header = ("method", "metric", "epoch", "value")
+    return write_chart(figure, folder, "training", title, "Loss and macro-F1 by epoch.", header, table, plot)

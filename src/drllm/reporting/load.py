@@ -41,10 +41,10 @@ def load_run(folder: Path) -> Run:
         raise ArtifactError(f"no run folder {str(folder)!r}: give the --out of a search, evaluate or retrofit")
     plans = {path.parent.name: _json(path) for path in sorted(folder.glob("search/*/_plan.json"))}
     records = {task: list(read_records(folder / "search" / task)) for task in plans}
-    epochs = {path.parent.name: _json_lines(path) for path in sorted(folder.glob("train/*/metrics.jsonl"))}
+    epochs = {path.parent.name: read_epochs(path) for path in sorted(folder.glob("train/*/metrics.jsonl"))}
     summaries = {path.parent.name: _json(path) for path in sorted(folder.glob("evaluate/*/summary.json"))}
     questions = {
-        (path.parent.parent.name, path.parent.name, path.stem): _rows(path) for path in sorted(folder.glob("evaluate/*/*/*.parquet"))
+        (path.parent.parent.name, path.parent.name, path.stem): read_answers(path) for path in sorted(folder.glob("evaluate/*/*/*.parquet"))
     }
     questions = {
         place: rows
@@ -75,14 +75,16 @@ def _json(path: Path) -> Any:
         raise ArtifactError(f"{path} is not readable JSON ({error}): run that stage again") from None
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
+def read_epochs(path: Path) -> list[dict[str, Any]]:
+    """The metrics of a training, one mapping an epoch."""
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} is not readable JSON lines ({error}): train again") from None
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def read_answers(path: Path) -> list[dict[str, Any]]:
+    """The rows of one method and task: id, verdicts, margin, route, passes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

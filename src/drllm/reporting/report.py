@@ -13,6 +13,7 @@ from drllm.files import write_text
 from drllm.record_stats import broken_note, describe, tables
 from drllm.reporting import figures
 from drllm.reporting.browser import browse, differs, read_questions
+from drllm.reporting.drawing import need_matplotlib
 from drllm.reporting.load import Run, load_run
 from drllm.reporting.page import need_page, to_html
 from drllm.reporting.parts import Bullets, Chart, Commands, Heading, Paragraph, Part, Table, to_markdown
@@ -36,7 +37,7 @@ def report(run: str | Path) -> Path:
         InputError: matplotlib or plotly is not installed.
     """
     loaded = load_run(Path(run))
-    figures.need_matplotlib()
+    need_matplotlib()
     need_page()
     import matplotlib.style
 
@@ -81,7 +82,7 @@ def _results(run: Run, folder: Path) -> list[Part]:
                     "routes to other prompts; without another's name they are the routers'. A good policy beats its own controls."
                 )
             )
-        parts += map(_shown, [*figures.accuracy_charts(summary, folder), figures.usage_map(run, folder, split)])
+        parts += map(_shown, [*figures.accuracy_charts(summary, folder), figures.usage_map(run.questions, folder, split)])
     return parts
 
 
@@ -120,7 +121,7 @@ def _labels(run: Run, folder: Path) -> list[Part]:
     parts += [Table(header, tuple(rows), caption=f"{title[0].upper()}{title[1:]}.") for title, header, rows in tables(stats)]
     if note := broken_note(stats):
         parts.append(Paragraph(f"{note[0].upper()}{note[1:]}."))
-    return [*parts, _shown(figures.label_distribution(run, folder))]
+    return [*parts, _shown(figures.label_distribution(run.records, folder))]
 
 
 def _training(run: Run, folder: Path) -> list[Part]:

@@ -58,7 +58,9 @@ class Task:
     """DART-Math's difficulty, 1 to 5; 0 for tasks without levels."""
 
     def reward_named(self, reward: str) -> str:
-        """The reward that a name stands for here: `auto` is the task's own."""
+        """The reward that a name stands for here: `auto` is the task's own, `generated` a letter where that reads log-likelihoods."""
+        if reward == "generated":
+            return "letter" if self.default_reward == "loglik" else self.default_reward
         return self.default_reward if reward == "auto" else reward
 
     def loglik_prompt(self, example: Example) -> tuple[str, list[str]]:

@@ -36,9 +36,9 @@ def train_routers(
     Args:
         features: pooled (N, L, W, D), valid (N, W), labels (N, L).
         val_mask_N: true on records that are measured on and never trained on.
-        on_epoch: called with each epoch's metrics: epoch, loss, macro_f1, f1_skip, f1_execute, f1_repeat, mean_passes, and all but the
-            first two with val_ too if records are held back. The F1 of an action in neither labels nor predictions is nan, and macro_f1
-            leaves it out.
+        on_epoch: called with each epoch's metrics: epoch, loss, macro_f1, f1_skip, f1_execute, f1_repeat, accuracy (the share of labels
+            met), mean_passes, and all but the first two with val_ too if records are held back. The F1 of an action in neither
+            labels nor predictions is nan, and macro_f1 leaves it out.
         targets: (N, L, C), what to learn instead of the labels: a distribution over actions; the labels then serve the metrics alone.
 
     Raises `InputError` when nothing is left to train on, the features do not fit the routers, or the loss stops being finite.
@@ -106,9 +106,13 @@ def warmup_cosine(n_steps: int, n_warmup: int) -> Callable[[int], float]:
 
 @torch.no_grad()
 def measure(routers: Routers, pooled_LNWD: Tensor, valid_NW: Tensor, labels_LN: Tensor, rows: Tensor) -> dict[str, float]:
-    """F1 of each action over all blocks, their mean, and the passes a prompt that the routers would spend along the label path."""
+    """F1 of each action over all blocks, their mean, the share of labels met, and the passes a prompt that the routers would spend.
+
+    All along the label path.
+    """
     # In small parts: they need little memory and, on one thread, less time than large ones.
     predictions = torch.cat([routers.all_logits(pooled_LNWD[:, part], valid_NW[part]).argmax(-1) for part in rows.split(16)], dim=1)
     scores = f1_scores(predictions, labels_LN[:, rows], N_ACTIONS)
     named = {f"f1_{action.name.lower()}": scores[action] for action in Action}
-    return {"macro_f1": macro_f1(scores)} | named | {"mean_passes": float(predictions.sum(0).float().mean())}
+    accuracy = float((predictions == labels_LN[:, rows]).float().mean())
+    return {"macro_f1": macro_f1(scores)} | named | {"accuracy": accuracy, "mean_passes": float(predictions.sum(0).float().mean())}

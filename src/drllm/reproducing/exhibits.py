@@ -1,0 +1,133 @@
+"""What a table or figure of the paper is: the stages behind it, and how it is shown; and what all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drllm.evaluation.names import BASE
+from drllm.evaluation.stats import mcnemar, paired_bootstrap
+from drllm.reporting.load import read_answers, read_epochs
+from drllm.reporting.parts import Part, Table
+from drllm.reproducing.published import PAPER
+from drllm.reproducing.setup import Setup
+from drllm.reproducing.stages import Bench, Evaluate, Search, Stage, Train
+from drllm.tables import HEADER, SIGNIFICANT, cells, points, pooled_rows
+
+ROUTERS = "routers"
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One table or figure.
+
+    Attributes:
+        title: what it shows, and its number in the paper.
+        stages: what it needs, in order.
+        show: what it says, once they ran; pictures go to the folder given.
+    """
+
+    name: str
+    title: str
+    stages: Callable[[Setup], list[Stage]]
+    show: Callable[[Bench, Path], list[Part]]
+
+
+def searches(setup: Setup) -> list[Stage]:
+    """The tree search of every task that is learned from."""
+    return [Search(task) for task in setup.tasks]
+
+
+def train_routers(setup: Setup, policy: str = ROUTERS, **options: Any) -> Train:
+    """Routers by the paper's recipe, but for `options`."""
+    given = {"preset": "paper"} | options | ({"seed": setup.config.seed} if setup.config.seed else {})
+    # Variants learn from the states that the routers' training has saved, but for other windows.
+    is_new = policy == ROUTERS or "n_windows" in options
+    return Train(policy, "routers", tuple(given.items()), forwards_each=float(is_new))
+
+
+def in_domain(setup: Setup) -> Evaluate:
+    """Table 3's comparison, which other exhibits read too: routers and controls where they were trained."""
+    return Evaluate((BASE, ROUTERS, "random", "shuffled"), setup.tasks, setup.config.split)
+
+
+def ablation(setup: Setup, policies: Sequence[str]) -> Evaluate:
+    """Variants of the routers, always on tune."""
+    return Evaluate((BASE, *policies), setup.tasks, "tune", ablation=True)
+
+
+def comparison(summary: dict[str, Any], caption: str) -> Table:
+    """Every row of an evaluation."""
+    rows = tuple((row["task"], *cells(row, summary["reference"])) for row in summary["rows"])
+    return Table(("task", *HEADER), rows, caption)
+
+
+def pooled(summary: dict[str, Any], method: str) -> dict[str, Any]:
+    """A method's row over all tasks."""
+    return next(row for row in pooled_rows(summary) if row["method"] == method)
+
+
+def answers(bench: Bench, stage: Evaluate, method: str, task: str) -> list[dict[str, Any]]:
+    """The verdict and route of every question."""
+    summary = bench.run(stage)
+    return read_answers(bench.setup.out / "evaluate" / summary["split"] / method / f"{task}.parquet")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method less another on the same questions: mean and paired 95 % interval as fractions, McNemar's p."""
+
+    method: str
+    other: str
+    mean: float
+    low: float
+    high: float
+    p: float
+
+    def __str__(self) -> str:
+        interval = f"{points(self.low)} to {points(self.high)}"
+        return f"{self.method} less {self.other}: {points(self.mean)} points ({interval}), McNemar p {self.p:.3f}"
+
+    @property
+    def is_gain(self) -> bool | None:
+        """Above 0, below, or None: neither for sure."""
+        return _decided(self.low, self.high, self.p)
+
+
+def against(bench: Bench, stage: Evaluate, method: str, other: str) -> Difference:
+    """A method less another, the interval stratified by task."""
+    ours, theirs, strata = [], [], []
+    for index, task in enumerate(stage.tasks):
+        by_id = {row["id"]: row["correct"] for row in answers(bench, stage, other, task)}
+        for row in answers(bench, stage, method, task):
+            ours.append(float(row["correct"]))
+            theirs.append(float(by_id[row["id"]]))
+            strata.append(index)
+    mean, low, high = paired_bootstrap(ours, theirs, strata=strata)
+    return Difference(method, other, mean, low, high, mcnemar(np.array(ours), np.array(theirs)))
+
+
+def claim(text: str, holds: bool | None) -> str:
+    """What became of a claim of the paper; None: the interval leaves it open."""
+    word = {True: "holds here", False: "does not hold here", None: "is neither confirmed nor refuted here"}[holds]
+    return f"{PAPER}: {text}. This {word}."
+
+
+def gains(row: dict[str, Any]) -> bool | None:
+    """Whether a row is above the base: by interval and McNemar's test, as `drllm.tables.verdict` has it."""
+    return _decided(row["difference_low"], row["difference_high"], row["mcnemar_p"])
+
+
+def _decided(low: float, high: float, p: float) -> bool | None:
+    if p >= SIGNIFICANT:
+        return None
+    return True if low > 0 else False if high < 0 else None
+
+
+def last_epoch(bench: Bench, policy: str) -> dict[str, Any]:
+    """The metrics of a policy's last epoch."""
+    return read_epochs(bench.setup.out / "train" / policy / "metrics.jsonl")[-1]

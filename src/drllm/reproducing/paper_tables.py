@@ -1,0 +1,299 @@
+"""Tables 2 to 8 of the paper, and its latency."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from drllm.evaluation.names import BASE
+from drllm.record_stats import describe, tables
+from drllm.records import read_records
+from drllm.reporting.parts import Bullets, Paragraph, Part, Table
+from drllm.reproducing import published as paper
+from drllm.reproducing.exhibits import (
+    ROUTERS,
+    Exhibit,
+    against,
+    answers,
+    claim,
+    comparison,
+    gains,
+    in_domain,
+    last_epoch,
+    pooled,
+    searches,
+    train_routers,
+)
+from drllm.reproducing.setup import Setup
+from drllm.reproducing.stages import Bench, Clock, Evaluate, Stage, Train
+from drllm.routes import Route
+from drllm.tables import percent, points, verdict
+from drllm.tasks import get_task
+
+BUDGET = 1 - paper.SAVED / paper.OF_LAYERS
+FIRST_BLOCK, BUDGETED, KNOB = "routers_first_block", "routers_budget", 50
+GATE_STEP = 24  # PF of a training step of gates: 8 questions, forward and backward through the frozen blocks
+PAIRS = 2000  # of neighbouring prompts whose routes are compared, at most
+
+
+def labels(bench: Bench) -> Any:
+    """The statistics of every record searched for these tasks."""
+    return describe(record for task in bench.setup.tasks for record in read_records(bench.setup.out / "search" / task))
+
+
+def _table2(bench: Bench, _: Path) -> list[Part]:
+    stats = labels(bench)
+    row = stats.rows[-1]
+    total, theirs = max(sum(row.actions), 1), sum(paper.ACTIONS)
+    sampled = sum(paper.SAMPLED.values())
+    pairs = [
+        ("questions visited", f"{row.visited:,}", f"{paper.VISITED:,}"),
+        ("kept, % of visited", percent(row.kept / max(row.visited, 1)), f"{percent(sampled / paper.VISITED)} (as many as it samples)"),
+        ("kept paths that mend a wrong answer, %", percent(row.improved / max(row.kept, 1)), percent(paper.IMPROVED)),
+        ("routes evaluated a visited question", f"{row.search_routes / max(row.visited, 1):.1f}", f"{paper.FORWARDS / paper.VISITED:.1f}"),
+        *((f"{name} labels, %", f"{100 * ours / total:.2f}", f"{100 * other / theirs:.2f}")
+          for name, ours, other in zip(("skip", "execute", "repeat"), row.actions, paper.ACTIONS, strict=True)),
+    ]  # fmt: skip
+    parts: list[Part] = [Table(header, tuple(found), f"{title[0].upper()}{title[1:]}.") for title, header, found in tables(stats)]
+    parts.append(Table(("over all tasks", "here", paper.PAPER), tuple(pairs), "Beside the paper's totals, which are of its own models."))
+    if row.difference is not None:
+        mean, low, high = row.difference
+        word = (
+            "The search solves more than as many blind routes"
+            if low > 0
+            else "The search solves no more than as many blind routes, as far as this sample tells"
+        )
+        parts.append(
+            Bullets((f"{word}: {points(mean)} points ({points(low)} to {points(high)}) of what the base gets wrong.",), strong=True)
+        )
+    return parts
+
+
+def _table3(bench: Bench, _: Path) -> list[Part]:
+    stage = in_domain(bench.setup)
+    summary = bench.run(stage)
+    row = pooled(summary, ROUTERS)
+    parts: list[Part] = [
+        comparison(summary, f"Routers where they were trained, {summary['split']} split; in brackets 95 % intervals."),
+        Bullets(
+            (
+                verdict(summary, ROUTERS),
+                claim("routers raise the mean accuracy of every model, by 2.25 points on average", gains(row)),
+                claim("they do so with fewer block passes", row["mean_passes"] < row["n_layers"]),
+                f"What looking at the prompt is worth: {against(bench, stage, ROUTERS, 'shuffled')}.",
+            ),
+            strong=True,
+        ),
+    ]
+    theirs = paper.published(bench.setup.model)
+    if theirs is None:
+        return [*parts, Paragraph("The paper has no figures for this model.")]
+    pairs = (("ARC accuracy, %", theirs.arc), ("DART-Math accuracy, %", theirs.dart), ("block passes a query", theirs.layers))
+    rows = tuple((name, f"{base}", f"{routed}") for name, (base, routed) in pairs)
+    return [*parts, Table((theirs.name, "base", "routed"), rows, f"As {paper.PAPER} reports them.")]
+
+
+def _outside(setup: Setup) -> Evaluate:
+    return Evaluate((BASE, ROUTERS, "shuffled"), setup.config.outside, setup.config.split)
+
+
+def _table4(bench: Bench, _: Path) -> list[Part]:
+    stage = _outside(bench.setup)
+    summary = bench.run(stage)
+    row = pooled(summary, ROUTERS)
+    aim = paper.OUTSIDE_MEAN / 100
+    holds = True if row["difference_low"] >= aim else False if row["difference_high"] < aim else None
+    text = f"out of domain the routers lose {-paper.OUTSIDE_MEAN} points on average, over eight benchmarks"
+    return [
+        comparison(summary, f"The same routers on tasks that they never saw, {summary['split']} split."),
+        Bullets((verdict(summary, ROUTERS), claim(text, holds), f"{against(bench, stage, ROUTERS, 'shuffled')}."), strong=True),
+    ]
+
+
+def _rivals(setup: Setup) -> list[Train]:
+    """The rivals of table 5 at the same share of passes; gates learn from tasks with choices alone."""
+    budget: tuple[tuple[str, Any], ...] = (("budget", BUDGET),)
+    n_tune = setup.scaled(KNOB, 8)
+    choice = _choice_tasks(setup)
+    found = [
+        Train("early_exit", "early_exit", budget, forwards_each=0),
+        Train("shortgpt", "shortgpt", (*budget, ("questions", setup.scaled(256, 8)))),
+        Train("random_skip", "random_skip", budget, forwards_each=0),
+        Train(BUDGETED, "routers", (*budget, ("tune_questions", n_tune)), knob=n_tune),
+    ]
+    if choice:
+        steps, n_tune = setup.scaled(150, 3), setup.scaled(100, 8)
+        gated = (*budget, ("steps", steps), ("tune_questions", n_tune))
+        found += [
+            Train("mindskip", "mindskip", gated, choice, 0, steps * GATE_STEP, n_tune),
+            Train("flexidepth", "flexidepth", (*gated, ("penalty", 3e-3)), choice, 0, steps * GATE_STEP, n_tune),
+        ]
+    return found
+
+
+def _choice_tasks(setup: Setup) -> tuple[str, ...]:
+    return tuple(task for task in setup.tasks if get_task(task).reward_named(setup.config.reward) == "loglik")
+
+
+def _table5_stages(setup: Setup) -> list[Stage]:
+    rivals = _rivals(setup)
+    return [*searches(setup), train_routers(setup), *rivals, _rivalry(setup)]
+
+
+def _rivalry(setup: Setup) -> Evaluate:
+    methods = (BASE, ROUTERS, *(rival.policy for rival in _rivals(setup)), f"shuffled-{BUDGETED}")
+    return Evaluate(methods, _choice_tasks(setup) or setup.tasks, setup.config.split)
+
+
+def _table5(bench: Bench, _: Path) -> list[Part]:
+    stage = _rivalry(bench.setup)
+    summary = bench.run(stage)
+    there = {row["method"] for row in summary["rows"]}
+    rivals = [rival.policy for rival in _rivals(bench.setup) if rival.policy in there and rival.policy != BUDGETED]
+    best = max(rivals, key=lambda name: pooled(summary, name)["accuracy"])
+    shown = ", ".join(f"{name} {value}" for name, value in paper.RIVALS.items())
+    lines = [f"{policy} is not in the table: {reason}." for policy, reason in bench.missed.items()]
+    if BUDGETED in there:
+        lead = against(bench, stage, BUDGETED, best)
+        text = "at equal savings routers keep more accuracy than any rival"
+        lines = [verdict(summary, BUDGETED), f"Of the rivals {best} is best: {lead}.", claim(text, lead.is_gain), *lines]
+    return [
+        comparison(
+            summary,
+            f"{paper.SAVED} of {paper.OF_LAYERS} passes saved ({percent(BUDGET)} % kept): {BUDGETED} are routers of preset default with "
+            "the knob set on tune; routers are the paper's, which have no budget.",
+        ),
+        Paragraph(
+            f"{paper.PAPER}, mean accuracy on GSM8K, MMLU, HellaSwag and HumanEval with Llama-3-8B: {shown}. LayerSkip needs a model "
+            "trained for it; early_exit stands for leaving early without that. MindSkip and FlexiDepth learn here from some hundreds of "
+            "questions, in their papers from hundreds of thousands of texts."
+        ),
+        Bullets(tuple(lines), strong=True),
+    ]
+
+
+def _table6_stages(setup: Setup) -> list[Stage]:
+    return [*searches(setup), train_routers(setup), train_routers(setup, FIRST_BLOCK, first_block=True), _inputs(setup)]
+
+
+def _inputs(setup: Setup) -> Evaluate:
+    return Evaluate((BASE, ROUTERS, FIRST_BLOCK), setup.tasks, "tune", ablation=True)
+
+
+def _table6(bench: Bench, _: Path) -> list[Part]:
+    stage = _inputs(bench.setup)
+    summary = bench.run(stage)
+    below = gains(pooled(summary, FIRST_BLOCK))
+    return [
+        comparison(summary, "Each router on the states entering its own block, or all on those entering the first, tune split."),
+        Bullets(
+            (
+                f"{against(bench, stage, ROUTERS, FIRST_BLOCK)}.",
+                claim("fed the first block's input, routers fall below the base", None if below is None else not below),
+            ),
+            strong=True,
+        ),
+    ]
+
+
+def _table7(bench: Bench, _: Path) -> list[Part]:
+    found = bench.run(Clock("throughput"))
+    rows = tuple(
+        (
+            str(row["batch"]),
+            f"{row['base_tokens_s']:.1f}",
+            f"{row['routed_tokens_s']:.1f}",
+            f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})",
+            f"{100 * (1 / row['ratio'] - 1):+.1f}",
+            f"{row['passes']:.2f}",
+            f"{100 * paper.THROUGHPUT[row['batch']]:+.1f}" if row["batch"] in paper.THROUGHPUT else "",
+        )
+        for row in found
+    )
+    header = (
+        "batch",
+        "base, tokens/s",
+        "routers, tokens/s",
+        "seconds, routers / base",
+        "throughput, %",
+        "mean passes",
+        f"{paper.PAPER}, %",
+    )
+    faster = [row["ratio_high"] < 1 for row in found]
+    slower = [row["ratio_low"] > 1 for row in found]
+    n_tokens = found[0]["tokens"]
+    return [
+        Table(header, rows, f"{n_tokens} tokens an answer by transformers' `generate`, base and routers in turn on the same prompts."),
+        Bullets((claim("routers raise throughput at every batch size", all(faster) or (False if any(slower) else None)),), strong=True),
+    ]
+
+
+def _table8(bench: Bench, _: Path) -> list[Part]:
+    stage, metrics = in_domain(bench.setup), last_epoch(bench, ROUTERS)
+    bench.run(stage)
+    rows = []
+    for task in stage.tasks:
+        routes = [Route.parse(row["route"]) for row in answers(bench, stage, ROUTERS, task)]
+        same = [sum(a == b for a, b in zip(one, other, strict=True)) / len(one) for one, other in list(pairwise(routes))[:PAIRS]]
+        rows.append((task, str(len(routes)), str(len(set(routes))), percent(sum(same) / max(len(same), 1))))
+    known = "val_macro_f1" in metrics
+    kept = "held-back questions" if known else "the questions learned from (none was held back)"
+    quality = tuple(
+        (label, "" if metrics.get(name) is None else percent(metrics[name]), theirs)
+        for label, name, theirs in (
+            ("macro-F1", f"{'val_' if known else ''}macro_f1", percent(paper.MACRO_F1)),
+            ("labels met", f"{'val_' if known else ''}accuracy", percent(paper.BLOCK_ACCURACY)),
+            ("F1 of skip", f"{'val_' if known else ''}f1_skip", ""),
+            ("F1 of execute", f"{'val_' if known else ''}f1_execute", ""),
+            ("F1 of repeat", f"{'val_' if known else ''}f1_repeat", ""),
+        )
+    )
+    low, high = (percent(value) for value in paper.AGREEMENT)
+    return [
+        Table(("task", "prompts", "distinct routes", "blocks on which two prompts' routes agree, %"), tuple(rows),
+              f"How far routes differ; {paper.PAPER}: {low} to {high} %."),
+        Table((f"on {kept}, %", "here", paper.PAPER), quality, "Routers against the labels of the search, along the label path."),
+        Paragraph(
+            "Nearly all labels are `execute`: executing always meets as many of them as there are, so the share of labels met says little."
+        ),
+    ]  # fmt: skip
+
+
+def _latency(bench: Bench, _: Path) -> list[Part]:
+    found = bench.run(Clock("latency"))
+    base, routed, router = paper.LATENCY
+    rows = (
+        ("base, seconds", f"{found['base']:.2f}", f"{base:.2f}"),
+        ("routers, seconds", f"{found['routed']:.2f}", f"{routed:.2f}"),
+        ("routers / base", f"{found['ratio']:.3f} ({found['ratio_low']:.3f} to {found['ratio_high']:.3f})", f"{routed / base:.3f}"),
+        ("of which deciding, seconds", f"{found['router']:.4f}", f"{router:.2f}"),
+        ("deciding, % of the answer", f"{100 * found['router'] / found['routed']:.2f}", f"{100 * router / routed:.2f}"),
+        ("block passes", f"{found['passes']:.1f}", ""),
+    )
+    header = (f"{found['tokens']} tokens, one prompt", "here", f"{paper.PAPER}, 1,000 tokens, its hardware")
+    holds = True if found["ratio_high"] < 1 else False if found["ratio_low"] > 1 else None
+    return [
+        Table(header, rows),
+        Bullets(
+            (
+                claim("a long answer takes 15 % less time", holds),
+                claim("deciding takes below 1 % of it", found["router"] < 0.01 * found["routed"]),
+            ),
+            strong=True,
+        ),
+    ]
+
+
+TABLES = (
+    Exhibit("table2", "Table 2: labels of the search", searches, _table2),
+    Exhibit("table3", "Table 3: accuracy and block passes in domain", lambda s: [*searches(s), train_routers(s), in_domain(s)], _table3),
+    Exhibit("table4", "Table 4: out of domain", lambda s: [*searches(s), train_routers(s), _outside(s)], _table4),
+    Exhibit("table5", "Table 5: rivals at equal savings", _table5_stages, _table5),
+    Exhibit("table6", "Table 6: what routers read", _table6_stages, _table6),
+    Exhibit("table7", "Table 7: throughput", lambda s: [*searches(s), train_routers(s), Clock("throughput")], _table7),
+    Exhibit(
+        "table8", "Table 8: agreement of routes, quality of routers", lambda s: [*searches(s), train_routers(s), in_domain(s)], _table8
+    ),
+)
+LATENCY = Exhibit("latency", "Latency of a long answer", lambda s: [*searches(s), train_routers(s), Clock("latency")], _latency)

@@ -1,0 +1,76 @@
+"""What is reproduced on what: the model's run folder, tasks, and how many questions at which scale. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from drllm.config import EvaluateConfig, ReproduceConfig, SearchConfig
+from drllm.reproducing.published import SAMPLED
+
+ARITH = tuple(f"arith-{level}" for level in range(1, 6))
+TASKS = ("arc_easy", "arc_challenge", *ARITH)  # learned from, unless --tasks says otherwise
+OTHER_SAMPLED = {"arith": 100}  # a stand-in for DART-Math on models that cannot do mathematics: not the paper's, so not its numbers
+SAMPLED_ELSE = 400
+FEWEST_SEARCHED, FEWEST_COMPARED = 12, 16  # a smaller sample trains nothing and tells nothing
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Attributes:
+    model: as given, an id, folder, file or alias.
+    tasks: learned from.
+    out: the run folder.
+    data: where questions are read, or empty.
+    """
+
+    model: str
+    tasks: tuple[str, ...]
+    out: Path
+    data: str
+    config: ReproduceConfig
+
+    def n_searched(self, task: str) -> int:
+        """Questions of a task that are searched: as many as the paper keeps, times the scale."""
+        full = SAMPLED.get(task) or OTHER_SAMPLED.get(task.partition("-")[0], SAMPLED_ELSE)
+        return max(FEWEST_SEARCHED, round(full * self.config.scale))
+
+    def n_compared(self, ablation: bool = False) -> int:
+        """Questions a task that policies are compared on, at most."""
+        return max(FEWEST_COMPARED, round((self.config.ablated if ablation else self.config.compared) * self.config.scale))
+
+    def scaled(self, full: int, fewest: int = 1) -> int:
+        """A number of anything else, at this scale."""
+        return max(fewest, round(full * self.config.scale))
+
+    def search_config(self, task: str) -> SearchConfig:
+        """The paper's search (section 4) of one task."""
+        config = self.config
+        return SearchConfig(
+            preset="paper", n_simulations=config.n_simulations, reward=config.reward, limit=self.n_searched(task), seed=config.seed
+        )
+
+    def evaluate_config(self, split: str, ablation: bool) -> EvaluateConfig:
+        """An evaluation on one split."""
+        return EvaluateConfig(split=split, reward=self.config.reward, limit=self.n_compared(ablation), seed=self.config.seed)  # type: ignore[arg-type]
+
+    @property
+    def flags(self) -> list[str]:
+        """Of `drllm reproduce`, beside the table's name."""
+        given = ["--model", self.model, "--out", str(self.out)]
+        given += [] if self.tasks == TASKS else ["--tasks", ",".join(self.tasks)]
+        given += ["--data", self.data] if self.data else []
+        for item in dataclasses.fields(self.config):
+            value = getattr(self.config, item.name)
+            if value != item.default and item.name != "plain_ms":
+                shown = ",".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+                given += ["--" + item.name.replace("_", "-"), shown]
+        return given
+
+    def command(self, job: str, *flags: str) -> str:
+        """A drllm command on this run, for a shell."""
+        where = ["--out", str(self.out)] if job != "search" else ["--model", self.model, "--out", str(self.out)]
+        source = ["--data", self.data] if self.data and job in ("search", "evaluate") else []
+        return shlex.join(["drllm", job, *where, *source, *flags])
