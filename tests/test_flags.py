@@ -128,7 +128,10 @@ def test_yaml_numbers_in_the_forms_people_write(tmp_path: Path):
         ("search: {exploration: .nan}", r"exploration is nan, expected a number"),
         ("search: {exploration: [1]}", r"exploration is \[1\], expected a number"),
         ("search: {early_stop: 1}", r"early_stop is 1, expected true or false"),
-        ("search: {reward: leter}", r"reward is 'leter', expected one of auto, loglik, letter, boxed, number; did you mean 'letter'"),
+        (
+            "search: {reward: leter}",
+            r"reward is 'leter', expected one of auto, generated, loglik, letter, boxed, number; did you mean 'letter'",
+        ),
         ("search: {limit: -1}", r"limit is -1, expected at least 0"),
         ("search: 3", r"section 'search' holds 3"),
         ("tasks: 3", r"tasks is 3, expected names"),

@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 import drllm.pipeline
 import drllm.reproducing.clock
@@ -30,6 +31,7 @@ from runs import L, model, questions, write_rows
 
 LEARNED, OUTSIDE = ("arc_easy", "arc_challenge"), "piqa"
 SCALE = 0.04
+PAPER_FILES = Path(__file__).parents[1] / "examples" / "paper"
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +219,29 @@ def test_the_command_line_dry_run_needs_no_model(tmp_path, capsys):
     assert "drllm search --model nobody/nothing" in out
     assert "in all, at 90 ms" in out
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("path", sorted(PAPER_FILES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_papers_configurations_are_ready(path, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", "all", "--config", str(path), "--dry-run", "--plain-ms", "30"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for task, n in published.SAMPLED.items():
+        name, *rest = shlex.split(lines[lines.index(next(line for line in lines if line.endswith(f"  search {task}"))) + 1])[1:]
+        parsed = make_parser(name, rest).parse_args(rest)
+        assert (parsed.tasks, parsed.limit, parsed.model, parsed.reward) == ([task], n, settings["model"], "generated")
+        assert (parsed.dtype, parsed.device, parsed.max_step_tokens) == ("bfloat16", "cuda", settings["reproduce"]["max_step_tokens"])
+    assert published.published(settings["model"]) is not None
+    assert float(lines[-1].split()[1]) > 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_there_is_a_configuration_for_each_of_the_papers_models():
+    found = {yaml.safe_load(path.read_text(encoding="utf-8"))["model"] for path in PAPER_FILES.glob("*.yaml")}
+    assert [published.MODELS[key] for key in published.MODELS] == [
+        next(item for name in found if (item := published.published(name)) is model) for model in published.MODELS.values()
+    ]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,9 @@ def reproduce_paper(job: Job) -> Lines:
     config, resources = job.config("reproduce"), job.config("resources")
     for name in config.outside:
         get_task(name)
-    setup = Setup(job.need("model"), job.tasks() if job.common.tasks else TASKS, Path(job.need("out")), job.common.data, config)
+    placed = [part for name in ("dtype", "device") for part in _given(name, getattr(job.common, name))]
+    tasks = job.tasks() if job.common.tasks else TASKS
+    setup = Setup(job.need("model"), tasks, Path(job.need("out")), job.common.data, config, tuple(placed))
     if job.arguments.dry_run and config.plain_ms:
         yield from dry_run(exhibits, setup, config.plain_ms)
         return
@@ -44,3 +46,7 @@ def reproduce_paper(job: Job) -> Lines:
     page = reproduce(Bench(routed, setup, job.argv, resources), exhibits)
     yield page.with_suffix(".md").read_text(encoding="utf-8").rstrip()
     yield f"page: {page}"
+
+
+def _given(name: str, value: str) -> list[str]:
+    return [] if value in ("", "auto") else [f"--{name}", value]

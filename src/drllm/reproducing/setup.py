@@ -14,6 +14,7 @@ ARITH = tuple(f"arith-{level}" for level in range(1, 6))
 TASKS = ("arc_easy", "arc_challenge", *ARITH)  # learned from, unless --tasks says otherwise
 OTHER_SAMPLED = {"arith": 100}  # a stand-in for DART-Math on models that cannot do mathematics: not the paper's, so not its numbers
 SAMPLED_ELSE = 400
+TOKENS_A_ROW = 64  # of a step, to say how many rows may share it
 FEWEST_SEARCHED, FEWEST_COMPARED = 12, 16  # a smaller sample trains nothing and tells nothing
 
 
@@ -24,6 +25,7 @@ class Setup:
     tasks: learned from.
     out: the run folder.
     data: where questions are read, or empty.
+    placed: flags that say in which type and where the model runs.
     """
 
     model: str
@@ -31,6 +33,7 @@ class Setup:
     out: Path
     data: str
     config: ReproduceConfig
+    placed: tuple[str, ...] = ()
 
     def n_searched(self, task: str) -> int:
         """Questions of a task that are searched: as many as the paper keeps, times the scale."""
@@ -49,17 +52,26 @@ class Setup:
         """The paper's search (section 4) of one task."""
         config = self.config
         return SearchConfig(
-            preset="paper", n_simulations=config.n_simulations, reward=config.reward, limit=self.n_searched(task), seed=config.seed
-        )
+            preset="paper", n_simulations=config.n_simulations, reward=config.reward, limit=self.n_searched(task), seed=config.seed,
+            max_step_tokens=config.max_step_tokens,
+        )  # fmt: skip
 
     def evaluate_config(self, split: str, ablation: bool) -> EvaluateConfig:
         """An evaluation on one split."""
-        return EvaluateConfig(split=split, reward=self.config.reward, limit=self.n_compared(ablation), seed=self.config.seed)  # type: ignore[arg-type]
+        config = self.config
+        return EvaluateConfig(
+            split=split,  # type: ignore[arg-type]
+            reward=config.reward,
+            limit=self.n_compared(ablation),
+            seed=config.seed,
+            max_step_tokens=config.max_step_tokens,
+            batch_size=max(16, config.max_step_tokens // TOKENS_A_ROW),
+        )
 
     @property
     def flags(self) -> list[str]:
         """Of `drllm reproduce`, beside the table's name."""
-        given = ["--model", self.model, "--out", str(self.out)]
+        given = ["--model", self.model, "--out", str(self.out), *self.placed]
         given += [] if self.tasks == TASKS else ["--tasks", ",".join(self.tasks)]
         given += ["--data", self.data] if self.data else []
         for item in dataclasses.fields(self.config):
@@ -71,6 +83,6 @@ class Setup:
 
     def command(self, job: str, *flags: str) -> str:
         """A drllm command on this run, for a shell."""
-        where = ["--out", str(self.out)] if job != "search" else ["--model", self.model, "--out", str(self.out)]
+        where = [*(["--model", self.model] if job == "search" else []), "--out", str(self.out), *self.placed]
         source = ["--data", self.data] if self.data and job in ("search", "evaluate") else []
         return shlex.join(["drllm", job, *where, *source, *flags])

@@ -240,7 +240,7 @@ class Evaluate:
     def command(self, setup: Setup) -> str:
         config = setup.evaluate_config(self.split, self.ablation)
         flags = ["--methods", ",".join(self.methods), "--tasks", ",".join(self.tasks), "--split", self.split, "--limit", str(config.limit)]
-        return setup.command("evaluate", *flags, *_given(config))
+        return setup.command("evaluate", *flags, *_unless_default("--batch-size", config.batch_size, 16), *_given(config))
 
     def run(self, bench: Bench) -> Any:
         from drllm.evaluation.run import evaluate
@@ -322,7 +322,8 @@ def _unless_default(flag: str, value: Any, default: Any) -> list[str]:
 
 def _given(config: Any) -> list[str]:
     """What a search and its evaluations share."""
-    return [*_unless_default("--reward", config.reward, "auto"), *_unless_default("--seed", config.seed, 0)]
+    pairs = (("--reward", config.reward, "auto"), ("--seed", config.seed, 0), ("--max-step-tokens", config.max_step_tokens, 512))
+    return [part for pair in pairs for part in _unless_default(*pair)]
 
 
 def _digest(key: Any) -> str:
