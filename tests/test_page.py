@@ -22,11 +22,11 @@ from drllm.reporting.figures import pareto_front
 from drllm.reporting.page import need_page, to_html
 from drllm.reporting.parts import Heading, Paragraph, RouteBrowser, Table
 from drllm.tasks import load_task, texts_digest
+from pages import look_at, needs_chromium
 from test_report import run as run
 from test_report import write_evaluation, write_search
 
 NASTY = "<script>alert(1)</script> & 'quotes'"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 GUARANTEE = {
     "sentence": "with 95 % confidence less than 1 points below the base", "delta": 0.05,
     "tested": [{"point": 2, "p": 0.02, "difference": 0.004, "mean_passes": 3.5, "passed": True}],
@@ -260,35 +260,17 @@ def test_without_plotly_the_way_out_is_named(run: Path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: install one to look at the page")
+@needs_chromium
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_the_page_in_a_browser(asked: Path, tmp_path: Path, width: int, scheme):
-    """No console error, no request, no sideways scroll, charts drawn, routes open by keyboard, and axe-core finds nothing serious."""
-    sync = pytest.importorskip("playwright.sync_api")
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    path = report.report(asked)
-    complaints, requests = [], []
-    with sync.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM)
-        page = chromium.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme).new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(path.as_uri())
-        page.wait_for_function("document.querySelectorAll('.plot .main-svg').length >= 5")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    """Charts drawn, routes open by keyboard, nothing to complain of."""
+
+    def use(page):
         page.locator("details.route > summary").first.focus()
         page.keyboard.press("Enter")
         page.locator("details.route[open] details.prompt > summary").first.focus()
         page.keyboard.press("Enter")
         assert page.locator("details.prompt[open] .strip").first.is_visible()
         page.locator(".plot").first.scroll_into_view_if_needed()
-        page.screenshot(path=tmp_path / "page.png", full_page=True)
-        found = axe.Axe().run(page).response["violations"]
-        page.emulate_media(media="print")
-        assert page.locator("nav").is_hidden()
-        chromium.close()
-    assert complaints == []
-    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert [violation["id"] for violation in found if violation["impact"] in ("serious", "critical")] == []
-    assert (tmp_path / "page.png").stat().st_size > 50_000
+
+    look_at(report.report(asked), width, scheme, 5, use, tmp_path / "page.png")

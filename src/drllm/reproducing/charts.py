@@ -67,7 +67,9 @@ def curves(
         for label, points in series.items()
         for point in points
     ]
-    layout = {"xaxis": {"title": {"text": x}, "automargin": True, "type": "category" if is_named else "linear"}}
+    layout: dict[str, Any] = {"xaxis": {"title": {"text": x}, "automargin": True, "type": "category" if is_named else "linear"}}
+    if is_named and len(series) > 1:
+        layout |= {"scattermode": "group", "scattergap": 0.7}  # side by side, as in the PNG
     return write_chart(figure, folder, name, title, caption, ("series", "x", "y", "low", "high"), table, plots.figure(data, x, y, **layout))
 
 
@@ -83,8 +85,9 @@ def histogram(folder: Path, name: str, title: str, caption: str, x: str, series:
         places = centres + (index - (len(series) - 1) / 2) * width
         axes.bar(places, shares, width, color=colour(index), label=label)
         table += [(label, number(low), number(high), number(share)) for low, high, share in zip(edges, edges[1:], shares, strict=False)]
-        bars = plots.bars([f"{low:.2f} to {low + 1 / n_bins:.2f}" for low in edges[:-1]], shares.tolist(), [], label, index)
-        data.append(bars | {"text": None, "hovertemplate": "%{fullData.name}, %{x}: %{y:.4f}<extra></extra>"})
+        bars: dict[str, Any] = plots.bars([], shares.tolist(), [], label, index)
+        hover = f"%{{fullData.name}}, %{{x:.3f}} +- {1 / (2 * n_bins):.3f}: %{{y:.4f}}<extra></extra>"
+        data.append(bars | {"x": [round(float(centre), 4) for centre in centres], "text": None, "hovertemplate": hover})
     axes.set_yscale("log")
     axes.set_ylim(1e-4, 1.2)
     axes.set_xlabel(x)

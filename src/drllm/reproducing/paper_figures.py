@@ -100,7 +100,7 @@ def _best(bench: Bench, option: str, values: Sequence[int], text: str) -> str:
 
 def _fig1(bench: Bench, folder: Path) -> list[Part]:
     summary = bench.run(in_domain(bench.setup))
-    shown = accuracy_charts(summary, folder)[:1]
+    shown = accuracy_charts(summary, folder)
     return [*(part if isinstance(part, Chart) else Paragraph(part) for part in shown), Bullets((verdict(summary, ROUTERS),), strong=True)]
 
 

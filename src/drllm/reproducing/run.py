@@ -90,7 +90,7 @@ def _page(bench: Bench, exhibits: Sequence[Exhibit]) -> list[Part]:
     ]
     for exhibit in exhibits:
         parts += [Heading(exhibit.title), *exhibit.show(bench, bench.folder)]
-        commands = [command for stage in exhibit.stages(setup) if (command := stage.command(setup))]
+        commands = dict.fromkeys(command for stage in exhibit.stages(setup) if (command := stage.command(setup)))
         parts += [Paragraph(f"`{_command(setup, exhibit.name)}`, which does:"), Commands(tuple(commands))]
     return parts
 
