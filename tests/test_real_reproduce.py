@@ -43,12 +43,12 @@ def out(tmp_path_factory) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert {path: path.stat().st_mtime_ns for path in before} == before, "what was searched is not searched again"
-    assert done.stdout.endswith(f"page: {out / 'reproduce' / 'all.html'}\n")
+    assert done.stdout.endswith(f"page: {out / 'reproduce' / 'all' / 'report.html'}\n")
     return out
 
 
 def test_every_table_and_figure_of_the_paper(out: Path):
-    page = (out / "reproduce" / "all.md").read_text(encoding="utf-8")
+    page = (out / "reproduce" / "all" / "report.md").read_text(encoding="utf-8")
     for exhibit in EXHIBITS.values():
         text = page.partition(f"## {exhibit.title}\n")[2].partition("\n## ")[0]
         assert f"drllm reproduce {exhibit.name} --model {MODEL} --out {out} --scale 0.02" in text
@@ -60,4 +60,4 @@ def test_every_table_and_figure_of_the_paper(out: Path):
 @needs_chromium
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_its_page_in_a_browser(out: Path, width: int, scheme, tmp_path: Path):
-    look_at(out / "reproduce" / "all.html", width, scheme, 12, lambda page: None, tmp_path / "page.png")
+    look_at(out / "reproduce" / "all" / "report.html", width, scheme, 12, lambda page: None, tmp_path / "page.png")

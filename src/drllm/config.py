@@ -200,9 +200,13 @@ class EvaluateConfig:
 class ReproduceConfig:
     """The tables and figures of arXiv 2510.12773 on a model of one's own."""
 
-    scale: float = knob(1.0, "share of the questions that are searched, learned from and compared on; 1 is as many as the paper keeps")
+    scale: float = knob(
+        1.0, "times the questions that are searched and compared on; 1 searches as many as the paper keeps, 0.02 is a quick look"
+    )
     outside: tuple[str, ...] = knob(("mmlu", "piqa", "sciq", "commonsenseqa", "boolq"), "tasks out of domain, table 4")
-    split: Split = knob("tune", "split of tables 3 to 5; test is for final tables only, and reading it is recorded; ablations take tune")
+    split: Literal["tune", "calibrate", "test"] = knob(
+        "tune", "split of tables 3 and 4, and with test of table 5; test is for final tables only, and reading it is recorded"
+    )
     compared: int = knob(500, "questions a task that tables 3 to 5 compare on, at scale 1")
     ablated: int = knob(200, "tune questions a task that each ablation is compared on, at scale 1")
     reward: Literal["auto", "generated"] = knob(
@@ -216,10 +220,12 @@ class ReproduceConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "outside", tuple(self.outside))
-        for name, low, high in (("scale", 1e-3, 1), ("compared", 1, None), ("ablated", 1, None), ("n_simulations", 1, None),
+        for name, low, high in (("scale", 1e-3, 100), ("compared", 1, None), ("ablated", 1, None), ("n_simulations", 1, None),
                                 ("max_step_tokens", 1, None), ("tokens", 1, None), ("plain_ms", 0, None),
                                 ("seed", 0, 2**63 - 1)):  # fmt: skip
             check_range(self, name, low, high)
+        if not self.outside:
+            raise InputError("ReproduceConfig.outside names no task: table 4 needs one that the routers did not learn from")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

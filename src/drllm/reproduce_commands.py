@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from drllm.flags import SECTIONS, add_flags, common_flags
 from drllm.job import Job, Lines
@@ -30,7 +32,8 @@ def reproduce_paper(job: Job) -> Lines:
         get_task(name)
     placed = [part for name in ("dtype", "device") for part in _given(name, getattr(job.common, name))]
     tasks = job.tasks() if job.common.tasks else TASKS
-    setup = Setup(job.need("model"), tasks, Path(job.need("out")), job.common.data, config, tuple(placed))
+    shared = [part for item in fields(resources) for part in _unless(item, getattr(resources, item.name))]
+    setup = Setup(job.need("model"), tasks, Path(job.need("out")), job.common.data, config, tuple(placed), tuple(shared))
     if job.arguments.dry_run and config.plain_ms:
         yield from dry_run(exhibits, setup, config.plain_ms)
         return
@@ -38,7 +41,7 @@ def reproduce_paper(job: Job) -> Lines:
     if job.arguments.dry_run:
         from drllm.reproducing.clock import plain_ms
 
-        yield from dry_run(exhibits, setup, plain_ms(routed, setup.tasks, config.reward, setup.data or None))
+        yield from dry_run(exhibits, setup, plain_ms(routed, (*setup.tasks, *config.outside), config.reward, setup.data or None))
         return
     from drllm.reproducing.run import reproduce
     from drllm.reproducing.stages import Bench
@@ -46,6 +49,12 @@ def reproduce_paper(job: Job) -> Lines:
     page = reproduce(Bench(routed, setup, job.argv, resources), exhibits)
     yield page.with_suffix(".md").read_text(encoding="utf-8").rstrip()
     yield f"page: {page}"
+
+
+def _unless(item: Any, value: Any) -> list[str]:
+    from drllm.reproducing.setup import as_flag
+
+    return [] if value == item.default else as_flag(item.name, value)
 
 
 def _given(name: str, value: str) -> list[str]:

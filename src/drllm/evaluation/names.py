@@ -14,7 +14,18 @@ from drllm.registry import did_you_mean
 BASE = "base"
 CONTROLS = ("random", "shuffled")
 DEFAULT_OWNER = "routers"
-TAKEN = (BASE, "search", "paths", "train", "evaluate", "harness", "report", "reproduce", "checkpoint")  # what else stands in a run folder
+TAKEN = (
+    BASE,
+    "search",
+    "paths",
+    "train",
+    "evaluate",
+    "harness",
+    "report",
+    "reproduce",
+    "checkpoint",
+    "features",
+)  # what else stands in a run folder
 
 
 def owner_of(name: str) -> str:
@@ -25,9 +36,9 @@ def owner_of(name: str) -> str:
 
 def check_name(name: str) -> None:
     """Refuse a name that no policy of a run can have."""
-    if not re.fullmatch(r"[A-Za-z0-9_.@-]+", name) or name.startswith("."):
-        raise InputError(f"--name is {name!r}, expected letters, digits, - _ . and @: it becomes a folder of the run")
-    if name in TAKEN or owner_of(name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@+-]*", name):
+        raise InputError(f"--name is {name!r}, expected a letter or digit, then also - _ . @ and +: it becomes a folder of the run")
+    if name in TAKEN or name.endswith(".json") or owner_of(name):
         what = "a control is called" if owner_of(name) else "the base or another folder of the run is called"
         raise InputError(f"--name is {name!r}, which is what {what}: give another")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from drllm.evaluation.names import BASE
-from drllm.evaluation.stats import mcnemar, paired_bootstrap
+from drllm.evaluation.stats import holm, mcnemar, paired_bootstrap
 from drllm.reporting.load import read_answers, read_epochs
 from drllm.reporting.parts import Part, Table
 from drllm.reproducing.published import PAPER
@@ -109,6 +109,13 @@ def against(bench: Bench, stage: Evaluate, method: str, other: str) -> Differenc
             strata.append(index)
     mean, low, high = paired_bootstrap(ours, theirs, strata=strata)
     return Difference(method, other, mean, low, high, mcnemar(np.array(ours), np.array(theirs)))
+
+
+def above_all(found: Sequence[Difference]) -> bool | None:
+    """Whether something is above every other it was compared with: False where one is above it, by Holm's adjusted p-values."""
+    adjusted = holm([difference.p for difference in found])
+    judged = [_decided(difference.low, difference.high, p) for difference, p in zip(found, adjusted, strict=True)]
+    return False if False in judged else None if None in judged else True
 
 
 def claim(text: str, holds: bool | None) -> str:

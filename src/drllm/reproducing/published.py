@@ -31,6 +31,7 @@ MODELS = {
     "qwen2.5-7b-instruct": Published("Qwen2.5-7B-Instruct", (94.5, 94.5), (45.4, 46.8), (460.9, 457.5)),
 }
 
+OWNERS = ("meta-llama", "qwen")
 SAMPLED = {"arc_easy": 400, "arc_challenge": 600, "dart-1": 200, "dart-2": 400, "dart-3": 600, "dart-4": 800, "dart-5": 1000}  # table 2
 VISITED, FORWARDS = 24_330, 961_000  # table 2
 ACTIONS = (4_399, 120_956, 1_457)  # skip, execute and repeat labels, table 2
@@ -45,5 +46,7 @@ LATENCY = (34.49, 29.21, 0.27)  # seconds of 1,000 tokens by the base, with rout
 
 
 def published(model: str) -> Published | None:
-    """The paper's figures for a model by its id, folder or alias; None for any that the paper does not have."""
-    return MODELS.get(model.rstrip("/").rpartition("/")[2].lower())
+    """The paper's figures for a model by its Hub id or a folder of that name; None for any that the paper does not have."""
+    owner, _, name = model.rstrip("/").rpartition("/")
+    is_hub_id = bool(owner) and not owner.startswith((".", "~")) and "/" not in owner
+    return MODELS.get(name.lower()) if not is_hub_id or owner.lower() in OWNERS else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 import time
@@ -12,12 +13,13 @@ from drllm.errors import InputError
 from drllm.files import write_text
 from drllm.registry import did_you_mean
 from drllm.reporting.parts import Commands, Heading, Paragraph, Part, to_markdown
-from drllm.reproducing.exhibits import Exhibit
+from drllm.reproducing.exhibits import Exhibit, in_domain
 from drllm.reproducing.paper_figures import FIGURES
 from drllm.reproducing.paper_tables import LATENCY, TABLES
 from drllm.reproducing.published import PAPER
 from drllm.reproducing.setup import Setup
-from drllm.reproducing.stages import Bench, Stage
+from drllm.reproducing.stages import Bench, Evaluate, Stage
+from drllm.tasks import load_task
 
 EXHIBITS: dict[str, Exhibit] = {exhibit.name: exhibit for exhibit in (*TABLES, *FIGURES, LATENCY)}
 ALL = "all"
@@ -35,7 +37,7 @@ def wanted_exhibits(names: Sequence[str]) -> list[Exhibit]:
 
 
 def stages_of(exhibits: Sequence[Exhibit], setup: Setup) -> list[Stage]:
-    """What they need, each stage once: searches, then policies, then evaluations, then what takes time by the clock."""
+    """What they need, each stage once, in the order of the exhibits."""
     return list(dict.fromkeys(stage for exhibit in exhibits for stage in exhibit.stages(setup)))
 
 
@@ -43,10 +45,10 @@ def reproduce(
     bench: Bench,
     exhibits: Sequence[Exhibit],
 ) -> Path:
-    """Run every stage that is not done, then write `OUT/reproduce/<names>.html`, the same as `.md`, and each picture as PNG and CSV.
+    """Run every stage that is not done, and write `OUT/reproduce/<names>/report.html`, the same as `.md`, each picture as PNG and CSV.
 
     A stage that was done under the same settings is found again, so a killed call resumes, and a table asked for later takes what another
-    has left. The page of `all` is `all.html`.
+    has left. The page grows as tables and figures are done.
 
     Args:
         bench: the model, the setup, and what the search runs on.
@@ -62,25 +64,58 @@ def reproduce(
     need_page()
     import matplotlib.style
 
-    stages = stages_of(exhibits, bench.setup)
-    for number, stage in enumerate(stages, 1):
-        started = time.monotonic()
-        sys.stderr.write(f"drllm: [{number}/{len(stages)}] {stage.name}\n")
-        bench.run(stage)
-        sys.stderr.write(f"drllm: [{number}/{len(stages)}] {stage.name}: {time.monotonic() - started:.0f} s\n")
-    bench.folder.mkdir(parents=True, exist_ok=True)
-    with matplotlib.style.context("default"):  # a user's own matplotlibrc must not change the pictures
-        parts = _page(bench, exhibits)
+    check(bench, exhibits)
     name = ALL if len(exhibits) == len(EXHIBITS) else "-".join(exhibit.name for exhibit in exhibits)
-    write_text(bench.folder / f"{name}.md", to_markdown(parts))
-    write_text(bench.folder / f"{name}.html", to_html(parts))
-    return bench.folder / f"{name}.html"
+    folder = bench.folder / name
+    stages = stages_of(exhibits, bench.setup)
+    parts = _opening(bench)
+    for exhibit in exhibits:
+        for stage in exhibit.stages(bench.setup):
+            if stage not in bench.results:
+                started, place = time.monotonic(), f"drllm: [{stages.index(stage) + 1}/{len(stages)}] {stage.name}"
+                sys.stderr.write(f"{place}\n")
+                bench.run(stage)
+                sys.stderr.write(f"{place}: {time.monotonic() - started:.0f} s\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        with matplotlib.style.context("default"):  # a user's own matplotlibrc must not change the pictures
+            parts += _section(bench, exhibit, folder)
+        # After each of them: what a later one fails on must not cost those before it.
+        write_text(folder / "report.md", to_markdown(parts))
+        write_text(folder / "report.html", to_html(parts))
+    if (overview := in_domain(bench.setup)) in bench.results:
+        overview.run(bench)  # the summary that `drllm report` finds is that of the routers and their controls
+    return folder / "report.html"
 
 
-def _page(bench: Bench, exhibits: Sequence[Exhibit]) -> list[Part]:
+def check(bench: Bench, exhibits: Sequence[Exhibit]) -> None:
+    """Refuse what would fail only after the searches: missing questions, prompts of two formats, tasks out of domain that are not."""
+    from drllm.scoring import make_scorer
+
+    setup, stages = bench.setup, stages_of(exhibits, bench.setup)
+    formats: dict[str, list[str]] = {}
+    for task in setup.tasks:
+        loaded = load_task(task, setup.data or None)
+        loaded.select("fit", 1)
+        scorer = make_scorer(bench.routed, loaded.task, setup.config.reward, setup.config.max_step_tokens)
+        formats.setdefault(scorer.prompt_format, []).append(task)
+    if len(formats) > 1:
+        named = "; ".join(f"{name}: {', '.join(tasks)}" for name, tasks in formats.items())
+        raise InputError(
+            f"routers learn from prompts of one format, these tasks have {len(formats)} ({named}): choose others, or another --reward"
+        )
+    for stage in stages:
+        if isinstance(stage, Evaluate):
+            for task in stage.tasks:
+                load_task(task, setup.data or None).select(stage.split, 1)
+    asked_outside = any(isinstance(stage, Evaluate) and stage.tasks == setup.config.outside for stage in stages)
+    if asked_outside and (both := [task for task in setup.config.outside if task in setup.tasks]):
+        raise InputError(f"--outside {both[0]}: the routers learn from it, so it is not out of domain")
+
+
+def _opening(bench: Bench) -> list[Part]:
     setup, config = bench.setup, bench.setup.config
     source = f", questions from {setup.data}" if setup.data else ""
-    parts: list[Part] = [
+    return [
         Heading(f"{PAPER} on {setup.model}", 1),
         Paragraph(
             f"Dr.LLM's tables and figures, made again at scale {config.scale:g}: learned from {', '.join(setup.tasks)}{source}. "
@@ -88,11 +123,18 @@ def _page(bench: Bench, exhibits: Sequence[Exhibit]) -> list[Part]:
             f"Weights {bench.routed.fingerprint}, {str(bench.routed.model.dtype).removeprefix('torch.')}."
         ),
     ]
-    for exhibit in exhibits:
-        parts += [Heading(exhibit.title), *exhibit.show(bench, bench.folder)]
-        commands = dict.fromkeys(command for stage in exhibit.stages(setup) if (command := stage.command(setup)))
-        parts += [Paragraph(f"`{_command(setup, exhibit.name)}`, which does:"), Commands(tuple(commands))]
-    return parts
+
+
+def _section(bench: Bench, exhibit: Exhibit, folder: Path) -> list[Part]:
+    """One table or figure, and the commands that do the same."""
+    setup = bench.setup
+    lines = []
+    for stage in exhibit.stages(setup):
+        if isinstance(stage, Evaluate):
+            stage = dataclasses.replace(stage, methods=bench.there(stage.methods))
+        lines.append(stage.command(setup) or f"# {stage.name}: `drllm reproduce` alone does this")
+    shown = Commands(tuple(dict.fromkeys(lines)))
+    return [Heading(exhibit.title), *exhibit.show(bench, folder), Paragraph(f"`{_command(setup, exhibit.name)}`, which does:"), shown]
 
 
 def _command(setup: Setup, name: str) -> str:

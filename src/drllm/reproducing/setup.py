@@ -6,6 +6,7 @@ import dataclasses
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from drllm.config import EvaluateConfig, ReproduceConfig, SearchConfig
 from drllm.reproducing.published import SAMPLED
@@ -26,6 +27,7 @@ class Setup:
     out: the run folder.
     data: where questions are read, or empty.
     placed: flags that say in which type and where the model runs.
+    resources: flags of what the search runs on.
     """
 
     model: str
@@ -34,6 +36,7 @@ class Setup:
     data: str
     config: ReproduceConfig
     placed: tuple[str, ...] = ()
+    resources: tuple[str, ...] = ()
 
     def n_searched(self, task: str) -> int:
         """Questions of a task that are searched: as many as the paper keeps, times the scale."""
@@ -71,18 +74,26 @@ class Setup:
     @property
     def flags(self) -> list[str]:
         """Of `drllm reproduce`, beside the table's name."""
-        given = ["--model", self.model, "--out", str(self.out), *self.placed]
+        given = ["--model", self.model, "--out", str(self.out), *self.placed, *self.resources]
         given += [] if self.tasks == TASKS else ["--tasks", ",".join(self.tasks)]
         given += ["--data", self.data] if self.data else []
         for item in dataclasses.fields(self.config):
             value = getattr(self.config, item.name)
             if value != item.default and item.name != "plain_ms":
-                shown = ",".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
-                given += ["--" + item.name.replace("_", "-"), shown]
+                given += as_flag(item.name, value)
         return given
 
     def command(self, job: str, *flags: str) -> str:
         """A drllm command on this run, for a shell."""
         where = [*(["--model", self.model] if job == "search" else []), "--out", str(self.out), *self.placed]
         source = ["--data", self.data] if self.data and job in ("search", "evaluate") else []
+        source += self.resources if job == "search" else []
         return shlex.join(["drllm", job, *where, *source, *flags])
+
+
+def as_flag(name: str, value: Any) -> list[str]:
+    """A setting as it is typed."""
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    return [flag, ",".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)]

@@ -7,30 +7,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from drllm.config import Resources, to_dict
-from drllm.errors import ArtifactError, BudgetError, InputError
+from drllm.errors import ArtifactError, BudgetError, InputError, UnsupportedModelError
 from drllm.evaluation.names import owner_of
 from drllm.files import write_json
 from drllm.methods.base import get_method
-from drllm.reproducing.setup import Setup
-from drllm.tasks import get_task
+from drllm.reproducing.setup import Setup, as_flag
+from drllm.tasks import get_task, texts_digest
 
 if TYPE_CHECKING:
-    from drllm.model.policy import Policy
+    from drllm.methods.material import Material
     from drllm.model.routed import RoutedModel
 
 LEDGER_FILE = "stages.json"
 PATH_COST = {"loglik": 0.31, "letter": 0.46, "boxed": 0.49, "number": 0.49}  # PF a searched path, docs/benchmarks.md
 ANSWER_COST = {"loglik": 1.0, "letter": 1.5, "boxed": 2.0, "number": 1.5}  # PF an evaluated question
 CHECKS = 4  # forwards in float32 that check the base's and the kept route
-KNOB_POINTS = 12  # operating points that a budget tries on tune
 DECODE_COST = 0.25  # PF a decoding step, of which a batch shares one
 BATCHES = (1, 8, 32, 128)
+ROUNDS = 8  # of base and policy in turn, each on other prompts
+PROMPTS = 64  # tune questions a task that timings draw from
+ANSWER_TOKENS = 64  # of a timed answer, at scale 1
 
 
 class Stage(Protocol):
@@ -70,22 +74,38 @@ class Bench:
         """Where tables, pictures and the ledger go."""
         return self.setup.out / "reproduce"
 
+    def there(self, methods: Sequence[str]) -> tuple[str, ...]:
+        """Without the policies that were missed, and their controls."""
+        return tuple(name for name in methods if (owner_of(name) or name) not in self.missed)
+
     def run(self, stage: Stage) -> Any:
         """The result of a stage, run once."""
         if stage not in self.results:
             self.results[stage] = stage.run(self)
         return self.results[stage]
 
-    def policy(self, name: str) -> Policy:
-        """A policy of the run."""
+    def policy(self, name: str) -> Any:
+        """A policy of the run, its weights beside the model's."""
         from drllm.model import artifact
 
-        return artifact.load_policy(self.setup.out / name, self.routed)
+        policy: Any = artifact.load_policy(self.setup.out / name, self.routed)
+        return policy.to(self.routed.device) if hasattr(policy, "to") else policy
+
+    @cached_property
+    def material(self) -> Material:
+        """What was searched of the tasks that are learned from; whatever else the run holds stays out."""
+        from drllm.methods.material import Material
+
+        return Material(self.routed, self.setup.out, self.setup.tasks)
 
     def remembered(self, name: str, key: Any) -> Any:
         """What a stage of this name and key found before, else None."""
         entry = self._ledger().get(name)
         return entry["result"] if entry is not None and entry["key"] == _digest(key) else None
+
+    def knows(self, name: str) -> bool:
+        """Whether a stage of this name ever began here."""
+        return name in self._ledger()
 
     def remember(self, name: str, key: Any, result: Any) -> None:
         """Keep what a stage found, in the ledger."""
@@ -124,11 +144,16 @@ class Search:
         return setup.command("search", *flags, *_given(config))
 
     def run(self, bench: Bench) -> Any:
+        import torch
+
         from drllm.searching.runner import search
 
-        setup = bench.setup
+        setup, n_threads = bench.setup, torch.get_num_threads()
         config, data = setup.search_config(self.task), setup.data or None
-        return search(bench.routed, [self.task], config, setup.out, data, bench.argv, resources=bench.resources)
+        found = search(bench.routed, [self.task], config, setup.out, data, bench.argv, resources=bench.resources)
+        if bench.resources is not None and bench.resources.executor == "ray":
+            torch.set_num_threads(n_threads)  # one thread was the workers'
+        return found
 
 
 @dataclass(frozen=True)
@@ -138,9 +163,9 @@ class Train:
     Attributes:
         policy: its name in the run.
         options: of the method, as (name, value).
-        tasks: learned from; none: all that were searched.
-        forwards_each, forwards_more: PF a searched question, and in all, beside `knob`.
-        knob: tune questions a task on which a budget's points are tried.
+        tasks: learned from; none: those of the setup.
+        forwards_each, forwards_more: PF a searched question, and in all, beside the knob's.
+        knob, points: tune questions a task on which a budget tries so many points.
     """
 
     policy: str
@@ -150,6 +175,7 @@ class Train:
     forwards_each: float = 1.0
     forwards_more: float = 0.0
     knob: int = 0
+    points: int = 0
 
     @property
     def name(self) -> str:
@@ -157,33 +183,44 @@ class Train:
 
     def forwards(self, setup: Setup) -> float:
         tasks = self.tasks or setup.tasks
-        return self.forwards_each * sum(map(setup.n_searched, tasks)) + self.forwards_more + KNOB_POINTS * self.knob * len(tasks)
+        searched = self.forwards_each * sum(map(setup.n_searched, tasks))
+        return searched + self.forwards_more + self.points * self.knob * len(tasks)
 
     def command(self, setup: Setup) -> str:
-        flags = [part for name, value in self.options for part in _flag(name, value)]
-        flags += _unless_default("--tasks", ",".join(self.tasks), "")
-        return setup.command("train", "--method", self.method, "--name", self.policy, *flags)
+        flags = [part for name, value in self.options for part in as_flag(name, value)]
+        tasks = ",".join(self.tasks or setup.tasks)
+        return setup.command("train", "--method", self.method, "--name", self.policy, "--tasks", tasks, *flags)
 
     def run(self, bench: Bench) -> Any:
-        """Train, unless this very policy stands in the run. One that cannot keep its budget is left out of every comparison, and named."""
+        """Train, unless this very policy stands in the run.
+
+        One that cannot keep its budget, or is not for this family, is left out of every comparison, and named.
+        """
+        from drllm.cards import CONFIG_FILE
         from drllm.methods.material import Material
         from drllm.model import artifact
         from drllm.pipeline import fit_policy
 
-        out, config = bench.setup.out, get_method(self.method).config(**dict(self.options))
-        searched = Material(bench.routed, out, self.tasks).key
-        key = [bench.routed.fingerprint, str(bench.routed.model.dtype), self.method, to_dict(config), self.tasks, searched]
-        found = bench.remembered(self.name, key) or {}
-        is_there = (out / self.policy).is_dir() and artifact.digest(out / self.policy) == found.get("digest")
-        if not is_there and "missed" not in found:
+        tasks, folder = self.tasks or bench.setup.tasks, bench.setup.out / self.policy
+        config, material = get_method(self.method).config(**dict(self.options)), Material(bench.routed, bench.setup.out, tasks)
+        key = [bench.routed.fingerprint, str(bench.routed.model.dtype), self.method, to_dict(config), tasks, material.key]
+        if self.knob:
+            key.append([texts_digest(question.example for question in questions) for _, questions in material.tune(self.knob)])
+        found = bench.remembered(self.name, key)
+        is_whole = (folder / CONFIG_FILE).is_file()  # written last
+        if is_whole and found is None and not bench.knows(self.name):
+            raise ArtifactError(f"{folder} holds a policy that no reproduction made here: give another --out, or move it away")
+        if not (found and ("missed" in found or (is_whole and artifact.digest(folder) == found.get("digest")))):
+            bench.remember(self.name, None, {})  # from now on, what stands there is ours
             try:
-                fit_policy(bench.routed, out, self.method, config, bench.argv, tasks=self.tasks, name=self.policy)
-                found = {"digest": artifact.digest(out / self.policy)}
-            except BudgetError as error:
+                fit_policy(bench.routed, bench.setup.out, self.method, config, bench.argv, tasks=tasks, name=self.policy)
+                found = {"digest": artifact.digest(folder)}
+            except (BudgetError, UnsupportedModelError) as error:
                 found = {"missed": str(error)}
             bench.remember(self.name, key, found)
         if "missed" in found:
             bench.missed[self.policy] = found["missed"]
+        return self.policy
 
 
 @dataclass(frozen=True)
@@ -232,10 +269,10 @@ class Evaluate:
         return f"evaluate {len(self.methods)} on {', '.join(self.tasks)} ({self.split})"
 
     def forwards(self, setup: Setup) -> float:
-        """At most: a task may have fewer questions, and another table may have asked the same."""
+        """At most: a task may have fewer questions, and another table may have asked the same. A policy first decides, then answers."""
         rewards = [get_task(task).reward_named(setup.config.reward) for task in self.tasks]
-        n_methods = len({"base", *self.methods})
-        return n_methods * setup.n_compared(self.ablation) * sum(ANSWER_COST[reward] for reward in rewards)
+        n_forwards = 1 + 2 * len({*self.methods} - {"base"})
+        return n_forwards * setup.n_compared(self.ablation) * sum(ANSWER_COST[reward] for reward in rewards)
 
     def command(self, setup: Setup) -> str:
         config = setup.evaluate_config(self.split, self.ablation)
@@ -247,8 +284,7 @@ class Evaluate:
 
         setup = bench.setup
         config, data = setup.evaluate_config(self.split, self.ablation), setup.data or None
-        methods = [name for name in self.methods if (owner_of(name) or name) not in bench.missed]
-        return evaluate(bench.routed, methods, self.tasks, setup.out, config, data, bench.argv)
+        return evaluate(bench.routed, bench.there(self.methods), self.tasks, setup.out, config, data, bench.argv)
 
 
 @dataclass(frozen=True)
@@ -264,12 +300,7 @@ class Clock:
 
     def n_tokens(self, setup: Setup) -> int:
         """Tokens of an answer."""
-        return setup.scaled(setup.config.tokens if self.kind == "latency" else 64, 8)
-
-    @property
-    def rounds(self) -> int:
-        """Of base and policy."""
-        return 3 if self.kind == "latency" else 5
+        return setup.scaled(setup.config.tokens if self.kind == "latency" else ANSWER_TOKENS, 8)
 
     def batches(self, setup: Setup) -> tuple[int, ...]:
         """Prompts generated together."""
@@ -277,43 +308,36 @@ class Clock:
 
     def forwards(self, setup: Setup) -> float:
         sizes = self.batches(setup)
-        return 2 * self.rounds * (sum(sizes) + len(sizes) * self.n_tokens(setup) * DECODE_COST)
+        return 2 * ROUNDS * (sum(sizes) + len(sizes) * self.n_tokens(setup) * DECODE_COST)
 
     def command(self, setup: Setup) -> str:
         return ""
 
     def run(self, bench: Bench) -> Any:
+        """Measure, unless the same was measured on this machine with as many threads."""
+        import torch
+
         from drllm.model import artifact
+        from drllm.provenance import hardware
         from drllm.reproducing.clock import latency, throughput
 
-        setup, folder = bench.setup, bench.setup.out / self.policy
-        key = [artifact.digest(folder), self.batches(setup), self.n_tokens(setup), self.rounds]
+        setup, routed = bench.setup, bench.routed
+        where = [hardware(), str(routed.device), torch.get_num_threads(), routed.fingerprint, str(routed.model.dtype)]
+        prompts = self._prompts(bench)
+        key = [where, artifact.digest(setup.out / self.policy), self.batches(setup), self.n_tokens(setup), ROUNDS, prompts]
         if (found := bench.remembered(self.name, key)) is None:
-            policy, prompts = bench.policy(self.policy), self._prompts(bench, max(self.batches(setup)))
-            if self.kind == "latency":
-                found = latency(bench.routed, policy, prompts[0], self.n_tokens(setup), self.rounds)
-            else:
-                found = throughput(bench.routed, policy, prompts, self.batches(setup), self.n_tokens(setup), self.rounds)
+            measure: Any = latency if self.kind == "latency" else throughput
+            found = measure(routed, bench.policy(self.policy), prompts, self.batches(setup), self.n_tokens(setup), ROUNDS)
             bench.remember(self.name, key, found)
         return found
 
-    def _prompts(self, bench: Bench, n: int) -> list[tuple[int, ...]]:
-        """Prompts of fit questions of all lengths, again from the first where there are too few."""
-        from drllm.methods.material import Material
-
-        found = Material(bench.routed, bench.setup.out).prompts
+    def _prompts(self, bench: Bench) -> list[list[int]]:
+        """Tune questions of every task, which no router learned from, in an order drawn once."""
+        found = [list(question.context_ids) for _, questions in bench.material.tune(PROMPTS) for question in questions]
         if not found:
-            raise InputError(f"{bench.setup.out} holds no fit question to generate from")
-        step = max(1, len(found) // n)
-        some = found[::step][:n]
-        return [some[place % len(some)] for place in range(n)]
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    flag = "--" + name.replace("_", "-")
-    if isinstance(value, bool):
-        return [flag if value else flag.replace("--", "--no-", 1)]
-    return [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+            raise InputError(f"{', '.join(bench.setup.tasks)} have no tune question to generate from: give data with a validation part")
+        random.Random(bench.setup.config.seed).shuffle(found)
+        return found
 
 
 def _unless_default(flag: str, value: Any, default: Any) -> list[str]:
