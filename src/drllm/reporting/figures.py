@@ -17,6 +17,7 @@ from drllm.reporting.parts import Chart
 from drllm.routes import Action, Route
 from drllm.tables import display_name, pooled_rows
 
+TITLED = 3  # tasks that fit a title
 UPPER_BOUNDS = ("oracle",)
 
 
@@ -73,7 +74,8 @@ def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label
     axes.set_ylabel("accuracy (%), 95 % Wilson interval")
     sizes = sorted({row["n"] for row in rows})
     n = " to ".join(map(str, sizes[:: max(len(sizes) - 1, 1)]))
-    title = f"Accuracy against {unit}: {', '.join(summary['tasks'])}, {split} split, n = {n} questions"
+    tasks = ", ".join(summary["tasks"]) if len(summary["tasks"]) <= TITLED else f"{len(summary['tasks'])} tasks"
+    title = f"Accuracy against {unit}: {tasks}, {split} split, n = {n} questions"
     axes.set_title(title)
     figure.legend(loc="outside right upper")  # outside: a box among the points would hide intervals
     header = ("method", "task", "n", "accuracy", "wilson_low", "wilson_high", unit)
