@@ -136,14 +136,23 @@ class Asked:
         write_small(self._store(task), pa.table(columns))
 
     def store(self, path: Path, routes: Sequence[Any], correct: Sequence[bool] | None = None, policy: str = "") -> None:
-        """One method's verdicts, a row a question."""
+        """One method's verdicts, a row a question; the questions themselves stand once beside the folder, for all methods."""
         if correct is None:
             correct = [self.known[task, i, str(route)] for task, i, route in zip(self.tasks, self.ids, routes, strict=True)]
+        questions = pa.table({"task": self.tasks, "id": self.ids})
+        if not questions_path(path).is_file():
+            write_small(questions_path(path), questions)
+        if not pq.read_table(questions_path(path)).equals(questions):
+            raise SystemExit(f"{questions_path(path)} holds other questions: those verdicts cannot be compared, give another --out")
         columns = {
-            "task": self.tasks, "id": self.ids, "correct": list(correct), "n_passes": [route.n_passes for route in routes],
-            "route": [str(route) for route in routes],
+            "correct": list(correct), "n_passes": [route.n_passes for route in routes], "route": [str(route) for route in routes],
         }  # fmt: skip
         write_small(path, pa.table(columns, metadata={"policy": policy}))
+
+
+def questions_path(verdicts: Path) -> Path:
+    """The questions, as task and id, that a setting's verdicts on one split are of, in their order."""
+    return verdicts.parent.parent / f"questions-{verdicts.parent.name}.parquet"
 
 
 def write_small(path: Path, table: pa.Table) -> None:

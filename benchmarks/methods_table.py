@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from drllm.evaluation.stats import discordant, mcnemar, paired_bootstrap, wilson
+from methods_asked import questions_path
 
 ORDER = (
     "base", "static", "static_tuned", "static-per-task", "static_tuned-per-task", "codebook", "shuffled-codebook",
@@ -72,7 +73,9 @@ Verdicts = dict[str, np.ndarray]
 
 def read(path: Path, tasks: Sequence[str]) -> Verdicts:
     """One method's verdicts and passes on some tasks, and the task of each question."""
-    found = pq.read_table(path).to_pydict()
+    found = pq.read_table(questions_path(path)).to_pydict() | pq.read_table(path).to_pydict()
+    if len(found["id"]) != len(found["correct"]):
+        raise ValueError(f"{path} holds {len(found['correct'])} verdicts of {len(found['id'])} questions: run the setting again")
     names = np.array(found["task"])
     order = np.concatenate([np.flatnonzero(names == task) for task in tasks])
     return {
