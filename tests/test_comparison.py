@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from drllm.routes import Route
 from drllm.tasks import Example, LoadedTask, get_task
 
 ROOT = Path(__file__).parent.parent
@@ -113,16 +114,35 @@ def test_contrasts_average_seeds_and_count_what_knowing_the_task_gains():
     assert [cell.split()[0] for cell in rows[label]] == ["+5.0", "+5.0", "+30.0"]
 
 
+def stored(path, tasks, ids, correct, n_passes, route):
+    """As `Asked.store` leaves verdicts: the questions once beside the folder, a method's own columns in its file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"task": tasks, "id": ids}), methods_asked.questions_path(path))
+    pq.write_table(pa.table({"correct": correct, "n_passes": [n_passes] * len(ids), "route": [route] * len(ids)}), path)
+
+
+def test_verdicts_of_other_questions_than_the_stored_ones_are_refused(tmp_path):
+    path = tmp_path / "arc" / "tune" / "base.0.parquet"
+    stored(path, ["arc_easy"], ["a"], [True], 4, "1111")
+    asked = methods_asked.Asked.__new__(methods_asked.Asked)
+    asked.tasks, asked.ids = ["arc_easy"], ["a"]
+    asked.store(path.with_name("static.0.parquet"), [Route.parse("1110")], [False], "digest")
+    found = methods_table.read(path.with_name("static.0.parquet"), ["arc_easy"])
+    assert (found["id"].tolist(), found["correct"].tolist(), found["passes"].tolist()) == (["a"], [0.0], [3.0])
+    asked.ids = ["b"]
+    with pytest.raises(SystemExit, match="holds other questions"):
+        asked.store(path.with_name("static.1.parquet"), [Route.parse("1110")], [False], "digest")
+    stored(path, ["arc_easy"] * 2, ["a", "b"], [True, True], 4, "1111")
+    with pytest.raises(ValueError, match="1 verdicts of 2 questions"):
+        methods_table.read(path.with_name("static.0.parquet"), ["arc_easy"])
+
+
 def test_a_table_is_made_of_stored_verdicts_alone(tmp_path):
     rng = np.random.default_rng(0)
     asked = SETTINGS["arc"].asked
     for name, share in (("base.0", 0.4), ("static.0", 0.5), ("codebook.0", 0.6)):
-        columns = {
-            "task": [task for task in asked for _ in range(50)], "id": [f"q{n}" for n in range(100)],
-            "correct": (rng.random(100) < share).tolist(), "n_passes": [29] * 100, "route": ["1" * 30] * 100,
-        }  # fmt: skip
-        (tmp_path / "arc" / "tune").mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns), tmp_path / "arc" / "tune" / f"{name}.parquet")
+        tasks, ids = [task for task in asked for _ in range(50)], [f"q{n}" for n in range(100)]
+        stored(tmp_path / "arc" / "tune" / f"{name}.parquet", tasks, ids, (rng.random(100) < share).tolist(), 29, "1" * 30)
     lines = list(methods_table.table(tmp_path, "arc", "tune", SETTINGS, ()))
     (codebook,) = [line for line in lines if line.startswith("| codebook * ")]
     right = pq.read_table(tmp_path / "arc" / "tune" / "codebook.0.parquet")["correct"].to_pylist()
@@ -136,8 +156,7 @@ def test_each_model_has_its_part_of_the_document(tmp_path):
         place = tmp_path / model / "openbookqa" / "test"
         place.mkdir(parents=True)
         (tmp_path / model / "model.json").write_text(f'{{"model": "{model}", "blocks": {blocks}}}')
-        columns = {"task": ["openbookqa"], "id": [model], "correct": [True], "n_passes": [blocks], "route": ["1" * blocks]}
-        pq.write_table(pa.table(columns), place / "base.0.parquet")
+        stored(place / "base.0.parquet", ["openbookqa"], [model], [True], blocks, "1" * blocks)
     lines = list(methods_table.tables([tmp_path / "one", tmp_path / "two"], SETTINGS, ()))
     heads = [line for line in lines if line.startswith("## ")]
     assert heads == ["## one, 30 blocks", "## two, 18 blocks"]
