@@ -131,7 +131,7 @@ def fit_policy(
     policy = train(routed, run, method, config, argv, tasks, name)
     if promise is not None and promise.calibrate:
         policy, _ = calibrate(routed, run, policy, promise, argv, tasks)
-    with _policy(routed, policy):
+    with under_policy(routed, policy):
         return routed.save_pretrained(run / (name or method))
 
 
@@ -150,7 +150,7 @@ def _answer(
 
 
 @contextmanager
-def _policy(routed: RoutedModel, policy: Policy | None) -> Iterator[None]:
+def under_policy(routed: RoutedModel, policy: Policy | None) -> Iterator[None]:
     """The model under another policy, for a while."""
     before, routed.policy = routed.policy, policy
     try:

@@ -18,7 +18,7 @@ from drllm.errors import InputError
 from drllm.evaluation.stats import paired_bootstrap, wilson
 from drllm.records import RouteRecord
 from drllm.routes import Action
-from drllm.tables import POOLED, as_text, percent, points
+from drllm.tables import POOLED, as_text, percent, with_interval
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,4 @@ def _shown(share: Share | None) -> str:
 
 
 def _difference(difference: tuple[float, float, float] | None) -> str:
-    if difference is None:
-        return ""
-    mean, low, high = difference
-    return f"{points(mean)} ({points(low)} to {points(high)})"
+    return "" if difference is None else with_interval(*difference)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from drllm.flags import SECTIONS, add_flags, common_flags
 from drllm.job import Job, Lines
@@ -22,17 +21,17 @@ def add_reproduce(parser: argparse.ArgumentParser) -> None:
 
 def reproduce_paper(job: Job) -> Lines:
     """Run `drllm reproduce`."""
-    from drllm.reproducing.run import dry_run, wanted_exhibits
-    from drllm.reproducing.setup import TASKS, Setup
+    from drllm.reproducing.run import dry_run, reproduce, wanted_exhibits
+    from drllm.reproducing.setup import TASKS, Setup, changed_flags
     from drllm.tasks import get_task
 
     exhibits = wanted_exhibits(job.arguments.names)
     config, resources = job.config("reproduce"), job.config("resources")
     for name in config.outside:
         get_task(name)
-    placed = [part for name in ("dtype", "device") for part in _given(name, getattr(job.common, name))]
+    placed = changed_flags(job.common, ("dtype", "device"))
     tasks = job.tasks() if job.common.tasks else TASKS
-    shared = [part for item in fields(resources) for part in _unless(item, getattr(resources, item.name))]
+    shared = changed_flags(resources, [item.name for item in fields(resources)])
     setup = Setup(job.need("model"), tasks, Path(job.need("out")), job.common.data, config, tuple(placed), tuple(shared))
     if job.arguments.dry_run and config.plain_ms:
         yield from dry_run(exhibits, setup, config.plain_ms)
@@ -43,19 +42,8 @@ def reproduce_paper(job: Job) -> Lines:
 
         yield from dry_run(exhibits, setup, plain_ms(routed, (*setup.tasks, *config.outside), config.reward, setup.data or None))
         return
-    from drllm.reproducing.run import reproduce
     from drllm.reproducing.stages import Bench
 
     page = reproduce(Bench(routed, setup, job.argv, resources), exhibits)
     yield page.with_suffix(".md").read_text(encoding="utf-8").rstrip()
     yield f"page: {page}"
-
-
-def _unless(item: Any, value: Any) -> list[str]:
-    from drllm.reproducing.setup import as_flag
-
-    return [] if value == item.default else as_flag(item.name, value)
-
-
-def _given(name: str, value: str) -> list[str]:
-    return [] if value in ("", "auto") else [f"--{name}", value]

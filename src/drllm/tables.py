@@ -36,7 +36,7 @@ def cells(row: dict[str, Any], reference: str) -> tuple[str, ...]:
         name,
         accuracy,
         str(row["n"]),
-        f"{points(row['difference'])} ({points(row['difference_low'])} to {points(row['difference_high'])})",
+        with_interval(row["difference"], row["difference_low"], row["difference_high"]),
         f"{row['better']} / {row['worse']}",
         f"{row['mcnemar_p']:.3f}",
         passes,
@@ -93,11 +93,22 @@ def verdict(summary: dict[str, Any], method: str) -> str:
         depth += f", and leaves the base's route on {percent(1 - row['identity_share'])} % of the prompts"
     if not row["better"] and not row["worse"]:
         return f"{method}: no gain: it changes no verdict on {row['n']} questions; {depth}"
-    word = "no detectable gain"
-    if row["mcnemar_p"] < SIGNIFICANT:
-        word = "a gain" if row["difference_low"] > 0 else "a loss" if row["difference_high"] < 0 else word
+    gains = decided(row["difference_low"], row["difference_high"], row["mcnemar_p"])
+    word = {True: "a gain", False: "a loss", None: "no detectable gain"}[gains]
     interval = f"95 % interval {points(row['difference_low'])} to {points(row['difference_high'])}, McNemar p {row['mcnemar_p']:.3f}"
     return f"{method}: {word}: {points(row['difference'])} points, {interval}, {row['n']} questions; {depth}"
+
+
+def decided(low: float, high: float, p: float = 0.0) -> bool | None:
+    """Whether a difference is above 0 (True) or below it (False) by its interval and, where it is given, McNemar's p; None: open."""
+    if p >= SIGNIFICANT:
+        return None
+    return True if low > 0 else False if high < 0 else None
+
+
+def with_interval(mean: float, low: float, high: float) -> str:
+    """A difference of accuracies with its interval, all three in points."""
+    return f"{points(mean)} ({points(low)} to {points(high)})"
 
 
 def points(fraction: float) -> str:

@@ -111,7 +111,7 @@ def usage_map(questions: Mapping[tuple[str, str, str], Sequence[Mapping[str, Any
         routes = [Route.parse(row["route"]) for row in answers if row.get("route")]
         if where != split or owner_of(method) or not routes or all(route.is_full for route in routes):
             continue
-        means = [sum(route[block] for route in routes) / len(routes) for block in range(len(routes[0]))]
+        means = mean_usage(routes)
         rows[f"{display_name(method)}, {task} (n = {len(routes)})"] = means
         table += [(method, task, block, len(routes), number(mean)) for block, mean in enumerate(means)]
     if not rows:
@@ -131,6 +131,11 @@ def usage_map(questions: Mapping[tuple[str, str, str], Sequence[Mapping[str, Any
     plot = plots.figure([plots.heat(values, list(rows), "mean passes")], "block (0 is the first)", "", **layout)
     caption = f"Mean passes through each block on the {split} split: 1 is the base, below 1 prompts skip the block, above 1 they repeat it."
     return write_chart(figure, folder, f"usage_{split}", title, caption, ("method", "task", "block", "n", "mean_passes"), table, plot)
+
+
+def mean_usage(routes: Sequence[Route]) -> list[float]:
+    """Mean passes through each block."""
+    return [sum(route[block] for route in routes) / len(routes) for block in range(len(routes[0]))]
 
 
 def label_distribution(records: Mapping[str, Sequence[RouteRecord]], folder: Path) -> Chart | str:

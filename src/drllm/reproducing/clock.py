@@ -15,6 +15,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from drllm.errors import InputError
 from drllm.model.policy import Policy
 from drllm.model.prompts import left_pad
 from drllm.model.routed import RoutedModel
@@ -71,14 +72,14 @@ def plain_ms(routed: RoutedModel, tasks: Sequence[str], reward: Any, data: str |
         questions: list[Any] = [scorer.question(loaded.task, example) for example in loaded.select("fit", PLAIN)]
         times = []
         for question in (questions[0], *questions):  # the first warms up
-            _wait(routed)
+            _wait(routed.device)
             started = time.perf_counter()
             if isinstance(scorer, LoglikScorer):
                 base_logliks(routed, question.rows, scorer.packed)
             else:
                 with torch.no_grad():
                     routed.model(torch.tensor([question.context_ids], device=routed.device), logits_to_keep=1)
-            _wait(routed)
+            _wait(routed.device)
             times.append(time.perf_counter() - started)
         found.append(float(np.median(times[1:])))
     return 1000 * float(np.mean(found))
@@ -129,18 +130,18 @@ def _batch(routed: RoutedModel, prompts: Sequence[Sequence[int]], round_: int, s
 
 
 def _generate(routed: RoutedModel, policy: Any, ids_BT: Tensor, mask_BT: Tensor, n_tokens: int) -> tuple[float, list[Any]]:
-    _wait(routed)
+    _wait(routed.device)
     started = time.perf_counter()
     outputs = routed.generate(
         input_ids=ids_BT, attention_mask=mask_BT, policy=policy, max_new_tokens=n_tokens, min_new_tokens=n_tokens, do_sample=False
     )
-    _wait(routed)
+    _wait(routed.device)
     return time.perf_counter() - started, outputs
 
 
-def _wait(routed: RoutedModel) -> None:
+def _wait(device: torch.device) -> None:
     """A GPU works on after the call that gave it work has returned."""
-    if routed.device.type == "cuda":
+    if device.type == "cuda":
         torch.cuda.synchronize()
 
 
@@ -163,12 +164,10 @@ class _Timed(Policy):
         return self
 
     def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
-        if x_BTD.is_cuda:
-            torch.cuda.synchronize()
+        _wait(x_BTD.device)
         started = time.perf_counter()
         actions = self._started.decide(block, x_BTD, prompt_mask_BT)
-        if x_BTD.is_cuda:
-            torch.cuda.synchronize()
+        _wait(x_BTD.device)
         self.seconds[-1] += time.perf_counter() - started
         return actions
 
@@ -177,4 +176,4 @@ class _Timed(Policy):
 
     @classmethod
     def load(cls, folder: Any) -> Policy:
-        raise NotImplementedError("a timed policy is no artefact")
+        raise InputError("a timed policy is no artefact")

@@ -16,7 +16,7 @@ from drllm.reporting.parts import Part, Table
 from drllm.reproducing.published import PAPER
 from drllm.reproducing.setup import Setup
 from drllm.reproducing.stages import Bench, Evaluate, Search, Stage, Train
-from drllm.tables import HEADER, SIGNIFICANT, cells, points, pooled_rows
+from drllm.tables import HEADER, cells, decided, percent, points, pooled_rows
 
 ROUTERS = "routers"
 
@@ -48,6 +48,11 @@ def train_routers(setup: Setup, policy: str = ROUTERS, **options: Any) -> Train:
     # Variants learn from the states that the routers' training has saved, but for other windows.
     is_new = policy == ROUTERS or "n_windows" in options
     return Train(policy, "routers", tuple(given.items()), forwards_each=float(is_new))
+
+
+def after_routers(*stages: Callable[[Setup], Stage]) -> Callable[[Setup], list[Stage]]:
+    """The search, the routers, and then these stages."""
+    return lambda setup: [*searches(setup), train_routers(setup), *(stage(setup) for stage in stages)]
 
 
 def in_domain(setup: Setup) -> Evaluate:
@@ -89,13 +94,13 @@ class Difference:
     p: float
 
     def __str__(self) -> str:
-        interval = f"{points(self.low)} to {points(self.high)}"
+        interval = f"{points(self.low)} to {points(self.high)}"  # the unit stands before it
         return f"{self.method} less {self.other}: {points(self.mean)} points ({interval}), McNemar p {self.p:.3f}"
 
     @property
     def is_gain(self) -> bool | None:
         """Above 0, below, or None: neither for sure."""
-        return _decided(self.low, self.high, self.p)
+        return decided(self.low, self.high, self.p)
 
 
 def against(bench: Bench, stage: Evaluate, method: str, other: str) -> Difference:
@@ -114,7 +119,12 @@ def against(bench: Bench, stage: Evaluate, method: str, other: str) -> Differenc
 def above_all(found: Sequence[Difference]) -> bool | None:
     """Whether something is above every other it was compared with: False where one is above it, by Holm's adjusted p-values."""
     adjusted = holm([difference.p for difference in found])
-    judged = [_decided(difference.low, difference.high, p) for difference, p in zip(found, adjusted, strict=True)]
+    judged = [decided(difference.low, difference.high, p) for difference, p in zip(found, adjusted, strict=True)]
+    return jointly(judged)
+
+
+def jointly(judged: Sequence[bool | None]) -> bool | None:
+    """Of several verdicts: False where one is, True where all are."""
     return False if False in judged else None if None in judged else True
 
 
@@ -126,15 +136,12 @@ def claim(text: str, holds: bool | None) -> str:
 
 def gains(row: dict[str, Any]) -> bool | None:
     """Whether a row is above the base: by interval and McNemar's test, as `drllm.tables.verdict` has it."""
-    return _decided(row["difference_low"], row["difference_high"], row["mcnemar_p"])
+    return decided(row["difference_low"], row["difference_high"], row["mcnemar_p"])
 
 
-def _decided(low: float, high: float, p: float) -> bool | None:
-    if p >= SIGNIFICANT:
-        return None
-    return True if low > 0 else False if high < 0 else None
-
-
-def last_epoch(bench: Bench, policy: str) -> dict[str, Any]:
-    """The metrics of a policy's last epoch."""
-    return read_epochs(bench.setup.out / "train" / policy / "metrics.jsonl")[-1]
+def last_scores(bench: Bench, policy: str) -> tuple[dict[str, str], bool]:
+    """A policy's scores after its last epoch, in percent, empty where there is none; whether they are of held-back questions."""
+    metrics = read_epochs(bench.setup.out / "train" / policy / "metrics.jsonl")[-1]
+    held_back = {name.removeprefix("val_"): value for name, value in metrics.items() if name.startswith("val_")}
+    shown = {name: "" if value is None else percent(value) for name, value in (held_back or metrics).items()}
+    return shown, bool(held_back)

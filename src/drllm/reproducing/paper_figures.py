@@ -8,7 +8,7 @@ from typing import Any
 
 from drllm.evaluation.names import BASE
 from drllm.records import read_records
-from drllm.reporting.figures import accuracy_charts, label_distribution, usage_map
+from drllm.reporting.figures import accuracy_charts, label_distribution, mean_usage, usage_map
 from drllm.reporting.parts import Bullets, Chart, Paragraph, Part, Table
 from drllm.reproducing import charts
 from drllm.reproducing.charts import Point
@@ -17,12 +17,13 @@ from drllm.reproducing.exhibits import (
     Exhibit,
     ablation,
     above_all,
+    after_routers,
     against,
     answers,
     claim,
     comparison,
     in_domain,
-    last_epoch,
+    last_scores,
     pooled,
     searches,
     train_routers,
@@ -30,9 +31,10 @@ from drllm.reproducing.exhibits import (
 from drllm.reproducing.setup import Setup
 from drllm.reproducing.stages import Bench, Evaluate, Stage, Turn
 from drllm.routes import Action, Route
-from drllm.tables import POOLED, percent, verdict
+from drllm.tables import POOLED, percent, verdict, with_interval
 
 WIDTHS, DEPTHS, WINDOWS = (64, 128, 256, 512, 1024), (1, 2, 3, 4), (1, 2, 4, 8, 16)  # section 6; 128, 2 and 8 are the paper's choice
+SWEEPS = (("width", WIDTHS, "hidden width"), ("depth", DEPTHS, "linear layers"), ("n_windows", WINDOWS, "windows"))
 CHOSEN = {"width": 128, "depth": 2, "n_windows": 8}
 KNOB = (-1.0, -0.75, -0.6, -0.5, -0.4, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
 LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -61,6 +63,11 @@ def _difference(row: Mapping[str, Any], x: float | str) -> Point:
     return Point(x, 100 * row["difference"], 100 * row["difference_low"], 100 * row["difference_high"])
 
 
+def _accuracy(row: Mapping[str, Any]) -> Point:
+    """Over mean passes."""
+    return Point(row["mean_passes"], 100 * row["accuracy"], 100 * row["wilson_low"], 100 * row["wilson_high"])
+
+
 def _sweep_chart(bench: Bench, folder: Path, option: str, values: Sequence[int], name: str, x: str, by_task: bool = False) -> Chart:
     summary = bench.run(_swept(bench.setup, option, values))
     rows = {(row["task"], row["method"]): row for row in summary["rows"]}
@@ -83,9 +90,8 @@ def _sweep_table(bench: Bench, option: str, values: Sequence[int], x: str) -> Ta
     rows = []
     for value in values:
         policy = _variant(option, value)
-        row, metrics = pooled(summary, policy), last_epoch(bench, policy)
-        f1 = metrics.get("val_macro_f1", metrics["macro_f1"])
-        rows.append((str(value), percent(row["accuracy"]), f"{row['mean_passes']:.2f}", "" if f1 is None else percent(f1)))
+        row, (scores, _) = pooled(summary, policy), last_scores(bench, policy)
+        rows.append((str(value), percent(row["accuracy"]), f"{row['mean_passes']:.2f}", scores["macro_f1"]))
     return Table((x, "accuracy, %", "mean passes", "macro-F1, %"), tuple(rows))
 
 
@@ -126,25 +132,19 @@ def _fig4(bench: Bench, folder: Path) -> list[Part]:
 
 
 def _fig5_stages(setup: Setup) -> list[Stage]:
-    sweeps = (("width", WIDTHS), ("depth", DEPTHS), ("n_windows", WINDOWS))
-    trained = [stage for option, values in sweeps for stage in _sweep(setup, option, values)]
-    return [*searches(setup), *trained, *(_swept(setup, option, values) for option, values in sweeps)]
+    trained = [stage for option, values, _ in SWEEPS for stage in _sweep(setup, option, values)]
+    return [*searches(setup), *trained, *(_swept(setup, option, values) for option, values, _ in SWEEPS)]
 
 
 def _fig5(bench: Bench, folder: Path) -> list[Part]:
     parts: list[Part] = []
-    for option, values, x in (("width", WIDTHS, "hidden width"), ("depth", DEPTHS, "linear layers"), ("n_windows", WINDOWS, "windows")):
+    for option, values, x in SWEEPS:
         parts += [_sweep_chart(bench, folder, option, values, f"by_{option}", x), _sweep_table(bench, option, values, x)]
     lines = (
         _best(bench, "width", WIDTHS, "a hidden width of 128 is best"),
         _best(bench, "depth", DEPTHS, "two linear layers are best"),
     )
     return [*parts, Bullets(lines, strong=True)]
-
-
-def _fig7_stages(setup: Setup) -> list[Stage]:
-    turns = [Turn(p) for p in KNOB]
-    return [*searches(setup), train_routers(setup), *turns, _turned(setup)]
 
 
 def _turned(setup: Setup) -> Evaluate:
@@ -155,21 +155,19 @@ def _fig7(bench: Bench, folder: Path) -> list[Part]:
     stage = _turned(bench.setup)
     summary = bench.run(stage)
     rows = [(p, pooled(summary, Turn(p).policy)) for p in KNOB]
-    curve = [Point(row["mean_passes"], 100 * row["accuracy"], 100 * row["wilson_low"], 100 * row["wilson_high"]) for _, row in rows]
     base = pooled(summary, BASE)
-    level = Point(base["mean_passes"], 100 * base["accuracy"], 100 * base["wilson_low"], 100 * base["wilson_high"])
     title = f"Control knob p from -1 (skip) to 1 (repeat), tune split, n = {base['n']} questions"
     caption = (
         "Accuracy against passes as the knob turns; p = -0.5 is the routers, 0.5 the base's route, -1 skips and 1 repeats every block."
     )
     chart = charts.curves(
         folder, "knob", title, caption, "mean passes a prompt", "accuracy (%), 95 % Wilson interval",
-        {"routers under the knob": curve, "base": [level]},
+        {"routers under the knob": [_accuracy(row) for _, row in rows], "base": [_accuracy(base)]},
     )  # fmt: skip
     table = Table(
         ("p", "accuracy, %", "mean passes", "points over the base"),
         tuple((f"{p:+.2f}", percent(row["accuracy"]), f"{row['mean_passes']:.2f}",
-               f"{100 * row['difference']:+.1f} ({100 * row['difference_low']:+.1f} to {100 * row['difference_high']:+.1f})")
+               with_interval(row["difference"], row["difference_low"], row["difference_high"]))
               for p, row in rows),
     )  # fmt: skip
     return [chart, table, _probabilities(bench, folder)]
@@ -206,17 +204,15 @@ def _fig8(bench: Bench, folder: Path) -> list[Part]:
     points = [_difference(pooled(summary, policy), name) for name, (policy, _) in LOSSES.items()]
     rows = []
     for name, (policy, _) in LOSSES.items():
-        row, metrics = pooled(summary, policy), last_epoch(bench, policy)
-        held = {key.removeprefix("val_"): value for key, value in metrics.items() if key.startswith("val_")} or metrics
-        scores = ("" if held.get(key) is None else percent(held[key]) for key in ("macro_f1", "f1_skip", "f1_execute", "f1_repeat"))
-        rows.append((name, percent(row["accuracy"]), f"{row['mean_passes']:.2f}", *scores))
+        row, (scores, _) = pooled(summary, policy), last_scores(bench, policy)
+        shown = (scores[key] for key in ("macro_f1", "f1_skip", "f1_execute", "f1_repeat"))
+        rows.append((name, percent(row["accuracy"]), f"{row['mean_passes']:.2f}", *shown))
     header = ("loss", "accuracy, %", "mean passes", "macro-F1, %", "F1 skip", "F1 execute", "F1 repeat")
     n = pooled(summary, BASE)["n"]
     caption = "Accuracy against the base by the loss that the routers were trained with."
     title = f"Losses, tune split, n = {n} questions"
-    others = [policy for policy, _ in LOSSES.values() if policy != ROUTERS]
-    lines = [f"{against(bench, stage, ROUTERS, policy)}." for policy in others]
-    lines.append(claim("focal loss is best", above_all([against(bench, stage, ROUTERS, policy) for policy in others])))
+    found = [against(bench, stage, ROUTERS, policy) for policy, _ in LOSSES.values() if policy != ROUTERS]
+    lines = [*(f"{difference}." for difference in found), claim("focal loss is best", above_all(found))]
     return [
         charts.curves(folder, "losses", title, caption, "loss", DIFFERENCE, {"routers": points}),
         Table(header, tuple(rows), "Routers by loss; F1 on held-back questions along the label path, where any were held back."),
@@ -245,7 +241,7 @@ def _fig11(bench: Bench, folder: Path) -> list[Part]:
     means = {}
     for task in stage.tasks:
         routes = [Route.parse(row["route"]) for row in answers(bench, stage, ROUTERS, task)]
-        means[task] = [sum(route[block] for route in routes) / len(routes) for block in range(len(routes[0]))]
+        means[task] = mean_usage(routes)
     caption = "Mean passes through each block, by task: below 1 prompts skip it, above 1 they repeat it."
     return [
         charts.usage(folder, "usage_by_block", f"Usage of each block, {split} split", caption, means),
@@ -254,10 +250,10 @@ def _fig11(bench: Bench, folder: Path) -> list[Part]:
 
 
 FIGURES = (
-    Exhibit("fig1", "Figure 1: accuracy against block passes", lambda s: [*searches(s), train_routers(s), in_domain(s)], _fig1),
-    Exhibit("fig4", "Figure 4: where routers skip and repeat", lambda s: [*searches(s), train_routers(s), in_domain(s)], _fig4),
+    Exhibit("fig1", "Figure 1: accuracy against block passes", after_routers(in_domain), _fig1),
+    Exhibit("fig4", "Figure 4: where routers skip and repeat", after_routers(in_domain), _fig4),
     Exhibit("fig5", "Figure 5: width, depth and windows of the routers", _fig5_stages, _fig5),
-    Exhibit("fig7", "Figure 7: the control knob", _fig7_stages, _fig7),
+    Exhibit("fig7", "Figure 7: the control knob", after_routers(*(lambda _, p=p: Turn(p) for p in KNOB), _turned), _fig7),
     Exhibit("fig8", "Figure 8: losses", _fig8_stages, _fig8),
     Exhibit(
         "fig9",
@@ -266,5 +262,5 @@ FIGURES = (
         _fig9,
     ),
     Exhibit("fig10", "Figure 10: labels by task", searches, _fig10),
-    Exhibit("fig11", "Figure 11: usage of each block", lambda s: [*searches(s), train_routers(s), in_domain(s)], _fig11),
+    Exhibit("fig11", "Figure 11: usage of each block", after_routers(in_domain), _fig11),
 )

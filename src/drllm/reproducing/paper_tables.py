@@ -16,22 +16,25 @@ from drllm.reproducing import published as paper
 from drllm.reproducing.exhibits import (
     ROUTERS,
     Exhibit,
+    ablation,
     above_all,
+    after_routers,
     against,
     answers,
     claim,
     comparison,
     gains,
     in_domain,
-    last_epoch,
+    jointly,
+    last_scores,
     pooled,
     searches,
     train_routers,
 )
 from drllm.reproducing.setup import Setup
 from drllm.reproducing.stages import Bench, Clock, Evaluate, Stage, Train
-from drllm.routes import Route
-from drllm.tables import percent, points, verdict
+from drllm.routes import Action, Route
+from drllm.tables import decided, percent, points, verdict
 from drllm.tasks import get_task
 
 BUDGET = 1 - paper.SAVED / paper.OF_LAYERS
@@ -68,15 +71,13 @@ def _table2(bench: Bench, _: Path) -> list[Part]:
         )
     )
     if row.difference is not None:
-        mean, low, high = row.difference
         word = (
             "The search solves more than as many blind routes"
-            if low > 0
+            if decided(*row.difference[1:])
             else "The search solves no more than as many blind routes, as far as this sample tells"
         )
-        parts.append(
-            Bullets((f"{word}: {points(mean)} points ({points(low)} to {points(high)}) of what the base gets wrong.",), strong=True)
-        )
+        mean, low, high = map(points, row.difference)
+        parts.append(Bullets((f"{word}: {mean} points ({low} to {high}) of what the base gets wrong.",), strong=True))
     return parts
 
 
@@ -104,7 +105,7 @@ def fewer_passes(bench: Bench, stage: Evaluate) -> bool | None:
     rows = [row for task in stage.tasks for row in answers(bench, stage, ROUTERS, task)]
     n_layers = len(rows[0]["route"])
     _, low, high = paired_bootstrap([row["n_passes"] for row in rows], [n_layers] * len(rows))
-    return True if high < 0 else False if low > 0 else None
+    return decided(-high, -low)
 
 
 GROUPS = {"ARC": ("arc_",), "levels of difficulty (DART-Math, or arithmetic instead)": ("dart-", "arith-")}
@@ -220,12 +221,12 @@ def _table5(bench: Bench, _: Path) -> list[Part]:
     ]
 
 
-def _table6_stages(setup: Setup) -> list[Stage]:
-    return [*searches(setup), train_routers(setup), train_routers(setup, FIRST_BLOCK, first_block=True), _inputs(setup)]
+def _on_first_block(setup: Setup) -> Train:
+    return train_routers(setup, FIRST_BLOCK, first_block=True)
 
 
 def _inputs(setup: Setup) -> Evaluate:
-    return Evaluate((BASE, ROUTERS, FIRST_BLOCK), setup.tasks, "tune", ablation=True)
+    return ablation(setup, [ROUTERS, FIRST_BLOCK])
 
 
 def _table6(bench: Bench, _: Path) -> list[Part]:
@@ -267,8 +268,7 @@ def _table7(bench: Bench, _: Path) -> list[Part]:
         "mean passes",
         f"{paper.PAPER}, %",
     )
-    faster = [row["ratio_high"] < 1 for row in found]
-    slower = [row["ratio_low"] > 1 for row in found]
+    faster = [decided(1 - row["ratio_high"], 1 - row["ratio_low"]) for row in found]
     n_tokens = found[0]["tokens"]
     return [
         Table(
@@ -276,13 +276,12 @@ def _table7(bench: Bench, _: Path) -> list[Part]:
             rows,
             f"{n_tokens} tokens an answer by transformers' `generate`, base and routers in turn on the same questions.",
         ),
-        Bullets((claim("routers raise throughput at every batch size", all(faster) or (False if any(slower) else None)),), strong=True),
+        Bullets((claim("routers raise throughput at every batch size", jointly(faster)),), strong=True),
     ]
 
 
 def _table8(bench: Bench, _: Path) -> list[Part]:
-    stage, metrics = in_domain(bench.setup), last_epoch(bench, ROUTERS)
-    bench.run(stage)
+    stage = in_domain(bench.setup)
     rows = []
     rng = np.random.default_rng(bench.setup.config.seed)
     for task in stage.tasks:
@@ -292,17 +291,12 @@ def _table8(bench: Bench, _: Path) -> list[Part]:
         apart = first != second
         same = float((actions[first[apart]] == actions[second[apart]]).mean()) if apart.any() else 1.0
         rows.append((task, str(len(routes)), str(len(set(routes))), percent(same)))
-    known = "val_macro_f1" in metrics
-    kept = "held-back questions" if known else "the questions learned from (none was held back)"
-    quality = tuple(
-        (label, "" if metrics.get(name) is None else percent(metrics[name]), theirs)
-        for label, name, theirs in (
-            ("macro-F1", f"{'val_' if known else ''}macro_f1", percent(paper.MACRO_F1)),
-            ("labels met", f"{'val_' if known else ''}accuracy", percent(paper.BLOCK_ACCURACY)),
-            ("F1 of skip", f"{'val_' if known else ''}f1_skip", ""),
-            ("F1 of execute", f"{'val_' if known else ''}f1_execute", ""),
-            ("F1 of repeat", f"{'val_' if known else ''}f1_repeat", ""),
-        )
+    scores, is_held_back = last_scores(bench, ROUTERS)
+    kept = "held-back questions" if is_held_back else "the questions learned from (none was held back)"
+    quality = (
+        ("macro-F1", scores["macro_f1"], percent(paper.MACRO_F1)),
+        ("labels met", scores["accuracy"], percent(paper.BLOCK_ACCURACY)),
+        *((f"F1 of {action.name.lower()}", scores[f"f1_{action.name.lower()}"], "") for action in Action),
     )
     low, high = (percent(value) for value in paper.AGREEMENT)
     return [
@@ -327,7 +321,7 @@ def _latency(bench: Bench, _: Path) -> list[Part]:
         ("block passes", f"{found['passes']:.1f}", ""),
     )
     header = (f"{found['tokens']} tokens, one prompt", "here", f"{paper.PAPER}: 1,000 tokens, a model and hardware of its own")
-    holds = True if found["ratio_high"] < 1 else False if found["ratio_low"] > 1 else None
+    holds = decided(1 - found["ratio_high"], 1 - found["ratio_low"])
     return [
         Table(header, rows),
         Bullets(
@@ -342,13 +336,11 @@ def _latency(bench: Bench, _: Path) -> list[Part]:
 
 TABLES = (
     Exhibit("table2", "Table 2: labels of the search", searches, _table2),
-    Exhibit("table3", "Table 3: accuracy and block passes in domain", lambda s: [*searches(s), train_routers(s), in_domain(s)], _table3),
-    Exhibit("table4", "Table 4: out of domain", lambda s: [*searches(s), train_routers(s), _outside(s)], _table4),
+    Exhibit("table3", "Table 3: accuracy and block passes in domain", after_routers(in_domain), _table3),
+    Exhibit("table4", "Table 4: out of domain", after_routers(_outside), _table4),
     Exhibit("table5", "Table 5: rivals at equal savings", _table5_stages, _table5),
-    Exhibit("table6", "Table 6: what routers read", _table6_stages, _table6),
-    Exhibit("table7", "Table 7: throughput", lambda s: [*searches(s), train_routers(s), Clock("throughput")], _table7),
-    Exhibit(
-        "table8", "Table 8: agreement of routes, quality of routers", lambda s: [*searches(s), train_routers(s), in_domain(s)], _table8
-    ),
+    Exhibit("table6", "Table 6: what routers read", after_routers(_on_first_block, _inputs), _table6),
+    Exhibit("table7", "Table 7: throughput", after_routers(lambda _: Clock("throughput")), _table7),
+    Exhibit("table8", "Table 8: agreement of routes, quality of routers", after_routers(in_domain), _table8),
 )
-LATENCY = Exhibit("latency", "Latency of a long answer", lambda s: [*searches(s), train_routers(s), Clock("latency")], _latency)
+LATENCY = Exhibit("latency", "Latency of a long answer", after_routers(lambda _: Clock("latency")), _latency)

@@ -41,10 +41,7 @@ def stages_of(exhibits: Sequence[Exhibit], setup: Setup) -> list[Stage]:
     return list(dict.fromkeys(stage for exhibit in exhibits for stage in exhibit.stages(setup)))
 
 
-def reproduce(
-    bench: Bench,
-    exhibits: Sequence[Exhibit],
-) -> Path:
+def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
     """Run every stage that is not done, and write `OUT/reproduce/<names>/report.html`, the same as `.md`, each picture as PNG and CSV.
 
     A stage that was done under the same settings is found again, so a killed call resumes, and a table asked for later takes what another
@@ -103,11 +100,10 @@ def check(bench: Bench, exhibits: Sequence[Exhibit]) -> None:
         raise InputError(
             f"routers learn from prompts of one format, these tasks have {len(formats)} ({named}): choose others, or another --reward"
         )
-    for stage in stages:
-        if isinstance(stage, Evaluate):
-            for task in stage.tasks:
-                load_task(task, setup.data or None).select(stage.split, 1)
-    asked_outside = any(isinstance(stage, Evaluate) and stage.tasks == setup.config.outside for stage in stages)
+    evaluations = [stage for stage in stages if isinstance(stage, Evaluate)]
+    for task, split in dict.fromkeys((task, stage.split) for stage in evaluations for task in stage.tasks):
+        load_task(task, setup.data or None).select(split, 1)
+    asked_outside = any(stage.tasks == setup.config.outside for stage in evaluations)
     if asked_outside and (both := [task for task in setup.config.outside if task in setup.tasks]):
         raise InputError(f"--outside {both[0]}: the routers learn from it, so it is not out of domain")
 

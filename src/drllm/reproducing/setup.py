@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +77,7 @@ class Setup:
         given = ["--model", self.model, "--out", str(self.out), *self.placed, *self.resources]
         given += [] if self.tasks == TASKS else ["--tasks", ",".join(self.tasks)]
         given += ["--data", self.data] if self.data else []
-        for item in dataclasses.fields(self.config):
-            value = getattr(self.config, item.name)
-            if value != item.default and item.name != "plain_ms":
-                given += as_flag(item.name, value)
-        return given
+        return given + changed_flags(self.config, [item.name for item in fields(self.config) if item.name != "plain_ms"])
 
     def command(self, job: str, *flags: str) -> str:
         """A drllm command on this run, for a shell."""
@@ -89,6 +85,12 @@ class Setup:
         source = ["--data", self.data] if self.data and job in ("search", "evaluate") else []
         source += self.resources if job == "search" else []
         return shlex.join(["drllm", job, *where, *source, *flags])
+
+
+def changed_flags(config: Any, names: Iterable[str]) -> list[str]:
+    """Those of the named settings that are not their defaults, as they are typed, in this order."""
+    defaults = {item.name: item.default for item in fields(config)}
+    return [part for name in names if (value := getattr(config, name)) != defaults[name] for part in as_flag(name, value)]
 
 
 def as_flag(name: str, value: Any) -> list[str]:

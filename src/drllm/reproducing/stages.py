@@ -19,7 +19,7 @@ from drllm.errors import ArtifactError, BudgetError, InputError, UnsupportedMode
 from drllm.evaluation.names import owner_of
 from drllm.files import write_json
 from drllm.methods.base import get_method
-from drllm.reproducing.setup import Setup, as_flag
+from drllm.reproducing.setup import Setup, as_flag, changed_flags
 from drllm.tasks import get_task, texts_digest
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ DECODE_COST = 0.25  # PF a decoding step, of which a batch shares one
 BATCHES = (1, 8, 32, 128)
 ROUNDS = 8  # of base and policy in turn, each on other prompts
 PROMPTS = 64  # tune questions a task that timings draw from
+SHARED = ("reward", "seed", "max_step_tokens")  # settings of a search and of its evaluations
 ANSWER_TOKENS = 64  # of a timed answer, at scale 1
 
 
@@ -140,8 +141,7 @@ class Search:
     def command(self, setup: Setup) -> str:
         config = setup.search_config(self.task)
         flags = ["--tasks", self.task, "--preset", config.preset, "--limit", str(config.limit)]
-        flags += _unless_default("--n-simulations", config.n_simulations, 50)
-        return setup.command("search", *flags, *_given(config))
+        return setup.command("search", *flags, *changed_flags(config, ("n_simulations", *SHARED)))
 
     def run(self, bench: Bench) -> Any:
         import torch
@@ -246,12 +246,10 @@ class Turn:
         return ""
 
     def run(self, bench: Bench) -> Any:
-        view = bench.policy(self.owner).with_control(self.control)
-        before, bench.routed.policy = bench.routed.policy, view
-        try:
+        from drllm.pipeline import under_policy
+
+        with under_policy(bench.routed, bench.policy(self.owner).with_control(self.control)):
             bench.routed.save_pretrained(bench.setup.out / self.policy)
-        finally:
-            bench.routed.policy = before
         return self.policy
 
 
@@ -277,7 +275,7 @@ class Evaluate:
     def command(self, setup: Setup) -> str:
         config = setup.evaluate_config(self.split, self.ablation)
         flags = ["--methods", ",".join(self.methods), "--tasks", ",".join(self.tasks), "--split", self.split, "--limit", str(config.limit)]
-        return setup.command("evaluate", *flags, *_unless_default("--batch-size", config.batch_size, 16), *_given(config))
+        return setup.command("evaluate", *flags, *changed_flags(config, ("batch_size", *SHARED)))
 
     def run(self, bench: Bench) -> Any:
         from drllm.evaluation.run import evaluate
@@ -338,16 +336,6 @@ class Clock:
             raise InputError(f"{', '.join(bench.setup.tasks)} have no tune question to generate from: give data with a validation part")
         random.Random(bench.setup.config.seed).shuffle(found)
         return found
-
-
-def _unless_default(flag: str, value: Any, default: Any) -> list[str]:
-    return [] if value == default else [flag, str(value)]
-
-
-def _given(config: Any) -> list[str]:
-    """What a search and its evaluations share."""
-    pairs = (("--reward", config.reward, "auto"), ("--seed", config.seed, 0), ("--max-step-tokens", config.max_step_tokens, 512))
-    return [part for pair in pairs for part in _unless_default(*pair)]
 
 
 def _digest(key: Any) -> str:
