@@ -23,6 +23,7 @@ from drllm.plans import path_plans, search_plans
 from drllm.prompt_commands import add_generate, add_inspect, generate, inspect_prompt
 from drllm.record_commands import add_records, records, sweeps
 from drllm.reproduce_commands import add_reproduce, reproduce_paper
+from drllm.serve_commands import add_serve, serve
 from drllm.share_commands import (
     add_compare,
     add_export,
@@ -260,6 +261,12 @@ COMMANDS: dict[str, Command] = {
         add_export,
         export_route,
         "drllm export --policy runs/a/static --out runs/a/checkpoint",
+    ),
+    "serve": Command(
+        "Serve a policy on vLLM behind an OpenAI-compatible API: one route, a code book, routers in the engine, or a route a request.",
+        add_serve,
+        serve,
+        "drllm serve runs/a/codebook --port 8000",
     ),
     "report": Command(
         "Write a run folder's report: one page for a browser, the same as Markdown, its pictures and their numbers.",

@@ -91,6 +91,11 @@ def _resolve(name: str) -> tuple[str, dict[str, Any]]:
     return name, {}
 
 
+def is_gguf(name: str) -> bool:
+    """Whether `load_base` reads a GGUF file under this name."""
+    return name in PACKAGED or Path(name).suffix == ".gguf"
+
+
 def _require_gguf(name: str) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise InputError(f"model {name!r} is a GGUF file, which needs the gguf package: run `pip install gguf`")

@@ -1,0 +1,89 @@
+"""`drllm serve`: a policy behind an OpenAI-compatible server, on vLLM."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from drllm.errors import InputError
+from drllm.flags import common_flags
+from drllm.job import Job, Lines
+
+
+def serve(job: Job) -> Lines:
+    """Check everything that can be checked, then become the server."""
+    arguments = job.arguments
+    base = arguments.base or job.common.model
+    if not arguments.policy and not base:
+        raise InputError(
+            "nothing to serve: give a saved policy's folder, or --base to serve a model along the routes that requests ask for"
+        )
+    try:
+        extra = shlex.split(arguments.vllm_args)
+    except ValueError as error:
+        raise InputError(f"--vllm-args {arguments.vllm_args!r} cannot be split into words ({error})") from None
+    from drllm.serving.launch import cache_folder, check_installed, check_port, check_supported, checkpoint_of, launch, make_spec
+
+    check_installed()
+    check_port(arguments.host, arguments.port)
+    from drllm.model import artifact
+    from drllm.model.routed import RoutedModel
+
+    folder = ""
+    if arguments.policy:
+        place = artifact.locate(arguments.policy)
+        artifact.read(place)
+        folder = str(place.resolve())
+        routed = RoutedModel.from_pretrained(place, base=base or None, **job.placement())
+    else:
+        routed = job.load(base)
+    arch = check_supported(routed)
+    spec = make_spec(routed.policy, folder, routed, arguments.decide, arguments.repeatable, arguments.any_format)
+    checkpoint = checkpoint_of(routed, cache_folder())
+    limit = getattr(routed.config, "max_position_embeddings", None) or 4096
+    context = arguments.max_model_len or min(limit, 8192)
+    if not 0 < context <= limit:
+        raise InputError(f"--max-model-len is {context}, the model's context is {limit} tokens")
+    name = arguments.name or Path(routed.base_id).name
+    dtype, device = str(routed.model.dtype).removeprefix("torch."), routed.device.type
+    started = launch(
+        spec, checkpoint, arch, name, dtype, device, arguments.host, arguments.port, context, arguments.eager, arguments.api_key, extra
+    )
+    del routed
+    decided = {"static": f"one route, {spec.route}", "book": "a code book decides before the engine",
+               "engine": "the policy decides in the engine", "forced": "the base, or a request's own route"}[spec.mode]  # fmt: skip
+    yield f"serving {name}: {decided}"
+    if arguments.print:
+        yield shlex.join(["env", *(f"{key}={value}" for key, value in started.env.items()), *started.argv])
+        return
+    where = f"http://{arguments.host}:{arguments.port}"
+    yield f"ready when {where}/health answers; playground: {where}/drllm; API: {where}/v1"
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(started.argv[0], started.argv, os.environ | started.env)
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    """The flags of `drllm serve`."""
+    parser.add_argument("policy", nargs="?", default="", metavar="POLICY", help="a saved policy: a folder, or its id on the Hub")
+    parser.add_argument(
+        "--base", default="", metavar="ID", help="the model, where the policy's own is elsewhere; alone: no policy, forced routes"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on (default: 8000)")
+    parser.add_argument("--name", default="", help="the model's name in requests (default: the base's)")
+    parser.add_argument("--api-key", default="", metavar="KEY", help="refuse requests to /v1 without this bearer token")
+    parser.add_argument("--decide", choices=("auto", "front", "engine"), default="auto",
+                        help="where the policy decides: before the engine (code books only) or inside, at prefill (default: auto)")  # fmt: skip
+    parser.add_argument("--repeatable", default="auto", metavar="BLOCKS",
+                        help="blocks with a cache for a second pass: all, none, or 3,17 (default: auto, those that the policy repeats)")  # fmt: skip
+    parser.add_argument("--any-format", action="store_true", help="take prompts of a format that the policy was not trained on")
+    parser.add_argument("--max-model-len", type=int, default=0, metavar="N",
+                        help="longest prompt and answer together (default: the model's context, at most 8192)")  # fmt: skip
+    parser.add_argument("--eager", action="store_true", help="do not compile: starts in seconds, decodes slower")
+    parser.add_argument("--vllm-args", default="", metavar="'...'", help="more of vLLM's own flags, as one text")
+    parser.add_argument("--print", action="store_true", help="print the command and its environment instead of starting it")
+    common_flags("model", "dtype", "device")(parser)

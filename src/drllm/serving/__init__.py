@@ -1,0 +1,1 @@
+"""Serving on vLLM: what is served (`spec`), how the server starts (`launch`), what runs inside it (`engine`, which imports vLLM)."""

@@ -1,0 +1,1 @@
+"""What runs inside a vLLM server: the plugin's entry points, models, worker and HTTP surface. Imported by vLLM alone."""

@@ -1,0 +1,136 @@
+"""Routes in answers: an ASGI middleware, `--middleware drllm.serving.engine.answers.RouteMiddleware`.
+
+Every answer to a generation request carries `x-drllm-route` and `x-drllm-passes`, one value a prompt, and in its JSON (of a stream: in the
+first event after a route is known) the member `drllm`, a list of one object a prompt: `route`, `passes`, `of` (the base's passes),
+`decided` (`policy`, `request` or `server`) and `seconds` (what deciding before the engine took). OpenAI's clients hand unknown members on.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from drllm.routes import Route
+
+RAW_PATHS = ("/v1/completions", "/inference/v1/generate")
+ROUTED_PATHS = ("/v1/", "/v2/", "/inference/", "/invocations")
+
+
+@dataclass
+class Taken:
+    """The route one prompt took, once it is known."""
+
+    route: Route | None = None
+    decided: str = ""
+    seconds: float = 0.0
+
+    def set(self, route: Route, decided: str, seconds: float = 0.0) -> None:
+        """Say what it is."""
+        self.route, self.decided, self.seconds = route, decided, seconds
+
+    def told(self) -> dict[str, Any] | None:
+        """For an answer's JSON; null while it is not known."""
+        if self.route is None:
+            return None
+        return {"route": str(self.route), "passes": self.route.n_passes, "of": len(self.route), "decided": self.decided,
+                "seconds": round(self.seconds, 6)}  # fmt: skip
+
+
+@dataclass
+class Call:
+    """One HTTP request: its prompts' format, and the route of each as they become known."""
+
+    prompt_format: str | None
+    taken: list[Taken] = field(default_factory=list)
+
+    @property
+    def told(self) -> list[dict[str, Any] | None]:
+        """What the answer says, prompt by prompt."""
+        return [one.told() for one in self.taken]
+
+
+CALL: contextvars.ContextVar[Call | None] = contextvars.ContextVar("drllm_call", default=None)
+
+
+class RouteMiddleware:
+    """Writes the routes of a request's prompts into its answer."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """ASGI."""
+        path = scope.get("path", "")
+        if scope["type"] != "http" or scope.get("method") != "POST" or not path.startswith(ROUTED_PATHS):
+            await self.app(scope, receive, send)
+            return
+        call = Call("raw" if path.startswith(RAW_PATHS) else "chat")
+        token = CALL.set(call)
+        try:
+            await self.app(scope, receive, _Answer(call, send))
+        finally:
+            CALL.reset(token)
+
+
+class _Answer:
+    """Holds an answer back until its routes are known: whole for JSON, to its first event for a stream."""
+
+    def __init__(self, call: Call, send: Any):
+        self.call, self.forward = call, send
+        self.start: dict[str, Any] | None = None
+        self.kind = ""
+        self.held = b""
+        self.said: list[Any] = []
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.start = message
+            kinds = [value for name, value in message["headers"] if name.lower() == b"content-type"]
+            self.kind = kinds[0].decode().split(";")[0] if kinds else ""
+            return
+        if message["type"] != "http.response.body":
+            await self.forward(message)
+            return
+        if self.kind == "application/json":
+            self.held += message.get("body", b"")
+            if message.get("more_body"):
+                return
+            message = {**message, "body": self._whole(self.held)}
+        elif self.kind == "text/event-stream":
+            message = {**message, "body": self._event(message.get("body", b""))}
+        if self.start is not None:
+            start, self.start = self.start, None
+            await self.forward({**start, "headers": self._headers(start["headers"], message["body"])})
+        await self.forward(message)
+
+    def _headers(self, headers: Any, body: bytes) -> list[tuple[bytes, bytes]]:
+        told = [one for one in self.call.told if one is not None]
+        kept = [(name, value) for name, value in headers if self.kind != "application/json" or name.lower() != b"content-length"]
+        if self.kind == "application/json":
+            kept.append((b"content-length", str(len(body)).encode()))
+        if told and len(told) == len(self.call.taken):
+            kept.append((b"x-drllm-route", ",".join(one["route"] for one in told).encode()))
+            kept.append((b"x-drllm-passes", ",".join(str(one["passes"]) for one in told).encode()))
+        return kept
+
+    def _whole(self, body: bytes) -> bytes:
+        if not any(self.call.told):
+            return body
+        answer = json.loads(body)
+        return json.dumps(answer | {"drllm": self.call.told}, ensure_ascii=False).encode() if isinstance(answer, dict) else body
+
+    def _event(self, chunk: bytes) -> bytes:
+        """A stream's chunk, which is whole events; the routes go into the first JSON object after they changed."""
+        told = self.call.told
+        if told == self.said or not any(told):
+            return chunk
+        events = chunk.split(b"\n\n")
+        for place, event in enumerate(events):
+            if event.startswith(b"data: {"):
+                answer = json.loads(event[len(b"data: ") :])
+                events[place] = b"data: " + json.dumps(answer | {"drllm": told}, ensure_ascii=False).encode()
+                self.said = told
+                break
+        return b"\n\n".join(events)

