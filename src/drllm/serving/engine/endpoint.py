@@ -52,6 +52,9 @@ class RoutesPlugin:
             return
         router = RequestRouter(spec, engine_client)
         engine_client.generate = router.generate
+        for name in ("openai_serving_chat", "openai_serving_completion"):
+            if (serving := getattr(state, name, None)) is not None:
+                serving.beam_search = _refuse_beams
         names = args.served_model_name or [args.model]
         state.drllm = {
             "model": names[0], "mode": spec.mode, "n_layers": spec.n_layers, "route": spec.route, "repeatable": list(spec.repeatable),
@@ -89,8 +92,9 @@ class RequestRouter:
         trained = self.spec.prompt_format
         if forced is None and call is not None and trained is not None and call.prompt_format not in (None, trained):
             raise VLLMValidationError(
-                f"the policy was trained on {trained!r} prompts, this endpoint sends {call.prompt_format!r}: its routes would be arbitrary; "
-                f"use {'/v1/completions' if trained == 'raw' else '/v1/chat/completions'}, force a route, or start the server with --any-format"
+                f"the policy was trained on {trained!r} prompts, this endpoint sends {call.prompt_format!r}, where its routes would be "
+                f"arbitrary: use {'/v1/completions' if trained == 'raw' else '/v1/chat/completions'}, force a route, or start the server "
+                "with --any-format"
             )
         taken = Taken()
         if call is not None:
@@ -187,6 +191,12 @@ class Counts:
         self.run.inc(taken.route.n_passes * n_tokens)
         self.base.inc(self.n_layers * n_tokens)
         self.saved.inc((self.n_layers - taken.route.n_passes) * n_tokens)
+
+
+def _refuse_beams(*args: Any, **kwargs: Any) -> Any:
+    raise VLLMValidationError(
+        "beam search asks the engine anew for every token, so no prompt would keep its route: leave use_beam_search out"
+    )
 
 
 def _page() -> HTMLResponse:
