@@ -1,0 +1,259 @@
+"""What routes cost and save in plain transformers: `make bench-generate`.
+
+    python benchmarks/generate.py [--batches 1,8,32] [--rounds 24] [--new 24] [--out FILE.json]
+
+One process, one thread, SmolLM2-135M in bf16. In each round every arm answers the same prompts once, in an order drawn anew: stock
+`generate`; the identity policy; one common route; the exported checkpoint of that route, loaded by stock transformers; four nested routes;
+as many routes as rows; routers. A stopping criterion that only reads the clock splits each answer into prefill and decoding steps, the same
+in all arms. Ratios are of one round; their median stands with its 95 % interval by order statistics.
+
+The limit of mixed routes: `t_other(B) + sum over blocks of t_block(rows executing it)`, where t_block(n) is what one block takes in a step
+of n rows, measured between the rounds by clocks around the blocks of a stock step, and t_other(B) what a step of B rows takes beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy import stats
+from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
+
+from drllm import Route, RoutedModel
+from drllm.export import export
+from drllm.files import write_json
+from drllm.model.load import quiet_loading
+from drllm.model.policy import RoutePolicy, RowRoutes
+from drllm.model.prompts import left_pad
+from drllm.model.routers import RouterConfig, Routers
+from drllm.provenance import hardware, versions
+from drllm.reproducing.clock import latency, throughput
+from drllm.tasks import load_task
+
+MODEL = "smollm2-135m-q4"
+COMMON = "1" * 16 + "000000" + "1" * 8  # 24 of 30 passes
+NESTED = [f"{'1' * (22 - cut)}{'0' * cut}{'1' * 8}" for cut in (0, 3, 6, 9)]  # each skips what the one before skips, and three more
+
+
+class Clock(StoppingCriteria):
+    """Reads the clock after each token and stops nobody."""
+
+    def __init__(self) -> None:
+        self.times = [time.perf_counter()]
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.times.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+def median_interval(values: Sequence[float]) -> list[float]:
+    """(median, low, high): order statistics that hold the true median with at least 95 %; needs at least six values."""
+    ordered = sorted(values)
+    rank = max(int(stats.binom.ppf(0.025, len(ordered), 0.5)), 1)
+    return [statistics.median(ordered), ordered[rank - 1], ordered[len(ordered) - rank]]
+
+
+def different_routes(n: int, n_layers: int, seed: int = 0) -> list[Route]:
+    """As many routes as rows, six skips each at places of their own."""
+    rng = random.Random(seed)
+    routes: list[Route] = []
+    while len(routes) < n:
+        skipped = set(rng.sample(range(1, n_layers - 1), 6))
+        route = Route([0 if block in skipped else 1 for block in range(n_layers)])
+        routes += [route] if route not in routes else []
+    return routes
+
+
+def block_seconds(routed: RoutedModel, prompts: list[list[int]], n_new: int) -> tuple[list[float], list[float]]:
+    """(seconds in blocks, seconds beside them) of the prefill and of a mean decoding step of a stock answer."""
+    spent: list[float] = [0.0]
+    originals = [block.original for block in routed.routed_blocks]
+
+    def timed(original: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            out = original(*args, **kwargs)
+            spent[0] += time.perf_counter() - started
+            return out
+
+        return run
+
+    for block, original in zip(routed.routed_blocks, originals, strict=True):
+        block.original = timed(original)
+    try:
+        clock, inside = Clock(), [0.0]
+
+        class Both(Clock):
+            def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+                inside.append(spent[0])
+                return clock(input_ids, scores, **kwargs)
+
+        ids, mask = left_pad(prompts, routed.pad_id, routed.device)
+        clock.times[0] = time.perf_counter()
+        routed.model.generate(ids, attention_mask=mask, max_new_tokens=n_new, do_sample=False, pad_token_id=routed.pad_id,
+                              stopping_criteria=StoppingCriteriaList([Both()]))  # fmt: skip
+    finally:
+        for block, original in zip(routed.routed_blocks, originals, strict=True):
+            block.original = original
+    prefill = [inside[1], clock.times[1] - clock.times[0] - inside[1]]
+    steps = len(clock.times) - 2
+    decode_blocks = (inside[-1] - inside[1]) / steps
+    return prefill, [decode_blocks, (clock.times[-1] - clock.times[1]) / steps - decode_blocks]
+
+
+def limit_of(routes: Sequence[Route], by_rows: dict[int, list[float]], n_layers: int) -> float:
+    """Seconds of a step that pays each block for the rows that run it and nothing else; `by_rows` holds (in blocks, beside) by rows."""
+    rows = [sum(route[block] > n_pass for route in routes) for block in range(n_layers) for n_pass in (0, 1)]
+    return by_rows[len(routes)][1] + sum(by_rows[n][0] / n_layers for n in rows if n)
+
+
+def measure(routed: RoutedModel, exported: Any, prompts: list[list[int]], batch: int, rounds: int, n_new: int, seed: int) -> dict[str, Any]:
+    """All arms at one batch size."""
+    n_layers = routed.n_layers
+    routers = Routers(RouterConfig(n_layers, routed.hidden_size), seed=0)
+    nested = [Route.parse(NESTED[row % 4]) for row in range(batch)]
+    policies: dict[str, Any] = {
+        "identity": RoutePolicy(Route.full(n_layers)), "common": RoutePolicy(Route.parse(COMMON)), "nested": RowRoutes(nested),
+        "different": RowRoutes(different_routes(batch, n_layers)), "routers": routers,
+    }  # fmt: skip
+    if batch == 1:
+        del policies["nested"], policies["different"]
+    needed = sorted({sum(route[block] > 0 for route in nested) for block in range(n_layers)} | {batch}) if "nested" in policies else []
+    times: dict[str, dict[str, list[float]]] = {name: {"prefill": [], "decode": []} for name in ("stock", "exported", *policies)}
+    limits: dict[str, list[dict[int, list[float]]]] = {"prefill": [], "decode": []}
+    deciding: list[float] = []
+    rng = random.Random(seed)
+    for round_ in range(-1, rounds):  # the first warms up
+        rows = [prompts[(max(round_, 0) * batch + row) % len(prompts)] for row in range(batch)]
+        ids, mask = left_pad(rows, routed.pad_id, routed.device)
+        arms = list(times)
+        rng.shuffle(arms)
+        for arm in arms:
+            clock = Clock()
+            options: dict[str, Any] = {"max_new_tokens": n_new, "do_sample": False, "stopping_criteria": StoppingCriteriaList([clock])}
+            if arm in ("stock", "exported"):
+                model = routed.model if arm == "stock" else exported
+                clock.times[0] = time.perf_counter()
+                model.generate(ids, attention_mask=mask, pad_token_id=routed.pad_id, **options)
+            else:
+                clock.times[0] = time.perf_counter()
+                routed.generate(input_ids=ids, attention_mask=mask, policy=policies[arm], **options)
+            if round_ >= 0:
+                times[arm]["prefill"].append(clock.times[1] - clock.times[0])
+                times[arm]["decode"].append((clock.times[-1] - clock.times[1]) / (n_new - 1))
+        if round_ >= 0 and needed:
+            found = {n: block_seconds(routed, rows[:n], n_new) for n in needed}
+            limits["prefill"].append({n: value[0] for n, value in found.items()})
+            limits["decode"].append({n: value[1] for n, value in found.items()})
+        if round_ >= 0:
+            deciding.append(deciding_seconds(routed, routers, ids, mask))
+    result: dict[str, Any] = {"batch": batch, "prompt_tokens": statistics.mean(map(len, prompts)), "rounds": rounds, "new": n_new}
+    result["seconds"] = {arm: {part: statistics.median(values) for part, values in parts.items()} for arm, parts in times.items()}
+    ratio = lambda arm, base, part: [a / b for a, b in zip(times[arm][part], times[base][part], strict=True)]  # noqa: E731
+    result["to_stock"] = {arm: {part: median_interval(ratio(arm, "stock", part)) for part in times[arm]} for arm in times if arm != "stock"}
+    result["common_to_exported"] = {part: median_interval(ratio("common", "exported", part)) for part in times["stock"]}
+    result["deciding_share_of_prefill"] = median_interval([a / b for a, b in zip(deciding, times["routers"]["prefill"], strict=True)])
+    result["deciding_seconds"] = statistics.median(deciding)
+    if needed:
+        result["limit"] = {}
+        for part, found in limits.items():
+            saving = []
+            for stock, mine, by_rows in zip(times["stock"][part], times["nested"][part], found, strict=True):
+                at_best = limit_of(nested, by_rows, n_layers)
+                whole = sum(by_rows[batch])  # the stock step beside which the limit was measured
+                saving.append((1 - mine / stock) / (1 - at_best / whole))
+            best = statistics.median(limit_of(nested, by_rows, n_layers) / sum(by_rows[batch]) for by_rows in found)
+            result["limit"][part] = {"of_stock": best, "saving_reached": median_interval(saving)}
+    return result
+
+
+@torch.no_grad()
+def deciding_seconds(routed: RoutedModel, routers: Routers, ids: torch.Tensor, mask: torch.Tensor) -> float:
+    """Seconds that pooling and routers take in one prefill, clocked apart: the clock itself would slow an arm."""
+    spent = 0.0
+    started_policy = routers.start(mask)
+
+    class Timed(type(started_policy)):  # type: ignore[misc]
+        def decide(self, block: int, x_BTD: torch.Tensor, prompt_mask_BT: torch.Tensor) -> torch.Tensor:
+            nonlocal spent
+            started = time.perf_counter()
+            actions = super().decide(block, x_BTD, prompt_mask_BT)
+            spent += time.perf_counter() - started
+            return actions
+
+    started_policy.__class__ = Timed
+    cache = routed.new_cache(routers, mask)
+    cache._policy = started_policy
+    routed.decoder_forward(cache, input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
+    return spent
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """What people read."""
+    shown = lambda value: f"{value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})"  # noqa: E731
+    for row in rows:
+        print(f"\nbatch {row['batch']}, mean prompt {row['prompt_tokens']:.0f} tokens, {row['rounds']} rounds, {row['new']} new tokens")
+        print(f"  {'':12} {'prefill, ms':>12} {'step, ms':>9}   prefill / stock           step / stock")
+        for arm, seconds in row["seconds"].items():
+            ratios = row["to_stock"].get(arm)
+            text = "" if ratios is None else f"{shown(ratios['prefill'])}   {shown(ratios['decode'])}"
+            print(f"  {arm:12} {1000 * seconds['prefill']:12.1f} {1000 * seconds['decode']:9.2f}   {text}")
+        both = row["common_to_exported"]
+        print(f"  common route / its exported checkpoint: prefill {shown(both['prefill'])}, step {shown(both['decode'])}")
+        share = row["deciding_share_of_prefill"]
+        print(f"  pooling and routers: {1000 * row['deciding_seconds']:.1f} ms, {100 * share[0]:.2f} % of prefill "
+              f"({100 * share[1]:.2f} to {100 * share[2]:.2f})")  # fmt: skip
+        for part, found in row.get("limit", {}).items():
+            print(f"  nested, {part}: limit {found['of_stock']:.3f} of stock; of its saving reached {shown(found['saving_reached'])}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", default="1,8,32")
+    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--new", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", default=None, help="folder of JSON-lines files, else the data package or the Hub")
+    parser.add_argument("--policy", default="", help="a saved policy for table 7 and the latency; default: random routers")
+    parser.add_argument("--latency-rounds", type=int, default=3)
+    parser.add_argument("--latency-tokens", type=int, default=1000)
+    parser.add_argument("--out", default="")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    routed = RoutedModel.wrap(MODEL, dtype="bfloat16")
+    task = load_task("arc_easy", given.data)
+    prompts = [routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"] for example in task.select("fit", 512)]
+    routed.model.generation_config.eos_token_id = None  # every row answers in full, whatever it says
+    with tempfile.TemporaryDirectory() as place, quiet_loading():
+        export(routed, Route.parse(COMMON), Path(place) / "common")
+        exported: Any = AutoModelForCausalLM.from_pretrained(Path(place) / "common", dtype=torch.bfloat16).eval()
+        exported.generation_config.eos_token_id = None
+    rows = []
+    for batch in map(int, given.batches.split(",")):
+        rows.append(measure(routed, exported, prompts, batch, given.rounds, given.new, given.seed))
+        report(rows[-1:])
+    policy: Any = Routers(RouterConfig(routed.n_layers, routed.hidden_size), seed=0)
+    if given.policy:
+        policy = RoutedModel.from_pretrained(given.policy, base=routed).policy
+    rounds = max(given.latency_rounds, 2)
+    table7 = throughput(routed, policy, prompts, [1, 8, 32], given.new, rounds)
+    long = latency(routed, policy, prompts, [1], given.latency_tokens, rounds)
+    print("\ntable 7 for this model, tokens a second (base, routed), and the ratio of seconds:")
+    for row in table7:
+        print(f"  batch {row['batch']:3}: {row['base_tokens_s']:.1f}, {row['routed_tokens_s']:.1f}; {row['ratio']:.3f} "
+              f"({row['ratio_low']:.3f} to {row['ratio_high']:.3f}), {row['passes']:.1f} passes")  # fmt: skip
+    print(f"{long['tokens']} tokens at batch 1: base {long['base']:.1f} s, routed {long['routed']:.1f} s ({long['passes']:.1f} passes), "
+          f"routers {1000 * long['router']:.1f} ms, {100 * long['router'] / long['routed']:.3f} % of it")  # fmt: skip
+    if given.out:
+        write_json(Path(given.out), {"generate": rows, "table7": table7, "latency": long, "hardware": hardware(), "versions": versions()})
+
+
+if __name__ == "__main__":
+    main()

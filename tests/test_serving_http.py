@@ -1,0 +1,338 @@
+"""`drllm serve` over HTTP with OpenAI's client: SmolLM2 in float32 behind a code book, in `make test-slow`."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from drllm import Route, RoutedModel
+from drllm.model.codebook import Codebook, Point
+from drllm.model.packages import PACKAGED
+from drllm.scoring.deciding import decide_routes, read_prompts
+from engines import PYTHON, needs_vllm
+from pages import CHROMIUM, needs_chromium
+
+MODEL = "smollm2-135m-q4"
+openai = pytest.importorskip("openai")
+pytestmark = [
+    pytest.mark.slow,
+    needs_vllm,
+    pytest.mark.skipif(PACKAGED[MODEL].installed is None, reason=f"needs the data package of {MODEL} (drllm models)"),
+]
+FULL = "1" * 30
+ROUTES = [FULL, f"{FULL[:16]}000{FULL[19:]}", f"{FULL[:14]}000000{FULL[20:]}", f"{FULL[:27]}2{FULL[28:]}"]
+TOPICS = ["plants", "iron", "the Moon", "a whale", "rust", "sound", "glass", "yeast", "a comet", "salt", "rain", "coal", "bees", "gravity",
+          "a magnet", "lava"]  # fmt: skip
+PROMPTS = [f"Question: {start} {topic}?\nAnswer:" for topic in TOPICS for start in ("What do we know about", "Who first wrote about")]
+KEY = "a-key"
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """`drllm serve` in a process group of its own."""
+
+    def __init__(self, arguments: list[str], log: Path):
+        self.port = free_port()
+        self.log = log
+        command = [str(PYTHON), "-m", "drllm", "serve", *arguments, "--port", str(self.port)]
+        with log.open("w") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        for _ in range(600):
+            assert self.process.poll() is None, log.read_text()[-3000:]
+            try:
+                if self.get("/health")[0] == 200:
+                    return
+            except OSError:
+                pass
+            time.sleep(1)
+        raise AssertionError(log.read_text()[-3000:])
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body."""
+        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+
+    def post(self, path: str, body: bytes, key: str = KEY) -> tuple[int, str]:
+        """Status and body, also of a refusal."""
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        try:
+            with urllib.request.urlopen(urllib.request.Request(self.url + path, body, headers), timeout=120) as answer:
+                return answer.status, answer.read().decode(errors="replace")
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode(errors="replace")
+
+    def stop(self) -> None:
+        """As Ctrl-C would."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGINT)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def routed() -> RoutedModel:
+    """SmolLM2 in transformers, float32."""
+    return RoutedModel.wrap(MODEL, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def book(routed, tmp_path_factory) -> Path:
+    """A saved code book whose random selector takes each of its routes on some prompts."""
+    ids = [routed.tokenizer(text)["input_ids"] for text in PROMPTS]
+    features = read_prompts(routed, ids, [6], 1)[6]
+    mean, scale = features.mean(0), features.std(0) + 1e-6
+    weight = torch.randn(len(mean), 3, generator=torch.Generator().manual_seed(0)) / len(mean) ** 0.5
+    routed.policy = Codebook([Route.parse(text) for text in ROUTES], 6, mean, scale, weight, torch.zeros(3), [Point(0.0)], 0)
+    routed.policy.prompt_format = "raw"
+    return routed.save_pretrained(tmp_path_factory.mktemp("policy") / "codebook")
+
+
+@pytest.fixture(scope="module")
+def server(book, tmp_path_factory) -> Iterator[Server]:
+    """The code book's server, with a key."""
+    arguments = [str(book), "--dtype", "float32", "--eager", "--api-key", KEY, "--max-model-len", "1024"]
+    started = Server(arguments, tmp_path_factory.mktemp("server") / "log.txt")
+    yield started
+    started.stop()
+
+
+def client(server: Server, key: str = KEY) -> Any:
+    """OpenAI's own."""
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=120)
+
+
+def answer(server: Server, prompt: str, **options: Any) -> tuple[str, Any]:
+    """(text, what the answer says of its route)."""
+    options = {"model": MODEL, "max_tokens": 24, "temperature": 0} | options
+    made = client(server).completions.create(prompt=prompt, **options)
+    return made.choices[0].text, made.model_extra["drllm"]
+
+
+def test_mixed_requests_equal_the_same_requests_alone(server, routed, book):
+    """32 at once, and one after the other: the same routes and the same answers; the routes are those of transformers."""
+    alone = [answer(server, prompt) for prompt in PROMPTS]
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        together = list(pool.map(lambda prompt: answer(server, prompt), PROMPTS))
+    assert [text for text, _ in together] == [text for text, _ in alone]
+    routes = [told[0]["route"] for _, told in together]
+    assert routes == [told[0]["route"] for _, told in alone]
+    ids = [routed.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    assert routes == [str(route) for route in decide_routes(routed, [routed.policy], ids, 1)[0]]
+    assert len(set(routes)) == 4
+    for place in range(0, 32, 8):  # and the answers those of transformers
+        (output,) = routed.generate([PROMPTS[place]], max_new_tokens=24)
+        assert (output.text, str(output.route)) == (together[place][0], routes[place])
+
+
+def test_what_an_answer_carries(server):
+    raw = client(server).completions.with_raw_response.create(model=MODEL, prompt=PROMPTS[:3], max_tokens=2, temperature=0)
+    told = raw.parse().model_extra["drllm"]
+    assert raw.headers["x-drllm-route"] == ",".join(one["route"] for one in told)
+    assert raw.headers["x-drllm-passes"] == ",".join(str(one["passes"]) for one in told)
+    assert [(one["of"], one["decided"], one["passes"] == sum(map(int, one["route"]))) for one in told] == [(30, "policy", True)] * 3
+    assert all(one["seconds"] > 0 for one in told)
+
+
+def test_streams_and_chats(server):
+    events = list(client(server).completions.create(model=MODEL, prompt=PROMPTS[0], max_tokens=8, temperature=0, stream=True))
+    told = [event.model_extra["drllm"] for event in events if event.model_extra.get("drllm")]
+    text, whole = answer(server, PROMPTS[0], max_tokens=8)
+    assert "".join(event.choices[0].text for event in events) == text
+    assert len(told) == 1
+    assert told[0][0]["route"] == whole[0]["route"]
+    forced = {"vllm_xargs": {"drllm_route": ROUTES[1]}}
+    messages: Any = [{"role": "user", "content": "Name a colour."}]
+    chat = client(server).chat.completions.create(model=MODEL, messages=messages, max_tokens=4, temperature=0, extra_body=forced)
+    assert (chat.model_extra["drllm"][0]["route"], chat.model_extra["drllm"][0]["decided"]) == (ROUTES[1], "request")
+    streamed = client(server).chat.completions.create(
+        model=MODEL, messages=messages, max_tokens=4, temperature=0, stream=True, extra_body=forced
+    )
+    parts = list(streamed)
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == chat.choices[0].message.content
+    assert [part.model_extra["drllm"][0]["route"] for part in parts if part.model_extra.get("drllm")] == [ROUTES[1]]
+
+
+def test_a_forced_route_is_obeyed(server, routed):
+    """Also by samples of one prompt, and by rows that a prefix cache could have served from another route."""
+    for route in ROUTES:
+        made = client(server).completions.create(
+            model=MODEL, prompt=PROMPTS[0] * 12, max_tokens=8, temperature=0, n=2, extra_body={"vllm_xargs": {"drllm_route": route}}
+        )
+        (output,) = routed.generate([PROMPTS[0] * 12], policy=Route.parse(route), max_new_tokens=8)
+        assert {choice.text for choice in made.choices} == {output.text}
+
+
+def test_models_health_metrics(server):
+    assert [model.id for model in client(server).models.list()] == [MODEL]
+    before = _count(server.get("/metrics")[1], f'drllm_requests_total{{decided="request",route="{ROUTES[2]}"}}')
+    saved = _count(server.get("/metrics")[1], "drllm_block_passes_saved")
+    made = client(server).completions.create(
+        model=MODEL, prompt="One two", max_tokens=5, temperature=0, extra_body={"vllm_xargs": {"drllm_route": ROUTES[2]}}
+    )
+    text = server.get("/metrics")[1]
+    assert _count(text, f'drllm_requests_total{{decided="request",route="{ROUTES[2]}"}}') == before + 1
+    assert _count(text, "drllm_block_passes_saved") == saved + 6 * made.usage.total_tokens
+    assert _count(text, "drllm_front_seconds_count") > 0
+
+
+def _count(text: str, name: str) -> float:
+    found = re.search(rf"^{re.escape(name)} ([0-9.e+-]+)$", text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+REFUSED = [
+    ({"vllm_xargs": {"drllm_route": "1"}}, 400, "has 1 digits"),
+    ({"vllm_xargs": {"drllm_route": "x" * 30}}, 400, "cannot read route"),
+    ({"vllm_xargs": {"drllm_route": "2" + FULL[1:]}}, 400, "repeats block 0"),
+    ({"vllm_xargs": {"drllm_route": "0" * 30}}, 400, "runs no block"),
+    ({"vllm_xargs": {"drllm_route": 7}}, 400, "must be a string"),
+    ({"vllm_xargs": {"drllm_route": FULL * 1000}}, 400, "must be a string"),
+    ({"model": "no-such-policy"}, 404, "does not exist"),
+    ({"prompt": "word " * 5000}, 400, "maximum context length"),
+    ({"use_beam_search": True, "n": 2}, 400, "beam search"),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("change", "status", "says"), REFUSED)
+def test_refused_in_one_line(server, change: dict[str, Any], status: int, says: str, stream: bool):
+    body = {"model": MODEL, "prompt": "hi", "max_tokens": 4, "stream": stream} | change
+    found, text = server.post("/v1/completions", json.dumps(body).encode())
+    message = json.loads(text)["error"]["message"]
+    assert found == status
+    assert says in message
+    assert "\n" not in message
+
+
+def test_the_wrong_prompt_format_and_the_wrong_key(server):
+    body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}).encode()
+    status, text = server.post("/v1/chat/completions", body)
+    assert (status, "trained on 'raw' prompts" in text) == (400, True)
+    assert server.post("/v1/chat/completions", body, key="wrong")[0] == 401
+    with pytest.raises(openai.AuthenticationError):
+        client(server, key="wrong").completions.create(model=MODEL, prompt="hi", max_tokens=2)
+
+
+def test_dropped_connections(server):
+    """Clients that leave in the middle of an answer: theirs ends, nobody else's changes."""
+    wanted = answer(server, PROMPTS[1])
+    body = json.dumps({"model": MODEL, "prompt": PROMPTS[0], "max_tokens": 900, "stream": True, "ignore_eos": True}).encode()
+    head = (f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n").encode()  # fmt: skip
+    for _ in range(6):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(head + body)
+            connection.recv(100)
+    assert answer(server, PROMPTS[1])[0] == wanted[0]
+    for _ in range(60):
+        if _count(server.get("/metrics")[1].replace(f'{{engine="0",model_name="{MODEL}"}}', ""), "vllm:num_requests_running") == 0:
+            return
+        time.sleep(1)
+    raise AssertionError("requests of clients that left are still running")
+
+
+def test_two_thousand_broken_bodies(server):
+    """Whatever is sent, a status below 500 and a live engine."""
+    rng = random.Random(0)
+    wanted = answer(server, PROMPTS[2])
+    seen: dict[int, int] = {}
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for status, text in pool.map(lambda body: server.post(*body), [_broken(rng) for _ in range(2000)]):
+            seen[status] = seen.get(status, 0) + 1
+            assert status < 500, text
+    assert sum(count for status, count in seen.items() if 400 <= status < 500) > 1000, seen
+    assert answer(server, PROMPTS[2])[0] == wanted[0]
+
+
+def _broken(rng: random.Random) -> tuple[str, bytes]:
+    """A path and a body that is most likely wrong somewhere."""
+    path = rng.choice(["/v1/completions", "/v1/chat/completions"])
+    body: Any = {"model": MODEL, "max_tokens": 1}
+    body |= {"prompt": "a"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "a"}]}
+    value = rng.choice(
+        [None, -1, 1e308, "", "x" * 300, [], [[]], {}, {"a": [{}]}, True, "\u0000", [1, "a"], 10**30, "1120", "1" * 29 + "2"]
+    )
+    fields = "model max_tokens prompt messages stream n temperature vllm_xargs cache_salt logprobs stop seed top_p echo response_format"
+    field = rng.choice(fields.split())
+    if rng.random() < 0.4:
+        body["vllm_xargs"] = {rng.choice(["drllm_route", "drllm_ticket", "other"]): value}
+    else:
+        body[field] = value
+    data = json.dumps(body).encode()
+    kind = rng.random()
+    if kind < 0.2:
+        data = data[: rng.randrange(len(data))]
+    elif kind < 0.3:
+        data = bytes(rng.randrange(256) for _ in range(rng.randrange(200)))
+    elif kind < 0.35:
+        data = b"[" * 5000
+    return path, data
+
+
+@needs_chromium
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_playground(server, width: int, scheme: Any, tmp_path):
+    """Type, watch tokens and blocks, compare with the base; by keyboard; nothing leaves the server; axe-core finds nothing serious."""
+    sync = pytest.importorskip("playwright.sync_api")
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    complaints: list[str] = []
+    requests: list[str] = []
+    with sync.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM)
+        page = chromium.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme).new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(f"{server.url}/drllm")
+        page.get_by_text("a code book decides each prompt's route before the engine").wait_for()
+        page.get_by_label("API key").fill(KEY)
+        page.get_by_label("Longest answer").fill("12")
+        page.get_by_label("Prompt").fill(PROMPTS[3])
+        page.get_by_label("Prompt").press("Tab")
+        page.get_by_role("button", name="Answer, then the base").focus()
+        page.keyboard.press("Enter")
+        page.get_by_text("Seconds a token:").wait_for(timeout=120_000)
+        assert page.locator("ol.blocks").count() == 2
+        assert page.locator("ol.blocks").nth(1).locator("li.run").count() == 30
+        told = page.locator("ol.blocks").first.locator("li").evaluate_all("all => all.map(one => one.className)")
+        kinds = {"0": "skip", "1": "run", "2": "twice"}
+        assert told == [kinds[action] for action in answer(server, PROMPTS[3], max_tokens=12)[1][0]["route"]]
+        assert page.locator("pre").first.inner_text().strip()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.screenshot(path=tmp_path / "playground.png", full_page=True)
+        found = axe.Axe().run(page).response["violations"]
+        assert complaints == []
+        page.get_by_label("Route to force").fill("0" * 30)
+        page.get_by_role("button", name="Answer", exact=True).click()
+        page.get_by_role("alert").get_by_text("runs no block").wait_for()
+        chromium.close()
+    assert [url for url in requests if not url.startswith((server.url, "data:"))] == []
+    assert [violation["id"] for violation in found if violation["impact"] in ("serious", "critical")] == []
