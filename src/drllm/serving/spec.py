@@ -53,9 +53,10 @@ class ServeSpec:
             raise InputError(f"{ROUTE_ARGUMENT} has {len(route)} digits, the model has {self.n_layers} blocks")
         if not route.n_passes:
             raise InputError(f"{ROUTE_ARGUMENT} runs no block")
-        if self.mode == "static" and text != self.route:
-            raise InputError(f"this server runs one route, {self.route}: leave {ROUTE_ARGUMENT} out")
-        if extra := [block for block, action in enumerate(route) if action == 2 and block not in self.repeatable]:
+        if self.mode == "static":
+            if text != self.route:
+                raise InputError(f"this server runs one route, {self.route}: leave {ROUTE_ARGUMENT} out")
+        elif extra := [block for block, action in enumerate(route) if action == 2 and block not in self.repeatable]:
             raise InputError(
                 f"{ROUTE_ARGUMENT} repeats block {extra[0]}, the server keeps no second cache for it: start it with --repeatable"
             )

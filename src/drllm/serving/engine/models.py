@@ -75,11 +75,14 @@ class RoutedMixin:
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """As the base does; a fixed route is then the list of blocks that the base's own forward walks."""
         loaded = super().load_weights(weights)  # type: ignore[misc]
-        if self.fixed is not None:
-            passes = [(block, n_pass) for block, action in enumerate(self.fixed) for n_pass in range(action)]
-            self.model.layers = nn.ModuleList([self.block(*step) for step in passes])
-            self.model.end_layer = len(passes)
-        return loaded
+        if self.fixed is None:
+            return loaded
+        # vLLM looks for parameters that no weight was loaded into, by the names that they have by then.
+        filled = {id(parameter) for name, parameter in self.named_parameters() if name in loaded}  # type: ignore[attr-defined]
+        passes = [(block, n_pass) for block, action in enumerate(self.fixed) for n_pass in range(action)]
+        self.model.layers = nn.ModuleList([self.block(*step) for step in passes])
+        self.model.end_layer = len(passes)
+        return {name for name, parameter in self.named_parameters() if id(parameter) in filled}  # type: ignore[attr-defined]
 
     def block(self, block: int, n_pass: int) -> Any:
         """The module of a block's first (0) or second (1) pass."""

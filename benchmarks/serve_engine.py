@@ -1,0 +1,111 @@
+"""One vLLM engine in a process of its own, one thread, told what to run line by line on standard input: see `serve.py`.
+
+First line: `model`, `spec` (null: stock), `eager`. Then for each line a run: `prompts` (token ids), `routes` (or null), `new`. What is
+printed for it: processor seconds of the prefill (until every row has its first token) and of the decoding, and the number of tokens
+decoded. A line with `clocked` true puts clocks around the blocks of an eager engine: seconds of a decoding step in them, and beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+os.environ |= {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_PLUGINS": "drllm", "VLLM_USE_V2_MODEL_RUNNER": "0",
+}  # fmt: skip
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
+def run(engine: Any, told: dict[str, Any], first: int) -> dict[str, float]:
+    """One batch from its first step to its last."""
+    from vllm import SamplingParams
+
+    for row, ids in enumerate(told["prompts"]):
+        extra = {} if told["routes"] is None or "0" not in told["routes"][row] else {"drllm_route": told["routes"][row]}
+        params = SamplingParams(temperature=0, max_tokens=told["new"], ignore_eos=True, detokenize=False, extra_args=extra)
+        engine.add_request(str(first + row), {"prompt_token_ids": ids}, params)
+    begun: set[str] = set()
+    marks = [time.process_time()]
+    steps = 0
+    while engine.has_unfinished_requests():
+        begun |= {output.request_id for output in engine.step() if output.outputs[0].token_ids}
+        if len(begun) == len(told["prompts"]):
+            steps += 1
+            if len(marks) == 1:
+                marks.append(time.process_time())
+    marks.append(time.process_time())
+    decoded = (told["new"] - 1) * len(told["prompts"])
+    return {"prefill": marks[1] - marks[0], "decode": marks[2] - marks[1], "tokens": decoded, "steps": steps - 1}
+
+
+def clocked(engine: Any, told: dict[str, Any], first: int) -> dict[str, float]:
+    """The same along the base, with clocks around the blocks: processor seconds of a decoding step in blocks, and beside them."""
+    spent = [0.0]
+    layers = engine.model_executor.driver_worker.worker.model_runner.model.model.layers
+    originals = [layer.forward for layer in layers]
+
+    def timed(original: Any) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            started = time.process_time()
+            out = original(*args, **kwargs)
+            spent[0] += time.process_time() - started
+            return out
+
+        return forward
+
+    short = run(engine, told | {"new": 2}, first)  # the prefill's share is taken off
+    for layer, original in zip(layers, originals, strict=True):
+        layer.forward = timed(original)
+    try:
+        spent[0] = 0.0
+        run(engine, told | {"new": 2}, first + 1000)
+        prefill_and_one = spent[0]
+        spent[0] = 0.0
+        whole = run(engine, told, first + 2000)
+        blocks = (spent[0] - prefill_and_one) / (told["new"] - 2)
+    finally:
+        for layer, original in zip(layers, originals, strict=True):
+            layer.forward = original
+    del short
+    step = whole["decode"] / (told["new"] - 1)
+    return {"blocks": blocks, "beside": step - blocks}
+
+
+def main() -> None:
+    """Until standard input ends."""
+    told = json.loads(sys.stdin.readline())
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not stand among the results
+    from transformers import AutoConfig
+    from vllm import EngineArgs, LLMEngine
+
+    from drllm.serving.engine.plugin import architecture
+    from drllm.serving.spec import ServeSpec
+
+    options: dict[str, Any] = {
+        "model": told["model"], "dtype": "bfloat16", "enforce_eager": told["eager"], "max_model_len": 1024, "skip_tokenizer_init": True,
+        "seed": 0, "enable_prefix_caching": False, "max_num_seqs": 64, "async_scheduling": False,
+    }  # fmt: skip
+    if told["spec"] is not None:
+        base = AutoConfig.from_pretrained(told["model"]).architectures[0]
+        spec = ServeSpec(**told["spec"] | {"repeatable": tuple(told["spec"].get("repeatable", ()))})
+        options |= {
+            "hf_overrides": {"architectures": [architecture(base)]}, "additional_config": spec.to_config(),
+            "worker_cls": "drllm.serving.engine.worker.RoutedCPUWorker",
+        }  # fmt: skip
+    engine = LLMEngine.from_engine_args(EngineArgs(**options))
+    print(json.dumps({"ready": True}), file=out, flush=True)
+    first = 0
+    for line in sys.stdin:
+        asked = json.loads(line)
+        done = clocked(engine, asked, first) if asked.get("clocked") else run(engine, asked, first)
+        first += 10_000
+        print(json.dumps(done), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main()
