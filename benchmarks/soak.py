@@ -1,0 +1,147 @@
+"""A routed server under load for a while: every answer right, no memory growth. `make soak`, in the serving environment.
+
+    .venv-serve/bin/python benchmarks/soak.py [--minutes 20] [--clients 32] [--policy FOLDER] [--out FILE.json]
+
+Starts `drllm serve` on loopback (SmolLM2-135M in float32, eager, so that no answer depends on the rest of the batch), asks each of some
+requests alone, then has many clients ask them in random order: prompts the policy decides, forced routes, streams, and clients that
+leave in the middle. Prints requests, wrong answers, errors, and the resident memory of the server's processes by minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from drllm.files import write_json
+from drllm.provenance import hardware, versions
+
+POLICY = "results/policies-smollm2-135m-q4/policies/in-domain/codebook_at_0.9.0"
+FULL = "1" * 30
+FORCED = [FULL, f"{FULL[:18]}00{FULL[20:]}", f"{FULL[:14]}000000{FULL[20:]}", f"{FULL[:27]}2{FULL[28:]}"]
+TOPICS = ["plants", "iron", "the Moon", "a whale", "rust", "sound", "glass", "yeast", "a comet", "salt", "rain", "coal"]
+
+
+def requests() -> list[dict[str, Any]]:
+    """Prompts of different lengths, half of them with a route of their own."""
+    made = []
+    for place, topic in enumerate(TOPICS):
+        prompt = f"Question: What do we know about {topic}?\nAnswer:" * (1 + place % 3)
+        made.append({"prompt": prompt})
+        made.append({"prompt": prompt, "vllm_xargs": {"drllm_route": FORCED[place % 4]}})
+    return [one | {"max_tokens": 8 + 4 * (place % 5), "temperature": 0, "ignore_eos": True} for place, one in enumerate(made)]
+
+
+def ask(url: str, request: dict[str, Any], leave: bool = False) -> tuple[str, str] | None:
+    """(text, route) of a request, streamed; None for a client that leaves after the first bytes."""
+    body = json.dumps(request | {"model": "soak", "stream": True}).encode()
+    asked = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+    text, route = "", ""
+    with urllib.request.urlopen(asked, timeout=300) as answer:
+        for line in answer:
+            if leave:
+                return None
+            if line.startswith(b"data: {"):
+                event = json.loads(line[6:])
+                text += event["choices"][0]["text"]
+                route = event.get("drllm", [{"route": route}])[0]["route"]
+    return text, route
+
+
+def memory(process: psutil.Process) -> float:
+    """Resident bytes of a process and its children, in MB."""
+    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True))) / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--policy", default=POLICY)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", default="")
+    given = parser.parse_args()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "drllm", "serve", given.policy, "--dtype", "float32", "--eager", "--port", str(port), "--name", "soak",
+               "--max-model-len", "1024", "--vllm-args", "--disable-uvicorn-access-log"]  # fmt: skip
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=5)
+                break
+            except OSError:
+                if server.poll() is not None:
+                    raise SystemExit(f"the server ended with status {server.returncode}: {' '.join(command)}") from None
+                time.sleep(1)
+        result = soak(url, psutil.Process(server.pid), given)
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGINT)
+            server.wait(60)
+    print(f"{result['requests']} requests of {given.clients} clients in {given.minutes:g} minutes: {result['wrong']} wrong, "
+          f"{result['errors']} errors, {result['left']} left early; {len(result['routes'])} routes")  # fmt: skip
+    print("resident MB by minute: " + ", ".join(f"{value:.0f}" for value in result["memory_mb"]))
+    if given.out:
+        write_json(Path(given.out), result | {"hardware": hardware(), "versions": versions()})
+    sys.exit(bool(result["wrong"] or result["errors"]))
+
+
+def soak(url: str, process: psutil.Process, given: argparse.Namespace) -> dict[str, Any]:
+    """Everything alone, then all at once until the time is over."""
+    asked = requests()
+    wanted = [ask(url, request) for request in asked]
+    end = time.monotonic() + 60 * given.minutes
+    found = {"requests": 0, "wrong": 0, "errors": 0, "left": 0}
+    lock = threading.Lock()
+    failures: list[str] = []
+
+    def client(seed: int) -> None:
+        rng = random.Random(seed)
+        while time.monotonic() < end:
+            place, leave = rng.randrange(len(asked)), rng.random() < 0.05
+            try:
+                got = ask(url, asked[place], leave)
+            except (OSError, ValueError, KeyError) as error:
+                with lock:
+                    found["errors"] += 1
+                    failures.append(f"{type(error).__name__}: {error}")
+                time.sleep(1)
+                continue
+            with lock:
+                found["requests"] += 1
+                found["left"] += got is None
+                if got is not None and got != wanted[place]:
+                    found["wrong"] += 1
+                    failures.append(f"{asked[place]}: {got} for {wanted[place]}")
+
+    clients = [threading.Thread(target=client, args=(given.seed + number,)) for number in range(given.clients)]
+    for one in clients:
+        one.start()
+    used = [memory(process)]
+    while time.monotonic() < end:
+        time.sleep(min(60, max(0.1, end - time.monotonic())))
+        used.append(memory(process))
+    for one in clients:
+        one.join()
+    assert all(one is not None for one in wanted)
+    return found | {"memory_mb": used, "failures": failures[:20], "routes": sorted({one[1] for one in wanted if one})}
+
+
+if __name__ == "__main__":
+    main()
