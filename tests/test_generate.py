@@ -6,11 +6,13 @@ import copy
 
 import pytest
 import torch
-from transformers import GenerationConfig, StoppingCriteria, TextStreamer
+from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria, TextStreamer
 
 import families
 from drllm import InputError, Route, RoutedModel
+from drllm.export import export
 from drllm.model.policy import Policy, RoutePolicy
+from drllm.model.prompts import left_pad
 from reference import reference_generate
 
 L = families.N_BLOCKS
@@ -350,3 +352,37 @@ def test_prompts_that_are_none_get_one_line(tiny, prompts):
     with pytest.raises(InputError) as caught:
         tiny.generate(prompts)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("n_prompt", [1, 2, 63])
+def test_prompts_from_one_token_to_the_context_limit(tokenizer, attention: str, n_prompt: int):
+    """Mixed routes beside a row of the other length: cached decoding is the uncached forward, up to the last position there is."""
+    routed = RoutedModel.wrap(families.build("llama", vocab_size=300, max_position_embeddings=64, attn=attention), tokenizer)
+    routes = [Route.parse("1021"), Route.parse("2110")]
+    prompts = ["a" * (n_prompt - 1), "b" * 20] if n_prompt > 1 else ["a", "b" * 20]
+    rows = [tokenizer(text)["input_ids"][:n_prompt] if place == 0 else tokenizer(text)["input_ids"] for place, text in enumerate(prompts)]
+    ids, mask = left_pad(rows, 0, routed.device)
+    n_new = min(5, 64 - ids.shape[1])
+    outputs = routed.generate(input_ids=ids, attention_mask=mask, policy=routes, max_new_tokens=n_new, eos_token_id=None, **GREEDY)
+    for row, route, output in zip(rows, routes, outputs, strict=True):
+        whole = routed(torch.tensor([row + output.token_ids]), routes=route).logits[0]
+        assert whole[len(row) - 1 : -1].argmax(-1).tolist() == output.token_ids
+        assert output.n_new_tokens == n_new
+    with pytest.raises(InputError, match="64"):
+        routed.generate(input_ids=ids, attention_mask=mask, policy=routes, max_new_tokens=65 - ids.shape[1])
+
+
+def test_a_fixed_route_takes_a_static_cache_and_compilation_as_an_export(tiny, tmp_path):
+    """A routed cache refuses both by name; the exported checkpoint, stock transformers, takes both and says the same."""
+    with pytest.raises(InputError, match=r"cache_implementation.*drllm export"):
+        tiny.generate(["Hello"], policy=ROUTE, cache_implementation="static")
+    export(tiny, ROUTE, tmp_path / "fixed")
+    fixed = AutoModelForCausalLM.from_pretrained(tmp_path / "fixed")
+    wanted = tiny.generate(["Hello there"], policy=ROUTE, max_new_tokens=6, eos_token_id=None, **GREEDY)[0].token_ids
+    ids = torch.tensor([tiny.tokenizer("Hello there")["input_ids"]])
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 0, **GREEDY}
+    static = fixed.generate(ids, cache_implementation="static", disable_compile=True, **options)
+    assert static[0, ids.shape[1] :].tolist() == wanted
+    fixed.forward = torch.compile(fixed.forward, backend="eager")
+    assert fixed.generate(ids, **options)[0, ids.shape[1] :].tolist() == wanted
