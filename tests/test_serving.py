@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.metadata
 import importlib.util
 import itertools
@@ -29,6 +30,7 @@ from drllm.model.routers import RouterConfig, Routers
 from drllm.serving import launch as launching
 from drllm.serving.engine.answers import CALL, RouteMiddleware, Taken
 from drllm.serving.engine.plan import StepPlan, Undecided, run_plan
+from drllm.serving.engine.refusals import refuse, refuse_attention
 from drllm.serving.launch import check_port, check_supported, checkpoint_of, environment, launch, make_spec
 from drllm.serving.spec import ServeSpec
 
@@ -96,7 +98,7 @@ def run(
     context = SimpleNamespace(attn_metadata={}, slot_mapping={})
     blocks = {f"{block}.{n_pass}": Block(block, n_pass, context) for block in range(L) for n_pass in (0, 1)}
     actions = np.array([[int(action) for action in route] for route in routes], dtype=np.int8)
-    waiting = [Undecided(row, policy, []) for row, policy in (undecided or {}).items()]
+    waiting = [Undecided(str(row), policy, [row]) for row, policy in (undecided or {}).items()]
     plan = StepPlan(actions, common, lambda part: part, common, waiting)
     states = torch.randn(sum(lengths), D, generator=torch.Generator().manual_seed(9))
     states, residual = run_plan(plan, lambda block, n_pass: blocks[f"{block}.{n_pass}"], common.positions, states, context)
@@ -168,11 +170,11 @@ def test_undecided_rows_are_asked_before_each_block():
     """Beside a row whose route is known: decisions hold from that block on, and each block is asked with the states entering it."""
     long, short = _Counting(), _Counting()
     together, plan, _ = run(["1111", "1200", "1111"], [4, 3, 2], {0: long, 2: short})
-    assert [one.actions for one in plan.undecided] == [[1, 0, 2, 1], [1, 1, 1, 1]]
     assert [str(Route(row)) for row in plan.actions_RL.tolist()] == ["1021", "1200", "1111"]
     known, _, _ = run(["1021", "1200", "1111"], [4, 3, 2])
     assert torch.allclose(together, known)
-    assert torch.equal(long.shown[1], long.shown[1])
+    alone, _, _ = run(["1000", "1200", "1111"], [4, 3, 2])
+    assert torch.allclose(long.shown[1], alone[:4]), "the states that entered block 1 are those behind block 0"
     assert torch.allclose(long.shown[2], long.shown[1]), "a skipped block leaves the states as they were"
     assert len(long.shown) == len(short.shown) == L
 
@@ -227,6 +229,8 @@ def test_how_each_policy_is_served(tiny: RoutedModel):
     assert make_spec(routers, "p", tiny) == ServeSpec("engine", n, "p", repeatable=tuple(range(n)))
     with pytest.raises(InputError, match="only a code book decides before"):
         make_spec(routers, "p", tiny, decide="front")
+    with pytest.raises(InputError, match="repeat blocks 3, so --repeatable none cannot"):
+        make_spec(book, "p", tiny, repeatable="none")
     with pytest.raises(InputError, match="expected all, none, auto"):
         make_spec(None, "", tiny, repeatable="some")
     with pytest.raises(InputError, match="not all among"):
@@ -246,10 +250,13 @@ def test_the_command_line_of_a_server():
         }
         return launch(spec, "base", **(arguments | more)).argv
 
-    book = of(SPEC, api_key="k", extra=["--seed", "3"])
+    book = of(SPEC, extra=["--seed", "3"])
     assert json.loads(book[book.index("--additional-config") + 1]) == SPEC.to_config()
     assert json.loads(book[book.index("--hf-overrides") + 1]) == {"architectures": ["DrllmLlamaForCausalLM"]}
-    assert book[-4:] == ["--api-key", "k", "--seed", "3"]
+    assert book[-2:] == ["--seed", "3"]
+    secret = launch(SPEC, "base", "arch", "m", "bfloat16", "cpu", "::1", 1, 512, api_key="the-key")
+    assert "the-key" not in " ".join(secret.argv), "every user of the machine can read a command line"
+    assert secret.env["VLLM_API_KEY"] == "the-key"
     assert "--enforce-eager" not in book
     assert "--no-enable-chunked-prefill" not in book
     inside = of(ServeSpec("engine", L, "policy"), context=4096)
@@ -265,6 +272,8 @@ def test_variables_that_are_set_already_are_left_alone(monkeypatch):
     added = environment("cpu")
     assert "VLLM_CPU_KVCACHE_SPACE" not in added
     assert added["VLLM_PLUGINS"] == "drllm"
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    assert environment("cpu")["VLLM_PLUGINS"] == "other,drllm"
     assert not any(name.startswith("VLLM_CPU") for name in environment("cuda"))
 
 
@@ -336,9 +345,8 @@ def test_serve_prints_its_command(monkeypatch, capsys, tiny: RoutedModel, tmp_pa
         ([str(tmp_path)], "holds no saved policy"),
         ([str(tmp_path / "policy"), "--max-model-len", "99999"], "context is 512 tokens"),
         ([str(tmp_path / "policy"), "--vllm-args", "'open"], "cannot be split into words"),
-        ([str(tmp_path / "policy"), "--port", "0"], "expected 1 to 65535"),
     ):
-        assert main(["serve", *arguments, "--print", *([] if "--port" in arguments else ["--port", port])]) == 2
+        assert main(["serve", *arguments, "--print"]) == 2
         assert says in capsys.readouterr().err
 
 
@@ -394,6 +402,7 @@ def test_routes_in_a_whole_answer():
         ([], "/v1/completions", "POST"),
         (["1021"], "/health", "POST"),
         (["1021"], "/v1/models", "GET"),
+        (["1021"], "/v1/models", "POST"),
         ([None], "/v1/completions", "POST"),
     ],
 )
@@ -426,3 +435,96 @@ def test_routes_in_a_stream():
     assert "drllm" not in events[2]
     assert parts[-1] == b"data: [DONE]\n\n"
     assert "x-drllm-route" not in headers
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/invocations", "/generative_scoring", "/v1/responses", "/v1/messages", "/tokenize", "/scale_elastic_ep", "/docs", "/v1/completions/"],
+)
+def test_other_paths_are_not_served(path: str):
+    """Some of vLLM's take no key, others would answer without a route."""
+    headers, parts = ask(json_app({"id": 1}, ["1021"]), path)
+    assert json.loads(b"".join(parts))["error"]["code"] == 404
+    assert int(headers["content-length"]) == len(b"".join(parts))
+
+
+def test_many_routes_are_told_in_the_body_alone():
+    headers, parts = ask(json_app({"id": 1}, ["1021"] * 1024))
+    assert len(json.loads(b"".join(parts))["drllm"]) == 1024
+    assert "x-drllm-route" not in headers
+
+
+def test_a_prompt_that_a_policy_cannot_read_harms_no_other():
+    class Failing(_Counting):
+        def decide(self, block: int, x_BTD: torch.Tensor, prompt_mask_BT: torch.Tensor) -> torch.Tensor:
+            if block == 2:
+                raise InputError("states are\nnot finite")
+            return super().decide(block, x_BTD, prompt_mask_BT)
+
+    together, plan, _ = run(["1111", "1200"], [4, 3], {0: Failing()})
+    assert plan.undecided[0].failure == "states are not finite"
+    assert [str(Route(row)) for row in plan.actions_RL.tolist()] == ["1011", "1200"]
+    assert torch.allclose(together[4:], run(["1011", "1200"], [4, 3])[0][4:])
+
+
+def test_samples_of_one_prompt_are_decided_once():
+    policy = _Counting()
+    common = step_of([3, 3])
+    plan = StepPlan(np.ones((2, L), dtype=np.int8), common, lambda part: part, common, [Undecided("t", policy, [0, 1])])
+    for block in range(L):
+        plan.decide(block, torch.zeros(6, D))
+    assert [str(Route(row)) for row in plan.actions_RL.tolist()] == ["1021", "1021"]
+    assert len(policy.shown) == L
+
+
+def engine_config(**changes: Any) -> SimpleNamespace:
+    """What of vLLM's configuration a refusal looks at, nothing of it refused; dots in a name go inside."""
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(pipeline_parallel_size=1, tensor_parallel_size=1, data_parallel_size=1),
+        cache_config=SimpleNamespace(kv_sharing_fast_prefill=False, cache_dtype="auto", enable_prefix_caching=False),
+        scheduler_config=SimpleNamespace(enable_chunked_prefill=False, async_scheduling=False),
+        model_config=SimpleNamespace(hf_config=SimpleNamespace()),
+        speculative_config=None, lora_config=None, kv_transfer_config=None, quant_config=None, use_v2_model_runner=False,
+    )  # fmt: skip
+    for name, value in changes.items():
+        *way, last = name.split("__")
+        setattr(functools.reduce(getattr, way, config), last, value)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("change", "mode", "says"),
+    [
+        ({"parallel_config__pipeline_parallel_size": 2}, "book", "pipeline parallelism"),
+        ({"parallel_config__tensor_parallel_size": 2}, "book", "tensor parallelism"),
+        ({"parallel_config__data_parallel_size": 2}, "static", "data parallelism"),
+        ({"speculative_config": 1}, "forced", "speculative decoding"),
+        ({"lora_config": 1}, "book", "LoRA"),
+        ({"kv_transfer_config": 1}, "book", "a key-value connector"),
+        ({"cache_config__kv_sharing_fast_prefill": True}, "book", "fast prefill"),
+        ({"cache_config__cache_dtype": "fp8"}, "book", "a quantised key-value cache"),
+        ({"quant_config": 1}, "book", "quantised weights"),
+        ({"model_config__hf_config__dual_chunk_attention_config": {}}, "book", "dual-chunk attention"),
+        ({"use_v2_model_runner": True}, "book", "the V2 model runner"),
+        ({"scheduler_config__enable_chunked_prefill": True}, "engine", "without chunked prefill"),
+        ({"cache_config__enable_prefix_caching": True}, "engine", "without the prefix cache"),
+        ({"scheduler_config__async_scheduling": True}, "engine", "without async scheduling"),
+    ],
+)
+def test_what_routes_are_not_tested_with_is_refused_by_name(change: dict[str, Any], mode: str, says: str):
+    refuse(engine_config(), mode)
+    with pytest.raises(UnsupportedModelError, match=says):
+        refuse(engine_config(**change), mode)
+    if mode == "engine":
+        refuse(engine_config(**change), "book")
+
+
+def test_attention_that_rows_cannot_be_taken_out_of():
+    refuse_attention("CPU_ATTN", 1, {None})
+    for arguments, says in (
+        (("CPU_ATTN", 2, {None}), "has 2"),
+        (("FLASHINFER", 1, {None}), "FLASHINFER"),
+        (("CPU_ATTN", 1, {None, 32}), "sliding"),
+    ):
+        with pytest.raises(UnsupportedModelError, match=says):
+            refuse_attention(*arguments)

@@ -181,30 +181,52 @@ def test_streams_and_chats(server):
 
 
 def test_a_forced_route_is_obeyed(server, routed):
-    """Also by samples of one prompt, and by rows that a prefix cache could have served from another route."""
+    """Also by rows that a prefix cache could have served from another route, and by samples."""
     for route in ROUTES:
-        made = client(server).completions.create(
-            model=MODEL, prompt=PROMPTS[0] * 12, max_tokens=8, temperature=0, n=2, extra_body={"vllm_xargs": {"drllm_route": route}}
-        )
+        forced = {"vllm_xargs": {"drllm_route": route}}
+        made = client(server).completions.create(model=MODEL, prompt=PROMPTS[0] * 12, max_tokens=8, temperature=0, extra_body=forced)
         (output,) = routed.generate([PROMPTS[0] * 12], policy=Route.parse(route), max_new_tokens=8)
-        assert {choice.text for choice in made.choices} == {output.text}
+        assert made.choices[0].text == output.text
+        sampled = client(server).completions.create(
+            model=MODEL, prompt=PROMPTS[0] * 12, max_tokens=8, temperature=1, n=2, extra_body=forced | {"top_k": 1}
+        )
+        assert {choice.text for choice in sampled.choices} == {output.text}
 
 
-def test_models_health_metrics(server):
+def test_a_client_cannot_pass_its_salt_for_a_route(server, routed):
+    """A salt written like a route's, on a request of the base: what it leaves in the prefix cache is no other route's."""
+    prompt, route = PROMPTS[4] * 14, ROUTES[2]
+    options = {"model": MODEL, "prompt": prompt, "max_tokens": 8, "temperature": 0}
+    client(server).completions.create(**options, extra_body={"vllm_xargs": {"drllm_route": FULL}, "cache_salt": f"{route}|"})
+    made = client(server).completions.create(**options, extra_body={"vllm_xargs": {"drllm_route": route}})
+    (output,) = routed.generate([prompt], policy=Route.parse(route), max_new_tokens=8)
+    assert made.choices[0].text == output.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_models_health_metrics(server, stream: bool):
+    """A request of five tokens, whole or streamed: the prompt and four tokens ran, six blocks were saved on each."""
     assert [model.id for model in client(server).models.list()] == [MODEL]
-    before = _count(server.get("/metrics")[1], f'drllm_requests_total{{decided="request",route="{ROUTES[2]}"}}')
-    saved = _count(server.get("/metrics")[1], "drllm_block_passes_saved")
+    names = [f'drllm_requests_total{{decided="request",route="{ROUTES[2]}"}}', "drllm_block_passes_saved", "drllm_block_passes_base_total"]
+    before = [_count(server, name) for name in names]
+    prompt = f"Ten words that nobody has asked of this server {stream}"
     made = client(server).completions.create(
-        model=MODEL, prompt="One two", max_tokens=5, temperature=0, extra_body={"vllm_xargs": {"drllm_route": ROUTES[2]}}
-    )
-    text = server.get("/metrics")[1]
-    assert _count(text, f'drllm_requests_total{{decided="request",route="{ROUTES[2]}"}}') == before + 1
-    assert _count(text, "drllm_block_passes_saved") == saved + 6 * made.usage.total_tokens
-    assert _count(text, "drllm_front_seconds_count") > 0
+        model=MODEL, prompt=prompt, max_tokens=5, temperature=0, stream=stream,
+        extra_body={"vllm_xargs": {"drllm_route": ROUTES[2]}, "ignore_eos": True} | ({"stream_options": {"include_usage": True}} if stream else {}),
+    )  # fmt: skip
+    usage = list(made)[-1].usage if stream else made.usage
+    n_tokens = usage.prompt_tokens + 4
+    assert [_count(server, name) - old for name, old in zip(names, before, strict=True)] == [1, 6 * n_tokens, 30 * n_tokens]
+    run = _count(server, "drllm_block_passes_total")
+    answer(server, PROMPTS[5] + " Once more.", max_tokens=1)
+    assert _count(server, "drllm_block_passes_total") > run
+    assert _count(server, "drllm_front_seconds_count") > 0
 
 
-def _count(text: str, name: str) -> float:
-    found = re.search(rf"^{re.escape(name)} ([0-9.e+-]+)$", text, re.MULTILINE)
+def _count(server: Server, name: str) -> float:
+    """One figure of /metrics; 0 for a labelled one that has not been counted yet."""
+    found = re.search(rf"^{re.escape(name)} ([0-9.e+-]+)$", server.get("/metrics")[1], re.MULTILINE)
+    assert found or "{" in name, f"{name} is not among the metrics"
     return float(found[1]) if found else 0.0
 
 
@@ -217,7 +239,8 @@ REFUSED = [
     ({"vllm_xargs": {"drllm_route": FULL * 1000}}, 400, "must be a string"),
     ({"model": "no-such-policy"}, 404, "does not exist"),
     ({"prompt": "word " * 5000}, 400, "maximum context length"),
-    ({"use_beam_search": True, "n": 2}, 400, "beam search"),
+    ({"prompt": [99_999_999]}, 400, "out of the vocabulary"),
+    ({"prompt": [5, -1]}, 400, ""),
 ]
 
 
@@ -241,22 +264,42 @@ def test_the_wrong_prompt_format_and_the_wrong_key(server):
         client(server, key="wrong").completions.create(model=MODEL, prompt="hi", max_tokens=2)
 
 
+def test_beam_search_is_refused(server):
+    body = {"model": MODEL, "prompt": "hi", "max_tokens": 4, "use_beam_search": True, "n": 2}
+    status, text = server.post("/v1/completions", json.dumps(body).encode())
+    assert (status, "beam search" in text) == (400, True)
+
+
+def test_paths_without_a_key_or_a_route_are_not_served(server):
+    body = json.dumps({"model": MODEL, "prompt": "hi", "max_tokens": 2, "messages": [{"role": "user", "content": "hi"}]}).encode()
+    for path in ("/invocations", "/generative_scoring", "/v1/responses", "/v1/messages", "/tokenize", "/inference/v1/generate"):
+        status, text = server.post(path, body)
+        assert (status, "not served with routes" in text) == (404, True), path
+    assert server.post("/v1/completions", body, key="")[0] == 401
+
+
 def test_dropped_connections(server):
-    """Clients that leave in the middle of an answer: theirs ends, nobody else's changes."""
+    """Clients that leave in the middle of an answer: theirs ends at once, nobody else's changes."""
     wanted = answer(server, PROMPTS[1])
+    running = f'vllm:num_requests_running{{engine="0",model_name="{MODEL}"}}'
     body = json.dumps({"model": MODEL, "prompt": PROMPTS[0], "max_tokens": 900, "stream": True, "ignore_eos": True}).encode()
     head = (f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n").encode()  # fmt: skip
-    for _ in range(6):
-        with socket.create_connection(("127.0.0.1", server.port)) as connection:
-            connection.sendall(head + body)
-            connection.recv(100)
+    connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(6)]
+    for connection in connections:
+        connection.sendall(head + body)
+    for connection in connections:
+        connection.recv(100)
+    start = time.monotonic()
+    while _count(server, running) < 6:
+        assert time.monotonic() - start < 30, "the six are not running"
+    for connection in connections:
+        connection.close()
+    start = time.monotonic()
+    while _count(server, running) > 0:  # 900 tokens of six rows would take a minute
+        assert time.monotonic() - start < 15, "requests of clients that left are still running"
+        time.sleep(0.2)
     assert answer(server, PROMPTS[1])[0] == wanted[0]
-    for _ in range(60):
-        if _count(server.get("/metrics")[1].replace(f'{{engine="0",model_name="{MODEL}"}}', ""), "vllm:num_requests_running") == 0:
-            return
-        time.sleep(1)
-    raise AssertionError("requests of clients that left are still running")
 
 
 def test_two_thousand_broken_bodies(server):
@@ -336,3 +379,35 @@ def test_playground(server, width: int, scheme: Any, tmp_path):
         chromium.close()
     assert [url for url in requests if not url.startswith((server.url, "data:"))] == []
     assert [violation["id"] for violation in found if violation["impact"] in ("serious", "critical")] == []
+
+
+def test_a_policy_in_the_engine_tells_its_routes(tmp_path):
+    """Tiny routers decide inside the engine: each answer, whole or streamed, carries the route that transformers decides."""
+    from drllm.model.routers import RouterConfig, Routers
+    from engines import N_BLOCKS, checkpoint
+
+    base = RoutedModel.wrap(str(checkpoint(tmp_path / "base", "llama")), dtype="float32")
+    routers = Routers(RouterConfig(N_BLOCKS, base.hidden_size, n_windows=4, width=16), seed=3)
+    generator = torch.Generator().manual_seed(0)
+    for tensor in routers.tensors.values():
+        tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    base.policy = routers
+    folder = base.save_pretrained(tmp_path / "routers")
+    served = Server([str(folder), "--dtype", "float32", "--eager", "--any-format", "--name", "tiny"], tmp_path / "log.txt")
+    try:
+        wanted = [str(output.route) for output in base.generate(PROMPTS[:8], max_new_tokens=1)]
+        asked = client(served)
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            options = {"model": "tiny", "max_tokens": 6, "temperature": 0, "n": 2}
+            made = list(pool.map(lambda prompt: asked.completions.create(prompt=prompt, **options), PROMPTS[:8]))
+        assert [one.model_extra["drllm"][0]["route"] for one in made] == wanted
+        assert {one.model_extra["drllm"][0]["decided"] for one in made} == {"policy"}
+        assert len(set(wanted)) > 1
+        messages: Any = [{"role": "user", "content": "hi"}]
+        (streamed,) = base.generate([messages], max_new_tokens=6)
+        parts = list(asked.chat.completions.create(model="tiny", messages=messages, max_tokens=6, temperature=0, stream=True))
+        assert [part.model_extra["drllm"][0]["route"] for part in parts if part.model_extra.get("drllm")] == [str(streamed.route)]
+        assert "".join(part.choices[0].delta.content or "" for part in parts) == streamed.text
+        assert _count(served, "drllm_block_passes_base_total") > 0
+    finally:
+        served.stop()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import os
 import shlex
 import signal
@@ -57,7 +58,7 @@ class RoutedServer:
             str(self.port),
             *shlex.split(flags),
         ]
-        self.process = subprocess.Popen(command, start_new_session=True)
+        self.process = subprocess.Popen(command, start_new_session=True, preexec_fn=_die_with_the_replica)
         self.session: aiohttp.ClientSession | None = None
         threading.Thread(target=self._end_with_the_engine, daemon=True).start()
 
@@ -68,7 +69,9 @@ class RoutedServer:
 
     async def _client(self) -> aiohttp.ClientSession:
         if self.session is None:
-            self.session = aiohttp.ClientSession(f"http://127.0.0.1:{self.port}", timeout=aiohttp.ClientTimeout(total=None))
+            # No limit of connections: a health check must not wait behind long answers.
+            connector, patience = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
+            self.session = aiohttp.ClientSession(f"http://127.0.0.1:{self.port}", connector=connector, timeout=patience)
         return self.session
 
     async def reconfigure(self, config: Any) -> None:
@@ -113,6 +116,12 @@ class RoutedServer:
     def __del__(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGTERM)
+
+
+def _die_with_the_replica() -> None:
+    """Linux ends the server when the process that started it is gone, however that ended."""
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def app(arguments: dict[str, str]) -> Any:

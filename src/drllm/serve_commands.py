@@ -27,8 +27,9 @@ def serve(job: Job) -> Lines:
         raise InputError(f"--vllm-args {arguments.vllm_args!r} cannot be split into words ({error})") from None
     from drllm.serving.launch import cache_folder, check_installed, check_port, check_supported, checkpoint_of, launch, make_spec
 
-    check_installed()
-    check_port(arguments.host, arguments.port)
+    if not arguments.print:
+        check_installed()
+        check_port(arguments.host, arguments.port)
     from drllm.model import artifact
     from drllm.model.routed import RoutedModel
 
@@ -57,9 +58,11 @@ def serve(job: Job) -> Lines:
                "engine": "the policy decides in the engine", "forced": "the base, or a request's own route"}[spec.mode]  # fmt: skip
     yield f"serving {name}: {decided}"
     if arguments.print:
-        yield shlex.join(["env", *(f"{key}={value}" for key, value in started.env.items()), *started.argv])
+        shown = started.env | ({"VLLM_API_KEY": "..."} if arguments.api_key else {})
+        yield shlex.join(["env", *(f"{key}={value}" for key, value in shown.items()), *started.argv])
         return
-    where = f"http://{arguments.host}:{arguments.port}"
+    host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+    where = f"http://{host}:{arguments.port}"
     yield f"ready when {where}/health answers; playground: {where}/drllm; API: {where}/v1"
     sys.stdout.flush()
     sys.stderr.flush()
@@ -84,6 +87,6 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-model-len", type=int, default=0, metavar="N",
                         help="longest prompt and answer together (default: the model's context, at most 8192)")  # fmt: skip
     parser.add_argument("--eager", action="store_true", help="do not compile: starts in seconds, decodes slower")
-    parser.add_argument("--vllm-args", default="", metavar="'...'", help="more of vLLM's own flags, as one text")
+    parser.add_argument("--vllm-args", default="", metavar="'...'", help="more of vLLM's own flags, as one text: --vllm-args='--seed 1'")
     parser.add_argument("--print", action="store_true", help="print the command and its environment instead of starting it")
     common_flags("model", "dtype", "device")(parser)

@@ -96,10 +96,12 @@ def make_spec(
 
 
 def _blocks(text: str, auto: tuple[int, ...], n_layers: int) -> tuple[int, ...]:
-    if text == "auto":
+    if text == "none" and auto:
+        raise InputError(f"the policy's routes repeat blocks {', '.join(map(str, auto))}, so --repeatable none cannot serve it: use auto")
+    if text in ("auto", "none"):
         return auto
-    if text in ("all", "none"):
-        return tuple(range(n_layers)) if text == "all" else ()
+    if text == "all":
+        return tuple(range(n_layers))
     try:
         return tuple(sorted({*auto, *(int(part) for part in text.split(","))}))
     except ValueError:
@@ -160,9 +162,8 @@ def launch(
         argv += ["--max-num-batched-tokens", str(max(context, 2048))]
     if eager or (device != "cpu" and spec.mode != "static"):
         argv.append("--enforce-eager")
-    if api_key:
-        argv += ["--api-key", api_key]
-    return Launch([*argv, *extra], environment(device))
+    # Not on the command line, which every user of the machine can read.
+    return Launch([*argv, *extra], environment(device) | ({"VLLM_API_KEY": api_key} if api_key else {}))
 
 
 def environment(device: str) -> dict[str, str]:
@@ -174,7 +175,9 @@ def environment(device: str) -> dict[str, str]:
         found = [*glob.glob("/usr/lib/*/libtcmalloc_minimal.so.4"), *glob.glob(str(Path(sys.prefix) / "lib" / "libiomp5.so"))]
         if found:  # vLLM's own advice for processors
             wanted["LD_PRELOAD"] = ":".join(found)
-    return {key: value for key, value in wanted.items() if key not in os.environ}
+    plugins = os.environ.get("VLLM_PLUGINS", "")
+    own = {"VLLM_PLUGINS": f"{plugins},drllm"} if plugins and "drllm" not in plugins.split(",") else {}
+    return {key: value for key, value in wanted.items() if not os.environ.get(key)} | own
 
 
 def check_port(host: str, port: int) -> None:

@@ -10,6 +10,7 @@ from drllm.routes import Route
 
 KEY = "drllm"  # of vLLM's additional_config, and of its forward context
 ROUTE_ARGUMENT = "drllm_route"  # of a request's vllm_xargs
+TICKET_ARGUMENT = "drllm_ticket"  # the server's own, under which a route decided in the engine can be asked for
 MODES = ("static", "book", "engine", "forced")
 
 

@@ -1,8 +1,9 @@
 """Routes in answers: an ASGI middleware, `--middleware drllm.serving.engine.answers.RouteMiddleware`.
 
-Every answer to a generation request carries `x-drllm-route` and `x-drllm-passes`, one value a prompt, and in its JSON (of a stream: in the
-first event after a route is known) the member `drllm`, a list of one object a prompt: `route`, `passes`, `of` (the base's passes),
-`decided` (`policy`, `request` or `server`) and `seconds` (what deciding before the engine took). OpenAI's clients hand unknown members on.
+Every answer of `/v1/completions` and `/v1/chat/completions` carries `x-drllm-route` and `x-drllm-passes`, one value a prompt (up to 4 KB),
+and in its JSON, of a stream in the first event after a route is known, the member `drllm`: a list of one object a prompt with `route`,
+`passes`, `of` (the base's passes), `decided` (`policy`, `request` or `server`) and `seconds` (what deciding before the engine took).
+OpenAI's clients hand unknown members on. What else vLLM would serve is refused.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from typing import Any
 
 from drllm.routes import Route
 
-RAW_PATHS = ("/v1/completions", "/inference/v1/generate")
-ROUTED_PATHS = ("/v1/", "/v2/", "/inference/", "/invocations")
+FORMATS = {"/v1/completions": "raw", "/v1/chat/completions": "chat"}  # what can be asked for text
+OPEN_PATHS = ("/v1/models", "/health", "/ping", "/version", "/load", "/metrics", "/drllm", "/drllm/info")
+MAX_HEADER = 4096  # bytes; many prompts in one request are told in the body alone
+NOT_SERVED = json.dumps({"error": {"message": f"not served with routes; these paths are: {', '.join((*FORMATS, *OPEN_PATHS))}",
+                                   "type": "NotFoundError", "code": 404}}).encode()  # fmt: skip
 
 
 @dataclass
@@ -61,12 +65,20 @@ class RouteMiddleware:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """ASGI."""
-        path = scope.get("path", "")
-        if scope["type"] != "http" or scope.get("method") != "POST" or not path.startswith(ROUTED_PATHS):
+        """ASGI. Whatever else vLLM would answer is refused: it would pass by the routes, or by the key."""
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] == "http" and path not in FORMATS and path.rstrip("/") not in OPEN_PATHS:
+            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(NOT_SERVED)).encode())]
+            await send({"type": "http.response.start", "status": 404, "headers": headers})
+            await send({"type": "http.response.body", "body": NOT_SERVED})
+            return
+        if scope["type"] != "http" or scope.get("method") != "POST" or path not in FORMATS:
             await self.app(scope, receive, send)
             return
-        call = Call("raw" if path.startswith(RAW_PATHS) else "chat")
+        call = Call(FORMATS[path])
         token = CALL.set(call)
         try:
             await self.app(scope, receive, _Answer(call, send))
@@ -110,7 +122,7 @@ class _Answer:
         kept = [(name, value) for name, value in headers if self.kind != "application/json" or name.lower() != b"content-length"]
         if self.kind == "application/json":
             kept.append((b"content-length", str(len(body)).encode()))
-        if told and len(told) == len(self.call.taken):
+        if told and len(told) == len(self.call.taken) and len(told) * (len(told[0]["route"]) + 1) <= MAX_HEADER:
             kept.append((b"x-drllm-route", ",".join(one["route"] for one in told).encode()))
             kept.append((b"x-drllm-passes", ",".join(str(one["passes"]) for one in told).encode()))
         return kept

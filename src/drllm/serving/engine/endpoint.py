@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import uuid
 from argparse import Namespace
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from drllm.model.codebook import Codebook
 from drllm.routes import Route
 from drllm.serving.engine.answers import CALL, Taken
 from drllm.serving.engine.front import FrontSelector
-from drllm.serving.engine.worker import TICKET_ARGUMENT, load_policy
-from drllm.serving.spec import ROUTE_ARGUMENT, ServeSpec
+from drllm.serving.engine.worker import load_policy
+from drllm.serving.spec import ROUTE_ARGUMENT, TICKET_ARGUMENT, ServeSpec
 
 MAX_LABELS = 64  # distinct routes counted by name; what comes later counts as "other"
 logger = logging.getLogger("vllm.drllm")
@@ -83,79 +83,81 @@ class RequestRouter:
                 if engine_client.vllm_config.device_config.device_type == "cpu":
                     torch.set_num_threads(1)  # the engine needs the cores
                 self.front = FrontSelector(book, config.model, config.dtype, engine_client.vllm_config.device_config.device_type)
-        self.counts = Counts(spec.n_layers)
+        self.n_tokens = engine_client.model_config.get_vocab_size()
+        self.counts = Counts(spec.n_layers, ["1" * spec.n_layers, *self.routes])
 
     def generate(self, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """As the engine client's own; what cannot be run is refused here, before an answer begins."""
         call = CALL.get()
         forced = self._asked(sampling_params)
         trained = self.spec.prompt_format
-        if forced is None and call is not None and trained is not None and call.prompt_format not in (None, trained):
+        if forced is None and call is not None and trained is not None and call.prompt_format != trained:
             raise VLLMValidationError(
                 f"the policy was trained on {trained!r} prompts, this endpoint sends {call.prompt_format!r}, where its routes would be "
                 f"arbitrary: use {'/v1/completions' if trained == 'raw' else '/v1/chat/completions'}, force a route, or start the server "
                 "with --any-format"
             )
+        ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
+        if not ids:
+            raise VLLMValidationError("routes are for prompts of tokens: embeddings and encoder inputs are not served here")
+        if min(ids) < 0 or max(ids) >= self.n_tokens:  # the front selector sees a prompt before vLLM's own check
+            raise VLLMValidationError(f"token id {max(ids) if min(ids) >= 0 else min(ids)} is out of the vocabulary of {self.n_tokens}")
         taken = Taken()
         if call is not None:
             call.taken.append(taken)
-        return self._run(prompt, sampling_params, request_id, kwargs, forced, taken)
+        return self._run(prompt, list(ids), sampling_params, request_id, kwargs, forced, taken)
 
     async def _run(
-        self, prompt: Any, params: Any, request_id: str, kwargs: dict[str, Any], forced: Route | None, taken: Taken
+        self, prompt: Any, ids: list[int], params: Any, request_id: str, kwargs: dict[str, Any], forced: Route | None, taken: Taken
     ) -> AsyncGenerator[Any, None]:
         ticket = ""
         params = params.clone()
         params.extra_args = dict(params.extra_args or {})
         params.extra_args.pop(TICKET_ARGUMENT, None)  # ours alone
+        params.extra_args.pop(ROUTE_ARGUMENT, None)
         if forced is not None:
             taken.set(forced, "request")
         elif self.spec.mode == "book":
-            await self._choose(prompt, taken)
+            await self._choose(ids, taken)
         elif self.spec.mode == "engine":
             ticket = params.extra_args[TICKET_ARGUMENT] = uuid.uuid4().hex
         else:
             taken.set(Route.parse(self.spec.route) if self.spec.route else Route.full(self.spec.n_layers), "server")
         if taken.route is not None and self.spec.mode != "static":
-            if not taken.route.is_full:
+            if not taken.route.is_full or self.spec.mode == "engine":  # in the engine the policy would decide
                 params.extra_args[ROUTE_ARGUMENT] = str(taken.route)
-            elif self.spec.mode == "engine":
-                params.extra_args[ROUTE_ARGUMENT] = str(taken.route)  # else the policy would decide
-            if self.salted and not taken.route.is_full:
-                prompt = {**prompt, "cache_salt": f"{taken.route}|{prompt.get('cache_salt') or ''}"}
-        last = None
+            salt = prompt.get("cache_salt")
+            if self.salted and (salt or not taken.route.is_full):  # a client's own salt must never pass for a route
+                prompt = {**prompt, "cache_salt": f"{taken.route}|{salt or ''}"}
         outputs = self.submit(prompt, params, request_id, **kwargs)
+        counted = Counted()
         try:
-            async for last in outputs:
+            async for output in outputs:
                 if ticket:
-                    found = await self.client.collective_rpc("drllm_route", args=(ticket,))
-                    taken.set(Route.parse(found[0]), "policy")
+                    found = (await self.client.collective_rpc("drllm_route", args=(ticket,)))[0]
+                    if found is None or found.startswith("!"):
+                        raise VLLMValidationError(f"the policy could not decide: {(found or '!its route is not known').removeprefix('!')}")
+                    taken.set(Route.parse(found), "policy")
                     ticket = ""
-                yield last
+                counted.add(output)
+                yield output
         finally:
             await outputs.aclose()
-            if last is not None and taken.route is not None:
-                n_tokens = len(last.prompt_token_ids or ()) + sum(len(one.token_ids) for one in last.outputs)
-                self.counts.add(taken, n_tokens)
+            if taken.route is not None:
+                read = self.book.block * len(ids) if self.front is not None and self.book is not None and taken.decided == "policy" else 0
+                self.counts.add(taken, counted.n_tokens(len(ids)), read)
 
-    async def _choose(self, prompt: Any, taken: Taken) -> None:
+    async def _choose(self, ids: list[int], taken: Taken) -> None:
         assert self.book is not None
-        ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
-        if not ids:
-            raise VLLMValidationError("a code book reads prompts of tokens: embeddings and encoder inputs have no route here")
         if self.front is None:
             taken.set(self.book.routes[0], "policy")
             return
         try:
-            taken.set(*await self._front(ids))
+            route, seconds = await self.front.choose(ids)
         except InputError as error:
             raise VLLMValidationError(" ".join(str(error).split())) from None
-
-    async def _front(self, ids: list[int]) -> tuple[Route, str, float]:
-        assert self.front is not None
-        route, seconds = await self.front.choose(list(ids))
         self.counts.front.observe(seconds)
-        return route, "policy", seconds
+        taken.set(route, "policy", seconds)
 
     def _asked(self, params: Any) -> Route | None:
         """A request's own route, checked; None where it asks for none."""
@@ -168,29 +170,50 @@ class RequestRouter:
             raise VLLMValidationError(str(error), parameter=f"vllm_xargs.{ROUTE_ARGUMENT}") from None
 
 
+class Counted:
+    """How many tokens the engine ran for one request, from its outputs, whole or in parts."""
+
+    def __init__(self) -> None:
+        self.made: dict[int, int] = {}
+        self.cached = 0
+
+    def add(self, output: Any) -> None:
+        """One of vLLM's RequestOutputs: of a stream each holds the tokens since the last, else all so far."""
+        self.cached = output.num_cached_tokens or self.cached
+        for one in output.outputs:
+            self.made[one.index] = self.made.get(one.index, 0) + len(one.token_ids)
+
+    def n_tokens(self, n_prompt: int) -> int:
+        """The prompt, less what the prefix cache held, and every token made but each sample's last, which nothing follows."""
+        return max(0, n_prompt - self.cached) + sum(max(0, made - 1) for made in self.made.values()) if self.made else 0
+
+
 class Counts:
     """What Prometheus scrapes at /metrics, beside vLLM's own."""
 
-    def __init__(self, n_layers: int):
+    def __init__(self, n_layers: int, routes: Sequence[str]):
         self.n_layers = n_layers
-        self.seen: set[str] = set()
+        self.named = set(routes[:MAX_LABELS])  # a client's forced routes must not crowd out the policy's
         self.requests = Counter("drllm_requests", "Requests answered, by route and by who decided it", ["route", "decided"])
-        self.run = Counter("drllm_block_passes", "Block passes run, one a token and block")
+        self.run = Counter("drllm_block_passes", "Block passes run, one a token and block, those of the front selector included")
         self.base = Counter("drllm_block_passes_base", "Block passes that the base would have run for the same tokens")
-        self.saved = Gauge("drllm_block_passes_saved", "The difference; below 0 where routes repeat more than they skip")
+        self.saved = Gauge("drllm_block_passes_saved", "The difference; below 0 where more is repeated or read twice than skipped")
         self.front = Histogram("drllm_front_seconds", "Seconds from asking the front selector to its route, waiting included")
 
-    def add(self, taken: Taken, n_tokens: int) -> None:
-        """Count one request."""
+    def add(self, taken: Taken, n_tokens: int, n_read: int) -> None:
+        """Count one request of so many tokens; `n_read` passes were run to decide."""
         assert taken.route is not None
         label = str(taken.route)
-        if label not in self.seen and len(self.seen) >= MAX_LABELS:
-            label = "other"
-        self.seen.add(label)
+        if label not in self.named:
+            if taken.decided != "policy" or len(self.named) >= MAX_LABELS:
+                label = "other"
+            else:
+                self.named.add(label)
+        run = taken.route.n_passes * n_tokens + n_read
         self.requests.labels(label, taken.decided).inc()
-        self.run.inc(taken.route.n_passes * n_tokens)
+        self.run.inc(run)
         self.base.inc(self.n_layers * n_tokens)
-        self.saved.inc((self.n_layers - taken.route.n_passes) * n_tokens)
+        self.saved.inc(self.n_layers * n_tokens - run)
 
 
 def _refuse_beams(*args: Any, **kwargs: Any) -> Any:

@@ -23,24 +23,8 @@ from vllm.model_executor.models.utils import PPMissingLayer
 from drllm.errors import UnsupportedModelError
 from drllm.routes import Route
 from drllm.serving.engine.plan import StepPlan, run_plan
+from drllm.serving.engine.refusals import refuse
 from drllm.serving.spec import KEY, ServeSpec
-
-
-def refuse(vllm_config: VllmConfig) -> None:
-    """Refuse, by name, what routes have not been tested with."""
-    parallel, cache = vllm_config.parallel_config, vllm_config.cache_config
-    used = {
-        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
-        "tensor parallelism": parallel.tensor_parallel_size > 1,
-        "data parallelism": parallel.data_parallel_size > 1,
-        "speculative decoding": vllm_config.speculative_config is not None,
-        "LoRA": vllm_config.lora_config is not None,
-        "a key-value connector": vllm_config.kv_transfer_config is not None,
-        "fast prefill": cache.kv_sharing_fast_prefill,
-        "the V2 model runner": vllm_config.use_v2_model_runner,
-    }
-    if found := [name for name, value in used.items() if value]:
-        raise UnsupportedModelError(f"routes are not tested with {found[0]}: start the server without it")
 
 
 class RoutedMixin:
@@ -52,14 +36,11 @@ class RoutedMixin:
         spec = ServeSpec.from_config(vllm_config.additional_config)
         if spec is None:
             raise UnsupportedModelError("this architecture is started by `drllm serve`, which says what to route")
-        refuse(vllm_config)
+        refuse(vllm_config, spec.mode)
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         layers = self.model.layers
         if len(layers) != spec.n_layers:
             raise UnsupportedModelError(f"the policy is for {spec.n_layers} blocks, the checkpoint has {len(layers)}")
-        windows = {layer.self_attn.attn.sliding_window for layer in layers}
-        if windows != {None}:
-            raise UnsupportedModelError("routes are not tested with sliding-window attention on vLLM: serve with transformers")
         self.spec = spec
         self.fixed = None if spec.route is None else Route.parse(spec.route)
         known = vllm_config.compilation_config.static_forward_context

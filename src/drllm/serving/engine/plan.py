@@ -9,14 +9,14 @@ Shapes: N tokens of the step, R rows, D hidden size, L blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from drllm.model.policy import Policy
+from drllm.errors import InputError
 
 
 @dataclass(eq=False)
@@ -30,18 +30,19 @@ class Rows:
 
 @dataclass(eq=False)
 class Undecided:
-    """A row whose route a policy is deciding in this very step, which holds its whole prompt."""
+    """Rows of one prompt, whose route a policy is deciding in this very step, which holds the whole prompt."""
 
-    row: int
-    policy: Policy
-    actions: list[int]
+    ticket: str
+    policy: Any  # a Policy
+    rows: list[int] = field(default_factory=list)
+    failure: str = ""  # why it could not; blocks from there on are executed
 
 
 class StepPlan:
     """The rows of one step and their routes.
 
     Args:
-        actions_RL: passes of each row at each block; columns of undecided rows are filled as blocks are reached.
+        actions_RL: passes of each row at each block; those of undecided rows are filled as blocks are reached.
         common: vLLM's `CommonAttentionMetadata` of all rows.
         build: makes a backend's metadata of it.
         metadata: the backend's of all rows, built already.
@@ -84,13 +85,17 @@ class StepPlan:
     def decide(self, block: int, states_ND: Tensor) -> None:
         """Ask each undecided row's policy for its passes of a block, from the states entering it, as at a prefill in transformers."""
         for one in self.undecided:
-            x_1TD = states_ND[self._starts[one.row] : self._starts[one.row + 1]][None]
+            if one.failure:
+                continue
+            first = one.rows[0]
+            x_1TD = states_ND[self._starts[first] : self._starts[first + 1]][None]
             mask = torch.ones(x_1TD.shape[:2], dtype=torch.bool)
-            if block == 0:
-                one.policy = one.policy.start(mask)
-            action = int(one.policy.decide(block, x_1TD, mask)[0])
-            self.actions_RL[one.row, block] = action
-            one.actions.append(action)
+            try:
+                if block == 0:
+                    one.policy = one.policy.start(mask)
+                self.actions_RL[one.rows, block] = int(one.policy.decide(block, x_1TD, mask)[0])
+            except InputError as error:  # one prompt's: the others of the step must not suffer
+                one.failure = " ".join(str(error).split())
 
     def _subset(self, rows: np.ndarray) -> Rows:
         common, starts = self._common, self._starts

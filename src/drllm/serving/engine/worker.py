@@ -19,103 +19,117 @@ from drllm.errors import UnsupportedModelError
 from drllm.model.policy import Policy
 from drllm.routes import Route
 from drllm.serving.engine.plan import StepPlan, Undecided
-from drllm.serving.spec import KEY, ROUTE_ARGUMENT, ServeSpec
+from drllm.serving.engine.refusals import refuse_attention
+from drllm.serving.spec import KEY, ROUTE_ARGUMENT, TICKET_ARGUMENT, ServeSpec
 
-TICKET_ARGUMENT = "drllm_ticket"  # under which a decided route can be asked for
 MAX_TICKETS = 65536  # decided routes kept for whoever asks, the newest
+
+
+class RouteKeeper:
+    """The routes of the requests that an engine knows.
+
+    Attributes:
+        stats: steps, steps with a route other than the base's, subsets of rows built, requests resumed after preemption, most rows a step.
+    """
+
+    def __init__(self, spec: ServeSpec):
+        self.spec = spec
+        self.policy = load_policy(spec) if spec.mode == "engine" else None
+        self.base = (1,) * spec.n_layers
+        self.routes: dict[str, Any] = {}  # passes by block, for as long as the engine knows the request
+        self.tickets: OrderedDict[str, str] = OrderedDict()  # what the policy decided, or "!" and why it could not
+        self.stats = {"steps": 0, "routed_steps": 0, "sets": 0, "resumed": 0, "most_rows": 0}
+
+    def plan(self, batch: Any, requests: dict[str, Any], common: Any, build: Any, metadata: Any) -> StepPlan:
+        """The routes of the rows of one step, from the runner's `input_batch` and `requests`."""
+        n_rows = batch.num_reqs
+        actions_RL = np.ones((n_rows, self.spec.n_layers), dtype=np.int8)
+        undecided: dict[str, Undecided] = {}
+        for row, request in enumerate(batch.req_ids[:n_rows]):
+            state = requests[request]
+            route = self._route_of(request, state)
+            if route is None:  # samples of one prompt are decided once
+                ticket = _argument(state, TICKET_ARGUMENT) or request
+                undecided.setdefault(ticket, Undecided(ticket, self.policy)).rows.append(row)
+            elif route is not self.base:
+                actions_RL[row] = route
+            self.stats["resumed"] += bool(state.output_token_ids) and int(batch.num_computed_tokens_cpu[row]) == 0
+        self.stats["steps"] += 1
+        self.stats["most_rows"] = max(self.stats["most_rows"], n_rows)
+        return StepPlan(actions_RL, common, build, metadata, list(undecided.values()))
+
+    def note(self, plan: StepPlan, batch: Any) -> None:
+        """Remember what a step decided."""
+        for one in plan.undecided:
+            for row in one.rows:
+                self.routes[batch.req_ids[row]] = plan.actions_RL[row].tolist()
+            self.tickets[one.ticket] = f"!{one.failure}" if one.failure else str(Route(plan.actions_RL[one.rows[0]].tolist()))
+            while len(self.tickets) > MAX_TICKETS:
+                self.tickets.popitem(last=False)
+        self.stats["routed_steps"] += not plan.is_base
+        self.stats["sets"] += plan.n_sets
+
+    def forget(self, requests: Any) -> None:
+        """Requests that are over."""
+        for request in requests:
+            self.routes.pop(request, None)
+
+    def _route_of(self, request: str, state: Any) -> Any:
+        """A request's passes block by block: forced, decided earlier, or the base's; None where the policy has yet to decide."""
+        if request in self.routes:
+            return self.routes[request]
+        asked = _argument(state, ROUTE_ARGUMENT)
+        if asked is None and self.policy is None:
+            return self.base
+        ticket = _argument(state, TICKET_ARGUMENT)
+        known = asked if asked is not None else self.tickets.get(ticket, "!")
+        if known.startswith("!"):
+            return None
+        route = self.routes[request] = [int(action) for action in known]
+        return route
+
+
+def _argument(state: Any, name: str) -> Any:
+    return ((state.sampling_params and state.sampling_params.extra_args) or {}).get(name)
 
 
 class RoutedRunner:
     """Stands before a V1 model runner class."""
 
-    spec: ServeSpec
-    policy: Policy | None
-    common: Any  # the step's CommonAttentionMetadata
-
-    def prepare(self, spec: ServeSpec) -> None:
-        """Set up, before any step."""
-        self.spec = spec
-        self.policy = load_policy(spec) if spec.mode == "engine" else None
-        self.common = None
-        self.base = (1,) * spec.n_layers
-        self.decided: dict[str, list[int]] = {}  # by request, for as long as the runner knows it
-        self.tickets: OrderedDict[str, str] = OrderedDict()
-        self.stats = {"steps": 0, "routed_steps": 0, "sets": 0, "resumed": 0, "most_rows": 0}
+    drllm_keeper: RouteKeeper
+    drllm_common: Any = None  # the step's CommonAttentionMetadata
 
     def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
         super().initialize_kv_cache(*args, **kwargs)  # type: ignore[misc]
         groups = [group for groups in self.attn_groups for group in groups]  # type: ignore[attr-defined]
-        if len(groups) != 1:
-            raise UnsupportedModelError(f"routes need one attention group in the cache, this model has {len(groups)}")
-        (self.group,) = groups
-        original = self.group.build_metadata
+        known = self.compilation_config.static_forward_context  # type: ignore[attr-defined]
+        windows = {known[name].sliding_window for group in groups for name in group.layer_names}
+        refuse_attention(groups[0].backend.get_name(), len(groups), windows)
+        (self.drllm_group,) = groups
+        original = self.drllm_group.build_metadata
 
         def build_metadata(common: Any, *args: Any, **kwargs: Any) -> Any:
-            self.common = common
+            self.drllm_common = common
             return original(common, *args, **kwargs)
 
-        self.build = lambda common: original(common, 0)
-        self.group.build_metadata = build_metadata
+        self.drllm_build = lambda common: original(common, 0)
+        self.drllm_group.build_metadata = build_metadata
 
     def _model_forward(self, *args: Any, **kwargs: Any) -> Any:
-        context = get_forward_context()
-        common, self.common = self.common, None
-        if self.spec.mode != "static" and common is not None and isinstance(context.attn_metadata, dict):
-            context.additional_kwargs[KEY] = plan = self.plan(common, context.attn_metadata[self.group.layer_names[0]])
-            out = super()._model_forward(*args, **kwargs)  # type: ignore[misc]
-            for one in plan.undecided:
-                self.note(one)
-            self.stats["routed_steps"] += not plan.is_base
-            self.stats["sets"] += plan.n_sets
-            return out
-        return super()._model_forward(*args, **kwargs)  # type: ignore[misc]
-
-    def plan(self, common: Any, metadata: Any) -> StepPlan:
-        """The routes of the rows of this step."""
+        context, keeper = get_forward_context(), self.drllm_keeper
+        common, self.drllm_common = self.drllm_common, None
+        if keeper.spec.mode == "static" or common is None or not isinstance(context.attn_metadata, dict):
+            return super()._model_forward(*args, **kwargs)  # type: ignore[misc]
         batch: Any = self.input_batch  # type: ignore[attr-defined]
-        n_rows = batch.num_reqs
-        actions_RL = np.ones((n_rows, self.spec.n_layers), dtype=np.int8)
-        undecided = []
-        for row, request in enumerate(batch.req_ids[:n_rows]):
-            state = self.requests[request]  # type: ignore[attr-defined]
-            route = self.route_of(request, state)
-            fresh = int(batch.num_computed_tokens_cpu[row]) == 0
-            if fresh and state.output_token_ids:
-                self.stats["resumed"] += 1
-            if route is None:
-                if not fresh or int(common.query_start_loc_cpu[row + 1] - common.query_start_loc_cpu[row]) < state.num_prompt_tokens:
-                    raise UnsupportedModelError("a policy in the engine needs whole prompts: no chunked prefill, no prefix cache")
-                assert self.policy is not None
-                undecided.append(Undecided(row, self.policy, []))
-            elif route is not self.base:
-                actions_RL[row] = route
-        self.stats["steps"] += 1
-        self.stats["most_rows"] = max(self.stats["most_rows"], n_rows)
-        return StepPlan(actions_RL, common, self.build, metadata, undecided)
-
-    def route_of(self, request: str, state: Any) -> Any:
-        """A request's passes block by block: forced, decided earlier, or the base's; None where the policy has yet to decide."""
-        if request in self.decided:
-            return self.decided[request]
-        asked = ((state.sampling_params and state.sampling_params.extra_args) or {}).get(ROUTE_ARGUMENT)
-        if asked is not None:
-            route = self.decided[request] = [int(action) for action in self.spec.check(asked)]
-            return route
-        return None if self.policy is not None else self.base
-
-    def note(self, one: Undecided) -> None:
-        """Remember what was decided."""
-        request = self.input_batch.req_ids[one.row]  # type: ignore[attr-defined]
-        self.decided[request] = one.actions
-        extra = self.requests[request].sampling_params.extra_args or {}  # type: ignore[attr-defined]
-        if ticket := extra.get(TICKET_ARGUMENT):
-            self.tickets[ticket] = str(Route(one.actions))
-            while len(self.tickets) > MAX_TICKETS:
-                self.tickets.popitem(last=False)
+        metadata = context.attn_metadata[self.drllm_group.layer_names[0]]
+        plan = keeper.plan(batch, self.requests, common, self.drllm_build, metadata)  # type: ignore[attr-defined]
+        context.additional_kwargs[KEY] = plan
+        out = super()._model_forward(*args, **kwargs)  # type: ignore[misc]
+        keeper.note(plan, batch)
+        return out
 
     def _update_states(self, scheduler_output: Any) -> Any:
-        for request in scheduler_output.finished_req_ids:
-            self.decided.pop(request, None)
+        self.drllm_keeper.forget(scheduler_output.finished_req_ids)
         return super()._update_states(scheduler_output)  # type: ignore[misc]
 
 
@@ -129,15 +143,15 @@ class RoutedWorker:
             raise UnsupportedModelError("this worker is started by `drllm serve`, which says what to route")
         runner: Any = self.model_runner  # type: ignore[has-type]
         runner.__class__ = type(f"Routed{type(runner).__name__}", (RoutedRunner, type(runner)), {})
-        runner.prepare(spec)
+        runner.drllm_keeper = RouteKeeper(spec)
 
     def drllm_route(self, ticket: str) -> str | None:
-        """The route decided in the engine for the request that carried this ticket, told once."""
-        return self.model_runner.tickets.pop(ticket, None)  # type: ignore[attr-defined]
+        """The route decided in the engine for the request that carried this ticket, or "!" and why none could be."""
+        return self.model_runner.drllm_keeper.tickets.get(ticket)  # type: ignore[attr-defined]
 
     def drllm_stats(self) -> dict[str, int]:
-        """Steps, steps with a route other than the base's, subsets of rows built, requests resumed after preemption, most rows a step."""
-        return dict(self.model_runner.stats)  # type: ignore[attr-defined]
+        """See `RouteKeeper.stats`."""
+        return dict(self.model_runner.drllm_keeper.stats)  # type: ignore[attr-defined]
 
 
 class RoutedCPUWorker(RoutedWorker, CPUWorker):
@@ -149,7 +163,7 @@ class RoutedGPUWorker(RoutedWorker, Worker):
 
 
 def load_policy(spec: ServeSpec) -> Policy:
-    """The saved policy that decides in the engine; whether it fits the weights was checked when the server was started."""
+    """The saved policy; whether it fits the weights was checked when the server was started."""
     from drllm.model.artifact import check_files, read
     from drllm.model.policy import policy_class
 
