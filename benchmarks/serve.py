@@ -2,12 +2,13 @@
 
     .venv-serve/bin/python benchmarks/serve.py [--batches 1,32] [--rounds 20] [--new 32] [--out FILE.json]
 
-Every engine is a process of its own with one thread; all are started first, then in each round every arm decodes the same prompts once, in
-an order drawn anew, and the processor time is read: tokens a CPU-second, SmolLM2-135M in bf16. Ratios are of one round; their median stands
-with its 95 % interval by order statistics. Arms: stock vLLM, compiled and eager; a static route of 24 of 30 blocks, compiled; the identity
-along the routed machinery, compiled and eager; one common route, four nested routes and as many routes as rows, eager and beside a
-compiled base. The limit of nested routes is `t_other(B) + sum over blocks of t_block(rows executing it)`, clocked around the blocks of the
-stock eager engine between the rounds. The front selector is timed on the same prompts in this process.
+Every engine is a process of its own with one thread; all are started first, then in each round every arm decodes the same prompts once,
+in an order drawn anew, and the processor time is read: tokens a CPU-second, SmolLM2-135M in bf16. Ratios are of one round; their median
+stands with its 95 % interval by order statistics. Arms, compiled and eager: stock vLLM; the identity along the routed machinery; one
+common route of 24 of 30 blocks; four nested routes; as many routes as rows, which no compiled stretch fits; and that common route as a
+static server, compiled. The limit of nested routes is `t_other(B) + sum over parts of t_part(rows executing it)`, by clocks around the
+blocks of the eager stock engine, and around the stretches of the compiled routed one, between the rounds. The front selector is timed on
+the same prompts in this process; "with its front" adds its seconds for every prompt to prefill and decoding of the identity.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ from drllm import Route, RoutedModel
 from drllm.files import write_json
 from drllm.model.codebook import Codebook, Point
 from drllm.provenance import hardware, versions
+from drllm.serving.engine.segments import cuts
 from drllm.serving.launch import cache_folder, checkpoint_of
 from drllm.tasks import load_task
 from generate import COMMON, MODEL, NESTED, different_routes, median_interval
 
 FULL = "1" * 30
+KNOWN = [FULL, *NESTED]
 
 
 class Engine:
@@ -67,30 +70,32 @@ class Engine:
 
 
 def arms_of(batch: int) -> dict[str, tuple[str, list[str] | None]]:
-    """Each arm: its engine, and the route of each row."""
-    nested = [NESTED[row % 4] for row in range(batch)]
-    different = [str(route) for route in different_routes(batch, 30)]
-    arms: dict[str, tuple[str, list[str] | None]] = {
-        "stock, compiled": ("stock compiled", None), "static 24 of 30, compiled": ("static compiled", None),
-        "identity, compiled": ("rows compiled", [FULL] * batch), "stock, eager": ("stock eager", None),
-        "identity, eager": ("rows eager", [FULL] * batch), "one common route, eager": ("rows eager", [COMMON] * batch),
-        "one common route, beside a compiled base": ("rows compiled", [COMMON] * batch),
-    }  # fmt: skip
+    """Each arm: its engine, and the route of each row. The last word says whose stock it is compared with."""
+    routes = {"identity": [FULL] * batch, "one common route": [COMMON] * batch}
     if batch > 1:
-        arms |= {
-            "4 nested routes, eager": ("rows eager", nested), "4 nested routes, beside a compiled base": ("rows compiled", nested),
-            f"{batch} routes, eager": ("rows eager", different),
-        }  # fmt: skip
+        routes |= {"4 nested routes": [NESTED[row % 4] for row in range(batch)]}
+        routes |= {f"{batch} routes": [str(route) for route in different_routes(batch, 30)]}
+    arms: dict[str, tuple[str, list[str] | None]] = {"static 24 of 30, compiled": ("static compiled", None)}
+    for mode in ("compiled", "eager"):
+        arms[f"stock, {mode}"] = (f"stock {mode}", None)
+        arms |= {f"{name}, {mode}": (f"rows {mode}", taken) for name, taken in routes.items()}
     return arms
+
+
+def limit_of(engine: Engine, firsts: Sequence[int], rows: list[list[int]], new: int) -> float:
+    """Seconds of a decoding step of nested routes that pays each part for the rows that run it, and nothing else."""
+    nested = [Route.parse(NESTED[row % 4]) for row in range(len(rows))]
+    taking = [sum(route[first] > 0 for route in nested) for first in firsts]
+    clocks = {n: engine.run(rows[:n], None, new, clocked=True) for n in sorted({*taking, len(rows)} - {0})}
+    return clocks[len(rows)]["beside"] + sum(clocks[n]["parts"][place] for place, n in enumerate(taking) if n)
 
 
 def measure(engines: dict[str, Engine], prompts: list[list[int]], batch: int, rounds: int, new: int, seed: int) -> dict[str, Any]:
     """All arms at one batch size."""
     arms = arms_of(batch)
-    nested = [Route.parse(NESTED[row % 4]) for row in range(batch)]
-    needed = sorted({sum(route[block] > 0 for route in nested) for block in range(30)} | {batch}) if batch > 1 else []
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
-    limits: list[float] = []
+    limits: dict[str, list[float]] = {"compiled": [], "eager": []}
+    firsts = {"compiled": [first for first, _ in cuts(KNOWN)], "eager": range(30)}
     rng = random.Random(seed)
     for round_ in range(-1, rounds):  # the first warms up
         rows = [prompts[(max(round_, 0) * batch + row) % len(prompts)] for row in range(batch)]
@@ -100,26 +105,28 @@ def measure(engines: dict[str, Engine], prompts: list[list[int]], batch: int, ro
             engine, routes = arms[name]
             done = engines[engine].run(rows, routes, new)
             found[name] += [done] if round_ >= 0 else []
-        if round_ >= 0 and needed and round_ % 4 == 0:
-            clocks = {n: engines["stock eager"].run(rows[:n], None, new, clocked=True) for n in needed}
-            passes = [sum(route[block] > 0 for route in nested) for block in range(30)]
-            at_best = clocks[batch]["beside"] + sum(clocks[n]["blocks"] / 30 for n in passes if n)
-            limits.append(at_best / (clocks[batch]["beside"] + clocks[batch]["blocks"]))
-    speeds = {name: [one["tokens"] / one["decode"] for one in runs] for name, runs in found.items()}
-    base = {name: f"stock, {'eager' if name.endswith('eager') else 'compiled'}" for name in arms}
-    result: dict[str, Any] = {"batch": batch, "rounds": rounds, "new": new, "arms": {}}
-    for name, values in speeds.items():
-        ratios = [mine / stock for mine, stock in zip(values, speeds[base[name]], strict=True)]
-        prefill = [mine["prefill"] / stock["prefill"] for mine, stock in zip(found[name], found[base[name]], strict=True)]
+        if round_ >= 0 and batch > 1:
+            limits["eager"].append(limit_of(engines["stock eager"], firsts["eager"], rows, new))
+            limits["compiled"].append(limit_of(engines["rows compiled"], firsts["compiled"], rows, new))
+    step = {name: [one["decode"] / (new - 1) for one in runs] for name, runs in found.items()}
+    result: dict[str, Any] = {"batch": batch, "rounds": rounds, "new": new, "arms": {}, "limit": {}}
+    for name, runs in found.items():
+        stock = found[f"stock, {name.rsplit(maxsplit=1)[-1]}"]
         result["arms"][name] = {
-            "tokens_a_cpu_second": statistics.median(values), "against": base[name], "ratio": median_interval(ratios),
-            "prefill_ratio": median_interval(prefill),
-        }  # fmt: skip
-    if limits:
-        best = statistics.median(limits)
-        mine = result["arms"]["4 nested routes, eager"]["ratio"]
-        result["limit"] = {"of_stock_seconds": best, "speed": 1 / best, "reached": [value * best for value in mine],
-                           "of_the_saving": [(1 - 1 / value) / (1 - best) for value in mine]}  # fmt: skip
+            "tokens_a_cpu_second": statistics.median(one["tokens"] / one["decode"] for one in runs),
+            "ratio": median_interval([base["decode"] / mine["decode"] for mine, base in zip(runs, stock, strict=True)]),
+            "prefill": statistics.median(one["prefill"] for one in runs),
+            "prefill_ratio": median_interval([mine["prefill"] / base["prefill"] for mine, base in zip(runs, stock, strict=True)]),
+            "whole": statistics.median(one["prefill"] + one["decode"] for one in runs),
+        }
+    for mode, at_best in limits.items():
+        if not at_best:
+            continue
+        stock, mine = step[f"stock, {mode}"], step[f"4 nested routes, {mode}"]
+        result["limit"][mode] = {
+            "speed": median_interval([base / best for base, best in zip(stock, at_best, strict=True)]),
+            "reached": median_interval([best / taken for best, taken in zip(at_best, mine, strict=True)]),
+        }
     return result
 
 
@@ -149,13 +156,11 @@ def report(row: dict[str, Any]) -> None:
     """What people read."""
     shown = lambda value: f"{value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})"  # noqa: E731
     print(f"\nbatch {row['batch']}, {row['rounds']} rounds, {row['new']} tokens a row")
+    print(f"  {'':28} tokens a CPU-second   speed over stock          prefill seconds over stock")
     for name, arm in row["arms"].items():
-        print(f"  {name:42} {arm['tokens_a_cpu_second']:7.1f} tokens a CPU-second, {shown(arm['ratio'])} of {arm['against']}; "
-              f"prefill seconds {shown(arm['prefill_ratio'])}")  # fmt: skip
-    if "limit" in row:
-        limit = row["limit"]
-        print(f"  4 nested routes: the limit is {limit['speed']:.3f} times stock; reached {shown(limit['reached'])} of it, "
-              f"{shown(limit['of_the_saving'])} of its saving")  # fmt: skip
+        print(f"  {name:28} {arm['tokens_a_cpu_second']:19.1f}   {shown(arm['ratio'])}   {shown(arm['prefill_ratio'])}")
+    for mode, limit in row["limit"].items():
+        print(f"  4 nested routes, {mode}: the limit is {shown(limit['speed'])} times stock; reached {shown(limit['reached'])} of it")
 
 
 def main() -> None:
@@ -172,7 +177,7 @@ def main() -> None:
     checkpoint = checkpoint_of(routed, cache_folder())
     task = load_task("arc_easy", given.data)
     prompts = [routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"] for example in task.select("fit", 512)]
-    rows: dict[str, Any] = {"mode": "forced", "n_layers": 30}
+    rows: dict[str, Any] = {"mode": "forced", "n_layers": 30, "routes": KNOWN}
     kinds: dict[str, tuple[dict[str, Any] | None, bool]] = {
         "stock compiled": (None, False), "static compiled": ({"mode": "static", "n_layers": 30, "route": COMMON}, False),
         "rows compiled": (rows, False), "stock eager": (None, True), "rows eager": (rows, True),
@@ -189,6 +194,13 @@ def main() -> None:
     selector = front(routed, checkpoint, prompts)
     print(f"\nfront selector, {selector['tokens']:.0f} tokens a prompt: {1000 * selector['seconds']:.1f} ms of processor time, "
           f"{selector['seconds'] / selector['prefill_seconds']:.2f} of a whole prefill, {selector['bytes'] / 1e6:.0f} MB")  # fmt: skip
+    for row in results:
+        for mode in ("compiled", "eager"):
+            stock, mine = row["arms"][f"stock, {mode}"]["whole"], row["arms"][f"identity, {mode}"]["whole"]
+            with_front = (mine + row["batch"] * selector["seconds"]) / stock
+            row["arms"][f"identity, {mode}"]["whole_ratio"], row["arms"][f"identity, {mode}"]["with_front"] = mine / stock, with_front
+            print(f"  batch {row['batch']}, {mode}: prefill and {row['new']} tokens along the identity take {mine / stock:.3f} of stock, "
+                  f"with its front {with_front:.3f}")  # fmt: skip
     if given.out:
         write_json(Path(given.out), {"serve": results, "front": selector, "hardware": hardware(), "versions": versions()})
 

@@ -2,7 +2,7 @@
 
 First line: `model`, `spec` (null: stock), `eager`. Then for each line a run: `prompts` (token ids), `routes` (or null), `new`. What is
 printed for it: processor seconds of the prefill (until every row has its first token) and of the decoding, and the number of tokens
-decoded. A line with `clocked` true puts clocks around the blocks of an eager engine: seconds of a decoding step in them, and beside them.
+decoded. A line with `clocked` true puts clocks around the engine's parts: seconds of a decoding step in each, and beside them.
 """
 
 from __future__ import annotations
@@ -52,35 +52,43 @@ def run(engine: Any, told: dict[str, Any], first: int) -> dict[str, float]:
     return {"prefill": marks[1] - marks[0], "decode": marks[2] - marks[1], "tokens": decoded, "steps": steps - 1}
 
 
-def clocked(engine: Any, told: dict[str, Any], first: int) -> dict[str, float]:
-    """The same along the base, with clocks around the blocks: processor seconds of a decoding step in blocks, and beside them."""
-    spent = [0.0]
-    layers = engine.model_executor.driver_worker.worker.model_runner.model.model.layers
-    originals = [layer.forward for layer in layers]
+def clocked(engine: Any, told: dict[str, Any], first: int) -> dict[str, Any]:
+    """The same along the base, with clocks around its parts: seconds of a decoding step in each, and beside them.
 
-    def timed(original: Any) -> Any:
-        def forward(*args: Any, **kwargs: Any) -> Any:
+    Parts are the blocks of a stock engine, and the compiled stretches of a routed one, which then runs the base's route in them, too.
+    """
+    from drllm.serving.engine.plan import StepPlan
+
+    model = engine.model_executor.driver_worker.worker.model_runner.model
+    routed = bool(getattr(model, "stretches", None))
+    parts, name = (model.stretches, "run") if routed else (list(model.model.layers), "forward")
+    spent = [0.0] * len(parts)
+    originals = [getattr(part, name) for part in parts]
+
+    def timed(place: int, original: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             started = clock()
             out = original(*args, **kwargs)
-            spent[0] += clock() - started
+            spent[place] += clock() - started
             return out
 
-        return forward
+        return call
 
-    for layer, original in zip(layers, originals, strict=True):
-        layer.forward = timed(original)
+    for place, (part, original) in enumerate(zip(parts, originals, strict=True)):
+        setattr(part, name, timed(place, original))
+    if routed:
+        StepPlan.is_base = property(lambda plan: False, lambda plan, value: None)  # type: ignore[assignment, method-assign]
     try:
-        spent[0] = 0.0
-        run(engine, told | {"new": 2}, first + 1000)
-        prefill_and_one = spent[0]  # to be taken off
-        spent[0] = 0.0
-        whole = run(engine, told, first + 2000)
-        blocks = (spent[0] - prefill_and_one) / (told["new"] - 2)
+        run(engine, told | {"new": 2}, first)
+        short, spent[:] = list(spent), [0.0] * len(parts)  # the prefill and one step, to be taken off
+        whole = run(engine, told, first + 1000)
     finally:
-        for layer, original in zip(layers, originals, strict=True):
-            layer.forward = original
-    step = whole["decode"] / (told["new"] - 1)
-    return {"blocks": blocks, "beside": step - blocks}
+        for part, original in zip(parts, originals, strict=True):
+            setattr(part, name, original)
+        if routed:
+            del StepPlan.is_base  # type: ignore[misc]
+    inside = [(long - less) / (told["new"] - 2) for long, less in zip(spent, short, strict=True)]
+    return {"parts": inside, "beside": whole["decode"] / (told["new"] - 1) - sum(inside)}
 
 
 def main() -> None:
@@ -103,7 +111,9 @@ def main() -> None:
 
         base = AutoConfig.from_pretrained(told["model"]).architectures[0]
         worker = "RoutedGPUWorker" if torch.cuda.is_available() else "RoutedCPUWorker"
-        spec = ServeSpec(**told["spec"] | {"repeatable": tuple(told["spec"].get("repeatable", ()))})
+        spec = ServeSpec(
+            **told["spec"] | {"repeatable": tuple(told["spec"].get("repeatable", ())), "routes": tuple(told["spec"].get("routes", ()))}
+        )
         options |= {
             "hf_overrides": {"architectures": [architecture(base)]}, "additional_config": spec.to_config(),
             "worker_cls": f"drllm.serving.engine.worker.{worker}",

@@ -33,7 +33,9 @@ def main() -> None:
 
         base = AutoConfig.from_pretrained(told["model"]).architectures[0]
         worker = "RoutedGPUWorker" if torch.cuda.is_available() else "RoutedCPUWorker"
-        spec = ServeSpec(**told["spec"] | {"repeatable": tuple(told["spec"].get("repeatable", ()))})
+        spec = ServeSpec(
+            **told["spec"] | {"repeatable": tuple(told["spec"].get("repeatable", ())), "routes": tuple(told["spec"].get("routes", ()))}
+        )
         options |= {
             "hf_overrides": {"architectures": [architecture(base)]},
             "additional_config": spec.to_config(),

@@ -101,7 +101,9 @@ def run(
     waiting = [Undecided(str(row), policy, [row]) for row, policy in (undecided or {}).items()]
     plan = StepPlan(actions, common, lambda part: part, common, waiting)
     states = torch.randn(sum(lengths), D, generator=torch.Generator().manual_seed(9))
-    states, residual = run_plan(plan, lambda block, n_pass: blocks[f"{block}.{n_pass}"], common.positions, states, context)
+    stretches = [SimpleNamespace(block=block, n_pass=n_pass, names=[f"{block}.{n_pass}"], run=blocks[f"{block}.{n_pass}"])
+                 for block in range(L) for n_pass in (0, 1)]  # fmt: skip
+    states, residual = run_plan(plan, stretches, common.positions, states, context)
     return states + residual, plan, blocks
 
 
@@ -127,6 +129,15 @@ def test_a_step_of_mixed_routes_is_each_row_alone(rows: list[tuple[str, int]]):
                 states, residual = module(whole.positions[start : start + length], states, residual)
         assert torch.allclose(together[start : start + length], states + residual, atol=1e-6)
         start += length
+
+
+def test_which_stretches_a_step_keeps_to():
+    common = step_of([1, 1])
+    plan = StepPlan(np.array([[1, 0, 0, 1], [1, 1, 1, 2]], dtype=np.int8), common, lambda part: part, common)
+    assert plan.keeps_to(np.array([0, 1, 3]))
+    assert plan.keeps_to(np.arange(L))
+    assert not plan.keeps_to(np.array([0, 2, 3]))
+    assert not plan.keeps_to(np.array([0, 1]))
 
 
 def test_rows_that_agree_are_not_gathered():
@@ -221,7 +232,8 @@ def test_how_each_policy_is_served(tiny: RoutedModel):
     routes = [Route.full(n), Route.full(n).edit(n - 1, 2)]
     book = Codebook(routes, 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.zeros(1), [Point(0.0)], 0)
     book.prompt_format = "raw"
-    assert make_spec(book, "p", tiny) == ServeSpec("book", n, "p", repeatable=(n - 1,), prompt_format="raw")
+    known = tuple(map(str, routes))
+    assert make_spec(book, "p", tiny) == ServeSpec("book", n, "p", repeatable=(n - 1,), routes=known, prompt_format="raw")
     assert make_spec(book, "p", tiny, decide="engine", repeatable="0", any_format=True) == ServeSpec(
         "engine", n, "p", repeatable=(0, n - 1)
     )

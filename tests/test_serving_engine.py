@@ -76,6 +76,22 @@ def test_rows_of_the_base_and_of_routes_when_compiled(models, routed):
     assert 0 < done["stats"]["routed_steps"] < done["stats"]["steps"]
 
 
+def test_known_routes_run_in_compiled_stretches(models, routed):
+    """A code book's routes, alone and mixed, beside a route that is not in it; chunks and one-token prompts."""
+    known = ["111111", "111001", "110001", "112111"]
+    forced = [*known, "101101", *known, *known[:3]]
+    asked = [
+        {"ids": ids, "route": route, "new": 12, "arrives": place // 3}
+        for place, (ids, route) in enumerate(zip(prompts(12), forced, strict=True))
+    ]
+    spec = ROWS | {"routes": known, "repeatable": [2]}
+    done = run_engine(models["llama"], spec, asked, enforce_eager=False, max_num_batched_tokens=64, enable_chunked_prefill=True)
+    for request, answer in zip(asked, done["answers"], strict=True):
+        check(routed, request, answer)
+    assert done["stats"]["stretched_steps"] > 0
+    assert done["stats"]["routed_steps"] > done["stats"]["stretched_steps"], "the unknown route ran block by block"
+
+
 def test_a_block_that_all_skip_and_identical_routes(models, routed):
     asked = [{"ids": ids, "route": "110211", "new": 12} for ids in prompts(5)]
     done = run_engine(models["llama"], ROWS, asked)

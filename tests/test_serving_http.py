@@ -210,9 +210,10 @@ def test_models_health_metrics(server, stream: bool):
     names = [f'drllm_requests_total{{decided="request",route="{ROUTES[2]}"}}', "drllm_block_passes_saved", "drllm_block_passes_base_total"]
     before = [_count(server, name) for name in names]
     prompt = f"Ten words that nobody has asked of this server {stream}"
+    usage_too = {"stream_options": {"include_usage": True}} if stream else {}
     made = client(server).completions.create(
         model=MODEL, prompt=prompt, max_tokens=5, temperature=0, stream=stream,
-        extra_body={"vllm_xargs": {"drllm_route": ROUTES[2]}, "ignore_eos": True} | ({"stream_options": {"include_usage": True}} if stream else {}),
+        extra_body={"vllm_xargs": {"drllm_route": ROUTES[2]}, "ignore_eos": True, **usage_too},
     )  # fmt: skip
     usage = list(made)[-1].usage if stream else made.usage
     n_tokens = usage.prompt_tokens + 4

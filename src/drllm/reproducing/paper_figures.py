@@ -43,7 +43,7 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain cross-entropy": ("routers_plain", {"gamma": 0.0, "beta": 0.0}),
 }
 THIRDS = ("early blocks", "middle blocks", "late blocks")
-DIFFERENCE = "points over the base, paired 95 % interval"
+DIFFERENCE = "points over the base, 95 %"
 
 
 def _variant(option: str, value: int) -> str:

@@ -92,7 +92,8 @@ def make_spec(
     else:
         own = tuple(range(n_layers))
     mode = "book" if book and decide != "engine" else "engine"
-    return ServeSpec(mode, n_layers, folder, repeatable=_blocks(repeatable, own, n_layers), prompt_format=prompt_format)
+    routes = tuple(map(str, policy.routes)) if book and mode == "book" else ()
+    return ServeSpec(mode, n_layers, folder, None, _blocks(repeatable, own, n_layers), routes, prompt_format)
 
 
 def _blocks(text: str, auto: tuple[int, ...], n_layers: int) -> tuple[int, ...]:

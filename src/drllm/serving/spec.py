@@ -25,6 +25,7 @@ class ServeSpec:
         policy: the saved policy's folder; "" for `forced`.
         route: the one route, of `static`.
         repeatable: blocks that have keys and values for a second pass; what they cost in cache is paid whether or not a route repeats.
+        routes: those that requests will mostly take, where they are known: what they have in common is compiled.
         prompt_format: "raw" or "chat", what the policy was trained on; None takes both.
     """
 
@@ -33,6 +34,7 @@ class ServeSpec:
     policy: str = ""
     route: str | None = None
     repeatable: tuple[int, ...] = ()
+    routes: tuple[str, ...] = ()
     prompt_format: str | None = None
 
     def __post_init__(self) -> None:
@@ -42,8 +44,8 @@ class ServeSpec:
             raise InputError(f"repeatable blocks {list(self.repeatable)} are not all among the model's {self.n_layers} (0 is the first)")
         if (self.mode == "static") != (self.route is not None):
             raise InputError("a static server needs its one route, and no other has one")
-        if self.route is not None:
-            self.check(self.route)
+        for text in (*self.routes, *([] if self.route is None else [self.route])):
+            self.check(text)
 
     def check(self, text: Any) -> Route:
         """The route that a request asks for; `InputError` for anything that this server cannot run."""
@@ -65,10 +67,10 @@ class ServeSpec:
 
     def to_config(self) -> dict[str, Any]:
         """For vLLM's `additional_config`: JSON values, part of its compile cache's key."""
-        return {KEY: asdict(self) | {"repeatable": list(self.repeatable)}}
+        return {KEY: asdict(self) | {"repeatable": list(self.repeatable), "routes": list(self.routes)}}
 
     @classmethod
     def from_config(cls, additional_config: Any) -> ServeSpec | None:
         """Read back what `to_config` wrote; None where there is none."""
         values = additional_config.get(KEY) if isinstance(additional_config, dict) else None
-        return None if values is None else cls(**values | {"repeatable": tuple(values["repeatable"])})
+        return None if values is None else cls(**values | {"repeatable": tuple(values["repeatable"]), "routes": tuple(values["routes"])})

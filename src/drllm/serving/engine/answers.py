@@ -128,9 +128,16 @@ class _Answer:
         return kept
 
     def _whole(self, body: bytes) -> bytes:
-        if not any(self.call.told):
+        refused = self.start is not None and self.start["status"] >= 400
+        if not refused and not any(self.call.told):
             return body
         answer = json.loads(body)
+        if refused:
+            error = answer.get("error") if isinstance(answer, dict) else None
+            if not isinstance(error, dict) or not isinstance(error.get("message"), str):
+                return body
+            error["message"] = " ".join(error["message"].split())  # one line, as all of ours
+            return json.dumps(answer, ensure_ascii=False).encode()
         return json.dumps(answer | {"drllm": self.call.told}, ensure_ascii=False).encode() if isinstance(answer, dict) else body
 
     def _event(self, chunk: bytes) -> bytes:

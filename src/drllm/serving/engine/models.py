@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.forward_context import get_forward_context, is_forward_context_available
@@ -24,6 +25,7 @@ from drllm.errors import UnsupportedModelError
 from drllm.routes import Route
 from drllm.serving.engine.plan import StepPlan, run_plan
 from drllm.serving.engine.refusals import refuse
+from drllm.serving.engine.segments import Stretch, compiled, cuts, single, warm_up
 from drllm.serving.spec import KEY, ServeSpec
 
 
@@ -41,7 +43,9 @@ class RoutedMixin:
         layers = self.model.layers
         if len(layers) != spec.n_layers:
             raise UnsupportedModelError(f"the policy is for {spec.n_layers} blocks, the checkpoint has {len(layers)}")
-        self.spec = spec
+        self.spec, self.vllm_config = spec, vllm_config
+        self.stretches: list[Stretch] = []
+        self.cut_before = np.array([block for block, _ in cuts(spec.routes)] if spec.routes else [])
         self.fixed = None if spec.route is None else Route.parse(spec.route)
         known = vllm_config.compilation_config.static_forward_context
         for block, action in enumerate(self.fixed or ()):
@@ -69,13 +73,25 @@ class RoutedMixin:
         """The module of a block's first (0) or second (1) pass."""
         return self.twins[str(block)] if n_pass else self.model.layers[block]
 
+    def prepare(self) -> None:
+        """After the weights are in their final form: what a routed step runs, compiled where the base is and the routes are known."""
+        if self.fixed is not None:
+            return
+        passes = [(block, n_pass) for block in range(self.spec.n_layers) for n_pass in (0, 1)]
+        self.singles = [single(self.block, *step) for step in passes if step[1] == 0 or str(step[0]) in self.twins]
+        if self.spec.routes and not self.model.do_not_compile:
+            self.stretches = compiled(self.spec.routes, self.block, self.vllm_config)
+            warm_up(self.stretches, self.vllm_config, self.model.norm.weight)
+
     def forward(self, input_ids: Tensor | None, positions: Tensor, intermediate_tensors: Any = None, inputs_embeds: Tensor | None = None):
         """A step without a plan, or whose rows all take the base's route, is the base's own, compiled where that is."""
         plan: StepPlan | None = get_forward_context().additional_kwargs.get(KEY) if is_forward_context_available() else None
         if plan is None or plan.is_base:
             return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)  # type: ignore[misc]
         states = self.model.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
-        states, residual = run_plan(plan, self.block, positions, states, get_forward_context())
+        plan.stretched = bool(self.stretches) and not plan.undecided and plan.keeps_to(self.cut_before)
+        stretches = self.stretches if plan.stretched else self.singles
+        states, residual = run_plan(plan, stretches, positions, states, get_forward_context())
         return self.model.norm(states, residual)[0]
 
 

@@ -60,10 +60,16 @@ class StepPlan:
         self.actions_RL = actions_RL
         self.undecided = list(undecided)
         self.is_base = not self.undecided and bool((actions_RL == 1).all())
+        self.stretched = False  # whether it ran in compiled stretches
         self._common, self._build = common, build
         self._starts = common.query_start_loc_cpu.numpy()
         self.everyone = Rows(None, metadata, common.slot_mapping)
         self._sets: dict[bytes, Rows] = {}
+
+    def keeps_to(self, firsts: np.ndarray) -> bool:
+        """Whether every row does the same from each of these blocks up to the next; the last stretch ends with the last block."""
+        expanded = np.repeat(self.actions_RL[:, firsts], np.diff([*firsts, self.actions_RL.shape[1]]), axis=1)
+        return bool((expanded == self.actions_RL).all())
 
     @property
     def n_sets(self) -> int:
@@ -126,13 +132,11 @@ class StepPlan:
         return Rows(tokens_on, self._build(part), part.slot_mapping)
 
 
-def run_plan(
-    plan: StepPlan, block_of: Callable[[int, int], Any], positions_N: Tensor, states_ND: Tensor, context: Any
-) -> tuple[Tensor, Tensor]:
-    """Run every block of a step on the rows that need it; (states, residual), both (N, D), whose sum is what leaves the last block.
+def run_plan(plan: StepPlan, stretches: Sequence[Any], positions_N: Tensor, states_ND: Tensor, context: Any) -> tuple[Tensor, Tensor]:
+    """Run a step, each stretch on the rows that need it; (states, residual), both (N, D), whose sum is what leaves the last block.
 
     Args:
-        block_of: the module of a block's first or second pass, called with (positions, states, residual).
+        stretches: `drllm.serving.engine.segments.Stretch`, in the order they run. Where a policy has yet to decide, single blocks.
         states_ND: the embedded tokens.
         context: vLLM's forward context, in which each attention finds its metadata and slots by name.
     """
@@ -148,23 +152,21 @@ def run_plan(
             states.index_copy_(0, gathered.tokens, part[1])
             residual.index_copy_(0, gathered.tokens, part[2])
 
-    for block in range(plan.actions_RL.shape[1]):
-        if plan.undecided:
+    for stretch in stretches:
+        if plan.undecided and stretch.n_pass == 0:
             put_back()
             gathered, part = plan.everyone, (positions_N, states, residual)
-            plan.decide(block, states + residual)
-        for n_pass in (0, 1):
-            rows = plan.rows(block, n_pass)
-            if rows is None:
-                break
-            if rows is not gathered:
-                put_back()
-                gathered = rows
-                whole = (positions_N, states, residual)
-                part = whole if rows.tokens is None else tuple(value[rows.tokens] for value in whole)  # type: ignore[assignment]
-            module = block_of(block, n_pass)
-            name = module.self_attn.attn.layer_name
+            plan.decide(stretch.block, states + residual)
+        rows = plan.rows(stretch.block, stretch.n_pass)
+        if rows is None:
+            continue
+        if rows is not gathered:
+            put_back()
+            gathered = rows
+            whole = (positions_N, states, residual)
+            part = whole if rows.tokens is None else tuple(value[rows.tokens] for value in whole)  # type: ignore[assignment]
+        for name in stretch.names:
             context.attn_metadata[name], context.slot_mapping[name] = rows.metadata, rows.slot_mapping
-            part = (part[0], *module(*part))
+        part = (part[0], *stretch.run(*part))
     put_back()
     return states, residual

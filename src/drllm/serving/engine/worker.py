@@ -29,7 +29,8 @@ class RouteKeeper:
     """The routes of the requests that an engine knows.
 
     Attributes:
-        stats: steps, steps with a route other than the base's, subsets of rows built, requests resumed after preemption, most rows a step.
+        stats: steps, those with a route other than the base's, those of them in compiled stretches, subsets of rows built, requests
+            resumed after preemption, most rows a step.
     """
 
     def __init__(self, spec: ServeSpec):
@@ -38,7 +39,7 @@ class RouteKeeper:
         self.base = (1,) * spec.n_layers
         self.routes: dict[str, Any] = {}  # passes by block, for as long as the engine knows the request
         self.tickets: OrderedDict[str, str] = OrderedDict()  # what the policy decided, or "!" and why it could not
-        self.stats = {"steps": 0, "routed_steps": 0, "sets": 0, "resumed": 0, "most_rows": 0}
+        self.stats = {"steps": 0, "routed_steps": 0, "stretched_steps": 0, "sets": 0, "resumed": 0, "most_rows": 0}
 
     def plan(self, batch: Any, requests: dict[str, Any], common: Any, build: Any, metadata: Any) -> StepPlan:
         """The routes of the rows of one step, from the runner's `input_batch` and `requests`."""
@@ -67,6 +68,7 @@ class RouteKeeper:
             while len(self.tickets) > MAX_TICKETS:
                 self.tickets.popitem(last=False)
         self.stats["routed_steps"] += not plan.is_base
+        self.stats["stretched_steps"] += plan.stretched
         self.stats["sets"] += plan.n_sets
 
     def forget(self, requests: Any) -> None:
@@ -144,6 +146,10 @@ class RoutedWorker:
         runner: Any = self.model_runner  # type: ignore[has-type]
         runner.__class__ = type(f"Routed{type(runner).__name__}", (RoutedRunner, type(runner)), {})
         runner.drllm_keeper = RouteKeeper(spec)
+
+    def compile_or_warm_up_model(self) -> Any:
+        self.model_runner.get_model().prepare()  # type: ignore[attr-defined]
+        return super().compile_or_warm_up_model()  # type: ignore[misc]
 
     def drllm_route(self, ticket: str) -> str | None:
         """The route decided in the engine for the request that carried this ticket, or "!" and why none could be."""
