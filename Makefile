@@ -14,7 +14,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest bench-search bench-harness bench-generate bench-serve soak serve-env table-methods lint clean
+.PHONY: help demo test test-slow test-oldest bench-search bench-harness bench-generate bench-serve soak serve-env table-methods lint lint-serve clean
 
 help:
 	@echo "make demo       install, then retrofit SmolLM2-135M on ARC: table, one routed answer, report in runs/demo"
@@ -38,7 +38,7 @@ test: lint
 	$(PYTEST) -m "not slow" -n $(WORKERS)
 
 # Tests of serving run their servers in .venv-serve.
-test-slow: $(VENV)/.installed-slow serve-env
+test-slow: $(VENV)/.installed-slow serve-env lint-serve
 	$(PYTEST) -m slow
 
 # One thread; alone on the machine, or the figures are noise. Reads ARC-Easy and GSM8K train questions from ../shared/data, else from the Hub.
@@ -90,6 +90,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+
+# The plugin's types, where vLLM is.
+lint-serve: $(VENV)/.installed-dev serve-env
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright -p pyrightserve.json
 
 # A changed pyproject.toml installs again; otherwise these cost nothing.
 $(VENV)/.installed: pyproject.toml Makefile | $(VENV)/.created

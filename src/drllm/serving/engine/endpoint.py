@@ -46,9 +46,9 @@ class RoutesPlugin:
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Stand before the engine client's `generate`."""
-        spec = None if engine_client is None else ServeSpec.from_config(engine_client.vllm_config.additional_config)
         state.drllm = None
-        if spec is None:
+        spec = None if engine_client is None else ServeSpec.from_config(engine_client.vllm_config.additional_config)
+        if engine_client is None or spec is None:
             return
         router = RequestRouter(spec, engine_client)
         engine_client.generate = router.generate

@@ -92,4 +92,4 @@ def _segment_class(name: str) -> Any:
             return states, residual
 
     Segment.forward.__qualname__ = f"Segment.forward[{name}]"
-    return support_torch_compile(Segment, dynamic_arg_dims={"positions": 0, "states": 0, "residual": 0})
+    return support_torch_compile(dynamic_arg_dims={"positions": 0, "states": 0, "residual": 0})(Segment)
