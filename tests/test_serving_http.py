@@ -399,7 +399,7 @@ def test_a_policy_in_the_engine_tells_its_routes(tmp_path):
         wanted = [str(output.route) for output in base.generate(PROMPTS[:8], max_new_tokens=1)]
         asked = client(served)
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            options = {"model": "tiny", "max_tokens": 6, "temperature": 0, "n": 2}
+            options: Any = {"model": "tiny", "max_tokens": 6, "temperature": 1, "n": 2, "extra_body": {"top_k": 1}}
             made = list(pool.map(lambda prompt: asked.completions.create(prompt=prompt, **options), PROMPTS[:8]))
         assert [one.model_extra["drllm"][0]["route"] for one in made] == wanted
         assert {one.model_extra["drllm"][0]["decided"] for one in made} == {"policy"}
