@@ -47,6 +47,7 @@ class StepPlan:
         build: makes a backend's metadata of it.
         metadata: the backend's of all rows, built already.
         undecided: rows that a policy decides.
+        places: what earlier steps found out.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class StepPlan:
         build: Callable[[Any], Any],
         metadata: Any,
         undecided: Sequence[Undecided] = (),
+        places: Places | None = None,
     ):
         self.actions_RL = actions_RL
         self.undecided = list(undecided)
@@ -65,6 +67,8 @@ class StepPlan:
         self._starts = common.query_start_loc_cpu.numpy()
         self.everyone = Rows(None, metadata, common.slot_mapping)
         self._sets: dict[bytes, Rows] = {}
+        self._places = Places() if places is None else places
+        self._count()
 
     def keeps_to(self, firsts: np.ndarray) -> bool:
         """Whether every row does the same from each of these blocks up to the next; the last stretch ends with the last block."""
@@ -78,14 +82,15 @@ class StepPlan:
 
     def rows(self, block: int, n_pass: int) -> Rows | None:
         """Those that make a block's first (0) or second (1) pass; None where nobody does."""
-        runs = self.actions_RL[:, block] > n_pass
-        if runs.all():
+        n_running = self._n_running[n_pass][block]
+        if n_running == len(self.actions_RL):
             return self.everyone
-        if not runs.any():
+        if not n_running:
             return None
+        runs = self.actions_RL[:, block] > n_pass
         key = runs.tobytes()
         if key not in self._sets:
-            self._sets[key] = self._subset(np.flatnonzero(runs))
+            self._sets[key] = self._subset(runs, key)
         return self._sets[key]
 
     def decide(self, block: int, states_ND: Tensor) -> None:
@@ -102,34 +107,70 @@ class StepPlan:
                 self.actions_RL[one.rows, block] = int(one.policy.decide(block, x_1TD, mask)[0])
             except InputError as error:  # one prompt's: the others of the step must not suffer
                 one.failure = " ".join(str(error).split())
+        self._count()
 
-    def _subset(self, rows: np.ndarray) -> Rows:
-        common, starts = self._common, self._starts
+    def _count(self) -> None:
+        self._n_running = [(self.actions_RL > n_pass).sum(0).tolist() for n_pass in (0, 1)]
+
+    def _subset(self, runs: np.ndarray, key: bytes) -> Rows:
+        common, device = self._common, self._common.slot_mapping.device
+        place = self._places.find(key, runs, self._starts, device)
+        pick = lambda value, where: None if value is None else value[where]  # noqa: E731
+        part = common.replace(
+            query_start_loc=place.ends_on,
+            query_start_loc_cpu=place.ends,
+            seq_lens=common.seq_lens[place.rows_on],
+            seq_lens_cpu_upper_bound=pick(common.seq_lens_cpu_upper_bound, place.rows),
+            num_reqs=len(place.rows),
+            num_actual_tokens=len(place.tokens_on),
+            max_query_len=place.longest,
+            block_table_tensor=common.block_table_tensor[place.rows_on],
+            slot_mapping=common.slot_mapping[place.tokens_on],
+            positions=pick(common.positions, place.tokens_on),
+            is_prefilling=pick(common.is_prefilling, place.rows),
+            _num_computed_tokens_cache=None,
+            _token_to_req_indices_cache=None,
+        )
+        return Rows(place.tokens_on, self._build(part), part.slot_mapping)
+
+
+@dataclass(eq=False)
+class Place:
+    """Where the tokens of some rows lie in a step: indices of rows and tokens, and where each row's tokens end once gathered."""
+
+    rows: Tensor
+    rows_on: Tensor  # those named so are on the engine's device
+    tokens_on: Tensor
+    ends: Tensor
+    ends_on: Tensor
+    longest: int
+
+
+class Places:
+    """Remembers them from step to step: while the same requests decode, nothing of it changes."""
+
+    MOST = 512  # kept; then all are forgotten
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[bytes, bytes], Place] = {}
+
+    def find(self, key: bytes, runs: np.ndarray, starts: np.ndarray, device: torch.device) -> Place:
+        """Of the rows that `runs` (R,) marks, whose bytes are `key`; `starts` (R + 1,) is where each row's tokens begin."""
+        whole = (key, starts.tobytes())
+        if whole not in self._known:
+            if len(self._known) >= self.MOST:
+                self._known.clear()
+            self._known[whole] = self._make(np.flatnonzero(runs), starts, device)
+        return self._known[whole]
+
+    def _make(self, rows: np.ndarray, starts: np.ndarray, device: torch.device) -> Place:
         lengths = starts[rows + 1] - starts[rows]
         ends = np.zeros(len(rows) + 1, dtype=np.int32)
         np.cumsum(lengths, out=ends[1:])
         # Token j of the subset is token j - (where its row begins there) + (where it begins here).
         tokens = torch.from_numpy(np.repeat(starts[rows] - ends[:-1], lengths) + np.arange(ends[-1])).long()
-        places, ends_cpu = torch.from_numpy(rows), torch.from_numpy(ends)
-        device = common.slot_mapping.device
-        tokens_on, places_on = tokens.to(device), places.to(device)
-        pick = lambda value, where: None if value is None else value[where]  # noqa: E731
-        part = common.replace(
-            query_start_loc=ends_cpu.to(device),
-            query_start_loc_cpu=ends_cpu,
-            seq_lens=common.seq_lens[places_on],
-            seq_lens_cpu_upper_bound=pick(common.seq_lens_cpu_upper_bound, places),
-            num_reqs=len(rows),
-            num_actual_tokens=int(ends[-1]),
-            max_query_len=int(lengths.max()),
-            block_table_tensor=common.block_table_tensor[places_on],
-            slot_mapping=common.slot_mapping[tokens_on],
-            positions=pick(common.positions, tokens_on),
-            is_prefilling=pick(common.is_prefilling, places),
-            _num_computed_tokens_cache=None,
-            _token_to_req_indices_cache=None,
-        )
-        return Rows(tokens_on, self._build(part), part.slot_mapping)
+        rows_cpu, ends_cpu = torch.from_numpy(rows), torch.from_numpy(ends)
+        return Place(rows_cpu, rows_cpu.to(device), tokens.to(device), ends_cpu, ends_cpu.to(device), int(lengths.max()))
 
 
 def run_plan(plan: StepPlan, stretches: Sequence[Any], positions_N: Tensor, states_ND: Tensor, context: Any) -> tuple[Tensor, Tensor]:

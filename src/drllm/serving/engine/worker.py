@@ -18,7 +18,7 @@ from vllm.v1.worker.gpu_worker import Worker
 from drllm.errors import UnsupportedModelError
 from drllm.model.policy import Policy
 from drllm.routes import Route
-from drllm.serving.engine.plan import StepPlan, Undecided
+from drllm.serving.engine.plan import Places, StepPlan, Undecided
 from drllm.serving.engine.refusals import refuse_attention
 from drllm.serving.spec import KEY, ROUTE_ARGUMENT, TICKET_ARGUMENT, ServeSpec
 
@@ -37,7 +37,8 @@ class RouteKeeper:
         self.spec = spec
         self.policy = load_policy(spec) if spec.mode == "engine" else None
         self.base = (1,) * spec.n_layers
-        self.routes: dict[str, Any] = {}  # passes by block, for as long as the engine knows the request
+        self.routes: dict[str, np.ndarray] = {}  # passes (L,), for as long as the engine knows the request
+        self.places = Places()
         self.tickets: OrderedDict[str, str] = OrderedDict()  # what the policy decided, or "!" and why it could not
         self.stats = {"steps": 0, "routed_steps": 0, "stretched_steps": 0, "sets": 0, "resumed": 0, "most_rows": 0}
 
@@ -57,13 +58,13 @@ class RouteKeeper:
             self.stats["resumed"] += bool(state.output_token_ids) and int(batch.num_computed_tokens_cpu[row]) == 0
         self.stats["steps"] += 1
         self.stats["most_rows"] = max(self.stats["most_rows"], n_rows)
-        return StepPlan(actions_RL, common, build, metadata, list(undecided.values()))
+        return StepPlan(actions_RL, common, build, metadata, list(undecided.values()), self.places)
 
     def note(self, plan: StepPlan, batch: Any) -> None:
         """Remember what a step decided."""
         for one in plan.undecided:
             for row in one.rows:
-                self.routes[batch.req_ids[row]] = plan.actions_RL[row].tolist()
+                self.routes[batch.req_ids[row]] = plan.actions_RL[row].copy()
             self.tickets[one.ticket] = f"!{one.failure}" if one.failure else str(Route(plan.actions_RL[one.rows[0]].tolist()))
             while len(self.tickets) > MAX_TICKETS:
                 self.tickets.popitem(last=False)
@@ -87,8 +88,8 @@ class RouteKeeper:
         known = asked if asked is not None else self.tickets.get(ticket, "!")
         if known.startswith("!"):
             return None
-        route = self.routes[request] = [int(action) for action in known]
-        return route
+        self.routes[request] = np.array([int(action) for action in known], dtype=np.int8)
+        return self.routes[request]
 
 
 def _argument(state: Any, name: str) -> Any:
