@@ -390,17 +390,18 @@ def test_a_policy_in_the_engine_tells_its_routes(tmp_path):
     base = RoutedModel.wrap(str(checkpoint(tmp_path / "base", "llama")), dtype="float32")
     routers = Routers(RouterConfig(N_BLOCKS, base.hidden_size, n_windows=4, width=16), seed=3)
     generator = torch.Generator().manual_seed(0)
-    for tensor in routers.tensors.values():
-        tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    for name, tensor in routers.tensors.items():
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * (1.0 if name.startswith("w") else 0.1))
     base.policy = routers
     folder = base.save_pretrained(tmp_path / "routers")
     served = Server([str(folder), "--dtype", "float32", "--eager", "--any-format", "--name", "tiny"], tmp_path / "log.txt")
     try:
-        wanted = [str(output.route) for output in base.generate(PROMPTS[:8], max_new_tokens=1)]
+        prompts = [letter * (3 + 5 * place) for place, letter in enumerate("aZ{0 ~bQ")]
+        wanted = [str(base.generate([prompt], max_new_tokens=1)[0].route) for prompt in prompts]
         asked = client(served)
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             options: Any = {"model": "tiny", "max_tokens": 6, "temperature": 1, "n": 2, "extra_body": {"top_k": 1}}
-            made = list(pool.map(lambda prompt: asked.completions.create(prompt=prompt, **options), PROMPTS[:8]))
+            made = list(pool.map(lambda prompt: asked.completions.create(prompt=prompt, **options), prompts))
         assert [one.model_extra["drllm"][0]["route"] for one in made] == wanted
         assert {one.model_extra["drllm"][0]["decided"] for one in made} == {"policy"}
         assert len(set(wanted)) > 1

@@ -7,8 +7,7 @@ A replica whose engine has died ends at once: what it was answering fails (a 5xx
 everything else to the other replicas and starts a new one.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: FastAPI cannot look names up in a class that Ray has pickled.
 import argparse
 import asyncio
 import contextlib
@@ -31,6 +30,12 @@ from ray import serve
 api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "host", "content-length"}  # of one connection only
 START_S = 600
+
+
+def _die_with_the_replica() -> None:
+    """Linux ends the server when the process that started it is gone, however that ended."""
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @serve.deployment(health_check_period_s=2, health_check_timeout_s=20, graceful_shutdown_timeout_s=20, max_ongoing_requests=256)
@@ -114,14 +119,8 @@ class RoutedServer:
         return StreamingResponse(body(), answer.status, kept)
 
     def __del__(self) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        with contextlib.suppress(ProcessLookupError, PermissionError, AttributeError):  # the last: it never started
             os.killpg(self.process.pid, signal.SIGTERM)
-
-
-def _die_with_the_replica() -> None:
-    """Linux ends the server when the process that started it is gone, however that ended."""
-    PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def app(arguments: dict[str, str]) -> Any:
