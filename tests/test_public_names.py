@@ -20,8 +20,13 @@ CONTRACT = (
 def test_every_public_name_is_there_after_importing_every_module():
     """A submodule named like a public function would overwrite it on import."""
     for module in pkgutil.walk_packages(drllm.__path__, "drllm."):
-        if not module.name.endswith("__main__"):
+        if module.name.endswith("__main__"):
+            continue
+        try:
             importlib.import_module(module.name)
+        except ModuleNotFoundError as error:  # the plugin, where vLLM is not
+            assert module.name.startswith("drllm.serving.engine."), error
+            assert error.name in ("vllm", "fastapi", "prometheus_client"), error
     for name in (*CONTRACT, *drllm.__all__):
         assert callable(getattr(drllm, name)), name
     assert set(CONTRACT) <= set(drllm.__all__) <= set(dir(drllm))
