@@ -25,8 +25,8 @@ def test_every_public_name_is_there_after_importing_every_module():
         try:
             importlib.import_module(module.name)
         except ModuleNotFoundError as error:  # the plugin, where vLLM is not
-            assert module.name.startswith("drllm.serving.engine."), error
-            assert error.name in ("vllm", "fastapi", "prometheus_client"), error
+            if not module.name.startswith("drllm.serving.engine.") or error.name not in ("vllm", "fastapi", "prometheus_client"):
+                raise
     for name in (*CONTRACT, *drllm.__all__):
         assert callable(getattr(drllm, name)), name
     assert set(CONTRACT) <= set(drllm.__all__) <= set(dir(drllm))
