@@ -174,6 +174,7 @@ def main() -> None:
     parser.add_argument("--out", default="")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each batch is told as it is done, also to a file
     routed = RoutedModel.wrap(MODEL, dtype="bfloat16")
     checkpoint = checkpoint_of(routed, cache_folder())
     task = load_task("arc_easy", given.data)
