@@ -100,6 +100,7 @@ def main() -> None:
     from vllm import EngineArgs, LLMEngine
 
     from drllm.serving.engine.plugin import architecture
+    from drllm.serving.launch import engine_options
     from drllm.serving.spec import ServeSpec
 
     options: dict[str, Any] = {
@@ -110,14 +111,8 @@ def main() -> None:
         import torch
 
         base = AutoConfig.from_pretrained(told["model"]).architectures[0]
-        worker = "RoutedGPUWorker" if torch.cuda.is_available() else "RoutedCPUWorker"
-        spec = ServeSpec(
-            **told["spec"] | {"repeatable": tuple(told["spec"].get("repeatable", ())), "routes": tuple(told["spec"].get("routes", ()))}
-        )
-        options |= {
-            "hf_overrides": {"architectures": [architecture(base)]}, "additional_config": spec.to_config(),
-            "worker_cls": f"drllm.serving.engine.worker.{worker}",
-        }  # fmt: skip
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        options |= engine_options(ServeSpec(**told["spec"]), architecture(base), device)
     engine = LLMEngine.from_engine_args(EngineArgs(**options))
     print(json.dumps({"ready": True}), file=out, flush=True)
     first = 0

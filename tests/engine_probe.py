@@ -24,6 +24,7 @@ def main() -> None:
     from vllm import EngineArgs, LLMEngine, SamplingParams
 
     from drllm.serving.engine.plugin import architecture
+    from drllm.serving.launch import engine_options
     from drllm.serving.spec import ServeSpec
 
     options = {"model": told["model"], "dtype": "float32", "enforce_eager": True, "max_model_len": 256, "skip_tokenizer_init": True,
@@ -32,15 +33,8 @@ def main() -> None:
         import torch
 
         base = AutoConfig.from_pretrained(told["model"]).architectures[0]
-        worker = "RoutedGPUWorker" if torch.cuda.is_available() else "RoutedCPUWorker"
-        spec = ServeSpec(
-            **told["spec"] | {"repeatable": tuple(told["spec"].get("repeatable", ())), "routes": tuple(told["spec"].get("routes", ()))}
-        )
-        options |= {
-            "hf_overrides": {"architectures": [architecture(base)]},
-            "additional_config": spec.to_config(),
-            "worker_cls": f"drllm.serving.engine.worker.{worker}",
-        }
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        options |= engine_options(ServeSpec(**told["spec"]), architecture(base), device)
     engine = LLMEngine.from_engine_args(EngineArgs(**options))
     requests = told["requests"]
     outputs, step = {}, 0

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from drllm.errors import InputError, UnsupportedModelError
 from drllm.routes import Route
@@ -137,6 +137,16 @@ def check_supported(routed: RoutedModel) -> str:
     return architecture(names[0])
 
 
+def engine_options(spec: ServeSpec, arch: str, device: str) -> dict[str, Any]:
+    """What makes a vLLM engine a routed one, by the names of its engine arguments; `arch` is what `architecture` gave."""
+    worker = "RoutedCPUWorker" if device == "cpu" else "RoutedGPUWorker"
+    return {
+        "hf_overrides": {"architectures": [arch]},
+        "additional_config": spec.to_config(),
+        "worker_cls": f"{ENGINE}.worker.{worker}",
+    }
+
+
 def launch(
     spec: ServeSpec, checkpoint: str, arch: str, name: str, dtype: str, device: str, host: str, port: int, context: int,
     eager: bool = False, api_key: str = "", extra: Sequence[str] = (),
@@ -150,12 +160,12 @@ def launch(
         context: longest prompt and answer together, in tokens.
         extra: more of vLLM's own flags; they win over ours where they come twice.
     """
-    worker = "RoutedCPUWorker" if device == "cpu" else "RoutedGPUWorker"
+    options = engine_options(spec, arch, device)
     argv = [
         sys.executable, "-m", ENTRY, "--model", checkpoint, "--served-model-name", name, "--dtype", dtype,
         "--host", host, "--port", str(port), "--max-model-len", str(context),
-        "--hf-overrides", json.dumps({"architectures": [arch]}), "--additional-config", json.dumps(spec.to_config()),
-        "--worker-cls", f"{ENGINE}.worker.{worker}", "--middleware", f"{ENGINE}.answers.RouteMiddleware",
+        "--hf-overrides", json.dumps(options["hf_overrides"]), "--additional-config", json.dumps(options["additional_config"]),
+        "--worker-cls", options["worker_cls"], "--middleware", f"{ENGINE}.answers.RouteMiddleware",
         "--generation-config", "vllm",
     ]  # fmt: skip
     if spec.mode == "engine":  # a policy must see the whole prompt, in one step, and only once

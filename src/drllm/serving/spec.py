@@ -38,6 +38,8 @@ class ServeSpec:
     prompt_format: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("repeatable", "routes"):  # lists, where they come from JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.mode not in MODES:
             raise InputError(f"serving mode {self.mode!r} is none of {', '.join(MODES)}")
         if any(not 0 <= block < self.n_layers for block in self.repeatable):
@@ -73,4 +75,4 @@ class ServeSpec:
     def from_config(cls, additional_config: Any) -> ServeSpec | None:
         """Read back what `to_config` wrote; None where there is none."""
         values = additional_config.get(KEY) if isinstance(additional_config, dict) else None
-        return None if values is None else cls(**values | {"repeatable": tuple(values["repeatable"]), "routes": tuple(values["routes"])})
+        return None if values is None else cls(**values)
