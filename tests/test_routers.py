@@ -19,6 +19,7 @@ from drllm.model.routers import (
     CONFIG_FILE,
     N_ACTIONS,
     WEIGHTS_FILE,
+    PrefillRouters,
     RouterConfig,
     Routers,
     apply_control,
@@ -512,13 +513,14 @@ def test_saved_routers_come_back_on_their_base(routed, tmp_path):
 
 def test_a_route_is_decided_once_and_holds_for_every_new_token(routed, monkeypatch):
     asked = []
-    logits = Routers.logits
+    logits = PrefillRouters.logits
 
-    def counting(self, block, pooled_BWD, valid_BW):
-        asked.append((block, pooled_BWD.shape[0], pooled_BWD.dtype))
-        return logits(self, block, pooled_BWD, valid_BW)
+    def counting(self, block, x_BTD):
+        found = logits(self, block, x_BTD)
+        asked.append((block, len(x_BTD), found.dtype))
+        return found
 
-    monkeypatch.setattr(Routers, "logits", counting)
+    monkeypatch.setattr(PrefillRouters, "logits", counting)
     outputs = routed.generate(PROMPTS, max_new_tokens=7, min_new_tokens=7)
     assert asked == [(block, len(PROMPTS), torch.float32) for block in range(routed.n_layers)]
     assert {output.n_new_tokens for output in outputs} == {7}

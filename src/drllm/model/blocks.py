@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from drllm.errors import UnsupportedModelError
-from drllm.model.cache import RoutedCache
+from drllm.model.cache import ALL_ONCE, RoutedCache
 
 # Arguments of a block that carry one entry a row when their first dimension is B. Chosen by name: a square attention mask or a
 # position table may have B entries by accident, and an argument missing here must be refused, never guessed at.
@@ -61,12 +61,20 @@ class RoutedBlock:
         cache = find_cache(args, kwargs)
         if cache is None:
             return self.original(*args, **kwargs)
-        named = dict(zip(self.parameters, args, strict=False)) | kwargs
-        x_BTD = named.pop(self.parameters[0])
+        if len(args) == 1:
+            x_BTD, named = args[0], kwargs
+        else:
+            named = dict(zip(self.parameters, args, strict=False)) | kwargs
+            x_BTD = named.pop(self.parameters[0])
         x_BTD = cache.enter(self.index, x_BTD, named)
+        plan = cache.plan(self.index)
+        if plan is ALL_ONCE:  # nearly every call: nothing is selected, nothing put back
+            out = self.original(x_BTD, **named)
+            cache.leave(self.index, x_BTD.shape[1])
+            return out
         rest = None  # what the block returned beside the states, for families that return tuples
-        for n_pass, rows in enumerate(cache.plan(self.index)):
-            passed = {key: self._argument(key, value, rows, n_pass, x_BTD.shape[0]) for key, value in named.items()}
+        for n_pass, rows in enumerate(plan):
+            passed = {key: self._argument(key, value, rows, n_pass, cache, x_BTD.shape[0]) for key, value in named.items()}
             states, rest = self.run(x_BTD if rows is None else x_BTD[rows], passed)
             # A device map may have moved the block's output: the other rows follow it.
             x_BTD = states if rows is None else x_BTD.to(states.device).index_copy(0, rows.to(states.device), states)
@@ -80,12 +88,12 @@ class RoutedBlock:
         out = self.original(x_BTD, **arguments)
         return (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
 
-    def _argument(self, name: str, value: Any, rows: Tensor | None, n_pass: int, n_rows: int) -> Any:
-        if isinstance(value, RoutedCache):
-            return value if n_pass == 0 else value.second_pass
+    def _argument(self, name: str, value: Any, rows: Tensor | None, n_pass: int, cache: RoutedCache, n_rows: int) -> Any:
+        if value is cache:
+            return cache if n_pass == 0 else cache.second_pass
         if rows is None or value is None or name not in ROW_ARGUMENTS:
             return value
-        return select_rows(value, rows, n_rows)
+        return cache.once_a_step(rows, value, lambda: select_rows(value, rows, n_rows))
 
     def remove(self, block: nn.Module) -> None:
         """Give the block its own forward back."""

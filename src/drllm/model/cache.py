@@ -9,7 +9,8 @@ Shapes: B rows, T tokens of this step, L blocks.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,10 @@ from drllm.routes import Route
 # The last one, keys plus their index for sparse attention, came with transformers 5.2x.
 SUPPORTED_SLOTS = (DynamicLayer, DynamicSlidingWindowLayer, getattr(cache_utils, "DynamicIndexedLayer", DynamicLayer))
 
+
+Plan = tuple[Tensor | None, ...]  # for each pass of a block, the rows that make it: an index tensor, or None for all rows
+ALL_ONCE: Plan = (None,)
+_PLANS: tuple[Plan, ...] = ((), ALL_ONCE, (None, None))  # where all rows take one action
 
 STRAYED = (
     "the model's blocks did not follow the route (hooks were removed, another object unwrapped it, or gradient checkpointing dropped the "
@@ -77,6 +82,8 @@ class PassSlots(Cache):
 class RoutedCache(PassSlots):
     """The cache of one routed forward or generation.
 
+    A route that is given, not decided from the prompt's states, is planned before the first block.
+
     Args:
         config: the base model's text configuration.
         n_layers: L.
@@ -89,17 +96,32 @@ class RoutedCache(PassSlots):
         if policy.n_layers != n_layers:
             raise InputError(f"the policy or route has {policy.n_layers} blocks, the model has {n_layers}: use one made for this model")
         self.n_layers = n_layers
-        self.second_pass = PassSlots(new_slots(config, n_layers))
+        self._config = config
         self._prompt_mask = prompt_mask.bool()
         self._policy = policy.start(self._prompt_mask)
-        self._actions: list[Tensor] = []  # (B,) a block, on the CPU
-        self._plans: list[list[Tensor | None]] = []
+        self._actions: list[list[int]] = []  # B a block
+        self._plans: list[Plan] = []
+        self._n_entered = 0  # blocks that prefill has come to
+        self._rows: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # one tensor for equal rows, whatever the block
+        self._selected: dict[tuple[int, int], tuple[Any, Any]] = {}
+        n_rows = len(prompt_mask)
+        if policy.route is not None and not (isinstance(policy, RowRoutes) and len(policy.actions_BL) != n_rows):
+            for action in policy.route:
+                self._actions.append([int(action)] * n_rows)
+                self._plans.append(_PLANS[action])
+
+    @functools.cached_property
+    def second_pass(self) -> PassSlots:
+        """The slots of second passes: made when first wanted, since few routes repeat."""
+        slots = PassSlots(new_slots(self._config, self.n_layers))
+        slots.n_seen = self.n_seen
+        return slots
 
     def enter(self, block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Called with the states entering each block and its other arguments, before it runs; decides its actions at prefill."""
-        if block > len(self._actions):
+        if block > self._n_entered:
             raise InputError(STRAYED)
-        if block == len(self._actions):
+        if block == self._n_entered:
             if self.n_seen:
                 raise InputError("the cache met new blocks after prefill: use one RoutedCache a generation")
             if x_BTD.shape[:2] != self._prompt_mask.shape:
@@ -107,30 +129,60 @@ class RoutedCache(PassSlots):
                     f"prefill saw states of {tuple(x_BTD.shape[:2])} rows and tokens, the prompt mask has "
                     f"{tuple(self._prompt_mask.shape)}: the whole prompt must enter in one step, with one route a row"
                 )
-            actions = check_actions(self._policy.decide(block, x_BTD, self._prompt_mask), x_BTD.shape[0], block)
-            self._actions.append(actions)
-            self._plans.append(row_plan(actions, x_BTD.device))
+            if block == len(self._actions):
+                actions = check_actions(self._policy.decide(block, x_BTD, self._prompt_mask), x_BTD.shape[0], block)
+                self._actions.append(actions)
+                self._plans.append(self.row_plan(actions, x_BTD.device))
+            self._n_entered += 1
         return x_BTD
 
-    def plan(self, block: int) -> list[Tensor | None]:
-        """For each pass of a block, the rows that make it: an index tensor, or None for all rows. Empty: nobody runs it."""
+    def plan(self, block: int) -> Plan:
+        """The rows of each pass of a block; empty: nobody runs it. `ALL_ONCE` itself where every row makes one pass."""
         return self._plans[block]
+
+    def row_plan(self, actions: Sequence[int], device: torch.device) -> Plan:
+        """Turn one block's actions into the rows of each pass."""
+        most = max(actions)
+        if most == min(actions):
+            return _PLANS[most]
+        plan: list[Tensor | None] = []
+        for n_pass in range(most):
+            rows = tuple(row for row, action in enumerate(actions) if action > n_pass)
+            if len(rows) == len(actions):
+                plan.append(None)
+                continue
+            if (device, rows) not in self._rows:
+                self._rows[device, rows] = torch.tensor(rows, device=device)
+            plan.append(self._rows[device, rows])
+        return tuple(plan)
+
+    def once_a_step(self, rows: Tensor, value: Any, select: Callable[[], Any]) -> Any:
+        """What `select` makes of some rows of a block's argument; blocks with equal rows are given the same argument in a step."""
+        key = (id(rows), id(value))
+        if key not in self._selected:
+            self._selected[key] = (value, select())  # the value, too: while it lives, nothing else has its id
+        return self._selected[key][1]
 
     def leave(self, block: int, n_tokens: int) -> None:
         """The clock advances when the last block is done."""
         if block == self.n_layers - 1:
-            self.n_seen += n_tokens
-            self.second_pass.n_seen = self.n_seen
+            self._tell(self.n_seen + n_tokens)
+            self._selected.clear()
+
+    def _tell(self, n_seen: int) -> None:
+        self.n_seen = n_seen
+        if "second_pass" in vars(self):
+            self.second_pass.n_seen = n_seen
 
     def check_complete(self, n_before: int = 0) -> None:
         """Refuse a result whose blocks did not all follow the route: something stands between the model and its routed blocks."""
-        if len(self._actions) != self.n_layers or self.n_seen <= n_before:
+        if self._n_entered != self.n_layers or self.n_seen <= n_before:
             raise InputError(STRAYED)
 
     @property
     def routes(self) -> list[Route]:
         """The routes decided, one a row; complete once prefill is over."""
-        return [Route(actions) for actions in torch.stack(self._actions, dim=1).tolist()]
+        return [Route(actions) for actions in zip(*self._actions, strict=True)]
 
 
 class _RoomyLayer(DynamicLayer):
@@ -179,12 +231,13 @@ class PrefilledCache(RoutedCache):
         device: torch.device,
     ):
         super().__init__(config, n_layers, RowRoutes(routes), torch.ones((len(routes), width), dtype=torch.bool, device=device))
+        self._actions, self._plans = [], []
         places = [{place: index for index, place in enumerate(_passes(route))} for route in routes]
         for block in range(n_layers):
-            actions = torch.tensor([int(route[block]) for route in routes])
+            actions = [int(route[block]) for route in routes]
             self._actions.append(actions)
-            self._plans.append(row_plan(actions, device))
-            for n_pass in range(int(actions.max())):
+            self._plans.append(self.row_plan(actions, device))
+            for n_pass in range(max(actions)):
                 rows = [row for row in range(len(routes)) if actions[row] > n_pass]
                 pairs = [keys_values[row][places[row][block, n_pass]] for row in rows]
                 slot: Any = (self if n_pass == 0 else self.second_pass).layers[block]
@@ -200,19 +253,20 @@ class PrefilledCache(RoutedCache):
                 keys, values = (torch.stack([_right_align(pair[which], kept) for pair in pairs]) for which in (0, 1))
                 slot.lazy_initialization(keys, values)
                 slot.keys, slot.values = keys, values
-        self.n_seen = self.second_pass.n_seen = width
+        self._n_entered = n_layers
+        self._tell(width)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only some rows, in that order."""
         for block in range(self.n_layers):
             actions = self._actions[block]
-            for n_pass in range(int(actions.max())):
+            for n_pass in range(max(actions)):
                 slot: Any = (self if n_pass == 0 else self.second_pass).layers[block]
-                members = (actions > n_pass).nonzero()[:, 0].tolist()
-                places = [members.index(row) for row in rows if actions[row] > n_pass]
+                members = {row: place for place, row in enumerate(row for row, action in enumerate(actions) if action > n_pass)}
+                places = [members[row] for row in rows if row in members]
                 slot.batch_select_indices(torch.tensor(places, dtype=torch.long, device=slot.keys.device))
-            self._actions[block] = actions[list(rows)]
-            self._plans[block] = row_plan(self._actions[block], self._prompt_mask.device)
+            self._actions[block] = [actions[row] for row in rows]
+            self._plans[block] = self.row_plan(self._actions[block], self._prompt_mask.device)
 
 
 def _passes(route: Route) -> list[tuple[int, int]]:
@@ -226,21 +280,12 @@ def _right_align(part: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(part, (0, 0, width - part.shape[1], 0))
 
 
-def check_actions(actions: Tensor, n_rows: int, block: int) -> Tensor:
-    """A policy's decision as (B,) long on the CPU; `InputError` for another shape or any value but 0, 1 and 2."""
+def check_actions(actions: Tensor, n_rows: int, block: int) -> list[int]:
+    """A policy's decision as B whole numbers; `InputError` for another shape or any value but 0, 1 and 2."""
     if not isinstance(actions, Tensor) or actions.shape != (n_rows,) or actions.is_floating_point():
         found = f"{actions.dtype} {tuple(actions.shape)}" if isinstance(actions, Tensor) else type(actions).__name__
         raise InputError(f"the policy decided {found} at block {block}, expected one whole action a row, ({n_rows},)")
-    actions = actions.detach().to("cpu", torch.long)
-    if bool(((actions < 0) | (actions > 2)).any()):
-        raise InputError(f"the policy decided {actions.tolist()} at block {block}, expected 0 (skip), 1 (execute) or 2 (repeat)")
-    return actions
-
-
-def row_plan(actions_B: Tensor, device: torch.device) -> list[Tensor | None]:
-    """Turn one block's actions into the rows of each pass."""
-    plan: list[Tensor | None] = []
-    for n_pass in range(int(actions_B.max())):
-        rows = (actions_B > n_pass).nonzero()[:, 0]
-        plan.append(None if len(rows) == len(actions_B) else rows.to(device))
-    return plan
+    found = [int(action) for action in actions.tolist()]  # a bool is an action, too
+    if not {0, 1, 2}.issuperset(found):
+        raise InputError(f"the policy decided {found} at block {block}, expected 0 (skip), 1 (execute) or 2 (repeat)")
+    return found

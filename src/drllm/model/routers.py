@@ -121,13 +121,19 @@ def pool_windows(x_BTD: Tensor, prompt_mask_BT: Tensor, n_windows: int) -> tuple
 
 
 def pool(weights_BWT: Tensor, x_BTD: Tensor) -> Tensor:
-    """Window means (B, W, D) float32, given `pool_matrix`'s weights.
-
-    States outside every window are zeroed first: some attention kernels leave nan on padding, and 0 * nan would spread it to the prompt.
-    """
-    weights_BWT = weights_BWT.to(x_BTD.device)
+    """Window means (B, W, D) float32, given `pool_matrix`'s weights."""
+    weights_BWT, x_BTD = weights_BWT.to(x_BTD.device), x_BTD.float()
+    pooled = weights_BWT @ x_BTD
+    if _finite(pooled):
+        return pooled
+    # Some attention kernels leave nan on padding, and 0 * nan spreads it to the prompt: zeroed where it is so, since it costs a copy.
     outside_BT = (weights_BWT == 0).all(1)
-    return weights_BWT @ x_BTD.float().masked_fill(outside_BT[..., None], 0)
+    return weights_BWT @ x_BTD.masked_fill(outside_BT[..., None], 0)
+
+
+def _finite(x: Tensor) -> bool:
+    """Whether all of a tensor is finite, in one pass; sums that overflow say no, too."""
+    return math.isfinite(x.sum().item())
 
 
 def rms_normalize(pooled: Tensor) -> Tensor:
@@ -182,14 +188,15 @@ class Routers(Policy):
         shares = valid_BW.float() / valid_BW.sum(1, keepdim=True)
         return (logits * shares[None, :, :, None]).sum(2)
 
+    def layers(self) -> list[list[tuple[Tensor, Tensor]]]:
+        """The linear layers (weights, biases) of each block's router, as views."""
+        parts = [parameter.unbind(0) for parameter in self.parameters()]
+        found = [list(zip(of_block[::2], of_block[1::2], strict=True)) for of_block in zip(*parts, strict=True)]
+        return found * self.n_layers if self.config.shared else found
+
     def logits(self, block: int, pooled_BWD: Tensor, valid_BW: Tensor) -> Tensor:
-        """Logits (B, C) of one block's router, from the states that it reads; the inference path."""
-        weights = [parameter[0 if self.config.shared else block].to(pooled_BWD.device) for parameter in self.parameters()]
-        x = rms_normalize(pooled_BWD.float()) if self.config.normalize else pooled_BWD.float()
-        for place, (w, b) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
-            x = (torch.nn.functional.gelu(x) if place else x) @ w + b
-        shares = valid_BW.float() / valid_BW.sum(1, keepdim=True)
-        return (x * shares[..., None]).sum(1)
+        """Logits (B, C) of one block's router, from the states that it reads."""
+        return router_logits(self.layers()[block], pooled_BWD, window_shares(valid_BW), self.config.normalize)
 
     def check_model(self, n_layers: int, hidden_size: int) -> None:
         """Refuse a model with other blocks or another hidden size."""
@@ -284,7 +291,9 @@ class PrefillRouters(Policy):
     def __init__(self, routers: Routers, prompt_mask_BT: Tensor):
         self._routers = routers
         self.n_layers = routers.n_layers
-        self._weights_BWT, self._valid_BW = pool_matrix(prompt_mask_BT, routers.config.n_windows)
+        self._layers = routers.layers()
+        self._weights_BWT, valid_BW = pool_matrix(prompt_mask_BT, routers.config.n_windows)
+        self._shares_BW = window_shares(valid_BW)
         self._first_BWD: Tensor | None = None
 
     def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
@@ -293,10 +302,11 @@ class PrefillRouters(Policy):
     @torch.no_grad()
     def logits(self, block: int, x_BTD: Tensor) -> Tensor:
         """(B, C) of one block's router; `InputError` where they are not finite."""
-        # In float32 whatever surrounds it: under autocast the products would run in half precision.
-        with torch.autocast(x_BTD.device.type, enabled=False):
-            logits = self._routers.logits(block, self._pooled(x_BTD), self._valid_BW.to(x_BTD.device))
-        if not bool(logits.isfinite().all()):
+        if torch.is_autocast_enabled(x_BTD.device.type):  # the products would run in half precision
+            with torch.autocast(x_BTD.device.type, enabled=False):
+                return self.logits(block, x_BTD)
+        logits = router_logits(self._layers[block], self._pooled(x_BTD), self._shares_BW, self._routers.config.normalize)
+        if not _finite(logits):
             # argmax of nan is 0: every block would be skipped without a word.
             raise InputError(f"the states entering block {block} are not finite on a prompt: load the base in bfloat16 or float32")
         return logits
@@ -314,6 +324,21 @@ class PrefillRouters(Policy):
     @classmethod
     def load(cls, folder: Path) -> Policy:
         return Routers.load(folder)
+
+
+def window_shares(valid_BW: Tensor) -> Tensor:
+    """What each window counts in a row's mean (B, W): nothing where a short prompt lacks it."""
+    return valid_BW.float() / valid_BW.sum(1, keepdim=True)
+
+
+def router_logits(layers: list[tuple[Tensor, Tensor]], pooled_BWD: Tensor, shares_BW: Tensor, normalize: bool) -> Tensor:
+    """Logits (B, C) of one router on pooled states: each window's, averaged."""
+    device = pooled_BWD.device
+    n_rows, n_windows, size = pooled_BWD.shape
+    x = (rms_normalize(pooled_BWD.float()) if normalize else pooled_BWD.float()).reshape(n_rows * n_windows, size)
+    for place, (w, b) in enumerate(layers):
+        x = torch.addmm(b.to(device), torch.nn.functional.gelu(x) if place else x, w.to(device))
+    return torch.bmm(shares_BW[:, None].to(device), x.view(n_rows, n_windows, N_ACTIONS))[:, 0]
 
 
 def apply_control(probabilities: Tensor, p: float) -> Tensor:
