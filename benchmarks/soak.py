@@ -100,6 +100,8 @@ def main() -> None:
                 os.killpg(server.pid, signal.SIGKILL)
     print(f"{result['requests']} requests of {given.clients} clients in {given.minutes:g} minutes: {result['wrong']} wrong, "
           f"{result['errors']} errors, {result['left']} left early; {len(result['routes'])} routes")  # fmt: skip
+    for failure in result["failures"]:
+        print(f"  {failure}")
     print("resident MB by minute: " + ", ".join(f"{value:.0f}" for value in result["memory_mb"]))
     if given.out:
         write_json(Path(given.out), result | {"hardware": hardware(), "versions": versions()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -12,18 +13,21 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import drllm
 from conftest import byte_tokenizer
-from drllm import Resources, RoutedModel, SearchConfig, search
+from drllm import Resources, RoutedModel, SearchConfig, crew, evaluate, search, train
 from drllm.errors import DrllmError, InputError
+from drllm.evaluation import cluster as evaluation_cluster
 from drllm.plans import read_plan
 from drllm.provenance import read_jobs
 from drllm.records import read_records, shard_indices
+from drllm.reporting.load import read_summary
 from drllm.searching import cluster
-from runs import TASK, folder_bytes, model
+from runs import EVALUATE, TASK, TRAIN, L, copy_run, folder_bytes, model
 
 HAVE_RAY = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not HAVE_RAY, reason="needs Ray (pip install drllm[ray])")
@@ -46,9 +50,9 @@ def single(saved, data, tmp_path_factory) -> Path:
     return search(saved, [TASK], SEARCH, tmp_path_factory.mktemp("single"), data)
 
 
-def replicas() -> list[int]:
+def replicas(actor: str = "Replica") -> list[int]:
     """Process ids of the actors."""
-    found = subprocess.run(["pgrep", "-f", "^ray::Replica"], capture_output=True, text=True, check=False).stdout
+    found = subprocess.run(["pgrep", "-f", f"^ray::{actor}"], capture_output=True, text=True, check=False).stdout
     return [int(line) for line in found.split()]
 
 
@@ -115,6 +119,91 @@ def test_a_killed_driver_resumes_on_another_executor(saved, data, single, tmp_pa
     subprocess.run(["pkill", "-9", "-s", str(driver.pid)], check=False)
 
 
+METHODS = ["static", "routers", "shuffled-routers", "random"]
+
+
+@pytest.fixture(scope="module")
+def compared(saved, data, single, tmp_path_factory) -> Path:
+    """A trained run, compared by a single process."""
+    out = copy_run(single, tmp_path_factory.mktemp("compared"), "search")
+    for method in ("static", "routers"):
+        saved.policy = train(saved, out, method, TRAIN if method == "routers" else None)
+        saved.save_pretrained(out / method)
+    saved.policy = None
+    evaluate(saved, METHODS, [TASK], out, EVALUATE, data)
+    return out
+
+
+def without_seconds(folder: Path) -> dict[str, list]:
+    return {path.parent.name: pq.read_table(path).to_pylist() for path in sorted(folder.rglob("*.parquet"))}
+
+
+@needs_ray
+@pytest.mark.slow
+def test_two_workers_answer_as_one_process_does(saved, data, compared, tmp_path, monkeypatch):
+    """Policies and their controls, in a run folder named from where the command stands; the second time nothing is asked."""
+    monkeypatch.chdir(tmp_path)
+    copy_run(compared, tmp_path / "run", "search", "static", "routers")
+    summary = evaluate(saved, METHODS, [TASK], "run", EVALUATE, data, resources=TWO)
+    place = f"evaluate/{EVALUATE.folder}"
+    found = without_seconds(tmp_path / "run" / place)
+    assert found == without_seconds(compared / place)
+    assert set(found) == {"base", *METHODS}
+    alone = read_summary(compared / place / "summary.json")
+    assert [row["accuracy"] for row in summary["rows"]] == [row["accuracy"] for row in alone["rows"]]
+    assert not replicas("Answerer")
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / place).rglob("*.parquet")}
+    assert evaluate(saved, METHODS, [TASK], "run", EVALUATE, data, resources=TWO) == summary
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    # One process goes on where workers stopped.
+    (tmp_path / "run" / place / "random" / f"{TASK}.parquet").unlink()
+    evaluate(saved, METHODS, [TASK], "run", EVALUATE, data)
+    assert without_seconds(tmp_path / "run" / place) == found
+
+
+class Mortal(evaluation_cluster.Answerer):
+    """Its first life ends at the routers' questions."""
+
+    def work(self, jobs):
+        died = Path(os.environ["DRLLM_TEST_DIED"])
+        if any(one.method == "routers" for _, one in jobs) and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().work(jobs)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_worker_killed_while_it_answers_loses_nothing(saved, data, compared, tmp_path, monkeypatch, sent_whole):
+    copy_run(compared, tmp_path, "search", "static", "routers")
+    monkeypatch.setenv("DRLLM_TEST_DIED", str(tmp_path / "died"))
+    monkeypatch.setattr(evaluation_cluster, "Answerer", Mortal)
+    evaluate(saved, METHODS, [TASK], tmp_path, EVALUATE, data, resources=TWO)
+    assert (tmp_path / "died").exists()
+    place = f"evaluate/{EVALUATE.folder}"
+    assert without_seconds(tmp_path / place) == without_seconds(compared / place)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_workers_that_see_another_policy_are_refused(saved, data, compared, tmp_path, monkeypatch, sent_whole):
+    """Its folder was written anew after the driver read it."""
+    copy_run(compared, tmp_path, "search", "static", "routers")
+    monkeypatch.setattr(evaluation_cluster, "Answerer", Foreign)
+    with pytest.raises(DrllmError, match="a worker would answer static on arc_easy by another key"):
+        evaluate(saved, ["static"], [TASK], tmp_path, EVALUATE, data, resources=TWO)
+
+
+class Foreign(evaluation_cluster.Answerer):
+    """Finds another policy in the folder."""
+
+    def work(self, jobs):
+        for _, one in jobs:
+            if one.saved is not None:
+                (one.saved / "policy.json").write_text(json.dumps({"route": "0" + "1" * (L - 1)}))
+        return super().work(jobs)
+
+
 @pytest.fixture
 def sent_whole() -> Iterator[None]:
     """Actors get this module's classes themselves, since they cannot import it."""
@@ -128,17 +217,17 @@ def sent_whole() -> Iterator[None]:
 class Deadly(cluster.Replica):
     """Dies of one question, as of one that needs more memory than there is."""
 
-    def search(self, groups):
+    def work(self, groups):
         if any(example.id == "q7" for _, group in groups for _, example in group):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().search(groups)
+        return super().work(groups)
 
 
 @needs_ray
 @pytest.mark.slow
 def test_a_group_that_kills_its_workers_is_named_and_the_others_are_kept(saved, data, tmp_path, monkeypatch, sent_whole):
     monkeypatch.setattr(cluster, "Replica", Deadly)
-    with pytest.raises(DrllmError, match=rf"group \d+ \(q.*\) ended {cluster.MAX_DEATHS} workers") as caught:
+    with pytest.raises(DrllmError, match=rf"group \d+ \(q.*\) ended {crew.MAX_DEATHS} workers") as caught:
         search(saved, [TASK], SEARCH, tmp_path, data, resources=Resources(executor="ray", workers=2, pool_size=4))
     blamed = int(str(caught.value).split()[1])
     ids = read_plan(tmp_path / "search" / TASK)["ids"]
@@ -154,7 +243,7 @@ def test_a_cluster_with_room_for_one_of_two_workers_is_enough(saved, data, singl
     """The second actor never comes up; nothing waits for it."""
     import ray
 
-    monkeypatch.setattr(cluster, "PATIENCE", 0.2)
+    monkeypatch.setattr(crew, "PATIENCE", 0.2)
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
@@ -167,10 +256,10 @@ def test_a_cluster_with_room_for_one_of_two_workers_is_enough(saved, data, singl
 class Full(cluster.Replica):
     """Finds its disk full."""
 
-    def search(self, groups):
+    def work(self, groups):
         if groups:
             raise OSError(28, "No space left on device", "/shared/shard")
-        return super().search(groups)
+        return super().work(groups)
 
 
 @needs_ray
@@ -224,6 +313,7 @@ def test_without_ray_the_line_says_what_to_install(data, tmp_path, monkeypatch):
 
 
 def test_nothing_but_the_executor_imports_ray():
-    code = "import sys; import drllm.cli, drllm.searching.runner, drllm.searching.cluster; sys.exit('ray' in sys.modules)"
+    modules = "drllm.cli, drllm.searching.runner, drllm.searching.cluster, drllm.evaluation.run"
+    code = f"import sys; import {modules}; sys.exit('ray' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(Path(drllm.__file__).parents[1])}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

@@ -15,7 +15,7 @@ import torch
 
 from drllm import EvaluateConfig, Route, RoutedModel, SearchConfig, evaluate, search, train
 from drllm.errors import ArtifactError, DrllmError
-from drllm.evaluation.run import control_routes
+from drllm.evaluation.answers import control_routes
 from drllm.evaluation.stats import mcnemar, wilson
 from drllm.methods.static import StaticConfig
 from drllm.model.routers import RouterConfig, Routers

@@ -16,11 +16,13 @@ import pytest
 from drllm import ArtifactError, EvaluateConfig, InputError, Route
 from drllm import tables as table
 from drllm.evaluation import run as evaluation
+from drllm.evaluation.answers import Asked, answer
 from drllm.files import write_json, write_text
 from drllm.plans import check_plan
 from drllm.records import RouteRecord, write_shard
 from drllm.reporting import drawing, report
 from drllm.scoring import Verdict
+from drllm.tasks import get_task
 
 pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
@@ -75,12 +77,16 @@ class FakeScorer:
         return [Verdict(self.right(n), margin=math.nan) for n in numbers], [Route.parse(self.route(n)) for n in numbers]
 
 
+def asked_of(folder: Path, method: str, task: str) -> Asked:
+    return Asked(method, get_task(task), [], None, None, folder / method / f"{task}.parquet", "key")
+
+
 def write_evaluation(run: Path, split: str = "tune", tasks: tuple[str, ...] = ("arc_easy", "piqa")) -> dict[str, Any]:
     folder = run / "evaluate" / split
     questions = [SimpleNamespace(number=n, example=SimpleNamespace(id=f"q{n}")) for n in range(N)]
     answers = {
         method: {
-            task: evaluation._answer(FakeScorer(method), questions, None, folder / method / f"{task}.parquet", "key", method)
+            task: answer(FakeScorer(method), questions, None, asked_of(folder, method, task))  # type: ignore[arg-type]
             for task in tasks
         }
         for method in BEHAVIOUR

@@ -36,6 +36,7 @@ from drllm.share_commands import (
     show_card,
 )
 
+RESOURCES = ("executor", "address", "workers", "threads", "worker_gpus")  # that a comparison has a use for
 JOBS = {name: SECTIONS[name] for name in ("search", "resources", "gate", "evaluate")}  # that `retrofit` runs, besides methods
 
 
@@ -81,7 +82,9 @@ def _evaluate(job: Job) -> Lines:
     from drllm.evaluation.run import evaluate
     from drllm.tables import render, verdict
 
-    summary = evaluate(job.load(model, dtype), job.common.methods, tasks, out, config, job.common.data or None, job.argv)
+    summary = evaluate(
+        job.load(model, dtype), job.common.methods, tasks, out, config, job.common.data or None, job.argv, job.config("resources")
+    )
     yield render(summary)
     for method in job.common.methods:
         if method != "base" and not owner_of(method):
@@ -166,6 +169,8 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     _with_section("evaluate", "model", "dtype", "device", "tasks", "data", "out", "methods")(parser)
+    title = "resources: where and how it runs; no verdict depends on them (section `resources`)"
+    add_flags(parser, SECTIONS["resources"], RESOURCES, title=title)
     group = parser.add_argument_group("lm-evaluation-harness (docs/harness.md)")
     group.add_argument("--harness", action="store_true", help="run the harness's tasks instead; drllm_* names are its offline ones")
     group.add_argument("--harness-args", default="", metavar="TEXT", help='any of its options, such as --harness-args="--num_fewshot 5"')

@@ -76,7 +76,7 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a search runs on; no record depends on it, but for the threads where 16-bit products on the CPU round by them."""
+    """What searches and comparisons run on; no verdict depends on it, but for threads where 16-bit products on the CPU round by them."""
 
     executor: Literal["local", "ray"] = knob("local", "local: this process; ray: workers of a Ray cluster (pip install drllm[ray])")
     address: str = knob("", "ray: the cluster's address, auto for the one this machine is in; default: start one here")

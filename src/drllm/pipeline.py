@@ -63,7 +63,7 @@ def retrofit(
         gate_config: if it names a split, each policy must pass the gate on it or is the base (`docs/policies.md`).
         data: a JSON-lines file with the questions.
         argv: the command line, for `run.json`.
-        resources: what the search runs on.
+        resources: what the search and the evaluation run on.
 
     Returns:
         summary (see `evaluate`), headline (does the policy help?), answer (prompt, text, route, n_passes), report and policy (paths),
@@ -93,7 +93,7 @@ def retrofit(
     split = evaluate_config.folder
     stages.run(
         f"evaluate on the {split} split", to_dict(evaluate_config), [f"evaluate/{split}"],
-        lambda: evaluate(routed, EVALUATED, tasks, out, evaluate_config, data, argv)["split"],
+        lambda: evaluate(routed, EVALUATED, tasks, out, evaluate_config, data, argv, resources)["split"],
     )  # fmt: skip
     answer = stages.run(
         "generate", {"tokens": ANSWER_TOKENS}, [], lambda: _answer(routed, tasks, out, evaluate_config.split, search_config, data)

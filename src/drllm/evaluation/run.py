@@ -7,49 +7,31 @@ prompt was worth. `random` and `shuffled` alone are the routers'.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import time
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import torch
 
-from drllm.config import EvaluateConfig, to_dict
-from drllm.errors import ArtifactError, InputError
+from drllm.config import EvaluateConfig, Resources, to_dict
+from drllm.crew import connected
+from drllm.errors import InputError
+from drllm.evaluation.answers import Answered, Asked, answer, control_routes, questions_of, read_answers, scorer_of
+from drllm.evaluation.cluster import answer_on_ray
 from drllm.evaluation.names import BASE, check_methods, owner_of
 from drllm.evaluation.sources import run_sources
 from drllm.evaluation.stats import mcnemar, paired_bootstrap, wilson
-from drllm.files import write_bytes, write_json
+from drllm.files import write_json
 from drllm.model import artifact
-from drllm.model.policy import EvaluateOnlyPolicy, Policy, RowRoutes
+from drllm.model.policy import EvaluateOnlyPolicy
 from drllm.model.routed import RoutedModel
 from drllm.plans import path_plans, search_plans
-from drllm.progress import Progress
 from drllm.provenance import running
-from drllm.routes import PartialDepth, Route
-from drllm.scoring import Scorer, make_scorer, questions_digest
+from drllm.routes import PartialDepth
 from drllm.tasks import LoadedTask, drop_overlaps, load_task, texts_digest
-
-CHUNK = 64  # questions between two steps of the progress bar
-
-
-@dataclass(frozen=True)
-class Answered:
-    """One method's verdicts on one task's questions, all in the same order."""
-
-    ids: list[str]
-    correct: list[bool]
-    acc: list[bool | None]
-    acc_norm: list[bool | None]
-    margin: list[float]
-    routes: list[Any]  # a Route each, or a PartialDepth
-    seconds: float
 
 
 def evaluate(
@@ -60,6 +42,7 @@ def evaluate(
     config: EvaluateConfig | None = None,
     data: str | Path | None = None,
     argv: Sequence[str] | None = None,
+    resources: Resources | None = None,
 ) -> dict[str, Any]:
     """Answer the same questions with every method and compare each with the base.
 
@@ -71,12 +54,13 @@ def evaluate(
         out: the run folder.
         config: split, reward, sizes; default `EvaluateConfig()`.
         data: a JSONL file to read the questions from; default where the search of that task read them.
+        resources: executor, workers and threads; default `Resources()`. On Ray each worker answers one task by one method at a time.
 
     Returns:
         The summary, also written to `out/evaluate/<split>/summary.json` (`<split>-first-<limit>` with a limit): a row for each method and
         task, differences as fractions, paired 95 % bootstrap intervals (stratified by task in the pooled rows), McNemar's exact p.
     """
-    config = config or EvaluateConfig()
+    config, resources = config or EvaluateConfig(), resources or Resources()
     out = Path(out)
     check_methods(methods, out)
     controls = [name for name in dict.fromkeys(methods) if owner_of(name)]
@@ -88,58 +72,60 @@ def evaluate(
         raise InputError(f"{fixed[0]}: {owner_of(fixed[0])} decides no route of its own, so there is nothing to deal out: leave it out")
     read_from = _sources(out)
     loaded = _load(tasks, data, out, read_from)
-
-    def scorer_of(task: str) -> Scorer:
-        return make_scorer(routed, loaded[task].task, config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
-
     for policy in policies.values():
         if isinstance(policy, EvaluateOnlyPolicy):
             for name in tasks:
-                policy.answer(scorer_of(name), [])  # asked nothing: refuses a reward it has no answer for before the base is asked
+                # Asked nothing: refuses a reward that it has no answer for before the base is asked.
+                policy.answer(scorer_of(routed, loaded[name].task, config), [])
     folder = out / "evaluate" / config.folder
     answers: dict[str, dict[str, Answered]] = {name: {} for name in wanted}
-    texts: dict[str, str] = {}
-    with running(out, "evaluate", to_dict(config), argv) as entry:
+    examples = {name: loaded[name].select(config.split, config.limit) for name in tasks}
+
+    def asked(method: str, task: str, questions: Sequence[Any]) -> Asked:
+        """The method on the task; a control's owner has been answered."""
+        routes, owner = None, owner_of(method)
+        if owner:
+            routes = control_routes(method.partition("-")[0], answers[owner][task].routes, f"{config.seed}:{task}")
+        saved = out / method if method in policies else None
+        made = Asked(method, loaded[task].task, examples[task], saved, routes, folder / method / f"{task}.parquet")
+        return replace(made, key=made.key_with(routed, config, questions))
+
+    def answer_here() -> None:
+        if resources.threads:
+            torch.set_num_threads(resources.threads)
+        for task in tasks:
+            scorer = scorer_of(routed, loaded[task].task, config)
+            questions = questions_of(scorer, loaded[task].task, examples[task])
+            for method in wanted:
+                one = asked(method, task, questions)
+                answers[method][task] = answer(scorer, questions, policies.get(method) or one.policy(routed), one)
+
+    def answer_there() -> None:
+        questions = {task: questions_of(scorer_of(routed, loaded[task].task, config), loaded[task].task, examples[task]) for task in tasks}
+        for methods in ([BASE, *trained], controls):  # which take their owners' routes
+            todo = [asked(method, task, questions[task]) for task in tasks for method in methods]
+            answer_on_ray(routed, config, resources, todo)
+            for one in todo:
+                found = read_answers(one.path, one.key)
+                assert found is not None, "its worker has been asked whether the file is there"
+                answers[one.method][one.task.name] = found
+
+    on_ray = resources.executor == "ray"
+    with connected(routed, resources) if on_ray else contextlib.nullcontext(), running(out, "evaluate", to_dict(config), argv) as entry:
         entry["read_test_split"] = config.split == "test"
-        for task_name in tasks:
-            task_data = loaded[task_name]
-            scorer = scorer_of(task_name)
-            examples = task_data.select(config.split, config.limit)
-            texts[task_name] = texts_digest(examples)
-            questions = sorted((scorer.question(task_data.task, e) for e in examples), key=lambda q: (q.n_tokens, q.example.id))
-            for name in wanted:
-                policy, routes = policies.get(name), None
-                if owner := owner_of(name):
-                    routes = answers[owner][task_name].routes
-                    policy = RowRoutes(control_routes(name.partition("-")[0], routes, f"{config.seed}:{task_name}"))
-                key = _key(name, policy, out, routed, config, questions_digest(questions), routes)
-                answers[name][task_name] = _answer(
-                    scorer, questions, policy, folder / name / f"{task_name}.parquet", key, f"{name} on {task_name}"
-                )
+        entry["resources"] = to_dict(resources)
+        (answer_there if on_ray else answer_here)()
         summary = summarize(answers, config, routed)
         summary["dropped"] = {name: loaded[name].dropped for name in tasks}
         summary["sources"] = {name: loaded[name].source for name in tasks}
         found = {name: data or read_from.get(name) for name in tasks}
         summary["data"] = {name: None if where is None else str(where) for name, where in found.items()}
-        summary["texts"] = texts
+        summary["texts"] = {name: texts_digest(examples[name]) for name in tasks}
         summary["policies"] = {name: artifact.digest(out / name) for name in policies}
         write_json(folder / "summary.json", summary)
     for name in policies:
         artifact.write_card(out / name)  # with this command and its figures
     return summary
-
-
-def control_routes(name: str, routes: Sequence[Route], seed: str) -> list[Route]:
-    """The routes of a control: the same actions at random blocks, or the same routes at other prompts."""
-    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(f"{name}:{seed}".encode()).digest()[:8], "big"))
-    if name == "random":
-        return [Route(rng.permutation([int(action) for action in route]).tolist()) for route in routes]
-    # A random cyclic order deals every route to another prompt.
-    order = rng.permutation(len(routes))
-    dealt: list[Route] = list(routes)
-    for giver, taker in zip(order, np.roll(order, 1), strict=True):
-        dealt[int(taker)] = routes[int(giver)]
-    return dealt
 
 
 def summarize(answers: dict[str, dict[str, Answered]], config: EvaluateConfig, routed: RoutedModel) -> dict[str, Any]:
@@ -181,78 +167,6 @@ def summarize(answers: dict[str, dict[str, Answered]], config: EvaluateConfig, r
 def _identity_share(routes: Sequence[Any]) -> float | None:
     """How many prompts took the base's route; None for what decides no route."""
     return None if any(isinstance(route, PartialDepth) for route in routes) else float(np.mean([route.is_full for route in routes]))
-
-
-def _answer(scorer: Any, questions: Sequence[Any], policy: Policy | None, path: Path, key: str, label: str) -> Answered:
-    """Verdicts of one method on one task, read back when the same evaluation has been done before."""
-    if (saved := _read(path, key)) is not None:
-        return saved
-    verdicts, routes = [], []
-    started = time.perf_counter()
-    with Progress(label, len(questions)) as progress:
-        for start in range(0, len(questions), CHUNK):
-            chunk = questions[start : start + CHUNK]
-            rows = policy.rows(range(start, start + len(chunk))) if isinstance(policy, RowRoutes) else policy
-            some_verdicts, some_routes = scorer.score_policy(chunk, rows)
-            verdicts += some_verdicts
-            routes += some_routes
-            progress.advance(len(chunk))
-    seconds = time.perf_counter() - started
-    answered = Answered(
-        [question.example.id for question in questions], [v.correct for v in verdicts], [v.acc for v in verdicts],
-        [v.acc_norm for v in verdicts], [v.margin for v in verdicts], routes, seconds,
-    )  # fmt: skip
-    table = pa.table(
-        {
-            "id": answered.ids, "correct": answered.correct, "correct_acc": pa.array(answered.acc, pa.bool_()),
-            "correct_acc_norm": pa.array(answered.acc_norm, pa.bool_()), "margin": pa.array(answered.margin, pa.float32()),
-            "route": [str(route) for route in routes], "n_passes": [route.n_passes for route in routes],
-        },
-        metadata={"key": key, "seconds": repr(seconds)},
-    )  # fmt: skip
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, sink.getvalue().to_pybytes())
-    return answered
-
-
-def _read(path: Path, key: str) -> Answered | None:
-    if not path.is_file():
-        return None
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ArtifactError(f"{path} is corrupt ({str(error).splitlines()[0][:80]}): delete it and evaluate again") from None
-    metadata = table.schema.metadata or {}
-    if metadata.get(b"key") != key.encode():
-        return None
-    columns = table.to_pydict()
-    margins = [math.nan if value is None else value for value in columns["margin"]]
-    routes = [
-        Route.parse(text) if text else PartialDepth(passes) for text, passes in zip(columns["route"], columns["n_passes"], strict=True)
-    ]
-    return Answered(
-        columns["id"], columns["correct"], columns["correct_acc"], columns["correct_acc_norm"], margins, routes, float(metadata[b"seconds"])
-    )
-
-
-def _key(
-    name: str,
-    policy: Policy | None,
-    out: Path,
-    routed: RoutedModel,
-    config: EvaluateConfig,
-    questions: str,
-    routes: list[Route] | None,
-) -> str:
-    """Names everything a verdict depends on: weights, dtype, policy files, configuration, questions."""
-    digest = hashlib.sha256(json.dumps([name, routed.fingerprint, str(routed.model.dtype), to_dict(config), questions]).encode())
-    if policy is not None and not isinstance(policy, RowRoutes):
-        digest.update(artifact.digest(out / name).encode())
-    if isinstance(policy, RowRoutes) and routes is not None:
-        digest.update(" ".join(map(str, routes)).encode())
-    return digest.hexdigest()
 
 
 def _sources(out: Path) -> dict[str, str | None]:

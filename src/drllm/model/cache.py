@@ -82,7 +82,7 @@ class PassSlots(Cache):
 class RoutedCache(PassSlots):
     """The cache of one routed forward or generation.
 
-    A route that is given, not decided from the prompt's states, is planned before the first block.
+    Routes that are given, not decided from the prompt's states, are taken as they are: no block asks for them.
 
     Args:
         config: the base model's text configuration.
@@ -104,11 +104,10 @@ class RoutedCache(PassSlots):
         self._n_entered = 0  # blocks that prefill has come to
         self._rows: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # one tensor for equal rows, whatever the block
         self._selected: dict[tuple[int, int], tuple[Any, Any]] = {}
-        n_rows = len(prompt_mask)
-        if policy.route is not None and not (isinstance(policy, RowRoutes) and len(policy.actions_BL) != n_rows):
-            for action in policy.route:
-                self._actions.append([int(action)] * n_rows)
-                self._plans.append(_PLANS[action])
+        if isinstance(policy, RowRoutes):
+            self._actions = policy.actions_BL.T.tolist()
+        elif policy.route is not None:
+            self._actions = [[int(action)] * len(prompt_mask) for action in policy.route]
 
     @functools.cached_property
     def second_pass(self) -> PassSlots:
@@ -130,9 +129,10 @@ class RoutedCache(PassSlots):
                     f"{tuple(self._prompt_mask.shape)}: the whole prompt must enter in one step, with one route a row"
                 )
             if block == len(self._actions):
-                actions = check_actions(self._policy.decide(block, x_BTD, self._prompt_mask), x_BTD.shape[0], block)
-                self._actions.append(actions)
-                self._plans.append(self.row_plan(actions, x_BTD.device))
+                self._actions.append(check_actions(self._policy.decide(block, x_BTD, self._prompt_mask), x_BTD.shape[0], block))
+            elif len(self._actions[block]) != len(x_BTD):
+                raise InputError(f"got {len(self._actions[block])} routes for {len(x_BTD)} rows, expected one route a row")
+            self._plans.append(self.row_plan(self._actions[block], x_BTD.device))
             self._n_entered += 1
         return x_BTD
 

@@ -1,4 +1,4 @@
-"""What decides a route: a `Policy`, asked once a block, at prefill, for every row of the batch.
+"""What decides a route: a `Policy`, asked once a block, at prefill, for every row of the batch, unless its route is known.
 
 Shapes: B rows, T tokens, D hidden size, L blocks.
 """
@@ -62,7 +62,7 @@ class Policy(ABC):
 
     @property
     def route(self) -> Route | None:
-        """The one route of a policy that does not look at the prompt, else None."""
+        """The one route of a policy that does not look at the prompt, else None; where there is one, `decide` is not asked."""
         return None
 
     def check_model(self, n_layers: int, hidden_size: int) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -121,14 +122,23 @@ def pool_windows(x_BTD: Tensor, prompt_mask_BT: Tensor, n_windows: int) -> tuple
 
 
 def pool(weights_BWT: Tensor, x_BTD: Tensor) -> Tensor:
-    """Window means (B, W, D) float32, given `pool_matrix`'s weights."""
-    weights_BWT, x_BTD = weights_BWT.to(x_BTD.device), x_BTD.float()
-    pooled = weights_BWT @ x_BTD
-    if _finite(pooled):
-        return pooled
-    # Some attention kernels leave nan on padding, and 0 * nan spreads it to the prompt: zeroed where it is so, since it costs a copy.
+    """Window means (B, W, D) float32, given `pool_matrix`'s weights.
+
+    Some attention kernels leave nan on padding, and 0 * nan spreads it to the prompt: then states outside every window are zeroed first,
+    which costs a copy of all.
+    """
+    pooled = _pool_plainly(weights_BWT, x_BTD)
+    return pooled if _finite(pooled) else _pool_masked(weights_BWT, x_BTD)
+
+
+def _pool_plainly(weights_BWT: Tensor, x_BTD: Tensor) -> Tensor:
+    return weights_BWT.to(x_BTD.device) @ x_BTD.float()
+
+
+def _pool_masked(weights_BWT: Tensor, x_BTD: Tensor) -> Tensor:
+    weights_BWT = weights_BWT.to(x_BTD.device)
     outside_BT = (weights_BWT == 0).all(1)
-    return weights_BWT @ x_BTD.masked_fill(outside_BT[..., None], 0)
+    return weights_BWT @ x_BTD.float().masked_fill(outside_BT[..., None], 0)
 
 
 def _finite(x: Tensor) -> bool:
@@ -138,7 +148,7 @@ def _finite(x: Tensor) -> bool:
 
 def rms_normalize(pooled: Tensor) -> Tensor:
     """Scale the last dimension to unit root mean square."""
-    return pooled * torch.rsqrt(pooled.square().mean(-1, keepdim=True) + RMS_EPS)
+    return torch.nn.functional.rms_norm(pooled, pooled.shape[-1:], eps=RMS_EPS)
 
 
 @register_policy("routers")
@@ -305,15 +315,18 @@ class PrefillRouters(Policy):
         if torch.is_autocast_enabled(x_BTD.device.type):  # the products would run in half precision
             with torch.autocast(x_BTD.device.type, enabled=False):
                 return self.logits(block, x_BTD)
-        logits = router_logits(self._layers[block], self._pooled(x_BTD), self._shares_BW, self._routers.config.normalize)
+        layers, normalize = self._layers[block], self._routers.config.normalize
+        logits = router_logits(layers, self._pooled(x_BTD, _pool_plainly), self._shares_BW, normalize)
+        if not _finite(logits):  # looked at once, here, not after pooling too: each operation counts in a prefill of few tokens
+            logits = router_logits(layers, self._pooled(x_BTD, _pool_masked), self._shares_BW, normalize)
         if not _finite(logits):
             # argmax of nan is 0: every block would be skipped without a word.
             raise InputError(f"the states entering block {block} are not finite on a prompt: load the base in bfloat16 or float32")
         return logits
 
-    def _pooled(self, x_BTD: Tensor) -> Tensor:
+    def _pooled(self, x_BTD: Tensor, pool_by: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         if not self._routers.config.first_block:
-            return pool(self._weights_BWT, x_BTD)
+            return pool_by(self._weights_BWT, x_BTD)
         if self._first_BWD is None:
             self._first_BWD = pool(self._weights_BWT, x_BTD)
         return self._first_BWD.to(x_BTD.device)  # a device map may have put later blocks elsewhere

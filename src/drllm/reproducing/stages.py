@@ -282,7 +282,7 @@ class Evaluate:
 
         setup = bench.setup
         config, data = setup.evaluate_config(self.split, self.ablation), setup.data or None
-        return evaluate(bench.routed, bench.there(self.methods), self.tasks, setup.out, config, data, bench.argv)
+        return evaluate(bench.routed, bench.there(self.methods), self.tasks, setup.out, config, data, bench.argv, bench.resources)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def search(
     torch.set_num_threads(resources.threads)
     loaded = {name: load_task(name, data) for name in tasks}
     if resources.executor == "ray":
-        from drllm.searching.cluster import connected
+        from drllm.crew import connected
 
         cluster = connected(routed, resources)
     else:
