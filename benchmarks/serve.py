@@ -19,7 +19,6 @@ import random
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from drllm.serving.engine.segments import cuts
 from drllm.serving.launch import cache_folder, checkpoint_of
 from drllm.tasks import load_task
 from generate import COMMON, MODEL, NESTED, different_routes, median_interval
+from serve_engine import clock
 
 FULL = "1" * 30
 KNOWN = [FULL, *NESTED]
@@ -138,17 +138,17 @@ def front(routed: RoutedModel, checkpoint: str, prompts: list[list[int]]) -> dic
     size = 2 * routed.hidden_size
     book = Codebook([Route.full(30), Route.parse(COMMON)], 6, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.zeros(1),
                     [Point(0.0)], 0)  # fmt: skip
-    selector = FrontSelector(book, checkpoint, torch.bfloat16, "cpu")
+    selector = FrontSelector(book, checkpoint, torch.bfloat16, routed.device.type)
     mine, whole = [], []
     for place, ids in enumerate(prompts[:41]):
-        started = time.process_time()
+        started = clock()
         selector.decide(ids)
-        middle = time.process_time()
+        middle = clock()
         with torch.no_grad():
-            routed.model(torch.tensor([ids]), logits_to_keep=1)
+            routed.model(torch.tensor([ids], device=routed.device), logits_to_keep=1)
         if place:
             mine.append(middle - started)
-            whole.append(time.process_time() - middle)
+            whole.append(clock() - middle)
     return {"seconds": statistics.median(mine), "prefill_seconds": statistics.median(whole), "bytes": selector.n_bytes,
             "tokens": statistics.mean(map(len, prompts[1:41]))}  # fmt: skip
 
@@ -175,7 +175,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each batch is told as it is done, also to a file
-    routed = RoutedModel.wrap(MODEL, dtype="bfloat16")
+    routed = RoutedModel.wrap(MODEL, dtype="bfloat16", device="cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = checkpoint_of(routed, cache_folder())
     task = load_task("arc_easy", given.data)
     prompts = [routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"] for example in task.select("fit", 512)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import pickle
 import shlex
 import socket
 from pathlib import Path
@@ -21,6 +23,7 @@ from drllm.errors import InputError, UnsupportedModelError
 from drllm.model.codebook import Codebook, Point
 from drllm.model.policy import RoutePolicy
 from drllm.model.routers import RouterConfig, Routers
+from drllm.serve_commands import engine_device
 from drllm.serving import launch as launching
 from drllm.serving.engine.refusals import refuse, refuse_attention
 from drllm.serving.launch import check_port, check_supported, checkpoint_of, environment, launch, make_spec
@@ -258,3 +261,50 @@ def test_attention_that_rows_cannot_be_taken_out_of():
     ):
         with pytest.raises(UnsupportedModelError, match=says):
             refuse_attention(*arguments)
+
+
+class Bomb:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.mark,))
+
+
+def test_nothing_of_an_artefact_is_unpickled(tiny, tmp_path, capsys):
+    """Pickles in place of weights and configuration, their checksums right: refused in one line, and never run."""
+    tiny.model.save_pretrained(tmp_path / "base")
+    tiny.tokenizer.save_pretrained(tmp_path / "base")
+    routed = RoutedModel.wrap(str(tmp_path / "base"))
+    routed.policy = Routers(RouterConfig(routed.n_layers, routed.hidden_size))
+    folder = routed.save_pretrained(tmp_path / "routers")
+    mark = tmp_path / "mark"
+    data = pickle.dumps(Bomb(mark))
+    pickle.loads(data)
+    assert mark.exists(), "it would"
+    mark.unlink()
+    replaced: dict[str, str] = {}  # digests, old and new
+    for name in ("routers.safetensors", "router_config.json", "drllm_config.json"):
+        old = (folder / name).read_bytes()
+        new = data
+        if name.endswith("json"):
+            text = old.decode()
+            for was, now in replaced.items():
+                text = text.replace(was, now)
+            new = text.encode()
+            assert new != old
+        (folder / name).write_bytes(new)
+        replaced[hashlib.sha256(old).hexdigest()] = hashlib.sha256(new).hexdigest()
+    assert main(["serve", str(folder), "--print"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "holds no readable routers" in error and error.startswith("drllm: error:")
+    assert not mark.exists()
+
+
+def test_the_engine_is_told_of_the_gpu_that_torch_sees(monkeypatch):
+    for seen, device in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda seen=seen: seen)
+        assert engine_device() == device
+    assert "RoutedGPUWorker" in " ".join(launch(SPEC, "m", "A", "n", "float32", "cuda", "127.0.0.1", 8000, 512).argv)

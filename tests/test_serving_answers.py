@@ -30,10 +30,9 @@ def json_app(body: Any, routes: list[str | None]) -> Any:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         call = CALL.get()
         for text in routes if call else []:
-            taken = Taken()
+            taken = call.take()
             if text:
                 taken.set(Route.parse(text), "policy", 0.25)
-            call.taken.append(taken)
         data = json.dumps(body).encode()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json"),
                                                                            (b"content-length", str(len(data)).encode())]})  # fmt: skip
@@ -69,13 +68,12 @@ def test_answers_without_a_route_stay_as_they_are(routes, path, method):
 
 
 def test_routes_in_a_stream():
-    """They stand in the first event after each became known, and in the headers only if all were known by then."""
+    """They stand in the first event after one became known, and after all did, and in the headers only if all were known by then."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         call = CALL.get()
         assert call.prompt_format == "raw"
-        first, second = Taken(), Taken()
-        call.taken += [first, second]
+        first, second = call.take(), call.take()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream; charset=utf-8")]})
         first.set(Route.parse("1021"), "request")
         for number in range(3):
@@ -108,3 +106,27 @@ def test_many_routes_are_told_in_the_body_alone():
     headers, parts = ask(json_app({"id": 1}, ["1021"] * 1024))
     assert len(json.loads(b"".join(parts))["drllm"]) == 1024
     assert "x-drllm-route" not in headers
+
+
+def test_a_stream_of_many_prompts_tells_its_routes_twice(monkeypatch):
+    """However many events there are, and however the routes trickle in: each event passes through the server's one loop."""
+    built = []
+    told = Taken.told
+    monkeypatch.setattr(Taken, "told", lambda taken: built.append(1) or told(taken))
+    n_prompts = 300
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        takes = [CALL.get().take() for _ in range(n_prompts)]
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        for taken in takes:
+            taken.set(Route.parse("1021"), "policy")
+            for _ in range(4):
+                await send({"type": "http.response.body", "body": b'data: {"n": 0}\n\n', "more_body": True})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    _, parts = ask(app)
+    events = [json.loads(part[6:]) for part in parts if part.startswith(b"data: {")]
+    lists = [event["drllm"] for event in events if "drllm" in event]
+    assert [sum(one is not None for one in found) for found in lists] == [1, n_prompts]
+    assert len(events) == 4 * n_prompts
+    assert len(built) <= 3 * n_prompts

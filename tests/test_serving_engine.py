@@ -223,6 +223,22 @@ def test_routes_decided_in_the_engine(models, tmp_path, save):
         check(routed, request, answer, route)
 
 
+def test_routes_decided_in_the_engine_survive_preemption(models, tmp_path):
+    """A request that is thrown out reads its prompt and its answer so far again, along the route that its prompt alone decided."""
+    routed = RoutedModel.wrap(str(models["llama"]), dtype="float32")
+    folder = saved_routers(routed, tmp_path / "policy")
+    asked = [{"ids": ids, "new": 90} for ids in prompts(6, 20, 40)]
+    done = run_engine(
+        models["llama"], ROWS | {"mode": "engine", "policy": str(folder)}, asked, num_gpu_blocks_override=12, block_size=32,
+        enable_chunked_prefill=False, enable_prefix_caching=False, max_num_batched_tokens=2048, async_scheduling=False,
+    )  # fmt: skip
+    wanted = [str(route) for route in decide_routes(routed, [routed.policy], [one["ids"] for one in asked], 1)[0]]
+    assert done["stats"]["resumed"] > 0
+    assert done["routes"] == wanted
+    for request, answer, route in zip(asked, done["answers"], wanted, strict=True):
+        check(routed, request, answer, route)
+
+
 def test_real_model_along_nested_routes():
     """SmolLM2-135M, routes of a saved code book's kind, real prompts."""
     from drllm.model.packages import PACKAGED

@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -304,14 +305,31 @@ def test_dropped_connections(server):
 
 
 def test_two_thousand_broken_bodies(server):
-    """Whatever is sent, a status below 500 and a live engine."""
+    """Whatever is sent, a status below 500, one line, a live engine, and right answers for others meanwhile."""
     rng = random.Random(0)
     wanted = answer(server, PROMPTS[2])
     seen: dict[int, int] = {}
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        for status, text in pool.map(lambda body: server.post(*body), [_broken(rng) for _ in range(2000)]):
-            seen[status] = seen.get(status, 0) + 1
-            assert status < 500, text
+    meanwhile: list[str] = []
+    over = threading.Event()
+
+    def ask_on() -> None:
+        while not over.is_set():
+            meanwhile.append(answer(server, PROMPTS[2])[0])
+
+    other = threading.Thread(target=ask_on)
+    other.start()
+    try:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            for status, text in pool.map(lambda body: server.post(*body), [_broken(rng) for _ in range(2000)]):
+                seen[status] = seen.get(status, 0) + 1
+                assert status < 500, text
+                if status >= 400:
+                    assert "\n" not in json.loads(text)["error"]["message"], text
+    finally:
+        over.set()
+        other.join()
+    assert len(meanwhile) >= 5
+    assert set(meanwhile) == {wanted[0]}
     assert sum(count for status, count in seen.items() if 400 <= status < 500) > 1000, seen
     assert answer(server, PROMPTS[2])[0] == wanted[0]
 
@@ -380,6 +398,44 @@ def test_playground(server, width: int, scheme: Any, tmp_path):
         chromium.close()
     assert [url for url in requests if not url.startswith((server.url, "data:"))] == []
     assert [violation["id"] for violation in found if violation["impact"] in ("serious", "critical")] == []
+
+
+def test_a_code_book_as_users_start_it(book, routed, tmp_path):
+    """Compiled, as without flags: mixed requests at once and alone have the same answers, along the routes of transformers."""
+    served = Server([str(book), "--dtype", "float32", "--max-model-len", "1024"], tmp_path / "log.txt")
+    try:
+        alone = [answer(served, prompt) for prompt in PROMPTS[:16]]
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            together = list(pool.map(lambda prompt: answer(served, prompt), PROMPTS[:16]))
+        assert [text for text, _ in together] == [text for text, _ in alone]
+        ids = [routed.tokenizer(text)["input_ids"] for text in PROMPTS[:16]]
+        policy = RoutedModel.from_pretrained(book, base=routed).policy
+        wanted = [str(route) for route in decide_routes(routed, [policy], ids, 1)[0]]
+        assert [told[0]["route"] for _, told in together] == wanted
+        assert len(set(wanted)) > 1
+        for prompt, route, (text, _) in list(zip(PROMPTS, wanted, alone, strict=False))[:4]:
+            (output,) = routed.generate([prompt], policy=Route.parse(route), max_new_tokens=24)
+            assert output.text == text
+    finally:
+        served.stop()
+
+
+def test_from_a_trained_policy_to_a_streamed_chat(routed, tmp_path):
+    """`drllm serve POLICY`, then one request: compiled, a static route, in the base's own type; the stream carries the route."""
+    routed.policy = Route.parse(ROUTES[2])
+    folder = routed.save_pretrained(tmp_path / "static")
+    routed.policy = None
+    served = Server([str(folder)], tmp_path / "log.txt")
+    try:
+        messages: Any = [{"role": "user", "content": "What do plants need to grow?"}]
+        options: Any = {"model": MODEL, "messages": messages, "max_tokens": 16, "temperature": 0, "stream": True}
+        parts = list(client(served).chat.completions.create(**options))
+        (told,) = [part.model_extra["drllm"] for part in parts if part.model_extra.get("drllm")]
+        assert (told[0]["route"], told[0]["passes"], told[0]["decided"]) == (ROUTES[2], 24, "server")
+        assert sum(bool(part.choices[0].delta.content) for part in parts) > 4
+        assert _count(served, f'drllm_requests_total{{decided="server",route="{ROUTES[2]}"}}') == 1
+    finally:
+        served.stop()
 
 
 def test_a_policy_in_the_engine_tells_its_routes(tmp_path):

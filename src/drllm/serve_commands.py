@@ -33,14 +33,16 @@ def serve(job: Job) -> Lines:
     from drllm.model import artifact
     from drllm.model.routed import RoutedModel
 
+    placement = job.placement()
+    placement["device"] = placement["device"] or engine_device()
     folder = ""
     if arguments.policy:
         place = artifact.locate(arguments.policy)
         artifact.read(place)
         folder = str(place.resolve())
-        routed = RoutedModel.from_pretrained(place, base=base or None, **job.placement())
+        routed = RoutedModel.from_pretrained(place, base=base or None, **placement)
     else:
-        routed = job.load(base)
+        routed = RoutedModel.wrap(base, **placement)
     arch = check_supported(routed)
     spec = make_spec(routed.policy, folder, routed, arguments.decide, arguments.repeatable, arguments.any_format)
     checkpoint = checkpoint_of(routed, cache_folder())
@@ -67,6 +69,13 @@ def serve(job: Job) -> Lines:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(started.argv[0], started.argv, os.environ | started.env)
+
+
+def engine_device() -> str:
+    """Where vLLM runs unless told: a GPU where torch sees one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:

@@ -1,9 +1,9 @@
 """Routes in answers: an ASGI middleware, `--middleware drllm.serving.engine.answers.RouteMiddleware`.
 
 Every answer of `/v1/completions` and `/v1/chat/completions` carries `x-drllm-route` and `x-drllm-passes`, one value a prompt (up to 4 KB),
-and in its JSON, of a stream in the first event after a route is known, the member `drllm`: a list of one object a prompt with `route`,
-`passes`, `of` (the base's passes), `decided` (`policy`, `request` or `server`) and `seconds` (what deciding before the engine took).
-OpenAI's clients hand unknown members on. What else vLLM would serve is refused.
+and in its JSON the member `drllm`: a list of one object a prompt with `route`, `passes`, `of` (the base's passes), `decided` (`policy`,
+`request` or `server`) and `seconds` (what deciding before the engine took). A stream has it in the first event after a route is known, and
+again once all are. OpenAI's clients hand unknown members on. What else vLLM would serve is refused.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ NOT_SERVED = json.dumps({"error": {"message": f"not served with routes; these pa
 class Taken:
     """The route one prompt took, once it is known."""
 
+    call: Call | None = None
     route: Route | None = None
     decided: str = ""
     seconds: float = 0.0
 
     def set(self, route: Route, decided: str, seconds: float = 0.0) -> None:
         """Say what it is."""
+        if self.route is None and self.call is not None:
+            self.call.n_known += 1
         self.route, self.decided, self.seconds = route, decided, seconds
 
     def told(self) -> dict[str, Any] | None:
@@ -48,6 +51,12 @@ class Call:
 
     prompt_format: str | None
     taken: list[Taken] = field(default_factory=list)
+    n_known: int = 0
+
+    def take(self) -> Taken:
+        """The place for one more prompt's route."""
+        self.taken.append(Taken(self))
+        return self.taken[-1]
 
     @property
     def told(self) -> list[dict[str, Any] | None]:
@@ -94,7 +103,7 @@ class _Answer:
         self.start: dict[str, Any] | None = None
         self.kind = ""
         self.held = b""
-        self.said: list[Any] = []
+        self.n_said = 0
 
     async def __call__(self, message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
@@ -141,15 +150,18 @@ class _Answer:
         return json.dumps(answer | {"drllm": self.call.told}, ensure_ascii=False).encode() if isinstance(answer, dict) else body
 
     def _event(self, chunk: bytes) -> bytes:
-        """A stream's chunk, which is whole events; the routes go into the first JSON object after they changed."""
-        told = self.call.told
-        if told == self.said or not any(told):
+        """A stream's chunk, which is whole events; the routes go into its first JSON object once one is known, and once all are.
+
+        Not whenever one more is: a request may have hundreds of prompts, and every event passes here.
+        """
+        n_known = self.call.n_known
+        if n_known == self.n_said or (self.n_said > 0 and n_known < len(self.call.taken)):
             return chunk
         events = chunk.split(b"\n\n")
         for place, event in enumerate(events):
             if event.startswith(b"data: {"):
                 answer = json.loads(event[len(b"data: ") :])
-                events[place] = b"data: " + json.dumps(answer | {"drllm": told}, ensure_ascii=False).encode()
-                self.said = told
+                events[place] = b"data: " + json.dumps(answer | {"drllm": self.call.told}, ensure_ascii=False).encode()
+                self.n_said = n_known
                 break
         return b"\n\n".join(events)

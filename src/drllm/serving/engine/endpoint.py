@@ -102,9 +102,7 @@ class RequestRouter:
             raise VLLMValidationError("routes are for prompts of tokens: embeddings and encoder inputs are not served here")
         if min(ids) < 0 or max(ids) >= self.n_tokens:  # the front selector sees a prompt before vLLM's own check
             raise VLLMValidationError(f"token id {max(ids) if min(ids) >= 0 else min(ids)} is out of the vocabulary of {self.n_tokens}")
-        taken = Taken()
-        if call is not None:
-            call.taken.append(taken)
+        taken = Taken() if call is None else call.take()
         return self._run(prompt, list(ids), sampling_params, request_id, kwargs, forced, taken)
 
     async def _run(
@@ -194,7 +192,7 @@ class Counts:
     def __init__(self, n_layers: int, routes: Sequence[str]):
         self.n_layers = n_layers
         self.named = set(routes[:MAX_LABELS])  # a client's forced routes must not crowd out the policy's
-        self.requests = Counter("drllm_requests", "Requests answered, by route and by who decided it", ["route", "decided"])
+        self.requests = Counter("drllm_requests", "Requests that took a route, by route and by who decided it", ["route", "decided"])
         self.run = Counter("drllm_block_passes", "Block passes run, one a token and block, those of the front selector included")
         self.base = Counter("drllm_block_passes_base", "Block passes that the base would have run for the same tokens")
         self.saved = Gauge("drllm_block_passes_saved", "The difference; below 0 where more is repeated or read twice than skipped")
