@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +15,50 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: install one to look at the page")
 
 
-def look_at(path: Path, width: int, scheme: Any, n_charts: int, use: Callable[[Any], None], screenshot: Path) -> None:
-    """Open a page, wait for its charts, use it, and hold it to what every page of ours must be.
+@dataclass
+class Watched:
+    """An open page, and what it said and asked for so far."""
 
-    No console message, no request that leaves it, no sideways scroll, nothing serious by axe-core.
-    """
+    page: Any
+    width: int
+    own: tuple[str, ...]  # how addresses begin that it may ask for
+    complaints: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def check(self, screenshot: Path) -> None:
+        """What every page of ours must be: no console message, no request that leaves it, no sideways scroll, nothing serious by axe-core."""
+        axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+        assert self.page.evaluate("document.documentElement.scrollWidth") <= self.width
+        self.page.screenshot(path=screenshot, full_page=True)
+        found = axe.Axe().run(self.page).response["violations"]
+        assert self.complaints == []
+        assert [url for url in self.requests if not url.startswith(self.own)] == []
+        assert [violation["id"] for violation in found if violation["impact"] in ("serious", "critical")] == []
+
+
+@contextmanager
+def opened(url: str, width: int, scheme: Any, own: tuple[str, ...]) -> Iterator[Watched]:
+    """The page at an address, for as long as this is open."""
     sync = pytest.importorskip("playwright.sync_api")
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    complaints: list[str] = []
-    requests: list[str] = []
     with sync.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM)
         page = chromium.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme).new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(path.as_uri())
+        watched = Watched(page, width, own)
+        page.on("console", lambda message: watched.complaints.append(message.text))
+        page.on("pageerror", lambda error: watched.complaints.append(str(error)))
+        page.on("request", lambda request: watched.requests.append(request.url))
+        page.goto(url)
+        yield watched
+        chromium.close()
+
+
+def look_at(path: Path, width: int, scheme: Any, n_charts: int, use: Callable[[Any], None], screenshot: Path) -> None:
+    """Open a report, wait for its charts, use it, and check it."""
+    with opened(path.as_uri(), width, scheme, ("file:", "data:", "blob:")) as watched:
+        page = watched.page
         page.wait_for_function(f"document.querySelectorAll('.plot .main-svg').length >= {n_charts}")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
         use(page)
-        page.screenshot(path=screenshot, full_page=True)
-        found = axe.Axe().run(page).response["violations"]
+        watched.check(screenshot)
         page.emulate_media(media="print")
         assert page.locator("nav").is_hidden()
-        chromium.close()
-    assert complaints == []
-    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert [violation["id"] for violation in found if violation["impact"] in ("serious", "critical")] == []
     assert screenshot.stat().st_size > 50_000

@@ -26,7 +26,7 @@ from drllm.model.codebook import Codebook, Point
 from drllm.model.packages import PACKAGED
 from drllm.scoring.deciding import decide_routes, read_prompts
 from engines import PYTHON, needs_vllm
-from pages import CHROMIUM, needs_chromium
+from pages import needs_chromium, opened
 
 MODEL = "smollm2-135m-q4"
 openai = pytest.importorskip("openai")
@@ -363,17 +363,8 @@ def _broken(rng: random.Random) -> tuple[str, bytes]:
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_playground(server, width: int, scheme: Any, tmp_path):
     """Type, watch tokens and blocks, compare with the base; by keyboard; nothing leaves the server; axe-core finds nothing serious."""
-    sync = pytest.importorskip("playwright.sync_api")
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    complaints: list[str] = []
-    requests: list[str] = []
-    with sync.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM)
-        page = chromium.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme).new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(f"{server.url}/drllm")
+    with opened(f"{server.url}/drllm", width, scheme, (server.url, "data:")) as watched:
+        page = watched.page
         page.get_by_text("a code book decides each prompt's route before the engine").wait_for()
         page.get_by_label("API key").fill(KEY)
         page.get_by_label("Longest answer").fill("12")
@@ -388,16 +379,11 @@ def test_playground(server, width: int, scheme: Any, tmp_path):
         kinds = {"0": "skip", "1": "run", "2": "twice"}
         assert told == [kinds[action] for action in answer(server, PROMPTS[3], max_tokens=12)[1][0]["route"]]
         assert page.locator("pre").first.inner_text().strip()
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        page.screenshot(path=tmp_path / "playground.png", full_page=True)
-        found = axe.Axe().run(page).response["violations"]
-        assert complaints == []
+        watched.check(tmp_path / "playground.png")
         page.get_by_label("Route to force").fill("0" * 30)
         page.get_by_role("button", name="Answer", exact=True).click()
         page.get_by_role("alert").get_by_text("runs no block").wait_for()
-        chromium.close()
-    assert [url for url in requests if not url.startswith((server.url, "data:"))] == []
-    assert [violation["id"] for violation in found if violation["impact"] in ("serious", "critical")] == []
+    assert [url for url in watched.requests if not url.startswith(watched.own)] == []
 
 
 def test_a_code_book_as_users_start_it(book, routed, tmp_path):
