@@ -26,7 +26,7 @@ class Watched:
     requests: list[str] = field(default_factory=list)
 
     def check(self, screenshot: Path) -> None:
-        """What every page of ours must be: no console message, no request that leaves it, no sideways scroll, nothing serious by axe-core."""
+        """What every page of ours must be: no console message, no request that leaves it, no sideways scroll, nothing serious by axe."""
         axe = pytest.importorskip("axe_playwright_python.sync_playwright")
         assert self.page.evaluate("document.documentElement.scrollWidth") <= self.width
         self.page.screenshot(path=screenshot, full_page=True)
