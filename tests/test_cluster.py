@@ -310,6 +310,9 @@ def test_without_ray_the_line_says_what_to_install(data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"needs Ray: pip install drllm\[ray\]"):
         search(model(), [TASK], SEARCH, tmp_path, data, resources=TWO)
+    with pytest.raises(InputError, match=r"needs Ray: pip install drllm\[ray\]"):
+        evaluate(model(), ["base"], [TASK], tmp_path, EVALUATE, data, resources=TWO)
+    assert not (tmp_path / "evaluate").exists()
 
 
 def test_nothing_but_the_executor_imports_ray():

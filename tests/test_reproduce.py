@@ -20,7 +20,7 @@ import families
 from conftest import byte_tokenizer
 from drllm import ArtifactError, InputError, RoutedModel
 from drllm.cli import main, make_parser
-from drllm.config import ReproduceConfig
+from drllm.config import ReproduceConfig, Resources
 from drllm.evaluation.names import check_methods, owner_of
 from drllm.methods.base import get_method
 from drllm.records import read_records
@@ -406,3 +406,13 @@ def test_names_that_a_policy_cannot_have():
             check_name(name)
     for name in ("routers@-0.50", "routers@+0.50", "routers_2", "a.b"):
         check_name(name)
+
+
+def test_printed_commands_run_where_the_reproduction_does(tmp_path):
+    """Each command is told the resources that it has flags for."""
+    setup = dataclasses.replace(setup_of(tmp_path, tmp_path), resources=Resources(executor="ray", workers=3, pool_size=7))
+    for job, told in (("search", ["--workers", "3", "--pool-size", "7"]), ("evaluate", ["--workers", "3"]), ("train", [])):
+        words = shlex.split(setup.command(job))
+        assert [word for word in words if word in ("--workers", "3", "--pool-size", "7")] == told, job
+        make_parser(job, words).parse_args(words[2:])
+    assert "--pool-size 7" in shlex.join(setup.flags)

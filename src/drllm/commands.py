@@ -15,7 +15,7 @@ from pathlib import Path
 
 from drllm.errors import InputError
 from drllm.evaluation.names import check_methods, owner_of
-from drllm.flags import SECTIONS, add_flags, common_flags
+from drllm.flags import OF_COMPARISONS, SECTIONS, add_flags, common_flags
 from drllm.job import Job, Lines, searched_model
 from drllm.method_commands import RETROFITTED, add_method_flags, add_train, list_methods, train_policy
 from drllm.methods.base import get_method
@@ -36,7 +36,6 @@ from drllm.share_commands import (
     show_card,
 )
 
-RESOURCES = ("executor", "address", "workers", "threads", "worker_gpus")  # that a comparison has a use for
 JOBS = {name: SECTIONS[name] for name in ("search", "resources", "gate", "evaluate")}  # that `retrofit` runs, besides methods
 
 
@@ -170,7 +169,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     _with_section("evaluate", "model", "dtype", "device", "tasks", "data", "out", "methods")(parser)
     title = "resources: where and how it runs; no verdict depends on them (section `resources`)"
-    add_flags(parser, SECTIONS["resources"], RESOURCES, title=title)
+    add_flags(parser, SECTIONS["resources"], OF_COMPARISONS, title=title)
     group = parser.add_argument_group("lm-evaluation-harness (docs/harness.md)")
     group.add_argument("--harness", action="store_true", help="run the harness's tasks instead; drllm_* names are its offline ones")
     group.add_argument("--harness-args", default="", metavar="TEXT", help='any of its options, such as --harness-args="--num_fewshot 5"')

@@ -29,6 +29,8 @@ SECTIONS: dict[str, type] = {
     "search": SearchConfig, "resources": Resources, "evaluate": EvaluateConfig, "gate": GateConfig, "reproduce": ReproduceConfig,
 }  # fmt: skip
 
+OF_COMPARISONS = ("executor", "address", "workers", "threads", "worker_gpus")  # resources that a comparison has a use for
+
 Config = TypeVar("Config")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 
 from drllm.flags import SECTIONS, add_flags, common_flags
@@ -16,7 +15,7 @@ def add_reproduce(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the stages, what each costs in plain forwards and hours, and stop")
     common_flags("model", "dtype", "device", "tasks", "data", "out")(parser)
     add_flags(parser, SECTIONS["reproduce"], title="reproduce (section `reproduce` of the YAML file)")
-    add_flags(parser, SECTIONS["resources"], title="resources: where and how the search runs (section `resources`)")
+    add_flags(parser, SECTIONS["resources"], title="resources: where and how searches and comparisons run (section `resources`)")
 
 
 def reproduce_paper(job: Job) -> Lines:
@@ -31,8 +30,7 @@ def reproduce_paper(job: Job) -> Lines:
         get_task(name)
     placed = changed_flags(job.common, ("dtype", "device"))
     tasks = job.tasks() if job.common.tasks else TASKS
-    shared = changed_flags(resources, [item.name for item in fields(resources)])
-    setup = Setup(job.need("model"), tasks, Path(job.need("out")), job.common.data, config, tuple(placed), tuple(shared))
+    setup = Setup(job.need("model"), tasks, Path(job.need("out")), job.common.data, config, tuple(placed), resources)
     if job.arguments.dry_run and config.plain_ms:
         yield from dry_run(exhibits, setup, config.plain_ms)
         return
@@ -44,6 +42,6 @@ def reproduce_paper(job: Job) -> Lines:
         return
     from drllm.reproducing.stages import Bench
 
-    page = reproduce(Bench(routed, setup, job.argv, resources), exhibits)
+    page = reproduce(Bench(routed, setup, job.argv), exhibits)
     yield page.with_suffix(".md").read_text(encoding="utf-8").rstrip()
     yield f"page: {page}"

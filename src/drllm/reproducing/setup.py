@@ -8,13 +8,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from drllm.config import EvaluateConfig, ReproduceConfig, SearchConfig
+from drllm.config import EvaluateConfig, ReproduceConfig, Resources, SearchConfig
+from drllm.flags import OF_COMPARISONS
 from drllm.reproducing.published import SAMPLED
 
 ARITH = tuple(f"arith-{level}" for level in range(1, 6))
 TASKS = ("arc_easy", "arc_challenge", *ARITH)  # learned from, unless --tasks says otherwise
 OTHER_SAMPLED = {"arith": 100}  # a stand-in for DART-Math on models that cannot do mathematics: not the paper's, so not its numbers
 SAMPLED_ELSE = 400
+OF_SEARCHES = tuple(item.name for item in fields(Resources))
 TOKENS_A_ROW = 64  # of a step, to say how many rows may share it
 FEWEST_SEARCHED, FEWEST_COMPARED = 12, 16  # a smaller sample trains nothing and tells nothing
 
@@ -27,7 +29,7 @@ class Setup:
     out: the run folder.
     data: where questions are read, or empty.
     placed: flags that say in which type and where the model runs.
-    resources: flags of what the search runs on.
+    resources: what searches and comparisons run on.
     """
 
     model: str
@@ -36,7 +38,7 @@ class Setup:
     data: str
     config: ReproduceConfig
     placed: tuple[str, ...] = ()
-    resources: tuple[str, ...] = ()
+    resources: Resources = Resources()
 
     def n_searched(self, task: str) -> int:
         """Questions of a task that are searched: as many as the paper keeps, times the scale."""
@@ -74,7 +76,14 @@ class Setup:
     @property
     def flags(self) -> list[str]:
         """Of `drllm reproduce`, beside the table's name."""
-        given = ["--model", self.model, "--out", str(self.out), *self.placed, *self.resources]
+        given = [
+            "--model",
+            self.model,
+            "--out",
+            str(self.out),
+            *self.placed,
+            *changed_flags(self.resources, OF_SEARCHES),
+        ]
         given += [] if self.tasks == TASKS else ["--tasks", ",".join(self.tasks)]
         given += ["--data", self.data] if self.data else []
         return given + changed_flags(self.config, [item.name for item in fields(self.config) if item.name != "plain_ms"])
@@ -83,7 +92,8 @@ class Setup:
         """A drllm command on this run, for a shell."""
         where = [*(["--model", self.model] if job == "search" else []), "--out", str(self.out), *self.placed]
         source = ["--data", self.data] if self.data and job in ("search", "evaluate") else []
-        source += self.resources if job == "search" else []
+        known = {"search": OF_SEARCHES, "evaluate": OF_COMPARISONS}.get(job, ())
+        source += changed_flags(self.resources, known)
         return shlex.join(["drllm", job, *where, *source, *flags])
 
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from drllm.config import Resources, to_dict
+from drllm.config import to_dict
 from drllm.errors import ArtifactError, BudgetError, InputError, UnsupportedModelError
 from drllm.evaluation.names import owner_of
 from drllm.files import write_json
@@ -66,7 +66,6 @@ class Bench:
     routed: RoutedModel
     setup: Setup
     argv: Sequence[str] | None = None
-    resources: Resources | None = None
     results: dict[Any, Any] = field(default_factory=dict)
     missed: dict[str, str] = field(default_factory=dict)  # policies that cannot keep their budget, and why
 
@@ -150,8 +149,8 @@ class Search:
 
         setup, n_threads = bench.setup, torch.get_num_threads()
         config, data = setup.search_config(self.task), setup.data or None
-        found = search(bench.routed, [self.task], config, setup.out, data, bench.argv, resources=bench.resources)
-        if bench.resources is not None and bench.resources.executor == "ray":
+        found = search(bench.routed, [self.task], config, setup.out, data, bench.argv, resources=setup.resources)
+        if setup.resources.executor == "ray":
             torch.set_num_threads(n_threads)  # one thread was the workers'
         return found
 
@@ -282,7 +281,7 @@ class Evaluate:
 
         setup = bench.setup
         config, data = setup.evaluate_config(self.split, self.ablation), setup.data or None
-        return evaluate(bench.routed, bench.there(self.methods), self.tasks, setup.out, config, data, bench.argv, bench.resources)
+        return evaluate(bench.routed, bench.there(self.methods), self.tasks, setup.out, config, data, bench.argv, setup.resources)
 
 
 @dataclass(frozen=True)
