@@ -130,3 +130,24 @@ def test_a_stream_of_many_prompts_tells_its_routes_twice(monkeypatch):
     assert [sum(one is not None for one in found) for found in lists] == [1, n_prompts]
     assert len(events) == 4 * n_prompts
     assert len(built) <= 3 * n_prompts
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"error": {"message": "two\nlines", "code": 400}}, "two lines"),
+        ({"detail": "There was an error parsing the body"}, "There was an error parsing the body"),
+        ({"detail": [{"loc": ["body"], "msg": "bad"}]}, '[{"loc": ["body"], "msg": "bad"}]'),
+        (["odd"], '["odd"]'),
+        ({"error": "odd"}, '{"error": "odd"}'),
+    ],
+)
+def test_every_refusal_has_one_shape_and_one_line(body: Any, says: str):
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 400, "headers": [(b"content-type", b"application/json")]})
+        await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+
+    headers, parts = ask(app)
+    told = json.loads(b"".join(parts))["error"]
+    assert (told["message"], told["code"]) == (says, 400)
+    assert int(headers["content-length"]) == len(b"".join(parts))

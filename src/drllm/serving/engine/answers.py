@@ -142,11 +142,8 @@ class _Answer:
             return body
         answer = json.loads(body)
         if refused:
-            error = answer.get("error") if isinstance(answer, dict) else None
-            if not isinstance(error, dict) or not isinstance(error.get("message"), str):
-                return body
-            error["message"] = " ".join(error["message"].split())  # one line, as all of ours
-            return json.dumps(answer, ensure_ascii=False).encode()
+            assert self.start is not None
+            return json.dumps(_refusal(answer, self.start["status"]), ensure_ascii=False).encode()
         return json.dumps(answer | {"drllm": self.call.told}, ensure_ascii=False).encode() if isinstance(answer, dict) else body
 
     def _event(self, chunk: bytes) -> bytes:
@@ -165,3 +162,13 @@ class _Answer:
                 self.n_said = n_known
                 break
         return b"\n\n".join(events)
+
+
+def _refusal(answer: Any, status: int) -> dict[str, Any]:
+    """A refusal in the API's shape, its message one line, as all of ours; what cannot be parsed at all FastAPI refuses in a shape of its own."""
+    error = answer.get("error") if isinstance(answer, dict) else None
+    if isinstance(error, dict) and isinstance(error.get("message"), str):
+        return answer | {"error": error | {"message": " ".join(error["message"].split())}}
+    detail = answer.get("detail", answer) if isinstance(answer, dict) else answer
+    text = detail if isinstance(detail, str) else json.dumps(detail, ensure_ascii=False)
+    return {"error": {"message": " ".join(text.split())[:MAX_HEADER], "type": "BadRequestError", "code": status}}
