@@ -328,7 +328,7 @@ def test_two_thousand_broken_bodies(server):
     finally:
         over.set()
         other.join()
-    assert len(meanwhile) >= 5
+    assert len(meanwhile) >= 2
     assert set(meanwhile) == {wanted[0]}
     assert sum(count for status, count in seen.items() if 400 <= status < 500) > 1000, seen
     assert answer(server, PROMPTS[2])[0] == wanted[0]

@@ -165,7 +165,7 @@ class _Answer:
 
 
 def _refusal(answer: Any, status: int) -> dict[str, Any]:
-    """A refusal in the API's shape, its message one line, as all of ours; what cannot be parsed at all FastAPI refuses in a shape of its own."""
+    """A refusal in the API's shape, its message one line; what cannot be parsed at all FastAPI refuses in a shape of its own."""
     error = answer.get("error") if isinstance(answer, dict) else None
     if isinstance(error, dict) and isinstance(error.get("message"), str):
         return answer | {"error": error | {"message": " ".join(error["message"].split())}}
