@@ -24,7 +24,7 @@ help:
 	@echo "make bench-search  what a searched path costs, against plain forwards, a floor and a naive scorer (about half an hour)"
 	@echo "make bench-harness  lm-evaluation-harness at the identity against its stock model (some minutes)"
 	@echo "make serve-env  an environment for serving on vLLM, .venv-serve (docs/serve.md)"
-	@echo "make bench-generate  routes in transformers: batches, exported limit, table 7, latency (about half an hour)"
+	@echo "make bench-generate  routes in transformers: batches, exported limit, table 7, latency (half an hour to two, by the machine)"
 	@echo "make bench-serve  routes on vLLM: tokens a CPU-second against stock (about half an hour)"
 	@echo "make soak       a routed server under load for 20 minutes"
 	@echo "make table-methods  docs/results.md, every method compared, from the verdicts in results/"
