@@ -258,6 +258,7 @@ class PrefilledCache(RoutedCache):
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only some rows, in that order."""
+        self._rows.clear()  # every block is planned anew
         for block in range(self.n_layers):
             actions = self._actions[block]
             for n_pass in range(max(actions)):
