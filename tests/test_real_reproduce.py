@@ -16,6 +16,7 @@ from drllm.reproducing.run import EXHIBITS
 from drllm.tasks.arithmetic import library_version
 from drllm.tasks.package import package_folder
 from pages import look_at, needs_chromium
+from runs import IN_A_FAST_TYPE
 
 MODEL = "smollm2-135m-q4"
 pytestmark = [
@@ -30,7 +31,7 @@ pytestmark = [
 def out(tmp_path_factory) -> Path:
     """The run folder of a reproduction that was killed during its searches, then run whole."""
     out = tmp_path_factory.mktemp("paper") / "run"
-    command = [sys.executable, "-m", "drllm", "reproduce", "all", "--model", MODEL, "--scale", "0.02", "--out", str(out)]
+    command = [sys.executable, "-m", "drllm", "reproduce", "all", "--model", MODEL, "--scale", "0.02", "--out", str(out), *IN_A_FAST_TYPE]
     started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(1200):
         if list(out.glob("search/arc_easy/*.parquet")) or started.poll() is not None:
@@ -51,7 +52,10 @@ def test_every_table_and_figure_of_the_paper(out: Path):
     page = (out / "reproduce" / "all" / "report.md").read_text(encoding="utf-8")
     for exhibit in EXHIBITS.values():
         text = page.partition(f"## {exhibit.title}\n")[2].partition("\n## ")[0]
-        assert f"drllm reproduce {exhibit.name} --model {MODEL} --out {out} --scale 0.02" in text
+        assert (
+            f"drllm reproduce {exhibit.name} --model {MODEL} --out {out} {''.join(f'{part} ' for part in IN_A_FAST_TYPE)}--scale 0.02"
+            in text
+        )
         assert "|" in text or "![" in text
     assert re.search(r"\| all \| routers \| .* of 30 \|", page)
     assert "Traceback" not in page

@@ -416,3 +416,24 @@ def test_printed_commands_run_where_the_reproduction_does(tmp_path):
         assert [word for word in words if word in ("--workers", "3", "--pool-size", "7")] == told, job
         make_parser(job, words).parse_args(words[2:])
     assert "--pool-size 7" in shlex.join(setup.flags)
+
+
+def test_a_search_done_in_another_type_is_taken_as_it_is(tiny, folder, tmp_path):
+    """Its labels hold; what is compared with them is of the type asked for, and the page and its commands say so."""
+    in_bfloat16 = RoutedModel.wrap(model().unwrap().to(torch.bfloat16), tokenizer=tiny.tokenizer)
+    setup = setup_of(tmp_path / "run", folder)
+    Bench(in_bfloat16, setup).run(Search(LEARNED[0]))
+    before = folder_bytes(tmp_path / "run" / "search")
+    asked = dataclasses.replace(setup, tasks=LEARNED[:1], placed=("--dtype", "float32"))
+    bench = Bench(tiny, asked)
+    reproduce(bench, wanted_exhibits(["table2"]))
+    assert folder_bytes(tmp_path / "run" / "search") == before
+    page = (bench.folder / "table2" / "report.md").read_text(encoding="utf-8")
+    assert f"The searches of {LEARNED[0]} were done in bfloat16." in page
+    assert re.search(rf"drllm search .*--tasks {LEARNED[0]} .*--dtype bfloat16\b", page)
+    # One that is not finished is refused, as ever: its records would be of two kinds.
+    next((tmp_path / "run" / "search" / LEARNED[0]).glob("*.parquet")).unlink()
+    with pytest.raises(ArtifactError, match=r"searched with dtype = 'torch.bfloat16', now it is 'torch.float32'"):
+        Bench(tiny, asked).run(Search(LEARNED[0]))
+    with pytest.raises(ArtifactError, match="searched with"):  # other settings are refused, whatever the type
+        Bench(tiny, dataclasses.replace(asked, config=dataclasses.replace(asked.config, n_simulations=9))).run(Search(LEARNED[0]))

@@ -13,6 +13,7 @@ from drllm.files import remove_partials, write_json
 PLAN_FILE = "_plan.json"
 PLAN_KEYS = {"task", "data", "model", "fingerprint", "config", "questions", "ids"}  # what other jobs read from a plan
 PART_KEYS = {"folder", "data", "questions", "ids"}  # what a merged plan says of each plan in it
+PLACE_KEYS = ("dtype", "device", "threads")  # how it was computed, not what
 _MISSING = object()
 
 
@@ -34,6 +35,16 @@ def check_plan(folder: Path, plan: dict[str, Any]) -> None:
         return
     for key, before, now in differences(read_plan(folder), plan):
         raise ArtifactError(f"{folder} was searched with {key} = {before}, now it is {now}: use another --out, or the same settings")
+
+
+def computed_otherwise(folder: Path, plan: dict[str, Any]) -> str:
+    """The type of the weights that a folder's records were made with, where its plan differs from this one in how it was computed alone;
+    else empty."""
+    if not (folder / PLAN_FILE).is_file():
+        return ""
+    before, now = read_plan(folder), json.loads(json.dumps(plan))
+    found = {key.partition(".")[0] for key, *_ in differences(before, now)}
+    return str(before["dtype"]).removeprefix("torch.") if "dtype" in found and found <= set(PLACE_KEYS) else ""
 
 
 def read_plan(folder: Path) -> dict[str, Any]:

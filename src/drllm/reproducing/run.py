@@ -65,7 +65,7 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
     name = ALL if len(exhibits) == len(EXHIBITS) else "-".join(exhibit.name for exhibit in exhibits)
     folder = bench.folder / name
     stages = stages_of(exhibits, bench.setup)
-    parts = _opening(bench)
+    parts: list[Part] = []
     for exhibit in exhibits:
         for stage in exhibit.stages(bench.setup):
             if stage not in bench.results:
@@ -77,8 +77,9 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
         with matplotlib.style.context("default"):  # a user's own matplotlibrc must not change the pictures
             parts += _section(bench, exhibit, folder)
         # After each of them: what a later one fails on must not cost those before it.
-        write_text(folder / "report.md", to_markdown(parts))
-        write_text(folder / "report.html", to_html(parts))
+        page = [*_opening(bench), *parts]
+        write_text(folder / "report.md", to_markdown(page))
+        write_text(folder / "report.html", to_html(page))
     if (overview := in_domain(bench.setup)) in bench.results:
         overview.run(bench)  # the summary that `drllm report` finds is that of the routers and their controls
     return folder / "report.html"
@@ -111,12 +112,16 @@ def check(bench: Bench, exhibits: Sequence[Exhibit]) -> None:
 def _opening(bench: Bench) -> list[Part]:
     setup, config = bench.setup, bench.setup.config
     source = f", questions from {setup.data}" if setup.data else ""
+    searched: dict[str, list[str]] = {}
+    for task in setup.tasks:
+        searched.setdefault(setup.searched_in(task), []).append(task)
+    elsewhere = "".join(f" The searches of {', '.join(tasks)} were done in {name}." for name, tasks in searched.items() if name)
     return [
         Heading(f"{PAPER} on {setup.model}", 1),
         Paragraph(
             f"Dr.LLM's tables and figures, made again at scale {config.scale:g}: learned from {', '.join(setup.tasks)}{source}. "
             "Intervals are of 95 %. A claim holds where interval and McNemar's test say so; where they leave it open, that is said. "
-            f"Weights {bench.routed.fingerprint}, {str(bench.routed.model.dtype).removeprefix('torch.')}."
+            f"Weights {bench.routed.fingerprint}, {str(bench.routed.model.dtype).removeprefix('torch.')}.{elsewhere}"
         ),
     ]
 

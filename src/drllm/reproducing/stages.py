@@ -140,6 +140,8 @@ class Search:
     def command(self, setup: Setup) -> str:
         config = setup.search_config(self.task)
         flags = ["--tasks", self.task, "--preset", config.preset, "--limit", str(config.limit)]
+        if found := setup.searched_in(self.task):
+            flags += ["--dtype", found]
         return setup.command("search", *flags, *changed_flags(config, ("n_simulations", *SHARED)))
 
     def run(self, bench: Bench) -> Any:
@@ -149,7 +151,7 @@ class Search:
 
         setup, n_threads = bench.setup, torch.get_num_threads()
         config, data = setup.search_config(self.task), setup.data or None
-        found = search(bench.routed, [self.task], config, setup.out, data, bench.argv, resources=setup.resources)
+        found = search(bench.routed, [self.task], config, setup.out, data, bench.argv, resources=setup.resources, finished_in_any_type=True)
         if setup.resources.executor == "ray":
             torch.set_num_threads(n_threads)  # one thread was the workers'
         return found

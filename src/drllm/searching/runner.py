@@ -20,7 +20,7 @@ from drllm.config import Resources, SearchConfig, to_dict
 from drllm.errors import ArtifactError, InputError
 from drllm.files import write_json
 from drllm.model.routed import RoutedModel
-from drllm.plans import check_plan
+from drllm.plans import check_plan, computed_otherwise
 from drllm.progress import Progress
 from drllm.provenance import running
 from drllm.records import read_shard, shard_indices, shard_path, write_shard
@@ -47,6 +47,7 @@ def search(
     routes: Sequence[Route] | None = None,
     resources: Resources | None = None,
     list_name: str = "",
+    finished_in_any_type: bool = False,
 ) -> Path:
     """Find good routes for the fit questions of each task; the same call resumes where an earlier one stopped.
 
@@ -60,6 +61,7 @@ def search(
         resources: executor, threads, memory; default `Resources()`.
         list_name: of `routes`, where the run has another list already: records go to `out/paths/<task>.<list_name>/`, and methods take
             the routes of all lists that were evaluated on the same questions.
+        finished_in_any_type: a task that is searched to its end is taken as it is, also where that was done in another float type.
 
     Returns:
         The run folder.
@@ -88,7 +90,7 @@ def search(
         entry["tasks"] = {}
         for name, task_data in loaded.items():
             folder = out / ("search" if routes is None else "paths") / (f"{name}.{list_name}" if list_name else name)
-            entry["tasks"][name] = _search_task(routed, task_data, config, resources, folder, data, routes)
+            entry["tasks"][name] = _search_task(routed, task_data, config, resources, folder, data, routes, finished_in_any_type)
     return out
 
 
@@ -143,6 +145,7 @@ def _search_task(
     folder: Path,
     data: str | Path | None,
     routes: tuple[Route, ...] | None,
+    finished_in_any_type: bool,
 ) -> dict[str, Any]:
     """All groups of one task that have no shard yet; what `run.json` says of it."""
     name, n_layers = task_data.task.name, routed.n_layers
@@ -156,7 +159,7 @@ def _search_task(
     if not done and len(questions) >= N_PROBED:  # before there is a plan that another dtype would not fit
         planner.probe([questions[at * (len(questions) - 1) // (N_PROBED - 1)].example for at in range(N_PROBED)])
     weights = routed.fingerprint  # once: it reads every tensor
-    check_plan(folder, {
+    plan = {
         "task": name, "source": task_data.source, "data": None if data is None else str(data),
         "model": routed.base_id, "fingerprint": weights,
         "dtype": str(routed.model.dtype), "device": _device(routed, resources), "threads": _threads(routed, resources),
@@ -164,7 +167,9 @@ def _search_task(
         "config": to_dict(config), "prompt_format": planner.scorer.prompt_format,
         "questions": questions_digest(questions), "ids": [question.example.id for question in questions], "skipped": skipped,
         "paths": None if routes is None else [str(route) for route in routes], "control": [str(route) for route in control],
-    } | ({} if planner.scorer.shares_across_groups else {"decoded_rows": DECODED_ROWS}))  # fmt: skip
+    } | ({} if planner.scorer.shares_across_groups else {"decoded_rows": DECODED_ROWS})  # fmt: skip
+    if not (finished_in_any_type and done >= set(range(len(groups))) and computed_otherwise(folder, plan)):
+        check_plan(folder, plan)
     for index in sorted(done):  # what is unreadable or not of this search is refused now, not after hours
         _check_shard(shard_path(folder, index), groups[index] if index < len(groups) else [], job, weights)
     entry = {
