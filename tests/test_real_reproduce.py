@@ -50,12 +50,10 @@ def out(tmp_path_factory) -> Path:
 
 def test_every_table_and_figure_of_the_paper(out: Path):
     page = (out / "reproduce" / "all" / "report.md").read_text(encoding="utf-8")
+    placed = "".join(f"{part} " for part in IN_A_FAST_TYPE)
     for exhibit in EXHIBITS.values():
         text = page.partition(f"## {exhibit.title}\n")[2].partition("\n## ")[0]
-        assert (
-            f"drllm reproduce {exhibit.name} --model {MODEL} --out {out} {''.join(f'{part} ' for part in IN_A_FAST_TYPE)}--scale 0.02"
-            in text
-        )
+        assert f"drllm reproduce {exhibit.name} --model {MODEL} --out {out} {placed}--scale 0.02" in text
         assert "|" in text or "![" in text
     assert re.search(r"\| all \| routers \| .* of 30 \|", page)
     assert "Traceback" not in page
