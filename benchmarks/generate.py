@@ -1,6 +1,6 @@
 """What routes cost and save in plain transformers: `make bench-generate`.
 
-    python benchmarks/generate.py [--batches 1,8,32] [--rounds 24] [--new 24] [--out FILE.json]
+    python benchmarks/generate.py [--batches 1,8,32] [--rounds 24] [--new 24] [--arms identity,common,exported] [--out FILE.json]
 
 One process, one thread, SmolLM2-135M in bf16 where the processor multiplies bf16 itself, else in fp32. In each round every arm answers the
 same prompts once, in an order drawn anew: stock `generate`; the identity policy; one common route; the exported checkpoint of that route,
@@ -42,6 +42,9 @@ from drllm.tasks import load_task
 MODEL = "smollm2-135m-q4"
 COMMON = "1" * 16 + "000000" + "1" * 8  # 24 of 30 passes
 NESTED = [f"{'1' * (22 - cut)}{'0' * cut}{'1' * 8}" for cut in (0, 3, 6, 9)]  # each skips what the one before skips, and three more
+
+MIXED = ("nested", "different")  # routes of several rows
+ARMS = ("identity", "common", "exported", *MIXED, "routers")
 
 
 class Clock(StoppingCriteria):
@@ -125,8 +128,17 @@ def limit_of(routes: Sequence[Route], by_rows: dict[int, list[float]], n_layers:
     return by_rows[len(routes)][1] + sum(by_rows[n][0] / n_layers for n in rows if n)
 
 
-def measure(routed: RoutedModel, exported: Any, prompts: list[list[int]], batch: int, rounds: int, n_new: int, seed: int) -> dict[str, Any]:
-    """All arms at one batch size."""
+def measure(
+    routed: RoutedModel,
+    exported: Any,
+    prompts: list[list[int]],
+    batch: int,
+    rounds: int,
+    n_new: int,
+    seed: int,
+    wanted: Sequence[str] = ARMS,
+) -> dict[str, Any]:
+    """Stock and the wanted arms at one batch size."""
     n_layers = routed.n_layers
     routers = Routers(RouterConfig(n_layers, routed.hidden_size), seed=0).to(routed.device)
     nested = [Route.parse(NESTED[row % 4]) for row in range(batch)]
@@ -134,17 +146,16 @@ def measure(routed: RoutedModel, exported: Any, prompts: list[list[int]], batch:
         "identity": RoutePolicy(Route.full(n_layers)), "common": RoutePolicy(Route.parse(COMMON)), "nested": RowRoutes(nested),
         "different": RowRoutes(different_routes(batch, n_layers)), "routers": routers,
     }  # fmt: skip
-    if batch == 1:
-        del policies["nested"], policies["different"]
+    policies = {name: policy for name, policy in policies.items() if name in wanted and (batch > 1 or name not in MIXED)}
     needed = sorted({sum(route[block] > 0 for route in nested) for block in range(n_layers)} | {batch}) if "nested" in policies else []
-    times: dict[str, dict[str, list[float]]] = {name: {"prefill": [], "decode": []} for name in ("stock", "exported", *policies)}
+    arms = ["stock", *(name for name in ("exported",) if name in wanted), *policies]
+    times: dict[str, dict[str, list[float]]] = {name: {"prefill": [], "decode": []} for name in arms}
     limits: dict[str, list[dict[int, list[float]]]] = {"prefill": [], "decode": []}
     deciding: list[float] = []
     rng = random.Random(seed)
     for round_ in range(-1, rounds):  # the first warms up
         rows = [prompts[(max(round_, 0) * batch + row) % len(prompts)] for row in range(batch)]
         ids, mask = left_pad(rows, routed.pad_id, routed.device)
-        arms = list(times)
         rng.shuffle(arms)
         for arm in arms:
             clock = Clock()
@@ -163,15 +174,17 @@ def measure(routed: RoutedModel, exported: Any, prompts: list[list[int]], batch:
             found = {n: block_seconds(routed, rows[:n], n_new) for n in needed}
             limits["prefill"].append({n: value[0] for n, value in found.items()})
             limits["decode"].append({n: value[1] for n, value in found.items()})
-        if round_ >= 0:
+        if round_ >= 0 and "routers" in policies:
             deciding.append(deciding_seconds(routed, routers, ids, mask))
     result: dict[str, Any] = {"batch": batch, "prompt_tokens": statistics.mean(map(len, prompts)), "rounds": rounds, "new": n_new}
     result["seconds"] = {arm: {part: statistics.median(values) for part, values in parts.items()} for arm, parts in times.items()}
     ratio = lambda arm, base, part: [a / b for a, b in zip(times[arm][part], times[base][part], strict=True)]  # noqa: E731
     result["to_stock"] = {arm: {part: median_interval(ratio(arm, "stock", part)) for part in times[arm]} for arm in times if arm != "stock"}
-    result["common_to_exported"] = {part: median_interval(ratio("common", "exported", part)) for part in times["stock"]}
-    result["deciding_share_of_prefill"] = median_interval([a / b for a, b in zip(deciding, times["stock"]["prefill"], strict=True)])
-    result["deciding_seconds"] = statistics.median(deciding)
+    if {"common", "exported"} <= times.keys():
+        result["common_to_exported"] = {part: median_interval(ratio("common", "exported", part)) for part in times["stock"]}
+    if deciding:
+        result["deciding_share_of_prefill"] = median_interval([a / b for a, b in zip(deciding, times["stock"]["prefill"], strict=True)])
+        result["deciding_seconds"] = statistics.median(deciding)
     if needed:
         result["limit"] = {}
         for part, found in limits.items():
@@ -238,11 +251,11 @@ def report(rows: list[dict[str, Any]]) -> None:
             ratios = row["to_stock"].get(arm)
             text = "" if ratios is None else f"{shown(ratios['prefill'])}   {shown(ratios['decode'])}"
             print(f"  {arm:12} {1000 * seconds['prefill']:12.1f} {1000 * seconds['decode']:9.2f}   {text}")
-        both = row["common_to_exported"]
-        print(f"  common route / its exported checkpoint: prefill {shown(both['prefill'])}, step {shown(both['decode'])}")
-        share = row["deciding_share_of_prefill"]
-        print(f"  pooling and routers: {1000 * row['deciding_seconds']:.1f} ms, {100 * share[0]:.2f} % of stock prefill "
-              f"({100 * share[1]:.2f} to {100 * share[2]:.2f})")  # fmt: skip
+        if both := row.get("common_to_exported"):
+            print(f"  common route / its exported checkpoint: prefill {shown(both['prefill'])}, step {shown(both['decode'])}")
+        if share := row.get("deciding_share_of_prefill"):
+            print(f"  pooling and routers: {1000 * row['deciding_seconds']:.1f} ms, {100 * share[0]:.2f} % of stock prefill "
+                  f"({100 * share[1]:.2f} to {100 * share[2]:.2f})")  # fmt: skip
         for part, found in row.get("limit", {}).items():
             print(f"  nested, {part}: limit {found['of_stock']:.3f} of stock; of its saving reached {shown(found['saving_reached'])}")
 
@@ -250,7 +263,8 @@ def report(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", default="1,8,32")
-    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--rounds", default="24", help="of each batch size, or of all alike")
+    parser.add_argument("--arms", default=",".join(ARMS), help="beside stock; fewer leave out what stands beside the rounds, too")
     parser.add_argument("--new", type=int, default=24)
     parser.add_argument("--lengths", default="1,16,64,256,1024", help="prompt tokens at which pooling and routers are measured alone")
     parser.add_argument("--dtype", default="", choices=["", "bfloat16", "float32"], help="default: what the processor multiplies itself")
@@ -275,10 +289,28 @@ def main() -> None:
         exported: Any = AutoModelForCausalLM.from_pretrained(Path(place) / "common", dtype=routed.model.dtype).eval().to(given.device)
         exported.generation_config.eos_token_id = None
     rows = []
-    for batch in map(int, given.batches.split(",")):
-        rows.append(measure(routed, exported, prompts, batch, given.rounds, given.new, given.seed))
+    batches, rounds, arms = (
+        [int(size) for size in given.batches.split(",")],
+        [int(n) for n in given.rounds.split(",")],
+        given.arms.split(","),
+    )
+    if unknown := [name for name in arms if name not in ARMS]:
+        parser.error(f"--arms: {unknown[0]!r} is none of {', '.join(ARMS)}")
+    if len(rounds) not in (1, len(batches)):
+        parser.error(f"--rounds: {len(rounds)} numbers for {len(batches)} batch sizes")
+    for batch, n_rounds in zip(batches, rounds * (len(batches) // len(rounds)), strict=True):
+        rows.append(measure(routed, exported, prompts, batch, n_rounds, given.new, given.seed, arms))
         report(rows[-1:])
-    lengths = deciding_by_length(routed, prompts, [int(length) for length in given.lengths.split(",")], given.rounds)
+    found = {"dtype": dtype, "generate": rows, "hardware": hardware(), "versions": versions()}
+    if set(arms) == set(ARMS):
+        found |= beside(routed, prompts, given)
+    if given.out:
+        write_json(Path(given.out), found)
+
+
+def beside(routed: RoutedModel, prompts: list[list[int]], given: argparse.Namespace) -> dict[str, Any]:
+    """Deciding by the length of the prompt, table 7, and one long answer."""
+    lengths = deciding_by_length(routed, prompts, [int(length) for length in given.lengths.split(",")], int(given.rounds.split(",")[0]))
     print("\npooling and routers of one prompt, by its tokens:")
     for row in lengths:
         low, high = row["share"][1:]
@@ -296,19 +328,7 @@ def main() -> None:
               f"({row['ratio_low']:.3f} to {row['ratio_high']:.3f}), {row['passes']:.1f} passes")  # fmt: skip
     print(f"{long['tokens']} tokens at batch 1: base {long['base']:.1f} s, routed {long['routed']:.1f} s ({long['passes']:.1f} passes), "
           f"routers {1000 * long['router']:.1f} ms, {100 * long['router'] / long['routed']:.3f} % of it")  # fmt: skip
-    if given.out:
-        write_json(
-            Path(given.out),
-            {
-                "dtype": dtype,
-                "generate": rows,
-                "deciding": lengths,
-                "table7": table7,
-                "latency": long,
-                "hardware": hardware(),
-                "versions": versions(),
-            },
-        )
+    return {"deciding": lengths, "table7": table7, "latency": long}
 
 
 if __name__ == "__main__":
