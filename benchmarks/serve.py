@@ -132,7 +132,7 @@ def measure(engines: dict[str, Engine], prompts: list[list[int]], batch: int, ro
 
 
 def front(routed: RoutedModel, checkpoint: str, prompts: list[list[int]]) -> dict[str, float]:
-    """The front selector on its own: seconds and memory of the blocks before block 6, against a whole prefill by the same library."""
+    """The front selector on its own: seconds and memory of the blocks before block 6; seconds of a whole prefill by the same library."""
     from drllm.serving.engine.front import FrontSelector
 
     size = 2 * routed.hidden_size
@@ -195,14 +195,16 @@ def main() -> None:
         report(results[-1])
     selector = front(routed, checkpoint, prompts)
     print(f"\nfront selector, {selector['tokens']:.0f} tokens a prompt: {1000 * selector['seconds']:.1f} ms of processor time, "
-          f"{selector['seconds'] / selector['prefill_seconds']:.2f} of a whole prefill, {selector['bytes'] / 1e6:.0f} MB")  # fmt: skip
+          f"{selector['seconds'] / selector['prefill_seconds']:.2f} of a prefill by transformers, {selector['bytes'] / 1e6:.0f} MB")  # fmt: skip
     for row in results:
         for mode in ("compiled", "eager"):
-            stock, mine = row["arms"][f"stock, {mode}"]["whole"], row["arms"][f"identity, {mode}"]["whole"]
-            with_front = (mine + row["batch"] * selector["seconds"]) / stock
-            row["arms"][f"identity, {mode}"]["whole_ratio"], row["arms"][f"identity, {mode}"]["with_front"] = mine / stock, with_front
-            print(f"  batch {row['batch']}, {mode}: prefill and {row['new']} tokens along the identity take {mine / stock:.3f} of stock, "
-                  f"with its front {with_front:.3f}")  # fmt: skip
+            stock, fronts = row["arms"][f"stock, {mode}"], row["batch"] * selector["seconds"]
+            print(f"  batch {row['batch']}, {mode}: the fronts take {fronts / stock['prefill']:.2f} of the engine's prefill; "
+                  f"prefill and {row['new']} tokens over stock's, and with the fronts:")  # fmt: skip
+            for name, arm in row["arms"].items():
+                if name.endswith(mode) and not name.startswith(("stock", "static")):
+                    arm["whole_ratio"], arm["with_front"] = arm["whole"] / stock["whole"], (arm["whole"] + fronts) / stock["whole"]
+                    print(f"    {name:28} {arm['whole_ratio']:.3f}   {arm['with_front']:.3f}")
     if given.out:
         write_json(Path(given.out), {"serve": results, "front": selector, "hardware": hardware(), "versions": versions()})
 

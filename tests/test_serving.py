@@ -215,7 +215,7 @@ def engine_config(**changes: Any) -> SimpleNamespace:
     config = SimpleNamespace(
         parallel_config=SimpleNamespace(pipeline_parallel_size=1, tensor_parallel_size=1, data_parallel_size=1),
         cache_config=SimpleNamespace(kv_sharing_fast_prefill=False, cache_dtype="auto", enable_prefix_caching=False),
-        scheduler_config=SimpleNamespace(enable_chunked_prefill=False, async_scheduling=False),
+        scheduler_config=SimpleNamespace(enable_chunked_prefill=False, async_scheduling=False, long_prefill_token_threshold=0),
         model_config=SimpleNamespace(hf_config=SimpleNamespace()),
         speculative_config=None, lora_config=None, kv_transfer_config=None, quant_config=None, use_v2_model_runner=False,
     )  # fmt: skip
@@ -242,6 +242,7 @@ def engine_config(**changes: Any) -> SimpleNamespace:
         ({"scheduler_config__enable_chunked_prefill": True}, "engine", "without chunked prefill"),
         ({"cache_config__enable_prefix_caching": True}, "engine", "without the prefix cache"),
         ({"scheduler_config__async_scheduling": True}, "engine", "without async scheduling"),
+        ({"scheduler_config__long_prefill_token_threshold": 64}, "engine", "without a threshold of long prompts"),
     ],
 )
 def test_what_routes_are_not_tested_with_is_refused_by_name(change: dict[str, Any], mode: str, says: str):

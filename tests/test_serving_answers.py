@@ -139,7 +139,8 @@ def test_a_stream_of_many_prompts_tells_its_routes_twice(monkeypatch):
         ({"detail": "There was an error parsing the body"}, "There was an error parsing the body"),
         ({"detail": [{"loc": ["body"], "msg": "bad"}]}, '[{"loc": ["body"], "msg": "bad"}]'),
         (["odd"], '["odd"]'),
-        ({"error": "odd"}, '{"error": "odd"}'),
+        ({"error": "Unauthorized"}, "Unauthorized"),
+        ({"error": 7}, '{"error": 7}'),
     ],
 )
 def test_every_refusal_has_one_shape_and_one_line(body: Any, says: str):

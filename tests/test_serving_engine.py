@@ -77,17 +77,20 @@ def test_rows_of_the_base_and_of_routes_when_compiled(models, routed):
 
 
 def test_known_routes_run_in_compiled_stretches(models, routed):
-    """A code book's routes, alone and mixed, beside a route that is not in it; chunks and one-token prompts."""
+    """A code book's routes, alone and mixed, beside routes that are not in it, of which some repeat what the book never does."""
     known = ["111111", "111001", "110001", "112111"]
-    forced = [*known, "101101", *known, *known[:3]]
+    forced = [*known, "101101", *known, "111112", "221111", known[1]]
     asked = [
         {"ids": ids, "route": route, "new": 12, "arrives": place // 3}
         for place, (ids, route) in enumerate(zip(prompts(12), forced, strict=True))
     ]
-    spec = ROWS | {"routes": known, "repeatable": [2]}
+    spec = ROWS | {"routes": known, "repeatable": list(range(N_BLOCKS))}
     done = run_engine(models["llama"], spec, asked, enforce_eager=False, max_num_batched_tokens=64, enable_chunked_prefill=True)
     for request, answer in zip(asked, done["answers"], strict=True):
         check(routed, request, answer)
+    alone = run_engine(models["llama"], spec, [{"ids": prompts(1)[0], "route": "112112", "new": 12}], enforce_eager=False)
+    check(routed, {"ids": prompts(1)[0], "route": "112112", "new": 12}, alone["answers"][0])
+    assert alone["stats"]["stretched_steps"] == 0, "no stretch holds the second pass of the last block"
     assert done["stats"]["stretched_steps"] > 0
     assert done["stats"]["routed_steps"] > done["stats"]["stretched_steps"], "the unknown route ran block by block"
 

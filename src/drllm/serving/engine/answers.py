@@ -169,6 +169,6 @@ def _refusal(answer: Any, status: int) -> dict[str, Any]:
     error = answer.get("error") if isinstance(answer, dict) else None
     if isinstance(error, dict) and isinstance(error.get("message"), str):
         return answer | {"error": error | {"message": " ".join(error["message"].split())}}
-    detail = answer.get("detail", answer) if isinstance(answer, dict) else answer
+    detail = (error if isinstance(error, str) else answer.get("detail", answer)) if isinstance(answer, dict) else answer
     text = detail if isinstance(detail, str) else json.dumps(detail, ensure_ascii=False)
     return {"error": {"message": " ".join(text.split())[:MAX_HEADER], "type": "BadRequestError", "code": status}}

@@ -25,7 +25,7 @@ from drllm.errors import UnsupportedModelError
 from drllm.routes import Route
 from drllm.serving.engine.plan import StepPlan, run_plan
 from drllm.serving.engine.refusals import refuse
-from drllm.serving.engine.segments import Stretch, compiled, cuts, single, warm_up
+from drllm.serving.engine.segments import Stretch, compiled, cuts, most_passes, single, warm_up
 from drllm.serving.spec import KEY, ServeSpec
 
 
@@ -46,6 +46,7 @@ class RoutedMixin:
         self.spec, self.vllm_config = spec, vllm_config
         self.stretches: list[Stretch] = []
         self.cut_before = np.array([block for block, _ in cuts(spec.routes)] if spec.routes else [])
+        self.most_passes = np.array([most_passes(spec.routes, block) for block in range(spec.n_layers)] if spec.routes else [])
         self.fixed = None if spec.route is None else Route.parse(spec.route)
         known = vllm_config.compilation_config.static_forward_context
         for block, action in enumerate(self.fixed or ()):
@@ -89,7 +90,7 @@ class RoutedMixin:
         if plan is None or plan.is_base:
             return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)  # type: ignore[misc]
         states = self.model.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
-        plan.stretched = bool(self.stretches) and not plan.undecided and plan.keeps_to(self.cut_before)
+        plan.stretched = bool(self.stretches) and not plan.undecided and plan.keeps_to(self.cut_before, self.most_passes)
         stretches = self.stretches if plan.stretched else self.singles
         states, residual = run_plan(plan, stretches, positions, states, get_forward_context())
         return self.model.norm(states, residual)[0]

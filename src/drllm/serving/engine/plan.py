@@ -70,10 +70,14 @@ class StepPlan:
         self._places = Places() if places is None else places
         self._count()
 
-    def keeps_to(self, firsts: np.ndarray) -> bool:
-        """Whether every row does the same from each of these blocks up to the next; the last stretch ends with the last block."""
+    def keeps_to(self, firsts: np.ndarray, most_L: np.ndarray) -> bool:
+        """Whether stretches that begin with these blocks can run every row.
+
+        A row must do the same from each of them up to the next, the last stretch ending with the last block, and make no more passes of a
+        block than they hold, `most_L`.
+        """
         expanded = np.repeat(self.actions_RL[:, firsts], np.diff([*firsts, self.actions_RL.shape[1]]), axis=1)
-        return bool((expanded == self.actions_RL).all())
+        return bool((expanded == self.actions_RL).all() and (self.actions_RL <= most_L).all())
 
     @property
     def n_sets(self) -> int:

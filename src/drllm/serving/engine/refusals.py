@@ -32,6 +32,7 @@ def refuse(vllm_config: Any, mode: str) -> None:
         "chunked prefill": scheduler.enable_chunked_prefill,
         "the prefix cache": cache.enable_prefix_caching,
         "async scheduling": scheduler.async_scheduling,
+        "a threshold of long prompts": scheduler.long_prefill_token_threshold > 0,  # cuts prompts also where chunks are off
     }
     if mode == "engine" and (found := [name for name, value in whole.items() if value]):
         raise UnsupportedModelError(f"a policy that decides in the engine must see whole prompts: start the server without {found[0]}")

@@ -49,6 +49,11 @@ def cuts(routes: Sequence[str]) -> list[tuple[int, int]]:
     return found
 
 
+def most_passes(routes: Sequence[str], block: int) -> int:
+    """Passes of a block that some route makes: more than these no stretch holds."""
+    return max(int(route[block]) for route in routes)
+
+
 def single(block_of: Callable[[int, int], Any], block: int, n_pass: int) -> Stretch:
     """One block, uncompiled."""
     module = block_of(block, n_pass)
@@ -59,7 +64,7 @@ def compiled(routes: Sequence[str], block_of: Callable[[int, int], Any], vllm_co
     """The stretches of some known routes in the order they run, compiled as vLLM compiles models."""
     stretches = []
     for first, end in cuts(routes):
-        for n_pass in range(max(int(route[first]) for route in routes)):
+        for n_pass in range(most_passes(routes, first)):
             blocks = [block_of(block, n_pass) for block in range(first, end)]
             names = [block.self_attn.attn.layer_name for block in blocks]
             with set_current_vllm_config(vllm_config):
