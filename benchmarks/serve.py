@@ -194,8 +194,9 @@ def main() -> None:
         results.append(measure(engines, prompts, batch, given.rounds, given.new, given.seed))
         report(results[-1])
     selector = front(routed, checkpoint, prompts)
+    share = selector["seconds"] / selector["prefill_seconds"]
     print(f"\nfront selector, {selector['tokens']:.0f} tokens a prompt: {1000 * selector['seconds']:.1f} ms of processor time, "
-          f"{selector['seconds'] / selector['prefill_seconds']:.2f} of a prefill by transformers, {selector['bytes'] / 1e6:.0f} MB")  # fmt: skip
+          f"{share:.2f} of a prefill in transformers, {selector['bytes'] / 1e6:.0f} MB")  # fmt: skip
     for row in results:
         for mode in ("compiled", "eager"):
             stock, fronts = row["arms"][f"stock, {mode}"], row["batch"] * selector["seconds"]
