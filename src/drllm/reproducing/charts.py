@@ -16,12 +16,13 @@ from drllm.reporting.parts import Chart
 
 @dataclass(frozen=True)
 class Point:
-    """A value with its interval, over a number or a name; without an interval, `low` and `high` are None."""
+    """A value with its interval, over a number or a name; without an interval, `low` and `high` are None. `label` stands beside it."""
 
     x: float | str
     y: float
     low: float | None = None
     high: float | None = None
+    label: str = ""
 
 
 def curves(
@@ -51,6 +52,11 @@ def curves(
             drawn["marker"]["size"] = 9
         if has_interval:
             drawn["error_y"] = {"type": "data", "symmetric": False, "array": high, "arrayminus": low, "color": colour(index)}
+        for place, point in zip(places, points, strict=True):
+            axes.annotate(point.label, (place, point.y), (3, 4), textcoords="offset points", fontsize=7)  # type: ignore[arg-type]
+        if any(point.label for point in points):
+            drawn["text"] = [point.label for point in points]
+            drawn["hovertemplate"] = "%{fullData.name}, %{text}: %{y:.4g} at %{x}<extra></extra>"
         data.append(drawn)
     if is_named:
         axes.set_xticks(range(len(names)), [str(name) for name in names])
@@ -62,15 +68,18 @@ def curves(
     axes.set_title(title)
     if len(series) > 1:
         figure.legend(loc="outside lower center", ncols=4)
+    labelled = any(point.label for points in series.values() for point in points)
     table = [
-        (label, point.x if isinstance(point.x, str) else number(point.x), number(point.y), _shown(point.low), _shown(point.high))
+        (label, point.x if isinstance(point.x, str) else number(point.x), number(point.y), _shown(point.low), _shown(point.high),
+         *([point.label] if labelled else []))
         for label, points in series.items()
         for point in points
-    ]
+    ]  # fmt: skip
+    header = ("series", "x", "y", "low", "high", *(["label"] if labelled else []))
     layout: dict[str, Any] = {"xaxis": {"title": {"text": x}, "automargin": True, "type": "category" if is_named else "linear"}}
     if is_named and len(series) > 1:
         layout |= {"scattermode": "group", "scattergap": 0.7}  # side by side, as in the PNG
-    return write_chart(figure, folder, name, title, caption, ("series", "x", "y", "low", "high"), table, plots.figure(data, x, y, **layout))
+    return write_chart(figure, folder, name, title, caption, header, table, plots.figure(data, x, y, **layout))
 
 
 def histogram(folder: Path, name: str, title: str, caption: str, x: str, series: Mapping[str, Sequence[float]], n_bins: int = 20) -> Chart:

@@ -63,9 +63,9 @@ def _difference(row: Mapping[str, Any], x: float | str) -> Point:
     return Point(x, 100 * row["difference"], 100 * row["difference_low"], 100 * row["difference_high"])
 
 
-def _accuracy(row: Mapping[str, Any]) -> Point:
+def _accuracy(row: Mapping[str, Any], label: str = "") -> Point:
     """Over mean passes."""
-    return Point(row["mean_passes"], 100 * row["accuracy"], 100 * row["wilson_low"], 100 * row["wilson_high"])
+    return Point(row["mean_passes"], 100 * row["accuracy"], 100 * row["wilson_low"], 100 * row["wilson_high"], label)
 
 
 def _sweep_chart(bench: Bench, folder: Path, option: str, values: Sequence[int], name: str, x: str, by_task: bool = False) -> Chart:
@@ -162,7 +162,7 @@ def _fig7(bench: Bench, folder: Path) -> list[Part]:
     )
     chart = charts.curves(
         folder, "knob", title, caption, "mean passes a prompt", "accuracy (%), 95 % Wilson interval",
-        {"routers under the knob": [_accuracy(row) for _, row in rows], "base": [_accuracy(base)]},
+        {"routers under the knob": [_accuracy(row, f"p = {p:+.2f}") for p, row in rows], "base": [_accuracy(base)]},
     )  # fmt: skip
     table = Table(
         ("p", "accuracy, %", "mean passes", "points over the base"),
