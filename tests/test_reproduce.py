@@ -116,7 +116,7 @@ def rows_of(path: Path) -> list[list[str]]:
 
 def test_the_knob_goes_from_no_block_to_every_block_twice(bench):
     told = rows_of(bench.folder / "all" / "knob.csv")
-    assert [row[-1] for row in told if row[0] != "base"] == [f"p = {p:+.2f}" for p in KNOB]
+    assert [row[-1] for row in told if row[0] != "base"] == [f"p {p:+g}" for p in KNOB]
     rows = [(series, float(x)) for series, x, *_ in told]
     passes = [x for series, x in rows if series != "base"]
     assert (passes[0], passes[-1]) == (0, 2 * L)

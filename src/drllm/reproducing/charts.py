@@ -52,9 +52,13 @@ def curves(
             drawn["marker"]["size"] = 9
         if has_interval:
             drawn["error_y"] = {"type": "data", "symmetric": False, "array": high, "arrayminus": low, "color": colour(index)}
-        for place, point in zip(places, points, strict=True):
-            axes.annotate(point.label, (place, point.y), (3, 4), textcoords="offset points", fontsize=7)  # type: ignore[arg-type]
         if any(point.label for point in points):
+            beside: dict[tuple[Any, float], list[str]] = {}
+            for place, point in zip(places, points, strict=True):
+                beside.setdefault((place, point.y), []).append(point.label)
+            for at, labels in beside.items():
+                axes.annotate(", ".join(labels), at, (4, 4), textcoords="offset points", fontsize=7)
+            axes.margins(x=0.1)
             drawn["text"] = [point.label for point in points]
             drawn["hovertemplate"] = "%{fullData.name}, %{text}: %{y:.4g} at %{x}<extra></extra>"
         data.append(drawn)
