@@ -157,7 +157,10 @@ def _fig7(bench: Bench, folder: Path) -> list[Part]:
     rows = [(p, pooled(summary, Turn(p).policy)) for p in KNOB]
     base = pooled(summary, BASE)
     title = f"Control knob p from -1 (skip) to 1 (repeat), tune split, n = {base['n']} questions"
-    caption = "Accuracy against passes as the knob turns, p beside each point; p = -0.5 is the routers, 0.5 the base's route, -1 skips and 1 repeats every block."
+    caption = (
+        "Accuracy against passes as the knob turns, p beside each point; "
+        "p = -0.5 is the routers, 0.5 the base's route, -1 skips and 1 repeats every block."
+    )
     chart = charts.curves(
         folder, "knob", title, caption, "mean passes a prompt", "accuracy (%), 95 % Wilson interval",
         {"routers under the knob": [_accuracy(row, f"p {p:+g}") for p, row in rows], "base": [_accuracy(base)]},
