@@ -94,6 +94,7 @@ def test_a_replica_killed_under_load(tmp_path):
             cluster.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(cluster.pid, signal.SIGKILL)
+            cluster.wait()
         for pid in children(f"--model {base} "):
             os.kill(pid, signal.SIGKILL)
 
