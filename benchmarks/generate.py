@@ -136,7 +136,7 @@ def measure(
     rounds: int,
     n_new: int,
     seed: int,
-    wanted: Sequence[str] = ARMS,
+    wanted: Sequence[str],
 ) -> dict[str, Any]:
     """Stock and the wanted arms at one batch size."""
     n_layers = routed.n_layers
@@ -148,7 +148,7 @@ def measure(
     }  # fmt: skip
     policies = {name: policy for name, policy in policies.items() if name in wanted and (batch > 1 or name not in MIXED)}
     needed = sorted({sum(route[block] > 0 for route in nested) for block in range(n_layers)} | {batch}) if "nested" in policies else []
-    arms = ["stock", *(name for name in ("exported",) if name in wanted), *policies]
+    arms = ["stock", *(["exported"] if "exported" in wanted else []), *policies]
     times: dict[str, dict[str, list[float]]] = {name: {"prefill": [], "decode": []} for name in arms}
     limits: dict[str, list[dict[int, list[float]]]] = {"prefill": [], "decode": []}
     deciding: list[float] = []

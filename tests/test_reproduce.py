@@ -433,6 +433,9 @@ def test_a_search_done_in_another_type_is_taken_as_it_is(tiny, folder, tmp_path)
     page = (bench.folder / "table2" / "report.md").read_text(encoding="utf-8")
     assert f"The searches of {LEARNED[0]} were done in bfloat16." in page
     assert re.search(rf"drllm search .*--tasks {LEARNED[0]} .*--dtype bfloat16\b", page)
+    unsaid = Bench(tiny, dataclasses.replace(asked, placed=()))  # no --dtype, and the model came in another type all the same
+    reproduce(unsaid, wanted_exhibits(["table2"]))
+    assert f"The searches of {LEARNED[0]} were done in bfloat16." in (bench.folder / "table2" / "report.md").read_text(encoding="utf-8")
     # One that is not finished is refused, as ever: its records would be of two kinds.
     next((tmp_path / "run" / "search" / LEARNED[0]).glob("*.parquet")).unlink()
     with pytest.raises(ArtifactError, match=r"searched with dtype = 'torch.bfloat16', now it is 'torch.float32'"):

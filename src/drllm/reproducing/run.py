@@ -115,13 +115,15 @@ def _opening(bench: Bench) -> list[Part]:
     searched: dict[str, list[str]] = {}
     for task in setup.tasks:
         searched.setdefault(setup.searched_in(task), []).append(task)
-    elsewhere = "".join(f" The searches of {', '.join(tasks)} were done in {name}." for name, tasks in searched.items() if name)
+    dtype = str(bench.routed.model.dtype).removeprefix("torch.")
+    others = [(name, tasks) for name, tasks in searched.items() if name not in ("", dtype)]
+    elsewhere = "".join(f" The searches of {', '.join(tasks)} were done in {name}." for name, tasks in others)
     return [
         Heading(f"{PAPER} on {setup.model}", 1),
         Paragraph(
             f"Dr.LLM's tables and figures, made again at scale {config.scale:g}: learned from {', '.join(setup.tasks)}{source}. "
             "Intervals are of 95 %. A claim holds where interval and McNemar's test say so; where they leave it open, that is said. "
-            f"Weights {bench.routed.fingerprint}, {str(bench.routed.model.dtype).removeprefix('torch.')}.{elsewhere}"
+            f"Weights {bench.routed.fingerprint}, {dtype}.{elsewhere}"
         ),
     ]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from drllm.config import EvaluateConfig, ReproduceConfig, Resources, SearchConfig
 from drllm.flags import OF_COMPARISONS
-from drllm.plans import search_plans
+from drllm.plans import PLAN_FILE, read_plan
 from drllm.reproducing.published import SAMPLED
 
 ARITH = tuple(f"arith-{level}" for level in range(1, 6))
@@ -55,12 +55,9 @@ class Setup:
         return max(fewest, round(full * self.config.scale))
 
     def searched_in(self, task: str) -> str:
-        """The type of the weights with which a task was searched, where --dtype says another; else empty."""
-        for plan in search_plans(self.out).values():
-            if plan["task"] == task and "--dtype" in self.placed:
-                found = str(plan.get("dtype", "")).removeprefix("torch.")
-                return "" if found == self.placed[self.placed.index("--dtype") + 1] else found
-        return ""
+        """The type of the weights with which a task was searched; empty where it was not yet."""
+        folder = self.out / "search" / task
+        return str(read_plan(folder).get("dtype", "")).removeprefix("torch.") if (folder / PLAN_FILE).is_file() else ""
 
     def search_config(self, task: str) -> SearchConfig:
         """The paper's search (section 4) of one task."""
