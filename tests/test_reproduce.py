@@ -26,9 +26,9 @@ from drllm.methods.base import get_method
 from drllm.records import read_records
 from drllm.reporting.load import read_answers
 from drllm.reproducing import published
-from drllm.reproducing.exhibits import Difference, above_all, against, claim, in_domain, train_routers
+from drllm.reproducing.exhibits import Claim, Difference, above_all, against, in_domain, train_routers
 from drllm.reproducing.paper_figures import KNOB, WINDOWS
-from drllm.reproducing.paper_tables import BUDGET, BUDGETED
+from drllm.reproducing.paper_rivals import BUDGET, BUDGETED
 from drllm.reproducing.run import EXHIBITS, dry_run, reproduce, stages_of, wanted_exhibits
 from drllm.reproducing.setup import Setup
 from drllm.reproducing.stages import Bench, Clock, Search, Train
@@ -93,6 +93,21 @@ def test_every_table_and_figure_is_on_the_page(bench, page):
         assert (bench.folder / "all" / f"{name}.png").stat().st_size > 5000
         assert (bench.folder / "all" / f"{name}.csv").is_file()
     assert "nan" not in page.replace("finan", "")
+
+
+def test_claims_stand_together_with_their_commands(bench, page):
+    """At the top, each as its own section has it, and the command of its row is that section's."""
+    text = section(page, "What holds here")
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line.startswith("| ")][2:]
+    assert {row[4] for row in rows} == {"table2", "table3", "table4", "table5", "table6", "table7", "latency", "fig5", "fig8", "fig9"}
+    words = {"holds here": "This holds here.", "does not hold here": "This does not hold here."}
+    for claim, by, holds, figures, name, command in rows:
+        told = section(page, EXHIBITS[name].title)
+        judged = words.get(holds, "This is neither confirmed nor refuted here.")
+        assert f"- **{by}: {claim}. {judged}" in told
+        assert figures.split(";")[0] in told
+        assert command == f"`drllm reproduce {name} {shlex.join(bench.setup.flags)}`"
+        assert command in told
 
 
 def test_figures_are_those_of_the_files(bench, page):
@@ -300,7 +315,7 @@ def test_a_difference_is_that_of_the_same_questions(bench):
     assert above_all([better, better]) is None, "two looks, each at 0.03, are 0.06 by Holm"
     assert above_all([dataclasses.replace(better, p=0.01), dataclasses.replace(worse, p=0.001)]) is False
     assert above_all([dataclasses.replace(better, p=0.01), open_]) is None
-    assert [claim("x", holds).rpartition("This ")[2] for holds in (True, False, None)] == [
+    assert [Claim("x", holds).rpartition("This ")[2] for holds in (True, False, None)] == [
         "holds here.", "does not hold here.", "is neither confirmed nor refuted here.",
     ]  # fmt: skip
 

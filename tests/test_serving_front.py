@@ -64,14 +64,13 @@ def test_prompts_together_are_each_alone(family: str, tmp_path):
 
 @given(st.lists(st.integers(1, 1500), min_size=1, max_size=40))
 def test_who_shares_a_reading(lengths: list[int]):
-    """The oldest always; the others within the tokens of a step, none padded beyond its bound, and nobody left out who would fit."""
+    """The oldest always; the others within the tokens of a step, none padded beyond its bound, and the nearest in length first."""
     taken = share_a_reading(lengths)
     chosen = [lengths[place] for place in taken]
     assert taken == sorted(set(taken))
     assert taken[0] == 0
     assert len(taken) == 1 or (max(chosen) * len(taken) <= STEP_TOKENS and max(chosen) <= MAX_PADDING * min(chosen))
-    left = [lengths[place] for place in range(taken[-1] + 1, len(lengths))]
-    for length in left:
+    for length in (lengths[place] for place in range(len(lengths)) if place not in taken):
         most, least = max(*chosen, length), min(*chosen, length)
         assert most * (len(taken) + 1) > STEP_TOKENS or most > MAX_PADDING * least
 
@@ -79,6 +78,7 @@ def test_who_shares_a_reading(lengths: list[int]):
 def test_32_short_prompts_are_one_reading():
     assert share_a_reading([31] * 32) == list(range(32))
     assert share_a_reading([4000, 31, 4000]) == [0]
+    assert share_a_reading([300, 12, 280, 150, 600, 310, 13]) == [0, 2, 5]
 
 
 class Watched:

@@ -128,10 +128,29 @@ def jointly(judged: Sequence[bool | None]) -> bool | None:
     return False if False in judged else None if None in judged else True
 
 
-def claim(text: str, holds: bool | None) -> str:
-    """What became of a claim of the paper; None: the interval leaves it open."""
-    word = {True: "holds here", False: "does not hold here", None: "is neither confirmed nor refuted here"}[holds]
-    return f"{PAPER}: {text}. This {word}."
+class Claim(str):
+    """A sentence that says what became of a claim; the page gathers them.
+
+    Args:
+        text: the claim.
+        holds: None where the interval leaves it open.
+        figures: what says so, as a sentence without its stop.
+        by: whose claim: the paper's, or a question of ours to it.
+    """
+
+    text: str
+    holds: bool | None
+    figures: str
+    by: str
+
+    def __new__(cls, text: str, holds: bool | None, figures: str = "", by: str = PAPER) -> Claim:
+        made = super().__new__(cls, f"{by}: {text}. This {WORDS[holds]}." + (f" {figures}." if figures else ""))
+        made.text, made.holds, made.figures, made.by = text, holds, figures, by
+        return made
+
+
+WORDS = {True: "holds here", False: "does not hold here", None: "is neither confirmed nor refuted here"}
+OURS = "drllm asks"
 
 
 def gains(row: dict[str, Any]) -> bool | None:

@@ -14,13 +14,13 @@ from drllm.reproducing import charts
 from drllm.reproducing.charts import Point
 from drllm.reproducing.exhibits import (
     ROUTERS,
+    Claim,
     Exhibit,
     ablation,
     above_all,
     after_routers,
     against,
     answers,
-    claim,
     comparison,
     in_domain,
     last_scores,
@@ -95,13 +95,13 @@ def _sweep_table(bench: Bench, option: str, values: Sequence[int], x: str) -> Ta
     return Table((x, "accuracy, %", "mean passes", "macro-F1, %"), tuple(rows))
 
 
-def _best(bench: Bench, option: str, values: Sequence[int], text: str) -> str:
+def _best(bench: Bench, option: str, values: Sequence[int], text: str) -> Claim:
     """The claim that the paper's choice is best, against each of the others."""
     stage = _swept(bench.setup, option, values)
     summary = bench.run(stage)
     found = [against(bench, stage, ROUTERS, _variant(option, value)) for value in values if CHOSEN[option] != value]
     best = max(found, key=lambda difference: pooled(summary, difference.other)["accuracy"])
-    return f"{claim(text, above_all(found))} Against the best other: {best}."
+    return Claim(text, above_all(found), f"Against the best other: {best}")
 
 
 def _fig1(bench: Bench, folder: Path) -> list[Part]:
@@ -213,7 +213,7 @@ def _fig8(bench: Bench, folder: Path) -> list[Part]:
     caption = "Accuracy against the base by the loss that the routers were trained with."
     title = f"Losses, tune split, n = {n} questions"
     found = [against(bench, stage, ROUTERS, policy) for policy, _ in LOSSES.values() if policy != ROUTERS]
-    lines = [*(f"{difference}." for difference in found), claim("focal loss is best", above_all(found))]
+    lines = [Claim("focal loss is best", above_all(found), "; ".join(map(str, found)))]
     return [
         charts.curves(folder, "losses", title, caption, "loss", DIFFERENCE, {"routers": points}),
         Table(header, tuple(rows), "Routers by loss; F1 on held-back questions along the label path, where any were held back."),
@@ -226,7 +226,7 @@ def _fig9(bench: Bench, folder: Path) -> list[Part]:
     most = against(bench, _swept(bench.setup, "n_windows", WINDOWS), many, few)
     return [
         _sweep_chart(bench, folder, "n_windows", WINDOWS, "windows_by_task", "windows", by_task=True),
-        Bullets((f"{claim('more windows are better', most.is_gain)} {most}.",), strong=True),
+        Bullets((Claim("more windows are better", most.is_gain, str(most)),), strong=True),
     ]
 
 

@@ -14,14 +14,15 @@ from drllm.records import read_records
 from drllm.reporting.parts import Bullets, Paragraph, Part, Table
 from drllm.reproducing import published as paper
 from drllm.reproducing.exhibits import (
+    OURS,
     ROUTERS,
+    Claim,
+    Difference,
     Exhibit,
     ablation,
-    above_all,
     after_routers,
     against,
     answers,
-    claim,
     comparison,
     gains,
     in_domain,
@@ -31,16 +32,13 @@ from drllm.reproducing.exhibits import (
     searches,
     train_routers,
 )
+from drllm.reproducing.paper_rivals import RIVALS
 from drllm.reproducing.setup import Setup
-from drllm.reproducing.stages import Bench, Clock, Evaluate, Stage, Train
+from drllm.reproducing.stages import Bench, Clock, Evaluate, Train
 from drllm.routes import Action, Route
 from drllm.tables import decided, percent, points, verdict
-from drllm.tasks import get_task
 
-BUDGET = 1 - paper.SAVED / paper.OF_LAYERS
-FIRST_BLOCK, BUDGETED, KNOB = "routers_first_block", "routers_budget", 50
-GATES = " MindSkip and FlexiDepth learn here from some hundreds of questions, in their papers from hundreds of thousands of texts."
-GATE_STEP = 24  # PF of a training step of gates: 8 questions, forward and backward through the frozen blocks
+FIRST_BLOCK = "routers_first_block"
 PAIRS = 4000  # of prompts of a task, drawn at random, whose routes are compared
 
 
@@ -71,13 +69,10 @@ def _table2(bench: Bench, _: Path) -> list[Part]:
         )
     )
     if row.difference is not None:
-        word = (
-            "The search solves more than as many blind routes"
-            if decided(*row.difference[1:])
-            else "The search solves no more than as many blind routes, as far as this sample tells"
-        )
         mean, low, high = map(points, row.difference)
-        parts.append(Bullets((f"{word}: {mean} points ({low} to {high}) of what the base gets wrong.",), strong=True))
+        figures = f"{mean} points ({low} to {high}) of what the base gets wrong"
+        found = Claim("the search solves more than as many routes drawn blindly", decided(*row.difference[1:]), figures, OURS)
+        parts.append(Bullets((found,), strong=True))
     return parts
 
 
@@ -90,14 +85,29 @@ def _table3(bench: Bench, _: Path) -> list[Part]:
         Bullets(
             (
                 verdict(summary, ROUTERS),
-                claim("routers raise accuracy", gains(row)),
-                claim("routers make fewer block passes than the base", fewer_passes(bench, stage)),
-                f"What looking at the prompt is worth: {against(bench, stage, ROUTERS, 'shuffled')}.",
+                Claim("routers raise accuracy", gains(row), over_base(row)),
+                Claim(
+                    "routers make fewer block passes than the base",
+                    fewer_passes(bench, stage),
+                    f"{row['mean_passes']:.2f} of {row['n_layers']}",
+                ),
+                looking(bench, stage, "looking at the prompt is worth something where routers were trained"),
             ),
             strong=True,
         ),
     ]
     return [*parts, *_beside(bench, stage)]
+
+
+def over_base(row: dict[str, Any]) -> str:
+    """A row's difference to the base, as `Difference` has it."""
+    return str(Difference(row["method"], BASE, row["difference"], row["difference_low"], row["difference_high"], row["mcnemar_p"]))
+
+
+def looking(bench: Bench, stage: Evaluate, text: str) -> Claim:
+    """Whether routers beat their own routes, dealt to other prompts."""
+    worth = against(bench, stage, ROUTERS, "shuffled")
+    return Claim(text, worth.is_gain, str(worth), OURS)
 
 
 def fewer_passes(bench: Bench, stage: Evaluate) -> bool | None:
@@ -145,79 +155,13 @@ def _table4(bench: Bench, _: Path) -> list[Part]:
     aim = paper.OUTSIDE_MEAN / 100
     holds = True if row["difference_low"] >= aim else False if row["difference_high"] < aim else None
     text = f"out of domain routers lose at most {-paper.OUTSIDE_MEAN} points (there on average over eight benchmarks)"
+    judged = Claim(text, holds, over_base(row))
     return [
         comparison(summary, f"The same routers on tasks that they never saw, {summary['split']} split."),
-        Bullets((verdict(summary, ROUTERS), claim(text, holds), f"{against(bench, stage, ROUTERS, 'shuffled')}."), strong=True),
-    ]
-
-
-def _rivals(setup: Setup) -> list[Train]:
-    """The rivals of table 5 at the same share of passes; gates learn from tasks with choices alone."""
-    budget: tuple[tuple[str, Any], ...] = (("budget", BUDGET),)
-    seed: tuple[tuple[str, Any], ...] = (("seed", setup.config.seed),) if setup.config.seed else ()
-    n_tune = setup.scaled(KNOB, 8)
-    choice = _choice_tasks(setup)
-    found = [
-        Train("early_exit", "early_exit", budget, forwards_each=0),
-        Train("shortgpt", "shortgpt", (*budget, ("questions", setup.scaled(256, 8)))),
-        Train("random_skip", "random_skip", (*budget, *seed), forwards_each=0),
-        Train(BUDGETED, "routers", (*budget, ("tune_questions", n_tune), *seed), knob=n_tune, points=16),
-    ]
-    if choice:
-        steps, n_tune = setup.scaled(150, 3), setup.scaled(100, 8)
-        gated = (*budget, ("steps", steps), ("tune_questions", n_tune), *seed)
-        found += [
-            Train("mindskip", "mindskip", gated, choice, 0, steps * GATE_STEP, n_tune, 7),
-            Train("flexidepth", "flexidepth", (*gated, ("penalty", 3e-3)), choice, 0, steps * GATE_STEP, n_tune, 7),
-        ]
-    return found
-
-
-def _choice_tasks(setup: Setup) -> tuple[str, ...]:
-    return tuple(task for task in setup.tasks if get_task(task).reward_named(setup.config.reward) == "loglik")
-
-
-def _table5_stages(setup: Setup) -> list[Stage]:
-    rivals = _rivals(setup)
-    return [*searches(setup), train_routers(setup), *rivals, _rivalry(setup)]
-
-
-def _rivalry(setup: Setup) -> Evaluate:
-    methods = (BASE, ROUTERS, *(rival.policy for rival in _rivals(setup)), f"shuffled-{BUDGETED}")
-    # Knobs and thresholds are set on tune: questions that chose a policy must not judge it.
-    split = "calibrate" if setup.config.split == "tune" else setup.config.split
-    return Evaluate(methods, _choice_tasks(setup) or setup.tasks, split)
-
-
-def _table5(bench: Bench, _: Path) -> list[Part]:
-    stage = _rivalry(bench.setup)
-    summary = bench.run(stage)
-    there = {row["method"] for row in summary["rows"]}
-    rivals = [rival.policy for rival in _rivals(bench.setup) if rival.policy in there and rival.policy != BUDGETED]
-    best = max(rivals, key=lambda name: pooled(summary, name)["accuracy"])
-    shown = ", ".join(f"{name} {value}" for name, value in paper.RIVALS.items())
-    lines = [] if _choice_tasks(bench.setup) else ["MindSkip and FlexiDepth are not in the table: their gates learn from choices alone."]
-    lines += [f"{policy} is not in the table: {reason}." for policy, reason in bench.missed.items()]
-    if BUDGETED in there:
-        leads = [against(bench, stage, BUDGETED, rival) for rival in rivals]
-        text = "at equal savings routers keep more accuracy than any rival"
-        passes = {name: pooled(summary, name)["mean_passes"] for name in (BUDGETED, best)}
-        judged = [verdict(summary, BUDGETED), f"Of the rivals {best} is best: {leads[rivals.index(best)]}."]
-        judged.append(claim(text, above_all(leads)))
-        if passes[BUDGETED] > passes[best]:
-            judged.append(f"The savings are not quite equal: {BUDGETED} make {passes[BUDGETED]:.2f} passes, {best} {passes[best]:.2f}.")
-        lines = [*judged, *lines]
-    return [
-        comparison(
-            summary,
-            f"{paper.SAVED} of {paper.OF_LAYERS} passes saved ({percent(BUDGET)} % kept), {summary['split']} split: {BUDGETED} are routers "
-            "of preset default with the knob set on tune; routers are the paper's, which have no budget.",
+        Bullets(
+            (verdict(summary, ROUTERS), judged, looking(bench, stage, "looking at the prompt is worth something out of domain")),
+            strong=True,
         ),
-        Paragraph(
-            f"{paper.PAPER}, mean accuracy on GSM8K, MMLU, HellaSwag and HumanEval with Llama-3-8B: {shown}. LayerSkip needs a model "
-            "trained for it; early_exit stands for leaving early without that." + (GATES if {"mindskip", "flexidepth"} & there else "")
-        ),
-        Bullets(tuple(lines), strong=True),
     ]
 
 
@@ -232,13 +176,14 @@ def _inputs(setup: Setup) -> Evaluate:
 def _table6(bench: Bench, _: Path) -> list[Part]:
     stage = _inputs(bench.setup)
     summary = bench.run(stage)
-    below = gains(pooled(summary, FIRST_BLOCK))
+    row = pooled(summary, FIRST_BLOCK)
+    below = gains(row)
     return [
         comparison(summary, "Each router on the states entering its own block, or all on those entering the first, tune split."),
         Bullets(
             (
                 f"{against(bench, stage, ROUTERS, FIRST_BLOCK)}.",
-                claim("fed the first block's input, routers fall below the base", None if below is None else not below),
+                Claim("fed the first block's input, routers fall below the base", None if below is None else not below, over_base(row)),
             ),
             strong=True,
         ),
@@ -270,13 +215,14 @@ def _table7(bench: Bench, _: Path) -> list[Part]:
     )
     faster = [decided(1 - row["ratio_high"], 1 - row["ratio_low"]) for row in found]
     n_tokens = found[0]["tokens"]
+    ratios = "Seconds of routers over base: " + ", ".join(f"{row['ratio']:.3f} at {row['batch']}" for row in found)
     return [
         Table(
             header,
             rows,
             f"{n_tokens} tokens an answer by transformers' `generate`, base and routers in turn on the same questions.",
         ),
-        Bullets((claim("routers raise throughput at every batch size", jointly(faster)),), strong=True),
+        Bullets((Claim("routers raise throughput at every batch size", jointly(faster), ratios),), strong=True),
     ]
 
 
@@ -326,8 +272,8 @@ def _latency(bench: Bench, _: Path) -> list[Part]:
         Table(header, rows),
         Bullets(
             (
-                claim("a long answer takes less time", holds),
-                claim("deciding takes below 1 % of it", found["router"] < 0.01 * found["routed"]),
+                Claim("a long answer takes less time", holds, f"Seconds of routers over base: {rows[2][1]}"),
+                Claim("deciding takes below 1 % of it", found["router"] < 0.01 * found["routed"], f"{rows[4][1]} %"),
             ),
             strong=True,
         ),
@@ -338,7 +284,7 @@ TABLES = (
     Exhibit("table2", "Table 2: labels of the search", searches, _table2),
     Exhibit("table3", "Table 3: accuracy and block passes in domain", after_routers(in_domain), _table3),
     Exhibit("table4", "Table 4: out of domain", after_routers(_outside), _table4),
-    Exhibit("table5", "Table 5: rivals at equal savings", _table5_stages, _table5),
+    RIVALS,
     Exhibit("table6", "Table 6: what routers read", after_routers(_on_first_block, _inputs), _table6),
     Exhibit("table7", "Table 7: throughput", after_routers(lambda _: Clock("throughput")), _table7),
     Exhibit("table8", "Table 8: agreement of routes, quality of routers", after_routers(in_domain), _table8),

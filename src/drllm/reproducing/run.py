@@ -12,8 +12,8 @@ from pathlib import Path
 from drllm.errors import InputError
 from drllm.files import write_text
 from drllm.registry import did_you_mean
-from drllm.reporting.parts import Commands, Heading, Paragraph, Part, to_markdown
-from drllm.reproducing.exhibits import Exhibit, in_domain
+from drllm.reporting.parts import Bullets, Commands, Heading, Paragraph, Part, Table, to_markdown
+from drllm.reproducing.exhibits import WORDS, Claim, Exhibit, in_domain
 from drllm.reproducing.paper_figures import FIGURES
 from drllm.reproducing.paper_tables import LATENCY, TABLES
 from drllm.reproducing.published import PAPER
@@ -66,6 +66,7 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
     folder = bench.folder / name
     stages = stages_of(exhibits, bench.setup)
     parts: list[Part] = []
+    claims: list[tuple[Exhibit, Claim]] = []
     for exhibit in exhibits:
         for stage in exhibit.stages(bench.setup):
             if stage not in bench.results:
@@ -75,13 +76,15 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
                 sys.stderr.write(f"{place}: {time.monotonic() - started:.0f} s\n")
         folder.mkdir(parents=True, exist_ok=True)
         with matplotlib.style.context("default"):  # a user's own matplotlibrc must not change the pictures
-            parts += _section(bench, exhibit, folder)
+            section = _section(bench, exhibit, folder)
+        parts += section
+        claims += [(exhibit, item) for part in section if isinstance(part, Bullets) for item in part.items if isinstance(item, Claim)]
         # After each of them: what a later one fails on must not cost those before it.
-        page = [*_opening(bench), *parts]
+        page = [*_opening(bench), *overview(bench, claims), *parts]
         write_text(folder / "report.md", to_markdown(page))
         write_text(folder / "report.html", to_html(page))
-    if (overview := in_domain(bench.setup)) in bench.results:
-        overview.run(bench)  # the summary that `drllm report` finds is that of the routers and their controls
+    if (comparison := in_domain(bench.setup)) in bench.results:
+        comparison.run(bench)  # the summary that `drllm report` finds is that of the routers and their controls
     return folder / "report.html"
 
 
@@ -126,6 +129,19 @@ def _opening(bench: Bench) -> list[Part]:
             f"Weights {bench.routed.fingerprint}, {dtype}.{elsewhere}"
         ),
     ]
+
+
+def overview(bench: Bench, claims: Sequence[tuple[Exhibit, Claim]]) -> list[Part]:
+    """What became of each claim, with the command that judged it."""
+    if not claims:
+        return []
+    setup = bench.setup
+    rows = tuple(
+        (claim.text, claim.by, WORDS[claim.holds].removeprefix("is "), claim.figures, exhibit.name, _command(setup, exhibit.name))
+        for exhibit, claim in claims
+    )
+    header = ("claim or question", "of", "it", "figures", "exhibit", "command")
+    return [Heading("What holds here"), Table(header, rows, "Each is judged in its section below.", frozenset({"command"}))]
 
 
 def _section(bench: Bench, exhibit: Exhibit, folder: Path) -> list[Part]:

@@ -9,6 +9,7 @@ Shapes: B prompts, T tokens of the longest, D hidden size.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,15 +40,15 @@ class _Asked:
 def share_a_reading(lengths: Sequence[int]) -> list[int]:
     """Which of the prompts that wait, the oldest first, are read with the first one: their places.
 
-    In order of arrival, as long as the padded tokens stay within `STEP_TOKENS` and none is padded to more than `MAX_PADDING` times
-    its length; the first is always among them, however long.
+    Those nearest to it in length, as long as the padded tokens stay within `STEP_TOKENS` and none is padded to more than `MAX_PADDING`
+    times its length; the first is always among them, however long.
     """
     taken, shortest, longest = [0], lengths[0], lengths[0]
-    for place, length in enumerate(lengths[1:], 1):
-        low, high = min(shortest, length), max(longest, length)
+    for place in sorted(range(1, len(lengths)), key=lambda place: abs(math.log(lengths[place] / lengths[0]))):
+        low, high = min(shortest, lengths[place]), max(longest, lengths[place])
         if high <= MAX_PADDING * low and high * (len(taken) + 1) <= STEP_TOKENS:
             taken, shortest, longest = [*taken, place], low, high
-    return taken
+    return sorted(taken)
 
 
 class FrontSelector:
