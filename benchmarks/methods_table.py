@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -294,6 +296,17 @@ def tables(outs: Sequence[Path], settings: Mapping[str, Any], told: Sequence[str
                 if (out / setting / split / "base.0.parquet").is_file():
                     yield from table(out, setting, split, settings, told)
         yield from curve(out)
+
+
+def paper_page(page: Path, docs: Path) -> Iterator[str]:
+    """The page of a reproduction, one level down; its pictures and numbers are linked from a file in `docs`."""
+    there = Path(os.path.relpath(page.parent, docs))
+    is_code = False
+    for line in page.read_text(encoding="utf-8").splitlines():
+        is_code ^= line.startswith("````")
+        if not is_code and line.startswith("#"):
+            line = f"#{line}"
+        yield line if is_code else re.sub(r"\]\(([\w.-]+\.(?:png|csv))\)", rf"]({there}/\1)", line)
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -204,7 +204,7 @@ def main() -> None:
         "stock compiled": (None, False), "static compiled": ({"mode": "static", "n_layers": 30, "route": COMMON}, False),
         "rows compiled": (rows, False), "stock eager": (None, True), "rows eager": (rows, True),
     }  # fmt: skip
-    selector = FrontSelector(Codebook.load(Path(given.book)), checkpoint, torch.bfloat16, routed.device.type)
+    selector = FrontSelector(Codebook.load(Path(given.book)), checkpoint, torch.bfloat16, routed.device.type, compiled=routed.device.type == "cpu")
     engines = {}
     for name, (spec, eager) in kinds.items():
         engines[name] = Engine(checkpoint, spec, eager)

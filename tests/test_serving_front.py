@@ -169,3 +169,16 @@ def test_a_book_of_another_model(tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(ArtifactError, match="is for 4 blocks"):
         FrontSelector(book(model.config.hidden_size), str(tmp_path), torch.float32, "cpu")
+
+
+@pytest.mark.slow  # a minute of compiling
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own compiler calls what torch deprecates
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_before_the_first_request(family: str, tmp_path):
+    """As the uncompiled blocks, whatever comes; nothing is compiled once the server is ready."""
+    size = checkpoint(tmp_path, family).config.hidden_size
+    plain, compiled = (FrontSelector(book(size), str(tmp_path), torch.float32, "cpu", is_compiled) for is_compiled in (False, True))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for lengths in ([1], [2], [40], [1, 1], [5, 5, 5, 5, 5], [3, 4, 7], [64] * 16, [9] * 9, [8, 8], [300]):
+            prompts = prompts_of(lengths)
+            torch.testing.assert_close(compiled.features(prompts), plain.features(prompts), atol=2e-5, rtol=1e-4)

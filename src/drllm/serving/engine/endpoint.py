@@ -79,10 +79,11 @@ class RequestRouter:
             assert isinstance(book, Codebook)
             self.book, self.routes = book, [str(route) for route in book.routes]
             if book.route is None:
-                config = engine_client.model_config
-                if engine_client.vllm_config.device_config.device_type == "cpu":
+                config, device = engine_client.model_config, engine_client.vllm_config.device_config.device_type
+                if device == "cpu":
                     torch.set_num_threads(1)  # the engine needs the cores
-                self.front = FrontSelector(book, config.model, config.dtype, engine_client.vllm_config.device_config.device_type)
+                is_compiled = device == "cpu" and not config.enforce_eager
+                self.front = FrontSelector(book, config.model, config.dtype, device, is_compiled)
         self.n_tokens = engine_client.model_config.get_vocab_size()
         self.counts = Counts(spec.n_layers, ["1" * spec.n_layers, *self.routes])
 

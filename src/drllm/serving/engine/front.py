@@ -27,6 +27,7 @@ from drllm.routes import Route
 
 STEP_TOKENS = 1024  # of one reading, padding included; more at once is no faster on a processor
 MAX_PADDING = 2.0  # times a prompt's own length
+WARM_UP = ((1, 5), (3, 7))  # prompts and tokens: a lone prompt is compiled apart, and a length of 1 would be, were it not padded
 
 
 @dataclass(eq=False)
@@ -61,9 +62,11 @@ class FrontSelector:
         book: the code book, of more than one route.
         checkpoint: folder or Hub id of the base; only its embedding and the blocks before `book.block` are loaded.
         dtype, device: of the engine.
+        compiled: whether the blocks are compiled, which takes a minute at the first start: on a processor their many small operations
+            take as long as their products. Last bits differ from the uncompiled blocks'.
     """
 
-    def __init__(self, book: Codebook, checkpoint: str, dtype: torch.dtype, device: str):
+    def __init__(self, book: Codebook, checkpoint: str, dtype: torch.dtype, device: str, compiled: bool = False):
         self.book = book
         config: Any = AutoConfig.from_pretrained(checkpoint)
         text = config.get_text_config(decoder=True)
@@ -77,6 +80,11 @@ class FrontSelector:
         self.decoder = model.get_decoder().eval().to(device)
         self.decoder.norm = nn.Identity()  # a code book reads the states between two blocks
         self.n_bytes = sum(parameter.numel() * parameter.element_size() for parameter in self.decoder.parameters())
+        if compiled:
+            for block in self.decoder.layers:
+                block.compile(dynamic=True)
+            for shape in WARM_UP:
+                self.features([[0] * shape[1]] * shape[0])
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="drllm-front")
         self._turn = asyncio.Lock()
         self._waiting: list[_Asked] = []  # the oldest first
@@ -88,7 +96,7 @@ class FrontSelector:
         Shorter prompts are padded on the right, where causal attention keeps the padding from every token before it: no mask is needed.
         """
         lengths = torch.tensor([len(ids) for ids in prompts])
-        ids_BT = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
+        ids_BT = torch.zeros(len(prompts), max(2, int(lengths.max())), dtype=torch.long)
         for row, ids in enumerate(prompts):
             ids_BT[row, : len(ids)] = torch.tensor(ids)
         x_BTD = self.decoder(input_ids=ids_BT.to(self.decoder.device), use_cache=False).last_hidden_state
