@@ -8,8 +8,9 @@ stands with its 95 % interval by order statistics. Arms, compiled and eager: sto
 common route of 24 of 30 blocks; four nested routes; as many routes as rows, which no compiled stretch fits; and that common route as a
 static server, compiled. The limit of nested routes is `t_other(B) + sum over parts of t_part(rows executing it)`, by clocks around the
 blocks of the eager stock engine, and around the stretches of the compiled routed one, in every second round. The front selector is an
-arm, too, in this process: it reads the round's prompts in the groups a server would; "with its front" adds its seconds to prefill and
-decoding of each arm. Last, how often reading prompts together flips a choice of the trained code book `--book`.
+arm, too, in this process, compiled and eager: it reads the round's first prompt alone, as one that finds nobody waiting, and the others
+in the groups a server reads them in if all have come meanwhile; "with the front" adds its seconds to prefill and decoding of each arm.
+Last, how often compiling, and reading prompts together, flips a choice of the trained code book `--book` on tune questions.
 """
 
 from __future__ import annotations
@@ -94,8 +95,8 @@ def limit_of(engine: Engine, firsts: Sequence[int], rows: list[list[int]], new: 
 
 
 def readings(prompts: list[list[int]]) -> list[list[list[int]]]:
-    """The prompts in the groups that a front selector reads together when all of them wait."""
-    groups = []
+    """The prompts in the groups that a front selector reads together: the first alone, then those that all wait."""
+    groups, prompts = [prompts[:1]], prompts[1:]
     while prompts:
         places = share_a_reading([len(ids) for ids in prompts])
         groups.append([prompts[place] for place in places])
@@ -104,25 +105,25 @@ def readings(prompts: list[list[int]]) -> list[list[list[int]]]:
 
 
 def measure(
-    engines: dict[str, Engine], selector: FrontSelector, prompts: list[list[int]], batch: int, rounds: int, new: int, seed: int
+    engines: dict[str, Engine], selectors: dict[str, FrontSelector], prompts: list[list[int]], batch: int, rounds: int, new: int, seed: int
 ) -> dict[str, Any]:
     """All arms at one batch size."""
     arms = arms_of(batch)
-    fronts: list[float] = []
+    fronts: dict[str, list[float]] = {mode: [] for mode in selectors}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     limits: dict[str, list[float]] = {"compiled": [], "eager": []}
     firsts = {"compiled": [first for first, _ in cuts(KNOWN)], "eager": range(30)}
     rng = random.Random(seed)
     for round_ in range(-1, rounds):  # the first warms up
         rows = [prompts[(max(round_, 0) * batch + row) % len(prompts)] for row in range(batch)]
-        order = [*arms, "front"]
+        order = [*arms, *selectors]
         rng.shuffle(order)
         for name in order:
-            if name == "front":
+            if name in selectors:
                 started = clock()
                 for group in readings(rows):
-                    selector.decide(group)
-                fronts += [clock() - started] if round_ >= 0 else []
+                    selectors[name].decide(group)
+                fronts[name] += [clock() - started] if round_ >= 0 else []
                 continue
             engine, routes = arms[name]
             done = engines[engine].run(rows, routes, new)
@@ -131,10 +132,12 @@ def measure(
             limits["eager"].append(limit_of(engines["stock eager"], firsts["eager"], rows, new))
             limits["compiled"].append(limit_of(engines["rows compiled"], firsts["compiled"], rows, new))
     step = {name: [one["decode"] / (new - 1) for one in runs] for name, runs in found.items()}
-    result: dict[str, Any] = {"batch": batch, "rounds": rounds, "new": new, "arms": {}, "limit": {}, "front": statistics.median(fronts)}
+    result: dict[str, Any] = {"batch": batch, "rounds": rounds, "new": new, "arms": {}, "limit": {}}
+    result["front"] = {mode: statistics.median(seconds) for mode, seconds in fronts.items()}
     for name, runs in found.items():
-        stock = found[f"stock, {name.rsplit(maxsplit=1)[-1]}"]
-        rounds_of = list(zip(runs, stock, fronts, strict=True))
+        mode = name.rsplit(maxsplit=1)[-1]
+        stock = found[f"stock, {mode}"]
+        rounds_of = list(zip(runs, stock, fronts[mode], strict=True))
         result["arms"][name] = {
             "tokens_a_cpu_second": statistics.median(one["tokens"] / one["decode"] for one in runs),
             "ratio": median_interval([base["decode"] / mine["decode"] for mine, base in zip(runs, stock, strict=True)]),
@@ -155,14 +158,14 @@ def measure(
     return result
 
 
-def flips(selector: FrontSelector, prompts: list[list[int]]) -> dict[str, int]:
-    """Each prompt's choice alone, and again read with others: 8 in a row, and as many as a reading takes."""
-    alone = {tuple(ids): selector.decide([ids])[0] for ids in prompts}
-    counts = {"prompts": len(prompts), "of the base": sum(alone[tuple(ids)].is_full for ids in prompts)}
-    eights = [prompts[first : first + 8] for first in range(0, len(prompts), 8)]
-    for name, groups in {"8": eights, "a full reading": readings(prompts)}.items():
-        pairs = [(alone[tuple(ids)], route) for group in groups for ids, route in zip(group, selector.decide(group), strict=True)]
-        counts[f"flipped by {name}"] = sum(before != after for before, after in pairs)
+def flips(selectors: dict[str, FrontSelector], prompts: list[list[int]]) -> dict[str, int]:
+    """Prompts whose choice is another than by the eager blocks, alone: compiled, and read with others, as many as a reading takes."""
+    alone = {tuple(ids): selectors["eager"].decide([ids])[0] for ids in prompts}
+    counts = {"prompts": len(prompts), "took the base": sum(str(alone[tuple(ids)]) == FULL for ids in prompts)}
+    for mode, selector in selectors.items():
+        for name, groups in {"alone": [[ids] for ids in prompts], "together": readings(prompts)}.items():
+            pairs = [(alone[tuple(ids)], route) for group in groups for ids, route in zip(group, selector.decide(group), strict=True)]
+            counts[f"flipped {mode}, {name}"] = sum(before != after for before, after in pairs)
     return counts
 
 
@@ -176,8 +179,8 @@ def report(row: dict[str, Any]) -> None:
     for mode, limit in row["limit"].items():
         print(f"  4 nested routes, {mode}: the limit is {shown(limit['speed'])} times stock; reached {shown(limit['reached'])} of it")
     for mode in ("compiled", "eager"):
-        print(f"  {mode}: the front takes {1000 * row['front']:.1f} ms, {shown(row['arms'][f'stock, {mode}']['front_of_prefill'])} of the "
-              f"engine's prefill; prefill and {row['new']} tokens over stock's, and with the front:")  # fmt: skip
+        share = shown(row["arms"][f"stock, {mode}"]["front_of_prefill"])
+        print(f"  {mode}: the front takes {1000 * row['front'][mode]:.1f} ms, {share} of the engine's prefill; prefill and {row['new']} tokens over stock's, and with the front:")  # fmt: skip
         for name, arm in row["arms"].items():
             if name.endswith(mode) and not name.startswith(("stock", "static")):
                 print(f"    {name:28} {shown(arm['whole_ratio'])}   {shown(arm['with_front'])}")
@@ -198,13 +201,18 @@ def main() -> None:
     routed = RoutedModel.wrap(MODEL, dtype="bfloat16", device="cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = checkpoint_of(routed, cache_folder())
     task = load_task("arc_easy", given.data)
-    prompts = [routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"] for example in task.select("fit", 512)]
+    ids_of = lambda example: routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"]  # noqa: E731
+    prompts = [ids_of(example) for example in task.select("fit", 512)]
     rows: dict[str, Any] = {"mode": "forced", "n_layers": 30, "routes": KNOWN}
     kinds: dict[str, tuple[dict[str, Any] | None, bool]] = {
         "stock compiled": (None, False), "static compiled": ({"mode": "static", "n_layers": 30, "route": COMMON}, False),
         "rows compiled": (rows, False), "stock eager": (None, True), "rows eager": (rows, True),
     }  # fmt: skip
-    selector = FrontSelector(Codebook.load(Path(given.book)), checkpoint, torch.bfloat16, routed.device.type, compiled=routed.device.type == "cpu")
+    book, device = Codebook.load(Path(given.book)), routed.device.type
+    selectors = {
+        mode: FrontSelector(book, checkpoint, torch.bfloat16, device, compiled=mode == "compiled" and device == "cpu")
+        for mode in ("compiled", "eager")
+    }
     engines = {}
     for name, (spec, eager) in kinds.items():
         engines[name] = Engine(checkpoint, spec, eager)
@@ -212,11 +220,11 @@ def main() -> None:
         print(f"started: {name}", file=sys.stderr, flush=True)
     results = []
     for batch in map(int, given.batches.split(",")):
-        results.append(measure(engines, selector, prompts, batch, given.rounds, given.new, given.seed))
+        results.append(measure(engines, selectors, prompts, batch, given.rounds, given.new, given.seed))
         report(results[-1])
-    memory = {"blocks": selector.book.block, "bytes": selector.n_bytes, "tokens": statistics.mean(map(len, prompts))}
+    memory = {"blocks": book.block, "bytes": selectors["eager"].n_bytes, "tokens": statistics.mean(map(len, prompts))}
     print(f"\nfront selector: {memory['blocks']} blocks, {memory['bytes'] / 1e6:.0f} MB; {memory['tokens']:.0f} tokens a prompt")
-    flipped = flips(selector, prompts)
+    flipped = flips(selectors, [ids_of(example) for example in task.select("tune", 512)])
     print("choices: " + ", ".join(f"{count} {name}" for name, count in flipped.items()))
     if given.out:
         write_json(Path(given.out), {"serve": results, "front": memory, "flips": flipped, "hardware": hardware(), "versions": versions()})

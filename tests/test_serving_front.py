@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -82,17 +83,24 @@ def test_32_short_prompts_are_one_reading():
 
 
 class Watched:
-    """A front selector whose readings are written down."""
+    """A front selector whose readings are written down, and wait for `go`."""
 
     def __init__(self, front: FrontSelector, monkeypatch: pytest.MonkeyPatch):
-        self.readings: list[int] = []
+        self.readings: list[list[int]] = []  # the lengths of their prompts
+        self.go = threading.Event()
         decide = front.decide
 
-        def watched(prompts: Any) -> list[Route]:
-            self.readings.append(len(prompts))
+        def watched(prompts: Any) -> list[Route | InputError]:
+            self.readings.append([len(ids) for ids in prompts])
+            assert self.go.wait(60)
             return decide(prompts)
 
         monkeypatch.setattr(front, "decide", watched)
+
+    async def has_begun(self, n_readings: int) -> None:
+        """Once so many readings have begun."""
+        while len(self.readings) < n_readings:
+            await asyncio.sleep(0.001)
 
 
 def test_waiting_prompts_share_readings(front, monkeypatch):
@@ -101,6 +109,7 @@ def test_waiting_prompts_share_readings(front, monkeypatch):
     alone = [front.decide([ids])[0] for ids in prompts]
     assert len(set(alone)) > 2
     watched = Watched(front, monkeypatch)
+    watched.go.set()
 
     async def ask() -> list[tuple[Route, float]]:
         return await asyncio.gather(*map(front.choose, prompts))
@@ -108,7 +117,7 @@ def test_waiting_prompts_share_readings(front, monkeypatch):
     found = asyncio.run(ask())
     assert [route for route, _ in found] == alone
     assert all(seconds > 0 for _, seconds in found)
-    assert watched.readings == [24]
+    assert list(map(len, watched.readings)) == [24]
     assert front._waiting == []
 
 
@@ -117,35 +126,98 @@ def test_who_comes_while_others_are_read_waits_for_the_next(front, monkeypatch):
     first, *later = prompts_of([8] * 6)
 
     async def ask() -> list[tuple[Route, float]]:
-        begun = asyncio.create_task(front.choose(first))
-        while not watched.readings:
-            await asyncio.sleep(0)
-        return [await begun, *await asyncio.gather(*map(front.choose, later))]
+        tasks = [asyncio.create_task(front.choose(first))]
+        await watched.has_begun(1)
+        tasks += [asyncio.create_task(front.choose(ids)) for ids in later]
+        await asyncio.sleep(0.02)
+        assert len(watched.readings) == 1
+        watched.go.set()
+        return await asyncio.gather(*tasks)
 
     found = asyncio.run(ask())
-    assert watched.readings == [1, 5]
-    assert [route for route, _ in found] == [front.book.routes_for(front.features([ids]))[0] for ids in (first, *later)]
+    assert list(map(len, watched.readings)) == [1, 5]
+    assert [route for route, _ in found] == [front.decide([ids])[0] for ids in (first, *later)]
+
+
+def test_who_is_read_waits_for_no_other(front, monkeypatch):
+    """Two short prompts share a reading; they have their routes while the long one that came between them is read."""
+    watched = Watched(front, monkeypatch)
+    short, long, shorter = prompts_of([8, 200, 7])
+
+    async def ask() -> list[bool]:
+        tasks = [asyncio.create_task(front.choose(ids)) for ids in (short, long, shorter)]
+        await watched.has_begun(1)
+        watched.go.set()
+        await tasks[2]
+        watched.go.clear()
+        await watched.has_begun(2)
+        done = [task.done() for task in tasks]
+        watched.go.set()
+        await tasks[1]
+        return done
+
+    done = asyncio.run(ask())
+    assert watched.readings == [[8, 7], [200]]
+    assert (done[0], done[2]) == (True, True)
 
 
 def test_a_client_that_leaves_takes_nobody_with_it(front, monkeypatch):
-    """Neither the one that reads for all, nor one that waits."""
-    watched = Watched(front, monkeypatch)
+    """Neither the one that asked first, nor one that is read with it: nothing is read again."""
     prompts = prompts_of([8] * 8)
+    alone = [front.decide([ids])[0] for ids in prompts]
+    watched = Watched(front, monkeypatch)
 
     async def ask() -> list[Any]:
         tasks = [asyncio.create_task(front.choose(ids)) for ids in prompts]
-        while not watched.readings:
-            await asyncio.sleep(0)
+        await watched.has_begun(1)
         tasks[0].cancel()
         tasks[3].cancel()
+        watched.go.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     found = asyncio.run(ask())
     assert [isinstance(one, asyncio.CancelledError) for one in found] == [place in (0, 3) for place in range(8)]
-    assert [one[0] for place, one in enumerate(found) if place not in (0, 3)] == [
-        front.decide([ids])[0] for place, ids in enumerate(prompts) if place not in (0, 3)
-    ]
+    stayed = [place for place in range(8) if place not in (0, 3)]
+    assert [found[place][0] for place in stayed] == [alone[place] for place in stayed]
+    assert list(map(len, watched.readings)) == [8]
     assert front._waiting == []
+
+
+def test_who_left_before_its_turn_is_not_read(front, monkeypatch):
+    watched = Watched(front, monkeypatch)
+
+    async def ask() -> None:
+        first = asyncio.create_task(front.choose(prompts_of([8])[0]))
+        await watched.has_begun(1)
+        left, stays = (asyncio.create_task(front.choose(ids)) for ids in prompts_of([9, 10]))
+        await asyncio.sleep(0.01)
+        left.cancel()
+        watched.go.set()
+        await asyncio.gather(first, stays)
+
+    asyncio.run(ask())
+    assert watched.readings == [[8], [10]]
+
+
+def test_what_breaks_a_reading_fails_those_in_it_and_no_later_one(front, monkeypatch):
+    """Such as memory that runs out."""
+    calls = []
+
+    def decide(prompts: Any) -> list[Route]:
+        calls.append(len(prompts))
+        if len(calls) == 1:
+            raise RuntimeError("no memory")
+        return [Route.full(L)] * len(prompts)
+
+    monkeypatch.setattr(front, "decide", decide)
+
+    async def ask() -> list[Any]:
+        broken = await asyncio.gather(*map(front.choose, prompts_of([8, 9])), return_exceptions=True)
+        return [*broken, await front.choose(prompts_of([8])[0])]
+
+    first, second, third = asyncio.run(ask())
+    assert [type(first), type(second)] == [RuntimeError, RuntimeError]
+    assert third[0] == Route.full(L)
 
 
 def test_a_prompt_that_cannot_be_read_fails_alone(front, monkeypatch):
@@ -159,7 +231,11 @@ def test_a_prompt_that_cannot_be_read_fails_alone(front, monkeypatch):
     async def ask() -> list[Any]:
         return await asyncio.gather(*map(front.choose, prompts), return_exceptions=True)
 
+    read = []
+    features = front.features
+    monkeypatch.setattr(front, "features", lambda prompts: read.append(len(prompts)) or features(prompts))
     found = asyncio.run(ask())
+    assert read == [6, 1, 1], "those that fail are tried alone, once"
     assert [isinstance(one, InputError) for one in found] == [True, False, False, False, True, False]
     assert [found[place][0] for place in (1, 2, 3, 5)] == [front.decide([prompts[place]])[0] for place in (1, 2, 3, 5)]
 
@@ -178,7 +254,13 @@ def test_compiled_before_the_first_request(family: str, tmp_path):
     """As the uncompiled blocks, whatever comes; nothing is compiled once the server is ready."""
     size = checkpoint(tmp_path, family).config.hidden_size
     plain, compiled = (FrontSelector(book(size), str(tmp_path), torch.float32, "cpu", is_compiled) for is_compiled in (False, True))
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for lengths in ([1], [2], [40], [1, 1], [5, 5, 5, 5, 5], [3, 4, 7], [64] * 16, [9] * 9, [8, 8], [300]):
-            prompts = prompts_of(lengths)
-            torch.testing.assert_close(compiled.features(prompts), plain.features(prompts), atol=2e-5, rtol=1e-4)
+    assert all(block._compiled_call_impl is not None for block in compiled.decoder.layers)
+
+    def ask_all() -> None:
+        """In the front's own thread, where torch's settings are its own."""
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for lengths in ([1], [2], [40], [1, 1], [5, 5, 5, 5, 5], [3, 4, 7], [64] * 16, [9] * 9, [8, 8], [300]):
+                prompts = prompts_of(lengths)
+                torch.testing.assert_close(compiled.features(prompts), plain.features(prompts), atol=2e-5, rtol=1e-4)
+
+    compiled._thread.submit(ask_all).result()

@@ -25,7 +25,7 @@ from drllm.model.codebook import Codebook, pool_prompt
 from drllm.model.load import quiet_loading
 from drllm.routes import Route
 
-STEP_TOKENS = 1024  # of one reading, padding included; more at once is no faster on a processor
+STEP_TOKENS = 1024  # of one reading, padding included: more at once is no faster on a processor, and so longer prompts are read alone
 MAX_PADDING = 2.0  # times a prompt's own length
 WARM_UP = ((1, 5), (3, 7))  # prompts and tokens: a lone prompt is compiled apart, and a length of 1 would be, were it not padded
 
@@ -35,7 +35,7 @@ class _Asked:
     """A prompt that waits for its route."""
 
     ids: list[int]
-    route: Route | None = None
+    found: asyncio.Future[Route]
 
 
 def share_a_reading(lengths: Sequence[int]) -> list[int]:
@@ -80,14 +80,14 @@ class FrontSelector:
         self.decoder = model.get_decoder().eval().to(device)
         self.decoder.norm = nn.Identity()  # a code book reads the states between two blocks
         self.n_bytes = sum(parameter.numel() * parameter.element_size() for parameter in self.decoder.parameters())
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="drllm-front")
+        self._waiting: list[_Asked] = []  # the oldest first
+        self._reader: asyncio.Task[None] | None = None
         if compiled:
             for block in self.decoder.layers:
                 block.compile(dynamic=True)
-            for shape in WARM_UP:
-                self.features([[0] * shape[1]] * shape[0])
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="drllm-front")
-        self._turn = asyncio.Lock()
-        self._waiting: list[_Asked] = []  # the oldest first
+            for n_prompts, n_tokens in WARM_UP:
+                self._thread.submit(self.features, [[0] * n_tokens] * n_prompts).result()
 
     @torch.inference_mode()
     def features(self, prompts: Sequence[list[int]]) -> Tensor:
@@ -102,34 +102,44 @@ class FrontSelector:
         x_BTD = self.decoder(input_ids=ids_BT.to(self.decoder.device), use_cache=False).last_hidden_state
         return pool_prompt(x_BTD, torch.arange(ids_BT.shape[1]) < lengths[:, None])
 
-    def decide(self, prompts: Sequence[list[int]]) -> list[Route]:
-        """The route of each of the prompts, read together; `InputError` where the states of any are not finite."""
-        return self.book.routes_for(self.features(prompts))
+    def decide(self, prompts: Sequence[list[int]]) -> list[Route | InputError]:
+        """The route of each of the prompts, read together, or why there is none: its states are not finite."""
+        found: list[Route | InputError] = []
+        for ids, features_F in zip(prompts, self.features(prompts), strict=True):
+            if len(prompts) > 1 and not bool(features_F.isfinite().all()):
+                found += self.decide([ids])  # the padding's states may be at fault, which no prompt should fail for
+                continue
+            try:
+                found += self.book.routes_for(features_F[None])
+            except InputError as error:
+                found.append(error)
+        return found
 
     async def choose(self, prompt_ids: list[int]) -> tuple[Route, float]:
-        """The route, and the seconds from asking to knowing, the wait for other prompts included.
-
-        Whoever's turn it is reads the prompts that wait behind it, too; they find their route when their turn comes.
-        """
+        """The route, and the seconds from asking to knowing, the wait for other prompts included; `InputError` as from `decide`."""
         start = time.perf_counter()
-        asked = _Asked(prompt_ids)
+        asked = _Asked(prompt_ids, asyncio.get_running_loop().create_future())
         self._waiting.append(asked)
-        try:
-            async with self._turn:
-                if asked.route is None:
-                    await asyncio.sleep(0)  # prompts of one request ask one after the other
-                    undecided = [one for one in self._waiting if one.route is None]  # turns are in order: `asked` is the oldest
-                    group = [undecided[place] for place in share_a_reading([len(one.ids) for one in undecided])]
-                    try:
-                        await self._read(group)
-                    except InputError:  # of any of them: the others must not fail with it
-                        await self._read([asked])
-        finally:
-            self._waiting.remove(asked)
-        assert asked.route is not None
-        return asked.route, time.perf_counter() - start
+        if self._reader is None or self._reader.done():
+            self._reader = asyncio.create_task(self._read())
+        return await asked.found, time.perf_counter() - start
 
-    async def _read(self, group: list[_Asked]) -> None:
-        routes = await asyncio.get_running_loop().run_in_executor(self._thread, self.decide, [one.ids for one in group])
-        for one, route in zip(group, routes, strict=True):
-            one.route = route
+    async def _read(self) -> None:
+        """Read the prompts that wait, and those that come meanwhile; a client that leaves takes its own prompt alone with it."""
+        await asyncio.sleep(0)  # prompts of one request ask one after the other
+        while True:
+            self._waiting = [one for one in self._waiting if not one.found.done()]
+            if not self._waiting:
+                return
+            group = [self._waiting[place] for place in share_a_reading([len(one.ids) for one in self._waiting])]
+            reading = asyncio.get_running_loop().run_in_executor(self._thread, self.decide, [one.ids for one in group])
+            await asyncio.wait([reading])
+            failed = reading.exception()
+            for place, one in enumerate(group):
+                found = failed or reading.result()[place]
+                if one.found.done():  # its client has left
+                    continue
+                if isinstance(found, BaseException):
+                    one.found.set_exception(found)
+                else:
+                    one.found.set_result(found)
