@@ -180,7 +180,8 @@ def report(row: dict[str, Any]) -> None:
         print(f"  4 nested routes, {mode}: the limit is {shown(limit['speed'])} times stock; reached {shown(limit['reached'])} of it")
     for mode in ("compiled", "eager"):
         share = shown(row["arms"][f"stock, {mode}"]["front_of_prefill"])
-        print(f"  {mode}: the front takes {1000 * row['front'][mode]:.1f} ms, {share} of the engine's prefill; prefill and {row['new']} tokens over stock's, and with the front:")  # fmt: skip
+        print(f"  {mode}: the front takes {1000 * row['front'][mode]:.1f} ms, {share} of the engine's prefill")
+        print(f"  prefill and {row['new']} tokens over stock's, and with the front:")
         for name, arm in row["arms"].items():
             if name.endswith(mode) and not name.startswith(("stock", "static")):
                 print(f"    {name:28} {shown(arm['whole_ratio'])}   {shown(arm['with_front'])}")

@@ -212,15 +212,14 @@ def _table7(bench: Bench, _: Path) -> list[Part]:
     faster = [decided(1 - row["ratio_high"], 1 - row["ratio_low"]) for row in found]
     n_tokens = found[0]["tokens"]
     ratios = "; ".join(f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f}) at {row['batch']}" for row in found)
-        f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f}) at {row['batch']}" for row in found
-    )
+    judged = Claim("routers raise throughput at every batch size", jointly(faster), f"Seconds of routers over base: {ratios}")
     return [
         Table(
             header,
             rows,
             f"{n_tokens} tokens an answer by transformers' `generate`, base and routers in turn on the same questions.",
         ),
-        Bullets((Claim("routers raise throughput at every batch size", jointly(faster), f"Seconds of routers over base: {ratios}"),), strong=True),
+        Bullets((judged,), strong=True),
     ]
 
 
