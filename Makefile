@@ -45,10 +45,10 @@ test-slow: $(VENV)/.installed-slow serve-env lint-serve
 bench-search: $(VENV)/.installed
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/search.py --out runs/bench-search.json
 
-# docs/results.md from the verdicts in results/; how those were made stands in benchmarks/methods.py.
+# docs/results.md from the verdicts in results/; how those were made stands in benchmarks/methods.py. Behind them, the page of a reproduction.
 COMPARED := smollm2-135m-q4 gemma3-270m-q4
 table-methods: $(VENV)/.installed
-	$(BIN)/python benchmarks/methods.py table $(addprefix --out results/policies-,$(COMPARED)) > docs/results.md.new
+	$(BIN)/python benchmarks/methods.py table $(addprefix --out results/policies-,$(COMPARED)) --reproduced results/paper-smollm2-135m-q4 > docs/results.md.new
 	mv docs/results.md.new docs/results.md
 
 # Against the harness's own model, interleaved; alone on the machine.

@@ -4,7 +4,7 @@
     python benchmarks/methods.py run --run runs/policies --out results/policies-smollm2-135m-q4 --data DATA --settings ood
     python benchmarks/methods.py time --run runs/policies --out results/policies-smollm2-135m-q4 --data DATA --settings in-domain
     python benchmarks/methods.py run ... --settings in-domain --split test      # once, after the winner is named in docs/LOG.md
-    python benchmarks/methods.py table --out results/policies-smollm2-135m-q4 --out results/policies-gemma3-270m-q4 > docs/results.md
+    make table-methods                                                          # docs/results.md, from what was stored
 
 `run` needs the dense matrix of `drllm search --paths` in --run, and for `paper` a tree search with preset paper in --searched. Policies
 go to RUN/policies/<setting>/<method>.<seed>, verdicts to OUT/<setting>/<split>/<method>.<seed>.parquet. A verdict depends on the question

@@ -162,3 +162,18 @@ def test_each_model_has_its_part_of_the_document(tmp_path):
     assert heads == ["## one, 30 blocks", "## two, 18 blocks"]
     (first, second) = [lines.index(head) for head in heads]
     assert [lines[first:second].count(line) for line in lines if line.startswith("| base |")] == [1, 0]
+
+
+def test_a_reproductions_page_stands_one_level_down(tmp_path):
+    """Its pictures are linked from the folder of the document; what a shell reads stays as it is."""
+    page = tmp_path / "results" / "run" / "reproduce" / "all" / "report.md"
+    page.parent.mkdir(parents=True)
+    fence = "````"
+    page.write_text(
+        f"# Title\n\n![A map.](map.png)\n\nNumbers: [map.csv](map.csv), [paper](https://a.b/x.png)\n\n{fence}\n# a comment\n{fence}\n\n## Part\n"
+    )
+    there = "../results/run/reproduce/all"
+    assert list(methods_table.paper_page(page, tmp_path / "docs")) == [
+        "## Title", "", f"![A map.]({there}/map.png)", "", f"Numbers: [map.csv]({there}/map.csv), [paper](https://a.b/x.png)", "",
+        fence, "# a comment", fence, "", "### Part",
+    ]  # fmt: skip
