@@ -284,8 +284,8 @@ def tables(outs: Sequence[Path], settings: Mapping[str, Any], told: Sequence[str
         "a code book's folds, random routes and skips, and the routers' first weights; questions are the same. The mean over tasks weighs "
         "tasks alike, whatever their numbers of questions, which tune and test hold in other shares. `static` is the best single route of "
         "the matrix (single edits, pairs, in domain triples too), chosen and confirmed on fit questions; greedy from the base on: `tale`. "
-        "The conclusions are in `docs/policies.md`, how each choice was made in `docs/LOG.md`. Last stand the paper's tables and figures on "
-        "SmolLM2-135M, as `drllm reproduce all` made them: [what holds here](#what-holds-here)."
+        "The conclusions are in `docs/policies.md`, how each choice was made in `docs/LOG.md`. Last stand the paper's tables and figures "
+        "on SmolLM2-135M, as `drllm reproduce all` made them: [what holds here](#what-holds-here)."
     )
     yield ""
     for out in outs:

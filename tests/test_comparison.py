@@ -169,9 +169,8 @@ def test_a_reproductions_page_stands_one_level_down(tmp_path):
     page = tmp_path / "results" / "run" / "reproduce" / "all" / "report.md"
     page.parent.mkdir(parents=True)
     fence = "````"
-    page.write_text(
-        f"# Title\n\n![A map.](map.png)\n\nNumbers: [map.csv](map.csv), [paper](https://a.b/x.png)\n\n{fence}\n# a comment\n{fence}\n\n## Part\n"
-    )
+    text = ["![A map.](map.png)", "Numbers: [map.csv](map.csv), [paper](https://a.b/x.png)", f"{fence}\n# a comment\n{fence}", "## Part"]
+    page.write_text("\n\n".join(["# Title", *text]))
     there = "../results/run/reproduce/all"
     assert list(methods_table.paper_page(page, tmp_path / "docs")) == [
         "## Title", "", f"![A map.]({there}/map.png)", "", f"Numbers: [map.csv]({there}/map.csv), [paper](https://a.b/x.png)", "",
