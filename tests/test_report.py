@@ -287,6 +287,7 @@ DOWN = {"difference": -0.03, "difference_low": -0.05, "difference_high": -0.01}
         ({}, "routers: no detectable gain: -0.3 points, 95 % interval -2.1 to +1.5, McNemar p 0.700, 304 questions; "
              "it runs 29.9 block passes a prompt, the base 30"),
         (UP | {"mcnemar_p": 0.004}, "routers: a gain: +3.0 points"),
+        (UP | {"mcnemar_p": 1e-9}, "routers: a gain: +3.0 points, 95 % interval +1.0 to +5.0, McNemar p < 0.001, 304 questions"),
         (UP | {"mcnemar_p": 0.06}, "routers: no detectable gain: +3.0 points"),
         (DOWN | {"mcnemar_p": 0.004}, "routers: a loss: -3.0 points"),
         ({"difference": -0.0001, "mcnemar_p": 1.0}, "routers: no detectable gain: +0.0 points"),

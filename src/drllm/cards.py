@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from drllm.tables import display_name, percent, points, pooled_rows
+from drllm.tables import display_name, p_value, percent, points, pooled_rows
 
 CARD_FILE = "README.md"
 # Not config.json: a policy saved into a checkpoint's folder must not overwrite the checkpoint's own.
@@ -105,7 +105,7 @@ def _figures(place: str, summary: dict[str, Any], method: str) -> list[str]:
             continue
         reference = row["reference"] if "reference" in row else base[row["task"]]["accuracy"]
         value = row["value"] if "value" in row else row["accuracy"]
-        p = "" if row["mcnemar_p"] is None else f"{row['mcnemar_p']:.3f}"
+        p = "" if row["mcnemar_p"] is None else p_value(row["mcnemar_p"])
         shown = f"**{display_name(method)}**" if row["method"] == method else display_name(row["method"])
         interval = f"{points(row['difference'])} ({points(row['difference_low'])} to {points(row['difference_high'])})"
         metric = row.get("metric", "accuracy")

@@ -38,7 +38,7 @@ def cells(row: dict[str, Any], reference: str) -> tuple[str, ...]:
         str(row["n"]),
         with_interval(row["difference"], row["difference_low"], row["difference_high"]),
         f"{row['better']} / {row['worse']}",
-        f"{row['mcnemar_p']:.3f}",
+        p_value(row["mcnemar_p"]),
         passes,
         seconds,
     )
@@ -95,7 +95,7 @@ def verdict(summary: dict[str, Any], method: str) -> str:
         return f"{method}: no gain: it changes no verdict on {row['n']} questions; {depth}"
     gains = decided(row["difference_low"], row["difference_high"], row["mcnemar_p"])
     word = {True: "a gain", False: "a loss", None: "no detectable gain"}[gains]
-    interval = f"95 % interval {points(row['difference_low'])} to {points(row['difference_high'])}, McNemar p {row['mcnemar_p']:.3f}"
+    interval = f"95 % interval {points(row['difference_low'])} to {points(row['difference_high'])}, McNemar p {p_value(row['mcnemar_p'])}"
     return f"{method}: {word}: {points(row['difference'])} points, {interval}, {row['n']} questions; {depth}"
 
 
@@ -114,6 +114,11 @@ def with_interval(mean: float, low: float, high: float) -> str:
 def points(fraction: float) -> str:
     """A difference of accuracies in percentage points, signed; never "-0.0"."""
     return f"{round(100 * fraction, 1) + 0.0:+.1f}"
+
+
+def p_value(p: float) -> str:
+    """A p-value to three decimals; never 0."""
+    return f"{p:.3f}" if p >= 0.0005 else "< 0.001"
 
 
 def percent(fraction: float) -> str:

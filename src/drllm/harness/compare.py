@@ -16,7 +16,7 @@ from rich.table import Table
 
 from drllm.errors import InputError
 from drllm.evaluation.stats import holm, mcnemar, paired_bootstrap
-from drllm.tables import as_text, percent, points
+from drllm.tables import as_text, p_value, percent, points
 
 # samples_<task>_<date>.jsonl of the harness's own tracker, or samples_<task>.jsonl of `drllm evaluate --harness`.
 _NAME = re.compile(r"samples_(?P<task>.+?)(?:_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+))?\.jsonl")
@@ -133,7 +133,7 @@ def _table(metric: str, rows: list[dict[str, Any]], reference: str) -> str:
     for name in ("method", "task", "n", f"{reference}{unit}", f"own{unit}", "difference", "+ / -", "McNemar p", "Holm p"):
         table.add_column(name, justify="left" if name in ("method", "task") else "right", no_wrap=True)
     for row in rows:
-        p, adjusted = ("" if row[name] is None else f"{row[name]:.3f}" for name in ("mcnemar_p", "holm_p"))
+        p, adjusted = ("" if row[name] is None else p_value(row[name]) for name in ("mcnemar_p", "holm_p"))
         table.add_row(
             row["method"], row["task"], str(row["n"]), show(row["reference"]), show(row["value"]),
             f"{change(row['difference'])} ({change(row['difference_low'])} to {change(row['difference_high'])})",

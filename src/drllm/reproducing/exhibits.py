@@ -16,7 +16,7 @@ from drllm.reporting.parts import Part, Table
 from drllm.reproducing.published import PAPER
 from drllm.reproducing.setup import Setup
 from drllm.reproducing.stages import Bench, Evaluate, Search, Stage, Train
-from drllm.tables import HEADER, cells, decided, percent, points, pooled_rows
+from drllm.tables import HEADER, cells, decided, p_value, percent, points, pooled_rows
 
 ROUTERS = "routers"
 
@@ -95,7 +95,7 @@ class Difference:
 
     def __str__(self) -> str:
         interval = f"{points(self.low)} to {points(self.high)}"  # the unit stands before it
-        return f"{self.method} less {self.other}: {points(self.mean)} points ({interval}), McNemar p {self.p:.3f}"
+        return f"{self.method} less {self.other}: {points(self.mean)} points ({interval}), McNemar p {p_value(self.p)}"
 
     @property
     def is_gain(self) -> bool | None:
