@@ -48,7 +48,7 @@ bench-search: $(VENV)/.installed
 # docs/results.md from the verdicts in results/; how those were made stands in benchmarks/methods.py. Behind them, the page of a reproduction.
 COMPARED := smollm2-135m-q4 gemma3-270m-q4
 table-methods: $(VENV)/.installed
-	$(BIN)/python benchmarks/methods.py table $(addprefix --out results/policies-,$(COMPARED)) --reproduced results/paper-smollm2-135m-q4 > docs/results.md.new
+	$(BIN)/python benchmarks/methods.py table $(addprefix --out results/policies-,$(COMPARED)) $(addprefix --page ,$(sort $(wildcard results/paper-*/page*/report.md))) > docs/results.md.new
 	mv docs/results.md.new docs/results.md
 
 # Against the harness's own model, interleaved; alone on the machine.

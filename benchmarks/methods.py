@@ -306,7 +306,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("job", choices=("run", "time", "table"))
     parser.add_argument("--out", type=Path, required=True, action="append", help="table: several, one a model")
-    parser.add_argument("--reproduced", type=Path, help="table: a run folder of `drllm reproduce all`, whose page is put behind the tables")
+    parser.add_argument(
+        "--page", type=Path, action="append", default=[], help="table: `report.md` of a reproduction, put behind the tables"
+    )
     parser.add_argument("--run", type=Path)
     parser.add_argument("--searched", type=Path)
     parser.add_argument("--data")
@@ -323,9 +325,9 @@ def main() -> None:
     if arguments.job == "table":
         from methods_table import paper_page, tables
 
-        pages = [arguments.reproduced / "reproduce" / "all" / "report.md"] if arguments.reproduced else []
         docs = Path(__file__).parent.parent / "docs"
-        print("\n".join([*tables(arguments.out, SETTINGS, TOLD), *(line for page in pages for line in paper_page(page, docs))]))
+        pages = [line for page in arguments.page for line in paper_page(page, docs)]
+        print("\n".join([*tables(arguments.out, SETTINGS, TOLD), *pages]))
         return
     (arguments.out,) = arguments.out
     import torch
