@@ -137,10 +137,17 @@ def overview(bench: Bench, claims: Sequence[tuple[Exhibit, Claim]]) -> list[Part
         return []
     setup = bench.setup
     rows = tuple(
-        (claim.text, claim.by, WORDS[claim.holds].removeprefix("is "), claim.figures, exhibit.name, _command(setup, exhibit.name))
+        (
+            WORDS[claim.holds].removeprefix("is ").removesuffix(" here"),
+            claim.text,
+            claim.figures,
+            claim.by,
+            exhibit.name,
+            _command(setup, exhibit.name),
+        )
         for exhibit, claim in claims
     )
-    header = ("claim or question", "of", "it", "figures", "exhibit", "command")
+    header = ("here", "claim or question", "figures", "of", "exhibit", "command")
     return [Heading("What holds here"), Table(header, rows, "Each is judged in its section below.", frozenset({"command"}))]
 
 
