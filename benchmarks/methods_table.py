@@ -285,7 +285,7 @@ def tables(outs: Sequence[Path], settings: Mapping[str, Any], told: Sequence[str
         "tasks alike, whatever their numbers of questions, which tune and test hold in other shares. `static` is the best single route of "
         "the matrix (single edits, pairs, in domain triples too), chosen and confirmed on fit questions; greedy from the base on: `tale`. "
         "The conclusions are in `docs/policies.md`, how each choice was made in `docs/LOG.md`. Last stand the paper's tables and figures "
-        "on SmolLM2-135M, as `drllm reproduce all` made them: [what holds here](#what-holds-here)."
+        "on SmolLM2-135M, those that `drllm reproduce` has made so far: [what holds here](#what-holds-here)."
     )
     yield ""
     for out in outs:

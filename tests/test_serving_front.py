@@ -22,11 +22,11 @@ L, BLOCK, VOCAB = 4, 2, 300
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 
 
-def book(size: int, spread: float = 1.0) -> Codebook:
+def book(size: int) -> Codebook:
     """A book of four routes whose random selector takes each of them on some prompts."""
     routes = [Route.parse(text) for text in ("1111", "1101", "1112", "1100")]
     weight = torch.randn(2 * size, 3, generator=torch.Generator().manual_seed(0))
-    return Codebook(routes, BLOCK, torch.zeros(2 * size), torch.full((2 * size,), spread), weight, torch.zeros(3), [Point(0.0)], 0)
+    return Codebook(routes, BLOCK, torch.zeros(2 * size), torch.ones(2 * size), weight, torch.zeros(3), [Point(0.0)], 0)
 
 
 def prompts_of(lengths: list[int]) -> list[list[int]]:

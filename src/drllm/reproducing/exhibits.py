@@ -144,18 +144,15 @@ class Claim(str):
     by: str
 
     def __new__(cls, text: str, holds: bool | None, figures: str = "", by: str = PAPER) -> Claim:
-        made = super().__new__(cls, f"{by}: {text}. This {WORDS[holds]}." + (f" {figures}." if figures else ""))
+        made = super().__new__(
+            cls, f"{by}: {text}. This {'is ' if holds is None else ''}{WORDS[holds]} here." + (f" {figures}." if figures else "")
+        )
         made.text, made.holds, made.figures, made.by = text, holds, figures, by
         return made
 
 
-WORDS = {True: "holds here", False: "does not hold here", None: "is neither confirmed nor refuted here"}
+WORDS = {True: "holds", False: "does not hold", None: "neither confirmed nor refuted"}
 OURS = "drllm asks"
-
-
-def gains(row: dict[str, Any]) -> bool | None:
-    """Whether a row is above the base: by interval and McNemar's test, as `drllm.tables.verdict` has it."""
-    return decided(row["difference_low"], row["difference_high"], row["mcnemar_p"])
 
 
 def last_scores(bench: Bench, policy: str) -> tuple[dict[str, str], bool]:

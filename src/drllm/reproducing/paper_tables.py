@@ -24,7 +24,6 @@ from drllm.reproducing.exhibits import (
     against,
     answers,
     comparison,
-    gains,
     in_domain,
     jointly,
     last_scores,
@@ -87,7 +86,7 @@ def _table3(bench: Bench, _: Path) -> list[Part]:
         Bullets(
             (
                 verdict(summary, ROUTERS),
-                Claim("routers raise accuracy", gains(row), over_base(row)),
+                Claim("routers raise accuracy", over_base(row).is_gain, str(over_base(row))),
                 fewer_passes(bench, stage, row),
                 looking(bench, stage, "looking at the prompt is worth something where routers were trained"),
             ),
@@ -97,9 +96,9 @@ def _table3(bench: Bench, _: Path) -> list[Part]:
     return [*parts, *_beside(bench, stage)]
 
 
-def over_base(row: dict[str, Any]) -> str:
-    """A row's difference to the base, as `Difference` has it."""
-    return str(Difference(row["method"], BASE, row["difference"], row["difference_low"], row["difference_high"], row["mcnemar_p"]))
+def over_base(row: dict[str, Any]) -> Difference:
+    """A row of an evaluation less the base."""
+    return Difference(row["method"], BASE, row["difference"], row["difference_low"], row["difference_high"], row["mcnemar_p"])
 
 
 def looking(bench: Bench, stage: Evaluate, text: str) -> Claim:
@@ -153,7 +152,7 @@ def _table4(bench: Bench, _: Path) -> list[Part]:
     aim = paper.OUTSIDE_MEAN / 100
     holds = True if row["difference_low"] >= aim else False if row["difference_high"] < aim else None
     text = f"out of domain routers lose at most {-paper.OUTSIDE_MEAN} points (there on average over eight benchmarks)"
-    judged = Claim(text, holds, over_base(row))
+    judged = Claim(text, holds, str(over_base(row)))
     return [
         comparison(summary, f"The same routers on tasks that they never saw, {summary['split']} split."),
         Bullets(
@@ -174,14 +173,14 @@ def _inputs(setup: Setup) -> Evaluate:
 def _table6(bench: Bench, _: Path) -> list[Part]:
     stage = _inputs(bench.setup)
     summary = bench.run(stage)
-    row = pooled(summary, FIRST_BLOCK)
-    below = gains(row)
+    found = over_base(pooled(summary, FIRST_BLOCK))
+    below = None if found.is_gain is None else not found.is_gain
     return [
         comparison(summary, "Each router on the states entering its own block, or all on those entering the first, tune split."),
         Bullets(
             (
                 f"{against(bench, stage, ROUTERS, FIRST_BLOCK)}.",
-                Claim("fed the first block's input, routers fall below the base", None if below is None else not below, over_base(row)),
+                Claim("fed the first block's input, routers fall below the base", below, str(found)),
             ),
             strong=True,
         ),

@@ -138,7 +138,7 @@ def overview(bench: Bench, claims: Sequence[tuple[Exhibit, Claim]]) -> list[Part
     setup = bench.setup
     rows = tuple(
         (
-            WORDS[claim.holds].removeprefix("is ").removesuffix(" here"),
+            WORDS[claim.holds],
             claim.text,
             claim.figures,
             claim.by,

@@ -96,9 +96,8 @@ class FrontSelector:
         Shorter prompts are padded on the right, where causal attention keeps the padding from every token before it: no mask is needed.
         """
         lengths = torch.tensor([len(ids) for ids in prompts])
-        ids_BT = torch.zeros(len(prompts), max(2, int(lengths.max())), dtype=torch.long)
-        for row, ids in enumerate(prompts):
-            ids_BT[row, : len(ids)] = torch.tensor(ids)
+        ids_BT = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in prompts], batch_first=True)
+        ids_BT = nn.functional.pad(ids_BT, (0, max(0, 2 - ids_BT.shape[1])))
         x_BTD = self.decoder(input_ids=ids_BT.to(self.decoder.device), use_cache=False).last_hidden_state
         return pool_prompt(x_BTD, torch.arange(ids_BT.shape[1]) < lengths[:, None])
 
