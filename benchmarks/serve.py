@@ -5,12 +5,14 @@
 Every engine is a process of its own with one thread; all are started first, then in each round every arm decodes the same prompts once,
 in an order drawn anew, and the processor time is read: tokens a CPU-second, SmolLM2-135M in bf16. Ratios are of one round; their median
 stands with its 95 % interval by order statistics. Arms, compiled and eager: stock vLLM; the identity along the routed machinery; one
-common route of 24 of 30 blocks; four nested routes; as many routes as rows, which no compiled stretch fits; and that common route as a
-static server, compiled. The limit of nested routes is `t_other(B) + sum over parts of t_part(rows executing it)`, by clocks around the
-blocks of the eager stock engine, and around the stretches of the compiled routed one, in every second round. The front selector is an
-arm, too, in this process, compiled and eager: it reads the round's first prompt alone, as one that finds nobody waiting, and the others
-in the groups a server reads them in if all have come meanwhile; "with the front" adds its seconds to prefill and decoding of each arm.
-Last, how often compiling, and reading prompts together, flips a choice of the trained code book `--book` on tune questions.
+common route of 24 of 30 blocks; four nested routes; as many routes as rows, which no compiled stretch fits; and, compiled, that common
+route as a static server, and the trained code book `--book`, each prompt along the route the book chooses for it. The limit of nested
+routes is `t_other(B) + sum over parts of t_part(rows executing it)`, by clocks around the blocks of the eager stock engine, and around
+the stretches of the compiled routed one, in every second round: half the samples. What of its saving is reached is told, not what of its
+speed, of which stock alone would reach most. The front selector is an arm, too, in this process, compiled and eager: it reads the round's
+first prompt alone, as one that finds nobody waiting, and the others in the groups a server reads them in if all have come meanwhile;
+"with the front" adds its seconds to prefill and decoding of each arm. Last, how often compiling, and reading prompts together, flips a
+choice of the book on tune questions.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from serve_engine import clock
 FULL = "1" * 30
 KNOWN = [FULL, *NESTED]
 LIMIT_EVERY = 2  # rounds
+BOOK = "trained book, compiled"
 
 
 class Engine:
@@ -74,12 +77,13 @@ class Engine:
 
 
 def arms_of(batch: int) -> dict[str, tuple[str, list[str] | None]]:
-    """Each arm: its engine, and the route of each row. The last word says whose stock it is compared with."""
+    """Each arm: its engine, and the route of each row; the book's are chosen for each round's prompts. The last word says whose stock it is
+    compared with."""
     routes = {"identity": [FULL] * batch, "one common route": [COMMON] * batch}
     if batch > 1:
         routes |= {"4 nested routes": [NESTED[row % 4] for row in range(batch)]}
         routes |= {f"{batch} routes": [str(route) for route in different_routes(batch, 30)]}
-    arms: dict[str, tuple[str, list[str] | None]] = {"static 24 of 30, compiled": ("static compiled", None)}
+    arms: dict[str, tuple[str, list[str] | None]] = {"static 24 of 30, compiled": ("static compiled", None), BOOK: ("book compiled", None)}
     for mode in ("compiled", "eager"):
         arms[f"stock, {mode}"] = (f"stock {mode}", None)
         arms |= {f"{name}, {mode}": (f"rows {mode}", taken) for name, taken in routes.items()}
@@ -87,11 +91,13 @@ def arms_of(batch: int) -> dict[str, tuple[str, list[str] | None]]:
 
 
 def limit_of(engine: Engine, firsts: Sequence[int], rows: list[list[int]], new: int) -> float:
-    """Seconds of a decoding step of nested routes that pays each part for the rows that run it, and nothing else."""
+    """A decoding step of nested routes that pays each part for the rows that run it alone, over one that pays all for all rows."""
     nested = [Route.parse(NESTED[row % 4]) for row in range(len(rows))]
     taking = [sum(route[first] > 0 for route in nested) for first in firsts]
     clocks = {n: engine.run(rows[:n], None, new, clocked=True) for n in sorted({*taking, len(rows)} - {0})}
-    return clocks[len(rows)]["beside"] + sum(clocks[n]["parts"][place] for place, n in enumerate(taking) if n)
+    whole = clocks[len(rows)]
+    paid = sum(clocks[n]["parts"][place] for place, n in enumerate(taking) if n)
+    return (whole["beside"] + paid) / (whole["beside"] + sum(whole["parts"]))
 
 
 def readings(prompts: list[list[int]]) -> list[list[list[int]]]:
@@ -110,12 +116,15 @@ def measure(
     """All arms at one batch size."""
     arms = arms_of(batch)
     fronts: dict[str, list[float]] = {mode: [] for mode in selectors}
+    chosen: list[str] = []
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     limits: dict[str, list[float]] = {"compiled": [], "eager": []}
     firsts = {"compiled": [first for first, _ in cuts(KNOWN)], "eager": range(30)}
     rng = random.Random(seed)
     for round_ in range(-1, rounds):  # the first warms up
         rows = [prompts[(max(round_, 0) * batch + row) % len(prompts)] for row in range(batch)]
+        by_book = [str(selectors["eager"].decide([ids])[0]) for ids in rows]
+        chosen += by_book if round_ >= 0 else []
         order = [*arms, *selectors]
         rng.shuffle(order)
         for name in order:
@@ -126,13 +135,13 @@ def measure(
                 fronts[name] += [clock() - started] if round_ >= 0 else []
                 continue
             engine, routes = arms[name]
-            done = engines[engine].run(rows, routes, new)
+            done = engines[engine].run(rows, by_book if name == BOOK else routes, new)
             found[name] += [done] if round_ >= 0 else []
         if round_ >= 0 and batch > 1 and round_ % LIMIT_EVERY == 0:
             limits["eager"].append(limit_of(engines["stock eager"], firsts["eager"], rows, new))
             limits["compiled"].append(limit_of(engines["rows compiled"], firsts["compiled"], rows, new))
-    step = {name: [one["decode"] / (new - 1) for one in runs] for name, runs in found.items()}
     result: dict[str, Any] = {"batch": batch, "rounds": rounds, "new": new, "arms": {}, "limit": {}}
+    result["book"] = {"routes": len(set(chosen)), "passes": statistics.mean(Route.parse(route).n_passes for route in chosen)}
     result["front"] = {mode: statistics.median(seconds) for mode, seconds in fronts.items()}
     for name, runs in found.items():
         mode = name.rsplit(maxsplit=1)[-1]
@@ -150,10 +159,12 @@ def measure(
     for mode, at_best in limits.items():
         if not at_best:
             continue
-        stock, mine = step[f"stock, {mode}"][::LIMIT_EVERY], step[f"4 nested routes, {mode}"][::LIMIT_EVERY]
+        stock, mine = found[f"stock, {mode}"][::LIMIT_EVERY], found[f"4 nested routes, {mode}"][::LIMIT_EVERY]
+        saved = [1 - taken["decode"] / base["decode"] for base, taken in zip(stock, mine, strict=True)]
         result["limit"][mode] = {
-            "speed": median_interval([base / best for base, best in zip(stock, at_best, strict=True)]),
-            "reached": median_interval([best / taken for best, taken in zip(at_best, mine, strict=True)]),
+            "speed": median_interval([1 / best for best in at_best]),
+            "saving_reached": median_interval([part / (1 - best) for part, best in zip(saved, at_best, strict=True)]),
+            "rounds": len(at_best),
         }
     return result
 
@@ -172,12 +183,15 @@ def flips(selectors: dict[str, FrontSelector], prompts: list[list[int]]) -> dict
 def report(row: dict[str, Any]) -> None:
     """What people read."""
     shown = lambda value: f"{value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})"  # noqa: E731
-    print(f"\nbatch {row['batch']}, {row['rounds']} rounds, {row['new']} tokens a row")
+    book = row["book"]
+    print(f"\nbatch {row['batch']}, {row['rounds']} rounds, {row['new']} tokens a row; "
+          f"the book took {book['routes']} routes of {book['passes']:.1f} passes on average")  # fmt: skip
     print(f"  {'':28} tokens a CPU-second   speed over stock          prefill seconds over stock")
     for name, arm in row["arms"].items():
         print(f"  {name:28} {arm['tokens_a_cpu_second']:19.1f}   {shown(arm['ratio'])}   {shown(arm['prefill_ratio'])}")
     for mode, limit in row["limit"].items():
-        print(f"  4 nested routes, {mode}: the limit is {shown(limit['speed'])} times stock; reached {shown(limit['reached'])} of it")
+        print(f"  4 nested routes, {mode}: the limit is {shown(limit['speed'])} times stock; of its saving reached "
+              f"{shown(limit['saving_reached'])}, {limit['rounds']} rounds")  # fmt: skip
     for mode in ("compiled", "eager"):
         share = shown(row["arms"][f"stock, {mode}"]["front_of_prefill"])
         print(f"  {mode}: the front takes {1000 * row['front'][mode]:.1f} ms, {share} of the engine's prefill")
@@ -194,7 +208,9 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", default=None, help="folder of JSON-lines files, else the data package or the Hub")
-    parser.add_argument("--book", default="results/policies-smollm2-135m-q4/policies/mixed/codebook.0", help="code book of the flips")
+    parser.add_argument(
+        "--book", default="results/policies-smollm2-135m-q4/policies/in-domain/codebook_at_0.9.0", help="a trained code book"
+    )
     parser.add_argument("--out", default="")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -205,11 +221,13 @@ def main() -> None:
     ids_of = lambda example: routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"]  # noqa: E731
     prompts = [ids_of(example) for example in task.select("fit", 512)]
     rows: dict[str, Any] = {"mode": "forced", "n_layers": 30, "routes": KNOWN}
+    book, device = Codebook.load(Path(given.book)), routed.device.type
+    repeatable = sorted({block for route in book.routes for block, action in enumerate(route) if action == 2})
+    trained = {"mode": "forced", "n_layers": 30, "routes": list(map(str, book.routes)), "repeatable": repeatable}
     kinds: dict[str, tuple[dict[str, Any] | None, bool]] = {
         "stock compiled": (None, False), "static compiled": ({"mode": "static", "n_layers": 30, "route": COMMON}, False),
-        "rows compiled": (rows, False), "stock eager": (None, True), "rows eager": (rows, True),
+        "rows compiled": (rows, False), "book compiled": (trained, False), "stock eager": (None, True), "rows eager": (rows, True),
     }  # fmt: skip
-    book, device = Codebook.load(Path(given.book)), routed.device.type
     selectors = {
         mode: FrontSelector(book, checkpoint, torch.bfloat16, device, compiled=mode == "compiled" and device == "cpu")
         for mode in ("compiled", "eager")

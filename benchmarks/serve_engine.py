@@ -35,7 +35,8 @@ def run(engine: Any, told: dict[str, Any], first: int) -> dict[str, float]:
     from vllm import SamplingParams
 
     for row, ids in enumerate(told["prompts"]):
-        extra = {} if told["routes"] is None or "0" not in told["routes"][row] else {"drllm_route": told["routes"][row]}
+        is_base = told["routes"] is None or set(told["routes"][row]) == {"1"}
+        extra = {} if is_base else {"drllm_route": told["routes"][row]}
         params = SamplingParams(temperature=0, max_tokens=told["new"], ignore_eos=True, detokenize=False, extra_args=extra)
         engine.add_request(str(first + row), {"prompt_token_ids": ids}, params)
     begun: set[str] = set()

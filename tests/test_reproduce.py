@@ -10,6 +10,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -23,6 +24,8 @@ from drllm.cli import main, make_parser
 from drllm.config import ReproduceConfig, Resources
 from drllm.evaluation.names import check_methods, owner_of
 from drllm.methods.base import get_method
+from drllm.model import artifact
+from drllm.pipeline import under_policy
 from drllm.records import read_records
 from drllm.reporting.load import read_answers
 from drllm.reproducing import published
@@ -31,7 +34,7 @@ from drllm.reproducing.paper_figures import KNOB, WINDOWS
 from drllm.reproducing.paper_rivals import BUDGET, BUDGETED
 from drllm.reproducing.run import EXHIBITS, dry_run, reproduce, stages_of, wanted_exhibits
 from drllm.reproducing.setup import Setup
-from drllm.reproducing.stages import Bench, Clock, Search, Train
+from drllm.reproducing.stages import Bench, Clock, Search, Train, Turn
 from drllm.routes import Route
 from runs import L, folder_bytes, model, questions, write_rows
 
@@ -95,6 +98,19 @@ def test_every_table_and_figure_is_on_the_page(bench, page):
     assert "nan" not in page.replace("finan", "")
 
 
+def test_the_command_of_the_knob_makes_the_same_policy(bench, tmp_path, monkeypatch):
+    stage, load = Turn(0.25), RoutedModel.from_pretrained
+    copied = dataclasses.replace(bench.setup, out=tmp_path)
+    shutil.copytree(bench.setup.out / stage.owner, tmp_path / stage.owner)
+    monkeypatch.setattr(RoutedModel, "from_pretrained", lambda folder: load(folder, base=bench.routed))
+    python, flag, code = shlex.split(stage.command(copied))
+    assert (python, flag) == ("python", "-c")
+    with under_policy(bench.routed, None):
+        exec(code, {})
+    assert artifact.digest(tmp_path / stage.policy) == artifact.digest(bench.setup.out / stage.policy)
+    assert artifact.digest(tmp_path / stage.policy) != artifact.digest(tmp_path / stage.owner)
+
+
 def test_claims_stand_together_with_their_commands(bench, page):
     """At the top, each as its own section has it, and the command of its row is that section's."""
     text = section(page, "What holds here")
@@ -156,8 +172,10 @@ def test_rivals_save_what_they_are_to_save(bench, page):
 def test_commands_are_what_the_command_line_takes(bench):
     commands = [stage.command(bench.setup) for stage in stages_of(wanted_exhibits(["all"]), bench.setup)]
     for command in filter(None, commands):
-        _, name, *rest = shlex.split(command)
-        make_parser(name, rest).parse_args(rest)
+        program, name, *rest = shlex.split(command)
+        assert program in ("drllm", "python")
+        if program == "drllm":
+            make_parser(name, rest).parse_args(rest)
     _, name, *rest = ["drllm", "reproduce", "fig9", *bench.setup.flags]
     parsed = make_parser(name, rest).parse_args(rest)
     assert (parsed.scale, parsed.outside, parsed.tokens, parsed.tasks) == (SCALE, [OUTSIDE], 300, [",".join(LEARNED)])
@@ -303,9 +321,13 @@ def test_variants_learn_from_the_same_states(bench):
 def test_a_difference_is_that_of_the_same_questions(bench):
     stage = in_domain(bench.setup)
     found = against(bench, stage, "routers", "base")
-    row = next(row for row in bench.run(stage)["rows"] if (row["method"], row["task"]) == ("routers", "all"))
-    assert found.mean == pytest.approx(row["difference"])
-    assert found.p == pytest.approx(row["mcnemar_p"])
+    rows = {row["task"]: row for row in bench.run(stage)["rows"] if row["method"] == "routers"}
+    assert found.mean == pytest.approx(np.mean([rows[task]["difference"] for task in stage.tasks])), "tasks weigh the same"
+    assert found.low <= found.mean <= found.high
+    for task in stage.tasks:
+        alone = against(bench, stage, "routers", "base", (task,))
+        assert alone.mean == pytest.approx(rows[task]["difference"])
+        assert alone.p == pytest.approx(rows[task]["mcnemar_p"], abs=0.02)
     assert against(bench, stage, "routers", "routers").is_gain is None
     assert Difference("a", "b", 0.02, 0.01, 0.03, 0.01).is_gain is True
     assert Difference("a", "b", -0.02, -0.03, -0.01, 0.01).is_gain is False

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from drllm.evaluation import stats
-from drllm.evaluation.stats import discordant, mcnemar, paired_bootstrap, wilson
+from drllm.evaluation.stats import discordant, even_weights, mcnemar, paired_bootstrap, sign_flips, wilson
 
 counts = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -190,3 +190,24 @@ def test_mcnemar_nears_the_chi_square_on_many_questions():
     corrected = (abs(150 - 86) - 1) ** 2 / (150 + 86)
     assert corrected == pytest.approx(17.36 * 63**2 / 64**2, abs=0.005)
     assert p == pytest.approx(float(scipy_stats.chi2.sf(corrected, 1)), rel=0.1)
+
+
+def test_tasks_weigh_the_same_whatever_their_sizes():
+    strata = ["a"] * 2 + ["b"] * 8
+    weighted = even_weights(strata) * np.array([1.0, 0.0, *[0.0] * 8])
+    assert weighted.mean() == pytest.approx((0.5 + 0.0) / 2)
+    assert even_weights(["a"] * 5).tolist() == [1.0] * 5
+    # Interleaved strata get the weights of their own places.
+    assert even_weights(["b", "a", "b", "b"]).tolist() == pytest.approx([2 / 3, 2.0, 2 / 3, 2 / 3])
+
+
+def test_sign_flips_are_mcnemars_test_where_nothing_is_weighted():
+    ours, base = np.array([1.0] * 9 + [0.0] * 2 + [1.0] * 30), np.array([0.0] * 9 + [1.0] * 2 + [1.0] * 30)
+    assert sign_flips(ours - base) == pytest.approx(mcnemar(ours, base), rel=1e-9), "11 changes: every sign is tried"
+    many, few = np.array([1.0] * 60 + [0.0] * 40), np.array([0.0] * 60 + [1.0] * 40)
+    assert sign_flips(many - few) == pytest.approx(mcnemar(many, few), abs=0.01)
+    assert sign_flips(many - few) == sign_flips(many - few), "drawn from a seed"
+    assert sign_flips(np.zeros(5)) == sign_flips(np.array([0.0, 1.0])) == 1.0
+    # Weights decide: the same changes, where those against weigh more.
+    assert sign_flips(np.array([1.0] * 12)) < 0.01
+    assert sign_flips(np.array([1.0] * 9 + [-9.0])) == 1.0

@@ -70,6 +70,28 @@ def mcnemar(ours: ArrayLike, base: ArrayLike) -> float:
     return 1.0 if better + worse == 0 else float(stats.binomtest(better, better + worse, 0.5).pvalue)
 
 
+def even_weights(strata: ArrayLike) -> np.ndarray:
+    """Weights of mean 1, shape [N], under which a mean over questions is the mean over tasks (`strata`), whatever their sizes."""
+    _, place, counts = np.unique(np.asarray(strata), return_inverse=True, return_counts=True)
+    return len(place) / (len(counts) * counts[place])
+
+
+def sign_flips(differences: ArrayLike, n_resamples: int = 9_999, seed: int = 0) -> float:
+    """Two-sided p of paired differences, weighted or not, shape [N]: would their mean be as far from 0 were each sign drawn by a coin?
+
+    Of unweighted verdicts this is McNemar's test, but for the drawing. Where all signs can be tried (13 differences), it is exact.
+    """
+    changed = np.asarray(differences, dtype=float)
+    changed = changed[changed != 0]  # nothing else can change its sign
+    if len(changed) < 2:  # either sign is as far from 0
+        return 1.0
+    found = stats.permutation_test(
+        (changed,), lambda x, axis: x.sum(axis), permutation_type="samples", vectorized=True, n_resamples=n_resamples, batch=1_000,
+        rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return float(found.pvalue)
+
+
 def holm(p_values: ArrayLike) -> list[float]:
     """Holm's adjusted p-values (Holm 1979), in the order given: the family-wise error stays below the level they are compared with."""
     p = np.asarray(p_values, dtype=float)

@@ -63,7 +63,8 @@ def latency(
 def plain_ms(routed: RoutedModel, tasks: Sequence[str], reward: Any, data: str | None) -> float:
     """Milliseconds of one plain forward of a question by the base: the median over some fit questions of each task, then their mean.
 
-    Of a question with choices all of them in one row, logits where they are scored; of one answered by text its prompt.
+    Of a question with choices all of them in one row, logits where they are scored; of one answered by text its prompt and the answer, up
+    to as many tokens as are decoded to judge it (the unit of `make bench-search`).
     """
     found = []
     for name in tasks:
@@ -77,8 +78,11 @@ def plain_ms(routed: RoutedModel, tasks: Sequence[str], reward: Any, data: str |
             if isinstance(scorer, LoglikScorer):
                 base_logliks(routed, question.rows, scorer.packed)
             else:
-                with torch.no_grad():
-                    routed.model(torch.tensor([question.context_ids], device=routed.device), logits_to_keep=1)
+                ids_BT = torch.tensor([question.context_ids], device=routed.device)
+                routed.model.generate(
+                    ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=scorer.max_new_tokens, do_sample=False,
+                    pad_token_id=routed.pad_id,
+                )  # fmt: skip
             _wait(routed.device)
             times.append(time.perf_counter() - started)
         found.append(float(np.median(times[1:])))

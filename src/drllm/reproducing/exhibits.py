@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from drllm.evaluation.names import BASE
-from drllm.evaluation.stats import holm, mcnemar, paired_bootstrap
+from drllm.evaluation.stats import even_weights, holm, paired_bootstrap, sign_flips
 from drllm.reporting.load import read_answers, read_epochs
 from drllm.reporting.parts import Part, Table
 from drllm.reproducing.published import PAPER
@@ -84,7 +84,7 @@ def answers(bench: Bench, stage: Evaluate, method: str, task: str) -> list[dict[
 
 @dataclass(frozen=True)
 class Difference:
-    """A method less another on the same questions: mean and paired 95 % interval as fractions, McNemar's p."""
+    """A method less another on the same questions, each task weighing the same: mean and paired 95 % interval as fractions, and p."""
 
     method: str
     other: str
@@ -95,7 +95,7 @@ class Difference:
 
     def __str__(self) -> str:
         interval = f"{points(self.low)} to {points(self.high)}"  # the unit stands before it
-        return f"{self.method} less {self.other}: {points(self.mean)} points ({interval}), McNemar p {p_value(self.p)}"
+        return f"{self.method} less {self.other}: {points(self.mean)} points ({interval}), p {p_value(self.p)}"
 
     @property
     def is_gain(self) -> bool | None:
@@ -103,17 +103,20 @@ class Difference:
         return decided(self.low, self.high, self.p)
 
 
-def against(bench: Bench, stage: Evaluate, method: str, other: str) -> Difference:
-    """A method less another, the interval stratified by task."""
-    ours, theirs, strata = [], [], []
-    for index, task in enumerate(stage.tasks):
+def against(bench: Bench, stage: Evaluate, method: str, other: str, tasks: Sequence[str] = ()) -> Difference:
+    """A method less another over tasks of an evaluation (none: all of them), whose questions are drawn anew task by task.
+
+    The paper averages over benchmarks, and pooled questions would let the task with the most of them decide.
+    """
+    differences, strata = [], []
+    for index, task in enumerate(tasks or stage.tasks):
         by_id = {row["id"]: row["correct"] for row in answers(bench, stage, other, task)}
         for row in answers(bench, stage, method, task):
-            ours.append(float(row["correct"]))
-            theirs.append(float(by_id[row["id"]]))
+            differences.append(float(row["correct"]) - float(by_id[row["id"]]))
             strata.append(index)
-    mean, low, high = paired_bootstrap(ours, theirs, strata=strata)
-    return Difference(method, other, mean, low, high, mcnemar(np.array(ours), np.array(theirs)))
+    weighted = even_weights(strata) * differences
+    mean, low, high = paired_bootstrap(weighted, np.zeros(len(weighted)), strata=strata)
+    return Difference(method, other, mean, low, high, sign_flips(weighted))
 
 
 def above_all(found: Sequence[Difference]) -> bool | None:

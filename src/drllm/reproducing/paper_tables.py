@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from drllm.evaluation.names import BASE
-from drllm.evaluation.stats import paired_bootstrap
+from drllm.evaluation.stats import even_weights, paired_bootstrap
 from drllm.record_stats import describe, tables
 from drllm.records import read_records
 from drllm.reporting.parts import Bullets, Paragraph, Part, Table
@@ -17,7 +18,6 @@ from drllm.reproducing.exhibits import (
     OURS,
     ROUTERS,
     Claim,
-    Difference,
     Exhibit,
     ablation,
     after_routers,
@@ -35,9 +35,10 @@ from drllm.reproducing.paper_rivals import RIVALS
 from drllm.reproducing.setup import Setup
 from drllm.reproducing.stages import Bench, Clock, Evaluate, Train
 from drllm.routes import Action, Route
-from drllm.tables import decided, percent, points, verdict
+from drllm.tables import decided, percent, points, with_interval
 
 FIRST_BLOCK = "routers_first_block"
+STOOD_IN = " (DART-Math, or arithmetic instead)"
 PAIRS = 4000  # of prompts of a task, drawn at random, whose routes are compared
 
 
@@ -80,25 +81,28 @@ def _table2(bench: Bench, _: Path) -> list[Part]:
 def _table3(bench: Bench, _: Path) -> list[Part]:
     stage = in_domain(bench.setup)
     summary = bench.run(stage)
-    row = pooled(summary, ROUTERS)
-    parts: list[Part] = [
+    accuracy, passes = [], []
+    for name, tasks in groups_of(stage):
+        found = against(bench, stage, ROUTERS, BASE, tasks)
+        accuracy.append(Claim(f"routers raise accuracy{name}", found.is_gain, str(found)))
+        passes.append(fewer_passes(bench, stage, name, tasks))
+    looked = looking(bench, stage, "looking at the prompt is worth something where routers were trained")
+    return [
         comparison(summary, f"Routers where they were trained, {summary['split']} split; in brackets 95 % intervals."),
-        Bullets(
-            (
-                verdict(summary, ROUTERS),
-                Claim("routers raise accuracy", over_base(row).is_gain, str(over_base(row))),
-                fewer_passes(bench, stage, row),
-                looking(bench, stage, "looking at the prompt is worth something where routers were trained"),
-            ),
-            strong=True,
-        ),
+        Bullets((*accuracy, *passes, looked), strong=True),
+        *_beside(bench, stage),
     ]
-    return [*parts, *_beside(bench, stage)]
 
 
-def over_base(row: dict[str, Any]) -> Difference:
-    """A row of an evaluation less the base."""
-    return Difference(row["method"], BASE, row["difference"], row["difference_low"], row["difference_high"], row["mcnemar_p"])
+GROUPS = {"ARC": ("arc_",), "levels of difficulty": ("dart-", "arith-")}
+
+
+def groups_of(stage: Evaluate) -> list[tuple[str, tuple[str, ...]]]:
+    """All tasks, and the paper's two groups where they hold both: what to say behind a claim, and the tasks."""
+    found = {name: tuple(task for task in stage.tasks if task.startswith(starts)) for name, starts in GROUPS.items()}
+    n_tasks = len(stage.tasks)
+    whole = [(f", mean over {n_tasks} tasks" if n_tasks > 1 else "", stage.tasks)]
+    return whole + ([(f" on {name}", tasks) for name, tasks in found.items()] if all(found.values()) else [])
 
 
 def looking(bench: Bench, stage: Evaluate, text: str) -> Claim:
@@ -107,15 +111,15 @@ def looking(bench: Bench, stage: Evaluate, text: str) -> Claim:
     return Claim(text, worth.is_gain, str(worth), OURS)
 
 
-def fewer_passes(bench: Bench, stage: Evaluate, row: dict[str, Any]) -> Claim:
-    """Whether the routers' mean passes are below the base's, by a bootstrap over questions."""
-    passes = [one["n_passes"] for task in stage.tasks for one in answers(bench, stage, ROUTERS, task)]
-    _, low, high = paired_bootstrap(passes, [row["n_layers"]] * len(passes))
-    figures = f"Passes less the base's {row['n_layers']}: {row['mean_passes'] - row['n_layers']:+.2f} ({low:+.2f} to {high:+.2f})"
-    return Claim("routers make fewer block passes than the base", decided(-high, -low), figures)
-
-
-GROUPS = {"ARC": ("arc_",), "levels of difficulty (DART-Math, or arithmetic instead)": ("dart-", "arith-")}
+def fewer_passes(bench: Bench, stage: Evaluate, name: str, tasks: Sequence[str]) -> Claim:
+    """Whether the routers' mean passes over tasks are below the base's, by a bootstrap over questions."""
+    n_layers = pooled(bench.run(stage), ROUTERS)["n_layers"]
+    found = [(task, row["n_passes"] - n_layers) for task in tasks for row in answers(bench, stage, ROUTERS, task)]
+    strata = [task for task, _ in found]
+    more = even_weights(strata) * np.array([value for _, value in found])
+    mean, low, high = paired_bootstrap(more, np.zeros(len(more)), strata=strata)
+    figures = f"Passes less the base's {n_layers}: {mean:+.2f} ({low:+.2f} to {high:+.2f})"
+    return Claim(f"routers make fewer block passes than the base{name}", decided(-high, -low), figures)
 
 
 def _beside(bench: Bench, stage: Evaluate) -> list[Part]:
@@ -130,7 +134,7 @@ def _beside(bench: Bench, stage: Evaluate) -> list[Part]:
                 verdicts = [row["correct"] for task in tasks for row in answers(bench, stage, method, task)]
                 shares.append(percent(sum(verdicts) / len(verdicts)))
             known = (theirs.arc if group == "ARC" else theirs.dart) if theirs else ()
-            rows.append((f"{group}, accuracy, %", *shares, *map(str, known)))
+            rows.append((f"{group}{STOOD_IN if group != 'ARC' else ''}, accuracy, %", *shares, *map(str, known)))
     row = pooled(bench.run(stage), ROUTERS)
     rows.append(("block passes a prompt", f"{row['n_layers']}", f"{row['mean_passes']:.2f}", *([""] * 2 if theirs else [])))
     header = ("", "base", "routers", *((f"{theirs.name} in {paper.PAPER}: base", "routers") if theirs else ()))
@@ -148,18 +152,20 @@ def _outside(setup: Setup) -> Evaluate:
 def _table4(bench: Bench, _: Path) -> list[Part]:
     stage = _outside(bench.setup)
     summary = bench.run(stage)
-    row = pooled(summary, ROUTERS)
-    aim = paper.OUTSIDE_MEAN / 100
-    holds = True if row["difference_low"] >= aim else False if row["difference_high"] < aim else None
-    text = f"out of domain routers lose at most {-paper.OUTSIDE_MEAN} points (there on average over eight benchmarks)"
-    judged = Claim(text, holds, str(over_base(row)))
+    found, aim = against(bench, stage, ROUTERS, BASE), paper.OUTSIDE_MEAN / 100
+    holds = True if found.low >= aim else False if found.high < aim else None
+    text = f"out of domain routers lose at most {-paper.OUTSIDE_MEAN} points, mean over {len(stage.tasks)} tasks (there over eight)"
+    by_task = sorted((row for row in summary["rows"] if row["task"] in stage.tasks and row["method"] == ROUTERS), key=_gained)
+    ends = [f"{row['task']} {with_interval(row['difference'], row['difference_low'], row['difference_high'])}" for row in by_task]
+    looked = looking(bench, stage, "looking at the prompt is worth something out of domain")
     return [
         comparison(summary, f"The same routers on tasks that they never saw, {summary['split']} split."),
-        Bullets(
-            (verdict(summary, ROUTERS), judged, looking(bench, stage, "looking at the prompt is worth something out of domain")),
-            strong=True,
-        ),
+        Bullets((Claim(text, holds, str(found)), f"By task, in points: {', '.join(ends)}.", looked), strong=True),
     ]
+
+
+def _gained(row: dict[str, Any]) -> float:
+    return float(row["difference"])
 
 
 def _on_first_block(setup: Setup) -> Train:
@@ -173,7 +179,7 @@ def _inputs(setup: Setup) -> Evaluate:
 def _table6(bench: Bench, _: Path) -> list[Part]:
     stage = _inputs(bench.setup)
     summary = bench.run(stage)
-    found = over_base(pooled(summary, FIRST_BLOCK))
+    found = against(bench, stage, FIRST_BLOCK, BASE)
     below = None if found.is_gain is None else not found.is_gain
     return [
         comparison(summary, "Each router on the states entering its own block, or all on those entering the first, tune split."),

@@ -92,7 +92,7 @@ def check(bench: Bench, exhibits: Sequence[Exhibit]) -> None:
     """Refuse what would fail only after the searches: missing questions, prompts of two formats, tasks out of domain that are not."""
     from drllm.scoring import make_scorer
 
-    setup, stages = bench.setup, stages_of(exhibits, bench.setup)
+    setup, evaluations = bench.setup, evaluations_of(exhibits, bench.setup)
     formats: dict[str, list[str]] = {}
     for task in setup.tasks:
         loaded = load_task(task, setup.data or None)
@@ -104,17 +104,22 @@ def check(bench: Bench, exhibits: Sequence[Exhibit]) -> None:
         raise InputError(
             f"routers learn from prompts of one format, these tasks have {len(formats)} ({named}): choose others, or another --reward"
         )
-    evaluations = [stage for stage in stages if isinstance(stage, Evaluate)]
     for task, split in dict.fromkeys((task, stage.split) for stage in evaluations for task in stage.tasks):
         load_task(task, setup.data or None).select(split, 1)
+
+
+def evaluations_of(exhibits: Sequence[Exhibit], setup: Setup) -> list[Evaluate]:
+    """What will be compared on which tasks; `InputError` where a task out of domain is not."""
+    evaluations = [stage for stage in stages_of(exhibits, setup) if isinstance(stage, Evaluate)]
     asked_outside = any(stage.tasks == setup.config.outside for stage in evaluations)
     if asked_outside and (both := [task for task in setup.config.outside if task in setup.tasks]):
         raise InputError(f"--outside {both[0]}: the routers learn from it, so it is not out of domain")
+    return evaluations
 
 
 def _opening(bench: Bench) -> list[Part]:
     setup, config = bench.setup, bench.setup.config
-    source = f", questions from {setup.data}" if setup.data else ""
+    source = f" (questions from {setup.data})" if setup.data else ""
     searched: dict[str, list[str]] = {}
     for task in setup.tasks:
         searched.setdefault(setup.searched_in(task), []).append(task)
@@ -124,11 +129,22 @@ def _opening(bench: Bench) -> list[Part]:
     return [
         Heading(f"{PAPER} on {setup.model}", 1),
         Paragraph(
-            f"Dr.LLM's tables and figures, made again at scale {config.scale:g}: learned from {', '.join(setup.tasks)}{source}. "
-            "Intervals are of 95 %. A claim holds where interval and McNemar's test say so; where they leave it open, that is said. "
+            f"Dr.LLM's tables and figures, made again at scale {config.scale:g}: learned from {_searched(bench)}{source}. "
+            "Claims are judged by the mean over tasks, each of which weighs the same, as the paper averages benchmarks; the row `all` of a "
+            "table pools questions. A claim holds where the 95 % interval and the test of sign flips (p) say so; where they leave it open, "
+            "that is said. Intervals are over questions: each policy was trained once, from one seed. "
             f"Weights {bench.routed.fingerprint}, {dtype}.{elsewhere}"
         ),
     ]
+
+
+def _searched(bench: Bench) -> str:
+    """How many questions of each task were searched, of how many the paper or its stand-in asks for at this scale."""
+    setup, found = bench.setup, []
+    for task in setup.tasks:
+        wanted, n = setup.n_searched(task), len(bench.questions(task))
+        found.append(f"{task} {n}" + (f" of {wanted}, all that there are" if n < wanted else ""))
+    return ", ".join(found)
 
 
 def overview(bench: Bench, claims: Sequence[tuple[Exhibit, Claim]]) -> list[Part]:
@@ -169,6 +185,7 @@ def _command(setup: Setup, name: str) -> str:
 
 def dry_run(exhibits: Sequence[Exhibit], setup: Setup, plain_ms: float) -> list[str]:
     """Every stage with its plain forwards and hours, and their sum, as lines."""
+    evaluations_of(exhibits, setup)  # what the real call refuses
     rows = [(stage.name, stage.forwards(setup), stage.command(setup)) for stage in stages_of(exhibits, setup)]
     lines = [f"{'plain forwards':>16} {'hours':>9}  stage"]
     for name, forwards, command in rows:

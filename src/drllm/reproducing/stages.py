@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +21,7 @@ from drllm.evaluation.names import owner_of
 from drllm.files import write_json
 from drllm.methods.base import get_method
 from drllm.reproducing.setup import Setup, as_flag, changed_flags
-from drllm.tasks import get_task, texts_digest
+from drllm.tasks import get_task, load_task, texts_digest
 
 if TYPE_CHECKING:
     from drllm.methods.material import Material
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 LEDGER_FILE = "stages.json"
 PATH_COST = {"loglik": 0.31, "letter": 0.46, "boxed": 0.49, "number": 0.49}  # PF a searched path, docs/benchmarks.md
-ANSWER_COST = {"loglik": 1.0, "letter": 1.5, "boxed": 2.0, "number": 1.5}  # PF an evaluated question
 CHECKS = 4  # forwards in float32 that check the base's and the kept route
 DECODE_COST = 0.25  # PF a decoding step, of which a batch shares one
 BATCHES = (1, 8, 32, 128)
@@ -90,6 +90,10 @@ class Bench:
 
         policy: Any = artifact.load_policy(self.setup.out / name, self.routed)
         return policy.to(self.routed.device) if hasattr(policy, "to") else policy
+
+    def questions(self, task: str) -> Sequence[Any]:
+        """Those of a task that are searched."""
+        return load_task(task, self.setup.data or None).select("fit", self.setup.n_searched(task))
 
     @cached_property
     def material(self) -> Material:
@@ -244,7 +248,9 @@ class Turn:
         return 0.0
 
     def command(self, setup: Setup) -> str:
-        return ""
+        owner, mine = (str(setup.out / name) for name in (self.owner, self.policy))
+        turned = f"m.policy = m.policy.with_control({self.control}); m.save_pretrained({mine!r})"
+        return shlex.join(["python", "-c", f"from drllm import RoutedModel; m = RoutedModel.from_pretrained({owner!r}); {turned}"])
 
     def run(self, bench: Bench) -> Any:
         from drllm.pipeline import under_policy
@@ -269,9 +275,8 @@ class Evaluate:
 
     def forwards(self, setup: Setup) -> float:
         """At most: a task may have fewer questions, and another table may have asked the same. A policy first decides, then answers."""
-        rewards = [get_task(task).reward_named(setup.config.reward) for task in self.tasks]
         n_forwards = 1 + 2 * len({*self.methods} - {"base"})
-        return n_forwards * setup.n_compared(self.ablation) * sum(ANSWER_COST[reward] for reward in rewards)
+        return n_forwards * setup.n_compared(self.ablation) * len(self.tasks)
 
     def command(self, setup: Setup) -> str:
         config = setup.evaluate_config(self.split, self.ablation)
