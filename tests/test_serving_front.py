@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import families
 from drllm import Route
 from drllm.errors import ArtifactError, InputError
 from drllm.model.codebook import Codebook, Point
+from drllm.serving.engine import front as fronts
 from drllm.serving.engine.front import MAX_PADDING, STEP_TOKENS, FrontSelector, share_a_reading
 
 L, BLOCK, VOCAB = 4, 2, 300
@@ -118,7 +120,7 @@ def test_waiting_prompts_share_readings(front, monkeypatch):
     assert [route for route, _ in found] == alone
     assert all(seconds > 0 for _, seconds in found)
     assert list(map(len, watched.readings)) == [24]
-    assert front._waiting == []
+    assert not front._waiting
 
 
 def test_who_comes_while_others_are_read_waits_for_the_next(front, monkeypatch):
@@ -180,7 +182,56 @@ def test_a_client_that_leaves_takes_nobody_with_it(front, monkeypatch):
     stayed = [place for place in range(8) if place not in (0, 3)]
     assert [found[place][0] for place in stayed] == [alone[place] for place in stayed]
     assert list(map(len, watched.readings)) == [8]
-    assert front._waiting == []
+    assert not front._waiting
+
+
+def test_a_reading_costs_the_same_however_many_wait(front, monkeypatch):
+    """Only the oldest are looked at, which no reading could hold more of; none of the others is touched, and all are read in turn."""
+    seen: list[int] = []
+    readings: list[int] = []
+
+    def shared(lengths: Any) -> list[int]:
+        seen.append(len(lengths))
+        return share_a_reading(lengths)
+
+    class Counting(collections.deque[Any]):
+        taken = 0
+
+        def popleft(self) -> Any:
+            self.taken += 1
+            return super().popleft()
+
+        def __iter__(self) -> Any:
+            raise AssertionError("walks over all that wait")
+
+    def decide(prompts: Any) -> list[Route]:
+        readings.append(len(prompts))
+        return [Route.full(L)] * len(prompts)
+
+    monkeypatch.setattr(fronts, "share_a_reading", shared)
+    monkeypatch.setattr(front, "decide", decide)
+    waiting = Counting()
+    monkeypatch.setattr(front, "_waiting", waiting)
+    prompts = [[7] * (1 + place % 60) for place in range(5000)]
+
+    async def ask() -> list[tuple[Route, float]]:
+        return await asyncio.gather(*map(front.choose, prompts))
+
+    assert len(asyncio.run(ask())) == sum(readings) == 5000
+    assert max(seen) == STEP_TOKENS
+    assert waiting.taken <= STEP_TOKENS * len(readings)
+
+
+def test_the_oldest_are_read_in_the_order_they_came(front, monkeypatch):
+    """Also those that were looked at, and left for a later reading."""
+    watched = Watched(front, monkeypatch)
+    watched.go.set()
+
+    async def ask() -> None:
+        await asyncio.gather(*map(front.choose, prompts_of([200, 8, 201, 9, 300, 202, 10, 1100])))
+
+    asyncio.run(ask())
+    assert watched.readings == [[200, 201, 202], [8, 9, 10], [300], [1100]]
 
 
 def test_who_left_before_its_turn_is_not_read(front, monkeypatch):
@@ -238,6 +289,22 @@ def test_a_prompt_that_cannot_be_read_fails_alone(front, monkeypatch):
     assert read == [6, 1, 1], "those that fail are tried alone, once"
     assert [isinstance(one, InputError) for one in found] == [True, False, False, False, True, False]
     assert [found[place][0] for place in (1, 2, 3, 5)] == [front.decide([prompts[place]])[0] for place in (1, 2, 3, 5)]
+
+
+def test_the_revision_that_the_engine_serves(tmp_path, monkeypatch):
+    """Of the configuration as of the weights: another's first blocks would choose the routes."""
+    size = checkpoint(tmp_path, "llama").config.hidden_size
+    asked = []
+    for loader in (fronts.AutoConfig, fronts.AutoModelForCausalLM):
+        load = loader.from_pretrained
+
+        def watched(*args: Any, load: Any = load, **kwargs: Any) -> Any:
+            asked.append(kwargs.get("revision"))
+            return load(*args, **kwargs)
+
+        monkeypatch.setattr(loader, "from_pretrained", watched)
+    FrontSelector(book(size), str(tmp_path), torch.float32, "cpu", revision="v2")
+    assert asked[:2] == ["v2", "v2"]
 
 
 def test_a_book_of_another_model(tmp_path):

@@ -280,6 +280,14 @@ def test_paths_without_a_key_or_a_route_are_not_served(server):
     assert server.post("/v1/completions", body, key="")[0] == 401
 
 
+def test_what_is_open_without_the_key(server):
+    """What docs/serve.md lists, and nothing else of what is served."""
+    for path in ("/health", "/ping", "/version", "/load", "/metrics", "/drllm", "/drllm/info"):
+        assert server.get(path)[0] == 200, path
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        server.get("/v1/models")
+
+
 def test_dropped_connections(server):
     """Clients that leave in the middle of an answer: theirs ends at once, nobody else's changes."""
     wanted = answer(server, PROMPTS[1])
@@ -386,9 +394,52 @@ def test_playground(server, width: int, scheme: Any, tmp_path):
     assert [url for url in watched.requests if not url.startswith(watched.own)] == []
 
 
+@needs_chromium
+def test_playground_while_an_answer_comes(server):
+    """The route and the first words are there before the end, the text grows, a repeated block is told apart, and Stop ends it at once."""
+    running = f'vllm:num_requests_running{{engine="0",model_name="{MODEL}"}}'
+    with opened(f"{server.url}/drllm", 1280, "light", (server.url, "data:")) as watched:
+        page = watched.page
+        page.get_by_text("a code book decides each prompt's route before the engine").wait_for()
+        page.get_by_label("API key").fill(KEY)
+        page.get_by_label("Longest answer").fill("900")
+        page.get_by_label("Prompt").fill("1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16,")  # it counts on for long
+        page.get_by_label("Route to force").fill(ROUTES[3])
+        page.get_by_role("button", name="Answer", exact=True).click()
+        stop, text = page.get_by_role("button", name="Stop"), page.locator("pre")
+        partial = _longer(page, text, 0)
+        assert _longer(page, text, partial) > partial, "more of it, as it comes"
+        assert stop.is_enabled(), "the answer is not over"
+        assert page.locator("dt").count() == 0, "its times are told at its end"
+        twice = page.locator("ol.blocks li.twice")
+        assert twice.count() == ROUTES[3].count("2")
+        assert twice.first.get_attribute("title") == f"block {ROUTES[3].index('2')} runs twice"
+        assert twice.first.locator("span").first.inner_text() == "2"
+        assert page.locator("ol.blocks li").count() == 30
+        stop.click()
+        page.get_by_role("alert").get_by_text("Stopped.").wait_for()
+        assert text.inner_text().strip(), "what had come stays"
+        assert stop.is_disabled()
+        assert page.get_by_role("button", name="Answer", exact=True).is_enabled()
+        start = time.monotonic()
+        while _count(server, running) > 0:  # 900 tokens would take a minute
+            assert time.monotonic() - start < 15, "the server answers on"
+            time.sleep(0.2)
+    assert watched.complaints == []
+
+
+def _longer(page: Any, text: Any, length: int) -> int:
+    """How long an element's text is, once it is longer than that."""
+    start = time.monotonic()
+    while len(text.inner_text()) <= length:
+        assert time.monotonic() - start < 60, "no more text"
+        page.wait_for_timeout(50)
+    return len(text.inner_text())
+
+
 def test_a_code_book_as_users_start_it(book, routed, tmp_path):
-    """Compiled, as without flags: mixed requests at once and alone have the same answers, along the routes of transformers."""
-    served = Server([str(book), "--dtype", "float32", "--max-model-len", "1024"], tmp_path / "log.txt")
+    """Compiled: mixed requests at once and alone have the same answers, along the routes of transformers; a chat is streamed."""
+    served = Server([str(book), "--dtype", "float32", "--max-model-len", "1024", "--any-format"], tmp_path / "log.txt")
     try:
         alone = [answer(served, prompt) for prompt in PROMPTS[:16]]
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
@@ -402,12 +453,22 @@ def test_a_code_book_as_users_start_it(book, routed, tmp_path):
         for prompt, route, (text, _) in list(zip(PROMPTS, wanted, alone, strict=False))[:4]:
             (output,) = routed.generate([prompt], policy=Route.parse(route), max_new_tokens=24)
             assert output.text == text
+        messages: Any = [{"role": "user", "content": "What do plants need to grow?"}]
+        chat = routed.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        ((chosen,),) = decide_routes(routed, [policy], [chat], 1)
+        options: Any = {"model": MODEL, "messages": messages, "max_tokens": 24, "temperature": 0, "stream": True}
+        parts = list(client(served).chat.completions.create(**options))
+        (told,) = [part.model_extra["drllm"] for part in parts if part.model_extra.get("drllm")]
+        assert (told[0]["route"], told[0]["passes"], told[0]["decided"]) == (str(chosen), chosen.n_passes, "policy")
+        assert sum(bool(part.choices[0].delta.content) for part in parts) > 4
+        (output,) = routed.generate([messages], policy=chosen, max_new_tokens=24)
+        assert "".join(part.choices[0].delta.content or "" for part in parts) == output.text
     finally:
         served.stop()
 
 
-def test_from_a_trained_policy_to_a_streamed_chat(routed, tmp_path):
-    """`drllm serve POLICY`, then one request: compiled, a static route, in the base's own type; the stream carries the route."""
+def test_one_route_as_users_start_it(routed, tmp_path):
+    """Without flags: compiled, in the base's own type; a chat's stream carries the route."""
     routed.policy = Route.parse(ROUTES[2])
     folder = routed.save_pretrained(tmp_path / "static")
     routed.policy = None

@@ -1,15 +1,26 @@
-"""Two replicas behind Ray Serve, one killed under load: what it was answering fails in a way that clients retry, nothing else does."""
+"""Two replicas behind Ray Serve, one killed under load: what it was answering fails in a way that clients retry, nothing else does.
+
+And a replica asks its own engine alone, whatever the path of a request names.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
+import contextlib
+import errno
 import gzip
+import http.client
+import http.server
+import importlib.util
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +31,85 @@ from test_serving_http import free_port
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("ray.serve")
-pytest.importorskip("aiohttp")
-pytestmark = [pytest.mark.slow, needs_vllm]
+aiohttp = pytest.importorskip("aiohttp")
+
+
+@pytest.fixture
+def example() -> Any:
+    """The example, as a module."""
+    spec = importlib.util.spec_from_file_location("ray_serve", ROOT / "examples/serving/ray_serve.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("v1/models", "/v1/models"), ("", "/"), ("/other:1/x", "/other:1/x"), ("//other:1/x", "/other:1/x"),
+        ("http://other:1/x", "/http://other:1/x"), ("@other/x", "/@other/x"), (":1/x", "/:1/x"), ("\\\\other/x", "/%5C%5Cother/x"),
+        ("../../x", "/x"), ("a?b#c", "/a%3Fb%23c"), ("x\r\nHost: other", "/x%0D%0AHost:%20other"),
+    ],
+)  # fmt: skip
+def test_a_path_names_no_other_server(example, path: str, asked: str):
+    url = example.engine_url(5, path, [("a", "1"), ("a", "é&"), ("b", "")])
+    assert (url.scheme, url.host, url.port) == ("http", "127.0.0.1", 5)
+    assert url.raw_path_qs == f"{asked}?a=1&a=%C3%A9%26&b="
+
+
+def test_which_failures_mean_that_the_engine_is_gone(example):
+    """A replica ends for nothing else: neither for another port, nor for lack of files or time."""
+    port = free_port()
+
+    async def ask() -> Any:
+        async with aiohttp.ClientSession() as session:
+            with pytest.raises(aiohttp.ClientError) as caught:
+                await session.get(example.engine_url(port, "x"))
+        return caught.value
+
+    error = asyncio.run(ask())
+    assert example.is_gone(error, port)
+    assert not example.is_gone(error, port + 1)
+    no_files = aiohttp.ClientConnectorError(error._conn_key, OSError(errno.EMFILE, "too many open files"))
+    assert not example.is_gone(no_files, port)
+    assert not example.is_gone(aiohttp.ServerDisconnectedError(), port)
+
+
+@contextlib.contextmanager
+def another_server() -> Iterator[tuple[int, list[str]]]:
+    """(port, what it was asked for) of a server that no replica has a business with."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port, asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def status_of(port: int, path: str) -> int:
+    """Of a GET with exactly this path, as no client of good manners would send it."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.putrequest("GET", path)
+    connection.endheaders()
+    try:
+        return connection.getresponse().status
+    finally:
+        connection.close()
 
 
 def children(command: str) -> list[int]:
@@ -36,6 +124,8 @@ def children(command: str) -> list[int]:
     return sorted(found)
 
 
+@pytest.mark.slow
+@needs_vllm
 def test_a_replica_killed_under_load(tmp_path):
     base = checkpoint(tmp_path / "base", "llama")
     port = free_port()
@@ -60,6 +150,11 @@ def test_a_replica_killed_under_load(tmp_path):
         wanted = [_answer(client, number) for number in range(12)]
         servers = children(f"--model {base} ")
         assert len(servers) >= 2, log.read_text()[-3000:]
+        with another_server() as (other, asked_of_it):
+            named = [f"//127.0.0.1:{other}/x", f"/http://127.0.0.1:{other}/x", f"/%2F127.0.0.1:{other}/x", f"//127.0.0.1:{free_port()}/x"]
+            assert [status_of(port, path) for path in named] == [404] * 4, "the engine's own answer: it serves no such path"
+            assert asked_of_it == []
+        assert children(f"--model {base} ") == servers, "and no replica ended"
         patient = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="-", max_retries=8, timeout=60)
         with concurrent.futures.ThreadPoolExecutor(8) as pool, concurrent.futures.ThreadPoolExecutor(8) as others:
             asked = [pool.submit(_answer_or_error, client, number) for number in range(240)]

@@ -1,6 +1,6 @@
 """Replicas of a routed server behind Ray Serve: each replica owns a `drllm serve` process and passes requests on.
 
-    pip install 'drllm[ray-serve]'
+    pip install '.[ray-serve]'                                                  # in a clone of drllm
     serve run examples.serving.ray_serve:app policy=runs/x/codebook replicas=2          # or: python examples/serving/ray_serve.py ...
 
 A replica whose engine has died ends at once: what it was answering fails (a 5xx, which OpenAI's clients retry, or a cut stream), Ray sends
@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import ctypes
+import errno
 import os
 import shlex
 import signal
@@ -19,17 +20,30 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import aiohttp
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ray import serve
+from yarl import URL
 
 api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+HOST = "127.0.0.1"
 HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "host", "content-length"}  # of one connection only
 START_S = 600
+
+
+def engine_url(port: int, path: str, query: Sequence[tuple[str, str]] = ()) -> URL:
+    """What a request asks of the engine on this port, and never of anyone else: a path such as `//host/x` names no host here."""
+    return URL.build(scheme="http", host=HOST, port=port, path=f"/{path.lstrip('/')}").with_query(list(query))
+
+
+def is_gone(error: aiohttp.ClientError, port: int) -> bool:
+    """Whether a failed request means that the engine on this port listens no more; other failures are this replica's own, and pass."""
+    refused = isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno == errno.ECONNREFUSED
+    return refused and (error.host, error.port) == (HOST, port)
 
 
 def _die_with_the_replica() -> None:
@@ -51,7 +65,7 @@ class RoutedServer:
 
     def __init__(self, policy: str, flags: str = "", python: str = ""):
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((HOST, 0))
             self.port = probe.getsockname()[1]
         command = [
             python or sys.executable,
@@ -76,9 +90,8 @@ class RoutedServer:
         if self.session is None:
             # No limit of connections: a health check must not wait behind long answers.
             connector, patience = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
-            self.session = aiohttp.ClientSession(
-                f"http://127.0.0.1:{self.port}", connector=connector, timeout=patience, auto_decompress=False
-            )  # what is packed, as /metrics is for those who ask, goes on packed, as its headers say
+            # What is packed, as /metrics is for those who ask, goes on packed, as its headers say.
+            self.session = aiohttp.ClientSession(connector=connector, timeout=patience, auto_decompress=False)
         return self.session
 
     async def reconfigure(self, config: Any) -> None:
@@ -86,7 +99,7 @@ class RoutedServer:
         client = await self._client()
         for _ in range(START_S):
             with contextlib.suppress(aiohttp.ClientError):
-                async with client.get("/health") as answer:
+                async with client.get(engine_url(self.port, "health")) as answer:
                     if answer.status == 200:
                         return
             await asyncio.sleep(1)
@@ -94,7 +107,7 @@ class RoutedServer:
 
     async def check_health(self) -> None:
         """Raises where the engine is not well, so that Ray replaces this replica."""
-        async with (await self._client()).get("/health") as answer:
+        async with (await self._client()).get(engine_url(self.port, "health")) as answer:
             if answer.status != 200:
                 raise RuntimeError(f"the engine is not well: {answer.status}")
 
@@ -103,15 +116,14 @@ class RoutedServer:
         """Pass a request on, and its answer back as it comes."""
         client = await self._client()
         headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP}
+        url = engine_url(self.port, path, request.query_params.multi_items())
         try:
-            answer = await client.request(
-                request.method, f"/{path}", params=request.query_params, data=await request.body(), headers=headers
-            )
-        except aiohttp.ClientConnectorError:
-            # Nobody listens any more: end now, not when the thread that waits for the engine gets its turn on a busy machine.
-            os._exit(1)
-        except aiohttp.ClientError:
-            return JSONResponse({"error": {"message": "this replica's engine is gone: try again"}}, 503, {"Retry-After": "1"})
+            answer = await client.request(request.method, url, data=await request.body(), headers=headers)
+        except aiohttp.ClientError as error:
+            if is_gone(error, self.port):
+                # End now, not when the thread that waits for the engine gets its turn on a busy machine.
+                os._exit(1)
+            return JSONResponse({"error": {"message": "this replica could not ask its engine: try again"}}, 503, {"Retry-After": "1"})
 
         async def body() -> AsyncIterator[bytes]:
             try:

@@ -78,7 +78,7 @@ class SearchConfig:
 class Resources:
     """What searches and comparisons run on; no verdict depends on it, but for threads where 16-bit products on the CPU round by them."""
 
-    executor: Literal["local", "ray"] = knob("local", "local: this process; ray: workers of a Ray cluster (pip install drllm[ray])")
+    executor: Literal["local", "ray"] = knob("local", "local: this process; ray: workers of a Ray cluster (pip install '.[ray]')")
     address: str = knob("", "ray: the cluster's address, auto for the one this machine is in; default: start one here")
     workers: int = knob(1, "ray: model replicas, one actor each")
     threads: int = knob(0, "CPU threads of each replica; 0: torch's own choice, with ray 1")

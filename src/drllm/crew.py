@@ -167,7 +167,7 @@ def _ray() -> tuple[Any, tuple[type[Exception], ...]]:
         import ray  # pyright: ignore[reportMissingImports]
         from ray import exceptions  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise InputError("--executor ray needs Ray: pip install drllm[ray]") from None
+        raise InputError("--executor ray needs Ray: pip install '.[ray]' in a clone of drllm") from None
     died = (exceptions.RayActorError, exceptions.OutOfMemoryError, exceptions.WorkerCrashedError, exceptions.NodeDiedError)
     return ray, died
 

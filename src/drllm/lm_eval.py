@@ -17,7 +17,7 @@ from drllm.errors import DrllmError, InputError
 def main() -> int:
     """Run the harness's command line; what drllm refuses is one line and exit code 2, the harness's own errors are as it raises them."""
     if importlib.util.find_spec("lm_eval") is None:
-        return _fail(InputError("lm-evaluation-harness is not installed: pip install 'drllm[eval]'"))
+        return _fail(InputError("lm-evaluation-harness is not installed: pip install '.[eval]' in a clone of drllm"))
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
 

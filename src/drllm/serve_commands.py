@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 import shlex
 import sys
+import warnings
 from pathlib import Path
 
 from drllm.errors import InputError
@@ -17,19 +19,15 @@ def serve(job: Job) -> Lines:
     """Check everything that can be checked, then become the server."""
     arguments = job.arguments
     base = arguments.base or job.common.model
-    if not arguments.policy and not base:
-        raise InputError(
-            "nothing to serve: give a saved policy's folder, or --base to serve a model along the routes that requests ask for"
-        )
-    try:
-        extra = shlex.split(arguments.vllm_args)
-    except ValueError as error:
-        raise InputError(f"--vllm-args {arguments.vllm_args!r} cannot be split into words ({error})") from None
-    from drllm.serving.launch import cache_folder, check_installed, check_port, check_supported, checkpoint_of, launch, make_spec
+    check_flags(arguments, base)
+    extra = words_of(arguments.vllm_args)
+    from drllm.serving import launch as launching
 
+    launching.check_port(arguments.port)
     if not arguments.print:
-        check_installed()
-        check_port(arguments.host, arguments.port)
+        launching.check_installed()
+        launching.check_address(arguments.host, arguments.port)
+    warn_if_open(arguments.host, arguments.api_key or os.environ.get("VLLM_API_KEY", ""))
     from drllm.model import artifact
     from drllm.model.routed import RoutedModel
 
@@ -43,16 +41,17 @@ def serve(job: Job) -> Lines:
         routed = RoutedModel.from_pretrained(place, base=base or None, **placement)
     else:
         routed = RoutedModel.wrap(base, **placement)
-    arch = check_supported(routed)
-    spec = make_spec(routed.policy, folder, routed, arguments.decide, arguments.repeatable, arguments.any_format)
-    checkpoint = checkpoint_of(routed, cache_folder())
+    arch = launching.check_supported(routed)
+    spec = launching.make_spec(routed.policy, folder, routed, arguments.decide, arguments.repeatable, arguments.any_format)
+    launching.check_extra(extra, spec.mode)
+    checkpoint = launching.checkpoint_of(routed, launching.cache_folder())
     limit = getattr(routed.config, "max_position_embeddings", None) or 4096
     context = arguments.max_model_len or min(limit, 8192)
     if not 0 < context <= limit:
         raise InputError(f"--max-model-len is {context}, the model's context is {limit} tokens")
     name = arguments.name or Path(routed.base_id).name
     dtype, device = str(routed.model.dtype).removeprefix("torch."), routed.device.type
-    started = launch(
+    started = launching.launch(
         spec, checkpoint, arch, name, dtype, device, arguments.host, arguments.port, context, arguments.eager, arguments.api_key, extra
     )
     del routed
@@ -69,6 +68,47 @@ def serve(job: Job) -> Lines:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(started.argv[0], started.argv, os.environ | started.env)
+
+
+def check_flags(arguments: argparse.Namespace, base: str) -> None:
+    """`InputError` where there is nothing to serve, and for flags that say something of a policy where none is served."""
+    if arguments.policy:
+        return
+    if not base:
+        raise InputError(
+            "nothing to serve: give a saved policy's folder, or --base to serve a model along the routes that requests ask for"
+        )
+    if arguments.decide != "auto":
+        raise InputError(f"--decide {arguments.decide} says where a policy decides, and none is served: give its folder, or leave it out")
+    if arguments.any_format:
+        raise InputError("--any-format is about what a policy was trained on, and none is served: give its folder, or leave it out")
+
+
+def words_of(text: str) -> list[str]:
+    """vLLM's own flags, split as a shell would."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"--vllm-args {text!r} cannot be split into words ({error})") from None
+
+
+def warn_if_open(host: str, key: str) -> None:
+    """Warn of a server that others than this machine can ask without a key."""
+    if not key and (who := who_reaches(host)):
+        warnings.warn(f"{who} can use this server without a key: give --api-key, or leave --host out for this machine alone", stacklevel=2)
+
+
+def who_reaches(host: str) -> str:
+    """Who can reach a server that listens on this address; "" for this machine alone."""
+    if host == "localhost":
+        return ""
+    try:
+        address = ipaddress.ip_address(host or "0.0.0.0")  # as sockets read an empty one
+    except ValueError:  # a name
+        return f"whoever reaches {host}"
+    if address.is_loopback:
+        return ""
+    return "whoever reaches any address of this machine" if address.is_unspecified else f"whoever reaches {host}"
 
 
 def engine_device() -> str:
@@ -97,5 +137,6 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
                         help="longest prompt and answer together (default: the model's context, at most 8192)")  # fmt: skip
     parser.add_argument("--eager", action="store_true", help="do not compile: starts in seconds, decodes slower")
     parser.add_argument("--vllm-args", default="", metavar="'...'", help="more of vLLM's own flags, as one text: --vllm-args='--seed 1'")
-    parser.add_argument("--print", action="store_true", help="print the command and its environment instead of starting it")
+    parser.add_argument("--print", action="store_true",
+                        help="print the command and its environment instead of starting it (writes a GGUF's plain checkpoint)")  # fmt: skip
     common_flags("model", "dtype", "device")(parser)

@@ -23,7 +23,7 @@ def evaluate_on_harness(job: Job, out: Path, config: EvaluateConfig) -> Lines:
         raise InputError(f"control {min(controls)!r} cannot run under --harness: `drllm evaluate` without it has the controls")
     tasks = job.common.tasks or job.need("tasks")
     if importlib.util.find_spec("lm_eval") is None:
-        raise InputError("lm-evaluation-harness is not installed: pip install 'drllm[eval]'")
+        raise InputError("lm-evaluation-harness is not installed: pip install '.[eval]' in a clone of drllm")
     try:
         harness_args = shlex.split(job.arguments.harness_args)
     except ValueError as error:

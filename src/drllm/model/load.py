@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def load_base(name: str, dtype: torch.dtype | None = None, device: str | torch.d
             loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=precision, output_loading_info=True, **kwargs)
             model, info = loaded
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, **options)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
             reason = str(error).strip().split("\n")[0][:200]
             raise InputError(
                 f"cannot load model {name!r}: {reason}{did_you_mean(name, ALIASES)}; give a Hub id, a local folder, a .gguf file, "

