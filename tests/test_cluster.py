@@ -30,7 +30,7 @@ from drllm.searching import cluster
 from runs import EVALUATE, TASK, TRAIN, L, copy_run, folder_bytes, model
 
 HAVE_RAY = importlib.util.find_spec("ray") is not None
-needs_ray = pytest.mark.skipif(not HAVE_RAY, reason="needs Ray (pip install drllm[ray])")
+needs_ray = pytest.mark.skipif(not HAVE_RAY, reason="needs Ray (pip install '.[ray]')")
 SEARCH = SearchConfig(n_simulations=30, group_size=2, sweep_questions=4)
 TWO = Resources(executor="ray", workers=2, pool_size=4)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("lm_eval", reason="needs lm-eval (pip install 'drllm[eval]')")
+pytest.importorskip("lm_eval", reason="needs lm-eval (pip install '.[eval]')")
 
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("lm_eval", reason="needs lm-eval (pip install 'drllm[eval]')")
+pytest.importorskip("lm_eval", reason="needs lm-eval (pip install '.[eval]')")
 
 from scipy import stats
 

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-pytest.importorskip("lm_eval", reason="needs lm-eval (pip install 'drllm[eval]')")
+pytest.importorskip("lm_eval", reason="needs lm-eval (pip install '.[eval]')")
 
 from lm_eval.api.instance import Instance
 from transformers.cache_utils import DynamicLayer

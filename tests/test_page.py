@@ -21,10 +21,13 @@ from drllm.reporting import browser, report
 from drllm.reporting.figures import pareto_front
 from drllm.reporting.page import need_page, to_html
 from drllm.reporting.parts import Heading, Paragraph, RouteBrowser, Table
+from drllm.reproducing import charts
 from drllm.tasks import load_task, texts_digest
 from pages import look_at, needs_chromium
 from test_report import run as run
 from test_report import write_evaluation, write_search
+from test_report_scale import FULL_TASKS
+from test_report_scale import full as full
 
 NASTY = "<script>alert(1)</script> & 'quotes'"
 GUARANTEE = {
@@ -202,7 +205,7 @@ def test_figures_are_valid_plotly_and_hold_the_numbers_of_the_csv(asked: Path):
     assert points["base"]["y"] == [50.0]
     assert "50.0 % (31.4 to 68.6), 4 passes, n = 24" in points["base"]["hovertemplate"]
     usage = plots[2]["data"][0]
-    assert usage["z"][usage["y"].index("routers, piqa (n = 12)")] == pytest.approx([1, 8 / 12, 1, 1])
+    assert usage["z"][usage["y"].index("routers, piqa")] == pytest.approx([1, 8 / 12, 1, 1])
 
 
 def test_a_table_and_a_heading_escape_what_they_show():
@@ -241,6 +244,11 @@ def test_many_routes_equally_far_from_each_other_make_several_groups():
     assert groups[min(singles, key=lambda route: -singles[route])] == 1
 
 
+def test_routes_far_from_every_common_one_are_the_rest():
+    common, near, far = "0" + 9 * "1", "0000" + 6 * "1", "00000" + 5 * "1"
+    assert browser.cluster({common: 5, near: 1, far: 1}, 1) == {common: 1, near: 1, far: browser.REST}
+
+
 def test_a_large_group_shows_some_prompts_and_counts_all(tmp_path: Path, monkeypatch):
     write_search(tmp_path)
     write_evaluation(tmp_path)
@@ -257,6 +265,92 @@ def test_without_plotly_the_way_out_is_named(run: Path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
     with pytest.raises(InputError, match=r"pip install 'drllm\[demo\]'"):
         need_page()
+
+
+# What a reader would not see, or see twice: text outside its plot's box, a title of the x axis on the legend.
+MISPLACED = """() => {
+  const wrong = [], seen = (element) => element.getBoundingClientRect().width > 0;
+  for (const plot of document.querySelectorAll(".js-plotly-plot")) {
+    const box = plot.getBoundingClientRect();
+    for (const text of [...plot.querySelectorAll("text")].filter(seen)) {
+      const at = text.getBoundingClientRect();
+      if (at.left < box.left - 1 || at.right > box.right + 1 || at.top < box.top - 1 || at.bottom > box.bottom + 1)
+        wrong.push(`outside: ${text.textContent}`);
+    }
+    for (const legend of [...plot.closest("figure").querySelectorAll(".legend")].filter(seen)) {
+      const over = legend.getBoundingClientRect();
+      if (over.right > window.innerWidth) wrong.push("the legend leaves the page");
+      for (const title of [...plot.querySelectorAll(".xtitle, .x2title")].filter(seen))
+        if (title.getBoundingClientRect().bottom > over.top + 1) wrong.push(`on the legend: ${title.textContent}`);
+    }
+  }
+  for (const cell of [...document.querySelectorAll(".cards td")].filter(seen))
+    if (cell.getBoundingClientRect().right > window.innerWidth) wrong.push(`cut: ${cell.textContent}`);
+  return wrong;
+}"""
+
+
+@pytest.mark.slow
+@needs_chromium
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_is_cut_or_covered_on_a_full_sized_page(full: Path, tmp_path: Path, width: int):
+    """Ten methods on seven tasks, twelve trainings: titles, ticks and legends have their place, on a phone too, and after it is turned."""
+
+    def use(page):
+        assert page.evaluate(MISPLACED) == []
+        page.set_viewport_size({"width": 844, "height": 390})
+        page.wait_for_timeout(500)
+        assert page.evaluate(MISPLACED) == []
+        page.set_viewport_size({"width": width, "height": 844})
+        page.wait_for_timeout(500)
+        assert page.evaluate(MISPLACED) == []
+
+    look_at(full / "report" / "report.html", width, "light", 5, use, tmp_path / "page.png")
+
+
+@pytest.mark.slow
+@needs_chromium
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_is_cut_or_covered_among_the_papers_figures(tmp_path: Path, width: int):
+    knob = [charts.Point(place / 5, 20 + place, 18 + place, 22 + place) for place in range(-5, 6)]
+    losses = [charts.Point(name, 2.0, 1.0, 3.0) for name in ("focal (paper)", "weighted cross-entropy", "plain cross-entropy")]
+    some, many = ({name: [0.2, 0.5, 0.9] for name in names} for names in (("skip", "repeat"), FULL_TASKS))
+    title, words = "A figure of the paper with a title", "A caption."
+    parts = [
+        Heading("Figures", 1),
+        charts.stacked(tmp_path, "knob", title, words, "control knob p", {"accuracy (%), 95 % Wilson interval": {"routers": knob},
+                       "mean passes a prompt": {"routers": knob}}, ("p",), [(1,)]),
+        charts.curves(tmp_path, "losses", title, words, "loss", "points over the base, 95 %", {"routers": losses, "others": losses}),
+        charts.histogram(tmp_path, "shares", title, words, "probability", some),
+        charts.boxes(tmp_path, "boxes", title, words, "passes a block", {"early blocks (0 to 9)": many, "late blocks (20 to 29)": many}),
+        charts.usage(tmp_path, "usage", title, words, {name: [1.0] * 30 for name in FULL_TASKS}),
+        Table(("here", "claim"), (("holds", "a claim that is longer than a cell that a phone could show beside others"),)),
+    ]  # fmt: skip
+    (tmp_path / "page.html").write_text(to_html(parts), encoding="utf-8")
+
+    def use(page):
+        assert page.evaluate(MISPLACED) == []
+        ticks = page.locator(".ytick text, .xtick text").all_text_contents()
+        assert "0.0001" in ticks
+        assert not [tick for tick in ticks if re.search("[\N{MICRO SIGN}\N{GREEK SMALL LETTER MU}mk]$", tick)]
+
+    look_at(tmp_path / "page.html", width, "light", 5, use, tmp_path / "page.png")
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_a_legend_draws_and_hides_by_keyboard(full: Path, tmp_path: Path):
+    def use(page):
+        plot = page.locator(".plot").last
+        curves = plot.locator(".scatterlayer .trace")
+        drawn = curves.count()
+        button = plot.locator("xpath=following-sibling::ul[1]").locator("button[aria-pressed=false]").first
+        button.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_function("n => [...document.querySelectorAll('.plot')].at(-1).querySelectorAll('.trace').length > n", arg=drawn)
+        assert curves.count() == drawn + 3  # loss, and macro-F1 of both parts
+
+    look_at(full / "report" / "report.html", 1280, "dark", 5, use, tmp_path / "page.png")
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("lm_eval", reason="needs lm-eval (pip install 'drllm[eval]')")
+pytest.importorskip("lm_eval", reason="needs lm-eval (pip install '.[eval]')")
 
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager

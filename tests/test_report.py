@@ -39,8 +39,11 @@ BEHAVIOUR = {
 PICTURES = ("accuracy_seconds_tune", "accuracy_tune", "label_distribution", "training", "usage_tune")
 
 
-def write_search(run: Path) -> None:
-    for task in ("arc_easy", "piqa"):
+TASKS = ("arc_easy", "piqa")
+
+
+def write_search(run: Path, tasks: tuple[str, ...] = TASKS) -> None:
+    for task in tasks:
         folder = run / "search" / task
         plan = {"task": task, "source": "file mine.jsonl", "model": "tiny", "fingerprint": "f00d", "dtype": "torch.float32", "ids": []}
         check_plan(folder, plan)
@@ -57,20 +60,21 @@ def write_search(run: Path) -> None:
             write_shard(folder, shard, records)
 
 
-def write_training(run: Path) -> None:
-    (run / "train" / "routers").mkdir(parents=True)
+def write_training(run: Path, policies: tuple[str, ...] = ("routers",)) -> None:
     (run / "train" / "static").mkdir(parents=True)  # static has no epochs and leaves no metrics
     lines = [
         {"epoch": n, "loss": 1 / n, "macro_f1": 0.3 + n / 10, "mean_passes": 3.5, "val_macro_f1": 0.3, "val_loss": None} for n in (1, 2, 3)
     ]
-    write_text(run / "train" / "routers" / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    for policy in policies:
+        (run / "train" / policy).mkdir(parents=True)
+        write_text(run / "train" / policy / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
 
 class FakeScorer:
     """Gives out planned verdicts and routes, so that the real writer of per-question files can be used without a model."""
 
-    def __init__(self, method: str):
-        self.right, self.route = BEHAVIOUR[method]
+    def __init__(self, right, route):
+        self.right, self.route = right, route
 
     def score_policy(self, questions, policy):
         numbers = [question.number for question in questions]
@@ -81,17 +85,19 @@ def asked_of(folder: Path, method: str, task: str) -> Asked:
     return Asked(method, get_task(task), [], None, None, folder / method / f"{task}.parquet", "key")
 
 
-def write_evaluation(run: Path, split: str = "tune", tasks: tuple[str, ...] = ("arc_easy", "piqa")) -> dict[str, Any]:
+def write_evaluation(
+    run: Path, split: str = "tune", tasks: tuple[str, ...] = TASKS, behaviour: Any = BEHAVIOUR, routed: Any = ROUTED, n: int = N
+) -> dict[str, Any]:
     folder = run / "evaluate" / split
-    questions = [SimpleNamespace(number=n, example=SimpleNamespace(id=f"q{n}")) for n in range(N)]
+    questions = [SimpleNamespace(number=n, example=SimpleNamespace(id=f"q{n}")) for n in range(n)]
     answers = {
         method: {
-            task: answer(FakeScorer(method), questions, None, asked_of(folder, method, task))  # type: ignore[arg-type]
+            task: answer(FakeScorer(*does), questions, None, asked_of(folder, method, task))  # type: ignore[arg-type]
             for task in tasks
         }
-        for method in BEHAVIOUR
+        for method, does in behaviour.items()
     }
-    summary = evaluation.summarize(answers, EvaluateConfig(split=split, n_resamples=200), ROUTED)  # type: ignore[arg-type]
+    summary = evaluation.summarize(answers, EvaluateConfig(split=split, n_resamples=200), routed)  # type: ignore[arg-type]
     summary["dropped"] = {"arc_easy": {"tune": 3}, "piqa": {}}
     write_json(folder / "summary.json", summary)
     return summary
@@ -123,19 +129,19 @@ def test_the_report_tells_what_the_run_holds(run: Path):
     text = path.with_suffix(".md").read_text()
     assert path == run / "report" / "report.html"
     assert text.startswith("# Adaptive depth on tiny\n")
-    assert "**routers: no detectable gain: +16.7 points" in text
-    assert "**static: no gain: it changes no verdict on 24 questions; it runs 3.0 block passes a prompt, the base 4" in text
-    assert text.index("**routers:") < text.index("**static:") < text.index("## Results")
+    assert "- **routers: no sure difference from the base: +16.7 (" in text
+    assert "on 24 questions of 2 tasks (tune split); it makes 3.7 block passes a prompt, the base 4.**" in text
+    assert "| static | the same | +0.0 (+0.0 to +0.0) | 1.000 | 24 | 3.00 of 4 | tune |" in text
+    assert text.index("**routers:") < text.index("**Other comparisons (1)**") < text.index("## Results")
     # Two tasks and the pool of both, for each method.
     assert sum(line.startswith(("| arc_easy |", "| piqa |", "| all |")) for line in text.split("## Labels")[0].splitlines()) == 3 * len(
         BEHAVIOUR
     )
     # 6 questions; 4 kept routes, half of them rescues of what the base gets wrong; 1111 and 1012 twice each.
     assert "| arc_easy | 6 | 4 | 2 | 33.3 | 50.0 | 2 | 12 | 2 | 4.00 of 4 |" in text
-    assert "routers, epoch 3 of 3:" in text
-    assert "| macro_f1 | 0.6 | 0.3 |" in text
+    assert "| routers | 3 of 3 | 0.333 | 0.6 / 0.3 | 3.5 |" in text
     assert "tune split: arc_easy tune 3." in text
-    assert "arc_easy: file mine.jsonl; model tiny, weights f00d, torch.float32." in text
+    assert "arc_easy, piqa: file mine.jsonl; model tiny, weights f00d, torch.float32." in text
     assert "| search | done | `drllm search --out 'a b'` | 12.35 |  |" in text
     assert "Versions of the last job: torch 2.13." in text
     assert "Controls: shuffled. random moves" in text

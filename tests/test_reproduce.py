@@ -28,6 +28,7 @@ from drllm.model import artifact
 from drllm.pipeline import under_policy
 from drllm.records import read_records
 from drllm.reporting.load import read_answers
+from drllm.reporting.report import report
 from drllm.reproducing import published
 from drllm.reproducing.exhibits import Claim, Difference, above_all, against, in_domain, train_routers
 from drllm.reproducing.paper_figures import KNOB, WINDOWS
@@ -96,6 +97,14 @@ def test_every_table_and_figure_is_on_the_page(bench, page):
         assert (bench.folder / "all" / f"{name}.png").stat().st_size > 5000
         assert (bench.folder / "all" / f"{name}.csv").is_file()
     assert "nan" not in page.replace("finan", "")
+    assert "What the words on this page mean" in page
+    assert f"learned from {LEARNED[0]} 16, {LEARNED[1]} 24 (questions from" in page, "as many as were searched"
+
+
+def test_a_report_says_where_the_tables_stand(bench):
+    text = report(bench.setup.out).with_suffix(".md").read_text(encoding="utf-8")
+    assert "`reproduce/all/report.html`" in text
+    assert text.index("routers: ") < text.index("`reproduce/all/report.html`") < text.index("## Results")
 
 
 def test_the_command_of_the_knob_makes_the_same_policy(bench, tmp_path, monkeypatch):

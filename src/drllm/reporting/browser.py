@@ -16,6 +16,8 @@ from drllm.tables import display_name
 from drllm.tasks import load_task, texts_digest
 
 GROUPS = 8
+NEAR = 3  # blocks: routes that differ in more are not "alike"
+REST = -1  # the group of routes that are near no other group's commonest
 PROMPTS = 40  # shown of a group, so that the page stays small; the counts are of all
 
 
@@ -72,27 +74,48 @@ def differs(run: Run, split: str, method: str) -> bool:
     return len(routes - {None, ""}) > 1
 
 
+def absent(run: Run, split: str) -> str:
+    """Which files of verdicts and routes that a split's summary tells of are not in the folder; empty where none is missing."""
+    summary = run.summaries[split]
+    told = dict.fromkeys((row["method"], row["task"]) for row in summary["rows"] if row["task"] in summary["tasks"])
+    missing = [(method, task) for method, task in told if (split, method, task) not in run.questions]
+    if not missing:
+        return ""
+    methods = ", ".join(dict.fromkeys(method for method, _ in missing))
+    return (
+        f"{len(missing)} of the {len(told)} verdict files of the {split} split are missing (`evaluate/{split}`, of {methods}): "
+        "the table has their figures from the summary, but their routes and prompts cannot be shown."
+    )
+
+
 def browse(run: Run, split: str, method: str, questions: Mapping[tuple[str, str], Question]) -> RouteBrowser:
     """The groups of one method on one split, the largest first."""
     prompts = list(_prompts(run, split, method, questions))
     group_of = cluster(Counter(prompt.route for prompt in prompts))
-    groups = [_group([prompt for prompt in prompts if group_of[prompt.route] == group]) for group in sorted(set(group_of.values()))]
-    return RouteBrowser(display_name(method), split, tuple(sorted(groups, key=lambda group: -group.n_prompts)))
+    groups = [
+        _group([prompt for prompt in prompts if group_of[prompt.route] == group], group == REST) for group in sorted(set(group_of.values()))
+    ]
+    return RouteBrowser(display_name(method), split, tuple(sorted(groups, key=lambda group: (group.is_rest, -group.n_prompts))), NEAR)
 
 
 def cluster(counts: Mapping[str, int], n_groups: int = GROUPS) -> dict[str, int]:
     """The group of each route, given how many prompts take it: the commonest routes lead one each, others join the nearest of them.
 
-    Near is how few blocks two routes treat differently; of equally near ones the commoner. The base's route is group 0 by itself: that a
-    prompt was left alone is not a shade of having been changed.
+    Near is how few blocks two routes treat differently; of equally near ones the commoner. What differs from each of them in more than
+    `NEAR` blocks is the rest. The base's route is group 0 by itself: that a prompt was left alone is not a shade of having been changed.
     """
     groups = {route: 0 for route in counts if Route.parse(route).is_full}
     changed = sorted((route for route in counts if route not in groups), key=lambda route: (-counts[route], route))
     leaders = changed[:n_groups]
     for route in changed:
-        distances = [sum(a != b for a, b in zip(route, leader, strict=True)) for leader in leaders]
-        groups[route] = 1 + distances.index(min(distances))
+        distances = [distance(route, leader) for leader in leaders]
+        groups[route] = 1 + distances.index(min(distances)) if min(distances) <= NEAR else REST
     return groups
+
+
+def distance(route: str, other: str) -> int:
+    """How many blocks two routes treat differently."""
+    return sum(a != b for a, b in zip(route, other, strict=True))
 
 
 def _prompts(run: Run, split: str, method: str, questions: Mapping[tuple[str, str], Question]) -> Iterable[Prompt]:
@@ -107,18 +130,21 @@ def _prompts(run: Run, split: str, method: str, questions: Mapping[tuple[str, st
                 yield Prompt(row["id"], task, question.text, question.answer, base.get(row["id"]), bool(right), row["route"])
 
 
-def _group(prompts: Sequence[Prompt]) -> RouteGroup:
+def _group(prompts: Sequence[Prompt], is_rest: bool) -> RouteGroup:
     routes = Counter(prompt.route for prompt in prompts)
+    commonest = min(routes, key=lambda route: (-routes[route], route))
     by_task = Counter(prompt.task for prompt in prompts)
     changed = [prompt for prompt in prompts if prompt.is_changed]
     # Changed verdicts first: they are what a reader looks for.
     shown = sorted(prompts, key=lambda prompt: (not prompt.is_changed, not prompt.right, prompt.task, prompt.id))[:PROMPTS]
     return RouteGroup(
-        route=min(routes, key=lambda route: (-routes[route], route)),
+        route=commonest,
+        distance=max(distance(route, commonest) for route in routes),
         n_routes=len(routes),
         n_prompts=len(prompts),
         by_task=tuple(sorted(by_task.items())),
         better=sum(prompt.right for prompt in changed),
         worse=sum(not prompt.right for prompt in changed),
         prompts=tuple(shown),
+        is_rest=is_rest,
     )

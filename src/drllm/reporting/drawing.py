@@ -11,9 +11,9 @@ from typing import Any
 from drllm.errors import InputError
 from drllm.files import write_bytes, write_text
 from drllm.reporting.parts import Chart
-from drllm.reporting.plots import COLOURS
+from drllm.reporting.plots import COLOURS, HATCHES
 
-MARKERS = "osD^vPX"
+MARKERS = "osD^vPX*"  # as plots.SYMBOLS
 DPI = 120
 
 
@@ -22,7 +22,7 @@ def need_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise InputError("the report's pictures need matplotlib, which is not installed: run `pip install 'drllm[demo]'`") from None
+        raise InputError("the report's pictures need matplotlib, which is not installed: run `pip install '.[demo]'` in a clone of drllm") from None
 
 
 def whole_ticks(axes: Any) -> None:
@@ -38,8 +38,13 @@ def colour(index: int) -> str:
 
 
 def marker(index: int) -> str:
-    """As `colour`, for readers without colours."""
+    """As `colour`, for readers without colours; one more than there are colours, so that pairs repeat after 56."""
     return MARKERS[index % len(MARKERS)]
+
+
+def hatch(index: int) -> str:
+    """What tells two bars of one colour apart."""
+    return HATCHES[index // len(COLOURS) % len(HATCHES)]
 
 
 def number(value: float) -> str:
@@ -47,13 +52,13 @@ def number(value: float) -> str:
     return f"{value:.6g}"
 
 
-def new_figure(columns: int = 1, height: float = 4.5) -> tuple[Any, Any]:
-    """A figure and its axes, without pyplot: no global state, no window, no backend to choose."""
+def new_figure(rows: int = 1, height: float = 4.5) -> tuple[Any, Any]:
+    """A figure and its axes, several one above the other; without pyplot: no global state, no window, no backend to choose."""
     need_matplotlib()
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5 if columns == 1 else 10, height), layout="constrained")
-    return figure, figure.subplots(1, columns)
+    figure = Figure(figsize=(7.5, height), layout="constrained")
+    return figure, figure.subplots(rows, 1, sharex=True)
 
 
 def write_chart(

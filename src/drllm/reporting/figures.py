@@ -11,14 +11,20 @@ from typing import Any
 from drllm.evaluation.names import owner_of
 from drllm.records import RouteRecord
 from drllm.reporting import plots
-from drllm.reporting.drawing import colour, marker, new_figure, number, whole_ticks, write_chart
-from drllm.reporting.load import Run
+from drllm.reporting.drawing import colour, hatch, marker, new_figure, number, whole_ticks, write_chart
 from drllm.reporting.parts import Chart
 from drllm.routes import Action, Route
 from drllm.tables import display_name, pooled_rows
 
 TITLED = 3  # tasks that fit a title
 UPPER_BOUNDS = ("oracle",)
+INTERVALS = "The intervals are of single methods, not of differences; methods of equal cost stand side by side."
+FRONT = "Controls and upper bounds are not on the Pareto front, and a point on it need not be better than its neighbours for sure."
+# A summary says how long each method took, not when: methods may have been timed in different calls.
+NO_FRONT = (
+    "Each method was timed by itself, maybe in another call and beside other work on the machine, and the seconds have no interval: "
+    "small differences of cost mean nothing, and no Pareto front is drawn. To compare costs, count passes."
+)
 
 
 def accuracy_charts(summary: dict[str, Any], folder: Path) -> list[Chart | str]:
@@ -27,17 +33,18 @@ def accuracy_charts(summary: dict[str, Any], folder: Path) -> list[Chart | str]:
     if not rows:
         return [f"No accuracy against passes on the {split} split: no method was evaluated."]
     layers = rows[0]["n_layers"]
-    charts: list[Chart | str] = [
-        _accuracy(summary, folder, f"accuracy_{split}", "mean_passes", f"mean passes a prompt (the base makes {layers})", "passes")
-    ]
+    label = f"mean passes a prompt (the base makes {layers})"
+    charts: list[Chart | str] = [_accuracy(summary, folder, f"accuracy_{split}", "mean_passes", label, "passes", FRONT)]
     if all(row.get("seconds") for row in rows):
         label = "seconds a question, decisions included (controls are given their routes)"
         timed = [row | {"cost": row["seconds"] / row["n"]} for row in rows]
-        charts.append(_accuracy(summary | {"rows": timed}, folder, f"accuracy_seconds_{split}", "cost", label, "seconds a question"))
+        charts.append(
+            _accuracy(summary | {"rows": timed}, folder, f"accuracy_seconds_{split}", "cost", label, "seconds a question", NO_FRONT)
+        )
     return charts
 
 
-def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label: str, unit: str) -> Chart:
+def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label: str, unit: str, caption: str) -> Chart:
     figure, axes = new_figure()
     from matplotlib.transforms import ScaledTranslation
 
@@ -64,8 +71,10 @@ def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label
         data.append(plots.points([row[cost] + aside * nudge], [accuracy], [low], [high], shown, index, hover))
         if row["method"] == summary["reference"]:
             axes.axhline(accuracy, color="grey", linewidth=0.8, linestyle=":")
-    best = pareto_front([(row[cost], 100 * row["accuracy"]) for row in rows if not owner_of(row["method"]) and not _is_told(row)])
-    axes.step(*zip(*best, strict=True), where="post", color="grey", linewidth=1, linestyle="--", label="Pareto front", zorder=0)
+    if caption is FRONT:
+        best = pareto_front([(row[cost], 100 * row["accuracy"]) for row in rows if not owner_of(row["method"]) and not _is_told(row)])
+        axes.step(*zip(*best, strict=True), where="post", color="grey", linewidth=1, linestyle="--", label="Pareto front", zorder=0)
+        data = [plots.front(*zip(*best, strict=True)), *data]
     # Shifted points do not count for matplotlib's own limits.
     costs = [row[cost] for row in rows]
     axes.set_xlim(min(costs) - room, max(costs) + room)
@@ -81,10 +90,8 @@ def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label
     header = ("method", "task", "n", "accuracy", "wilson_low", "wilson_high", unit)
     names = (*header[:-1], cost)
     table = [tuple(row[key] if key in ("method", "task", "n") else number(row[key]) for key in names) for row in rows]
-    caption = "The intervals are of single methods, not of differences; methods of equal cost stand side by side; "
-    caption += "controls and upper bounds are not on the Pareto front, and a point on it need not be better than its neighbours for sure."
-    plot = plots.figure([plots.front(*zip(*best, strict=True)), *data], label, "accuracy (%), 95 % interval")
-    return write_chart(figure, folder, name, title, caption, header, table, plot)
+    plot = plots.figure(data, label, "accuracy (%), 95 % interval")
+    return write_chart(figure, folder, name, title, f"{INTERVALS} {caption}", header, table, plot)
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -106,29 +113,31 @@ def usage_map(questions: Mapping[tuple[str, str, str], Sequence[Mapping[str, Any
     `questions`: rows of the per-question files by (split, method, task).
     """
     rows: dict[str, list[float]] = {}
+    sizes = []
     table = []
     for (where, method, task), answers in sorted(questions.items()):
         routes = [Route.parse(row["route"]) for row in answers if row.get("route")]
         if where != split or owner_of(method) or not routes or all(route.is_full for route in routes):
             continue
         means = mean_usage(routes)
-        rows[f"{display_name(method)}, {task} (n = {len(routes)})"] = means
+        rows[f"{display_name(method)}, {task}"] = means
+        sizes.append(len(routes))
         table += [(method, task, block, len(routes), number(mean)) for block, mean in enumerate(means)]
     if not rows:
         return f"No passes by block on the {split} split: no method that leaves the base's route has been evaluated there."
     figure, axes = new_figure(height=1.6 + 0.36 * len(rows))
     from matplotlib.colors import LinearSegmentedColormap
 
-    values = list(rows.values())
+    values, labels = list(rows.values()), [f"{name} (n = {n})" for name, n in zip(rows, sizes, strict=True)]
     shown = axes.imshow(values, aspect="auto", vmin=0, vmax=2, cmap=LinearSegmentedColormap.from_list("usage", list(plots.USAGE)))
-    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_yticks(range(len(rows)), labels)
     whole_ticks(axes)
     axes.set_xlabel("block (0 is the first)")
     title = f"Mean passes through each block, {split} split"
     axes.set_title(title)
     figure.colorbar(shown, ax=axes, label="mean passes a prompt", ticks=[0, 1, 2])
-    layout = {"height": 190 + 30 * len(rows), "yaxis": {"autorange": "reversed", "automargin": True}}
-    plot = plots.figure([plots.heat(values, list(rows), "mean passes")], "block (0 is the first)", "", **layout)
+    reversed_rows = {"autorange": "reversed", "automargin": True}
+    plot = plots.figure([plots.heat(values, list(rows), labels)], "block (0 is the first)", "", yaxis=reversed_rows)
     caption = f"Mean passes through each block on the {split} split: 1 is the base, below 1 prompts skip the block, above 1 they repeat it."
     return write_chart(figure, folder, f"usage_{split}", title, caption, ("method", "task", "block", "n", "mean_passes"), table, plot)
 
@@ -146,6 +155,8 @@ def label_distribution(records: Mapping[str, Sequence[RouteRecord]], folder: Pat
         return "No label distribution: the search kept no route."
     figure, axes = new_figure()
     width = 0.8 / len(counts)
+    n_bars = len(counts) * len(Action)
+    is_crowded = n_bars > plots.MANY_BARS
     data = []
     for index, (task, count) in enumerate(counts.items()):
         heights = [count[action] for action in Action]
@@ -153,20 +164,22 @@ def label_distribution(records: Mapping[str, Sequence[RouteRecord]], folder: Pat
         labels = [f"{height:,}" for height in heights]
         # A bar of no labels has no place on a log scale: it is drawn at the axis and says 0.
         drawn = [max(height, 0.5) for height in heights]
-        bars = axes.bar(places, drawn, width * 0.9, label=task, color=colour(index))
-        axes.bar_label(bars, labels=labels, fontsize=8)
-        data.append(plots.bars([action.name.lower() for action in Action], drawn, labels, task, index))
+        bars = axes.bar(places, drawn, width * 0.9, label=task, color=colour(index), hatch=hatch(index))
+        axes.bar_label(bars, labels=labels, fontsize=8, rotation=90 if is_crowded else 0, padding=2)
+        names = [action.name.lower() for action in Action]
+        bar = plots.bars(names, drawn, task, index, "%{fullData.name}, %{x}: %{text} labels")
+        data.append(plots.numbered(bar, labels, n_bars))
     axes.set_yscale("log")
-    axes.set_ylim(0.5, 2 * axes.get_ylim()[1])  # room for the counts above the bars
+    axes.set_ylim(0.5, (6 if is_crowded else 2) * axes.get_ylim()[1])  # room for the counts above the bars
     axes.set_xticks([int(action) for action in Action], [action.name.lower() for action in Action])
     axes.set_xlabel("action of the kept route at a block")
     axes.set_ylabel("labels (blocks x questions), log scale")
     n_routes = sum(record.chosen is not None for found in records.values() for record in found)
     title = f"Labels of the search, n = {n_routes} kept routes"
     axes.set_title(title)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=4)
     rows = [(task, action.name.lower(), count[action]) for task, count in counts.items() for action in Action]
-    scale = {"type": "log", "range": [-0.3, math.log10(axes.get_ylim()[1])], "title": {"text": axes.get_ylabel()}, "automargin": True}
+    scale = plots.axis(axes.get_ylabel(), **plots.LOG, range=[-0.3, math.log10(axes.get_ylim()[1])])
     plot = plots.figure(data, "action of the kept route at a block", "", yaxis=scale, barmode="group")
     caption = "Labels the search produced, by task, on a log scale."
     return write_chart(figure, folder, "label_distribution", title, caption, ("task", "action", "labels"), rows, plot)
@@ -175,41 +188,3 @@ def label_distribution(records: Mapping[str, Sequence[RouteRecord]], folder: Pat
 def label_counts(records: Iterable[Any]) -> Counter[Action]:
     """Actions of all kept routes."""
     return Counter(action for record in records if record.chosen is not None for action in record.chosen)
-
-
-def training_curves(run: Run, folder: Path) -> Chart | str:
-    """Loss and macro-F1 by epoch, on the records trained on and on those held back."""
-    curves = {method: epochs for method, epochs in run.epochs.items() if epochs}
-    if not curves:
-        return "No training curves: no method with epochs was trained."
-    figure, (left, right) = new_figure(columns=2)
-    table: list[tuple[Any, ...]] = []
-    data: list[dict[str, Any]] = []
-    named: set[str] = set()
-    for index, (method, epochs) in enumerate(curves.items()):
-        for axes, name, axis in ((left, "loss", ""), (right, "macro_f1", "2")):
-            for key, style, dash, part in ((name, "-", "solid", "train"), (f"val_{name}", "--", "dash", "held back")):
-                found = [(row["epoch"], row[key]) for row in epochs if row.get(key) is not None and math.isfinite(row[key])]
-                if found:
-                    xs, ys = zip(*found, strict=True)
-                    axes.plot(xs, ys, style, marker=marker(index), markersize=3, color=colour(index), label=f"{method}, {part}")
-                    table += [(method, key, epoch, number(value)) for epoch, value in found]
-                    label = f"{method}, {part}"
-                    data.append(plots.line(xs, ys, label, index, dash, axis) | {"showlegend": label not in named, "legendgroup": label})
-                    named.add(label)
-    labels = ("loss (focal, nats)", "macro-F1 of the three actions")
-    for axes, label in ((left, labels[0]), (right, labels[1])):
-        whole_ticks(axes)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(label)
-        axes.legend()
-    n_routes = sum(record.chosen is not None for records in run.records.values() for record in records)
-    title = f"Training, n = {n_routes} kept routes, of which a part is held back"
-    figure.suptitle(title)
-    second = {
-        "xaxis": {"title": {"text": "epoch"}, "domain": [0, 0.44]}, "xaxis2": {"title": {"text": "epoch"}, "domain": [0.56, 1]},
-        "yaxis2": {"title": {"text": labels[1]}, "anchor": "x2", "automargin": True},
-    }  # fmt: skip
-    plot = plots.figure(data, "epoch", labels[0], **second)
-    header = ("method", "metric", "epoch", "value")
-    return write_chart(figure, folder, "training", title, "Loss and macro-F1 by epoch.", header, table, plot)

@@ -8,16 +8,17 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from drllm.errors import InputError
-from drllm.reporting.parts import Chart, Heading, Part, tasks
+from drllm.reporting.parts import Chart, Folded, Heading, Part, tasks
 from drllm.routes import Action, Route
 
 STATIC = "static"  # the folder beside this file
+SENTENCE = 40  # characters: a longer cell is wrapped
 
 
 def need_page() -> None:
@@ -26,7 +27,7 @@ def need_page() -> None:
         import jinja2  # noqa: F401
         import plotly.offline  # noqa: F401
     except ImportError as error:
-        raise InputError(f"the report's page needs {error.name}, which is not installed: run `pip install 'drllm[demo]'`") from None
+        raise InputError(f"the report's page needs {error.name}, which is not installed: run `pip install '.[demo]'` in a clone of drllm") from None
 
 
 def to_html(parts: Iterable[Part]) -> str:
@@ -37,9 +38,9 @@ def to_html(parts: Iterable[Part]) -> str:
     parts = list(parts)
     sections = [(f"s{place}", part.text) for place, part in enumerate(parts) if isinstance(part, Heading) and part.level == 2]
     script = _text("page.js")
-    plotly = get_plotlyjs() if any(isinstance(part, Chart) for part in parts) else ""
+    plotly = get_plotlyjs() if any(isinstance(part, Chart) for part in _flat(parts)) else ""
     return _environment().get_template("page.html").render(
-        parts=[(f"s{place}", type(part).__name__, part) for place, part in enumerate(parts)],
+        parts=[(f"s{place}", part) for place, part in enumerate(parts)],
         title=next((part.text for part in parts if isinstance(part, Heading)), "drllm"),
         sections=sections,
         style=Markup(_text("page.css")),
@@ -49,6 +50,27 @@ def to_html(parts: Iterable[Part]) -> str:
     )  # fmt: skip
 
 
+def _flat(parts: Iterable[Part]) -> Iterator[Part]:
+    """The parts and what is folded into them."""
+    for part in parts:
+        yield part
+        if isinstance(part, Folded):
+            yield from _flat(part.parts)
+
+
+def _kind(part: Part) -> str:
+    return type(part).__name__
+
+
+def _sentence(cell: Any) -> bool:
+    return len(str(cell)) > SENTENCE
+
+
+def _sentences(rows: Iterable[Iterable[Any]]) -> bool:
+    """Whether a table holds more than figures and names, so that on a phone its rows are easier to read than its columns."""
+    return any(_sentence(cell) for row in rows for cell in row)
+
+
 @cache
 def _environment() -> Any:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
@@ -56,7 +78,17 @@ def _environment() -> Any:
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, loader=FunctionLoader(_text)
     )
-    environment.filters |= {"prose": _prose, "blocks": _blocks, "changes": _changes, "plot": _plot, "csv": _csv, "tasks": tasks}
+    environment.filters |= {
+        "prose": _prose,
+        "blocks": _blocks,
+        "changes": _changes,
+        "plot": _plot,
+        "csv": _csv,
+        "tasks": tasks,
+        "kind": _kind,
+        "sentence": _sentence,
+        "sentences": _sentences,
+    }
     return environment
 
 

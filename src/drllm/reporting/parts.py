@@ -92,28 +92,43 @@ class Prompt:
 class RouteGroup:
     """Prompts whose routes resemble each other.
 
-    Attributes: route: the commonest of them; n_prompts, better, worse: of all its prompts, of which `prompts` shows the first.
+    Attributes:
+        route: the commonest of them.
+        distance: how many blocks another of them treats differently, at most.
+        n_prompts, better, worse: of all its prompts, of which `prompts` shows the first.
+        is_rest: routes that resemble no group's; they need not resemble each other.
     """
 
     route: str
+    distance: int
     n_routes: int
     n_prompts: int
     by_task: tuple[tuple[str, int], ...]
     better: int
     worse: int
     prompts: tuple[Prompt, ...]
+    is_rest: bool = False
 
 
 @dataclass(frozen=True)
 class RouteBrowser:
-    """Where the routes of one method differ."""
+    """Where the routes of one method differ. Attributes: near: at most how many blocks from its group's commonest a route may be."""
 
     method: str
     split: str
     groups: tuple[RouteGroup, ...]
+    near: int
 
 
-Part = Heading | Paragraph | Bullets | Commands | Table | Chart | RouteBrowser
+@dataclass(frozen=True)
+class Folded:
+    """Parts that a reader opens; in Markdown they stand under their title."""
+
+    title: str
+    parts: tuple[Part, ...]
+
+
+Part = Heading | Paragraph | Bullets | Commands | Table | Chart | RouteBrowser | Folded
 
 
 def to_markdown(parts: Iterable[Part]) -> str:
@@ -136,10 +151,16 @@ def _markdown(part: Part) -> str:
             return (f"{caption}\n\n" if caption else "") + _table(header, shown)
         case Chart(name, _, caption):
             return f"![{caption}]({name}.png)\n\n{caption} Numbers: [{name}.csv]({name}.csv)."
-        case RouteBrowser(method, split, groups):
-            header = ("commonest route", "routes", "prompts", "by task", "better / worse than the base")
-            rows = [(f"`{g.route}`", str(g.n_routes), str(g.n_prompts), tasks(g.by_task), f"{g.better} / {g.worse}") for g in groups]
+        case RouteBrowser(method, split, groups, near):
+            header = ("commonest route", "routes", "at most blocks from it", "prompts", "by task", "better / worse than the base")
+            rows = [
+                ("any other" if g.is_rest else f"`{g.route}`", str(g.n_routes), f"more than {near}" if g.is_rest else str(g.distance),
+                 str(g.n_prompts), tasks(g.by_task), f"{g.better} / {g.worse}")
+                for g in groups
+            ]  # fmt: skip
             return f"{method}, {split} split; the page beside this file shows the prompts.\n\n{_table(header, rows)}"
+        case Folded(title, parts):
+            return "\n\n".join([f"**{_plain(title)}**", *map(_markdown, parts)])
 
 
 def tasks(counts: Iterable[tuple[str, int]]) -> str:

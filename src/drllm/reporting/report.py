@@ -12,12 +12,17 @@ from drllm.evaluation.names import owner_of
 from drllm.files import write_text
 from drllm.record_stats import broken_note, describe, tables
 from drllm.reporting import figures
-from drllm.reporting.browser import browse, differs, read_questions
+from drllm.reporting.browser import absent, browse, differs, read_questions
 from drllm.reporting.drawing import need_matplotlib
+from drllm.reporting.glossary import glossary
+from drllm.reporting.headline import by_size, headline, judged
 from drllm.reporting.load import Run, load_run
 from drllm.reporting.page import need_page, to_html
-from drllm.reporting.parts import Bullets, Chart, Commands, Heading, Paragraph, Part, Table, to_markdown
-from drllm.tables import HEADER, cells, points, verdict
+from drllm.reporting.parts import Chart, Commands, Folded, Heading, Paragraph, Part, Table, to_markdown
+from drllm.reporting.training import training_parts
+from drllm.tables import HEADER, cells, points
+
+JOBS = 8  # more are folded: a run of many calls has hundreds
 
 
 def report(run: str | Path) -> Path:
@@ -44,35 +49,28 @@ def report(run: str | Path) -> Path:
     folder = loaded.folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.style.context("default"):  # a user's own matplotlibrc must not change the pictures
-        parts = [*_headline(loaded), *_results(loaded, folder), *_routes(loaded), *_labels(loaded, folder), *_training(loaded, folder)]
+        parts = [*_results(loaded, folder), *_routes(loaded), *_labels(loaded, folder), *_training(loaded, folder)]
     parts += [*_guarantees(loaded), *_dropped(loaded), *_provenance(loaded)]
+    parts = [*_opening(loaded), *glossary(parts), *parts]
     write_text(folder / "report.md", to_markdown(parts))
     write_text(folder / "report.html", to_html(parts))
     return folder / "report.html"
 
 
-def _headline(run: Run) -> list[Part]:
+def _opening(run: Run) -> list[Part]:
     model = next((source["model"] for source in (*run.summaries.values(), *run.plans.values())), "")
-    parts: list[Part] = [Heading(f"Adaptive depth on {model}" if model else "Adaptive depth", 1)]
-    for split, summary in run.summaries.items():
-        trained = _trained(summary)
-        if trained:
-            parts += [Paragraph(f"On the {split} split, against {summary['reference']}:")]
-            parts += [Bullets(tuple(verdict(summary, method) for method in trained), strong=True)]
+    parts = [Heading(f"Adaptive depth on {model}" if model else "Adaptive depth", 1), *headline(run)]
+    if pages := sorted(page.relative_to(run.folder).as_posix() for page in run.folder.glob("reproduce/*/report.html")):
+        text = "The paper's tables and figures on this model, each with its comparison, stand in a page of their own"
+        parts.append(Paragraph(f"{text}: {', '.join(f'`{page}`' for page in pages)}; here a split's latest comparison is shown."))
     return parts
-
-
-def _trained(summary: Mapping[str, Any]) -> list[str]:
-    """The methods of an evaluation that are judged, routers first."""
-    methods = dict.fromkeys(row["method"] for row in summary["rows"])
-    return sorted((name for name in methods if name != summary["reference"] and not owner_of(name)), key=lambda name: name != "routers")
 
 
 def _results(run: Run, folder: Path) -> list[Part]:
     parts: list[Part] = [Heading("Results")]
     if not run.summaries:
         return [*parts, Paragraph("Nothing has been evaluated yet: `drllm evaluate` writes this section.")]
-    for split, summary in run.summaries.items():
+    for split, summary in by_size(run).items():
         rows = tuple((row["task"], *cells(row, summary["reference"])) for row in summary["rows"])
         parts += [Heading(f"{split.capitalize()} split", 3), Table(("task", *HEADER), rows)]
         if controls := list(dict.fromkeys(row["method"] for row in summary["rows"] if owner_of(row["method"]))):
@@ -82,29 +80,34 @@ def _results(run: Run, folder: Path) -> list[Part]:
                     "routes to other prompts; without another's name they are the routers'. A good policy beats its own controls."
                 )
             )
-        parts += map(_shown, [*figures.accuracy_charts(summary, folder), figures.usage_map(run.questions, folder, split)])
+        parts += map(_shown, figures.accuracy_charts(summary, folder))
+        usage, missing = figures.usage_map(run.questions, folder, split), absent(run, split)
+        parts += [_shown(usage)] if isinstance(usage, Chart) or not missing else []
+        parts += [Paragraph(missing)] if missing else []
     return parts
 
 
 def _routes(run: Run) -> list[Part]:
     """Where the routes of each method differ, on each split."""
-    judged = {split: methods for split, summary in run.summaries.items() if (methods := _trained(summary))}
-    if not judged:
+    asked = {split: methods for split, summary in by_size(run).items() if (methods := judged(summary))}
+    if not asked:
         return []
     parts: list[Part] = [Heading("Where routes differ")]
     missing: list[str] = []
     found: list[Part] = []
-    for split, methods in judged.items():
+    for split, methods in asked.items():
         if routing := [method for method in methods if differs(run, split, method)]:
             questions, lines = read_questions(run, split)
             missing += lines
             found += [browse(run, split, method, questions) for method in routing]
+    if not found and (lost := [line for split in asked if (line := absent(run, split))]):
+        return [*parts, *map(Paragraph, lost)]
     if not found:
         return [*parts, Paragraph("No evaluated method sends two prompts along different routes (gates inside blocks have no routes).")]
     parts.append(
         Paragraph(
-            "Routes that resemble each other stand together, under the commonest of them; the base's route stands alone. Open a route to "
-            "see its prompts, those whose verdict changed first, and a prompt to see its blocks."
+            "Routes that resemble each other stand together, under the commonest of them; the base's route stands alone, and what is near "
+            "none of them comes last. Open a route to see its prompts, those whose verdict changed first, and a prompt to see its blocks."
         )
     )
     return [*parts, *found, *map(Paragraph, missing)]
@@ -112,8 +115,14 @@ def _routes(run: Run) -> list[Part]:
 
 def _labels(run: Run, folder: Path) -> list[Part]:
     parts: list[Part] = [Heading("Labels of the search")]
-    if not any(run.records.values()):
+    if not run.plans:
         return [*parts, Paragraph("Nothing has been searched yet: `drllm search` writes this section.")]
+    if begun := [task for task in run.plans if not run.records[task]]:
+        parts.append(
+            Paragraph(f"The search of {', '.join(begun)} has begun, and no question is finished yet: the same `drllm search` call goes on.")
+        )
+    if len(begun) == len(run.plans):
+        return parts
     try:
         stats = describe(record for records in run.records.values() for record in records)
     except InputError as error:  # records of several models
@@ -128,26 +137,20 @@ def _training(run: Run, folder: Path) -> list[Part]:
     parts: list[Part] = [Heading("Training")]
     if not run.epochs:
         return [*parts, Paragraph("No method with epochs has been trained yet: `drllm train` writes this section.")]
-    for method, epochs in run.epochs.items():
-        if not epochs:
-            parts.append(Paragraph(f"{method}: its metrics file is empty."))
-            continue
-        last = epochs[-1]
-        names = [name for name in last if name != "epoch" and not name.startswith("val_")]
-        rows = tuple((name, _value(last[name]), _value(last.get(f"val_{name}"))) for name in names)
-        caption = f"{method}, epoch {last.get('epoch', len(epochs))} of {len(epochs)}:"
-        parts.append(Table(("metric", "train", "held back"), rows, caption=caption))
-    return [*parts, _shown(figures.training_curves(run, folder))]
+    return [*parts, *training_parts(run, folder)]
 
 
 def _guarantees(run: Run) -> list[Part]:
     parts: list[Part] = [Heading("Calibration and guarantee")]
     if not run.policies:
         return [*parts, Paragraph("No policy has been saved in this run.")]
-    for name, config in run.policies.items():
-        found = config.get("guarantee")
+    guarantees = {name: config.get("guarantee") for name, config in run.policies.items()}
+    if bare := [name for name, found in guarantees.items() if not found]:
+        parts.append(
+            Paragraph(f"Not calibrated, so nothing is promised of them; the figures above are what was measured: {', '.join(bare)}.")
+        )
+    for name, found in guarantees.items():
         if not found:
-            parts.append(Paragraph(f"{name}: not calibrated, so nothing is promised; the figures above are what was measured."))
             continue
         rows = tuple(
             (
@@ -177,9 +180,11 @@ def _dropped(run: Run) -> list[Part]:
 
 def _provenance(run: Run) -> list[Part]:
     parts: list[Part] = [Heading("Provenance")]
+    searched: dict[str, list[str]] = {}
     for task, plan in run.plans.items():
         weights = f"model {plan.get('model', '')}, weights {plan.get('fingerprint', '')}, {plan.get('dtype', '')}"
-        parts.append(Paragraph(f"{task}: {plan.get('source', '')}; {weights}."))
+        searched.setdefault(f"{plan.get('source', '')}; {weights}", []).append(task)
+    parts += [Paragraph(f"{', '.join(tasks)}: {source}.") for source, tasks in searched.items()]
     if not run.jobs:
         return [*parts, Paragraph("The run folder has no run.json.")]
     header = ("job", "status", "command", "seconds", "commit")
@@ -193,7 +198,8 @@ def _provenance(run: Run) -> list[Part]:
         )
         for job in run.jobs
     )
-    parts.append(Table(header, rows, code=frozenset({"command"})))
+    jobs = Table(header, rows, code=frozenset({"command"}))
+    parts.append(jobs if len(rows) <= JOBS else Folded(f"All {len(rows)} jobs", (jobs,)))
     for name in ("versions", "hardware"):
         facts = _flat(run.jobs[-1].get(name) or {})
         if facts:

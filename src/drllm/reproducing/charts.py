@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from drllm.reporting import plots
-from drllm.reporting.drawing import colour, marker, new_figure, number, whole_ticks, write_chart
+from drllm.reporting.drawing import colour, hatch, marker, new_figure, number, whole_ticks, write_chart
 from drllm.reporting.parts import Chart
 
 
@@ -38,20 +38,17 @@ def curves(
         places = [names.index(point.x) + aside if is_named else point.x for point in points]
         ys = [point.y for point in points]
         style = "" if is_named else "-"
-        low, high = ([abs((end if end is not None else p.y) - p.y) for p, end in zip(points, ends, strict=True)]
-                     for ends in ([p.low for p in points], [p.high for p in points]))  # fmt: skip
-        has_interval = any(point.low is not None for point in points)
+        error = _error(points)
         axes.errorbar(
-            places, ys, yerr=[low, high] if has_interval else None, fmt=f"{marker(index)}{style}", color=colour(index), label=label,
-            markersize=4, capsize=3 if has_interval else 0,
-        )  # fmt: skip
+            places, ys, yerr=error, fmt=f"{marker(index)}{style}", color=colour(index), label=label, markersize=4, capsize=3 if error else 0
+        )
         xs: list[Any] = [point.x for point in points]
         drawn = plots.line(xs, ys, label, index)
         if is_named:
             drawn["mode"] = "markers"
             drawn["marker"]["size"] = 9
-        if has_interval:
-            drawn["error_y"] = {"type": "data", "symmetric": False, "array": high, "arrayminus": low, "color": colour(index)}
+        if error:
+            drawn["error_y"] = {"type": "data", "symmetric": False, "array": error[1], "arrayminus": error[0], "color": colour(index)}
         if any(point.label for point in points):
             beside: dict[tuple[Any, float], list[str]] = {}
             for place, point in zip(places, points, strict=True):
@@ -80,10 +77,50 @@ def curves(
         for point in points
     ]  # fmt: skip
     header = ("series", "x", "y", "low", "high", *(["label"] if labelled else []))
-    layout: dict[str, Any] = {"xaxis": {"title": {"text": x}, "automargin": True, "type": "category" if is_named else "linear"}}
+    layout: dict[str, Any] = {"xaxis": plots.axis(x, type="category" if is_named else "linear")}
     if is_named and len(series) > 1:
         layout |= {"scattermode": "group", "scattergap": 0.7}  # side by side, as in the PNG
     return write_chart(figure, folder, name, title, caption, header, table, plots.figure(data, x, y, **layout))
+
+
+def stacked(
+    folder: Path,
+    name: str,
+    title: str,
+    caption: str,
+    x: str,
+    panels: Mapping[str, Mapping[str, Sequence[Point]]],
+    header: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+) -> Chart:
+    """Two panels by the name of their y axis, one above the other over the same x; a series has one colour in both. `rows`: of the CSV."""
+    figure, both = new_figure(rows=2, height=7)
+    names = list(dict.fromkeys(label for series in panels.values() for label in series))
+    data = []
+    for axes, panel, (y, series) in zip(both, ("", "2"), panels.items(), strict=True):
+        for label, points in series.items():
+            index = names.index(label)
+            xs, ys, error = [point.x for point in points], [point.y for point in points], _error(points)
+            drawn = plots.line(xs, ys, label, index, panel=panel)  # type: ignore[arg-type]  # numbers
+            axes.errorbar(xs, ys, yerr=error, fmt=f"{marker(index)}-", color=colour(index), label=label, markersize=4, capsize=3)
+            if error:
+                drawn["error_y"] = {"type": "data", "symmetric": False, "array": error[1], "arrayminus": error[0], "color": colour(index)}
+            data.append(drawn)
+        axes.set_ylabel(y)
+    both[1].set_xlabel(x)
+    both[0].set_title(title)
+    both[0].legend()
+    plot = plots.stacked(data, x, *(plots.axis(y) for y in panels))
+    return write_chart(figure, folder, name, title, caption, header, rows, plot)
+
+
+def _error(points: Sequence[Point]) -> tuple[list[float], list[float]] | None:
+    """How far the intervals reach below and above; None where there are none."""
+    if all(point.low is None for point in points):
+        return None
+    low, high = ([abs((end if end is not None else p.y) - p.y) for p, end in zip(points, ends, strict=True)]
+                 for ends in ([p.low for p in points], [p.high for p in points]))  # fmt: skip
+    return low, high
 
 
 def histogram(folder: Path, name: str, title: str, caption: str, x: str, series: Mapping[str, Sequence[float]], n_bins: int = 20) -> Chart:
@@ -96,18 +133,17 @@ def histogram(folder: Path, name: str, title: str, caption: str, x: str, series:
     for index, (label, values) in enumerate(series.items()):
         shares = np.histogram(values, edges)[0] / max(len(values), 1)
         places = centres + (index - (len(series) - 1) / 2) * width
-        axes.bar(places, shares, width, color=colour(index), label=label)
+        axes.bar(places, shares, width, color=colour(index), hatch=hatch(index), label=label)
         table += [(label, number(low), number(high), number(share)) for low, high, share in zip(edges, edges[1:], shares, strict=False)]
-        bars: dict[str, Any] = plots.bars([], shares.tolist(), [], label, index)
-        hover = f"%{{fullData.name}}, %{{x:.3f}} +- {1 / (2 * n_bins):.3f}: %{{y:.4f}}<extra></extra>"
-        data.append(bars | {"x": [round(float(centre), 4) for centre in centres], "text": None, "hovertemplate": hover})
+        hover = f"%{{fullData.name}}, %{{x:.3f}} +- {1 / (2 * n_bins):.3f}: %{{y:.4f}}"
+        data.append(plots.bars([round(float(centre), 4) for centre in centres], shares.tolist(), label, index, hover))
     axes.set_yscale("log")
     axes.set_ylim(1e-4, 1.2)
     axes.set_xlabel(x)
     axes.set_ylabel("share of decisions, log scale")
     axes.set_title(title)
     axes.legend()
-    scale = {"type": "log", "range": [-4, 0.1], "title": {"text": "share of decisions, log scale"}, "automargin": True}
+    scale = plots.axis("share of decisions, log scale", **plots.LOG, range=[-4, 0.1])
     plot = plots.figure(data, x, "", yaxis=scale, barmode="group")
     return write_chart(figure, folder, name, title, caption, ("series", "from", "to", "share"), table, plot)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from drllm.evaluation.names import BASE
 from drllm.records import read_records
+from drllm.reporting.drawing import number
 from drllm.reporting.figures import accuracy_charts, label_distribution, mean_usage, usage_map
 from drllm.reporting.parts import Bullets, Chart, Paragraph, Part, Table
 from drllm.reproducing import charts
@@ -31,7 +32,7 @@ from drllm.reproducing.exhibits import (
 from drllm.reproducing.setup import Setup
 from drllm.reproducing.stages import Bench, Evaluate, Stage, Turn
 from drllm.routes import Action, Route
-from drllm.tables import POOLED, percent, verdict, with_interval
+from drllm.tables import percent, verdict, with_interval
 
 WIDTHS, DEPTHS, WINDOWS = (64, 128, 256, 512, 1024), (1, 2, 3, 4), (1, 2, 4, 8, 16)  # section 6; 128, 2 and 8 are the paper's choice
 SWEEPS = (("width", WIDTHS, "hidden width"), ("depth", DEPTHS, "linear layers"), ("n_windows", WINDOWS, "windows"))
@@ -63,21 +64,25 @@ def _difference(row: Mapping[str, Any], x: float | str) -> Point:
     return Point(x, 100 * row["difference"], 100 * row["difference_low"], 100 * row["difference_high"])
 
 
-def _accuracy(row: Mapping[str, Any], label: str = "") -> Point:
-    """Over mean passes."""
-    return Point(row["mean_passes"], 100 * row["accuracy"], 100 * row["wilson_low"], 100 * row["wilson_high"], label)
+def _over_base(bench: Bench, stage: Evaluate, policy: str, x: float | str) -> Point:
+    """Each task weighing the same, as in claims."""
+    found = against(bench, stage, policy, BASE)
+    return Point(x, 100 * found.mean, 100 * found.low, 100 * found.high)
+
+
+def _accuracy(row: Mapping[str, Any], x: float) -> Point:
+    return Point(x, 100 * row["accuracy"], 100 * row["wilson_low"], 100 * row["wilson_high"])
 
 
 def _sweep_chart(bench: Bench, folder: Path, option: str, values: Sequence[int], name: str, x: str, by_task: bool = False) -> Chart:
-    summary = bench.run(_swept(bench.setup, option, values))
+    stage = _swept(bench.setup, option, values)
+    summary = bench.run(stage)
     rows = {(row["task"], row["method"]): row for row in summary["rows"]}
-    shown = summary["tasks"] if by_task or len(summary["tasks"]) == 1 else [POOLED]
-    series = {
-        task: [
-            _difference(rows[task, _variant(option, value)], f"{value}{' (paper)' if CHOSEN[option] == value else ''}") for value in values
-        ]
-        for task in shown
-    }
+    names = {value: f"{value}{' (paper)' if CHOSEN[option] == value else ''}" for value in values}
+    if by_task:
+        series = {task: [_difference(rows[task, _variant(option, value)], names[value]) for value in values] for task in summary["tasks"]}
+    else:
+        series = {"mean over tasks": [_over_base(bench, stage, _variant(option, value), names[value]) for value in values]}
     n = sum(rows[task, BASE]["n"] for task in summary["tasks"])
     title = f"Routers by {x}, tune split, n = {n} questions"
     return charts.curves(
@@ -158,13 +163,20 @@ def _fig7(bench: Bench, folder: Path) -> list[Part]:
     base = pooled(summary, BASE)
     title = f"Control knob p from -1 (skip) to 1 (repeat), tune split, n = {base['n']} questions"
     caption = (
-        "Accuracy against passes as the knob turns, p beside each point; "
-        "p = -0.5 is the routers, 0.5 the base's route, -1 skips and 1 repeats every block."
+        "Accuracy and mean passes as the knob turns: p = -0.5 is the routers, 0.5 the base's route, -1 skips and 1 repeats every block. "
+        "The base has no knob: its line is level."
     )
-    chart = charts.curves(
-        folder, "knob", title, caption, "mean passes a prompt", "accuracy (%), 95 % Wilson interval",
-        {"routers under the knob": [_accuracy(row, f"p {p:+g}") for p, row in rows], "base": [_accuracy(base)]},
-    )  # fmt: skip
+    turned, level = "routers under the knob", (KNOB[0], KNOB[-1])
+    panels = {
+        "accuracy (%), 95 % Wilson interval": {turned: [_accuracy(row, p) for p, row in rows], BASE: [_accuracy(base, p) for p in level]},
+        "mean passes a prompt": {
+            turned: [Point(p, row["mean_passes"]) for p, row in rows], BASE: [Point(p, base["mean_passes"]) for p in level]
+        },
+    }  # fmt: skip
+    told = [(turned, row, f"p {p:+g}") for p, row in rows] + [(BASE, base, "")]
+    keys = ("mean_passes", "accuracy", "wilson_low", "wilson_high")
+    numbers = [(series, *(number(row[key]) for key in keys), p) for series, row, p in told]
+    chart = charts.stacked(folder, "knob", title, caption, "control knob p", panels, ("series", *keys, "p"), numbers)
     table = Table(
         ("p", "accuracy, %", "mean passes", "points over the base"),
         tuple((f"{p:+.2f}", percent(row["accuracy"]), f"{row['mean_passes']:.2f}",
@@ -202,7 +214,7 @@ def _lost(setup: Setup) -> Evaluate:
 def _fig8(bench: Bench, folder: Path) -> list[Part]:
     stage = _lost(bench.setup)
     summary = bench.run(stage)
-    points = [_difference(pooled(summary, policy), name) for name, (policy, _) in LOSSES.items()]
+    points = [_over_base(bench, stage, policy, name) for name, (policy, _) in LOSSES.items()]
     rows = []
     for name, (policy, _) in LOSSES.items():
         row, (scores, _) = pooled(summary, policy), last_scores(bench, policy)
@@ -210,7 +222,7 @@ def _fig8(bench: Bench, folder: Path) -> list[Part]:
         rows.append((name, percent(row["accuracy"]), f"{row['mean_passes']:.2f}", *shown))
     header = ("loss", "accuracy, %", "mean passes", "macro-F1, %", "F1 skip", "F1 execute", "F1 repeat")
     n = pooled(summary, BASE)["n"]
-    caption = "Accuracy against the base by the loss that the routers were trained with."
+    caption = "Accuracy against the base, mean over tasks, by the loss that the routers were trained with."
     title = f"Losses, tune split, n = {n} questions"
     found = [against(bench, stage, ROUTERS, policy) for policy, _ in LOSSES.values() if policy != ROUTERS]
     lines = [Claim("focal loss is best", above_all(found), "; ".join(map(str, found)))]

@@ -70,7 +70,7 @@ def _table2(bench: Bench, _: Path) -> list[Part]:
     )
     if row.difference is not None:
         mean, low, high = map(points, row.difference)
-        figures = f"{mean} points ({low} to {high}) of what the base gets wrong"
+        figures = f"{mean} points ({low} to {high}) of what the base gets wrong, questions pooled"
         found = Claim(
             "the search solves more than routes drawn blindly, in as many tries as it may take", decided(*row.difference[1:]), figures, OURS
         )

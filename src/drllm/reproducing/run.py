@@ -12,6 +12,7 @@ from pathlib import Path
 from drllm.errors import InputError
 from drllm.files import write_text
 from drllm.registry import did_you_mean
+from drllm.reporting.glossary import glossary
 from drllm.reporting.parts import Bullets, Commands, Heading, Paragraph, Part, Table, to_markdown
 from drllm.reproducing.exhibits import WORDS, Claim, Exhibit, in_domain
 from drllm.reproducing.paper_figures import FIGURES
@@ -80,7 +81,8 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
         parts += section
         claims += [(exhibit, item) for part in section if isinstance(part, Bullets) for item in part.items if isinstance(item, Claim)]
         # After each of them: what a later one fails on must not cost those before it.
-        page = [*_opening(bench), *overview(bench, claims), *parts]
+        body = [*overview(bench, claims), *parts]
+        page = [*_opening(bench), *glossary(body), *body]
         write_text(folder / "report.md", to_markdown(page))
         write_text(folder / "report.html", to_html(page))
     if (comparison := in_domain(bench.setup)) in bench.results:

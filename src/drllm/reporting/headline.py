@@ -1,0 +1,91 @@
+"""What a report opens with: one sentence of the comparison that tells most, and the other verdicts folded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from drllm.evaluation.names import owner_of
+from drllm.reporting.figures import UPPER_BOUNDS
+from drllm.reporting.load import Run
+from drllm.reporting.parts import Bullets, Folded, Part, Table
+from drllm.tables import decided, p_value, pooled_rows, with_interval
+
+WORDS = {True: "better", False: "worse", None: "no sure difference"}
+UNCHANGED = "the same"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A policy beside the reference on one split, all tasks together."""
+
+    split: str
+    summary: Mapping[str, Any]
+    row: Mapping[str, Any]
+
+    @property
+    def word(self) -> str:
+        """As `drllm.tables.verdict`, in a word: claimed only where interval and McNemar's test agree."""
+        if self.row["method"] in UPPER_BOUNDS:
+            return "told the answers"
+        if not self.row["better"] and not self.row["worse"]:
+            return UNCHANGED
+        return WORDS[decided(self.row["difference_low"], self.row["difference_high"], self.row["mcnemar_p"])]
+
+    @property
+    def difference(self) -> str:
+        """In points, with its interval."""
+        return with_interval(self.row["difference"], self.row["difference_low"], self.row["difference_high"])
+
+    def __str__(self) -> str:
+        row, reference, tasks = self.row, self.summary["reference"], self.summary["tasks"]
+        claim = f"{self.word} than the {reference}" if self.word in ("better", "worse") else f"{self.word} from the {reference}"
+        if self.word == UNCHANGED:
+            claim = f"{self.word} as the {reference}, no verdict changes"
+        among = tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
+        return (
+            f"{row['method']}: {claim}: {self.difference} points, 95 % interval in brackets, McNemar p {p_value(row['mcnemar_p'])}, "
+            f"on {row['n']:,} questions of {among} ({self.split} split); "
+            f"it makes {row['mean_passes']:.1f} block passes a prompt, the {reference} {row['n_layers']}."
+        )
+
+
+def judged(summary: Mapping[str, Any]) -> list[str]:
+    """The methods of an evaluation that are judged, routers first: no reference and no control."""
+    methods = dict.fromkeys(row["method"] for row in summary["rows"])
+    return sorted((name for name in methods if name != summary["reference"] and not owner_of(name)), key=lambda name: name != "routers")
+
+
+def by_size(run: Run) -> dict[str, dict[str, Any]]:
+    """The summaries, those of most questions first: they tell most."""
+    return dict(sorted(run.summaries.items(), key=lambda item: -max((row["n"] for row in item[1]["rows"]), default=0)))
+
+
+def headline(run: Run) -> list[Part]:
+    """The verdict on the policy that was compared on most questions in domain, and all others in a folded table."""
+    found = [
+        Compared(split, summary, row)
+        for split, summary in by_size(run).items()
+        for method in judged(summary)
+        for row in pooled_rows(summary)
+        if row["method"] == method
+    ]
+    if not found:
+        return []
+    first = max(found, key=lambda one: _tells(run, one))
+    parts: list[Part] = [Bullets((str(first),), strong=True)]
+    if others := [one for one in found if one is not first]:
+        rows = tuple((one.row["method"], one.word, one.difference, p_value(one.row["mcnemar_p"]), f"{one.row['n']:,}",
+                      f"{one.row['mean_passes']:.2f} of {one.row['n_layers']}", one.split) for one in others)  # fmt: skip
+        header = ("method", "verdict", "vs base, points", "McNemar p", "n", "mean passes", "split")
+        parts.append(Folded(f"Other comparisons ({len(others)})", (Table(header, rows),)))
+    return parts
+
+
+def _tells(run: Run, one: Compared) -> tuple[bool, bool, int, bool, bool]:
+    """How much a comparison tells of the method: in domain, of a policy, on many questions, of routers or else of what looks at prompts."""
+    row = one.row
+    in_domain = not run.plans or set(one.summary["tasks"]) <= set(run.plans)
+    is_policy = row["method"] not in UPPER_BOUNDS
+    return is_policy, in_domain, row["n"], row["method"] == "routers", row.get("distinct_routes") != 1
