@@ -22,7 +22,7 @@ def need_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise InputError("the report's pictures need matplotlib, which is not installed: run `pip install '.[demo]'` in a clone of drllm") from None
+        raise InputError("the report's pictures need matplotlib, which is not installed: `pip install '.[demo]'` in a clone") from None
 
 
 def whole_ticks(axes: Any) -> None:

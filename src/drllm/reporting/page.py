@@ -27,7 +27,7 @@ def need_page() -> None:
         import jinja2  # noqa: F401
         import plotly.offline  # noqa: F401
     except ImportError as error:
-        raise InputError(f"the report's page needs {error.name}, which is not installed: run `pip install '.[demo]'` in a clone of drllm") from None
+        raise InputError(f"the report's page needs {error.name}, which is not installed: `pip install '.[demo]'` in a clone") from None
 
 
 def to_html(parts: Iterable[Part]) -> str:
