@@ -263,7 +263,7 @@ def test_a_large_group_shows_some_prompts_and_counts_all(tmp_path: Path, monkeyp
 
 def test_without_plotly_the_way_out_is_named(run: Path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
-    with pytest.raises(InputError, match=r"pip install 'drllm\[demo\]'"):
+    with pytest.raises(InputError, match=r"pip install '.\[demo\]'"):
         need_page()
 
 

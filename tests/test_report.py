@@ -263,7 +263,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path):
 
 def test_without_matplotlib_the_way_out_is_named(run: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match=r"pip install 'drllm\[demo\]'"):
+    with pytest.raises(InputError, match=r"pip install '.\[demo\]'"):
         report.report(run)
     assert not (run / "report").exists()
 
