@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from drllm.evaluation.stats import discordant, mcnemar, paired_bootstrap, wilson
+from drllm.evaluation.stats import discordant, even_weights, mcnemar, paired_bootstrap, wilson
 from methods_asked import questions_path
 
 ORDER = (
@@ -91,11 +91,7 @@ def read(path: Path, tasks: Sequence[str]) -> Verdicts:
 def compared(ours: Verdicts, other: Verdicts, even: bool = False) -> str:
     """Paired difference in points, stratified by task; `even`: the mean over tasks, whatever their numbers of questions."""
     check_pair(ours, other)
-    weights = np.ones(len(ours["task"]))
-    if even:
-        names, counts = np.unique(ours["task"], return_counts=True)
-        of_task = dict(zip(names, len(weights) / (len(names) * counts), strict=True))
-        weights = np.array([of_task[task] for task in ours["task"]])
+    weights = even_weights(ours["task"]) if even else np.ones(len(ours["task"]))
     difference, low, high = paired_bootstrap(weights * ours["correct"], weights * other["correct"], strata=ours["task"])
     return f"{100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 

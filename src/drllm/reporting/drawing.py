@@ -11,7 +11,7 @@ from typing import Any
 from drllm.errors import InputError
 from drllm.files import write_bytes, write_text
 from drllm.reporting.parts import Chart
-from drllm.reporting.plots import COLOURS, HATCHES
+from drllm.reporting.plots import COLOURS
 
 MARKERS = "osD^vPX*"  # as plots.SYMBOLS
 DPI = 120
@@ -40,11 +40,6 @@ def colour(index: int) -> str:
 def marker(index: int) -> str:
     """As `colour`, for readers without colours; one more than there are colours, so that pairs repeat after 56."""
     return MARKERS[index % len(MARKERS)]
-
-
-def hatch(index: int) -> str:
-    """What tells two bars of one colour apart."""
-    return HATCHES[index // len(COLOURS) % len(HATCHES)]
 
 
 def number(value: float) -> str:

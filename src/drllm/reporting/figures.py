@@ -11,7 +11,7 @@ from typing import Any
 from drllm.evaluation.names import owner_of
 from drllm.records import RouteRecord
 from drllm.reporting import plots
-from drllm.reporting.drawing import colour, hatch, marker, new_figure, number, whole_ticks, write_chart
+from drllm.reporting.drawing import colour, marker, new_figure, number, whole_ticks, write_chart
 from drllm.reporting.parts import Chart
 from drllm.routes import Action, Route
 from drllm.tables import display_name, pooled_rows
@@ -34,17 +34,17 @@ def accuracy_charts(summary: dict[str, Any], folder: Path) -> list[Chart | str]:
         return [f"No accuracy against passes on the {split} split: no method was evaluated."]
     layers = rows[0]["n_layers"]
     label = f"mean passes a prompt (the base makes {layers})"
-    charts: list[Chart | str] = [_accuracy(summary, folder, f"accuracy_{split}", "mean_passes", label, "passes", FRONT)]
+    charts: list[Chart | str] = [_accuracy(summary, folder, f"accuracy_{split}", "mean_passes", label, "passes", has_front=True)]
     if all(row.get("seconds") for row in rows):
         label = "seconds a question, decisions included (controls are given their routes)"
         timed = [row | {"cost": row["seconds"] / row["n"]} for row in rows]
         charts.append(
-            _accuracy(summary | {"rows": timed}, folder, f"accuracy_seconds_{split}", "cost", label, "seconds a question", NO_FRONT)
+            _accuracy(summary | {"rows": timed}, folder, f"accuracy_seconds_{split}", "cost", label, "seconds a question", has_front=False)
         )
     return charts
 
 
-def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label: str, unit: str, caption: str) -> Chart:
+def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label: str, unit: str, has_front: bool) -> Chart:
     figure, axes = new_figure()
     from matplotlib.transforms import ScaledTranslation
 
@@ -71,7 +71,7 @@ def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label
         data.append(plots.points([row[cost] + aside * nudge], [accuracy], [low], [high], shown, index, hover))
         if row["method"] == summary["reference"]:
             axes.axhline(accuracy, color="grey", linewidth=0.8, linestyle=":")
-    if caption is FRONT:
+    if has_front:
         best = pareto_front([(row[cost], 100 * row["accuracy"]) for row in rows if not owner_of(row["method"]) and not _is_told(row)])
         axes.step(*zip(*best, strict=True), where="post", color="grey", linewidth=1, linestyle="--", label="Pareto front", zorder=0)
         data = [plots.front(*zip(*best, strict=True)), *data]
@@ -91,7 +91,7 @@ def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label
     names = (*header[:-1], cost)
     table = [tuple(row[key] if key in ("method", "task", "n") else number(row[key]) for key in names) for row in rows]
     plot = plots.figure(data, label, "accuracy (%), 95 % interval")
-    return write_chart(figure, folder, name, title, f"{INTERVALS} {caption}", header, table, plot)
+    return write_chart(figure, folder, name, title, f"{INTERVALS} {FRONT if has_front else NO_FRONT}", header, table, plot)
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -164,7 +164,7 @@ def label_distribution(records: Mapping[str, Sequence[RouteRecord]], folder: Pat
         labels = [f"{height:,}" for height in heights]
         # A bar of no labels has no place on a log scale: it is drawn at the axis and says 0.
         drawn = [max(height, 0.5) for height in heights]
-        bars = axes.bar(places, drawn, width * 0.9, label=task, color=colour(index), hatch=hatch(index))
+        bars = axes.bar(places, drawn, width * 0.9, label=task, color=colour(index), hatch=plots.hatch(index))
         axes.bar_label(bars, labels=labels, fontsize=8, rotation=90 if is_crowded else 0, padding=2)
         names = [action.name.lower() for action in Action]
         bar = plots.bars(names, drawn, task, index, "%{fullData.name}, %{x}: %{text} labels")

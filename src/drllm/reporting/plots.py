@@ -30,6 +30,11 @@ def points(xs: Sequence[float], ys: Sequence[float], low: Sequence[float], high:
     }  # fmt: skip
 
 
+def hatch(index: int) -> str:
+    """What tells two bars of one colour apart, here and in the PNG files."""
+    return HATCHES[index // len(COLOURS) % len(HATCHES)]
+
+
 def line(xs: Sequence[float], ys: Sequence[float], name: str, index: int, dash: str = "solid", panel: str = "") -> Any:
     """A curve with a marker at each value; `panel`: "2" is the lower one."""
     return {
@@ -50,7 +55,7 @@ def front(xs: Sequence[float], ys: Sequence[float]) -> Any:
 def bars(names: Sequence[Any], heights: Sequence[float], name: str, index: int, hover: str) -> Any:
     """One task's bars."""
     marker: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)]}
-    if shape := HATCHES[index // len(COLOURS) % len(HATCHES)]:
+    if shape := hatch(index):
         marker["pattern"] = {"shape": shape, "fillmode": "overlay"}
     return {"type": "bar", "x": list(names), "y": list(heights), "name": name, "marker": marker, "hovertemplate": hover + "<extra></extra>"}
 

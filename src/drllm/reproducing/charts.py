@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from drllm.reporting import plots
-from drllm.reporting.drawing import colour, hatch, marker, new_figure, number, whole_ticks, write_chart
+from drllm.reporting.drawing import colour, marker, new_figure, number, whole_ticks, write_chart
 from drllm.reporting.parts import Chart
 
 
@@ -47,8 +47,7 @@ def curves(
         if is_named:
             drawn["mode"] = "markers"
             drawn["marker"]["size"] = 9
-        if error:
-            drawn["error_y"] = {"type": "data", "symmetric": False, "array": error[1], "arrayminus": error[0], "color": colour(index)}
+        drawn |= _error_bars(error, index)
         if any(point.label for point in points):
             beside: dict[tuple[Any, float], list[str]] = {}
             for place, point in zip(places, points, strict=True):
@@ -103,9 +102,7 @@ def stacked(
             xs, ys, error = [point.x for point in points], [point.y for point in points], _error(points)
             drawn = plots.line(xs, ys, label, index, panel=panel)  # type: ignore[arg-type]  # numbers
             axes.errorbar(xs, ys, yerr=error, fmt=f"{marker(index)}-", color=colour(index), label=label, markersize=4, capsize=3)
-            if error:
-                drawn["error_y"] = {"type": "data", "symmetric": False, "array": error[1], "arrayminus": error[0], "color": colour(index)}
-            data.append(drawn)
+            data.append(drawn | _error_bars(error, index))
         axes.set_ylabel(y)
     both[1].set_xlabel(x)
     both[0].set_title(title)
@@ -123,6 +120,13 @@ def _error(points: Sequence[Point]) -> tuple[list[float], list[float]] | None:
     return low, high
 
 
+def _error_bars(error: tuple[list[float], list[float]] | None, index: int) -> dict[str, Any]:
+    """The same for the page, in the series' colour."""
+    if error is None:
+        return {}
+    return {"error_y": {"type": "data", "symmetric": False, "array": error[1], "arrayminus": error[0], "color": colour(index)}}
+
+
 def histogram(folder: Path, name: str, title: str, caption: str, x: str, series: Mapping[str, Sequence[float]], n_bins: int = 20) -> Chart:
     """Shares of values in [0, 1], a row of bars a series, on a log scale: most of the paper's probabilities stand at the ends."""
     edges = np.linspace(0, 1, n_bins + 1)
@@ -133,7 +137,7 @@ def histogram(folder: Path, name: str, title: str, caption: str, x: str, series:
     for index, (label, values) in enumerate(series.items()):
         shares = np.histogram(values, edges)[0] / max(len(values), 1)
         places = centres + (index - (len(series) - 1) / 2) * width
-        axes.bar(places, shares, width, color=colour(index), hatch=hatch(index), label=label)
+        axes.bar(places, shares, width, color=colour(index), hatch=plots.hatch(index), label=label)
         table += [(label, number(low), number(high), number(share)) for low, high, share in zip(edges, edges[1:], shares, strict=False)]
         hover = f"%{{fullData.name}}, %{{x:.3f}} +- {1 / (2 * n_bins):.3f}: %{{y:.4f}}"
         data.append(plots.bars([round(float(centre), 4) for centre in centres], shares.tolist(), label, index, hover))

@@ -155,17 +155,14 @@ def _table4(bench: Bench, _: Path) -> list[Part]:
     found, aim = against(bench, stage, ROUTERS, BASE), paper.OUTSIDE_MEAN / 100
     holds = True if found.low >= aim else False if found.high < aim else None
     text = f"out of domain routers lose at most {-paper.OUTSIDE_MEAN} points, mean over {len(stage.tasks)} tasks (there over eight)"
-    by_task = sorted((row for row in summary["rows"] if row["task"] in stage.tasks and row["method"] == ROUTERS), key=_gained)
+    rows = (row for row in summary["rows"] if row["task"] in stage.tasks and row["method"] == ROUTERS)
+    by_task = sorted(rows, key=lambda row: row["difference"])
     ends = [f"{row['task']} {with_interval(row['difference'], row['difference_low'], row['difference_high'])}" for row in by_task]
     looked = looking(bench, stage, "looking at the prompt is worth something out of domain")
     return [
         comparison(summary, f"The same routers on tasks that they never saw, {summary['split']} split."),
         Bullets((Claim(text, holds, str(found)), f"By task, in points: {', '.join(ends)}.", looked), strong=True),
     ]
-
-
-def _gained(row: dict[str, Any]) -> float:
-    return float(row["difference"])
 
 
 def _on_first_block(setup: Setup) -> Train:

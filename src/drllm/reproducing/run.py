@@ -142,9 +142,9 @@ def _opening(bench: Bench) -> list[Part]:
 
 def _searched(bench: Bench) -> str:
     """How many questions of each task were searched, of how many the paper or its stand-in asks for at this scale."""
-    setup, found = bench.setup, []
-    for task in setup.tasks:
-        wanted, n = setup.n_searched(task), len(bench.questions(task))
+    found = []
+    for task, n in bench.n_searched.items():
+        wanted = bench.setup.n_searched(task)
         found.append(f"{task} {n}" + (f" of {wanted}, all that there are" if n < wanted else ""))
     return ", ".join(found)
 

@@ -91,9 +91,11 @@ class Bench:
         policy: Any = artifact.load_policy(self.setup.out / name, self.routed)
         return policy.to(self.routed.device) if hasattr(policy, "to") else policy
 
-    def questions(self, task: str) -> Sequence[Any]:
-        """Those of a task that are searched."""
-        return load_task(task, self.setup.data or None).select("fit", self.setup.n_searched(task))
+    @cached_property
+    def n_searched(self) -> dict[str, int]:
+        """Questions of each task that are searched: as many as asked for, or all that there are. The page says so each time it grows."""
+        setup = self.setup
+        return {task: len(load_task(task, setup.data or None).select("fit", setup.n_searched(task))) for task in setup.tasks}
 
     @cached_property
     def material(self) -> Material:
