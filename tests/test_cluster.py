@@ -316,9 +316,9 @@ def test_a_model_of_this_process_alone_cannot_go_to_workers(data, tmp_path):
 
 def test_without_ray_the_line_says_what_to_install(data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r"needs Ray: pip install drllm\[ray\]"):
+    with pytest.raises(InputError, match=r"needs Ray: pip install '\.\[ray\]' in a clone"):
         search(model(), [TASK], SEARCH, tmp_path, data, resources=TWO)
-    with pytest.raises(InputError, match=r"needs Ray: pip install drllm\[ray\]"):
+    with pytest.raises(InputError, match=r"needs Ray: pip install '\.\[ray\]' in a clone"):
         evaluate(model(), ["base"], [TASK], tmp_path, EVALUATE, data, resources=TWO)
     assert not (tmp_path / "evaluate").exists()
 
