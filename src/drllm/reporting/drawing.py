@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,11 @@ def colour(index: int) -> str:
 def marker(index: int) -> str:
     """As `colour`, for readers without colours; one more than there are colours, so that pairs repeat after 56."""
     return MARKERS[index % len(MARKERS)]
+
+
+def entitle(axes: Any, title: str) -> None:
+    """A title over a pair of axes, in lines that fit the picture."""
+    axes.set_title(textwrap.fill(title, 72), fontsize="medium")
 
 
 def number(value: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from drllm.evaluation.names import owner_of
 from drllm.records import RouteRecord
 from drllm.reporting import plots
-from drllm.reporting.drawing import colour, marker, new_figure, number, whole_ticks, write_chart
+from drllm.reporting.drawing import colour, entitle, marker, new_figure, number, whole_ticks, write_chart
 from drllm.reporting.parts import Chart
 from drllm.routes import Action, Route
 from drllm.tables import display_name, pooled_rows
@@ -85,8 +85,8 @@ def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label
     n = " to ".join(map(str, sizes[:: max(len(sizes) - 1, 1)]))
     tasks = ", ".join(summary["tasks"]) if len(summary["tasks"]) <= TITLED else f"{len(summary['tasks'])} tasks"
     title = f"Accuracy against {unit}: {tasks}, {split} split, n = {n} questions"
-    axes.set_title(title)
-    figure.legend(loc="outside right upper")  # outside: a box among the points would hide intervals
+    entitle(axes, title)
+    figure.legend(loc="outside lower center", ncols=4)  # outside: a box among the points would hide intervals
     header = ("method", "task", "n", "accuracy", "wilson_low", "wilson_high", unit)
     names = (*header[:-1], cost)
     table = [tuple(row[key] if key in ("method", "task", "n") else number(row[key]) for key in names) for row in rows]
@@ -134,7 +134,7 @@ def usage_map(questions: Mapping[tuple[str, str, str], Sequence[Mapping[str, Any
     whole_ticks(axes)
     axes.set_xlabel("block (0 is the first)")
     title = f"Mean passes through each block, {split} split"
-    axes.set_title(title)
+    entitle(axes, title)
     figure.colorbar(shown, ax=axes, label="mean passes a prompt", ticks=[0, 1, 2])
     reversed_rows = {"autorange": "reversed", "automargin": True}
     plot = plots.figure([plots.heat(values, list(rows), labels)], "block (0 is the first)", "", yaxis=reversed_rows)
@@ -176,7 +176,7 @@ def label_distribution(records: Mapping[str, Sequence[RouteRecord]], folder: Pat
     axes.set_ylabel("labels (blocks x questions), log scale")
     n_routes = sum(record.chosen is not None for found in records.values() for record in found)
     title = f"Labels of the search, n = {n_routes} kept routes"
-    axes.set_title(title)
+    entitle(axes, title)
     figure.legend(loc="outside lower center", ncols=4)
     rows = [(task, action.name.lower(), count[action]) for task, count in counts.items() for action in Action]
     scale = plots.axis(axes.get_ylabel(), **plots.LOG, range=[-0.3, math.log10(axes.get_ylim()[1])])

@@ -87,6 +87,12 @@ def axis(title: str, **changes: Any) -> dict[str, Any]:
     return {"title": {"text": title}, "automargin": True} | changes
 
 
+def across(y: float) -> dict[str, Any]:
+    """A dotted line from side to side, one of a layout's `shapes`."""
+    line = {"color": "grey", "width": 1, "dash": "dot"}
+    return {"type": "line", "layer": "below", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line}
+
+
 def stacked(data: Sequence[Any], x: str, upper: dict[str, Any], lower: dict[str, Any]) -> dict[str, Any]:
     """Two panels, one above the other, over the same x axis; traces of the lower one have the y axis "y2"."""
     panels = {"yaxis": upper | {"domain": [0.54, 1]}, "yaxis2": lower | {"domain": [0, 0.46]}}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from drllm.reporting import plots
-from drllm.reporting.drawing import colour, marker, new_figure, number, whole_ticks, write_chart
+from drllm.reporting.drawing import colour, entitle, marker, new_figure, number, whole_ticks, write_chart
 from drllm.reporting.parts import Chart
 
 
@@ -26,9 +26,18 @@ class Point:
 
 
 def curves(
-    folder: Path, name: str, title: str, caption: str, x: str, y: str, series: Mapping[str, Sequence[Point]], whole: bool = False
+    folder: Path,
+    name: str,
+    title: str,
+    caption: str,
+    x: str,
+    y: str,
+    series: Mapping[str, Sequence[Point]],
+    whole: bool = False,
+    base: float | None = None,
 ) -> Chart:
-    """Curves of points with their intervals; names on the x axis stand in the order given. `whole`: x counts something."""
+    """Curves of points with their intervals; names on the x axis stand in the order given. `whole`: x counts something. `base`: what the
+    base has, a dotted line across."""
     figure, axes = new_figure()
     data = []
     names = list(dict.fromkeys(point.x for points in series.values() for point in points))
@@ -65,7 +74,9 @@ def curves(
         whole_ticks(axes)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.set_title(title)
+    entitle(axes, title)
+    if base is not None:
+        axes.axhline(base, color="grey", linewidth=0.8, linestyle=":", zorder=0)
     if len(series) > 1:
         figure.legend(loc="outside lower center", ncols=4)
     labelled = any(point.label for points in series.values() for point in points)
@@ -79,6 +90,8 @@ def curves(
     layout: dict[str, Any] = {"xaxis": plots.axis(x, type="category" if is_named else "linear")}
     if is_named and len(series) > 1:
         layout |= {"scattermode": "group", "scattergap": 0.7}  # side by side, as in the PNG
+    if base is not None:
+        layout["shapes"] = [plots.across(base)]
     return write_chart(figure, folder, name, title, caption, header, table, plots.figure(data, x, y, **layout))
 
 
@@ -105,7 +118,7 @@ def stacked(
             data.append(drawn | _error_bars(error, index))
         axes.set_ylabel(y)
     both[1].set_xlabel(x)
-    both[0].set_title(title)
+    entitle(both[0], title)
     both[0].legend()
     plot = plots.stacked(data, x, *(plots.axis(y) for y in panels))
     return write_chart(figure, folder, name, title, caption, header, rows, plot)
@@ -145,7 +158,7 @@ def histogram(folder: Path, name: str, title: str, caption: str, x: str, series:
     axes.set_ylim(1e-4, 1.2)
     axes.set_xlabel(x)
     axes.set_ylabel("share of decisions, log scale")
-    axes.set_title(title)
+    entitle(axes, title)
     axes.legend()
     scale = plots.axis("share of decisions, log scale", **plots.LOG, range=[-4, 0.1])
     plot = plots.figure(data, x, "", yaxis=scale, barmode="group")
@@ -162,7 +175,10 @@ def boxes(folder: Path, name: str, title: str, caption: str, y: str, groups: Map
         quantiles = {category: np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95)) for category, values in by_category.items()}
         stats = [dict(zip(("whislo", "q1", "med", "q3", "whishi"), map(float, quantiles[category]), strict=True)) for category in quantiles]
         places = [categories.index(category) + (index - (len(groups) - 1) / 2) * width for category in quantiles]
-        drawn = axes.bxp(stats, positions=places, widths=0.8 * width, showfliers=False, patch_artist=True, manage_ticks=False)
+        line = {"color": colour(index), "linewidth": 2}  # a box without height is its median alone
+        drawn = axes.bxp(
+            stats, positions=places, widths=0.8 * width, showfliers=False, patch_artist=True, manage_ticks=False, medianprops=line
+        )
         for box in drawn["boxes"]:
             box.set(facecolor=colour(index), alpha=0.6)
         axes.plot([], [], color=colour(index), linewidth=6, alpha=0.6, label=label)
@@ -172,7 +188,7 @@ def boxes(folder: Path, name: str, title: str, caption: str, y: str, groups: Map
         data.append({"type": "box", "x": list(quantiles), "name": label, "marker": {"color": colour(index)}} | fences)
     axes.set_xticks(range(len(categories)), categories)
     axes.set_ylabel(y)
-    axes.set_title(title)
+    entitle(axes, title)
     figure.legend(loc="outside lower center", ncols=4)
     header = ("series", "category", "p5", "q1", "median", "q3", "p95")
     plot = plots.figure(data, "", y, boxmode="group")
@@ -182,7 +198,9 @@ def boxes(folder: Path, name: str, title: str, caption: str, y: str, groups: Map
 def usage(folder: Path, name: str, title: str, caption: str, means: Mapping[str, Sequence[float]]) -> Chart:
     """Mean passes through each block, a curve a task; the base makes one through each."""
     series = {label: [Point(block, value) for block, value in enumerate(row)] for label, row in means.items()}
-    return curves(folder, name, title, caption, "block (0 is the first)", "mean passes a prompt (the base makes 1)", series, whole=True)
+    return curves(
+        folder, name, title, caption, "block (0 is the first)", "mean passes a prompt (the base makes 1)", series, whole=True, base=1
+    )
 
 
 def _shown(value: float | None) -> str:

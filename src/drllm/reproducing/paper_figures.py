@@ -85,9 +85,8 @@ def _sweep_chart(bench: Bench, folder: Path, option: str, values: Sequence[int],
         series = {"mean over tasks": [_over_base(bench, stage, _variant(option, value), names[value]) for value in values]}
     n = sum(rows[task, BASE]["n"] for task in summary["tasks"])
     title = f"Routers by {x}, tune split, n = {n} questions"
-    return charts.curves(
-        folder, name, title, f"Accuracy against the base by {x}; intervals that overlap tell nothing apart.", x, DIFFERENCE, series
-    )
+    caption = f"Accuracy against the base, which is the dotted line, by {x}; intervals that overlap tell nothing apart."
+    return charts.curves(folder, name, title, caption, x, DIFFERENCE, series, base=0)
 
 
 def _sweep_table(bench: Bench, option: str, values: Sequence[int], x: str) -> Table:
@@ -222,12 +221,12 @@ def _fig8(bench: Bench, folder: Path) -> list[Part]:
         rows.append((name, percent(row["accuracy"]), f"{row['mean_passes']:.2f}", *shown))
     header = ("loss", "accuracy, %", "mean passes", "macro-F1, %", "F1 skip", "F1 execute", "F1 repeat")
     n = pooled(summary, BASE)["n"]
-    caption = "Accuracy against the base, mean over tasks, by the loss that the routers were trained with."
+    caption = "Accuracy against the base (the dotted line), mean over tasks, by the loss that the routers were trained with."
     title = f"Losses, tune split, n = {n} questions"
     found = [against(bench, stage, ROUTERS, policy) for policy, _ in LOSSES.values() if policy != ROUTERS]
     lines = [Claim("focal loss is best", above_all(found), "; ".join(map(str, found)))]
     return [
-        charts.curves(folder, "losses", title, caption, "loss", DIFFERENCE, {"routers": points}),
+        charts.curves(folder, "losses", title, caption, "loss", DIFFERENCE, {"routers": points}, base=0),
         Table(header, tuple(rows), "Routers by loss; F1 on held-back questions along the label path, where any were held back."),
         Bullets(tuple(lines), strong=True),
     ]
