@@ -1,18 +1,19 @@
 """What routes cost and save on vLLM: `make bench-serve`, in the serving environment (`make serve-env`).
 
-    .venv-serve/bin/python benchmarks/serve.py [--batches 1,32] [--rounds 20] [--new 32] [--out FILE.json]
+    .venv-serve/bin/python benchmarks/serve.py [--batches 1,32] [--rounds 20] [--new 32] [--only "4 nested routes"] [--out FILE.json]
 
 Every engine is a process of its own with one thread; all are started first, then in each round every arm decodes the same prompts once,
-in an order drawn anew, and the processor time is read: tokens a CPU-second, SmolLM2-135M in bf16. Ratios are of one round; their median
-stands with its 95 % interval by order statistics. Arms, compiled and eager: stock vLLM; the identity along the routed machinery; one
-common route of 24 of 30 blocks; four nested routes; as many routes as rows, which no compiled stretch fits; and, compiled, that common
-route as a static server, and the trained code book `--book`, each prompt along the route the book chooses for it. The limit of nested
-routes is `t_other(B) + sum over parts of t_part(rows executing it)`, by clocks around the blocks of the eager stock engine, and around
-the stretches of the compiled routed one, in every second round: half the samples. What of its saving is reached is told, not what of its
-speed, of which stock alone would reach most. The front selector is an arm, too, in this process, compiled and eager: it reads the round's
-first prompt alone, as one that finds nobody waiting, and the others in the groups a server reads them in if all have come meanwhile;
-"with the front" adds its seconds to prefill and decoding of each arm. Last, how often compiling, and reading prompts together, flips a
-choice of the book on tune questions.
+in an order drawn anew, and the processor time is read: tokens a CPU-second, SmolLM2-135M in bf16 where the processor multiplies bf16
+itself, else in fp32. Ratios are of one round; their median stands with its 95 % interval by order statistics. Arms, compiled and eager:
+stock vLLM; the identity along the routed machinery; one common route of 24 of 30 blocks; four nested routes, from the base's to 21 blocks;
+four deeper ones, from 24 to 15 blocks, whose limit leaves more to reach; as many routes as rows, which no compiled stretch fits; and,
+compiled, that common route as a static server, and the trained code book `--book`, each prompt along the route the book chooses for it.
+`--only` leaves out arms. The limit of nested routes is `t_other(B) + sum over parts of t_part(rows executing it)`, by clocks around the
+blocks of the eager stock engine, and around the stretches of the compiled routed one, in every second round: half the samples. What of its
+saving is reached is told, not what of its speed, of which stock alone would reach most. The front selector is an arm, too, in this process,
+compiled and eager: it reads the round's first prompt alone, as one that finds nobody waiting, and the others in the groups a server reads
+them in if all have come meanwhile; "with the front" adds its seconds to prefill and decoding of each arm. Last, how often compiling, and
+reading prompts together, flips a choice of the book on tune questions.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ from generate import COMMON, MODEL, NESTED, different_routes, median_interval
 from serve_engine import clock
 
 FULL = "1" * 30
+DEEPER = [f"{'1' * (22 - cut)}{'0' * cut}{'1' * 8}" for cut in (6, 9, 12, 15)]  # all skip six blocks
+# Their names, the engine that has their stretches compiled, and the routes.
+NESTS = {"4 nested routes": ("rows", NESTED), "4 deeper nested routes": ("deeper", DEEPER)}
 KNOWN = [FULL, *NESTED]
 LIMIT_EVERY = 2  # rounds
 BOOK = "trained book, compiled"
@@ -49,12 +53,12 @@ BOOK = "trained book, compiled"
 class Engine:
     """A `serve_engine.py` process."""
 
-    def __init__(self, model: str, spec: dict[str, Any] | None, eager: bool):
+    def __init__(self, model: str, dtype: str, spec: dict[str, Any] | None, eager: bool):
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("serve_engine.py"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
-        self.tell({"model": model, "spec": spec, "eager": eager})
+        self.tell({"model": model, "dtype": dtype, "spec": spec, "eager": eager})
 
     def tell(self, told: dict[str, Any]) -> None:
         """One line to the engine."""
@@ -76,23 +80,26 @@ class Engine:
         return self.hear()
 
 
-def arms_of(batch: int) -> dict[str, tuple[str, list[str] | None]]:
+def arms_of(batch: int, only: Sequence[str] = ()) -> dict[str, tuple[str, list[str] | None]]:
     """Each arm: its engine, and the route of each row; the book's are chosen for each round's prompts. The last word says whose stock it is
-    compared with."""
-    routes = {"identity": [FULL] * batch, "one common route": [COMMON] * batch}
+    compared with. `only`: how the names of those begin that stay beside the stock they are compared with; none: all."""
+    routes = {"identity": ("rows", [FULL] * batch), "one common route": ("rows", [COMMON] * batch)}
     if batch > 1:
-        routes |= {"4 nested routes": [NESTED[row % 4] for row in range(batch)]}
-        routes |= {f"{batch} routes": [str(route) for route in different_routes(batch, 30)]}
+        routes |= {name: (engine, [nest[row % 4] for row in range(batch)]) for name, (engine, nest) in NESTS.items()}
+        routes |= {f"{batch} routes": ("rows", [str(route) for route in different_routes(batch, 30)])}
     arms: dict[str, tuple[str, list[str] | None]] = {"static 24 of 30, compiled": ("static compiled", None), BOOK: ("book compiled", None)}
-    for mode in ("compiled", "eager"):
-        arms[f"stock, {mode}"] = (f"stock {mode}", None)
-        arms |= {f"{name}, {mode}": (f"rows {mode}", taken) for name, taken in routes.items()}
-    return arms
+    arms |= {f"{name}, compiled": (f"{engine} compiled", taken) for name, (engine, taken) in routes.items()}
+    arms |= {f"{name}, eager": ("rows eager", taken) for name, (_, taken) in routes.items()}  # block by block, whatever the routes
+    if only:
+        arms = {name: arm for name, arm in arms.items() if name.startswith(tuple(only))}
+    modes = {name.rsplit(maxsplit=1)[-1] for name in arms}
+    stock: dict[str, tuple[str, list[str] | None]] = {f"stock, {mode}": (f"stock {mode}", None) for mode in sorted(modes)}
+    return stock | arms
 
 
-def limit_of(engine: Engine, firsts: Sequence[int], rows: list[list[int]], new: int) -> float:
+def limit_of(engine: Engine, nest: Sequence[str], firsts: Sequence[int], rows: list[list[int]], new: int) -> float:
     """A decoding step of nested routes that pays each part for the rows that run it alone, over one that pays all for all rows."""
-    nested = [Route.parse(NESTED[row % 4]) for row in range(len(rows))]
+    nested = [Route.parse(nest[row % 4]) for row in range(len(rows))]
     taking = [sum(route[first] > 0 for route in nested) for first in firsts]
     clocks = {n: engine.run(rows[:n], None, new, clocked=True) for n in sorted({*taking, len(rows)} - {0})}
     whole = clocks[len(rows)]
@@ -111,15 +118,20 @@ def readings(prompts: list[list[int]]) -> list[list[list[int]]]:
 
 
 def measure(
-    engines: dict[str, Engine], selectors: dict[str, FrontSelector], prompts: list[list[int]], batch: int, rounds: int, new: int, seed: int
+    arms: dict[str, tuple[str, list[str] | None]],
+    engines: dict[str, Engine],
+    selectors: dict[str, FrontSelector],
+    prompts: list[list[int]],
+    batch: int,
+    rounds: int,
+    new: int,
+    seed: int,
 ) -> dict[str, Any]:
     """All arms at one batch size."""
-    arms = arms_of(batch)
     fronts: dict[str, list[float]] = {mode: [] for mode in selectors}
     chosen: list[str] = []
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
-    limits: dict[str, list[float]] = {"compiled": [], "eager": []}
-    firsts = {"compiled": [first for first, _ in cuts(KNOWN)], "eager": range(30)}
+    limits: dict[str, list[float]] = {name: [] for name in arms if name.rsplit(", ")[0] in NESTS}
     rng = random.Random(seed)
     for round_ in range(-1, rounds):  # the first warms up
         rows = [prompts[(max(round_, 0) * batch + row) % len(prompts)] for row in range(batch)]
@@ -137,9 +149,14 @@ def measure(
             engine, routes = arms[name]
             done = engines[engine].run(rows, by_book if name == BOOK else routes, new)
             found[name] += [done] if round_ >= 0 else []
-        if round_ >= 0 and batch > 1 and round_ % LIMIT_EVERY == 0:
-            limits["eager"].append(limit_of(engines["stock eager"], firsts["eager"], rows, new))
-            limits["compiled"].append(limit_of(engines["rows compiled"], firsts["compiled"], rows, new))
+        if round_ >= 0 and round_ % LIMIT_EVERY == 0:
+            for name, at_best in limits.items():
+                engine, nest = NESTS[name.rsplit(", ")[0]]
+                if name.endswith("eager"):
+                    at_best.append(limit_of(engines["stock eager"], nest, range(30), rows, new))
+                else:
+                    firsts = [first for first, _ in cuts([FULL, *nest])]
+                    at_best.append(limit_of(engines[f"{engine} compiled"], nest, firsts, rows, new))
     result: dict[str, Any] = {"batch": batch, "rounds": rounds, "new": new, "arms": {}, "limit": {}}
     result["book"] = {"routes": len(set(chosen)), "passes": statistics.mean(Route.parse(route).n_passes for route in chosen)}
     result["front"] = {mode: statistics.median(seconds) for mode, seconds in fronts.items()}
@@ -150,18 +167,17 @@ def measure(
         result["arms"][name] = {
             "tokens_a_cpu_second": statistics.median(one["tokens"] / one["decode"] for one in runs),
             "ratio": median_interval([base["decode"] / mine["decode"] for mine, base in zip(runs, stock, strict=True)]),
+            "ratios": [round(base["decode"] / mine["decode"], 4) for mine, base in zip(runs, stock, strict=True)],
             "prefill": statistics.median(one["prefill"] for one in runs),
             "prefill_ratio": median_interval([mine["prefill"] / base["prefill"] for mine, base in zip(runs, stock, strict=True)]),
             "whole_ratio": median_interval([(a["prefill"] + a["decode"]) / (b["prefill"] + b["decode"]) for a, b, _ in rounds_of]),
             "with_front": median_interval([(a["prefill"] + a["decode"] + f) / (b["prefill"] + b["decode"]) for a, b, f in rounds_of]),
             "front_of_prefill": median_interval([f / b["prefill"] for _, b, f in rounds_of]),
         }
-    for mode, at_best in limits.items():
-        if not at_best:
-            continue
-        stock, mine = found[f"stock, {mode}"][::LIMIT_EVERY], found[f"4 nested routes, {mode}"][::LIMIT_EVERY]
+    for name, at_best in limits.items():
+        stock, mine = found[f"stock, {name.rsplit(maxsplit=1)[-1]}"][::LIMIT_EVERY], found[name][::LIMIT_EVERY]
         saved = [1 - taken["decode"] / base["decode"] for base, taken in zip(stock, mine, strict=True)]
-        result["limit"][mode] = {
+        result["limit"][name] = {
             "speed": median_interval([1 / best for best in at_best]),
             "saving_reached": median_interval([part / (1 - best) for part, best in zip(saved, at_best, strict=True)]),
             "rounds": len(at_best),
@@ -189,10 +205,10 @@ def report(row: dict[str, Any]) -> None:
     print(f"  {'':28} tokens a CPU-second   speed over stock          prefill seconds over stock")
     for name, arm in row["arms"].items():
         print(f"  {name:28} {arm['tokens_a_cpu_second']:19.1f}   {shown(arm['ratio'])}   {shown(arm['prefill_ratio'])}")
-    for mode, limit in row["limit"].items():
-        print(f"  4 nested routes, {mode}: the limit is {shown(limit['speed'])} times stock; of its saving reached "
+    for name, limit in row["limit"].items():
+        print(f"  {name}: the limit is {shown(limit['speed'])} times stock; of its saving reached "
               f"{shown(limit['saving_reached'])}, {limit['rounds']} rounds")  # fmt: skip
-    for mode in ("compiled", "eager"):
+    for mode in (name.removeprefix("stock, ") for name in row["arms"] if name.startswith("stock, ")):
         share = shown(row["arms"][f"stock, {mode}"]["front_of_prefill"])
         print(f"  {mode}: the front takes {1000 * row['front'][mode]:.1f} ms, {share} of the engine's prefill")
         print(f"  prefill and {row['new']} tokens over stock's, and with the front:")
@@ -211,11 +227,19 @@ def main() -> None:
     parser.add_argument(
         "--book", default="results/policies-smollm2-135m-q4/policies/in-domain/codebook_at_0.9.0", help="a trained code book"
     )
+    parser.add_argument("--dtype", default="", choices=["", "bfloat16", "float32"], help="default: what the processor multiplies itself")
+    parser.add_argument("--only", default="", help="how the names of arms begin that run beside stock, with commas between; default: all")
     parser.add_argument("--out", default="")
     given = parser.parse_args()
+    only = [name for name in given.only.split(",") if name]
+    sizes = [int(size) for size in given.batches.split(",")]
+    if idle := [name for name in only if not any(arm.startswith(name) for size in sizes for arm in arms_of(size))]:
+        parser.error(f"--only: no arm of these batch sizes begins with {idle[0]!r}; arms are {', '.join(arms_of(max(sizes)))}")
     torch.set_num_threads(1)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each batch is told as it is done, also to a file
-    routed = RoutedModel.wrap(MODEL, dtype="bfloat16", device="cuda" if torch.cuda.is_available() else "cpu")
+    native = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    dtype = given.dtype or ("bfloat16" if native else "float32")
+    routed = RoutedModel.wrap(MODEL, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = checkpoint_of(routed, cache_folder())
     task = load_task("arc_easy", given.data)
     ids_of = lambda example: routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"]  # noqa: E731
@@ -226,27 +250,32 @@ def main() -> None:
     trained = {"mode": "forced", "n_layers": 30, "routes": list(map(str, book.routes)), "repeatable": repeatable}
     kinds: dict[str, tuple[dict[str, Any] | None, bool]] = {
         "stock compiled": (None, False), "static compiled": ({"mode": "static", "n_layers": 30, "route": COMMON}, False),
-        "rows compiled": (rows, False), "book compiled": (trained, False), "stock eager": (None, True), "rows eager": (rows, True),
+        "rows compiled": (rows, False), "deeper compiled": (rows | {"routes": [FULL, *DEEPER]}, False), "book compiled": (trained, False),
+        "stock eager": (None, True), "rows eager": (rows, True),
     }  # fmt: skip
+    needed = {engine for size in sizes for engine, _ in arms_of(size, only).values()}
     selectors = {
-        mode: FrontSelector(book, checkpoint, torch.bfloat16, device, compiled=mode == "compiled" and device == "cpu")
+        mode: FrontSelector(book, checkpoint, routed.model.dtype, device, compiled=mode == "compiled" and device == "cpu")
         for mode in ("compiled", "eager")
     }
     engines = {}
     for name, (spec, eager) in kinds.items():
-        engines[name] = Engine(checkpoint, spec, eager)
+        if name not in needed:
+            continue
+        engines[name] = Engine(checkpoint, dtype, spec, eager)
         engines[name].hear()
         print(f"started: {name}", file=sys.stderr, flush=True)
     results = []
-    for batch in map(int, given.batches.split(",")):
-        results.append(measure(engines, selectors, prompts, batch, given.rounds, given.new, given.seed))
+    for batch in sizes:
+        results.append(measure(arms_of(batch, only), engines, selectors, prompts, batch, given.rounds, given.new, given.seed))
         report(results[-1])
     memory = {"blocks": book.block, "bytes": selectors["eager"].n_bytes, "tokens": statistics.mean(map(len, prompts))}
     print(f"\nfront selector: {memory['blocks']} blocks, {memory['bytes'] / 1e6:.0f} MB; {memory['tokens']:.0f} tokens a prompt")
     flipped = flips(selectors, [ids_of(example) for example in task.select("tune", 512)])
     print("choices: " + ", ".join(f"{count} {name}" for name, count in flipped.items()))
     if given.out:
-        write_json(Path(given.out), {"serve": results, "front": memory, "flips": flipped, "hardware": hardware(), "versions": versions()})
+        found = {"dtype": dtype, "serve": results, "front": memory, "flips": flipped, "hardware": hardware(), "versions": versions()}
+        write_json(Path(given.out), found)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """One vLLM engine in a process of its own, one thread, told what to run line by line on standard input: see `serve.py`.
 
-First line: `model`, `spec` (null: stock), `eager`. Then for each line a run: `prompts` (token ids), `routes` (or null), `new`. What is
-printed for it: processor seconds of the prefill (until every row has its first token) and of the decoding, and the number of tokens
+First line: `model`, `dtype`, `spec` (null: stock), `eager`. Then for each line a run: `prompts` (token ids), `routes` (or null), `new`.
+What is printed for it: processor seconds of the prefill (until every row has its first token) and of the decoding, and the number of tokens
 decoded. A line with `clocked` true puts clocks around the engine's parts: seconds of a decoding step in each, and beside them.
 """
 
@@ -105,7 +105,7 @@ def main() -> None:
     from drllm.serving.spec import ServeSpec
 
     options: dict[str, Any] = {
-        "model": told["model"], "dtype": "bfloat16", "enforce_eager": told["eager"], "max_model_len": 1024, "skip_tokenizer_init": True,
+        "model": told["model"], "dtype": told["dtype"], "enforce_eager": told["eager"], "max_model_len": 1024, "skip_tokenizer_init": True,
         "seed": 0, "enable_prefix_caching": False, "max_num_seqs": 64, "async_scheduling": False,
     }  # fmt: skip
     if told["spec"] is not None:

@@ -1,4 +1,4 @@
-"""What the comparison of methods asks, pairs and prints (`benchmarks/methods*.py`), on small cases with known answers."""
+"""What the comparison of methods asks, pairs and prints (`benchmarks/methods*.py`), and of runs of serving, on small cases with known answers."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import methods_asked  # noqa: E402
 import methods_table  # noqa: E402
+import serve_runs  # noqa: E402
 from methods import ROWS, SETTINGS, read_before, stored_digest, wanted_rows  # noqa: E402
 
 SPLITS = {"fit": 5, "tune": 6, "calibrate": 3, "test": 4}
@@ -176,3 +177,14 @@ def test_a_reproductions_page_stands_one_level_down(tmp_path):
         "## Title", "", f"![A map.]({there}/map.png)", "", f"Numbers: [map.csv]({there}/map.csv), [paper](https://a.b/x.png)", "",
         fence, "# a comment", fence, "", "### Part",
     ]  # fmt: skip
+
+
+def test_runs_that_agree_narrow_one_another_and_runs_that_do_not_are_told_as_apart():
+    one = (1.2, 1.1, 1.2 * 1.2 / 1.1)
+    ratio, low, high = serve_runs.combined([one] * 4)
+    assert ratio == pytest.approx(1.2)
+    assert high / low == pytest.approx((one[2] / one[1]) ** 0.5), "four times the rounds, half the width"
+    ratio, low, high = serve_runs.combined([one, (1.8, 1.65, 1.8 * 1.8 / 1.65)])
+    assert ratio == pytest.approx((1.2 * 1.8) ** 0.5)
+    assert low < 1.2, "two runs this far apart: no narrower than the way between them"
+    assert high > 1.8
