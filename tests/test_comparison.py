@@ -1,4 +1,4 @@
-"""What the comparison of methods asks, pairs and prints (`benchmarks/methods*.py`), and of runs of serving, on small cases with known answers."""
+"""What the comparison of methods asks, pairs and prints, and what runs of serving say together (`benchmarks/`), on small known cases."""
 
 from __future__ import annotations
 
