@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, CompileConfig, GenerationConfig, 
 import families
 from drllm import InputError, Route, RoutedModel
 from drllm.export import export
+from drllm.inspecting import inspect
 from drllm.model.policy import Policy, RoutePolicy
 from drllm.model.prompts import left_pad
 from reference import reference_generate
@@ -343,10 +344,14 @@ def test_a_policy_of_another_prompt_format_is_refused_however_it_comes(tiny):
         assert len(tiny.generate(["Hello"], max_new_tokens=1, check_prompt_format=False, **given)) == 1
 
 
-def test_one_route_for_all_takes_any_prompt(tiny):
+def test_one_route_for_all_takes_any_prompt(tiny, tmp_path):
+    """Whatever it was trained on; `inspect` and its card say so, too."""
     policy = RoutePolicy(ROUTE)
     policy.prompt_format = "chat"
     assert tiny.generate(["Hello"], max_new_tokens=1, policy=policy)[0].route == ROUTE
+    assert inspect(tiny, "Hello", policy, max_new_tokens=1).route == ROUTE
+    tiny.policy = policy
+    assert "- prompts: chat (trained on these; one route for all takes any)" in (tiny.save_pretrained(tmp_path) / "README.md").read_text()
 
 
 def test_hub_leftovers_in_the_models_settings_do_no_harm(tiny):
