@@ -9,6 +9,7 @@ from typing import Any
 
 from drllm.evaluation.names import owner_of
 from drllm.evaluation.rows import mean_over_tasks
+from drllm.reporting.earlier import OTHER_TASKS
 from drllm.reporting.figures import UPPER_BOUNDS
 from drllm.reporting.load import Run
 from drllm.reporting.parts import Bullets, Folded, Part, Table
@@ -64,8 +65,9 @@ def judged(summary: Mapping[str, Any]) -> list[str]:
 
 
 def by_size(run: Run) -> dict[str, dict[str, Any]]:
-    """The summaries, those of most questions first: they tell most."""
-    return dict(sorted(run.summaries.items(), key=lambda item: -max((row["n"] for row in item[1]["rows"]), default=0)))
+    """The summaries, those of most questions first: they tell most; what earlier evaluations asked of other tasks comes last."""
+    n_asked = lambda summary: max((row["n"] for row in summary["rows"]), default=0)  # noqa: E731
+    return dict(sorted(run.summaries.items(), key=lambda item: (item[0].endswith(OTHER_TASKS), -n_asked(item[1]))))
 
 
 def headline(run: Run) -> list[Part]:
