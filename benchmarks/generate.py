@@ -280,6 +280,7 @@ def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each batch is told as it is done, also to a file
     native = given.device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     dtype = given.dtype or ("bfloat16" if native else "float32")
+    print(f"{dtype} on {hardware()['processor']}" + (f", device {given.device}" if given.device != "cpu" else ""))
     routed = RoutedModel.wrap(MODEL, dtype=dtype, device=given.device)
     task = load_task("arc_easy", given.data)
     prompts = [routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"] for example in task.select("fit", 512)]

@@ -1,19 +1,19 @@
 """What routes cost and save on vLLM: `make bench-serve`, in the serving environment (`make serve-env`).
 
-    .venv-serve/bin/python benchmarks/serve.py [--batches 1,32] [--rounds 20] [--new 32] [--only "4 nested routes"] [--out FILE.json]
+    .venv-serve/bin/python benchmarks/serve.py [--batches 1,32] [--rounds 20] [--new 32] [--only "4 nested; 4 deeper"] [--out FILE.json]
 
-Every engine is a process of its own with one thread; all are started first, then in each round every arm decodes the same prompts once,
-in an order drawn anew, and the processor time is read: tokens a CPU-second, SmolLM2-135M in bf16 where the processor multiplies bf16
-itself, else in fp32. Ratios are of one round; their median stands with its 95 % interval by order statistics. Arms, compiled and eager:
-stock vLLM; the identity along the routed machinery; one common route of 24 of 30 blocks; four nested routes, from the base's to 21 blocks;
-four deeper ones, from 24 to 15 blocks, whose limit leaves more to reach; as many routes as rows, which no compiled stretch fits; and,
-compiled, that common route as a static server, and the trained code book `--book`, each prompt along the route the book chooses for it.
-`--only` leaves out arms. The limit of nested routes is `t_other(B) + sum over parts of t_part(rows executing it)`, by clocks around the
-blocks of the eager stock engine, and around the stretches of the compiled routed one, in every second round: half the samples. What of its
-saving is reached is told, not what of its speed, of which stock alone would reach most. The front selector is an arm, too, in this process,
-compiled and eager: it reads the round's first prompt alone, as one that finds nobody waiting, and the others in the groups a server reads
-them in if all have come meanwhile; "with the front" adds its seconds to prefill and decoding of each arm. Last, how often compiling, and
-reading prompts together, flips a choice of the book on tune questions.
+Every engine is a process of its own with one thread; all are started first, then in each round every arm decodes the same prompts once, in
+an order drawn anew, and the processor time is read: tokens a CPU-second, SmolLM2-135M in bf16 where the processor multiplies bf16 itself,
+else in fp32. Ratios are of one round; their median stands with its 95 % interval by order statistics. Arms, compiled and eager: stock vLLM;
+the identity along the routed machinery; one common route of 24 of 30 blocks; four nested routes, from the base's to 21 blocks; four deeper
+ones, from 24 to 15 blocks, whose limit leaves more to reach; as many routes as rows, which no compiled stretch fits; and, compiled, that
+common route as a static server, and the trained code book `--book`, each prompt along the route the book chooses for it. `--only` names the
+arms to run by how they begin, with `;` between, since names hold commas. The limit of nested routes is `t_other(B) + sum over parts of
+t_part(rows executing it)`, by clocks around the blocks of the eager stock engine, and around the stretches of the compiled routed one, in
+every second round: half the samples. What of its saving is reached is told, not what of its speed, of which stock alone would reach most.
+The front selector is an arm, too, in this process, compiled and eager: it reads the round's first prompt alone, as one that finds nobody
+waiting, and the others in the groups a server reads them in if all have come meanwhile; "with the front" adds its seconds to prefill and
+decoding of each arm. Last, how often compiling, and reading prompts together, flips a choice of the book on tune questions.
 """
 
 from __future__ import annotations
@@ -228,17 +228,18 @@ def main() -> None:
         "--book", default="results/policies-smollm2-135m-q4/policies/in-domain/codebook_at_0.9.0", help="a trained code book"
     )
     parser.add_argument("--dtype", default="", choices=["", "bfloat16", "float32"], help="default: what the processor multiplies itself")
-    parser.add_argument("--only", default="", help="how the names of arms begin that run beside stock, with commas between; default: all")
+    parser.add_argument("--only", default="", help="how the names of arms begin that run beside stock, with ; between; default: all")
     parser.add_argument("--out", default="")
     given = parser.parse_args()
-    only = [name for name in given.only.split(",") if name]
+    only = [name.strip() for name in given.only.split(";") if name.strip()]
     sizes = [int(size) for size in given.batches.split(",")]
     if idle := [name for name in only if not any(arm.startswith(name) for size in sizes for arm in arms_of(size))]:
-        parser.error(f"--only: no arm of these batch sizes begins with {idle[0]!r}; arms are {', '.join(arms_of(max(sizes)))}")
+        parser.error(f"--only: no arm of these batch sizes begins with {idle[0]!r}; arms are {'; '.join(arms_of(max(sizes)))}")
     torch.set_num_threads(1)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each batch is told as it is done, also to a file
     native = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     dtype = given.dtype or ("bfloat16" if native else "float32")
+    print(f"{dtype} on {hardware()['processor']}")
     routed = RoutedModel.wrap(MODEL, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = checkpoint_of(routed, cache_folder())
     task = load_task("arc_easy", given.data)
@@ -274,8 +275,8 @@ def main() -> None:
     flipped = flips(selectors, [ids_of(example) for example in task.select("tune", 512)])
     print("choices: " + ", ".join(f"{count} {name}" for name, count in flipped.items()))
     if given.out:
-        found = {"dtype": dtype, "serve": results, "front": memory, "flips": flipped, "hardware": hardware(), "versions": versions()}
-        write_json(Path(given.out), found)
+        found = {"dtype": dtype, "book": given.book, "serve": results, "front": memory, "flips": flipped}
+        write_json(Path(given.out), found | {"hardware": hardware(), "versions": versions()})
 
 
 if __name__ == "__main__":

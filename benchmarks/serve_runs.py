@@ -2,10 +2,14 @@
 
     python benchmarks/serve_runs.py results/benchmarks/serve-amx*.json
 
-For each batch size and arm that at least two runs have: the speed over stock, as a mean of the runs' medians on the log scale, each
-weighing by its own variance (its 95 % interval over 3.92) and the variance between runs (DerSimonian and Laird, "Meta-analysis in clinical
-trials", 1986), with its 95 % interval; and each run's median. With few runs the variance between them is known poorly: read the medians,
-too.
+Runs of one type, one processor, one length of answers and one code book; others are refused. For each batch size and arm that at least two
+runs have: the speed over stock, as a mean of the runs' medians on the log scale, each weighing by its own variance (its 95 % interval over
+3.92) and the variance between runs (DerSimonian and Laird, "Meta-analysis in clinical trials", 1986); its 95 % interval; and each run's
+median. The interval is that of Hartung and Knapp ("A refined method for the meta-analysis of controlled clinical trials with binary
+outcome", 2001): how far the runs lie apart is itself known from k runs alone, so its quantile is that of t with k - 1 degrees of freedom.
+Runs that agree by chance would make it too narrow: it is never narrower than DerSimonian and Laird's. Two runs leave it so wide that only
+their medians say anything. Then, for each arm of nested routes, the limit that each run measured, and what of its saving it reached; older
+files hold no share of the saving.
 """
 
 from __future__ import annotations
@@ -15,27 +19,71 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+BOOK = "results/policies-smollm2-135m-q4/policies/in-domain/codebook_at_0.9.0"  # of files that do not say
 
 
 def combined(ratios: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """(ratio, low, high) of runs given as (median, low, high)."""
+    """(ratio, low, high) of at least two runs given as (median, low, high)."""
     values = [math.log(median) for median, _, _ in ratios]
     own = [(math.log(high / low) / 3.92) ** 2 for _, low, high in ratios]
     weights = [1 / variance for variance in own]
     mean = sum(w * value for w, value in zip(weights, values, strict=True)) / sum(weights)
     spread = sum(w * (value - mean) ** 2 for w, value in zip(weights, values, strict=True))
     room = sum(weights) - sum(w * w for w in weights) / sum(weights)
-    between = max(0.0, (spread - (len(values) - 1)) / room)
+    free = len(values) - 1
+    between = max(0.0, (spread - free) / room)
     weights = [1 / (variance + between) for variance in own]
     mean = sum(w * value for w, value in zip(weights, values, strict=True)) / sum(weights)
-    half = 1.96 / math.sqrt(sum(weights))
+    spread = sum(w * (value - mean) ** 2 for w, value in zip(weights, values, strict=True))
+    by_runs = float(stats.t.ppf(0.975, free)) * math.sqrt(spread / free / sum(weights))
+    half = max(by_runs, 1.96 / math.sqrt(sum(weights)))
     return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 
-def main() -> None:
+def conditions(run: dict[str, Any]) -> dict[str, Any]:
+    """What runs must have in common; files that say no type are of bfloat16."""
+    return {
+        "dtype": run.get("dtype", "bfloat16"),
+        "processor": run["hardware"]["processor"],
+        "new tokens": ", ".join(sorted({str(row["new"]) for row in run["serve"]})),
+        "code book": run.get("book", BOOK),
+    }
+
+
+def check_alike(paths: Sequence[Path], runs: Sequence[dict[str, Any]]) -> None:
+    """End with one line where runs are not of the same conditions."""
+    first = conditions(runs[0])
+    for path, run in zip(paths, runs, strict=True):
+        for name, value in conditions(run).items():
+            if value != first[name]:
+                raise SystemExit(f"{path} has {name} {value}, {paths[0]} has {first[name]}: give runs of one {name}")
+
+
+def limits(run: dict[str, Any], batch: int, name: str) -> tuple[list[float] | None, list[float] | None]:
+    """(limit, share of its saving reached) of an arm of nested routes, where a run has them."""
+    for row in run["serve"]:
+        found = row["limit"].get(name) or (row["limit"].get(name.rsplit(maxsplit=1)[-1]) if name.startswith("4 nested") else None)
+        if row["batch"] == batch and found:
+            return found["speed"], found.get("saving_reached")
+    return None, None
+
+
+def shown(value: Sequence[float], digits: int = 3) -> str:
+    """A median and its interval."""
+    return f"{value[0]:.{digits}f} ({value[1]:.{digits}f} to {value[2]:.{digits}f})"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path)
-    runs = [json.loads(path.read_text()) for path in parser.parse_args().files]
+    paths = parser.parse_args(arguments).files
+    runs = [json.loads(path.read_text()) for path in paths]
+    check_alike(paths, runs)
+    print(", ".join(f"{name} {value}" for name, value in conditions(runs[0]).items()))
     found: dict[tuple[int, str], list[list[float]]] = {}
     for run in runs:
         for row in run["serve"]:
@@ -44,9 +92,14 @@ def main() -> None:
                     found.setdefault((row["batch"], name), []).append(arm["ratio"])
     for (batch, name), ratios in sorted(found.items()):
         if len(ratios) > 1:
-            ratio, low, high = combined(ratios)
             medians = ", ".join(f"{median:.3f}" for median, _, _ in ratios)
-            print(f"batch {batch:2}  {name:34} {ratio:.3f} ({low:.3f} to {high:.3f})   {len(ratios)} runs: {medians}")
+            print(f"batch {batch:2}  {name:34} {shown(combined(ratios))}   {len(ratios)} runs: {medians}")
+    for batch, name in sorted(found):
+        for path, run in zip(paths, runs, strict=True):
+            limit, reached = limits(run, batch, name)
+            if limit is not None:
+                share = "share of its saving not in the file" if reached is None else f"of its saving reached {shown(reached, 2)}"
+                print(f"batch {batch:2}  {name:34} limit {shown(limit)}, {share}   {path.name}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """A routed server under load for a while: every answer right, no memory growth. `make soak`, in the serving environment.
 
-    .venv-serve/bin/python benchmarks/soak.py [--minutes 20] [--clients 32] [--policy FOLDER] [--out FILE.json]
+    .venv-serve/bin/python benchmarks/soak.py [--minutes 20] [--clients 32] [--policy FOLDER] [--compiled] [--out FILE.json]
 
-Starts `drllm serve` on loopback (SmolLM2-135M in float32, eager, so that no answer depends on the rest of the batch), asks each of some
-requests alone, then has many clients ask them in random order: prompts the policy decides, forced routes, streams, and clients that
-leave in the middle. Prints requests, wrong answers, errors, and the resident memory of the server's processes by minute.
+Starts `drllm serve` on loopback (SmolLM2-135M in float32; eager, or with `--compiled` as users start it), asks each of some requests alone,
+then has many clients ask them in random order by `/v1/completions`: prompts the policy decides, forced routes, streams, and clients that
+leave in the middle. Prints requests, wrong answers, errors, and the resident memory of the server's processes by minute. An answer is wrong
+that is not, word for word, what the request got alone: in float32 sums of another order could only flip a choice of near equals.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--policy", default=POLICY)
+    parser.add_argument("--compiled", action="store_true", help="the server without --eager: minutes more until it is ready")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="")
     given = parser.parse_args()
@@ -78,8 +80,8 @@ def main() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "drllm", "serve", given.policy, "--dtype", "float32", "--eager", "--port", str(port), "--name", "soak",
-               "--max-model-len", "1024", "--vllm-args=--disable-uvicorn-access-log"]  # fmt: skip
+    command = [sys.executable, "-m", "drllm", "serve", given.policy, "--dtype", "float32", "--port", str(port), "--name", "soak",
+               "--max-model-len", "1024", "--vllm-args=--disable-uvicorn-access-log", *([] if given.compiled else ["--eager"])]  # fmt: skip
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         while True:
@@ -98,13 +100,14 @@ def main() -> None:
                 server.wait(60)
             except subprocess.TimeoutExpired:
                 os.killpg(server.pid, signal.SIGKILL)
+    print("compiled" if given.compiled else "eager")
     print(f"{result['requests']} requests of {given.clients} clients in {given.minutes:g} minutes: {result['wrong']} wrong, "
           f"{result['errors']} errors, {result['left']} left early; {len(result['routes'])} routes")  # fmt: skip
     for failure in result["failures"]:
         print(f"  {failure}")
     print("resident MB by minute: " + ", ".join(f"{value:.0f}" for value in result["memory_mb"]))
     if given.out:
-        write_json(Path(given.out), result | {"hardware": hardware(), "versions": versions()})
+        write_json(Path(given.out), result | {"compiled": given.compiled, "hardware": hardware(), "versions": versions()})
     grown = result["memory_mb"][-1] - result["memory_mb"][len(result["memory_mb"]) // 4]
     print(f"from a quarter of the time to its end memory grew by {grown:.0f} MB (at most {MAX_GROWTH_MB} is taken for none)")
     sys.exit(bool(result["wrong"] or result["errors"] or grown > MAX_GROWTH_MB or not result["requests"]))

@@ -15,6 +15,7 @@ from drllm import Route, RoutedModel, cli, commands
 from drllm.cli import main
 from drllm.job import warn_if_slow
 from drllm.model.policy import RoutePolicy
+from drllm.model.routers import RouterConfig, Routers
 
 SRC = str(Path(__file__).parent.parent / "src")
 N_BLOCKS = families.N_BLOCKS
@@ -32,7 +33,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     policy = RoutePolicy(Route.parse("1201"))
     routed.policy = policy
     routed.save_pretrained(root / "policy")
-    policy.prompt_format = "chat"
+    routed.policy = Routers(RouterConfig(routed.n_layers, routed.hidden_size))
+    routed.policy.prompt_format = "chat"
     routed.save_pretrained(root / "chat-policy")
     (root / "corrupt").mkdir()
     (root / "corrupt" / "drllm_config.json").write_text("{")

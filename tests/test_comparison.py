@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy import stats
 
 from drllm.routes import Route
 from drllm.tasks import Example, LoadedTask, get_task
@@ -179,12 +182,54 @@ def test_a_reproductions_page_stands_one_level_down(tmp_path):
     ]  # fmt: skip
 
 
-def test_runs_that_agree_narrow_one_another_and_runs_that_do_not_are_told_as_apart():
+def test_runs_that_agree_narrow_one_another():
+    """Four times the rounds, half the width, and no narrower, though runs that are all the same lie no way apart."""
     one = (1.2, 1.1, 1.2 * 1.2 / 1.1)
     ratio, low, high = serve_runs.combined([one] * 4)
     assert ratio == pytest.approx(1.2)
-    assert high / low == pytest.approx((one[2] / one[1]) ** 0.5), "four times the rounds, half the width"
-    ratio, low, high = serve_runs.combined([one, (1.8, 1.65, 1.8 * 1.8 / 1.65)])
-    assert ratio == pytest.approx((1.2 * 1.8) ** 0.5)
-    assert low < 1.2, "two runs this far apart: no narrower than the way between them"
-    assert high > 1.8
+    assert high / low == pytest.approx((one[2] / one[1]) ** 0.5)
+
+
+@pytest.mark.parametrize("medians", [(1.2, 1.8), (0.95, 1.2, 1.1), (1.0, 1.3, 0.9, 1.6)])
+def test_runs_that_lie_apart_are_a_sample_of_runs(medians: tuple[float, ...]):
+    """Where each is equally sure of itself: the t interval of the mean of their logarithms; two runs say next to nothing."""
+    ratio, low, high = serve_runs.combined([(median, median / 1.02, median * 1.02) for median in medians])
+    logs = np.log(medians)
+    assert ratio == pytest.approx(np.exp(logs.mean()))
+    assert (low, high) == pytest.approx(np.exp(stats.t.interval(0.95, len(logs) - 1, logs.mean(), stats.sem(logs))))
+
+
+def serving_run(path: Path, limit: dict[str, Any], new: int = 32, processor: str = "P", **more: Any) -> Path:
+    """A file of `benchmarks/serve.py` with one arm of nested routes."""
+    arms = {"4 nested routes, compiled": {"ratio": [1.1, 1.0, 1.2]}, "stock, compiled": {"ratio": [1, 1, 1]}}
+    row = {"batch": 32, "new": new, "arms": arms, "limit": limit}
+    path.write_text(json.dumps({"serve": [row], "hardware": {"processor": processor}} | more))
+    return path
+
+
+def test_runs_of_old_and_new_files_are_read_together(tmp_path, capsys):
+    old = serving_run(tmp_path / "old.json", {"compiled": {"speed": [0.98, 0.86, 1.07], "reached": [0.95, 0.8, 1.2]}})
+    limit = {"speed": [1.05, 1.0, 1.09], "saving_reached": [0.5, -2.0, 3.0], "rounds": 10}
+    new = serving_run(tmp_path / "new.json", {"4 nested routes, compiled": limit}, dtype="bfloat16")
+    serve_runs.main([str(old), str(new)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("dtype bfloat16, processor P, new tokens 32")
+    assert lines[1].endswith("2 runs: 1.100, 1.100")
+    assert lines[2].endswith("limit 0.980 (0.860 to 1.070), share of its saving not in the file   old.json")
+    assert lines[3].endswith("limit 1.050 (1.000 to 1.090), of its saving reached 0.50 (-2.00 to 3.00)   new.json")
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"dtype": "float32"}, "has dtype float32, .* has bfloat16: give runs of one dtype"),
+        ({"processor": "Q"}, "has processor Q"),
+        ({"new": 16}, "has new tokens 16"),
+        ({"book": "another"}, "has code book another"),
+    ],
+)
+def test_unlike_runs_are_not_combined(tmp_path, change: dict[str, Any], says: str):
+    paths = [serving_run(tmp_path / "a.json", {}), serving_run(tmp_path / "b.json", {}, **change)]
+    with pytest.raises(SystemExit, match=says):
+        serve_runs.main([str(path) for path in paths])

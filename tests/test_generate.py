@@ -6,11 +6,12 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria, TextStreamer
+from transformers import AutoModelForCausalLM, CompileConfig, GenerationConfig, StoppingCriteria, TextStreamer
 
 import families
 from drllm import InputError, Route, RoutedModel
 from drllm.export import export
+from drllm.inspecting import inspect
 from drllm.model.policy import Policy, RoutePolicy
 from drllm.model.prompts import left_pad
 from reference import reference_generate
@@ -171,6 +172,7 @@ REFUSED = {
     "output_attentions": True,
     "past_key_values": object(),
     "cache": object(),
+    "compile_config": CompileConfig(),
     "assistant_model": object(),
     "penalty_alpha": 0.5,
 }
@@ -332,14 +334,24 @@ def test_a_list_is_one_route_a_prompt_never_broadcast(tiny):
 
 
 def test_a_policy_of_another_prompt_format_is_refused_however_it_comes(tiny):
-    policy = RoutePolicy(ROUTE)
+    policy = ByFirstToken()
     policy.prompt_format = "chat"
     for given in ({"policy": policy}, {}):
         if not given:
             tiny.policy = policy
         with pytest.raises(InputError, match="trained on 'chat' prompts, these are 'raw'"):
             tiny.generate(["Hello"], **given)
-        assert tiny.generate(["Hello"], max_new_tokens=1, check_prompt_format=False, **given)[0].route == ROUTE
+        assert len(tiny.generate(["Hello"], max_new_tokens=1, check_prompt_format=False, **given)) == 1
+
+
+def test_one_route_for_all_takes_any_prompt(tiny, tmp_path):
+    """Whatever it was trained on; `inspect` and its card say so, too."""
+    policy = RoutePolicy(ROUTE)
+    policy.prompt_format = "chat"
+    assert tiny.generate(["Hello"], max_new_tokens=1, policy=policy)[0].route == ROUTE
+    assert inspect(tiny, "Hello", policy, max_new_tokens=1).route == ROUTE
+    tiny.policy = policy
+    assert "- prompts: chat (trained on these; one route for all takes any)" in (tiny.save_pretrained(tmp_path) / "README.md").read_text()
 
 
 def test_hub_leftovers_in_the_models_settings_do_no_harm(tiny):
@@ -382,6 +394,8 @@ def test_a_fixed_route_takes_a_static_cache_and_compilation_as_an_export(tiny, t
     """
     with pytest.raises(InputError, match=r"cache_implementation.*drllm export"):
         tiny.generate(["Hello"], policy=ROUTE, cache_implementation="static")
+    with pytest.raises(InputError, match=r"compile_config.*drllm export"):
+        tiny.generate(["Hello"], policy=ROUTE, compile_config=CompileConfig())
     export(tiny, ROUTE, tmp_path / "fixed")
     fixed = AutoModelForCausalLM.from_pretrained(tmp_path / "fixed")
     wanted = tiny.generate(["Hello there"], policy=ROUTE, max_new_tokens=6, eos_token_id=None, **GREEDY)[0].token_ids

@@ -71,7 +71,9 @@ def test_how_each_policy_is_served(tiny: RoutedModel):
     n = tiny.n_layers
     assert make_spec(None, "", tiny) == ServeSpec("forced", n)
     assert make_spec(None, "", tiny, repeatable="all").repeatable == tuple(range(n))
-    assert make_spec(RoutePolicy(Route.full(n)), "p", tiny) == ServeSpec("static", n, "p", "1" * n)
+    one = RoutePolicy(Route.full(n))
+    one.prompt_format = "raw"  # which says nothing of a route that no prompt changes
+    assert make_spec(one, "p", tiny) == ServeSpec("static", n, "p", "1" * n)
     size = 2 * tiny.hidden_size
     routes = [Route.full(n), Route.full(n).edit(n - 1, 2)]
     book = Codebook(routes, 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.zeros(1), [Point(0.0)], 0)
@@ -85,8 +87,10 @@ def test_how_each_policy_is_served(tiny: RoutedModel):
     assert make_spec(routers, "p", tiny) == ServeSpec("engine", n, "p", repeatable=tuple(range(n)))
     with pytest.raises(InputError, match="only a code book decides before"):
         make_spec(routers, "p", tiny, decide="front")
-    with pytest.raises(InputError, match="repeat blocks 3, so --repeatable none cannot"):
+    with pytest.raises(InputError, match="may repeat blocks 3, so --repeatable none cannot"):
         make_spec(book, "p", tiny, repeatable="none")
+    with pytest.raises(InputError, match="may repeat any block, so --repeatable none cannot"):
+        make_spec(routers, "p", tiny, repeatable="none")
     with pytest.raises(InputError, match="expected all, none, auto"):
         make_spec(None, "", tiny, repeatable="some")
     with pytest.raises(InputError, match="not all among"):
@@ -281,10 +285,27 @@ def test_serve_prints_its_command(monkeypatch, capsys, tiny: RoutedModel, tmp_pa
 
 
 @pytest.mark.filterwarnings("always::UserWarning")
+def test_a_command_that_cannot_run_here_says_what_to_install(monkeypatch, capsys, tiny: RoutedModel, tmp_path):
+    tiny.model.save_pretrained(tmp_path / "base")
+    tiny.tokenizer.save_pretrained(tmp_path / "base")
+    capsys.readouterr()  # how saving went
+    monkeypatch.setattr(launching, "check_installed", functools.partial(_raise, InputError("vLLM is not installed here; install it so")))
+    assert main(["serve", "--base", str(tmp_path / "base"), "--print"]) == 0
+    said = capsys.readouterr()
+    assert said.err == "drllm: warning: this command cannot run as it is: vLLM is not installed here; install it so\n"
+    assert said.out.count("\n") == 2, "and is printed all the same"
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.filterwarnings("always::UserWarning")
 def test_an_open_server_says_who_can_use_it(monkeypatch, capsys, tiny: RoutedModel, tmp_path):
     tiny.model.save_pretrained(tmp_path / "base")
     tiny.tokenizer.save_pretrained(tmp_path / "base")
     capsys.readouterr()  # how saving went
+    monkeypatch.setattr(launching, "check_installed", lambda: "0.32.0")
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
 
     def said(*flags: str) -> str:
@@ -400,8 +421,9 @@ def test_nothing_of_an_artefact_is_unpickled(tiny, tmp_path, capsys):
     assert not mark.exists()
 
 
-def test_a_pickled_base_is_read_as_tensors_alone(tiny, tmp_path):
+def test_a_pickled_base_is_read_as_tensors_alone(monkeypatch, tiny, tmp_path):
     """A base may be a `.bin` file, which is a pickle: transformers and vLLM have torch load nothing but tensors from it."""
+    monkeypatch.setattr(launching, "check_installed", lambda: "0.32.0")
     tiny.model.save_pretrained(tmp_path / "base")
     tiny.tokenizer.save_pretrained(tmp_path / "base")
     torch.save(tiny.model.state_dict(), tmp_path / "base" / "pytorch_model.bin")

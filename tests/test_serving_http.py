@@ -41,6 +41,7 @@ TOPICS = ["plants", "iron", "the Moon", "a whale", "rust", "sound", "glass", "ye
           "a magnet", "lava"]  # fmt: skip
 PROMPTS = [f"Question: {start} {topic}?\nAnswer:" for topic in TOPICS for start in ("What do we know about", "Who first wrote about")]
 KEY = "a-key"
+RUNNING = f'vllm:num_requests_running{{engine="0",model_name="{MODEL}"}}'  # requests in the engine's last step
 
 
 def free_port() -> int:
@@ -140,8 +141,14 @@ def answer(server: Server, prompt: str, **options: Any) -> tuple[str, Any]:
 def test_mixed_requests_equal_the_same_requests_alone(server, routed, book):
     """32 at once, and one after the other: the same routes and the same answers; the routes are those of transformers."""
     alone = [answer(server, prompt) for prompt in PROMPTS]
+    most = 0.0
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
-        together = list(pool.map(lambda prompt: answer(server, prompt), PROMPTS))
+        asked = [pool.submit(answer, server, prompt) for prompt in PROMPTS]
+        while not all(one.done() for one in asked):
+            most = max(most, _count(server, RUNNING))
+            time.sleep(0.05)
+    together = [one.result() for one in asked]
+    assert most > 1, "some step held several requests"
     assert [text for text, _ in together] == [text for text, _ in alone]
     routes = [told[0]["route"] for _, told in together]
     assert routes == [told[0]["route"] for _, told in alone]
@@ -291,7 +298,6 @@ def test_what_is_open_without_the_key(server):
 def test_dropped_connections(server):
     """Clients that leave in the middle of an answer: theirs ends at once, nobody else's changes."""
     wanted = answer(server, PROMPTS[1])
-    running = f'vllm:num_requests_running{{engine="0",model_name="{MODEL}"}}'
     body = json.dumps({"model": MODEL, "prompt": PROMPTS[0], "max_tokens": 900, "stream": True, "ignore_eos": True}).encode()
     head = (f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n").encode()  # fmt: skip
@@ -301,12 +307,12 @@ def test_dropped_connections(server):
     for connection in connections:
         connection.recv(100)
     start = time.monotonic()
-    while _count(server, running) < 6:
+    while _count(server, RUNNING) < 6:
         assert time.monotonic() - start < 30, "the six are not running"
     for connection in connections:
         connection.close()
     start = time.monotonic()
-    while _count(server, running) > 0:  # 900 tokens of six rows would take a minute
+    while _count(server, RUNNING) > 0:  # 900 tokens of six rows would take a minute
         assert time.monotonic() - start < 15, "requests of clients that left are still running"
         time.sleep(0.2)
     assert answer(server, PROMPTS[1])[0] == wanted[0]
@@ -397,7 +403,6 @@ def test_playground(server, width: int, scheme: Any, tmp_path):
 @needs_chromium
 def test_playground_while_an_answer_comes(server):
     """The route and the first words are there before the end, the text grows, a repeated block is told apart, and Stop ends it at once."""
-    running = f'vllm:num_requests_running{{engine="0",model_name="{MODEL}"}}'
     with opened(f"{server.url}/drllm", 1280, "light", (server.url, "data:")) as watched:
         page = watched.page
         page.get_by_text("a code book decides each prompt's route before the engine").wait_for()
@@ -422,7 +427,7 @@ def test_playground_while_an_answer_comes(server):
         assert stop.is_disabled()
         assert page.get_by_role("button", name="Answer", exact=True).is_enabled()
         start = time.monotonic()
-        while _count(server, running) > 0:  # 900 tokens would take a minute
+        while _count(server, RUNNING) > 0:  # 900 tokens would take a minute
             assert time.monotonic() - start < 15, "the server answers on"
             time.sleep(0.2)
     assert watched.complaints == []
@@ -468,8 +473,9 @@ def test_a_code_book_as_users_start_it(book, routed, tmp_path):
 
 
 def test_one_route_as_users_start_it(routed, tmp_path):
-    """Without flags: compiled, in the base's own type; a chat's stream carries the route."""
+    """Without flags: compiled, in the base's own type; a chat's stream carries the route, though it was learned from raw prompts."""
     routed.policy = Route.parse(ROUTES[2])
+    routed.policy.prompt_format = "raw"
     folder = routed.save_pretrained(tmp_path / "static")
     routed.policy = None
     served = Server([str(folder)], tmp_path / "log.txt")
@@ -480,13 +486,14 @@ def test_one_route_as_users_start_it(routed, tmp_path):
         (told,) = [part.model_extra["drllm"] for part in parts if part.model_extra.get("drllm")]
         assert (told[0]["route"], told[0]["passes"], told[0]["decided"]) == (ROUTES[2], 24, "server")
         assert sum(bool(part.choices[0].delta.content) for part in parts) > 4
-        assert _count(served, f'drllm_requests_total{{decided="server",route="{ROUTES[2]}"}}') == 1
+        assert answer(served, PROMPTS[0], max_tokens=4)[1][0]["route"] == ROUTES[2]
+        assert _count(served, f'drllm_requests_total{{decided="server",route="{ROUTES[2]}"}}') == 2
     finally:
         served.stop()
 
 
 def test_a_policy_in_the_engine_tells_its_routes(tmp_path):
-    """Tiny routers decide inside the engine: each answer, whole or streamed, carries the route that transformers decides."""
+    """Tiny routers, compiled as users start them, decide inside the engine: answers, whole or streamed, carry transformers' routes."""
     from drllm.model.routers import RouterConfig, Routers
     from engines import N_BLOCKS, checkpoint
 
@@ -497,7 +504,7 @@ def test_a_policy_in_the_engine_tells_its_routes(tmp_path):
         tensor.copy_(torch.randn(tensor.shape, generator=generator) * (1.0 if name.startswith("w") else 0.1))
     base.policy = routers
     folder = base.save_pretrained(tmp_path / "routers")
-    served = Server([str(folder), "--dtype", "float32", "--eager", "--any-format", "--name", "tiny"], tmp_path / "log.txt")
+    served = Server([str(folder), "--dtype", "float32", "--name", "tiny"], tmp_path / "log.txt")
     try:
         prompts = [letter * (3 + 5 * place) for place, letter in enumerate("aZ{0 ~bQ")]
         wanted = [str(base.generate([prompt], max_new_tokens=1)[0].route) for prompt in prompts]

@@ -32,6 +32,7 @@ from test_serving_http import free_port
 openai = pytest.importorskip("openai")
 pytest.importorskip("ray.serve")
 aiohttp = pytest.importorskip("aiohttp")
+pytestmark = pytest.mark.slow  # all of it: only `make test-slow` installs Ray Serve
 
 
 @pytest.fixture
@@ -124,7 +125,6 @@ def children(command: str) -> list[int]:
     return sorted(found)
 
 
-@pytest.mark.slow
 @needs_vllm
 def test_a_replica_killed_under_load(tmp_path):
     base = checkpoint(tmp_path / "base", "llama")

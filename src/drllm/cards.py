@@ -54,8 +54,7 @@ def render_card(config: Mapping[str, Any], digest: str, route: str | None = None
         f"- base: `{base}`{' at ' + config['base_revision'] if config['base_revision'] else ''}, weights `{config['fingerprint']}`: "
         "other weights are refused",
         f"- blocks: {config['n_layers']}" + (f", route `{route}`" if route else ""),
-        f"- prompts: {config['prompt_format'] or 'any format'}" + (" (trained on these; others are refused unless forced)" if
-                                                                  config["prompt_format"] else ""),
+        f"- prompts: {_prompts(config['prompt_format'], route)}",
         f"- tasks: {', '.join(tasks) or 'none evaluated yet'}",
         f"- guarantee: {_guarantee(config.get('guarantee'))}", "",
     ]  # fmt: skip
@@ -74,6 +73,13 @@ def _how_to_use(policy: str) -> list[str]:
         return ["```", "drllm evaluate --out THE RUN FOLDER --methods base,THIS FOLDER'S NAME", "```", ""]
     return ["```python", "from drllm import RoutedModel", 'model = RoutedModel.from_pretrained("THIS FOLDER OR ID")',
             'model.generate("What do plants need to grow?")[0].text', "```", ""]  # fmt: skip
+
+
+def _prompts(prompt_format: str | None, route: str | None) -> str:
+    """What a policy learned from, and what it takes."""
+    if prompt_format is None:
+        return "any format"
+    return f"{prompt_format} (trained on these; " + ("one route for all takes any)" if route else "others are refused unless forced)")
 
 
 def _guarantee(found: Mapping[str, Any] | None) -> str:

@@ -86,7 +86,8 @@ class _Watched(Policy):
     def __init__(self, policy: Policy):
         self.policy = policy
         self.n_layers = policy.n_layers
-        self.prompt_format, self.guarantee = policy.prompt_format, policy.guarantee
+        self.prompt_format = policy.prompt_format if policy.route is None else None  # one route for all takes both
+        self.guarantee = policy.guarantee
         self.probabilities: list[tuple[float, ...]] = []
         self.values: list[float] = []
         self.mask_BT: Tensor

@@ -59,6 +59,7 @@ def serve(job: Job) -> Lines:
                "engine": "the policy decides in the engine", "forced": "the base, or a request's own route"}[spec.mode]  # fmt: skip
     yield f"serving {name}: {decided}"
     if arguments.print:
+        warn_if_it_cannot_run()
         shown = started.env | ({"VLLM_API_KEY": "..."} if arguments.api_key else {})
         yield shlex.join(["env", *(f"{key}={value}" for key, value in shown.items()), *started.argv])
         return
@@ -90,6 +91,16 @@ def words_of(text: str) -> list[str]:
         return shlex.split(text)
     except ValueError as error:
         raise InputError(f"--vllm-args {text!r} cannot be split into words ({error})") from None
+
+
+def warn_if_it_cannot_run() -> None:
+    """Warn where the Python of a printed command has no vLLM to start."""
+    from drllm.serving.launch import check_installed
+
+    try:
+        check_installed()
+    except InputError as error:
+        warnings.warn(f"this command cannot run as it is: {error}", stacklevel=2)
 
 
 def warn_if_open(host: str, key: str) -> None:

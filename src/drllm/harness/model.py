@@ -158,7 +158,7 @@ class RoutedLM(_Stock):
 
     def _warn_of_format(self) -> None:
         """Say once that the policy was trained on prompts of another format."""
-        wanted = None if self._policy is None else self._policy.prompt_format
+        wanted = None if self._policy is None or self._policy.route is not None else self._policy.prompt_format
         if wanted not in (None, self._format) and not self._warned:
             logger.warning("this policy was trained on %s prompts, these are %s: its routes may be arbitrary", wanted, self._format)
             self._warned = True

@@ -28,6 +28,7 @@ UNROUTABLE_OPTIONS = (
     "cache_implementation",
     "past_key_values",
     "cache",
+    "compile_config",
     "use_cache",
     "output_hidden_states",
     "output_attentions",
@@ -63,7 +64,8 @@ def refuse_options(options: dict[str, Any], names: Iterable[str], why: str) -> N
 def refuse_unroutable(model: Any, options: dict[str, Any]) -> None:
     """Refuse the options no route can follow, wherever they were given."""
     why = "with a route, drllm generates greedily or by sampling, the whole prompt in one step, with its own cache"
-    if setting(model, options, "cache_implementation") not in (None, *_HARMLESS["cache_implementation"]):
+    fixed_cache = setting(model, options, "cache_implementation") not in (None, *_HARMLESS["cache_implementation"])
+    if fixed_cache or setting(model, options, "compile_config") is not None:  # transformers compiles with a static cache alone
         why += " (one fixed route for all: `drllm export` writes a checkpoint that takes any cache, and compilation)"
     refuse_options({name: setting(model, options, name) for name in UNROUTABLE_OPTIONS}, UNROUTABLE_OPTIONS, why)
 

@@ -40,7 +40,7 @@ class Policy(ABC):
 
     name: ClassVar[str] = ""
     n_layers: int
-    prompt_format: str | None = None  # "raw" or "chat", what it was trained on; None takes both
+    prompt_format: str | None = None  # "raw" or "chat", what it was trained on; None, or one route for all, takes both
     guarantee: dict[str, Any] | None = None  # what `drllm train --calibrate` found (`drllm.evaluation.gate.Guarantee`), as plain values
     evaluate_only: ClassVar[bool] = False  # compared, but no route to generate along
 

@@ -247,7 +247,7 @@ class RoutedModel:
             input_ids, attention_mask: (B, T), left-padded.
             policy: a Policy, a Route, or a list of one Route a prompt; default the model's own. None of them: the base model.
             max_new_tokens: default 64, unless `max_length` or a generation_config says otherwise.
-            check_prompt_format: refuse prompts of another format than the policy was trained on.
+            check_prompt_format: refuse prompts of another format than a policy was trained on; one route for all takes both.
             epsilon: refuse a policy that is not promised to lose less accuracy than this (`drllm train --calibrate`); the base passes.
             **hf: options of transformers' `generate`: do_sample, temperature, num_return_sequences, stop_strings, streamer, ...
 
@@ -266,7 +266,7 @@ class RoutedModel:
                     raise InputError(
                         f"the promise was made for {chosen.prompt_format!r} prompts, these are {prompt_format!r}: leave epsilon out"
                     )
-                if check_prompt_format:
+                if check_prompt_format and chosen.route is None:  # one route for all is no more arbitrary here than there
                     raise InputError(
                         f"the policy was trained on {chosen.prompt_format!r} prompts, these are {prompt_format!r}: its routes would "
                         "be arbitrary; pass check_prompt_format=False (--any-format) to use it all the same"

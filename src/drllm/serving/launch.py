@@ -77,7 +77,7 @@ def make_spec(
         decide: "front" (before the engine), "engine" (inside, at prefill) or "auto": a code book before, any other inside.
         repeatable: blocks with keys and values for a second pass: "all", "none", numbers such as "3,17", or "auto": those that the policy's
             routes repeat; all for a policy whose routes cannot be listed; none without a policy.
-        any_format: take prompts of a format that the policy was not trained on.
+        any_format: take prompts of a format that the policy was not trained on; one route for all takes both anyway.
     """
     from drllm.model.codebook import Codebook
 
@@ -90,7 +90,7 @@ def make_spec(
     if policy.route is not None:
         if not policy.route.n_passes:
             raise InputError("the policy's route runs no block: there is nothing to serve")
-        return ServeSpec("static", n_layers, folder, str(policy.route), prompt_format=prompt_format)
+        return ServeSpec("static", n_layers, folder, str(policy.route))  # which no prompt changes, so both formats are taken
     book = isinstance(policy, Codebook)
     if decide == "front" and not book:
         raise InputError(f"a {policy.name!r} policy reads every block, so only a code book decides before the engine: --decide engine")
@@ -106,7 +106,8 @@ def make_spec(
 
 def _blocks(text: str, auto: tuple[int, ...], n_layers: int) -> tuple[int, ...]:
     if text == "none" and auto:
-        raise InputError(f"the policy's routes repeat blocks {', '.join(map(str, auto))}, so --repeatable none cannot serve it: use auto")
+        blocks = "any block" if len(auto) == n_layers else f"blocks {', '.join(map(str, auto))}"
+        raise InputError(f"the policy's routes may repeat {blocks}, so --repeatable none cannot serve it: use auto")
     if text in ("auto", "none"):
         return auto
     if text == "all":

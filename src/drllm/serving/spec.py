@@ -26,7 +26,7 @@ class ServeSpec:
         route: the one route, of `static`.
         repeatable: blocks that have keys and values for a second pass; what they cost in cache is paid whether or not a route repeats.
         routes: those that requests will mostly take, where they are known: what they have in common is compiled.
-        prompt_format: "raw" or "chat", what the policy was trained on; None takes both.
+        prompt_format: "raw" or "chat", what a policy that reads prompts was trained on; None takes both.
     """
 
     mode: str
