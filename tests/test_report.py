@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from drllm import ArtifactError, EvaluateConfig, InputError, Route
@@ -21,6 +23,7 @@ from drllm.files import write_json, write_text
 from drllm.plans import check_plan
 from drllm.records import RouteRecord, write_shard
 from drllm.reporting import drawing, report
+from drllm.reporting.figures import usage_map
 from drllm.scoring import Verdict
 from drllm.tasks import get_task
 
@@ -338,3 +341,58 @@ def test_pictures_are_refused_by_name_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match="need matplotlib"):
         drawing.need_matplotlib()
+
+
+def test_what_an_earlier_evaluation_left_is_shown_where_it_still_compares(run: Path):
+    """`evaluate` writes a summary of its own methods and tasks; a page shows every method whose verdicts pair with the base's."""
+    write_evaluation(run, behaviour={name: BEHAVIOUR[name] for name in ("base", "static")})
+    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
+    assert "**static: " in page, "the latest evaluation leads"
+    row = next(line for line in page.splitlines() if line.startswith("| all | routers |"))
+    assert "| 24 | +16.7 (" in row, "made from the verdict files, as evaluate makes it"
+    assert "| all | shuffled |" in page
+    assert "Routes of 1 comparisons of earlier evaluations" in page
+    write_evaluation(run, tasks=("piqa",), behaviour={name: BEHAVIOUR[name] for name in ("base", "static")})
+    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
+    assert "### Tune-other-tasks split" in page, "what the latest did not ask stands beside it"
+    # Of other questions than the base's there are no pairs.
+    write_evaluation(run, behaviour={"base": BEHAVIOUR["base"]}, n=N - 2)
+    for path in (run / "evaluate" / "tune").glob("base/*.parquet"):
+        path.unlink()
+    write_evaluation(run, behaviour={"base": BEHAVIOUR["base"]}, n=N - 2)
+    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
+    assert "| all | routers |" not in page
+    assert "a policy trained anew since: routers." in page
+    assert "| all | shuffled |" not in page
+
+
+def test_verdicts_of_a_policy_that_has_been_trained_again_are_left_out(run: Path):
+    folder = run / "evaluate" / "tune"
+    for task in TASKS:
+        path = folder / "routers" / f"{task}.parquet"
+        table = pq.read_table(path)
+        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"policy": b"what it was"}), path)
+    (run / "routers").mkdir()
+    write_json(run / "routers" / "drllm_config.json", {"policy": "routers", "base_id": "tiny"})
+    write_evaluation(run, behaviour={name: BEHAVIOUR[name] for name in ("base", "static")})
+    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
+    assert "| all | routers |" not in page
+    assert "a policy trained anew since: routers." in page
+    assert "| all | shuffled |" not in page
+
+
+def test_a_folder_without_its_trainings_says_that_they_are_not_kept(run: Path):
+    shutil.rmtree(run / "train")
+    jobs = json.loads((run / "run.json").read_text())
+    write_json(run / "run.json", [*jobs, {"job": "train", "status": "finished"}])
+    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
+    assert "holds no training curves, though run.json tells of" in page
+    assert "holds no saved policy, though run.json tells" in page
+
+
+def test_a_task_that_a_method_leaves_alone_is_on_the_heat_map(tmp_path: Path):
+    """That it takes the base's route there is a finding; a method that does so everywhere is no row."""
+    rows = {("tune", "routers", "piqa"): [{"route": "1111"}], ("tune", "routers", "arc_easy"): [{"route": "1011"}]}
+    chart = usage_map(rows | {("tune", "static", "piqa"): [{"route": "1111"}]}, tmp_path, "tune")
+    assert not isinstance(chart, str)
+    assert {(row[0], row[1]) for row in chart.rows} == {("routers", "piqa"), ("routers", "arc_easy")}

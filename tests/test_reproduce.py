@@ -9,11 +9,14 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from scipy import stats
 
 import drllm.pipeline
 import drllm.reproducing.clock
@@ -27,16 +30,18 @@ from drllm.methods.base import get_method
 from drllm.model import artifact
 from drllm.pipeline import under_policy
 from drllm.records import read_records
-from drllm.reporting.load import read_answers
+from drllm.reporting.load import read_answers, read_verdicts
 from drllm.reporting.report import report
-from drllm.reproducing import published
-from drllm.reproducing.exhibits import Claim, Difference, above_all, against, in_domain, train_routers
+from drllm.reproducing import exhibits, published
+from drllm.reproducing.exhibits import Claim, Difference, above_all, against, in_domain, train_routers, weighed
 from drllm.reproducing.paper_figures import KNOB, WINDOWS
 from drllm.reproducing.paper_rivals import BUDGET, BUDGETED
+from drllm.reproducing.paper_tables import p_of_ratio
 from drllm.reproducing.run import EXHIBITS, dry_run, reproduce, stages_of, wanted_exhibits
 from drllm.reproducing.setup import Setup
 from drllm.reproducing.stages import Bench, Clock, Search, Train, Turn
 from drllm.routes import Route
+from drllm.tasks import grading
 from runs import L, folder_bytes, model, questions, write_rows
 
 LEARNED, OUTSIDE = ("arc_easy", "arc_challenge"), "piqa"
@@ -319,7 +324,7 @@ def test_what_is_not_for_a_family_is_named_and_left_out(folder, tmp_path):
     page = reproduce(bench, wanted_exhibits(["table5"])).with_suffix(".md").read_text(encoding="utf-8")
     assert {"mindskip", "flexidepth"} <= bench.missed.keys()
     assert "mindskip is not in the table:" in page
-    assert "Of the rivals" in page or "routers_budget is not in the table" in page
+    assert "Best of the rivals" in page or "routers_budget is not in the table" in page
 
 
 def test_variants_learn_from_the_same_states(bench):
@@ -488,3 +493,53 @@ def test_a_search_done_in_another_type_is_taken_as_it_is(tiny, folder, tmp_path)
         Bench(tiny, asked).run(Search(LEARNED[0]))
     with pytest.raises(ArtifactError, match="searched with"):  # other settings are refused, whatever the type
         Bench(tiny, dataclasses.replace(asked, config=dataclasses.replace(asked.config, n_simulations=9))).run(Search(LEARNED[0]))
+
+
+def test_a_claim_says_what_is_left_without_tasks_of_few_questions(monkeypatch, tmp_path):
+    """21 questions weigh as much as 500 in a mean over tasks, and say less."""
+    verdicts = {("mine", "small"): [True] * 9, ("other", "small"): [False] * 9}
+    verdicts |= {("mine", task): [False] * 10 + [True] * 50 for task in ("a", "b")} | {("other", task): [True] * 60 for task in ("a", "b")}
+    rows = lambda bench, stage, method, task: [{"id": n, "correct": right} for n, right in enumerate(verdicts[method, task])]  # noqa: E731
+    monkeypatch.setattr(exhibits, "answers", rows)
+    stage: Any = SimpleNamespace(tasks=("small", "a", "b"))
+    bench: Any = None
+    found = against(bench, stage, "mine", "other")
+    assert found.mean == pytest.approx((1 - 1 / 6 - 1 / 6) / 3)
+    assert found.rest is not None
+    assert found.rest.mean == pytest.approx(-1 / 6)
+    assert found.few == "small (9)"
+    claim = weighed("mine is better", [found])
+    assert claim.holds is True
+    assert "without small (9) -16.7 points" in claim
+    assert "Without small (9) this does not hold." in claim
+    assert against(bench, stage, "mine", "other", ("a", "b")).rest is None
+    assert against(bench, stage, "mine", "other", ("small", "a")).rest is None, "one task is no mean over tasks"
+
+
+def test_batch_sizes_are_judged_together():
+    row = {"ratio": 1.165, "ratio_low": 1.027, "ratio_high": 1.322}
+    assert p_of_ratio(row) == pytest.approx(0.024, abs=0.001), "t of eight rounds: the bound itself would be 0.05"
+    half = 1.1 ** stats.t.ppf(0.975, 7)
+    assert p_of_ratio({"ratio": half, "ratio_low": 1.0, "ratio_high": half**2}) == pytest.approx(0.05)
+
+
+def test_mathematics_without_math_verify_is_refused_before_anything_is_searched(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(grading.MathChecker, "_start", lambda self: (_ for _ in ()).throw(InputError("math-verify does not load")))
+    grading._checker.cache_clear()
+    setup = Setup("tiny", ("arith-1",), tmp_path, "", ReproduceConfig(scale=SCALE, outside=("arith-2",)))
+    with pytest.raises(InputError, match="math-verify does not load"):
+        reproduce(Bench(tiny, setup), wanted_exhibits(["table2"]))
+    grading._checker.cache_clear()
+    assert not (tmp_path / "search").exists()
+
+
+def test_verdict_files_say_what_they_can_be_compared_with(bench):
+    split = bench.run(in_domain(bench.setup))["split"]
+    files = {
+        name: read_verdicts(bench.setup.out / "evaluate" / split / name / f"{LEARNED[0]}.parquet")
+        for name in ("base", "routers", "shuffled")
+    }
+    assert len({file.metadata["comparable"] for file in files.values()}) == 1
+    assert files["routers"].metadata["policy"] == artifact.digest(bench.setup.out / "routers")
+    other = read_verdicts(bench.setup.out / "evaluate" / split / "base" / f"{LEARNED[1]}.parquet")
+    assert other.metadata["comparable"] != files["base"].metadata["comparable"], "other questions"

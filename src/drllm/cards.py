@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,11 @@ _POLICIES = {
     "oracle": "an oracle of some routes: told every answer, an upper bound. For evaluation only",
 }
 _EVALUATE_ONLY = ("mindskip", "flexidepth", "oracle")
+
+
+def policy_digest(folder: Path) -> str:
+    """Identifies a saved policy: its configuration and, through it, every file of it."""
+    return hashlib.sha256((folder / CONFIG_FILE).read_bytes()).hexdigest()[:16]
 
 
 def render_card(config: Mapping[str, Any], digest: str, route: str | None = None, run: Path | None = None, method: str = "") -> str:

@@ -20,6 +20,8 @@ def add_reproduce(parser: argparse.ArgumentParser) -> None:
 
 def reproduce_paper(job: Job) -> Lines:
     """Run `drllm reproduce`."""
+    from drllm.reporting.drawing import need_matplotlib
+    from drllm.reporting.page import need_page
     from drllm.reproducing.run import dry_run, reproduce, wanted_exhibits
     from drllm.reproducing.setup import TASKS, Setup, changed_flags
     from drllm.tasks import get_task
@@ -34,6 +36,9 @@ def reproduce_paper(job: Job) -> Lines:
     if job.arguments.dry_run and config.plain_ms:
         yield from dry_run(exhibits, setup, config.plain_ms)
         return
+    if not job.arguments.dry_run:  # before the model is loaded
+        need_matplotlib()
+        need_page()
     routed = job.load(setup.model)
     if job.arguments.dry_run:
         from drllm.reproducing.clock import plain_ms

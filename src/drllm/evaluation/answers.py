@@ -50,6 +50,8 @@ class Asked:
         saved: the folder of the method's policy; None for the base, and for controls.
         routes: of a control, one a question in the order in which they are answered.
         path, key: where the verdicts go, and what names all they depend on.
+        told: of the verdicts, kept beside the key for readers who have neither model nor questions: what they can be compared with
+            (`comparable`), and whose verdicts they are (`policy`).
     """
 
     method: str
@@ -59,6 +61,7 @@ class Asked:
     routes: list[Route] | None
     path: Path
     key: str = ""
+    told: tuple[tuple[str, str], ...] = ()
 
     @property
     def label(self) -> str:
@@ -80,6 +83,13 @@ class Asked:
         if self.routes is not None:
             digest.update(" ".join(map(str, self.routes)).encode())
         return digest.hexdigest()
+
+
+def told_of(routed: RoutedModel, config: EvaluateConfig, questions: Sequence[Any], saved: Path | None) -> tuple[tuple[str, str], ...]:
+    """`Asked.told`: two methods' verdicts can be compared where weights, type, configuration and questions are the same."""
+    named = json.dumps([routed.fingerprint, str(routed.model.dtype), to_dict(config), questions_digest(questions)])
+    policy = () if saved is None else (("policy", artifact.digest(saved)),)
+    return ("comparable", hashlib.sha256(named.encode()).hexdigest()[:16]), *policy
 
 
 def scorer_of(routed: RoutedModel, task: Task, config: EvaluateConfig) -> Scorer:
@@ -130,7 +140,7 @@ def answer(scorer: Scorer, questions: Sequence[Any], policy: Policy | None, aske
             "correct_acc_norm": pa.array(answered.acc_norm, pa.bool_()), "margin": pa.array(answered.margin, pa.float32()),
             "route": [str(route) for route in routes], "n_passes": [route.n_passes for route in routes],
         },
-        metadata={"key": asked.key, "seconds": repr(seconds)},
+        metadata={"key": asked.key, "seconds": repr(seconds)} | dict(asked.told),
     )  # fmt: skip
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)

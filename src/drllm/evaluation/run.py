@@ -13,24 +13,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from drllm.config import EvaluateConfig, Resources, to_dict
 from drllm.crew import connected
 from drllm.errors import InputError
-from drllm.evaluation.answers import Answered, Asked, answer, control_routes, questions_of, read_answers, scorer_of
+from drllm.evaluation.answers import Answered, Asked, answer, control_routes, questions_of, read_answers, scorer_of, told_of
 from drllm.evaluation.cluster import answer_on_ray
 from drllm.evaluation.names import BASE, check_methods, owner_of
+from drllm.evaluation.rows import Verdicts, row_of
 from drllm.evaluation.sources import run_sources
-from drllm.evaluation.stats import mcnemar, paired_bootstrap, wilson
 from drllm.files import write_json
 from drllm.model import artifact
 from drllm.model.policy import EvaluateOnlyPolicy
 from drllm.model.routed import RoutedModel
 from drllm.plans import path_plans, search_plans
 from drllm.provenance import running
-from drllm.routes import PartialDepth
 from drllm.tasks import LoadedTask, drop_overlaps, load_task, texts_digest
 
 
@@ -88,7 +86,7 @@ def evaluate(
             routes = control_routes(method.partition("-")[0], answers[owner][task].routes, f"{config.seed}:{task}")
         saved = out / method if method in policies else None
         made = Asked(method, loaded[task].task, examples[task], saved, routes, folder / method / f"{task}.parquet")
-        return replace(made, key=made.key_with(routed, config, questions))
+        return replace(made, key=made.key_with(routed, config, questions), told=told_of(routed, config, questions, saved))
 
     def answer_here() -> None:
         if resources.threads:
@@ -131,29 +129,13 @@ def evaluate(
 def summarize(answers: dict[str, dict[str, Answered]], config: EvaluateConfig, routed: RoutedModel) -> dict[str, Any]:
     """Rows of the summary: each method on each task, and on all tasks together when there are several."""
     tasks = list(answers[BASE])
+    told = {method: {task: _told(answered) for task, answered in by_task.items()} for method, by_task in answers.items()}
     rows = []
-    for method, by_task in answers.items():
+    for method, by_task in told.items():
         for name in [*tasks, *(["all"] if len(tasks) > 1 else [])]:
             parts = tasks if name == "all" else [name]
-            ours = np.concatenate([np.array(by_task[task].correct, dtype=float) for task in parts])
-            base = np.concatenate([np.array(answers[BASE][task].correct, dtype=float) for task in parts])
-            strata = np.concatenate([np.full(len(by_task[task].ids), index) for index, task in enumerate(parts)])
-            passes = [route.n_passes for task in parts for route in by_task[task].routes]
-            low, high = wilson(int(ours.sum()), len(ours))
-            row: dict[str, Any] = {
-                "method": method, "task": name, "n": len(ours), "accuracy": float(ours.mean()), "wilson_low": low, "wilson_high": high,
-                "mean_passes": float(np.mean(passes)), "n_layers": routed.n_layers,
-                "distinct_routes": len({route for task in parts for route in by_task[task].routes}),
-                "identity_share": _identity_share([route for task in parts for route in by_task[task].routes]),
-                "seconds": sum(by_task[task].seconds for task in parts),
-            }  # fmt: skip
-            if method != BASE:
-                difference, d_low, d_high = paired_bootstrap(ours, base, config.n_resamples, config.seed, strata)
-                row |= {
-                    "difference": difference, "difference_low": d_low, "difference_high": d_high, "mcnemar_p": mcnemar(ours, base),
-                    "better": int((ours > base).sum()), "worse": int((ours < base).sum()),
-                }  # fmt: skip
-            rows.append(row)
+            base = None if method == BASE else [told[BASE][task] for task in parts]
+            rows.append(row_of(method, name, routed.n_layers, [by_task[task] for task in parts], base, config.n_resamples, config.seed))
     return {
         "split": config.folder,
         "reference": BASE,
@@ -164,9 +146,9 @@ def summarize(answers: dict[str, dict[str, Answered]], config: EvaluateConfig, r
     }
 
 
-def _identity_share(routes: Sequence[Any]) -> float | None:
-    """How many prompts took the base's route; None for what decides no route."""
-    return None if any(isinstance(route, PartialDepth) for route in routes) else float(np.mean([route.is_full for route in routes]))
+def _told(answered: Answered) -> Verdicts:
+    routes = [str(route) for route in answered.routes]
+    return Verdicts(answered.correct, routes, [route.n_passes for route in answered.routes], answered.seconds)
 
 
 def _sources(out: Path) -> dict[str, str | None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from drllm.cards import CARD_FILE, CONFIG_FILE, is_card, render_card
+from drllm.cards import CARD_FILE, CONFIG_FILE, is_card, policy_digest, render_card
 from drllm.errors import ArtifactError, InputError, network_errors
 from drllm.files import write_json, write_text
 from drllm.model.policy import Policy, policy_class
@@ -74,9 +74,7 @@ def write_card(folder: Path) -> None:
         write_text(path, card(folder))
 
 
-def digest(folder: Path) -> str:
-    """Identifies a saved policy: its configuration and, through it, every file of it."""
-    return _digest(folder / CONFIG_FILE)[:16]
+digest = policy_digest
 
 
 def locate(name: str | Path, revision: str | None = None) -> Path:

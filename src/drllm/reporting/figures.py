@@ -14,9 +14,10 @@ from drllm.reporting import plots
 from drllm.reporting.drawing import colour, entitle, marker, new_figure, number, whole_ticks, write_chart
 from drllm.reporting.parts import Chart
 from drllm.routes import Action, Route
-from drllm.tables import display_name, pooled_rows
+from drllm.tables import POOLED, display_name, pooled_rows
 
 TITLED = 3  # tasks that fit a title
+MAPPED = 42  # rows of a heat map by method and task; of more, tasks are pooled
 UPPER_BOUNDS = ("oracle",)
 INTERVALS = "The intervals are of single methods, not of differences; methods of equal cost stand side by side."
 FRONT = "Controls and upper bounds are not on the Pareto front, and a point on it need not be better than its neighbours for sure."
@@ -115,12 +116,18 @@ def usage_map(questions: Mapping[tuple[str, str, str], Sequence[Mapping[str, Any
     rows: dict[str, list[float]] = {}
     sizes = []
     table = []
+    taken: dict[tuple[str, str], list[Route]] = {}
     for (where, method, task), answers in sorted(questions.items()):
-        routes = [Route.parse(row["route"]) for row in answers if row.get("route")]
-        if where != split or owner_of(method) or not routes or all(route.is_full for route in routes):
-            continue
+        if where == split and not owner_of(method) and (routes := [Route.parse(row["route"]) for row in answers if row.get("route")]):
+            taken[method, task] = routes
+    # A method that leaves the base's route somewhere is shown everywhere: that it does not on a task is a finding.
+    leaving = {method for (method, _), routes in taken.items() if not all(route.is_full for route in routes)}
+    taken = {place: routes for place, routes in taken.items() if place[0] in leaving}
+    if len(taken) > MAPPED:
+        taken = {(method, POOLED): [route for place, part in taken.items() if place[0] == method for route in part] for method, _ in taken}
+    for (method, task), routes in taken.items():
         means = mean_usage(routes)
-        rows[f"{display_name(method)}, {task}"] = means
+        rows[display_name(method) if task == POOLED else f"{display_name(method)}, {task}"] = means
         sizes.append(len(routes))
         table += [(method, task, block, len(routes), number(mean)) for block, mean in enumerate(means)]
     if not rows:

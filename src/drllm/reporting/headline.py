@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from drllm.evaluation.names import owner_of
+from drllm.evaluation.rows import mean_over_tasks
+from drllm.reporting.earlier import OTHER_TASKS
 from drllm.reporting.figures import UPPER_BOUNDS
 from drllm.reporting.load import Run
 from drllm.reporting.parts import Bullets, Folded, Part, Table
@@ -23,6 +26,7 @@ class Compared:
     split: str
     summary: Mapping[str, Any]
     row: Mapping[str, Any]
+    even: tuple[float, float, float, float] | None = None  # (mean over tasks, low, high, p), where there are several and it is known
 
     @property
     def word(self) -> str:
@@ -44,9 +48,12 @@ class Compared:
         if self.word == UNCHANGED:
             claim = f"{self.word} as the {reference}, no verdict changes"
         among = tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
+        evenly = (
+            "" if self.even is None else f"with each task weighing the same {with_interval(*self.even[:3])}, p {p_value(self.even[3])}; "
+        )
         return (
             f"{row['method']}: {claim}: {self.difference} points, 95 % interval in brackets, McNemar p {p_value(row['mcnemar_p'])}, "
-            f"on {row['n']:,} questions of {among} ({self.split} split); "
+            f"on {row['n']:,} questions of {among} ({self.split} split); {evenly}"
             f"it makes {row['mean_passes']:.1f} block passes a prompt, the {reference} {row['n_layers']}."
         )
 
@@ -58,8 +65,9 @@ def judged(summary: Mapping[str, Any]) -> list[str]:
 
 
 def by_size(run: Run) -> dict[str, dict[str, Any]]:
-    """The summaries, those of most questions first: they tell most."""
-    return dict(sorted(run.summaries.items(), key=lambda item: -max((row["n"] for row in item[1]["rows"]), default=0)))
+    """The summaries, those of most questions first: they tell most; what earlier evaluations asked of other tasks comes last."""
+    n_asked = lambda summary: max((row["n"] for row in summary["rows"]), default=0)  # noqa: E731
+    return dict(sorted(run.summaries.items(), key=lambda item: (item[0].endswith(OTHER_TASKS), -n_asked(item[1]))))
 
 
 def headline(run: Run) -> list[Part]:
@@ -74,7 +82,7 @@ def headline(run: Run) -> list[Part]:
     if not found:
         return []
     first = max(found, key=lambda one: _tells(run, one))
-    parts: list[Part] = [Bullets((str(first),), strong=True)]
+    parts: list[Part] = [Bullets((str(dataclasses.replace(first, even=_evenly(run, first))),), strong=True)]
     if others := [one for one in found if one is not first]:
         rows = tuple((one.row["method"], one.word, one.difference, p_value(one.row["mcnemar_p"]), f"{one.row['n']:,}",
                       f"{one.row['mean_passes']:.2f} of {one.row['n_layers']}", one.split) for one in others)  # fmt: skip
@@ -83,9 +91,29 @@ def headline(run: Run) -> list[Part]:
     return parts
 
 
-def _tells(run: Run, one: Compared) -> tuple[bool, bool, int, bool, bool]:
-    """How much a comparison tells of the method: in domain, of a policy, on many questions, of routers or else of what looks at prompts."""
+def _evenly(run: Run, one: Compared) -> tuple[float, float, float, float] | None:
+    """The mean over tasks, where they are of different sizes: of pooled questions the task with the most of them decides."""
+    tasks = one.summary["tasks"]
+    files = [[run.questions.get((one.split, method, task)) for task in tasks] for method in (one.row["method"], one.summary["reference"])]
+    if not all(map(all, files)):
+        return None
+    ours, base = ([[row["correct"] for row in part or ()] for part in parts] for parts in files)
+    if len({len(part) for part in base}) == 1:
+        return None  # the same as of the questions pooled
+    return mean_over_tasks(ours, base)
+
+
+def _tells(run: Run, one: Compared) -> tuple[bool, bool, bool, int, bool, bool]:
+    """How much a comparison tells of the method: of a policy, of the latest evaluation of its split, in domain, on many questions, of
+    routers or else of what looks at prompts."""
     row = one.row
     in_domain = not run.plans or set(one.summary["tasks"]) <= set(run.plans)
     is_policy = row["method"] not in UPPER_BOUNDS
-    return is_policy, in_domain, row["n"], row["method"] == "routers", row.get("distinct_routes") != 1
+    return (
+        is_policy,
+        row["method"] not in one.summary["earlier"],
+        in_domain,
+        row["n"],
+        row["method"] == "routers",
+        row.get("distinct_routes") != 1,
+    )

@@ -10,6 +10,7 @@ from typing import Any
 from drllm.cards import CONFIG_FILE
 from drllm.errors import ArtifactError
 from drllm.records import RouteRecord, read_records
+from drllm.reporting.earlier import OTHER_TASKS, VerdictFile, with_earlier
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Run:
     plans: the search plan of each task.
     records: the search records of each task.
     epochs: the training metrics of each method, one mapping an epoch.
-    summaries: the evaluation summary of each split.
+    summaries: the evaluation summary of each split, with what earlier evaluations left (`drllm.reporting.earlier`).
+    left_out: what they left and the summary is without, in lines, by split.
     questions: rows of the per-question files by (split, method, task).
     policies: the configuration of each saved policy, by its name in the run.
     """
@@ -31,6 +33,7 @@ class Run:
     records: dict[str, list[RouteRecord]]
     epochs: dict[str, list[dict[str, Any]]]
     summaries: dict[str, dict[str, Any]]
+    left_out: dict[str, list[str]]
     questions: dict[tuple[str, str, str], list[dict[str, Any]]]
     policies: dict[str, dict[str, Any]]
 
@@ -43,14 +46,17 @@ def load_run(folder: Path) -> Run:
     records = {task: list(read_records(folder / "search" / task)) for task in plans}
     epochs = {path.parent.name: read_epochs(path) for path in sorted(folder.glob("train/*/metrics.jsonl"))}
     summaries = {path.parent.name: _json(path) for path in sorted(folder.glob("evaluate/*/summary.json"))}
+    paths = sorted(folder.glob("evaluate/*/*/*.parquet"))
+    files = {(path.parent.parent.name, path.parent.name, path.stem): read_verdicts(path) for path in paths}
+    left_out: dict[str, list[str]] = {}
+    for split in list(summaries):
+        found, left_out[split] = with_earlier(folder, summaries[split], files)
+        summaries |= found
     questions = {
-        (path.parent.parent.name, path.parent.name, path.stem): read_answers(path) for path in sorted(folder.glob("evaluate/*/*/*.parquet"))
-    }
-    questions = {
-        place: rows
-        for place, rows in questions.items()
-        # What an earlier evaluation of this split left, and this one did not ask, is not of it.
-        if any((row["method"], row["task"]) == place[1:] for row in summaries.get(place[0], {"rows": []})["rows"])
+        (split, row["method"], row["task"]): files[place].rows
+        for split, summary in summaries.items()
+        for row in summary["rows"]
+        if (place := (split.removesuffix(OTHER_TASKS), row["method"], row["task"])) in files
     }
     for place, rows in questions.items():
         layers = {row["n_layers"] for row in summaries[place[0]]["rows"]}
@@ -60,7 +66,7 @@ def load_run(folder: Path) -> Run:
     if not (plans or epochs or summaries):
         raise ArtifactError(f"{str(folder)!r} holds no search, training or evaluation: give the --out of a search, evaluate or retrofit")
     policies = {path.parent.name: _json(path) for path in sorted(folder.glob(f"*/{CONFIG_FILE}"))}
-    return Run(folder, jobs, plans, records, epochs, summaries, questions, policies)
+    return Run(folder, jobs, plans, records, epochs, summaries, left_out, questions, policies)
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -85,10 +91,17 @@ def read_epochs(path: Path) -> list[dict[str, Any]]:
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
     """The rows of one method and task: id, verdicts, margin, route, passes."""
+    return read_verdicts(path).rows
+
+
+def read_verdicts(path: Path) -> VerdictFile:
+    """The same, with what the file says of itself."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path).read().to_pylist()
+        table = pq.ParquetFile(path).read()
     except (OSError, pa.ArrowException) as error:
         raise ArtifactError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]}): evaluate again") from None
+    metadata = table.schema.metadata or {}
+    return VerdictFile(table.to_pylist(), {name.decode(): value.decode() for name, value in metadata.items() if name != b"ARROW:schema"})

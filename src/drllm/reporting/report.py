@@ -20,9 +20,10 @@ from drllm.reporting.load import Run, load_run
 from drllm.reporting.page import need_page, to_html
 from drllm.reporting.parts import Chart, Commands, Folded, Heading, Paragraph, Part, Table, to_markdown
 from drllm.reporting.training import training_parts
-from drllm.tables import HEADER, cells, points
+from drllm.tables import HEADER, POOLED, cells, points
 
 JOBS = 8  # more are folded: a run of many calls has hundreds
+ROWS = 40  # of a comparison; more are folded by task
 
 
 def report(run: str | Path) -> Path:
@@ -62,7 +63,7 @@ def _opening(run: Run) -> list[Part]:
     parts = [Heading(f"Adaptive depth on {model}" if model else "Adaptive depth", 1), *headline(run)]
     if pages := sorted(page.relative_to(run.folder).as_posix() for page in run.folder.glob("reproduce/*/report.html")):
         text = "The paper's tables and figures on this model, each with its comparison, stand in a page of their own"
-        parts.append(Paragraph(f"{text}: {', '.join(f'`{page}`' for page in pages)}; here a split's latest comparison is shown."))
+        parts.append(Paragraph(f"{text}: {', '.join(f'`{page}`' for page in pages)}."))
     return parts
 
 
@@ -71,8 +72,7 @@ def _results(run: Run, folder: Path) -> list[Part]:
     if not run.summaries:
         return [*parts, Paragraph("Nothing has been evaluated yet: `drllm evaluate` writes this section.")]
     for split, summary in by_size(run).items():
-        rows = tuple((row["task"], *cells(row, summary["reference"])) for row in summary["rows"])
-        parts += [Heading(f"{split.capitalize()} split", 3), Table(("task", *HEADER), rows)]
+        parts += [Heading(f"{split.capitalize()} split", 3), *_comparison(summary), *map(Paragraph, run.left_out.get(split, ()))]
         if controls := list(dict.fromkeys(row["method"] for row in summary["rows"] if owner_of(row["method"]))):
             parts.append(
                 Paragraph(
@@ -87,13 +87,23 @@ def _results(run: Run, folder: Path) -> list[Part]:
     return parts
 
 
+def _comparison(summary: Mapping[str, Any]) -> list[Part]:
+    """The rows of a split; of many, those of all tasks together, the others folded."""
+    shown = lambda rows: tuple((row["task"], *cells(row, summary["reference"])) for row in rows)  # noqa: E731
+    pooled = [row for row in summary["rows"] if row["task"] == POOLED]
+    if len(summary["rows"]) <= ROWS or not pooled:
+        return [Table(("task", *HEADER), shown(summary["rows"]))]
+    return [Table(("task", *HEADER), shown(pooled)), Folded("By task", (Table(("task", *HEADER), shown(summary["rows"])),))]
+
+
 def _routes(run: Run) -> list[Part]:
-    """Where the routes of each method differ, on each split."""
-    asked = {split: methods for split, summary in by_size(run).items() if (methods := judged(summary))}
+    """Where the routes of each method of a split's latest evaluation differ: those of all would make the page too long."""
+    asked = {split: methods for split, summary in by_size(run).items() if (methods := _latest(summary))}
     if not asked:
         return []
     parts: list[Part] = [Heading("Where routes differ")]
-    missing: list[str] = []
+    older = sum(len(judged(summary)) - len(_latest(summary)) for summary in run.summaries.values())
+    missing = [f"Routes of {older} comparisons of earlier evaluations are not shown here: they stand in `evaluate/`."] if older else []
     found: list[Part] = []
     for split, methods in asked.items():
         if routing := [method for method in methods if differs(run, split, method)]:
@@ -103,7 +113,8 @@ def _routes(run: Run) -> list[Part]:
     if not found and (lost := [line for split in asked if (line := absent(run, split))]):
         return [*parts, *map(Paragraph, lost)]
     if not found:
-        return [*parts, Paragraph("No evaluated method sends two prompts along different routes (gates inside blocks have no routes).")]
+        nothing = "No evaluated method sends two prompts along different routes (gates inside blocks have no routes)."
+        return [*parts, *map(Paragraph, (nothing, *missing))]
     parts.append(
         Paragraph(
             "Routes that resemble each other stand together, under the commonest of them; the base's route stands alone, and what is near "
@@ -111,6 +122,10 @@ def _routes(run: Run) -> list[Part]:
         )
     )
     return [*parts, *found, *map(Paragraph, missing)]
+
+
+def _latest(summary: Mapping[str, Any]) -> list[str]:
+    return [method for method in judged(summary) if method not in summary["earlier"]]
 
 
 def _labels(run: Run, folder: Path) -> list[Part]:
@@ -136,14 +151,23 @@ def _labels(run: Run, folder: Path) -> list[Part]:
 def _training(run: Run, folder: Path) -> list[Part]:
     parts: list[Part] = [Heading("Training")]
     if not run.epochs:
-        return [*parts, Paragraph("No method with epochs has been trained yet: `drllm train` writes this section.")]
+        return [
+            *parts,
+            Paragraph(_lost(run, "no training curves") or "No method with epochs has been trained yet: `drllm train` writes this section."),
+        ]
     return [*parts, *training_parts(run, folder)]
+
+
+def _lost(run: Run, what: str) -> str:
+    """Where policies were trained, and what came of it is not in the folder; empty where none was."""
+    n_trained = sum(job.get("job") == "train" for job in run.jobs)
+    return f"This folder holds {what}, though run.json tells of {n_trained} trainings: what they left was not kept." if n_trained else ""
 
 
 def _guarantees(run: Run) -> list[Part]:
     parts: list[Part] = [Heading("Calibration and guarantee")]
     if not run.policies:
-        return [*parts, Paragraph("No policy has been saved in this run.")]
+        return [*parts, Paragraph(_lost(run, "no saved policy") or "No policy has been saved in this run.")]
     guarantees = {name: config.get("guarantee") for name, config in run.policies.items()}
     if bare := [name for name, found in guarantees.items() if not found]:
         parts.append(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from drllm.evaluation.names import BASE
-from drllm.evaluation.stats import even_weights, holm, paired_bootstrap, sign_flips
+from drllm.evaluation.rows import mean_over_tasks
+from drllm.evaluation.stats import holm
 from drllm.reporting.load import read_answers, read_epochs
 from drllm.reporting.parts import Part, Table
 from drllm.reproducing.published import PAPER
@@ -19,6 +18,7 @@ from drllm.reproducing.stages import Bench, Evaluate, Search, Stage, Train
 from drllm.tables import HEADER, cells, decided, p_value, percent, points, pooled_rows
 
 ROUTERS = "routers"
+FEW = 50  # questions of a task
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,11 @@ def ablation(setup: Setup, policies: Sequence[str]) -> Evaluate:
 
 
 def comparison(summary: dict[str, Any], caption: str) -> Table:
-    """Every row of an evaluation."""
+    """Every row of an evaluation; its seconds are of one run each."""
     rows = tuple((row["task"], *cells(row, summary["reference"])) for row in summary["rows"])
-    return Table(("task", *HEADER), rows, caption)
+    return Table(
+        ("task", *HEADER), rows, f"{caption} Seconds are of one run each, beside whatever else the machine did; table 7 has paired times."
+    )
 
 
 def pooled(summary: dict[str, Any], method: str) -> dict[str, Any]:
@@ -84,7 +86,13 @@ def answers(bench: Bench, stage: Evaluate, method: str, task: str) -> list[dict[
 
 @dataclass(frozen=True)
 class Difference:
-    """A method less another on the same questions, each task weighing the same: mean and paired 95 % interval as fractions, and p."""
+    """A method less another on the same questions, each task weighing the same: mean and paired 95 % interval as fractions, and p.
+
+    Attributes:
+        rest: the same without the tasks of fewer than `FEW` questions, which weigh as much as the others and say less; None where there
+            is no such task, or fewer than two others.
+        few: those tasks with their numbers of questions, in words.
+    """
 
     method: str
     other: str
@@ -92,10 +100,17 @@ class Difference:
     low: float
     high: float
     p: float
+    rest: Difference | None = None
+    few: str = ""
 
     def __str__(self) -> str:
-        interval = f"{points(self.low)} to {points(self.high)}"  # the unit stands before it
-        return f"{self.method} less {self.other}: {points(self.mean)} points ({interval}), p {p_value(self.p)}"
+        beside = "" if self.rest is None else f"; without {self.few} {self.rest.figures}"
+        return f"{self.method} less {self.other}: {self.figures}{beside}"
+
+    @property
+    def figures(self) -> str:
+        """Mean, interval and p; the unit stands before the interval."""
+        return f"{points(self.mean)} points ({points(self.low)} to {points(self.high)}), p {p_value(self.p)}"
 
     @property
     def is_gain(self) -> bool | None:
@@ -108,15 +123,18 @@ def against(bench: Bench, stage: Evaluate, method: str, other: str, tasks: Seque
 
     The paper averages over benchmarks, and pooled questions would let the task with the most of them decide.
     """
-    differences, strata = [], []
-    for index, task in enumerate(tasks or stage.tasks):
+    ours, theirs = {}, {}
+    for task in tasks or stage.tasks:
         by_id = {row["id"]: row["correct"] for row in answers(bench, stage, other, task)}
-        for row in answers(bench, stage, method, task):
-            differences.append(float(row["correct"]) - float(by_id[row["id"]]))
-            strata.append(index)
-    weighted = even_weights(strata) * differences
-    mean, low, high = paired_bootstrap(weighted, np.zeros(len(weighted)), strata=strata)
-    return Difference(method, other, mean, low, high, sign_flips(weighted))
+        rows = answers(bench, stage, method, task)
+        ours[task], theirs[task] = [row["correct"] for row in rows], [by_id[row["id"]] for row in rows]
+    found = Difference(method, other, *mean_over_tasks(list(ours.values()), list(theirs.values())))
+    many = [task for task, verdicts in ours.items() if len(verdicts) >= FEW]
+    if len(many) == len(ours) or len(many) < 2:
+        return found
+    rest = Difference(method, other, *mean_over_tasks([ours[task] for task in many], [theirs[task] for task in many]))
+    few = " and ".join(f"{task} ({len(ours[task])})" for task in ours if task not in many)
+    return replace(found, rest=rest, few=few)
 
 
 def above_all(found: Sequence[Difference]) -> bool | None:
@@ -124,6 +142,22 @@ def above_all(found: Sequence[Difference]) -> bool | None:
     adjusted = holm([difference.p for difference in found])
     judged = [decided(difference.low, difference.high, p) for difference, p in zip(found, adjusted, strict=True)]
     return jointly(judged)
+
+
+def weighed(text: str, found: Sequence[Difference], figures: str = "", by: str = PAPER) -> Claim:
+    """The claim that the first of each pair is above the second; of several pairs, above all.
+
+    Where tasks of few questions decide it, so that without them the verdict is another, that is said.
+
+    Args:
+        figures: what says so; default: the differences.
+    """
+    holds, figures = above_all(found), figures or "; ".join(map(str, found))
+    rest = [difference.rest for difference in found if difference.rest is not None]
+    if len(rest) == len(found) and (without := above_all(rest)) is not holds:
+        figures += f". Without {found[0].few} this {'is ' if without is None else ''}{WORDS[without]}"
+        figures += "" if len(rest) == 1 else f" ({'; '.join(f'less {one.other} {one.figures}' for one in rest)})"
+    return Claim(text, holds, figures, by)
 
 
 def jointly(judged: Sequence[bool | None]) -> bool | None:

@@ -8,7 +8,7 @@ from typing import Any
 from drllm.evaluation.names import BASE
 from drllm.reporting.parts import Bullets, Paragraph, Part
 from drllm.reproducing import published as paper
-from drllm.reproducing.exhibits import ROUTERS, Claim, Exhibit, above_all, against, comparison, pooled, searches, train_routers
+from drllm.reproducing.exhibits import ROUTERS, Exhibit, against, comparison, pooled, searches, train_routers, weighed
 from drllm.reproducing.setup import Setup
 from drllm.reproducing.stages import Bench, Evaluate, Stage, Train
 from drllm.tables import percent, verdict
@@ -65,20 +65,19 @@ def _table(bench: Bench, _: Path) -> list[Part]:
     summary = bench.run(stage)
     there = {row["method"] for row in summary["rows"]}
     rivals = [rival.policy for rival in _rivals(bench.setup) if rival.policy in there and rival.policy != BUDGETED]
-    best = max(rivals, key=lambda name: pooled(summary, name)["accuracy"])
     shown = ", ".join(f"{name} {value}" for name, value in paper.RIVALS.items())
     lines = [] if _choice_tasks(bench.setup) else ["MindSkip and FlexiDepth are not in the table: their gates learn from choices alone."]
     lines += [f"{policy} is not in the table: {reason}." for policy, reason in bench.missed.items()]
     if BUDGETED in there:
         leads = [against(bench, stage, BUDGETED, rival) for rival in rivals]
         text = "at equal savings routers keep more accuracy than any rival"
-        figures = f"Of the rivals {best} is best: {leads[rivals.index(best)]}"
+        figures = f"Best of the rivals: {min(leads, key=lambda lead: lead.mean)}"
         kept = {name: pooled(summary, name) for name in (BUDGETED, *rivals)}
         aim = BUDGET * kept[BUDGETED]["n_layers"]
         off = [f"{name} {row['mean_passes']:.2f}" for name, row in kept.items() if abs(row["mean_passes"] - aim) > NEAR]
         if off:
             lines.insert(0, f"The savings are not quite equal: of {aim:.2f} passes aimed at, these make: {', '.join(off)}.")
-        lines = [verdict(summary, BUDGETED), Claim(text, above_all(leads), figures), *lines]
+        lines = [verdict(summary, BUDGETED), weighed(text, leads, figures), *lines]
     return [
         comparison(
             summary,

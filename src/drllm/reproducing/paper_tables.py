@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from drllm.evaluation.names import BASE
-from drllm.evaluation.stats import even_weights, paired_bootstrap
+from drllm.evaluation.stats import even_weights, holm, paired_bootstrap
 from drllm.record_stats import describe, tables
 from drllm.records import read_records
 from drllm.reporting.parts import Bullets, Paragraph, Part, Table
@@ -30,15 +34,20 @@ from drllm.reproducing.exhibits import (
     pooled,
     searches,
     train_routers,
+    weighed,
 )
 from drllm.reproducing.paper_rivals import RIVALS
 from drllm.reproducing.setup import Setup
-from drllm.reproducing.stages import Bench, Clock, Evaluate, Train
+from drllm.reproducing.stages import ROUNDS, Bench, Clock, Evaluate, Train
 from drllm.routes import Action, Route
-from drllm.tables import decided, percent, points, with_interval
+from drllm.tables import decided, p_value, percent, points, with_interval
 
 FIRST_BLOCK = "routers_first_block"
 STOOD_IN = " (DART-Math, or arithmetic instead)"
+TIMED = (
+    "Times are medians of the rounds, ratios the geometric mean of the rounds' own ratios, so the two need not agree; what else the "
+    "machine did counts in both."
+)
 PAIRS = 4000  # of prompts of a task, drawn at random, whose routes are compared
 
 
@@ -84,14 +93,26 @@ def _table3(bench: Bench, _: Path) -> list[Part]:
     accuracy, passes = [], []
     for name, tasks in groups_of(stage):
         found = against(bench, stage, ROUTERS, BASE, tasks)
-        accuracy.append(Claim(f"routers raise accuracy{name}", found.is_gain, str(found)))
+        accuracy.append(weighed(f"routers raise accuracy{name}", [found]))
         passes.append(fewer_passes(bench, stage, name, tasks))
     looked = looking(bench, stage, "looking at the prompt is worth something where routers were trained")
     return [
         comparison(summary, f"Routers where they were trained, {summary['split']} split; in brackets 95 % intervals."),
         Bullets((*accuracy, *passes, looked), strong=True),
+        *_levels(summary),
         *_beside(bench, stage),
     ]
+
+
+def _levels(summary: dict[str, Any]) -> list[Part]:
+    """A sentence where levels of difficulty are not in the order of what the base can do."""
+    found = {
+        row["task"]: row["accuracy"] for row in summary["rows"] if row["method"] == BASE and row["task"].startswith(("dart-", "arith-"))
+    }
+    odd = [f"{task} than {before}" for before, task in itertools.pairwise(found) if found[task] > found[before]]
+    return (
+        [Paragraph(f"Levels are of the questions, not of what this model can do: the base does better on {', '.join(odd)}.")] if odd else []
+    )
 
 
 GROUPS = {"ARC": ("arc_",), "levels of difficulty": ("dart-", "arith-")}
@@ -108,7 +129,7 @@ def groups_of(stage: Evaluate) -> list[tuple[str, tuple[str, ...]]]:
 def looking(bench: Bench, stage: Evaluate, text: str) -> Claim:
     """Whether routers beat their own routes, dealt to other prompts."""
     worth = against(bench, stage, ROUTERS, "shuffled")
-    return Claim(text, worth.is_gain, str(worth), OURS)
+    return weighed(text, [worth], by=OURS)
 
 
 def fewer_passes(bench: Bench, stage: Evaluate, name: str, tasks: Sequence[str]) -> Claim:
@@ -182,7 +203,7 @@ def _table6(bench: Bench, _: Path) -> list[Part]:
         comparison(summary, "Each router on the states entering its own block, or all on those entering the first, tune split."),
         Bullets(
             (
-                f"{against(bench, stage, ROUTERS, FIRST_BLOCK)}.",
+                weighed("each router does better on its own block's input", [against(bench, stage, ROUTERS, FIRST_BLOCK)]),
                 Claim("fed the first block's input, routers fall below the base", below, str(found)),
             ),
             strong=True,
@@ -213,18 +234,41 @@ def _table7(bench: Bench, _: Path) -> list[Part]:
         "mean passes",
         f"{paper.PAPER}, %",
     )
-    faster = [decided(1 - row["ratio_high"], 1 - row["ratio_low"]) for row in found]
+    adjusted = holm([p_of_ratio(row) for row in found])
+    faster = [decided(1 - row["ratio_high"], 1 - row["ratio_low"], p) for row, p in zip(found, adjusted, strict=True)]
     n_tokens = found[0]["tokens"]
-    ratios = "; ".join(f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f}) at {row['batch']}" for row in found)
+    ratios = "; ".join(
+        f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f}, Holm's p {p_value(p)}) at {row['batch']}"
+        for row, p in zip(found, adjusted, strict=True)
+    )
     judged = Claim("routers raise throughput at every batch size", jointly(faster), f"Seconds of routers over base: {ratios}")
     return [
         Table(
             header,
             rows,
-            f"{n_tokens} tokens an answer by transformers' `generate`, base and routers in turn on the same questions.",
+            f"{n_tokens} tokens an answer by transformers' `generate`, base and routers in turn on the same questions. "
+            f"{TIMED}{machine(bench)}",
         ),
         Bullets((judged,), strong=True),
     ]
+
+
+def machine(bench: Bench) -> str:
+    """What the run's last job ran on, as a sentence; empty where no job has said so."""
+    path = bench.setup.out / "run.json"
+    found = (
+        next((job["hardware"] for job in reversed(json.loads(path.read_text())) if job.get("hardware")), None) if path.is_file() else None
+    )
+    return f" On {found['processor']}, {found['cores']} cores." if found else ""
+
+
+def p_of_ratio(row: Mapping[str, float]) -> float:
+    """Two-sided p of a ratio of seconds, of the t test behind its interval (`drllm.reproducing.clock`)."""
+    half = math.log(row["ratio_high"] / row["ratio_low"]) / 2
+    if half == 0:
+        return 1.0 if row["ratio"] == 1 else 0.0
+    freedom = ROUNDS - 1
+    return float(2 * stats.t.sf(abs(math.log(row["ratio"])) / half * stats.t.ppf(0.975, freedom), freedom))
 
 
 def _table8(bench: Bench, _: Path) -> list[Part]:
@@ -270,7 +314,7 @@ def _latency(bench: Bench, _: Path) -> list[Part]:
     header = (f"{found['tokens']} tokens, one prompt", "here", f"{paper.PAPER}: 1,000 tokens, a model and hardware of its own")
     holds = decided(1 - found["ratio_high"], 1 - found["ratio_low"])
     return [
-        Table(header, rows),
+        Table(header, rows, f"{TIMED}{machine(bench)}"),
         Bullets(
             (
                 Claim("a long answer takes less time", holds, f"Seconds of routers over base: {rows[2][1]}"),

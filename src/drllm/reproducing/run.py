@@ -13,17 +13,18 @@ from drllm.errors import InputError
 from drllm.files import write_text
 from drllm.registry import did_you_mean
 from drllm.reporting.glossary import glossary
-from drllm.reporting.parts import Bullets, Commands, Heading, Paragraph, Part, Table, to_markdown
+from drllm.reporting.parts import Bullets, Commands, Folded, Heading, Paragraph, Part, Table, to_markdown
 from drllm.reproducing.exhibits import WORDS, Claim, Exhibit, in_domain
 from drllm.reproducing.paper_figures import FIGURES
 from drllm.reproducing.paper_tables import LATENCY, TABLES
 from drllm.reproducing.published import PAPER
 from drllm.reproducing.setup import Setup
 from drllm.reproducing.stages import Bench, Evaluate, Stage
-from drllm.tasks import load_task
+from drllm.tasks import boxed_matches, get_task, load_task
 
 EXHIBITS: dict[str, Exhibit] = {exhibit.name: exhibit for exhibit in (*TABLES, *FIGURES, LATENCY)}
 ALL = "all"
+JUDGED_BY_MATH = ("boxed", "number")  # rewards
 
 
 def wanted_exhibits(names: Sequence[str]) -> list[Exhibit]:
@@ -106,6 +107,8 @@ def check(bench: Bench, exhibits: Sequence[Exhibit]) -> None:
         raise InputError(
             f"routers learn from prompts of one format, these tasks have {len(formats)} ({named}): choose others, or another --reward"
         )
+    if any(get_task(task).reward_named(setup.config.reward) in JUDGED_BY_MATH for task in (*setup.tasks, *setup.config.outside)):
+        boxed_matches(r"\boxed{1}", "1")  # starts its helper, or says what is missing
     for task, split in dict.fromkeys((task, stage.split) for stage in evaluations for task in stage.tasks):
         load_task(task, setup.data or None).select(split, 1)
 
@@ -135,9 +138,16 @@ def _opening(bench: Bench) -> list[Part]:
             "Claims are judged by the mean over tasks, each of which weighs the same, as the paper averages benchmarks; the row `all` of a "
             "table pools questions. A claim holds where the 95 % interval and the test of sign flips (p) say so; where they leave it open, "
             "that is said. Intervals are over questions: each policy was trained once, from one seed. "
-            f"Weights {bench.routed.fingerprint}, {dtype}.{elsewhere}"
+            f"{_splits(config.split)} Weights {bench.routed.fingerprint}, {dtype}.{elsewhere}"
         ),
     ]
+
+
+def _splits(split: str) -> str:
+    """What is compared on what, and whether test was read."""
+    if split == "test":
+        return "Tables 3, 4 and 5 are of the test split, ablations of tune."
+    return f"Tables 3 and 4 are of the {split} split, table 5 of calibrate, ablations of tune: test was not read, so none is a final table."
 
 
 def _searched(bench: Bench) -> str:
@@ -178,7 +188,8 @@ def _section(bench: Bench, exhibit: Exhibit, folder: Path) -> list[Part]:
             stage = dataclasses.replace(stage, methods=bench.there(stage.methods))
         lines.append(stage.command(setup) or f"# {stage.name}: `drllm reproduce` alone does this")
     shown = Commands(tuple(dict.fromkeys(lines)))
-    return [Heading(exhibit.title), *exhibit.show(bench, folder), Paragraph(f"`{_command(setup, exhibit.name)}`, which does:"), shown]
+    done_by = Paragraph(f"Made by `{_command(setup, exhibit.name)}`.")
+    return [Heading(exhibit.title), *exhibit.show(bench, folder), done_by, Folded("The plain commands that do the same", (shown,))]
 
 
 def _command(setup: Setup, name: str) -> str:

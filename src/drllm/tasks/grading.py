@@ -163,7 +163,9 @@ class MathChecker:
         hello = _pipes(process)[1].readline().strip()
         if hello != "ready":
             self._release()
-            raise InputError(f"math-verify does not load ({hello or 'no reason given'}), reward boxed needs it: pip install math-verify")
+            raise InputError(
+                f"math-verify does not load ({hello or 'no reason given'}), answers in boxes and numbers need it: pip install math-verify"
+            )
         return process
 
     def _release(self) -> None:
