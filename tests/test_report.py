@@ -396,3 +396,20 @@ def test_a_task_that_a_method_leaves_alone_is_on_the_heat_map(tmp_path: Path):
     chart = usage_map(rows | {("tune", "static", "piqa"): [{"route": "1111"}]}, tmp_path, "tune")
     assert not isinstance(chart, str)
     assert {(row[0], row[1]) for row in chart.rows} == {("routers", "piqa"), ("routers", "arc_easy")}
+
+
+def test_two_versions_of_a_policy_are_no_method(run: Path):
+    path = run / "evaluate" / "tune" / "routers" / "piqa.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"policy": b"what it was"}), path)
+    write_evaluation(run, behaviour={name: BEHAVIOUR[name] for name in ("base", "static")})
+    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
+    assert "| all | routers |" not in page
+    assert "a policy trained anew since: routers." in page
+
+
+def test_a_method_that_was_asked_of_some_tasks_alone_is_named(run: Path):
+    (run / "evaluate" / "tune" / "routers" / "piqa.parquet").unlink()
+    write_evaluation(run, behaviour={name: BEHAVIOUR[name] for name in ("base", "static")})
+    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
+    assert "asked of some of the tasks alone: routers (arc_easy)." in page.replace("\\_", "_")

@@ -32,7 +32,7 @@ from drllm.pipeline import under_policy
 from drllm.records import read_records
 from drllm.reporting.load import read_answers, read_verdicts
 from drllm.reporting.report import report
-from drllm.reproducing import exhibits, published
+from drllm.reproducing import exhibits, paper_tables, published
 from drllm.reproducing.exhibits import Claim, Difference, above_all, against, in_domain, train_routers, weighed
 from drllm.reproducing.paper_figures import KNOB, WINDOWS
 from drllm.reproducing.paper_rivals import BUDGET, BUDGETED
@@ -543,3 +543,13 @@ def test_verdict_files_say_what_they_can_be_compared_with(bench):
     assert files["routers"].metadata["policy"] == artifact.digest(bench.setup.out / "routers")
     other = read_verdicts(bench.setup.out / "evaluate" / split / "base" / f"{LEARNED[1]}.parquet")
     assert other.metadata["comparable"] != files["base"].metadata["comparable"], "other questions"
+
+
+def test_fewer_passes_are_told_without_tasks_of_few_questions_too(monkeypatch):
+    passes = {"small": [20] * 9, "a": [31] * 60, "b": [31] * 60}
+    monkeypatch.setattr(paper_tables, "answers", lambda bench, stage, method, task: [{"n_passes": value} for value in passes[task]])
+    bench: Any = SimpleNamespace(run=lambda stage: {"rows": [{"task": "all", "method": "routers", "n_layers": 30}]})
+    claim = paper_tables.fewer_passes(bench, None, ", mean", tuple(passes))  # type: ignore[arg-type]
+    assert claim.holds is True
+    assert claim.figures.startswith("Passes less the base's 30: -2.67 (-2.67 to -2.67); without small (9) +1.00 (+1.00 to +1.00)")
+    assert claim.figures.endswith("Without small (9) this does not hold")

@@ -55,6 +55,10 @@ def with_earlier(folder: Path, summary: Mapping[str, Any], files: Files) -> tupl
             found.setdefault(method, []).append(task)
         elif not _is_told(summary, method, task):
             odd[method] = None
+    for method in [name for name, theirs in found.items() if _mixed(files, split, name, theirs)]:
+        del found[method]  # two versions of a policy are no method
+        if not any(row["method"] == method for row in summary["rows"]):
+            odd[method] = None
     layers = summary["rows"][0]["n_layers"] if summary["rows"] else 0
     others = [task for task in bases if task not in tasks]
     known = {row["method"] for row in summary["rows"]}
@@ -66,7 +70,22 @@ def with_earlier(folder: Path, summary: Mapping[str, Any], files: Files) -> tupl
         beside = _rows(files, split, [BASE, *asked], others, layers)
         summaries[split + OTHER_TASKS] = {**summary, "split": split + OTHER_TASKS, "tasks": others, "rows": beside, "earlier": asked}
     lines = [f"Left out, since its verdicts are of other settings, questions or a policy trained anew since: {name}." for name in odd]
+    for method, theirs in found.items():
+        shown = [*(tasks if method in (*known, *added) else ()), *(others if method in asked else ())]
+        if lost := [task for task in theirs if task not in shown]:
+            lines.append(f"Left out, since it was asked of some of the tasks alone: {method} ({', '.join(lost)}).")
+    if unsaid := [method for method in dict.fromkeys((*added, *asked)) if _unsaid(files, split, method)]:
+        lines.append(f"Their files, of an older version, do not say with which settings and policy they were made: {', '.join(unsaid)}.")
     return summaries, lines
+
+
+def _mixed(files: Files, split: str, method: str, tasks: Sequence[str]) -> bool:
+    """Whether verdicts of a method on several tasks are of several versions of its policy."""
+    return len({files[split, method, task].metadata.get("policy") for task in tasks}) > 1
+
+
+def _unsaid(files: Files, split: str, method: str) -> bool:
+    return any("comparable" not in file.metadata for (where, name, _), file in files.items() if (where, name) == (split, method))
 
 
 def _belongs(folder: Path, method: str, task: str, files: Files, split: str) -> bool:

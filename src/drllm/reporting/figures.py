@@ -17,6 +17,8 @@ from drllm.routes import Action, Route
 from drllm.tables import POOLED, display_name, pooled_rows
 
 TITLED = 3  # tasks that fit a title
+SHIFTED = 24  # points: how far apart methods of one cost are drawn in all
+NARROW = 8  # methods whose names fit four columns of a legend
 MAPPED = 42  # rows of a heat map by method and task; of more, tasks are pooled
 UPPER_BOUNDS = ("oracle",)
 INTERVALS = "The intervals are of single methods, not of differences; methods of equal cost stand side by side."
@@ -46,10 +48,11 @@ def accuracy_charts(summary: dict[str, Any], folder: Path) -> list[Chart | str]:
 
 
 def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label: str, unit: str, has_front: bool) -> Chart:
-    figure, axes = new_figure()
+    rows, split = pooled_rows(summary), summary["split"]
+    columns = 4 if len(rows) <= NARROW else 3
+    figure, axes = new_figure(height=4.5 + 0.2 * max(0, len(rows) // columns - 2))
     from matplotlib.transforms import ScaledTranslation
 
-    rows, split = pooled_rows(summary), summary["split"]
     data = []
     # One in a thousand of the dearest: closer costs are one to the eye.
     unit_cost = max(row[cost] for row in rows) / 1000
@@ -60,7 +63,7 @@ def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label
     for index, row in enumerate(rows):
         # The controls make exactly the routers' passes: side by side, each is seen.
         place = round(row[cost] / unit_cost)
-        aside = 9 * (seen[place] - (shared[place] - 1) / 2) / 72
+        aside = min(9, SHIFTED / shared[place]) * (seen[place] - (shared[place] - 1) / 2) / 72
         seen[place] += 1
         accuracy, shown = 100 * row["accuracy"], display_name(row["method"])
         low, high = max(accuracy - 100 * row["wilson_low"], 0), max(100 * row["wilson_high"] - accuracy, 0)
@@ -87,7 +90,7 @@ def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label
     tasks = ", ".join(summary["tasks"]) if len(summary["tasks"]) <= TITLED else f"{len(summary['tasks'])} tasks"
     title = f"Accuracy against {unit}: {tasks}, {split} split, n = {n} questions"
     entitle(axes, title)
-    figure.legend(loc="outside lower center", ncols=4)  # outside: a box among the points would hide intervals
+    figure.legend(loc="outside lower center", ncols=columns)  # outside: a box among the points would hide intervals
     header = ("method", "task", "n", "accuracy", "wilson_low", "wilson_high", unit)
     names = (*header[:-1], cost)
     table = [tuple(row[key] if key in ("method", "task", "n") else number(row[key]) for key in names) for row in rows]

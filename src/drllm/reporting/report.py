@@ -14,6 +14,7 @@ from drllm.record_stats import broken_note, describe, tables
 from drllm.reporting import figures
 from drllm.reporting.browser import absent, browse, differs, read_questions
 from drllm.reporting.drawing import need_matplotlib
+from drllm.reporting.earlier import OTHER_TASKS
 from drllm.reporting.glossary import glossary
 from drllm.reporting.headline import by_size, headline, judged
 from drllm.reporting.load import Run, load_run
@@ -194,6 +195,8 @@ def _guarantees(run: Run) -> list[Part]:
 def _dropped(run: Run) -> list[Part]:
     parts: list[Part] = [Heading("Dropped questions")]
     for split, summary in run.summaries.items():
+        if split.endswith(OTHER_TASKS):  # what was dropped of those only their own evaluation knew
+            continue
         counts = _flat(summary.get("dropped") or {})
         shown = ", ".join(f"{name} {count}" for name, count in counts) if counts else "none"
         parts.append(Paragraph(f"{split} split: {shown}."))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,12 +129,19 @@ def against(bench: Bench, stage: Evaluate, method: str, other: str, tasks: Seque
         rows = answers(bench, stage, method, task)
         ours[task], theirs[task] = [row["correct"] for row in rows], [by_id[row["id"]] for row in rows]
     found = Difference(method, other, *mean_over_tasks(list(ours.values()), list(theirs.values())))
-    many = [task for task, verdicts in ours.items() if len(verdicts) >= FEW]
-    if len(many) == len(ours) or len(many) < 2:
+    many, few = without_few({task: len(verdicts) for task, verdicts in ours.items()})
+    if not many:
         return found
     rest = Difference(method, other, *mean_over_tasks([ours[task] for task in many], [theirs[task] for task in many]))
-    few = " and ".join(f"{task} ({len(ours[task])})" for task in ours if task not in many)
     return replace(found, rest=rest, few=few)
+
+
+def without_few(sizes: Mapping[str, int]) -> tuple[list[str], str]:
+    """The tasks of at least `FEW` questions, and the others in words; nothing where there are no others, or fewer than two are left."""
+    many = [task for task, n in sizes.items() if n >= FEW]
+    if len(many) == len(sizes) or len(many) < 2:
+        return [], ""
+    return many, " and ".join(f"{task} ({n})" for task, n in sizes.items() if n < FEW)
 
 
 def above_all(found: Sequence[Difference]) -> bool | None:
@@ -155,9 +162,14 @@ def weighed(text: str, found: Sequence[Difference], figures: str = "", by: str =
     holds, figures = above_all(found), figures or "; ".join(map(str, found))
     rest = [difference.rest for difference in found if difference.rest is not None]
     if len(rest) == len(found) and (without := above_all(rest)) is not holds:
-        figures += f". Without {found[0].few} this {'is ' if without is None else ''}{WORDS[without]}"
+        figures += otherwise(found[0].few, without)
         figures += "" if len(rest) == 1 else f" ({'; '.join(f'less {one.other} {one.figures}' for one in rest)})"
     return Claim(text, holds, figures, by)
+
+
+def otherwise(few: str, holds: bool | None) -> str:
+    """The verdict without some tasks, as the end of a claim's figures."""
+    return f". Without {few} this {'is ' if holds is None else ''}{WORDS[holds]}"
 
 
 def jointly(judged: Sequence[bool | None]) -> bool | None:

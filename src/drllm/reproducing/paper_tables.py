@@ -31,10 +31,12 @@ from drllm.reproducing.exhibits import (
     in_domain,
     jointly,
     last_scores,
+    otherwise,
     pooled,
     searches,
     train_routers,
     weighed,
+    without_few,
 )
 from drllm.reproducing.paper_rivals import RIVALS
 from drllm.reproducing.setup import Setup
@@ -135,12 +137,22 @@ def looking(bench: Bench, stage: Evaluate, text: str) -> Claim:
 def fewer_passes(bench: Bench, stage: Evaluate, name: str, tasks: Sequence[str]) -> Claim:
     """Whether the routers' mean passes over tasks are below the base's, by a bootstrap over questions."""
     n_layers = pooled(bench.run(stage), ROUTERS)["n_layers"]
-    found = [(task, row["n_passes"] - n_layers) for task in tasks for row in answers(bench, stage, ROUTERS, task)]
-    strata = [task for task, _ in found]
-    more = even_weights(strata) * np.array([value for _, value in found])
-    mean, low, high = paired_bootstrap(more, np.zeros(len(more)), strata=strata)
-    figures = f"Passes less the base's {n_layers}: {mean:+.2f} ({low:+.2f} to {high:+.2f})"
-    return Claim(f"routers make fewer block passes than the base{name}", decided(-high, -low), figures)
+    passes = {task: [row["n_passes"] - n_layers for row in answers(bench, stage, ROUTERS, task)] for task in tasks}
+    mean, low, high = _even(passes)
+    holds, figures = decided(-high, -low), f"Passes less the base's {n_layers}: {mean:+.2f} ({low:+.2f} to {high:+.2f})"
+    many, few = without_few({task: len(values) for task, values in passes.items()})
+    if many:
+        mean, low, high = _even({task: passes[task] for task in many})
+        figures += f"; without {few} {mean:+.2f} ({low:+.2f} to {high:+.2f})"
+        figures += otherwise(few, without) if (without := decided(-high, -low)) is not holds else ""
+    return Claim(f"routers make fewer block passes than the base{name}", holds, figures)
+
+
+def _even(by_task: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:
+    """Mean over tasks with its bootstrap interval."""
+    strata = [task for task, values in by_task.items() for _ in values]
+    weighted = even_weights(strata) * np.array([value for values in by_task.values() for value in values])
+    return paired_bootstrap(weighted, np.zeros(len(weighted)), strata=strata)
 
 
 def _beside(bench: Bench, stage: Evaluate) -> list[Part]:
