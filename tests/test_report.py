@@ -355,6 +355,7 @@ def test_what_an_earlier_evaluation_left_is_shown_where_it_still_compares(run: P
     write_evaluation(run, tasks=("piqa",), behaviour={name: BEHAVIOUR[name] for name in ("base", "static")})
     page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
     assert "### Tune-other-tasks split" in page, "what the latest did not ask stands beside it"
+    assert "| tune-other-tasks | Tasks that earlier calls" in page
     # Of other questions than the base's there are no pairs.
     write_evaluation(run, behaviour={"base": BEHAVIOUR["base"]}, n=N - 2)
     for path in (run / "evaluate" / "tune").glob("base/*.parquet"):

@@ -17,6 +17,11 @@ WORDS = (
         "The first 500 questions of each task's tune split, or all where there are fewer. Splits share no question: policies learn from "
         "fit, are set and compared on tune, promise on calibrate; test is for final tables.",
     ),
+    (
+        r"-other-tasks",
+        "tune-other-tasks",
+        "Tasks that earlier calls of `drllm evaluate` compared on that split, and the latest did not.",
+    ),
     (r"\bbase\b", "base", "The frozen model as it is: every block once."),
     (
         r"\bpass(es)?\b",
