@@ -406,6 +406,7 @@ def test_two_versions_of_a_policy_are_no_method(run: Path):
     write_evaluation(run, behaviour={name: BEHAVIOUR[name] for name in ("base", "static")})
     page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
     assert "| all | routers |" not in page
+    assert "| all | shuffled |" not in page
     assert "a policy trained anew since: routers." in page
 
 

@@ -55,8 +55,9 @@ def with_earlier(folder: Path, summary: Mapping[str, Any], files: Files) -> tupl
             found.setdefault(method, []).append(task)
         elif not _is_told(summary, method, task):
             odd[method] = None
-    for method in [name for name, theirs in found.items() if _mixed(files, split, name, theirs)]:
-        del found[method]  # two versions of a policy are no method
+    mixed = [name for name, theirs in found.items() if _mixed(files, split, name, theirs)]  # two versions of a policy are no method
+    for method in [name for name in found if name in mixed or owner_of(name) in mixed]:
+        del found[method]
         if not any(row["method"] == method for row in summary["rows"]):
             odd[method] = None
     layers = summary["rows"][0]["n_layers"] if summary["rows"] else 0
