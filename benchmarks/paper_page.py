@@ -25,14 +25,13 @@ import torch
 
 from drllm.config import ReproduceConfig, Resources
 from drllm.evaluation.names import BASE
-from drllm.evaluation.rows import row_of
+from drllm.evaluation.rows import rows_of
 from drllm.plans import search_plans
 from drllm.reporting.load import read_verdicts
 from drllm.reporting.parts import Chart
 from drllm.reproducing import charts, paper_figures, paper_tables, run
 from drllm.reproducing.setup import TASKS, Setup
 from drllm.reproducing.stages import LEDGER_FILE, Bench, Clock, Evaluate, Stage
-from drllm.tables import POOLED
 
 KEPT = {".md", ".png", ".csv"}
 
@@ -61,12 +60,7 @@ class Kept(Bench):
         n_layers = json.loads((folder / "summary.json").read_text())["rows"][0]["n_layers"]
         methods = [method for method in dict.fromkeys((BASE, *stage.methods)) if (folder / method).is_dir()]
         files = {(method, task): read_verdicts(folder / method / f"{task}.parquet").verdicts for method in methods for task in stage.tasks}
-        rows = []
-        for method in methods:
-            for name in [*stage.tasks, *([POOLED] if len(stage.tasks) > 1 else [])]:
-                parts = stage.tasks if name == POOLED else [name]
-                ours, base = ([files[one, task] for task in parts] for one in (method, BASE))
-                rows.append(row_of(method, name, n_layers, ours, None if method == BASE else base, config.n_resamples, config.seed))
+        rows = rows_of(methods, stage.tasks, files, BASE, n_layers, config.n_resamples, config.seed)
         return {"split": config.folder, "reference": BASE, "model": self.setup.model, "tasks": list(stage.tasks), "rows": rows}
 
 

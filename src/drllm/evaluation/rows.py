@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from drllm.evaluation.stats import even_weights, mcnemar, paired_bootstrap, sign_flips, wilson
+from drllm.tables import POOLED
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,32 @@ def row_of(
     return row
 
 
+def rows_of(
+    methods: Sequence[str], tasks: Sequence[str], verdicts: Mapping[tuple[str, str], Verdicts], reference: str, n_layers: int,
+    n_resamples: int, seed: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The rows of a summary: each method on each task, and on all tasks pooled when there are several; `verdicts` by (method, task)."""
+    rows = []
+    for method in methods:
+        for name in [*tasks, *([POOLED] if len(tasks) > 1 else [])]:
+            parts = tasks if name == POOLED else [name]
+            ours, base = ([verdicts[one, task] for task in parts] for one in (method, reference))
+            rows.append(row_of(method, name, n_layers, ours, None if method == reference else base, n_resamples, seed))
+    return rows
+
+
+def evenly(by_task: Sequence[ArrayLike]) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Values, a sequence a task, each task weighing the same: the weighted values, and their mean with its 95 % bootstrap interval."""
+    parts = [np.asarray(part, dtype=float) for part in by_task]
+    strata = np.concatenate([np.full(len(part), index) for index, part in enumerate(parts)])
+    weighted = even_weights(strata) * np.concatenate(parts)
+    return weighted, paired_bootstrap(weighted, np.zeros(len(weighted)), strata=strata)
+
+
 def mean_over_tasks(ours: Sequence[Sequence[bool]], base: Sequence[Sequence[bool]]) -> tuple[float, float, float, float]:
     """What a method's verdicts, a sequence a task, have over the base's on the same questions, each task weighing the same.
 
     Returns (mean, low, high, p): fractions, the paired 95 % bootstrap interval, questions drawn within their task, and p of sign flips.
     """
-    differences = np.concatenate([np.array(a, dtype=float) - np.array(b, dtype=float) for a, b in zip(ours, base, strict=True)])
-    strata = np.concatenate([np.full(len(part), index) for index, part in enumerate(ours)])
-    weighted = even_weights(strata) * differences
-    mean, low, high = paired_bootstrap(weighted, np.zeros(len(weighted)), strata=strata)
-    return mean, low, high, sign_flips(weighted)
+    weighted, found = evenly([np.array(a, dtype=float) - np.array(b, dtype=float) for a, b in zip(ours, base, strict=True)])
+    return *found, sign_flips(weighted)

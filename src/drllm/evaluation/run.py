@@ -21,7 +21,7 @@ from drllm.errors import InputError
 from drllm.evaluation.answers import Answered, Asked, answer, control_routes, questions_of, read_answers, scorer_of, told_of
 from drllm.evaluation.cluster import answer_on_ray
 from drllm.evaluation.names import BASE, check_methods, owner_of
-from drllm.evaluation.rows import Verdicts, row_of
+from drllm.evaluation.rows import Verdicts, rows_of
 from drllm.evaluation.sources import run_sources
 from drllm.files import write_json
 from drllm.model import artifact
@@ -129,13 +129,8 @@ def evaluate(
 def summarize(answers: dict[str, dict[str, Answered]], config: EvaluateConfig, routed: RoutedModel) -> dict[str, Any]:
     """Rows of the summary: each method on each task, and on all tasks together when there are several."""
     tasks = list(answers[BASE])
-    told = {method: {task: _told(answered) for task, answered in by_task.items()} for method, by_task in answers.items()}
-    rows = []
-    for method, by_task in told.items():
-        for name in [*tasks, *(["all"] if len(tasks) > 1 else [])]:
-            parts = tasks if name == "all" else [name]
-            base = None if method == BASE else [told[BASE][task] for task in parts]
-            rows.append(row_of(method, name, routed.n_layers, [by_task[task] for task in parts], base, config.n_resamples, config.seed))
+    told = {(method, task): _told(answered) for method, by_task in answers.items() for task, answered in by_task.items()}
+    rows = rows_of(list(answers), tasks, told, BASE, routed.n_layers, config.n_resamples, config.seed)
     return {
         "split": config.folder,
         "reference": BASE,

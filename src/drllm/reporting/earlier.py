@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,7 @@ from typing import Any
 from drllm.cards import CONFIG_FILE, policy_digest
 from drllm.config import EvaluateConfig
 from drllm.evaluation.names import BASE, owner_of
-from drllm.evaluation.rows import Verdicts, row_of
-from drllm.tables import POOLED
+from drllm.evaluation.rows import Verdicts, rows_of
 
 OTHER_TASKS = "-other-tasks"  # behind a split's name: of the comparisons on tasks that the latest did not ask
 
@@ -111,12 +110,8 @@ def _is_told(summary: Mapping[str, Any], method: str, task: str) -> bool:
     return any((row["method"], row["task"]) == (method, task) for row in summary["rows"])
 
 
-def _rows(files: Files, split: str, methods: Iterable[str], tasks: Sequence[str], n_layers: int) -> list[dict[str, Any]]:
+def _rows(files: Files, split: str, methods: Sequence[str], tasks: Sequence[str], n_layers: int) -> list[dict[str, Any]]:
     """Rows as `evaluate` makes them."""
-    rows, config = [], EvaluateConfig()
-    for method in methods:
-        for name in [*tasks, *([POOLED] if len(tasks) > 1 else [])]:
-            parts = tasks if name == POOLED else [name]
-            ours, base = ([files[split, one, task].verdicts for task in parts] for one in (method, BASE))
-            rows.append(row_of(method, name, n_layers, ours, None if method == BASE else base, config.n_resamples, config.seed))
-    return rows
+    config = EvaluateConfig()
+    verdicts = {(method, task): files[split, method, task].verdicts for method in (BASE, *methods) for task in tasks}
+    return rows_of(methods, tasks, verdicts, BASE, n_layers, config.n_resamples, config.seed)

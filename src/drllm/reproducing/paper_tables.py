@@ -13,7 +13,8 @@ import numpy as np
 from scipy import stats
 
 from drllm.evaluation.names import BASE
-from drllm.evaluation.stats import even_weights, holm, paired_bootstrap
+from drllm.evaluation.rows import evenly
+from drllm.evaluation.stats import holm
 from drllm.record_stats import describe, tables
 from drllm.records import read_records
 from drllm.reporting.parts import Bullets, Paragraph, Part, Table
@@ -138,21 +139,14 @@ def fewer_passes(bench: Bench, stage: Evaluate, name: str, tasks: Sequence[str])
     """Whether the routers' mean passes over tasks are below the base's, by a bootstrap over questions."""
     n_layers = pooled(bench.run(stage), ROUTERS)["n_layers"]
     passes = {task: [row["n_passes"] - n_layers for row in answers(bench, stage, ROUTERS, task)] for task in tasks}
-    mean, low, high = _even(passes)
+    _, (mean, low, high) = evenly(list(passes.values()))
     holds, figures = decided(-high, -low), f"Passes less the base's {n_layers}: {mean:+.2f} ({low:+.2f} to {high:+.2f})"
     many, few = without_few({task: len(values) for task, values in passes.items()})
     if many:
-        mean, low, high = _even({task: passes[task] for task in many})
+        _, (mean, low, high) = evenly([passes[task] for task in many])
         figures += f"; without {few} {mean:+.2f} ({low:+.2f} to {high:+.2f})"
         figures += otherwise(few, without) if (without := decided(-high, -low)) is not holds else ""
     return Claim(f"routers make fewer block passes than the base{name}", holds, figures)
-
-
-def _even(by_task: Mapping[str, Sequence[float]]) -> tuple[float, float, float]:
-    """Mean over tasks with its bootstrap interval."""
-    strata = [task for task, values in by_task.items() for _ in values]
-    weighted = even_weights(strata) * np.array([value for values in by_task.values() for value in values])
-    return paired_bootstrap(weighted, np.zeros(len(weighted)), strata=strata)
 
 
 def _beside(bench: Bench, stage: Evaluate) -> list[Part]:
