@@ -112,6 +112,8 @@ def _is_told(summary: Mapping[str, Any], method: str, task: str) -> bool:
 
 def _rows(files: Files, split: str, methods: Sequence[str], tasks: Sequence[str], n_layers: int) -> list[dict[str, Any]]:
     """Rows as `evaluate` makes them."""
+    if not methods:
+        return []  # where the base's files are gone, no method of earlier evaluations is comparable either
     config = EvaluateConfig()
     verdicts = {(method, task): files[split, method, task].verdicts for method in (BASE, *methods) for task in tasks}
     return rows_of(methods, tasks, verdicts, BASE, n_layers, config.n_resamples, config.seed)
