@@ -2,11 +2,13 @@
 
     python benchmarks/generate.py [--batches 1,8,32] [--rounds 24] [--new 24] [--arms identity,common,exported] [--out FILE.json]
 
-One process, one thread, SmolLM2-135M in bf16 where the processor multiplies bf16 itself, else in fp32. In each round every arm answers the
-same prompts once, in an order drawn anew: stock `generate`; the identity policy; one common route; the exported checkpoint of that route,
-loaded by stock transformers; four nested routes; as many routes as rows; routers. A stopping criterion that only reads the clock splits
-each answer into prefill and decoding steps, the same in all arms. Ratios are of one round; their median stands with its 95 % interval by
-order statistics. Then, one prompt at a time, what pooling and routers take of a prefill, by the prompt's tokens.
+One process, one computing thread, SmolLM2-135M in bf16 where the processor multiplies bf16 itself, else in fp32. In each round every arm
+answers the same prompts once: stock `generate` of a model that drllm has not touched; the identity policy; one common route; the exported
+checkpoint of that route, loaded by stock transformers; four nested routes; as many routes as rows; routers. The arms take turns step by
+step, in an order drawn anew for each step: a machine's speed drifts within seconds by more than what is measured here. A stopping criterion
+ends each turn and reads the clock, the same in all arms. Ratios are of one round (its prefills; the means of its decoding steps); their
+median stands with its 95 % interval by order statistics. Then, one prompt at a time, what pooling and routers take of a prefill, by the
+prompt's tokens.
 
 The limit of mixed routes: `t_other(B) + sum over blocks of t_block(rows executing it)`, where t_block(n) is what one block takes in a step
 of n rows, measured between the rounds by clocks around the blocks of a stock step, and t_other(B) what a step of B rows takes beside them.
@@ -15,12 +17,14 @@ of n rows, measured between the rounds by clocks around the blocks of a stock st
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 import statistics
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,7 @@ from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteri
 from drllm import Route, RoutedModel
 from drllm.export import export
 from drllm.files import write_json
-from drllm.model.load import quiet_loading
+from drllm.model.load import load_base, quiet_loading
 from drllm.model.policy import RoutePolicy, RowRoutes
 from drllm.model.prompts import left_pad
 from drllm.model.routers import RouterConfig, Routers
@@ -58,6 +62,48 @@ class Clock(StoppingCriteria):
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class Turns(StoppingCriteria):
+    """One arm's answer, in a thread of its own that runs only while it has its turn: a step each."""
+
+    def __init__(self, answer: Callable[[StoppingCriteriaList], Any]):
+        self.seconds: list[float] = []  # of each step, the prefill first
+        self._mine, self._others = threading.Semaphore(0), threading.Semaphore(0)
+        self._over = False
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, args=(answer,), daemon=True).start()  # a daemon: it may wait for its turn when all ends
+
+    def _run(self, answer: Callable[[StoppingCriteriaList], Any]) -> None:
+        try:
+            torch.set_num_threads(1)
+            self._begin()
+            answer(StoppingCriteriaList([self]))
+        except BaseException as error:  # noqa: BLE001 - raised where the turns are dealt
+            self._error = error
+        finally:
+            self._over = True
+            self._others.release()
+
+    def _begin(self) -> None:
+        self._mine.acquire()
+        self._started = time.perf_counter()
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        if input_ids.is_cuda:
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self._started)
+        self._others.release()
+        self._begin()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    def take(self) -> bool:
+        """One turn; whether there are more."""
+        self._mine.release()
+        self._others.acquire()
+        if self._error is not None:
+            raise self._error
+        return not self._over
 
 
 def now(routed: RoutedModel) -> float:
@@ -130,7 +176,7 @@ def limit_of(routes: Sequence[Route], by_rows: dict[int, list[float]], n_layers:
 
 def measure(
     routed: RoutedModel,
-    exported: Any,
+    others: dict[str, Any],
     prompts: list[list[int]],
     batch: int,
     rounds: int,
@@ -138,7 +184,7 @@ def measure(
     seed: int,
     wanted: Sequence[str],
 ) -> dict[str, Any]:
-    """Stock and the wanted arms at one batch size."""
+    """Stock and the wanted arms at one batch size; `others` are models that drllm has not touched, by arm."""
     n_layers = routed.n_layers
     routers = Routers(RouterConfig(n_layers, routed.hidden_size), seed=0).to(routed.device)
     nested = [Route.parse(NESTED[row % 4]) for row in range(batch)]
@@ -153,23 +199,25 @@ def measure(
     limits: dict[str, list[dict[int, list[float]]]] = {"prefill": [], "decode": []}
     deciding: list[float] = []
     rng = random.Random(seed)
+
+    def answer(arm: str, ids: torch.Tensor, mask: torch.Tensor, criteria: StoppingCriteriaList) -> None:
+        options: dict[str, Any] = {"max_new_tokens": n_new, "do_sample": False, "stopping_criteria": criteria}
+        if arm in others:
+            others[arm].generate(ids, attention_mask=mask, pad_token_id=routed.pad_id, **options)
+        else:
+            routed.generate(input_ids=ids, attention_mask=mask, policy=policies[arm], **options)
+
     for round_ in range(-1, rounds):  # the first warms up
         rows = [prompts[(max(round_, 0) * batch + row) % len(prompts)] for row in range(batch)]
         ids, mask = left_pad(rows, routed.pad_id, routed.device)
-        rng.shuffle(arms)
-        for arm in arms:
-            clock = Clock()
-            options: dict[str, Any] = {"max_new_tokens": n_new, "do_sample": False, "stopping_criteria": StoppingCriteriaList([clock])}
-            if arm in ("stock", "exported"):
-                model = routed.model if arm == "stock" else exported
-                clock.times[0] = time.perf_counter()
-                model.generate(ids, attention_mask=mask, pad_token_id=routed.pad_id, **options)
-            else:
-                clock.times[0] = time.perf_counter()
-                routed.generate(input_ids=ids, attention_mask=mask, policy=policies[arm], **options)
-            if round_ >= 0:
-                times[arm]["prefill"].append(clock.times[1] - clock.times[0])
-                times[arm]["decode"].append((clock.times[-1] - clock.times[1]) / (n_new - 1))
+        turns = {arm: Turns(functools.partial(answer, arm, ids, mask)) for arm in arms}
+        waiting = list(arms)
+        while waiting:
+            rng.shuffle(waiting)
+            waiting = [arm for arm in waiting if turns[arm].take()]
+        for arm, turn in turns.items() if round_ >= 0 else ():
+            times[arm]["prefill"].append(turn.seconds[0])
+            times[arm]["decode"].append(statistics.mean(turn.seconds[1:]))
         if round_ >= 0 and needed:
             found = {n: block_seconds(routed, rows[:n], n_new) for n in needed}
             limits["prefill"].append({n: value[0] for n, value in found.items()})
@@ -284,11 +332,12 @@ def main() -> None:
     routed = RoutedModel.wrap(MODEL, dtype=dtype, device=given.device)
     task = load_task("arc_easy", given.data)
     prompts = [routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"] for example in task.select("fit", 512)]
-    routed.model.generation_config.eos_token_id = None  # every row answers in full, whatever it says
     with tempfile.TemporaryDirectory() as place, quiet_loading():
         export(routed, Route.parse(COMMON), Path(place) / "common")
         exported: Any = AutoModelForCausalLM.from_pretrained(Path(place) / "common", dtype=routed.model.dtype).eval().to(given.device)
-        exported.generation_config.eos_token_id = None
+    others: dict[str, Any] = {"stock": load_base(MODEL, routed.model.dtype, given.device).model, "exported": exported}
+    for model in (routed.model, *others.values()):
+        model.generation_config.eos_token_id = None  # every row answers in full, whatever it says
     rows = []
     batches, rounds, arms = (
         [int(size) for size in given.batches.split(",")],
@@ -300,7 +349,7 @@ def main() -> None:
     if len(rounds) not in (1, len(batches)):
         parser.error(f"--rounds: {len(rounds)} numbers for {len(batches)} batch sizes")
     for batch, n_rounds in zip(batches, rounds * (len(batches) // len(rounds)), strict=True):
-        rows.append(measure(routed, exported, prompts, batch, n_rounds, given.new, given.seed, arms))
+        rows.append(measure(routed, others, prompts, batch, n_rounds, given.new, given.seed, arms))
         report(rows[-1:])
     found = {"dtype": dtype, "generate": rows, "hardware": hardware(), "versions": versions()}
     if set(arms) == set(ARMS):

@@ -3,9 +3,10 @@
     .venv-serve/bin/python benchmarks/soak.py [--minutes 20] [--clients 32] [--policy FOLDER] [--compiled] [--out FILE.json]
 
 Starts `drllm serve` on loopback (SmolLM2-135M in float32; eager, or with `--compiled` as users start it), asks each of some requests alone,
-then has many clients ask them in random order by `/v1/completions`: prompts the policy decides, forced routes, streams, and clients that
-leave in the middle. Prints requests, wrong answers, errors, and the resident memory of the server's processes by minute. An answer is wrong
-that is not, word for word, what the request got alone: in float32 sums of another order could only flip a choice of near equals.
+then has many clients ask them in random order: completions and chats, routes that the policy decides and forced ones, all streamed, and
+clients that leave in the middle. Prints requests, wrong answers, errors, and the resident memory of the server's processes by minute. An
+answer is wrong that is not, word for word, what the request got alone: in float32 sums of another order could only flip a choice of near
+equals.
 """
 
 from __future__ import annotations
@@ -37,19 +38,21 @@ TOPICS = ["plants", "iron", "the Moon", "a whale", "rust", "sound", "glass", "ye
 
 
 def requests() -> list[dict[str, Any]]:
-    """Prompts of different lengths, half of them with a route of their own."""
+    """Prompts of different lengths, five of twelve as chats, half of them with a route of their own."""
     made = []
     for place, topic in enumerate(TOPICS):
         prompt = f"Question: What do we know about {topic}?\nAnswer:" * (1 + place % 3)
-        made.append({"prompt": prompt})
-        made.append({"prompt": prompt, "vllm_xargs": {"drllm_route": FORCED[place % 4]}})
+        asked = {"messages": [{"role": "user", "content": prompt}]} if place % 5 in (1, 4) else {"prompt": prompt}
+        made += [asked, asked | {"vllm_xargs": {"drllm_route": FORCED[place % 4]}}]
     return [one | {"max_tokens": 8 + 4 * (place % 5), "temperature": 0, "ignore_eos": True} for place, one in enumerate(made)]
 
 
 def ask(url: str, request: dict[str, Any], leave: bool = False) -> tuple[str, str] | None:
     """(text, route) of a request, streamed; None for a client that leaves after the first bytes."""
     body = json.dumps(request | {"model": "soak", "stream": True}).encode()
-    asked = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+    chat = "messages" in request
+    path = "/v1/chat/completions" if chat else "/v1/completions"
+    asked = urllib.request.Request(url + path, body, {"Content-Type": "application/json"})
     text, route = "", ""
     with urllib.request.urlopen(asked, timeout=300) as answer:
         for line in answer:
@@ -57,7 +60,8 @@ def ask(url: str, request: dict[str, Any], leave: bool = False) -> tuple[str, st
                 return None
             if line.startswith(b"data: {"):
                 event = json.loads(line[6:])
-                text += event["choices"][0]["text"]
+                said = event["choices"][0]
+                text += (said["delta"].get("content") or "") if chat else said["text"]
                 route = event.get("drllm", [{"route": route}])[0]["route"]
     return text, route
 
@@ -80,8 +84,8 @@ def main() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "drllm", "serve", given.policy, "--dtype", "float32", "--port", str(port), "--name", "soak",
-               "--max-model-len", "1024", "--vllm-args=--disable-uvicorn-access-log", *([] if given.compiled else ["--eager"])]  # fmt: skip
+    command = [sys.executable, "-m", "drllm", "serve", given.policy, "--dtype", "float32", "--any-format", "--port", str(port),
+               "--name", "soak", "--max-model-len", "1024", "--vllm-args=--disable-uvicorn-access-log", *([] if given.compiled else ["--eager"])]  # fmt: skip
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         while True:
