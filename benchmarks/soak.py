@@ -84,8 +84,10 @@ def main() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "drllm", "serve", given.policy, "--dtype", "float32", "--any-format", "--port", str(port),
-               "--name", "soak", "--max-model-len", "1024", "--vllm-args=--disable-uvicorn-access-log", *([] if given.compiled else ["--eager"])]  # fmt: skip
+    command = [
+        sys.executable, "-m", "drllm", "serve", given.policy, "--dtype", "float32", "--any-format", "--port", str(port), "--name", "soak",
+        "--max-model-len", "1024", "--vllm-args=--disable-uvicorn-access-log", *([] if given.compiled else ["--eager"]),
+    ]  # fmt: skip
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         while True:
