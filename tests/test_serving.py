@@ -74,6 +74,9 @@ def test_how_each_policy_is_served(tiny: RoutedModel):
     one = RoutePolicy(Route.full(n))
     one.prompt_format = "raw"  # which says nothing of a route that no prompt changes
     assert make_spec(one, "p", tiny) == ServeSpec("static", n, "p", "1" * n)
+    for flags in ({"decide": "engine"}, {"repeatable": "all"}):
+        with pytest.raises(InputError, match="one route for all, which no prompt or request changes: leave it out"):
+            make_spec(one, "p", tiny, **flags)
     size = 2 * tiny.hidden_size
     routes = [Route.full(n), Route.full(n).edit(n - 1, 2)]
     book = Codebook(routes, 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.zeros(1), [Point(0.0)], 0)

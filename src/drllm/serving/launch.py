@@ -90,6 +90,11 @@ def make_spec(
     if policy.route is not None:
         if not policy.route.n_passes:
             raise InputError("the policy's route runs no block: there is nothing to serve")
+        for flag, value in {"--decide": decide, "--repeatable": repeatable}.items():
+            if value != "auto":
+                raise InputError(
+                    f"{flag} is {value}, but this policy is one route for all, which no prompt or request changes: leave it out"
+                )
         return ServeSpec("static", n_layers, folder, str(policy.route))  # which no prompt changes, so both formats are taken
     book = isinstance(policy, Codebook)
     if decide == "front" and not book:
