@@ -338,6 +338,8 @@ def main() -> None:
     others: dict[str, Any] = {"stock": load_base(MODEL, routed.model.dtype, given.device).model, "exported": exported}
     for model in (routed.model, *others.values()):
         model.generation_config.eos_token_id = None  # every row answers in full, whatever it says
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()  # in memory of its own, in all alike: a loaded checkpoint's is mapped from its file
     rows = []
     batches, rounds, arms = (
         [int(size) for size in given.batches.split(",")],
