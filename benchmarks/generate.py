@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import functools
 import random
+import re
 import statistics
 import sys
 import tempfile
@@ -166,6 +167,17 @@ def block_seconds(routed: RoutedModel, prompts: list[list[int]], n_new: int) -> 
     steps = len(clock.times) - 2
     decode_blocks = (inside[-1] - inside[1]) / steps
     return prefill, [decode_blocks, (clock.times[-1] - clock.times[1]) / steps - decode_blocks]
+
+
+def share_weights(base: Any, other: Any, route: Route) -> None:
+    """Let a model of a route's blocks use the base's weights, which are its own, bit for bit: two copies of the same weights differ in speed by
+    some hundredths, by where in memory they lie."""
+    kept = [block for block, action in enumerate(route) if action]
+    known = dict(base.named_parameters())
+    for name, parameter in other.named_parameters():
+        theirs = known[re.sub(r"(?<=layers\.)\d+", lambda found: str(kept[int(found[0])]), name)]
+        assert torch.equal(parameter, theirs), name
+        parameter.data = theirs.data
 
 
 def limit_of(routes: Sequence[Route], by_rows: dict[int, list[float]], n_layers: int) -> float:
@@ -338,8 +350,8 @@ def main() -> None:
     others: dict[str, Any] = {"stock": load_base(MODEL, routed.model.dtype, given.device).model, "exported": exported}
     for model in (routed.model, *others.values()):
         model.generation_config.eos_token_id = None  # every row answers in full, whatever it says
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()  # in memory of its own, in all alike: a loaded checkpoint's is mapped from its file
+    share_weights(routed.model, others["stock"], Route.full(routed.n_layers))
+    share_weights(routed.model, exported, Route.parse(COMMON))
     rows = []
     batches, rounds, arms = (
         [int(size) for size in given.batches.split(",")],
