@@ -170,8 +170,8 @@ def block_seconds(routed: RoutedModel, prompts: list[list[int]], n_new: int) -> 
 
 
 def share_weights(base: Any, other: Any, route: Route) -> None:
-    """Let a model of a route's blocks use the base's weights, which are its own, bit for bit: two copies of the same weights differ in speed by
-    some hundredths, by where in memory they lie."""
+    """Let a model of a route's blocks use the base's weights, which are its own, bit for bit: two copies of the same weights differ in
+    speed by some hundredths, by where in memory they lie."""
     kept = [block for block, action in enumerate(route) if action]
     known = dict(base.named_parameters())
     for name, parameter in other.named_parameters():

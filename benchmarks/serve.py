@@ -3,8 +3,10 @@
     .venv-serve/bin/python benchmarks/serve.py [--batches 1,32] [--rounds 20] [--new 32] [--only "4 nested; 4 deeper"] [--out FILE.json]
 
 Every engine is a process of its own with one thread; all are started first, then in each round every arm decodes the same prompts once, in
-an order drawn anew, and the processor time is read: tokens a CPU-second, SmolLM2-135M in bf16 where the processor multiplies bf16 itself,
-else in fp32. Ratios are of one round; their median stands with its 95 % interval by order statistics. Arms, compiled and eager: stock vLLM;
+an order drawn anew, beside stock vLLM: the two take turns step by step, who goes first drawn anew for each step, since a machine's speed
+drifts within seconds by more than what is measured here. The processor time is read: tokens a CPU-second, SmolLM2-135M in bf16 where the
+processor multiplies bf16 itself, else in fp32. Ratios are of one arm and the stock beside it; their median over the rounds stands with its
+95 % interval by order statistics. Arms, compiled and eager, each beside the stock of its mode:
 the identity along the routed machinery; one common route of 24 of 30 blocks; four nested routes, from the base's to 21 blocks; four deeper
 ones, from 24 to 15 blocks, whose limit leaves more to reach; as many routes as rows, which no compiled stretch fits; and, compiled, that
 common route as a static server, and the trained code book `--book`, each prompt along the route the book chooses for it. `--only` names the
@@ -13,7 +15,8 @@ t_part(rows executing it)`, by clocks around the blocks of the eager stock engin
 every second round: half the samples. What of its saving is reached is told, not what of its speed, of which stock alone would reach most.
 The front selector is an arm, too, in this process, compiled and eager: it reads the round's first prompt alone, as one that finds nobody
 waiting, and the others in the groups a server reads them in if all have come meanwhile; "with the front" adds its seconds to prefill and
-decoding of each arm. Last, how often compiling, and reading prompts together, flips a choice of the book on tune questions.
+decoding of each arm, also for answers of other lengths, by the mean step. Last, how often compiling, and reading prompts together, flips a
+choice of the book on tune questions.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +51,24 @@ DEEPER = [f"{'1' * (22 - cut)}{'0' * cut}{'1' * 8}" for cut in (6, 9, 12, 15)]  
 NESTS = {"4 nested routes": ("rows", NESTED), "4 deeper nested routes": ("deeper", DEEPER)}
 KNOWN = [FULL, *NESTED]
 LIMIT_EVERY = 2  # rounds
+LENGTHS = (16, 32, 64, 128, 256)  # tokens of an answer
 BOOK = "trained book, compiled"
+
+
+@dataclass
+class Run:
+    """Processor seconds of one batch."""
+
+    prefill: float = 0.0
+    decode: float = 0.0  # all steps after it
+
+    @property
+    def whole(self) -> float:
+        return self.prefill + self.decode
+
+    def of(self, n: int, new: int) -> float:
+        """What answers of `n` tokens would take, measured by those of `new`."""
+        return self.prefill + self.decode / (new - 1) * (n - 1)
 
 
 class Engine:
@@ -74,15 +95,42 @@ class Engine:
             raise SystemExit(f"an engine ended with status {self.process.wait()}: run benchmarks/serve_engine.py by hand to see why")
         return json.loads(line)
 
-    def run(self, prompts: list[list[int]], routes: Sequence[str] | None, new: int, **more: Any) -> dict[str, Any]:
-        """One batch."""
-        self.tell({"prompts": prompts, "routes": None if routes is None else list(routes), "new": new} | more)
+    def ask(self, told: dict[str, Any]) -> dict[str, Any]:
+        """What it answers to one line."""
+        self.tell(told)
         return self.hear()
 
 
+def in_turns(
+    engines: Sequence[Engine], routes: Sequence[list[str] | None], rows: list[list[int]], new: int, rng: random.Random
+) -> list[Run]:
+    """One batch by each of the engines, a step each in turn."""
+    runs = [Run() for _ in engines]
+    waiting = list(range(len(engines)))
+    rng.shuffle(waiting)
+    for which in list(waiting):
+        done = engines[which].ask({"prompts": rows, "routes": routes[which], "new": new})
+        runs[which].prefill = done["seconds"]
+        if not done["more"]:
+            waiting.remove(which)
+    while waiting:
+        rng.shuffle(waiting)
+        for which in list(waiting):
+            done = engines[which].ask({"step": True})
+            runs[which].decode += done["seconds"]
+            if not done["more"]:
+                waiting.remove(which)
+    return runs
+
+
+def mode_of(name: str) -> str:
+    """Compiled or eager: the last word of an arm's name, and of the stock that it runs beside."""
+    return name.rsplit(maxsplit=1)[-1]
+
+
 def arms_of(batch: int, only: Sequence[str] = ()) -> dict[str, tuple[str, list[str] | None]]:
-    """Each arm: its engine, and the route of each row; the book's are chosen for each round's prompts. The last word says whose stock it is
-    compared with. `only`: how the names of those begin that stay beside the stock they are compared with; none: all."""
+    """Each arm: its engine, and the route of each row; the book's are chosen for each round's prompts. `only`: how the names of those begin
+    that are wanted; none: all."""
     routes = {"identity": ("rows", [FULL] * batch), "one common route": ("rows", [COMMON] * batch)}
     if batch > 1:
         routes |= {name: (engine, [nest[row % 4] for row in range(batch)]) for name, (engine, nest) in NESTS.items()}
@@ -92,16 +140,14 @@ def arms_of(batch: int, only: Sequence[str] = ()) -> dict[str, tuple[str, list[s
     arms |= {f"{name}, eager": ("rows eager", taken) for name, (_, taken) in routes.items()}  # block by block, whatever the routes
     if only:
         arms = {name: arm for name, arm in arms.items() if name.startswith(tuple(only))}
-    modes = {name.rsplit(maxsplit=1)[-1] for name in arms}
-    stock: dict[str, tuple[str, list[str] | None]] = {f"stock, {mode}": (f"stock {mode}", None) for mode in sorted(modes)}
-    return stock | arms
+    return arms
 
 
 def limit_of(engine: Engine, nest: Sequence[str], firsts: Sequence[int], rows: list[list[int]], new: int) -> float:
     """A decoding step of nested routes that pays each part for the rows that run it alone, over one that pays all for all rows."""
     nested = [Route.parse(nest[row % 4]) for row in range(len(rows))]
     taking = [sum(route[first] > 0 for route in nested) for first in firsts]
-    clocks = {n: engine.run(rows[:n], None, new, clocked=True) for n in sorted({*taking, len(rows)} - {0})}
+    clocks = {n: engine.ask({"prompts": rows[:n], "routes": None, "new": new, "clocked": True}) for n in sorted({*taking, len(rows)} - {0})}
     whole = clocks[len(rows)]
     paid = sum(clocks[n]["parts"][place] for place, n in enumerate(taking) if n)
     return (whole["beside"] + paid) / (whole["beside"] + sum(whole["parts"]))
@@ -130,7 +176,7 @@ def measure(
     """All arms at one batch size."""
     fronts: dict[str, list[float]] = {mode: [] for mode in selectors}
     chosen: list[str] = []
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
+    found: dict[str, list[tuple[Run, Run]]] = {name: [] for name in arms}  # with the stock beside it
     limits: dict[str, list[float]] = {name: [] for name in arms if name.rsplit(", ")[0] in NESTS}
     rng = random.Random(seed)
     for round_ in range(-1, rounds):  # the first warms up
@@ -147,8 +193,9 @@ def measure(
                 fronts[name] += [clock() - started] if round_ >= 0 else []
                 continue
             engine, routes = arms[name]
-            done = engines[engine].run(rows, by_book if name == BOOK else routes, new)
-            found[name] += [done] if round_ >= 0 else []
+            pair = (engines[engine], engines[f"stock {mode_of(name)}"])
+            mine, stock = in_turns(pair, (by_book if name == BOOK else routes, None), rows, new, rng)
+            found[name] += [(mine, stock)] if round_ >= 0 else []
         if round_ >= 0 and round_ % LIMIT_EVERY == 0:
             for name, at_best in limits.items():
                 engine, nest = NESTS[name.rsplit(", ")[0]]
@@ -157,26 +204,35 @@ def measure(
                 else:
                     firsts = [first for first, _ in cuts([FULL, *nest])]
                     at_best.append(limit_of(engines[f"{engine} compiled"], nest, firsts, rows, new))
-    result: dict[str, Any] = {"batch": batch, "rounds": rounds, "new": new, "arms": {}, "limit": {}}
+    result: dict[str, Any] = {"batch": batch, "rounds": rounds, "new": new, "arms": {}, "limit": {}, "stock": {}}
     result["book"] = {"routes": len(set(chosen)), "passes": statistics.mean(Route.parse(route).n_passes for route in chosen)}
-    result["front"] = {mode: statistics.median(seconds) for mode, seconds in fronts.items()}
+    decoded = batch * (new - 1)
+    for mode in {mode_of(name): None for name in arms}:
+        beside = [[stock for _, stock in runs] for name, runs in found.items() if mode_of(name) == mode]
+        prefills = [statistics.mean(run.prefill for run in of_round) for of_round in zip(*beside, strict=True)]
+        result["stock"][mode] = {
+            "tokens_a_cpu_second": statistics.median(decoded / run.decode for runs in beside for run in runs),
+            "prefill": statistics.median(prefills),
+            "front": statistics.median(fronts[mode]),
+            "front_of_prefill": median_interval([front / prefill for front, prefill in zip(fronts[mode], prefills, strict=True)]),
+        }
     for name, runs in found.items():
-        mode = name.rsplit(maxsplit=1)[-1]
-        stock = found[f"stock, {mode}"]
-        rounds_of = list(zip(runs, stock, fronts[mode], strict=True))
+        pairs = [(mine, stock, front) for (mine, stock), front in zip(runs, fronts[mode_of(name)], strict=True)]
+        ratios = [stock.decode / mine.decode for mine, stock in runs]
         result["arms"][name] = {
-            "tokens_a_cpu_second": statistics.median(one["tokens"] / one["decode"] for one in runs),
-            "ratio": median_interval([base["decode"] / mine["decode"] for mine, base in zip(runs, stock, strict=True)]),
-            "ratios": [round(base["decode"] / mine["decode"], 4) for mine, base in zip(runs, stock, strict=True)],
-            "prefill": statistics.median(one["prefill"] for one in runs),
-            "prefill_ratio": median_interval([mine["prefill"] / base["prefill"] for mine, base in zip(runs, stock, strict=True)]),
-            "whole_ratio": median_interval([(a["prefill"] + a["decode"]) / (b["prefill"] + b["decode"]) for a, b, _ in rounds_of]),
-            "with_front": median_interval([(a["prefill"] + a["decode"] + f) / (b["prefill"] + b["decode"]) for a, b, f in rounds_of]),
-            "front_of_prefill": median_interval([f / b["prefill"] for _, b, f in rounds_of]),
+            "tokens_a_cpu_second": statistics.median(decoded / mine.decode for mine, _ in runs),
+            "ratio": median_interval(ratios),
+            "ratios": [round(ratio, 4) for ratio in ratios],
+            "prefill": statistics.median(mine.prefill for mine, _ in runs),
+            "prefill_ratio": median_interval([mine.prefill / stock.prefill for mine, stock in runs]),
+            "whole_ratio": median_interval([mine.whole / stock.whole for mine, stock in runs]),
+            "with_front": median_interval([(mine.whole + front) / stock.whole for mine, stock, front in pairs]),
+            "with_front_by_length": {
+                str(n): median_interval([(mine.of(n, new) + front) / stock.of(n, new) for mine, stock, front in pairs]) for n in LENGTHS
+            },
         }
     for name, at_best in limits.items():
-        stock, mine = found[f"stock, {name.rsplit(maxsplit=1)[-1]}"][::LIMIT_EVERY], found[name][::LIMIT_EVERY]
-        saved = [1 - taken["decode"] / base["decode"] for base, taken in zip(stock, mine, strict=True)]
+        saved = [1 - mine.decode / stock.decode for mine, stock in found[name][::LIMIT_EVERY]]
         result["limit"][name] = {
             "speed": median_interval([1 / best for best in at_best]),
             "saving_reached": median_interval([part / (1 - best) for part, best in zip(saved, at_best, strict=True)]),
@@ -202,19 +258,24 @@ def report(row: dict[str, Any]) -> None:
     book = row["book"]
     print(f"\nbatch {row['batch']}, {row['rounds']} rounds, {row['new']} tokens a row; "
           f"the book took {book['routes']} routes of {book['passes']:.1f} passes on average")  # fmt: skip
-    print(f"  {'':28} tokens a CPU-second   speed over stock          prefill seconds over stock")
+    print(f"  {'':34} tokens a CPU-second   speed over stock          prefill seconds over stock")
+    for mode, stock in row["stock"].items():
+        print(f"  {f'stock, {mode}':34} {stock['tokens_a_cpu_second']:19.1f}")
     for name, arm in row["arms"].items():
-        print(f"  {name:28} {arm['tokens_a_cpu_second']:19.1f}   {shown(arm['ratio'])}   {shown(arm['prefill_ratio'])}")
+        print(f"  {name:34} {arm['tokens_a_cpu_second']:19.1f}   {shown(arm['ratio'])}   {shown(arm['prefill_ratio'])}")
     for name, limit in row["limit"].items():
         print(f"  {name}: the limit is {shown(limit['speed'])} times stock; of its saving reached "
               f"{shown(limit['saving_reached'])}, {limit['rounds']} rounds")  # fmt: skip
-    for mode in (name.removeprefix("stock, ") for name in row["arms"] if name.startswith("stock, ")):
-        share = shown(row["arms"][f"stock, {mode}"]["front_of_prefill"])
-        print(f"  {mode}: the front takes {1000 * row['front'][mode]:.1f} ms, {share} of the engine's prefill")
+    for mode, stock in row["stock"].items():
+        print(f"  {mode}: the front takes {1000 * stock['front']:.1f} ms, {shown(stock['front_of_prefill'])} of the engine's prefill")
+        arms = {name: arm for name, arm in row["arms"].items() if mode_of(name) == mode and not name.startswith("static")}
         print(f"  prefill and {row['new']} tokens over stock's, and with the front:")
-        for name, arm in row["arms"].items():
-            if name.endswith(mode) and not name.startswith(("stock", "static")):
-                print(f"    {name:28} {shown(arm['whole_ratio'])}   {shown(arm['with_front'])}")
+        for name, arm in arms.items():
+            print(f"    {name:32} {shown(arm['whole_ratio'])}   {shown(arm['with_front'])}")
+        print("  the same with the front for answers of other lengths, by the mean step:")
+        for name, arm in arms.items():
+            by_length = ", ".join(f"{n} {value[0]:.3f} (to {value[2]:.3f})" for n, value in arm["with_front_by_length"].items())
+            print(f"    {name:32} {by_length}")
 
 
 def main() -> None:
@@ -254,7 +315,8 @@ def main() -> None:
         "rows compiled": (rows, False), "deeper compiled": (rows | {"routes": [FULL, *DEEPER]}, False), "book compiled": (trained, False),
         "stock eager": (None, True), "rows eager": (rows, True),
     }  # fmt: skip
-    needed = {engine for size in sizes for engine, _ in arms_of(size, only).values()}
+    arms = [(name, engine) for size in sizes for name, (engine, _) in arms_of(size, only).items()]
+    needed = {engine for _, engine in arms} | {f"stock {mode_of(name)}" for name, _ in arms}
     selectors = {
         mode: FrontSelector(book, checkpoint, routed.model.dtype, device, compiled=mode == "compiled" and device == "cpu")
         for mode in ("compiled", "eager")

@@ -1,14 +1,16 @@
 """One vLLM engine in a process of its own, one thread, told what to run line by line on standard input: see `serve.py`.
 
-First line: `model`, `dtype`, `spec` (null: stock), `eager`. Then for each line a run: `prompts` (token ids), `routes` (or null), `new`.
-What is printed for it: processor seconds of the prefill (until every row has its first token) and of the decoding, and the number of tokens
-decoded. A line with `clocked` true puts clocks around the engine's parts: seconds of a decoding step in each, and beside them.
+First line: `model`, `dtype`, `spec` (null: stock), `eager`. Then a line with `prompts` (token ids), `routes` (or null) and `new` begins a
+batch and runs its prefill, until every row has its first token; each line with `step` runs one step more. What is printed for either:
+processor `seconds`, and whether there is `more` to run. A line with `clocked` true runs a batch to its end with clocks around the engine's
+parts: median seconds of a decoding step in each, and beside them.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import time
 from typing import Any
@@ -30,8 +32,8 @@ def clock() -> float:
     return time.perf_counter()
 
 
-def run(engine: Any, told: dict[str, Any], first: int) -> dict[str, float]:
-    """One batch from its first step to its last."""
+def begin(engine: Any, told: dict[str, Any], first: int) -> dict[str, Any]:
+    """The prefill of a batch: its steps until every row has its first token."""
     from vllm import SamplingParams
 
     for row, ids in enumerate(told["prompts"]):
@@ -40,21 +42,21 @@ def run(engine: Any, told: dict[str, Any], first: int) -> dict[str, float]:
         params = SamplingParams(temperature=0, max_tokens=told["new"], ignore_eos=True, detokenize=False, extra_args=extra)
         engine.add_request(str(first + row), {"prompt_token_ids": ids}, params)
     begun: set[str] = set()
-    marks = [clock()]
-    steps = 0
-    while engine.has_unfinished_requests():
+    started = clock()
+    while len(begun) < len(told["prompts"]):
         begun |= {output.request_id for output in engine.step() if output.outputs[0].token_ids}
-        if len(begun) == len(told["prompts"]):
-            steps += 1
-            if len(marks) == 1:
-                marks.append(clock())
-    marks.append(clock())
-    decoded = (told["new"] - 1) * len(told["prompts"])
-    return {"prefill": marks[1] - marks[0], "decode": marks[2] - marks[1], "tokens": decoded, "steps": steps - 1}
+    return {"seconds": clock() - started, "more": engine.has_unfinished_requests()}
+
+
+def step(engine: Any) -> dict[str, Any]:
+    """One step of the batch under way."""
+    started = clock()
+    engine.step()
+    return {"seconds": clock() - started, "more": engine.has_unfinished_requests()}
 
 
 def clocked(engine: Any, told: dict[str, Any], first: int) -> dict[str, Any]:
-    """The same along the base, with clocks around its parts: seconds of a decoding step in each, and beside them.
+    """A batch along the base, with clocks around its parts: median seconds of a decoding step in each, and beside them.
 
     Parts are the blocks of a stock engine, and the compiled stretches of a routed one, which then runs the base's route in them, too.
     """
@@ -70,7 +72,7 @@ def clocked(engine: Any, told: dict[str, Any], first: int) -> dict[str, Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             started = clock()
             out = original(*args, **kwargs)
-            spent[place] += clock() - started
+            spent[place] = clock() - started
             return out
 
         return call
@@ -79,17 +81,20 @@ def clocked(engine: Any, told: dict[str, Any], first: int) -> dict[str, Any]:
         setattr(part, name, timed(place, original))
     if routed:
         StepPlan.is_base = property(lambda plan: False, lambda plan, value: None)  # type: ignore[assignment, method-assign]
+    inside, beside = [], []
     try:
-        run(engine, told | {"new": 2}, first)
-        short, spent[:] = list(spent), [0.0] * len(parts)  # the prefill and one step, to be taken off
-        whole = run(engine, told, first + 1000)
+        more = begin(engine, told, first)["more"]
+        while more:
+            done = step(engine)
+            more = done["more"]
+            inside.append(list(spent))
+            beside.append(done["seconds"] - sum(spent))
     finally:
         for part, original in zip(parts, originals, strict=True):
             setattr(part, name, original)
         if routed:
             del StepPlan.is_base  # type: ignore[misc]
-    inside = [(long - less) / (told["new"] - 2) for long, less in zip(spent, short, strict=True)]
-    return {"parts": inside, "beside": whole["decode"] / (told["new"] - 1) - sum(inside)}
+    return {"parts": [statistics.median(of_part) for of_part in zip(*inside, strict=True)], "beside": statistics.median(beside)}
 
 
 def main() -> None:
@@ -119,8 +124,11 @@ def main() -> None:
     first = 0
     for line in sys.stdin:
         asked = json.loads(line)
-        done = clocked(engine, asked, first) if asked.get("clocked") else run(engine, asked, first)
-        first += 10_000
+        if asked.get("step"):
+            done = step(engine)
+        else:
+            done = (clocked if asked.get("clocked") else begin)(engine, asked, first)
+            first += 10_000
         print(json.dumps(done), file=out, flush=True)
 
 

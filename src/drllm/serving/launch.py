@@ -38,7 +38,8 @@ INSTALL = (
 # Flags of vLLM's that `--vllm-args` may not have: what makes an engine a routed one; what drllm checks before it starts the server; and
 # what would cut the prompts of a policy that decides in the engine.
 ROUTED = ("--model", "--worker-cls", "--hf-overrides", "--additional-config")
-OWN = ("--host", "--port", "--api-key")
+OWN = ("--host", "--port", "--api-key", "--dtype", "--served-model-name")
+UNSEEN = ("--config", "--uds", "--api-server-count", "--cpu-offload-gb")
 CUTTING = ("--enable-chunked-prefill", "--enable-prefix-caching", "--async-scheduling")
 
 
@@ -105,8 +106,9 @@ def make_spec(
     else:
         own = tuple(range(n_layers))
     mode = "book" if book and decide != "engine" else "engine"
-    routes = tuple(map(str, policy.routes)) if book and mode == "book" else ()
-    return ServeSpec(mode, n_layers, folder, None, _blocks(repeatable, own, n_layers), routes, prompt_format)
+    routes = tuple(map(str, policy.routes)) if book else ()
+    decided = policy.block if book and mode == "engine" else 0
+    return ServeSpec(mode, n_layers, folder, None, _blocks(repeatable, own, n_layers), routes, decided, prompt_format)
 
 
 def _blocks(text: str, auto: tuple[int, ...], n_layers: int) -> tuple[int, ...]:
@@ -170,7 +172,8 @@ def check_extra(extra: Sequence[str], mode: str) -> None:
     vLLM's parser takes `_` for `-`, `--flag=value`, `--flag.key value`, and the beginning of a flag where no other begins so.
     """
     why: dict[str, str] = dict.fromkeys(ROUTED, "which makes the engine a routed one: drllm sets it itself")
-    why |= dict.fromkeys(OWN, "which is a flag of drllm serve: give it there")
+    why |= dict.fromkeys(OWN, "which is a flag of drllm serve: give it there (--name for --served-model-name)")
+    why |= dict.fromkeys(UNSEEN, "which drllm serve cannot check or has not been tested with: leave it out")
     if mode == "engine":
         why |= dict.fromkeys(CUTTING, "but a policy that decides in the engine must see whole prompts: leave it out")
     for word in extra:

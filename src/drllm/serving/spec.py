@@ -26,6 +26,7 @@ class ServeSpec:
         route: the one route, of `static`.
         repeatable: blocks that have keys and values for a second pass; what they cost in cache is paid whether or not a route repeats.
         routes: those that requests will mostly take, where they are known: what they have in common is compiled.
+        decided: the block before which a code book in the engine chooses; 0 for all else.
         prompt_format: "raw" or "chat", what a policy that reads prompts was trained on; None takes both.
     """
 
@@ -35,6 +36,7 @@ class ServeSpec:
     route: str | None = None
     repeatable: tuple[int, ...] = ()
     routes: tuple[str, ...] = ()
+    decided: int = 0
     prompt_format: str | None = None
 
     def __post_init__(self) -> None:

@@ -72,18 +72,15 @@ class RequestRouter:
         self.submit = engine_client.generate  # vLLM's own
         self.salted = engine_client.vllm_config.cache_config.enable_prefix_caching
         self.front: FrontSelector | None = None
-        self.book: Codebook | None = None
-        self.routes: list[str] = [] if spec.route is None else [spec.route]
+        self.routes: list[str] = list(spec.routes) if spec.route is None else [spec.route]
         if spec.mode == "book":
             book = load_policy(spec)
             assert isinstance(book, Codebook)
-            self.book, self.routes = book, [str(route) for route in book.routes]
-            if book.route is None:
-                config, device = engine_client.model_config, engine_client.vllm_config.device_config.device_type
-                if device == "cpu":
-                    torch.set_num_threads(1)  # the engine needs the cores
-                is_compiled = device == "cpu" and not config.enforce_eager
-                self.front = FrontSelector(book, config.model, config.dtype, device, is_compiled, config.revision)
+            config, device = engine_client.model_config, engine_client.vllm_config.device_config.device_type
+            if device == "cpu":
+                torch.set_num_threads(1)  # the engine needs the cores
+            is_compiled = device == "cpu" and not config.enforce_eager
+            self.front = FrontSelector(book, config.model, config.dtype, device, is_compiled, config.revision)
         self.n_tokens = engine_client.model_config.get_vocab_size()
         self.counts = Counts(spec.n_layers, ["1" * spec.n_layers, *self.routes])
 
@@ -116,8 +113,8 @@ class RequestRouter:
         params.extra_args.pop(ROUTE_ARGUMENT, None)
         if forced is not None:
             taken.set(forced, "request")
-        elif self.spec.mode == "book":
-            await self._choose(ids, taken)
+        elif self.front is not None:
+            await self._choose(self.front, ids, taken)
         elif self.spec.mode == "engine":
             ticket = params.extra_args[TICKET_ARGUMENT] = uuid.uuid4().hex
         else:
@@ -129,7 +126,7 @@ class RequestRouter:
             if self.salted and (salt or not taken.route.is_full):  # a client's own salt must never pass for a route
                 prompt = {**prompt, "cache_salt": f"{taken.route}|{salt or ''}"}
         outputs = self.submit(prompt, params, request_id, **kwargs)
-        counted = Counted()
+        counted, refused = Counted(), False
         try:
             async for output in outputs:
                 if ticket:
@@ -140,19 +137,18 @@ class RequestRouter:
                     ticket = ""
                 counted.add(output)
                 yield output
+        except VLLMValidationError:
+            refused = True
+            raise
         finally:
             await outputs.aclose()
-            if taken.route is not None:
-                read = self.book.block * len(ids) if self.front is not None and self.book is not None and taken.decided == "policy" else 0
+            if taken.route is not None and not refused:
+                read = self.front.book.block * len(ids) if self.front is not None and taken.decided == "policy" else 0
                 self.counts.add(taken, counted.n_tokens(len(ids)), read)
 
-    async def _choose(self, ids: list[int], taken: Taken) -> None:
-        assert self.book is not None
-        if self.front is None:
-            taken.set(self.book.routes[0], "policy")
-            return
+    async def _choose(self, front: FrontSelector, ids: list[int], taken: Taken) -> None:
         try:
-            route, seconds = await self.front.choose(ids)
+            route, seconds = await front.choose(ids)
         except InputError as error:
             raise VLLMValidationError(" ".join(str(error).split())) from None
         self.counts.front.observe(seconds)

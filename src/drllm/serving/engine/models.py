@@ -45,7 +45,7 @@ class RoutedMixin:
             raise UnsupportedModelError(f"the policy is for {spec.n_layers} blocks, the checkpoint has {len(layers)}")
         self.spec, self.vllm_config = spec, vllm_config
         self.stretches: list[Stretch] = []
-        self.cut_before = np.array([block for block, _ in cuts(spec.routes)] if spec.routes else [])
+        self.cut_before = np.array([block for block, _ in cuts(spec.routes, spec.decided)] if spec.routes else [])
         self.most_passes = np.array([most_passes(spec.routes, block) for block in range(spec.n_layers)] if spec.routes else [])
         self.fixed = None if spec.route is None else Route.parse(spec.route)
         known = vllm_config.compilation_config.static_forward_context
@@ -81,7 +81,7 @@ class RoutedMixin:
         passes = [(block, n_pass) for block in range(self.spec.n_layers) for n_pass in (0, 1)]
         self.singles = [single(self.block, *step) for step in passes if step[1] == 0 or str(step[0]) in self.twins]
         if self.spec.routes and not self.model.do_not_compile:
-            self.stretches = compiled(self.spec.routes, self.block, self.vllm_config)
+            self.stretches = compiled(self.spec.routes, self.spec.decided, self.block, self.vllm_config)
             warm_up(self.stretches, self.vllm_config, self.model.norm.weight)
 
     def forward(self, input_ids: Tensor | None, positions: Tensor, intermediate_tensors: Any = None, inputs_embeds: Tensor | None = None):
@@ -90,7 +90,8 @@ class RoutedMixin:
         if plan is None or plan.is_base:
             return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)  # type: ignore[misc]
         states = self.model.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
-        plan.stretched = bool(self.stretches) and not plan.undecided and plan.keeps_to(self.cut_before, self.most_passes)
+        # Rows that are yet undecided stand as the base's, with which every code book begins.
+        plan.stretched = bool(self.stretches) and plan.keeps_to(self.cut_before, self.most_passes)
         stretches = self.stretches if plan.stretched else self.singles
         states, residual = run_plan(plan, stretches, positions, states, get_forward_context())
         return self.model.norm(states, residual)[0]

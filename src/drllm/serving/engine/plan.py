@@ -97,8 +97,11 @@ class StepPlan:
             self._sets[key] = self._subset(runs, key)
         return self._sets[key]
 
-    def decide(self, block: int, states_ND: Tensor) -> None:
-        """Ask each undecided row's policy for its passes of a block, from the states entering it, as at a prefill in transformers."""
+    def decide(self, block: int, end: int, states_ND: Tensor) -> None:
+        """Ask each undecided row's policy for its passes of a block, from the states entering it, as at a prefill in transformers.
+
+        They hold up to block `end`: one more, or the end of a stretch in which all of the policy's routes do the same.
+        """
         for one in self.undecided:
             if one.failure:
                 continue
@@ -108,7 +111,7 @@ class StepPlan:
             try:
                 if block == 0:
                     one.policy = one.policy.start(mask)
-                self.actions_RL[one.rows, block] = int(one.policy.decide(block, x_1TD, mask)[0])
+                self.actions_RL[one.rows, block:end] = int(one.policy.decide(block, x_1TD, mask)[0])
             except InputError as error:  # one prompt's: the others of the step must not suffer
                 one.failure = " ".join(str(error).split())
         self._count()
@@ -181,7 +184,8 @@ def run_plan(plan: StepPlan, stretches: Sequence[Any], positions_N: Tensor, stat
     """Run a step, each stretch on the rows that need it; (states, residual), both (N, D), whose sum is what leaves the last block.
 
     Args:
-        stretches: `drllm.serving.engine.segments.Stretch`, in the order they run. Where a policy has yet to decide, single blocks.
+        stretches: `drllm.serving.engine.segments.Stretch`, in the order they run. Where a policy has yet to decide, single blocks, or
+            stretches of all the routes that it chooses from.
         states_ND: the embedded tokens.
         context: vLLM's forward context, in which each attention finds its metadata and slots by name.
     """
@@ -201,7 +205,7 @@ def run_plan(plan: StepPlan, stretches: Sequence[Any], positions_N: Tensor, stat
         if plan.undecided and stretch.n_pass == 0:
             put_back()
             gathered, part = plan.everyone, (positions_N, states, residual)
-            plan.decide(stretch.block, states + residual)
+            plan.decide(stretch.block, stretch.end, states + residual)
         rows = plan.rows(stretch.block, stretch.n_pass)
         if rows is None:
             continue

@@ -24,25 +24,29 @@ class Stretch:
     """Consecutive passes that the same rows make.
 
     Attributes:
-        block: the first block, whose action holds for all.
+        block, end: the first block, whose action holds for all, and one past the last.
         n_pass: 0, or 1 for the second pass of a single block.
         names: of the attentions inside, by which they find their metadata.
         run: (positions (N), states (N, D), residual (N, D)) to (states, residual).
     """
 
     block: int
+    end: int
     n_pass: int
     names: list[str]
     run: Callable[..., tuple[Tensor, Tensor]]
 
 
-def cuts(routes: Sequence[str]) -> list[tuple[int, int]]:
-    """(first block, one past the last) of each stretch in which every route does the same; a block that some route repeats stands alone."""
+def cuts(routes: Sequence[str], decided: int = 0) -> list[tuple[int, int]]:
+    """(first block, one past the last) of each stretch in which every route does the same; a block that some route repeats stands alone.
+
+    A stretch begins with block `decided`, too, before which a policy in the engine chooses among the routes.
+    """
     columns = list(zip(*routes, strict=True))
     found: list[tuple[int, int]] = []
     for block, column in enumerate(columns):
         alone = "2" in column or (block > 0 and "2" in columns[block - 1])
-        if block == 0 or alone or column != columns[block - 1]:
+        if block in (0, decided) or alone or column != columns[block - 1]:
             found.append((block, block + 1))
         else:
             found[-1] = (found[-1][0], block + 1)
@@ -57,19 +61,19 @@ def most_passes(routes: Sequence[str], block: int) -> int:
 def single(block_of: Callable[[int, int], Any], block: int, n_pass: int) -> Stretch:
     """One block, uncompiled."""
     module = block_of(block, n_pass)
-    return Stretch(block, n_pass, [module.self_attn.attn.layer_name], module)
+    return Stretch(block, block + 1, n_pass, [module.self_attn.attn.layer_name], module)
 
 
-def compiled(routes: Sequence[str], block_of: Callable[[int, int], Any], vllm_config: VllmConfig) -> list[Stretch]:
-    """The stretches of some known routes in the order they run, compiled as vLLM compiles models."""
+def compiled(routes: Sequence[str], decided: int, block_of: Callable[[int, int], Any], vllm_config: VllmConfig) -> list[Stretch]:
+    """The stretches of some known routes (`cuts`) in the order they run, compiled as vLLM compiles models."""
     stretches = []
-    for first, end in cuts(routes):
+    for first, end in cuts(routes, decided):
         for n_pass in range(most_passes(routes, first)):
             blocks = [block_of(block, n_pass) for block in range(first, end)]
             names = [block.self_attn.attn.layer_name for block in blocks]
             with set_current_vllm_config(vllm_config):
                 module = _segment_class(f"{first}-{end}-{n_pass}")(vllm_config=vllm_config, blocks=blocks)
-            stretches.append(Stretch(first, n_pass, names, module))
+            stretches.append(Stretch(first, end, n_pass, names, module))
     return stretches
 
 

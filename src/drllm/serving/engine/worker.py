@@ -121,8 +121,10 @@ class RoutedRunner:
     def _model_forward(self, *args: Any, **kwargs: Any) -> Any:
         context, keeper = get_forward_context(), self.drllm_keeper
         common, self.drllm_common = self.drllm_common, None
-        if keeper.spec.mode == "static" or common is None or not isinstance(context.attn_metadata, dict):
+        if keeper.spec.mode == "static" or context.attn_metadata is None:  # none where vLLM profiles and warms up
             return super()._model_forward(*args, **kwargs)  # type: ignore[misc]
+        if common is None or not isinstance(context.attn_metadata, dict):
+            raise UnsupportedModelError("this step's attention metadata is not what drllm knows, so its rows cannot be routed")
         batch: Any = self.input_batch  # type: ignore[attr-defined]
         metadata = context.attn_metadata[self.drllm_group.layer_names[0]]
         plan = keeper.plan(batch, self.requests, common, self.drllm_build, metadata)  # type: ignore[attr-defined]
