@@ -34,9 +34,9 @@ def checkpoint(folder: Path, family: str) -> Path:
     model = families.build(family, **SIZES | FAMILIES[family])
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15)
+        for name, parameter in model.named_parameters():  # biases and norms, too: what is left at its start could be lost unseen
+            values = torch.randn(parameter.shape, generator=generator) * 0.15
+            parameter.copy_(values + 1 if "norm" in name else values)
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder

@@ -84,7 +84,7 @@ def test_how_each_policy_is_served(tiny: RoutedModel):
     known = tuple(map(str, routes))
     assert make_spec(book, "p", tiny) == ServeSpec("book", n, "p", repeatable=(n - 1,), routes=known, prompt_format="raw")
     assert make_spec(book, "p", tiny, decide="engine", repeatable="0", any_format=True) == ServeSpec(
-        "engine", n, "p", repeatable=(0, n - 1)
+        "engine", n, "p", repeatable=(0, n - 1), routes=known, decided=1
     )
     routers = Routers(RouterConfig(n, tiny.hidden_size))
     assert make_spec(routers, "p", tiny) == ServeSpec("engine", n, "p", repeatable=tuple(range(n)))
@@ -163,6 +163,12 @@ def test_a_port_that_is_taken_is_found_before_a_model_loads():
         ("--host 0.0.0.0", "book", "--host"),
         ("--port=1", "book", "--port"),
         ("--api-key secret", "book", "--api-key"),
+        ("--dtype float16", "static", "--dtype"),
+        ("--served-model-name x", "book", "--served-model-name"),
+        ("--config f.yaml", "book", "--config"),
+        ("--uds /tmp/socket", "book", "--uds"),
+        ("--api-server-count=2", "book", "--api-server-count"),
+        ("--cpu-offload-gb 1", "forced", "--cpu-offload-gb"),
         ("--enable-chunked-prefill", "engine", "--enable-chunked-prefill"),
         ("--enable_prefix_caching", "engine", "--enable-prefix-caching"),
         ("--async-scheduling", "engine", "--async-scheduling"),
@@ -177,6 +183,7 @@ def test_flags_that_would_undo_the_routing(words: str, mode: str, flag: str):
 def test_flags_of_vllm_that_may_be_given():
     check_extra([], "engine")
     check_extra(["--seed", "1", "--model-loader-extra-config", "{}", "--no-enable-prefix-caching", "-O3", "--", "-"], "engine")
+    check_extra(["--config-format", "auto", "--uvicorn-log-level", "error"], "static")
     check_extra(["--revision=v2", "--enable-chunked-prefill", "--async-scheduling", "--enable-prefix-caching"], "book")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from drllm import Route, RoutedModel
 from drllm.model.codebook import Codebook, Point
 from drllm.model.routers import RouterConfig, Routers
 from drllm.scoring.deciding import decide_routes
+from drllm.serving.launch import make_spec
 from engines import FAMILIES, N_BLOCKS, VOCAB, check, checkpoint, needs_vllm, run_engine
 
 pytestmark = [pytest.mark.slow, needs_vllm]
@@ -49,10 +51,15 @@ def test_mixed_routes_in_one_batch(models, family: str):
     assert done["stats"]["sets"] > 0
 
 
-@pytest.mark.parametrize("route", ["101101", "211112", "011110", "222222"])
-def test_one_route_for_all(models, routed, route: str):
+@pytest.mark.parametrize(
+    ("family", "route"),
+    [*(("llama", route) for route in ("101101", "211112", "011110", "222222")), *((family, "201102") for family in FAMILIES)],
+)
+def test_one_route_for_all(models, family: str, route: str):
+    """Each family loads its weights in its own way, into blocks that are left out and blocks that run twice."""
     asked = [{"ids": ids, "new": 16} for ids in prompts(4)]
-    done = run_engine(models["llama"], {"mode": "static", "n_layers": N_BLOCKS, "route": route}, asked)
+    done = run_engine(models[family], {"mode": "static", "n_layers": N_BLOCKS, "route": route}, asked)
+    routed = RoutedModel.wrap(str(models[family]), dtype="float32")
     for request, answer in zip(asked, done["answers"], strict=True):
         check(routed, request, answer, route)
 
@@ -211,7 +218,7 @@ def saved_book(routed: RoutedModel, folder: Path) -> Path:
     return routed.save_pretrained(folder)
 
 
-@pytest.mark.parametrize(("save", "eager"), [(saved_routers, True), (saved_book, True), (saved_routers, False)])
+@pytest.mark.parametrize(("save", "eager"), [(saved_routers, True), (saved_book, True), (saved_routers, False), (saved_book, False)])
 def test_routes_decided_in_the_engine(models, tmp_path, save, eager: bool):
     """A saved policy decides at prefill what it decides in transformers, later tokens follow, and a forced route wins over it.
 
@@ -222,11 +229,12 @@ def test_routes_decided_in_the_engine(models, tmp_path, save, eager: bool):
     asked = [{"ids": ids, "new": 12, "arrives": place // 4} for place, ids in enumerate(prompts(12))]
     asked.append({"ids": prompts(1, seed=9)[0], "route": "111110", "new": 12})
     asked.append({"ids": prompts(1, seed=8)[0], "route": "111111", "new": 24})
-    spec = ROWS | {"mode": "engine", "policy": str(folder)}
-    done = run_engine(
-        models["llama"], spec, asked, enable_chunked_prefill=False, enable_prefix_caching=False, max_num_batched_tokens=2048,
-        async_scheduling=False, enforce_eager=eager,
-    )  # fmt: skip
+    spec = asdict(make_spec(routed.policy, str(folder), routed, "engine", "all"))
+    options = {
+        "enable_chunked_prefill": False, "enable_prefix_caching": False, "max_num_batched_tokens": 2048, "async_scheduling": False,
+        "enforce_eager": eager,
+    }  # fmt: skip
+    done = run_engine(models["llama"], spec, asked, **options)
     wanted = [str(route) for route in decide_routes(routed, [routed.policy], [one["ids"] for one in asked[:12]], 1)[0]]
     assert done["routes"][:12] == wanted
     assert done["routes"][12:] == [None, None], "a forced route is decided by nobody"
@@ -234,6 +242,13 @@ def test_routes_decided_in_the_engine(models, tmp_path, save, eager: bool):
     assert 0 < done["stats"]["routed_steps"] < done["stats"]["steps"]
     for request, answer, route in zip(asked, done["answers"], [*wanted, "111110", "111111"], strict=True):
         check(routed, request, answer, route)
+    if save is saved_book and not eager:
+        assert 0 < done["stats"]["stretched_steps"] < done["stats"]["routed_steps"], "a route that is not in the book runs block by block"
+        alone = run_engine(models["llama"], spec, asked[:12], **options)
+        assert alone["routes"][:12] == wanted
+        assert alone["stats"]["stretched_steps"] == alone["stats"]["routed_steps"], "also while the book has yet to decide"
+        for request, answer, route in zip(asked, alone["answers"], wanted, strict=False):
+            check(routed, request, answer, route)
 
 
 def test_routes_decided_in_the_engine_survive_preemption(models, tmp_path):

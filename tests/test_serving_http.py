@@ -42,6 +42,7 @@ TOPICS = ["plants", "iron", "the Moon", "a whale", "rust", "sound", "glass", "ye
 PROMPTS = [f"Question: {start} {topic}?\nAnswer:" for topic in TOPICS for start in ("What do we know about", "Who first wrote about")]
 KEY = "a-key"
 RUNNING = f'vllm:num_requests_running{{engine="0",model_name="{MODEL}"}}'  # requests in the engine's last step
+HITS = f'vllm:prefix_cache_hits_total{{engine="0",model_name="{MODEL}"}}'  # tokens
 
 
 def free_port() -> int:
@@ -230,6 +231,33 @@ def test_models_health_metrics(server, stream: bool):
     answer(server, PROMPTS[5] + " Once more.", max_tokens=1)
     assert _count(server, "drllm_block_passes_total") > run
     assert _count(server, "drllm_front_seconds_count") > 0
+
+
+def test_what_the_prefix_cache_holds_is_not_counted(server):
+    """A prompt asked again along its route: its whole cache blocks run no pass, along another route they do."""
+    prompt = "Here stand words that no other test of this server asks for. " * 20
+    base, hits = "drllm_block_passes_base_total", HITS
+    options: Any = {"max_tokens": 5, "extra_body": {"vllm_xargs": {"drllm_route": ROUTES[2]}, "ignore_eos": True}}
+    ran, held = [], []
+    for route in (ROUTES[2], ROUTES[2], ROUTES[1]):
+        options["extra_body"]["vllm_xargs"] = {"drllm_route": route}
+        before = [_count(server, name) for name in (base, hits)]
+        answer(server, prompt, **options)
+        after = [_count(server, name) for name in (base, hits)]
+        ran.append(after[0] - before[0])
+        held.append(after[1] - before[1])
+    assert held[0] == held[2] == 0
+    assert held[1] >= 128
+    assert ran[0] == ran[2] == ran[1] + 30 * held[1]
+
+
+def test_a_request_that_the_engine_refuses_took_no_route(server):
+    """vLLM looks at some options only once our part is done."""
+    name = f'drllm_requests_total{{decided="request",route="{ROUTES[2]}"}}'
+    before = _count(server, name)
+    with pytest.raises(openai.BadRequestError, match="logit_bias"):
+        answer(server, "The capital of", logit_bias={"999999": 1}, extra_body={"vllm_xargs": {"drllm_route": ROUTES[2]}})
+    assert _count(server, name) == before
 
 
 def _count(server: Server, name: str) -> float:
@@ -473,12 +501,12 @@ def test_a_code_book_as_users_start_it(book, routed, tmp_path):
 
 
 def test_one_route_as_users_start_it(routed, tmp_path):
-    """Without flags: compiled, in the base's own type; a chat's stream carries the route, though it was learned from raw prompts."""
+    """Compiled: transformers' answers along the route; a chat's stream carries it, though it was learned from raw prompts."""
     routed.policy = Route.parse(ROUTES[2])
     routed.policy.prompt_format = "raw"
     folder = routed.save_pretrained(tmp_path / "static")
     routed.policy = None
-    served = Server([str(folder)], tmp_path / "log.txt")
+    served = Server([str(folder), "--dtype", "float32"], tmp_path / "log.txt")
     try:
         messages: Any = [{"role": "user", "content": "What do plants need to grow?"}]
         options: Any = {"model": MODEL, "messages": messages, "max_tokens": 16, "temperature": 0, "stream": True}
@@ -486,8 +514,14 @@ def test_one_route_as_users_start_it(routed, tmp_path):
         (told,) = [part.model_extra["drllm"] for part in parts if part.model_extra.get("drllm")]
         assert (told[0]["route"], told[0]["passes"], told[0]["decided"]) == (ROUTES[2], 24, "server")
         assert sum(bool(part.choices[0].delta.content) for part in parts) > 4
-        assert answer(served, PROMPTS[0], max_tokens=4)[1][0]["route"] == ROUTES[2]
-        assert _count(served, f'drllm_requests_total{{decided="server",route="{ROUTES[2]}"}}') == 2
+        (output,) = routed.generate([messages], policy=Route.parse(ROUTES[2]), max_new_tokens=16)
+        assert "".join(part.choices[0].delta.content or "" for part in parts) == output.text
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(lambda prompt: answer(served, prompt), PROMPTS[:4]))
+        assert {told[0]["route"] for _, told in together} == {ROUTES[2]}
+        wanted = [routed.generate([prompt], policy=Route.parse(ROUTES[2]), max_new_tokens=24)[0].text for prompt in PROMPTS[:4]]
+        assert [text for text, _ in together] == wanted
+        assert _count(served, f'drllm_requests_total{{decided="server",route="{ROUTES[2]}"}}') == 5
     finally:
         served.stop()
 

@@ -194,6 +194,6 @@ def test_samples_of_one_prompt_are_decided_once():
     common = step_of([3, 3])
     plan = StepPlan(np.ones((2, L), dtype=np.int8), common, lambda part: part, common, [Undecided("t", policy, [0, 1])])
     for block in range(L):
-        plan.decide(block, torch.zeros(6, D))
+        plan.decide(block, block + 1, torch.zeros(6, D))
     assert [str(Route(row)) for row in plan.actions_RL.tolist()] == ["1021", "1021"]
     assert len(policy.shown) == L
