@@ -85,8 +85,11 @@ def run(
     waiting = [Undecided(str(row), policy, [row]) for row, policy in (undecided or {}).items()]
     plan = StepPlan(actions, common, lambda part: part, common, waiting)
     states = torch.randn(sum(lengths), D, generator=torch.Generator().manual_seed(9))
-    stretches = [SimpleNamespace(block=block, n_pass=n_pass, names=[f"{block}.{n_pass}"], run=blocks[f"{block}.{n_pass}"])
-                 for block in range(L) for n_pass in (0, 1)]  # fmt: skip
+    stretches = [
+        SimpleNamespace(block=block, end=block + 1, n_pass=n_pass, names=[f"{block}.{n_pass}"], run=blocks[f"{block}.{n_pass}"])
+        for block in range(L)
+        for n_pass in (0, 1)
+    ]
     states, residual = run_plan(plan, stretches, common.positions, states, context)
     return states + residual, plan, blocks
 
@@ -187,6 +190,16 @@ def test_a_prompt_that_a_policy_cannot_read_harms_no_other():
     assert plan.undecided[0].failure == "states are not finite"
     assert [str(Route(row)) for row in plan.actions_RL.tolist()] == ["1011", "1200"]
     assert torch.allclose(together[4:], run(["1011", "1200"], [4, 3])[0][4:])
+
+
+def test_what_a_policy_decides_holds_for_a_whole_stretch():
+    policy = _Counting()
+    common = step_of([3, 2])
+    plan = StepPlan(np.ones((2, L), dtype=np.int8), common, lambda part: part, common, [Undecided("t", policy, [0])])
+    plan.decide(0, 1, torch.zeros(5, D))
+    plan.decide(1, L, torch.zeros(5, D))
+    assert [str(Route(row)) for row in plan.actions_RL.tolist()] == ["1" + "0" * (L - 1), "1" * L]
+    assert plan.rows(L - 1, 0) is not plan.everyone
 
 
 def test_samples_of_one_prompt_are_decided_once():
