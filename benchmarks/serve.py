@@ -9,8 +9,8 @@ processor multiplies bf16 itself, else in fp32. Ratios are of one arm and the st
 95 % interval by order statistics. Arms, compiled and eager, each beside the stock of its mode:
 the identity along the routed machinery; one common route of 24 of 30 blocks; four nested routes, from the base's to 21 blocks; four deeper
 ones, from 24 to 15 blocks, whose limit leaves more to reach; as many routes as rows, which no compiled stretch fits; and, compiled, that
-common route as a static server, and the trained code book `--book`, each prompt along the route the book chooses for it. `--only` names the
-arms to run by how they begin, with `;` between, since names hold commas. The limit of nested routes is `t_other(B) + sum over parts of
+common route as a static server, and the trained code book `--book`, each prompt along the route the book chooses for it, before the engine
+or (`--decide engine`) in it, where prompts are read whole; and such a book that always takes the base. `--only` names the arms to run by how they begin, with `;` between, since names hold commas. The limit of nested routes is `t_other(B) + sum over parts of
 t_part(rows executing it)`, by clocks around the blocks of the eager stock engine, and around the stretches of the compiled routed one, in
 every second round: half the samples. What of its saving is reached is told, not what of its speed, of which stock alone would reach most.
 The front selector is an arm, too, in this process, compiled and eager: it reads the round's first prompt alone, as one that finds nobody
@@ -27,8 +27,9 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,11 @@ import torch
 
 from drllm import Route, RoutedModel
 from drllm.files import write_json
-from drllm.model.codebook import Codebook
+from drllm.model.codebook import Codebook, Point
 from drllm.provenance import hardware, versions
 from drllm.serving.engine.front import FrontSelector, share_a_reading
 from drllm.serving.engine.segments import cuts
-from drllm.serving.launch import cache_folder, checkpoint_of
+from drllm.serving.launch import cache_folder, checkpoint_of, make_spec
 from drllm.tasks import load_task
 from generate import COMMON, MODEL, NESTED, different_routes, median_interval
 from serve_engine import clock
@@ -53,6 +54,7 @@ KNOWN = [FULL, *NESTED]
 LIMIT_EVERY = 2  # rounds
 LENGTHS = (16, 32, 64, 128, 256)  # tokens of an answer
 BOOK = "trained book, compiled"
+NO_FRONT = ("static", "trained book in", "identity in")  # how the names of arms begin whose prompts no front reads
 
 
 @dataclass
@@ -138,6 +140,10 @@ def arms_of(batch: int, only: Sequence[str] = ()) -> dict[str, tuple[str, list[s
     arms: dict[str, tuple[str, list[str] | None]] = {"static 24 of 30, compiled": ("static compiled", None), BOOK: ("book compiled", None)}
     arms |= {f"{name}, compiled": (f"{engine} compiled", taken) for name, (engine, taken) in routes.items()}
     arms |= {f"{name}, eager": ("rows eager", taken) for name, (_, taken) in routes.items()}  # block by block, whatever the routes
+    arms |= {
+        "trained book in the engine, compiled": ("inside compiled", None),
+        "identity in the engine, compiled": ("never compiled", None),
+    }
     if only:
         arms = {name: arm for name, arm in arms.items() if name.startswith(tuple(only))}
     return arms
@@ -217,7 +223,8 @@ def measure(
             "front_of_prefill": median_interval([front / prefill for front, prefill in zip(fronts[mode], prefills, strict=True)]),
         }
     for name, runs in found.items():
-        pairs = [(mine, stock, front) for (mine, stock), front in zip(runs, fronts[mode_of(name)], strict=True)]
+        reads = 0 if name.startswith(NO_FRONT) else 1
+        pairs = [(mine, stock, reads * front) for (mine, stock), front in zip(runs, fronts[mode_of(name)], strict=True)]
         ratios = [stock.decode / mine.decode for mine, stock in runs]
         result["arms"][name] = {
             "tokens_a_cpu_second": statistics.median(decoded / mine.decode for mine, _ in runs),
@@ -268,11 +275,11 @@ def report(row: dict[str, Any]) -> None:
               f"{shown(limit['saving_reached'])}, {limit['rounds']} rounds")  # fmt: skip
     for mode, stock in row["stock"].items():
         print(f"  {mode}: the front takes {1000 * stock['front']:.1f} ms, {shown(stock['front_of_prefill'])} of the engine's prefill")
-        arms = {name: arm for name, arm in row["arms"].items() if mode_of(name) == mode and not name.startswith("static")}
-        print(f"  prefill and {row['new']} tokens over stock's, and with the front:")
+        arms = {name: arm for name, arm in row["arms"].items() if mode_of(name) == mode}
+        print(f"  prefill and {row['new']} tokens over stock's, and with the front, where there is one:")
         for name, arm in arms.items():
             print(f"    {name:32} {shown(arm['whole_ratio'])}   {shown(arm['with_front'])}")
-        print("  the same with the front for answers of other lengths, by the mean step:")
+        print("  the latter for answers of other lengths, by the mean step:")
         for name, arm in arms.items():
             by_length = ", ".join(f"{n} {value[0]:.3f} (to {value[2]:.3f})" for n, value in arm["with_front_by_length"].items())
             print(f"    {name:32} {by_length}")
@@ -310,9 +317,17 @@ def main() -> None:
     book, device = Codebook.load(Path(given.book)), routed.device.type
     repeatable = sorted({block for route in book.routes for block, action in enumerate(route) if action == 2})
     trained = {"mode": "forced", "n_layers": 30, "routes": list(map(str, book.routes)), "repeatable": repeatable}
+    place = tempfile.TemporaryDirectory()
+    inside = {}
+    for name, points, at in (("inside", book.points, book.at), ("never", [Point(1e9)], 0)):
+        routed.policy = Codebook(book.routes, book.block, book.mean, book.scale, book.weight, book.bias, points, at)
+        folder = routed.save_pretrained(Path(place.name) / name)
+        inside[name] = asdict(make_spec(routed.policy, str(folder), routed, "engine"))
+    routed.policy = None
     kinds: dict[str, tuple[dict[str, Any] | None, bool]] = {
         "stock compiled": (None, False), "static compiled": ({"mode": "static", "n_layers": 30, "route": COMMON}, False),
         "rows compiled": (rows, False), "deeper compiled": (rows | {"routes": [FULL, *DEEPER]}, False), "book compiled": (trained, False),
+        **{f"{name} compiled": (spec, False) for name, spec in inside.items()},
         "stock eager": (None, True), "rows eager": (rows, True),
     }  # fmt: skip
     arms = [(name, engine) for size in sizes for name, (engine, _) in arms_of(size, only).items()]

@@ -119,6 +119,8 @@ def main() -> None:
         base = AutoConfig.from_pretrained(told["model"]).architectures[0]
         device = "cuda" if torch.cuda.is_available() else "cpu"
         options |= engine_options(ServeSpec(**told["spec"]), architecture(base), device)
+        if told["spec"]["mode"] == "engine":  # as `drllm serve` starts it
+            options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": 2048}
     engine = LLMEngine.from_engine_args(EngineArgs(**options))
     print(json.dumps({"ready": True}), file=out, flush=True)
     first = 0
