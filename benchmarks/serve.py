@@ -6,17 +6,17 @@ Every engine is a process of its own with one thread; all are started first, the
 an order drawn anew, beside stock vLLM: the two take turns step by step, who goes first drawn anew for each step, since a machine's speed
 drifts within seconds by more than what is measured here. The processor time is read: tokens a CPU-second, SmolLM2-135M in bf16 where the
 processor multiplies bf16 itself, else in fp32. Ratios are of one arm and the stock beside it; their median over the rounds stands with its
-95 % interval by order statistics. Arms, compiled and eager, each beside the stock of its mode:
-the identity along the routed machinery; one common route of 24 of 30 blocks; four nested routes, from the base's to 21 blocks; four deeper
-ones, from 24 to 15 blocks, whose limit leaves more to reach; as many routes as rows, which no compiled stretch fits; and, compiled, that
-common route as a static server, and the trained code book `--book`, each prompt along the route the book chooses for it, before the engine
-or (`--decide engine`) in it, where prompts are read whole; and such a book that always takes the base. `--only` names the arms to run by how they begin, with `;` between, since names hold commas. The limit of nested routes is `t_other(B) + sum over parts of
-t_part(rows executing it)`, by clocks around the blocks of the eager stock engine, and around the stretches of the compiled routed one, in
-every second round: half the samples. What of its saving is reached is told, not what of its speed, of which stock alone would reach most.
-The front selector is an arm, too, in this process, compiled and eager: it reads the round's first prompt alone, as one that finds nobody
-waiting, and the others in the groups a server reads them in if all have come meanwhile; "with the front" adds its seconds to prefill and
-decoding of each arm, also for answers of other lengths, by the mean step. Last, how often compiling, and reading prompts together, flips a
-choice of the book on tune questions.
+95 % interval by order statistics. Arms, compiled and eager, each beside the stock of its mode: the identity along the routed machinery; one
+common route of 24 of 30 blocks; four nested routes, from the base's to 21 blocks; four deeper ones, from 24 to 15 blocks, whose limit
+leaves more to reach; as many routes as rows, which no compiled stretch fits; and, compiled, that common route as a static server, and the
+trained code book `--book`, each prompt along the route the book chooses for it, before the engine or (`--decide engine`) in it, where
+prompts are read whole; and such a book that always takes the base. `--only` names the arms to run by how they begin, with `;` between,
+since names hold commas. The limit of nested routes is `t_other(B) + sum over parts of t_part(rows executing it)`, by clocks around the
+blocks of the eager stock engine, and around the stretches of the compiled routed one, in every second round: half the samples. What of its
+saving is reached is told, not what of its speed, of which stock alone would reach most. The front selector is an arm, too, in this process,
+compiled and eager: it reads the round's first prompt alone, as one that finds nobody waiting, and the others in the groups a server reads
+them in if all have come meanwhile; "with the front" adds its seconds to prefill and decoding of each arm, also for answers of other
+lengths, by the mean step. Last, how often compiling, and reading prompts together, flips a choice of the book on tune questions.
 """
 
 from __future__ import annotations
