@@ -352,7 +352,7 @@ def main() -> None:
     flipped = flips(selectors, [ids_of(example) for example in task.select("tune", 512)])
     print("choices: " + ", ".join(f"{count} {name}" for name, count in flipped.items()))
     if given.out:
-        found = {"dtype": dtype, "book": given.book, "serve": results, "front": memory, "flips": flipped}
+        found = {"dtype": dtype, "book": given.book, "turns": "steps", "serve": results, "front": memory, "flips": flipped}
         write_json(Path(given.out), found | {"hardware": hardware(), "versions": versions()})
 
 

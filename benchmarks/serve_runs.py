@@ -2,7 +2,8 @@
 
     python benchmarks/serve_runs.py results/benchmarks/serve-amx*.json
 
-Runs of one type, one processor, one length of answers and one code book; others are refused. For each batch size and arm that at least two
+Runs of one type, one processor, one length of answers, one way of taking turns and, where an arm follows a trained code book, one book;
+others are refused. For each batch size and arm that at least two
 runs have: the speed over stock, as a mean of the runs' medians on the log scale, each weighing by its own variance (its 95 % interval over
 3.92) and the variance between runs (DerSimonian and Laird, "Meta-analysis in clinical trials", 1986); its 95 % interval; and each run's
 median. The interval is that of Hartung and Knapp ("A refined method for the meta-analysis of controlled clinical trials with binary
@@ -22,8 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from scipy import stats
-
-BOOK = "results/policies-smollm2-135m-q4/policies/in-domain/codebook_at_0.9.0"  # of files that do not say
 
 
 def combined(ratios: Sequence[Sequence[float]]) -> tuple[float, float, float]:
@@ -45,22 +44,26 @@ def combined(ratios: Sequence[Sequence[float]]) -> tuple[float, float, float]:
 
 
 def conditions(run: dict[str, Any]) -> dict[str, Any]:
-    """What runs must have in common; files that say no type are of bfloat16."""
+    """What runs must have in common; files that say no type are of bfloat16. None: it does not matter to this run."""
     return {
         "dtype": run.get("dtype", "bfloat16"),
         "processor": run["hardware"]["processor"],
         "new tokens": ", ".join(sorted({str(row["new"]) for row in run["serve"]})),
-        "code book": run.get("book", BOOK),
+        "turns of": run.get("turns", "answers"),  # whole ones, in older files
+        "code book": run.get("book", "not said") if any("book" in name for row in run["serve"] for name in row["arms"]) else None,
     }
 
 
 def check_alike(paths: Sequence[Path], runs: Sequence[dict[str, Any]]) -> None:
     """End with one line where runs are not of the same conditions."""
-    first = conditions(runs[0])
+    known: dict[str, tuple[Path, Any]] = {}
     for path, run in zip(paths, runs, strict=True):
         for name, value in conditions(run).items():
-            if value != first[name]:
-                raise SystemExit(f"{path} has {name} {value}, {paths[0]} has {first[name]}: give runs of one {name}")
+            if value is None:
+                continue
+            first, wanted = known.setdefault(name, (path, value))
+            if value != wanted:
+                raise SystemExit(f"{path} has {name} {value}, {first} has {wanted}: give runs of one {name}")
 
 
 def limits(run: dict[str, Any], batch: int, name: str) -> tuple[list[float] | None, list[float] | None]:
@@ -83,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     paths = parser.parse_args(arguments).files
     runs = [json.loads(path.read_text()) for path in paths]
     check_alike(paths, runs)
-    print(", ".join(f"{name} {value}" for name, value in conditions(runs[0]).items()))
+    print(", ".join(f"{name} {value}" for name, value in conditions(runs[0]).items() if value is not None))
     found: dict[tuple[int, str], list[list[float]]] = {}
     for run in runs:
         for row in run["serve"]:

@@ -200,8 +200,9 @@ def test_runs_that_lie_apart_are_a_sample_of_runs(medians: tuple[float, ...]):
 
 
 def serving_run(path: Path, limit: dict[str, Any], new: int = 32, processor: str = "P", **more: Any) -> Path:
-    """A file of `benchmarks/serve.py` with one arm of nested routes."""
+    """A file of `benchmarks/serve.py` with one arm of nested routes, and one of the trained book if there is one."""
     arms = {"4 nested routes, compiled": {"ratio": [1.1, 1.0, 1.2]}, "stock, compiled": {"ratio": [1, 1, 1]}}
+    arms |= {"trained book, compiled": {"ratio": [1.0, 0.9, 1.1]}} if "book" in more else {}
     row = {"batch": 32, "new": new, "arms": arms, "limit": limit}
     path.write_text(json.dumps({"serve": [row], "hardware": {"processor": processor}} | more))
     return path
@@ -226,10 +227,15 @@ def test_runs_of_old_and_new_files_are_read_together(tmp_path, capsys):
         ({"dtype": "float32"}, "has dtype float32, .* has bfloat16: give runs of one dtype"),
         ({"processor": "Q"}, "has processor Q"),
         ({"new": 16}, "has new tokens 16"),
-        ({"book": "another"}, "has code book another"),
+        ({"book": "another"}, r"c.json has code book another, .*b.json has one: give runs of one code book"),
+        ({"turns": "steps"}, "has turns of steps, .* has answers"),
     ],
 )
 def test_unlike_runs_are_not_combined(tmp_path, change: dict[str, Any], says: str):
-    paths = [serving_run(tmp_path / "a.json", {}), serving_run(tmp_path / "b.json", {}, **change)]
+    paths = [
+        serving_run(tmp_path / "a.json", {}),
+        serving_run(tmp_path / "b.json", {}, book="one"),
+        serving_run(tmp_path / "c.json", {}, **change),
+    ]
     with pytest.raises(SystemExit, match=says):
         serve_runs.main([str(path) for path in paths])
