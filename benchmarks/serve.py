@@ -211,7 +211,11 @@ def measure(
                     firsts = [first for first, _ in cuts([FULL, *nest])]
                     at_best.append(limit_of(engines[f"{engine} compiled"], nest, firsts, rows, new))
     result: dict[str, Any] = {"batch": batch, "rounds": rounds, "new": new, "arms": {}, "limit": {}, "stock": {}}
-    result["book"] = {"routes": len(set(chosen)), "passes": statistics.mean(Route.parse(route).n_passes for route in chosen)}
+    result["book"] = {
+        "stretches": len(cuts([str(route) for route in selectors["eager"].book.routes])),
+        "routes": len(set(chosen)),
+        "passes": statistics.mean(Route.parse(route).n_passes for route in chosen),
+    }
     decoded = batch * (new - 1)
     for mode in {mode_of(name): None for name in arms}:
         beside = [[stock for _, stock in runs] for name, runs in found.items() if mode_of(name) == mode]
@@ -264,7 +268,7 @@ def report(row: dict[str, Any]) -> None:
     shown = lambda value: f"{value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})"  # noqa: E731
     book = row["book"]
     print(f"\nbatch {row['batch']}, {row['rounds']} rounds, {row['new']} tokens a row; "
-          f"the book took {book['routes']} routes of {book['passes']:.1f} passes on average")  # fmt: skip
+          f"the book took {book['routes']} routes of {book['passes']:.1f} passes on average, in {book['stretches']} stretches")  # fmt: skip
     print(f"  {'':34} tokens a CPU-second   speed over stock          prefill seconds over stock")
     for mode, stock in row["stock"].items():
         print(f"  {f'stock, {mode}':34} {stock['tokens_a_cpu_second']:19.1f}")
