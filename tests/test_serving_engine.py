@@ -243,7 +243,9 @@ def test_routes_decided_in_the_engine(models, tmp_path, save, eager: bool):
     for request, answer, route in zip(asked, done["answers"], [*wanted, "211110", "111111"], strict=True):
         check(routed, request, answer, route)
     if save is saved_book and not eager:
-        assert 0 < done["stats"]["stretched_steps"] < done["stats"]["routed_steps"], "a pass that no route of the book makes runs block by block"
+        assert 0 < done["stats"]["stretched_steps"] < done["stats"]["routed_steps"], (
+            "a pass that no route of the book makes runs block by block"
+        )
         alone = run_engine(models["llama"], spec, asked[:12], **options)
         assert alone["routes"][:12] == wanted
         assert alone["stats"]["stretched_steps"] == alone["stats"]["routed_steps"], "also while the book has yet to decide"

@@ -470,9 +470,10 @@ def _longer(page: Any, text: Any, length: int) -> int:
     return len(text.inner_text())
 
 
-def test_a_code_book_as_users_start_it(book, routed, tmp_path):
+@pytest.mark.parametrize("decide", ["front", "engine"])
+def test_a_code_book_as_users_start_it(book, routed, tmp_path, decide: str):
     """Compiled: mixed requests at once and alone have the same answers, along the routes of transformers; a chat is streamed."""
-    served = Server([str(book), "--dtype", "float32", "--max-model-len", "1024", "--any-format"], tmp_path / "log.txt")
+    served = Server([str(book), "--dtype", "float32", "--max-model-len", "1024", "--any-format", "--decide", decide], tmp_path / "log.txt")
     try:
         alone = [answer(served, prompt) for prompt in PROMPTS[:16]]
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
