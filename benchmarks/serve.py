@@ -63,6 +63,7 @@ class Run:
 
     prefill: float = 0.0
     decode: float = 0.0  # all steps after it
+    chosen: list[str] | None = None  # each row's route, where the engine chose it
 
     @property
     def whole(self) -> float:
@@ -81,6 +82,7 @@ class Engine:
             [sys.executable, str(Path(__file__).with_name("serve_engine.py"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
+        self.chooses = spec is not None and spec["mode"] == "engine"
         self.tell({"model": model, "dtype": dtype, "spec": spec, "eager": eager})
 
     def tell(self, told: dict[str, Any]) -> None:
@@ -111,8 +113,8 @@ def in_turns(
     waiting = list(range(len(engines)))
     rng.shuffle(waiting)
     for which in list(waiting):
-        done = engines[which].ask({"prompts": rows, "routes": routes[which], "new": new})
-        runs[which].prefill = done["seconds"]
+        done = engines[which].ask({"prompts": rows, "routes": routes[which], "new": new, "chosen": engines[which].chooses})
+        runs[which].prefill, runs[which].chosen = done["seconds"], done["chosen"]
         if not done["more"]:
             waiting.remove(which)
     while waiting:
@@ -182,6 +184,7 @@ def measure(
     """All arms at one batch size."""
     fronts: dict[str, list[float]] = {mode: [] for mode in selectors}
     chosen: list[str] = []
+    strayed: dict[str, int] = {}  # choices in the engine that are not the front's, read alone and uncompiled
     found: dict[str, list[tuple[Run, Run]]] = {name: [] for name in arms}  # with the stock beside it
     limits: dict[str, list[float]] = {name: [] for name in arms if name.rsplit(", ")[0] in NESTS}
     rng = random.Random(seed)
@@ -202,6 +205,9 @@ def measure(
             pair = (engines[engine], engines[f"stock {mode_of(name)}"])
             mine, stock = in_turns(pair, (by_book if name == BOOK else routes, None), rows, new, rng)
             found[name] += [(mine, stock)] if round_ >= 0 else []
+            if mine.chosen is not None:
+                expected = [FULL] * batch if name.startswith("identity") else by_book
+                strayed[name] = strayed.get(name, 0) + sum(one != other for one, other in zip(mine.chosen, expected, strict=True))
         if round_ >= 0 and round_ % LIMIT_EVERY == 0:
             for name, at_best in limits.items():
                 engine, nest = NESTS[name.rsplit(", ")[0]]
@@ -210,7 +216,7 @@ def measure(
                 else:
                     firsts = [first for first, _ in cuts([FULL, *nest])]
                     at_best.append(limit_of(engines[f"{engine} compiled"], nest, firsts, rows, new))
-    result: dict[str, Any] = {"batch": batch, "rounds": rounds, "new": new, "arms": {}, "limit": {}, "stock": {}}
+    result: dict[str, Any] = {"batch": batch, "rounds": rounds, "new": new, "arms": {}, "limit": {}, "stock": {}, "strayed": strayed}
     result["book"] = {
         "stretches": len(cuts([str(route) for route in selectors["eager"].book.routes])),
         "routes": len(set(chosen)),
@@ -274,6 +280,8 @@ def report(row: dict[str, Any]) -> None:
         print(f"  {f'stock, {mode}':34} {stock['tokens_a_cpu_second']:19.1f}")
     for name, arm in row["arms"].items():
         print(f"  {name:34} {arm['tokens_a_cpu_second']:19.1f}   {shown(arm['ratio'])}   {shown(arm['prefill_ratio'])}")
+    for name, count in row["strayed"].items():
+        print(f"  {name}: {count} choices other than the front's uncompiled ones, of {row['batch'] * (row['rounds'] + 1)}")
     for name, limit in row["limit"].items():
         print(f"  {name}: the limit is {shown(limit['speed'])} times stock; of its saving reached "
               f"{shown(limit['saving_reached'])}, {limit['rounds']} rounds")  # fmt: skip

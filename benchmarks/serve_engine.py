@@ -2,8 +2,8 @@
 
 First line: `model`, `dtype`, `spec` (null: stock), `eager`. Then a line with `prompts` (token ids), `routes` (or null) and `new` begins a
 batch and runs its prefill, until every row has its first token; each line with `step` runs one step more. What is printed for either:
-processor `seconds`, and whether there is `more` to run. A line with `clocked` true runs a batch to its end with clocks around the engine's
-parts: median seconds of a decoding step in each, and beside them.
+processor `seconds`, and whether there is `more` to run; with `chosen` true also each row's route, where the engine chose it. A line with
+`clocked` true runs a batch to its end with clocks around the engine's parts: median seconds of a decoding step in each, and beside them.
 """
 
 from __future__ import annotations
@@ -38,14 +38,18 @@ def begin(engine: Any, told: dict[str, Any], first: int) -> dict[str, Any]:
 
     for row, ids in enumerate(told["prompts"]):
         is_base = told["routes"] is None or set(told["routes"][row]) == {"1"}
-        extra = {} if is_base else {"drllm_route": told["routes"][row]}
+        extra = {"drllm_ticket": str(first + row)} | ({} if is_base else {"drllm_route": told["routes"][row]})
         params = SamplingParams(temperature=0, max_tokens=told["new"], ignore_eos=True, detokenize=False, extra_args=extra)
         engine.add_request(str(first + row), {"prompt_token_ids": ids}, params)
     begun: set[str] = set()
     started = clock()
     while len(begun) < len(told["prompts"]):
         begun |= {output.request_id for output in engine.step() if output.outputs[0].token_ids}
-    return {"seconds": clock() - started, "more": engine.has_unfinished_requests()}
+    seconds = clock() - started
+    chosen = (
+        [engine.collective_rpc("drllm_route", args=(str(first + row),))[0] for row in range(len(begun))] if told.get("chosen") else None
+    )
+    return {"seconds": seconds, "more": engine.has_unfinished_requests(), "chosen": chosen}
 
 
 def step(engine: Any) -> dict[str, Any]:

@@ -50,7 +50,9 @@ def conditions(run: dict[str, Any]) -> dict[str, Any]:
         "processor": run["hardware"]["processor"],
         "new tokens": ", ".join(sorted({str(row["new"]) for row in run["serve"]})),
         "turns of": run.get("turns", "answers"),  # whole ones, in older files
-        "code book": run.get("book", "not said") if any("book" in name for row in run["serve"] for name in row["arms"]) else None,
+        "code book": run.get("book", "not said")
+        if any("book" in name or "in the engine" in name for row in run["serve"] for name in row["arms"])
+        else None,
     }
 
 

@@ -168,6 +168,8 @@ def test_a_port_that_is_taken_is_found_before_a_model_loads():
         ("--config f.yaml", "book", "--config"),
         ("--uds /tmp/socket", "book", "--uds"),
         ("--api-server-count=2", "book", "--api-server-count"),
+        ("-asc 2", "book", "-asc"),
+        ("--offload-backend uva", "book", "--offload-backend"),
         ("--cpu-offload-gb 1", "forced", "--cpu-offload-gb"),
         ("--enable-chunked-prefill", "engine", "--enable-chunked-prefill"),
         ("--enable_prefix_caching", "engine", "--enable-prefix-caching"),

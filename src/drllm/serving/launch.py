@@ -39,7 +39,10 @@ INSTALL = (
 # what would cut the prompts of a policy that decides in the engine.
 ROUTED = ("--model", "--worker-cls", "--hf-overrides", "--additional-config")
 OWN = ("--host", "--port", "--api-key", "--dtype", "--served-model-name")
-UNSEEN = ("--config", "--uds", "--api-server-count", "--cpu-offload-gb")
+UNSEEN = (
+    "--config", "--uds", "--api-server-count", "-asc", "--headless", "--grpc",
+    "--cpu-offload-gb", "--cpu-offload-params", "--offload-backend",
+)  # fmt: skip
 CUTTING = ("--enable-chunked-prefill", "--enable-prefix-caching", "--async-scheduling")
 
 
@@ -178,8 +181,8 @@ def check_extra(extra: Sequence[str], mode: str) -> None:
         why |= dict.fromkeys(CUTTING, "but a policy that decides in the engine must see whole prompts: leave it out")
     for word in extra:
         name = re.split("[=.]", word, maxsplit=1)[0].replace("_", "-")
-        for flag in why if name.startswith("--") and name != "--" else ():
-            if flag.startswith(name):
+        for flag in why if name.startswith("-") and name not in ("-", "--") else ():
+            if flag == name or (name.startswith("--") and flag.startswith(name)):
                 raise InputError(f"--vllm-args has {flag}, {why[flag]}")
 
 

@@ -7,6 +7,7 @@ keys and values to another.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
 from argparse import Namespace
@@ -126,7 +127,7 @@ class RequestRouter:
             if self.salted and (salt or not taken.route.is_full):  # a client's own salt must never pass for a route
                 prompt = {**prompt, "cache_salt": f"{taken.route}|{salt or ''}"}
         outputs = self.submit(prompt, params, request_id, **kwargs)
-        counted, refused = Counted(), False
+        counted, left = Counted(), False
         try:
             async for output in outputs:
                 if ticket:
@@ -137,12 +138,12 @@ class RequestRouter:
                     ticket = ""
                 counted.add(output)
                 yield output
-        except VLLMValidationError:
-            refused = True
+        except (GeneratorExit, asyncio.CancelledError):
+            left = True
             raise
         finally:
             await outputs.aclose()
-            if taken.route is not None and not refused:
+            if taken.route is not None and (counted.made or left):  # else the engine refused it
                 read = self.front.book.block * len(ids) if self.front is not None and taken.decided == "policy" else 0
                 self.counts.add(taken, counted.n_tokens(len(ids)), read)
 
