@@ -16,7 +16,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest bench-search bench-harness bench-generate bench-serve soak serve-env table-methods lint lint-serve clean
+.PHONY: help demo test test-slow test-oldest bench-search bench-harness bench-generate bench-serve bench-http soak serve-env table-methods lint lint-serve clean
 
 help:
 	@echo "make demo       install, then retrofit SmolLM2-135M on ARC: table, one routed answer, report in runs/demo"
@@ -28,6 +28,7 @@ help:
 	@echo "make serve-env  an environment for serving on vLLM, .venv-serve (docs/serve.md)"
 	@echo "make bench-generate  routes in transformers: batches, exported limit, table 7, latency (half an hour to two, by the machine)"
 	@echo "make bench-serve  routes on vLLM: tokens a CPU-second against stock (about half an hour)"
+	@echo "make bench-http  what clients of a routed server wait, against plain vLLM (about half an hour)"
 	@echo "make soak       a routed server under load for 20 minutes"
 	@echo "make table-methods  docs/results.md, every method compared, from the verdicts in results/"
 	@echo "make lint       ruff, import layers, types"
@@ -63,6 +64,10 @@ bench-generate: $(VENV)/.installed
 
 bench-serve: serve-env
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(VENV)-serve/bin/python benchmarks/serve.py --out runs/bench-serve.json $(ARGS)
+
+# Both cores, as users start servers; alone on the machine.
+bench-http: serve-env
+	$(VENV)-serve/bin/python benchmarks/serve_http.py --out runs/bench-http.json $(ARGS)
 
 soak: serve-env
 	$(VENV)-serve/bin/python benchmarks/soak.py --out runs/soak.json $(ARGS)

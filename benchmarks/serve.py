@@ -151,6 +151,11 @@ def arms_of(batch: int, only: Sequence[str] = ()) -> dict[str, tuple[str, list[s
     return arms
 
 
+def never_leaves(book: Codebook) -> Codebook:
+    """A book that reads and scores as `book` does, and takes the base's route every time."""
+    return Codebook(book.routes, book.block, book.mean, book.scale, book.weight, book.bias, [Point(1e9)], 0)
+
+
 def limit_of(engine: Engine, nest: Sequence[str], firsts: Sequence[int], rows: list[list[int]], new: int) -> float:
     """A decoding step of nested routes that pays each part for the rows that run it alone, over one that pays all for all rows."""
     nested = [Route.parse(nest[row % 4]) for row in range(len(rows))]
@@ -331,10 +336,10 @@ def main() -> None:
     trained = {"mode": "forced", "n_layers": 30, "routes": list(map(str, book.routes)), "repeatable": repeatable}
     place = tempfile.TemporaryDirectory()
     inside = {}
-    for name, points, at in (("inside", book.points, book.at), ("never", [Point(1e9)], 0)):
-        routed.policy = Codebook(book.routes, book.block, book.mean, book.scale, book.weight, book.bias, points, at)
+    for name, policy in {"inside": book, "never": never_leaves(book)}.items():
+        routed.policy = policy
         folder = routed.save_pretrained(Path(place.name) / name)
-        inside[name] = asdict(make_spec(routed.policy, str(folder), routed, "engine"))
+        inside[name] = asdict(make_spec(policy, str(folder), routed, "engine"))
     routed.policy = None
     kinds: dict[str, tuple[dict[str, Any] | None, bool]] = {
         "stock compiled": (None, False), "static compiled": ({"mode": "static", "n_layers": 30, "route": COMMON}, False),

@@ -14,11 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
@@ -26,11 +22,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from drllm.files import write_json
 from drllm.provenance import hardware, versions
 from drllm.tasks import load_task
+from served import Served, free_port, serving
 
 MAX_GROWTH_MB = 50
 MIN_ROUTES = 3  # that the policy takes, or the load says little of mixed routes
@@ -71,11 +66,6 @@ def ask(url: str, request: dict[str, Any], leave: bool = False) -> tuple[str, st
     return text, route, decided
 
 
-def memory(process: psutil.Process) -> float:
-    """Resident bytes of a process and its children, in MB."""
-    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True))) / 1e6
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=20)
@@ -86,32 +76,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="")
     given = parser.parse_args()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
+    port = free_port()
     command = [
         sys.executable, "-m", "drllm", "serve", given.policy, "--dtype", "float32", "--any-format", "--port", str(port), "--name", "soak",
         "--max-model-len", "1024", "--vllm-args=--disable-uvicorn-access-log", *(["--eager"] if given.eager else []),
     ]  # fmt: skip
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=5)
-                break
-            except OSError:
-                if server.poll() is not None:
-                    raise SystemExit(f"the server ended with status {server.returncode}: {' '.join(command)}") from None
-                time.sleep(1)
-        result = soak(url, psutil.Process(server.pid), given)
-    finally:
-        if server.poll() is None:
-            os.killpg(server.pid, signal.SIGINT)
-            try:
-                server.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
+    with serving(command, port) as server:
+        result = soak(server, given)
     print("eager" if given.eager else "compiled")
     print(f"{result['requests']} requests of {given.clients} clients in {given.minutes:g} minutes: {result['wrong']} wrong, "
           f"{result['errors']} errors, {result['left']} left early")  # fmt: skip
@@ -127,10 +98,10 @@ def main() -> None:
     sys.exit(bool(result["wrong"] or result["errors"] or grown > MAX_GROWTH_MB or not result["requests"] or few))
 
 
-def soak(url: str, process: psutil.Process, given: argparse.Namespace) -> dict[str, Any]:
+def soak(server: Served, given: argparse.Namespace) -> dict[str, Any]:
     """Everything alone, then all at once until the time is over."""
     asked = requests(given.data)
-    wanted = [ask(url, request) for request in asked]
+    wanted = [ask(server.url, request) for request in asked]
     end = time.monotonic() + 60 * given.minutes
     found = {"requests": 0, "wrong": 0, "errors": 0, "left": 0}
     lock = threading.Lock()
@@ -141,7 +112,7 @@ def soak(url: str, process: psutil.Process, given: argparse.Namespace) -> dict[s
         while time.monotonic() < end:
             place, leave = rng.randrange(len(asked)), rng.random() < 0.05
             try:
-                got = ask(url, asked[place], leave)
+                got = ask(server.url, asked[place], leave)
             except Exception as error:  # noqa: BLE001 - whatever a client meets is a finding, and must not end the client
                 with lock:
                     found["errors"] += 1
@@ -158,10 +129,10 @@ def soak(url: str, process: psutil.Process, given: argparse.Namespace) -> dict[s
     clients = [threading.Thread(target=client, args=(given.seed + number,)) for number in range(given.clients)]
     for one in clients:
         one.start()
-    used = [memory(process)]
+    used = [server.memory()]
     while time.monotonic() < end:
         time.sleep(min(60, max(0.1, end - time.monotonic())))
-        used.append(memory(process))
+        used.append(server.memory())
     for one in clients:
         one.join()
     routes = [(one[1], one[2]) for one in wanted if one is not None]

