@@ -10,8 +10,7 @@ ends each turn and reads the clock, the same in all arms. Ratios are of one roun
 median stands with its 95 % interval by order statistics. Then, one prompt at a time, what pooling and routers take of a prefill, by the
 prompt's tokens.
 
-The limit of mixed routes: `t_other(B) + sum over blocks of t_block(rows executing it)`, where t_block(n) is what one block takes in a step
-of n rows, measured between the rounds by clocks around the blocks of a stock step, and t_other(B) what a step of B rows takes beside them.
+The limit of mixed routes (`limits.py`) is measured between the rounds by clocks around the blocks of stock steps.
 """
 
 from __future__ import annotations
@@ -23,15 +22,13 @@ import re
 import statistics
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from scipy import stats
-from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoModelForCausalLM, StoppingCriteriaList
 
 from drllm import Route, RoutedModel
 from drllm.export import export
@@ -43,6 +40,8 @@ from drllm.model.routers import RouterConfig, Routers
 from drllm.provenance import hardware, versions
 from drllm.reproducing.clock import latency, throughput
 from drllm.tasks import load_task
+from limits import Parts, limit_of, seconds_by_rows
+from timing import MIN_VALUES, Clock, Turns, median_interval, now
 
 MODEL = "smollm2-135m-q4"
 COMMON = "1" * 16 + "000000" + "1" * 8  # 24 of 30 passes
@@ -50,75 +49,6 @@ NESTED = [f"{'1' * (22 - cut)}{'0' * cut}{'1' * 8}" for cut in (0, 3, 6, 9)]  # 
 
 MIXED = ("nested", "different")  # routes of several rows
 ARMS = ("identity", "common", "exported", *MIXED, "routers")
-
-
-class Clock(StoppingCriteria):
-    """Reads the clock after each token and stops nobody."""
-
-    def __init__(self) -> None:
-        self.times = [time.perf_counter()]
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        if input_ids.is_cuda:
-            torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-class Turns(StoppingCriteria):
-    """One arm's answer, in a thread of its own that runs only while it has its turn: a step each."""
-
-    def __init__(self, answer: Callable[[StoppingCriteriaList], Any]):
-        self.seconds: list[float] = []  # of each step, the prefill first
-        self._mine, self._others = threading.Semaphore(0), threading.Semaphore(0)
-        self._over = False
-        self._error: BaseException | None = None
-        threading.Thread(target=self._run, args=(answer,), daemon=True).start()  # a daemon: it may wait for its turn when all ends
-
-    def _run(self, answer: Callable[[StoppingCriteriaList], Any]) -> None:
-        try:
-            torch.set_num_threads(1)
-            self._begin()
-            answer(StoppingCriteriaList([self]))
-        except BaseException as error:  # noqa: BLE001 - raised where the turns are dealt
-            self._error = error
-        finally:
-            self._over = True
-            self._others.release()
-
-    def _begin(self) -> None:
-        self._mine.acquire()
-        self._started = time.perf_counter()
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        if input_ids.is_cuda:
-            torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - self._started)
-        self._others.release()
-        self._begin()
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-    def take(self) -> bool:
-        """One turn; whether there are more."""
-        self._mine.release()
-        self._others.acquire()
-        if self._error is not None:
-            raise self._error
-        return not self._over
-
-
-def now(routed: RoutedModel) -> float:
-    """The clock, once a GPU has done what it was given."""
-    if routed.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def median_interval(values: Sequence[float]) -> list[float]:
-    """(median, low, high): order statistics that hold the true median with at least 95 %; needs at least six values."""
-    ordered = sorted(values)
-    rank = max(int(stats.binom.ppf(0.025, len(ordered), 0.5)), 1)
-    return [statistics.median(ordered), ordered[rank - 1], ordered[len(ordered) - rank]]
 
 
 def different_routes(n: int, n_layers: int, seed: int = 0) -> list[Route]:
@@ -132,43 +62,6 @@ def different_routes(n: int, n_layers: int, seed: int = 0) -> list[Route]:
     return routes
 
 
-def block_seconds(routed: RoutedModel, prompts: list[list[int]], n_new: int) -> tuple[list[float], list[float]]:
-    """(seconds in blocks, seconds beside them) of the prefill and of a mean decoding step of a stock answer."""
-    spent: list[float] = [0.0]
-    originals = [block.original for block in routed.routed_blocks]
-
-    def timed(original: Any) -> Any:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            started = now(routed)
-            out = original(*args, **kwargs)
-            spent[0] += now(routed) - started
-            return out
-
-        return run
-
-    for block, original in zip(routed.routed_blocks, originals, strict=True):
-        block.original = timed(original)
-    try:
-        clock, inside = Clock(), [0.0]
-
-        class Both(Clock):
-            def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-                inside.append(spent[0])
-                return clock(input_ids, scores, **kwargs)
-
-        ids, mask = left_pad(prompts, routed.pad_id, routed.device)
-        clock.times[0] = time.perf_counter()
-        routed.model.generate(ids, attention_mask=mask, max_new_tokens=n_new, do_sample=False, pad_token_id=routed.pad_id,
-                              stopping_criteria=StoppingCriteriaList([Both()]))  # fmt: skip
-    finally:
-        for block, original in zip(routed.routed_blocks, originals, strict=True):
-            block.original = original
-    prefill = [inside[1], clock.times[1] - clock.times[0] - inside[1]]
-    steps = len(clock.times) - 2
-    decode_blocks = (inside[-1] - inside[1]) / steps
-    return prefill, [decode_blocks, (clock.times[-1] - clock.times[1]) / steps - decode_blocks]
-
-
 def share_weights(base: Any, other: Any, route: Route) -> None:
     """Let a model of a route's blocks use the base's weights, which are its own, bit for bit: two copies of the same weights differ in
     speed by some hundredths, by where in memory they lie."""
@@ -178,12 +71,6 @@ def share_weights(base: Any, other: Any, route: Route) -> None:
         theirs = known[re.sub(r"(?<=layers\.)\d+", lambda found: str(kept[int(found[0])]), name)]
         assert torch.equal(parameter, theirs), name
         parameter.data = theirs.data
-
-
-def limit_of(routes: Sequence[Route], by_rows: dict[int, list[float]], n_layers: int) -> float:
-    """Seconds of a step that pays each block for the rows that run it and nothing else; `by_rows` holds (in blocks, beside) by rows."""
-    rows = [sum(route[block] > n_pass for route in routes) for block in range(n_layers) for n_pass in (0, 1)]
-    return by_rows[len(routes)][1] + sum(by_rows[n][0] / n_layers for n in rows if n)
 
 
 def measure(
@@ -208,7 +95,7 @@ def measure(
     needed = sorted({sum(route[block] > 0 for route in nested) for block in range(n_layers)} | {batch}) if "nested" in policies else []
     arms = ["stock", *(["exported"] if "exported" in wanted else []), *policies]
     times: dict[str, dict[str, list[float]]] = {name: {"prefill": [], "decode": []} for name in arms}
-    limits: dict[str, list[dict[int, list[float]]]] = {"prefill": [], "decode": []}
+    limits: dict[str, list[dict[int, Parts]]] = {"prefill": [], "decode": []}
     deciding: list[float] = []
     rng = random.Random(seed)
 
@@ -231,7 +118,7 @@ def measure(
             times[arm]["prefill"].append(turn.seconds[0])
             times[arm]["decode"].append(statistics.mean(turn.seconds[1:]))
         if round_ >= 0 and needed:
-            found = {n: block_seconds(routed, rows[:n], n_new) for n in needed}
+            found = seconds_by_rows(others["stock"], rows, needed, n_new, routed.pad_id, rng)
             limits["prefill"].append({n: value[0] for n, value in found.items()})
             limits["decode"].append({n: value[1] for n, value in found.items()})
         if round_ >= 0 and "routers" in policies:
@@ -258,7 +145,9 @@ def measure(
     return result
 
 
-def deciding_by_length(routed: RoutedModel, prompts: list[list[int]], lengths: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+def deciding_by_length(
+    routed: RoutedModel, stock: Any, prompts: list[list[int]], lengths: Sequence[int], rounds: int
+) -> list[dict[str, Any]]:
     """What pooling and routers take of a prompt's prefill, one prompt at a time, by the prompt's tokens."""
     routers = Routers(RouterConfig(routed.n_layers, routed.hidden_size), seed=0).to(routed.device)
     text = [token for prompt in prompts for token in prompt]
@@ -270,8 +159,8 @@ def deciding_by_length(routed: RoutedModel, prompts: list[list[int]], lengths: S
             ids, mask = left_pad([text[start : start + length]], routed.pad_id, routed.device)
             clock = Clock()
             clock.times[0] = time.perf_counter()
-            routed.model.generate(ids, attention_mask=mask, max_new_tokens=1, do_sample=False, pad_token_id=routed.pad_id,
-                                  stopping_criteria=StoppingCriteriaList([clock]))  # fmt: skip
+            stock.generate(ids, attention_mask=mask, max_new_tokens=1, do_sample=False, pad_token_id=routed.pad_id,
+                           stopping_criteria=StoppingCriteriaList([clock]))  # fmt: skip
             spent = deciding_seconds(routed, routers, ids, mask)
             if round_ >= 0:
                 seconds.append(spent)
@@ -284,16 +173,16 @@ def deciding_by_length(routed: RoutedModel, prompts: list[list[int]], lengths: S
 def deciding_seconds(routed: RoutedModel, routers: Routers, ids: torch.Tensor, mask: torch.Tensor) -> float:
     """Seconds of all that deciding adds to one prefill (windows, pooling, routers, the rows of each block), clocked apart: the clock itself
     would slow an arm."""
-    started = now(routed)
+    started = now(routed.device)
     cache = routed.new_cache(routers, mask)
-    spent = now(routed) - started
+    spent = now(routed.device) - started
     enter = cache.enter
 
     def timed(*args: Any) -> torch.Tensor:
         nonlocal spent
-        started = now(routed)
+        started = now(routed.device)
         found = enter(*args)
-        spent += now(routed) - started
+        spent += now(routed.device) - started
         return found
 
     cache.enter = timed  # type: ignore[method-assign]
@@ -360,6 +249,8 @@ def main() -> None:
     )
     if unknown := [name for name in arms if name not in ARMS]:
         parser.error(f"--arms: {unknown[0]!r} is none of {', '.join(ARMS)}")
+    if min(rounds) < MIN_VALUES:
+        parser.error(f"--rounds: {min(rounds)}, expected {MIN_VALUES} or more, or there is no 95 % interval")
     if len(rounds) not in (1, len(batches)):
         parser.error(f"--rounds: {len(rounds)} numbers for {len(batches)} batch sizes")
     for batch, n_rounds in zip(batches, rounds * (len(batches) // len(rounds)), strict=True):
@@ -367,14 +258,15 @@ def main() -> None:
         report(rows[-1:])
     found = {"dtype": dtype, "generate": rows, "hardware": hardware(), "versions": versions()}
     if set(arms) == set(ARMS):
-        found |= beside(routed, prompts, given)
+        found |= beside(routed, others["stock"], prompts, given)
     if given.out:
         write_json(Path(given.out), found)
 
 
-def beside(routed: RoutedModel, prompts: list[list[int]], given: argparse.Namespace) -> dict[str, Any]:
+def beside(routed: RoutedModel, stock: Any, prompts: list[list[int]], given: argparse.Namespace) -> dict[str, Any]:
     """Deciding by the length of the prompt, table 7, and one long answer."""
-    lengths = deciding_by_length(routed, prompts, [int(length) for length in given.lengths.split(",")], int(given.rounds.split(",")[0]))
+    rounds = int(given.rounds.split(",")[0])
+    lengths = deciding_by_length(routed, stock, prompts, [int(length) for length in given.lengths.split(",")], rounds)
     print("\npooling and routers of one prompt, by its tokens:")
     for row in lengths:
         low, high = row["share"][1:]

@@ -12,11 +12,12 @@ leaves more to reach; as many routes as rows, which no compiled stretch fits; an
 trained code book `--book`, each prompt along the route the book chooses for it, before the engine or (`--decide engine`) in it, where
 prompts are read whole; and such a book that always takes the base. `--only` names the arms to run by how they begin, with `;` between,
 since names hold commas. The limit of nested routes is `t_other(B) + sum over parts of t_part(rows executing it)`, by clocks around the
-blocks of the eager stock engine, and around the stretches of the compiled routed one, in every second round: half the samples. What of its
-saving is reached is told, not what of its speed, of which stock alone would reach most. The front selector is an arm, too, in this process,
-compiled and eager: it reads the round's first prompt alone, as one that finds nobody waiting, and the others in the groups a server reads
-them in if all have come meanwhile; "with the front" adds its seconds to prefill and decoding of each arm, also for answers of other
-lengths, by the mean step. Last, how often compiling, and reading prompts together, flips a choice of the book on tune questions.
+blocks of the eager stock engine, and around the stretches of the compiled routed one, in every second round (in each of fewer than
+twelve). What of its saving is reached is told, not what of its speed, of which stock alone would reach most. The front selector is an
+arm, too, in this process, compiled and eager: it reads the round's first prompt alone, as one that finds nobody waiting, and the others in
+the groups a server reads them in if all have come meanwhile; "with the front" adds its seconds to prefill and decoding of each arm, also
+for answers of other lengths, by the mean step. Last, how often compiling, and reading prompts together, flips a choice of the book on tune
+questions.
 """
 
 from __future__ import annotations
@@ -37,21 +38,22 @@ import torch
 
 from drllm import Route, RoutedModel
 from drllm.files import write_json
-from drllm.model.codebook import Codebook, Point
+from drllm.model.codebook import Codebook
 from drllm.provenance import hardware, versions
 from drllm.serving.engine.front import FrontSelector, share_a_reading
 from drllm.serving.engine.segments import cuts
 from drllm.serving.launch import cache_folder, checkpoint_of, make_spec
 from drllm.tasks import load_task
-from generate import COMMON, MODEL, NESTED, different_routes, median_interval
+from generate import COMMON, MODEL, NESTED, different_routes
 from serve_engine import clock
+from served import never_leaves
+from timing import MIN_VALUES, median_interval
 
 FULL = "1" * 30
 DEEPER = [f"{'1' * (22 - cut)}{'0' * cut}{'1' * 8}" for cut in (6, 9, 12, 15)]  # all skip six blocks
 # Their names, the engine that has their stretches compiled, and the routes.
 NESTS = {"4 nested routes": ("rows", NESTED), "4 deeper nested routes": ("deeper", DEEPER)}
 KNOWN = [FULL, *NESTED]
-LIMIT_EVERY = 2  # rounds
 LENGTHS = (16, 32, 64, 128, 256)  # tokens of an answer
 BOOK = "trained book, compiled"
 NO_FRONT = ("static", "trained book in", "identity in")  # how the names of arms begin whose prompts no front reads
@@ -151,11 +153,6 @@ def arms_of(batch: int, only: Sequence[str] = ()) -> dict[str, tuple[str, list[s
     return arms
 
 
-def never_leaves(book: Codebook) -> Codebook:
-    """A book that reads and scores as `book` does, and takes the base's route every time."""
-    return Codebook(book.routes, book.block, book.mean, book.scale, book.weight, book.bias, [Point(1e9)], 0)
-
-
 def limit_of(engine: Engine, nest: Sequence[str], firsts: Sequence[int], rows: list[list[int]], new: int) -> float:
     """A decoding step of nested routes that pays each part for the rows that run it alone, over one that pays all for all rows."""
     nested = [Route.parse(nest[row % 4]) for row in range(len(rows))]
@@ -192,6 +189,7 @@ def measure(
     strayed: dict[str, int] = {}  # choices in the engine that are not the front's, read alone and uncompiled
     found: dict[str, list[tuple[Run, Run]]] = {name: [] for name in arms}  # with the stock beside it
     limits: dict[str, list[float]] = {name: [] for name in arms if name.rsplit(", ")[0] in NESTS}
+    limit_every = 2 if rounds >= 2 * MIN_VALUES else 1
     rng = random.Random(seed)
     for round_ in range(-1, rounds):  # the first warms up
         rows = [prompts[(max(round_, 0) * batch + row) % len(prompts)] for row in range(batch)]
@@ -213,7 +211,7 @@ def measure(
             if mine.chosen is not None:
                 expected = [FULL] * batch if name.startswith("identity") else by_book
                 strayed[name] = strayed.get(name, 0) + sum(one != other for one, other in zip(mine.chosen, expected, strict=True))
-        if round_ >= 0 and round_ % LIMIT_EVERY == 0:
+        if round_ >= 0 and round_ % limit_every == 0:
             for name, at_best in limits.items():
                 engine, nest = NESTS[name.rsplit(", ")[0]]
                 if name.endswith("eager"):
@@ -254,7 +252,7 @@ def measure(
             },
         }
     for name, at_best in limits.items():
-        saved = [1 - mine.decode / stock.decode for mine, stock in found[name][::LIMIT_EVERY]]
+        saved = [1 - mine.decode / stock.decode for mine, stock in found[name][::limit_every]]
         result["limit"][name] = {
             "speed": median_interval([1 / best for best in at_best]),
             "saving_reached": median_interval([part / (1 - best) for part, best in zip(saved, at_best, strict=True)]),
@@ -320,6 +318,8 @@ def main() -> None:
     sizes = [int(size) for size in given.batches.split(",")]
     if idle := [name for name in only if not any(arm.startswith(name) for size in sizes for arm in arms_of(size))]:
         parser.error(f"--only: no arm of these batch sizes begins with {idle[0]!r}; arms are {'; '.join(arms_of(max(sizes)))}")
+    if given.rounds < MIN_VALUES:
+        parser.error(f"--rounds is {given.rounds}, expected {MIN_VALUES} or more, or there is no 95 % interval")
     torch.set_num_threads(1)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each batch is told as it is done, also to a file
     native = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -15,11 +15,10 @@ import sys
 import time
 from typing import Any
 
-os.environ |= {
+ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_PLUGINS": "drllm", "VLLM_USE_V2_MODEL_RUNNER": "0",
 }  # fmt: skip
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 
 def clock() -> float:
@@ -103,6 +102,8 @@ def clocked(engine: Any, told: dict[str, Any], first: int) -> dict[str, Any]:
 
 def main() -> None:
     """Until standard input ends."""
+    os.environ |= ENVIRONMENT
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     told = json.loads(sys.stdin.readline())
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not stand among the results

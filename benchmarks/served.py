@@ -1,4 +1,4 @@
-"""A vLLM server in processes of its own, on loopback, for the benchmarks that ask over HTTP."""
+"""What is served in benchmarks: a vLLM server in processes of its own, on loopback, and a book that never leaves the base's route."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import psutil
+
+from drllm.model.codebook import Codebook, Point
+
+READY_MINUTES = 40  # compiling a code book's stretches takes a slow machine ten
+SHOWN = 2000  # characters of what a server said before it died
 
 
 @dataclass(frozen=True)
@@ -22,18 +28,26 @@ class Served:
     url: str
     process: psutil.Process
 
-    def processes(self) -> list[psutil.Process]:
-        """It and all that it started."""
-        return [self.process, *self.process.children(recursive=True)]
+    def _sum(self, of: Callable[[psutil.Process], float]) -> float:
+        """Over the server's processes, but for one that ends while they are read."""
+        total = 0.0
+        for one in (self.process, *self.process.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += of(one)
+        return total
 
     def memory(self) -> float:
-        """Resident bytes, in MB."""
-        return sum(one.memory_info().rss for one in self.processes()) / 1e6
+        """Resident bytes of its processes, in MB."""
+        return self._sum(lambda one: one.memory_info().rss) / 1e6
 
     def cpu_seconds(self) -> float:
-        """Processor seconds since it was started."""
-        times = [one.cpu_times() for one in self.processes()]
-        return sum(one.user + one.system for one in times)
+        """Processor seconds of its processes since they were started."""
+        return self._sum(lambda one: sum(one.cpu_times()[:2]))
+
+
+def never_leaves(book: Codebook) -> Codebook:
+    """A book that reads and scores as `book` does, and takes the base's route every time."""
+    return Codebook(book.routes, book.block, book.mean, book.scale, book.weight, book.bias, [Point(1e9)], 0)
 
 
 def free_port() -> int:
@@ -46,24 +60,27 @@ def free_port() -> int:
 @contextlib.contextmanager
 def serving(command: Sequence[str], port: int, env: dict[str, str] | None = None) -> Iterator[Served]:
     """The server of a command line that listens on `port`, from its first answer at `/health` on; ended with the block."""
-    server = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=os.environ | (env or {})
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=5)
-                break
-            except OSError:
-                if server.poll() is not None:
-                    raise SystemExit(f"the server ended with status {server.returncode}: {' '.join(command)}") from None
-                time.sleep(1)
-        yield Served(url, psutil.Process(server.pid))
-    finally:
-        if server.poll() is None:
-            os.killpg(server.pid, signal.SIGINT)
-            try:
-                server.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
+    with tempfile.TemporaryFile() as said:
+        server = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | (env or {}))
+        url = f"http://127.0.0.1:{port}"
+        try:
+            end = time.monotonic() + 60 * READY_MINUTES
+            while True:
+                try:
+                    urllib.request.urlopen(f"{url}/health", timeout=5)
+                    break
+                except OSError:
+                    if server.poll() is not None or time.monotonic() > end:
+                        said.seek(0)
+                        last = said.read().decode(errors="replace")[-SHOWN:]
+                        state = f"is not ready after {READY_MINUTES} minutes" if server.poll() is None else f"ended ({server.returncode})"
+                        raise SystemExit(f"{last}\nthe server {state}: {' '.join(command)}") from None
+                    time.sleep(1)
+            yield Served(url, psutil.Process(server.pid))
+        finally:
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGINT)
+                try:
+                    server.wait(60)
+                except subprocess.TimeoutExpired:
+                    os.killpg(server.pid, signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import methods_asked  # noqa: E402
 import methods_table  # noqa: E402
 import serve_runs  # noqa: E402
+import timing  # noqa: E402
 from methods import ROWS, SETTINGS, read_before, stored_digest, wanted_rows  # noqa: E402
 
 SPLITS = {"fit": 5, "tune": 6, "calibrate": 3, "test": 4}
@@ -239,3 +241,21 @@ def test_unlike_runs_are_not_combined(tmp_path, change: dict[str, Any], says: st
     ]
     with pytest.raises(SystemExit, match=says):
         serve_runs.main([str(path) for path in paths])
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0] * 5])
+def test_too_few_values_have_no_interval(values: list[float]):
+    with pytest.raises(ValueError, match=f"{len(values)} values have no 95 % interval"):
+        timing.median_interval(values)
+
+
+def test_an_interval_by_order_statistics():
+    """Of six values their range, 1 - 2 / 64 sure; of twenty the sixth and the fifteenth."""
+    assert timing.median_interval([3, 1, 2, 6, 5, 4]) == [3.5, 1, 6]
+    assert timing.median_interval(list(range(1, 21))) == [10.5, 6, 15]
+
+
+def test_servers_of_the_http_benchmark_start_as_users_start_them():
+    """Importing it sets no variable: each would reach the servers, as one thread for an engine that users give all cores."""
+    code = "import os; before = dict(os.environ); import serve_http; assert dict(os.environ) == before, set(os.environ) ^ set(before)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT / "benchmarks")

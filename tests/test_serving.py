@@ -148,6 +148,12 @@ def test_a_port_that_is_taken_is_found_before_a_model_loads():
             check_address("127.0.0.1", taken.getsockname()[1])
 
 
+@pytest.mark.parametrize("host", ["é..x", "a\0b", "x" * 70])
+def test_a_host_that_no_name_can_be(host: str):
+    with pytest.raises(InputError, match=r"cannot listen on .*: give another --host or --port"):
+        check_address(host, 8000)
+
+
 @pytest.mark.parametrize(
     ("words", "mode", "flag"),
     [

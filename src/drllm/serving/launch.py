@@ -242,8 +242,9 @@ def check_address(host: str, port: int) -> None:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-    except OSError as error:
-        raise InputError(f"cannot listen on {host}:{port} ({error.strerror or error}): give another --host or --port") from None
+    except (OSError, TypeError, ValueError) as error:  # the latter two for a name that cannot be one
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot listen on {host}:{port} ({why}): give another --host or --port") from None
 
 
 def cache_folder() -> Path:
