@@ -28,7 +28,7 @@ help:
 	@echo "make serve-env  an environment for serving on vLLM, .venv-serve (docs/serve.md)"
 	@echo "make bench-generate  routes in transformers: batches, exported limit, table 7, latency (half an hour to two, by the machine)"
 	@echo "make bench-serve  routes on vLLM: tokens a CPU-second against stock (about half an hour)"
-	@echo "make bench-http  what clients of a routed server wait, against plain vLLM (about half an hour)"
+	@echo "make bench-http  what clients of a routed server wait, against plain vLLM (an hour or two)"
 	@echo "make soak       a routed server under load for 20 minutes"
 	@echo "make table-methods  docs/results.md, every method compared, from the verdicts in results/"
 	@echo "make lint       ruff, import layers, types"

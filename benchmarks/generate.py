@@ -41,7 +41,7 @@ from drllm.provenance import hardware, versions
 from drllm.reproducing.clock import latency, throughput
 from drllm.tasks import load_task
 from limits import Parts, limit_of, seconds_by_rows
-from timing import MIN_VALUES, Clock, Turns, median_interval, now
+from timing import Clock, Turns, check_rounds, median_interval, now
 
 MODEL = "smollm2-135m-q4"
 COMMON = "1" * 16 + "000000" + "1" * 8  # 24 of 30 passes
@@ -49,6 +49,11 @@ NESTED = [f"{'1' * (22 - cut)}{'0' * cut}{'1' * 8}" for cut in (0, 3, 6, 9)]  # 
 
 MIXED = ("nested", "different")  # routes of several rows
 ARMS = ("identity", "common", "exported", *MIXED, "routers")
+
+
+def native_dtype(device: str) -> str:
+    """bf16 where the device multiplies it itself, else fp32."""
+    return "bfloat16" if device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
 
 
 def different_routes(n: int, n_layers: int, seed: int = 0) -> list[Route]:
@@ -227,8 +232,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each batch is told as it is done, also to a file
-    native = given.device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    dtype = given.dtype or ("bfloat16" if native else "float32")
+    dtype = given.dtype or native_dtype(given.device)
     print(f"{dtype} on {hardware()['processor']}" + (f", device {given.device}" if given.device != "cpu" else ""))
     routed = RoutedModel.wrap(MODEL, dtype=dtype, device=given.device)
     task = load_task("arc_easy", given.data)
@@ -249,8 +253,7 @@ def main() -> None:
     )
     if unknown := [name for name in arms if name not in ARMS]:
         parser.error(f"--arms: {unknown[0]!r} is none of {', '.join(ARMS)}")
-    if min(rounds) < MIN_VALUES:
-        parser.error(f"--rounds: {min(rounds)}, expected {MIN_VALUES} or more, or there is no 95 % interval")
+    check_rounds(parser, min(rounds))
     if len(rounds) not in (1, len(batches)):
         parser.error(f"--rounds: {len(rounds)} numbers for {len(batches)} batch sizes")
     for batch, n_rounds in zip(batches, rounds * (len(batches) // len(rounds)), strict=True):

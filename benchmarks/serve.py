@@ -44,10 +44,10 @@ from drllm.serving.engine.front import FrontSelector, share_a_reading
 from drllm.serving.engine.segments import cuts
 from drllm.serving.launch import cache_folder, checkpoint_of, make_spec
 from drllm.tasks import load_task
-from generate import COMMON, MODEL, NESTED, different_routes
+from generate import COMMON, MODEL, NESTED, different_routes, native_dtype
 from serve_engine import clock
 from served import never_leaves
-from timing import MIN_VALUES, median_interval
+from timing import MIN_VALUES, check_rounds, median_interval
 
 FULL = "1" * 30
 DEEPER = [f"{'1' * (22 - cut)}{'0' * cut}{'1' * 8}" for cut in (6, 9, 12, 15)]  # all skip six blocks
@@ -318,12 +318,10 @@ def main() -> None:
     sizes = [int(size) for size in given.batches.split(",")]
     if idle := [name for name in only if not any(arm.startswith(name) for size in sizes for arm in arms_of(size))]:
         parser.error(f"--only: no arm of these batch sizes begins with {idle[0]!r}; arms are {'; '.join(arms_of(max(sizes)))}")
-    if given.rounds < MIN_VALUES:
-        parser.error(f"--rounds is {given.rounds}, expected {MIN_VALUES} or more, or there is no 95 % interval")
+    check_rounds(parser, given.rounds)
     torch.set_num_threads(1)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each batch is told as it is done, also to a file
-    native = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    dtype = given.dtype or ("bfloat16" if native else "float32")
+    dtype = given.dtype or native_dtype("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{dtype} on {hardware()['processor']}")
     routed = RoutedModel.wrap(MODEL, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = checkpoint_of(routed, cache_folder())

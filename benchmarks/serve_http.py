@@ -36,9 +36,9 @@ from drllm.model.policy import RoutePolicy
 from drllm.provenance import hardware, versions
 from drllm.serving.launch import ENTRY, cache_folder, checkpoint_of, environment
 from drllm.tasks import load_task
-from generate import COMMON, MODEL
+from generate import COMMON, MODEL, native_dtype
 from served import Served, free_port, never_leaves, serving
-from timing import MIN_VALUES, median_interval
+from timing import check_rounds, median_interval
 
 NAME = "bench"
 CONTEXT = 1024
@@ -163,12 +163,10 @@ def main() -> None:
         parser.error(f"--only: no arm begins with {idle[0]!r}; arms are {'; '.join(ARMS)}")
     if not all(word.isdecimal() and int(word) for word in given.clients.split(",")):
         parser.error(f"--clients is {given.clients!r}, expected numbers such as 1,32")
-    if given.rounds < MIN_VALUES:
-        parser.error(f"--rounds is {given.rounds}, expected {MIN_VALUES} or more, or there is no 95 % interval")
+    check_rounds(parser, given.rounds)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each arm is told as it is done, also to a file
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    native = device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    dtype = given.dtype or ("bfloat16" if native else "float32")
+    dtype = given.dtype or native_dtype(device)
     print(f"{dtype} on {hardware()['processor']}")
     routed = RoutedModel.wrap(MODEL, dtype=dtype, device=device)
     checkpoint = checkpoint_of(routed, cache_folder())

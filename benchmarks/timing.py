@@ -5,6 +5,7 @@ Nothing happens when this is imported: `serve_http.py` starts servers as users d
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import threading
 import time
@@ -18,6 +19,13 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 MIN_VALUES = 6  # of which the lowest and the highest hold the true median with 95 %
 
 
+def now(device: torch.device) -> float:
+    """The clock, once a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Clock(StoppingCriteria):
     """Reads the clock after each token and stops nobody."""
 
@@ -25,9 +33,7 @@ class Clock(StoppingCriteria):
         self.times = [time.perf_counter()]
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        if input_ids.is_cuda:
-            torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
+        self.times.append(now(input_ids.device))
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
@@ -57,9 +63,7 @@ class Turns(StoppingCriteria):
         self._started = time.perf_counter()
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        if input_ids.is_cuda:
-            torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - self._started)
+        self.seconds.append(now(input_ids.device) - self._started)
         self._others.release()
         self._begin()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
@@ -73,13 +77,6 @@ class Turns(StoppingCriteria):
         return not self._over
 
 
-def now(device: torch.device) -> float:
-    """The clock, once a GPU has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def median_interval(values: Sequence[float]) -> list[float]:
     """(median, low, high): order statistics that hold the true median with at least 95 %; `ValueError` for fewer than six values."""
     if len(values) < MIN_VALUES:
@@ -87,3 +84,9 @@ def median_interval(values: Sequence[float]) -> list[float]:
     ordered = sorted(values)
     rank = max(int(stats.binom.ppf(0.025, len(ordered), 0.5)), 1)
     return [statistics.median(ordered), ordered[rank - 1], ordered[len(ordered) - rank]]
+
+
+def check_rounds(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """End the command where so few rounds have no interval."""
+    if rounds < MIN_VALUES:
+        parser.error(f"--rounds is {rounds}, expected {MIN_VALUES} or more, or there is no 95 % interval")

@@ -18,6 +18,7 @@ from engines import FAMILIES, N_BLOCKS, VOCAB, check, checkpoint, needs_vllm, ru
 
 pytestmark = [pytest.mark.slow, needs_vllm]
 ROUTES = ["111111", "011111", "111110", "211111", "111112", "222222", "101101", "001100", "120120", "210012", "000001", "100000"]
+BOOK = ["111111", "111001", "110001", "112111"]  # the routes of a code book
 ROWS = {"mode": "forced", "n_layers": N_BLOCKS, "repeatable": list(range(N_BLOCKS))}
 
 
@@ -91,13 +92,12 @@ def test_rows_of_the_base_and_of_routes_when_compiled(models, routed):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_known_routes_run_in_compiled_stretches(models, family: str):
     """A code book's routes, alone and mixed, beside routes that are not in it, of which some repeat what the book never does."""
-    known = ["111111", "111001", "110001", "112111"]
-    forced = [*known, "101101", *known, "111112", "221111", known[1]]
+    forced = [*BOOK, "101101", *BOOK, "111112", "221111", BOOK[1]]
     asked = [
         {"ids": ids, "route": route, "new": 12, "arrives": place // 3}
         for place, (ids, route) in enumerate(zip(prompts(12), forced, strict=True))
     ]
-    spec = ROWS | {"routes": known, "repeatable": list(range(N_BLOCKS))}
+    spec = ROWS | {"routes": BOOK}
     routed = RoutedModel.wrap(str(models[family]), dtype="float32")
     done = run_engine(models[family], spec, asked, enforce_eager=False, max_num_batched_tokens=64, enable_chunked_prefill=True)
     for request, answer in zip(asked, done["answers"], strict=True):
@@ -109,7 +109,7 @@ def test_known_routes_run_in_compiled_stretches(models, family: str):
 def test_a_second_pass_that_no_stretch_holds(models, routed):
     """Of the last block, which the book never repeats, though requests may."""
     request = {"ids": prompts(1)[0], "route": "112112", "new": 12}
-    spec = ROWS | {"routes": ["111111", "111001", "110001", "112111"], "repeatable": list(range(N_BLOCKS))}
+    spec = ROWS | {"routes": BOOK}
     done = run_engine(models["llama"], spec, [request], enforce_eager=False)
     check(routed, request, done["answers"][0])
     assert done["stats"]["stretched_steps"] == 0
