@@ -85,7 +85,7 @@ $(VENV)-serve/.installed: pyproject.toml Makefile
 
 # The laws on the oldest transformers they are known to hold on, in an environment of its own.
 test-oldest: $(VENV)-oldest/.installed
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n $(WORKERS) tests/test_laws.py tests/test_reference.py
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n $(WORKERS) tests/laws/test_laws.py tests/laws/test_reference.py
 
 $(VENV)-oldest/.installed: pyproject.toml Makefile
 	@$(PYTHON) -m venv $(VENV)-oldest

@@ -29,7 +29,7 @@ import numpy as np
 
 from drllm import Route, SearchConfig
 from drllm.methods.static import combine
-from drllm.records import read_records
+from drllm.runs.records import read_records
 from drllm.searching.edits import EditSpace
 from drllm.searching.prior import random_routes, sweep_routes
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from drllm.evaluation.stats import paired_bootstrap
-from drllm.record_files import record_groups
-from drllm.records import RouteRecord
+from drllm.runs.merge import record_groups
+from drllm.runs.records import RouteRecord
+from drllm.stats.paired import paired_bootstrap
 
 
 def matrices(records: list[RouteRecord]) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ import torch
 
 from drllm import Route, RoutedModel
 from drllm.methods.base import load_material
-from drllm.scoring import Verdict
+from drllm.scoring.verdict import Verdict
 
 GROUP = 32
 

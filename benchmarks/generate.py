@@ -31,14 +31,15 @@ import torch
 from transformers import AutoModelForCausalLM, StoppingCriteriaList
 
 from drllm import Route, RoutedModel
-from drllm.export import export
-from drllm.files import write_json
+from drllm.core.files import write_json
+from drllm.deploy.export import export
 from drllm.model.load import load_base, quiet_loading
-from drllm.model.policy import RoutePolicy, RowRoutes
 from drllm.model.prompts import left_pad
-from drllm.model.routers import RouterConfig, Routers
-from drllm.provenance import hardware, versions
-from drllm.reproducing.clock import latency, throughput
+from drllm.paper.clock import latency, throughput
+from drllm.policies.constant import RoutePolicy
+from drllm.policies.given import RowRoutes
+from drllm.policies.routers import RouterConfig, Routers
+from drllm.runs.provenance import hardware, versions
 from drllm.tasks import load_task
 from limits import Parts, limit_of, seconds_by_rows
 from timing import Clock, Turns, check_rounds, median_interval, now

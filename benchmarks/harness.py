@@ -23,10 +23,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from drllm import RoutedModel
-from drllm.files import write_json
-from drllm.harness import TASKS_FOLDER
-from drllm.harness.model import RoutedLM
-from drllm.provenance import hardware, versions
+from drllm.core.files import write_json
+from drllm.evaluation.harness import TASKS_FOLDER
+from drllm.evaluation.harness.model import RoutedLM
+from drllm.runs.provenance import hardware, versions
 
 MODEL = "smollm2-135m-q4"
 TASKS = "drllm_arc_easy,drllm_arc_challenge,drllm_openbookqa,drllm_sciq,drllm_mmlu,drllm_mmlu:5,drllm_piqa,drllm_commonsenseqa"

@@ -132,9 +132,9 @@ def file_of(name: str, seed: int) -> str:
 def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     """Train what is missing."""
     from drllm import train
-    from drllm.files import write_json
+    from drllm.core.files import write_json
     from drllm.methods.base import get_method
-    from drllm.methods.material import Material
+    from drllm.methods.training_data import Material
 
     for name, row, seed in wanted_rows(setting, arguments.methods, arguments.seeds):
         folder = folder_of(arguments.run, setting, name, seed)
@@ -172,10 +172,10 @@ def used_questions(material: Any, split: str, limit: int | None) -> int:
 def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     """Verdicts of every trained policy and its controls on one split; on test, of each policy once."""
     from drllm import Route
+    from drllm.core.files import write_json
     from drllm.evaluation.answers import control_routes
-    from drllm.files import write_json
-    from drllm.model.artifact import digest, load_policy
-    from drllm.model.oracle import Oracle
+    from drllm.policies.oracle import Oracle
+    from drllm.policies.saved import digest, load_policy
 
     asked = Asked(routed, MIXED, SETTINGS[setting].asked, arguments.split, arguments.run, arguments.data, arguments.limit)
     place = arguments.out / setting / arguments.split
@@ -254,10 +254,10 @@ def clock(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     """
     import torch
 
-    from drllm.files import write_json
-    from drllm.model.artifact import load_policy
-    from drllm.model.partial import PartialPolicy, Step
-    from drllm.progress import Progress
+    from drllm.core.files import write_json
+    from drllm.core.progress import Progress
+    from drllm.methods.rivals.gated_blocks import PartialPolicy, Step
+    from drllm.policies.saved import load_policy
 
     asked = Asked(routed, MIXED, SETTINGS[setting].asked, arguments.split, arguments.run, arguments.data)
     rng = np.random.default_rng(0)
@@ -333,7 +333,7 @@ def main() -> None:
     import torch
 
     from drllm import RoutedModel
-    from drllm.files import write_json
+    from drllm.core.files import write_json
 
     torch.set_num_threads(arguments.threads)
     routed = RoutedModel.wrap(arguments.model)

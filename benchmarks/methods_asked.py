@@ -43,9 +43,9 @@ class Asked:
 
     def __init__(self, routed: Any, learned: Sequence[str], tasks: Sequence[str], split: str, run: Path, data: str | None, limit: int = 0):
         """`learned`: every task that a policy may learn from; their questions are left out of others. An unfinished matrix is refused."""
-        from drllm.methods.planned import joined_records, lists_by_task
-        from drllm.plans import path_plans
-        from drllm.scoring import make_scorer
+        from drllm.methods.checked_records import joined_records, lists_by_task
+        from drllm.runs.manifest import path_plans
+        from drllm.scoring.scorer import make_scorer
         from drllm.tasks import drop_overlaps, load_task
 
         names = list(dict.fromkeys((*learned, *tasks)))
@@ -82,9 +82,9 @@ class Asked:
 
     def features(self, block: int) -> Any:
         """What a code book reads before a block, of all questions."""
+        from drllm.core.progress import Progress
         from drllm.methods.codebook import reading_blocks
-        from drllm.progress import Progress
-        from drllm.scoring.deciding import read_prompts
+        from drllm.scoring.route_prediction import read_prompts
 
         if block not in self._features:
             with Progress("read prompts", len(self.prompts)) as progress:
@@ -94,8 +94,8 @@ class Asked:
 
     def routes(self, policy: Any) -> list[Any]:
         """One route a question."""
-        from drllm.model.codebook import Codebook
-        from drllm.scoring.deciding import decide_routes
+        from drllm.policies.codebook import Codebook
+        from drllm.scoring.route_prediction import decide_routes
 
         if isinstance(policy, Codebook):
             return policy.routes_for(self.features(policy.block))

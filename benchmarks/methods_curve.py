@@ -56,10 +56,10 @@ def static_value(matrix: Any, tune: Any) -> float:
 def main() -> None:
     """Measure."""
     from drllm import RoutedModel
-    from drllm.evaluation.stats import paired_bootstrap
-    from drllm.files import write_json
+    from drllm.core.files import write_json
     from drllm.methods.codebook import read_features, reading_blocks
-    from drllm.methods.material import Material
+    from drllm.methods.training_data import Material
+    from drllm.stats.paired import paired_bootstrap
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", type=Path, required=True)

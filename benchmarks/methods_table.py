@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from drllm.evaluation.stats import discordant, even_weights, mcnemar, paired_bootstrap, wilson
+from drllm.stats.paired import discordant, even_weights, mcnemar, paired_bootstrap, wilson
 from methods_asked import questions_path
 
 ORDER = (

@@ -23,15 +23,15 @@ from typing import Any
 
 import torch
 
-from drllm.config import ReproduceConfig, Resources
-from drllm.evaluation.names import BASE
-from drllm.evaluation.rows import rows_of
-from drllm.plans import search_plans
-from drllm.reporting.load import read_verdicts
+from drllm.core.config import ReproduceConfig, Resources
+from drllm.paper import charts, paper_figures, paper_tables, run
+from drllm.paper.setup import TASKS, Setup
+from drllm.paper.stages import LEDGER_FILE, Bench, Clock, Evaluate, Stage
 from drllm.reporting.parts import Chart
-from drllm.reproducing import charts, paper_figures, paper_tables, run
-from drllm.reproducing.setup import TASKS, Setup
-from drllm.reproducing.stages import LEDGER_FILE, Bench, Clock, Evaluate, Stage
+from drllm.runs.load import read_verdicts
+from drllm.runs.manifest import search_plans
+from drllm.runs.names import BASE
+from drllm.runs.summary import rows_of
 
 KEPT = {".md", ".png", ".csv"}
 

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from drllm import EvaluateConfig, Resources, Route, RoutedModel, SearchConfig, evaluate, search, train
-from drllm.evaluation.stats import paired_bootstrap, wilson
-from drllm.records import RouteRecord, read_records
+from drllm.runs.records import RouteRecord, read_records
 from drllm.searching.prior import sweep_routes
+from drllm.stats.paired import paired_bootstrap, wilson
 
 MODEL = "smollm2-135m-q4"
 PRESETS = ("paper", "default")

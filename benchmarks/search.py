@@ -29,13 +29,13 @@ import torch
 from transformers import DynamicCache
 
 from drllm import Route, RoutedModel, SearchConfig
-from drllm.files import write_json
+from drllm.core.files import write_json
 from drllm.model.generation import GreedyChoice
-from drllm.provenance import hardware, versions
-from drllm.scoring import make_scorer
+from drllm.runs.provenance import hardware, versions
 from drllm.scoring.loglik import LoglikScorer, base_logliks, head_at
+from drllm.scoring.packing import make_batch
 from drllm.scoring.prefixes import PrefixRunner
-from drllm.scoring.rows import make_batch
+from drllm.scoring.scorer import make_scorer
 from drllm.scoring.verdict import loglik_verdict
 from drllm.searching.tree import RouteTree
 from drllm.searching.worker import question_seed

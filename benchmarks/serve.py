@@ -37,12 +37,12 @@ from typing import Any
 import torch
 
 from drllm import Route, RoutedModel
-from drllm.files import write_json
-from drllm.model.codebook import Codebook
-from drllm.provenance import hardware, versions
-from drllm.serving.engine.front import FrontSelector, share_a_reading
-from drllm.serving.engine.segments import cuts
-from drllm.serving.launch import cache_folder, checkpoint_of, make_spec
+from drllm.core.files import write_json
+from drllm.deploy.serving.engine.front import FrontSelector, share_a_reading
+from drllm.deploy.serving.engine.segments import cuts
+from drllm.deploy.serving.launch import cache_folder, checkpoint_of, make_spec
+from drllm.policies.codebook import Codebook
+from drllm.runs.provenance import hardware, versions
 from drllm.tasks import load_task
 from generate import COMMON, MODEL, NESTED, different_routes, native_dtype
 from serve_engine import clock

@@ -63,7 +63,7 @@ def clocked(engine: Any, told: dict[str, Any], first: int) -> dict[str, Any]:
 
     Parts are the blocks of a stock engine, and the compiled stretches of a routed one, which then runs the base's route in them, too.
     """
-    from drllm.serving.engine.plan import StepPlan
+    from drllm.deploy.serving.engine.plan import StepPlan
 
     model = engine.model_executor.driver_worker.worker.model_runner.model
     routed = bool(getattr(model, "stretches", None))
@@ -110,9 +110,9 @@ def main() -> None:
     from transformers import AutoConfig
     from vllm import EngineArgs, LLMEngine
 
-    from drllm.serving.engine.plugin import architecture
-    from drllm.serving.launch import engine_options
-    from drllm.serving.spec import ServeSpec
+    from drllm.deploy.serving.engine.plugin import architecture
+    from drllm.deploy.serving.launch import engine_options
+    from drllm.deploy.serving.spec import ServeSpec
 
     # Nine engines stand side by side: each has cache for 32 rows of two blocks and some more, not the gigabyte of vLLM's least.
     options: dict[str, Any] = {

@@ -30,11 +30,11 @@ from typing import Any
 import torch
 
 from drllm import Route, RoutedModel
-from drllm.files import write_json
-from drllm.model.codebook import Codebook
-from drllm.model.policy import RoutePolicy
-from drllm.provenance import hardware, versions
-from drllm.serving.launch import ENTRY, cache_folder, checkpoint_of, environment
+from drllm.core.files import write_json
+from drllm.deploy.serving.launch import ENTRY, cache_folder, checkpoint_of, environment
+from drllm.policies.codebook import Codebook
+from drllm.policies.constant import RoutePolicy
+from drllm.runs.provenance import hardware, versions
 from drllm.tasks import load_task
 from generate import COMMON, MODEL, native_dtype
 from served import Served, free_port, never_leaves, serving

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from drllm.model.codebook import Codebook, Point
+from drllm.policies.codebook import Codebook, Point
 
 READY_MINUTES = 40  # compiling a code book's stretches takes a slow machine ten
 SHOWN = 2000  # characters of what a server said before it died

@@ -22,8 +22,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from drllm.files import write_json
-from drllm.provenance import hardware, versions
+from drllm.core.files import write_json
+from drllm.runs.provenance import hardware, versions
 from drllm.tasks import load_task
 from served import Served, free_port, serving
 

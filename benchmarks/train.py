@@ -16,13 +16,13 @@ import time
 import torch
 
 from drllm import Route, RoutedModel, RoutersConfig
-from drllm.model.policy import RowRoutes
-from drllm.model.routers import RouterConfig, Routers, pool_matrix
-from drllm.scoring import LoglikScorer
+from drllm.methods.training.features import extract_features
+from drllm.methods.training.loop import train_routers
+from drllm.methods.training.losses import focal_loss
+from drllm.policies.given import RowRoutes
+from drllm.policies.routers import RouterConfig, Routers, pool_matrix
+from drllm.scoring.loglik import LoglikScorer
 from drllm.tasks import load_task
-from drllm.training.features import extract_features
-from drllm.training.loop import train_routers
-from drllm.training.losses import focal_loss
 
 TASKS = ("arc_easy", "arc_challenge", "openbookqa", "piqa")
 

@@ -8,36 +8,38 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from drllm.core import moved
+
 if TYPE_CHECKING:
-    from drllm.config import EvaluateConfig, Resources, RoutersConfig, SearchConfig
-    from drllm.errors import ArtifactError, DrllmError, InputError, UnsupportedModelError
+    from drllm.core.config import EvaluateConfig, Resources, RoutersConfig, SearchConfig
+    from drllm.core.errors import ArtifactError, DrllmError, InputError, UnsupportedModelError
+    from drllm.core.route import Action, Route
     from drllm.evaluation.run import evaluate
-    from drllm.methods.material import train
-    from drllm.model.policy import Policy
+    from drllm.methods.fitting import train
     from drllm.model.routed import RoutedModel
+    from drllm.policies.policy import Policy
     from drllm.reporting.report import report
-    from drllm.routes import Action, Route
     from drllm.searching.runner import search
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Action": "drllm.routes",
-    "ArtifactError": "drllm.errors",
-    "DrllmError": "drllm.errors",
-    "EvaluateConfig": "drllm.config",
-    "InputError": "drllm.errors",
-    "Policy": "drllm.model.policy",
-    "Resources": "drllm.config",
-    "Route": "drllm.routes",
+    "Action": "drllm.core.route",
+    "ArtifactError": "drllm.core.errors",
+    "DrllmError": "drllm.core.errors",
+    "EvaluateConfig": "drllm.core.config",
+    "InputError": "drllm.core.errors",
+    "Policy": "drllm.policies.policy",
+    "Resources": "drllm.core.config",
+    "Route": "drllm.core.route",
     "RoutedModel": "drllm.model.routed",
-    "RoutersConfig": "drllm.config",
-    "SearchConfig": "drllm.config",
-    "UnsupportedModelError": "drllm.errors",
+    "RoutersConfig": "drllm.core.config",
+    "SearchConfig": "drllm.core.config",
+    "UnsupportedModelError": "drllm.core.errors",
     "evaluate": "drllm.evaluation.run",
     "report": "drllm.reporting.report",
     "search": "drllm.searching.runner",
-    "train": "drllm.methods.material",
+    "train": "drllm.methods.fitting",
 }
 
 __all__ = [
@@ -58,6 +60,9 @@ __all__ = [
     "search",
     "train",
 ]
+
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 import sys
 
-from drllm.cli import main
+from drllm.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 
-from drllm.errors import DrllmError, InputError
+from drllm.core.errors import DrllmError, InputError
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
 
-    from drllm.harness.run import complete
+    from drllm.evaluation.harness.run import complete
 
     setup_logging()
     parser = HarnessCLI()

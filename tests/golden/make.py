@@ -1,6 +1,6 @@
 """Makes the golden artefacts of this schema version: run it once when the version changes, under a new name, and keep the old files.
 
-PYTHONPATH=tests python tests/golden/make.py
+PYTHONPATH=tests/support python tests/golden/make.py
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 
 import families
-from conftest import byte_tokenizer
+from byte_tokens import byte_tokenizer
 from drllm import Route, RoutedModel
-from drllm.model.routers import RouterConfig, Routers
+from drllm.policies.routers import RouterConfig, Routers
 
 HERE = Path(__file__).parent
 PROMPTS = ["What do plants need?", "12 and 7", "Hello", "Once upon a time there was a river"]

@@ -1,1 +1,4 @@
-"""Held-out evaluation: the same questions for every method, paired statistics."""
+"""Policies beside the base on held-out questions: comparison, promise, lm-evaluation-harness.
+
+Imports `methods` and what lies below it; reads calibrate and test questions, which nothing below does.
+"""

@@ -15,15 +15,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from drllm.config import EvaluateConfig, to_dict
-from drllm.errors import ArtifactError
-from drllm.files import write_bytes
-from drllm.model import artifact
-from drllm.model.policy import Policy, RowRoutes
+from drllm.core.config import EvaluateConfig, to_dict
+from drllm.core.errors import ArtifactError
+from drllm.core.files import write_bytes
+from drllm.core.progress import Progress
+from drllm.core.route import PartialDepth, Route
 from drllm.model.routed import RoutedModel
-from drllm.progress import Progress
-from drllm.routes import PartialDepth, Route
-from drllm.scoring import Scorer, make_scorer, questions_digest
+from drllm.policies import saved as artifact
+from drllm.policies.given import RowRoutes
+from drllm.policies.policy import Policy
+from drllm.scoring.scorer import Scorer, make_scorer, questions_digest
 from drllm.tasks import Example, Task
 
 CHUNK = 64  # questions between two steps of the progress bar

@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from drllm.config import GateConfig, Split, to_dict
-from drllm.errors import ArtifactError, InputError
-from drllm.evaluation.gate import Guarantee, gate, surest_first
-from drllm.evaluation.sources import run_sources
-from drllm.methods.planned import planned_scorer
-from drllm.model.policy import Policy, RoutePolicy
+from drllm.core.config import GateConfig, Split, to_dict
+from drllm.core.errors import ArtifactError, InputError
+from drllm.core.progress import Progress
+from drllm.core.route import Route
+from drllm.methods.checked_records import planned_scorer
 from drllm.model.routed import RoutedModel
-from drllm.plans import path_plans, search_plans
-from drllm.progress import Progress
-from drllm.provenance import read_jobs, running
-from drllm.routes import Route
-from drllm.scoring.deciding import score_policies
+from drllm.policies.constant import RoutePolicy
+from drllm.policies.policy import Policy
+from drllm.runs.manifest import path_plans, search_plans
+from drllm.runs.provenance import read_jobs, running
+from drllm.runs.training_questions import run_sources
+from drllm.scoring.route_prediction import score_policies
+from drllm.stats.guarantee import Guarantee, gate, surest_first
 from drllm.tasks import LoadedTask, drop_overlaps, get_task, load_task, question_key
 
 CHUNK = 64  # questions between two steps of the progress bar

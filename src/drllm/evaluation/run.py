@@ -15,20 +15,21 @@ from typing import Any
 
 import torch
 
-from drllm.config import EvaluateConfig, Resources, to_dict
-from drllm.crew import connected
-from drllm.errors import InputError
+from drllm.core.config import EvaluateConfig, Resources, to_dict
+from drllm.core.errors import InputError
+from drllm.core.files import write_json
 from drllm.evaluation.answers import Answered, Asked, answer, control_routes, questions_of, read_answers, scorer_of, told_of
-from drllm.evaluation.cluster import answer_on_ray
-from drllm.evaluation.names import BASE, check_methods, owner_of
-from drllm.evaluation.rows import Verdicts, rows_of
-from drllm.evaluation.sources import run_sources
-from drllm.files import write_json
-from drllm.model import artifact
-from drllm.model.policy import EvaluateOnlyPolicy
+from drllm.evaluation.on_ray import answer_on_ray
+from drllm.methods.base import method_names
+from drllm.model.ray_pool import connected
 from drllm.model.routed import RoutedModel
-from drllm.plans import path_plans, search_plans
-from drllm.provenance import running
+from drllm.policies import saved as artifact
+from drllm.policies.policy import EvaluateOnlyPolicy
+from drllm.runs.manifest import path_plans, search_plans
+from drllm.runs.names import BASE, check_methods, owner_of
+from drllm.runs.provenance import running
+from drllm.runs.summary import Verdicts, rows_of
+from drllm.runs.training_questions import run_sources
 from drllm.tasks import LoadedTask, drop_overlaps, load_task, texts_digest
 
 
@@ -60,7 +61,7 @@ def evaluate(
     """
     config, resources = config or EvaluateConfig(), resources or Resources()
     out = Path(out)
-    check_methods(methods, out)
+    check_methods(methods, out, method_names())
     controls = [name for name in dict.fromkeys(methods) if owner_of(name)]
     trained = list(dict.fromkeys([name for name in methods if name != BASE and not owner_of(name)] + [owner_of(name) for name in controls]))
     # The base, then policies, then the controls, which are made from their routes.

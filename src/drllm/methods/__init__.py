@@ -1,1 +1,4 @@
-"""Ways to turn search records into a policy; one file each."""
+"""One file a method that turns a run's records into a policy, and what methods share.
+
+May read fit and tune questions only. `rivals/` holds methods that are compared and never deployed.
+"""

@@ -2,7 +2,7 @@
 
 import importlib
 
-from drllm.errors import InputError
+from drllm.core.errors import InputError
 from drllm.methods.base import get_method, method_names
 
 BROKEN: dict[str, str] = {}  # methods of other packages that cannot be loaded, and why

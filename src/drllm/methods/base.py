@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drllm.errors import InputError
-from drllm.flags import SECTIONS
-from drllm.registry import did_you_mean
+from drllm.core.errors import InputError
+from drllm.core.names import did_you_mean
 
 if TYPE_CHECKING:
-    from drllm.methods.material import Material
-    from drllm.model.policy import Policy
+    from drllm.methods.training_data import Material
     from drllm.model.routed import RoutedModel
+    from drllm.policies.policy import Policy
 
 ENTRY_POINTS = "drllm.methods"  # the group under which other packages register theirs: name = "module:METHOD"
 
@@ -53,11 +52,11 @@ BUILT_IN = {
     "shortgpt": "drllm.methods.shortgpt:METHOD",
     "early_exit": "drllm.methods.early_exit:METHOD",
     "random_skip": "drllm.methods.random_skip:METHOD",
-    "mindskip": "drllm.methods.mindskip:METHOD",
-    "flexidepth": "drllm.methods.flexidepth:METHOD",
+    "mindskip": "drllm.methods.rivals.mindskip:METHOD",
+    "flexidepth": "drllm.methods.rivals.flexidepth:METHOD",
     "oracle": "drllm.methods.oracle:METHOD",
-    "random_codebook": "drllm.methods.controls:RANDOM_CODEBOOK",
-    "input_blind": "drllm.methods.controls:INPUT_BLIND",
+    "random_codebook": "drllm.methods.blind_codebooks:RANDOM_CODEBOOK",
+    "input_blind": "drllm.methods.blind_codebooks:INPUT_BLIND",
 }
 
 
@@ -81,26 +80,6 @@ def get_method(name: str) -> Method:
         raise InputError(f"unknown method {name!r}{did_you_mean(name, method_names())}; choose from {', '.join(method_names())}")
     module, _, attribute = BUILT_IN[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
-
-
-class Sections(Mapping[str, type]):
-    """The configuration class of every section of a YAML file: those of the jobs, and each method's; a method is loaded when asked for."""
-
-    def __getitem__(self, name: str) -> type:
-        if name in SECTIONS:
-            return SECTIONS[name]
-        if name not in method_names():
-            raise KeyError(name)
-        return get_method(name).config
-
-    def __iter__(self) -> Iterator[str]:
-        return iter((*SECTIONS, *method_names()))
-
-    def __len__(self) -> int:
-        return len(SECTIONS) + len(method_names())
-
-    def __contains__(self, name: object) -> bool:
-        return name in SECTIONS or name in method_names()
 
 
 def method_of(config: Any) -> Method:

@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from drllm.config import check_range, knob
-from drllm.errors import ArtifactError, InputError
-from drllm.files import write_json
+from drllm.core.config import check_range, knob
+from drllm.core.errors import ArtifactError, InputError
+from drllm.core.files import write_json
+from drllm.core.route import Route
 from drllm.methods.base import Method
 from drllm.methods.selector import Folds, Ridge, lower_bound
-from drllm.routes import Route
 
 if TYPE_CHECKING:
-    from drllm.methods.material import Material
     from drllm.methods.matrix import Matrix
-    from drllm.model.policy import Policy
+    from drllm.methods.training_data import Material
     from drllm.model.routed import RoutedModel
+    from drllm.policies.policy import Policy
 
 SIZES = (2, 4, 8, 16, 32)
 COMPONENTS = (4, 16, 0)
@@ -87,7 +87,7 @@ def fit_book(
     """As `fit`, with another way to order routes, or with prompts dealt to other questions' gains (the input-blind control)."""
     import torch
 
-    from drllm.model.codebook import Codebook, Point
+    from drllm.policies.codebook import Codebook, Point
 
     matrix, tune = material.fit_and_tune()
     if config.block >= routed.n_layers:
@@ -171,9 +171,9 @@ def read_features(routed: RoutedModel, folder: Path, matrix: Matrix, blocks: Seq
     from safetensors import SafetensorError
     from safetensors.numpy import load, save
 
-    from drllm.files import write_bytes
-    from drllm.progress import Progress
-    from drllm.scoring.deciding import read_prompts
+    from drllm.core.files import write_bytes
+    from drllm.core.progress import Progress
+    from drllm.scoring.route_prediction import read_prompts
 
     dtype = str(routed.model.dtype).removeprefix("torch.")
     key = hashlib.sha256(json.dumps([routed.fingerprint, dtype, list(blocks), matrix.prompts]).encode()).hexdigest()[:16]
@@ -251,7 +251,7 @@ def choices(candidate: Candidate, features: np.ndarray) -> np.ndarray:
     """(N,): the place in its routes that a fitted book takes for each prompt, 0 the base."""
     import torch
 
-    from drllm.model.codebook import Point, pick
+    from drllm.policies.codebook import Point, pick
 
     scores, saved = (torch.from_numpy(values) for values in (candidate.ridge.predict(features), saved_passes(candidate)))
     return pick(scores, saved, Point(candidate.threshold, candidate.price)).numpy()

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from drllm.errors import ArtifactError
+from drllm.core.errors import ArtifactError
+from drllm.core.route import Route
+from drllm.methods.checked_records import DenseTask
 from drllm.methods.gains import mixed_gain
-from drllm.methods.planned import DenseTask
-from drllm.records import RouteRecord
-from drllm.routes import Route
+from drllm.runs.records import RouteRecord
 
 
 @dataclass(frozen=True)

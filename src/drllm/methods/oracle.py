@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from drllm.config import check_range, knob
-from drllm.errors import InputError
+from drllm.core.config import check_range, knob
+from drllm.core.errors import InputError
+from drllm.core.route import Route
 from drllm.methods.base import Method
-from drllm.routes import Route
 
 if TYPE_CHECKING:
-    from drllm.methods.material import Material
-    from drllm.model.policy import Policy
+    from drllm.methods.training_data import Material
     from drllm.model.routed import RoutedModel
+    from drllm.policies.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class OracleConfig:
 
 def fit(routed: RoutedModel, material: Material, config: OracleConfig, folder: Path) -> Policy:
     """The routes that together answer the most fit questions: of the dense matrix, or else those that a search found right most often."""
-    from drllm.model.oracle import Oracle
+    from drllm.policies.oracle import Oracle
 
     if material.path_plans:
         matrix = material.matrix()

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drllm.config import knob
+from drllm.core.config import knob
 from drllm.methods.base import Method
 from drllm.methods.codebook import CodebookConfig, choose_routes, fit_book
 
 if TYPE_CHECKING:
-    from drllm.methods.material import Material
-    from drllm.model.policy import Policy
+    from drllm.methods.training_data import Material
     from drllm.model.routed import RoutedModel
+    from drllm.policies.policy import Policy
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from drllm.config import check_range, knob
+from drllm.core.config import check_range, knob
+from drllm.core.route import Route
 from drllm.methods.base import Method
-from drllm.routes import Route
 
 if TYPE_CHECKING:
-    from drllm.methods.material import Material
-    from drllm.model.policy import Policy
+    from drllm.methods.training_data import Material
     from drllm.model.routed import RoutedModel
+    from drllm.policies.policy import Policy
 
 
 @dataclass(frozen=True)

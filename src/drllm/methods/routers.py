@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drllm.config import RoutersConfig
-from drllm.errors import ArtifactError
-from drllm.files import write_text
+from drllm.core.config import RoutersConfig
+from drllm.core.errors import ArtifactError
+from drllm.core.files import write_text
+from drllm.core.progress import Progress
+from drllm.core.route import Action, Route
 from drllm.methods.base import Method
-from drllm.methods.knob import choose_point
-from drllm.progress import Progress
-from drllm.routes import Action, Route
+from drllm.methods.operating_point import choose_point
 
 if TYPE_CHECKING:
-    from drllm.methods.material import Material
-    from drllm.model.policy import Policy
+    from drllm.methods.training.features import Features
+    from drllm.methods.training_data import Material
     from drllm.model.routed import RoutedModel
-    from drllm.records import RouteRecord
-    from drllm.training.features import Features
+    from drllm.policies.policy import Policy
+    from drllm.runs.records import RouteRecord
 
 N_ACTIONS = len(Action)
 BELOW = (-0.55, -0.6, -0.65, -0.7, -0.75, -0.8)  # of the knob, from the routers on towards skipping: for a budget
@@ -39,8 +39,8 @@ def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: 
     """Pool the states, then train all routers together; metrics go to `folder/metrics.jsonl`, the knob's table to `folder/knob.json`."""
     import torch
 
-    from drllm.model.routers import RouterConfig
-    from drllm.training.loop import train_routers
+    from drllm.methods.training.loop import train_routers
+    from drllm.policies.routers import RouterConfig
 
     is_soft = config.preset == "default"
     kept = right_paths(material) if is_soft else kept_paths(material)
@@ -91,7 +91,7 @@ def kept_features(routed: RoutedModel, material: Material, n_windows: int) -> Fe
 
 def _features(routed: RoutedModel, material: Material, kept: list[tuple[Any, RouteRecord]], n_windows: int, along_base: bool) -> Features:
     """Read back, or extracted and saved: routers of another width or loss learn from the same states."""
-    from drllm.training.features import extract_features, load_features, save_features
+    from drllm.methods.training.features import extract_features, load_features, save_features
 
     cache = material.run / "train" / "features" / f"{'base' if along_base else 'kept'}-{n_windows}.safetensors"
     key = f"{material.key}:{n_windows}:{routed.model.dtype}"

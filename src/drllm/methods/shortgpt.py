@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drllm.config import check_range, knob
-from drllm.files import write_json
+from drllm.core.config import check_range, knob
+from drllm.core.files import write_json
+from drllm.core.route import Route
 from drllm.methods.base import Method
-from drllm.routes import Route
 
 if TYPE_CHECKING:
-    from drllm.methods.material import Material
-    from drllm.model.policy import Policy
+    from drllm.methods.training_data import Material
     from drllm.model.routed import RoutedModel
+    from drllm.policies.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ShortGPTConfig:
 
 def fit(routed: RoutedModel, material: Material, config: ShortGPTConfig, folder: Path) -> Policy:
     """Influence of each block goes to `folder/influence.json`. The last block is kept: what leaves it meets only the final norm."""
-    from drllm.training.influence import block_influence
+    from drllm.methods.block_influence import block_influence
 
     prompts = material.prompts
     step = max(1, len(prompts) // config.questions)

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drllm.config import check_range, knob
-from drllm.errors import ArtifactError, InputError
-from drllm.files import write_json
+from drllm.core.config import check_range, knob
+from drllm.core.errors import ArtifactError, InputError
+from drllm.core.files import write_json
+from drllm.core.route import Route
 from drllm.methods.base import Method
 from drllm.methods.gains import mixed_gain
-from drllm.routes import Route
 
 if TYPE_CHECKING:
-    from drllm.methods.material import Material
-    from drllm.model.policy import Policy
+    from drllm.methods.training_data import Material
     from drllm.model.routed import RoutedModel
+    from drllm.policies.policy import Policy
 
 MIN_EVALUATIONS = 10  # a route seen on fewer questions has too wide an interval to rank
 

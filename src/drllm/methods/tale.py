@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drllm.config import check_range, knob
-from drllm.errors import ArtifactError
-from drllm.files import write_json
+from drllm.core.config import check_range, knob
+from drllm.core.errors import ArtifactError
+from drllm.core.files import write_json
+from drllm.core.route import Route
 from drllm.methods.base import Method
-from drllm.routes import Route
 
 if TYPE_CHECKING:
-    from drllm.methods.material import Material
-    from drllm.model.policy import Policy
+    from drllm.methods.training_data import Material
     from drllm.model.routed import RoutedModel
+    from drllm.policies.policy import Policy
 
 
 @dataclass(frozen=True)

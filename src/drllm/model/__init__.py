@@ -1,1 +1,4 @@
-"""The routed model: wrap a base, carry the route in the cache, generate, save and load."""
+"""The routed model: loading, wrapping, blocks, cache, generation. Whatever reaches into transformers stands here.
+
+Imports `core` and `policies`.
+"""

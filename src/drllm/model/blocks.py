@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from drllm.errors import UnsupportedModelError
+from drllm.core.errors import UnsupportedModelError
 from drllm.model.cache import ALL_ONCE, RoutedCache
 
 # Arguments of a block that carry one entry a row when their first dimension is B. Chosen by name: a square attention mask or a

@@ -19,9 +19,10 @@ from transformers import cache_utils
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.configuration_utils import PreTrainedConfig
 
-from drllm.errors import InputError, UnsupportedModelError
-from drllm.model.policy import Policy, RowRoutes
-from drllm.routes import Route
+from drllm.core.errors import InputError, UnsupportedModelError
+from drllm.core.route import Route
+from drllm.policies.given import RowRoutes
+from drllm.policies.policy import Policy
 
 # The last one, keys plus their index for sparse attention, came with transformers 5.2x.
 SUPPORTED_SLOTS = (DynamicLayer, DynamicSlidingWindowLayer, getattr(cache_utils, "DynamicIndexedLayer", DynamicLayer))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from drllm.errors import UnsupportedModelError
-from drllm.registry import did_you_mean
+from drllm.core.errors import UnsupportedModelError
+from drllm.core.names import did_you_mean
 
 FAMILIES = frozenset(
     [

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, StopStringCriteria
 
-from drllm.errors import InputError
+from drllm.core.errors import InputError
 
 DEFAULT_NEW_TOKENS = 64
 

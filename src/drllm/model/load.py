@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from drllm.errors import InputError
+from drllm.core.errors import InputError
+from drllm.core.names import did_you_mean
 from drllm.model.packages import PACKAGED
-from drllm.registry import did_you_mean
 
 HUB_ALIASES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 ALIASES = (*HUB_ALIASES, *PACKAGED)

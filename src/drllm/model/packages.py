@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from drllm.errors import InputError
-from drllm.files import write_bytes
+from drllm.core.errors import InputError
+from drllm.core.files import write_bytes
 
 
 @dataclass(frozen=True)

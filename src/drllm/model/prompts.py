@@ -9,7 +9,7 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from drllm.errors import InputError
+from drllm.core.errors import InputError
 
 Prompt = str | Sequence[Mapping[str, str]]
 RAW, CHAT = "raw", "chat"

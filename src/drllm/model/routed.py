@@ -16,16 +16,18 @@ from torch import Tensor, nn
 from transformers import StoppingCriteriaList
 from transformers.cache_utils import Cache
 
-from drllm.errors import ArtifactError, InputError
-from drllm.model import artifact
+from drllm.core.errors import ArtifactError, InputError
+from drllm.core.route import Route
 from drllm.model.blocks import RoutedBlock, find_blocks, is_routed, probe_blocks
 from drllm.model.cache import RoutedCache, new_slots
 from drllm.model.families import check_family, check_model, check_structure
 from drllm.model.generation import RowEnds, new_token_limit, refuse_options, refuse_unroutable, setting
 from drllm.model.load import causal_lm, dtype_of, fingerprint, load_base
-from drllm.model.policy import Policy, RoutePolicy, RowRoutes
 from drllm.model.prompts import Prompt, check_context, check_ids, encode_prompts, left_pad
-from drllm.routes import Route
+from drllm.policies import saved as artifact
+from drllm.policies.constant import RoutePolicy
+from drllm.policies.given import RowRoutes
+from drllm.policies.policy import Policy
 
 
 @dataclass(frozen=True)

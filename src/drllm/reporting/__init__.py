@@ -1,1 +1,4 @@
-"""A run folder's results as a table, a sentence, pictures and one Markdown report. No torch."""
+"""The report of a run folder: tables, charts, one page, Markdown. No torch.
+
+Reads `runs`; computes no verdict.
+"""

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from drllm.errors import DrllmError
-from drllm.evaluation.names import BASE
-from drllm.reporting.load import Run
+from drllm.core.errors import DrllmError
+from drllm.core.route import Route
+from drllm.core.text import display_name
 from drllm.reporting.parts import Prompt, RouteBrowser, RouteGroup
-from drllm.routes import Route
-from drllm.tables import display_name
+from drllm.runs.load import Run
+from drllm.runs.names import BASE
 from drllm.tasks import load_task, texts_digest
 
 GROUPS = 8

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from drllm.errors import InputError
-from drllm.files import write_bytes, write_text
+from drllm.core.errors import InputError
+from drllm.core.files import write_bytes, write_text
 from drllm.reporting.parts import Chart
 from drllm.reporting.plots import COLOURS
 

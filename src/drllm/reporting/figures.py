@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from drllm.evaluation.names import owner_of
-from drllm.records import RouteRecord
+from drllm.core.route import Action, Route
+from drllm.core.text import display_name
 from drllm.reporting import plots
 from drllm.reporting.drawing import colour, entitle, marker, new_figure, number, whole_ticks, write_chart
 from drllm.reporting.parts import Chart
-from drllm.routes import Action, Route
-from drllm.tables import POOLED, display_name, pooled_rows
+from drllm.runs.names import owner_of
+from drllm.runs.records import RouteRecord
+from drllm.runs.summary import POOLED, pooled_rows
 
 TITLED = 3  # tasks that fit a title
 SHIFTED = 24  # points: how far apart methods of one cost are drawn in all

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from drllm.evaluation.names import owner_of
-from drllm.evaluation.rows import mean_over_tasks
-from drllm.reporting.earlier import OTHER_TASKS
+from drllm.core.text import p_value, with_interval
 from drllm.reporting.figures import UPPER_BOUNDS
-from drllm.reporting.load import Run
 from drllm.reporting.parts import Bullets, Folded, Part, Table
-from drllm.tables import decided, p_value, pooled_rows, with_interval
+from drllm.runs.earlier import OTHER_TASKS
+from drllm.runs.load import Run
+from drllm.runs.names import owner_of
+from drllm.runs.summary import mean_over_tasks, pooled_rows
+from drllm.stats.paired import decided
 
 WORDS = {True: "better", False: "worse", None: "no sure difference"}
 UNCHANGED = "the same"
@@ -30,7 +31,7 @@ class Compared:
 
     @property
     def word(self) -> str:
-        """As `drllm.tables.verdict`, in a word: claimed only where interval and McNemar's test agree."""
+        """As `drllm.reporting.summary_table.verdict`, in a word: claimed only where interval and McNemar's test agree."""
         if self.row["method"] in UPPER_BOUNDS:
             return "told the answers"
         if not self.row["better"] and not self.row["worse"]:

@@ -13,9 +13,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from drllm.errors import InputError
+from drllm.core.errors import InputError
+from drllm.core.route import Action, Route
 from drllm.reporting.parts import Chart, Folded, Heading, Part, tasks
-from drllm.routes import Action, Route
 
 STATIC = "static"  # the folder beside this file
 SENTENCE = 40  # characters: a longer cell is wrapped

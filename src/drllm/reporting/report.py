@@ -7,21 +7,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from drllm.errors import InputError
-from drllm.evaluation.names import owner_of
-from drllm.files import write_text
-from drllm.record_stats import broken_note, describe, tables
+from drllm.core.errors import InputError
+from drllm.core.files import write_text
+from drllm.core.text import points
 from drllm.reporting import figures
 from drllm.reporting.browser import absent, browse, differs, read_questions
 from drllm.reporting.drawing import need_matplotlib
-from drllm.reporting.earlier import OTHER_TASKS
 from drllm.reporting.glossary import glossary
 from drllm.reporting.headline import by_size, headline, judged
-from drllm.reporting.load import Run, load_run
 from drllm.reporting.page import need_page, to_html
 from drllm.reporting.parts import Chart, Commands, Folded, Heading, Paragraph, Part, Table, to_markdown
+from drllm.reporting.summary_table import HEADER, cells
 from drllm.reporting.training import training_parts
-from drllm.tables import HEADER, POOLED, cells, points
+from drllm.runs.earlier import OTHER_TASKS
+from drllm.runs.label_stats import broken_note, describe, tables
+from drllm.runs.load import Run, load_run
+from drllm.runs.names import owner_of
+from drllm.runs.summary import POOLED
 
 JOBS = 8  # more are folded: a run of many calls has hundreds
 ROWS = 40  # of a comparison; more are folded by task

@@ -9,8 +9,8 @@ from typing import Any
 
 from drllm.reporting import plots
 from drllm.reporting.drawing import colour, marker, new_figure, number, whole_ticks, write_chart
-from drllm.reporting.load import Run
 from drllm.reporting.parts import Chart, Paragraph, Part, Table
+from drllm.runs.load import Run
 
 DRAWN = 3  # policies, each with a curve of what it was trained on and one of what was held back: more cannot be told apart
 LOG_SPAN = 50  # of losses: beyond it, all but the first epochs would lie on the axis

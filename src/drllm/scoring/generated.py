@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drllm.errors import InputError
+from drllm.core.errors import InputError
+from drllm.core.route import Route
 from drllm.model.cache import PrefilledCache
 from drllm.model.generation import GreedyChoice
-from drllm.model.policy import Policy
 from drllm.model.prompts import CHAT, RAW, check_context, encode_prompts, left_pad
 from drllm.model.routed import RoutedModel
-from drllm.routes import Route
+from drllm.policies.policy import Policy
 from drllm.scoring.box import BoxBound
-from drllm.scoring.deciding import score_policies
 from drllm.scoring.prefixes import Node, PackedRow, PrefixRunner
+from drllm.scoring.route_prediction import score_policies
 from drllm.scoring.verdict import Verdict
 from drllm.tasks import Example, Task
 
@@ -155,10 +155,6 @@ class GeneratedScorer:
     def score_policy(self, questions: Sequence[GeneratedQuestion], policy: Policy | None) -> tuple[list[Verdict], list[Route]]:
         """Verdicts and routes when a policy decides from each prompt; None is the base model."""
         return score_policies(self, questions, [policy])[0]
-
-    def score_partial(self, policy: Policy, questions: Sequence[GeneratedQuestion]) -> tuple[list[Verdict], list[Any]]:
-        """Refused: such a policy has no cache to generate with."""
-        raise InputError(f"a {policy.name!r} policy answers by log-likelihood alone: use --reward loglik")
 
     def _answer(self, answers: list[_Answer]) -> None:
         """Prefill and decode some answers together."""

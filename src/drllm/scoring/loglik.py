@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drllm.errors import InputError
+from drllm.core.errors import InputError
+from drllm.core.route import Route
 from drllm.model.cache import new_slots
-from drllm.model.policy import Policy
 from drllm.model.prompts import check_context
 from drllm.model.routed import RoutedModel
-from drllm.routes import PartialDepth, Route
-from drllm.scoring.deciding import score_policies
+from drllm.policies.policy import Policy
+from drllm.scoring.packing import Row, encode_choice, make_batch, pack_choices, separate_choices
 from drllm.scoring.prefixes import Node, PackedRow, PrefixRunner
-from drllm.scoring.rows import Row, encode_choice, make_batch, pack_choices, separate_choices
+from drllm.scoring.route_prediction import score_policies
 from drllm.scoring.verdict import Verdict, loglik_verdict
 from drllm.tasks import Example, Task
 
@@ -194,12 +194,6 @@ class LoglikScorer:
     def score_policy(self, questions: Sequence[Question], policy: Policy | None) -> tuple[list[Verdict], list[Any]]:
         """Verdicts and routes when a policy decides from each question's context alone; None is the base model."""
         return score_policies(self, questions, [policy])[0]
-
-    def score_partial(self, policy: Any, questions: Sequence[Question]) -> tuple[list[Verdict], list[PartialDepth]]:
-        """As `score_policy`, for a policy that runs parts of blocks."""
-        from drllm.scoring.partial import score_partial
-
-        return score_partial(self, policy, questions)
 
     def _take(self, ended: Iterable[tuple[Any, Node]]) -> None:
         """Send the scored tokens of finished rows to the output head, full steps at once."""

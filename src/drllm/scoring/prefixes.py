@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from drllm.core.route import Route
 from drllm.model.blocks import ROW_ARGUMENTS, select_rows
 from drllm.model.cache import PassSlots, RoutedCache, new_slots
-from drllm.model.policy import RoutePolicy
 from drllm.model.routed import RoutedModel
-from drllm.routes import Route
+from drllm.policies.constant import RoutePolicy
 
 MIN_FILL = 0.5  # share of a step's rows below which it waits for the next sweep
 

@@ -1,1 +1,4 @@
-"""Offline search for good routes: the tree is pure, the runner feeds it verdicts."""
+"""The search for good routes of each question: tree, edits, prior, workers, the resumable run.
+
+Imports `scoring` and what lies below it; writes records through `runs`.
+"""

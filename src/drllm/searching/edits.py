@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from drllm.errors import InputError
-from drllm.routes import Action, Route
+from drllm.core.errors import InputError
+from drllm.core.route import Action, Route
 
 
 class Evaluation(NamedTuple):

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from drllm.config import SearchConfig
-from drllm.errors import ArtifactError, InputError
-from drllm.routes import Route
+from drllm.core.config import SearchConfig
+from drllm.core.errors import ArtifactError, InputError
+from drllm.core.route import Route
 from drllm.searching.edits import EditSpace, Evaluation
 
 PRIOR_FILE = "_prior.json"

@@ -16,17 +16,17 @@ from typing import Any
 
 import torch
 
-from drllm.config import Resources, SearchConfig, to_dict
-from drllm.errors import ArtifactError, InputError
-from drllm.files import write_json
+from drllm.core.config import Resources, SearchConfig, to_dict
+from drllm.core.errors import ArtifactError, InputError
+from drllm.core.files import write_json
+from drllm.core.progress import Progress
+from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
-from drllm.plans import check_plan, computed_otherwise
-from drllm.progress import Progress
-from drllm.provenance import running
-from drllm.records import read_shard, shard_indices, shard_path, write_shard
-from drllm.routes import Route
-from drllm.scoring import questions_digest
+from drllm.runs.manifest import check_plan, computed_otherwise
+from drllm.runs.provenance import running
+from drllm.runs.records import read_shard, shard_indices, shard_path, write_shard
 from drllm.scoring.generated import DECODED_ROWS
+from drllm.scoring.scorer import questions_digest
 from drllm.searching.prior import PRIOR_FILE, EditPrior, random_routes, read_prior
 from drllm.searching.worker import Job, Worker, memory_in_one_line, question_seed
 from drllm.tasks import Example, LoadedTask, load_task
@@ -81,7 +81,7 @@ def search(
     torch.set_num_threads(resources.threads)
     loaded = {name: load_task(name, data) for name in tasks}
     if resources.executor == "ray":
-        from drllm.crew import connected
+        from drllm.model.ray_pool import connected
 
         cluster = connected(routed, resources)
     else:
@@ -227,7 +227,7 @@ def _run(
 ) -> Iterator[int]:
     """Search groups and write their shards, in whichever order they end; the index of each."""
     if resources.executor == "ray":
-        from drllm.searching.cluster import search_on_ray
+        from drllm.searching.on_ray import search_on_ray
 
         yield from search_on_ray(routed, job, resources, folder, todo, packed, progress.print)
         return

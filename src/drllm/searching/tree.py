@@ -24,9 +24,9 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from drllm.config import SearchConfig
-from drllm.errors import InputError
-from drllm.routes import Route
+from drllm.core.config import SearchConfig
+from drllm.core.errors import InputError
+from drllm.core.route import Route
 from drllm.searching.edits import EditSpace, Evaluation
 from drllm.searching.prior import EditPrior
 

@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 
-from drllm.config import SearchConfig
-from drllm.errors import InputError
+from drllm.core.config import SearchConfig
+from drllm.core.errors import InputError
+from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
-from drllm.records import Check
-from drllm.routes import Route
-from drllm.scoring import LoglikScorer, Scorer, Verdict, make_scorer
+from drllm.runs.records import Check
+from drllm.scoring.loglik import LoglikScorer
+from drllm.scoring.scorer import Scorer, make_scorer
+from drllm.scoring.verdict import Verdict
 from drllm.tasks import Example, Task
 
 ALONE = 1  # tokens of a step: fewer than any question has, so each step holds one row

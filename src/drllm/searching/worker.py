@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from drllm.config import Resources, SearchConfig
-from drllm.errors import InputError
+from drllm.core.config import Resources, SearchConfig
+from drllm.core.errors import InputError
+from drllm.core.route import Route
 from drllm.model.load import is_out_of_memory
 from drllm.model.routed import RoutedModel
-from drllm.records import FINITE, Check, RouteRecord
-from drllm.routes import Route
-from drllm.scoring import Scorer, Verdict, make_scorer
+from drllm.runs.records import FINITE, Check, RouteRecord
+from drllm.scoring.scorer import Scorer, make_scorer
+from drllm.scoring.verdict import Verdict
 from drllm.searching.prior import EditPrior, fit_prior, sweep_routes
 from drllm.searching.tree import FixedRoutes, RouteTree
 from drllm.searching.verify import Verifier

@@ -6,7 +6,7 @@ import importlib.metadata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from drllm.errors import InputError
+from drllm.core.errors import InputError
 from drllm.tasks.base import Example, Task
 
 LIBRARY = "reasoning-gym"

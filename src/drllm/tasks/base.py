@@ -10,8 +10,8 @@ import string
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from drllm.errors import InputError
-from drllm.registry import did_you_mean
+from drllm.core.errors import InputError
+from drllm.core.names import did_you_mean
 from drllm.tasks.grading import boxed_matches, letter_choice, letter_settled, number_matches, number_settled
 
 Kind = Literal["choice", "math"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from drllm.errors import InputError
+from drllm.core.errors import InputError
 from drllm.tasks.base import Example, Task
 from drllm.tasks.layouts import gsm8k_answer, level_of, subject_line
 

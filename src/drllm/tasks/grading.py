@@ -19,7 +19,7 @@ import threading
 from pathlib import Path
 from typing import TextIO, cast
 
-from drllm.errors import DrllmError, InputError
+from drllm.core.errors import DrllmError, InputError
 
 _MARK = r"[*_`\"'“”‘’$]*"
 _OPEN = r"[\s>*_`\"'“”‘’$#]*"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from drllm.errors import InputError, network_errors
+from drllm.core.errors import InputError, network_errors
 from drllm.tasks.base import Example, Task
 from drllm.tasks.layouts import distractors, goal, gsm8k_answer, lettered, level_of, under_subject, yes_or_no
 

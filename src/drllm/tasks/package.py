@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from drllm.errors import InputError
+from drllm.core.errors import InputError
 from drllm.tasks.base import Example, Task
 from drllm.tasks.layouts import distractors, goal, gsm8k_answer, lettered, under_subject, yes_or_no
 

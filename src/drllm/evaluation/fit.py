@@ -1,0 +1,49 @@
+"""Train a policy, let it be promised if asked to, and save it into its run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from drllm.core.config import GateConfig
+from drllm.core.errors import InputError
+from drllm.evaluation.calibrate import calibrate
+from drllm.methods.base import get_method
+from drllm.methods.fitting import train
+from drllm.model.routed import RoutedModel
+from drllm.policies.policy import Policy
+
+
+def fit_policy(
+    routed: RoutedModel,
+    run: Path,
+    method: str,
+    config: Any = None,
+    argv: Sequence[str] | None = None,
+    promise: GateConfig | None = None,
+    tasks: Sequence[str] = (),
+    name: str = "",
+) -> Path:
+    """Train one method on `tasks` (none: all of the run), gate it if `promise` names a split, and save it as `run/<name>`.
+
+    `name` is the method's by default. The model's own policy stays what it was.
+    """
+    if promise is not None and promise.calibrate and get_method(method).evaluate_only:
+        raise InputError(f"method {method!r} is for evaluation only: nothing runs its policy, so there is nothing to promise")
+    policy = train(routed, run, method, config, argv, tasks, name)
+    if promise is not None and promise.calibrate:
+        policy, _ = calibrate(routed, run, policy, promise, argv, tasks)
+    with under_policy(routed, policy):
+        return routed.save_pretrained(run / (name or method))
+
+
+@contextmanager
+def under_policy(routed: RoutedModel, policy: Policy | None) -> Iterator[None]:
+    """The model under another policy, for a while."""
+    before, routed.policy = routed.policy, policy
+    try:
+        yield
+    finally:
+        routed.policy = before

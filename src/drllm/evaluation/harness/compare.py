@@ -1,0 +1,142 @@
+"""Paired comparison of any number of methods, from lm-evaluation-harness's per-sample logs (`--log_samples`). No torch, no harness."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from drllm.core.errors import InputError
+from drllm.core.text import as_text, p_value, percent, points
+from drllm.stats.paired import holm, mcnemar, paired_bootstrap
+
+# samples_<task>_<date>.jsonl of the harness's own tracker, or samples_<task>.jsonl of `drllm evaluate --harness`.
+_NAME = re.compile(r"samples_(?P<task>.+?)(?:_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+))?\.jsonl")
+POOLED = "all"
+
+Scores = dict[tuple[str, str, str], dict[str, float]]  # (task, filter, metric) -> document -> value
+
+
+def read_scores(folder: str | Path) -> Scores:
+    """Every numeric metric of every document in a folder's sample logs; of several runs of a task, the latest.
+
+    Raises `InputError` when the folder holds no sample logs, or a line is not one.
+    """
+    latest: dict[str, tuple[str, Path]] = {}
+    for path in sorted(Path(folder).rglob("samples_*.jsonl")):
+        if match := _NAME.fullmatch(path.name):
+            latest[match["task"]] = max(latest.get(match["task"], ("", path)), (match["date"] or "", path))
+    if not latest:
+        raise InputError(f"{folder} holds no sample logs (samples_TASK.jsonl): run the harness with --log_samples --output_path {folder}")
+    scores: defaultdict[tuple[str, str, str], dict[str, float]] = defaultdict(dict)
+    for task, (_, path) in sorted(latest.items()):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                sample = json.loads(line)
+                document = f"{sample['doc_id']}:{sample['doc_hash']}"
+                values = {metric: sample[metric] for metric in sample["metrics"]}
+                kind = sample.get("filter", "none")
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{path}, line {number}: not a sample of the harness ({type(error).__name__}: {error})") from None
+            for metric, value in values.items():
+                if isinstance(value, bool | int | float) and math.isfinite(value):
+                    scores[task, kind, metric][document] = float(value)
+    return dict(scores)
+
+
+def compare(methods: Mapping[str, Scores], n_resamples: int = 10_000, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows: each method against the first on each task, filter and metric, and on all tasks of a metric together.
+
+    Differences are of means over the same documents, with the percentile bootstrap's 95 % interval (stratified by task in the pooled rows);
+    McNemar's exact p where every value is 0 or 1, and Holm's adjustment of it over the tasks of a method and metric. Raises `InputError`
+    where two methods were not asked the same documents.
+    """
+    names = list(methods)
+    if n_resamples < 1:
+        raise InputError(f"got {n_resamples} bootstrap resamples, expected at least 1")
+    if len(names) < 2:
+        raise InputError(f"got {len(names)} methods to compare, expected at least two: NAME=FOLDER NAME=FOLDER ...")
+    reference = methods[names[0]]
+    rows = []
+    for name in names[1:]:
+        by_metric: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        values: defaultdict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+        for key, base_of in reference.items():
+            task, kind, metric = key
+            ours_of = methods[name].get(key)
+            if ours_of is None:
+                raise InputError(f"{names[0]} has {metric} of {task} (filter {kind}), {name} has not: run both on the same tasks")
+            if ours_of.keys() != base_of.keys():
+                counts = f"{len(base_of)} and {len(ours_of)}, {len(base_of.keys() ^ ours_of.keys())} in one only"
+                raise InputError(
+                    f"{names[0]} and {name} were not asked the same documents of {task} ({counts}): use the same task, split and limit"
+                )
+            ours, base = (np.array([found[document] for document in base_of]) for found in (ours_of, base_of))
+            by_metric[kind, metric].append(_row(name, task, kind, metric, ours, base, None, n_resamples, seed))
+            values[kind, metric].append((ours, base))
+        for (kind, metric), group in by_metric.items():
+            adjusted = iter(holm([row["mcnemar_p"] for row in group if row["mcnemar_p"] is not None]))
+            for row in group:
+                row["holm_p"] = None if row["mcnemar_p"] is None else next(adjusted)
+            rows += group
+            if len(group) > 1:
+                ours, base = (np.concatenate([pair[which] for pair in values[kind, metric]]) for which in (0, 1))
+                strata = np.concatenate([np.full(len(pair[0]), index) for index, pair in enumerate(values[kind, metric])])
+                rows.append(_row(name, POOLED, kind, metric, ours, base, strata, n_resamples, seed))
+    return rows
+
+
+def _row(
+    method: str,
+    task: str,
+    kind: str,
+    metric: str,
+    ours: np.ndarray,
+    base: np.ndarray,
+    strata: np.ndarray | None,
+    n_resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    difference, low, high = paired_bootstrap(ours, base, n_resamples, seed, strata)
+    is_binary = bool(np.isin(ours, (0, 1)).all() and np.isin(base, (0, 1)).all())
+    return {
+        "method": method, "task": task, "filter": kind, "metric": metric, "n": len(ours), "reference": float(base.mean()),
+        "value": float(ours.mean()), "difference": difference, "difference_low": low, "difference_high": high,
+        "better": int((ours > base).sum()), "worse": int((ours < base).sum()), "mcnemar_p": mcnemar(ours, base) if is_binary else None,
+        "holm_p": None,
+    }  # fmt: skip
+
+
+def render(rows: list[dict[str, Any]], reference: str) -> str:
+    """The rows for a terminal, a table a metric: shares in percent and differences in points; other metrics as they are."""
+    by_metric: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_metric[row["metric"], row["filter"]].append(row)
+    return "\n".join(_table(name if kind == "none" else f"{name}, {kind}", some, reference) for (name, kind), some in by_metric.items())
+
+
+def _table(metric: str, rows: list[dict[str, Any]], reference: str) -> str:
+    """One metric's rows."""
+    title = f"{metric} against {reference}, paired, 95 % intervals; + / -: documents only one is right on"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    is_share = all(0 <= row[name] <= 1 for row in rows for name in ("reference", "value"))
+    show, change = (percent, points) if is_share else ("{:.4g}".format, "{:+.4g}".format)
+    unit = ", %" if is_share else ""
+    for name in ("method", "task", "n", f"{reference}{unit}", f"own{unit}", "difference", "+ / -", "McNemar p", "Holm p"):
+        table.add_column(name, justify="left" if name in ("method", "task") else "right", no_wrap=True)
+    for row in rows:
+        p, adjusted = ("" if row[name] is None else p_value(row[name]) for name in ("mcnemar_p", "holm_p"))
+        table.add_row(
+            row["method"], row["task"], str(row["n"]), show(row["reference"]), show(row["value"]),
+            f"{change(row['difference'])} ({change(row['difference_low'])} to {change(row['difference_high'])})",
+            f"{row['better']} / {row['worse']}", p, adjusted,
+        )  # fmt: skip
+    return as_text(table)

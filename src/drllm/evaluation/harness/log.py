@@ -1,0 +1,144 @@
+"""What routing cost and did during a harness run: one entry a prompt, seconds a task, and the summary that stands beside the metrics."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drllm.core.errors import InputError
+from drllm.core.route import Route
+from drllm.policies.policy import Policy
+
+
+@dataclass(frozen=True)
+class Routed:
+    """One prompt and its route.
+
+    Attributes:
+        task, doc_id: the question it belongs to; `doc_id` is -1 where the harness does not say.
+        n_prompt_tokens: tokens the policy read.
+        n_new_tokens: tokens generated up to the row's own end; 0 where continuations were scored.
+        n_steps: steps the prompt took through the model: one, and one more for each generated token but the last.
+    """
+
+    task: str
+    doc_id: int
+    route: Route
+    n_prompt_tokens: int
+    n_new_tokens: int = 0
+
+    @property
+    def n_steps(self) -> int:
+        return max(1, self.n_new_tokens)
+
+
+class RoutingLog:
+    """Collects routes and seconds; `summary` is what results carry."""
+
+    def __init__(self, n_layers: int):
+        self.n_layers = n_layers
+        self.prompts: list[Routed] = []
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._pairs: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+        self._router_seconds: defaultdict[str, float] = defaultdict(float)
+
+    def add_seconds(self, tasks: Sequence[str], seconds: float, router_seconds: float, base_seconds: float | None) -> None:
+        """One step's seconds, shared evenly by the requests in it; `base_seconds` where the base ran the same step too."""
+        for task, n in Counter(tasks).items():
+            share = n / len(tasks)
+            self._seconds[task] += seconds * share
+            self._router_seconds[task] += router_seconds * share
+            if base_seconds is not None:
+                self._pairs[task].append((seconds * share, base_seconds * share))
+
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """Figures of each task; see `docs/harness.md` for what each one is."""
+        by_task: defaultdict[str, list[Routed]] = defaultdict(list)
+        for prompt in self.prompts:
+            by_task[prompt.task].append(prompt)
+        return {task: self._summarize(task, prompts) for task, prompts in by_task.items()}
+
+    def _summarize(self, task: str, prompts: list[Routed]) -> dict[str, Any]:
+        passes = np.array([prompt.route.n_passes for prompt in prompts])
+        pairs = self._pairs[task]
+        ours, base = (sum(values) for values in zip(*pairs, strict=True)) if pairs else (0.0, 0.0)
+        counts = Counter(str(prompt.route) for prompt in prompts)
+        return {
+            "prompts": len(prompts),
+            "mean_passes": float(passes.mean()),
+            "n_layers": self.n_layers,
+            "passes": {str(value): int(n) for value, n in sorted(Counter(passes.tolist()).items())},
+            "layers_per_prompt": float(np.mean([prompt.route.n_passes * prompt.n_steps for prompt in prompts])),
+            "base_layers_per_prompt": float(np.mean([self.n_layers * prompt.n_steps for prompt in prompts])),
+            "new_tokens": sum(prompt.n_new_tokens for prompt in prompts),
+            "identity_share": counts[str(Route.full(self.n_layers))] / len(prompts),
+            "distinct_routes": len(counts),
+            "consensus": consensus([prompt.route for prompt in prompts]),
+            "seconds": self._seconds[task],
+            "router_seconds": self._router_seconds[task],
+            "seconds_over_base": ours / base if base else None,
+            "steps_timed_against_base": len(pairs),
+        }
+
+
+def consensus(routes: Sequence[Route]) -> float | None:
+    """Mean share of blocks at which two different prompts' routes agree (Dr.LLM, table 8), over all pairs; None for a single prompt."""
+    n = len(routes)
+    if n < 2:
+        return None
+    actions_NL = np.array([[int(action) for action in route] for route in routes])
+    agreeing = sum(((count := (actions_NL == action).sum(0)) * (count - 1)).sum() for action in (0, 1, 2))
+    return float(agreeing / (n * (n - 1) * actions_NL.shape[1]))
+
+
+class TimedPolicy(Policy):
+    """A policy that adds up the seconds its decisions take, in `clock`."""
+
+    name = "timed"
+
+    def __init__(self, policy: Policy, clock: list[float] | None = None):
+        self.policy = policy
+        self.n_layers, self.prompt_format = policy.n_layers, policy.prompt_format
+        self.clock = [0.0] if clock is None else clock
+
+    @property
+    def route(self) -> Route | None:
+        """The route of the policy inside."""
+        return self.policy.route
+
+    def check_model(self, n_layers: int, hidden_size: int) -> None:
+        """As the policy inside."""
+        self.policy.check_model(n_layers, hidden_size)
+
+    def start(self, prompt_mask_BT: Tensor) -> TimedPolicy:
+        """The policy inside, started, on the same clock."""
+        started = time.perf_counter()
+        running = TimedPolicy(self.policy.start(prompt_mask_BT), self.clock)
+        self.clock[0] += time.perf_counter() - started
+        return running
+
+    def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
+        """As the policy inside."""
+        if x_BTD.is_cuda:
+            torch.cuda.synchronize(x_BTD.device)  # the blocks' queued work is not the routers'
+        started = time.perf_counter()
+        actions = self.policy.decide(block, x_BTD, prompt_mask_BT).cpu()  # waits for a device, so that its work is counted here
+        self.clock[0] += time.perf_counter() - started
+        return actions
+
+    def save(self, folder: Path) -> list[str]:
+        """As the policy inside."""
+        return self.policy.save(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> Policy:
+        """Refused: a clock is never an artefact."""
+        raise InputError(f"{folder} holds no timed policy: save and load the policy inside")

@@ -1,0 +1,106 @@
+"""Log-likelihood requests as rows: continuations of one context share a row, and a context has one route. No model here."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from drllm.core.errors import InputError
+from drllm.core.route import Route
+from drllm.scoring.packing import Row, pack_choices, separate_choices
+
+Request = tuple[Any, list[int], list[int]]  # (the strings, or None for a window of a longer text; context ids; continuation ids)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One row.
+
+    Attributes:
+        row: the tokens; a tree of continuations where there are several.
+        requests: indices of the requests it answers, in the order of the row's scored tokens.
+        context: the whole context's ids.
+        is_whole: it holds all that is asked about its context, and all of its context: it may decide its route as it runs.
+        group: on the first row of a context, all requests about it; else empty.
+        route: decided before, where it is not whole, or one for all prompts.
+        n_prefix: tokens that it shares with the rows beside it and that run before them.
+    """
+
+    row: Row
+    requests: tuple[int, ...]
+    context: tuple[int, ...]
+    is_whole: bool
+    group: tuple[int, ...]
+    route: Route | None = None
+    n_prefix: int = 0
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """The tokens that run before."""
+        return self.row.tokens[: self.n_prefix]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that its own step computes."""
+        return len(self.row) - self.n_prefix
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether it needs a tree-shaped mask: continuations of one token each are all read off the context's end."""
+        return any(self.row.branches)
+
+    def on(self, route: Route) -> Packed:
+        """The same row, its route given."""
+        return replace(self, route=route)
+
+
+def pack_requests(requests: Sequence[Request], max_length: int, packs: bool) -> list[Packed]:
+    """Rows that together answer all requests; `packs`: whether the family takes trees.
+
+    A sequence of more than `max_length` + 1 tokens loses its beginning, as in the stock model. Raises `InputError` for a request without
+    context or continuation, or with a continuation that does not fit.
+    """
+    groups: defaultdict[tuple[tuple[int, ...], int], list[int]] = defaultdict(list)
+    for index, (text, context, continuation) in enumerate(requests):
+        if not context or not continuation or len(continuation) > max_length:
+            raise InputError(
+                f"a request has {len(context)} context and {len(continuation)} continuation tokens, expected at least one each and at most "
+                f"{max_length}: raise max_length or drop it"
+            )
+        # Windows of texts begin alike, with the prefix token, but would only make each other's rows wide.
+        groups[tuple(context), -1 if text is not None else index].append(index)
+    rows = []
+    for (context, _), members in groups.items():
+        longest = len(context) + max(len(requests[index][2]) for index in members)
+        fits = longest <= max_length + 1
+        chunks = _chunks(len(context), members, requests, 2 * longest + 128 if packs else 0) if fits else [[index] for index in members]
+        for chunk in chunks:
+            pairs = []
+            for index in chunk:
+                tail = list(requests[index][2])
+                pairs.append((list(context[max(0, len(context) + len(tail) - max_length - 1) :]), tail))
+            row = pack_choices(pairs) if len(pairs) > 1 else separate_choices(pairs)[0]
+            rows.append(Packed(row, tuple(chunk), context, fits and len(chunks) == 1, tuple(members if chunk is chunks[0] else ())))
+    return rows
+
+
+def _chunks(n_context: int, members: list[int], requests: Sequence[Request], limit: int) -> list[list[int]]:
+    """The requests of one context in rows of at most `limit` tokens: wider ones pay more for attention than sharing saves.
+
+    `limit` 0: no trees. Continuations of one token add none to a row, so they share one in every family.
+    """
+    if not limit:
+        short = [index for index in members if len(requests[index][2]) == 1]
+        return [*([short] if short else []), *([index] for index in members if len(requests[index][2]) > 1)]
+    chunks: list[list[int]] = []
+    width = 0
+    for index in members:
+        n_more = len(requests[index][2]) - 1
+        if not chunks or width + n_more > limit:
+            chunks.append([])
+            width = n_context
+        chunks[-1].append(index)
+        width += n_more
+    return chunks

@@ -1,0 +1,180 @@
+"""Contexts that begin alike, such as a description and its shots: the tokens they share run once for each route.
+
+Shapes: B rows, T tokens of a step, W tokens of whole rows.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from drllm.core.route import Route
+from drllm.evaluation.harness.packing import Packed
+from drllm.model.cache import new_slots
+from drllm.model.routed import RoutedModel
+from drllm.policies.given import RowRoutes
+from drllm.policies.policy import Policy
+from drllm.scoring.packing import Row, make_batch, pack_choices, separate_choices
+
+RUN_COST = 64  # tokens that a prefix must save beyond its own, at least: a step of its own costs as much as these
+SIGHT = 4  # rows of a step see at most this many times the tokens that the step computes: a block's keys and values take memory, too
+# Positions that depend on how long the whole row is: what ran before would have run otherwise.
+LENGTH_ROPES = ("dynamic", "longrope")
+
+
+def share_prefixes(rows: Sequence[Packed], step_tokens: int = 0) -> list[Packed]:
+    """The same rows, those that begin alike next to each other with `n_prefix` set where that leaves fewer tokens to run.
+
+    Contexts are sorted; their common beginnings form a tree of intervals (Abouelhoda et al. 2004), of which each is either one prefix
+    or what its parts are. A prefix costs a step of its own, and its rows a step that they may not fill: an eighth of `step_tokens`.
+    """
+    cost = max(RUN_COST, step_tokens // 8)
+    rows = sorted(rows, key=_context)
+    open_intervals: list[tuple[int, int, int, list[tuple[int, int, int]]]] = []  # (shared, start, tokens saved, [(start, end, shared)])
+    for end in range(1, len(rows) + 1):
+        shared = _n_common(rows[end - 1], rows[end]) if end < len(rows) else 0
+        start, saved = end - 1, 0
+        groups: list[tuple[int, int, int]] = []
+        while open_intervals and open_intervals[-1][0] > shared:
+            length, start, saved_inside, inside = open_intervals.pop()
+            inside += groups
+            saved, groups = saved_inside + saved, inside
+            whole = (end - start - 1) * length - cost
+            if whole > saved:
+                saved, groups = whole, [(start, end, length)]
+        if open_intervals and open_intervals[-1][0] == shared:
+            _, start, saved_inside, inside = open_intervals.pop()
+            inside += groups
+            saved, groups = saved_inside + saved, inside
+        open_intervals.append((shared, start, saved, groups))
+    ordered, at = [], 0
+    for start, end, shared in open_intervals[0][3] if rows else ():
+        ordered += rows[at:start]
+        ordered += [replace(row, n_prefix=shared) for row in rows[start:end]]
+        at = end
+    return ordered + rows[at:]
+
+
+class Prefixes:
+    """Runs prefixes and keeps the last one of each route, the base's (None) among them.
+
+    `packs` says whether the family's rows may be trees.
+    """
+
+    def __init__(self, routed: RoutedModel, packs: bool):
+        self.routed = routed
+        self._kept: dict[Route | None, tuple[tuple[int, ...], Cache]] = {}
+        self._can_share = _can_share(self, packs)
+        self.drop()
+
+    def arrange(self, rows: Sequence[Packed], policy: Policy | None, step_tokens: int = 0) -> list[Packed]:
+        """The rows as `share_prefixes` orders them where the family allows it and one route is everybody's.
+
+        What a policy reads must enter in one step, so prompts that are read share nothing.
+        """
+        one_route = policy is None or policy.route is not None
+        return share_prefixes(rows, step_tokens) if self._can_share and one_route else list(rows)
+
+    @torch.no_grad()
+    def prepare(self, route: Route | None, tokens: tuple[int, ...]) -> Cache:
+        """The cache behind a prefix under a route; None is the plain base."""
+        kept = self._kept.get(route)
+        if kept is not None and kept[0] == tokens:
+            return kept[1]
+        ids = torch.tensor([tokens], device=self.routed.device)
+        if route is None:
+            cache: Cache = DynamicCache(config=self.routed.config)
+        else:
+            cache = self.routed.new_cache(RowRoutes([route]), torch.ones_like(ids))
+        self.routed.decoder_forward(cache, input_ids=ids)
+        if ids.is_cuda:
+            torch.cuda.synchronize(ids.device)  # what is timed next must not wait for it
+        self._kept[route] = (tokens, cache)
+        return cache
+
+    def rows(self, route: Route | None, tokens: tuple[int, ...], n_rows: int) -> Cache:
+        """A cache of its own for `n_rows` rows that all begin with `tokens`."""
+        return _spread(self.prepare(route, tokens), n_rows)
+
+    def drop(self) -> None:
+        """Free what is kept."""
+        self._kept.clear()
+
+
+def _can_share(prefixes: Prefixes, packs: bool) -> bool:
+    """Whether this family's rows compute the same behind a prefix that ran before; asked of the base model itself, as `can_pack`.
+
+    Slots of a sliding window keep no whole prefix.
+    """
+    routed = prefixes.routed
+    if any(type(slot) is not DynamicLayer for slot in new_slots(routed.config, routed.n_layers)):
+        return False
+    if getattr(routed.config, "keep_window_size", 0):  # Doge's
+        return False
+    if any(getattr(module, "rope_type", None) in LENGTH_ROPES for module in routed.model.modules()):
+        return False
+    n_vocab = routed.model.get_input_embeddings().num_embeddings
+    token = lambda seed: 3 + (seed * 7919) % (n_vocab - 3)  # noqa: E731
+    head = [token(i) for i in range(12)]
+    pairs = [([*head, token(50)], [token(100 * choice + i) for i in range(1 + choice)]) for choice in range(1, 4)]
+    kinds: list[tuple[bool, list[Row]]] = [(False, separate_choices(pairs))] + ([(True, [pack_choices(pairs)])] if packs else [])
+    try:
+        return all(_agrees(prefixes, rows, tree, len(head)) for tree, rows in kinds)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return False  # the family's forward does not take a mask of another width than its tokens
+
+
+@torch.no_grad()
+def _agrees(prefixes: Prefixes, rows: list[Row], tree: bool, n_prefix: int) -> bool:
+    """Whether the scored tokens' likeliest next tokens and their logits are the same with and without a prefix."""
+    routed = prefixes.routed
+    dtype, device = routed.model.dtype, routed.device
+    whole, rest = make_batch(rows, tree, dtype, device), make_batch(rows, tree, dtype, device, n_seen=n_prefix)
+    wanted = routed.model(**whole.inputs, use_cache=False).logits.flatten(0, 1)[whole.scored].float()
+    cache = prefixes.rows(None, rows[0].tokens[:n_prefix], len(rows))
+    got = routed.model(**rest.inputs, **{routed.cache_argument: cache}, use_cache=True).logits.flatten(0, 1)[rest.scored].float()
+    spread = wanted.std()
+    return bool(((got - wanted).abs() <= (1e-3 if dtype == torch.float32 else 0.2) * spread).all())
+
+
+class _BehindPrefix(DynamicLayer):
+    """A slot of rows that all begin alike: it holds the beginning once, and keeps nothing of what is added, since one step is all."""
+
+    def __init__(self, slot: DynamicLayer, n_rows: int):
+        super().__init__()
+        assert slot.keys is not None
+        assert slot.values is not None
+        self.lazy_initialization(slot.keys, slot.values)
+        self._prefix = slot.keys.expand(n_rows, -1, -1, -1), slot.values.expand(n_rows, -1, -1, -1)
+        self.keys, self.values = self._prefix
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = self._prefix
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
+
+def _spread(cache: Any, n_rows: int) -> Any:
+    """The cache for one step of more rows."""
+    wide = copy.copy(cache)
+    wide.layers = [_BehindPrefix(slot, n_rows) if slot.is_initialized else copy.copy(slot) for slot in cache.layers]
+    if hasattr(cache, "second_pass"):
+        wide.second_pass = _spread(cache.second_pass, n_rows)
+    return wide
+
+
+_context: Callable[[Packed], tuple[int, ...]] = lambda packed: packed.row.tokens[: packed.row.n_context]  # noqa: E731
+
+
+def _n_common(first: Packed, second: Packed) -> int:
+    """Tokens with which both contexts begin; at least the last one of each is left to run."""
+    limit = min(first.row.n_context, second.row.n_context) - 1
+    for index, (a, b) in enumerate(zip(first.row.tokens[:limit], second.row.tokens[:limit], strict=True)):
+        if a != b:
+            return index
+    return limit

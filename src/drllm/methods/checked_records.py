@@ -1,0 +1,113 @@
+"""A task folder's records and the questions they belong to, each checked against its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from drllm.core.config import SearchConfig
+from drllm.core.errors import ArtifactError
+from drllm.model.routed import RoutedModel
+from drllm.runs.manifest import parts_of
+from drllm.runs.records import RouteRecord, read_records
+from drllm.scoring.scorer import Scorer, make_scorer, questions_digest
+from drllm.tasks import get_task, load_task
+
+
+def planned_scorer(routed: RoutedModel, plan: dict[str, Any]) -> Scorer:
+    """The scorer that a plan's records were made with."""
+    config = SearchConfig(**plan["config"])
+    return make_scorer(routed, get_task(plan["task"]), config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
+
+
+@dataclass(frozen=True)
+class DenseTask:
+    """One task of a dense matrix: its plan, its scorer, and by id its records, with the routes of all its lists, and its questions."""
+
+    plan: dict[str, Any]
+    scorer: Scorer
+    records: dict[str, RouteRecord]
+    questions: dict[str, Any]
+
+    def of_split(self, split: str) -> list[RouteRecord]:
+        """The records of one split, in the plan's order."""
+        return [self.records[name] for name in self.plan["ids"] if self.records[name].split == split]
+
+
+def dense_tasks(routed: RoutedModel, plans: dict[Path, dict[str, Any]]) -> list[DenseTask]:
+    """The tasks of a `search --paths`, each checked against its plans."""
+    found = []
+    for lists in lists_by_task(plans).values():
+        folder, plan = lists[0]
+        scorer = planned_scorer(routed, plan)
+        found.append(DenseTask(plan, scorer, joined_records(routed, lists), planned_questions(scorer, folder, plan)))
+    return found
+
+
+def planned_records(routed: RoutedModel, folder: Path, plan: dict[str, Any]) -> dict[str, RouteRecord]:
+    """The folder's records by id; `ArtifactError` for those of another model, or when some are still missing."""
+    weights = routed.fingerprint  # once: it reads every tensor
+    if plan["fingerprint"] != weights:
+        raise ArtifactError(
+            f"the records in {folder} were made with {plan['model']} (weights {plan['fingerprint']}), this model has weights "
+            f"{weights}: train on the model that was searched"
+        )
+    records = {record.id: record for record in read_records(folder)}
+    if foreign := next((record for record in records.values() if record.fingerprint != weights), None):
+        raise ArtifactError(
+            f"{folder} holds records of another model (question {foreign.id!r}, weights {foreign.fingerprint}): search again"
+        )
+    if missing := len(set(plan["ids"]) - records.keys()):
+        raise ArtifactError(
+            f"the search of {plan['task']} in {folder} is unfinished ({missing} of {len(plan['ids'])} questions): run the same search again"
+        )
+    return records
+
+
+def lists_by_task(plans: dict[Path, dict[str, Any]]) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
+    """The folders of dense matrices by task: the first list of routes that was evaluated on it, then those added by `--list`."""
+    found: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
+    for folder, plan in plans.items():
+        found.setdefault(plan["task"], []).append((folder, plan))
+    return found
+
+
+def joined_records(routed: RoutedModel, lists: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, RouteRecord]:
+    """A task's records by id, each with the routes of all its lists; `ArtifactError` for lists of other questions or conditions."""
+    (first, plan), *others = lists
+    joined = planned_records(routed, first, plan)
+    for folder, other in others:
+        conditions = ("ids", "questions", "dtype", "device", "threads", "packed", "prompt_format")
+        same_config = {**other["config"], "seed": 0} == {**plan["config"], "seed": 0}
+        if different := [name for name in conditions if other.get(name) != plan.get(name)] + ([] if same_config else ["config"]):
+            raise ArtifactError(
+                f"{folder} was evaluated on other {different[0]} than {first}: evaluate all lists of a task with the same flags and data"
+            )
+        for name, record in planned_records(routed, folder, other).items():
+            before = joined[name]
+            new = [place for place, route in enumerate(record.routes) if route not in before.routes]
+            joined[name] = replace(before, **{
+                field: (*getattr(before, field), *(getattr(record, field)[place] for place in new))
+                for field in ("routes", "rewards", "margins", "acc", "acc_norm")
+            })  # fmt: skip
+    return joined
+
+
+def planned_questions(scorer: Scorer, folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """The questions of a plan by id, read where they were read then; `ArtifactError` when they are gone or not the same."""
+    splits = plan["config"].get("splits", ("fit",))
+    found: dict[str, Any] = {}
+    for part in parts_of(plan):
+        loaded = load_task(plan["task"], part["data"])
+        by_id = {example.id: example for split in splits for example in loaded.examples[split]}
+        if absent := [name for name in part["ids"] if name not in by_id]:
+            raise ArtifactError(f"question {absent[0]!r} of {folder} is not in {loaded.source}: install or pass the data that was searched")
+        asked = {name: scorer.question(loaded.task, by_id[name]) for name in part["ids"]}
+        if questions_digest(asked.values()) != part["questions"]:
+            raise ArtifactError(
+                f"the questions of {loaded.source} are not those that were searched: pass the data of the search, or search again"
+            )
+        found |= asked
+    return found

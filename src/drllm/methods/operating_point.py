@@ -1,0 +1,62 @@
+"""Which operating point of a trained policy to run: the best on tune within a budget of passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from drllm.core.errors import BudgetError, InputError
+from drllm.core.files import write_json
+from drllm.core.progress import Progress
+
+if TYPE_CHECKING:
+    from drllm.methods.training_data import Material
+    from drllm.policies.policy import Policy
+
+GROUP = 32  # questions whose states are kept at once
+
+
+def choose_point(
+    policy: Policy, material: Material, n_questions: int, budget: float, folder: Path, cheaper: Sequence[Policy] = ()
+) -> Policy:
+    """The point that is best on `n_questions` tune questions a task within the budget; equal ones: the one nearest the base.
+
+    `cheaper` are further points, tried only if there is a budget. The table goes to `folder/knob.json`. Without tune questions, or with 0
+    asked for, the policy as it is.
+    """
+    from drllm.scoring.route_prediction import score_policies
+
+    (folder / "knob.json").unlink(missing_ok=True)  # of an earlier training
+    asked = material.tune(n_questions) if n_questions else []
+    if not asked:
+        if budget < 1:
+            raise InputError("there is no tune question to keep the budget on: search data with a validation part, or give tune_questions")
+        return policy
+    points = [*policy.operating_points(), *(cheaper if budget < 1 else ())]
+    correct: list[list[bool]] = [[] for _ in points]
+    passes: list[list[float]] = [[] for _ in points]
+    with Progress("set the knob", sum(-(-len(questions) // GROUP) for _, questions in asked)) as progress:
+        for scorer, questions in asked:
+            for start in range(0, len(questions), GROUP):
+                for index, (verdicts, routes) in enumerate(score_policies(scorer, questions[start : start + GROUP], points)):
+                    correct[index] += [verdict.correct for verdict in verdicts]
+                    passes[index] += [route.n_passes for route in routes]
+                progress.advance(1)
+    rows = [
+        {"point": index, "accuracy": float(np.mean(correct[index])), "mean_passes": float(np.mean(passes[index])), "n": len(correct[index])}
+        for index in range(len(points))
+    ]
+    write_json(folder / "knob.json", {"points": rows})
+    limit = budget * policy.n_layers + 1e-9 if budget < 1 else float("inf")
+    within = [row for row in rows if row["mean_passes"] <= limit]
+    if not within:
+        least = min(row["mean_passes"] for row in rows)
+        raise BudgetError(
+            f"a {policy.name!r} policy spends at least {least:.1f} passes on tune, above the budget of {limit:.1f}: raise --budget"
+        )
+    chosen = points[max(within, key=lambda row: (row["accuracy"], -row["point"]))["point"]]
+    chosen.prompt_format = policy.prompt_format
+    return chosen

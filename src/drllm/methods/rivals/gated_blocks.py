@@ -1,0 +1,255 @@
+"""Policies that run parts of a block, and the parts that a block of the Llama, Qwen, Mistral and Gemma families has.
+
+They do not fit a route, which runs a block whole or not at all, so they can be evaluated and compared but not generate. What they leave
+out is really left out: rows that skip attention never enter it, tokens that skip a block never meet its weights for queries, output and
+feed-forward.
+
+Shapes: B rows, T tokens, D hidden size, L blocks, A tokens of a row that run a block, at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from drllm.core.errors import ArtifactError, InputError
+from drllm.core.files import write_bytes, write_json
+from drllm.core.route import PartialDepth
+from drllm.policies.policy import EvaluateOnlyPolicy
+from drllm.scoring.loglik import LoglikScorer, Question, head_at, log_normalizers
+from drllm.scoring.packing import make_batch, split_steps
+from drllm.scoring.verdict import Verdict, loglik_verdict
+
+if TYPE_CHECKING:
+    from drllm.model.routed import RoutedModel
+
+CONFIG_FILE = "gates.json"
+WEIGHTS_FILE = "gates.safetensors"
+THRESHOLDS = (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)  # operating points, from running nearly all to running little
+
+
+@dataclass
+class Step:
+    """What one forward knows about its tokens, and counts.
+
+    Attributes:
+        weights_BT: 1 / n on the n tokens of a row's prompt that a gate may read, else 0.
+        real_BT: false on padding.
+        hard: false while gates are trained, when all is run and gates only scale.
+        used_B: multiplications spent so far, in passes of a whole block, averaged over a row's tokens.
+        gates: every gate's value, for the loss; (B,) or (B, T) each.
+    """
+
+    weights_BT: Tensor
+    real_BT: Tensor
+    hard: bool
+    used_B: Tensor
+    gates: list[Tensor]
+
+    @classmethod
+    def of(cls, prompt_mask_BT: Tensor, real_BT: Tensor, hard: bool = True) -> Step:
+        """The step of a batch."""
+        prompt = prompt_mask_BT.float()
+        return cls(prompt / prompt.sum(1, keepdim=True), real_BT.bool(), hard, torch.zeros(len(prompt), device=prompt.device), [])
+
+
+class PartialPolicy(EvaluateOnlyPolicy):
+    """Gates that settle, block by block, which part of it runs; a float32 tensor of parameters each, stacked over the gated blocks.
+
+    Attributes:
+        first_block: gates stand from this block on.
+        threshold: a gate above it is open.
+        tensors: by name, (gated blocks, ...) each.
+    """
+
+    shapes_of: ClassVar[dict[str, tuple[str, ...]]]
+
+    def __init__(self, n_layers: int, hidden_size: int, first_block: int, tensors: dict[str, Tensor], threshold: float = 0.5):
+        self.n_layers, self.hidden_size, self.first_block = n_layers, hidden_size, first_block
+        self.tensors, self.threshold = tensors, threshold
+        if not 0 <= first_block < n_layers or any(len(tensor) != n_layers - first_block for tensor in tensors.values()):
+            raise InputError(f"gates from block {first_block} on do not fit {n_layers} blocks")
+
+    @abstractmethod
+    def run(self, block: Any, index: int, x_BTD: Tensor, arguments: dict[str, Any], step: Step) -> Tensor:
+        """One block's part under its gate; adds what was spent to `step`."""
+
+    def at_threshold(self, threshold: float) -> PartialPolicy:
+        """The same gates under another threshold, sharing weights."""
+        view = type(self)(self.n_layers, self.hidden_size, self.first_block, self.tensors, threshold)
+        view.prompt_format = self.prompt_format
+        return view
+
+    def operating_points(self) -> list[Any]:
+        """Under each threshold, the one that runs most first."""
+        return [self.at_threshold(threshold) for threshold in THRESHOLDS]
+
+    def check_model(self, n_layers: int, hidden_size: int) -> None:
+        """Refuse a model with other blocks or another hidden size."""
+        super().check_model(n_layers, hidden_size)
+        if hidden_size != self.hidden_size:
+            raise InputError(f"the gates read states of size {self.hidden_size}, the model's have {hidden_size}: use their own")
+
+    def answer(self, scorer: Any, questions: Any) -> tuple[list[Any], list[PartialDepth]]:
+        """Verdicts and depths, by log-likelihood; `InputError` for a scorer that generates."""
+        if not isinstance(scorer, LoglikScorer):
+            raise InputError(f"a {self.name!r} policy answers by log-likelihood alone: use --reward loglik")
+        return score_partial(scorer, self, questions)
+
+    @contextlib.contextmanager
+    def installed(self, routed: RoutedModel, step: Step) -> Iterator[None]:
+        """While active, the model's blocks run as the gates say. Not for several threads at once."""
+        before = [block.forward for block in routed.blocks]
+        for index, (block, routed_block) in enumerate(zip(routed.blocks, routed.routed_blocks, strict=True)):
+            block.forward = self._forward(block, routed_block, index, step)
+        try:
+            yield
+        finally:
+            for block, forward in zip(routed.blocks, before, strict=True):
+                block.forward = forward
+
+    def _forward(self, block: nn.Module, routed_block: Any, index: int, step: Step) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            named = dict(zip(routed_block.parameters, args, strict=False)) | kwargs
+            x_BTD = named.pop(routed_block.parameters[0])
+            if index < self.first_block:
+                step.used_B += 1
+                states = routed_block.run(x_BTD, named)[0]
+            else:
+                states = self.run(block, index, x_BTD, named, step)
+            return (states,) if routed_block.returns_tuple else states
+
+        return forward
+
+    def save(self, folder: Path) -> list[str]:
+        """`gates.json` and `gates.safetensors`, each atomically; the artefact holds their digests."""
+        write_bytes(
+            folder / WEIGHTS_FILE, save_safetensors({name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()})
+        )
+        about = {name: getattr(self, name) for name in ("n_layers", "hidden_size", "first_block", "threshold")}
+        write_json(folder / CONFIG_FILE, about)
+        return [CONFIG_FILE, WEIGHTS_FILE]
+
+    @classmethod
+    def load(cls, folder: Path) -> PartialPolicy:
+        """Read back what `save` wrote; `ArtifactError` for anything missing, corrupt or inconsistent."""
+        try:
+            about = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            tensors = load_safetensors((folder / WEIGHTS_FILE).read_bytes())
+            shapes = (int(about["n_layers"]), int(about["hidden_size"]), int(about["first_block"]))
+            policy = cls(*shapes, tensors, float(about["threshold"]))
+            policy.check_tensors()
+            return policy
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError, InputError) as error:
+            raise ArtifactError(f"{folder} holds no readable gates ({str(error).partition(chr(10))[0][:100]}): train them again") from None
+
+    def of_block(self, name: str, index: int, device: torch.device) -> Tensor:
+        """One block's slice of a tensor, where its states are."""
+        return self.tensors[name][index - self.first_block].to(device)
+
+    @abstractmethod
+    def check_tensors(self) -> None:
+        """Raise `ValueError` unless the tensors are those of this policy, in shape and type."""
+
+
+def check_shapes(tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:
+    """Raise `ValueError` for a tensor that is missing, of another shape or type."""
+    for name, shape in expected.items():
+        found = f"{tuple(tensors[name].shape)} {tensors[name].dtype}" if name in tensors else "missing"
+        if found != f"{shape} {torch.float32}":
+            raise ValueError(f"{name} is {found}, expected {shape} {torch.float32}")
+        if not bool(tensors[name].isfinite().all()):
+            raise ValueError(f"{name} holds values that are no numbers")
+
+
+def count(module: nn.Module) -> int:
+    """Weights of a module: multiplications a token."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def attention(block: Any, x_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """What a block's attention adds to the states."""
+    out = block.self_attn(hidden_states=block.input_layernorm(x_BTD), **arguments)
+    out = out[0] if isinstance(out, tuple) else out
+    return block.post_attention_layernorm(out) if hasattr(block, "pre_feedforward_layernorm") else out
+
+
+def feed_forward(block: Any, x: Tensor) -> Tensor:
+    """What a block's feed-forward adds to the states."""
+    if hasattr(block, "pre_feedforward_layernorm"):
+        return block.post_feedforward_layernorm(block.mlp(block.pre_feedforward_layernorm(x)))
+    return block.mlp(block.post_attention_layernorm(x))
+
+
+def attention_of(block: Any, x_BTD: Tensor, arguments: dict[str, Any], open_BT: Tensor) -> Tensor:
+    """What attention adds to the open tokens (N, D), row by row: queries and output of these, keys and values of all tokens."""
+    from transformers.models.llama.modeling_llama import rotate_half
+
+    module, (n_rows, n_tokens) = block.self_attn, open_BT.shape
+    h_BTD = block.input_layernorm(x_BTD)
+    # (B, A): open tokens first, in order; then, on rows with fewer of them, places that are dropped again.
+    order = torch.argsort((~open_BT).long(), dim=1, stable=True)[:, : int(open_BT.sum(1).max())]
+    places = torch.arange(order.shape[1], device=order.device)[None] < open_BT.sum(1)[:, None]
+    at = lambda value, width: value.gather(1, order[..., None].expand(-1, -1, width))  # noqa: E731
+    cos, sin = (part.expand(n_rows, -1, -1) for part in arguments["position_embeddings"])
+    heads = lambda value: value.view(n_rows, value.shape[1], -1, module.head_dim).transpose(1, 2)  # noqa: E731
+    asked = module.q_proj(h_BTD[open_BT])
+    padded = asked.new_zeros((n_rows, order.shape[1], asked.shape[-1])).masked_scatter(places[..., None], asked)
+    query, key, value = heads(padded), heads(module.k_proj(h_BTD)), heads(module.v_proj(h_BTD))
+    if hasattr(module, "q_norm"):
+        query, key = module.q_norm(query), module.k_norm(key)
+    turn = lambda states, c, s: states * c[:, None] + rotate_half(states) * s[:, None]  # noqa: E731
+    query, key = turn(query, at(cos, cos.shape[-1]), at(sin, sin.shape[-1])), turn(key, cos, sin)
+    mask = arguments.get("attention_mask")
+    if mask is None:
+        mask = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=x_BTD.device).tril().expand(n_rows, 1, -1, -1)
+    mask = mask.expand(n_rows, 1, n_tokens, n_tokens).gather(2, order[:, None, :, None].expand(-1, -1, -1, n_tokens))
+    n_groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(n_groups, 1), value.repeat_interleave(n_groups, 1)
+    out = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=module.scaling)
+    out = module.o_proj(out.transpose(1, 2).reshape(n_rows, order.shape[1], -1)[places])
+    return block.post_attention_layernorm(out) if hasattr(block, "pre_feedforward_layernorm") else out
+
+
+@torch.no_grad()
+def score_partial(scorer: LoglikScorer, policy: PartialPolicy, questions: Sequence[Question]) -> tuple[list[Verdict], list[PartialDepth]]:
+    """Verdicts, and the passes that a question's tokens came to on average.
+
+    Gates on a prompt read its context alone; gates on tokens read each token, a choice's among them, as published.
+    """
+    routed = scorer.routed
+    verdicts: list[Verdict] = []
+    depths: list[PartialDepth] = []
+    widest = [len(question.rows) * max(len(row) for row in question.rows) for question in questions]
+    for places in split_steps(widest, scorer.max_step_tokens):
+        group = [questions[place] for place in places]
+        rows = [row for question in group for row in question.rows]
+        owner = [place for place, question in enumerate(group) for _ in question.rows]
+        batch = make_batch(rows, scorer.packed, routed.model.dtype, routed.device)
+        lengths = torch.tensor([len(row) for row in rows], device=routed.device)
+        real = torch.arange(batch.input_ids.shape[1], device=routed.device)[None] < lengths[:, None]
+        step = Step.of(batch.prompt_mask, real)
+        with policy.installed(routed, step), head_at(routed.model, batch.scored):
+            logits_NV = routed.model(**batch.inputs, use_cache=False).logits[0]
+        chosen_N = logits_NV.gather(1, batch.targets.to(logits_NV.device)[:, None])[:, 0].float() - log_normalizers(logits_NV)
+        sums = [[0.0] * len(question.n_chars) for question in group]
+        for value, row, choice in zip(chosen_N.double().tolist(), batch.row_of.tolist(), batch.choice_of.tolist(), strict=True):
+            sums[owner[row]][choice] += value
+        used, n_tokens = [0.0] * len(group), [0] * len(group)
+        for row, passes in enumerate(step.used_B.tolist()):
+            used[owner[row]] += passes * len(rows[row])
+            n_tokens[owner[row]] += len(rows[row])
+        verdicts += [loglik_verdict(totals, question, scorer.metric) for totals, question in zip(sums, group, strict=True)]
+        depths += [PartialDepth(passes / n) for passes, n in zip(used, n_tokens, strict=True)]
+    return verdicts, depths

@@ -1,0 +1,95 @@
+"""What routers learn from: the states entering each block along a label path, pooled over the prompt's windows, computed once.
+
+The base is frozen and the path is the label's (teacher forcing, section 3.2), so these never change between epochs.
+
+Shapes: N records, L blocks, W windows, D hidden size, B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from drllm.core.errors import ArtifactError
+from drllm.core.files import write_bytes
+from drllm.core.progress import Progress
+from drllm.core.route import Route
+from drllm.model.cache import RoutedCache
+from drllm.model.routed import RoutedModel
+from drllm.policies.given import RowRoutes
+from drllm.policies.routers import pool, pool_matrix
+from drllm.scoring.route_prediction import prompt_steps
+
+
+@dataclass(frozen=True)
+class Features:
+    """pooled (N, L, W, D) bfloat16, valid (N, W) bool, labels (N, L) long; row i belongs to the i-th record."""
+
+    pooled: Tensor
+    valid: Tensor
+    labels: Tensor
+
+
+class _Pooling(RoutedCache):
+    """Pools the states entering each block, and keeps only that."""
+
+    pooled: list[Tensor]
+    weights_BWT: Tensor
+
+    def enter(self, block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
+        self.pooled.append(pool(self.weights_BWT.to(x_BTD.device), x_BTD).to("cpu", torch.bfloat16))
+        return super().enter(block, x_BTD, arguments)
+
+
+@torch.no_grad()
+def extract_features(
+    routed: RoutedModel, prompts: Sequence[Sequence[int]], labels: Sequence[Route], n_windows: int, max_step_tokens: int
+) -> Features:
+    """One forward of each prompt's tokens along its label path, in steps of similar length.
+
+    Args:
+        prompts: token ids of each record's prompt, as the policy will see them.
+        labels: each record's route.
+        n_windows: W.
+        max_step_tokens: padded tokens a step.
+    """
+    shape = (len(prompts), routed.n_layers, n_windows, routed.hidden_size)
+    pooled = torch.zeros(shape, dtype=torch.bfloat16)
+    valid = torch.zeros((len(prompts), n_windows), dtype=torch.bool)
+    with Progress("features", len(prompts)) as progress:
+        for rows, inputs in prompt_steps(routed, prompts, max_step_tokens, by_length=True):
+            mask = inputs["attention_mask"]
+            cache = _Pooling(routed.config, routed.n_layers, RowRoutes([labels[index] for index in rows]), mask)
+            cache.pooled = []
+            cache.weights_BWT, valid_BW = pool_matrix(mask, n_windows)
+            # The head is not needed: the inner decoder alone.
+            routed.decoder_forward(cache, **inputs)
+            pooled[rows] = torch.stack(cache.pooled, dim=1)
+            valid[rows] = valid_BW.cpu()
+            progress.advance(len(rows))
+    return Features(pooled, valid, torch.tensor([tuple(label) for label in labels], dtype=torch.long))
+
+
+def save_features(path: Path, features: Features, key: str) -> None:
+    """Write the features; `key` names everything they depend on."""
+    write_bytes(path, save({"pooled": features.pooled, "valid": features.valid, "labels": features.labels}, metadata={"key": key}))
+
+
+def load_features(path: Path, key: str) -> Features | None:
+    """Features saved under the same key, else None: they are then computed again. `ArtifactError` when corrupt."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("key") != key:
+                return None
+            return Features(file.get_tensor("pooled"), file.get_tensor("valid"), file.get_tensor("labels"))
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path} is not a readable feature file ({str(error)[:100]}): delete it and train again") from None

@@ -1,0 +1,118 @@
+"""All L routers trained together on cached features: one batched matrix product a layer instead of L small ones.
+
+Shapes: N records, L blocks, W windows, D hidden size, B rows of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drllm.core.config import RoutersConfig
+from drllm.core.errors import InputError
+from drllm.core.route import Action
+from drllm.methods.training.features import Features
+from drllm.methods.training.losses import class_weights, f1_scores, focal_loss, macro_f1, rarity_weights, soft_loss
+from drllm.policies.routers import N_ACTIONS, RouterConfig, Routers
+
+
+def train_routers(
+    features: Features,
+    val_mask_N: Tensor,
+    config: RoutersConfig,
+    router_config: RouterConfig,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    targets: Tensor | None = None,
+) -> Routers:
+    """Fit routers to the labels (section 5: AdamW, cosine with warm-up, 25 epochs); same seed, same weights on the same number of threads.
+
+    A step of batch_size records trains every block at once. Class counts come from the training labels alone. Metrics are taken along the
+    label path (teacher forcing) with the weights of the epoch's end, the loss while they change.
+
+    Args:
+        features: pooled (N, L, W, D), valid (N, W), labels (N, L).
+        val_mask_N: true on records that are measured on and never trained on.
+        on_epoch: called with each epoch's metrics: epoch, loss, macro_f1, f1_skip, f1_execute, f1_repeat, accuracy (the share of labels
+            met), mean_passes, and all but the first two with val_ too if records are held back. The F1 of an action in neither
+            labels nor predictions is nan, and macro_f1 leaves it out.
+        targets: (N, L, C), what to learn instead of the labels: a distribution over actions; the labels then serve the metrics alone.
+
+    Raises `InputError` when nothing is left to train on, the features do not fit the routers, or the loss stops being finite.
+    """
+    shape, expected = tuple(features.pooled.shape[1:]), (router_config.n_layers, router_config.n_windows, router_config.hidden_size)
+    if shape != expected:
+        raise InputError(f"features are (blocks, windows, size) {shape} a record, the routers take {expected}: extract them again")
+    train_rows = (~val_mask_N).nonzero()[:, 0]
+    if not len(train_rows):
+        raise InputError("no record is left to train on: search more questions or lower val_fraction")
+    # Blocks first, so that a batch is one gather and one batched product.
+    pooled_LNWD = features.pooled.transpose(0, 1).contiguous()
+    labels_LN = features.labels.T.contiguous()
+    routers = Routers(router_config, config.seed)
+    parameters = [parameter.requires_grad_() for parameter in routers.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    n_steps = config.epochs * -(-len(train_rows) // config.batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(n_steps, min(config.warmup_steps, n_steps // 10)))
+    if targets is None:
+        alpha = class_weights(torch.bincount(labels_LN[:, train_rows].flatten(), minlength=N_ACTIONS), config.beta)
+    else:
+        alpha = rarity_weights(targets[train_rows].mean((0, 1)))
+    generator = torch.Generator().manual_seed(config.seed)
+    for epoch in range(1, config.epochs + 1):
+        order = train_rows[torch.randperm(len(train_rows), generator=generator)]
+        total = 0.0
+        for rows in order.split(config.batch_size):
+            logits_LBC = routers.all_logits(pooled_LNWD[:, rows], features.valid[rows])
+            if targets is None:
+                loss = focal_loss(logits_LBC, labels_LN[:, rows], alpha, config.gamma)
+            else:
+                loss = soft_loss(logits_LBC, targets[rows].transpose(0, 1), alpha, config.gamma)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.item() * len(rows)
+        if not math.isfinite(total):
+            raise InputError(f"training diverged in epoch {epoch} (loss {total}): lower lr (now {config.lr}) or set normalize to rms")
+        if on_epoch is not None:
+            metrics = {"epoch": epoch, "loss": total / len(train_rows)} | measure(
+                routers, pooled_LNWD, features.valid, labels_LN, train_rows
+            )
+            val_rows = val_mask_N.nonzero()[:, 0]
+            if len(val_rows):
+                held_back = measure(routers, pooled_LNWD, features.valid, labels_LN, val_rows)
+                metrics |= {f"val_{name}": value for name, value in held_back.items()}
+            on_epoch(metrics)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    return routers
+
+
+def warmup_cosine(n_steps: int, n_warmup: int) -> Callable[[int], float]:
+    """Linear warm-up to 1, then half a cosine down to 0."""
+
+    def factor(step: int) -> float:
+        if step < n_warmup:
+            return (step + 1) / n_warmup
+        done = (step - n_warmup) / max(1, n_steps - n_warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    return factor
+
+
+@torch.no_grad()
+def measure(routers: Routers, pooled_LNWD: Tensor, valid_NW: Tensor, labels_LN: Tensor, rows: Tensor) -> dict[str, float]:
+    """F1 of each action over all blocks, their mean, the share of labels met, and the passes a prompt that the routers would spend.
+
+    All along the label path.
+    """
+    # In small parts: they need little memory and, on one thread, less time than large ones.
+    predictions = torch.cat([routers.all_logits(pooled_LNWD[:, part], valid_NW[part]).argmax(-1) for part in rows.split(16)], dim=1)
+    scores = f1_scores(predictions, labels_LN[:, rows], N_ACTIONS)
+    named = {f"f1_{action.name.lower()}": scores[action] for action in Action}
+    accuracy = float((predictions == labels_LN[:, rows]).float().mean())
+    return {"macro_f1": macro_f1(scores)} | named | {"accuracy": accuracy, "mean_passes": float(predictions.sum(0).float().mean())}

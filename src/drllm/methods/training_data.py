@@ -1,0 +1,189 @@
+"""`train()`: read a run's records, hand them to a method, get a policy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drllm.core.config import SearchConfig
+from drllm.core.errors import ArtifactError, InputError
+from drllm.core.progress import Progress
+from drllm.core.route import Route
+from drllm.methods.checked_records import DenseTask, dense_tasks, lists_by_task, planned_questions, planned_records, planned_scorer
+from drllm.methods.matrix import Matrix, read_matrix
+from drllm.model.routed import RoutedModel
+from drllm.policies.constant import RoutePolicy
+from drllm.policies.policy import Policy
+from drllm.runs.manifest import parts_of, path_plans, search_plans
+from drllm.runs.records import RouteRecord
+from drllm.scoring.scorer import Scorer
+from drllm.tasks import load_task
+
+GROUP = 32  # questions whose states are kept at once
+
+
+@dataclass(frozen=True)
+class SearchedTask:
+    """One task's search records with the questions they belong to, in the same order."""
+
+    name: str
+    records: list[RouteRecord]
+    questions: list[Any]
+    scorer: Scorer
+
+
+class Material:
+    """What a method may learn from: fit questions and what was found out about them, and tune questions to choose by."""
+
+    def __init__(self, routed: RoutedModel, run: Path, only: Sequence[str] = ()):
+        """`only` names the tasks to learn from; none: all of the run."""
+        self.routed, self.run, self.only = routed, run, tuple(only)
+        searched, dense = search_plans(run), path_plans(run)
+        known = {plan["task"] for plan in (searched | dense).values()}
+        if absent := [name for name in self.only if name not in known]:
+            raise InputError(f"{run} holds no records of task {absent[0]!r}: it has {', '.join(sorted(known)) or 'none'}")
+        self.search_plans, self.path_plans = self._wanted(searched), self._wanted(dense)  # by task folder
+        self._matrices: dict[str, Matrix] = {}
+
+    def _wanted(self, plans: dict[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
+        return {folder: plan for folder, plan in plans.items() if not self.only or plan["task"] in self.only}
+
+    @property
+    def tasks(self) -> list[SearchedTask]:
+        """The records of every searched task with their questions, checked against the model; `ArtifactError` without any."""
+        return self._searched
+
+    @property
+    def key(self) -> str:
+        """Names the search records, or those of the dense matrix, and the weights they were made with."""
+        plans = (self.search_plans or self.path_plans).values()
+        return hashlib.sha256("".join(json.dumps(plan, sort_keys=True) for plan in plans).encode()).hexdigest()[:16]
+
+    @property
+    def asked(self) -> list[tuple[Scorer, list[Any]]]:
+        """Each task's fit questions with their scorer, of the search or else of the dense matrix."""
+        return [(task.scorer, task.questions) for task in self.tasks] if self.search_plans else self._matrix_questions
+
+    @property
+    def fit_records(self) -> list[tuple[Any, RouteRecord]]:
+        """Fit questions with what was found out about them, of the search or else of the dense matrix."""
+        if self.search_plans:
+            return [pair for task in self.tasks for pair in zip(task.questions, task.records, strict=True)]
+        dense = zip(self._dense, self._matrix_questions, strict=True)
+        return [(question, task.records[question.example.id]) for task, (_, questions) in dense for question in questions]
+
+    @cached_property
+    def margin_spread(self) -> dict[str, float]:
+        """The standard deviation of the base's margin on the fit questions of each task; 1 where there is none."""
+        margins: dict[str, list[float]] = {}
+        for _, record in self.fit_records:
+            margins.setdefault(record.task, []).append(record.base_margin)
+        spread = {task: float(np.std(values)) for task, values in margins.items()}
+        return {task: value if value > 0 else 1.0 for task, value in spread.items()}  # nan is not above 0 either
+
+    @property
+    def max_step_tokens(self) -> int:
+        """Tokens of a model step in the search or matrix."""
+        return min(SearchConfig(**plan["config"]).max_step_tokens for plan in (self.search_plans or self.path_plans).values())
+
+    @property
+    def prompts(self) -> list[tuple[int, ...]]:
+        """Token ids of every fit question's context, as a policy sees it."""
+        return [tuple(question.context_ids) for _, questions in self.asked for question in questions]
+
+    @property
+    def prompt_format(self) -> str:
+        """Of the fit prompts; `ArtifactError` when the tasks differ in it."""
+        formats = {scorer.prompt_format for scorer, _ in self.asked}
+        if len(formats) != 1:
+            raise ArtifactError(
+                f"the tasks use {len(formats)} prompt formats ({', '.join(sorted(formats))}): search them into separate runs"
+            )
+        return formats.pop()
+
+    def tune(self, limit: int = 0) -> list[tuple[Any, list[Any]]]:
+        """Each task's tune questions with their scorer, at most `limit` of each; none where the data has none."""
+        plans = list(self.search_plans.values()) or [lists[0][1] for lists in lists_by_task(self.path_plans).values()]
+        found = []
+        for plan in plans:
+            scorer = planned_scorer(self.routed, plan)
+            for part in parts_of(plan)[:1]:
+                loaded = load_task(plan["task"], part["data"])
+                questions = (
+                    [scorer.question(loaded.task, example) for example in loaded.select("tune", limit)] if loaded.examples["tune"] else []
+                )
+                if questions:
+                    found.append((scorer, questions))
+        return found
+
+    def score(self, routes: Sequence[Route], limit: int = 0, label: str = "routes") -> tuple[np.ndarray, np.ndarray]:
+        """Verdicts and margins, both (N, R), of routes on the fit questions, in the order of `prompts`, at most `limit` of each task."""
+        correct, margins = [], []
+        # Plans are in the order of lengths: of every so many questions one, for all lengths to be there.
+        asked = [
+            (scorer, questions[:: max(1, len(questions) // limit)][:limit] if limit else questions) for scorer, questions in self.asked
+        ]
+        with Progress(label, sum(len(questions) for _, questions in asked)) as progress:
+            for scorer, questions in asked:
+                for start in range(0, len(questions), GROUP):
+                    group: Any = questions[start : start + GROUP]
+                    scorer.load(group)
+                    pairs = [(index, route) for index in range(len(group)) for route in routes]
+                    verdicts = scorer.score(pairs)
+                    correct += [verdict.correct for verdict in verdicts]
+                    margins += [verdict.margin for verdict in verdicts]
+                    progress.advance(len(group))
+        shape = (-1, len(routes))
+        return np.array(correct, dtype=bool).reshape(shape), np.array(margins, dtype=np.float32).reshape(shape)
+
+    def matrix(self, split: str = "fit") -> Matrix:
+        """The dense (question x route) matrix of one split, fit or tune: what `search --paths` found, all tasks together."""
+        if split not in self._matrices:
+            self._matrices[split] = read_matrix(self.run, self.path_plans, self._dense, split)
+        return self._matrices[split]
+
+    def constant(self, route: Route) -> Policy:
+        """The policy of one route, for prompts like these; of the base's route, for any."""
+        policy = RoutePolicy(route)
+        policy.prompt_format = None if route.is_full else self.prompt_format
+        return policy
+
+    def fit_and_tune(self) -> tuple[Matrix, Matrix]:
+        """Both matrices; `ArtifactError` unless they are of the same routes."""
+        fit, tune = self.matrix("fit"), self.matrix("tune")
+        if fit.routes != tune.routes:
+            raise ArtifactError("the matrix's fit and tune questions were evaluated on other routes: make both in one `search --paths`")
+        return fit, tune
+
+    @cached_property
+    def _matrix_questions(self) -> list[tuple[Scorer, list[Any]]]:
+        if not self.path_plans:
+            raise ArtifactError(f"{self.run} holds no search records: run `drllm search --out {self.run}` first")
+        return [(task.scorer, [task.questions[record.id] for record in task.of_split("fit")]) for task in self._dense]
+
+    @cached_property
+    def _dense(self) -> list[DenseTask]:
+        return dense_tasks(self.routed, self.path_plans)
+
+    @cached_property
+    def _searched(self) -> list[SearchedTask]:
+        return _load_searched(self.routed, self.run, self.search_plans)
+
+
+def _load_searched(routed: RoutedModel, run: Path, plans: dict[Path, dict[str, Any]]) -> list[SearchedTask]:
+    if not plans:
+        raise ArtifactError(f"{run} holds no search records: run `drllm search --out {run}` first")
+    tasks = []
+    for folder, plan in plans.items():
+        records = planned_records(routed, folder, plan)
+        scorer = planned_scorer(routed, plan)
+        found = planned_questions(scorer, folder, plan)
+        tasks.append(SearchedTask(plan["task"], [records[name] for name in plan["ids"]], [found[name] for name in plan["ids"]], scorer))
+    return tasks

@@ -1,0 +1,214 @@
+"""`reproduce()`: run the stages behind the tables and figures asked for, each once, and write them as one page."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from drllm.core.errors import InputError
+from drllm.core.files import write_text
+from drllm.core.names import did_you_mean
+from drllm.paper.exhibits import WORDS, Claim, Exhibit, in_domain
+from drllm.paper.paper_figures import FIGURES
+from drllm.paper.paper_tables import LATENCY, TABLES
+from drllm.paper.published import PAPER
+from drllm.paper.setup import Setup
+from drllm.paper.stages import Bench, Evaluate, Stage
+from drllm.reporting.glossary import glossary
+from drllm.reporting.parts import Bullets, Commands, Folded, Heading, Paragraph, Part, Table, to_markdown
+from drllm.tasks import boxed_matches, get_task, load_task
+
+EXHIBITS: dict[str, Exhibit] = {exhibit.name: exhibit for exhibit in (*TABLES, *FIGURES, LATENCY)}
+ALL = "all"
+JUDGED_BY_MATH = ("boxed", "number")  # rewards
+
+
+def wanted_exhibits(names: Sequence[str]) -> list[Exhibit]:
+    """The tables and figures of these names, in the paper's order; `all` stands for every one. `InputError` for an unknown name."""
+    for name in names:
+        if name != ALL and name not in EXHIBITS:
+            known = (*EXHIBITS, ALL)
+            raise InputError(f"unknown table or figure {name!r}{did_you_mean(name, known)}; choose from {', '.join(known)}")
+    if not names:
+        raise InputError(f"no table or figure named: write `drllm reproduce table3`; choose from {', '.join((*EXHIBITS, ALL))}")
+    return [exhibit for exhibit in EXHIBITS.values() if ALL in names or exhibit.name in names]
+
+
+def stages_of(exhibits: Sequence[Exhibit], setup: Setup) -> list[Stage]:
+    """What they need, each stage once, in the order of the exhibits."""
+    return list(dict.fromkeys(stage for exhibit in exhibits for stage in exhibit.stages(setup)))
+
+
+def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
+    """Run every stage that is not done, and write `OUT/reproduce/<names>/report.html`, the same as `.md`, each picture as PNG and CSV.
+
+    A stage that was done under the same settings is found again, so a killed call resumes, and a table asked for later takes what another
+    has left. The page grows as tables and figures are done.
+
+    Args:
+        bench: the model, the setup, and what the search runs on.
+        exhibits: what to show; `wanted_exhibits`.
+
+    Returns:
+        The path of the page.
+    """
+    from drllm.reporting.drawing import need_matplotlib
+    from drllm.reporting.page import need_page, to_html
+
+    need_matplotlib()  # before hours of work
+    need_page()
+    import matplotlib.style
+
+    check(bench, exhibits)
+    name = ALL if len(exhibits) == len(EXHIBITS) else "-".join(exhibit.name for exhibit in exhibits)
+    folder = bench.folder / name
+    stages = stages_of(exhibits, bench.setup)
+    parts: list[Part] = []
+    claims: list[tuple[Exhibit, Claim]] = []
+    for exhibit in exhibits:
+        for stage in exhibit.stages(bench.setup):
+            if stage not in bench.results:
+                started, place = time.monotonic(), f"drllm: [{stages.index(stage) + 1}/{len(stages)}] {stage.name}"
+                sys.stderr.write(f"{place}\n")
+                bench.run(stage)
+                sys.stderr.write(f"{place}: {time.monotonic() - started:.0f} s\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        with matplotlib.style.context("default"):  # a user's own matplotlibrc must not change the pictures
+            section = _section(bench, exhibit, folder)
+        parts += section
+        claims += [(exhibit, item) for part in section if isinstance(part, Bullets) for item in part.items if isinstance(item, Claim)]
+        # After each of them: what a later one fails on must not cost those before it.
+        body = [*overview(bench, claims), *parts]
+        page = [*_opening(bench), *glossary(body), *body]
+        write_text(folder / "report.md", to_markdown(page))
+        write_text(folder / "report.html", to_html(page))
+    if (comparison := in_domain(bench.setup)) in bench.results:
+        comparison.run(bench)  # the summary that `drllm report` finds is that of the routers and their controls
+    return folder / "report.html"
+
+
+def check(bench: Bench, exhibits: Sequence[Exhibit]) -> None:
+    """Refuse what would fail only after the searches: missing questions, prompts of two formats, tasks out of domain that are not."""
+    from drllm.scoring.scorer import make_scorer
+
+    setup, evaluations = bench.setup, evaluations_of(exhibits, bench.setup)
+    formats: dict[str, list[str]] = {}
+    for task in setup.tasks:
+        loaded = load_task(task, setup.data or None)
+        loaded.select("fit", 1)
+        scorer = make_scorer(bench.routed, loaded.task, setup.config.reward, setup.config.max_step_tokens)
+        formats.setdefault(scorer.prompt_format, []).append(task)
+    if len(formats) > 1:
+        named = "; ".join(f"{name}: {', '.join(tasks)}" for name, tasks in formats.items())
+        raise InputError(
+            f"routers learn from prompts of one format, these tasks have {len(formats)} ({named}): choose others, or another --reward"
+        )
+    if any(get_task(task).reward_named(setup.config.reward) in JUDGED_BY_MATH for task in (*setup.tasks, *setup.config.outside)):
+        boxed_matches(r"\boxed{1}", "1")  # starts its helper, or says what is missing
+    for task, split in dict.fromkeys((task, stage.split) for stage in evaluations for task in stage.tasks):
+        load_task(task, setup.data or None).select(split, 1)
+
+
+def evaluations_of(exhibits: Sequence[Exhibit], setup: Setup) -> list[Evaluate]:
+    """What will be compared on which tasks; `InputError` where a task out of domain is not."""
+    evaluations = [stage for stage in stages_of(exhibits, setup) if isinstance(stage, Evaluate)]
+    asked_outside = any(stage.tasks == setup.config.outside for stage in evaluations)
+    if asked_outside and (both := [task for task in setup.config.outside if task in setup.tasks]):
+        raise InputError(f"--outside {both[0]}: the routers learn from it, so it is not out of domain")
+    return evaluations
+
+
+def _opening(bench: Bench) -> list[Part]:
+    setup, config = bench.setup, bench.setup.config
+    source = f" (questions from {setup.data})" if setup.data else ""
+    searched: dict[str, list[str]] = {}
+    for task in setup.tasks:
+        searched.setdefault(setup.searched_in(task), []).append(task)
+    dtype = str(bench.routed.model.dtype).removeprefix("torch.")
+    others = [(name, tasks) for name, tasks in searched.items() if name not in ("", dtype)]
+    elsewhere = "".join(f" The searches of {', '.join(tasks)} were done in {name}." for name, tasks in others)
+    return [
+        Heading(f"{PAPER} on {setup.model}", 1),
+        Paragraph(
+            f"Dr.LLM's tables and figures, made again at scale {config.scale:g}: learned from {_searched(bench)}{source}. "
+            "Claims are judged by the mean over tasks, each of which weighs the same, as the paper averages benchmarks; the row `all` of a "
+            "table pools questions. A claim holds where the 95 % interval and the test of sign flips (p) say so; where they leave it open, "
+            "that is said. Intervals are over questions: each policy was trained once, from one seed. "
+            f"{_splits(config.split)} Weights {bench.routed.fingerprint}, {dtype}.{elsewhere}"
+        ),
+    ]
+
+
+def _splits(split: str) -> str:
+    """What is compared on what, and whether test was read."""
+    if split == "test":
+        return "Tables 3, 4 and 5 are of the test split, ablations of tune."
+    return f"Tables 3 and 4 are of the {split} split, table 5 of calibrate, ablations of tune: test was not read, so none is a final table."
+
+
+def _searched(bench: Bench) -> str:
+    """How many questions of each task were searched, of how many the paper or its stand-in asks for at this scale."""
+    found = []
+    for task, n in bench.n_searched.items():
+        wanted = bench.setup.n_searched(task)
+        found.append(f"{task} {n}" + (f" of {wanted}, all that there are" if n < wanted else ""))
+    return ", ".join(found)
+
+
+def overview(bench: Bench, claims: Sequence[tuple[Exhibit, Claim]]) -> list[Part]:
+    """What became of each claim, with the command that judged it."""
+    if not claims:
+        return []
+    setup = bench.setup
+    rows = tuple(
+        (
+            WORDS[claim.holds],
+            claim.text,
+            claim.figures,
+            claim.by,
+            exhibit.name,
+            _command(setup, exhibit.name),
+        )
+        for exhibit, claim in claims
+    )
+    header = ("here", "claim or question", "figures", "of", "exhibit", "command")
+    return [Heading("What holds here"), Table(header, rows, "Each is judged in its section below.", frozenset({"command"}))]
+
+
+def _section(bench: Bench, exhibit: Exhibit, folder: Path) -> list[Part]:
+    """One table or figure, and the commands that do the same."""
+    setup = bench.setup
+    lines = []
+    for stage in exhibit.stages(setup):
+        if isinstance(stage, Evaluate):
+            stage = dataclasses.replace(stage, methods=bench.there(stage.methods))
+        lines.append(stage.command(setup) or f"# {stage.name}: `drllm reproduce` alone does this")
+    shown = Commands(tuple(dict.fromkeys(lines)))
+    done_by = Paragraph(f"Made by `{_command(setup, exhibit.name)}`.")
+    return [Heading(exhibit.title), *exhibit.show(bench, folder), done_by, Folded("The plain commands that do the same", (shown,))]
+
+
+def _command(setup: Setup, name: str) -> str:
+    return shlex.join(["drllm", "reproduce", name, *setup.flags])
+
+
+def dry_run(exhibits: Sequence[Exhibit], setup: Setup, plain_ms: float) -> list[str]:
+    """Every stage with its plain forwards and hours, and their sum, as lines."""
+    evaluations_of(exhibits, setup)  # what the real call refuses
+    rows = [(stage.name, stage.forwards(setup), stage.command(setup)) for stage in stages_of(exhibits, setup)]
+    lines = [f"{'plain forwards':>16} {'hours':>9}  stage"]
+    for name, forwards, command in rows:
+        lines.append(f"{forwards:16,.0f} {_hours(forwards, plain_ms):9.3f}  {name}")
+        if command:
+            lines.append(f"{'':28}{command}")
+    total = sum(forwards for _, forwards, _ in rows)
+    lines.append(f"{total:16,.0f} {_hours(total, plain_ms):9.3f}  in all, at {plain_ms:g} ms a plain forward of one question")
+    return lines
+
+
+def _hours(forwards: float, plain_ms: float) -> float:
+    return forwards * plain_ms / 3.6e6

@@ -1,0 +1,116 @@
+"""What is reproduced on what: the model's run folder, tasks, and how many questions at which scale. No torch."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from drllm.core.config import OF_COMPARISONS, EvaluateConfig, ReproduceConfig, Resources, SearchConfig
+from drllm.paper.published import SAMPLED
+from drllm.runs.manifest import PLAN_FILE, read_plan
+
+ARITH = tuple(f"arith-{level}" for level in range(1, 6))
+TASKS = ("arc_easy", "arc_challenge", *ARITH)  # learned from, unless --tasks says otherwise
+OTHER_SAMPLED = {"arith": 100}  # a stand-in for DART-Math on models that cannot do mathematics: not the paper's, so not its numbers
+SAMPLED_ELSE = 400
+OF_SEARCHES = tuple(item.name for item in fields(Resources))
+TOKENS_A_ROW = 64  # of a step, to say how many rows may share it
+FEWEST_SEARCHED, FEWEST_COMPARED = 12, 16  # a smaller sample trains nothing and tells nothing
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Attributes:
+    model: as given, an id, folder, file or alias.
+    tasks: learned from.
+    out: the run folder.
+    data: where questions are read, or empty.
+    placed: flags that say in which type and where the model runs.
+    resources: what searches and comparisons run on.
+    """
+
+    model: str
+    tasks: tuple[str, ...]
+    out: Path
+    data: str
+    config: ReproduceConfig
+    placed: tuple[str, ...] = ()
+    resources: Resources = Resources()
+
+    def n_searched(self, task: str) -> int:
+        """Questions of a task that are searched: as many as the paper keeps, times the scale."""
+        full = SAMPLED.get(task) or OTHER_SAMPLED.get(task.partition("-")[0], SAMPLED_ELSE)
+        return max(FEWEST_SEARCHED, round(full * self.config.scale))
+
+    def n_compared(self, ablation: bool = False) -> int:
+        """Questions a task that policies are compared on, at most."""
+        return max(FEWEST_COMPARED, round((self.config.ablated if ablation else self.config.compared) * self.config.scale))
+
+    def scaled(self, full: int, fewest: int = 1) -> int:
+        """A number of anything else, at this scale."""
+        return max(fewest, round(full * self.config.scale))
+
+    def searched_in(self, task: str) -> str:
+        """The type of the weights with which a task was searched; empty where it was not yet."""
+        folder = self.out / "search" / task
+        return str(read_plan(folder).get("dtype", "")).removeprefix("torch.") if (folder / PLAN_FILE).is_file() else ""
+
+    def search_config(self, task: str) -> SearchConfig:
+        """The paper's search (section 4) of one task."""
+        config = self.config
+        return SearchConfig(
+            preset="paper", n_simulations=config.n_simulations, reward=config.reward, limit=self.n_searched(task), seed=config.seed,
+            max_step_tokens=config.max_step_tokens,
+        )  # fmt: skip
+
+    def evaluate_config(self, split: str, ablation: bool) -> EvaluateConfig:
+        """An evaluation on one split."""
+        config = self.config
+        return EvaluateConfig(
+            split=split,  # type: ignore[arg-type]
+            reward=config.reward,
+            limit=self.n_compared(ablation),
+            seed=config.seed,
+            max_step_tokens=config.max_step_tokens,
+            batch_size=max(16, config.max_step_tokens // TOKENS_A_ROW),
+        )
+
+    @property
+    def flags(self) -> list[str]:
+        """Of `drllm reproduce`, beside the table's name."""
+        given = [
+            "--model",
+            self.model,
+            "--out",
+            str(self.out),
+            *self.placed,
+            *changed_flags(self.resources, OF_SEARCHES),
+        ]
+        given += [] if self.tasks == TASKS else ["--tasks", ",".join(self.tasks)]
+        given += ["--data", self.data] if self.data else []
+        return given + changed_flags(self.config, [item.name for item in fields(self.config) if item.name != "plain_ms"])
+
+    def command(self, job: str, *flags: str) -> str:
+        """A drllm command on this run, for a shell."""
+        where = [*(["--model", self.model] if job == "search" else []), "--out", str(self.out), *self.placed]
+        source = ["--data", self.data] if self.data and job in ("search", "evaluate") else []
+        known = {"search": OF_SEARCHES, "evaluate": OF_COMPARISONS}.get(job, ())
+        source += changed_flags(self.resources, known)
+        return shlex.join(["drllm", job, *where, *source, *flags])
+
+
+def changed_flags(config: Any, names: Iterable[str]) -> list[str]:
+    """Those of the named settings that are not their defaults, as they are typed, in this order."""
+    defaults = {item.name: item.default for item in fields(config)}
+    return [part for name in names if (value := getattr(config, name)) != defaults[name] for part in as_flag(name, value)]
+
+
+def as_flag(name: str, value: Any) -> list[str]:
+    """A setting as it is typed."""
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    return [flag, ",".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)]

@@ -1,0 +1,350 @@
+"""The work behind tables and figures, declared: each stage names itself, says what it costs and which command does the same, and runs.
+
+Costs are in plain forwards (PF): one forward of one question by the base, as `make bench-search` measures them. No torch until one runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from drllm.core.config import to_dict
+from drllm.core.errors import ArtifactError, BudgetError, InputError, UnsupportedModelError
+from drllm.core.files import write_json
+from drllm.methods.base import get_method
+from drllm.paper.setup import Setup, as_flag, changed_flags
+from drllm.runs.names import owner_of
+from drllm.tasks import get_task, load_task, texts_digest
+
+if TYPE_CHECKING:
+    from drllm.methods.training_data import Material
+    from drllm.model.routed import RoutedModel
+
+LEDGER_FILE = "stages.json"
+PATH_COST = {"loglik": 0.31, "letter": 0.46, "boxed": 0.49, "number": 0.49}  # PF a searched path, docs/benchmarks.md
+CHECKS = 4  # forwards in float32 that check the base's and the kept route
+DECODE_COST = 0.25  # PF a decoding step, of which a batch shares one
+BATCHES = (1, 8, 32, 128)
+ROUNDS = 8  # of base and policy in turn, each on other prompts
+PROMPTS = 64  # tune questions a task that timings draw from
+SHARED = ("reward", "seed", "max_step_tokens")  # settings of a search and of its evaluations
+ANSWER_TOKENS = 64  # of a timed answer, at scale 1
+
+
+class Stage(Protocol):
+    """One piece of work; equal stages of two tables run once."""
+
+    @property
+    def name(self) -> str:
+        """What progress and the dry run call it."""
+        ...
+
+    def forwards(self, setup: Setup) -> float:
+        """What it costs, in PF."""
+        ...
+
+    def command(self, setup: Setup) -> str:
+        """A shell command that does the same on the run folder; empty where only `drllm reproduce` does it."""
+        ...
+
+    def run(self, bench: Bench) -> Any:
+        """Do it, or find it done; what it found."""
+        ...
+
+
+@dataclass
+class Bench:
+    """What stages work with: the model, the setup, and what was found so far."""
+
+    routed: RoutedModel
+    setup: Setup
+    argv: Sequence[str] | None = None
+    results: dict[Any, Any] = field(default_factory=dict)
+    missed: dict[str, str] = field(default_factory=dict)  # policies that cannot keep their budget, and why
+
+    @property
+    def folder(self) -> Path:
+        """Where tables, pictures and the ledger go."""
+        return self.setup.out / "reproduce"
+
+    def there(self, methods: Sequence[str]) -> tuple[str, ...]:
+        """Without the policies that were missed, and their controls."""
+        return tuple(name for name in methods if (owner_of(name) or name) not in self.missed)
+
+    def run(self, stage: Stage) -> Any:
+        """The result of a stage, run once."""
+        if stage not in self.results:
+            self.results[stage] = stage.run(self)
+        return self.results[stage]
+
+    def policy(self, name: str) -> Any:
+        """A policy of the run, its weights beside the model's."""
+        from drllm.policies import saved as artifact
+
+        policy: Any = artifact.load_policy(self.setup.out / name, self.routed)
+        return policy.to(self.routed.device) if hasattr(policy, "to") else policy
+
+    @cached_property
+    def n_searched(self) -> dict[str, int]:
+        """Questions of each task that are searched: as many as asked for, or all that there are. The page says so each time it grows."""
+        setup = self.setup
+        return {task: len(load_task(task, setup.data or None).select("fit", setup.n_searched(task))) for task in setup.tasks}
+
+    @cached_property
+    def material(self) -> Material:
+        """What was searched of the tasks that are learned from; whatever else the run holds stays out."""
+        from drllm.methods.training_data import Material
+
+        return Material(self.routed, self.setup.out, self.setup.tasks)
+
+    def remembered(self, name: str, key: Any) -> Any:
+        """What a stage of this name and key found before, else None."""
+        entry = self._ledger().get(name)
+        return entry["result"] if entry is not None and entry["key"] == _digest(key) else None
+
+    def knows(self, name: str) -> bool:
+        """Whether a stage of this name ever began here."""
+        return name in self._ledger()
+
+    def remember(self, name: str, key: Any, result: Any) -> None:
+        """Keep what a stage found, in the ledger."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / LEDGER_FILE, self._ledger() | {name: {"key": _digest(key), "result": result}})
+
+    def _ledger(self) -> dict[str, Any]:
+        path = self.folder / LEDGER_FILE
+        if not path.is_file():
+            return {}
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise ArtifactError(f"{path} is not readable ({error}): delete it, finished searches and verdicts are found again") from None
+
+
+@dataclass(frozen=True)
+class Search:
+    """The paper's tree search on one task."""
+
+    task: str
+
+    @property
+    def name(self) -> str:
+        return f"search {self.task}"
+
+    def forwards(self, setup: Setup) -> float:
+        """The base, the simulations, and as many routes of the control, shared prefixes once; then the checks."""
+        reward = get_task(self.task).reward_named(setup.config.reward)
+        return setup.n_searched(self.task) * ((1 + 2 * setup.config.n_simulations) * PATH_COST[reward] + CHECKS)
+
+    def command(self, setup: Setup) -> str:
+        config = setup.search_config(self.task)
+        flags = ["--tasks", self.task, "--preset", config.preset, "--limit", str(config.limit)]
+        if (found := setup.searched_in(self.task)) and found not in setup.placed:  # in another type now the search would be refused
+            flags += ["--dtype", found]
+        return setup.command("search", *flags, *changed_flags(config, ("n_simulations", *SHARED)))
+
+    def run(self, bench: Bench) -> Any:
+        import torch
+
+        from drllm.searching.runner import search
+
+        setup, n_threads = bench.setup, torch.get_num_threads()
+        config, data = setup.search_config(self.task), setup.data or None
+        found = search(bench.routed, [self.task], config, setup.out, data, bench.argv, resources=setup.resources, finished_in_any_type=True)
+        if setup.resources.executor == "ray":
+            torch.set_num_threads(n_threads)  # one thread was the workers'
+        return found
+
+
+@dataclass(frozen=True)
+class Train:
+    """One policy, by one method.
+
+    Attributes:
+        policy: its name in the run.
+        options: of the method, as (name, value).
+        tasks: learned from; none: those of the setup.
+        forwards_each, forwards_more: PF a searched question, and in all, beside the knob's.
+        knob, points: tune questions a task on which a budget tries so many points.
+    """
+
+    policy: str
+    method: str
+    options: tuple[tuple[str, Any], ...] = ()
+    tasks: tuple[str, ...] = ()
+    forwards_each: float = 1.0
+    forwards_more: float = 0.0
+    knob: int = 0
+    points: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"train {self.policy}"
+
+    def forwards(self, setup: Setup) -> float:
+        tasks = self.tasks or setup.tasks
+        searched = self.forwards_each * sum(map(setup.n_searched, tasks))
+        return searched + self.forwards_more + self.points * self.knob * len(tasks)
+
+    def command(self, setup: Setup) -> str:
+        flags = [part for name, value in self.options for part in as_flag(name, value)]
+        tasks = ",".join(self.tasks or setup.tasks)
+        return setup.command("train", "--method", self.method, "--name", self.policy, "--tasks", tasks, *flags)
+
+    def run(self, bench: Bench) -> Any:
+        """Train, unless this very policy stands in the run.
+
+        One that cannot keep its budget, or is not for this family, is left out of every comparison, and named.
+        """
+        from drllm.evaluation.fit import fit_policy
+        from drllm.methods.training_data import Material
+        from drllm.policies import saved as artifact
+        from drllm.policies.card import CONFIG_FILE
+
+        tasks, folder = self.tasks or bench.setup.tasks, bench.setup.out / self.policy
+        config, material = get_method(self.method).config(**dict(self.options)), Material(bench.routed, bench.setup.out, tasks)
+        key = [bench.routed.fingerprint, str(bench.routed.model.dtype), self.method, to_dict(config), tasks, material.key]
+        if self.knob:
+            key.append([texts_digest(question.example for question in questions) for _, questions in material.tune(self.knob)])
+        found = bench.remembered(self.name, key)
+        is_whole = (folder / CONFIG_FILE).is_file()  # written last
+        if is_whole and found is None and not bench.knows(self.name):
+            raise ArtifactError(f"{folder} holds a policy that no reproduction made here: give another --out, or move it away")
+        if not (found and ("missed" in found or (is_whole and artifact.digest(folder) == found.get("digest")))):
+            bench.remember(self.name, None, {})  # from now on, what stands there is ours
+            try:
+                fit_policy(bench.routed, bench.setup.out, self.method, config, bench.argv, tasks=tasks, name=self.policy)
+                found = {"digest": artifact.digest(folder)}
+            except (BudgetError, UnsupportedModelError) as error:
+                found = {"missed": str(error)}
+            bench.remember(self.name, key, found)
+        if "missed" in found:
+            bench.missed[self.policy] = found["missed"]
+        return self.policy
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Trained routers at one setting of the control knob (appendix C)."""
+
+    control: float
+    owner: str = "routers"
+
+    @property
+    def policy(self) -> str:
+        """Its name in the run."""
+        return f"{self.owner}@{self.control:+.2f}"
+
+    @property
+    def name(self) -> str:
+        return f"knob at {self.control:+.2f}"
+
+    def forwards(self, setup: Setup) -> float:
+        return 0.0
+
+    def command(self, setup: Setup) -> str:
+        owner, mine = (str(setup.out / name) for name in (self.owner, self.policy))
+        turned = f"m.policy = m.policy.with_control({self.control}); m.save_pretrained({mine!r})"
+        return shlex.join(["python", "-c", f"from drllm import RoutedModel; m = RoutedModel.from_pretrained({owner!r}); {turned}"])
+
+    def run(self, bench: Bench) -> Any:
+        from drllm.evaluation.fit import under_policy
+
+        with under_policy(bench.routed, bench.policy(self.owner).with_control(self.control)):
+            bench.routed.save_pretrained(bench.setup.out / self.policy)
+        return self.policy
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Methods on the same questions; the result is `evaluate`'s summary."""
+
+    methods: tuple[str, ...]
+    tasks: tuple[str, ...]
+    split: str
+    ablation: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"evaluate {len(self.methods)} on {', '.join(self.tasks)} ({self.split})"
+
+    def forwards(self, setup: Setup) -> float:
+        """At most: a task may have fewer questions, and another table may have asked the same. A policy first decides, then answers."""
+        n_forwards = 1 + 2 * len({*self.methods} - {"base"})
+        return n_forwards * setup.n_compared(self.ablation) * len(self.tasks)
+
+    def command(self, setup: Setup) -> str:
+        config = setup.evaluate_config(self.split, self.ablation)
+        flags = ["--methods", ",".join(self.methods), "--tasks", ",".join(self.tasks), "--split", self.split, "--limit", str(config.limit)]
+        return setup.command("evaluate", *flags, *changed_flags(config, ("batch_size", *SHARED)))
+
+    def run(self, bench: Bench) -> Any:
+        from drllm.evaluation.run import evaluate
+
+        setup = bench.setup
+        config, data = setup.evaluate_config(self.split, self.ablation), setup.data or None
+        return evaluate(bench.routed, bench.there(self.methods), self.tasks, setup.out, config, data, bench.argv, setup.resources)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Seconds of generation by the base and by a policy, in turn; `kind` is throughput (by batch size) or latency (one long answer)."""
+
+    kind: str
+    policy: str = "routers"
+
+    @property
+    def name(self) -> str:
+        return self.kind
+
+    def n_tokens(self, setup: Setup) -> int:
+        """Tokens of an answer."""
+        return setup.scaled(setup.config.tokens if self.kind == "latency" else ANSWER_TOKENS, 8)
+
+    def batches(self, setup: Setup) -> tuple[int, ...]:
+        """Prompts generated together."""
+        return tuple(size for size in BATCHES if size <= max(1, BATCHES[-1] * setup.config.scale)) if self.kind == "throughput" else (1,)
+
+    def forwards(self, setup: Setup) -> float:
+        sizes = self.batches(setup)
+        return 2 * ROUNDS * (sum(sizes) + len(sizes) * self.n_tokens(setup) * DECODE_COST)
+
+    def command(self, setup: Setup) -> str:
+        return ""
+
+    def run(self, bench: Bench) -> Any:
+        """Measure, unless the same was measured on this machine with as many threads."""
+        import torch
+
+        from drllm.paper.clock import latency, throughput
+        from drllm.policies import saved as artifact
+        from drllm.runs.provenance import hardware
+
+        setup, routed = bench.setup, bench.routed
+        where = [hardware(), str(routed.device), torch.get_num_threads(), routed.fingerprint, str(routed.model.dtype)]
+        prompts = self._prompts(bench)
+        key = [where, artifact.digest(setup.out / self.policy), self.batches(setup), self.n_tokens(setup), ROUNDS, prompts]
+        if (found := bench.remembered(self.name, key)) is None:
+            measure: Any = latency if self.kind == "latency" else throughput
+            found = measure(routed, bench.policy(self.policy), prompts, self.batches(setup), self.n_tokens(setup), ROUNDS)
+            bench.remember(self.name, key, found)
+        return found
+
+    def _prompts(self, bench: Bench) -> list[list[int]]:
+        """Tune questions of every task, which no router learned from, in an order drawn once."""
+        found = [list(question.context_ids) for _, questions in bench.material.tune(PROMPTS) for question in questions]
+        if not found:
+            raise InputError(f"{', '.join(bench.setup.tasks)} have no tune question to generate from: give data with a validation part")
+        random.Random(bench.setup.config.seed).shuffle(found)
+        return found
+
+
+def _digest(key: Any) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,4 @@
+"""What decides a route: policies, how one is saved and loaded, and its card. Tensors, never a model.
+
+Imports nothing of drllm but `core`; a policy is handed hidden states by `model`.
+"""

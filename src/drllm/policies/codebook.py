@@ -1,0 +1,224 @@
+"""A code book of routes and the selector that takes one of them for each prompt, or the base where it is not sure of a gain.
+
+All routes run the same blocks up to the one where the selector reads the prompt, so nothing is computed twice. A route's score is a
+linear function of the pooled states: the predicted gain over the base less the predicted harm (PuDDing, arXiv 2502.04348, chooses among
+pruned models likewise; here with abstention).
+
+Shapes: B rows, T tokens, D hidden size, F = 2 D features, K routes, L blocks.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from drllm.core.errors import ArtifactError, InputError
+from drllm.core.files import write_bytes, write_json
+from drllm.core.route import Route
+from drllm.policies.policy import Policy, register_policy
+
+CONFIG_FILE = "codebook.json"
+WEIGHTS_FILE = "selector.safetensors"
+CHECKSUM = "weights_sha256"
+TENSORS = ("mean", "scale", "weight", "bias")
+_RETRAIN = "train the code book again"
+
+
+@dataclass(frozen=True)
+class Point:
+    """How readily a code book leaves the base.
+
+    Attributes:
+        threshold: a route is taken where its score is above this.
+        price: what a saved share of all passes is worth, in accuracy: added to a shorter route's score, and taken off a longer one's.
+    """
+
+    threshold: float
+    price: float = 0.0
+
+
+def pool_prompt(x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
+    """(B, 2 D) float32: the mean of the prompt's states, and the state of its last token."""
+    mask = prompt_mask_BT.to(x_BTD.device).bool()
+    x = x_BTD.float().masked_fill(~mask[..., None], 0)
+    last = (mask.cumsum(1) * mask).argmax(1)
+    return torch.cat([x.sum(1) / mask.sum(1, keepdim=True), x[torch.arange(len(x), device=x.device), last]], dim=1)
+
+
+@register_policy("codebook")
+class Codebook(Policy):
+    """K routes, the base first, and a linear selector.
+
+    Args:
+        routes: the base route, then the others; all alike before `block`, where each executes every block once.
+        block: the block before which the prompt's states are read.
+        mean, scale: (F,) standardise the features.
+        weight, bias: (F, K - 1) and (K - 1,): the score of each route but the base, whose score is 0.
+        points: operating points, the readiest to stay with the base first; none for a book of the base alone.
+        at: the one in use.
+    """
+
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        block: int,
+        mean: Tensor,
+        scale: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        points: Sequence[Point],
+        at: int,
+    ):
+        self.routes = tuple(routes)
+        self.n_layers = len(self.routes[0])
+        self.block, self.at, self.points = block, at, tuple(points)
+        self.mean, self.scale, self.weight, self.bias = mean, scale, weight, bias
+        if not self.routes[0].is_full or any(route.first_edit() < block for route in self.routes[1:]):
+            raise InputError(
+                f"a code book that reads the prompt before block {block} needs the base first and no route that edits one before"
+            )
+        if (
+            weight.shape != (len(mean), len(self.routes) - 1)
+            or not 0 <= at < max(1, len(self.points))
+            or (len(self.routes) > 1 and not self.points)
+        ):
+            raise InputError(f"a selector of shape {tuple(weight.shape)} does not fit {len(self.routes)} routes and point {at}")
+        saved = [1 - route.n_passes / self.n_layers for route in self.routes[1:]]
+        self._saved_K = torch.tensor(saved)
+
+    def choose(self, features_BF: Tensor, point: Point | None = None) -> Tensor:
+        """The index (B,) of each prompt's route, from its pooled states."""
+        if not self.weight.shape[1]:
+            return torch.zeros(len(features_BF), dtype=torch.long)
+        point = self.points[self.at] if point is None else point
+        return pick(self.scores(features_BF), self._saved_K, point)
+
+    def routes_for(self, features_BF: Tensor) -> list[Route]:
+        """Each prompt's route; `InputError` where its states are not finite."""
+        if not bool(features_BF.isfinite().all()):
+            raise InputError(f"the states entering block {self.block} are not finite on a prompt: load the base in bfloat16 or float32")
+        return [self.routes[index] for index in self.choose(features_BF)]
+
+    def scores(self, features_BF: Tensor) -> Tensor:
+        """(B, K - 1): each route's predicted gain over the base less its harm."""
+        features = ((features_BF.cpu() - self.mean) / self.scale).float()
+        with torch.autocast("cpu", enabled=False):  # near ties are decided in float32, whoever asks
+            return features @ self.weight + self.bias
+
+    def values(self, features_BF: Tensor) -> Tensor:
+        """(B, K - 1): what each route is worth at the operating point, to be compared with its threshold."""
+        return worth(self.scores(features_BF), self._saved_K, self.points[self.at])
+
+    @property
+    def route(self) -> Route | None:
+        """The base's, of a book that holds nothing else."""
+        return self.routes[0] if len(self.routes) == 1 else None
+
+    def check_model(self, n_layers: int, hidden_size: int) -> None:
+        """Refuse a model with other blocks or another hidden size."""
+        super().check_model(n_layers, hidden_size)
+        if len(self.mean) != 2 * hidden_size:
+            raise InputError(f"the selector reads states of size {len(self.mean) // 2}, the model's have {hidden_size}: use its own")
+
+    def start(self, prompt_mask_BT: Tensor) -> _Choosing:
+        """The policy for one prefill."""
+        return _Choosing(self)
+
+    def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
+        """Refused: the choice is made at one block and holds for those behind it."""
+        raise InputError("a code book decides once a prefill: use `start`, as RoutedModel does")
+
+    def at_point(self, at: int) -> Codebook:
+        """The same book at another operating point, sharing weights."""
+        if not 0 <= at < len(self.points):
+            raise InputError(f"operating point {at} does not exist: this code book has {len(self.points)}, counted from 0")
+        view = copy.copy(self)
+        view.at = at
+        view.guarantee = None  # promised for one point
+        return view
+
+    def operating_points(self) -> list[Policy]:
+        """The book at each point, the readiest to stay with the base first."""
+        return [self.at_point(at) for at in range(len(self.points))] if self.points else [self]
+
+    def save(self, folder: Path) -> list[str]:
+        """`codebook.json`, which holds a checksum of `selector.safetensors`; each atomically."""
+        tensors = {name: getattr(self, name).contiguous() for name in TENSORS}
+        data = save_safetensors(tensors)
+        write_bytes(folder / WEIGHTS_FILE, data)
+        about = {
+            "routes": [str(route) for route in self.routes], "block": self.block, "at": self.at,
+            "points": [asdict(point) for point in self.points], CHECKSUM: hashlib.sha256(data).hexdigest(),
+        }  # fmt: skip
+        write_json(folder / CONFIG_FILE, about)
+        return [CONFIG_FILE, WEIGHTS_FILE]
+
+    @classmethod
+    def load(cls, folder: Path) -> Codebook:
+        """Read back what `save` wrote; `ArtifactError` for anything missing, corrupt or inconsistent."""
+        try:
+            about: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            data = (folder / WEIGHTS_FILE).read_bytes()
+            if hashlib.sha256(data).hexdigest() != about[CHECKSUM]:
+                raise ArtifactError(f"{folder / WEIGHTS_FILE} is not the file {CONFIG_FILE} was written for: {_RETRAIN}")
+            tensors = load_safetensors(data)
+            points = [Point(float(point["threshold"]), float(point["price"])) for point in about["points"]]
+            if any(math.isnan(value) for point in points for value in (point.threshold, point.price)):
+                raise ValueError("an operating point is no number")
+            routes = [Route.parse(text) for text in about["routes"]]
+            mean, scale, weight, bias = (tensors[name] for name in TENSORS)
+            return cls(routes, int(about["block"]), mean, scale, weight, bias, points, int(about["at"]))
+        except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError, InputError) as error:
+            raise ArtifactError(f"{folder} holds no readable code book ({str(error).partition(chr(10))[0][:100]}): {_RETRAIN}") from None
+
+
+class _Choosing(Policy):
+    """A code book during one prefill: holds each row's choice once it is made."""
+
+    def __init__(self, book: Codebook):
+        self.book = book
+        self.n_layers = book.n_layers
+        self._actions_BL: Tensor | None = None
+
+    @torch.no_grad()
+    def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
+        if block < self.book.block:
+            return torch.ones(len(x_BTD), dtype=torch.long)
+        if block == self.book.block:
+            with torch.autocast(x_BTD.device.type, enabled=False):
+                routes = self.book.routes_for(pool_prompt(x_BTD, prompt_mask_BT))
+            self._actions_BL = torch.tensor([tuple(route) for route in routes])
+        assert self._actions_BL is not None, "a prefill passes the block where the choice is made"
+        return self._actions_BL[:, block]
+
+    def save(self, folder: Path) -> list[str]:
+        return self.book.save(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> Policy:
+        return Codebook.load(folder)
+
+
+def worth(scores_BK: Tensor, saved_K: Tensor, point: Point) -> Tensor:
+    """(B, K - 1): each route's score plus its saved passes' worth."""
+    return scores_BK + point.price * saved_K
+
+
+def pick(scores_BK: Tensor, saved_K: Tensor, point: Point) -> Tensor:
+    """The index (B,) of the route with the highest score plus its saved passes' worth, 0 (the base) where none is above the threshold."""
+    if not scores_BK.shape[1]:
+        return torch.zeros(len(scores_BK), dtype=torch.long)
+    value, best = worth(scores_BK, saved_K, point).max(1)
+    return torch.where(value > point.threshold, best + 1, 0)

@@ -1,0 +1,56 @@
+"""The oracle of a list of routes: told every answer, it takes a route that gives it (CoLa, arXiv 2507.07996). An upper bound."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from drllm.core.errors import ArtifactError, InputError
+from drllm.core.files import write_json
+from drllm.core.route import Route
+from drllm.policies.policy import POLICY_FILE, EvaluateOnlyPolicy, register_policy
+
+
+@register_policy("oracle")
+class Oracle(EvaluateOnlyPolicy):
+    """The base where it is right, else the shortest right route of the list, else the base."""
+
+    def __init__(self, routes: Sequence[Route]):
+        if not routes:
+            raise InputError("an oracle needs at least one route")
+        self.routes = tuple(routes)
+        self.n_layers = len(routes[0])
+
+    @property
+    def ranked(self) -> list[Route]:
+        """The base, then the list by passes: the first right one is taken."""
+        return [Route.full(self.n_layers), *sorted(self.routes, key=lambda route: (route.n_passes, str(route)))]
+
+    def answer(self, scorer: Any, questions: Sequence[Any]) -> tuple[list[Any], list[Route]]:
+        """Every route on every question, then the choice that only the answer allows."""
+        ranked = self.ranked
+        handles = scorer.open(questions)
+        found = scorer.score([(handle, route) for handle in handles for route in ranked])
+        scorer.close(handles)
+        verdicts, routes = [], []
+        for start in range(0, len(found), len(ranked)):
+            mine = found[start : start + len(ranked)]
+            place = next((place for place, verdict in enumerate(mine) if verdict.correct), 0)
+            verdicts.append(mine[place])
+            routes.append(ranked[place])
+        return verdicts, routes
+
+    def save(self, folder: Path) -> list[str]:
+        """One JSON file holding the routes."""
+        write_json(folder / POLICY_FILE, {"routes": [str(route) for route in self.routes]})
+        return [POLICY_FILE]
+
+    @classmethod
+    def load(cls, folder: Path) -> Oracle:
+        """Read the routes back."""
+        try:
+            return cls([Route.parse(text) for text in json.loads((folder / POLICY_FILE).read_text(encoding="utf-8"))["routes"]])
+        except (OSError, ValueError, KeyError, TypeError, InputError) as error:
+            raise ArtifactError(f"{folder / POLICY_FILE} holds no routes ({error}); train the oracle again") from None

@@ -1,0 +1,368 @@
+"""Dr.LLM's routers (arXiv 2510.12773, section 3.1): one small network a block, Linear-GELU-Linear, on windows of the prompt's states.
+
+Shapes: B rows, T tokens, W windows, D hidden size, H router width, L blocks, N records, C = 3 actions.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from drllm.core.errors import ArtifactError, InputError
+from drllm.core.files import write_bytes, write_json
+from drllm.core.route import Action
+from drllm.policies.policy import Policy, register_policy
+
+CONFIG_FILE = "router_config.json"
+WEIGHTS_FILE = "routers.safetensors"
+N_ACTIONS = len(Action)
+RMS_EPS = 1e-6
+SCHEMA_VERSION = 3  # 1 knew neither shared nor first_block, 2 no depth; the lowest that says all is written
+MAX_DEPTH = 8
+CHECKSUM = "weights_sha256"
+CONTROL = "control"
+POINTS = (0.4, 0.3, 0.2, 0.1, 0.0, -0.1, -0.2, -0.3, -0.4)  # of the knob, from nearly executing all to the routers themselves
+_RETRAIN = "train the routers again"
+
+
+@dataclass(frozen=True)
+class RouterConfig:
+    """The shape of a set of routers; what base they belong to stands in the artefact's own `drllm_config.json`."""
+
+    n_layers: int
+    hidden_size: int
+    n_windows: int = 8
+    width: int = 128
+    normalize: bool = True
+    shared: bool = False  # one router serves all blocks
+    first_block: bool = False  # all routers read the states entering the first block
+    depth: int = 2  # linear layers, with a GELU between
+    schema_version: int = 0
+
+    def __post_init__(self) -> None:
+        version = SCHEMA_VERSION if self.depth != 2 else 2 if self.shared or self.first_block else 1
+        object.__setattr__(self, "schema_version", version)
+
+    @classmethod
+    def from_json(cls, values: Any, source: Path) -> RouterConfig:
+        """Check what was read from `source`: keys of a newer drllm warn and are ignored, missing or wrong ones are refused."""
+        known = {field.name for field in fields(cls)}
+        flags = {name for name in known if type(getattr(cls, name, None)) is bool}
+        if isinstance(values, dict):
+            values = {"shared": False, "first_block": False, "depth": 2} | values  # what older routers do not know
+        if not isinstance(values, dict) or known - values.keys():
+            missing = ", ".join(sorted(known - values.keys())) if isinstance(values, dict) else "all keys"
+            raise ArtifactError(f"{source} is not a router configuration ({missing} missing): {_RETRAIN}")
+        for name in sorted(known):
+            value = values[name]
+            # A bool is an int to Python, so the type is compared, not the instance.
+            if type(value) is not (bool if name in flags else int) or (name not in flags and value < 1):
+                wanted = "true or false" if name in flags else "a whole number of at least 1"
+                raise ArtifactError(f"{source}: {name} is {value!r}, expected {wanted}: {_RETRAIN}")
+        if values["depth"] > MAX_DEPTH:
+            raise ArtifactError(f"{source}: depth is {values['depth']}, expected at most {MAX_DEPTH}: {_RETRAIN}")
+        if values["schema_version"] > SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{source} has schema version {values['schema_version']}, expected at most {SCHEMA_VERSION}: update drllm or {_RETRAIN}"
+            )
+        if unknown := sorted(values.keys() - known):
+            warnings.warn(f"{source} has keys this drllm does not know ({', '.join(unknown)}); they are ignored", stacklevel=3)
+        return cls(**{name: values[name] for name in known})
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each stacked tensor: w1 (L, D, H), b1 (L, H), w2 (L, H, C), b2 (L, C); a shared router is a stack of one.
+
+        At another depth w1 to w`depth`, of which the first reads D, the last writes C, and H stands between.
+        """
+        n = 1 if self.shared else self.n_layers
+        sizes = [self.hidden_size, *[self.width] * (self.depth - 1), N_ACTIONS]
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in range(1, self.depth + 1):
+            shapes |= {f"w{layer}": (n, sizes[layer - 1], sizes[layer]), f"b{layer}": (n, sizes[layer])}
+        return shapes
+
+
+def pool_matrix(prompt_mask_BT: Tensor, n_windows: int) -> tuple[Tensor, Tensor]:
+    """The averaging weights of every window: (P (B, W, T) float32, valid (B, W) bool), so that `P @ x` pools states.
+
+    A row with T' prompt tokens has min(W, T') windows of floor(T' / windows) consecutive prompt tokens each; the remainder at the end is
+    dropped, as in the paper. Padding and continuations are outside the mask and enter no window.
+    """
+    mask = prompt_mask_BT.bool()
+    n_tokens = mask.sum(1)
+    if not bool(n_tokens.all()):
+        raise InputError(f"prompt {int((n_tokens == 0).nonzero()[0])} has no token a policy may read: the prompt mask is empty")
+    n_valid = n_tokens.clamp(max=n_windows)
+    length = n_tokens // n_valid
+    window_BT = torch.div(mask.cumsum(1) - 1, length[:, None], rounding_mode="floor")
+    window_BT = torch.where(mask & (window_BT < n_valid[:, None]), window_BT, -1)
+    windows = torch.arange(n_windows, device=mask.device)
+    pooled = (window_BT[:, None, :] == windows[None, :, None]).float() / length[:, None, None]
+    return pooled, windows[None] < n_valid[:, None]
+
+
+def pool_windows(x_BTD: Tensor, prompt_mask_BT: Tensor, n_windows: int) -> tuple[Tensor, Tensor]:
+    """(means (B, W, D) float32, valid (B, W)) of the prompt's states; windows a short prompt lacks are zero and not valid."""
+    weights, valid = pool_matrix(prompt_mask_BT, n_windows)
+    return pool(weights, x_BTD), valid.to(x_BTD.device)
+
+
+def pool(weights_BWT: Tensor, x_BTD: Tensor) -> Tensor:
+    """Window means (B, W, D) float32, given `pool_matrix`'s weights.
+
+    Some attention kernels leave nan on padding, and 0 * nan spreads it to the prompt: then states outside every window are zeroed first,
+    which costs a copy of all.
+    """
+    pooled = _pool_plainly(weights_BWT, x_BTD)
+    return pooled if _finite(pooled) else _pool_masked(weights_BWT, x_BTD)
+
+
+def _pool_plainly(weights_BWT: Tensor, x_BTD: Tensor) -> Tensor:
+    return weights_BWT.to(x_BTD.device) @ x_BTD.float()
+
+
+def _pool_masked(weights_BWT: Tensor, x_BTD: Tensor) -> Tensor:
+    weights_BWT = weights_BWT.to(x_BTD.device)
+    outside_BT = (weights_BWT == 0).all(1)
+    return weights_BWT @ x_BTD.float().masked_fill(outside_BT[..., None], 0)
+
+
+def _finite(x: Tensor) -> bool:
+    """Whether all of a tensor is finite, in one pass; sums that overflow say no, too."""
+    return math.isfinite(x.sum().item())
+
+
+def rms_normalize(pooled: Tensor) -> Tensor:
+    """Scale the last dimension to unit root mean square."""
+    return torch.nn.functional.rms_norm(pooled, pooled.shape[-1:], eps=RMS_EPS)
+
+
+@register_policy("routers")
+class Routers(Policy):
+    """All L routers, stacked as `RouterConfig.shapes` says, in float32 whatever the base's dtype."""
+
+    def __init__(self, config: RouterConfig, seed: int = 0):
+        self.config = config
+        self.n_layers = config.n_layers
+        self.control: float | None = None
+        generator = torch.Generator().manual_seed(seed)
+
+        self.tensors: dict[str, Tensor] = {}
+        for name, shape in config.shapes.items():
+            if name.startswith("b"):
+                self.tensors[name] = torch.zeros(shape)
+            else:
+                bound = math.sqrt(6 / (shape[1] + shape[2]))  # Xavier's
+                self.tensors[name] = (torch.rand(*shape, generator=generator) * 2 - 1) * bound
+
+    def parameters(self) -> list[Tensor]:
+        """The trainable tensors."""
+        return list(self.tensors.values())
+
+    def to(self, device: str | torch.device) -> Routers:
+        """The same routers with their tensors on a device; without it they follow the states block by block, at the cost of a copy."""
+        moved = copy.copy(self)
+        moved.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return moved
+
+    def all_logits(self, pooled_LBWD: Tensor, valid_BW: Tensor) -> Tensor:
+        """Logits (L, B, C) of every router on its own block's pooled states, averaged over the valid windows; the training path.
+
+        States are given as the base made them; they are normalised here if the routers normalise.
+        """
+        n_layers, n_rows, n_windows, size = pooled_LBWD.shape
+        weights = [parameter.expand(n_layers, *parameter.shape[1:]) for parameter in self.parameters()]
+        x = (
+            (pooled_LBWD[:1].expand_as(pooled_LBWD) if self.config.first_block else pooled_LBWD)
+            .float()
+            .reshape(n_layers, n_rows * n_windows, size)
+        )
+        x = rms_normalize(x) if self.config.normalize else x
+        for place, (w, b) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
+            x = torch.baddbmm(b[:, None], torch.nn.functional.gelu(x) if place else x, w)
+        logits = x.reshape(n_layers, n_rows, n_windows, N_ACTIONS)
+        shares = valid_BW.float() / valid_BW.sum(1, keepdim=True)
+        return (logits * shares[None, :, :, None]).sum(2)
+
+    def layers(self) -> list[list[tuple[Tensor, Tensor]]]:
+        """The linear layers (weights, biases) of each block's router, as views."""
+        parts = [parameter.unbind(0) for parameter in self.parameters()]
+        found = [list(zip(of_block[::2], of_block[1::2], strict=True)) for of_block in zip(*parts, strict=True)]
+        return found * self.n_layers if self.config.shared else found
+
+    def logits(self, block: int, pooled_BWD: Tensor, valid_BW: Tensor) -> Tensor:
+        """Logits (B, C) of one block's router, from the states that it reads."""
+        return router_logits(self.layers()[block], pooled_BWD, window_shares(valid_BW), self.config.normalize)
+
+    def check_model(self, n_layers: int, hidden_size: int) -> None:
+        """Refuse a model with other blocks or another hidden size."""
+        super().check_model(n_layers, hidden_size)
+        if self.config.hidden_size != hidden_size:
+            raise InputError(
+                f"the routers read states of size {self.config.hidden_size}, the model's have {hidden_size}: use routers made for it"
+            )
+
+    def start(self, prompt_mask_BT: Tensor) -> PrefillRouters:
+        """A view that pools with this prompt's windows, computed once for all blocks."""
+        return PrefillRouters(self, prompt_mask_BT)
+
+    def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
+        """Greedy actions (B,) from the states entering the block; `InputError` where they are not finite, or are not what is read."""
+        if block and self.config.first_block:
+            raise InputError("these routers read the prompt before the first block: use `start`, as RoutedModel does")
+        return self.start(prompt_mask_BT).decide(block, x_BTD, prompt_mask_BT)
+
+    def actions(self, logits_BC: Tensor) -> Tensor:
+        """Argmax of the probabilities, after the control knob if there is one."""
+        return (logits_BC if self.control is None else self.probabilities(logits_BC)).argmax(-1)
+
+    def probabilities(self, logits_BC: Tensor) -> Tensor:
+        """Skip, execute and repeat (B, C), after the control knob if there is one."""
+        probabilities = logits_BC.softmax(-1)
+        return probabilities if self.control is None else apply_control(probabilities, self.control)
+
+    def with_control(self, p: float) -> Routers:
+        """The same routers under the knob p of appendix C: -1 skips all, -0.5 is the router, 0.5 executes all, 1 repeats all.
+
+        A view that shares weights; the knob of a view replaces the one it had. Equal probabilities go to the earlier action.
+        """
+        if not -1 <= p <= 1:
+            raise InputError(f"the control knob is {p}, expected -1 (skip) to 1 (repeat); -0.5 leaves the routers as they are")
+        view = copy.copy(self)
+        view.guarantee = None  # promised for one setting of the knob
+        # The router itself by its logits: their softmax can round two of them to a tie.
+        view.control = None if p == -0.5 else p
+        return view
+
+    def operating_points(self) -> list[Policy]:
+        """Under the knob, from nearly executing every block to the routers as they are."""
+        return [*(self.with_control(p) for p in POINTS if self.control is None or p > self.control), self]
+
+    def save(self, folder: Path) -> list[str]:
+        """`router_config.json`, which holds the knob and a checksum of `routers.safetensors`, into an existing folder; each atomically."""
+        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.tensors.items()}
+        data = save_safetensors(tensors)
+        write_bytes(folder / WEIGHTS_FILE, data)
+        # Last, and with the checksum: a crash in between leaves a pair that `load` refuses.
+        knob = {} if self.control is None else {CONTROL: self.control}
+        about = asdict(self.config)
+        if self.config.schema_version < 3:
+            del about["depth"]
+        if self.config.schema_version < 2:
+            del about["shared"], about["first_block"]
+        write_json(folder / CONFIG_FILE, about | knob | {CHECKSUM: hashlib.sha256(data).hexdigest()})
+        return [CONFIG_FILE, WEIGHTS_FILE]
+
+    @classmethod
+    def load(cls, folder: Path) -> Routers:
+        """Read back what `save` wrote; `ArtifactError` for anything missing, corrupt or inconsistent."""
+        try:
+            values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            data = (folder / WEIGHTS_FILE).read_bytes()
+            tensors = load_safetensors(data)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ArtifactError(f"{folder} holds no readable routers ({str(error).partition(chr(10))[0][:100]}): {_RETRAIN}") from None
+        checksum, control = (values.pop(name, None) if isinstance(values, dict) else None for name in (CHECKSUM, CONTROL))
+        if control is not None and (type(control) not in (int, float) or not -1 <= control <= 1):
+            raise ArtifactError(f"{folder / CONFIG_FILE}: {CONTROL} is {control!r}, expected -1 to 1: {_RETRAIN}")
+        config = RouterConfig.from_json(values, folder / CONFIG_FILE)
+        # Before anything is allocated by the configuration's word.
+        for name, shape in config.shapes.items():
+            found = f"{tuple(tensors[name].shape)} {tensors[name].dtype}" if name in tensors else "missing"
+            if found != f"{shape} {torch.float32}":
+                raise ArtifactError(
+                    f"{folder / WEIGHTS_FILE}: {name} is {found}, its configuration says {shape} {torch.float32}: {_RETRAIN}"
+                )
+        if hashlib.sha256(data).hexdigest() != checksum:
+            raise ArtifactError(f"{folder / WEIGHTS_FILE} is not the file {CONFIG_FILE} was written for (checksums differ): {_RETRAIN}")
+        routers = cls(config)
+        routers.tensors = {name: tensors[name] for name in config.shapes}
+        routers.control = control
+        return routers
+
+
+class PrefillRouters(Policy):
+    """Routers during one prefill: holds the pooling weights of this prompt."""
+
+    def __init__(self, routers: Routers, prompt_mask_BT: Tensor):
+        self._routers = routers
+        self.n_layers = routers.n_layers
+        self._layers = routers.layers()
+        self._weights_BWT, valid_BW = pool_matrix(prompt_mask_BT, routers.config.n_windows)
+        self._shares_BW = window_shares(valid_BW)
+        self._first_BWD: Tensor | None = None
+
+    def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
+        return self._routers.actions(self.logits(block, x_BTD))
+
+    @torch.no_grad()
+    def logits(self, block: int, x_BTD: Tensor) -> Tensor:
+        """(B, C) of one block's router; `InputError` where they are not finite."""
+        if torch.is_autocast_enabled(x_BTD.device.type):  # the products would run in half precision
+            with torch.autocast(x_BTD.device.type, enabled=False):
+                return self.logits(block, x_BTD)
+        layers, normalize = self._layers[block], self._routers.config.normalize
+        logits = router_logits(layers, self._pooled(x_BTD, _pool_plainly), self._shares_BW, normalize)
+        if not _finite(logits):  # looked at once, here, not after pooling too: each operation counts in a prefill of few tokens
+            logits = router_logits(layers, self._pooled(x_BTD, _pool_masked), self._shares_BW, normalize)
+        if not _finite(logits):
+            # argmax of nan is 0: every block would be skipped without a word.
+            raise InputError(f"the states entering block {block} are not finite on a prompt: load the base in bfloat16 or float32")
+        return logits
+
+    def _pooled(self, x_BTD: Tensor, pool_by: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        if not self._routers.config.first_block:
+            return pool_by(self._weights_BWT, x_BTD)
+        if self._first_BWD is None:
+            self._first_BWD = pool(self._weights_BWT, x_BTD)
+        return self._first_BWD.to(x_BTD.device)  # a device map may have put later blocks elsewhere
+
+    def save(self, folder: Path) -> list[str]:
+        return self._routers.save(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> Policy:
+        return Routers.load(folder)
+
+
+def window_shares(valid_BW: Tensor) -> Tensor:
+    """What each window counts in a row's mean (B, W): nothing where a short prompt lacks it."""
+    return valid_BW.float() / valid_BW.sum(1, keepdim=True)
+
+
+def router_logits(layers: list[tuple[Tensor, Tensor]], pooled_BWD: Tensor, shares_BW: Tensor, normalize: bool) -> Tensor:
+    """Logits (B, C) of one router on pooled states: each window's, averaged."""
+    device = pooled_BWD.device
+    n_rows, n_windows, size = pooled_BWD.shape
+    x = (rms_normalize(pooled_BWD.float()) if normalize else pooled_BWD.float()).reshape(n_rows * n_windows, size)
+    for place, (w, b) in enumerate(layers):
+        x = torch.addmm(b.to(device), torch.nn.functional.gelu(x) if place else x, w.to(device))
+    return torch.bmm(shares_BW[:, None].to(device), x.view(n_rows, n_windows, N_ACTIONS))[:, 0]
+
+
+def apply_control(probabilities: Tensor, p: float) -> Tensor:
+    """Appendix C: blend the routers' probabilities (..., C) with pure skip, execute or repeat."""
+    # Expanded: above p = 0.5 the routers have no say, and the result still has one row a prompt.
+    skip, execute, repeat = (pure.expand_as(probabilities) for pure in torch.eye(N_ACTIONS, device=probabilities.device))
+    if p <= -0.5:
+        t = (p + 1) / 0.5
+        return (1 - t) * skip + t * probabilities
+    if p <= 0.5:
+        t = p + 0.5
+        return (1 - t) * probabilities + t * execute
+    t = (p - 0.5) / 0.5
+    return (1 - t) * execute + t * repeat

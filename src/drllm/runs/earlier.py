@@ -1,0 +1,119 @@
+"""What earlier evaluations of a split left beside the latest, whose summary knows its own methods and tasks only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drllm.core.config import EvaluateConfig
+from drllm.policies.card import CONFIG_FILE, policy_digest
+from drllm.runs.names import BASE, owner_of
+from drllm.runs.summary import Verdicts, rows_of
+
+OTHER_TASKS = "-other-tasks"  # behind a split's name: of the comparisons on tasks that the latest did not ask
+
+
+@dataclass(frozen=True)
+class VerdictFile:
+    """One method on one task: the rows by question, and what the file says of itself."""
+
+    rows: list[dict[str, Any]]
+    metadata: Mapping[str, str]
+
+    @property
+    def verdicts(self) -> Verdicts:
+        """As a comparison takes them."""
+        column = lambda name: [row[name] for row in self.rows]  # noqa: E731
+        return Verdicts(column("correct"), [route or "" for route in column("route")], column("n_passes"), float(self.metadata["seconds"]))
+
+
+Files = Mapping[tuple[str, str, str], VerdictFile]  # by (split, method, task)
+
+
+def with_earlier(folder: Path, summary: Mapping[str, Any], files: Files) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """A split's summary with rows of every method that earlier evaluations left, and a second one of the tasks that only they asked.
+
+    A method is left out, and named in a line, where its verdicts cannot be compared with those of the base that stand there now: on other
+    questions, under other settings, or of a policy that has been trained again since.
+
+    Returns:
+        Summaries by name: the split's, and with `OTHER_TASKS` behind it if there are other tasks; and the lines. Their member `earlier`
+        lists the methods that the latest evaluation did not ask.
+    """
+    split, tasks = summary["split"], list(summary["tasks"])
+    bases = [task for where, method, task in files if (where, method) == (split, BASE)]
+    odd: dict[str, None] = {}
+    found: dict[str, list[str]] = {}
+    for where, method, task in files:
+        if where != split or method == BASE or task not in bases:
+            continue
+        if _belongs(folder, method, task, files, split):
+            found.setdefault(method, []).append(task)
+        elif not _is_told(summary, method, task):
+            odd[method] = None
+    mixed = [name for name, theirs in found.items() if _mixed(files, split, name, theirs)]  # two versions of a policy are no method
+    for method in [name for name in found if name in mixed or owner_of(name) in mixed]:
+        del found[method]
+        if not any(row["method"] == method for row in summary["rows"]):
+            odd[method] = None
+    layers = summary["rows"][0]["n_layers"] if summary["rows"] else 0
+    others = [task for task in bases if task not in tasks]
+    known = {row["method"] for row in summary["rows"]}
+    added = [method for method, theirs in found.items() if method not in known and all(task in theirs for task in tasks)]
+    rows = [*summary["rows"], *_rows(files, split, added, tasks, layers)]
+    summaries = {split: {**summary, "rows": rows, "earlier": added}}
+    asked = [method for method, theirs in found.items() if others and all(task in theirs for task in others)]
+    if asked:
+        beside = _rows(files, split, [BASE, *asked], others, layers)
+        summaries[split + OTHER_TASKS] = {**summary, "split": split + OTHER_TASKS, "tasks": others, "rows": beside, "earlier": asked}
+    lines = [f"Left out, since its verdicts are of other settings, questions or a policy trained anew since: {name}." for name in odd]
+    for method, theirs in found.items():
+        shown = [*(tasks if method in (*known, *added) else ()), *(others if method in asked else ())]
+        if lost := [task for task in theirs if task not in shown]:
+            lines.append(f"Left out, since it was asked of some of the tasks alone: {method} ({', '.join(lost)}).")
+    if unsaid := [method for method in dict.fromkeys((*added, *asked)) if _unsaid(files, split, method)]:
+        lines.append(f"Their files, of an older version, do not say with which settings and policy they were made: {', '.join(unsaid)}.")
+    return summaries, lines
+
+
+def _mixed(files: Files, split: str, method: str, tasks: Sequence[str]) -> bool:
+    """Whether verdicts of a method on several tasks are of several versions of its policy."""
+    return len({files[split, method, task].metadata.get("policy") for task in tasks}) > 1
+
+
+def _unsaid(files: Files, split: str, method: str) -> bool:
+    return any("comparable" not in file.metadata for (where, name, _), file in files.items() if (where, name) == (split, method))
+
+
+def _belongs(folder: Path, method: str, task: str, files: Files, split: str) -> bool:
+    """Whether verdicts are on the base's questions, under its settings, and of the policy that stands there now."""
+    file, base = files[split, method, task], files[split, BASE, task]
+    if [row["id"] for row in file.rows] != [row["id"] for row in base.rows]:
+        return False
+    if file.metadata.get("comparable") != base.metadata.get("comparable"):
+        return False
+    if owner := owner_of(method):  # a control makes its owner's passes: of another version of the owner it would not
+        theirs = files.get((split, owner, task))
+        return theirs is not None and _counted(file) == _counted(theirs) and _belongs(folder, owner, task, files, split)
+    here = (folder / method / CONFIG_FILE).is_file()  # else nothing says that it has changed
+    return not here or file.metadata.get("policy") in (None, policy_digest(folder / method))
+
+
+def _counted(file: VerdictFile) -> Counter[float]:
+    return Counter(row["n_passes"] for row in file.rows)
+
+
+def _is_told(summary: Mapping[str, Any], method: str, task: str) -> bool:
+    return any((row["method"], row["task"]) == (method, task) for row in summary["rows"])
+
+
+def _rows(files: Files, split: str, methods: Sequence[str], tasks: Sequence[str], n_layers: int) -> list[dict[str, Any]]:
+    """Rows as `evaluate` makes them."""
+    if not methods:
+        return []  # where the base's files are gone, no method of earlier evaluations is comparable either
+    config = EvaluateConfig()
+    verdicts = {(method, task): files[split, method, task].verdicts for method in (BASE, *methods) for task in tasks}
+    return rows_of(methods, tasks, verdicts, BASE, n_layers, config.n_resamples, config.seed)

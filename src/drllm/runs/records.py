@@ -1,0 +1,297 @@
+"""What a search leaves behind: one `RouteRecord` a question, in parquet shards that are whole or absent.
+
+Nothing that depends on the time or the machine is inside, so the same search writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from drllm.core.errors import ArtifactError, InputError
+from drllm.core.files import write_bytes
+from drllm.core.route import Route
+
+SCHEMA_VERSION = 2
+FINITE = "finite"  # the check that fails on a base route whose logits are no numbers
+RECORD_SPLITS = ("fit", "tune", "calibrate")  # never test: what a search has seen cannot be tested on
+_SHARD_NAME = re.compile(r"shard-(\d{5,})\.parquet")
+_FLOAT16_LIMIT = 65520.0  # from here on float16 rounds to infinity
+
+
+def _schema(margin: pa.DataType) -> pa.Schema:
+    """The columns of schema 2; only an export stores margins as float16."""
+    check = pa.struct([("route", pa.string()), ("check", pa.string()), ("correct", pa.bool_()), ("margin", margin)])
+    return pa.schema(
+        [
+            ("task", pa.string()),
+            ("id", pa.string()),
+            ("n_choices", pa.int32()),
+            ("base_correct", pa.bool_()),
+            ("base_margin", margin),
+            ("chosen", pa.string()),
+            ("routes", pa.list_(pa.string())),
+            ("rewards", pa.list_(pa.float32())),
+            ("margins", pa.list_(margin)),
+            ("acc", pa.list_(pa.bool_())),
+            ("acc_norm", pa.list_(pa.bool_())),
+            ("seed", pa.int64()),
+            ("fingerprint", pa.string()),
+            ("reward", pa.string()),
+            ("split", pa.string()),
+            ("control_routes", pa.list_(pa.string())),
+            ("control_correct", pa.list_(pa.bool_())),
+            ("control_margins", pa.list_(margin)),
+            ("checks", pa.list_(check)),
+        ]
+    )
+
+
+_SCHEMA, _SCHEMA_FLOAT16 = _schema(pa.float32()), _schema(pa.float16())
+_N_COLUMNS_1 = _SCHEMA.names.index("split")
+_SCHEMAS = {1: (pa.schema(list(_SCHEMA)[:_N_COLUMNS_1]),), 2: (_SCHEMA, _SCHEMA_FLOAT16)}
+
+
+@dataclass(frozen=True)
+class Check:
+    """A route's verdict under another condition than the search's.
+
+    `check` names the condition, then for multiple choice the metric: "fp32:acc", "fp32:acc_norm", "template:acc", "rotated:1".
+    """
+
+    route: Route
+    check: str
+    correct: bool
+    margin: float
+
+
+@dataclass(frozen=True)
+class RouteRecord:
+    """One searched question.
+
+    Attributes:
+        base_correct, base_margin: the base route's verdict and margin (nan where the reward has none).
+        chosen: the route kept, or None when no route was right.
+        routes, rewards, margins, acc, acc_norm: every evaluated route in the order told, the base first; the last two are None entries
+            for generated rewards. Rewards and margins are stored as float32.
+        split: the split the question is from, one of `RECORD_SPLITS`.
+        control_routes, control_correct, control_margins: the input-blind control: random routes drawn without looking at the question,
+            in the order tried. Empty when none was drawn.
+        checks: routes verified again under other conditions.
+    """
+
+    task: str
+    id: str
+    n_choices: int
+    base_correct: bool
+    base_margin: float
+    chosen: Route | None
+    routes: tuple[Route, ...]
+    rewards: tuple[float, ...]
+    margins: tuple[float, ...]
+    acc: tuple[bool | None, ...]
+    acc_norm: tuple[bool | None, ...]
+    seed: int
+    fingerprint: str
+    reward: str
+    split: str = "fit"
+    control_routes: tuple[Route, ...] = ()
+    control_correct: tuple[bool, ...] = ()
+    control_margins: tuple[float, ...] = ()
+    checks: tuple[Check, ...] = ()
+
+    def __post_init__(self) -> None:
+        sizes = {name: len(getattr(self, name)) for name in ("routes", "rewards", "margins", "acc", "acc_norm")}
+        if not self.routes or len(set(sizes.values())) > 1:
+            raise InputError(f"record {self.id!r} of {self.task}: expected one entry an evaluated route, the base first, got {sizes}")
+        sizes = {name: len(getattr(self, name)) for name in ("control_routes", "control_correct", "control_margins")}
+        if len(set(sizes.values())) > 1:
+            raise InputError(f"record {self.id!r} of {self.task}: expected one entry a control route, got {sizes}")
+        if self.split not in RECORD_SPLITS:
+            raise InputError(f"record {self.id!r} of {self.task}: split is {self.split!r}, expected one of {', '.join(RECORD_SPLITS)}")
+
+    @property
+    def base_acc(self) -> bool | None:
+        """The base's verdict by raw log-likelihood; None for generated rewards."""
+        return self.acc[0]
+
+    @property
+    def base_acc_norm(self) -> bool | None:
+        """The base's verdict by length-normalised log-likelihood; None for generated rewards."""
+        return self.acc_norm[0]
+
+    @property
+    def kept(self) -> bool:
+        """Some route was right, so the record can teach one (section 4: paths that preserve or improve the verdict)."""
+        return self.chosen is not None
+
+    @property
+    def improved(self) -> bool:
+        """The base was wrong and the kept route is right."""
+        return not self.base_correct and self.chosen is not None
+
+    @property
+    def solved(self) -> bool:
+        """The search solved what the base gets wrong; another word for `improved`, beside `control_solved`."""
+        return self.improved
+
+    @property
+    def control_solved(self) -> bool | None:
+        """The base was wrong and one of the control's routes is right; None without a control.
+
+        All of them count, as many as the search had simulations: a search that stops at its first right route has not had fewer chances,
+        and a control cut to that length would lose to a search that is no better than chance.
+        """
+        return not self.base_correct and any(self.control_correct) if self.control_routes else None
+
+    @property
+    def broken(self) -> bool:
+        """The base's logits were no numbers, so nothing more was tried."""
+        return self.verified(self.routes[0]).get(FINITE) is False
+
+    def verified(self, route: Route) -> dict[str, bool]:
+        """The verdicts of a route's checks by name; empty when it was never checked."""
+        return {check.check: check.correct for check in self.checks if check.route == route}
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the kept route is right in every check; None when no route was kept, or it was never checked."""
+        verdicts = {} if self.chosen is None else self.verified(self.chosen)
+        return all(verdicts.values()) if verdicts else None
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    """Where shard `index` lies."""
+    return folder / f"shard-{index:05d}.parquet"
+
+
+def shard_indices(folder: Path) -> list[int]:
+    """The shards present, in order; what a killed process left half written is none of them."""
+    return sorted(int(match[1]) for path in folder.glob("shard-*.parquet") if (match := _SHARD_NAME.fullmatch(path.name)))
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether a file of this name in a task folder is one of its shards."""
+    return _SHARD_NAME.fullmatch(name) is not None
+
+
+def write_shard(folder: Path, index: int, records: Sequence[RouteRecord]) -> None:
+    """Write one group's records atomically, in the order given; equal records give equal bytes."""
+    data = encode(records)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(shard_path(folder, index), data)
+
+
+def encode(records: Sequence[RouteRecord], float16: bool = False, level: int | None = None) -> bytes:
+    """The bytes of a shard, which `read_shard` reads back.
+
+    Args:
+        float16: store margins as float16; `InputError` when one is beyond it.
+        level: of the zstd compression; default its own.
+    """
+    table = _stamped(pa.Table.from_pylist([_row(record) for record in records], schema=_SCHEMA))
+    if float16:
+        _check_float16(records)
+        # The digest is that of the margins as they are read back.
+        table = _stamped(table.cast(_SCHEMA_FLOAT16).cast(_SCHEMA))
+        table = table.cast(_SCHEMA_FLOAT16.with_metadata(table.schema.metadata))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", compression_level=level, write_page_checksum=True)
+    return sink.getvalue().to_pybytes()
+
+
+def _stamped(table: pa.Table) -> pa.Table:
+    return table.replace_schema_metadata({"drllm_schema": str(SCHEMA_VERSION), "drllm_digest": _digest(table)})
+
+
+def _row(record: RouteRecord) -> dict[str, Any]:
+    """A record as parquet holds it: routes as text."""
+    return {
+        **{name: getattr(record, name) for name in _SCHEMA.names},
+        "chosen": None if record.chosen is None else str(record.chosen),
+        "routes": [str(route) for route in record.routes],
+        "control_routes": [str(route) for route in record.control_routes],
+        "checks": [{**vars(check), "route": str(check.route)} for check in record.checks],
+    }
+
+
+def read_shard(path: Path) -> list[RouteRecord]:
+    """The records of one shard, or of an exported file; `ArtifactError` when it is corrupt, foreign or from a newer drllm.
+
+    Shards of schema 1 lack the split, the control and the checks: their records have the defaults.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is not a readable shard ({_line(error)}): delete it and run the search again") from None
+    metadata = table.schema.metadata or {}
+    version = metadata.get(b"drllm_schema", b"").decode("ascii", "replace")
+    if version.isdecimal() and int(version) > SCHEMA_VERSION:
+        raise ArtifactError(f"{path} has schema {version}, this drllm reads up to {SCHEMA_VERSION}: upgrade drllm")
+    if not version.isdecimal() or not any(table.schema.equals(schema) for schema in _SCHEMAS.get(int(version), ())):
+        raise ArtifactError(f"{path} holds no drllm search records: give a run folder written by `drllm search`")
+    try:
+        if table.schema.equals(_SCHEMA_FLOAT16):
+            table = table.cast(_SCHEMA)
+        # Page checksums do not cover the footer, where one wrong bit can move values silently.
+        digest = _digest(table).encode()
+        if metadata.get(b"drllm_digest", digest) != digest:
+            raise InputError("its content and its digest differ")
+        return [_record(row) for row in table.to_pylist()]
+    except (InputError, TypeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} holds a broken record ({_line(error)}): delete it and run the search again") from None
+
+
+def _digest(table: pa.Table) -> str:
+    return hashlib.sha256(json.dumps(table.to_pylist()).encode()).hexdigest()
+
+
+def _record(row: dict[str, Any]) -> RouteRecord:
+    """The inverse of `_row`, also of a row of schema 1."""
+    for name in {"rewards", "margins", "acc", "acc_norm", "control_correct", "control_margins"} & row.keys():
+        row[name] = tuple(row[name])
+    for name in {"routes", "control_routes"} & row.keys():
+        row[name] = tuple(Route.parse(text) for text in row[name])
+    row["checks"] = tuple(Check(**{**check, "route": Route.parse(check["route"])}) for check in row.get("checks", ()))
+    row["chosen"] = None if row["chosen"] is None else Route.parse(row["chosen"])
+    return RouteRecord(**row)
+
+
+def read_records(folder: Path) -> list[RouteRecord]:
+    """Every record below a folder (one task's, or a whole `search/`), by task, then shard, then place in the shard."""
+    return list(iterate_records(folder))
+
+
+def iterate_records(folder: Path) -> Iterator[RouteRecord]:
+    """As `read_records`, a shard at a time: a million records are tens of gigabytes."""
+    for task in sorted({path.parent for path in folder.rglob("shard-*.parquet")}):
+        for index in shard_indices(task):
+            yield from read_shard(shard_path(task, index))
+
+
+def same_record(one: RouteRecord, other: RouteRecord) -> bool:
+    """Whether two records say the same; as text, because nan differs from itself."""
+    return json.dumps(_row(one)) == json.dumps(_row(other))
+
+
+def _check_float16(records: Sequence[RouteRecord]) -> None:
+    for record in records:
+        margins = (record.base_margin, *record.margins, *record.control_margins, *(check.margin for check in record.checks))
+        for margin in margins:
+            if _FLOAT16_LIMIT <= abs(margin) < math.inf:
+                raise InputError(f"a margin of question {record.id!r} is {margin:g}, float16 ends at 65504: leave --float16 out")
+
+
+def _line(value: object) -> str:
+    """The first line of a message, cut to what a terminal shows."""
+    return (str(value).splitlines() or [""])[0][:100]

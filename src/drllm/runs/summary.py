@@ -1,0 +1,99 @@
+"""Rows of a comparison: verdicts of one method beside the base's on the same questions. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from drllm.stats.paired import even_weights, mcnemar, paired_bootstrap, sign_flips, wilson
+
+POOLED = "all"  # the name under which a summary pools its tasks
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """One method's verdicts on one task, in the order of the questions.
+
+    Attributes:
+        correct: whether each answer is right.
+        routes: one digit a block each; empty where the method decides no route of its own.
+        passes: block passes of each prompt.
+        seconds: that answering took.
+    """
+
+    correct: Sequence[bool]
+    routes: Sequence[str]
+    passes: Sequence[float]
+    seconds: float
+
+
+def row_of(
+    method: str, task: str, n_layers: int, ours: Sequence[Verdicts], base: Sequence[Verdicts] | None, n_resamples: int, seed: int
+) -> dict[str, Any]:
+    """A row of a summary: a method on one task, or on several pooled.
+
+    Args:
+        ours: the method's verdicts, a part a task.
+        base: the base's on the same questions in the same order; None for the base's own row.
+        n_resamples, seed: of the paired bootstrap, in which questions are drawn within their task.
+    """
+    correct = np.concatenate([np.array(part.correct, dtype=float) for part in ours])
+    routes = [route for part in ours for route in part.routes]
+    passes = [value for part in ours for value in part.passes]
+    low, high = wilson(int(correct.sum()), len(correct))
+    row: dict[str, Any] = {
+        "method": method, "task": task, "n": len(correct), "accuracy": float(correct.mean()), "wilson_low": low, "wilson_high": high,
+        "mean_passes": float(np.mean(passes)), "n_layers": n_layers, "distinct_routes": len(set(zip(routes, passes, strict=True))),
+        "identity_share": None if "" in routes else float(np.mean([set(route) == {"1"} for route in routes])),
+        "seconds": sum(part.seconds for part in ours),
+    }  # fmt: skip
+    if base is not None:
+        theirs = np.concatenate([np.array(part.correct, dtype=float) for part in base])
+        strata = np.concatenate([np.full(len(part.correct), index) for index, part in enumerate(ours)])
+        difference, d_low, d_high = paired_bootstrap(correct, theirs, n_resamples, seed, strata)
+        row |= {
+            "difference": difference, "difference_low": d_low, "difference_high": d_high, "mcnemar_p": mcnemar(correct, theirs),
+            "better": int((correct > theirs).sum()), "worse": int((correct < theirs).sum()),
+        }  # fmt: skip
+    return row
+
+
+def rows_of(
+    methods: Sequence[str], tasks: Sequence[str], verdicts: Mapping[tuple[str, str], Verdicts], reference: str, n_layers: int,
+    n_resamples: int, seed: int,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The rows of a summary: each method on each task, and on all tasks pooled when there are several; `verdicts` by (method, task)."""
+    rows = []
+    for method in methods:
+        for name in [*tasks, *([POOLED] if len(tasks) > 1 else [])]:
+            parts = tasks if name == POOLED else [name]
+            ours, base = ([verdicts[one, task] for task in parts] for one in (method, reference))
+            rows.append(row_of(method, name, n_layers, ours, None if method == reference else base, n_resamples, seed))
+    return rows
+
+
+def evenly(by_task: Sequence[ArrayLike]) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Values, a sequence a task, each task weighing the same: the weighted values, and their mean with its 95 % bootstrap interval."""
+    parts = [np.asarray(part, dtype=float) for part in by_task]
+    strata = np.concatenate([np.full(len(part), index) for index, part in enumerate(parts)])
+    weighted = even_weights(strata) * np.concatenate(parts)
+    return weighted, paired_bootstrap(weighted, np.zeros(len(weighted)), strata=strata)
+
+
+def mean_over_tasks(ours: Sequence[Sequence[bool]], base: Sequence[Sequence[bool]]) -> tuple[float, float, float, float]:
+    """What a method's verdicts, a sequence a task, have over the base's on the same questions, each task weighing the same.
+
+    Returns (mean, low, high, p): fractions, the paired 95 % bootstrap interval, questions drawn within their task, and p of sign flips.
+    """
+    weighted, found = evenly([np.array(a, dtype=float) - np.array(b, dtype=float) for a, b in zip(ours, base, strict=True)])
+    return *found, sign_flips(weighted)
+
+
+def pooled_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a method: over all tasks, or of the only task."""
+    pooled = [row for row in summary["rows"] if row["task"] == POOLED]
+    return pooled or summary["rows"]

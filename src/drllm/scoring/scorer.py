@@ -1,0 +1,49 @@
+"""The scorer of a task's reward."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+
+from drllm.core.config import RewardName
+from drllm.core.errors import InputError
+from drllm.model.routed import RoutedModel
+from drllm.scoring.generated import GeneratedQuestion, GeneratedScorer
+from drllm.scoring.loglik import LoglikScorer, Question
+from drllm.tasks import Task
+
+Scorer = LoglikScorer | GeneratedScorer
+
+
+def make_scorer(
+    routed: RoutedModel,
+    task: Task,
+    reward: RewardName,
+    max_step_tokens: int,
+    metric: str = "acc_norm",
+    max_new_tokens: int = 0,
+    cache_bytes: int = 2**30,
+) -> Scorer:
+    """The scorer of a task's reward; `auto` is log-likelihood for multiple choice, for mathematics a boxed answer or a number.
+
+    It keeps up to `cache_bytes` of states for paths to come.
+    """
+    name = task.reward_named(reward)
+    if (name in ("boxed", "number")) != (task.kind == "math") or (name == "number" and not task.shots):
+        raise InputError(f"task {task.name!r} is a {task.kind} task, which reward {name!r} cannot judge: use --reward auto")
+    if name == "loglik":
+        return LoglikScorer(routed, max_step_tokens, metric, cache_bytes=cache_bytes)
+    return GeneratedScorer(routed, name, max_step_tokens, max_new_tokens, cache_bytes)
+
+
+def questions_digest(questions: Iterable[Question | GeneratedQuestion]) -> str:
+    """16 hex digits over the questions' content and tokens: with another text or tokenizer the same ids are other questions."""
+    rows = [
+        (
+            dataclasses.astuple(question.example),
+            question.context_ids,
+            [token for row in getattr(question, "rows", ()) for token in row.targets],  # the choices', packed or not
+        )
+        for question in questions
+    ]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]

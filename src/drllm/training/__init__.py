@@ -1,1 +1,0 @@
-"""Training on cached features: the base model runs once over each record, then all routers train together."""

@@ -1,0 +1,261 @@
+"""What the comparison of methods asks, pairs and prints, and what runs of serving say together (`benchmarks/`), on small known cases."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats
+
+from drllm.core.route import Route
+from drllm.tasks import Example, LoadedTask, get_task
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import methods_asked  # noqa: E402
+import methods_table  # noqa: E402
+import serve_runs  # noqa: E402
+import timing  # noqa: E402
+from methods import ROWS, SETTINGS, read_before, stored_digest, wanted_rows  # noqa: E402
+
+SPLITS = {"fit": 5, "tune": 6, "calibrate": 3, "test": 4}
+
+
+def loaded(name: str = "arc_easy", **counts: int) -> LoadedTask:
+    examples = {
+        split: [Example(f"{split}{n}", f"{split} {n}?", ("no", "yes"), int(n % 3 == 0), name) for n in range(count)]
+        for split, count in (SPLITS | counts).items()
+    }
+    return LoadedTask(get_task(name), "nowhere", examples, {})
+
+
+def ids(examples) -> list[str]:
+    return [example.id for example in examples]
+
+
+def test_another_policy_does_not_read_test_again(tmp_path):
+    path = tmp_path / "codebook.0.parquet"
+    assert not read_before(path, stored_digest(path), "mine")
+    pq.write_table(pa.table({"id": ["a"]}).replace_schema_metadata({"policy": "mine"}), path)
+    assert read_before(path, stored_digest(path), "mine")
+    with pytest.raises(SystemExit, match="test verdicts of another policy"):
+        read_before(path, stored_digest(path), "a better one")
+
+
+def test_tune_asks_the_matrix_and_test_what_nothing_was_chosen_by():
+    seen = {"tune0", "tune3"}
+    assert ids(methods_asked.select(loaded(), "tune", seen)) == ["tune0", "tune3"]
+    assert ids(methods_asked.select(loaded(), "tune", set())) == [f"tune{n}" for n in range(6)]
+    assert ids(methods_asked.select(loaded(), "test", seen)) == [f"test{n}" for n in range(4)]
+    assert ids(methods_asked.select(loaded(test=0), "test", seen)) == ["tune1", "tune2", "tune4", "tune5"]
+    unlearned = ids(methods_asked.select(loaded("sciq", test=0), "test", set()))
+    assert unlearned == [f"fit{n}" for n in range(5)] + [f"calibrate{n}" for n in range(3)]
+    assert len(methods_asked.select(loaded("boolq", test=0, tune=900), "test", seen)) == 400
+
+
+def test_a_limit_ends_test_questions_early():
+    seen = {"tune0"}
+    assert ids(methods_asked.select(loaded(), "test", seen, limit=3)) == ["test0", "test1", "test2"]
+    assert ids(methods_asked.select(loaded(test=0), "test", seen, limit=2)) == ["tune1", "tune2"]
+    assert ids(methods_asked.select(loaded(), "tune", seen, limit=3)) == ["tune0"]
+    assert len(methods_asked.select(loaded(test=900), "test", seen)) == 900
+    assert len(methods_asked.select(loaded(test=900), "test", seen, limit=methods_asked.LIMIT)) == methods_asked.LIMIT
+
+
+def test_the_most_common_answer_is_told_where_all_questions_have_the_same_choices():
+    examples = loaded().examples["tune"]
+    assert methods_asked.most_common(examples) == pytest.approx(4 / 6)
+    assert methods_asked.most_common([*examples, Example("x", "x?", ("a", "b"), 0, "arc_easy")]) is None
+
+
+def test_rows_of_a_setting():
+    narrow = [name for name, _, _ in wanted_rows("piqa", "", 3)]
+    assert narrow.count("codebook") == 1
+    assert {"static", "static_tuned", "codebook", "polar"} <= set(narrow)
+    assert "paper" not in narrow
+    mixed, whole, outside = ({name for name, _, _ in wanted_rows(setting, "", 1)} for setting in ("mixed", "in-domain", "ood"))
+    assert whole == outside == set(ROWS)
+    assert whole - mixed == {name for name, row in ROWS.items() if row.only}
+    assert [seed for _, _, seed in wanted_rows("in-domain", "codebook", 3)] == [0, 1, 2]
+
+
+def verdicts(right: list[int], tasks: list[str]) -> methods_table.Verdicts:
+    return {
+        "correct": np.array(right, dtype=float), "passes": np.full(len(right), 30.0), "task": np.array(tasks),
+        "id": np.array([f"q{n}" for n in range(len(right))]),
+    }  # fmt: skip
+
+
+def test_the_mean_over_tasks_weighs_tasks_alike():
+    tasks = ["a"] * 8 + ["b"] * 2
+    ours, base = verdicts([1] * 8 + [0, 0], tasks), verdicts([0] * 8 + [1, 1], tasks)
+    assert methods_table.compared(ours, base).startswith("+60.0 ")
+    assert methods_table.compared(ours, base, even=True) == "+0.0 (+0.0 to +0.0)"
+    with pytest.raises(ValueError, match="different questions"):
+        methods_table.gain(ours, base | {"id": base["id"][::-1]})
+
+
+def test_contrasts_average_seeds_and_count_what_knowing_the_task_gains():
+    tasks = ["arc_easy"] * 10 + ["boolq"] * 10
+    nothing, first = [0] * 20, [1] * 10 + [0] * 10
+    found = {
+        "base": [verdicts(nothing, tasks)],
+        "static": [verdicts(nothing, tasks)],
+        "static-per-task": [verdicts([1] * 20, tasks)],
+        "codebook": [verdicts([1] * 20, tasks), verdicts(first, tasks)],
+    }
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in methods_table.contrasts(found, ["arc_easy", "boolq"])
+            if line.startswith("| ")}  # fmt: skip
+    assert [cell.split()[0] for cell in rows["codebook less base"]] == ["+75.0", "+75.0", "+100.0"]
+    assert [cell.split()[0] for cell in rows["static-per-task less static"]] == ["+100.0"] * 3
+    label = "codebook less static, less 70% of what static-per-task gains over it"
+    assert [cell.split()[0] for cell in rows[label]] == ["+5.0", "+5.0", "+30.0"]
+
+
+def stored(path, tasks, ids, correct, n_passes, route):
+    """As `Asked.store` leaves verdicts: the questions once beside the folder, a method's own columns in its file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"task": tasks, "id": ids}), methods_asked.questions_path(path))
+    pq.write_table(pa.table({"correct": correct, "n_passes": [n_passes] * len(ids), "route": [route] * len(ids)}), path)
+
+
+def test_verdicts_of_other_questions_than_the_stored_ones_are_refused(tmp_path):
+    path = tmp_path / "arc" / "tune" / "base.0.parquet"
+    stored(path, ["arc_easy"], ["a"], [True], 4, "1111")
+    asked = methods_asked.Asked.__new__(methods_asked.Asked)
+    asked.tasks, asked.ids = ["arc_easy"], ["a"]
+    asked.store(path.with_name("static.0.parquet"), [Route.parse("1110")], [False], "digest")
+    found = methods_table.read(path.with_name("static.0.parquet"), ["arc_easy"])
+    assert (found["id"].tolist(), found["correct"].tolist(), found["passes"].tolist()) == (["a"], [0.0], [3.0])
+    asked.ids = ["b"]
+    with pytest.raises(SystemExit, match="holds other questions"):
+        asked.store(path.with_name("static.1.parquet"), [Route.parse("1110")], [False], "digest")
+    stored(path, ["arc_easy"] * 2, ["a", "b"], [True, True], 4, "1111")
+    with pytest.raises(ValueError, match="1 verdicts of 2 questions"):
+        methods_table.read(path.with_name("static.0.parquet"), ["arc_easy"])
+
+
+def test_a_table_is_made_of_stored_verdicts_alone(tmp_path):
+    rng = np.random.default_rng(0)
+    asked = SETTINGS["arc"].asked
+    for name, share in (("base.0", 0.4), ("static.0", 0.5), ("codebook.0", 0.6)):
+        tasks, ids = [task for task in asked for _ in range(50)], [f"q{n}" for n in range(100)]
+        stored(tmp_path / "arc" / "tune" / f"{name}.parquet", tasks, ids, (rng.random(100) < share).tolist(), 29, "1" * 30)
+    lines = list(methods_table.table(tmp_path, "arc", "tune", SETTINGS, ()))
+    (codebook,) = [line for line in lines if line.startswith("| codebook * ")]
+    right = pq.read_table(tmp_path / "arc" / "tune" / "codebook.0.parquet")["correct"].to_pylist()
+    assert codebook.split("|")[2].split()[0] == f"{np.mean(right) * 100:.1f}"
+    assert codebook.split("|")[8].strip() == "29.00"
+    assert any(line.startswith("| codebook less static |") for line in lines)
+
+
+def test_each_model_has_its_part_of_the_document(tmp_path):
+    for model, blocks in (("one", 30), ("two", 18)):
+        place = tmp_path / model / "openbookqa" / "test"
+        place.mkdir(parents=True)
+        (tmp_path / model / "model.json").write_text(f'{{"model": "{model}", "blocks": {blocks}}}')
+        stored(place / "base.0.parquet", ["openbookqa"], [model], [True], blocks, "1" * blocks)
+    lines = list(methods_table.tables([tmp_path / "one", tmp_path / "two"], SETTINGS, ()))
+    heads = [line for line in lines if line.startswith("## ")]
+    assert heads == ["## one, 30 blocks", "## two, 18 blocks"]
+    (first, second) = [lines.index(head) for head in heads]
+    assert [lines[first:second].count(line) for line in lines if line.startswith("| base |")] == [1, 0]
+
+
+def test_a_reproductions_page_stands_one_level_down(tmp_path):
+    """Its pictures are linked from the folder of the document; what a shell reads stays as it is."""
+    page = tmp_path / "results" / "run" / "reproduce" / "all" / "report.md"
+    page.parent.mkdir(parents=True)
+    fence = "````"
+    text = ["![A map.](map.png)", "Numbers: [map.csv](map.csv), [paper](https://a.b/x.png)", f"{fence}\n# a comment\n{fence}", "## Part"]
+    page.write_text("\n\n".join(["# Title", *text]))
+    there = "../results/run/reproduce/all"
+    assert list(methods_table.paper_page(page, tmp_path / "docs")) == [
+        "## Title", "", f"![A map.]({there}/map.png)", "", f"Numbers: [map.csv]({there}/map.csv), [paper](https://a.b/x.png)", "",
+        fence, "# a comment", fence, "", "### Part",
+    ]  # fmt: skip
+
+
+def test_runs_that_agree_narrow_one_another():
+    """Four times the rounds, half the width, and no narrower, though runs that are all the same lie no way apart."""
+    one = (1.2, 1.1, 1.2 * 1.2 / 1.1)
+    ratio, low, high = serve_runs.combined([one] * 4)
+    assert ratio == pytest.approx(1.2)
+    assert high / low == pytest.approx((one[2] / one[1]) ** 0.5)
+
+
+@pytest.mark.parametrize("medians", [(1.2, 1.8), (0.95, 1.2, 1.1), (1.0, 1.3, 0.9, 1.6)])
+def test_runs_that_lie_apart_are_a_sample_of_runs(medians: tuple[float, ...]):
+    """Where each is equally sure of itself: the t interval of the mean of their logarithms; two runs say next to nothing."""
+    ratio, low, high = serve_runs.combined([(median, median / 1.02, median * 1.02) for median in medians])
+    logs = np.log(medians)
+    assert ratio == pytest.approx(np.exp(logs.mean()))
+    assert (low, high) == pytest.approx(np.exp(stats.t.interval(0.95, len(logs) - 1, logs.mean(), stats.sem(logs))))
+
+
+def serving_run(path: Path, limit: dict[str, Any], new: int = 32, processor: str = "P", **more: Any) -> Path:
+    """A file of `benchmarks/serve.py` with one arm of nested routes, and one of the trained book if there is one."""
+    arms = {"4 nested routes, compiled": {"ratio": [1.1, 1.0, 1.2]}, "stock, compiled": {"ratio": [1, 1, 1]}}
+    arms |= {"trained book, compiled": {"ratio": [1.0, 0.9, 1.1]}} if "book" in more else {}
+    row = {"batch": 32, "new": new, "arms": arms, "limit": limit}
+    path.write_text(json.dumps({"serve": [row], "hardware": {"processor": processor}} | more))
+    return path
+
+
+def test_runs_of_old_and_new_files_are_read_together(tmp_path, capsys):
+    old = serving_run(tmp_path / "old.json", {"compiled": {"speed": [0.98, 0.86, 1.07], "reached": [0.95, 0.8, 1.2]}})
+    limit = {"speed": [1.05, 1.0, 1.09], "saving_reached": [0.5, -2.0, 3.0], "rounds": 10}
+    new = serving_run(tmp_path / "new.json", {"4 nested routes, compiled": limit}, dtype="bfloat16")
+    serve_runs.main([str(old), str(new)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("dtype bfloat16, processor P, new tokens 32")
+    assert lines[1].endswith("2 runs: 1.100, 1.100")
+    assert lines[2].endswith("limit 0.980 (0.860 to 1.070), share of its saving not in the file   old.json")
+    assert lines[3].endswith("limit 1.050 (1.000 to 1.090), of its saving reached 0.50 (-2.00 to 3.00)   new.json")
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"dtype": "float32"}, "has dtype float32, .* has bfloat16: give runs of one dtype"),
+        ({"processor": "Q"}, "has processor Q"),
+        ({"new": 16}, "has new tokens 16"),
+        ({"book": "another"}, r"c.json has code book another, .*b.json has one: give runs of one code book"),
+        ({"turns": "steps"}, "has turns of steps, .* has answers"),
+    ],
+)
+def test_unlike_runs_are_not_combined(tmp_path, change: dict[str, Any], says: str):
+    paths = [
+        serving_run(tmp_path / "a.json", {}),
+        serving_run(tmp_path / "b.json", {}, book="one"),
+        serving_run(tmp_path / "c.json", {}, **change),
+    ]
+    with pytest.raises(SystemExit, match=says):
+        serve_runs.main([str(path) for path in paths])
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0] * 5])
+def test_too_few_values_have_no_interval(values: list[float]):
+    with pytest.raises(ValueError, match=f"{len(values)} values have no 95 % interval"):
+        timing.median_interval(values)
+
+
+def test_an_interval_by_order_statistics():
+    """Of six values their range, 1 - 2 / 64 sure; of twenty the sixth and the fifteenth."""
+    assert timing.median_interval([3, 1, 2, 6, 5, 4]) == [3.5, 1, 6]
+    assert timing.median_interval(list(range(1, 21))) == [10.5, 6, 15]
+
+
+def test_servers_of_the_http_benchmark_start_as_users_start_them():
+    """Importing it sets no variable: each would reach the servers, as one thread for an engine that users give all cores."""
+    code = "import os; before = dict(os.environ); import serve_http; assert dict(os.environ) == before, set(os.environ) ^ set(before)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT / "benchmarks")

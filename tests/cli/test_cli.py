@@ -1,0 +1,369 @@
+"""The command line as a user meets it: one line for every mistake, exit codes, what goes to which stream, and the whole retrofit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import families
+from drllm import Route, RoutedModel
+from drllm.cli import commands
+from drllm.cli import main as cli
+from drllm.cli.job import warn_if_slow
+from drllm.cli.main import main
+from drllm.policies.constant import RoutePolicy
+from drllm.policies.routers import RouterConfig, Routers
+
+SRC = str(Path(__file__).parents[2] / "src")
+N_BLOCKS = families.N_BLOCKS
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """A tiny model in a folder, a static policy and routers for it, and a file of questions."""
+    from byte_tokens import byte_tokenizer
+
+    root = tmp_path_factory.mktemp("cli")
+    families.build("llama", vocab_size=300, max_position_embeddings=512).save_pretrained(root / "model")
+    byte_tokenizer().save_pretrained(root / "model")
+    routed = RoutedModel.wrap(str(root / "model"))
+    policy = RoutePolicy(Route.parse("1201"))
+    routed.policy = policy
+    routed.save_pretrained(root / "policy")
+    routed.policy = Routers(RouterConfig(routed.n_layers, routed.hidden_size))
+    routed.policy.prompt_format = "chat"
+    routed.save_pretrained(root / "chat-policy")
+    (root / "corrupt").mkdir()
+    (root / "corrupt" / "drllm_config.json").write_text("{")
+    for name, model in (("bloom", families.build("bloom")), ("stranger", families.build("llama", seed=5, vocab_size=300))):
+        model.save_pretrained(root / name)
+        byte_tokenizer().save_pretrained(root / name)
+    rows = [
+        {"id": f"q{n}", "question": f"Which number is {n}?", "choices": [f"{n}", f"{n + 1}", "none"], "answer": n % 3} for n in range(40)
+    ]
+    (root / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"model": root / "model", "policy": root / "policy", "chat": root / "chat-policy", "data": root / "data.jsonl",
+            "corrupt": root / "corrupt", "bloom": root / "bloom", "stranger": root / "stranger"}  # fmt: skip
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr of one command."""
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+# What is typed ({model}, {policy}, {tmp} stand for folders) and what the one line must say.
+MISTAKES = {
+    "refused family": (["generate", "hi", "--model", "{bloom}"], "model_type 'bloom' with alibi"),
+    "corrupt artefact": (["generate", "hi", "--policy", "{corrupt}"], "not readable JSON"),
+    "foreign weights": (["generate", "hi", "--policy", "{policy}", "--model", "{stranger}"], "was made for"),
+    "unknown command": (["serach"], "unknown command 'serach'; did you mean 'search'?"),
+    "nothing like a command": (["xyzzy"], "commands are search, train"),
+    "flag before the command": (["--model", "x"], "unknown flag '--model'"),
+    "unknown flag": (["search", "--n-simulatons", "3"], "unknown flag --n-simulatons; did you mean '--n-simulations'?"),
+    "abbreviated flag": (["search", "--n-sim=3"], "unknown flag --n-sim"),
+    "extra argument": (["evaluate", "runs/x"], "unexpected argument 'runs/x'"),
+    "flag without value": (["search", "--limit"], "argument --limit: expected one argument"),
+    "wrong type": (["search", "--limit", "many"], "argument --limit: invalid int value: 'many'"),
+    "not a finite number": (["train", "--lr", "nan"], "argument --lr: invalid number value: 'nan'"),
+    "wrong choice": (["search", "--reward", "leter"], "argument --reward: invalid choice: 'leter'"),
+    "out of range": (
+        ["search", "--model", "x", "--tasks", "piqa", "--out", "{tmp}/r", "--limit", "-1"],
+        "limit is -1, expected at least 0",
+    ),
+    "no out": (["search", "--model", "x", "--tasks", "piqa"], "--out is missing"),
+    "test split, before the model": (
+        ["search", "--model", "x", "--tasks", "piqa", "--out", "{tmp}/r", "--splits", "test"],
+        "split 'test' cannot be used here",
+    ),
+    "no tasks": (["search", "--model", "x", "--out", "{tmp}/r"], "--tasks is missing"),
+    "no model": (["search", "--tasks", "piqa", "--out", "{tmp}/r"], "--model is missing"),
+    "unknown task": (["search", "--model", "x", "--tasks", "arc_esy", "--out", "{tmp}/r"], "unknown task 'arc_esy'"),
+    "unknown model": (["generate", "hi", "--model", "nobody/nothing"], "cannot load model 'nobody/nothing'"),
+    "misspelt alias": (["generate", "hi", "--model", "smollm2-135m-q5"], "did you mean 'smollm2-135m-q4'?"),
+    "unknown device": (["generate", "hi", "--model", "{model}", "--device", "tpu9"], "device 'tpu9' cannot be used here"),
+    "missing data file": (
+        ["search", "--model", "{model}", "--tasks", "arc_easy", "--data", "{tmp}/no.jsonl", "--out", "{tmp}/r"],
+        "no.jsonl: no such file",
+    ),
+    "wrong route length": (
+        ["generate", "hi", "--model", "{model}", "--route", "11"],
+        f"route or policy of 2 blocks, the model has {N_BLOCKS}",
+    ),
+    "not a route": (["generate", "hi", "--model", "{model}", "--route", "1x"], "cannot read route '1x'"),
+    "route and policy": (["generate", "hi", "--policy", "{policy}", "--route", "1111"], "got both --route and --policy"),
+    "control without policy": (["generate", "hi", "--model", "{model}", "--control", "0"], "--control turns the knob of trained routers"),
+    "control of a static route": (["generate", "hi", "--policy", "{policy}", "--control", "-0.5"], "has no control knob"),
+    "no new tokens": (["generate", "hi", "--model", "{model}", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
+    "empty prompt": (["generate", "", "--model", "{model}"], "prompt 0 is empty"),
+    "blank prompt": (["generate", "hi", "  ", "--model", "{model}"], "prompt 1 is empty"),
+    "no prompt": (["generate", "--model", "{model}", "--file", os.devnull], "no prompt"),
+    "prompt beyond the context": (["generate", "x" * 600, "--model", "{model}"], "exceeds the context of 512 tokens"),
+    "missing prompt file": (["generate", "--model", "{model}", "--file", "{tmp}/no.txt"], "--file expects a text file"),
+    "prompt file and prompt": (["generate", "hi", "--model", "{model}", "--file", "{tmp}/no.txt"], "give one of them"),
+    "missing policy": (["generate", "hi", "--policy", "{tmp}/none"], "holds no saved policy"),
+    "prompt format": (["generate", "hi", "--policy", "{chat}"], "the policy was trained on 'chat' prompts, these are 'raw'"),
+    "run twice": (["report", "runs/a", "--out", "runs/b"], "the run folder was given twice, 'runs/a' and --out 'runs/b': give one"),
+    "missing run": (["report", "--out", "{tmp}/none"], "no run folder"),
+    "empty run": (["report", "--out", "{tmp}"], "holds no search, training or evaluation"),
+    "train without search": (["train", "--out", "{tmp}", "--model", "{model}"], "holds no search records"),
+    "train without run": (["train", "--out", "{tmp}/none"], "no run folder"),
+    "evaluate without policies": (
+        ["evaluate", "--out", "{tmp}", "--model", "{model}", "--tasks", "arc_easy", "--methods", "routers"],
+        "holds no saved policy",
+    ),
+    "unknown method": (
+        ["evaluate", "--out", "{tmp}", "--tasks", "piqa", "--methods", "routrs"],
+        "unknown method 'routrs'; did you mean 'routers'?",
+    ),
+    "missing yaml": (["search", "--config", "{tmp}/no.yaml"], "--config expects an existing YAML file"),
+    "bad yaml": (["search", "--config", "{tmp}/bad.yaml"], "is not YAML"),
+    "unknown yaml key": (
+        ["search", "--config", "{tmp}/key.yaml"],
+        "unknown key 'n_simulatons' in section 'search'; did you mean 'n_simulations'?",
+    ),
+    "wrong yaml type": (["search", "--config", "{tmp}/type.yaml"], "limit is 'all', expected a whole number"),
+    "wrong type in another section": (["train", "--config", "{tmp}/type.yaml"], "limit is 'all', expected a whole number"),
+    "out is a file": (["search", "--model", "{model}", "--tasks", "arc_easy", "--data", "{data}", "--out", "{tmp}/bad.yaml"], "bad.yaml"),
+}
+
+
+@pytest.mark.parametrize(("typed", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(typed, message, folders, tmp_path: Path, capsys):
+    (tmp_path / "bad.yaml").write_text("a: [b\n")
+    (tmp_path / "key.yaml").write_text("search: {n_simulatons: 3}\n")
+    (tmp_path / "type.yaml").write_text("search: {limit: all}\n")
+    code, out, err = run(capsys, *(argument.format(tmp=tmp_path, **folders) for argument in typed))
+    assert code == 2
+    assert out == ""
+    assert err.startswith("drllm: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_every_command_has_help_with_an_example(name, capsys):
+    code, out, err = run(capsys, name, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: drllm {name}")
+    assert "--config" in out
+    example = commands.COMMANDS[name].example
+    assert out.rstrip().endswith(example)
+    # The example is one that parses.
+    import shlex
+
+    parsed, unknown = cli.make_parser(name).parse_known_intermixed_args(shlex.split(example)[2:])
+    assert not unknown
+    assert parsed is not None
+
+
+@pytest.mark.parametrize("typed", [[], ["--help"], ["-h"]])
+def test_the_overview_names_every_command(typed, capsys):
+    code, out, err = run(capsys, *typed)
+    assert (code, err) == (0, "")
+    assert all(f"\n  {name} " in out for name in commands.COMMANDS)
+
+
+def test_version(capsys):
+    from drllm import __version__
+
+    assert run(capsys, "--version") == (0, f"drllm {__version__}\n", "")
+
+
+def test_help_and_refusals_import_no_torch():
+    script = (
+        "import sys; from drllm.cli.main import main\n"
+        "codes = [main(a) for a in (['--help'], ['retrofit', '--help'], ['search', '--limit', 'x'], ['tasks'])]\n"
+        "heavy = sorted({'torch', 'transformers', 'matplotlib'} & sys.modules.keys())\n"
+        "sys.exit(f'{codes} {heavy}' if heavy or codes != [0, 0, 2, 0] else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": SRC}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_tasks_says_where_questions_come_from(capsys, tmp_path: Path):
+    from drllm.tasks import TASK_NAMES
+
+    code, out, _ = run(capsys, "tasks")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[::2]] == list(TASK_NAMES)
+    (tmp_path / "mine.jsonl").touch()
+    for data in (tmp_path / "mine.jsonl", tmp_path):
+        assert f"from {data}\n" in run(capsys, "tasks", "--data", data)[1]
+    assert "which does not exist" in run(capsys, "tasks", "--data", tmp_path / "no.jsonl")[1]
+
+
+def test_models_lists_aliases_and_families(capsys):
+    from drllm.model.families import FAMILIES
+    from drllm.model.load import ALIASES
+
+    code, out, _ = run(capsys, "models")
+    assert code == 0
+    assert all(f"  {alias} " in out for alias in ALIASES)
+    assert set(out.replace(",", " ").split()) >= FAMILIES
+
+
+def test_generate_prints_answer_route_and_passes(folders, capsys):
+    routed = RoutedModel.wrap(str(folders["model"]))
+    prompts = ["What is it?", "And a longer one, to be padded for."]
+    expected = routed.generate(prompts, policy=Route.parse("1201"), max_new_tokens=5, do_sample=False)
+    lines = []
+    for output in expected:
+        lines += [(output.text or "").strip(), f"[route 1201, 4 passes of {N_BLOCKS}, {output.n_new_tokens} tokens]"]
+    common = ["--max-new-tokens", "5"]
+    by_route = run(capsys, "generate", *prompts, "--model", folders["model"], "--route", "1201", *common)
+    assert by_route[0] == 0
+    assert by_route[1] == "\n".join(lines) + "\n"
+    by_policy = run(capsys, "generate", prompts[0], "--policy", folders["policy"], prompts[1], *common)
+    assert by_policy[:2] == by_route[:2]
+
+
+def test_generate_reads_prompts_from_a_file_and_from_standard_input(folders, tmp_path: Path, capsys, monkeypatch):
+    given = run(capsys, "generate", "one", "two", "--model", folders["model"], "--max-new-tokens", "3")
+    (tmp_path / "prompts.txt").write_text("one\n\ntwo\n")
+    assert run(capsys, "generate", "--file", tmp_path / "prompts.txt", "--model", folders["model"], "--max-new-tokens", "3") == given
+    with (tmp_path / "prompts.txt").open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        assert run(capsys, "generate", "--model", folders["model"], "--max-new-tokens", "3") == given
+    assert given[0] == 0
+    assert given[1].count("[route 1111, 4 passes") == 2
+
+
+def test_a_chat_policy_answers_chat_and_anything_when_told(folders, capsys):
+    common = ["--policy", folders["chat"], "--max-new-tokens", "3"]
+    assert run(capsys, "generate", "hi", "--chat", *common)[0] == 0
+    assert run(capsys, "generate", "hi", "--any-format", *common)[0] == 0
+
+
+def test_interrupt_says_that_work_is_kept(capsys, monkeypatch):
+    def interrupted(job):
+        raise KeyboardInterrupt
+        yield
+
+    command = commands.COMMANDS["tasks"]
+    monkeypatch.setitem(commands.COMMANDS, "tasks", commands.Command(command.about, command.add, interrupted, command.example))
+    code, out, err = run(capsys, "tasks")
+    assert (code, out) == (130, "")
+    assert err == "drllm: interrupted; finished work is kept, the same command resumes\n"
+
+
+def test_warnings_and_prints_of_libraries_stay_out_of_the_results(capsys, monkeypatch):
+    import warnings
+
+    def noisy(job):
+        print("chatter")
+        warnings.simplefilter("always")
+        warnings.warn("two\nlines", UserWarning, stacklevel=1)
+        yield "result"
+
+    command = commands.COMMANDS["tasks"]
+    monkeypatch.setitem(commands.COMMANDS, "tasks", commands.Command(command.about, command.add, noisy, command.example))
+    assert run(capsys, "tasks") == (0, "result\n", "chatter\ndrllm: warning: two lines\n")
+
+
+def test_a_closed_pipe_is_quiet():
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m drllm tasks | true; exit ${{PIPESTATUS[0]}}"],
+        env=os.environ | {"PYTHONPATH": SRC}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)  # 0 when the reader was still there
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
+def test_writing_to_a_closed_pipe_exits_141():
+    script = (
+        "import os, sys; from drllm.cli.main import main\n"
+        "read, write = os.pipe(); os.close(read); os.dup2(write, 1); os.close(write)\n"
+        "sys.exit(main(['tasks']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": SRC}, stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "run"
+    (tmp_path / "run.yaml").write_text(
+        "search: {n_simulations: 8, limit: 8, group_size: 4}\nrouters: {epochs: 2}\nevaluate: {n_resamples: 100}\n"
+    )
+    typed = ["retrofit", "--model", folders["model"], "--tasks", "arc_easy", "--data", folders["data"], "--out", out, "--config",
+             tmp_path / "run.yaml"]  # fmt: skip
+    code, first, err = run(capsys, *typed)
+    assert code == 0, err
+    assert "done already" not in err
+    for expected in (
+        "prompt: Question: Which number",
+        "answer:",
+        "route: ",
+        "routers:",
+        f"report: {out / 'report' / 'report.html'}",
+        f"policy: {out / 'routers'}",
+    ):
+        assert expected in first
+    summary = json.loads((out / "evaluate" / "tune" / "summary.json").read_text())
+    assert {row["method"] for row in summary["rows"]} == {"base", "static", "routers", "random", "shuffled"}
+    assert all(f"\n  {method} " in first for method in ("base", "static", "routers", "random", "shuffled"))
+    jobs = json.loads((out / "run.json").read_text())
+
+    code, second, err = run(capsys, *typed)
+    assert (code, second) == (0, first)
+    assert err.count("done already") == 6
+    assert json.loads((out / "run.json").read_text()) == jobs
+
+    # A changed evaluation repeats it and what follows, and nothing before it.
+    code, _, err = run(capsys, *typed, "--evaluate-limit", "3")
+    assert code == 0
+    assert err.count("done already") == 3
+    # A lost file is made again.
+    (out / "routers" / "drllm_config.json").unlink()
+    code, third, err = run(capsys, *typed)
+    assert code == 0
+    assert "train routers: " in err
+    assert third.splitlines()[:3] == first.splitlines()[:3]
+
+    # A promise asked for later trains anew, and stands in the artefacts.
+    gated = [*typed, "--out", tmp_path / "gated", "--gate-calibrate", "calibrate", "--gate-epsilon", "0.3"]
+    code, printed, err = run(capsys, *gated)
+    assert code == 0, err
+    assert "static, guarantee: " in printed
+    assert "routers, guarantee: " in printed
+    for name in ("static", "routers"):
+        assert json.loads((tmp_path / "gated" / name / "drllm_config.json").read_text())["guarantee"]["epsilon"] == 0.3
+
+    # What was trained answers, with the model it was made for; the run can be evaluated and reported by itself.
+    assert run(capsys, "generate", "Question: Which?\nAnswer:", "--policy", out / "routers", "--max-new-tokens", "3")[0] == 0
+    code, text, err = run(capsys, "evaluate", "--out", out, "--data", folders["data"], "--methods", "base,routers", "--n-resamples", "100")
+    assert code == 0, err
+    assert "routers:" in text
+    assert "static" not in text
+    assert run(capsys, "report", "--out", out)[1] == f"report: {out / 'report' / 'report.html'}\n"
+    # Another search in the same folder is refused.
+    code, _, err = run(capsys, *typed, "--search-n-simulations", "9")
+    assert code == 2
+    assert err.rstrip().splitlines()[-1].startswith("drllm: error: ")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "capability", "warns"),
+    [
+        ("torch.bfloat16", "cpu", "AVX2", True),
+        ("torch.bfloat16", "cpu", "AVX512", False),
+        ("torch.float32", "cpu", "AVX2", False),
+        ("torch.bfloat16", "cuda", "AVX2", False),
+    ],
+)
+def test_a_type_that_this_cpu_is_slow_in_is_said(monkeypatch, recwarn, dtype, device, capability, warns):
+    import torch
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    warn_if_slow(dtype, device)
+    assert [("--dtype float32" in str(found.message)) for found in recwarn] == [True] * warns

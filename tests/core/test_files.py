@@ -1,0 +1,71 @@
+"""Files are whole or absent, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+
+import pytest
+
+from drllm.core.errors import InputError
+from drllm.core.files import TEMPORARY_SUFFIX, remove_partials, write_bytes, write_json, write_text
+from drllm.model.packages import PackagedModel
+from drllm.runs.records import read_records, shard_path, write_shard
+from record_factory import record
+
+
+def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path):
+    """SIGKILL between the temporary file and the rename, the worst moment."""
+    write_shard(tmp_path, 0, [record()])
+    whole = shard_path(tmp_path, 0).read_bytes()
+    code = (
+        "import os, signal, sys; from pathlib import Path; from drllm.runs.records import *\n"
+        "Path.replace = lambda self, target: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_shard(Path(sys.argv[1]), 0, [])"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
+    assert shard_path(tmp_path, 0).read_bytes() == whole
+    assert len(list(tmp_path.glob(f"*{TEMPORARY_SUFFIX}"))) == 1
+    assert read_records(tmp_path) == [record()]
+    remove_partials(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["shard-00000.parquet"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"ä": [1, 2.5, None]})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"ä": [1, 2.5, None]}
+
+    def full_disk(descriptor):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    for write in (lambda: write_json(path, {}), lambda: write_text(path, "x"), lambda: write_bytes(path, b"x")):
+        with pytest.raises(OSError, match="no space"):
+            write()
+    assert json.loads(path.read_text(encoding="utf-8")) == {"ä": [1, 2.5, None]}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_parts_of_a_packaged_model_are_joined_once(tmp_path, monkeypatch):
+    """Several data packages hold one file: joined in the cache folder, again where the copy is torn, refused where a part is missing."""
+    for name, data in (("part_one_of_it", b"ab"), ("part_two_of_it", b"cd")):
+        (tmp_path / "packages" / name).mkdir(parents=True)
+        (tmp_path / "packages" / name / "__init__.py").touch()
+        (tmp_path / "packages" / name / "x.part").write_bytes(data)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = PackagedModel("x.gguf", (("part_one_of_it", "x.part"), ("part_two_of_it", "x.part")), "pip install it")
+    path = model.path("x")
+    assert path.read_bytes() == b"abcd"
+    assert path.is_relative_to(tmp_path / "cache")
+    path.write_bytes(b"abc")
+    assert model.path("x").read_bytes() == b"abcd"
+    before = path.stat().st_mtime_ns
+    assert model.path("x").stat().st_mtime_ns == before
+    (tmp_path / "packages" / "part_two_of_it" / "x.part").unlink()
+    with pytest.raises(InputError, match=r"needs the data package that holds x\.gguf: run `pip install it`"):
+        model.path("x")
+    assert PackagedModel("x.part", (("part_one_of_it", "x.part"),), "").path("x").parent.name == "part_one_of_it"

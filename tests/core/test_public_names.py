@@ -1,0 +1,56 @@
+"""The public names are a contract."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import drllm
+
+CONTRACT = (
+    "Action", "Route", "RoutedModel", "SearchConfig", "RoutersConfig", "UnsupportedModelError", "search", "train", "evaluate", "report",
+)  # fmt: skip
+
+
+def test_every_public_name_is_there_after_importing_every_module():
+    """A submodule named like a public function would overwrite it on import."""
+    for module in pkgutil.walk_packages(drllm.__path__, "drllm."):
+        if module.name.endswith("__main__"):
+            continue
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:  # the plugin, where vLLM is not
+            if not module.name.startswith("drllm.deploy.serving.engine.") or error.name not in ("vllm", "fastapi", "prometheus_client"):
+                raise
+    for name in (*CONTRACT, *drllm.__all__):
+        assert callable(getattr(drllm, name)), name
+    assert set(CONTRACT) <= set(drllm.__all__) <= set(dir(drllm))
+
+
+def test_unknown_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = drllm.nonsense
+
+
+def test_signatures_of_the_contract():
+    wrap = inspect.signature(drllm.RoutedModel.wrap).parameters
+    assert list(wrap) == ["model_or_id", "tokenizer", "dtype", "device"]
+    call = list(inspect.signature(drllm.RoutedModel.__call__).parameters)
+    assert call[:6] == ["self", "input_ids", "attention_mask", "position_ids", "prompt_mask", "routes"]
+    generate = inspect.signature(drllm.RoutedModel.generate).parameters
+    assert {"prompts", "input_ids", "attention_mask", "policy", "max_new_tokens"} <= set(generate)
+    assert {"tasks", "config", "out"} <= set(inspect.signature(drllm.search).parameters)
+    for name in ("unwrap", "policy", "save_pretrained", "from_pretrained"):
+        assert hasattr(drllm.RoutedModel, name)
+
+
+def test_importing_drllm_loads_neither_torch_nor_transformers():
+    code = (
+        "import sys, drllm; from drllm import Route, SearchConfig; sys.exit(bool({'torch', 'transformers', 'pyarrow'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

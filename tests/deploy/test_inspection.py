@@ -1,0 +1,138 @@
+"""`drllm inspect`: what is shown is what the policy read and did; looking does not change a decision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from byte_tokens import byte_tokenizer
+from drllm import InputError, Route, RoutedModel
+from drllm.cli.main import main
+from drllm.core.route import Action
+from drllm.deploy.inspection import inspect, render
+from drllm.policies.codebook import Codebook, Point
+from drllm.policies.constant import RoutePolicy
+from drllm.policies.oracle import Oracle
+from drllm.policies.routers import RouterConfig, Routers, pool_windows
+
+PROMPT = "why is the sky so blue?"  # 23 tokens of a byte each
+
+
+@pytest.fixture
+def routers(tiny: RoutedModel) -> Routers:
+    policy = Routers(RouterConfig(tiny.n_layers, tiny.hidden_size, n_windows=4, width=8), seed=3)
+    # So strong that blocks differ in what they do.
+    policy.tensors["w2"] = policy.tensors["w2"] * 40
+    return policy
+
+
+def book(tiny: RoutedModel) -> Codebook:
+    size = 2 * tiny.hidden_size
+    routes = [Route.full(4), Route.parse("1121"), Route.parse("1110")]
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(size, 2, generator=generator) * 0.01
+    return Codebook(routes, 2, torch.zeros(size), torch.ones(size), weight, torch.tensor([0.05, 0.01]), [Point(0.02, 0.1)], 0)
+
+
+def test_the_probabilities_shown_are_those_decided_by(tiny: RoutedModel, routers: Routers):
+    plain = tiny.generate([PROMPT], policy=routers, max_new_tokens=4, do_sample=False)[0]
+    found = inspect(tiny, PROMPT, routers, max_new_tokens=4)
+    assert found.route == plain.route
+    assert found.text == plain.text
+    assert found.probabilities is not None
+    assert len(found.probabilities) == tiny.n_layers
+    assert [max(range(3), key=row.__getitem__) for row in found.probabilities] == [int(action) for action in found.route]
+    assert [sum(row) for row in found.probabilities] == pytest.approx([1] * tiny.n_layers)
+    # The first block reads the embeddings, pooled.
+    ids = torch.tensor([tiny.tokenizer(PROMPT)["input_ids"]])
+    pooled, valid = pool_windows(tiny.model.get_input_embeddings()(ids), torch.ones_like(ids), 4)
+    assert found.probabilities[0] == pytest.approx(routers.logits(0, pooled, valid).softmax(-1)[0].tolist(), abs=1e-6)
+
+
+def test_the_knob_shows_in_the_probabilities(tiny: RoutedModel, routers: Routers):
+    found = inspect(tiny, PROMPT, routers.with_control(0.5), max_new_tokens=1)
+    assert found.probabilities == tuple((0.0, 1.0, 0.0) for _ in range(tiny.n_layers))
+    assert found.route.is_full
+
+
+def test_windows_hold_the_prompts_tokens_in_order(tiny: RoutedModel, routers: Routers):
+    found = inspect(tiny, PROMPT, routers, max_new_tokens=1)
+    n_tokens = len(tiny.tokenizer(PROMPT)["input_ids"])
+    assert [len(window) for window in found.windows] == [n_tokens // 4] * 4
+    assert found.dropped == n_tokens % 4
+    assert PROMPT.startswith("".join(token for window in found.windows for token in window).removeprefix("<s>"))
+
+
+def test_a_code_book_shows_what_each_route_is_worth(tiny: RoutedModel):
+    policy = book(tiny)
+    found = inspect(tiny, PROMPT, policy, max_new_tokens=1)
+    assert found.routes == policy.routes
+    best = max(range(2), key=found.values.__getitem__)
+    assert found.route == (policy.routes[best + 1] if found.values[best] > found.threshold else policy.routes[0])
+    assert found.route == tiny.generate([PROMPT], policy=policy, max_new_tokens=1)[0].route
+    assert found.threshold == 0.02
+    text = render(found)
+    assert "the route worth most is taken if that is more than +2.00 points" in text
+    assert text.count("taken") == 2  # the sentence, and the one that is
+
+
+def test_one_route_has_no_probabilities(tiny: RoutedModel):
+    found = inspect(tiny, PROMPT, RoutePolicy(Route.parse("1021")), max_new_tokens=1)
+    assert found.probabilities is None
+    assert "route   |_#|  4 block passes, the base 4" in render(found)
+
+
+def test_the_table_names_each_blocks_decision(tiny: RoutedModel, routers: Routers):
+    found = inspect(tiny, PROMPT, routers, max_new_tokens=1)
+    rows = [line.split() for line in render(found).splitlines() if line.strip()[:1].isdigit() and line.count("0.") + line.count("1.") >= 3]
+    assert [row[4] for row in rows] == [Action(action).name.lower() for action in found.route]
+    assert "\x1b" not in render(found)
+    assert "\x1b" in render(found, colour=True)
+
+
+def test_a_policy_for_evaluation_only_is_refused(tiny: RoutedModel):
+    with pytest.raises(InputError, match="is for evaluation only"):
+        inspect(tiny, PROMPT, Oracle([Route.full(4)]))
+
+
+def test_without_a_policy_there_is_nothing_to_look_into(tiny: RoutedModel):
+    with pytest.raises(InputError, match="there is no policy to look into"):
+        inspect(tiny, PROMPT)
+
+
+@pytest.fixture
+def saved(tiny: RoutedModel, routers: Routers, tmp_path: Path) -> tuple[Path, Path]:
+    base = tmp_path / "model"
+    tiny.model.save_pretrained(base)
+    byte_tokenizer().save_pretrained(base)
+    routed = RoutedModel.wrap(str(base))
+    routed.policy = routers
+    return base, routed.save_pretrained(tmp_path / "policy")
+
+
+def test_the_command_shows_one_prompt(saved: tuple[Path, Path], capsys):
+    base, policy = saved
+    assert main(["inspect", PROMPT, "--policy", str(policy), "--model", str(base), "--max-new-tokens", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "prompt (raw), " in out
+    assert "under routers" in out
+    assert "decision" in out
+    assert "answer" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["hi"], "inspect looks into a policy: give --policy FOLDER"),
+        (["hi", "there", "--policy", "x"], "got 2 prompts, expected one: quote it"),
+        (["hi", "--policy", "x", "--max-new-tokens", "0"], "--max-new-tokens is 0, expected at least 1"),
+        (["hi", "--policy", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_wrong_command_is_told_in_one_line(arguments, message, capsys):
+    assert main(["inspect", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

@@ -1,0 +1,387 @@
+"""lm-evaluation-harness on routed models: stock figures at the identity, and routes that come from the context alone."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lm_eval", reason="needs lm-eval (pip install '.[eval]')")
+
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+import families
+from byte_tokens import byte_tokenizer
+from drllm import InputError, Route, RoutedModel
+from drllm.evaluation.harness.log import consensus
+from drllm.evaluation.harness.model import RoutedLM
+from drllm.policies.policy import Policy
+
+L = families.N_BLOCKS
+MAX_LENGTH = 96
+WORDS = "plants need water light soil air to grow in a garden near the river where birds sing at dawn".split()  # noqa: SIM905
+
+
+class ByContext(Policy):
+    """Skips block 1 or repeats block 2 by the mean of the prompt's states: some contexts do, others not. Counts rows."""
+
+    name = "by-context"
+    n_layers = L
+
+    def __init__(self):
+        self.n_asked = 0
+
+    def decide(self, block, x_BTD, prompt_mask_BT):
+        self.n_asked += len(x_BTD) * (block == 0)
+        mean_B = (x_BTD[..., 0] * prompt_mask_BT).sum(1) / prompt_mask_BT.sum(1)
+        high = mean_B > self.bounds[block]
+        return torch.where(high, {1: 0, 2: 2}.get(block, 1), 1)
+
+    bounds = (0.0, 0.0, 0.0, 0.0)
+
+    def save(self, folder):
+        raise NotImplementedError
+
+    load = save
+
+
+def model_of(family: str) -> RoutedModel:
+    return RoutedModel.wrap(families.build(family, vocab_size=300, max_position_embeddings=512), byte_tokenizer())
+
+
+def text(seed: int, n: int) -> str:
+    return " ".join(WORDS[(seed * 7 + 3 * i) % len(WORDS)] for i in range(n))
+
+
+def choices(n_questions: int = 12) -> list[Instance]:
+    """Multiple-choice requests: 2 to 5 choices of one token to many, one context empty."""
+    requests = []
+    for q in range(n_questions):
+        context = "" if q == 7 else f"Question: {text(q % 9, 2 + q % 4)}\nAnswer:"
+        for c in range(2 + q % 4):
+            continuation = f" {'ABCDE'[c]}" if q % 3 == 0 else f" {text(q + 5 * c, 1 + c)}"
+            requests.append(Instance("loglikelihood", {}, (context, continuation), c, ("first" if q < 5 else "second", q, 1)))
+    return requests
+
+
+def stock(routed: RoutedModel, batch_size: int = 1, **options) -> HFLM:
+    return HFLM(routed.model, tokenizer=routed.tokenizer, batch_size=batch_size, **{"max_length": MAX_LENGTH} | options)
+
+
+def ours(routed: RoutedModel, batch_size: int | str = 1, **options) -> RoutedLM:
+    return RoutedLM(routed, batch_size=batch_size, **{"max_length": MAX_LENGTH} | options)
+
+
+def assert_same(got: list[tuple[float, bool]], wanted: list[tuple[float, bool]]) -> None:
+    assert [greedy for _, greedy in got] == [greedy for _, greedy in wanted]
+    # Where hundreds of nats are added up, float32 itself has steps of 6e-5.
+    assert np.array([value for value, _ in got]) == pytest.approx([value for value, _ in wanted], abs=1e-4, rel=3e-7)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, "auto"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "qwen2_moe"])
+def test_the_identity_gives_the_stock_models_log_likelihoods(family, batch_size):
+    routed = model_of(family)
+    requests = choices()
+    got = ours(routed, batch_size, max_batch_size=4).loglikelihood(requests, disable_tqdm=True)
+    assert_same(got, stock(routed, 8 if batch_size == "auto" else batch_size).loglikelihood(requests, disable_tqdm=True))
+
+
+def test_greedy_continuations_are_told():
+    """A continuation made of the model's own likeliest tokens, beside others."""
+    routed = model_of("llama")
+    context = "Question: what do plants need?\nAnswer:"
+    likely = routed.generate(context, max_new_tokens=3, do_sample=False)[0].token_ids
+    lm = ours(routed)
+    ids = routed.tokenizer(context)["input_ids"]
+    tails = [likely, likely[:2], [*likely[:2], (likely[2] + 1) % 300]]
+    got = lm._loglikelihood_tokens([(("", str(i)), ids, tail) for i, tail in enumerate(tails)], disable_tqdm=True)
+    assert [greedy for _, greedy in got] == [True, True, False]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_too_long_requests_lose_their_beginning_as_in_the_stock_model(batch_size):
+    routed = model_of("llama")
+    long = [Instance("loglikelihood", {}, (text(3, 40), f" {text(c, 1 + 3 * c)}"), c, ("long", 0, 1)) for c in range(3)]
+    requests = choices(4) + long
+    assert_same(ours(routed, batch_size).loglikelihood(requests, True), stock(routed, batch_size).loglikelihood(requests, True))
+
+
+def test_more_choices_than_a_row_takes_are_spread_over_rows():
+    routed = model_of("llama")
+    requests = [Instance("loglikelihood", {}, ("Which?", f" {text(c, 1 + c % 5)}"), c, ("many", 0, 1)) for c in range(40)]
+    lm = ours(routed, 4)
+    assert_same(lm.loglikelihood(requests, True), stock(routed, 4).loglikelihood(requests, True))
+    assert len(lm.routing.prompts) == 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_rolling_log_likelihoods_are_the_stock_ones(family, batch_size):
+    routed = model_of(family)
+    requests = [Instance("loglikelihood_rolling", {}, (text(seed, n),), 0, ("texts", seed, 1)) for seed, n in enumerate([3, 60, 1, 25])]
+    got = ours(routed, batch_size).loglikelihood_rolling(requests, True)
+    assert np.abs(np.array(got) - stock(routed, batch_size).loglikelihood_rolling(requests, True)).max() < 1e-4
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_generation_is_the_stock_one(batch_size):
+    routed = model_of("llama")
+    options = {"until": ["\n\n", "e"], "max_gen_toks": 12, "do_sample": False}
+    requests = [Instance("generate_until", {}, (text(seed, 1 + seed), options), 0, ("free", seed, 1)) for seed in range(6)]
+    lm = ours(routed, batch_size)
+    assert lm.generate_until(requests, True) == stock(routed, batch_size).generate_until(requests, True)
+    assert sorted(prompt.doc_id for prompt in lm.routing.prompts) == list(range(6))
+
+
+def policy_of(routed: RoutedModel) -> ByContext:
+    """A policy whose bounds part the contexts of `choices` about evenly."""
+    contexts = sorted({request.args[0] for request in choices() if request.args[0]})
+    policy = ByContext()
+    bounds = []
+    for block in range(L):
+        seen = []
+
+        class Watch(ByContext):
+            def decide(self, at, x_BTD, prompt_mask_BT, seen=seen, block=block):
+                if at == block:
+                    seen.extend(((x_BTD[..., 0] * prompt_mask_BT).sum(1) / prompt_mask_BT.sum(1)).tolist())
+                return torch.ones(len(x_BTD), dtype=torch.long)
+
+        for context in contexts:
+            routed(torch.tensor([routed.tokenizer(context)["input_ids"]]), routes=Watch())
+        seen.sort()
+        bounds.append((seen[len(seen) // 2 - 1] + seen[len(seen) // 2]) / 2)  # between two contexts, so that no rounding matters
+    policy.bounds = tuple(bounds)
+    return policy
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+def test_log_likelihoods_are_those_of_the_route_the_context_decides(family, batch_size):
+    routed = model_of(family)
+    policy = policy_of(routed)
+    routed.policy = policy
+    requests = choices()
+    lm = ours(routed, batch_size)
+    got = lm.loglikelihood(requests, True)
+    wanted = []
+    for request in requests:
+        context, continuation = request.args
+        head = routed.tokenizer(context)["input_ids"] or [lm.prefix_token_id]
+        tail = routed.tokenizer(continuation)["input_ids"]
+        ids, mask = torch.tensor([head + tail]), torch.tensor([[1] * len(head) + [0] * len(tail)])
+        with torch.no_grad():
+            logprobs = routed(ids, prompt_mask=mask, routes=policy).logits[0, len(head) - 1 : -1].log_softmax(-1)
+        wanted.append((float(logprobs.gather(1, torch.tensor(tail)[:, None]).sum()), logprobs.argmax(-1).tolist() == tail))
+    assert_same(got, wanted)
+    routes = {prompt.doc_id: prompt.route for prompt in lm.routing.prompts}
+    assert sorted(routes) == list(range(12))
+    assert len(set(routes.values())) >= 2, "the policy must tell contexts apart"
+    for doc_id, route in routes.items():
+        context = next(request.args[0] for request in requests if request.doc_id == doc_id)
+        if context:
+            assert route == routed.generate(context, policy=policy, max_new_tokens=1, do_sample=False)[0].route
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_the_route_does_not_change_with_the_continuation(family):
+    """One context under very different sets of continuations, alone, in company, split over rows, and too long for the context length."""
+    routed = model_of(family)
+    routed.policy = policy_of(routed)
+    for context in ["Question: what do plants need?\nAnswer:", text(4, 4), text(2, 40)]:
+        sets = [[" A"], [" A", " B"], [f" {text(9, 12)}"], [f" {text(c, 1 + c)}" for c in range(12)], ["!?"] * 3]
+        found = set()
+        for number, continuations in enumerate(sets):
+            requests = [Instance("loglikelihood", {}, (context, tail), c, ("one", number, 1)) for c, tail in enumerate(continuations)]
+            lm = ours(routed, 1 + number)
+            lm.loglikelihood(requests + choices(3), True)
+            routes = [prompt.route for prompt in lm.routing.prompts if prompt.task == "one"]
+            assert len(routes) == 1, "a context has one route, however many continuations"
+            found.add(routes[0])
+        assert len(found) == 1
+
+
+def test_a_context_shared_by_choices_is_decided_and_computed_once():
+    routed = model_of("llama")
+    routed.policy = policy_of(routed)
+    requests = [Instance("loglikelihood", {}, (f"{text(q, 6)}:", f" {text(q + c, 2)}"), c, ("t", q, 1)) for q in range(5) for c in range(4)]
+    n_tokens = []
+    handle = routed.model.get_input_embeddings().register_forward_hook(lambda _m, args, _o: n_tokens.append(args[0].numel()))
+    lm = ours(routed, 1, time_base=0)
+    n_tokens.clear()  # what finding out about packing took
+    routed.policy.n_asked = 0
+    lm.loglikelihood(requests, True)
+    handle.remove()
+    encode = lambda string: len(routed.tokenizer(string)["input_ids"])  # noqa: E731
+    shared = sum(encode(f"{text(q, 6)}:") + sum(encode(f" {text(q + c, 2)}") - 1 for c in range(4)) for q in range(5))
+    assert sum(n_tokens) == shared
+    assert routed.policy.n_asked == 5
+
+
+def test_generation_follows_the_route_the_prompt_decides():
+    routed = model_of("llama")
+    policy = policy_of(routed)
+    routed.policy = policy
+    options = {"until": [], "max_gen_toks": 8, "do_sample": False}
+    contexts = [request.args[0] for request in choices() if request.args[0]][::3]
+    requests = [Instance("generate_until", {}, (context, options), 0, ("free", n, 1)) for n, context in enumerate(contexts)]
+    lm = ours(routed, 3)
+    got = lm.generate_until(requests, True)
+    alone = [routed.generate(context, max_new_tokens=8, do_sample=False)[0] for context in contexts]
+    assert got == [out.text for out in alone]
+    logged = {prompt.doc_id: prompt for prompt in lm.routing.prompts}
+    assert [logged[n].route for n in range(len(contexts))] == [out.route for out in alone]
+    assert [logged[n].n_new_tokens for n in range(len(contexts))] == [out.n_new_tokens for out in alone]
+    assert len({out.route for out in alone}) > 1
+
+
+def test_a_rows_tokens_are_counted_to_its_own_end():
+    lm = ours(model_of("llama"))
+    encode = lambda string: lm.tok_encode(string)  # noqa: E731
+    end = lm.routed.model.generation_config.eos_token_id
+    for string, stop, n in [("abcdef", ["d"], 4), ("abcdef", ["xy"], 6), ("abcdef", ["cd", "b"], 2), ("abc", [], 3)]:
+        assert lm._n_answer_tokens(encode(string), stop) == n
+    assert lm._n_answer_tokens([*encode("ab"), end, *encode("cdef")], ["e"]) == 3
+
+
+def test_summary_figures():
+    """Against sums done by hand, with the base timed beside every step."""
+    routed = model_of("llama")
+    routed.policy = policy_of(routed)
+    requests = choices()
+    lm = ours(routed, 4, time_base=1)
+    lm.loglikelihood(requests, True)
+    summary = lm.get_model_info()["drllm"]["tasks"]
+    assert set(summary) == {"first", "second"}
+    for task, figures in summary.items():
+        prompts = [prompt for prompt in lm.routing.prompts if prompt.task == task]
+        passes = [prompt.route.n_passes for prompt in prompts]
+        assert figures["prompts"] == len(prompts) == {"first": 5, "second": 7}[task]
+        assert figures["mean_passes"] == pytest.approx(np.mean(passes))
+        assert figures["layers_per_prompt"] == pytest.approx(np.mean(passes)), "scoring takes one step"
+        assert sum(figures["passes"].values()) == len(prompts)
+        assert figures["identity_share"] == np.mean([prompt.route.is_full for prompt in prompts])
+        pairs = list(itertools.combinations([prompt.route for prompt in prompts], 2))
+        agreeing = np.mean([np.mean([a == b for a, b in zip(one, other, strict=True)]) for one, other in pairs])
+        assert figures["consensus"] == pytest.approx(agreeing)
+        assert 0 < figures["router_seconds"] < figures["seconds"]
+        assert figures["seconds_over_base"] > 0
+
+
+def test_consensus_of_one_prompt_is_none():
+    assert consensus([Route.full(4)]) is None
+    assert consensus([Route.parse("1111"), Route.parse("1201")]) == 0.5
+
+
+@pytest.mark.parametrize("route", [1211, "1211", "'0111'"])
+def test_a_route_argument(route):
+    """Digits come as a number from the harness's command line, and as a text when they are quoted."""
+    lm = RoutedLM(model_of("llama"), route=route)
+    lm.loglikelihood(choices(2), True)
+    assert {str(prompt.route) for prompt in lm.routing.prompts} == {str(route).strip("'")}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_every_document_is_logged_when_documents_share_a_context(family):
+    """Two tasks, three documents, one context; and more choices than a row takes."""
+    routed = model_of(family)
+    routed.policy = policy_of(routed)
+    places = [("x", 0), ("x", 1), ("y", 0)]
+    requests = [Instance("loglikelihood", {}, ("Which?", f" {text(c, 1 + c)}"), c, (*place, 1)) for place in places for c in range(8)]
+    lm = ours(routed, 2)
+    lm.loglikelihood(requests, True)
+    assert sorted((prompt.task, prompt.doc_id) for prompt in lm.routing.prompts) == places
+    assert len({prompt.route for prompt in lm.routing.prompts}) == 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_continuations_of_one_token_share_a_plain_row_in_every_family(family):
+    routed = model_of(family)
+    requests = [
+        Instance("loglikelihood", {}, (f"{text(q, 5)}:", letter), c, ("t", q, 1)) for q in range(3) for c, letter in enumerate("ABCD")
+    ]
+    n_tokens = []
+    lm = ours(routed, 1)
+    handle = routed.model.get_input_embeddings().register_forward_hook(lambda _m, args, _o: n_tokens.append(args[0].numel()))
+    got = lm.loglikelihood(requests, True)
+    handle.remove()
+    assert sum(n_tokens) == sum(len(routed.tokenizer(f"{text(q, 5)}:")["input_ids"]) for q in range(3))
+    assert_same(got, stock(routed).loglikelihood(requests, True))
+
+
+def test_equal_prompts_of_two_tasks_are_told_apart_by_their_options():
+    routed = model_of("llama")
+    short, long = ({"until": [], "max_gen_toks": n, "do_sample": False} for n in (3, 7))
+    requests = [
+        Instance("generate_until", {}, (text(q, 3), long if task == "a" else short), 0, (task, q, 1)) for task in "ba" for q in range(3)
+    ]
+    lm = ours(routed, 2)
+    assert lm.generate_until(requests, True) == stock(routed, 2).generate_until(requests, True)
+    n_new = {(prompt.task, prompt.doc_id): prompt.n_new_tokens for prompt in lm.routing.prompts}
+    assert max(n for (task, _), n in n_new.items() if task == "b") <= 3
+    assert max(n for (task, _), n in n_new.items() if task == "a") == 7
+
+
+def test_timing_the_base_changes_no_sampled_answer():
+    routed = model_of("llama")
+    routed.policy = policy_of(routed)
+    options = {"until": [], "max_gen_toks": 6, "do_sample": True, "temperature": 1.0}
+    requests = [Instance("generate_until", {}, (text(q, 3 + q), options), 0, ("t", q, 1)) for q in range(6)]
+    answers = []
+    for time_base in (0, 1):
+        torch.manual_seed(5)
+        answers.append(ours(routed, 2, time_base=time_base).generate_until(requests, True))
+    assert answers[0] == answers[1]
+
+
+def test_chat_template_system_instruction_and_autocast_are_the_stock_ones():
+    routed = model_of("llama")
+    lm, other = ours(routed, 2), stock(routed, 2)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert lm.apply_chat_template(messages) == other.apply_chat_template(messages)
+    requests = choices(4)
+    cast = ours(routed, 2, mixed_precision_dtype="bfloat16").loglikelihood(requests, True)
+    wanted = stock(routed, 2, mixed_precision_dtype="bfloat16").loglikelihood(requests, True)
+    assert np.abs(np.array([value for value, _ in cast]) - [value for value, _ in wanted]).max() < 0.5
+    assert np.abs(np.array([value for value, _ in cast]) - [v for v, _ in lm.loglikelihood(requests, True)]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("trained", "templated", "warns"), [("raw", True, True), ("chat", False, True), ("raw", False, False), ("chat", True, False)]
+)
+def test_prompts_of_another_format_than_the_policys_warn_once(trained, templated, warns, caplog):
+    routed = model_of("llama")
+    policy = policy_of(routed)
+    policy.prompt_format = trained
+    routed.policy = policy
+    lm = ours(routed)
+    if templated:
+        lm.apply_chat_template([{"role": "user", "content": "Hi"}])
+    for _ in range(2):
+        lm.loglikelihood(choices(1), True)
+    assert sum("its routes may be arbitrary" in record.message for record in caplog.records) == warns
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"parallelize": True}, "model argument 'parallelize' is not supported"),
+        ({"rout": "1111"}, "did you mean 'route'"),
+        ({"trust_remote_code": True}, "trust_remote_code"),
+        ({"route": "11"}, "2 blocks"),
+        ({"route": 111}, "drops leading zeros"),
+        ({"pretrained": ""}, "no model: give pretrained"),
+        ({"batch_size": "many"}, "batch_size is 'many'"),
+        ({"mixed_precision_dtype": "bf17"}, "unknown dtype 'bf17'"),
+        ({"base": "x"}, "have no use"),
+        ({"control": 0.5}, "give a saved policy"),
+    ],
+)
+def test_what_it_refuses(options, wanted):
+    place = {"pretrained": model_of("llama")} if "base" not in options else {"pretrained": "no/such/model"}
+    with pytest.raises(InputError, match=wanted):
+        RoutedLM(**(place | options))

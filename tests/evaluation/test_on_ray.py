@@ -1,0 +1,331 @@
+"""The search on a real local Ray cluster of two workers: the records of a single process, also when a worker is killed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import drllm
+from byte_tokens import byte_tokenizer
+from drllm import Resources, Route, RoutedModel, SearchConfig, evaluate, search, train
+from drllm.core.errors import DrllmError, InputError
+from drllm.evaluation import on_ray as evaluation_cluster
+from drllm.model import ray_pool as crew
+from drllm.runs.load import read_summary
+from drllm.runs.manifest import read_plan
+from drllm.runs.provenance import read_jobs
+from drllm.runs.records import read_records, shard_indices
+from drllm.searching import on_ray as cluster
+from runs import EVALUATE, TASK, TRAIN, L, copy_run, folder_bytes, model
+
+HAVE_RAY = importlib.util.find_spec("ray") is not None
+needs_ray = pytest.mark.skipif(not HAVE_RAY, reason="needs Ray (pip install '.[ray]')")
+SEARCH = SearchConfig(n_simulations=30, group_size=2, sweep_questions=4)
+TWO = Resources(executor="ray", workers=2, pool_size=4)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> RoutedModel:
+    """A tiny model that other processes can load."""
+    folder = tmp_path_factory.mktemp("model")
+    model().unwrap().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return RoutedModel.wrap(str(folder), dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def single(saved, data, tmp_path_factory) -> Path:
+    """The run of a single process."""
+    return search(saved, [TASK], SEARCH, tmp_path_factory.mktemp("single"), data)
+
+
+def replicas(actor: str = "Replica") -> list[int]:
+    """Process ids of the actors."""
+    found = subprocess.run(["pgrep", "-f", f"^ray::{actor}"], capture_output=True, text=True, check=False).stdout
+    return [int(line) for line in found.split()]
+
+
+def gone(actor: str = "Replica") -> bool:
+    """Whether no actor is left; a killed one takes a moment to end."""
+    deadline = time.monotonic() + 30
+    while replicas(actor) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not replicas(actor)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_two_workers_write_the_records_of_one_process(saved, data, single, tmp_path):
+    search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
+    assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
+    (job,) = read_jobs(tmp_path)
+    assert job["config"]["resources"] | {"executor": "ray", "workers": 2, "threads": 1} == job["config"]["resources"]
+    assert gone()
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_worker_killed_in_the_middle_loses_nothing_and_repeats_nothing(saved, data, single, tmp_path):
+    folder, killed = tmp_path / "search" / TASK, []
+
+    def kill() -> None:
+        while not shard_indices(folder) or len(replicas()) < 2:
+            time.sleep(0.01)
+        victim = replicas()[0]
+        os.kill(victim, signal.SIGKILL)
+        killed.append((victim, len(shard_indices(folder))))
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
+    thread.join(timeout=10)
+    n_shards = len(shard_indices(single / "search" / TASK))
+    ((_, n_before),) = killed
+    print(f"killed a worker when {n_before} of {n_shards} shards were written")
+    assert 1 <= n_before < n_shards, "it died in the middle"
+    assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
+    ids = [record.id for record in read_records(tmp_path / "search")]
+    assert len(ids) == len(set(ids)) == len(read_records(single / "search"))
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_killed_driver_resumes_on_another_executor(saved, data, single, tmp_path):
+    """kill -9 of the driver amid a Ray run; the same command in one process finishes it."""
+    code = (
+        "import sys, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[4]); import test_cluster as t\n"
+        "from drllm import RoutedModel, search\n"
+        "search(RoutedModel.wrap(sys.argv[1], dtype=torch.float32), [t.TASK], t.SEARCH, sys.argv[2], sys.argv[3], resources=t.TWO)"
+    )
+    arguments = [sys.executable, "-c", code, saved.base_id, str(tmp_path), str(data), str(Path(__file__).parents[1] / "support")]
+    driver = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, start_new_session=True)
+    folder = tmp_path / "search" / TASK
+    while not shard_indices(folder):
+        assert driver.poll() is None
+        time.sleep(0.01)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert gone(), "Ray ends the actors of a dead driver"
+    n_before = len(shard_indices(folder))
+    search(saved, [TASK], SEARCH, tmp_path, data)
+    assert 1 <= n_before < len(shard_indices(folder))
+    assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
+    subprocess.run(["pkill", "-9", "-s", str(driver.pid)], check=False)
+
+
+METHODS = ["static", "routers", "shuffled-routers", "random"]
+
+
+@pytest.fixture(scope="module")
+def compared(saved, data, single, tmp_path_factory) -> Path:
+    """A trained run, compared by a single process."""
+    out = copy_run(single, tmp_path_factory.mktemp("compared"), "search")
+    for method in ("static", "routers"):
+        saved.policy = train(saved, out, method, TRAIN if method == "routers" else None)
+        saved.save_pretrained(out / method)
+    saved.policy = None
+    evaluate(saved, METHODS, [TASK], out, EVALUATE, data)
+    return out
+
+
+def without_seconds(folder: Path) -> dict[str, list]:
+    return {path.parent.name: pq.read_table(path).to_pylist() for path in sorted(folder.rglob("*.parquet"))}
+
+
+@needs_ray
+@pytest.mark.slow
+def test_two_workers_answer_as_one_process_does(saved, data, compared, tmp_path, monkeypatch):
+    """Policies and their controls, in a run folder named from where the command stands; the second time nothing is asked."""
+    monkeypatch.chdir(tmp_path)
+    copy_run(compared, tmp_path / "run", "search", "static", "routers")
+    summary = evaluate(saved, METHODS, [TASK], "run", EVALUATE, data, resources=TWO)
+    place = f"evaluate/{EVALUATE.folder}"
+    found = without_seconds(tmp_path / "run" / place)
+    assert found == without_seconds(compared / place)
+    assert set(found) == {"base", *METHODS}
+    alone = read_summary(compared / place / "summary.json")
+    assert [row["accuracy"] for row in summary["rows"]] == [row["accuracy"] for row in alone["rows"]]
+    assert gone("Answerer")
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / place).rglob("*.parquet")}
+    assert evaluate(saved, METHODS, [TASK], "run", EVALUATE, data, resources=TWO) == summary
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    # One process goes on where workers stopped.
+    (tmp_path / "run" / place / "random" / f"{TASK}.parquet").unlink()
+    evaluate(saved, METHODS, [TASK], "run", EVALUATE, data)
+    assert without_seconds(tmp_path / "run" / place) == found
+
+
+class Mortal(evaluation_cluster.Answerer):
+    """Its first life ends at the routers' questions."""
+
+    def work(self, jobs):
+        died = Path(os.environ["DRLLM_TEST_DIED"])
+        if any(one.method == "routers" for _, one in jobs) and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().work(jobs)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_worker_killed_while_it_answers_loses_nothing(saved, data, compared, tmp_path, monkeypatch, sent_whole):
+    copy_run(compared, tmp_path, "search", "static", "routers")
+    monkeypatch.setenv("DRLLM_TEST_DIED", str(tmp_path / "died"))
+    monkeypatch.setattr(evaluation_cluster, "Answerer", Mortal)
+    evaluate(saved, METHODS, [TASK], tmp_path, EVALUATE, data, resources=TWO)
+    assert (tmp_path / "died").exists()
+    place = f"evaluate/{EVALUATE.folder}"
+    assert without_seconds(tmp_path / place) == without_seconds(compared / place)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_workers_that_see_another_policy_are_refused(saved, data, compared, tmp_path, monkeypatch, sent_whole):
+    """Its folder was written anew after the driver read it."""
+    copy_run(compared, tmp_path, "search", "static", "routers")
+    saved.policy = Route.full(L).edit(1, 0).edit(3, 2)
+    saved.save_pretrained(tmp_path / "other")
+    saved.policy = None
+    monkeypatch.setattr(evaluation_cluster, "Answerer", Foreign)
+    with pytest.raises(DrllmError, match="a worker would answer static on arc_easy by another key"):
+        evaluate(saved, ["static"], [TASK], tmp_path, EVALUATE, data, resources=TWO)
+
+
+class Foreign(evaluation_cluster.Answerer):
+    """Finds another policy in the folder."""
+
+    def work(self, jobs):
+        for _, one in jobs:
+            if one.saved is not None:
+                shutil.copytree(one.saved.parent / "other", one.saved, dirs_exist_ok=True)
+        return super().work(jobs)
+
+
+@pytest.fixture
+def sent_whole() -> Iterator[None]:
+    """Actors get this module's classes themselves, since they cannot import it."""
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+class Deadly(cluster.Replica):
+    """Dies of one question, as of one that needs more memory than there is."""
+
+    def work(self, groups):
+        if any(example.id == "q7" for _, group in groups for _, example in group):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().work(groups)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_group_that_kills_its_workers_is_named_and_the_others_are_kept(saved, data, tmp_path, monkeypatch, sent_whole):
+    monkeypatch.setattr(cluster, "Replica", Deadly)
+    with pytest.raises(DrllmError, match=rf"group \d+ \(q.*\) ended {crew.MAX_DEATHS} workers") as caught:
+        search(saved, [TASK], SEARCH, tmp_path, data, resources=Resources(executor="ray", workers=2, pool_size=4))
+    blamed = int(str(caught.value).split()[1])
+    ids = read_plan(tmp_path / "search" / TASK)["ids"]
+    assert "q7" in ids[blamed * SEARCH.group_size :][: SEARCH.group_size], "of the groups an actor had, the one to blame"
+    assert "q7" not in {record.id for record in read_records(tmp_path / "search")}
+    (job,) = read_jobs(tmp_path)
+    assert job["status"] == "failed"
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_cluster_with_room_for_one_of_two_workers_is_enough(saved, data, single, tmp_path, monkeypatch, capsys):
+    """The second actor never comes up; nothing waits for it."""
+    import ray
+
+    monkeypatch.setattr(crew, "PATIENCE", 0.2)
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
+    finally:
+        ray.shutdown()
+    assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
+    assert "workers: the cluster has no room yet, or the model loads slowly" in capsys.readouterr().err
+
+
+class Full(cluster.Replica):
+    """Finds its disk full."""
+
+    def work(self, groups):
+        if groups:
+            raise OSError(28, "No space left on device", "/shared/shard")
+        return super().work(groups)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_full_disk_of_a_worker_reaches_the_driver_as_such(saved, data, tmp_path, monkeypatch, sent_whole):
+    monkeypatch.setattr(cluster, "Replica", Full)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
+    assert (type(error.value), error.value.filename) == (OSError, "/shared/shard")
+
+
+@needs_ray
+def test_gpus_that_are_not_here_are_refused(saved, data, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(InputError, match="there is no GPU here"):
+        search(saved, [TASK], SEARCH, tmp_path, data, resources=Resources(executor="ray", worker_gpus=1))
+
+
+@needs_ray
+@pytest.mark.slow
+def test_other_weights_on_the_workers_are_refused(saved, data, tmp_path):
+    """The driver's weights were changed after loading: what workers load is another model."""
+    other = RoutedModel.wrap(saved.base_id, dtype=torch.float32)
+    with torch.no_grad():
+        next(iter(other.model.parameters())).add_(1.0)
+    changed = RoutedModel.wrap(other.unwrap(), other.tokenizer)
+    changed.base_id = saved.base_id
+    with pytest.raises(DrllmError, match="loads other weights"):
+        search(changed, [TASK], SEARCH, tmp_path, data, resources=TWO)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_no_cluster_at_the_address_gets_one_line(saved, data, tmp_path):
+    with pytest.raises(InputError, match=r"no Ray cluster at '127\.0\.0\.1:1'") as refusal:
+        search(saved, [TASK], SEARCH, tmp_path, data, resources=Resources(executor="ray", address="127.0.0.1:1"))
+    assert "\n" not in str(refusal.value)
+
+
+@needs_ray
+def test_a_model_of_this_process_alone_cannot_go_to_workers(data, tmp_path):
+    with pytest.raises(InputError, match="wrap it by its id, folder or file"):
+        search(model(), [TASK], SEARCH, tmp_path, data, resources=TWO)
+
+
+def test_without_ray_the_line_says_what_to_install(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"needs Ray: pip install '\.\[ray\]' in a clone"):
+        search(model(), [TASK], SEARCH, tmp_path, data, resources=TWO)
+    with pytest.raises(InputError, match=r"needs Ray: pip install '\.\[ray\]' in a clone"):
+        evaluate(model(), ["base"], [TASK], tmp_path, EVALUATE, data, resources=TWO)
+    assert not (tmp_path / "evaluate").exists()
+
+
+def test_nothing_but_the_executor_imports_ray():
+    modules = "drllm.cli.main, drllm.searching.runner, drllm.searching.on_ray, drllm.evaluation.run"
+    code = f"import sys; import {modules}; sys.exit('ray' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(Path(drllm.__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

@@ -1,0 +1,781 @@
+"""Every method, from records to a policy that is saved, loaded, evaluated and generates; and what each must and must not find."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import drllm.methods.base as registry
+from drllm import ArtifactError, InputError, Route, RoutedModel, evaluate, search, train
+from drllm.cli.main import main
+from drllm.core.config import GateConfig
+from drllm.evaluation.calibrate import calibrate
+from drllm.evaluation.fit import fit_policy
+from drllm.methods.base import get_method, method_names, method_of
+from drllm.methods.block_influence import block_influence
+from drllm.methods.codebook import Candidate, CodebookConfig, _fit_one, choices, choose, choose_routes, served_passes, thresholds, worth
+from drllm.methods.gains import mixed_gain
+from drllm.methods.matrix import Matrix
+from drllm.methods.routers import BELOW, soft_target
+from drllm.methods.selector import STAY, Folds, fit_ridges, lower_bound, principal_directions
+from drllm.methods.static import StaticConfig, combine, confirmed
+from drllm.methods.training.losses import focal_loss, rarity_weights, soft_loss
+from drllm.methods.training_data import Material
+from drllm.policies.codebook import Codebook, Point, pick, pool_prompt
+from drllm.policies.constant import RoutePolicy
+from drllm.policies.policy import policy_class
+from drllm.policies.routers import RouterConfig, Routers
+from drllm.runs.merge import merge_records, record_groups
+from drllm.runs.records import RouteRecord, read_records
+from drllm.scoring.route_prediction import decide_routes, read_prompts
+from drllm.searching.prior import sweep_routes
+from drllm.stats.guarantee import Guarantee
+from drllm.tasks import load_task
+from runs import EVALUATE, SEARCH, TASK, TRAIN, L, model, questions, write_rows
+
+ROUTES = [route for route in sweep_routes(L, 1) if route[0] == 1]
+OPTIONS = {
+    "routers": TRAIN,
+    "codebook": CodebookConfig(block=1, n_routes=4),
+    "random_codebook": None,
+    "input_blind": None,
+    "static": StaticConfig(candidates=3, confirm=0),
+}  # the rest take their defaults
+
+
+@pytest.fixture(scope="module")
+def tiny() -> RoutedModel:
+    return model()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Sums, of which fit, tune and calibrate all get some."""
+    rows = [row | {"part": "train" if number % 3 else "dev"} for number, row in enumerate(questions(150))]
+    return write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def run(tiny, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    search(tiny, [TASK], SEARCH, out, data)
+    search(tiny, [TASK], dataclasses.replace(SEARCH, splits=("fit", "tune", "calibrate")), out, data, routes=ROUTES)
+    return out
+
+
+EVALUATE_ONLY = ("mindskip", "flexidepth", "oracle")  # tests/test_partial.py
+
+
+@pytest.mark.parametrize("name", [name for name in registry.BUILT_IN if name not in EVALUATE_ONLY])
+def test_every_method_trains_saves_loads_evaluates_and_generates(name, tiny, run, data):
+    options = OPTIONS.get(name)
+    folder = fit_policy(tiny, run, name, options)
+    again = RoutedModel.from_pretrained(folder, base=tiny)
+    assert again.policy is not None
+    before = again.policy
+    rows = evaluate(tiny, [name, f"shuffled-{name}"], [TASK], run, EVALUATE, data)["rows"]
+    assert [row["method"] for row in rows] == ["base", name, f"shuffled-{name}"]
+    outputs = tiny.generate(["what is 1 and 2?", "so?"], policy=before, max_new_tokens=2, check_prompt_format=False)
+    assert all(len(output.route) == L for output in outputs)
+    fit_policy(tiny, run, name, options)
+    with torch.no_grad():
+        assert RoutedModel.from_pretrained(folder, base=tiny).policy is not None
+    second = evaluate(tiny, [name], [TASK], run, EVALUATE, data)["rows"][1]
+    assert {key: second[key] for key in ("accuracy", "mean_passes")} == {key: rows[1][key] for key in ("accuracy", "mean_passes")}
+
+
+def test_the_command_line_trains_lists_and_refuses(tiny, run, data, capsys, monkeypatch):
+    monkeypatch.setattr(RoutedModel, "wrap", classmethod(lambda cls, *args, **kwargs: tiny))
+    on = ["--out", str(run), "--model", "in memory"]
+    assert main(["methods"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n{name} " in f"\n{printed}" for name in method_names())
+    assert "arXiv 2510.12773" in printed
+    assert main(["train", *on, "--method", "codebook", "--n-routes", "2", "--block", "1"]) == 0
+    assert json.loads((run / "codebook" / "codebook.json").read_text())["block"] == 1
+    (run / "run.yaml").write_text("codebook: {n_routes: 4, block: 2}\n")
+    assert main(["train", *on, "--method=codebook", "--config", str(run / "run.yaml")]) == 0
+    assert json.loads((run / "codebook" / "codebook.json").read_text())["block"] == 2
+    capsys.readouterr()
+    for arguments, wanted in [
+        (["--method", "codebok"], "unknown method 'codebok'; did you mean 'codebook'"),
+        (["--method", "shortgpt", "--n-routes", "2"], "unknown flag --n-routes"),
+        (["--method", "codebook", "--budget", "2"], "CodebookConfig.budget is 2.0, expected between 0.1 and 1"),
+        (["--method", "codebook", "--block", "9"], "block is 9, expected less than the model's 4"),
+        (["--method", "static", "--epsilon", "0"], "GateConfig.epsilon is 0.0"),
+        (["--method", "static", "--epsilon", "0.1"], "belong to a promise: name the split"),
+        (["--method", "static", "--epsilon", "0.01", "--delta", "0.05"], "belong to a promise: name the split"),
+        (["--preset", "paper", "--budget", "0.9"], "RoutersConfig.budget below 1 is kept by a knob set on tune"),
+        (["--method"], "expected one argument"),
+    ]:
+        assert main(["train", *on, *arguments]) == 2
+        err = capsys.readouterr().err
+        assert wanted in err
+        assert err.strip().splitlines()[-1].startswith("drllm: error: ")
+
+
+def test_methods_import_nothing_heavy():
+    code = (
+        "import sys; from drllm.cli.options import Sections; dict(Sections()); "
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_another_packages_method_is_found_by_its_entry_point(monkeypatch, tiny, run):
+    point = importlib.metadata.EntryPoint("mine", "other_package:METHOD", registry.ENTRY_POINTS)
+    own = dataclasses.replace(get_method("random_skip"), name="mine", config=dataclasses.make_dataclass("Mine", [], frozen=True))
+    own = dataclasses.replace(own, fit=lambda routed, material, config, folder: get_method("random_skip").fit(
+        routed, material, get_method("random_skip").config(budget=0.5), folder))  # fmt: skip
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group, name=None: [point] if name in (None, "mine") else [])
+    monkeypatch.setattr(importlib.metadata.EntryPoint, "load", lambda self: own)
+    assert method_names()[-1] == "mine"
+    policy = train(tiny, run, "mine")
+    assert policy.route is not None
+    assert policy.route.n_passes == 2
+    assert method_of(own.config()) is own
+    monkeypatch.setattr(importlib.metadata.EntryPoint, "load", lambda self: "no method")
+    with pytest.raises(InputError, match=r"method 'mine': other_package:METHOD is a str"):
+        get_method("mine")
+
+
+def test_what_cannot_be_trained_gets_one_line(tiny, run, tmp_path):
+    with pytest.raises(ArtifactError, match=r"holds no \(question x route\) matrix: run `drllm search --paths"):
+        train(tiny, tmp_path, "codebook")
+    with pytest.raises(ArtifactError, match="holds no search records"):
+        train(tiny, tmp_path, "shortgpt")
+    with pytest.raises(InputError, match="'routers' takes a RoutersConfig, got a CodebookConfig"):
+        train(tiny, run, "routers", CodebookConfig())
+    with pytest.raises(InputError, match="dict holds the options of no method"):
+        train(tiny, run, {"method": "routers"})
+    with pytest.raises(InputError, match=r"no code book spends 0\.10"):
+        train(tiny, run, CodebookConfig(block=1, budget=0.1))
+
+
+# --- the code book
+
+N, K = 900, 6
+
+
+def planted(seed: int, effect: float) -> tuple[Matrix, np.ndarray]:
+    """Route 1 helps where the first feature is positive and harms elsewhere; the other routes are noise."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(N, 20)).astype(np.float32)
+    base = rng.random(N) < 0.4
+    flips = rng.random((N, K)) < np.where(base, 0.15, 0.1)[:, None]  # as many won as lost
+    correct = np.column_stack([base, base[:, None] ^ flips])
+    helps = features[:, 0] > 0
+    likely = rng.random(N) < effect
+    correct[likely, 1] = helps[likely]
+    margins = (correct - 0.5 + 0.3 * rng.normal(size=correct.shape)).astype(np.float32)
+    routes = [Route.full(8), *(Route.full(8).edit(2 + place, 0) for place in range(K))]
+    tasks, ids = ("t",) * N, tuple(map(str, range(N)))
+    return Matrix(tuple(routes), tasks, ids, ((1,),) * N, correct, margins, "raw", "key"), features
+
+
+def fitted(book: Matrix, features: np.ndarray, tune: Matrix, tune_features: np.ndarray, price: float = 0.0, **options) -> Candidate:
+    """A selector of all of the book's routes."""
+    config = CodebookConfig(**options)
+    return _fit_one(book, tune, range(1, K + 1), Folds(features, worth(book, config), 5, 0), tune_features, 2, price, config)
+
+
+def test_a_selector_finds_which_prompts_a_route_helps():
+    book, features = planted(0, 0.6)
+    tune, tune_features = planted(1, 0.6)
+    found = fitted(book, features, tune, tune_features)
+    oracle = np.where(tune_features[:, 0] > 0, tune.gains[:, 1], 0).mean()
+    assert found.tune_gain > 0.7 * oracle > 0.05
+    assert 0.2 < found.switched < 0.8
+
+
+def test_targets_of_a_task_tell_kinds_of_prompts_apart_and_nothing_finer():
+    """Route 1 helps one task, route 2 the other, and noise helps some questions of each: a book of the two takes each where it helps."""
+
+    def kinds(seed: int) -> tuple[Matrix, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        n, full = 600, Route.full(8)
+        is_first = np.arange(n) < n // 2
+        routes = (full, full.edit(4, 2), full.edit(5, 0), full.edit(6, 0), full.edit(7, 2))
+        chance = np.full((n, 5), 0.3)
+        chance[is_first, 1] = chance[~is_first, 2] = 0.5
+        chance[is_first, 2] = chance[~is_first, 1] = 0.2
+        correct = rng.random((n, 5)) < chance
+        margins = np.full((n, 5), np.nan, dtype=np.float32)
+        features = rng.normal(size=(n, 12))
+        features[:, 0] += np.where(is_first, 3, -3)
+        ids = tuple(map(str, range(n)))
+        return Matrix(routes, tuple(np.where(is_first, "a", "b")), ids, ((1,),) * n, correct, margins, "raw", "key"), features
+
+    (fit, features), (tune, tune_features) = kinds(0), kinds(1)
+    config = CodebookConfig(targets="task")
+    targets = worth(fit, config)
+    for task in ("a", "b"):
+        mine = fit.gains[np.array(fit.tasks) == task]
+        np.testing.assert_allclose(targets[np.array(fit.tasks) == task], [mine.mean(0) - mine.std(0, ddof=1) / np.sqrt(300)] * 300)
+    allowed = np.array([False, True, True, True, True])
+    order = choose_routes(fit, allowed, 4, config, 0.0)
+    assert set(order) == {1, 2}, "the other routes gain nothing on any task"
+    found = _fit_one(fit, tune, order, Folds(features, targets, 5, 0), tune_features, 4, 0.0, config)
+    picked = np.array(order)[choices(found, tune_features) - 1]
+    assert (picked[:300] == 1).mean() > 0.95
+    assert (picked[300:] == 2).mean() > 0.95
+    assert found.tune_gain == pytest.approx(0.2, abs=0.06)
+
+
+def test_noise_leaves_the_base_alone():
+    """Where no route helps any kind of prompt, hardly anything may be lost; most draws switch nothing."""
+    stayed = 0
+    for seed in range(6):
+        book, features = planted(10 + seed, 0.0)
+        tune, tune_features = planted(40 + seed, 0.0)
+        found = fitted(book, features, tune, tune_features, confidence=0.99)
+        stayed += found.threshold == STAY
+        assert found.tune_gain > -0.03
+    assert stayed >= 3
+
+
+def test_without_abstention_noise_is_followed():
+    book, features = planted(11, 0.0)
+    tune, tune_features = planted(41, 0.0)
+    sure, free = (fitted(book, features, tune, tune_features, abstain=abstain) for abstain in (True, False))
+    assert free.switched > sure.switched
+
+
+def test_a_price_buys_shorter_routes():
+    book, features = planted(0, 0.6)
+    tune, tune_features = planted(1, 0.6)
+    passes = [fitted(book, features, tune, tune_features, price).tune_passes for price in (0.01, 5.0)]
+    assert passes[0] > passes[1] == 7
+
+
+def test_routes_are_taken_for_coverage_and_for_themselves():
+    book, _ = planted(0, 0.6)
+    allowed = np.array([False] + [True] * K)
+    order = choose_routes(book, allowed, 3, CodebookConfig(), 0.0)
+    assert order[0] == 1, "the route that helps half of the prompts"
+    assert len(set(order)) == 3
+    assert 0 not in order
+    allowed[1] = False
+    assert 1 not in choose_routes(book, allowed, 9, CodebookConfig(), 0.0)
+
+
+def test_routes_that_share_their_passes_are_preferred():
+    """Of two repeats that gain nearly alike, the one whose block is repeated already; without a price, the better one."""
+    full = Route.full(8)
+    routes = (full, full.edit(2, 2), full.edit(5, 2), full.edit(2, 2, 0), full.edit(4, 0))
+    gains = np.array([0.0, 0.50, 0.20, 0.19, -0.5])
+    margins = np.tile(gains, (40, 1)) + np.linspace(-1, 1, 40)[:, None]
+    correct = np.zeros((40, 5), dtype=bool)
+    book = Matrix(routes, ("t",) * 40, tuple(map(str, range(40))), ((1,),) * 40, correct, margins.astype(np.float32), "raw", "key")
+    allowed = np.array([False, True, True, True, True])
+    assert choose_routes(book, allowed, 2, CodebookConfig(margin_weight=1, nesting=0.2), 0.0) == [1, 3]
+    assert choose_routes(book, allowed, 2, CodebookConfig(margin_weight=1, nesting=0), 0.0) == [1, 2]
+    assert served_passes([full, full.edit(2, 2), full.edit(5, 2), full.edit(4, 0)]) == 10
+
+
+def test_the_threshold_by_hand():
+    """Sorted by score: 40 gains of 1, then 40 of -1. The bound is highest where the first 40 leave the base."""
+    scores = np.array([*np.linspace(1, 0.6, 40), *np.linspace(0.5, 0.1, 40)])
+    gains = np.array([1] * 40 + [-1] * 40)
+    assert lower_bound(scores, gains, 0.95) == pytest.approx((0.6 + 0.5) / 2)
+    assert lower_bound(scores, -gains, 0.95) == STAY
+    assert lower_bound(np.ones(80), gains, 0.95) == STAY, "equal scores leave together"
+    assert lower_bound(scores[:20], gains[:20], 0.95) == STAY, "too few to say"
+
+
+def test_out_of_fold_predictions_are_of_others():
+    """With as many features as questions a fit is perfect on its own questions and worthless on others."""
+    rng = np.random.default_rng(0)
+    features, targets = rng.normal(size=(100, 200)), rng.normal(size=(100, 1))
+    _, predicted = Folds(features, targets, 5, 0).pick([0])
+    assert abs(np.corrcoef(predicted[:, 0], targets[:, 0])[0, 1]) < 0.35
+    ridge, predicted = Folds(features[:, :2], features[:, :1] * 2 + 1, 5, 0).pick([0])
+    assert np.abs(predicted[:, 0] - (features[:, 0] * 2 + 1)).max() < 2.5
+    assert ridge.predict(features[:, :2]).shape == (100, 1)
+
+
+@pytest.mark.parametrize("n_features", [12, 90])
+def test_few_components_find_what_kinds_of_questions_differ_in(n_features):
+    """Two kinds of questions, far apart in many features: one component predicts what all features predict with more noise."""
+    rng = np.random.default_rng(0)
+    kind = rng.integers(0, 2, 60)
+    features = rng.normal(size=(60, n_features)) + 4 * kind[:, None] * rng.normal(size=n_features)
+    targets = np.where(kind, 1.0, -1.0)[:, None]
+    directions = principal_directions((features - features.mean(0)) / features.std(0), 1)
+    component = (features - features.mean(0)) / features.std(0) @ directions
+    assert component.shape == (60, 1)
+    assert component.std() == pytest.approx(1, abs=1e-6)
+    ridge = fit_ridges(features, targets, 1)[1.0]
+    predicted = ridge.predict(features)
+    assert (np.sign(predicted) == np.sign(targets)).all()
+    slope = ((component * (targets - targets.mean())).sum() / ((component**2).sum() + 1)) * component + targets.mean()
+    np.testing.assert_allclose(predicted, slope, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_features", [7, 60])
+def test_a_ridge_is_the_ridge_by_least_squares(n_features):
+    """Both ways round (fewer features than questions, and more) against least squares with the penalty as further rows."""
+    rng = np.random.default_rng(0)
+    features, targets = rng.normal(3, 2, size=(40, n_features)), rng.normal(size=(40, 3))
+    for penalty, ridge in fit_ridges(features, targets).items():
+        z = (features - features.mean(0)) / features.std(0)
+        rows = np.vstack([z, np.sqrt(penalty) * np.eye(n_features)])
+        by_hand = np.linalg.lstsq(rows, np.vstack([targets - targets.mean(0), np.zeros((n_features, 3))]), rcond=None)[0]
+        np.testing.assert_allclose(ridge.weight, by_hand, rtol=1e-4, atol=1e-7)
+    _, both = Folds(features, targets, 4, 0).pick([2, 0])
+    assert both.shape == (40, 2)
+
+
+def test_ties_on_tune_take_the_smaller_book():
+    book, features = planted(0, 0.6)
+    one = fitted(book, features, book, features)
+    small = dataclasses.replace(one, routes=one.routes[:3])
+    assert choose([one, small], 8, 1.0) is small
+    assert choose([dataclasses.replace(one, tune_passes=7.0, tune_gain=-1), small], 8, 0.9).tune_passes == 7.0
+
+
+def test_a_book_decides_as_it_was_fitted(tiny):
+    """The states read while a prompt runs are those it was trained on, whatever batch it is in, and each row goes its way."""
+    texts = ["what is 5 and 6?", "x", "a much longer prompt than the others, is it not?"]
+    prompts = [tiny.tokenizer(text)["input_ids"] for text in texts]
+    read = read_prompts(tiny, prompts, [1, 2], 600)
+    books = []
+    for block in (1, 2):
+        routes = [Route.full(L), Route.full(L).edit(2, 0), Route.full(L).edit(3, 2)]
+        mean, scale = read[block].mean(0), read[block].std(0) + 0.1
+        weight = torch.randn(len(mean), 2, generator=torch.Generator().manual_seed(3))
+        book = Codebook(routes, block, mean, scale, weight, torch.zeros(2), [Point(0.0)], 0)
+        wanted = [routes[place] for place in book.choose(read[block])]
+        assert len(set(wanted)) > 1
+        outputs = tiny.generate(
+            ["what is 5 and 6?", "x", "a much longer prompt than the others, is it not?"], policy=book, max_new_tokens=2
+        )
+        assert [output.route for output in outputs] == wanted
+        books.append((book, wanted))
+    # All at once, among policies that read other states: as each by itself.
+    routers = Routers(RouterConfig(L, tiny.hidden_size, n_windows=4, width=16), seed=2)
+    policies = [None, *(book for book, _ in books), routers]
+    together = decide_routes(tiny, policies, prompts, 600)
+    assert together[1:3] == [wanted for _, wanted in books]
+    assert together == [decide_routes(tiny, [policy], prompts, 600)[0] for policy in policies]
+
+
+def test_pooling_reads_the_prompt_alone():
+    x = torch.randn(2, 5, 3)
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 0, 0, 0]])
+    pooled = pool_prompt(x, mask)
+    torch.testing.assert_close(pooled[0], torch.cat([x[0, 2:].mean(0), x[0, 4]]))
+    torch.testing.assert_close(pooled[1], torch.cat([x[1, :2].mean(0), x[1, 1]]))
+
+
+def test_picking_by_hand():
+    scores, saved = torch.tensor([[0.2, 0.1], [-0.1, -0.2], [0.05, 0.04]]), torch.tensor([0.0, 0.5])
+    assert pick(scores, saved, Point(0.0)).tolist() == [1, 0, 1]
+    assert pick(scores, saved, Point(0.1)).tolist() == [1, 0, 0]
+    assert pick(scores, saved, Point(0.0, price=1.0)).tolist() == [2, 2, 2]
+    assert pick(torch.zeros(3, 0), torch.zeros(0), Point(0.0)).tolist() == [0, 0, 0]
+
+
+def test_a_damaged_book_is_refused(tmp_path):
+    book = Codebook(
+        [Route.full(L), Route.full(L).edit(2, 0)], 1, torch.zeros(4), torch.ones(4), torch.zeros(4, 1), torch.zeros(1), [Point(0)], 0
+    )
+    book.save(tmp_path)
+    assert Codebook.load(tmp_path).routes == book.routes
+    about = json.loads((tmp_path / "codebook.json").read_text())
+    for change in ({"block": 3}, {"at": 5}, {"points": []}, {"routes": ["1111", "11x1"]}, {"weights_sha256": "0"}):
+        (tmp_path / "codebook.json").write_text(json.dumps(about | change))
+        with pytest.raises(ArtifactError, match="train the code book again"):
+            Codebook.load(tmp_path)
+    (tmp_path / "codebook.json").write_text(json.dumps(about))
+    (tmp_path / "selector.safetensors").write_bytes(b"")
+    with pytest.raises(ArtifactError):
+        Codebook.load(tmp_path)
+
+
+# --- several lists of routes
+
+
+def test_routes_added_later_join_the_matrix(tiny, data, tmp_path):
+    """Two lists of one run are the matrix of both, whole; a list of other questions is refused, a shared subset serves two tasks."""
+    splits = dataclasses.replace(SEARCH, splits=("fit", "tune"))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    search(tiny, [TASK], splits, whole, data, routes=ROUTES[:6])
+    search(tiny, [TASK], splits, parts, data, routes=ROUTES[:4])
+    search(tiny, [TASK], splits, parts, data, routes=ROUTES[2:6], list_name="more")
+    for split in ("fit", "tune"):
+        once, joined = (Material(tiny, run).matrix(split) for run in (whole, parts))
+        assert (once.routes, once.ids) == (joined.routes, joined.ids)
+        assert np.array_equal(once.correct, joined.correct)
+        np.testing.assert_allclose(once.margins, joined.margins, atol=1e-6)
+    material = Material(tiny, parts)
+    assert [len(questions) for _, questions in material.asked] == [len(material.matrix())]
+    assert all(len(record.routes) == 7 for _, record in material.fit_records)
+    assert sum(len(questions) for _, questions in material.tune()) == len(material.matrix("tune"))
+    train(tiny, parts, CodebookConfig(block=1, n_routes=4))
+    assert {where.name for where in record_groups(parts)} == {"paths", f"{TASK}.more"}, "each question counts once a table"
+    merged = merge_records([parts], tmp_path / "merged")
+    assert [part.folder.name for part in merged] == [TASK, f"{TASK}.more"]
+    assert Material(tiny, tmp_path / "merged").matrix().routes == Material(tiny, parts).matrix().routes
+    search(tiny, ["arc_challenge"], splits, parts, data, routes=ROUTES[1:4])
+    assert Material(tiny, parts).matrix().routes == (Route.full(L), *ROUTES[1:4])
+    search(tiny, [TASK], dataclasses.replace(splits, limit=5), parts, data, routes=ROUTES[:2], list_name="few")
+    with pytest.raises(ArtifactError, match="evaluated on other ids than"):
+        Material(tiny, parts).matrix()
+    with pytest.raises(InputError, match="expected letters, digits"):
+        search(tiny, [TASK], splits, parts, data, routes=ROUTES[:2], list_name="../x")
+    with pytest.raises(InputError, match="names a list of routes"):
+        search(tiny, [TASK], SEARCH, parts, data, list_name="x")
+
+
+# --- static routes
+
+
+def test_routes_combine_where_they_edit_different_blocks():
+    assert combine(Route.parse("1121"), Route.parse("1011")) == Route.parse("1021")
+    assert combine(Route.parse("1121"), Route.parse("1101")) is None
+    assert combine(Route.parse("1121"), Route.full(4)) is None
+
+
+def test_a_static_route_of_the_matrix_is_looked_up(tiny, data, tmp_path, monkeypatch):
+    """On a dense matrix alone the first step computes nothing, and finds what it finds when all is computed."""
+    search(tiny, [TASK], SEARCH, tmp_path, data, routes=ROUTES)
+    options = StaticConfig(candidates=100, steps=1, confirm=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Material, "score", lambda *args, **kwargs: pytest.fail("scored again"))
+        looked_up = train(tiny, tmp_path, options)
+    found = json.loads((tmp_path / "train" / "static" / "candidates.json").read_text())
+    (tmp_path / "train" / "static" / "candidates.json").unlink()
+    monkeypatch.setattr(Matrix, "__len__", lambda self: 0)  # as if rows did not match
+    computed = train(tiny, tmp_path, options)
+    assert looked_up.route == computed.route
+    again = json.loads((tmp_path / "train" / "static" / "candidates.json").read_text())
+    values = [{row["route"]: row["margins"] for row in kept["candidates"]} for kept in (found, again)]
+    assert values[0].keys() == values[1].keys()
+    for route in values[0]:
+        np.testing.assert_allclose(values[0][route], values[1][route], atol=2e-4)
+
+
+def test_a_tuned_static_route_is_the_best_of_fit_and_tune_together(tiny, run):
+    material = Material(tiny, run)
+    gains = np.concatenate([material.matrix(split).mixed_gains(0.5) for split in ("fit", "tune")])
+    lower = gains.mean(0) - gains.std(0, ddof=1) / np.sqrt(len(gains))
+    routes, passes = material.matrix().routes, material.matrix().passes()
+    assert train(tiny, run, StaticConfig(use_tune=True)).route == routes[int(lower.argmax())]
+    best = max(np.flatnonzero(passes <= 0.75 * L), key=lambda place: lower[place])
+    assert train(tiny, run, StaticConfig(use_tune=True, budget=0.75)).route == routes[int(best)]
+    with pytest.raises(InputError, match="no route of the matrix spends at most 1"):
+        train(tiny, run, StaticConfig(use_tune=True, budget=0.25))
+
+
+def test_tale_goes_on_from_the_steps_of_another_budget(tiny, run, monkeypatch):
+    half = train(tiny, run, get_method("tale").config(budget=0.5))
+    with monkeypatch.context() as patch:
+        patch.setattr(Material, "score", lambda *args, **kwargs: pytest.fail("scored again"))
+        shorter = train(tiny, run, get_method("tale").config(budget=0.75))
+    assert half.route is not None
+    assert shorter.route is not None
+    assert (half.route.n_passes, shorter.route.n_passes) == (L // 2, L - 1)
+    assert all(a <= b for a, b in zip(half.route, shorter.route, strict=True))
+    steps = run / "train" / "tale" / "steps.json"
+    before = json.loads(steps.read_text())["steps"]
+    steps.unlink()
+    train(tiny, run, get_method("tale").config(budget=0.5))
+    again = json.loads(steps.read_text())["steps"]
+    assert again == before[: len(again)]
+    assert len(again) == 1 + L // 2
+    steps.write_text("{")
+    with pytest.raises(ArtifactError, match="not readable JSON"):
+        train(tiny, run, get_method("tale").config(budget=0.5))
+    steps.unlink()
+
+
+def test_gains_mix_margin_and_verdict():
+    margins, right = np.array([[0.0, 1.0, -4.0], [0.0, 0.5, 0.1]]), np.array([[False, True, False], [True, True, False]])
+    found = mixed_gain(margins, right, np.array([[2.0], [1.0]]), 0.5)
+    np.testing.assert_allclose(found, [[0, 0.25 + 0.5, -0.5], [0, 0.25, 0.05 - 0.5]])
+    np.testing.assert_allclose(mixed_gain(np.full((1, 2), np.nan), np.array([[False, True]]), 1.0, 0.5), [[0, 1]])
+
+
+def test_a_step_needs_questions_that_did_not_choose_it():
+    rng = np.random.default_rng(0)
+    good, noise = rng.normal(0.5, 1, 200), rng.normal(0, 1, 200)
+    assert confirmed(good, good, 0.9)
+    assert not confirmed(good, noise - noise.mean(), 0.9)
+    assert not confirmed(-good, good, 0.9)
+    assert confirmed(good, -good, 0), "no test wanted"
+
+
+@pytest.mark.parametrize(
+    ("name", "budget"), [("shortgpt", 0.75), ("early_exit", 0.5), ("random_skip", 0.5), ("tale", 0.5), ("static", 0.75)]
+)
+def test_budgets_are_kept(name, budget, tiny, run):
+    config = get_method(name).config(budget=budget)
+    policy = train(tiny, run, config)
+    assert policy.route is not None
+    assert policy.route.n_passes <= budget * L
+    if name != "static":
+        assert policy.route.n_passes == budget * L
+
+
+def test_influence_against_the_models_own_states(tiny):
+    prompts = [tiny.tokenizer(text)["input_ids"] for text in ("what is 5 and 6?", "x y z")]
+    wanted = np.zeros(L - 1)
+    n = 0
+    for prompt in prompts:
+        with torch.no_grad():
+            states = tiny.model(torch.tensor([prompt]), output_hidden_states=True).hidden_states
+        for block in range(L - 1):
+            wanted[block] += float(torch.nn.functional.cosine_similarity(states[block][0], states[block + 1][0], dim=-1).sum())
+        n += len(prompt)
+    assert block_influence(tiny, prompts) == pytest.approx((1 - wanted / n).tolist(), abs=1e-5)
+
+
+# --- the gate around a policy
+
+
+def test_operating_points_are_shares_of_the_tune_prompts_that_leave():
+    matrix, features = planted(0, 0.5)
+    tune, tune_features = planted(1, 0.5)
+    best = fitted(matrix, features, tune, tune_features)
+    points = thresholds(best, tune_features)
+    left = [float((choices(dataclasses.replace(best, threshold=value), tune_features) > 0).mean()) for value in points]
+    assert len(points) == 4
+    assert left == pytest.approx([share * best.switched for share in (0.25, 0.5, 0.75, 1)], abs=1 / N)
+    assert best.switched > 0.3
+    assert points[-1] == best.threshold
+    assert thresholds(dataclasses.replace(best, threshold=STAY), tune_features) == [STAY]
+
+
+def test_a_policy_is_calibrated_saved_with_its_promise_and_refused_for_a_smaller_one(tiny, run, tmp_path):
+    size = 2 * tiny.hidden_size
+    policy = Codebook(
+        [Route.full(L), ROUTES[0]], 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.ones(1), [Point(0)], 0
+    )
+    chosen, guarantee = calibrate(tiny, run, policy, GateConfig(calibrate="calibrate", epsilon=0.4, delta=0.4))
+    assert guarantee.n >= 10
+    assert guarantee.point == 0, "so wide a promise is kept"
+    tiny.policy = chosen
+    try:
+        folder = tiny.save_pretrained(tmp_path / "p")
+    finally:
+        tiny.policy = None
+    again = RoutedModel.from_pretrained(folder, base=tiny).policy
+    assert again is not None
+    assert again.guarantee == json.loads(json.dumps(guarantee.to_json()))
+    assert guarantee.sentence in (folder / "README.md").read_text()
+    tiny.generate("x", policy=again, epsilon=0.4, max_new_tokens=1, check_prompt_format=False)
+    for epsilon in (0.1, float("nan")):
+        with pytest.raises(InputError, match=r"asks for more than the 0\.4"):
+            tiny.generate("x", policy=again, epsilon=epsilon, max_new_tokens=1, check_prompt_format=False)
+    again.prompt_format = "chat"
+    with pytest.raises(InputError, match="the promise was made for 'chat' prompts, these are 'raw'"):
+        tiny.generate("x", policy=again, epsilon=0.4, max_new_tokens=1, check_prompt_format=False)
+    again.prompt_format = None
+    saved = json.loads((folder / "drllm_config.json").read_text())
+    for broken in ({"epsilon": 0.0001}, saved["guarantee"] | {"epsilon": "small"}):
+        (folder / "drllm_config.json").write_text(json.dumps(saved | {"guarantee": broken}))
+        with pytest.raises(ArtifactError, match="a guarantee that is none"):
+            RoutedModel.from_pretrained(folder, base=tiny)
+    again.guarantee = again.guarantee | {"dtype": "torch.bfloat16"}
+    with pytest.raises(InputError, match=r"promised for torch\.bfloat16 weights, these are torch\.float32"):
+        tiny.generate("x", policy=again, epsilon=0.4, max_new_tokens=1, check_prompt_format=False)
+    tiny.policy = None
+
+
+def test_a_point_that_changes_nothing_does_not_hide_the_next(tiny, run):
+    size = 2 * tiny.hidden_size
+    points = [Point(1e9), Point(-1e9)]  # nobody leaves the base, everybody does
+    policy = Codebook([Route.full(L), ROUTES[0]], 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.ones(1), points, 0)
+    _, guarantee = calibrate(tiny, run, policy, GateConfig(calibrate="calibrate", epsilon=0.4, delta=0.4))
+    assert [row["point"] for row in guarantee.tested] == [1]
+
+
+def test_what_fails_the_gate_is_the_base(tiny, run):
+    policy = train(tiny, run, "routers", TRAIN)
+    chosen, guarantee = calibrate(tiny, run, policy, GateConfig(calibrate="calibrate", epsilon=1e-6, delta=1e-6))
+    assert guarantee.point is None
+    assert chosen.route == Route.full(L)
+    tiny.generate("x", policy=chosen, epsilon=0.001, max_new_tokens=1)
+    with pytest.raises(InputError, match="asks for a promise and this policy has none"):
+        tiny.generate("x", policy=policy, epsilon=0.5, max_new_tokens=1, check_prompt_format=False)
+
+
+def test_a_code_book_follows_its_selector_only_where_it_may_abstain(tiny, run, monkeypatch):
+    """Where tune sees no gain the base is kept; a predictor that is always followed (polar) is followed there, too."""
+    import drllm.methods.codebook as codebook
+
+    monkeypatch.setattr(codebook, "choose", lambda candidates, n_layers, budget: dataclasses.replace(candidates[0], tune_gain=-0.1))
+    assert train(tiny, run, get_method("codebook").config(block=1)).route == Route.full(L)
+    assert train(tiny, run, get_method("polar").config(block=1)).route is None
+
+
+def test_an_own_policy_class_is_found_by_its_method(monkeypatch, tmp_path):
+    """As in a new process: nothing has imported the class, an artefact names it."""
+    source = (
+        "from drllm.policies.policy import RoutePolicy, register_policy",
+        "@register_policy('theirs')",
+        "class Theirs(RoutePolicy):",
+        "    pass",
+    )
+    (tmp_path / "their_policy.py").write_text("\n".join(source))
+    monkeypatch.syspath_prepend(tmp_path)
+    own = dataclasses.replace(get_method("random_skip"), name="mine", policy_module="their_policy")
+    broken = importlib.metadata.EntryPoint("broken", "nowhere:METHOD", registry.ENTRY_POINTS)
+    point = importlib.metadata.EntryPoint("mine", "other_package:METHOD", registry.ENTRY_POINTS)
+    points = {"mine": point, "broken": broken}
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda group, name=None: [point for key, point in points.items() if name in (None, key)]
+    )
+    load = importlib.metadata.EntryPoint.load
+    monkeypatch.setattr(importlib.metadata.EntryPoint, "load", lambda self: own if self.name == "mine" else load(self))
+    monkeypatch.delitem(sys.modules, "drllm.methods.all", raising=False)
+    assert policy_class("theirs").__name__ == "Theirs"
+    assert "cannot be loaded from nowhere:METHOD" in sys.modules["drllm.methods.all"].BROKEN["broken"]
+    with pytest.raises(ArtifactError, match="unknown policy 'thiers'; did you mean 'theirs'"):
+        policy_class("thiers")
+
+
+def test_the_promise_says_what_was_judged_and_how_many_questions_of_each_task(tiny, run):
+    _, guarantee = calibrate(tiny, run, RoutePolicy(ROUTES[0]), GateConfig(calibrate="calibrate", epsilon=0.4, delta=0.4))
+    assert guarantee.tasks == {TASK: guarantee.n}
+    assert f"{guarantee.n} questions ({guarantee.n} of {TASK}; calibrate; loglik, acc_norm)" in guarantee.sentence
+
+
+def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, data, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    promise = GateConfig(calibrate="calibrate", epsilon=0.4, delta=0.4)
+
+    def earlier(route: Route, promise: GateConfig = promise) -> int:
+        return calibrate(tiny, tmp_path / "run", RoutePolicy(route), promise)[1].earlier
+
+    before = earlier(ROUTES[0])
+    assert [earlier(route) - before for route in (ROUTES[0], ROUTES[1], ROUTES[0])] == [0, 1, 1], "the same again is no other"
+    found = calibrate(tiny, tmp_path / "run", RoutePolicy(ROUTES[1]), promise)[1]
+    assert f"tried on these questions before: {found.earlier}; this holds for each by itself" in found.sentence
+    assert Guarantee(**{name: value for name, value in found.to_json().items() if name != "sentence"}).sentence == found.sentence
+    assert before >= len({*ROUTES} - {Route.full(L)}), "routes of a list that was answered on them are tries, too"
+    more = [Route.full(L).edit(0, 0).edit(1, 2), Route.full(L).edit(1, 0).edit(3, 2), ROUTES[0]]
+    for splits, counted in ((("fit",), 0), (("fit", "calibrate"), 2)):
+        name = "-".join(splits)
+        search(tiny, [TASK], dataclasses.replace(SEARCH, splits=splits), tmp_path / "run", data, routes=more, list_name=name)
+        assert earlier(ROUTES[1]) == found.earlier + counted
+
+
+# --- routers that learn from all right paths
+
+
+def record(routes: list[str], margins: list[float]) -> RouteRecord:
+    right = [margin > 0 for margin in margins]
+    return RouteRecord(
+        TASK, "q", 4, right[0], margins[0], Route.parse(routes[0]), tuple(map(Route.parse, routes)), tuple(map(float, right)),
+        tuple(margins), tuple(right), tuple(right), 0, "f", "loglik",
+    )  # fmt: skip
+
+
+def test_soft_targets_by_hand():
+    """Two right paths, one wrong: weights exp(0) and exp(-1), over their sum."""
+    target = soft_target(record(["1111", "1011", "1121"], [0.5, 1.0, -0.2]), 0.5)
+    low = np.exp(-1) / (1 + np.exp(-1))
+    assert target[1] == pytest.approx([1 - low, low, 0], abs=1e-6)
+    assert target[2] == pytest.approx([0, 1, 0])
+    assert target.sum(1) == pytest.approx(np.ones(4))
+    no_margins = soft_target(dataclasses.replace(record(["1111", "1011"], [1.0, 1.0]), margins=(np.nan, np.nan)), 0.5)
+    assert no_margins[1] == pytest.approx([0.5, 0.5, 0])
+
+
+@pytest.mark.parametrize("variant", [{"shared": True}, {"first_block": True}])
+def test_router_variants_train_and_decide_alike_alone_and_in_a_batch(variant, tiny, run):
+    routers = train(tiny, run, dataclasses.replace(TRAIN, preset="paper", **variant))
+    texts = ["what is 1 and 2?", "so?"]
+    together = tiny.generate(texts, policy=routers, max_new_tokens=1)
+    assert [output.route for output in together] == [tiny.generate(text, policy=routers, max_new_tokens=1)[0].route for text in texts]
+
+
+def test_routers_learn_from_a_dense_matrix_alone(tiny, data, tmp_path):
+    search(tiny, [TASK], SEARCH, tmp_path, data, routes=ROUTES)
+    routers = train(tiny, tmp_path, dataclasses.replace(TRAIN, preset="default", tune_questions=0))
+    assert isinstance(routers, Routers)
+    with pytest.raises(ArtifactError, match="no tree search"):
+        train(tiny, tmp_path, dataclasses.replace(TRAIN, preset="paper"))
+
+
+def test_the_soft_loss_of_a_sure_target_is_the_focal_loss():
+    logits, labels, alpha = torch.randn(4, 6, 3), torch.randint(0, 3, (4, 6)), torch.tensor([2.0, 0.5, 1.0])
+    for gamma in (0.0, 2.0):
+        sure = torch.nn.functional.one_hot(labels, 3).float()
+        torch.testing.assert_close(soft_loss(logits, sure, alpha, gamma), focal_loss(logits, labels, alpha, gamma))
+    weights = rarity_weights(torch.tensor([0.01, 0.98, 0.01]))
+    assert weights[0] / weights[1] == pytest.approx(98**0.5, rel=1e-5)
+    assert weights.mean() == pytest.approx(1)
+
+
+def test_the_knob_is_set_on_tune_within_the_budget(tiny, run):
+    free = train(tiny, run, dataclasses.replace(TRAIN, preset="default", tune_questions=20))
+    table = json.loads((run / "train" / "routers" / "knob.json").read_text())["points"]
+    best = max(row["accuracy"] for row in table)
+    assert len(table) == 10
+    assert isinstance(free, Routers)
+    place = [point.control for point in Routers(free.config).operating_points()].index(free.control)
+    assert table[place]["accuracy"] == best
+    tight = train(tiny, run, dataclasses.replace(TRAIN, preset="default", tune_questions=20, budget=0.6))
+    assert isinstance(tight, Routers)
+    table = json.loads((run / "train" / "routers" / "knob.json").read_text())["points"]
+    assert len(table) == 16, "a budget may call for settings beyond the routers themselves"
+    within = [row for row in table if row["mean_passes"] <= 0.6 * L]
+    points = [point.control for point in Routers(free.config).operating_points()] + list(BELOW)
+    assert table[points.index(tight.control)] in within
+    assert table[points.index(tight.control)]["accuracy"] == max(row["accuracy"] for row in within)
+    paper = train(tiny, run, TRAIN)
+    assert isinstance(paper, Routers)
+    assert paper.control is None
+
+
+def test_a_saved_book_loads_in_a_process_that_never_trained_one(tiny, run, tmp_path):
+    size = 2 * tiny.hidden_size
+    routes = [Route.full(L), Route.full(L).edit(2, 0)]
+    book = Codebook(routes, 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.zeros(1), [Point(0.0)], 0)
+    tiny.policy = book
+    folder = tiny.save_pretrained(tmp_path / "book")
+    tiny.policy = None
+    code = (
+        "import sys; from pathlib import Path; from drllm.model import artifact; from drllm.policies.policy import policy_class; "
+        "print(policy_class(artifact.read(Path(sys.argv[1])).policy).load(Path(sys.argv[1])).block)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
+
+
+def test_views_at_another_point_promise_nothing():
+    book = Codebook([Route.full(L), Route.full(L).edit(2, 0)], 1, torch.zeros(4), torch.ones(4), torch.zeros(4, 1), torch.zeros(1),
+                    [Point(0.1), Point(0.0)], 0)  # fmt: skip
+    routers = Routers(RouterConfig(L, 8, 2, 4))
+    for policy in (book, routers):
+        policy.guarantee = {"epsilon": 0.01, "point": 0}
+    assert book.at_point(1).guarantee is None
+    assert routers.with_control(0.9).guarantee is None
+
+
+def test_what_any_search_of_the_run_has_seen_is_not_calibrated_on(tiny, tmp_path):
+    """The search read one file, the matrix another in which the search's fit questions stand as calibrate questions."""
+    rows = questions(120)
+    one = write_rows(tmp_path / "a.jsonl", [row | {"part": "train" if place else "dev"} for place, row in enumerate(rows)])
+    search(tiny, [TASK], SEARCH, tmp_path / "run", one)
+    searched = {record.id for record in read_records(tmp_path / "run" / "search")}
+    fresh = [row | {"id": f"new {row['id']}", "question": f"new {row['question']}"} for row in rows]
+    again = [row | {"id": f"again {row['id']}"} for row in rows if row["id"] in searched]
+    both = write_rows(tmp_path / "b.jsonl", fresh + again)  # without parts, other shares of the same hash are calibrate questions
+    search(tiny, [TASK], SEARCH, tmp_path / "run", both, routes=ROUTES[:2])
+    _, guarantee = calibrate(tiny, tmp_path / "run", RoutePolicy(ROUTES[0]), GateConfig(calibrate="calibrate", epsilon=0.4))
+    asked = load_task(TASK, both).examples["calibrate"]
+    assert any(example.id.startswith("again ") for example in asked), "the test can fail"
+    assert guarantee.n == sum(example.id.startswith("new ") for example in asked)

@@ -1,0 +1,163 @@
+"""Bases that people really run: each is wrapped, searched, trained on and generated with; what is not supported is refused by name."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import families
+from byte_tokens import byte_tokenizer
+from drllm import Route, RoutedModel, RoutersConfig, SearchConfig, UnsupportedModelError, search, train
+from drllm.model.load import load_base
+from drllm.runs.records import read_records
+from reference import path_model, plain_greedy
+from runs import TASK
+
+SEARCH = SearchConfig(n_simulations=6, limit=10, group_size=5, max_step_tokens=600, early_stop=False, verify=False)
+TRAIN = RoutersConfig(preset="paper", epochs=3, width=8, n_windows=4)
+ROUTES = [Route.parse(text) for text in ("1111", "1201", "0112", "2110")]
+PROMPTS = ["What do plants need?", "12 and 7", "Hello", "Once upon a time there was a river"]
+
+
+def plain(family: str = "llama", **options):
+    return families.build(family, vocab_size=300, max_position_embeddings=256, **options)
+
+
+def in_dtype(dtype: torch.dtype):
+    return lambda: plain().to(dtype)
+
+
+def int8():
+    quantization = pytest.importorskip("torchao.quantization", reason="needs torchao (pip install torchao)")
+    model = plain(hidden_size=64)
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    assert any(type(parameter) is not torch.nn.Parameter for parameter in model.parameters()), "nothing was quantised"
+    return model
+
+
+def peft_adapted():
+    peft = pytest.importorskip("peft", reason="needs peft")
+    model = peft.get_peft_model(plain(), peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    return model.eval()
+
+
+def mapped():
+    """A device map of several entries, so that accelerate's hooks stand on the blocks."""
+    accelerate = pytest.importorskip("accelerate")
+    model = plain()
+    places = {name: "cpu" for name, _ in model.named_children()}
+    inner = {f"model.{name}": "cpu" for name, _ in model.model.named_children() if name != "layers"}
+    places = {"lm_head": "cpu"} | inner | {f"model.layers.{index}": "cpu" for index in range(families.N_BLOCKS)}
+    return accelerate.dispatch_model(model, places, main_device="cpu", force_hooks=True)
+
+
+def gguf_file():
+    """A GGUF file of four blocks, written by the gguf package and unpacked by transformers."""
+    gguf = pytest.importorskip("gguf", reason="needs gguf")
+    size, heads, inner, vocab = 32, 4, 64, 300
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tiny.gguf"
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_block_count(families.N_BLOCKS)
+        writer.add_context_length(256)
+        writer.add_embedding_length(size)
+        writer.add_feed_forward_length(inner)
+        writer.add_head_count(heads)
+        writer.add_head_count_kv(heads)
+        writer.add_layer_norm_rms_eps(1e-5)
+        writer.add_rope_freq_base(10000.0)
+        writer.add_vocab_size(vocab)
+        rng = np.random.default_rng(0)
+        weight = lambda *shape: (0.3 * rng.standard_normal(shape)).astype(np.float32)  # noqa: E731
+        ones = np.ones(size, dtype=np.float32)
+        tensors = {"token_embd.weight": weight(vocab, size), "output_norm.weight": ones, "output.weight": weight(vocab, size)}
+        for block in range(families.N_BLOCKS):
+            shapes = {"attn_q": (size, size), "attn_k": (size, size), "attn_v": (size, size), "attn_output": (size, size),
+                      "ffn_gate": (inner, size), "ffn_up": (inner, size), "ffn_down": (size, inner)}  # fmt: skip
+            tensors |= {f"blk.{block}.{name}.weight": weight(*shape) for name, shape in shapes.items()}
+            tensors |= {f"blk.{block}.{name}.weight": ones for name in ("attn_norm", "ffn_norm")}
+        for name, tensor in tensors.items():
+            writer.add_tensor(name, tensor)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return load_base(str(path), torch.float32, tokenizer=byte_tokenizer()).model
+
+
+BASES = {
+    "fp32": in_dtype(torch.float32),
+    "bf16": in_dtype(torch.bfloat16),
+    "fp16": in_dtype(torch.float16),
+    "int8": int8,
+    "gguf": gguf_file,
+    "peft": peft_adapted,
+    "device_map": mapped,
+    "moe": lambda: plain("qwen2_moe"),
+    "sliding": lambda: plain("gemma3_text"),
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_wrap_search_train_generate(name, data, tmp_path):
+    base = BASES[name]()
+    twins = {route: path_model(base, route.path) for route in ROUTES} if name not in ("peft", "device_map") else {}
+    routed = RoutedModel.wrap(base, byte_tokenizer())
+    outs = routed.generate(PROMPTS, policy=ROUTES, max_new_tokens=6, do_sample=False)
+    for prompt, route, out in zip(PROMPTS, ROUTES, outs, strict=True):
+        ids = routed.tokenizer(prompt)["input_ids"]
+        if twins and base.dtype == torch.float32:
+            assert out.token_ids == plain_greedy(twins[route], ids, 6, routed.tokenizer.eos_token_id)
+        else:  # half precision rounds otherwise in a batch; hooks cannot be copied: alone, through the routed model
+            alone = routed.generate(prompt, policy=route, max_new_tokens=6, do_sample=False)[0]
+            assert alone.route == out.route == route
+            assert name in ("bf16", "fp16") or alone.token_ids == out.token_ids
+    run = search(routed, [TASK], SEARCH, tmp_path / "run", data)
+    records = list(read_records(run / "search" / TASK))
+    assert len(records) == 10
+    assert all(len(record.routes) > 3 for record in records)
+    routed.policy = train(routed, run, TRAIN)
+    routed.save_pretrained(run / "routers")
+    wanted = [out.route for out in routed.generate(PROMPTS, max_new_tokens=2, do_sample=False)]
+    again = RoutedModel.from_pretrained(run / "routers", base=routed)
+    assert [out.route for out in again.generate(PROMPTS, max_new_tokens=2, do_sample=False)] == wanted
+
+
+def test_logits_on_a_device_map_and_under_an_adapter_follow_the_route():
+    """Against the same weights without hooks or adapter."""
+    ids = torch.randint(3, 259, (2, 9), generator=torch.Generator().manual_seed(0))
+    twin = plain()
+    mapped_logits = RoutedModel.wrap(mapped())(ids, routes=ROUTES[1:3]).logits
+    for row, route in enumerate(ROUTES[1:3]):
+        torch.testing.assert_close(mapped_logits[row], path_model(twin, route.path)(ids, use_cache=False).logits[row], atol=1e-5, rtol=0)
+    adapted = peft_adapted()
+    merged = peft_copy(adapted)
+    adapted_logits = RoutedModel.wrap(adapted)(ids, routes=ROUTES[1:3]).logits
+    for row, route in enumerate(ROUTES[1:3]):
+        torch.testing.assert_close(adapted_logits[row], path_model(merged, route.path)(ids, use_cache=False).logits[row], atol=1e-4, rtol=0)
+
+
+def peft_copy(adapted):
+    import copy
+
+    return copy.deepcopy(adapted).merge_and_unload()
+
+
+def test_another_adapter_or_quantisation_is_another_base():
+    prints = {name: RoutedModel.wrap(BASES[name]()).fingerprint for name in ("fp32", "bf16", "peft", "int8", "moe")}
+    assert prints["fp32"] == prints["bf16"], "one checkpoint has one fingerprint in both"
+    assert len(set(prints.values())) == len(prints) - 1
+
+
+def test_offloaded_weights_are_refused_by_name(tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    model = plain()
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    places |= {f"model.layers.{index}": "disk" if index == 2 else "cpu" for index in range(families.N_BLOCKS)}
+    model = accelerate.dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path / "offload")
+    with pytest.raises(UnsupportedModelError, match="keeps weights offloaded"):
+        RoutedModel.wrap(model)

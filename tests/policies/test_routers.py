@@ -1,0 +1,593 @@
+"""The routers: windows, formulas, control knob, artefact, and a route decided once, from the prompt alone."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import families
+from drllm import Action, Route, RoutedModel, RoutersConfig
+from drllm.core.errors import ArtifactError, InputError
+from drllm.policies.constant import RoutePolicy
+from drllm.policies.policy import policy_class
+from drllm.policies.routers import (
+    CONFIG_FILE,
+    N_ACTIONS,
+    WEIGHTS_FILE,
+    PrefillRouters,
+    RouterConfig,
+    Routers,
+    apply_control,
+    pool_matrix,
+    pool_windows,
+    rms_normalize,
+)
+
+SMALL = RouterConfig(n_layers=3, hidden_size=8, n_windows=4, width=5)
+
+
+def random_routers(config: RouterConfig, seed: int = 0) -> Routers:
+    """Routers whose biases are not zero, so that a test sees them."""
+    routers = Routers(config, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    for name, tensor in routers.tensors.items():
+        if name.startswith("b"):
+            routers.tensors[name] = torch.randn(tensor.shape, generator=generator)
+    return routers
+
+
+def naive_windows(x_TD: torch.Tensor, mask: list[bool], n_windows: int) -> list[torch.Tensor]:
+    """Section 3.1, literally: the prompt's tokens, cut into windows of floor(T / W), W clamped to T, the remainder dropped."""
+    tokens = [x for x, inside in zip(x_TD, mask, strict=True) if inside]
+    n = min(n_windows, len(tokens))
+    length = len(tokens) // n
+    return [torch.stack(tokens[w * length : (w + 1) * length]).mean(0) for w in range(n)]
+
+
+def check_against_naive(masks: list[list[bool]], n_windows: int) -> None:
+    x = torch.randn(len(masks), len(masks[0]), 3, generator=torch.Generator().manual_seed(0))
+    pooled, valid = pool_windows(x, torch.tensor(masks), n_windows)
+    assert pooled.shape == (len(masks), n_windows, 3)
+    for row, mask in enumerate(masks):
+        expected = naive_windows(x[row], mask, n_windows)
+        assert valid[row].tolist() == [w < len(expected) for w in range(n_windows)]
+        torch.testing.assert_close(pooled[row, : len(expected)], torch.stack(expected))
+        assert not pooled[row, len(expected) :].any()
+
+
+@st.composite
+def prompt_masks(draw: st.DrawFn) -> list[list[bool]]:
+    """Rows of one length, each with at least one prompt token anywhere: padding left or right, a prompt in the middle, or holes."""
+    n_tokens = draw(st.integers(1, 24))
+    row = st.lists(st.booleans(), min_size=n_tokens, max_size=n_tokens).filter(any)
+    return draw(st.lists(row, min_size=1, max_size=4))
+
+
+@settings(deadline=None, max_examples=150)
+@given(prompt_masks(), st.integers(1, 9))
+def test_pooling_equals_a_loop_over_rows(masks, n_windows):
+    check_against_naive(masks, n_windows)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(1, 24), min_size=1, max_size=4), st.integers(1, 9), st.booleans())
+def test_pooling_of_padded_batches_equals_a_loop_over_rows(lengths, n_windows, left):
+    width = max(lengths) + 2
+    check_against_naive([([False] * (width - n) + [True] * n)[:: 1 if left else -1] for n in lengths], n_windows)
+
+
+def test_windows_by_hand():
+    x = torch.arange(11.0).reshape(1, 11, 1)
+    pooled, valid = pool_windows(x, torch.tensor([[0, 0] + [1] * 9]), 4)
+    assert pooled[0, :, 0].tolist() == [2.5, 4.5, 6.5, 8.5]  # windows of floor(9 / 4) = 2 from token 2 on; token 10 is dropped
+    assert valid.tolist() == [[True] * 4]
+    pooled, valid = pool_windows(x, torch.tensor([[1, 1, 1] + [0] * 8]), 4)
+    assert pooled[0, :, 0].tolist() == [0, 1, 2, 0]
+    assert valid.tolist() == [[True, True, True, False]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_pooling_is_in_float32(dtype):
+    # 256 + 1 is not a bfloat16 number: averaging in it would lose the ones.
+    x = torch.tensor([256.0, 1.0, 1.0, 1.0], dtype=dtype).reshape(1, 4, 1)
+    pooled, _ = pool_windows(x, torch.ones(1, 4), 1)
+    assert pooled.dtype == torch.float32
+    assert pooled.item() == 64.75
+
+
+def test_a_row_without_prompt_is_refused():
+    with pytest.raises(InputError, match="prompt 1 has no token"):
+        pool_matrix(torch.tensor([[1, 1], [0, 0]]), 8)
+
+
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e30])
+def test_what_stands_outside_the_prompt_never_enters(garbage):
+    routers = random_routers(SMALL)
+    x = torch.randn(1, 7, 8, generator=torch.Generator().manual_seed(3))
+    padded = torch.full((1, 12, 8), garbage)
+    padded[:, 3:10] = x  # two more tokens on the right: a continuation
+    mask = torch.tensor([[0] * 3 + [1] * 7 + [0] * 2])
+    alone, _ = pool_windows(x, torch.ones(1, 7), 4)
+    among, _ = pool_windows(padded, mask, 4)
+    torch.testing.assert_close(among, alone)
+    for block in range(3):
+        assert torch.equal(routers.decide(block, padded, mask), routers.decide(block, x, torch.ones(1, 7)))
+
+
+def test_states_that_are_not_finite_are_refused():
+    x = torch.randn(2, 4, 8)
+    x[1, 2] = float("nan")
+    with pytest.raises(InputError, match="block 1 are not finite"):
+        Routers(SMALL).decide(1, x, torch.ones(2, 4))
+
+
+def reference_logits(routers: Routers, block: int, x_TD: torch.Tensor, mask: list[bool]) -> torch.Tensor:
+    """One router as the paper writes it: a module of its own, on one prompt, averaged over its windows."""
+    config = routers.config
+    sizes = [config.hidden_size, *[config.width] * (config.depth - 1), N_ACTIONS]
+    layers = [module for pair in itertools.pairwise(sizes) for module in (nn.Linear(*pair), nn.GELU())][:-1]
+    network = nn.Sequential(*layers)
+    place = 0 if config.shared else block
+    network.load_state_dict(
+        {
+            f"{2 * layer}.{kind}": routers.tensors[f"{kind[0]}{layer + 1}"][place].t()
+            for layer in range(config.depth)
+            for kind in ("weight", "bias")
+        }
+    )
+    windows = naive_windows(x_TD, mask, config.n_windows)
+    if config.normalize:
+        windows = [window / (window.square().mean() + 1e-6).sqrt() for window in windows]
+    return torch.stack([network(window) for window in windows]).mean(0).detach()
+
+
+@pytest.mark.parametrize(
+    ("normalize", "shared", "first_block", "depth"),
+    [
+        (True, False, False, 2),
+        (False, False, False, 2),
+        (True, True, False, 2),
+        (True, False, True, 2),
+        (True, False, False, 1),
+        (False, True, False, 4),
+    ],
+)
+def test_stacked_routers_equal_separate_modules(normalize, shared, first_block, depth):
+    config = RouterConfig(3, 8, 4, 5, normalize, shared, first_block, depth)
+    routers = random_routers(config)
+    masks = [[False, True, True], [True, True, True], [False, False, True]]  # fewer tokens than windows
+    masks = [mask + [True] * extra + [False] * (10 - extra) for mask, extra in zip(masks, (0, 10, 4), strict=True)]
+    x_LBTD = torch.randn(3, 3, 13, 8, generator=torch.Generator().manual_seed(1)) * 3
+    pooled = [pool_windows(x, torch.tensor(masks), 4) for x in x_LBTD]
+    stacked = routers.all_logits(torch.stack([states for states, _ in pooled]), pooled[0][1])
+    assert stacked.shape == (3, 3, N_ACTIONS)
+    prefill = routers.start(torch.tensor(masks))
+    for block in range(3):
+        read = 0 if first_block else block
+        expected = torch.stack([reference_logits(routers, block, x_LBTD[read, row], masks[row]) for row in range(3)])
+        torch.testing.assert_close(stacked[block], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(routers.logits(block, *pooled[read]), expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(prefill.decide(block, x_LBTD[block], torch.tensor(masks)), expected.argmax(-1))
+    if first_block:
+        with pytest.raises(InputError, match="before the first block"):
+            routers.decide(1, x_LBTD[1], torch.tensor(masks))
+
+
+@pytest.mark.parametrize(
+    ("preset", "normalize", "wanted"),
+    [("paper", "preset", False), ("default", "preset", True), ("paper", "rms", True), ("default", "raw", False)],
+)
+def test_the_paper_feeds_raw_states_unless_told_otherwise(preset, normalize, wanted):
+    assert RoutersConfig(preset=preset, normalize=normalize).normalized == wanted
+    with pytest.raises(InputError, match="normalize is True, expected preset, rms or raw"):
+        RoutersConfig(normalize=True)
+
+
+def test_normalize_gives_unit_rms_at_any_scale():
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    for scale in (0.12, 1.0, 96.0):
+        torch.testing.assert_close(rms_normalize(x * scale).square().mean(-1), torch.ones(4), rtol=1e-3, atol=0)
+    assert not rms_normalize(torch.zeros(1, 8)).any()
+
+
+def test_initial_weights_are_xavier_uniform_and_seeded():
+    config = RouterConfig(4, 96, width=32)
+    routers = Routers(config, seed=7)
+    for weights, fan in ((routers.tensors["w1"], 96 + 32), (routers.tensors["w2"], 32 + 3)):
+        bound = (6 / fan) ** 0.5
+        assert 0.98 * bound < weights.abs().max() <= bound
+        assert abs(weights.std().item() - bound / 3**0.5) < 0.1 * bound
+    assert not torch.equal(routers.tensors["w1"][0], routers.tensors["w1"][1])
+    assert not routers.tensors["b1"].any()
+    assert not routers.tensors["b2"].any()
+    before = torch.random.get_rng_state()
+    assert torch.equal(Routers(config, seed=7).tensors["w1"], routers.tensors["w1"])
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not torch.equal(Routers(config, seed=8).tensors["w1"], routers.tensors["w1"])
+
+
+def test_the_base_dtype_does_not_reach_the_routers():
+    routers = random_routers(SMALL)
+    x = torch.randn(5, 9, 8, generator=torch.Generator().manual_seed(2)).bfloat16()
+    expected = routers.decide(0, x.float(), torch.ones(5, 9))
+    assert torch.equal(routers.decide(0, x, torch.ones(5, 9)), expected)
+    seen = []
+    routers.actions = lambda logits: seen.append(logits) or logits.argmax(-1)  # type: ignore[method-assign]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        routers.decide(0, x, torch.ones(5, 9))
+    routers.decide(0, x, torch.ones(5, 9))
+    assert seen[0].dtype == torch.float32
+    assert torch.equal(seen[0], seen[1])
+
+
+# --- the control knob ---------------------------------------------------------------------------------------------------------------
+
+
+def decisions(policy, x, mask) -> torch.Tensor:
+    return torch.stack([policy.decide(block, x, mask) for block in range(policy.n_layers)])
+
+
+def test_control_knob_endpoints():
+    routers = random_routers(RouterConfig(6, 8, 4, 5))
+    x, mask = torch.randn(32, 9, 8, generator=torch.Generator().manual_seed(4)), torch.ones(32, 9)
+    own = decisions(routers, x, mask)
+    assert set(own.unique().tolist()) == {0, 1, 2}, "the case must be able to fail"
+    assert torch.equal(decisions(routers.with_control(-0.5), x, mask), own)
+    for p, action in ((-1, Action.SKIP), (0.5, Action.EXECUTE), (1, Action.REPEAT)):
+        assert torch.equal(decisions(routers.with_control(p), x, mask), torch.full((6, 32), int(action)))
+    assert torch.equal(decisions(routers, x, mask), own), "with_control returns a view"
+    assert routers.with_control(1).tensors["w1"] is routers.tensors["w1"]
+    assert torch.equal(decisions(routers.with_control(1).with_control(-0.5), x, mask), own)
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [
+        (-1, [1, 0, 0]),
+        (-0.75, [0.6, 0.25, 0.15]),  # t = 1/2: half skip, half (0.2, 0.5, 0.3)
+        (-0.5, [0.2, 0.5, 0.3]),
+        (0.0, [0.1, 0.75, 0.15]),  # t = 1/2: half the router, half execute
+        (0.5, [0, 1, 0]),
+        (0.75, [0, 0.5, 0.5]),  # t = 1/2: half execute, half repeat
+        (1, [0, 0, 1]),
+    ],
+)
+def test_control_formulas_by_hand(p, expected):
+    probabilities = torch.tensor([0.2, 0.5, 0.3]).repeat(4, 1)
+    torch.testing.assert_close(apply_control(probabilities, p), torch.tensor(expected, dtype=torch.float32).repeat(4, 1))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.floats(0.01, 1), min_size=3, max_size=3), st.floats(-1, 1))
+def test_control_keeps_a_distribution(weights, p):
+    probabilities = torch.tensor(weights) / sum(weights)
+    blended = apply_control(probabilities, p)
+    assert (blended >= 0).all()
+    torch.testing.assert_close(blended.sum(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("p", [-1.01, 1.01, float("nan")])
+def test_control_outside_its_range_is_refused(p):
+    with pytest.raises(InputError, match="control knob"):
+        Routers(SMALL).with_control(p)
+
+
+def test_the_knob_is_saved_with_the_routers(tmp_path):
+    Routers(SMALL).with_control(0.25).save(tmp_path)
+    assert Routers.load(tmp_path).control == 0.25
+    values = json.loads((tmp_path / "router_config.json").read_text())
+    (tmp_path / "router_config.json").write_text(json.dumps(values | {"control": 3}))
+    with pytest.raises(ArtifactError, match="control is 3, expected -1 to 1"):
+        Routers.load(tmp_path)
+
+
+def test_operating_points_go_from_the_base_to_the_routers():
+    points = [point.control for point in Routers(SMALL).operating_points()]
+    assert points[0] == 0.4
+    assert points[-1] is None
+    assert points[:-1] == sorted(points[:-1], reverse=True)
+    held = Routers(SMALL).with_control(0.05).operating_points()
+    assert [point.control for point in held] == [0.4, 0.3, 0.2, 0.1, 0.05]
+
+
+# --- the artefact -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    random_routers(SMALL, seed=3).save(tmp_path)
+    return tmp_path
+
+
+def test_save_and_load_round_trip(saved):
+    routers = Routers.load(saved)
+    assert routers.config == SMALL
+    for found, expected in zip(routers.parameters(), random_routers(SMALL, seed=3).parameters(), strict=True):
+        assert torch.equal(found, expected)
+    assert sorted(path.name for path in saved.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+    assert policy_class("routers") is Routers
+
+
+def test_saving_twice_writes_the_same_bytes(saved, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    Routers.load(saved).save(other)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        assert (other / name).read_bytes() == (saved / name).read_bytes()
+
+
+def edit_config(folder, **changes) -> None:
+    values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")) | changes
+    (folder / CONFIG_FILE).write_text(json.dumps({k: v for k, v in values.items() if v != "DROP"}), encoding="utf-8")
+
+
+def test_variants_are_saved_and_older_routers_have_none(saved, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shared")
+    shared = random_routers(RouterConfig(3, 8, shared=True, first_block=True))
+    assert shared.tensors["w1"].shape[0] == 1
+    shared.save(folder)
+    assert Routers.load(folder).config == shared.config
+    assert json.loads((folder / CONFIG_FILE).read_text())["schema_version"] == 2
+    values = json.loads((saved / CONFIG_FILE).read_text())
+    assert values["schema_version"] == 1
+    assert "shared" not in values, "plain routers are as older ones read them"
+    assert Routers.load(saved).config == SMALL
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_routers_of_another_depth_are_saved_and_read_back(tmp_path, depth):
+    routers = random_routers(RouterConfig(3, 8, depth=depth))
+    assert list(routers.tensors) == [f"{kind}{layer}" for layer in range(1, depth + 1) for kind in "wb"]
+    routers.save(tmp_path)
+    assert json.loads((tmp_path / CONFIG_FILE).read_text())["schema_version"] == 3
+    loaded = Routers.load(tmp_path)
+    assert loaded.config == routers.config
+    assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in routers.tensors.items())
+    edit_config(tmp_path, depth=10**9)
+    with pytest.raises(ArtifactError, match="depth is 1000000000, expected at most 8"):
+        Routers.load(tmp_path)
+
+
+def test_keys_of_a_newer_drllm_warn(saved):
+    edit_config(saved, colour="blue")
+    with pytest.warns(UserWarning, match="colour"):
+        routers = Routers.load(saved)
+    assert routers.config == SMALL
+
+
+@pytest.mark.parametrize("key", ["n_layers", "hidden_size", "n_windows", "width", "normalize", "schema_version", "weights_sha256"])
+def test_missing_keys_are_refused(saved, key):
+    edit_config(saved, **{key: "DROP"})
+    with pytest.raises(ArtifactError):
+        Routers.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("n_layers", "3"), ("n_layers", True), ("n_layers", -1), ("n_layers", 10**9), ("width", 6), ("hidden_size", 8.0), ("n_windows", 0),
+     ("n_windows", None), ("normalize", "no"), ("normalize", 1), ("schema_version", 99), ("weights_sha256", "0" * 64)],
+)  # fmt: skip
+def test_wrong_values_are_refused(saved, key, value):
+    edit_config(saved, **{key: value})
+    with pytest.raises(ArtifactError) as refusal:
+        Routers.load(saved)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\xff"])
+def test_a_broken_configuration_is_refused(saved, text):
+    (saved / CONFIG_FILE).write_bytes(text.encode("latin-1"))
+    with pytest.raises(ArtifactError):
+        Routers.load(saved)
+
+
+def test_any_flipped_byte_of_the_weights_is_refused(saved):
+    whole = (saved / WEIGHTS_FILE).read_bytes()
+    for at in [*range(0, 300), *range(300, len(whole), 97)]:
+        data = bytearray(whole)
+        data[at] ^= 0x21
+        (saved / WEIGHTS_FILE).write_bytes(bytes(data))
+        with pytest.raises(ArtifactError):
+            Routers.load(saved)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 7, 100, -1])
+def test_truncated_weights_are_refused(saved, n_bytes):
+    (saved / WEIGHTS_FILE).write_bytes((saved / WEIGHTS_FILE).read_bytes()[:n_bytes])
+    with pytest.raises(ArtifactError):
+        Routers.load(saved)
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
+def test_a_missing_file_is_refused(saved, name):
+    (saved / name).unlink()
+    with pytest.raises(ArtifactError, match="train the routers again"):
+        Routers.load(saved)
+
+
+def test_weights_of_another_training_are_refused(saved, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    random_routers(SMALL, seed=4).save(other)
+    (saved / WEIGHTS_FILE).write_bytes((other / WEIGHTS_FILE).read_bytes())
+    with pytest.raises(ArtifactError, match="checksums differ"):
+        Routers.load(saved)
+
+
+def test_moving_to_a_device_leaves_the_routers_where_they_are():
+    routers = Routers(SMALL)
+    moved = routers.to("meta")
+    assert {parameter.device.type for parameter in moved.parameters()} == {"meta"}
+    assert {parameter.device.type for parameter in routers.parameters()} == {"cpu"}
+    assert moved.config is routers.config
+
+
+# --- in a model ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_two_prefills_at_once_keep_their_own_windows():
+    routers = random_routers(RouterConfig(6, 8, 4, 5))
+    generator = torch.Generator().manual_seed(5)
+    cases = [(torch.randn(16, n, 8, generator=generator), torch.ones(16, n)) for n in (5, 11)]
+    alone = [decisions(routers, x, mask) for x, mask in cases]
+    assert not torch.equal(*alone)
+    views = [routers.start(mask) for _, mask in cases]
+    for block in range(6):
+        for view, (x, mask), expected in zip(views, cases, alone, strict=True):
+            assert torch.equal(view.decide(block, x, mask), expected[block])
+
+
+@pytest.fixture
+def routed(tiny):
+    """A tiny model with routers that disagree between prompts."""
+    tiny.policy = random_routers(RouterConfig(tiny.n_layers, tiny.hidden_size), seed=11)
+    return tiny
+
+
+PROMPTS = ["a", "What melts ice?", "Seven times six is", "The quick brown fox jumps over the lazy dog, twice.", "zzzzzzzz zz", "42 + 1 ="]
+
+
+def generate_and_watch(routed, prompt: str):
+    """The output, and the states (1, T, D) that entered each block at prefill."""
+    entering: list[torch.Tensor] = []
+
+    def watch(_module, args, kwargs) -> None:
+        entering.append((args[0] if args else kwargs["hidden_states"]).clone())
+
+    handles = [block.register_forward_pre_hook(watch, with_kwargs=True) for block in routed.model.get_decoder().layers]
+    output = routed.generate([prompt], max_new_tokens=3)[0]
+    for handle in handles:
+        handle.remove()
+    return output, entering[: routed.n_layers]  # decoding comes after
+
+
+def test_routes_are_those_of_the_states_entering_each_block(routed):
+    routes = set()
+    for prompt in PROMPTS:
+        output, states = generate_and_watch(routed, prompt)
+        mask = [True] * states[0].shape[1]
+        expected = Route([int(reference_logits(routed.policy, block, x[0], mask).argmax()) for block, x in enumerate(states)])
+        assert output.route == expected
+        assert output.n_prompt_tokens == len(mask)
+        routes.add(output.route)
+    assert len(routes) > 1, "the case must be able to fail"
+
+
+def test_a_padded_batch_routes_each_prompt_as_alone(routed):
+    alone = [routed.generate([prompt], max_new_tokens=4)[0] for prompt in PROMPTS]
+    together = routed.generate(PROMPTS, max_new_tokens=4)
+    assert [output.route for output in together] == [output.route for output in alone]
+    assert [output.token_ids for output in together] == [output.token_ids for output in alone]
+
+
+def test_a_continuation_does_not_change_the_route(routed):
+    prompt = torch.arange(10, 24)[None]
+    n = prompt.shape[1]
+    seen = []
+    for token in (40, 90, 200):
+        ids = torch.cat([prompt, torch.full((1, 9), token)], dim=1)
+        mask = torch.zeros_like(ids)
+        mask[:, :n] = 1
+        seen.append(routed(ids, prompt_mask=mask).logits[:, :n])
+    for logits in seen[1:]:
+        torch.testing.assert_close(logits, seen[0], rtol=0, atol=1e-5)
+
+
+def test_control_reaches_generation(routed):
+    routers = routed.policy
+    for p, digit in ((0.5, "1"), (0.8, "2"), (1, "2")):
+        outputs = routed.generate(PROMPTS, max_new_tokens=2, policy=routers.with_control(p))
+        assert {str(output.route) for output in outputs} == {digit * routed.n_layers}
+
+
+def test_saved_routers_come_back_on_their_base(routed, tmp_path):
+    routes = [output.route for output in routed.generate(PROMPTS, max_new_tokens=1)]
+    routed.save_pretrained(tmp_path)
+    routed.policy = None
+    again = type(routed).from_pretrained(tmp_path, base=routed)
+    assert [output.route for output in again.generate(PROMPTS, max_new_tokens=1)] == routes
+
+
+def test_a_route_is_decided_once_and_holds_for_every_new_token(routed, monkeypatch):
+    asked = []
+    logits = PrefillRouters.logits
+
+    def counting(self, block, x_BTD):
+        found = logits(self, block, x_BTD)
+        asked.append((block, len(x_BTD), found.dtype))
+        return found
+
+    monkeypatch.setattr(PrefillRouters, "logits", counting)
+    outputs = routed.generate(PROMPTS, max_new_tokens=7, min_new_tokens=7)
+    assert asked == [(block, len(PROMPTS), torch.float32) for block in range(routed.n_layers)]
+    assert {output.n_new_tokens for output in outputs} == {7}
+
+
+def test_without_a_prompt_mask_the_continuation_can_move_the_route(routed):
+    """The other side of the law above: it is the mask that keeps the answer out."""
+    routed.policy = Routers(routed.policy.config, seed=2)  # no biases: the states alone decide
+    ids = torch.randint(3, 259, (24, 20), generator=torch.Generator().manual_seed(6))
+    ids[:, :8] = ids[0, :8]
+    masked = torch.zeros_like(ids)
+    masked[:, :8] = 1
+    found = {}
+    for name, mask in (("masked", masked), ("open", torch.ones_like(ids))):
+        cache = routed.new_cache(routed.policy, mask)
+        with torch.no_grad():
+            routed.forward(cache, input_ids=ids)
+        found[name] = set(cache.routes)
+    assert len(found["masked"]) == 1
+    assert len(found["open"]) > 1
+
+
+def test_routers_work_in_float32_on_a_bfloat16_base(routed, tmp_path):
+    routed.save_pretrained(tmp_path)
+    half = families.build("llama", vocab_size=300, max_position_embeddings=512).to(torch.bfloat16)
+    again = RoutedModel.from_pretrained(tmp_path, base=half, tokenizer=routed.tokenizer)  # one fingerprint in both dtypes
+    assert {parameter.dtype for parameter in again.policy.parameters()} == {torch.float32}
+    for prompt in PROMPTS:
+        output, states = generate_and_watch(again, prompt)
+        assert states[0].dtype == torch.bfloat16
+        mask = [True] * states[0].shape[1]
+        expected = [int(reference_logits(routed.policy, block, x[0].float(), mask).argmax()) for block, x in enumerate(states)]
+        assert output.route == Route(expected)
+
+
+def test_routers_of_other_weights_are_refused(routed, tmp_path):
+    routed.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "drllm_config.json", CONFIG_FILE, WEIGHTS_FILE]
+    changed = families.build("llama", vocab_size=300, max_position_embeddings=512)
+    changed.model.layers[2].mlp.up_proj.weight.data *= 1.01
+    with pytest.raises(ArtifactError, match="load its own base, or train a policy for this one") as refusal:
+        RoutedModel.from_pretrained(tmp_path, base=changed)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "prompt", "other"),
+    [("chat", [{"role": "user", "content": "Hi"}], "Hi"), ("raw", "Hi", [{"role": "user", "content": "Hi"}])],
+)
+def test_prompts_of_another_format_are_refused_unless_told(routed, tmp_path, trained_on, prompt, other):
+    routed.policy.prompt_format = trained_on
+    routed.save_pretrained(tmp_path)
+    routed.policy = None
+    again = RoutedModel.from_pretrained(tmp_path, base=routed)
+    assert again.policy.prompt_format == trained_on
+    assert again.generate([prompt], max_new_tokens=1)
+    with pytest.raises(InputError, match=f"trained on '{trained_on}' prompts"):
+        again.generate([other], max_new_tokens=1)
+    again.policy = again.policy.with_control(0.0)  # a view is no way around it
+    with pytest.raises(InputError, match="trained on"):
+        again.generate([other], max_new_tokens=1)
+    assert again.generate([other], max_new_tokens=1, check_prompt_format=False)
+    again.policy.prompt_format = None
+    assert again.generate([other], max_new_tokens=1)
+
+
+def test_only_routers_have_a_control_knob():
+    with pytest.raises(InputError, match="'static' policy has no control knob"):
+        RoutePolicy(Route.parse("110")).with_control(0.0)

@@ -1,0 +1,246 @@
+"""Saved policies as things to share: golden files, model cards, the Hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import types
+from pathlib import Path
+
+import pytest
+
+import families
+from byte_tokens import byte_tokenizer
+from drllm import ArtifactError, InputError, Route, RoutedModel
+from drllm.cli.main import main
+from drllm.policies import saved as artifact
+from drllm.policies.routers import RouterConfig, Routers
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+PROMPTS = ["What do plants need?", "12 and 7", "Hello", "Once upon a time there was a river"]
+
+
+@pytest.fixture
+def routed() -> RoutedModel:
+    return RoutedModel.wrap(families.build("llama", vocab_size=300, max_position_embeddings=512), byte_tokenizer())
+
+
+# --- golden artefacts: files of version 1 keep loading, and keep deciding what they decided
+
+
+@pytest.fixture(scope="module")
+def golden_base() -> RoutedModel:
+    return RoutedModel.wrap(str(GOLDEN / "base"))
+
+
+@pytest.mark.parametrize("name", ["static-v1", "routers-v1"])
+def test_files_of_version_1_load_and_decide_as_they_did(name, golden_base):
+    model = RoutedModel.from_pretrained(GOLDEN / name, base=golden_base)
+    outs = model.generate(PROMPTS, max_new_tokens=4, do_sample=False)
+    decided = json.loads((GOLDEN / "decided.json").read_text())[name]
+    assert [str(out.route) for out in outs] == decided["routes"]
+    assert [out.token_ids for out in outs] == decided["token_ids"]
+
+
+@pytest.mark.parametrize("name", ["static-v1", "routers-v1"])
+def test_golden_files_are_todays_files(name, golden_base, tmp_path):
+    """Saving what was loaded writes the same bytes: a change of the format must be a change of the version."""
+    model = RoutedModel.from_pretrained(GOLDEN / name, base=golden_base)
+    model.base_id = "tests/golden/base"  # wherever the repository lies
+    model.save_pretrained(tmp_path / name)
+    for path in sorted((GOLDEN / name).iterdir()):
+        if path.name != "README.md":
+            assert (tmp_path / name / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_newer_key_warns_and_a_newer_schema_refuses(golden_base, tmp_path):
+    folder = tmp_path / "newer"
+    shutil.copytree(GOLDEN / "static-v1", folder)
+    config = json.loads((folder / "drllm_config.json").read_text())
+    (folder / "drllm_config.json").write_text(json.dumps(config | {"colour": "blue"}))
+    with pytest.warns(UserWarning, match=r"keys this drllm does not know \(colour\)"):
+        RoutedModel.from_pretrained(folder, base=golden_base)
+    (folder / "drllm_config.json").write_text(json.dumps(config | {"schema_version": 99}))
+    with pytest.raises(ArtifactError, match="upgrade drllm"):
+        RoutedModel.from_pretrained(folder, base=golden_base)
+
+
+def test_another_base_is_refused():
+    routed = RoutedModel.wrap(families.build("llama", seed=1, vocab_size=300, max_position_embeddings=64), byte_tokenizer())
+    with pytest.raises(ArtifactError, match="was made for"):
+        RoutedModel.from_pretrained(GOLDEN / "static-v1", base=routed)
+
+
+# --- the model card
+
+
+def run_with_figures(routed: RoutedModel, root: Path) -> Path:
+    """A run folder: a static policy and its evaluation, one of these files and one of files before them."""
+    routed.policy = Route.parse("1211")
+    routed.base_id = "someone/tiny"
+    (root / "run").mkdir()
+    folder = routed.save_pretrained(root / "run" / "static")
+    (root / "run" / "run.json").write_text(json.dumps([{"argv": ["drllm", "train", "--out", "runs/a b"]}, {"argv": ["/x/pytest", "-q"]}]))
+    row = {"task": "arc_easy", "n": 200, "accuracy": 0.4, "mean_passes": 4.0, "mcnemar_p": None}
+    ours = row | {"method": "static", "accuracy": 0.45, "mean_passes": 5.0, "difference": 0.05, "difference_low": -0.01,
+                  "difference_high": 0.11, "mcnemar_p": 0.125}  # fmt: skip
+    for split, digest in (("tune", artifact.digest(folder)), ("test", "0" * 16)):
+        place = root / "run" / "evaluate" / split
+        place.mkdir(parents=True)
+        summary = {"split": split, "reference": "base", "tasks": ["arc_easy"], "policies": {"static": digest},
+                   "rows": [row | {"method": "base"}, row | {"method": "base", "task": "all"}, ours,
+                            ours | {"task": "all", "mean_passes": 4.75}]}  # fmt: skip
+        (place / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_the_card_holds_base_route_figures_and_commands(routed, tmp_path, capsys):
+    folder = run_with_figures(routed, tmp_path)
+    assert "None yet for these files" in (folder / "README.md").read_text(), "saved before it was evaluated"
+    artifact.write_card(folder)
+    assert main(["info", str(folder)]) == 0
+    card = capsys.readouterr().out
+    assert "base_model: someone/tiny" in card
+    assert "route `1211`" in card
+    assert routed.fingerprint in card
+    assert "guarantee: none" in card
+    assert "| **static** | arc_easy | accuracy | 200 | 40.0 | 45.0 | +5.0 (-1.0 to +11.0) | 0.125 |" in card
+    assert "It runs 4.75 block passes a prompt." in card, "over all tasks"
+    assert "tune split" in card
+    assert "test split" not in card, "figures of other files are not these files' figures"
+    assert "drllm train --out 'runs/a b'" in card
+    assert "pytest" not in card
+
+
+def test_evaluate_writes_its_figures_into_the_card(tmp_path, data):
+    from drllm import evaluate
+    from runs import EVALUATE, TASK, model
+
+    tiny = model()
+    tiny.policy = Route.parse("1211")
+    folder = tiny.save_pretrained(tmp_path / "run" / "static")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    evaluate(tiny, ["base", "static"], [TASK], tmp_path / "run", EVALUATE, data, ["drllm", "evaluate"])
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert {name for name in after if after[name] != before[name]} == {"README.md"}
+    assert "| **static** |" in (folder / "README.md").read_text()
+    results = tmp_path / "run/evaluate/tune/static" / f"{TASK}.parquet"
+    first = results.stat().st_mtime_ns
+    evaluate(tiny, ["base", "static"], [TASK], tmp_path / "run", EVALUATE, data, ["drllm", "evaluate"])
+    assert results.stat().st_mtime_ns == first, "a new card is no new policy"
+
+
+def test_info_of_an_export_and_of_nothing(routed, tmp_path, capsys):
+    from drllm.deploy.export import export
+
+    export(routed, Route.parse("1011"), tmp_path / "out")
+    assert main(["info", str(tmp_path / "out")]) == 0
+    assert "skips block 1" in capsys.readouterr().out
+    assert main(["info", str(tmp_path)]) == 2
+    assert "holds no saved policy" in capsys.readouterr().err
+    assert main(["info", str(tmp_path / "out"), "--revision", "main"]) == 0
+
+
+def test_a_readme_of_others_stays(routed, tmp_path):
+    (tmp_path / "README.md").write_text("# My checkpoint\n")
+    routed.policy = Route.parse("1211")
+    routed.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "# My checkpoint\n"
+
+
+def test_a_dead_network_is_one_line(routed, tmp_path, monkeypatch, capsys):
+    """huggingface_hub raises its HTTP library's own errors, which are no OSErrors."""
+    import huggingface_hub
+
+    from drllm.core.errors import network_errors
+
+    def dead(*_args, **_options):
+        raise network_errors()[0]("no route to host")
+
+    routed.policy = Route.parse("1211")
+    folder = routed.save_pretrained(tmp_path / "static")
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", dead)
+    assert main(["push", str(folder), "someone/routes"]) == 2
+    assert "the Hub does not take" in capsys.readouterr().err
+
+
+def test_info_refuses_a_torn_policy(routed, tmp_path, capsys):
+    routed.policy = Route.parse("1211")
+    folder = routed.save_pretrained(tmp_path / "static")
+    (folder / "policy.json").write_text('{"route": "1111"}')
+    assert main(["info", str(folder)]) == 2
+    assert "not the file that was saved" in capsys.readouterr().err
+
+
+# --- the Hub, its two calls replaced by a folder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Path:
+    """Uploads and downloads go to `hub/<id>/<revision>`, through the arguments that the real calls take."""
+    import huggingface_hub
+    from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
+
+    root = tmp_path / "hub"
+    response = types.SimpleNamespace(headers={}, request=None, status_code=404, url="")
+
+    class Api(huggingface_hub.HfApi):
+        def create_repo(self, repo_id, *, private=None, exist_ok=False, **_):
+            if "/" not in repo_id:
+                raise huggingface_hub.errors.HFValidationError(f"Repo id must be namespace/name: {repo_id!r}")
+            (root / repo_id / "main").mkdir(parents=True, exist_ok=exist_ok)
+
+        def create_branch(self, repo_id, *, branch, exist_ok=False, **_):
+            (root / repo_id / branch).mkdir(exist_ok=exist_ok)
+
+        def upload_folder(self, *, repo_id, folder_path, revision=None, allow_patterns=None, commit_message=None, **_):
+            for name in allow_patterns:
+                shutil.copy(Path(folder_path) / name, root / repo_id / (revision or "main") / name)
+            return types.SimpleNamespace(commit_url=f"hub://{repo_id}")
+
+    def download(repo_id, filename, *, revision=None, **_):
+        place = root / repo_id / (revision or "main")
+        if not place.is_dir():
+            raise RepositoryNotFoundError(f"404: no {repo_id}", response=response)
+        if not (place / filename).is_file():
+            raise RemoteEntryNotFoundError(f"404: no {filename}", response=response)
+        return str(place / filename)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return root
+
+
+def test_push_and_pull_with_a_revision(routed, hub, tmp_path, capsys):
+    routed.policy = Route.parse("1211")
+    assert routed.push_to_hub("someone/routes") == "hub://someone/routes"
+    routed.policy = Route.parse("1110")
+    folder = routed.save_pretrained(tmp_path / "static")
+    assert main(["push", str(folder), "someone/routes", "--revision", "short"]) == 0
+    assert capsys.readouterr().out.strip() == "hub://someone/routes"
+    for revision, route in ((None, "1211"), ("main", "1211"), ("short", "1110")):
+        model = RoutedModel.from_pretrained("someone/routes", base=routed, revision=revision)
+        assert model.policy is not None
+        assert model.policy.route == Route.parse(route)
+    assert main(["info", "someone/routes", "--revision", "short"]) == 0
+    assert "route `1110`" in capsys.readouterr().out
+    assert sorted(path.name for path in (hub / "someone/routes/main").iterdir()) == ["README.md", "drllm_config.json", "policy.json"]
+
+
+def test_what_the_hub_has_not_is_one_line(routed, hub, capsys):
+    with pytest.raises(ArtifactError, match="there is no such folder, and the Hub gives none"):
+        RoutedModel.from_pretrained("someone/else", base=routed)
+    assert main(["info", "runs/typo"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    routed.policy = Route.parse("1211")
+    with pytest.raises(InputError, match="the Hub does not take 'noslash'"):
+        routed.push_to_hub("noslash")
+
+
+def test_routers_travel_too(routed, hub):
+    routers = Routers(RouterConfig(families.N_BLOCKS, routed.hidden_size, n_windows=4, width=8), seed=3)
+    routed.policy = routers
+    routed.push_to_hub("someone/routers")
+    wanted = [out.route for out in routed.generate(PROMPTS, max_new_tokens=1, do_sample=False)]
+    again = RoutedModel.from_pretrained("someone/routers", base=routed)
+    assert [out.route for out in again.generate(PROMPTS, max_new_tokens=1, do_sample=False)] == wanted

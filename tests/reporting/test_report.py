@@ -1,0 +1,417 @@
+"""The report of a hand-made run folder, written by the real writers of records and summaries; and the table and its sentence."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from drllm import ArtifactError, EvaluateConfig, InputError, Route
+from drllm.core.files import write_json, write_text
+from drllm.evaluation import run as evaluation
+from drllm.evaluation.answers import Asked, answer
+from drllm.reporting import drawing, report
+from drllm.reporting import summary_table as table
+from drllm.reporting.figures import usage_map
+from drllm.runs.manifest import check_plan
+from drllm.runs.records import RouteRecord, write_shard
+from drllm.scoring.verdict import Verdict
+from drllm.tasks import get_task
+
+pytest.importorskip("matplotlib")
+Image = pytest.importorskip("PIL.Image")
+
+N, L = 12, 4
+ROUTED: Any = SimpleNamespace(n_layers=L, base_id="tiny", fingerprint="f00d")
+# What each method gets right of question n, and its route.
+BEHAVIOUR = {
+    "base": (lambda n: n % 2 == 0, lambda n: "1111"),
+    "static": (lambda n: n % 2 == 0, lambda n: "1011"),
+    "routers": (lambda n: n % 2 == 0 or n < 4, lambda n: "1211" if n % 3 == 0 else "1011"),
+    "shuffled": (lambda n: n % 3 == 0, lambda n: "1211" if n % 3 == 1 else "1011"),
+}
+PICTURES = ("accuracy_seconds_tune", "accuracy_tune", "label_distribution", "training", "usage_tune")
+
+
+TASKS = ("arc_easy", "piqa")
+
+
+def write_search(run: Path, tasks: tuple[str, ...] = TASKS) -> None:
+    for task in tasks:
+        folder = run / "search" / task
+        plan = {"task": task, "source": "file mine.jsonl", "model": "tiny", "fingerprint": "f00d", "dtype": "torch.float32", "ids": []}
+        check_plan(folder, plan)
+        full, short = Route.full(L), Route.parse("1012")
+        for shard in range(2):
+            records = [
+                RouteRecord(
+                    task=task, id=f"{task}-{n}", n_choices=4, base_correct=n == 0, base_margin=0.5, chosen=[full, short, None][n],
+                    routes=(full, short), rewards=(float(n == 0), float(n == 1)), margins=(0.5, -0.5), acc=(None,) * 2,
+                    acc_norm=(None,) * 2, seed=0, fingerprint="f00d", reward="loglik",
+                )
+                for n in range(3)
+            ]  # fmt: skip
+            write_shard(folder, shard, records)
+
+
+def write_training(run: Path, policies: tuple[str, ...] = ("routers",)) -> None:
+    (run / "train" / "static").mkdir(parents=True)  # static has no epochs and leaves no metrics
+    lines = [
+        {"epoch": n, "loss": 1 / n, "macro_f1": 0.3 + n / 10, "mean_passes": 3.5, "val_macro_f1": 0.3, "val_loss": None} for n in (1, 2, 3)
+    ]
+    for policy in policies:
+        (run / "train" / policy).mkdir(parents=True)
+        write_text(run / "train" / policy / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+
+class FakeScorer:
+    """Gives out planned verdicts and routes, so that the real writer of per-question files can be used without a model."""
+
+    def __init__(self, right, route):
+        self.right, self.route = right, route
+
+    def score_policy(self, questions, policy):
+        numbers = [question.number for question in questions]
+        return [Verdict(self.right(n), margin=math.nan) for n in numbers], [Route.parse(self.route(n)) for n in numbers]
+
+
+def asked_of(folder: Path, method: str, task: str) -> Asked:
+    return Asked(method, get_task(task), [], None, None, folder / method / f"{task}.parquet", "key")
+
+
+def write_evaluation(
+    run: Path, split: str = "tune", tasks: tuple[str, ...] = TASKS, behaviour: Any = BEHAVIOUR, routed: Any = ROUTED, n: int = N
+) -> dict[str, Any]:
+    folder = run / "evaluate" / split
+    questions = [SimpleNamespace(number=n, example=SimpleNamespace(id=f"q{n}")) for n in range(n)]
+    answers = {
+        method: {
+            task: answer(FakeScorer(*does), questions, None, asked_of(folder, method, task))  # type: ignore[arg-type]
+            for task in tasks
+        }
+        for method, does in behaviour.items()
+    }
+    summary = evaluation.summarize(answers, EvaluateConfig(split=split, n_resamples=200), routed)  # type: ignore[arg-type]
+    summary["dropped"] = {"arc_easy": {"tune": 3}, "piqa": {}}
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    write_search(folder)
+    write_training(folder)
+    write_evaluation(folder)
+    job = {"job": "search", "status": "done", "argv": ["drllm", "search", "--out", "a b"], "seconds": 12.345, "commit": None,
+           "versions": {"torch": "2.13"}, "hardware": {"cores": 2}}  # fmt: skip
+    write_json(folder / "run.json", [job])
+    return folder
+
+
+def markdown_of(run: Path) -> str:
+    return report.report(run).with_suffix(".md").read_text()
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_report_tells_what_the_run_holds(run: Path):
+    path = report.report(run)
+    text = path.with_suffix(".md").read_text()
+    assert path == run / "report" / "report.html"
+    assert text.startswith("# Adaptive depth on tiny\n")
+    assert "- **routers: no sure difference from the base: +16.7 (" in text
+    assert "on 24 questions of 2 tasks (tune split); it makes 3.7 block passes a prompt, the base 4.**" in text
+    assert "| static | the same | +0.0 (+0.0 to +0.0) | 1.000 | 24 | 3.00 of 4 | tune |" in text
+    assert text.index("**routers:") < text.index("**Other comparisons (1)**") < text.index("## Results")
+    # Two tasks and the pool of both, for each method.
+    assert sum(line.startswith(("| arc_easy |", "| piqa |", "| all |")) for line in text.split("## Labels")[0].splitlines()) == 3 * len(
+        BEHAVIOUR
+    )
+    # 6 questions; 4 kept routes, half of them rescues of what the base gets wrong; 1111 and 1012 twice each.
+    assert "| arc_easy | 6 | 4 | 2 | 33.3 | 50.0 | 2 | 12 | 2 | 4.00 of 4 |" in text
+    assert "| routers | 3 of 3 | 0.333 | 0.6 / 0.3 | 3.5 |" in text
+    assert "tune split: arc_easy tune 3." in text
+    assert "arc_easy, piqa: file mine.jsonl; model tiny, weights f00d, torch.float32." in text
+    assert "| search | done | `drllm search --out 'a b'` | 12.35 |  |" in text
+    assert "Versions of the last job: torch 2.13." in text
+    assert "Controls: shuffled. random moves" in text
+    for name in PICTURES:
+        assert f"({name}.png)" in text
+        assert f"({name}.csv)" in text
+
+
+def test_every_picture_opens_and_has_its_numbers_beside_it(run: Path):
+    folder = report.report(run).parent
+    pictures = [f"{name}.{kind}" for name in PICTURES for kind in ("csv", "png")]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["report.html", "report.md", *pictures])
+    for name in PICTURES:
+        with Image.open(folder / f"{name}.png") as image:
+            image.load()
+            assert image.width > 600
+            assert image.height > 300
+            assert len(image.convert("RGB").getcolors(1 << 20)) > 20  # something is drawn
+    labels = {(row["task"], row["action"]): int(row["labels"]) for row in rows_of(folder / "label_distribution.csv")}
+    assert labels == {
+        (task, action): count for task in ("arc_easy", "piqa") for action, count in (("skip", 2), ("execute", 12), ("repeat", 2))
+    }
+    usage = [row for row in rows_of(folder / "usage_tune.csv") if row["method"] == "routers"]
+    passes = {(row["task"], int(row["block"])): float(row["mean_passes"]) for row in usage}
+    assert passes[("piqa", 0)] == 1
+    assert passes[("piqa", 1)] == pytest.approx(4 * 2 / 12, abs=1e-5)  # 4 of 12 repeat block 1, the others skip it
+    accuracy = {row["method"]: row for row in rows_of(folder / "accuracy_tune.csv")}
+    assert list(accuracy) == list(BEHAVIOUR)
+    assert float(accuracy["routers"]["accuracy"]) == pytest.approx(8 / 12, abs=1e-5)
+    assert accuracy["routers"]["n"] == "24"
+    assert float(accuracy["routers"]["passes"]) == pytest.approx(11 / 3, abs=1e-5)
+    training = rows_of(folder / "training.csv")
+    assert [float(row["value"]) for row in training if row["metric"] == "loss"] == [1, 0.5, pytest.approx(1 / 3, abs=1e-5)]
+    assert {row["metric"] for row in training} == {"loss", "macro_f1", "val_macro_f1"}
+
+
+def test_every_method_is_drawn_inside_the_picture_of_accuracy(run: Path, monkeypatch):
+    drawn = {}
+    save = drawing._save
+    monkeypatch.setattr(drawing, "_save", lambda figure, path: (drawn.update({path.stem: figure}), save(figure, path)))
+    report.report(run)
+    axes = drawn["accuracy_tune"].axes[0]
+    for row in rows_of(run / "report" / "accuracy_tune.csv"):
+        assert axes.get_xlim()[0] < float(row["passes"]) < axes.get_xlim()[1]
+        assert axes.get_ylim()[0] < 100 * float(row["wilson_low"]) <= 100 * float(row["wilson_high"]) < axes.get_ylim()[1]
+
+
+def test_the_same_run_gives_the_same_bytes(run: Path):
+    folder = report.report(run).parent
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    report.report(run)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_missing_stages_are_named(tmp_path: Path):
+    write_search(tmp_path / "searched")
+    text = markdown_of(tmp_path / "searched")
+    assert "Nothing has been evaluated yet" in text
+    assert "No method with epochs has been trained yet" in text
+    assert "has no run.json" in text
+    assert (tmp_path / "searched/report/label_distribution.png").is_file()
+    assert not (tmp_path / "searched/report/training.png").exists()
+
+    write_evaluation(tmp_path / "evaluated", split="test", tasks=("piqa",))
+    text = markdown_of(tmp_path / "evaluated")
+    assert "Nothing has been searched yet" in text
+    assert "### Test split" in text
+    assert (tmp_path / "evaluated/report/accuracy_test.png").is_file()
+
+
+def test_an_evaluation_without_routers_says_so(tmp_path: Path):
+    summary = write_evaluation(tmp_path)
+    summary["rows"] = [row for row in summary["rows"] if row["method"] in ("base", "static")]
+    write_json(tmp_path / "evaluate" / "tune" / "summary.json", summary)
+    for path in (tmp_path / "evaluate" / "tune" / "routers").iterdir():
+        path.unlink()
+    text = markdown_of(tmp_path)
+    assert "routers" not in text
+    assert "No evaluated method sends two prompts along different routes" in text
+    assert "Controls:" not in text
+
+
+def test_a_search_that_kept_nothing_is_reported(tmp_path: Path):
+    folder = tmp_path / "search" / "piqa"
+    check_plan(folder, {"task": "piqa", "model": "tiny"})
+    full = Route.full(L)
+    write_shard(
+        folder, 0, [RouteRecord("piqa", "q", 2, False, -1.0, None, (full,), (0.0,), (-1.0,), (None,), (None,), 0, "f00d", "loglik")]
+    )
+    text = markdown_of(tmp_path)
+    assert "the search kept no route" in text
+    assert "| piqa | 1 | 0 | 0 | 0.0 |  | 0 | 0 | 0 |  |" in text
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: run.rename(run.with_name("moved")), "no run folder"),
+        (lambda run: (run / "evaluate" / "tune" / "summary.json").write_text("{"), "summary.json is not readable JSON"),
+        (lambda run: (run / "search" / "piqa" / "_plan.json").write_text(""), "_plan.json is not readable JSON"),
+        (lambda run: (run / "search" / "piqa" / "shard-00000.parquet").write_bytes(b"PAR1"), "shard-00000.parquet is not a readable"),
+        (lambda run: (run / "train" / "routers" / "metrics.jsonl").write_text("{}\n{"), "metrics.jsonl is not readable JSON lines"),
+        (lambda run: (run / "evaluate" / "tune" / "routers" / "piqa.parquet").write_bytes(b"x"), "piqa.parquet is not a readable parquet"),
+        (lambda run: (run / "run.json").write_text("[{"), "run.json is not readable JSON"),
+    ],
+)
+def test_a_missing_or_corrupt_run_is_refused_in_one_line(run: Path, damage, message: str):
+    damage(run)
+    with pytest.raises(ArtifactError, match=message) as caught:
+        report.report(run)
+    assert "\n" not in str(caught.value)
+    assert not (run / "report").exists()
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path):
+    with pytest.raises(ArtifactError, match="holds no search, training or evaluation"):
+        report.report(tmp_path)
+
+
+def test_without_matplotlib_the_way_out_is_named(run: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r"pip install '.\[demo\]'"):
+        report.report(run)
+    assert not (run / "report").exists()
+
+
+def test_reporting_imports_no_torch(run: Path):
+    heavy = "{'torch', 'transformers', 'matplotlib.pyplot'}"
+    script = f"import sys; import drllm; drllm.report({str(run)!r}); sys.exit(int(bool({heavy} & sys.modules.keys())))"
+    done = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": str(Path(__file__).parents[2] / "src")}, check=False)
+    assert done.returncode == 0
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {
+        "method": "routers", "task": "all", "n": 304, "accuracy": 0.4, "wilson_low": 0.35, "wilson_high": 0.45, "difference": -0.003,
+        "difference_low": -0.021, "difference_high": 0.015, "mcnemar_p": 0.7, "better": 3, "worse": 4, "mean_passes": 29.94, "n_layers": 30,
+        "seconds": 1.0,
+    } | changes  # fmt: skip
+
+
+UP = {"difference": 0.03, "difference_low": 0.01, "difference_high": 0.05}
+DOWN = {"difference": -0.03, "difference_low": -0.05, "difference_high": -0.01}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "routers: no detectable gain: -0.3 points, 95 % interval -2.1 to +1.5, McNemar p 0.700, 304 questions; "
+             "it runs 29.9 block passes a prompt, the base 30"),
+        (UP | {"mcnemar_p": 0.004}, "routers: a gain: +3.0 points"),
+        (UP | {"mcnemar_p": 1e-9}, "routers: a gain: +3.0 points, 95 % interval +1.0 to +5.0, McNemar p < 0.001, 304 questions"),
+        (UP | {"mcnemar_p": 0.06}, "routers: no detectable gain: +3.0 points"),
+        (DOWN | {"mcnemar_p": 0.004}, "routers: a loss: -3.0 points"),
+        ({"difference": -0.0001, "mcnemar_p": 1.0}, "routers: no detectable gain: +0.0 points"),
+        ({"better": 0, "worse": 0, "difference": 0.0}, "routers: no gain: it changes no verdict on 304 questions"),
+        ({"identity_share": 0.875}, "and leaves the base's route on 12.5 % of the prompts"),
+    ],
+)  # fmt: skip
+def test_the_sentence_claims_no_more_than_the_numbers(changes, expected):
+    sentence = table.verdict({"rows": [row(**changes)]}, "routers")
+    assert expected in sentence
+    assert "\n" not in sentence
+
+
+def test_the_sentence_of_a_method_that_did_not_run():
+    assert table.verdict({"rows": [row()]}, "static") == "static: not evaluated"
+
+
+def test_the_terminal_table_keeps_each_method_on_a_line(tmp_path: Path):
+    summary = write_evaluation(tmp_path)
+    lines = table.render(summary).splitlines()
+    assert lines[0] == "tiny on arc_easy, piqa, tune split; in brackets: 95 % intervals"
+    body = {line.split()[0]: line for line in lines if line.strip() and line.split()[0] in BEHAVIOUR}
+    assert list(body) == list(BEHAVIOUR)
+    assert all(len(line) <= table.WIDTH for line in lines)
+    assert "4 / 0" in body["routers"]
+    assert "2.67 of 4" not in body["routers"]
+    assert "3.67 of 4" in body["routers"]
+    assert "/" not in body["base"]
+
+
+def test_a_long_name_cuts_no_figure(tmp_path: Path):
+    summary = write_evaluation(tmp_path)
+    name = "shuffled-" + "a_name_longer_than_any_of_ours" * 2
+    for line in summary["rows"]:
+        line["method"] = name if line["method"] == "routers" else line["method"]
+    text = table.render(summary)
+    assert "…" not in text
+    assert any(line.split()[0] == name and "4 / 0" in line for line in text.splitlines() if line.strip())
+
+
+def test_pictures_are_refused_by_name_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match="need matplotlib"):
+        drawing.need_matplotlib()
+
+
+def test_what_an_earlier_evaluation_left_is_shown_where_it_still_compares(run: Path):
+    """`evaluate` writes a summary of its own methods and tasks; a page shows every method whose verdicts pair with the base's."""
+    write_evaluation(run, behaviour={name: BEHAVIOUR[name] for name in ("base", "static")})
+    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
+    assert "**static: " in page, "the latest evaluation leads"
+    row = next(line for line in page.splitlines() if line.startswith("| all | routers |"))
+    assert "| 24 | +16.7 (" in row, "made from the verdict files, as evaluate makes it"
+    assert "| all | shuffled |" in page
+    assert "Routes of 1 comparisons of earlier evaluations" in page
+    write_evaluation(run, tasks=("piqa",), behaviour={name: BEHAVIOUR[name] for name in ("base", "static")})
+    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
+    assert "### Tune-other-tasks split" in page, "what the latest did not ask stands beside it"
+    assert "| tune-other-tasks | Tasks that earlier calls" in page
+    # Of other questions than the base's there are no pairs.
+    write_evaluation(run, behaviour={"base": BEHAVIOUR["base"]}, n=N - 2)
+    for path in (run / "evaluate" / "tune").glob("base/*.parquet"):
+        path.unlink()
+    write_evaluation(run, behaviour={"base": BEHAVIOUR["base"]}, n=N - 2)
+    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
+    assert "| all | routers |" not in page
+    assert "a policy trained anew since: routers." in page
+    assert "| all | shuffled |" not in page
+
+
+def test_verdicts_of_a_policy_that_has_been_trained_again_are_left_out(run: Path):
+    folder = run / "evaluate" / "tune"
+    for task in TASKS:
+        path = folder / "routers" / f"{task}.parquet"
+        table = pq.read_table(path)
+        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"policy": b"what it was"}), path)
+    (run / "routers").mkdir()
+    write_json(run / "routers" / "drllm_config.json", {"policy": "routers", "base_id": "tiny"})
+    write_evaluation(run, behaviour={name: BEHAVIOUR[name] for name in ("base", "static")})
+    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
+    assert "| all | routers |" not in page
+    assert "a policy trained anew since: routers." in page
+    assert "| all | shuffled |" not in page
+
+
+def test_a_folder_without_its_trainings_says_that_they_are_not_kept(run: Path):
+    shutil.rmtree(run / "train")
+    jobs = json.loads((run / "run.json").read_text())
+    write_json(run / "run.json", [*jobs, {"job": "train", "status": "finished"}])
+    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
+    assert "holds no training curves, though run.json tells of" in page
+    assert "holds no saved policy, though run.json tells" in page
+
+
+def test_a_task_that_a_method_leaves_alone_is_on_the_heat_map(tmp_path: Path):
+    """That it takes the base's route there is a finding; a method that does so everywhere is no row."""
+    rows = {("tune", "routers", "piqa"): [{"route": "1111"}], ("tune", "routers", "arc_easy"): [{"route": "1011"}]}
+    chart = usage_map(rows | {("tune", "static", "piqa"): [{"route": "1111"}]}, tmp_path, "tune")
+    assert not isinstance(chart, str)
+    assert {(row[0], row[1]) for row in chart.rows} == {("routers", "piqa"), ("routers", "arc_easy")}
+
+
+def test_two_versions_of_a_policy_are_no_method(run: Path):
+    path = run / "evaluate" / "tune" / "routers" / "piqa.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"policy": b"what it was"}), path)
+    write_evaluation(run, behaviour={name: BEHAVIOUR[name] for name in ("base", "static")})
+    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
+    assert "| all | routers |" not in page
+    assert "| all | shuffled |" not in page
+    assert "a policy trained anew since: routers." in page
+
+
+def test_a_method_that_was_asked_of_some_tasks_alone_is_named(run: Path):
+    (run / "evaluate" / "tune" / "routers" / "piqa.parquet").unlink()
+    write_evaluation(run, behaviour={name: BEHAVIOUR[name] for name in ("base", "static")})
+    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
+    assert "asked of some of the tasks alone: routers (arc_easy)." in page.replace("\\_", "_")

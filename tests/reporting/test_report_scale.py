@@ -1,0 +1,207 @@
+"""A report of many policies on many tasks, and of half a run: what leads, what is folded, what is told apart, what is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("plotly")
+
+from test_report import BEHAVIOUR, L, markdown_of, write_evaluation, write_search, write_training
+from test_report import run as run
+
+from drllm.core.files import write_json
+from drllm.reporting import drawing, plots, report
+from drllm.reporting.glossary import glossary
+from drllm.reporting.parts import Folded, Paragraph, Table
+from drllm.runs.load import load_run
+
+FULL_TASKS = ("arc_easy", "arc_challenge", "arith-1", "arith-2", "arith-3", "arith-4", "arith-5")
+FULL_METHODS = (
+    "base",
+    "routers",
+    "random",
+    "shuffled",
+    "routers_first_block",
+    "routers_windows_16",
+    "routers_budget",
+    "early_exit",
+    "shortgpt",
+    "random_skip",
+)
+DEEP, ASKED = 30, 24
+DEEP_MODEL = SimpleNamespace(n_layers=DEEP, base_id="smollm2-135m-q4", fingerprint="f00d")
+
+
+def deep_route(method: int, n: int) -> str:
+    """Of question `n`: the base's for the first method, else up to four blocks skipped and one repeated, for most questions others."""
+    actions = ["1"] * DEEP
+    for place in range(1 + method % 4 if method else 0):
+        actions[(7 * method + 5 * place + (n if n > 8 else 0)) % DEEP] = "0"
+    if method and n % 3 == 0:
+        actions[(3 * method + n) % DEEP] = "2"
+    return "".join(actions)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory) -> Path:
+    """A run as `drllm reproduce` leaves it: ten methods on seven tasks, and twelve trainings; with its report."""
+    folder = tmp_path_factory.mktemp("full")
+    behaviour = {
+        method: (lambda n, place=place: (n + place) % 3 > 0, lambda n, place=place: deep_route(place, n))
+        for place, method in enumerate(FULL_METHODS)
+    }
+    write_search(folder, FULL_TASKS)
+    write_training(folder, (*(name for name in FULL_METHODS if name.startswith("routers")), *(f"routers_width_{2**n}" for n in range(8))))
+    write_evaluation(folder, "tune-first-500", FULL_TASKS, behaviour, DEEP_MODEL, ASKED)
+    report.report(folder)
+    return folder
+
+
+def plots_of(page: Path) -> list[dict]:
+    return [json.loads(found) for found in re.findall(r'<script type="application/json" id="[^"]+">(.*?)</script>', page.read_text())]
+
+
+def test_no_two_methods_look_alike_before_the_57th():
+    looks = {(drawing.colour(index), drawing.marker(index)) for index in range(56)}
+    assert len(looks) == 56
+    drawn = [plots.points([0], [0], [0], [0], "", index, "")["marker"] for index in range(56)]
+    assert len({(marker["color"], marker["symbol"]) for marker in drawn}) == 56
+    assert len(drawing.MARKERS) == len(plots.SYMBOLS)
+
+
+def test_one_sentence_leads_and_the_others_are_folded(full: Path):
+    text = (full / "report" / "report.md").read_text()
+    opening = text.partition("## Results")[0]
+    assert opening.count("- **") == 1
+    assert "- **routers: " in opening
+    assert "**Other comparisons (6)**" in opening
+    verdicts = opening.partition("**What the words")[0]
+    assert "| early_exit |" in verdicts
+    assert "| shuffled |" not in verdicts, "a control is no policy"
+
+
+def test_the_largest_comparison_in_domain_leads(run: Path):
+    write_evaluation(run, "calibrate", n=4)
+    worse = BEHAVIOUR | {"routers": (lambda n: False, lambda n: "1211" if n % 2 else "1111")}
+    write_evaluation(run, "tune-first-500", behaviour=worse, n=40)
+    write_evaluation(run, "tune-first-900", tasks=("sciq",), n=200)  # which nothing was searched on
+    text = markdown_of(run)
+    assert "- **routers: worse than the base: -50.0 (" in text
+    assert "McNemar p &lt; 0.001, on 80 questions of 2 tasks (tune-first-500 split)" in text
+    assert text.index("### Tune-first-900 split") < text.index("### Tune-first-500 split") < text.index("### Calibrate split")
+
+
+def test_an_upper_bound_and_a_single_route_do_not_lead(run: Path):
+    told = {"oracle": BEHAVIOUR["routers"], "static": BEHAVIOUR["static"], "codebook": BEHAVIOUR["routers"]}
+    write_evaluation(run, behaviour={"base": BEHAVIOUR["base"], **told})
+    text = markdown_of(run)
+    assert "- **codebook: " in text
+    assert "| oracle | told the answers |" in text
+
+
+def test_a_search_without_a_finished_question_has_begun(tmp_path: Path):
+    write_search(tmp_path)
+    for path in tmp_path.glob("search/*/*.parquet"):
+        path.unlink()
+    text = markdown_of(tmp_path)
+    assert "The search of arc_easy, piqa has begun, and no question is finished yet" in text
+    assert "Nothing has been searched yet" not in text
+    write_search(tmp_path / "half")
+    for path in (tmp_path / "half" / "search" / "piqa").glob("*.parquet"):
+        path.unlink()
+    text = markdown_of(tmp_path / "half")
+    assert "The search of piqa has begun" in text
+    assert "| arc_easy | 6 |" in text
+
+
+def test_missing_verdict_files_are_named(run: Path):
+    for path in run.glob("evaluate/tune/*/*.parquet"):
+        path.unlink()
+    text = markdown_of(run)
+    told = "8 of the 8 verdict files of the tune split are missing (`evaluate/tune`, of base, static, routers, shuffled)"
+    assert text.count(told) == 2  # with the figures, and where the routes would be
+    assert "No evaluated method sends" not in text
+    assert "No passes by block" not in text
+
+
+def test_one_missing_verdict_file_is_named(run: Path):
+    (run / "evaluate" / "tune" / "routers" / "piqa.parquet").unlink()
+    text = markdown_of(run)
+    assert "1 of the 8 verdict files of the tune split are missing (`evaluate/tune`, of routers)" in text
+    assert (run / "report" / "usage_tune.png").is_file()
+
+
+def test_routes_like_none_of_the_common_ones_come_last(full: Path):
+    text = (full / "report" / "report.html").read_text()
+    found = re.findall(r"other routes \((\d+)\), each further than 3 blocks from these:", text)
+    assert found
+    assert re.search(r"and \d+ routes? within [123] blocks? of it", text)
+    assert not re.search(r"within ([4-9]|\d\d) blocks", text)
+    assert "like it" not in text
+
+
+def test_seconds_of_different_calls_have_no_front(full: Path):
+    passes, seconds = plots_of(full / "report" / "report.html")[:2]
+    assert "Pareto front" in {trace["name"] for trace in passes["data"]}
+    assert "Pareto front" not in {trace["name"] for trace in seconds["data"]}
+    assert "maybe in another call" in (full / "report" / "report.md").read_text()
+
+
+def test_of_many_trainings_a_few_are_drawn_and_all_are_tabled(full: Path):
+    text = (full / "report" / "report.md").read_text().partition("\n## Training\n")[2].partition("\n## ")[0]
+    assert len(re.findall(r"^\| --- \|", text, re.MULTILINE)) == 1
+    assert len(re.findall(r"^\| routers\w* \| 3 of 3 \|", text, re.MULTILINE)) == 12
+    curves = plots_of(full / "report" / "report.html")[-1]
+    assert "nats" in curves["layout"]["yaxis"]["title"]["text"]
+    assert "focal" not in json.dumps(curves)
+    shown = {trace["name"] for trace in curves["data"] if trace.get("visible") != "legendonly"}
+    assert 0 < len(shown) <= 6
+    assert {trace["legendgroup"] for trace in curves["data"]} == {path.parent.name for path in full.glob("train/*/metrics.jsonl")}
+    assert "the other 9 are among the numbers" in text
+
+
+def test_losses_of_many_sizes_are_drawn_on_a_log_scale(run: Path):
+    path = run / "train" / "routers" / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"epoch": n, "loss": 10.0 / 10**n, "macro_f1": 0.5}) + "\n" for n in range(1, 4)))
+    curves = plots_of(report.report(run))[-1]
+    assert curves["layout"]["yaxis"]["type"] == "log"
+    assert "type" not in curves["layout"]["yaxis2"]
+
+
+def test_what_is_not_calibrated_is_one_sentence(run: Path):
+    for name in ("routers", "static", "codebook"):
+        (run / name).mkdir()
+        write_json(run / name / "drllm_config.json", {"policy": name})
+    text = markdown_of(run)
+    assert "Not calibrated, so nothing is promised of them; the figures above are what was measured: codebook, routers, static." in text
+
+
+def test_the_glossary_has_the_words_of_the_page_alone():
+    (folded,) = glossary([Paragraph("On tune-first-100 routers@+0.25, weights beef1234."), Table(("method",), (("random",),))])
+    assert isinstance(folded, Folded)
+    (table,) = folded.parts
+    assert isinstance(table, Table)
+    assert [row[0] for row in table.rows] == ["tune-first-500", "routers@-0.50", "random", "weights d2b61903"]
+    assert glossary([Paragraph("Nothing to explain.")]) == []
+
+
+def test_many_jobs_are_folded(run: Path):
+    (job,) = json.loads((run / "run.json").read_text())
+    write_json(run / "run.json", [job] * 9)
+    text = report.report(run).read_text()
+    assert "<summary>All 9 jobs</summary>" in text
+    assert len(load_run(run).jobs) == 9
+
+
+def test_rows_of_sentences_are_cards_on_a_phone_and_figures_are_not(run: Path):
+    text = report.report(run).read_text()
+    assert L == 4
+    assert '<table class="cards">' in text
+    assert 'data-name="meaning"' in text
+    assert 'data-name="accuracy, %"' not in text

@@ -1,0 +1,415 @@
+"""Train and evaluate on a tiny model and a file of questions: resumed, refused, and checked against a plain computation."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from drllm import EvaluateConfig, Route, RoutedModel, SearchConfig, evaluate, search, train
+from drllm.core.errors import ArtifactError, DrllmError
+from drllm.evaluation.answers import control_routes
+from drllm.methods.static import StaticConfig
+from drllm.methods.training import features as feature_files
+from drllm.policies.routers import RouterConfig, Routers
+from drllm.runs.merge import merge_records
+from drllm.runs.provenance import read_jobs
+from drllm.runs.records import read_records, shard_path
+from drllm.scoring.loglik import LoglikScorer
+from drllm.stats.paired import mcnemar, wilson
+from drllm.tasks import load_task, texts_digest
+from runs import EVALUATE, SEARCH, TASK, TRAIN, L, Plain, copy_run, folder_bytes, model, questions, write_rows
+
+METHODS = ("static", "routers", "random", "shuffled")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> RoutedModel:
+    return model()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny, data) -> Path:
+    """A run folder with a finished search."""
+    return search(tiny, [TASK], SEARCH, tmp_path_factory.mktemp("run"), data, ["drllm", "search"])
+
+
+@pytest.fixture(scope="module")
+def trained(run, tiny) -> Path:
+    """The same folder with both methods trained and saved."""
+    for method in ("static", "routers"):
+        tiny.policy = train(tiny, run, method, TRAIN if method == "routers" else None)
+        tiny.save_pretrained(run / method)
+    tiny.policy = None
+    return run
+
+
+@pytest.fixture(scope="module")
+def summary(trained, tiny, data) -> dict:
+    """The evaluation of the same folder."""
+    return evaluate(tiny, METHODS, [TASK], trained, EVALUATE, data)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Plain:
+    return Plain()
+
+
+# --- train --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_training_writes_metrics_and_a_policy(trained, run):
+    lines = [json.loads(line) for line in (run / "train" / "routers" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, 13))
+    for line in lines:
+        assert {"loss", "macro_f1", "f1_skip", "f1_execute", "f1_repeat", "mean_passes", "val_macro_f1"} <= line.keys()
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    routers = Routers.load(trained / "routers")
+    assert routers.config == RouterConfig(L, 32, n_windows=4, width=16)
+    config = json.loads((trained / "routers" / "drllm_config.json").read_text())
+    assert (config["policy"], config["prompt_format"]) == ("routers", "raw")
+
+
+def test_training_twice_gives_the_same_bytes_and_extracts_features_once(trained, run, tiny, tmp_path, monkeypatch):
+    def no_extraction(*args, **kwargs):
+        raise AssertionError("features were cached")
+
+    monkeypatch.setattr(feature_files, "extract_features", no_extraction)
+    tiny.policy = train(tiny, run, TRAIN)
+    tiny.save_pretrained(tmp_path)
+    tiny.policy = None
+    bare = lambda folder: {name: part for name, part in folder_bytes(folder).items() if name != "README.md"}  # noqa: E731
+    assert bare(tmp_path) == bare(trained / "routers"), "the same but for the card, which holds the run's commands"
+    with pytest.raises(AssertionError, match="cached"):
+        train(tiny, run, dataclasses.replace(TRAIN, n_windows=3))  # other windows, other features
+
+
+def test_training_leaves_the_base_alone(trained, tiny):
+    assert tiny.fingerprint == model().fingerprint
+    fresh = dict(model().model.named_parameters())
+    assert all(torch.equal(parameter, fresh[name]) for name, parameter in tiny.model.named_parameters())
+
+
+def test_the_static_route_is_one_that_gains_on_the_fit_questions(trained, run, tiny, data, plain):
+    """Its accuracies are those of a computation without drllm; a route is taken only where it gains; without a test, the best one is."""
+    table = {row["route"]: row for row in json.loads((run / "train" / "static" / "candidates.json").read_text())["candidates"]}
+    fit = load_task(TASK, data).examples["fit"]
+    assert len(table) > 2
+    for text, row in table.items():
+        assert row["n"] == len(fit)
+        assert row["accuracy"] == pytest.approx(np.mean([plain.verdict(example, Route.parse(text))[1] for example in fit]))
+        margins, base = np.array(row["margins"]), np.array(table["1" * L]["margins"])
+        turned = np.array(row["right"]) - np.array(table["1" * L]["right"])
+        # Rounded to four digits there, and the spread is of the search's own margins.
+        spread = np.std([record.base_margin for record in read_records(run / "search")])
+        assert row["gain"] == pytest.approx(np.mean(0.5 * np.clip((margins - base) / spread, -1, 1) + 0.5 * turned), abs=1e-3)
+    route = json.loads((trained / "static" / "policy.json").read_text())["route"]
+    assert route == "1" * L or table[route]["gain"] > 0
+    untested = train(tiny, run, StaticConfig(steps=1, confirm=0)).route
+    assert untested is not None
+    assert not untested.is_full, "on a random model some route gains: the test can fail"
+    assert table[str(untested)]["gain"] > 0
+
+
+def test_merged_searches_of_two_files_are_trained_on_and_both_are_kept_out_of_the_evaluation(tiny, tmp_path):
+    rows = questions(80)
+    for name, part in {"a": rows[:40], "b": rows[40:]}.items():
+        search(tiny, [TASK], SEARCH, tmp_path / name, write_rows(tmp_path / f"{name}.jsonl", part))
+    out = tmp_path / "both"
+    merge_records([tmp_path / "a", tmp_path / "b"], out)
+    policy = train(tiny, out, "static")
+    n_records = len(read_records(out / "search"))
+    assert n_records == sum(len(read_records(tmp_path / name / "search")) for name in "ab")
+    table = json.loads((out / "train" / "static" / "candidates.json").read_text())["candidates"]
+    assert {row["n"] for row in table} == {n_records}
+    tiny.policy = policy
+    tiny.save_pretrained(out / "static")
+    tiny.policy = None
+    # A file that asks the fit questions of both again: none of them may be evaluated on.
+    fit = {record.id for record in read_records(out / "search")}
+    again = [row | {"part": "validation"} for row in rows if row["id"] in fit]
+    fresh = [row | {"part": "validation", "id": f"new {row['id']}", "question": f"new {row['question']}"} for row in rows]
+    summary = evaluate(tiny, ["static"], [TASK], out, EVALUATE, write_rows(tmp_path / "eval.jsonl", again + fresh))
+    assert summary
+    answered = pq.read_table(next((out / "evaluate").rglob("base/*.parquet")))["id"].to_pylist()
+    assert answered
+    assert all(name.startswith("new ") for name in answered)
+    (tmp_path / "b.jsonl").write_text((tmp_path / "b.jsonl").read_text().replace('"choices": ["', '"choices": ["9'))
+    with pytest.raises(ArtifactError, match="not those that were searched"):
+        train(tiny, out, TRAIN)
+
+
+def test_an_unfinished_search_is_not_trained_on(run, tiny, tmp_path):
+    copy_run(run, tmp_path, "search")
+    shard_path(tmp_path / "search" / TASK, 0).unlink()
+    with pytest.raises(ArtifactError, match=r"search of arc_easy in .*arc_easy is unfinished \(8 of \d+ questions\)"):
+        train(tiny, tmp_path, TRAIN)
+
+
+def test_records_of_other_weights_are_not_trained_on(run):
+    with pytest.raises(ArtifactError, match="train on the model that was searched"):
+        train(model(seed=1), run, TRAIN)
+
+
+def test_what_cannot_be_trained_on_gets_one_line(run, tiny, tmp_path):
+    with pytest.raises(ArtifactError, match="holds no search records"):
+        train(tiny, tmp_path, TRAIN)
+    copy_run(run, tmp_path, "search")
+    for text, message in (("{", "not readable JSON"), ("[]", "not the plan of a drllm search"), ("{}", "not the plan of a drllm search")):
+        (tmp_path / "search" / TASK / "_plan.json").write_text(text)
+        with pytest.raises(ArtifactError, match=message) as refusal:
+            train(tiny, tmp_path, TRAIN)
+        assert "\n" not in str(refusal.value)
+        with pytest.raises(ArtifactError, match=message):
+            evaluate(tiny, [], [TASK], tmp_path, EVALUATE)
+
+
+def test_a_search_that_found_nothing_right_is_not_trained_on(tiny, data, tmp_path):
+    """A random model never writes a letter."""
+    search(tiny, [TASK], SearchConfig(n_simulations=1, limit=4, reward="letter", max_new_tokens=2), tmp_path, data)
+    records = read_records(tmp_path / "search")
+    assert [record.chosen for record in records] == [None] * 4
+    assert {value for record in records for value in (*record.acc, *record.acc_norm)} == {None}
+    with pytest.raises(ArtifactError, match="kept no route"):
+        train(tiny, tmp_path, TRAIN)
+
+
+# --- evaluate -----------------------------------------------------------------------------------------------------------------------
+
+
+def rows_of(folder: Path, method: str) -> list[dict]:
+    return pq.ParquetFile(folder / "evaluate" / "tune" / method / f"{TASK}.parquet").read().to_pylist()
+
+
+def row_of(summary: dict, method: str, task: str = TASK) -> dict:
+    return next(row for row in summary["rows"] if (row["method"], row["task"]) == (method, task))
+
+
+def test_every_method_answers_the_same_questions_as_a_plain_computation(summary, trained, data, plain):
+    tune = {example.id: example for example in load_task(TASK, data).examples["tune"]}
+    assert len(tune) >= 8
+    seen = collections.Counter()
+    for method in ("base", *METHODS):
+        rows = rows_of(trained, method)
+        assert {row["id"] for row in rows} == tune.keys()
+        assert len(rows) == len(tune)
+        for row in rows:
+            route = Route.parse(row["route"])
+            assert row["n_passes"] == route.n_passes
+            assert (row["correct_acc"], row["correct_acc_norm"]) == plain.verdict(tune[row["id"]], route)
+            assert row["correct"] == row["correct_acc_norm"]
+            seen[row["correct"]] += 1
+        assert row_of(summary, method)["accuracy"] == pytest.approx(sum(row["correct"] for row in rows) / len(rows))
+    assert {row["route"] for row in rows_of(trained, "base")} == {"1" * L}
+    assert min(seen[True], seen[False]) >= 5
+
+
+def test_policies_route_as_they_do_in_generation(summary, trained, tiny, data):
+    tune = {example.id: example for example in load_task(TASK, data).examples["tune"]}
+    static = json.loads((trained / "static" / "policy.json").read_text())["route"]
+    assert {row["route"] for row in rows_of(trained, "static")} == {static}
+    rows = rows_of(trained, "routers")
+    prompts = [f"Question: {tune[row['id']].question}\nAnswer:" for row in rows]
+    outputs = tiny.generate(prompts, policy=Routers.load(trained / "routers"), max_new_tokens=1)
+    assert [row["route"] for row in rows] == [str(output.route) for output in outputs]
+    assert len({row["route"] for row in rows}) > 1, "the routers tell prompts apart: the test can fail"
+
+
+def test_controls_keep_what_they_claim_to_keep(summary, trained):
+    routes = {method: [row["route"] for row in rows_of(trained, method)] for method in ("routers", "random", "shuffled")}
+    assert sorted(routes["shuffled"]) == sorted(routes["routers"])
+    assert routes["shuffled"] != routes["routers"]
+    assert [sorted(route) for route in routes["random"]] == [sorted(route) for route in routes["routers"]]
+    assert routes["random"] != routes["routers"]
+
+
+def test_control_routes_by_hand():
+    routes = [Route.parse(text) for text in ("0111", "1011", "1101", "1110", "2011", "0221", "1111")]
+    for seed in map(str, range(10)):
+        shuffled, moved = control_routes("shuffled", routes, seed), control_routes("random", routes, seed)
+        assert collections.Counter(shuffled) == collections.Counter(routes)
+        assert all(ours != own for ours, own in zip(shuffled, routes, strict=True)), "every prompt gets another's route"
+        assert [sorted(route) for route in moved] == [sorted(route) for route in routes]
+        assert control_routes("shuffled", routes, seed) == shuffled
+    assert len({tuple(control_routes("shuffled", routes, str(seed))) for seed in range(10)}) > 5
+    assert len({tuple(control_routes("random", routes, str(seed))) for seed in range(10)}) > 5
+
+
+def test_the_summary_follows_from_the_verdicts(summary, trained, tiny):
+    assert json.loads((trained / "evaluate" / "tune" / "summary.json").read_text()) == summary
+    assert (summary["split"], summary["reference"], summary["tasks"]) == ("tune", "base", [TASK])
+    assert summary["fingerprint"] == tiny.fingerprint
+    assert [row["method"] for row in summary["rows"]] == ["base", *METHODS]
+    base = [row["correct"] for row in rows_of(trained, "base")]
+    assert "difference" not in row_of(summary, "base")
+    for method in ("base", *METHODS):
+        row, rows = row_of(summary, method), rows_of(trained, method)
+        ours = [line["correct"] for line in rows]
+        assert (row["n"], row["n_layers"]) == (len(base), L)
+        assert (row["wilson_low"], row["wilson_high"]) == wilson(sum(ours), len(ours))
+        assert row["mean_passes"] == pytest.approx(sum(line["n_passes"] for line in rows) / len(rows))
+        assert row["identity_share"] == pytest.approx(sum(line["route"] == "1" * L for line in rows) / len(rows))
+        assert row["distinct_routes"] == len({line["route"] for line in rows})
+        if method != "base":
+            assert row["difference"] == pytest.approx(row["accuracy"] - row_of(summary, "base")["accuracy"])
+            assert row["difference_low"] <= row["difference"] <= row["difference_high"]
+            assert row["better"] == sum(a and not b for a, b in zip(ours, base, strict=True))
+            assert row["worse"] == sum(b and not a for a, b in zip(ours, base, strict=True))
+            assert row["mcnemar_p"] == mcnemar(ours, base)
+
+
+def test_evaluating_again_reads_back(summary, trained, tiny, data, tmp_path, monkeypatch):
+    scored = []
+    score_policy = LoglikScorer.score_policy
+    monkeypatch.setattr(LoglikScorer, "score_policy", lambda self, *args: scored.append(args[1]) or score_policy(self, *args))
+    assert evaluate(tiny, METHODS, [TASK], trained, EVALUATE, data) == summary
+    assert scored == []
+    # Other routers: they and their controls are scored again, base and static are not.
+    copy_run(trained, tmp_path, "search", "static", "routers", "evaluate")
+    other = Routers(RouterConfig(L, 32, n_windows=4, width=16), seed=5)
+    tiny.policy = other
+    tiny.save_pretrained(tmp_path / "routers")
+    tiny.policy = None
+    again = evaluate(tiny, METHODS, [TASK], tmp_path, EVALUATE, data)
+    assert len(scored) == 3
+    assert {row["method"]: row["mean_passes"] for row in again["rows"]}["base"] == L
+    # Other questions under the same ids: everything is.
+    scored.clear()
+    rows = questions()
+    for row in rows:
+        row["answer"] = (row["answer"] + 1) % 3
+    copy_run(trained, tmp_path / "b", "static", "routers", "evaluate")
+    evaluate(tiny, METHODS, [TASK], tmp_path / "b", EVALUATE, write_rows(tmp_path / data.name, rows))
+    assert len(scored) == 5
+
+
+def test_controls_bring_the_routers_along_and_the_base_is_always_there(summary, trained, tiny, data):
+    found = evaluate(tiny, ["shuffled"], [TASK], trained, EVALUATE, data)
+    assert [row["method"] for row in found["rows"]] == ["base", "routers", "shuffled"]
+    assert row_of(found, "shuffled") == row_of(summary, "shuffled")
+    evaluate(tiny, METHODS, [TASK], trained, EVALUATE, data)  # the folder as other tests expect it
+
+
+def test_evaluation_leaves_the_models_own_policy(summary, trained, tiny, data):
+    tiny.policy = Route.parse("0111")
+    found = evaluate(tiny, [], [TASK], trained, EvaluateConfig(**{**vars(EVALUATE), "split": "calibrate"}), data)
+    assert row_of(found, "base")["mean_passes"] == L
+    assert tiny.policy.route == Route.parse("0111")
+    tiny.policy = None
+
+
+def test_two_tasks_are_pooled(trained, tiny, data, tmp_path):
+    copy_run(trained, tmp_path, "search", "routers")
+    found = evaluate(tiny, ["routers"], [TASK, "openbookqa"], tmp_path, EVALUATE, data)
+    assert [(row["method"], row["task"]) for row in found["rows"]] == [
+        (method, task) for method in ("base", "routers") for task in (TASK, "openbookqa", "all")
+    ]
+    for method in ("base", "routers"):
+        parts = [row_of(found, method, task) for task in (TASK, "openbookqa")]
+        pooled = row_of(found, method, "all")
+        assert pooled["n"] == sum(part["n"] for part in parts)
+        assert pooled["accuracy"] == pytest.approx(sum(part["accuracy"] * part["n"] for part in parts) / pooled["n"])
+    pooled = row_of(found, "routers", "all")
+    assert pooled["better"] == sum(row_of(found, "routers", task)["better"] for task in (TASK, "openbookqa"))
+
+
+def test_an_evaluation_question_that_was_fitted_on_is_dropped_and_counted(tiny, data, tmp_path):
+    """In the same file, and in another file than the one that was searched."""
+    train_rows = [row | {"part": "train"} for row in questions(24)]
+    shared = [train_rows[0] | {"id": "again", "question": train_rows[0]["question"].upper() + "  ", "part": "validation"}]
+    fresh = [row | {"part": "validation"} for row in questions(40)[24:]]
+    own = write_rows(tmp_path / "own.jsonl", [*train_rows, *shared, *fresh])
+    fit = {example.id for example in load_task(TASK, own).examples["fit"]}
+    assert "q0" in fit
+    found = evaluate(tiny, [], [TASK], tmp_path / "a", EVALUATE, own)
+    assert found["dropped"][TASK]["tune"] == 1
+    assert row_of(found, "base")["n"] == 16
+    assert "again" not in {row["id"] for row in rows_of(tmp_path / "a", "base")}
+
+    search(tiny, [TASK], SearchConfig(n_simulations=0), tmp_path / "b", data)
+    searched = load_task(TASK, data).examples
+    asked = [row | {"part": "test"} for row in questions()] + [{**questions(61)[60], "part": "test"}]
+    other = write_rows(tmp_path / "other.jsonl", asked)
+    found = evaluate(tiny, [], [TASK], tmp_path / "b", EvaluateConfig(split="test", n_resamples=100), other)
+    ids = {row["id"] for row in pq.ParquetFile(tmp_path / "b" / "evaluate" / "test" / "base" / f"{TASK}.parquet").read().to_pylist()}
+    assert not ids & {example.id for example in searched["fit"]}
+    assert {"q60"} | {example.id for example in searched["test"]} <= ids
+    assert found["dropped"][TASK]["test"] >= len(searched["fit"])
+    assert len(ids) + found["dropped"][TASK]["test"] == 61
+    assert read_jobs(tmp_path / "b")[-1]["read_test_split"] is True
+
+
+@pytest.mark.parametrize(
+    ("methods", "tasks", "message"),
+    [
+        (["ruoters"], [TASK], "unknown method 'ruoters'; did you mean 'routers'"),
+        (["base"], ["arc_esy"], "unknown task 'arc_esy'"),
+        (["routers"], [TASK], "holds no saved policy"),
+    ],
+)
+def test_what_cannot_be_evaluated_gets_one_line(tiny, data, tmp_path, methods, tasks, message):
+    with pytest.raises(DrllmError, match=message) as refusal:
+        evaluate(tiny, methods, tasks, tmp_path, EVALUATE, data)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_policy_of_other_weights_is_not_evaluated(summary, trained, data):
+    with pytest.raises(ArtifactError, match="was made for"):
+        evaluate(model(seed=1), ["static"], [TASK], trained, EVALUATE, data)
+
+
+def test_a_corrupt_answer_file_is_refused(summary, trained, tiny, data, tmp_path):
+    copy_run(trained, tmp_path, "search", "evaluate")
+    path = tmp_path / "evaluate" / "tune" / "base" / f"{TASK}.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ArtifactError, match=r"is corrupt.*: delete it and evaluate again"):
+        evaluate(tiny, [], [TASK], tmp_path, EVALUATE, data)
+
+
+def test_the_run_file_holds_every_job(summary, trained):
+    jobs = read_jobs(trained)
+    done = [job["job"] for job in jobs if job["status"] == "done"]  # others are searches that were refused
+    assert list(dict.fromkeys(done)) == ["search", "train", "evaluate"]
+    assert jobs[0]["argv"] == ["drllm", "search"]
+    assert jobs[0]["status"] == "done"
+    assert jobs[0]["config"]["n_simulations"] == 10
+    assert {job["config"]["method"] for job in jobs if job["job"] == "train" and job["status"] == "done"} == {"static", "routers"}
+    first = next(job for job in jobs if job["job"] == "evaluate")
+    assert first["config"] == vars(EVALUATE)
+    for job in jobs:
+        assert job["seconds"] >= 0
+        assert {"versions", "hardware", "commit", "date"} <= job.keys()
+
+
+def test_copies_of_one_model_agree(tiny):
+    """What the tests above lean on: `model()` makes the weights of `tiny`, and wrapping left them alone."""
+    assert tiny.fingerprint == model().fingerprint != model(seed=1).fingerprint
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        assert torch.equal(tiny(ids).logits, copy.deepcopy(Plain().base)(ids).logits)
+
+
+def test_an_evaluation_reads_the_questions_that_were_searched_unless_told(tiny, data, tmp_path):
+    search(tiny, [TASK], SEARCH, tmp_path, data)
+    told = evaluate(tiny, [], [TASK], tmp_path, EVALUATE, data)
+    untold = evaluate(tiny, [], [TASK], tmp_path, EVALUATE)
+    assert untold["sources"] == told["sources"]
+    assert untold["data"] == told["data"] == {TASK: str(data)}
+    asked = load_task(TASK, data).select(EVALUATE.split, EVALUATE.limit)
+    assert untold["texts"] == told["texts"] == {TASK: texts_digest(asked)}
+    assert str(data.name if hasattr(data, "name") else data) in told["sources"][TASK]
+
+
+def test_a_quick_look_overwrites_no_full_table(tiny, data, tmp_path):
+    evaluate(tiny, [], [TASK], tmp_path, EVALUATE, data)
+    before = {path: path.read_bytes() for path in (tmp_path / "evaluate").rglob("*") if path.is_file()}
+    looked = evaluate(tiny, [], [TASK], tmp_path, dataclasses.replace(EVALUATE, limit=2), data)
+    assert looked["rows"][0]["n"] == 2
+    assert {path: path.read_bytes() for path in before} == before

@@ -1,0 +1,415 @@
+"""Generated answers: in mixed batches, stopped early and from shared prefixes, each is what its prompt alone generates."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import families
+from byte_tokens import byte_tokenizer
+from drllm import InputError, Route, RoutedModel, UnsupportedModelError
+from drllm.model.cache import _RoomyLayer
+from drllm.model.generation import _UNFOLLOWED, GreedyChoice
+from drllm.policies.constant import RoutePolicy
+from drllm.policies.given import RowRoutes
+from drllm.scoring import generated
+from drllm.scoring.generated import GeneratedScorer
+from drllm.tasks import Example, get_task
+from rote import by_rote, rote_example
+
+L = families.N_BLOCKS
+ARC, GSM = get_task("arc_easy"), get_task("gsm8k")
+FAMILIES = ["llama", "gpt2", "opt", "gemma2", "mistral-sliding", "mixtral"]
+MORE_FAMILIES = ["llama4_text", "deepseek_v3", "falcon", "qwen3-sliding", "modernbert-decoder"]
+INDEXED = [name for name in ("axk2", "deepseek_v32", "dots3_note_text") if name in families.FAMILIES]
+ROUTES = [Route.parse(text) for text in ("1111", "0111", "1110", "2111", "1112", "1021", "0000", "2222", "1101", "0120")]
+EXAMPLES = [
+    Example("a", "What melts ice?", ("heat", "the cold of night", "sand"), 0, "arc_easy"),
+    Example("b", "How many legs does a spider have?", ("six", "eight"), 1, "arc_easy"),
+    Example("c", "Red?", ("a", "bb", "ccc", "dddd"), 3, "arc_easy"),
+    Example("d", "Which of these is a gas at the temperature of a room?", ("iron", "oxygen", "salt", "wood"), 1, "arc_easy"),
+]
+SUMS = [Example(name, text, (), "5", "gsm8k") for name, text in (("s", "One?"), ("t", "Two and three, and how many are they?"), ("u", "x"))]
+
+
+@functools.cache
+def answering(family: str) -> RoutedModel:
+    """A tiny model whose every route answers in letters, marks and end tokens, so that answers settle early, late or never."""
+    base = families.build(family, vocab_size=300, max_position_embeddings=512, tie_word_embeddings=False)
+    tokenizer = byte_tokenizer()
+    said = [tokenizer.eos_token_id, *(tokenizer(text)["input_ids"][0] for text in "ABCD.) \nx")]
+    with torch.no_grad():
+        weights = base.get_output_embeddings().weight
+        kept = weights[said].clone()
+        weights.zero_()
+        weights[said] = kept
+    return RoutedModel.wrap(base, tokenizer)
+
+
+def mixed_pairs(n: int, seed: int = 0) -> list[tuple[int, Route]]:
+    rng = random.Random(seed)
+    return [(rng.randrange(len(EXAMPLES)), Route([rng.choice((0, 1, 1, 2)) for _ in range(L)])) for _ in range(n)]
+
+
+def texts_of(routed: RoutedModel, pairs: list[tuple[int, Route]], n_new: int = 10, cache_bytes: int = 2**30) -> list[str | None]:
+    scorer = GeneratedScorer(routed, "letter", 600, n_new, cache_bytes)
+    scorer.load([scorer.question(ARC, example) for example in EXAMPLES])
+    return [verdict.text for verdict in scorer.score(pairs)]
+
+
+def alone(routed: RoutedModel, example: Example, route: Route, n_new: int = 10) -> str:
+    """The whole answer to one prompt in a batch of its own."""
+    return routed.generate([ARC.letter_messages(example)], policy=route, max_new_tokens=n_new, do_sample=False)[0].text or ""
+
+
+# --- the answers ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_letters_are_settled_by_the_beginning_of_what_each_prompt_generates(family):
+    routed = answering(family)
+    pairs = mixed_pairs(24)
+    scorer = GeneratedScorer(routed, "letter", 600)
+    scorer.load([scorer.question(ARC, example) for example in EXAMPLES])
+    n_cut = 0
+    verdicts = scorer.score(pairs)
+    for (index, route), verdict in zip(pairs, verdicts, strict=True):
+        whole = alone(routed, EXAMPLES[index], route)
+        assert verdict.text is not None
+        assert whole.startswith(verdict.text)
+        assert verdict.correct == ARC.grade(EXAMPLES[index], whole, "letter")
+        assert verdict.text == whole or ARC.settled(verdict.text, "letter")
+        assert math.isnan(verdict.margin)
+        assert (verdict.acc, verdict.broken) == (None, False)
+        n_cut += verdict.text != whole
+    assert 0 < n_cut < len(pairs), "some answers must settle early and some must not"
+    assert len({verdict.text for verdict in verdicts}) > 5
+
+
+@pytest.mark.parametrize(
+    "family",
+    [*FAMILIES, *MORE_FAMILIES]
+    + [
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in sorted(families.FAMILIES)
+        if name not in {*FAMILIES, *MORE_FAMILIES, *INDEXED}
+    ],
+)
+def test_boxed_answers_are_those_of_each_prompt_alone(family):
+    """To the last token, past a sliding window of 6, over left pads, from blocks run twice and blocks never run."""
+    routed = RoutedModel.wrap(families.build(family, vocab_size=300), byte_tokenizer())
+    routed.model.generation_config.eos_token_id = None
+    scorer = GeneratedScorer(routed, "boxed", 256, max_new_tokens=8)
+    scorer._to_a_box = lambda *_: 0  # eight letters are no box, so each answer would end at once
+    scorer.load([scorer.question(GSM, example) for example in SUMS])
+    pairs = [(index, route) for index in range(len(SUMS)) for route in (ROUTES[index], ROUTES[index + 5], ROUTES[9])]
+    for (index, route), verdict in zip(pairs, scorer.score(pairs), strict=True):
+        (output,) = routed.generate([GSM.math_messages(SUMS[index])], policy=route, max_new_tokens=8, do_sample=False)
+        assert output.n_new_tokens == 8
+        assert verdict.text == output.text, route
+        assert not verdict.correct
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_base_models_without_a_template_get_the_text_of_the_messages(family):
+    routed = answering(family)
+    bare = copy.deepcopy(byte_tokenizer())
+    bare.chat_template = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(routed, "tokenizer", bare)
+        scorer = GeneratedScorer(routed, "letter", 600, max_new_tokens=6)
+        assert scorer.prompt_format == "raw"
+        questions = [scorer.question(ARC, example) for example in EXAMPLES]
+        verdicts, routes = scorer.score_policy(questions, RowRoutes(ROUTES[:4]))
+        assert routes == ROUTES[:4]
+        for example, route, verdict in zip(EXAMPLES, routes, verdicts, strict=True):
+            prompt = ARC.letter_messages(example)[0]["content"] + "\n\n"
+            whole = routed.generate([prompt], policy=route, max_new_tokens=6, do_sample=False)[0].text or ""
+            assert whole.startswith(str(verdict.text))
+        assert scorer.score_policy(questions, None)[0] == scorer.score_policy(questions, RoutePolicy(ROUTES[0]))[0]
+    assert GeneratedScorer(routed, "letter").prompt_format == "chat"
+
+
+# --- a model that answers by rote ---------------------------------------------------------------------------------------------------------
+
+
+# Each token is followed by one other, whatever stood before. A prompt ends in its question's first character.
+def test_generated_verdicts_are_those_of_the_right_question():
+    """Questions of several lengths, asked out of order and twice; answers that end, settle, or run on to the limit."""
+    scorer = GeneratedScorer(by_rote(), "letter", 600, max_new_tokens=6)
+    examples = [rote_example("1", 0), rote_example("2", 1, "and more"), rote_example("3", 0), rote_example("4", 3, "m" * 30)]
+    examples.append(rote_example("2", 0, "again"))
+    scorer.load([scorer.question(ARC, example) for example in examples])
+    order = [4, 3, 0, 2, 1, 3]
+    verdicts = scorer.score([(index, ROUTES[place]) for place, index in enumerate(order)])
+    assert [verdict.text for verdict in verdicts] == ["B", "D\n", "A. ", "Cuvuvu", "B", "D\n"]
+    assert [verdict.correct for verdict in verdicts] == [False, True, True, False, True, True]
+
+
+def test_half_a_character_settles_nothing():
+    """After one byte of a digit of two the text ends in a replacement character, which is not what will stand there."""
+    routed = by_rote()
+    example = replace(rote_example("5", 4), choices=("v", "w", "x", "y", "z"))
+    scorer = GeneratedScorer(routed, "letter", 600, max_new_tokens=5)
+    (verdict,), _ = scorer.score_policy([scorer.question(ARC, example)], None)
+    whole = alone(routed, example, ROUTES[0], n_new=5)
+    assert whole == "E)٣ "
+    assert ARC.grade(example, whole, "letter") is False
+    assert (verdict.text, verdict.correct) == (whole, False)
+
+
+def decode_sizes(routed: RoutedModel, run) -> list[int]:
+    """Rows of each decoding step that `run` makes."""
+    sizes: list[int] = []
+
+    def look(_module, args) -> None:
+        if args[0].shape[1] == 1 and len(args[0]) != generated.FIRST_ROWS:  # the head alone gets that many rows of one token
+            sizes.append(len(args[0]))
+
+    handle = routed.model.get_input_embeddings().register_forward_pre_hook(look)
+    try:
+        run()
+    finally:
+        handle.remove()
+    return sizes
+
+
+def test_answers_leave_the_batch_when_they_are_settled():
+    """Of ten answers two run on; the rest is done after one, two or three tokens, so the steps get narrower and end with the two."""
+    scorer = GeneratedScorer(by_rote(), "letter", 600, max_new_tokens=8)
+    examples = [rote_example(first, 0, str(place)) for place, first in enumerate("1231423442")]
+    scorer.load([scorer.question(ARC, example) for example in examples])
+    pairs = [(index, ROUTES[index]) for index in range(10)]
+    sizes = decode_sizes(by_rote(), lambda: scorer.score(pairs))
+    # First tokens come from the prefill. Second: all ten. "B" has ended then, "D\n" is settled: 4 of 10 are left. "A. " takes one more.
+    assert sizes == [10, 4, 2, 2, 2, 2, 2]
+
+
+def test_boxed_answers_leave_when_no_box_can_be_closed_any_more():
+    r"""`\boxed{5}` takes nine letters: of twelve tokens, three may say something else; what has begun a box goes on."""
+    routed = RoutedModel.wrap(families.build("llama", vocab_size=300), byte_tokenizer())
+    routed.model.generation_config.eos_token_id = None
+    scorer = GeneratedScorer(routed, "boxed", 256, max_new_tokens=12)
+    scorer.load([scorer.question(GSM, example) for example in SUMS])
+    for index, route in ((0, ROUTES[0]), (1, ROUTES[3])):
+        (verdict,) = scorer.score([(index, route)])
+        (output,) = routed.generate([GSM.math_messages(SUMS[index])], policy=route, max_new_tokens=12, do_sample=False)
+        begun = routed.tokenizer.decode(output.token_ids[:4])
+        assert verdict.text == begun
+        assert not verdict.correct
+        assert not GSM.grade(SUMS[index], output.text or "", "boxed")
+
+
+def test_one_new_token_needs_no_decoding():
+    scorer = GeneratedScorer(by_rote(), "letter", 600, max_new_tokens=1)
+    scorer.load([scorer.question(ARC, rote_example("3", 2)), scorer.question(ARC, rote_example("4", 2))])
+    pairs = [(0, ROUTES[0]), (1, ROUTES[1])]
+    verdicts = []
+    assert decode_sizes(by_rote(), lambda: verdicts.extend(scorer.score(pairs))) == []
+    assert [(verdict.text, verdict.correct) for verdict in verdicts] == [("C", True), ("D", False)]
+
+
+# --- nothing else shows -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral-sliding", "gemma2"])
+def test_rows_that_leave_change_no_other_answer(family, monkeypatch):
+    """Never compacted, always compacted, decoded by twos, heads by threes: the same texts, fp32."""
+    routed, pairs = answering(family), mixed_pairs(30, seed=4)
+    expected = texts_of(routed, pairs)
+    assert len({len(str(text)) for text in expected}) > 3, "answers must end at different steps"
+    changes = [(generated, "COMPACT_BELOW", 0.0), (generated, "COMPACT_BELOW", 1.01), (generated, "DECODED_ROWS", 2)]
+    for holder, name, value in (*changes, (generated, "FIRST_ROWS", 3), (_RoomyLayer, "ROOM", 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(holder, name, value)
+            assert texts_of(routed, pairs) == expected, (name, value)
+
+
+@settings(deadline=None, max_examples=7, derandomize=True)
+@given(cache_bytes=st.sampled_from([0, 30_000, 300_000, 2**30]), seed=st.integers(0, 5), n_calls=st.integers(1, 3))
+def test_answers_depend_neither_on_memory_nor_on_order(cache_bytes, seed, n_calls):
+    routed, pairs = answering("mistral-sliding"), mixed_pairs(18, seed=9)
+    expected = texts_of(routed, pairs)
+    order = random.Random(seed).sample(range(len(pairs)), len(pairs))
+    scorer = GeneratedScorer(routed, "letter", 600, cache_bytes=cache_bytes)
+    handles = scorer.open([scorer.question(ARC, example) for example in EXAMPLES])
+    got: dict[int, str | None] = {}
+    for call in range(n_calls):
+        part = order[call::n_calls]
+        for place in part:
+            scorer.submit(handles[pairs[place][0]], pairs[place][1])
+        collected = scorer.collect()
+        assert [(handle, route) for handle, route, _ in collected] == [(handles[pairs[place][0]], pairs[place][1]) for place in part]
+        got |= {place: verdict.text for place, (_, _, verdict) in zip(part, collected, strict=True)}
+        assert scorer.collect() == []
+    assert [got[place] for place in range(len(pairs))] == expected
+    scorer.close(handles)
+    assert scorer.runner.n_bytes == 0
+
+
+def test_prompts_share_prefixes_within_the_memory_given():
+    """One application a distinct beginning, states, keys and values kept; or, one path at a time, no more than its line and a step."""
+    routed, pairs = answering("llama"), list(dict.fromkeys(mixed_pairs(20, seed=2)))
+    scorer = GeneratedScorer(routed, "letter", 600)
+    questions = [scorer.question(ARC, example) for example in EXAMPLES]
+    scorer.load(questions)
+    scorer.score(pairs)
+    prefixes = {(index, route.path[:length]) for index, route in pairs for length in range(1, route.n_passes + 1)}
+    assert scorer.runner.n_applied == len(prefixes)
+    # States of 32 numbers a token, and keys and values of 2 heads of 8.
+    a_node = {index: math.ceil(question.n_tokens / 8) * 8 * (32 + 2 * 16) * 4 for index, question in enumerate(questions)}
+    assert scorer.runner.n_bytes == sum(a_node[index] for index, _ in prefixes)
+    small = GeneratedScorer(routed, "letter", 600, cache_bytes=0)
+    small.load(questions)
+    for pair in pairs:
+        small.score([pair])
+    longest = max(route.n_passes for _, route in pairs)
+    assert small.runner.peak_bytes <= 2 * longest * max(a_node.values()), "the line before goes while this one comes"
+    assert small.runner.peak_bytes < scorer.runner.n_bytes / 3
+
+
+# --- the choice of each token -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_repetition_penalty_of_the_model_is_followed():
+    """Prompt tokens count too, pads do not: the answers of `generate`, which differ from those without a penalty."""
+    routed, pairs = answering("llama"), mixed_pairs(12, seed=6)
+    plain = texts_of(routed, pairs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(routed.model.generation_config, "repetition_penalty", 1.6)
+        penalised = texts_of(routed, pairs)
+        for (index, route), text in zip(pairs, penalised, strict=True):
+            assert alone(routed, EXAMPLES[index], route).startswith(str(text))
+    assert sum(a != b for a, b in zip(plain, penalised, strict=True)) > 3
+
+
+VALUES = {
+    "no_repeat_ngram_size": 2, "encoder_no_repeat_ngram_size": 2, "encoder_repetition_penalty": 1.5, "bad_words_ids": [[5]],
+    "min_length": 4, "min_new_tokens": 4, "forced_bos_token_id": 3, "forced_eos_token_id": 2, "suppress_tokens": [4],
+    "begin_suppress_tokens": [4], "sequence_bias": [[[5], -1.0]], "exponential_decay_length_penalty": (2, 1.1), "stop_strings": ["A"],
+    "watermarking_config": {"bias": 2.0},
+}  # fmt: skip
+HARMLESS = {
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "repetition_penalty": 1.0,
+    "suppress_tokens": [],
+    "temperature": 0.2,
+    "do_sample": True,
+}
+
+
+@pytest.mark.parametrize("name", sorted(VALUES))
+def test_settings_that_are_not_followed_are_refused(name, monkeypatch):
+    assert set(VALUES) == set(_UNFOLLOWED)
+    routed = answering("llama")
+    monkeypatch.setattr(routed.model.generation_config, name, VALUES[name])
+    with pytest.raises(InputError, match=rf"generation_config sets {name}, which generated rewards do not follow"):
+        GeneratedScorer(routed, "letter")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *HARMLESS.items(),
+        ("encoder_repetition_penalty", 1.0),
+    ],
+)
+def test_settings_that_change_no_greedy_choice_are_not(name, value, monkeypatch):
+    routed = answering("llama")
+    monkeypatch.setattr(routed.model.generation_config, name, value)
+    assert GeneratedScorer(routed, "letter").max_new_tokens == 10
+
+
+def test_end_tokens_may_be_none_one_or_several(monkeypatch):
+    model = answering("llama").model
+    for given_id, expected in ((None, set()), (2, {2}), ([2, 7], {2, 7})):
+        monkeypatch.setattr(model.generation_config, "eos_token_id", given_id)
+        assert GreedyChoice(model).end_ids == expected
+
+
+@pytest.mark.parametrize("family", INDEXED)
+def test_attention_that_keeps_more_than_keys_and_values_is_refused(family):
+    routed = RoutedModel.wrap(families.build(family, vocab_size=300), byte_tokenizer())
+    scorer = GeneratedScorer(routed, "boxed", 256)
+    scorer.load([scorer.question(GSM, SUMS[0])])
+    with pytest.raises(
+        UnsupportedModelError, match=r"generated rewards cannot be searched on .* more than keys and values; use reward loglik"
+    ):
+        scorer.score([(0, ROUTES[0])])
+
+
+# --- questions at the edges ---------------------------------------------------------------------------------------------------------------
+
+
+ODD = {
+    "empty question": replace(EXAMPLES[0], question=""),
+    "empty choices": replace(EXAMPLES[0], choices=("", "", "x")),
+    "one choice": replace(EXAMPLES[0], choices=("only",)),
+    "26 choices": replace(EXAMPLES[0], choices=tuple(f"c{place}" for place in range(26))),
+    "unicode": replace(EXAMPLES[0], question="👩‍👩‍👧 e\u0301 \u202bמה?", choices=("مرحبا", "漢字", "e\u0301")),
+}
+
+
+@pytest.mark.parametrize("example", ODD.values(), ids=ODD)
+def test_odd_questions_get_the_verdict_of_their_answer(example):
+    routed = answering("llama")
+    scorer = GeneratedScorer(routed, "letter", 600)
+    verdicts, _ = scorer.score_policy([scorer.question(ARC, example)], RoutePolicy(ROUTES[3]))
+    whole = alone(routed, example, ROUTES[3])
+    assert verdicts[0].text is not None
+    assert whole.startswith(verdicts[0].text)
+    assert verdicts[0].correct == ARC.grade(example, whole, "letter")
+
+
+REFUSED = {
+    "27 choices": (replace(EXAMPLES[0], choices=("x",) * 27), "27 choices, a letter prompt holds at most 26"),
+    "half a character": (replace(EXAMPLES[0], question="half \ud83d"), "cannot be tokenised"),
+    "too long": (replace(EXAMPLES[0], question="why " * 120), r"plus 10 new ones exceeds the context of 512"),
+}
+
+
+@pytest.mark.parametrize(("example", "message"), REFUSED.values(), ids=REFUSED)
+def test_questions_that_cannot_be_asked_are_one_line(example, message):
+    with pytest.raises(InputError, match=message) as caught:
+        GeneratedScorer(answering("llama"), "letter").question(ARC, example)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_prompt_and_its_answer_must_fit_the_context():
+    """To the token: the longest question that fits is answered, one token more is refused."""
+    routed = RoutedModel.wrap(families.build("gpt2", vocab_size=300, max_position_embeddings=171), byte_tokenizer())
+    scorer = GeneratedScorer(routed, "letter", 600, max_new_tokens=20)
+    room = 171 - 20 - scorer.question(ARC, replace(EXAMPLES[0], question="")).n_tokens
+    fits = scorer.question(ARC, replace(EXAMPLES[0], question="w" * room))
+    assert len(scorer.score_policy([fits], RoutePolicy(ROUTES[5]))[0]) == 1
+    with pytest.raises(InputError, match="plus 20 new ones exceeds the context of 171"):
+        scorer.question(ARC, replace(EXAMPLES[0], question="w" * (room + 1)))
+
+
+def test_logits_that_are_not_numbers_are_marked_broken_and_spoil_no_other():
+    """One weight that is not a number: routes through its block are broken, those decoded beside them are what they would be."""
+    sound_base = families.build("llama", vocab_size=300, max_position_embeddings=512)
+    base = copy.deepcopy(sound_base)
+    with torch.no_grad():
+        base.model.layers[2].mlp.down_proj.weight[0, 0] = float("nan")
+    pairs = [(index, route) for index in range(2) for route in ROUTES]
+    found = []
+    for model in (base, sound_base):
+        scorer = GeneratedScorer(RoutedModel.wrap(model, byte_tokenizer()), "letter", 600)
+        scorer.load([scorer.question(ARC, example) for example in EXAMPLES[:2]])
+        found.append(scorer.score(pairs))
+    for (_, route), got, expected in zip(pairs, *found, strict=True):
+        assert not expected.broken
+        if route[2]:
+            assert (got.broken, got.correct) == (True, False)
+        else:
+            assert (got.text, got.correct, got.broken) == (expected.text, expected.correct, False)

@@ -1,0 +1,447 @@
+"""Verdicts: packed, resumed and batched scoring equals a plain loop over choices on the base model's own code."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import families
+from byte_tokens import byte_tokenizer
+from drllm import Route, RoutedModel
+from drllm.core.errors import InputError
+from drllm.policies.constant import RoutePolicy
+from drllm.policies.given import RowRoutes
+from drllm.policies.routers import RouterConfig, Routers
+from drllm.scoring import loglik
+from drllm.scoring.generated import GeneratedScorer
+from drllm.scoring.loglik import LoglikScorer
+from drllm.scoring.packing import Row, encode_choice, make_batch, pack_choices, separate_choices, split_steps
+from drllm.scoring.scorer import make_scorer, questions_digest
+from drllm.scoring.verdict import loglik_verdict
+from drllm.tasks import Example, Task, get_task
+from reference import path_model
+
+L = families.N_BLOCKS
+ARC = get_task("arc_easy")
+FAMILIES = ["llama", "qwen3", "gpt2", "gemma2", "opt", "mixtral"]
+ROUTES = [Route.parse(text) for text in ("0111", "1110", "2111", "1112", "1021", "0000", "2222", "1101", "0120")]
+
+EXAMPLES = [
+    Example("a", "What melts ice?", ("heat", "the cold of night", "sand"), 0, "arc_easy"),
+    Example("b", "How many legs does a spider have?", ("six", "eight"), 1, "arc_easy"),
+    Example("c", "Red?", ("a", "bb", "ccc", "dddd", "e"), 4, "arc_easy"),
+    Example("d", "Which of these is a gas at the temperature of a room?", ("iron", "oxygen", "salt", "wood"), 1, "arc_easy"),
+    Example("e", "Two and two?", ("four", "five"), 0, "arc_easy", context="Numbers are added."),
+]
+
+
+@functools.cache
+def base_and_routed(family: str) -> tuple[torch.nn.Module, RoutedModel]:
+    """(an untouched copy, the wrapped model), both reading bytes."""
+    base = families.build(family, vocab_size=300, max_position_embeddings=256)
+    untouched = copy.deepcopy(base)
+    return untouched, RoutedModel.wrap(base, byte_tokenizer())
+
+
+@functools.cache
+def expected_logliks(family: str, route: Route, example: Example, task: Task = ARC) -> list[float]:
+    untouched, _ = base_and_routed(family)
+    return plain_logliks(path_model(untouched, route.path), byte_tokenizer(), *task.loglik_prompt(example))
+
+
+@torch.no_grad()
+def plain_logliks(twin: torch.nn.Module, tokenizer, context: str, continuations: list[str]) -> list[float]:
+    """lm-evaluation-harness on one question, written out: one uncached row a choice."""
+    totals = []
+    for continuation in continuations:
+        stripped = context.rstrip()
+        whole = tokenizer(context + continuation)["input_ids"]
+        head = tokenizer(stripped)["input_ids"]
+        tail = whole[len(head) :]
+        log_p = twin(torch.tensor([(head + tail)[:-1]]), use_cache=False).logits[0].double().log_softmax(-1)
+        totals.append(sum(log_p[len(head) - 1 + place, token].item() for place, token in enumerate(tail)))
+    return totals
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What the scorer hands to the verdict: the log-likelihood of each choice."""
+
+    logliks: tuple[float, ...]
+
+
+@pytest.fixture
+def raw(monkeypatch):
+    """The scorer gives log-likelihoods instead of verdicts."""
+    monkeypatch.setattr(loglik, "loglik_verdict", lambda totals, question, metric: Raw(tuple(totals)))
+
+
+def assert_logliks(got: Raw, expected: list[float]) -> None:
+    for ours, plain in zip(got.logliks, expected, strict=True):
+        assert ours == pytest.approx(plain, abs=1e-4 * max(1.0, abs(plain)))
+
+
+# --- log-likelihoods ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_pack_where_a_tree_shaped_mask_is_possible(family):
+    _, routed = base_and_routed(family)
+    assert LoglikScorer(routed).packed == (family != "gemma2"), "a sliding window cannot follow a tree"
+
+
+@pytest.mark.parametrize("max_step_tokens", [1, 150, 4096])
+@pytest.mark.parametrize(("family", "packed"), [(f, packed) for f in FAMILIES for packed in (True, False) if not packed or f != "gemma2"])
+def test_scores_equal_a_plain_loop(family, packed, max_step_tokens, raw):
+    """The base pass, then routes that resume from its states at every first edit, mixed in one step; twice the same question too."""
+    _, routed = base_and_routed(family)
+    scorer = LoglikScorer(routed, max_step_tokens, packed=packed)
+    questions = [scorer.question(ARC, example) for example in EXAMPLES]
+    assert {len(question.rows) for question in questions} == ({1} if packed else {2, 3, 4, 5})
+    scorer.load(questions)
+    base = Route.full(L)
+    for got, example in zip(scorer.score([(index, base) for index in range(len(EXAMPLES))]), EXAMPLES, strict=True):
+        assert_logliks(got, expected_logliks(family, base, example))
+    pairs = [(index % len(EXAMPLES), route) for index, route in enumerate(ROUTES)]
+    assert {route.first_edit() for _, route in pairs} == {0, 1, 2, 3}
+    for got, (index, route) in zip(scorer.score(pairs), pairs, strict=True):
+        assert_logliks(got, expected_logliks(family, route, EXAMPLES[index]))
+    # The routes matter: a scorer that ignored them would be far off.
+    base_score = expected_logliks(family, base, EXAMPLES[0])
+    assert max(abs(a - b) for a, b in zip(base_score, expected_logliks(family, ROUTES[0], EXAMPLES[0]), strict=True)) > 0.1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_policy_scores_each_question_under_its_own_route(family, raw):
+    _, routed = base_and_routed(family)
+    scorer = LoglikScorer(routed, 200)
+    questions = [scorer.question(ARC, example) for example in EXAMPLES]
+    routes = ROUTES[: len(EXAMPLES)]
+    scores, reported = scorer.score_policy(questions, RowRoutes(routes))
+    assert reported == routes
+    for got, route, example in zip(scores, routes, EXAMPLES, strict=True):
+        assert_logliks(got, expected_logliks(family, route, example))
+    scores, reported = scorer.score_policy(questions, RoutePolicy(ROUTES[4]))
+    assert reported == [ROUTES[4]] * len(EXAMPLES)
+    assert_logliks(scores[3], expected_logliks(family, ROUTES[4], EXAMPLES[3]))
+    scores, reported = scorer.score_policy(questions, None)
+    assert reported == [Route.full(L)] * len(EXAMPLES)
+    assert_logliks(scores[2], expected_logliks(family, Route.full(L), EXAMPLES[2]))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_routers_decide_from_the_context_alone(family):
+    """The route of a question is the one its context gets in `generate`, whatever its choices are and whoever shares its step."""
+    _, routed = base_and_routed(family)
+    routers = Routers(RouterConfig(L, routed.hidden_size, n_windows=4, width=16), seed=3)
+    routers.tensors["w2"] = routers.tensors["w2"] * 30
+    scorer = LoglikScorer(routed, 300)
+    questions = [scorer.question(ARC, example) for example in EXAMPLES]
+    _, routes = scorer.score_policy(questions, routers)
+    assert len(set(routes)) > 1
+    others = [scorer.question(ARC, replace(example, choices=("zzzz", "?", "qqq"), answer=0)) for example in EXAMPLES]
+    assert scorer.score_policy(others, routers)[1] == routes
+    for example, question, route in zip(EXAMPLES, questions, routes, strict=True):
+        assert scorer.score_policy([question], routers)[1] == [route]
+        assert routed.generate([ARC.loglik_prompt(example)[0]], policy=routers, max_new_tokens=1)[0].route == route
+
+
+@settings(deadline=None, max_examples=15, derandomize=True)
+@given(order=st.permutations(range(4)), route=st.sampled_from(ROUTES))
+def test_permuting_the_choices_permutes_their_scores(order, route):
+    """The tree-shaped mask: a choice sees the context and itself, never the choices before it in the row."""
+    _, routed = base_and_routed("llama")
+    scorer = LoglikScorer(routed, packed=True)
+    example = EXAMPLES[3]
+    moved = replace(example, choices=tuple(example.choices[place] for place in order))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loglik, "loglik_verdict", lambda totals, question, metric: Raw(tuple(totals)))
+        scores, _ = scorer.score_policy([scorer.question(ARC, example), scorer.question(ARC, moved)], RoutePolicy(route))
+    assert_logliks(scores[1], [scores[0].logliks[place] for place in order])
+    assert len({round(score, 3) for score in scores[0].logliks}) == 4
+
+
+def test_a_context_that_ends_in_a_blank_gives_it_to_the_choices(raw):
+    task = replace(ARC, loglik_template="{question} So: ")
+    _, routed = base_and_routed("llama")
+    scorer = LoglikScorer(routed)
+    question = scorer.question(task, EXAMPLES[0])
+    assert byte_tokenizer().decode(list(question.context_ids)) == "What melts ice? So:"
+    got = scorer.score_policy([question], RoutePolicy(ROUTES[4]))[0][0]
+    assert_logliks(got, expected_logliks("llama", ROUTES[4], EXAMPLES[0], task))
+
+
+@functools.cache
+def merging_tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes, and tokens for ": " and ": a", which no prompt that ends in a colon can hold."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {"<pad>": 0, "<bos>": 1, "<end>": 2} | {letter: index + 3 for index, letter in enumerate(letters)}
+    vocab |= {":Ġ": 259, ":Ġa": 260}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[(":", "Ġ"), (":Ġ", "a")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<end>")
+
+
+def test_choices_that_merge_with_the_context_are_cut_as_in_lm_eval(raw):
+    """The context is tokenised alone, so that the choice cannot reach a policy; the choice is what the whole has beyond its length."""
+    tokenizer = merging_tokenizer()
+    assert len(tokenizer("Answer: abc")["input_ids"]) == len("Answer: abc") - 2
+    head, tail = encode_choice(tokenizer, "Answer:", " abc", False)
+    assert tokenizer.convert_ids_to_tokens(head) == list("Answer:")
+    assert tokenizer.convert_ids_to_tokens(tail) == ["b", "c"]
+    assert tokenizer.convert_ids_to_tokens(encode_choice(tokenizer, "Answer:", " xyz", False)[1]) == ["x", "y", "z"]
+
+    base = families.build("llama", vocab_size=300)
+    twin = path_model(base, ROUTES[4].path)
+    routed = RoutedModel.wrap(base, tokenizer)
+    example = Example("m", "Which?", ("abc", "xyz", "aaa"), 0, "arc_easy")
+    for packed in (True, False):
+        scorer = LoglikScorer(routed, packed=packed)
+        question = scorer.question(ARC, example)
+        assert tokenizer.decode(list(question.context_ids)) == "Question: Which?\nAnswer:"
+        assert all(row.n_context == len(question.context_ids) for row in question.rows)
+        got = scorer.score_policy([question], RoutePolicy(ROUTES[4]))[0][0]
+        assert_logliks(got, plain_logliks(twin, tokenizer, *ARC.loglik_prompt(example)))
+
+
+def test_a_choice_that_vanishes_in_the_context_is_refused():
+    routed = RoutedModel.wrap(families.build("llama", vocab_size=300), merging_tokenizer())
+    with pytest.raises(InputError, match="'m' of arc_easy has an empty prompt or choice"):
+        LoglikScorer(routed).question(ARC, Example("m", "Which?", ("a", "xyz"), 0, "arc_easy"))
+
+
+def test_questions_longer_than_the_context_are_refused():
+    _, routed = base_and_routed("llama")
+    with pytest.raises(InputError, match="exceeds the context of 256 tokens"):
+        LoglikScorer(routed).question(ARC, replace(EXAMPLES[0], question="why " * 80))
+
+
+def test_a_route_costs_only_the_passes_that_no_route_before_it_made():
+    """Of a repeat, the first pass too is shared; a route that is the beginning of another costs nothing."""
+    base = families.build("llama", vocab_size=300)
+    calls: list[int] = []
+    for index, block in enumerate(base.model.layers):
+        block.mlp.register_forward_pre_hook(lambda _module, _args, index=index: calls.append(index))
+    scorer = LoglikScorer(RoutedModel.wrap(base, byte_tokenizer()))
+    scorer.load([scorer.question(ARC, EXAMPLES[0])])
+    for route, expected in [
+        ("1111", [0, 1, 2, 3]), ("1120", [2]), ("1110", []), ("1122", [3, 3]), ("0111", [1, 2, 3]), ("0110", []), ("0000", []),
+        ("1111", []),
+    ]:  # fmt: skip
+        calls.clear()
+        scorer.score([(0, Route.parse(route))])
+        assert calls == expected, route
+    scorer.load([scorer.question(ARC, EXAMPLES[0])])  # another group: nothing is kept of the one before
+    calls.clear()
+    scorer.score([(0, Route.parse("1120"))])
+    assert calls == [0, 1, 2, 2]
+
+
+def test_scoring_without_a_tokenizer_is_refused():
+    routed = RoutedModel.wrap(families.build("llama"))
+    for make in (LoglikScorer, lambda model: GeneratedScorer(model, "letter")):
+        with pytest.raises(InputError, match="needs a tokenizer"):
+            make(routed)
+
+
+# --- verdicts -----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asked:
+    """As much of a question as a verdict reads."""
+
+    example: Example
+    n_chars: tuple[int, ...]
+
+
+def test_acc_and_acc_norm_by_hand():
+    """-6 over 10 characters beats -4 over 4; without normalisation it is the other way round."""
+    asked = Asked(Example("v", "?", ("long choice", "four"), 0, "arc_easy"), (10, 4))
+    normal = loglik_verdict([-6.0, -4.0], asked, "acc_norm")
+    assert (normal.correct, normal.acc_norm, normal.acc) == (True, True, False)
+    assert normal.margin == pytest.approx(-0.6 + 1.0)
+    plain = loglik_verdict([-6.0, -4.0], asked, "acc")
+    assert (plain.correct, plain.acc_norm, plain.acc) == (False, True, False)
+    assert plain.margin == pytest.approx(-2.0)
+    # The margin is to the best of the others; equal scores go to the first choice, as argmax does.
+    three = Asked(Example("v", "?", ("a", "b", "c"), 1, "arc_easy"), (1, 1, 1))
+    assert loglik_verdict([-3.0, -1.0, -2.5], three, "acc").margin == pytest.approx(1.5)
+    assert loglik_verdict([-1.0, -1.0, -2.0], three, "acc").correct is False
+    assert loglik_verdict([-1.0, -1.0, -2.0], three, "acc").margin == 0
+
+
+def test_the_scorer_normalises_by_characters_of_the_choice():
+    _, routed = base_and_routed("llama")
+    example = Example("n", "Say it.", ("naïve", "x"), 0, "arc_easy")  # six bytes, five characters, and no leading blank
+    scorer = LoglikScorer(routed, metric="acc")
+    question = scorer.question(ARC, example)
+    assert question.n_chars == (5, 1)
+    first, second = expected_logliks("llama", Route.full(L), example)
+    verdict = scorer.score_policy([question], None)[0][0]
+    assert verdict.acc == verdict.correct == (first >= second)
+    assert verdict.acc_norm == (first / 5 >= second / 1)
+    assert verdict.margin == pytest.approx(first - second, abs=1e-3)
+    normal = LoglikScorer(routed, metric="acc_norm")
+    assert normal.score_policy([normal.question(ARC, example)], None)[0][0].margin == pytest.approx(first / 5 - second, abs=1e-3)
+
+
+def test_a_task_gets_the_scorer_that_can_judge_it():
+    _, routed = base_and_routed("llama")
+    assert isinstance(make_scorer(routed, ARC, "auto", 256), LoglikScorer)
+    assert make_scorer(routed, ARC, "letter", 256).max_new_tokens == 10
+    assert make_scorer(routed, get_task("gsm8k"), "auto", 256).max_new_tokens == 15
+    assert make_scorer(routed, get_task("gsm8k"), "boxed", 256, max_new_tokens=7).max_new_tokens == 7
+    for task, reward in (("arc_easy", "boxed"), ("gsm8k", "loglik"), ("gsm8k", "letter")):
+        with pytest.raises(InputError, match=f"which reward '{reward}' cannot judge"):
+            make_scorer(routed, get_task(task), reward, 256)
+
+
+def test_the_digest_follows_the_content_not_the_order_of_scoring():
+    _, routed = base_and_routed("llama")
+    scorer = LoglikScorer(routed)
+    questions = [scorer.question(ARC, example) for example in EXAMPLES]
+    assert questions_digest(questions) == questions_digest([LoglikScorer(routed, packed=False).question(ARC, e) for e in EXAMPLES])
+    for change in ({"question": "Else?"}, {"answer": 1}, {"choices": ("heat", "cold", "sand")}, {"context": "Ice."}, {"id": "z"}):
+        assert questions_digest([scorer.question(ARC, replace(EXAMPLES[0], **change)), *questions[1:]]) != questions_digest(questions)
+
+
+# --- questions at the edges ---------------------------------------------------------------------------------------------------------
+
+ODD = {
+    "empty question": replace(EXAMPLES[0], question=""),
+    "blank question": replace(EXAMPLES[0], question=" \n "),
+    "empty choice": replace(EXAMPLES[0], choices=("", "b", "cc")),
+    "twenty choices": replace(EXAMPLES[0], choices=tuple(f"choice {place}" for place in range(20)), answer=19),
+    "equal choices": replace(EXAMPLES[0], choices=("same", "same", "other"), answer=1),
+    "unicode": replace(EXAMPLES[0], question="👩‍👩‍👧 e\u0301 \u202bמה?", choices=("مرحبا", "漢字", "e\u0301", "\u0000")),
+}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("example", ODD.values(), ids=ODD)
+def test_odd_questions_get_the_verdict_of_their_log_likelihoods(example, packed):
+    _, routed = base_and_routed("llama")
+    scorer = LoglikScorer(routed, 300, packed=packed)
+    verdict = scorer.score_policy([scorer.question(ARC, example)], RoutePolicy(ROUTES[4]))[0][0]
+    totals = expected_logliks("llama", ROUTES[4], example)
+    per_char = [total / max(len(choice), 1) for total, choice in zip(totals, example.choices, strict=True)]
+    for scores, margin, correct in ((totals, verdict.margin_acc, verdict.acc), (per_char, verdict.margin_acc_norm, verdict.acc_norm)):
+        gold, best_other = scores[example.answer], max(scores[: example.answer] + scores[example.answer + 1 :])
+        assert margin == pytest.approx(gold - best_other, abs=1e-3)
+        assert correct == (scores.index(max(scores)) == example.answer)
+    assert not verdict.broken
+
+
+REFUSED = [
+    pytest.param(get_task("openbookqa"), replace(EXAMPLES[0], question=""), "has an empty prompt or choice", id="empty prompt"),
+    pytest.param(get_task("openbookqa"), replace(EXAMPLES[0], question=" \n"), "has an empty prompt or choice", id="blank prompt"),
+    pytest.param(ARC, replace(EXAMPLES[0], choices=("heat", "why " * 60)), "exceeds the context of 256", id="long choice"),
+    pytest.param(
+        ARC, replace(EXAMPLES[0], choices=("only",)), "'a' of arc_easy has 1 choice", id="one choice",
+    ),
+    pytest.param(
+        ARC, replace(EXAMPLES[0], choices=()), "'a' of arc_easy has 0 choices", id="no choice",
+    ),
+    pytest.param(
+        ARC, replace(EXAMPLES[0], question="half \ud83d"), "'a' of arc_easy cannot be tokenised", id="half a character",
+    ),
+    pytest.param(
+        ARC, replace(EXAMPLES[0], choices=("heat", "\udfff")), "'a' of arc_easy cannot be tokenised", id="half a character in a choice",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "example", "message"), REFUSED)
+def test_questions_that_cannot_be_scored_are_one_line(task, example, message):
+    _, routed = base_and_routed("llama")
+    with pytest.raises(InputError, match=message) as caught:
+        LoglikScorer(routed).question(task, example)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "packed", "limit"),
+    [
+        ("llama", False, 59),
+        ("gpt2", True, 59),
+        ("opt", False, 59),
+        ("gpt2", False, 64),
+        ("gpt2", False, 59),
+    ],
+)
+def test_a_question_that_just_fits_is_scored(family, packed, limit):
+    """To the token, also where positions are learned and their number is no multiple of what rows are padded to."""
+    routed = RoutedModel.wrap(families.build(family, vocab_size=300, max_position_embeddings=limit), byte_tokenizer())
+    scorer = LoglikScorer(routed, packed=packed)
+    n_fixed = len("Question: \nAnswer:") + len(" abc")
+    fits = replace(EXAMPLES[0], question="w" * (limit - n_fixed), choices=("abc", "x"))
+    assert len(scorer.score_policy([scorer.question(ARC, fits)], RoutePolicy(ROUTES[4]))[0]) == 1
+    with pytest.raises(InputError, match=f"a prompt of {limit + 1} tokens"):
+        scorer.question(ARC, replace(fits, question=fits.question + "w"))
+
+
+# --- rows and steps -----------------------------------------------------------------------------------------------------------------
+
+PAIRS = [([5, 6, 7], [8, 9]), ([5, 6, 7], [10]), ([5, 6, 7], [11, 12, 13])]
+
+
+def test_packed_rows_by_hand():
+    assert pack_choices(PAIRS) == Row(
+        tokens=(5, 6, 7, 8, 11, 12),
+        positions=(0, 1, 2, 3, 3, 4),
+        branches=(0, 0, 0, 1, 3, 3),
+        n_context=3,
+        sources=(2, 3, 2, 2, 4, 5),
+        targets=(8, 9, 10, 11, 12, 13),
+        choices=(0, 0, 1, 2, 2, 2),
+    )
+
+
+def test_separate_rows_by_hand():
+    first, second, third = separate_choices(PAIRS)
+    assert first == Row((5, 6, 7, 8), (0, 1, 2, 3), (0, 0, 0, 0), 3, (2, 3), (8, 9), (0, 0))
+    assert second == Row((5, 6, 7), (0, 1, 2), (0, 0, 0), 3, (2,), (10,), (1,))
+    assert third == Row((5, 6, 7, 11, 12), (0, 1, 2, 3, 4), (0,) * 5, 3, (2, 3, 4), (11, 12, 13), (2, 2, 2))
+
+
+def test_the_tree_shaped_mask_by_hand():
+    batch = make_batch([pack_choices(PAIRS), Row((5,), (0,), (0,), 1, (0,), (6,), (0,))], True, torch.float32, torch.device("cpu"))
+    sees = (batch.attention_mask == 0)[:, 0].int().tolist()
+    assert sees[0] == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 0, 1, 0],
+        [1, 1, 1, 0, 1, 1],
+    ]
+    assert [[row[place] for row in sees[1]] for place in range(1, 6)] == torch.eye(6).int().tolist()[1:], "a pad is seen by itself alone"
+    assert batch.prompt_mask.tolist() == [[1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
+    assert batch.scored.tolist() == [2, 3, 2, 2, 4, 5, 6]
+    assert batch.row_of.tolist() == [0] * 6 + [1]
+    assert batch.attention_mask.min() == torch.finfo(torch.float32).min
+    assert make_batch([pack_choices(PAIRS)], False, torch.float32, torch.device("cpu")).attention_mask.tolist() == [[1] * 6]
+
+
+@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 150))
+def test_steps_hold_every_row_once_in_order_and_keep_the_bound(lengths, max_tokens):
+    steps = split_steps(lengths, max_tokens)
+    assert [index for step in steps for index in step] == list(range(len(lengths)))
+
+    def padded(step: list[int]) -> int:
+        return len(step) * max(lengths[index] for index in step)
+
+    assert all(step and (len(step) == 1 or padded(step) <= max_tokens) for step in steps)
+    # Greedy: no step could have taken the next one's first row.
+    assert all(padded([*step, following[0]]) > max_tokens for step, following in pairwise(steps))

@@ -1,0 +1,74 @@
+"""The edits of a search: what each code stands for, and where it is legal."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drllm.core.errors import InputError
+from drllm.core.route import Route
+from drllm.searching.edits import EditSpace
+from landscapes import closure
+
+TEXT = {0: "2", 1: "0", 2: "00", 3: "000"}
+
+
+@pytest.mark.parametrize(("n_layers", "max_skip_run", "n_codes"), [(1, 1, 2), (1, 9, 2), (2, 2, 6), (2, 5, 6), (30, 2, 90), (4, 1, 8)])
+def test_codes_are_counted_up_to_the_longest_run_that_fits(n_layers, max_skip_run, n_codes):
+    assert EditSpace(n_layers, max_skip_run).n_codes == n_codes
+
+
+@given(n_layers=st.integers(1, 12), run=st.integers(1, 3), ratio=st.floats(1, 2), data=st.data())
+def test_an_edit_replaces_executed_blocks_where_the_path_stays_legal(n_layers, run, ratio, data):
+    """Against the edit written out in text."""
+    space = EditSpace(n_layers, run, ratio)
+    text = "".join(data.draw(st.lists(st.sampled_from("0111112"), min_size=n_layers, max_size=n_layers)))
+    code = data.draw(st.integers(0, space.n_codes - 1))
+    kind, start = divmod(code, n_layers)
+    new = TEXT[kind]
+    edited = text[:start] + new + text[start + len(new) :]
+    legal = text[start : start + len(new)] == "1" * len(new) and 1 <= sum(map(int, edited)) <= ratio * n_layers + 1e-9
+    assert space.apply(Route.parse(text), code) == (Route.parse(edited) if legal else None)
+    assert space.blocks(code) == (start, start + len(new))
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("ratio", [1.0, 1.3, 2.0])
+def test_edits_reach_every_route_but_the_empty_one_below_the_cap(n_layers, ratio):
+    space, full = EditSpace(n_layers, 2, ratio), Route.full(n_layers)
+    seen, front = {full}, [full]
+    while front:
+        route = front.pop()
+        new = {edited for code in range(space.n_codes) if (edited := space.apply(route, code)) is not None} - seen
+        seen |= new
+        front += new
+    assert seen == closure(n_layers, 2, ratio * n_layers)
+    legal = {Route(actions) for actions in product(range(3), repeat=n_layers) if 1 <= sum(actions) <= ratio * n_layers + 1e-9}
+    assert seen == legal
+
+
+def test_passes_are_capped_exactly():
+    """1.16 * 25 is 28.999999999999996 in floating point; 29 passes are allowed all the same, 30 are not."""
+    space = EditSpace(25, 2, 1.16)
+    assert space.max_passes == 29
+    assert space.apply(Route([2] * 3 + [1] * 22), 24) == Route([2] * 3 + [1] * 21 + [2])
+    assert space.apply(Route([2] * 4 + [1] * 21), 24) is None
+
+
+@given(n_layers=st.integers(1, 8), run=st.integers(1, 3), data=st.data())
+def test_a_route_contains_an_edit_however_it_came_by_it(n_layers, run, data):
+    space = EditSpace(n_layers, run)
+    route = Route(data.draw(st.lists(st.sampled_from([0, 0, 1, 2]), min_size=n_layers, max_size=n_layers)))
+    for code in range(space.n_codes):
+        kind, start = divmod(code, n_layers)
+        if start + len(TEXT[kind]) <= n_layers:
+            assert space.contains(route, code) == str(route)[start:].startswith(TEXT[kind])
+
+
+@pytest.mark.parametrize("n_layers", [0, -1])
+def test_no_blocks_are_refused(n_layers):
+    with pytest.raises(InputError, match=f"a search over {n_layers} blocks"):
+        EditSpace(n_layers, 2)

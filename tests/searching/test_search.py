@@ -1,0 +1,367 @@
+"""The search of whole tasks on a tiny model: what its records hold, what it refuses, what a list of routes gives."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from drllm import Resources, Route, RoutedModel, SearchConfig, search, train
+from drllm.core.errors import ArtifactError, InputError
+from drllm.runs.provenance import read_jobs
+from drllm.runs.records import read_records, read_shard, shard_indices, shard_path, write_shard
+from drllm.scoring.loglik import LoglikScorer
+from drllm.scoring.prefixes import PrefixRunner
+from drllm.searching.prior import EditPrior, random_routes
+from drllm.searching.runner import question_seed, read_routes
+from drllm.searching.tree import RouteTree
+from drllm.searching.worker import Job, Worker
+from drllm.tasks import load_task
+from runs import SEARCH, TASK, TRAIN, L, Plain, copy_run, folder_bytes, model, questions, write_rows
+
+ROUTES = [Route.parse(text) for text in ("1121", "0111", "1121", "1212", "1111", "1100")]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> RoutedModel:
+    return model()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny, data) -> Path:
+    """A run folder with a finished search."""
+    return search(tiny, [TASK], SEARCH, tmp_path_factory.mktemp("run"), data, ["drllm", "search"])
+
+
+@pytest.fixture(scope="module")
+def plain() -> Plain:
+    return Plain()
+
+
+@pytest.fixture(scope="module")
+def fit(data) -> dict:
+    return {example.id: example for example in load_task(TASK, data).examples["fit"]}
+
+
+def knobs(**changes) -> SearchConfig:
+    return SearchConfig(**{**vars(SEARCH), **changes})
+
+
+# --- what the records hold ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_search_records_every_evaluation(preset, run, tiny, data, fit, plain, tmp_path):
+    """Each record: the routes its tree asked for, each with the verdict of a plain computation, and what the tree chose."""
+    config = knobs(preset=preset)
+    if preset == "paper":
+        run = search(tiny, [TASK], config, tmp_path, data)
+    prior_file = run / "search" / TASK / "_prior.json"
+    assert prior_file.is_file() == (preset == "default")
+    prior = EditPrior.from_json(json.loads(prior_file.read_text())) if preset == "default" else None
+    records = {record.id: record for record in read_records(run / "search")}
+    assert records.keys() == fit.keys()
+    assert 20 <= len(fit) <= 40
+    n_checked = collections.Counter()
+    for name, record in records.items():
+        assert record.routes[0] == Route.full(L)
+        assert record.base_correct == bool(record.rewards[0])
+        assert (record.task, record.n_choices, record.reward, record.split) == (TASK, len(fit[name].choices), "loglik", "fit")
+        assert (record.fingerprint, record.seed) == (tiny.fingerprint, 0)
+        assert len(set(record.routes)) == len(record.routes) <= 11
+        for route, reward, acc, acc_norm in zip(record.routes, record.rewards, record.acc, record.acc_norm, strict=True):
+            assert (acc, acc_norm) == plain.verdict(fit[name], route)
+            assert reward == float(acc_norm)
+            n_checked[acc_norm] += 1
+        # Read back margins are float32, in which the tree's comparisons come out as in float64.
+        tree = RouteTree(L, config, question_seed(0, TASK, name), prior)
+        for route, reward, margin in zip(record.routes, record.rewards, record.margins, strict=True):
+            assert tree.ask() == route
+            tree.tell(route, bool(reward), margin)
+        assert tree.ask() is None
+        assert record.chosen == tree.chosen
+    assert min(n_checked[True], n_checked[False]) >= 10
+    assert any(record.improved for record in records.values())
+
+
+def test_the_control_is_the_same_for_every_question_and_judged_like_the_search(run, fit, plain):
+    expected = tuple(random_routes(L, SEARCH.n_simulations, SEARCH, question_seed(0, TASK, "control")))
+    assert len(set(expected)) == SEARCH.n_simulations
+    for record in read_records(run / "search"):
+        assert record.control_routes == expected
+        assert record.control_correct == tuple(plain.verdict(fit[record.id], route)[1] for route in expected)
+    wrong = [record for record in read_records(run / "search") if not record.base_correct]
+    assert {record.control_solved for record in wrong} == {True, False}
+
+
+def test_base_and_kept_route_are_checked_alone_under_both_metrics_and_another_template(run, fit, plain):
+    flipped = 0
+    for record in read_records(run / "search"):
+        routes = {Route.full(L), record.chosen} - {None}
+        assert {check.route for check in record.checks} == routes
+        for route in routes:
+            again, other = plain.verdict(fit[record.id], route), plain.verdict(fit[record.id], route, "Q: {}\nA:")
+            assert record.verified(route) == {
+                "fp32:acc": again[0], "fp32:acc_norm": again[1], "template:acc": other[0], "template:acc_norm": other[1],
+            }  # fmt: skip
+            flipped += other != again
+    assert flipped, "another template flips some verdict: the test can fail"
+
+
+def test_letter_is_checked_with_the_options_rotated(data, tmp_path):
+    """A random model writes no letter, so every verdict is wrong, but each rotation is asked."""
+    search(model(), [TASK], SearchConfig(n_simulations=2, limit=3, reward="letter", max_new_tokens=2, sweep_questions=2), tmp_path, data)
+    for record in read_records(tmp_path / "search"):
+        assert record.reward == "letter"
+        assert sorted(record.verified(Route.full(L))) == ["fp32", *(f"rotated:{by}" for by in range(1, record.n_choices))]
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_letter_search_resumes_to_the_same_bytes(lost, data, tmp_path):
+    """Generated answers round by the batch they are decoded in: so their groups are searched one at a time, whole."""
+    config = SearchConfig(n_simulations=3, limit=8, group_size=4, reward="letter", max_new_tokens=3, sweep_questions=2)
+    search(model(), [TASK], config, tmp_path / "whole", data)
+    copy_run(tmp_path / "whole", tmp_path / "torn", "search")
+    shard_path(tmp_path / "torn" / "search" / TASK, lost).unlink()
+    search(model(), [TASK], config, tmp_path / "torn", data)
+    assert folder_bytes(tmp_path / "torn" / "search") == folder_bytes(tmp_path / "whole" / "search")
+
+
+def test_a_question_with_one_choice_is_left_out_with_its_reason(tiny, data, tmp_path, monkeypatch):
+    """As rows of the Hub may be; a file with such a row is refused."""
+    loaded = load_task(TASK, data)
+    fit = [replace(one, choices=one.choices[:1], answer=0) for one in loaded.examples["fit"][:2]] + loaded.examples["fit"][2:8]
+    monkeypatch.setattr("drllm.searching.runner.load_task", lambda *_: replace(loaded, examples=loaded.examples | {"fit": fit}))
+    search(tiny, [TASK], knobs(n_simulations=2, sweep_questions=1), tmp_path, data)
+    plan = json.loads((tmp_path / "search" / TASK / "_plan.json").read_text())
+    assert plan["skipped"] == {one.id: "one choice only, which is always right" for one in fit[:2]}
+    assert len(read_records(tmp_path / "search")) == 6
+
+
+def test_control_and_checks_can_be_left_out_and_change_nothing_else(run, data, tmp_path):
+    search(model(), [TASK], knobs(control=False, verify=False), tmp_path, data)
+    with_both = {record.id: record for record in read_records(run / "search")}
+    for record in read_records(tmp_path / "search"):
+        assert (record.control_routes, record.checks, record.control_solved) == ((), (), None)
+        assert (record.routes, record.margins, record.chosen) == (
+            with_both[record.id].routes, with_both[record.id].margins, with_both[record.id].chosen,
+        )  # fmt: skip
+
+
+def test_groups_are_filled_by_length_and_the_last_is_short(run):
+    n = len(read_records(run / "search"))
+    assert shard_indices(run / "search" / TASK) == list(range(-(-n // 8)))
+    sizes = [pq.ParquetFile(shard_path(run / "search" / TASK, index)).metadata.num_rows for index in shard_indices(run / "search" / TASK)]
+    assert sizes == [8] * (n // 8) + ([n % 8] if n % 8 else [])
+
+
+# --- the same search, the same bytes ------------------------------------------------------------------------------------------------
+
+
+def test_searching_twice_writes_the_same_bytes(run, data, tmp_path):
+    search(model(), [TASK], SEARCH, tmp_path, data)
+    assert folder_bytes(tmp_path / "search") == folder_bytes(run / "search")
+
+
+@pytest.mark.parametrize("resources", [Resources(pool_size=1), Resources(pool_size=20, cache_bytes=0), Resources(cache_bytes=20_000)])
+def test_neither_pool_nor_memory_changes_a_byte(resources, run, tiny, data, tmp_path):
+    search(tiny, [TASK], SEARCH, tmp_path, data, resources=resources)
+    assert folder_bytes(tmp_path / "search") == folder_bytes(run / "search")
+
+
+def test_neither_pool_nor_memory_changes_a_byte_in_bfloat16(data, tmp_path):
+    """Where another batch could round otherwise."""
+    routed = RoutedModel.wrap(model().unwrap().bfloat16(), model().tokenizer)
+    for name, resources in {"wide": Resources(), "narrow": Resources(pool_size=1, cache_bytes=10_000)}.items():
+        search(routed, [TASK], knobs(max_step_tokens=300), tmp_path / name, data, resources=resources)
+    assert folder_bytes(tmp_path / "wide" / "search") == folder_bytes(tmp_path / "narrow" / "search")
+
+
+def test_no_more_paths_of_a_matrix_are_under_way_than_fit_in_memory(tiny, data, monkeypatch):
+    """What is under way cannot be evicted."""
+    routes = tuple(map(Route, itertools.product((0, 1, 2), repeat=L)))
+    loaded = load_task(TASK, data)
+    group = [("fit", example) for example in loaded.examples["fit"]]
+    job, resources = Job(loaded.task, SearchConfig(), routes=routes), Resources(pool_size=4 * len(group), cache_bytes=1)
+    peaks, found = [], []
+    for at_once in (LoglikScorer.at_once, sys.maxsize):
+        monkeypatch.setattr(LoglikScorer, "at_once", at_once)
+        worker = Worker(tiny, job, resources)
+        found += [records for _, records in worker.search([(0, group)])]
+        peaks.append(worker.scorer.runner.peak_bytes)
+    assert 4 * peaks[0] < peaks[1]
+    assert str(found[0]) == str(found[1])
+
+
+def test_another_seed_searches_elsewhere(run, tiny, data, tmp_path):
+    search(tiny, [TASK], knobs(seed=1, limit=8), tmp_path, data)
+    before = {record.id: record.routes for record in read_records(run / "search")}
+    assert any(record.routes != before[record.id] for record in read_records(tmp_path / "search"))
+
+
+def test_group_size_does_not_change_what_is_asked(run, tiny, data, tmp_path):
+    search(tiny, [TASK], knobs(group_size=5), tmp_path, data)
+    by_id = {record.id: record for record in read_records(run / "search")}
+    for record in read_records(tmp_path / "search"):
+        assert record.routes == by_id[record.id].routes
+        assert record.chosen == by_id[record.id].chosen
+
+
+def test_resuming_scores_only_what_is_missing(run, tiny, data, tmp_path, monkeypatch):
+    copy_run(run, tmp_path, "search")
+    folder = tmp_path / "search" / TASK
+    shard_path(folder, 1).unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    applied = []
+    apply = PrefixRunner._apply
+    monkeypatch.setattr(PrefixRunner, "_apply", lambda self, *args: applied.append(1) or apply(self, *args))
+    search(tiny, [TASK], SEARCH, tmp_path, data)
+    assert folder_bytes(tmp_path / "search") == folder_bytes(run / "search")
+    assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
+    (job,) = read_jobs(tmp_path)
+    assert job["tasks"][TASK]["resumed_groups"] == len(before) - 2
+    n_applied = len(applied)
+    search(tiny, [TASK], SEARCH, tmp_path, data)
+    assert len(applied) == n_applied > 0, "a finished search runs no block"
+
+
+# --- a list of routes on every question ---------------------------------------------------------------------------------------------
+
+
+def test_a_list_of_routes_gives_a_dense_matrix(tiny, data, plain, tmp_path):
+    config = knobs(splits=("fit", "calibrate", "tune"), limit=9)
+    search(tiny, [TASK], config, tmp_path, data, routes=ROUTES)
+    records = read_records(tmp_path / "paths")
+    loaded = load_task(TASK, data)
+    expected = {example.id: (split, example) for split in config.splits for example in loaded.select(split, 9)}
+    assert {record.id: record.split for record in records} == {name: split for name, (split, _) in expected.items()}
+    assert len({record.split for record in records}) == 3
+    for record in records:
+        assert list(map(str, record.routes)) == ["1111", "1121", "0111", "1212", "1100"]
+        assert record.acc_norm == tuple(plain.verdict(expected[record.id][1], route)[1] for route in record.routes)
+        assert (record.control_routes, record.checks) == ((), ())
+        right = [route for route, reward in zip(record.routes, record.rewards, strict=True) if reward]
+        assert (record.chosen.n_passes if record.chosen else None) == min((route.n_passes for route in right), default=None)
+    assert not (tmp_path / "paths" / TASK / "_prior.json").exists()
+    assert not (tmp_path / "search").exists()
+    with pytest.raises(ArtifactError, match=r"paths = a list of 5, now it is a list of 1"):
+        search(tiny, [TASK], config, tmp_path, data, routes=ROUTES[:1])
+
+
+@pytest.mark.parametrize(
+    ("splits", "routes", "message"),
+    [
+        (("tune",), None, "split 'tune' cannot be used here: only fit may be searched"),
+        (("fit", "calibrate"), None, "split 'calibrate' cannot be used here"),
+        (("test",), ROUTES, "split 'test' cannot be used here: choose from fit, tune, calibrate"),
+        (("validation",), ROUTES, "split 'validation' cannot be used here"),
+        ((), ROUTES, "no split given"),
+        (("fit",), [Route.full(5)], r"got routes of \[5\] blocks, the model has 4"),
+    ],
+)
+def test_splits_and_routes_that_may_not_be_used(splits, routes, message, tiny, data, tmp_path):
+    with pytest.raises(InputError, match=message):
+        search(tiny, [TASK], knobs(splits=splits), tmp_path, data, routes=routes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_routes(tmp_path):
+    path = tmp_path / "routes.txt"
+    path.write_text("# candidates\n1111\n\n 1121  # repeat block 2\n0111\n")
+    assert [str(route) for route in read_routes(path)] == ["1111", "1121", "0111"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1111\n1131\n", "line 2: "),
+        ("1111\n111\n", "line 2: the route has 3 blocks, the ones before it have 4"),
+        ("# nothing\n\n", "holds no route: write one a line"),
+        ("1111\n1 1 1 1\n", "line 2: "),
+        (b"\xff\xfe1111", "cannot read"),
+        (None, "cannot read"),
+    ],
+)
+def test_an_unusable_file_of_routes_is_named_with_its_line(text, message, tmp_path):
+    path = tmp_path / "routes.txt"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=message) as refusal:
+        read_routes(path)
+    assert "\n" not in str(refusal.value)
+    assert str(path) in str(refusal.value)
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_simulations": 11}, "config.n_simulations = 10, now it is 11"),
+        ({"seed": 5}, "config.seed = 0, now it is 5"),
+        ({"group_size": 4}, "config.group_size = 8, now it is 4"),
+        ({"metric": "acc"}, "config.metric"),
+        ({"limit": 3}, "config.limit = 0, now it is 3"),
+        ({"preset": "paper"}, "config.preset = 'default', now it is 'paper'"),
+        ({"verify": False}, "config.verify = True, now it is False"),
+    ],
+)
+def test_records_of_other_settings_are_not_mixed(run, tiny, data, change, message):
+    before = folder_bytes(run / "search")
+    with pytest.raises(ArtifactError, match=message) as refusal:
+        search(tiny, [TASK], knobs(**change), run, data)
+    assert "\n" not in str(refusal.value)
+    assert folder_bytes(run / "search") == before
+
+
+def test_records_of_other_weights_or_questions_are_not_mixed(run, tiny, data, tmp_path):
+    with pytest.raises(ArtifactError, match="fingerprint"):
+        search(model(seed=1), [TASK], SEARCH, run, data)
+    copy_run(run, tmp_path, "search")
+    rows = questions()
+    fit = load_task(TASK, data).examples["fit"][0].id
+    next(row for row in rows if row["id"] == fit)["choices"][1] = "17 or 18"
+    edited = write_rows(tmp_path / data.name, rows)  # the same ids, another text
+    plan = tmp_path / "search" / TASK / "_plan.json"
+    plan.write_text(plan.read_text().replace(json.dumps(str(data)), json.dumps(str(edited))))
+    with pytest.raises(ArtifactError, match="questions"):
+        search(tiny, [TASK], SEARCH, tmp_path, edited)
+    with pytest.raises(ArtifactError, match="not those that were searched"):
+        train(tiny, tmp_path, TRAIN)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 9}, {"reward": "letter"}, {"checks": ()}, {"control_routes": (), "control_correct": (), "control_margins": ()}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_shard_made_with_other_settings_is_refused_under_a_plan_that_fits(change, run, tiny, data, tmp_path):
+    """As one of an earlier drllm, which had no control and no checks, would be."""
+    copy_run(run, tmp_path, "search")
+    path = shard_path(tmp_path / "search" / TASK, 0)
+    write_shard(tmp_path / "search" / TASK, 0, [replace(record, **change) for record in read_shard(path)])
+    shard_path(tmp_path / "search" / TASK, 1).unlink()
+    with pytest.raises(ArtifactError, match=r"shard-00000.parquet holds records made with other settings, or by an earlier drllm"):
+        search(tiny, [TASK], SEARCH, tmp_path, data)
+
+
+def test_a_broken_prior_is_refused(run, tiny, data, tmp_path):
+    copy_run(run, tmp_path, "search")
+    shard_path(tmp_path / "search" / TASK, 0).unlink()
+    (tmp_path / "search" / TASK / "_prior.json").write_text('{"weights": []}')
+    with pytest.raises(ArtifactError, match=r"_prior.json is not readable .*: delete it and run the search again"):
+        search(tiny, [TASK], SEARCH, tmp_path, data)
+
+
+def test_a_search_that_cannot_start_is_recorded_as_failed(tiny, data, tmp_path):
+    with pytest.raises(InputError, match="cannot judge"):
+        search(tiny, [TASK], SearchConfig(reward="boxed"), tmp_path, data)
+    (job,) = read_jobs(tmp_path)
+    assert (job["job"], job["status"]) == ("search", "failed")

@@ -1,0 +1,389 @@
+"""What goes wrong in a long search: each fault has a clear outcome, and nothing that was computed is lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import drllm
+from byte_tokens import byte_tokenizer
+from drllm import Resources, Route, RoutedModel, SearchConfig, search, train
+from drllm.cli.main import main
+from drllm.core.errors import ArtifactError, InputError
+from drllm.model.routed import RoutedModel as _Routed
+from drllm.runs.merge import merge_records
+from drllm.runs.provenance import read_jobs
+from drllm.runs.records import read_records, read_shard, shard_indices, shard_path
+from drllm.scoring.prefixes import PrefixRunner
+from drllm.tasks import load_task
+from runs import TASK, TRAIN, L, folder_bytes, model, questions, write_rows
+
+TESTS = Path(__file__).parent
+SMALL = SearchConfig(n_simulations=4, group_size=4, sweep_questions=2, limit=12)
+
+
+def odd_rows() -> list[dict]:
+    """Rows that a careless file holds; every id says what is odd."""
+    ask = lambda name, question, choices, answer=0: {"id": name, "question": question, "choices": choices, "answer": answer}  # noqa: E731
+    return [
+        ask("plain", "What is 1 and 1?", ["2", "3", "4"]),
+        ask("two choices", "Is 2 even?", ["yes", "no"]),
+        ask("twenty choices", "Which is 7?", [str(number) for number in range(20)], 7),
+        ask("an empty choice", "Which is nothing?", ["", "something", "all"]),
+        ask("a blank choice", "Which is blank?", ["  ", "something"], 1),
+        ask("equal choices", "Which is it?", ["same", "same"], 1),
+        ask("equal choices, the first", "Which one is it?", ["same", "same"], 0),
+        ask("unicode", "Was heißt 日本語 👩🏽‍🚀 in ﷽ e\u0301?", ["שלום", "𝔘𝔫𝔦", "né"], 2),
+        ask("much too long", "why? " * 200, ["a", "b"]),
+        ask("even: longer", "why? " * 300, ["a", "b"]),
+        ask("too long by a choice", "why?", ["because " * 60, "no"]),
+        ask("again", "What is 1 and 1?", ["2", "3", "4"]),
+    ]
+
+
+# --- questions ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_odd_questions_are_searched_or_left_out_with_a_reason(tmp_path, capsys):
+    rows = [row | {"part": "train"} for row in odd_rows()] + [row | {"part": "dev", "id": f"dev {row['id']}"} for row in questions(4)]
+    data = write_rows(tmp_path / "odd.jsonl", rows)
+    loaded = load_task(TASK, data)
+    assert loaded.dropped["duplicate"] == 1
+    config = SearchConfig(n_simulations=3, sweep_questions=2, splits=("fit", "calibrate"))
+    search(model(), [TASK], config, tmp_path, data, routes=[Route.parse("1121")])
+    records = {record.id: record for record in read_records(tmp_path / "paths")}
+    plan = json.loads((tmp_path / "paths" / TASK / "_plan.json").read_text())
+    assert plan["skipped"] == dict.fromkeys(
+        ("much too long", "even: longer", "too long by a choice"), "a prompt that, with its answer, exceeds the context of 256 tokens"
+    )
+    expected = {row["id"] for row in odd_rows()} - {"again"} - plan["skipped"].keys()
+    assert records.keys() == expected
+    assert records["twenty choices"].n_choices == 20
+    for record in records.values():
+        assert all(margin == margin for margin in record.margins), record.id  # none is nan
+    said = capsys.readouterr().err
+    assert "3 questions left out: a prompt that, with its answer, exceeds the context of 256 tokens\n" in said
+    assert "1 question left out: duplicate\n" in said
+    (job,) = read_jobs(tmp_path)
+    assert (job["tasks"][TASK]["skipped"], job["tasks"][TASK]["dropped"]) == (3, {"duplicate": 1})
+
+
+def test_equal_choices_are_right_when_the_first_of_them_is_the_gold(tmp_path):
+    """As lm-evaluation-harness judges them: argmax takes the first of equals, however they round."""
+    rows = [row | {"part": "train"} for row in odd_rows()] + [row | {"part": "dev", "id": f"dev {row['id']}"} for row in questions(4)]
+    data = write_rows(tmp_path / "odd.jsonl", rows)
+    search(model(), [TASK], SearchConfig(splits=("fit", "calibrate")), tmp_path, data, routes=[Route.full(L)])
+    records = {record.id: record for record in read_records(tmp_path / "paths")}
+    second, first = records["equal choices"], records["equal choices, the first"]
+    assert (second.base_correct, first.base_correct) == (False, True)
+    assert second.base_margin == first.base_margin == 0
+
+
+def test_a_single_choice_is_refused_with_its_line_before_any_work(tmp_path):
+    rows = questions(3)
+    rows[1]["choices"], rows[1]["answer"] = ["42"], 0
+    with pytest.raises(InputError, match=r"line 2: choices is \['42'\], expected a list of at least two texts"):
+        search(model(), [TASK], SMALL, tmp_path / "run", write_rows(tmp_path / "one.jsonl", rows))
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_question_that_fits_is_refused(tmp_path):
+    rows = [row | {"question": "why? " * 200 + row["question"]} for row in questions(12)]
+    with pytest.raises(InputError, match=r"arc_easy has no question that can be searched \("):
+        search(model(), [TASK], SMALL, tmp_path / "run", write_rows(tmp_path / "long.jsonl", rows))
+
+
+def test_a_question_that_fits_is_searched_though_its_second_wording_does_not(tmp_path, monkeypatch):
+    rows = questions(30)
+    monkeypatch.setattr("drllm.tasks.base._SECOND_TEMPLATE", "w" * 240 + " {question}")
+    search(model(), [TASK], SMALL, tmp_path, write_rows(tmp_path / "sums.jsonl", rows))
+    checks = {check.check for record in read_records(tmp_path / "search") for check in record.checks}
+    assert checks == {"fp32:acc", "fp32:acc_norm"}
+
+
+def test_an_id_that_no_file_can_hold_is_refused_with_its_line(tmp_path):
+    data = tmp_path / "half.jsonl"
+    data.write_text(json.dumps(questions(1)[0] | {"id": "a \ud83d"}) + "\n")
+    with pytest.raises(InputError, match=r"line 1: id .* holds half of a surrogate pair"):
+        load_task(TASK, data)
+
+
+# --- logits that are no numbers -----------------------------------------------------------------------------------------------------
+
+
+def broken_on(marker: str) -> RoutedModel:
+    """A tiny model whose embedding of one byte is not a number: every question with that byte has broken logits."""
+    routed = model()
+    (token,) = byte_tokenizer()(marker)["input_ids"]
+    with torch.no_grad():
+        routed.model.get_input_embeddings().weight[token] = float("nan")
+    return RoutedModel.wrap(routed.unwrap(), byte_tokenizer())
+
+
+@pytest.mark.parametrize("reward", ["loglik", "letter"])
+def test_a_question_with_broken_logits_is_recorded_as_such_and_costs_no_search(reward, tmp_path):
+    rows = questions(30)
+    rows[4]["question"] = rows[4]["question"].replace("?", " ~?")
+    for row in rows:
+        row["part"] = "train"
+    rows += [row | {"part": "dev", "id": f"dev {row['id']}", "question": f"dev {row['question']}"} for row in questions(4)]
+    data = write_rows(tmp_path / "sums.jsonl", rows)
+    assert any(example.id == "q4" for example in load_task(TASK, data).examples["fit"])
+    config = SearchConfig(n_simulations=4, group_size=8, sweep_questions=30, reward=reward, max_new_tokens=2)
+    search(broken_on("~"), [TASK], config, tmp_path, data)
+    records = {record.id: record for record in read_records(tmp_path / "search")}
+    broken = records.pop("q4")
+    assert (broken.routes, broken.chosen, broken.base_correct) == ((Route.full(L),), None, False)
+    assert broken.control_routes == ()
+    assert broken.verified(Route.full(L)) == {"finite": False}
+    assert broken.broken
+    assert not any(record.broken for record in records.values())
+    assert all(len(record.routes) > 1 for record in records.values())
+
+
+def test_a_group_of_nothing_but_broken_logits_stops_nothing(tmp_path):
+    """As fp16 on the longest questions: they are done first, since each needs but one evaluation, or are all that a resumed search has."""
+    rows = [row | {"part": "train"} for row in questions(24)]
+    for row in rows[:8]:
+        row["question"] = row["question"].replace("?", ", and how do you know that it is so ~?")
+    rows += [row | {"part": "dev", "id": f"dev {row['id']}", "question": f"dev {row['question']}"} for row in questions(4)]
+    data = write_rows(tmp_path / "sums.jsonl", rows)
+    config = SearchConfig(n_simulations=4, group_size=1, sweep_questions=0, control=False, verify=False)
+    found = {}
+    for pool_size in (1, 128):
+        out = search(broken_on("~"), [TASK], config, tmp_path / str(pool_size), data, resources=Resources(pool_size=pool_size))
+        found[pool_size] = folder_bytes(out / "search")
+        assert sum(record.broken for record in read_records(out / "search")) >= 4
+        assert not all(record.broken for record in read_records(out / "search"))
+    assert found[1] == found[128]
+    folder = tmp_path / "1" / "search" / TASK
+    last = shard_path(folder, max(shard_indices(folder)))
+    assert all(record.broken for record in read_shard(last))
+    last.unlink()
+    search(broken_on("~"), [TASK], config, tmp_path / "1", data)
+    assert folder_bytes(tmp_path / "1" / "search") == found[1]
+
+
+def test_a_model_of_nothing_but_broken_logits_is_refused(data, tmp_path):
+    routed = model()
+    with torch.no_grad():
+        next(iter(routed.model.parameters())).fill_(float("nan"))
+    routed = RoutedModel.wrap(routed.unwrap(), byte_tokenizer())
+    with pytest.raises(InputError, match="logits are not numbers"):
+        search(routed, [TASK], SMALL, tmp_path, data)
+
+
+# --- the disk -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes(data, tmp_path, monkeypatch):
+    whole = search(model(), [TASK], SMALL, tmp_path / "whole", data)
+    fsync, left = os.fsync, [4]  # the plan, the prior, two shards
+
+    def full(descriptor: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    out = tmp_path / "full"
+    monkeypatch.setattr(drllm.core.files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        search(model(), [TASK], SMALL, out, data, resources=Resources(pool_size=1))
+    assert Path(error.value.filename).name.startswith("shard-")
+    assert shard_indices(out / "search" / TASK) == [1, 2]
+    assert not list(out.rglob("*.partial"))
+    monkeypatch.setattr(drllm.core.files.os, "fsync", fsync)
+    search(model(), [TASK], SMALL, out, data)
+    assert folder_bytes(out / "search") == folder_bytes(whole / "search")
+
+
+def test_the_command_line_says_what_to_do_about_a_full_disk(data, tmp_path, monkeypatch, capsys):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(drllm.core.files.os, "fsync", full)
+    routed = model()
+    monkeypatch.setattr(_Routed, "wrap", lambda *args, **kwargs: routed)
+    code = main(["search", "--model", "tiny", "--tasks", TASK, "--data", str(data), "--out", str(tmp_path / "run"), "--limit", "4"])
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert lines[-1].startswith("drllm: error: No space left on device: ")
+    assert lines[-1].endswith("make room and run the same command, which resumes")
+
+
+def test_an_unreadable_shard_is_refused_before_the_work_goes_on(data, tmp_path, monkeypatch):
+    search(model(), [TASK], SMALL, tmp_path, data)
+    folder = tmp_path / "search" / TASK
+    whole = shard_path(folder, 1).read_bytes()
+    shard_path(folder, 0).unlink()
+    damaged = bytearray(whole)
+    # The last byte of a column's values: elsewhere, in statistics or names of the footer, a flipped bit may change nothing that is read.
+    column = pq.ParquetFile(shard_path(folder, 1)).metadata.row_group(0).column(0)
+    damaged[(column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size - 1] ^= 1
+    for content in (b"", whole[: len(whole) // 2], b"not parquet at all", bytes(damaged)):
+        shard_path(folder, 1).write_bytes(content)
+        with pytest.raises(ArtifactError, match=r"shard-00001\.parquet .*: delete it and run the search again"):
+            search(model(), [TASK], SMALL, tmp_path, data)
+        assert not shard_path(folder, 0).exists(), "refused before anything was searched"
+    shard_path(folder, 1).unlink()
+    search(model(), [TASK], SMALL, tmp_path, data)
+    assert shard_path(folder, 1).read_bytes() == whole
+
+
+def test_a_shard_of_another_model_or_other_questions_is_refused_before_the_work_goes_on(data, tmp_path):
+    search(model(), [TASK], SMALL, tmp_path / "run", data)
+    folder = tmp_path / "run" / "search" / TASK
+    search(model(1), [TASK], SMALL, tmp_path / "other", data)
+    whole, other_questions = shard_path(folder, 1).read_bytes(), shard_path(folder, 2).read_bytes()
+    shard_path(folder, 0).unlink()
+    for foreign in (shard_path(tmp_path / "other" / "search" / TASK, 1).read_bytes(), other_questions):
+        shard_path(folder, 1).write_bytes(foreign)
+        with pytest.raises(ArtifactError, match=r"shard-00001\.parquet holds records of other questions or another model .*: remove it"):
+            search(model(), [TASK], SMALL, tmp_path / "run", data)
+        assert not shard_path(folder, 0).exists(), "refused before anything was searched"
+    shard_path(folder, 1).write_bytes(whole)
+    search(model(), [TASK], SMALL, tmp_path / "run", data)
+    shard_path(folder, 1).write_bytes(shard_path(tmp_path / "other" / "search" / TASK, 1).read_bytes())
+    with pytest.raises(ArtifactError, match="holds records of another model"):
+        train(model(), tmp_path / "run", TRAIN)
+
+
+def test_another_tokenizer_is_another_search(data, tmp_path):
+    search(model(), [TASK], SMALL, tmp_path, data)
+    other = byte_tokenizer()
+    other.add_tokens(["what is"])
+    with pytest.raises(ArtifactError, match="was searched with questions = "):
+        search(RoutedModel.wrap(model().unwrap(), other), [TASK], SMALL, tmp_path, data)
+
+
+# --- Ctrl-C and kill -9 -------------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_says_how_to_resume_and_keeps_the_shards(data, tmp_path, monkeypatch, capsys):
+    apply, calls = PrefixRunner._apply, []
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(shard_indices(tmp_path / "run" / "search" / TASK)) == 1:
+            raise KeyboardInterrupt
+        return apply(self, *args)
+
+    monkeypatch.setattr(PrefixRunner, "_apply", interrupted)
+    routed = model()
+    monkeypatch.setattr(_Routed, "wrap", lambda *args, **kwargs: routed)
+    command = ["search", "--model", "tiny", "--tasks", TASK, "--data", str(data), "--out", str(tmp_path / "run"), "--limit", "12",
+               "--n-simulations", "4", "--group-size", "4", "--pool-size", "4", "--sweep-questions", "2"]  # fmt: skip
+    assert main(command) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "drllm: interrupted; finished work is kept, the same command resumes"
+    assert shard_indices(tmp_path / "run" / "search" / TASK) == [2]
+    monkeypatch.setattr(PrefixRunner, "_apply", apply)
+    assert main(command) == 0
+    assert [job["status"] for job in read_jobs(tmp_path / "run")] == ["interrupted", "done"]
+    search(model(), [TASK], SMALL, tmp_path / "whole", data)
+    strip = lambda content: {name: part for name, part in content.items() if not name.endswith("_plan.json")}  # noqa: E731
+    assert strip(folder_bytes(tmp_path / "run" / "search")) == strip(folder_bytes(tmp_path / "whole" / "search"))
+
+
+KILLS = """
+import json, os, random, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import drllm.core.files, runs, test_search_faults
+from drllm import Resources, search
+from drllm.scoring.prefixes import PrefixRunner
+
+def count(owner, name, events, last, when):
+    original = getattr(owner, name)
+    def call(*args, **kwargs):
+        if when == "before":
+            events.append(name)
+            if len(events) == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args, **kwargs)
+        if when == "after":
+            events.append(name)
+            if len(events) == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(owner, name, call)
+
+def child(out, last, report=None):
+    pid = os.fork()
+    if pid:
+        return os.waitpid(pid, 0)[1]
+    # Moments: before and after each flush to disk, each rename, and each step of the model.
+    events = []
+    for owner, name in ((drllm.core.files.os, "fsync"), (Path, "replace"), (PrefixRunner, "_apply")):
+        for when in ("before", "after"):
+            count(owner, name, events, last, when)
+    search(routed, [runs.TASK], test_search_faults.SMALL, out, sys.argv[2], resources=Resources(pool_size=4))
+    if report:
+        report.write_text(str(len(events)))
+    os._exit(0)
+
+routed, root = runs.model(), Path(sys.argv[1])
+assert child(root / "whole", 0, root / "n") == 0
+n, moments = int((root / "n").read_text()), []
+rng = random.Random(7)
+for number in range(20):
+    last = rng.randint(1, n)
+    status = child(root / f"killed-{number}", last)
+    shards = len(list((root / f"killed-{number}").rglob("shard-*.parquet")))
+    again = child(root / f"killed-{number}", 0)
+    moments.append({"event": last, "signal": os.WTERMSIG(status), "shards": shards, "resumed": again})
+print(json.dumps({"n": n, "moments": moments}))
+"""
+
+
+def test_killed_at_twenty_random_moments_and_run_again_gives_the_records_of_an_uninterrupted_search(data, tmp_path):
+    environment = os.environ | {
+        "PYTHONPATH": f"{Path(drllm.__file__).parents[1]}:{TESTS}:{TESTS.parent / 'support'}",
+        "OMP_NUM_THREADS": "1",
+    }
+    arguments = [sys.executable, "-c", KILLS, str(tmp_path), str(data)]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    whole = folder_bytes(tmp_path / "whole" / "search")
+    n_shards = len(shard_indices(tmp_path / "whole" / "search" / TASK))
+    assert n_shards == 3
+    (merged,) = merge_records([tmp_path / "whole"], tmp_path / "whole-merged")
+    for number, moment in enumerate(found["moments"]):
+        assert (moment["signal"], moment["resumed"]) == (9, 0), moment
+        out = tmp_path / f"killed-{number}"
+        assert folder_bytes(out / "search") == whole, moment
+        (job,) = read_jobs(out)
+        assert job["tasks"][TASK]["resumed_groups"] == moment["shards"]
+        merge_records([out], tmp_path / f"merged-{number}")
+        assert read_records(tmp_path / f"merged-{number}") == read_records(merged.folder)
+    assert len({moment["shards"] for moment in found["moments"]}) >= 3, "the moments lie all over the search"
+
+
+def test_two_halves_searched_apart_and_merged_are_the_whole(data, tmp_path):
+    """Without a prior, what a question's record holds depends on the question alone, so parts can be searched anywhere."""
+    config = SearchConfig(n_simulations=4, group_size=4, sweep_questions=0)
+    search(model(), [TASK], config, tmp_path / "whole", data)
+    fit = {example.id for example in load_task(TASK, data).examples["fit"]}
+    rows = [row for row in questions() if row["id"] in fit]
+    random.Random(1).shuffle(rows)
+    for name, half in {"a": rows[: len(rows) // 2], "b": rows[len(rows) // 2 :]}.items():
+        # Marked as train, with other rows as dev, every one of them falls into fit or calibrate.
+        part = write_rows(tmp_path / f"{name}.jsonl", half)
+        search(model(), [TASK], config, tmp_path / name, part)
+    found = [record for name in "ab" for record in read_records(tmp_path / name / "search")]
+    by_id = {record.id: record for record in read_records(tmp_path / "whole" / "search")}
+    assert len(found) >= 10
+    assert all(str(record) == str(by_id[record.id]) for record in found)
+    merge_records([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
+    assert [str(record) for record in read_records(tmp_path / "both" / "search")] == [str(record) for record in found]

@@ -1,0 +1,334 @@
+"""The search tree, both presets: legal routes, none twice, real branching, algorithm 1's scores, early stop and choice."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drllm.core.config import SearchConfig
+from drllm.core.errors import InputError
+from drllm.core.route import Route
+from drllm.searching.edits import Evaluation
+from drllm.searching.tree import RouteTree
+from landscapes import KINDS, closure, config_of, never, noise, one_right, run, seen_by, within
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+seeds = st.integers(0, 2**64 - 1)
+knobs = st.fixed_dictionaries(
+    {
+        "n_simulations": st.integers(0, 60),
+        "exploration": st.floats(0, 5),
+        "length_penalty": st.floats(0, 20),
+        "random_prob": st.floats(0, 1),
+        "max_skip_run": st.integers(1, 5),
+        "max_passes_ratio": st.floats(1, 2),
+        "widening": st.floats(0.1, 10),
+        "early_stop": st.booleans(),
+        "patience": st.integers(0, 12),
+        "comfort": st.floats(0, 1),
+    }
+)
+
+
+def lines_of(tree: RouteTree, answer) -> list[list[Route]]:
+    """The line of every simulation, from the root to the route asked."""
+    lines = []
+    while (route := tree.ask()) is not None:
+        lines.append([node.route for node in tree._line])
+        tree.tell(route, *answer(route))
+    return lines
+
+
+def broken_at_times(answer, seed):
+    """Now and then the logits are no numbers: wrong, with a margin of nan, or of -inf."""
+
+    def broken(route: Route) -> tuple[bool, float]:
+        pick = random.Random(f"broken {seed}:{route}").random()
+        return answer(route) if pick > 0.1 else (False, math.nan if pick > 0.05 else -math.inf)
+
+    return broken
+
+
+@every_kind
+@settings(max_examples=60, deadline=None)
+@given(n_layers=st.integers(1, 60), values=knobs, seed=seeds)
+def test_routes_are_legal_never_asked_twice_and_booked(kind, n_layers, values, seed):
+    config = config_of(kind, **values)
+    tree = RouteTree(n_layers, config, seed)
+    answer = seen_by(kind, broken_at_times(noise(seed), seed))
+    lines = lines_of(tree, answer)
+    asked = [line[-1] for line in lines]
+    assert asked[0] == Route.full(n_layers)
+    assert len(set(asked)) == len(asked) <= config.n_simulations + 1
+    for route in asked:
+        assert len(route) == n_layers
+        assert 1 <= route.n_passes <= config.max_passes_ratio * n_layers + 1e-9
+    assert [told.route for told in tree.evaluated] == asked == list(tree._nodes)
+    assert [(told.correct, str(told.margin)) for told in tree.evaluated] == [(answer(route)[0], str(answer(route)[1])) for route in asked]
+    assert tree.ask() is None  # and stays so
+    # Each verdict is counted once at every node of its line; every link is one legal edit.
+    visits = Counter(route for line in lines for route in line)
+    values_seen = Counter(route for line in lines if answer(line[-1])[0] for route in line)
+    for node in tree._nodes.values():
+        assert (node.visits, node.value) == (visits[node.route], values_seen[node.route])
+        for child in node.children:
+            assert tree._nodes[child.route] is child
+            changed = [block for block in range(n_layers) if node.route[block] != child.route[block]]
+            assert all(node.route[block] == 1 for block in changed)
+            assert changed == list(range(changed[0], changed[-1] + 1))
+            new = [int(child.route[block]) for block in changed]
+            assert new == [2] or (len(new) <= config.max_skip_run and set(new) == {0})
+        assert len({child.route for child in node.children}) == len(node.children)
+
+
+@every_kind
+@settings(max_examples=60, deadline=None)
+@given(n_layers=st.integers(1, 5), values=knobs, seed=seeds)
+def test_a_search_ends_for_three_reasons_only(kind, n_layers, values, seed):
+    """The budget beyond the base is spent, every legal route was asked, or a fix was found (and waited upon)."""
+    config = config_of(kind, **values)
+    answer = seen_by(kind, noise(seed, right=0.1))
+    asked = run(RouteTree(n_layers, config, seed), answer)
+    limit = min(config.n_simulations + 1, len(closure(n_layers, config.max_skip_run, config.max_passes_ratio * n_layers)))
+    fixes = [index for index, route in enumerate(asked) if answer(route)[0]]
+    if config.early_stop and fixes and fixes[0] > 0:
+        limit = min(limit, fixes[0] + 1 + (config.patience if kind == "margins" else 0))
+    assert len(asked) == limit
+
+
+@every_kind
+@settings(max_examples=40, deadline=None)
+@given(n_layers=st.integers(1, 4), values=knobs, seed=seeds)
+def test_a_budget_beyond_the_tree_visits_every_legal_route_and_ends(kind, n_layers, values, seed):
+    config = config_of(kind, **{**values, "n_simulations": 1000, "early_stop": False})
+    asked = run(RouteTree(n_layers, config, seed), seen_by(kind, noise(seed)))
+    assert set(asked) == closure(n_layers, config.max_skip_run, config.max_passes_ratio * n_layers)
+    if n_layers > 1:
+        assert any(parents > 1 for parents in _parents(RouteTree(n_layers, config_of(kind, n_simulations=1000), seed), kind).values())
+
+
+def _parents(tree: RouteTree, kind: str) -> Counter[int]:
+    run(tree, seen_by(kind, noise(0)))
+    return Counter(id(child) for node in tree._nodes.values() for child in node.children)
+
+
+@every_kind
+def test_two_orders_of_edits_meet_in_one_node(kind):
+    """All 8 routes of two blocks: 00 is illegal, each of 02, 20 and 22 has the two single edits it is made of as parents."""
+    tree = RouteTree(2, config_of(kind), 0)
+    asked = [str(route) for route in run(tree, seen_by(kind, never))]
+    assert asked[0] == "11"
+    assert sorted(asked) == ["01", "02", "10", "11", "12", "20", "21", "22"]
+    parents = {
+        text: sorted(str(node.route) for node in tree._nodes.values() if tree._nodes[Route.parse(text)] in node.children)
+        for text in ("02", "20", "22")
+    }
+    assert parents == {"02": ["01", "12"], "20": ["10", "21"], "22": ["12", "21"]}
+
+
+@every_kind
+def test_the_base_is_not_one_of_the_simulations(kind):
+    assert len(run(RouteTree(30, config_of(kind), 0), seen_by(kind, never))) == 51
+    assert run(RouteTree(3, config_of(kind, n_simulations=0), 0), seen_by(kind, never)) == [Route.full(3)]
+    assert [str(route) for route in run(RouteTree(1, config_of(kind), 0), seen_by(kind, never))] == ["1", "2"]
+
+
+@pytest.mark.parametrize(("kind", "root_width", "node_width"), [("paper", 1.0, 1.0), ("margins", 2.0, 0.25), ("verdicts", 2.0, 0.25)])
+@pytest.mark.parametrize("widening", [0.5, 2.0, 3.7])
+def test_nodes_widen_by_the_root_of_their_visits(kind, root_width, node_width, widening):
+    """A line goes on below full nodes and ends with a new child of one that had room."""
+    tree = RouteTree(60, config_of(kind, n_simulations=150, widening=widening), 3)
+    answer = seen_by(kind, noise(5))
+    while (route := tree.ask()) is not None:
+        *above, _ = tree._line
+        for node in above:
+            room = math.ceil((root_width if node is tree._root else node_width) * widening * math.sqrt(node.visits))
+            if not any(child.done for child in node.children):
+                assert len(node.children) <= room if node is above[-1] else len(node.children) >= room
+        tree.tell(route, *answer(route))
+
+
+@every_kind
+def test_the_tree_branches(kind):
+    tree = RouteTree(30, config_of(kind, n_simulations=200), 3)
+    lines = lines_of(tree, seen_by(kind, noise(1)))
+    assert len(tree._root.children) == (29 if kind == "paper" else 57)  # 2 sqrt(200) and 4 sqrt(200), rounded up
+    grown = [node for node in tree._nodes.values() if node is not tree._root and len(node.children) > 1]
+    assert len(grown) >= 2
+    assert max(map(len, lines)) >= 4  # three edits
+
+
+@every_kind
+def test_a_planted_sibling_is_found(kind):
+    """A search that walks a chain cannot do this: one single edit of 35 is right, no other route hints at it; 300 of half a million."""
+    singles = [Route.full(12).edit(start, *new) for new in ((0,), (2,), (0, 0)) for start in range(13 - len(new))]
+    for seed, planted in enumerate(singles):
+        tree = RouteTree(12, config_of(kind, n_simulations=300, early_stop=True), seed)
+        run(tree, seen_by(kind, one_right(planted, seed)))
+        assert tree.chosen == planted
+
+
+def test_paper_finds_a_planted_route_of_three_edits():
+    """400 of the 6,560 routes of 8 blocks, 20 seeds; with nothing to guide it the same search finds it for one seed in five."""
+    planted = Route.parse("11012110")
+
+    def hits_beyond_strays(route: Route) -> tuple[bool, float]:
+        hits = sum(action == wanted != 1 for action, wanted in zip(route, planted, strict=True))
+        strays = sum(action not in (1, wanted) for action, wanted in zip(route, planted, strict=True))
+        return hits > strays, math.nan
+
+    config = config_of("paper", n_simulations=400, length_penalty=0.0, exploration=0.1)
+    assert all(planted in run(RouteTree(8, config, seed), hits_beyond_strays) for seed in range(20))
+
+
+@pytest.mark.parametrize("kind", ["margins", "verdicts"])
+def test_default_finds_a_planted_route_of_three_edits(kind):
+    """Within 100 routes, 30 seeds: what an edit did at the root is used below."""
+    planted = Route.parse("01101110")
+    for seed in range(30):
+        tree = RouteTree(8, config_of(kind, n_simulations=100), seed)
+        run(tree, seen_by(kind, within(planted)))
+        assert tree.chosen == planted, seed
+
+
+@every_kind
+def test_seeds_decide(kind):
+    def asked(seed):
+        return run(RouteTree(30, config_of(kind), seed), seen_by(kind, noise(1)))
+
+    assert asked(1) == asked(1)
+    assert asked(1) != asked(2)
+
+
+@every_kind
+def test_trees_asked_in_turns_share_no_generator_and_leave_the_global_one_alone(kind):
+    answer = seen_by(kind, noise(2))
+    random.seed(5)
+    before = random.getstate()
+    alone = [run(RouteTree(16, config_of(kind), seed), answer) for seed in (7, 8)]
+    trees = [RouteTree(16, config_of(kind), seed) for seed in (7, 8)]
+    together: list[list[Route]] = [[], []]
+    for _ in range(51):
+        for tree, seen in zip(trees, together, strict=True):
+            route = tree.ask()
+            assert route is not None
+            tree.tell(route, *answer(route))
+            seen.append(route)
+    assert together == alone
+    assert random.getstate() == before
+
+
+@pytest.mark.parametrize("kind", ["paper", "verdicts"])
+def test_selection_is_the_ucb_of_algorithm_1(kind):
+    """Every step of a search, with V, v and Q counted from the lines before it: Q / v + c sqrt(ln V / v) - lambda passes / L."""
+    config = config_of(kind, n_simulations=300, random_prob=0.0, exploration=0.7, length_penalty=1.3)
+    tree, answer = RouteTree(20, config, 1), seen_by(kind, noise(4))
+    visits: Counter[Route] = Counter()
+    right: Counter[Route] = Counter()
+
+    def ucb(parent: Route, child: Route) -> float:
+        explore = 0.7 * math.sqrt(math.log(visits[parent]) / visits[child])
+        return right[child] / visits[child] + explore - 1.3 * child.n_passes / 20
+
+    choices = 0
+    while (route := tree.ask()) is not None:
+        line = [node.route for node in tree._line]
+        for node, child in zip(tree._line[:-2], line[1:-1], strict=True):
+            choices += len(node.children) > 1
+            assert ucb(node.route, child) == pytest.approx(max(ucb(node.route, other.route) for other in node.children))
+        correct, margin = answer(route)
+        tree.tell(route, correct, margin)
+        visits.update(line)
+        right.update(line if correct else [])
+    assert choices > 200
+
+
+def test_ucb_by_hand():
+    """One child twice visited, once right, out of a parent's nine: 1 / 2 + 1.8 sqrt(ln 9 / 2) - 3 * 1 / 2 = 0.5 + 1.886664 - 1.5."""
+    tree = RouteTree(2, config_of("paper", exploration=1.8, length_penalty=3.0), 0)
+    run(tree, never)
+    parent, child = tree._root, tree._nodes[Route.parse("01")]
+    parent.visits, child.value, child.visits = 9, 1, 2
+    assert tree._ucb(parent, child) == pytest.approx(0.886664, abs=1e-6)
+
+
+@every_kind
+def test_the_random_child_is_taken_with_its_probability(kind):
+    """Reward lies below skips of block 0 alone: pure selection stays there, pure chance does not."""
+
+    def share(random_prob: float) -> float:
+        below = []
+        for seed in range(5):
+            config = config_of(kind, n_simulations=80, exploration=0.0, length_penalty=0.0, random_prob=random_prob)
+            lines = lines_of(RouteTree(8, config, seed), seen_by(kind, lambda route: (route[0] == 0, 2.0 * (route[0] == 0) - 1)))
+            below += [line[1] for line in lines if len(line) > 2]
+        return sum(route[0] == 0 for route in below) / len(below)
+
+    assert share(0.0) > 0.7
+    assert share(1.0) < 0.4
+
+
+def test_early_stop_by_example():
+    """The base wrong, every other route right: paper stops at once, default with margins after `patience` more, without them at once."""
+    stop = {"early_stop": True, "n_simulations": 40, "patience": 7}
+
+    def easy(route: Route) -> tuple[bool, float]:
+        return not route.is_full, 1.0
+
+    def count(kind, answer=easy, **changes) -> int:
+        return len(run(RouteTree(12, config_of(kind, **{**stop, **changes}), 0), seen_by(kind, answer)))
+
+    assert [count(kind) for kind in KINDS] == [2, 2 + 7, 2]
+    assert count("margins", patience=0) == 2
+    assert count("margins", patience=100) == 41  # the budget holds all the same
+    for kind in KINDS:
+        assert count(kind, early_stop=False) == 41
+        assert count(kind, answer=lambda route: (True, 1.0)) == 41  # the base was right
+        assert count(kind, answer=never) == 41
+    # The wait counts from the first right route; later ones do not prolong it.
+    assert count("margins", answer=noise(3, right=0.5, base=False)) < 2 + 7 + 12
+
+
+def _chosen(preset: str, *told: tuple[str, bool, float], **changes) -> str | None:
+    """What a tree with that history chooses: `chosen` reads nothing else."""
+    tree = RouteTree(4, SearchConfig(preset=preset, **changes), 0)
+    tree.evaluated = [Evaluation(Route.parse(text), correct, margin) for text, correct, margin in told]
+    return None if tree.chosen is None else str(tree.chosen)
+
+
+@pytest.mark.parametrize("preset", ["paper", "default"])
+@pytest.mark.parametrize(
+    ("told", "chosen"),
+    [
+        ([], None),
+        ([("1111", False, -1.0), ("0111", False, 0.5)], None),  # nothing right
+        ([("1111", True, 0.1), ("2111", True, 9.0)], "1111"),  # base right: longer routes do not count
+        ([("1111", True, 0.1), ("0111", False, -1.0)], "1111"),
+        ([("1111", True, 0.1), ("0111", True, 0.1), ("0011", True, 0.1)], "0011"),  # base right: the shortest
+        ([("1111", True, 0.1), ("2011", True, 0.3)], "2011"),  # as long, larger margin
+        ([("1111", False, -1.0), ("2111", True, 0.5)], "2111"),  # base wrong: a longer route is kept
+        ([("1111", False, -1.0), ("2211", True, 0.5), ("2111", True, 0.3)], "2111"),
+        ([("1111", False, -1.0), ("0111", True, 0.2), ("1011", True, 0.3), ("1101", True, 0.2)], "1011"),  # tie: larger margin
+        ([("1111", False, -1.0), ("0111", True, 0.1), ("1011", True, 0.1)], "0111"),  # tie again: first told
+        ([("1111", False, math.nan), ("0111", True, math.nan), ("1011", True, math.nan)], "0111"),
+        ([("1111", True, math.nan), ("0111", True, math.nan), ("2011", True, math.nan)], "0111"),
+        ([("1111", False, math.nan), ("0111", True, math.nan), ("1011", True, 3.0)], "1011"),  # a known margin beats none
+    ],
+)
+def test_chosen(preset, told, chosen):
+    assert _chosen(preset, *told) == chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("n_simulations", -1), ("random_prob", 1.1), ("max_skip_run", 0), ("max_passes_ratio", 0.9), ("max_passes_ratio", 2.1),
+     ("exploration", -0.1), ("length_penalty", -1.0), ("widening", 0.0), ("patience", -1), ("comfort", 1.1), ("sweep_questions", -1)],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(name, value):
+    with pytest.raises(InputError, match=rf"SearchConfig\.{name} is {value}"):
+        SearchConfig(**{name: value})

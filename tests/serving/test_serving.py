@@ -1,0 +1,461 @@
+"""Serving without vLLM: what is served, how the server would be started, what is refused."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import pickle
+import shlex
+import socket
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from drllm import Route, RoutedModel
+from drllm.cli.main import main
+from drllm.cli.serve import engine_device, who_reaches
+from drllm.core.errors import InputError, UnsupportedModelError
+from drllm.deploy.serving import launch as launching
+from drllm.deploy.serving.engine.refusals import refuse, refuse_attention
+from drllm.deploy.serving.launch import check_address, check_extra, check_supported, checkpoint_of, environment, launch, make_spec
+from drllm.deploy.serving.spec import ServeSpec
+from drllm.policies.codebook import Codebook, Point
+from drllm.policies.constant import RoutePolicy
+from drllm.policies.routers import RouterConfig, Routers
+
+L = 4
+
+
+SPEC = ServeSpec("book", L, "policy", repeatable=(2,))
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [("11", "has 2 digits"), ("113", "cannot read"), ("1x11", "cannot read"), ("2111", "repeats block 0"), ("0000", "runs no block"),
+     (1111, "must be a string"), (None, "must be a string"), (["1111"], "must be a string"), ("1" * 10_000, "must be a string")],
+)  # fmt: skip
+def test_routes_that_a_server_cannot_run(asked: Any, says: str):
+    with pytest.raises(InputError, match=says):
+        SPEC.check(asked)
+
+
+def test_routes_that_a_server_runs():
+    assert SPEC.check("1021") == Route.parse("1021")
+    fixed = ServeSpec("static", L, "policy", "1021")
+    assert fixed.check("1021") == Route.parse("1021")
+    with pytest.raises(InputError, match="runs one route, 1021"):
+        fixed.check("1111")
+
+
+@pytest.mark.parametrize("spec", [SPEC, ServeSpec("static", L, "p", "0121", prompt_format="raw"), ServeSpec("forced", L)])
+def test_a_spec_survives_its_way_to_the_engine(spec: ServeSpec):
+    assert ServeSpec.from_config(json.loads(json.dumps(spec.to_config()))) == spec
+    assert ServeSpec.from_config({}) is None
+    with pytest.raises(InputError, match="none of"):
+        ServeSpec("fast", L)
+    with pytest.raises(InputError, match="not all among"):
+        ServeSpec("forced", L, repeatable=(L,))
+    with pytest.raises(InputError, match="one route"):
+        ServeSpec("static", L)
+
+
+def test_how_each_policy_is_served(tiny: RoutedModel):
+    n = tiny.n_layers
+    assert make_spec(None, "", tiny) == ServeSpec("forced", n)
+    assert make_spec(None, "", tiny, repeatable="all").repeatable == tuple(range(n))
+    one = RoutePolicy(Route.full(n))
+    one.prompt_format = "raw"  # which says nothing of a route that no prompt changes
+    assert make_spec(one, "p", tiny) == ServeSpec("static", n, "p", "1" * n)
+    for flags in ({"decide": "engine"}, {"repeatable": "all"}):
+        with pytest.raises(InputError, match="one route for all, which no prompt or request changes: leave it out"):
+            make_spec(one, "p", tiny, **flags)
+    size = 2 * tiny.hidden_size
+    routes = [Route.full(n), Route.full(n).edit(n - 1, 2)]
+    book = Codebook(routes, 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.zeros(1), [Point(0.0)], 0)
+    book.prompt_format = "raw"
+    known = tuple(map(str, routes))
+    assert make_spec(book, "p", tiny) == ServeSpec("book", n, "p", repeatable=(n - 1,), routes=known, prompt_format="raw")
+    assert make_spec(book, "p", tiny, decide="engine", repeatable="0", any_format=True) == ServeSpec(
+        "engine", n, "p", repeatable=(0, n - 1), routes=known, decided=1
+    )
+    routers = Routers(RouterConfig(n, tiny.hidden_size))
+    assert make_spec(routers, "p", tiny) == ServeSpec("engine", n, "p", repeatable=tuple(range(n)))
+    with pytest.raises(InputError, match="only a code book decides before"):
+        make_spec(routers, "p", tiny, decide="front")
+    with pytest.raises(InputError, match="may repeat blocks 3, so --repeatable none cannot"):
+        make_spec(book, "p", tiny, repeatable="none")
+    with pytest.raises(InputError, match="may repeat any block, so --repeatable none cannot"):
+        make_spec(routers, "p", tiny, repeatable="none")
+    with pytest.raises(InputError, match="expected all, none, auto"):
+        make_spec(None, "", tiny, repeatable="some")
+    with pytest.raises(InputError, match="not all among"):
+        make_spec(None, "", tiny, repeatable="99")
+
+
+def test_the_command_line_of_a_server():
+    def of(spec: ServeSpec, **more: Any) -> list[str]:
+        arguments = {
+            "arch": "DrllmLlamaForCausalLM",
+            "name": "m",
+            "dtype": "bfloat16",
+            "device": "cpu",
+            "host": "::1",
+            "port": 1,
+            "context": 512,
+        }
+        return launch(spec, "base", **(arguments | more)).argv
+
+    book = of(SPEC, extra=["--seed", "3"])
+    assert json.loads(book[book.index("--additional-config") + 1]) == SPEC.to_config()
+    assert json.loads(book[book.index("--hf-overrides") + 1]) == {"architectures": ["DrllmLlamaForCausalLM"]}
+    assert book[-2:] == ["--seed", "3"]
+    secret = launch(SPEC, "base", "arch", "m", "bfloat16", "cpu", "::1", 1, 512, api_key="the-key")
+    assert "the-key" not in " ".join(secret.argv), "every user of the machine can read a command line"
+    assert secret.env["VLLM_API_KEY"] == "the-key"
+    assert "--enforce-eager" not in book
+    assert "--no-enable-chunked-prefill" not in book
+    inside = of(ServeSpec("engine", L, "policy"), context=4096)
+    assert {"--no-enable-chunked-prefill", "--no-enable-prefix-caching", "--no-async-scheduling"} <= set(inside)
+    assert inside[inside.index("--max-num-batched-tokens") + 1] == "4096"
+    gpu = of(SPEC, device="cuda")
+    assert "drllm.deploy.serving.engine.worker.RoutedGPUWorker" in gpu
+    assert "--enforce-eager" in gpu
+
+
+def test_variables_that_are_set_already_are_left_alone(monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
+    added = environment("cpu")
+    assert "VLLM_CPU_KVCACHE_SPACE" not in added
+    assert added["VLLM_PLUGINS"] == "drllm"
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    assert environment("cpu")["VLLM_PLUGINS"] == "other,drllm"
+    assert not any(name.startswith("VLLM_CPU") for name in environment("cuda"))
+
+
+def test_a_port_that_is_taken_is_found_before_a_model_loads():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(InputError, match="cannot listen on"):
+            check_address("127.0.0.1", taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("host", ["é..x", "a\0b", "x" * 70])
+def test_a_host_that_no_name_can_be(host: str):
+    with pytest.raises(InputError, match=r"cannot listen on .*: give another --host or --port"):
+        check_address(host, 8000)
+
+
+@pytest.mark.parametrize(
+    ("words", "mode", "flag"),
+    [
+        ("--worker-cls auto", "book", "--worker-cls"),
+        ("--worker_cls=auto", "static", "--worker-cls"),
+        ("--seed 1 --worker-c auto", "forced", "--worker-cls"),
+        ("--hf-overrides.architectures x", "book", "--hf-overrides"),
+        ("--hf_overrides={}", "book", "--hf-overrides"),
+        ("--additional-config {}", "engine", "--additional-config"),
+        ("--additional_config.drllm+ x", "book", "--additional-config"),
+        ("--model other", "forced", "--model"),
+        ("--model=other", "forced", "--model"),
+        ("--host 0.0.0.0", "book", "--host"),
+        ("--port=1", "book", "--port"),
+        ("--api-key secret", "book", "--api-key"),
+        ("--dtype float16", "static", "--dtype"),
+        ("--served-model-name x", "book", "--served-model-name"),
+        ("--config f.yaml", "book", "--config"),
+        ("--uds /tmp/socket", "book", "--uds"),
+        ("--api-server-count=2", "book", "--api-server-count"),
+        ("-asc 2", "book", "-asc"),
+        ("--offload-backend uva", "book", "--offload-backend"),
+        ("--cpu-offload-gb 1", "forced", "--cpu-offload-gb"),
+        ("--enable-chunked-prefill", "engine", "--enable-chunked-prefill"),
+        ("--enable_prefix_caching", "engine", "--enable-prefix-caching"),
+        ("--async-scheduling", "engine", "--async-scheduling"),
+    ],
+)
+def test_flags_that_would_undo_the_routing(words: str, mode: str, flag: str):
+    """However vLLM's parser lets them be written."""
+    with pytest.raises(InputError, match=rf"--vllm-args has {flag}, "):
+        check_extra(words.split(), mode)
+
+
+def test_flags_of_vllm_that_may_be_given():
+    check_extra([], "engine")
+    check_extra(["--seed", "1", "--model-loader-extra-config", "{}", "--no-enable-prefix-caching", "-O3", "--", "-"], "engine")
+    check_extra(["--config-format", "auto", "--uvicorn-log-level", "error"], "static")
+    check_extra(["--revision=v2", "--enable-chunked-prefill", "--async-scheduling", "--enable-prefix-caching"], "book")
+
+
+@pytest.mark.parametrize(
+    ("host", "who"),
+    [("127.0.0.1", ""), ("localhost", ""), ("::1", ""), ("127.8.8.8", ""), ("0.0.0.0", "any address"), ("::", "any address"),
+     ("", "any address"), ("10.0.0.7", "10.0.0.7"), ("gpu-3", "gpu-3")],
+)  # fmt: skip
+def test_who_reaches_an_address(host: str, who: str):
+    assert bool(who_reaches(host)) == bool(who)
+    assert who in who_reaches(host)
+
+
+def test_families_that_can_be_served(tiny: RoutedModel):
+    import families
+
+    assert check_supported(tiny) == "DrllmLlamaForCausalLM"
+    with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel cannot be served with routes; these can: LlamaForCausalLM"):
+        check_supported(RoutedModel.wrap(families.build("gpt2")))
+    with pytest.raises(UnsupportedModelError, match="sliding-window"):
+        check_supported(RoutedModel.wrap(families.build("mistral", sliding_window=8)))
+    with pytest.raises(InputError, match="in memory only"):
+        checkpoint_of(tiny, Path("nowhere"))
+
+
+def test_servers_that_start_together_write_one_checkpoint(tiny: RoutedModel, monkeypatch, tmp_path):
+    """A GGUF's: the later server must not take away the folder that the earlier one has begun to load."""
+    import drllm.deploy.export
+
+    folders = []
+    export = drllm.deploy.export.export
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.2)  # both have seen that there is none
+        done = export(*arguments)
+        folders.append(done.folder.stat().st_ino)
+        return done
+
+    monkeypatch.setattr(drllm.deploy.export, "export", slow)
+    monkeypatch.setattr("drllm.model.load.is_gguf", lambda name: True)
+    monkeypatch.setattr(tiny, "base_id", "tiny.gguf")
+    found: list[str] = []
+    servers = [threading.Thread(target=lambda: found.append(checkpoint_of(tiny, tmp_path / "cache"))) for _ in range(2)]
+    for server in servers:
+        server.start()
+    for server in servers:
+        server.join()
+    assert len(set(found)) == 1
+    assert [Path(found[0]).stat().st_ino] == folders
+    assert checkpoint_of(tiny, tmp_path / "cache") == found[0]
+    assert len(folders) == 1
+
+
+def test_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: None)
+    assert main(["serve", "--base", "smollm2-135m"]) == 2
+    said = capsys.readouterr().err
+    assert "from a clone of drllm: `pip install '.[serve]'`" in said, "no index has drllm"
+    assert "make serve-env" in said
+    assert said.count("\n") == 1
+    monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(launching.importlib.metadata, "version", lambda name: "0.31.0")
+    with pytest.raises(InputError, match=r"vllm 0.31.0 is installed, drllm's plugin is for 0.32"):
+        launching.check_installed()
+
+    def only_cpu(name: str) -> str:
+        if name == "vllm":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "0.32.0"
+
+    monkeypatch.setattr(launching.importlib.metadata, "version", only_cpu)
+    with pytest.raises(InputError, match="pip uninstall -y torchaudio torchcodec triton"):
+        launching.check_installed()
+    monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: object() if name == "vllm" else None)
+    assert launching.check_installed() == "0.32.0"
+
+
+def test_serve_prints_its_command(monkeypatch, capsys, tiny: RoutedModel, tmp_path):
+    """A saved policy on a saved base: what would be started, and what is refused before it is."""
+    monkeypatch.setattr("drllm.deploy.serving.launch.check_installed", lambda: "0.32.0")
+    tiny.model.save_pretrained(tmp_path / "base")
+    tiny.tokenizer.save_pretrained(tmp_path / "base")
+    routed = RoutedModel.wrap(str(tmp_path / "base"))
+    routed.policy = Route.full(routed.n_layers).edit(1, 0)
+    routed.save_pretrained(tmp_path / "policy")
+    port = str(_free_port())
+    assert main(["serve", str(tmp_path / "policy"), "--print", "--port", port, "--vllm-args", "--max-num-seqs 4"]) == 0
+    first, command = capsys.readouterr().out.strip().split("\n")
+    assert first == f"serving base: one route, 10{'1' * (routed.n_layers - 2)}"
+    words = shlex.split(command)
+    assert words[-2:] == ["--max-num-seqs", "4"]
+    assert words[words.index("--model") + 1] == str(tmp_path / "base")
+    spec = ServeSpec.from_config(json.loads(words[words.index("--additional-config") + 1]))
+    assert spec == ServeSpec("static", routed.n_layers, str(tmp_path / "policy"), str(routed.policy.route))
+    for arguments, says in (
+        ([], "nothing to serve"),
+        ([str(tmp_path)], "holds no saved policy"),
+        ([str(tmp_path / "policy"), "--max-model-len", "99999"], "context is 512 tokens"),
+        ([str(tmp_path / "policy"), "--vllm-args", "'open"], "cannot be split into words"),
+        ([str(tmp_path / "policy"), "--vllm-args", "--worker-cls auto"], "--vllm-args has --worker-cls"),
+        ([str(tmp_path / "policy"), "--port", "99999"], "--port is 99999, expected 1 to 65535"),
+        (["--base", str(tmp_path / "base"), "--decide", "engine"], "--decide engine says where a policy decides, and none is served"),
+        (["--base", str(tmp_path / "base"), "--any-format"], "--any-format is about what a policy was trained on, and none is served"),
+    ):
+        assert main(["serve", *arguments, "--print"]) == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_a_command_that_cannot_run_here_says_what_to_install(monkeypatch, capsys, tiny: RoutedModel, tmp_path):
+    tiny.model.save_pretrained(tmp_path / "base")
+    tiny.tokenizer.save_pretrained(tmp_path / "base")
+    capsys.readouterr()  # how saving went
+    monkeypatch.setattr(launching, "check_installed", functools.partial(_raise, InputError("vLLM is not installed here; install it so")))
+    assert main(["serve", "--base", str(tmp_path / "base"), "--print"]) == 0
+    said = capsys.readouterr()
+    assert said.err == "drllm: warning: this command cannot run as it is: vLLM is not installed here; install it so\n"
+    assert said.out.count("\n") == 2, "and is printed all the same"
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_an_open_server_says_who_can_use_it(monkeypatch, capsys, tiny: RoutedModel, tmp_path):
+    tiny.model.save_pretrained(tmp_path / "base")
+    tiny.tokenizer.save_pretrained(tmp_path / "base")
+    capsys.readouterr()  # how saving went
+    monkeypatch.setattr(launching, "check_installed", lambda: "0.32.0")
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+
+    def said(*flags: str) -> str:
+        assert main(["serve", "--base", str(tmp_path / "base"), "--print", *flags]) == 0
+        return capsys.readouterr().err
+
+    warned = said("--host", "0.0.0.0")
+    assert warned.startswith("drllm: warning: whoever reaches any address of this machine can use this server without a key")
+    assert warned.count("\n") == 1
+    assert said() == said("--host", "0.0.0.0", "--api-key", "k") == ""
+    monkeypatch.setenv("VLLM_API_KEY", "k")
+    assert said("--host", "0.0.0.0") == ""
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def engine_config(**changes: Any) -> SimpleNamespace:
+    """What of vLLM's configuration a refusal looks at, nothing of it refused; dots in a name go inside."""
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(pipeline_parallel_size=1, tensor_parallel_size=1, data_parallel_size=1),
+        cache_config=SimpleNamespace(kv_sharing_fast_prefill=False, cache_dtype="auto", enable_prefix_caching=False),
+        scheduler_config=SimpleNamespace(enable_chunked_prefill=False, async_scheduling=False, long_prefill_token_threshold=0),
+        model_config=SimpleNamespace(hf_config=SimpleNamespace()),
+        speculative_config=None, lora_config=None, kv_transfer_config=None, quant_config=None, use_v2_model_runner=False,
+    )  # fmt: skip
+    for name, value in changes.items():
+        *way, last = name.split("__")
+        setattr(functools.reduce(getattr, way, config), last, value)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("change", "mode", "says"),
+    [
+        ({"parallel_config__pipeline_parallel_size": 2}, "book", "pipeline parallelism"),
+        ({"parallel_config__tensor_parallel_size": 2}, "book", "tensor parallelism"),
+        ({"parallel_config__data_parallel_size": 2}, "static", "data parallelism"),
+        ({"speculative_config": 1}, "forced", "speculative decoding"),
+        ({"lora_config": 1}, "book", "LoRA"),
+        ({"kv_transfer_config": 1}, "book", "a key-value connector"),
+        ({"cache_config__kv_sharing_fast_prefill": True}, "book", "fast prefill"),
+        ({"cache_config__cache_dtype": "fp8"}, "book", "a quantised key-value cache"),
+        ({"quant_config": 1}, "book", "quantised weights"),
+        ({"model_config__hf_config__dual_chunk_attention_config": {}}, "book", "dual-chunk attention"),
+        ({"use_v2_model_runner": True}, "book", "the V2 model runner"),
+        ({"scheduler_config__enable_chunked_prefill": True}, "engine", "without chunked prefill"),
+        ({"cache_config__enable_prefix_caching": True}, "engine", "without the prefix cache"),
+        ({"scheduler_config__async_scheduling": True}, "engine", "without async scheduling"),
+        ({"scheduler_config__long_prefill_token_threshold": 64}, "engine", "without a threshold of long prompts"),
+    ],
+)
+def test_what_routes_are_not_tested_with_is_refused_by_name(change: dict[str, Any], mode: str, says: str):
+    refuse(engine_config(), mode)
+    with pytest.raises(UnsupportedModelError, match=says):
+        refuse(engine_config(**change), mode)
+    if mode == "engine":
+        refuse(engine_config(**change), "book")
+
+
+def test_attention_that_rows_cannot_be_taken_out_of():
+    refuse_attention("CPU_ATTN", 1, {None})
+    for arguments, says in (
+        (("CPU_ATTN", 2, {None}), "has 2"),
+        (("FLASHINFER", 1, {None}), "FLASHINFER"),
+        (("CPU_ATTN", 1, {None, 32}), "sliding"),
+    ):
+        with pytest.raises(UnsupportedModelError, match=says):
+            refuse_attention(*arguments)
+
+
+class Bomb:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.mark,))
+
+
+def test_nothing_of_an_artefact_is_unpickled(tiny, tmp_path, capsys):
+    """Pickles in place of weights and configuration, their checksums right: refused in one line, and never run."""
+    tiny.model.save_pretrained(tmp_path / "base")
+    tiny.tokenizer.save_pretrained(tmp_path / "base")
+    routed = RoutedModel.wrap(str(tmp_path / "base"))
+    routed.policy = Routers(RouterConfig(routed.n_layers, routed.hidden_size))
+    folder = routed.save_pretrained(tmp_path / "routers")
+    mark = tmp_path / "mark"
+    data = pickle.dumps(Bomb(mark))
+    pickle.loads(data)
+    assert mark.exists(), "it would"
+    mark.unlink()
+    replaced: dict[str, str] = {}  # digests, old and new
+    for name in ("routers.safetensors", "router_config.json", "drllm_config.json"):
+        old = (folder / name).read_bytes()
+        new = data
+        if name.endswith("json"):
+            text = old.decode()
+            for was, now in replaced.items():
+                text = text.replace(was, now)
+            new = text.encode()
+            assert new != old
+        (folder / name).write_bytes(new)
+        replaced[hashlib.sha256(old).hexdigest()] = hashlib.sha256(new).hexdigest()
+    assert main(["serve", str(folder), "--print"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "holds no readable routers" in error
+    assert error.startswith("drllm: error:")
+    assert not mark.exists()
+
+
+def test_a_pickled_base_is_read_as_tensors_alone(monkeypatch, tiny, tmp_path):
+    """A base may be a `.bin` file, which is a pickle: transformers and vLLM have torch load nothing but tensors from it."""
+    monkeypatch.setattr(launching, "check_installed", lambda: "0.32.0")
+    tiny.model.save_pretrained(tmp_path / "base")
+    tiny.tokenizer.save_pretrained(tmp_path / "base")
+    torch.save(tiny.model.state_dict(), tmp_path / "base" / "pytorch_model.bin")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    assert main(["serve", "--base", str(tmp_path / "base"), "--print"]) == 0
+    mark = tmp_path / "mark"
+    torch.save({"model.norm.weight": Bomb(mark)}, tmp_path / "base" / "pytorch_model.bin")
+    with pytest.raises(InputError, match="cannot load model"):
+        RoutedModel.wrap(str(tmp_path / "base"))
+    assert not mark.exists()
+
+
+def test_the_engine_is_told_of_the_gpu_that_torch_sees(monkeypatch):
+    for seen, device in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda seen=seen: seen)
+        assert engine_device() == device
+    assert "RoutedGPUWorker" in " ".join(launch(SPEC, "m", "A", "n", "float32", "cuda", "127.0.0.1", 8000, 512).argv)

@@ -1,0 +1,154 @@
+"""Routes in answers: the middleware on its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from drllm import Route
+from drllm.deploy.serving.engine.answers import CALL, RouteMiddleware, Taken
+
+
+def ask(app: Any, path: str = "/v1/completions", method: str = "POST") -> tuple[dict[str, str], list[bytes]]:
+    """Headers and body parts of an answer behind the middleware."""
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(RouteMiddleware(app)({"type": "http", "method": method, "path": path}, None, send))
+    headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return headers, [message["body"] for message in sent[1:]]
+
+
+def json_app(body: Any, routes: list[str | None]) -> Any:
+    """Answers with JSON in two parts, after these routes were taken."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        call = CALL.get()
+        for text in routes if call else []:
+            taken = call.take()
+            if text:
+                taken.set(Route.parse(text), "policy", 0.25)
+        data = json.dumps(body).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json"),
+                                                                           (b"content-length", str(len(data)).encode())]})  # fmt: skip
+        await send({"type": "http.response.body", "body": data[:5], "more_body": True})
+        await send({"type": "http.response.body", "body": data[5:]})
+
+    return app
+
+
+def test_routes_in_a_whole_answer():
+    headers, parts = ask(json_app({"id": "é"}, ["1021", "1111"]))
+    told = json.loads(b"".join(parts))
+    assert told["id"] == "é"
+    assert told["drllm"][0] == {"route": "1021", "passes": 4, "of": 4, "decided": "policy", "seconds": 0.25}
+    assert (headers["x-drllm-route"], headers["x-drllm-passes"]) == ("1021,1111", "4,4")
+    assert int(headers["content-length"]) == len(b"".join(parts))
+
+
+@pytest.mark.parametrize(
+    ("routes", "path", "method"),
+    [
+        ([], "/v1/completions", "POST"),
+        (["1021"], "/health", "POST"),
+        (["1021"], "/v1/models", "GET"),
+        (["1021"], "/v1/models", "POST"),
+        ([None], "/v1/completions", "POST"),
+    ],
+)
+def test_answers_without_a_route_stay_as_they_are(routes, path, method):
+    headers, parts = ask(json_app({"error": {}}, routes), path, method)
+    assert b"".join(parts) == b'{"error": {}}'
+    assert "x-drllm-route" not in headers
+
+
+def test_routes_in_a_stream():
+    """They stand in the first event after one became known, and after all did, and in the headers only if all were known by then."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        call = CALL.get()
+        assert call.prompt_format == "raw"
+        first, second = call.take(), call.take()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream; charset=utf-8")]})
+        first.set(Route.parse("1021"), "request")
+        for number in range(3):
+            await send({"type": "http.response.body", "body": f': note\n\ndata: {{"n": {number}}}\n\n'.encode(), "more_body": True})
+            if number == 0:
+                second.set(Route.parse("1111"), "policy")
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    headers, parts = ask(app)
+    events = [json.loads(event[6:]) for part in parts for event in part.decode().split("\n\n") if event.startswith("data: {")]
+    assert [None if one is None else one["route"] for one in events[0]["drllm"]] == ["1021", None]
+    assert [one["route"] for one in events[1]["drllm"]] == ["1021", "1111"]
+    assert "drllm" not in events[2]
+    assert parts[-1] == b"data: [DONE]\n\n"
+    assert "x-drllm-route" not in headers
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/invocations", "/generative_scoring", "/v1/responses", "/v1/messages", "/tokenize", "/scale_elastic_ep", "/docs", "/v1/completions/"],
+)
+def test_other_paths_are_not_served(path: str):
+    """Some of vLLM's take no key, others would answer without a route."""
+    headers, parts = ask(json_app({"id": 1}, ["1021"]), path)
+    assert json.loads(b"".join(parts))["error"]["code"] == 404
+    assert int(headers["content-length"]) == len(b"".join(parts))
+
+
+def test_many_routes_are_told_in_the_body_alone():
+    headers, parts = ask(json_app({"id": 1}, ["1021"] * 1024))
+    assert len(json.loads(b"".join(parts))["drllm"]) == 1024
+    assert "x-drllm-route" not in headers
+
+
+def test_a_stream_of_many_prompts_tells_its_routes_twice(monkeypatch):
+    """However many events there are, and however the routes trickle in: each event passes through the server's one loop."""
+    built = []
+    told = Taken.told
+    monkeypatch.setattr(Taken, "told", lambda taken: built.append(1) or told(taken))
+    n_prompts = 300
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        takes = [CALL.get().take() for _ in range(n_prompts)]
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        for taken in takes:
+            taken.set(Route.parse("1021"), "policy")
+            for _ in range(4):
+                await send({"type": "http.response.body", "body": b'data: {"n": 0}\n\n', "more_body": True})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    _, parts = ask(app)
+    events = [json.loads(part[6:]) for part in parts if part.startswith(b"data: {")]
+    lists = [event["drllm"] for event in events if "drllm" in event]
+    assert [sum(one is not None for one in found) for found in lists] == [1, n_prompts]
+    assert len(events) == 4 * n_prompts
+    assert len(built) <= 3 * n_prompts
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"error": {"message": "two\nlines", "code": 400}}, "two lines"),
+        ({"detail": "There was an error parsing the body"}, "There was an error parsing the body"),
+        ({"detail": [{"loc": ["body"], "msg": "bad"}]}, '[{"loc": ["body"], "msg": "bad"}]'),
+        (["odd"], '["odd"]'),
+        ({"error": "Unauthorized"}, "Unauthorized"),
+        ({"error": 7}, '{"error": 7}'),
+    ],
+)
+def test_every_refusal_has_one_shape_and_one_line(body: Any, says: str):
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 400, "headers": [(b"content-type", b"application/json")]})
+        await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+
+    headers, parts = ask(app)
+    told = json.loads(b"".join(parts))["error"]
+    assert (told["message"], told["code"]) == (says, 400)
+    assert int(headers["content-length"]) == len(b"".join(parts))

@@ -1,0 +1,560 @@
+"""`drllm serve` over HTTP with OpenAI's client: SmolLM2 in float32 behind a code book, in `make test-slow`."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from drllm import Route, RoutedModel
+from drllm.model.packages import PACKAGED
+from drllm.policies.codebook import Codebook, Point
+from drllm.scoring.route_prediction import decide_routes, read_prompts
+from engines import PYTHON, needs_vllm
+from pages import needs_chromium, opened
+
+MODEL = "smollm2-135m-q4"
+openai = pytest.importorskip("openai")
+pytestmark = [
+    pytest.mark.slow,
+    needs_vllm,
+    pytest.mark.skipif(PACKAGED[MODEL].installed is None, reason=f"needs the data package of {MODEL} (drllm models)"),
+]
+FULL = "1" * 30
+ROUTES = [FULL, f"{FULL[:16]}000{FULL[19:]}", f"{FULL[:14]}000000{FULL[20:]}", f"{FULL[:27]}2{FULL[28:]}"]
+TOPICS = ["plants", "iron", "the Moon", "a whale", "rust", "sound", "glass", "yeast", "a comet", "salt", "rain", "coal", "bees", "gravity",
+          "a magnet", "lava"]  # fmt: skip
+PROMPTS = [f"Question: {start} {topic}?\nAnswer:" for topic in TOPICS for start in ("What do we know about", "Who first wrote about")]
+KEY = "a-key"
+RUNNING = f'vllm:num_requests_running{{engine="0",model_name="{MODEL}"}}'  # requests in the engine's last step
+HITS = f'vllm:prefix_cache_hits_total{{engine="0",model_name="{MODEL}"}}'  # tokens
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """`drllm serve` in a process group of its own."""
+
+    def __init__(self, arguments: list[str], log: Path):
+        self.port = free_port()
+        self.log = log
+        command = [str(PYTHON), "-m", "drllm", "serve", *arguments, "--port", str(self.port)]
+        with log.open("w") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        for _ in range(600):
+            assert self.process.poll() is None, log.read_text()[-3000:]
+            try:
+                if self.get("/health")[0] == 200:
+                    return
+            except OSError:
+                pass
+            time.sleep(1)
+        raise AssertionError(log.read_text()[-3000:])
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and body."""
+        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+
+    def post(self, path: str, body: bytes, key: str = KEY) -> tuple[int, str]:
+        """Status and body, also of a refusal."""
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        try:
+            with urllib.request.urlopen(urllib.request.Request(self.url + path, body, headers), timeout=120) as answer:
+                return answer.status, answer.read().decode(errors="replace")
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode(errors="replace")
+
+    def stop(self) -> None:
+        """As Ctrl-C would."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGINT)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def routed() -> RoutedModel:
+    """SmolLM2 in transformers, float32."""
+    return RoutedModel.wrap(MODEL, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def book(routed, tmp_path_factory) -> Path:
+    """A saved code book whose random selector takes each of its routes on some prompts."""
+    ids = [routed.tokenizer(text)["input_ids"] for text in PROMPTS]
+    features = read_prompts(routed, ids, [6], 1)[6]
+    mean, scale = features.mean(0), features.std(0) + 1e-6
+    weight = torch.randn(len(mean), 3, generator=torch.Generator().manual_seed(0)) / len(mean) ** 0.5
+    routed.policy = Codebook([Route.parse(text) for text in ROUTES], 6, mean, scale, weight, torch.zeros(3), [Point(0.0)], 0)
+    routed.policy.prompt_format = "raw"
+    return routed.save_pretrained(tmp_path_factory.mktemp("policy") / "codebook")
+
+
+@pytest.fixture(scope="module")
+def server(book, tmp_path_factory) -> Iterator[Server]:
+    """The code book's server, with a key."""
+    arguments = [str(book), "--dtype", "float32", "--eager", "--api-key", KEY, "--max-model-len", "1024"]
+    started = Server(arguments, tmp_path_factory.mktemp("server") / "log.txt")
+    yield started
+    started.stop()
+
+
+def client(server: Server, key: str = KEY) -> Any:
+    """OpenAI's own."""
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=120)
+
+
+def answer(server: Server, prompt: str, **options: Any) -> tuple[str, Any]:
+    """(text, what the answer says of its route)."""
+    options = {"model": MODEL, "max_tokens": 24, "temperature": 0} | options
+    made = client(server).completions.create(prompt=prompt, **options)
+    return made.choices[0].text, made.model_extra["drllm"]
+
+
+def test_mixed_requests_equal_the_same_requests_alone(server, routed, book):
+    """32 at once, and one after the other: the same routes and the same answers; the routes are those of transformers."""
+    alone = [answer(server, prompt) for prompt in PROMPTS]
+    most = 0.0
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        asked = [pool.submit(answer, server, prompt) for prompt in PROMPTS]
+        while not all(one.done() for one in asked):
+            most = max(most, _count(server, RUNNING))
+            time.sleep(0.05)
+    together = [one.result() for one in asked]
+    assert most > 1, "some step held several requests"
+    assert [text for text, _ in together] == [text for text, _ in alone]
+    routes = [told[0]["route"] for _, told in together]
+    assert routes == [told[0]["route"] for _, told in alone]
+    ids = [routed.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    assert routes == [str(route) for route in decide_routes(routed, [routed.policy], ids, 1)[0]]
+    assert len(set(routes)) == 4
+    for place in range(0, 32, 8):  # and the answers those of transformers
+        (output,) = routed.generate([PROMPTS[place]], max_new_tokens=24)
+        assert (output.text, str(output.route)) == (together[place][0], routes[place])
+
+
+def test_what_an_answer_carries(server):
+    raw = client(server).completions.with_raw_response.create(model=MODEL, prompt=PROMPTS[:3], max_tokens=2, temperature=0)
+    told = raw.parse().model_extra["drllm"]
+    assert raw.headers["x-drllm-route"] == ",".join(one["route"] for one in told)
+    assert raw.headers["x-drllm-passes"] == ",".join(str(one["passes"]) for one in told)
+    assert [(one["of"], one["decided"], one["passes"] == sum(map(int, one["route"]))) for one in told] == [(30, "policy", True)] * 3
+    assert all(one["seconds"] > 0 for one in told)
+
+
+def test_streams_and_chats(server):
+    events = list(client(server).completions.create(model=MODEL, prompt=PROMPTS[0], max_tokens=8, temperature=0, stream=True))
+    told = [event.model_extra["drllm"] for event in events if event.model_extra.get("drllm")]
+    text, whole = answer(server, PROMPTS[0], max_tokens=8)
+    assert "".join(event.choices[0].text for event in events) == text
+    assert len(told) == 1
+    assert told[0][0]["route"] == whole[0]["route"]
+    forced = {"vllm_xargs": {"drllm_route": ROUTES[1]}}
+    messages: Any = [{"role": "user", "content": "Name a colour."}]
+    chat = client(server).chat.completions.create(model=MODEL, messages=messages, max_tokens=4, temperature=0, extra_body=forced)
+    assert (chat.model_extra["drllm"][0]["route"], chat.model_extra["drllm"][0]["decided"]) == (ROUTES[1], "request")
+    streamed = client(server).chat.completions.create(
+        model=MODEL, messages=messages, max_tokens=4, temperature=0, stream=True, extra_body=forced
+    )
+    parts = list(streamed)
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == chat.choices[0].message.content
+    assert [part.model_extra["drllm"][0]["route"] for part in parts if part.model_extra.get("drllm")] == [ROUTES[1]]
+
+
+def test_a_forced_route_is_obeyed(server, routed):
+    """Also by rows that a prefix cache could have served from another route, and by samples."""
+    for route in ROUTES:
+        forced = {"vllm_xargs": {"drllm_route": route}}
+        made = client(server).completions.create(model=MODEL, prompt=PROMPTS[0] * 12, max_tokens=8, temperature=0, extra_body=forced)
+        (output,) = routed.generate([PROMPTS[0] * 12], policy=Route.parse(route), max_new_tokens=8)
+        assert made.choices[0].text == output.text
+        sampled = client(server).completions.create(
+            model=MODEL, prompt=PROMPTS[0] * 12, max_tokens=8, temperature=1, n=2, extra_body=forced | {"top_k": 1}
+        )
+        assert {choice.text for choice in sampled.choices} == {output.text}
+
+
+def test_a_client_cannot_pass_its_salt_for_a_route(server, routed):
+    """A salt written like a route's, on a request of the base: what it leaves in the prefix cache is no other route's."""
+    prompt, route = PROMPTS[4] * 14, ROUTES[2]
+    options = {"model": MODEL, "prompt": prompt, "max_tokens": 8, "temperature": 0}
+    client(server).completions.create(**options, extra_body={"vllm_xargs": {"drllm_route": FULL}, "cache_salt": f"{route}|"})
+    made = client(server).completions.create(**options, extra_body={"vllm_xargs": {"drllm_route": route}})
+    (output,) = routed.generate([prompt], policy=Route.parse(route), max_new_tokens=8)
+    assert made.choices[0].text == output.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_models_health_metrics(server, stream: bool):
+    """A request of five tokens, whole or streamed: the prompt and four tokens ran, six blocks were saved on each."""
+    assert [model.id for model in client(server).models.list()] == [MODEL]
+    names = [f'drllm_requests_total{{decided="request",route="{ROUTES[2]}"}}', "drllm_block_passes_saved", "drllm_block_passes_base_total"]
+    before = [_count(server, name) for name in names]
+    prompt = f"Ten words that nobody has asked of this server {stream}"
+    usage_too = {"stream_options": {"include_usage": True}} if stream else {}
+    made = client(server).completions.create(
+        model=MODEL, prompt=prompt, max_tokens=5, temperature=0, stream=stream,
+        extra_body={"vllm_xargs": {"drllm_route": ROUTES[2]}, "ignore_eos": True, **usage_too},
+    )  # fmt: skip
+    usage = list(made)[-1].usage if stream else made.usage
+    n_tokens = usage.prompt_tokens + 4
+    assert [_count(server, name) - old for name, old in zip(names, before, strict=True)] == [1, 6 * n_tokens, 30 * n_tokens]
+    run = _count(server, "drllm_block_passes_total")
+    answer(server, PROMPTS[5] + " Once more.", max_tokens=1)
+    assert _count(server, "drllm_block_passes_total") > run
+    assert _count(server, "drllm_front_seconds_count") > 0
+
+
+def test_what_the_prefix_cache_holds_is_not_counted(server):
+    """A prompt asked again along its route: its whole cache blocks run no pass, along another route they do."""
+    prompt = "Here stand words that no other test of this server asks for. " * 20
+    base, hits = "drllm_block_passes_base_total", HITS
+    options: Any = {"max_tokens": 5, "extra_body": {"vllm_xargs": {"drllm_route": ROUTES[2]}, "ignore_eos": True}}
+    ran, held = [], []
+    for route in (ROUTES[2], ROUTES[2], ROUTES[1]):
+        options["extra_body"]["vllm_xargs"] = {"drllm_route": route}
+        before = [_count(server, name) for name in (base, hits)]
+        answer(server, prompt, **options)
+        after = [_count(server, name) for name in (base, hits)]
+        ran.append(after[0] - before[0])
+        held.append(after[1] - before[1])
+    assert held[0] == held[2] == 0
+    assert held[1] >= 128
+    assert ran[0] == ran[2] == ran[1] + 30 * held[1]
+
+
+def test_a_request_that_the_engine_refuses_took_no_route(server):
+    """vLLM looks at some options only once our part is done."""
+    name = f'drllm_requests_total{{decided="request",route="{ROUTES[2]}"}}'
+    before = _count(server, name)
+    with pytest.raises(openai.BadRequestError, match="logit_bias"):
+        answer(server, "The capital of", logit_bias={"999999": 1}, extra_body={"vllm_xargs": {"drllm_route": ROUTES[2]}})
+    assert _count(server, name) == before
+
+
+def _count(server: Server, name: str) -> float:
+    """One figure of /metrics; 0 for a labelled one that has not been counted yet."""
+    found = re.search(rf"^{re.escape(name)} ([0-9.e+-]+)$", server.get("/metrics")[1], re.MULTILINE)
+    assert found or "{" in name, f"{name} is not among the metrics"
+    return float(found[1]) if found else 0.0
+
+
+REFUSED = [
+    ({"vllm_xargs": {"drllm_route": "1"}}, 400, "has 1 digits"),
+    ({"vllm_xargs": {"drllm_route": "x" * 30}}, 400, "cannot read route"),
+    ({"vllm_xargs": {"drllm_route": "2" + FULL[1:]}}, 400, "repeats block 0"),
+    ({"vllm_xargs": {"drllm_route": "0" * 30}}, 400, "runs no block"),
+    ({"vllm_xargs": {"drllm_route": 7}}, 400, "must be a string"),
+    ({"vllm_xargs": {"drllm_route": FULL * 1000}}, 400, "must be a string"),
+    ({"model": "no-such-policy"}, 404, "does not exist"),
+    ({"prompt": "word " * 5000}, 400, "maximum context length"),
+    ({"prompt": [99_999_999]}, 400, "out of the vocabulary"),
+    ({"prompt": [5, -1]}, 400, ""),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("change", "status", "says"), REFUSED)
+def test_refused_in_one_line(server, change: dict[str, Any], status: int, says: str, stream: bool):
+    body = {"model": MODEL, "prompt": "hi", "max_tokens": 4, "stream": stream} | change
+    found, text = server.post("/v1/completions", json.dumps(body).encode())
+    message = json.loads(text)["error"]["message"]
+    assert found == status
+    assert says in message
+    assert "\n" not in message
+
+
+def test_the_wrong_prompt_format_and_the_wrong_key(server):
+    body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}).encode()
+    status, text = server.post("/v1/chat/completions", body)
+    assert (status, "trained on 'raw' prompts" in text) == (400, True)
+    assert server.post("/v1/chat/completions", body, key="wrong")[0] == 401
+    with pytest.raises(openai.AuthenticationError):
+        client(server, key="wrong").completions.create(model=MODEL, prompt="hi", max_tokens=2)
+
+
+def test_beam_search_is_refused(server):
+    body = {"model": MODEL, "prompt": "hi", "max_tokens": 4, "use_beam_search": True, "n": 2}
+    status, text = server.post("/v1/completions", json.dumps(body).encode())
+    assert (status, "beam search" in text) == (400, True)
+
+
+def test_paths_without_a_key_or_a_route_are_not_served(server):
+    body = json.dumps({"model": MODEL, "prompt": "hi", "max_tokens": 2, "messages": [{"role": "user", "content": "hi"}]}).encode()
+    for path in ("/invocations", "/generative_scoring", "/v1/responses", "/v1/messages", "/tokenize", "/inference/v1/generate"):
+        status, text = server.post(path, body)
+        assert (status, "not served with routes" in text) == (404, True), path
+    assert server.post("/v1/completions", body, key="")[0] == 401
+
+
+def test_what_is_open_without_the_key(server):
+    """What docs/serve.md lists, and nothing else of what is served."""
+    for path in ("/health", "/ping", "/version", "/load", "/metrics", "/drllm", "/drllm/info"):
+        assert server.get(path)[0] == 200, path
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        server.get("/v1/models")
+
+
+def test_dropped_connections(server):
+    """Clients that leave in the middle of an answer: theirs ends at once, nobody else's changes."""
+    wanted = answer(server, PROMPTS[1])
+    body = json.dumps({"model": MODEL, "prompt": PROMPTS[0], "max_tokens": 900, "stream": True, "ignore_eos": True}).encode()
+    head = (f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n").encode()  # fmt: skip
+    connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(6)]
+    for connection in connections:
+        connection.sendall(head + body)
+    for connection in connections:
+        connection.recv(100)
+    start = time.monotonic()
+    while _count(server, RUNNING) < 6:
+        assert time.monotonic() - start < 30, "the six are not running"
+    for connection in connections:
+        connection.close()
+    start = time.monotonic()
+    while _count(server, RUNNING) > 0:  # 900 tokens of six rows would take a minute
+        assert time.monotonic() - start < 15, "requests of clients that left are still running"
+        time.sleep(0.2)
+    assert answer(server, PROMPTS[1])[0] == wanted[0]
+
+
+def test_two_thousand_broken_bodies(server):
+    """Whatever is sent, a status below 500, one line, a live engine, and right answers for others meanwhile."""
+    rng = random.Random(0)
+    wanted = answer(server, PROMPTS[2])
+    seen: dict[int, int] = {}
+    meanwhile: list[str] = []
+    over = threading.Event()
+
+    def ask_on() -> None:
+        while not over.is_set():
+            meanwhile.append(answer(server, PROMPTS[2])[0])
+
+    other = threading.Thread(target=ask_on)
+    other.start()
+    try:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            for status, text in pool.map(lambda body: server.post(*body), [_broken(rng) for _ in range(2000)]):
+                seen[status] = seen.get(status, 0) + 1
+                assert status < 500, text
+                if status >= 400:
+                    assert "\n" not in json.loads(text).get("error", {}).get("message", "\n"), text
+    finally:
+        over.set()
+        other.join()
+    assert len(meanwhile) >= 2
+    assert set(meanwhile) == {wanted[0]}
+    assert sum(count for status, count in seen.items() if 400 <= status < 500) > 1000, seen
+    assert answer(server, PROMPTS[2])[0] == wanted[0]
+
+
+def _broken(rng: random.Random) -> tuple[str, bytes]:
+    """A path and a body that is most likely wrong somewhere."""
+    path = rng.choice(["/v1/completions", "/v1/chat/completions"])
+    body: Any = {"model": MODEL, "max_tokens": 1}
+    body |= {"prompt": "a"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "a"}]}
+    value = rng.choice(
+        [None, -1, 1e308, "", "x" * 300, [], [[]], {}, {"a": [{}]}, True, "\u0000", [1, "a"], 10**30, "1120", "1" * 29 + "2"]
+    )
+    fields = "model max_tokens prompt messages stream n temperature vllm_xargs cache_salt logprobs stop seed top_p echo response_format"
+    field = rng.choice(fields.split())
+    if rng.random() < 0.4:
+        body["vllm_xargs"] = {rng.choice(["drllm_route", "drllm_ticket", "other"]): value}
+    else:
+        body[field] = value
+    data = json.dumps(body).encode()
+    kind = rng.random()
+    if kind < 0.2:
+        data = data[: rng.randrange(len(data))]
+    elif kind < 0.3:
+        data = bytes(rng.randrange(256) for _ in range(rng.randrange(200)))
+    elif kind < 0.35:
+        data = b"[" * 5000
+    return path, data
+
+
+@needs_chromium
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_playground(server, width: int, scheme: Any, tmp_path):
+    """Type, watch tokens and blocks, compare with the base; by keyboard; nothing leaves the server; axe-core finds nothing serious."""
+    with opened(f"{server.url}/drllm", width, scheme, (server.url, "data:")) as watched:
+        page = watched.page
+        page.get_by_text("a code book decides each prompt's route before the engine").wait_for()
+        page.get_by_label("API key").fill(KEY)
+        page.get_by_label("Longest answer").fill("12")
+        page.get_by_label("Prompt").fill(PROMPTS[3])
+        page.get_by_label("Prompt").press("Tab")
+        page.get_by_role("button", name="Answer, then the base").focus()
+        page.keyboard.press("Enter")
+        page.get_by_text("Seconds a token:").wait_for(timeout=120_000)
+        assert page.locator("ol.blocks").count() == 2
+        assert page.locator("ol.blocks").nth(1).locator("li.run").count() == 30
+        told = page.locator("ol.blocks").first.locator("li").evaluate_all("all => all.map(one => one.className)")
+        kinds = {"0": "skip", "1": "run", "2": "twice"}
+        assert told == [kinds[action] for action in answer(server, PROMPTS[3], max_tokens=12)[1][0]["route"]]
+        assert page.locator("pre").first.inner_text().strip()
+        watched.check(tmp_path / "playground.png")
+        page.get_by_label("Route to force").fill("0" * 30)
+        page.get_by_role("button", name="Answer", exact=True).click()
+        page.get_by_role("alert").get_by_text("runs no block").wait_for()
+    assert [url for url in watched.requests if not url.startswith(watched.own)] == []
+
+
+@needs_chromium
+def test_playground_while_an_answer_comes(server):
+    """The route and the first words are there before the end, the text grows, a repeated block is told apart, and Stop ends it at once."""
+    with opened(f"{server.url}/drllm", 1280, "light", (server.url, "data:")) as watched:
+        page = watched.page
+        page.get_by_text("a code book decides each prompt's route before the engine").wait_for()
+        page.get_by_label("API key").fill(KEY)
+        page.get_by_label("Longest answer").fill("900")
+        page.get_by_label("Prompt").fill("1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16,")  # it counts on for long
+        page.get_by_label("Route to force").fill(ROUTES[3])
+        page.get_by_role("button", name="Answer", exact=True).click()
+        stop, text = page.get_by_role("button", name="Stop"), page.locator("pre")
+        partial = _longer(page, text, 0)
+        assert _longer(page, text, partial) > partial, "more of it, as it comes"
+        assert stop.is_enabled(), "the answer is not over"
+        assert page.locator("dt").count() == 0, "its times are told at its end"
+        twice = page.locator("ol.blocks li.twice")
+        assert twice.count() == ROUTES[3].count("2")
+        assert twice.first.get_attribute("title") == f"block {ROUTES[3].index('2')} runs twice"
+        assert twice.first.locator("span").first.inner_text() == "2"
+        assert page.locator("ol.blocks li").count() == 30
+        stop.click()
+        page.get_by_role("alert").get_by_text("Stopped.").wait_for()
+        assert text.inner_text().strip(), "what had come stays"
+        assert stop.is_disabled()
+        assert page.get_by_role("button", name="Answer", exact=True).is_enabled()
+        start = time.monotonic()
+        while _count(server, RUNNING) > 0:  # 900 tokens would take a minute
+            assert time.monotonic() - start < 15, "the server answers on"
+            time.sleep(0.2)
+    assert watched.complaints == []
+
+
+def _longer(page: Any, text: Any, length: int) -> int:
+    """How long an element's text is, once it is longer than that."""
+    start = time.monotonic()
+    while len(text.inner_text()) <= length:
+        assert time.monotonic() - start < 60, "no more text"
+        page.wait_for_timeout(50)
+    return len(text.inner_text())
+
+
+@pytest.mark.parametrize("decide", ["front", "engine"])
+def test_a_code_book_as_users_start_it(book, routed, tmp_path, decide: str):
+    """Compiled: mixed requests at once and alone have the same answers, along the routes of transformers; a chat is streamed."""
+    served = Server([str(book), "--dtype", "float32", "--max-model-len", "1024", "--any-format", "--decide", decide], tmp_path / "log.txt")
+    try:
+        alone = [answer(served, prompt) for prompt in PROMPTS[:16]]
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            together = list(pool.map(lambda prompt: answer(served, prompt), PROMPTS[:16]))
+        assert [text for text, _ in together] == [text for text, _ in alone]
+        ids = [routed.tokenizer(text)["input_ids"] for text in PROMPTS[:16]]
+        policy = RoutedModel.from_pretrained(book, base=routed).policy
+        wanted = [str(route) for route in decide_routes(routed, [policy], ids, 1)[0]]
+        assert [told[0]["route"] for _, told in together] == wanted
+        assert len(set(wanted)) > 1
+        for prompt, route, (text, _) in list(zip(PROMPTS, wanted, alone, strict=False))[:4]:
+            (output,) = routed.generate([prompt], policy=Route.parse(route), max_new_tokens=24)
+            assert output.text == text
+        messages: Any = [{"role": "user", "content": "What do plants need to grow?"}]
+        chat = routed.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        ((chosen,),) = decide_routes(routed, [policy], [chat], 1)
+        options: Any = {"model": MODEL, "messages": messages, "max_tokens": 24, "temperature": 0, "stream": True}
+        parts = list(client(served).chat.completions.create(**options))
+        (told,) = [part.model_extra["drllm"] for part in parts if part.model_extra.get("drllm")]
+        assert (told[0]["route"], told[0]["passes"], told[0]["decided"]) == (str(chosen), chosen.n_passes, "policy")
+        assert sum(bool(part.choices[0].delta.content) for part in parts) > 4
+        (output,) = routed.generate([messages], policy=chosen, max_new_tokens=24)
+        assert "".join(part.choices[0].delta.content or "" for part in parts) == output.text
+    finally:
+        served.stop()
+
+
+def test_one_route_as_users_start_it(routed, tmp_path):
+    """Compiled: transformers' answers along the route; a chat's stream carries it, though it was learned from raw prompts."""
+    routed.policy = Route.parse(ROUTES[2])
+    routed.policy.prompt_format = "raw"
+    folder = routed.save_pretrained(tmp_path / "static")
+    routed.policy = None
+    served = Server([str(folder), "--dtype", "float32"], tmp_path / "log.txt")
+    try:
+        messages: Any = [{"role": "user", "content": "What do plants need to grow?"}]
+        options: Any = {"model": MODEL, "messages": messages, "max_tokens": 16, "temperature": 0, "stream": True}
+        parts = list(client(served).chat.completions.create(**options))
+        (told,) = [part.model_extra["drllm"] for part in parts if part.model_extra.get("drllm")]
+        assert (told[0]["route"], told[0]["passes"], told[0]["decided"]) == (ROUTES[2], 24, "server")
+        assert sum(bool(part.choices[0].delta.content) for part in parts) > 4
+        (output,) = routed.generate([messages], policy=Route.parse(ROUTES[2]), max_new_tokens=16)
+        assert "".join(part.choices[0].delta.content or "" for part in parts) == output.text
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(lambda prompt: answer(served, prompt), PROMPTS[:4]))
+        assert {told[0]["route"] for _, told in together} == {ROUTES[2]}
+        wanted = [routed.generate([prompt], policy=Route.parse(ROUTES[2]), max_new_tokens=24)[0].text for prompt in PROMPTS[:4]]
+        assert [text for text, _ in together] == wanted
+        assert _count(served, f'drllm_requests_total{{decided="server",route="{ROUTES[2]}"}}') == 5
+    finally:
+        served.stop()
+
+
+def test_a_policy_in_the_engine_tells_its_routes(tmp_path):
+    """Tiny routers, compiled as users start them, decide inside the engine: answers, whole or streamed, carry transformers' routes."""
+    from drllm.policies.routers import RouterConfig, Routers
+    from engines import N_BLOCKS, checkpoint
+
+    base = RoutedModel.wrap(str(checkpoint(tmp_path / "base", "llama")), dtype="float32")
+    routers = Routers(RouterConfig(N_BLOCKS, base.hidden_size, n_windows=4, width=16), seed=3)
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in routers.tensors.items():
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * (1.0 if name.startswith("w") else 0.1))
+    base.policy = routers
+    folder = base.save_pretrained(tmp_path / "routers")
+    served = Server([str(folder), "--dtype", "float32", "--name", "tiny"], tmp_path / "log.txt")
+    try:
+        prompts = [letter * (3 + 5 * place) for place, letter in enumerate("aZ{0 ~bQ")]
+        wanted = [str(base.generate([prompt], max_new_tokens=1)[0].route) for prompt in prompts]
+        asked = client(served)
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            options: Any = {"model": "tiny", "max_tokens": 6, "temperature": 1, "n": 2, "extra_body": {"top_k": 1}}
+            made = list(pool.map(lambda prompt: asked.completions.create(prompt=prompt, **options), prompts))
+        assert [one.model_extra["drllm"][0]["route"] for one in made] == wanted
+        assert {one.model_extra["drllm"][0]["decided"] for one in made} == {"policy"}
+        assert len(set(wanted)) > 1
+        messages: Any = [{"role": "user", "content": "hi"}]
+        (streamed,) = base.generate([messages], max_new_tokens=6)
+        parts = list(asked.chat.completions.create(model="tiny", messages=messages, max_tokens=6, temperature=0, stream=True))
+        assert [part.model_extra["drllm"][0]["route"] for part in parts if part.model_extra.get("drllm")] == [str(streamed.route)]
+        assert "".join(part.choices[0].delta.content or "" for part in parts) == streamed.text
+        assert _count(served, "drllm_block_passes_base_total") > 0
+    finally:
+        served.stop()

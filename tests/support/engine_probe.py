@@ -1,0 +1,80 @@
+"""Runs one vLLM engine as told on standard input, in the serving environment, and prints what came out as JSON on the last line.
+
+Input: `model`, `spec` (fields of ServeSpec, or null for stock vLLM), `engine` (arguments of vLLM's EngineArgs), `requests`: each `ids`,
+`route`, `salt`, `new`, `arrives` (after how many steps) and `aborts` (likewise, or null).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+os.environ |= {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_PLUGINS": "drllm", "VLLM_USE_V2_MODEL_RUNNER": "0",
+}  # fmt: skip
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
+def main() -> None:
+    """One engine, one batch of requests."""
+    told = json.load(sys.stdin)
+    from transformers import AutoConfig
+    from vllm import EngineArgs, LLMEngine, SamplingParams
+
+    from drllm.deploy.serving.engine.plugin import architecture
+    from drllm.deploy.serving.launch import engine_options
+    from drllm.deploy.serving.spec import ServeSpec
+
+    options = {"model": told["model"], "dtype": "float32", "enforce_eager": True, "max_model_len": 256, "skip_tokenizer_init": True,
+               "seed": 0} | told["engine"]  # fmt: skip
+    if told["spec"] is not None:
+        import torch
+
+        base = AutoConfig.from_pretrained(told["model"]).architectures[0]
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        options |= engine_options(ServeSpec(**told["spec"]), architecture(base), device)
+    engine = LLMEngine.from_engine_args(EngineArgs(**options))
+    requests = told["requests"]
+    outputs, step = {}, 0
+    waiting = set(range(len(requests)))
+    while waiting or engine.has_unfinished_requests():
+        for index in sorted(waiting):
+            asked = requests[index]
+            if asked.get("arrives", 0) > step:
+                continue
+            waiting.discard(index)
+            extra = {} if asked.get("route") is None else {"drllm_route": asked["route"]}
+            extra |= {"drllm_ticket": str(index)}
+            params = SamplingParams(temperature=0, max_tokens=asked["new"], ignore_eos=True, logprobs=1, detokenize=False, extra_args=extra)
+            prompt = {"prompt_token_ids": asked["ids"]}
+            if asked.get("salt"):
+                prompt["cache_salt"] = asked["salt"]
+            engine.add_request(str(index), prompt, params)
+        for output in engine.step():
+            outputs[output.request_id] = output
+        step += 1
+        for index, asked in enumerate(requests):
+            if asked.get("aborts") == step:
+                engine.abort_request([str(index)])
+    cache = engine.vllm_config.cache_config
+    result = {
+        "answers": [
+            None if outputs.get(str(index)) is None else {
+                "ids": list(outputs[str(index)].outputs[0].token_ids),
+                "logprobs": [entry[token].logprob for token, entry in
+                             zip(outputs[str(index)].outputs[0].token_ids, outputs[str(index)].outputs[0].logprobs, strict=True)],
+                "finished": outputs[str(index)].finished, "cached": outputs[str(index)].num_cached_tokens,
+            } for index in range(len(requests))
+        ],
+        "blocks": cache.num_gpu_blocks, "block_size": cache.block_size, "steps": step,
+    }  # fmt: skip
+    if told["spec"] is not None:
+        result["stats"] = engine.collective_rpc("drllm_stats")[0]
+        result["routes"] = [engine.collective_rpc("drllm_route", args=(str(index),))[0] for index in range(len(requests))]
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

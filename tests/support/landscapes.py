@@ -1,0 +1,95 @@
+"""Questions made of arithmetic, for tests of the search: every route's verdict and margin follow from its actions."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+
+from drllm.core.config import SearchConfig
+from drllm.core.route import Route
+from drllm.searching.tree import FixedRoutes, RouteTree
+
+Answer = Callable[[Route], tuple[bool, float]]  # verdict and margin of a route
+
+# The three ways a search can go: preset, and whether the reward has margins.
+KINDS = {"paper": ("paper", True), "margins": ("default", True), "verdicts": ("default", False)}
+
+
+def run(tree: RouteTree | FixedRoutes, answer: Answer) -> list[Route]:
+    """Every route asked, each told what `answer` says of it."""
+    asked = []
+    while (route := tree.ask()) is not None:
+        tree.tell(route, *answer(route))
+        asked.append(route)
+    return asked
+
+
+def config_of(kind: str, **knobs) -> SearchConfig:
+    """A configuration of that kind which only the budget stops."""
+    return SearchConfig(**{"preset": KINDS[kind][0], "early_stop": False, **knobs})
+
+
+def seen_by(kind: str, answer: Answer) -> Answer:
+    """The answer as a reward of that kind gives it: generated rewards have no margin."""
+    return answer if KINDS[kind][1] else lambda route: (answer(route)[0], math.nan)
+
+
+def noise(seed: int, right: float = 0.3, base: bool | None = None) -> Answer:
+    """A landscape without any structure: verdicts and margins are drawn for each route by itself; `base` fixes the base's verdict."""
+
+    def answer(route: Route) -> tuple[bool, float]:
+        generator = random.Random(f"{seed}:{route}")
+        correct, size = generator.random() < right, generator.random()
+        if route.is_full and base is not None:
+            correct = base
+        return correct, size if correct else -size
+
+    return answer
+
+
+def never(route: Route) -> tuple[bool, float]:
+    """No route is right, all are alike."""
+    return False, -1.0
+
+
+def one_right(planted: Route, seed: int = 0) -> Answer:
+    """One route is right, and no other hints at it."""
+    wrong = noise(seed, right=0.0)
+    return lambda route: (True, 1.0) if route == planted else wrong(route)
+
+
+def additive(gains: Mapping[tuple[int, int], float], base: float = -1.0, other: float = -0.2) -> Answer:
+    """Margins add up: `gains[block, action]` for edits named there, `other` for any else; right is a margin above 0."""
+
+    def answer(route: Route) -> tuple[bool, float]:
+        margin = base + sum(gains.get((block, int(action)), other) for block, action in enumerate(route) if action != 1)
+        return margin > 0, margin
+
+    return answer
+
+
+def within(planted: Route) -> Answer:
+    """Right are the planted route and all routes that have some of its edits and no others; the margin stays as it is among those."""
+
+    def answer(route: Route) -> tuple[bool, float]:
+        correct = all(action in (1, wanted) for action, wanted in zip(route, planted, strict=True))
+        return correct, 1.0 if correct else -1.0
+
+    return answer
+
+
+def closure(n_layers: int, max_skip_run: int, max_passes: float) -> set[Route]:
+    """All routes within reach of legal edits, the base too, by a search written apart from the library's code."""
+    base = (1,) * n_layers
+    seen, front = {base}, [base]
+    while front:
+        route = front.pop()
+        for start in range(n_layers):
+            for new in [(2,), *((0,) * length for length in range(1, max_skip_run + 1))]:
+                if route[start : start + len(new)] == (1,) * len(new):
+                    edited = (*route[:start], *new, *route[start + len(new) :])
+                    if 1 <= sum(edited) <= max_passes + 1e-9 and edited not in seen:
+                        seen.add(edited)
+                        front.append(edited)
+    return {Route(route) for route in seen}

@@ -1,0 +1,41 @@
+"""A real llama whose answers are known by heart: the last token alone says what follows."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from itertools import pairwise
+
+import torch
+
+import families
+from byte_tokens import byte_tokenizer
+from drllm import RoutedModel
+from drllm.tasks import Example
+
+FOLLOWS = {"1": "A", "2": "B", "3": "C", "4": "D", "A": ".", "B": "<end>", "C": "u", "D": "\n", "u": "v", "v": "u", ".": " "}
+
+
+@functools.cache
+def by_rote() -> RoutedModel:
+    """A real llama whose blocks add nothing and whose head says what follows the last token."""
+    base = families.build("llama", vocab_size=300, hidden_size=300, tie_word_embeddings=False)
+    tokenizer = copy.deepcopy(byte_tokenizer())
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{{ messages[0]['content'][10] }}"
+    with torch.no_grad():
+        for block in base.model.layers:
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+        base.model.embed_tokens.weight.copy_(torch.eye(300))
+        base.lm_head.weight.zero_()
+        for last, following in FOLLOWS.items():
+            base.lm_head.weight[tokenizer(following)["input_ids"][0], tokenizer(last)["input_ids"][0]] = 1
+        # E) and then the two bytes of a digit.
+        tokens = tokenizer("5E)٣ ")["input_ids"]
+        for last, following in pairwise(tokens):
+            base.lm_head.weight[following, last] = 1
+    return RoutedModel.wrap(base, tokenizer)
+
+
+def rote_example(first: str, answer: int, filler: str = "") -> Example:
+    return Example(f"{first}{filler}", f"{first} {filler}?", ("w", "x", "y", "z"), answer, "arc_easy")

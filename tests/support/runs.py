@@ -1,0 +1,83 @@
+"""What the tests of whole runs share: a tiny model, sums to ask it, and a computation of verdicts without drllm."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import torch
+
+import families
+from byte_tokens import byte_tokenizer
+from drllm import EvaluateConfig, Route, RoutedModel, RoutersConfig, SearchConfig
+from reference import path_model
+
+L = families.N_BLOCKS
+TASK = "arc_easy"
+SEARCH = SearchConfig(n_simulations=10, group_size=8, max_step_tokens=600)
+TRAIN = RoutersConfig(preset="paper", normalize="rms", epochs=12, width=16, n_windows=4, lr=1e-2)
+EVALUATE = EvaluateConfig(n_resamples=500, max_step_tokens=600)
+
+# Where the processor multiplies no bfloat16 itself, that type is four times slower than float32.
+IN_A_FAST_TYPE = [] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ["--dtype", "float32"]
+
+
+def model(seed: int = 0) -> RoutedModel:
+    """A new wrapped model; the same seed gives the same weights."""
+    return RoutedModel.wrap(families.build("llama", seed=seed, vocab_size=300, max_position_embeddings=256), byte_tokenizer())
+
+
+def questions(n: int = 60) -> list[dict]:
+    """Sums with three or four answers of three digits, the right one at any place."""
+    rng = random.Random(0)
+    rows = []
+    for number in range(n):
+        a, b = rng.randint(50, 400), rng.randint(50, 400)
+        choices = [str(a + b), *rng.sample([str(value) for value in range(100, 1000) if value != a + b], 2 + number % 2)]
+        rng.shuffle(choices)
+        rows.append(
+            {"id": f"q{number}", "question": f"{number}: what is {a} and {b}?", "choices": choices, "answer": choices.index(str(a + b))}
+        )
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def copy_run(source: Path, target: Path, *parts: str) -> Path:
+    """A run folder with some parts of another."""
+    for part in parts:
+        for path in sorted((source / part).rglob("*")) if (source / part).is_dir() else [source / part]:
+            if path.is_file():
+                (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+                (target / path.relative_to(source)).write_bytes(path.read_bytes())
+    return target
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+class Plain:
+    """lm-evaluation-harness on a tiny model without drllm: one uncached row a choice, through the path's own model."""
+
+    def __init__(self):
+        self.base = families.build("llama", vocab_size=300, max_position_embeddings=256)
+        self.twins: dict[Route, torch.nn.Module] = {}
+
+    @torch.no_grad()
+    def verdict(self, example, route: Route, template: str = "Question: {}\nAnswer:") -> tuple[bool, bool]:
+        """(acc, acc_norm)."""
+        if route not in self.twins:
+            self.twins[route] = path_model(self.base, route.path)
+        totals = []
+        context = byte_tokenizer()(template.format(example.question))["input_ids"]
+        for choice in example.choices:
+            tail = byte_tokenizer()(f" {choice}")["input_ids"]
+            log_p = self.twins[route](torch.tensor([(context + tail)[:-1]]), use_cache=False).logits[0, len(context) - 1 :].log_softmax(-1)
+            totals.append(log_p.gather(1, torch.tensor(tail)[:, None]).sum().item())
+        normal = [total / len(choice) for total, choice in zip(totals, example.choices, strict=True)]
+        return totals.index(max(totals)) == example.answer, normal.index(max(normal)) == example.answer
