@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 
 from drllm import Route, RoutedModel
-from drllm.methods.base import load_material
+from drllm.methods.base import load_training_data
 from drllm.scoring.verdict import Verdict
 
 GROUP = 32
 
 
-def verdicts(material, routes: dict[str, dict[str, Route]], group: int) -> list[Verdict]:
+def verdicts(training_data, routes: dict[str, dict[str, Route]], group: int) -> list[Verdict]:
     """The verdict of each question under its route, `group` questions a time."""
     found = []
-    for task in material.tasks:
+    for task in training_data.tasks:
         questions = [question for question in task.questions if question.example.id in routes[task.name]]
         for start in range(0, len(questions), group):
             part = questions[start : start + group]
@@ -48,12 +48,14 @@ def main() -> None:
         ("fp32, alone", torch.float32, 1),
     ):
         routed = RoutedModel.wrap("smollm2-135m-q4", dtype=dtype)
-        material = load_material(routed, run)
+        training_data = load_training_data(routed, run)
         base = Route.full(routed.n_layers)
-        every = {task.name: {record.id: base for record in task.records} for task in material.tasks}
-        kept = {task.name: {record.id: record.chosen for record in task.records if record.chosen is not None} for task in material.tasks}
-        rows["base route"][name] = verdicts(material, every, group)
-        rows["kept routes"][name] = verdicts(material, kept, group)
+        every = {task.name: {record.id: base for record in task.records} for task in training_data.tasks}
+        kept = {
+            task.name: {record.id: record.chosen for record in task.records if record.chosen is not None} for task in training_data.tasks
+        }
+        rows["base route"][name] = verdicts(training_data, every, group)
+        rows["kept routes"][name] = verdicts(training_data, kept, group)
         print(f"{name}: done", flush=True)
     for label, by_way in rows.items():
         for name, found in by_way.items():

@@ -37,7 +37,7 @@ from drllm.model.load import load_base, quiet_loading
 from drllm.model.prompts import left_pad
 from drllm.paper.clock import latency, throughput
 from drllm.policies.constant import RoutePolicy
-from drllm.policies.given import RowRoutes
+from drllm.policies.given import GivenRoutes
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.runs.provenance import hardware, versions
 from drllm.tasks import load_task
@@ -94,8 +94,8 @@ def measure(
     routers = Routers(RouterConfig(n_layers, routed.hidden_size), seed=0).to(routed.device)
     nested = [Route.parse(NESTED[row % 4]) for row in range(batch)]
     policies: dict[str, Any] = {
-        "identity": RoutePolicy(Route.full(n_layers)), "common": RoutePolicy(Route.parse(COMMON)), "nested": RowRoutes(nested),
-        "different": RowRoutes(different_routes(batch, n_layers)), "routers": routers,
+        "identity": RoutePolicy(Route.full(n_layers)), "common": RoutePolicy(Route.parse(COMMON)), "nested": GivenRoutes(nested),
+        "different": GivenRoutes(different_routes(batch, n_layers)), "routers": routers,
     }  # fmt: skip
     policies = {name: policy for name, policy in policies.items() if name in wanted and (batch > 1 or name not in MIXED)}
     needed = sorted({sum(route[block] > 0 for route in nested) for block in range(n_layers)} | {batch}) if "nested" in policies else []

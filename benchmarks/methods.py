@@ -134,14 +134,14 @@ def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     from drllm import train
     from drllm.core.files import write_json
     from drllm.methods.base import get_method
-    from drllm.methods.training_data import Material
+    from drllm.methods.training_data import TrainingData
 
     for name, row, seed in wanted_rows(setting, arguments.methods, arguments.seeds):
         folder = folder_of(arguments.run, setting, name, seed)
         about_path = arguments.out / setting / "training" / f"{file_of(name, seed)}.json"
         learned, run = SETTINGS[setting].learned, arguments.searched if row.searched else arguments.run
-        material = Material(routed, run, learned)
-        made_of = {"key": material.key, "options": row.options}
+        training_data = TrainingData(routed, run, learned)
+        made_of = {"key": training_data.key, "options": row.options}
         if (folder / "drllm_config.json").is_file() and about_path.is_file():
             before = json.loads(about_path.read_text())
             if {name: before.get(name) for name in made_of} == made_of:
@@ -152,19 +152,19 @@ def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
         seconds = time.perf_counter() - started
         routed.save_pretrained(folder)
         routed.policy = None
-        used = {split: used_questions(material, split, getattr(row, split)) for split in ("fit", "tune")}
+        used = {split: used_questions(training_data, split, getattr(row, split)) for split in ("fit", "tune")}
         about = made_of | {"seconds": seconds, "tasks": list(learned), "seed": seed} | used
         about_path.parent.mkdir(parents=True, exist_ok=True)
         write_json(about_path, about)
         print(f"{setting}: {name} with seed {seed} trained in {seconds:.0f} s", flush=True)
 
 
-def used_questions(material: Any, split: str, limit: int | None) -> int:
+def used_questions(training_data: Any, split: str, limit: int | None) -> int:
     """Of the records' tasks, at most `limit` of each."""
-    if material.search_plans:
-        counts = [len(task.records) for task in material.tasks] if split == "fit" else [0]
+    if training_data.search_manifests:
+        counts = [len(task.records) for task in training_data.tasks] if split == "fit" else [0]
     else:
-        tasks = material.matrix(split).tasks
+        tasks = training_data.matrix(split).tasks
         counts = [tasks.count(task) for task in set(tasks)]
     return sum(count if limit is None else min(limit, count) for count in counts)
 
@@ -256,7 +256,7 @@ def clock(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
 
     from drllm.core.files import write_json
     from drllm.core.progress import Progress
-    from drllm.methods.rivals.gated_blocks import PartialPolicy, Step
+    from drllm.methods.rivals.gated_blocks import GatedPolicy, Step
     from drllm.policies.saved import load_policy
 
     asked = Asked(routed, MIXED, SETTINGS[setting].asked, arguments.split, arguments.run, arguments.data)
@@ -272,7 +272,7 @@ def clock(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     def seconds(policy: Any, prompt: Sequence[int]) -> float:
         ids = torch.tensor([prompt])
         started = time.perf_counter()
-        if isinstance(policy, PartialPolicy):
+        if isinstance(policy, GatedPolicy):
             with policy.installed(routed, Step.of(torch.ones_like(ids), torch.ones_like(ids))):
                 routed.model(input_ids=ids, use_cache=True, logits_to_keep=1)
         elif policy is None:

@@ -44,13 +44,13 @@ class Asked:
     def __init__(self, routed: Any, learned: Sequence[str], tasks: Sequence[str], split: str, run: Path, data: str | None, limit: int = 0):
         """`learned`: every task that a policy may learn from; their questions are left out of others. An unfinished matrix is refused."""
         from drllm.methods.checked_records import joined_records, lists_by_task
-        from drllm.runs.manifest import path_plans
+        from drllm.runs.manifest import path_manifests
         from drllm.scoring.scorer import make_scorer
         from drllm.tasks import drop_overlaps, load_task
 
         names = list(dict.fromkeys((*learned, *tasks)))
         loaded = drop_overlaps({name: load_task(name, data) for name in names}, list(learned))
-        lists = lists_by_task(path_plans(run))
+        lists = lists_by_task(path_manifests(run))
         self.routed, self.split, self.run = routed, split, run
         self.most_common: dict[str, float] = {}
         self.parts: list[tuple[str, Any, list[Any]]] = []

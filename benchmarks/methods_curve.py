@@ -58,7 +58,7 @@ def main() -> None:
     from drllm import RoutedModel
     from drllm.core.files import write_json
     from drllm.methods.codebook import read_features, reading_blocks
-    from drllm.methods.training_data import Material
+    from drllm.methods.training_data import TrainingData
     from drllm.stats.paired import paired_bootstrap
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -70,8 +70,8 @@ def main() -> None:
     routed = RoutedModel.wrap(arguments.model)
     blocks = reading_blocks(routed.n_layers)
     for setting in arguments.settings.split(","):
-        material = Material(routed, arguments.run, SETTINGS[setting].learned)
-        fit, tune = material.matrix("fit"), material.matrix("tune")
+        training_data = TrainingData(routed, arguments.run, SETTINGS[setting].learned)
+        fit, tune = training_data.matrix("fit"), training_data.matrix("tune")
         whole = {split: read_features(routed, arguments.run / "train", m, blocks, split) for split, m in (("fit", fit), ("tune", tune))}
         order = np.random.default_rng(0).permutation(len(tune))
         parts = [np.sort(order[::2]), np.sort(order[1::2])]

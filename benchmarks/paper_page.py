@@ -29,7 +29,7 @@ from drllm.paper.setup import TASKS, Setup
 from drllm.paper.stages import LEDGER_FILE, Bench, Clock, Evaluate, Stage
 from drllm.reporting.parts import Chart
 from drllm.runs.load import read_verdicts
-from drllm.runs.manifest import search_plans
+from drllm.runs.manifest import search_manifests
 from drllm.runs.names import BASE
 from drllm.runs.summary import rows_of
 
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=Resources().threads)
     parser.add_argument("--keep", type=Path, help="folder that gets the page as Markdown, pictures and numbers")
     given = parser.parse_args()
-    plan = next(iter(search_plans(given.out).values()))
+    plan = next(iter(search_manifests(given.out).values()))
     dtype = getattr(torch, str(plan["dtype"]).removeprefix("torch."))
     routed: Any = SimpleNamespace(fingerprint=plan["fingerprint"], model=SimpleNamespace(dtype=dtype))
     setup = Setup(given.model, TASKS, given.out, "", ReproduceConfig(ablated=given.ablated), (), Resources(threads=given.threads))

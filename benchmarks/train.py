@@ -19,7 +19,7 @@ from drllm import Route, RoutedModel, RoutersConfig
 from drllm.methods.training.features import extract_features
 from drllm.methods.training.loop import train_routers
 from drllm.methods.training.losses import focal_loss
-from drllm.policies.given import RowRoutes
+from drllm.policies.given import GivenRoutes
 from drllm.policies.routers import RouterConfig, Routers, pool_matrix
 from drllm.scoring.loglik import LoglikScorer
 from drllm.tasks import load_task
@@ -47,7 +47,7 @@ def through_the_model(routed: RoutedModel, prompts: list, labels: list[Route], c
         ids = torch.tensor([prompt])
         weights, valid = pool_matrix(torch.ones_like(ids), config.n_windows)
         states: list[torch.Tensor] = []
-        cache = routed.new_cache(RowRoutes([route]), torch.ones_like(ids))
+        cache = routed.new_cache(GivenRoutes([route]), torch.ones_like(ids))
         enter = cache.enter
         cache.enter = lambda block, x, named, states=states, enter=enter: (states.append(x), enter(block, x, named))[1]
         with torch.no_grad():

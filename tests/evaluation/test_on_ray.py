@@ -24,7 +24,7 @@ from drllm.core.errors import DrllmError, InputError
 from drllm.evaluation import on_ray as evaluation_cluster
 from drllm.model import ray_pool as crew
 from drllm.runs.load import read_summary
-from drllm.runs.manifest import read_plan
+from drllm.runs.manifest import read_manifest
 from drllm.runs.provenance import read_jobs
 from drllm.runs.records import read_records, shard_indices
 from drllm.searching import on_ray as cluster
@@ -239,7 +239,7 @@ def test_a_group_that_kills_its_workers_is_named_and_the_others_are_kept(saved, 
     with pytest.raises(DrllmError, match=rf"group \d+ \(q.*\) ended {crew.MAX_DEATHS} workers") as caught:
         search(saved, [TASK], SEARCH, tmp_path, data, resources=Resources(executor="ray", workers=2, pool_size=4))
     blamed = int(str(caught.value).split()[1])
-    ids = read_plan(tmp_path / "search" / TASK)["ids"]
+    ids = read_manifest(tmp_path / "search" / TASK)["ids"]
     assert "q7" in ids[blamed * SEARCH.group_size :][: SEARCH.group_size], "of the groups an actor had, the one to blame"
     assert "q7" not in {record.id for record in read_records(tmp_path / "search")}
     (job,) = read_jobs(tmp_path)

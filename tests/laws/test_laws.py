@@ -19,7 +19,7 @@ import families
 from drllm import InputError, Route, RoutedModel, UnsupportedModelError
 from drllm.model import families as known
 from drllm.model.cache import RoutedCache
-from drllm.policies.given import RowRoutes
+from drllm.policies.given import GivenRoutes
 from reference import find_blocks, path_model, reference_generate, reference_logits
 
 NAMES = sorted(families.FAMILIES)
@@ -88,7 +88,7 @@ def test_cached_steps_equal_the_uncached_path(name, actions, n_prompt, n_step):
     route = Route(actions)
     ids, _ = prompts([14])
     expected = reference_logits(untouched, route.path, ids)
-    cache = routed.new_cache(RowRoutes([route]), torch.ones(1, n_prompt))
+    cache = routed.new_cache(GivenRoutes([route]), torch.ones(1, n_prompt))
     pieces = [routed.forward(cache, input_ids=ids[:, :n_prompt]).logits]
     for start in range(n_prompt, 14, n_step):
         pieces.append(routed.forward(cache, input_ids=ids[:, start : start + n_step]).logits)
@@ -241,7 +241,7 @@ def test_a_stock_cache_is_wrong(text):
     untouched, routed = base_and_routed("llama")
     ids, _ = prompts([9])
     route = Route.parse(text)
-    cache = routed.new_cache(RowRoutes([route]), torch.ones(1, 5))
+    cache = routed.new_cache(GivenRoutes([route]), torch.ones(1, 5))
     routed.forward(cache, input_ids=ids[:, :5])
     if text == "1121":
         cache.second_pass.layers[2] = copy.deepcopy(cache.layers[2])
@@ -264,9 +264,9 @@ def test_sdpa_agrees_with_eager():
 def test_the_cache_refuses_what_would_be_wrong():
     _, routed = base_and_routed("llama")
     with pytest.raises(InputError, match="beam search"):
-        routed.new_cache(RowRoutes([Route.full(L)]), torch.ones(1, 3)).reorder_cache(torch.tensor([0]))
+        routed.new_cache(GivenRoutes([Route.full(L)]), torch.ones(1, 3)).reorder_cache(torch.tensor([0]))
     with pytest.raises(InputError, match="has 3 blocks, the model has 4"):
-        RoutedCache(routed.config, L, RowRoutes([Route.full(3)]), torch.ones(1, 3))
-    cache = routed.new_cache(RowRoutes([Route.full(L)]), torch.ones(1, 3))
+        RoutedCache(routed.config, L, GivenRoutes([Route.full(3)]), torch.ones(1, 3))
+    cache = routed.new_cache(GivenRoutes([Route.full(L)]), torch.ones(1, 3))
     with pytest.raises(InputError, match="whole prompt"):
         routed.forward(cache, input_ids=torch.tensor([[5, 6]]))

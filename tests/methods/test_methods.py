@@ -16,7 +16,7 @@ import torch
 import drllm.methods.base as registry
 from drllm import ArtifactError, InputError, Route, RoutedModel, evaluate, search, train
 from drllm.cli.main import main
-from drllm.core.config import GateConfig
+from drllm.core.config import GuaranteeConfig
 from drllm.evaluation.calibrate import calibrate
 from drllm.evaluation.fit import fit_policy
 from drllm.methods.base import get_method, method_names, method_of
@@ -28,7 +28,7 @@ from drllm.methods.routers import BELOW, soft_target
 from drllm.methods.selector import STAY, Folds, fit_ridges, lower_bound, principal_directions
 from drllm.methods.static import StaticConfig, combine, confirmed
 from drllm.methods.training.losses import focal_loss, rarity_weights, soft_loss
-from drllm.methods.training_data import Material
+from drllm.methods.training_data import TrainingData
 from drllm.policies.codebook import Codebook, Point, pick, pool_prompt
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import policy_class
@@ -110,7 +110,7 @@ def test_the_command_line_trains_lists_and_refuses(tiny, run, data, capsys, monk
         (["--method", "shortgpt", "--n-routes", "2"], "unknown flag --n-routes"),
         (["--method", "codebook", "--budget", "2"], "CodebookConfig.budget is 2.0, expected between 0.1 and 1"),
         (["--method", "codebook", "--block", "9"], "block is 9, expected less than the model's 4"),
-        (["--method", "static", "--epsilon", "0"], "GateConfig.epsilon is 0.0"),
+        (["--method", "static", "--epsilon", "0"], "GuaranteeConfig.epsilon is 0.0"),
         (["--method", "static", "--epsilon", "0.1"], "belong to a promise: name the split"),
         (["--method", "static", "--epsilon", "0.01", "--delta", "0.05"], "belong to a promise: name the split"),
         (["--preset", "paper", "--budget", "0.9"], "RoutersConfig.budget below 1 is kept by a knob set on tune"),
@@ -134,8 +134,8 @@ def test_methods_import_nothing_heavy():
 def test_another_packages_method_is_found_by_its_entry_point(monkeypatch, tiny, run):
     point = importlib.metadata.EntryPoint("mine", "other_package:METHOD", registry.ENTRY_POINTS)
     own = dataclasses.replace(get_method("random_skip"), name="mine", config=dataclasses.make_dataclass("Mine", [], frozen=True))
-    own = dataclasses.replace(own, fit=lambda routed, material, config, folder: get_method("random_skip").fit(
-        routed, material, get_method("random_skip").config(budget=0.5), folder))  # fmt: skip
+    own = dataclasses.replace(own, fit=lambda routed, training_data, config, folder: get_method("random_skip").fit(
+        routed, training_data, get_method("random_skip").config(budget=0.5), folder))  # fmt: skip
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group, name=None: [point] if name in (None, "mine") else [])
     monkeypatch.setattr(importlib.metadata.EntryPoint, "load", lambda self: own)
     assert method_names()[-1] == "mine"
@@ -413,24 +413,24 @@ def test_routes_added_later_join_the_matrix(tiny, data, tmp_path):
     search(tiny, [TASK], splits, parts, data, routes=ROUTES[:4])
     search(tiny, [TASK], splits, parts, data, routes=ROUTES[2:6], list_name="more")
     for split in ("fit", "tune"):
-        once, joined = (Material(tiny, run).matrix(split) for run in (whole, parts))
+        once, joined = (TrainingData(tiny, run).matrix(split) for run in (whole, parts))
         assert (once.routes, once.ids) == (joined.routes, joined.ids)
         assert np.array_equal(once.correct, joined.correct)
         np.testing.assert_allclose(once.margins, joined.margins, atol=1e-6)
-    material = Material(tiny, parts)
-    assert [len(questions) for _, questions in material.asked] == [len(material.matrix())]
-    assert all(len(record.routes) == 7 for _, record in material.fit_records)
-    assert sum(len(questions) for _, questions in material.tune()) == len(material.matrix("tune"))
+    training_data = TrainingData(tiny, parts)
+    assert [len(questions) for _, questions in training_data.asked] == [len(training_data.matrix())]
+    assert all(len(record.routes) == 7 for _, record in training_data.fit_records)
+    assert sum(len(questions) for _, questions in training_data.tune()) == len(training_data.matrix("tune"))
     train(tiny, parts, CodebookConfig(block=1, n_routes=4))
     assert {where.name for where in record_groups(parts)} == {"paths", f"{TASK}.more"}, "each question counts once a table"
     merged = merge_records([parts], tmp_path / "merged")
     assert [part.folder.name for part in merged] == [TASK, f"{TASK}.more"]
-    assert Material(tiny, tmp_path / "merged").matrix().routes == Material(tiny, parts).matrix().routes
+    assert TrainingData(tiny, tmp_path / "merged").matrix().routes == TrainingData(tiny, parts).matrix().routes
     search(tiny, ["arc_challenge"], splits, parts, data, routes=ROUTES[1:4])
-    assert Material(tiny, parts).matrix().routes == (Route.full(L), *ROUTES[1:4])
+    assert TrainingData(tiny, parts).matrix().routes == (Route.full(L), *ROUTES[1:4])
     search(tiny, [TASK], dataclasses.replace(splits, limit=5), parts, data, routes=ROUTES[:2], list_name="few")
     with pytest.raises(ArtifactError, match="evaluated on other ids than"):
-        Material(tiny, parts).matrix()
+        TrainingData(tiny, parts).matrix()
     with pytest.raises(InputError, match="expected letters, digits"):
         search(tiny, [TASK], splits, parts, data, routes=ROUTES[:2], list_name="../x")
     with pytest.raises(InputError, match="names a list of routes"):
@@ -451,7 +451,7 @@ def test_a_static_route_of_the_matrix_is_looked_up(tiny, data, tmp_path, monkeyp
     search(tiny, [TASK], SEARCH, tmp_path, data, routes=ROUTES)
     options = StaticConfig(candidates=100, steps=1, confirm=0)
     with monkeypatch.context() as patch:
-        patch.setattr(Material, "score", lambda *args, **kwargs: pytest.fail("scored again"))
+        patch.setattr(TrainingData, "score", lambda *args, **kwargs: pytest.fail("scored again"))
         looked_up = train(tiny, tmp_path, options)
     found = json.loads((tmp_path / "train" / "static" / "candidates.json").read_text())
     (tmp_path / "train" / "static" / "candidates.json").unlink()
@@ -466,10 +466,10 @@ def test_a_static_route_of_the_matrix_is_looked_up(tiny, data, tmp_path, monkeyp
 
 
 def test_a_tuned_static_route_is_the_best_of_fit_and_tune_together(tiny, run):
-    material = Material(tiny, run)
-    gains = np.concatenate([material.matrix(split).mixed_gains(0.5) for split in ("fit", "tune")])
+    training_data = TrainingData(tiny, run)
+    gains = np.concatenate([training_data.matrix(split).mixed_gains(0.5) for split in ("fit", "tune")])
     lower = gains.mean(0) - gains.std(0, ddof=1) / np.sqrt(len(gains))
-    routes, passes = material.matrix().routes, material.matrix().passes()
+    routes, passes = training_data.matrix().routes, training_data.matrix().passes()
     assert train(tiny, run, StaticConfig(use_tune=True)).route == routes[int(lower.argmax())]
     best = max(np.flatnonzero(passes <= 0.75 * L), key=lambda place: lower[place])
     assert train(tiny, run, StaticConfig(use_tune=True, budget=0.75)).route == routes[int(best)]
@@ -480,7 +480,7 @@ def test_a_tuned_static_route_is_the_best_of_fit_and_tune_together(tiny, run):
 def test_tale_goes_on_from_the_steps_of_another_budget(tiny, run, monkeypatch):
     half = train(tiny, run, get_method("tale").config(budget=0.5))
     with monkeypatch.context() as patch:
-        patch.setattr(Material, "score", lambda *args, **kwargs: pytest.fail("scored again"))
+        patch.setattr(TrainingData, "score", lambda *args, **kwargs: pytest.fail("scored again"))
         shorter = train(tiny, run, get_method("tale").config(budget=0.75))
     assert half.route is not None
     assert shorter.route is not None
@@ -561,7 +561,7 @@ def test_a_policy_is_calibrated_saved_with_its_promise_and_refused_for_a_smaller
     policy = Codebook(
         [Route.full(L), ROUTES[0]], 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.ones(1), [Point(0)], 0
     )
-    chosen, guarantee = calibrate(tiny, run, policy, GateConfig(calibrate="calibrate", epsilon=0.4, delta=0.4))
+    chosen, guarantee = calibrate(tiny, run, policy, GuaranteeConfig(calibrate="calibrate", epsilon=0.4, delta=0.4))
     assert guarantee.n >= 10
     assert guarantee.point == 0, "so wide a promise is kept"
     tiny.policy = chosen
@@ -596,13 +596,13 @@ def test_a_point_that_changes_nothing_does_not_hide_the_next(tiny, run):
     size = 2 * tiny.hidden_size
     points = [Point(1e9), Point(-1e9)]  # nobody leaves the base, everybody does
     policy = Codebook([Route.full(L), ROUTES[0]], 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.ones(1), points, 0)
-    _, guarantee = calibrate(tiny, run, policy, GateConfig(calibrate="calibrate", epsilon=0.4, delta=0.4))
+    _, guarantee = calibrate(tiny, run, policy, GuaranteeConfig(calibrate="calibrate", epsilon=0.4, delta=0.4))
     assert [row["point"] for row in guarantee.tested] == [1]
 
 
 def test_what_fails_the_gate_is_the_base(tiny, run):
     policy = train(tiny, run, "routers", TRAIN)
-    chosen, guarantee = calibrate(tiny, run, policy, GateConfig(calibrate="calibrate", epsilon=1e-6, delta=1e-6))
+    chosen, guarantee = calibrate(tiny, run, policy, GuaranteeConfig(calibrate="calibrate", epsilon=1e-6, delta=1e-6))
     assert guarantee.point is None
     assert chosen.route == Route.full(L)
     tiny.generate("x", policy=chosen, epsilon=0.001, max_new_tokens=1)
@@ -622,7 +622,8 @@ def test_a_code_book_follows_its_selector_only_where_it_may_abstain(tiny, run, m
 def test_an_own_policy_class_is_found_by_its_method(monkeypatch, tmp_path):
     """As in a new process: nothing has imported the class, an artefact names it."""
     source = (
-        "from drllm.policies.policy import RoutePolicy, register_policy",
+        "from drllm.policies.constant import RoutePolicy",
+        "from drllm.policies.policy import register_policy",
         "@register_policy('theirs')",
         "class Theirs(RoutePolicy):",
         "    pass",
@@ -646,16 +647,16 @@ def test_an_own_policy_class_is_found_by_its_method(monkeypatch, tmp_path):
 
 
 def test_the_promise_says_what_was_judged_and_how_many_questions_of_each_task(tiny, run):
-    _, guarantee = calibrate(tiny, run, RoutePolicy(ROUTES[0]), GateConfig(calibrate="calibrate", epsilon=0.4, delta=0.4))
+    _, guarantee = calibrate(tiny, run, RoutePolicy(ROUTES[0]), GuaranteeConfig(calibrate="calibrate", epsilon=0.4, delta=0.4))
     assert guarantee.tasks == {TASK: guarantee.n}
     assert f"{guarantee.n} questions ({guarantee.n} of {TASK}; calibrate; loglik, acc_norm)" in guarantee.sentence
 
 
 def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, data, tmp_path):
     shutil.copytree(run, tmp_path / "run")
-    promise = GateConfig(calibrate="calibrate", epsilon=0.4, delta=0.4)
+    promise = GuaranteeConfig(calibrate="calibrate", epsilon=0.4, delta=0.4)
 
-    def earlier(route: Route, promise: GateConfig = promise) -> int:
+    def earlier(route: Route, promise: GuaranteeConfig = promise) -> int:
         return calibrate(tiny, tmp_path / "run", RoutePolicy(route), promise)[1].earlier
 
     before = earlier(ROUTES[0])
@@ -748,7 +749,8 @@ def test_a_saved_book_loads_in_a_process_that_never_trained_one(tiny, run, tmp_p
     folder = tiny.save_pretrained(tmp_path / "book")
     tiny.policy = None
     code = (
-        "import sys; from pathlib import Path; from drllm.model import artifact; from drllm.policies.policy import policy_class; "
+        "import sys; from pathlib import Path; from drllm.policies import saved as artifact; "
+        "from drllm.policies.policy import policy_class; "
         "print(policy_class(artifact.read(Path(sys.argv[1])).policy).load(Path(sys.argv[1])).block)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
@@ -775,7 +777,7 @@ def test_what_any_search_of_the_run_has_seen_is_not_calibrated_on(tiny, tmp_path
     again = [row | {"id": f"again {row['id']}"} for row in rows if row["id"] in searched]
     both = write_rows(tmp_path / "b.jsonl", fresh + again)  # without parts, other shares of the same hash are calibrate questions
     search(tiny, [TASK], SEARCH, tmp_path / "run", both, routes=ROUTES[:2])
-    _, guarantee = calibrate(tiny, tmp_path / "run", RoutePolicy(ROUTES[0]), GateConfig(calibrate="calibrate", epsilon=0.4))
+    _, guarantee = calibrate(tiny, tmp_path / "run", RoutePolicy(ROUTES[0]), GuaranteeConfig(calibrate="calibrate", epsilon=0.4))
     asked = load_task(TASK, both).examples["calibrate"]
     assert any(example.id.startswith("again ") for example in asked), "the test can fail"
     assert guarantee.n == sum(example.id.startswith("new ") for example in asked)

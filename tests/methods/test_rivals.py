@@ -12,7 +12,7 @@ import torch
 import families
 from byte_tokens import byte_tokenizer
 from drllm import ArtifactError, InputError, Route, RoutedModel, evaluate, search, train
-from drllm.core.config import GateConfig
+from drllm.core.config import GuaranteeConfig
 from drllm.core.errors import UnsupportedModelError
 from drllm.evaluation.fit import fit_policy
 from drllm.methods.oracle import OracleConfig, cover
@@ -216,7 +216,7 @@ def test_an_evaluate_only_method_from_records_to_a_row(name, tiny, run, data):
     with pytest.raises(InputError, match="for evaluation only"):
         tiny.generate("so?", policy=policy)
     with pytest.raises(InputError, match="nothing to promise"):
-        fit_policy(tiny, run, name, OPTIONS[name], promise=GateConfig(calibrate="calibrate"))
+        fit_policy(tiny, run, name, OPTIONS[name], promise=GuaranteeConfig(calibrate="calibrate"))
     with pytest.raises(InputError, match="no route of its own"):
         evaluate(tiny, [f"shuffled-{name}"], [TASK], run, EVALUATE, data)
     if name != "oracle":

@@ -27,7 +27,7 @@ from drllm.cli.main import main, make_parser
 from drllm.core.config import ReproduceConfig, Resources
 from drllm.core.route import Route
 from drllm.evaluation.fit import under_policy
-from drllm.methods.base import get_method
+from drllm.methods.base import get_method, method_names
 from drllm.paper import exhibits, paper_tables, published
 from drllm.paper.exhibits import Claim, Difference, above_all, against, in_domain, train_routers, weighed
 from drllm.paper.paper_figures import KNOB, WINDOWS
@@ -197,7 +197,7 @@ def test_commands_are_what_the_command_line_takes(bench):
     page = (bench.folder / "all" / "report.md").read_text(encoding="utf-8")
     for line in re.findall(r"^drllm evaluate .*$", page, re.MULTILINE):
         methods = make_parser("evaluate", []).parse_args(shlex.split(line)[2:]).methods[0].split(",")
-        check_methods(methods, bench.setup.out)
+        check_methods(methods, bench.setup.out, method_names())
         assert not {owner_of(name) or name for name in methods} & bench.missed.keys()
     assert "# throughput: `drllm reproduce` alone does this" in page
 

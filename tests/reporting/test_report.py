@@ -16,13 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from drllm import ArtifactError, EvaluateConfig, InputError, Route
+from drllm.core import text
 from drllm.core.files import write_json, write_text
 from drllm.evaluation import run as evaluation
 from drllm.evaluation.answers import Asked, answer
 from drllm.reporting import drawing, report
 from drllm.reporting import summary_table as table
 from drllm.reporting.figures import usage_map
-from drllm.runs.manifest import check_plan
+from drllm.runs.manifest import check_manifest
 from drllm.runs.records import RouteRecord, write_shard
 from drllm.scoring.verdict import Verdict
 from drllm.tasks import get_task
@@ -49,7 +50,7 @@ def write_search(run: Path, tasks: tuple[str, ...] = TASKS) -> None:
     for task in tasks:
         folder = run / "search" / task
         plan = {"task": task, "source": "file mine.jsonl", "model": "tiny", "fingerprint": "f00d", "dtype": "torch.float32", "ids": []}
-        check_plan(folder, plan)
+        check_manifest(folder, plan)
         full, short = Route.full(L), Route.parse("1012")
         for shard in range(2):
             records = [
@@ -229,7 +230,7 @@ def test_an_evaluation_without_routers_says_so(tmp_path: Path):
 
 def test_a_search_that_kept_nothing_is_reported(tmp_path: Path):
     folder = tmp_path / "search" / "piqa"
-    check_plan(folder, {"task": "piqa", "model": "tiny"})
+    check_manifest(folder, {"task": "piqa", "model": "tiny"})
     full = Route.full(L)
     write_shard(
         folder, 0, [RouteRecord("piqa", "q", 2, False, -1.0, None, (full,), (0.0,), (-1.0,), (None,), (None,), 0, "f00d", "loglik")]
@@ -320,7 +321,7 @@ def test_the_terminal_table_keeps_each_method_on_a_line(tmp_path: Path):
     assert lines[0] == "tiny on arc_easy, piqa, tune split; in brackets: 95 % intervals"
     body = {line.split()[0]: line for line in lines if line.strip() and line.split()[0] in BEHAVIOUR}
     assert list(body) == list(BEHAVIOUR)
-    assert all(len(line) <= table.WIDTH for line in lines)
+    assert all(len(line) <= text.WIDTH for line in lines)
     assert "4 / 0" in body["routers"]
     assert "2.67 of 4" not in body["routers"]
     assert "3.67 of 4" in body["routers"]

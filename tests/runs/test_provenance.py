@@ -121,7 +121,7 @@ def test_commit_of_a_checkout(checkout):
     assert commit() == head
     (folder / "notes.txt").write_text("untracked files are no changes")
     assert commit() == head
-    (folder / "src" / "drllm" / "provenance.py").write_text("# second\n")
+    (folder / "src" / "drllm" / "runs" / "provenance.py").write_text("# second\n")
     assert commit() == head + "+changes"
 
 

@@ -19,7 +19,7 @@ from drllm import InputError, Route, RoutedModel, UnsupportedModelError
 from drllm.model.cache import _RoomyLayer
 from drllm.model.generation import _UNFOLLOWED, GreedyChoice
 from drllm.policies.constant import RoutePolicy
-from drllm.policies.given import RowRoutes
+from drllm.policies.given import GivenRoutes
 from drllm.scoring import generated
 from drllm.scoring.generated import GeneratedScorer
 from drllm.tasks import Example, get_task
@@ -128,7 +128,7 @@ def test_base_models_without_a_template_get_the_text_of_the_messages(family):
         scorer = GeneratedScorer(routed, "letter", 600, max_new_tokens=6)
         assert scorer.prompt_format == "raw"
         questions = [scorer.question(ARC, example) for example in EXAMPLES]
-        verdicts, routes = scorer.score_policy(questions, RowRoutes(ROUTES[:4]))
+        verdicts, routes = scorer.score_policy(questions, GivenRoutes(ROUTES[:4]))
         assert routes == ROUTES[:4]
         for example, route, verdict in zip(EXAMPLES, routes, verdicts, strict=True):
             prompt = ARC.letter_messages(example)[0]["content"] + "\n\n"

@@ -21,7 +21,7 @@ import families
 from byte_tokens import byte_tokenizer
 from drllm import Route, RoutedModel
 from drllm.policies.constant import RoutePolicy
-from drllm.policies.given import RowRoutes
+from drllm.policies.given import GivenRoutes
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.scoring.loglik import HEAD_TOKENS, LoglikScorer, Question
 from drllm.scoring.prefixes import Node
@@ -429,4 +429,4 @@ def test_decided_routes_are_those_of_generate(family):
         assert decide_routes(routed, [routers], prompts, max_step_tokens) == [alone]
     assert decide_routes(routed, [None], prompts, 60) == [[Route.full(L)] * 5]
     assert decide_routes(routed, [RoutePolicy(ROUTES[5])], prompts, 60) == [[ROUTES[5]] * 5]
-    assert decide_routes(routed, [RowRoutes(ROUTES[2:7])], prompts, 60) == [ROUTES[2:7]]
+    assert decide_routes(routed, [GivenRoutes(ROUTES[2:7])], prompts, 60) == [ROUTES[2:7]]

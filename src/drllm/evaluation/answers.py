@@ -19,10 +19,10 @@ from drllm.core.config import EvaluateConfig, to_dict
 from drllm.core.errors import ArtifactError
 from drllm.core.files import write_bytes
 from drllm.core.progress import Progress
-from drllm.core.route import PartialDepth, Route
+from drllm.core.route import GatedDepth, Route
 from drllm.model.routed import RoutedModel
 from drllm.policies import saved as artifact
-from drllm.policies.given import RowRoutes
+from drllm.policies.given import GivenRoutes
 from drllm.policies.policy import Policy
 from drllm.scoring.scorer import Scorer, make_scorer, questions_digest
 from drllm.tasks import Example, Task
@@ -39,7 +39,7 @@ class Answered:
     acc: list[bool | None]
     acc_norm: list[bool | None]
     margin: list[float]
-    routes: list[Any]  # a Route each, or a PartialDepth
+    routes: list[Any]  # a Route each, or a GatedDepth
     seconds: float
 
 
@@ -72,7 +72,7 @@ class Asked:
     def policy(self, routed: RoutedModel) -> Policy | None:
         """What answers; None is the base."""
         if self.routes is not None:
-            return RowRoutes(self.routes)
+            return GivenRoutes(self.routes)
         return None if self.saved is None else artifact.load_policy(self.saved, routed)
 
     def key_with(self, routed: RoutedModel, config: EvaluateConfig, questions: Sequence[Any]) -> str:
@@ -125,7 +125,7 @@ def answer(scorer: Scorer, questions: Sequence[Any], policy: Policy | None, aske
     with Progress(asked.label, len(questions)) as progress:
         for start in range(0, len(questions), CHUNK):
             chunk = questions[start : start + CHUNK]
-            rows = policy.rows(range(start, start + len(chunk))) if isinstance(policy, RowRoutes) else policy
+            rows = policy.rows(range(start, start + len(chunk))) if isinstance(policy, GivenRoutes) else policy
             some_verdicts, some_routes = scorer.score_policy(chunk, rows)
             verdicts += some_verdicts
             routes += some_routes
@@ -163,9 +163,7 @@ def read_answers(path: Path, key: str) -> Answered | None:
         return None
     columns = table.to_pydict()
     margins = [math.nan if value is None else value for value in columns["margin"]]
-    routes = [
-        Route.parse(text) if text else PartialDepth(passes) for text, passes in zip(columns["route"], columns["n_passes"], strict=True)
-    ]
+    routes = [Route.parse(text) if text else GatedDepth(passes) for text, passes in zip(columns["route"], columns["n_passes"], strict=True)]
     return Answered(
         columns["id"], columns["correct"], columns["correct_acc"], columns["correct_acc_norm"], margins, routes, float(metadata[b"seconds"])
     )

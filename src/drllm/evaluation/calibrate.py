@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from drllm.core.config import GateConfig, Split, to_dict
+from drllm.core.config import GuaranteeConfig, Split, to_dict
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.progress import Progress
 from drllm.core.route import Route
-from drllm.methods.checked_records import planned_scorer
+from drllm.methods.checked_records import manifest_scorer
 from drllm.model.routed import RoutedModel
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import Policy
-from drllm.runs.manifest import path_plans, search_plans
+from drllm.runs.manifest import path_manifests, search_manifests
 from drllm.runs.provenance import read_jobs, running
 from drllm.runs.training_questions import run_sources
 from drllm.scoring.route_prediction import score_policies
@@ -35,7 +35,7 @@ def calibrate(
     routed: RoutedModel,
     run: str | Path,
     policy: Policy,
-    config: GateConfig,
+    config: GuaranteeConfig,
     argv: Sequence[str] | None = None,
     tasks: Sequence[str] = (),
 ) -> tuple[Policy, Guarantee]:
@@ -57,7 +57,7 @@ def calibrate(
         raise InputError("no split to calibrate on: name it, as in --calibrate calibrate")
     if policy.evaluate_only:
         raise InputError(f"a {policy.name!r} policy is for evaluation only: nothing runs it, so there is nothing to promise")
-    plans = list((search_plans(run) | path_plans(run)).values())
+    plans = list((search_manifests(run) | path_manifests(run)).values())
     if not plans:
         raise ArtifactError(f"{run} holds no search records, so it names no task to calibrate on: run `drllm search --out {run}` first")
     points = policy.operating_points()
@@ -110,7 +110,7 @@ def answer_points(
     """Answer a split's questions with the base and each point; a question in `seen`, which grows, is asked no second time."""
     asked = Asked({}, [[] for _ in range(1 + len(points))], [[] for _ in range(1 + len(points))], Counter())
     for name, plan in by_task.items():
-        scorer: Any = planned_scorer(routed, plan)
+        scorer: Any = manifest_scorer(routed, plan)
         questions = []
         for example in loaded[name].select(split, limit):
             key = question_key(example.question)
@@ -151,5 +151,5 @@ def earlier_tries(run: Path, found: Guarantee, base: str) -> int:
     tried = [job["guarantee"] for job in read_jobs(run) if job["job"] == "calibrate" and "guarantee" in job]
     others = [before for before in tried if before["split"] == found.split and set(before["tasks"]) & set(found.tasks)]
     results = {json.dumps(before["tested"], sort_keys=True) for before in others}
-    lists = [plan for plan in path_plans(run).values() if found.split in plan["config"]["splits"] and plan["task"] in found.tasks]
+    lists = [plan for plan in path_manifests(run).values() if found.split in plan["config"]["splits"] and plan["task"] in found.tasks]
     return len(results - {json.dumps(found.tested, sort_keys=True)}) + len({route for plan in lists for route in plan["paths"]} - {base})

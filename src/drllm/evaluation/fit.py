@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from drllm.core.config import GateConfig
+from drllm.core.config import GuaranteeConfig
 from drllm.core.errors import InputError
 from drllm.evaluation.calibrate import calibrate
 from drllm.methods.base import get_method
@@ -22,7 +22,7 @@ def fit_policy(
     method: str,
     config: Any = None,
     argv: Sequence[str] | None = None,
-    promise: GateConfig | None = None,
+    promise: GuaranteeConfig | None = None,
     tasks: Sequence[str] = (),
     name: str = "",
 ) -> Path:

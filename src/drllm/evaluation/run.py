@@ -25,7 +25,7 @@ from drllm.model.ray_pool import connected
 from drllm.model.routed import RoutedModel
 from drllm.policies import saved as artifact
 from drllm.policies.policy import EvaluateOnlyPolicy
-from drllm.runs.manifest import path_plans, search_plans
+from drllm.runs.manifest import path_manifests, search_manifests
 from drllm.runs.names import BASE, check_methods, owner_of
 from drllm.runs.provenance import running
 from drllm.runs.summary import Verdicts, rows_of
@@ -149,7 +149,7 @@ def _told(answered: Answered) -> Verdicts:
 
 def _sources(out: Path) -> dict[str, str | None]:
     """Where the search or list of each task read its questions from."""
-    return {plan["task"]: plan["data"] for plan in (path_plans(out) | search_plans(out)).values()}
+    return {plan["task"]: plan["data"] for plan in (path_manifests(out) | search_manifests(out)).values()}
 
 
 def _load(tasks: Sequence[str], data: str | Path | None, out: Path, sources: dict[str, str | None]) -> dict[str, LoadedTask]:

@@ -13,7 +13,7 @@ from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
 
 if TYPE_CHECKING:
-    from drllm.methods.training_data import Material
+    from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
 
@@ -29,7 +29,7 @@ class Method:
         about: one line for `drllm methods`.
         paper: where it is from.
         config: a frozen dataclass of `knob` fields: its options, flags and defaults.
-        fit: (model, material, options, folder for metrics and caches) -> policy. It may read the fit and tune splits only.
+        fit: (model, training_data, options, folder for metrics and caches) -> policy. It may read the fit and tune splits only.
         evaluate_only: its policy can be compared, and neither generates nor is promised anything.
         policy_module: what to import for the class of its policies, where that is neither in drllm nor in the method's own file.
     """
@@ -38,7 +38,7 @@ class Method:
     about: str
     paper: str
     config: type
-    fit: Callable[[RoutedModel, Material, Any, Path], Policy]
+    fit: Callable[[RoutedModel, TrainingData, Any, Path], Policy]
     evaluate_only: bool = False
     policy_module: str = ""
 

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from drllm.core.config import SearchConfig, knob
+from drllm.core.config import SearchConfig
 from drllm.core.errors import InputError
+from drllm.core.options import option
 from drllm.methods.base import Method
 from drllm.methods.codebook import CodebookConfig, choose_routes, fit_book
 
 if TYPE_CHECKING:
     from drllm.methods.matrix import Matrix
-    from drllm.methods.training_data import Material
+    from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
 
@@ -28,7 +29,7 @@ BLIND_SEED = 0  # of that draw, the one `benchmarks/candidates.py --mixed` puts 
 class RandomCodebookConfig(CodebookConfig):
     """As a code book's, of routes drawn blindly."""
 
-    draw: int = knob(0, "which of the blind routes come first")
+    draw: int = option(0, "which of the blind routes come first")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class InputBlindConfig(CodebookConfig):
     """As a code book's, its selector trained on other questions' prompts."""
 
 
-def fit_random(routed: RoutedModel, material: Material, config: RandomCodebookConfig, folder: Path) -> Policy:
+def fit_random(routed: RoutedModel, training_data: TrainingData, config: RandomCodebookConfig, folder: Path) -> Policy:
     """The book's routes are some of those that were put into the list blindly; the selector is trained as ever."""
     from drllm.searching.prior import random_routes
 
@@ -53,12 +54,12 @@ def fit_random(routed: RoutedModel, material: Material, config: RandomCodebookCo
             )
         return places[:n]
 
-    return fit_book(routed, material, config, folder, blind)
+    return fit_book(routed, training_data, config, folder, blind)
 
 
-def fit_blind(routed: RoutedModel, material: Material, config: InputBlindConfig, folder: Path) -> Policy:
+def fit_blind(routed: RoutedModel, training_data: TrainingData, config: InputBlindConfig, folder: Path) -> Policy:
     """Fit prompts are dealt to other fit questions before the selector sees them, so that it can learn nothing about prompts."""
-    return fit_book(routed, material, config, folder, choose_routes, shuffle=True)
+    return fit_book(routed, training_data, config, folder, choose_routes, shuffle=True)
 
 
 RANDOM_CODEBOOK = Method(

@@ -16,7 +16,7 @@ from drllm.scoring.scorer import Scorer, make_scorer, questions_digest
 from drllm.tasks import get_task, load_task
 
 
-def planned_scorer(routed: RoutedModel, plan: dict[str, Any]) -> Scorer:
+def manifest_scorer(routed: RoutedModel, plan: dict[str, Any]) -> Scorer:
     """The scorer that a plan's records were made with."""
     config = SearchConfig(**plan["config"])
     return make_scorer(routed, get_task(plan["task"]), config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
@@ -41,12 +41,12 @@ def dense_tasks(routed: RoutedModel, plans: dict[Path, dict[str, Any]]) -> list[
     found = []
     for lists in lists_by_task(plans).values():
         folder, plan = lists[0]
-        scorer = planned_scorer(routed, plan)
-        found.append(DenseTask(plan, scorer, joined_records(routed, lists), planned_questions(scorer, folder, plan)))
+        scorer = manifest_scorer(routed, plan)
+        found.append(DenseTask(plan, scorer, joined_records(routed, lists), checked_questions(scorer, folder, plan)))
     return found
 
 
-def planned_records(routed: RoutedModel, folder: Path, plan: dict[str, Any]) -> dict[str, RouteRecord]:
+def checked_records(routed: RoutedModel, folder: Path, plan: dict[str, Any]) -> dict[str, RouteRecord]:
     """The folder's records by id; `ArtifactError` for those of another model, or when some are still missing."""
     weights = routed.fingerprint  # once: it reads every tensor
     if plan["fingerprint"] != weights:
@@ -77,7 +77,7 @@ def lists_by_task(plans: dict[Path, dict[str, Any]]) -> dict[str, list[tuple[Pat
 def joined_records(routed: RoutedModel, lists: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, RouteRecord]:
     """A task's records by id, each with the routes of all its lists; `ArtifactError` for lists of other questions or conditions."""
     (first, plan), *others = lists
-    joined = planned_records(routed, first, plan)
+    joined = checked_records(routed, first, plan)
     for folder, other in others:
         conditions = ("ids", "questions", "dtype", "device", "threads", "packed", "prompt_format")
         same_config = {**other["config"], "seed": 0} == {**plan["config"], "seed": 0}
@@ -85,7 +85,7 @@ def joined_records(routed: RoutedModel, lists: Sequence[tuple[Path, dict[str, An
             raise ArtifactError(
                 f"{folder} was evaluated on other {different[0]} than {first}: evaluate all lists of a task with the same flags and data"
             )
-        for name, record in planned_records(routed, folder, other).items():
+        for name, record in checked_records(routed, folder, other).items():
             before = joined[name]
             new = [place for place, route in enumerate(record.routes) if route not in before.routes]
             joined[name] = replace(before, **{
@@ -95,7 +95,7 @@ def joined_records(routed: RoutedModel, lists: Sequence[tuple[Path, dict[str, An
     return joined
 
 
-def planned_questions(scorer: Scorer, folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
+def checked_questions(scorer: Scorer, folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """The questions of a plan by id, read where they were read then; `ArtifactError` when they are gone or not the same."""
     splits = plan["config"].get("splits", ("fit",))
     found: dict[str, Any] = {}

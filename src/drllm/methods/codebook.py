@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from drllm.core.config import check_range, knob
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import write_json
+from drllm.core.options import check_range, option
 from drllm.core.route import Route
 from drllm.methods.base import Method
 from drllm.methods.selector import Folds, Ridge, lower_bound
 
 if TYPE_CHECKING:
     from drllm.methods.matrix import Matrix
-    from drllm.methods.training_data import Material
+    from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
 
@@ -40,19 +40,21 @@ COMPONENTS = (4, 16, 0)
 class CodebookConfig:
     """Routes and a selector."""
 
-    n_routes: int = knob(0, "routes besides the base; 0 tries 2, 4, 8, 16 and 32 on tune")
-    block: int = knob(0, "block before which the prompt is read; 0 tries a tenth, a fifth and a third of the blocks on tune")
-    components: int = knob(-1, "principal components of the prompt's states that are read; 0: all states; -1 tries 4, 16 and all on tune")
-    targets: Literal["question", "task"] = knob(
+    n_routes: int = option(0, "routes besides the base; 0 tries 2, 4, 8, 16 and 32 on tune")
+    block: int = option(0, "block before which the prompt is read; 0 tries a tenth, a fifth and a third of the blocks on tune")
+    components: int = option(-1, "principal components of the prompt's states that are read; 0: all states; -1 tries 4, 16 and all on tune")
+    targets: Literal["question", "task"] = option(
         "question", "what the selector learns to predict: each question's gains, or its task's, where prompts are of several tasks"
     )
-    margin_weight: float = knob(0.5, "share of a gain that is the margin's (in its standard deviations); the rest is the verdict's")
-    folds: int = knob(5, "parts of the fit questions; each is predicted by a selector fitted on the others")
-    confidence: float = knob(0.9, "one-sided, of the bound on the total gain of those that leave the base; not corrected for their choice")
-    nesting: float = knob(0.1, "price of a block pass that no other route of the book needs, as a share of the base's passes")
-    abstain: bool = knob(True, "keep the base where too little gain is predicted; else the highest score is followed, the base's being 0")
-    budget: float = knob(1.0, "mean passes on tune, as a share of the base's, that the policy may spend at most; 1: accuracy first")
-    seed: int = knob(0, "seed of the folds")
+    margin_weight: float = option(0.5, "share of a gain that is the margin's (in its standard deviations); the rest is the verdict's")
+    folds: int = option(5, "parts of the fit questions; each is predicted by a selector fitted on the others")
+    confidence: float = option(
+        0.9, "one-sided, of the bound on the total gain of those that leave the base; not corrected for their choice"
+    )
+    nesting: float = option(0.1, "price of a block pass that no other route of the book needs, as a share of the base's passes")
+    abstain: bool = option(True, "keep the base where too little gain is predicted; else the highest score is followed, the base's being 0")
+    budget: float = option(1.0, "mean passes on tune, as a share of the base's, that the policy may spend at most; 1: accuracy first")
+    seed: int = option(0, "seed of the folds")
 
     def __post_init__(self) -> None:
         for name, low, high in (("n_routes", 0, 64), ("block", 0, None), ("components", -1, None), ("margin_weight", 0, 1),
@@ -76,20 +78,20 @@ class Candidate:
     n_components: int = 0
 
 
-def fit(routed: RoutedModel, material: Material, config: CodebookConfig, folder: Path) -> Policy:
+def fit(routed: RoutedModel, training_data: TrainingData, config: CodebookConfig, folder: Path) -> Policy:
     """Fit every size and block, choose on tune, and keep the choice's operating points; the table goes to `folder/candidates.json`."""
-    return fit_book(routed, material, config, folder, choose_routes)
+    return fit_book(routed, training_data, config, folder, choose_routes)
 
 
 def fit_book(
-    routed: RoutedModel, material: Material, config: CodebookConfig, folder: Path, order_routes: Any, shuffle: bool = False
+    routed: RoutedModel, training_data: TrainingData, config: CodebookConfig, folder: Path, order_routes: Any, shuffle: bool = False
 ) -> Policy:
     """As `fit`, with another way to order routes, or with prompts dealt to other questions' gains (the input-blind control)."""
     import torch
 
     from drllm.policies.codebook import Codebook, Point
 
-    matrix, tune = material.fit_and_tune()
+    matrix, tune = training_data.fit_and_tune()
     if config.block >= routed.n_layers:
         raise InputError(f"CodebookConfig.block is {config.block}, expected less than the model's {routed.n_layers} blocks")
     blocks = [config.block] if config.block else reading_blocks(routed.n_layers)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drllm.core.config import check_range, knob
+from drllm.core.options import check_range, option
 from drllm.core.route import Route
 from drllm.methods.base import Method
 
 if TYPE_CHECKING:
-    from drllm.methods.training_data import Material
+    from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 class EarlyExitConfig:
     """A share of the base's passes."""
 
-    budget: float = knob(0.9, "passes to keep, as a share of the base's")
+    budget: float = option(0.9, "passes to keep, as a share of the base's")
 
     def __post_init__(self) -> None:
         check_range(self, "budget", 0.01, 1)
 
 
-def fit(routed: RoutedModel, material: Material, config: EarlyExitConfig, folder: Path) -> Policy:
+def fit(routed: RoutedModel, training_data: TrainingData, config: EarlyExitConfig, folder: Path) -> Policy:
     """No record is read, but for the prompts' format."""
     n_kept = max(1, int(config.budget * routed.n_layers + 1e-9))
-    return material.constant(Route([1] * n_kept + [0] * (routed.n_layers - n_kept)))
+    return training_data.constant(Route([1] * n_kept + [0] * (routed.n_layers - n_kept)))
 
 
 METHOD = Method("early_exit", "leave after the first blocks; one route", "cf. CALM, arXiv 2207.07061", EarlyExitConfig, fit)

@@ -9,7 +9,7 @@ from typing import Any
 from drllm.core.config import to_dict
 from drllm.core.errors import InputError
 from drllm.methods.base import Method, get_method, method_of
-from drllm.methods.training_data import Material
+from drllm.methods.training_data import TrainingData
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import Policy
 from drllm.runs.provenance import running
@@ -45,7 +45,7 @@ def train(
     run = Path(run)
     folder = run / "train" / (name or chosen.name)
     folder.mkdir(parents=True, exist_ok=True)
-    material = Material(routed, run, tasks)
+    training_data = TrainingData(routed, run, tasks)
     with running(run, "train", {"method": chosen.name, "name": name or chosen.name, "tasks": list(tasks)} | to_dict(config), argv):
-        policy = chosen.fit(routed, material, config, folder)
+        policy = chosen.fit(routed, training_data, config, folder)
     return policy

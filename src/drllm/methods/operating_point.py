@@ -13,14 +13,14 @@ from drllm.core.files import write_json
 from drllm.core.progress import Progress
 
 if TYPE_CHECKING:
-    from drllm.methods.training_data import Material
+    from drllm.methods.training_data import TrainingData
     from drllm.policies.policy import Policy
 
 GROUP = 32  # questions whose states are kept at once
 
 
 def choose_point(
-    policy: Policy, material: Material, n_questions: int, budget: float, folder: Path, cheaper: Sequence[Policy] = ()
+    policy: Policy, training_data: TrainingData, n_questions: int, budget: float, folder: Path, cheaper: Sequence[Policy] = ()
 ) -> Policy:
     """The point that is best on `n_questions` tune questions a task within the budget; equal ones: the one nearest the base.
 
@@ -30,7 +30,7 @@ def choose_point(
     from drllm.scoring.route_prediction import score_policies
 
     (folder / "knob.json").unlink(missing_ok=True)  # of an earlier training
-    asked = material.tune(n_questions) if n_questions else []
+    asked = training_data.tune(n_questions) if n_questions else []
     if not asked:
         if budget < 1:
             raise InputError("there is no tune question to keep the budget on: search data with a validation part, or give tune_questions")

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from drllm.core.config import check_range, knob
 from drllm.core.errors import InputError
+from drllm.core.options import check_range, option
 from drllm.core.route import Route
 from drllm.methods.base import Method
 
 if TYPE_CHECKING:
-    from drllm.methods.training_data import Material
+    from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
 
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 class OracleConfig:
     """A list of routes to choose from with the answer in hand."""
 
-    n_routes: int = knob(16, "routes besides the base; every one is run on every question asked")
+    n_routes: int = option(16, "routes besides the base; every one is run on every question asked")
 
     def __post_init__(self) -> None:
         check_range(self, "n_routes", 1, None)
 
 
-def fit(routed: RoutedModel, material: Material, config: OracleConfig, folder: Path) -> Policy:
+def fit(routed: RoutedModel, training_data: TrainingData, config: OracleConfig, folder: Path) -> Policy:
     """The routes that together answer the most fit questions: of the dense matrix, or else those that a search found right most often."""
     from drllm.policies.oracle import Oracle
 
-    if material.path_plans:
-        matrix = material.matrix()
+    if training_data.path_manifests:
+        matrix = training_data.matrix()
         return Oracle([matrix.routes[place] for place in cover(matrix.correct, config.n_routes)])
     right: Counter[Route] = Counter()
-    for _, record in material.fit_records:
+    for _, record in training_data.fit_records:
         right.update(route for route, reward in zip(record.routes[1:], record.rewards[1:], strict=True) if reward > 0.5)
     if not right:
         raise InputError("no searched route but the base's is right on any question: search more questions")

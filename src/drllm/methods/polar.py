@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drllm.core.config import knob
+from drllm.core.options import option
 from drllm.methods.base import Method
 from drllm.methods.codebook import CodebookConfig, choose_routes, fit_book
 
 if TYPE_CHECKING:
-    from drllm.methods.training_data import Material
+    from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 class PolarConfig(CodebookConfig):
     """As a code book's; verdicts alone are learned, and the base has no precedence."""
 
-    n_routes: int = knob(16, "routes besides the base; 0 tries 2, 4, 8, 16 and 32 on tune")
-    margin_weight: float = knob(0.0, "share of a gain that is the margin's; 0: valid or not, as published")
-    abstain: bool = knob(False, "keep the base where no gain is sure; as published, the likeliest path is followed")
+    n_routes: int = option(16, "routes besides the base; 0 tries 2, 4, 8, 16 and 32 on tune")
+    margin_weight: float = option(0.0, "share of a gain that is the margin's; 0: valid or not, as published")
+    abstain: bool = option(False, "keep the base where no gain is sure; as published, the likeliest path is followed")
 
 
-def fit(routed: RoutedModel, material: Material, config: PolarConfig, folder: Path) -> Policy:
+def fit(routed: RoutedModel, training_data: TrainingData, config: PolarConfig, folder: Path) -> Policy:
     """As `drllm.methods.codebook.fit`; see the options for what differs."""
-    return fit_book(routed, material, config, folder, choose_routes)
+    return fit_book(routed, training_data, config, folder, choose_routes)
 
 
 METHOD = Method("polar", "a predictor trained on all right paths, always followed", "after PoLar, arXiv 2606.06574", PolarConfig, fit)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from drllm.core.config import check_range, knob
+from drllm.core.options import check_range, option
 from drllm.core.route import Route
 from drllm.methods.base import Method
 
 if TYPE_CHECKING:
-    from drllm.methods.training_data import Material
+    from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 class RandomSkipConfig:
     """A share of the base's passes."""
 
-    budget: float = knob(0.9, "passes to keep, as a share of the base's")
-    seed: int = knob(0, "seed of the draw")
+    budget: float = option(0.9, "passes to keep, as a share of the base's")
+    seed: int = option(0, "seed of the draw")
 
     def __post_init__(self) -> None:
         for name, low, high in (("budget", 0.01, 1), ("seed", 0, 2**63 - 1)):
             check_range(self, name, low, high)
 
 
-def fit(routed: RoutedModel, material: Material, config: RandomSkipConfig, folder: Path) -> Policy:
+def fit(routed: RoutedModel, training_data: TrainingData, config: RandomSkipConfig, folder: Path) -> Policy:
     """No record is read, but for the prompts' format."""
     n_skipped = routed.n_layers - max(1, int(config.budget * routed.n_layers + 1e-9))
     skipped = np.random.default_rng(config.seed).choice(routed.n_layers, n_skipped, replace=False)
-    return material.constant(Route([0 if block in skipped else 1 for block in range(routed.n_layers)]))
+    return training_data.constant(Route([0 if block in skipped else 1 for block in range(routed.n_layers)]))
 
 
 METHOD = Method("random_skip", "random blocks skipped; one route, a control", "what choosing blocks is worth", RandomSkipConfig, fit)

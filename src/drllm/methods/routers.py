@@ -26,7 +26,7 @@ from drllm.methods.operating_point import choose_point
 
 if TYPE_CHECKING:
     from drllm.methods.training.features import Features
-    from drllm.methods.training_data import Material
+    from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
     from drllm.runs.records import RouteRecord
@@ -35,7 +35,7 @@ N_ACTIONS = len(Action)
 BELOW = (-0.55, -0.6, -0.65, -0.7, -0.75, -0.8)  # of the knob, from the routers on towards skipping: for a budget
 
 
-def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: Path) -> Policy:
+def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig, folder: Path) -> Policy:
     """Pool the states, then train all routers together; metrics go to `folder/metrics.jsonl`, the knob's table to `folder/knob.json`."""
     import torch
 
@@ -43,16 +43,16 @@ def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: 
     from drllm.policies.routers import RouterConfig
 
     is_soft = config.preset == "default"
-    kept = right_paths(material) if is_soft else kept_paths(material)
+    kept = right_paths(training_data) if is_soft else kept_paths(training_data)
     if not kept:
         raise ArtifactError(
             "the search kept no route (no question was answered rightly on any path): search more questions or another task"
         )
-    prompt_format = material.prompt_format
-    features = _features(routed, material, kept, config.n_windows, along_base=is_soft)
+    prompt_format = training_data.prompt_format
+    features = _features(routed, training_data, kept, config.n_windows, along_base=is_soft)
     targets = None
     if is_soft:
-        spread = material.margin_spread
+        spread = training_data.margin_spread
         targets = torch.tensor(np.array([soft_target(record, config.temperature * spread[record.task]) for _, record in kept]))
         features = dataclasses.replace(features, labels=targets.argmax(-1))
     router_config = RouterConfig(
@@ -81,40 +81,44 @@ def fit(routed: RoutedModel, material: Material, config: RoutersConfig, folder: 
     if not is_soft:
         return policy
     cheaper = [policy.with_control(p) for p in BELOW]
-    return choose_point(policy, material, config.tune_questions, config.budget, folder, cheaper)
+    return choose_point(policy, training_data, config.tune_questions, config.budget, folder, cheaper)
 
 
-def kept_features(routed: RoutedModel, material: Material, n_windows: int) -> Features:
+def kept_features(routed: RoutedModel, training_data: TrainingData, n_windows: int) -> Features:
     """The pooled states of every fit question along its kept path: what preset paper learns from."""
-    return _features(routed, material, kept_paths(material), n_windows, along_base=False)
+    return _features(routed, training_data, kept_paths(training_data), n_windows, along_base=False)
 
 
-def _features(routed: RoutedModel, material: Material, kept: list[tuple[Any, RouteRecord]], n_windows: int, along_base: bool) -> Features:
+def _features(
+    routed: RoutedModel, training_data: TrainingData, kept: list[tuple[Any, RouteRecord]], n_windows: int, along_base: bool
+) -> Features:
     """Read back, or extracted and saved: routers of another width or loss learn from the same states."""
     from drllm.methods.training.features import extract_features, load_features, save_features
 
-    cache = material.run / "train" / "features" / f"{'base' if along_base else 'kept'}-{n_windows}.safetensors"
-    key = f"{material.key}:{n_windows}:{routed.model.dtype}"
+    cache = training_data.run / "train" / "features" / f"{'base' if along_base else 'kept'}-{n_windows}.safetensors"
+    key = f"{training_data.key}:{n_windows}:{routed.model.dtype}"
     if (features := load_features(cache, key)) is None:
         labels = [Route.full(routed.n_layers) if along_base else record.chosen or record.routes[0] for _, record in kept]
-        features = extract_features(routed, [question.context_ids for question, _ in kept], labels, n_windows, material.max_step_tokens)
+        features = extract_features(
+            routed, [question.context_ids for question, _ in kept], labels, n_windows, training_data.max_step_tokens
+        )
         cache.parent.mkdir(parents=True, exist_ok=True)
         save_features(cache, features, key)
     return features
 
 
-def kept_paths(material: Material) -> list[tuple[Any, RouteRecord]]:
+def kept_paths(training_data: TrainingData) -> list[tuple[Any, RouteRecord]]:
     """The searched fit questions with the path that the search kept, where it kept one."""
-    if not material.search_plans and material.path_plans:
+    if not training_data.search_manifests and training_data.path_manifests:
         raise ArtifactError(
-            f"{material.run} holds no tree search, which preset paper learns from: run `drllm search` without --paths first"
+            f"{training_data.run} holds no tree search, which preset paper learns from: run `drllm search` without --paths first"
         )
-    return [(question, record) for question, record in material.fit_records if record.chosen is not None]
+    return [(question, record) for question, record in training_data.fit_records if record.chosen is not None]
 
 
-def right_paths(material: Material) -> list[tuple[Any, RouteRecord]]:
+def right_paths(training_data: TrainingData) -> list[tuple[Any, RouteRecord]]:
     """The fit questions that some evaluated path answers rightly, of the search or else of the dense matrix."""
-    return [(question, record) for question, record in material.fit_records if max(record.rewards) > 0.5]
+    return [(question, record) for question, record in training_data.fit_records if max(record.rewards) > 0.5]
 
 
 def soft_target(record: RouteRecord, temperature: float) -> np.ndarray:

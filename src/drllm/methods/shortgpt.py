@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drllm.core.config import check_range, knob
 from drllm.core.files import write_json
+from drllm.core.options import check_range, option
 from drllm.core.route import Route
 from drllm.methods.base import Method
 
 if TYPE_CHECKING:
-    from drllm.methods.training_data import Material
+    from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
 
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 class ShortGPTConfig:
     """Block influence."""
 
-    budget: float = knob(0.9, "passes to keep, as a share of the base's")
-    questions: int = knob(256, "fit prompts that influence is measured on")
+    budget: float = option(0.9, "passes to keep, as a share of the base's")
+    questions: int = option(256, "fit prompts that influence is measured on")
 
     def __post_init__(self) -> None:
         for name, low, high in (("budget", 0.1, 1), ("questions", 1, None)):
             check_range(self, name, low, high)
 
 
-def fit(routed: RoutedModel, material: Material, config: ShortGPTConfig, folder: Path) -> Policy:
+def fit(routed: RoutedModel, training_data: TrainingData, config: ShortGPTConfig, folder: Path) -> Policy:
     """Influence of each block goes to `folder/influence.json`. The last block is kept: what leaves it meets only the final norm."""
     from drllm.methods.block_influence import block_influence
 
-    prompts = material.prompts
+    prompts = training_data.prompts
     step = max(1, len(prompts) // config.questions)
     influence = block_influence(routed, prompts[::step][: config.questions])
     write_json(folder / "influence.json", {"influence": influence})
     n_skipped = routed.n_layers - int(config.budget * routed.n_layers + 1e-9)
     skipped = sorted(range(routed.n_layers - 1), key=lambda block: (influence[block], block))[:n_skipped]
-    return material.constant(Route([0 if block in skipped else 1 for block in range(routed.n_layers)]))
+    return training_data.constant(Route([0 if block in skipped else 1 for block in range(routed.n_layers)]))
 
 
 METHOD = Method("shortgpt", "the blocks of least influence skipped; one route", "ShortGPT, arXiv 2403.03853", ShortGPTConfig, fit)

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drllm.core.config import check_range, knob
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import write_json
+from drllm.core.options import check_range, option
 from drllm.core.route import Route
 from drllm.methods.base import Method
 from drllm.methods.gains import mixed_gain
 
 if TYPE_CHECKING:
-    from drllm.methods.training_data import Material
+    from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
 
@@ -37,12 +37,12 @@ MIN_EVALUATIONS = 10  # a route seen on fewer questions has too wide an interval
 class StaticConfig:
     """One route for every prompt."""
 
-    candidates: int = knob(8, "routes scored on every fit question at each step, the most promising of those tried so far")
-    steps: int = knob(2, "steps at most: the first takes a route, each further one adds another's edits to it")
-    confirm: float = knob(0.9, "one-sided confidence with which the held-back half of the fit questions must confirm a step; 0: no test")
-    margin_weight: float = knob(0.5, "share of a gain that is the margin's (in its standard deviations); the rest is the verdict's")
-    use_tune: bool = knob(False, "take the route of a dense matrix that is best on fit and tune questions together, in one step")
-    budget: float = knob(1.0, "passes that the route may spend at most, as a share of the base's; below 1 the best such route is taken")
+    candidates: int = option(8, "routes scored on every fit question at each step, the most promising of those tried so far")
+    steps: int = option(2, "steps at most: the first takes a route, each further one adds another's edits to it")
+    confirm: float = option(0.9, "one-sided confidence with which the held-back half of the fit questions must confirm a step; 0: no test")
+    margin_weight: float = option(0.5, "share of a gain that is the margin's (in its standard deviations); the rest is the verdict's")
+    use_tune: bool = option(False, "take the route of a dense matrix that is best on fit and tune questions together, in one step")
+    budget: float = option(1.0, "passes that the route may spend at most, as a share of the base's; below 1 the best such route is taken")
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -55,13 +55,13 @@ class StaticConfig:
             check_range(self, name, low, high)
 
 
-def fit(routed: RoutedModel, material: Material, config: StaticConfig, folder: Path) -> Policy:
+def fit(routed: RoutedModel, training_data: TrainingData, config: StaticConfig, folder: Path) -> Policy:
     """Take steps while they are confirmed; every route scored stands in `folder/candidates.json`."""
     full = Route.full(routed.n_layers)
     if config.use_tune:
-        return material.constant(_best_of_matrix(material, config))
-    ranked = rank_candidates(material, full, config)
-    scores = _Scores(material, full, config.margin_weight, folder / "candidates.json")
+        return training_data.constant(_best_of_matrix(training_data, config))
+    ranked = rank_candidates(training_data, full, config)
+    scores = _Scores(training_data, full, config.margin_weight, folder / "candidates.json")
     limit = config.budget * routed.n_layers + 1e-9 if config.budget < 1 else math.inf
     current = full
     for _ in range(config.steps):
@@ -85,15 +85,15 @@ def fit(routed: RoutedModel, material: Material, config: StaticConfig, folder: P
         current = best
     if current.n_passes > limit:
         raise InputError(f"{config.steps} steps end at {current.n_passes} passes, above the budget of {limit:.1f}: raise steps or budget")
-    return material.constant(current)
+    return training_data.constant(current)
 
 
-def _best_of_matrix(material: Material, config: StaticConfig) -> Route:
+def _best_of_matrix(training_data: TrainingData, config: StaticConfig) -> Route:
     """The route of the dense matrix whose gain on fit and tune questions has the highest lower bound; the base, within the budget, is one.
 
     What a code book is chosen by, so that the two are compared on equal data.
     """
-    fit, tune = material.fit_and_tune()
+    fit, tune = training_data.fit_and_tune()
     gains = np.concatenate([part.mixed_gains(config.margin_weight) for part in (fit, tune)])
     limit = config.budget * len(fit.routes[0]) + 1e-9 if config.budget < 1 else math.inf
     within = [place for place, passes in enumerate(fit.passes()) if passes <= limit]
@@ -109,23 +109,23 @@ def combine(one: Route, other: Route) -> Route | None:
     return Route([b if a == 1 else a for a, b in zip(one, other, strict=True)])
 
 
-def rank_candidates(material: Material, full: Route, config: StaticConfig) -> list[Route]:
+def rank_candidates(training_data: TrainingData, full: Route, config: StaticConfig) -> list[Route]:
     """Every route tried on enough fit questions, by search or in a dense matrix, by the lower bound of its mean gain over the base.
 
     Questions that are to confirm a step have no say in which routes are tried.
     """
     gains: dict[Route, list[float]] = defaultdict(list)
-    for task in material.tasks if material.search_plans else ():
+    for task in training_data.tasks if training_data.search_manifests else ():
         for question, record in zip(task.questions, task.records, strict=True):
             if config.confirm and is_held_back(question.context_ids):
                 continue
             margins, right = np.array(record.margins), np.array(record.rewards) > 0.5
-            values = mixed_gain(margins, right, material.margin_spread[record.task], config.margin_weight)
+            values = mixed_gain(margins, right, training_data.margin_spread[record.task], config.margin_weight)
             for route, value in zip(record.routes, values, strict=True):
                 gains[route].append(float(value))
-    if material.path_plans:
-        matrix = material.matrix()
-        spread = np.array([material.margin_spread.get(task, 1.0) for task in matrix.tasks])[:, None]
+    if training_data.path_manifests:
+        matrix = training_data.matrix()
+        spread = np.array([training_data.margin_spread.get(task, 1.0) for task in matrix.tasks])[:, None]
         rows = np.array([not (config.confirm and is_held_back(prompt)) for prompt in matrix.prompts])
         values = mixed_gain(matrix.margins, matrix.correct, spread, config.margin_weight)
         for place, route in enumerate(matrix.routes):
@@ -142,13 +142,13 @@ def is_held_back(prompt: Sequence[int]) -> bool:
 class _Scores:
     """Gains of routes over the base on all fit questions, kept in a file from one call to the next."""
 
-    def __init__(self, material: Material, full: Route, margin_weight: float, path: Path):
-        self.material, self.full, self.path, self.margin_weight = material, full, path, margin_weight
+    def __init__(self, training_data: TrainingData, full: Route, margin_weight: float, path: Path):
+        self.training_data, self.full, self.path, self.margin_weight = training_data, full, path, margin_weight
         # Plans hold digests of questions and answers, the metric and the reward.
-        about = [str(material.routed.model.dtype), *(material.search_plans or material.path_plans).values()]
+        about = [str(training_data.routed.model.dtype), *(training_data.search_manifests or training_data.path_manifests).values()]
         self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-        self.held_back = np.array([is_held_back(prompt) for prompt in material.prompts])
-        spread = [material.margin_spread[question.task.name] for _, questions in material.asked for question in questions]
+        self.held_back = np.array([is_held_back(prompt) for prompt in training_data.prompts])
+        spread = [training_data.margin_spread[question.task.name] for _, questions in training_data.asked for question in questions]
         self.spread = np.array(spread)[:, None]
         self.values: dict[Route, tuple[np.ndarray, np.ndarray]] = {}  # margins and verdicts
         self.rows: list[dict[str, Any]] = []
@@ -165,14 +165,14 @@ class _Scores:
     def gains(self, routes: list[Route]) -> dict[Route, np.ndarray]:
         """(N,) of each route: `mixed_gain`."""
         missing = [route for route in dict.fromkeys([self.full, *routes]) if route not in self.values]
-        matrix = None if self.material.search_plans else self.material.matrix()
+        matrix = None if self.training_data.search_manifests else self.training_data.matrix()
         if matrix is not None and len(matrix) == len(self.held_back):  # else some of its records are broken, and rows do not match
             here = [route for route in missing if route in matrix.routes]
             columns = matrix.at([matrix.routes.index(route) for route in here])
             self._add(here, columns.correct, columns.margins)
             missing = [route for route in missing if route not in here]
         if missing:
-            self._add(missing, *self.material.score(missing, label="static routes"))
+            self._add(missing, *self.training_data.score(missing, label="static routes"))
         gains = {}
         for row in self.rows:
             route = Route.parse(row["route"])

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drllm.core.config import check_range, knob
 from drllm.core.errors import ArtifactError
 from drllm.core.files import write_json
+from drllm.core.options import check_range, option
 from drllm.core.route import Route
 from drllm.methods.base import Method
 
 if TYPE_CHECKING:
-    from drllm.methods.training_data import Material
+    from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
 
@@ -24,24 +24,26 @@ if TYPE_CHECKING:
 class TaleConfig:
     """Greedy deletion by accuracy."""
 
-    questions: int = knob(128, "fit questions a task that accuracies are taken on")
-    budget: float = knob(1.0, "passes to go down to, as a share of the base's; 1: as long as accuracy does not fall below the best so far")
+    questions: int = option(128, "fit questions a task that accuracies are taken on")
+    budget: float = option(
+        1.0, "passes to go down to, as a share of the base's; 1: as long as accuracy does not fall below the best so far"
+    )
 
     def __post_init__(self) -> None:
         for name, low, high in (("questions", 1, None), ("budget", 0.1, 1)):
             check_range(self, name, low, high)
 
 
-def fit(routed: RoutedModel, material: Material, config: TaleConfig, folder: Path) -> Policy:
+def fit(routed: RoutedModel, training_data: TrainingData, config: TaleConfig, folder: Path) -> Policy:
     """Each step scores every single deletion; those done stand in `folder/steps.json`, for any budget to go on from."""
-    path, key = folder / "steps.json", f"{material.key}:{routed.model.dtype}:{config.questions}"
+    path, key = folder / "steps.json", f"{training_data.key}:{routed.model.dtype}:{config.questions}"
     done = _done(path, key)
     current, best = Route.full(routed.n_layers), 0.0
     limit = config.budget * routed.n_layers + 1e-9
     for at in itertools.count():
         if at == len(done):
             options = [current.edit(block, 0) for block, action in enumerate(current) if action] if at else [current]
-            accuracies = material.score(options, config.questions, f"tale, step {at}" if at else "tale, the base")[0].mean(0)
+            accuracies = training_data.score(options, config.questions, f"tale, step {at}" if at else "tale, the base")[0].mean(0)
             place = int(accuracies.argmax())
             done.append({"route": str(options[place]), "accuracy": float(accuracies[place])})
             write_json(path, {"key": key, "steps": done})
@@ -50,7 +52,7 @@ def fit(routed: RoutedModel, material: Material, config: TaleConfig, folder: Pat
         current, best = Route.parse(done[at]["route"]), max(best, done[at]["accuracy"])
         if current.n_passes <= (1 if config.budget == 1 else limit):
             break
-    return material.constant(current)
+    return training_data.constant(current)
 
 
 def _done(path: Path, key: str) -> list[dict[str, Any]]:

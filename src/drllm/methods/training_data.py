@@ -16,12 +16,12 @@ from drllm.core.config import SearchConfig
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.progress import Progress
 from drllm.core.route import Route
-from drllm.methods.checked_records import DenseTask, dense_tasks, lists_by_task, planned_questions, planned_records, planned_scorer
+from drllm.methods.checked_records import DenseTask, checked_questions, checked_records, dense_tasks, lists_by_task, manifest_scorer
 from drllm.methods.matrix import Matrix, read_matrix
 from drllm.model.routed import RoutedModel
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import Policy
-from drllm.runs.manifest import parts_of, path_plans, search_plans
+from drllm.runs.manifest import parts_of, path_manifests, search_manifests
 from drllm.runs.records import RouteRecord
 from drllm.scoring.scorer import Scorer
 from drllm.tasks import load_task
@@ -39,17 +39,17 @@ class SearchedTask:
     scorer: Scorer
 
 
-class Material:
+class TrainingData:
     """What a method may learn from: fit questions and what was found out about them, and tune questions to choose by."""
 
     def __init__(self, routed: RoutedModel, run: Path, only: Sequence[str] = ()):
         """`only` names the tasks to learn from; none: all of the run."""
         self.routed, self.run, self.only = routed, run, tuple(only)
-        searched, dense = search_plans(run), path_plans(run)
+        searched, dense = search_manifests(run), path_manifests(run)
         known = {plan["task"] for plan in (searched | dense).values()}
         if absent := [name for name in self.only if name not in known]:
             raise InputError(f"{run} holds no records of task {absent[0]!r}: it has {', '.join(sorted(known)) or 'none'}")
-        self.search_plans, self.path_plans = self._wanted(searched), self._wanted(dense)  # by task folder
+        self.search_manifests, self.path_manifests = self._wanted(searched), self._wanted(dense)  # by task folder
         self._matrices: dict[str, Matrix] = {}
 
     def _wanted(self, plans: dict[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
@@ -63,18 +63,18 @@ class Material:
     @property
     def key(self) -> str:
         """Names the search records, or those of the dense matrix, and the weights they were made with."""
-        plans = (self.search_plans or self.path_plans).values()
+        plans = (self.search_manifests or self.path_manifests).values()
         return hashlib.sha256("".join(json.dumps(plan, sort_keys=True) for plan in plans).encode()).hexdigest()[:16]
 
     @property
     def asked(self) -> list[tuple[Scorer, list[Any]]]:
         """Each task's fit questions with their scorer, of the search or else of the dense matrix."""
-        return [(task.scorer, task.questions) for task in self.tasks] if self.search_plans else self._matrix_questions
+        return [(task.scorer, task.questions) for task in self.tasks] if self.search_manifests else self._matrix_questions
 
     @property
     def fit_records(self) -> list[tuple[Any, RouteRecord]]:
         """Fit questions with what was found out about them, of the search or else of the dense matrix."""
-        if self.search_plans:
+        if self.search_manifests:
             return [pair for task in self.tasks for pair in zip(task.questions, task.records, strict=True)]
         dense = zip(self._dense, self._matrix_questions, strict=True)
         return [(question, task.records[question.example.id]) for task, (_, questions) in dense for question in questions]
@@ -91,7 +91,7 @@ class Material:
     @property
     def max_step_tokens(self) -> int:
         """Tokens of a model step in the search or matrix."""
-        return min(SearchConfig(**plan["config"]).max_step_tokens for plan in (self.search_plans or self.path_plans).values())
+        return min(SearchConfig(**plan["config"]).max_step_tokens for plan in (self.search_manifests or self.path_manifests).values())
 
     @property
     def prompts(self) -> list[tuple[int, ...]]:
@@ -110,10 +110,10 @@ class Material:
 
     def tune(self, limit: int = 0) -> list[tuple[Any, list[Any]]]:
         """Each task's tune questions with their scorer, at most `limit` of each; none where the data has none."""
-        plans = list(self.search_plans.values()) or [lists[0][1] for lists in lists_by_task(self.path_plans).values()]
+        plans = list(self.search_manifests.values()) or [lists[0][1] for lists in lists_by_task(self.path_manifests).values()]
         found = []
         for plan in plans:
-            scorer = planned_scorer(self.routed, plan)
+            scorer = manifest_scorer(self.routed, plan)
             for part in parts_of(plan)[:1]:
                 loaded = load_task(plan["task"], part["data"])
                 questions = (
@@ -146,7 +146,7 @@ class Material:
     def matrix(self, split: str = "fit") -> Matrix:
         """The dense (question x route) matrix of one split, fit or tune: what `search --paths` found, all tasks together."""
         if split not in self._matrices:
-            self._matrices[split] = read_matrix(self.run, self.path_plans, self._dense, split)
+            self._matrices[split] = read_matrix(self.run, self.path_manifests, self._dense, split)
         return self._matrices[split]
 
     def constant(self, route: Route) -> Policy:
@@ -164,17 +164,17 @@ class Material:
 
     @cached_property
     def _matrix_questions(self) -> list[tuple[Scorer, list[Any]]]:
-        if not self.path_plans:
+        if not self.path_manifests:
             raise ArtifactError(f"{self.run} holds no search records: run `drllm search --out {self.run}` first")
         return [(task.scorer, [task.questions[record.id] for record in task.of_split("fit")]) for task in self._dense]
 
     @cached_property
     def _dense(self) -> list[DenseTask]:
-        return dense_tasks(self.routed, self.path_plans)
+        return dense_tasks(self.routed, self.path_manifests)
 
     @cached_property
     def _searched(self) -> list[SearchedTask]:
-        return _load_searched(self.routed, self.run, self.search_plans)
+        return _load_searched(self.routed, self.run, self.search_manifests)
 
 
 def _load_searched(routed: RoutedModel, run: Path, plans: dict[Path, dict[str, Any]]) -> list[SearchedTask]:
@@ -182,8 +182,8 @@ def _load_searched(routed: RoutedModel, run: Path, plans: dict[Path, dict[str, A
         raise ArtifactError(f"{run} holds no search records: run `drllm search --out {run}` first")
     tasks = []
     for folder, plan in plans.items():
-        records = planned_records(routed, folder, plan)
-        scorer = planned_scorer(routed, plan)
-        found = planned_questions(scorer, folder, plan)
+        records = checked_records(routed, folder, plan)
+        scorer = manifest_scorer(routed, plan)
+        found = checked_questions(scorer, folder, plan)
         tasks.append(SearchedTask(plan["task"], [records[name] for name in plan["ids"]], [found[name] for name in plan["ids"]], scorer))
     return tasks

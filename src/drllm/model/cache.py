@@ -21,7 +21,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.route import Route
-from drllm.policies.given import RowRoutes
+from drllm.policies.given import GivenRoutes
 from drllm.policies.policy import Policy
 
 # The last one, keys plus their index for sparse attention, came with transformers 5.2x.
@@ -88,7 +88,7 @@ class RoutedCache(PassSlots):
     Args:
         config: the base model's text configuration.
         n_layers: L.
-        policy: decides each block's actions at prefill, or carries given routes (`RowRoutes`, `RoutePolicy`).
+        policy: decides each block's actions at prefill, or carries given routes (`GivenRoutes`, `RoutePolicy`).
         prompt_mask: (B, T) true on the prompt tokens the policy may read; T is the prefill's length.
     """
 
@@ -105,7 +105,7 @@ class RoutedCache(PassSlots):
         self._n_entered = 0  # blocks that prefill has come to
         self._rows: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # one tensor for equal rows, whatever the block
         self._selected: dict[tuple[int, int], tuple[Any, Any]] = {}
-        if isinstance(policy, RowRoutes):
+        if isinstance(policy, GivenRoutes):
             self._actions = policy.actions_BL.T.tolist()
         elif policy.route is not None:
             self._actions = [[int(action)] * len(prompt_mask) for action in policy.route]
@@ -231,7 +231,7 @@ class PrefilledCache(RoutedCache):
         width: int,
         device: torch.device,
     ):
-        super().__init__(config, n_layers, RowRoutes(routes), torch.ones((len(routes), width), dtype=torch.bool, device=device))
+        super().__init__(config, n_layers, GivenRoutes(routes), torch.ones((len(routes), width), dtype=torch.bool, device=device))
         self._actions, self._plans = [], []
         places = [{place: index for index, place in enumerate(_passes(route))} for route in routes]
         for block in range(n_layers):

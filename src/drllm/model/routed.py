@@ -26,7 +26,7 @@ from drllm.model.load import causal_lm, dtype_of, fingerprint, load_base
 from drllm.model.prompts import Prompt, check_context, check_ids, encode_prompts, left_pad
 from drllm.policies import saved as artifact
 from drllm.policies.constant import RoutePolicy
-from drllm.policies.given import RowRoutes
+from drllm.policies.given import GivenRoutes
 from drllm.policies.policy import Policy
 
 
@@ -152,7 +152,7 @@ class RoutedModel:
                 raise InputError(
                     f"expected a Policy, a Route or a list of one Route a prompt, each of {self.n_layers} blocks; got {policy!r}"
                 )
-            made = RowRoutes(routes)
+            made = GivenRoutes(routes)
         made.check_model(self.n_layers, self.hidden_size)
         return made
 
@@ -215,7 +215,7 @@ class RoutedModel:
             if not self.takes_position_ids:
                 raise InputError(f"model_type {self.config.model_type!r} takes no position_ids: it derives them from the attention mask")
             inputs["position_ids"] = position_ids
-        if isinstance(policy, RowRoutes) and len(policy.actions_BL) != len(input_ids):
+        if isinstance(policy, GivenRoutes) and len(policy.actions_BL) != len(input_ids):
             raise InputError(f"got {len(policy.actions_BL)} routes for {len(input_ids)} rows, expected one route a row")
         if policy is None or is_identity(policy):
             return self.model(**inputs)
@@ -275,7 +275,7 @@ class RoutedModel:
                     )
             input_ids, attention_mask = left_pad(rows, self.pad_id, self.device)
         input_ids, attention_mask, n_prompt_B = check_ids(input_ids, attention_mask)
-        if isinstance(chosen, RowRoutes) and len(chosen.actions_BL) != len(input_ids):
+        if isinstance(chosen, GivenRoutes) and len(chosen.actions_BL) != len(input_ids):
             raise InputError(f"got {len(chosen.actions_BL)} routes for {len(input_ids)} prompts, expected one a prompt")
 
         options = {"pad_token_id": self.pad_id} | hf
@@ -290,7 +290,7 @@ class RoutedModel:
         if chosen is not None and not is_identity(chosen):
             refuse_unroutable(self.model, options)
             each = [row for row in range(len(input_ids)) for _ in range(n_each)]
-            expanded = chosen.rows(each) if isinstance(chosen, RowRoutes) else chosen
+            expanded = chosen.rows(each) if isinstance(chosen, GivenRoutes) else chosen
             cache = self.new_cache(expanded, attention_mask.repeat_interleave(n_each, dim=0))
             options[self.cache_argument] = cache
         ends = RowEnds(self.model, self.tokenizer, options, input_ids.shape[1])

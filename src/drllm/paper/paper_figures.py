@@ -195,7 +195,7 @@ def _probabilities(bench: Bench, folder: Path) -> Chart:
 
     routers = bench.policy(ROUTERS)
     assert isinstance(routers, Routers)
-    features = kept_features(bench.routed, bench.material, routers.config.n_windows)
+    features = kept_features(bench.routed, bench.training_data, routers.config.n_windows)
     logits_LNC = routers.to("cpu").all_logits(features.pooled.transpose(0, 1), features.valid)
     found = logits_LNC.softmax(-1).flatten(0, 1)
     series = {action.name.lower(): found[:, action].tolist() for action in Action}

@@ -10,7 +10,7 @@ from typing import Any
 
 from drllm.core.config import OF_COMPARISONS, EvaluateConfig, ReproduceConfig, Resources, SearchConfig
 from drllm.paper.published import SAMPLED
-from drllm.runs.manifest import PLAN_FILE, read_plan
+from drllm.runs.manifest import MANIFEST_FILE, read_manifest
 
 ARITH = tuple(f"arith-{level}" for level in range(1, 6))
 TASKS = ("arc_easy", "arc_challenge", *ARITH)  # learned from, unless --tasks says otherwise
@@ -56,7 +56,7 @@ class Setup:
     def searched_in(self, task: str) -> str:
         """The type of the weights with which a task was searched; empty where it was not yet."""
         folder = self.out / "search" / task
-        return str(read_plan(folder).get("dtype", "")).removeprefix("torch.") if (folder / PLAN_FILE).is_file() else ""
+        return str(read_manifest(folder).get("dtype", "")).removeprefix("torch.") if (folder / MANIFEST_FILE).is_file() else ""
 
     def search_config(self, task: str) -> SearchConfig:
         """The paper's search (section 4) of one task."""

@@ -24,7 +24,7 @@ from drllm.runs.names import owner_of
 from drllm.tasks import get_task, load_task, texts_digest
 
 if TYPE_CHECKING:
-    from drllm.methods.training_data import Material
+    from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
 
 LEDGER_FILE = "stages.json"
@@ -98,11 +98,11 @@ class Bench:
         return {task: len(load_task(task, setup.data or None).select("fit", setup.n_searched(task))) for task in setup.tasks}
 
     @cached_property
-    def material(self) -> Material:
+    def training_data(self) -> TrainingData:
         """What was searched of the tasks that are learned from; whatever else the run holds stays out."""
-        from drllm.methods.training_data import Material
+        from drllm.methods.training_data import TrainingData
 
-        return Material(self.routed, self.setup.out, self.setup.tasks)
+        return TrainingData(self.routed, self.setup.out, self.setup.tasks)
 
     def remembered(self, name: str, key: Any) -> Any:
         """What a stage of this name and key found before, else None."""
@@ -204,15 +204,15 @@ class Train:
         One that cannot keep its budget, or is not for this family, is left out of every comparison, and named.
         """
         from drllm.evaluation.fit import fit_policy
-        from drllm.methods.training_data import Material
+        from drllm.methods.training_data import TrainingData
         from drllm.policies import saved as artifact
         from drllm.policies.card import CONFIG_FILE
 
         tasks, folder = self.tasks or bench.setup.tasks, bench.setup.out / self.policy
-        config, material = get_method(self.method).config(**dict(self.options)), Material(bench.routed, bench.setup.out, tasks)
-        key = [bench.routed.fingerprint, str(bench.routed.model.dtype), self.method, to_dict(config), tasks, material.key]
+        config, training_data = get_method(self.method).config(**dict(self.options)), TrainingData(bench.routed, bench.setup.out, tasks)
+        key = [bench.routed.fingerprint, str(bench.routed.model.dtype), self.method, to_dict(config), tasks, training_data.key]
         if self.knob:
-            key.append([texts_digest(question.example for question in questions) for _, questions in material.tune(self.knob)])
+            key.append([texts_digest(question.example for question in questions) for _, questions in training_data.tune(self.knob)])
         found = bench.remembered(self.name, key)
         is_whole = (folder / CONFIG_FILE).is_file()  # written last
         if is_whole and found is None and not bench.knows(self.name):
@@ -339,7 +339,7 @@ class Clock:
 
     def _prompts(self, bench: Bench) -> list[list[int]]:
         """Tune questions of every task, which no router learned from, in an order drawn once."""
-        found = [list(question.context_ids) for _, questions in bench.material.tune(PROMPTS) for question in questions]
+        found = [list(question.context_ids) for _, questions in bench.training_data.tune(PROMPTS) for question in questions]
         if not found:
             raise InputError(f"{', '.join(bench.setup.tasks)} have no tune question to generate from: give data with a validation part")
         random.Random(bench.setup.config.seed).shuffle(found)

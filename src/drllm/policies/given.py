@@ -14,7 +14,7 @@ from drllm.core.route import Route
 from drllm.policies.policy import Policy
 
 
-class RowRoutes(Policy):
+class GivenRoutes(Policy):
     """One given route a row; what `generate(policy=[route, ...])` and the search use. Not an artefact."""
 
     name: ClassVar[str] = "rows"
@@ -26,9 +26,9 @@ class RowRoutes(Policy):
         self.actions_BL = torch.tensor([tuple(route) for route in routes], dtype=torch.long)
         self._common = routes[0] if all(route == routes[0] for route in routes) else None
 
-    def rows(self, indices: Sequence[int]) -> RowRoutes:
+    def rows(self, indices: Sequence[int]) -> GivenRoutes:
         """The routes of some rows, in that order; a row may come more than once."""
-        return RowRoutes([Route(self.actions_BL[index].tolist()) for index in indices])
+        return GivenRoutes([Route(self.actions_BL[index].tolist()) for index in indices])
 
     @property
     def route(self) -> Route | None:
@@ -44,6 +44,6 @@ class RowRoutes(Policy):
         raise InputError("a list of routes belongs to one batch and cannot be saved; save a Route or trained routers")
 
     @classmethod
-    def load(cls, folder: Path) -> RowRoutes:
+    def load(cls, folder: Path) -> GivenRoutes:
         """Refused, as `save`."""
         raise ArtifactError("a list of routes is never an artefact")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from drllm.core.config import EvaluateConfig, GateConfig, Resources, SearchConfig, to_dict
+from drllm.core.config import EvaluateConfig, GuaranteeConfig, Resources, SearchConfig, to_dict
 from drllm.core.errors import ArtifactError
 from drllm.core.files import TEMPORARY_SUFFIX, write_json
 from drllm.evaluation.fit import fit_policy
@@ -44,7 +44,7 @@ def retrofit(
     data: str | Path | None = None,
     argv: Sequence[str] | None = None,
     resources: Resources | None = None,
-    gate_config: GateConfig | None = None,
+    guarantee_config: GuaranteeConfig | None = None,
 ) -> dict[str, Any]:
     """Search, train `static` and `routers`, evaluate both with base and controls, answer one question, and report.
 
@@ -57,7 +57,7 @@ def retrofit(
         out: the run folder.
         options: those of each method, by its name; default: its defaults.
         search_config, evaluate_config: every knob.
-        gate_config: if it names a split, each policy must pass the gate on it or is the base (`docs/policies.md`).
+        guarantee_config: if it names a split, each policy must pass the gate on it or is the base (`docs/policies.md`).
         data: a JSON-lines file with the questions.
         argv: the command line, for `run.json`.
         resources: what the search and the evaluation run on.
@@ -83,9 +83,9 @@ def retrofit(
         config = options[method]
         stages.run(
             f"train {method}",
-            to_dict(config) | {"gate": to_dict(gate_config or GateConfig())},
+            to_dict(config) | {"gate": to_dict(guarantee_config or GuaranteeConfig())},
             [method],
-            lambda method=method, config=config: str(fit_policy(routed, out, method, config, argv, gate_config)),
+            lambda method=method, config=config: str(fit_policy(routed, out, method, config, argv, guarantee_config)),
         )
     split = evaluate_config.folder
     stages.run(

@@ -10,46 +10,46 @@ from typing import Any
 from drllm.core.errors import ArtifactError
 from drllm.core.files import remove_partials, write_json
 
-PLAN_FILE = "_plan.json"
-PLAN_KEYS = {"task", "data", "model", "fingerprint", "config", "questions", "ids"}  # what other jobs read from a plan
+MANIFEST_FILE = "_plan.json"
+MANIFEST_KEYS = {"task", "data", "model", "fingerprint", "config", "questions", "ids"}  # what other jobs read from a plan
 PART_KEYS = {"folder", "data", "questions", "ids"}  # what a merged plan says of each plan in it
 PLACE_KEYS = ("dtype", "device", "threads")  # how it was computed, not what
 _MISSING = object()
 
 
-def check_plan(folder: Path, plan: dict[str, Any]) -> None:
+def check_manifest(folder: Path, plan: dict[str, Any]) -> None:
     """Write what determines a folder's records, or refuse to mix them with records made otherwise.
 
     Also removes what killed processes left half written in the folder.
     """
-    path = folder / PLAN_FILE
+    path = folder / MANIFEST_FILE
     folder.mkdir(parents=True, exist_ok=True)
     remove_partials(folder)
     plan = json.loads(json.dumps(plan))
     if not path.is_file():
         if shards := sorted(folder.glob("*.parquet")):
             raise ArtifactError(
-                f"{folder} holds records ({shards[0].name}, ...) but no {PLAN_FILE}: what made them is unknown, give another --out"
+                f"{folder} holds records ({shards[0].name}, ...) but no {MANIFEST_FILE}: what made them is unknown, give another --out"
             )
         write_json(path, plan)
         return
-    for key, before, now in differences(read_plan(folder), plan):
+    for key, before, now in differences(read_manifest(folder), plan):
         raise ArtifactError(f"{folder} was searched with {key} = {before}, now it is {now}: use another --out, or the same settings")
 
 
 def computed_otherwise(folder: Path, plan: dict[str, Any]) -> str:
     """The type of the weights that a folder's records were made with, where its plan differs from this one in how it was computed alone;
     else empty."""
-    if not (folder / PLAN_FILE).is_file():
+    if not (folder / MANIFEST_FILE).is_file():
         return ""
-    before, now = read_plan(folder), json.loads(json.dumps(plan))
+    before, now = read_manifest(folder), json.loads(json.dumps(plan))
     found = {key.partition(".")[0] for key, *_ in differences(before, now)}
     return str(before["dtype"]).removeprefix("torch.") if "dtype" in found and found <= set(PLACE_KEYS) else ""
 
 
-def read_plan(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
     """What determines the records of a folder; `ArtifactError` when it is corrupt or foreign."""
-    path = folder / PLAN_FILE
+    path = folder / MANIFEST_FILE
     again = f"delete {folder} and search again"
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
@@ -60,18 +60,18 @@ def read_plan(folder: Path) -> dict[str, Any]:
     return plan
 
 
-def search_plans(run: Path) -> dict[Path, dict[str, Any]]:
+def search_manifests(run: Path) -> dict[Path, dict[str, Any]]:
     """The plan of each searched task of a run, by its task folder; `ArtifactError` when one is corrupt or foreign."""
     return _plans(run / "search")
 
 
-def path_plans(run: Path) -> dict[Path, dict[str, Any]]:
-    """As `search_plans`, of the dense matrices that `search --paths` made."""
+def path_manifests(run: Path) -> dict[Path, dict[str, Any]]:
+    """As `search_manifests`, of the dense matrices that `search --paths` made."""
     return _plans(run / "paths")
 
 
 def _plans(folder: Path) -> dict[Path, dict[str, Any]]:
-    return {path.parent: read_plan(path.parent) for path in sorted(folder.glob(f"*/{PLAN_FILE}"))}
+    return {path.parent: read_manifest(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST_FILE}"))}
 
 
 def parts_of(plan: dict[str, Any]) -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ def parts_of(plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _is_plan(plan: Any) -> bool:
-    if not isinstance(plan, dict) or PLAN_KEYS - plan.keys():
+    if not isinstance(plan, dict) or MANIFEST_KEYS - plan.keys():
         return False
     ids, parts = plan["ids"], plan.get("merged", [])
     if not isinstance(ids, list) or not isinstance(parts, list) or not isinstance(plan["config"], dict):

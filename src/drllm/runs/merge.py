@@ -17,7 +17,7 @@ import numpy as np
 
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import write_bytes, write_text
-from drllm.runs.manifest import PLAN_FILE, check_plan, differences, read_plan
+from drllm.runs.manifest import MANIFEST_FILE, check_manifest, differences, read_manifest
 from drllm.runs.records import RouteRecord, encode, is_shard_name, read_records, read_shard, same_record, shard_indices, write_shard
 
 RECORD_FOLDERS = ("search", "paths")  # where the task folders of a run lie
@@ -85,11 +85,11 @@ def merge_records(sources: Sequence[Path], out: Path) -> list[Merged]:
         raise InputError(f"{out} holds records already: merge into a new folder")
     parts: dict[Path, list[Path]] = {}
     for folder in (folder for source in sources for folder in task_folders(source)):
-        if not (folder / PLAN_FILE).is_file():
-            raise ArtifactError(f"{folder} holds records without {PLAN_FILE}: give a folder as `drllm search` wrote it")
-        task = str(read_plan(folder)["task"])
+        if not (folder / MANIFEST_FILE).is_file():
+            raise ArtifactError(f"{folder} holds records without {MANIFEST_FILE}: give a folder as `drllm search` wrote it")
+        task = str(read_manifest(folder)["task"])
         if not _TASK_NAME.fullmatch(task):
-            raise ArtifactError(f"{folder / PLAN_FILE} names the task {task!r}: give a folder as `drllm search` wrote it")
+            raise ArtifactError(f"{folder / MANIFEST_FILE} names the task {task!r}: give a folder as `drllm search` wrote it")
         above = folder.resolve().parent.name  # resolved, since "." has no parent by name
         kind = above if above in RECORD_FOLDERS else RECORD_FOLDERS[0]
         # A further list of routes (`search --paths --list`) stays one of its own.
@@ -97,7 +97,7 @@ def merge_records(sources: Sequence[Path], out: Path) -> list[Merged]:
         parts.setdefault(out / kind / (name if name.startswith(f"{task}.") else task), []).append(folder)
     merged = {target: _merge(folders) for target, folders in parts.items()}
     for target, (plan, records, _) in merged.items():
-        check_plan(target, plan)  # first, so that a merge cut short is an unfinished search
+        check_manifest(target, plan)  # first, so that a merge cut short is an unfinished search
         for index, start in enumerate(range(0, len(records), _MERGED_SHARD)):
             write_shard(target, index, records[start : start + _MERGED_SHARD])
     return [Merged(target, len(records), len(parts[target]), again) for target, (_, records, again) in merged.items()]
@@ -105,7 +105,7 @@ def merge_records(sources: Sequence[Path], out: Path) -> list[Merged]:
 
 def _merge(folders: Sequence[Path]) -> tuple[dict[str, Any], list[RouteRecord], int]:
     """One task's plan, its records in the order of the plan, and how many were met again."""
-    plans = [read_plan(folder) for folder in folders]
+    plans = [read_manifest(folder) for folder in folders]
     for folder, plan in zip(folders, plans, strict=True):
         before, now = ({key: value for key, value in each.items() if key not in _OF_A_PART} for each in (plans[0], plan))
         for key, old, new in differences(before, now):
@@ -120,7 +120,7 @@ def _merge(folders: Sequence[Path]) -> tuple[dict[str, Any], list[RouteRecord], 
             if record.id not in ids or (record.task, record.fingerprint) != (plan["task"], plan["fingerprint"]):
                 raise ArtifactError(
                     f"{folder} holds question {record.id!r} of {record.task} (weights {record.fingerprint}), which is not in its "
-                    f"{PLAN_FILE}: give a folder as `drllm search` wrote it"
+                    f"{MANIFEST_FILE}: give a folder as `drllm search` wrote it"
                 )
             first, where = next(iter(found.values()), (record, folder))
             if record.reward != first.reward:

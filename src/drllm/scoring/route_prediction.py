@@ -13,7 +13,7 @@ from drllm.model.cache import RoutedCache
 from drllm.model.prompts import left_pad
 from drllm.model.routed import RoutedModel
 from drllm.policies.codebook import Codebook, pool_prompt
-from drllm.policies.given import RowRoutes
+from drllm.policies.given import GivenRoutes
 from drllm.policies.policy import EvaluateOnlyPolicy, Policy
 from drllm.scoring.packing import split_steps
 
@@ -62,7 +62,7 @@ def read_prompts(
     route = Route([1] * n_run + [0] * (routed.n_layers - n_run))
     found = {block: torch.zeros((len(prompts), 2 * routed.hidden_size)) for block in blocks}
     for rows, inputs in prompt_steps(routed, prompts, max_step_tokens, by_length=True):
-        cache = _Reading(routed.config, routed.n_layers, RowRoutes([route] * len(rows)), inputs["attention_mask"])
+        cache = _Reading(routed.config, routed.n_layers, GivenRoutes([route] * len(rows)), inputs["attention_mask"])
         cache.read = dict.fromkeys(blocks, torch.empty(0))
         routed.decoder_forward(cache, **inputs)
         for block in blocks:
@@ -93,7 +93,7 @@ def decide_routes(
 def _decide(routed: RoutedModel, policy: Policy | None, prompts: Sequence[Sequence[int]], max_step_tokens: int) -> list[Route]:
     if policy is None:
         return [Route.full(routed.n_layers)] * len(prompts)
-    if isinstance(policy, RowRoutes):
+    if isinstance(policy, GivenRoutes):
         return [Route(actions) for actions in policy.actions_BL.tolist()]
     if policy.route is not None:
         return [policy.route] * len(prompts)

@@ -22,7 +22,7 @@ from drllm.core.files import write_json
 from drllm.core.progress import Progress
 from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
-from drllm.runs.manifest import check_plan, computed_otherwise
+from drllm.runs.manifest import check_manifest, computed_otherwise
 from drllm.runs.provenance import running
 from drllm.runs.records import read_shard, shard_indices, shard_path, write_shard
 from drllm.scoring.generated import DECODED_ROWS
@@ -169,7 +169,7 @@ def _search_task(
         "paths": None if routes is None else [str(route) for route in routes], "control": [str(route) for route in control],
     } | ({} if planner.scorer.shares_across_groups else {"decoded_rows": DECODED_ROWS})  # fmt: skip
     if not (finished_in_any_type and done >= set(range(len(groups))) and computed_otherwise(folder, plan)):
-        check_plan(folder, plan)
+        check_manifest(folder, plan)
     for index in sorted(done):  # what is unreadable or not of this search is refused now, not after hours
         _check_shard(shard_path(folder, index), groups[index] if index < len(groups) else [], job, weights)
     entry = {

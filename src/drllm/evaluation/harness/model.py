@@ -34,7 +34,7 @@ from drllm.model.generation import refuse_unroutable
 from drllm.model.load import dtype_of
 from drllm.model.routed import RoutedModel, is_identity
 from drllm.policies import saved as artifact
-from drllm.policies.given import RowRoutes
+from drllm.policies.given import GivenRoutes
 from drllm.scoring.loglik import SOFTMAX_ROWS, can_pack, head_at
 from drllm.scoring.packing import make_batch
 from drllm.scoring.route_prediction import decide_routes
@@ -305,7 +305,7 @@ class RoutedLM(_Stock):
                     cache: Any = self._prefixes.rows(self._policy.route, prefix, len(step))
                 else:
                     given = [packed.route for packed in step if packed.route is not None]
-                    cache = self.routed.new_cache(RowRoutes(given) if given else self._policy, batch.prompt_mask)
+                    cache = self.routed.new_cache(GivenRoutes(given) if given else self._policy, batch.prompt_mask)
                 logits_MV = self.routed.forward(cache, **batch.inputs).logits[0]
                 routes = cache.routes * (len(step) if prefix else 1)  # one route ran before all rows
             else:

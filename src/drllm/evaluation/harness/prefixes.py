@@ -18,7 +18,7 @@ from drllm.core.route import Route
 from drllm.evaluation.harness.packing import Packed
 from drllm.model.cache import new_slots
 from drllm.model.routed import RoutedModel
-from drllm.policies.given import RowRoutes
+from drllm.policies.given import GivenRoutes
 from drllm.policies.policy import Policy
 from drllm.scoring.packing import Row, make_batch, pack_choices, separate_choices
 
@@ -91,7 +91,7 @@ class Prefixes:
         if route is None:
             cache: Cache = DynamicCache(config=self.routed.config)
         else:
-            cache = self.routed.new_cache(RowRoutes([route]), torch.ones_like(ids))
+            cache = self.routed.new_cache(GivenRoutes([route]), torch.ones_like(ids))
         self.routed.decoder_forward(cache, input_ids=ids)
         if ids.is_cuda:
             torch.cuda.synchronize(ids.device)  # what is timed next must not wait for it

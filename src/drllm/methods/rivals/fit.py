@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drllm.core.config import check_range, knob
 from drllm.core.errors import InputError
 from drllm.core.files import write_json
+from drllm.core.options import check_range, option
 from drllm.methods.operating_point import choose_point
 
 if TYPE_CHECKING:
-    from drllm.methods.training_data import Material
+    from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 class GatesConfig:
     """Gates trained through the frozen model; the papers train on hundreds of thousands of texts, here it is some hundreds of questions."""
 
-    first_block: int = knob(0, "gates stand from this block on")
-    penalty: float = knob(0.1, "weight of what the gates spend, beside the next-token loss")
-    steps: int = knob(150, "training steps")
-    batch_size: int = knob(8, "questions with their right answers a step")
-    lr: float = knob(1e-2, "AdamW learning rate")
-    budget: float = knob(1.0, "mean passes on tune, as a share of the base's, that the threshold may leave; 1: any")
-    tune_questions: int = knob(100, "tune questions a task that the threshold is set on; 0: a gate is open above 0.5")
-    seed: int = knob(0, "seed of batches and first weights")
+    first_block: int = option(0, "gates stand from this block on")
+    penalty: float = option(0.1, "weight of what the gates spend, beside the next-token loss")
+    steps: int = option(150, "training steps")
+    batch_size: int = option(8, "questions with their right answers a step")
+    lr: float = option(1e-2, "AdamW learning rate")
+    budget: float = option(1.0, "mean passes on tune, as a share of the base's, that the threshold may leave; 1: any")
+    tune_questions: int = option(100, "tune questions a task that the threshold is set on; 0: a gate is open above 0.5")
+    seed: int = option(0, "seed of batches and first weights")
 
     def __post_init__(self) -> None:
         for name, low, high in (("first_block", 0, None), ("penalty", 0, None), ("steps", 1, None), ("batch_size", 1, None),
@@ -38,9 +38,9 @@ class GatesConfig:
 
 
 def fit_gates(
-    routed: RoutedModel, material: Material, config: Any, folder: Path, kind: Any, spent: Callable[..., Any], adapter_size: int = 1
+    routed: RoutedModel, training_data: TrainingData, config: Any, folder: Path, kind: Any, spent: Callable[..., Any], adapter_size: int = 1
 ) -> Policy:
-    """Train a `PartialPolicy` of class `kind` and set its threshold on tune; losses go to `folder/metrics.json`."""
+    """Train a `GatedPolicy` of class `kind` and set its threshold on tune; losses go to `folder/metrics.json`."""
     from drllm.methods.rivals.gated_training import train_gates
     from drllm.methods.rivals.gates import check_parts
 
@@ -48,19 +48,19 @@ def fit_gates(
         raise InputError(f"{type(config).__name__}.first_block is {config.first_block}, expected less than {routed.n_layers} blocks")
     check_parts(routed)
     texts = []
-    for scorer, questions in material.asked:
+    for scorer, questions in training_data.asked:
         if questions and not hasattr(questions[0], "rows"):
             raise InputError(f"gates learn from tasks with choices, these questions are answered by text ({type(scorer).__name__}): "
                              "search with --reward loglik")  # fmt: skip
         texts += [(question.context_ids, right_answer(question)) for question in questions]
     if not texts:
-        raise InputError(f"{material.run} holds no fit question to learn from: search with fit among --splits")
+        raise InputError(f"{training_data.run} holds no fit question to learn from: search with fit among --splits")
     policy = kind.new(routed.n_layers, routed.hidden_size, config.first_block, adapter_size, config.seed)
     policy.tensors = {name: tensor.to(routed.device) for name, tensor in policy.tensors.items()}
     rows = train_gates(routed, policy, texts, spent, config.penalty, config.steps, config.batch_size, config.lr, config.seed)
     write_json(folder / "metrics.json", {"questions": len(texts), "steps": rows})
-    policy.prompt_format = material.prompt_format
-    return choose_point(policy, material, config.tune_questions, config.budget, folder)
+    policy.prompt_format = training_data.prompt_format
+    return choose_point(policy, training_data, config.tune_questions, config.budget, folder)
 
 
 def right_answer(question: Any) -> list[int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drllm.core.config import check_range, knob
+from drllm.core.options import check_range, option
 from drllm.methods.base import Method
 from drllm.methods.rivals.fit import GatesConfig, fit_gates
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from drllm.methods.training_data import Material
+    from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
 
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 class FlexiDepthConfig(GatesConfig):
     """Gates on tokens of the later half of the blocks, and adapters."""
 
-    first_block: int = knob(0, "gates stand from this block on; 0: from the middle, as published")
-    penalty: float = knob(1e-3, "weight of the squared number of open gates a token (published: 1e-3)")
-    lr: float = knob(1e-3, "AdamW learning rate")
-    adapter: int = knob(96, "hidden units of an adapter (published: a sixteenth of the feed-forward's)")
+    first_block: int = option(0, "gates stand from this block on; 0: from the middle, as published")
+    penalty: float = option(1e-3, "weight of the squared number of open gates a token (published: 1e-3)")
+    lr: float = option(1e-3, "AdamW learning rate")
+    adapter: int = option(96, "hidden units of an adapter (published: a sixteenth of the feed-forward's)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "adapter", 1, None)
 
 
-def fit(routed: RoutedModel, material: Material, config: FlexiDepthConfig, folder: Path) -> Policy:
+def fit(routed: RoutedModel, training_data: TrainingData, config: FlexiDepthConfig, folder: Path) -> Policy:
     """Train gates and adapters through the frozen model."""
     from dataclasses import replace
 
     from drllm.methods.rivals.gates import FlexiDepth
 
     config = replace(config, first_block=config.first_block or routed.n_layers // 2)
-    return fit_gates(routed, material, config, folder, FlexiDepth, squared_depth, config.adapter)
+    return fit_gates(routed, training_data, config, folder, FlexiDepth, squared_depth, config.adapter)
 
 
 def squared_depth(gates: Sequence[Tensor], real_BT: Tensor) -> Any:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import write_bytes, write_json
-from drllm.core.route import PartialDepth
+from drllm.core.route import GatedDepth
 from drllm.policies.policy import EvaluateOnlyPolicy
 from drllm.scoring.loglik import LoglikScorer, Question, head_at, log_normalizers
 from drllm.scoring.packing import make_batch, split_steps
@@ -64,7 +64,7 @@ class Step:
         return cls(prompt / prompt.sum(1, keepdim=True), real_BT.bool(), hard, torch.zeros(len(prompt), device=prompt.device), [])
 
 
-class PartialPolicy(EvaluateOnlyPolicy):
+class GatedPolicy(EvaluateOnlyPolicy):
     """Gates that settle, block by block, which part of it runs; a float32 tensor of parameters each, stacked over the gated blocks.
 
     Attributes:
@@ -85,7 +85,7 @@ class PartialPolicy(EvaluateOnlyPolicy):
     def run(self, block: Any, index: int, x_BTD: Tensor, arguments: dict[str, Any], step: Step) -> Tensor:
         """One block's part under its gate; adds what was spent to `step`."""
 
-    def at_threshold(self, threshold: float) -> PartialPolicy:
+    def at_threshold(self, threshold: float) -> GatedPolicy:
         """The same gates under another threshold, sharing weights."""
         view = type(self)(self.n_layers, self.hidden_size, self.first_block, self.tensors, threshold)
         view.prompt_format = self.prompt_format
@@ -101,11 +101,11 @@ class PartialPolicy(EvaluateOnlyPolicy):
         if hidden_size != self.hidden_size:
             raise InputError(f"the gates read states of size {self.hidden_size}, the model's have {hidden_size}: use their own")
 
-    def answer(self, scorer: Any, questions: Any) -> tuple[list[Any], list[PartialDepth]]:
+    def answer(self, scorer: Any, questions: Any) -> tuple[list[Any], list[GatedDepth]]:
         """Verdicts and depths, by log-likelihood; `InputError` for a scorer that generates."""
         if not isinstance(scorer, LoglikScorer):
             raise InputError(f"a {self.name!r} policy answers by log-likelihood alone: use --reward loglik")
-        return score_partial(scorer, self, questions)
+        return score_gated(scorer, self, questions)
 
     @contextlib.contextmanager
     def installed(self, routed: RoutedModel, step: Step) -> Iterator[None]:
@@ -142,7 +142,7 @@ class PartialPolicy(EvaluateOnlyPolicy):
         return [CONFIG_FILE, WEIGHTS_FILE]
 
     @classmethod
-    def load(cls, folder: Path) -> PartialPolicy:
+    def load(cls, folder: Path) -> GatedPolicy:
         """Read back what `save` wrote; `ArtifactError` for anything missing, corrupt or inconsistent."""
         try:
             about = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -223,14 +223,14 @@ def attention_of(block: Any, x_BTD: Tensor, arguments: dict[str, Any], open_BT: 
 
 
 @torch.no_grad()
-def score_partial(scorer: LoglikScorer, policy: PartialPolicy, questions: Sequence[Question]) -> tuple[list[Verdict], list[PartialDepth]]:
+def score_gated(scorer: LoglikScorer, policy: GatedPolicy, questions: Sequence[Question]) -> tuple[list[Verdict], list[GatedDepth]]:
     """Verdicts, and the passes that a question's tokens came to on average.
 
     Gates on a prompt read its context alone; gates on tokens read each token, a choice's among them, as published.
     """
     routed = scorer.routed
     verdicts: list[Verdict] = []
-    depths: list[PartialDepth] = []
+    depths: list[GatedDepth] = []
     widest = [len(question.rows) * max(len(row) for row in question.rows) for question in questions]
     for places in split_steps(widest, scorer.max_step_tokens):
         group = [questions[place] for place in places]
@@ -251,5 +251,5 @@ def score_partial(scorer: LoglikScorer, policy: PartialPolicy, questions: Sequen
             used[owner[row]] += passes * len(rows[row])
             n_tokens[owner[row]] += len(rows[row])
         verdicts += [loglik_verdict(totals, question, scorer.metric) for totals, question in zip(sums, group, strict=True)]
-        depths += [PartialDepth(passes / n) for passes, n in zip(used, n_tokens, strict=True)]
+        depths += [GatedDepth(passes / n) for passes, n in zip(used, n_tokens, strict=True)]
     return verdicts, depths

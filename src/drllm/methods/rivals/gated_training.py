@@ -13,13 +13,13 @@ from torch import Tensor
 
 from drllm.core.errors import InputError
 from drllm.core.progress import Progress
-from drllm.methods.rivals.gated_blocks import PartialPolicy, Step
+from drllm.methods.rivals.gated_blocks import GatedPolicy, Step
 from drllm.model.routed import RoutedModel
 
 
 def train_gates(
     routed: RoutedModel,
-    policy: PartialPolicy,
+    policy: GatedPolicy,
     texts: Sequence[tuple[Sequence[int], Sequence[int]]],
     spent: Callable[[Sequence[Tensor], Tensor], Tensor],
     penalty: float,
@@ -65,7 +65,7 @@ def train_gates(
     return rows
 
 
-def _loss(routed: RoutedModel, policy: PartialPolicy, texts: Sequence[Any], spent: Any, penalty: float) -> tuple[Tensor, float]:
+def _loss(routed: RoutedModel, policy: GatedPolicy, texts: Sequence[Any], spent: Any, penalty: float) -> tuple[Tensor, float]:
     lengths = [len(prompt) + len(answer) for prompt, answer in texts]
     ids = torch.full((len(texts), max(lengths)), routed.pad_id, dtype=torch.long)
     real, prompts = torch.zeros_like(ids), torch.zeros_like(ids)

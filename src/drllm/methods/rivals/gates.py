@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from drllm.core.errors import InputError, UnsupportedModelError
-from drllm.methods.rivals.gated_blocks import PartialPolicy, Step, attention, attention_of, check_shapes, count, feed_forward
+from drllm.methods.rivals.gated_blocks import GatedPolicy, Step, attention, attention_of, check_shapes, count, feed_forward
 from drllm.model.blocks import ROW_ARGUMENTS, select_rows
 from drllm.policies.policy import register_policy
 from drllm.policies.routers import pool, rms_normalize
@@ -23,7 +23,7 @@ OPEN = 2.0  # initial bias of a gate: it starts open
 
 
 @register_policy("mindskip")
-class MindSkip(PartialPolicy):
+class MindSkip(GatedPolicy):
     """Attention of a block runs for a prompt or not, as a linear gate on the mean of its states says (arXiv 2410.13184).
 
     tensors: weight (L', D), bias (L',) of the gated blocks.
@@ -62,7 +62,7 @@ class MindSkip(PartialPolicy):
 
 
 @register_policy("flexidepth")
-class FlexiDepth(PartialPolicy):
+class FlexiDepth(GatedPolicy):
     """A token runs a block, scaled by its gate, or an adapter instead; keys and values are made of all tokens (arXiv 2503.23798).
 
     tensors: the gate, a bottleneck (down (L', D, R), up (L', R)) with bias (L',), and the adapter, a gated feed-forward of A units

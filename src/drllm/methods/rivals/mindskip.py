@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from drllm.methods.training_data import Material
+    from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
 
@@ -24,11 +24,11 @@ class MindSkipConfig(GatesConfig):
     """Gates on attention."""
 
 
-def fit(routed: RoutedModel, material: Material, config: MindSkipConfig, folder: Path) -> Policy:
+def fit(routed: RoutedModel, training_data: TrainingData, config: MindSkipConfig, folder: Path) -> Policy:
     """Train the gates through the frozen model."""
     from drllm.methods.rivals.gates import MindSkip
 
-    return fit_gates(routed, material, config, folder, MindSkip, share_of_attention)
+    return fit_gates(routed, training_data, config, folder, MindSkip, share_of_attention)
 
 
 def share_of_attention(gates: Sequence[Tensor], real_BT: Tensor) -> Any:

@@ -23,7 +23,7 @@ from drllm.core.progress import Progress
 from drllm.core.route import Route
 from drllm.model.cache import RoutedCache
 from drllm.model.routed import RoutedModel
-from drllm.policies.given import RowRoutes
+from drllm.policies.given import GivenRoutes
 from drllm.policies.routers import pool, pool_matrix
 from drllm.scoring.route_prediction import prompt_steps
 
@@ -66,7 +66,7 @@ def extract_features(
     with Progress("features", len(prompts)) as progress:
         for rows, inputs in prompt_steps(routed, prompts, max_step_tokens, by_length=True):
             mask = inputs["attention_mask"]
-            cache = _Pooling(routed.config, routed.n_layers, RowRoutes([labels[index] for index in rows]), mask)
+            cache = _Pooling(routed.config, routed.n_layers, GivenRoutes([labels[index] for index in rows]), mask)
             cache.pooled = []
             cache.weights_BWT, valid_BW = pool_matrix(mask, n_windows)
             # The head is not needed: the inner decoder alone.
