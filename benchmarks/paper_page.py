@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from drllm.core.config import ReproduceConfig, Resources
-from drllm.paper import charts, paper_figures, paper_tables, run
+from drllm.paper import charts, figures, run, tables
 from drllm.paper.setup import TASKS, Setup
 from drllm.paper.stages import LEDGER_FILE, Bench, Clock, Evaluate, Stage
 from drllm.reporting.parts import Chart
@@ -79,7 +79,7 @@ def kept_probabilities(path: Path, n: int, n_layers: int) -> Any:
             middle = (float(row["from"]) + float(row["to"])) / 2
             series.setdefault(row["series"], []).extend([middle] * round(float(row["share"]) * n * n_layers))
         title = f"Probabilities of the routers, {n} fit questions x {n_layers} blocks"
-        return charts.histogram(folder, "probabilities", title, paper_figures.PROBABILITIES, "probability", series)
+        return charts.histogram(folder, "probabilities", title, figures.PROBABILITIES, "probability", series)
 
     return drawn
 
@@ -97,11 +97,11 @@ def main() -> None:
     routed: Any = SimpleNamespace(fingerprint=plan["fingerprint"], model=SimpleNamespace(dtype=dtype))
     setup = Setup(given.model, TASKS, given.out, "", ReproduceConfig(ablated=given.ablated), (), Resources(threads=given.threads))
     bench = Kept(routed, setup)
-    scores, kept = kept_scores(given.out / "scores.json"), paper_tables.labels(bench).rows[-1].kept
+    scores, kept = kept_scores(given.out / "scores.json"), tables.labels(bench).rows[-1].kept
     n_layers = len(read_verdicts(next(given.out.glob("evaluate/*/base/*.parquet"))).rows[0]["route"])
-    for module in (paper_tables, paper_figures):
+    for module in (tables, figures):
         module.last_scores = scores  # type: ignore[attr-defined]
-    paper_figures._probabilities = kept_probabilities(given.out / "page" / "probabilities.csv", kept, n_layers)
+    figures._probabilities = kept_probabilities(given.out / "page" / "probabilities.csv", kept, n_layers)
     run.check = lambda bench, exhibits: None  # type: ignore[assignment] - nothing is asked
     Evaluate.run = lambda stage, bench: None  # type: ignore[method-assign, assignment] - the last of them is not written again
     page = run.reproduce(bench, run.wanted_exhibits(["all"]))

@@ -28,14 +28,14 @@ from drllm.core.config import ReproduceConfig, Resources
 from drllm.core.route import Route
 from drllm.evaluation.fit import under_policy
 from drllm.methods.base import get_method, method_names
-from drllm.paper import exhibits, paper_tables, published
+from drllm.paper import exhibits, published, tables
 from drllm.paper.exhibits import Claim, Difference, above_all, against, in_domain, train_routers, weighed
-from drllm.paper.paper_figures import KNOB, WINDOWS
-from drllm.paper.paper_rivals import BUDGET, BUDGETED
-from drllm.paper.paper_tables import p_of_ratio
+from drllm.paper.figures import KNOB, WINDOWS
+from drllm.paper.rivals import BUDGET, BUDGETED
 from drllm.paper.run import EXHIBITS, dry_run, reproduce, stages_of, wanted_exhibits
 from drllm.paper.setup import Setup
 from drllm.paper.stages import Bench, Clock, Search, Train, Turn
+from drllm.paper.tables import p_of_ratio
 from drllm.policies import saved as artifact
 from drllm.reporting.report import report
 from drllm.runs.load import read_answers, read_verdicts
@@ -547,9 +547,9 @@ def test_verdict_files_say_what_they_can_be_compared_with(bench):
 
 def test_fewer_passes_are_told_without_tasks_of_few_questions_too(monkeypatch):
     passes = {"small": [20] * 9, "a": [31] * 60, "b": [31] * 60}
-    monkeypatch.setattr(paper_tables, "answers", lambda bench, stage, method, task: [{"n_passes": value} for value in passes[task]])
+    monkeypatch.setattr(tables, "answers", lambda bench, stage, method, task: [{"n_passes": value} for value in passes[task]])
     bench: Any = SimpleNamespace(run=lambda stage: {"rows": [{"task": "all", "method": "routers", "n_layers": 30}]})
-    claim = paper_tables.fewer_passes(bench, None, ", mean", tuple(passes))  # type: ignore[arg-type]
+    claim = tables.fewer_passes(bench, None, ", mean", tuple(passes))  # type: ignore[arg-type]
     assert claim.holds is True
     assert claim.figures.startswith("Passes less the base's 30: -2.67 (-2.67 to -2.67); without small (9) +1.00 (+1.00 to +1.00)")
     assert claim.figures.endswith("Without small (9) this does not hold")

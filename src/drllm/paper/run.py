@@ -13,11 +13,11 @@ from drllm.core.errors import InputError
 from drllm.core.files import write_text
 from drllm.core.names import did_you_mean
 from drllm.paper.exhibits import WORDS, Claim, Exhibit, in_domain
-from drllm.paper.paper_figures import FIGURES
-from drllm.paper.paper_tables import LATENCY, TABLES
+from drllm.paper.figures import FIGURES
 from drllm.paper.published import PAPER
 from drllm.paper.setup import Setup
 from drllm.paper.stages import Bench, Evaluate, Stage
+from drllm.paper.tables import LATENCY, TABLES
 from drllm.reporting.glossary import glossary
 from drllm.reporting.parts import Bullets, Commands, Folded, Heading, Paragraph, Part, Table, to_markdown
 from drllm.tasks import boxed_matches, get_task, load_task

@@ -35,7 +35,7 @@ from drllm.paper.exhibits import (
     weighed,
     without_few,
 )
-from drllm.paper.paper_rivals import RIVALS
+from drllm.paper.rivals import RIVALS
 from drllm.paper.setup import Setup
 from drllm.paper.stages import ROUNDS, Bench, Clock, Evaluate, Train
 from drllm.reporting.parts import Bullets, Paragraph, Part, Table
