@@ -31,7 +31,7 @@ from drllm.reporting.parts import Chart
 from drllm.runs.load import read_verdicts
 from drllm.runs.manifest import search_manifests
 from drllm.runs.names import BASE
-from drllm.runs.summary import rows_of
+from drllm.runs.summary import Summary, rows_of
 
 KEPT = {".md", ".png", ".csv"}
 
@@ -53,7 +53,7 @@ class Kept(Bench):
             self.results[stage] = found
         return self.results[stage]
 
-    def _summary(self, stage: Evaluate) -> dict[str, Any]:
+    def _summary(self, stage: Evaluate) -> Summary:
         """As `evaluate` writes it."""
         config = self.setup.evaluate_config(stage.split, stage.ablation)
         folder = self.setup.out / "evaluate" / config.folder
@@ -61,7 +61,7 @@ class Kept(Bench):
         methods = [method for method in dict.fromkeys((BASE, *stage.methods)) if (folder / method).is_dir()]
         files = {(method, task): read_verdicts(folder / method / f"{task}.parquet").verdicts for method in methods for task in stage.tasks}
         rows = rows_of(methods, stage.tasks, files, BASE, n_layers, config.n_resamples, config.seed)
-        return {"split": config.folder, "reference": BASE, "model": self.setup.model, "tasks": list(stage.tasks), "rows": rows}
+        return Summary(split=config.folder, reference=BASE, model=self.setup.model, tasks=list(stage.tasks), rows=rows)
 
 
 def kept_scores(path: Path) -> Any:
@@ -92,9 +92,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=Resources().threads)
     parser.add_argument("--keep", type=Path, help="folder that gets the page as Markdown, pictures and numbers")
     given = parser.parse_args()
-    plan = next(iter(search_manifests(given.out).values()))
-    dtype = getattr(torch, str(plan["dtype"]).removeprefix("torch."))
-    routed: Any = SimpleNamespace(fingerprint=plan["fingerprint"], model=SimpleNamespace(dtype=dtype))
+    manifest = next(iter(search_manifests(given.out).values()))
+    dtype = getattr(torch, manifest.dtype_name)
+    routed: Any = SimpleNamespace(fingerprint=manifest.fingerprint, model=SimpleNamespace(dtype=dtype))
     setup = Setup(given.model, TASKS, given.out, "", ReproduceConfig(ablated=given.ablated), (), Resources(threads=given.threads))
     bench = Kept(routed, setup)
     scores, kept = kept_scores(given.out / "scores.json"), tables.labels(bench).rows[-1].kept

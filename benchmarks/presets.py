@@ -134,10 +134,12 @@ def main() -> None:
             summary = evaluate(
                 routed, ["base", "static", "routers", "shuffled"], [task], out, EvaluateConfig(limit=arguments.tune), arguments.data
             )
-            for row in summary["rows"]:
-                if row["task"] == task:
+            for row in summary.rows:
+                if row.task == task:
                     wanted = ("method", "n", "accuracy", "mean_passes", "difference", "difference_low", "difference_high")
-                    tables["tune"].append({"task": task, "preset": preset} | {key: row[key] for key in wanted if key in row})
+                    tables["tune"].append(
+                        {"task": task, "preset": preset} | {key: value for key, value in row.to_json().items() if key in wanted}
+                    )
     (arguments.out / "presets.json").write_text(json.dumps(tables, indent=1) + "\n")
     print(json.dumps(tables, indent=1))
 

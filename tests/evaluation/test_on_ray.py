@@ -156,7 +156,7 @@ def test_two_workers_answer_as_one_process_does(saved, data, compared, tmp_path,
     assert found == without_seconds(compared / place)
     assert set(found) == {"base", *METHODS}
     alone = read_summary(compared / place / "summary.json")
-    assert [row["accuracy"] for row in summary["rows"]] == [row["accuracy"] for row in alone["rows"]]
+    assert [row.accuracy for row in summary.rows] == [row.accuracy for row in alone.rows]
     assert gone("Answerer")
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / place).rglob("*.parquet")}
     assert evaluate(saved, METHODS, [TASK], "run", EVALUATE, data, resources=TWO) == summary
@@ -239,7 +239,7 @@ def test_a_group_that_kills_its_workers_is_named_and_the_others_are_kept(saved, 
     with pytest.raises(DrllmError, match=rf"group \d+ \(q.*\) ended {crew.MAX_DEATHS} workers") as caught:
         search(saved, [TASK], SEARCH, tmp_path, data, resources=Resources(executor="ray", workers=2, pool_size=4))
     blamed = int(str(caught.value).split()[1])
-    ids = read_manifest(tmp_path / "search" / TASK)["ids"]
+    ids = read_manifest(tmp_path / "search" / TASK).ids
     assert "q7" in ids[blamed * SEARCH.group_size :][: SEARCH.group_size], "of the groups an actor had, the one to blame"
     assert "q7" not in {record.id for record in read_records(tmp_path / "search")}
     (job,) = read_jobs(tmp_path)

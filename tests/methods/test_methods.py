@@ -81,14 +81,14 @@ def test_every_method_trains_saves_loads_evaluates_and_generates(name, tiny, run
     again = RoutedModel.from_pretrained(folder, base=tiny)
     assert again.policy is not None
     before = again.policy
-    rows = evaluate(tiny, [name, f"shuffled-{name}"], [TASK], run, EVALUATE, data)["rows"]
-    assert [row["method"] for row in rows] == ["base", name, f"shuffled-{name}"]
+    rows = evaluate(tiny, [name, f"shuffled-{name}"], [TASK], run, EVALUATE, data).rows
+    assert [row.method for row in rows] == ["base", name, f"shuffled-{name}"]
     outputs = tiny.generate(["what is 1 and 2?", "so?"], policy=before, max_new_tokens=2, check_prompt_format=False)
     assert all(len(output.route) == L for output in outputs)
     fit_policy(tiny, run, name, options)
     with torch.no_grad():
         assert RoutedModel.from_pretrained(folder, base=tiny).policy is not None
-    second = evaluate(tiny, [name], [TASK], run, EVALUATE, data)["rows"][1]
+    second = evaluate(tiny, [name], [TASK], run, EVALUATE, data).rows[1]
     assert {key: second[key] for key in ("accuracy", "mean_passes")} == {key: rows[1][key] for key in ("accuracy", "mean_passes")}
 
 

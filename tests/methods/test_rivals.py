@@ -196,9 +196,9 @@ def test_training_closes_gates_and_leaves_the_base_alone(kind, spent):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_evaluate_only_method_from_records_to_a_row(name, tiny, run, data):
     folder = fit_policy(tiny, run, name, OPTIONS[name])
-    rows = evaluate(tiny, [name], [TASK], run, EVALUATE, data)["rows"]
-    assert [row["method"] for row in rows] == ["base", name]
-    assert evaluate(tiny, [name], [TASK], run, EVALUATE, data)["rows"] == rows, "read back"
+    rows = evaluate(tiny, [name], [TASK], run, EVALUATE, data).rows
+    assert [row.method for row in rows] == ["base", name]
+    assert evaluate(tiny, [name], [TASK], run, EVALUATE, data).rows == rows, "read back"
     policy = load_policy(folder, tiny)
     card = (folder / "README.md").read_text()
     assert "For evaluation only" in card

@@ -335,7 +335,7 @@ def test_variants_learn_from_the_same_states(bench):
 def test_a_difference_is_that_of_the_same_questions(bench):
     stage = in_domain(bench.setup)
     found = against(bench, stage, "routers", "base")
-    rows = {row["task"]: row for row in bench.run(stage)["rows"] if row["method"] == "routers"}
+    rows = {row.task: row for row in bench.run(stage).rows if row.method == "routers"}
     assert found.mean == pytest.approx(np.mean([rows[task]["difference"] for task in stage.tasks])), "tasks weigh the same"
     assert found.low <= found.mean <= found.high
     for task in stage.tasks:

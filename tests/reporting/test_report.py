@@ -8,6 +8,7 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,8 +24,9 @@ from drllm.evaluation.answers import Asked, answer
 from drllm.reporting import drawing, report
 from drllm.reporting import summary_table as table
 from drllm.reporting.figures import usage_map
-from drllm.runs.manifest import check_manifest
+from drllm.runs.manifest import Manifest, check_manifest
 from drllm.runs.records import RouteRecord, write_shard
+from drllm.runs.summary import Summary, SummaryRow
 from drllm.scoring.verdict import Verdict
 from drllm.tasks import get_task
 
@@ -50,7 +52,7 @@ def write_search(run: Path, tasks: tuple[str, ...] = TASKS) -> None:
     for task in tasks:
         folder = run / "search" / task
         plan = {"task": task, "source": "file mine.jsonl", "model": "tiny", "fingerprint": "f00d", "dtype": "torch.float32", "ids": []}
-        check_manifest(folder, plan)
+        check_manifest(folder, Manifest.of(plan))
         full, short = Route.full(L), Route.parse("1012")
         for shard in range(2):
             records = [
@@ -91,7 +93,7 @@ def asked_of(folder: Path, method: str, task: str) -> Asked:
 
 def write_evaluation(
     run: Path, split: str = "tune", tasks: tuple[str, ...] = TASKS, behaviour: Any = BEHAVIOUR, routed: Any = ROUTED, n: int = N
-) -> dict[str, Any]:
+) -> Summary:
     folder = run / "evaluate" / split
     questions = [SimpleNamespace(number=n, example=SimpleNamespace(id=f"q{n}")) for n in range(n)]
     answers = {
@@ -102,8 +104,8 @@ def write_evaluation(
         for method, does in behaviour.items()
     }
     summary = evaluation.summarize(answers, EvaluateConfig(split=split, n_resamples=200), routed)  # type: ignore[arg-type]
-    summary["dropped"] = {"arc_easy": {"tune": 3}, "piqa": {}}
-    write_json(folder / "summary.json", summary)
+    summary = summary.changed(dropped={"arc_easy": {"tune": 3}, "piqa": {}})
+    write_json(folder / "summary.json", summary.to_json())
     return summary
 
 
@@ -218,8 +220,8 @@ def test_missing_stages_are_named(tmp_path: Path):
 
 def test_an_evaluation_without_routers_says_so(tmp_path: Path):
     summary = write_evaluation(tmp_path)
-    summary["rows"] = [row for row in summary["rows"] if row["method"] in ("base", "static")]
-    write_json(tmp_path / "evaluate" / "tune" / "summary.json", summary)
+    summary = summary.changed(rows=[row for row in summary.rows if row.method in ("base", "static")])
+    write_json(tmp_path / "evaluate" / "tune" / "summary.json", summary.to_json())
     for path in (tmp_path / "evaluate" / "tune" / "routers").iterdir():
         path.unlink()
     text = markdown_of(tmp_path)
@@ -230,7 +232,7 @@ def test_an_evaluation_without_routers_says_so(tmp_path: Path):
 
 def test_a_search_that_kept_nothing_is_reported(tmp_path: Path):
     folder = tmp_path / "search" / "piqa"
-    check_manifest(folder, {"task": "piqa", "model": "tiny"})
+    check_manifest(folder, Manifest.of({"task": "piqa", "model": "tiny"}))
     full = Route.full(L)
     write_shard(
         folder, 0, [RouteRecord("piqa", "q", 2, False, -1.0, None, (full,), (0.0,), (-1.0,), (None,), (None,), 0, "f00d", "loglik")]
@@ -287,6 +289,10 @@ def row(**changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
+def one_row(**changes: Any) -> Summary:
+    return Summary(split="tune", reference="base", model="tiny", tasks=["arc_easy"], rows=[SummaryRow.of(row(**changes))])
+
+
 UP = {"difference": 0.03, "difference_low": 0.01, "difference_high": 0.05}
 DOWN = {"difference": -0.03, "difference_low": -0.05, "difference_high": -0.01}
 
@@ -306,13 +312,13 @@ DOWN = {"difference": -0.03, "difference_low": -0.05, "difference_high": -0.01}
     ],
 )  # fmt: skip
 def test_the_sentence_claims_no_more_than_the_numbers(changes, expected):
-    sentence = table.verdict({"rows": [row(**changes)]}, "routers")
+    sentence = table.verdict(one_row(**changes), "routers")
     assert expected in sentence
     assert "\n" not in sentence
 
 
 def test_the_sentence_of_a_method_that_did_not_run():
-    assert table.verdict({"rows": [row()]}, "static") == "static: not evaluated"
+    assert table.verdict(one_row(), "static") == "static: not evaluated"
 
 
 def test_the_terminal_table_keeps_each_method_on_a_line(tmp_path: Path):
@@ -331,9 +337,8 @@ def test_the_terminal_table_keeps_each_method_on_a_line(tmp_path: Path):
 def test_a_long_name_cuts_no_figure(tmp_path: Path):
     summary = write_evaluation(tmp_path)
     name = "shuffled-" + "a_name_longer_than_any_of_ours" * 2
-    for line in summary["rows"]:
-        line["method"] = name if line["method"] == "routers" else line["method"]
-    text = table.render(summary)
+    rows = [replace(row, method=name) if row.method == "routers" else row for row in summary.rows]
+    text = table.render(summary.changed(rows=rows))
     assert "…" not in text
     assert any(line.split()[0] == name and "4 / 0" in line for line in text.splitlines() if line.strip())
 

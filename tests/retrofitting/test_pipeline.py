@@ -22,6 +22,7 @@ from drllm.policies.routers import RouterConfig, Routers
 from drllm.runs.merge import merge_records
 from drllm.runs.provenance import read_jobs
 from drllm.runs.records import read_records, shard_path
+from drllm.runs.summary import Summary, SummaryRow
 from drllm.scoring.loglik import LoglikScorer
 from drllm.stats.paired import mcnemar, wilson
 from drllm.tasks import load_task, texts_digest
@@ -188,8 +189,8 @@ def rows_of(folder: Path, method: str) -> list[dict]:
     return pq.ParquetFile(folder / "evaluate" / "tune" / method / f"{TASK}.parquet").read().to_pylist()
 
 
-def row_of(summary: dict, method: str, task: str = TASK) -> dict:
-    return next(row for row in summary["rows"] if (row["method"], row["task"]) == (method, task))
+def row_of(summary: Summary, method: str, task: str = TASK) -> SummaryRow:
+    return next(row for row in summary.rows if (row.method, row.task) == (method, task))
 
 
 def test_every_method_answers_the_same_questions_as_a_plain_computation(summary, trained, data, plain):
@@ -206,7 +207,7 @@ def test_every_method_answers_the_same_questions_as_a_plain_computation(summary,
             assert (row["correct_acc"], row["correct_acc_norm"]) == plain.verdict(tune[row["id"]], route)
             assert row["correct"] == row["correct_acc_norm"]
             seen[row["correct"]] += 1
-        assert row_of(summary, method)["accuracy"] == pytest.approx(sum(row["correct"] for row in rows) / len(rows))
+        assert row_of(summary, method).accuracy == pytest.approx(sum(row["correct"] for row in rows) / len(rows))
     assert {row["route"] for row in rows_of(trained, "base")} == {"1" * L}
     assert min(seen[True], seen[False]) >= 5
 
@@ -243,26 +244,26 @@ def test_control_routes_by_hand():
 
 
 def test_the_summary_follows_from_the_verdicts(summary, trained, tiny):
-    assert json.loads((trained / "evaluate" / "tune" / "summary.json").read_text()) == summary
-    assert (summary["split"], summary["reference"], summary["tasks"]) == ("tune", "base", [TASK])
-    assert summary["fingerprint"] == tiny.fingerprint
-    assert [row["method"] for row in summary["rows"]] == ["base", *METHODS]
+    assert json.loads((trained / "evaluate" / "tune" / "summary.json").read_text()) == summary.to_json()
+    assert (summary.split, summary.reference, summary.tasks) == ("tune", "base", [TASK])
+    assert summary.fingerprint == tiny.fingerprint
+    assert [row.method for row in summary.rows] == ["base", *METHODS]
     base = [row["correct"] for row in rows_of(trained, "base")]
-    assert "difference" not in row_of(summary, "base")
+    assert "difference" not in row_of(summary, "base").to_json()
     for method in ("base", *METHODS):
         row, rows = row_of(summary, method), rows_of(trained, method)
         ours = [line["correct"] for line in rows]
-        assert (row["n"], row["n_layers"]) == (len(base), L)
-        assert (row["wilson_low"], row["wilson_high"]) == wilson(sum(ours), len(ours))
-        assert row["mean_passes"] == pytest.approx(sum(line["n_passes"] for line in rows) / len(rows))
-        assert row["identity_share"] == pytest.approx(sum(line["route"] == "1" * L for line in rows) / len(rows))
-        assert row["distinct_routes"] == len({line["route"] for line in rows})
+        assert (row.n, row.n_layers) == (len(base), L)
+        assert (row.wilson_low, row.wilson_high) == wilson(sum(ours), len(ours))
+        assert row.mean_passes == pytest.approx(sum(line["n_passes"] for line in rows) / len(rows))
+        assert row.identity_share == pytest.approx(sum(line["route"] == "1" * L for line in rows) / len(rows))
+        assert row.distinct_routes == len({line["route"] for line in rows})
         if method != "base":
-            assert row["difference"] == pytest.approx(row["accuracy"] - row_of(summary, "base")["accuracy"])
-            assert row["difference_low"] <= row["difference"] <= row["difference_high"]
-            assert row["better"] == sum(a and not b for a, b in zip(ours, base, strict=True))
-            assert row["worse"] == sum(b and not a for a, b in zip(ours, base, strict=True))
-            assert row["mcnemar_p"] == mcnemar(ours, base)
+            assert row.difference == pytest.approx(row.accuracy - row_of(summary, "base").accuracy)
+            assert row.difference_low <= row.difference <= row.difference_high
+            assert row.better == sum(a and not b for a, b in zip(ours, base, strict=True))
+            assert row.worse == sum(b and not a for a, b in zip(ours, base, strict=True))
+            assert row.mcnemar_p == mcnemar(ours, base)
 
 
 def test_evaluating_again_reads_back(summary, trained, tiny, data, tmp_path, monkeypatch):
@@ -279,7 +280,7 @@ def test_evaluating_again_reads_back(summary, trained, tiny, data, tmp_path, mon
     tiny.policy = None
     again = evaluate(tiny, METHODS, [TASK], tmp_path, EVALUATE, data)
     assert len(scored) == 3
-    assert {row["method"]: row["mean_passes"] for row in again["rows"]}["base"] == L
+    assert {row.method: row.mean_passes for row in again.rows}["base"] == L
     # Other questions under the same ids: everything is.
     scored.clear()
     rows = questions()
@@ -292,7 +293,7 @@ def test_evaluating_again_reads_back(summary, trained, tiny, data, tmp_path, mon
 
 def test_controls_bring_the_routers_along_and_the_base_is_always_there(summary, trained, tiny, data):
     found = evaluate(tiny, ["shuffled"], [TASK], trained, EVALUATE, data)
-    assert [row["method"] for row in found["rows"]] == ["base", "routers", "shuffled"]
+    assert [row.method for row in found.rows] == ["base", "routers", "shuffled"]
     assert row_of(found, "shuffled") == row_of(summary, "shuffled")
     evaluate(tiny, METHODS, [TASK], trained, EVALUATE, data)  # the folder as other tests expect it
 
@@ -300,7 +301,7 @@ def test_controls_bring_the_routers_along_and_the_base_is_always_there(summary, 
 def test_evaluation_leaves_the_models_own_policy(summary, trained, tiny, data):
     tiny.policy = Route.parse("0111")
     found = evaluate(tiny, [], [TASK], trained, EvaluateConfig(**{**vars(EVALUATE), "split": "calibrate"}), data)
-    assert row_of(found, "base")["mean_passes"] == L
+    assert row_of(found, "base").mean_passes == L
     assert tiny.policy.route == Route.parse("0111")
     tiny.policy = None
 
@@ -308,16 +309,16 @@ def test_evaluation_leaves_the_models_own_policy(summary, trained, tiny, data):
 def test_two_tasks_are_pooled(trained, tiny, data, tmp_path):
     copy_run(trained, tmp_path, "search", "routers")
     found = evaluate(tiny, ["routers"], [TASK, "openbookqa"], tmp_path, EVALUATE, data)
-    assert [(row["method"], row["task"]) for row in found["rows"]] == [
+    assert [(row.method, row.task) for row in found.rows] == [
         (method, task) for method in ("base", "routers") for task in (TASK, "openbookqa", "all")
     ]
     for method in ("base", "routers"):
         parts = [row_of(found, method, task) for task in (TASK, "openbookqa")]
         pooled = row_of(found, method, "all")
-        assert pooled["n"] == sum(part["n"] for part in parts)
-        assert pooled["accuracy"] == pytest.approx(sum(part["accuracy"] * part["n"] for part in parts) / pooled["n"])
+        assert pooled.n == sum(part.n for part in parts)
+        assert pooled.accuracy == pytest.approx(sum(part.accuracy * part.n for part in parts) / pooled.n)
     pooled = row_of(found, "routers", "all")
-    assert pooled["better"] == sum(row_of(found, "routers", task)["better"] for task in (TASK, "openbookqa"))
+    assert pooled.better == sum(row_of(found, "routers", task).better for task in (TASK, "openbookqa"))
 
 
 def test_an_evaluation_question_that_was_fitted_on_is_dropped_and_counted(tiny, data, tmp_path):
@@ -329,8 +330,8 @@ def test_an_evaluation_question_that_was_fitted_on_is_dropped_and_counted(tiny, 
     fit = {example.id for example in load_task(TASK, own).examples["fit"]}
     assert "q0" in fit
     found = evaluate(tiny, [], [TASK], tmp_path / "a", EVALUATE, own)
-    assert found["dropped"][TASK]["tune"] == 1
-    assert row_of(found, "base")["n"] == 16
+    assert found.dropped[TASK]["tune"] == 1
+    assert row_of(found, "base").n == 16
     assert "again" not in {row["id"] for row in rows_of(tmp_path / "a", "base")}
 
     search(tiny, [TASK], SearchConfig(n_simulations=0), tmp_path / "b", data)
@@ -341,8 +342,8 @@ def test_an_evaluation_question_that_was_fitted_on_is_dropped_and_counted(tiny, 
     ids = {row["id"] for row in pq.ParquetFile(tmp_path / "b" / "evaluate" / "test" / "base" / f"{TASK}.parquet").read().to_pylist()}
     assert not ids & {example.id for example in searched["fit"]}
     assert {"q60"} | {example.id for example in searched["test"]} <= ids
-    assert found["dropped"][TASK]["test"] >= len(searched["fit"])
-    assert len(ids) + found["dropped"][TASK]["test"] == 61
+    assert found.dropped[TASK]["test"] >= len(searched["fit"])
+    assert len(ids) + found.dropped[TASK]["test"] == 61
     assert read_jobs(tmp_path / "b")[-1]["read_test_split"] is True
 
 
@@ -400,16 +401,16 @@ def test_an_evaluation_reads_the_questions_that_were_searched_unless_told(tiny, 
     search(tiny, [TASK], SEARCH, tmp_path, data)
     told = evaluate(tiny, [], [TASK], tmp_path, EVALUATE, data)
     untold = evaluate(tiny, [], [TASK], tmp_path, EVALUATE)
-    assert untold["sources"] == told["sources"]
-    assert untold["data"] == told["data"] == {TASK: str(data)}
+    assert untold.sources == told.sources
+    assert untold.data == told.data == {TASK: str(data)}
     asked = load_task(TASK, data).select(EVALUATE.split, EVALUATE.limit)
-    assert untold["texts"] == told["texts"] == {TASK: texts_digest(asked)}
-    assert str(data.name if hasattr(data, "name") else data) in told["sources"][TASK]
+    assert untold.texts == told.texts == {TASK: texts_digest(asked)}
+    assert str(data.name if hasattr(data, "name") else data) in told.sources[TASK]
 
 
 def test_a_quick_look_overwrites_no_full_table(tiny, data, tmp_path):
     evaluate(tiny, [], [TASK], tmp_path, EVALUATE, data)
     before = {path: path.read_bytes() for path in (tmp_path / "evaluate").rglob("*") if path.is_file()}
     looked = evaluate(tiny, [], [TASK], tmp_path, dataclasses.replace(EVALUATE, limit=2), data)
-    assert looked["rows"][0]["n"] == 2
+    assert looked.rows[0].n == 2
     assert {path: path.read_bytes() for path in before} == before

@@ -9,7 +9,7 @@ import pytest
 
 from drllm.core.errors import ArtifactError
 from drllm.core.files import TEMPORARY_SUFFIX
-from drllm.runs.manifest import check_manifest, read_manifest
+from drllm.runs.manifest import Manifest, check_manifest, read_manifest
 from drllm.runs.records import write_shard
 from record_factory import PLAN, record
 
@@ -17,12 +17,12 @@ PART = {"folder": "a", "data": None, "questions": "d1", "ids": ["q1"]}
 
 
 def test_the_same_plan_goes_on(tmp_path):
-    check_manifest(tmp_path / "new", PLAN)
+    check_manifest(tmp_path / "new", Manifest.of(PLAN))
     before = (tmp_path / "new" / "_plan.json").read_bytes()
-    check_manifest(tmp_path / "new", copy.deepcopy(PLAN))
-    check_manifest(tmp_path / "new", {**PLAN, "ids": tuple(PLAN["ids"])})  # what JSON cannot tell apart is the same
+    check_manifest(tmp_path / "new", Manifest.of(copy.deepcopy(PLAN)))
+    check_manifest(tmp_path / "new", Manifest.of({**PLAN, "ids": tuple(PLAN["ids"])}))  # what JSON cannot tell apart is the same
     assert (tmp_path / "new" / "_plan.json").read_bytes() == before
-    assert read_manifest(tmp_path / "new") == PLAN
+    assert read_manifest(tmp_path / "new") == Manifest.of(PLAN)
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,13 @@ def test_the_same_plan_goes_on(tmp_path):
     ],
 )
 def test_another_plan_is_refused_and_names_the_first_difference(tmp_path, change, message):
-    check_manifest(tmp_path, PLAN)
+    check_manifest(tmp_path, Manifest.of(PLAN))
     with pytest.raises(ArtifactError) as caught:
-        check_manifest(tmp_path, {**PLAN, **change})
+        check_manifest(tmp_path, Manifest.of({**PLAN, **change}))
     assert message in str(caught.value)
     assert "use another --out" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert read_manifest(tmp_path) == PLAN
+    assert read_manifest(tmp_path) == Manifest.of(PLAN)
 
 
 FOREIGN = {
@@ -69,7 +69,7 @@ FOREIGN = {
 def test_a_foreign_plan_is_refused(tmp_path, text):
     (tmp_path / "_plan.json").write_text(text)
     with pytest.raises(ArtifactError, match=r"plan\.json is not") as caught:
-        check_manifest(tmp_path, PLAN)
+        check_manifest(tmp_path, Manifest.of(PLAN))
     assert "\n" not in str(caught.value)
     assert (tmp_path / "_plan.json").read_text() == text
 
@@ -83,22 +83,22 @@ def test_a_plan_that_is_not_text_or_not_there_is_refused(tmp_path):
 
 
 def test_a_merged_plan_is_read(tmp_path):
-    check_manifest(tmp_path, {**PLAN, "merged": [PART, {**PART, "model": "other"}]})
-    assert read_manifest(tmp_path)["merged"] == [PART, {**PART, "model": "other"}]
+    check_manifest(tmp_path, Manifest.of({**PLAN, "merged": [PART, {**PART, "model": "other"}]}))
+    assert read_manifest(tmp_path).to_json()["merged"] == [PART, {**PART, "model": "other"}]
 
 
 def test_a_plan_cleans_what_a_killed_process_left(tmp_path):
     left = tmp_path / f"shard-00001.parquet.123{TEMPORARY_SUFFIX}"
     left.write_bytes(b"half")
-    check_manifest(tmp_path, PLAN)
+    check_manifest(tmp_path, Manifest.of(PLAN))
     write_shard(tmp_path, 0, [record()])
     left.write_bytes(b"half")
-    check_manifest(tmp_path, PLAN)
+    check_manifest(tmp_path, Manifest.of(PLAN))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["_plan.json", "shard-00000.parquet"]
 
 
 def test_shards_without_a_plan_are_adopted_by_none(tmp_path):
     write_shard(tmp_path, 0, [record()])
     with pytest.raises(ArtifactError, match=r"holds records \(shard-00000.parquet, ...\) but no _plan.json"):
-        check_manifest(tmp_path, PLAN)
+        check_manifest(tmp_path, Manifest.of(PLAN))
     assert not (tmp_path / "_plan.json").exists()

@@ -73,7 +73,7 @@ def test_two_runs_become_one(tmp_path):
     assert files_below(tmp_path / "out") == [
         f"search/{task}/{name}" for task in ("arc_easy", "piqa") for name in ("_plan.json", "shard-00000.parquet")
     ]
-    plan = read_manifest(easy)
+    plan = read_manifest(easy).to_json()
     assert plan["ids"] == ["q1", "q2", "q4", "q3"]
     assert plan["questions"] == hashlib.sha256(b"d1ge57other").hexdigest()[:16]
     assert plan["merged"] == [
@@ -108,24 +108,24 @@ def test_equal_records_are_kept_once_and_counted(tmp_path):
     a, b = task_folder(tmp_path / "a", some[:2]), task_folder(tmp_path / "b", some[1:], questions="other")
     (part,) = merge_records([a, b], tmp_path / "out")
     assert (part.n_records, part.n_sources, part.n_again) == (3, 2, 1)
-    assert [one.id for one in read_records(part.folder)] == read_manifest(part.folder)["ids"] == ["q1", "q2", "q3"]
+    assert [one.id for one in read_records(part.folder)] == read_manifest(part.folder).ids == ["q1", "q2", "q3"]
     (part,) = merge_records([a, a], tmp_path / "twice")
     assert (part.n_records, part.n_sources, part.n_again) == (2, 2, 2)
-    plan = read_manifest(part.folder)
+    plan = read_manifest(part.folder).to_json()
     assert (plan["questions"], len(plan["merged"])) == ("d1ge57", 1)  # one plan given twice is one part
 
 
 def test_an_unfinished_search_can_be_merged_and_shows_what_is_missing(tmp_path):
     source = task_folder(tmp_path / "a", records_of("q1", "q3"), ids=["q1", "q2", "q3"])
     (part,) = merge_records([source], tmp_path / "out")
-    assert (part.n_records, read_manifest(part.folder)["ids"]) == (2, ["q1", "q2", "q3"])
+    assert (part.n_records, read_manifest(part.folder).ids) == (2, ["q1", "q2", "q3"])
 
 
 def test_questions_left_out_may_differ_and_are_kept_together(tmp_path):
     a = task_folder(tmp_path / "a", records_of("q1"), 1, skipped={"q8": "too long"})
     b = task_folder(tmp_path / "b", records_of("q2"), 1, questions="other", skipped={"q9": "one choice"})
     (part,) = merge_records([a, b], tmp_path / "out")
-    assert read_manifest(part.folder)["skipped"] == {"q8": "too long", "q9": "one choice"}
+    assert read_manifest(part.folder).skipped == {"q8": "too long", "q9": "one choice"}
 
 
 def test_merges_can_be_merged(tmp_path):
@@ -139,7 +139,7 @@ def test_merges_can_be_merged(tmp_path):
     flat, nested, again = (tmp_path / name / "search" / "arc_easy" for name in ("flat", "nested", "again"))
     assert read_records(flat) == read_records(nested) == read_records(again) == records_of(*names)
     assert read_manifest(nested) == read_manifest(flat) == read_manifest(again)
-    assert [part["folder"] for part in read_manifest(flat)["merged"]] == [str(folder) for folder in (a, b, c)]
+    assert [part.folder for part in read_manifest(flat).merged] == [str(folder) for folder in (a, b, c)]
 
 
 def test_matrices_stay_apart_from_searches(tmp_path, monkeypatch):

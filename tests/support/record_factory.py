@@ -12,7 +12,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from drllm.core.route import Route
-from drllm.runs.manifest import check_manifest
+from drllm.runs.manifest import Manifest, check_manifest
 from drllm.runs.records import RECORD_SPLITS, Check, RouteRecord, write_shard
 
 ROUTES = tuple(Route.parse(text) for text in ("1111", "0111", "1121", "1001"))
@@ -53,7 +53,8 @@ def control(*correct: bool) -> dict[str, Any]:
 def task_folder(folder: Path, records: Sequence[RouteRecord], n_shards: int = 2, **changes: Any) -> Path:
     """A finished task folder, as a search writes it, with `changes` to the plan."""
     ids = [one.id for one in records]
-    check_manifest(folder, {**PLAN, "task": records[0].task, "fingerprint": records[0].fingerprint, "ids": ids, **changes})
+    values = {**PLAN, "task": records[0].task, "fingerprint": records[0].fingerprint, "ids": ids, **changes}
+    check_manifest(folder, Manifest.of(values))
     size = -(-len(records) // n_shards)
     for index in range(n_shards):
         write_shard(folder, index, records[index * size : (index + 1) * size])

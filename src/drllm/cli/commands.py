@@ -78,7 +78,7 @@ def _evaluate(job: Job) -> Lines:
     tasks = (
         job.tasks()
         if job.common.tasks
-        else tuple(sorted({plan["task"] for plan in (search_manifests(out) | path_manifests(out)).values()}))
+        else tuple(sorted({manifest.task for manifest in (search_manifests(out) | path_manifests(out)).values()}))
     )
     model, dtype = searched_model(job, out)
     if not tasks:

@@ -13,7 +13,7 @@ from drllm.cli.options import CommonConfig, Settings, build
 from drllm.core.config import SECTIONS
 from drllm.core.errors import ArtifactError, InputError
 from drllm.methods.base import Method
-from drllm.runs.manifest import path_manifests, search_manifests
+from drllm.runs.manifest import Manifest, path_manifests, search_manifests
 
 if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
@@ -88,8 +88,8 @@ def searched_model(job: Job, out: Path) -> tuple[str, str]:
     """Model and dtype of a run: what --model and --dtype say, else what was searched."""
     if not out.is_dir():
         raise ArtifactError(f"no run folder {str(out)!r}: run `drllm search --out {out}` first")
-    plan = next(iter((search_manifests(out) | path_manifests(out)).values()), {})
-    return job.common.model or plan.get("model") or job.need("model"), str(plan.get("dtype", "")).removeprefix("torch.")
+    found = next(iter((search_manifests(out) | path_manifests(out)).values()), Manifest())
+    return job.common.model or found.model or job.need("model"), found.dtype_name
 
 
 def policy_model(job: Job) -> RoutedModel:

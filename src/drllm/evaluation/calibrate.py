@@ -20,7 +20,7 @@ from drllm.methods.checked_records import manifest_scorer
 from drllm.model.routed import RoutedModel
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import Policy
-from drllm.runs.manifest import path_manifests, search_manifests
+from drllm.runs.manifest import Manifest, path_manifests, search_manifests
 from drllm.runs.provenance import read_jobs, running
 from drllm.runs.training_questions import run_sources
 from drllm.scoring.route_prediction import score_policies
@@ -45,7 +45,7 @@ def calibrate(
 
     Args:
         routed: the model of the run.
-        run: the run folder; its plans say which tasks, from where, and how their answers are judged.
+        run: the run folder; its manifests say which tasks, from where, and how their answers are judged.
         tasks: those of the run to promise for; none: all.
         policy: what was trained; its points and their order are fixed before a calibrate question is read.
 
@@ -57,14 +57,14 @@ def calibrate(
         raise InputError("no split to calibrate on: name it, as in --calibrate calibrate")
     if policy.evaluate_only:
         raise InputError(f"a {policy.name!r} policy is for evaluation only: nothing runs it, so there is nothing to promise")
-    plans = list((search_manifests(run) | path_manifests(run)).values())
-    if not plans:
+    manifests = list((search_manifests(run) | path_manifests(run)).values())
+    if not manifests:
         raise ArtifactError(f"{run} holds no search records, so it names no task to calibrate on: run `drllm search --out {run}` first")
     points = policy.operating_points()
-    by_task = {plan["task"]: plan for plan in plans if not tasks or plan["task"] in tasks}
+    by_task = {manifest.task: manifest for manifest in manifests if not tasks or manifest.task in tasks}
     # Whatever any task of the run was searched on, wherever it was read from, is nothing to calibrate on.
     sources = run_sources(run)
-    loaded = drop_overlaps({name: load_task(name, plan["data"]) for name, plan in by_task.items()} | sources, sources)
+    loaded = drop_overlaps({name: load_task(name, manifest.data) for name, manifest in by_task.items()} | sources, sources)
     seen: set[str] = set()
     with running(run, "calibrate", to_dict(config), argv) as entry:
         ask = partial(answer_points, routed, by_task, loaded, points, seen)
@@ -100,7 +100,7 @@ class Asked:
 
 def answer_points(
     routed: RoutedModel,
-    by_task: dict[str, dict[str, Any]],
+    by_task: dict[str, Manifest],
     loaded: dict[str, LoadedTask],
     points: Sequence[Policy],
     seen: set[str],
@@ -109,8 +109,8 @@ def answer_points(
 ) -> Asked:
     """Answer a split's questions with the base and each point; a question in `seen`, which grows, is asked no second time."""
     asked = Asked({}, [[] for _ in range(1 + len(points))], [[] for _ in range(1 + len(points))], Counter())
-    for name, plan in by_task.items():
-        scorer: Any = manifest_scorer(routed, plan)
+    for name, manifest in by_task.items():
+        scorer: Any = manifest_scorer(routed, manifest)
         questions = []
         for example in loaded[name].select(split, limit):
             key = question_key(example.question)
@@ -134,12 +134,12 @@ def answer_points(
     return asked
 
 
-def judged_by(plans: Iterable[dict[str, Any]]) -> str:
-    """What made an answer right in these plans: the reward, and the metric where choices are compared."""
+def judged_by(manifests: Iterable[Manifest]) -> str:
+    """What made an answer right in these manifests: the reward, and the metric where choices are compared."""
     names = set()
-    for plan in plans:
-        reward = get_task(plan["task"]).reward_named(plan["config"]["reward"])
-        names.add(f"{reward}, {plan['config']['metric']}" if reward == "loglik" else reward)
+    for manifest in manifests:
+        reward = get_task(manifest.task).reward_named(manifest.config["reward"])
+        names.add(f"{reward}, {manifest.config['metric']}" if reward == "loglik" else reward)
     return " and ".join(sorted(names))
 
 
@@ -151,5 +151,9 @@ def earlier_tries(run: Path, found: Guarantee, base: str) -> int:
     tried = [job["guarantee"] for job in read_jobs(run) if job["job"] == "calibrate" and "guarantee" in job]
     others = [before for before in tried if before["split"] == found.split and set(before["tasks"]) & set(found.tasks)]
     results = {json.dumps(before["tested"], sort_keys=True) for before in others}
-    lists = [plan for plan in path_manifests(run).values() if found.split in plan["config"]["splits"] and plan["task"] in found.tasks]
-    return len(results - {json.dumps(found.tested, sort_keys=True)}) + len({route for plan in lists for route in plan["paths"]} - {base})
+    lists = [
+        manifest for manifest in path_manifests(run).values() if found.split in manifest.config["splits"] and manifest.task in found.tasks
+    ]
+    return len(results - {json.dumps(found.tested, sort_keys=True)}) + len(
+        {route for manifest in lists for route in manifest.paths or ()} - {base}
+    )

@@ -28,7 +28,7 @@ from drllm.policies.policy import EvaluateOnlyPolicy
 from drllm.runs.manifest import path_manifests, search_manifests
 from drllm.runs.names import BASE, check_methods, owner_of
 from drllm.runs.provenance import running
-from drllm.runs.summary import Verdicts, rows_of
+from drllm.runs.summary import Summary, Verdicts, rows_of
 from drllm.runs.training_questions import run_sources
 from drllm.tasks import LoadedTask, drop_overlaps, load_task, texts_digest
 
@@ -42,7 +42,7 @@ def evaluate(
     data: str | Path | None = None,
     argv: Sequence[str] | None = None,
     resources: Resources | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Answer the same questions with every method and compare each with the base.
 
     Args:
@@ -114,32 +114,32 @@ def evaluate(
         entry["read_test_split"] = config.split == "test"
         entry["resources"] = to_dict(resources)
         (answer_there if on_ray else answer_here)()
-        summary = summarize(answers, config, routed)
-        summary["dropped"] = {name: loaded[name].dropped for name in tasks}
-        summary["sources"] = {name: loaded[name].source for name in tasks}
         found = {name: data or read_from.get(name) for name in tasks}
-        summary["data"] = {name: None if where is None else str(where) for name, where in found.items()}
-        summary["texts"] = {name: texts_digest(examples[name]) for name in tasks}
-        summary["policies"] = {name: artifact.digest(out / name) for name in policies}
-        write_json(folder / "summary.json", summary)
+        summary = summarize(answers, config, routed).changed(
+            dropped={name: loaded[name].dropped for name in tasks},
+            sources={name: loaded[name].source for name in tasks},
+            data={name: None if where is None else str(where) for name, where in found.items()},
+            texts={name: texts_digest(examples[name]) for name in tasks},
+            policies={name: artifact.digest(out / name) for name in policies},
+        )
+        write_json(folder / "summary.json", summary.to_json())
     for name in policies:
         artifact.write_card(out / name)  # with this command and its figures
     return summary
 
 
-def summarize(answers: dict[str, dict[str, Answered]], config: EvaluateConfig, routed: RoutedModel) -> dict[str, Any]:
+def summarize(answers: dict[str, dict[str, Answered]], config: EvaluateConfig, routed: RoutedModel) -> Summary:
     """Rows of the summary: each method on each task, and on all tasks together when there are several."""
     tasks = list(answers[BASE])
     told = {(method, task): _told(answered) for method, by_task in answers.items() for task, answered in by_task.items()}
-    rows = rows_of(list(answers), tasks, told, BASE, routed.n_layers, config.n_resamples, config.seed)
-    return {
-        "split": config.folder,
-        "reference": BASE,
-        "model": routed.base_id,
-        "fingerprint": routed.fingerprint,
-        "tasks": tasks,
-        "rows": rows,
-    }
+    return Summary(
+        split=config.folder,
+        reference=BASE,
+        model=routed.base_id,
+        fingerprint=routed.fingerprint,
+        tasks=tasks,
+        rows=rows_of(list(answers), tasks, told, BASE, routed.n_layers, config.n_resamples, config.seed),
+    )
 
 
 def _told(answered: Answered) -> Verdicts:
@@ -149,7 +149,7 @@ def _told(answered: Answered) -> Verdicts:
 
 def _sources(out: Path) -> dict[str, str | None]:
     """Where the search or list of each task read its questions from."""
-    return {plan["task"]: plan["data"] for plan in (path_manifests(out) | search_manifests(out)).values()}
+    return {manifest.task: manifest.data for manifest in (path_manifests(out) | search_manifests(out)).values()}
 
 
 def _load(tasks: Sequence[str], data: str | Path | None, out: Path, sources: dict[str, str | None]) -> dict[str, LoadedTask]:

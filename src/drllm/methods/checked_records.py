@@ -1,4 +1,4 @@
-"""A task folder's records and the questions they belong to, each checked against its plan."""
+"""A task folder's records and the questions they belong to, each checked against its manifest."""
 
 from __future__ import annotations
 
@@ -7,51 +7,50 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from drllm.core.config import SearchConfig
 from drllm.core.errors import ArtifactError
 from drllm.model.routed import RoutedModel
-from drllm.runs.manifest import parts_of
+from drllm.runs.manifest import Manifest
 from drllm.runs.records import RouteRecord, read_records
 from drllm.scoring.scorer import Scorer, make_scorer, questions_digest
 from drllm.tasks import get_task, load_task
 
 
-def manifest_scorer(routed: RoutedModel, plan: dict[str, Any]) -> Scorer:
-    """The scorer that a plan's records were made with."""
-    config = SearchConfig(**plan["config"])
-    return make_scorer(routed, get_task(plan["task"]), config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
+def manifest_scorer(routed: RoutedModel, manifest: Manifest) -> Scorer:
+    """The scorer that a manifest's records were made with."""
+    config = manifest.search_config
+    return make_scorer(routed, get_task(manifest.task), config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
 
 
 @dataclass(frozen=True)
 class DenseTask:
-    """One task of a dense matrix: its plan, its scorer, and by id its records, with the routes of all its lists, and its questions."""
+    """One task of a dense matrix: its manifest, its scorer, and by id its records, with the routes of all its lists, and its questions."""
 
-    plan: dict[str, Any]
+    manifest: Manifest
     scorer: Scorer
     records: dict[str, RouteRecord]
     questions: dict[str, Any]
 
     def of_split(self, split: str) -> list[RouteRecord]:
-        """The records of one split, in the plan's order."""
-        return [self.records[name] for name in self.plan["ids"] if self.records[name].split == split]
+        """The records of one split, in the manifest's order."""
+        return [self.records[name] for name in self.manifest.ids if self.records[name].split == split]
 
 
-def dense_tasks(routed: RoutedModel, plans: dict[Path, dict[str, Any]]) -> list[DenseTask]:
-    """The tasks of a `search --paths`, each checked against its plans."""
+def dense_tasks(routed: RoutedModel, manifests: dict[Path, Manifest]) -> list[DenseTask]:
+    """The tasks of a `search --paths`, each checked against its manifests."""
     found = []
-    for lists in lists_by_task(plans).values():
-        folder, plan = lists[0]
-        scorer = manifest_scorer(routed, plan)
-        found.append(DenseTask(plan, scorer, joined_records(routed, lists), checked_questions(scorer, folder, plan)))
+    for lists in lists_by_task(manifests).values():
+        folder, manifest = lists[0]
+        scorer = manifest_scorer(routed, manifest)
+        found.append(DenseTask(manifest, scorer, joined_records(routed, lists), checked_questions(scorer, folder, manifest)))
     return found
 
 
-def checked_records(routed: RoutedModel, folder: Path, plan: dict[str, Any]) -> dict[str, RouteRecord]:
+def checked_records(routed: RoutedModel, folder: Path, manifest: Manifest) -> dict[str, RouteRecord]:
     """The folder's records by id; `ArtifactError` for those of another model, or when some are still missing."""
     weights = routed.fingerprint  # once: it reads every tensor
-    if plan["fingerprint"] != weights:
+    if manifest.fingerprint != weights:
         raise ArtifactError(
-            f"the records in {folder} were made with {plan['model']} (weights {plan['fingerprint']}), this model has weights "
+            f"the records in {folder} were made with {manifest.model} (weights {manifest.fingerprint}), this model has weights "
             f"{weights}: train on the model that was searched"
         )
     records = {record.id: record for record in read_records(folder)}
@@ -59,29 +58,32 @@ def checked_records(routed: RoutedModel, folder: Path, plan: dict[str, Any]) -> 
         raise ArtifactError(
             f"{folder} holds records of another model (question {foreign.id!r}, weights {foreign.fingerprint}): search again"
         )
-    if missing := len(set(plan["ids"]) - records.keys()):
+    if missing := len(set(manifest.ids) - records.keys()):
         raise ArtifactError(
-            f"the search of {plan['task']} in {folder} is unfinished ({missing} of {len(plan['ids'])} questions): run the same search again"
+            f"the search of {manifest.task} in {folder} is unfinished ({missing} of {len(manifest.ids)} questions): run the same search "
+            "again"
         )
     return records
 
 
-def lists_by_task(plans: dict[Path, dict[str, Any]]) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
+def lists_by_task(manifests: dict[Path, Manifest]) -> dict[str, list[tuple[Path, Manifest]]]:
     """The folders of dense matrices by task: the first list of routes that was evaluated on it, then those added by `--list`."""
-    found: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
-    for folder, plan in plans.items():
-        found.setdefault(plan["task"], []).append((folder, plan))
+    found: dict[str, list[tuple[Path, Manifest]]] = {}
+    for folder, manifest in manifests.items():
+        found.setdefault(manifest.task, []).append((folder, manifest))
     return found
 
 
-def joined_records(routed: RoutedModel, lists: Sequence[tuple[Path, dict[str, Any]]]) -> dict[str, RouteRecord]:
+def joined_records(routed: RoutedModel, lists: Sequence[tuple[Path, Manifest]]) -> dict[str, RouteRecord]:
     """A task's records by id, each with the routes of all its lists; `ArtifactError` for lists of other questions or conditions."""
-    (first, plan), *others = lists
-    joined = checked_records(routed, first, plan)
+    (first, manifest), *others = lists
+    joined = checked_records(routed, first, manifest)
     for folder, other in others:
         conditions = ("ids", "questions", "dtype", "device", "threads", "packed", "prompt_format")
-        same_config = {**other["config"], "seed": 0} == {**plan["config"], "seed": 0}
-        if different := [name for name in conditions if other.get(name) != plan.get(name)] + ([] if same_config else ["config"]):
+        same_config = {**other.config, "seed": 0} == {**manifest.config, "seed": 0}
+        if different := [name for name in conditions if getattr(other, name) != getattr(manifest, name)] + (
+            [] if same_config else ["config"]
+        ):
             raise ArtifactError(
                 f"{folder} was evaluated on other {different[0]} than {first}: evaluate all lists of a task with the same flags and data"
             )
@@ -95,17 +97,16 @@ def joined_records(routed: RoutedModel, lists: Sequence[tuple[Path, dict[str, An
     return joined
 
 
-def checked_questions(scorer: Scorer, folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """The questions of a plan by id, read where they were read then; `ArtifactError` when they are gone or not the same."""
-    splits = plan["config"].get("splits", ("fit",))
+def checked_questions(scorer: Scorer, folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """The questions of a manifest by id, read where they were read then; `ArtifactError` when they are gone or not the same."""
     found: dict[str, Any] = {}
-    for part in parts_of(plan):
-        loaded = load_task(plan["task"], part["data"])
-        by_id = {example.id: example for split in splits for example in loaded.examples[split]}
-        if absent := [name for name in part["ids"] if name not in by_id]:
+    for part in manifest.parts:
+        loaded = load_task(manifest.task, part.data)
+        by_id = {example.id: example for split in manifest.search_config.splits for example in loaded.examples[split]}
+        if absent := [name for name in part.ids if name not in by_id]:
             raise ArtifactError(f"question {absent[0]!r} of {folder} is not in {loaded.source}: install or pass the data that was searched")
-        asked = {name: scorer.question(loaded.task, by_id[name]) for name in part["ids"]}
-        if questions_digest(asked.values()) != part["questions"]:
+        asked = {name: scorer.question(loaded.task, by_id[name]) for name in part.ids}
+        if questions_digest(asked.values()) != part.questions:
             raise ArtifactError(
                 f"the questions of {loaded.source} are not those that were searched: pass the data of the search, or search again"
             )

@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from drllm.core.errors import ArtifactError
 from drllm.core.route import Route
 from drllm.methods.checked_records import DenseTask
 from drllm.methods.gains import mixed_gain
+from drllm.runs.manifest import Manifest
 from drllm.runs.records import RouteRecord
 
 
@@ -78,15 +78,15 @@ class Matrix:
         return replace(self, routes=routes, correct=self.correct[:, places], margins=self.margins[:, places])
 
 
-def read_matrix(run: Path, plans: dict[Path, dict[str, Any]], dense: Sequence[DenseTask], split: str) -> Matrix:
-    """Questions of one split, on the routes that all tasks were evaluated on; `dense` are the tasks of `plans`, of a `search --paths`.
+def read_matrix(run: Path, manifests: dict[Path, Manifest], dense: Sequence[DenseTask], split: str) -> Matrix:
+    """Questions of one split, on the routes that all tasks were evaluated on; `dense` are the tasks of `manifests`, of a `search --paths`.
 
     `ArtifactError` without any question, or without such a route.
     """
     if split not in ("fit", "tune"):
         raise ValueError(f"a method may learn from fit and choose by tune, not read {split}")
     how = f"run `drllm search --paths FILE --splits fit,tune --out {run}` first"
-    if not plans:
+    if not manifests:
         raise ArtifactError(f"{run} holds no (question x route) matrix: {how}")
     rows: list[RouteRecord] = []
     prompts: list[tuple[int, ...]] = []
@@ -102,7 +102,7 @@ def read_matrix(run: Path, plans: dict[Path, dict[str, Any]], dense: Sequence[De
     routes = tuple(route for route in rows[0].routes if route in shared)
     if len(routes) < 2:
         raise ArtifactError(f"the tasks of {run} were evaluated on no route that all of them share: give all tasks the same --paths")
-    digests = [json.dumps(plan, sort_keys=True) for plan in plans.values()]
+    digests = [json.dumps(manifest.to_json(), sort_keys=True) for manifest in manifests.values()]
     columns = [[record.routes.index(route) for route in routes] for record in rows]
     if len(formats) != 1:
         raise ArtifactError(f"the tasks of {run} use {len(formats)} prompt formats ({', '.join(sorted(formats))}): use a run for each")

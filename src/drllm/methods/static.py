@@ -145,7 +145,10 @@ class _Scores:
     def __init__(self, training_data: TrainingData, full: Route, margin_weight: float, path: Path):
         self.training_data, self.full, self.path, self.margin_weight = training_data, full, path, margin_weight
         # Plans hold digests of questions and answers, the metric and the reward.
-        about = [str(training_data.routed.model.dtype), *(training_data.search_manifests or training_data.path_manifests).values()]
+        about = [
+            str(training_data.routed.model.dtype),
+            *(found.to_json() for found in (training_data.search_manifests or training_data.path_manifests).values()),
+        ]
         self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         self.held_back = np.array([is_held_back(prompt) for prompt in training_data.prompts])
         spread = [training_data.margin_spread[question.task.name] for _, questions in training_data.asked for question in questions]

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from drllm.core.config import SearchConfig
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.progress import Progress
 from drllm.core.route import Route
@@ -21,7 +20,7 @@ from drllm.methods.matrix import Matrix, read_matrix
 from drllm.model.routed import RoutedModel
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import Policy
-from drllm.runs.manifest import parts_of, path_manifests, search_manifests
+from drllm.runs.manifest import Manifest, path_manifests, search_manifests
 from drllm.runs.records import RouteRecord
 from drllm.scoring.scorer import Scorer
 from drllm.tasks import load_task
@@ -46,14 +45,14 @@ class TrainingData:
         """`only` names the tasks to learn from; none: all of the run."""
         self.routed, self.run, self.only = routed, run, tuple(only)
         searched, dense = search_manifests(run), path_manifests(run)
-        known = {plan["task"] for plan in (searched | dense).values()}
+        known = {manifest.task for manifest in (searched | dense).values()}
         if absent := [name for name in self.only if name not in known]:
             raise InputError(f"{run} holds no records of task {absent[0]!r}: it has {', '.join(sorted(known)) or 'none'}")
         self.search_manifests, self.path_manifests = self._wanted(searched), self._wanted(dense)  # by task folder
         self._matrices: dict[str, Matrix] = {}
 
-    def _wanted(self, plans: dict[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
-        return {folder: plan for folder, plan in plans.items() if not self.only or plan["task"] in self.only}
+    def _wanted(self, manifests: dict[Path, Manifest]) -> dict[Path, Manifest]:
+        return {folder: manifest for folder, manifest in manifests.items() if not self.only or manifest.task in self.only}
 
     @property
     def tasks(self) -> list[SearchedTask]:
@@ -63,8 +62,8 @@ class TrainingData:
     @property
     def key(self) -> str:
         """Names the search records, or those of the dense matrix, and the weights they were made with."""
-        plans = (self.search_manifests or self.path_manifests).values()
-        return hashlib.sha256("".join(json.dumps(plan, sort_keys=True) for plan in plans).encode()).hexdigest()[:16]
+        manifests = (self.search_manifests or self.path_manifests).values()
+        return hashlib.sha256("".join(json.dumps(manifest.to_json(), sort_keys=True) for manifest in manifests).encode()).hexdigest()[:16]
 
     @property
     def asked(self) -> list[tuple[Scorer, list[Any]]]:
@@ -91,7 +90,7 @@ class TrainingData:
     @property
     def max_step_tokens(self) -> int:
         """Tokens of a model step in the search or matrix."""
-        return min(SearchConfig(**plan["config"]).max_step_tokens for plan in (self.search_manifests or self.path_manifests).values())
+        return min(manifest.search_config.max_step_tokens for manifest in (self.search_manifests or self.path_manifests).values())
 
     @property
     def prompts(self) -> list[tuple[int, ...]]:
@@ -110,12 +109,12 @@ class TrainingData:
 
     def tune(self, limit: int = 0) -> list[tuple[Any, list[Any]]]:
         """Each task's tune questions with their scorer, at most `limit` of each; none where the data has none."""
-        plans = list(self.search_manifests.values()) or [lists[0][1] for lists in lists_by_task(self.path_manifests).values()]
+        manifests = list(self.search_manifests.values()) or [lists[0][1] for lists in lists_by_task(self.path_manifests).values()]
         found = []
-        for plan in plans:
-            scorer = manifest_scorer(self.routed, plan)
-            for part in parts_of(plan)[:1]:
-                loaded = load_task(plan["task"], part["data"])
+        for manifest in manifests:
+            scorer = manifest_scorer(self.routed, manifest)
+            for part in manifest.parts[:1]:
+                loaded = load_task(manifest.task, part.data)
                 questions = (
                     [scorer.question(loaded.task, example) for example in loaded.select("tune", limit)] if loaded.examples["tune"] else []
                 )
@@ -177,13 +176,13 @@ class TrainingData:
         return _load_searched(self.routed, self.run, self.search_manifests)
 
 
-def _load_searched(routed: RoutedModel, run: Path, plans: dict[Path, dict[str, Any]]) -> list[SearchedTask]:
-    if not plans:
+def _load_searched(routed: RoutedModel, run: Path, manifests: dict[Path, Manifest]) -> list[SearchedTask]:
+    if not manifests:
         raise ArtifactError(f"{run} holds no search records: run `drllm search --out {run}` first")
     tasks = []
-    for folder, plan in plans.items():
-        records = checked_records(routed, folder, plan)
-        scorer = manifest_scorer(routed, plan)
-        found = checked_questions(scorer, folder, plan)
-        tasks.append(SearchedTask(plan["task"], [records[name] for name in plan["ids"]], [found[name] for name in plan["ids"]], scorer))
+    for folder, manifest in manifests.items():
+        records = checked_records(routed, folder, manifest)
+        scorer = manifest_scorer(routed, manifest)
+        found = checked_questions(scorer, folder, manifest)
+        tasks.append(SearchedTask(manifest.task, [records[name] for name in manifest.ids], [found[name] for name in manifest.ids], scorer))
     return tasks

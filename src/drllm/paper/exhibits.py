@@ -15,7 +15,7 @@ from drllm.reporting.parts import Part, Table
 from drllm.reporting.summary_table import HEADER, cells
 from drllm.runs.load import read_answers, read_epochs
 from drllm.runs.names import BASE
-from drllm.runs.summary import mean_over_tasks, pooled_rows
+from drllm.runs.summary import Summary, SummaryRow, mean_over_tasks
 from drllm.stats.paired import decided, holm
 
 ROUTERS = "routers"
@@ -66,23 +66,23 @@ def ablation(setup: Setup, policies: Sequence[str]) -> Evaluate:
     return Evaluate((BASE, *policies), setup.tasks, "tune", ablation=True)
 
 
-def comparison(summary: dict[str, Any], caption: str) -> Table:
+def comparison(summary: Summary, caption: str) -> Table:
     """Every row of an evaluation; its seconds are of one run each."""
-    rows = tuple((row["task"], *cells(row, summary["reference"])) for row in summary["rows"])
+    rows = tuple((row.task, *cells(row, summary.reference)) for row in summary.rows)
     return Table(
         ("task", *HEADER), rows, f"{caption} Seconds are of one run each, beside whatever else the machine did; table 7 has paired times."
     )
 
 
-def pooled(summary: dict[str, Any], method: str) -> dict[str, Any]:
+def pooled(summary: Summary, method: str) -> SummaryRow:
     """A method's row over all tasks."""
-    return next(row for row in pooled_rows(summary) if row["method"] == method)
+    return next(row for row in summary.pooled if row.method == method)
 
 
 def answers(bench: Bench, stage: Evaluate, method: str, task: str) -> list[dict[str, Any]]:
     """The verdict and route of every question."""
     summary = bench.run(stage)
-    return read_answers(bench.setup.out / "evaluate" / summary["split"] / method / f"{task}.parquet")
+    return read_answers(bench.setup.out / "evaluate" / summary.split / method / f"{task}.parquet")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from drllm.reporting.parts import Bullets, Chart, Paragraph, Part, Table
 from drllm.reporting.summary_table import verdict
 from drllm.runs.names import BASE
 from drllm.runs.records import read_records
+from drllm.runs.summary import SummaryRow
 
 WIDTHS, DEPTHS, WINDOWS = (64, 128, 256, 512, 1024), (1, 2, 3, 4), (1, 2, 4, 8, 16)  # section 6; 128, 2 and 8 are the paper's choice
 SWEEPS = (("width", WIDTHS, "hidden width"), ("depth", DEPTHS, "linear layers"), ("n_windows", WINDOWS, "windows"))
@@ -63,8 +64,8 @@ def _swept(setup: Setup, option: str, values: Sequence[int]) -> Evaluate:
     return ablation(setup, [_variant(option, value) for value in values])
 
 
-def _difference(row: Mapping[str, Any], x: float | str) -> Point:
-    return Point(x, 100 * row["difference"], 100 * row["difference_low"], 100 * row["difference_high"])
+def _difference(row: SummaryRow, x: float | str) -> Point:
+    return Point(x, 100 * row.difference, 100 * row.difference_low, 100 * row.difference_high)
 
 
 def _over_base(bench: Bench, stage: Evaluate, policy: str, x: float | str) -> Point:
@@ -73,20 +74,20 @@ def _over_base(bench: Bench, stage: Evaluate, policy: str, x: float | str) -> Po
     return Point(x, 100 * found.mean, 100 * found.low, 100 * found.high)
 
 
-def _accuracy(row: Mapping[str, Any], x: float) -> Point:
-    return Point(x, 100 * row["accuracy"], 100 * row["wilson_low"], 100 * row["wilson_high"])
+def _accuracy(row: SummaryRow, x: float) -> Point:
+    return Point(x, 100 * row.accuracy, 100 * row.wilson_low, 100 * row.wilson_high)
 
 
 def _sweep_chart(bench: Bench, folder: Path, option: str, values: Sequence[int], name: str, x: str, by_task: bool = False) -> Chart:
     stage = _swept(bench.setup, option, values)
     summary = bench.run(stage)
-    rows = {(row["task"], row["method"]): row for row in summary["rows"]}
+    rows = {(row.task, row.method): row for row in summary.rows}
     names = {value: f"{value}{' (paper)' if CHOSEN[option] == value else ''}" for value in values}
     if by_task:
-        series = {task: [_difference(rows[task, _variant(option, value)], names[value]) for value in values] for task in summary["tasks"]}
+        series = {task: [_difference(rows[task, _variant(option, value)], names[value]) for value in values] for task in summary.tasks}
     else:
         series = {"mean over tasks": [_over_base(bench, stage, _variant(option, value), names[value]) for value in values]}
-    n = sum(rows[task, BASE]["n"] for task in summary["tasks"])
+    n = sum(rows[task, BASE].n for task in summary.tasks)
     title = f"Routers by {x}, tune split, n = {n} questions"
     caption = f"Accuracy against the base, which is the dotted line, by {x}; intervals that overlap tell nothing apart."
     return charts.curves(folder, name, title, caption, x, DIFFERENCE, series, base=0)
@@ -98,7 +99,7 @@ def _sweep_table(bench: Bench, option: str, values: Sequence[int], x: str) -> Ta
     for value in values:
         policy = _variant(option, value)
         row, (scores, _) = pooled(summary, policy), last_scores(bench, policy)
-        rows.append((str(value), percent(row["accuracy"]), f"{row['mean_passes']:.2f}", scores["macro_f1"]))
+        rows.append((str(value), percent(row.accuracy), f"{row.mean_passes:.2f}", scores["macro_f1"]))
     return Table((x, "accuracy, %", "mean passes", "macro-F1, %"), tuple(rows), POOLED)
 
 
@@ -118,7 +119,7 @@ def _fig1(bench: Bench, folder: Path) -> list[Part]:
 
 def _fig4(bench: Bench, folder: Path) -> list[Part]:
     stage = in_domain(bench.setup)
-    split = bench.run(stage)["split"]
+    split = bench.run(stage).split
     rows = {(split, ROUTERS, task): answers(bench, stage, ROUTERS, task) for task in stage.tasks}
     heat = usage_map(rows, folder, split)
     groups: dict[str, dict[str, list[float]]] = {}
@@ -162,7 +163,7 @@ def _fig7(bench: Bench, folder: Path) -> list[Part]:
     summary = bench.run(stage)
     rows = [(p, pooled(summary, Turn(p).policy)) for p in KNOB]
     base = pooled(summary, BASE)
-    title = f"Control knob p from -1 (skip) to 1 (repeat), tune split, n = {base['n']} questions"
+    title = f"Control knob p from -1 (skip) to 1 (repeat), tune split, n = {base.n} questions"
     caption = (
         "Accuracy and mean passes as the knob turns: p = -0.5 is the routers, 0.5 the base's route, -1 skips and 1 repeats every block. "
         "The base has no knob: its line is level."
@@ -171,17 +172,17 @@ def _fig7(bench: Bench, folder: Path) -> list[Part]:
     panels = {
         "accuracy (%), 95 % Wilson interval": {turned: [_accuracy(row, p) for p, row in rows], BASE: [_accuracy(base, p) for p in level]},
         "mean passes a prompt": {
-            turned: [Point(p, row["mean_passes"]) for p, row in rows], BASE: [Point(p, base["mean_passes"]) for p in level]
+            turned: [Point(p, row.mean_passes) for p, row in rows], BASE: [Point(p, base.mean_passes) for p in level]
         },
     }  # fmt: skip
     told = [(turned, row, f"p {p:+g}") for p, row in rows] + [(BASE, base, "")]
     keys = ("mean_passes", "accuracy", "wilson_low", "wilson_high")
-    numbers = [(series, *(number(row[key]) for key in keys), p) for series, row, p in told]
+    numbers = [(series, *(number(getattr(row, key)) for key in keys), p) for series, row, p in told]
     chart = charts.stacked(folder, "knob", title, caption, "control knob p", panels, ("series", *keys, "p"), numbers)
     table = Table(
         ("p", "accuracy, %", "mean passes", "points over the base"),
-        tuple((f"{p:+.2f}", percent(row["accuracy"]), f"{row['mean_passes']:.2f}",
-               with_interval(row["difference"], row["difference_low"], row["difference_high"]))
+        tuple((f"{p:+.2f}", percent(row.accuracy), f"{row.mean_passes:.2f}",
+               with_interval(row.difference, row.difference_low, row.difference_high))
               for p, row in rows),
         POOLED,
     )  # fmt: skip
@@ -220,9 +221,9 @@ def _fig8(bench: Bench, folder: Path) -> list[Part]:
     for name, (policy, _) in LOSSES.items():
         row, (scores, _) = pooled(summary, policy), last_scores(bench, policy)
         shown = (scores[key] for key in ("macro_f1", "f1_skip", "f1_execute", "f1_repeat"))
-        rows.append((name, percent(row["accuracy"]), f"{row['mean_passes']:.2f}", *shown))
+        rows.append((name, percent(row.accuracy), f"{row.mean_passes:.2f}", *shown))
     header = ("loss", "accuracy, %", "mean passes", "macro-F1, %", "F1 skip", "F1 execute", "F1 repeat")
-    n = pooled(summary, BASE)["n"]
+    n = pooled(summary, BASE).n
     caption = "Accuracy against the base (the dotted line), mean over tasks, by the loss that the routers were trained with."
     title = f"Losses, tune split, n = {n} questions"
     found = [against(bench, stage, ROUTERS, policy) for policy, _ in LOSSES.values() if policy != ROUTERS]
@@ -251,7 +252,7 @@ def _fig10(bench: Bench, folder: Path) -> list[Part]:
 
 def _fig11(bench: Bench, folder: Path) -> list[Part]:
     stage = in_domain(bench.setup)
-    split = bench.run(stage)["split"]
+    split = bench.run(stage).split
     means = {}
     for task in stage.tasks:
         routes = [Route.parse(row["route"]) for row in answers(bench, stage, ROUTERS, task)]

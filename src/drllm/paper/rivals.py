@@ -64,7 +64,7 @@ def _rivalry(setup: Setup) -> Evaluate:
 def _table(bench: Bench, _: Path) -> list[Part]:
     stage = _rivalry(bench.setup)
     summary = bench.run(stage)
-    there = {row["method"] for row in summary["rows"]}
+    there = {row.method for row in summary.rows}
     rivals = [rival.policy for rival in _rivals(bench.setup) if rival.policy in there and rival.policy != BUDGETED]
     shown = ", ".join(f"{name} {value}" for name, value in paper.RIVALS.items())
     lines = [] if _choice_tasks(bench.setup) else ["MindSkip and FlexiDepth are not in the table: their gates learn from choices alone."]
@@ -74,15 +74,15 @@ def _table(bench: Bench, _: Path) -> list[Part]:
         text = "at equal savings routers keep more accuracy than any rival"
         figures = f"Best of the rivals: {min(leads, key=lambda lead: lead.mean)}"
         kept = {name: pooled(summary, name) for name in (BUDGETED, *rivals)}
-        aim = BUDGET * kept[BUDGETED]["n_layers"]
-        off = [f"{name} {row['mean_passes']:.2f}" for name, row in kept.items() if abs(row["mean_passes"] - aim) > NEAR]
+        aim = BUDGET * kept[BUDGETED].n_layers
+        off = [f"{name} {row.mean_passes:.2f}" for name, row in kept.items() if abs(row.mean_passes - aim) > NEAR]
         if off:
             lines.insert(0, f"The savings are not quite equal: of {aim:.2f} passes aimed at, these make: {', '.join(off)}.")
         lines = [verdict(summary, BUDGETED), weighed(text, leads, figures), *lines]
     return [
         comparison(
             summary,
-            f"{paper.SAVED} of {paper.OF_LAYERS} passes saved ({percent(BUDGET)} % kept), {summary['split']} split: {BUDGETED} are routers "
+            f"{paper.SAVED} of {paper.OF_LAYERS} passes saved ({percent(BUDGET)} % kept), {summary.split} split: {BUDGETED} are routers "
             "of preset default with the knob set on tune; routers are the paper's, which have no budget.",
         ),
         Paragraph(

@@ -56,7 +56,7 @@ class Setup:
     def searched_in(self, task: str) -> str:
         """The type of the weights with which a task was searched; empty where it was not yet."""
         folder = self.out / "search" / task
-        return str(read_manifest(folder).get("dtype", "")).removeprefix("torch.") if (folder / MANIFEST_FILE).is_file() else ""
+        return read_manifest(folder).dtype_name if (folder / MANIFEST_FILE).is_file() else ""
 
     def search_config(self, task: str) -> SearchConfig:
         """The paper's search (section 4) of one task."""

@@ -42,7 +42,7 @@ from drllm.reporting.parts import Bullets, Paragraph, Part, Table
 from drllm.runs.label_stats import describe, tables
 from drllm.runs.names import BASE
 from drllm.runs.records import read_records
-from drllm.runs.summary import evenly
+from drllm.runs.summary import Summary, evenly
 from drllm.stats.paired import decided, holm
 
 FIRST_BLOCK = "routers_first_block"
@@ -100,18 +100,16 @@ def _table3(bench: Bench, _: Path) -> list[Part]:
         passes.append(fewer_passes(bench, stage, name, tasks))
     looked = looking(bench, stage, "looking at the prompt is worth something where routers were trained")
     return [
-        comparison(summary, f"Routers where they were trained, {summary['split']} split; in brackets 95 % intervals."),
+        comparison(summary, f"Routers where they were trained, {summary.split} split; in brackets 95 % intervals."),
         Bullets((*accuracy, *passes, looked), strong=True),
         *_levels(summary),
         *_beside(bench, stage),
     ]
 
 
-def _levels(summary: dict[str, Any]) -> list[Part]:
+def _levels(summary: Summary) -> list[Part]:
     """A sentence where levels of difficulty are not in the order of what the base can do."""
-    found = {
-        row["task"]: row["accuracy"] for row in summary["rows"] if row["method"] == BASE and row["task"].startswith(("dart-", "arith-"))
-    }
+    found = {row.task: row.accuracy for row in summary.rows if row.method == BASE and row.task.startswith(("dart-", "arith-"))}
     odd = [f"{task} than {before}" for before, task in itertools.pairwise(found) if found[task] > found[before]]
     return (
         [Paragraph(f"Levels are of the questions, not of what this model can do: the base does better on {', '.join(odd)}.")] if odd else []
@@ -137,7 +135,7 @@ def looking(bench: Bench, stage: Evaluate, text: str) -> Claim:
 
 def fewer_passes(bench: Bench, stage: Evaluate, name: str, tasks: Sequence[str]) -> Claim:
     """Whether the routers' mean passes over tasks are below the base's, by a bootstrap over questions."""
-    n_layers = pooled(bench.run(stage), ROUTERS)["n_layers"]
+    n_layers = pooled(bench.run(stage), ROUTERS).n_layers
     passes = {task: [row["n_passes"] - n_layers for row in answers(bench, stage, ROUTERS, task)] for task in tasks}
     _, (mean, low, high) = evenly(list(passes.values()))
     holds, figures = decided(-high, -low), f"Passes less the base's {n_layers}: {mean:+.2f} ({low:+.2f} to {high:+.2f})"
@@ -163,7 +161,7 @@ def _beside(bench: Bench, stage: Evaluate) -> list[Part]:
             known = (theirs.arc if group == "ARC" else theirs.dart) if theirs else ()
             rows.append((f"{group}{STOOD_IN if group != 'ARC' else ''}, accuracy, %", *shares, *map(str, known)))
     row = pooled(bench.run(stage), ROUTERS)
-    rows.append(("block passes a prompt", f"{row['n_layers']}", f"{row['mean_passes']:.2f}", *([""] * 2 if theirs else [])))
+    rows.append(("block passes a prompt", f"{row.n_layers}", f"{row.mean_passes:.2f}", *([""] * 2 if theirs else [])))
     header = ("", "base", "routers", *((f"{theirs.name} in {paper.PAPER}: base", "routers") if theirs else ()))
     if theirs is None:
         return [Table(header, tuple(rows), "By the paper's groups of tasks; it has no figures for this model.")]
@@ -182,12 +180,12 @@ def _table4(bench: Bench, _: Path) -> list[Part]:
     found, aim = against(bench, stage, ROUTERS, BASE), paper.OUTSIDE_MEAN / 100
     holds = True if found.low >= aim else False if found.high < aim else None
     text = f"out of domain routers lose at most {-paper.OUTSIDE_MEAN} points, mean over {len(stage.tasks)} tasks (there over eight)"
-    rows = (row for row in summary["rows"] if row["task"] in stage.tasks and row["method"] == ROUTERS)
-    by_task = sorted(rows, key=lambda row: row["difference"])
-    ends = [f"{row['task']} {with_interval(row['difference'], row['difference_low'], row['difference_high'])}" for row in by_task]
+    rows = (row for row in summary.rows if row.task in stage.tasks and row.method == ROUTERS)
+    by_task = sorted(rows, key=lambda row: row.difference)
+    ends = [f"{row.task} {with_interval(row.difference, row.difference_low, row.difference_high)}" for row in by_task]
     looked = looking(bench, stage, "looking at the prompt is worth something out of domain")
     return [
-        comparison(summary, f"The same routers on tasks that they never saw, {summary['split']} split."),
+        comparison(summary, f"The same routers on tasks that they never saw, {summary.split} split."),
         Bullets((Claim(text, holds, str(found)), f"By task, in points: {', '.join(ends)}.", looked), strong=True),
     ]
 

@@ -13,6 +13,7 @@ from drllm.core.text import display_name
 from drllm.reporting.parts import Prompt, RouteBrowser, RouteGroup
 from drllm.runs.load import Run
 from drllm.runs.names import BASE
+from drllm.runs.summary import Summary
 from drllm.tasks import load_task, texts_digest
 
 GROUPS = 8
@@ -37,7 +38,7 @@ def read_questions(run: Run, split: str) -> tuple[dict[tuple[str, str], Question
     found: dict[tuple[str, str], Question] = {}
     missing = []
     summary = run.summaries[split]
-    for task in summary["tasks"]:
+    for task in summary.tasks:
         try:
             loaded = load_task(task, _data(run, summary, task), hub=False)
         except DrllmError as error:
@@ -45,8 +46,8 @@ def read_questions(run: Run, split: str) -> tuple[dict[tuple[str, str], Question
             continue
         asked = {row["id"] for row in run.questions.get((split, BASE, task), [])}
         examples = [example for rows in loaded.examples.values() for example in rows if example.id in asked]
-        digest = summary.get("texts", {}).get(task)
-        is_same = texts_digest(examples) == digest if digest else loaded.source == summary.get("sources", {}).get(task)
+        digest = (summary.texts or {}).get(task)
+        is_same = texts_digest(examples) == digest if digest else loaded.source == (summary.sources or {}).get(task)
         if not is_same or len(examples) < len(asked):
             missing.append(f"Texts of {task} are not shown: {loaded.source} does not hold the questions that were asked.")
             continue
@@ -56,11 +57,11 @@ def read_questions(run: Run, split: str) -> tuple[dict[tuple[str, str], Question
     return found, missing
 
 
-def _data(run: Run, summary: Mapping[str, Any], task: str) -> str | None:
+def _data(run: Run, summary: Summary, task: str) -> str | None:
     """Where the questions of an evaluation came from; older ones read them where the search did, and did not say so."""
-    if "data" in summary:
-        return summary["data"].get(task)
-    return run.plans.get(task, {}).get("data")
+    if summary.data is not None:
+        return summary.data.get(task)
+    return run.manifests[task].data if task in run.manifests else None
 
 
 def _clean(text: str) -> str:
@@ -77,7 +78,7 @@ def differs(run: Run, split: str, method: str) -> bool:
 def absent(run: Run, split: str) -> str:
     """Which files of verdicts and routes that a split's summary tells of are not in the folder; empty where none is missing."""
     summary = run.summaries[split]
-    told = dict.fromkeys((row["method"], row["task"]) for row in summary["rows"] if row["task"] in summary["tasks"])
+    told = dict.fromkeys((row.method, row.task) for row in summary.rows if row.task in summary.tasks)
     missing = [(method, task) for method, task in told if (split, method, task) not in run.questions]
     if not missing:
         return ""

@@ -15,7 +15,7 @@ from drllm.reporting.drawing import colour, entitle, marker, new_figure, number,
 from drllm.reporting.parts import Chart
 from drllm.runs.names import owner_of
 from drllm.runs.records import RouteRecord
-from drllm.runs.summary import POOLED, pooled_rows
+from drllm.runs.summary import POOLED, Summary
 
 TITLED = 3  # tasks that fit a title
 SHIFTED = 24  # points: how far apart methods of one cost are drawn in all
@@ -31,70 +31,71 @@ NO_FRONT = (
 )
 
 
-def accuracy_charts(summary: dict[str, Any], folder: Path) -> list[Chart | str]:
+def accuracy_charts(summary: Summary, folder: Path) -> list[Chart | str]:
     """Accuracy of each method with its Wilson interval against what it costs: passes a prompt, and seconds where they were measured."""
-    split, rows = summary["split"], pooled_rows(summary)
+    split, rows = summary.split, summary.pooled
     if not rows:
         return [f"No accuracy against passes on the {split} split: no method was evaluated."]
-    layers = rows[0]["n_layers"]
+    layers = rows[0].n_layers
     label = f"mean passes a prompt (the base makes {layers})"
-    charts: list[Chart | str] = [_accuracy(summary, folder, f"accuracy_{split}", "mean_passes", label, "passes", has_front=True)]
-    if all(row.get("seconds") for row in rows):
+    charts: list[Chart | str] = [_accuracy(summary, folder, f"accuracy_{split}", label, "passes")]
+    if all(row.seconds > 0 for row in rows):  # an older summary does not say
         label = "seconds a question, decisions included (controls are given their routes)"
-        timed = [row | {"cost": row["seconds"] / row["n"]} for row in rows]
-        charts.append(
-            _accuracy(summary | {"rows": timed}, folder, f"accuracy_seconds_{split}", "cost", label, "seconds a question", has_front=False)
-        )
+        charts.append(_accuracy(summary, folder, f"accuracy_seconds_{split}", label, "seconds a question"))
     return charts
 
 
-def _accuracy(summary: dict[str, Any], folder: Path, name: str, cost: str, label: str, unit: str, has_front: bool) -> Chart:
-    rows, split = pooled_rows(summary), summary["split"]
+def _accuracy(summary: Summary, folder: Path, name: str, label: str, unit: str) -> Chart:
+    """Accuracy against passes, with the Pareto front, or against seconds, without."""
+    rows, split, has_front = summary.pooled, summary.split, unit == "passes"
+    costs = [row.mean_passes if has_front else row.seconds / row.n for row in rows]
     columns = 4 if len(rows) <= NARROW else 3
     figure, axes = new_figure(height=4.5 + 0.2 * max(0, len(rows) // columns - 2))
     from matplotlib.transforms import ScaledTranslation
 
     data = []
     # One in a thousand of the dearest: closer costs are one to the eye.
-    unit_cost = max(row[cost] for row in rows) / 1000
-    shared = Counter(round(row[cost] / unit_cost) for row in rows)
-    room = max(0.15 * (max(row[cost] for row in rows) - min(row[cost] for row in rows)), max(row[cost] for row in rows) / 60)
+    unit_cost = max(costs) / 1000
+    shared = Counter(round(cost / unit_cost) for cost in costs)
+    room = max(0.15 * (max(costs) - min(costs)), max(costs) / 60)
     seen: Counter[float] = Counter()
     nudge = 0.5 * room  # of a browser's axis an inch, or so
-    for index, row in enumerate(rows):
+    for index, (row, cost) in enumerate(zip(rows, costs, strict=True)):
         # The controls make exactly the routers' passes: side by side, each is seen.
-        place = round(row[cost] / unit_cost)
+        place = round(cost / unit_cost)
         aside = min(9, SHIFTED / shared[place]) * (seen[place] - (shared[place] - 1) / 2) / 72
         seen[place] += 1
-        accuracy, shown = 100 * row["accuracy"], display_name(row["method"])
-        low, high = max(accuracy - 100 * row["wilson_low"], 0), max(100 * row["wilson_high"] - accuracy, 0)
+        accuracy, shown = 100 * row.accuracy, display_name(row.method)
+        low, high = max(accuracy - 100 * row.wilson_low, 0), max(100 * row.wilson_high - accuracy, 0)
         axes.errorbar(
-            row[cost], accuracy, yerr=[[low], [high]], fmt=marker(index), color=colour(index),
+            cost, accuracy, yerr=[[low], [high]], fmt=marker(index), color=colour(index),
             capsize=3, label=shown, transform=axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans),
         )  # fmt: skip
-        hover = f"{shown}: {accuracy:.1f} % ({accuracy - low:.1f} to {accuracy + high:.1f}), {row[cost]:.4g} {unit}, n = {row['n']}"
-        data.append(plots.points([row[cost] + aside * nudge], [accuracy], [low], [high], shown, index, hover))
-        if row["method"] == summary["reference"]:
+        hover = f"{shown}: {accuracy:.1f} % ({accuracy - low:.1f} to {accuracy + high:.1f}), {cost:.4g} {unit}, n = {row.n}"
+        data.append(plots.points([cost + aside * nudge], [accuracy], [low], [high], shown, index, hover))
+        if row.method == summary.reference:
             axes.axhline(accuracy, color="grey", linewidth=0.8, linestyle=":")
     if has_front:
-        best = pareto_front([(row[cost], 100 * row["accuracy"]) for row in rows if not owner_of(row["method"]) and not _is_told(row)])
+        judged = [not owner_of(row.method) and row.method not in UPPER_BOUNDS for row in rows]
+        best = pareto_front([(cost, 100 * row.accuracy) for row, cost, is_judged in zip(rows, costs, judged, strict=True) if is_judged])
         axes.step(*zip(*best, strict=True), where="post", color="grey", linewidth=1, linestyle="--", label="Pareto front", zorder=0)
         data = [plots.front(*zip(*best, strict=True)), *data]
     # Shifted points do not count for matplotlib's own limits.
-    costs = [row[cost] for row in rows]
     axes.set_xlim(min(costs) - room, max(costs) + room)
-    axes.set_ylim(100 * min(row["wilson_low"] for row in rows) - 2, 100 * max(row["wilson_high"] for row in rows) + 2)
+    axes.set_ylim(100 * min(row.wilson_low for row in rows) - 2, 100 * max(row.wilson_high for row in rows) + 2)
     axes.set_xlabel(label)
     axes.set_ylabel("accuracy (%), 95 % Wilson interval")
-    sizes = sorted({row["n"] for row in rows})
+    sizes = sorted({row.n for row in rows})
     n = " to ".join(map(str, sizes[:: max(len(sizes) - 1, 1)]))
-    tasks = ", ".join(summary["tasks"]) if len(summary["tasks"]) <= TITLED else f"{len(summary['tasks'])} tasks"
+    tasks = ", ".join(summary.tasks) if len(summary.tasks) <= TITLED else f"{len(summary.tasks)} tasks"
     title = f"Accuracy against {unit}: {tasks}, {split} split, n = {n} questions"
     entitle(axes, title)
     figure.legend(loc="outside lower center", ncols=columns)  # outside: a box among the points would hide intervals
     header = ("method", "task", "n", "accuracy", "wilson_low", "wilson_high", unit)
-    names = (*header[:-1], cost)
-    table = [tuple(row[key] if key in ("method", "task", "n") else number(row[key]) for key in names) for row in rows]
+    table = [
+        (row.method, row.task, row.n, *map(number, (row.accuracy, row.wilson_low, row.wilson_high, cost)))
+        for row, cost in zip(rows, costs, strict=True)
+    ]
     plot = plots.figure(data, label, "accuracy (%), 95 % interval")
     return write_chart(figure, folder, name, title, f"{INTERVALS} {FRONT if has_front else NO_FRONT}", header, table, plot)
 
@@ -106,10 +107,6 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
         if not front or value > front[-1][1]:
             front.append((cost, value))
     return front
-
-
-def _is_told(row: dict[str, Any]) -> bool:
-    return row["method"] in UPPER_BOUNDS
 
 
 def usage_map(questions: Mapping[tuple[str, str, str], Sequence[Mapping[str, Any]]], folder: Path, split: str) -> Chart | str:

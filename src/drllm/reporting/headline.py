@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from drllm.core.text import p_value, with_interval
 from drllm.reporting.figures import UPPER_BOUNDS
@@ -13,7 +11,7 @@ from drllm.reporting.parts import Bullets, Folded, Part, Table
 from drllm.runs.earlier import OTHER_TASKS
 from drllm.runs.load import Run
 from drllm.runs.names import owner_of
-from drllm.runs.summary import mean_over_tasks, pooled_rows
+from drllm.runs.summary import Summary, SummaryRow, mean_over_tasks
 from drllm.stats.paired import decided
 
 WORDS = {True: "better", False: "worse", None: "no sure difference"}
@@ -25,26 +23,26 @@ class Compared:
     """A policy beside the reference on one split, all tasks together."""
 
     split: str
-    summary: Mapping[str, Any]
-    row: Mapping[str, Any]
+    summary: Summary
+    row: SummaryRow
     even: tuple[float, float, float, float] | None = None  # (mean over tasks, low, high, p), where there are several and it is known
 
     @property
     def word(self) -> str:
         """As `drllm.reporting.summary_table.verdict`, in a word: claimed only where interval and McNemar's test agree."""
-        if self.row["method"] in UPPER_BOUNDS:
+        if self.row.method in UPPER_BOUNDS:
             return "told the answers"
-        if not self.row["better"] and not self.row["worse"]:
+        if not self.row.better and not self.row.worse:
             return UNCHANGED
-        return WORDS[decided(self.row["difference_low"], self.row["difference_high"], self.row["mcnemar_p"])]
+        return WORDS[decided(self.row.difference_low, self.row.difference_high, self.row.mcnemar_p)]
 
     @property
     def difference(self) -> str:
         """In points, with its interval."""
-        return with_interval(self.row["difference"], self.row["difference_low"], self.row["difference_high"])
+        return with_interval(self.row.difference, self.row.difference_low, self.row.difference_high)
 
     def __str__(self) -> str:
-        row, reference, tasks = self.row, self.summary["reference"], self.summary["tasks"]
+        row, reference, tasks = self.row, self.summary.reference, self.summary.tasks
         claim = f"{self.word} than the {reference}" if self.word in ("better", "worse") else f"{self.word} from the {reference}"
         if self.word == UNCHANGED:
             claim = f"{self.word} as the {reference}, no verdict changes"
@@ -53,21 +51,21 @@ class Compared:
             "" if self.even is None else f"with each task weighing the same {with_interval(*self.even[:3])}, p {p_value(self.even[3])}; "
         )
         return (
-            f"{row['method']}: {claim}: {self.difference} points, 95 % interval in brackets, McNemar p {p_value(row['mcnemar_p'])}, "
-            f"on {row['n']:,} questions of {among} ({self.split} split); {evenly}"
-            f"it makes {row['mean_passes']:.1f} block passes a prompt, the {reference} {row['n_layers']}."
+            f"{row.method}: {claim}: {self.difference} points, 95 % interval in brackets, McNemar p {p_value(row.mcnemar_p)}, "
+            f"on {row.n:,} questions of {among} ({self.split} split); {evenly}"
+            f"it makes {row.mean_passes:.1f} block passes a prompt, the {reference} {row.n_layers}."
         )
 
 
-def judged(summary: Mapping[str, Any]) -> list[str]:
+def judged(summary: Summary) -> list[str]:
     """The methods of an evaluation that are judged, routers first: no reference and no control."""
-    methods = dict.fromkeys(row["method"] for row in summary["rows"])
-    return sorted((name for name in methods if name != summary["reference"] and not owner_of(name)), key=lambda name: name != "routers")
+    methods = dict.fromkeys(row.method for row in summary.rows)
+    return sorted((name for name in methods if name != summary.reference and not owner_of(name)), key=lambda name: name != "routers")
 
 
-def by_size(run: Run) -> dict[str, dict[str, Any]]:
+def by_size(run: Run) -> dict[str, Summary]:
     """The summaries, those of most questions first: they tell most; what earlier evaluations asked of other tasks comes last."""
-    n_asked = lambda summary: max((row["n"] for row in summary["rows"]), default=0)  # noqa: E731
+    n_asked = lambda summary: max((row.n for row in summary.rows), default=0)  # noqa: E731
     return dict(sorted(run.summaries.items(), key=lambda item: (item[0].endswith(OTHER_TASKS), -n_asked(item[1]))))
 
 
@@ -77,16 +75,16 @@ def headline(run: Run) -> list[Part]:
         Compared(split, summary, row)
         for split, summary in by_size(run).items()
         for method in judged(summary)
-        for row in pooled_rows(summary)
-        if row["method"] == method
+        for row in summary.pooled
+        if row.method == method
     ]
     if not found:
         return []
     first = max(found, key=lambda one: _tells(run, one))
     parts: list[Part] = [Bullets((str(dataclasses.replace(first, even=_evenly(run, first))),), strong=True)]
     if others := [one for one in found if one is not first]:
-        rows = tuple((one.row["method"], one.word, one.difference, p_value(one.row["mcnemar_p"]), f"{one.row['n']:,}",
-                      f"{one.row['mean_passes']:.2f} of {one.row['n_layers']}", one.split) for one in others)  # fmt: skip
+        rows = tuple((one.row.method, one.word, one.difference, p_value(one.row.mcnemar_p), f"{one.row.n:,}",
+                      f"{one.row.mean_passes:.2f} of {one.row.n_layers}", one.split) for one in others)  # fmt: skip
         header = ("method", "verdict", "vs base, points", "McNemar p", "n", "mean passes", "split")
         parts.append(Folded(f"Other comparisons ({len(others)})", (Table(header, rows),)))
     return parts
@@ -94,8 +92,8 @@ def headline(run: Run) -> list[Part]:
 
 def _evenly(run: Run, one: Compared) -> tuple[float, float, float, float] | None:
     """The mean over tasks, where they are of different sizes: of pooled questions the task with the most of them decides."""
-    tasks = one.summary["tasks"]
-    files = [[run.questions.get((one.split, method, task)) for task in tasks] for method in (one.row["method"], one.summary["reference"])]
+    tasks = one.summary.tasks
+    files = [[run.questions.get((one.split, method, task)) for task in tasks] for method in (one.row.method, one.summary.reference)]
     if not all(map(all, files)):
         return None
     ours, base = ([[row["correct"] for row in part or ()] for part in parts] for parts in files)
@@ -108,13 +106,13 @@ def _tells(run: Run, one: Compared) -> tuple[bool, bool, bool, int, bool, bool]:
     """How much a comparison tells of the method: of a policy, of the latest evaluation of its split, in domain, on many questions, of
     routers or else of what looks at prompts."""
     row = one.row
-    in_domain = not run.plans or set(one.summary["tasks"]) <= set(run.plans)
-    is_policy = row["method"] not in UPPER_BOUNDS
+    in_domain = not run.manifests or set(one.summary.tasks) <= set(run.manifests)
+    is_policy = row.method not in UPPER_BOUNDS
     return (
         is_policy,
-        row["method"] not in one.summary["earlier"],
+        row.method not in one.summary.earlier,
         in_domain,
-        row["n"],
-        row["method"] == "routers",
-        row.get("distinct_routes") != 1,
+        row.n,
+        row.method == "routers",
+        row.distinct_routes != 1,
     )

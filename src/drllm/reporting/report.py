@@ -23,7 +23,7 @@ from drllm.runs.earlier import OTHER_TASKS
 from drllm.runs.label_stats import broken_note, describe, tables
 from drllm.runs.load import Run, load_run
 from drllm.runs.names import owner_of
-from drllm.runs.summary import POOLED
+from drllm.runs.summary import POOLED, Summary
 
 JOBS = 8  # more are folded: a run of many calls has hundreds
 ROWS = 40  # of a comparison; more are folded by task
@@ -62,7 +62,7 @@ def report(run: str | Path) -> Path:
 
 
 def _opening(run: Run) -> list[Part]:
-    model = next((source["model"] for source in (*run.summaries.values(), *run.plans.values())), "")
+    model = next((source.model for source in (*run.summaries.values(), *run.manifests.values())), "")
     parts = [Heading(f"Adaptive depth on {model}" if model else "Adaptive depth", 1), *headline(run)]
     if pages := sorted(page.relative_to(run.folder).as_posix() for page in run.folder.glob("reproduce/*/report.html")):
         text = "The paper's tables and figures on this model, each with its comparison, stand in a page of their own"
@@ -76,7 +76,7 @@ def _results(run: Run, folder: Path) -> list[Part]:
         return [*parts, Paragraph("Nothing has been evaluated yet: `drllm evaluate` writes this section.")]
     for split, summary in by_size(run).items():
         parts += [Heading(f"{split.capitalize()} split", 3), *_comparison(summary), *map(Paragraph, run.left_out.get(split, ()))]
-        if controls := list(dict.fromkeys(row["method"] for row in summary["rows"] if owner_of(row["method"]))):
+        if controls := list(dict.fromkeys(row.method for row in summary.rows if owner_of(row.method))):
             parts.append(
                 Paragraph(
                     f"Controls: {', '.join(controls)}. random moves a policy's skips and repeats to random blocks, shuffled deals its own "
@@ -90,13 +90,13 @@ def _results(run: Run, folder: Path) -> list[Part]:
     return parts
 
 
-def _comparison(summary: Mapping[str, Any]) -> list[Part]:
+def _comparison(summary: Summary) -> list[Part]:
     """The rows of a split; of many, those of all tasks together, the others folded."""
-    shown = lambda rows: tuple((row["task"], *cells(row, summary["reference"])) for row in rows)  # noqa: E731
-    pooled = [row for row in summary["rows"] if row["task"] == POOLED]
-    if len(summary["rows"]) <= ROWS or not pooled:
-        return [Table(("task", *HEADER), shown(summary["rows"]))]
-    return [Table(("task", *HEADER), shown(pooled)), Folded("By task", (Table(("task", *HEADER), shown(summary["rows"])),))]
+    shown = lambda rows: tuple((row.task, *cells(row, summary.reference)) for row in rows)  # noqa: E731
+    pooled = [row for row in summary.rows if row.task == POOLED]
+    if len(summary.rows) <= ROWS or not pooled:
+        return [Table(("task", *HEADER), shown(summary.rows))]
+    return [Table(("task", *HEADER), shown(pooled)), Folded("By task", (Table(("task", *HEADER), shown(summary.rows)),))]
 
 
 def _routes(run: Run) -> list[Part]:
@@ -127,19 +127,19 @@ def _routes(run: Run) -> list[Part]:
     return [*parts, *found, *map(Paragraph, missing)]
 
 
-def _latest(summary: Mapping[str, Any]) -> list[str]:
-    return [method for method in judged(summary) if method not in summary["earlier"]]
+def _latest(summary: Summary) -> list[str]:
+    return [method for method in judged(summary) if method not in summary.earlier]
 
 
 def _labels(run: Run, folder: Path) -> list[Part]:
     parts: list[Part] = [Heading("Labels of the search")]
-    if not run.plans:
+    if not run.manifests:
         return [*parts, Paragraph("Nothing has been searched yet: `drllm search` writes this section.")]
-    if begun := [task for task in run.plans if not run.records[task]]:
+    if begun := [task for task in run.manifests if not run.records[task]]:
         parts.append(
             Paragraph(f"The search of {', '.join(begun)} has begun, and no question is finished yet: the same `drllm search` call goes on.")
         )
-    if len(begun) == len(run.plans):
+    if len(begun) == len(run.manifests):
         return parts
     try:
         stats = describe(record for records in run.records.values() for record in records)
@@ -199,7 +199,7 @@ def _dropped(run: Run) -> list[Part]:
     for split, summary in run.summaries.items():
         if split.endswith(OTHER_TASKS):  # what was dropped of those only their own evaluation knew
             continue
-        counts = _flat(summary.get("dropped") or {})
+        counts = _flat(summary.dropped or {})
         shown = ", ".join(f"{name} {count}" for name, count in counts) if counts else "none"
         parts.append(Paragraph(f"{split} split: {shown}."))
     if not run.summaries:
@@ -210,9 +210,9 @@ def _dropped(run: Run) -> list[Part]:
 def _provenance(run: Run) -> list[Part]:
     parts: list[Part] = [Heading("Provenance")]
     searched: dict[str, list[str]] = {}
-    for task, plan in run.plans.items():
-        weights = f"model {plan.get('model', '')}, weights {plan.get('fingerprint', '')}, {plan.get('dtype', '')}"
-        searched.setdefault(f"{plan.get('source', '')}; {weights}", []).append(task)
+    for task, manifest in run.manifests.items():
+        weights = f"model {manifest.model}, weights {manifest.fingerprint}, {manifest.dtype}"
+        searched.setdefault(f"{manifest.source}; {weights}", []).append(task)
     parts += [Paragraph(f"{', '.join(tasks)}: {source}.") for source, tasks in searched.items()]
     if not run.jobs:
         return [*parts, Paragraph("The run folder has no run.json.")]

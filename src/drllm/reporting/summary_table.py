@@ -3,70 +3,69 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from rich import box
 from rich.table import Table
 
 from drllm.core.text import as_text, display_name, p_value, percent, points, with_interval
-from drllm.runs.summary import pooled_rows
+from drllm.runs.summary import Summary, SummaryRow
 from drllm.stats.paired import decided
 
 HEADER = ("method", "accuracy, %", "n", "vs base, points", "better / worse", "McNemar p", "mean passes", "seconds")
 
 
-def cells(row: dict[str, Any], reference: str) -> tuple[str, ...]:
+def cells(row: SummaryRow, reference: str) -> tuple[str, ...]:
     """The cells of one row, in the order of `HEADER`; the reference method has no difference to itself."""
-    name = display_name(row["method"])
-    accuracy = f"{percent(row['accuracy'])} ({percent(row['wilson_low'])} to {percent(row['wilson_high'])})"
-    passes = f"{row['mean_passes']:.2f} of {row['n_layers']}"
-    seconds = f"{row['seconds']:.1f}" if _known(row.get("seconds")) else ""
-    if row["method"] == reference or not _known(row.get("difference")):
-        return name, accuracy, str(row["n"]), "", "", "", passes, seconds
+    name = display_name(row.method)
+    accuracy = f"{percent(row.accuracy)} ({percent(row.wilson_low)} to {percent(row.wilson_high)})"
+    passes = f"{row.mean_passes:.2f} of {row.n_layers}"
+    seconds = f"{row.seconds:.1f}" if _known(row.seconds) else ""
+    if row.method == reference or not _known(row.difference):
+        return name, accuracy, str(row.n), "", "", "", passes, seconds
     return (
         name,
         accuracy,
-        str(row["n"]),
-        with_interval(row["difference"], row["difference_low"], row["difference_high"]),
-        f"{row['better']} / {row['worse']}",
-        p_value(row["mcnemar_p"]),
+        str(row.n),
+        with_interval(row.difference, row.difference_low, row.difference_high),
+        f"{row.better} / {row.worse}",
+        p_value(row.mcnemar_p),
         passes,
         seconds,
     )
 
 
-def render(summary: dict[str, Any]) -> str:
+def render(summary: Summary) -> str:
     """The table of one split for a terminal."""
-    title = f"{summary['model']} on {', '.join(summary['tasks'])}, {summary['split']} split; in brackets: 95 % intervals"
+    title = f"{summary.model} on {', '.join(summary.tasks)}, {summary.split} split; in brackets: 95 % intervals"
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
     for name in HEADER:
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    for row in pooled_rows(summary):
-        table.add_row(*cells(row, summary["reference"]))
+    for row in summary.pooled:
+        table.add_row(*cells(row, summary.reference))
     return as_text(table)
 
 
-def verdict(summary: dict[str, Any], method: str) -> str:
+def verdict(summary: Summary, method: str) -> str:
     """Whether a method helps, in one sentence: the paired difference to the base, on how many questions, and what it runs.
 
     A gain or a loss is claimed only where the interval and McNemar's test agree: with few changed verdicts the bootstrap alone is too
     narrow.
     """
-    row = next((row for row in pooled_rows(summary) if row["method"] == method), None)
+    row = next((row for row in summary.pooled if row.method == method), None)
     if row is None:
         return f"{method}: not evaluated"
     if method == "oracle":
-        return f"oracle: an upper bound, told every answer: {points(row['difference'])} points with its routes, for those who know when"
-    depth = f"it runs {row['mean_passes']:.1f} block passes a prompt, the base {row['n_layers']}"
-    if _known(row.get("identity_share")):  # gates have none: they decide no route
-        depth += f", and leaves the base's route on {percent(1 - row['identity_share'])} % of the prompts"
-    if not row["better"] and not row["worse"]:
-        return f"{method}: no gain: it changes no verdict on {row['n']} questions; {depth}"
-    gains = decided(row["difference_low"], row["difference_high"], row["mcnemar_p"])
+        return f"oracle: an upper bound, told every answer: {points(row.difference)} points with its routes, for those who know when"
+    depth = f"it runs {row.mean_passes:.1f} block passes a prompt, the base {row.n_layers}"
+    if row.identity_share is not None and _known(row.identity_share):  # gates have none: they decide no route
+        depth += f", and leaves the base's route on {percent(1 - row.identity_share)} % of the prompts"
+    if not row.better and not row.worse:
+        return f"{method}: no gain: it changes no verdict on {row.n} questions; {depth}"
+    gains = decided(row.difference_low, row.difference_high, row.mcnemar_p)
     word = {True: "a gain", False: "a loss", None: "no detectable gain"}[gains]
-    interval = f"95 % interval {points(row['difference_low'])} to {points(row['difference_high'])}, McNemar p {p_value(row['mcnemar_p'])}"
-    return f"{method}: {word}: {points(row['difference'])} points, {interval}, {row['n']} questions; {depth}"
+    interval = f"95 % interval {points(row.difference_low)} to {points(row.difference_high)}, McNemar p {p_value(row.mcnemar_p)}"
+    return f"{method}: {word}: {points(row.difference)} points, {interval}, {row.n} questions; {depth}"
 
 
-def _known(value: Any) -> bool:
-    return value is not None and not math.isnan(value)
+def _known(value: float) -> bool:
+    return not math.isnan(value)

@@ -90,7 +90,7 @@ def retrofit(
     split = evaluate_config.folder
     stages.run(
         f"evaluate on the {split} split", to_dict(evaluate_config), [f"evaluate/{split}"],
-        lambda: evaluate(routed, EVALUATED, tasks, out, evaluate_config, data, argv, resources)["split"],
+        lambda: evaluate(routed, EVALUATED, tasks, out, evaluate_config, data, argv, resources).split,
     )  # fmt: skip
     answer = stages.run(
         "generate", {"tokens": ANSWER_TOKENS}, [], lambda: _answer(routed, tasks, out, evaluate_config.split, search_config, data)

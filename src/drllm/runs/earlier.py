@@ -11,7 +11,7 @@ from typing import Any
 from drllm.core.config import EvaluateConfig
 from drllm.policies.card import CONFIG_FILE, policy_digest
 from drllm.runs.names import BASE, owner_of
-from drllm.runs.summary import Verdicts, rows_of
+from drllm.runs.summary import Summary, SummaryRow, Verdicts, rows_of
 
 OTHER_TASKS = "-other-tasks"  # behind a split's name: of the comparisons on tasks that the latest did not ask
 
@@ -33,7 +33,7 @@ class VerdictFile:
 Files = Mapping[tuple[str, str, str], VerdictFile]  # by (split, method, task)
 
 
-def with_earlier(folder: Path, summary: Mapping[str, Any], files: Files) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def with_earlier(folder: Path, summary: Summary, files: Files) -> tuple[dict[str, Summary], list[str]]:
     """A split's summary with rows of every method that earlier evaluations left, and a second one of the tasks that only they asked.
 
     A method is left out, and named in a line, where its verdicts cannot be compared with those of the base that stand there now: on other
@@ -43,7 +43,7 @@ def with_earlier(folder: Path, summary: Mapping[str, Any], files: Files) -> tupl
         Summaries by name: the split's, and with `OTHER_TASKS` behind it if there are other tasks; and the lines. Their member `earlier`
         lists the methods that the latest evaluation did not ask.
     """
-    split, tasks = summary["split"], list(summary["tasks"])
+    split, tasks = summary.split, list(summary.tasks)
     bases = [task for where, method, task in files if (where, method) == (split, BASE)]
     odd: dict[str, None] = {}
     found: dict[str, list[str]] = {}
@@ -57,18 +57,18 @@ def with_earlier(folder: Path, summary: Mapping[str, Any], files: Files) -> tupl
     mixed = [name for name, theirs in found.items() if _mixed(files, split, name, theirs)]  # two versions of a policy are no method
     for method in [name for name in found if name in mixed or owner_of(name) in mixed]:
         del found[method]
-        if not any(row["method"] == method for row in summary["rows"]):
+        if not any(row.method == method for row in summary.rows):
             odd[method] = None
-    layers = summary["rows"][0]["n_layers"] if summary["rows"] else 0
+    layers = summary.rows[0].n_layers if summary.rows else 0
     others = [task for task in bases if task not in tasks]
-    known = {row["method"] for row in summary["rows"]}
+    known = {row.method for row in summary.rows}
     added = [method for method, theirs in found.items() if method not in known and all(task in theirs for task in tasks)]
-    rows = [*summary["rows"], *_rows(files, split, added, tasks, layers)]
-    summaries = {split: {**summary, "rows": rows, "earlier": added}}
+    rows = [*summary.rows, *_rows(files, split, added, tasks, layers)]
+    summaries = {split: summary.changed(rows=rows, earlier=added)}
     asked = [method for method, theirs in found.items() if others and all(task in theirs for task in others)]
     if asked:
         beside = _rows(files, split, [BASE, *asked], others, layers)
-        summaries[split + OTHER_TASKS] = {**summary, "split": split + OTHER_TASKS, "tasks": others, "rows": beside, "earlier": asked}
+        summaries[split + OTHER_TASKS] = summary.changed(split=split + OTHER_TASKS, tasks=others, rows=beside, earlier=asked)
     lines = [f"Left out, since its verdicts are of other settings, questions or a policy trained anew since: {name}." for name in odd]
     for method, theirs in found.items():
         shown = [*(tasks if method in (*known, *added) else ()), *(others if method in asked else ())]
@@ -106,11 +106,11 @@ def _counted(file: VerdictFile) -> Counter[float]:
     return Counter(row["n_passes"] for row in file.rows)
 
 
-def _is_told(summary: Mapping[str, Any], method: str, task: str) -> bool:
-    return any((row["method"], row["task"]) == (method, task) for row in summary["rows"])
+def _is_told(summary: Summary, method: str, task: str) -> bool:
+    return any((row.method, row.task) == (method, task) for row in summary.rows)
 
 
-def _rows(files: Files, split: str, methods: Sequence[str], tasks: Sequence[str], n_layers: int) -> list[dict[str, Any]]:
+def _rows(files: Files, split: str, methods: Sequence[str], tasks: Sequence[str], n_layers: int) -> list[SummaryRow]:
     """Rows as `evaluate` makes them."""
     if not methods:
         return []  # where the base's files are gone, no method of earlier evaluations is comparable either

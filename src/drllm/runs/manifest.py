@@ -1,23 +1,101 @@
-"""The plan of a task folder: all that determines its records, so that none made otherwise get in among them."""
+"""The manifest of a task folder: all that determines its records, so that none made otherwise get in among them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
+from drllm.core.config import SearchConfig
 from drllm.core.errors import ArtifactError
 from drllm.core.files import remove_partials, write_json
+from drllm.runs.stored import Stored
 
 MANIFEST_FILE = "_plan.json"
-MANIFEST_KEYS = {"task", "data", "model", "fingerprint", "config", "questions", "ids"}  # what other jobs read from a plan
-PART_KEYS = {"folder", "data", "questions", "ids"}  # what a merged plan says of each plan in it
+MANIFEST_KEYS = {"task", "data", "model", "fingerprint", "config", "questions", "ids"}  # what other jobs read
+PART_KEYS = {"folder", "data", "questions", "ids"}  # what a merged manifest says of each it was merged from
 PLACE_KEYS = ("dtype", "device", "threads")  # how it was computed, not what
 _MISSING = object()
 
 
-def check_manifest(folder: Path, plan: dict[str, Any]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class MergedPart(Stored):
+    """One of the task folders that a manifest was merged from: where it lay, and which questions its search read from where."""
+
+    OPTIONAL: ClassVar = ("folder", "source", "model")
+    folder: str = ""
+    source: str = ""
+    data: str | None = None
+    model: str = ""
+    questions: str = ""
+    ids: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Stored):
+    """All that determines the records of one task folder.
+
+    Attributes:
+        task: its name.
+        source, data: what its questions were read from, in words, and the file or folder given for them.
+        model, fingerprint: id of the base, and digest of its weights.
+        dtype, device, threads: how the records were computed; threads where they can flip a verdict.
+        packed: whether the choices of a question share one packed prompt.
+        config: the `SearchConfig`, as JSON.
+        prompt_format: "raw" or "chat".
+        questions, ids: digest of the questions, and their names in the order of the shards.
+        skipped: by name, why a question was left out.
+        paths: the routes evaluated instead of a search, as text.
+        control: the blind baseline's routes, as text.
+        decoded_rows: sequences a step of generated answers, where they share none across groups.
+        merged: the task folders this was merged from.
+    """
+
+    OPTIONAL: ClassVar = ("decoded_rows", "merged")
+    task: str = ""
+    source: str = ""
+    data: str | None = None
+    model: str = ""
+    fingerprint: str = ""
+    dtype: str = ""
+    device: str = ""
+    threads: int | None = None
+    packed: bool | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    prompt_format: str = ""
+    questions: str = ""
+    ids: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    paths: list[str] | None = None
+    control: list[str] = field(default_factory=list)
+    decoded_rows: int | None = None
+    merged: list[MergedPart] | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        parts = {"merged": [MergedPart.of(part) for part in values["merged"]]} if values.get("merged") else {}
+        return super().of({**values, **parts})
+
+    @property
+    def search_config(self) -> SearchConfig:
+        """The settings of the search."""
+        return SearchConfig(**self.config)
+
+    @property
+    def dtype_name(self) -> str:
+        """The type of the weights, as a flag takes it; empty where an older version did not say."""
+        return self.dtype.removeprefix("torch.")
+
+    @property
+    def parts(self) -> list[MergedPart]:
+        """What it was merged from; one that was not merged is its own part."""
+        names = ("source", "data", "model", "questions", "ids")
+        return self.merged or [MergedPart.of({name: getattr(self, name) for name in names if name not in (self.absent or ())})]
+
+
+def check_manifest(folder: Path, manifest: Manifest) -> None:
     """Write what determines a folder's records, or refuse to mix them with records made otherwise.
 
     Also removes what killed processes left half written in the folder.
@@ -25,71 +103,70 @@ def check_manifest(folder: Path, plan: dict[str, Any]) -> None:
     path = folder / MANIFEST_FILE
     folder.mkdir(parents=True, exist_ok=True)
     remove_partials(folder)
-    plan = json.loads(json.dumps(plan))
     if not path.is_file():
         if shards := sorted(folder.glob("*.parquet")):
             raise ArtifactError(
                 f"{folder} holds records ({shards[0].name}, ...) but no {MANIFEST_FILE}: what made them is unknown, give another --out"
             )
-        write_json(path, plan)
+        write_json(path, manifest.to_json())
         return
-    for key, before, now in differences(read_manifest(folder), plan):
+    for key, before, now in differences(read_manifest(folder).to_json(), as_json(manifest)):
         raise ArtifactError(f"{folder} was searched with {key} = {before}, now it is {now}: use another --out, or the same settings")
 
 
-def computed_otherwise(folder: Path, plan: dict[str, Any]) -> str:
-    """The type of the weights that a folder's records were made with, where its plan differs from this one in how it was computed alone;
-    else empty."""
+def as_json(manifest: Manifest) -> Any:
+    """What reading it back gives: tuples become lists."""
+    return json.loads(json.dumps(manifest.to_json()))
+
+
+def computed_otherwise(folder: Path, manifest: Manifest) -> str:
+    """The type of the weights that a folder's records were made with, where its manifest differs from this one only in how it was
+    computed; else empty."""
     if not (folder / MANIFEST_FILE).is_file():
         return ""
-    before, now = read_manifest(folder), json.loads(json.dumps(plan))
-    found = {key.partition(".")[0] for key, *_ in differences(before, now)}
-    return str(before["dtype"]).removeprefix("torch.") if "dtype" in found and found <= set(PLACE_KEYS) else ""
+    before = read_manifest(folder)
+    found = {key.partition(".")[0] for key, *_ in differences(before.to_json(), as_json(manifest))}
+    return before.dtype_name if "dtype" in found and found <= set(PLACE_KEYS) else ""
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Manifest:
     """What determines the records of a folder; `ArtifactError` when it is corrupt or foreign."""
     path = folder / MANIFEST_FILE
     again = f"delete {folder} and search again"
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} is not readable JSON ({error}): {again}") from None
-    if not _is_plan(plan):
+    if not _is_manifest(values):
         raise ArtifactError(f"{path} is not the plan of a drllm search: {again}")
-    return plan
+    return Manifest.of(values)
 
 
-def search_manifests(run: Path) -> dict[Path, dict[str, Any]]:
-    """The plan of each searched task of a run, by its task folder; `ArtifactError` when one is corrupt or foreign."""
-    return _plans(run / "search")
+def search_manifests(run: Path) -> dict[Path, Manifest]:
+    """The manifest of each searched task of a run, by its task folder; `ArtifactError` when one is corrupt or foreign."""
+    return _manifests(run / "search")
 
 
-def path_manifests(run: Path) -> dict[Path, dict[str, Any]]:
+def path_manifests(run: Path) -> dict[Path, Manifest]:
     """As `search_manifests`, of the dense matrices that `search --paths` made."""
-    return _plans(run / "paths")
+    return _manifests(run / "paths")
 
 
-def _plans(folder: Path) -> dict[Path, dict[str, Any]]:
+def _manifests(folder: Path) -> dict[Path, Manifest]:
     return {path.parent: read_manifest(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST_FILE}"))}
 
 
-def parts_of(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a merged plan was put together from, each with its `data`, `ids` and `questions`; a plan that was not is its own part."""
-    return plan.get("merged") or [plan]
-
-
-def _is_plan(plan: Any) -> bool:
-    if not isinstance(plan, dict) or MANIFEST_KEYS - plan.keys():
+def _is_manifest(values: Any) -> bool:
+    if not isinstance(values, dict) or MANIFEST_KEYS - values.keys():
         return False
-    ids, parts = plan["ids"], plan.get("merged", [])
-    if not isinstance(ids, list) or not isinstance(parts, list) or not isinstance(plan["config"], dict):
+    ids, parts = values["ids"], values.get("merged", [])
+    if not isinstance(ids, list) or not isinstance(parts, list) or not isinstance(values["config"], dict):
         return False
     return all(isinstance(name, str) for name in ids) and all(isinstance(part, dict) and not PART_KEYS - part.keys() for part in parts)
 
 
 def differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
-    """Where two plans differ, in the order of the second: (dotted key, value before, value now)."""
+    """Where two JSON values differ, in the order of the second: (dotted key, value before, value now)."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name in [*now, *(name for name in before if name not in now)]:
             yield from differences(before.get(name, _MISSING), now.get(name, _MISSING), f"{key}.{name}" if key else str(name))

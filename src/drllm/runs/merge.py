@@ -17,7 +17,7 @@ import numpy as np
 
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import write_bytes, write_text
-from drllm.runs.manifest import MANIFEST_FILE, check_manifest, differences, read_manifest
+from drllm.runs.manifest import MANIFEST_FILE, Manifest, MergedPart, check_manifest, differences, read_manifest
 from drllm.runs.records import RouteRecord, encode, is_shard_name, read_records, read_shard, same_record, shard_indices, write_shard
 
 RECORD_FOLDERS = ("search", "paths")  # where the task folders of a run lie
@@ -77,7 +77,7 @@ def merge_records(sources: Sequence[Path], out: Path) -> list[Merged]:
     Records below `paths/` stay below `paths/`, all others go below `search/`.
 
     Raises:
-        ArtifactError: a source without records or a whole plan, plans that differ in what determines a record, or two different records
+        ArtifactError: a source without records or a whole manifest, plans that differ in what determines a record, or two different records
             of one question.
         InputError: `out` holds records already.
     """
@@ -87,7 +87,7 @@ def merge_records(sources: Sequence[Path], out: Path) -> list[Merged]:
     for folder in (folder for source in sources for folder in task_folders(source)):
         if not (folder / MANIFEST_FILE).is_file():
             raise ArtifactError(f"{folder} holds records without {MANIFEST_FILE}: give a folder as `drllm search` wrote it")
-        task = str(read_manifest(folder)["task"])
+        task = read_manifest(folder).task
         if not _TASK_NAME.fullmatch(task):
             raise ArtifactError(f"{folder / MANIFEST_FILE} names the task {task!r}: give a folder as `drllm search` wrote it")
         above = folder.resolve().parent.name  # resolved, since "." has no parent by name
@@ -96,28 +96,28 @@ def merge_records(sources: Sequence[Path], out: Path) -> list[Merged]:
         name = folder.resolve().name
         parts.setdefault(out / kind / (name if name.startswith(f"{task}.") else task), []).append(folder)
     merged = {target: _merge(folders) for target, folders in parts.items()}
-    for target, (plan, records, _) in merged.items():
-        check_manifest(target, plan)  # first, so that a merge cut short is an unfinished search
+    for target, (manifest, records, _) in merged.items():
+        check_manifest(target, manifest)  # first, so that a merge cut short is an unfinished search
         for index, start in enumerate(range(0, len(records), _MERGED_SHARD)):
             write_shard(target, index, records[start : start + _MERGED_SHARD])
     return [Merged(target, len(records), len(parts[target]), again) for target, (_, records, again) in merged.items()]
 
 
-def _merge(folders: Sequence[Path]) -> tuple[dict[str, Any], list[RouteRecord], int]:
-    """One task's plan, its records in the order of the plan, and how many were met again."""
-    plans = [read_manifest(folder) for folder in folders]
-    for folder, plan in zip(folders, plans, strict=True):
-        before, now = ({key: value for key, value in each.items() if key not in _OF_A_PART} for each in (plans[0], plan))
+def _merge(folders: Sequence[Path]) -> tuple[Manifest, list[RouteRecord], int]:
+    """One task's manifest, its records in the order of the manifest, and how many were met again."""
+    manifests = [read_manifest(folder) for folder in folders]
+    for folder, manifest in zip(folders, manifests, strict=True):
+        before, now = ({key: value for key, value in each.to_json().items() if key not in _OF_A_PART} for each in (manifests[0], manifest))
         for key, old, new in differences(before, now):
             raise ArtifactError(
                 f"{folders[0]} was searched with {key} = {old}, {folder} with {new}: merge only what was searched the same way"
             )
     found: dict[str, tuple[RouteRecord, Path]] = {}
     n_again = 0
-    for folder, plan in zip(folders, plans, strict=True):
-        ids = set(plan["ids"])
+    for folder, manifest in zip(folders, manifests, strict=True):
+        ids = set(manifest.ids)
         for record in read_records(folder):
-            if record.id not in ids or (record.task, record.fingerprint) != (plan["task"], plan["fingerprint"]):
+            if record.id not in ids or (record.task, record.fingerprint) != (manifest.task, manifest.fingerprint):
                 raise ArtifactError(
                     f"{folder} holds question {record.id!r} of {record.task} (weights {record.fingerprint}), which is not in its "
                     f"{MANIFEST_FILE}: give a folder as `drllm search` wrote it"
@@ -134,20 +134,19 @@ def _merge(folders: Sequence[Path]) -> tuple[dict[str, Any], list[RouteRecord], 
                     raise ArtifactError(
                         f"question {record.id!r} of {record.task} has different records in {where} and {folder}: merge only one of them"
                     )
-    parts = []
-    for folder, plan in zip(folders, plans, strict=True):
-        part = {"folder": str(folder), **{key: plan[key] for key in ("source", "data", "model", "questions", "ids") if key in plan}}
-        known = [(other["questions"], other["ids"]) for other in parts]
-        parts += [each for each in plan.get("merged", [part]) if (each["questions"], each["ids"]) not in known]
-    digests = [str(part["questions"]) for part in parts]
-    plan = {
-        **plans[0],
-        "questions": digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()[:16],
-        "ids": list(dict.fromkeys(name for plan in plans for name in plan["ids"])),
-        "skipped": {name: reason for plan in plans for name, reason in plan.get("skipped", {}).items()},
-        "merged": parts,
-    }
-    return plan, [found[name][0] for name in plan["ids"] if name in found], n_again
+    parts: list[MergedPart] = []
+    for folder, manifest in zip(folders, manifests, strict=True):
+        known = [(other.questions, other.ids) for other in parts]
+        own = manifest.merged or [part.changed(folder=str(folder)) for part in manifest.parts]
+        parts += [part for part in own if (part.questions, part.ids) not in known]
+    digests = [part.questions for part in parts]
+    merged = manifests[0].changed(
+        questions=digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()[:16],
+        ids=list(dict.fromkeys(name for manifest in manifests for name in manifest.ids)),
+        skipped={name: reason for manifest in manifests for name, reason in manifest.skipped.items()},
+        merged=parts,
+    )
+    return merged, [found[name][0] for name in merged.ids if name in found], n_again
 
 
 def export_records(source: Path, out: Path, float16: bool = False) -> int:

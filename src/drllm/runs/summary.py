@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from drllm.runs.stored import Stored
 from drllm.stats.paired import even_weights, mcnemar, paired_bootstrap, sign_flips, wilson
 
 POOLED = "all"  # the name under which a summary pools its tasks
@@ -31,9 +33,84 @@ class Verdicts:
     seconds: float
 
 
+@dataclass(frozen=True)
+class SummaryRow(Stored):
+    """A method on one task, or on all tasks pooled (task "all").
+
+    Attributes:
+        n: questions.
+        accuracy, wilson_low, wilson_high: share of right answers with its 95 % Wilson interval.
+        mean_passes, n_layers: block passes a prompt, and those of the base.
+        distinct_routes: routes with their passes that differ.
+        identity_share: share of prompts on the base's route; None where the method decides no route.
+        seconds: that answering took.
+        difference, difference_low, difference_high: accuracy minus the base's with its paired 95 % bootstrap interval, as fractions.
+        mcnemar_p: McNemar's exact p of the changed verdicts.
+        better, worse: questions only this method, or only the base, is right on.
+    """
+
+    OPTIONAL: ClassVar = ("difference", "difference_low", "difference_high", "mcnemar_p", "better", "worse")  # the base has none
+    method: str
+    task: str
+    n: int
+    accuracy: float
+    wilson_low: float
+    wilson_high: float
+    mean_passes: float
+    n_layers: int
+    distinct_routes: int | None = None
+    identity_share: float | None = None
+    seconds: float = math.nan
+    difference: float = math.nan
+    difference_low: float = math.nan
+    difference_high: float = math.nan
+    mcnemar_p: float = math.nan
+    better: int = -1
+    worse: int = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary(Stored):
+    """The comparison of one split: `evaluate/<split>/summary.json`.
+
+    Attributes:
+        split: its name, with "-first-<limit>" behind it if there was a limit.
+        reference: the method that the others are compared with.
+        model, fingerprint: id of the base, and digest of its weights.
+        rows: each method on each task, and on all tasks pooled if there are several.
+        dropped: by task, how many questions were left out, and why.
+        sources, data, texts: by task, what its questions were read from in words, the file given for them, and a digest of their texts.
+        policies: digests of the policies by name.
+        earlier: methods that only earlier evaluations compared (`drllm.runs.earlier`); not in the file.
+    """
+
+    OPTIONAL: ClassVar = ("dropped", "sources", "data", "texts", "policies", "earlier")
+    split: str
+    reference: str
+    model: str
+    fingerprint: str = ""
+    tasks: list[str]
+    rows: list[SummaryRow]
+    dropped: dict[str, dict[str, int]] | None = None
+    sources: dict[str, str] | None = None
+    data: dict[str, str | None] | None = None
+    texts: dict[str, str] | None = None
+    policies: dict[str, str] | None = None
+    earlier: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        return super().of({**values, "rows": [SummaryRow.of(row) for row in values["rows"]]})
+
+    @property
+    def pooled(self) -> list[SummaryRow]:
+        """One row a method: over all tasks, or of the only task."""
+        return [row for row in self.rows if row.task == POOLED] or self.rows
+
+
 def row_of(
     method: str, task: str, n_layers: int, ours: Sequence[Verdicts], base: Sequence[Verdicts] | None, n_resamples: int, seed: int
-) -> dict[str, Any]:
+) -> SummaryRow:
     """A row of a summary: a method on one task, or on several pooled.
 
     Args:
@@ -45,33 +122,45 @@ def row_of(
     routes = [route for part in ours for route in part.routes]
     passes = [value for part in ours for value in part.passes]
     low, high = wilson(int(correct.sum()), len(correct))
-    row: dict[str, Any] = {
-        "method": method, "task": task, "n": len(correct), "accuracy": float(correct.mean()), "wilson_low": low, "wilson_high": high,
-        "mean_passes": float(np.mean(passes)), "n_layers": n_layers, "distinct_routes": len(set(zip(routes, passes, strict=True))),
-        "identity_share": None if "" in routes else float(np.mean([set(route) == {"1"} for route in routes])),
-        "seconds": sum(part.seconds for part in ours),
-    }  # fmt: skip
+    compared: dict[str, Any] = {}
     if base is not None:
         theirs = np.concatenate([np.array(part.correct, dtype=float) for part in base])
         strata = np.concatenate([np.full(len(part.correct), index) for index, part in enumerate(ours)])
         difference, d_low, d_high = paired_bootstrap(correct, theirs, n_resamples, seed, strata)
-        row |= {
-            "difference": difference, "difference_low": d_low, "difference_high": d_high, "mcnemar_p": mcnemar(correct, theirs),
-            "better": int((correct > theirs).sum()), "worse": int((correct < theirs).sum()),
-        }  # fmt: skip
-    return row
+        better, worse = int((correct > theirs).sum()), int((correct < theirs).sum())
+        compared = {"difference": difference, "difference_low": d_low, "difference_high": d_high, "better": better, "worse": worse}
+        compared["mcnemar_p"] = mcnemar(correct, theirs)
+    return SummaryRow(
+        method=method,
+        task=task,
+        n=len(correct),
+        accuracy=float(correct.mean()),
+        wilson_low=low,
+        wilson_high=high,
+        mean_passes=float(np.mean(passes)),
+        n_layers=n_layers,
+        distinct_routes=len(set(zip(routes, passes, strict=True))),
+        identity_share=None if "" in routes else float(np.mean([set(route) == {"1"} for route in routes])),
+        seconds=sum(part.seconds for part in ours),
+        **compared,
+    )
 
 
 def rows_of(
-    methods: Sequence[str], tasks: Sequence[str], verdicts: Mapping[tuple[str, str], Verdicts], reference: str, n_layers: int,
-    n_resamples: int, seed: int,
-) -> list[dict[str, Any]]:  # fmt: skip
+    methods: Sequence[str],
+    tasks: Sequence[str],
+    verdicts: Mapping[tuple[str, str], Verdicts],
+    reference: str,
+    n_layers: int,
+    n_resamples: int,
+    seed: int,
+) -> list[SummaryRow]:
     """The rows of a summary: each method on each task, and on all tasks pooled when there are several; `verdicts` by (method, task)."""
     rows = []
     for method in methods:
         for name in [*tasks, *([POOLED] if len(tasks) > 1 else [])]:
             parts = tasks if name == POOLED else [name]
-            ours, base = ([verdicts[one, task] for task in parts] for one in (method, reference))
+            ours, base = ([verdicts[who, task] for task in parts] for who in (method, reference))
             rows.append(row_of(method, name, n_layers, ours, None if method == reference else base, n_resamples, seed))
     return rows
 
@@ -91,9 +180,3 @@ def mean_over_tasks(ours: Sequence[Sequence[bool]], base: Sequence[Sequence[bool
     """
     weighted, found = evenly([np.array(a, dtype=float) - np.array(b, dtype=float) for a, b in zip(ours, base, strict=True)])
     return *found, sign_flips(weighted)
-
-
-def pooled_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row a method: over all tasks, or of the only task."""
-    pooled = [row for row in summary["rows"] if row["task"] == POOLED]
-    return pooled or summary["rows"]

@@ -22,7 +22,7 @@ from drllm.core.files import write_json
 from drllm.core.progress import Progress
 from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
-from drllm.runs.manifest import check_manifest, computed_otherwise
+from drllm.runs.manifest import Manifest, check_manifest, computed_otherwise
 from drllm.runs.provenance import running
 from drllm.runs.records import read_shard, shard_indices, shard_path, write_shard
 from drllm.scoring.generated import DECODED_ROWS
@@ -156,20 +156,30 @@ def _search_task(
     planner = Worker(routed, job, resources)
     groups, questions, skipped = _groups(planner, task_data, config)
     done = set(shard_indices(folder))
-    if not done and len(questions) >= N_PROBED:  # before there is a plan that another dtype would not fit
+    if not done and len(questions) >= N_PROBED:  # before there is a manifest that another dtype would not fit
         planner.probe([questions[at * (len(questions) - 1) // (N_PROBED - 1)].example for at in range(N_PROBED)])
     weights = routed.fingerprint  # once: it reads every tensor
-    plan = {
-        "task": name, "source": task_data.source, "data": None if data is None else str(data),
-        "model": routed.base_id, "fingerprint": weights,
-        "dtype": str(routed.model.dtype), "device": _device(routed, resources), "threads": _threads(routed, resources),
-        "packed": planner.scorer.packed,
-        "config": to_dict(config), "prompt_format": planner.scorer.prompt_format,
-        "questions": questions_digest(questions), "ids": [question.example.id for question in questions], "skipped": skipped,
-        "paths": None if routes is None else [str(route) for route in routes], "control": [str(route) for route in control],
-    } | ({} if planner.scorer.shares_across_groups else {"decoded_rows": DECODED_ROWS})  # fmt: skip
-    if not (finished_in_any_type and done >= set(range(len(groups))) and computed_otherwise(folder, plan)):
-        check_manifest(folder, plan)
+    manifest = Manifest(
+        task=name,
+        source=task_data.source,
+        data=None if data is None else str(data),
+        model=routed.base_id,
+        fingerprint=weights,
+        dtype=str(routed.model.dtype),
+        device=_device(routed, resources),
+        threads=_threads(routed, resources),
+        packed=planner.scorer.packed,
+        config=to_dict(config),
+        prompt_format=planner.scorer.prompt_format,
+        questions=questions_digest(questions),
+        ids=[question.example.id for question in questions],
+        skipped=skipped,
+        paths=None if routes is None else [str(route) for route in routes],
+        control=[str(route) for route in control],
+        decoded_rows=None if planner.scorer.shares_across_groups else DECODED_ROWS,
+    )
+    if not (finished_in_any_type and done >= set(range(len(groups))) and computed_otherwise(folder, manifest)):
+        check_manifest(folder, manifest)
     for index in sorted(done):  # what is unreadable or not of this search is refused now, not after hours
         _check_shard(shard_path(folder, index), groups[index] if index < len(groups) else [], job, weights)
     entry = {
