@@ -37,7 +37,7 @@ from drllm.scoring.packing import make_batch
 from drllm.scoring.prefixes import PrefixRunner
 from drllm.scoring.scorer import make_scorer
 from drllm.scoring.verdict import loglik_verdict
-from drllm.searching.tree import RouteTree
+from drllm.searching.presets import make_tree
 from drllm.searching.worker import question_seed
 from drllm.tasks import load_task
 
@@ -126,7 +126,7 @@ def make_paths(reward: str, data: str) -> None:
     routed, _ = load(torch.bfloat16)
     config = SearchConfig(preset="paper", early_stop=False, n_simulations=N_PATHS, reward=reward)
     scorer = make_scorer(routed, task, config.reward, config.max_step_tokens)
-    trees = [RouteTree(routed.n_layers, config, question_seed(0, task.name, example.id)) for example in wanted]
+    trees = [make_tree(routed.n_layers, config, question_seed(0, task.name, example.id)) for example in wanted]
     handles = scorer.open([scorer.question(task, example) for example in wanted])
     asked = {handle: tree for handle, tree in zip(handles, trees, strict=True)}
     for handle, tree in asked.items():
@@ -255,7 +255,7 @@ def bookkeeping(
         config = SearchConfig(preset=preset, early_stop=False, n_simulations=N_PATHS)
         start, n = time.perf_counter(), 0
         for question, right in zip(questions, rights, strict=False):
-            tree = RouteTree(n_layers, config, question_seed(0, question.task.name, question.example.id))
+            tree = make_tree(n_layers, config, question_seed(0, question.task.name, question.example.id))
             for correct in right:
                 if (route := tree.ask()) is None:
                     break

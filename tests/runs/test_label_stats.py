@@ -11,8 +11,8 @@ from drllm.core.config import SearchConfig
 from drllm.core.errors import InputError
 from drllm.runs.label_stats import Flips, describe, render
 from drllm.runs.records import FINITE, Check, RouteRecord
+from drllm.searching.presets import make_tree
 from drllm.searching.prior import random_routes
-from drllm.searching.tree import RouteTree
 from record_factory import ROUTES, control, record
 
 BASE, SKIPS_FIRST, REPEATS_THIRD, SKIPS_TWO = ROUTES  # 1111, 0111, 1121, 1001
@@ -81,7 +81,7 @@ def test_a_search_no_better_than_chance_does_not_beat_the_control(preset, early_
     for number in range(400):
         luck = random.Random(number)
         share = luck.choice([0.0, 0.02, 0.1])
-        tree, told = RouteTree(n_layers, config, seed=number), {}
+        tree, told = make_tree(n_layers, config, seed=number), {}
         while (route := tree.ask()) is not None:
             told[route] = not route.is_full and luck.random() < share
             tree.tell(route, told[route], luck.gauss(0.2 if told[route] else -0.2, 0.01))

@@ -10,12 +10,13 @@ import pytest
 from drllm.core.config import SearchConfig
 from drllm.core.errors import InputError
 from drllm.core.route import Route
+from drllm.searching.presets import make_tree
 from drllm.searching.tree import FixedRoutes, RouteTree
 from landscapes import run
 
 
 def both() -> list[RouteTree | FixedRoutes]:
-    return [RouteTree(4, SearchConfig(), 0), FixedRoutes([Route.parse("1011")])]
+    return [make_tree(4, SearchConfig(), 0), FixedRoutes([Route.parse("1011")])]
 
 
 def test_asking_twice_in_a_row_is_refused():

@@ -18,9 +18,9 @@ from drllm.runs.provenance import read_jobs
 from drllm.runs.records import read_records, read_shard, shard_indices, shard_path, write_shard
 from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.prefixes import PrefixRunner
+from drllm.searching.presets import make_tree
 from drllm.searching.prior import EditPrior, random_routes
 from drllm.searching.runner import question_seed, read_routes
-from drllm.searching.tree import RouteTree
 from drllm.searching.worker import Job, Worker
 from drllm.tasks import load_task
 from runs import SEARCH, TASK, TRAIN, L, Plain, copy_run, folder_bytes, model, questions, write_rows
@@ -80,7 +80,7 @@ def test_search_records_every_evaluation(preset, run, tiny, data, fit, plain, tm
             assert reward == float(acc_norm)
             n_checked[acc_norm] += 1
         # Read back margins are float32, in which the tree's comparisons come out as in float64.
-        tree = RouteTree(L, config, question_seed(0, TASK, name), prior)
+        tree = make_tree(L, config, question_seed(0, TASK, name), prior)
         for route, reward, margin in zip(record.routes, record.rewards, record.margins, strict=True):
             assert tree.ask() == route
             tree.tell(route, bool(reward), margin)

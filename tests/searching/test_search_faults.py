@@ -178,7 +178,7 @@ def test_a_model_of_nothing_but_broken_logits_is_refused(data, tmp_path):
     with torch.no_grad():
         next(iter(routed.model.parameters())).fill_(float("nan"))
     routed = RoutedModel.wrap(routed.unwrap(), byte_tokenizer())
-    with pytest.raises(InputError, match="logits are not numbers"):
+    with pytest.raises(InputError, match="logits are NaN or infinite"):
         search(routed, [TASK], SMALL, tmp_path, data)
 
 

@@ -14,6 +14,7 @@ from drllm.core.config import SearchConfig
 from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.searching.edits import Evaluation
+from drllm.searching.presets import make_tree
 from drllm.searching.tree import RouteTree
 from landscapes import KINDS, closure, config_of, never, noise, one_right, run, seen_by, within
 
@@ -59,7 +60,7 @@ def broken_at_times(answer, seed):
 @given(n_layers=st.integers(1, 60), values=knobs, seed=seeds)
 def test_routes_are_legal_never_asked_twice_and_booked(kind, n_layers, values, seed):
     config = config_of(kind, **values)
-    tree = RouteTree(n_layers, config, seed)
+    tree = make_tree(n_layers, config, seed)
     answer = seen_by(kind, broken_at_times(noise(seed), seed))
     lines = lines_of(tree, answer)
     asked = [line[-1] for line in lines]
@@ -93,7 +94,7 @@ def test_a_search_ends_for_three_reasons_only(kind, n_layers, values, seed):
     """The budget beyond the base is spent, every legal route was asked, or a fix was found (and waited upon)."""
     config = config_of(kind, **values)
     answer = seen_by(kind, noise(seed, right=0.1))
-    asked = run(RouteTree(n_layers, config, seed), answer)
+    asked = run(make_tree(n_layers, config, seed), answer)
     limit = min(config.n_simulations + 1, len(closure(n_layers, config.max_skip_run, config.max_passes_ratio * n_layers)))
     fixes = [index for index, route in enumerate(asked) if answer(route)[0]]
     if config.early_stop and fixes and fixes[0] > 0:
@@ -106,10 +107,10 @@ def test_a_search_ends_for_three_reasons_only(kind, n_layers, values, seed):
 @given(n_layers=st.integers(1, 4), values=knobs, seed=seeds)
 def test_a_budget_beyond_the_tree_visits_every_legal_route_and_ends(kind, n_layers, values, seed):
     config = config_of(kind, **{**values, "n_simulations": 1000, "early_stop": False})
-    asked = run(RouteTree(n_layers, config, seed), seen_by(kind, noise(seed)))
+    asked = run(make_tree(n_layers, config, seed), seen_by(kind, noise(seed)))
     assert set(asked) == closure(n_layers, config.max_skip_run, config.max_passes_ratio * n_layers)
     if n_layers > 1:
-        assert any(parents > 1 for parents in _parents(RouteTree(n_layers, config_of(kind, n_simulations=1000), seed), kind).values())
+        assert any(parents > 1 for parents in _parents(make_tree(n_layers, config_of(kind, n_simulations=1000), seed), kind).values())
 
 
 def _parents(tree: RouteTree, kind: str) -> Counter[int]:
@@ -120,7 +121,7 @@ def _parents(tree: RouteTree, kind: str) -> Counter[int]:
 @every_kind
 def test_two_orders_of_edits_meet_in_one_node(kind):
     """All 8 routes of two blocks: 00 is illegal, each of 02, 20 and 22 has the two single edits it is made of as parents."""
-    tree = RouteTree(2, config_of(kind), 0)
+    tree = make_tree(2, config_of(kind), 0)
     asked = [str(route) for route in run(tree, seen_by(kind, never))]
     assert asked[0] == "11"
     assert sorted(asked) == ["01", "02", "10", "11", "12", "20", "21", "22"]
@@ -133,16 +134,16 @@ def test_two_orders_of_edits_meet_in_one_node(kind):
 
 @every_kind
 def test_the_base_is_not_one_of_the_simulations(kind):
-    assert len(run(RouteTree(30, config_of(kind), 0), seen_by(kind, never))) == 51
-    assert run(RouteTree(3, config_of(kind, n_simulations=0), 0), seen_by(kind, never)) == [Route.full(3)]
-    assert [str(route) for route in run(RouteTree(1, config_of(kind), 0), seen_by(kind, never))] == ["1", "2"]
+    assert len(run(make_tree(30, config_of(kind), 0), seen_by(kind, never))) == 51
+    assert run(make_tree(3, config_of(kind, n_simulations=0), 0), seen_by(kind, never)) == [Route.full(3)]
+    assert [str(route) for route in run(make_tree(1, config_of(kind), 0), seen_by(kind, never))] == ["1", "2"]
 
 
 @pytest.mark.parametrize(("kind", "root_width", "node_width"), [("paper", 1.0, 1.0), ("margins", 2.0, 0.25), ("verdicts", 2.0, 0.25)])
 @pytest.mark.parametrize("widening", [0.5, 2.0, 3.7])
 def test_nodes_widen_by_the_root_of_their_visits(kind, root_width, node_width, widening):
     """A line goes on below full nodes and ends with a new child of one that had room."""
-    tree = RouteTree(60, config_of(kind, n_simulations=150, widening=widening), 3)
+    tree = make_tree(60, config_of(kind, n_simulations=150, widening=widening), 3)
     answer = seen_by(kind, noise(5))
     while (route := tree.ask()) is not None:
         *above, _ = tree._line
@@ -155,7 +156,7 @@ def test_nodes_widen_by_the_root_of_their_visits(kind, root_width, node_width, w
 
 @every_kind
 def test_the_tree_branches(kind):
-    tree = RouteTree(30, config_of(kind, n_simulations=200), 3)
+    tree = make_tree(30, config_of(kind, n_simulations=200), 3)
     lines = lines_of(tree, seen_by(kind, noise(1)))
     assert len(tree._root.children) == (29 if kind == "paper" else 57)  # 2 sqrt(200) and 4 sqrt(200), rounded up
     grown = [node for node in tree._nodes.values() if node is not tree._root and len(node.children) > 1]
@@ -168,7 +169,7 @@ def test_a_planted_sibling_is_found(kind):
     """A search that walks a chain cannot do this: one single edit of 35 is right, no other route hints at it; 300 of half a million."""
     singles = [Route.full(12).edit(start, *new) for new in ((0,), (2,), (0, 0)) for start in range(13 - len(new))]
     for seed, planted in enumerate(singles):
-        tree = RouteTree(12, config_of(kind, n_simulations=300, early_stop=True), seed)
+        tree = make_tree(12, config_of(kind, n_simulations=300, early_stop=True), seed)
         run(tree, seen_by(kind, one_right(planted, seed)))
         assert tree.chosen == planted
 
@@ -183,7 +184,7 @@ def test_paper_finds_a_planted_route_of_three_edits():
         return hits > strays, math.nan
 
     config = config_of("paper", n_simulations=400, length_penalty=0.0, exploration=0.1)
-    assert all(planted in run(RouteTree(8, config, seed), hits_beyond_strays) for seed in range(20))
+    assert all(planted in run(make_tree(8, config, seed), hits_beyond_strays) for seed in range(20))
 
 
 @pytest.mark.parametrize("kind", ["margins", "verdicts"])
@@ -191,7 +192,7 @@ def test_default_finds_a_planted_route_of_three_edits(kind):
     """Within 100 routes, 30 seeds: what an edit did at the root is used below."""
     planted = Route.parse("01101110")
     for seed in range(30):
-        tree = RouteTree(8, config_of(kind, n_simulations=100), seed)
+        tree = make_tree(8, config_of(kind, n_simulations=100), seed)
         run(tree, seen_by(kind, within(planted)))
         assert tree.chosen == planted, seed
 
@@ -199,7 +200,7 @@ def test_default_finds_a_planted_route_of_three_edits(kind):
 @every_kind
 def test_seeds_decide(kind):
     def asked(seed):
-        return run(RouteTree(30, config_of(kind), seed), seen_by(kind, noise(1)))
+        return run(make_tree(30, config_of(kind), seed), seen_by(kind, noise(1)))
 
     assert asked(1) == asked(1)
     assert asked(1) != asked(2)
@@ -210,8 +211,8 @@ def test_trees_asked_in_turns_share_no_generator_and_leave_the_global_one_alone(
     answer = seen_by(kind, noise(2))
     random.seed(5)
     before = random.getstate()
-    alone = [run(RouteTree(16, config_of(kind), seed), answer) for seed in (7, 8)]
-    trees = [RouteTree(16, config_of(kind), seed) for seed in (7, 8)]
+    alone = [run(make_tree(16, config_of(kind), seed), answer) for seed in (7, 8)]
+    trees = [make_tree(16, config_of(kind), seed) for seed in (7, 8)]
     together: list[list[Route]] = [[], []]
     for _ in range(51):
         for tree, seen in zip(trees, together, strict=True):
@@ -227,7 +228,7 @@ def test_trees_asked_in_turns_share_no_generator_and_leave_the_global_one_alone(
 def test_selection_is_the_ucb_of_algorithm_1(kind):
     """Every step of a search, with V, v and Q counted from the lines before it: Q / v + c sqrt(ln V / v) - lambda passes / L."""
     config = config_of(kind, n_simulations=300, random_prob=0.0, exploration=0.7, length_penalty=1.3)
-    tree, answer = RouteTree(20, config, 1), seen_by(kind, noise(4))
+    tree, answer = make_tree(20, config, 1), seen_by(kind, noise(4))
     visits: Counter[Route] = Counter()
     right: Counter[Route] = Counter()
 
@@ -250,11 +251,11 @@ def test_selection_is_the_ucb_of_algorithm_1(kind):
 
 def test_ucb_by_hand():
     """One child twice visited, once right, out of a parent's nine: 1 / 2 + 1.8 sqrt(ln 9 / 2) - 3 * 1 / 2 = 0.5 + 1.886664 - 1.5."""
-    tree = RouteTree(2, config_of("paper", exploration=1.8, length_penalty=3.0), 0)
+    tree = make_tree(2, config_of("paper", exploration=1.8, length_penalty=3.0), 0)
     run(tree, never)
     parent, child = tree._root, tree._nodes[Route.parse("01")]
     parent.visits, child.value, child.visits = 9, 1, 2
-    assert tree._ucb(parent, child) == pytest.approx(0.886664, abs=1e-6)
+    assert tree._rank(parent, child) == pytest.approx(0.886664, abs=1e-6)
 
 
 @every_kind
@@ -265,7 +266,7 @@ def test_the_random_child_is_taken_with_its_probability(kind):
         below = []
         for seed in range(5):
             config = config_of(kind, n_simulations=80, exploration=0.0, length_penalty=0.0, random_prob=random_prob)
-            lines = lines_of(RouteTree(8, config, seed), seen_by(kind, lambda route: (route[0] == 0, 2.0 * (route[0] == 0) - 1)))
+            lines = lines_of(make_tree(8, config, seed), seen_by(kind, lambda route: (route[0] == 0, 2.0 * (route[0] == 0) - 1)))
             below += [line[1] for line in lines if len(line) > 2]
         return sum(route[0] == 0 for route in below) / len(below)
 
@@ -281,7 +282,7 @@ def test_early_stop_by_example():
         return not route.is_full, 1.0
 
     def count(kind, answer=easy, **changes) -> int:
-        return len(run(RouteTree(12, config_of(kind, **{**stop, **changes}), 0), seen_by(kind, answer)))
+        return len(run(make_tree(12, config_of(kind, **{**stop, **changes}), 0), seen_by(kind, answer)))
 
     assert [count(kind) for kind in KINDS] == [2, 2 + 7, 2]
     assert count("margins", patience=0) == 2
@@ -296,7 +297,7 @@ def test_early_stop_by_example():
 
 def _chosen(preset: str, *told: tuple[str, bool, float], **changes) -> str | None:
     """What a tree with that history chooses: `chosen` reads nothing else."""
-    tree = RouteTree(4, SearchConfig(preset=preset, **changes), 0)
+    tree = make_tree(4, SearchConfig(preset=preset, **changes), 0)
     tree.evaluated = [Evaluation(Route.parse(text), correct, margin) for text, correct, margin in told]
     return None if tree.chosen is None else str(tree.chosen)
 

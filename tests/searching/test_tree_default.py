@@ -14,8 +14,8 @@ from drllm.core.config import SearchConfig
 from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.searching.edits import EditSpace, Evaluation
+from drllm.searching.presets import make_tree
 from drllm.searching.prior import EditPrior
-from drllm.searching.tree import RouteTree
 from landscapes import additive, closure, config_of, never, noise, run, seen_by
 
 
@@ -49,7 +49,7 @@ def better(one: Evaluation, other: Evaluation, base: Evaluation, comfort: float)
 @pytest.mark.parametrize("comfort", [0.0, 0.5, 1.0])
 def test_the_search_descends_to_the_child_that_stands_best(base, comfort):
     """Every step of a search, with what stood below each child counted from the lines before it."""
-    tree = RouteTree(20, config_of("margins", n_simulations=200, random_prob=0.0, comfort=comfort), 1)
+    tree = make_tree(20, config_of("margins", n_simulations=200, random_prob=0.0, comfort=comfort), 1)
     answer = noise(4, base=base)
     below: dict[Route, Evaluation] = {}
     choices = 0
@@ -69,7 +69,7 @@ def test_the_search_descends_to_the_child_that_stands_best(base, comfort):
 
 def test_a_route_without_a_margin_stands_last():
     """A broken route (margin nan) under a base that has one."""
-    tree = RouteTree(4, config_of("margins", random_prob=0.0, n_simulations=60), 0, all_but(4, set()))
+    tree = make_tree(4, config_of("margins", random_prob=0.0, n_simulations=60), 0, all_but(4, set()))
     lines = []
     while (route := tree.ask()) is not None:
         lines.append([str(node.route) for node in tree._line])
@@ -87,14 +87,14 @@ def test_an_edit_is_tried_below_by_what_it_gained_at_the_root(base):
     ]:
         for seed in range(20):
             config = config_of("margins", n_simulations=4, random_prob=0.0, comfort=1.0)
-            asked = run(RouteTree(6, config, seed, prior), additive(gains, base))
+            asked = run(make_tree(6, config, seed, prior), additive(gains, base))
             assert {str(route) for route in asked[1:4]} == {"011111", "111112", "110111"}
             # The mean change is (3 + 0.2 + 0.3) / 4 and a saved pass is worth 0.3 of it: when the base was right the skip is as good.
             assert str(asked[4]) == ("010111" if base > 0 and expected == "011112" else expected)
 
 
 def test_gains_add_up_over_the_nodes_of_a_question():
-    tree = RouteTree(6, config_of("margins", n_simulations=40), 0)
+    tree = make_tree(6, config_of("margins", n_simulations=40), 0)
     run(tree, additive({(0, 0): 0.5, (3, 2): 0.25}, other=-0.125))
     means = {code: total / count for code, (total, count) in tree._gains.items()}
     assert sum(count for _, count in tree._gains.values()) == 40
@@ -110,7 +110,7 @@ def test_edits_are_first_drawn_in_proportion_to_their_weights():
     firsts: Counter[str] = Counter()
     n = 600
     for seed in range(n):
-        firsts[str(run(RouteTree(4, config_of("margins", n_simulations=1), seed, prior), never)[1])] += 1
+        firsts[str(run(make_tree(4, config_of("margins", n_simulations=1), seed, prior), never)[1])] += 1
     for name, weight in weights.items():  # four standard errors
         assert abs(firsts[name] / n - weight) < 4 * math.sqrt(weight * (1 - weight) / n)
 
@@ -121,7 +121,7 @@ def test_a_prior_finds_a_planted_edit_sooner():
     prior = prior_over(30, {name: 0.5 if name == planted else 0.5 / (len(names) - 1) for name in names})
 
     def places(prior: EditPrior | None) -> list[int]:
-        asked = [[str(route) for route in run(RouteTree(30, config_of("margins"), seed, prior), noise(seed))] for seed in range(40)]
+        asked = [[str(route) for route in run(make_tree(30, config_of("margins"), seed, prior), noise(seed))] for seed in range(40)]
         return sorted((*routes, planted).index(planted) for routes in asked)
 
     assert places(prior)[35] <= 10
@@ -135,7 +135,7 @@ def test_dead_edits_are_never_tried_and_all_other_routes_are(kind, n_layers, see
     space = EditSpace(n_layers, 2)
     names = [str(route) for code in range(space.n_codes) if (route := space.apply(Route.full(n_layers), code))]
     dead = data.draw(st.sets(st.sampled_from(names)))
-    tree = RouteTree(n_layers, config_of(kind, n_simulations=200), seed, all_but(n_layers, dead))
+    tree = make_tree(n_layers, config_of(kind, n_simulations=200), seed, all_but(n_layers, dead))
     asked = run(tree, seen_by(kind, noise(seed)))
 
     def touches(route: Route, name: str) -> bool:
@@ -147,7 +147,7 @@ def test_dead_edits_are_never_tried_and_all_other_routes_are(kind, n_layers, see
 
 
 def test_where_every_edit_is_dead_only_the_base_is_asked():
-    assert run(RouteTree(5, config_of("margins"), 0, prior_over(5, {})), never) == [Route.full(5)]
+    assert run(make_tree(5, config_of("margins"), 0, prior_over(5, {})), never) == [Route.full(5)]
 
 
 @pytest.mark.parametrize(
@@ -156,13 +156,14 @@ def test_where_every_edit_is_dead_only_the_base_is_asked():
 )
 def test_a_prior_over_other_edits_is_refused(n_layers, changes):
     """Three blocks with runs of 3 and six with runs of 1 have 12 codes too, but they stand for other edits."""
-    with pytest.raises(InputError, match=r"a prior over 4 blocks and skips of up to 2 .* expected preset default and equal sizes"):
-        RouteTree(n_layers, SearchConfig(**changes), 0, all_but(4, set()))
+    reason = "expected preset default" if changes.get("preset") == "paper" else "a prior over 4 blocks and skips of up to 2 .* equal sizes"
+    with pytest.raises(InputError, match=reason):
+        make_tree(n_layers, SearchConfig(**changes), 0, all_but(4, set()))
 
 
 def test_longest_runs_beyond_the_model_are_the_same_edits():
     prior = all_but(2, set())
-    asked = run(RouteTree(2, config_of("margins", max_skip_run=5), 0, prior), never)
+    asked = run(make_tree(2, config_of("margins", max_skip_run=5), 0, prior), never)
     assert set(asked) == {Route(actions) for actions in product(range(3), repeat=2)} - {Route([0, 0])}
 
 
@@ -181,14 +182,14 @@ def test_longest_runs_beyond_the_model_are_the_same_edits():
 )
 def test_default_chooses_among_comfortable_margins(told, paper, default):
     for preset, chosen in (("paper", paper), ("default", default)):
-        tree = RouteTree(4, SearchConfig(preset=preset), 0)
+        tree = make_tree(4, SearchConfig(preset=preset), 0)
         tree.evaluated = [Evaluation(Route.parse(text), correct, margin) for text, correct, margin in told]
         assert str(tree.chosen) == chosen
 
 
 @pytest.mark.parametrize(("comfort", "chosen"), [(0.0, "0001"), (0.25, "0001"), (0.5, "0011"), (0.75, "0111"), (1.0, "1111")])
 def test_comfort_is_the_share_of_the_base_margin_to_keep(comfort, chosen):
-    tree = RouteTree(4, SearchConfig(comfort=comfort), 0)
+    tree = make_tree(4, SearchConfig(comfort=comfort), 0)
     margins = {"1111": 1.0, "0111": 0.75, "0011": 0.5, "0001": 0.25}
     tree.evaluated = [Evaluation(Route.parse(text), True, margin) for text, margin in margins.items()]
     assert str(tree.chosen) == chosen

@@ -15,7 +15,7 @@ from drllm.core.route import Action, Route
 
 
 class Evaluation(NamedTuple):
-    """One told route: its verdict and its margin in the scorer's unit (nats, or nats a character); nan where the reward has none."""
+    """One evaluated route: its verdict and its margin in the scorer's unit (nats, or nats a character); nan where the reward has none."""
 
     route: Route
     correct: bool

@@ -104,7 +104,7 @@ def sweep_routes(n_layers: int, max_skip_run: int) -> list[Route]:
     return [route for code in range(space.n_codes) if (route := space.apply(full, code)) is not None]
 
 
-def fit_prior(n_layers: int, max_skip_run: int, rows: Sequence[Sequence[Evaluation]]) -> EditPrior:
+def fit_prior(n_layers: int, max_skip_run: int, questions: Sequence[Sequence[Evaluation]]) -> EditPrior:
     """Weigh each edit by its mean gain over the sweep's questions.
 
     The gain is that of the margin over the base's; where margins are nan (generated rewards), of the verdict. Weights are a softmax of mean
@@ -114,22 +114,22 @@ def fit_prior(n_layers: int, max_skip_run: int, rows: Sequence[Sequence[Evaluati
     (broken logits) shows no gains.
 
     Args:
-        rows: one a question: its evaluations, the base first, every route of `sweep_routes` after it in any order.
+        questions: the evaluations of each: the base and every route of `sweep_routes`, in any order.
 
     Raises:
-        InputError: no rows, or a row without the base or a sweep route.
+        InputError: no questions, or one without the base or a route of the sweep.
     """
     space = EditSpace(n_layers, max_skip_run)
     full = Route.full(n_layers)
     routes = {code: route for code in range(space.n_codes) if (route := space.apply(full, code)) is not None}
-    tables = [_table(full, routes, row) for row in rows]
+    tables = [_in_order(full, routes, question) for question in questions]
     if not tables:
         raise InputError("a sweep of no questions: expected at least 1")
     if not routes:
         return EditPrior(n_layers, max_skip_run, (0.0,) * space.n_codes, math.nan, len(tables))
-    base_right = np.array([row[0].correct for row in tables], dtype=bool)
-    right_QE = np.array([[told.correct for told in row[1:]] for row in tables], dtype=bool)
-    margins = np.array([[told.margin for told in row] for row in tables], dtype=float)
+    base_right = np.array([question[0].correct for question in tables], dtype=bool)
+    right_QE = np.array([[found.correct for found in question[1:]] for question in tables], dtype=bool)
+    margins = np.array([[found.margin for found in question] for question in tables], dtype=float)
     kept_E, n_right = right_QE[base_right].sum(0), int(base_right.sum())
     compared = np.isfinite(margins[:, 0])
     if not compared.any():
@@ -137,7 +137,7 @@ def fit_prior(n_layers: int, max_skip_run: int, rows: Sequence[Sequence[Evaluati
         temperature = TEMPERATURE * VERDICT_SCALE
         dead_E = (n_right >= MIN_RIGHT) & (right_QE.sum(0) == 0)
     else:
-        # A margin that is no number is the worst there is, unless it is the base's: then there is nothing to compare with.
+        # A margin that is NaN or infinite is the worst there is, unless it is the base's: then there is nothing to compare with.
         gains_QE = margins[compared, 1:] - margins[compared, :1]
         finite = np.isfinite(gains_QE)
         gains_QE = np.where(finite, gains_QE, gains_QE[finite].min() if finite.any() else 0.0)
@@ -157,17 +157,17 @@ def fit_prior(n_layers: int, max_skip_run: int, rows: Sequence[Sequence[Evaluati
     return EditPrior(n_layers, max_skip_run, tuple(weights.tolist()), scale, len(tables))
 
 
-def _table(full: Route, routes: Mapping[int, Route], row: Sequence[Evaluation]) -> list[Evaluation]:
+def _in_order(full: Route, routes: Mapping[int, Route], question: Sequence[Evaluation]) -> list[Evaluation]:
     """One question's evaluations: the base, then one a code."""
-    told = {evaluation.route: evaluation for evaluation in row}
-    missing = next((route for route in (full, *routes.values()) if route not in told), None)
+    found = {evaluation.route: evaluation for evaluation in question}
+    missing = next((route for route in (full, *routes.values()) if route not in found), None)
     if missing is not None:
         raise InputError(f"a sweep question lacks route {missing}: expected the base and all {len(routes)} single edits")
-    return [told[route] for route in (full, *routes.values())]
+    return [found[route] for route in (full, *routes.values())]
 
 
 def random_routes(n_layers: int, n: int, config: SearchConfig, seed: int) -> list[Route]:
-    """The input-blind control: `n` distinct routes of 1, 2 or 3 uniformly drawn legal edits (about as often as 1 : 2 : 1.5).
+    """The blind baseline: `n` distinct routes of 1, 2 or 3 uniformly drawn legal edits (about as often as 1 : 2 : 1.5).
 
     No question is looked at, and the base is not among them. `InputError` where there are fewer than `n` such routes.
     """

@@ -6,7 +6,7 @@
 | letter | `fp32`; `rotated:k`: the options rotated by k, for every k |
 | boxed, number | `fp32` |
 
-Each runs in steps of one row, so no other question is in the batch. A wording that does not fit the context is not checked.
+Each runs in steps of one sequence, so no other question is in the batch. A wording that does not fit the context is not checked.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from drllm.scoring.scorer import Scorer, make_scorer
 from drllm.scoring.verdict import Verdict
 from drllm.tasks import Example, Task
 
-ALONE = 1  # tokens of a step: fewer than any question has, so each step holds one row
+ALONE = 1  # tokens of a step: fewer than any question has, so each step holds one sequence
 
 
 class Verifier:
@@ -55,10 +55,10 @@ class Verifier:
                         Check(route, f"{name}:acc_norm", acc_norm, verdict.margin_acc_norm),
                     ]
         else:
-            asked = [("fp32", example)]
+            versions = [("fp32", example)]
             if self.scorer.reward == "letter":
-                asked += [(f"rotated:{by}", rotated(example, by)) for by in range(1, len(example.choices))]
-            for name, version in asked:
+                versions += [(f"rotated:{by}", rotated(example, by)) for by in range(1, len(example.choices))]
+            for name, version in versions:
                 for route, verdict in self._verdicts(self.task, version, wanted):
                     found.append(Check(route, name, verdict.correct, verdict.margin))
         return tuple(sorted(found, key=lambda check: wanted.index(check.route)))

@@ -1,4 +1,4 @@
-"""Search groups of questions with one model replica: many trees at once through one scorer, then the control, then the checks.
+"""Search groups of questions with one model replica: many trees at once through one scorer, then the blind baseline, then the checks.
 
 A question's record depends on the question, the model, the configuration and the prior alone: with `loglik` no verdict depends on the other
 questions (`scoring/prefixes.py`), and generated answers are searched one group at a time. So one process, many workers, an interrupted
@@ -21,13 +21,15 @@ from drllm.model.routed import RoutedModel
 from drllm.runs.records import FINITE, Check, RouteRecord
 from drllm.scoring.scorer import Scorer, make_scorer
 from drllm.scoring.verdict import Verdict
+from drllm.searching.edits import Evaluation
+from drllm.searching.presets import make_tree
 from drllm.searching.prior import EditPrior, fit_prior, sweep_routes
 from drllm.searching.tree import FixedRoutes, RouteTree
 from drllm.searching.verify import Verifier
 from drllm.tasks import Example, Task
 
 AT_ONCE = 64  # evaluations of one question under way, when no verdict decides what comes next
-BESIDE_THE_SEARCH = 2  # while its tree waits for a verdict: the control keeps pace with it
+BESIDE_THE_SEARCH = 2  # while its tree waits for a verdict: the blind baseline keeps pace with it
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Job:
     Attributes:
         prior: of the edits, or None.
         routes: evaluate these instead of searching (`drllm search --paths`), or None.
-        control: the input-blind control's routes; empty for none.
+        control: routes of the blind baseline; empty for none.
     """
 
     task: Task
@@ -57,37 +59,38 @@ class _Search:
     """One question under way.
 
     Attributes:
-        asked: the route whose verdict the tree waits for; None when the search is over.
+        strategy: says which routes to evaluate, one after the other.
+        pending: the route whose verdict it waits for; None when the search is over.
         others: routes that no verdict decides, the last one first, still to be submitted.
         running: routes submitted and not judged yet.
     """
 
     question: Any
     split: str
-    asks: RouteTree | FixedRoutes
-    asked: Route | None
+    strategy: RouteTree | FixedRoutes
+    pending: Route | None
     others: list[Route]
     verdicts: dict[Route, Verdict] = field(default_factory=dict)
     running: set[Route] = field(default_factory=set)
 
     @property
     def done(self) -> bool:
-        return self.asked is None and not self.others and not self.running
+        return self.pending is None and not self.others and not self.running
 
     @property
     def broken(self) -> bool:
-        """The base's logits were no numbers."""
-        return bool(self.asks.evaluated) and self.verdicts[self.asks.evaluated[0].route].broken
+        """The base's logits are NaN or infinite."""
+        return bool(self.strategy.evaluated) and self.verdicts[self.strategy.evaluated[0].route].broken
 
     def proceed(self) -> None:
-        """Tell the tree what is known, until it asks for something that is not."""
-        while self.asked in self.verdicts:
-            verdict = self.verdicts[self.asked]
-            self.asks.tell(self.asked, verdict.correct, verdict.margin)
+        """Give the strategy the verdicts that are known, until it asks for one that is not."""
+        while self.pending in self.verdicts:
+            verdict = self.verdicts[self.pending]
+            self.strategy.tell(self.pending, verdict.correct, verdict.margin)
             if self.broken:
-                self.asked, self.others = None, []
+                self.pending, self.others = None, []
             else:
-                self.asked = self.asks.ask()
+                self.pending = self.strategy.ask()
 
 
 @contextmanager
@@ -150,32 +153,30 @@ class Worker:
                 yield index, [self._record(search) for search in searches]
 
     def probe(self, examples: Sequence[Example]) -> None:
-        """Refuse a model whose logits are not numbers on any of these questions; single such questions a search records and goes on."""
+        """Refuse a model whose logits are NaN or infinite on all of these questions; a single such question is recorded as broken."""
         handles = self.scorer.open([self.scorer.question(self.job.task, example) for example in examples])  # type: ignore[arg-type]
         verdicts = self.scorer.score([(handle, Route.full(self.routed.n_layers)) for handle in handles])
         self.scorer.close(handles)
         if all(verdict.broken for verdict in verdicts):
             raise InputError(
-                f"the logits are not numbers on any of {len(examples)} questions ({examples[0].id}, ...): "
+                f"the logits are NaN or infinite on all of {len(examples)} questions ({examples[0].id}, ...): "
                 "try --dtype bfloat16 or float32, or another model"
             )
 
     def sweep(self, examples: Sequence[Example]) -> EditPrior:
         """A prior over edits from every single edit on a few questions of the task."""
         config = self.job.config
-        routes = sweep_routes(self.routed.n_layers, config.max_skip_run)
+        routes = [Route.full(self.routed.n_layers), *sweep_routes(self.routed.n_layers, config.max_skip_run)]
         rows = []
         for start in range(0, len(examples), 8):
             questions: list[Any] = [self.scorer.question(self.job.task, example) for example in examples[start : start + 8]]
-            asks = [FixedRoutes(routes) for _ in questions]
             handles = self.scorer.open(questions)
-            pairs = [(handle, route) for handle in handles for route in [Route.full(self.routed.n_layers), *routes]]
+            pairs = [(handle, route) for handle in handles for route in routes]
             verdicts = dict(zip(pairs, self.scorer.score(pairs), strict=True))
             self.scorer.close(handles)
-            for handle, fixed in zip(handles, asks, strict=True):
-                while (route := fixed.ask()) is not None:
-                    fixed.tell(route, verdicts[handle, route].correct, verdicts[handle, route].margin)
-                rows.append(fixed.evaluated)
+            for handle in handles:
+                found = [(route, verdicts[handle, route]) for route in routes]
+                rows.append([Evaluation(route, verdict.correct, verdict.margin) for route, verdict in found])
         return fit_prior(self.routed.n_layers, config.max_skip_run, rows)
 
     def _open(self, group: Sequence[tuple[str, Example]], running: dict[int, _Search]) -> list[int]:
@@ -184,17 +185,19 @@ class Worker:
         handles = self.scorer.open(questions)
         for handle, question, (split, example) in zip(handles, questions, group, strict=True):
             seed = question_seed(job.config.seed, job.task.name, example.id)
-            asks = RouteTree(self.routed.n_layers, job.config, seed, job.prior) if job.routes is None else FixedRoutes(job.routes)
-            others = list(reversed(job.control if job.routes is None else job.routes))
-            search = running[handle] = _Search(question, split, asks, asks.ask(), others)
+            if job.routes is None:
+                strategy, others = make_tree(self.routed.n_layers, job.config, seed, job.prior), job.control
+            else:
+                strategy, others = FixedRoutes(job.routes), job.routes
+            search = running[handle] = _Search(question, split, strategy, strategy.ask(), list(reversed(others)))
             self._submit(handle, search)
         return handles
 
     def _submit(self, handle: int, search: _Search) -> None:
         """Submit what the question needs now: the base alone, then its tree's route and some of the others."""
-        if search.asked is not None and search.asked not in search.running:
-            self._start(handle, search, search.asked)
-        searching = search.asked is not None and self.job.routes is None
+        if search.pending is not None and search.pending not in search.running:
+            self._start(handle, search, search.pending)
+        searching = search.pending is not None and self.job.routes is None
         most = BESIDE_THE_SEARCH if searching else AT_ONCE
         while search.verdicts and search.others and len(search.running) < most:
             if search.running and self._n_running >= self.scorer.at_once:
@@ -217,28 +220,28 @@ class Worker:
         self._submit(handle, search)
 
     def _record(self, search: _Search) -> RouteRecord:
-        job, question, asks = self.job, search.question, search.asks
-        told = [search.verdicts[evaluation.route] for evaluation in asks.evaluated]
+        job, question, strategy = self.job, search.question, search.strategy
+        verdicts = [search.verdicts[evaluation.route] for evaluation in strategy.evaluated]
         control = job.control if all(route in search.verdicts for route in job.control) else ()
         checks: tuple[Check, ...] = ()
         if search.broken:
-            checks = (Check(asks.evaluated[0].route, FINITE, False, told[0].margin),)
+            checks = (Check(strategy.evaluated[0].route, FINITE, False, verdicts[0].margin),)
         elif job.config.verify and job.routes is None:
             if self._verifier is None:
                 self._verifier = Verifier(self.routed, job.task, job.config)
-            checks = self._verifier.checks(question.example, [Route.full(self.routed.n_layers), asks.chosen])
+            checks = self._verifier.checks(question.example, [Route.full(self.routed.n_layers), strategy.chosen])
         return RouteRecord(
             task=job.task.name,
             id=question.example.id,
             n_choices=len(question.example.choices),
-            base_correct=told[0].correct,
-            base_margin=told[0].margin,
-            chosen=asks.chosen,
-            routes=tuple(evaluation.route for evaluation in asks.evaluated),
-            rewards=tuple(float(verdict.correct) for verdict in told),
-            margins=tuple(verdict.margin for verdict in told),
-            acc=tuple(verdict.acc for verdict in told),
-            acc_norm=tuple(verdict.acc_norm for verdict in told),
+            base_correct=verdicts[0].correct,
+            base_margin=verdicts[0].margin,
+            chosen=strategy.chosen,
+            routes=tuple(evaluation.route for evaluation in strategy.evaluated),
+            rewards=tuple(float(verdict.correct) for verdict in verdicts),
+            margins=tuple(verdict.margin for verdict in verdicts),
+            acc=tuple(verdict.acc for verdict in verdicts),
+            acc_norm=tuple(verdict.acc_norm for verdict in verdicts),
             seed=job.config.seed,
             fingerprint=self.fingerprint,
             reward=job.reward,
