@@ -244,24 +244,15 @@ def test_offline_prompts_are_the_stock_ones():
         "boolq": {"question": "is it so", "passage": "It is so.", "answer": True, "label": 1},
         "mmlu_anatomy": {"question": question, "choices": choices, "answer": 1, "subject": "anatomy"},
     }
-    from drllm.tasks.layouts import distractors, goal, lettered, under_subject, yes_or_no
+    from drllm.tasks.layouts import LAYOUTS
 
-    readers = {
-        "arc_easy": lambda task, doc: lettered(task, doc | {"id": "1"}, "question", ""),
-        "arc_challenge": lambda task, doc: lettered(task, doc | {"id": "1"}, "question", ""),
-        "piqa": lambda task, doc: goal(task, doc, "1", ""),
-        "sciq": lambda task, doc: distractors(task, doc, "1", ""),
-        "commonsense_qa": lambda task, doc: lettered(task, doc | {"id": "1"}, "question", ""),
-        "boolq": lambda task, doc: yes_or_no(task, doc, "1", ""),
-        "mmlu_anatomy": lambda task, doc: under_subject(task, doc, "1", ""),
-    }
     names = {"commonsense_qa": "commonsenseqa", "mmlu_anatomy": "mmlu"}
     from lm_eval.tasks._yaml_loader import load_yaml
 
     for stock, doc in docs.items():
         task = get_task(names.get(stock, stock))
         config = load_yaml(index[stock].yaml_path, resolve_func=False)
-        context, continuations = task.loglik_prompt(readers[stock](task, doc))
+        context, continuations = task.loglik_prompt(LAYOUTS[task.name](task, doc | {"id": "1"}, "1", ""))
         prompt = environment.from_string(config.get("description", "") + config["doc_to_text"]).render(**doc)
         assert context == prompt, stock
         wanted = config["doc_to_choice"]

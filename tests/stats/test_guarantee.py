@@ -1,4 +1,4 @@
-"""The gate keeps its promise: simulated, and against arithmetic done by hand."""
+"""The guarantee keeps its promise: simulated, and against arithmetic done by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import pytest
 from scipy import stats
 
 from drllm import InputError
-from drllm.stats.guarantee import SHARE_ERROR, _tails, exact_p, gate, smallest_gain, surest_first
+from drllm.stats.guarantee import SHARE_ERROR, CalibrationSet, _tails, exact_p, find_guarantee, smallest_gain, surest_first
+
+
+def questions(n: int) -> CalibrationSet:
+    return CalibrationSet({"t": n}, "calibrate")
 
 
 def draw(rng, n: int, gain: float, changed: float) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +45,7 @@ def test_a_sequence_of_points_passes_a_bad_one_no_more_often_than_promised():
             return np.where(base == 1, draws >= lost, draws < won).astype(int)
 
         good, bad = point(0.02, 0.14), [point(0.16, 0.1398) for _ in range(6)]  # 6 points won; 1.01 lost
-        guarantee = gate(base, [good, *bad], [30, *range(29, 23, -1)], 30, 0.01, 0.05, {"t": n}, "calibrate")
+        guarantee = find_guarantee(base, [good, *bad], [30, *range(29, 23, -1)], 30, 0.01, 0.05, questions(n))
         wrong += guarantee.point not in (None, 0)
         reached += len(guarantee.tested) > 1
         without_stopping += any(exact_p(verdicts, base, 0.01) <= 0.05 for verdicts in bad)
@@ -57,18 +61,19 @@ def test_tune_says_which_point_is_tested_first():
     order = surest_first(base, [base, worse, better], 400, 0.01, 0.05)
     assert order == [2, 1], "what changes nothing promises nothing; the better one first"
     assert surest_first(base, [base, base], 400, 0.01, 0.05) == [1]
-    found = gate(base[:400], [base[:400], worse[:400], better[:400]], [30, 29, 28], 30, 0.01, 0.05, {"t": 400}, "calibrate", order=order)
+    verdicts = [base[:400], worse[:400], better[:400]]
+    found = find_guarantee(base[:400], verdicts, [30, 29, 28], 30, 0.01, 0.05, questions(400), order)
     assert [row["point"] for row in found.tested] == [2, 1]
     assert found.point == 2
     # In the order given, the base itself fails with 400 questions, and hides the good point.
-    assert gate(base[:400], [base[:400], better[:400]], [30, 28], 30, 0.01, 0.05, {"t": 400}, "calibrate").point is None
+    assert find_guarantee(base[:400], [base[:400], better[:400]], [30, 28], 30, 0.01, 0.05, questions(400)).point is None
 
 
 def test_the_power_is_that_of_the_chosen_point():
     base = np.arange(1000) % 2
     better = np.where(np.arange(1000) % 10 == 0, 1, base)
     noisy = np.where(np.arange(1000) % 3 == 0, 1 - base, base)
-    found = gate(base, [better, noisy], [29, 28], 30, 0.01, 0.05, {"t": 1000}, "calibrate")
+    found = find_guarantee(base, [better, noisy], [29, 28], 30, 0.01, 0.05, questions(1000))
     assert found.point == 0
     assert found.would_pass == smallest_gain(1000, 0.1, 0.01, 0.05)
 
@@ -103,12 +108,12 @@ def test_points_are_tested_in_order_up_to_the_first_failure():
     base = np.arange(1000) % 2
     worse = np.where(np.arange(1000) % 10 == 1, 0, base)
     better = np.where(np.arange(1000) % 10 == 0, 1, base)
-    found = gate(base, [base, better, worse, better], [30, 29, 28, 27], 30, 0.02, 0.05, {"t": 1000}, "calibrate")
+    found = find_guarantee(base, [base, better, worse, better], [30, 29, 28, 27], 30, 0.02, 0.05, questions(1000))
     assert [row["passed"] for row in found.tested] == [True, True, False]
     assert found.point == 1, "the fewest passes among those that passed; what follows a failure is not looked at"
     assert found.n == 1000
     assert "less than 2 points below the base" in found.sentence
-    nothing = gate(base, [worse], [28], 30, 0.02, 0.05, {"t": 1000}, "calibrate")
+    nothing = find_guarantee(base, [worse], [28], 30, 0.02, 0.05, questions(1000))
     assert nothing.point is None
     assert "the base is kept" in nothing.sentence
 
@@ -116,13 +121,13 @@ def test_points_are_tested_in_order_up_to_the_first_failure():
 def test_what_saves_nothing_takes_the_best_point():
     base = np.arange(2000) % 2
     better = np.where(np.arange(2000) % 10 == 0, 1, base)
-    assert gate(base, [base, better, better], [30, 30.5, 31], 30, 0.02, 0.05, {"t": 2000}, "calibrate").point == 2
-    assert gate(base, [base, better, better], [29.9, 29, 29.5], 30, 0.02, 0.05, {"t": 2000}, "calibrate").point == 1
+    assert find_guarantee(base, [base, better, better], [30, 30.5, 31], 30, 0.02, 0.05, questions(2000)).point == 2
+    assert find_guarantee(base, [base, better, better], [29.9, 29, 29.5], 30, 0.02, 0.05, questions(2000)).point == 1
 
 
 def test_a_small_delta_can_be_passed():
     base = np.arange(4000) % 2
-    assert gate(base, [np.where(np.arange(4000) % 10 == 0, 1, base)], [29], 30, 0.02, 1e-5, {"t": 4000}, "calibrate").point == 0
+    assert find_guarantee(base, [np.where(np.arange(4000) % 10 == 0, 1, base)], [29], 30, 0.02, 1e-5, questions(4000)).point == 0
 
 
 def test_the_power_says_which_gain_would_have_passed():
@@ -136,7 +141,7 @@ def test_the_power_says_which_gain_would_have_passed():
 @pytest.mark.parametrize(("epsilon", "delta", "wanted"), [(0, 0.05, "epsilon is 0"), (0.01, 1, "delta is 1"), (1, 0.05, "epsilon is 1")])
 def test_what_promises_nothing_is_refused(epsilon, delta, wanted):
     with pytest.raises(InputError, match=wanted):
-        gate([0, 1], [[0, 1]], [30], 30, epsilon, delta, {"t": 2}, "calibrate")
+        find_guarantee([0, 1], [[0, 1]], [30], 30, epsilon, delta, questions(2))
 
 
 def test_impossible_verdicts_are_refused():

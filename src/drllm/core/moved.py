@@ -57,6 +57,7 @@ MOVED: dict[str, tuple[str, ...]] = {
 RENAMED: dict[tuple[str, str], str] = {
     ("core.options", "knob"): "option",
     ("core.config", "GateConfig"): "GuaranteeConfig",
+    ("stats.guarantee", "gate"): "find_guarantee",
     ("policies.given", "RowRoutes"): "GivenRoutes",
     ("methods.training_data", "Material"): "TrainingData",
     ("runs.manifest", "search_plans"): "search_manifests",

@@ -24,7 +24,7 @@ from drllm.runs.manifest import Manifest, path_manifests, search_manifests
 from drllm.runs.provenance import read_jobs, running
 from drllm.runs.training_questions import run_sources
 from drllm.scoring.route_prediction import score_policies
-from drllm.stats.guarantee import Guarantee, gate, surest_first
+from drllm.stats.guarantee import CalibrationSet, Guarantee, find_guarantee, surest_first
 from drllm.tasks import LoadedTask, drop_overlaps, get_task, load_task, question_key
 
 CHUNK = 64  # questions between two steps of the progress bar
@@ -76,10 +76,9 @@ def calibrate(
         order = None
         if tuned is not None and tuned.verdicts[0]:
             order = surest_first(tuned.verdicts[0], tuned.verdicts[1:], len(base), config.epsilon, config.delta)
-        found = gate(
-            base, answers, [float(np.mean(values)) for values in asked.passes[1:]], routed.n_layers, config.epsilon, config.delta,
-            asked.counts, config.calibrate, str(routed.model.dtype), judged_by(by_task.values()), order,
-        )  # fmt: skip
+        source = CalibrationSet(asked.counts, config.calibrate, str(routed.model.dtype), judged_by(by_task.values()))
+        passes = [float(np.mean(values)) for values in asked.passes[1:]]
+        found = find_guarantee(base, answers, passes, routed.n_layers, config.epsilon, config.delta, source, order)
         found = replace(found, earlier=earlier_tries(run, found, str(Route.full(routed.n_layers))))
         entry["guarantee"], entry["left_out"] = found.to_json(), dict(asked.left_out)
     chosen = RoutePolicy(Route.full(routed.n_layers)) if found.point is None else points[found.point]

@@ -1,4 +1,4 @@
-"""The gate: a policy is promised to be less than epsilon below the base, or the base is kept.
+"""The guarantee: a policy is promised to be less than epsilon below the base, or the base is kept.
 
 On questions that served neither training nor tuning, the null hypothesis of each operating point is "its accuracy is at least epsilon below
 the base's". Points are tested in an order fixed beforehand, the one surest to pass by the tune questions first, up to the first that fails
@@ -31,17 +31,33 @@ POWER_LEVEL = 0.8
 
 
 @dataclass(frozen=True)
+class CalibrationSet:
+    """Where calibration verdicts are from.
+
+    Attributes:
+        tasks: how many questions of each task.
+        split: of the questions.
+        dtype: of the weights that answered.
+        judged: what counts as a right answer.
+    """
+
+    tasks: Mapping[str, int]
+    split: str
+    dtype: str = ""
+    judged: str = ""
+
+
+@dataclass(frozen=True)
 class Guarantee:
     """What was tested, and what holds: with probability 1 - delta over calibration sets, the policy is less than epsilon below the base.
 
     Attributes:
-        epsilon, delta: as asked.
+        epsilon: accuracy that may be lost.
+        delta: probability that the promise fails.
         n: calibration questions.
-        tasks, split: where they are from, and how many of each; it holds for prompts exchangeable with them, in these shares.
-        judged: what counts as a right answer.
+        tasks, split, dtype, judged: see `CalibrationSet`; it holds for prompts exchangeable with these questions, in these shares.
         tested: each tested point in order: its index, p-value, observed difference, mean passes, and whether it passed.
         point: the index of the chosen one; None where none passed and the base is kept.
-        dtype: of the weights it was tested with.
         earlier: how many other policies were calibrated before on questions of these, as far as is known.
         would_pass: the smallest of some true gains (fractions) at which a point like the chosen one, else the last tested, passes in 80 %
             of draws of this size.
@@ -67,11 +83,9 @@ class Guarantee:
     def sentence(self) -> str:
         """What may be said of the chosen policy."""
         where = f"{self.n} questions ({', '.join(f'{n} of {task}' for task, n in self.tasks.items())}; {self.split}; {self.judged})"
-        power = (
-            ""
-            if self.would_pass is None
-            else f" A true gain of {100 * self.would_pass:+.1f} points would have passed in 80 % of such sets."
-        )
+        power = ""
+        if self.would_pass is not None:
+            power = f" A true gain of {100 * self.would_pass:+.1f} points would have passed in 80 % of such sets."
         if self.earlier:
             power += (
                 f" Other policies tried on these questions before: {self.earlier}; this holds for each by itself, not for the best of them."
@@ -127,19 +141,15 @@ def _tails(n: int, seen: int, shares_S: np.ndarray, epsilon: float) -> np.ndarra
     return np.clip(mass[:, sums >= seen].sum(1), 0, 1)
 
 
-def gate(
+def find_guarantee(
     base: ArrayLike,
     points: Sequence[ArrayLike],
     passes: Sequence[float],
     n_layers: int,
     epsilon: float,
     delta: float,
-    tasks: Mapping[str, int],
-    split: str,
-    dtype: str = "",
-    judged: str = "",
+    source: CalibrationSet,
     order: Sequence[int] | None = None,
-    seed: int = 0,
 ) -> Guarantee:
     """Test operating points in an order and choose among those that passed the cheapest, or the best if none saves passes.
 
@@ -148,9 +158,9 @@ def gate(
         points: each point's verdicts (N,) on the same questions.
         passes: mean passes of each point.
         n_layers: the base's passes.
-        tasks, split, dtype, judged: see `Guarantee`.
+        epsilon, delta: see `Guarantee`.
+        source: of the verdicts.
         order: of the tests, as places in `points`; it must not depend on these verdicts. Default: as given.
-        seed: of the power's draws.
     """
     check(epsilon, delta)
     if not points or len(points) != len(passes):
@@ -171,9 +181,11 @@ def gate(
     best = max(passed, key=lambda row: (row["difference"], row["point"]), default=None)
     chosen = cheapest if saves else best
     like = np.asarray(points[(chosen or tested[-1])["point"]], dtype=float)
-    gain = smallest_gain(len(verdicts), float((like != verdicts).mean()), epsilon, delta, seed)
+    gain = smallest_gain(len(verdicts), float((like != verdicts).mean()), epsilon, delta)
     point = None if chosen is None else chosen["point"]
-    return Guarantee(epsilon, delta, len(verdicts), dict(tasks), split, tuple(tested), point, gain, dtype, judged)
+    return Guarantee(
+        epsilon, delta, len(verdicts), dict(source.tasks), source.split, tuple(tested), point, gain, source.dtype, source.judged
+    )
 
 
 def surest_first(base: ArrayLike, points: Sequence[ArrayLike], n: int, epsilon: float, delta: float) -> list[int]:

@@ -13,7 +13,7 @@ _BOOTSTRAP_CELLS = 4_000_000  # random indices drawn at once: bounds memory to a
 
 
 def wilson(n_right: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of an accuracy (Wilson 1927): (low, high); (0, 1) where nothing was asked."""
+    """Wilson's score interval of an accuracy (Wilson 1927): (low, high); (0, 1) without any question."""
     _check_level(level)
     if not 0 <= n_right <= n:
         raise ValueError(f"expected 0 <= right answers <= questions, got {n_right} of {n}")
@@ -87,9 +87,14 @@ def sign_flips(differences: ArrayLike, n_resamples: int = 9_999, seed: int = 0) 
     if len(changed) < 2:  # either sign is as far from 0
         return 1.0
     found = stats.permutation_test(
-        (changed,), lambda x, axis: x.sum(axis), permutation_type="samples", vectorized=True, n_resamples=n_resamples, batch=1_000,
+        (changed,),
+        np.sum,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=n_resamples,
+        batch=1_000,
         rng=np.random.default_rng(seed),
-    )  # fmt: skip
+    )
     return float(found.pvalue)
 
 

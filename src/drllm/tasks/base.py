@@ -153,7 +153,9 @@ def _dart(level: int) -> Task:
     return Task(f"dart-{level}", "math", "boxed", f"DART-Math, questions of level {level} of 5", level=level)
 
 
-def _arith(level: int, about: str, *shots: tuple[str, str]) -> Task:
+def _arith(level: int, about: str, solved: str) -> Task:
+    """`solved`: the questions that stand before each one, as "3 + 4 = 7, 9 - 5 = 4"."""
+    shots = tuple((f"What is {left}?", right) for left, right in (equation.split(" = ") for equation in solved.split(", ")))
     return Task(f"arith-{level}", "math", "number", f"Arithmetic, level {level} of 5: {about}", shots=shots)
 
 
@@ -190,28 +192,15 @@ _TASKS = {
         ),
         Task("gsm8k", "math", "boxed", "GSM8K: grade-school word problems, a number as answer"),
         *(_dart(level) for level in range(1, 6)),
+        _arith(1, "products of two digits", "3 * 4 = 12, 7 * 2 = 14, 5 * 9 = 45, 8 * 6 = 48"),
+        _arith(2, "two digits, added or subtracted", "3 + 4 = 7, 9 - 5 = 4, 8 + 6 = 14, 2 - 7 = -5"),
+        _arith(3, "three digits, added or subtracted", "3 + 4 - 2 = 5, 9 - 5 + 6 = 10, 8 + 6 + 1 = 15, 2 - 7 - 3 = -8"),
+        _arith(4, "two numbers of two digits, added or subtracted", "23 + 41 = 64, 97 - 52 = 45, 68 + 76 = 144, 24 - 71 = -47"),
         _arith(
-            1, "products of two digits",
-            ("What is 3 * 4?", "12"), ("What is 7 * 2?", "14"), ("What is 5 * 9?", "45"), ("What is 8 * 6?", "48"),
-        ),
-        _arith(
-            2, "two digits, added or subtracted",
-            ("What is 3 + 4?", "7"), ("What is 9 - 5?", "4"), ("What is 8 + 6?", "14"), ("What is 2 - 7?", "-5"),
-        ),
-        _arith(
-            3, "three digits, added or subtracted",
-            ("What is 3 + 4 - 2?", "5"), ("What is 9 - 5 + 6?", "10"), ("What is 8 + 6 + 1?", "15"), ("What is 2 - 7 - 3?", "-8"),
-        ),
-        _arith(
-            4, "two numbers of two digits, added or subtracted",
-            ("What is 23 + 41?", "64"), ("What is 97 - 52?", "45"), ("What is 68 + 76?", "144"), ("What is 24 - 71?", "-47"),
-        ),
-        _arith(
-            5, "two numbers of three digits, added or subtracted",
-            ("What is 231 + 415?", "646"), ("What is 974 - 523?", "451"), ("What is 686 + 761?", "1447"), ("What is 240 - 718?", "-478"),
+            5, "two numbers of three digits, added or subtracted", "231 + 415 = 646, 974 - 523 = 451, 686 + 761 = 1447, 240 - 718 = -478"
         ),
     )
-}  # fmt: skip
+}
 TASK_NAMES = tuple(_TASKS)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from drllm.core.errors import InputError
 from drllm.tasks.base import Example, Task
-from drllm.tasks.layouts import gsm8k_answer, level_of, subject_line
+from drllm.tasks.layouts import gsm8k_answer, level_of, of_level, subject_line
+from drllm.tasks.splits import PARTS
 
 
 def file_rows(task: Task, path: Path, dropped: Counter[str]) -> list[Example]:
@@ -38,7 +39,9 @@ def file_rows(task: Task, path: Path, dropped: Counter[str]) -> list[Example]:
         if rows and (rows[0][0].part == "") != (row.part == ""):
             raise InputError(f'{where}: some rows have a "part" and some have none; give it on every row or on none')
         rows.append((row, level_of(raw.get("level"))))
-    kept = _of_level(task, rows, left_out)
+    # A file without any level is taken whole.
+    levels = task.level and any(level is not None for _, level in rows)
+    kept = [row for row, level in rows if not levels or of_level(task, level, left_out)]
     if not kept:
         why = f" (left out: {', '.join(f'{count} {reason}' for reason, count in left_out.items())})" if left_out else ""
         raise InputError(f"{path}: no questions for {task.name}{why}; expected one JSON object a line")
@@ -63,9 +66,6 @@ def folder_rows(task: Task, folder: Path, dropped: Counter[str]) -> list[Example
     if twice := [name for name, count in ids.items() if count > 1]:
         raise InputError(f"{folder}: id {twice[0]!r} stands in two files; give each question its own id")
     return rows
-
-
-PARTS = ("train", "validation", "test")
 
 
 def _json_object(line: bytes, where: str) -> dict[str, Any]:
@@ -123,14 +123,3 @@ def _free_answer(task: Task, raw: dict[str, Any], where: str) -> str:
         raise InputError(f"{where}: answer is {answer!r}, expected text or a number")
     text = "" if answer is None else str(answer).strip()
     return gsm8k_answer(text) if task.name == "gsm8k" else text
-
-
-def _of_level(task: Task, rows: list[tuple[Example, int | None]], dropped: Counter[str]) -> list[Example]:
-    """dart-k keeps the rows of level k; a file without any level is taken whole."""
-    if not task.level or all(level is None for _, level in rows):
-        return [row for row, _ in rows]
-    kept = [row for row, level in rows if level == task.level]
-    for _, level in rows:
-        if level != task.level:
-            dropped["no level" if level is None else "other level"] += 1
-    return kept

