@@ -8,11 +8,11 @@ drifts within seconds by more than what is measured here. The processor time is 
 processor multiplies bf16 itself, else in fp32. Ratios are of one arm and the stock beside it; their median over the rounds stands with its
 95 % interval by order statistics. Arms, compiled and eager, each beside the stock of its mode: the identity along the routed machinery; one
 common route of 24 of 30 blocks; four nested routes, from the base's to 21 blocks; four deeper ones, from 24 to 15 blocks, whose limit
-leaves more to reach; as many routes as rows, which no compiled stretch fits; and, compiled, that common route as a static server, and the
+leaves more to reach; as many routes as rows, which no compiled segment fits; and, compiled, that common route as a static server, and the
 trained code book `--book`, each prompt along the route the book chooses for it, before the engine or (`--decide engine`) in it, where
 prompts are read whole; and such a book that always takes the base. `--only` names the arms to run by how they begin, with `;` between,
 since names hold commas. The limit of nested routes is `t_other(B) + sum over parts of t_part(rows executing it)`, by clocks around the
-blocks of the eager stock engine, and around the stretches of the compiled routed one, in every second round (in each of fewer than
+blocks of the eager stock engine, and around the segments of the compiled routed one, in every second round (in each of fewer than
 twelve). What of its saving is reached is told, not what of its speed, of which stock alone would reach most. The front selector is an
 arm, too, in this process, compiled and eager: it reads the round's first prompt alone, as one that finds nobody waiting, and the others in
 the groups a server reads them in if all have come meanwhile; "with the front" adds its seconds to prefill and decoding of each arm, also
@@ -47,11 +47,11 @@ from drllm.tasks import load_task
 from generate import COMMON, MODEL, NESTED, different_routes, native_dtype
 from serve_engine import clock
 from served import never_leaves
-from timing import MIN_VALUES, check_rounds, median_interval
+from timing import MIN_VALUES, ONLY_HELP, check_rounds, median_interval, wanted_arms
 
 FULL = "1" * 30
 DEEPER = [f"{'1' * (22 - cut)}{'0' * cut}{'1' * 8}" for cut in (6, 9, 12, 15)]  # all skip six blocks
-# Their names, the engine that has their stretches compiled, and the routes.
+# Their names, the engine that has their segments compiled, and the routes.
 NESTS = {"4 nested routes": ("rows", NESTED), "4 deeper nested routes": ("deeper", DEEPER)}
 KNOWN = [FULL, *NESTED]
 LENGTHS = (16, 32, 64, 128, 256)  # tokens of an answer
@@ -134,9 +134,11 @@ def mode_of(name: str) -> str:
     return name.rsplit(maxsplit=1)[-1]
 
 
-def arms_of(batch: int, only: Sequence[str] = ()) -> dict[str, tuple[str, list[str] | None]]:
-    """Each arm: its engine, and the route of each row; the book's are chosen for each round's prompts. `only`: how the names of those begin
-    that are wanted; none: all."""
+def arms_of(batch: int, only: tuple[str, ...] = ("",)) -> dict[str, tuple[str, list[str] | None]]:
+    """Each arm: its engine, and the route of each sequence; the codebook's are chosen for each round's prompts.
+
+    `only`: how the names of those begin that are wanted.
+    """
     routes = {"identity": ("rows", [FULL] * batch), "one common route": ("rows", [COMMON] * batch)}
     if batch > 1:
         routes |= {name: (engine, [nest[row % 4] for row in range(batch)]) for name, (engine, nest) in NESTS.items()}
@@ -148,9 +150,7 @@ def arms_of(batch: int, only: Sequence[str] = ()) -> dict[str, tuple[str, list[s
         "trained book in the engine, compiled": ("inside compiled", None),
         "identity in the engine, compiled": ("never compiled", None),
     }
-    if only:
-        arms = {name: arm for name, arm in arms.items() if name.startswith(tuple(only))}
-    return arms
+    return {name: arm for name, arm in arms.items() if name.startswith(only)}
 
 
 def limit_of(engine: Engine, nest: Sequence[str], firsts: Sequence[int], rows: list[list[int]], new: int) -> float:
@@ -221,7 +221,7 @@ def measure(
                     at_best.append(limit_of(engines[f"{engine} compiled"], nest, firsts, rows, new))
     result: dict[str, Any] = {"batch": batch, "rounds": rounds, "new": new, "arms": {}, "limit": {}, "stock": {}, "strayed": strayed}
     result["book"] = {
-        "stretches": len(cuts([str(route) for route in selectors["eager"].book.routes])),
+        "segments": len(cuts([str(route) for route in selectors["eager"].book.routes])),
         "routes": len(set(chosen)),
         "passes": statistics.mean(Route.parse(route).n_passes for route in chosen),
     }
@@ -277,7 +277,7 @@ def report(row: dict[str, Any]) -> None:
     shown = lambda value: f"{value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})"  # noqa: E731
     book = row["book"]
     print(f"\nbatch {row['batch']}, {row['rounds']} rounds, {row['new']} tokens a row; "
-          f"the book took {book['routes']} routes of {book['passes']:.1f} passes on average, in {book['stretches']} stretches")  # fmt: skip
+          f"the book took {book['routes']} routes of {book['passes']:.1f} passes on average, in {book['segments']} segments")  # fmt: skip
     print(f"  {'':34} tokens a CPU-second   speed over stock          prefill seconds over stock")
     for mode, stock in row["stock"].items():
         print(f"  {f'stock, {mode}':34} {stock['tokens_a_cpu_second']:19.1f}")
@@ -311,13 +311,11 @@ def main() -> None:
         "--book", default="results/policies-smollm2-135m-q4/policies/in-domain/codebook_at_0.9.0", help="a trained code book"
     )
     parser.add_argument("--dtype", default="", choices=["", "bfloat16", "float32"], help="default: what the processor multiplies itself")
-    parser.add_argument("--only", default="", help="how the names of arms begin that run beside stock, with ; between; default: all")
+    parser.add_argument("--only", default="", help=ONLY_HELP)
     parser.add_argument("--out", default="")
     given = parser.parse_args()
-    only = [name.strip() for name in given.only.split(";") if name.strip()]
     sizes = [int(size) for size in given.batches.split(",")]
-    if idle := [name for name in only if not any(arm.startswith(name) for size in sizes for arm in arms_of(size))]:
-        parser.error(f"--only: no arm of these batch sizes begins with {idle[0]!r}; arms are {'; '.join(arms_of(max(sizes)))}")
+    only = wanted_arms(parser, given.only, list({arm: None for size in sizes for arm in arms_of(size)}))
     check_rounds(parser, given.rounds)
     torch.set_num_threads(1)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each batch is told as it is done, also to a file

@@ -61,13 +61,14 @@ def step(engine: Any) -> dict[str, Any]:
 def clocked(engine: Any, told: dict[str, Any], first: int) -> dict[str, Any]:
     """A batch along the base, with clocks around its parts: median seconds of a decoding step in each, and beside them.
 
-    Parts are the blocks of a stock engine, and the compiled stretches of a routed one, which then runs the base's route in them, too.
+    Parts are the blocks of a stock engine, and the compiled segments of a routed one, which then runs the base's route in them, too.
     """
-    from drllm.deploy.serving.engine.plan import StepPlan
+    from drllm.deploy.serving.engine.schedule import Schedule
+    from drllm.deploy.serving.engine.vllm_private import model_of
 
-    model = engine.model_executor.driver_worker.worker.model_runner.model
-    routed = bool(getattr(model, "stretches", None))
-    parts, name = (model.stretches, "run") if routed else (list(model.model.layers), "forward")
+    model = model_of(engine)
+    routed = bool(getattr(model, "segments", None))
+    parts, name = (model.segments, "run") if routed else (list(model.model.layers), "forward")
     spent = [0.0] * len(parts)
     originals = [getattr(part, name) for part in parts]
 
@@ -83,7 +84,7 @@ def clocked(engine: Any, told: dict[str, Any], first: int) -> dict[str, Any]:
     for place, (part, original) in enumerate(zip(parts, originals, strict=True)):
         setattr(part, name, timed(place, original))
     if routed:
-        StepPlan.is_base = property(lambda plan: False, lambda plan, value: None)  # type: ignore[assignment, method-assign]
+        Schedule.is_base = property(lambda schedule: False, lambda schedule, value: None)  # type: ignore[assignment, method-assign]
     inside, beside = [], []
     try:
         more = begin(engine, told, first)["more"]
@@ -96,7 +97,7 @@ def clocked(engine: Any, told: dict[str, Any], first: int) -> dict[str, Any]:
         for part, original in zip(parts, originals, strict=True):
             setattr(part, name, original)
         if routed:
-            del StepPlan.is_base  # type: ignore[misc]
+            del Schedule.is_base  # type: ignore[misc]
     return {"parts": [statistics.median(of_part) for of_part in zip(*inside, strict=True)], "beside": statistics.median(beside)}
 
 

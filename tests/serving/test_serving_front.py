@@ -1,4 +1,4 @@
-"""The front selector of a served code book: prompts read together are each read as if alone, and wait for nobody's fault."""
+"""The front selector of a served codebook: prompts read together are each read as if alone, and wait for nobody's fault."""
 
 from __future__ import annotations
 

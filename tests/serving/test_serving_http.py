@@ -1,4 +1,4 @@
-"""`drllm serve` over HTTP with OpenAI's client: SmolLM2 in float32 behind a code book, in `make test-slow`."""
+"""`drllm serve` over HTTP with OpenAI's client: SmolLM2 in float32 behind a codebook, in `make test-slow`."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def routed() -> RoutedModel:
 
 @pytest.fixture(scope="module")
 def book(routed, tmp_path_factory) -> Path:
-    """A saved code book whose random selector takes each of its routes on some prompts."""
+    """A saved codebook whose random selector takes each of its routes on some prompts."""
     ids = [routed.tokenizer(text)["input_ids"] for text in PROMPTS]
     features = read_prompts(routed, ids, [6], 1)[6]
     mean, scale = features.mean(0), features.std(0) + 1e-6
@@ -120,7 +120,7 @@ def book(routed, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(book, tmp_path_factory) -> Iterator[Server]:
-    """The code book's server, with a key."""
+    """The codebook's server, with a key."""
     arguments = [str(book), "--dtype", "float32", "--eager", "--api-key", KEY, "--max-model-len", "1024"]
     started = Server(arguments, tmp_path_factory.mktemp("server") / "log.txt")
     yield started
@@ -407,7 +407,7 @@ def test_playground(server, width: int, scheme: Any, tmp_path):
     """Type, watch tokens and blocks, compare with the base; by keyboard; nothing leaves the server; axe-core finds nothing serious."""
     with opened(f"{server.url}/drllm", width, scheme, (server.url, "data:")) as watched:
         page = watched.page
-        page.get_by_text("a code book decides each prompt's route before the engine").wait_for()
+        page.get_by_text("a codebook decides each prompt's route before the engine").wait_for()
         page.get_by_label("API key").fill(KEY)
         page.get_by_label("Longest answer").fill("12")
         page.get_by_label("Prompt").fill(PROMPTS[3])
@@ -433,7 +433,7 @@ def test_playground_while_an_answer_comes(server):
     """The route and the first words are there before the end, the text grows, a repeated block is told apart, and Stop ends it at once."""
     with opened(f"{server.url}/drllm", 1280, "light", (server.url, "data:")) as watched:
         page = watched.page
-        page.get_by_text("a code book decides each prompt's route before the engine").wait_for()
+        page.get_by_text("a codebook decides each prompt's route before the engine").wait_for()
         page.get_by_label("API key").fill(KEY)
         page.get_by_label("Longest answer").fill("900")
         page.get_by_label("Prompt").fill("1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16,")  # it counts on for long

@@ -51,11 +51,12 @@ def serve(job: Job) -> Lines:
         raise InputError(f"--max-model-len is {context}, the model's context is {limit} tokens")
     name = arguments.name or Path(routed.base_id).name
     dtype, device = str(routed.model.dtype).removeprefix("torch."), routed.device.type
-    started = launching.launch(
-        spec, checkpoint, arch, name, dtype, device, arguments.host, arguments.port, context, arguments.eager, arguments.api_key, extra
+    server = launching.Server(
+        checkpoint, arch, name, dtype, device, arguments.host, arguments.port, context, arguments.eager, arguments.api_key, extra
     )
+    started = launching.launch(spec, server)
     del routed
-    decided = {"static": f"one route, {spec.route}", "book": "a code book decides before the engine",
+    decided = {"static": f"one route, {spec.route}", "book": "a codebook decides before the engine",
                "engine": "the policy decides in the engine", "forced": "the base, or a request's own route"}[spec.mode]  # fmt: skip
     yield f"serving {name}: {decided}"
     if arguments.print:
@@ -140,7 +141,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="", help="the model's name in requests (default: the base's)")
     parser.add_argument("--api-key", default="", metavar="KEY", help="refuse requests to /v1 without this bearer token")
     parser.add_argument("--decide", choices=("auto", "front", "engine"), default="auto",
-                        help="where the policy decides: before the engine (code books) or in it, at prefill (default: auto)")  # fmt: skip
+                        help="where the policy decides: before the engine (codebooks) or in it, at prefill (default: auto)")  # fmt: skip
     parser.add_argument("--repeatable", default="auto", metavar="BLOCKS",
                         help="blocks with a cache for a second pass: all, none, or 3,17 (default: auto, those it repeats)")  # fmt: skip
     parser.add_argument("--any-format", action="store_true", help="take prompts of a format that the policy was not trained on")

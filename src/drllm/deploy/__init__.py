@@ -1,4 +1,4 @@
-"""A policy in use: export to a checkpoint, a look at one prompt, serving on vLLM.
+"""A policy in use: export to a checkpoint, a look at one prompt's route, serving on vLLM.
 
-Imports `model`, `policies` and what lies below.
+`export.py` and `inspection.py` are the interface of the first two, `serving/` of the third.
 """

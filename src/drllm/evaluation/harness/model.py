@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,6 +26,7 @@ from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
 from drllm.core.route import Route
 from drllm.evaluation.harness import SPLITS_READ
+from drllm.evaluation.harness.lm_eval_private import stock_model
 from drllm.evaluation.harness.log import Routed, RoutingLog, TimedPolicy
 from drllm.evaluation.harness.packing import Packed, Request, pack_requests
 from drllm.evaluation.harness.prefixes import SIGHT, Prefixes
@@ -49,10 +49,7 @@ STOCK_OPTIONS = (
 OWN_OPTIONS = ("pretrained", "base", "revision", "route", "control", "dtype", "device", "batch_size", "max_batch_size", "time_base")
 
 
-_Stock: Any = HFLM  # its registering decorator hides its type
-
-
-class RoutedLM(_Stock):
+class RoutedLM(stock_model()):
     """A routed model for the harness; `--model drllm` on its command line.
 
     Args:
@@ -184,9 +181,8 @@ class RoutedLM(_Stock):
         return super().get_model_info() | {"drllm": about | {"splits_read": dict(SPLITS_READ), "tasks": summary}}
 
     @torch.no_grad()
-    def _loglikelihood_tokens(
-        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None, **_: Any
-    ) -> list[tuple[float, bool]]:
+    def score_tokens(self, requests: Sequence[Request], disable_tqdm: bool, override_bs: int | None) -> list[tuple[float, bool]]:
+        """As the stock model, each context along the route that it decides."""
         answers: dict[int, tuple[float, bool]] = {}
         # A step holds rows of one kind: trees or plain rows, and with their routes decided in the same step or before.
         kinds: defaultdict[tuple[bool, bool], list[Packed]] = defaultdict(list)
@@ -245,7 +241,7 @@ class RoutedLM(_Stock):
                 # Once, or at each of N equal stretches with auto:N, as the rows get shorter.
                 if n_detected <= start * self.batch_schedule / len(rows):
                     longest = max((index for row in rows[start:] for index in row.requests), key=n_tokens)
-                    self.batch_sizes[n_detected] = self._detect_batch_size(requests, longest)
+                    self.batch_sizes[n_detected] = self.find_batch_size(requests, longest)
                     n_detected += 1
                 size = self.batch_sizes[n_detected - 1]
             budget = size * min(max(map(n_tokens, first.requests)), self.max_length)
@@ -334,17 +330,17 @@ class RoutedLM(_Stock):
         self._contexts = deque(strings)
         return super().tok_batch_encode(strings, *args, **kwargs)
 
-    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
+    def generate_tokens(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
         """The stock generation on a routed cache."""
         started, before = time.perf_counter(), self._router_seconds
         routes = [Route.full(self.routed.n_layers)] * len(context)
         mask = options.get("attention_mask", torch.ones_like(context))
         if self._policy is None:
-            sequences = super()._model_generate(context, max_length, stop, **options)
+            sequences = self.stock_generate(context, max_length, stop, **options)
         else:
             refuse_unroutable(self.routed.model, options)
             cache = self.routed.new_cache(self._policy, mask)
-            sequences = super()._model_generate(context, max_length, stop, **options, **{self.routed.cache_argument: cache})
+            sequences = self.stock_generate(context, max_length, stop, **options, **{self.routed.cache_argument: cache})
             cache.check_complete()
             routes = cache.routes
         seconds = time.perf_counter() - started
@@ -353,7 +349,7 @@ class RoutedLM(_Stock):
         if self._is_timed():
             started = time.perf_counter()
             with torch.random.fork_rng():  # sampled answers do not depend on what is timed beside them
-                super()._model_generate(context, max_length, stop, **options)
+                self.stock_generate(context, max_length, stop, **options)
             base_seconds = time.perf_counter() - started
         tasks = []
         for row, n_prompt, route, text in zip(sequences, mask.sum(1).tolist(), routes, self._contexts, strict=True):

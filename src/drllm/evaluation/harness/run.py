@@ -26,8 +26,9 @@ from drllm.policies import saved as artifact
 from drllm.runs.provenance import running
 
 if TYPE_CHECKING:
-    from lm_eval.config.evaluate_config import EvaluatorConfig
     from lm_eval.tasks import TaskManager
+
+    from drllm.evaluation.harness.lm_eval_private import EvaluatorConfig
 
 BASE = "base"
 MAX_NAME = 60  # characters of a folder's name
@@ -141,13 +142,10 @@ def _digest(value: Any) -> str:
 
 def _settings(tasks: Sequence[str], config: EvaluateConfig, data: str | Path | None, harness_args: Sequence[str]) -> EvaluatorConfig:
     """The harness's own configuration, from its own parser."""
-    from lm_eval._cli import HarnessCLI
-    from lm_eval.config.evaluate_config import EvaluatorConfig
+    from drllm.evaluation.harness.lm_eval_private import parse_run, settings_of
 
-    parser = HarnessCLI()
-    parser._subparsers.choices["run"].allow_abbrev = False
     try:
-        arguments = parser._parser.parse_args(["run", *harness_args])
+        arguments = parse_run(harness_args)
     except SystemExit:
         raise InputError(f"the harness does not understand {' '.join(harness_args)!r} (its message stands above)") from None
     for name, instead in _OWN.items():
@@ -162,7 +160,7 @@ def _settings(tasks: Sequence[str], config: EvaluateConfig, data: str | Path | N
     arguments.limit = config.limit or None
     complete(arguments)
     try:
-        return EvaluatorConfig.from_cli(arguments)
+        return settings_of(arguments)
     except (ValueError, TypeError, OSError) as error:
         raise InputError(f"the harness refuses its options: {error}") from None
 
@@ -196,8 +194,8 @@ def _load_tasks(settings: EvaluatorConfig, config: EvaluateConfig) -> tuple[Task
 def _run(routed: RoutedModel, settings: EvaluatorConfig, manager: TaskManager, cache: str | None, folder: Path, key: str) -> dict[str, Any]:
     """One method through the harness; its results and sample logs are written before they are returned."""
     from lm_eval import simple_evaluate
-    from lm_eval.utils import handle_non_serializable
 
+    from drllm.evaluation.harness.lm_eval_private import to_json
     from drllm.evaluation.harness.model import RoutedLM
 
     lm = RoutedLM(routed, batch_size=settings.batch_size, max_batch_size=settings.max_batch_size or 64)
@@ -215,15 +213,16 @@ def _run(routed: RoutedModel, settings: EvaluatorConfig, manager: TaskManager, c
         numpy_random_seed=seeds[1], torch_random_seed=seeds[2], fewshot_random_seed=seeds[3],
         confirm_run_unsafe_code=settings.confirm_run_unsafe_code, metadata=settings.metadata,
     )  # fmt: skip
-    dump = lambda value, **form: json.dumps(value, default=handle_non_serializable, ensure_ascii=False, **form).encode()  # noqa: E731
     folder.mkdir(parents=True, exist_ok=True)
     for task, samples in results.pop("samples").items():
-        write_bytes(folder / f"samples_{re.sub(r'[^A-Za-z0-9_.-]', '_', task)}.jsonl", b"".join(dump(sample) + b"\n" for sample in samples))
+        write_bytes(
+            folder / f"samples_{re.sub(r'[^A-Za-z0-9_.-]', '_', task)}.jsonl", b"".join(to_json(sample) + b"\n" for sample in samples)
+        )
     prompts = sorted(lm.routing.prompts, key=lambda prompt: (prompt.task, prompt.doc_id))
     lines = [dataclasses.asdict(prompt) | {"route": str(prompt.route)} for prompt in prompts]
-    write_bytes(folder / "routes.jsonl", b"".join(dump(line) + b"\n" for line in lines))
+    write_bytes(folder / "routes.jsonl", b"".join(to_json(line) + b"\n" for line in lines))
     # Last: whatever a crash leaves before is done again.
-    write_bytes(folder / "results.json", dump(results | {"drllm_key": key}, indent=2))
+    write_bytes(folder / "results.json", to_json(results | {"drllm_key": key}, indent=2))
     return json.loads((folder / "results.json").read_bytes())
 
 

@@ -17,9 +17,9 @@ from drllm.core.route import Route
 
 FORMATS = {"/v1/completions": "raw", "/v1/chat/completions": "chat"}  # what can be asked for text
 OPEN_PATHS = ("/v1/models", "/health", "/ping", "/version", "/load", "/metrics", "/drllm", "/drllm/info")
-MAX_HEADER = 4096  # bytes; many prompts in one request are told in the body alone
-NOT_SERVED = json.dumps({"error": {"message": f"not served with routes; these paths are: {', '.join((*FORMATS, *OPEN_PATHS))}",
-                                   "type": "NotFoundError", "code": 404}}).encode()  # fmt: skip
+MAX_HEADER = 4096  # bytes; the routes of many prompts stand in the body alone
+_NOT_SERVED = f"not served with routes; these paths are: {', '.join((*FORMATS, *OPEN_PATHS))}"
+NOT_SERVED = json.dumps({"error": {"message": _NOT_SERVED, "type": "NotFoundError", "code": 404}}).encode()
 
 
 @dataclass
@@ -37,12 +37,12 @@ class Taken:
             self.call.n_known += 1
         self.route, self.decided, self.seconds = route, decided, seconds
 
-    def told(self) -> dict[str, Any] | None:
+    def record(self) -> dict[str, Any] | None:
         """For an answer's JSON; null while it is not known."""
         if self.route is None:
             return None
-        return {"route": str(self.route), "passes": self.route.n_passes, "of": len(self.route), "decided": self.decided,
-                "seconds": round(self.seconds, 6)}  # fmt: skip
+        about = {"route": str(self.route), "passes": self.route.n_passes, "of": len(self.route)}
+        return about | {"decided": self.decided, "seconds": round(self.seconds, 6)}
 
 
 @dataclass
@@ -59,9 +59,9 @@ class Call:
         return self.taken[-1]
 
     @property
-    def told(self) -> list[dict[str, Any] | None]:
+    def records(self) -> list[dict[str, Any] | None]:
         """What the answer says, prompt by prompt."""
-        return [one.told() for one in self.taken]
+        return [taken.record() for taken in self.taken]
 
 
 CALL: contextvars.ContextVar[Call | None] = contextvars.ContextVar("drllm_call", default=None)
@@ -127,24 +127,24 @@ class _Answer:
         await self.forward(message)
 
     def _headers(self, headers: Any, body: bytes) -> list[tuple[bytes, bytes]]:
-        told = [one for one in self.call.told if one is not None]
+        records = [record for record in self.call.records if record is not None]
         kept = [(name, value) for name, value in headers if self.kind != "application/json" or name.lower() != b"content-length"]
         if self.kind == "application/json":
             kept.append((b"content-length", str(len(body)).encode()))
-        if told and len(told) == len(self.call.taken) and len(told) * (len(told[0]["route"]) + 1) <= MAX_HEADER:
-            kept.append((b"x-drllm-route", ",".join(one["route"] for one in told).encode()))
-            kept.append((b"x-drllm-passes", ",".join(str(one["passes"]) for one in told).encode()))
+        if records and len(records) == len(self.call.taken) and len(records) * (len(records[0]["route"]) + 1) <= MAX_HEADER:
+            for name, field_ in ((b"x-drllm-route", "route"), (b"x-drllm-passes", "passes")):
+                kept.append((name, ",".join(str(record[field_]) for record in records).encode()))
         return kept
 
     def _whole(self, body: bytes) -> bytes:
         refused = self.start is not None and self.start["status"] >= 400
-        if not refused and not any(self.call.told):
+        if not refused and not any(self.call.records):
             return body
         answer = json.loads(body)
         if refused:
             assert self.start is not None
             return json.dumps(_refusal(answer, self.start["status"]), ensure_ascii=False).encode()
-        return json.dumps(answer | {"drllm": self.call.told}, ensure_ascii=False).encode() if isinstance(answer, dict) else body
+        return json.dumps(answer | {"drllm": self.call.records}, ensure_ascii=False).encode() if isinstance(answer, dict) else body
 
     def _event(self, chunk: bytes) -> bytes:
         """A stream's chunk, which is whole events; the routes go into its first JSON object once one is known, and once all are.
@@ -158,7 +158,7 @@ class _Answer:
         for place, event in enumerate(events):
             if event.startswith(b"data: {"):
                 answer = json.loads(event[len(b"data: ") :])
-                events[place] = b"data: " + json.dumps(answer | {"drllm": self.call.told}, ensure_ascii=False).encode()
+                events[place] = b"data: " + json.dumps(answer | {"drllm": self.call.records}, ensure_ascii=False).encode()
                 self.n_said = n_known
                 break
         return b"\n\n".join(events)

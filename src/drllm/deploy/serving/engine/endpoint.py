@@ -1,6 +1,6 @@
-"""vLLM's `vllm.endpoint_plugins` entry point: each request's route is decided, told to the engine, and counted.
+"""vLLM's `vllm.endpoint_plugins` entry point: each request's route is decided, handed to the engine, and counted.
 
-The engine client's `generate` is the one gate that every endpoint passes, so it is there that a route becomes two things the engine acts
+The engine client's `generate` is the one call that every endpoint makes, so it is there that a route becomes two things the engine acts
 on: `drllm_route` among the sampling parameters' extra arguments, and a cache salt, without which the prefix cache would hand one route's
 keys and values to another.
 """
@@ -20,15 +20,14 @@ import torch
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from prometheus_client import Counter, Gauge, Histogram
-from vllm.exceptions import VLLMValidationError
 
 from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.deploy.serving.engine.answers import CALL, Taken
 from drllm.deploy.serving.engine.front import FrontSelector
+from drllm.deploy.serving.engine.vllm_private import replace_beam_search, validation_error
 from drllm.deploy.serving.engine.worker import load_policy
 from drllm.deploy.serving.spec import ROUTE_ARGUMENT, TICKET_ARGUMENT, ServeSpec
-from drllm.policies.codebook import Codebook
 
 MAX_LABELS = 64  # distinct routes counted by name; what comes later counts as "other"
 logger = logging.getLogger("vllm.drllm")
@@ -53,15 +52,14 @@ class RoutesPlugin:
             return
         router = RequestRouter(spec, engine_client)
         engine_client.generate = router.generate
-        for name in ("openai_serving_chat", "openai_serving_completion"):
-            if (serving := getattr(state, name, None)) is not None:
-                serving.beam_search = _refuse_beams
+        replace_beam_search(state, _refuse_beams)
         names = args.served_model_name or [args.model]
-        state.drllm = {
-            "model": names[0], "mode": spec.mode, "n_layers": spec.n_layers, "route": spec.route, "repeatable": list(spec.repeatable),
-            "routes": router.routes, "prompt_format": spec.prompt_format, "chat": engine_client.get_tokenizer().chat_template is not None,
+        state.drllm = {name: getattr(spec, name) for name in ("mode", "n_layers", "route", "repeatable", "prompt_format")} | {
+            "model": names[0],
+            "routes": router.routes,
+            "chat": engine_client.get_tokenizer().chat_template is not None,
             "front_bytes": router.front.n_bytes if router.front else 0,
-        }  # fmt: skip
+        }
         logger.info("drllm: mode %s, front selector of %d bytes", spec.mode, state.drllm["front_bytes"])
 
 
@@ -75,8 +73,7 @@ class RequestRouter:
         self.front: FrontSelector | None = None
         self.routes: list[str] = list(spec.routes) if spec.route is None else [spec.route]
         if spec.mode == "book":
-            book = load_policy(spec)
-            assert isinstance(book, Codebook)
+            book: Any = load_policy(spec)
             config, device = engine_client.model_config, engine_client.vllm_config.device_config.device_type
             if device == "cpu":
                 torch.set_num_threads(1)  # the engine needs the cores
@@ -88,19 +85,19 @@ class RequestRouter:
     def generate(self, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """As the engine client's own; what cannot be run is refused here, before an answer begins."""
         call = CALL.get()
-        forced = self._asked(sampling_params)
+        forced = self._forced(sampling_params)
         trained = self.spec.prompt_format
         if forced is None and call is not None and trained is not None and call.prompt_format != trained:
-            raise VLLMValidationError(
+            raise validation_error(
                 f"the policy was trained on {trained!r} prompts, this endpoint sends {call.prompt_format!r}, where its routes would be "
                 f"arbitrary: use {'/v1/completions' if trained == 'raw' else '/v1/chat/completions'}, force a route, or start the server "
                 "with --any-format"
             )
         ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
         if not ids:
-            raise VLLMValidationError("routes are for prompts of tokens: embeddings and encoder inputs are not served here")
+            raise validation_error("routes are for prompts of tokens: embeddings and encoder inputs are not served here")
         if min(ids) < 0 or max(ids) >= self.n_tokens:  # the front selector sees a prompt before vLLM's own check
-            raise VLLMValidationError(f"token id {max(ids) if min(ids) >= 0 else min(ids)} is out of the vocabulary of {self.n_tokens}")
+            raise validation_error(f"token id {max(ids) if min(ids) >= 0 else min(ids)} is out of the vocabulary of {self.n_tokens}")
         taken = Taken() if call is None else call.take()
         return self._run(prompt, list(ids), sampling_params, request_id, kwargs, forced, taken)
 
@@ -133,7 +130,7 @@ class RequestRouter:
                 if ticket:
                     found = (await self.client.collective_rpc("drllm_route", args=(ticket,)))[0]
                     if found is None or found.startswith("!"):
-                        raise VLLMValidationError(f"the policy could not decide: {(found or '!its route is not known').removeprefix('!')}")
+                        raise validation_error(f"the policy could not decide: {(found or '!its route is not known').removeprefix('!')}")
                     taken.set(Route.parse(found), "policy")
                     ticket = ""
                 counted.add(output)
@@ -151,11 +148,11 @@ class RequestRouter:
         try:
             route, seconds = await front.choose(ids)
         except InputError as error:
-            raise VLLMValidationError(" ".join(str(error).split())) from None
+            raise validation_error(" ".join(str(error).split())) from None
         self.counts.front.observe(seconds)
         taken.set(route, "policy", seconds)
 
-    def _asked(self, params: Any) -> Route | None:
+    def _forced(self, params: Any) -> Route | None:
         """A request's own route, checked; None where it asks for none."""
         text = (params.extra_args or {}).get(ROUTE_ARGUMENT)
         if text is None:
@@ -163,7 +160,7 @@ class RequestRouter:
         try:
             return self.spec.check(text)
         except InputError as error:
-            raise VLLMValidationError(str(error), parameter=f"vllm_xargs.{ROUTE_ARGUMENT}") from None
+            raise validation_error(str(error), parameter=f"vllm_xargs.{ROUTE_ARGUMENT}") from None
 
 
 class Counted:
@@ -176,8 +173,8 @@ class Counted:
     def add(self, output: Any) -> None:
         """One of vLLM's RequestOutputs: of a stream each holds the tokens since the last, else all so far."""
         self.cached = output.num_cached_tokens or self.cached
-        for one in output.outputs:
-            self.made[one.index] = self.made.get(one.index, 0) + len(one.token_ids)
+        for sample in output.outputs:
+            self.made[sample.index] = self.made.get(sample.index, 0) + len(sample.token_ids)
 
     def n_tokens(self, n_prompt: int) -> int:
         """The prompt, less what the prefix cache held, and every token made but each sample's last, which nothing follows."""
@@ -213,9 +210,7 @@ class Counts:
 
 
 def _refuse_beams(*args: Any, **kwargs: Any) -> Any:
-    raise VLLMValidationError(
-        "beam search asks the engine anew for every token, so no prompt would keep its route: leave use_beam_search out"
-    )
+    raise validation_error("beam search asks the engine anew for every token, so no prompt would keep its route: leave use_beam_search out")
 
 
 def _page() -> HTMLResponse:

@@ -1,4 +1,4 @@
-"""The front selector: a code book's first blocks, in the server's own process, which read a prompt before the engine sees it.
+"""The front selector: a codebook's first blocks, in the server's own process, which read a prompt before the engine sees it.
 
 Those blocks run once here and once more in the engine: what that costs is counted (`drllm_front_seconds`, and `seconds` of each answer).
 Prompts that wait together are read together: one by one they would take longer than the engine, which prefills many at once.
@@ -32,7 +32,7 @@ WARM_UP = ((1, 5), (3, 7))  # prompts and tokens: a lone prompt is compiled apar
 
 
 @dataclass(eq=False)
-class _Asked:
+class _Waiting:
     """A prompt that waits for its route."""
 
     ids: list[int]
@@ -54,13 +54,13 @@ def share_a_reading(lengths: Sequence[int]) -> list[int]:
 
 
 class FrontSelector:
-    """Decides each prompt's route by a code book, prompts that wait together in one step of the model.
+    """Decides each prompt's route by a codebook, prompts that wait together in one step of the model.
 
     What else is read changes the last bits of a prompt's states, so a choice close to its threshold can depend on it; how often it does
     is measured in `docs/benchmarks.md`.
 
     Args:
-        book: the code book, of more than one route.
+        book: the codebook, of more than one route.
         checkpoint: folder or Hub id of the base; only its embedding and the blocks before `book.block` are loaded.
         dtype, device: of the engine.
         compiled: whether the blocks are compiled, which takes a minute at the first start: on a processor their many small operations
@@ -75,17 +75,17 @@ class FrontSelector:
         config: Any = AutoConfig.from_pretrained(checkpoint, revision=revision)
         text = config.get_text_config(decoder=True)
         if text.num_hidden_layers != book.n_layers:
-            raise ArtifactError(f"the code book is for {book.n_layers} blocks, {checkpoint} has {text.num_hidden_layers}")
+            raise ArtifactError(f"the codebook is for {book.n_layers} blocks, {checkpoint} has {text.num_hidden_layers}")
         text.num_hidden_layers = book.block
         if getattr(text, "layer_types", None):
             text.layer_types = text.layer_types[: book.block]
         with quiet_loading():
             model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, config=config, dtype=dtype, revision=revision)
         self.decoder = model.get_decoder().eval().to(device)
-        self.decoder.norm = nn.Identity()  # a code book reads the states between two blocks
+        self.decoder.norm = nn.Identity()  # a codebook reads the states between two blocks
         self.n_bytes = sum(parameter.numel() * parameter.element_size() for parameter in self.decoder.parameters())
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="drllm-front")
-        self._waiting: deque[_Asked] = deque()  # the oldest first; some may have left
+        self._waiting: deque[_Waiting] = deque()  # the oldest first; some may have left
         self._reader: asyncio.Task[None] | None = None
         if compiled:
             for block in self.decoder.layers:
@@ -121,11 +121,11 @@ class FrontSelector:
     async def choose(self, prompt_ids: list[int]) -> tuple[Route, float]:
         """The route, and the seconds from asking to knowing, the wait for other prompts included; `InputError` as from `decide`."""
         start = time.perf_counter()
-        asked = _Asked(prompt_ids, asyncio.get_running_loop().create_future())
-        self._waiting.append(asked)
+        prompt = _Waiting(prompt_ids, asyncio.get_running_loop().create_future())
+        self._waiting.append(prompt)
         if self._reader is None or self._reader.done():
             self._reader = asyncio.create_task(self._read())
-        return await asked.found, time.perf_counter() - start
+        return await prompt.found, time.perf_counter() - start
 
     async def _read(self) -> None:
         """Read the prompts that wait, and those that come meanwhile; a client that leaves takes its own prompt alone with it."""
@@ -134,28 +134,28 @@ class FrontSelector:
             group = self._take_a_group()
             if not group:
                 return
-            reading = asyncio.get_running_loop().run_in_executor(self._thread, self.decide, [one.ids for one in group])
+            reading = asyncio.get_running_loop().run_in_executor(self._thread, self.decide, [prompt.ids for prompt in group])
             await asyncio.wait([reading])
             failed = reading.exception()
-            for place, one in enumerate(group):
+            for place, prompt in enumerate(group):
                 found = failed or reading.result()[place]
-                if one.found.done():  # its client has left
+                if prompt.found.done():  # its client has left
                     continue
                 if isinstance(found, BaseException):
-                    one.found.set_exception(found)
+                    prompt.found.set_exception(found)
                 else:
-                    one.found.set_result(found)
+                    prompt.found.set_result(found)
 
-    def _take_a_group(self) -> list[_Asked]:
+    def _take_a_group(self) -> list[_Waiting]:
         """The prompts to read next, which wait no longer; none where nobody waits.
 
         Chosen among the oldest `STEP_TOKENS`, as no reading holds more: its cost must not grow with the number of those that wait.
         """
-        oldest: list[_Asked] = []
+        oldest: list[_Waiting] = []
         while self._waiting and len(oldest) < STEP_TOKENS:
-            one = self._waiting.popleft()
-            if not one.found.done():  # else its client has left
-                oldest.append(one)
-        taken = set(share_a_reading([len(one.ids) for one in oldest])) if oldest else set()
-        self._waiting.extendleft(one for place, one in reversed(list(enumerate(oldest))) if place not in taken)
+            prompt = self._waiting.popleft()
+            if not prompt.found.done():  # else its client has left
+                oldest.append(prompt)
+        taken = set(share_a_reading([len(prompt.ids) for prompt in oldest])) if oldest else set()
+        self._waiting.extendleft(prompt for place, prompt in reversed(list(enumerate(oldest))) if place not in taken)
         return [oldest[place] for place in sorted(taken)]

@@ -6,7 +6,7 @@ from typing import Any
 
 from drllm.core.errors import UnsupportedModelError
 
-ATTENTION = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")  # backends whose metadata of some rows does not disturb that of all
+ATTENTION = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")  # whose metadata of some sequences does not disturb that of all
 PLAIN_CACHES = ("auto", "float16", "bfloat16", "float32")
 
 
@@ -39,7 +39,7 @@ def refuse(vllm_config: Any, mode: str) -> None:
 
 
 def refuse_attention(backend: str, n_groups: int, windows: set[Any]) -> None:
-    """`UnsupportedModelError` for attention that rows cannot be taken out of."""
+    """`UnsupportedModelError` for attention that sequences cannot be taken out of."""
     if windows != {None}:
         raise UnsupportedModelError("routes are not tested with sliding-window attention on vLLM: serve with transformers")
     if n_groups != 1:

@@ -15,6 +15,7 @@ from lm_eval.api.samplers import FirstNSampler
 from lm_eval.api.task import ConfigurableTask
 
 from drllm.evaluation.harness import SPLITS_READ
+from drllm.evaluation.harness.lm_eval_private import shots_sorted
 from drllm.tasks import Example, Task, load_task
 
 logger = logging.getLogger("lm_eval.drllm")
@@ -55,12 +56,8 @@ class AlikeFirst(FirstNSampler):
 
     def sample(self, n: int, eval_doc: dict[str, Any] | None = None, df: Any = None, **kwargs: Any) -> list[dict[str, Any]]:
         """n documents of the pool, in its order."""
-        pool = self.df
-        self.df = sorted(pool, key=lambda document: document["description"] != self.about)  # stable
-        try:
+        with shots_sorted(self, lambda document: document["description"] != self.about):  # stable
             return list(super().sample(n, eval_doc, df, **kwargs))
-        finally:
-            self.df = pool
 
 
 def _dataset(task: Task, examples: list[Example]) -> Dataset:
