@@ -58,13 +58,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(command: Sequence[str], port: int, env: dict[str, str] | None = None) -> Iterator[Served]:
+def serving(command: Sequence[str], port: int, env: dict[str, str] | None = None, minutes: int = READY_MINUTES) -> Iterator[Served]:
     """The server of a command line that listens on `port`, from its first answer at `/health` on; ended with the block."""
     with tempfile.TemporaryFile() as said:
         server = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | (env or {}))
         url = f"http://127.0.0.1:{port}"
         try:
-            end = time.monotonic() + 60 * READY_MINUTES
+            end = time.monotonic() + 60 * minutes
             while True:
                 try:
                     urllib.request.urlopen(f"{url}/health", timeout=5)
@@ -73,7 +73,7 @@ def serving(command: Sequence[str], port: int, env: dict[str, str] | None = None
                     if server.poll() is not None or time.monotonic() > end:
                         said.seek(0)
                         last = said.read().decode(errors="replace")[-SHOWN:]
-                        state = f"is not ready after {READY_MINUTES} minutes" if server.poll() is None else f"ended ({server.returncode})"
+                        state = f"is not ready after {minutes} minutes" if server.poll() is None else f"ended ({server.returncode})"
                         raise SystemExit(f"{last}\nthe server {state}: {' '.join(command)}") from None
                     time.sleep(1)
             yield Served(url, psutil.Process(server.pid))

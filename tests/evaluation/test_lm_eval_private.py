@@ -81,6 +81,14 @@ def test_shots_are_sorted_for_one_drawing():
     assert sampler.df == documents
 
 
+def test_the_stock_model_sets_the_attributes_that_drllm_reads():
+    from lm_eval.models.huggingface import HFLM
+
+    set_there = "".join(inspect.getsource(cls.__init__) for cls in HFLM.__mro__[:-1] if "__init__" in vars(cls))
+    for name in ("batch_sizes", "batch_schedule", "max_batch_size", "softmax_dtype", "mixed_precision_dtype", "cache_hook"):
+        assert f"self.{name}" in set_there, CHANGED % f"HFLM.{name}"
+
+
 def test_the_stock_model_asks_our_steps():
     """`loglikelihood` and `generate_until` of the stock model end in the two methods that `RoutedLM` overrides."""
     from drllm.evaluation.harness.model import RoutedLM

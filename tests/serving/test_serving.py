@@ -31,6 +31,7 @@ from drllm.deploy.serving.spec import ServeSpec
 from drllm.policies.codebook import Codebook, Point
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.routers import RouterConfig, Routers
+from engines import free_port
 
 L = 4
 
@@ -272,7 +273,7 @@ def test_serve_prints_its_command(monkeypatch, capsys, tiny: RoutedModel, tmp_pa
     routed = RoutedModel.wrap(str(tmp_path / "base"))
     routed.policy = Route.full(routed.n_layers).edit(1, 0)
     routed.save_pretrained(tmp_path / "policy")
-    port = str(_free_port())
+    port = str(free_port())
     assert main(["serve", str(tmp_path / "policy"), "--print", "--port", port, "--vllm-args", "--max-num-seqs 4"]) == 0
     first, command = capsys.readouterr().out.strip().split("\n")
     assert first == f"serving base: one route, 10{'1' * (routed.n_layers - 2)}"
@@ -331,12 +332,6 @@ def test_an_open_server_says_who_can_use_it(monkeypatch, capsys, tiny: RoutedMod
     assert said() == said("--host", "0.0.0.0", "--api-key", "k") == ""
     monkeypatch.setenv("VLLM_API_KEY", "k")
     assert said("--host", "0.0.0.0") == ""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def engine_config(**changes: Any) -> SimpleNamespace:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
-import os
 import random
 import re
-import signal
 import socket
-import subprocess
 import threading
 import time
 import urllib.error
@@ -25,7 +23,7 @@ from drllm import Route, RoutedModel
 from drllm.model.packages import PACKAGED
 from drllm.policies.codebook import Codebook, Point
 from drllm.scoring.route_prediction import decide_routes, read_prompts
-from engines import PYTHON, needs_vllm
+from engines import PYTHON, free_port, needs_vllm, serving
 from pages import needs_chromium, opened
 
 MODEL = "smollm2-135m-q4"
@@ -45,31 +43,14 @@ RUNNING = f'vllm:num_requests_running{{engine="0",model_name="{MODEL}"}}'  # req
 HITS = f'vllm:prefix_cache_hits_total{{engine="0",model_name="{MODEL}"}}'  # tokens
 
 
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Server:
     """`drllm serve` in a process group of its own."""
 
-    def __init__(self, arguments: list[str], log: Path):
+    def __init__(self, arguments: list[str]):
         self.port = free_port()
-        self.log = log
         command = [str(PYTHON), "-m", "drllm", "serve", *arguments, "--port", str(self.port)]
-        with log.open("w") as file:
-            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-        for _ in range(600):
-            assert self.process.poll() is None, log.read_text()[-3000:]
-            try:
-                if self.get("/health")[0] == 200:
-                    return
-            except OSError:
-                pass
-            time.sleep(1)
-        raise AssertionError(log.read_text()[-3000:])
+        self.running = contextlib.ExitStack()
+        self.running.enter_context(serving(command, self.port, minutes=10))
 
     @property
     def url(self) -> str:
@@ -91,13 +72,7 @@ class Server:
 
     def stop(self) -> None:
         """As Ctrl-C would."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGINT)
-            try:
-                self.process.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
+        self.running.close()
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +97,7 @@ def book(routed, tmp_path_factory) -> Path:
 def server(book, tmp_path_factory) -> Iterator[Server]:
     """The codebook's server, with a key."""
     arguments = [str(book), "--dtype", "float32", "--eager", "--api-key", KEY, "--max-model-len", "1024"]
-    started = Server(arguments, tmp_path_factory.mktemp("server") / "log.txt")
+    started = Server(arguments)
     yield started
     started.stop()
 
@@ -471,9 +446,9 @@ def _longer(page: Any, text: Any, length: int) -> int:
 
 
 @pytest.mark.parametrize("decide", ["front", "engine"])
-def test_a_code_book_as_users_start_it(book, routed, tmp_path, decide: str):
+def test_a_codebook_as_users_start_it(book, routed, decide: str):
     """Compiled: mixed requests at once and alone have the same answers, along the routes of transformers; a chat is streamed."""
-    served = Server([str(book), "--dtype", "float32", "--max-model-len", "1024", "--any-format", "--decide", decide], tmp_path / "log.txt")
+    served = Server([str(book), "--dtype", "float32", "--max-model-len", "1024", "--any-format", "--decide", decide])
     try:
         alone = [answer(served, prompt) for prompt in PROMPTS[:16]]
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
@@ -507,7 +482,7 @@ def test_one_route_as_users_start_it(routed, tmp_path):
     routed.policy.prompt_format = "raw"
     folder = routed.save_pretrained(tmp_path / "static")
     routed.policy = None
-    served = Server([str(folder), "--dtype", "float32"], tmp_path / "log.txt")
+    served = Server([str(folder), "--dtype", "float32"])
     try:
         messages: Any = [{"role": "user", "content": "What do plants need to grow?"}]
         options: Any = {"model": MODEL, "messages": messages, "max_tokens": 16, "temperature": 0, "stream": True}
@@ -539,7 +514,7 @@ def test_a_policy_in_the_engine_tells_its_routes(tmp_path):
         tensor.copy_(torch.randn(tensor.shape, generator=generator) * (1.0 if name.startswith("w") else 0.1))
     base.policy = routers
     folder = base.save_pretrained(tmp_path / "routers")
-    served = Server([str(folder), "--dtype", "float32", "--name", "tiny"], tmp_path / "log.txt")
+    served = Server([str(folder), "--dtype", "float32", "--name", "tiny"])
     try:
         prompts = [letter * (3 + 5 * place) for place, letter in enumerate("aZ{0 ~bQ")]
         wanted = [str(base.generate([prompt], max_new_tokens=1)[0].route) for prompt in prompts]

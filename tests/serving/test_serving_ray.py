@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_serving_http import free_port
 
-from engines import PYTHON, ROOT, checkpoint, needs_vllm
+from engines import PYTHON, ROOT, checkpoint, free_port, needs_vllm
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("ray.serve")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from byte_tokens import byte_tokenizer
 from drllm import Route, RoutedModel
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+
+from served import free_port, serving  # noqa: E402 - tests start servers as benchmarks do
+
+__all__ = ["PYTHON", "ROOT", "check", "checkpoint", "free_port", "needs_vllm", "run_engine", "serving"]
 PYTHON = Path(os.environ.get("DRLLM_SERVE_PYTHON", ROOT / ".venv-serve" / "bin" / "python"))
 N_BLOCKS = 6
 VOCAB = 300
