@@ -30,7 +30,7 @@ help:
 	@echo "make bench-serve  routes on vLLM: tokens a CPU-second against stock (about half an hour)"
 	@echo "make bench-http  what clients of a routed server wait, against plain vLLM (an hour or two)"
 	@echo "make soak       a routed server under load for 20 minutes"
-	@echo "make table-methods  docs/results.md, every method compared, from the verdicts in results/"
+	@echo "make table-methods  docs/results.md and results/policies-*/tables.md, every method compared, from the stored verdicts"
 	@echo "make lint       ruff, import layers, types"
 	@echo "make clean      remove .venv and caches; runs/ is kept"
 
@@ -48,11 +48,10 @@ test-slow: $(VENV)/.installed-slow serve-env lint-serve
 bench-search: $(VENV)/.installed
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/search.py --out runs/bench-search.json
 
-# docs/results.md from the verdicts in results/; how those were made stands in benchmarks/methods.py. Behind them, the page of a reproduction.
+# docs/results.md and each model's tables.md from the verdicts in results/; how those were made stands in benchmarks/methods.py.
 COMPARED := smollm2-135m-q4 gemma3-270m-q4
 table-methods: $(VENV)/.installed
-	$(BIN)/python benchmarks/methods.py table $(addprefix --out results/policies-,$(COMPARED)) $(addprefix --page ,$(sort $(wildcard results/paper-*/page*/report.md))) > docs/results.md.new
-	mv docs/results.md.new docs/results.md
+	$(BIN)/python benchmarks/methods.py table $(addprefix --out results/policies-,$(COMPARED)) $(addprefix --page ,$(sort $(wildcard results/paper-*/page*/report.md)))
 
 # Against the harness's own model, interleaved; alone on the machine.
 bench-harness: $(VENV)/.installed-dev

@@ -16,7 +16,7 @@ From a dense matrix: pairs and triples of its routes that edit different blocks,
 of the base's passes.
 
 For traffic of several kinds: the best single edits and pairs over all tasks and of each task, the best that spend at most 0.9 of the base's
-passes, and routes drawn blindly, for the control that a code book needs.
+passes, and routes drawn blindly, for the blind baseline that a codebook needs.
 """
 
 from __future__ import annotations

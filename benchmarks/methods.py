@@ -1,15 +1,16 @@
-"""Every method under one comparison: train and answer (resumes), time, then print the tables from what was stored (seconds).
+"""Every method under one comparison: train and answer (resumes), time, then write the tables from what was stored (seconds).
 
     python benchmarks/methods.py run --run runs/policies --out results/policies-smollm2-135m-q4 --data DATA
     python benchmarks/methods.py run --run runs/policies --out results/policies-smollm2-135m-q4 --data DATA --settings ood
     python benchmarks/methods.py time --run runs/policies --out results/policies-smollm2-135m-q4 --data DATA --settings in-domain
-    python benchmarks/methods.py run ... --settings in-domain --split test      # once, after the winner is named in docs/LOG.md
-    make table-methods                                                          # docs/results.md, from what was stored
+    python benchmarks/methods.py run ... --settings in-domain --split test      # once, after the winner is named in docs/decisions
+    make table-methods                                 # docs/results.md and results/policies-*/tables.md, from what was stored
 
 `run` needs the dense matrix of `drllm search --paths` in --run, and for `paper` a tree search with preset paper in --searched. Policies
 go to RUN/policies/<setting>/<method>.<seed>, verdicts to OUT/<setting>/<split>/<method>.<seed>.parquet. A verdict depends on the question
-and the route alone (`docs/LOG.md`, the label factory), so that of a route of the matrix is looked up, others are computed once and kept.
-`table` reads verdicts alone (`benchmarks/methods_table.py`).
+and the route alone (`docs/decisions/2026-11-25-trie-and-fixed-shapes.md`): that of a route of the matrix is looked up, others are
+computed once and kept.
+`table` reads verdicts alone (`benchmarks/methods_table.py`, `results_pages.py`).
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ def used_questions(training_data: Any, split: str, limit: int | None) -> int:
 
 
 def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
-    """Verdicts of every trained policy and its controls on one split; on test, of each policy once."""
+    """Verdicts of every trained policy and its baselines on one split; on test, of each policy once."""
     from drllm import Route
     from drllm.core.files import write_json
     from drllm.evaluation.answers import control_routes
@@ -302,13 +303,12 @@ def clock(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
 
 
 def main() -> None:
-    """Run, time or print."""
+    """Run, time or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("job", choices=("run", "time", "table"))
     parser.add_argument("--out", type=Path, required=True, action="append", help="table: several, one a model")
-    parser.add_argument(
-        "--page", type=Path, action="append", default=[], help="table: `report.md` of a reproduction, put behind the tables"
-    )
+    parser.add_argument("--page", type=Path, action="append", default=[], help="table: `report.md` of a reproduction, linked")
+    parser.add_argument("--to", type=Path, default=Path(__file__).parent.parent, help="table: the folder with docs/ and results/")
     parser.add_argument("--run", type=Path)
     parser.add_argument("--searched", type=Path)
     parser.add_argument("--data")
@@ -323,11 +323,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.job == "table":
-        from methods_table import paper_page, tables
+        from results_pages import write_pages
 
-        docs = Path(__file__).parent.parent / "docs"
-        pages = [line for page in arguments.page for line in paper_page(page, docs)]
-        print("\n".join([*tables(arguments.out, SETTINGS, TOLD), *pages]))
+        write_pages(arguments.to, arguments.out, arguments.page, SETTINGS, TOLD)
         return
     (arguments.out,) = arguments.out
     import torch

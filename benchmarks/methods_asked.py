@@ -81,7 +81,7 @@ class Asked:
         return self.run / "computed" / self.routed.fingerprint / f"{self.split}-{task}.parquet"
 
     def features(self, block: int) -> Any:
-        """What a code book reads before a block, of all questions."""
+        """What a codebook reads before a block, of all questions."""
         from drllm.core.progress import Progress
         from drllm.methods.codebook import reading_blocks
         from drllm.scoring.route_prediction import read_prompts

@@ -1,4 +1,4 @@
-"""Would more fit questions help? What a code book and a static route are worth on tune, by the number of fit questions they learned from.
+"""Would more fit questions help? What a codebook and a static route are worth on tune, by the number of fit questions they learned from.
 
     python benchmarks/methods_curve.py --run runs/policies --out results/policies-smollm2-135m-q4 --settings in-domain,mixed
 
@@ -21,10 +21,10 @@ SIZES = (150, 300, 600, 1200, 2400, 4800)
 DRAWS = 3
 
 
-def book_value(
+def codebook_value(
     matrix: Any, tune: Any, features: dict[str, dict[int, np.ndarray]], halves: list[np.ndarray], n_layers: int, seed: int
 ) -> np.ndarray:
-    """(N,) gains on tune of the chosen code book, chosen on each half and measured on the other; the base is among the choices."""
+    """(N,) gains on tune of the chosen codebook, chosen on each half and measured on the other; the base is among the choices."""
     from drllm.methods.codebook import CodebookConfig, choices, choose, choose_routes, fit_candidates
 
     found = list(fit_candidates(matrix, tune, features, sorted(features["fit"]), CodebookConfig(seed=seed), choose_routes))
@@ -77,17 +77,17 @@ def main() -> None:
         parts = [np.sort(order[::2]), np.sort(order[1::2])]
         rows, measured = [], []
         for size in [size for size in SIZES if size < len(fit)] + [len(fit)]:
-            books, statics = [], []
+            codebooks, statics = [], []
             for draw in range(DRAWS):
                 places = np.sort(np.random.default_rng([size, draw]).permutation(len(fit))[:size])
                 matrix = fit.rows(places)
                 features = {"fit": {block: whole["fit"][block][places] for block in blocks}, "tune": whole["tune"]}
-                books.append(book_value(matrix, tune, features, parts, routed.n_layers, draw))
+                codebooks.append(codebook_value(matrix, tune, features, parts, routed.n_layers, draw))
                 statics.append(static_value(matrix, tune))
-            measured.append(np.mean(books, axis=0))
-            books = [float(book.mean()) for book in books]
-            rows.append({"questions": size, "codebook": books, "static": statics if size < len(fit) else statics[:1]})
-            print(f"{setting}: {size} fit questions: code book {np.mean(books):+.4f}, static {np.mean(statics):+.4f}", flush=True)
+            measured.append(np.mean(codebooks, axis=0))
+            codebooks = [float(codebook.mean()) for codebook in codebooks]
+            rows.append({"questions": size, "codebook": codebooks, "static": statics if size < len(fit) else statics[:1]})
+            print(f"{setting}: {size} fit questions: codebook {np.mean(codebooks):+.4f}, static {np.mean(statics):+.4f}", flush=True)
         rise = paired_bootstrap(measured[-1], measured[-3], strata=tune.tasks)
         about = {"tune": len(tune), "rows": rows, "rise": {"from": rows[-3]["questions"], "to": rows[-1]["questions"], "points": rise}}
         write_json(arguments.out / setting / "curve.json", about)

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import methods_asked  # noqa: E402
 import methods_table  # noqa: E402
+import results_pages  # noqa: E402
 import serve_runs  # noqa: E402
 import timing  # noqa: E402
 from methods import ROWS, SETTINGS, read_before, stored_digest, wanted_rows  # noqa: E402
@@ -97,8 +98,8 @@ def verdicts(right: list[int], tasks: list[str]) -> methods_table.Verdicts:
 def test_the_mean_over_tasks_weighs_tasks_alike():
     tasks = ["a"] * 8 + ["b"] * 2
     ours, base = verdicts([1] * 8 + [0, 0], tasks), verdicts([0] * 8 + [1, 1], tasks)
-    assert methods_table.compared(ours, base).startswith("+60.0 ")
-    assert methods_table.compared(ours, base, even=True) == "+0.0 (+0.0 to +0.0)"
+    assert methods_table.compared(ours, base).points == pytest.approx(60)
+    assert str(methods_table.compared(ours, base, even=True)) == "+0.0 (+0.0 to +0.0)"
     with pytest.raises(ValueError, match="different questions"):
         methods_table.gain(ours, base | {"id": base["id"][::-1]})
 
@@ -112,12 +113,42 @@ def test_contrasts_average_seeds_and_count_what_knowing_the_task_gains():
         "static-per-task": [verdicts([1] * 20, tasks)],
         "codebook": [verdicts([1] * 20, tasks), verdicts(first, tasks)],
     }
-    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in methods_table.contrasts(found, ["arc_easy", "boolq"])
-            if line.startswith("| ")}  # fmt: skip
-    assert [cell.split()[0] for cell in rows["codebook less base"]] == ["+75.0", "+75.0", "+100.0"]
-    assert [cell.split()[0] for cell in rows["static-per-task less static"]] == ["+100.0"] * 3
+    rows = {row.label: row for row in methods_table.contrasts(found, ["arc_easy", "boolq"])}
+
+    def points(label: str) -> list[float]:
+        row = rows[label]
+        return [round(one.points, 1) for one in (row.pooled, row.even, *row.parts.values())]
+
+    assert points("codebook less base") == [75, 75, 100]
+    assert points("static-per-task less static") == [100] * 3
     label = "codebook less static, less 70% of what static-per-task gains over it"
-    assert [cell.split()[0] for cell in rows[label]] == ["+5.0", "+5.0", "+30.0"]
+    assert points(label) == [5, 5, 30]
+    assert rows["codebook less base"].seeds_agree
+    assert not rows[label].seeds_agree, "one seed gains 30 points on it, the other loses 20"
+
+
+def contrast(pooled: tuple[float, float], even: tuple[float, float] | None, agree: bool = True) -> methods_table.Contrast:
+    lie = [methods_table.Difference((low + high) / 2, low, high) for low, high in (pooled, even or pooled)]
+    return methods_table.Contrast("ours less base", lie[0], lie[1] if even else None, {}, agree)
+
+
+@pytest.mark.parametrize(
+    ("given", "verdict"),
+    [
+        (contrast((0.1, 2.0), (0.1, 1.0)), "above"),
+        (contrast((0.1, 2.0), None), "above"),
+        (contrast((-2.0, -0.1), (-1.0, -0.1)), "below"),
+        (contrast((0.1, 2.0), (-0.1, 1.0)), "open"),
+        (contrast((-0.1, 2.0), (0.1, 1.0)), "open"),
+        (contrast((0.1, 2.0), (0.1, 1.0), agree=False), "open"),
+    ],
+)
+def test_a_conclusion_needs_both_means_and_every_seed(given, verdict):
+    assert results_pages.judged(given).endswith(f": **{verdict}**")
+
+
+def test_what_was_not_compared_is_not_judged():
+    assert results_pages.judged(None) == ""
 
 
 def stored(path, tasks, ids, correct, n_passes, route):
@@ -149,7 +180,7 @@ def test_a_table_is_made_of_stored_verdicts_alone(tmp_path):
     for name, share in (("base.0", 0.4), ("static.0", 0.5), ("codebook.0", 0.6)):
         tasks, ids = [task for task in asked for _ in range(50)], [f"q{n}" for n in range(100)]
         stored(tmp_path / "arc" / "tune" / f"{name}.parquet", tasks, ids, (rng.random(100) < share).tolist(), 29, "1" * 30)
-    lines = list(methods_table.table(tmp_path, "arc", "tune", SETTINGS, ()))
+    lines = list(results_pages.whole(methods_table.section(tmp_path, "arc", "tune", SETTINGS, ())))
     (codebook,) = [line for line in lines if line.startswith("| codebook * ")]
     right = pq.read_table(tmp_path / "arc" / "tune" / "codebook.0.parquet")["correct"].to_pylist()
     assert codebook.split("|")[2].split()[0] == f"{np.mean(right) * 100:.1f}"
@@ -157,31 +188,30 @@ def test_a_table_is_made_of_stored_verdicts_alone(tmp_path):
     assert any(line.startswith("| codebook less static |") for line in lines)
 
 
-def test_each_model_has_its_part_of_the_document(tmp_path):
-    for model, blocks in (("one", 30), ("two", 18)):
-        place = tmp_path / model / "openbookqa" / "test"
+def test_each_model_has_its_page_and_its_part_of_the_results(tmp_path):
+    outs = [tmp_path / "stored" / model for model in ("one", "two")]
+    for out, blocks in zip(outs, (30, 18), strict=True):
+        place = out / "openbookqa" / "test"
         place.mkdir(parents=True)
-        (tmp_path / model / "model.json").write_text(f'{{"model": "{model}", "blocks": {blocks}}}')
-        stored(place / "base.0.parquet", ["openbookqa"], [model], [True], blocks, "1" * blocks)
-    lines = list(methods_table.tables([tmp_path / "one", tmp_path / "two"], SETTINGS, ()))
-    heads = [line for line in lines if line.startswith("## ")]
-    assert heads == ["## one, 30 blocks", "## two, 18 blocks"]
-    (first, second) = [lines.index(head) for head in heads]
-    assert [lines[first:second].count(line) for line in lines if line.startswith("| base |")] == [1, 0]
-
-
-def test_a_reproductions_page_stands_one_level_down(tmp_path):
-    """Its pictures are linked from the folder of the document; what a shell reads stays as it is."""
-    page = tmp_path / "results" / "run" / "reproduce" / "all" / "report.md"
+        (out / "model.json").write_text(f'{{"model": "{out.name}", "blocks": {blocks}}}')
+        for split in ("test", "tune"):
+            stored(out / "openbookqa" / split / "base.0.parquet", ["openbookqa"], [out.name], [True], blocks, "1" * blocks)
+    page = tmp_path / "results" / "paper-x" / "page" / "report.md"
     page.parent.mkdir(parents=True)
-    fence = "````"
-    text = ["![A map.](map.png)", "Numbers: [map.csv](map.csv), [paper](https://a.b/x.png)", f"{fence}\n# a comment\n{fence}", "## Part"]
-    page.write_text("\n\n".join(["# Title", *text]))
-    there = "../results/run/reproduce/all"
-    assert list(methods_table.paper_page(page, tmp_path / "docs")) == [
-        "## Title", "", f"![A map.]({there}/map.png)", "", f"Numbers: [map.csv]({there}/map.csv), [paper](https://a.b/x.png)", "",
-        fence, "# a comment", fence, "", "### Part",
-    ]  # fmt: skip
+    page.write_text("| here | claim |\n| --- | --- |\n| holds | one |\n| does not hold | two |\n| holds | three |\n")
+    results_pages.write_pages(tmp_path, outs, [page], SETTINGS, ())
+    text = (tmp_path / "docs" / "results.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("## one") or line.startswith("## two")] == [
+        f"## {name}: one task: OpenBookQA" for name in ("one, 30 blocks", "two, 18 blocks")
+    ]
+    assert "holds: 2, does not hold: 1, neither confirmed nor refuted: 0" in text
+    assert "tune split" not in text.partition("## one")[2]
+    for out in outs:
+        tables = (tmp_path / "results" / out.name / "tables.md").read_text().splitlines()
+        assert [line.partition(" (")[0] for line in tables if line.startswith("### ")] == [
+            f"### one task: OpenBookQA, {split} split" for split in ("test", "tune")
+        ]
+        assert sum(line.startswith("| base |") for line in tables) == 2
 
 
 def test_runs_that_agree_narrow_one_another():

@@ -1,0 +1,167 @@
+"""The pages that `make table-methods` writes: docs/results.md, and for each model results/<its folder>/tables.md with every table."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from methods_table import ABOUT, COLUMNS, Contrast, Section, sections
+
+SHORT = COLUMNS[:9]  # of docs/results.md; the others stand in tables.md
+# What is asked of a policy: the column, and beside which row. `{}` is the policy, `{@}` its budget.
+QUESTIONS = {
+    "less the base": "base",
+    "less the best single route with the same data": "static_tuned{@}",
+    "less its own routes dealt to other prompts of the task": "shuffled-{}",
+    "less blind routes under the same selector": "random_{}",
+}
+JUDGED = ("codebook", "codebook_by_task", "routers", "paper", "codebook@0.9")
+TEMPLATE = Path(__file__).parent / "results_page.md"  # the words of docs/results.md
+
+
+def write_pages(root: Path, outs: Sequence[Path], papers: Sequence[Path], settings: Mapping[str, Any], told: Sequence[str]) -> None:
+    """Both kinds of pages below `root`, the folder of the repository."""
+    found = {out: sections(out, settings, told) for out in outs}
+    texts = {root / "results" / out.name / "tables.md": "\n".join(tables(out, of_model)) + "\n" for out, of_model in found.items()}
+    for path, text in (texts | {root / "docs" / "results.md": results(found, papers)}).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def results(found: Mapping[Path, Sequence[Section]], papers: Sequence[Path]) -> str:
+    """docs/results.md: what holds, and the test tables."""
+    return TEMPLATE.read_text(encoding="utf-8").format(
+        tables=",\n  ".join(f"[{name_of(out)}](../results/{out.name}/tables.md)" for out in found),
+        papers=";\n  ".join(f"[{page.parts[-3]}](../{'/'.join(page.parts[-4:])}) ({claims(page)})" for page in papers),
+        holding="\n".join(markdown(("model, questions", "policy", *QUESTIONS), holding(found))),
+        tests="\n\n".join(tested(out, section) for out, of_model in found.items() for section in of_model if section.split == "test"),
+    )
+
+
+def tested(out: Path, section: Section) -> str:
+    """A test section: its table of methods."""
+    table = "\n".join(markdown(SHORT, ([row[column] for column in SHORT] for row in section.rows)))
+    asked = section.title.partition("(")[2].removesuffix(")")
+    return "\n\n".join(
+        [f"## {name_of(out)}: {ABOUT[section.setting]}", f"{asked}.", f"`{section.command}`", table, *map(str.strip, section.notes)]
+    )
+
+
+def holding(found: Mapping[Path, Sequence[Section]]) -> Iterator[list[str]]:
+    """A row a policy of a test section."""
+    for out, of_model in found.items():
+        for section in of_model:
+            contrasts = {contrast.label: contrast for contrast in section.contrasts}
+            for name in JUDGED if section.split == "test" else ():
+                _, at, budget = name.partition("@")
+                others = [other.replace("{}", name).replace("{@}", at + budget) for other in QUESTIONS.values()]
+                if f"{name} less base" in contrasts:
+                    where = f"{out.name.removeprefix('policies-')}, {ABOUT[section.setting].partition(':')[0]} ({section.setting})"
+                    yield [where, f"`{name}`", *(judged(contrasts.get(f"{name} less {other}")) for other in others)]
+
+
+def judged(contrast: Contrast | None) -> str:
+    """A difference and what follows from it by the rule above."""
+    if contrast is None:
+        return ""
+    shown = [contrast.pooled, *([contrast.even] if contrast.even else [])]
+    verdict = "open"
+    if contrast.seeds_agree and all(one.low > 0 for one in shown):
+        verdict = "above"
+    if contrast.seeds_agree and all(one.high < 0 for one in shown):
+        verdict = "below"
+    return f"{'; '.join(map(str, shown))}: **{verdict}**"
+
+
+def claims(page: Path) -> str:
+    """How many claims of a reproduction hold, from its own table."""
+    states = ("holds", "does not hold", "neither confirmed nor refuted")
+    counts = Counter(re.findall(rf"^\| ({'|'.join(states)}) \|", page.read_text(encoding="utf-8"), re.M))
+    return ", ".join(f"{state}: {counts[state]}" for state in states)
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A table."""
+    yield "| " + " | ".join(heads) + " |"
+    yield "|" + "---|" * len(heads)
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+
+
+def whole(section: Section) -> Iterator[str]:
+    """A section with all that it holds."""
+    yield f"### {section.title}"
+    yield ""
+    yield f"`{section.command}`"
+    yield ""
+    yield from markdown(COLUMNS, ([row[column] for column in COLUMNS] for row in section.rows))
+    yield ""
+    for note in section.notes:
+        yield note
+        yield ""
+    if section.contrasts:
+        first = section.contrasts[0]
+        heads = ["pooled", *(["mean over tasks"] if first.even else []), *first.parts]
+        rows = (
+            [row.label, str(row.pooled), *([str(row.even)] if row.even else []), *map(str, row.parts.values())] for row in section.contrasts
+        )
+        yield from markdown([f"points, {'means over seeds' if section.several else 'one seed'}", *heads], rows)
+        yield ""
+    if section.by_task:
+        yield from markdown(section.by_task[0], section.by_task[1:])
+        yield ""
+
+
+def curve(out: Path) -> Iterator[str]:
+    """Policy value against fit questions, of `benchmarks/methods_curve.py`."""
+    for path in sorted(out.glob("*/curve.json")):
+        about = json.loads(path.read_text())
+        yield f"### Learning curve: {ABOUT[path.parent.name]}, tune split"
+        yield ""
+        yield f"`python benchmarks/methods_curve.py --run RUN --out results/{out.name} --settings {path.parent.name}`"
+        yield ""
+        yield (
+            "A codebook is chosen on one half of the tune questions and measured on the other, and the other way round. The routes to "
+            "choose from were found on all fit questions, whatever the number learned from here: what little data gives is too high, if "
+            "anything."
+        )
+        yield ""
+        yield "| fit questions | static, points over the base | codebook, points over the base, by draw | mean |"
+        yield "|---|---|---|---|"
+        for row in about["rows"]:
+            codebooks = row["codebook"]
+            shown = ", ".join(f"{100 * value:+.1f}" for value in codebooks)
+            statics = ", ".join(f"{100 * value:+.1f}" for value in row["static"])
+            yield f"| {row['questions']} | {statics} | {shown} | {100 * np.mean(codebooks):+.1f} |"
+        yield ""
+        points, low, high = about["rise"]["points"]
+        yield (
+            f"From {about['rise']['from']} to {about['rise']['to']} fit questions the codebook gains {100 * points:+.1f} "
+            f"({100 * low:+.1f} to {100 * high:+.1f}) points. With all questions the values differ in the seed of folds alone."
+        )
+        yield ""
+
+
+def tables(out: Path, found: Sequence[Section]) -> Iterator[str]:
+    """`tables.md` of a model: every section whole, then the learning curves."""
+    yield f"# Every table of {name_of(out)}"
+    yield ""
+    yield "Generated by `make table-methods`; what the columns mean and what follows: [results](../../docs/results.md)."
+    yield ""
+    yield f"## {name_of(out)}"
+    yield ""
+    for one in found:
+        yield from whole(one)
+    yield from curve(out)
+
+
+def name_of(out: Path) -> str:
+    """The model's, with its size."""
+    about = json.loads((out / "model.json").read_text())
+    return f"{about['model']}, {about['blocks']} blocks"

@@ -1,0 +1,17 @@
+"""docs/glossary.md is written from the entries, and a word has one meaning."""
+
+from __future__ import annotations
+
+import write_glossary as tool
+from drllm.reporting.glossary import ENTRIES, PATTERNS
+
+
+def test_the_page_is_current():
+    assert tool.PAGE.read_text(encoding="utf-8") == tool.page(), "run python tools/write_glossary.py"
+
+
+def test_every_word_stands_once_and_says_something():
+    words = [word for word, _ in ENTRIES]
+    assert len(set(words)) == len(words)
+    assert all(meaning.endswith(".") and "|" not in meaning for _, meaning in ENTRIES)
+    assert set(PATTERNS) <= set(words)

@@ -1,0 +1,51 @@
+"""Every page of the documentation: links and anchors lead somewhere, named files exist, lines are short."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "results" / "README.md", *(ROOT / "docs").rglob("*.md")])
+WIDTH = 160  # characters, but for tables and code
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FILE = re.compile(r"(?<![\w/.-])((?:src|tests|benchmarks|docs|examples|configs|tools|results)/[\w./*@-]*[\w*])")
+
+
+def prose(page: Path) -> list[tuple[int, str]]:
+    """Lines outside of code fences, with their numbers."""
+    lines, is_code = [], False
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        if line.lstrip().startswith("```"):
+            is_code = not is_code
+        elif not is_code:
+            lines.append((number, line))
+    return lines
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    heads = [line.lstrip("#").strip() for _, line in prose(page) if re.match(r"#+ ", line)]
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_anchors_and_named_files_lead_somewhere(page):
+    for number, line in prose(page):
+        for target in LINK.findall(line):
+            if re.match(r"[a-z]+:", target):
+                continue
+            path, _, anchor = target.partition("#")
+            place = (page.parent / path).resolve() if path else page
+            assert place.exists(), f"{page.name}:{number}: no file {target}"
+            assert not anchor or anchor in anchors(place), f"{page.name}:{number}: no heading {target}"
+        for name in FILE.findall(line):
+            assert any(ROOT.glob(name.rstrip("/"))), f"{page.name}:{number}: no file {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_are_short(page):
+    long = [number for number, line in prose(page) if len(line) > WIDTH and not line.startswith("|")]
+    assert not long, f"{page.name}: lines {long} are over {WIDTH} characters"
