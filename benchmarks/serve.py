@@ -46,6 +46,7 @@ from drllm.runs.provenance import hardware, versions
 from drllm.tasks import load_task
 from generate import COMMON, MODEL, NESTED, different_routes, native_dtype
 from serve_engine import clock
+from serve_runs import shown
 from served import never_leaves
 from timing import MIN_VALUES, ONLY_HELP, check_rounds, median_interval, wanted_arms
 
@@ -81,9 +82,12 @@ class Engine:
 
     def __init__(self, model: str, dtype: str, spec: dict[str, Any] | None, eager: bool):
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("serve_engine.py"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+            [sys.executable, str(Path(__file__).with_name("serve_engine.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         self.chooses = spec is not None and spec["mode"] == "engine"
         self.tell({"model": model, "dtype": dtype, "spec": spec, "eager": eager})
 
@@ -274,10 +278,11 @@ def flips(selectors: dict[str, FrontSelector], prompts: list[list[int]]) -> dict
 
 def report(row: dict[str, Any]) -> None:
     """What people read."""
-    shown = lambda value: f"{value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})"  # noqa: E731
     book = row["book"]
-    print(f"\nbatch {row['batch']}, {row['rounds']} rounds, {row['new']} tokens a row; "
-          f"the book took {book['routes']} routes of {book['passes']:.1f} passes on average, in {book['segments']} segments")  # fmt: skip
+    print(
+        f"\nbatch {row['batch']}, {row['rounds']} rounds, {row['new']} tokens a row; "
+        f"the book took {book['routes']} routes of {book['passes']:.1f} passes on average, in {book['segments']} segments"
+    )
     print(f"  {'':34} tokens a CPU-second   speed over stock          prefill seconds over stock")
     for mode, stock in row["stock"].items():
         print(f"  {f'stock, {mode}':34} {stock['tokens_a_cpu_second']:19.1f}")
@@ -286,8 +291,10 @@ def report(row: dict[str, Any]) -> None:
     for name, count in row["strayed"].items():
         print(f"  {name}: {count} choices other than the front's uncompiled ones, of {row['batch'] * (row['rounds'] + 1)}")
     for name, limit in row["limit"].items():
-        print(f"  {name}: the limit is {shown(limit['speed'])} times stock; of its saving reached "
-              f"{shown(limit['saving_reached'])}, {limit['rounds']} rounds")  # fmt: skip
+        print(
+            f"  {name}: the limit is {shown(limit['speed'])} times stock; of its saving reached "
+            f"{shown(limit['saving_reached'])}, {limit['rounds']} rounds"
+        )
     for mode, stock in row["stock"].items():
         print(f"  {mode}: the front takes {1000 * stock['front']:.1f} ms, {shown(stock['front_of_prefill'])} of the engine's prefill")
         arms = {name: arm for name, arm in row["arms"].items() if mode_of(name) == mode}
@@ -324,8 +331,9 @@ def main() -> None:
     routed = RoutedModel.wrap(MODEL, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = checkpoint_of(routed, cache_folder())
     task = load_task("arc_easy", given.data)
-    ids_of = lambda example: routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"]  # noqa: E731
-    prompts = [ids_of(example) for example in task.select("fit", 512)]
+    prompts, others = (
+        [routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"] for example in task.select(split, 512)] for split in ("fit", "tune")
+    )
     rows: dict[str, Any] = {"mode": "forced", "n_layers": 30, "routes": KNOWN}
     book, device = Codebook.load(Path(given.book)), routed.device.type
     repeatable = sorted({block for route in book.routes for block, action in enumerate(route) if action == 2})
@@ -338,11 +346,15 @@ def main() -> None:
         inside[name] = asdict(make_spec(policy, str(folder), routed, "engine"))
     routed.policy = None
     kinds: dict[str, tuple[dict[str, Any] | None, bool]] = {
-        "stock compiled": (None, False), "static compiled": ({"mode": "static", "n_layers": 30, "route": COMMON}, False),
-        "rows compiled": (rows, False), "deeper compiled": (rows | {"routes": [FULL, *DEEPER]}, False), "book compiled": (trained, False),
+        "stock compiled": (None, False),
+        "static compiled": ({"mode": "static", "n_layers": 30, "route": COMMON}, False),
+        "rows compiled": (rows, False),
+        "deeper compiled": (rows | {"routes": [FULL, *DEEPER]}, False),
+        "book compiled": (trained, False),
         **{f"{name} compiled": (spec, False) for name, spec in inside.items()},
-        "stock eager": (None, True), "rows eager": (rows, True),
-    }  # fmt: skip
+        "stock eager": (None, True),
+        "rows eager": (rows, True),
+    }
     arms = [(name, engine) for size in sizes for name, (engine, _) in arms_of(size, only).items()]
     needed = {engine for _, engine in arms} | {f"stock {mode_of(name)}" for name, _ in arms}
     selectors = {
@@ -362,7 +374,7 @@ def main() -> None:
         report(results[-1])
     memory = {"blocks": book.block, "bytes": selectors["eager"].n_bytes, "tokens": statistics.mean(map(len, prompts))}
     print(f"\nfront selector: {memory['blocks']} blocks, {memory['bytes'] / 1e6:.0f} MB; {memory['tokens']:.0f} tokens a prompt")
-    flipped = flips(selectors, [ids_of(example) for example in task.select("tune", 512)])
+    flipped = flips(selectors, others)
     print("choices: " + ", ".join(f"{count} {name}" for name, count in flipped.items()))
     if given.out:
         found = {"dtype": dtype, "book": given.book, "turns": "steps", "serve": results, "front": memory, "flips": flipped}

@@ -16,9 +16,15 @@ import time
 from typing import Any
 
 ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_PLUGINS": "drllm", "VLLM_USE_V2_MODEL_RUNNER": "0",
-}  # fmt: skip
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_PLUGINS": "drllm",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+}
 
 
 def clock() -> float:
@@ -117,9 +123,17 @@ def main() -> None:
 
     # Nine engines stand side by side: each has cache for 32 rows of two blocks and some more, not the gigabyte of vLLM's least.
     options: dict[str, Any] = {
-        "model": told["model"], "dtype": told["dtype"], "enforce_eager": told["eager"], "max_model_len": 1024, "skip_tokenizer_init": True,
-        "seed": 0, "enable_prefix_caching": False, "max_num_seqs": 64, "async_scheduling": False, "num_gpu_blocks_override": 80,
-    }  # fmt: skip
+        "model": told["model"],
+        "dtype": told["dtype"],
+        "enforce_eager": told["eager"],
+        "max_model_len": 1024,
+        "skip_tokenizer_init": True,
+        "seed": 0,
+        "enable_prefix_caching": False,
+        "max_num_seqs": 64,
+        "async_scheduling": False,
+        "num_gpu_blocks_override": 80,
+    }
     if told["spec"] is not None:
         import torch
 

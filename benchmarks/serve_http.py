@@ -181,9 +181,21 @@ def main() -> None:
     same = ["--dtype", dtype, "--max-model-len", str(CONTEXT)]
     port = free_port()
     stock = [
-        sys.executable, "-m", ENTRY, "--model", checkpoint, "--served-model-name", NAME, "--generation-config", "vllm",
-        "--host", "127.0.0.1", "--port", str(port), *same,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        ENTRY,
+        "--model",
+        checkpoint,
+        "--served-model-name",
+        NAME,
+        "--generation-config",
+        "vllm",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        *same,
+    ]
     with serving(stock, port, environment(device) | {"VLLM_PLUGINS": "none"}) as plain:
         for name, (policy, flags) in ARMS.items():
             if not name.startswith(only):

@@ -78,14 +78,30 @@ def main() -> None:
     given = parser.parse_args()
     port = free_port()
     command = [
-        sys.executable, "-m", "drllm", "serve", given.policy, "--dtype", "float32", "--any-format", "--port", str(port), "--name", "soak",
-        "--max-model-len", "1024", "--vllm-args=--disable-uvicorn-access-log", *(["--eager"] if given.eager else []),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "drllm",
+        "serve",
+        given.policy,
+        "--dtype",
+        "float32",
+        "--any-format",
+        "--port",
+        str(port),
+        "--name",
+        "soak",
+        "--max-model-len",
+        "1024",
+        "--vllm-args=--disable-uvicorn-access-log",
+        *(["--eager"] if given.eager else []),
+    ]
     with serving(command, port) as server:
         result = soak(server, given)
     print("eager" if given.eager else "compiled")
-    print(f"{result['requests']} requests of {given.clients} clients in {given.minutes:g} minutes: {result['wrong']} wrong, "
-          f"{result['errors']} errors, {result['left']} left early")  # fmt: skip
+    print(
+        f"{result['requests']} requests of {given.clients} clients in {given.minutes:g} minutes: {result['wrong']} wrong, "
+        f"{result['errors']} errors, {result['left']} left early"
+    )
     print(f"{result['routes']} routes, of which the policy took {len(result['policy_routes'])}, at least {MIN_ROUTES} expected")
     for failure in result["failures"]:
         print(f"  {failure}")

@@ -41,9 +41,18 @@ SPEC = ServeSpec("book", L, "policy", repeatable=(2,))
 
 @pytest.mark.parametrize(
     ("asked", "says"),
-    [("11", "has 2 digits"), ("113", "cannot read"), ("1x11", "cannot read"), ("2111", "repeats block 0"), ("0000", "runs no block"),
-     (1111, "must be a string"), (None, "must be a string"), (["1111"], "must be a string"), ("1" * 10_000, "must be a string")],
-)  # fmt: skip
+    [
+        ("11", "has 2 digits"),
+        ("113", "cannot read"),
+        ("1x11", "cannot read"),
+        ("2111", "repeats block 0"),
+        ("0000", "runs no block"),
+        (1111, "must be a string"),
+        (None, "must be a string"),
+        (["1111"], "must be a string"),
+        ("1" * 10_000, "must be a string"),
+    ],
+)
 def test_routes_that_a_server_cannot_run(asked: Any, says: str):
     with pytest.raises(InputError, match=says):
         SPEC.check(asked)
@@ -193,9 +202,18 @@ def test_flags_of_vllm_that_may_be_given():
 
 @pytest.mark.parametrize(
     ("host", "who"),
-    [("127.0.0.1", ""), ("localhost", ""), ("::1", ""), ("127.8.8.8", ""), ("0.0.0.0", "any address"), ("::", "any address"),
-     ("", "any address"), ("10.0.0.7", "10.0.0.7"), ("gpu-3", "gpu-3")],
-)  # fmt: skip
+    [
+        ("127.0.0.1", ""),
+        ("localhost", ""),
+        ("::1", ""),
+        ("127.8.8.8", ""),
+        ("0.0.0.0", "any address"),
+        ("::", "any address"),
+        ("", "any address"),
+        ("10.0.0.7", "10.0.0.7"),
+        ("gpu-3", "gpu-3"),
+    ],
+)
 def test_who_reaches_an_address(host: str, who: str):
     assert bool(who_reaches(host)) == bool(who)
     assert who in who_reaches(host)
@@ -341,8 +359,12 @@ def engine_config(**changes: Any) -> SimpleNamespace:
         cache_config=SimpleNamespace(kv_sharing_fast_prefill=False, cache_dtype="auto", enable_prefix_caching=False),
         scheduler_config=SimpleNamespace(enable_chunked_prefill=False, async_scheduling=False, long_prefill_token_threshold=0),
         model_config=SimpleNamespace(hf_config=SimpleNamespace()),
-        speculative_config=None, lora_config=None, kv_transfer_config=None, quant_config=None, use_v2_model_runner=False,
-    )  # fmt: skip
+        speculative_config=None,
+        lora_config=None,
+        kv_transfer_config=None,
+        quant_config=None,
+        use_v2_model_runner=False,
+    )
     for name, value in changes.items():
         *way, last = name.split("__")
         setattr(functools.reduce(getattr, way, config), last, value)

@@ -34,8 +34,13 @@ def json_app(body: Any, routes: list[str | None]) -> Any:
             if text:
                 taken.set(Route.parse(text), "policy", 0.25)
         data = json.dumps(body).encode()
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json"),
-                                                                           (b"content-length", str(len(data)).encode())]})  # fmt: skip
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())],
+            }
+        )
         await send({"type": "http.response.body", "body": data[:5], "more_body": True})
         await send({"type": "http.response.body", "body": data[5:]})
 

@@ -146,8 +146,11 @@ def test_prefix_cache_needs_the_salt(models, routed):
     """One prompt along two routes: with the route as salt both are right; without, the second reads the first one's keys and values."""
     ids = prompts(1, 100, 100)[0]
     first, second = "101101", "120120"
-    salted = [{"ids": ids, "route": first, "salt": first, "new": 8}, {"ids": ids, "route": second, "salt": second, "new": 8, "arrives": 20},
-              {"ids": ids, "route": first, "salt": first, "new": 8, "arrives": 40}]  # fmt: skip
+    salted = [
+        {"ids": ids, "route": first, "salt": first, "new": 8},
+        {"ids": ids, "route": second, "salt": second, "new": 8, "arrives": 20},
+        {"ids": ids, "route": first, "salt": first, "new": 8, "arrives": 40},
+    ]
     done = run_engine(models["llama"], ROWS, salted, enable_prefix_caching=True, block_size=32)
     for request, answer in zip(salted, done["answers"], strict=True):
         check(routed, request, answer)
@@ -160,8 +163,10 @@ def test_prefix_cache_needs_the_salt(models, routed):
 
 
 def test_late_arrivals_and_aborts(models, routed):
-    asked = [{"ids": ids, "route": route, "new": 30, "arrives": 3 * place, "aborts": 14 if place in (0, 2) else None}
-             for place, (ids, route) in enumerate(zip(prompts(6), ROUTES[1:7], strict=True))]  # fmt: skip
+    asked = [
+        {"ids": ids, "route": route, "new": 30, "arrives": 3 * place, "aborts": 14 if place in (0, 2) else None}
+        for place, (ids, route) in enumerate(zip(prompts(6), ROUTES[1:7], strict=True))
+    ]
     done = run_engine(models["llama"], ROWS, asked)
     for place, (request, answer) in enumerate(zip(asked, done["answers"], strict=True)):
         check(routed, request, answer)
@@ -172,9 +177,12 @@ def test_late_arrivals_and_aborts(models, routed):
 def test_what_the_cache_holds(models):
     """A skipped block costs no cache, a block that may repeat costs a second one."""
     asked = [{"ids": [5, 6, 7], "new": 2}]
-    specs = {"base": None, "skips": {"mode": "static", "n_layers": N_BLOCKS, "route": "101101"},
-             "repeats": {"mode": "static", "n_layers": N_BLOCKS, "route": "112211"},
-             "rows": {"mode": "forced", "n_layers": N_BLOCKS, "repeatable": [3]}}  # fmt: skip
+    specs = {
+        "base": None,
+        "skips": {"mode": "static", "n_layers": N_BLOCKS, "route": "101101"},
+        "repeats": {"mode": "static", "n_layers": N_BLOCKS, "route": "112211"},
+        "rows": {"mode": "forced", "n_layers": N_BLOCKS, "repeatable": [3]},
+    }
     tokens = {}
     for name, spec in specs.items():
         done = run_engine(models["llama"], spec, asked)
@@ -241,9 +249,12 @@ def test_routes_decided_in_the_engine(models, tmp_path, save, eager: bool):
     asked.append({"ids": prompts(1, seed=8)[0], "route": "111111", "new": 24})
     spec = asdict(make_spec(routed.policy, str(folder), routed, "engine", "all"))
     options = {
-        "enable_chunked_prefill": False, "enable_prefix_caching": False, "max_num_batched_tokens": 2048, "async_scheduling": False,
+        "enable_chunked_prefill": False,
+        "enable_prefix_caching": False,
+        "max_num_batched_tokens": 2048,
+        "async_scheduling": False,
         "enforce_eager": eager,
-    }  # fmt: skip
+    }
     done = run_engine(models["llama"], spec, asked, **options)
     wanted = [str(route) for route in decide_routes(routed, [routed.policy], [one["ids"] for one in asked[:12]], 1)[0]]
     assert done["routes"][:12] == wanted
@@ -269,9 +280,16 @@ def test_routes_decided_in_the_engine_survive_preemption(models, tmp_path):
     folder = saved_routers(routed, tmp_path / "policy")
     asked = [{"ids": ids, "new": 90} for ids in prompts(6, 20, 40)]
     done = run_engine(
-        models["llama"], ROWS | {"mode": "engine", "policy": str(folder)}, asked, num_gpu_blocks_override=12, block_size=32,
-        enable_chunked_prefill=False, enable_prefix_caching=False, max_num_batched_tokens=2048, async_scheduling=False,
-    )  # fmt: skip
+        models["llama"],
+        ROWS | {"mode": "engine", "policy": str(folder)},
+        asked,
+        num_gpu_blocks_override=12,
+        block_size=32,
+        enable_chunked_prefill=False,
+        enable_prefix_caching=False,
+        max_num_batched_tokens=2048,
+        async_scheduling=False,
+    )
     wanted = [str(route) for route in decide_routes(routed, [routed.policy], [one["ids"] for one in asked], 1)[0]]
     assert done["stats"]["resumed"] > 0
     assert done["routes"] == wanted
@@ -288,8 +306,16 @@ def test_real_model_along_nested_routes():
         pytest.skip("needs the data package of smollm2-135m-q4 (drllm models)")
     routed = RoutedModel.wrap("smollm2-135m-q4", dtype="float32")
     folder = checkpoint_of(routed, cache_folder())
-    texts = ["Question: What do plants need to grow?\nAnswer:", "The capital of France is", "Once upon a time", "def add(a, b):", "2 + 2 =",
-             "Water boils at", "A list of three colours:", "Dear Sir or Madam,"]  # fmt: skip
+    texts = [
+        "Question: What do plants need to grow?\nAnswer:",
+        "The capital of France is",
+        "Once upon a time",
+        "def add(a, b):",
+        "2 + 2 =",
+        "Water boils at",
+        "A list of three colours:",
+        "Dear Sir or Madam,",
+    ]
     full = "1" * 30
     routes = [full, f"{full[:18]}00{full[20:]}", f"{full[:16]}0000{full[20:]}", f"{full[:14]}000000{full[20:]}", f"{full[:27]}2{full[28:]}"]
     asked = [{"ids": routed.tokenizer(text)["input_ids"], "route": routes[place % 5], "new": 20} for place, text in enumerate(texts)]

@@ -35,8 +35,24 @@ pytestmark = [
 ]
 FULL = "1" * 30
 ROUTES = [FULL, f"{FULL[:16]}000{FULL[19:]}", f"{FULL[:14]}000000{FULL[20:]}", f"{FULL[:27]}2{FULL[28:]}"]
-TOPICS = ["plants", "iron", "the Moon", "a whale", "rust", "sound", "glass", "yeast", "a comet", "salt", "rain", "coal", "bees", "gravity",
-          "a magnet", "lava"]  # fmt: skip
+TOPICS = [
+    "plants",
+    "iron",
+    "the Moon",
+    "a whale",
+    "rust",
+    "sound",
+    "glass",
+    "yeast",
+    "a comet",
+    "salt",
+    "rain",
+    "coal",
+    "bees",
+    "gravity",
+    "a magnet",
+    "lava",
+]
 PROMPTS = [f"Question: {start} {topic}?\nAnswer:" for topic in TOPICS for start in ("What do we know about", "Who first wrote about")]
 KEY = "a-key"
 RUNNING = f'vllm:num_requests_running{{engine="0",model_name="{MODEL}"}}'  # requests in the engine's last step
@@ -196,9 +212,13 @@ def test_models_health_metrics(server, stream: bool):
     prompt = f"Ten words that nobody has asked of this server {stream}"
     usage_too = {"stream_options": {"include_usage": True}} if stream else {}
     made = client(server).completions.create(
-        model=MODEL, prompt=prompt, max_tokens=5, temperature=0, stream=stream,
+        model=MODEL,
+        prompt=prompt,
+        max_tokens=5,
+        temperature=0,
+        stream=stream,
         extra_body={"vllm_xargs": {"drllm_route": ROUTES[2]}, "ignore_eos": True, **usage_too},
-    )  # fmt: skip
+    )
     usage = list(made)[-1].usage if stream else made.usage
     n_tokens = usage.prompt_tokens + 4
     assert [_count(server, name) - old for name, old in zip(names, before, strict=True)] == [1, 6 * n_tokens, 30 * n_tokens]
@@ -302,8 +322,10 @@ def test_dropped_connections(server):
     """Clients that leave in the middle of an answer: theirs ends at once, nobody else's changes."""
     wanted = answer(server, PROMPTS[1])
     body = json.dumps({"model": MODEL, "prompt": PROMPTS[0], "max_tokens": 900, "stream": True, "ignore_eos": True}).encode()
-    head = (f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n").encode()  # fmt: skip
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode()
     connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(6)]
     for connection in connections:
         connection.sendall(head + body)

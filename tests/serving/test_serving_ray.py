@@ -48,11 +48,19 @@ def example() -> Any:
 @pytest.mark.parametrize(
     ("path", "asked"),
     [
-        ("v1/models", "/v1/models"), ("", "/"), ("/other:1/x", "/other:1/x"), ("//other:1/x", "/other:1/x"),
-        ("http://other:1/x", "/http://other:1/x"), ("@other/x", "/@other/x"), (":1/x", "/:1/x"), ("\\\\other/x", "/%5C%5Cother/x"),
-        ("../../x", "/x"), ("a?b#c", "/a%3Fb%23c"), ("x\r\nHost: other", "/x%0D%0AHost:%20other"),
+        ("v1/models", "/v1/models"),
+        ("", "/"),
+        ("/other:1/x", "/other:1/x"),
+        ("//other:1/x", "/other:1/x"),
+        ("http://other:1/x", "/http://other:1/x"),
+        ("@other/x", "/@other/x"),
+        (":1/x", "/:1/x"),
+        ("\\\\other/x", "/%5C%5Cother/x"),
+        ("../../x", "/x"),
+        ("a?b#c", "/a%3Fb%23c"),
+        ("x\r\nHost: other", "/x%0D%0AHost:%20other"),
     ],
-)  # fmt: skip
+)
 def test_a_path_names_no_other_server(example, path: str, asked: str):
     url = example.engine_url(5, path, [("a", "1"), ("a", "é&"), ("b", "")])
     assert (url.scheme, url.host, url.port) == ("http", "127.0.0.1", 5)
@@ -135,8 +143,11 @@ def test_a_replica_killed_under_load(tmp_path):
     with log.open("w") as file:
         cluster = subprocess.Popen(
             [sys.executable, str(ROOT / "examples/serving/ray_serve.py"), "--flags", flags, "--python", str(PYTHON), "--port", str(port)],
-            stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
-        )  # fmt: skip
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
     try:
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="-", max_retries=0, timeout=60)
         for _ in range(400):

@@ -114,8 +114,16 @@ def test_a_step_of_mixed_routes_is_each_sequence_alone(sequences: list[tuple[str
         context = SimpleNamespace(attn_metadata={}, slot_mapping={})
         whole = step_of(lengths)
         ends, here = torch.tensor([0, length], dtype=torch.int32), slice(start, start + length)
-        own = Common(ends, ends, whole.seq_lens[place : place + 1], 1, length, length, whole.block_table_tensor[place : place + 1],
-                     whole.slot_mapping[here])  # fmt: skip
+        own = Common(
+            ends,
+            ends,
+            whole.seq_lens[place : place + 1],
+            1,
+            length,
+            length,
+            whole.block_table_tensor[place : place + 1],
+            whole.slot_mapping[here],
+        )
         states = torch.randn(sum(lengths), D, generator=torch.Generator().manual_seed(9))[start : start + length]
         residual = torch.zeros_like(states)
         for block, action in enumerate(route):

@@ -11,9 +11,15 @@ import os
 import sys
 
 os.environ |= {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_PLUGINS": "drllm", "VLLM_USE_V2_MODEL_RUNNER": "0",
-}  # fmt: skip
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_PLUGINS": "drllm",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+}
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 
@@ -27,8 +33,14 @@ def main() -> None:
     from drllm.deploy.serving.launch import engine_options
     from drllm.deploy.serving.spec import ServeSpec
 
-    options = {"model": told["model"], "dtype": "float32", "enforce_eager": True, "max_model_len": 256, "skip_tokenizer_init": True,
-               "seed": 0} | told["engine"]  # fmt: skip
+    options = {
+        "model": told["model"],
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 256,
+        "skip_tokenizer_init": True,
+        "seed": 0,
+    } | told["engine"]
     if told["spec"] is not None:
         import torch
 
@@ -61,15 +73,23 @@ def main() -> None:
     cache = engine.vllm_config.cache_config
     result = {
         "answers": [
-            None if outputs.get(str(index)) is None else {
+            None
+            if outputs.get(str(index)) is None
+            else {
                 "ids": list(outputs[str(index)].outputs[0].token_ids),
-                "logprobs": [entry[token].logprob for token, entry in
-                             zip(outputs[str(index)].outputs[0].token_ids, outputs[str(index)].outputs[0].logprobs, strict=True)],
-                "finished": outputs[str(index)].finished, "cached": outputs[str(index)].num_cached_tokens,
-            } for index in range(len(requests))
+                "logprobs": [
+                    entry[token].logprob
+                    for token, entry in zip(outputs[str(index)].outputs[0].token_ids, outputs[str(index)].outputs[0].logprobs, strict=True)
+                ],
+                "finished": outputs[str(index)].finished,
+                "cached": outputs[str(index)].num_cached_tokens,
+            }
+            for index in range(len(requests))
         ],
-        "blocks": cache.num_gpu_blocks, "block_size": cache.block_size, "steps": step,
-    }  # fmt: skip
+        "blocks": cache.num_gpu_blocks,
+        "block_size": cache.block_size,
+        "steps": step,
+    }
     if told["spec"] is not None:
         result["stats"] = engine.collective_rpc("drllm_stats")[0]
         result["routes"] = [engine.collective_rpc("drllm_route", args=(str(index),))[0] for index in range(len(requests))]

@@ -13,10 +13,21 @@ from typing import Any
 PARTS: list[tuple[str, str, list[str] | None, list[str]]] = [
     ("vllm.exceptions", "VLLMValidationError.__init__", ["message", "parameter"], []),
     ("vllm.model_executor.models.utils", "PPMissingLayer.__init__", None, []),
-    ("vllm.model_executor.layers.attention", "Attention.__init__",
-     ["num_heads", "head_size", "scale", "num_kv_heads", "cache_config", "quant_config", "attn_type", "prefix"],
-     ["self.layer_name", "self.num_heads", "self.head_size", "self.num_kv_heads", "self.impl", "self.attn_type", "self.sliding_window",
-      "static_forward_context"]),
+    (
+        "vllm.model_executor.layers.attention",
+        "Attention.__init__",
+        ["num_heads", "head_size", "scale", "num_kv_heads", "cache_config", "quant_config", "attn_type", "prefix"],
+        [
+            "self.layer_name",
+            "self.num_heads",
+            "self.head_size",
+            "self.num_kv_heads",
+            "self.impl",
+            "self.attn_type",
+            "self.sliding_window",
+            "static_forward_context",
+        ],
+    ),
     ("vllm.compilation.decorators", "support_torch_compile", ["dynamic_arg_dims"], []),
     ("vllm.compilation.decorators", "_support_torch_compile", None, ["self.do_not_compile"]),
     ("vllm.config", "set_current_vllm_config", ["vllm_config"], []),
@@ -24,8 +35,12 @@ PARTS: list[tuple[str, str, list[str] | None, list[str]]] = [
     ("vllm.forward_context", "get_forward_context", [], []),
     ("vllm.forward_context", "is_forward_context_available", [], []),
     ("vllm.v1.worker.utils", "AttentionGroup.build_metadata", ["common_attn_metadata"], []),
-    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.__init__", None,
-     ["self.attn_groups", "self.compilation_config", "self.input_batch", "self.requests"]),
+    (
+        "vllm.v1.worker.gpu_model_runner",
+        "GPUModelRunner.__init__",
+        None,
+        ["self.attn_groups", "self.compilation_config", "self.input_batch", "self.requests"],
+    ),
     ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.get_model", ["self"], []),
     ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.initialize_kv_cache", ["self", "kv_cache_config"], []),
     ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._model_forward", ["self", "input_ids", "positions"], []),
@@ -47,7 +62,7 @@ PARTS: list[tuple[str, str, list[str] | None, list[str]]] = [
     ("vllm.model_executor.models.llama", "LlamaModel.embed_input_ids", ["self", "input_ids"], []),
     ("vllm.model_executor.models.llama", "LlamaModel.forward", ["self", "input_ids", "positions"], ["self.layers", "self.end_layer"]),
     ("vllm.model_executor.models.llama", "LlamaDecoderLayer.forward", ["self", "positions", "hidden_states", "residual"], []),
-]  # fmt: skip
+]
 FIELDS: list[tuple[str, str, set[str]]] = [
     ("vllm.forward_context", "ForwardContext", {"attn_metadata", "slot_mapping", "additional_kwargs"}),
     ("vllm.v1.worker.gpu_input_batch", "CachedRequestState", {"sampling_params", "output_token_ids"}),
@@ -59,14 +74,35 @@ FIELDS: list[tuple[str, str, set[str]]] = [
 ]
 # Of a step's metadata: what `StepAttention.of` cuts, and what is the same, or unused, for some of the sequences of the families served.
 CUT = {
-    "query_start_loc", "query_start_loc_cpu", "seq_lens", "seq_lens_cpu_upper_bound", "num_reqs", "num_actual_tokens", "max_query_len",
-    "block_table_tensor", "slot_mapping", "positions", "is_prefilling", "_num_computed_tokens_cache", "_token_to_req_indices_cache",
-}  # fmt: skip
+    "query_start_loc",
+    "query_start_loc_cpu",
+    "seq_lens",
+    "seq_lens_cpu_upper_bound",
+    "num_reqs",
+    "num_actual_tokens",
+    "max_query_len",
+    "block_table_tensor",
+    "slot_mapping",
+    "positions",
+    "is_prefilling",
+    "_num_computed_tokens_cache",
+    "_token_to_req_indices_cache",
+}
 KEPT = {
-    "max_seq_len", "causal", "logits_indices_padded", "num_logits_indices", "max_logits_per_req", "encoder_seq_lens",
-    "encoder_seq_lens_cpu", "dcp_local_seq_lens", "dcp_local_seq_lens_cpu_upper_bound", "req_idx", "mm_req_doc_ranges",
-    "rswa_prefix_lens", "replayssm_decode_base_cpu",
-}  # fmt: skip
+    "max_seq_len",
+    "causal",
+    "logits_indices_padded",
+    "num_logits_indices",
+    "max_logits_per_req",
+    "encoder_seq_lens",
+    "encoder_seq_lens_cpu",
+    "dcp_local_seq_lens",
+    "dcp_local_seq_lens_cpu_upper_bound",
+    "req_idx",
+    "mm_req_doc_ranges",
+    "rswa_prefix_lens",
+    "replayssm_decode_base_cpu",
+}
 
 
 def look_up(module: str, name: str) -> Any:
