@@ -71,7 +71,7 @@ def run(tiny, data, tmp_path_factory):
     return out
 
 
-EVALUATE_ONLY = ("mindskip", "flexidepth", "oracle")  # tests/test_partial.py
+EVALUATE_ONLY = ("mindskip", "flexidepth", "oracle")  # tests/methods/test_rivals.py
 
 
 @pytest.mark.parametrize("name", [name for name in registry.BUILT_IN if name not in EVALUATE_ONLY])

@@ -113,7 +113,7 @@ def test_questions_with_broken_logits_are_counted_apart():
     (row,), (clean,) = stats.rows, describe(easy()).rows
     assert row.broken == 3
     assert replace(row, broken=0) == clean
-    assert "left out of all tables: 3 questions on which the base's logits are not numbers" in render(stats)
+    assert "left out of all tables: 3 questions on which the base's logits are NaN or infinite" in render(stats)
     (row,) = describe(broken).rows
     assert (row.visited, row.broken, row.search.n) == (0, 3, 0)
     assert "0 of 0" in render(describe(broken))

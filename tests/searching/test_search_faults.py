@@ -117,7 +117,7 @@ def test_an_id_that_no_file_can_hold_is_refused_with_its_line(tmp_path):
         load_task(TASK, data)
 
 
-# --- logits that are no numbers -----------------------------------------------------------------------------------------------------
+# --- logits that are NaN or infinite -----------------------------------------------------------------------------------------------------
 
 
 def broken_on(marker: str) -> RoutedModel:

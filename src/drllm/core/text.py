@@ -18,7 +18,7 @@ def display_name(method: str) -> str:
 
 
 def as_text(table: Table) -> str:
-    """A table for a terminal, without colours, so that it can be piped and compared; as wide as it must be to cut no figure."""
+    """A table for a terminal, without colours, so that it can be piped and compared; wide enough that no number is truncated."""
     buffer = io.StringIO()
     console = Console(file=buffer, width=WIDTH, color_system=None, legacy_windows=False)
     console.width = max(WIDTH, Measurement.get(console, console.options.update(width=10_000), table).maximum)

@@ -51,7 +51,7 @@ class Asked:
         saved: the folder of the method's policy; None for the base, and for controls.
         routes: of a control, one a question in the order in which they are answered.
         path, key: where the verdicts go, and what names all they depend on.
-        told: of the verdicts, kept beside the key for readers who have neither model nor questions: what they can be compared with
+        told: metadata stored with the verdicts so they can be compared without the model: what they can be compared with
             (`comparable`), and whose verdicts they are (`policy`).
     """
 

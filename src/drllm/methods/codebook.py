@@ -266,7 +266,7 @@ def saved_passes(candidate: Candidate) -> np.ndarray:
 
 
 def thresholds(best: Candidate, features: np.ndarray) -> list[float]:
-    """Operating points, the readiest to stay first: a quarter, a half, three quarters and all of the tune prompts that leave the base."""
+    """Operating points, most conservative first: a quarter, a half, three quarters and all of the tune prompts that leave the base."""
     values = (best.ridge.predict(features) + best.price * saved_passes(best)).max(1)
     leaving = np.sort(values[values > best.threshold])[::-1]
     counts = sorted({round(share * len(leaving)) for share in (0.25, 0.5, 0.75)} - {0, len(leaving)})

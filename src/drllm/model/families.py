@@ -1,4 +1,4 @@
-"""The model families that drllm's laws cover; `tests/test_laws.py` holds each of them to exactness."""
+"""The model families that drllm's laws cover; `tests/laws/test_laws.py` holds each of them to exactness."""
 
 from __future__ import annotations
 

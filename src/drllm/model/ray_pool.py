@@ -1,8 +1,8 @@
 """A Ray cluster's actors, one a model replica: jobs are pulled by whoever is free. The only module that imports Ray.
 
-Each actor writes what it makes to files, so the run folder must lie where all nodes see it. An actor gets jobs only once it runs, so none
-waits for one that finds no room. A dead actor's unfinished jobs go back to the queue, for whoever is free, and a new actor takes its place;
-a job that three actors died of is refused.
+Each actor writes what it makes to files, so the run folder must lie where all nodes see it. An actor gets jobs only once it runs, so no
+job waits for an actor the cluster cannot place. A dead actor's unfinished jobs go back to the queue, for whoever is free, and a new actor
+takes its place; a job that three actors died of is refused.
 """
 
 from __future__ import annotations

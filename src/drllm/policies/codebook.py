@@ -66,7 +66,7 @@ class Codebook(Policy):
         block: the block before which the prompt's states are read.
         mean, scale: (F,) standardise the features.
         weight, bias: (F, K - 1) and (K - 1,): the score of each route but the base, whose score is 0.
-        points: operating points, the readiest to stay with the base first; none for a book of the base alone.
+        points: operating points, most conservative first; none for a book of the base alone.
         at: the one in use.
     """
 
@@ -87,7 +87,8 @@ class Codebook(Policy):
         self.mean, self.scale, self.weight, self.bias = mean, scale, weight, bias
         if not self.routes[0].is_full or any(route.first_edit() < block for route in self.routes[1:]):
             raise InputError(
-                f"a code book that reads the prompt before block {block} needs the base first and no route that edits one before"
+                f"a codebook that reads the prompt before block {block} must list the base route first; "
+                f"no route may change a block before {block}"
             )
         if (
             weight.shape != (len(mean), len(self.routes) - 1)
@@ -150,7 +151,7 @@ class Codebook(Policy):
         return view
 
     def operating_points(self) -> list[Policy]:
-        """The book at each point, the readiest to stay with the base first."""
+        """The codebook at each point, most conservative first."""
         return [self.at_point(at) for at in range(len(self.points))] if self.points else [self]
 
     def save(self, folder: Path) -> list[str]:

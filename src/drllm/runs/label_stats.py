@@ -63,7 +63,7 @@ class TaskStats:
         control: of those with a control, what it solved in as many tries as the search may take; None without any.
         difference: search minus control on the questions that have a control, with its 95 % bootstrap interval (mean, low, high).
         flips: by the name of the check, in alphabetical order.
-        broken: questions whose base logits were no numbers.
+        broken: questions whose base logits were NaN or infinite.
     """
 
     task: str
@@ -213,7 +213,7 @@ def render(stats: RecordStats) -> str:
 def broken_note(stats: RecordStats) -> str:
     """Says how many questions no table counts; empty for none."""
     n_broken = stats.rows[-1].broken
-    return f"left out of all tables: {n_broken:,} questions on which the base's logits are not numbers" if n_broken else ""
+    return f"left out of all tables: {n_broken:,} questions on which the base's logits are NaN or infinite" if n_broken else ""
 
 
 def tables(stats: RecordStats) -> list[Cells]:

@@ -22,7 +22,7 @@ from drllm.core.files import write_bytes
 from drllm.core.route import Route
 
 SCHEMA_VERSION = 2
-FINITE = "finite"  # the check that fails on a base route whose logits are no numbers
+FINITE = "finite"  # the check that fails on a base route whose logits are NaN or infinite
 RECORD_SPLITS = ("fit", "tune", "calibrate")  # never test: what a search has seen cannot be tested on
 _SHARD_NAME = re.compile(r"shard-(\d{5,})\.parquet")
 _FLOAT16_LIMIT = 65520.0  # from here on float16 rounds to infinity
@@ -155,7 +155,7 @@ class RouteRecord:
 
     @property
     def broken(self) -> bool:
-        """The base's logits were no numbers, so nothing more was tried."""
+        """The base's logits were NaN or infinite, so nothing more was tried."""
         return self.verified(self.routes[0]).get(FINITE) is False
 
     def verified(self, route: Route) -> dict[str, bool]:

@@ -204,7 +204,7 @@ class GeneratedScorer:
                 mask = mask[running]
 
     def _extend(self, rows: Sequence[_Answer], logits_BV: Tensor) -> None:
-        """One more token for each running row; rows whose verdict is settled, or whose logits are no numbers, are done."""
+        """One more token for each running row; rows whose verdict is settled, or whose logits are NaN or infinite, are done."""
         finite = logits_BV.amax(-1).isfinite().tolist()
         tokens = self._choose([(*answer.question.context_ids, *answer.tokens) for answer in rows], logits_BV)
         for answer, token, is_finite in zip(rows, tokens, finite, strict=True):

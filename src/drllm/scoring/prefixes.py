@@ -4,10 +4,10 @@ The states after k blocks of a path depend on those k blocks alone, so a row's p
 its parent's states. Nodes wait at their block; a sweep goes through the blocks in order and runs what waits there, rows of any question and
 depth together, in steps of one fixed shape. A step that is not full may wait for the next sweep.
 
-Fixed shapes are what makes a verdict depend on the question and the route alone: a matrix product in bfloat16 may round a row otherwise in
-a batch of another size, but not at another place in a batch of the same size. So neither the other rows, nor the order, nor what was
-evicted from memory can flip a verdict (`tests/test_prefixes.py`). Mixtures of experts are the exception: an expert's batch holds whatever
-tokens of the step were sent to it, so the last bits may differ.
+Fixed shapes are what makes a verdict depend on the question and the route alone: a matrix product in bfloat16 can round
+differently when the batch size changes, but not at another place in a batch of the same size. So neither the other rows, nor the order, nor
+what was evicted from memory can flip a verdict (`tests/scoring/test_prefixes.py`). Mixtures of experts are the exception: an expert's batch
+holds whatever tokens of the step were sent to it, so the last bits may differ.
 
 Shapes: W width (tokens of a row, padded), R rows of a step, B rows of a sheet, D hidden size.
 """

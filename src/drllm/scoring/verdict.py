@@ -16,7 +16,7 @@ class Verdict:
     acc, acc_norm: loglik only: the verdicts of raw and of character-normalised log-likelihood.
     text: letter and boxed only: the generated answer, up to where its verdict was settled.
     margin_acc, margin_acc_norm: loglik only: the margin under either metric.
-    broken: the logits were not numbers; every verdict is then wrong and every margin nan.
+    broken: the logits were NaN or infinite; every verdict is then wrong and every margin nan.
     """
 
     correct: bool

@@ -170,7 +170,7 @@ def check_shapes(tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]
         if found != f"{shape} {torch.float32}":
             raise ValueError(f"{name} is {found}, expected {shape} {torch.float32}")
         if not bool(tensors[name].isfinite().all()):
-            raise ValueError(f"{name} holds values that are no numbers")
+            raise ValueError(f"{name} holds values that are NaN or infinite")
 
 
 def count(module: nn.Module) -> int:

@@ -123,7 +123,7 @@ class FlexiDepth(GatedPolicy):
 
 
 def check_finite(gates: Tensor, index: int) -> None:
-    """Refuse gates that are no numbers: compared with a threshold they would be closed without a word."""
+    """Refuse gates that are NaN or infinite: compared with a threshold they would be closed without a word."""
     if not bool(gates.isfinite().all()):
         raise InputError(f"the gates of block {index} are not finite on a prompt: load the base in bfloat16 or float32")
 
