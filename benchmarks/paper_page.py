@@ -27,7 +27,7 @@ from drllm.core.config import ReproduceConfig, Resources
 from drllm.paper import charts, figures, run, tables
 from drllm.paper.setup import TASKS, Setup
 from drllm.paper.stages import LEDGER_FILE, Bench, Clock, Evaluate, Stage
-from drllm.reporting.parts import Chart
+from drllm.reporting.chart import Chart
 from drllm.runs.load import read_verdicts
 from drllm.runs.manifest import search_manifests
 from drllm.runs.names import BASE
@@ -73,13 +73,13 @@ def kept_scores(path: Path) -> Any:
 def kept_probabilities(path: Path, n: int, n_layers: int) -> Any:
     """Figure 7's histogram from its shares."""
 
-    def drawn(bench: Bench, folder: Path) -> Chart:
+    def drawn(bench: Bench) -> Chart:
         series: dict[str, list[float]] = {}
         for row in csv.DictReader(path.open()):
             middle = (float(row["from"]) + float(row["to"])) / 2
             series.setdefault(row["series"], []).extend([middle] * round(float(row["share"]) * n * n_layers))
         title = f"Probabilities of the routers, {n} fit questions x {n_layers} blocks"
-        return charts.histogram(folder, "probabilities", title, figures.PROBABILITIES, "probability", series)
+        return charts.histogram("probabilities", title, figures.PROBABILITIES, "probability", series)
 
     return drawn
 

@@ -30,12 +30,12 @@ from drllm.evaluation.fit import under_policy
 from drllm.methods.base import get_method, method_names
 from drllm.paper import exhibits, published, tables
 from drllm.paper.exhibits import Claim, Difference, above_all, against, in_domain, train_routers, weighed
-from drllm.paper.figures import KNOB, WINDOWS
+from drllm.paper.figures import CONTROL, WINDOWS
 from drllm.paper.rivals import BUDGET, BUDGETED
 from drllm.paper.run import EXHIBITS, dry_run, reproduce, stages_of, wanted_exhibits
 from drllm.paper.setup import Setup
+from drllm.paper.speed import p_of_ratio
 from drllm.paper.stages import Bench, Clock, Search, Train, Turn
-from drllm.paper.tables import p_of_ratio
 from drllm.policies import saved as artifact
 from drllm.reporting.report import report
 from drllm.runs.load import read_answers, read_verdicts
@@ -161,12 +161,12 @@ def rows_of(path: Path) -> list[list[str]]:
 
 def test_the_knob_goes_from_no_block_to_every_block_twice(bench):
     told = rows_of(bench.folder / "all" / "knob.csv")
-    assert [row[-1] for row in told if row[0] != "base"] == [f"p {p:+g}" for p in KNOB]
+    assert [row[-1] for row in told if row[0] != "base"] == [f"p {p:+g}" for p in CONTROL]
     rows = [(series, float(x)) for series, x, *_ in told]
     passes = [x for series, x in rows if series != "base"]
     assert (passes[0], passes[-1]) == (0, 2 * L)
-    assert passes[KNOB.index(0.5)] == L
-    ends = passes[: KNOB.index(-0.5) + 1], passes[KNOB.index(0.5) :]
+    assert passes[CONTROL.index(0.5)] == L
+    ends = passes[: CONTROL.index(-0.5) + 1], passes[CONTROL.index(0.5) :]
     assert all(end == sorted(end) for end in ends), "between them a router that repeats is blended with the base's route"
 
 

@@ -23,8 +23,10 @@ from drllm import ArtifactError, InputError
 from drllm.core.files import write_json
 from drllm.paper import charts
 from drllm.reporting import browser, report
+from drllm.reporting.chart import Axis
+from drllm.reporting.drawing import need_extras
 from drllm.reporting.figures import pareto_front
-from drllm.reporting.page import need_page, to_html
+from drllm.reporting.page import to_html
 from drllm.reporting.parts import Heading, Paragraph, RouteBrowser, Table
 from drllm.runs.records import read_records, write_shard
 from drllm.tasks import load_task, texts_digest
@@ -265,7 +267,7 @@ def test_a_large_group_shows_some_prompts_and_counts_all(tmp_path: Path, monkeyp
 def test_without_plotly_the_way_out_is_named(run: Path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
     with pytest.raises(InputError, match=r"pip install '.\[demo\]'"):
-        need_page()
+        need_extras()
 
 
 # What a reader would not see, or see twice: text outside its plot's box, a title of the x axis on the legend.
@@ -319,12 +321,12 @@ def test_nothing_is_cut_or_covered_among_the_papers_figures(tmp_path: Path, widt
     title, words = "A figure of the paper with a title", "A caption."
     parts = [
         Heading("Figures", 1),
-        charts.stacked(tmp_path, "knob", title, words, "control knob p", {"accuracy (%), 95 % Wilson interval": {"routers": knob},
+        charts.stacked("knob", title, words, "control knob p", {"accuracy (%), 95 % Wilson interval": {"routers": knob},
                        "mean passes a prompt": {"routers": knob}}, ("p",), [(1,)]),
-        charts.curves(tmp_path, "losses", title, words, "loss", "points over the base, 95 %", {"routers": losses, "others": losses}),
-        charts.histogram(tmp_path, "shares", title, words, "probability", some),
-        charts.boxes(tmp_path, "boxes", title, words, "passes a block", {"early blocks (0 to 9)": many, "late blocks (20 to 29)": many}),
-        charts.usage(tmp_path, "usage", title, words, {name: [1.0] * 30 for name in FULL_TASKS}),
+        charts.curves("losses", title, words, (Axis("loss"), "points over the base, 95 %"), {"routers": losses, "others": losses}),
+        charts.histogram("shares", title, words, "probability", some),
+        charts.boxes("boxes", title, words, "passes a block", {"early blocks (0 to 9)": many, "late blocks (20 to 29)": many}),
+        charts.usage("usage", title, words, {name: [1.0] * 30 for name in FULL_TASKS}),
         Table(("here", "claim"), (("holds", "a claim that is longer than a cell that a phone could show beside others"),)),
     ]  # fmt: skip
     (tmp_path / "page.html").write_text(to_html(parts), encoding="utf-8")

@@ -186,8 +186,8 @@ def test_every_picture_opens_and_has_its_numbers_beside_it(run: Path):
 
 def test_every_method_is_drawn_inside_the_picture_of_accuracy(run: Path, monkeypatch):
     drawn = {}
-    save = drawing._save
-    monkeypatch.setattr(drawing, "_save", lambda figure, path: (drawn.update({path.stem: figure}), save(figure, path)))
+    draw = drawing.draw
+    monkeypatch.setattr(drawing, "draw", lambda chart: drawn.setdefault(chart.name, draw(chart)))
     report.report(run)
     axes = drawn["accuracy_tune"].axes[0]
     for row in rows_of(run / "report" / "accuracy_tune.csv"):
@@ -345,8 +345,8 @@ def test_a_long_name_cuts_no_figure(tmp_path: Path):
 
 def test_pictures_are_refused_by_name_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match="need matplotlib"):
-        drawing.need_matplotlib()
+    with pytest.raises(InputError, match="needs matplotlib"):
+        drawing.need_extras()
 
 
 def test_what_an_earlier_evaluation_left_is_shown_where_it_still_compares(run: Path):
@@ -397,10 +397,10 @@ def test_a_folder_without_its_trainings_says_that_they_are_not_kept(run: Path):
     assert "holds no saved policy, though run.json tells" in page
 
 
-def test_a_task_that_a_method_leaves_alone_is_on_the_heat_map(tmp_path: Path):
+def test_a_task_that_a_method_leaves_alone_is_on_the_heat_map():
     """That it takes the base's route there is a finding; a method that does so everywhere is no row."""
     rows = {("tune", "routers", "piqa"): [{"route": "1111"}], ("tune", "routers", "arc_easy"): [{"route": "1011"}]}
-    chart = usage_map(rows | {("tune", "static", "piqa"): [{"route": "1111"}]}, tmp_path, "tune")
+    chart = usage_map(rows | {("tune", "static", "piqa"): [{"route": "1111"}]}, "tune")
     assert not isinstance(chart, str)
     assert {(row[0], row[1]) for row in chart.rows} == {("routers", "piqa"), ("routers", "arc_easy")}
 

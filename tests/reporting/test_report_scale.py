@@ -16,9 +16,11 @@ from test_report import BEHAVIOUR, L, markdown_of, write_evaluation, write_searc
 from test_report import run as run
 
 from drllm.core.files import write_json
-from drllm.reporting import drawing, plots, report
+from drllm.reporting import report
+from drllm.reporting.chart import Axis, Chart, Spot
 from drllm.reporting.glossary import glossary
 from drllm.reporting.parts import Folded, Paragraph, Table
+from drllm.reporting.plots import as_plotly
 from drllm.runs.load import load_run
 
 FULL_TASKS = ("arc_easy", "arc_challenge", "arith-1", "arith-2", "arith-3", "arith-4", "arith-5")
@@ -68,11 +70,10 @@ def plots_of(page: Path) -> list[dict]:
 
 
 def test_no_two_methods_look_alike_before_the_57th():
-    looks = {(drawing.colour(index), drawing.marker(index)) for index in range(56)}
-    assert len(looks) == 56
-    drawn = [plots.points([0], [0], [0], [0], "", index, "")["marker"] for index in range(56)]
+    marks = [Spot(index=index, x=0, y=0, low=0, high=0, hover="") for index in range(56)]
+    assert len({(mark.colour, mark.marker[0]) for mark in marks}) == 56
+    drawn = [trace["marker"] for trace in as_plotly(Chart("", "", "", (), (), tuple(marks), Axis(), (Axis(),)))["data"]]
     assert len({(marker["color"], marker["symbol"]) for marker in drawn}) == 56
-    assert len(drawing.MARKERS) == len(plots.SYMBOLS)
 
 
 def test_one_sentence_leads_and_the_others_are_folded(full: Path):

@@ -137,13 +137,11 @@ def _retrofit(job: Job) -> Lines:
     options = {name: job.options(get_method(name), f"{name}_") for name in RETROFITTED}
     resources = job.config("resources", "resources_")
     model = job.need("model")
-    from drllm.reporting.drawing import need_matplotlib
-    from drllm.reporting.page import need_page
+    from drllm.reporting.drawing import need_extras
     from drllm.reporting.summary_table import render
     from drllm.retrofitting.pipeline import retrofit
 
-    need_page()
-    need_matplotlib()  # an hour of search must not end in a missing package
+    need_extras()  # an hour of search must not end in a missing package
     result = retrofit(job.load(model), tasks, out, options, **configs, data=job.common.data or None, argv=job.argv, resources=resources)
     answer = result["answer"]
     yield f"prompt: {answer['prompt']}"

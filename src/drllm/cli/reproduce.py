@@ -23,8 +23,7 @@ def reproduce_paper(job: Job) -> Lines:
     """Run `drllm reproduce`."""
     from drllm.paper.run import dry_run, reproduce, wanted_exhibits
     from drllm.paper.setup import TASKS, Setup, changed_flags
-    from drllm.reporting.drawing import need_matplotlib
-    from drllm.reporting.page import need_page
+    from drllm.reporting.drawing import need_extras
     from drllm.tasks import get_task
 
     exhibits = wanted_exhibits(job.arguments.names)
@@ -38,8 +37,7 @@ def reproduce_paper(job: Job) -> Lines:
         yield from dry_run(exhibits, setup, config.plain_ms)
         return
     if not job.arguments.dry_run:  # before the model is loaded
-        need_matplotlib()
-        need_page()
+        need_extras()
     routed = job.load(setup.model)
     if job.arguments.dry_run:
         from drllm.paper.clock import plain_ms

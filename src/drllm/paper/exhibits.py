@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from drllm.core.text import p_value, percent, points
@@ -29,13 +28,13 @@ class Exhibit:
     Attributes:
         title: what it shows, and its number in the paper.
         stages: what it needs, in order.
-        show: what it says, once they ran; pictures go to the folder given.
+        show: what it says, once they ran.
     """
 
     name: str
     title: str
     stages: Callable[[Setup], list[Stage]]
-    show: Callable[[Bench, Path], list[Part]]
+    show: Callable[[Bench], list[Part]]
 
 
 def searches(setup: Setup) -> list[Stage]:
@@ -57,7 +56,7 @@ def after_routers(*stages: Callable[[Setup], Stage]) -> Callable[[Setup], list[S
 
 
 def in_domain(setup: Setup) -> Evaluate:
-    """Table 3's comparison, which other exhibits read too: routers and controls where they were trained."""
+    """Table 3's comparison, which other exhibits read too: routers and their blind baselines where they were trained."""
     return Evaluate((BASE, ROUTERS, "random", "shuffled"), setup.tasks, setup.config.split)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from drllm.core.route import Action, Route
@@ -28,9 +27,9 @@ from drllm.paper.exhibits import (
 )
 from drllm.paper.setup import Setup
 from drllm.paper.stages import Bench, Evaluate, Stage, Turn
-from drllm.reporting.drawing import number
+from drllm.reporting.chart import Axis, Chart, number
 from drllm.reporting.figures import accuracy_charts, label_distribution, mean_usage, usage_map
-from drllm.reporting.parts import Bullets, Chart, Paragraph, Part, Table
+from drllm.reporting.parts import Bullets, Paragraph, Part, Table
 from drllm.reporting.summary_table import verdict
 from drllm.runs.names import BASE
 from drllm.runs.records import read_records
@@ -39,7 +38,7 @@ from drllm.runs.summary import SummaryRow
 WIDTHS, DEPTHS, WINDOWS = (64, 128, 256, 512, 1024), (1, 2, 3, 4), (1, 2, 4, 8, 16)  # section 6; 128, 2 and 8 are the paper's choice
 SWEEPS = (("width", WIDTHS, "hidden width"), ("depth", DEPTHS, "linear layers"), ("n_windows", WINDOWS, "windows"))
 CHOSEN = {"width": 128, "depth": 2, "n_windows": 8}
-KNOB = (-1.0, -0.75, -0.6, -0.5, -0.4, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
+CONTROL = (-1.0, -0.75, -0.6, -0.5, -0.4, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
 LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     "focal (paper)": (ROUTERS, {}),
     "weighted cross-entropy": ("routers_weighted", {"gamma": 0.0}),
@@ -78,7 +77,7 @@ def _accuracy(row: SummaryRow, x: float) -> Point:
     return Point(x, 100 * row.accuracy, 100 * row.wilson_low, 100 * row.wilson_high)
 
 
-def _sweep_chart(bench: Bench, folder: Path, option: str, values: Sequence[int], name: str, x: str, by_task: bool = False) -> Chart:
+def _sweep_chart(bench: Bench, option: str, values: Sequence[int], name: str, x: str, by_task: bool = False) -> Chart:
     stage = _swept(bench.setup, option, values)
     summary = bench.run(stage)
     rows = {(row.task, row.method): row for row in summary.rows}
@@ -90,7 +89,7 @@ def _sweep_chart(bench: Bench, folder: Path, option: str, values: Sequence[int],
     n = sum(rows[task, BASE].n for task in summary.tasks)
     title = f"Routers by {x}, tune split, n = {n} questions"
     caption = f"Accuracy against the base, which is the dotted line, by {x}; intervals that overlap tell nothing apart."
-    return charts.curves(folder, name, title, caption, x, DIFFERENCE, series, base=0)
+    return charts.curves(name, title, caption, (Axis(x), DIFFERENCE), series, base=0)
 
 
 def _sweep_table(bench: Bench, option: str, values: Sequence[int], x: str) -> Table:
@@ -111,17 +110,17 @@ def _best(bench: Bench, option: str, values: Sequence[int], text: str) -> Claim:
     return weighed(text, found, f"Against the best other: {best}")
 
 
-def _fig1(bench: Bench, folder: Path) -> list[Part]:
+def _fig1(bench: Bench) -> list[Part]:
     summary = bench.run(in_domain(bench.setup))
-    shown = accuracy_charts(summary, folder)
+    shown = accuracy_charts(summary)
     return [*(part if isinstance(part, Chart) else Paragraph(part) for part in shown), Bullets((verdict(summary, ROUTERS),), strong=True)]
 
 
-def _fig4(bench: Bench, folder: Path) -> list[Part]:
+def _fig4(bench: Bench) -> list[Part]:
     stage = in_domain(bench.setup)
     split = bench.run(stage).split
     rows = {(split, ROUTERS, task): answers(bench, stage, ROUTERS, task) for task in stage.tasks}
-    heat = usage_map(rows, folder, split)
+    heat = usage_map(rows, split)
     groups: dict[str, dict[str, list[float]]] = {}
     for task in stage.tasks:
         routes = [Route.parse(row["route"]) for row in rows[split, ROUTERS, task]]
@@ -134,7 +133,7 @@ def _fig4(bench: Bench, folder: Path) -> list[Part]:
         }
     caption = "Mean passes a block of each prompt, by thirds of the model: median, quartiles, 5th and 95th percentile; the base makes 1."
     title = f"Passes by thirds of the blocks, {split} split"
-    box = charts.boxes(folder, "thirds", title, caption, "passes a block", groups)
+    box = charts.boxes("thirds", title, caption, "passes a block", groups)
     return [heat if isinstance(heat, Chart) else Paragraph(heat), box]
 
 
@@ -143,10 +142,10 @@ def _fig5_stages(setup: Setup) -> list[Stage]:
     return [*searches(setup), *trained, *(_swept(setup, option, values) for option, values, _ in SWEEPS)]
 
 
-def _fig5(bench: Bench, folder: Path) -> list[Part]:
+def _fig5(bench: Bench) -> list[Part]:
     parts: list[Part] = []
     for option, values, x in SWEEPS:
-        parts += [_sweep_chart(bench, folder, option, values, f"by_{option}", x), _sweep_table(bench, option, values, x)]
+        parts += [_sweep_chart(bench, option, values, f"by_{option}", x), _sweep_table(bench, option, values, x)]
     lines = (
         _best(bench, "width", WIDTHS, "a hidden width of 128 is best"),
         _best(bench, "depth", DEPTHS, "two linear layers are best"),
@@ -155,20 +154,20 @@ def _fig5(bench: Bench, folder: Path) -> list[Part]:
 
 
 def _turned(setup: Setup) -> Evaluate:
-    return ablation(setup, [Turn(p).policy for p in KNOB])
+    return ablation(setup, [Turn(p).policy for p in CONTROL])
 
 
-def _fig7(bench: Bench, folder: Path) -> list[Part]:
+def _fig7(bench: Bench) -> list[Part]:
     stage = _turned(bench.setup)
     summary = bench.run(stage)
-    rows = [(p, pooled(summary, Turn(p).policy)) for p in KNOB]
+    rows = [(p, pooled(summary, Turn(p).policy)) for p in CONTROL]
     base = pooled(summary, BASE)
     title = f"Control knob p from -1 (skip) to 1 (repeat), tune split, n = {base.n} questions"
     caption = (
         "Accuracy and mean passes as the knob turns: p = -0.5 is the routers, 0.5 the base's route, -1 skips and 1 repeats every block. "
         "The base has no knob: its line is level."
     )
-    turned, level = "routers under the knob", (KNOB[0], KNOB[-1])
+    turned, level = "routers under the knob", (CONTROL[0], CONTROL[-1])
     panels = {
         "accuracy (%), 95 % Wilson interval": {turned: [_accuracy(row, p) for p, row in rows], BASE: [_accuracy(base, p) for p in level]},
         "mean passes a prompt": {
@@ -178,7 +177,7 @@ def _fig7(bench: Bench, folder: Path) -> list[Part]:
     told = [(turned, row, f"p {p:+g}") for p, row in rows] + [(BASE, base, "")]
     keys = ("mean_passes", "accuracy", "wilson_low", "wilson_high")
     numbers = [(series, *(number(getattr(row, key)) for key in keys), p) for series, row, p in told]
-    chart = charts.stacked(folder, "knob", title, caption, "control knob p", panels, ("series", *keys, "p"), numbers)
+    chart = charts.stacked("knob", title, caption, "control knob p", panels, ("series", *keys, "p"), numbers)
     table = Table(
         ("p", "accuracy, %", "mean passes", "points over the base"),
         tuple((f"{p:+.2f}", percent(row.accuracy), f"{row.mean_passes:.2f}",
@@ -186,10 +185,10 @@ def _fig7(bench: Bench, folder: Path) -> list[Part]:
               for p, row in rows),
         POOLED,
     )  # fmt: skip
-    return [chart, table, _probabilities(bench, folder)]
+    return [chart, table, _probabilities(bench)]
 
 
-def _probabilities(bench: Bench, folder: Path) -> Chart:
+def _probabilities(bench: Bench) -> Chart:
     """What the routers make of the states they learned from, along the label path."""
     from drllm.methods.routers import kept_features
     from drllm.policies.routers import Routers
@@ -202,7 +201,7 @@ def _probabilities(bench: Bench, folder: Path) -> Chart:
     series = {action.name.lower(): found[:, action].tolist() for action in Action}
     n, layers = features.labels.shape
     title = f"Probabilities of the routers, {n} fit questions x {layers} blocks"
-    return charts.histogram(folder, "probabilities", title, PROBABILITIES, "probability", series)
+    return charts.histogram("probabilities", title, PROBABILITIES, "probability", series)
 
 
 def _fig8_stages(setup: Setup) -> list[Stage]:
@@ -213,7 +212,7 @@ def _lost(setup: Setup) -> Evaluate:
     return ablation(setup, [policy for policy, _ in LOSSES.values()])
 
 
-def _fig8(bench: Bench, folder: Path) -> list[Part]:
+def _fig8(bench: Bench) -> list[Part]:
     stage = _lost(bench.setup)
     summary = bench.run(stage)
     points = [_over_base(bench, stage, policy, name) for name, (policy, _) in LOSSES.items()]
@@ -229,28 +228,28 @@ def _fig8(bench: Bench, folder: Path) -> list[Part]:
     found = [against(bench, stage, ROUTERS, policy) for policy, _ in LOSSES.values() if policy != ROUTERS]
     lines = [weighed("focal loss is best", found)]
     return [
-        charts.curves(folder, "losses", title, caption, "loss", DIFFERENCE, {"routers": points}, base=0),
+        charts.curves("losses", title, caption, (Axis("loss"), DIFFERENCE), {"routers": points}, base=0),
         Table(header, tuple(rows), f"{POOLED} F1 is on held-back questions along the label path, where any were held back."),
         Bullets(tuple(lines), strong=True),
     ]
 
 
-def _fig9(bench: Bench, folder: Path) -> list[Part]:
+def _fig9(bench: Bench) -> list[Part]:
     few, many = (_variant("n_windows", value) for value in (WINDOWS[0], WINDOWS[-1]))
     most = against(bench, _swept(bench.setup, "n_windows", WINDOWS), many, few)
     return [
-        _sweep_chart(bench, folder, "n_windows", WINDOWS, "windows_by_task", "windows", by_task=True),
+        _sweep_chart(bench, "n_windows", WINDOWS, "windows_by_task", "windows", by_task=True),
         Bullets((weighed("more windows are better", [most]),), strong=True),
     ]
 
 
-def _fig10(bench: Bench, folder: Path) -> list[Part]:
+def _fig10(bench: Bench) -> list[Part]:
     records = {task: list(read_records(bench.setup.out / "search" / task)) for task in bench.setup.tasks}
-    found = label_distribution(records, folder)
+    found = label_distribution(records)
     return [found if isinstance(found, Chart) else Paragraph(found)]
 
 
-def _fig11(bench: Bench, folder: Path) -> list[Part]:
+def _fig11(bench: Bench) -> list[Part]:
     stage = in_domain(bench.setup)
     split = bench.run(stage).split
     means = {}
@@ -259,7 +258,7 @@ def _fig11(bench: Bench, folder: Path) -> list[Part]:
         means[task] = mean_usage(routes)
     caption = "Mean passes through each block, by task: below 1 prompts skip it, above 1 they repeat it."
     return [
-        charts.usage(folder, "usage_by_block", f"Usage of each block, {split} split", caption, means),
+        charts.usage("usage_by_block", f"Usage of each block, {split} split", caption, means),
         comparison(bench.run(stage), "The evaluation it is of."),
     ]
 
@@ -268,7 +267,7 @@ FIGURES = (
     Exhibit("fig1", "Figure 1: accuracy against block passes", after_routers(in_domain), _fig1),
     Exhibit("fig4", "Figure 4: where routers skip and repeat", after_routers(in_domain), _fig4),
     Exhibit("fig5", "Figure 5: width, depth and windows of the routers", _fig5_stages, _fig5),
-    Exhibit("fig7", "Figure 7: the control knob", after_routers(*(lambda _, p=p: Turn(p) for p in KNOB), _turned), _fig7),
+    Exhibit("fig7", "Figure 7: the control knob", after_routers(*(lambda _, p=p: Turn(p) for p in CONTROL), _turned), _fig7),
     Exhibit("fig8", "Figure 8: losses", _fig8_stages, _fig8),
     Exhibit(
         "fig9",

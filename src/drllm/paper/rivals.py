@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from drllm.core.text import percent
@@ -61,7 +60,7 @@ def _rivalry(setup: Setup) -> Evaluate:
     return Evaluate(methods, _choice_tasks(setup) or setup.tasks, split)
 
 
-def _table(bench: Bench, _: Path) -> list[Part]:
+def _table(bench: Bench) -> list[Part]:
     stage = _rivalry(bench.setup)
     summary = bench.run(stage)
     there = {row.method for row in summary.rows}

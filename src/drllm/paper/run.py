@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drllm.core.errors import InputError
-from drllm.core.files import write_text
 from drllm.core.names import did_you_mean
 from drllm.paper.exhibits import WORDS, Claim, Exhibit, in_domain
 from drllm.paper.figures import FIGURES
 from drllm.paper.published import PAPER
 from drllm.paper.setup import Setup
+from drllm.paper.speed import LATENCY
 from drllm.paper.stages import Bench, Evaluate, Stage
-from drllm.paper.tables import LATENCY, TABLES
+from drllm.paper.tables import TABLES
 from drllm.reporting.glossary import glossary
-from drllm.reporting.parts import Bullets, Commands, Folded, Heading, Paragraph, Part, Table, to_markdown
+from drllm.reporting.parts import Bullets, Commands, Folded, Heading, Paragraph, Part, Table
 from drllm.tasks import boxed_matches, get_task, load_task
 
 EXHIBITS: dict[str, Exhibit] = {exhibit.name: exhibit for exhibit in (*TABLES, *FIGURES, LATENCY)}
@@ -56,13 +56,10 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
     Returns:
         The path of the page.
     """
-    from drllm.reporting.drawing import need_matplotlib
-    from drllm.reporting.page import need_page, to_html
+    from drllm.reporting.drawing import need_extras, write_charts
+    from drllm.reporting.page import write_page
 
-    need_matplotlib()  # before hours of work
-    need_page()
-    import matplotlib.style
-
+    need_extras()  # before hours of work
     check(bench, exhibits)
     name = ALL if len(exhibits) == len(EXHIBITS) else "-".join(exhibit.name for exhibit in exhibits)
     folder = bench.folder / name
@@ -76,16 +73,13 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
                 sys.stderr.write(f"{place}\n")
                 bench.run(stage)
                 sys.stderr.write(f"{place}: {time.monotonic() - started:.0f} s\n")
-        folder.mkdir(parents=True, exist_ok=True)
-        with matplotlib.style.context("default"):  # a user's own matplotlibrc must not change the pictures
-            section = _section(bench, exhibit, folder)
+        section = _section(bench, exhibit)
+        write_charts(section, folder)
         parts += section
         claims += [(exhibit, item) for part in section if isinstance(part, Bullets) for item in part.items if isinstance(item, Claim)]
         # After each of them: what a later one fails on must not cost those before it.
         body = [*overview(bench, claims), *parts]
-        page = [*_opening(bench), *glossary(body), *body]
-        write_text(folder / "report.md", to_markdown(page))
-        write_text(folder / "report.html", to_html(page))
+        write_page([*_opening(bench), *glossary(body), *body], folder)
     if (comparison := in_domain(bench.setup)) in bench.results:
         comparison.run(bench)  # the summary that `drllm report` finds is that of the routers and their controls
     return folder / "report.html"
@@ -179,7 +173,7 @@ def overview(bench: Bench, claims: Sequence[tuple[Exhibit, Claim]]) -> list[Part
     return [Heading("What holds here"), Table(header, rows, "Each is judged in its section below.", frozenset({"command"}))]
 
 
-def _section(bench: Bench, exhibit: Exhibit, folder: Path) -> list[Part]:
+def _section(bench: Bench, exhibit: Exhibit) -> list[Part]:
     """One table or figure, and the commands that do the same."""
     setup = bench.setup
     lines = []
@@ -189,7 +183,7 @@ def _section(bench: Bench, exhibit: Exhibit, folder: Path) -> list[Part]:
         lines.append(stage.command(setup) or f"# {stage.name}: `drllm reproduce` alone does this")
     shown = Commands(tuple(dict.fromkeys(lines)))
     done_by = Paragraph(f"Made by `{_command(setup, exhibit.name)}`.")
-    return [Heading(exhibit.title), *exhibit.show(bench, folder), done_by, Folded("The plain commands that do the same", (shown,))]
+    return [Heading(exhibit.title), *exhibit.show(bench), done_by, Folded("The plain commands that do the same", (shown,))]
 
 
 def _command(setup: Setup, name: str) -> str:

@@ -1,19 +1,15 @@
-"""Tables 2 to 8 of the paper, and its latency."""
+"""Tables 2 to 4, 6 and 8 of the paper."""
 
 from __future__ import annotations
 
 import itertools
-import json
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from drllm.core.route import Action, Route
-from drllm.core.text import p_value, percent, points, with_interval
+from drllm.core.text import percent, points, with_interval
 from drllm.paper import published as paper
 from drllm.paper.exhibits import (
     OURS,
@@ -26,7 +22,6 @@ from drllm.paper.exhibits import (
     answers,
     comparison,
     in_domain,
-    jointly,
     last_scores,
     otherwise,
     pooled,
@@ -37,20 +32,17 @@ from drllm.paper.exhibits import (
 )
 from drllm.paper.rivals import RIVALS
 from drllm.paper.setup import Setup
-from drllm.paper.stages import ROUNDS, Bench, Clock, Evaluate, Train
+from drllm.paper.speed import TABLE_7
+from drllm.paper.stages import Bench, Evaluate, Train
 from drllm.reporting.parts import Bullets, Paragraph, Part, Table
 from drllm.runs.label_stats import describe, tables
 from drllm.runs.names import BASE
 from drllm.runs.records import read_records
 from drllm.runs.summary import Summary, evenly
-from drllm.stats.paired import decided, holm
+from drllm.stats.paired import decided
 
 FIRST_BLOCK = "routers_first_block"
 STOOD_IN = " (DART-Math, or arithmetic instead)"
-TIMED = (
-    "Times are medians of the rounds, ratios the geometric mean of the rounds' own ratios, so the two need not agree; what else the "
-    "machine did counts in both."
-)
 PAIRS = 4000  # of prompts of a task, drawn at random, whose routes are compared
 
 
@@ -59,7 +51,7 @@ def labels(bench: Bench) -> Any:
     return describe(record for task in bench.setup.tasks for record in read_records(bench.setup.out / "search" / task))
 
 
-def _table2(bench: Bench, _: Path) -> list[Part]:
+def _table2(bench: Bench) -> list[Part]:
     stats = labels(bench)
     row = stats.rows[-1]
     total, theirs = max(sum(row.actions), 1), sum(paper.ACTIONS)
@@ -90,7 +82,7 @@ def _table2(bench: Bench, _: Path) -> list[Part]:
     return parts
 
 
-def _table3(bench: Bench, _: Path) -> list[Part]:
+def _table3(bench: Bench) -> list[Part]:
     stage = in_domain(bench.setup)
     summary = bench.run(stage)
     accuracy, passes = [], []
@@ -174,7 +166,7 @@ def _outside(setup: Setup) -> Evaluate:
     return Evaluate((BASE, ROUTERS, "shuffled"), setup.config.outside, setup.config.split)
 
 
-def _table4(bench: Bench, _: Path) -> list[Part]:
+def _table4(bench: Bench) -> list[Part]:
     stage = _outside(bench.setup)
     summary = bench.run(stage)
     found, aim = against(bench, stage, ROUTERS, BASE), paper.OUTSIDE_MEAN / 100
@@ -198,7 +190,7 @@ def _inputs(setup: Setup) -> Evaluate:
     return ablation(setup, [ROUTERS, FIRST_BLOCK])
 
 
-def _table6(bench: Bench, _: Path) -> list[Part]:
+def _table6(bench: Bench) -> list[Part]:
     stage = _inputs(bench.setup)
     summary = bench.run(stage)
     found = against(bench, stage, FIRST_BLOCK, BASE)
@@ -215,67 +207,7 @@ def _table6(bench: Bench, _: Path) -> list[Part]:
     ]
 
 
-def _table7(bench: Bench, _: Path) -> list[Part]:
-    found = bench.run(Clock("throughput"))
-    rows = tuple(
-        (
-            str(row["batch"]),
-            f"{row['base_tokens_s']:.1f}",
-            f"{row['routed_tokens_s']:.1f}",
-            f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})",
-            f"{100 * (1 / row['ratio'] - 1):+.1f}",
-            f"{row['passes']:.2f}",
-            f"{100 * paper.THROUGHPUT[row['batch']]:+.1f}" if row["batch"] in paper.THROUGHPUT else "",
-        )
-        for row in found
-    )
-    header = (
-        "batch",
-        "base, tokens/s",
-        "routers, tokens/s",
-        "seconds, routers / base",
-        "throughput, %",
-        "mean passes",
-        f"{paper.PAPER}, %",
-    )
-    adjusted = holm([p_of_ratio(row) for row in found])
-    faster = [decided(1 - row["ratio_high"], 1 - row["ratio_low"], p) for row, p in zip(found, adjusted, strict=True)]
-    n_tokens = found[0]["tokens"]
-    ratios = "; ".join(
-        f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f}, Holm's p {p_value(p)}) at {row['batch']}"
-        for row, p in zip(found, adjusted, strict=True)
-    )
-    judged = Claim("routers raise throughput at every batch size", jointly(faster), f"Seconds of routers over base: {ratios}")
-    return [
-        Table(
-            header,
-            rows,
-            f"{n_tokens} tokens an answer by transformers' `generate`, base and routers in turn on the same questions. "
-            f"{TIMED}{machine(bench)}",
-        ),
-        Bullets((judged,), strong=True),
-    ]
-
-
-def machine(bench: Bench) -> str:
-    """What the run's last job ran on, as a sentence; empty where no job has said so."""
-    path = bench.setup.out / "run.json"
-    found = (
-        next((job["hardware"] for job in reversed(json.loads(path.read_text())) if job.get("hardware")), None) if path.is_file() else None
-    )
-    return f" On {found['processor']}, {found['cores']} cores." if found else ""
-
-
-def p_of_ratio(row: Mapping[str, float]) -> float:
-    """Two-sided p of a ratio of seconds, of the t test behind its interval (`drllm.paper.clock`)."""
-    half = math.log(row["ratio_high"] / row["ratio_low"]) / 2
-    if half == 0:
-        return 1.0 if row["ratio"] == 1 else 0.0
-    freedom = ROUNDS - 1
-    return float(2 * stats.t.sf(abs(math.log(row["ratio"])) / half * stats.t.ppf(0.975, freedom), freedom))
-
-
-def _table8(bench: Bench, _: Path) -> list[Part]:
+def _table8(bench: Bench) -> list[Part]:
     stage = in_domain(bench.setup)
     rows = []
     rng = np.random.default_rng(bench.setup.config.seed)
@@ -304,42 +236,12 @@ def _table8(bench: Bench, _: Path) -> list[Part]:
     ]  # fmt: skip
 
 
-def _latency(bench: Bench, _: Path) -> list[Part]:
-    found = bench.run(Clock("latency"))
-    base, routed, router = paper.LATENCY
-    rows = (
-        ("base, seconds", f"{found['base']:.2f}", f"{base:.2f}"),
-        ("routers, seconds", f"{found['routed']:.2f}", f"{routed:.2f}"),
-        ("routers / base", f"{found['ratio']:.3f} ({found['ratio_low']:.3f} to {found['ratio_high']:.3f})", f"{routed / base:.3f}"),
-        ("of which deciding, seconds", f"{found['router']:.4f}", f"{router:.2f}"),
-        ("deciding, % of the answer", f"{100 * found['router'] / found['routed']:.2f}", f"{100 * router / routed:.2f}"),
-        ("block passes", f"{found['passes']:.1f}", ""),
-    )
-    header = (f"{found['tokens']} tokens, one prompt", "here", f"{paper.PAPER}: 1,000 tokens, a model and hardware of its own")
-    holds = decided(1 - found["ratio_high"], 1 - found["ratio_low"])
-    return [
-        Table(header, rows, f"{TIMED}{machine(bench)}"),
-        Bullets(
-            (
-                Claim("a long answer takes less time", holds, f"Seconds of routers over base: {rows[2][1]}"),
-                Claim(
-                    "deciding takes below 1 % of it",
-                    found["router"] < 0.01 * found["routed"],
-                    f"{rows[4][1]} % by medians, which have no interval",
-                ),
-            ),
-            strong=True,
-        ),
-    ]
-
-
 TABLES = (
     Exhibit("table2", "Table 2: labels of the search", searches, _table2),
     Exhibit("table3", "Table 3: accuracy and block passes in domain", after_routers(in_domain), _table3),
     Exhibit("table4", "Table 4: out of domain", after_routers(_outside), _table4),
     RIVALS,
     Exhibit("table6", "Table 6: what routers read", after_routers(_on_first_block, _inputs), _table6),
-    Exhibit("table7", "Table 7: throughput", after_routers(lambda _: Clock("throughput")), _table7),
+    TABLE_7,
     Exhibit("table8", "Table 8: agreement of routes, quality of routers", after_routers(in_domain), _table8),
 )
-LATENCY = Exhibit("latency", "Latency of a long answer", after_routers(lambda _: Clock("latency")), _latency)

@@ -1,93 +1,166 @@
-"""How every picture is drawn: a matplotlib figure that becomes a PNG, its numbers in a CSV file, and a Plotly figure beside them."""
+"""Charts as PNG files, by matplotlib, and their numbers as CSV files. matplotlib is imported when one is drawn."""
 
 from __future__ import annotations
 
 import csv
 import io
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from drllm.core.errors import InputError
 from drllm.core.files import write_bytes, write_text
-from drllm.reporting.parts import Chart
-from drllm.reporting.plots import COLOURS
+from drllm.reporting.chart import USAGE, Axis, Bars, Boxes, Chart, Curve, Front, Heat, Level, Mark, Spot
+from drllm.reporting.parts import Part, flat
 
-MARKERS = "osD^vPX*"  # as plots.SYMBOLS
 DPI = 120
+NEEDED = ("matplotlib", "jinja2", "plotly.offline")
 
 
-def need_matplotlib() -> None:
-    """Refuse early, before anything is written, when pictures cannot be drawn."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise InputError("the report's pictures need matplotlib, which is not installed: `pip install '.[demo]'` in a clone") from None
+def need_extras() -> None:
+    """Refuse early, before anything is written, when a report cannot be made: `InputError`."""
+    for name in NEEDED:
+        try:
+            import_module(name)
+        except ImportError:
+            raise InputError(f"a report needs {name}, which is not installed: `pip install '.[demo]'` in a clone") from None
 
 
-def whole_ticks(axes: Any) -> None:
-    """Blocks and epochs are counted: no ticks between them."""
-    from matplotlib.ticker import MaxNLocator
+def write_charts(parts: Iterable[Part], folder: Path) -> None:
+    """Write the PNG and the CSV file of every chart among the parts."""
+    import matplotlib.style
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def colour(index: int) -> str:
-    """Of the `index`-th method, task or curve."""
-    return COLOURS[index % len(COLOURS)]
-
-
-def marker(index: int) -> str:
-    """As `colour`, for readers without colours; one more than there are colours, so that pairs repeat after 56."""
-    return MARKERS[index % len(MARKERS)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for chart in (part for part in flat(parts) if isinstance(part, Chart)):
+        write_text(folder / f"{chart.name}.csv", to_csv(chart))
+        with matplotlib.style.context("default"):  # a user's own matplotlibrc must not change the pictures
+            buffer = io.BytesIO()
+            # The default metadata names the version of matplotlib; without it, equal numbers give equal bytes.
+            draw(chart).savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        write_bytes(folder / f"{chart.name}.png", buffer.getvalue())
 
 
-def entitle(axes: Any, title: str) -> None:
-    """A title over a pair of axes, in lines that fit the picture."""
-    axes.set_title(textwrap.fill(title, 72), fontsize="medium")
-
-
-def number(value: float) -> str:
-    """A value as it stands in a CSV file."""
-    return f"{value:.6g}"
-
-
-def new_figure(rows: int = 1, height: float = 4.5) -> tuple[Any, Any]:
-    """A figure and its axes, several one above the other; without pyplot: no global state, no window, no backend to choose."""
-    need_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, height), layout="constrained")
-    return figure, figure.subplots(rows, 1, sharex=True)
-
-
-def write_chart(
-    figure: Any,
-    folder: Path,
-    name: str,
-    title: str,
-    caption: str,
-    header: Sequence[str],
-    rows: Sequence[Sequence[Any]],
-    plot: dict[str, Any],
-) -> Chart:
-    """Write the PNG and the CSV of a drawn figure."""
-    _write_csv(folder / f"{name}.csv", header, rows)
-    _save(figure, folder / f"{name}.png")
-    return Chart(name, title, caption, tuple(header), tuple(map(tuple, rows)), plot)
-
-
-def _save(figure: Any, path: Path) -> None:
-    buffer = io.BytesIO()
-    # The default metadata names the version of matplotlib; without it, equal numbers give equal bytes.
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def to_csv(chart: Chart) -> str:
+    """The numbers of a chart."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_text(path, buffer.getvalue())
+    writer.writerows((chart.header, *chart.rows))
+    return buffer.getvalue()
+
+
+def draw(chart: Chart) -> Any:
+    """A chart as matplotlib figure, its panels one above the other. Without pyplot: no global state, no window, no backend to choose."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, chart.height), layout="constrained")
+    panels = figure.subplots(len(chart.ys), 1, sharex=True, squeeze=False)[:, 0]
+    for mark in chart.marks:
+        DRAWN[type(mark)](panels[mark.panel], mark, chart)
+    for axes, y in zip(panels, chart.ys, strict=True):
+        _scale_y(axes, y)
+    _scale_x(panels[-1], chart.x, has_margin=bool(chart.of(Curve)))
+    _entitle(figure, panels, chart)
+    return figure
+
+
+def _scale_y(axes: Any, y: Axis) -> None:
+    if y.is_log:
+        axes.set_yscale("log")
+    if y.limits:
+        axes.set_ylim(*y.limits)
+    axes.set_ylabel(y.label)
+
+
+def _scale_x(axes: Any, x: Axis, has_margin: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    if x.names:
+        axes.set_xticks(range(len(x.names)), x.names)
+        if has_margin:
+            axes.margins(x=0.15)
+    if x.is_whole:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if x.limits:
+        axes.set_xlim(*x.limits)
+    axes.set_xlabel(x.label)
+
+
+def _entitle(figure: Any, panels: Any, chart: Chart) -> None:
+    """The title, in lines that fit the picture, and the legend; of several panels with one legend the title is the figure's too."""
+    if len(panels) > 1 and chart.legend:
+        figure.suptitle(chart.title)
+    else:
+        panels[0].set_title(textwrap.fill(chart.title, 72), fontsize="medium")
+    if chart.legend == 0:
+        panels[0].legend()
+    elif chart.legend:  # outside: a box among the points would hide intervals
+        named = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=chart.legend)
+
+
+def _spot(axes: Any, spot: Spot, chart: Chart) -> None:
+    from matplotlib.transforms import ScaledTranslation
+
+    place = axes.transData + ScaledTranslation(spot.aside, 0, axes.figure.dpi_scale_trans)
+    axes.errorbar(
+        spot.x, spot.y, yerr=[[spot.low], [spot.high]], fmt=spot.marker[0], color=spot.colour, capsize=3, label=spot.name, transform=place
+    )
+
+
+def _curve(axes: Any, curve: Curve, chart: Chart) -> None:
+    if not curve.drawn:
+        return
+    places, style = curve.xs, "--" if curve.dashed else "-"
+    if chart.x.names:
+        aside, style = 0.06 * _rank(curve, chart), ""
+        places = [chart.x.names.index(x) + aside for x in curve.xs]
+    look = {"fmt": f"{curve.marker[0]}{style}", "color": curve.colour, "markersize": curve.size, "capsize": 3 if curve.error else 0}
+    axes.errorbar(places, curve.ys, yerr=curve.error, label=curve.name, **look)
+
+
+def _rank(mark: Mark, chart: Chart) -> float:
+    """Its place among the marks of its kind, which stand side by side; 0 is the middle."""
+    beside = [other is mark for other in chart.of(type(mark))]
+    return beside.index(True) - (len(beside) - 1) / 2
+
+
+def _front(axes: Any, front: Front, chart: Chart) -> None:
+    axes.step(front.xs, front.ys, where="post", color="grey", linewidth=1, linestyle="--", label=front.name, zorder=0)
+
+
+def _level(axes: Any, level: Level, chart: Chart) -> None:
+    axes.axhline(level.y, color="grey", linewidth=0.8, linestyle=":", zorder=0 if level.on_page else 2)
+
+
+def _bars(axes: Any, bars: Bars, chart: Chart) -> None:
+    names = chart.x.names
+    places = [(names.index(x) if names else x) + _rank(bars, chart) * bars.width for x in bars.xs]
+    width = bars.width * 0.9 if names else bars.width
+    drawn = axes.bar(places, bars.heights, width, label=bars.name, color=bars.colour, hatch=bars.hatch)
+    if bars.labels:
+        axes.bar_label(drawn, labels=bars.labels, fontsize=8, rotation=90 if chart.is_crowded else 0, padding=2)
+
+
+def _heat(axes: Any, heat: Heat, chart: Chart) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    shown = axes.imshow(heat.values, aspect="auto", vmin=0, vmax=2, cmap=LinearSegmentedColormap.from_list("usage", list(USAGE)))
+    axes.set_yticks(range(len(heat.rows)), heat.labels)
+    axes.figure.colorbar(shown, ax=axes, label="mean passes a prompt", ticks=[0, 1, 2])
+
+
+def _boxes(axes: Any, boxes: Boxes, chart: Chart) -> None:
+    width = 0.8 / len(chart.of(Boxes))
+    keys = ("whislo", "q1", "med", "q3", "whishi")
+    stats = [dict(zip(keys, values, strict=True)) for values in boxes.quantiles.values()]
+    places = [chart.x.names.index(category) + _rank(boxes, chart) * width for category in boxes.quantiles]
+    line = {"color": boxes.colour, "linewidth": 2}  # a box without height is its median alone
+    drawn = axes.bxp(stats, positions=places, widths=0.8 * width, showfliers=False, patch_artist=True, manage_ticks=False, medianprops=line)
+    for box in drawn["boxes"]:
+        box.set(facecolor=boxes.colour, alpha=0.6)
+    axes.plot([], [], color=boxes.colour, linewidth=6, alpha=0.6, label=boxes.name)
+
+
+DRAWN: dict[type[Mark], Any] = {Spot: _spot, Curve: _curve, Front: _front, Level: _level, Bars: _bars, Heat: _heat, Boxes: _boxes}

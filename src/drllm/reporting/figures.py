@@ -1,18 +1,17 @@
-"""The report's pictures: a PNG each, its numbers in a CSV file, and a Plotly figure. matplotlib is imported when one is drawn."""
+"""The report's pictures, each described with its numbers."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from drllm.core.route import Action, Route
 from drllm.core.text import display_name
-from drllm.reporting import plots
-from drllm.reporting.drawing import colour, entitle, marker, new_figure, number, whole_ticks, write_chart
-from drllm.reporting.parts import Chart
+from drllm.reporting.chart import MANY_BARS, Axis, Bars, Chart, Front, Heat, Level, Mark, Spot, number
 from drllm.runs.names import owner_of
 from drllm.runs.records import RouteRecord
 from drllm.runs.summary import POOLED, Summary
@@ -22,6 +21,9 @@ SHIFTED = 24  # points: how far apart methods of one cost are drawn in all
 NARROW = 8  # methods whose names fit four columns of a legend
 MAPPED = 42  # rows of a heat map by method and task; of more, tasks are pooled
 UPPER_BOUNDS = ("oracle",)
+SECONDS = "seconds a question"
+SCALE = "1 is the base, below 1 prompts skip the block, above 1 they repeat it."
+NO_LABELS = 0.5  # the lower end of a log scale of counts
 INTERVALS = "The intervals are of single methods, not of differences; methods of equal cost stand side by side."
 FRONT = "Controls and upper bounds are not on the Pareto front, and a point on it need not be better than its neighbours for sure."
 # A summary says how long each method took, not when: methods may have been timed in different calls.
@@ -31,73 +33,69 @@ NO_FRONT = (
 )
 
 
-def accuracy_charts(summary: Summary, folder: Path) -> list[Chart | str]:
+def accuracy_charts(summary: Summary) -> list[Chart | str]:
     """Accuracy of each method with its Wilson interval against what it costs: passes a prompt, and seconds where they were measured."""
     split, rows = summary.split, summary.pooled
     if not rows:
         return [f"No accuracy against passes on the {split} split: no method was evaluated."]
-    layers = rows[0].n_layers
-    label = f"mean passes a prompt (the base makes {layers})"
-    charts: list[Chart | str] = [_accuracy(summary, folder, f"accuracy_{split}", label, "passes")]
+    label = f"mean passes a prompt (the base makes {rows[0].n_layers})"
+    charts: list[Chart | str] = [_accuracy(summary, f"accuracy_{split}", [row.mean_passes for row in rows], label, "passes")]
     if all(row.seconds > 0 for row in rows):  # an older summary does not say
-        label = "seconds a question, decisions included (controls are given their routes)"
-        charts.append(_accuracy(summary, folder, f"accuracy_seconds_{split}", label, "seconds a question"))
+        label, seconds = "seconds a question, decisions included (controls are given their routes)", [row.seconds / row.n for row in rows]
+        charts.append(_accuracy(summary, f"accuracy_seconds_{split}", seconds, label, SECONDS))
     return charts
 
 
-def _accuracy(summary: Summary, folder: Path, name: str, label: str, unit: str) -> Chart:
+def _accuracy(summary: Summary, name: str, costs: Sequence[float], label: str, unit: str) -> Chart:
     """Accuracy against passes, with the Pareto front, or against seconds, without."""
-    rows, split, has_front = summary.pooled, summary.split, unit == "passes"
-    costs = [row.mean_passes if has_front else row.seconds / row.n for row in rows]
-    columns = 4 if len(rows) <= NARROW else 3
-    figure, axes = new_figure(height=4.5 + 0.2 * max(0, len(rows) // columns - 2))
-    from matplotlib.transforms import ScaledTranslation
-
-    data = []
-    # One in a thousand of the dearest: closer costs are one to the eye.
-    unit_cost = max(costs) / 1000
-    shared = Counter(round(cost / unit_cost) for cost in costs)
+    rows, tasks = summary.pooled, summary.tasks
     room = max(0.15 * (max(costs) - min(costs)), max(costs) / 60)
-    seen: Counter[float] = Counter()
-    nudge = 0.5 * room  # of a browser's axis an inch, or so
-    for index, (row, cost) in enumerate(zip(rows, costs, strict=True)):
-        # The controls make exactly the routers' passes: side by side, each is seen.
-        place = round(cost / unit_cost)
-        aside = min(9, SHIFTED / shared[place]) * (seen[place] - (shared[place] - 1) / 2) / 72
-        seen[place] += 1
+    marks: list[Mark] = []
+    for index, (row, cost, aside) in enumerate(zip(rows, costs, _side_by_side(costs), strict=True)):
         accuracy, shown = 100 * row.accuracy, display_name(row.method)
         low, high = max(accuracy - 100 * row.wilson_low, 0), max(100 * row.wilson_high - accuracy, 0)
-        axes.errorbar(
-            cost, accuracy, yerr=[[low], [high]], fmt=marker(index), color=colour(index),
-            capsize=3, label=shown, transform=axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans),
-        )  # fmt: skip
         hover = f"{shown}: {accuracy:.1f} % ({accuracy - low:.1f} to {accuracy + high:.1f}), {cost:.4g} {unit}, n = {row.n}"
-        data.append(plots.points([cost + aside * nudge], [accuracy], [low], [high], shown, index, hover))
+        marks.append(Spot(name=shown, index=index, x=cost, y=accuracy, low=low, high=high, hover=hover, aside=aside))
         if row.method == summary.reference:
-            axes.axhline(accuracy, color="grey", linewidth=0.8, linestyle=":")
-    if has_front:
-        judged = [not owner_of(row.method) and row.method not in UPPER_BOUNDS for row in rows]
-        best = pareto_front([(cost, 100 * row.accuracy) for row, cost, is_judged in zip(rows, costs, judged, strict=True) if is_judged])
-        axes.step(*zip(*best, strict=True), where="post", color="grey", linewidth=1, linestyle="--", label="Pareto front", zorder=0)
-        data = [plots.front(*zip(*best, strict=True)), *data]
-    # Shifted points do not count for matplotlib's own limits.
-    axes.set_xlim(min(costs) - room, max(costs) + room)
-    axes.set_ylim(100 * min(row.wilson_low for row in rows) - 2, 100 * max(row.wilson_high for row in rows) + 2)
-    axes.set_xlabel(label)
-    axes.set_ylabel("accuracy (%), 95 % Wilson interval")
+            marks.append(Level(y=accuracy, on_page=False))
+    if unit != SECONDS:
+        judged = [(cost, 100 * row.accuracy) for row, cost in zip(rows, costs, strict=True) if _is_judged(row.method)]
+        xs, ys = zip(*pareto_front(judged), strict=True)
+        marks = [Front(name="Pareto front", xs=xs, ys=ys), *marks]
     sizes = sorted({row.n for row in rows})
     n = " to ".join(map(str, sizes[:: max(len(sizes) - 1, 1)]))
-    tasks = ", ".join(summary.tasks) if len(summary.tasks) <= TITLED else f"{len(summary.tasks)} tasks"
-    title = f"Accuracy against {unit}: {tasks}, {split} split, n = {n} questions"
-    entitle(axes, title)
-    figure.legend(loc="outside lower center", ncols=columns)  # outside: a box among the points would hide intervals
-    header = ("method", "task", "n", "accuracy", "wilson_low", "wilson_high", unit)
-    table = [
-        (row.method, row.task, row.n, *map(number, (row.accuracy, row.wilson_low, row.wilson_high, cost)))
-        for row, cost in zip(rows, costs, strict=True)
-    ]
-    plot = plots.figure(data, label, "accuracy (%), 95 % interval")
-    return write_chart(figure, folder, name, title, f"{INTERVALS} {FRONT if has_front else NO_FRONT}", header, table, plot)
+    columns = 4 if len(rows) <= NARROW else 3
+    limits = 100 * min(row.wilson_low for row in rows) - 2, 100 * max(row.wilson_high for row in rows) + 2
+    return Chart(
+        name=name,
+        title=f"Accuracy against {unit}: {_listed(tasks)}, {summary.split} split, n = {n} questions",
+        caption=f"{INTERVALS} {NO_FRONT if unit == SECONDS else FRONT}",
+        header=("method", "task", "n", "accuracy", "wilson_low", "wilson_high", unit),
+        rows=tuple(
+            (row.method, row.task, row.n, *map(number, (row.accuracy, row.wilson_low, row.wilson_high, cost)))
+            for row, cost in zip(rows, costs, strict=True)
+        ),
+        marks=tuple(marks),
+        # The marks that stand aside do not count for matplotlib's own limits. Of a browser's axis half of the room is an inch, or so.
+        x=Axis(label, limits=(min(costs) - room, max(costs) + room), inch=0.5 * room),
+        ys=(Axis("accuracy (%), 95 % Wilson interval", "accuracy (%), 95 % interval", limits=limits),),
+        height=4.5 + 0.2 * max(0, len(rows) // columns - 2),
+        legend=columns,
+    )
+
+
+def _listed(tasks: Sequence[str]) -> str:
+    return ", ".join(tasks) if len(tasks) <= TITLED else f"{len(tasks)} tasks"
+
+
+def _side_by_side(costs: Sequence[float]) -> Iterable[float]:
+    """Inches to the right of each method: baselines make exactly the routers' passes, and each must be seen."""
+    unit = max(costs) / 1000  # of the dearest: closer costs look the same
+    shared = Counter(round(cost / unit) for cost in costs)
+    seen: Counter[int] = Counter()
+    for place in (round(cost / unit) for cost in costs):
+        yield min(9, SHIFTED / shared[place]) * (seen[place] - (shared[place] - 1) / 2) / 72
+        seen[place] += 1
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -109,14 +107,15 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def usage_map(questions: Mapping[tuple[str, str, str], Sequence[Mapping[str, Any]]], folder: Path, split: str) -> Chart | str:
-    """Mean passes through each block by method and task; 1 is the base. Controls make their owner's passes and are left out.
+def _is_judged(method: str) -> bool:
+    return not owner_of(method) and method not in UPPER_BOUNDS
+
+
+def usage_map(questions: Mapping[tuple[str, str, str], Sequence[Mapping[str, Any]]], split: str) -> Chart | str:
+    """Mean passes through each block by method and task; 1 is the base. Blind baselines make their owner's passes and are left out.
 
     `questions`: rows of the per-question files by (split, method, task).
     """
-    rows: dict[str, list[float]] = {}
-    sizes = []
-    table = []
     taken: dict[tuple[str, str], list[Route]] = {}
     for (where, method, task), answers in sorted(questions.items()):
         if where == split and not owner_of(method) and (routes := [Route.parse(row["route"]) for row in answers if row.get("route")]):
@@ -126,28 +125,22 @@ def usage_map(questions: Mapping[tuple[str, str, str], Sequence[Mapping[str, Any
     taken = {place: routes for place, routes in taken.items() if place[0] in leaving}
     if len(taken) > MAPPED:
         taken = {(method, POOLED): [route for place, part in taken.items() if place[0] == method for route in part] for method, _ in taken}
-    for (method, task), routes in taken.items():
-        means = mean_usage(routes)
-        rows[display_name(method) if task == POOLED else f"{display_name(method)}, {task}"] = means
-        sizes.append(len(routes))
-        table += [(method, task, block, len(routes), number(mean)) for block, mean in enumerate(means)]
-    if not rows:
+    if not taken:
         return f"No passes by block on the {split} split: no method that leaves the base's route has been evaluated there."
-    figure, axes = new_figure(height=1.6 + 0.36 * len(rows))
-    from matplotlib.colors import LinearSegmentedColormap
-
-    values, labels = list(rows.values()), [f"{name} (n = {n})" for name, n in zip(rows, sizes, strict=True)]
-    shown = axes.imshow(values, aspect="auto", vmin=0, vmax=2, cmap=LinearSegmentedColormap.from_list("usage", list(plots.USAGE)))
-    axes.set_yticks(range(len(rows)), labels)
-    whole_ticks(axes)
-    axes.set_xlabel("block (0 is the first)")
-    title = f"Mean passes through each block, {split} split"
-    entitle(axes, title)
-    figure.colorbar(shown, ax=axes, label="mean passes a prompt", ticks=[0, 1, 2])
-    reversed_rows = {"autorange": "reversed", "automargin": True}
-    plot = plots.figure([plots.heat(values, list(rows), labels)], "block (0 is the first)", "", yaxis=reversed_rows)
-    caption = f"Mean passes through each block on the {split} split: 1 is the base, below 1 prompts skip the block, above 1 they repeat it."
-    return write_chart(figure, folder, f"usage_{split}", title, caption, ("method", "task", "block", "n", "mean_passes"), table, plot)
+    means = {place: mean_usage(routes) for place, routes in taken.items()}
+    names = [display_name(method) if task == POOLED else f"{display_name(method)}, {task}" for method, task in taken]
+    labels = [f"{name} (n = {len(routes)})" for name, routes in zip(names, taken.values(), strict=True)]
+    return Chart(
+        name=f"usage_{split}",
+        title=f"Mean passes through each block, {split} split",
+        caption=f"Mean passes through each block on the {split} split: {SCALE}",
+        header=("method", "task", "block", "n", "mean_passes"),
+        rows=tuple((*place, block, len(taken[place]), number(mean)) for place, found in means.items() for block, mean in enumerate(found)),
+        marks=(Heat(values=list(means.values()), rows=names, labels=labels),),
+        x=Axis("block (0 is the first)", is_whole=True),
+        ys=(Axis(),),
+        height=1.6 + 0.36 * len(names),
+    )
 
 
 def mean_usage(routes: Sequence[Route]) -> list[float]:
@@ -155,42 +148,46 @@ def mean_usage(routes: Sequence[Route]) -> list[float]:
     return [sum(route[block] for route in routes) / len(routes) for block in range(len(routes[0]))]
 
 
-def label_distribution(records: Mapping[str, Sequence[RouteRecord]], folder: Path) -> Chart | str:
+def label_distribution(records: Mapping[str, Sequence[RouteRecord]]) -> Chart | str:
     """How often the kept routes skip, execute and repeat a block, by task; counts on a log scale."""
     counts = {task: label_counts(found) for task, found in records.items()}
     counts = {task: count for task, count in counts.items() if sum(count.values())}
     if not counts:
         return "No label distribution: the search kept no route."
-    figure, axes = new_figure()
-    width = 0.8 / len(counts)
-    n_bars = len(counts) * len(Action)
-    is_crowded = n_bars > plots.MANY_BARS
-    data = []
-    for index, (task, count) in enumerate(counts.items()):
-        heights = [count[action] for action in Action]
-        places = [action + (index - (len(counts) - 1) / 2) * width for action in Action]
-        labels = [f"{height:,}" for height in heights]
-        # A bar of no labels has no place on a log scale: it is drawn at the axis and says 0.
-        drawn = [max(height, 0.5) for height in heights]
-        bars = axes.bar(places, drawn, width * 0.9, label=task, color=colour(index), hatch=plots.hatch(index))
-        axes.bar_label(bars, labels=labels, fontsize=8, rotation=90 if is_crowded else 0, padding=2)
-        names = [action.name.lower() for action in Action]
-        bar = plots.bars(names, drawn, task, index, "%{fullData.name}, %{x}: %{text} labels")
-        data.append(plots.numbered(bar, labels, n_bars))
-    axes.set_yscale("log")
-    axes.set_ylim(0.5, (6 if is_crowded else 2) * axes.get_ylim()[1])  # room for the counts above the bars
-    axes.set_xticks([int(action) for action in Action], [action.name.lower() for action in Action])
-    axes.set_xlabel("action of the kept route at a block")
-    axes.set_ylabel("labels (blocks x questions), log scale")
+    names = tuple(action.name.lower() for action in Action)
+    marks = tuple(
+        Bars(
+            name=task,
+            index=index,
+            xs=names,
+            # A bar of no labels has no place on a log scale: it is drawn at the axis and says 0.
+            heights=[max(count[action], NO_LABELS) for action in Action],
+            width=0.8 / len(counts),
+            hover="%{fullData.name}, %{x}: %{text} labels",
+            labels=[f"{count[action]:,}" for action in Action],
+        )
+        for index, (task, count) in enumerate(counts.items())
+    )
+    # Room for the counts above the bars, which stand upright where there are many.
+    top = (6 if len(marks) * len(names) > MANY_BARS else 2) * _margin_above([height for bars in marks for height in bars.heights])
     n_routes = sum(record.chosen is not None for found in records.values() for record in found)
-    title = f"Labels of the search, n = {n_routes} kept routes"
-    entitle(axes, title)
-    figure.legend(loc="outside lower center", ncols=4)
-    rows = [(task, action.name.lower(), count[action]) for task, count in counts.items() for action in Action]
-    scale = plots.axis(axes.get_ylabel(), **plots.LOG, range=[-0.3, math.log10(axes.get_ylim()[1])])
-    plot = plots.figure(data, "action of the kept route at a block", "", yaxis=scale, barmode="group")
-    caption = "Labels the search produced, by task, on a log scale."
-    return write_chart(figure, folder, "label_distribution", title, caption, ("task", "action", "labels"), rows, plot)
+    return Chart(
+        name="label_distribution",
+        title=f"Labels of the search, n = {n_routes} kept routes",
+        caption="Labels the search produced, by task, on a log scale.",
+        header=("task", "action", "labels"),
+        rows=tuple((task, action.name.lower(), count[action]) for task, count in counts.items() for action in Action),
+        marks=marks,
+        x=Axis("action of the kept route at a block", names=names),
+        ys=(Axis("labels (blocks x questions), log scale", limits=(NO_LABELS, top), decades=(-0.3, math.log10(top)), is_log=True),),
+        legend=4,
+    )
+
+
+def _margin_above(heights: Sequence[float]) -> float:
+    """A twentieth of a log axis above the highest bar, as matplotlib leaves it."""
+    low, high = (np.log10(end(heights)) for end in (min, max))
+    return float(np.exp((high + 0.05 * (high - low)) * np.log(10)))
 
 
 def label_counts(records: Iterable[Any]) -> Counter[Action]:

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-from drllm.core.errors import InputError
+from drllm.core.files import write_text
 from drllm.core.route import Action, Route
-from drllm.reporting.parts import Chart, Folded, Heading, Part, tasks
+from drllm.reporting.chart import Chart
+from drllm.reporting.drawing import to_csv
+from drllm.reporting.parts import Heading, Part, flat, tasks, to_markdown
+from drllm.reporting.plots import as_plotly
 
 STATIC = "static"  # the folder beside this file
 SENTENCE = 40  # characters: a longer cell is wrapped
 
 
-def need_page() -> None:
-    """Refuse early, before anything is written, when the page cannot be made."""
-    try:
-        import jinja2  # noqa: F401
-        import plotly.offline  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"the report's page needs {error.name}, which is not installed: `pip install '.[demo]'` in a clone") from None
+def write_page(parts: Sequence[Part], folder: Path) -> Path:
+    """Write `report.md` and `report.html`; the path of the second. Their pictures: `drllm.reporting.drawing.write_charts`."""
+    write_text(folder / "report.md", to_markdown(parts))
+    write_text(folder / "report.html", to_html(parts))
+    return folder / "report.html"
 
 
 def to_html(parts: Iterable[Part]) -> str:
@@ -38,24 +38,17 @@ def to_html(parts: Iterable[Part]) -> str:
     parts = list(parts)
     sections = [(f"s{place}", part.text) for place, part in enumerate(parts) if isinstance(part, Heading) and part.level == 2]
     script = _text("page.js")
-    plotly = get_plotlyjs() if any(isinstance(part, Chart) for part in _flat(parts)) else ""
-    return _environment().get_template("page.html").render(
-        parts=[(f"s{place}", part) for place, part in enumerate(parts)],
-        title=next((part.text for part in parts if isinstance(part, Heading)), "drllm"),
-        sections=sections,
-        style=Markup(_text("page.css")),
-        script=Markup(script),
-        plotly=Markup(plotly),
-        hashes=" ".join(f"'sha256-{_digest(text)}'" for text in (plotly, script) if text),
-    )  # fmt: skip
-
-
-def _flat(parts: Iterable[Part]) -> Iterator[Part]:
-    """The parts and what is folded into them."""
-    for part in parts:
-        yield part
-        if isinstance(part, Folded):
-            yield from _flat(part.parts)
+    plotly = get_plotlyjs() if any(isinstance(part, Chart) for part in flat(parts)) else ""
+    facts: dict[str, Any] = {
+        "parts": [(f"s{place}", part) for place, part in enumerate(parts)],
+        "title": next((part.text for part in parts if isinstance(part, Heading)), "drllm"),
+        "sections": sections,
+        "style": Markup(_text("page.css")),
+        "script": Markup(script),
+        "plotly": Markup(plotly),
+        "hashes": " ".join(f"'sha256-{_digest(text)}'" for text in (plotly, script) if text),
+    }
+    return _environment().get_template("page.html").render(facts)
 
 
 def _kind(part: Part) -> str:
@@ -128,12 +121,9 @@ def _plot(chart: Chart) -> Any:
     """The figure as JSON for a script element, in which `</` must not stand."""
     from markupsafe import Markup
 
-    return Markup(json.dumps(chart.plot, allow_nan=False).replace("<", "\\u003c"))
+    return Markup(json.dumps(as_plotly(chart), allow_nan=False).replace("<", "\\u003c"))
 
 
 def _csv(chart: Chart) -> str:
     """The numbers as a link that needs no file."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows((chart.header, *chart.rows))
-    return "data:text/csv;base64," + base64.b64encode(buffer.getvalue().encode()).decode()
+    return "data:text/csv;base64," + base64.b64encode(to_csv(chart).encode()).decode()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from drllm.reporting.chart import Chart
 
 
 @dataclass(frozen=True)
@@ -45,26 +46,6 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
     code: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A picture with its numbers.
-
-    Attributes:
-        name: of `name.png` and `name.csv` in the report folder.
-        title: what it shows, of how many.
-        caption: the sentence under it.
-        header, rows: the numbers, as they stand in the CSV.
-        plot: the same picture for a browser: `data` and `layout` of a Plotly figure (https://plotly.com/javascript/reference).
-    """
-
-    name: str
-    title: str
-    caption: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
-    plot: dict[str, Any] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -131,6 +112,14 @@ class Folded:
 Part = Heading | Paragraph | Bullets | Commands | Table | Chart | RouteBrowser | Folded
 
 
+def flat(parts: Iterable[Part]) -> Iterator[Part]:
+    """The parts and what is folded into them."""
+    for part in parts:
+        yield part
+        if isinstance(part, Folded):
+            yield from flat(part.parts)
+
+
 def to_markdown(parts: Iterable[Part]) -> str:
     """The report as Markdown, its pictures as links to the PNG files."""
     return "\n\n".join(_markdown(part) for part in parts) + "\n"
@@ -149,18 +138,19 @@ def _markdown(part: Part) -> str:
         case Table(header, rows, caption, code):
             shown = [tuple(f"`{c}`" if name in code and c else c for name, c in zip(header, row, strict=True)) for row in rows]
             return (f"{caption}\n\n" if caption else "") + _table(header, shown)
-        case Chart(name, _, caption):
+        case Chart(name=name, caption=caption):
             return f"![{caption}]({name}.png)\n\n{caption} Numbers: [{name}.csv]({name}.csv)."
         case RouteBrowser(method, split, groups, near):
             header = ("commonest route", "routes", "at most blocks from it", "prompts", "by task", "better / worse than the base")
-            rows = [
-                ("any other" if g.is_rest else f"`{g.route}`", str(g.n_routes), f"more than {near}" if g.is_rest else str(g.distance),
-                 str(g.n_prompts), tasks(g.by_task), f"{g.better} / {g.worse}")
-                for g in groups
-            ]  # fmt: skip
+            rows = [_group(group, near) for group in groups]
             return f"{method}, {split} split; the page beside this file shows the prompts.\n\n{_table(header, rows)}"
         case Folded(title, parts):
             return "\n\n".join([f"**{_plain(title)}**", *map(_markdown, parts)])
+
+
+def _group(group: RouteGroup, near: int) -> tuple[str, ...]:
+    route, distance = (f"`{group.route}`", str(group.distance)) if not group.is_rest else ("any other", f"more than {near}")
+    return route, str(group.n_routes), distance, str(group.n_prompts), tasks(group.by_task), f"{group.better} / {group.worse}"
 
 
 def tasks(counts: Iterable[tuple[str, int]]) -> str:

@@ -1,7 +1,7 @@
-"""The pictures as Plotly figures: plain mappings that the page's script draws, so nothing is needed here to build them.
+"""Charts as Plotly figures: plain mappings that the page's script draws, so nothing is needed here to build them.
 
-Colours and markers are those of the PNG files. Text, grid, background and legend come from the page, which has a light and a dark face
-and breaks titles and labels where they are wider than their place.
+Text, grid, background and legend come from the page, which has a light and a dark face and breaks titles and labels where they are wider
+than their place. Reference: https://plotly.com/javascript/reference.
 """
 
 from __future__ import annotations
@@ -9,91 +9,130 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-# Okabe and Ito's colours, told apart by colour-blind readers; markers tell the methods apart without any colour.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-# One more than there are colours: the two together repeat after 56, not after 7.
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
-HATCHES = ("", "/", "x", ".")  # of bars, which have no markers: another after each round of colours
-# Of mean passes 0 (skipped), 1 (the base) and 2 (repeated): blue, white, orange differ in lightness and for colour-blind readers.
-USAGE = ((0.0, "#0072B2"), (0.5, "#F7F7F7"), (1.0, "#D55E00"))
+from drllm.reporting.chart import USAGE, Axis, Bars, Boxes, Chart, Curve, Front, Heat, Level, Mark, Spot
+
 LOG = {"type": "log", "dtick": 1, "tickformat": "~g"}  # whole powers of ten, as decimals: never as "100u"
-MANY_BARS = 12  # more than fit a phone with their numbers side by side
 
 
-def points(xs: Sequence[float], ys: Sequence[float], low: Sequence[float], high: Sequence[float], name: str, index: int, hover: str) -> Any:
-    """One method's point with its interval."""
-    colour = COLOURS[index % len(COLOURS)]
-    bars = {"type": "data", "symmetric": False, "array": list(high), "arrayminus": list(low), "color": colour}
-    return {
-        "type": "scatter", "mode": "markers", "x": list(xs), "y": list(ys), "error_y": bars, "name": name,
-        "marker": {"color": colour, "symbol": SYMBOLS[index % len(SYMBOLS)], "size": 10}, "hovertemplate": hover + "<extra></extra>",
-    }  # fmt: skip
+def as_plotly(chart: Chart) -> dict[str, Any]:
+    """`data` and `layout` of a Plotly figure."""
+    data = [TRACES[type(mark)](mark, chart) for mark in chart.marks if type(mark) in TRACES]
+    layout = {"xaxis": _axis(chart.x), "yaxis": _axis(chart.ys[0]), "margin": {"l": 20, "r": 20, "t": 20, "b": 20}}
+    if len(chart.ys) > 1:  # one above the other over the same x axis; traces of the lower one have the y axis "y2"
+        layout |= {"yaxis": layout["yaxis"] | {"domain": [0.54, 1]}, "yaxis2": _axis(chart.ys[1]) | {"domain": [0, 0.46]}}
+        layout |= {"xaxis": layout["xaxis"] | {"anchor": "y2"}, "height": 560}
+    if chart.of(Heat):
+        layout["yaxis"] = {"autorange": "reversed", "automargin": True}
+    if chart.of(Bars):
+        layout["barmode"] = "group"
+    if chart.of(Boxes):
+        layout["boxmode"] = "group"
+    if chart.x.names and len(chart.of(Curve)) > 1:
+        layout |= {"scattermode": "group", "scattergap": 0.7}  # side by side, as in the PNG
+    if shapes := [_across(level) for level in chart.of(Level) if level.on_page]:
+        layout["shapes"] = shapes
+    return {"data": data, "layout": layout}
 
 
-def hatch(index: int) -> str:
-    """What tells two bars of one colour apart, here and in the PNG files."""
-    return HATCHES[index // len(COLOURS) % len(HATCHES)]
-
-
-def line(xs: Sequence[float], ys: Sequence[float], name: str, index: int, dash: str = "solid", panel: str = "") -> Any:
-    """A curve with a marker at each value; `panel`: "2" is the lower one."""
-    return {
-        "type": "scatter", "mode": "lines+markers", "x": list(xs), "y": list(ys), "name": name, "yaxis": f"y{panel}",
-        "line": {"color": COLOURS[index % len(COLOURS)], "dash": dash}, "marker": {"symbol": SYMBOLS[index % len(SYMBOLS)], "size": 5},
-        "hovertemplate": "%{fullData.name}: %{y:.4g} at %{x}<extra></extra>",
-    }  # fmt: skip
-
-
-def front(xs: Sequence[float], ys: Sequence[float]) -> Any:
-    """The Pareto front, as a step line: what the best method at most this dear has."""
-    return {
-        "type": "scatter", "mode": "lines", "x": list(xs), "y": list(ys), "name": "Pareto front", "hoverinfo": "skip",
-        "line": {"color": "#7F7F7F", "dash": "dot", "shape": "hv", "width": 1.5},
-    }  # fmt: skip
-
-
-def bars(names: Sequence[Any], heights: Sequence[float], name: str, index: int, hover: str) -> Any:
-    """One task's bars."""
-    marker: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)]}
-    if shape := hatch(index):
-        marker["pattern"] = {"shape": shape, "fillmode": "overlay"}
-    return {"type": "bar", "x": list(names), "y": list(heights), "name": name, "marker": marker, "hovertemplate": hover + "<extra></extra>"}
-
-
-def numbered(bar: dict[str, Any], labels: Sequence[str], n_bars: int) -> dict[str, Any]:
-    """Bars with their numbers above them, all of one size; upright where there are many bars."""
-    text = {"text": list(labels), "textposition": "outside", "textfont": {"size": 10}, "constraintext": "none", "cliponaxis": False}
-    return bar | text | {"textangle": -90 if n_bars > MANY_BARS else 0}
-
-
-def heat(values: Sequence[Sequence[float]], rows: Sequence[str], hover: Sequence[str]) -> Any:
-    """Mean passes by row and block; `hover` says more of a row than its name. The page draws the scale below."""
-    return {
-        "type": "heatmap", "z": [list(row) for row in values], "y": list(rows), "zmin": 0, "zmax": 2,
-        "colorscale": [[place, colour] for place, colour in USAGE], "showscale": False, "xgap": 1, "ygap": 1,
-        "customdata": [[name] * len(row) for name, row in zip(hover, values, strict=True)],
-        "hovertemplate": "%{customdata}<br>block %{x}: %{z:.2f} passes<extra></extra>",
-    }  # fmt: skip
-
-
-def figure(data: Sequence[Any], x: str, y: str, **layout: Any) -> dict[str, Any]:
-    """A figure of one pair of axes; `layout` adds to it or replaces."""
-    base = {"xaxis": axis(x), "yaxis": axis(y), "margin": {"l": 20, "r": 20, "t": 20, "b": 20}}
-    return {"data": list(data), "layout": base | layout}
-
-
-def axis(title: str, **changes: Any) -> dict[str, Any]:
+def _axis(axis: Axis) -> dict[str, Any]:
     """An axis that makes room for its own title and ticks."""
-    return {"title": {"text": title}, "automargin": True} | changes
+    found: dict[str, Any] = {"title": {"text": axis.short or axis.label}, "automargin": True}
+    if axis.kind:
+        found["type"] = axis.kind
+    if axis.is_log:
+        found |= LOG
+    if axis.decades:
+        found["range"] = list(axis.decades)
+    return found
 
 
-def across(y: float) -> dict[str, Any]:
-    """A dotted line from side to side, one of a layout's `shapes`."""
+def _across(level: Level) -> dict[str, Any]:
     line = {"color": "grey", "width": 1, "dash": "dot"}
-    return {"type": "line", "layer": "below", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line}
+    return {"type": "line", "layer": "below", "xref": "paper", "x0": 0, "x1": 1, "y0": level.y, "y1": level.y, "line": line}
 
 
-def stacked(data: Sequence[Any], x: str, upper: dict[str, Any], lower: dict[str, Any]) -> dict[str, Any]:
-    """Two panels, one above the other, over the same x axis; traces of the lower one have the y axis "y2"."""
-    panels = {"yaxis": upper | {"domain": [0.54, 1]}, "yaxis2": lower | {"domain": [0, 0.46]}}
-    return figure(data, x, "", **panels, xaxis=axis(x, anchor="y2"), height=560)
+def _intervals(mark: Mark, low: Sequence[float], high: Sequence[float]) -> dict[str, Any]:
+    return {"type": "data", "symmetric": False, "array": high, "arrayminus": low, "color": mark.colour}
+
+
+def _hover(text: str) -> str:
+    return text + "<extra></extra>"  # without Plotly's box of the trace's name
+
+
+def _spot(spot: Spot, chart: Chart) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [spot.x + spot.aside * chart.x.inch],
+        "y": [spot.y],
+        "error_y": _intervals(spot, [spot.low], [spot.high]),
+        "name": spot.name,
+        "marker": {"color": spot.colour, "symbol": spot.marker[1], "size": 10},
+        "hovertemplate": _hover(spot.hover),
+    }
+
+
+def _curve(curve: Curve, chart: Chart) -> dict[str, Any]:
+    is_named = bool(chart.x.names)
+    found = {
+        "type": "scatter",
+        "mode": "markers" if is_named else "lines+markers",
+        "x": list(curve.xs),
+        "y": list(curve.ys),
+        "name": curve.name,
+        "yaxis": "y2" if curve.panel else "y",
+        "line": {"color": curve.colour, "dash": "dash" if curve.dashed else "solid"},
+        "marker": {"symbol": curve.marker[1], "size": 9 if is_named else 5},
+        "hovertemplate": _hover("%{fullData.name}: %{y:.4g} at %{x}"),
+    }
+    if curve.error:
+        found["error_y"] = _intervals(curve, *curve.error)
+    if curve.group:
+        found["legendgroup"] = curve.group
+    if not curve.drawn:
+        found["visible"] = "legendonly"
+    return found
+
+
+def _front(front: Front, chart: Chart) -> dict[str, Any]:
+    line = {"color": "#7F7F7F", "dash": "dot", "shape": "hv", "width": 1.5}
+    found = {"type": "scatter", "mode": "lines", "x": list(front.xs), "y": list(front.ys), "name": front.name}
+    return found | {"hoverinfo": "skip", "line": line}
+
+
+def _bars(bars: Bars, chart: Chart) -> dict[str, Any]:
+    marker: dict[str, Any] = {"color": bars.colour}
+    if bars.hatch:
+        marker["pattern"] = {"shape": bars.hatch, "fillmode": "overlay"}
+    xs = [x if isinstance(x, str) else round(x, 4) for x in bars.xs]
+    found = {"type": "bar", "x": xs, "y": list(bars.heights), "name": bars.name, "marker": marker, "hovertemplate": _hover(bars.hover)}
+    if bars.labels:  # above the bars, all of one size; upright where there are many
+        found |= {"text": list(bars.labels), "textposition": "outside", "textfont": {"size": 10}, "constraintext": "none"}
+        found |= {"cliponaxis": False, "textangle": -90 if chart.is_crowded else 0}
+    return found
+
+
+def _heat(heat: Heat, chart: Chart) -> dict[str, Any]:
+    """The page draws the scale below."""
+    return {
+        "type": "heatmap",
+        "z": [list(row) for row in heat.values],
+        "y": list(heat.rows),
+        "zmin": 0,
+        "zmax": 2,
+        "colorscale": [[place, colour] for place, colour in USAGE],
+        "showscale": False,
+        "xgap": 1,
+        "ygap": 1,
+        "customdata": [[label] * len(row) for label, row in zip(heat.labels, heat.values, strict=True)],
+        "hovertemplate": _hover("%{customdata}<br>block %{x}: %{z:.2f} passes"),
+    }
+
+
+def _boxes(boxes: Boxes, chart: Chart) -> dict[str, Any]:
+    low, q1, middle, q3, high = (list(values) for values in zip(*boxes.quantiles.values(), strict=True))
+    found = {"type": "box", "x": list(boxes.quantiles), "name": boxes.name, "marker": {"color": boxes.colour}}
+    return found | {"lowerfence": low, "q1": q1, "median": middle, "q3": q3, "upperfence": high}
+
+
+TRACES: dict[type[Mark], Any] = {Spot: _spot, Curve: _curve, Front: _front, Bars: _bars, Heat: _heat, Boxes: _boxes}

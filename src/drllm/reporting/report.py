@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from drllm.core.errors import InputError
-from drllm.core.files import write_text
 from drllm.core.text import points
 from drllm.reporting import figures
 from drllm.reporting.browser import absent, browse, differs, read_questions
-from drllm.reporting.drawing import need_matplotlib
+from drllm.reporting.chart import Chart
+from drllm.reporting.drawing import need_extras, write_charts
 from drllm.reporting.glossary import glossary
 from drllm.reporting.headline import by_size, headline, judged
-from drllm.reporting.page import need_page, to_html
-from drllm.reporting.parts import Chart, Commands, Folded, Heading, Paragraph, Part, Table, to_markdown
+from drllm.reporting.page import write_page
+from drllm.reporting.parts import Commands, Folded, Heading, Paragraph, Part, Table
 from drllm.reporting.summary_table import HEADER, cells
 from drllm.reporting.training import training_parts
 from drllm.runs.earlier import OTHER_TASKS
@@ -46,19 +46,12 @@ def report(run: str | Path) -> Path:
         InputError: matplotlib or plotly is not installed.
     """
     loaded = load_run(Path(run))
-    need_matplotlib()
-    need_page()
-    import matplotlib.style
-
+    need_extras()
     folder = loaded.folder / "report"
-    folder.mkdir(parents=True, exist_ok=True)
-    with matplotlib.style.context("default"):  # a user's own matplotlibrc must not change the pictures
-        parts = [*_results(loaded, folder), *_routes(loaded), *_labels(loaded, folder), *_training(loaded, folder)]
+    parts = [*_results(loaded), *_routes(loaded), *_labels(loaded), *_training(loaded)]
     parts += [*_guarantees(loaded), *_dropped(loaded), *_provenance(loaded)]
-    parts = [*_opening(loaded), *glossary(parts), *parts]
-    write_text(folder / "report.md", to_markdown(parts))
-    write_text(folder / "report.html", to_html(parts))
-    return folder / "report.html"
+    write_charts(parts, folder)
+    return write_page([*_opening(loaded), *glossary(parts), *parts], folder)
 
 
 def _opening(run: Run) -> list[Part]:
@@ -70,7 +63,7 @@ def _opening(run: Run) -> list[Part]:
     return parts
 
 
-def _results(run: Run, folder: Path) -> list[Part]:
+def _results(run: Run) -> list[Part]:
     parts: list[Part] = [Heading("Results")]
     if not run.summaries:
         return [*parts, Paragraph("Nothing has been evaluated yet: `drllm evaluate` writes this section.")]
@@ -83,8 +76,8 @@ def _results(run: Run, folder: Path) -> list[Part]:
                     "routes to other prompts; without another's name they are the routers'. A good policy beats its own controls."
                 )
             )
-        parts += map(_shown, figures.accuracy_charts(summary, folder))
-        usage, missing = figures.usage_map(run.questions, folder, split), absent(run, split)
+        parts += map(_shown, figures.accuracy_charts(summary))
+        usage, missing = figures.usage_map(run.questions, split), absent(run, split)
         parts += [_shown(usage)] if isinstance(usage, Chart) or not missing else []
         parts += [Paragraph(missing)] if missing else []
     return parts
@@ -131,7 +124,7 @@ def _latest(summary: Summary) -> list[str]:
     return [method for method in judged(summary) if method not in summary.earlier]
 
 
-def _labels(run: Run, folder: Path) -> list[Part]:
+def _labels(run: Run) -> list[Part]:
     parts: list[Part] = [Heading("Labels of the search")]
     if not run.manifests:
         return [*parts, Paragraph("Nothing has been searched yet: `drllm search` writes this section.")]
@@ -148,17 +141,17 @@ def _labels(run: Run, folder: Path) -> list[Part]:
     parts += [Table(header, tuple(rows), caption=f"{title[0].upper()}{title[1:]}.") for title, header, rows in tables(stats)]
     if note := broken_note(stats):
         parts.append(Paragraph(f"{note[0].upper()}{note[1:]}."))
-    return [*parts, _shown(figures.label_distribution(run.records, folder))]
+    return [*parts, _shown(figures.label_distribution(run.records))]
 
 
-def _training(run: Run, folder: Path) -> list[Part]:
+def _training(run: Run) -> list[Part]:
     parts: list[Part] = [Heading("Training")]
     if not run.epochs:
         return [
             *parts,
             Paragraph(_lost(run, "no training curves") or "No method with epochs has been trained yet: `drllm train` writes this section."),
         ]
-    return [*parts, *training_parts(run, folder)]
+    return [*parts, *training_parts(run)]
 
 
 def _lost(run: Run, what: str) -> str:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from drllm.reporting import plots
-from drllm.reporting.drawing import colour, marker, new_figure, number, whole_ticks, write_chart
-from drllm.reporting.parts import Chart, Paragraph, Part, Table
+from drllm.reporting.chart import Axis, Chart, Curve, number
+from drllm.reporting.parts import Paragraph, Part, Table
 from drllm.runs.load import Run
 
 DRAWN = 3  # policies, each with a curve of what it was trained on and one of what was held back: more cannot be told apart
 LOG_SPAN = 50  # of losses: beyond it, all but the first epochs would lie on the axis
 LOSS, SCORE = "training loss (nats)", "macro-F1 of the three actions"  # focal or a cross-entropy, as each was trained
-CURVES = (("", "solid", "-", "train"), ("val_", "dash", "--", "held back"))
+PARTS = {"": "train", "val_": "held back"}  # by the prefix of a metric
 
 Epochs = Sequence[Mapping[str, Any]]
 
 
-def training_parts(run: Run, folder: Path) -> list[Part]:
+def training_parts(run: Run) -> list[Part]:
     """The trainings of a run; a policy whose metrics are missing is named."""
     curves = {method: run.epochs[method] for method in sorted(run.epochs, key=lambda name: name != "routers") if run.epochs[method]}
     parts: list[Part] = []
@@ -28,7 +26,7 @@ def training_parts(run: Run, folder: Path) -> list[Part]:
         parts.append(Paragraph(f"Their metrics file is empty: {', '.join(empty)}."))
     if not curves:
         return [*parts, Paragraph("No training curves: no method with epochs was trained.")]
-    return [last_epochs(curves), training_curves(curves, n_kept(run), folder), *parts]
+    return [last_epochs(curves), training_curves(curves, n_kept(run)), *parts]
 
 
 def n_kept(run: Run) -> int:
@@ -55,46 +53,35 @@ def _both(last: Mapping[str, Any], name: str) -> str:
     return " / ".join(found)
 
 
-def training_curves(curves: Mapping[str, Epochs], n_routes: int, folder: Path) -> Chart:
+def training_curves(curves: Mapping[str, Epochs], n_routes: int) -> Chart:
     """Loss and macro-F1 by epoch. The first few policies are drawn; the page draws another at a click, and the numbers are of all."""
-    figure, panels = new_figure(rows=2, height=7)
-    data, table, losses = [], [], []
+    marks, table = [], []
     for index, (method, epochs) in enumerate(curves.items()):
-        for axes, name, panel in zip(panels, ("loss", "macro_f1"), ("", "2"), strict=True):
-            for prefix, dash, style, part in CURVES:
-                key, label = f"{prefix}{name}", f"{method}, {part}"
+        for panel, name in enumerate(("loss", "macro_f1")):
+            for prefix, part in PARTS.items():
+                key = f"{prefix}{name}"
                 found = [(row["epoch"], row[key]) for row in epochs if row.get(key) is not None and math.isfinite(row[key])]
                 if not found:
                     continue
                 xs, ys = zip(*found, strict=True)
                 table += [(method, key, epoch, number(value)) for epoch, value in found]
-                losses += ys if name == "loss" else ()
-                trace = plots.line(xs, ys, label, index, dash, panel) | {"legendgroup": method}
-                if index < DRAWN:
-                    axes.plot(xs, ys, style, marker=marker(index), markersize=3, color=colour(index), label=label)
-                else:
-                    trace["visible"] = "legendonly"
-                data.append(trace)
+                look = {"index": index, "panel": panel, "dashed": bool(prefix), "size": 3, "group": method, "drawn": index < DRAWN}
+                marks.append(Curve(name=f"{method}, {part}", xs=xs, ys=ys, **look))
+    losses = [y for curve in marks if curve.panel == 0 for y in curve.ys]
     is_log = bool(losses) and min(losses) > 0 and max(losses) / min(losses) > LOG_SPAN
-    title = f"Training, n = {n_routes} kept routes, of which a part is held back"
-    _label(figure, panels, title, is_log)
-    caption = "Loss and macro-F1 by epoch: full lines on the questions trained on, dashed ones on those held back." + _left_out(
-        list(curves)
+    caption = "Loss and macro-F1 by epoch: full lines on the questions trained on, dashed ones on those held back."
+    return Chart(
+        name="training",
+        title=f"Training, n = {n_routes} kept routes, of which a part is held back",
+        caption=caption + _left_out(list(curves)),
+        header=("method", "metric", "epoch", "value"),
+        rows=tuple(table),
+        marks=tuple(marks),
+        x=Axis("epoch", is_whole=True),
+        ys=(Axis(LOSS, is_log=is_log), Axis(SCORE)),
+        height=7,
+        legend=2,
     )
-    plot = plots.stacked(data, "epoch", plots.axis(LOSS, **(plots.LOG if is_log else {})), plots.axis(SCORE))
-    return write_chart(figure, folder, "training", title, caption, ("method", "metric", "epoch", "value"), table, plot)
-
-
-def _label(figure: Any, panels: Any, title: str, is_log: bool) -> None:
-    for axes, label in zip(panels, (LOSS, SCORE), strict=True):
-        axes.set_ylabel(label)
-    if is_log:
-        panels[0].set_yscale("log")
-    whole_ticks(panels[1])
-    panels[1].set_xlabel("epoch")
-    figure.suptitle(title)
-    named = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=2)
 
 
 def _left_out(methods: Sequence[str]) -> str:
