@@ -336,11 +336,11 @@ def test_a_difference_is_that_of_the_same_questions(bench):
     stage = in_domain(bench.setup)
     found = against(bench, stage, "routers", "base")
     rows = {row.task: row for row in bench.run(stage).rows if row.method == "routers"}
-    assert found.mean == pytest.approx(np.mean([rows[task]["difference"] for task in stage.tasks])), "tasks weigh the same"
+    assert found.mean == pytest.approx(np.mean([rows[task].difference for task in stage.tasks])), "tasks weigh the same"
     assert found.low <= found.mean <= found.high
     for task in stage.tasks:
         alone = against(bench, stage, "routers", "base", (task,))
-        assert alone.mean == pytest.approx(rows[task]["difference"])
+        assert alone.mean == pytest.approx(rows[task].difference)
         assert alone.p == pytest.approx(rows[task]["mcnemar_p"], abs=0.02)
     assert against(bench, stage, "routers", "routers").is_gain is None
     assert Difference("a", "b", 0.02, 0.01, 0.03, 0.01).is_gain is True
