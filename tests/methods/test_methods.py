@@ -22,8 +22,7 @@ from drllm.evaluation.fit import fit_policy
 from drllm.methods.base import get_method, method_names, method_of
 from drllm.methods.block_influence import block_influence
 from drllm.methods.codebook import Candidate, CodebookConfig, _fit_one, choices, choose, choose_routes, served_passes, thresholds, worth
-from drllm.methods.gains import mixed_gain
-from drllm.methods.matrix import Matrix
+from drllm.methods.matrix import Matrix, mixed_gain
 from drllm.methods.routers import BELOW, soft_target
 from drllm.methods.selector import STAY, Folds, fit_ridges, lower_bound, principal_directions
 from drllm.methods.static import StaticConfig, combine, confirmed
@@ -89,7 +88,7 @@ def test_every_method_trains_saves_loads_evaluates_and_generates(name, tiny, run
     with torch.no_grad():
         assert RoutedModel.from_pretrained(folder, base=tiny).policy is not None
     second = evaluate(tiny, [name], [TASK], run, EVALUATE, data).rows[1]
-    assert {key: second[key] for key in ("accuracy", "mean_passes")} == {key: rows[1][key] for key in ("accuracy", "mean_passes")}
+    assert (second.accuracy, second.mean_passes) == (rows[1].accuracy, rows[1].mean_passes)
 
 
 def test_the_command_line_trains_lists_and_refuses(tiny, run, data, capsys, monkeypatch):
@@ -639,9 +638,8 @@ def test_an_own_policy_class_is_found_by_its_method(monkeypatch, tmp_path):
     )
     load = importlib.metadata.EntryPoint.load
     monkeypatch.setattr(importlib.metadata.EntryPoint, "load", lambda self: own if self.name == "mine" else load(self))
-    monkeypatch.delitem(sys.modules, "drllm.methods.all", raising=False)
     assert policy_class("theirs").__name__ == "Theirs"
-    assert "cannot be loaded from nowhere:METHOD" in sys.modules["drllm.methods.all"].BROKEN["broken"]
+    assert "cannot be loaded from nowhere:METHOD" in registry.import_policies()["broken"]
     with pytest.raises(ArtifactError, match="unknown policy 'thiers'; did you mean 'theirs'"):
         policy_class("thiers")
 

@@ -207,11 +207,11 @@ def test_an_evaluate_only_method_from_records_to_a_row(name, tiny, run, data):
         summary = json.loads((run / "evaluate" / "tune" / "summary.json").read_text())
         assert "oracle (told)" in render(summary)
         assert "an upper bound" in sentence(summary, "oracle")
-        assert rows[1]["worse"] == 0
-        assert rows[1]["accuracy"] > rows[0]["accuracy"]
+        assert rows[1].worse == 0
+        assert rows[1].accuracy > rows[0].accuracy
     else:
-        assert 0 < rows[1]["mean_passes"] < L * 1.2
-        assert rows[1]["mean_passes"] % 1
+        assert 0 < rows[1].mean_passes < L * 1.2
+        assert rows[1].mean_passes % 1
         assert json.loads((run / "train" / name / "knob.json").read_text())["points"]
     with pytest.raises(InputError, match="for evaluation only"):
         tiny.generate("so?", policy=policy)

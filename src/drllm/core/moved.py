@@ -59,6 +59,7 @@ RENAMED: dict[tuple[str, str], str] = {
     ("core.config", "GateConfig"): "GuaranteeConfig",
     ("stats.guarantee", "gate"): "find_guarantee",
     ("policies.given", "RowRoutes"): "GivenRoutes",
+    ("methods.codebook", "fit_book"): "fit_codebook",
     ("methods.training_data", "Material"): "TrainingData",
     ("runs.manifest", "search_plans"): "search_manifests",
     ("runs.manifest", "path_plans"): "path_manifests",

@@ -28,7 +28,7 @@ class Method:
         name: what `--method` calls it; also the folder of its policy in a run and its section in a YAML file.
         about: one line for `drllm methods`.
         paper: where it is from.
-        config: a frozen dataclass of `knob` fields: its options, flags and defaults.
+        config: a frozen dataclass of `option` fields: its options, flags and defaults.
         fit: (model, training_data, options, folder for metrics and caches) -> policy. It may read the fit and tune splits only.
         evaluate_only: its policy can be compared, and neither generates nor is promised anything.
         policy_module: what to import for the class of its policies, where that is neither in drllm nor in the method's own file.
@@ -80,6 +80,18 @@ def get_method(name: str) -> Method:
         raise InputError(f"unknown method {name!r}{did_you_mean(name, method_names())}; choose from {', '.join(method_names())}")
     module, _, attribute = BUILT_IN[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def import_policies() -> dict[str, str]:
+    """Import every method, and with it the class of the policy that it trains; returns name and reason of those that cannot be loaded."""
+    broken = {}
+    for name in method_names():
+        try:
+            if module := get_method(name).policy_module:
+                importlib.import_module(module)
+        except (InputError, ImportError) as error:
+            broken[name] = str(error)
+    return broken
 
 
 def method_of(config: Any) -> Method:

@@ -1,4 +1,4 @@
-"""Controls that are trained as the code book is, each with one thing taken away."""
+"""Blind baselines: code books trained as ever, with one thing taken away from each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from drllm.core.config import SearchConfig
 from drllm.core.errors import InputError
 from drllm.core.options import option
 from drllm.methods.base import Method
-from drllm.methods.codebook import CodebookConfig, choose_routes, fit_book
+from drllm.methods.codebook import CodebookConfig, choose_routes, fit_codebook
 
 if TYPE_CHECKING:
     from drllm.methods.matrix import Matrix
@@ -38,7 +38,7 @@ class InputBlindConfig(CodebookConfig):
 
 
 def fit_random(routed: RoutedModel, training_data: TrainingData, config: RandomCodebookConfig, folder: Path) -> Policy:
-    """The book's routes are some of those that were put into the list blindly; the selector is trained as ever."""
+    """The codebook's routes are some of those that were put into the list blindly; the selector is trained as ever."""
     from drllm.searching.prior import random_routes
 
     def blind(matrix: Matrix, allowed: np.ndarray, n: int, config: RandomCodebookConfig, price: float) -> list[int]:
@@ -54,17 +54,14 @@ def fit_random(routed: RoutedModel, training_data: TrainingData, config: RandomC
             )
         return places[:n]
 
-    return fit_book(routed, training_data, config, folder, blind)
+    return fit_codebook(routed, training_data, config, folder, blind)
 
 
 def fit_blind(routed: RoutedModel, training_data: TrainingData, config: InputBlindConfig, folder: Path) -> Policy:
     """Fit prompts are dealt to other fit questions before the selector sees them, so that it can learn nothing about prompts."""
-    return fit_book(routed, training_data, config, folder, choose_routes, shuffle=True)
+    return fit_codebook(routed, training_data, config, folder, choose_routes, shuffle=True)
 
 
-RANDOM_CODEBOOK = Method(
-    "random_codebook", "a code book of routes drawn at random; a control", "what choosing routes is worth", RandomCodebookConfig, fit_random
-)
-INPUT_BLIND = Method(
-    "input_blind", "a code book trained on other questions' prompts; a control", "what prompts are worth", InputBlindConfig, fit_blind
-)
+ABOUT_RANDOM, ABOUT_BLIND = "a code book of random routes; a baseline", "a code book trained on other questions' prompts; a baseline"
+RANDOM_CODEBOOK = Method("random_codebook", ABOUT_RANDOM, "what choosing routes is worth", RandomCodebookConfig, fit_random)
+INPUT_BLIND = Method("input_blind", ABOUT_BLIND, "what prompts are worth", InputBlindConfig, fit_blind)

@@ -1,21 +1,21 @@
 """A few routes that earn their place on the fit questions, and a selector that leaves the base where it predicts gain enough.
 
-Routes are taken one by one from a run's dense matrix (`drllm search --paths`): each time the one that adds most to what the book covers and
-to what it is worth alone. The selector is a ridge regression from the prompt's states, read before an early block, to each route's gain
+Routes are taken one by one from a run's dense matrix (`drllm search --paths`): each time the one that adds most to what the codebook covers
+and to what it is worth alone. The selector is a ridge regression from the prompt's states, read before an early block, to each route's gain
 over the base, its harm taken off; the threshold, one for all, is where the lower bound of the total gain is highest by predictions of
 questions the selector was not fitted on (`selector.lower_bound`; it may be below 0). How many routes, and the block, are chosen on tune.
 
-Shapes: N questions, R routes of the matrix, K of the book, F features.
+Shapes: N questions, R routes of the matrix, K of the codebook, F features.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from drllm.core.files import write_json
 from drllm.core.options import check_range, option
 from drllm.core.route import Route
 from drllm.methods.base import Method
+from drllm.methods.budget import pass_limit
 from drllm.methods.selector import Folds, Ridge, lower_bound
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
 
+# (matrix, allowed routes (R,), how many, options, price of a pass) -> places of routes in the matrix, best first.
+OrderRoutes: TypeAlias = "Callable[[Matrix, np.ndarray, int, Any, float], list[int]]"
 SIZES = (2, 4, 8, 16, 32)
 COMPONENTS = (4, 16, 0)
 
@@ -65,7 +68,7 @@ class CodebookConfig:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A fitted book before it is chosen, and how it does on tune."""
+    """A fitted codebook before it is chosen, and how it does on tune."""
 
     routes: tuple[Route, ...]
     block: int
@@ -80,13 +83,13 @@ class Candidate:
 
 def fit(routed: RoutedModel, training_data: TrainingData, config: CodebookConfig, folder: Path) -> Policy:
     """Fit every size and block, choose on tune, and keep the choice's operating points; the table goes to `folder/candidates.json`."""
-    return fit_book(routed, training_data, config, folder, choose_routes)
+    return fit_codebook(routed, training_data, config, folder, choose_routes)
 
 
-def fit_book(
-    routed: RoutedModel, training_data: TrainingData, config: CodebookConfig, folder: Path, order_routes: Any, shuffle: bool = False
+def fit_codebook(
+    routed: RoutedModel, training_data: TrainingData, config: CodebookConfig, folder: Path, order_routes: OrderRoutes, shuffle: bool = False
 ) -> Policy:
-    """As `fit`, with another way to order routes, or with prompts dealt to other questions' gains (the input-blind control)."""
+    """As `fit`, with another way to order routes, or with prompts dealt to other questions' gains (the input-blind baseline)."""
     import torch
 
     from drllm.policies.codebook import Codebook, Point
@@ -100,20 +103,16 @@ def fit_book(
         order = np.random.default_rng(config.seed).permutation(len(matrix))
         features["fit"] = {block: values[order] for block, values in features["fit"].items()}
     candidates = list(fit_candidates(matrix, tune, features, blocks, config, order_routes))
-    write_json(folder / "candidates.json", {"key": matrix.key, "candidates": [_row(candidate) for candidate in candidates]})
+    write_json(folder / "candidates.json", {"key": matrix.key, "candidates": [_summary(candidate) for candidate in candidates]})
     best = choose(candidates, routed.n_layers, config.budget)
-    tensor = lambda values: torch.tensor(np.asarray(values), dtype=torch.float32)  # noqa: E731
-    if config.abstain and best.tune_gain <= 0 and config.budget == 1:  # the base is among what tune chooses from
-        empty = np.zeros((len(best.ridge.mean), 0))
-        return Codebook(
-            best.routes[:1], best.block, tensor(best.ridge.mean), tensor(best.ridge.scale), tensor(empty), torch.zeros(0), [], 0
-        )
-    points = [Point(threshold, best.price) for threshold in thresholds(best, features["tune"][best.block])]
     ridge = best.ridge
-    policy = Codebook(
-        best.routes, best.block, tensor(ridge.mean), tensor(ridge.scale), tensor(ridge.weight), tensor(ridge.bias), points, len(points) - 1
-    )
-    policy.prompt_format = matrix.prompt_format
+    n_routes, points = len(best.routes), [Point(threshold, best.price) for threshold in thresholds(best, features["tune"][best.block])]
+    if config.abstain and best.tune_gain <= 0 and config.budget == 1:  # the base is among what tune chooses from
+        n_routes, points = 1, []
+    arrays = (ridge.mean, ridge.scale, ridge.weight[:, : n_routes - 1], ridge.bias[: n_routes - 1])
+    tensors = [torch.tensor(array, dtype=torch.float32) for array in arrays]
+    policy = Codebook(best.routes[:n_routes], best.block, *tensors, points, max(0, len(points) - 1))
+    policy.prompt_format = matrix.prompt_format if points else None
     return policy
 
 
@@ -125,9 +124,9 @@ def reading_blocks(n_layers: int) -> list[int]:
 def choose_routes(matrix: Matrix, allowed: np.ndarray, n: int, config: CodebookConfig, price: float) -> list[int]:
     """Greedy: columns of the matrix in the order taken, the base not among them.
 
-    A route's worth is what it adds to the best of the book on each question, and its own mean gain: coverage alone is easily bought with
-    noise, since any of fifty tries at four choices is often right. A batch pays for every pass that any of its rows makes, so a pass that
-    no route of the book has made yet costs a little.
+    A route's worth is what it adds to the best of the codebook on each question, and its own mean gain: coverage alone is easily bought
+    with noise, since any of fifty tries at four choices is often right. A batch pays for every pass that any of its sequences makes, so a
+    pass that no route of the codebook has made yet costs a little.
     """
     gains = worth(matrix, config, price)
     # Of a task's lower bounds, coverage is no noise and counts alone.
@@ -149,7 +148,7 @@ def choose_routes(matrix: Matrix, allowed: np.ndarray, n: int, config: CodebookC
 
 
 def served_passes(routes: Sequence[Route]) -> int:
-    """Passes of a batch that holds a row of every route: block by block, as many as the row that makes most."""
+    """Passes of a batch that holds a sequence of every route: block by block, as many as the sequence that makes most."""
     return int(np.array([list(route) for route in routes]).max(0).sum())
 
 
@@ -195,7 +194,7 @@ def choose(candidates: Sequence[Candidate], n_layers: int, budget: float) -> Can
     """The best on tune among those within the budget; equal ones: the fewest routes, then the earliest block."""
     if not candidates:
         raise InputError("every route of the matrix edits a block before the one where the prompt would be read: add later edits")
-    within = [candidate for candidate in candidates if budget == 1 or candidate.tune_passes <= budget * n_layers + 1e-9]
+    within = [candidate for candidate in candidates if candidate.tune_passes <= pass_limit(budget, n_layers)]
     if not within:
         least = min(candidate.tune_passes for candidate in candidates) / n_layers
         raise InputError(f"no code book spends {budget:.2f} of the base's passes on tune (the least is {least:.2f}): add shorter routes")
@@ -208,7 +207,7 @@ def fit_candidates(
     features: dict[str, dict[int, np.ndarray]],
     blocks: Sequence[int],
     config: CodebookConfig,
-    order_routes: Any,
+    order_routes: OrderRoutes,
 ) -> Iterator[Candidate]:
     """Every size and block, at each price of a pass that the budget may call for."""
     sizes = (config.n_routes,) if config.n_routes else SIZES
@@ -235,22 +234,22 @@ def _fit_one(
     config: CodebookConfig,
 ) -> Candidate:
     """The selector of the base and the routes at `places`, its threshold from out-of-fold predictions, and how it does on tune."""
-    book, tune = matrix.at([0, *places]), tune.at([0, *places])
+    fit, tune = matrix.at([0, *places]), tune.at([0, *places])
     ridge, predicted = folds.pick(places)
-    saved = 1 - book.passes()[1:] / book.passes()[0]
+    saved = 1 - fit.passes()[1:] / fit.passes()[0]
     value = predicted + price * saved
     best = value.argmax(1)
-    rows = np.arange(len(book))
-    realized = book.gains[rows, best + 1] + price * saved[best]
-    threshold = lower_bound(value[rows, best], realized, config.confidence) if config.abstain else 0.0
-    found = Candidate(book.routes, block, ridge, threshold, price, 0.0, 0.0, 0.0)
+    each = np.arange(len(fit))
+    realized = fit.gains[each, best + 1] + price * saved[best]
+    threshold = lower_bound(value[each, best], realized, config.confidence) if config.abstain else 0.0
+    found = Candidate(fit.routes, block, ridge, threshold, price, 0.0, 0.0, 0.0)
     picked = choices(found, tune_features)
     gain = float(tune.gains[np.arange(len(tune)), picked].mean())
     return replace(found, tune_gain=gain, tune_passes=float(tune.passes()[picked].mean()), switched=float((picked > 0).mean()))
 
 
 def choices(candidate: Candidate, features: np.ndarray) -> np.ndarray:
-    """(N,): the place in its routes that a fitted book takes for each prompt, 0 the base."""
+    """(N,): the place in its routes that a fitted codebook takes for each prompt, 0 the base."""
     import torch
 
     from drllm.policies.codebook import Point, pick
@@ -273,17 +272,21 @@ def thresholds(best: Candidate, features: np.ndarray) -> list[float]:
     return [*(float(leaving[count]) for count in counts), best.threshold]
 
 
-def _row(candidate: Candidate) -> dict[str, Any]:
+def _summary(candidate: Candidate) -> dict[str, Any]:
     return {
-        "n_routes": len(candidate.routes) - 1, "block": candidate.block, "price": candidate.price, "threshold": candidate.threshold,
-        "ridge": candidate.ridge.penalty, "components": candidate.n_components,
-        "tune_gain": candidate.tune_gain, "tune_passes": candidate.tune_passes,
-        "tune_switched": candidate.switched, "served_passes": served_passes(candidate.routes),
+        "n_routes": len(candidate.routes) - 1,
+        "block": candidate.block,
+        "price": candidate.price,
+        "threshold": candidate.threshold,
+        "ridge": candidate.ridge.penalty,
+        "components": candidate.n_components,
+        "tune_gain": candidate.tune_gain,
+        "tune_passes": candidate.tune_passes,
+        "tune_switched": candidate.switched,
+        "served_passes": served_passes(candidate.routes),
         "routes": [str(route) for route in candidate.routes],
-    }  # fmt: skip
+    }
 
 
-METHOD = Method(
-    "codebook", "a few routes and a selector that leaves the base where it predicts gain enough", "after PuDDing, arXiv 2502.04348",
-    CodebookConfig, fit,
-)  # fmt: skip
+ABOUT = "a few routes and a selector that leaves the base where it predicts gain enough"
+METHOD = Method("codebook", ABOUT, "after PuDDing, arXiv 2502.04348", CodebookConfig, fit)

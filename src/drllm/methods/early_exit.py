@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drllm.core.options import check_range, option
-from drllm.core.route import Route
 from drllm.methods.base import Method
+from drllm.methods.budget import kept_passes, without
 
 if TYPE_CHECKING:
     from drllm.methods.training_data import TrainingData
@@ -28,8 +28,8 @@ class EarlyExitConfig:
 
 def fit(routed: RoutedModel, training_data: TrainingData, config: EarlyExitConfig, folder: Path) -> Policy:
     """No record is read, but for the prompts' format."""
-    n_kept = max(1, int(config.budget * routed.n_layers + 1e-9))
-    return training_data.constant(Route([1] * n_kept + [0] * (routed.n_layers - n_kept)))
+    left_out = range(kept_passes(config.budget, routed.n_layers), routed.n_layers)
+    return training_data.constant(without(routed.n_layers, left_out))
 
 
 METHOD = Method("early_exit", "leave after the first blocks; one route", "cf. CALM, arXiv 2207.07061", EarlyExitConfig, fit)

@@ -10,15 +10,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from drllm.core.errors import ArtifactError
 from drllm.core.route import Route
-from drllm.methods.checked_records import DenseTask
-from drllm.methods.gains import mixed_gain
 from drllm.runs.manifest import Manifest
 from drllm.runs.records import RouteRecord
+
+if TYPE_CHECKING:
+    from drllm.methods.checked_records import DenseTask  # with torch
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,16 @@ class Matrix:
         """Some columns, in that order."""
         routes = tuple(self.routes[place] for place in places)
         return replace(self, routes=routes, correct=self.correct[:, places], margins=self.margins[:, places])
+
+
+def mixed_gain(margins: np.ndarray, right: np.ndarray, spread: np.ndarray | float, weight: float) -> np.ndarray:
+    """Gains over the base, which comes first on the last axis: margin's, at most a standard deviation of the base's, and verdict's.
+
+    Margins are steadier; alone they miss a route that turns many verdicts by a little. Where there are none, the verdict alone.
+    """
+    verdict = right.astype(float) - right[..., :1]
+    margin = np.clip((margins - margins[..., :1]) / spread, -1, 1)
+    return np.where(np.isnan(margin), verdict, weight * margin + (1 - weight) * verdict)
 
 
 def read_matrix(run: Path, manifests: dict[Path, Manifest], dense: Sequence[DenseTask], split: str) -> Matrix:

@@ -11,6 +11,7 @@ import numpy as np
 from drllm.core.errors import BudgetError, InputError
 from drllm.core.files import write_json
 from drllm.core.progress import Progress
+from drllm.methods.budget import pass_limit
 
 if TYPE_CHECKING:
     from drllm.methods.training_data import TrainingData
@@ -24,36 +25,36 @@ def choose_point(
 ) -> Policy:
     """The point that is best on `n_questions` tune questions a task within the budget; equal ones: the one nearest the base.
 
-    `cheaper` are further points, tried only if there is a budget. The table goes to `folder/knob.json`. Without tune questions, or with 0
-    asked for, the policy as it is.
+    `cheaper` are further points, tried only if there is a budget. The table goes to `folder/knob.json`. Without tune questions, or with
+    `n_questions` 0, the policy as it is.
     """
     from drllm.scoring.route_prediction import score_policies
 
     (folder / "knob.json").unlink(missing_ok=True)  # of an earlier training
-    asked = training_data.tune(n_questions) if n_questions else []
-    if not asked:
+    tune = training_data.tune(n_questions) if n_questions else []
+    if not tune:
         if budget < 1:
             raise InputError("there is no tune question to keep the budget on: search data with a validation part, or give tune_questions")
         return policy
     points = [*policy.operating_points(), *(cheaper if budget < 1 else ())]
     correct: list[list[bool]] = [[] for _ in points]
     passes: list[list[float]] = [[] for _ in points]
-    with Progress("set the knob", sum(-(-len(questions) // GROUP) for _, questions in asked)) as progress:
-        for scorer, questions in asked:
+    with Progress("choose the operating point", sum(-(-len(questions) // GROUP) for _, questions in tune)) as progress:
+        for scorer, questions in tune:
             for start in range(0, len(questions), GROUP):
                 for index, (verdicts, routes) in enumerate(score_policies(scorer, questions[start : start + GROUP], points)):
                     correct[index] += [verdict.correct for verdict in verdicts]
                     passes[index] += [route.n_passes for route in routes]
                 progress.advance(1)
-    rows = [
+    table = [
         {"point": index, "accuracy": float(np.mean(correct[index])), "mean_passes": float(np.mean(passes[index])), "n": len(correct[index])}
         for index in range(len(points))
     ]
-    write_json(folder / "knob.json", {"points": rows})
-    limit = budget * policy.n_layers + 1e-9 if budget < 1 else float("inf")
-    within = [row for row in rows if row["mean_passes"] <= limit]
+    write_json(folder / "knob.json", {"points": table})
+    limit = pass_limit(budget, policy.n_layers)
+    within = [row for row in table if row["mean_passes"] <= limit]
     if not within:
-        least = min(row["mean_passes"] for row in rows)
+        least = min(row["mean_passes"] for row in table)
         raise BudgetError(
             f"a {policy.name!r} policy spends at least {least:.1f} passes on tune, above the budget of {limit:.1f}: raise --budget"
         )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class OracleConfig:
     """A list of routes to choose from with the answer in hand."""
 
-    n_routes: int = option(16, "routes besides the base; every one is run on every question asked")
+    n_routes: int = option(16, "routes besides the base; every one is run on every question")
 
     def __post_init__(self) -> None:
         check_range(self, "n_routes", 1, None)
@@ -57,5 +57,5 @@ def cover(correct: np.ndarray, n: int) -> list[int]:
     return chosen
 
 
-ABOUT = "told every answer, takes a route that gives it; an upper bound"
+ABOUT = "knows every answer, takes a route that gives it; an upper bound"
 METHOD = Method("oracle", ABOUT, "CoLa, arXiv 2507.07996", OracleConfig, fit, evaluate_only=True)

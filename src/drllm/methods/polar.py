@@ -1,8 +1,8 @@
 """After PoLar (arXiv 2606.06574): a predictor of the path, trained on every valid path of a question and followed without abstention.
 
-PoLar's predictor writes a path over segments of blocks; here it chooses among the routes of a dense matrix. It is told of every route
-whether it is right (all valid paths, not the shortest one), and the route likeliest to be right is taken, a saved pass deciding between
-equals. Its own predictor and data are not public, so this stands for the idea, not for its figures.
+PoLar's predictor writes a path over segments of blocks; here it chooses among the routes of a dense matrix. It learns from all right routes
+of a question (all valid paths, not the shortest one), and the route likeliest to be right is taken, a saved pass deciding between equals.
+Its own predictor and data are not public, so this stands for the idea, not for its figures.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from drllm.core.options import option
 from drllm.methods.base import Method
-from drllm.methods.codebook import CodebookConfig, choose_routes, fit_book
+from drllm.methods.codebook import CodebookConfig, choose_routes, fit_codebook
 
 if TYPE_CHECKING:
     from drllm.methods.training_data import TrainingData
@@ -32,7 +32,7 @@ class PolarConfig(CodebookConfig):
 
 def fit(routed: RoutedModel, training_data: TrainingData, config: PolarConfig, folder: Path) -> Policy:
     """As `drllm.methods.codebook.fit`; see the options for what differs."""
-    return fit_book(routed, training_data, config, folder, choose_routes)
+    return fit_codebook(routed, training_data, config, folder, choose_routes)
 
 
 METHOD = Method("polar", "a predictor trained on all right paths, always followed", "after PoLar, arXiv 2606.06574", PolarConfig, fit)

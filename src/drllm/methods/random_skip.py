@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from drllm.core.options import check_range, option
-from drllm.core.route import Route
 from drllm.methods.base import Method
+from drllm.methods.budget import kept_passes, without
 
 if TYPE_CHECKING:
     from drllm.methods.training_data import TrainingData
@@ -32,9 +32,9 @@ class RandomSkipConfig:
 
 def fit(routed: RoutedModel, training_data: TrainingData, config: RandomSkipConfig, folder: Path) -> Policy:
     """No record is read, but for the prompts' format."""
-    n_skipped = routed.n_layers - max(1, int(config.budget * routed.n_layers + 1e-9))
+    n_skipped = routed.n_layers - kept_passes(config.budget, routed.n_layers)
     skipped = np.random.default_rng(config.seed).choice(routed.n_layers, n_skipped, replace=False)
-    return training_data.constant(Route([0 if block in skipped else 1 for block in range(routed.n_layers)]))
+    return training_data.constant(without(routed.n_layers, skipped))
 
 
-METHOD = Method("random_skip", "random blocks skipped; one route, a control", "what choosing blocks is worth", RandomSkipConfig, fit)
+METHOD = Method("random_skip", "random blocks skipped; one route, a baseline", "what choosing blocks is worth", RandomSkipConfig, fit)

@@ -3,7 +3,7 @@
 Preset `paper` learns the kept path of each question, from raw states. Preset `default` keeps the routers and changes what they learn: the
 shortest right path teaches the base's route, so all right paths are learned at once, each as much as its margin says; states come from the
 base, since there is no one path to follow; they are scaled to unit RMS, since those entering different blocks differ in scale by up to 800
-times; rare actions are weighed up; and the control knob is set on tune. In both, part of the fit questions is held back to print F1 on.
+times; rare actions are weighed up; and the control is set on tune. In both, part of the fit questions is held back to print F1 on.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from drllm.runs.records import RouteRecord
 
 N_ACTIONS = len(Action)
-BELOW = (-0.55, -0.6, -0.65, -0.7, -0.75, -0.8)  # of the knob, from the routers on towards skipping: for a budget
+BELOW = (-0.55, -0.6, -0.65, -0.7, -0.75, -0.8)  # controls from the routers on towards skipping: for a budget
 
 
 def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig, folder: Path) -> Policy:
-    """Pool the states, then train all routers together; metrics go to `folder/metrics.jsonl`, the knob's table to `folder/knob.json`."""
+    """Pool the states, then train all routers together; metrics go to `folder/metrics.jsonl`, each control's to `folder/knob.json`."""
     import torch
 
     from drllm.methods.training.loop import train_routers
@@ -55,16 +55,8 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig,
         spread = training_data.margin_spread
         targets = torch.tensor(np.array([soft_target(record, config.temperature * spread[record.task]) for _, record in kept]))
         features = dataclasses.replace(features, labels=targets.argmax(-1))
-    router_config = RouterConfig(
-        routed.n_layers,
-        routed.hidden_size,
-        config.n_windows,
-        config.width,
-        config.normalized,
-        config.shared,
-        config.first_block,
-        config.depth,
-    )
+    sizes = (routed.n_layers, routed.hidden_size, config.n_windows, config.width)
+    router_config = RouterConfig(*sizes, config.normalized, config.shared, config.first_block, config.depth)
     lines: list[str] = []
     with Progress("train routers", config.epochs) as progress:
 
@@ -80,7 +72,7 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig,
     policy.prompt_format = prompt_format
     if not is_soft:
         return policy
-    cheaper = [policy.with_control(p) for p in BELOW]
+    cheaper = [policy.with_control(control) for control in BELOW]
     return choose_point(policy, training_data, config.tune_questions, config.budget, folder, cheaper)
 
 

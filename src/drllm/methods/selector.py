@@ -34,7 +34,7 @@ class Ridge:
 class Folds:
     """Ridges of every penalty from one set of features to every target: fitted on all questions, and on all but each part of them.
 
-    Columns of the targets are fitted independently, so any book of routes is a choice of columns and costs nothing more.
+    Columns of the targets are fitted independently, so any codebook is a choice of columns and costs nothing more.
 
     Args:
         features: (N, F).
@@ -103,7 +103,7 @@ def lower_bound(scores: np.ndarray, gains: np.ndarray, confidence: float) -> flo
     """The threshold with the highest lower bound of the total gain of those above it; `STAY` where no bound is positive.
 
     A rule of thumb, not a test: the bound holds for one threshold, and here the best of many is taken, so on pure noise it leaves the base
-    in some 40 % of draws at a confidence of 0.9. What a code book is worth is decided on tune, and by the gate.
+    in some 40 % of draws at a confidence of 0.9. What a code book is worth is decided on tune, and by the guarantee.
 
     Args:
         scores: (N,) of each question's best route, predicted without it.

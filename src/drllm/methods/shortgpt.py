@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from drllm.core.files import write_json
 from drllm.core.options import check_range, option
-from drllm.core.route import Route
 from drllm.methods.base import Method
+from drllm.methods.budget import kept_passes, without
 
 if TYPE_CHECKING:
     from drllm.methods.training_data import TrainingData
@@ -37,9 +37,9 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: ShortGPTConfig
     step = max(1, len(prompts) // config.questions)
     influence = block_influence(routed, prompts[::step][: config.questions])
     write_json(folder / "influence.json", {"influence": influence})
-    n_skipped = routed.n_layers - int(config.budget * routed.n_layers + 1e-9)
+    n_skipped = routed.n_layers - kept_passes(config.budget, routed.n_layers)
     skipped = sorted(range(routed.n_layers - 1), key=lambda block: (influence[block], block))[:n_skipped]
-    return training_data.constant(Route([0 if block in skipped else 1 for block in range(routed.n_layers)]))
+    return training_data.constant(without(routed.n_layers, skipped))
 
 
 METHOD = Method("shortgpt", "the blocks of least influence skipped; one route", "ShortGPT, arXiv 2403.03853", ShortGPTConfig, fit)

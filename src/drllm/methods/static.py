@@ -23,7 +23,8 @@ from drllm.core.files import write_json
 from drllm.core.options import check_range, option
 from drllm.core.route import Route
 from drllm.methods.base import Method
-from drllm.methods.gains import mixed_gain
+from drllm.methods.budget import pass_limit
+from drllm.methods.matrix import mixed_gain
 
 if TYPE_CHECKING:
     from drllm.methods.training_data import TrainingData
@@ -61,8 +62,8 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: StaticConfig, 
     if config.use_tune:
         return training_data.constant(_best_of_matrix(training_data, config))
     ranked = rank_candidates(training_data, full, config)
-    scores = _Scores(training_data, full, config.margin_weight, folder / "candidates.json")
-    limit = config.budget * routed.n_layers + 1e-9 if config.budget < 1 else math.inf
+    scores = _KeptScores(training_data, full, config.margin_weight, folder / "candidates.json")
+    limit = pass_limit(config.budget, routed.n_layers)
     current = full
     for _ in range(config.steps):
         options = list(dict.fromkeys(route for other in ranked if (route := combine(current, other)) is not None))
@@ -91,11 +92,11 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: StaticConfig, 
 def _best_of_matrix(training_data: TrainingData, config: StaticConfig) -> Route:
     """The route of the dense matrix whose gain on fit and tune questions has the highest lower bound; the base, within the budget, is one.
 
-    What a code book is chosen by, so that the two are compared on equal data.
+    A code book is chosen by the same data, so that the two can be compared.
     """
     fit, tune = training_data.fit_and_tune()
     gains = np.concatenate([part.mixed_gains(config.margin_weight) for part in (fit, tune)])
-    limit = config.budget * len(fit.routes[0]) + 1e-9 if config.budget < 1 else math.inf
+    limit = pass_limit(config.budget, len(fit.routes[0]))
     within = [place for place, passes in enumerate(fit.passes()) if passes <= limit]
     if not within:
         raise InputError(f"no route of the matrix spends at most {limit:.1f} passes, the budget: add shorter routes")
@@ -126,10 +127,10 @@ def rank_candidates(training_data: TrainingData, full: Route, config: StaticConf
     if training_data.path_manifests:
         matrix = training_data.matrix()
         spread = np.array([training_data.margin_spread.get(task, 1.0) for task in matrix.tasks])[:, None]
-        rows = np.array([not (config.confirm and is_held_back(prompt)) for prompt in matrix.prompts])
+        choosing = np.array([not (config.confirm and is_held_back(prompt)) for prompt in matrix.prompts])
         values = mixed_gain(matrix.margins, matrix.correct, spread, config.margin_weight)
         for place, route in enumerate(matrix.routes):
-            gains[route] += values[rows, place].tolist()
+            gains[route] += values[choosing, place].tolist()
     known = {route: np.array(values) for route, values in gains.items() if route != full and len(values) >= MIN_EVALUATIONS}
     return sorted(known, key=lambda route: (-lower_mean(known[route]), str(route)))
 
@@ -139,12 +140,12 @@ def is_held_back(prompt: Sequence[int]) -> bool:
     return hashlib.sha256(json.dumps(list(prompt)).encode()).digest()[0] % 2 == 1
 
 
-class _Scores:
+class _KeptScores:
     """Gains of routes over the base on all fit questions, kept in a file from one call to the next."""
 
     def __init__(self, training_data: TrainingData, full: Route, margin_weight: float, path: Path):
         self.training_data, self.full, self.path, self.margin_weight = training_data, full, path, margin_weight
-        # Plans hold digests of questions and answers, the metric and the reward.
+        # Manifests hold digests of questions and answers, the metric and the reward.
         about = [
             str(training_data.routed.model.dtype),
             *(found.to_json() for found in (training_data.search_manifests or training_data.path_manifests).values()),
@@ -162,8 +163,8 @@ class _Scores:
                 raise ArtifactError(f"{path} is not readable JSON ({error}): delete it and train again") from None
             if saved.get("key") == self.key:
                 self.rows = saved["candidates"]
-                nan = lambda values: np.array([np.nan if value is None else value for value in values])  # noqa: E731
-                self.values = {Route.parse(row["route"]): (nan(row["margins"]), np.array(row["right"]) > 0) for row in self.rows}
+                for row in self.rows:  # JSON has no nan: numpy makes one of None
+                    self.values[Route.parse(row["route"])] = np.array(row["margins"], dtype=float), np.array(row["right"]) > 0
 
     def gains(self, routes: list[Route]) -> dict[Route, np.ndarray]:
         """(N,) of each route: `mixed_gain`."""

@@ -13,6 +13,7 @@ from drllm.core.files import write_json
 from drllm.core.options import check_range, option
 from drllm.core.route import Route
 from drllm.methods.base import Method
+from drllm.methods.budget import pass_limit
 
 if TYPE_CHECKING:
     from drllm.methods.training_data import TrainingData
@@ -39,7 +40,7 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: TaleConfig, fo
     path, key = folder / "steps.json", f"{training_data.key}:{routed.model.dtype}:{config.questions}"
     done = _done(path, key)
     current, best = Route.full(routed.n_layers), 0.0
-    limit = config.budget * routed.n_layers + 1e-9
+    limit = 1 if config.budget == 1 else pass_limit(config.budget, routed.n_layers)
     for at in itertools.count():
         if at == len(done):
             options = [current.edit(block, 0) for block, action in enumerate(current) if action] if at else [current]
@@ -50,7 +51,7 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: TaleConfig, fo
         if at and config.budget == 1 and done[at]["accuracy"] < best:
             break
         current, best = Route.parse(done[at]["route"]), max(best, done[at]["accuracy"])
-        if current.n_passes <= (1 if config.budget == 1 else limit):
+        if current.n_passes <= limit:
             break
     return training_data.constant(current)
 

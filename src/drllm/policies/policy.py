@@ -94,7 +94,10 @@ def register_policy(name: str) -> Callable[[type[AnyPolicy]], type[AnyPolicy]]:
 def policy_class(name: str) -> type[Policy]:
     """The class a saved policy's name stands for."""
     if name not in _REGISTRY:
-        importlib.import_module(_MODULES.get(name, "drllm.methods.all"))  # which knows every method, and where its policies are
+        if name in _MODULES:
+            importlib.import_module(_MODULES[name])
+        else:  # another package's: methods know where their policies are
+            importlib.import_module("drllm.methods.base").import_policies()
     if name not in _REGISTRY:
         raise ArtifactError(
             f"unknown policy {name!r}{did_you_mean(name, sorted({*_REGISTRY, *_MODULES}))}; a newer drllm may have written this artefact"

@@ -43,12 +43,8 @@ def train_routers(
 
     Raises `InputError` when nothing is left to train on, the features do not fit the routers, or the loss stops being finite.
     """
-    shape, expected = tuple(features.pooled.shape[1:]), (router_config.n_layers, router_config.n_windows, router_config.hidden_size)
-    if shape != expected:
-        raise InputError(f"features are (blocks, windows, size) {shape} a record, the routers take {expected}: extract them again")
-    train_rows = (~val_mask_N).nonzero()[:, 0]
-    if not len(train_rows):
-        raise InputError("no record is left to train on: search more questions or lower val_fraction")
+    val_rows, train_rows = (mask.nonzero()[:, 0] for mask in (val_mask_N, ~val_mask_N))
+    _check(features, router_config, train_rows)
     # Blocks first, so that a batch is one gather and one batched product.
     pooled_LNWD = features.pooled.transpose(0, 1).contiguous()
     labels_LN = features.labels.T.contiguous()
@@ -57,20 +53,13 @@ def train_routers(
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     n_steps = config.epochs * -(-len(train_rows) // config.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(n_steps, min(config.warmup_steps, n_steps // 10)))
-    if targets is None:
-        alpha = class_weights(torch.bincount(labels_LN[:, train_rows].flatten(), minlength=N_ACTIONS), config.beta)
-    else:
-        alpha = rarity_weights(targets[train_rows].mean((0, 1)))
+    loss_of = _loss(labels_LN, targets, train_rows, config)
     generator = torch.Generator().manual_seed(config.seed)
     for epoch in range(1, config.epochs + 1):
         order = train_rows[torch.randperm(len(train_rows), generator=generator)]
         total = 0.0
         for rows in order.split(config.batch_size):
-            logits_LBC = routers.all_logits(pooled_LNWD[:, rows], features.valid[rows])
-            if targets is None:
-                loss = focal_loss(logits_LBC, labels_LN[:, rows], alpha, config.gamma)
-            else:
-                loss = soft_loss(logits_LBC, targets[rows].transpose(0, 1), alpha, config.gamma)
+            loss = loss_of(routers.all_logits(pooled_LNWD[:, rows], features.valid[rows]), rows)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -79,17 +68,31 @@ def train_routers(
         if not math.isfinite(total):
             raise InputError(f"training diverged in epoch {epoch} (loss {total}): lower lr (now {config.lr}) or set normalize to rms")
         if on_epoch is not None:
-            metrics = {"epoch": epoch, "loss": total / len(train_rows)} | measure(
-                routers, pooled_LNWD, features.valid, labels_LN, train_rows
-            )
-            val_rows = val_mask_N.nonzero()[:, 0]
-            if len(val_rows):
-                held_back = measure(routers, pooled_LNWD, features.valid, labels_LN, val_rows)
-                metrics |= {f"val_{name}": value for name, value in held_back.items()}
-            on_epoch(metrics)
+            measured = measure(routers, pooled_LNWD, features.valid, labels_LN, train_rows)
+            held_back = measure(routers, pooled_LNWD, features.valid, labels_LN, val_rows) if len(val_rows) else {}
+            val = {f"val_{name}": value for name, value in held_back.items()}
+            on_epoch({"epoch": epoch, "loss": total / len(train_rows)} | measured | val)
     for parameter in parameters:
         parameter.requires_grad_(False)
     return routers
+
+
+def _check(features: Features, router_config: RouterConfig, train_rows: Tensor) -> None:
+    """Refuse features of other sizes than the routers', and no record at all."""
+    shape, expected = tuple(features.pooled.shape[1:]), (router_config.n_layers, router_config.n_windows, router_config.hidden_size)
+    if shape != expected:
+        raise InputError(f"features are (blocks, windows, size) {shape} a record, the routers take {expected}: extract them again")
+    if not len(train_rows):
+        raise InputError("no record is left to train on: search more questions or lower val_fraction")
+
+
+def _loss(labels_LN: Tensor, targets_NLC: Tensor | None, train_rows: Tensor, config: RoutersConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of logits (L, B, C) of a batch, given the batch's places among the records: focal, or soft where there are targets."""
+    if targets_NLC is None:
+        alpha = class_weights(torch.bincount(labels_LN[:, train_rows].flatten(), minlength=N_ACTIONS), config.beta)
+        return lambda logits_LBC, rows: focal_loss(logits_LBC, labels_LN[:, rows], alpha, config.gamma)
+    rarity = rarity_weights(targets_NLC[train_rows].mean((0, 1)))
+    return lambda logits_LBC, rows: soft_loss(logits_LBC, targets_NLC[rows].transpose(0, 1), rarity, config.gamma)
 
 
 def warmup_cosine(n_steps: int, n_warmup: int) -> Callable[[int], float]:
