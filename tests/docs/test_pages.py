@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "results" / "README.md", *(ROOT / "docs").rglob("*.md")])
+CODE = sorted(path for folder in ("src", "benchmarks", "tests", "examples", "tools") for path in (ROOT / folder).rglob("*.py"))
 WIDTH = 160  # characters, but for tables and code
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(r"(?<![\w/.-])((?:src|tests|benchmarks|docs|examples|configs|tools|results)/[\w./*@-]*[\w*])")
@@ -49,3 +50,21 @@ def test_links_anchors_and_named_files_lead_somewhere(page):
 def test_lines_are_short(page):
     long = [number for number, line in prose(page) if len(line) > WIDTH and not line.startswith("|")]
     assert not long, f"{page.name}: lines {long} are over {WIDTH} characters"
+
+
+def test_files_that_the_code_names_are_there():
+    lost = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in CODE
+        for name in FILE.findall(path.read_text(encoding="utf-8"))
+        if not any(ROOT.glob(name.rstrip("/")))
+    ]
+    assert not lost
+
+
+def test_every_decision_stands_in_the_index():
+    folder = ROOT / "docs" / "decisions"
+    listed = re.findall(r"\]\(([\w-]+\.md)\)", (folder / "README.md").read_text(encoding="utf-8"))
+    assert sorted(listed) == sorted(path.name for path in folder.glob("*.md") if path.name != "README.md")
+    dates = [name[:10] for name in listed]
+    assert dates == sorted(dates, reverse=True), "newest first"
