@@ -1,4 +1,8 @@
-"""Routed models under EleutherAI's lm-evaluation-harness, and paired comparisons of its per-sample logs."""
+"""Routed models under EleutherAI's lm-evaluation-harness, and paired comparisons of its per-sample logs.
+
+`run.evaluate_harness` and `model.RoutedLM` are the interface; `tasks/` holds the offline tasks. What the harness does not document is used
+in `lm_eval_private` alone.
+"""
 
 from pathlib import Path
 

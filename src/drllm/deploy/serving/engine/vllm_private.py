@@ -263,22 +263,15 @@ def _sequences(batch: Any, requests: dict[str, Any]) -> list[StepSequence]:
 class HookedWorker:
     """Stands before a worker class, whose runner it turns into a `HookedRunner`."""
 
-    def new_keeper(self, additional_config: Any) -> Any:
-        """The `worker.RouteKeeper` of an engine of this configuration."""
-        raise NotImplementedError
+    new_keeper: Callable[[Any], Any]  # from the engine's `additional_config`, a `worker.RouteKeeper`
 
     def init_device(self) -> None:
         super().init_device()  # type: ignore[misc]
-        keeper = self.new_keeper(self.vllm_config.additional_config)  # type: ignore[attr-defined]
+        self.keeper = self.new_keeper(self.vllm_config.additional_config)  # type: ignore[attr-defined]
         runner: Any = self.model_runner  # type: ignore[has-type]
         runner.__class__ = type(f"Routed{type(runner).__name__}", (HookedRunner, type(runner)), {})
-        runner.drllm_keeper = keeper
+        runner.drllm_keeper = self.keeper
 
     def compile_or_warm_up_model(self) -> Any:
         self.model_runner.get_model().prepare()  # type: ignore[attr-defined]
         return super().compile_or_warm_up_model()  # type: ignore[misc]
-
-    @property
-    def keeper(self) -> Any:
-        """What `new_keeper` made."""
-        return self.model_runner.drllm_keeper  # type: ignore[attr-defined]

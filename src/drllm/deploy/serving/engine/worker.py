@@ -88,7 +88,9 @@ class RouteKeeper:
 class RoutedWorker(HookedWorker):
     """Stands before a worker class of vLLM."""
 
-    def new_keeper(self, additional_config: Any) -> RouteKeeper:
+    @staticmethod
+    def new_keeper(additional_config: Any) -> RouteKeeper:
+        """Called as the engine starts."""
         return RouteKeeper(ServeSpec.required(additional_config))
 
     def drllm_route(self, ticket: str) -> str | None:

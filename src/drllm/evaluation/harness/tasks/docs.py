@@ -24,12 +24,12 @@ logger = logging.getLogger("lm_eval.drllm")
 def documents(drllm_task: str, data: str | None = None, split: str = "tune", **_: Any) -> dict[str, Dataset]:
     """{"fewshot": the fit split (tune where fit is asked), "eval": the wanted one}, where a split has questions."""
     loaded = load_task(drllm_task, data)
-    rows = loaded.select(split)
-    logger.info("%s: %d questions of split %s from %s", drllm_task, len(rows), split, loaded.source)
+    questions = loaded.select(split)
+    logger.info("%s: %d questions of split %s from %s", drllm_task, len(questions), split, loaded.source)
     if split == "test":
         logger.warning("%s: reading the test split, which is for final tables only", drllm_task)
     SPLITS_READ[f"drllm_{drllm_task}"] = split
-    found = {"eval": _dataset(loaded.task, rows)}
+    found = {"eval": _dataset(loaded.task, questions)}
     # Shots never come from the questions that are asked.
     if shots := loaded.examples["fit" if split != "fit" else "tune"]:
         found["fewshot"] = _dataset(loaded.task, shots)
@@ -37,8 +37,10 @@ def documents(drllm_task: str, data: str | None = None, split: str = "tune", **_
 
 
 class ChoiceTask(ConfigurableTask):
-    """A multiple-choice task whose shots are of the question's own kind: the harness tells its samplers which question asks only where
-    questions and shots are of one split."""
+    """A multiple-choice task whose shots are of the question's own kind.
+
+    The harness tells its samplers which question they draw for only where questions and shots are of one split.
+    """
 
     def __init__(self, config: dict[str, Any]):
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
