@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeVar
 from drllm.core.config import SECTIONS, GuaranteeConfig
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
-from drllm.core.options import option
+from drllm.core.options import check_ranges, option
 from drllm.methods.base import get_method, method_names
 
 Config = TypeVar("Config")
@@ -148,6 +148,7 @@ def build(config_class: type[Config], given: Mapping[str, Any], arguments: argpa
         if value is not None:
             values[flag.name] = split_names(value) if flag.kind is tuple else value
     config = config_class(**values)
+    check_ranges(config)
     if isinstance(config, GuaranteeConfig):
         config.check_given(values)
     return config
@@ -218,7 +219,7 @@ def _section(path: str | Path, section: str, values: Any, config_class: type) ->
             hint = did_you_mean(str(key), flags) or f"; expected one of {', '.join(flags)}"
             raise InputError(f"{path}: unknown key {key!r} in section {section!r}{hint}")
     checked = {key: _checked(flags[key], value, f"{path}, section {section}") for key, value in values.items()}
-    config_class(**checked)  # a value out of range is refused whichever command reads the file
+    check_ranges(config_class(**checked))  # a value out of range is refused whichever command reads the file
     return checked
 
 

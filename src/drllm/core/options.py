@@ -1,21 +1,60 @@
-"""Fields of configurations that document themselves."""
+"""Options: fields of a configuration that document themselves and know their range."""
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, fields
 from typing import Any
 
 from drllm.core.errors import InputError
 
+MAX_SEED = 2**63 - 1  # what numpy and torch both take
 
-def option(default: Any, help: str) -> Any:
-    """A dataclass field that documents itself: `help` becomes the flag's help text."""
-    return field(default=default, metadata={"help": help})
+
+def option(default: Any, help: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None) -> Any:
+    """A dataclass field with its help text, which `--help` shows, and the range of its values.
+
+    Args:
+        default: the value where none is given.
+        help: what it means, with its unit.
+        ge: the smallest value; `gt` instead of it where that bound itself is excluded.
+        gt: values must be larger than this.
+        le: the largest value.
+    """
+    return field(default=default, metadata={"help": help, "ge": ge, "gt": gt, "le": le})
+
+
+class Options:
+    """Base of configuration dataclasses: making one checks every field's range and turns lists, as JSON holds them, into tuples.
+
+    A dataclass of `option` fields need not inherit from it: drllm calls `check_ranges` on every one that it builds.
+    """
+
+    def __post_init__(self) -> None:
+        for item in fields(self):  # type: ignore[arg-type]  # each subclass is a dataclass
+            if isinstance(item.default, tuple):
+                object.__setattr__(self, item.name, tuple(getattr(self, item.name)))
+        check_ranges(self)
+
+
+def check_ranges(config: Any) -> None:
+    """`InputError` in one line for the first `option` field of a dataclass whose value is outside its range."""
+    for item in fields(config):
+        _check(config, item.name, item.metadata.get("ge"), item.metadata.get("gt"), item.metadata.get("le"))
 
 
 def check_range(config: Any, name: str, low: float, high: float | None = None) -> None:
-    """Refuse a value outside [low, high] with one line that names the flag."""
+    """`InputError` for a value outside [low, high]. For options of before fields held their range; goes with the next version."""
+    _check(config, name, low, None, high)
+
+
+def _check(config: Any, name: str, ge: float | None, gt: float | None, le: float | None) -> None:
     value = getattr(config, name)
-    if value < low or (high is not None and value > high):
-        bound = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise InputError(f"{type(config).__name__}.{name} is {value}, expected {bound}")
+    # Asked this way round, no bound lets a NaN through.
+    if (ge is None or value >= ge) and (gt is None or value > gt) and (le is None or value <= le):
+        return
+    if ge is not None and le is not None:
+        expected = f"between {ge} and {le}"
+    else:
+        bounds = (("at least", ge), ("more than", gt), ("at most", le))
+        expected = " and ".join(f"{word} {bound}" for word, bound in bounds if bound is not None)
+    raise InputError(f"{type(config).__name__}.{name} is {value}, expected {expected}")

@@ -21,7 +21,7 @@ import numpy as np
 
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import write_json
-from drllm.core.options import check_range, option
+from drllm.core.options import MAX_SEED, Options, option
 from drllm.core.route import Route
 from drllm.methods.base import Method
 from drllm.methods.budget import pass_limit
@@ -40,30 +40,30 @@ COMPONENTS = (4, 16, 0)
 
 
 @dataclass(frozen=True)
-class CodebookConfig:
+class CodebookConfig(Options):
     """Routes and a selector."""
 
-    n_routes: int = option(0, "routes besides the base; 0 tries 2, 4, 8, 16 and 32 on tune")
-    block: int = option(0, "block before which the prompt is read; 0 tries a tenth, a fifth and a third of the blocks on tune")
-    components: int = option(-1, "principal components of the prompt's states that are read; 0: all states; -1 tries 4, 16 and all on tune")
+    n_routes: int = option(0, "routes besides the base; 0 tries 2, 4, 8, 16 and 32 on tune", ge=0, le=64)
+    block: int = option(0, "block before which the prompt is read; 0 tries a tenth, a fifth and a third of the blocks on tune", ge=0)
+    components: int = option(
+        -1, "principal components of the prompt's states that are read; 0: all states; -1 tries 4, 16 and all on tune", ge=-1
+    )
     targets: Literal["question", "task"] = option(
         "question", "what the selector learns to predict: each question's gains, or its task's, where prompts are of several tasks"
     )
-    margin_weight: float = option(0.5, "share of a gain that is the margin's (in its standard deviations); the rest is the verdict's")
-    folds: int = option(5, "parts of the fit questions; each is predicted by a selector fitted on the others")
-    confidence: float = option(
-        0.9, "one-sided, of the bound on the total gain of those that leave the base; not corrected for their choice"
+    margin_weight: float = option(
+        0.5, "share of a gain that is the margin's (in its standard deviations); the rest is the verdict's", ge=0, le=1
     )
-    nesting: float = option(0.1, "price of a block pass that no other route of the book needs, as a share of the base's passes")
+    folds: int = option(5, "parts of the fit questions; each is predicted by a selector fitted on the others", ge=2, le=50)
+    confidence: float = option(
+        0.9, "one-sided, of the bound on the total gain of those that leave the base; not corrected for their choice", ge=0.5, le=0.9999
+    )
+    nesting: float = option(0.1, "price of a block pass that no other route of the book needs, as a share of the base's passes", ge=0)
     abstain: bool = option(True, "keep the base where too little gain is predicted; else the highest score is followed, the base's being 0")
-    budget: float = option(1.0, "mean passes on tune, as a share of the base's, that the policy may spend at most; 1: accuracy first")
-    seed: int = option(0, "seed of the folds")
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("n_routes", 0, 64), ("block", 0, None), ("components", -1, None), ("margin_weight", 0, 1),
-                                ("folds", 2, 50), ("nesting", 0, None), ("confidence", 0.5, 0.9999), ("budget", 0.1, 1),
-                                ("seed", 0, 2**63 - 1)):  # fmt: skip
-            check_range(self, name, low, high)
+    budget: float = option(
+        1.0, "mean passes on tune, as a share of the base's, that the policy may spend at most; 1: accuracy first", ge=0.1, le=1
+    )
+    seed: int = option(0, "seed of the folds", ge=0, le=MAX_SEED)
 
 
 @dataclass(frozen=True)

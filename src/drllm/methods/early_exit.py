@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drllm.core.options import check_range, option
+from drllm.core.options import Options, option
 from drllm.methods.base import Method
 from drllm.methods.budget import kept_passes, without
 
@@ -17,13 +17,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EarlyExitConfig:
+class EarlyExitConfig(Options):
     """A share of the base's passes."""
 
-    budget: float = option(0.9, "passes to keep, as a share of the base's")
-
-    def __post_init__(self) -> None:
-        check_range(self, "budget", 0.01, 1)
+    budget: float = option(0.9, "passes to keep, as a share of the base's", ge=0.01, le=1)
 
 
 def fit(routed: RoutedModel, training_data: TrainingData, config: EarlyExitConfig, folder: Path) -> Policy:

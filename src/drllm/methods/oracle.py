@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from drllm.core.errors import InputError
-from drllm.core.options import check_range, option
+from drllm.core.options import Options, option
 from drllm.core.route import Route
 from drllm.methods.base import Method
 
@@ -21,13 +21,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class OracleConfig:
+class OracleConfig(Options):
     """A list of routes to choose from with the answer in hand."""
 
-    n_routes: int = option(16, "routes besides the base; every one is run on every question")
-
-    def __post_init__(self) -> None:
-        check_range(self, "n_routes", 1, None)
+    n_routes: int = option(16, "routes besides the base; every one is run on every question", ge=1)
 
 
 def fit(routed: RoutedModel, training_data: TrainingData, config: OracleConfig, folder: Path) -> Policy:

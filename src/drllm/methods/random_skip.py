@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from drllm.core.options import check_range, option
+from drllm.core.options import MAX_SEED, Options, option
 from drllm.methods.base import Method
 from drllm.methods.budget import kept_passes, without
 
@@ -19,15 +19,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RandomSkipConfig:
+class RandomSkipConfig(Options):
     """A share of the base's passes."""
 
-    budget: float = option(0.9, "passes to keep, as a share of the base's")
-    seed: int = option(0, "seed of the draw")
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("budget", 0.01, 1), ("seed", 0, 2**63 - 1)):
-            check_range(self, name, low, high)
+    budget: float = option(0.9, "passes to keep, as a share of the base's", ge=0.01, le=1)
+    seed: int = option(0, "seed of the draw", ge=0, le=MAX_SEED)
 
 
 def fit(routed: RoutedModel, training_data: TrainingData, config: RandomSkipConfig, folder: Path) -> Policy:

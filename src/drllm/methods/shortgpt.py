@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drllm.core.files import write_json
-from drllm.core.options import check_range, option
+from drllm.core.options import Options, option
 from drllm.methods.base import Method
 from drllm.methods.budget import kept_passes, without
 
@@ -18,15 +18,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ShortGPTConfig:
+class ShortGPTConfig(Options):
     """Block influence."""
 
-    budget: float = option(0.9, "passes to keep, as a share of the base's")
-    questions: int = option(256, "fit prompts that influence is measured on")
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("budget", 0.1, 1), ("questions", 1, None)):
-            check_range(self, name, low, high)
+    budget: float = option(0.9, "passes to keep, as a share of the base's", ge=0.1, le=1)
+    questions: int = option(256, "fit prompts that influence is measured on", ge=1)
 
 
 def fit(routed: RoutedModel, training_data: TrainingData, config: ShortGPTConfig, folder: Path) -> Policy:

@@ -20,7 +20,7 @@ import numpy as np
 
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import write_json
-from drllm.core.options import check_range, option
+from drllm.core.options import Options, option
 from drllm.core.route import Route
 from drllm.methods.base import Method
 from drllm.methods.budget import pass_limit
@@ -35,25 +35,21 @@ MIN_EVALUATIONS = 10  # a route seen on fewer questions has too wide an interval
 
 
 @dataclass(frozen=True)
-class StaticConfig:
+class StaticConfig(Options):
     """One route for every prompt."""
 
-    candidates: int = option(8, "routes scored on every fit question at each step, the most promising of those tried so far")
-    steps: int = option(2, "steps at most: the first takes a route, each further one adds another's edits to it")
-    confirm: float = option(0.9, "one-sided confidence with which the held-back half of the fit questions must confirm a step; 0: no test")
-    margin_weight: float = option(0.5, "share of a gain that is the margin's (in its standard deviations); the rest is the verdict's")
+    candidates: int = option(8, "routes scored on every fit question at each step, the most promising of those tried so far", ge=1)
+    steps: int = option(2, "steps at most: the first takes a route, each further one adds another's edits to it", ge=1, le=20)
+    confirm: float = option(
+        0.9, "one-sided confidence with which the held-back half of the fit questions must confirm a step; 0: no test", ge=0, le=0.9999
+    )
+    margin_weight: float = option(
+        0.5, "share of a gain that is the margin's (in its standard deviations); the rest is the verdict's", ge=0, le=1
+    )
     use_tune: bool = option(False, "take the route of a dense matrix that is best on fit and tune questions together, in one step")
-    budget: float = option(1.0, "passes that the route may spend at most, as a share of the base's; below 1 the best such route is taken")
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("candidates", 1, None),
-            ("steps", 1, 20),
-            ("confirm", 0, 0.9999),
-            ("margin_weight", 0, 1),
-            ("budget", 0.1, 1),
-        ):
-            check_range(self, name, low, high)
+    budget: float = option(
+        1.0, "passes that the route may spend at most, as a share of the base's; below 1 the best such route is taken", ge=0.1, le=1
+    )
 
 
 def fit(routed: RoutedModel, training_data: TrainingData, config: StaticConfig, folder: Path) -> Policy:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from drllm.core.errors import ArtifactError
 from drllm.core.files import write_json
-from drllm.core.options import check_range, option
+from drllm.core.options import Options, option
 from drllm.core.route import Route
 from drllm.methods.base import Method
 from drllm.methods.budget import pass_limit
@@ -22,17 +22,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TaleConfig:
+class TaleConfig(Options):
     """Greedy deletion by accuracy."""
 
-    questions: int = option(128, "fit questions a task that accuracies are taken on")
+    questions: int = option(128, "fit questions a task that accuracies are taken on", ge=1)
     budget: float = option(
-        1.0, "passes to go down to, as a share of the base's; 1: as long as accuracy does not fall below the best so far"
+        1.0, "passes to go down to, as a share of the base's; 1: as long as accuracy does not fall below the best so far", ge=0.1, le=1
     )
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("questions", 1, None), ("budget", 0.1, 1)):
-            check_range(self, name, low, high)
 
 
 def fit(routed: RoutedModel, training_data: TrainingData, config: TaleConfig, folder: Path) -> Policy:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from drllm.core.errors import InputError
 from drllm.core.files import write_json
-from drllm.core.options import check_range, option
+from drllm.core.options import MAX_SEED, Options, option
 from drllm.methods.operating_point import choose_point
 
 if TYPE_CHECKING:
@@ -19,22 +19,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class GatesConfig:
+class GatesConfig(Options):
     """Gates trained through the frozen model; the papers train on hundreds of thousands of texts, here it is some hundreds of questions."""
 
-    first_block: int = option(0, "gates stand from this block on")
-    penalty: float = option(0.1, "weight of what the gates spend, beside the next-token loss")
-    steps: int = option(150, "training steps")
-    batch_size: int = option(8, "questions with their right answers a step")
-    lr: float = option(1e-2, "AdamW learning rate")
-    budget: float = option(1.0, "mean passes on tune, as a share of the base's, that the threshold may leave; 1: any")
-    tune_questions: int = option(100, "tune questions a task that the threshold is set on; 0: a gate is open above 0.5")
-    seed: int = option(0, "seed of batches and first weights")
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("first_block", 0, None), ("penalty", 0, None), ("steps", 1, None), ("batch_size", 1, None),
-                                ("lr", 0, None), ("budget", 0.1, 1), ("tune_questions", 0, None), ("seed", 0, 2**63 - 1)):  # fmt: skip
-            check_range(self, name, low, high)
+    first_block: int = option(0, "gates stand from this block on", ge=0)
+    penalty: float = option(0.1, "weight of what the gates spend, beside the next-token loss", ge=0)
+    steps: int = option(150, "training steps", ge=1)
+    batch_size: int = option(8, "questions with their right answers a step", ge=1)
+    lr: float = option(1e-2, "AdamW learning rate", ge=0)
+    budget: float = option(1.0, "mean passes on tune, as a share of the base's, that the threshold may leave; 1: any", ge=0.1, le=1)
+    tune_questions: int = option(100, "tune questions a task that the threshold is set on; 0: a gate is open above 0.5", ge=0)
+    seed: int = option(0, "seed of batches and first weights", ge=0, le=MAX_SEED)
 
 
 def fit_gates(

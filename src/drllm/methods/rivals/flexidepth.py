@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drllm.core.options import check_range, option
+from drllm.core.options import option
 from drllm.methods.base import Method
 from drllm.methods.rivals.fit import GatesConfig, fit_gates
 
@@ -27,11 +27,7 @@ class FlexiDepthConfig(GatesConfig):
     first_block: int = option(0, "gates stand from this block on; 0: from the middle, as published")
     penalty: float = option(1e-3, "weight of the squared number of open gates a token (published: 1e-3)")
     lr: float = option(1e-3, "AdamW learning rate")
-    adapter: int = option(96, "hidden units of an adapter (published: a sixteenth of the feed-forward's)")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "adapter", 1, None)
+    adapter: int = option(96, "hidden units of an adapter (published: a sixteenth of the feed-forward's)", ge=1)
 
 
 def fit(routed: RoutedModel, training_data: TrainingData, config: FlexiDepthConfig, folder: Path) -> Policy:
