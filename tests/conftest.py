@@ -15,6 +15,9 @@ from transformers import PreTrainedTokenizerFast
 import families
 from byte_tokens import byte_tokenizer
 from drllm import RoutedModel
+from drllm.cli.terminal import quiet_other_packages
+
+quiet_other_packages()  # before anything imports torchao
 
 
 @pytest.fixture(autouse=True, scope="session")

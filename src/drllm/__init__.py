@@ -10,57 +10,41 @@ from typing import TYPE_CHECKING, Any
 
 from drllm.core import moved
 
-if TYPE_CHECKING:
-    from drllm.core.config import EvaluateConfig, Resources, RoutersConfig, SearchConfig
-    from drllm.core.errors import ArtifactError, DrllmError, InputError, UnsupportedModelError
-    from drllm.core.route import Action, Route
-    from drllm.evaluation.run import evaluate
-    from drllm.methods.fitting import train
-    from drllm.model.routed import RoutedModel
-    from drllm.policies.policy import Policy
-    from drllm.reporting.report import report
-    from drllm.searching.runner import search
+if TYPE_CHECKING:  # what type checkers read; "as" makes a name public to them
+    from drllm.cli.terminal import show_progress as show_progress
+    from drllm.core.config import EvaluateConfig as EvaluateConfig
+    from drllm.core.config import Resources as Resources
+    from drllm.core.config import RoutersConfig as RoutersConfig
+    from drllm.core.config import SearchConfig as SearchConfig
+    from drllm.core.errors import ArtifactError as ArtifactError
+    from drllm.core.errors import DrllmError as DrllmError
+    from drllm.core.errors import InputError as InputError
+    from drllm.core.errors import UnsupportedModelError as UnsupportedModelError
+    from drllm.core.route import Action as Action
+    from drllm.core.route import Route as Route
+    from drllm.evaluation.run import evaluate as evaluate
+    from drllm.methods.fitting import train as train
+    from drllm.model.routed import RoutedModel as RoutedModel
+    from drllm.policies.policy import Policy as Policy
+    from drllm.reporting.report import report as report
+    from drllm.searching.runner import search as search
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Action": "drllm.core.route",
-    "ArtifactError": "drllm.core.errors",
-    "DrllmError": "drllm.core.errors",
-    "EvaluateConfig": "drllm.core.config",
-    "InputError": "drllm.core.errors",
-    "Policy": "drllm.policies.policy",
-    "Resources": "drllm.core.config",
-    "Route": "drllm.core.route",
-    "RoutedModel": "drllm.model.routed",
-    "RoutersConfig": "drllm.core.config",
-    "SearchConfig": "drllm.core.config",
-    "UnsupportedModelError": "drllm.core.errors",
-    "evaluate": "drllm.evaluation.run",
-    "report": "drllm.reporting.report",
-    "search": "drllm.searching.runner",
-    "train": "drllm.methods.fitting",
+_NAMES = {
+    "cli.terminal": ("show_progress",),
+    "core.config": ("EvaluateConfig", "Resources", "RoutersConfig", "SearchConfig"),
+    "core.errors": ("ArtifactError", "DrllmError", "InputError", "UnsupportedModelError"),
+    "core.route": ("Action", "Route"),
+    "evaluation.run": ("evaluate",),
+    "methods.fitting": ("train",),
+    "model.routed": ("RoutedModel",),
+    "policies.policy": ("Policy",),
+    "reporting.report": ("report",),
+    "searching.runner": ("search",),
 }
-
-__all__ = [
-    "Action",
-    "ArtifactError",
-    "DrllmError",
-    "EvaluateConfig",
-    "InputError",
-    "Policy",
-    "Resources",
-    "Route",
-    "RoutedModel",
-    "RoutersConfig",
-    "SearchConfig",
-    "UnsupportedModelError",
-    "evaluate",
-    "report",
-    "search",
-    "train",
-]
-
+_HOMES = {name: f"drllm.{module}" for module, names in _NAMES.items() for name in names}
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 moved.install()
 

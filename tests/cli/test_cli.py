@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,7 +13,6 @@ import pytest
 
 import families
 from drllm import Route, RoutedModel
-from drllm.cli import commands
 from drllm.cli import main as cli
 from drllm.cli.job import warn_if_slow
 from drllm.cli.main import main
@@ -98,7 +98,10 @@ MISTAKES = {
     ),
     "not a route": (["generate", "hi", "--model", "{model}", "--route", "1x"], "cannot read route '1x'"),
     "route and policy": (["generate", "hi", "--policy", "{policy}", "--route", "1111"], "got both --route and --policy"),
-    "control without policy": (["generate", "hi", "--model", "{model}", "--control", "0"], "--control turns the knob of trained routers"),
+    "control without policy": (
+        ["generate", "hi", "--model", "{model}", "--control", "0"],
+        "--control sets how readily trained routers skip or repeat",
+    ),
     "control of a static route": (["generate", "hi", "--policy", "{policy}", "--control", "-0.5"], "has no control knob"),
     "no new tokens": (["generate", "hi", "--model", "{model}", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
     "empty prompt": (["generate", "", "--model", "{model}"], "prompt 0 is empty"),
@@ -147,13 +150,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(typed, message, folders, tmp_path
     assert message in err
 
 
-@pytest.mark.parametrize("name", commands.COMMANDS)
+@pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_has_help_with_an_example(name, capsys):
     code, out, err = run(capsys, name, "--help")
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: drllm {name}")
     assert "--config" in out
-    example = commands.COMMANDS[name].example
+    example = cli.COMMANDS[name].example
     assert out.rstrip().endswith(example)
     # The example is one that parses.
     import shlex
@@ -167,7 +170,7 @@ def test_every_command_has_help_with_an_example(name, capsys):
 def test_the_overview_names_every_command(typed, capsys):
     code, out, err = run(capsys, *typed)
     assert (code, err) == (0, "")
-    assert all(f"\n  {name} " in out for name in commands.COMMANDS)
+    assert all(f"\n  {name} " in out for name in cli.COMMANDS)
 
 
 def test_version(capsys):
@@ -246,8 +249,8 @@ def test_interrupt_says_that_work_is_kept(capsys, monkeypatch):
         raise KeyboardInterrupt
         yield
 
-    command = commands.COMMANDS["tasks"]
-    monkeypatch.setitem(commands.COMMANDS, "tasks", commands.Command(command.about, command.add, interrupted, command.example))
+    command = cli.COMMANDS["tasks"]
+    monkeypatch.setitem(cli.COMMANDS, "tasks", dataclasses.replace(command, run=interrupted))
     code, out, err = run(capsys, "tasks")
     assert (code, out) == (130, "")
     assert err == "drllm: interrupted; finished work is kept, the same command resumes\n"
@@ -262,8 +265,8 @@ def test_warnings_and_prints_of_libraries_stay_out_of_the_results(capsys, monkey
         warnings.warn("two\nlines", UserWarning, stacklevel=1)
         yield "result"
 
-    command = commands.COMMANDS["tasks"]
-    monkeypatch.setitem(commands.COMMANDS, "tasks", commands.Command(command.about, command.add, noisy, command.example))
+    command = cli.COMMANDS["tasks"]
+    monkeypatch.setitem(cli.COMMANDS, "tasks", dataclasses.replace(command, run=noisy))
     assert run(capsys, "tasks") == (0, "result\n", "chatter\ndrllm: warning: two lines\n")
 
 

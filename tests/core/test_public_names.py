@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +37,24 @@ def test_every_public_name_is_there_after_importing_every_module():
 def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = drllm.nonsense
+
+
+def test_type_checkers_and_the_loader_know_the_same_names():
+    tree = ast.parse(Path(drllm.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    known = {alias.asname: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert known == drllm._HOMES
+
+
+@pytest.mark.slow
+def test_pyright_finds_every_public_name(tmp_path: Path):
+    pyright = pytest.importorskip("pyright", reason="needs pyright")
+    (tmp_path / "user.py").write_text(
+        f"from drllm import {', '.join(drllm.__all__)}\nfound: int = Route.full(4).n_passes\nwrong: str = SearchConfig().limit\n"
+    )
+    (tmp_path / "pyrightconfig.json").write_text(f'{{"extraPaths": ["{Path(drllm.__file__).parents[1]}"]}}')
+    done = pyright.run("-p", str(tmp_path), "--pythonpath", sys.executable, capture_output=True, text=True)
+    assert [line.rpartition("(")[2] for line in done.stdout.splitlines() if " - error: " in line] == ["reportAssignmentType)"], done.stdout
 
 
 def test_signatures_of_the_contract():

@@ -200,7 +200,7 @@ def test_reading_test_is_recorded(place):
     [
         (["--tasks", "drllm_arc_easyy"], "Tasks not found"),
         (["--tasks", "arc_easy"], "need the Hub"),
-        (["--tasks", "drllm_arc_easy", "--methods", "shuffled"], "control 'shuffled'"),
+        (["--tasks", "drllm_arc_easy", "--methods", "shuffled"], "baseline 'shuffled'"),
         (["--tasks", "drllm_arc_easy", "--methods", "no-such"], "holds no saved policy"),
         (["--tasks", "drllm_arc_easy", "--harness-args=--no_such"], "does not understand"),
         (["--tasks", "drllm_arc_easy", "--harness-args=--model hf"], "--model cannot be given to the harness here"),

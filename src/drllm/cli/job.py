@@ -1,10 +1,13 @@
-"""What a command is given: its flags, the YAML file's settings, and the model they name. torch is imported when a model loads."""
+"""What a command is, and what it is given: its flags, the YAML file's settings, and the model they name.
+
+torch is imported when a model loads.
+"""
 
 from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +23,25 @@ if TYPE_CHECKING:
 
 
 Lines = Iterator[str]  # what a command prints on standard output
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of `drllm`. Its file bears its name.
+
+    Attributes:
+        about: what it does, in a sentence.
+        example: a command line to try.
+        add_flags: fills its parser, which has its name in `prog`.
+        run: does it, and yields the lines of standard output. What can be refused without a model is refused before one loads.
+        add_flags_by: more flags, by what else stands on the command line.
+    """
+
+    about: str
+    example: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Job], Lines]
+    add_flags_by: Callable[[argparse.ArgumentParser, Sequence[str]], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,12 +61,17 @@ class Job:
         """A method's options, likewise."""
         return build(method.config, self.settings.sections.get(method.name, {}), self.arguments, prefix)
 
-    def need(self, name: str) -> str:
+    def need(self, name: str) -> Any:
         """A common setting that this command cannot do without."""
         value = getattr(self.common, name)
         if not value:
             raise InputError(f"--{name} is missing: give it on the command line or in the --config file; see `drllm {self.argv[1]} --help`")
         return value
+
+    @property
+    def data(self) -> str | None:
+        """Where the questions are read, if that was said."""
+        return self.common.data or None
 
     def tasks(self) -> tuple[str, ...]:
         """The tasks asked for, each a known name."""
@@ -57,9 +84,27 @@ class Job:
         from drllm.model.routed import RoutedModel
 
         routed = RoutedModel.wrap(name, **self.placement(dtype))
-        if not dtype and self.common.dtype == "auto":  # a run that has a dtype keeps it
-            warn_if_slow(str(routed.model.dtype), str(routed.device))
+        if not dtype:  # a run that has a dtype keeps it
+            self._warn_if_slow(routed)
         return routed
+
+    def load_policy(self) -> RoutedModel:
+        """The policy of --policy on its base; refused before any weights load when the folder holds none."""
+        from drllm.model.routed import RoutedModel
+        from drllm.policies import saved as artifact
+
+        folder = artifact.locate(self.arguments.policy)
+        artifact.read(folder)
+        routed = RoutedModel.from_pretrained(folder, base=self.common.model or None, **self.placement())
+        self._warn_if_slow(routed)
+        return routed
+
+    def searched_model(self, out: Path) -> tuple[str, str]:
+        """Model and dtype of a run: what --model and --dtype say, else what was searched."""
+        if not out.is_dir():
+            raise ArtifactError(f"no run folder {str(out)!r}: run `drllm search --out {out}` first")
+        found = next(iter((search_manifests(out) | path_manifests(out)).values()), Manifest())
+        return self.common.model or found.model or self.need("model"), found.dtype_name
 
     def placement(self, dtype: str = "") -> dict[str, Any]:
         """The dtype and device arguments of `RoutedModel`."""
@@ -75,6 +120,10 @@ class Job:
                 raise InputError(f"device {self.common.device!r} cannot be used here ({str(error).splitlines()[0]}): use cpu") from None
         return {"dtype": getattr(torch, wanted) if wanted else None, "device": self.common.device or None}
 
+    def _warn_if_slow(self, routed: RoutedModel) -> None:
+        if self.common.dtype == "auto":
+            warn_if_slow(str(routed.model.dtype), str(routed.device))
+
 
 def warn_if_slow(dtype: str, device: str) -> None:
     """Warn of bfloat16 on a CPU without instructions for it: measured, a fifth of float32's products a second (AVX2, one thread)."""
@@ -82,24 +131,3 @@ def warn_if_slow(dtype: str, device: str) -> None:
 
     if (dtype, device, torch.backends.cpu.get_cpu_capability()) == ("torch.bfloat16", "cpu", "AVX2"):
         warnings.warn("this CPU has no bfloat16 instructions, so that type is several times slower: give --dtype float32", stacklevel=2)
-
-
-def searched_model(job: Job, out: Path) -> tuple[str, str]:
-    """Model and dtype of a run: what --model and --dtype say, else what was searched."""
-    if not out.is_dir():
-        raise ArtifactError(f"no run folder {str(out)!r}: run `drllm search --out {out}` first")
-    found = next(iter((search_manifests(out) | path_manifests(out)).values()), Manifest())
-    return job.common.model or found.model or job.need("model"), found.dtype_name
-
-
-def policy_model(job: Job) -> RoutedModel:
-    """The saved policy on its base; refused before any weights load when the folder holds none."""
-    from drllm.model.routed import RoutedModel
-    from drllm.policies import saved as artifact
-
-    folder = artifact.locate(job.arguments.policy)
-    artifact.read(folder)
-    routed = RoutedModel.from_pretrained(folder, base=job.common.model or None, **job.placement())
-    if job.common.dtype == "auto":
-        warn_if_slow(str(routed.model.dtype), str(routed.device))
-    return routed

@@ -1,4 +1,4 @@
-"""The `drllm` command: parse, run, and turn every mistake into one line on standard error. The commands are in `commands.py`.
+"""The `drllm` command: parse, run, and turn every mistake into one line on standard error. Each command stands in the file of its name.
 
 Results go to standard output; progress, warnings and errors to standard error.
 """
@@ -9,19 +9,58 @@ import argparse
 import contextlib
 import os
 import sys
-import textwrap
 import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from drllm import __version__
-from drllm.cli.commands import COMMANDS
-from drllm.cli.job import Job, Lines
+from drllm.cli import (
+    compare,
+    evaluate,
+    export,
+    generate,
+    info,
+    inspect,
+    methods,
+    models,
+    push,
+    records,
+    report,
+    reproduce,
+    retrofit,
+    search,
+    serve,
+    tasks,
+    train,
+)
+from drllm.cli.job import Command, Job, Lines
 from drllm.cli.options import CommonConfig, Sections, build, read_yaml
+from drllm.cli.terminal import TerminalReporter, one_line, quiet_other_packages, show_warning, write_error
 from drllm.core.errors import DrllmError, InputError
 from drllm.core.names import did_you_mean
+from drllm.core.progress import reporting_to
 
 EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
+
+COMMANDS: dict[str, Command] = {
+    "search": search.COMMAND,
+    "train": train.COMMAND,
+    "methods": methods.COMMAND,
+    "evaluate": evaluate.COMMAND,
+    "compare": compare.COMMAND,
+    "generate": generate.COMMAND,
+    "inspect": inspect.COMMAND,
+    "info": info.COMMAND,
+    "push": push.COMMAND,
+    "export": export.COMMAND,
+    "serve": serve.COMMAND,
+    "report": report.COMMAND,
+    "reproduce": reproduce.COMMAND,
+    "records": records.COMMAND,
+    "models": models.COMMAND,
+    "tasks": tasks.COMMAND,
+    "retrofit": retrofit.COMMAND,
+}
 
 
 class _Help(Exception):
@@ -39,29 +78,30 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for anything drllm refuses, 130 after Ctrl-C."""
+    """Run one command; returns the exit code: 0, 2 for anything drllm refuses, 130 after Ctrl-C, 141 where the reader has gone."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     out = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # libraries must not write among the results
-        warnings.showwarning = _show_warning
+    quiet_other_packages()
+    # Libraries must not write among the results.
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(), reporting_to(TerminalReporter()):
+        warnings.showwarning = show_warning
         try:
             for line in _lines(arguments):
                 out.write(line + "\n")
                 out.flush()
         except DrllmError as error:
-            return _fail(_one_line(error), EXIT_INPUT)
+            return fail(one_line(error))
         except KeyboardInterrupt:
-            return _fail("interrupted; finished work is kept, the same command resumes", EXIT_INTERRUPTED)
+            write_error("drllm: interrupted; finished work is kept, the same command resumes")
+            return EXIT_INTERRUPTED
         except BrokenPipeError:
             _discard(out)
             return EXIT_PIPE
         except OSError as error:
             if error.filename is None:
                 raise
-            return _fail(
-                f"{error.strerror or error}: {error.filename}; give another path, or make room and run the same command, which resumes",
-                EXIT_INPUT,
-            )
+            what = f"{error.strerror or error}: {error.filename}"
+            return fail(f"{what}; give another path, or make room and run the same command, which resumes")
     return 0
 
 
@@ -90,7 +130,7 @@ def _lines(arguments: list[str]) -> Lines:
             raise InputError(f"unexpected argument {flag!r}; see `{parser.prog} --help`")
         known = [option for action in parser._actions for option in action.option_strings]
         raise InputError(f"unknown flag {flag}{did_you_mean(flag, known)}; see `{parser.prog} --help`")
-    settings = read_yaml(getattr(parsed, "config", None), Sections())
+    settings = read_yaml(parsed.config, Sections())
     common = build(CommonConfig, settings.common, parsed)
     yield from COMMANDS[name].run(Job(parsed, settings, common, ["drllm", *arguments]))
 
@@ -105,14 +145,15 @@ def make_parser(name: str, arguments: Sequence[str] = ()) -> argparse.ArgumentPa
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    command.add(parser)
-    if command.add_by is not None:
-        command.add_by(parser, arguments)
+    command.add_flags(parser)
+    if command.add_flags_by is not None:
+        command.add_flags_by(parser, arguments)
     return parser
 
 
 def _overview() -> str:
-    commands = "\n".join(f"  {name:10} {textwrap.shorten(command.about, 110, placeholder=' ...')}" for name, command in COMMANDS.items())
+    """Every command with the first sentence of what it does."""
+    commands = "\n".join(f"  {name:10} {command.about.split('. ')[0].rstrip('.')}" for name, command in COMMANDS.items())
     return (
         "usage: drllm COMMAND [flags]\n\nAdaptive depth for frozen language models: once a prompt, skip, execute or repeat each block.\n\n"
         f"commands:\n{commands}\n\n`drllm COMMAND --help` shows a command's flags; `drllm --version` the version.\n\n"
@@ -120,17 +161,10 @@ def _overview() -> str:
     )
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
-def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"drllm: {message}\n" if code == EXIT_INTERRUPTED else f"drllm: error: {message}\n")
-    return code
-
-
-def _show_warning(message: Any, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:
-    sys.stderr.write(f"drllm: warning: {_one_line(message)}\n")
+def fail(message: str) -> int:
+    """The one line of a mistake, and its exit code."""
+    write_error(f"drllm: error: {message}")
+    return EXIT_INPUT
 
 
 def _discard(out: Any) -> None:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import shlex
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -61,7 +62,7 @@ class CommonConfig:
     out: str = option("", "run folder; the same command resumes there")
     methods: tuple[str, ...] = option(
         ("base", "static", "routers"),
-        "what to compare, comma-separated: base, policies of the run by name, and controls of them: random-NAME, shuffled-NAME",
+        "what to compare, comma-separated: base, policies of the run by name, and blind baselines of them: random-NAME, shuffled-NAME",
     )
 
 
@@ -109,12 +110,8 @@ def flags_of(config_class: type) -> list[Flag]:
     return flags
 
 
-def add_flags(
-    parser: argparse.ArgumentParser,
-    config_class: type,
-    only: Iterable[str] | None = None,
-    prefix: str = "",
-    title: str = "",
+def add_config(
+    parser: argparse.ArgumentParser, config_class: type, only: Iterable[str] | None = None, prefix: str = "", title: str = ""
 ) -> None:
     """Add a flag for each field of the dataclass (or those named in `only`), called `--<prefix><name with dashes>`.
 
@@ -125,7 +122,6 @@ def add_flags(
     for flag in flags_of(config_class):
         if wanted is not None and flag.name not in wanted:
             continue
-        name = "--" + (prefix + flag.name).replace("_", "-")
         shown = flag.text_of_default
         options: dict[str, Any] = {"dest": prefix + flag.name, "default": None}
         options["help"] = flag.help.replace("%", "%%") + (f" (default: {shown})" if shown else "")
@@ -137,7 +133,22 @@ def add_flags(
             options["choices"] = flag.choices
         else:
             options |= {"type": number if flag.kind is float else flag.kind, "metavar": {int: "N", float: "X", str: "TEXT"}[flag.kind]}
-        group.add_argument(name, **options)
+        group.add_argument("--" + (prefix + flag.name).replace("_", "-"), **options)
+
+
+def add_section(
+    parser: argparse.ArgumentParser, section: str, only: Iterable[str] | None = None, prefix: str = "", about: str = ""
+) -> None:
+    """Add the flags of a section of the YAML file, under a title that says so."""
+    title = f"{section}: {about}" if about else section
+    add_config(parser, SECTIONS[section], only, prefix, f"{title} (section `{section}` of the YAML file)")
+
+
+def add_common(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add the flags of the named common settings, and --config."""
+    if names:
+        add_config(parser, CommonConfig, names, title="common")
+    parser.add_argument("--config", metavar="RUN.YAML", help="settings from a YAML file; flags given here win over it")
 
 
 def build(config_class: type[Config], given: Mapping[str, Any], arguments: argparse.Namespace, prefix: str = "") -> Config:
@@ -166,6 +177,14 @@ def split_names(texts: Iterable[str]) -> tuple[str, ...]:
     """Names out of comma lists, blanks removed, each once, in the order given."""
     names = (name.strip() for text in texts for name in text.split(","))
     return tuple(dict.fromkeys(name for name in names if name))
+
+
+def split_words(flag: str, text: str) -> list[str]:
+    """The words of a flag that holds another program's flags, split as a shell would."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"{flag} {text!r} cannot be split into words ({error})") from None
 
 
 def read_yaml(path: str | Path | None, sections: Mapping[str, type] = SECTIONS) -> Settings:
@@ -246,13 +265,3 @@ def _checked(flag: Flag, value: Any, where: str) -> Any:
         return value
     expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[flag.kind]
     raise InputError(f"{where}: {flag.name} is {value!r}, expected {expected}")
-
-
-def common_flags(*names: str) -> Callable[[argparse.ArgumentParser], None]:
-    """Adds the named common settings and --config."""
-
-    def add(parser: argparse.ArgumentParser) -> None:
-        add_flags(parser, CommonConfig, names, title="common")
-        parser.add_argument("--config", metavar="RUN.YAML", help="settings from a YAML file; flags given here win over it")
-
-    return add

@@ -6,25 +6,16 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from drllm.cli.job import Job, Lines
-from drllm.cli.options import common_flags
+from drllm.cli.job import Command, Job, Lines
+from drllm.cli.options import add_common
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
 
 ACTIONS = ("info", "merge", "export")
 
 
-def add_records(parser: argparse.ArgumentParser) -> None:
-    """Fill the parser of `drllm records`."""
-    parser.add_argument("action", metavar="ACTION", help="info: print tables; merge: copy into one run folder; export: write one file")
-    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="run folders or task folders; for info and export also a single shard")
-    parser.add_argument("--out", metavar="NEW", help="merge: a new run folder; export: a file, .parquet, .csv or .jsonl")
-    parser.add_argument("--float16", action="store_true", help="export: margins of a .parquet file as float16")
-    common_flags()(parser)
-
-
-def records(job: Job) -> Lines:
-    """Run `drllm records`; the lines it prints."""
+def run(job: Job) -> Lines:
+    """Look, merge or export."""
     arguments = job.arguments
     action, folders = arguments.action, [Path(folder) for folder in arguments.folders]
     if action not in ACTIONS:
@@ -69,3 +60,20 @@ def sweeps(folders: Iterable[Path]) -> Lines:
         if (prior := read_prior(folder)) is not None:
             n_routes = 1 + len(sweep_routes(prior.n_layers, prior.max_skip_run))
             yield f"  {folder.name}: the sweep behind its prior evaluated {prior.n_questions} x {n_routes} routes more\n"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `drllm records`."""
+    parser.add_argument("action", metavar="ACTION", help="info: print tables; merge: copy into one run folder; export: write one file")
+    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="run folders or task folders; for info and export also a single shard")
+    parser.add_argument("--out", metavar="NEW", help="merge: a new run folder; export: a file, .parquet, .csv or .jsonl")
+    parser.add_argument("--float16", action="store_true", help="export: margins of a .parquet file as float16")
+    add_common(parser)
+
+
+COMMAND = Command(
+    "Describe search records (info), merge those of several runs (merge), or write them to one file (export).",
+    "drllm records info runs/a",
+    add_flags,
+    run,
+)

@@ -5,22 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_flags, common_flags
-from drllm.core.config import SECTIONS
+from drllm.cli.job import Command, Job, Lines
+from drllm.cli.options import add_common, add_section
 
 
-def add_reproduce(parser: argparse.ArgumentParser) -> None:
-    """The flags of `drllm reproduce`."""
-    parser.add_argument("names", nargs="*", metavar="NAME", help="table2 to table8, fig1, fig4, fig5, fig7 to fig11, latency, or all")
-    parser.add_argument("--dry-run", action="store_true", help="print the stages, what each costs in plain forwards and hours, and stop")
-    common_flags("model", "dtype", "device", "tasks", "data", "out")(parser)
-    add_flags(parser, SECTIONS["reproduce"], title="reproduce (section `reproduce` of the YAML file)")
-    add_flags(parser, SECTIONS["resources"], title="resources: where and how searches and comparisons run (section `resources`)")
-
-
-def reproduce_paper(job: Job) -> Lines:
-    """Run `drllm reproduce`."""
+def run(job: Job) -> Lines:
+    """Print the page; with --dry-run, what it would cost."""
     from drllm.paper.run import dry_run, reproduce, wanted_exhibits
     from drllm.paper.setup import TASKS, Setup, changed_flags
     from drllm.reporting.drawing import need_extras
@@ -42,10 +32,27 @@ def reproduce_paper(job: Job) -> Lines:
     if job.arguments.dry_run:
         from drllm.paper.clock import plain_ms
 
-        yield from dry_run(exhibits, setup, plain_ms(routed, (*setup.tasks, *config.outside), config.reward, setup.data or None))
+        yield from dry_run(exhibits, setup, plain_ms(routed, (*setup.tasks, *config.outside), config.reward, job.data))
         return
     from drllm.paper.stages import Bench
 
     page = reproduce(Bench(routed, setup, job.argv), exhibits)
     yield page.with_suffix(".md").read_text(encoding="utf-8").rstrip()
     yield f"page: {page}"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `drllm reproduce`."""
+    parser.add_argument("names", nargs="*", metavar="NAME", help="table2 to table8, fig1, fig4, fig5, fig7 to fig11, latency, or all")
+    parser.add_argument("--dry-run", action="store_true", help="print the stages, what each costs in plain forwards and hours, and stop")
+    add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
+    add_section(parser, "reproduce")
+    add_section(parser, "resources", about="where and how searches and comparisons run")
+
+
+COMMAND = Command(
+    "Reproduce the paper's tables and figures on a model. Searches, trains and compares what they need, then writes one page; resumes.",
+    "drllm reproduce table3 --model smollm2-135m-q4 --scale 0.1 --out runs/paper",
+    add_flags,
+    run,
+)

@@ -10,17 +10,23 @@ import sys
 import warnings
 from pathlib import Path
 
-from drllm.cli.job import Job, Lines
-from drllm.cli.options import common_flags
+from drllm.cli.job import Command, Job, Lines
+from drllm.cli.options import add_common, split_words
 from drllm.core.errors import InputError
 
+MODES = {
+    "book": "a codebook decides before the engine",
+    "engine": "the policy decides in the engine",
+    "forced": "the base, or a request's own route",
+}
 
-def serve(job: Job) -> Lines:
+
+def run(job: Job) -> Lines:
     """Check everything that can be checked, then become the server."""
     arguments = job.arguments
     base = arguments.base or job.common.model
     check_flags(arguments, base)
-    extra = words_of(arguments.vllm_args)
+    extra = split_words("--vllm-args", arguments.vllm_args)
     from drllm.deploy.serving import launch as launching
 
     launching.check_port(arguments.port)
@@ -56,9 +62,7 @@ def serve(job: Job) -> Lines:
     )
     started = launching.launch(spec, server)
     del routed
-    decided = {"static": f"one route, {spec.route}", "book": "a codebook decides before the engine",
-               "engine": "the policy decides in the engine", "forced": "the base, or a request's own route"}[spec.mode]  # fmt: skip
-    yield f"serving {name}: {decided}"
+    yield f"serving {name}: {f'one route, {spec.route}' if spec.mode == 'static' else MODES[spec.mode]}"
     if arguments.print:
         warn_if_it_cannot_run()
         shown = started.env | ({"VLLM_API_KEY": "..."} if arguments.api_key else {})
@@ -73,7 +77,7 @@ def serve(job: Job) -> Lines:
 
 
 def check_flags(arguments: argparse.Namespace, base: str) -> None:
-    """`InputError` where there is nothing to serve, and for flags that say something of a policy where none is served."""
+    """`InputError` where there is nothing to serve, and for flags of a policy where none is served."""
     if arguments.policy:
         return
     if not base:
@@ -84,14 +88,6 @@ def check_flags(arguments: argparse.Namespace, base: str) -> None:
         raise InputError(f"--decide {arguments.decide} says where a policy decides, and none is served: give its folder, or leave it out")
     if arguments.any_format:
         raise InputError("--any-format is about what a policy was trained on, and none is served: give its folder, or leave it out")
-
-
-def words_of(text: str) -> list[str]:
-    """vLLM's own flags, split as a shell would."""
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise InputError(f"--vllm-args {text!r} cannot be split into words ({error})") from None
 
 
 def warn_if_it_cannot_run() -> None:
@@ -124,31 +120,38 @@ def who_reaches(host: str) -> str:
 
 
 def engine_device() -> str:
-    """Where vLLM runs unless told: a GPU where torch sees one."""
+    """Where vLLM runs unless --device says: a GPU where torch sees one."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def add_serve(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `drllm serve`."""
-    parser.add_argument("policy", nargs="?", default="", metavar="POLICY", help="a saved policy: a folder, or its id on the Hub")
-    parser.add_argument(
-        "--base", default="", metavar="ID", help="the model, where the policy's own is elsewhere; alone: no policy, forced routes"
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on (default: 8000)")
-    parser.add_argument("--name", default="", help="the model's name in requests (default: the base's)")
-    parser.add_argument("--api-key", default="", metavar="KEY", help="refuse requests to /v1 without this bearer token")
-    parser.add_argument("--decide", choices=("auto", "front", "engine"), default="auto",
-                        help="where the policy decides: before the engine (codebooks) or in it, at prefill (default: auto)")  # fmt: skip
-    parser.add_argument("--repeatable", default="auto", metavar="BLOCKS",
-                        help="blocks with a cache for a second pass: all, none, or 3,17 (default: auto, those it repeats)")  # fmt: skip
-    parser.add_argument("--any-format", action="store_true", help="take prompts of a format that the policy was not trained on")
-    parser.add_argument("--max-model-len", type=int, default=0, metavar="N",
-                        help="longest prompt and answer together (default: the model's context, at most 8192)")  # fmt: skip
-    parser.add_argument("--eager", action="store_true", help="do not compile: starts in seconds, decodes slower")
-    parser.add_argument("--vllm-args", default="", metavar="'...'", help="more of vLLM's own flags, as one text: --vllm-args='--seed 1'")
-    parser.add_argument("--print", action="store_true",
-                        help="print the command and its environment instead of starting it (writes a GGUF's plain checkpoint)")  # fmt: skip
-    common_flags("model", "dtype", "device")(parser)
+    add = parser.add_argument
+    add("policy", nargs="?", default="", metavar="POLICY", help="a saved policy: a folder, or its id on the Hub")
+    add("--base", default="", metavar="ID", help="the model, where the policy's own is elsewhere; alone: no policy, forced routes")
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
+    add("--port", type=int, default=8000, metavar="N", help="port to listen on (default: 8000)")
+    add("--name", default="", help="the model's name in requests (default: the base's)")
+    add("--api-key", default="", metavar="KEY", help="refuse requests to /v1 without this bearer token")
+    where = "where the policy decides: before the engine (codebooks) or in it, at prefill (default: auto)"
+    add("--decide", choices=("auto", "front", "engine"), default="auto", help=where)
+    repeatable = "blocks with a cache for a second pass: all, none, or 3,17 (default: auto, those that the policy repeats)"
+    add("--repeatable", default="auto", metavar="BLOCKS", help=repeatable)
+    add("--any-format", action="store_true", help="take prompts of a format that the policy was not trained on")
+    context = "longest prompt and answer together (default: the model's context, at most 8192)"
+    add("--max-model-len", type=int, default=0, metavar="N", help=context)
+    add("--eager", action="store_true", help="do not compile: starts in seconds, decodes slower")
+    add("--vllm-args", default="", metavar="'...'", help="more of vLLM's own flags, as one text: --vllm-args='--seed 1'")
+    shown = "print the command and its environment instead of starting it (writes a GGUF's plain checkpoint)"
+    add("--print", action="store_true", help=shown)
+    add_common(parser, "model", "dtype", "device")
+
+
+COMMAND = Command(
+    "Serve a policy on vLLM behind an OpenAI-compatible API. It may be one route, a codebook or routers; or requests name their routes.",
+    "drllm serve runs/a/codebook --port 8000",
+    add_flags,
+    run,
+)

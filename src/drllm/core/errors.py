@@ -25,6 +25,10 @@ class InputError(DrllmError, ValueError):
     """An argument, file or prompt that drllm cannot use."""
 
 
+class BudgetError(InputError):
+    """No operating point of a trained policy keeps the budget that was asked for."""
+
+
 def network_errors() -> tuple[type[Exception], ...]:
     """What a dead network raises through huggingface_hub: its HTTP library's own errors, which are no OSErrors."""
     found = []
@@ -32,7 +36,3 @@ def network_errors() -> tuple[type[Exception], ...]:
         with contextlib.suppress(ImportError):
             found.append(importlib.import_module(name).HTTPError)
     return tuple(found)
-
-
-class BudgetError(InputError):
-    """No operating point of a trained policy keeps the budget that was asked for."""

@@ -72,8 +72,12 @@ RENAMED: dict[tuple[str, str], str] = {
 PREFIX = "drllm."
 
 
-class _Alias(Loader):
-    """Makes the module of an old name: it looks names up where they are now."""
+class _OldNames(MetaPathFinder, Loader):
+    """Finds and makes the modules of old names; each looks its names up where they are now."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        known = fullname.startswith(PREFIX) and fullname.removeprefix(PREFIX) in MOVED
+        return ModuleSpec(fullname, self) if known else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return None
@@ -93,12 +97,7 @@ class _Alias(Loader):
         module.__getattr__ = find  # type: ignore[method-assign]
 
 
-class _Finder(MetaPathFinder):
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        return ModuleSpec(fullname, _Alias()) if fullname.removeprefix(PREFIX) in MOVED and fullname.startswith(PREFIX) else None
-
-
 def install() -> None:
     """Let `import` know the old names; once a process."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())
+    if not any(isinstance(finder, _OldNames) for finder in sys.meta_path):
+        sys.meta_path.append(_OldNames())

@@ -1,69 +1,122 @@
-"""Progress of long jobs: a bar with time left on a terminal, a line now and then in a log."""
+"""Progress of long jobs. The library writes to no stream: it tells one reporter, which a caller may replace.
+
+Until then lines go to the logger `drllm` at level INFO, so that nothing is shown unless the caller configures `logging`:
+
+    logging.basicConfig(level=logging.INFO)            # a line now and then
+    drllm.show_progress()                              # bars on a terminal, as the command line has them
+    with reporting_to(MyReporter()): search(...)       # one's own
+"""
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
 
 LOG_EVERY_S = 20.0
 
 
 class Progress:
-    """Context manager around one job of `total` units; writes to standard error only."""
+    """Context manager around one job of `total` units, which the reporter hears of.
+
+    Attributes:
+        label: what the job is called.
+        total: how many units it has.
+        done: how many are done, those of an earlier run among them.
+        resumed: how many an earlier run did; the time left is estimated without them.
+        note: what was said of the last step.
+        started: `time.monotonic()` at the start.
+    """
 
     def __init__(self, label: str, total: int):
-        self.label, self.total, self.done, self.resumed = label, total, 0, 0
-        console = Console(stderr=True)
-        self._bar = None
-        if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                       TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-            self._bar = RichProgress(*columns, console=console)
-            self._task = self._bar.add_task(label, total=total)
+        self.label, self.total, self.done, self.resumed, self.note = label, total, 0, 0, ""
+        self.started = time.monotonic()
+        self._reporter = _current
 
     def __enter__(self) -> Progress:
-        self._start = self._logged = time.monotonic()
-        if self._bar:
-            self._bar.start()
+        self.started = time.monotonic()
+        self._reporter.start(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._reporter.stop(self)
 
     def print(self, line: str) -> None:
-        """A line that stays, above the bar."""
-        if self._bar:
-            self._bar.console.print(line, highlight=False)
-        else:
-            sys.stderr.write(f"{line}\n")
-            sys.stderr.flush()
+        """A line that stays, above the bar where there is one."""
+        self._reporter.line(line, self)
 
     def resume(self, n: int) -> None:
-        """`n` units were done by an earlier run; the time left is estimated without them."""
+        """`n` units were done by an earlier run."""
         self.done += n
         self.resumed += n
-        if self._bar:
-            self._bar.reset(self._task, completed=self.done)
-        elif n:
-            self.print(f"{self.label}: {n} of {self.total} were done before")
+        self._reporter.resume(self)
 
     def advance(self, n: int, note: str = "") -> None:
         """`n` more units are done; `note` is shown beside the label."""
         self.done += n
-        if self._bar:
-            self._bar.update(self._task, advance=n, description=f"{self.label} {note}".strip())
-            return
+        self.note = note
+        self._reporter.advance(self)
+
+
+class Reporter:
+    """Reports jobs as lines to the logger `drllm`: at most one in `LOG_EVERY_S` seconds of a job, and one at its end.
+
+    Override `line` for another place of the lines, the other methods for another form.
+    """
+
+    def __init__(self) -> None:
+        self._logged: dict[Progress, float] = {}
+
+    def start(self, job: Progress) -> None:
+        """A job begins."""
+        self._logged[job] = job.started
+
+    def resume(self, job: Progress) -> None:
+        """`job.resumed` of its units were done by an earlier run."""
+        if job.resumed:
+            self.line(f"{job.label}: {job.resumed} of {job.total} were done before", job)
+
+    def advance(self, job: Progress) -> None:
+        """`job.done` has grown."""
         now = time.monotonic()
-        if now - self._logged >= LOG_EVERY_S or self.done >= self.total:
-            self._logged = now
-            elapsed = now - self._start
-            left = elapsed / max(self.done - self.resumed, 1) * (self.total - self.done)
-            line = f"{self.label} {note}".strip()
-            sys.stderr.write(f"{line}: {self.done}/{self.total}, {elapsed:.0f} s, {left:.0f} s left\n")
-            sys.stderr.flush()
+        if now - self._logged.get(job, job.started) < LOG_EVERY_S and job.done < job.total:
+            return
+        self._logged[job] = now
+        elapsed = now - job.started
+        left = elapsed / max(job.done - job.resumed, 1) * (job.total - job.done)
+        self.line(f"{f'{job.label} {job.note}'.strip()}: {job.done}/{job.total}, {elapsed:.0f} s, {left:.0f} s left", job)
+
+    def stop(self, job: Progress) -> None:
+        """A job has ended, or failed."""
+        self._logged.pop(job, None)
+
+    def line(self, text: str, job: Progress | None = None) -> None:
+        """One line: of a job, or, without one, of the steps between jobs."""
+        logging.getLogger("drllm").info(text)
+
+
+_current = Reporter()
+
+
+def set_reporter(reporter: Reporter) -> Reporter:
+    """Let this reporter hear of every job that starts from now on; returns the one before it."""
+    global _current
+    before, _current = _current, reporter
+    return before
+
+
+@contextmanager
+def reporting_to(reporter: Reporter) -> Iterator[None]:
+    """Let this reporter hear of the jobs inside the block."""
+    before = set_reporter(reporter)
+    try:
+        yield
+    finally:
+        set_reporter(before)
+
+
+def say(line: str) -> None:
+    """A line between jobs, such as the start of a stage."""
+    _current.line(line)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
+from drllm.core.progress import say
 from drllm.paper.exhibits import WORDS, Claim, Exhibit, in_domain
 from drllm.paper.figures import FIGURES
 from drllm.paper.published import PAPER
@@ -69,10 +69,10 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
     for exhibit in exhibits:
         for stage in exhibit.stages(bench.setup):
             if stage not in bench.results:
-                started, place = time.monotonic(), f"drllm: [{stages.index(stage) + 1}/{len(stages)}] {stage.name}"
-                sys.stderr.write(f"{place}\n")
+                started, place = time.monotonic(), f"[{stages.index(stage) + 1}/{len(stages)}] {stage.name}"
+                say(place)
                 bench.run(stage)
-                sys.stderr.write(f"{place}: {time.monotonic() - started:.0f} s\n")
+                say(f"{place}: {time.monotonic() - started:.0f} s")
         section = _section(bench, exhibit)
         write_charts(section, folder)
         parts += section

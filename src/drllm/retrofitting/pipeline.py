@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from drllm.core.config import EvaluateConfig, GuaranteeConfig, Resources, SearchConfig, to_dict
 from drllm.core.errors import ArtifactError
 from drllm.core.files import TEMPORARY_SUFFIX, write_json
+from drllm.core.progress import say
 from drllm.evaluation.fit import fit_policy
 from drllm.evaluation.run import evaluate
 from drllm.methods.base import get_method
@@ -49,7 +49,7 @@ def retrofit(
     """Search, train `static` and `routers`, evaluate both with base and controls, answer one question, and report.
 
     A stage is done when its configuration, the weights and the stages before it are those of an earlier call and its files are there: the
-    same call again takes seconds. Each stage says so in a line on standard error.
+    same call again takes seconds. Each stage says so in a line of `drllm.core.progress`.
 
     Args:
         routed: the model; its policy is not used, and stays what it was.
@@ -147,15 +147,15 @@ class _Stages:
         entry = self.done.get(name)
         if entry is not None and entry["key"] == self.key and entry["files"] == self._files(folders):
             self.skipped.append(name)
-            _say(f"{name}: done already ({entry['seconds']:.0f} s)")
+            say(f"{name}: done already ({entry['seconds']:.0f} s)")
             return entry["result"]
-        _say(f"{name} ...")
+        say(f"{name} ...")
         start = time.monotonic()
         result = work()
         seconds = time.monotonic() - start
         self.done[name] = {"key": self.key, "seconds": round(seconds, 3), "files": self._files(folders), "result": result}
         write_json(self.path, {"stages": self.done})
-        _say(f"{name}: {seconds:.0f} s")
+        say(f"{name}: {seconds:.0f} s")
         return result
 
     def _files(self, folders: Sequence[str]) -> dict[str, str]:
@@ -174,8 +174,3 @@ def _data_key(data: str | Path | None) -> str | None:
         return None
     paths = sorted(Path(data).rglob("*.jsonl")) if Path(data).is_dir() else [Path(data)]
     return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in paths)).hexdigest()[:16]
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"drllm: {line}\n")
-    sys.stderr.flush()

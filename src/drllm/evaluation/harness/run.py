@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -41,7 +40,7 @@ _OWN = {
 }  # fmt: skip
 
 
-def complete(arguments: argparse.Namespace) -> None:
+def complete(arguments: Any) -> None:
     """Fill in what the harness's command line leaves out here: the model, and the folder of the offline tasks."""
     import drllm.evaluation.harness.model  # noqa: F401  registers the model
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from argparse import Namespace
 from collections.abc import AsyncGenerator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -44,7 +43,7 @@ class RoutesPlugin:
         app.add_api_route("/drllm", _page, methods=["GET"], response_class=HTMLResponse, include_in_schema=False)
         app.add_api_route("/drllm/info", lambda: app.state.drllm, methods=["GET"])
 
-    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Stand before the engine client's `generate`."""
         state.drllm = None
         spec = None if engine_client is None else ServeSpec.from_config(engine_client.vllm_config.additional_config)

@@ -1,0 +1,49 @@
+"""`drllm compare`: methods compared from lm-evaluation-harness's sample logs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from drllm.cli.job import Command, Job, Lines
+from drllm.cli.options import add_common
+from drllm.core.errors import InputError
+from drllm.core.files import write_json
+
+
+def run(job: Job) -> Lines:
+    """One table of differences from the first method."""
+    from drllm.evaluation.harness.compare import compare, read_scores, render
+
+    folders = {}
+    for given in job.arguments.folders:
+        name, _, folder = given.partition("=")
+        if not name or not folder:
+            raise InputError(f"{given!r} names no method: write NAME=FOLDER, for example base=runs/a/harness/tune/base")
+        if name in folders:
+            raise InputError(f"method {name!r} is given twice: give each folder its own name")
+        folders[name] = folder
+    rows = compare({name: read_scores(folder) for name, folder in folders.items()}, job.arguments.resamples, job.arguments.seed)
+    yield render(rows, next(iter(folders)))
+    if job.common.out:
+        write_json(Path(job.common.out), rows)
+        yield f"rows: {job.common.out}"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `drllm compare`."""
+    parser.add_argument(
+        "folders", nargs="+", metavar="NAME=FOLDER", help="sample logs of lm-evaluation-harness; the first is the reference"
+    )
+    parser.add_argument("--out", metavar="FILE.json", help="write the rows there too")
+    parser.add_argument("--resamples", type=int, default=10_000, metavar="N", help="bootstrap resamples (default: 10000)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
+    add_common(parser)
+
+
+COMMAND = Command(
+    "Compare methods document by document, from the sample logs of lm-evaluation-harness.",
+    "drllm compare base=out/base routed=out/routed",
+    add_flags,
+    run,
+)

@@ -1,0 +1,53 @@
+"""`drllm export`: a static route as a plain checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+
+from drllm.cli.job import Command, Job, Lines
+from drllm.cli.options import add_common
+from drllm.core.errors import InputError
+
+
+def run(job: Job) -> Lines:
+    """Write the checkpoint, and say what it weighs and how near it is to the routed model."""
+    arguments, out = job.arguments, job.need("out")
+    if arguments.route is not None and arguments.policy is not None:
+        raise InputError("got both --route and --policy: an export has one route, leave one of them out")
+    if arguments.route is None and arguments.policy is None:
+        raise InputError("no route to export: give --route or --policy")
+    from drllm.core.route import Route
+
+    if arguments.route is not None:
+        route = Route.parse(arguments.route)
+        routed = job.load(job.need("model"))
+    else:
+        routed = job.load_policy()
+        policy = routed.policy
+        assert policy is not None
+        if policy.evaluate_only:
+            raise InputError(f"a {policy.name!r} policy is for evaluation only: export a static one")
+        if (route := policy.route) is None:
+            raise InputError(f"a {policy.name!r} policy decides each prompt's route, which no plain checkpoint can: export a static one")
+    from drllm.deploy.export import export
+
+    done = export(routed, route, out)
+    yield f"route {done.route}: {done.n_blocks} blocks instead of {routed.n_layers}"
+    yield f"weights: {done.n_bytes / 1e6:.1f} MB, of which {done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks"
+    yield f"checked: logits of {done.n_checked} tokens within {done.difference:.1e} of the routed model's"
+    yield f"checkpoint: {done.folder}"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `drllm export`."""
+    parser.add_argument("--policy", metavar="FOLDER", help="a saved static policy; it knows its own model, which --model can override")
+    parser.add_argument("--route", metavar="1102...", help="one digit a block: 0 skip, 1 execute, 2 repeat")
+    add_common(parser, "model", "dtype", "device", "out")
+
+
+COMMAND = Command(
+    "Write a static route as a plain checkpoint that stock transformers loads without drllm.",
+    "drllm export --policy runs/a/static --out runs/a/checkpoint",
+    add_flags,
+    run,
+)

@@ -1,0 +1,43 @@
+"""`drllm info`: the model card of a saved policy or an exported checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from drllm.cli.job import Command, Job, Lines
+from drllm.cli.options import add_common
+
+
+def run(job: Job) -> Lines:
+    """The card, once the files are found whole."""
+    from drllm.policies import saved as artifact
+    from drllm.policies.card import CARD_FILE
+
+    place = Path(job.arguments.name)
+    if (place / "drllm_export.json").is_file():
+        from drllm.deploy.export import check_export
+
+        check_export(place)
+    else:
+        place = artifact.locate(job.arguments.name, job.arguments.revision)
+        artifact.check_files(place, artifact.read(place))
+        if not (place / CARD_FILE).is_file():  # saved before there were cards
+            yield artifact.card(place).rstrip()
+            return
+    yield (place / CARD_FILE).read_text(encoding="utf-8").rstrip()
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `drllm info`."""
+    parser.add_argument("name", metavar="FOLDER|ID", help="a saved policy, or an exported checkpoint; a folder, or a policy's Hub id")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a Hub id")
+    add_common(parser)
+
+
+COMMAND = Command(
+    "Print the model card of a saved policy or an exported checkpoint, after checking that its files are whole.",
+    "drllm info runs/a/routers",
+    add_flags,
+    run,
+)

@@ -1,0 +1,46 @@
+"""`drllm inspect`: what a policy sees of one prompt, and decides."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+
+from drllm.cli.generate import add_prompt_flags, as_prompt, check_length, load_controlled, read_prompts
+from drllm.cli.job import Command, Job, Lines
+from drllm.cli.options import add_common
+from drllm.core.errors import InputError
+
+
+def run(job: Job) -> Lines:
+    """One page of tables, coloured on a terminal."""
+    arguments = job.arguments
+    check_length(arguments)
+    if arguments.policy is None:
+        raise InputError("inspect looks into a policy: give --policy FOLDER")
+    prompts = read_prompts(arguments)
+    if len(prompts) > 1:
+        raise InputError(f"got {len(prompts)} prompts, expected one: quote it")
+    routed = load_controlled(job)
+    from drllm.deploy.inspection import inspect, render
+
+    prompt = as_prompt(prompts[0], arguments.chat)
+    found = inspect(routed, prompt, max_new_tokens=arguments.max_new_tokens, check_prompt_format=not arguments.any_format)
+    coloured = sys.__stdout__ is not None and sys.__stdout__.isatty() and not os.environ.get("NO_COLOR")
+    yield render(found, shutil.get_terminal_size((100, 24)).columns, coloured)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `drllm inspect`."""
+    add_prompt_flags(parser, n_tokens=16)
+    add_common(parser, "model", "dtype", "device")
+
+
+COMMAND = Command(
+    "Show what a policy sees of one prompt and what it decides. Prints the windows, each block's probabilities or each route's predicted "
+    "gain, and the answer.",
+    'drllm inspect "Why is the sky blue?" --policy runs/a/routers --any-format --chat',
+    add_flags,
+    run,
+)

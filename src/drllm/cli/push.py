@@ -1,0 +1,31 @@
+"""`drllm push`: a saved policy to the Hub."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from drllm.cli.job import Command, Job, Lines
+from drllm.cli.options import add_common
+
+
+def run(job: Job) -> Lines:
+    """Upload, and say where it is."""
+    from drllm.policies import saved as artifact
+
+    arguments = job.arguments
+    yield artifact.push(Path(arguments.folder), arguments.repo, arguments.revision, arguments.private or None)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `drllm push`."""
+    parser.add_argument("folder", metavar="FOLDER", help="a saved policy")
+    parser.add_argument("repo", metavar="ID", help="Hub id, such as someone/smollm2-routers; made if there is none")
+    parser.add_argument("--revision", metavar="NAME", help="branch to commit to; made if there is none")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    add_common(parser)
+
+
+COMMAND = Command(
+    "Upload a saved policy and its model card to the Hub.", "drllm push runs/a/routers someone/smollm2-routers", add_flags, run
+)

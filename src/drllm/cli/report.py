@@ -1,0 +1,34 @@
+"""`drllm report`: a run folder as one page."""
+
+from __future__ import annotations
+
+import argparse
+
+from drllm.cli.job import Command, Job, Lines
+from drllm.cli.options import add_common
+from drllm.core.errors import InputError
+
+
+def run(job: Job) -> Lines:
+    """Write the page, and say where it is."""
+    given = job.arguments.run
+    if given and job.common.out:
+        raise InputError(f"the run folder was given twice, {given!r} and --out {job.common.out!r}: give one")
+    out = given or job.need("out")
+    from drllm.reporting.report import report
+
+    yield f"report: {report(out)}"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `drllm report`."""
+    parser.add_argument("run", nargs="?", metavar="RUN", help="the run folder; --out names it as well")
+    add_common(parser, "out")
+
+
+COMMAND = Command(
+    "Write a run folder's report: one page for a browser, the same as Markdown, its pictures and their numbers.",
+    "drllm report runs/a",
+    add_flags,
+    run,
+)

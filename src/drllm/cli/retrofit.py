@@ -1,0 +1,53 @@
+"""`drllm retrofit`: search, train, evaluate and report in one go."""
+
+from __future__ import annotations
+
+import argparse
+
+from drllm.cli.job import Command, Job, Lines
+from drllm.cli.options import add_common, add_config, add_section
+from drllm.methods.base import get_method
+
+SECTIONS = {"search": "search_config", "resources": "resources", "gate": "guarantee_config", "evaluate": "evaluate_config"}
+TRAINED = ("static", "routers")  # in this order
+
+
+def run(job: Job) -> Lines:
+    """The whole run; finished stages are skipped."""
+    out, tasks = job.need("out"), job.tasks()
+    configs = {argument: job.config(section, f"{section}_") for section, argument in SECTIONS.items()}
+    options = {name: job.options(get_method(name), f"{name}_") for name in TRAINED}
+    model = job.need("model")
+    from drllm.reporting.drawing import need_extras
+    from drllm.reporting.summary_table import render
+    from drllm.retrofitting.pipeline import retrofit
+
+    need_extras()  # an hour of search must not end in a missing package
+    result = retrofit(job.load(model), tasks, out, options, **configs, data=job.data, argv=job.argv)
+    answer = result["answer"]
+    yield f"prompt: {answer['prompt']}"
+    yield f"answer: {answer['text'].strip()}"
+    yield f"route:  {answer['route']} ({answer['n_passes']} passes of {len(answer['route'])})"
+    yield render(result["summary"])
+    yield result["headline"]
+    for name, sentence in result["guarantees"].items():
+        yield f"{name}, guarantee: {sentence}"
+    yield f"report: {result['report']}"
+    yield f"policy: {result['policy']}"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Every flag of every stage, with the section's name before it."""
+    add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
+    for section in SECTIONS:
+        add_section(parser, section, prefix=f"{section}_")
+    for name in TRAINED:
+        add_config(parser, get_method(name).config, prefix=f"{name}_", title=f"{name} (section `{name}` of the YAML file)")
+
+
+COMMAND = Command(
+    "Do it all: search, train, evaluate beside blind baselines, answer one question and report. Finished stages are skipped.",
+    "drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --search-limit 100 --out runs/demo",
+    add_flags,
+    run,
+)

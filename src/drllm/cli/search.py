@@ -1,0 +1,48 @@
+"""`drllm search`: good routes for the questions of each task, found by Monte Carlo tree search; or routes of a list, evaluated."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from drllm.cli.job import Command, Job, Lines
+from drllm.cli.options import add_common, add_section
+from drllm.cli.records import sweeps
+
+
+def run(job: Job) -> Lines:
+    """Search; the same command resumes."""
+    out, tasks, config, resources = job.need("out"), job.tasks(), job.config("search"), job.config("resources")
+    model = job.need("model")
+    from drllm.runs.label_stats import describe, render
+    from drllm.runs.records import iterate_records
+    from drllm.searching.runner import check_list_name, check_splits, read_routes, search
+
+    routes = None if job.arguments.paths is None else read_routes(job.arguments.paths)
+    check_splits(config.splits, routes is not None)
+    check_list_name(job.arguments.list, routes is not None)
+    search(job.load(model), tasks, config, out, job.data, job.argv, routes, resources, job.arguments.list)
+    folder = Path(out) / ("search" if routes is None else "paths")
+    if routes is None:
+        yield render(describe(record for name in tasks for record in iterate_records(folder / name)))
+        yield from sweeps([folder / name for name in tasks])
+    yield f"search records: {folder}"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `drllm search`."""
+    add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
+    add_section(parser, "search")
+    add_section(parser, "resources", about="where and how it runs; no record depends on them")
+    parser.add_argument("--paths", metavar="FILE", help="evaluate the routes of a file, one a line, on every question instead of searching")
+    parser.add_argument(
+        "--list", metavar="NAME", default="", help="name of that list; needed to add routes to a run that has a list already"
+    )
+
+
+COMMAND = Command(
+    "Find good routes for each question by Monte Carlo tree search. The same command resumes.",
+    "drllm search --model smollm2-135m-q4 --tasks arc_easy --limit 100 --out runs/a",
+    add_flags,
+    run,
+)

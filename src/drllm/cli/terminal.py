@@ -1,0 +1,94 @@
+"""Standard error as a reader sees it: bars on a terminal, a line now and then in a log, warnings in one line, nothing of other packages."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+from drllm.core.progress import Progress, Reporter, set_reporter
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+
+class TerminalReporter(Reporter):
+    """Shows each job on standard error: as a bar with the time left where that is a terminal, else as a line now and then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bars: dict[Progress | None, tuple[Bar, TaskID]] = {}
+
+    def start(self, job: Progress) -> None:
+        super().start(job)
+        from rich.console import Console  # where it draws: a refused argument is fast
+
+        console = Console(stderr=True)
+        if console.is_terminal:
+            bar = _new_bar(console)
+            self._bars[job] = bar, bar.add_task(job.label, total=job.total)
+            bar.start()
+
+    def resume(self, job: Progress) -> None:
+        if job not in self._bars:
+            return super().resume(job)
+        bar, task = self._bars[job]
+        bar.reset(task, completed=job.done)
+
+    def advance(self, job: Progress) -> None:
+        if job not in self._bars:
+            return super().advance(job)
+        bar, task = self._bars[job]
+        bar.update(task, completed=job.done, description=f"{job.label} {job.note}".strip())
+
+    def stop(self, job: Progress) -> None:
+        super().stop(job)
+        if job in self._bars:
+            self._bars.pop(job)[0].stop()
+
+    def line(self, text: str, job: Progress | None = None) -> None:
+        if job in self._bars:
+            self._bars[job][0].console.print(text, highlight=False)
+        else:
+            write_error(text if job is not None else f"drllm: {text}")
+
+
+def _new_bar(console: Console) -> Bar:
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    return Bar(*columns, TextColumn("left"), TimeRemainingColumn(), console=console)
+
+
+def show_progress() -> None:
+    """Show the library's progress on standard error from now on, as the command line does: bars on a terminal, else lines."""
+    set_reporter(TerminalReporter())
+
+
+def quiet_other_packages() -> None:
+    """Keep lines off the terminal that no user of drllm can act on. Call it before torch is imported.
+
+    torchao, which transformers imports wherever it is installed, warns of each of its kernels for other processors ("Failed to load
+    ..."), and makes torch warn of torchao's own enumerations (`register_constant`).
+    """
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def write_error(line: str) -> None:
+    """One line on standard error."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def show_warning(message: Any, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:
+    """A warning as one line; takes the place of `warnings.showwarning`."""
+    write_error(f"drllm: warning: {one_line(message)}")
+
+
+def one_line(message: object) -> str:
+    """The text without line breaks."""
+    return " ".join(str(message).split())

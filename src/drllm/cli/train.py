@@ -1,0 +1,75 @@
+"""`drllm train`: a policy from a run's records."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from drllm.cli.job import Command, Job, Lines
+from drllm.cli.options import add_common, add_config, add_section
+from drllm.core.errors import InputError
+from drllm.methods.base import get_method
+from drllm.runs.names import check_name
+
+DEFAULT = "routers"
+
+
+def run(job: Job) -> Lines:
+    """Train, save, and, where it was asked for, test the guarantee."""
+    out, method = Path(job.need("out")), get_method(job.arguments.method)
+    config, guarantee = job.options(method), job.config("gate")
+    if job.arguments.name:
+        check_name(job.arguments.name)
+    model, dtype = job.searched_model(out)
+    from drllm.evaluation.fit import fit_policy
+
+    tasks = job.tasks() if job.common.tasks else ()
+    folder = fit_policy(job.load(model, dtype), out, method.name, config, job.argv, guarantee, tasks, job.arguments.name)
+    if guarantee.calibrate:
+        from drllm.policies import saved as artifact
+
+        found = artifact.read(folder).guarantee
+        assert found is not None, "a calibrated policy is saved with its guarantee"
+        for row in found["tested"]:
+            yield (
+                f"point {row['point']}: {100 * row['difference']:+.1f} points, {row['mean_passes']:.2f} passes, p {row['p']:.4f}, "
+                f"{'passed' if row['passed'] else 'failed'}"
+            )
+        yield f"guarantee: {found['sentence']}"
+    yield f"policy: {folder}"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that every method has."""
+    add_common(parser, "model", "dtype", "device", "tasks", "out")
+    parser.add_argument(
+        "--method",
+        default=DEFAULT,
+        metavar="NAME",
+        help=f"how to train, see `drllm methods`; each has flags of its own (default: {DEFAULT})",
+    )
+    parser.add_argument(
+        "--name", default="", help="what to call the policy, to keep several of one method in a run (default: the method's name)"
+    )
+    add_section(parser, "gate", about="a guarantee of the policy's accuracy")
+
+
+def add_flags_of_method(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """The flags of the method that the command line names."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--method", nargs="?", default=DEFAULT)
+    name = finder.parse_known_args(arguments)[0].method or DEFAULT
+    try:
+        add_config(parser, get_method(name).config, title=f"method {name} (section `{name}` of the YAML file)")
+    except argparse.ArgumentError as error:
+        raise InputError(f"method {name!r} has an option that `drllm train` has itself ({error}): its author must rename it") from None
+
+
+COMMAND = Command(
+    "Train a policy on a run's records and save it in the run folder. The model is the searched one; --model says where it is now.",
+    "drllm train --out runs/a --method routers --epochs 10",
+    add_flags,
+    run,
+    add_flags_of_method,
+)
