@@ -85,52 +85,49 @@ def test_lines_reach_a_configured_logger_and_nothing_else(caplog, capfd, monkeyp
     assert capfd.readouterr() == ("", "")
 
 
-# A library call of every long job, with the loggers of other packages quiet: what stands on the streams is ours.
+# Library calls of the long jobs, with the loggers of other packages quiet: what stands on the streams is ours. Three times over: as
+# they are, with logging configured, and with the progress of the command line; a line of slashes between.
 LIBRARY = """
-import logging, os, sys
+import logging, sys
+from pathlib import Path
 from drllm.cli.terminal import quiet_other_packages
 quiet_other_packages()
-os.environ["HF_HUB_OFFLINE"] = "1"
-from drllm import EvaluateConfig, RoutedModel, RoutersConfig, SearchConfig, evaluate, report, search, show_progress, train
 import families
 from byte_tokens import byte_tokenizer
-from drllm.core.progress import Reporter, set_reporter
+from drllm import EvaluateConfig, RoutedModel, RoutersConfig, SearchConfig, evaluate, report, search, show_progress, train
 from runs import questions, write_rows
-from pathlib import Path
-how, out = sys.argv[1], Path(sys.argv[2])
-if how == "logging":
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(name)s|%(message)s")
-elif how == "shown":
-    show_progress()
+
 routed = RoutedModel.wrap(families.build("llama", vocab_size=300, max_position_embeddings=512), byte_tokenizer())
-data = write_rows(out / "sums.jsonl", questions())
-run = out / "run"
-search(routed, ["arc_easy"], SearchConfig(n_simulations=3, limit=4, group_size=2, sweep_questions=2), run, data)
-train(routed, run, config=RoutersConfig(epochs=1, tune_questions=4))
-evaluate(routed, ["base", "routers"], ["arc_easy"], run, EvaluateConfig(limit=4, n_resamples=100), data)
+data = write_rows(Path(sys.argv[1]) / "sums.jsonl", questions())
+
+def work(name):
+    run = Path(sys.argv[1]) / name
+    search(routed, ["arc_easy"], SearchConfig(n_simulations=2, limit=2, sweep_questions=1), run, data)
+    routed.policy = train(routed, run, config=RoutersConfig(epochs=1, tune_questions=2))
+    routed.save_pretrained(run / "routers")
+    evaluate(routed, ["base", "routers"], ["arc_easy"], run, EvaluateConfig(limit=2, n_resamples=100), data)
+    print("////", flush=True)
+    print("////", file=sys.stderr, flush=True)
+
+work("silent")
+handler = logging.StreamHandler(sys.stdout)
+logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(name)s|%(message)s")
+work("logged")
+logging.getLogger().removeHandler(handler)
+show_progress()
+work("shown")
 """
 
 
-def called(how: str, folder: Path) -> tuple[str, str]:
-    """What a script that calls the library leaves on its two streams."""
-    environment = os.environ | {"PYTHONPATH": f"{SRC}:{Path(__file__).parents[1] / 'support'}"}
-    done = subprocess.run([sys.executable, "-c", LIBRARY, how, str(folder)], env=environment, capture_output=True, text=True, check=False)
+def test_a_library_call_is_silent_unless_the_caller_asks(tmp_path: Path):
+    environment = os.environ | {"PYTHONPATH": f"{SRC}:{Path(__file__).parents[1] / 'support'}", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", LIBRARY, str(tmp_path)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
-
-
-def test_a_library_call_writes_to_no_stream(tmp_path: Path):
-    assert called("silent", tmp_path) == ("", "")
-
-
-@pytest.mark.parametrize(("how", "stream"), [("logging", 0), ("shown", 1)])
-def test_a_caller_who_asks_gets_the_lines(how, stream, tmp_path: Path):
-    streams = called(how, tmp_path)
-    lines = streams[stream].splitlines()
-    assert streams[1 - stream] == ""
-    start = "drllm|" if how == "logging" else ""
-    for label in ("search arc_easy: 4/4", "train routers: 1/1", "arc_easy"):
-        assert any(line.startswith(start) and label in line for line in lines), lines
+    (silent, logged, no_prints, _), (also_silent, no_logs, shown, _) = done.stdout.split("////\n"), done.stderr.split("////\n")
+    assert (silent, also_silent, no_logs, no_prints) == ("", "", "", "")
+    for start, lines in (("drllm|", logged.splitlines()), ("", shown.splitlines())):
+        for label in ("search arc_easy: 2/2", "train routers: 1/1", "base on arc_easy: 2/2"):
+            assert any(line.startswith(f"{start}{label}") for line in lines), lines
 
 
 FORBIDDEN = re.compile(r"sys\.(?:__)?std(?:err|out)|(?<![\w.])(?<!def )print\(|\bargparse\b")
