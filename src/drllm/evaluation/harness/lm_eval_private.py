@@ -6,7 +6,6 @@ What the harness does document is imported where it is used: `lm_eval.api`, `HFL
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 from abc import abstractmethod
@@ -30,7 +29,7 @@ def command_line() -> HarnessCLI:
     return HarnessCLI()
 
 
-def parse_run(words: Sequence[str]) -> argparse.Namespace:
+def parse_run(words: Sequence[str]) -> Any:
     """What the `run` command makes of its options, which must be written out; `SystemExit` for what it does not know."""
     from lm_eval._cli import HarnessCLI
 
@@ -39,7 +38,7 @@ def parse_run(words: Sequence[str]) -> argparse.Namespace:
     return parser._parser.parse_args(["run", *words])
 
 
-def settings_of(arguments: argparse.Namespace) -> EvaluatorConfig:
+def settings_of(arguments: Any) -> EvaluatorConfig:
     """The settings of a run, checked by the harness: `ValueError`, `TypeError` or `OSError` where it refuses them."""
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
