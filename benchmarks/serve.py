@@ -13,7 +13,7 @@ trained code book `--book`, each prompt along the route the book chooses for it,
 prompts are read whole; and such a book that always takes the base. `--only` names the arms to run by how they begin, with `;` between,
 since names hold commas. The limit of nested routes is `t_other(B) + sum over parts of t_part(rows executing it)`, by clocks around the
 blocks of the eager stock engine, and around the segments of the compiled routed one, in every second round (in each of fewer than
-twelve). What of its saving is reached is told, not what of its speed, of which stock alone would reach most. The front selector is an
+twelve). Printed is what of its saving is reached, not what of its speed, of which stock alone would reach most. The front selector is an
 arm, too, in this process, compiled and eager: it reads the round's first prompt alone, as one that finds nobody waiting, and the others in
 the groups a server reads them in if all have come meanwhile; "with the front" adds its seconds to prefill and decoding of each arm, also
 for answers of other lengths, by the mean step. Last, how often compiling, and reading prompts together, flips a choice of the book on tune
@@ -89,15 +89,15 @@ class Engine:
             text=True,
         )
         self.chooses = spec is not None and spec["mode"] == "engine"
-        self.tell({"model": model, "dtype": dtype, "spec": spec, "eager": eager})
+        self.send({"model": model, "dtype": dtype, "spec": spec, "eager": eager})
 
-    def tell(self, told: dict[str, Any]) -> None:
+    def send(self, request: dict[str, Any]) -> None:
         """One line to the engine."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(told) + "\n")
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
 
-    def hear(self) -> dict[str, Any]:
+    def receive(self) -> dict[str, Any]:
         """Its answer."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -105,10 +105,10 @@ class Engine:
             raise SystemExit(f"an engine ended with status {self.process.wait()}: run benchmarks/serve_engine.py by hand to see why")
         return json.loads(line)
 
-    def ask(self, told: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """What it answers to one line."""
-        self.tell(told)
-        return self.hear()
+        self.send(request)
+        return self.receive()
 
 
 def in_turns(
@@ -214,7 +214,7 @@ def measure(
             found[name] += [(mine, stock)] if round_ >= 0 else []
             if mine.chosen is not None:
                 expected = [FULL] * batch if name.startswith("identity") else by_book
-                strayed[name] = strayed.get(name, 0) + sum(one != other for one, other in zip(mine.chosen, expected, strict=True))
+                strayed[name] = strayed.get(name, 0) + sum(route != other for route, other in zip(mine.chosen, expected, strict=True))
         if round_ >= 0 and round_ % limit_every == 0:
             for name, at_best in limits.items():
                 engine, nest = NESTS[name.rsplit(", ")[0]]
@@ -325,7 +325,7 @@ def main() -> None:
     only = wanted_arms(parser, given.only, list({arm: None for size in sizes for arm in arms_of(size)}))
     check_rounds(parser, given.rounds)
     torch.set_num_threads(1)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each batch is told as it is done, also to a file
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each batch is printed as it is done, also to a file
     dtype = given.dtype or native_dtype("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{dtype} on {hardware()['processor']}")
     routed = RoutedModel.wrap(MODEL, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
@@ -366,7 +366,7 @@ def main() -> None:
         if name not in needed:
             continue
         engines[name] = Engine(checkpoint, dtype, spec, eager)
-        engines[name].hear()
+        engines[name].receive()
         print(f"started: {name}", file=sys.stderr, flush=True)
     results = []
     for batch in sizes:

@@ -1,4 +1,4 @@
-"""One vLLM engine in a process of its own, one thread, told what to run line by line on standard input: see `serve.py`.
+"""One vLLM engine in a process of its own, one thread, which reads what to run line by line from standard input: see `serve.py`.
 
 First line: `model`, `dtype`, `spec` (null: stock), `eager`. Then a line with `prompts` (token ids), `routes` (or null) and `new` begins a
 batch and runs its prefill, until every row has its first token; each line with `step` runs one step more. What is printed for either:
@@ -37,22 +37,22 @@ def clock() -> float:
     return time.perf_counter()
 
 
-def begin(engine: Any, told: dict[str, Any], first: int) -> dict[str, Any]:
+def begin(engine: Any, request: dict[str, Any], first: int) -> dict[str, Any]:
     """The prefill of a batch: its steps until every row has its first token."""
     from vllm import SamplingParams
 
-    for row, ids in enumerate(told["prompts"]):
-        is_base = told["routes"] is None or set(told["routes"][row]) == {"1"}
-        extra = {"drllm_ticket": str(first + row)} | ({} if is_base else {"drllm_route": told["routes"][row]})
-        params = SamplingParams(temperature=0, max_tokens=told["new"], ignore_eos=True, detokenize=False, extra_args=extra)
+    for row, ids in enumerate(request["prompts"]):
+        is_base = request["routes"] is None or set(request["routes"][row]) == {"1"}
+        extra = {"drllm_ticket": str(first + row)} | ({} if is_base else {"drllm_route": request["routes"][row]})
+        params = SamplingParams(temperature=0, max_tokens=request["new"], ignore_eos=True, detokenize=False, extra_args=extra)
         engine.add_request(str(first + row), {"prompt_token_ids": ids}, params)
     begun: set[str] = set()
     started = clock()
-    while len(begun) < len(told["prompts"]):
+    while len(begun) < len(request["prompts"]):
         begun |= {output.request_id for output in engine.step() if output.outputs[0].token_ids}
     seconds = clock() - started
     chosen = (
-        [engine.collective_rpc("drllm_route", args=(str(first + row),))[0] for row in range(len(begun))] if told.get("chosen") else None
+        [engine.collective_rpc("drllm_route", args=(str(first + row),))[0] for row in range(len(begun))] if request.get("chosen") else None
     )
     return {"seconds": seconds, "more": engine.has_unfinished_requests(), "chosen": chosen}
 
@@ -64,10 +64,10 @@ def step(engine: Any) -> dict[str, Any]:
     return {"seconds": clock() - started, "more": engine.has_unfinished_requests()}
 
 
-def clocked(engine: Any, told: dict[str, Any], first: int) -> dict[str, Any]:
+def clocked(engine: Any, request: dict[str, Any], first: int) -> dict[str, Any]:
     """A batch along the base, with clocks around its parts: median seconds of a decoding step in each, and beside them.
 
-    Parts are the blocks of a stock engine, and the compiled segments of a routed one, which then runs the base's route in them, too.
+    Parts are the blocks of a stock engine, and the compiled segments of a routed engine, which then runs the base's route in them, too.
     """
     from drllm.deploy.serving.engine.schedule import Schedule
     from drllm.deploy.serving.engine.vllm_private import model_of
@@ -93,7 +93,7 @@ def clocked(engine: Any, told: dict[str, Any], first: int) -> dict[str, Any]:
         Schedule.is_base = property(lambda schedule: False, lambda schedule, value: None)  # type: ignore[assignment, method-assign]
     inside, beside = [], []
     try:
-        more = begin(engine, told, first)["more"]
+        more = begin(engine, request, first)["more"]
         while more:
             done = step(engine)
             more = done["more"]
@@ -111,7 +111,7 @@ def main() -> None:
     """Until standard input ends."""
     os.environ |= ENVIRONMENT
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    told = json.loads(sys.stdin.readline())
+    request = json.loads(sys.stdin.readline())
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not stand among the results
     from transformers import AutoConfig
@@ -123,9 +123,9 @@ def main() -> None:
 
     # Nine engines stand side by side: each has cache for 32 rows of two blocks and some more, not the gigabyte of vLLM's least.
     options: dict[str, Any] = {
-        "model": told["model"],
-        "dtype": told["dtype"],
-        "enforce_eager": told["eager"],
+        "model": request["model"],
+        "dtype": request["dtype"],
+        "enforce_eager": request["eager"],
         "max_model_len": 1024,
         "skip_tokenizer_init": True,
         "seed": 0,
@@ -134,23 +134,23 @@ def main() -> None:
         "async_scheduling": False,
         "num_gpu_blocks_override": 80,
     }
-    if told["spec"] is not None:
+    if request["spec"] is not None:
         import torch
 
-        base = AutoConfig.from_pretrained(told["model"]).architectures[0]
+        base = AutoConfig.from_pretrained(request["model"]).architectures[0]
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        options |= engine_options(ServeSpec(**told["spec"]), architecture(base), device)
-        if told["spec"]["mode"] == "engine":  # as `drllm serve` starts it
+        options |= engine_options(ServeSpec(**request["spec"]), architecture(base), device)
+        if request["spec"]["mode"] == "engine":  # as `drllm serve` starts it
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": 2048}
     engine = LLMEngine.from_engine_args(EngineArgs(**options))
     print(json.dumps({"ready": True}), file=out, flush=True)
     first = 0
     for line in sys.stdin:
-        asked = json.loads(line)
-        if asked.get("step"):
+        request = json.loads(line)
+        if request.get("step"):
             done = step(engine)
         else:
-            done = (clocked if asked.get("clocked") else begin)(engine, asked, first)
+            done = (clocked if request.get("clocked") else begin)(engine, request, first)
             first += 10_000
         print(json.dumps(done), file=out, flush=True)
 

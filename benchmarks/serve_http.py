@@ -4,9 +4,9 @@
 
 For each arm `drllm serve` stands beside a server of plain vLLM (the same base, precision and context, no drllm in it), both as users start
 them, on loopback. In each round the same questions, one a client and all at once, are asked of both, streamed, who goes first drawn anew;
-the other server waits meanwhile. Told are the seconds until a client has its first token and its last, by the mean client, the seconds
+the other server waits meanwhile. Printed are the seconds until a client has its first token and its last, by the mean client, the seconds
 until all have, and the processor seconds of the server's processes; medians over the rounds of arm over plain, with 95 % intervals by order
-statistics. Arms: one route of 24 of 30 blocks for all; the trained code book `--book`, its choice before the engine or in it (`drllm serve
+statistics. Arms: one route of 24 of 30 blocks for all; the trained codebook `--book`, its choice before the engine or in it (`drllm serve
 --decide engine`); and such a book that always takes the base's route, whose answers must be plain vLLM's: in float32 the benchmark fails
 where more than one in a hundred is not. Everything is counted: HTTP, the front selector, the scheduler; and clients run on the same
 processor. No prompt fills a block of the prefix cache, which plays no part. Rounds that run out of questions begin anew.
@@ -69,21 +69,21 @@ class Burst:
 
 
 def ask(url: str, prompt: str, new: int) -> tuple[float, float, str, str]:
-    """Seconds to the first token and to the last, the text, and the route if the server tells one."""
+    """Seconds to the first token and to the last, the text, and the route if the server says it."""
     request = {"model": NAME, "prompt": prompt, "max_tokens": new, "temperature": 0, "ignore_eos": True, "stream": True}
     # Most of the base's answers begin with an end of turn, which would otherwise have no text.
     body = json.dumps(request | {"skip_special_tokens": False}).encode()
-    asked = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+    post = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
     text, route, first = "", "", None
     started = time.perf_counter()
-    with urllib.request.urlopen(asked, timeout=600) as answer:
+    with urllib.request.urlopen(post, timeout=600) as answer:
         for line in answer:
             if line.startswith(b"data: {"):
                 first = first or time.perf_counter() - started
                 event = json.loads(line[6:])
                 text += event["choices"][0]["text"]
-                if told := event.get("drllm"):
-                    route = told[0]["route"]
+                if records := event.get("drllm"):
+                    route = records[0]["route"]
     if first is None:
         raise SystemExit(f"an answer of {url} held no token")
     return first, time.perf_counter() - started, text, route
@@ -99,16 +99,16 @@ def burst(server: Served, prompts: list[str], new: int) -> Burst:
     clients = [threading.Thread(target=client, args=(place,)) for place in range(len(prompts))]
     time.sleep(PAUSE)
     before, started = server.cpu_seconds(), time.perf_counter()
-    for one in clients:
-        one.start()
-    for one in clients:
-        one.join()
+    for thread in clients:
+        thread.start()
+    for thread in clients:
+        thread.join()
     wall, cpu = time.perf_counter() - started, server.cpu_seconds() - before
-    done = [one for one in got if one is not None]
+    done = [answer for answer in got if answer is not None]
     if len(done) < len(prompts):
         raise SystemExit(f"{len(prompts) - len(done)} of {len(prompts)} requests failed: their errors stand above")
-    first, last = (statistics.mean(one[place] for one in done) for place in (0, 1))
-    return Burst(first, last, wall, cpu, [one[2] for one in done], [one[3] for one in done])
+    first, last = (statistics.mean(answer[place] for answer in done) for place in (0, 1))
+    return Burst(first, last, wall, cpu, [answer[2] for answer in done], [answer[3] for answer in done])
 
 
 def measure(server: Served, plain: Served, prompts: list[str], clients: int, new: int, rounds: int, seed: int) -> dict[str, Any]:
@@ -116,10 +116,10 @@ def measure(server: Served, plain: Served, prompts: list[str], clients: int, new
     rng = random.Random(seed)
     found: list[tuple[Burst, Burst]] = []
     for round_ in range(-1, rounds):  # the first warms up
-        asked = [prompts[(max(round_, 0) * clients + place) % len(prompts)] for place in range(clients)]
+        questions = [prompts[(max(round_, 0) * clients + place) % len(prompts)] for place in range(clients)]
         pair = [server, plain]
         rng.shuffle(pair)
-        done = {one.url: burst(one, asked, new) for one in pair}
+        done = {which.url: burst(which, questions, new) for which in pair}
         found += [(done[server.url], done[plain.url])] if round_ >= 0 else []
     routes = [Route.parse(route) for mine, _ in found for route in mine.routes]
     result: dict[str, Any] = {"clients": clients, "new": new, "rounds": rounds, "answers": len(routes), "routes": len(set(routes))}
@@ -139,12 +139,12 @@ def measure(server: Served, plain: Served, prompts: list[str], clients: int, new
 
 def report(name: str, result: dict[str, Any]) -> None:
     """What people read."""
-    asked = f"{result['clients']} clients, {result['new']} tokens, {result['rounds']} rounds"
+    load = f"{result['clients']} clients, {result['new']} tokens, {result['rounds']} rounds"
     routes = f"{result['routes']} routes of {result['passes']:.1f} passes on average"
-    print(f"\n{name}: {asked}; {routes}; {result['other_texts']} of {result['answers']} texts are not plain vLLM's")
+    print(f"\n{name}: {load}; {routes}; {result['other_texts']} of {result['answers']} texts are not plain vLLM's")
     for measured, shown in MEASURES.items():
-        one, (middle, low, high) = result[measured], result[measured]["ratio"]
-        print(f"  {shown:12} {one['seconds']:7.3f} s, plain {one['plain']:7.3f} s, ratio {middle:.3f} ({low:.3f} to {high:.3f})")
+        seconds, (middle, low, high) = result[measured], result[measured]["ratio"]
+        print(f"  {shown:12} {seconds['seconds']:7.3f} s, plain {seconds['plain']:7.3f} s, ratio {middle:.3f} ({low:.3f} to {high:.3f})")
 
 
 def main() -> None:
@@ -163,7 +163,7 @@ def main() -> None:
     if not all(word.isdecimal() and int(word) for word in given.clients.split(",")):
         parser.error(f"--clients is {given.clients!r}, expected numbers such as 1,32")
     check_rounds(parser, given.rounds)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each arm is told as it is done, also to a file
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each arm is printed as it is done, also to a file
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = given.dtype or native_dtype(device)
     print(f"{dtype} on {hardware()['processor']}")
@@ -209,8 +209,8 @@ def main() -> None:
                     found["http"].setdefault(name, []).append(result)
                     if given.out:  # each as it is done: a later arm may fail
                         write_json(Path(given.out), found)
-    told = [result for name, results in found["http"].items() for result in results if name.startswith("identity")]
-    if dtype == "float32" and any(result["other_texts"] > MAX_OTHER * result["answers"] for result in told):
+    identities = [result for name, results in found["http"].items() for result in results if name.startswith("identity")]
+    if dtype == "float32" and any(result["other_texts"] > MAX_OTHER * result["answers"] for result in identities):
         sys.exit("the identity's texts are not plain vLLM's: drllm or this benchmark is wrong")
 
 

@@ -31,18 +31,18 @@ class Served:
     def _sum(self, of: Callable[[psutil.Process], float]) -> float:
         """Over the server's processes, but for one that ends while they are read."""
         total = 0.0
-        for one in (self.process, *self.process.children(recursive=True)):
+        for process in (self.process, *self.process.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
-                total += of(one)
+                total += of(process)
         return total
 
     def memory(self) -> float:
         """Resident bytes of its processes, in MB."""
-        return self._sum(lambda one: one.memory_info().rss) / 1e6
+        return self._sum(lambda process: process.memory_info().rss) / 1e6
 
     def cpu_seconds(self) -> float:
         """Processor seconds of its processes since they were started."""
-        return self._sum(lambda one: sum(one.cpu_times()[:2]))
+        return self._sum(lambda process: sum(process.cpu_times()[:2]))
 
 
 def never_leaves(book: Codebook) -> Codebook:

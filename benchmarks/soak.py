@@ -39,10 +39,10 @@ def requests(data: str | None) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
     for place, example in enumerate(load_task("arc_easy", data).select("fit", 36)):
         is_chat, text = place % 4 == 3, f"{example.question}\nAnswer:"
-        asked: dict[str, Any] = {"messages": [{"role": "user", "content": text}]} if is_chat else {"prompt": text}
+        request: dict[str, Any] = {"messages": [{"role": "user", "content": text}]} if is_chat else {"prompt": text}
         if place % 3 == 2:
-            asked["vllm_xargs"] = {"drllm_route": FORCED[place // 3 % 4]}
-        made.append(asked | {"max_tokens": 8 + 4 * (place % 5), "temperature": 0, "ignore_eos": True})
+            request["vllm_xargs"] = {"drllm_route": FORCED[place // 3 % 4]}
+        made.append(request | {"max_tokens": 8 + 4 * (place % 5), "temperature": 0, "ignore_eos": True})
     return made
 
 
@@ -51,9 +51,9 @@ def ask(url: str, request: dict[str, Any], leave: bool = False) -> tuple[str, st
     body = json.dumps(request | {"model": "soak", "stream": True}).encode()
     chat = "messages" in request
     path = "/v1/chat/completions" if chat else "/v1/completions"
-    asked = urllib.request.Request(url + path, body, {"Content-Type": "application/json"})
+    post = urllib.request.Request(url + path, body, {"Content-Type": "application/json"})
     text, route, decided = "", "", ""
-    with urllib.request.urlopen(asked, timeout=300) as answer:
+    with urllib.request.urlopen(post, timeout=300) as answer:
         for line in answer:
             if leave:
                 return None
@@ -61,8 +61,8 @@ def ask(url: str, request: dict[str, Any], leave: bool = False) -> tuple[str, st
                 event = json.loads(line[6:])
                 said = event["choices"][0]
                 text += (said["delta"].get("content") or "") if chat else said["text"]
-                if told := event.get("drllm"):
-                    route, decided = told[0]["route"], told[0]["decided"]
+                if records := event.get("drllm"):
+                    route, decided = records[0]["route"], records[0]["decided"]
     return text, route, decided
 
 
@@ -116,8 +116,8 @@ def main() -> None:
 
 def soak(server: Served, given: argparse.Namespace) -> dict[str, Any]:
     """Everything alone, then all at once until the time is over."""
-    asked = requests(given.data)
-    wanted = [ask(server.url, request) for request in asked]
+    load = requests(given.data)
+    wanted = [ask(server.url, request) for request in load]
     end = time.monotonic() + 60 * given.minutes
     found = {"requests": 0, "wrong": 0, "errors": 0, "left": 0}
     lock = threading.Lock()
@@ -126,9 +126,9 @@ def soak(server: Served, given: argparse.Namespace) -> dict[str, Any]:
     def client(seed: int) -> None:
         rng = random.Random(seed)
         while time.monotonic() < end:
-            place, leave = rng.randrange(len(asked)), rng.random() < 0.05
+            place, leave = rng.randrange(len(load)), rng.random() < 0.05
             try:
-                got = ask(server.url, asked[place], leave)
+                got = ask(server.url, load[place], leave)
             except Exception as error:  # noqa: BLE001 - whatever a client meets is a finding, and must not end the client
                 with lock:
                     found["errors"] += 1
@@ -140,18 +140,18 @@ def soak(server: Served, given: argparse.Namespace) -> dict[str, Any]:
                 found["left"] += got is None
                 if got is not None and got != wanted[place]:
                     found["wrong"] += 1
-                    failures.append(f"{asked[place]}: {got} for {wanted[place]}")
+                    failures.append(f"{load[place]}: {got} for {wanted[place]}")
 
     clients = [threading.Thread(target=client, args=(given.seed + number,)) for number in range(given.clients)]
-    for one in clients:
-        one.start()
+    for thread in clients:
+        thread.start()
     used = [server.memory()]
     while time.monotonic() < end:
         time.sleep(min(60, max(0.1, end - time.monotonic())))
         used.append(server.memory())
-    for one in clients:
-        one.join()
-    routes = [(one[1], one[2]) for one in wanted if one is not None]
+    for thread in clients:
+        thread.join()
+    routes = [answer[1:] for answer in wanted if answer is not None]
     by_policy = sorted({route for route, decided in routes if decided == "policy"})
     return found | {"memory_mb": used, "failures": failures[:20], "policy_routes": by_policy, "routes": len({route for route, _ in routes})}
 

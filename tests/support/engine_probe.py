@@ -1,4 +1,4 @@
-"""Runs one vLLM engine as told on standard input, in the serving environment, and prints what came out as JSON on the last line.
+"""Runs one vLLM engine as standard input says, in the serving environment, and prints what came out as JSON on the last line.
 
 Input: `model`, `spec` (fields of ServeSpec, or null for stock vLLM), `engine` (arguments of vLLM's EngineArgs), `requests`: each `ids`,
 `route`, `salt`, `new`, `arrives` (after how many steps) and `aborts` (likewise, or null).
@@ -25,7 +25,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 def main() -> None:
     """One engine, one batch of requests."""
-    told = json.load(sys.stdin)
+    job = json.load(sys.stdin)
     from transformers import AutoConfig
     from vllm import EngineArgs, LLMEngine, SamplingParams
 
@@ -34,41 +34,43 @@ def main() -> None:
     from drllm.deploy.serving.spec import ServeSpec
 
     options = {
-        "model": told["model"],
+        "model": job["model"],
         "dtype": "float32",
         "enforce_eager": True,
         "max_model_len": 256,
         "skip_tokenizer_init": True,
         "seed": 0,
-    } | told["engine"]
-    if told["spec"] is not None:
+    } | job["engine"]
+    if job["spec"] is not None:
         import torch
 
-        base = AutoConfig.from_pretrained(told["model"]).architectures[0]
+        base = AutoConfig.from_pretrained(job["model"]).architectures[0]
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        options |= engine_options(ServeSpec(**told["spec"]), architecture(base), device)
+        options |= engine_options(ServeSpec(**job["spec"]), architecture(base), device)
     engine = LLMEngine.from_engine_args(EngineArgs(**options))
-    requests = told["requests"]
+    requests = job["requests"]
     outputs, step = {}, 0
     waiting = set(range(len(requests)))
     while waiting or engine.has_unfinished_requests():
         for index in sorted(waiting):
-            asked = requests[index]
-            if asked.get("arrives", 0) > step:
+            request = requests[index]
+            if request.get("arrives", 0) > step:
                 continue
             waiting.discard(index)
-            extra = {} if asked.get("route") is None else {"drllm_route": asked["route"]}
+            extra = {} if request.get("route") is None else {"drllm_route": request["route"]}
             extra |= {"drllm_ticket": str(index)}
-            params = SamplingParams(temperature=0, max_tokens=asked["new"], ignore_eos=True, logprobs=1, detokenize=False, extra_args=extra)
-            prompt = {"prompt_token_ids": asked["ids"]}
-            if asked.get("salt"):
-                prompt["cache_salt"] = asked["salt"]
+            params = SamplingParams(
+                temperature=0, max_tokens=request["new"], ignore_eos=True, logprobs=1, detokenize=False, extra_args=extra
+            )
+            prompt = {"prompt_token_ids": request["ids"]}
+            if request.get("salt"):
+                prompt["cache_salt"] = request["salt"]
             engine.add_request(str(index), prompt, params)
         for output in engine.step():
             outputs[output.request_id] = output
         step += 1
-        for index, asked in enumerate(requests):
-            if asked.get("aborts") == step:
+        for index, request in enumerate(requests):
+            if request.get("aborts") == step:
                 engine.abort_request([str(index)])
     cache = engine.vllm_config.cache_config
     result = {
@@ -90,7 +92,7 @@ def main() -> None:
         "block_size": cache.block_size,
         "steps": step,
     }
-    if told["spec"] is not None:
+    if job["spec"] is not None:
         result["stats"] = engine.collective_rpc("drllm_stats")[0]
         result["routes"] = [engine.collective_rpc("drllm_route", args=(str(index),))[0] for index in range(len(requests))]
     print(json.dumps(result))

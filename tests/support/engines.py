@@ -56,10 +56,10 @@ def checkpoint(folder: Path, family: str) -> Path:
 
 def run_engine(model: Path | str, spec: dict[str, Any] | None, requests: Sequence[dict[str, Any]], **engine: Any) -> dict[str, Any]:
     """What an engine answers: see `engine_probe.py`."""
-    told = {"model": str(model), "spec": spec, "requests": list(requests), "engine": engine}
+    job = {"model": str(model), "spec": spec, "requests": list(requests), "engine": engine}
     done = subprocess.run(
         [PYTHON, Path(__file__).with_name("engine_probe.py")],
-        input=json.dumps(told),
+        input=json.dumps(job),
         capture_output=True,
         text=True,
         check=False,
