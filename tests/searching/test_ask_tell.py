@@ -11,11 +11,11 @@ from drllm.core.config import SearchConfig
 from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.searching.presets import make_tree
-from drllm.searching.tree import FixedRoutes, RouteTree
+from drllm.searching.tree import FixedRoutes, Strategy
 from landscapes import run
 
 
-def both() -> list[RouteTree | FixedRoutes]:
+def both() -> list[Strategy]:
     return [make_tree(4, SearchConfig(), 0), FixedRoutes([Route.parse("1011")])]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from drllm.core.config import SearchConfig
 from drllm.core.route import Route
-from drllm.searching.tree import FixedRoutes, RouteTree
+from drllm.searching.tree import Strategy
 
 Answer = Callable[[Route], tuple[bool, float]]  # verdict and margin of a route
 
@@ -16,7 +16,7 @@ Answer = Callable[[Route], tuple[bool, float]]  # verdict and margin of a route
 KINDS = {"paper": ("paper", True), "margins": ("default", True), "verdicts": ("default", False)}
 
 
-def run(tree: RouteTree | FixedRoutes, answer: Answer) -> list[Route]:
+def run(tree: Strategy, answer: Answer) -> list[Route]:
     """Every route asked, each told what `answer` says of it."""
     asked = []
     while (route := tree.ask()) is not None:

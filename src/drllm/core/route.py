@@ -104,5 +104,5 @@ class GatedDepth:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _parsed(text: str) -> Route:
-    """One object a route: records of many questions hold the same ones, those of a control or a list of routes above all."""
+    """One object a route: records of many questions hold the same ones, those of a blind baseline or a list of routes above all."""
     return Route(int(digit) for digit in text)

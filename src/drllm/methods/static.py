@@ -151,22 +151,22 @@ class _KeptScores:
         spread = [training_data.margin_spread[question.task.name] for _, questions in training_data.asked for question in questions]
         self.spread = np.array(spread)[:, None]
         self.values: dict[Route, tuple[np.ndarray, np.ndarray]] = {}  # margins and verdicts
-        self.rows: list[dict[str, Any]] = []
+        self.table: list[dict[str, Any]] = []
         if path.is_file():
             try:
                 saved = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise ArtifactError(f"{path} is not readable JSON ({error}): delete it and train again") from None
             if saved.get("key") == self.key:
-                self.rows = saved["candidates"]
-                for row in self.rows:  # JSON has no nan: numpy makes one of None
+                self.table = saved["candidates"]
+                for row in self.table:  # JSON has no nan: numpy makes one of None
                     self.values[Route.parse(row["route"])] = np.array(row["margins"], dtype=float), np.array(row["right"]) > 0
 
     def gains(self, routes: list[Route]) -> dict[Route, np.ndarray]:
         """(N,) of each route: `mixed_gain`."""
         missing = [route for route in dict.fromkeys([self.full, *routes]) if route not in self.values]
         matrix = None if self.training_data.search_manifests else self.training_data.matrix()
-        if matrix is not None and len(matrix) == len(self.held_back):  # else some of its records are broken, and rows do not match
+        if matrix is not None and len(matrix) == len(self.held_back):  # else some of its records are broken, and questions do not match
             here = [route for route in missing if route in matrix.routes]
             columns = matrix.at([matrix.routes.index(route) for route in here])
             self._add(here, columns.correct, columns.margins)
@@ -174,12 +174,12 @@ class _KeptScores:
         if missing:
             self._add(missing, *self.training_data.score(missing, label="static routes"))
         gains = {}
-        for row in self.rows:
+        for row in self.table:
             route = Route.parse(row["route"])
             pair = [np.stack([self.values[self.full][part], self.values[route][part]], axis=-1) for part in (0, 1)]
             gains[route] = change = mixed_gain(pair[0], pair[1], self.spread, self.margin_weight)[:, 1]
             row |= {"n": len(change), "gain": float(change.mean()), "gain_se": _standard_error(change)}
-        write_json(self.path, {"key": self.key, "candidates": self.rows})
+        write_json(self.path, {"key": self.key, "candidates": self.table})
         return {route: gains[route] for route in routes}
 
     def _add(self, routes: Sequence[Route], correct: np.ndarray, margins: np.ndarray) -> None:
@@ -188,7 +188,7 @@ class _KeptScores:
             self.values[route] = mine, correct[:, place]
             shown = [None if math.isnan(value) else value for value in mine.tolist()]
             right = correct[:, place].astype(int).tolist()
-            self.rows.append({"route": str(route), "accuracy": float(correct[:, place].mean()), "margins": shown, "right": right})
+            self.table.append({"route": str(route), "accuracy": float(correct[:, place].mean()), "margins": shown, "right": right})
 
 
 def confirmed(chosen_on: np.ndarray, held_back: np.ndarray, confidence: float) -> bool:

@@ -49,10 +49,8 @@ class MarginTree(RouteTree):
         self._change = prior.scale if prior and not math.isnan(prior.scale) else 0.0  # sum of |grade - the base's|; the prior counts once
 
     def tell(self, route: Route, correct: bool, margin: float = math.nan) -> None:
-        """As `RouteTree.tell`; the nodes on the way learn the route's standing too."""
-        line = self._line
         super().tell(route, correct, margin)
-        self._learn(line, self.evaluated[-1])
+        self._learn(self._line, self.evaluated[-1])
 
     @property
     def _graded(self) -> bool:

@@ -10,7 +10,7 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -67,13 +67,7 @@ class EditPrior:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; a scale of nan becomes None."""
-        return {
-            "n_layers": self.n_layers,
-            "max_skip_run": self.max_skip_run,
-            "weights": list(self.weights),
-            "scale": None if math.isnan(self.scale) else self.scale,
-            "n_questions": self.n_questions,
-        }
+        return asdict(self) | {"weights": list(self.weights), "scale": None if math.isnan(self.scale) else self.scale}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> EditPrior:

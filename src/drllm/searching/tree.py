@@ -40,54 +40,35 @@ class Node:
     done: bool = False  # nothing new can be reached from here
 
 
-class RouteTree(ABC):
-    """The search tree of one question.
+class Strategy(ABC):
+    """Which routes of one question to evaluate.
 
-    `ask()` gives the next route to evaluate, the base route first, or None when the search is over; `tell()` answers it. The two strictly
-    alternate. `n_simulations` counts distinct edited routes: the base comes on top, so 50 simulations are at most 51 evaluations.
-
-    Args:
-        n_layers: L, at least 1.
-        config: every option of the search.
-        seed: of the tree's own random choices; the same seed, verdicts and margins give the same routes.
+    `ask()` gives the next route, the base route first, or None when there is nothing left to do; `tell()` answers it. The two strictly
+    alternate.
 
     Attributes:
         evaluated: every evaluated route with its verdict and margin, in order.
     """
 
-    def __init__(self, n_layers: int, config: SearchConfig, seed: int):
-        self._space = EditSpace(n_layers, config.max_skip_run, config.max_passes_ratio)
-        self._config = config
-        self._n_layers = n_layers
-        self._random = random.Random(seed)
-        self._root = Node(Route.full(n_layers), self._space.n_codes)
-        self._nodes = {self._root.route: self._root}
-        self._line: list[Node] = []  # root to the node asked last
-        self._first_fix: int | None = None  # its index in `evaluated`
+    def __init__(self) -> None:
         self.evaluated: list[Evaluation] = []
+        self._asked: Route | None = None  # the route that waits for its verdict
 
     def ask(self) -> Route | None:
-        """The next route to evaluate, never one asked before; None when the budget is spent, the tree exhausted, or a fix found early."""
-        if self._line:
+        """The next route to evaluate, never one asked before; None at the end."""
+        if self._asked is not None:
             raise RuntimeError("ask() came twice in a row: tell() the last route's verdict first")
-        if not self.evaluated:
-            self._line = [self._root]
-        elif len(self.evaluated) <= self._config.n_simulations and not self._stopped():
-            self._line = self._descend()
-        return self._line[-1].route if self._line else None
+        self._asked = self._next()
+        return self._asked
 
     def tell(self, route: Route, correct: bool, margin: float = math.nan) -> None:
         """The verdict on the route asked last, and its margin if the reward has one."""
-        if not self._line or route != self._line[-1].route:
+        if route != self._asked:
             raise RuntimeError(f"tell() got {route}, which was not the route asked last")
-        found = _evaluation(route, correct, margin)
-        line, self._line = self._line, []
-        self.evaluated.append(found)
-        for node in line:
-            node.value += found.correct
-            node.visits += 1
-        if found.correct and not self.evaluated[0].correct and self._first_fix is None:
-            self._first_fix = len(self.evaluated) - 1
+        if correct not in (0, 1):
+            raise InputError(f"verdict {correct} of route {route}: expected true or false")
+        self.evaluated.append(Evaluation(route, bool(correct), float(margin)))
+        self._asked = None
 
     @property
     def chosen(self) -> Route | None:
@@ -97,7 +78,62 @@ class RouteTree(ABC):
         margin.
         """
         right = [found for found in self.evaluated if found.correct]
-        return _shortest(self._competing(right) if right else [])
+        # min() keeps the first of equals; a route without a margin loses ties.
+        best = min(
+            self._competing(right) if right else [],
+            key=lambda found: (found.route.n_passes, math.inf if math.isnan(found.margin) else -found.margin),
+            default=None,
+        )
+        return best.route if best else None
+
+    @abstractmethod
+    def _next(self) -> Route | None:
+        """As `ask`."""
+
+    def _competing(self, right: list[Evaluation]) -> list[Evaluation]:
+        """Those of the right routes, at least one, that may be chosen."""
+        return right
+
+
+class RouteTree(Strategy):
+    """The search tree of one question.
+
+    It ends when the budget is spent, the tree exhausted, or a fix found early. `n_simulations` counts distinct edited routes: the base
+    comes on top, so 50 simulations are at most 51 evaluations.
+
+    Args:
+        n_layers: L, at least 1.
+        config: every option of the search.
+        seed: of the tree's own random choices; the same seed, verdicts and margins give the same routes.
+    """
+
+    def __init__(self, n_layers: int, config: SearchConfig, seed: int):
+        super().__init__()
+        self._space = EditSpace(n_layers, config.max_skip_run, config.max_passes_ratio)
+        self._config = config
+        self._n_layers = n_layers
+        self._random = random.Random(seed)
+        self._root = Node(Route.full(n_layers), self._space.n_codes)
+        self._nodes = {self._root.route: self._root}
+        self._line: list[Node] = []  # root to the node asked last
+        self._first_fix: int | None = None  # its index in `evaluated`
+
+    def tell(self, route: Route, correct: bool, margin: float = math.nan) -> None:
+        super().tell(route, correct, margin)
+        for node in self._line:
+            node.value += self.evaluated[-1].correct
+            node.visits += 1
+        if correct and not self.evaluated[0].correct and self._first_fix is None:
+            self._first_fix = len(self.evaluated) - 1
+
+    def _next(self) -> Route | None:
+        if not self.evaluated:
+            self._line = [self._root]
+        elif len(self.evaluated) <= self._config.n_simulations and not self._stopped():
+            self._line = self._descend()
+        else:
+            self._line = []
+        return self._line[-1].route if self._line else None
 
     @abstractmethod
     def _width(self, node: Node) -> float:
@@ -106,10 +142,6 @@ class RouteTree(ABC):
     @abstractmethod
     def _draw(self, node: Node) -> tuple[int, Route] | None:
         """The code of a legal edit that was not drawn at this node before, and the route after it; None when there is none left."""
-
-    def _competing(self, right: list[Evaluation]) -> list[Evaluation]:
-        """Those of the right routes, at least one, that may be chosen."""
-        return right
 
     def _patience(self) -> int:
         """Simulations that an early stop waits beyond the first right route."""
@@ -161,47 +193,18 @@ class RouteTree(ABC):
         return max(candidates, key=lambda child: self._rank(parent, child))
 
 
-class FixedRoutes:
-    """Given routes behind the interface of `RouteTree`: the base first, then each route once, whatever the verdicts.
+class FixedRoutes(Strategy):
+    """Given routes: the base first, then each route once, whatever the verdicts.
 
     `InputError` when there are none or they are of different lengths.
     """
 
     def __init__(self, routes: Iterable[Route]):
+        super().__init__()
         routes = list(routes)
         if len(lengths := sorted({len(route) for route in routes})) != 1:
             raise InputError(f"a list of {len(routes)} routes over {lengths or 'no'} blocks: expected at least one, all of one length")
         self._routes = list(dict.fromkeys([Route.full(lengths[0]), *routes]))
-        self._asked = False
-        self.evaluated: list[Evaluation] = []
 
-    def ask(self) -> Route | None:
-        """The next route; None at the end."""
-        if self._asked:
-            raise RuntimeError("ask() came twice in a row: tell() the last route's verdict first")
-        self._asked = len(self.evaluated) < len(self._routes)
-        return self._routes[len(self.evaluated)] if self._asked else None
-
-    def tell(self, route: Route, correct: bool, margin: float = math.nan) -> None:
-        """The verdict on the route asked last, and its margin if the reward has one."""
-        if not self._asked or route != self._routes[len(self.evaluated)]:
-            raise RuntimeError(f"tell() got {route}, which was not the route asked last")
-        self.evaluated.append(_evaluation(route, correct, margin))
-        self._asked = False
-
-    @property
-    def chosen(self) -> Route | None:
-        """The shortest right route (ties: the larger margin, then the first one); None when no route was right."""
-        return _shortest(found for found in self.evaluated if found.correct)
-
-
-def _evaluation(route: Route, correct: bool, margin: float) -> Evaluation:
-    if correct not in (0, 1):
-        raise InputError(f"verdict {correct} of route {route}: expected true or false")
-    return Evaluation(route, bool(correct), float(margin))
-
-
-def _shortest(right: Iterable[Evaluation]) -> Route | None:
-    # min() keeps the first of equals; a route without a margin loses ties.
-    best = min(right, key=lambda found: (found.route.n_passes, math.inf if math.isnan(found.margin) else -found.margin), default=None)
-    return best.route if best else None
+    def _next(self) -> Route | None:
+        return self._routes[len(self.evaluated)] if len(self.evaluated) < len(self._routes) else None

@@ -24,7 +24,7 @@ from drllm.scoring.verdict import Verdict
 from drllm.searching.edits import Evaluation
 from drllm.searching.presets import make_tree
 from drllm.searching.prior import EditPrior, fit_prior, sweep_routes
-from drllm.searching.tree import FixedRoutes, RouteTree
+from drllm.searching.tree import FixedRoutes, Strategy
 from drllm.searching.verify import Verifier
 from drllm.tasks import Example, Task
 
@@ -67,7 +67,7 @@ class _Search:
 
     question: Any
     split: str
-    strategy: RouteTree | FixedRoutes
+    strategy: Strategy
     pending: Route | None
     others: list[Route]
     verdicts: dict[Route, Verdict] = field(default_factory=dict)
@@ -167,7 +167,7 @@ class Worker:
         """A prior over edits from every single edit on a few questions of the task."""
         config = self.job.config
         routes = [Route.full(self.routed.n_layers), *sweep_routes(self.routed.n_layers, config.max_skip_run)]
-        rows = []
+        answers = []
         for start in range(0, len(examples), 8):
             questions: list[Any] = [self.scorer.question(self.job.task, example) for example in examples[start : start + 8]]
             handles = self.scorer.open(questions)
@@ -176,8 +176,8 @@ class Worker:
             self.scorer.close(handles)
             for handle in handles:
                 found = [(route, verdicts[handle, route]) for route in routes]
-                rows.append([Evaluation(route, verdict.correct, verdict.margin) for route, verdict in found])
-        return fit_prior(self.routed.n_layers, config.max_skip_run, rows)
+                answers.append([Evaluation(route, verdict.correct, verdict.margin) for route, verdict in found])
+        return fit_prior(self.routed.n_layers, config.max_skip_run, answers)
 
     def _open(self, group: Sequence[tuple[str, Example]], running: dict[int, _Search]) -> list[int]:
         job = self.job

@@ -1,6 +1,6 @@
 """All L routers trained together on cached features: one batched matrix product a layer instead of L small ones.
 
-Shapes: N records, L blocks, W windows, D hidden size, B rows of a batch.
+Shapes: N records, L blocks, W windows, D hidden size, B records of a batch.
 """
 
 from __future__ import annotations
@@ -43,56 +43,56 @@ def train_routers(
 
     Raises `InputError` when nothing is left to train on, the features do not fit the routers, or the loss stops being finite.
     """
-    val_rows, train_rows = (mask.nonzero()[:, 0] for mask in (val_mask_N, ~val_mask_N))
-    _check(features, router_config, train_rows)
+    val_places, train_places = (mask.nonzero()[:, 0] for mask in (val_mask_N, ~val_mask_N))
+    _check(features, router_config, train_places)
     # Blocks first, so that a batch is one gather and one batched product.
     pooled_LNWD = features.pooled.transpose(0, 1).contiguous()
     labels_LN = features.labels.T.contiguous()
     routers = Routers(router_config, config.seed)
     parameters = [parameter.requires_grad_() for parameter in routers.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    n_steps = config.epochs * -(-len(train_rows) // config.batch_size)
+    n_steps = config.epochs * -(-len(train_places) // config.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(n_steps, min(config.warmup_steps, n_steps // 10)))
-    loss_of = _loss(labels_LN, targets, train_rows, config)
+    loss_of = _loss(labels_LN, targets, train_places, config)
     generator = torch.Generator().manual_seed(config.seed)
     for epoch in range(1, config.epochs + 1):
-        order = train_rows[torch.randperm(len(train_rows), generator=generator)]
+        order = train_places[torch.randperm(len(train_places), generator=generator)]
         total = 0.0
-        for rows in order.split(config.batch_size):
-            loss = loss_of(routers.all_logits(pooled_LNWD[:, rows], features.valid[rows]), rows)
+        for batch in order.split(config.batch_size):
+            loss = loss_of(routers.all_logits(pooled_LNWD[:, batch], features.valid[batch]), batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
-            total += loss.item() * len(rows)
+            total += loss.item() * len(batch)
         if not math.isfinite(total):
             raise InputError(f"training diverged in epoch {epoch} (loss {total}): lower lr (now {config.lr}) or set normalize to rms")
         if on_epoch is not None:
-            measured = measure(routers, pooled_LNWD, features.valid, labels_LN, train_rows)
-            held_back = measure(routers, pooled_LNWD, features.valid, labels_LN, val_rows) if len(val_rows) else {}
+            measured = measure(routers, pooled_LNWD, features.valid, labels_LN, train_places)
+            held_back = measure(routers, pooled_LNWD, features.valid, labels_LN, val_places) if len(val_places) else {}
             val = {f"val_{name}": value for name, value in held_back.items()}
-            on_epoch({"epoch": epoch, "loss": total / len(train_rows)} | measured | val)
+            on_epoch({"epoch": epoch, "loss": total / len(train_places)} | measured | val)
     for parameter in parameters:
         parameter.requires_grad_(False)
     return routers
 
 
-def _check(features: Features, router_config: RouterConfig, train_rows: Tensor) -> None:
+def _check(features: Features, router_config: RouterConfig, train_places: Tensor) -> None:
     """Refuse features of other sizes than the routers', and no record at all."""
     shape, expected = tuple(features.pooled.shape[1:]), (router_config.n_layers, router_config.n_windows, router_config.hidden_size)
     if shape != expected:
         raise InputError(f"features are (blocks, windows, size) {shape} a record, the routers take {expected}: extract them again")
-    if not len(train_rows):
+    if not len(train_places):
         raise InputError("no record is left to train on: search more questions or lower val_fraction")
 
 
-def _loss(labels_LN: Tensor, targets_NLC: Tensor | None, train_rows: Tensor, config: RoutersConfig) -> Callable[[Tensor, Tensor], Tensor]:
+def _loss(labels_LN: Tensor, targets_NLC: Tensor | None, train_places: Tensor, config: RoutersConfig) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss of logits (L, B, C) of a batch, given the batch's places among the records: focal, or soft where there are targets."""
     if targets_NLC is None:
-        alpha = class_weights(torch.bincount(labels_LN[:, train_rows].flatten(), minlength=N_ACTIONS), config.beta)
-        return lambda logits_LBC, rows: focal_loss(logits_LBC, labels_LN[:, rows], alpha, config.gamma)
-    rarity = rarity_weights(targets_NLC[train_rows].mean((0, 1)))
-    return lambda logits_LBC, rows: soft_loss(logits_LBC, targets_NLC[rows].transpose(0, 1), rarity, config.gamma)
+        alpha = class_weights(torch.bincount(labels_LN[:, train_places].flatten(), minlength=N_ACTIONS), config.beta)
+        return lambda logits_LBC, batch: focal_loss(logits_LBC, labels_LN[:, batch], alpha, config.gamma)
+    rarity = rarity_weights(targets_NLC[train_places].mean((0, 1)))
+    return lambda logits_LBC, batch: soft_loss(logits_LBC, targets_NLC[batch].transpose(0, 1), rarity, config.gamma)
 
 
 def warmup_cosine(n_steps: int, n_warmup: int) -> Callable[[int], float]:
@@ -108,14 +108,14 @@ def warmup_cosine(n_steps: int, n_warmup: int) -> Callable[[int], float]:
 
 
 @torch.no_grad()
-def measure(routers: Routers, pooled_LNWD: Tensor, valid_NW: Tensor, labels_LN: Tensor, rows: Tensor) -> dict[str, float]:
+def measure(routers: Routers, pooled_LNWD: Tensor, valid_NW: Tensor, labels_LN: Tensor, places: Tensor) -> dict[str, float]:
     """F1 of each action over all blocks, their mean, the share of labels met, and the passes a prompt that the routers would spend.
 
     All along the label path.
     """
     # In small parts: they need little memory and, on one thread, less time than large ones.
-    predictions = torch.cat([routers.all_logits(pooled_LNWD[:, part], valid_NW[part]).argmax(-1) for part in rows.split(16)], dim=1)
-    scores = f1_scores(predictions, labels_LN[:, rows], N_ACTIONS)
+    predictions = torch.cat([routers.all_logits(pooled_LNWD[:, part], valid_NW[part]).argmax(-1) for part in places.split(16)], dim=1)
+    scores = f1_scores(predictions, labels_LN[:, places], N_ACTIONS)
     named = {f"f1_{action.name.lower()}": scores[action] for action in Action}
-    accuracy = float((predictions == labels_LN[:, rows]).float().mean())
+    accuracy = float((predictions == labels_LN[:, places]).float().mean())
     return {"macro_f1": macro_f1(scores)} | named | {"accuracy": accuracy, "mean_passes": float(predictions.sum(0).float().mean())}
