@@ -174,7 +174,7 @@ def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     """Verdicts of every trained policy and its baselines on one split; on test, of each policy once."""
     from drllm import Route
     from drllm.core.files import write_json
-    from drllm.evaluation.answers import control_routes
+    from drllm.evaluation.answers import baseline_routes
     from drllm.policies.oracle import Oracle
     from drllm.policies.saved import digest, load_policy
 
@@ -203,7 +203,7 @@ def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
             continue
         chosen[file] = routes = asked.routes(policy)
         if name in SHUFFLED:
-            over_tasks = control_routes("shuffled", routes, f"{seed}:all")
+            over_tasks = baseline_routes("shuffled", routes, f"{seed}:all")
             chosen[f"shuffled-over-tasks-{file}"] = over_tasks
             chosen[f"shuffled-{file}"] = dealt_within(routes, asked.tasks, seed)
     asked.compute(chosen.values())
@@ -226,12 +226,12 @@ def read_before(path: Path, stored: str | None, policy_digest: str) -> bool:
 
 def dealt_within(routes: Sequence[Any], tasks: Sequence[str], seed: int) -> list[Any]:
     """A method's own routes, dealt to other prompts of the same task."""
-    from drllm.evaluation.answers import control_routes
+    from drllm.evaluation.answers import baseline_routes
 
     dealt, names = list(routes), np.array(tasks)
     for task in dict.fromkeys(tasks):
         places = np.flatnonzero(names == task).tolist()
-        for place, route in zip(places, control_routes("shuffled", [routes[p] for p in places], f"{seed}:{task}"), strict=True):
+        for place, route in zip(places, baseline_routes("shuffled", [routes[p] for p in places], f"{seed}:{task}"), strict=True):
             dealt[place] = route
     return dealt
 

@@ -26,14 +26,17 @@ import torch
 from drllm.core.config import ReproduceConfig, Resources
 from drllm.paper import charts, figures, run, tables
 from drllm.paper.setup import TASKS, Setup
-from drllm.paper.stages import LEDGER_FILE, Bench, Clock, Evaluate, Stage
+from drllm.paper.stages import Bench, Clock, Evaluate, Stage
 from drllm.reporting.chart import Chart
-from drllm.runs.load import read_verdicts
 from drllm.runs.manifest import search_manifests
 from drllm.runs.names import BASE
 from drllm.runs.summary import Summary, rows_of
+from drllm.runs.verdicts import read_verdicts
 
 KEPT = {".md", ".png", ".csv"}
+
+
+KEPT_FILE = "stages.json"  # what the clock found, beside the run's other files
 
 
 @dataclass
@@ -49,7 +52,7 @@ class Kept(Bench):
             if isinstance(stage, Evaluate):
                 found = self._summary(stage)
             elif isinstance(stage, Clock):
-                found = json.loads((self.setup.out / LEDGER_FILE).read_text())[stage.kind]["result"]
+                found = json.loads((self.setup.out / KEPT_FILE).read_text())[stage.kind]["result"]
             self.results[stage] = found
         return self.results[stage]
 
@@ -59,7 +62,7 @@ class Kept(Bench):
         folder = self.setup.out / "evaluate" / config.folder
         n_layers = json.loads((folder / "summary.json").read_text())["rows"][0]["n_layers"]
         methods = [method for method in dict.fromkeys((BASE, *stage.methods)) if (folder / method).is_dir()]
-        files = {(method, task): read_verdicts(folder / method / f"{task}.parquet").verdicts for method in methods for task in stage.tasks}
+        files = {(method, task): read_verdicts(folder / method / f"{task}.parquet") for method in methods for task in stage.tasks}
         rows = rows_of(methods, stage.tasks, files, BASE, n_layers, config.n_resamples, config.seed)
         return Summary(split=config.folder, reference=BASE, model=self.setup.model, tasks=list(stage.tasks), rows=rows)
 
@@ -98,7 +101,7 @@ def main() -> None:
     setup = Setup(given.model, TASKS, given.out, "", ReproduceConfig(ablated=given.ablated), (), Resources(threads=given.threads))
     bench = Kept(routed, setup)
     scores, kept = kept_scores(given.out / "scores.json"), tables.labels(bench).rows[-1].kept
-    n_layers = len(read_verdicts(next(given.out.glob("evaluate/*/base/*.parquet"))).rows[0]["route"])
+    n_layers = len(read_verdicts(next(given.out.glob("evaluate/*/base/*.parquet"))).routes[0])
     for module in (tables, figures):
         module.last_scores = scores  # type: ignore[attr-defined]
     figures._probabilities = kept_probabilities(given.out / "page" / "probabilities.csv", kept, n_layers)

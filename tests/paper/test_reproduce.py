@@ -38,9 +38,9 @@ from drllm.paper.speed import p_of_ratio
 from drllm.paper.stages import Bench, Clock, Search, Train, Turn
 from drllm.policies import saved as artifact
 from drllm.reporting.report import report
-from drllm.runs.load import read_answers, read_verdicts
 from drllm.runs.names import check_methods, owner_of
 from drllm.runs.records import read_records
+from drllm.runs.verdicts import read_verdicts
 from drllm.tasks import grading
 from runs import L, folder_bytes, model, questions, write_rows
 
@@ -143,14 +143,14 @@ def test_claims_stand_together_with_their_commands(bench, page):
 def test_figures_are_those_of_the_files(bench, page):
     text = section(page, EXHIBITS["table3"].title)
     for task in LEARNED:
-        rows = read_answers(bench.setup.out / "evaluate" / f"tune-first-{bench.setup.n_compared()}" / "routers" / f"{task}.parquet")
+        rows = read_verdicts(bench.setup.out / "evaluate" / f"tune-first-{bench.setup.n_compared()}" / "routers" / f"{task}.parquet").rows
         accuracy = 100 * sum(row["correct"] for row in rows) / len(rows)
         passes = sum(row["n_passes"] for row in rows) / len(rows)
         assert re.search(rf"\| {task} \| routers \| {accuracy:.1f} .*\| {passes:.2f} of {L} \|", text)
     records = [record for task in LEARNED for record in read_records(bench.setup.out / "search" / task)]
     assert f"| questions visited | {len(records)} | 24,330 |" in section(page, EXHIBITS["table2"].title)
     passes = [list(map(float, row[2:3])) for row in rows_of(bench.folder / "all" / "usage_by_block.csv") if row[0] == "arc_easy"]
-    routes = [Route.parse(row["route"]) for row in read_answers(bench.setup.out / "evaluate/tune-first-20/routers/arc_easy.parquet")]
+    routes = [Route.parse(row["route"]) for row in read_verdicts(bench.setup.out / "evaluate/tune-first-20/routers/arc_easy.parquet").rows]
     assert [value for (value,) in passes] == pytest.approx([sum(route[block] for route in routes) / len(routes) for block in range(L)])
 
 
@@ -534,7 +534,7 @@ def test_mathematics_without_math_verify_is_refused_before_anything_is_searched(
 
 
 def test_verdict_files_say_what_they_can_be_compared_with(bench):
-    split = bench.run(in_domain(bench.setup))["split"]
+    split = bench.run(in_domain(bench.setup)).split
     files = {
         name: read_verdicts(bench.setup.out / "evaluate" / split / name / f"{LEARNED[0]}.parquet")
         for name in ("base", "routers", "shuffled")
@@ -548,7 +548,7 @@ def test_verdict_files_say_what_they_can_be_compared_with(bench):
 def test_fewer_passes_are_told_without_tasks_of_few_questions_too(monkeypatch):
     passes = {"small": [20] * 9, "a": [31] * 60, "b": [31] * 60}
     monkeypatch.setattr(tables, "answers", lambda bench, stage, method, task: [{"n_passes": value} for value in passes[task]])
-    bench: Any = SimpleNamespace(run=lambda stage: {"rows": [{"task": "all", "method": "routers", "n_layers": 30}]})
+    bench: Any = SimpleNamespace(run=lambda stage: SimpleNamespace(pooled=[SimpleNamespace(method="routers", n_layers=30)]))
     claim = tables.fewer_passes(bench, None, ", mean", tuple(passes))  # type: ignore[arg-type]
     assert claim.holds is True
     assert claim.figures.startswith("Passes less the base's 30: -2.67 (-2.67 to -2.67); without small (9) +1.00 (+1.00 to +1.00)")

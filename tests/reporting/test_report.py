@@ -20,7 +20,7 @@ from drllm import ArtifactError, EvaluateConfig, InputError, Route
 from drllm.core import text
 from drllm.core.files import write_json, write_text
 from drllm.evaluation import run as evaluation
-from drllm.evaluation.answers import Asked, answer
+from drllm.evaluation.answers import Request, answer
 from drllm.reporting import drawing, report
 from drllm.reporting import summary_table as table
 from drllm.reporting.figures import usage_map
@@ -87,8 +87,8 @@ class FakeScorer:
         return [Verdict(self.right(n), margin=math.nan) for n in numbers], [Route.parse(self.route(n)) for n in numbers]
 
 
-def asked_of(folder: Path, method: str, task: str) -> Asked:
-    return Asked(method, get_task(task), [], None, None, folder / method / f"{task}.parquet", "key")
+def request_of(folder: Path, method: str, task: str) -> Request:
+    return Request(method, get_task(task), [], None, None, folder / method / f"{task}.parquet", {"key": "key"})
 
 
 def write_evaluation(
@@ -98,7 +98,7 @@ def write_evaluation(
     questions = [SimpleNamespace(number=n, example=SimpleNamespace(id=f"q{n}")) for n in range(n)]
     answers = {
         method: {
-            task: answer(FakeScorer(*does), questions, None, asked_of(folder, method, task))  # type: ignore[arg-type]
+            task: answer(FakeScorer(*does), questions, None, request_of(folder, method, task))  # type: ignore[arg-type]
             for task in tasks
         }
         for method, does in behaviour.items()

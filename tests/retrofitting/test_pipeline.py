@@ -15,7 +15,7 @@ import torch
 
 from drllm import EvaluateConfig, Route, RoutedModel, SearchConfig, evaluate, search, train
 from drllm.core.errors import ArtifactError, DrllmError
-from drllm.evaluation.answers import control_routes
+from drllm.evaluation.answers import baseline_routes
 from drllm.methods.static import StaticConfig
 from drllm.methods.training import features as feature_files
 from drllm.policies.routers import RouterConfig, Routers
@@ -163,7 +163,11 @@ def test_what_cannot_be_trained_on_gets_one_line(run, tiny, tmp_path):
     with pytest.raises(ArtifactError, match="holds no search records"):
         train(tiny, tmp_path, TRAIN)
     copy_run(run, tmp_path, "search")
-    for text, message in (("{", "not readable JSON"), ("[]", "not the plan of a drllm search"), ("{}", "not the plan of a drllm search")):
+    for text, message in (
+        ("{", "not readable JSON"),
+        ("[]", "not the manifest of a drllm search"),
+        ("{}", "not the manifest of a drllm search"),
+    ):
         (tmp_path / "search" / TASK / "_plan.json").write_text(text)
         with pytest.raises(ArtifactError, match=message) as refusal:
             train(tiny, tmp_path, TRAIN)
@@ -231,16 +235,16 @@ def test_controls_keep_what_they_claim_to_keep(summary, trained):
     assert routes["random"] != routes["routers"]
 
 
-def test_control_routes_by_hand():
+def test_baseline_routes_by_hand():
     routes = [Route.parse(text) for text in ("0111", "1011", "1101", "1110", "2011", "0221", "1111")]
     for seed in map(str, range(10)):
-        shuffled, moved = control_routes("shuffled", routes, seed), control_routes("random", routes, seed)
+        shuffled, moved = baseline_routes("shuffled", routes, seed), baseline_routes("random", routes, seed)
         assert collections.Counter(shuffled) == collections.Counter(routes)
         assert all(ours != own for ours, own in zip(shuffled, routes, strict=True)), "every prompt gets another's route"
         assert [sorted(route) for route in moved] == [sorted(route) for route in routes]
-        assert control_routes("shuffled", routes, seed) == shuffled
-    assert len({tuple(control_routes("shuffled", routes, str(seed))) for seed in range(10)}) > 5
-    assert len({tuple(control_routes("random", routes, str(seed))) for seed in range(10)}) > 5
+        assert baseline_routes("shuffled", routes, seed) == shuffled
+    assert len({tuple(baseline_routes("shuffled", routes, str(seed))) for seed in range(10)}) > 5
+    assert len({tuple(baseline_routes("random", routes, str(seed))) for seed in range(10)}) > 5
 
 
 def test_the_summary_follows_from_the_verdicts(summary, trained, tiny):
@@ -370,7 +374,7 @@ def test_a_corrupt_answer_file_is_refused(summary, trained, tiny, data, tmp_path
     copy_run(trained, tmp_path, "search", "evaluate")
     path = tmp_path / "evaluate" / "tune" / "base" / f"{TASK}.parquet"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ArtifactError, match=r"is corrupt.*: delete it and evaluate again"):
+    with pytest.raises(ArtifactError, match=r"is not a readable file of verdicts.*: delete it and evaluate again"):
         evaluate(tiny, [], [TASK], tmp_path, EVALUATE, data)
 
 

@@ -11,6 +11,7 @@ from drllm.cli.options import add_common, add_section, split_words
 from drllm.core.config import OF_COMPARISONS, EvaluateConfig
 from drllm.core.errors import InputError
 from drllm.methods.base import method_names
+from drllm.runs.layout import SUMMARY_FILE, RunFolder
 from drllm.runs.manifest import path_manifests, search_manifests
 from drllm.runs.names import check_methods, owner_of
 
@@ -35,7 +36,7 @@ def run(job: Job) -> Lines:
     for method in methods:
         if method != "base" and not owner_of(method):
             yield verdict(summary, method)
-    yield f"summary: {out / 'evaluate' / config.folder / 'summary.json'}"
+    yield f"summary: {RunFolder(out).summary(config.folder)}"
 
 
 def _run_harness(job: Job, out: Path, config: EvaluateConfig) -> Lines:
@@ -54,7 +55,7 @@ def _run_harness(job: Job, out: Path, config: EvaluateConfig) -> Lines:
     yield render_routing(summary)
     if summary["rows"]:
         yield render(summary["rows"], summary["reference"])
-    yield f"summary: {harness_folder(out, tasks, config, harness_args) / 'summary.json'}"
+    yield f"summary: {harness_folder(out, tasks, config, harness_args) / SUMMARY_FILE}"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

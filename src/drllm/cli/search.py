@@ -15,6 +15,7 @@ def run(job: Job) -> Lines:
     out, tasks, config, resources = job.need("out"), job.tasks(), job.config("search"), job.config("resources")
     model = job.need("model")
     from drllm.runs.label_stats import describe, render
+    from drllm.runs.layout import RunFolder
     from drllm.runs.records import iterate_records
     from drllm.searching.runner import check_list_name, check_splits, read_routes, search
 
@@ -22,7 +23,8 @@ def run(job: Job) -> Lines:
     check_splits(config.splits, routes is not None)
     check_list_name(job.arguments.list, routes is not None)
     search(job.load(model), tasks, config, out, job.data, job.argv, routes, resources, job.arguments.list)
-    folder = Path(out) / ("search" if routes is None else "paths")
+    place = RunFolder(Path(out))
+    folder = place.searches if routes is None else place.matrices
     if routes is None:
         yield render(describe(record for name in tasks for record in iterate_records(folder / name)))
         yield from sweeps([folder / name for name in tasks])

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, flushed, then renamed over it."""
+"""Files that are whole or absent: written beside their place, flushed, then renamed over it. And the one reader of JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+
+from drllm.core.errors import ArtifactError
 
 TEMPORARY_SUFFIX = ".partial"
 
@@ -35,6 +37,17 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """As `write_bytes`, indented, keys in their own order."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, advice: str, kind: type = object) -> Any:
+    """The content of a JSON file, of this Python type; `ArtifactError`, which ends in the advice, where it is not that."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not readable JSON ({error}): {advice}") from None
+    if not isinstance(value, kind):
+        raise ArtifactError(f"{path} holds a {type(value).__name__}, expected a {kind.__name__}: {advice}")
+    return value
 
 
 def remove_partials(folder: Path) -> None:

@@ -14,6 +14,7 @@ from drllm.methods.base import get_method
 from drllm.methods.fitting import train
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import Policy
+from drllm.runs.layout import RunFolder
 
 
 def fit_policy(
@@ -36,7 +37,7 @@ def fit_policy(
     if promise is not None and promise.calibrate:
         policy, _ = calibrate(routed, run, policy, promise, argv, tasks)
     with under_policy(routed, policy):
-        return routed.save_pretrained(run / (name or method))
+        return routed.save_pretrained(RunFolder(run).policy(name or method))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from drllm.methods.base import Method, get_method, method_of
 from drllm.methods.training_data import TrainingData
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import Policy
+from drllm.runs.layout import RunFolder
 from drllm.runs.provenance import running
 
 
@@ -43,7 +44,7 @@ def train(
     if type(config) is not chosen.config:
         raise InputError(f"method {chosen.name!r} takes a {chosen.config.__name__}, got a {type(config).__name__}")
     run = Path(run)
-    folder = run / "train" / (name or chosen.name)
+    folder = RunFolder(run).training(name or chosen.name)
     folder.mkdir(parents=True, exist_ok=True)
     training_data = TrainingData(routed, run, tasks)
     with running(run, "train", {"method": chosen.name, "name": name or chosen.name, "tasks": list(tasks)} | to_dict(config), argv):

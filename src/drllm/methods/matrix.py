@@ -5,7 +5,6 @@ Shapes: N questions, R routes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from drllm.core.digest import short_digest
 from drllm.core.errors import ArtifactError
 from drllm.core.route import Route
 from drllm.runs.manifest import Manifest
@@ -122,5 +122,5 @@ def read_matrix(run: Path, manifests: dict[Path, Manifest], dense: Sequence[Dens
         routes, tuple(record.task for record in rows), tuple(record.id for record in rows), tuple(prompts),
         np.array([[record.rewards[at] for at in places] for record, places in zip(rows, columns, strict=True)]) > 0.5,
         np.array([[record.margins[at] for at in places] for record, places in zip(rows, columns, strict=True)], dtype=np.float32),
-        formats.pop(), hashlib.sha256("".join([split, *digests]).encode()).hexdigest()[:16],
+        formats.pop(), short_digest("".join([split, *digests])),
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from drllm.core.digest import short_digest
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.progress import Progress
 from drllm.core.route import Route
@@ -63,7 +63,7 @@ class TrainingData:
     def key(self) -> str:
         """Names the search records, or those of the dense matrix, and the weights they were made with."""
         manifests = (self.search_manifests or self.path_manifests).values()
-        return hashlib.sha256("".join(json.dumps(manifest.to_json(), sort_keys=True) for manifest in manifests).encode()).hexdigest()[:16]
+        return short_digest("".join(json.dumps(manifest.to_json(), sort_keys=True) for manifest in manifests))
 
     @property
     def asked(self) -> list[tuple[Scorer, list[Any]]]:

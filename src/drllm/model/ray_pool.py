@@ -49,15 +49,28 @@ class Base:
         return routed
 
 
+@dataclass(frozen=True)
+class Work:
+    """What the actors' jobs are.
+
+    Attributes:
+        is_done: whether a job's file is there, by index.
+        describe: a job in words, for errors.
+        say: is told what is waited for.
+        at_once: jobs that an actor is given together, at most.
+    """
+
+    is_done: Callable[[int], bool]
+    describe: Callable[[int, Any], str]
+    say: Callable[[str], None]
+    at_once: int = 1
+
+
+Jobs = list[tuple[int, Any]]  # (index, job)
+
+
 def work_on_ray(
-    actor: type,
-    arguments: tuple[Any, ...],
-    todo: Sequence[tuple[int, Any]],
-    resources: Resources,
-    at_once: int,
-    is_done: Callable[[int], bool],
-    describe: Callable[[int, Any], str],
-    say: Callable[[str], None],
+    actor: type, arguments: tuple[Any, ...], todo: Sequence[tuple[int, Any]], resources: Resources, work: Work
 ) -> Iterator[int]:
     """Have the actors of the `connected` cluster do jobs: the index of each, when its file is written.
 
@@ -65,80 +78,95 @@ def work_on_ray(
         actor: made with `arguments`; `work([(index, job), ...])` does some jobs. Without jobs it loads its model, no more, so that a
             refusal reaches this process as such.
         todo: (index, job) each.
-        at_once: jobs that an actor is given together, at most.
-        is_done: whether a job's file is there, by index.
-        describe: a job in words, for errors.
-        say: is told what is waited for.
+        resources: how many actors, and what each takes of the cluster.
+        work: what the jobs are.
 
     Raises `DrllmError` for a job that kills its actors, and what an actor refuses.
     """
-    ray, died = _ray()
-    options = {"num_cpus": max(1, resources.threads), "num_gpus": resources.worker_gpus, "max_restarts": 0}
-    actor_class = ray.remote(actor)
-    shared = ray.put(arguments)
-    waiting, deaths = deque(todo), Counter[int]()
-    calls: dict[Any, tuple[Any, list[tuple[int, Any]]]] = {}  # no jobs: an actor that is still to come up
-    free: list[Any] = []
-
-    def hire() -> None:
-        """A new actor; its first call ends when it has loaded the model."""
-        one = actor_class.options(**options).remote(*ray.get(shared))
-        calls[one.work.remote([])] = (one, [])
-
-    def give() -> None:
-        """The next jobs for each free actor; fewer towards the end, so that none works long after the others."""
-        while free and waiting:
-            one, share = free.pop(), -(-len(waiting) // (2 * resources.workers))
-            jobs = [waiting.popleft()]
-            # A job that was under way when an actor died goes alone: so the one to blame is found, and only that one.
-            while len(jobs) < min(at_once, share) and not any(deaths[index] for index, _ in (jobs[0], waiting[0])):
-                jobs.append(waiting.popleft())
-            calls[one.work.remote(jobs)] = (one, jobs)
-
-    def count_deaths(of: Sequence[tuple[int, Any]], why: str) -> None:
-        """Refuse what has ended too many actors."""
-        deaths.update(index for index, _ in of)
-        for index, job in of:
-            if deaths[index] >= MAX_DEATHS:
-                what = "loading the model" if index == LOADING else describe(index, job)
-                raise DrllmError(f"{what} ended {MAX_DEATHS} workers ({why}): give them more memory, or a smaller --pool-size")
-
+    pool = _RayPool(actor, arguments, deque(todo), resources, work)
     try:
-        for _ in range(min(resources.workers, len(waiting))):
-            hire()
+        for _ in range(min(resources.workers, len(pool.waiting))):
+            pool.start_actor()
         # Actors that are still to come up are not waited for when there is nothing left to give them.
-        while waiting or any(jobs for _, jobs in calls.values()):
-            ready, _ = ray.wait(list(calls), num_returns=1, timeout=PATIENCE)
-            if not ready:
-                if n_coming := sum(not jobs for _, jobs in calls.values()):
-                    say(f"waiting for {n_coming} of {resources.workers} workers: the cluster has no room yet, or the model loads slowly")
-                continue
-            one, jobs = calls.pop(ready[0])
-            try:
-                ray.get(ready[0])
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, DrllmError | OSError):
-                    raise error.cause from None
-                raise
-            except died as error:
-                ray.kill(one)
-                lost = [(index, job) for index, job in jobs if not is_done(index)]
-                count_deaths(lost if jobs else [(LOADING, None)], str(error).splitlines()[0][:100])
-                waiting.extendleft(reversed(lost))
-                gone = {index for index, _ in lost}
-                jobs = [(index, job) for index, job in jobs if index not in gone]
-                hire()
-            else:
-                free.append(one)
-                deaths[LOADING] = 0
-            for index, job in jobs:
-                if not is_done(index):
-                    raise InputError(f"a worker wrote {describe(index, job)}, but not where --out is here: give one that all nodes share")
-                yield index
-            give()
+        while pool.waiting or any(jobs for _, jobs in pool.calls.values()):
+            yield from pool.next_done()
+            pool.assign()
     finally:
-        for one in [*free, *(one for one, _ in calls.values())]:
-            ray.kill(one)  # the next task's replicas need its room
+        pool.close()
+
+
+class _RayPool:
+    """Actors, what each is at, and the jobs that wait for one."""
+
+    def __init__(self, actor: type, arguments: tuple[Any, ...], waiting: deque[tuple[int, Any]], resources: Resources, work: Work):
+        self.ray, self.died = _ray()
+        options = {"num_cpus": max(1, resources.threads), "num_gpus": resources.worker_gpus, "max_restarts": 0}
+        self.actor_class = self.ray.remote(actor).options(**options)
+        self.shared = self.ray.put(arguments)
+        self.waiting, self.n_workers, self.work = waiting, resources.workers, work
+        self.deaths = Counter[int]()  # of actors while they held a job, by its index
+        self.calls: dict[Any, tuple[Any, Jobs]] = {}  # (actor, jobs) by call; no jobs: an actor that is still to come up
+        self.free: list[Any] = []
+
+    def start_actor(self) -> None:
+        """A new actor; its first call ends when it has loaded the model."""
+        actor = self.actor_class.remote(*self.ray.get(self.shared))
+        self.calls[actor.work.remote([])] = (actor, [])
+
+    def assign(self) -> None:
+        """The next jobs for each free actor; fewer towards the end, so that none works long after the others."""
+        while self.free and self.waiting:
+            actor, share = self.free.pop(), -(-len(self.waiting) // (2 * self.n_workers))
+            jobs = [self.waiting.popleft()]
+            # A job that was under way when an actor died goes alone: so the one to blame is found, and only that one.
+            while len(jobs) < min(self.work.at_once, share) and not any(self.deaths[index] for index, _ in (jobs[0], self.waiting[0])):
+                jobs.append(self.waiting.popleft())
+            self.calls[actor.work.remote(jobs)] = (actor, jobs)
+
+    def next_done(self) -> Iterator[int]:
+        """Wait for the next call that ends: the indices of its jobs whose files are written. Nothing when none ends for a while."""
+        ready, _ = self.ray.wait(list(self.calls), num_returns=1, timeout=PATIENCE)
+        if not ready:
+            if n_coming := sum(not jobs for _, jobs in self.calls.values()):
+                self.work.say(f"waiting for {n_coming} of {self.n_workers} workers: the cluster has no room yet, or the model loads slowly")
+            return
+        actor, jobs = self.calls.pop(ready[0])
+        try:
+            self.ray.get(ready[0])
+        except self.ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, DrllmError | OSError):
+                raise error.cause from None
+            raise
+        except self.died as error:
+            jobs = self._replace(actor, jobs, str(error).splitlines()[0][:100])
+        else:
+            self.free.append(actor)
+            self.deaths[LOADING] = 0
+        for index, job in jobs:
+            if not self.work.is_done(index):
+                what = self.work.describe(index, job)
+                raise InputError(f"a worker wrote {what}, but not where --out is here: give one that all nodes share")
+            yield index
+
+    def _replace(self, actor: Any, jobs: Jobs, why: str) -> Jobs:
+        """A new actor for one that died; its unfinished jobs wait again. Returns the finished ones; refuses what ended too many actors."""
+        self.ray.kill(actor)
+        lost = [(index, job) for index, job in jobs if not self.work.is_done(index)]
+        blamed = lost if jobs else [(LOADING, None)]
+        self.deaths.update(index for index, _ in blamed)
+        for index, job in blamed:
+            if self.deaths[index] >= MAX_DEATHS:
+                what = "loading the model" if index == LOADING else self.work.describe(index, job)
+                raise DrllmError(f"{what} ended {MAX_DEATHS} workers ({why}): give them more memory, or a smaller --pool-size")
+        self.waiting.extendleft(reversed(lost))
+        self.start_actor()
+        gone = {index for index, _ in lost}
+        return [(index, job) for index, job in jobs if index not in gone]
+
+    def close(self) -> None:
+        """End the actors: the next task's need their room."""
+        for actor in [*self.free, *(actor for actor, _ in self.calls.values())]:
+            self.ray.kill(actor)
 
 
 @contextmanager

@@ -12,9 +12,10 @@ from drllm.paper.setup import Setup
 from drllm.paper.stages import Bench, Evaluate, Search, Stage, Train
 from drllm.reporting.parts import Part, Table
 from drllm.reporting.summary_table import HEADER, cells
-from drllm.runs.load import read_answers, read_epochs
+from drllm.runs.load import read_epochs
 from drllm.runs.names import BASE
 from drllm.runs.summary import Summary, SummaryRow, mean_over_tasks
+from drllm.runs.verdicts import read_verdicts
 from drllm.stats.paired import decided, holm
 
 ROUTERS = "routers"
@@ -81,7 +82,7 @@ def pooled(summary: Summary, method: str) -> SummaryRow:
 def answers(bench: Bench, stage: Evaluate, method: str, task: str) -> list[dict[str, Any]]:
     """The verdict and route of every question."""
     summary = bench.run(stage)
-    return read_answers(bench.setup.out / "evaluate" / summary.split / method / f"{task}.parquet")
+    return read_verdicts(bench.setup.run.verdicts(summary.split, method, task)).rows
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ OURS = "drllm asks"
 
 def last_scores(bench: Bench, policy: str) -> tuple[dict[str, str], bool]:
     """A policy's scores after its last epoch, in percent, empty where there is none; whether they are of held-back questions."""
-    metrics = read_epochs(bench.setup.out / "train" / policy / "metrics.jsonl")[-1]
+    metrics = read_epochs(bench.setup.run.training(policy))[-1]
     held_back = {name.removeprefix("val_"): value for name, value in metrics.items() if name.startswith("val_")}
     shown = {name: "" if value is None else percent(value) for name, value in (held_back or metrics).items()}
     return shown, bool(held_back)

@@ -244,7 +244,7 @@ def _fig9(bench: Bench) -> list[Part]:
 
 
 def _fig10(bench: Bench) -> list[Part]:
-    records = {task: list(read_records(bench.setup.out / "search" / task)) for task in bench.setup.tasks}
+    records = {task: list(read_records(bench.setup.run.search(task))) for task in bench.setup.tasks}
     found = label_distribution(records)
     return [found if isinstance(found, Chart) else Paragraph(found)]
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from drllm.core.config import OF_COMPARISONS, EvaluateConfig, ReproduceConfig, Resources, SearchConfig
 from drllm.paper.published import SAMPLED
-from drllm.runs.manifest import MANIFEST_FILE, read_manifest
+from drllm.runs.layout import MANIFEST_FILE, RunFolder
+from drllm.runs.manifest import read_manifest
 
 ARITH = tuple(f"arith-{level}" for level in range(1, 6))
 TASKS = ("arc_easy", "arc_challenge", *ARITH)  # learned from, unless --tasks says otherwise
@@ -40,6 +41,11 @@ class Setup:
     placed: tuple[str, ...] = ()
     resources: Resources = Resources()
 
+    @property
+    def run(self) -> RunFolder:
+        """The run folder, file by file."""
+        return RunFolder(self.out)
+
     def n_searched(self, task: str) -> int:
         """Questions of a task that are searched: as many as the paper keeps, times the scale."""
         full = SAMPLED.get(task) or OTHER_SAMPLED.get(task.partition("-")[0], SAMPLED_ELSE)
@@ -55,7 +61,7 @@ class Setup:
 
     def searched_in(self, task: str) -> str:
         """The type of the weights with which a task was searched; empty where it was not yet."""
-        folder = self.out / "search" / task
+        folder = self.run.search(task)
         return read_manifest(folder).dtype_name if (folder / MANIFEST_FILE).is_file() else ""
 
     def search_config(self, task: str) -> SearchConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 
@@ -13,6 +12,7 @@ from drllm.paper import published as paper
 from drllm.paper.exhibits import Claim, Exhibit, after_routers, jointly
 from drllm.paper.stages import ROUNDS, Bench, Clock
 from drllm.reporting.parts import Bullets, Part, Table
+from drllm.runs.provenance import read_jobs
 from drllm.stats.paired import decided, holm
 
 TIMED = (
@@ -71,10 +71,7 @@ def _ratio(row: Mapping[str, float]) -> str:
 
 def machine(bench: Bench) -> str:
     """What the run's last job ran on, as a sentence; empty where no job has said so."""
-    path = bench.setup.out / "run.json"
-    found = (
-        next((job["hardware"] for job in reversed(json.loads(path.read_text())) if job.get("hardware")), None) if path.is_file() else None
-    )
+    found = next((job["hardware"] for job in reversed(read_jobs(bench.setup.out)) if job.get("hardware")), None)
     return f" On {found['processor']}, {found['cores']} cores." if found else ""
 
 

@@ -5,8 +5,6 @@ Costs are in plain forwards (PF): one forward of one question by the base, as `m
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 import shlex
 from collections.abc import Sequence
@@ -17,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from drllm.core.config import to_dict
 from drllm.core.errors import ArtifactError, BudgetError, InputError, UnsupportedModelError
-from drllm.core.files import write_json
 from drllm.methods.base import get_method
 from drllm.paper.setup import Setup, as_flag, changed_flags
+from drllm.runs.memo import Memo, key_of
 from drllm.runs.names import owner_of
 from drllm.tasks import get_task, load_task, texts_digest
 
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
 
-LEDGER_FILE = "stages.json"
 PATH_COST = {"loglik": 0.31, "letter": 0.46, "boxed": 0.49, "number": 0.49}  # PF a searched path, docs/benchmarks.md
 CHECKS = 4  # forwards in float32 that check the base's and the kept route
 DECODE_COST = 0.25  # PF a decoding step, of which a batch shares one
@@ -72,7 +69,7 @@ class Bench:
     @property
     def folder(self) -> Path:
         """Where tables, pictures and the ledger go."""
-        return self.setup.out / "reproduce"
+        return self.setup.run.reproduction
 
     def there(self, methods: Sequence[str]) -> tuple[str, ...]:
         """Without the policies that were missed, and their controls."""
@@ -88,7 +85,7 @@ class Bench:
         """A policy of the run, its weights beside the model's."""
         from drllm.policies import saved as artifact
 
-        policy: Any = artifact.load_policy(self.setup.out / name, self.routed)
+        policy: Any = artifact.load_policy(self.setup.run.policy(name), self.routed)
         return policy.to(self.routed.device) if hasattr(policy, "to") else policy
 
     @cached_property
@@ -104,28 +101,10 @@ class Bench:
 
         return TrainingData(self.routed, self.setup.out, self.setup.tasks)
 
-    def remembered(self, name: str, key: Any) -> Any:
-        """What a stage of this name and key found before, else None."""
-        entry = self._ledger().get(name)
-        return entry["result"] if entry is not None and entry["key"] == _digest(key) else None
-
-    def knows(self, name: str) -> bool:
-        """Whether a stage of this name ever began here."""
-        return name in self._ledger()
-
-    def remember(self, name: str, key: Any, result: Any) -> None:
-        """Keep what a stage found, in the ledger."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / LEDGER_FILE, self._ledger() | {name: {"key": _digest(key), "result": result}})
-
-    def _ledger(self) -> dict[str, Any]:
-        path = self.folder / LEDGER_FILE
-        if not path.is_file():
-            return {}
-        try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise ArtifactError(f"{path} is not readable ({error}): delete it, finished searches and verdicts are found again") from None
+    @cached_property
+    def memo(self) -> Memo:
+        """What trainings and clocks gave, for another call."""
+        return Memo(self.setup.run.reproduced)
 
 
 @dataclass(frozen=True)
@@ -151,16 +130,11 @@ class Search:
         return setup.command("search", *flags, *changed_flags(config, ("n_simulations", *SHARED)))
 
     def run(self, bench: Bench) -> Any:
-        import torch
-
         from drllm.searching.runner import search
 
-        setup, n_threads = bench.setup, torch.get_num_threads()
+        setup = bench.setup
         config, data = setup.search_config(self.task), setup.data or None
-        found = search(bench.routed, [self.task], config, setup.out, data, bench.argv, resources=setup.resources, finished_in_any_type=True)
-        if setup.resources.executor == "ray":
-            torch.set_num_threads(n_threads)  # one thread was the workers'
-        return found
+        return search(bench.routed, [self.task], config, setup.out, data, bench.argv, resources=setup.resources, finished_in_any_type=True)
 
 
 @dataclass(frozen=True)
@@ -208,23 +182,24 @@ class Train:
         from drllm.policies import saved as artifact
         from drllm.policies.card import CONFIG_FILE
 
-        tasks, folder = self.tasks or bench.setup.tasks, bench.setup.out / self.policy
+        tasks, folder = self.tasks or bench.setup.tasks, bench.setup.run.policy(self.policy)
         config, training_data = get_method(self.method).config(**dict(self.options)), TrainingData(bench.routed, bench.setup.out, tasks)
         key = [bench.routed.fingerprint, str(bench.routed.model.dtype), self.method, to_dict(config), tasks, training_data.key]
         if self.knob:
             key.append([texts_digest(question.example for question in questions) for _, questions in training_data.tune(self.knob)])
-        found = bench.remembered(self.name, key)
+        memo, key = bench.memo, key_of(key)
+        found = (memo.find(self.name, key) or {}).get("result")
         is_whole = (folder / CONFIG_FILE).is_file()  # written last
-        if is_whole and found is None and not bench.knows(self.name):
+        if is_whole and found is None and self.name not in memo:
             raise ArtifactError(f"{folder} holds a policy that no reproduction made here: give another --out, or move it away")
         if not (found and ("missed" in found or (is_whole and artifact.digest(folder) == found.get("digest")))):
-            bench.remember(self.name, None, {})  # from now on, what stands there is ours
+            memo.keep(self.name, key_of(None), result={})  # from now on, what stands there is ours
             try:
                 fit_policy(bench.routed, bench.setup.out, self.method, config, bench.argv, tasks=tasks, name=self.policy)
                 found = {"digest": artifact.digest(folder)}
             except (BudgetError, UnsupportedModelError) as error:
                 found = {"missed": str(error)}
-            bench.remember(self.name, key, found)
+            memo.keep(self.name, key, result=found)
         if "missed" in found:
             bench.missed[self.policy] = found["missed"]
         return self.policy
@@ -232,7 +207,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Turn:
-    """Trained routers at one setting of the control knob (appendix C)."""
+    """Trained routers at one setting of the paper's control (appendix C)."""
 
     control: float
     owner: str = "routers"
@@ -258,7 +233,7 @@ class Turn:
         from drllm.evaluation.fit import under_policy
 
         with under_policy(bench.routed, bench.policy(self.owner).with_control(self.control)):
-            bench.routed.save_pretrained(bench.setup.out / self.policy)
+            bench.routed.save_pretrained(bench.setup.run.policy(self.policy))
         return self.policy
 
 
@@ -330,11 +305,12 @@ class Clock:
         setup, routed = bench.setup, bench.routed
         where = [hardware(), str(routed.device), torch.get_num_threads(), routed.fingerprint, str(routed.model.dtype)]
         prompts = self._prompts(bench)
-        key = [where, artifact.digest(setup.out / self.policy), self.batches(setup), self.n_tokens(setup), ROUNDS, prompts]
-        if (found := bench.remembered(self.name, key)) is None:
-            measure: Any = latency if self.kind == "latency" else throughput
-            found = measure(routed, bench.policy(self.policy), prompts, self.batches(setup), self.n_tokens(setup), ROUNDS)
-            bench.remember(self.name, key, found)
+        key = [where, artifact.digest(setup.run.policy(self.policy)), self.batches(setup), self.n_tokens(setup), ROUNDS, prompts]
+        if (known := bench.memo.find(self.name, key_of(key))) is not None:
+            return known["result"]
+        measure: Any = latency if self.kind == "latency" else throughput
+        found = measure(routed, bench.policy(self.policy), prompts, self.batches(setup), self.n_tokens(setup), ROUNDS)
+        bench.memo.keep(self.name, key_of(key), result=found)
         return found
 
     def _prompts(self, bench: Bench) -> list[list[int]]:
@@ -344,7 +320,3 @@ class Clock:
             raise InputError(f"{', '.join(bench.setup.tasks)} have no tune question to generate from: give data with a validation part")
         random.Random(bench.setup.config.seed).shuffle(found)
         return found
-
-
-def _digest(key: Any) -> str:
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

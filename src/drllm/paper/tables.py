@@ -48,7 +48,7 @@ PAIRS = 4000  # of prompts of a task, drawn at random, whose routes are compared
 
 def labels(bench: Bench) -> Any:
     """The statistics of every record searched for these tasks."""
-    return describe(record for task in bench.setup.tasks for record in read_records(bench.setup.out / "search" / task))
+    return describe(record for task in bench.setup.tasks for record in read_records(bench.setup.run.search(task)))
 
 
 def _table2(bench: Bench) -> list[Part]:

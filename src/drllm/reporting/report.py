@@ -21,6 +21,7 @@ from drllm.reporting.summary_table import HEADER, cells
 from drllm.reporting.training import training_parts
 from drllm.runs.earlier import OTHER_TASKS
 from drllm.runs.label_stats import broken_note, describe, tables
+from drllm.runs.layout import RunFolder
 from drllm.runs.load import Run, load_run
 from drllm.runs.names import owner_of
 from drllm.runs.summary import POOLED, Summary
@@ -47,7 +48,7 @@ def report(run: str | Path) -> Path:
     """
     loaded = load_run(Path(run))
     need_extras()
-    folder = loaded.folder / "report"
+    folder = RunFolder(loaded.folder).report
     parts = [*_results(loaded), *_routes(loaded), *_labels(loaded), *_training(loaded)]
     parts += [*_guarantees(loaded), *_dropped(loaded), *_provenance(loaded)]
     write_charts(parts, folder)

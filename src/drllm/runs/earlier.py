@@ -4,33 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from drllm.core.config import EvaluateConfig
 from drllm.policies.card import CONFIG_FILE, policy_digest
+from drllm.runs.layout import RunFolder
 from drllm.runs.names import BASE, owner_of
-from drllm.runs.summary import Summary, SummaryRow, Verdicts, rows_of
+from drllm.runs.summary import Summary, SummaryRow, rows_of
+from drllm.runs.verdicts import Verdicts
 
 OTHER_TASKS = "-other-tasks"  # behind a split's name: of the comparisons on tasks that the latest did not ask
 
 
-@dataclass(frozen=True)
-class VerdictFile:
-    """One method on one task: the rows by question, and what the file says of itself."""
-
-    rows: list[dict[str, Any]]
-    metadata: Mapping[str, str]
-
-    @property
-    def verdicts(self) -> Verdicts:
-        """As a comparison takes them."""
-        column = lambda name: [row[name] for row in self.rows]  # noqa: E731
-        return Verdicts(column("correct"), [route or "" for route in column("route")], column("n_passes"), float(self.metadata["seconds"]))
-
-
-Files = Mapping[tuple[str, str, str], VerdictFile]  # by (split, method, task)
+Files = Mapping[tuple[str, str, str], Verdicts]  # by (split, method, task)
 
 
 def with_earlier(folder: Path, summary: Summary, files: Files) -> tuple[dict[str, Summary], list[str]]:
@@ -91,19 +77,16 @@ def _unsaid(files: Files, split: str, method: str) -> bool:
 def _belongs(folder: Path, method: str, task: str, files: Files, split: str) -> bool:
     """Whether verdicts are on the base's questions, under its settings, and of the policy that stands there now."""
     file, base = files[split, method, task], files[split, BASE, task]
-    if [row["id"] for row in file.rows] != [row["id"] for row in base.rows]:
+    if file.ids != base.ids:
         return False
     if file.metadata.get("comparable") != base.metadata.get("comparable"):
         return False
     if owner := owner_of(method):  # a control makes its owner's passes: of another version of the owner it would not
         theirs = files.get((split, owner, task))
-        return theirs is not None and _counted(file) == _counted(theirs) and _belongs(folder, owner, task, files, split)
-    here = (folder / method / CONFIG_FILE).is_file()  # else nothing says that it has changed
-    return not here or file.metadata.get("policy") in (None, policy_digest(folder / method))
-
-
-def _counted(file: VerdictFile) -> Counter[float]:
-    return Counter(row["n_passes"] for row in file.rows)
+        return theirs is not None and Counter(file.passes) == Counter(theirs.passes) and _belongs(folder, owner, task, files, split)
+    saved = RunFolder(folder).policy(method)
+    is_there = (saved / CONFIG_FILE).is_file()  # else nothing says that it has changed
+    return not is_there or file.metadata.get("policy") in (None, policy_digest(saved))
 
 
 def _is_told(summary: Summary, method: str, task: str) -> bool:
@@ -115,5 +98,5 @@ def _rows(files: Files, split: str, methods: Sequence[str], tasks: Sequence[str]
     if not methods:
         return []  # where the base's files are gone, no method of earlier evaluations is comparable either
     config = EvaluateConfig()
-    verdicts = {(method, task): files[split, method, task].verdicts for method in (BASE, *methods) for task in tasks}
+    verdicts = {(method, task): files[split, method, task] for method in (BASE, *methods) for task in tasks}
     return rows_of(methods, tasks, verdicts, BASE, n_layers, config.n_resamples, config.seed)

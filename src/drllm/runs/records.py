@@ -5,7 +5,6 @@ Nothing that depends on the time or the machine is inside, so the same search wr
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -17,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from drllm.core.digest import digest
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import write_bytes
 from drllm.core.route import Route
@@ -244,8 +244,8 @@ def read_shard(path: Path) -> list[RouteRecord]:
         if table.schema.equals(_SCHEMA_FLOAT16):
             table = table.cast(_SCHEMA)
         # Page checksums do not cover the footer, where one wrong bit can move values silently.
-        digest = _digest(table).encode()
-        if metadata.get(b"drllm_digest", digest) != digest:
+        found = _digest(table).encode()
+        if metadata.get(b"drllm_digest", found) != found:
             raise InputError("its content and its digest differ")
         return [_record(row) for row in table.to_pylist()]
     except (InputError, TypeError, UnicodeDecodeError) as error:
@@ -253,7 +253,7 @@ def read_shard(path: Path) -> list[RouteRecord]:
 
 
 def _digest(table: pa.Table) -> str:
-    return hashlib.sha256(json.dumps(table.to_pylist()).encode()).hexdigest()
+    return digest(json.dumps(table.to_pylist()))
 
 
 def _record(row: dict[str, Any]) -> RouteRecord:

@@ -11,26 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from drllm.runs.stored import Stored
+from drllm.runs.verdicts import Verdicts
 from drllm.stats.paired import even_weights, mcnemar, paired_bootstrap, sign_flips, wilson
 
 POOLED = "all"  # the name under which a summary pools its tasks
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """One method's verdicts on one task, in the order of the questions.
-
-    Attributes:
-        correct: whether each answer is right.
-        routes: one digit a block each; empty where the method decides no route of its own.
-        passes: block passes of each prompt.
-        seconds: that answering took.
-    """
-
-    correct: Sequence[bool]
-    routes: Sequence[str]
-    passes: Sequence[float]
-    seconds: float
 
 
 @dataclass(frozen=True)

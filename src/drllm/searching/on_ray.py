@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from drllm.core.config import Resources
 from drllm.core.errors import ArtifactError
-from drllm.model.ray_pool import Base, work_on_ray
+from drllm.core.progress import Progress
+from drllm.model.ray_pool import Base, Work, work_on_ray
 from drllm.model.routed import RoutedModel
 from drllm.runs.records import shard_path, write_shard
 from drllm.searching.worker import Job, Worker, memory_in_one_line, questions_at_once
@@ -28,8 +29,8 @@ class Replica:
         worker = Worker(self._base.load(self._resources.threads), self._job, self._resources)
         if worker.scorer.packed != self._packed:
             raise ArtifactError(
-                f"a worker packs choices into one row: {worker.scorer.packed}, this process: {self._packed}; their attention computes "
-                "otherwise, give every node the same software and kind of device"
+                f"a worker packs choices into one packed prompt: {worker.scorer.packed}, this process: {self._packed}; their attention "
+                "computes otherwise, give every node the same software and kind of device"
             )
         return worker
 
@@ -43,18 +44,12 @@ class Replica:
 
 
 def search_on_ray(
-    routed: RoutedModel,
-    job: Job,
-    resources: Resources,
-    folder: Path,
-    todo: Sequence[tuple[int, Group]],
-    packed: bool,
-    say: Callable[[str], None],
+    routed: RoutedModel, job: Job, resources: Resources, folder: Path, todo: Sequence[tuple[int, Group]], packed: bool, progress: Progress
 ) -> Iterator[int]:
     """Search groups on the actors of the `connected` cluster: the index of each, when its shard is written.
 
-    `packed` is how the plan says that questions become rows; `say` is told what the search waits for. Raises `DrllmError` for a group that
-    kills its actors, `ArtifactError` for a replica that is not the planned model.
+    `packed` is how the manifest says that questions are packed. Raises `DrllmError` for a group that kills its actors, `ArtifactError` for
+    a replica that is not the model of this process.
     """
 
     def describe(index: int, group: Any) -> str:
@@ -62,4 +57,5 @@ def search_on_ray(
 
     at_once = max(1, 2 * questions_at_once(job, resources) // job.config.group_size)
     arguments = (Base.of(routed, resources), packed, job, resources, str(folder.resolve()))
-    yield from work_on_ray(Replica, arguments, todo, resources, at_once, lambda index: shard_path(folder, index).is_file(), describe, say)
+    work = Work(lambda index: shard_path(folder, index).is_file(), describe, progress.print, at_once)
+    yield from work_on_ray(Replica, arguments, todo, resources, work)

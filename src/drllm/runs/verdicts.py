@@ -1,0 +1,91 @@
+"""One method's verdicts on one task's questions: a parquet file each, written and read here only. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from drllm.core.errors import ArtifactError
+from drllm.core.files import write_bytes
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Verdicts in the order in which the questions were answered, N of each.
+
+    Attributes:
+        ids: of the questions.
+        correct, acc, acc_norm: whether each answer is right, and by each metric; None where the reward has none.
+        margins: nan where the reward has none.
+        routes: one digit a block each; empty where the method decides no route.
+        passes: block passes of each prompt.
+        seconds: that answering took.
+        metadata: `key` names all they depend on; `comparable` is the same for methods that can be compared without the model; `policy` is
+            the digest of the policy. Files of older versions have fewer.
+    """
+
+    ids: list[str]
+    correct: list[bool]
+    acc: list[bool | None]
+    acc_norm: list[bool | None]
+    margins: list[float]
+    routes: list[str]
+    passes: list[Any]
+    seconds: float
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Question by question: id, correct, route, n_passes."""
+        columns = zip(self.ids, self.correct, self.routes, self.passes, strict=True)
+        return [{"id": name, "correct": correct, "route": route, "n_passes": passes} for name, correct, route, passes in columns]
+
+
+def write_verdicts(path: Path, verdicts: Verdicts) -> None:
+    """Write the file atomically."""
+    table = pa.table(
+        {
+            "id": verdicts.ids,
+            "correct": verdicts.correct,
+            "correct_acc": pa.array(verdicts.acc, pa.bool_()),
+            "correct_acc_norm": pa.array(verdicts.acc_norm, pa.bool_()),
+            "margin": pa.array(verdicts.margins, pa.float32()),
+            "route": verdicts.routes,
+            "n_passes": verdicts.passes,
+        },
+        metadata={"key": verdicts.metadata["key"], "seconds": repr(verdicts.seconds)} | dict(verdicts.metadata),
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, sink.getvalue().to_pybytes())
+
+
+def read_verdicts(path: Path) -> Verdicts:
+    """The verdicts of a file; `ArtifactError` when it is corrupt or foreign."""
+    try:
+        table = pq.ParquetFile(path).read()
+        columns = table.to_pydict()
+        about = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items() if name != b"ARROW:schema"}
+        seconds = float(about.pop("seconds", "nan"))
+        n = len(columns["id"])
+        acc, acc_norm, margins, routes = (columns.get(name, [None] * n) for name in ("correct_acc", "correct_acc_norm", "margin", "route"))
+        margins = [math.nan if value is None else value for value in margins]
+        return Verdicts(
+            columns["id"], columns["correct"], acc, acc_norm, margins, [text or "" for text in routes], columns["n_passes"], seconds, about
+        )
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0][:80]
+        raise ArtifactError(f"{path} is not a readable file of verdicts ({reason}): delete it and evaluate again") from None
+
+
+def find_verdicts(path: Path, key: str) -> Verdicts | None:
+    """The verdicts that were written under a key; None where there are none. `ArtifactError` for a corrupt file."""
+    found = read_verdicts(path) if path.is_file() else None
+    return found if found is not None and found.metadata.get("key") == key else None
