@@ -10,8 +10,6 @@ Shapes: N questions, R routes of the matrix, K of the codebook, F features.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from drllm.core.digest import json_digest
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import write_json
 from drllm.core.options import MAX_SEED, Options, option
@@ -26,6 +25,7 @@ from drllm.core.route import Route
 from drllm.methods.base import Method
 from drllm.methods.budget import pass_limit
 from drllm.methods.selector import Folds, Ridge, lower_bound
+from drllm.runs.layout import CANDIDATES_FILE
 
 if TYPE_CHECKING:
     from drllm.methods.matrix import Matrix
@@ -103,7 +103,7 @@ def fit_codebook(
         order = np.random.default_rng(config.seed).permutation(len(matrix))
         features["fit"] = {block: values[order] for block, values in features["fit"].items()}
     candidates = list(fit_candidates(matrix, tune, features, blocks, config, order_routes))
-    write_json(folder / "candidates.json", {"key": matrix.key, "candidates": [_summary(candidate) for candidate in candidates]})
+    write_json(folder / CANDIDATES_FILE, {"key": matrix.key, "candidates": [_summary(candidate) for candidate in candidates]})
     best = choose(candidates, routed.n_layers, config.budget)
     ridge = best.ridge
     n_routes, points = len(best.routes), [Point(threshold, best.price) for threshold in thresholds(best, features["tune"][best.block])]
@@ -177,7 +177,7 @@ def read_features(routed: RoutedModel, folder: Path, matrix: Matrix, blocks: Seq
     from drllm.scoring.route_prediction import read_prompts
 
     dtype = str(routed.model.dtype).removeprefix("torch.")
-    key = hashlib.sha256(json.dumps([routed.fingerprint, dtype, list(blocks), matrix.prompts]).encode()).hexdigest()[:16]
+    key = json_digest([routed.fingerprint, dtype, list(blocks), matrix.prompts])
     path = folder / f"prompts-{split}-{key}.safetensors"
     if not path.is_file():
         with Progress("read prompts", len(matrix.prompts)) as progress:

@@ -12,6 +12,7 @@ from drllm.core.errors import BudgetError, InputError
 from drllm.core.files import write_json
 from drllm.core.progress import Progress
 from drllm.methods.budget import pass_limit
+from drllm.runs.layout import POINTS_FILE
 
 if TYPE_CHECKING:
     from drllm.methods.training_data import TrainingData
@@ -30,7 +31,7 @@ def choose_point(
     """
     from drllm.scoring.route_prediction import score_policies
 
-    (folder / "knob.json").unlink(missing_ok=True)  # of an earlier training
+    (folder / POINTS_FILE).unlink(missing_ok=True)  # of an earlier training
     tune = training_data.tune(n_questions) if n_questions else []
     if not tune:
         if budget < 1:
@@ -50,7 +51,7 @@ def choose_point(
         {"point": index, "accuracy": float(np.mean(correct[index])), "mean_passes": float(np.mean(passes[index])), "n": len(correct[index])}
         for index in range(len(points))
     ]
-    write_json(folder / "knob.json", {"points": table})
+    write_json(folder / POINTS_FILE, {"points": table})
     limit = pass_limit(budget, policy.n_layers)
     within = [row for row in table if row["mean_passes"] <= limit]
     if not within:

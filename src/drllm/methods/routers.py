@@ -9,7 +9,6 @@ times; rare actions are weighed up; and the control is set on tune. In both, par
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from drllm.core.config import RoutersConfig
+from drllm.core.digest import digest
 from drllm.core.errors import ArtifactError
 from drllm.core.files import write_text
 from drllm.core.progress import Progress
 from drllm.core.route import Action, Route
 from drllm.methods.base import Method
 from drllm.methods.operating_point import choose_point
+from drllm.runs.layout import METRICS_FILE, RunFolder
 
 if TYPE_CHECKING:
     from drllm.methods.training.features import Features
@@ -68,7 +69,7 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig,
 
         held_back = torch.tensor([_held_back(record.id, config) for _, record in kept])
         policy = train_routers(features, held_back, config, router_config, on_epoch, targets)
-    write_text(folder / "metrics.jsonl", "\n".join(lines) + "\n")
+    write_text(folder / METRICS_FILE, "\n".join(lines) + "\n")
     policy.prompt_format = prompt_format
     if not is_soft:
         return policy
@@ -87,7 +88,7 @@ def _features(
     """Read back, or extracted and saved: routers of another width or loss learn from the same states."""
     from drllm.methods.training.features import extract_features, load_features, save_features
 
-    cache = training_data.run / "train" / "features" / f"{'base' if along_base else 'kept'}-{n_windows}.safetensors"
+    cache = RunFolder(training_data.run).features / f"{'base' if along_base else 'kept'}-{n_windows}.safetensors"
     key = f"{training_data.key}:{n_windows}:{routed.model.dtype}"
     if (features := load_features(cache, key)) is None:
         labels = [Route.full(routed.n_layers) if along_base else record.chosen or record.routes[0] for _, record in kept]
@@ -140,7 +141,7 @@ def epoch_line(metrics: dict[str, Any], n_epochs: int) -> str:
 
 def _held_back(example_id: str, config: RoutersConfig) -> bool:
     """Whether a fit question is only measured on; by its id, so that the same questions are held back for every method."""
-    place = int.from_bytes(hashlib.sha256(f"val:{config.seed}:{example_id}".encode()).digest()[:6], "big") / 2**48
+    place = int(digest(f"val:{config.seed}:{example_id}")[:12], 16) / 2**48
     return place < config.val_fraction
 
 

@@ -7,8 +7,6 @@ the same questions, gains nothing on others.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,13 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drllm.core.errors import ArtifactError, InputError
+from drllm.core.digest import json_digest
+from drllm.core.errors import InputError
 from drllm.core.files import write_json
 from drllm.core.options import Options, option
 from drllm.core.route import Route
 from drllm.methods.base import Method
 from drllm.methods.budget import pass_limit
 from drllm.methods.matrix import mixed_gain
+from drllm.runs.layout import CANDIDATES_FILE
+from drllm.runs.memo import key_of, read_kept
 
 if TYPE_CHECKING:
     from drllm.methods.training_data import TrainingData
@@ -58,7 +59,7 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: StaticConfig, 
     if config.use_tune:
         return training_data.constant(_best_of_matrix(training_data, config))
     ranked = rank_candidates(training_data, full, config)
-    scores = _KeptScores(training_data, full, config.margin_weight, folder / "candidates.json")
+    scores = _KeptScores(training_data, full, config.margin_weight, folder / CANDIDATES_FILE)
     limit = pass_limit(config.budget, routed.n_layers)
     current = full
     for _ in range(config.steps):
@@ -133,7 +134,7 @@ def rank_candidates(training_data: TrainingData, full: Route, config: StaticConf
 
 def is_held_back(prompt: Sequence[int]) -> bool:
     """Whether a fit question only confirms steps; by its tokens, so that equal questions stand on one side."""
-    return hashlib.sha256(json.dumps(list(prompt)).encode()).digest()[0] % 2 == 1
+    return int(json_digest(list(prompt))[:2], 16) % 2 == 1
 
 
 class _KeptScores:
@@ -146,21 +147,16 @@ class _KeptScores:
             str(training_data.routed.model.dtype),
             *(found.to_json() for found in (training_data.search_manifests or training_data.path_manifests).values()),
         ]
-        self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        self.key = key_of(about)
         self.held_back = np.array([is_held_back(prompt) for prompt in training_data.prompts])
         spread = [training_data.margin_spread[question.task.name] for _, questions in training_data.asked for question in questions]
         self.spread = np.array(spread)[:, None]
         self.values: dict[Route, tuple[np.ndarray, np.ndarray]] = {}  # margins and verdicts
         self.table: list[dict[str, Any]] = []
-        if path.is_file():
-            try:
-                saved = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ArtifactError(f"{path} is not readable JSON ({error}): delete it and train again") from None
-            if saved.get("key") == self.key:
-                self.table = saved["candidates"]
-                for row in self.table:  # JSON has no nan: numpy makes one of None
-                    self.values[Route.parse(row["route"])] = np.array(row["margins"], dtype=float), np.array(row["right"]) > 0
+        if (saved := read_kept(path, self.key, "delete it and train again")) is not None:
+            self.table = saved["candidates"]
+            for row in self.table:  # JSON has no nan: numpy makes one of None
+                self.values[Route.parse(row["route"])] = np.array(row["margins"], dtype=float), np.array(row["right"]) > 0
 
     def gains(self, routes: list[Route]) -> dict[Route, np.ndarray]:
         """(N,) of each route: `mixed_gain`."""

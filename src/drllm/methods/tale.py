@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drllm.core.errors import ArtifactError
 from drllm.core.files import write_json
 from drllm.core.options import Options, option
 from drllm.core.route import Route
 from drllm.methods.base import Method
 from drllm.methods.budget import pass_limit
+from drllm.runs.memo import read_kept
 
 if TYPE_CHECKING:
     from drllm.methods.training_data import TrainingData
@@ -54,13 +53,8 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: TaleConfig, fo
 
 def _done(path: Path, key: str) -> list[dict[str, Any]]:
     """The steps of an earlier training on the same questions: the base, then the best deletion of each."""
-    if not path.is_file():
-        return []
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ArtifactError(f"{path} is not readable JSON ({error}): delete it and train again") from None
-    return saved["steps"] if saved.get("key") == key else []
+    saved = read_kept(path, key, "delete it and train again")
+    return [] if saved is None else saved["steps"]
 
 
 METHOD = Method("tale", "blocks deleted greedily by fit accuracy; one route", "TALE, arXiv 2510.22767", TaleConfig, fit)

@@ -1,11 +1,10 @@
 """The scorer of a task's reward."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterable
 
 from drllm.core.config import RewardName
+from drllm.core.digest import json_digest
 from drllm.core.errors import InputError
 from drllm.model.routed import RoutedModel
 from drllm.scoring.generated import GeneratedQuestion, GeneratedScorer
@@ -46,4 +45,4 @@ def questions_digest(questions: Iterable[Question | GeneratedQuestion]) -> str:
         )
         for question in questions
     ]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    return json_digest(rows)

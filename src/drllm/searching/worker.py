@@ -7,13 +7,13 @@ search and a resumed one all write the same records.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from drllm.core.config import Resources, SearchConfig
+from drllm.core.digest import number_of
 from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.model.load import is_out_of_memory
@@ -109,7 +109,7 @@ def memory_in_one_line() -> Iterator[None]:
 
 def question_seed(seed: int, task: str, example_id: str) -> int:
     """A tree's seed depends on its question alone, not on the group it falls in."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{task}:{example_id}".encode()).digest()[:8], "big")
+    return number_of(f"{seed}:{task}:{example_id}")
 
 
 def questions_at_once(job: Job, resources: Resources) -> int:

@@ -12,13 +12,12 @@ Which share a question falls into is a hash of its text alone, so it never depen
 
 from __future__ import annotations
 
-import hashlib
-import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from drllm.core.digest import digest, json_digest
 from drllm.core.errors import InputError
 from drllm.tasks.base import Example, Task
 
@@ -60,7 +59,7 @@ class LoadedTask:
 def question_key(text: str) -> str:
     """sha256 of the text after NFKC, casefold and collapsed blanks: equal for two prints of one question."""
     normal = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return hashlib.sha256(normal.encode("utf-8", "surrogatepass")).hexdigest()
+    return digest(normal.encode("utf-8", "surrogatepass"))
 
 
 def split_examples(examples: Iterable[Example], seed: int = 0) -> tuple[dict[str, list[Example]], dict[str, int]]:
@@ -90,7 +89,7 @@ def split_examples(examples: Iterable[Example], seed: int = 0) -> tuple[dict[str
                 kept[key] = row
             else:
                 dropped["duplicate" if seen[key] == split else split] += 1
-        result[split] = [kept[key] for key in sorted(kept, key=lambda key: _hash(f"order {seed} {key}"))]
+        result[split] = [kept[key] for key in sorted(kept, key=lambda key: digest(f"order {seed} {key}"))]
     return result, dict(dropped)
 
 
@@ -122,7 +121,7 @@ def drop_overlaps(loaded: Mapping[str, LoadedTask], searched: Iterable[str] | No
 def texts_digest(examples: Iterable[Example]) -> str:
     """16 hex digits over the questions' texts, choices and answers, in whatever order: another source's under the same ids differ."""
     rows = sorted((row.id, row.context, row.question, row.choices, row.answer) for row in examples)
-    return _hash(json.dumps(rows))[:16]
+    return json_digest(rows)
 
 
 def _split_of(key: str, part: str, parts: set[str]) -> str:
@@ -136,9 +135,5 @@ def _split_of(key: str, part: str, parts: set[str]) -> str:
         shares = _TRAIN_WITH_VALIDATION if "validation" in parts else _TRAIN_ALONE
     else:
         shares = _UNKNOWN
-    place = int(_hash(f"split {key}")[:13], 16) / 16**13
+    place = int(digest(f"split {key}")[:13], 16) / 16**13
     return next(split for split, upper in shares if place < upper)
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

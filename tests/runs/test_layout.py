@@ -1,0 +1,88 @@
+"""Only `runs/` knows the file names of a run folder."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import drllm
+from drllm.core.errors import InputError
+from drllm.policies.card import CONFIG_FILE
+from drllm.runs import layout
+from drllm.runs.layout import RunFolder
+from drllm.runs.names import check_name
+
+SOURCES = Path(drllm.__file__).parent
+FILES = ("run.json", "pipeline.json", "stages.json", "_plan.json", "_prior.json", "metrics.jsonl", "candidates.json", "knob.json",
+         "summary.json", "results.json", "routes.jsonl")  # fmt: skip
+FOLDERS = ("search", "paths", "train", "evaluate", "harness", "report", "reproduce")
+
+
+def spelled(source: str) -> Iterator[tuple[int, str]]:
+    """(line, text) of strings in code, docstrings aside, that name a file of a run folder, or a folder where paths are joined."""
+    tree = ast.parse(source)
+    docs = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if node.body and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs
+        if is_text and node.value.rsplit("/", 1)[-1] in FILES:
+            yield node.lineno, node.value
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            right = node.right.values[0] if isinstance(node.right, ast.JoinedStr) and node.right.values else node.right
+            if isinstance(right, ast.Constant) and str(right.value).split("/")[0] in FOLDERS:
+                yield node.lineno, str(right.value)
+
+
+def test_the_search_finds_what_it_should():
+    found = 'x / "run.json"\nx.glob("evaluate/*/summary.json")\nx / f"train/{name}"\ny = "a run.json"\n"""doc"""\nsection = "search"\n'
+    assert sorted(line for line, _ in spelled(found)) == [1, 2, 3]
+
+
+def test_no_other_folder_knows_a_file_name_of_a_run_folder():
+    odd = [
+        f"{path.relative_to(SOURCES)}:{line}: {text!r}"
+        for path in sorted(SOURCES.rglob("*.py"))
+        if path.relative_to(SOURCES).parts[0] not in ("runs", "policies")
+        for line, text in spelled(path.read_text(encoding="utf-8"))
+    ]
+    assert odd == [], "take the path from drllm.runs.layout"
+
+
+def test_names_on_disk_are_those_of_every_version():
+    """Users' scripts and run folders of before hold them."""
+    run = RunFolder(Path("r"))
+    found = [run.jobs, run.finished, run.search("t"), run.matrix("t"), run.matrix("t", "more"), run.policy("p"), run.training("p"),
+             run.features, run.evaluation("tune"), run.summary("tune"), run.verdicts("tune", "p", "t"), run.harness("tune", "a+b"),
+             run.report, run.reproduction, run.reproduced]  # fmt: skip
+    assert [path.as_posix() for path in found] == [
+        "r/run.json", "r/pipeline.json", "r/search/t", "r/paths/t", "r/paths/t.more", "r/p", "r/train/p", "r/train/features",
+        "r/evaluate/tune", "r/evaluate/tune/summary.json", "r/evaluate/tune/p/t.parquet", "r/harness/tune/a+b", "r/report",
+        "r/reproduce", "r/reproduce/stages.json",
+    ]  # fmt: skip
+    constants = {name: value for name, value in vars(layout).items() if name.endswith("_FILE") and name != "CONFIG_FILE"}
+    assert sorted(constants.values()) == sorted(set(FILES) - {"run.json", "pipeline.json", "stages.json"})
+
+
+def test_what_stands_in_a_run_folder_is_found(tmp_path):
+    run = RunFolder(tmp_path)
+    for path in (run.policy("b") / CONFIG_FILE, run.policy("a") / CONFIG_FILE, run.summary("tune"), run.verdicts("tune", "a", "t.1"),
+                 run.training("a") / layout.METRICS_FILE):  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert [path.name for path in run.policies] == ["a", "b"]
+    assert run.summaries == [run.summary("tune")]
+    assert run.all_verdicts == {("tune", "a", "t.1"): run.verdicts("tune", "a", "t.1")}
+    assert run.metrics == [run.training("a") / layout.METRICS_FILE]
+
+
+@pytest.mark.parametrize("name", [*FOLDERS, "base"])
+def test_no_policy_is_called_like_a_folder_of_the_run(name):
+    with pytest.raises(InputError, match="another folder of the run"):
+        check_name(name)
