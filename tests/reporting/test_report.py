@@ -250,7 +250,7 @@ def test_a_search_that_kept_nothing_is_reported(tmp_path: Path):
         (lambda run: (run / "search" / "piqa" / "_plan.json").write_text(""), "_plan.json is not readable JSON"),
         (lambda run: (run / "search" / "piqa" / "shard-00000.parquet").write_bytes(b"PAR1"), "shard-00000.parquet is not a readable"),
         (lambda run: (run / "train" / "routers" / "metrics.jsonl").write_text("{}\n{"), "metrics.jsonl is not readable JSON lines"),
-        (lambda run: (run / "evaluate" / "tune" / "routers" / "piqa.parquet").write_bytes(b"x"), "piqa.parquet is not a readable file of verdicts"),
+        (lambda run: (run / "evaluate" / "tune" / "routers" / "piqa.parquet").write_bytes(b"x"), "piqa.parquet is not a readable file"),
         (lambda run: (run / "run.json").write_text("[{"), "run.json is not readable JSON"),
     ],
 )
