@@ -154,8 +154,6 @@ class _KeptScores:
         self.values: dict[Route, tuple[np.ndarray, np.ndarray]] = {}  # margins and verdicts
         self.table: list[dict[str, Any]] = []
         if (saved := read_kept(path, self.key, "delete it and train again")) is not None:
-        self.table: list[dict[str, Any]] = []
-        if (saved := read_kept(path, self.key, "delete it and train again")) is not None:
             self.table = saved["candidates"]
             for row in self.table:  # JSON has no nan: numpy makes one of None
                 self.values[Route.parse(row["route"])] = np.array(row["margins"], dtype=float), np.array(row["right"]) > 0
