@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from drllm import show_progress
 from methods_asked import Asked
 
 ARC, OBQA = ("arc_easy", "arc_challenge"), ("openbookqa",)
@@ -304,6 +305,7 @@ def clock(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
 
 def main() -> None:
     """Run, time or write the tables."""
+    show_progress()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("job", choices=("run", "time", "table"))
     parser.add_argument("--out", type=Path, required=True, action="append", help="table: several, one a model")

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from drllm import EvaluateConfig, Resources, Route, RoutedModel, SearchConfig, evaluate, search, train
+from drllm import EvaluateConfig, Resources, Route, RoutedModel, SearchConfig, evaluate, search, show_progress, train
 from drllm.runs.records import RouteRecord, read_records
 from drllm.searching.prior import sweep_routes
 from drllm.stats.paired import paired_bootstrap, wilson
@@ -95,6 +95,7 @@ def compare(first: list[RouteRecord], second: list[RouteRecord]) -> dict[str, st
 
 def main() -> None:
     """Print the tables, and write them to `<out>/presets.json`."""
+    show_progress()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", default="../shared/data")
     parser.add_argument("--tasks", default="arc_easy,openbookqa")

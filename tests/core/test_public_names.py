@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 import pkgutil
 import subprocess
 import sys
@@ -53,8 +54,9 @@ def test_pyright_finds_every_public_name(tmp_path: Path):
         f"from drllm import {', '.join(drllm.__all__)}\nfound: int = Route.full(4).n_passes\nwrong: str = SearchConfig().limit\n"
     )
     (tmp_path / "pyrightconfig.json").write_text(f'{{"extraPaths": ["{Path(drllm.__file__).parents[1]}"]}}')
-    done = pyright.run("-p", str(tmp_path), "--pythonpath", sys.executable, capture_output=True, text=True)
-    assert [line.rpartition("(")[2] for line in done.stdout.splitlines() if " - error: " in line] == ["reportAssignmentType)"], done.stdout
+    done = pyright.run("-p", str(tmp_path), "--pythonpath", sys.executable, "--outputjson", capture_output=True, text=True)
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    assert [one["rule"] for one in found] == ["reportAssignmentType"], found
 
 
 def test_signatures_of_the_contract():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
 import signal
@@ -248,10 +249,11 @@ def test_a_group_that_kills_its_workers_is_named_and_the_others_are_kept(saved, 
 
 @needs_ray
 @pytest.mark.slow
-def test_a_cluster_with_room_for_one_of_two_workers_is_enough(saved, data, single, tmp_path, monkeypatch, capsys):
+def test_a_cluster_with_room_for_one_of_two_workers_is_enough(saved, data, single, tmp_path, monkeypatch, caplog):
     """The second actor never comes up; nothing waits for it."""
     import ray
 
+    caplog.set_level(logging.INFO, "drllm")
     monkeypatch.setattr(crew, "PATIENCE", 0.2)
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
@@ -259,7 +261,7 @@ def test_a_cluster_with_room_for_one_of_two_workers_is_enough(saved, data, singl
     finally:
         ray.shutdown()
     assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
-    assert "workers: the cluster has no room yet, or the model loads slowly" in capsys.readouterr().err
+    assert "workers: the cluster has no room yet, or the model loads slowly" in caplog.text
 
 
 class Full(cluster.Replica):

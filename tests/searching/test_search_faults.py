@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import random
 import subprocess
@@ -53,7 +54,8 @@ def odd_rows() -> list[dict]:
 # --- questions ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_odd_questions_are_searched_or_left_out_with_a_reason(tmp_path, capsys):
+def test_odd_questions_are_searched_or_left_out_with_a_reason(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "drllm")
     rows = [row | {"part": "train"} for row in odd_rows()] + [row | {"part": "dev", "id": f"dev {row['id']}"} for row in questions(4)]
     data = write_rows(tmp_path / "odd.jsonl", rows)
     loaded = load_task(TASK, data)
@@ -70,9 +72,8 @@ def test_odd_questions_are_searched_or_left_out_with_a_reason(tmp_path, capsys):
     assert records["twenty choices"].n_choices == 20
     for record in records.values():
         assert all(margin == margin for margin in record.margins), record.id  # none is nan
-    said = capsys.readouterr().err
-    assert "3 questions left out: a prompt that, with its answer, exceeds the context of 256 tokens\n" in said
-    assert "1 question left out: duplicate\n" in said
+    assert f"{TASK}: 3 questions left out: a prompt that, with its answer, exceeds the context of 256 tokens" in caplog.messages
+    assert f"{TASK}: 1 question left out: duplicate" in caplog.messages
     (job,) = read_jobs(tmp_path)
     assert (job["tasks"][TASK]["skipped"], job["tasks"][TASK]["dropped"]) == (3, {"duplicate": 1})
 
