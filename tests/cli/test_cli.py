@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -156,7 +155,7 @@ def test_every_command_has_help_with_an_example(name, capsys):
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: drllm {name}")
     assert "--config" in out
-    example = cli.COMMANDS[name].example
+    example = cli.help_of(name)[1]
     assert out.rstrip().endswith(example)
     # The example is one that parses.
     import shlex
@@ -249,8 +248,7 @@ def test_interrupt_says_that_work_is_kept(capsys, monkeypatch):
         raise KeyboardInterrupt
         yield
 
-    command = cli.COMMANDS["tasks"]
-    monkeypatch.setitem(cli.COMMANDS, "tasks", dataclasses.replace(command, run=interrupted))
+    monkeypatch.setattr(cli.COMMANDS["tasks"], "run", interrupted)
     code, out, err = run(capsys, "tasks")
     assert (code, out) == (130, "")
     assert err == "drllm: interrupted; finished work is kept, the same command resumes\n"
@@ -265,8 +263,7 @@ def test_warnings_and_prints_of_libraries_stay_out_of_the_results(capsys, monkey
         warnings.warn("two\nlines", UserWarning, stacklevel=1)
         yield "result"
 
-    command = cli.COMMANDS["tasks"]
-    monkeypatch.setitem(cli.COMMANDS, "tasks", dataclasses.replace(command, run=noisy))
+    monkeypatch.setattr(cli.COMMANDS["tasks"], "run", noisy)
     assert run(capsys, "tasks") == (0, "result\n", "chatter\ndrllm: warning: two lines\n")
 
 

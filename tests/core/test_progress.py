@@ -21,7 +21,6 @@ class Heard(Reporter):
     """Keeps every call."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.calls: list[tuple] = []
 
     def start(self, job: Progress) -> None:

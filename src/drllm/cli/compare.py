@@ -1,11 +1,15 @@
-"""`drllm compare`: methods compared from lm-evaluation-harness's sample logs."""
+"""Compare methods document by document, from the sample logs of lm-evaluation-harness.
+
+example:
+  drllm compare base=out/base routed=out/routed
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from drllm.cli.job import Command, Job, Lines
+from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common
 from drllm.core.errors import InputError
 from drllm.core.files import write_json
@@ -31,7 +35,6 @@ def run(job: Job) -> Lines:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `drllm compare`."""
     parser.add_argument(
         "folders", nargs="+", metavar="NAME=FOLDER", help="sample logs of lm-evaluation-harness; the first is the reference"
     )
@@ -39,11 +42,3 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resamples", type=int, default=10_000, metavar="N", help="bootstrap resamples (default: 10000)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
     add_common(parser)
-
-
-COMMAND = Command(
-    "Compare methods document by document, from the sample logs of lm-evaluation-harness.",
-    "drllm compare base=out/base routed=out/routed",
-    add_flags,
-    run,
-)

@@ -1,4 +1,8 @@
-"""`drllm evaluate`: base and policies on the same held-out questions; with --harness, on lm-evaluation-harness's tasks."""
+"""Compare the base and the policies of a run on the same held-out questions, question by question.
+
+example:
+  drllm evaluate --out runs/a --methods base,static,routers --split tune
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from drllm.cli.job import Command, Job, Lines
+from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common, add_section, split_words
 from drllm.core.config import OF_COMPARISONS, EvaluateConfig
 from drllm.core.errors import InputError
@@ -59,18 +63,9 @@ def _run_harness(job: Job, out: Path, config: EvaluateConfig) -> Lines:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `drllm evaluate`."""
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out", "methods")
     add_section(parser, "evaluate")
     add_section(parser, "resources", OF_COMPARISONS, about="where and how it runs; no verdict depends on them")
     group = parser.add_argument_group("lm-evaluation-harness (docs/harness.md)")
     group.add_argument("--harness", action="store_true", help="run the harness's tasks instead; drllm_* names are its offline ones")
     group.add_argument("--harness-args", default="", metavar="TEXT", help='any of its options, such as --harness-args="--num_fewshot 5"')
-
-
-COMMAND = Command(
-    "Compare the base and the policies of a run on the same held-out questions, question by question.",
-    "drllm evaluate --out runs/a --methods base,static,routers --split tune",
-    add_flags,
-    run,
-)

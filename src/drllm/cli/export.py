@@ -1,10 +1,14 @@
-"""`drllm export`: a static route as a plain checkpoint."""
+"""Write a static route as a plain checkpoint that stock transformers loads without drllm.
+
+example:
+  drllm export --policy runs/a/static --out runs/a/checkpoint
+"""
 
 from __future__ import annotations
 
 import argparse
 
-from drllm.cli.job import Command, Job, Lines
+from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common
 from drllm.core.errors import InputError
 
@@ -39,15 +43,6 @@ def run(job: Job) -> Lines:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `drllm export`."""
     parser.add_argument("--policy", metavar="FOLDER", help="a saved static policy; it knows its own model, which --model can override")
     parser.add_argument("--route", metavar="1102...", help="one digit a block: 0 skip, 1 execute, 2 repeat")
     add_common(parser, "model", "dtype", "device", "out")
-
-
-COMMAND = Command(
-    "Write a static route as a plain checkpoint that stock transformers loads without drllm.",
-    "drllm export --policy runs/a/static --out runs/a/checkpoint",
-    add_flags,
-    run,
-)

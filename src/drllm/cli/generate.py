@@ -1,4 +1,10 @@
-"""`drllm generate`: prompts answered by the base, a saved policy or a given route."""
+"""Answer prompts with the base, a saved policy or a given route.
+
+Prints each answer, its route and its passes.
+
+example:
+  drllm generate "Why is the sky blue?" --policy runs/a/routers --any-format --chat
+"""
 
 from __future__ import annotations
 
@@ -7,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drllm.cli.job import Command, Job, Lines
+from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common, number
 from drllm.core.errors import InputError
 
@@ -48,7 +54,6 @@ def run(job: Job) -> Lines:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `drllm generate`."""
     add_prompt_flags(parser, n_tokens=64)
     parser.add_argument("--route", metavar="1102...", help="one digit a block: 0 skip, 1 execute, 2 repeat")
     parser.add_argument(
@@ -124,11 +129,3 @@ def _stdin() -> bytes:
     if sys.stdin is None or sys.stdin.isatty():
         return b""
     return sys.stdin.buffer.read()
-
-
-COMMAND = Command(
-    "Answer prompts with the base, a saved policy or a given route. Prints each answer, its route and its passes.",
-    'drllm generate "Why is the sky blue?" --policy runs/a/routers --any-format --chat',
-    add_flags,
-    run,
-)

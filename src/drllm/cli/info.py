@@ -1,11 +1,15 @@
-"""`drllm info`: the model card of a saved policy or an exported checkpoint."""
+"""Print the model card of a saved policy or an exported checkpoint, after checking that its files are whole.
+
+example:
+  drllm info runs/a/routers
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from drllm.cli.job import Command, Job, Lines
+from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common
 
 
@@ -29,15 +33,6 @@ def run(job: Job) -> Lines:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `drllm info`."""
     parser.add_argument("name", metavar="FOLDER|ID", help="a saved policy, or an exported checkpoint; a folder, or a policy's Hub id")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a Hub id")
     add_common(parser)
-
-
-COMMAND = Command(
-    "Print the model card of a saved policy or an exported checkpoint, after checking that its files are whole.",
-    "drllm info runs/a/routers",
-    add_flags,
-    run,
-)

@@ -1,4 +1,10 @@
-"""`drllm inspect`: what a policy sees of one prompt, and decides."""
+"""Show what a policy sees of one prompt and what it decides.
+
+Prints the windows, each block's probabilities or each route's predicted gain, and the answer.
+
+example:
+  drllm inspect "Why is the sky blue?" --policy runs/a/routers --any-format --chat
+"""
 
 from __future__ import annotations
 
@@ -8,7 +14,7 @@ import shutil
 import sys
 
 from drllm.cli.generate import add_prompt_flags, as_prompt, check_length, load_controlled, read_prompts
-from drllm.cli.job import Command, Job, Lines
+from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common
 from drllm.core.errors import InputError
 
@@ -32,15 +38,5 @@ def run(job: Job) -> Lines:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `drllm inspect`."""
     add_prompt_flags(parser, n_tokens=16)
     add_common(parser, "model", "dtype", "device")
-
-
-COMMAND = Command(
-    "Show what a policy sees of one prompt and what it decides. Prints the windows, each block's probabilities or each route's predicted "
-    "gain, and the answer.",
-    'drllm inspect "Why is the sky blue?" --policy runs/a/routers --any-format --chat',
-    add_flags,
-    run,
-)

@@ -1,13 +1,10 @@
-"""What a command is, and what it is given: its flags, the YAML file's settings, and the model they name.
-
-torch is imported when a model loads.
-"""
+"""What a command is given: its flags, the YAML file's settings, and the model they name. torch is imported when a model loads."""
 
 from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,25 +20,6 @@ if TYPE_CHECKING:
 
 
 Lines = Iterator[str]  # what a command prints on standard output
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command of `drllm`. Its file bears its name.
-
-    Attributes:
-        about: what it does, in a sentence.
-        example: a command line to try.
-        add_flags: fills its parser, which has its name in `prog`.
-        run: does it, and yields the lines of standard output. What can be refused without a model is refused before one loads.
-        add_flags_by: more flags, by what else stands on the command line.
-    """
-
-    about: str
-    example: str
-    add_flags: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[Job], Lines]
-    add_flags_by: Callable[[argparse.ArgumentParser, Sequence[str]], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""The `drllm` command: parse, run, and turn every mistake into one line on standard error. Each command stands in the file of its name.
+"""The `drllm` command: parse, run, and turn every mistake into one line on standard error.
+
+A command stands in the file of its name: the docstring is its help, `add_flags` fills its parser, and `run` yields the lines that it
+prints. What can be refused without a model is refused before one loads.
 
 Results go to standard output; progress, warnings and errors to standard error.
 """
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import sys
 import warnings
@@ -14,26 +18,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from drllm import __version__
-from drllm.cli import (
-    compare,
-    evaluate,
-    export,
-    generate,
-    info,
-    inspect,
-    methods,
-    models,
-    push,
-    records,
-    report,
-    reproduce,
-    retrofit,
-    search,
-    serve,
-    tasks,
-    train,
-)
-from drllm.cli.job import Command, Job, Lines
+from drllm.cli import train
+from drllm.cli.job import Job, Lines
 from drllm.cli.options import CommonConfig, Sections, build, read_yaml
 from drllm.cli.terminal import TerminalReporter, one_line, quiet_other_packages, show_warning, write_error
 from drllm.core.errors import DrllmError, InputError
@@ -42,25 +28,12 @@ from drllm.core.progress import reporting_to
 
 EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
 
-COMMANDS: dict[str, Command] = {
-    "search": search.COMMAND,
-    "train": train.COMMAND,
-    "methods": methods.COMMAND,
-    "evaluate": evaluate.COMMAND,
-    "compare": compare.COMMAND,
-    "generate": generate.COMMAND,
-    "inspect": inspect.COMMAND,
-    "info": info.COMMAND,
-    "push": push.COMMAND,
-    "export": export.COMMAND,
-    "serve": serve.COMMAND,
-    "report": report.COMMAND,
-    "reproduce": reproduce.COMMAND,
-    "records": records.COMMAND,
-    "models": models.COMMAND,
-    "tasks": tasks.COMMAND,
-    "retrofit": retrofit.COMMAND,
+GROUPS = {
+    "a run, step by step or in one go": ("search", "train", "evaluate", "report", "retrofit", "reproduce"),
+    "its policies": ("generate", "inspect", "serve", "export", "info", "push"),
+    "lists and tables": ("tasks", "models", "methods", "records", "compare"),
 }
+COMMANDS = {name: importlib.import_module(f"drllm.cli.{name}") for names in GROUPS.values() for name in names}
 
 
 class _Help(Exception):
@@ -137,28 +110,33 @@ def _lines(arguments: list[str]) -> Lines:
 
 def make_parser(name: str, arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The parser of one command; some have other flags by what stands among the arguments."""
-    command = COMMANDS[name]
+    about, example = help_of(name)
     parser = _Parser(
         prog=f"drllm {name}",
-        description=command.about,
-        epilog=f"example:\n  {command.example}",
+        description=about,
+        epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    command.add_flags(parser)
-    if command.add_flags_by is not None:
-        command.add_flags_by(parser, arguments)
+    COMMANDS[name].add_flags(parser)
+    if name == "train":
+        train.add_method_flags(parser, arguments)
     return parser
+
+
+def help_of(name: str) -> tuple[str, str]:
+    """What a command does, and a line to try."""
+    about, _, example = (COMMANDS[name].__doc__ or "").partition("\n\nexample:\n")
+    return about, example.strip()
 
 
 def _overview() -> str:
     """Every command with the first sentence of what it does."""
-    commands = "\n".join(f"  {name:10} {command.about.split('. ')[0].rstrip('.')}" for name, command in COMMANDS.items())
-    return (
-        "usage: drllm COMMAND [flags]\n\nAdaptive depth for frozen language models: once a prompt, skip, execute or repeat each block.\n\n"
-        f"commands:\n{commands}\n\n`drllm COMMAND --help` shows a command's flags; `drllm --version` the version.\n\n"
-        f"example:\n  {COMMANDS['retrofit'].example}"
-    )
+    text = "usage: drllm COMMAND [flags]\n\nAdaptive depth for frozen language models: once a prompt, skip, execute or repeat each block.\n"
+    for title, names in GROUPS.items():
+        text += f"\n{title}:\n" + "".join(f"  {name:10} {help_of(name)[0].splitlines()[0].rstrip('.')}\n" for name in names)
+    text += "\n`drllm COMMAND --help` shows a command's flags; `drllm --version` the version.\n"
+    return f"{text}\nexample:\n  {help_of('retrofit')[1]}"
 
 
 def fail(message: str) -> int:

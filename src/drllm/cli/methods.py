@@ -1,10 +1,14 @@
-"""`drllm methods`: what can train a policy."""
+"""List the methods that train a policy, and where each is from.
+
+example:
+  drllm methods
+"""
 
 from __future__ import annotations
 
 import textwrap
 
-from drllm.cli.job import Command, Job, Lines
+from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common
 from drllm.methods.base import get_method, method_names
 
@@ -17,4 +21,4 @@ def run(job: Job) -> Lines:
         yield textwrap.indent(f"{method.paper}; drllm train --method {name}", " " * 17)
 
 
-COMMAND = Command("List the methods that train a policy, and where each is from.", "drllm methods", add_common, run)
+add_flags = add_common

@@ -1,10 +1,14 @@
-"""`drllm models`: what may be given as a model."""
+"""List the aliases, what else may be given as a model, and the supported families.
+
+example:
+  drllm models
+"""
 
 from __future__ import annotations
 
 import textwrap
 
-from drllm.cli.job import Command, Job, Lines
+from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common
 
 
@@ -30,4 +34,4 @@ def _cached(repo: str) -> bool:
     return isinstance(try_to_load_from_cache(repo, "config.json"), str)
 
 
-COMMAND = Command("List the aliases, what else may be given as a model, and the supported families.", "drllm models", add_common, run)
+add_flags = add_common

@@ -1,11 +1,15 @@
-"""`drllm push`: a saved policy to the Hub."""
+"""Upload a saved policy and its model card to the Hub.
+
+example:
+  drllm push runs/a/routers someone/smollm2-routers
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from drllm.cli.job import Command, Job, Lines
+from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common
 
 
@@ -18,14 +22,8 @@ def run(job: Job) -> Lines:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `drllm push`."""
     parser.add_argument("folder", metavar="FOLDER", help="a saved policy")
     parser.add_argument("repo", metavar="ID", help="Hub id, such as someone/smollm2-routers; made if there is none")
     parser.add_argument("--revision", metavar="NAME", help="branch to commit to; made if there is none")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     add_common(parser)
-
-
-COMMAND = Command(
-    "Upload a saved policy and its model card to the Hub.", "drllm push runs/a/routers someone/smollm2-routers", add_flags, run
-)

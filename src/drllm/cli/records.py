@@ -1,4 +1,8 @@
-"""`drllm records info|merge|export`: what a folder of records holds, several folders as one, plain tables of them."""
+"""Describe search records (info), merge those of several runs (merge), or write them to one file (export).
+
+example:
+  drllm records info runs/a
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from drllm.cli.job import Command, Job, Lines
+from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
@@ -63,17 +67,8 @@ def sweeps(folders: Iterable[Path]) -> Lines:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `drllm records`."""
     parser.add_argument("action", metavar="ACTION", help="info: print tables; merge: copy into one run folder; export: write one file")
     parser.add_argument("folders", nargs="*", metavar="FOLDER", help="run folders or task folders; for info and export also a single shard")
     parser.add_argument("--out", metavar="NEW", help="merge: a new run folder; export: a file, .parquet, .csv or .jsonl")
     parser.add_argument("--float16", action="store_true", help="export: margins of a .parquet file as float16")
     add_common(parser)
-
-
-COMMAND = Command(
-    "Describe search records (info), merge those of several runs (merge), or write them to one file (export).",
-    "drllm records info runs/a",
-    add_flags,
-    run,
-)

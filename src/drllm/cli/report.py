@@ -1,10 +1,14 @@
-"""`drllm report`: a run folder as one page."""
+"""Write a run folder's report: one page for a browser, the same as Markdown, its pictures and their numbers.
+
+example:
+  drllm report runs/a
+"""
 
 from __future__ import annotations
 
 import argparse
 
-from drllm.cli.job import Command, Job, Lines
+from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common
 from drllm.core.errors import InputError
 
@@ -21,14 +25,5 @@ def run(job: Job) -> Lines:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `drllm report`."""
     parser.add_argument("run", nargs="?", metavar="RUN", help="the run folder; --out names it as well")
     add_common(parser, "out")
-
-
-COMMAND = Command(
-    "Write a run folder's report: one page for a browser, the same as Markdown, its pictures and their numbers.",
-    "drllm report runs/a",
-    add_flags,
-    run,
-)

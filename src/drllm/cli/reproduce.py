@@ -1,11 +1,17 @@
-"""`drllm reproduce`: the paper's tables and figures on a model of one's own."""
+"""Reproduce the paper's tables and figures on a model.
+
+Searches, trains and compares what they need, then writes one page; resumes.
+
+example:
+  drllm reproduce table3 --model smollm2-135m-q4 --scale 0.1 --out runs/paper
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from drllm.cli.job import Command, Job, Lines
+from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common, add_section
 
 
@@ -42,17 +48,8 @@ def run(job: Job) -> Lines:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `drllm reproduce`."""
     parser.add_argument("names", nargs="*", metavar="NAME", help="table2 to table8, fig1, fig4, fig5, fig7 to fig11, latency, or all")
     parser.add_argument("--dry-run", action="store_true", help="print the stages, what each costs in plain forwards and hours, and stop")
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
     add_section(parser, "reproduce")
     add_section(parser, "resources", about="where and how searches and comparisons run")
-
-
-COMMAND = Command(
-    "Reproduce the paper's tables and figures on a model. Searches, trains and compares what they need, then writes one page; resumes.",
-    "drllm reproduce table3 --model smollm2-135m-q4 --scale 0.1 --out runs/paper",
-    add_flags,
-    run,
-)

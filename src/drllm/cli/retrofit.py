@@ -1,10 +1,16 @@
-"""`drllm retrofit`: search, train, evaluate and report in one go."""
+"""Do it all: search, train, evaluate beside blind baselines, answer one question and report.
+
+Finished stages are skipped.
+
+example:
+  drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --search-limit 100 --out runs/demo
+"""
 
 from __future__ import annotations
 
 import argparse
 
-from drllm.cli.job import Command, Job, Lines
+from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common, add_config, add_section
 from drllm.methods.base import get_method
 
@@ -43,11 +49,3 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         add_section(parser, section, prefix=f"{section}_")
     for name in TRAINED:
         add_config(parser, get_method(name).config, prefix=f"{name}_", title=f"{name} (section `{name}` of the YAML file)")
-
-
-COMMAND = Command(
-    "Do it all: search, train, evaluate beside blind baselines, answer one question and report. Finished stages are skipped.",
-    "drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --search-limit 100 --out runs/demo",
-    add_flags,
-    run,
-)

@@ -1,11 +1,17 @@
-"""`drllm search`: good routes for the questions of each task, found by Monte Carlo tree search; or routes of a list, evaluated."""
+"""Find good routes for each question by Monte Carlo tree search.
+
+The same command resumes.
+
+example:
+  drllm search --model smollm2-135m-q4 --tasks arc_easy --limit 100 --out runs/a
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from drllm.cli.job import Command, Job, Lines
+from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common, add_section
 from drllm.cli.records import sweeps
 
@@ -32,7 +38,6 @@ def run(job: Job) -> Lines:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `drllm search`."""
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
     add_section(parser, "search")
     add_section(parser, "resources", about="where and how it runs; no record depends on them")
@@ -40,11 +45,3 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--list", metavar="NAME", default="", help="name of that list; needed to add routes to a run that has a list already"
     )
-
-
-COMMAND = Command(
-    "Find good routes for each question by Monte Carlo tree search. The same command resumes.",
-    "drllm search --model smollm2-135m-q4 --tasks arc_easy --limit 100 --out runs/a",
-    add_flags,
-    run,
-)

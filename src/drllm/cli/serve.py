@@ -1,4 +1,10 @@
-"""`drllm serve`: a policy behind an OpenAI-compatible server, on vLLM."""
+"""Serve a policy on vLLM behind an OpenAI-compatible API.
+
+It may be one route, a codebook or routers; or requests name their routes.
+
+example:
+  drllm serve runs/a/codebook --port 8000
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from drllm.cli.job import Command, Job, Lines
+from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common, split_words
 from drllm.core.errors import InputError
 
@@ -127,7 +133,6 @@ def engine_device() -> str:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `drllm serve`."""
     add = parser.add_argument
     add("policy", nargs="?", default="", metavar="POLICY", help="a saved policy: a folder, or its id on the Hub")
     add("--base", default="", metavar="ID", help="the model, where the policy's own is elsewhere; alone: no policy, forced routes")
@@ -147,11 +152,3 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     shown = "print the command and its environment instead of starting it (writes a GGUF's plain checkpoint)"
     add("--print", action="store_true", help=shown)
     add_common(parser, "model", "dtype", "device")
-
-
-COMMAND = Command(
-    "Serve a policy on vLLM behind an OpenAI-compatible API. It may be one route, a codebook or routers; or requests name their routes.",
-    "drllm serve runs/a/codebook --port 8000",
-    add_flags,
-    run,
-)

@@ -1,4 +1,8 @@
-"""`drllm tasks`: what can be asked, and where the questions would come from here."""
+"""List the tasks and where their questions would come from here.
+
+example:
+  drllm tasks
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from drllm.cli.job import Command, Job, Lines
+from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common
 
 
@@ -38,8 +42,4 @@ def _source(name: str, data: str) -> str:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `drllm tasks`."""
     add_common(parser, "data")
-
-
-COMMAND = Command("List the tasks and where their questions would come from here.", "drllm tasks", add_flags, run)

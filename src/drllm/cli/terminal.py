@@ -18,11 +18,9 @@ class TerminalReporter(Reporter):
     """Shows each job on standard error: as a bar with the time left where that is a terminal, else as a line now and then."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._bars: dict[Progress | None, tuple[Bar, TaskID]] = {}
 
     def start(self, job: Progress) -> None:
-        super().start(job)
         from rich.console import Console  # where it draws: a refused argument is fast
 
         console = Console(stderr=True)
@@ -44,7 +42,6 @@ class TerminalReporter(Reporter):
         bar.update(task, completed=job.done, description=f"{job.label} {job.note}".strip())
 
     def stop(self, job: Progress) -> None:
-        super().stop(job)
         if job in self._bars:
             self._bars.pop(job)[0].stop()
 

@@ -1,4 +1,10 @@
-"""`drllm train`: a policy from a run's records."""
+"""Train a policy on a run's records and save it in the run folder.
+
+The model is the searched one; --model says where it is now.
+
+example:
+  drllm train --out runs/a --method routers --epochs 10
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from drllm.cli.job import Command, Job, Lines
+from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common, add_config, add_section
 from drllm.core.errors import InputError
 from drllm.methods.base import get_method
@@ -55,7 +61,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_section(parser, "gate", about="a guarantee of the policy's accuracy")
 
 
-def add_flags_of_method(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+def add_method_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     """The flags of the method that the command line names."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--method", nargs="?", default=DEFAULT)
@@ -64,12 +70,3 @@ def add_flags_of_method(parser: argparse.ArgumentParser, arguments: Sequence[str
         add_config(parser, get_method(name).config, title=f"method {name} (section `{name}` of the YAML file)")
     except argparse.ArgumentError as error:
         raise InputError(f"method {name!r} has an option that `drllm train` has itself ({error}): its author must rename it") from None
-
-
-COMMAND = Command(
-    "Train a policy on a run's records and save it in the run folder. The model is the searched one; --model says where it is now.",
-    "drllm train --out runs/a --method routers --epochs 10",
-    add_flags,
-    run,
-    add_flags_of_method,
-)

@@ -19,24 +19,17 @@ LOG_EVERY_S = 20.0
 
 
 class Progress:
-    """Context manager around one job of `total` units, which the reporter hears of.
+    """Context manager around one job of `total` units: `done` of them so far, `resumed` of those by an earlier run.
 
-    Attributes:
-        label: what the job is called.
-        total: how many units it has.
-        done: how many are done, those of an earlier run among them.
-        resumed: how many an earlier run did; the time left is estimated without them.
-        note: what was said of the last step.
-        started: `time.monotonic()` at the start.
+    `started` and `reported` are times of `time.monotonic()`: of the job's start, and of its last line.
     """
 
     def __init__(self, label: str, total: int):
         self.label, self.total, self.done, self.resumed, self.note = label, total, 0, 0, ""
-        self.started = time.monotonic()
         self._reporter = _current
 
     def __enter__(self) -> Progress:
-        self.started = time.monotonic()
+        self.started = self.reported = time.monotonic()
         self._reporter.start(self)
         return self
 
@@ -48,7 +41,7 @@ class Progress:
         self._reporter.line(line, self)
 
     def resume(self, n: int) -> None:
-        """`n` units were done by an earlier run."""
+        """`n` units were done by an earlier run; the time left is estimated without them."""
         self.done += n
         self.resumed += n
         self._reporter.resume(self)
@@ -66,12 +59,11 @@ class Reporter:
     Override `line` for another place of the lines, the other methods for another form.
     """
 
-    def __init__(self) -> None:
-        self._logged: dict[Progress, float] = {}
-
     def start(self, job: Progress) -> None:
         """A job begins."""
-        self._logged[job] = job.started
+
+    def stop(self, job: Progress) -> None:
+        """A job has ended, or failed."""
 
     def resume(self, job: Progress) -> None:
         """`job.resumed` of its units were done by an earlier run."""
@@ -81,16 +73,11 @@ class Reporter:
     def advance(self, job: Progress) -> None:
         """`job.done` has grown."""
         now = time.monotonic()
-        if now - self._logged.get(job, job.started) < LOG_EVERY_S and job.done < job.total:
+        if now - job.reported < LOG_EVERY_S and job.done < job.total:
             return
-        self._logged[job] = now
-        elapsed = now - job.started
+        job.reported, elapsed = now, now - job.started
         left = elapsed / max(job.done - job.resumed, 1) * (job.total - job.done)
         self.line(f"{f'{job.label} {job.note}'.strip()}: {job.done}/{job.total}, {elapsed:.0f} s, {left:.0f} s left", job)
-
-    def stop(self, job: Progress) -> None:
-        """A job has ended, or failed."""
-        self._logged.pop(job, None)
 
     def line(self, text: str, job: Progress | None = None) -> None:
         """One line: of a job, or, without one, of the steps between jobs."""
