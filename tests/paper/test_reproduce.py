@@ -341,7 +341,7 @@ def test_a_difference_is_that_of_the_same_questions(bench):
     for task in stage.tasks:
         alone = against(bench, stage, "routers", "base", (task,))
         assert alone.mean == pytest.approx(rows[task].difference)
-        assert alone.p == pytest.approx(rows[task]["mcnemar_p"], abs=0.02)
+        assert alone.p == pytest.approx(rows[task].mcnemar_p, abs=0.02)
     assert against(bench, stage, "routers", "routers").is_gain is None
     assert Difference("a", "b", 0.02, 0.01, 0.03, 0.01).is_gain is True
     assert Difference("a", "b", -0.02, -0.03, -0.01, 0.01).is_gain is False

@@ -79,10 +79,8 @@ def plain_ms(routed: RoutedModel, tasks: Sequence[str], reward: Any, data: str |
                 base_logliks(routed, question.rows, scorer.packed)
             else:
                 ids_BT = torch.tensor([question.context_ids], device=routed.device)
-                routed.model.generate(
-                    ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=scorer.max_new_tokens, do_sample=False,
-                    pad_token_id=routed.pad_id,
-                )  # fmt: skip
+                options = {"max_new_tokens": scorer.max_new_tokens, "do_sample": False, "pad_token_id": routed.pad_id}
+                routed.model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), **options)
             _wait(routed.device)
             times.append(time.perf_counter() - started)
         found.append(float(np.median(times[1:])))
@@ -122,10 +120,10 @@ def _in_turn(
     logs = np.log(np.array(seconds["routed"]) / np.array(seconds["base"]))
     half = float(stats.t.ppf(0.975, rounds - 1) * logs.std(ddof=1) / rounds**0.5)
     low, middle, high = (float(np.exp(logs.mean() + shift)) for shift in (-half, 0.0, half))
-    return {
-        "base": float(np.median(seconds["base"])), "routed": float(np.median(seconds["routed"])), "ratio": middle,
-        "ratio_low": low, "ratio_high": high, "passes": float(np.mean(passes)), "tokens": n_tokens,
-    }  # fmt: skip
+    ratio = {"ratio": middle, "ratio_low": low, "ratio_high": high}
+    return (
+        {side: float(np.median(found)) for side, found in seconds.items()} | ratio | {"passes": float(np.mean(passes)), "tokens": n_tokens}
+    )
 
 
 def _batch(routed: RoutedModel, prompts: Sequence[Sequence[int]], round_: int, size: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from drllm.paper.published import PAPER
 from drllm.paper.setup import Setup
 from drllm.paper.stages import Bench, Evaluate, Search, Stage, Train
 from drllm.reporting.parts import Part, Table
-from drllm.reporting.summary_table import HEADER, cells
+from drllm.reporting.summary_table import by_task
 from drllm.runs.load import read_epochs
 from drllm.runs.names import BASE
 from drllm.runs.summary import Summary, SummaryRow, mean_over_tasks
@@ -68,10 +68,7 @@ def ablation(setup: Setup, policies: Sequence[str]) -> Evaluate:
 
 def comparison(summary: Summary, caption: str) -> Table:
     """Every row of an evaluation; its seconds are of one run each."""
-    rows = tuple((row.task, *cells(row, summary.reference)) for row in summary.rows)
-    return Table(
-        ("task", *HEADER), rows, f"{caption} Seconds are of one run each, beside whatever else the machine did; table 7 has paired times."
-    )
+    return by_task(summary, f"{caption} Seconds are of one run each, beside whatever else the machine did; table 7 has paired times.")
 
 
 def pooled(summary: Summary, method: str) -> SummaryRow:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from drllm.core.route import Action, Route
@@ -11,7 +12,7 @@ from drllm.paper import charts
 from drllm.paper.charts import Point
 from drllm.paper.exhibits import (
     ROUTERS,
-    Claim,
+    Difference,
     Exhibit,
     ablation,
     after_routers,
@@ -29,98 +30,129 @@ from drllm.paper.setup import Setup
 from drllm.paper.stages import Bench, Evaluate, Stage, Turn
 from drllm.reporting.chart import Axis, Chart, number
 from drllm.reporting.figures import accuracy_charts, label_distribution, mean_usage, usage_map
-from drllm.reporting.parts import Bullets, Paragraph, Part, Table
+from drllm.reporting.parts import Bullets, Part, Table
 from drllm.reporting.summary_table import verdict
 from drllm.runs.names import BASE
 from drllm.runs.records import read_records
 from drllm.runs.summary import SummaryRow
 
-WIDTHS, DEPTHS, WINDOWS = (64, 128, 256, 512, 1024), (1, 2, 3, 4), (1, 2, 4, 8, 16)  # section 6; 128, 2 and 8 are the paper's choice
-SWEEPS = (("width", WIDTHS, "hidden width"), ("depth", DEPTHS, "linear layers"), ("n_windows", WINDOWS, "windows"))
-CHOSEN = {"width": 128, "depth": 2, "n_windows": 8}
 CONTROL = (-1.0, -0.75, -0.6, -0.5, -0.4, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
-LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
-    "focal (paper)": (ROUTERS, {}),
-    "weighted cross-entropy": ("routers_weighted", {"gamma": 0.0}),
-    "plain cross-entropy": ("routers_plain", {"gamma": 0.0, "beta": 0.0}),
-}
 THIRDS = ("early blocks", "middle blocks", "late blocks")
 DIFFERENCE = "points over the base, 95 %"
 PROBABILITIES = "How sure the routers are of each action, on the fit questions with a kept path, along it; the knob blends these."
 POOLED = "Accuracy and passes of all questions together, whatever their task; claims are of the mean over tasks."
 
 
-def _variant(option: str, value: int) -> str:
-    """The policy of one ablation; the paper's own choice is the routers."""
-    return ROUTERS if CHOSEN[option] == value else f"routers_{option.removeprefix('n_')}_{value}"
+@dataclass(frozen=True)
+class Sweep:
+    """Routers trained in several ways, compared on tune.
+
+    Attributes:
+        x: what differs, in words.
+        policies: the options of each policy's training.
+        names: of the policies in tables; the paper's choice is marked in charts.
+    """
+
+    x: str
+    policies: dict[str, dict[str, Any]]
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, option: str, x: str, choice: int, values: Sequence[int]) -> Sweep:
+        """Over the values of one option. `choice`: the paper's, whose policy is the routers."""
+        own = f"routers_{option.removeprefix('n_')}"
+        policies = {ROUTERS if value == choice else f"{own}_{value}": {} if value == choice else {option: value} for value in values}
+        return cls(x, policies, tuple(map(str, values)))
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What stands on the x axis for each policy."""
+        named = zip(self.policies, self.names, strict=True)
+        return {policy: f"{name} (paper)" if policy == ROUTERS and "(paper)" not in name else name for policy, name in named}
+
+    def trained(self, setup: Setup) -> list[Stage]:
+        """The training of each policy."""
+        return [train_routers(setup, policy, **options) for policy, options in self.policies.items()]
+
+    def compared(self, setup: Setup) -> Evaluate:
+        """Their comparison."""
+        return ablation(setup, list(self.policies))
+
+    def over_base(self, bench: Bench) -> dict[str, list[Point]]:
+        """Each policy less the base, each task weighing the same, as in claims."""
+        found = {label: against(bench, self.compared(bench.setup), policy, BASE) for policy, label in self.labels.items()}
+        return {"mean over tasks": [Point(label, 100 * each.mean, 100 * each.low, 100 * each.high) for label, each in found.items()]}
+
+    def by_task(self, bench: Bench) -> dict[str, list[Point]]:
+        """Each policy less the base on each task."""
+        summary = bench.run(self.compared(bench.setup))
+        rows = {(row.task, row.method): row for row in summary.rows}
+        return {task: [_difference(rows[task, policy], label) for policy, label in self.labels.items()] for task in summary.tasks}
+
+    def chart(self, bench: Bench, name: str, series: dict[str, list[Point]]) -> Chart:
+        """The policies' accuracy over the base."""
+        title = f"Routers by {self.x}, tune split, n = {self.n(bench)} questions"
+        caption = f"Accuracy against the base, which is the dotted line, by {self.x}; intervals that overlap tell nothing apart."
+        return charts.curves(name, title, caption, (Axis(self.x), DIFFERENCE), series, base=0)
+
+    def n(self, bench: Bench) -> int:
+        """How many questions they are compared on."""
+        return pooled(bench.run(self.compared(bench.setup)), BASE).n
+
+    def table(self, bench: Bench, scores: Mapping[str, str], caption: str = "") -> Table:
+        """Accuracy and passes of each policy, and these scores of its training, by their names in the metrics."""
+        summary = bench.run(self.compared(bench.setup))
+        rows = []
+        for policy, name in zip(self.policies, self.names, strict=True):
+            row, (found, _) = pooled(summary, policy), last_scores(bench, policy)
+            rows.append((name, percent(row.accuracy), f"{row.mean_passes:.2f}", *(found[score] for score in scores)))
+        return Table((self.x, "accuracy, %", "mean passes", *scores.values()), tuple(rows), f"{POOLED}{caption}")
+
+    def against_others(self, bench: Bench) -> list[Difference]:
+        """The paper's choice less each of the others."""
+        return [against(bench, self.compared(bench.setup), ROUTERS, policy) for policy in self.policies if policy != ROUTERS]
 
 
-def _sweep(setup: Setup, option: str, values: Sequence[int]) -> list[Stage]:
-    return [train_routers(setup, _variant(option, value), **({} if CHOSEN[option] == value else {option: value})) for value in values]
+WINDOWS = (1, 2, 4, 8, 16)
+SWEEPS = {  # section 6
+    "width": Sweep.of("width", "hidden width", 128, (64, 128, 256, 512, 1024)),
+    "depth": Sweep.of("depth", "linear layers", 2, (1, 2, 3, 4)),
+    "n_windows": Sweep.of("n_windows", "windows", 8, WINDOWS),
+}
+LOSSES = Sweep(
+    "loss",
+    {ROUTERS: {}, "routers_weighted": {"gamma": 0.0}, "routers_plain": {"gamma": 0.0, "beta": 0.0}},
+    ("focal (paper)", "weighted cross-entropy", "plain cross-entropy"),
+)
+MACRO_F1 = {"macro_f1": "macro-F1, %"}
+EACH_F1 = {"f1_skip": "F1 skip", "f1_execute": "F1 execute", "f1_repeat": "F1 repeat"}
 
 
-def _swept(setup: Setup, option: str, values: Sequence[int]) -> Evaluate:
-    return ablation(setup, [_variant(option, value) for value in values])
-
-
-def _difference(row: SummaryRow, x: float | str) -> Point:
+def _difference(row: SummaryRow, x: str) -> Point:
     return Point(x, 100 * row.difference, 100 * row.difference_low, 100 * row.difference_high)
-
-
-def _over_base(bench: Bench, stage: Evaluate, policy: str, x: float | str) -> Point:
-    """Each task weighing the same, as in claims."""
-    found = against(bench, stage, policy, BASE)
-    return Point(x, 100 * found.mean, 100 * found.low, 100 * found.high)
 
 
 def _accuracy(row: SummaryRow, x: float) -> Point:
     return Point(x, 100 * row.accuracy, 100 * row.wilson_low, 100 * row.wilson_high)
 
 
-def _sweep_chart(bench: Bench, option: str, values: Sequence[int], name: str, x: str, by_task: bool = False) -> Chart:
-    stage = _swept(bench.setup, option, values)
-    summary = bench.run(stage)
-    rows = {(row.task, row.method): row for row in summary.rows}
-    names = {value: f"{value}{' (paper)' if CHOSEN[option] == value else ''}" for value in values}
-    if by_task:
-        series = {task: [_difference(rows[task, _variant(option, value)], names[value]) for value in values] for task in summary.tasks}
-    else:
-        series = {"mean over tasks": [_over_base(bench, stage, _variant(option, value), names[value]) for value in values]}
-    n = sum(rows[task, BASE].n for task in summary.tasks)
-    title = f"Routers by {x}, tune split, n = {n} questions"
-    caption = f"Accuracy against the base, which is the dotted line, by {x}; intervals that overlap tell nothing apart."
-    return charts.curves(name, title, caption, (Axis(x), DIFFERENCE), series, base=0)
-
-
-def _sweep_table(bench: Bench, option: str, values: Sequence[int], x: str) -> Table:
-    summary = bench.run(_swept(bench.setup, option, values))
-    rows = []
-    for value in values:
-        policy = _variant(option, value)
-        row, (scores, _) = pooled(summary, policy), last_scores(bench, policy)
-        rows.append((str(value), percent(row.accuracy), f"{row.mean_passes:.2f}", scores["macro_f1"]))
-    return Table((x, "accuracy, %", "mean passes", "macro-F1, %"), tuple(rows), POOLED)
-
-
-def _best(bench: Bench, option: str, values: Sequence[int], text: str) -> Claim:
-    """The claim that the paper's choice is best, against each of the others."""
-    stage = _swept(bench.setup, option, values)
-    found = [against(bench, stage, ROUTERS, _variant(option, value)) for value in values if CHOSEN[option] != value]
-    best = min(found, key=lambda difference: difference.mean)
-    return weighed(text, found, f"Against the best other: {best}")
+def _stages(*sweeps: Sweep) -> Callable[[Setup], list[Stage]]:
+    return lambda setup: [
+        *searches(setup),
+        *(stage for sweep in sweeps for stage in sweep.trained(setup)),
+        *(sweep.compared(setup) for sweep in sweeps),
+    ]
 
 
 def _fig1(bench: Bench) -> list[Part]:
     summary = bench.run(in_domain(bench.setup))
-    shown = accuracy_charts(summary)
-    return [*(part if isinstance(part, Chart) else Paragraph(part) for part in shown), Bullets((verdict(summary, ROUTERS),), strong=True)]
+    return [*accuracy_charts(summary), Bullets((verdict(summary, ROUTERS),), strong=True)]
 
 
 def _fig4(bench: Bench) -> list[Part]:
     stage = in_domain(bench.setup)
     split = bench.run(stage).split
     rows = {(split, ROUTERS, task): answers(bench, stage, ROUTERS, task) for task in stage.tasks}
-    heat = usage_map(rows, split)
     groups: dict[str, dict[str, list[float]]] = {}
     for task in stage.tasks:
         routes = [Route.parse(row["route"]) for row in rows[split, ROUTERS, task]]
@@ -134,23 +166,18 @@ def _fig4(bench: Bench) -> list[Part]:
     caption = "Mean passes a block of each prompt, by thirds of the model: median, quartiles, 5th and 95th percentile; the base makes 1."
     title = f"Passes by thirds of the blocks, {split} split"
     box = charts.boxes("thirds", title, caption, "passes a block", groups)
-    return [heat if isinstance(heat, Chart) else Paragraph(heat), box]
-
-
-def _fig5_stages(setup: Setup) -> list[Stage]:
-    trained = [stage for option, values, _ in SWEEPS for stage in _sweep(setup, option, values)]
-    return [*searches(setup), *trained, *(_swept(setup, option, values) for option, values, _ in SWEEPS)]
+    return [usage_map(rows, split), box]
 
 
 def _fig5(bench: Bench) -> list[Part]:
     parts: list[Part] = []
-    for option, values, x in SWEEPS:
-        parts += [_sweep_chart(bench, option, values, f"by_{option}", x), _sweep_table(bench, option, values, x)]
-    lines = (
-        _best(bench, "width", WIDTHS, "a hidden width of 128 is best"),
-        _best(bench, "depth", DEPTHS, "two linear layers are best"),
-    )
-    return [*parts, Bullets(lines, strong=True)]
+    for option, sweep in SWEEPS.items():
+        parts += [sweep.chart(bench, f"by_{option}", sweep.over_base(bench)), sweep.table(bench, MACRO_F1)]
+    claims = []
+    for option, text in (("width", "a hidden width of 128 is best"), ("depth", "two linear layers are best")):
+        found = SWEEPS[option].against_others(bench)
+        claims.append(weighed(text, found, f"Against the best other: {min(found, key=lambda difference: difference.mean)}"))
+    return [*parts, Bullets(tuple(claims), strong=True)]
 
 
 def _turned(setup: Setup) -> Evaluate:
@@ -168,24 +195,20 @@ def _fig7(bench: Bench) -> list[Part]:
         "The base has no knob: its line is level."
     )
     turned, level = "routers under the knob", (CONTROL[0], CONTROL[-1])
-    panels = {
-        "accuracy (%), 95 % Wilson interval": {turned: [_accuracy(row, p) for p, row in rows], BASE: [_accuracy(base, p) for p in level]},
-        "mean passes a prompt": {
-            turned: [Point(p, row.mean_passes) for p, row in rows], BASE: [Point(p, base.mean_passes) for p in level]
-        },
-    }  # fmt: skip
-    told = [(turned, row, f"p {p:+g}") for p, row in rows] + [(BASE, base, "")]
+    accuracy = {turned: [_accuracy(row, p) for p, row in rows], BASE: [_accuracy(base, p) for p in level]}
+    passes = {turned: [Point(p, row.mean_passes) for p, row in rows], BASE: [Point(p, base.mean_passes) for p in level]}
+    panels = {"accuracy (%), 95 % Wilson interval": accuracy, "mean passes a prompt": passes}
+    drawn = [(turned, row, f"p {p:+g}") for p, row in rows] + [(BASE, base, "")]
     keys = ("mean_passes", "accuracy", "wilson_low", "wilson_high")
-    numbers = [(series, *(number(getattr(row, key)) for key in keys), p) for series, row, p in told]
+    numbers = [(series, *(number(getattr(row, key)) for key in keys), p) for series, row, p in drawn]
     chart = charts.stacked("knob", title, caption, "control knob p", panels, ("series", *keys, "p"), numbers)
-    table = Table(
-        ("p", "accuracy, %", "mean passes", "points over the base"),
-        tuple((f"{p:+.2f}", percent(row.accuracy), f"{row.mean_passes:.2f}",
-               with_interval(row.difference, row.difference_low, row.difference_high))
-              for p, row in rows),
-        POOLED,
-    )  # fmt: skip
+    cells = tuple((f"{p:+.2f}", percent(row.accuracy), f"{row.mean_passes:.2f}", _interval(row)) for p, row in rows)
+    table = Table(("p", "accuracy, %", "mean passes", "points over the base"), cells, POOLED)
     return [chart, table, _probabilities(bench)]
+
+
+def _interval(row: SummaryRow) -> str:
+    return with_interval(row.difference, row.difference_low, row.difference_high)
 
 
 def _probabilities(bench: Bench) -> Chart:
@@ -204,49 +227,29 @@ def _probabilities(bench: Bench) -> Chart:
     return charts.histogram("probabilities", title, PROBABILITIES, "probability", series)
 
 
-def _fig8_stages(setup: Setup) -> list[Stage]:
-    return [*searches(setup), *(train_routers(setup, policy, **options) for policy, options in LOSSES.values()), _lost(setup)]
-
-
-def _lost(setup: Setup) -> Evaluate:
-    return ablation(setup, [policy for policy, _ in LOSSES.values()])
-
-
 def _fig8(bench: Bench) -> list[Part]:
-    stage = _lost(bench.setup)
-    summary = bench.run(stage)
-    points = [_over_base(bench, stage, policy, name) for name, (policy, _) in LOSSES.items()]
-    rows = []
-    for name, (policy, _) in LOSSES.items():
-        row, (scores, _) = pooled(summary, policy), last_scores(bench, policy)
-        shown = (scores[key] for key in ("macro_f1", "f1_skip", "f1_execute", "f1_repeat"))
-        rows.append((name, percent(row.accuracy), f"{row.mean_passes:.2f}", *shown))
-    header = ("loss", "accuracy, %", "mean passes", "macro-F1, %", "F1 skip", "F1 execute", "F1 repeat")
-    n = pooled(summary, BASE).n
+    title = f"Losses, tune split, n = {LOSSES.n(bench)} questions"
     caption = "Accuracy against the base (the dotted line), mean over tasks, by the loss that the routers were trained with."
-    title = f"Losses, tune split, n = {n} questions"
-    found = [against(bench, stage, ROUTERS, policy) for policy, _ in LOSSES.values() if policy != ROUTERS]
-    lines = [weighed("focal loss is best", found)]
+    (points,) = LOSSES.over_base(bench).values()
+    scored = " F1 is on held-back questions along the label path, where any were held back."
     return [
         charts.curves("losses", title, caption, (Axis("loss"), DIFFERENCE), {"routers": points}, base=0),
-        Table(header, tuple(rows), f"{POOLED} F1 is on held-back questions along the label path, where any were held back."),
-        Bullets(tuple(lines), strong=True),
+        LOSSES.table(bench, MACRO_F1 | EACH_F1, scored),
+        Bullets((weighed("focal loss is best", LOSSES.against_others(bench)),), strong=True),
     ]
 
 
 def _fig9(bench: Bench) -> list[Part]:
-    few, many = (_variant("n_windows", value) for value in (WINDOWS[0], WINDOWS[-1]))
-    most = against(bench, _swept(bench.setup, "n_windows", WINDOWS), many, few)
-    return [
-        _sweep_chart(bench, "n_windows", WINDOWS, "windows_by_task", "windows", by_task=True),
-        Bullets((weighed("more windows are better", [most]),), strong=True),
-    ]
+    sweep = SWEEPS["n_windows"]
+    few, *_, many = sweep.policies
+    most = against(bench, sweep.compared(bench.setup), many, few)
+    claims = Bullets((weighed("more windows are better", [most]),), strong=True)
+    return [sweep.chart(bench, "windows_by_task", sweep.by_task(bench)), claims]
 
 
 def _fig10(bench: Bench) -> list[Part]:
     records = {task: list(read_records(bench.setup.run.search(task))) for task in bench.setup.tasks}
-    found = label_distribution(records)
-    return [found if isinstance(found, Chart) else Paragraph(found)]
+    return [label_distribution(records)]
 
 
 def _fig11(bench: Bench) -> list[Part]:
@@ -266,15 +269,10 @@ def _fig11(bench: Bench) -> list[Part]:
 FIGURES = (
     Exhibit("fig1", "Figure 1: accuracy against block passes", after_routers(in_domain), _fig1),
     Exhibit("fig4", "Figure 4: where routers skip and repeat", after_routers(in_domain), _fig4),
-    Exhibit("fig5", "Figure 5: width, depth and windows of the routers", _fig5_stages, _fig5),
+    Exhibit("fig5", "Figure 5: width, depth and windows of the routers", _stages(*SWEEPS.values()), _fig5),
     Exhibit("fig7", "Figure 7: the control knob", after_routers(*(lambda _, p=p: Turn(p) for p in CONTROL), _turned), _fig7),
-    Exhibit("fig8", "Figure 8: losses", _fig8_stages, _fig8),
-    Exhibit(
-        "fig9",
-        "Figure 9: windows, by task",
-        lambda s: [*searches(s), *_sweep(s, "n_windows", WINDOWS), _swept(s, "n_windows", WINDOWS)],
-        _fig9,
-    ),
+    Exhibit("fig8", "Figure 8: losses", _stages(LOSSES), _fig8),
+    Exhibit("fig9", "Figure 9: windows, by task", _stages(SWEEPS["n_windows"]), _fig9),
     Exhibit("fig10", "Figure 10: labels by task", searches, _fig10),
     Exhibit("fig11", "Figure 11: usage of each block", after_routers(in_domain), _fig11),
 )

@@ -56,29 +56,22 @@ def _table2(bench: Bench) -> list[Part]:
     row = stats.rows[-1]
     total, theirs = max(sum(row.actions), 1), sum(paper.ACTIONS)
     sampled = sum(paper.SAMPLED.values())
-    pairs = [
+    shares = zip(("skip", "execute", "repeat"), row.actions, paper.ACTIONS, strict=True)
+    pairs = (
         ("questions visited", f"{row.visited:,}", f"{paper.VISITED:,}"),
         ("kept, % of visited", percent(row.kept / max(row.visited, 1)), f"{percent(sampled / paper.VISITED)} (as many as it samples)"),
         ("kept paths that mend a wrong answer, %", percent(row.improved / max(row.kept, 1)), percent(paper.IMPROVED)),
         ("routes evaluated a visited question", f"{row.search_routes / max(row.visited, 1):.1f}", f"{paper.FORWARDS / paper.VISITED:.1f}"),
-        *((f"{name} labels, %", f"{100 * ours / total:.2f}", f"{100 * other / theirs:.2f}")
-          for name, ours, other in zip(("skip", "execute", "repeat"), row.actions, paper.ACTIONS, strict=True)),
-    ]  # fmt: skip
-    parts: list[Part] = [Table(header, tuple(found), f"{title[0].upper()}{title[1:]}.") for title, header, found in tables(stats)]
-    parts.append(
-        Table(
-            ("over all tasks", "here", f"{paper.PAPER}, its models"),
-            tuple(pairs),
-            "Beside the paper's totals, which are of its own models.",
-        )
+        *((f"{name} labels, %", f"{100 * ours / total:.2f}", f"{100 * other / theirs:.2f}") for name, ours, other in shares),
     )
+    parts: list[Part] = [Table(header, tuple(found), f"{title[0].upper()}{title[1:]}.") for title, header, found in tables(stats)]
+    header = ("over all tasks", "here", f"{paper.PAPER}, its models")
+    parts.append(Table(header, pairs, "Beside the paper's totals, which are of its own models."))
     if row.difference is not None:
         mean, low, high = map(points, row.difference)
         figures = f"{mean} points ({low} to {high}) of what the base gets wrong, questions pooled"
-        found = Claim(
-            "the search solves more than routes drawn blindly, in as many tries as it may take", decided(*row.difference[1:]), figures, OURS
-        )
-        parts.append(Bullets((found,), strong=True))
+        text = "the search solves more than routes drawn blindly, in as many tries as it may take"
+        parts.append(Bullets((Claim(text, decided(*row.difference[1:]), figures, OURS),), strong=True))
     return parts
 
 
@@ -195,16 +188,12 @@ def _table6(bench: Bench) -> list[Part]:
     summary = bench.run(stage)
     found = against(bench, stage, FIRST_BLOCK, BASE)
     below = None if found.is_gain is None else not found.is_gain
-    return [
-        comparison(summary, "Each router on the states entering its own block, or all on those entering the first, tune split."),
-        Bullets(
-            (
-                weighed("each router does better on its own block's input", [against(bench, stage, ROUTERS, FIRST_BLOCK)]),
-                Claim("fed the first block's input, routers fall below the base", below, str(found)),
-            ),
-            strong=True,
-        ),
-    ]
+    claims = (
+        weighed("each router does better on its own block's input", [against(bench, stage, ROUTERS, FIRST_BLOCK)]),
+        Claim("fed the first block's input, routers fall below the base", below, str(found)),
+    )
+    caption = "Each router on the states entering its own block, or all on those entering the first, tune split."
+    return [comparison(summary, caption), Bullets(claims, strong=True)]
 
 
 def _table8(bench: Bench) -> list[Part]:
@@ -226,14 +215,14 @@ def _table8(bench: Bench) -> list[Part]:
         *((f"F1 of {action.name.lower()}", scores[f"f1_{action.name.lower()}"], "") for action in Action),
     )
     low, high = (percent(value) for value in paper.AGREEMENT)
+    header = ("task", "prompts", "distinct routes", "blocks on which two prompts' routes agree, %")
     return [
-        Table(("task", "prompts", "distinct routes", "blocks on which two prompts' routes agree, %"), tuple(rows),
-              f"How far routes differ; {paper.PAPER}: {low} to {high} %."),
+        Table(header, tuple(rows), f"How far routes differ; {paper.PAPER}: {low} to {high} %."),
         Table((f"on {kept}, %", "here", f"{paper.PAPER}, its models"), quality, "Routers against the search's labels, along their path."),
         Paragraph(
             "Nearly all labels are `execute`: executing always meets as many of them as there are, so the share of labels met says little."
         ),
-    ]  # fmt: skip
+    ]
 
 
 TABLES = (

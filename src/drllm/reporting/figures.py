@@ -12,6 +12,7 @@ import numpy as np
 from drllm.core.route import Action, Route
 from drllm.core.text import display_name
 from drllm.reporting.chart import MANY_BARS, Axis, Bars, Chart, Front, Heat, Level, Mark, Spot, number
+from drllm.reporting.parts import Paragraph
 from drllm.runs.names import owner_of
 from drllm.runs.records import RouteRecord
 from drllm.runs.summary import POOLED, Summary
@@ -33,13 +34,13 @@ NO_FRONT = (
 )
 
 
-def accuracy_charts(summary: Summary) -> list[Chart | str]:
+def accuracy_charts(summary: Summary) -> list[Chart | Paragraph]:
     """Accuracy of each method with its Wilson interval against what it costs: passes a prompt, and seconds where they were measured."""
     split, rows = summary.split, summary.pooled
     if not rows:
-        return [f"No accuracy against passes on the {split} split: no method was evaluated."]
+        return [Paragraph(f"No accuracy against passes on the {split} split: no method was evaluated.")]
     label = f"mean passes a prompt (the base makes {rows[0].n_layers})"
-    charts: list[Chart | str] = [_accuracy(summary, f"accuracy_{split}", [row.mean_passes for row in rows], label, "passes")]
+    charts: list[Chart | Paragraph] = [_accuracy(summary, f"accuracy_{split}", [row.mean_passes for row in rows], label, "passes")]
     if all(row.seconds > 0 for row in rows):  # an older summary does not say
         label, seconds = "seconds a question, decisions included (controls are given their routes)", [row.seconds / row.n for row in rows]
         charts.append(_accuracy(summary, f"accuracy_seconds_{split}", seconds, label, SECONDS))
@@ -111,7 +112,7 @@ def _is_judged(method: str) -> bool:
     return not owner_of(method) and method not in UPPER_BOUNDS
 
 
-def usage_map(questions: Mapping[tuple[str, str, str], Sequence[Mapping[str, Any]]], split: str) -> Chart | str:
+def usage_map(questions: Mapping[tuple[str, str, str], Sequence[Mapping[str, Any]]], split: str) -> Chart | Paragraph:
     """Mean passes through each block by method and task; 1 is the base. Blind baselines make their owner's passes and are left out.
 
     `questions`: rows of the per-question files by (split, method, task).
@@ -126,7 +127,7 @@ def usage_map(questions: Mapping[tuple[str, str, str], Sequence[Mapping[str, Any
     if len(taken) > MAPPED:
         taken = {(method, POOLED): [route for place, part in taken.items() if place[0] == method for route in part] for method, _ in taken}
     if not taken:
-        return f"No passes by block on the {split} split: no method that leaves the base's route has been evaluated there."
+        return Paragraph(f"No passes by block on the {split} split: no method that leaves the base's route has been evaluated there.")
     means = {place: mean_usage(routes) for place, routes in taken.items()}
     names = [display_name(method) if task == POOLED else f"{display_name(method)}, {task}" for method, task in taken]
     labels = [f"{name} (n = {len(routes)})" for name, routes in zip(names, taken.values(), strict=True)]
@@ -148,12 +149,12 @@ def mean_usage(routes: Sequence[Route]) -> list[float]:
     return [sum(route[block] for route in routes) / len(routes) for block in range(len(routes[0]))]
 
 
-def label_distribution(records: Mapping[str, Sequence[RouteRecord]]) -> Chart | str:
+def label_distribution(records: Mapping[str, Sequence[RouteRecord]]) -> Chart | Paragraph:
     """How often the kept routes skip, execute and repeat a block, by task; counts on a log scale."""
     counts = {task: label_counts(found) for task, found in records.items()}
     counts = {task: count for task, count in counts.items() if sum(count.values())}
     if not counts:
-        return "No label distribution: the search kept no route."
+        return Paragraph("No label distribution: the search kept no route.")
     names = tuple(action.name.lower() for action in Action)
     marks = tuple(
         Bars(

@@ -41,6 +41,13 @@ class Compared:
         """In points, with its interval."""
         return with_interval(self.row.difference, self.row.difference_low, self.row.difference_high)
 
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """As a row of the table of other comparisons."""
+        row = self.row
+        passes = f"{row.mean_passes:.2f} of {row.n_layers}"
+        return row.method, self.word, self.difference, p_value(row.mcnemar_p), f"{row.n:,}", passes, self.split
+
     def __str__(self) -> str:
         row, reference, tasks = self.row, self.summary.reference, self.summary.tasks
         claim = f"{self.word} than the {reference}" if self.word in ("better", "worse") else f"{self.word} from the {reference}"
@@ -58,15 +65,19 @@ class Compared:
 
 
 def judged(summary: Summary) -> list[str]:
-    """The methods of an evaluation that are judged, routers first: no reference and no control."""
+    """The methods of an evaluation that are judged, routers first: no reference and no blind baseline."""
     methods = dict.fromkeys(row.method for row in summary.rows)
     return sorted((name for name in methods if name != summary.reference and not owner_of(name)), key=lambda name: name != "routers")
 
 
 def by_size(run: Run) -> dict[str, Summary]:
     """The summaries, those of most questions first: they tell most; what earlier evaluations asked of other tasks comes last."""
-    n_asked = lambda summary: max((row.n for row in summary.rows), default=0)  # noqa: E731
-    return dict(sorted(run.summaries.items(), key=lambda item: (item[0].endswith(OTHER_TASKS), -n_asked(item[1]))))
+
+    def order(item: tuple[str, Summary]) -> tuple[bool, int]:
+        split, summary = item
+        return split.endswith(OTHER_TASKS), -max((row.n for row in summary.rows), default=0)
+
+    return dict(sorted(run.summaries.items(), key=order))
 
 
 def headline(run: Run) -> list[Part]:
@@ -80,20 +91,21 @@ def headline(run: Run) -> list[Part]:
     ]
     if not found:
         return []
-    first = max(found, key=lambda one: _tells(run, one))
+    first = max(found, key=lambda compared: _tells(run, compared))
     parts: list[Part] = [Bullets((str(dataclasses.replace(first, even=_evenly(run, first))),), strong=True)]
-    if others := [one for one in found if one is not first]:
-        rows = tuple((one.row.method, one.word, one.difference, p_value(one.row.mcnemar_p), f"{one.row.n:,}",
-                      f"{one.row.mean_passes:.2f} of {one.row.n_layers}", one.split) for one in others)  # fmt: skip
+    if others := [other for other in found if other is not first]:
         header = ("method", "verdict", "vs base, points", "McNemar p", "n", "mean passes", "split")
-        parts.append(Folded(f"Other comparisons ({len(others)})", (Table(header, rows),)))
+        parts.append(Folded(f"Other comparisons ({len(others)})", (Table(header, tuple(other.cells for other in others)),)))
     return parts
 
 
-def _evenly(run: Run, one: Compared) -> tuple[float, float, float, float] | None:
+def _evenly(run: Run, compared: Compared) -> tuple[float, float, float, float] | None:
     """The mean over tasks, where they are of different sizes: of pooled questions the task with the most of them decides."""
-    tasks = one.summary.tasks
-    files = [[run.questions.get((one.split, method, task)) for task in tasks] for method in (one.row.method, one.summary.reference)]
+    tasks = compared.summary.tasks
+    files = [
+        [run.questions.get((compared.split, method, task)) for task in tasks]
+        for method in (compared.row.method, compared.summary.reference)
+    ]
     if not all(map(all, files)):
         return None
     ours, base = ([[row["correct"] for row in part or ()] for part in parts] for parts in files)
@@ -102,15 +114,15 @@ def _evenly(run: Run, one: Compared) -> tuple[float, float, float, float] | None
     return mean_over_tasks(ours, base)
 
 
-def _tells(run: Run, one: Compared) -> tuple[bool, bool, bool, int, bool, bool]:
+def _tells(run: Run, compared: Compared) -> tuple[bool, bool, bool, int, bool, bool]:
     """How much a comparison tells of the method: of a policy, of the latest evaluation of its split, in domain, on many questions, of
     routers or else of what looks at prompts."""
-    row = one.row
-    in_domain = not run.manifests or set(one.summary.tasks) <= set(run.manifests)
+    row = compared.row
+    in_domain = not run.manifests or set(compared.summary.tasks) <= set(run.manifests)
     is_policy = row.method not in UPPER_BOUNDS
     return (
         is_policy,
-        row.method not in one.summary.earlier,
+        row.method not in compared.summary.earlier,
         in_domain,
         row.n,
         row.method == "routers",

@@ -17,7 +17,7 @@ from drllm.reporting.glossary import glossary
 from drllm.reporting.headline import by_size, headline, judged
 from drllm.reporting.page import write_page
 from drllm.reporting.parts import Commands, Folded, Heading, Paragraph, Part, Table
-from drllm.reporting.summary_table import HEADER, cells
+from drllm.reporting.summary_table import by_task
 from drllm.reporting.training import training_parts
 from drllm.runs.earlier import OTHER_TASKS
 from drllm.runs.label_stats import broken_note, describe, tables
@@ -28,6 +28,10 @@ from drllm.runs.summary import POOLED, Summary
 
 JOBS = 8  # more are folded: a run of many calls has hundreds
 ROWS = 40  # of a comparison; more are folded by task
+BASELINES = (
+    "random moves a policy's skips and repeats to random blocks, shuffled deals its own routes to other prompts; without another's name "
+    "they are the routers'. A good policy beats its own controls."
+)
 
 
 def report(run: str | Path) -> Path:
@@ -70,27 +74,22 @@ def _results(run: Run) -> list[Part]:
         return [*parts, Paragraph("Nothing has been evaluated yet: `drllm evaluate` writes this section.")]
     for split, summary in by_size(run).items():
         parts += [Heading(f"{split.capitalize()} split", 3), *_comparison(summary), *map(Paragraph, run.left_out.get(split, ()))]
-        if controls := list(dict.fromkeys(row.method for row in summary.rows if owner_of(row.method))):
-            parts.append(
-                Paragraph(
-                    f"Controls: {', '.join(controls)}. random moves a policy's skips and repeats to random blocks, shuffled deals its own "
-                    "routes to other prompts; without another's name they are the routers'. A good policy beats its own controls."
-                )
-            )
-        parts += map(_shown, figures.accuracy_charts(summary))
+        if baselines := dict.fromkeys(row.method for row in summary.rows if owner_of(row.method)):
+            parts.append(Paragraph(f"Controls: {', '.join(baselines)}. {BASELINES}"))
+        parts += figures.accuracy_charts(summary)
         usage, missing = figures.usage_map(run.questions, split), absent(run, split)
-        parts += [_shown(usage)] if isinstance(usage, Chart) or not missing else []
+        parts += [usage] if isinstance(usage, Chart) or not missing else []
         parts += [Paragraph(missing)] if missing else []
     return parts
 
 
 def _comparison(summary: Summary) -> list[Part]:
     """The rows of a split; of many, those of all tasks together, the others folded."""
-    shown = lambda rows: tuple((row.task, *cells(row, summary.reference)) for row in rows)  # noqa: E731
-    pooled = [row for row in summary.rows if row.task == POOLED]
-    if len(summary.rows) <= ROWS or not pooled:
-        return [Table(("task", *HEADER), shown(summary.rows))]
-    return [Table(("task", *HEADER), shown(pooled)), Folded("By task", (Table(("task", *HEADER), shown(summary.rows)),))]
+    whole = by_task(summary)
+    pooled = tuple(row for row in whole.rows if row[0] == POOLED)
+    if len(whole.rows) <= ROWS or not pooled:
+        return [whole]
+    return [Table(whole.header, pooled), Folded("By task", (whole,))]
 
 
 def _routes(run: Run) -> list[Part]:
@@ -142,7 +141,7 @@ def _labels(run: Run) -> list[Part]:
     parts += [Table(header, tuple(rows), caption=f"{title[0].upper()}{title[1:]}.") for title, header, rows in tables(stats)]
     if note := broken_note(stats):
         parts.append(Paragraph(f"{note[0].upper()}{note[1:]}."))
-    return [*parts, _shown(figures.label_distribution(run.records))]
+    return [*parts, figures.label_distribution(run.records)]
 
 
 def _training(run: Run) -> list[Part]:
@@ -173,19 +172,15 @@ def _guarantees(run: Run) -> list[Part]:
     for name, found in guarantees.items():
         if not found:
             continue
-        rows = tuple(
-            (
-                str(point["point"]),
-                points(point["difference"]),
-                f"{point['mean_passes']:.2f}",
-                f"{point['p']:.4f}",
-                "passed" if point["passed"] else "failed",
-            )
-            for point in found["tested"]
-        )
+        rows = tuple(map(_tested, found["tested"]))
         header = ("operating point", "observed, points", "mean passes", "p", f"at delta {found['delta']:g}")
         parts += [Paragraph(f"{name}: {found['sentence']}"), Table(header, rows)]
     return parts
+
+
+def _tested(point: Mapping[str, Any]) -> tuple[str, ...]:
+    verdict = "passed" if point["passed"] else "failed"
+    return str(point["point"]), points(point["difference"]), f"{point['mean_passes']:.2f}", f"{point['p']:.4f}", verdict
 
 
 def _dropped(run: Run) -> list[Part]:
@@ -210,19 +205,8 @@ def _provenance(run: Run) -> list[Part]:
     parts += [Paragraph(f"{', '.join(tasks)}: {source}.") for source, tasks in searched.items()]
     if not run.jobs:
         return [*parts, Paragraph("The run folder has no run.json.")]
-    header = ("job", "status", "command", "seconds", "commit")
-    rows = tuple(
-        (
-            str(job.get("job", "")),
-            str(job.get("status", "")),
-            _command(job.get("argv")),
-            _value(job.get("seconds")),
-            str(job.get("commit") or ""),
-        )
-        for job in run.jobs
-    )
-    jobs = Table(header, rows, code=frozenset({"command"}))
-    parts.append(jobs if len(rows) <= JOBS else Folded(f"All {len(rows)} jobs", (jobs,)))
+    jobs = Table(("job", "status", "command", "seconds", "commit"), tuple(map(_job, run.jobs)), code=frozenset({"command"}))
+    parts.append(jobs if len(run.jobs) <= JOBS else Folded(f"All {len(run.jobs)} jobs", (jobs,)))
     for name in ("versions", "hardware"):
         facts = _flat(run.jobs[-1].get(name) or {})
         if facts:
@@ -232,20 +216,17 @@ def _provenance(run: Run) -> list[Part]:
     return parts
 
 
+def _job(job: Mapping[str, Any]) -> tuple[str, ...]:
+    command = shlex.join(map(str, job["argv"])) if job.get("argv") else "called from Python"
+    return str(job.get("job", "")), str(job.get("status", "")), command, _value(job.get("seconds")), str(job.get("commit") or "")
+
+
 def _reproduced(jobs: Iterable[Mapping[str, Any]]) -> Iterable[str]:
     """The command lines of the jobs, as a user types them."""
     for job in jobs:
         argv = [str(word) for word in job.get("argv") or ()]
         if argv and Path(argv[0]).name == "drllm":
             yield shlex.join(["drllm", *argv[1:]])
-
-
-def _shown(chart: Chart | str) -> Part:
-    return Paragraph(chart) if isinstance(chart, str) else chart
-
-
-def _command(argv: Any) -> str:
-    return shlex.join(map(str, argv)) if argv else "called from Python"
 
 
 def _value(value: Any) -> str:

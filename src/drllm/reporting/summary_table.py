@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 
 from drllm.core.text import as_text, display_name, p_value, percent, points, with_interval
+from drllm.reporting import parts
 from drllm.runs.summary import Summary, SummaryRow
 from drllm.stats.paired import decided
 
@@ -32,6 +33,11 @@ def cells(row: SummaryRow, reference: str) -> tuple[str, ...]:
         passes,
         seconds,
     )
+
+
+def by_task(summary: Summary, caption: str = "") -> parts.Table:
+    """The table of every row of a split, for a page."""
+    return parts.Table(("task", *HEADER), tuple((row.task, *cells(row, summary.reference)) for row in summary.rows), caption)
 
 
 def render(summary: Summary) -> str:
