@@ -306,8 +306,13 @@ def test_what_can_only_fail_late_is_refused_first(tiny, folder, tmp_path):
 
     refused("--outside arc_easy: the routers learn from it", outside=("arc_easy",))
     refused("piqa.*no questions in split", outside=("piqa",), split="test", data=str(without_test(folder, tmp_path)))
-    refused(r"prompts of one format, these tasks have 2 \(chat: arc_easy; raw: arith-1\)", ("table3",), reward="generated",
-            tasks=("arc_easy", "arith-1"), data="")  # fmt: skip
+    refused(
+        r"prompts of one format, these tasks have 2 \(chat: arc_easy; raw: arith-1\)",
+        ("table3",),
+        reward="generated",
+        tasks=("arc_easy", "arith-1"),
+        data="",
+    )
     with pytest.raises(InputError, match="names no task"):
         setup_of(tmp_path, folder, outside=())
 
@@ -352,8 +357,10 @@ def test_a_difference_is_that_of_the_same_questions(bench):
     assert above_all([dataclasses.replace(better, p=0.01), dataclasses.replace(worse, p=0.001)]) is False
     assert above_all([dataclasses.replace(better, p=0.01), open_]) is None
     assert [Claim("x", holds).rpartition("This ")[2] for holds in (True, False, None)] == [
-        "holds here.", "does not hold here.", "is neither confirmed nor refuted here.",
-    ]  # fmt: skip
+        "holds here.",
+        "does not hold here.",
+        "is neither confirmed nor refuted here.",
+    ]
 
 
 def test_the_cost_foretold_bounds_what_was_evaluated(bench):
@@ -499,7 +506,10 @@ def test_a_claim_says_what_is_left_without_tasks_of_few_questions(monkeypatch, t
     """21 questions weigh as much as 500 in a mean over tasks, and say less."""
     verdicts = {("mine", "small"): [True] * 9, ("other", "small"): [False] * 9}
     verdicts |= {("mine", task): [False] * 10 + [True] * 50 for task in ("a", "b")} | {("other", task): [True] * 60 for task in ("a", "b")}
-    rows = lambda bench, stage, method, task: [{"id": n, "correct": right} for n, right in enumerate(verdicts[method, task])]  # noqa: E731
+
+    def rows(bench, stage, method, task):
+        return [{"id": n, "correct": right} for n, right in enumerate(verdicts[method, task])]
+
     monkeypatch.setattr(exhibits, "answers", rows)
     stage: Any = SimpleNamespace(tasks=("small", "a", "b"))
     bench: Any = None

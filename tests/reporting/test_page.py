@@ -34,9 +34,10 @@ from pages import look_at, needs_chromium
 
 NASTY = "<script>alert(1)</script> & 'quotes'"
 GUARANTEE = {
-    "sentence": "with 95 % confidence less than 1 points below the base", "delta": 0.05,
+    "sentence": "with 95 % confidence less than 1 points below the base",
+    "delta": 0.05,
     "tested": [{"point": 2, "p": 0.02, "difference": 0.004, "mean_passes": 3.5, "passed": True}],
-}  # fmt: skip
+}
 
 
 class Outline(HTMLParser):
@@ -321,14 +322,21 @@ def test_nothing_is_cut_or_covered_among_the_papers_figures(tmp_path: Path, widt
     title, words = "A figure of the paper with a title", "A caption."
     parts = [
         Heading("Figures", 1),
-        charts.stacked("knob", title, words, "control knob p", {"accuracy (%), 95 % Wilson interval": {"routers": knob},
-                       "mean passes a prompt": {"routers": knob}}, ("p",), [(1,)]),
+        charts.stacked(
+            "knob",
+            title,
+            words,
+            "control knob p",
+            {"accuracy (%), 95 % Wilson interval": {"routers": knob}, "mean passes a prompt": {"routers": knob}},
+            ("p",),
+            [(1,)],
+        ),
         charts.curves("losses", title, words, (Axis("loss"), "points over the base, 95 %"), {"routers": losses, "others": losses}),
         charts.histogram("shares", title, words, "probability", some),
         charts.boxes("boxes", title, words, "passes a block", {"early blocks (0 to 9)": many, "late blocks (20 to 29)": many}),
         charts.usage("usage", title, words, {name: [1.0] * 30 for name in FULL_TASKS}),
         Table(("here", "claim"), (("holds", "a claim that is longer than a cell that a phone could show beside others"),)),
-    ]  # fmt: skip
+    ]
     (tmp_path / "page.html").write_text(to_html(parts), encoding="utf-8")
 
     def use(page):

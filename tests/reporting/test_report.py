@@ -23,6 +23,7 @@ from drllm.evaluation import run as evaluation
 from drllm.evaluation.answers import Request, answer
 from drllm.reporting import drawing, report
 from drllm.reporting import summary_table as table
+from drllm.reporting.chart import Chart
 from drllm.reporting.figures import usage_map
 from drllm.runs.manifest import Manifest, check_manifest
 from drllm.runs.records import RouteRecord, write_shard
@@ -57,12 +58,23 @@ def write_search(run: Path, tasks: tuple[str, ...] = TASKS) -> None:
         for shard in range(2):
             records = [
                 RouteRecord(
-                    task=task, id=f"{task}-{n}", n_choices=4, base_correct=n == 0, base_margin=0.5, chosen=[full, short, None][n],
-                    routes=(full, short), rewards=(float(n == 0), float(n == 1)), margins=(0.5, -0.5), acc=(None,) * 2,
-                    acc_norm=(None,) * 2, seed=0, fingerprint="f00d", reward="loglik",
+                    task=task,
+                    id=f"{task}-{n}",
+                    n_choices=4,
+                    base_correct=n == 0,
+                    base_margin=0.5,
+                    chosen=[full, short, None][n],
+                    routes=(full, short),
+                    rewards=(float(n == 0), float(n == 1)),
+                    margins=(0.5, -0.5),
+                    acc=(None,) * 2,
+                    acc_norm=(None,) * 2,
+                    seed=0,
+                    fingerprint="f00d",
+                    reward="loglik",
                 )
                 for n in range(3)
-            ]  # fmt: skip
+            ]
             write_shard(folder, shard, records)
 
 
@@ -115,8 +127,15 @@ def run(tmp_path: Path) -> Path:
     write_search(folder)
     write_training(folder)
     write_evaluation(folder)
-    job = {"job": "search", "status": "done", "argv": ["drllm", "search", "--out", "a b"], "seconds": 12.345, "commit": None,
-           "versions": {"torch": "2.13"}, "hardware": {"cores": 2}}  # fmt: skip
+    job = {
+        "job": "search",
+        "status": "done",
+        "argv": ["drllm", "search", "--out", "a b"],
+        "seconds": 12.345,
+        "commit": None,
+        "versions": {"torch": "2.13"},
+        "hardware": {"cores": 2},
+    }
     write_json(folder / "run.json", [job])
     return folder
 
@@ -283,10 +302,22 @@ def test_reporting_imports_no_torch(run: Path):
 
 def row(**changes: Any) -> dict[str, Any]:
     return {
-        "method": "routers", "task": "all", "n": 304, "accuracy": 0.4, "wilson_low": 0.35, "wilson_high": 0.45, "difference": -0.003,
-        "difference_low": -0.021, "difference_high": 0.015, "mcnemar_p": 0.7, "better": 3, "worse": 4, "mean_passes": 29.94, "n_layers": 30,
+        "method": "routers",
+        "task": "all",
+        "n": 304,
+        "accuracy": 0.4,
+        "wilson_low": 0.35,
+        "wilson_high": 0.45,
+        "difference": -0.003,
+        "difference_low": -0.021,
+        "difference_high": 0.015,
+        "mcnemar_p": 0.7,
+        "better": 3,
+        "worse": 4,
+        "mean_passes": 29.94,
+        "n_layers": 30,
         "seconds": 1.0,
-    } | changes  # fmt: skip
+    } | changes
 
 
 def one_row(**changes: Any) -> Summary:
@@ -300,8 +331,11 @@ DOWN = {"difference": -0.03, "difference_low": -0.05, "difference_high": -0.01}
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, "routers: no detectable gain: -0.3 points, 95 % interval -2.1 to +1.5, McNemar p 0.700, 304 questions; "
-             "it runs 29.9 block passes a prompt, the base 30"),
+        (
+            {},
+            "routers: no detectable gain: -0.3 points, 95 % interval -2.1 to +1.5, McNemar p 0.700, 304 questions; "
+            "it runs 29.9 block passes a prompt, the base 30",
+        ),
         (UP | {"mcnemar_p": 0.004}, "routers: a gain: +3.0 points"),
         (UP | {"mcnemar_p": 1e-9}, "routers: a gain: +3.0 points, 95 % interval +1.0 to +5.0, McNemar p < 0.001, 304 questions"),
         (UP | {"mcnemar_p": 0.06}, "routers: no detectable gain: +3.0 points"),
@@ -310,7 +344,7 @@ DOWN = {"difference": -0.03, "difference_low": -0.05, "difference_high": -0.01}
         ({"better": 0, "worse": 0, "difference": 0.0}, "routers: no gain: it changes no verdict on 304 questions"),
         ({"identity_share": 0.875}, "and leaves the base's route on 12.5 % of the prompts"),
     ],
-)  # fmt: skip
+)
 def test_the_sentence_claims_no_more_than_the_numbers(changes, expected):
     sentence = table.verdict(one_row(**changes), "routers")
     assert expected in sentence
@@ -401,7 +435,7 @@ def test_a_task_that_a_method_leaves_alone_is_on_the_heat_map():
     """That it takes the base's route there is a finding; a method that does so everywhere is no row."""
     rows = {("tune", "routers", "piqa"): [{"route": "1111"}], ("tune", "routers", "arc_easy"): [{"route": "1011"}]}
     chart = usage_map(rows | {("tune", "static", "piqa"): [{"route": "1111"}]}, "tune")
-    assert not isinstance(chart, str)
+    assert isinstance(chart, Chart)
     assert {(row[0], row[1]) for row in chart.rows} == {("routers", "piqa"), ("routers", "arc_easy")}
 
 

@@ -15,7 +15,7 @@ from drllm.runs.names import BASE
 from drllm.tasks import get_task
 
 BUDGET = 1 - paper.SAVED / paper.OF_LAYERS
-BUDGETED, KNOB = "routers_budget", 50
+BUDGETED, CONTROL_QUESTIONS = "routers_budget", 50
 NEAR = 0.5  # passes around the budget that count as keeping to it
 GATES = " MindSkip and FlexiDepth learn here from some hundreds of questions, in their papers from hundreds of thousands of texts."
 GATE_STEP = 24  # PF of a training step of gates: 8 questions, forward and backward through the frozen blocks
@@ -25,13 +25,13 @@ def _rivals(setup: Setup) -> list[Train]:
     """The rivals of table 5 at the same share of passes; gates learn from tasks with choices alone."""
     budget: tuple[tuple[str, Any], ...] = (("budget", BUDGET),)
     seed: tuple[tuple[str, Any], ...] = (("seed", setup.config.seed),) if setup.config.seed else ()
-    n_tune = setup.scaled(KNOB, 8)
+    n_tune = setup.scaled(CONTROL_QUESTIONS, 8)
     choice = _choice_tasks(setup)
     found = [
         Train("early_exit", "early_exit", budget, forwards_each=0),
         Train("shortgpt", "shortgpt", (*budget, ("questions", setup.scaled(256, 8)))),
         Train("random_skip", "random_skip", (*budget, *seed), forwards_each=0),
-        # From the tasks that judge it, as the gates: a knob that is set on others keeps another budget here.
+        # From the tasks that judge it, as the gates: a control that is set on others keeps another budget here.
         Train(BUDGETED, "routers", (*budget, ("tune_questions", n_tune), *seed), choice, knob=n_tune, points=16),
     ]
     if choice:
@@ -55,7 +55,7 @@ def _stages(setup: Setup) -> list[Stage]:
 
 def _rivalry(setup: Setup) -> Evaluate:
     methods = (BASE, ROUTERS, *(rival.policy for rival in _rivals(setup)), f"shuffled-{BUDGETED}")
-    # Knobs and thresholds are set on tune: questions that chose a policy must not judge it.
+    # Controls and thresholds are set on tune: questions that chose a policy must not judge it.
     split = "calibrate" if setup.config.split == "tune" else setup.config.split
     return Evaluate(methods, _choice_tasks(setup) or setup.tasks, split)
 

@@ -31,9 +31,9 @@ class Question:
 
 
 def read_questions(run: Run, split: str) -> tuple[dict[tuple[str, str], Question], list[str]]:
-    """Texts by (task, id) of what a split's evaluation asked, from where it read them; and what is missing, a line each.
+    """Texts by (task, id) of the questions that a split was evaluated on, from where it read them; and what is missing, a line each.
 
-    Texts are shown only where they are those that were asked: ids alone do not tell two files apart. The Hub is not asked.
+    Texts are shown only where they are those that were answered: ids alone do not tell two files apart. The Hub is not used.
     """
     found: dict[tuple[str, str], Question] = {}
     missing = []
@@ -44,11 +44,11 @@ def read_questions(run: Run, split: str) -> tuple[dict[tuple[str, str], Question
         except DrllmError as error:
             missing.append(f"Texts of {task} are not shown, since its questions are not at hand: {error}")
             continue
-        asked = {row["id"] for row in run.questions.get((split, BASE, task), [])}
-        examples = [example for rows in loaded.examples.values() for example in rows if example.id in asked]
+        ids = {row["id"] for row in run.questions.get((split, BASE, task), [])}
+        examples = [example for rows in loaded.examples.values() for example in rows if example.id in ids]
         digest = (summary.texts or {}).get(task)
         is_same = texts_digest(examples) == digest if digest else loaded.source == (summary.sources or {}).get(task)
-        if not is_same or len(examples) < len(asked):
+        if not is_same or len(examples) < len(ids):
             missing.append(f"Texts of {task} are not shown: {loaded.source} does not hold the questions that were asked.")
             continue
         for example in examples:
@@ -76,15 +76,15 @@ def differs(run: Run, split: str, method: str) -> bool:
 
 
 def absent(run: Run, split: str) -> str:
-    """Which files of verdicts and routes that a split's summary tells of are not in the folder; empty where none is missing."""
+    """Which files of verdicts and routes that a split's summary names are not in the folder; empty where none is missing."""
     summary = run.summaries[split]
-    told = dict.fromkeys((row.method, row.task) for row in summary.rows if row.task in summary.tasks)
-    missing = [(method, task) for method, task in told if (split, method, task) not in run.questions]
+    expected = dict.fromkeys((row.method, row.task) for row in summary.rows if row.task in summary.tasks)
+    missing = [(method, task) for method, task in expected if (split, method, task) not in run.questions]
     if not missing:
         return ""
     methods = ", ".join(dict.fromkeys(method for method, _ in missing))
     return (
-        f"{len(missing)} of the {len(told)} verdict files of the {split} split are missing (`evaluate/{split}`, of {methods}): "
+        f"{len(missing)} of the {len(expected)} verdict files of the {split} split are missing (`evaluate/{split}`, of {methods}): "
         "the table has their figures from the summary, but their routes and prompts cannot be shown."
     )
 

@@ -71,7 +71,7 @@ def judged(summary: Summary) -> list[str]:
 
 
 def by_size(run: Run) -> dict[str, Summary]:
-    """The summaries, those of most questions first: they tell most; what earlier evaluations asked of other tasks comes last."""
+    """The summaries, those of most questions first: they tell most; earlier evaluations of other tasks come last."""
 
     def order(item: tuple[str, Summary]) -> tuple[bool, int]:
         split, summary = item
@@ -115,8 +115,8 @@ def _evenly(run: Run, compared: Compared) -> tuple[float, float, float, float] |
 
 
 def _tells(run: Run, compared: Compared) -> tuple[bool, bool, bool, int, bool, bool]:
-    """How much a comparison tells of the method: of a policy, of the latest evaluation of its split, in domain, on many questions, of
-    routers or else of what looks at prompts."""
+    """The order of comparisons by how much they tell: first those of a policy, of the latest evaluation of its split, in domain, on many
+    questions, of routers, and of what looks at prompts."""
     row = compared.row
     in_domain = not run.manifests or set(compared.summary.tasks) <= set(run.manifests)
     is_policy = row.method not in UPPER_BOUNDS

@@ -94,19 +94,19 @@ def _comparison(summary: Summary) -> list[Part]:
 
 def _routes(run: Run) -> list[Part]:
     """Where the routes of each method of a split's latest evaluation differ: those of all would make the page too long."""
-    asked = {split: methods for split, summary in by_size(run).items() if (methods := _latest(summary))}
-    if not asked:
+    compared = {split: methods for split, summary in by_size(run).items() if (methods := _latest(summary))}
+    if not compared:
         return []
     parts: list[Part] = [Heading("Where routes differ")]
     older = sum(len(judged(summary)) - len(_latest(summary)) for summary in run.summaries.values())
     missing = [f"Routes of {older} comparisons of earlier evaluations are not shown here: they stand in `evaluate/`."] if older else []
     found: list[Part] = []
-    for split, methods in asked.items():
+    for split, methods in compared.items():
         if routing := [method for method in methods if differs(run, split, method)]:
             questions, lines = read_questions(run, split)
             missing += lines
             found += [browse(run, split, method, questions) for method in routing]
-    if not found and (lost := [line for split in asked if (line := absent(run, split))]):
+    if not found and (lost := [line for split in compared if (line := absent(run, split))]):
         return [*parts, *map(Paragraph, lost)]
     if not found:
         nothing = "No evaluated method sends two prompts along different routes (gates inside blocks have no routes)."
