@@ -58,7 +58,7 @@ class CodebookConfig(Options):
     confidence: float = option(
         0.9, "one-sided, of the bound on the total gain of those that leave the base; not corrected for their choice", ge=0.5, le=0.9999
     )
-    nesting: float = option(0.1, "price of a block pass that no other route of the book needs, as a share of the base's passes", ge=0)
+    nesting: float = option(0.1, "price of a block pass that no other route of the codebook needs, as a share of the base's passes", ge=0)
     abstain: bool = option(True, "keep the base where too little gain is predicted; else the highest score is followed, the base's being 0")
     budget: float = option(
         1.0, "mean passes on tune, as a share of the base's, that the policy may spend at most; 1: accuracy first", ge=0.1, le=1

@@ -143,11 +143,8 @@ class _KeptScores:
     def __init__(self, training_data: TrainingData, full: Route, margin_weight: float, path: Path):
         self.training_data, self.full, self.path, self.margin_weight = training_data, full, path, margin_weight
         # Manifests hold digests of questions and answers, the metric and the reward.
-        about = [
-            str(training_data.routed.model.dtype),
-            *(found.to_json() for found in (training_data.search_manifests or training_data.path_manifests).values()),
-        ]
-        self.key = key_of(about)
+        manifests = (training_data.search_manifests or training_data.path_manifests).values()
+        self.key = key_of([str(training_data.routed.model.dtype), *(manifest.to_json() for manifest in manifests)])
         self.held_back = np.array([is_held_back(prompt) for prompt in training_data.prompts])
         spread = [training_data.margin_spread[question.task.name] for _, questions in training_data.asked for question in questions]
         self.spread = np.array(spread)[:, None]
@@ -156,7 +153,6 @@ class _KeptScores:
         if (saved := read_kept(path, self.key, "delete it and train again")) is not None:
             self.table = saved["candidates"]
             for row in self.table:  # JSON has no nan: numpy makes one of None
-                self.values[Route.parse(row["route"])] = np.array(row["margins"], dtype=float), np.array(row["right"]) > 0
                 self.values[Route.parse(row["route"])] = np.array(row["margins"], dtype=float), np.array(row["right"]) > 0
 
     def gains(self, routes: list[Route]) -> dict[Route, np.ndarray]:

@@ -33,7 +33,8 @@ class TaleConfig(Options):
 def fit(routed: RoutedModel, training_data: TrainingData, config: TaleConfig, folder: Path) -> Policy:
     """Each step scores every single deletion; those done stand in `folder/steps.json`, for any budget to go on from."""
     path, key = folder / "steps.json", f"{training_data.key}:{routed.model.dtype}:{config.questions}"
-    done = _done(path, key)
+    # Of an earlier training on the same questions: the base, then the best deletion of each step.
+    done: list[dict[str, Any]] = (read_kept(path, key, "delete it and train again") or {"steps": []})["steps"]
     current, best = Route.full(routed.n_layers), 0.0
     limit = 1 if config.budget == 1 else pass_limit(config.budget, routed.n_layers)
     for at in itertools.count():
@@ -49,12 +50,6 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: TaleConfig, fo
         if current.n_passes <= limit:
             break
     return training_data.constant(current)
-
-
-def _done(path: Path, key: str) -> list[dict[str, Any]]:
-    """The steps of an earlier training on the same questions: the base, then the best deletion of each."""
-    saved = read_kept(path, key, "delete it and train again")
-    return [] if saved is None else saved["steps"]
 
 
 METHOD = Method("tale", "blocks deleted greedily by fit accuracy; one route", "TALE, arXiv 2510.22767", TaleConfig, fit)
