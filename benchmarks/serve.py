@@ -225,7 +225,7 @@ def measure(
                     at_best.append(limit_of(engines[f"{engine} compiled"], nest, firsts, rows, new))
     result: dict[str, Any] = {"batch": batch, "rounds": rounds, "new": new, "arms": {}, "limit": {}, "stock": {}, "strayed": strayed}
     result["book"] = {
-        "segments": len(cuts([str(route) for route in selectors["eager"].book.routes])),
+        "segments": len(cuts([str(route) for route in selectors["eager"].codebook.routes])),
         "routes": len(set(chosen)),
         "passes": statistics.mean(Route.parse(route).n_passes for route in chosen),
     }

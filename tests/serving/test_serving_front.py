@@ -62,7 +62,7 @@ def test_prompts_together_are_each_alone(family: str, tmp_path):
         with torch.no_grad():
             x_TD = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[BLOCK][0]
         torch.testing.assert_close(mine, torch.cat([x_TD.mean(0), x_TD[-1]]), atol=2e-5, rtol=1e-4)
-        assert one.decide([ids]) == [one.book.routes_for(mine[None])[0]]
+        assert one.decide([ids]) == [one.codebook.routes_for(mine[None])[0]]
 
 
 @given(st.lists(st.integers(1, 1500), min_size=1, max_size=40))

@@ -140,7 +140,7 @@ class RequestRouter:
         finally:
             await outputs.aclose()
             if taken.route is not None and (counted.made or left):  # else the engine refused it
-                read = self.front.book.block * len(ids) if self.front is not None and taken.decided == "policy" else 0
+                read = self.front.codebook.block * len(ids) if self.front is not None and taken.decided == "policy" else 0
                 self.counts.add(taken, counted.n_tokens(len(ids)), read)
 
     async def _choose(self, front: FrontSelector, ids: list[int], taken: Taken) -> None:

@@ -60,8 +60,8 @@ class FrontSelector:
     is measured in `docs/benchmarks.md`.
 
     Args:
-        book: the codebook, of more than one route.
-        checkpoint: folder or Hub id of the base; only its embedding and the blocks before `book.block` are loaded.
+        codebook: of more than one route.
+        checkpoint: folder or Hub id of the base; only its embedding and the blocks before `codebook.block` are loaded.
         dtype, device: of the engine.
         compiled: whether the blocks are compiled, which takes a minute at the first start: on a processor their many small operations
             take as long as their products. Last bits differ from the uncompiled blocks'.
@@ -69,16 +69,16 @@ class FrontSelector:
     """
 
     def __init__(
-        self, book: Codebook, checkpoint: str, dtype: torch.dtype, device: str, compiled: bool = False, revision: str | None = None
+        self, codebook: Codebook, checkpoint: str, dtype: torch.dtype, device: str, compiled: bool = False, revision: str | None = None
     ):
-        self.book = book
+        self.codebook = codebook
         config: Any = AutoConfig.from_pretrained(checkpoint, revision=revision)
         text = config.get_text_config(decoder=True)
-        if text.num_hidden_layers != book.n_layers:
-            raise ArtifactError(f"the codebook is for {book.n_layers} blocks, {checkpoint} has {text.num_hidden_layers}")
-        text.num_hidden_layers = book.block
+        if text.num_hidden_layers != codebook.n_layers:
+            raise ArtifactError(f"the codebook is for {codebook.n_layers} blocks, {checkpoint} has {text.num_hidden_layers}")
+        text.num_hidden_layers = codebook.block
         if getattr(text, "layer_types", None):
-            text.layer_types = text.layer_types[: book.block]
+            text.layer_types = text.layer_types[: codebook.block]
         with quiet_loading():
             model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, config=config, dtype=dtype, revision=revision)
         self.decoder = model.get_decoder().eval().to(device)
@@ -113,7 +113,7 @@ class FrontSelector:
                 found += self.decide([ids])  # the padding's states may be at fault, which no prompt should fail for
                 continue
             try:
-                found += self.book.routes_for(features_F[None])
+                found += self.codebook.routes_for(features_F[None])
             except InputError as error:
                 found.append(error)
         return found
