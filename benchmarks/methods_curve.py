@@ -21,6 +21,12 @@ SIZES = (150, 300, 600, 1200, 2400, 4800)
 DRAWS = 3
 
 
+def of_questions(matrix: Any, places: np.ndarray) -> Any:
+    """Some questions of a matrix, in that order."""
+    named = {name: tuple(getattr(matrix, name)[place] for place in places) for name in ("tasks", "ids", "prompts")}
+    return replace(matrix, **named, correct=matrix.correct[places], margins=matrix.margins[places])
+
+
 def codebook_value(
     matrix: Any, tune: Any, features: dict[str, dict[int, np.ndarray]], halves: list[np.ndarray], n_layers: int, seed: int
 ) -> np.ndarray:
@@ -80,7 +86,7 @@ def main() -> None:
             codebooks, statics = [], []
             for draw in range(DRAWS):
                 places = np.sort(np.random.default_rng([size, draw]).permutation(len(fit))[:size])
-                matrix = fit.rows(places)
+                matrix = of_questions(fit, places)
                 features = {"fit": {block: whole["fit"][block][places] for block in blocks}, "tune": whole["tune"]}
                 codebooks.append(codebook_value(matrix, tune, features, parts, routed.n_layers, draw))
                 statics.append(static_value(matrix, tune))

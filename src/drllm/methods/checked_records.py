@@ -90,10 +90,9 @@ def joined_records(routed: RoutedModel, lists: Sequence[tuple[Path, Manifest]]) 
         for name, record in checked_records(routed, folder, other).items():
             before = joined[name]
             new = [place for place, route in enumerate(record.routes) if route not in before.routes]
-            joined[name] = replace(before, **{
-                field: (*getattr(before, field), *(getattr(record, field)[place] for place in new))
-                for field in ("routes", "rewards", "margins", "acc", "acc_norm")
-            })  # fmt: skip
+            fields = ("routes", "rewards", "margins", "acc", "acc_norm")
+            both = {field: (*getattr(before, field), *(getattr(record, field)[place] for place in new)) for field in fields}
+            joined[name] = replace(before, **both)
     return joined
 
 
@@ -105,10 +104,10 @@ def checked_questions(scorer: Scorer, folder: Path, manifest: Manifest) -> dict[
         by_id = {example.id: example for split in manifest.search_config.splits for example in loaded.examples[split]}
         if absent := [name for name in part.ids if name not in by_id]:
             raise ArtifactError(f"question {absent[0]!r} of {folder} is not in {loaded.source}: install or pass the data that was searched")
-        asked = {name: scorer.question(loaded.task, by_id[name]) for name in part.ids}
-        if questions_digest(asked.values()) != part.questions:
+        questions = {name: scorer.question(loaded.task, by_id[name]) for name in part.ids}
+        if questions_digest(questions.values()) != part.questions:
             raise ArtifactError(
                 f"the questions of {loaded.source} are not those that were searched: pass the data of the search, or search again"
             )
-        found |= asked
+        found |= questions
     return found

@@ -66,14 +66,6 @@ class Matrix:
         """(R,): block passes of each route."""
         return np.array([route.n_passes for route in self.routes])
 
-    def rows(self, places: Sequence[int]) -> Matrix:
-        """Some questions, in that order."""
-        pick = lambda values: tuple(values[place] for place in places)  # noqa: E731
-        return replace(
-            self, tasks=pick(self.tasks), ids=pick(self.ids), prompts=pick(self.prompts), correct=self.correct[places],
-            margins=self.margins[places],
-        )  # fmt: skip
-
     def at(self, places: Sequence[int]) -> Matrix:
         """Some columns, in that order."""
         routes = tuple(self.routes[place] for place in places)
@@ -100,27 +92,26 @@ def read_matrix(run: Path, manifests: dict[Path, Manifest], dense: Sequence[Dens
     how = f"run `drllm search --paths FILE --splits fit,tune --out {run}` first"
     if not manifests:
         raise ArtifactError(f"{run} holds no (question x route) matrix: {how}")
-    rows: list[RouteRecord] = []
+    records: list[RouteRecord] = []
     prompts: list[tuple[int, ...]] = []
     formats = set()
     for task in dense:
         formats.add(task.scorer.prompt_format)
         mine = [record for record in task.of_split(split) if not record.broken]
-        rows += mine
+        records += mine
         prompts += [tuple(task.questions[record.id].context_ids) for record in mine]
-    if not rows:
+    if not records:
         raise ArtifactError(f"the matrix of {run} has no {split} question: {how}")
-    shared = set.intersection(*({*record.routes} for record in rows))
-    routes = tuple(route for route in rows[0].routes if route in shared)
+    shared = set.intersection(*({*record.routes} for record in records))
+    routes = tuple(route for route in records[0].routes if route in shared)
     if len(routes) < 2:
         raise ArtifactError(f"the tasks of {run} were evaluated on no route that all of them share: give all tasks the same --paths")
     digests = [json.dumps(manifest.to_json(), sort_keys=True) for manifest in manifests.values()]
-    columns = [[record.routes.index(route) for route in routes] for record in rows]
+    columns = [[record.routes.index(route) for route in routes] for record in records]
     if len(formats) != 1:
         raise ArtifactError(f"the tasks of {run} use {len(formats)} prompt formats ({', '.join(sorted(formats))}): use a run for each")
-    return Matrix(
-        routes, tuple(record.task for record in rows), tuple(record.id for record in rows), tuple(prompts),
-        np.array([[record.rewards[at] for at in places] for record, places in zip(rows, columns, strict=True)]) > 0.5,
-        np.array([[record.margins[at] for at in places] for record, places in zip(rows, columns, strict=True)], dtype=np.float32),
-        formats.pop(), short_digest("".join([split, *digests])),
-    )  # fmt: skip
+    rewards = [[record.rewards[at] for at in places] for record, places in zip(records, columns, strict=True)]
+    margins = [[record.margins[at] for at in places] for record, places in zip(records, columns, strict=True)]
+    tasks, ids = tuple(record.task for record in records), tuple(record.id for record in records)
+    values = (np.array(rewards) > 0.5, np.array(margins, dtype=np.float32))
+    return Matrix(routes, tasks, ids, tuple(prompts), *values, formats.pop(), short_digest("".join([split, *digests])))

@@ -146,7 +146,7 @@ class _KeptScores:
         manifests = (training_data.search_manifests or training_data.path_manifests).values()
         self.key = key_of([str(training_data.routed.model.dtype), *(manifest.to_json() for manifest in manifests)])
         self.held_back = np.array([is_held_back(prompt) for prompt in training_data.prompts])
-        spread = [training_data.margin_spread[question.task.name] for _, questions in training_data.asked for question in questions]
+        spread = [training_data.margin_spread[question.task.name] for _, questions in training_data.fit_questions for question in questions]
         self.spread = np.array(spread)[:, None]
         self.values: dict[Route, tuple[np.ndarray, np.ndarray]] = {}  # margins and verdicts
         self.table: list[dict[str, Any]] = []

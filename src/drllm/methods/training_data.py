@@ -66,7 +66,7 @@ class TrainingData:
         return short_digest("".join(json.dumps(manifest.to_json(), sort_keys=True) for manifest in manifests))
 
     @property
-    def asked(self) -> list[tuple[Scorer, list[Any]]]:
+    def fit_questions(self) -> list[tuple[Scorer, list[Any]]]:
         """Each task's fit questions with their scorer, of the search or else of the dense matrix."""
         return [(task.scorer, task.questions) for task in self.tasks] if self.search_manifests else self._matrix_questions
 
@@ -95,12 +95,12 @@ class TrainingData:
     @property
     def prompts(self) -> list[tuple[int, ...]]:
         """Token ids of every fit question's context, as a policy sees it."""
-        return [tuple(question.context_ids) for _, questions in self.asked for question in questions]
+        return [tuple(question.context_ids) for _, questions in self.fit_questions for question in questions]
 
     @property
     def prompt_format(self) -> str:
         """Of the fit prompts; `ArtifactError` when the tasks differ in it."""
-        formats = {scorer.prompt_format for scorer, _ in self.asked}
+        formats = {scorer.prompt_format for scorer, _ in self.fit_questions}
         if len(formats) != 1:
             raise ArtifactError(
                 f"the tasks use {len(formats)} prompt formats ({', '.join(sorted(formats))}): search them into separate runs"
@@ -125,12 +125,11 @@ class TrainingData:
     def score(self, routes: Sequence[Route], limit: int = 0, label: str = "routes") -> tuple[np.ndarray, np.ndarray]:
         """Verdicts and margins, both (N, R), of routes on the fit questions, in the order of `prompts`, at most `limit` of each task."""
         correct, margins = [], []
-        # Plans are in the order of lengths: of every so many questions one, for all lengths to be there.
-        asked = [
-            (scorer, questions[:: max(1, len(questions) // limit)][:limit] if limit else questions) for scorer, questions in self.asked
-        ]
-        with Progress(label, sum(len(questions) for _, questions in asked)) as progress:
-            for scorer, questions in asked:
+        chosen = self.fit_questions
+        if limit:  # manifests are in the order of lengths: of every so many questions one, for all lengths to be there
+            chosen = [(scorer, questions[:: max(1, len(questions) // limit)][:limit]) for scorer, questions in chosen]
+        with Progress(label, sum(len(questions) for _, questions in chosen)) as progress:
+            for scorer, questions in chosen:
                 for start in range(0, len(questions), GROUP):
                     group: Any = questions[start : start + GROUP]
                     scorer.load(group)

@@ -43,7 +43,7 @@ def fit_gates(
         raise InputError(f"{type(config).__name__}.first_block is {config.first_block}, expected less than {routed.n_layers} blocks")
     check_parts(routed)
     texts = []
-    for scorer, questions in training_data.asked:
+    for scorer, questions in training_data.fit_questions:
         if questions and not hasattr(questions[0], "rows"):
             raise InputError(f"gates learn from tasks with choices, these questions are answered by text ({type(scorer).__name__}): "
                              "search with --reward loglik")  # fmt: skip
