@@ -177,7 +177,8 @@ def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     from drllm.core.files import write_json
     from drllm.evaluation.answers import baseline_routes
     from drllm.policies.oracle import Oracle
-    from drllm.policies.saved import digest, load_policy
+    from drllm.policies.saved import load_policy
+    from drllm.policies.saved_config import policy_digest as digest
 
     asked = Asked(routed, MIXED, SETTINGS[setting].asked, arguments.split, arguments.run, arguments.data, arguments.limit)
     place = arguments.out / setting / arguments.split
@@ -188,7 +189,7 @@ def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
         folder, file = folder_of(arguments.run, setting, name, seed), file_of(name, seed)
         if not (folder / "drllm_config.json").is_file():
             raise SystemExit(f"{folder} holds no policy: run this setting on tune first, or name others in --methods")
-        policy, policy_digest = load_policy(folder, routed), digest(folder)
+        policy, policy_digest = load_policy(folder, routed.identity), digest(folder)
         path = place / f"{file}.parquet"
         stored = stored_digest(path)
         if arguments.split == "test" and read_before(path, stored, policy_digest):
@@ -258,7 +259,7 @@ def clock(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
 
     from drllm.core.files import write_json
     from drllm.core.progress import Progress
-    from drllm.methods.rivals.gated_blocks import GatedPolicy, Step
+    from drllm.methods.rivals.gated_blocks import Step
     from drllm.policies.saved import load_policy
 
     asked = Asked(routed, MIXED, SETTINGS[setting].asked, arguments.split, arguments.run, arguments.data)
@@ -268,13 +269,13 @@ def clock(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     for name, _, seed in wanted_rows(setting, arguments.methods, 1):
         folder = folder_of(arguments.run, setting, name, seed)
         if (folder / "drllm_config.json").is_file() and name != "oracle":
-            policies[file_of(name, seed)] = load_policy(folder, routed)
+            policies[file_of(name, seed)] = load_policy(folder, routed.identity)
 
     @torch.no_grad()
     def seconds(policy: Any, prompt: Sequence[int]) -> float:
         ids = torch.tensor([prompt])
         started = time.perf_counter()
-        if isinstance(policy, GatedPolicy):
+        if policy is not None and policy.evaluate_only:
             with policy.installed(routed, Step.of(torch.ones_like(ids), torch.ones_like(ids))):
                 routed.model(input_ids=ids, use_cache=True, logits_to_keep=1)
         elif policy is None:

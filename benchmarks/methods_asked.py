@@ -94,11 +94,10 @@ class Asked:
 
     def routes(self, policy: Any) -> list[Any]:
         """One route a question."""
-        from drllm.policies.codebook import Codebook
         from drllm.scoring.route_prediction import decide_routes
 
-        if isinstance(policy, Codebook):
-            return policy.routes_for(self.features(policy.block))
+        if policy.reads is not None:
+            return policy.routes_for(self.features(policy.reads))
         return decide_routes(self.routed, [policy], self.prompts, 512)[0]
 
     def told(self, oracle: Any) -> list[Any]:

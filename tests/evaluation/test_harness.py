@@ -15,6 +15,7 @@ from lm_eval.models.huggingface import HFLM
 
 import families
 from byte_tokens import byte_tokenizer
+from deciding import Asked
 from drllm import InputError, Route, RoutedModel
 from drllm.evaluation.harness.log import consensus
 from drllm.evaluation.harness.model import RoutedLM
@@ -34,7 +35,10 @@ class ByContext(Policy):
     def __init__(self):
         self.n_asked = 0
 
-    def decide(self, block, x_BTD, prompt_mask_BT):
+    def start(self, prompt_mask_BT):
+        return Asked(self.actions, prompt_mask_BT)
+
+    def actions(self, block, x_BTD, prompt_mask_BT):
         self.n_asked += len(x_BTD) * (block == 0)
         mean_B = (x_BTD[..., 0] * prompt_mask_BT).sum(1) / prompt_mask_BT.sum(1)
         high = mean_B > self.bounds[block]
@@ -146,7 +150,7 @@ def policy_of(routed: RoutedModel) -> ByContext:
         seen = []
 
         class Watch(ByContext):
-            def decide(self, at, x_BTD, prompt_mask_BT, seen=seen, block=block):
+            def actions(self, at, x_BTD, prompt_mask_BT, seen=seen, block=block):
                 if at == block:
                     seen.extend(((x_BTD[..., 0] * prompt_mask_BT).sum(1) / prompt_mask_BT.sum(1)).tolist())
                 return torch.ones(len(x_BTD), dtype=torch.long)

@@ -393,7 +393,7 @@ def test_a_damaged_book_is_refused(tmp_path):
     about = json.loads((tmp_path / "codebook.json").read_text())
     for change in ({"block": 3}, {"at": 5}, {"points": []}, {"routes": ["1111", "11x1"]}, {"weights_sha256": "0"}):
         (tmp_path / "codebook.json").write_text(json.dumps(about | change))
-        with pytest.raises(ArtifactError, match="train the code book again"):
+        with pytest.raises(ArtifactError, match="train the codebook again"):
             Codebook.load(tmp_path)
     (tmp_path / "codebook.json").write_text(json.dumps(about))
     (tmp_path / "selector.safetensors").write_bytes(b"")
@@ -747,9 +747,9 @@ def test_a_saved_book_loads_in_a_process_that_never_trained_one(tiny, run, tmp_p
     folder = tiny.save_pretrained(tmp_path / "book")
     tiny.policy = None
     code = (
-        "import sys; from pathlib import Path; from drllm.policies import saved as artifact; "
+        "import sys; from pathlib import Path; from drllm.policies.saved import open_folder; "
         "from drllm.policies.policy import policy_class; "
-        "print(policy_class(artifact.read(Path(sys.argv[1])).policy).load(Path(sys.argv[1])).block)"
+        "print(open_folder(Path(sys.argv[1])).unchecked().block)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"

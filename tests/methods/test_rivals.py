@@ -199,7 +199,7 @@ def test_an_evaluate_only_method_from_records_to_a_row(name, tiny, run, data):
     rows = evaluate(tiny, [name], [TASK], run, EVALUATE, data).rows
     assert [row.method for row in rows] == ["base", name]
     assert evaluate(tiny, [name], [TASK], run, EVALUATE, data).rows == rows, "read back"
-    policy = load_policy(folder, tiny)
+    policy = load_policy(folder, tiny.identity)
     card = (folder / "README.md").read_text()
     assert "For evaluation only" in card
     assert ".generate(" not in card

@@ -16,7 +16,7 @@ from drllm.core.errors import ArtifactError, InputError
 from drllm.methods.training.features import Features, extract_features, load_features, save_features
 from drllm.methods.training.loop import measure, train_routers, warmup_cosine
 from drllm.methods.training.losses import class_weights, f1_scores, focal_loss, macro_f1
-from drllm.policies.routers import N_ACTIONS, WEIGHTS_FILE, RouterConfig, Routers
+from drllm.policies.routers import N_ACTIONS, RouterConfig, Routers
 from reference import path_model
 
 # --- losses -------------------------------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def test_labels_that_depend_on_nothing_are_not_generalised():
 def saved_bytes(routers: Routers, folder) -> bytes:
     folder.mkdir()
     routers.save(folder)
-    return (folder / WEIGHTS_FILE).read_bytes()
+    return (folder / "routers.safetensors").read_bytes()
 
 
 def test_same_seed_same_bytes(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, CompileConfig, GenerationConfig, StoppingCriteria, TextStreamer
 
 import families
+from deciding import Asked
 from drllm import InputError, Route, RoutedModel
 from drllm.deploy.export import export
 from drllm.deploy.inspection import inspect
@@ -31,7 +32,10 @@ class ByFirstToken(Policy):
     def __init__(self):
         self.asked = []
 
-    def decide(self, block, x_BTD, prompt_mask_BT):
+    def start(self, prompt_mask_BT):
+        return Asked(self.actions, prompt_mask_BT)
+
+    def actions(self, block, x_BTD, prompt_mask_BT):
         self.asked.append((block, tuple(x_BTD.shape[:2])))
         mean_B = (x_BTD[..., 0] * prompt_mask_BT).sum(1) / prompt_mask_BT.sum(1)
         action = torch.where(mean_B > 0, 0, 2)
@@ -109,8 +113,8 @@ def test_prompt_mask_hides_the_continuation(tiny):
     seen = []
 
     class Spy(ByFirstToken):
-        def decide(self, block, x_BTD, prompt_mask_BT):
-            actions = super().decide(block, x_BTD, prompt_mask_BT)
+        def actions(self, block, x_BTD, prompt_mask_BT):
+            actions = super().actions(block, x_BTD, prompt_mask_BT)
             seen.append(actions.tolist())
             return actions
 
@@ -214,7 +218,7 @@ def test_refusals_look_into_generation_configs_too(tiny):
         (lambda m: m.generate(input_ids=torch.tensor([[3, 4]]), attention_mask=torch.tensor([[1, 0]])), "padded on the right"),
         (lambda m: m.generate(input_ids=torch.ones(2, 2).long(), attention_mask=torch.tensor([[1, 1], [0, 0]])), "prompt 1 is empty"),
         (lambda m: m(torch.tensor([[3, 4]]), prompt_mask=torch.tensor([[1]]), routes=ROUTE), "expected that of input_ids"),
-        (lambda m: m(torch.tensor([[3, 4]]), routes=[ROUTE, ROUTE, Route.full(4)]), "3 routes for 1 rows"),
+        (lambda m: m(torch.tensor([[3, 4]]), routes=[ROUTE, ROUTE, Route.full(4)]), "3 routes for 1 prompts"),
         (lambda m: m(torch.tensor([[3, 4]]), routes=ROUTE, output_hidden_states=True), "output_hidden_states"),
         (lambda m: m(torch.tensor([[3, 4]]), use_cache=False), "use_cache"),
         (lambda m: RoutedModel.wrap(m.model), "wrapped already"),
@@ -302,7 +306,7 @@ def test_stateful_stopping_criteria_see_each_step_once(tiny):
 )
 def test_a_policy_that_decides_nonsense_is_refused(tiny, decided):
     class Nonsense(ByFirstToken):
-        def decide(self, block, x_BTD, prompt_mask_BT):
+        def actions(self, block, x_BTD, prompt_mask_BT):
             return decided
 
     with pytest.raises(InputError, match="the policy decided"):
@@ -316,9 +320,9 @@ def test_pads_never_enter_even_if_the_prompt_mask_holds_them(tiny):
     seen = []
 
     class Spy(ByFirstToken):
-        def decide(self, block, x_BTD, prompt_mask_BT):
+        def actions(self, block, x_BTD, prompt_mask_BT):
             seen.append(prompt_mask_BT.long().tolist())
-            return super().decide(block, x_BTD, prompt_mask_BT)
+            return super().actions(block, x_BTD, prompt_mask_BT)
 
     with torch.no_grad():
         tiny(ids, real, prompt_mask=prompt, routes=Spy())
@@ -328,7 +332,7 @@ def test_pads_never_enter_even_if_the_prompt_mask_holds_them(tiny):
 def test_a_list_is_one_route_a_prompt_never_broadcast(tiny):
     with pytest.raises(InputError, match="1 routes for 2 prompts"):
         tiny.generate(["a", "b"], policy=[ROUTE])
-    with pytest.raises(InputError, match="1 routes for 2 rows"):
+    with pytest.raises(InputError, match="1 routes for 2 prompts"):
         tiny(torch.tensor([[3, 4], [5, 6]]), routes=[ROUTE])
     same = tiny.generate(["a", "b"], policy=[Route.full(L)] * 2, max_new_tokens=3, **GREEDY)
     assert same == tiny.generate(["a", "b"], max_new_tokens=3, **GREEDY)

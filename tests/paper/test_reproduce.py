@@ -36,7 +36,7 @@ from drllm.paper.run import EXHIBITS, dry_run, reproduce, stages_of, wanted_exhi
 from drllm.paper.setup import Setup
 from drllm.paper.speed import p_of_ratio
 from drllm.paper.stages import Bench, Clock, Search, Train, Turn
-from drllm.policies import saved as artifact
+from drllm.policies.saved_config import policy_digest
 from drllm.reporting.report import report
 from drllm.runs.names import check_methods, owner_of
 from drllm.runs.records import read_records
@@ -121,8 +121,8 @@ def test_the_command_of_the_knob_makes_the_same_policy(bench, tmp_path, monkeypa
     assert (python, flag) == ("python", "-c")
     with under_policy(bench.routed, None):
         exec(code, {})
-    assert artifact.digest(tmp_path / stage.policy) == artifact.digest(bench.setup.out / stage.policy)
-    assert artifact.digest(tmp_path / stage.policy) != artifact.digest(tmp_path / stage.owner)
+    assert policy_digest(tmp_path / stage.policy) == policy_digest(bench.setup.out / stage.policy)
+    assert policy_digest(tmp_path / stage.policy) != policy_digest(tmp_path / stage.owner)
 
 
 def test_claims_stand_together_with_their_commands(bench, page):
@@ -550,7 +550,7 @@ def test_verdict_files_say_what_they_can_be_compared_with(bench):
         for name in ("base", "routers", "shuffled")
     }
     assert len({file.metadata["comparable"] for file in files.values()}) == 1
-    assert files["routers"].metadata["policy"] == artifact.digest(bench.setup.out / "routers")
+    assert files["routers"].metadata["policy"] == policy_digest(bench.setup.out / "routers")
     other = read_verdicts(bench.setup.out / "evaluate" / split / "base" / f"{LEARNED[1]}.parquet")
     assert other.metadata["comparable"] != files["base"].metadata["comparable"], "other questions"
 

@@ -17,18 +17,17 @@ from drllm.core.errors import ArtifactError, InputError
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import policy_class
 from drllm.policies.routers import (
-    CONFIG_FILE,
     N_ACTIONS,
-    WEIGHTS_FILE,
     PrefillRouters,
     RouterConfig,
     Routers,
     apply_control,
     pool_matrix,
-    pool_windows,
     rms_normalize,
 )
+from pooling import pool_windows
 
+CONFIG_FILE, WEIGHTS_FILE = "router_config.json", "routers.safetensors"
 SMALL = RouterConfig(n_layers=3, hidden_size=8, n_windows=4, width=5)
 
 
@@ -117,14 +116,14 @@ def test_what_stands_outside_the_prompt_never_enters(garbage):
     among, _ = pool_windows(padded, mask, 4)
     torch.testing.assert_close(among, alone)
     for block in range(3):
-        assert torch.equal(routers.decide(block, padded, mask), routers.decide(block, x, torch.ones(1, 7)))
+        assert torch.equal(routers.start(mask).decide(block, padded), routers.start(torch.ones(1, 7)).decide(block, x))
 
 
 def test_states_that_are_not_finite_are_refused():
     x = torch.randn(2, 4, 8)
     x[1, 2] = float("nan")
     with pytest.raises(InputError, match="block 1 are not finite"):
-        Routers(SMALL).decide(1, x, torch.ones(2, 4))
+        Routers(SMALL).start(torch.ones(2, 4)).decide(1, x)
 
 
 def reference_logits(routers: Routers, block: int, x_TD: torch.Tensor, mask: list[bool]) -> torch.Tensor:
@@ -173,10 +172,7 @@ def test_stacked_routers_equal_separate_modules(normalize, shared, first_block, 
         expected = torch.stack([reference_logits(routers, block, x_LBTD[read, row], masks[row]) for row in range(3)])
         torch.testing.assert_close(stacked[block], expected, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(routers.logits(block, *pooled[read]), expected, rtol=1e-5, atol=1e-5)
-        assert torch.equal(prefill.decide(block, x_LBTD[block], torch.tensor(masks)), expected.argmax(-1))
-    if first_block:
-        with pytest.raises(InputError, match="before the first block"):
-            routers.decide(1, x_LBTD[1], torch.tensor(masks))
+        assert torch.equal(prefill.decide(block, x_LBTD[block]), expected.argmax(-1))
 
 
 @pytest.mark.parametrize(
@@ -215,13 +211,14 @@ def test_initial_weights_are_xavier_uniform_and_seeded():
 def test_the_base_dtype_does_not_reach_the_routers():
     routers = random_routers(SMALL)
     x = torch.randn(5, 9, 8, generator=torch.Generator().manual_seed(2)).bfloat16()
-    expected = routers.decide(0, x.float(), torch.ones(5, 9))
-    assert torch.equal(routers.decide(0, x, torch.ones(5, 9)), expected)
+    mask = torch.ones(5, 9)
+    expected = routers.start(mask).decide(0, x.float())
+    assert torch.equal(routers.start(mask).decide(0, x), expected)
     seen = []
     routers.actions = lambda logits: seen.append(logits) or logits.argmax(-1)  # type: ignore[method-assign]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        routers.decide(0, x, torch.ones(5, 9))
-    routers.decide(0, x, torch.ones(5, 9))
+        routers.start(mask).decide(0, x)
+    routers.start(mask).decide(0, x)
     assert seen[0].dtype == torch.float32
     assert torch.equal(seen[0], seen[1])
 
@@ -230,7 +227,8 @@ def test_the_base_dtype_does_not_reach_the_routers():
 
 
 def decisions(policy, x, mask) -> torch.Tensor:
-    return torch.stack([policy.decide(block, x, mask) for block in range(policy.n_layers)])
+    decider = policy.start(mask)
+    return torch.stack([decider.decide(block, x) for block in range(policy.n_layers)])
 
 
 def test_control_knob_endpoints():
@@ -274,7 +272,7 @@ def test_control_keeps_a_distribution(weights, p):
 
 @pytest.mark.parametrize("p", [-1.01, 1.01, float("nan")])
 def test_control_outside_its_range_is_refused(p):
-    with pytest.raises(InputError, match="control knob"):
+    with pytest.raises(InputError, match="the control is"):
         Routers(SMALL).with_control(p)
 
 
@@ -437,8 +435,8 @@ def test_two_prefills_at_once_keep_their_own_windows():
     assert not torch.equal(*alone)
     views = [routers.start(mask) for _, mask in cases]
     for block in range(6):
-        for view, (x, mask), expected in zip(views, cases, alone, strict=True):
-            assert torch.equal(view.decide(block, x, mask), expected[block])
+        for view, (x, _), expected in zip(views, cases, alone, strict=True):
+            assert torch.equal(view.decide(block, x), expected[block])
 
 
 @pytest.fixture
@@ -589,5 +587,5 @@ def test_prompts_of_another_format_are_refused_unless_told(routed, tmp_path, tra
 
 
 def test_only_routers_have_a_control_knob():
-    with pytest.raises(InputError, match="'static' policy has no control knob"):
+    with pytest.raises(InputError, match="'static' policy has no control"):
         RoutePolicy(Route.parse("110")).with_control(0.0)

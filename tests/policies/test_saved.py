@@ -13,8 +13,10 @@ import families
 from byte_tokens import byte_tokenizer
 from drllm import ArtifactError, InputError, Route, RoutedModel
 from drllm.cli.main import main
-from drllm.policies import saved as artifact
 from drllm.policies.routers import RouterConfig, Routers
+from drllm.policies.saved import open_folder
+from drllm.policies.saved_config import policy_digest
+from drllm.runs.card_facts import card_facts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PROMPTS = ["What do plants need?", "12 and 7", "Hello", "Once upon a time there was a river"]
@@ -84,7 +86,7 @@ def run_with_figures(routed: RoutedModel, root: Path) -> Path:
     row = {"task": "arc_easy", "n": 200, "accuracy": 0.4, "mean_passes": 4.0, "mcnemar_p": None}
     ours = row | {"method": "static", "accuracy": 0.45, "mean_passes": 5.0, "difference": 0.05, "difference_low": -0.01,
                   "difference_high": 0.11, "mcnemar_p": 0.125}  # fmt: skip
-    for split, digest in (("tune", artifact.digest(folder)), ("test", "0" * 16)):
+    for split, digest in (("tune", policy_digest(folder)), ("test", "0" * 16)):
         place = root / "run" / "evaluate" / split
         place.mkdir(parents=True)
         summary = {"split": split, "reference": "base", "tasks": ["arc_easy"], "policies": {"static": digest},
@@ -97,7 +99,7 @@ def run_with_figures(routed: RoutedModel, root: Path) -> Path:
 def test_the_card_holds_base_route_figures_and_commands(routed, tmp_path, capsys):
     folder = run_with_figures(routed, tmp_path)
     assert "None yet for these files" in (folder / "README.md").read_text(), "saved before it was evaluated"
-    artifact.write_card(folder)
+    open_folder(folder).write_card(card_facts(folder))
     assert main(["info", str(folder)]) == 0
     card = capsys.readouterr().out
     assert "base_model: someone/tiny" in card

@@ -10,7 +10,7 @@ import pytest
 
 import drllm
 from drllm.core.errors import InputError
-from drllm.policies.card import CONFIG_FILE
+from drllm.policies.saved_config import CONFIG_FILE
 from drllm.runs import layout
 from drllm.runs.layout import RunFolder
 from drllm.runs.names import check_name

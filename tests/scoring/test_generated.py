@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import families
 from byte_tokens import byte_tokenizer
 from drllm import InputError, Route, RoutedModel, UnsupportedModelError
-from drllm.model.cache import _RoomyLayer
 from drllm.model.generation import _UNFOLLOWED, GreedyChoice
+from drllm.model.transformers_private import RoomySlot
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.given import GivenRoutes
 from drllm.scoring import generated
@@ -227,7 +227,7 @@ def test_rows_that_leave_change_no_other_answer(family, monkeypatch):
     expected = texts_of(routed, pairs)
     assert len({len(str(text)) for text in expected}) > 3, "answers must end at different steps"
     changes = [(generated, "COMPACT_BELOW", 0.0), (generated, "COMPACT_BELOW", 1.01), (generated, "DECODED_ROWS", 2)]
-    for holder, name, value in (*changes, (generated, "FIRST_ROWS", 3), (_RoomyLayer, "ROOM", 1)):
+    for holder, name, value in (*changes, (generated, "FIRST_ROWS", 3), (RoomySlot, "ROOM", 1)):
         with monkeypatch.context() as patch:
             patch.setattr(holder, name, value)
             assert texts_of(routed, pairs) == expected, (name, value)

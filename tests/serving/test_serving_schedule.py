@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deciding import Asked
 from drllm import Route
 from drllm.core.errors import InputError
 from drllm.deploy.serving.engine.schedule import Schedule, Undecided, run_schedule
@@ -170,7 +171,10 @@ class _Counting(Policy):
     def __init__(self) -> None:
         self.shown: list[torch.Tensor] = []
 
-    def decide(self, block: int, x_BTD: torch.Tensor, prompt_mask_BT: torch.Tensor) -> torch.Tensor:
+    def start(self, prompt_mask_BT: torch.Tensor) -> Asked:
+        return Asked(self.actions, prompt_mask_BT)
+
+    def actions(self, block: int, x_BTD: torch.Tensor, prompt_mask_BT: torch.Tensor) -> torch.Tensor:
         self.shown.append(x_BTD[0].clone())
         long = x_BTD.shape[1] > 2
         return torch.tensor([{1: 0, 2: 2}.get(block, 1) if long else 1])
@@ -198,10 +202,10 @@ def test_undecided_sequences_are_asked_before_each_block():
 
 def test_a_prompt_that_a_policy_cannot_read_harms_no_other():
     class Failing(_Counting):
-        def decide(self, block: int, x_BTD: torch.Tensor, prompt_mask_BT: torch.Tensor) -> torch.Tensor:
+        def actions(self, block: int, x_BTD: torch.Tensor, prompt_mask_BT: torch.Tensor) -> torch.Tensor:
             if block == 2:
                 raise InputError("states are\nnot finite")
-            return super().decide(block, x_BTD, prompt_mask_BT)
+            return super().actions(block, x_BTD, prompt_mask_BT)
 
     together, schedule, _ = run(["1111", "1200"], [4, 3], {0: Failing()})
     assert schedule.undecided[0].failure == "states are not finite"

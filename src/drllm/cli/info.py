@@ -15,8 +15,9 @@ from drllm.cli.options import add_common
 
 def run(job: Job) -> Lines:
     """The card, once the files are found whole."""
-    from drllm.policies import saved as artifact
     from drllm.policies.card import CARD_FILE
+    from drllm.policies.saved import open_policy
+    from drllm.runs.card_facts import card_facts
 
     place = Path(job.arguments.name)
     if (place / "drllm_export.json").is_file():
@@ -24,10 +25,10 @@ def run(job: Job) -> Lines:
 
         check_export(place)
     else:
-        place = artifact.locate(job.arguments.name, job.arguments.revision)
-        artifact.check_files(place, artifact.read(place))
+        saved = open_policy(job.arguments.name, job.arguments.revision)
+        place = saved.folder
         if not (place / CARD_FILE).is_file():  # saved before there were cards
-            yield artifact.card(place).rstrip()
+            yield saved.card(card_facts(place)).rstrip()
             return
     yield (place / CARD_FILE).read_text(encoding="utf-8").rstrip()
 

@@ -69,11 +69,9 @@ class Job:
     def load_policy(self) -> RoutedModel:
         """The policy of --policy on its base; refused before any weights load when the folder holds none."""
         from drllm.model.routed import RoutedModel
-        from drllm.policies import saved as artifact
+        from drllm.policies.saved import open_policy
 
-        folder = artifact.locate(self.arguments.policy)
-        artifact.read(folder)
-        routed = RoutedModel.from_pretrained(folder, base=self.common.model or None, **self.placement())
+        routed = RoutedModel.from_pretrained(open_policy(self.arguments.policy), base=self.common.model or None, **self.placement())
         self._warn_if_slow(routed)
         return routed
 

@@ -15,10 +15,13 @@ from drllm.cli.options import add_common
 
 def run(job: Job) -> Lines:
     """Upload, and say where it is."""
-    from drllm.policies import saved as artifact
+    from drllm.policies.saved import open_folder
+    from drllm.runs.card_facts import card_facts
 
     arguments = job.arguments
-    yield artifact.push(Path(arguments.folder), arguments.repo, arguments.revision, arguments.private or None)
+    saved = open_folder(Path(arguments.folder))
+    saved.write_card(card_facts(saved.folder))
+    yield saved.push(arguments.repo, arguments.revision, arguments.private or None)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -41,16 +41,15 @@ def run(job: Job) -> Lines:
         launching.check_address(arguments.host, arguments.port)
     warn_if_open(arguments.host, arguments.api_key or os.environ.get("VLLM_API_KEY", ""))
     from drllm.model.routed import RoutedModel
-    from drllm.policies import saved as artifact
+    from drllm.policies.saved import open_policy
 
     placement = job.placement()
     placement["device"] = placement["device"] or engine_device()
     folder = ""
     if arguments.policy:
-        place = artifact.locate(arguments.policy)
-        artifact.read(place)
-        folder = str(place.resolve())
-        routed = RoutedModel.from_pretrained(place, base=base or None, **placement)
+        saved = open_policy(arguments.policy)
+        folder = str(saved.folder.resolve())
+        routed = RoutedModel.from_pretrained(saved, base=base or None, **placement)
     else:
         routed = RoutedModel.wrap(base, **placement)
     arch = launching.check_supported(routed)

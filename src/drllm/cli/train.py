@@ -33,9 +33,9 @@ def run(job: Job) -> Lines:
     tasks = job.tasks() if job.common.tasks else ()
     folder = fit_policy(job.load(model, dtype), out, method.name, config, job.argv, guarantee, tasks, job.arguments.name)
     if guarantee.calibrate:
-        from drllm.policies import saved as artifact
+        from drllm.policies.saved_config import read_config
 
-        found = artifact.read(folder).guarantee
+        found = read_config(folder).guarantee
         assert found is not None, "a calibrated policy is saved with its guarantee"
         for row in found["tested"]:
             yield (

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from drllm.core.errors import ArtifactError, DrllmError, InputError, UnsupportedModelError
 from drllm.core.files import write_json
 from drllm.core.route import Route
-from drllm.model.load import causal_lm, is_out_of_memory, quiet_loading
+from drllm.model.load import is_out_of_memory, quiet_loading
 from drllm.model.routed import RoutedModel
+from drllm.model.transformers_private import QUANTIZATION_ENTRIES, attention_of, causal_lm
 from drllm.runs.provenance import versions
 
 EXPORT_FILE = "drllm_export.json"
@@ -153,7 +154,7 @@ def _config(model: Any, route: Route) -> Any:
     """The base's configuration with the blocks of the path: their number, and every list and count that says which block is which."""
     config = copy.deepcopy(model.config)
     config.name_or_path = ""
-    for name in ("quantization_config", "_pre_quantization_dtype"):  # of a GGUF file, whose weights are dense by now
+    for name in QUANTIZATION_ENTRIES:  # of a GGUF file, whose weights are dense by now
         if hasattr(config, name):
             delattr(config, name)
     text = config.get_text_config(decoder=True)
@@ -186,7 +187,7 @@ def _check(routed: RoutedModel, route: Route, place: Path) -> tuple[float, int]:
     wanted = routed(ids, routes=route).logits.float()
     try:
         with quiet_loading():
-            attention = model.config._attn_implementation
+            attention = attention_of(model.config)
             loaded: Any = AutoModelForCausalLM.from_pretrained(place, dtype=model.dtype, attn_implementation=attention)
         device = "cpu" if len(set(getattr(model, "hf_device_map", {}).values())) > 1 else routed.device
         got = loaded.eval().to(device)(ids.to(device)).logits.float().to(wanted.device)

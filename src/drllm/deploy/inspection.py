@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
@@ -16,9 +17,8 @@ from drllm.core.errors import InputError
 from drllm.core.route import Action, Route
 from drllm.model.prompts import Prompt, encode_prompts
 from drllm.model.routed import RoutedModel
-from drllm.policies.codebook import Codebook, pool_prompt
-from drllm.policies.policy import Policy
-from drllm.policies.routers import PrefillRouters, Routers, pool_matrix
+from drllm.policies.policy import Decider, RouteSource
+from drllm.policies.timed import WrappedSource
 
 STYLES = {Action.SKIP: "blue", Action.EXECUTE: "dim", Action.REPEAT: "bold dark_orange3"}
 MARKS = {Action.SKIP: "_", Action.EXECUTE: "|", Action.REPEAT: "#"}
@@ -33,8 +33,8 @@ class Inspection:
         policy, prompt_format: names.
         windows: the tokens of each window that routers pool; one window where a policy pools the whole prompt or reads none.
         dropped: tokens at the end that enter no window.
-        probabilities: of skip, execute and repeat at each block, after the knob; None of a policy that has none.
-        routes, values, threshold: of a code book, its routes, what each is worth (predicted gain plus the worth of saved passes, fractions)
+        probabilities: of skip, execute and repeat at each block, under the control; None of a policy that has none.
+        routes, values, threshold: of a codebook, its routes, what each is worth (predicted gain plus the worth of saved passes, fractions)
             and what a route must be worth to be taken.
         route: what was decided.
         text: the answer along it.
@@ -53,7 +53,7 @@ class Inspection:
 
 
 def inspect(
-    routed: RoutedModel, prompt: Prompt, policy: Policy | None = None, max_new_tokens: int = 16, check_prompt_format: bool = True
+    routed: RoutedModel, prompt: Prompt, policy: RouteSource | None = None, max_new_tokens: int = 16, check_prompt_format: bool = True
 ) -> Inspection:
     """Answer one prompt greedily and keep what the policy saw; `policy` defaults to the model's own.
 
@@ -68,60 +68,48 @@ def inspect(
         [prompt], policy=watched, max_new_tokens=max_new_tokens, check_prompt_format=check_prompt_format, do_sample=False
     )[0]
     tokens = [routed.tokenizer.decode([token]) for token in ids]
-    windows, dropped = [tokens], 0
-    if isinstance(policy, Routers):
-        windows, dropped = _windows(tokens, watched.mask_BT, policy.config.n_windows)
+    windows_BWT = policy.windows(torch.ones((1, len(tokens)), dtype=torch.bool))
+    found = (
+        [tokens] if windows_BWT is None else [[tokens[at] for at in window.nonzero()[:, 0]] for window in windows_BWT[0] if window.any()]
+    )
     return Inspection(
-        policy.name, prompt_format, tuple(map(tuple, windows)), dropped, tuple(watched.probabilities) or None,
-        policy.routes if isinstance(policy, Codebook) else (), tuple(watched.values),
-        policy.points[policy.at].threshold if isinstance(policy, Codebook) and policy.points else 0.0, output.route, output.text or "",
-    )  # fmt: skip
+        policy=policy.name,
+        prompt_format=prompt_format,
+        windows=tuple(map(tuple, found)),
+        dropped=len(tokens) - sum(map(len, found)),
+        probabilities=tuple(watched.probabilities) or None,
+        routes=tuple(policy.routes),
+        values=tuple(watched.values),
+        threshold=policy.threshold,
+        route=output.route,
+        text=output.text or "",
+    )
 
 
-class _Watched(Policy):
+class _Watched(WrappedSource):
     """A policy of which one prefill is kept. It decides as the policy does: the numbers are computed beside, from the same states."""
 
-    name = "watched"
+    name: ClassVar[str] = "watched"
 
-    def __init__(self, policy: Policy):
-        self.policy = policy
-        self.n_layers = policy.n_layers
-        self.prompt_format = policy.prompt_format if policy.route is None else None  # one route for all takes both
-        self.guarantee = policy.guarantee
+    def __init__(self, source: RouteSource):
+        super().__init__(source)
         self.probabilities: list[tuple[float, ...]] = []
         self.values: list[float] = []
-        self.mask_BT: Tensor
-        self._started: Policy
 
-    def check_model(self, n_layers: int, hidden_size: int) -> None:
-        self.policy.check_model(n_layers, hidden_size)
-
-    def start(self, prompt_mask_BT: Tensor) -> _Watched:
-        self.mask_BT = prompt_mask_BT
-        self._started = self.policy.start(prompt_mask_BT)
-        return self
-
-    def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
-        if isinstance(self.policy, Routers) and isinstance(self._started, PrefillRouters):
-            self.probabilities.append(tuple(self.policy.probabilities(self._started.logits(block, x_BTD))[0].tolist()))
-        if isinstance(self.policy, Codebook) and block == self.policy.block and self.policy.points:
-            self.values = self.policy.values(pool_prompt(x_BTD, prompt_mask_BT))[0].tolist()
-        return self._started.decide(block, x_BTD, prompt_mask_BT)
-
-    def save(self, folder: Any) -> list[str]:
-        return self.policy.save(folder)
-
-    @classmethod
-    def load(cls, folder: Any) -> Policy:
-        raise InputError("a watched policy is no artefact")
+    def start(self, prompt_mask_BT: Tensor) -> Decider:
+        return _WatchedDecider(self.source.start(prompt_mask_BT), self)
 
 
-def _windows(tokens: list[str], mask_BT: Tensor, n_windows: int) -> tuple[list[list[str]], int]:
-    """The tokens of each window, and how many enter none."""
-    weights_WT = pool_matrix(mask_BT, n_windows)[0][0] > 0
-    start = weights_WT.shape[1] - len(tokens)  # left padding
-    found = [[tokens[place - start] for place in row.nonzero().flatten().tolist()] for row in weights_WT if bool(row.any())]
-    return found, len(tokens) - sum(map(len, found))
+class _WatchedDecider(Decider):
+    def __init__(self, decider: Decider, watched: _Watched):
+        self._decider, self._watched = decider, watched
+
+    def decide(self, block: int, x_BTD: Tensor) -> Tensor:
+        if (probabilities_BC := self._decider.probabilities(block, x_BTD)) is not None:
+            self._watched.probabilities.append(tuple(probabilities_BC[0].tolist()))
+        if (values_BK := self._decider.values(block, x_BTD)) is not None:
+            self._watched.values = values_BK[0].tolist()
+        return self._decider.decide(block, x_BTD)
 
 
 def render(found: Inspection, width: int | None = None, colour: bool = False) -> str:

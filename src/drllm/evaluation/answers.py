@@ -16,9 +16,10 @@ from drllm.core.digest import digest, json_digest, number_of
 from drllm.core.progress import Progress
 from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
-from drllm.policies import saved as artifact
 from drllm.policies.given import GivenRoutes
-from drllm.policies.policy import Policy
+from drllm.policies.policy import RouteSource
+from drllm.policies.saved import load_policy
+from drllm.policies.saved_config import policy_digest
 from drllm.runs.verdicts import Verdicts, find_verdicts, write_verdicts
 from drllm.scoring.scorer import Scorer, make_scorer, questions_digest
 from drllm.tasks import Example, Task
@@ -60,16 +61,16 @@ class Request:
         """The verdicts, if they were written before."""
         return find_verdicts(self.path, self.key)
 
-    def policy(self, routed: RoutedModel) -> Policy | None:
+    def policy(self, routed: RoutedModel) -> RouteSource | None:
         """What answers; None is the base."""
         if self.routes is not None:
             return GivenRoutes(self.routes)
-        return None if self.saved is None else artifact.load_policy(self.saved, routed)
+        return None if self.saved is None else load_policy(self.saved, routed.identity)
 
     def described(self, routed: RoutedModel, config: EvaluateConfig, questions: Sequence[Any]) -> dict[str, str]:
         """What `metadata` is for this model, these settings and questions."""
         settings = [routed.fingerprint, str(routed.model.dtype), to_dict(config), questions_digest(questions)]
-        policy = {} if self.saved is None else {"policy": artifact.digest(self.saved)}
+        policy = {} if self.saved is None else {"policy": policy_digest(self.saved)}
         routes = "" if self.routes is None else " ".join(map(str, self.routes))
         key = digest(json.dumps([self.method, *settings]) + policy.get("policy", "") + routes)
         # Verdicts of two methods can be compared where weights, type, configuration and questions are the same.
@@ -99,7 +100,7 @@ def baseline_routes(name: str, routes: Sequence[Route], seed: str) -> list[Route
     return dealt
 
 
-def answer(scorer: Scorer, questions: Sequence[Any], policy: Policy | None, request: Request) -> Verdicts:
+def answer(scorer: Scorer, questions: Sequence[Any], policy: RouteSource | None, request: Request) -> Verdicts:
     """Verdicts of one method on one task, read back when the same evaluation has been done before."""
     if (saved := request.done()) is not None:
         return saved
@@ -108,7 +109,7 @@ def answer(scorer: Scorer, questions: Sequence[Any], policy: Policy | None, requ
     with Progress(request.label, len(questions)) as progress:
         for start in range(0, len(questions), CHUNK):
             chunk = questions[start : start + CHUNK]
-            chunk_policy = policy.rows(range(start, start + len(chunk))) if isinstance(policy, GivenRoutes) else policy
+            chunk_policy = None if policy is None else policy.select(range(start, start + len(chunk)))
             some_verdicts, some_routes = scorer.score_policy(chunk, chunk_policy)
             verdicts += some_verdicts
             routes += some_routes

@@ -13,7 +13,9 @@ from drllm.evaluation.calibrate import calibrate
 from drllm.methods.base import get_method
 from drllm.methods.fitting import train
 from drllm.model.routed import RoutedModel
-from drllm.policies.policy import Policy
+from drllm.policies.policy import RouteSource
+from drllm.policies.saved import open_folder
+from drllm.runs.card_facts import card_facts
 from drllm.runs.layout import RunFolder
 
 
@@ -37,11 +39,14 @@ def fit_policy(
     if promise is not None and promise.calibrate:
         policy, _ = calibrate(routed, run, policy, promise, argv, tasks)
     with under_policy(routed, policy):
-        return routed.save_pretrained(RunFolder(run).policy(name or method))
+        folder = RunFolder(run).policy(name or method)
+        routed.save_pretrained(folder)
+    open_folder(folder).write_card(card_facts(folder))
+    return folder
 
 
 @contextmanager
-def under_policy(routed: RoutedModel, policy: Policy | None) -> Iterator[None]:
+def under_policy(routed: RoutedModel, policy: RouteSource | None) -> Iterator[None]:
     """The model under another policy, for a while."""
     before, routed.policy = routed.policy, policy
     try:

@@ -22,8 +22,10 @@ from drllm.methods.base import method_names
 from drllm.model.ray_pool import connected
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
-from drllm.policies import saved as artifact
-from drllm.policies.policy import EvaluateOnlyPolicy, Policy
+from drllm.policies.policy import Policy
+from drllm.policies.saved import load_policy, open_folder
+from drllm.policies.saved_config import policy_digest
+from drllm.runs.card_facts import card_facts
 from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import path_manifests, search_manifests
 from drllm.runs.names import BASE, check_methods, owner_of
@@ -64,7 +66,7 @@ def evaluate(
     check_methods(methods, run.root, method_names())
     baselines = [name for name in dict.fromkeys(methods) if owner_of(name)]
     trained = dict.fromkeys([*(name for name in methods if name != BASE and not owner_of(name)), *map(owner_of, baselines)])
-    policies = {name: artifact.load_policy(run.policy(name), routed) for name in trained}
+    policies = {name: load_policy(run.policy(name), routed.identity) for name in trained}
     if fixed := [name for name in baselines if policies[owner_of(name)].evaluate_only]:
         raise InputError(f"{fixed[0]}: {owner_of(fixed[0])} decides no route of its own, so there is nothing to deal out: leave it out")
     read_from = {manifest.task: manifest.data for manifest in (path_manifests(run.root) | search_manifests(run.root)).values()}
@@ -83,7 +85,7 @@ def evaluate(
         summary = comparison.summary(read_from)
         write_json(run.summary(config.folder), summary.to_json())
     for name in policies:
-        artifact.write_card(run.policy(name))  # with this command and its figures
+        open_folder(run.policy(name)).write_card(card_facts(run.policy(name)))  # with this command and its figures
     return summary
 
 
@@ -107,7 +109,7 @@ class _Comparison:
     def check_rewards(self) -> None:
         """Refuse a reward that a policy has no answer for, before the base answers anything."""
         for policy in self.policies.values():
-            if isinstance(policy, EvaluateOnlyPolicy):
+            if policy.evaluate_only:
                 for loaded in self.loaded.values():
                     policy.answer(scorer_of(self.routed, loaded.task, self.config), [])
 
@@ -152,7 +154,7 @@ class _Comparison:
             sources={name: loaded.source for name, loaded in self.loaded.items()},
             data={name: None if where is None else str(where) for name, where in read_from.items()},
             texts={name: texts_digest(examples) for name, examples in self.examples.items()},
-            policies={name: artifact.digest(self.run.policy(name)) for name in self.policies},
+            policies={name: policy_digest(self.run.policy(name)) for name in self.policies},
         )
 
 

@@ -9,24 +9,9 @@ import torch
 from torch import Tensor
 
 from drllm.core.route import Route
-from drllm.model.cache import RoutedCache
 from drllm.model.routed import RoutedModel
 from drllm.policies.constant import RoutePolicy
 from drllm.scoring.route_prediction import prompt_steps
-
-
-class _Comparing(RoutedCache):
-    """Adds up the cosines between the states entering one block and the next."""
-
-    before: Tensor | None = None
-    sums: list[float]
-
-    def enter(self, block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
-        x = x_BTD[self._prompt_mask.to(x_BTD.device)].float()
-        if self.before is not None:
-            self.sums[block - 1] += float(torch.nn.functional.cosine_similarity(self.before.to(x.device), x, dim=-1).sum())
-        self.before = x
-        return super().enter(block, x_BTD, arguments)
 
 
 @torch.no_grad()
@@ -35,8 +20,14 @@ def block_influence(routed: RoutedModel, prompts: Sequence[Sequence[int]], max_s
     sums = [0.0] * (routed.n_layers - 1)
     full = RoutePolicy(Route.full(routed.n_layers))
     for _, inputs in prompt_steps(routed, prompts, max_step_tokens, by_length=True):
-        cache = _Comparing(routed.config, routed.n_layers, full, inputs["attention_mask"])
-        cache.sums = sums
-        routed.decoder_forward(cache, **inputs)
+        real_BT, entered = inputs["attention_mask"].bool(), []
+
+        def compare(block: int, x_BTD: Tensor, _: Any, real_BT: Tensor = real_BT, entered: list[Tensor] = entered) -> None:
+            x = x_BTD[real_BT.to(x_BTD.device)].float()
+            if entered:
+                sums[block - 1] += float(torch.nn.functional.cosine_similarity(entered.pop().to(x.device), x, dim=-1).sum())
+            entered.append(x)
+
+        routed.decoder_forward(routed.new_cache(full, real_BT, compare), **inputs)
     n_tokens = sum(map(len, prompts))
     return [1 - value / n_tokens for value in sums]

@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache
 
 from drllm.core.errors import UnsupportedModelError
 from drllm.model.cache import ALL_ONCE, RoutedCache
+from drllm.model.transformers_private import FORWARD_NAMES
 
 # Arguments of a block that carry one entry a row when their first dimension is B. Chosen by name: a square attention mask or a
 # position table may have B entries by accident, and an argument missing here must be refused, never guessed at.
@@ -116,7 +117,7 @@ def find_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> RoutedCache | N
 
 def is_routed(block: nn.Module) -> bool:
     """Whether a block is wrapped already, also under an accelerate hook added later."""
-    return any(isinstance(vars(block).get(name), RoutedBlock) for name in ("forward", "_old_forward"))
+    return any(isinstance(vars(block).get(name), RoutedBlock) for name in FORWARD_NAMES)
 
 
 def select_rows(value: Any, rows: Tensor, n_rows: int) -> Any:

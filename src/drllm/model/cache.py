@@ -8,26 +8,34 @@ Shapes: B rows, T tokens of this step, L blocks.
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import cache_utils
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 
 from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.route import Route
+from drllm.model.transformers_private import (
+    RoomySlot,
+    Slot,
+    family_slots,
+    fill,
+    is_plain,
+    is_supported,
+    is_window,
+    kept_tokens,
+    mask_sizes,
+    select_sequences,
+)
 from drllm.policies.given import GivenRoutes
-from drllm.policies.policy import Policy
+from drllm.policies.policy import RouteSource
 
-# The last one, keys plus their index for sparse attention, came with transformers 5.2x.
-SUPPORTED_SLOTS = (DynamicLayer, DynamicSlidingWindowLayer, getattr(cache_utils, "DynamicIndexedLayer", DynamicLayer))
-
-
+# Called at prefill with what enters each block: its index, the states (B, T, D), its other arguments. States it returns go on instead.
+Observer = Callable[[int, Tensor, dict[str, Any]], Tensor | None]
 Plan = tuple[Tensor | None, ...]  # for each pass of a block, the rows that make it: an index tensor, or None for all rows
 ALL_ONCE: Plan = (None,)
 _PLANS: tuple[Plan, ...] = ((), ALL_ONCE, (None, None))  # where all rows take one action
@@ -38,11 +46,11 @@ STRAYED = (
 )
 
 
-def new_slots(config: PreTrainedConfig, n_layers: int) -> list[DynamicLayer]:
+def new_slots(config: PreTrainedConfig, n_layers: int) -> list[Slot]:
     """One empty slot a block, of the class the family's own cache uses; refuses anything but plain and sliding-window attention."""
-    slots = list(DynamicCache(config=config).layers) or [DynamicLayer() for _ in range(n_layers)]
+    slots = family_slots(config, n_layers)
     for slot in slots:
-        if type(slot) not in SUPPORTED_SLOTS:
+        if not is_supported(slot):
             raise UnsupportedModelError(
                 f"model_type {config.model_type!r} keeps {type(slot).__name__} state, expected plain or sliding-window attention: "
                 "its recurrent or shared state is not per block, so blocks cannot be skipped or repeated exactly"
@@ -52,13 +60,13 @@ def new_slots(config: PreTrainedConfig, n_layers: int) -> list[DynamicLayer]:
             f"model_type {config.model_type!r} has {n_layers} blocks but {len(slots)} cache slots: blocks that share keys and values "
             "cannot be routed"
         )
-    return slots  # type: ignore[return-value]
+    return slots
 
 
 class PassSlots(Cache):
     """One slot a block for one pass; sizes come from the clock, since a slot that no row uses stays empty."""
 
-    def __init__(self, slots: list[DynamicLayer]):
+    def __init__(self, slots: list[Slot]):
         super().__init__(layers=list(slots))
         self.n_seen = 0
 
@@ -68,12 +76,7 @@ class PassSlots(Cache):
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """(key length, key offset) that a slot of this kind has after `n_seen` tokens, used or not."""
-        slot = self.layers[layer_idx]
-        if not isinstance(slot, DynamicSlidingWindowLayer):
-            return self.n_seen + query_length, 0
-        probe = copy.copy(slot)
-        probe.cumulative_length = self.n_seen
-        return probe.get_mask_sizes(query_length)
+        return mask_sizes(self.layers[layer_idx], self.n_seen, query_length)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Refused: a slot holds only the rows that execute its block."""
@@ -88,27 +91,26 @@ class RoutedCache(PassSlots):
     Args:
         config: the base model's text configuration.
         n_layers: L.
-        policy: decides each block's actions at prefill, or carries given routes (`GivenRoutes`, `RoutePolicy`).
+        source: a policy that decides each block's actions at prefill, or given routes.
         prompt_mask: (B, T) true on the prompt tokens the policy may read; T is the prefill's length.
+        observe: called with what enters each block at prefill.
     """
 
-    def __init__(self, config: PreTrainedConfig, n_layers: int, policy: Policy, prompt_mask: Tensor):
+    def __init__(self, config: PreTrainedConfig, n_layers: int, source: RouteSource, prompt_mask: Tensor, observe: Observer | None = None):
         super().__init__(new_slots(config, n_layers))
-        if policy.n_layers != n_layers:
-            raise InputError(f"the policy or route has {policy.n_layers} blocks, the model has {n_layers}: use one made for this model")
+        if source.n_layers != n_layers:
+            raise InputError(f"the policy or route has {source.n_layers} blocks, the model has {n_layers}: use one made for this model")
         self.n_layers = n_layers
         self._config = config
         self._prompt_mask = prompt_mask.bool()
-        self._policy = policy.start(self._prompt_mask)
-        self._actions: list[list[int]] = []  # B a block
+        self._observe = observe
+        known = source.known_actions(len(prompt_mask))
+        self._decider = source.start(self._prompt_mask) if known is None else None
+        self._actions: list[list[int]] = known or []  # B a block
         self._plans: list[Plan] = []
         self._n_entered = 0  # blocks that prefill has come to
         self._rows: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # one tensor for equal rows, whatever the block
         self._selected: dict[tuple[int, int], tuple[Any, Any]] = {}
-        if isinstance(policy, GivenRoutes):
-            self._actions = policy.actions_BL.T.tolist()
-        elif policy.route is not None:
-            self._actions = [[int(action)] * len(prompt_mask) for action in policy.route]
 
     @functools.cached_property
     def second_pass(self) -> PassSlots:
@@ -129,8 +131,10 @@ class RoutedCache(PassSlots):
                     f"prefill saw states of {tuple(x_BTD.shape[:2])} rows and tokens, the prompt mask has "
                     f"{tuple(self._prompt_mask.shape)}: the whole prompt must enter in one step, with one route a row"
                 )
-            if block == len(self._actions):
-                self._actions.append(check_actions(self._policy.decide(block, x_BTD, self._prompt_mask), x_BTD.shape[0], block))
+            if self._observe is not None and (replaced := self._observe(block, x_BTD, arguments)) is not None:
+                x_BTD = replaced
+            if self._decider is not None:
+                self._actions.append(check_actions(self._decider.decide(block, x_BTD), x_BTD.shape[0], block))
             elif len(self._actions[block]) != len(x_BTD):
                 raise InputError(f"got {len(self._actions[block])} routes for {len(x_BTD)} rows, expected one route a row")
             self._plans.append(self.row_plan(self._actions[block], x_BTD.device))
@@ -186,32 +190,6 @@ class RoutedCache(PassSlots):
         return [Route(actions) for actions in zip(*self._actions, strict=True)]
 
 
-class _RoomyLayer(DynamicLayer):
-    """A plain slot with room for the tokens to come: growing by one token otherwise copies all keys and values, every step anew."""
-
-    ROOM = 16  # tokens
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._roomy: tuple[Tensor, Tensor] | None = None  # `keys` and `values` are the front of these
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None
-        assert self.values is not None
-        start, n_new = self.keys.shape[-2], key_states.shape[-2]
-        if self._roomy is None or self._roomy[0].shape[-2] < start + n_new:
-            pad = (0, 0, 0, n_new + self.ROOM)
-            self._roomy = (torch.nn.functional.pad(self.keys, pad), torch.nn.functional.pad(self.values, pad))
-        for whole, part in zip(self._roomy, (key_states, value_states), strict=True):
-            whole[..., start : start + n_new, :] = part
-        self.keys, self.values = (whole[..., : start + n_new, :] for whole in self._roomy)
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
-        self._roomy = None
-
-
 class PrefilledCache(RoutedCache):
     """A cache whose prompts have run already: decoding goes on from given keys and values.
 
@@ -241,19 +219,17 @@ class PrefilledCache(RoutedCache):
             for n_pass in range(max(actions)):
                 rows = [row for row in range(len(routes)) if actions[row] > n_pass]
                 pairs = [keys_values[row][places[row][block, n_pass]] for row in rows]
-                slot: Any = (self if n_pass == 0 else self.second_pass).layers[block]
-                if type(slot) not in (DynamicLayer, DynamicSlidingWindowLayer):
-                    raise UnsupportedModelError(f"generated rewards cannot be searched on {config.model_type!r}: its attention keeps more "
-                                                "than keys and values; use reward loglik")  # fmt: skip
-                kept = width
-                if isinstance(slot, DynamicSlidingWindowLayer):
-                    kept = min(width, slot.sliding_window - 1)
-                    slot.cumulative_length = width
-                else:
-                    slot = (self if n_pass == 0 else self.second_pass).layers[block] = _RoomyLayer()
+                layers = (self if n_pass == 0 else self.second_pass).layers
+                if is_plain(layers[block]):
+                    layers[block] = RoomySlot()
+                elif not is_window(layers[block]):
+                    raise UnsupportedModelError(
+                        f"generated rewards cannot be searched on {config.model_type!r}: its attention keeps more than keys and values; "
+                        "use reward loglik"
+                    )
+                kept = kept_tokens(layers[block], width)
                 keys, values = (torch.stack([_right_align(pair[which], kept) for pair in pairs]) for which in (0, 1))
-                slot.lazy_initialization(keys, values)
-                slot.keys, slot.values = keys, values
+                fill(layers[block], keys, values, width)
         self._n_entered = n_layers
         self._tell(width)
 
@@ -266,7 +242,7 @@ class PrefilledCache(RoutedCache):
                 slot: Any = (self if n_pass == 0 else self.second_pass).layers[block]
                 members = {row: place for place, row in enumerate(row for row, action in enumerate(actions) if action > n_pass)}
                 places = [members[row] for row in rows if row in members]
-                slot.batch_select_indices(torch.tensor(places, dtype=torch.long, device=slot.keys.device))
+                select_sequences(slot, places)
             self._actions[block] = [actions[row] for row in rows]
             self._plans[block] = self.row_plan(self._actions[block], self._prompt_mask.device)
 

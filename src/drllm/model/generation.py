@@ -1,4 +1,4 @@
-"""What `RoutedModel.generate` needs around transformers' own: effective options, refused ones, and where each row's answer ends."""
+"""What `RoutedModel.generate` needs around transformers' own: effective options, refused ones, and where each sequence's answer ends."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import RepetitionPenaltyLogitsProcessor, StoppingCriteria, StoppingCriteriaList
-from transformers.generation.stopping_criteria import EosTokenCriteria, StopStringCriteria
+from transformers import EosTokenCriteria, RepetitionPenaltyLogitsProcessor, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 
 from drllm.core.errors import InputError
+from drllm.policies.given import is_identity
+from drllm.policies.policy import RouteSource
 
 DEFAULT_NEW_TOKENS = 64
 
@@ -88,7 +89,37 @@ def new_token_limit(options: dict[str, Any], max_new_tokens: int | None, n_promp
     return max_new_tokens
 
 
-class RowEnds(StoppingCriteria):
+def check_promise(source: RouteSource | None, epsilon: float, dtype: str) -> None:
+    """Refuse a policy without a guarantee of `epsilon` or less, for weights of this dtype."""
+    if source is None or is_identity(source):
+        return
+    found = source.guarantee
+    if found is None or found["point"] is None:
+        raise InputError(
+            f"epsilon={epsilon} asks for a promise and this policy has none: `drllm train --calibrate calibrate` tests for one"
+        )
+    if found["dtype"] != dtype:
+        raise InputError(f"this policy is promised for {found['dtype']} weights, these are {dtype}: load the base in that type")
+    if not epsilon >= found["epsilon"]:
+        raise InputError(
+            f"epsilon={epsilon} asks for more than the {found['epsilon']} this policy is promised: train with --epsilon {epsilon}"
+        )
+
+
+def check_format(source: RouteSource, prompt_format: str, strict: bool, promised: bool) -> None:
+    """Refuse prompts of another format than the policy was trained on: where it is `strict`, or where a promise was asked for."""
+    if source.prompt_format in (None, prompt_format):
+        return
+    if promised:
+        raise InputError(f"the promise was made for {source.prompt_format!r} prompts, these are {prompt_format!r}: leave epsilon out")
+    if strict and source.route is None:  # one route for all is no more arbitrary here than there
+        raise InputError(
+            f"the policy was trained on {source.prompt_format!r} prompts, these are {prompt_format!r}: its routes would "
+            "be arbitrary; pass check_prompt_format=False (--any-format) to use it all the same"
+        )
+
+
+class SequenceEnds(StoppingCriteria):
     """Stops rows on the end tokens, the stop strings and the caller's criteria, and remembers when each row stopped.
 
     Finished rows are filled with pads, and a pad may equal the end token or a real one, so the end cannot be read off the tokens later.

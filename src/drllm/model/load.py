@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
 from drllm.model.packages import PACKAGED
+from drllm.model.transformers_private import commit_of, dense_gguf
 
 HUB_ALIASES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 ALIASES = (*HUB_ALIASES, *PACKAGED)
@@ -50,7 +51,7 @@ def load_base(name: str, dtype: torch.dtype | None = None, device: str | torch.d
     gguf = "gguf_file" in options
     with quiet_loading():
         try:
-            kwargs = options | _dense_gguf() if gguf else options
+            kwargs = options | dense_gguf() if gguf else options
             precision = dtype or (torch.bfloat16 if gguf else "auto")
             loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=precision, output_loading_info=True, **kwargs)
             model, info = loaded
@@ -71,7 +72,7 @@ def load_base(name: str, dtype: torch.dtype | None = None, device: str | torch.d
         model = model.to(device) if device is not None else model  # type: ignore[arg-type]
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0][:120]}): use cpu") from None
-    return LoadedBase(model.eval(), tokenizer, name, getattr(model.config, "_commit_hash", None))
+    return LoadedBase(model.eval(), tokenizer, name, commit_of(model.config))
 
 
 def _resolve(name: str) -> tuple[str, dict[str, Any]]:
@@ -100,14 +101,6 @@ def is_gguf(name: str) -> bool:
 def _require_gguf(name: str) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise InputError(f"model {name!r} is a GGUF file, which needs the gguf package: run `pip install gguf`")
-
-
-def _dense_gguf() -> dict[str, Any]:
-    """transformers before 5.2x always unpacks GGUF; later releases keep it packed unless asked."""
-    import transformers
-
-    config = getattr(transformers, "GgufConfig", None)
-    return {"quantization_config": config(dequantize=True)} if config is not None else {}
 
 
 @contextmanager
@@ -145,12 +138,6 @@ def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-def causal_lm(model: nn.Module) -> Any:
-    """The language model itself, inside a compiled module or an adapter, whose own forward takes anything."""
-    model = getattr(model, "_orig_mod", model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-
-
 def _plain_tensors(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """A parameter, or the tensors that a wrapper of quantised weights holds, each under a name of its own."""
     if not is_traceable_wrapper_subclass(tensor):
@@ -163,7 +150,7 @@ def _plain_tensors(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch
 def fingerprint(model: nn.Module) -> str:
     """Identifies a model's weights: 16 hex digits over every parameter's name, shape and up to 4,096 of its values.
 
-    One value is taken from each of 4,096 equal stretches, at a place that moves from stretch to stretch, so that no column or stride is
+    One value is taken from each of 4,096 equal segments, at a place that moves from segment to segment, so that no column or stride is
     passed over. Values are rounded to bfloat16: one checkpoint has one fingerprint in float32 and bfloat16; another quantisation, an
     adapter or a fine-tune has another. A change of a few single values may go unnoticed.
     """
@@ -171,9 +158,9 @@ def fingerprint(model: nn.Module) -> str:
     for name, parameter in sorted(part for named in model.named_parameters() for part in _plain_tensors(*named)):
         flat = parameter.detach().reshape(-1)
         n_samples = min(flat.numel(), FINGERPRINT_SAMPLES)
-        stretch = torch.arange(n_samples) * flat.numel() // max(n_samples, 1)
-        length = (torch.arange(1, n_samples + 1) * flat.numel() // max(n_samples, 1)) - stretch
-        places = stretch + torch.arange(n_samples) * 7919 % length
+        start = torch.arange(n_samples) * flat.numel() // max(n_samples, 1)
+        length = (torch.arange(1, n_samples + 1) * flat.numel() // max(n_samples, 1)) - start
+        places = start + torch.arange(n_samples) * 7919 % length
         values = flat[places.to(flat.device)].to(device="cpu", dtype=torch.float32).to(torch.bfloat16).view(torch.int16)
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(values.numpy().tobytes())

@@ -6,6 +6,7 @@ Shapes: B rows, T tokens.
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +20,17 @@ from transformers.cache_utils import Cache
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.route import Route
 from drllm.model.blocks import RoutedBlock, find_blocks, is_routed, probe_blocks
-from drllm.model.cache import RoutedCache, new_slots
+from drllm.model.cache import Observer, RoutedCache, new_slots
 from drllm.model.families import check_family, check_model, check_structure
-from drllm.model.generation import RowEnds, new_token_limit, refuse_options, refuse_unroutable, setting
-from drllm.model.load import causal_lm, dtype_of, fingerprint, load_base
+from drllm.model.generation import SequenceEnds, check_format, check_promise, new_token_limit, refuse_options, refuse_unroutable, setting
+from drllm.model.load import dtype_of, fingerprint, load_base
 from drllm.model.prompts import Prompt, check_context, check_ids, encode_prompts, left_pad
-from drllm.policies import saved as artifact
-from drllm.policies.constant import RoutePolicy
-from drllm.policies.given import GivenRoutes
-from drllm.policies.policy import Policy
+from drllm.model.transformers_private import cache_argument, causal_lm, commit_of
+from drllm.policies.card import NO_FACTS, CardFacts
+from drllm.policies.given import as_source, is_identity
+from drllm.policies.policy import RouteSource
+from drllm.policies.saved import SavedPolicy, open_policy, save_policy
+from drllm.policies.saved_config import BaseIdentity
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,12 @@ class RoutedModel:
         new_slots(self.config, len(blocks))  # refuses families whose state is not per block
         check_family(self.config)
         returns_tuple = probe_blocks(model, blocks)
-        parameters = inspect.signature(causal_lm(model).forward).parameters
-        self.cache_argument = "cache" if "cache" in parameters else "past_key_values"  # renamed in transformers 5.2x
-        self.takes_position_ids = "position_ids" in parameters
+        forward = causal_lm(model).forward
+        self.cache_argument = cache_argument(forward)
+        self.takes_position_ids = "position_ids" in inspect.signature(forward).parameters
         self.n_layers = len(blocks)
         self.hidden_size: int = self.config.hidden_size
-        self._policy: Policy | None = None
+        self._policy: RouteSource | None = None
         self.blocks = blocks
         self.routed_blocks = [RoutedBlock(block, index, returns_tuple) for index, block in enumerate(blocks)]
         self._spent = False
@@ -105,8 +108,7 @@ class RoutedModel:
         if not isinstance(model_or_id, nn.Module):
             raise InputError(f"cannot wrap a {type(model_or_id).__name__}: give a transformers model, a Hub id, a folder or a .gguf file")
         model: Any = model_or_id
-        config = getattr(model, "config", None)
-        routed = cls(model, tokenizer, getattr(model, "name_or_path", "") or "", getattr(config, "_commit_hash", None))
+        routed = cls(model, tokenizer, getattr(model, "name_or_path", "") or "", commit_of(getattr(model, "config", None)))
         if wanted is not None or device is not None:
             model.to(dtype=wanted, device=device)
         return routed
@@ -129,40 +131,40 @@ class RoutedModel:
         return fingerprint(self.model)
 
     @property
-    def policy(self) -> Policy | None:
+    def identity(self) -> BaseIdentity:
+        """What this base is, its weights as they are now."""
+        return BaseIdentity(self.base_id, self.revision, self.fingerprint, self.config.model_type, self.n_layers, self.hidden_size)
+
+    @property
+    def policy(self) -> RouteSource | None:
         """What decides each prompt's route; None is the base model. Accepts a Policy, a Route or None."""
         return self._policy
 
     @policy.setter
-    def policy(self, policy: Policy | Route | None) -> None:
-        self._policy = None if policy is None else self._as_policy(policy)
+    def policy(self, policy: RouteSource | Route | None) -> None:
+        self._policy = None if policy is None else self.as_source(policy)
 
     @property
     def device(self) -> torch.device:
         """Where prompts go: the embedding's device."""
         return self.model.get_input_embeddings().weight.device
 
-    def _as_policy(self, policy: Policy | Route | Sequence[Route]) -> Policy:
-        """Any way of saying routes, as a policy of the right number of blocks."""
-        made = policy if isinstance(policy, Policy) else RoutePolicy(policy) if isinstance(policy, Route) else None
-        if made is None:
-            routes = list(policy) if isinstance(policy, Sequence) else []  # type: ignore[arg-type]
-            lengths = {len(route) for route in routes if isinstance(route, Route)}
-            if not routes or len(lengths) != 1 or any(not isinstance(route, Route) for route in routes):
-                raise InputError(
-                    f"expected a Policy, a Route or a list of one Route a prompt, each of {self.n_layers} blocks; got {policy!r}"
-                )
-            made = GivenRoutes(routes)
-        made.check_model(self.n_layers, self.hidden_size)
-        return made
+    def as_source(self, given: RouteSource | Route | Sequence[Route]) -> RouteSource:
+        """Any way of giving routes, checked against this model's shape."""
+        source = as_source(given, self.n_layers)
+        source.check_model(self.n_layers, self.hidden_size)
+        return source
 
-    def new_cache(self, policy: Policy, prompt_mask: Tensor) -> RoutedCache:
-        """A cache that routes one forward or generation by `policy`; `prompt_mask` (B, T) marks what the policy may read."""
+    def new_cache(self, source: RouteSource, prompt_mask: Tensor, observe: Observer | None = None) -> RoutedCache:
+        """A cache that routes one forward or generation; `prompt_mask` (B, T) marks what the policy may read.
+
+        `observe` is called with what enters each block at prefill.
+        """
         if self._spent:
             raise InputError("this model was unwrapped: its blocks follow no route any more; wrap it again")
-        if policy.evaluate_only:
-            raise InputError(f"a {policy.name!r} policy is for evaluation only: `drllm evaluate` compares it, nothing generates with it")
-        return RoutedCache(self.config, self.n_layers, policy, prompt_mask)
+        if source.evaluate_only:
+            raise InputError(f"a {source.name!r} policy is for evaluation only: `drllm evaluate` compares it, nothing generates with it")
+        return RoutedCache(self.config, self.n_layers, source, prompt_mask, observe)
 
     def forward(self, cache: RoutedCache, **inputs: Any) -> Any:
         """One step of the base model under a routed cache."""
@@ -181,8 +183,7 @@ class RoutedModel:
         decoder = model.get_decoder()
         if decoder is model.get_output_embeddings():  # ModernBERT calls its head so
             decoder = model.base_model
-        name = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
-        out = decoder(**inputs, **{name: cache}, use_cache=True)
+        out = decoder(**inputs, **{cache_argument(decoder.forward): cache}, use_cache=True)
         if isinstance(cache, RoutedCache):
             cache.check_complete(0)
         return out
@@ -193,7 +194,7 @@ class RoutedModel:
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         prompt_mask: Tensor | None = None,
-        routes: Policy | Route | Sequence[Route] | None = None,
+        routes: RouteSource | Route | Sequence[Route] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Logits of the whole sequence under a route.
@@ -202,22 +203,22 @@ class RoutedModel:
             input_ids: (B, T).
             attention_mask, position_ids: passed on unchanged, as to the base model.
             prompt_mask: (B, T), the tokens a policy may read; default the attention mask. Put 0 on a continuation being scored.
-            routes: a Route, one Route a row, or a Policy; default the model's policy. No policy: the base model, bit for bit.
+            routes: a Route, one Route a sequence, or a Policy; default the model's policy. No policy: the base model, bit for bit.
             **kwargs: any other argument of the base model's forward.
 
         Returns:
             The base model's output, with `.logits` (B, T, V).
         """
         refuse_options(kwargs, ("past_key_values", "cache", "use_cache"), "forward always starts a sequence with its own cache")
-        policy = self.policy if routes is None else self._as_policy(routes)
+        source = self.policy if routes is None else self.as_source(routes)
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
         if position_ids is not None:
             if not self.takes_position_ids:
                 raise InputError(f"model_type {self.config.model_type!r} takes no position_ids: it derives them from the attention mask")
             inputs["position_ids"] = position_ids
-        if isinstance(policy, GivenRoutes) and len(policy.actions_BL) != len(input_ids):
-            raise InputError(f"got {len(policy.actions_BL)} routes for {len(input_ids)} rows, expected one route a row")
-        if policy is None or is_identity(policy):
+        if source is not None:
+            source.check_batch(len(input_ids))
+        if source is None or is_identity(source):
             return self.model(**inputs)
         for name in ("output_hidden_states", "output_attentions", "output_router_logits"):
             wanted = {name: kwargs.get(name) if kwargs.get(name) is not None else getattr(self.config, name, None)}
@@ -227,7 +228,7 @@ class RoutedModel:
         if prompt_mask.shape != input_ids.shape:
             raise InputError(f"prompt_mask has shape {tuple(prompt_mask.shape)}, expected that of input_ids, {tuple(input_ids.shape)}")
         prompt_mask = prompt_mask.bool() & real.bool()  # a pad is never part of the prompt
-        return self.forward(self.new_cache(policy, prompt_mask), **inputs)
+        return self.forward(self.new_cache(source, prompt_mask), **inputs)
 
     @torch.no_grad()
     def generate(
@@ -236,7 +237,7 @@ class RoutedModel:
         *,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        policy: Policy | Route | Sequence[Route] | None = None,
+        policy: RouteSource | Route | Sequence[Route] | None = None,
         max_new_tokens: int | None = None,
         check_prompt_format: bool = True,
         epsilon: float | None = None,
@@ -256,44 +257,28 @@ class RoutedModel:
         Returns:
             One `Output` a prompt, times `num_return_sequences`, in the order of `generate`.
         """
-        chosen = self.policy if policy is None else self._as_policy(policy)
+        source = self.policy if policy is None else self.as_source(policy)
         if epsilon is not None:
-            check_promise(chosen, epsilon, str(self.model.dtype))
+            check_promise(source, epsilon, str(self.model.dtype))
         if (prompts is None) == (input_ids is None):
             raise InputError("give either prompts or input_ids")
         if input_ids is None:
-            rows, prompt_format = encode_prompts(self.tokenizer, prompts)
-            if chosen is not None and chosen.prompt_format not in (None, prompt_format):
-                if epsilon is not None:
-                    raise InputError(
-                        f"the promise was made for {chosen.prompt_format!r} prompts, these are {prompt_format!r}: leave epsilon out"
-                    )
-                if check_prompt_format and chosen.route is None:  # one route for all is no more arbitrary here than there
-                    raise InputError(
-                        f"the policy was trained on {chosen.prompt_format!r} prompts, these are {prompt_format!r}: its routes would "
-                        "be arbitrary; pass check_prompt_format=False (--any-format) to use it all the same"
-                    )
-            input_ids, attention_mask = left_pad(rows, self.pad_id, self.device)
+            encoded, prompt_format = encode_prompts(self.tokenizer, prompts)
+            if source is not None:
+                check_format(source, prompt_format, check_prompt_format, epsilon is not None)
+            input_ids, attention_mask = left_pad(encoded, self.pad_id, self.device)
         input_ids, attention_mask, n_prompt_B = check_ids(input_ids, attention_mask)
-        if isinstance(chosen, GivenRoutes) and len(chosen.actions_BL) != len(input_ids):
-            raise InputError(f"got {len(chosen.actions_BL)} routes for {len(input_ids)} prompts, expected one a prompt")
-
-        options = {"pad_token_id": self.pad_id} | hf
-        options["max_new_tokens"] = new_token_limit(options, max_new_tokens, max(n_prompt_B))
-        check_context(max(n_prompt_B), options["max_new_tokens"], self.config)
-        if setting(self.model, options, "return_dict_in_generate"):
-            raise InputError("option return_dict_in_generate is not supported: outputs are drllm's own; leave it out")
-        if setting(self.model, options, "stop_strings"):
-            options.setdefault("tokenizer", self.tokenizer)
+        if source is not None:
+            source.check_batch(len(input_ids))
+        options = self._options(hf, max_new_tokens, max(n_prompt_B))
         n_each = setting(self.model, options, "num_return_sequences") or 1
         cache: RoutedCache | None = None
-        if chosen is not None and not is_identity(chosen):
+        if source is not None and not is_identity(source):
             refuse_unroutable(self.model, options)
-            each = [row for row in range(len(input_ids)) for _ in range(n_each)]
-            expanded = chosen.rows(each) if isinstance(chosen, GivenRoutes) else chosen
+            expanded = source.select([index for index in range(len(input_ids)) for _ in range(n_each)])
             cache = self.new_cache(expanded, attention_mask.repeat_interleave(n_each, dim=0))
             options[self.cache_argument] = cache
-        ends = RowEnds(self.model, self.tokenizer, options, input_ids.shape[1])
+        ends = SequenceEnds(self.model, self.tokenizer, options, input_ids.shape[1])
         if (setting(self.model, options, "num_beams") or 1) == 1:
             options["stopping_criteria"] = StoppingCriteriaList([ends])
         sequences = self.model.generate(input_ids, attention_mask=attention_mask, **options)
@@ -301,11 +286,22 @@ class RoutedModel:
             cache.check_complete()
         routes = cache.routes if cache is not None else [Route.full(self.n_layers)] * len(sequences)
         outputs = []
-        for index, (row, n_new, route) in enumerate(zip(sequences, ends.new_tokens(sequences), routes, strict=True)):
-            token_ids = row[input_ids.shape[1] :][:n_new].tolist()
+        for index, (sequence, n_new, route) in enumerate(zip(sequences, ends.new_tokens(sequences), routes, strict=True)):
+            token_ids = sequence[input_ids.shape[1] :][:n_new].tolist()
             text = None if self.tokenizer is None else self.tokenizer.decode(token_ids, skip_special_tokens=True)
             outputs.append(Output(text, token_ids, route, n_prompt_B[index // n_each], n_new))
         return outputs
+
+    def _options(self, hf: dict[str, Any], max_new_tokens: int | None, n_prompt: int) -> dict[str, Any]:
+        """The options of transformers' `generate`, checked, with ours filled in."""
+        options = {"pad_token_id": self.pad_id} | hf
+        options["max_new_tokens"] = new_token_limit(options, max_new_tokens, n_prompt)
+        check_context(n_prompt, options["max_new_tokens"], self.config)
+        if setting(self.model, options, "return_dict_in_generate"):
+            raise InputError("option return_dict_in_generate is not supported: outputs are drllm's own; leave it out")
+        if setting(self.model, options, "stop_strings"):
+            options.setdefault("tokenizer", self.tokenizer)
+        return options
 
     @property
     def pad_id(self) -> int:
@@ -317,64 +313,42 @@ class RoutedModel:
                 return token
         return 0
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the policy, what it was made for and a model card; never base weights."""
-        return artifact.save(self, Path(folder))
+    def save_pretrained(self, folder: str | Path, facts: CardFacts = NO_FACTS) -> Path:
+        """Write the policy, what it was made for and a model card with `facts`; never base weights."""
+        return save_policy(self.policy, self.identity, Path(folder), facts).folder
 
     def push_to_hub(self, repo_id: str, revision: str | None = None, private: bool | None = None, token: str | None = None) -> str:
         """Upload what `save_pretrained` writes to a Hub repository, made if there is none; the commit's address.
 
         `drllm push FOLDER ID` uploads a saved folder, whose card holds the figures of its run.
         """
-        return artifact.push_model(self, repo_id, revision=revision, private=private, token=token)
+        with tempfile.TemporaryDirectory() as place:
+            return save_policy(self.policy, self.identity, Path(place) / "policy").push(repo_id, revision, private, token)
 
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        folder: str | Path | SavedPolicy,
         base: RoutedModel | nn.Module | str | None = None,
         tokenizer: Any = None,
         dtype: torch.dtype | str | None = None,
         device: str | torch.device | None = None,
         revision: str | None = None,
     ) -> RoutedModel:
-        """Load a saved policy, from a folder or by its Hub id, onto its base.
+        """Load a saved policy, from a folder, by its Hub id or opened already, onto its base.
 
         `revision` is the policy's, on the Hub: a branch, tag or commit. `base` may be the model in memory, or another place to load the
         same weights from; a different fingerprint is refused with `ArtifactError`.
         """
-        folder = artifact.locate(folder, revision)
-        saved = artifact.read(folder)
+        saved = folder if isinstance(folder, SavedPolicy) else open_policy(folder, revision)
         given = isinstance(base, RoutedModel)
-        if base is None and not saved.base_id:
-            raise ArtifactError(f"the policy in {folder} was made for a model in memory: pass it as base=...")
-        routed = base if given else cls.wrap(saved.base_id if base is None else base, tokenizer, dtype, device)
+        if base is None and not saved.config.base_id:
+            raise ArtifactError(f"the policy in {saved.folder} was made for a model in memory: pass it as base=...")
+        routed = base if given else cls.wrap(saved.config.base_id if base is None else base, tokenizer, dtype, device)
         try:
-            routed.policy = artifact.load_policy(folder, routed)
+            routed.policy = saved.load(routed.identity)
         except ArtifactError:
             if not given:
                 routed.unwrap()
             raise
         return routed
-
-
-def check_promise(policy: Policy | None, epsilon: float, dtype: str) -> None:
-    """Refuse a policy without a guarantee of `epsilon` or less, for weights of this dtype."""
-    if policy is None or is_identity(policy):
-        return
-    found = policy.guarantee
-    if found is None or found["point"] is None:
-        raise InputError(
-            f"epsilon={epsilon} asks for a promise and this policy has none: `drllm train --calibrate calibrate` tests for one"
-        )
-    if found["dtype"] != dtype:
-        raise InputError(f"this policy is promised for {found['dtype']} weights, these are {dtype}: load the base in that type")
-    if not epsilon >= found["epsilon"]:
-        raise InputError(
-            f"epsilon={epsilon} asks for more than the {found['epsilon']} this policy is promised: train with --epsilon {epsilon}"
-        )
-
-
-def is_identity(policy: Policy) -> bool:
-    """A policy that is the base model whatever the prompt."""
-    return policy.route is not None and policy.route.is_full

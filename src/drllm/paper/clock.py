@@ -15,12 +15,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from drllm.core.errors import InputError
 from drllm.core.progress import Progress
 from drllm.core.route import Route
 from drllm.model.prompts import left_pad
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import Policy
+from drllm.policies.timed import TimedPolicy
 from drllm.scoring.loglik import LoglikScorer, base_logliks
 from drllm.scoring.scorer import make_scorer
 from drllm.tasks import load_task
@@ -53,11 +53,11 @@ def latency(
     """Seconds of long answers to one prompt each, by the base and by the policy, and those that the policy takes to decide."""
     with Progress("latency", rounds) as progress:
         found = _in_turn(routed, policy, prompts, batches[0], n_tokens, rounds, lambda: progress.advance(1))
-    timed = _Timed(policy)  # apart: its own clock would slow what is measured
+    timed = TimedPolicy(policy)  # apart: its own clock would slow what is measured
     for round_ in range(rounds + 1):
         ids_BT, mask_BT = _batch(routed, prompts, round_, 1)
         _generate(routed, timed, ids_BT, mask_BT, 1)
-    return found | {"router": float(np.median(timed.seconds[1:]))}  # the first warms up
+    return found | {"router": float(np.median(timed.prefills[1:]))}  # the first warms up
 
 
 def plain_ms(routed: RoutedModel, tasks: Sequence[str], reward: Any, data: str | None) -> float:
@@ -145,37 +145,3 @@ def _wait(device: torch.device) -> None:
     """A GPU works on after the call that gave it work has returned."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-
-
-class _Timed(Policy):
-    """A policy and the seconds that each of its prefills took."""
-
-    name = "timed"
-
-    def __init__(self, policy: Policy):
-        self.policy, self.n_layers = policy, policy.n_layers
-        self.seconds: list[float] = []
-
-    def check_model(self, n_layers: int, hidden_size: int) -> None:
-        self.policy.check_model(n_layers, hidden_size)
-
-    def start(self, prompt_mask_BT: Tensor) -> Policy:
-        started = time.perf_counter()
-        self._started = self.policy.start(prompt_mask_BT)
-        self.seconds.append(time.perf_counter() - started)
-        return self
-
-    def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
-        _wait(x_BTD.device)
-        started = time.perf_counter()
-        actions = self._started.decide(block, x_BTD, prompt_mask_BT)
-        _wait(x_BTD.device)
-        self.seconds[-1] += time.perf_counter() - started
-        return actions
-
-    def save(self, folder: Any) -> list[str]:
-        return self.policy.save(folder)
-
-    @classmethod
-    def load(cls, folder: Any) -> Policy:
-        raise InputError("a timed policy is no artefact")

@@ -214,10 +214,8 @@ def _interval(row: SummaryRow) -> str:
 def _probabilities(bench: Bench) -> Chart:
     """What the routers make of the states they learned from, along the label path."""
     from drllm.methods.routers import kept_features
-    from drllm.policies.routers import Routers
 
     routers = bench.policy(ROUTERS)
-    assert isinstance(routers, Routers)
     features = kept_features(bench.routed, bench.training_data, routers.config.n_windows)
     logits_LNC = routers.to("cpu").all_logits(features.pooled.transpose(0, 1), features.valid)
     found = logits_LNC.softmax(-1).flatten(0, 1)

@@ -83,9 +83,9 @@ class Bench:
 
     def policy(self, name: str) -> Any:
         """A policy of the run, its weights beside the model's."""
-        from drllm.policies import saved as artifact
+        from drllm.policies.saved import load_policy
 
-        policy: Any = artifact.load_policy(self.setup.run.policy(name), self.routed)
+        policy: Any = load_policy(self.setup.run.policy(name), self.routed.identity)
         return policy.to(self.routed.device) if hasattr(policy, "to") else policy
 
     @cached_property
@@ -179,8 +179,7 @@ class Train:
         """
         from drllm.evaluation.fit import fit_policy
         from drllm.methods.training_data import TrainingData
-        from drllm.policies import saved as artifact
-        from drllm.policies.card import CONFIG_FILE
+        from drllm.policies.saved_config import CONFIG_FILE, policy_digest
 
         tasks, folder = self.tasks or bench.setup.tasks, bench.setup.run.policy(self.policy)
         config, training_data = get_method(self.method).config(**dict(self.options)), TrainingData(bench.routed, bench.setup.out, tasks)
@@ -192,11 +191,11 @@ class Train:
         is_whole = (folder / CONFIG_FILE).is_file()  # written last
         if is_whole and found is None and self.name not in memo:
             raise ArtifactError(f"{folder} holds a policy that no reproduction made here: give another --out, or move it away")
-        if not (found and ("missed" in found or (is_whole and artifact.digest(folder) == found.get("digest")))):
+        if not (found and ("missed" in found or (is_whole and policy_digest(folder) == found.get("digest")))):
             memo.keep(self.name, key_of(None), result={})  # from now on, what stands there is ours
             try:
                 fit_policy(bench.routed, bench.setup.out, self.method, config, bench.argv, tasks=tasks, name=self.policy)
-                found = {"digest": artifact.digest(folder)}
+                found = {"digest": policy_digest(folder)}
             except (BudgetError, UnsupportedModelError) as error:
                 found = {"missed": str(error)}
             memo.keep(self.name, key, result=found)
@@ -231,9 +230,12 @@ class Turn:
 
     def run(self, bench: Bench) -> Any:
         from drllm.evaluation.fit import under_policy
+        from drllm.policies.saved import open_folder
+        from drllm.runs.card_facts import card_facts
 
         with under_policy(bench.routed, bench.policy(self.owner).with_control(self.control)):
-            bench.routed.save_pretrained(bench.setup.run.policy(self.policy))
+            folder = bench.routed.save_pretrained(bench.setup.run.policy(self.policy))
+        open_folder(folder).write_card(card_facts(folder))
         return self.policy
 
 
@@ -299,13 +301,13 @@ class Clock:
         import torch
 
         from drllm.paper.clock import latency, throughput
-        from drllm.policies import saved as artifact
+        from drllm.policies.saved_config import policy_digest
         from drllm.runs.provenance import hardware
 
         setup, routed = bench.setup, bench.routed
         where = [hardware(), str(routed.device), torch.get_num_threads(), routed.fingerprint, str(routed.model.dtype)]
         prompts = self._prompts(bench)
-        key = [where, artifact.digest(setup.run.policy(self.policy)), self.batches(setup), self.n_tokens(setup), ROUNDS, prompts]
+        key = [where, policy_digest(setup.run.policy(self.policy)), self.batches(setup), self.n_tokens(setup), ROUNDS, prompts]
         if (known := bench.memo.find(self.name, key_of(key))) is not None:
             return known["result"]
         measure: Any = latency if self.kind == "latency" else throughput

@@ -1,19 +1,15 @@
-"""The model card of a saved policy: what it is for, what it was measured to do, and the commands that made it. No torch."""
+"""The model card of a saved policy: what it is for, what it was measured to do, and the commands that made it. No torch, no run folder."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from drllm.core.text import display_name, p_value, percent, points
 
 CARD_FILE = "README.md"
-# Not config.json: a policy saved into a checkpoint's folder must not overwrite the checkpoint's own.
-CONFIG_FILE = "drllm_config.json"
 _TAGS = "tags: [drllm, adaptive-depth]"
 _POLICIES = {
     "static": "one route of blocks for every prompt",
@@ -26,53 +22,67 @@ _POLICIES = {
 _EVALUATE_ONLY = ("mindskip", "flexidepth", "oracle")
 
 
-def policy_digest(folder: Path) -> str:
-    """Identifies a saved policy: its configuration and, through it, every file of it."""
-    return hashlib.sha256((folder / CONFIG_FILE).read_bytes()).hexdigest()[:16]
+@dataclass(frozen=True)
+class CardFacts:
+    """What a run knows of a policy.
+
+    Attributes:
+        method: its name in the run.
+        summaries: (where, summary) of each evaluation of these very files, such as ("test split", {...}).
+        commands: the command lines that made the run.
+    """
+
+    method: str = ""
+    summaries: Sequence[tuple[str, dict[str, Any]]] = ()
+    commands: Sequence[str] = ()
 
 
-def render_card(config: Mapping[str, Any], digest: str, route: str | None = None, run: Path | None = None, method: str = "") -> str:
+NO_FACTS = CardFacts()
+
+
+def render_card(config: Mapping[str, Any], route: str | None = None, facts: CardFacts = NO_FACTS) -> str:
     """The card as Markdown with a Hub header.
 
     Args:
-        config: the artefact's `drllm_config.json`.
-        digest: of the policy's files; only figures measured with these very files are shown.
+        config: the policy's `drllm_config.json`.
         route: of a static policy.
-        run, method: the run folder and the policy's name in it, if it has one.
+        facts: of the run that it lies in, if it lies in one.
     """
     base = config["base_id"] or "a model in memory"
-    header = ["---", "library_name: drllm", _TAGS]
+    name = facts.method or config["policy"]
+    tasks = list(dict.fromkeys(task for _, summary in facts.summaries for task in summary["tasks"]))
+    lines = ["---", "library_name: drllm", _TAGS]
     if config["base_id"].count("/") == 1 and not Path(config["base_id"]).exists():
-        header += [f"base_model: {config['base_id']}", "base_model_relation: adapter"]
-    summaries = list(_summaries(run, digest, method))
-    tasks = list(dict.fromkeys(task for _, summary in summaries for task in summary["tasks"]))
-    name = method or config["policy"]
-    lines = [
-        *header, "---", "", f"# {name} for {base}", "",
-        f"A drllm policy: {_POLICIES.get(config['policy'], config['policy'])}. The base's weights are not changed, and not in here.", "",
-        *_how_to_use(config["policy"]),
-        f"- base: `{base}`{' at ' + config['base_revision'] if config['base_revision'] else ''}, weights `{config['fingerprint']}`: "
-        "other weights are refused",
+        lines += [f"base_model: {config['base_id']}", "base_model_relation: adapter"]
+    lines += ["---", "", f"# {name} for {base}", ""]
+    about = _POLICIES.get(config["policy"], config["policy"])
+    lines += [f"A drllm policy: {about}. The base's weights are not changed, and not in here.", ""]
+    lines += _how_to_use(config["policy"])
+    revision = f" at {config['base_revision']}" if config["base_revision"] else ""
+    lines += [
+        f"- base: `{base}`{revision}, weights `{config['fingerprint']}`: other weights are refused",
         f"- blocks: {config['n_layers']}" + (f", route `{route}`" if route else ""),
         f"- prompts: {_prompts(config['prompt_format'], route)}",
         f"- tasks: {', '.join(tasks) or 'none evaluated yet'}",
-        f"- guarantee: {_guarantee(config.get('guarantee'))}", "",
-    ]  # fmt: skip
-    lines += ["## Figures", ""]
-    if not summaries:
+        f"- guarantee: {_guarantee(config.get('guarantee'))}",
+        "",
+        "## Figures",
+        "",
+    ]
+    if not facts.summaries:
         lines += ["None yet for these files: `drllm evaluate` measures them beside the base and the controls.", ""]
-    for place, summary in summaries:
+    for place, summary in facts.summaries:
         lines += _figures(place, summary, name)
-    if commands := _commands(run):
-        lines += ["## Commands", "", "```", *commands, "```", ""]
+    if facts.commands:
+        lines += ["## Commands", "", "```", *facts.commands, "```", ""]
     return "\n".join(lines)
 
 
 def _how_to_use(policy: str) -> list[str]:
     if policy in _EVALUATE_ONLY:
         return ["```", "drllm evaluate --out THE RUN FOLDER --methods base,THIS FOLDER'S NAME", "```", ""]
-    return ["```python", "from drllm import RoutedModel", 'model = RoutedModel.from_pretrained("THIS FOLDER OR ID")',
-            'model.generate("What do plants need to grow?")[0].text', "```", ""]  # fmt: skip
+    code = 'model = RoutedModel.from_pretrained("THIS FOLDER OR ID")\nmodel.generate("What do plants need to grow?")[0].text'
+    return ["```python", "from drllm import RoutedModel", code, "```", ""]
 
 
 def _prompts(prompt_format: str | None, route: str | None) -> str:
@@ -93,20 +103,6 @@ def is_card(text: str) -> bool:
     return text.startswith(f"---\nlibrary_name: drllm\n{_TAGS}\n")
 
 
-def _summaries(run: Path | None, digest: str, method: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(split or harness split, summary) of every evaluation of these very files; a torn or foreign file is no evaluation of them."""
-    if run is None:
-        return
-    for path in sorted([*run.glob("evaluate/*/summary.json"), *run.glob("harness/*/*/summary.json")]):
-        try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            continue
-        if isinstance(summary, dict) and summary.get("policies", {}).get(method) == digest:
-            place = "in lm-evaluation-harness, " if "routing" in summary else ""
-            yield f"{place}{summary['split']} split", summary
-
-
 def _figures(place: str, summary: dict[str, Any], method: str) -> list[str]:
     """One table: the method and, beside it, its controls and rivals in the same evaluation."""
     lines = [f"Against the base, question by question, {place}; in brackets 95 % intervals:", ""]
@@ -124,17 +120,6 @@ def _figures(place: str, summary: dict[str, Any], method: str) -> list[str]:
         lines.append(f"| {shown} | {row['task']} | {metric} | {row['n']} | {percent(reference)} | {percent(value)} | {interval} | {p} |")
     passes = [row["mean_passes"] for row in _pooled(summary) if row["method"] == method and "mean_passes" in row]
     return [*lines, "", *[line for value in passes for line in (f"It runs {value:.2f} block passes a prompt.", "")]]
-
-
-def _commands(run: Path | None) -> list[str]:
-    """The command lines recorded in the run folder, in order, each once."""
-    if run is None or not (run / "run.json").is_file():
-        return []
-    try:
-        jobs = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    except ValueError:
-        return []
-    return list(dict.fromkeys(shlex.join(["drllm", *job["argv"][1:]]) for job in jobs if Path(job["argv"][0]).name == "drllm"))
 
 
 def _pooled(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

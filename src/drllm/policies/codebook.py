@@ -1,44 +1,35 @@
-"""A code book of routes and the selector that takes one of them for each prompt, or the base where it is not sure of a gain.
+"""A codebook of routes and the selector that takes one of them for each prompt, or the base where it is not sure of a gain.
 
 All routes run the same blocks up to the one where the selector reads the prompt, so nothing is computed twice. A route's score is a
 linear function of the pooled states: the predicted gain over the base less the predicted harm (PuDDing, arXiv 2502.04348, chooses among
 pruned models likewise; here with abstention).
 
-Shapes: B rows, T tokens, D hidden size, F = 2 D features, K routes, L blocks.
+Shapes: B sequences, T tokens, D hidden size, F = 2 D features, K routes, L blocks.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from drllm.core.errors import ArtifactError, InputError
-from drllm.core.files import write_bytes, write_json
+from drllm.core.errors import InputError
 from drllm.core.route import Route
-from drllm.policies.policy import Policy, register_policy
+from drllm.policies.files import PolicyFiles
+from drllm.policies.policy import Decider, Policy, register_policy
 
-CONFIG_FILE = "codebook.json"
-WEIGHTS_FILE = "selector.safetensors"
-CHECKSUM = "weights_sha256"
 TENSORS = ("mean", "scale", "weight", "bias")
-_RETRAIN = "train the code book again"
+_FILES = PolicyFiles("codebook", "train the codebook again", "codebook.json", "selector.safetensors")
 
 
 @dataclass(frozen=True)
 class Point:
-    """How readily a code book leaves the base.
+    """How readily a codebook leaves the base.
 
     Attributes:
         threshold: a route is taken where its score is above this.
@@ -66,7 +57,7 @@ class Codebook(Policy):
         block: the block before which the prompt's states are read.
         mean, scale: (F,) standardise the features.
         weight, bias: (F, K - 1) and (K - 1,): the score of each route but the base, whose score is 0.
-        points: operating points, most conservative first; none for a book of the base alone.
+        points: operating points, most conservative first; none for a codebook of the base alone.
         at: the one in use.
     """
 
@@ -96,8 +87,7 @@ class Codebook(Policy):
             or (len(self.routes) > 1 and not self.points)
         ):
             raise InputError(f"a selector of shape {tuple(weight.shape)} does not fit {len(self.routes)} routes and point {at}")
-        saved = [1 - route.n_passes / self.n_layers for route in self.routes[1:]]
-        self._saved_K = torch.tensor(saved)
+        self._saved_K = torch.tensor([1 - route.n_passes / self.n_layers for route in self.routes[1:]])
 
     def choose(self, features_BF: Tensor, point: Point | None = None) -> Tensor:
         """The index (B,) of each prompt's route, from its pooled states."""
@@ -110,7 +100,7 @@ class Codebook(Policy):
         """Each prompt's route; `InputError` where its states are not finite."""
         if not bool(features_BF.isfinite().all()):
             raise InputError(f"the states entering block {self.block} are not finite on a prompt: load the base in bfloat16 or float32")
-        return [self.routes[index] for index in self.choose(features_BF)]
+        return [self.routes[index] for index in self.choose(features_BF).tolist()]
 
     def scores(self, features_BF: Tensor) -> Tensor:
         """(B, K - 1): each route's predicted gain over the base less its harm."""
@@ -124,8 +114,18 @@ class Codebook(Policy):
 
     @property
     def route(self) -> Route | None:
-        """The base's, of a book that holds nothing else."""
+        """The base's, of a codebook that holds nothing else."""
         return self.routes[0] if len(self.routes) == 1 else None
+
+    @property
+    def reads(self) -> int | None:
+        """The block before which the prompt's states are read; None where there is nothing to choose."""
+        return None if len(self.routes) == 1 else self.block
+
+    @property
+    def threshold(self) -> float:  # type: ignore[override]
+        """Of the operating point in use."""
+        return self.points[self.at].threshold if self.points else 0.0
 
     def check_model(self, n_layers: int, hidden_size: int) -> None:
         """Refuse a model with other blocks or another hidden size."""
@@ -133,18 +133,14 @@ class Codebook(Policy):
         if len(self.mean) != 2 * hidden_size:
             raise InputError(f"the selector reads states of size {len(self.mean) // 2}, the model's have {hidden_size}: use its own")
 
-    def start(self, prompt_mask_BT: Tensor) -> _Choosing:
-        """The policy for one prefill."""
-        return _Choosing(self)
-
-    def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
-        """Refused: the choice is made at one block and holds for those behind it."""
-        raise InputError("a code book decides once a prefill: use `start`, as RoutedModel does")
+    def start(self, prompt_mask_BT: Tensor) -> Decider:
+        """The choices of one prefill."""
+        return _CodebookDecider(self, prompt_mask_BT)
 
     def at_point(self, at: int) -> Codebook:
-        """The same book at another operating point, sharing weights."""
+        """The same codebook at another operating point, sharing weights."""
         if not 0 <= at < len(self.points):
-            raise InputError(f"operating point {at} does not exist: this code book has {len(self.points)}, counted from 0")
+            raise InputError(f"operating point {at} does not exist: this codebook has {len(self.points)}, counted from 0")
         view = copy.copy(self)
         view.at = at
         view.guarantee = None  # promised for one point
@@ -156,60 +152,49 @@ class Codebook(Policy):
 
     def save(self, folder: Path) -> list[str]:
         """`codebook.json`, which holds a checksum of `selector.safetensors`; each atomically."""
-        tensors = {name: getattr(self, name).contiguous() for name in TENSORS}
-        data = save_safetensors(tensors)
-        write_bytes(folder / WEIGHTS_FILE, data)
         about = {
-            "routes": [str(route) for route in self.routes], "block": self.block, "at": self.at,
-            "points": [asdict(point) for point in self.points], CHECKSUM: hashlib.sha256(data).hexdigest(),
-        }  # fmt: skip
-        write_json(folder / CONFIG_FILE, about)
-        return [CONFIG_FILE, WEIGHTS_FILE]
+            "routes": [str(route) for route in self.routes],
+            "block": self.block,
+            "at": self.at,
+            "points": [asdict(point) for point in self.points],
+        }
+        return _FILES.save(folder, about, {name: getattr(self, name) for name in TENSORS})
 
     @classmethod
     def load(cls, folder: Path) -> Codebook:
         """Read back what `save` wrote; `ArtifactError` for anything missing, corrupt or inconsistent."""
-        try:
-            about: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            data = (folder / WEIGHTS_FILE).read_bytes()
-            if hashlib.sha256(data).hexdigest() != about[CHECKSUM]:
-                raise ArtifactError(f"{folder / WEIGHTS_FILE} is not the file {CONFIG_FILE} was written for: {_RETRAIN}")
-            tensors = load_safetensors(data)
+        about, tensors = _FILES.load(folder)
+        with _FILES.reading(folder):
             points = [Point(float(point["threshold"]), float(point["price"])) for point in about["points"]]
             if any(math.isnan(value) for point in points for value in (point.threshold, point.price)):
-                raise ValueError("an operating point is no number")
+                raise ValueError("an operating point is NaN")
             routes = [Route.parse(text) for text in about["routes"]]
             mean, scale, weight, bias = (tensors[name] for name in TENSORS)
             return cls(routes, int(about["block"]), mean, scale, weight, bias, points, int(about["at"]))
-        except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError, InputError) as error:
-            raise ArtifactError(f"{folder} holds no readable code book ({str(error).partition(chr(10))[0][:100]}): {_RETRAIN}") from None
 
 
-class _Choosing(Policy):
-    """A code book during one prefill: holds each row's choice once it is made."""
+class _CodebookDecider(Decider):
+    """A codebook during one prefill: holds each prompt's choice once it is made."""
 
-    def __init__(self, book: Codebook):
-        self.book = book
-        self.n_layers = book.n_layers
+    def __init__(self, codebook: Codebook, prompt_mask_BT: Tensor):
+        self._codebook, self._prompt_mask_BT = codebook, prompt_mask_BT
         self._actions_BL: Tensor | None = None
 
     @torch.no_grad()
-    def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
-        if block < self.book.block:
+    def decide(self, block: int, x_BTD: Tensor) -> Tensor:
+        if block < self._codebook.block:
             return torch.ones(len(x_BTD), dtype=torch.long)
-        if block == self.book.block:
+        if block == self._codebook.block:
             with torch.autocast(x_BTD.device.type, enabled=False):
-                routes = self.book.routes_for(pool_prompt(x_BTD, prompt_mask_BT))
+                routes = self._codebook.routes_for(pool_prompt(x_BTD, self._prompt_mask_BT))
             self._actions_BL = torch.tensor([tuple(route) for route in routes])
         assert self._actions_BL is not None, "a prefill passes the block where the choice is made"
         return self._actions_BL[:, block]
 
-    def save(self, folder: Path) -> list[str]:
-        return self.book.save(folder)
-
-    @classmethod
-    def load(cls, folder: Path) -> Policy:
-        return Codebook.load(folder)
+    def values(self, block: int, x_BTD: Tensor) -> Tensor | None:
+        if block != self._codebook.block or not self._codebook.points:
+            return None
+        return self._codebook.values(pool_prompt(x_BTD, self._prompt_mask_BT))
 
 
 def worth(scores_BK: Tensor, saved_K: Tensor, point: Point) -> Tensor:

@@ -1,49 +1,59 @@
-"""Routes that are given, one a row. Shapes: B rows, T tokens, D hidden size, L blocks."""
+"""Routes that are given, one a sequence of a batch: a plain value, not an artefact. Shapes: B sequences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
-from drllm.core.errors import ArtifactError, InputError
+from drllm.core.errors import InputError
 from drllm.core.route import Route
-from drllm.policies.policy import Policy
+from drllm.policies.constant import RoutePolicy
+from drllm.policies.policy import RouteSource
 
 
-class GivenRoutes(Policy):
-    """One given route a row; what `generate(policy=[route, ...])` and the search use. Not an artefact."""
+class GivenRoutes(RouteSource):
+    """One given route a sequence; what `generate(policy=[route, ...])` and the search use."""
 
-    name: ClassVar[str] = "rows"
+    name: ClassVar[str] = "given"
 
     def __init__(self, routes: Sequence[Route]):
         if not routes:
             raise InputError("got an empty list of routes, expected one route a prompt")
+        self.of_sequences = tuple(routes)
         self.n_layers = len(routes[0])
-        self.actions_BL = torch.tensor([tuple(route) for route in routes], dtype=torch.long)
         self._common = routes[0] if all(route == routes[0] for route in routes) else None
-
-    def rows(self, indices: Sequence[int]) -> GivenRoutes:
-        """The routes of some rows, in that order; a row may come more than once."""
-        return GivenRoutes([Route(self.actions_BL[index].tolist()) for index in indices])
 
     @property
     def route(self) -> Route | None:
-        """The route that all rows share, if they do."""
+        """The route that all sequences share, if they do."""
         return self._common
 
-    def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
-        """Column `block` of the given actions."""
-        return self.actions_BL[:, block]
+    def known_actions(self, n_sequences: int) -> list[list[int]]:
+        """Theirs, whatever `n_sequences`: the cache refuses a batch of another size."""
+        return [[int(action) for action in actions] for actions in zip(*self.of_sequences, strict=True)]
 
-    def save(self, folder: Path) -> list[str]:
-        """Refused: these routes belong to one batch of prompts."""
-        raise InputError("a list of routes belongs to one batch and cannot be saved; save a Route or trained routers")
+    def select(self, indices: Sequence[int]) -> GivenRoutes:
+        """The routes of some sequences, in that order; one may come more than once."""
+        return GivenRoutes([self.of_sequences[index] for index in indices])
 
-    @classmethod
-    def load(cls, folder: Path) -> GivenRoutes:
-        """Refused, as `save`."""
-        raise ArtifactError("a list of routes is never an artefact")
+    def check_batch(self, n_sequences: int) -> None:
+        """One route a prompt."""
+        if len(self.of_sequences) != n_sequences:
+            raise InputError(f"got {len(self.of_sequences)} routes for {n_sequences} prompts, expected one a prompt")
+
+
+def as_source(given: Any, n_layers: int) -> RouteSource:
+    """Any way of giving routes as what a model runs; `InputError` for anything else. `n_layers` is of the model, for the message."""
+    if isinstance(given, RouteSource):
+        return given
+    if isinstance(given, Route):
+        return RoutePolicy(given)
+    routes = list(given) if isinstance(given, Sequence) else []
+    if not routes or not all(isinstance(route, Route) for route in routes) or len({len(route) for route in routes}) != 1:
+        raise InputError(f"expected a Policy, a Route or a list of one Route a prompt, each of {n_layers} blocks; got {given!r}")
+    return GivenRoutes(routes)
+
+
+def is_identity(source: RouteSource | None) -> bool:
+    """Whether this is the base model, whatever the prompt."""
+    return source is None or (source.route is not None and source.route.is_full)

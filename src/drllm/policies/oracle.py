@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from drllm.core.errors import ArtifactError, InputError
-from drllm.core.files import write_json
+from drllm.core.errors import InputError
 from drllm.core.route import Route
+from drllm.policies.files import PolicyFiles
 from drllm.policies.policy import POLICY_FILE, EvaluateOnlyPolicy, register_policy
+
+_FILES = PolicyFiles("routes", "train the oracle again", POLICY_FILE)
 
 
 @register_policy("oracle")
@@ -44,13 +45,10 @@ class Oracle(EvaluateOnlyPolicy):
 
     def save(self, folder: Path) -> list[str]:
         """One JSON file holding the routes."""
-        write_json(folder / POLICY_FILE, {"routes": [str(route) for route in self.routes]})
-        return [POLICY_FILE]
+        return _FILES.save(folder, {"routes": [str(route) for route in self.routes]})
 
     @classmethod
     def load(cls, folder: Path) -> Oracle:
         """Read the routes back."""
-        try:
-            return cls([Route.parse(text) for text in json.loads((folder / POLICY_FILE).read_text(encoding="utf-8"))["routes"]])
-        except (OSError, ValueError, KeyError, TypeError, InputError) as error:
-            raise ArtifactError(f"{folder / POLICY_FILE} holds no routes ({error}); train the oracle again") from None
+        with _FILES.reading(folder):
+            return cls([Route.parse(text) for text in _FILES.load(folder)[0]["routes"]])

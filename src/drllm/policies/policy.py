@@ -1,6 +1,6 @@
-"""What decides a route: a `Policy`, asked once a block, at prefill, for every row of the batch, unless its route is known.
+"""What decides routes: a `Policy` is an artefact, and `start` gives the `Decider` of one prefill, asked once a block.
 
-Shapes: B rows, T tokens, D hidden size, L blocks.
+Shapes: B sequences, T tokens, D hidden size, W windows, K routes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from torch import Tensor
 
@@ -29,43 +29,96 @@ _MODULES = {
 _REGISTRY: dict[str, type[Policy]] = {}
 
 
-class Policy(ABC):
-    """Maps a prompt's hidden states to one action a block.
+class Decider(ABC):
+    """The decisions of one prefill. It may hold what belongs to this batch of prompts; a policy holds none of it."""
 
-    A policy holds no state of a request: `start` returns what a single prefill needs, so one policy may serve several threads.
-    """
+    @abstractmethod
+    def decide(self, block: int, x_BTD: Tensor) -> Tensor:
+        """The actions (B,) of one block, from the states entering it; asked once a block, first block first."""
+
+    def probabilities(self, block: int, x_BTD: Tensor) -> Tensor | None:
+        """Of skip, execute and repeat (B, 3) at one block, where the policy has them. For `drllm inspect`; changes no decision."""
+        return None
+
+    def values(self, block: int, x_BTD: Tensor) -> Tensor | None:
+        """What each route but the base is worth (B, K - 1), at the block where one is chosen. As `probabilities`."""
+        return None
+
+
+class RouteSource:
+    """Where the routes of a batch come from: a policy, routes that are given, or one of the two with a clock around it."""
 
     name: ClassVar[str] = ""
     n_layers: int
     prompt_format: str | None = None  # "raw" or "chat", what it was trained on; None, or one route for all, takes both
     guarantee: dict[str, Any] | None = None  # what `drllm train --calibrate` found (`drllm.stats.guarantee.Guarantee`), as plain values
-    evaluate_only: ClassVar[bool] = False  # compared, but no route to generate along
+    evaluate_only: ClassVar[bool] = False  # compared by its own `answer`, but no route to generate along
+    routes: Sequence[Route] = ()  # those it chooses from, where they are few, the base first
+    threshold: float = 0.0  # what a route's value must exceed to be chosen
 
-    @abstractmethod
-    def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
-        """The actions (B,) of one block, from the states entering it; `prompt_mask_BT` is true on the tokens it may read."""
-
-    def start(self, prompt_mask_BT: Tensor) -> Policy:
-        """The policy for one prefill, asked before the first block; a place to compute once what depends on the mask alone."""
-        return self
-
-    def with_control(self, p: float) -> Policy:
-        """The policy under the control knob p of appendix C; only routers have one."""
-        raise InputError(f"a {self.name!r} policy has no control knob; with_control works on routers")
-
-    def operating_points(self) -> list[Policy]:
-        """Ways to run it, from the one nearest the base to the policy as it is; a gate tests them."""
-        return [self]
+    def start(self, prompt_mask_BT: Tensor) -> Decider:
+        """The decider of one prefill, asked for before the first block; the mask (B, T) is true on the tokens it may read."""
+        raise InputError(f"a {self.name!r} policy decides no route from a prompt's states: there is nothing to start")
 
     @property
     def route(self) -> Route | None:
-        """The one route of a policy that does not look at the prompt, else None; where there is one, `decide` is not asked."""
+        """The one route of all prompts, where no prompt changes it; `start` is then not asked."""
         return None
 
+    @property
+    def reads(self) -> int | None:
+        """The block before which `routes_for` reads the base's states, where these alone decide the whole route; else None."""
+        return None
+
+    def routes_for(self, features_BF: Tensor) -> list[Route]:
+        """Each prompt's route from what `pool_prompt` makes of the base's states before block `reads`."""
+        raise InputError(f"a {self.name!r} policy reads the states before every block: run the prompts under it")
+
+    def known_actions(self, n_sequences: int) -> list[list[int]] | None:
+        """For each block, the action of each of B sequences, where they are known before the prompts are read; else None."""
+        return None if self.route is None else [[int(action)] * n_sequences for action in self.route]
+
+    def select(self, indices: Sequence[int]) -> RouteSource:
+        """What decides for some sequences of the batch, in that order; only given routes belong to sequences."""
+        return self
+
+    def check_batch(self, n_sequences: int) -> None:
+        """Refuse a batch of another size than the routes were given for."""
+
+    def windows(self, prompt_mask_BT: Tensor) -> Tensor | None:
+        """The tokens of each window that is pooled (B, W, T) bool; None where the whole prompt is pooled, or nothing."""
+        return None
+
+    def with_control(self, p: float) -> Self:
+        """The policy under the control p of the paper's appendix C; only routers have one."""
+        raise InputError(f"a {self.name!r} policy has no control; with_control works on routers")
+
+    def answer(self, scorer: Any, questions: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """(verdicts, routes or depths) of a scorer's questions, by a policy with `evaluate_only`."""
+        raise InputError(f"a {self.name!r} policy decides routes: score the questions along them")
+
     def check_model(self, n_layers: int, hidden_size: int) -> None:
-        """Refuse a model of another shape than the policy is for."""
+        """Refuse a model of another shape than the routes are for."""
         if getattr(self, "n_layers", None) != n_layers:
             raise InputError(f"got a route or policy of {getattr(self, 'n_layers', None)} blocks, the model has {n_layers}")
+
+
+class Policy(RouteSource, ABC):
+    """Maps a prompt's hidden states to one action a block, and can be saved.
+
+    It holds no state of a request: `start` returns what a single prefill needs, so one policy may serve several threads.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "decide" in vars(cls) or ("start" in vars(cls) and hasattr(cls, "decide")):
+            from drllm.policies.old_form import adapt
+
+            adapt(cls)
+
+    def operating_points(self) -> list[Policy]:
+        """Ways to run it, from the one nearest the base to the policy as it is; the guarantee's test takes them in this order."""
+        return [self]
 
     @abstractmethod
     def save(self, folder: Path) -> list[str]:
@@ -75,6 +128,16 @@ class Policy(ABC):
     @abstractmethod
     def load(cls, folder: Path) -> Policy:
         """Read back what `save` wrote; `ArtifactError` on anything corrupt or foreign."""
+
+
+class EvaluateOnlyPolicy(Policy):
+    """Answers questions in its own way and decides no route: it is evaluated and compared, and refuses all else."""
+
+    evaluate_only: ClassVar[bool] = True
+
+    @abstractmethod
+    def answer(self, scorer: Any, questions: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """(verdicts, routes or depths) of a scorer's questions."""
 
 
 AnyPolicy = TypeVar("AnyPolicy", bound=Policy)
@@ -103,17 +166,3 @@ def policy_class(name: str) -> type[Policy]:
             f"unknown policy {name!r}{did_you_mean(name, sorted({*_REGISTRY, *_MODULES}))}; a newer drllm may have written this artefact"
         )
     return _REGISTRY[name]
-
-
-class EvaluateOnlyPolicy(Policy):
-    """Answers questions in its own way and decides no route: it is evaluated and compared, and refuses all else."""
-
-    evaluate_only: ClassVar[bool] = True
-
-    @abstractmethod
-    def answer(self, scorer: Any, questions: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        """(verdicts, routes or depths) of a scorer's questions."""
-
-    def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
-        """Refused."""
-        raise InputError(f"a {self.name!r} policy is for evaluation only: it decides no route to run or generate along")

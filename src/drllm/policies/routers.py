@@ -6,8 +6,6 @@ Shapes: B rows, T tokens, W windows, D hidden size, H router width, L blocks, N 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
 import warnings
 from collections.abc import Callable
@@ -16,26 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from drllm.core.errors import ArtifactError, InputError
-from drllm.core.files import write_bytes, write_json
 from drllm.core.route import Action
-from drllm.policies.policy import Policy, register_policy
+from drllm.policies.files import PolicyFiles, check_shapes
+from drllm.policies.policy import Decider, Policy, register_policy
 
-CONFIG_FILE = "router_config.json"
-WEIGHTS_FILE = "routers.safetensors"
 N_ACTIONS = len(Action)
 RMS_EPS = 1e-6
 SCHEMA_VERSION = 3  # 1 knew neither shared nor first_block, 2 no depth; the lowest that says all is written
 MAX_DEPTH = 8
-CHECKSUM = "weights_sha256"
 CONTROL = "control"
-POINTS = (0.4, 0.3, 0.2, 0.1, 0.0, -0.1, -0.2, -0.3, -0.4)  # of the knob, from nearly executing all to the routers themselves
+POINTS = (0.4, 0.3, 0.2, 0.1, 0.0, -0.1, -0.2, -0.3, -0.4)  # of the control, from nearly executing all to the routers themselves
 _RETRAIN = "train the routers again"
+_FILES = PolicyFiles("routers", _RETRAIN, "router_config.json", "routers.safetensors")
 
 
 @dataclass(frozen=True)
@@ -113,12 +106,6 @@ def pool_matrix(prompt_mask_BT: Tensor, n_windows: int) -> tuple[Tensor, Tensor]
     windows = torch.arange(n_windows, device=mask.device)
     pooled = (window_BT[:, None, :] == windows[None, :, None]).float() / length[:, None, None]
     return pooled, windows[None] < n_valid[:, None]
-
-
-def pool_windows(x_BTD: Tensor, prompt_mask_BT: Tensor, n_windows: int) -> tuple[Tensor, Tensor]:
-    """(means (B, W, D) float32, valid (B, W)) of the prompt's states; windows a short prompt lacks are zero and not valid."""
-    weights, valid = pool_matrix(prompt_mask_BT, n_windows)
-    return pool(weights, x_BTD), valid.to(x_BTD.device)
 
 
 def pool(weights_BWT: Tensor, x_BTD: Tensor) -> Tensor:
@@ -220,94 +207,78 @@ class Routers(Policy):
         """A view that pools with this prompt's windows, computed once for all blocks."""
         return PrefillRouters(self, prompt_mask_BT)
 
-    def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
-        """Greedy actions (B,) from the states entering the block; `InputError` where they are not finite, or are not what is read."""
-        if block and self.config.first_block:
-            raise InputError("these routers read the prompt before the first block: use `start`, as RoutedModel does")
-        return self.start(prompt_mask_BT).decide(block, x_BTD, prompt_mask_BT)
+    def windows(self, prompt_mask_BT: Tensor) -> Tensor:
+        """The tokens of each window (B, W, T)."""
+        return pool_matrix(prompt_mask_BT, self.config.n_windows)[0] > 0
 
     def actions(self, logits_BC: Tensor) -> Tensor:
-        """Argmax of the probabilities, after the control knob if there is one."""
+        """Argmax of the probabilities, under the control if there is one."""
         return (logits_BC if self.control is None else self.probabilities(logits_BC)).argmax(-1)
 
     def probabilities(self, logits_BC: Tensor) -> Tensor:
-        """Skip, execute and repeat (B, C), after the control knob if there is one."""
+        """Skip, execute and repeat (B, C), under the control if there is one."""
         probabilities = logits_BC.softmax(-1)
         return probabilities if self.control is None else apply_control(probabilities, self.control)
 
     def with_control(self, p: float) -> Routers:
-        """The same routers under the knob p of appendix C: -1 skips all, -0.5 is the router, 0.5 executes all, 1 repeats all.
+        """The same routers under the control p of appendix C: -1 skips all, -0.5 is the router, 0.5 executes all, 1 repeats all.
 
-        A view that shares weights; the knob of a view replaces the one it had. Equal probabilities go to the earlier action.
+        A view that shares weights; the control of a view replaces the one it had. Equal probabilities go to the earlier action.
         """
         if not -1 <= p <= 1:
-            raise InputError(f"the control knob is {p}, expected -1 (skip) to 1 (repeat); -0.5 leaves the routers as they are")
+            raise InputError(f"the control is {p}, expected -1 (skip) to 1 (repeat); -0.5 leaves the routers as they are")
         view = copy.copy(self)
-        view.guarantee = None  # promised for one setting of the knob
+        view.guarantee = None  # promised for one setting of the control
         # The router itself by its logits: their softmax can round two of them to a tie.
         view.control = None if p == -0.5 else p
         return view
 
     def operating_points(self) -> list[Policy]:
-        """Under the knob, from nearly executing every block to the routers as they are."""
+        """Under the control, from nearly executing every block to the routers as they are."""
         return [*(self.with_control(p) for p in POINTS if self.control is None or p > self.control), self]
 
     def save(self, folder: Path) -> list[str]:
-        """`router_config.json`, which holds the knob and a checksum of `routers.safetensors`, into an existing folder; each atomically."""
-        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.tensors.items()}
-        data = save_safetensors(tensors)
-        write_bytes(folder / WEIGHTS_FILE, data)
-        # Last, and with the checksum: a crash in between leaves a pair that `load` refuses.
-        knob = {} if self.control is None else {CONTROL: self.control}
+        """`router_config.json`, which holds the control and a checksum of `routers.safetensors`; each atomically."""
         about = asdict(self.config)
         if self.config.schema_version < 3:
             del about["depth"]
         if self.config.schema_version < 2:
             del about["shared"], about["first_block"]
-        write_json(folder / CONFIG_FILE, about | knob | {CHECKSUM: hashlib.sha256(data).hexdigest()})
-        return [CONFIG_FILE, WEIGHTS_FILE]
+        return _FILES.save(folder, about | ({} if self.control is None else {CONTROL: self.control}), self.tensors)
 
     @classmethod
     def load(cls, folder: Path) -> Routers:
         """Read back what `save` wrote; `ArtifactError` for anything missing, corrupt or inconsistent."""
-        try:
-            values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            data = (folder / WEIGHTS_FILE).read_bytes()
-            tensors = load_safetensors(data)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ArtifactError(f"{folder} holds no readable routers ({str(error).partition(chr(10))[0][:100]}): {_RETRAIN}") from None
-        checksum, control = (values.pop(name, None) if isinstance(values, dict) else None for name in (CHECKSUM, CONTROL))
+        values, tensors = _FILES.load(folder)
+        source, control = folder / _FILES.config, values.pop(CONTROL, None)
         if control is not None and (type(control) not in (int, float) or not -1 <= control <= 1):
-            raise ArtifactError(f"{folder / CONFIG_FILE}: {CONTROL} is {control!r}, expected -1 to 1: {_RETRAIN}")
-        config = RouterConfig.from_json(values, folder / CONFIG_FILE)
-        # Before anything is allocated by the configuration's word.
-        for name, shape in config.shapes.items():
-            found = f"{tuple(tensors[name].shape)} {tensors[name].dtype}" if name in tensors else "missing"
-            if found != f"{shape} {torch.float32}":
-                raise ArtifactError(
-                    f"{folder / WEIGHTS_FILE}: {name} is {found}, its configuration says {shape} {torch.float32}: {_RETRAIN}"
-                )
-        if hashlib.sha256(data).hexdigest() != checksum:
-            raise ArtifactError(f"{folder / WEIGHTS_FILE} is not the file {CONFIG_FILE} was written for (checksums differ): {_RETRAIN}")
+            raise ArtifactError(f"{source}: {CONTROL} is {control!r}, expected -1 to 1: {_RETRAIN}")
+        config = RouterConfig.from_json(values, source)
+        with _FILES.reading(folder):
+            check_shapes(tensors, config.shapes)  # before anything is allocated by the configuration's word
         routers = cls(config)
         routers.tensors = {name: tensors[name] for name in config.shapes}
         routers.control = control
         return routers
 
 
-class PrefillRouters(Policy):
-    """Routers during one prefill: holds the pooling weights of this prompt."""
+class PrefillRouters(Decider):
+    """Routers during one prefill: holds the pooling weights of this batch."""
 
     def __init__(self, routers: Routers, prompt_mask_BT: Tensor):
         self._routers = routers
-        self.n_layers = routers.n_layers
         self._layers = routers.layers()
         self._weights_BWT, valid_BW = pool_matrix(prompt_mask_BT, routers.config.n_windows)
         self._shares_BW = window_shares(valid_BW)
         self._first_BWD: Tensor | None = None
 
-    def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
+    def decide(self, block: int, x_BTD: Tensor) -> Tensor:
+        """Greedy actions (B,); `InputError` where the states are not finite."""
         return self._routers.actions(self.logits(block, x_BTD))
+
+    def probabilities(self, block: int, x_BTD: Tensor) -> Tensor:
+        """Under the control, if there is one."""
+        return self._routers.probabilities(self.logits(block, x_BTD))
 
     @torch.no_grad()
     def logits(self, block: int, x_BTD: Tensor) -> Tensor:
@@ -330,13 +301,6 @@ class PrefillRouters(Policy):
         if self._first_BWD is None:
             self._first_BWD = pool(self._weights_BWT, x_BTD)
         return self._first_BWD.to(x_BTD.device)  # a device map may have put later blocks elsewhere
-
-    def save(self, folder: Path) -> list[str]:
-        return self._routers.save(folder)
-
-    @classmethod
-    def load(cls, folder: Path) -> Policy:
-        return Routers.load(folder)
 
 
 def window_shares(valid_BW: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ from drllm.evaluation.run import evaluate
 from drllm.methods.base import get_method
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
-from drllm.policies import saved as artifact
 from drllm.policies.card import CARD_FILE
+from drllm.policies.saved import load_policy
+from drllm.policies.saved_config import read_config
 from drllm.reporting.report import report
 from drllm.reporting.summary_table import verdict
 from drllm.runs.layout import RunFolder
@@ -93,7 +94,7 @@ def retrofit(
         )
         written = stages.run("report", {"as": "page"}, [run.report], lambda: report(run.root).name)
     summary = read_summary(run.summary(split))
-    guarantees = {name: artifact.read(run.policy(name)).guarantee for name in TRAINED}
+    guarantees = {name: read_config(run.policy(name)).guarantee for name in TRAINED}
     return {
         "summary": summary,
         "guarantees": {name: found["sentence"] for name, found in guarantees.items() if found is not None},
@@ -112,7 +113,7 @@ def _answer(
     loaded = drop_overlaps({name: load_task(name, data) for name in tasks})[tasks[0]]
     scorer = make_scorer(routed, loaded.task, config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
     prompt_ids = scorer.question(loaded.task, loaded.select(split, 1)[0]).context_ids
-    policy = artifact.load_policy(run.policy("routers"), routed)
+    policy = load_policy(run.policy("routers"), routed.identity)
     input_ids = torch.tensor([prompt_ids], dtype=torch.long, device=routed.device)
     output = routed.generate(input_ids=input_ids, policy=policy, max_new_tokens=ANSWER_TOKENS, min_new_tokens=1, do_sample=False)[0]
     prompt = routed.tokenizer.decode(prompt_ids, skip_special_tokens=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from drllm.core.config import EvaluateConfig
-from drllm.policies.card import CONFIG_FILE, policy_digest
+from drllm.policies.saved_config import CONFIG_FILE, policy_digest
 from drllm.runs.layout import RunFolder
 from drllm.runs.names import BASE, owner_of
 from drllm.runs.summary import Summary, SummaryRow, rows_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from drllm.policies.card import CONFIG_FILE
+from drllm.policies.saved_config import CONFIG_FILE
 
 # In a task folder, beside its shards.
 MANIFEST_FILE = "_plan.json"
@@ -107,6 +107,11 @@ class RunFolder:
     def harness(self, split: str, name: str) -> Path:
         """The comparison in lm-evaluation-harness on some tasks."""
         return self.root / _HARNESS / split / name
+
+    @property
+    def harness_summaries(self) -> list[Path]:
+        """The summaries of all comparisons in lm-evaluation-harness."""
+        return sorted(self.root.glob(f"{_HARNESS}/*/*/{SUMMARY_FILE}"))
 
     @property
     def report(self) -> Path:

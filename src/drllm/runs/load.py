@@ -9,7 +9,7 @@ from typing import Any
 
 from drllm.core.errors import ArtifactError
 from drllm.core.files import read_json
-from drllm.policies.card import CONFIG_FILE
+from drllm.policies.saved_config import CONFIG_FILE
 from drllm.runs.earlier import OTHER_TASKS, with_earlier
 from drllm.runs.layout import MANIFEST_FILE, METRICS_FILE, RunFolder
 from drllm.runs.manifest import Manifest

@@ -23,7 +23,7 @@ from drllm.model.cache import PrefilledCache
 from drllm.model.generation import GreedyChoice
 from drllm.model.prompts import CHAT, RAW, check_context, encode_prompts, left_pad
 from drllm.model.routed import RoutedModel
-from drllm.policies.policy import Policy
+from drllm.policies.policy import RouteSource
 from drllm.scoring.box import BoxBound
 from drllm.scoring.prefixes import Node, PackedRow, PrefixRunner
 from drllm.scoring.route_prediction import score_policies
@@ -152,7 +152,7 @@ class GeneratedScorer:
         verdicts = {(handle, route): verdict for handle, route, verdict in self.collect()}
         return [verdicts[pair] for pair in pairs]
 
-    def score_policy(self, questions: Sequence[GeneratedQuestion], policy: Policy | None) -> tuple[list[Verdict], list[Route]]:
+    def score_policy(self, questions: Sequence[GeneratedQuestion], policy: RouteSource | None) -> tuple[list[Verdict], list[Route]]:
         """Verdicts and routes when a policy decides from each prompt; None is the base model."""
         return score_policies(self, questions, [policy])[0]
 

@@ -22,7 +22,8 @@ from drllm.core.route import Route
 from drllm.model.cache import new_slots
 from drllm.model.prompts import check_context
 from drllm.model.routed import RoutedModel
-from drllm.policies.policy import Policy
+from drllm.model.transformers_private import is_window
+from drllm.policies.policy import RouteSource
 from drllm.scoring.packing import Row, encode_choice, make_batch, pack_choices, separate_choices
 from drllm.scoring.prefixes import Node, PackedRow, PrefixRunner
 from drllm.scoring.route_prediction import score_policies
@@ -191,7 +192,7 @@ class LoglikScorer:
             verdicts |= {(handle, route): verdict for handle, route, verdict in self.collect()}
         return [verdicts[pair] for pair in pairs]
 
-    def score_policy(self, questions: Sequence[Question], policy: Policy | None) -> tuple[list[Verdict], list[Any]]:
+    def score_policy(self, questions: Sequence[Question], policy: RouteSource | None) -> tuple[list[Verdict], list[Any]]:
         """Verdicts and routes when a policy decides from each question's context alone; None is the base model."""
         return score_policies(self, questions, [policy])[0]
 
@@ -240,7 +241,7 @@ def can_pack(routed: RoutedModel) -> bool:
     Asked of the base model itself: families differ in whether they take explicit positions and a ready 4-D mask, and sliding windows
     cannot follow a tree. A wrong mask is off by whole nats, bf16 by tenths.
     """
-    if not routed.takes_position_ids or any(slot.is_sliding for slot in new_slots(routed.config, routed.n_layers)):
+    if not routed.takes_position_ids or any(is_window(slot) for slot in new_slots(routed.config, routed.n_layers)):
         return False
     if "local" in getattr(routed.config, "attention_layers", ()) or getattr(routed.config, "keep_window_size", 0):
         return False  # windows that no cache shows (GPT-Neo's, Doge's): the example below may fit in one

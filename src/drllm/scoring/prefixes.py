@@ -24,8 +24,9 @@ from transformers.cache_utils import Cache
 
 from drllm.core.route import Route
 from drllm.model.blocks import ROW_ARGUMENTS, select_rows
-from drllm.model.cache import PassSlots, RoutedCache, new_slots
+from drllm.model.cache import PassSlots, new_slots
 from drllm.model.routed import RoutedModel
+from drllm.model.transformers_private import keys_values
 from drllm.policies.constant import RoutePolicy
 
 MIN_FILL = 0.5  # share of a step's rows below which it waits for the next sweep
@@ -84,31 +85,6 @@ class Sheet:
             row.root.state = state
 
 
-class _Capture(RoutedCache):
-    """Runs no block; keeps what enters the first one and what each is given."""
-
-    def enter(self, block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
-        if block == 0:
-            self.states_BTD = x_BTD
-        self.captured.append({name: value for name, value in arguments.items() if not isinstance(value, Cache)})
-        self.cache_names.append({name for name, value in arguments.items() if isinstance(value, Cache)})
-        return super().enter(block, x_BTD, arguments)
-
-    states_BTD: Tensor
-    captured: list[dict[str, Any]]
-    cache_names: list[set[str]]
-
-
-class _Tail(RoutedCache):
-    """Runs no block; given states leave the last one."""
-
-    def enter(self, block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
-        x_BTD = super().enter(block, x_BTD, arguments)
-        return self.states_BTD.to(x_BTD.device) if block == self.n_layers - 1 else x_BTD
-
-    states_BTD: Tensor
-
-
 class PrefixRunner:
     """Applies blocks to rows along their paths.
 
@@ -126,6 +102,7 @@ class PrefixRunner:
     def __init__(self, routed: RoutedModel, max_step_tokens: int, cache_bytes: int, keep_keys_values: bool = False):
         self.routed = routed
         self.max_step_tokens, self.cache_bytes, self.keep_keys_values = max_step_tokens, cache_bytes, keep_keys_values
+        self._skip = RoutePolicy(Route([0] * routed.n_layers))
         self._waiting: list[list[Node]] = [[] for _ in range(routed.n_layers)]
         # Nodes that nothing waits for, by id, the least recently used first. Those that later nodes stand on go last: an early prefix
         # serves more paths. With keys and values they stay, since a path is complete only with all of its nodes.
@@ -138,12 +115,18 @@ class PrefixRunner:
     def open(self, inputs: dict[str, Tensor]) -> list[PackedRow]:
         """Take rows of one width in: the model's own inputs (B, W), B at least 2. Their tries begin empty."""
         ids = inputs["input_ids"]
-        skip = RoutePolicy(Route([0] * self.routed.n_layers))
-        cache = _Capture(self.routed.config, self.routed.n_layers, skip, torch.ones_like(ids))
-        cache.captured, cache.cache_names = [], []
-        self.routed.decoder_forward(cache, **inputs)
-        self._cache_names = cache.cache_names
-        return Sheet(cache.states_BTD, cache.captured).rows
+        states: list[Tensor] = []
+        captured: list[dict[str, Any]] = []
+        self._cache_names = []
+
+        def capture(block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> None:
+            if block == 0:
+                states.append(x_BTD)
+            captured.append({name: value for name, value in arguments.items() if not isinstance(value, Cache)})
+            self._cache_names.append({name for name, value in arguments.items() if isinstance(value, Cache)})
+
+        self.routed.decoder_forward(self.routed.new_cache(self._skip, torch.ones_like(ids), capture), **inputs)
+        return Sheet(states[0], captured).rows
 
     def close(self, rows: Iterable[PackedRow]) -> None:
         """Forget the tries of some rows, none of which may be waited for."""
@@ -239,8 +222,7 @@ class PrefixRunner:
             # A copy: a view would keep the whole step's states alive.
             node.state = out[index].clone()
             if slots is not None:
-                layer: Any = slots.layers[block]
-                node.keys_values = (layer.keys[index].clone(), layer.values[index].clone())
+                node.keys_values = keys_values(slots.layers[block], index)
             self.n_bytes += _bytes_of(node)
         for node in nodes:
             node.queued = False
@@ -287,9 +269,11 @@ class PrefixRunner:
     def finish(self, states_ND: Tensor) -> Tensor:
         """Logits (N, V) of final states: whatever the model does behind its last block. N should be a fixed number too."""
         ids = torch.zeros((len(states_ND), 1), dtype=torch.long, device=self.routed.device)
-        skip = RoutePolicy(Route([0] * self.routed.n_layers))
-        cache = _Tail(self.routed.config, self.routed.n_layers, skip, torch.ones_like(ids))
-        cache.states_BTD = states_ND[:, None]
+
+        def put(block: int, x_BTD: Tensor, _: dict[str, Any]) -> Tensor | None:
+            return states_ND[:, None].to(x_BTD.device) if block == self.routed.n_layers - 1 else None
+
+        cache = self.routed.new_cache(self._skip, torch.ones_like(ids), put)
         return self.routed.forward(cache, input_ids=ids).logits[:, 0]
 
 

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from drllm.core.route import Route
-from drllm.model.cache import RoutedCache
 from drllm.model.prompts import left_pad
 from drllm.model.routed import RoutedModel
-from drllm.policies.codebook import Codebook, pool_prompt
-from drllm.policies.given import GivenRoutes
-from drllm.policies.policy import EvaluateOnlyPolicy, Policy
+from drllm.policies.codebook import pool_prompt
+from drllm.policies.constant import RoutePolicy
+from drllm.policies.policy import RouteSource
 from drllm.scoring.packing import split_steps
 
 
@@ -27,23 +26,12 @@ def prompt_steps(
     """
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index)) if by_length else list(range(len(prompts)))
     for step in split_steps([len(prompts[index]) for index in order], max_step_tokens):
-        rows = [order[at] for at in step]
-        ids, mask = left_pad([prompts[index] for index in rows], routed.pad_id, routed.device)
+        members = [order[at] for at in step]
+        ids, mask = left_pad([prompts[index] for index in members], routed.pad_id, routed.device)
         inputs = {"input_ids": ids, "attention_mask": mask}
         if routed.takes_position_ids:
             inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-        yield rows, inputs
-
-
-class _Reading(RoutedCache):
-    """Reads the prompt's states before some blocks, as a code book does."""
-
-    read: dict[int, Tensor]
-
-    def enter(self, block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
-        if block in self.read:
-            self.read[block] = pool_prompt(x_BTD, self._prompt_mask).cpu()
-        return super().enter(block, x_BTD, arguments)
+        yield members, inputs
 
 
 @torch.no_grad()
@@ -54,49 +42,51 @@ def read_prompts(
     max_step_tokens: int,
     advance: Callable[[int], None] = lambda n: None,
 ) -> dict[int, Tensor]:
-    """What a code book would read of each prompt before each of `blocks`: (N, 2 D) float32 by block.
+    """What a codebook would read of each prompt before each of `blocks`: (N, 2 D) float32 by block.
 
     Only the blocks before the last of them run. `advance` is told how many prompts are done.
     """
     n_run = max(blocks)
-    route = Route([1] * n_run + [0] * (routed.n_layers - n_run))
+    source = RoutePolicy(Route([1] * n_run + [0] * (routed.n_layers - n_run)))
     found = {block: torch.zeros((len(prompts), 2 * routed.hidden_size)) for block in blocks}
-    for rows, inputs in prompt_steps(routed, prompts, max_step_tokens, by_length=True):
-        cache = _Reading(routed.config, routed.n_layers, GivenRoutes([route] * len(rows)), inputs["attention_mask"])
-        cache.read = dict.fromkeys(blocks, torch.empty(0))
-        routed.decoder_forward(cache, **inputs)
-        for block in blocks:
-            found[block][rows] = cache.read[block]
-        advance(len(rows))
+    for members, inputs in prompt_steps(routed, prompts, max_step_tokens, by_length=True):
+        mask = inputs["attention_mask"]
+
+        def observe(block: int, x_BTD: Tensor, _: dict[str, Any], members: list[int] = members, mask: Tensor = mask) -> None:
+            if block in found:
+                found[block][members] = pool_prompt(x_BTD, mask).cpu()
+
+        routed.decoder_forward(routed.new_cache(source, mask, observe), **inputs)
+        advance(len(members))
     return found
 
 
 def decide_routes(
-    routed: RoutedModel, policies: Sequence[Policy | None], prompts: Sequence[Sequence[int]], max_step_tokens: int
+    routed: RoutedModel, policies: Sequence[RouteSource | None], prompts: Sequence[Sequence[int]], max_step_tokens: int
 ) -> list[list[Route]]:
     """One route a prompt (token ids), by each policy; None is the base model.
 
-    A policy decides from what it may read of each prompt under its own route, as in `RoutedModel.generate`. Code books read the base's
+    A policy decides from what it may read of each prompt under its own route, as in `RoutedModel.generate`. Codebooks read the base's
     states, so one forward of the first blocks serves them all.
     """
-    blocks = sorted({policy.block for policy in policies if isinstance(policy, Codebook) and policy.route is None})
+    blocks = sorted({policy.reads for policy in policies if policy is not None and policy.reads is not None})
     read = read_prompts(routed, prompts, blocks, max_step_tokens) if blocks and prompts else {}
     return [
-        policy.routes_for(read[policy.block])
-        if isinstance(policy, Codebook) and policy.block in read
+        policy.routes_for(read[policy.reads])
+        if policy is not None and policy.reads in read
         else _decide(routed, policy, prompts, max_step_tokens)
         for policy in policies
     ]
 
 
 @torch.no_grad()
-def _decide(routed: RoutedModel, policy: Policy | None, prompts: Sequence[Sequence[int]], max_step_tokens: int) -> list[Route]:
+def _decide(routed: RoutedModel, policy: RouteSource | None, prompts: Sequence[Sequence[int]], max_step_tokens: int) -> list[Route]:
     if policy is None:
         return [Route.full(routed.n_layers)] * len(prompts)
-    if isinstance(policy, GivenRoutes):
-        return [Route(actions) for actions in policy.actions_BL.tolist()]
     if policy.route is not None:
         return [policy.route] * len(prompts)
+    if (known := policy.known_actions(len(prompts))) is not None:
+        return [Route(actions) for actions in zip(*known, strict=True)]
     routes: list[Route] = []
     for _, inputs in prompt_steps(routed, prompts, max_step_tokens):
         cache = routed.new_cache(policy, inputs["attention_mask"])
@@ -105,17 +95,16 @@ def _decide(routed: RoutedModel, policy: Policy | None, prompts: Sequence[Sequen
     return routes
 
 
-def score_policies(scorer: Any, questions: Sequence[Any], policies: Sequence[Policy | None]) -> list[tuple[list[Any], list[Any]]]:
+def score_policies(scorer: Any, questions: Sequence[Any], policies: Sequence[RouteSource | None]) -> list[tuple[list[Any], list[Any]]]:
     """(verdicts, routes or depths) of each policy on a scorer's questions; None is the base model.
 
     Policies that decide alike, or whose routes share their first blocks, are answered together.
     """
-    if any(isinstance(policy, EvaluateOnlyPolicy) for policy in policies):
+    if any(policy is not None and policy.evaluate_only for policy in policies):
         if len(policies) > 1:
             return [score_policies(scorer, questions, [policy])[0] for policy in policies]
-        (policy,) = policies
-        assert isinstance(policy, EvaluateOnlyPolicy)
-        return [policy.answer(scorer, questions)]
+        assert policies[0] is not None
+        return [policies[0].answer(scorer, questions)]
     prompts = [question.context_ids for question in questions]
     routes = decide_routes(scorer.routed, policies, prompts, scorer.max_step_tokens)
     handles = scorer.open(questions)

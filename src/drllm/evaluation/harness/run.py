@@ -22,8 +22,10 @@ from drllm.evaluation.fit import under_policy
 from drllm.evaluation.harness import TASKS_FOLDER
 from drllm.evaluation.harness.compare import compare, read_scores
 from drllm.model.routed import RoutedModel
-from drllm.policies import saved as artifact
 from drllm.policies.policy import Policy
+from drllm.policies.saved import load_policy, open_folder
+from drllm.policies.saved_config import policy_digest
+from drllm.runs.card_facts import card_facts
 from drllm.runs.layout import RESULTS_FILE, ROUTES_FILE, SUMMARY_FILE, RunFolder
 from drllm.runs.memo import key_of, read_kept
 from drllm.runs.names import BASE
@@ -88,10 +90,10 @@ def evaluate_harness(
     names = [BASE, *dict.fromkeys(name for name in methods if name != BASE)]
     settings = _settings(tasks, config, data, harness_args)
     folder = harness_folder(run.root, tasks, config, harness_args)
-    policies = {name: None if name == BASE else artifact.load_policy(run.policy(name), routed) for name in names}
+    policies = {name: None if name == BASE else load_policy(run.policy(name), routed.identity) for name in names}
     if fixed := [name for name, policy in policies.items() if policy is not None and policy.evaluate_only]:
         raise InputError(f"{fixed[0]!r} answers drllm's own questions only, not the harness's requests: leave it out")
-    digests = {name: artifact.digest(run.policy(name)) for name in names if name != BASE}
+    digests = {name: policy_digest(run.policy(name)) for name in names if name != BASE}
     job = to_dict(config) | {"tasks": list(tasks), "harness_args": list(harness_args)}
     with running(run.root, "evaluate --harness", job, argv) as entry:
         manager, questions, entry["read_test_split"] = _load_tasks(settings, config)
@@ -113,7 +115,7 @@ def evaluate_harness(
         }
         write_json(folder / SUMMARY_FILE, summary)
     for name in digests:
-        artifact.write_card(run.policy(name))  # with this command and its figures
+        open_folder(run.policy(name)).write_card(card_facts(run.policy(name)))  # with this command and its figures
     return summary
 
 

@@ -194,23 +194,22 @@ def feed_forward(block: Any, x: Tensor) -> Tensor:
 
 def attention_of(block: Any, x_BTD: Tensor, arguments: dict[str, Any], open_BT: Tensor) -> Tensor:
     """What attention adds to the open tokens (N, D), row by row: queries and output of these, keys and values of all tokens."""
-    from transformers.models.llama.modeling_llama import rotate_half
-
     module, (n_rows, n_tokens) = block.self_attn, open_BT.shape
     h_BTD = block.input_layernorm(x_BTD)
     # (B, A): open tokens first, in order; then, on rows with fewer of them, places that are dropped again.
     order = torch.argsort((~open_BT).long(), dim=1, stable=True)[:, : int(open_BT.sum(1).max())]
     places = torch.arange(order.shape[1], device=order.device)[None] < open_BT.sum(1)[:, None]
-    at = lambda value, width: value.gather(1, order[..., None].expand(-1, -1, width))  # noqa: E731
     cos, sin = (part.expand(n_rows, -1, -1) for part in arguments["position_embeddings"])
-    heads = lambda value: value.view(n_rows, value.shape[1], -1, module.head_dim).transpose(1, 2)  # noqa: E731
-    asked = module.q_proj(h_BTD[open_BT])
-    padded = asked.new_zeros((n_rows, order.shape[1], asked.shape[-1])).masked_scatter(places[..., None], asked)
-    query, key, value = heads(padded), heads(module.k_proj(h_BTD)), heads(module.v_proj(h_BTD))
+    open_cos, open_sin = (part.gather(1, order[..., None].expand(-1, -1, part.shape[-1])) for part in (cos, sin))
+    open_queries = module.q_proj(h_BTD[open_BT])
+    padded = open_queries.new_zeros((n_rows, order.shape[1], open_queries.shape[-1])).masked_scatter(places[..., None], open_queries)
+    query, key, value = (
+        states.view(n_rows, states.shape[1], -1, module.head_dim).transpose(1, 2)
+        for states in (padded, module.k_proj(h_BTD), module.v_proj(h_BTD))
+    )
     if hasattr(module, "q_norm"):
         query, key = module.q_norm(query), module.k_norm(key)
-    turn = lambda states, c, s: states * c[:, None] + rotate_half(states) * s[:, None]  # noqa: E731
-    query, key = turn(query, at(cos, cos.shape[-1]), at(sin, sin.shape[-1])), turn(key, cos, sin)
+    query, key = _rotate(query, open_cos, open_sin), _rotate(key, cos, sin)
     mask = arguments.get("attention_mask")
     if mask is None:
         mask = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=x_BTD.device).tril().expand(n_rows, 1, -1, -1)
@@ -220,6 +219,12 @@ def attention_of(block: Any, x_BTD: Tensor, arguments: dict[str, Any], open_BT: 
     out = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=module.scaling)
     out = module.o_proj(out.transpose(1, 2).reshape(n_rows, order.shape[1], -1)[places])
     return block.post_attention_layernorm(out) if hasattr(block, "pre_feedforward_layernorm") else out
+
+
+def _rotate(states_BHTS: Tensor, cos_BTS: Tensor, sin_BTS: Tensor) -> Tensor:
+    """Rotary positions, as Llama's."""
+    first, second = states_BHTS.chunk(2, dim=-1)
+    return states_BHTS * cos_BTS[:, None] + torch.cat([-second, first], dim=-1) * sin_BTS[:, None]
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 The base is frozen and the path is the label's (teacher forcing, section 3.2), so these never change between epochs.
 
-Shapes: N records, L blocks, W windows, D hidden size, B rows, T tokens.
+Shapes: N records, L blocks, W windows, D hidden size, B sequences, T tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from drllm.core.errors import ArtifactError
 from drllm.core.files import write_bytes
 from drllm.core.progress import Progress
 from drllm.core.route import Route
-from drllm.model.cache import RoutedCache
 from drllm.model.routed import RoutedModel
 from drllm.policies.given import GivenRoutes
 from drllm.policies.routers import pool, pool_matrix
@@ -30,22 +29,11 @@ from drllm.scoring.route_prediction import prompt_steps
 
 @dataclass(frozen=True)
 class Features:
-    """pooled (N, L, W, D) bfloat16, valid (N, W) bool, labels (N, L) long; row i belongs to the i-th record."""
+    """pooled (N, L, W, D) bfloat16, valid (N, W) bool, labels (N, L) long; entry i belongs to the i-th record."""
 
     pooled: Tensor
     valid: Tensor
     labels: Tensor
-
-
-class _Pooling(RoutedCache):
-    """Pools the states entering each block, and keeps only that."""
-
-    pooled: list[Tensor]
-    weights_BWT: Tensor
-
-    def enter(self, block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
-        self.pooled.append(pool(self.weights_BWT.to(x_BTD.device), x_BTD).to("cpu", torch.bfloat16))
-        return super().enter(block, x_BTD, arguments)
 
 
 @torch.no_grad()
@@ -64,16 +52,17 @@ def extract_features(
     pooled = torch.zeros(shape, dtype=torch.bfloat16)
     valid = torch.zeros((len(prompts), n_windows), dtype=torch.bool)
     with Progress("features", len(prompts)) as progress:
-        for rows, inputs in prompt_steps(routed, prompts, max_step_tokens, by_length=True):
-            mask = inputs["attention_mask"]
-            cache = _Pooling(routed.config, routed.n_layers, GivenRoutes([labels[index] for index in rows]), mask)
-            cache.pooled = []
-            cache.weights_BWT, valid_BW = pool_matrix(mask, n_windows)
+        for members, inputs in prompt_steps(routed, prompts, max_step_tokens, by_length=True):
+            mask, given = inputs["attention_mask"], GivenRoutes([labels[index] for index in members])
+            weights_BWT, valid_BW = pool_matrix(mask, n_windows)
+
+            def keep(block: int, x_BTD: Tensor, _: Any, members: list[int] = members, weights_BWT: Tensor = weights_BWT) -> None:
+                pooled[members, block] = pool(weights_BWT.to(x_BTD.device), x_BTD).to("cpu", torch.bfloat16)
+
             # The head is not needed: the inner decoder alone.
-            routed.decoder_forward(cache, **inputs)
-            pooled[rows] = torch.stack(cache.pooled, dim=1)
-            valid[rows] = valid_BW.cpu()
-            progress.advance(len(rows))
+            routed.decoder_forward(routed.new_cache(given, mask, keep), **inputs)
+            valid[members] = valid_BW.cpu()
+            progress.advance(len(members))
     return Features(pooled, valid, torch.tensor([tuple(label) for label in labels], dtype=torch.long))
 
 

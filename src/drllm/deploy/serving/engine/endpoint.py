@@ -72,7 +72,7 @@ class RequestRouter:
         self.front: FrontSelector | None = None
         self.routes: list[str] = list(spec.routes) if spec.route is None else [spec.route]
         if spec.mode == "book":
-            book: Any = load_policy(spec)
+            book: Any = load_policy(spec)  # a Codebook
             config, device = engine_client.model_config, engine_client.vllm_config.device_config.device_type
             if device == "cpu":
                 torch.set_num_threads(1)  # the engine needs the cores

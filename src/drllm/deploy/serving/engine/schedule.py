@@ -28,6 +28,7 @@ class Undecided:
     ticket: str
     policy: Any  # a Policy
     sequences: list[int] = field(default_factory=list)
+    decider: Any = None  # of this prefill, from the first block on
     failure: str = ""  # why it could not; blocks from there on are executed
 
 
@@ -90,11 +91,10 @@ class Schedule:
                 continue
             first = prompt.sequences[0]
             x_1TD = states_ND[starts[first] : starts[first + 1]][None]
-            mask = torch.ones(x_1TD.shape[:2], dtype=torch.bool)
             try:
                 if block == 0:
-                    prompt.policy = prompt.policy.start(mask)
-                self.actions_SL[prompt.sequences, block:end] = int(prompt.policy.decide(block, x_1TD, mask)[0])
+                    prompt.decider = prompt.policy.start(torch.ones(x_1TD.shape[:2], dtype=torch.bool))
+                self.actions_SL[prompt.sequences, block:end] = int(prompt.decider.decide(block, x_1TD)[0])
             except InputError as error:  # one prompt's: the others of the step must not suffer
                 prompt.failure = " ".join(str(error).split())
         self._count()

@@ -1,0 +1,152 @@
+"""Every part of transformers, accelerate and torch that drllm relies on and that a release may change without a word.
+
+Checked on transformers 5.19 and 5.24, accelerate 1.15 and torch 2.13. `tests/model/test_transformers_private.py` names in one line what a
+release has changed. Nothing else in drllm reads an underscored name of theirs, the class of a cache's slot, or what a slot holds.
+
+Shapes: B sequences, H heads, T tokens, S size of a head.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import cache_utils
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.configuration_utils import PreTrainedConfig
+
+Slot = DynamicLayer
+# The last one, keys plus their index for sparse attention, came with transformers 5.2x.
+SUPPORTED_SLOTS = (DynamicLayer, DynamicSlidingWindowLayer, getattr(cache_utils, "DynamicIndexedLayer", DynamicLayer))
+FORWARD_NAMES = ("forward", "_old_forward")  # the second is where accelerate's hooks keep a module's own forward
+QUANTIZATION_ENTRIES = ("quantization_config", "_pre_quantization_dtype")  # of a configuration
+
+
+def family_slots(config: PreTrainedConfig, n_layers: int) -> list[Any]:
+    """One empty slot a block, as the family's own cache makes them."""
+    return list(DynamicCache(config=config).layers) or [DynamicLayer() for _ in range(n_layers)]
+
+
+def is_supported(slot: Any) -> bool:
+    """Whether a slot holds the keys and values of its own block and nothing recurrent."""
+    return type(slot) in SUPPORTED_SLOTS
+
+
+def is_window(slot: Any) -> bool:
+    """Whether a slot keeps a sliding window's tokens alone."""
+    return isinstance(slot, DynamicSlidingWindowLayer)
+
+
+def is_plain(slot: Any) -> bool:
+    """Whether a slot keeps the keys and values of all tokens, and nothing else."""
+    return type(slot) is DynamicLayer
+
+
+def mask_sizes(slot: Any, n_seen: int, n_new: int) -> tuple[int, int]:
+    """(key length, key offset) that the slot has once `n_new` tokens follow `n_seen`, whether or not it was used before."""
+    if not is_window(slot):
+        return n_seen + n_new, 0
+    probe = copy.copy(slot)
+    probe.cumulative_length = n_seen
+    return probe.get_mask_sizes(n_new)
+
+
+def kept_tokens(slot: Any, n_seen: int) -> int:
+    """How many of `n_seen` tokens the slot keeps."""
+    return min(n_seen, slot.sliding_window - 1) if is_window(slot) else n_seen
+
+
+def fill(slot: Any, keys_BHTS: Tensor, values_BHTS: Tensor, n_seen: int) -> None:
+    """Put keys and values of `n_seen` tokens, those that it keeps, into an empty slot."""
+    slot.lazy_initialization(keys_BHTS, values_BHTS)
+    slot.keys, slot.values = keys_BHTS, values_BHTS
+    if is_window(slot):
+        slot.cumulative_length = n_seen
+
+
+def keys_values(slot: Any, sequence: int) -> tuple[Tensor, Tensor]:
+    """Copies of one sequence's keys and values (H, T, S)."""
+    return slot.keys[sequence].clone(), slot.values[sequence].clone()
+
+
+def select_sequences(slot: Any, places: Sequence[int]) -> None:
+    """Keep some sequences of a filled slot, in that order."""
+    slot.batch_select_indices(torch.tensor(places, dtype=torch.long, device=slot.keys.device))
+
+
+class RoomySlot(DynamicLayer):
+    """A plain slot with room for the tokens to come: growing by one token otherwise copies all keys and values, every step anew."""
+
+    ROOM = 16  # tokens
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._roomy: tuple[Tensor, Tensor] | None = None  # `keys` and `values` are the front of these
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None
+        assert self.values is not None
+        start, n_new = self.keys.shape[-2], key_states.shape[-2]
+        if self._roomy is None or self._roomy[0].shape[-2] < start + n_new:
+            pad = (0, 0, 0, n_new + self.ROOM)
+            self._roomy = (torch.nn.functional.pad(self.keys, pad), torch.nn.functional.pad(self.values, pad))
+        for whole, part in zip(self._roomy, (key_states, value_states), strict=True):
+            whole[..., start : start + n_new, :] = part
+        self.keys, self.values = (whole[..., : start + n_new, :] for whole in self._roomy)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._roomy = None
+
+
+class SharedPrefixSlot(DynamicLayer):
+    """A slot of sequences that all begin alike: it holds the beginning once, and keeps nothing of what is added, since one step is all."""
+
+    def __init__(self, slot: Any, n_sequences: int):
+        super().__init__()
+        self.lazy_initialization(slot.keys, slot.values)
+        self._prefix = slot.keys.expand(n_sequences, -1, -1, -1), slot.values.expand(n_sequences, -1, -1, -1)
+        self.keys, self.values = self._prefix
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = self._prefix
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
+
+def share_prefix(slot: Any, n_sequences: int) -> Any:
+    """The slot for one step of `n_sequences` that begin with what it holds; a slot that no block used stays empty."""
+    return SharedPrefixSlot(slot, n_sequences) if slot.is_initialized else copy.copy(slot)
+
+
+def cache_argument(forward: Any) -> str:
+    """What a forward calls its cache: renamed in transformers 5.2x."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
+def dense_gguf() -> dict[str, Any]:
+    """Options that unpack a GGUF file to dense weights: before 5.2x it always was; later releases keep it packed unless asked."""
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    return {"quantization_config": config(dequantize=True)} if config is not None else {}
+
+
+def commit_of(config: Any) -> str | None:
+    """The Hub commit that a configuration was loaded from, if it was."""
+    return getattr(config, "_commit_hash", None)
+
+
+def attention_of(config: Any) -> str:
+    """The attention implementation in use, such as "sdpa"."""
+    return config._attn_implementation
+
+
+def causal_lm(model: nn.Module) -> Any:
+    """The language model itself, inside a compiled module or an adapter, whose own forward takes anything."""
+    model = getattr(model, "_orig_mod", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]

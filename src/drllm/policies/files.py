@@ -1,0 +1,84 @@
+"""How policies lie on disk: one JSON file, and for some a safetensors file whose checksum the JSON holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from drllm.core.digest import digest
+from drllm.core.errors import ArtifactError
+from drllm.core.files import write_bytes, write_json
+
+CHECKSUM = "weights_sha256"
+
+
+@dataclass(frozen=True)
+class PolicyFiles:
+    """The files of one kind of policy.
+
+    Attributes:
+        what, remedy: for messages: what the files hold, and what to do when they do not.
+        config, weights: file names; no weights for a policy without tensors.
+        checked: whether the JSON holds the checksum of the weights.
+    """
+
+    what: str
+    remedy: str
+    config: str
+    weights: str = ""
+    checked: bool = True
+
+    def save(self, folder: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> list[str]:
+        """Write them into an existing folder, each atomically; their names."""
+        about, written = dict(about), [self.config]
+        if self.weights:
+            data = save_safetensors({name: tensor.detach().cpu().contiguous() for name, tensor in (tensors or {}).items()})
+            write_bytes(folder / self.weights, data)
+            written.append(self.weights)
+            if self.checked:
+                about[CHECKSUM] = digest(data)
+        # Last, and with the checksum: a crash in between leaves a pair that `load` refuses.
+        write_json(folder / self.config, about)
+        return written
+
+    def load(self, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """(JSON without the checksum, tensors) as `save` wrote them; `ArtifactError` for anything missing, corrupt or mismatched."""
+        with self.reading(folder):
+            about = json.loads((folder / self.config).read_text(encoding="utf-8"))
+            if not isinstance(about, dict):
+                raise ValueError(f"{self.config} is a {type(about).__name__}, expected an object")
+            if not self.weights:
+                return about, {}
+            data = (folder / self.weights).read_bytes()
+            tensors = load_safetensors(data)
+        if self.checked and digest(data) != about.pop(CHECKSUM, None):
+            place = folder / self.weights
+            raise ArtifactError(f"{place} is not the file {self.config} was written for (checksums differ): {self.remedy}")
+        return about, tensors
+
+    @contextmanager
+    def reading(self, folder: Path) -> Iterator[None]:
+        """While active, whatever unreadable values raise becomes an `ArtifactError` of one line."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
+            reason = str(error).partition("\n")[0][:100]
+            raise ArtifactError(f"{folder} holds no readable {self.what} ({reason}): {self.remedy}") from None
+
+
+def check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise `ValueError` for a tensor that is missing, of another shape or not float32."""
+    for name, shape in expected.items():
+        found = f"{tuple(tensors[name].shape)} {tensors[name].dtype}" if name in tensors else "missing"
+        if found != f"{shape} {torch.float32}":
+            raise ValueError(f"{name} is {found}, expected {shape} {torch.float32}")

@@ -1,0 +1,79 @@
+"""A clock around a policy's decisions."""
+
+from __future__ import annotations
+
+import time
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from drllm.core.route import Route
+from drllm.policies.policy import Decider, RouteSource
+
+
+class WrappedSource(RouteSource):
+    """Decides as the source inside does; a subclass watches its `start`."""
+
+    def __init__(self, source: RouteSource):
+        self.source = source
+        self.n_layers, self.prompt_format, self.guarantee = source.n_layers, source.prompt_format, source.guarantee
+
+    @property
+    def route(self) -> Route | None:
+        """Of the source inside."""
+        return self.source.route
+
+    def known_actions(self, n_sequences: int) -> list[list[int]] | None:
+        """As the source inside."""
+        return self.source.known_actions(n_sequences)
+
+    def check_batch(self, n_sequences: int) -> None:
+        """As the source inside."""
+        self.source.check_batch(n_sequences)
+
+    def check_model(self, n_layers: int, hidden_size: int) -> None:
+        """As the source inside."""
+        self.source.check_model(n_layers, hidden_size)
+
+
+class TimedPolicy(WrappedSource):
+    """Adds up the seconds that decisions take.
+
+    Attributes:
+        seconds: of all prefills together.
+        prefills: of each prefill.
+    """
+
+    name: ClassVar[str] = "timed"
+
+    def __init__(self, source: RouteSource):
+        super().__init__(source)
+        self.seconds = 0.0
+        self.prefills: list[float] = []
+
+    def start(self, prompt_mask_BT: Tensor) -> Decider:
+        """The decider inside, on this clock."""
+        self.prefills.append(0.0)
+        started = time.perf_counter()
+        decider = self.source.start(prompt_mask_BT)
+        self.add(time.perf_counter() - started)
+        return _TimedDecider(decider, self)
+
+    def add(self, seconds: float) -> None:
+        """Count some time of the latest prefill."""
+        self.seconds += seconds
+        self.prefills[-1] += seconds
+
+
+class _TimedDecider(Decider):
+    def __init__(self, decider: Decider, clock: TimedPolicy):
+        self._decider, self._clock = decider, clock
+
+    def decide(self, block: int, x_BTD: Tensor) -> Tensor:
+        if x_BTD.is_cuda:
+            torch.cuda.synchronize(x_BTD.device)  # the blocks' queued work is not the routers'
+        started = time.perf_counter()
+        actions = self._decider.decide(block, x_BTD).cpu()  # waits for a device, so that its work is counted here
+        self._clock.add(time.perf_counter() - started)
+        return actions

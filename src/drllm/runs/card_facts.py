@@ -1,0 +1,44 @@
+"""What a run folder tells of one of its policies, for the policy's model card."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from drllm.policies.card import NO_FACTS, CardFacts
+from drllm.policies.saved_config import policy_digest
+from drllm.runs.layout import RunFolder
+
+
+def card_facts(folder: Path) -> CardFacts:
+    """Of the policy in `folder`, whose parent is the run folder, if it is one: figures of these very files, and the run's commands."""
+    run = RunFolder(folder.parent)
+    if not run.jobs.is_file():
+        return NO_FACTS
+    return CardFacts(folder.name, tuple(_summaries(run, folder.name, policy_digest(folder))), tuple(_commands(run)))
+
+
+def _summaries(run: RunFolder, method: str, digest: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(split or harness split, summary) of every evaluation of these very files; a torn or foreign file is no evaluation of them."""
+    for path in [*run.summaries, *run.harness_summaries]:
+        summary = _read(path)
+        if isinstance(summary, dict) and summary.get("policies", {}).get(method) == digest:
+            place = "in lm-evaluation-harness, " if "routing" in summary else ""
+            yield f"{place}{summary['split']} split", summary
+
+
+def _commands(run: RunFolder) -> list[str]:
+    """The command lines recorded in the run folder, in order, each once."""
+    jobs = _read(run.jobs) or []
+    return list(dict.fromkeys(shlex.join(["drllm", *job["argv"][1:]]) for job in jobs if Path(job["argv"][0]).name == "drllm"))
+
+
+def _read(path: Path) -> Any:
+    """None for a torn file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
