@@ -340,7 +340,7 @@ class RoutedModel:
         `revision` is the policy's, on the Hub: a branch, tag or commit. `base` may be the model in memory, or another place to load the
         same weights from; a different fingerprint is refused with `ArtifactError`.
         """
-        saved = folder if isinstance(folder, SavedPolicy) else open_policy(folder, revision)
+        saved = open_policy(folder, revision)
         given = isinstance(base, RoutedModel)
         if base is None and not saved.config.base_id:
             raise ArtifactError(f"the policy in {saved.folder} was made for a model in memory: pass it as base=...")

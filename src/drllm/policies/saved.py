@@ -107,11 +107,13 @@ def save_policy(policy: RouteSource | None, base: BaseIdentity, folder: Path, fa
     return saved
 
 
-def open_policy(name: str | Path, revision: str | None = None) -> SavedPolicy:
-    """A saved policy: of a local folder, else the Hub's files of that id, at a revision (branch, tag or commit).
+def open_policy(name: str | Path | SavedPolicy, revision: str | None = None) -> SavedPolicy:
+    """A saved policy: one that was opened already, of a local folder, else the Hub's files of that id, at a revision (branch, tag or commit).
 
     Raises `ArtifactError` when neither is there, and for a file that is corrupt, missing or another one.
     """
+    if isinstance(name, SavedPolicy):
+        return name
     if not _is_hub_id(name):
         if revision is not None:
             raise ArtifactError(f"{name} is a local folder, which has no revision {revision!r}: leave it out")
