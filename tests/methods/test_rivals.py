@@ -27,6 +27,7 @@ from drllm.policies.oracle import Oracle
 from drllm.policies.saved import load_policy
 from drllm.reporting.summary_table import render
 from drllm.reporting.summary_table import verdict as sentence
+from drllm.runs.load import read_summary
 from drllm.scoring.loglik import LoglikScorer
 from drllm.tasks import get_task, load_task
 from runs import EVALUATE, SEARCH, TASK, L, model, questions, write_rows
@@ -204,7 +205,7 @@ def test_an_evaluate_only_method_from_records_to_a_row(name, tiny, run, data):
     assert "For evaluation only" in card
     assert ".generate(" not in card
     if name == "oracle":
-        summary = json.loads((run / "evaluate" / "tune" / "summary.json").read_text())
+        summary = read_summary(run / "evaluate" / "tune" / "summary.json")
         assert "oracle (told)" in render(summary)
         assert "an upper bound" in sentence(summary, "oracle")
         assert rows[1].worse == 0
