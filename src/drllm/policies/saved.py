@@ -108,7 +108,7 @@ def save_policy(policy: RouteSource | None, base: BaseIdentity, folder: Path, fa
 
 
 def open_policy(name: str | Path | SavedPolicy, revision: str | None = None) -> SavedPolicy:
-    """A saved policy: one that was opened already, of a local folder, else the Hub's files of that id, at a revision (branch, tag or commit).
+    """A saved policy: one opened already, of a local folder, or of the Hub by its id and revision (branch, tag or commit).
 
     Raises `ArtifactError` when neither is there, and for a file that is corrupt, missing or another one.
     """
