@@ -10,7 +10,6 @@ import pytest
 
 from drllm.cli import options as flags
 from drllm.cli.main import make_parser
-from drllm.cli.options import Sections
 from drllm.core.config import EvaluateConfig, RoutersConfig, SearchConfig
 from drllm.core.errors import InputError
 
@@ -109,7 +108,7 @@ def test_an_empty_yaml_file_changes_nothing(tmp_path: Path):
 def test_yaml_numbers_in_the_forms_people_write(tmp_path: Path):
     path = tmp_path / "run.yaml"
     path.write_text("routers: {lr: 1e-3, gamma: 2, normalize: raw}\n")
-    sections = flags.read_yaml(path, Sections()).sections
+    sections = flags.read_yaml(path).sections
     config = flags.build(RoutersConfig, sections["routers"], argparse.Namespace())
     assert (config.lr, config.gamma, config.normalize) == (1e-3, 2.0, "raw")
 
@@ -162,5 +161,5 @@ def test_a_missing_or_unreadable_yaml_file_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_the_shipped_configurations_are_valid(path: Path):
-    settings = flags.read_yaml(path, Sections())
+    settings = flags.read_yaml(path)
     assert settings.sections

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drllm.cli.options import CommonConfig, Settings, build
-from drllm.core.config import SECTIONS
+from drllm.cli.options import CommonConfig, Settings, build, section_class
 from drllm.core.errors import ArtifactError, InputError
-from drllm.methods.base import Method
 from drllm.runs.manifest import Manifest, path_manifests, search_manifests
 
 if TYPE_CHECKING:
@@ -32,12 +30,8 @@ class Job:
     argv: list[str]
 
     def config(self, section: str, prefix: str = "") -> Any:
-        """The configuration of one section, command line over YAML over defaults."""
-        return build(SECTIONS[section], self.settings.sections.get(section, {}), self.arguments, prefix)
-
-    def options(self, method: Method, prefix: str = "") -> Any:
-        """A method's options, likewise."""
-        return build(method.config, self.settings.sections.get(method.name, {}), self.arguments, prefix)
+        """The configuration of one section, a job's or a method's: command line over YAML over defaults."""
+        return build(section_class(section), self.settings.sections.get(section, {}), self.arguments, prefix)
 
     def need(self, name: str) -> Any:
         """A common setting that this command cannot do without."""

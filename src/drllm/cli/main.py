@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from drllm import __version__
 from drllm.cli import train
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import CommonConfig, Sections, build, read_yaml
+from drllm.cli.options import CommonConfig, build, read_yaml
 from drllm.cli.terminal import TerminalReporter, one_line, quiet_other_packages, show_warning, write_error
 from drllm.core.errors import DrllmError, InputError
 from drllm.core.names import did_you_mean
@@ -103,7 +103,7 @@ def _lines(arguments: list[str]) -> Lines:
             raise InputError(f"unexpected argument {flag!r}; see `{parser.prog} --help`")
         known = [option for action in parser._actions for option in action.option_strings]
         raise InputError(f"unknown flag {flag}{did_you_mean(flag, known)}; see `{parser.prog} --help`")
-    settings = read_yaml(parsed.config, Sections())
+    settings = read_yaml(parsed.config)
     common = build(CommonConfig, settings.common, parsed)
     yield from COMMANDS[name].run(Job(parsed, settings, common, ["drllm", *arguments]))
 

@@ -16,7 +16,7 @@ import dataclasses
 import math
 import shlex
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -30,24 +30,14 @@ from drllm.methods.base import get_method, method_names
 Config = TypeVar("Config")
 
 
-class Sections(Mapping[str, type]):
-    """The configuration class of every section of a YAML file: those of the jobs, and each method's; a method is loaded when asked for."""
+def section_names() -> tuple[str, ...]:
+    """The sections that a YAML file may have: those of the jobs, then each method's."""
+    return (*SECTIONS, *method_names())
 
-    def __getitem__(self, name: str) -> type:
-        if name in SECTIONS:
-            return SECTIONS[name]
-        if name not in method_names():
-            raise KeyError(name)
-        return get_method(name).config
 
-    def __iter__(self) -> Iterator[str]:
-        return iter((*SECTIONS, *method_names()))
-
-    def __len__(self) -> int:
-        return len(SECTIONS) + len(method_names())
-
-    def __contains__(self, name: object) -> bool:
-        return name in SECTIONS or name in method_names()
+def section_class(name: str) -> type:
+    """The configuration class of a section; a method is loaded when its own is asked for."""
+    return SECTIONS[name] if name in SECTIONS else get_method(name).config
 
 
 @dataclass(frozen=True)
@@ -141,7 +131,7 @@ def add_section(
 ) -> None:
     """Add the flags of a section of the YAML file, under a title that says so."""
     title = f"{section}: {about}" if about else section
-    add_config(parser, SECTIONS[section], only, prefix, f"{title} (section `{section}` of the YAML file)")
+    add_config(parser, section_class(section), only, prefix, f"{title} (section `{section}` of the YAML file)")
 
 
 def add_common(parser: argparse.ArgumentParser, *names: str) -> None:
@@ -187,10 +177,8 @@ def split_words(flag: str, text: str) -> list[str]:
         raise InputError(f"{flag} {text!r} cannot be split into words ({error})") from None
 
 
-def read_yaml(path: str | Path | None, sections: Mapping[str, type] = SECTIONS) -> Settings:
+def read_yaml(path: str | Path | None) -> Settings:
     """Read and check a YAML file; every key and type is checked, also in sections that the command at hand does not use.
-
-    `sections` holds the configuration class of each section.
 
     Raises `InputError` in one line: no such file, not YAML, an unknown key (with the nearest known one), or a value of the wrong type.
     """
@@ -215,20 +203,20 @@ def read_yaml(path: str | Path | None, sections: Mapping[str, type] = SECTIONS) 
     known_common = {flag.name: flag for flag in flags_of(CommonConfig)}
     common, found = {}, {}
     for key, value in loaded.items():
-        if key in sections:
-            found[key] = _section(path, key, value, sections[key])
+        if key in section_names():
+            found[key] = _section(path, key, value)
         elif key in known_common:
             common[key] = _checked(known_common[key], value, str(path))
         else:
-            known = [*known_common, *sections]
-            inside = [section for section, config_class in sections.items() if key in {flag.name for flag in flags_of(config_class)}]
+            known = [*known_common, *section_names()]
+            inside = [section for section in section_names() if key in {flag.name for flag in flags_of(section_class(section))}]
             hint = f"; it belongs in section {' or '.join(inside)}" if inside else did_you_mean(str(key), known)
             raise InputError(f"{path}: unknown key {key!r}{hint or '; expected one of ' + ', '.join(known)}")
     return Settings(common, found)
 
 
-def _section(path: str | Path, section: str, values: Any, config_class: type) -> dict[str, Any]:
-    flags = {flag.name: flag for flag in flags_of(config_class)}
+def _section(path: str | Path, section: str, values: Any) -> dict[str, Any]:
+    flags = {flag.name: flag for flag in flags_of(section_class(section))}
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -238,7 +226,7 @@ def _section(path: str | Path, section: str, values: Any, config_class: type) ->
             hint = did_you_mean(str(key), flags) or f"; expected one of {', '.join(flags)}"
             raise InputError(f"{path}: unknown key {key!r} in section {section!r}{hint}")
     checked = {key: _checked(flags[key], value, f"{path}, section {section}") for key, value in values.items()}
-    check_ranges(config_class(**checked))  # a value out of range is refused whichever command reads the file
+    check_ranges(section_class(section)(**checked))  # a value out of range is refused whichever command reads the file
     return checked
 
 

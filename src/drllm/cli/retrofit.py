@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_common, add_config, add_section
-from drllm.methods.base import get_method
+from drllm.cli.options import add_common, add_section
 
 SECTIONS = {"search": "search_config", "resources": "resources", "gate": "guarantee_config", "evaluate": "evaluate_config"}
 TRAINED = ("static", "routers")  # in this order
@@ -22,7 +21,7 @@ def run(job: Job) -> Lines:
     """The whole run; finished stages are skipped."""
     out, tasks = job.need("out"), job.tasks()
     configs = {argument: job.config(section, f"{section}_") for section, argument in SECTIONS.items()}
-    options = {name: job.options(get_method(name), f"{name}_") for name in TRAINED}
+    options = {name: job.config(name, f"{name}_") for name in TRAINED}
     model = job.need("model")
     from drllm.reporting.drawing import need_extras
     from drllm.reporting.summary_table import render
@@ -45,7 +44,5 @@ def run(job: Job) -> Lines:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Every flag of every stage, with the section's name before it."""
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
-    for section in SECTIONS:
+    for section in (*SECTIONS, *TRAINED):
         add_section(parser, section, prefix=f"{section}_")
-    for name in TRAINED:
-        add_config(parser, get_method(name).config, prefix=f"{name}_", title=f"{name} (section `{name}` of the YAML file)")

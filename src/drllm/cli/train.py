@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_common, add_config, add_section
+from drllm.cli.options import add_common, add_section
 from drllm.core.errors import InputError
 from drllm.methods.base import get_method
 from drllm.runs.names import check_name
@@ -24,7 +24,7 @@ DEFAULT = "routers"
 def run(job: Job) -> Lines:
     """Train, save, and, where it was asked for, test the guarantee."""
     out, method = Path(job.need("out")), get_method(job.arguments.method)
-    config, guarantee = job.options(method), job.config("gate")
+    config, guarantee = job.config(job.arguments.method), job.config("gate")
     if job.arguments.name:
         check_name(job.arguments.name)
     model, dtype = job.searched_model(out)
@@ -67,6 +67,6 @@ def add_method_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) 
     finder.add_argument("--method", nargs="?", default=DEFAULT)
     name = finder.parse_known_args(arguments)[0].method or DEFAULT
     try:
-        add_config(parser, get_method(name).config, title=f"method {name} (section `{name}` of the YAML file)")
+        add_section(parser, name, about="options of the method")
     except argparse.ArgumentError as error:
         raise InputError(f"method {name!r} has an option that `drllm train` has itself ({error}): its author must rename it") from None
