@@ -1,4 +1,4 @@
-"""The method of docs/add-a-method.md runs as it is printed."""
+"""The method and the policy of docs/add-a-method.md run as they are printed."""
 
 from __future__ import annotations
 
@@ -8,32 +8,45 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 from drllm import Policy, Route
 from drllm.methods.base import Method
+from drllm.policies import policy as policies
 
 PAGE = Path(__file__).parents[2] / "docs" / "add-a-method.md"
 
 
 @pytest.fixture
-def mine(monkeypatch):
-    """The page's code as a module."""
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
-    module = ModuleType("mine_of_the_docs")
+def page(monkeypatch):
+    """The page's code as one module; what it registers is forgotten afterwards."""
+    module = ModuleType("code_of_the_docs")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where its dataclass looks up annotations
-    exec(compile(code, str(PAGE), "exec"), vars(module))
+    monkeypatch.setattr(policies, "_REGISTRY", dict(policies._REGISTRY))
+    for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S):
+        exec(compile(code, str(PAGE), "exec"), vars(module))
     return module
 
 
-@pytest.mark.filterwarnings("error")
-def test_it_makes_a_method_whose_policy_skips_the_block(mine, tmp_path):
-    assert isinstance(mine.METHOD, Method)
-    policy = mine.METHOD.fit(SimpleNamespace(n_layers=30), None, mine.METHOD.config(block=12), tmp_path)
+def test_it_makes_a_method_whose_policy_skips_the_block(page, tmp_path):
+    assert isinstance(page.METHOD, Method)
+    policy = page.METHOD.fit(SimpleNamespace(n_layers=30), None, page.METHOD.config(block=12), tmp_path)
     assert isinstance(policy, Policy)
     assert policy.route == Route.full(30).edit(12, 0)
 
 
-def test_its_option_has_a_default_and_words(mine):
-    assert mine.METHOD.config().block == 13
+def test_its_option_has_a_default_and_words(page):
+    assert page.METHOD.config().block == 13
     with pytest.raises(TypeError, match="depth"):
-        mine.METHOD.config(depth=1)
+        page.METHOD.config(depth=1)
+
+
+def test_its_policy_decides_by_prompt_and_comes_back_from_its_files(page, tmp_path):
+    saved = page.Short(4, block=2, tokens=3)
+    assert saved.save(tmp_path) == ["short.json"]
+    assert policies.policy_class("short") is page.Short
+    policy = page.Short.load(tmp_path)
+    mask_BT = torch.tensor([[False, False, True, True], [True, True, True, True]])
+    decider = policy.start(mask_BT)
+    actions = [decider.decide(block, torch.zeros(2, 4, 8)).tolist() for block in range(4)]
+    assert actions == [[1, 1], [1, 1], [0, 1], [1, 1]]
