@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import draw_architecture as tool
@@ -20,3 +21,9 @@ def test_every_folder_stands_in_the_contract_once():
     named = [folder for layer in tool.floors() for folder in layer]
     assert sorted(named) == sorted(path.parent.name for path in (ROOT / "src" / "drllm").glob("*/__init__.py"))
     assert len(tool.floors()) <= 10
+
+
+def test_files_that_the_walks_name_are_there():
+    named = re.findall(r"`([a-z_]+/[a-z_/]+\.py)`", tool.PAGE.read_text(encoding="utf-8"))
+    assert named
+    assert [name for name in named if not (ROOT / "src" / "drllm" / name).is_file() and not (ROOT / name).is_file()] == []
