@@ -100,7 +100,7 @@ def main() -> None:
     routed: Any = SimpleNamespace(fingerprint=manifest.fingerprint, model=SimpleNamespace(dtype=dtype))
     setup = Setup(given.model, TASKS, given.out, "", ReproduceConfig(ablated=given.ablated), (), Resources(threads=given.threads))
     bench = Kept(routed, setup)
-    scores, kept = kept_scores(given.out / "scores.json"), tables.labels(bench).rows[-1].kept
+    scores, kept = kept_scores(given.out / "scores.json"), tables.labels(bench)[-1].kept
     n_layers = len(read_verdicts(next(given.out.glob("evaluate/*/base/*.parquet"))).routes[0])
     for module in (tables, figures):
         module.last_scores = scores  # type: ignore[attr-defined]

@@ -44,7 +44,7 @@ def easy() -> list[RouteRecord]:
 
 
 def test_labels_by_hand():
-    (row,) = describe(easy()).rows
+    (row,) = describe(easy())
     assert (row.task, row.n_layers) == ("arc_easy", 4)
     assert (row.visited, row.kept, row.improved) == (6, 5, 3)
     assert row.actions == (4, 15, 1)  # kept: 0111, 1111, 1121, 1001, 0111
@@ -52,7 +52,7 @@ def test_labels_by_hand():
 
 
 def test_forward_passes_by_hand():
-    (row,) = describe(easy()).rows
+    (row,) = describe(easy())
     assert row.search_routes == 2 + 3 + 1 + 3 + 4 + 2  # the base among them
     assert row.control_routes == 1 + 2 + 0 + 2 + 3 + 0
     assert row.check_routes == 4 + 1 + 1
@@ -60,7 +60,7 @@ def test_forward_passes_by_hand():
 
 def test_solved_by_search_and_by_the_control_by_hand():
     """The control is compared on the questions that have one: a, b and d."""
-    (row,) = describe(easy()).rows
+    (row,) = describe(easy())
     assert (row.search.n_right, row.search.n) == (3, 4)
     assert (row.search.low, row.search.high) == pytest.approx((0.3006, 0.9544), abs=1e-4)  # Wilson
     assert row.control is not None
@@ -92,7 +92,7 @@ def test_a_search_no_better_than_chance_does_not_beat_the_control(preset, early_
             seed=0, fingerprint="f00d", reward="loglik", control_routes=tuple(blind),
             control_correct=tuple(luck.random() < share for _ in blind), control_margins=(0.0,) * n_tries,
         ))  # fmt: skip
-    (row,) = describe(found).rows
+    (row,) = describe(found)
     assert row.difference is not None
     _, low, high = row.difference
     assert low <= 0 <= high
@@ -101,26 +101,26 @@ def test_a_search_no_better_than_chance_does_not_beat_the_control(preset, early_
 
 def test_two_metrics_of_a_check_are_one_forward_pass():
     names = ("fp32:acc", "fp32:acc_norm", "template:acc", "template:acc_norm")
-    (row,) = describe([record(checks=tuple(check(BASE, name, True) for name in names))]).rows
+    (row,) = describe([record(checks=tuple(check(BASE, name, True) for name in names))])
     assert row.check_routes == 2
-    (row,) = describe([record(checks=tuple(check(BASE, name, True) for name in ("fp32", "rotated:1", "rotated:2")))]).rows
+    (row,) = describe([record(checks=tuple(check(BASE, name, True) for name in ("fp32", "rotated:1", "rotated:2")))])
     assert row.check_routes == 3
 
 
 def test_questions_with_broken_logits_are_counted_apart():
     broken = [record(name=f"n{n}", checks=(check(BASE, FINITE, False),)) for n in range(3)]
     stats = describe([*easy(), *broken])
-    (row,), (clean,) = stats.rows, describe(easy()).rows
+    (row,), (clean,) = stats, describe(easy())
     assert row.broken == 3
     assert replace(row, broken=0) == clean
     assert "left out of all tables: 3 questions on which the base's logits are NaN or infinite" in render(stats)
-    (row,) = describe(broken).rows
+    (row,) = describe(broken)
     assert (row.visited, row.broken, row.search.n) == (0, 3, 0)
     assert "0 of 0" in render(describe(broken))
 
 
 def test_flips_by_hand():
-    (row,) = describe(easy()).rows
+    (row,) = describe(easy())
     assert row.flips == {
         "fp32": Flips(chosen=2, chosen_wrong=1, base=3, base_changed=1),  # c is kept and base at once
         "template": Flips(chosen=1, chosen_wrong=1, base=1, base_changed=1),
@@ -133,15 +133,15 @@ def test_a_check_of_one_metric_is_compared_with_that_metric():
     verdicts = {"fp32:acc": True, "fp32:acc_norm": False, "template:acc": False}
     checks = tuple(check(BASE, name, correct) for name, correct in verdicts.items())
     told = record(base=0.0, others=(), checks=checks, acc=(True,), acc_norm=(False,))
-    (row,) = describe([told]).rows
+    (row,) = describe([told])
     assert {name: flips.base_changed for name, flips in row.flips.items()} == {"fp32:acc": 0, "fp32:acc_norm": 0, "template:acc": 1}
 
 
 def test_without_a_control_or_a_kept_route_there_is_no_number():
-    (row,) = describe([record(others=(0.0,))]).rows
+    (row,) = describe([record(others=(0.0,))])
     assert (row.kept, row.mean_passes, row.actions) == (0, 0.0, (0, 0, 0))
     assert row.control is row.difference is None
-    (row,) = describe([record(base=1.0, **control(True))]).rows
+    (row,) = describe([record(base=1.0, **control(True))])
     assert (row.search.n, row.control, row.difference) == (0, None, None)  # the base is never wrong
 
 
@@ -150,12 +150,12 @@ def test_tasks_are_pooled_question_by_question():
     a = [record("b_task", f"q{n}", others=(1.0,), **control(False)) for n in range(2)]
     b = [record("a_task", f"q{n}", others=(0.0,), **control(False)) for n in range(6)]
     stats = describe([*a, *b])
-    assert [row.task for row in stats.rows] == ["a_task", "b_task", "all"]
-    pooled = stats.rows[-1]
+    assert [row.task for row in stats] == ["a_task", "b_task", "all"]
+    pooled = stats[-1]
     assert (pooled.visited, pooled.kept, pooled.improved, pooled.search_routes) == (8, 2, 2, 16)
     assert pooled.difference == pytest.approx((0.25, 0.25, 0.25))
     assert (pooled.search.n_right, pooled.search.n) == (2, 8)
-    assert len(describe(b).rows) == 1
+    assert len(describe(b)) == 1
 
 
 def test_records_of_several_models_or_of_none_are_refused():

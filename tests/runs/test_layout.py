@@ -76,10 +76,10 @@ def test_what_stands_in_a_run_folder_is_found(tmp_path):
                  run.training("a") / layout.METRICS_FILE):  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert [path.name for path in run.policies] == ["a", "b"]
-    assert run.summaries == [run.summary("tune")]
-    assert run.all_verdicts == {("tune", "a", "t.1"): run.verdicts("tune", "a", "t.1")}
-    assert run.metrics == [run.training("a") / layout.METRICS_FILE]
+    assert [path.name for path in run.policies()] == ["a", "b"]
+    assert run.summaries() == [run.summary("tune")]
+    assert run.all_verdicts() == {("tune", "a", "t.1"): run.verdicts("tune", "a", "t.1")}
+    assert run.metrics() == [run.training("a") / layout.METRICS_FILE]
 
 
 @pytest.mark.parametrize("name", [*FOLDERS, "base"])

@@ -18,7 +18,7 @@ TASKS = ("arc_easy", "arc_challenge", *ARITH)  # learned from, unless --tasks sa
 OTHER_SAMPLED = {"arith": 100}  # a stand-in for DART-Math on models that cannot do mathematics: not the paper's, so not its numbers
 SAMPLED_ELSE = 400
 OF_SEARCHES = tuple(item.name for item in fields(Resources))
-TOKENS_A_ROW = 64  # of a step, to say how many rows may share it
+TOKENS_A_PROMPT = 64  # of a step, to say how many prompts may share it
 FEWEST_SEARCHED, FEWEST_COMPARED = 12, 16  # a smaller sample trains nothing and tells nothing
 
 
@@ -67,10 +67,8 @@ class Setup:
     def search_config(self, task: str) -> SearchConfig:
         """The paper's search (section 4) of one task."""
         config = self.config
-        return SearchConfig(
-            preset="paper", n_simulations=config.n_simulations, reward=config.reward, limit=self.n_searched(task), seed=config.seed,
-            max_step_tokens=config.max_step_tokens,
-        )  # fmt: skip
+        shared = {name: getattr(config, name) for name in ("n_simulations", "reward", "seed", "max_step_tokens")}
+        return SearchConfig(preset="paper", limit=self.n_searched(task), **shared)
 
     def evaluate_config(self, split: str, ablation: bool) -> EvaluateConfig:
         """An evaluation on one split."""
@@ -81,7 +79,7 @@ class Setup:
             limit=self.n_compared(ablation),
             seed=config.seed,
             max_step_tokens=config.max_step_tokens,
-            batch_size=max(16, config.max_step_tokens // TOKENS_A_ROW),
+            batch_size=max(16, config.max_step_tokens // TOKENS_A_PROMPT),
         )
 
     @property

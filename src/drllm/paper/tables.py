@@ -53,7 +53,7 @@ def labels(bench: Bench) -> Any:
 
 def _table2(bench: Bench) -> list[Part]:
     stats = labels(bench)
-    row = stats.rows[-1]
+    row = stats[-1]
     total, theirs = max(sum(row.actions), 1), sum(paper.ACTIONS)
     sampled = sum(paper.SAMPLED.values())
     shares = zip(("skip", "execute", "repeat"), row.actions, paper.ACTIONS, strict=True)

@@ -23,7 +23,7 @@ def card_facts(folder: Path) -> CardFacts:
 
 def _summaries(run: RunFolder, method: str, digest: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(split or harness split, summary) of every evaluation of these very files; a torn or foreign file is no evaluation of them."""
-    for path in [*run.summaries, *run.harness_summaries]:
+    for path in [*run.summaries(), *run.harness_summaries()]:
         summary = _read(path)
         if isinstance(summary, dict) and summary.get("policies", {}).get(method) == digest:
             place = "in lm-evaluation-harness, " if "routing" in summary else ""

@@ -1,7 +1,7 @@
-"""What a search found, in numbers: the paper's table 2 (arXiv 2510.12773), with the input-blind control beside it. No torch.
+"""What a search found, in numbers: the paper's table 2 (arXiv 2510.12773), with the blind baseline beside it. No torch.
 
-A search tries many routes, so some are right by chance. "Solved by search" therefore never stands alone: the control tries as many random
-routes, drawn without looking at the question, and what it solves needs no knowledge of the question.
+A search tries many routes, so some are right by chance. "Solved by search" therefore never stands alone: the baseline (`control` in the
+records) tries as many random routes, drawn without looking at the question, and what it solves needs no knowledge of the question.
 """
 
 from __future__ import annotations
@@ -83,13 +83,6 @@ class TaskStats:
     broken: int
 
 
-@dataclass(frozen=True)
-class RecordStats:
-    """`rows`: one a task, in alphabetical order; with several tasks, one over all of them at the end."""
-
-    rows: tuple[TaskStats, ...]
-
-
 @dataclass(frozen=True, slots=True)
 class _Seen:
     """What is counted of one record; without its routes, so that those of a million fit."""
@@ -107,8 +100,11 @@ class _Seen:
     base_checks: tuple[tuple[str, bool], ...]  # (check, another verdict than the search's)
 
 
-def describe(records: Iterable[RouteRecord]) -> RecordStats:
-    """The numbers of one model's records, which may come one at a time; `InputError` when there are none or they are of several models."""
+def describe(records: Iterable[RouteRecord]) -> list[TaskStats]:
+    """The numbers of one model's records, which may come one at a time, in alphabetical order of tasks; of several tasks, then of all.
+
+    `InputError` when there are none or they are of several models.
+    """
     models, by_task = set[str](), dict[str, list[_Seen]]()
     for record in records:
         models.add(record.fingerprint)
@@ -117,13 +113,12 @@ def describe(records: Iterable[RouteRecord]) -> RecordStats:
         names = ", ".join(sorted(models))
         raise InputError(f"got records of {len(models)} models ({names}), expected one: describe one model's records at a time")
     rows = [_task(task, by_task[task]) for task in sorted(by_task)]
-    return RecordStats(
-        (*rows, _task(POOLED, [seen for task in sorted(by_task) for seen in by_task[task]])) if len(rows) > 1 else tuple(rows)
-    )
+    return rows if len(rows) == 1 else [*rows, _task(POOLED, [seen for task in sorted(by_task) for seen in by_task[task]])]
 
 
 def _seen(record: RouteRecord) -> _Seen:
     counts = Counter(record.chosen or ())
+    checked = {(check.route, _run_of(check.check)) for check in record.checks}
     base_checks = record.verified(record.routes[0])
     return _Seen(
         task=record.task,
@@ -134,12 +129,10 @@ def _seen(record: RouteRecord) -> _Seen:
         solved=record.solved,
         control_solved=bool(record.control_solved) if record.control_routes else None,
         actions=(counts[Action.SKIP], counts[Action.EXECUTE], counts[Action.REPEAT]) if record.chosen is not None else None,
-        n_routes=(
-            len(record.routes), len(record.control_routes), len({(check.route, _run_of(check.check)) for check in record.checks}),
-        ),
+        n_routes=(len(record.routes), len(record.control_routes), len(checked)),
         chosen_checks=tuple(record.verified(record.chosen).items()) if record.chosen is not None else (),
         base_checks=tuple((name, correct != _base_verdict(record, name)) for name, correct in base_checks.items()),
-    )  # fmt: skip
+    )
 
 
 def _task(name: str, every: Sequence[_Seen]) -> TaskStats:
@@ -202,7 +195,7 @@ def _base_verdict(record: RouteRecord, check: str) -> bool:
 Cells = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # of one table: title, header, rows
 
 
-def render(stats: RecordStats) -> str:
+def render(stats: Sequence[TaskStats]) -> str:
     """The tables for a terminal, without colours, so that they can be piped and compared."""
     texts = [_table(*cells) for cells in tables(stats)]
     if note := broken_note(stats):
@@ -210,61 +203,46 @@ def render(stats: RecordStats) -> str:
     return "\n\n".join(texts)
 
 
-def broken_note(stats: RecordStats) -> str:
+def broken_note(stats: Sequence[TaskStats]) -> str:
     """Says how many questions no table counts; empty for none."""
-    n_broken = stats.rows[-1].broken
+    n_broken = stats[-1].broken
     return f"left out of all tables: {n_broken:,} questions on which the base's logits are NaN or infinite" if n_broken else ""
 
 
-def tables(stats: RecordStats) -> list[Cells]:
+def tables(stats: Sequence[TaskStats]) -> list[Cells]:
     """Labels, shares solved, forward passes and, where there were any, checks."""
-    rows = stats.rows
+    labels = ("task", "visited", "sampled", "improved", "% visited", "% sampled", "skip", "execute", "repeat", "mean passes")
+    passes = ("task", "search", "a question", "control", "checks")
+    checks = ("task", "check", "kept routes", "wrong", "%", "base routes", "other verdict", "%")
     found: list[Cells] = [
-        (
-            "labels: the kept routes",
-            ("task", "visited", "sampled", "improved", "% visited", "% sampled", "skip", "execute", "repeat", "mean passes"),
-            [
-                (
-                    row.task, f"{row.visited:,}", f"{row.kept:,}", f"{row.improved:,}", _percent(row.improved, row.visited),
-                    _percent(row.improved, row.kept), *(f"{count:,}" for count in row.actions),
-                    f"{row.mean_passes:.2f} of {row.n_layers}" if row.kept else "",
-                )
-                for row in rows
-            ],
-        ),
+        ("labels: the kept routes", labels, [_labels(row) for row in stats]),
         (
             "solved, % of what the base gets wrong; control: as many random routes, blind to the question; 95 % intervals",
             ("task", "by search", "by the control", "search minus control, points"),
-            [(row.task, _shown(row.search), _shown(row.control), _difference(row.difference)) for row in rows],
+            [(row.task, _shown(row.search), _shown(row.control), _difference(row.difference)) for row in stats],
         ),
-        (
-            "forward passes: routes evaluated",
-            ("task", "search", "a question", "control", "checks"),
-            [
-                (
-                    row.task, f"{row.search_routes:,}", f"{row.search_routes / max(row.visited, 1):.1f}", f"{row.control_routes:,}",
-                    f"{row.check_routes:,}",
-                )
-                for row in rows
-            ],
-        ),
-    ]  # fmt: skip
-    if any(row.flips for row in rows):
-        found.append(
-            (
-                "checks: kept routes that are wrong when checked; base routes whose verdict by the same metric changes",
-                ("task", "check", "kept routes", "wrong", "%", "base routes", "other verdict", "%"),
-                [
-                    (
-                        row.task, name, f"{flips.chosen:,}", f"{flips.chosen_wrong:,}", _percent(flips.chosen_wrong, flips.chosen),
-                        f"{flips.base:,}", f"{flips.base_changed:,}", _percent(flips.base_changed, flips.base),
-                    )
-                    for row in rows
-                    for name, flips in row.flips.items()
-                ],
-            )
-        )  # fmt: skip
+        ("forward passes: routes evaluated", passes, [_passes(row) for row in stats]),
+    ]
+    if any(row.flips for row in stats):
+        title = "checks: kept routes that are wrong when checked; base routes whose verdict by the same metric changes"
+        found.append((title, checks, [_checks(row.task, name, flips) for row in stats for name, flips in row.flips.items()]))
     return found
+
+
+def _labels(row: TaskStats) -> tuple[str, ...]:
+    counts, shares = (row.visited, row.kept, row.improved), (_percent(row.improved, row.visited), _percent(row.improved, row.kept))
+    mean = f"{row.mean_passes:.2f} of {row.n_layers}" if row.kept else ""
+    return row.task, *map("{:,}".format, counts), *shares, *map("{:,}".format, row.actions), mean
+
+
+def _passes(row: TaskStats) -> tuple[str, ...]:
+    each = f"{row.search_routes / max(row.visited, 1):.1f}"
+    return row.task, f"{row.search_routes:,}", each, f"{row.control_routes:,}", f"{row.check_routes:,}"
+
+
+def _checks(task: str, name: str, flips: Flips) -> tuple[str, ...]:
+    kept = (f"{flips.chosen:,}", f"{flips.chosen_wrong:,}", _percent(flips.chosen_wrong, flips.chosen))
+    return task, name, *kept, f"{flips.base:,}", f"{flips.base_changed:,}", _percent(flips.base_changed, flips.base)
 
 
 def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from drllm.policies.saved_config import CONFIG_FILE
@@ -24,31 +23,26 @@ RECORD_FOLDERS = (_SEARCH, _PATHS)  # where task folders lie
 TAKEN = (_SEARCH, _PATHS, _TRAIN, _EVALUATE, _HARNESS, _REPORT, _REPRODUCE, "checkpoint", "features")
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """A run folder: the `--out` of a search, evaluation or retrofit."""
+    """A run folder: the `--out` of a search, evaluation or retrofit.
 
-    root: Path
+    Attributes:
+        root: the folder itself.
+        jobs: which jobs wrote here (`drllm.runs.provenance`).
+        finished, reproduced: which stages of a retrofit, and of the paper's reproduction, are done (`drllm.runs.memo`).
+        searches, matrices: the task folders of searches, and of dense (question x route) matrices.
+        features: states that several trainings learn from.
+        report: the page of the run with its pictures.
+        reproduction: tables and pictures of the paper's reproduction.
+    """
 
-    @property
-    def jobs(self) -> Path:
-        """Which jobs wrote here (`drllm.runs.provenance`)."""
-        return self.root / "run.json"
-
-    @property
-    def finished(self) -> Path:
-        """Which stages of a retrofit are done (`drllm.runs.memo`)."""
-        return self.root / "pipeline.json"
-
-    @property
-    def searches(self) -> Path:
-        """Task folders of searches."""
-        return self.root / _SEARCH
-
-    @property
-    def matrices(self) -> Path:
-        """Task folders of dense (question x route) matrices."""
-        return self.root / _PATHS
+    def __init__(self, root: Path):
+        self.root = root
+        self.jobs, self.finished = root / "run.json", root / "pipeline.json"
+        self.searches, self.matrices = root / _SEARCH, root / _PATHS
+        self.features = self.training("features")
+        self.report, self.reproduction = root / _REPORT, root / _REPRODUCE
+        self.reproduced = self.reproduction / "stages.json"
 
     def search(self, task: str) -> Path:
         """A task's search records."""
@@ -62,24 +56,9 @@ class RunFolder:
         """A saved policy."""
         return self.root / name
 
-    @property
-    def policies(self) -> list[Path]:
-        """The folders of all saved policies, by name."""
-        return [path.parent for path in sorted(self.root.glob(f"*/{CONFIG_FILE}"))]
-
     def training(self, policy: str) -> Path:
         """What a training leaves beside its policy."""
         return self.root / _TRAIN / policy
-
-    @property
-    def features(self) -> Path:
-        """States that several trainings learn from."""
-        return self.training("features")
-
-    @property
-    def metrics(self) -> list[Path]:
-        """The metrics of all trainings, by name."""
-        return sorted(self.root.glob(f"{_TRAIN}/*/{METRICS_FILE}"))
 
     def evaluation(self, split: str) -> Path:
         """The comparison on one split."""
@@ -89,41 +68,31 @@ class RunFolder:
         """The summary of a comparison."""
         return self.evaluation(split) / SUMMARY_FILE
 
-    @property
-    def summaries(self) -> list[Path]:
-        """The summaries of all comparisons, by split."""
-        return sorted(self.root.glob(f"{_EVALUATE}/*/{SUMMARY_FILE}"))
-
     def verdicts(self, split: str, method: str, task: str) -> Path:
         """One method's verdicts on one task (`drllm.runs.verdicts`)."""
         return self.evaluation(split) / method / f"{task}.parquet"
-
-    @property
-    def all_verdicts(self) -> dict[tuple[str, str, str], Path]:
-        """Every file of verdicts, by (split, method, task)."""
-        paths = sorted(self.root.glob(f"{_EVALUATE}/*/*/*.parquet"))
-        return {(path.parent.parent.name, path.parent.name, path.stem): path for path in paths}
 
     def harness(self, split: str, name: str) -> Path:
         """The comparison in lm-evaluation-harness on some tasks."""
         return self.root / _HARNESS / split / name
 
-    @property
     def harness_summaries(self) -> list[Path]:
         """The summaries of all comparisons in lm-evaluation-harness."""
         return sorted(self.root.glob(f"{_HARNESS}/*/*/{SUMMARY_FILE}"))
 
-    @property
-    def report(self) -> Path:
-        """The page of the run with its pictures."""
-        return self.root / _REPORT
+    def policies(self) -> list[Path]:
+        """The folders of all saved policies, by name."""
+        return [path.parent for path in sorted(self.root.glob(f"*/{CONFIG_FILE}"))]
 
-    @property
-    def reproduction(self) -> Path:
-        """Tables and pictures of the paper's reproduction."""
-        return self.root / _REPRODUCE
+    def metrics(self) -> list[Path]:
+        """The metrics of all trainings, by name."""
+        return sorted(self.root.glob(f"{_TRAIN}/*/{METRICS_FILE}"))
 
-    @property
-    def reproduced(self) -> Path:
-        """Which stages of the reproduction are done (`drllm.runs.memo`)."""
-        return self.reproduction / "stages.json"
+    def summaries(self) -> list[Path]:
+        """The summaries of all comparisons, by split."""
+        return sorted(self.root.glob(f"{_EVALUATE}/*/{SUMMARY_FILE}"))
+
+    def all_verdicts(self) -> dict[tuple[str, str, str], Path]:
+        """Every file of verdicts, by (split, method, task)."""
+        paths = sorted(self.root.glob(f"{_EVALUATE}/*/*/*.parquet"))
+        return {(path.parent.parent.name, path.parent.name, path.stem): path for path in paths}

@@ -51,9 +51,9 @@ def load_run(folder: Path) -> Run:
     run = RunFolder(folder)
     manifests = {path.parent.name: Manifest.of(_json(path)) for path in sorted(run.searches.glob(f"*/{MANIFEST_FILE}"))}
     records = {task: list(read_records(run.search(task))) for task in manifests}
-    epochs = {path.parent.name: read_epochs(path.parent) for path in run.metrics}
-    summaries = {path.parent.name: read_summary(path) for path in run.summaries}
-    files = {place: read_verdicts(path) for place, path in run.all_verdicts.items()}
+    epochs = {path.parent.name: read_epochs(path.parent) for path in run.metrics()}
+    summaries = {path.parent.name: read_summary(path) for path in run.summaries()}
+    files = {place: read_verdicts(path) for place, path in run.all_verdicts().items()}
     left_out: dict[str, list[str]] = {}
     for split in list(summaries):
         found, left_out[split] = with_earlier(folder, summaries[split], files)
@@ -70,7 +70,7 @@ def load_run(folder: Path) -> Run:
             raise ArtifactError(f"{run.verdicts(*place)} has a route of {len(odd[0])} blocks: evaluate again")
     if not (manifests or epochs or summaries):
         raise ArtifactError(f"{str(folder)!r} holds no search, training or evaluation: give the --out of a search, evaluate or retrofit")
-    policies = {path.name: _json(path / CONFIG_FILE) for path in run.policies}
+    policies = {path.name: _json(path / CONFIG_FILE) for path in run.policies()}
     return Run(folder, read_jobs(folder), manifests, records, epochs, summaries, left_out, questions, policies)
 
 

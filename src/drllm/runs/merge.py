@@ -22,7 +22,7 @@ from drllm.runs.manifest import Manifest, MergedPart, check_manifest, difference
 from drllm.runs.records import RouteRecord, encode, is_shard_name, read_records, read_shard, same_record, shard_indices, write_shard
 
 EXPORT_SUFFIXES = (".parquet", ".csv", ".jsonl")
-_OF_A_PART = {"model", "data", "source", "questions", "ids", "skipped", "merged"}  # in these, plans that are merged may differ
+_OF_A_PART = {"model", "data", "source", "questions", "ids", "skipped", "merged"}  # in these, manifests that are merged may differ
 _MERGED_SHARD = 1024  # records a shard of a merged folder
 _TASK_NAME = re.compile(r"\w[\w.-]*")
 
@@ -77,8 +77,8 @@ def merge_records(sources: Sequence[Path], out: Path) -> list[Merged]:
     Records below `paths/` stay below `paths/`, all others go below `search/`.
 
     Raises:
-        ArtifactError: a source without records or a whole manifest, plans that differ in what determines a record, or two different records
-            of one question.
+        ArtifactError: a source without records or a whole manifest, manifests that differ in what determines a record, or two different
+            records of one question.
         InputError: `out` holds records already.
     """
     if any(shard_indices(path.parent) for name in RECORD_FOLDERS for path in out.glob(f"{name}/*/*")):
@@ -185,7 +185,8 @@ def export_records(source: Path, out: Path, float16: bool = False) -> int:
 
 
 def _long_rows(record: RouteRecord) -> Iterator[dict[str, Any]]:
-    """One row an evaluated route, the search's before the control's."""
+    """One row an evaluated route, the search's before the blind baseline's."""
+    question = {"task": record.task, "id": record.id, "split": record.split}
     none = (None,) * len(record.control_routes)
     right = tuple(reward == 1.0 for reward in record.rewards)
     for source, columns in (
@@ -193,10 +194,8 @@ def _long_rows(record: RouteRecord) -> Iterator[dict[str, Any]]:
         ("control", (record.control_routes, record.control_correct, record.control_margins, none, none)),
     ):
         for route, correct, margin, acc, acc_norm in zip(*columns, strict=True):
-            yield {
-                "task": record.task, "id": record.id, "split": record.split, "route": str(route), "n_passes": route.n_passes,
-                "correct": correct, "margin": _short(margin), "acc": acc, "acc_norm": acc_norm, "source": source,
-            }  # fmt: skip
+            evaluated = {"route": str(route), "n_passes": route.n_passes, "correct": correct, "margin": _short(margin)}
+            yield question | evaluated | {"acc": acc, "acc_norm": acc_norm, "source": source}
 
 
 def _short(margin: float) -> float | None:

@@ -32,7 +32,7 @@ def check_name(name: str) -> None:
 
 def check_methods(methods: Sequence[str], out: Path, trainable: Sequence[str]) -> None:
     """Refuse names that are neither the base, nor a saved policy of the run or a `trainable` method, nor a control of one."""
-    here = [path.name for path in RunFolder(out).policies]
+    here = [path.name for path in RunFolder(out).policies()]
     for name in methods:
         if name == BASE or (owner_of(name) or name) in (*here, *trainable):
             continue  # a method that was not trained yet is told when it loads

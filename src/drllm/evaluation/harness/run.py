@@ -39,11 +39,17 @@ if TYPE_CHECKING:
 MAX_NAME = 60  # characters of a folder's name
 _MODEL, _HERE = "the model is `drllm evaluate`'s own", "results go to the run folder"
 _OWN = {
-    "model": _MODEL, "model_args": _MODEL, "device": "use --device of `drllm evaluate`", "tasks": "use --tasks of `drllm evaluate`",
-    "limit": "use --limit of `drllm evaluate`", "output_path": _HERE, "log_samples": "samples are logged anyway",
-    "predict_only": "there would be nothing to compare", "show_config": _HERE, "wandb_args": _HERE, "wandb_config_args": _HERE,
-    "trackio_args": _HERE, "hf_hub_log_args": _HERE, "config": "give its options in --harness-args",
-}  # fmt: skip
+    **dict.fromkeys(("model", "model_args"), _MODEL),
+    **{name: f"use --{name} of `drllm evaluate`" for name in ("device", "tasks", "limit")},
+    **dict.fromkeys(("output_path", "show_config", "wandb_args", "wandb_config_args", "trackio_args", "hf_hub_log_args"), _HERE),
+    "log_samples": "samples are logged anyway",
+    "predict_only": "there would be nothing to compare",
+    "config": "give its options in --harness-args",
+}
+_PASSED_ON = (  # options of the harness's command line that its function takes as they are
+    *("tasks", "num_fewshot", "batch_size", "limit", "samples", "check_integrity", "write_out", "system_instruction"),
+    *("apply_chat_template", "fewshot_as_multiturn", "gen_kwargs", "confirm_run_unsafe_code", "metadata"),
+)
 
 
 def complete(arguments: Any) -> None:
@@ -227,16 +233,10 @@ def _run(routed: RoutedModel, settings: EvaluatorConfig, manager: TaskManager, c
         name: settings.cache_requests.get(name, False) for name in ("cache_requests", "rewrite_requests_cache", "delete_requests_cache")
     }
     seeds = settings.seed if isinstance(settings.seed, list) else [settings.seed] * 4
+    seeding = dict(zip(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seeds, strict=True))
+    same = {name: getattr(settings, name) for name in _PASSED_ON}
     run: Any = simple_evaluate  # its decorator hides its signature
-    results = run(
-        model=lm, tasks=settings.tasks, num_fewshot=settings.num_fewshot, batch_size=settings.batch_size,
-        use_cache=cache, **caching, limit=settings.limit, samples=settings.samples,
-        check_integrity=settings.check_integrity, write_out=settings.write_out, log_samples=True,
-        system_instruction=settings.system_instruction, apply_chat_template=settings.apply_chat_template,
-        fewshot_as_multiturn=settings.fewshot_as_multiturn, gen_kwargs=settings.gen_kwargs, task_manager=manager, random_seed=seeds[0],
-        numpy_random_seed=seeds[1], torch_random_seed=seeds[2], fewshot_random_seed=seeds[3],
-        confirm_run_unsafe_code=settings.confirm_run_unsafe_code, metadata=settings.metadata,
-    )  # fmt: skip
+    results = run(model=lm, use_cache=cache, task_manager=manager, log_samples=True, **same, **caching, **seeding)
     folder.mkdir(parents=True, exist_ok=True)
     for task, samples in results.pop("samples").items():
         write_bytes(
@@ -274,9 +274,8 @@ def render_routing(summary: dict[str, Any]) -> str:
         for task, figures in by_task.items():
             ratio = figures["seconds_over_base"] or figures["seconds_over_base_run"]
             agreement = figures["consensus"]
-            table.add_row(
-                method, task, str(figures["prompts"]), f"{figures['mean_passes']:.2f}",
-                f"{figures['layers_per_prompt']:.1f}", percent(figures["identity_share"]), "" if agreement is None else percent(agreement),
-                f"{figures['router_seconds']:.2f}", f"{figures['seconds']:.1f}", "" if ratio is None else f"{ratio:.2f}",
-            )  # fmt: skip
+            layers, seconds = f"{figures['layers_per_prompt']:.1f}", f"{figures['seconds']:.1f}"
+            shares = (percent(figures["identity_share"]), "" if agreement is None else percent(agreement))
+            work = (str(figures["prompts"]), f"{figures['mean_passes']:.2f}", layers, *shares, f"{figures['router_seconds']:.2f}", seconds)
+            table.add_row(method, task, *work, "" if ratio is None else f"{ratio:.2f}")
     return as_text(table)
