@@ -327,7 +327,7 @@ def test_the_latest_log_of_a_task_counts(tmp_path):
 
 def test_compare_refuses_what_cannot_be_paired(tmp_path):
     one = read_scores(logs(tmp_path / "one", {"t": [0, 1, 1]}))
-    with pytest.raises(InputError, match="were not asked the same documents of t"):
+    with pytest.raises(InputError, match="did not answer the same documents of t"):
         compare({"one": one, "two": read_scores(logs(tmp_path / "two", {"t": [0, 1]}))})
     with pytest.raises(InputError, match="has acc of t"):
         compare({"one": one, "three": read_scores(logs(tmp_path / "three", {"s": [0, 1, 1]}))})

@@ -274,7 +274,7 @@ def test_a_knob_is_set_again_when_its_questions_change(tiny, folder, tmp_path):
     data = shutil.copytree(folder, tmp_path / "data")
     setup = setup_of(tmp_path / "run", data)
     options = (("budget", 0.9), ("tune_questions", 8))
-    stage = Train("routers_budget", "routers", options, LEARNED[:1], knob=8, points=16)
+    stage = Train("routers_budget", "routers", options, LEARNED[:1], n_tune=8, points=16)
     Bench(tiny, setup).run(Search(LEARNED[0]))
     Bench(tiny, setup).run(stage)
     Bench(tiny, setup).run(stage)

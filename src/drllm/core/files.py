@@ -14,19 +14,19 @@ TEMPORARY_SUFFIX = ".partial"
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file's content atomically; a crash leaves the old file, or none, and at most a `.partial` beside it."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
-        with partial.open("wb") as file:
+        with unfinished.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        unfinished.replace(path)
     except OSError as error:
         # A full disk is noticed by write or fsync, which do not know the file's name.
         error.filename = error.filename or str(path)
         raise
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""`calibrate()`: put a trained policy through the gate on questions that served nothing else."""
+"""`calibrate()`: test a trained policy for a guarantee on questions that served nothing else."""
 
 from __future__ import annotations
 
@@ -67,20 +67,20 @@ def calibrate(
     loaded = drop_overlaps({name: load_task(name, manifest.data) for name, manifest in by_task.items()} | sources, sources)
     seen: set[str] = set()
     with running(run, "calibrate", to_dict(config), argv) as entry:
-        ask = partial(answer_points, routed, by_task, loaded, points, seen)
-        tuned = ask("tune", TUNE_QUESTIONS) if len(points) > 1 else None
-        asked = ask(config.calibrate, config.calibrate_limit)
-        base, *answers = asked.verdicts
+        answers_on = partial(answer_points, routed, by_task, loaded, points, seen)
+        tuned = answers_on("tune", TUNE_QUESTIONS) if len(points) > 1 else None
+        answered = answers_on(config.calibrate, config.calibrate_limit)
+        base, *answers = answered.verdicts
         if not base:
             raise InputError(f"the tasks of {run} have no {config.calibrate} question: search data that has a train part, or give more")
         order = None
         if tuned is not None and tuned.verdicts[0]:
             order = surest_first(tuned.verdicts[0], tuned.verdicts[1:], len(base), config.epsilon, config.delta)
-        source = CalibrationSet(asked.counts, config.calibrate, str(routed.model.dtype), judged_by(by_task.values()))
-        passes = [float(np.mean(values)) for values in asked.passes[1:]]
+        source = CalibrationSet(answered.counts, config.calibrate, str(routed.model.dtype), judged_by(by_task.values()))
+        passes = [float(np.mean(values)) for values in answered.passes[1:]]
         found = find_guarantee(base, answers, passes, routed.n_layers, config.epsilon, config.delta, source, order)
         found = replace(found, earlier=earlier_tries(run, found, str(Route.full(routed.n_layers))))
-        entry["guarantee"], entry["left_out"] = found.to_json(), dict(asked.left_out)
+        entry["guarantee"], entry["left_out"] = found.to_json(), dict(answered.left_out)
     chosen = RoutePolicy(Route.full(routed.n_layers)) if found.point is None else points[found.point]
     chosen.guarantee = found.to_json()
     chosen.prompt_format = policy.prompt_format if found.point is not None else None
@@ -88,7 +88,7 @@ def calibrate(
 
 
 @dataclass
-class Asked:
+class PointAnswers:
     """Questions a task, the verdicts and passes of the base and of each point on all of them, and why questions were left out."""
 
     counts: dict[str, int]
@@ -105,32 +105,32 @@ def answer_points(
     seen: set[str],
     split: Split,
     limit: int,
-) -> Asked:
-    """Answer a split's questions with the base and each point; a question in `seen`, which grows, is asked no second time."""
-    asked = Asked({}, [[] for _ in range(1 + len(points))], [[] for _ in range(1 + len(points))], Counter())
+) -> PointAnswers:
+    """Answer a split's questions with the base and each point; no question in `seen`, which grows, is answered again."""
+    found = PointAnswers({}, [[] for _ in range(1 + len(points))], [[] for _ in range(1 + len(points))], Counter())
     for name, manifest in by_task.items():
         scorer: Any = manifest_scorer(routed, manifest)
         questions = []
         for example in loaded[name].select(split, limit):
             key = question_key(example.question)
             if key in seen:
-                asked.left_out["asked by another task, too"] += 1
+                found.left_out["asked by another task, too"] += 1
                 continue
             seen.add(key)
             try:
                 questions.append(scorer.question(loaded[name].task, example))
             except InputError as error:
-                asked.left_out[str(error).partition(":")[0]] += 1
+                found.left_out[str(error).partition(":")[0]] += 1
         questions.sort(key=lambda question: (question.n_tokens, question.example.id))
-        asked.counts[name] = len(questions)
+        found.counts[name] = len(questions)
         with Progress(f"{split} questions of {name}", len(questions)) as progress:
             for start in range(0, len(questions), CHUNK):
                 chunk = questions[start : start + CHUNK]
                 for place, (mine, routes) in enumerate(score_policies(scorer, chunk, [None, *points])):
-                    asked.verdicts[place] += [verdict.correct for verdict in mine]
-                    asked.passes[place] += [route.n_passes for route in routes]
+                    found.verdicts[place] += [verdict.correct for verdict in mine]
+                    found.passes[place] += [route.n_passes for route in routes]
                 progress.advance(len(chunk))
-    return asked
+    return found
 
 
 def judged_by(manifests: Iterable[Manifest]) -> str:

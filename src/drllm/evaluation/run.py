@@ -144,7 +144,7 @@ class _Comparison:
             answer_on_ray(self.routed, self.config, resources, requests)
             for request in requests:
                 found = request.done()
-                assert found is not None, "its worker has been asked whether the file is there"
+                assert found is not None, "the pool checks that the file is there"
                 self.answers[request.method][request.task.name] = found
 
     def summary(self, read_from: Mapping[str, str | Path | None]) -> Summary:

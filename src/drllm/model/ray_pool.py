@@ -27,7 +27,7 @@ PATIENCE = 60.0  # seconds without any news after which one says what is waited 
 
 @dataclass(frozen=True)
 class Base:
-    """What an actor needs to load the very model that the work was planned for."""
+    """What an actor needs to load the very model that the work is for."""
 
     base_id: str
     dtype: torch.dtype
@@ -87,7 +87,7 @@ def work_on_ray(
     try:
         for _ in range(min(resources.workers, len(pool.waiting))):
             pool.start_actor()
-        # Actors that are still to come up are not waited for when there is nothing left to give them.
+        # Actors that are still to come up are not waited for when there is nothing left to assign.
         while pool.waiting or any(jobs for _, jobs in pool.calls.values()):
             yield from pool.next_done()
             pool.assign()

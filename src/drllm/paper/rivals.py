@@ -32,7 +32,7 @@ def _rivals(setup: Setup) -> list[Train]:
         Train("shortgpt", "shortgpt", (*budget, ("questions", setup.scaled(256, 8)))),
         Train("random_skip", "random_skip", (*budget, *seed), forwards_each=0),
         # From the tasks that judge it, as the gates: a control that is set on others keeps another budget here.
-        Train(BUDGETED, "routers", (*budget, ("tune_questions", n_tune), *seed), choice, knob=n_tune, points=16),
+        Train(BUDGETED, "routers", (*budget, ("tune_questions", n_tune), *seed), choice, n_tune=n_tune, points=16),
     ]
     if choice:
         steps, n_tune = setup.scaled(150, 3), setup.scaled(100, 8)

@@ -81,7 +81,7 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
         body = [*overview(bench, claims), *parts]
         write_page([*_opening(bench), *glossary(body), *body], folder)
     if (comparison := in_domain(bench.setup)) in bench.results:
-        comparison.run(bench)  # the summary that `drllm report` finds is that of the routers and their controls
+        comparison.run(bench)  # the summary that `drllm report` finds is that of the routers and their blind baselines
     return folder / "report.html"
 
 

@@ -72,7 +72,7 @@ class Bench:
         return self.setup.run.reproduction
 
     def there(self, methods: Sequence[str]) -> tuple[str, ...]:
-        """Without the policies that were missed, and their controls."""
+        """Without the policies that were missed, and their blind baselines."""
         return tuple(name for name in methods if (owner_of(name) or name) not in self.missed)
 
     def run(self, stage: Stage) -> Any:
@@ -118,7 +118,7 @@ class Search:
         return f"search {self.task}"
 
     def forwards(self, setup: Setup) -> float:
-        """The base, the simulations, and as many routes of the control, shared prefixes once; then the checks."""
+        """The base, the simulations, and as many random routes, shared prefixes once; then the checks."""
         reward = get_task(self.task).reward_named(setup.config.reward)
         return setup.n_searched(self.task) * ((1 + 2 * setup.config.n_simulations) * PATH_COST[reward] + CHECKS)
 
@@ -145,8 +145,8 @@ class Train:
         policy: its name in the run.
         options: of the method, as (name, value).
         tasks: learned from; none: those of the setup.
-        forwards_each, forwards_more: PF a searched question, and in all, beside the knob's.
-        knob, points: tune questions a task on which a budget tries so many points.
+        forwards_each, forwards_more: PF a searched question, and in all, beside the tune questions'.
+        n_tune, points: tune questions a task on which a budget tries so many points.
     """
 
     policy: str
@@ -155,7 +155,7 @@ class Train:
     tasks: tuple[str, ...] = ()
     forwards_each: float = 1.0
     forwards_more: float = 0.0
-    knob: int = 0
+    n_tune: int = 0
     points: int = 0
 
     @property
@@ -165,7 +165,7 @@ class Train:
     def forwards(self, setup: Setup) -> float:
         tasks = self.tasks or setup.tasks
         searched = self.forwards_each * sum(map(setup.n_searched, tasks))
-        return searched + self.forwards_more + self.points * self.knob * len(tasks)
+        return searched + self.forwards_more + self.points * self.n_tune * len(tasks)
 
     def command(self, setup: Setup) -> str:
         flags = [part for name, value in self.options for part in as_flag(name, value)]
@@ -184,8 +184,8 @@ class Train:
         tasks, folder = self.tasks or bench.setup.tasks, bench.setup.run.policy(self.policy)
         config, training_data = get_method(self.method).config(**dict(self.options)), TrainingData(bench.routed, bench.setup.out, tasks)
         key = [bench.routed.fingerprint, str(bench.routed.model.dtype), self.method, to_dict(config), tasks, training_data.key]
-        if self.knob:
-            key.append([texts_digest(question.example for question in questions) for _, questions in training_data.tune(self.knob)])
+        if self.n_tune:
+            key.append([texts_digest(question.example for question in questions) for _, questions in training_data.tune(self.n_tune)])
         memo, key = bench.memo, key_of(key)
         found = (memo.find(self.name, key) or {}).get("result")
         is_whole = (folder / CONFIG_FILE).is_file()  # written last
@@ -218,7 +218,7 @@ class Turn:
 
     @property
     def name(self) -> str:
-        return f"knob at {self.control:+.2f}"
+        return f"control at {self.control:+.2f}"
 
     def forwards(self, setup: Setup) -> float:
         return 0.0

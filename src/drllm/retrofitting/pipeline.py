@@ -47,7 +47,7 @@ def retrofit(
     resources: Resources | None = None,
     guarantee_config: GuaranteeConfig | None = None,
 ) -> dict[str, Any]:
-    """Search, train `static` and `routers`, evaluate both with base and controls, answer one question, and report.
+    """Search, train `static` and `routers`, evaluate both with base and blind baselines, answer one question, and report.
 
     A stage is done when its configuration, the weights and the stages before it are those of an earlier call and its files are there: the
     same call again takes seconds. Each stage says so in a line of `drllm.core.progress`.

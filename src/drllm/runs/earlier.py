@@ -13,21 +13,21 @@ from drllm.runs.names import BASE, owner_of
 from drllm.runs.summary import Summary, SummaryRow, rows_of
 from drllm.runs.verdicts import Verdicts
 
-OTHER_TASKS = "-other-tasks"  # behind a split's name: of the comparisons on tasks that the latest did not ask
+OTHER_TASKS = "-other-tasks"  # behind a split's name: of the comparisons on tasks that the latest left out
 
 
 Files = Mapping[tuple[str, str, str], Verdicts]  # by (split, method, task)
 
 
 def with_earlier(folder: Path, summary: Summary, files: Files) -> tuple[dict[str, Summary], list[str]]:
-    """A split's summary with rows of every method that earlier evaluations left, and a second one of the tasks that only they asked.
+    """A split's summary with rows of every method that earlier evaluations left, and a second one of the tasks that only they had.
 
     A method is left out, and named in a line, where its verdicts cannot be compared with those of the base that stand there now: on other
     questions, under other settings, or of a policy that has been trained again since.
 
     Returns:
         Summaries by name: the split's, and with `OTHER_TASKS` behind it if there are other tasks; and the lines. Their member `earlier`
-        lists the methods that the latest evaluation did not ask.
+        lists the methods that the latest evaluation left out.
     """
     split, tasks = summary.split, list(summary.tasks)
     bases = [task for where, method, task in files if (where, method) == (split, BASE)]
@@ -38,7 +38,7 @@ def with_earlier(folder: Path, summary: Summary, files: Files) -> tuple[dict[str
             continue
         if _belongs(folder, method, task, files, split):
             found.setdefault(method, []).append(task)
-        elif not _is_told(summary, method, task):
+        elif not any((row.method, row.task) == (method, task) for row in summary.rows):
             odd[method] = None
     mixed = [name for name, theirs in found.items() if _mixed(files, split, name, theirs)]  # two versions of a policy are no method
     for method in [name for name in found if name in mixed or owner_of(name) in mixed]:
@@ -51,17 +51,17 @@ def with_earlier(folder: Path, summary: Summary, files: Files) -> tuple[dict[str
     added = [method for method, theirs in found.items() if method not in known and all(task in theirs for task in tasks)]
     rows = [*summary.rows, *_rows(files, split, added, tasks, layers)]
     summaries = {split: summary.changed(rows=rows, earlier=added)}
-    asked = [method for method, theirs in found.items() if others and all(task in theirs for task in others)]
-    if asked:
-        beside = _rows(files, split, [BASE, *asked], others, layers)
-        summaries[split + OTHER_TASKS] = summary.changed(split=split + OTHER_TASKS, tasks=others, rows=beside, earlier=asked)
+    elsewhere = [method for method, theirs in found.items() if others and all(task in theirs for task in others)]
+    if elsewhere:
+        beside = _rows(files, split, [BASE, *elsewhere], others, layers)
+        summaries[split + OTHER_TASKS] = summary.changed(split=split + OTHER_TASKS, tasks=others, rows=beside, earlier=elsewhere)
     lines = [f"Left out, since its verdicts are of other settings, questions or a policy trained anew since: {name}." for name in odd]
     for method, theirs in found.items():
-        shown = [*(tasks if method in (*known, *added) else ()), *(others if method in asked else ())]
+        shown = [*(tasks if method in (*known, *added) else ()), *(others if method in elsewhere else ())]
         if lost := [task for task in theirs if task not in shown]:
             lines.append(f"Left out, since it was asked of some of the tasks alone: {method} ({', '.join(lost)}).")
-    if unsaid := [method for method in dict.fromkeys((*added, *asked)) if _unsaid(files, split, method)]:
-        lines.append(f"Their files, of an older version, do not say with which settings and policy they were made: {', '.join(unsaid)}.")
+    if silent := [method for method in dict.fromkeys((*added, *elsewhere)) if _lacks_settings(files, split, method)]:
+        lines.append(f"Their files, of an older version, do not say with which settings and policy they were made: {', '.join(silent)}.")
     return summaries, lines
 
 
@@ -70,7 +70,7 @@ def _mixed(files: Files, split: str, method: str, tasks: Sequence[str]) -> bool:
     return len({files[split, method, task].metadata.get("policy") for task in tasks}) > 1
 
 
-def _unsaid(files: Files, split: str, method: str) -> bool:
+def _lacks_settings(files: Files, split: str, method: str) -> bool:
     return any("comparable" not in file.metadata for (where, name, _), file in files.items() if (where, name) == (split, method))
 
 
@@ -81,16 +81,12 @@ def _belongs(folder: Path, method: str, task: str, files: Files, split: str) -> 
         return False
     if file.metadata.get("comparable") != base.metadata.get("comparable"):
         return False
-    if owner := owner_of(method):  # a control makes its owner's passes: of another version of the owner it would not
+    if owner := owner_of(method):  # a blind baseline makes its owner's passes: of another version of the owner it would not
         theirs = files.get((split, owner, task))
         return theirs is not None and Counter(file.passes) == Counter(theirs.passes) and _belongs(folder, owner, task, files, split)
     saved = RunFolder(folder).policy(method)
     is_there = (saved / CONFIG_FILE).is_file()  # else nothing says that it has changed
     return not is_there or file.metadata.get("policy") in (None, policy_digest(saved))
-
-
-def _is_told(summary: Summary, method: str, task: str) -> bool:
-    return any((row.method, row.task) == (method, task) for row in summary.rows)
 
 
 def _rows(files: Files, split: str, methods: Sequence[str], tasks: Sequence[str], n_layers: int) -> list[SummaryRow]:

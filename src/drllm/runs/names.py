@@ -1,4 +1,4 @@
-"""What an evaluation may be asked to compare: the base, saved policies of a run, and controls of them. No torch."""
+"""What an evaluation can compare: the base, saved policies of a run, and blind baselines of them. No torch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from drllm.core.names import did_you_mean
 from drllm.runs.layout import TAKEN, RunFolder
 
 BASE = "base"
-CONTROLS = ("random", "shuffled")
+BASELINES = ("random", "shuffled")
 DEFAULT_OWNER = "routers"
 
 
 def owner_of(name: str) -> str:
-    """The policy whose control this is; empty for anything else."""
+    """The policy whose blind baseline this is; empty for anything else."""
     kind, _, owner = name.partition("-")
-    return (owner or DEFAULT_OWNER) if kind in CONTROLS else ""
+    return (owner or DEFAULT_OWNER) if kind in BASELINES else ""
 
 
 def check_name(name: str) -> None:
@@ -26,16 +26,16 @@ def check_name(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@+-]*", name):
         raise InputError(f"--name is {name!r}, expected a letter or digit, then also - _ . @ and +: it becomes a folder of the run")
     if name in (BASE, *TAKEN) or name.endswith(".json") or owner_of(name):
-        what = "a control is called" if owner_of(name) else "the base or another folder of the run is called"
+        what = "a blind baseline is called" if owner_of(name) else "the base or another folder of the run is called"
         raise InputError(f"--name is {name!r}, which is what {what}: give another")
 
 
 def check_methods(methods: Sequence[str], out: Path, trainable: Sequence[str]) -> None:
-    """Refuse names that are neither the base, nor a saved policy of the run or a `trainable` method, nor a control of one."""
+    """Refuse names that are neither the base, nor a saved policy of the run or a `trainable` method, nor a blind baseline of one."""
     here = [path.name for path in RunFolder(out).policies()]
     for name in methods:
         if name == BASE or (owner_of(name) or name) in (*here, *trainable):
-            continue  # a method that was not trained yet is told when it loads
-        known = (BASE, *here, *(f"{control}-{policy}" for policy in here for control in CONTROLS))
-        hint = did_you_mean(name, (*known, *CONTROLS, *trainable))
+            continue  # one that was not trained yet is refused when it loads
+        known = (BASE, *here, *(f"{baseline}-{policy}" for policy in here for baseline in BASELINES))
+        hint = did_you_mean(name, (*known, *BASELINES, *trainable))
         raise InputError(f"unknown method {name!r}{hint}; {out} holds {', '.join(known)}")

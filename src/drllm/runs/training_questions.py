@@ -1,4 +1,4 @@
-"""What a run has learned from, so that none of it is asked again to judge."""
+"""What a run has learned from, so that none of it judges."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def compare(methods: Mapping[str, Scores], n_resamples: int = 10_000, seed: int 
 
     Differences are of means over the same documents, with the percentile bootstrap's 95 % interval (stratified by task in the pooled rows);
     McNemar's exact p where every value is 0 or 1, and Holm's adjustment of it over the tasks of a method and metric. Raises `InputError`
-    where two methods were not asked the same documents.
+    where two methods did not answer the same documents.
     """
     names = list(methods)
     if n_resamples < 1:
@@ -77,7 +77,7 @@ def compare(methods: Mapping[str, Scores], n_resamples: int = 10_000, seed: int 
             if ours_of.keys() != base_of.keys():
                 counts = f"{len(base_of)} and {len(ours_of)}, {len(base_of.keys() ^ ours_of.keys())} in one only"
                 raise InputError(
-                    f"{names[0]} and {name} were not asked the same documents of {task} ({counts}): use the same task, split and limit"
+                    f"{names[0]} and {name} did not answer the same documents of {task} ({counts}): use the same task, split and limit"
                 )
             ours, base = (np.array([found[document] for document in base_of]) for found in (ours_of, base_of))
             what = {"method": name, "task": task, "filter": kind, "metric": metric}
