@@ -65,14 +65,22 @@ def cli(place: Path, *arguments: str) -> int:
     )
 
 
-def stock_cli(place: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "drllm.lm_eval", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=place, env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    )
+@pytest.fixture
+def stock_cli(place, monkeypatch):
+    """The stock command line, in this process; see `test_the_stock_command_line_in_a_process_of_its_own`."""
+    from drllm import lm_eval
+
+    monkeypatch.setattr("lm_eval.utils.setup_logging", lambda: None)  # would change the logging of every later test
+    monkeypatch.chdir(place)
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["drllm.lm_eval", *arguments])
+        return lm_eval.main()
+
+    return run
 
 
-def test_both_command_lines_give_the_same_numbers(place, capsys):
+def test_both_command_lines_give_the_same_numbers(place, stock_cli, capsys):
     tasks = "drllm_arc_easy,drllm_mmlu"
     assert cli(place, "--methods", "static,routers", "--tasks", tasks, "--batch-size", "4") == 0
     printed = capsys.readouterr().out
@@ -82,9 +90,8 @@ def test_both_command_lines_give_the_same_numbers(place, capsys):
     summary = json.loads((place / "run/harness/tune/drllm_arc_easy+drllm_mmlu/summary.json").read_text())
     metadata = json.dumps({"data": str(place / "data"), "split": "tune"})
     for name, pretrained in (("base", "model"), ("static", "run/static"), ("routers", "run/routers")):
-        done = stock_cli(place, "--model_args", f"pretrained={pretrained}", "--tasks", tasks, "--batch_size", "4", "--metadata", metadata,
-                         "--output_path", f"stock/{name}", "--log_samples")  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        arguments = ["--model_args", f"pretrained={pretrained}", "--tasks", tasks, "--batch_size", "4", "--metadata", metadata]
+        assert stock_cli(*arguments, "--output_path", f"stock/{name}", "--log_samples") == 0
         results = json.loads(next((place / "stock" / name).rglob("results_*.json")).read_text())
         for task in tasks.split(","):
             theirs, ours = results["results"][task], summary["metrics"][name][task]
@@ -98,6 +105,7 @@ def test_both_command_lines_give_the_same_numbers(place, capsys):
             assert routing["prompts"] == 12
     assert read_scores(place / "stock/routers") == read_scores(place / "run/harness/tune/drllm_arc_easy+drllm_mmlu/routers")
     assert read_scores(place / "stock/static") == read_scores(place / "run/harness/tune/drllm_arc_easy+drllm_mmlu/static")
+    capsys.readouterr()
     assert main(["compare", f"base={place}/stock/base", f"static={place}/stock/static"]) == 0
     assert "Holm" in capsys.readouterr().out
 
@@ -221,10 +229,25 @@ def test_mistakes_are_one_line(place, capsys, arguments, wanted):
     assert wanted in last
 
 
-def test_the_stock_command_line_refuses_in_one_line(place):
-    done = stock_cli(place, "--model_args", "pretrained=no/such", "--tasks", "drllm_arc_easy")
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("drllm: error: cannot load model 'no/such'")
+def test_the_stock_command_line_refuses_in_one_line(stock_cli, capsys):
+    assert stock_cli("--model_args", "pretrained=no/such", "--tasks", "drllm_arc_easy") == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("drllm: error: cannot load model 'no/such'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "last"),
+    [
+        (["--config", "no-such.yaml"], 2, "drllm: error: cannot read 'no-such.yaml'"),
+        pytest.param(["--model_args", "pretrained=model", "--tasks", "drllm_arc_easy", "--limit", "2"], 0, "|", marks=pytest.mark.slow),
+    ],
+)
+def test_the_stock_command_line_in_a_process_of_its_own(place, arguments, code, last):
+    metadata = json.dumps({"data": str(place / "data"), "split": "tune"})
+    command = [sys.executable, "-m", "drllm.lm_eval", *arguments, "--metadata", metadata]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=place, env=environment)
+    assert done.returncode == code, done.stderr
+    assert (done.stderr if code else done.stdout).strip().splitlines()[-1].startswith(last)
 
 
 def test_offline_prompts_are_the_stock_ones():

@@ -79,8 +79,14 @@ def test_the_prefixes_that_save_most_are_chosen():
     assert share_prefixes([]) == []
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, "auto:2"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "opt", "qwen2_moe", "gemma3_text"])
+STOCK = ("llama", "gpt2", "gpt_neox", "opt", "qwen2_moe", "gemma3_text")
+BATCHES = [(family, size) for family in STOCK for size in (1, 3)] + [("gemma3_text", "auto:2")]
+
+
+@pytest.mark.parametrize(
+    ("family", "batch_size"),
+    BATCHES + [pytest.param(family, "auto:2", marks=pytest.mark.slow) for family in STOCK if family != "gemma3_text"],
+)
 def test_the_identity_gives_the_stock_models_log_likelihoods(family, batch_size):
     routed = model_of(family)
     lm = ours(routed, batch_size, max_batch_size=4, max_length=400)
@@ -109,7 +115,7 @@ def test_positions_that_depend_on_the_rows_length_share_nothing(family, rope):
     assert not lm._prefixes._can_share
 
 
-@pytest.mark.parametrize("family", sorted(families.FAMILIES))
+@pytest.mark.parametrize("family", families.sampled())
 def test_a_family_shares_or_says_it_cannot(family):
     """Every family, whatever its masks and positions are: with shared beginnings or without, the figures are the stock model's."""
     routed = model_of(family)

@@ -72,13 +72,15 @@ def test_solved_by_search_and_by_the_control_by_hand():
     assert (low, high) == (-1, 1)  # of three questions, every resample is one of -1, -1/3, 1/3, 1, and each is likelier than 2.5 %
 
 
+# The interval holds 0 with so many questions as with few; with more of them a smaller advantage would be seen.
+@pytest.mark.parametrize("n_questions", [100, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("preset", "early_stop"), [("paper", True), ("paper", False), ("default", True)])
-def test_a_search_no_better_than_chance_does_not_beat_the_control(preset, early_stop):
+def test_a_search_no_better_than_chance_does_not_beat_the_control(preset, early_stop, n_questions):
     """Every route of a question is right with one fixed probability, so no search can do better than drawing blindly."""
     n_layers, n_tries = 12, 20
     config = SearchConfig(preset=preset, early_stop=early_stop, n_simulations=n_tries)
     found = []
-    for number in range(400):
+    for number in range(n_questions):
         luck = random.Random(number)
         share = luck.choice([0.0, 0.02, 0.1])
         tree, told = make_tree(n_layers, config, seed=number), {}
@@ -96,7 +98,7 @@ def test_a_search_no_better_than_chance_does_not_beat_the_control(preset, early_
     assert row.difference is not None
     _, low, high = row.difference
     assert low <= 0 <= high
-    assert row.search.n_right > 60  # of 400: luck alone solves many
+    assert row.search.n_right > 0.15 * n_questions, "luck alone solves many"
 
 
 def test_two_metrics_of_a_check_are_one_forward_pass():

@@ -337,8 +337,9 @@ routed, root = runs.model(), Path(sys.argv[1])
 assert child(root / "whole", 0, root / "n") == 0
 n, moments = int((root / "n").read_text()), []
 rng = random.Random(7)
-for number in range(20):
-    last = rng.randint(1, n)
+for number in range(n_kills := int(sys.argv[3])):
+    # One moment in each part of the search, so that few lie all over it, too.
+    last = rng.randint(1 + n * number // n_kills, n * (number + 1) // n_kills)
     status = child(root / f"killed-{number}", last)
     shards = len(list((root / f"killed-{number}").rglob("shard-*.parquet")))
     again = child(root / f"killed-{number}", 0)
@@ -347,12 +348,13 @@ print(json.dumps({"n": n, "moments": moments}))
 """
 
 
-def test_killed_at_twenty_random_moments_and_run_again_gives_the_records_of_an_uninterrupted_search(data, tmp_path):
+@pytest.mark.parametrize("n_kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_and_run_again_gives_the_records_of_an_uninterrupted_search(n_kills, data, tmp_path):
     environment = os.environ | {
         "PYTHONPATH": f"{Path(drllm.__file__).parents[1]}:{TESTS}:{TESTS.parent / 'support'}",
         "OMP_NUM_THREADS": "1",
     }
-    arguments = [sys.executable, "-c", KILLS, str(tmp_path), str(data)]
+    arguments = [sys.executable, "-c", KILLS, str(tmp_path), str(data), str(n_kills)]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])

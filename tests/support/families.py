@@ -484,6 +484,21 @@ def config_of(name: str, **overrides: Any) -> Any:
     return config_class(**{**base, **spec.config, **overrides})
 
 
+SAMPLE = (
+    "llama", "llama-tied", "gpt2", "gpt_neox", "opt", "falcon", "gemma3_text", "mistral-sliding", "qwen2-sliding", "smollm3-sliding",
+    "modernbert-decoder", "cohere_compass_text-nope", "mixtral", "gpt_oss", "llama4_text", "deepseek_v3", "deepseek_v32",
+)  # fmt: skip
+"""One family or two of every kind: rotary and learned positions, tied weights, windows of every shape, blocks in parallel, a mixture of
+experts, attention in chunks, compressed and indexed."""
+
+
+def sampled(*more: str) -> list[Any]:
+    """Every family for `parametrize`: those of `SAMPLE` and `more` in `make test`, the others in `make test-slow`."""
+    import pytest
+
+    return [name if name in SAMPLE or name in more else pytest.param(name, marks=pytest.mark.slow) for name in sorted(FAMILIES)]
+
+
 def build(name: str, seed: int = 0, attn: str = "eager", **overrides: Any) -> PreTrainedModel:
     """A tiny random model of the family, fp32, eval mode; same arguments, same weights, the global generator untouched."""
     spec = FAMILIES.get(name) or REFUSED[name]

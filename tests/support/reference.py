@@ -7,11 +7,15 @@ that sequence, so whatever the family does around its blocks it does as shipped.
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+
+_TWINS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], nn.Module]] = weakref.WeakKeyDictionary()
 
 
 def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
@@ -63,12 +67,20 @@ def path_model(model: nn.Module, path: Sequence[int]) -> nn.Module:
     return twin.eval()
 
 
+def twin_of(model: nn.Module, path: Sequence[int]) -> nn.Module:
+    """`path_model`, made once for a model and a path: for models whose modules stay as they are."""
+    twins = _TWINS.setdefault(model, {})
+    if (path := tuple(path)) not in twins:
+        twins[path] = path_model(model, path)
+    return twins[path]
+
+
 @torch.no_grad()
 def reference_logits(
     model: nn.Module, path: Sequence[int], input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **inputs: Any
 ) -> torch.Tensor:
     """Logits (B, T, vocabulary) of this path, uncached. input_ids and attention_mask: (B, T)."""
-    return path_model(model, path)(input_ids, attention_mask=attention_mask, use_cache=False, **inputs).logits
+    return twin_of(model, path)(input_ids, attention_mask=attention_mask, use_cache=False, **inputs).logits
 
 
 @torch.no_grad()
@@ -79,7 +91,7 @@ def reference_generate(model: nn.Module, path: Sequence[int], input_ids: torch.T
     """
     if input_ids.shape[0] != 1:
         raise ValueError(f"one prompt at a time: input_ids is {tuple(input_ids.shape)}, expected (1, T)")
-    twin = path_model(model, path)
+    twin = twin_of(model, path)
     tokens, steps = input_ids, []
     for _ in range(n):
         logits = twin(tokens, use_cache=False).logits[:, -1]
@@ -87,6 +99,17 @@ def reference_generate(model: nn.Module, path: Sequence[int], input_ids: torch.T
         tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], dim=1)
     new = tokens[0, input_ids.shape[1] :].tolist()
     return new, torch.stack(steps) if steps else torch.empty(0, 0)
+
+
+@torch.no_grad()
+def is_greedy(model: nn.Module, path: Sequence[int], input_ids: torch.Tensor, tokens: Sequence[int]) -> bool:
+    """Whether `tokens` is the greedy continuation of one prompt, input_ids (1, T), without running a forward a token.
+
+    Each token must be the most likely one behind the prompt and the tokens before it, which one forward over all of them tells.
+    """
+    row = torch.cat([input_ids[0], torch.tensor(list(tokens))])
+    chosen = twin_of(model, path)(row[None], use_cache=False).logits[0, input_ids.shape[1] - 1 : -1].argmax(-1)
+    return chosen.tolist() == list(tokens)
 
 
 @torch.no_grad()

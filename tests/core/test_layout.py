@@ -1,0 +1,122 @@
+"""The layout holds: folders are the layers, files are short, and only the command line reads arguments."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import itertools
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import grimp
+import pytest
+
+import drllm
+
+SOURCE = Path(drllm.__file__).parent
+ROOT = SOURCE.parents[1]
+MAX_MODULE, MAX_FUNCTION, MAX_ARGUMENTS, MAX_ROWS = 350, 60, 9, 10
+
+# What is longer, with the reason. Entries may go, or shrink; none may be added without one.
+LONG_MODULES: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {}
+MANY_ARGUMENTS: dict[str, str] = {}
+IN_TURN: set[frozenset[str]] = set()
+
+
+@functools.cache
+def trees() -> dict[str, tuple[str, ast.Module]]:
+    """Source and syntax tree of every module, by its path inside the package."""
+    texts = {path.relative_to(SOURCE).as_posix(): path.read_text(encoding="utf-8") for path in sorted(SOURCE.rglob("*.py"))}
+    return {name: (text, ast.parse(text)) for name, text in texts.items()}
+
+
+@functools.cache
+def graph() -> grimp.ImportGraph:
+    """Every import of the package, those inside functions and under TYPE_CHECKING among them."""
+    return grimp.build_graph("drllm", cache_dir=None, exclude_type_checking_imports=False)
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for name, (_, tree) in trees().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{name}:{node.name}", node
+
+
+def n_arguments(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    found = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    return len([argument for argument in found if argument.arg not in ("self", "cls")])
+
+
+def beyond(found: dict[str, int], most: int, excused: dict[str, str]) -> str:
+    """One line: what is above the limit without an excuse, and excuses nobody needs; empty if all is well."""
+    above = {name: value for name, value in found.items() if value > most}
+    new = [f"{name} has {value}, at most {most}" for name, value in sorted(above.items()) if name not in excused]
+    return "; ".join([*new, *(f"{name} needs no exception any more" for name in sorted(excused.keys() - above.keys()))])
+
+
+def test_no_two_files_import_each_other():
+    imports = {module: graph().find_modules_directly_imported_by(module) for module in graph().modules}
+    mutual = {frozenset((a, b)) for a in imports for b in imports[a] if a in imports[b]}
+    # A package's __init__ may name what lies in its own folder, which may import the folder.
+    mutual = {pair for pair in mutual if not any(a.startswith(f"{b}.") for a, b in itertools.permutations(pair))}
+    assert mutual == IN_TURN, f"files that import each other: {sorted(map(sorted, mutual))}"
+
+
+def test_the_contract_is_rows_of_folders():
+    """import-linter holds every import against these rows; here: that they are few, name folders only, and leave none out."""
+    (contract,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    rows = [[name.strip() for name in row.replace(":", "|").split("|")] for row in contract["layers"]]
+    assert len(rows) <= MAX_ROWS, f"{len(rows)} rows, at most {MAX_ROWS}"
+    assert not contract.get("ignore_imports"), f"imports that are ignored: {contract['ignore_imports']}"
+    named = {name.removeprefix("drllm.") for row in rows for name in row}
+    assert all("." not in name for name in named), f"only folders of the package: {sorted(named)}"
+    folders = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
+    files = {path.stem for path in SOURCE.glob("*.py")} - {"__init__", "__main__"}
+    assert folders <= named, f"folders in no row: {sorted(folders - named)}"
+    assert named <= folders | files, f"rows of nothing: {sorted(named - folders - files)}"
+
+
+def test_modules_are_short():
+    assert not (found := beyond({name: len(text.splitlines()) for name, (text, _) in trees().items()}, MAX_MODULE, LONG_MODULES)), found
+
+
+def test_functions_are_short():
+    """Counted with their signature and docstring left out: what is done, not what is said of it."""
+    lengths = {}
+    for name, function in functions():
+        first = function.body[1] if ast.get_docstring(function) is not None and len(function.body) > 1 else function.body[0]
+        assert function.end_lineno is not None
+        lengths[name] = max(lengths.get(name, 0), function.end_lineno - first.lineno + 1)
+    assert not (found := beyond(lengths, MAX_FUNCTION, LONG_FUNCTIONS)), found
+
+
+def test_functions_take_few_arguments():
+    counts: dict[str, int] = {}
+    for name, function in functions():
+        counts[name] = max(counts.get(name, 0), n_arguments(function))
+    assert not (found := beyond(counts, MAX_ARGUMENTS, MANY_ARGUMENTS)), found
+
+
+def test_every_folder_says_what_lives_there():
+    said = {name: ast.get_docstring(tree) or "" for name, (_, tree) in trees().items() if name.endswith("/__init__.py")}
+    short = sorted(name for name, text in said.items() if len(text.splitlines()) < 2)
+    assert not short, f"docstrings of less than two lines: {short}"
+
+
+def test_only_the_command_line_reads_arguments():
+    found = sorted(
+        name for name, (_, tree) in trees().items() for node in ast.walk(tree)
+        if isinstance(node, ast.Import) and any(alias.name == "argparse" for alias in node.names)
+        or isinstance(node, ast.ImportFrom) and node.module == "argparse"
+    )  # fmt: skip
+    outside = [name for name in found if not name.startswith("cli/")]
+    assert not outside, f"argparse outside cli/: {outside}"
+
+
+@pytest.mark.parametrize(("found", "wanted"), [({"a": 5}, "a has 5, at most 4"), ({"a": 3}, "b needs no exception any more"), ({"b": 9}, "")])
+def test_a_limit_says_what_is_above_it(found, wanted):
+    assert wanted in beyond(found, 4, {"b": "a table"})
+    assert bool(beyond(found, 4, {"b": "a table"})) == bool(wanted)
