@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -18,6 +19,12 @@ from drllm import RoutedModel
 from drllm.cli.terminal import quiet_other_packages
 
 quiet_other_packages()  # before anything imports torchao
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: the collector need not look through millions of objects again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

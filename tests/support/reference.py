@@ -46,19 +46,14 @@ def _follow_path(config: Any, path: Sequence[int], n_blocks: int) -> None:
 def path_model(model: nn.Module, path: Sequence[int]) -> nn.Module:
     """A model that runs the blocks of `path` in that order; it shares the weights of `model` and leaves it as it was.
 
-    The modules outside the blocks see a configuration that follows the path, since many families look a block's mask or rotary table
-    up by its place in the loop; the modules inside the blocks keep the original one, since they look things up by their own index.
+    The blocks are those of `model`. The modules outside them are copies that see a configuration which follows the path, since many
+    families look a block's mask or rotary table up by its place in the loop; the blocks look things up by their own index.
     """
-    name, _ = find_blocks(model)
+    name, blocks = find_blocks(model)
     n_blocks = model.config.num_hidden_layers
-    tensors = [*model.parameters(), *model.buffers()]
-    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    blocks = twin.get_submodule(name)
+    shared = [*model.parameters(), *model.buffers(), *blocks]
+    twin = copy.deepcopy(model, {id(part): part for part in shared})
     inside = {id(module) for block in blocks for module in block.modules()}
-    original = copy.deepcopy(twin.config)
-    for module in blocks.modules():
-        if id(module) in inside and getattr(module, "config", None) is twin.config:
-            module.config = original
     parent, _, leaf = name.rpartition(".")
     setattr(twin.get_submodule(parent), leaf, nn.ModuleList([blocks[block] for block in path]))
     configs = {id(config): config for module in twin.modules() if id(module) not in inside and (config := getattr(module, "config", None))}
