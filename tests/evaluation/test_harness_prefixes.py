@@ -20,6 +20,8 @@ from drllm.evaluation.harness.packing import Packed, pack_requests
 from drllm.evaluation.harness.prefixes import RUN_COST, SIGHT, share_prefixes
 from drllm.model.cache import new_slots
 
+pytestmark = pytest.mark.long
+
 SHOTS = "".join(f"Question: {text(seed, 3)}\nAnswer: {text(seed + 1, 1)}\n" for seed in range(3))
 
 

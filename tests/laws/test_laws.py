@@ -22,7 +22,6 @@ from drllm.model.cache import RoutedCache
 from drllm.policies.given import GivenRoutes
 from reference import find_blocks, is_greedy, path_model, reference_generate, reference_logits
 
-NAMES = sorted(families.FAMILIES)
 L = families.N_BLOCKS
 # Only the list of families refuses these: one shares no state in its tiny form, one hides it in its modules (transformers 5.19).
 STRUCTURE_ALONE_WOULD_PASS = {"gemma4_unified_text", "recurrent_gemma"}
@@ -66,7 +65,7 @@ def test_families_under_test_are_the_supported_ones():
     assert len(known.FAMILIES) >= 45
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", families.sampled(others="long"))
 def test_without_a_route_it_is_the_base_bit_for_bit(name):
     untouched, routed = base_and_routed(name)
     ids, mask = prompts(LENGTHS[:3])
@@ -79,7 +78,7 @@ def test_without_a_route_it_is_the_base_bit_for_bit(name):
     assert [out.token_ids for out in greedy(routed, ids, mask, None, 5)] == stock[:, ids.shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", families.sampled(others="long"))
 @given(actions=st.lists(st.integers(0, 2), min_size=L, max_size=L), n_prompt=st.integers(1, 9), n_step=st.integers(1, 3))
 @settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_cached_steps_equal_the_uncached_path(name, actions, n_prompt, n_step):
@@ -96,7 +95,7 @@ def test_cached_steps_equal_the_uncached_path(name, actions, n_prompt, n_step):
     assert cache.routes == [route]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", families.sampled(others="long"))
 def test_forward_of_hard_routes(name):
     untouched, routed = base_and_routed(name)
     ids, _ = prompts([9, 9])
@@ -105,7 +104,7 @@ def test_forward_of_hard_routes(name):
             assert_close(routed(ids, routes=route).logits, reference_logits(untouched, route.path, ids))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", families.sampled(others="long"))
 def test_a_mixed_left_padded_batch_generates_what_each_row_does_alone(name):
     untouched, routed = base_and_routed(name)
     ids, mask = prompts(LENGTHS)
@@ -142,7 +141,7 @@ def test_position_ids_go_through_unchanged():
         assert (shifted - got).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", families.sampled(others="long"))
 def test_unwrap_restores_the_model(name):
     base = families.build(name, seed=3)
     _, blocks = find_blocks(base)

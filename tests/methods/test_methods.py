@@ -40,6 +40,8 @@ from drllm.stats.guarantee import Guarantee
 from drllm.tasks import load_task
 from runs import EVALUATE, SEARCH, TASK, TRAIN, L, model, questions, write_rows
 
+pytestmark = pytest.mark.long
+
 ROUTES = [route for route in sweep_routes(L, 1) if route[0] == 1]
 OPTIONS = {
     "routers": TRAIN,

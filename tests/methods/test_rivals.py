@@ -32,6 +32,8 @@ from drllm.scoring.loglik import LoglikScorer
 from drllm.tasks import get_task, load_task
 from runs import EVALUATE, SEARCH, TASK, L, model, questions, write_rows
 
+pytestmark = pytest.mark.long
+
 KINDS = [MindSkip, FlexiDepth]
 ROUTES = [Route.full(L).edit(2, 0), Route.full(L).edit(1, 2), Route.full(L).edit(3, 0)]
 OPTIONS = {

@@ -17,6 +17,8 @@ from drllm.runs.records import read_records
 from reference import path_model, plain_greedy
 from runs import TASK
 
+pytestmark = pytest.mark.long
+
 SEARCH = SearchConfig(n_simulations=6, limit=10, group_size=5, max_step_tokens=600, early_stop=False, verify=False)
 TRAIN = RoutersConfig(preset="paper", epochs=3, width=8, n_windows=4)
 ROUTES = [Route.parse(text) for text in ("1111", "1201", "0112", "2110")]

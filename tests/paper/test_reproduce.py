@@ -44,6 +44,8 @@ from drllm.runs.verdicts import read_verdicts
 from drllm.tasks import grading
 from runs import L, folder_bytes, model, questions, write_rows
 
+pytestmark = pytest.mark.long
+
 LEARNED, OUTSIDE = ("arc_easy", "arc_challenge"), "piqa"
 SCALE = 0.04
 PAPER_FILES = Path(__file__).parents[2] / "examples" / "paper"

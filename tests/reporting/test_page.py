@@ -32,6 +32,8 @@ from drllm.runs.records import read_records, write_shard
 from drllm.tasks import load_task, texts_digest
 from pages import look_at, needs_chromium
 
+pytestmark = pytest.mark.long
+
 NASTY = "<script>alert(1)</script> & 'quotes'"
 GUARANTEE = {
     "sentence": "with 95 % confidence less than 1 points below the base",

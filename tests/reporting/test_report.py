@@ -31,6 +31,8 @@ from drllm.runs.summary import Summary, SummaryRow
 from drllm.scoring.verdict import Verdict
 from drllm.tasks import get_task
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("matplotlib")
 Image = pytest.importorskip("PIL.Image")
 

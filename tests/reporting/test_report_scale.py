@@ -23,6 +23,8 @@ from drllm.reporting.parts import Folded, Paragraph, Table
 from drllm.reporting.plots import as_plotly
 from drllm.runs.load import load_run
 
+pytestmark = pytest.mark.long
+
 FULL_TASKS = ("arc_easy", "arc_challenge", "arith-1", "arith-2", "arith-3", "arith-4", "arith-5")
 FULL_METHODS = (
     "base",

@@ -28,6 +28,8 @@ from drllm.stats.paired import mcnemar, wilson
 from drllm.tasks import load_task, texts_digest
 from runs import EVALUATE, SEARCH, TASK, TRAIN, L, Plain, copy_run, folder_bytes, model, questions, write_rows
 
+pytestmark = pytest.mark.long
+
 METHODS = ("static", "routers", "random", "shuffled")
 
 

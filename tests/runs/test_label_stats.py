@@ -72,6 +72,7 @@ def test_solved_by_search_and_by_the_control_by_hand():
     assert (low, high) == (-1, 1)  # of three questions, every resample is one of -1, -1/3, 1/3, 1, and each is likelier than 2.5 %
 
 
+@pytest.mark.long
 # The interval holds 0 with so many questions as with few; with more of them a smaller advantage would be seen.
 @pytest.mark.parametrize("n_questions", [100, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("preset", "early_stop"), [("paper", True), ("paper", False), ("default", True)])

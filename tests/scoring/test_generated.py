@@ -25,6 +25,8 @@ from drllm.scoring.generated import GeneratedScorer
 from drllm.tasks import Example, get_task
 from rote import by_rote, rote_example
 
+pytestmark = pytest.mark.long
+
 L = families.N_BLOCKS
 ARC, GSM = get_task("arc_easy"), get_task("gsm8k")
 FAMILIES = ["llama", "gpt2", "opt", "gemma2", "mistral-sliding", "mixtral"]

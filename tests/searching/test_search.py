@@ -25,6 +25,8 @@ from drllm.searching.worker import Job, Worker
 from drllm.tasks import load_task
 from runs import SEARCH, TASK, TRAIN, L, Plain, copy_run, folder_bytes, model, questions, write_rows
 
+pytestmark = pytest.mark.long
+
 ROUTES = [Route.parse(text) for text in ("1121", "0111", "1121", "1212", "1111", "1100")]
 
 

@@ -28,6 +28,8 @@ from drllm.scoring.prefixes import PrefixRunner
 from drllm.tasks import load_task
 from runs import TASK, TRAIN, L, folder_bytes, model, questions, write_rows
 
+pytestmark = pytest.mark.long
+
 TESTS = Path(__file__).parent
 SMALL = SearchConfig(n_simulations=4, group_size=4, sweep_questions=2, limit=12)
 

@@ -29,6 +29,7 @@ def no_power(monkeypatch):
     monkeypatch.setattr("drllm.stats.guarantee.smallest_gain", lambda *_: None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("n", "changed"), [(200, 0.15), (1369, 0.15), (1369, 0.02), (500, 0.6)])
 def test_a_policy_just_too_bad_passes_no_more_often_than_promised(n, changed):
     """1,000 redraws; 73 is the 99.9 % limit of a binomial with probability 0.05."""
@@ -38,6 +39,7 @@ def test_a_policy_just_too_bad_passes_no_more_often_than_promised(n, changed):
     assert passed <= 73
 
 
+@pytest.mark.long
 def test_a_sequence_of_points_passes_a_bad_one_no_more_often_than_promised(no_power):
     """A good point that passes, then six bad ones, each by itself: testing all of them would break the promise."""
     rng = np.random.default_rng(2)
@@ -75,6 +77,7 @@ def test_tune_says_which_point_is_tested_first(no_power):
     assert find_guarantee(base[:400], [base[:400], better[:400]], [30, 28], 30, 0.01, 0.05, questions(400)).point is None
 
 
+@pytest.mark.long
 def test_the_power_is_that_of_the_chosen_point():
     base = np.arange(1000) % 2
     better = np.where(np.arange(1000) % 10 == 0, 1, base)
@@ -84,6 +87,7 @@ def test_the_power_is_that_of_the_chosen_point():
     assert found.would_pass == smallest_gain(1000, 0.1, 0.01, 0.05)
 
 
+@pytest.mark.long
 def test_a_gain_of_two_points_passes_in_most_redraws():
     rng = np.random.default_rng(3)
     passed = sum(exact_p(*draw(rng, 1369, 0.02, 0.15), 0.01) <= 0.05 for _ in range(300))
@@ -136,6 +140,7 @@ def test_a_small_delta_can_be_passed(no_power):
     assert find_guarantee(base, [np.where(np.arange(4000) % 10 == 0, 1, base)], [29], 30, 0.02, 1e-5, questions(4000)).point == 0
 
 
+@pytest.mark.long
 def test_the_power_says_which_gain_would_have_passed():
     small, large = (smallest_gain(n, 0.15, 0.01, 0.05) for n in (200, 1000))
     assert small is not None

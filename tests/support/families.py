@@ -492,11 +492,12 @@ SAMPLE = (
 experts, attention in chunks, compressed and indexed."""
 
 
-def sampled(*more: str) -> list[Any]:
-    """Every family for `parametrize`: those of `SAMPLE` and `more` in `make test`, the others in `make test-slow`."""
+def sampled(*more: str, others: str = "slow") -> list[Any]:
+    """Every family for `parametrize`; those neither in `SAMPLE` nor in `more` bear the mark `others`."""
     import pytest
 
-    return [name if name in SAMPLE or name in more else pytest.param(name, marks=pytest.mark.slow) for name in sorted(FAMILIES)]
+    mark = getattr(pytest.mark, others)
+    return [name if name in SAMPLE or name in more else pytest.param(name, marks=mark) for name in sorted(FAMILIES)]
 
 
 def build(name: str, seed: int = 0, attn: str = "eager", **overrides: Any) -> PreTrainedModel:

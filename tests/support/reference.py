@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-
 _TWINS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], nn.Module]] = weakref.WeakKeyDictionary()
 
 

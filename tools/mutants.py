@@ -1,0 +1,48 @@
+"""Counts the mutants of the last `make test-mutants` by module and names the survivors that docs/mutants.md does not explain."""
+
+from __future__ import annotations
+
+import collections
+import json
+import sys
+from pathlib import Path
+
+from mutmut.stats import status_by_exit_code
+
+ROOT = Path(__file__).resolve().parents[1]
+KILLED, NOT_RUN = ("killed", "timeout", "segfault"), ("not checked",)
+LEAST = 0.9
+
+
+def counts() -> dict[str, dict[str, list[str]]]:
+    """Names of mutants by module and by what became of them; modules of which nothing was tried are left out."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for path in sorted((ROOT / "mutants").rglob("*.py.meta")):
+        by_status = collections.defaultdict(list)
+        for name, code in json.loads(path.read_text())["exit_code_by_key"].items():
+            by_status[status_by_exit_code[code]].append(name)
+        if by_status.keys() - set(NOT_RUN):
+            found[path.relative_to(ROOT / "mutants" / "src" / "drllm").as_posix().removesuffix(".py.meta")] = dict(by_status)
+    return found
+
+
+def main() -> int:
+    """Print the table; 1 where a module lies below the limit or a survivor has no explanation."""
+    explained = (ROOT / "docs" / "mutants.md").read_text(encoding="utf-8")
+    short, unexplained = [], []
+    sys.stdout.write("| module | mutants | killed | survived | no test | share |\n|---|---|---|---|---|---|\n")
+    for module, by_status in counts().items():
+        killed = sum(len(by_status.get(status, ())) for status in KILLED)
+        alive = [name for status, names in by_status.items() if status not in (*KILLED, *NOT_RUN) for name in names]
+        n_untested, share = len(by_status.get("no tests", ())), killed / (killed + len(alive))
+        row = (module, killed + len(alive), killed, len(alive) - n_untested, n_untested, f"{100 * share:.1f} %")
+        sys.stdout.write(f"| {' | '.join(map(str, row))} |\n")
+        short += [module] if share < LEAST else []
+        unexplained += [name for name in alive if name not in explained]
+    for name in unexplained:
+        sys.stdout.write(f"not explained in docs/mutants.md: {name} (mutmut show {name})\n")
+    return int(bool(short or unexplained))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
