@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import PreTrainedTokenizerFast
 
 import families
@@ -19,6 +20,11 @@ from drllm import RoutedModel
 from drllm.cli.terminal import quiet_other_packages
 
 quiet_other_packages()  # before anything imports torchao
+
+
+# A busy machine is no fault of an example.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 def pytest_collection_finish() -> None:

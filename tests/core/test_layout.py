@@ -88,7 +88,6 @@ def test_modules_are_short():
     assert not (found := beyond({name: len(text.splitlines()) for name, (text, _) in trees().items()}, MAX_MODULE, LONG_MODULES)), found
 
 
-@pytest.mark.xfail(strict=True, reason="evaluate and work_on_ray are being parted")
 def test_functions_are_short():
     """Counted with their signature and docstring left out: what is done, not what is said of it."""
     lengths = {}
