@@ -101,7 +101,7 @@ MISTAKES = {
         ["generate", "hi", "--model", "{model}", "--control", "0"],
         "--control sets how readily trained routers skip or repeat",
     ),
-    "control of a static route": (["generate", "hi", "--policy", "{policy}", "--control", "-0.5"], "has no control knob"),
+    "control of a static route": (["generate", "hi", "--policy", "{policy}", "--control", "-0.5"], "has no control"),
     "no new tokens": (["generate", "hi", "--model", "{model}", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
     "empty prompt": (["generate", "", "--model", "{model}"], "prompt 0 is empty"),
     "blank prompt": (["generate", "hi", "  ", "--model", "{model}"], "prompt 1 is empty"),

@@ -158,11 +158,11 @@ def test_what_cannot_be_trained_gets_one_line(tiny, run, tmp_path):
         train(tiny, run, "routers", CodebookConfig())
     with pytest.raises(InputError, match="dict holds the options of no method"):
         train(tiny, run, {"method": "routers"})
-    with pytest.raises(InputError, match=r"no code book spends 0\.10"):
+    with pytest.raises(InputError, match=r"no codebook spends 0\.10"):
         train(tiny, run, CodebookConfig(block=1, budget=0.1))
 
 
-# --- the code book
+# --- the codebook
 
 N, K = 900, 6
 

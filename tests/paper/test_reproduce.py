@@ -181,7 +181,7 @@ def test_rivals_save_what_they_are_to_save(bench, page):
             continue
         found = re.search(rf"\| all \| {name} \|.*\| ([\d.]+) of {L} \|", text)
         assert found is not None, name
-        assert float(found[1]) <= BUDGET * L + 0.8, name  # the budget holds on the questions that the knob was set on
+        assert float(found[1]) <= BUDGET * L + 0.8, name  # the budget holds on the questions that the control was set on
     assert float(re.search(rf"\| all \| early_exit \|.*\| ([\d.]+) of {L} \|", text)[1]) == int(BUDGET * L)  # type: ignore[index]
 
 

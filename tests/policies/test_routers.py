@@ -1,4 +1,4 @@
-"""The routers: windows, formulas, control knob, artefact, and a route decided once, from the prompt alone."""
+"""The routers: windows, formulas, control, artefact, and a route decided once, from the prompt alone."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def test_the_base_dtype_does_not_reach_the_routers():
     assert torch.equal(seen[0], seen[1])
 
 
-# --- the control knob ---------------------------------------------------------------------------------------------------------------
+# --- the control ---------------------------------------------------------------------------------------------------------------
 
 
 def decisions(policy, x, mask) -> torch.Tensor:

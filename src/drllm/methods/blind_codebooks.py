@@ -1,4 +1,4 @@
-"""Blind baselines: code books trained as ever, with one thing taken away from each."""
+"""Blind baselines: codebooks trained as ever, with one thing taken away from each."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ BLIND_SEED = 0  # of that draw, the one `benchmarks/candidates.py --mixed` puts 
 
 @dataclass(frozen=True)
 class RandomCodebookConfig(CodebookConfig):
-    """As a code book's, of routes drawn blindly."""
+    """As a codebook's, of routes drawn blindly."""
 
     draw: int = option(0, "which of the blind routes come first")
 
 
 @dataclass(frozen=True)
 class InputBlindConfig(CodebookConfig):
-    """As a code book's, its selector trained on other questions' prompts."""
+    """As a codebook's, its selector trained on other questions' prompts."""
 
 
 def fit_random(routed: RoutedModel, training_data: TrainingData, config: RandomCodebookConfig, folder: Path) -> Policy:
@@ -62,6 +62,6 @@ def fit_blind(routed: RoutedModel, training_data: TrainingData, config: InputBli
     return fit_codebook(routed, training_data, config, folder, choose_routes, shuffle=True)
 
 
-ABOUT_RANDOM, ABOUT_BLIND = "a code book of random routes; a baseline", "a code book trained on other questions' prompts; a baseline"
+ABOUT_RANDOM, ABOUT_BLIND = "a codebook of random routes; a baseline", "a codebook trained on other questions' prompts; a baseline"
 RANDOM_CODEBOOK = Method("random_codebook", ABOUT_RANDOM, "what choosing routes is worth", RandomCodebookConfig, fit_random)
 INPUT_BLIND = Method("input_blind", ABOUT_BLIND, "what prompts are worth", InputBlindConfig, fit_blind)

@@ -197,7 +197,7 @@ def choose(candidates: Sequence[Candidate], n_layers: int, budget: float) -> Can
     within = [candidate for candidate in candidates if candidate.tune_passes <= pass_limit(budget, n_layers)]
     if not within:
         least = min(candidate.tune_passes for candidate in candidates) / n_layers
-        raise InputError(f"no code book spends {budget:.2f} of the base's passes on tune (the least is {least:.2f}): add shorter routes")
+        raise InputError(f"no codebook spends {budget:.2f} of the base's passes on tune (the least is {least:.2f}): add shorter routes")
     return min(within, key=lambda candidate: (-round(candidate.tune_gain, 6), len(candidate.routes), candidate.block))
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PolarConfig(CodebookConfig):
-    """As a code book's; verdicts alone are learned, and the base has no precedence."""
+    """As a codebook's; verdicts alone are learned, and the base has no precedence."""
 
     n_routes: int = option(16, "routes besides the base; 0 tries 2, 4, 8, 16 and 32 on tune")
     margin_weight: float = option(0.0, "share of a gain that is the margin's; 0: valid or not, as published")

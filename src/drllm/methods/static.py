@@ -89,7 +89,7 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: StaticConfig, 
 def _best_of_matrix(training_data: TrainingData, config: StaticConfig) -> Route:
     """The route of the dense matrix whose gain on fit and tune questions has the highest lower bound; the base, within the budget, is one.
 
-    A code book is chosen by the same data, so that the two can be compared.
+    A codebook is chosen by the same data, so that the two can be compared.
     """
     fit, tune = training_data.fit_and_tune()
     gains = np.concatenate([part.mixed_gains(config.margin_weight) for part in (fit, tune)])

@@ -39,7 +39,7 @@ from drllm.runs.summary import SummaryRow
 CONTROL = (-1.0, -0.75, -0.6, -0.5, -0.4, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
 THIRDS = ("early blocks", "middle blocks", "late blocks")
 DIFFERENCE = "points over the base, 95 %"
-PROBABILITIES = "How sure the routers are of each action, on the fit questions with a kept path, along it; the knob blends these."
+PROBABILITIES = "How sure the routers are of each action, on the fit questions with a kept path, along it; the control blends these."
 POOLED = "Accuracy and passes of all questions together, whatever their task; claims are of the mean over tasks."
 
 
@@ -189,19 +189,19 @@ def _fig7(bench: Bench) -> list[Part]:
     summary = bench.run(stage)
     rows = [(p, pooled(summary, Turn(p).policy)) for p in CONTROL]
     base = pooled(summary, BASE)
-    title = f"Control knob p from -1 (skip) to 1 (repeat), tune split, n = {base.n} questions"
+    title = f"Control p from -1 (skip) to 1 (repeat), tune split, n = {base.n} questions"
     caption = (
-        "Accuracy and mean passes as the knob turns: p = -0.5 is the routers, 0.5 the base's route, -1 skips and 1 repeats every block. "
-        "The base has no knob: its line is level."
+        "Accuracy and mean passes as the control turns: p = -0.5 is the routers, 0.5 the base's route, -1 skips and 1 repeats every block. "
+        "The base has no control: its line is level."
     )
-    turned, level = "routers under the knob", (CONTROL[0], CONTROL[-1])
+    turned, level = "routers under the control", (CONTROL[0], CONTROL[-1])
     accuracy = {turned: [_accuracy(row, p) for p, row in rows], BASE: [_accuracy(base, p) for p in level]}
     passes = {turned: [Point(p, row.mean_passes) for p, row in rows], BASE: [Point(p, base.mean_passes) for p in level]}
     panels = {"accuracy (%), 95 % Wilson interval": accuracy, "mean passes a prompt": passes}
     drawn = [(turned, row, f"p {p:+g}") for p, row in rows] + [(BASE, base, "")]
     keys = ("mean_passes", "accuracy", "wilson_low", "wilson_high")
     numbers = [(series, *(number(getattr(row, key)) for key in keys), p) for series, row, p in drawn]
-    chart = charts.stacked("knob", title, caption, "control knob p", panels, ("series", *keys, "p"), numbers)
+    chart = charts.stacked("knob", title, caption, "control p", panels, ("series", *keys, "p"), numbers)
     cells = tuple((f"{p:+.2f}", percent(row.accuracy), f"{row.mean_passes:.2f}", _interval(row)) for p, row in rows)
     table = Table(("p", "accuracy, %", "mean passes", "points over the base"), cells, POOLED)
     return [chart, table, _probabilities(bench)]
@@ -268,7 +268,7 @@ FIGURES = (
     Exhibit("fig1", "Figure 1: accuracy against block passes", after_routers(in_domain), _fig1),
     Exhibit("fig4", "Figure 4: where routers skip and repeat", after_routers(in_domain), _fig4),
     Exhibit("fig5", "Figure 5: width, depth and windows of the routers", _stages(*SWEEPS.values()), _fig5),
-    Exhibit("fig7", "Figure 7: the control knob", after_routers(*(lambda _, p=p: Turn(p) for p in CONTROL), _turned), _fig7),
+    Exhibit("fig7", "Figure 7: the control", after_routers(*(lambda _, p=p: Turn(p) for p in CONTROL), _turned), _fig7),
     Exhibit("fig8", "Figure 8: losses", _stages(LOSSES), _fig8),
     Exhibit("fig9", "Figure 9: windows, by task", _stages(SWEEPS["n_windows"]), _fig9),
     Exhibit("fig10", "Figure 10: labels by task", searches, _fig10),
