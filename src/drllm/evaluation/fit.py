@@ -29,7 +29,7 @@ def fit_policy(
     tasks: Sequence[str] = (),
     name: str = "",
 ) -> Path:
-    """Train one method on `tasks` (none: all of the run), gate it if `promise` names a split, and save it as `run/<name>`.
+    """Train one method on `tasks` (none: all of the run), calibrate it if `promise` names a split, and save it as `run/<name>`.
 
     `name` is the method's by default. The model's own policy stays what it was.
     """

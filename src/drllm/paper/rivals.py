@@ -82,7 +82,7 @@ def _table(bench: Bench) -> list[Part]:
         comparison(
             summary,
             f"{paper.SAVED} of {paper.OF_LAYERS} passes saved ({percent(BUDGET)} % kept), {summary.split} split: {BUDGETED} are routers "
-            "of preset default with the knob set on tune; routers are the paper's, which have no budget.",
+            "of preset default with the control set on tune; routers are the paper's, which have no budget.",
         ),
         Paragraph(
             f"{paper.PAPER}, mean accuracy on GSM8K, MMLU, HellaSwag and HumanEval with Llama-3-8B: {shown}. LayerSkip needs a model "

@@ -60,8 +60,8 @@ class TaskStats:
         actions: skip, execute and repeat decisions of the kept routes.
         mean_passes: block passes of a kept route; 0 where none is kept.
         search: of the questions the base gets wrong, those the search solved.
-        control: of those with a control, what it solved in as many tries as the search may take; None without any.
-        difference: search minus control on the questions that have a control, with its 95 % bootstrap interval (mean, low, high).
+        control: of those with a blind baseline, what it solved in as many tries as the search may take; None without any.
+        difference: search minus blind baseline on the questions that have one, with its 95 % bootstrap interval (mean, low, high).
         flips: by the name of the check, in alphabetical order.
         broken: questions whose base logits were NaN or infinite.
     """

@@ -84,7 +84,7 @@ class RouteRecord:
         routes, rewards, margins, acc, acc_norm: every evaluated route in the order told, the base first; the last two are None entries
             for generated rewards. Rewards and margins are stored as float32.
         split: the split the question is from, one of `RECORD_SPLITS`.
-        control_routes, control_correct, control_margins: the input-blind control: random routes drawn without looking at the question,
+        control_routes, control_correct, control_margins: the blind baseline: random routes drawn without looking at the question,
             in the order tried. Empty when none was drawn.
         checks: routes verified again under other conditions.
     """

@@ -72,12 +72,12 @@ class RequestRouter:
         self.front: FrontSelector | None = None
         self.routes: list[str] = list(spec.routes) if spec.route is None else [spec.route]
         if spec.mode == "book":
-            book: Any = load_policy(spec)  # a Codebook
+            codebook: Any = load_policy(spec)
             config, device = engine_client.model_config, engine_client.vllm_config.device_config.device_type
             if device == "cpu":
                 torch.set_num_threads(1)  # the engine needs the cores
             is_compiled = device == "cpu" and not config.enforce_eager
-            self.front = FrontSelector(book, config.model, config.dtype, device, is_compiled, config.revision)
+            self.front = FrontSelector(codebook, config.model, config.dtype, device, is_compiled, config.revision)
         self.n_tokens = engine_client.model_config.get_vocab_size()
         self.counts = Counts(spec.n_layers, ["1" * spec.n_layers, *self.routes])
 
