@@ -185,27 +185,26 @@ def _search_task(
         check_manifest(folder, manifest)
     for index in sorted(done):  # what is unreadable or not of this search is refused now, not after hours
         _check_shard(shard_path(folder, index), groups[index] if index < len(groups) else [], job, weights)
-    entry = {
-        "source": task_data.source,
-        "questions": len(questions),
-        "skipped": len(skipped),
-        "dropped": dict(task_data.dropped),
-        "resumed_groups": len(done),
-    }
+    counts = {"questions": len(questions), "skipped": len(skipped), "dropped": dict(task_data.dropped), "resumed_groups": len(done)}
     # The longest first: what does not fit memory shows at once, and towards the end no worker is left with a long one.
     todo = [(index, group) for index, group in enumerate(groups) if index not in done][::-1]
     sizes = {index: len(group) for index, group in enumerate(groups)}
     with Progress(f"{'search' if routes is None else 'paths'} {name}", len(questions)) as progress:
-        left_out = Counter(skipped.values()) + Counter(task_data.dropped)
-        for reason, count in sorted(left_out.items()):
-            progress.print(f"{name}: {count} question{'' if count == 1 else 's'} left out: {reason}")
+        for line in _left_out(name, Counter(skipped.values()) + Counter(task_data.dropped)):
+            progress.print(line)
         progress.resume(sum(sizes[index] for index in done))
         if todo:
             prior = _prior(planning, questions, folder, progress) if config.preset == "default" and routes is None else None
             job = Job(task_data.task, config, prior, routes, control)
             for index in _run(routed, job, resources, folder, todo, planning.scorer.packed, progress):
                 progress.advance(sizes[index])
-    return entry
+    return {"source": task_data.source, **counts}
+
+
+def _left_out(task: str, reasons: Counter[str]) -> Iterator[str]:
+    """A line for each reason for which questions were left out."""
+    for reason, count in sorted(reasons.items()):
+        yield f"{task}: {count} question{'' if count == 1 else 's'} left out: {reason}"
 
 
 def _device(routed: RoutedModel, resources: Resources) -> str:
