@@ -19,14 +19,18 @@ ROOT = SOURCE.parents[1]
 MAX_MODULE, MAX_FUNCTION, MAX_ARGUMENTS, MAX_ROWS = 350, 60, 9, 10
 
 # What is longer, with the reason. Entries may go, or shrink; none may be added without one.
-LONG_MODULES: dict[str, str] = {}
+LONG_MODULES = {
+    "evaluation/harness/model.py": "all of what lm-eval asks of a model, and its private parts, in one file",
+    "model/routed.py": "one class, every method public",
+}
 LONG_FUNCTIONS: dict[str, str] = {}
 MANY_ARGUMENTS = {
     "evaluation/harness/model.py:__init__": "as lm-eval calls a model",
     "retrofitting/pipeline.py:retrofit": "public; each of its stages' own",
     "searching/runner.py:search": "public",
 }
-IN_TURN: set[frozenset[str]] = set()
+# Goes with the next version.
+IN_TURN = {frozenset(("drllm.policies.old_form", "drllm.policies.policy"))}
 
 
 @functools.cache
@@ -83,7 +87,6 @@ def test_the_contract_is_rows_of_folders():
     assert named <= folders | files, f"rows of nothing: {sorted(named - folders - files)}"
 
 
-@pytest.mark.xfail(strict=True, reason="three modules are being parted")
 def test_modules_are_short():
     assert not (found := beyond({name: len(text.splitlines()) for name, (text, _) in trees().items()}, MAX_MODULE, LONG_MODULES)), found
 
@@ -105,7 +108,6 @@ def test_functions_take_few_arguments():
     assert not (found := beyond(counts, MAX_ARGUMENTS, MANY_ARGUMENTS)), found
 
 
-@pytest.mark.xfail(strict=True, reason="three folders say it in one line")
 def test_every_folder_says_what_lives_there():
     said = {name: ast.get_docstring(tree) or "" for name, (_, tree) in trees().items() if name.endswith("/__init__.py")}
     short = sorted(name for name, text in said.items() if len(text.splitlines()) < 2)

@@ -1,4 +1,7 @@
-"""Questions: what a task asks, how an answer is judged, where the rows come from, and which split they belong to. No torch."""
+"""Questions: what a task asks, how an answer is judged, where the rows come from, and which split they belong to.
+
+No torch, and no model: it imports `core` alone.
+"""
 
 from drllm.tasks.base import LETTERS, TASK_NAMES, Example, Task, get_task
 from drllm.tasks.grading import boxed_matches, letter_choice
