@@ -201,7 +201,7 @@ def application_cost(scorer: Any, widths: Counter[int], repeats: int = 7) -> dic
             runner = PrefixRunner(routed, n_rows * width, 2**30)
             rows = runner.open({"input_ids": ids, "attention_mask": mask, "position_ids": positions})
             states = torch.stack([row.root.state for row in rows[:n_rows]])
-            arguments = {name: value for name, value in rows[0].sheet.arguments[0].items() if name != "attention_mask"}
+            arguments = {name: value for name, value in rows[0].bucket.arguments[0].items() if name != "attention_mask"}
             arguments |= {"attention_mask": mask[:n_rows], "position_ids": positions[:n_rows]}
             arguments["position_embeddings"] = tuple(part[:n_rows] for part in arguments["position_embeddings"])
             times = []

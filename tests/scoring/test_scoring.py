@@ -24,7 +24,7 @@ from drllm.policies.routers import RouterConfig, Routers
 from drllm.scoring import loglik
 from drllm.scoring.generated import GeneratedScorer
 from drllm.scoring.loglik import LoglikScorer
-from drllm.scoring.packing import Row, encode_choice, make_batch, pack_choices, separate_choices, split_steps
+from drllm.scoring.packing import PackedPrompt, encode_choice, make_batch, pack_choices, separate_choices, split_steps
 from drllm.scoring.scorer import make_scorer, questions_digest
 from drllm.scoring.verdict import loglik_verdict
 from drllm.tasks import Example, Task, get_task
@@ -397,7 +397,7 @@ PAIRS = [([5, 6, 7], [8, 9]), ([5, 6, 7], [10]), ([5, 6, 7], [11, 12, 13])]
 
 
 def test_packed_rows_by_hand():
-    assert pack_choices(PAIRS) == Row(
+    assert pack_choices(PAIRS) == PackedPrompt(
         tokens=(5, 6, 7, 8, 11, 12),
         positions=(0, 1, 2, 3, 3, 4),
         branches=(0, 0, 0, 1, 3, 3),
@@ -410,13 +410,13 @@ def test_packed_rows_by_hand():
 
 def test_separate_rows_by_hand():
     first, second, third = separate_choices(PAIRS)
-    assert first == Row((5, 6, 7, 8), (0, 1, 2, 3), (0, 0, 0, 0), 3, (2, 3), (8, 9), (0, 0))
-    assert second == Row((5, 6, 7), (0, 1, 2), (0, 0, 0), 3, (2,), (10,), (1,))
-    assert third == Row((5, 6, 7, 11, 12), (0, 1, 2, 3, 4), (0,) * 5, 3, (2, 3, 4), (11, 12, 13), (2, 2, 2))
+    assert first == PackedPrompt((5, 6, 7, 8), (0, 1, 2, 3), (0, 0, 0, 0), 3, (2, 3), (8, 9), (0, 0))
+    assert second == PackedPrompt((5, 6, 7), (0, 1, 2), (0, 0, 0), 3, (2,), (10,), (1,))
+    assert third == PackedPrompt((5, 6, 7, 11, 12), (0, 1, 2, 3, 4), (0,) * 5, 3, (2, 3, 4), (11, 12, 13), (2, 2, 2))
 
 
 def test_the_tree_shaped_mask_by_hand():
-    batch = make_batch([pack_choices(PAIRS), Row((5,), (0,), (0,), 1, (0,), (6,), (0,))], True, torch.float32, torch.device("cpu"))
+    batch = make_batch([pack_choices(PAIRS), PackedPrompt((5,), (0,), (0,), 1, (0,), (6,), (0,))], True, torch.float32, torch.device("cpu"))
     sees = (batch.attention_mask == 0)[:, 0].int().tolist()
     assert sees[0] == [
         [1, 0, 0, 0, 0, 0],

@@ -3,7 +3,7 @@
 The block modules themselves stay where they are: only the instance's `forward` is replaced, so `state_dict` keys, device maps, hooks,
 adapters and `isinstance` checks keep working, and `unwrap` is the removal of one attribute.
 
-Shapes: B rows, T tokens, D hidden size.
+Shapes: B sequences, T tokens, D hidden size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from drllm.model.transformers_private import FORWARD_NAMES
 
 # Arguments of a block that carry one entry a row when their first dimension is B. Chosen by name: a square attention mask or a
 # position table may have B entries by accident, and an argument missing here must be refused, never guessed at.
-ROW_ARGUMENTS = frozenset({"attention_mask", "causal_mask", "position_ids", "position_embeddings", "head_mask", "attention_scaling"})
+SEQUENCE_ARGUMENTS = frozenset({"attention_mask", "causal_mask", "position_ids", "position_embeddings", "head_mask", "attention_scaling"})
 SHARED_ARGUMENTS = frozenset({"cache_position"})
 
 
@@ -48,7 +48,7 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
 class RoutedBlock:
     """Stands for one block's `forward`: without a `RoutedCache` among the arguments, the base block, bit for bit.
 
-    With one, the block runs 0, 1 or 2 times on each row, as the cache's plan says, and only on those rows.
+    With one, the block runs 0, 1 or 2 times on each sequence, as the cache's `rows_per_pass` say, and only on those sequences.
     """
 
     def __init__(self, block: nn.Module, index: int, returns_tuple: bool):
@@ -68,13 +68,13 @@ class RoutedBlock:
             named = dict(zip(self.parameters, args, strict=False)) | kwargs
             x_BTD = named.pop(self.parameters[0])
         x_BTD = cache.enter(self.index, x_BTD, named)
-        plan = cache.plan(self.index)
-        if plan is ALL_ONCE:  # nearly every call: nothing is selected, nothing put back
+        passes = cache.rows_per_pass(self.index)
+        if passes is ALL_ONCE:  # nearly every call: nothing is selected, nothing put back
             out = self.original(x_BTD, **named)
             cache.leave(self.index, x_BTD.shape[1])
             return out
         rest = None  # what the block returned beside the states, for families that return tuples
-        for n_pass, rows in enumerate(plan):
+        for n_pass, rows in enumerate(passes):
             passed = {key: self._argument(key, value, rows, n_pass, cache, x_BTD.shape[0]) for key, value in named.items()}
             states, rest = self.run(x_BTD if rows is None else x_BTD[rows], passed)
             # A device map may have moved the block's output: the other rows follow it.
@@ -92,9 +92,9 @@ class RoutedBlock:
     def _argument(self, name: str, value: Any, rows: Tensor | None, n_pass: int, cache: RoutedCache, n_rows: int) -> Any:
         if value is cache:
             return cache if n_pass == 0 else cache.second_pass
-        if rows is None or value is None or name not in ROW_ARGUMENTS:
+        if rows is None or value is None or name not in SEQUENCE_ARGUMENTS:
             return value
-        return cache.once_a_step(rows, value, lambda: select_rows(value, rows, n_rows))
+        return cache.once_a_step(rows, value, lambda: pick_sequences(value, rows, n_rows))
 
     def remove(self, block: nn.Module) -> None:
         """Give the block its own forward back."""
@@ -120,12 +120,12 @@ def is_routed(block: nn.Module) -> bool:
     return any(isinstance(vars(block).get(name), RoutedBlock) for name in FORWARD_NAMES)
 
 
-def select_rows(value: Any, rows: Tensor, n_rows: int) -> Any:
+def pick_sequences(value: Any, rows: Tensor, n_rows: int) -> Any:
     """The entries of a row argument for some rows; a first dimension of 1 is shared by all rows."""
     if isinstance(value, tuple):
-        return tuple(select_rows(part, rows, n_rows) for part in value)
+        return tuple(pick_sequences(part, rows, n_rows) for part in value)
     if isinstance(value, dict):
-        return {key: select_rows(part, rows, n_rows) for key, part in value.items()}
+        return {key: pick_sequences(part, rows, n_rows) for key, part in value.items()}
     if isinstance(value, Tensor):
         split = value.ndim and value.shape[0] == n_rows and n_rows > 1
         return value[rows.to(value.device)] if split else value
@@ -163,8 +163,8 @@ def probe_blocks(model: nn.Module, blocks: nn.ModuleList) -> bool:
     try:
         model.eval()
         with torch.no_grad():
-            model(torch.zeros(1, 2, dtype=torch.long, device=device), attention_mask=torch.ones(1, 2, dtype=torch.long, device=device),
-                  use_cache=True)  # fmt: skip
+            ids = torch.zeros(1, 2, dtype=torch.long, device=device)
+            model(ids, attention_mask=torch.ones_like(ids), use_cache=True)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
         raise refuse(f"its forward fails on two plain tokens ({str(error).splitlines()[0][:100]})") from error
     finally:
@@ -186,7 +186,7 @@ def probe_blocks(model: nn.Module, blocks: nn.ModuleList) -> bool:
         if not any(isinstance(value, Cache) for value in named.values()):
             raise refuse(f"block {index} takes no key-value cache")
         for name, value in named.items():
-            known = name in ROW_ARGUMENTS or name in SHARED_ARGUMENTS or isinstance(value, (Cache, bool, int, float, str, type(None)))
+            known = name in SEQUENCE_ARGUMENTS or name in SHARED_ARGUMENTS or isinstance(value, (Cache, bool, int, float, str, type(None)))
             if not known and holds_tensor(value):
                 raise refuse(f"its blocks exchange {name!r} ({type(value).__name__}) beside the hidden states")
     return isinstance(calls[0][3], tuple)

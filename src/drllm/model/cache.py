@@ -3,7 +3,7 @@
 A stock `DynamicCache` is wrong under a route: it has one slot a block, so a second pass would attend to the first pass's keys,
 and it counts tokens by the length of block 0's slot, which a skipped block 0 leaves empty (`docs/how-it-works.md`).
 
-Shapes: B rows, T tokens of this step, L blocks.
+Shapes: B sequences, T tokens of this step, L blocks.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from drllm.policies.policy import RouteSource
 
 # Called at prefill with what enters each block: its index, the states (B, T, D), its other arguments. States it returns go on instead.
 Observer = Callable[[int, Tensor, dict[str, Any]], Tensor | None]
-Plan = tuple[Tensor | None, ...]  # for each pass of a block, the rows that make it: an index tensor, or None for all rows
-ALL_ONCE: Plan = (None,)
-_PLANS: tuple[Plan, ...] = ((), ALL_ONCE, (None, None))  # where all rows take one action
+RowsPerPass = tuple[Tensor | None, ...]  # for each pass of a block, the rows that make it: an index tensor, or None for all rows
+ALL_ONCE: RowsPerPass = (None,)
+_UNIFORM: tuple[RowsPerPass, ...] = ((), ALL_ONCE, (None, None))  # where all rows take one action
 
 STRAYED = (
     "the model's blocks did not follow the route (hooks were removed, another object unwrapped it, or gradient checkpointing dropped the "
@@ -107,7 +107,7 @@ class RoutedCache(PassSlots):
         known = source.known_actions(len(prompt_mask))
         self._decider = source.start(self._prompt_mask) if known is None else None
         self._actions: list[list[int]] = known or []  # B a block
-        self._plans: list[Plan] = []
+        self._rows_per_pass: list[RowsPerPass] = []
         self._n_entered = 0  # blocks that prefill has come to
         self._rows: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # one tensor for equal rows, whatever the block
         self._selected: dict[tuple[int, int], tuple[Any, Any]] = {}
@@ -137,29 +137,29 @@ class RoutedCache(PassSlots):
                 self._actions.append(check_actions(self._decider.decide(block, x_BTD), x_BTD.shape[0], block))
             elif len(self._actions[block]) != len(x_BTD):
                 raise InputError(f"got {len(self._actions[block])} routes for {len(x_BTD)} rows, expected one route a row")
-            self._plans.append(self.row_plan(self._actions[block], x_BTD.device))
+            self._rows_per_pass.append(self.split_actions(self._actions[block], x_BTD.device))
             self._n_entered += 1
         return x_BTD
 
-    def plan(self, block: int) -> Plan:
+    def rows_per_pass(self, block: int) -> RowsPerPass:
         """The rows of each pass of a block; empty: nobody runs it. `ALL_ONCE` itself where every row makes one pass."""
-        return self._plans[block]
+        return self._rows_per_pass[block]
 
-    def row_plan(self, actions: Sequence[int], device: torch.device) -> Plan:
+    def split_actions(self, actions: Sequence[int], device: torch.device) -> RowsPerPass:
         """Turn one block's actions into the rows of each pass."""
         most = max(actions)
         if most == min(actions):
-            return _PLANS[most]
-        plan: list[Tensor | None] = []
+            return _UNIFORM[most]
+        passes: list[Tensor | None] = []
         for n_pass in range(most):
             rows = tuple(row for row, action in enumerate(actions) if action > n_pass)
             if len(rows) == len(actions):
-                plan.append(None)
+                passes.append(None)
                 continue
             if (device, rows) not in self._rows:
                 self._rows[device, rows] = torch.tensor(rows, device=device)
-            plan.append(self._rows[device, rows])
-        return tuple(plan)
+            passes.append(self._rows[device, rows])
+        return tuple(passes)
 
     def once_a_step(self, rows: Tensor, value: Any, select: Callable[[], Any]) -> Any:
         """What `select` makes of some rows of a block's argument; blocks with equal rows are given the same argument in a step."""
@@ -210,12 +210,12 @@ class PrefilledCache(RoutedCache):
         device: torch.device,
     ):
         super().__init__(config, n_layers, GivenRoutes(routes), torch.ones((len(routes), width), dtype=torch.bool, device=device))
-        self._actions, self._plans = [], []
+        self._actions, self._rows_per_pass = [], []
         places = [{place: index for index, place in enumerate(_passes(route))} for route in routes]
         for block in range(n_layers):
             actions = [int(route[block]) for route in routes]
             self._actions.append(actions)
-            self._plans.append(self.row_plan(actions, device))
+            self._rows_per_pass.append(self.split_actions(actions, device))
             for n_pass in range(max(actions)):
                 rows = [row for row in range(len(routes)) if actions[row] > n_pass]
                 pairs = [keys_values[row][places[row][block, n_pass]] for row in rows]
@@ -235,7 +235,7 @@ class PrefilledCache(RoutedCache):
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only some rows, in that order."""
-        self._rows.clear()  # every block is planned anew
+        self._rows.clear()  # every block is split anew
         for block in range(self.n_layers):
             actions = self._actions[block]
             for n_pass in range(max(actions)):
@@ -244,7 +244,7 @@ class PrefilledCache(RoutedCache):
                 places = [members[row] for row in rows if row in members]
                 select_sequences(slot, places)
             self._actions[block] = [actions[row] for row in rows]
-            self._plans[block] = self.row_plan(self._actions[block], self._prompt_mask.device)
+            self._rows_per_pass[block] = self.split_actions(self._actions[block], self._prompt_mask.device)
 
 
 def _passes(route: Route) -> list[tuple[int, int]]:

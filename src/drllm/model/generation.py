@@ -16,28 +16,12 @@ from drllm.policies.policy import RouteSource
 DEFAULT_NEW_TOKENS = 64
 
 # With a route these would decide on part of a prompt, move cache rows, run an unrouted copy, or return a fixed number of layers.
-UNROUTABLE_OPTIONS = (
-    "num_beams",
-    "num_beam_groups",
-    "constraints",
-    "force_words_ids",
-    "assistant_model",
-    "assistant_early_exit",
-    "prompt_lookup_num_tokens",
-    "use_mtp",
-    "prefill_chunk_size",
-    "cache_implementation",
-    "past_key_values",
-    "cache",
-    "compile_config",
-    "use_cache",
-    "output_hidden_states",
-    "output_attentions",
-    "penalty_alpha",
-    "dola_layers",
-    "guidance_scale",
-    "custom_generate",
-)
+_UNROUTABLE = """
+num_beams num_beam_groups constraints force_words_ids assistant_model assistant_early_exit prompt_lookup_num_tokens use_mtp
+prefill_chunk_size cache_implementation past_key_values cache compile_config use_cache output_hidden_states output_attentions
+penalty_alpha dola_layers guidance_scale custom_generate
+"""
+UNROUTABLE_OPTIONS = tuple(_UNROUTABLE.split())
 # Values of theirs that ask for nothing. Hub configurations of sliding-window models still say "hybrid", which transformers ignores.
 _HARMLESS = {"num_beams": (1,), "num_beam_groups": (1,), "use_cache": (True,), "guidance_scale": (1,), "cache_implementation": ("hybrid",)}
 
@@ -161,11 +145,12 @@ class SequenceEnds(StoppingCriteria):
 
 
 # Settings of a generation_config that would change a greedy choice and that `GreedyChoice` does not follow.
-_UNFOLLOWED = (
-    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "bad_words_ids", "min_length", "min_new_tokens",
-    "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "sequence_bias",
-    "exponential_decay_length_penalty", "stop_strings", "watermarking_config",
-)  # fmt: skip
+_CHANGE_GREEDY = """
+no_repeat_ngram_size encoder_no_repeat_ngram_size encoder_repetition_penalty bad_words_ids min_length min_new_tokens forced_bos_token_id
+forced_eos_token_id suppress_tokens begin_suppress_tokens sequence_bias exponential_decay_length_penalty stop_strings
+watermarking_config
+"""
+_UNFOLLOWED = tuple(_CHANGE_GREEDY.split())
 
 
 class GreedyChoice:

@@ -1,6 +1,6 @@
 """`RoutedModel`: a base model whose blocks can be skipped, executed or repeated once per prompt.
 
-Shapes: B rows, T tokens.
+Shapes: B sequences, T tokens.
 """
 
 from __future__ import annotations

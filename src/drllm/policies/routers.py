@@ -1,6 +1,6 @@
 """Dr.LLM's routers (arXiv 2510.12773, section 3.1): one small network a block, Linear-GELU-Linear, on windows of the prompt's states.
 
-Shapes: B rows, T tokens, W windows, D hidden size, H router width, L blocks, N records, C = 3 actions.
+Shapes: B sequences, T tokens, W windows, D hidden size, H router width, L blocks, N records, C = 3 actions.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Prompts run through `PrefixRunner`, which keeps each application's keys and values; an answer's cache is put together from
 those of its path. Pending answers are then decoded together, greedily, and leave the batch when no further token can change the verdict.
 
-Shapes: B rows, W width of the left-padded prompts, V vocabulary.
+Shapes: B sequences, W width of the left-padded prompts, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from drllm.model.prompts import CHAT, RAW, check_context, encode_prompts, left_p
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import RouteSource
 from drllm.scoring.box import BoxBound
-from drllm.scoring.prefixes import Node, PackedRow, PrefixRunner
+from drllm.scoring.prefixes import Node, PrefixRunner, Trie
 from drllm.scoring.route_prediction import score_policies
 from drllm.scoring.verdict import Verdict
 from drllm.tasks import Example, Task
@@ -83,7 +83,7 @@ class GeneratedScorer:
         self.runner = PrefixRunner(routed, max_step_tokens, cache_bytes, keep_keys_values=True)
         self._choose = GreedyChoice(routed.model)
         self._to_a_box = BoxBound.of(routed.tokenizer) if reward == "boxed" else None
-        self._questions: dict[int, tuple[GeneratedQuestion, PackedRow]] = {}
+        self._questions: dict[int, tuple[GeneratedQuestion, Trie]] = {}
         self._n_opened = 0
         self._queue: list[_Answer] = []
 
@@ -113,14 +113,14 @@ class GeneratedScorer:
         for at, question in enumerate(questions):
             by_width[-question.n_tokens // WIDTH_STEP * -WIDTH_STEP].append(at)
         for width, places in by_width.items():
-            # A filler row of one token makes every family build an explicit mask: with and without one, attention may round otherwise.
+            # A filler row of one token makes every family build an explicit mask: with and without one, attention can round differently.
             prompts = [*(questions[at].context_ids for at in places), (0,)]
             ids, mask = left_pad(prompts, self.routed.pad_id, self.routed.device, width)
             inputs = {"input_ids": ids, "attention_mask": mask}
             if self.routed.takes_position_ids:
                 inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-            for at, packed_row in zip(places, self.runner.open(inputs), strict=False):
-                self._questions[handles[at]] = (questions[at], packed_row)
+            for at, trie in zip(places, self.runner.open(inputs), strict=False):
+                self._questions[handles[at]] = (questions[at], trie)
         return handles
 
     def close(self, handles: Iterable[int]) -> None:
@@ -181,7 +181,7 @@ class GeneratedScorer:
 
     def _decode(self, rows: list[_Answer]) -> None:
         """Greedy steps of all rows, from the keys and values of their paths."""
-        width = max(self._questions[answer.handle][1].sheet.width for answer in rows)
+        width = max(self._questions[answer.handle][1].bucket.width for answer in rows)
         lines = [_keys_values(answer) for answer in rows]
         routes = [answer.route for answer in rows]
         cache = PrefilledCache(self.routed.config, self.routed.n_layers, routes, lines, width, self.routed.device)

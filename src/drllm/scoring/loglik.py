@@ -3,7 +3,7 @@
 A question is a packed row (or a row a choice) that runs through `PrefixRunner`; only scored tokens reach the output head, in steps of a
 fixed number of tokens, so that a verdict depends on the question and the route alone.
 
-Shapes: B rows, W width, D hidden size, V vocabulary, N scored tokens.
+Shapes: B sequences, W width, D hidden size, V vocabulary, N scored tokens.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from drllm.model.prompts import check_context
 from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import is_window
 from drllm.policies.policy import RouteSource
-from drllm.scoring.packing import Row, encode_choice, make_batch, pack_choices, separate_choices
-from drllm.scoring.prefixes import Node, PackedRow, PrefixRunner
+from drllm.scoring.packing import PackedPrompt, encode_choice, make_batch, pack_choices, sample_token, separate_choices
+from drllm.scoring.prefixes import Node, PrefixRunner, Trie
 from drllm.scoring.route_prediction import score_policies
 from drllm.scoring.verdict import Verdict, loglik_verdict
 from drllm.tasks import Example, Task
@@ -34,7 +34,7 @@ WIDTH_STEP = 8  # rows are padded to a multiple of this many tokens: wider class
 HEAD_TOKENS = 128  # scored tokens that go through the output head together
 MIN_PENDING = 64  # evaluations under way at once, however small the memory
 SOFTMAX_ROWS = 8  # logits in float32 at a time: more would leave the processor's cache
-_FILLER = Row((0,), (0,), (0,), 1, (), (), ())
+_FILLER = PackedPrompt((0,), (0,), (0,), 1, (), (), ())
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Question:
 
     task: Task
     example: Example
-    rows: tuple[Row, ...]
+    rows: tuple[PackedPrompt, ...]
     context_ids: tuple[int, ...]
     n_chars: tuple[int, ...]  # characters of each choice text, lm-eval's acc_norm denominator
 
@@ -92,7 +92,7 @@ class LoglikScorer:
         self.add_bos = "gemma" in routed.config.model_type
         self.packed = can_pack(routed) if packed is None else packed
         self.runner = PrefixRunner(routed, max_step_tokens, cache_bytes)
-        self._questions: dict[int, tuple[Question, list[PackedRow]]] = {}
+        self._questions: dict[int, tuple[Question, list[Trie]]] = {}
         self._n_opened = 0
         self._bytes_a_state = 1  # of the widest row opened
         self._pending: dict[int, _Pending] = {}
@@ -134,22 +134,22 @@ class LoglikScorer:
         """Take questions in: a handle each."""
         handles = list(range(self._n_opened, self._n_opened + len(questions)))
         self._n_opened += len(questions)
-        packed_rows: dict[tuple[int, int], PackedRow] = {}
+        tries: dict[tuple[int, int], Trie] = {}
         by_width: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for handle, question in zip(handles, questions, strict=True):
             for place, row in enumerate(question.rows):
                 by_width[self._width(row)].append((handle, place))
         for width, keys in by_width.items():
             rows = [questions[handle - handles[0]].rows[place] for handle, place in keys]
-            # A short filler row makes every family build an explicit mask: with and without one, attention may round otherwise.
+            # A short filler row makes every family build an explicit mask: with and without one, attention can round differently.
             batch = make_batch([*rows, _FILLER], self.packed, self.routed.model.dtype, self.routed.device, width)
             self._bytes_a_state = max(self._bytes_a_state, width * self.routed.hidden_size * self.routed.model.dtype.itemsize)
-            packed_rows |= dict(zip(keys, self.runner.open(batch.inputs), strict=False))
+            tries |= dict(zip(keys, self.runner.open(batch.inputs), strict=False))
         for handle, question in zip(handles, questions, strict=True):
-            self._questions[handle] = (question, [packed_rows[handle, place] for place in range(len(question.rows))])
+            self._questions[handle] = (question, [tries[handle, place] for place in range(len(question.rows))])
         return handles
 
-    def _width(self, row: Row) -> int:
+    def _width(self, row: PackedPrompt) -> int:
         """Tokens that a row is padded to: a multiple of a few, but not past the last position where the model counts them itself."""
         width = -len(row) // WIDTH_STEP * -WIDTH_STEP
         limit = getattr(self.routed.config, "max_position_embeddings", None)
@@ -162,13 +162,13 @@ class LoglikScorer:
 
     def submit(self, handle: int, route: Route) -> None:
         """Ask for a verdict; `collect` brings it."""
-        question, packed_rows = self._questions[handle]
+        question, tries = self._questions[handle]
         evaluation = self._n_submitted
         self._n_submitted += 1
         n_missing = sum(len(row.targets) for row in question.rows)
         self._pending[evaluation] = _Pending(handle, route, n_missing)
-        for place, packed_row in enumerate(packed_rows):
-            self.runner.submit(packed_row, route, (evaluation, place))
+        for place, trie in enumerate(tries):
+            self.runner.submit(trie, route, (evaluation, place))
 
     @torch.no_grad()
     def collect(self) -> list[tuple[int, Route, Verdict]]:
@@ -246,8 +246,8 @@ def can_pack(routed: RoutedModel) -> bool:
     if "local" in getattr(routed.config, "attention_layers", ()) or getattr(routed.config, "keep_window_size", 0):
         return False  # windows that no cache shows (GPT-Neo's, Doge's): the example below may fit in one
     n_vocab = routed.model.get_input_embeddings().num_embeddings
-    token = lambda seed: 3 + (seed * 7919) % (n_vocab - 3)  # noqa: E731
-    pairs = [([token(i) for i in range(12)], [token(100 * choice + i) for i in range(6)]) for choice in range(1, 4)]
+    context = [sample_token(seed, n_vocab) for seed in range(12)]
+    pairs = [(context, [sample_token(100 * choice + at, n_vocab) for at in range(6)]) for choice in range(1, 4)]
     try:
         together = base_logliks(routed, [pack_choices(pairs)], packed=True)
     except (RuntimeError, TypeError, ValueError, IndexError):
@@ -257,7 +257,7 @@ def can_pack(routed: RoutedModel) -> bool:
 
 
 @torch.no_grad()
-def base_logliks(routed: RoutedModel, rows: Sequence[Row], packed: bool) -> list[float]:
+def base_logliks(routed: RoutedModel, rows: Sequence[PackedPrompt], packed: bool) -> list[float]:
     """Log-likelihood of each choice of one question by the base model, in one plain forward of its rows; logits where they are scored."""
     batch = make_batch(rows, packed, routed.model.dtype, routed.device)
     with head_at(routed.model, batch.scored):

@@ -1,6 +1,6 @@
-"""A question as token rows: the context once, then every choice as a branch that sees the context and itself only.
+"""A question as packed prompts: the context once, then every choice as a branch that sees the context and itself only.
 
-Shapes: B rows, T tokens.
+Shapes: B sequences, T tokens.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of tokens. Branch 0 is the shared context; branch k > 0 sees branch 0 and itself, its positions go on from the context.
+class PackedPrompt:
+    """One sequence of tokens. Branch 0 is the shared context; branch k > 0 sees branch 0 and itself, its positions go on from the context.
 
     Attributes:
         tokens, positions, branches: one entry a token.
-        n_context: tokens of the row that belong to the prompt: what a policy may read.
-        sources, targets, choices: one entry a scored token: the index in the row it is predicted from, its id, its choice.
+        n_context: tokens of it that belong to the prompt: what a policy may read.
+        sources, targets, choices: one entry a scored token: the index of the token it is predicted from, its id, its choice.
     """
 
     tokens: tuple[int, ...]
@@ -49,7 +49,7 @@ def encode_choice(tokenizer: Any, context: str, continuation: str, add_bos: bool
     return head, whole[len(head) :]
 
 
-def pack_choices(pairs: Sequence[tuple[list[int], list[int]]]) -> Row:
+def pack_choices(pairs: Sequence[tuple[list[int], list[int]]]) -> PackedPrompt:
     """All choices of a question in one row, after the context they share."""
     context = pairs[0][0]
     n_shared = len(context)
@@ -68,18 +68,17 @@ def pack_choices(pairs: Sequence[tuple[list[int], list[int]]]) -> Row:
         tokens += kept
         positions += range(n_shared, n_shared + len(kept))
         branches += [choice + 1] * len(kept)
-    return Row(tuple(tokens), tuple(positions), tuple(branches), n_shared, tuple(sources), tuple(targets), tuple(choices))
+    return PackedPrompt(tuple(tokens), tuple(positions), tuple(branches), n_shared, tuple(sources), tuple(targets), tuple(choices))
 
 
-def separate_choices(pairs: Sequence[tuple[list[int], list[int]]]) -> list[Row]:
+def separate_choices(pairs: Sequence[tuple[list[int], list[int]]]) -> list[PackedPrompt]:
     """One plain causal row a choice, for families that take no tree-shaped mask."""
     rows = []
     for choice, (head, tail) in enumerate(pairs):
         tokens = (head + tail)[:-1]
         sources = tuple(range(len(head) - 1, len(tokens)))
-        rows.append(
-            Row(tuple(tokens), tuple(range(len(tokens))), (0,) * len(tokens), len(head), sources, tuple(tail), (choice,) * len(tail))
-        )
+        positions, branches = tuple(range(len(tokens))), (0,) * len(tokens)
+        rows.append(PackedPrompt(tuple(tokens), positions, branches, len(head), sources, tuple(tail), (choice,) * len(tail)))
     return rows
 
 
@@ -103,7 +102,9 @@ class Batch:
         return inputs if self.position_ids is None else inputs | {"position_ids": self.position_ids}
 
 
-def make_batch(rows: Sequence[Row], packed: bool, dtype: torch.dtype, device: torch.device, width: int = 0, n_seen: int = 0) -> Batch:
+def make_batch(
+    rows: Sequence[PackedPrompt], packed: bool, dtype: torch.dtype, device: torch.device, width: int = 0, n_seen: int = 0
+) -> Batch:
     """Pad rows to `width`, or to the longest one; a pad is seen by itself alone, so that no softmax is empty.
 
     The first `n_seen` tokens of each row ran before, belong to its context and are in the cache: they are in the mask alone.
@@ -133,9 +134,20 @@ def make_batch(rows: Sequence[Row], packed: bool, dtype: torch.dtype, device: to
         mask = torch.zeros(real.shape, dtype=dtype).masked_fill(~real, torch.finfo(dtype).min)[:, None]
     ids, positions, prompt = ids[:, n_seen:], positions[:, n_seen:], prompt[:, n_seen:]
     return Batch(
-        ids.to(device), mask.to(device), positions.to(device) if packed else None, prompt.to(device), torch.tensor(scored, device=device),
-        torch.tensor(targets, device=device), torch.tensor(row_of), torch.tensor(choice_of),
-    )  # fmt: skip
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        position_ids=positions.to(device) if packed else None,
+        prompt_mask=prompt.to(device),
+        scored=torch.tensor(scored, device=device),
+        targets=torch.tensor(targets, device=device),
+        row_of=torch.tensor(row_of),
+        choice_of=torch.tensor(choice_of),
+    )
+
+
+def sample_token(seed: int, n_vocab: int) -> int:
+    """A token of the vocabulary, past the few specials at its start: for examples that a family is tried on."""
+    return 3 + (seed * 7919) % (n_vocab - 3)
 
 
 def split_steps(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

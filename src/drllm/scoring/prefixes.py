@@ -1,15 +1,15 @@
-"""Run many (row, route) pairs through the blocks, every prefix that paths of a row share computed once.
+"""Run many (sequence, route) pairs through the blocks; every prefix that paths of a sequence share is computed once.
 
-The states after k blocks of a path depend on those k blocks alone, so a row's paths form a trie: a node is one application of a block to
-its parent's states. Nodes wait at their block; a sweep goes through the blocks in order and runs what waits there, rows of any question and
-depth together, in steps of one fixed shape. A step that is not full may wait for the next sweep.
+The states after k blocks of a path depend on those k blocks alone, so a sequence's paths form a trie: a node is one application of a block
+to its parent's states. Nodes wait at their block. A sweep goes through the blocks in order and runs what waits there: sequences of any
+question and depth together, in steps of one fixed shape. A step that is not full may wait for the next sweep.
 
-Fixed shapes are what makes a verdict depend on the question and the route alone: a matrix product in bfloat16 can round
-differently when the batch size changes, but not at another place in a batch of the same size. So neither the other rows, nor the order, nor
-what was evicted from memory can flip a verdict (`tests/scoring/test_prefixes.py`). Mixtures of experts are the exception: an expert's batch
-holds whatever tokens of the step were sent to it, so the last bits may differ.
+Fixed shapes are what makes a verdict depend on the question and the route alone: a matrix product in bfloat16 can round differently when
+the batch size changes, but not at another place in a batch of the same size. So neither the other sequences, nor the order, nor what was
+evicted from memory can flip a verdict (`tests/scoring/test_prefixes.py`). Mixtures of experts are the exception: an expert's batch holds
+whatever tokens of the step were sent to it, so the last bits may differ.
 
-Shapes: W width (tokens of a row, padded), R rows of a step, B rows of a sheet, D hidden size.
+Shapes: W width (tokens of a sequence, padded), R sequences of a step, B sequences of a bucket, D hidden size.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from drllm.core.route import Route
-from drllm.model.blocks import ROW_ARGUMENTS, select_rows
+from drllm.model.blocks import SEQUENCE_ARGUMENTS, pick_sequences
 from drllm.model.cache import PassSlots, new_slots
 from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import keys_values
 from drllm.policies.constant import RoutePolicy
 
-MIN_FILL = 0.5  # share of a step's rows below which it waits for the next sweep
+MIN_FILL = 0.5  # share of a step's sequences below which it waits for the next sweep
 
 
 class Node:
@@ -40,10 +40,10 @@ class Node:
         keys_values: what the block's attention cached, (heads, W, head size) each; only when asked for.
     """
 
-    __slots__ = ("block", "children", "dependents", "keys_values", "n_living", "parent", "pins", "queued", "row", "state", "tags")
+    __slots__ = ("block", "children", "dependents", "keys_values", "n_living", "parent", "pins", "queued", "state", "tags", "trie")
 
-    def __init__(self, row: PackedRow, parent: Node | None, block: int):
-        self.row, self.parent, self.block = row, parent, block
+    def __init__(self, trie: Trie, parent: Node | None, block: int):
+        self.trie, self.parent, self.block = trie, parent, block
         self.children: dict[int, Node] = {}
         self.state: Tensor | None = None
         self.keys_values: tuple[Tensor, Tensor] | None = None
@@ -64,38 +64,38 @@ class Node:
         return nodes[::-1]
 
 
-class PackedRow:
-    """One row of a sheet and the trie of its paths."""
+class Trie:
+    """One sequence of a bucket and the trie of its paths."""
 
-    __slots__ = ("index", "root", "sheet")
+    __slots__ = ("bucket", "index", "root")
 
-    def __init__(self, sheet: Sheet, index: int):
-        self.sheet, self.index = sheet, index
+    def __init__(self, bucket: Bucket, index: int):
+        self.bucket, self.index = bucket, index
         self.root = Node(self, None, -1)
 
 
-class Sheet:
+class Bucket:
     """Rows of one width, with the arguments that the base model passes to each block for them."""
 
     def __init__(self, states_BWD: Tensor, arguments: list[dict[str, Any]]):
-        self.n_rows, self.width = states_BWD.shape[:2]
-        self.arguments = arguments  # a block: name -> value for all B rows
-        self.rows = [PackedRow(self, index) for index in range(self.n_rows)]
-        for row, state in zip(self.rows, states_BWD, strict=True):
-            row.root.state = state
+        self.n_sequences, self.width = states_BWD.shape[:2]
+        self.arguments = arguments  # a block: name -> value for all B sequences
+        self.tries = [Trie(self, index) for index in range(self.n_sequences)]
+        for trie, state in zip(self.tries, states_BWD, strict=True):
+            trie.root.state = state
 
 
 class PrefixRunner:
-    """Applies blocks to rows along their paths.
+    """Applies blocks to sequences along their paths.
 
     Args:
         routed: the model; its policy is not used.
-        max_step_tokens: tokens of a step; rows a step follow from it and the width, so they are fixed for a width.
+        max_step_tokens: tokens of a step; sequences a step follow from it and the width, so they are fixed for a width.
         cache_bytes: states (and keys and values) kept for later paths; the least recently used go first. What running paths need stays.
         keep_keys_values: keep each application's keys and values too, for generation.
 
     Attributes:
-        n_applied, n_padded: block applications of real rows and of rows that only fill a step.
+        n_applied, n_padded: block applications of real sequences and of those that only fill a step.
         n_bytes, peak_bytes: bytes of the states kept now, and at most.
     """
 
@@ -112,8 +112,8 @@ class PrefixRunner:
         self._cache_names: list[set[str]] = []
         self.n_applied = self.n_padded = self.n_bytes = self.peak_bytes = 0
 
-    def open(self, inputs: dict[str, Tensor]) -> list[PackedRow]:
-        """Take rows of one width in: the model's own inputs (B, W), B at least 2. Their tries begin empty."""
+    def open(self, inputs: dict[str, Tensor]) -> list[Trie]:
+        """Take sequences of one width in: the model's own inputs (B, W), B at least 2. Their tries begin empty."""
         ids = inputs["input_ids"]
         states: list[Tensor] = []
         captured: list[dict[str, Any]] = []
@@ -126,27 +126,27 @@ class PrefixRunner:
             self._cache_names.append({name for name, value in arguments.items() if isinstance(value, Cache)})
 
         self.routed.decoder_forward(self.routed.new_cache(self._skip, torch.ones_like(ids), capture), **inputs)
-        return Sheet(states[0], captured).rows
+        return Bucket(states[0], captured).tries
 
-    def close(self, rows: Iterable[PackedRow]) -> None:
-        """Forget the tries of some rows, none of which may be waited for."""
-        for row in rows:
-            stack = list(row.root.children.values())
+    def close(self, tries: Iterable[Trie]) -> None:
+        """Forget the tries of some sequences, none of which may be waited for."""
+        for trie in tries:
+            stack = list(trie.root.children.values())
             while stack:
                 node = stack.pop()
                 stack += node.children.values()
                 self._keep(node)
                 self.n_bytes -= _bytes_of(node)
-            row.root.children.clear()
-            row.root.n_living = 0
+            trie.root.children.clear()
+            trie.root.n_living = 0
 
-    def submit(self, row: PackedRow, route: Route, tag: Hashable) -> None:
+    def submit(self, trie: Trie, route: Route, tag: Hashable) -> None:
         """Ask for the states at the end of a route; `sweep` brings the last node under the tag."""
-        node = row.root
+        node = trie.root
         line = []
         for block in route.path:
             parent, child = node, node.children.get(block)
-            node = child or Node(row, parent, block)
+            node = child or Node(trie, parent, block)
             parent.children[block] = node
             line.append(node)
         node.tags.append(tag)
@@ -188,28 +188,28 @@ class PrefixRunner:
         """One round over what waits at a block now; True when something ran (second passes may wait at it then)."""
         by_width: dict[int, list[Node]] = defaultdict(list)
         for node in self._waiting[block]:
-            by_width[node.row.sheet.width].append(node)
+            by_width[node.trie.bucket.width].append(node)
         self._waiting[block] = []
         ran = False
         for width, nodes in by_width.items():
-            n_rows = self.rows_a_step(width)
-            for start in range(0, len(nodes), n_rows):
-                step = nodes[start : start + n_rows]
-                if len(step) < n_rows * MIN_FILL and not force:
+            n_sequences = self.sequences_a_step(width)
+            for start in range(0, len(nodes), n_sequences):
+                step = nodes[start : start + n_sequences]
+                if len(step) < n_sequences * MIN_FILL and not force:
                     self._waiting[block] += step
                     continue
-                self._apply(block, step, n_rows)
+                self._apply(block, step, n_sequences)
                 ran = True
         return ran
 
-    def rows_a_step(self, width: int) -> int:
+    def sequences_a_step(self, width: int) -> int:
         """R for a width."""
         return max(1, self.max_step_tokens // width)
 
-    def _apply(self, block: int, nodes: list[Node], n_rows: int) -> None:
-        """Run one step of `n_rows` rows, the last of `nodes` repeated to fill it."""
-        nodes.sort(key=lambda node: id(node.row.sheet))
-        filled = nodes + [nodes[-1]] * (n_rows - len(nodes))
+    def _apply(self, block: int, nodes: list[Node], n_sequences: int) -> None:
+        """Run one step of `n_sequences` sequences, the last of `nodes` repeated to fill it."""
+        nodes.sort(key=lambda node: id(node.trie.bucket))
+        filled = nodes + [nodes[-1]] * (n_sequences - len(nodes))
         parents = [node.parent.state for node in filled]  # type: ignore[union-attr]
         x_RWD = torch.stack(parents)  # type: ignore[arg-type]
         slots = PassSlots(new_slots(self.routed.config, self.routed.n_layers)) if self.keep_keys_values else None
@@ -217,7 +217,7 @@ class PrefixRunner:
         arguments |= dict.fromkeys(self._cache_names[block], slots)
         out = self.routed.run_block(block, x_RWD, arguments)
         self.n_applied += len(nodes)
-        self.n_padded += n_rows - len(nodes)
+        self.n_padded += n_sequences - len(nodes)
         for index, node in enumerate(nodes):
             # A copy: a view would keep the whole step's states alive.
             node.state = out[index].clone()
@@ -278,29 +278,32 @@ class PrefixRunner:
 
 
 def _gather(block: int, nodes: Sequence[Node]) -> dict[str, Any]:
-    """A block's arguments for the rows of some nodes, which lie sheet by sheet."""
-    parts: list[tuple[Sheet, list[int]]] = []
+    """A block's arguments for the sequences of some nodes, which lie bucket by bucket."""
+    parts: list[tuple[Bucket, list[int]]] = []
     for node in nodes:
-        if not parts or parts[-1][0] is not node.row.sheet:
-            parts.append((node.row.sheet, []))
-        parts[-1][1].append(node.row.index)
-    picks = [(torch.tensor(rows), sheet.n_rows) for sheet, rows in parts]
+        if not parts or parts[-1][0] is not node.trie.bucket:
+            parts.append((node.trie.bucket, []))
+        parts[-1][1].append(node.trie.index)
+    picks = [(torch.tensor(rows), bucket.n_sequences) for bucket, rows in parts]
     return {
-        name: value if name not in ROW_ARGUMENTS else _pick([sheet.arguments[block][name] for sheet, _ in parts], picks)
+        name: value if name not in SEQUENCE_ARGUMENTS else _pick([bucket.arguments[block][name] for bucket, _ in parts], picks)
         for name, value in parts[0][0].arguments[block].items()
     }
 
 
 def _pick(values: list[Any], picks: list[tuple[Tensor, int]]) -> Any:
-    """One row argument, given for each sheet, for (rows, rows of the sheet); what a sheet's rows share is the same in every sheet."""
+    """One argument that has an entry a sequence, given for each bucket, for some sequences of each.
+
+    What a bucket's sequences share is the same in every bucket.
+    """
     first = values[0]
     if isinstance(first, tuple):
         return tuple(_pick(list(parts), picks) for parts in zip(*values, strict=True))
     if isinstance(first, dict):
         return {key: _pick([value[key] for value in values], picks) for key in first}
     if not isinstance(first, Tensor) or first.ndim == 0 or first.shape[0] != picks[0][1]:
-        return select_rows(first, *picks[0])
-    return torch.cat([select_rows(value, rows, n_rows) for value, (rows, n_rows) in zip(values, picks, strict=True)])
+        return pick_sequences(first, *picks[0])
+    return torch.cat([pick_sequences(value, rows, n_sequences) for value, (rows, n_sequences) in zip(values, picks, strict=True)])
 
 
 def _bytes_of(node: Node) -> int:

@@ -5,7 +5,7 @@ scores every choice as a prompt of its own, so choices of one question could tak
 context's tokens alone, once for all its continuations, which share the context's computation where the family takes a tree-shaped mask.
 Tokenisation, truncation, softmax and generation options are the stock `HFLM`'s own.
 
-Shapes: B rows, T tokens, N scored tokens, V vocabulary.
+Shapes: B sequences, T tokens, N scored tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,31 +23,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from drllm.core.errors import InputError
-from drllm.core.names import did_you_mean
 from drllm.core.route import Route
 from drllm.evaluation.harness import SPLITS_READ
 from drllm.evaluation.harness.lm_eval_private import stock_model
 from drllm.evaluation.harness.log import Routed, RoutingLog
+from drllm.evaluation.harness.options import check_options, load_model, wanted_policy
 from drllm.evaluation.harness.packing import Packed, Request, pack_requests
 from drllm.evaluation.harness.prefixes import SIGHT, Prefixes
 from drllm.model.generation import refuse_unroutable
-from drllm.model.load import dtype_of
 from drllm.model.routed import RoutedModel
 from drllm.policies.given import GivenRoutes, is_identity
-from drllm.policies.saved import is_policy
 from drllm.policies.timed import TimedPolicy
 from drllm.scoring.loglik import SOFTMAX_ROWS, can_pack, head_at
 from drllm.scoring.packing import make_batch
 from drllm.scoring.route_prediction import decide_routes
 
 logger = logging.getLogger("lm_eval.drllm")
-
-# Options of the stock model that mean the same here; what loads or places weights is drllm's own.
-STOCK_OPTIONS = (
-    "max_length", "truncation", "softmax_dtype", "mixed_precision_dtype", "add_bos_token", "prefix_token_id", "logits_cache",
-    "think_end_token", "enable_thinking", "chat_template_args",
-)  # fmt: skip
-OWN_OPTIONS = ("pretrained", "base", "revision", "route", "control", "dtype", "device", "batch_size", "max_batch_size", "time_base")
 
 
 class RoutedLM(stock_model()):
@@ -62,7 +53,7 @@ class RoutedLM(stock_model()):
         dtype, device: as in `RoutedModel.wrap`.
         batch_size: rows of the stock model's step, or "auto"; a step here has as many tokens.
         time_base: every n-th step is run by the base as well, for its time alone; 0 never.
-        **options: `STOCK_OPTIONS`, as in `HFLM`.
+        **options: `drllm.evaluation.harness.options.STOCK_OPTIONS`, as in `HFLM`.
 
     Raises:
         InputError, ArtifactError: nothing can be loaded by that name, or an option is not supported.
@@ -82,34 +73,9 @@ class RoutedLM(stock_model()):
         time_base: int = 8,
         **options: Any,
     ):
-        if not options.get("trust_remote_code", True):
-            del options["trust_remote_code"]
-        for name in options:
-            if name not in STOCK_OPTIONS:
-                known = (*STOCK_OPTIONS, *OWN_OPTIONS)
-                raise InputError(f"model argument {name!r} is not supported{did_you_mean(name, known)}; drllm takes {', '.join(known)}")
-        if not pretrained:
-            raise InputError("no model: give pretrained=FOLDER_OR_ID among the model arguments")
-        if not str(batch_size).isdecimal() and str(batch_size).split(":")[0] != "auto":
-            raise InputError(f"batch_size is {batch_size!r}, expected a whole number, auto or auto:N")
-        for name in ("softmax_dtype", "mixed_precision_dtype"):
-            options[name] = dtype_of(options.get(name))
-        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-            device = "cpu"  # the harness says cuda wherever it runs
-        self.routed = _load(pretrained, base, revision, None if dtype == "auto" else dtype, device)
-        policy = self.routed.policy
-        if route is not None:
-            digits = str(route).strip("'\"")
-            if isinstance(route, int) and len(digits) != self.routed.n_layers:
-                raise InputError(
-                    f"route {route} has {len(digits)} digits, the model has {self.routed.n_layers} blocks; the harness reads digits as a "
-                    "number, which drops leading zeros: write route='0...' with its quotes"
-                )
-            policy = self.routed.as_source(Route.parse(digits))
-        if control is not None:
-            if policy is None:
-                raise InputError("control is for trained routers: give a saved policy as pretrained")
-            policy = policy.with_control(control)
+        options = check_options(options, pretrained, batch_size)
+        self.routed = load_model(pretrained, base, revision, dtype, device)
+        policy = wanted_policy(self.routed, route, control)
         if self.routed.tokenizer is None:
             raise InputError("the harness needs a tokenizer: wrap the model with one")
         self._policy = None if policy is None or is_identity(policy) else TimedPolicy(policy)
@@ -121,8 +87,8 @@ class RoutedLM(stock_model()):
         self._by_context: defaultdict[str, deque[tuple[str, int]]] = defaultdict(deque)
         self._format = "raw"  # of the prompts, until a chat template is asked for
         self._warned = False
-        super().__init__(self.routed.model, backend="causal", tokenizer=self.routed.tokenizer, batch_size=batch_size,
-                         max_batch_size=max_batch_size, **options)  # type: ignore[arg-type]  # fmt: skip
+        placed = {"tokenizer": self.routed.tokenizer, "batch_size": batch_size, "max_batch_size": max_batch_size}
+        super().__init__(self.routed.model, backend="causal", **placed, **options)  # type: ignore[arg-type]
         self._packs = can_pack(self.routed)
         self._prefixes = Prefixes(self.routed, self._packs)
 
@@ -171,11 +137,10 @@ class RoutedLM(stock_model()):
         summary = self.routing.summary()
         for task, figures in summary.items():
             ratio, n_timed = figures["seconds_over_base"], figures["steps_timed_against_base"]
-            logger.info(
-                "%s: mean passes %.2f of %d, %d routes, identity %.0f %%, routers %.2f s of %.1f s%s", task, figures["mean_passes"],
-                figures["n_layers"], figures["distinct_routes"], 100 * figures["identity_share"], figures["router_seconds"],
-                figures["seconds"], "" if ratio is None else f", {ratio:.2f} x the base's time on {n_timed} steps",
-            )  # fmt: skip
+            passes = f"mean passes {figures['mean_passes']:.2f} of {figures['n_layers']}, {figures['distinct_routes']} routes"
+            seconds = f"routers {figures['router_seconds']:.2f} s of {figures['seconds']:.1f} s"
+            against = "" if ratio is None else f", {ratio:.2f} x the base's time on {n_timed} steps"
+            logger.info("%s: %s, identity %.0f %%, %s%s", task, passes, 100 * figures["identity_share"], seconds, against)
         about = {"base": self.routed.base_id, "revision": self.routed.revision, "fingerprint": self.routed.fingerprint}
         policy = self._policy
         about["policy"] = "base" if policy is None else policy.source.name if policy.route is None else str(policy.route)
@@ -229,7 +194,10 @@ class RoutedLM(stock_model()):
 
     def _steps(self, rows: list[Packed], requests: Sequence[Request], override_bs: int | None) -> Iterator[list[Packed]]:
         """Rows in steps of as many tokens as `batch_size` rows of the stock model have, the longest first; one prefix a step."""
-        n_tokens = lambda index: len(requests[index][1]) + len(requests[index][2])  # noqa: E731
+
+        def n_tokens(index: int) -> int:
+            return len(requests[index][1]) + len(requests[index][2])
+
         groups: defaultdict[tuple[int, ...], list[Packed]] = defaultdict(list)
         for row in sorted(rows, key=lambda packed: (-len(packed.row), packed.context)):
             groups[row.prefix].append(row)
@@ -239,7 +207,7 @@ class RoutedLM(stock_model()):
             first = rows[start]
             size = override_bs or self.batch_size
             if size == "auto":
-                # Once, or at each of N equal stretches with auto:N, as the rows get shorter.
+                # Once, or at each of N equal parts with auto:N, as the rows get shorter.
                 if n_detected <= start * self.batch_schedule / len(rows):
                     longest = max((index for row in rows[start:] for index in row.requests), key=n_tokens)
                     self.batch_sizes[n_detected] = self.find_batch_size(requests, longest)
@@ -367,7 +335,10 @@ class RoutedLM(stock_model()):
         ends = {ends} if isinstance(ends, int) else set(ends or ())
         n = next((index + 1 for index, token in enumerate(tokens) if token in ends), len(tokens))
         low, high = 1, n
-        holds = lambda length: any(text in self.tok_decode(tokens[:length], skip_special_tokens=False) for text in stop)  # noqa: E731
+
+        def holds(length: int) -> bool:
+            return any(text in self.tok_decode(tokens[:length], skip_special_tokens=False) for text in stop)
+
         if not holds(n):
             return n
         while low < high:  # a prefix that holds a stop string stays one
@@ -386,16 +357,6 @@ class RoutedLM(stock_model()):
 
 
 register_model("drllm")(RoutedLM)
-
-
-def _load(pretrained: str | RoutedModel, base: str | None, revision: str | None, dtype: str | None, device: str | None) -> RoutedModel:
-    if isinstance(pretrained, RoutedModel):
-        return pretrained
-    if is_policy(pretrained, revision):
-        return RoutedModel.from_pretrained(pretrained, base, dtype=dtype, device=device, revision=revision)
-    if base is not None or revision is not None:
-        raise InputError(f"{pretrained!r} holds no saved policy, so base and revision have no use: give a policy, or the model alone")
-    return RoutedModel.wrap(pretrained, dtype=dtype, device=device)
 
 
 def _in_groups(requests: list[Instance], key: Callable[[Instance], str], answer: Callable[[list[Instance]], list[Any]]) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from drllm.core.errors import InputError
 from drllm.core.route import Route
-from drllm.scoring.packing import Row, pack_choices, separate_choices
+from drllm.scoring.packing import PackedPrompt, pack_choices, separate_choices
 
 Request = tuple[Any, list[int], list[int]]  # (the strings, or None for a window of a longer text; context ids; continuation ids)
 
@@ -28,7 +28,7 @@ class Packed:
         n_prefix: tokens that it shares with the rows beside it and that run before them.
     """
 
-    row: Row
+    row: PackedPrompt
     requests: tuple[int, ...]
     context: tuple[int, ...]
     is_whole: bool

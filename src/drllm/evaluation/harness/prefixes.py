@@ -1,12 +1,12 @@
 """Contexts that begin alike, such as a description and its shots: the tokens they share run once for each route.
 
-Shapes: B rows, T tokens of a step, W tokens of whole rows.
+Shapes: B sequences, T tokens of a step, W tokens of whole rows.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import is_plain, share_prefix
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import RouteSource
-from drllm.scoring.packing import Row, make_batch, pack_choices, separate_choices
+from drllm.scoring.packing import PackedPrompt, make_batch, pack_choices, sample_token, separate_choices
 
 RUN_COST = 64  # tokens that a prefix must save beyond its own, at least: a step of its own costs as much as these
 SIGHT = 4  # rows of a step see at most this many times the tokens that the step computes: a block's keys and values take memory, too
@@ -120,10 +120,10 @@ def _can_share(prefixes: Prefixes, packs: bool) -> bool:
     if any(getattr(module, "rope_type", None) in LENGTH_ROPES for module in routed.model.modules()):
         return False
     n_vocab = routed.model.get_input_embeddings().num_embeddings
-    token = lambda seed: 3 + (seed * 7919) % (n_vocab - 3)  # noqa: E731
-    head = [token(i) for i in range(12)]
-    pairs = [([*head, token(50)], [token(100 * choice + i) for i in range(1 + choice)]) for choice in range(1, 4)]
-    kinds: list[tuple[bool, list[Row]]] = [(False, separate_choices(pairs))] + ([(True, [pack_choices(pairs)])] if packs else [])
+    head = [sample_token(seed, n_vocab) for seed in range(12)]
+    context = [*head, sample_token(50, n_vocab)]
+    pairs = [(context, [sample_token(100 * choice + at, n_vocab) for at in range(1 + choice)]) for choice in range(1, 4)]
+    kinds: list[tuple[bool, list[PackedPrompt]]] = [(False, separate_choices(pairs))] + ([(True, [pack_choices(pairs)])] if packs else [])
     try:
         return all(_agrees(prefixes, rows, tree, len(head)) for tree, rows in kinds)
     except (RuntimeError, TypeError, ValueError, IndexError):
@@ -131,7 +131,7 @@ def _can_share(prefixes: Prefixes, packs: bool) -> bool:
 
 
 @torch.no_grad()
-def _agrees(prefixes: Prefixes, rows: list[Row], tree: bool, n_prefix: int) -> bool:
+def _agrees(prefixes: Prefixes, rows: list[PackedPrompt], tree: bool, n_prefix: int) -> bool:
     """Whether the scored tokens' likeliest next tokens and their logits are the same with and without a prefix."""
     routed = prefixes.routed
     dtype, device = routed.model.dtype, routed.device
@@ -152,7 +152,8 @@ def _spread(cache: Any, n_rows: int) -> Any:
     return wide
 
 
-_context: Callable[[Packed], tuple[int, ...]] = lambda packed: packed.row.tokens[: packed.row.n_context]  # noqa: E731
+def _context(packed: Packed) -> tuple[int, ...]:
+    return packed.row.tokens[: packed.row.n_context]
 
 
 def _n_common(first: Packed, second: Packed) -> int:

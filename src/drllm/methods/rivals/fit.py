@@ -45,8 +45,10 @@ def fit_gates(
     texts = []
     for scorer, questions in training_data.fit_questions:
         if questions and not hasattr(questions[0], "rows"):
-            raise InputError(f"gates learn from tasks with choices, these questions are answered by text ({type(scorer).__name__}): "
-                             "search with --reward loglik")  # fmt: skip
+            raise InputError(
+                f"gates learn from tasks with choices, these questions are answered by text ({type(scorer).__name__}): "
+                "search with --reward loglik"
+            )
         texts += [(question.context_ids, right_answer(question)) for question in questions]
     if not texts:
         raise InputError(f"{training_data.run} holds no fit question to learn from: search with fit among --splits")

@@ -4,7 +4,7 @@ They do not fit a route, which runs a block whole or not at all, so they can be 
 out is really left out: rows that skip attention never enter it, tokens that skip a block never meet its weights for queries, output and
 feed-forward.
 
-Shapes: B rows, T tokens, D hidden size, L blocks, A tokens of a row that run a block, at most.
+Shapes: B sequences, T tokens, D hidden size, L blocks, A tokens of a row that run a block, at most.
 """
 
 from __future__ import annotations

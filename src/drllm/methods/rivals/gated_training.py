@@ -1,6 +1,6 @@
 """Gates of policies that run parts of blocks, trained through the frozen model on the fit questions with their right answers.
 
-Shapes: B rows, T tokens, V vocabulary.
+Shapes: B sequences, T tokens, V vocabulary.
 """
 
 from __future__ import annotations

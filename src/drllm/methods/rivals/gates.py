@@ -1,6 +1,6 @@
 """Gates on parts of blocks: on attention for a prompt (MindSkip), on every token (FlexiDepth). For evaluation only.
 
-Shapes: B rows, T tokens, D hidden size, L' gated blocks, R rank, A adapter units.
+Shapes: B sequences, T tokens, D hidden size, L' gated blocks, R rank, A adapter units.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.methods.rivals.gated_blocks import GatedPolicy, Step, attention, attention_of, check_shapes, count, feed_forward
-from drllm.model.blocks import ROW_ARGUMENTS, select_rows
+from drllm.model.blocks import SEQUENCE_ARGUMENTS, pick_sequences
 from drllm.policies.policy import register_policy
 from drllm.policies.routers import pool, rms_normalize
 
@@ -56,7 +56,9 @@ class MindSkip(GatedPolicy):
         if len(rows):
             step.used_B[rows] += n_attention / (n_attention + n_other)
             n_rows = len(x_BTD)
-            passed = {name: select_rows(value, rows, n_rows) if name in ROW_ARGUMENTS else value for name, value in arguments.items()}
+            passed = {
+                name: pick_sequences(value, rows, n_rows) if name in SEQUENCE_ARGUMENTS else value for name, value in arguments.items()
+            }
             x_BTD = x_BTD.index_add(0, rows, attention(block, x_BTD[rows], passed))
         return x_BTD + feed_forward(block, x_BTD)
 
@@ -73,8 +75,11 @@ class FlexiDepth(GatedPolicy):
     def new(cls, n_layers: int, hidden_size: int, first_block: int, adapter_size: int, seed: int) -> FlexiDepth:
         """Open gates, and adapters that add nothing yet."""
         n, generator = n_layers - first_block, torch.Generator().manual_seed(seed)
-        draw = lambda *shape: torch.randn(n, *shape, generator=generator) / shape[0] ** 0.5  # noqa: E731
         rank = max(1, hidden_size // 16)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(n, *shape, generator=generator) / shape[0] ** 0.5
+
         gate = {"down": draw(hidden_size, rank), "up": torch.zeros(n, rank), "bias": torch.full((n,), OPEN)}
         adapter = {"gate": draw(hidden_size, adapter_size), "in": draw(hidden_size, adapter_size)}
         tensors = gate | adapter | {"out": torch.zeros(n, adapter_size, hidden_size)}
@@ -83,8 +88,8 @@ class FlexiDepth(GatedPolicy):
     def check_tensors(self) -> None:
         n, size = self.n_layers - self.first_block, self.hidden_size
         rank, width = self.tensors["down"].shape[-1], self.tensors["gate"].shape[-1]
-        check_shapes(self.tensors, {"down": (n, size, rank), "up": (n, rank), "bias": (n,), "gate": (n, size, width),
-                                    "in": (n, size, width), "out": (n, width, size)})  # fmt: skip
+        gate = {"down": (n, size, rank), "up": (n, rank), "bias": (n,)}
+        check_shapes(self.tensors, gate | {"gate": (n, size, width), "in": (n, size, width), "out": (n, width, size)})
 
     def run(self, block: Any, index: int, x_BTD: Tensor, arguments: dict[str, Any], step: Step) -> Tensor:
         """Open tokens: x + g attention(x), then + g feed_forward; the others: x + (1 - g) adapter(x)."""
