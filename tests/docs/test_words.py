@@ -1,0 +1,74 @@
+"""A word has one meaning (docs/glossary.md): retired ones stand nowhere in the code, its help and messages, or the documentation.
+
+Names that users typed or that stand in files stay; `KEPT` lists them with the reason. What is left is printed by word and file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TEXTS = [
+    *sorted((ROOT / "src").rglob("*.py")),
+    *sorted((ROOT / "tools").glob("*.py")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "README.md",
+]
+# (how it is found, what it meant, what is said instead)
+RETIRED = (
+    (r"\bknobs?\b|knob(?=_)|(?<=_)knob", "a field of a configuration; the paper's p", "option; control"),
+    (r"\bgate\b(?!s)|gate(?=_config)|GateConfig", "a statistical test", "guarantee, unless it is a small network in a block"),
+    (r"\bPartial[A-Z]\w*|\bpartial_(blocks|policy|model)", "blocks that run in part", "gated"),
+    (r"\.partial\b", "a file not yet whole", ".tmp"),
+    (r"\bplans?\b|\bplanned\b|_plans?\b|\bplan_", "the file of what determines records; which rows make a pass", "manifest; schedule"),
+    (r"\bcrews?\b|_crew\b", "the actors of a Ray cluster", "ray_pool"),
+    (r"\bhir(e|es|ed|ing)\b", "to start an actor", "start_actor"),
+    (r"\b[Mm]aterial\b", "what a method learns from", "training data"),
+    (r"\b[Ss]heets?\b", "prompts of like lengths", "bucket"),
+    (r"\b[Ss]tretch(es)?\b", "a run of blocks that routes treat alike", "segment"),
+    (r"(?<![\w`\"'-])[Bb]ooks?\b(?![`\"'])|\b[Cc]ode books?\b", "a codebook", "codebook"),
+    (r"\b(?:blind|random|shuffled) controls?\b|\bby the control\b|\bminus control\b", "what a policy has to beat", "baseline"),
+    (r"\bRowRoutes\b", "routes that are given", "GivenRoutes"),
+)
+# (file, text on the line, why it stays)
+KEPT: tuple[tuple[str, str, str], ...] = (
+    ("src/drllm/core/moved.py", "", "the old names themselves"),
+    ("docs/decisions/2026-11-28-(words|old-names).md", "", "what was said, and what is"),
+    (".*", "_plan.json", "the manifest's name in a run folder"),
+    (".*", "knob.json", "the table of operating points in a run folder"),
+    ("src/drllm/paper/figures.py", '"knob"', "a picture's name in a run folder: knob.png"),
+    (".*", '"gate"', "the section of a YAML file, and a tensor's name in saved gates"),
+    ("docs/decisions/2026-11-26-every-method-on-tune.md", "`gate` section", "the section of a YAML file"),
+    ("src/drllm/retrofitting/pipeline.py", "gate", "the section of a YAML file, part of a stage's key"),
+    ("src/drllm/methods/rivals/.*", "gate", "a small network in a block"),
+    ("docs/glossary.md", "| gate |", "a small network in a block"),
+    ("src/drllm/core/files.py", ".partial", "what a crash of an earlier version left, which is still removed"),
+    ("(README.md|src/drllm/runs/label_stats.py)", "by the control", "a head of the table that `drllm records info` prints"),
+    ("docs/scale.md", "data sheet", "a processor's"),
+    ("tools/draw_architecture.py", "style sheet", "of CSS"),
+    ("docs/benchmarks.md", "identity book, in", "the name of an arm in files of results"),
+)
+
+
+def left(text: str, name: str, pattern: str) -> int:
+    """How often a word stands on lines of a file that nothing excuses."""
+    excused = [part for file, part, _ in KEPT if re.fullmatch(file, name)]
+    return sum(len(re.findall(pattern, line)) for line in text.splitlines() if not any(part in line for part in excused))
+
+
+@pytest.mark.parametrize(("pattern", "meaning", "instead"), RETIRED, ids=[row[2] for row in RETIRED])
+def test_retired_words_are_gone(pattern, meaning, instead):
+    texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in TEXTS}
+    counts = Counter({name: left(text, name, pattern) for name, text in texts.items()})
+    found = ", ".join(f"{name} ({n})" for name, n in counts.most_common() if n)
+    assert not found, f"for {meaning!r} say {instead!r}: {found}"
+
+
+def test_every_exception_is_still_needed():
+    texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in TEXTS}
+    idle = [(file, part) for file, part, _ in KEPT if not any(part in text for name, text in texts.items() if re.fullmatch(file, name))]
+    assert not idle
