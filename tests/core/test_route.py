@@ -52,6 +52,12 @@ def test_edit_changes_the_named_blocks_only(values, data):
     assert list(route) == values
 
 
+@pytest.mark.parametrize(("start", "new", "last"), [(-1, (0,), -1), (4, (0,), 4), (3, (0, 0), 4), (5, (), 4)])
+def test_an_edit_outside_the_route_is_refused(start, new, last):
+    with pytest.raises(InputError, match=f"^cannot edit blocks {start} to {last} of a route of 4 blocks$"):
+        Route.full(4).edit(start, *new)
+
+
 def test_example_of_the_docs():
     route = Route.parse("1102")
     assert route.actions == (Action.EXECUTE, Action.EXECUTE, Action.SKIP, Action.REPEAT)

@@ -335,14 +335,6 @@ def test_metrics_that_are_no_shares_are_shown_as_they_are(tmp_path):
     assert "+1 (+1 to +1)" in printed
 
 
-def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
-    assert holm([]) == []
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        holm([1.2])
-
-
 def test_the_latest_log_of_a_task_counts(tmp_path):
     folder = logs(tmp_path / "a", {"t": [0.0, 0.0]})
     newer = (folder / "samples_t_2026-01-01T00-00-00.000001.jsonl").read_text().replace('"acc": 0.0', '"acc": 1.0')

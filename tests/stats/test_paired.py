@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from drllm.stats import paired as stats
-from drllm.stats.paired import discordant, even_weights, mcnemar, paired_bootstrap, sign_flips, wilson
+from drllm.stats.paired import decided, discordant, even_weights, holm, mcnemar, paired_bootstrap, sign_flips, wilson
 
 counts = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -211,3 +211,37 @@ def test_sign_flips_are_mcnemars_test_where_nothing_is_weighted():
     # Weights decide: the same changes, where those against weigh more.
     assert sign_flips(np.array([1.0] * 12)) < 0.01
     assert sign_flips(np.array([1.0] * 9 + [-9.0])) == 1.0
+    assert sign_flips([1, 1]) == 0.5, "two of the four signs are as far from 0"
+    with pytest.raises(ValueError, match="could not convert"):
+        sign_flips(["a", "b"])
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        holm([1.2])
+
+
+@pytest.mark.parametrize("p_values", [[1.2], [-0.1], [[0.5]]])
+def test_holm_refuses_what_is_no_list_of_p_values(p_values):
+    with pytest.raises(ValueError, match=r"expected p-values between 0 and 1 in one dimension, got \["):
+        holm(p_values)
+    assert holm([0.0, 1.0]) == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "wanted"),
+    [
+        (0.1, 0.2, 0.0, True),
+        (-0.2, -0.1, 0.04, False),
+        (-0.1, 0.1, 0.0, None),
+        (0.1, 0.2, 0.05, None),
+        (0.0, 0.2, 0.0, None),
+        (-0.2, 0.0, 0.0, None),
+    ],
+)
+def test_a_difference_is_decided_by_its_interval_and_its_p(low, high, p, wanted):
+    assert decided(low, high, p) is wanted
+    assert decided(low, high) is (None if low <= 0 <= high else low > 0)
