@@ -70,7 +70,7 @@ def labels(task: str, preset: str, records: list[RouteRecord], n_simulations: in
         "forwards a question (distinct block applications / blocks; the sweep's share in them)": round(
             sum(forwards(record.routes, n_layers) for record in records) / len(records) + swept, 2
         ),
-        "solved of the base's wrong, %": shown([record.solved for record in wrong]),
+        "solved of the base's wrong, %": shown([record.improved for record in wrong]),
         "solved and right under another template, %": shown([held(record, TEMPLATE_CHECKS[1:]) for record in wrong]),
         "kept routes right in fp32, %": shown([held(record, ("fp32:acc_norm",)) for record in kept]),
         "kept routes right under another template, %": shown([held(record, TEMPLATE_CHECKS[1:]) for record in kept]),
@@ -85,7 +85,7 @@ def compare(first: list[RouteRecord], second: list[RouteRecord]) -> dict[str, st
     pairs = [(record, by_id[record.id]) for record in first if not record.base_correct]
     found = {}
     for name, of in (
-        ("solved", lambda row: row.solved),
+        ("solved", lambda row: row.improved),
         ("solved and right under another template", lambda row: held(row, TEMPLATE_CHECKS[1:])),
     ):
         mean, low, high = paired_bootstrap([of(b) for _, b in pairs], [of(a) for a, _ in pairs], strata=[a.task for a, _ in pairs])

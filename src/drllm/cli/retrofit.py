@@ -13,22 +13,20 @@ import argparse
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common, add_section
 
-SECTIONS = {"search": "search_config", "resources": "resources", "gate": "guarantee_config", "evaluate": "evaluate_config"}
-TRAINED = ("static", "routers")  # in this order
+SECTIONS = ("search", "resources", "gate", "evaluate", "static", "routers")
 
 
 def run(job: Job) -> Lines:
     """The whole run; finished stages are skipped."""
     out, tasks = job.need("out"), job.tasks()
-    configs = {argument: job.config(section, f"{section}_") for section, argument in SECTIONS.items()}
-    options = {name: job.config(name, f"{name}_") for name in TRAINED}
+    configs = {section: job.config(section, f"{section}_") for section in SECTIONS}
     model = job.need("model")
     from drllm.reporting.drawing import need_extras
     from drllm.reporting.summary_table import render
     from drllm.retrofitting.pipeline import retrofit
 
     need_extras()  # an hour of search must not end in a missing package
-    result = retrofit(job.load(model), tasks, out, options, **configs, data=job.data, argv=job.argv)
+    result = retrofit(job.load(model), tasks, out, configs, job.data, job.argv)
     answer = result["answer"]
     yield f"prompt: {answer['prompt']}"
     yield f"answer: {answer['text'].strip()}"
@@ -44,5 +42,5 @@ def run(job: Job) -> Lines:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Every flag of every stage, with the section's name before it."""
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
-    for section in (*SECTIONS, *TRAINED):
+    for section in SECTIONS:
         add_section(parser, section, prefix=f"{section}_")

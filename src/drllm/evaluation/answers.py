@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from drllm.core.config import EvaluateConfig, to_dict
+from drllm.core.config import EvaluateConfig, SearchConfig, to_dict
 from drllm.core.digest import digest, json_digest, number_of
 from drllm.core.progress import Progress
 from drllm.core.route import Route
@@ -77,7 +77,7 @@ class Request:
         return {"key": key, "comparable": json_digest(settings), **policy}
 
 
-def scorer_of(routed: RoutedModel, task: Task, config: EvaluateConfig) -> Scorer:
+def scorer_of(routed: RoutedModel, task: Task, config: EvaluateConfig | SearchConfig) -> Scorer:
     """What judges a task's answers as the configuration says."""
     return make_scorer(routed, task, config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
 

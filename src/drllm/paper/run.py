@@ -56,6 +56,7 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
     Returns:
         The path of the page.
     """
+    from drllm.model.threads import torch_threads
     from drllm.reporting.drawing import need_extras, write_charts
     from drllm.reporting.page import write_page
 
@@ -66,22 +67,24 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
     stages = stages_of(exhibits, bench.setup)
     parts: list[Part] = []
     claims: list[tuple[Exhibit, Claim]] = []
-    for exhibit in exhibits:
-        for stage in exhibit.stages(bench.setup):
-            if stage not in bench.results:
-                started, place = time.monotonic(), f"[{stages.index(stage) + 1}/{len(stages)}] {stage.name}"
-                say(place)
-                bench.run(stage)
-                say(f"{place}: {time.monotonic() - started:.0f} s")
-        section = _section(bench, exhibit)
-        write_charts(section, folder)
-        parts += section
-        claims += [(exhibit, item) for part in section if isinstance(part, Bullets) for item in part.items if isinstance(item, Claim)]
-        # After each of them: what a later one fails on must not cost those before it.
-        body = [*overview(bench, claims), *parts]
-        write_page([*_opening(bench), *glossary(body), *body], folder)
-    if (comparison := in_domain(bench.setup)) in bench.results:
-        comparison.run(bench)  # the summary that `drllm report` finds is that of the routers and their blind baselines
+    resources = bench.setup.resources
+    with torch_threads(0 if resources.executor == "ray" else resources.threads):
+        for exhibit in exhibits:
+            for stage in exhibit.stages(bench.setup):
+                if stage not in bench.results:
+                    started, place = time.monotonic(), f"[{stages.index(stage) + 1}/{len(stages)}] {stage.name}"
+                    say(place)
+                    bench.run(stage)
+                    say(f"{place}: {time.monotonic() - started:.0f} s")
+            section = _section(bench, exhibit)
+            write_charts(section, folder)
+            parts += section
+            claims += [(exhibit, item) for part in section if isinstance(part, Bullets) for item in part.items if isinstance(item, Claim)]
+            # After each of them: what a later one fails on must not cost those before it.
+            body = [*overview(bench, claims), *parts]
+            write_page([*_opening(bench), *glossary(body), *body], folder)
+        if (comparison := in_domain(bench.setup)) in bench.results:
+            comparison.run(bench)  # the summary that `drllm report` finds is that of the routers and their blind baselines
     return folder / "report.html"
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from drllm.core.config import EvaluateConfig, GuaranteeConfig, Resources, SearchConfig, to_dict
+from drllm.core.config import SECTIONS, to_dict
 from drllm.core.digest import file_digest, short_digest
 from drllm.core.files import TEMPORARY_SUFFIX
 from drllm.core.progress import say
+from drllm.evaluation.answers import scorer_of
 from drllm.evaluation.fit import fit_policy
 from drllm.evaluation.run import evaluate
 from drllm.methods.base import get_method
@@ -26,7 +27,6 @@ from drllm.reporting.summary_table import verdict
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
 from drllm.runs.memo import Memo, key_of
-from drllm.scoring.scorer import make_scorer
 from drllm.searching.runner import search
 from drllm.tasks import drop_overlaps, load_task
 
@@ -39,13 +39,9 @@ def retrofit(
     routed: RoutedModel,
     tasks: Sequence[str],
     out: str | Path,
-    options: Mapping[str, Any] | None = None,
-    search_config: SearchConfig | None = None,
-    evaluate_config: EvaluateConfig | None = None,
+    configs: Mapping[str, Any] | None = None,
     data: str | Path | None = None,
     argv: Sequence[str] | None = None,
-    resources: Resources | None = None,
-    guarantee_config: GuaranteeConfig | None = None,
 ) -> dict[str, Any]:
     """Search, train `static` and `routers`, evaluate both with base and blind baselines, answer one question, and report.
 
@@ -56,12 +52,10 @@ def retrofit(
         routed: the model; its policy is not used, and stays what it was.
         tasks: task names.
         out: the run folder.
-        options: those of each method, by its name; default: its defaults.
-        search_config, evaluate_config: every option.
-        guarantee_config: if it names a split, each policy must pass the test on it or is the base (`docs/policies.md`).
+        configs: by the sections of a YAML file: `search`, `resources` and `evaluate`; `gate`, which may name a split on which each policy
+            must pass or is the base (`docs/policies.md`); `static` and `routers`. Defaults for those left out.
         data: a JSON-lines file with the questions.
         argv: the command line, for `run.json`.
-        resources: what the search and the evaluation run on.
 
     Returns:
         summary (see `evaluate`), headline (does the policy help?), answer (prompt, text, route, n_passes), report and policy (paths),
@@ -70,28 +64,26 @@ def retrofit(
     Raises:
         ArtifactError: `out` holds the run of another model, data or configuration.
     """
-    run, evaluate_config = RunFolder(Path(out)), evaluate_config or EvaluateConfig()
-    options = {name: get_method(name).config() for name in TRAINED} | dict(options or {})
-    search_config, split, gate = search_config or SearchConfig(), evaluate_config.folder, to_dict(guarantee_config or GuaranteeConfig())
+    run = RunFolder(Path(out))
+    of = {name: kind() for name, kind in SECTIONS.items()} | {name: get_method(name).config() for name in TRAINED} | dict(configs or {})
+    resources, split = of["resources"], of["evaluate"].folder
     stages = _Stages(run, [routed.fingerprint, str(routed.model.dtype), list(tasks), _data_key(data)])
 
     def found_by_search() -> str:
-        return str(search(routed, tasks, search_config, run.root, data, argv, resources=resources))
+        return str(search(routed, tasks, of["search"], run.root, data, argv, resources=resources))
 
     def trained(method: str) -> Callable[[], str]:
-        return lambda: str(fit_policy(routed, run.root, method, options[method], argv, guarantee_config))
+        return lambda: str(fit_policy(routed, run.root, method, of[method], argv, of["gate"]))
 
     def compared() -> str:
-        return evaluate(routed, EVALUATED, tasks, run.root, evaluate_config, data, argv, resources).split
+        return evaluate(routed, EVALUATED, tasks, run.root, of["evaluate"], data, argv, resources).split
 
-    with torch_threads(resources.threads if resources is not None and resources.executor != "ray" else 0):
-        stages.run("search", to_dict(search_config), [run.searches], found_by_search)
+    with torch_threads(0 if resources.executor == "ray" else resources.threads):
+        stages.run("search", to_dict(of["search"]), [run.searches], found_by_search)
         for name in TRAINED:
-            stages.run(f"train {name}", to_dict(options[name]) | {"gate": gate}, [run.policy(name)], trained(name))
-        stages.run(f"evaluate on the {split} split", to_dict(evaluate_config), [run.evaluation(split)], compared)
-        answer = stages.run(
-            "generate", {"tokens": ANSWER_TOKENS}, [], lambda: _answer(routed, tasks, run, evaluate_config.split, search_config, data)
-        )
+            stages.run(f"train {name}", to_dict(of[name]) | {"gate": to_dict(of["gate"])}, [run.policy(name)], trained(name))
+        stages.run(f"evaluate on the {split} split", to_dict(of["evaluate"]), [run.evaluation(split)], compared)
+        answer = stages.run("generate", {"tokens": ANSWER_TOKENS}, [], lambda: _answer(routed, tasks, run, of, data))
         written = stages.run("report", {"as": "page"}, [run.report], lambda: report(run.root).name)
     summary = read_summary(run.summary(split))
     guarantees = {name: read_config(run.policy(name)).guarantee for name in TRAINED}
@@ -106,13 +98,11 @@ def retrofit(
     }
 
 
-def _answer(
-    routed: RoutedModel, tasks: Sequence[str], run: RunFolder, split: str, config: SearchConfig, data: str | Path | None
-) -> dict[str, Any]:
+def _answer(routed: RoutedModel, tasks: Sequence[str], run: RunFolder, of: Mapping[str, Any], data: str | Path | None) -> dict[str, Any]:
     """One question of the evaluated split, answered under the routers' policy, from the very prompt that the search showed the model."""
     loaded = drop_overlaps({name: load_task(name, data) for name in tasks})[tasks[0]]
-    scorer = make_scorer(routed, loaded.task, config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
-    prompt_ids = scorer.question(loaded.task, loaded.select(split, 1)[0]).context_ids
+    scorer = scorer_of(routed, loaded.task, of["search"])
+    prompt_ids = scorer.question(loaded.task, loaded.select(of["evaluate"].split, 1)[0]).context_ids
     policy = load_policy(run.policy("routers"), routed.identity)
     input_ids = torch.tensor([prompt_ids], dtype=torch.long, device=routed.device)
     output = routed.generate(input_ids=input_ids, policy=policy, max_new_tokens=ANSWER_TOKENS, min_new_tokens=1, do_sample=False)[0]

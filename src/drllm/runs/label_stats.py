@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -83,21 +84,19 @@ class TaskStats:
     broken: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What is counted of one record; without its routes, so that those of a million fit."""
+@dataclass
+class _Counts:
+    """What is counted of records, one by one and without their routes, so that a million fit.
 
-    task: str
+    Attributes:
+        n: by the names of `TaskStats`; "wrong", what the base gets wrong; decisions of kept routes by their action; by (name of a check,
+            name of `Flips`).
+        pairs: task, solved by the search, solved by the baseline, of each question that the base gets wrong and that has a baseline.
+    """
+
     n_layers: int
-    broken: bool
-    base_correct: bool
-    improved: bool
-    solved: bool
-    control_solved: bool | None  # None: no control
-    actions: tuple[int, int, int] | None  # skip, execute, repeat of the kept route
-    n_routes: tuple[int, int, int]  # search, control, checks
-    chosen_checks: tuple[tuple[str, bool], ...]  # (check, right)
-    base_checks: tuple[tuple[str, bool], ...]  # (check, another verdict than the search's)
+    n: Counter[Any] = field(default_factory=Counter)
+    pairs: list[tuple[str, bool, bool]] = field(default_factory=list)
 
 
 def describe(records: Iterable[RouteRecord]) -> list[TaskStats]:
@@ -105,60 +104,50 @@ def describe(records: Iterable[RouteRecord]) -> list[TaskStats]:
 
     `InputError` when there are none or they are of several models.
     """
-    models, by_task = set[str](), dict[str, list[_Seen]]()
+    models, counts = set[str](), dict[str, _Counts]()
     for record in records:
         models.add(record.fingerprint)
-        by_task.setdefault(record.task, []).append(_seen(record))
+        for name in (record.task, POOLED):
+            _count(counts.setdefault(name, _Counts(len(record.routes[0]))), record)
     if len(models) != 1:
         names = ", ".join(sorted(models))
         raise InputError(f"got records of {len(models)} models ({names}), expected one: describe one model's records at a time")
-    rows = [_task(task, by_task[task]) for task in sorted(by_task)]
-    return rows if len(rows) == 1 else [*rows, _task(POOLED, [seen for task in sorted(by_task) for seen in by_task[task]])]
+    pooled = counts.pop(POOLED)
+    rows = [_stats(task, counts[task]) for task in sorted(counts)]
+    return rows if len(rows) == 1 else [*rows, _stats(POOLED, pooled)]
 
 
-def _seen(record: RouteRecord) -> _Seen:
-    counts = Counter(record.chosen or ())
+def _count(counts: _Counts, record: RouteRecord) -> None:
+    n = counts.n
+    if record.broken:
+        n["broken"] += 1
+        return
     checked = {(check.route, _run_of(check.check)) for check in record.checks}
-    base_checks = record.verified(record.routes[0])
-    return _Seen(
-        task=record.task,
-        n_layers=len(record.routes[0]),
-        broken=record.broken,
-        base_correct=record.base_correct,
-        improved=record.improved,
-        solved=record.solved,
-        control_solved=bool(record.control_solved) if record.control_routes else None,
-        actions=(counts[Action.SKIP], counts[Action.EXECUTE], counts[Action.REPEAT]) if record.chosen is not None else None,
-        n_routes=(len(record.routes), len(record.control_routes), len(checked)),
-        chosen_checks=tuple(record.verified(record.chosen).items()) if record.chosen is not None else (),
-        base_checks=tuple((name, correct != _base_verdict(record, name)) for name, correct in base_checks.items()),
-    )
+    n.update(visited=1, search_routes=len(record.routes), control_routes=len(record.control_routes), check_routes=len(checked))
+    n.update(kept=record.kept, improved=record.improved, wrong=not record.base_correct)
+    n.update(record.chosen or ())
+    if not record.base_correct and record.control_solved is not None:
+        counts.pairs.append((record.task, record.improved, record.control_solved))
+    if record.chosen is not None:
+        for name, correct in record.verified(record.chosen).items():
+            n.update({(name, "chosen"): 1, (name, "chosen_wrong"): not correct})
+    for name, correct in record.verified(record.routes[0]).items():
+        n.update({(name, "base"): 1, (name, "base_changed"): correct != _base_verdict(record, name)})
 
 
-def _task(name: str, every: Sequence[_Seen]) -> TaskStats:
-    records = [seen for seen in every if not seen.broken]
-    kept = [seen.actions for seen in records if seen.actions is not None]
-    skips, executes, repeats = (sum(actions[which] for actions in kept) for which in range(3))
-    wrong = [seen for seen in records if not seen.base_correct]
-    paired = [seen for seen in wrong if seen.control_solved is not None]
-    solved, by_control = [seen.solved for seen in paired], [bool(seen.control_solved) for seen in paired]
-    searched, controlled, checked = (sum(seen.n_routes[which] for seen in records) for which in range(3))
+def _stats(task: str, counts: _Counts) -> TaskStats:
+    n, checks = counts.n, sorted({key[0] for key in counts.n if isinstance(key, tuple)})
+    strata, solved, by_control = zip(*counts.pairs, strict=True) if counts.pairs else ((), (), ())
     return TaskStats(
-        task=name,
-        n_layers=every[0].n_layers,
-        visited=len(records),
-        kept=len(kept),
-        improved=sum(seen.improved for seen in records),
-        search_routes=searched,
-        control_routes=controlled,
-        check_routes=checked,
-        actions=(skips, executes, repeats),
-        mean_passes=(executes + 2 * repeats) / len(kept) if kept else 0.0,
-        search=_share(seen.solved for seen in wrong),
-        control=_share(by_control) if paired else None,
-        difference=paired_bootstrap(solved, by_control, strata=[seen.task for seen in paired]) if paired else None,
-        flips=_flips(records),
-        broken=len(every) - len(records),
+        task=task,
+        n_layers=counts.n_layers,
+        **{name: n[name] for name in ("visited", "kept", "improved", "search_routes", "control_routes", "check_routes", "broken")},
+        actions=(n[Action.SKIP], n[Action.EXECUTE], n[Action.REPEAT]),
+        mean_passes=(n[Action.EXECUTE] + 2 * n[Action.REPEAT]) / n["kept"] if n["kept"] else 0.0,
+        search=_share(n["improved"], n["wrong"]),
+        control=_share(sum(by_control), len(by_control)) if by_control else None,
+        difference=paired_bootstrap(solved, by_control, strata=strata) if by_control else None,
+        flips={name: Flips(**{item.name: n[name, item.name] for item in fields(Flips)}) for name in checks},
     )
 
 
@@ -167,23 +156,8 @@ def _run_of(check: str) -> str:
     return check if check.startswith("rotated") else check.partition(":")[0]
 
 
-def _share(verdicts: Iterable[bool]) -> Share:
-    values = list(verdicts)
-    return Share(sum(values), len(values), *wilson(sum(values), len(values)))
-
-
-def _flips(records: Sequence[_Seen]) -> dict[str, Flips]:
-    counts: dict[str, list[int]] = {}
-    for seen in records:
-        for name, correct in seen.chosen_checks:
-            row = counts.setdefault(name, [0] * 4)
-            row[0] += 1
-            row[1] += not correct
-        for name, changed in seen.base_checks:
-            row = counts.setdefault(name, [0] * 4)
-            row[2] += 1
-            row[3] += changed
-    return {name: Flips(*counts[name]) for name in sorted(counts)}
+def _share(n_right: int, n: int) -> Share:
+    return Share(n_right, n, *wilson(n_right, n))
 
 
 def _base_verdict(record: RouteRecord, check: str) -> bool:

@@ -24,7 +24,7 @@ TAKEN = (_SEARCH, _PATHS, _TRAIN, _EVALUATE, _HARNESS, _REPORT, _REPRODUCE, "che
 
 
 class RunFolder:
-    """A run folder: the `--out` of a search, evaluation or retrofit.
+    """A run folder: the `--out` of a search, evaluation or retrofit. Its methods give paths; those in the plural what is there, sorted.
 
     Attributes:
         root: the folder itself.
@@ -45,7 +45,6 @@ class RunFolder:
         self.reproduced = self.reproduction / "stages.json"
 
     def search(self, task: str) -> Path:
-        """A task's search records."""
         return self.searches / task
 
     def matrix(self, task: str, list_name: str = "") -> Path:
@@ -53,7 +52,6 @@ class RunFolder:
         return self.matrices / (f"{task}.{list_name}" if list_name else task)
 
     def policy(self, name: str) -> Path:
-        """A saved policy."""
         return self.root / name
 
     def training(self, policy: str) -> Path:
@@ -61,11 +59,9 @@ class RunFolder:
         return self.root / _TRAIN / policy
 
     def evaluation(self, split: str) -> Path:
-        """The comparison on one split."""
         return self.root / _EVALUATE / split
 
     def summary(self, split: str) -> Path:
-        """The summary of a comparison."""
         return self.evaluation(split) / SUMMARY_FILE
 
     def verdicts(self, split: str, method: str, task: str) -> Path:
@@ -77,19 +73,15 @@ class RunFolder:
         return self.root / _HARNESS / split / name
 
     def harness_summaries(self) -> list[Path]:
-        """The summaries of all comparisons in lm-evaluation-harness."""
         return sorted(self.root.glob(f"{_HARNESS}/*/*/{SUMMARY_FILE}"))
 
     def policies(self) -> list[Path]:
-        """The folders of all saved policies, by name."""
         return [path.parent for path in sorted(self.root.glob(f"*/{CONFIG_FILE}"))]
 
     def metrics(self) -> list[Path]:
-        """The metrics of all trainings, by name."""
         return sorted(self.root.glob(f"{_TRAIN}/*/{METRICS_FILE}"))
 
     def summaries(self) -> list[Path]:
-        """The summaries of all comparisons, by split."""
         return sorted(self.root.glob(f"{_EVALUATE}/*/{SUMMARY_FILE}"))
 
     def all_verdicts(self) -> dict[tuple[str, str, str], Path]:

@@ -92,7 +92,7 @@ class Manifest(Stored):
     def parts(self) -> list[MergedPart]:
         """What it was merged from; one that was not merged is its own part."""
         names = ("source", "data", "model", "questions", "ids")
-        return self.merged or [MergedPart.of({name: getattr(self, name) for name in names if name not in (self.absent or ())})]
+        return self.merged or [MergedPart.of({name: value for name, value in self.to_json().items() if name in names})]
 
 
 def check_manifest(folder: Path, manifest: Manifest) -> None:

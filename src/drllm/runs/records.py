@@ -120,16 +120,6 @@ class RouteRecord:
             raise InputError(f"record {self.id!r} of {self.task}: split is {self.split!r}, expected one of {', '.join(RECORD_SPLITS)}")
 
     @property
-    def base_acc(self) -> bool | None:
-        """The base's verdict by raw log-likelihood; None for generated rewards."""
-        return self.acc[0]
-
-    @property
-    def base_acc_norm(self) -> bool | None:
-        """The base's verdict by length-normalised log-likelihood; None for generated rewards."""
-        return self.acc_norm[0]
-
-    @property
     def kept(self) -> bool:
         """Some route was right, so the record can teach one (section 4: paths that preserve or improve the verdict)."""
         return self.chosen is not None
@@ -138,11 +128,6 @@ class RouteRecord:
     def improved(self) -> bool:
         """The base was wrong and the kept route is right."""
         return not self.base_correct and self.chosen is not None
-
-    @property
-    def solved(self) -> bool:
-        """The search solved what the base gets wrong; another word for `improved`, beside `control_solved`."""
-        return self.improved
 
     @property
     def control_solved(self) -> bool | None:
@@ -161,12 +146,6 @@ class RouteRecord:
     def verified(self, route: Route) -> dict[str, bool]:
         """The verdicts of a route's checks by name; empty when it was never checked."""
         return {check.check: check.correct for check in self.checks if check.route == route}
-
-    @property
-    def holds(self) -> bool | None:
-        """Whether the kept route is right in every check; None when no route was kept, or it was never checked."""
-        verdicts = {} if self.chosen is None else self.verified(self.chosen)
-        return all(verdicts.values()) if verdicts else None
 
 
 def shard_path(folder: Path, index: int) -> Path:

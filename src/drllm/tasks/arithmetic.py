@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from drllm.core.errors import InputError
 from drllm.tasks.base import Example, Task
@@ -13,21 +12,12 @@ LIBRARY = "reasoning-gym"
 DRAWS = 3000  # of a level; equal ones are one question, so that the first levels have fewer
 
 
-@dataclass(frozen=True)
-class Level:
-    """Attributes: kind: reasoning-gym's name; terms, digits: of each question."""
-
-    kind: str
-    terms: int
-    digits: int
-
-
-LEVELS = {
-    "arith-1": Level("products", 2, 1),
-    "arith-2": Level("chain_sum", 2, 1),
-    "arith-3": Level("chain_sum", 3, 1),
-    "arith-4": Level("chain_sum", 2, 2),
-    "arith-5": Level("chain_sum", 2, 3),
+LEVELS = {  # reasoning-gym's name of the kind; terms, and digits of each, in a question
+    "arith-1": ("products", 2, 1),
+    "arith-2": ("chain_sum", 2, 1),
+    "arith-3": ("chain_sum", 3, 1),
+    "arith-4": ("chain_sum", 2, 2),
+    "arith-5": ("chain_sum", 2, 3),
 }
 
 
@@ -54,9 +44,8 @@ def _draws(name: str) -> Iterator[tuple[str, str]]:
         import reasoning_gym
     except ImportError as error:
         raise InputError(f"{LIBRARY} does not load ({error}): run `pip install --force-reinstall {LIBRARY}`") from None
-    level = LEVELS[name]
-    size = {"min_terms": level.terms, "max_terms": level.terms, "min_digits": level.digits, "max_digits": level.digits}
-    draws = reasoning_gym.create_dataset(level.kind, seed=0, size=DRAWS, **size)
-    for place in range(DRAWS):
-        row = draws[place]
+    kind, terms, digits = LEVELS[name]
+    size = {"min_terms": terms, "max_terms": terms, "min_digits": digits, "max_digits": digits}
+    draws = reasoning_gym.create_dataset(kind, seed=0, size=DRAWS, **size)
+    for row in (draws[place] for place in range(DRAWS)):
         yield f"What is {row['metadata']['expression']}?", row["answer"]

@@ -16,6 +16,8 @@ from drllm.tasks.grading import boxed_matches, letter_choice, letter_settled, nu
 
 Kind = Literal["choice", "math"]
 _SECOND_TEMPLATE, _SECOND_LETTERED = "Q: {question}\nA:", "Q: {question}\n{options}\nA:"
+_LETTERED = "{question}\n{options}\nAnswer:"
+_OF_A_SUBJECT = "The following are multiple choice questions (with answers) about {subject}.\n"
 LETTERS = string.ascii_uppercase
 
 
@@ -164,32 +166,12 @@ _TASKS = {
     for task in (
         Task("arc_easy", "choice", "loglik", "ARC-Easy: grade-school science, 3 to 5 choices"),
         Task("arc_challenge", "choice", "loglik", "ARC-Challenge: harder grade-school science, 3 to 5 choices"),
-        Task("openbookqa", "choice", "loglik", "OpenBookQA: elementary science, 4 choices", loglik_template="{question}"),
+        Task("openbookqa", "choice", "loglik", "OpenBookQA: elementary science, 4 choices", "{question}"),
         Task("piqa", "choice", "loglik", "PIQA: physical common sense, 2 choices"),
         Task("sciq", "choice", "loglik", "SciQ: science exam questions under a passage, 4 choices", has_passage=True),
-        Task(
-            "boolq",
-            "choice",
-            "loglik",
-            "BoolQ: yes or no under a passage",
-            loglik_template="Question: {question}?\nAnswer:",
-            has_titles=True,
-        ),
-        Task(
-            "commonsenseqa",
-            "choice",
-            "loglik",
-            "CommonsenseQA: everyday concepts, 5 choices",
-            loglik_template="Question: {question}\n{options}\nAnswer:",
-        ),
-        Task(
-            "mmlu",
-            "choice",
-            "loglik",
-            "MMLU: 57 subjects, 4 choices",
-            loglik_template="{question}\n{options}\nAnswer:",
-            description="The following are multiple choice questions (with answers) about {subject}.\n",
-        ),
+        Task("boolq", "choice", "loglik", "BoolQ: yes or no under a passage", "Question: {question}?\nAnswer:", has_titles=True),
+        Task("commonsenseqa", "choice", "loglik", "CommonsenseQA: everyday concepts, 5 choices", f"Question: {_LETTERED}"),
+        Task("mmlu", "choice", "loglik", "MMLU: 57 subjects, 4 choices", _LETTERED, description=_OF_A_SUBJECT),
         Task("gsm8k", "math", "boxed", "GSM8K: grade-school word problems, a number as answer"),
         *(_dart(level) for level in range(1, 6)),
         _arith(1, "products of two digits", "3 * 4 = 12, 7 * 2 = 14, 5 * 9 = 45, 8 * 6 = 48"),

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from typing import TextIO, cast
 
 from drllm.core.errors import DrllmError, InputError
@@ -151,21 +152,13 @@ class MathChecker:
         self._release()
         command = [sys.executable, "-P", "-W", "ignore", str(Path(__file__).with_name("math_worker.py"))]
         # A session of its own: Ctrl-C reaches this process alone, the helper ends when its input does.
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-            start_new_session=True,
-        )
+        process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, encoding="utf-8", start_new_session=True)
         self.process = process
         hello = _pipes(process)[1].readline().strip()
         if hello != "ready":
             self._release()
-            raise InputError(
-                f"math-verify does not load ({hello or 'no reason given'}), answers in boxes and numbers need it: pip install math-verify"
-            )
+            why = hello or "no reason given"
+            raise InputError(f"math-verify does not load ({why}), answers in boxes and numbers need it: pip install math-verify")
         return process
 
     def _release(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from drllm.core.errors import InputError, network_errors
@@ -17,34 +16,24 @@ class HubUnavailable(Exception):
     """The `datasets` library is missing or the Hub does not answer; the message says which."""
 
 
-@dataclass(frozen=True)
-class _Set:
-    """A dataset on the Hub, and its parts with public answers."""
-
-    repo: str
-    config: str | None
-    parts: tuple[str, ...]
-
-
 def hub_rows(task: Task, dropped: Counter[str]) -> tuple[str, list[Example]]:
     """Label of the source and all rows of the task. Raises HubUnavailable, or InputError for rows of an unexpected layout."""
-    wanted = _SETS["dart" if task.level else task.name]
+    repo, config, parts = _SETS["dart" if task.level else task.name]
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
         raise HubUnavailable("the datasets library is not installed") from None
     try:
-        loaded = datasets.load_dataset(wanted.repo, wanted.config)
+        loaded = datasets.load_dataset(repo, config)
     except (*network_errors(), datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         line = (str(error).splitlines() or [""])[0][:200]
-        raise HubUnavailable(f"{wanted.repo} could not be loaded: {type(error).__name__}: {line}") from error
-    label = wanted.repo if wanted.config is None else f"{wanted.repo} {wanted.config}"
+        raise HubUnavailable(f"{repo} could not be loaded: {type(error).__name__}: {line}") from error
+    label = repo if config is None else f"{repo} {config}"
     try:
-        rows = list(_dart(task, loaded["train"], dropped) if task.level else _rows(task, loaded, wanted.parts))
+        rows = list(_dart(task, loaded["train"], dropped) if task.level else _rows(task, loaded, parts))
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"Hub data set {label} has an unexpected layout ({type(error).__name__}: {error}): give --data FILE.jsonl instead"
-        ) from error
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(f"Hub data set {label} has an unexpected layout ({what}): give --data FILE.jsonl instead") from error
     return f"Hub {label}", rows
 
 
@@ -67,16 +56,16 @@ def _dart(task: Task, pool: Any, dropped: Counter[str]) -> Iterator[Example]:
 
 
 _ALL = ("train", "validation", "test")
-_SETS = {
-    "arc_easy": _Set("allenai/ai2_arc", "ARC-Easy", _ALL),
-    "arc_challenge": _Set("allenai/ai2_arc", "ARC-Challenge", _ALL),
-    "openbookqa": _Set("allenai/openbookqa", "main", _ALL),
+_SETS: dict[str, tuple[str, str | None, tuple[str, ...]]] = {  # on the Hub: repository, configuration, parts with public answers
+    "arc_easy": ("allenai/ai2_arc", "ARC-Easy", _ALL),
+    "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", _ALL),
+    "openbookqa": ("allenai/openbookqa", "main", _ALL),
     # ybisk/piqa is a loading script, which datasets 4 refuses; this is lm-eval's parquet mirror.
-    "piqa": _Set("baber/piqa", None, ("train", "validation")),
-    "sciq": _Set("allenai/sciq", None, _ALL),
-    "boolq": _Set("google/boolq", None, ("train", "validation")),
-    "commonsenseqa": _Set("tau/commonsense_qa", None, ("train", "validation")),
-    "mmlu": _Set("cais/mmlu", "all", ("validation", "test")),
-    "gsm8k": _Set("openai/gsm8k", "main", ("train", "test")),
-    "dart": _Set("hkust-nlp/dart-math-pool-math", None, ("train",)),
+    "piqa": ("baber/piqa", None, ("train", "validation")),
+    "sciq": ("allenai/sciq", None, _ALL),
+    "boolq": ("google/boolq", None, ("train", "validation")),
+    "commonsenseqa": ("tau/commonsense_qa", None, ("train", "validation")),
+    "mmlu": ("cais/mmlu", "all", ("validation", "test")),
+    "gsm8k": ("openai/gsm8k", "main", ("train", "test")),
+    "dart": ("hkust-nlp/dart-math-pool-math", None, ("train",)),
 }

@@ -50,9 +50,8 @@ class LoadedTask:
         rows = self.examples[split]
         if not rows:
             have = ", ".join(f"{name} {len(self.examples[name])}" for name in SPLITS)
-            raise InputError(
-                f"{self.task.name} has no questions in split {split} ({self.source}: {have}): pass --data FILE.jsonl with more rows"
-            )
+            name = self.task.name
+            raise InputError(f"{name} has no questions in split {split} ({self.source}: {have}): pass --data FILE.jsonl with more rows")
         return rows[:limit] if limit else list(rows)
 
 
