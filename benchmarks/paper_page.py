@@ -52,7 +52,7 @@ class Kept(Bench):
             if isinstance(stage, Evaluate):
                 found = self._summary(stage)
             elif isinstance(stage, Clock):
-                found = json.loads((self.setup.out / KEPT_FILE).read_text())[stage.kind]["result"]
+                found = json.loads((self.setup.out / KEPT_FILE).read_text())[stage.name]["result"]
             self.results[stage] = found
         return self.results[stage]
 

@@ -28,8 +28,9 @@ from drllm.core.config import ReproduceConfig, Resources
 from drllm.core.route import Route
 from drllm.evaluation.fit import under_policy
 from drllm.methods.base import get_method, method_names
-from drllm.paper import exhibits, published, tables
-from drllm.paper.exhibits import Claim, Difference, above_all, against, in_domain, train_routers, weighed
+from drllm.paper import claims, published, tables
+from drllm.paper.claims import Claim, Difference, above_all, against, weighed
+from drllm.paper.exhibits import in_domain, train_routers
 from drllm.paper.figures import CONTROL, WINDOWS
 from drllm.paper.rivals import BUDGET, BUDGETED
 from drllm.paper.run import EXHIBITS, dry_run, reproduce, stages_of, wanted_exhibits
@@ -512,7 +513,7 @@ def test_a_claim_says_what_is_left_without_tasks_of_few_questions(monkeypatch, t
     def rows(bench, stage, method, task):
         return [{"id": n, "correct": right} for n, right in enumerate(verdicts[method, task])]
 
-    monkeypatch.setattr(exhibits, "answers", rows)
+    monkeypatch.setattr(claims, "answers", rows)
     stage: Any = SimpleNamespace(tasks=("small", "a", "b"))
     bench: Any = None
     found = against(bench, stage, "mine", "other")

@@ -16,7 +16,6 @@ from drllm.core.files import write_json
 
 
 def run(job: Job) -> Lines:
-    """One table of differences from the first method."""
     from drllm.evaluation.harness.compare import compare, read_scores, render
 
     folders = {}
@@ -35,10 +34,9 @@ def run(job: Job) -> Lines:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "folders", nargs="+", metavar="NAME=FOLDER", help="sample logs of lm-evaluation-harness; the first is the reference"
-    )
-    parser.add_argument("--out", metavar="FILE.json", help="write the rows there too")
-    parser.add_argument("--resamples", type=int, default=10_000, metavar="N", help="bootstrap resamples (default: 10000)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
+    add = parser.add_argument
+    add("folders", nargs="+", metavar="NAME=FOLDER", help="sample logs of lm-evaluation-harness; the first is the reference")
+    add("--out", metavar="FILE.json", help="write the rows there too")
+    add("--resamples", type=int, default=10_000, metavar="N", help="bootstrap resamples (default: 10000)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the bootstrap (default: 0)")
     add_common(parser)

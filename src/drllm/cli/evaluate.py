@@ -21,7 +21,6 @@ from drllm.runs.names import check_methods, owner_of
 
 
 def run(job: Job) -> Lines:
-    """Compare, and say for each policy whether it helps."""
     out, config, methods = Path(job.need("out")), job.config("evaluate"), job.common.methods
     if job.arguments.harness or job.arguments.harness_args:
         yield from _run_harness(job, out, config)

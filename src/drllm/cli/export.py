@@ -14,7 +14,6 @@ from drllm.core.errors import InputError
 
 
 def run(job: Job) -> Lines:
-    """Write the checkpoint, and say what it weighs and how near it is to the routed model."""
     arguments, out = job.arguments, job.need("out")
     if arguments.route is not None and arguments.policy is not None:
         raise InputError("got both --route and --policy: an export has one route, leave one of them out")

@@ -25,7 +25,6 @@ BATCH = 8  # prompts generated together
 
 
 def run(job: Job) -> Lines:
-    """Each answer, its route and its passes."""
     arguments = job.arguments
     check_length(arguments)
     if arguments.route is not None and arguments.policy is not None:
@@ -56,28 +55,22 @@ def run(job: Job) -> Lines:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_prompt_flags(parser, n_tokens=64)
     parser.add_argument("--route", metavar="1102...", help="one digit a block: 0 skip, 1 execute, 2 repeat")
-    parser.add_argument(
-        "--epsilon",
-        type=number,
-        metavar="X",
-        help="refuse a policy that is not guaranteed (`drllm train --calibrate`) to lose at most this accuracy",
-    )
+    promised = "refuse a policy that is not guaranteed (`drllm train --calibrate`) to lose at most this accuracy"
+    parser.add_argument("--epsilon", type=number, metavar="X", help=promised)
     add_common(parser, "model", "dtype", "device")
 
 
 def add_prompt_flags(parser: argparse.ArgumentParser, n_tokens: int) -> None:
     """The flags of commands that show prompts to a policy; `n_tokens` is the longest answer unless one is given."""
-    parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="a prompt; without any, one a line from --file or standard input")
-    parser.add_argument("--policy", metavar="FOLDER", help="a saved policy; it knows its own model, which --model can override")
-    parser.add_argument(
-        "--control", type=number, metavar="P", help="the control of routers (appendix C), from -1 (skip) to 1 (repeat); -0.5 is as trained"
-    )
-    parser.add_argument("--chat", action="store_true", help="put each prompt into the chat template as the user's message")
-    parser.add_argument("--any-format", action="store_true", help="use the policy even on a prompt format it was not trained on")
-    parser.add_argument("--file", metavar="FILE", help="a text file with one prompt a line")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=n_tokens, metavar="N", help=f"longest answer, in tokens (default: {n_tokens})"
-    )
+    add = parser.add_argument
+    add("prompt", nargs="*", metavar="PROMPT", help="a prompt; without any, one a line from --file or standard input")
+    add("--policy", metavar="FOLDER", help="a saved policy; it knows its own model, which --model can override")
+    control = "the control of routers (appendix C), from -1 (skip) to 1 (repeat); -0.5 is as trained"
+    add("--control", type=number, metavar="P", help=control)
+    add("--chat", action="store_true", help="put each prompt into the chat template as the user's message")
+    add("--any-format", action="store_true", help="use the policy even on a prompt format it was not trained on")
+    add("--file", metavar="FILE", help="a text file with one prompt a line")
+    add("--max-new-tokens", type=int, default=n_tokens, metavar="N", help=f"longest answer, in tokens (default: {n_tokens})")
 
 
 def check_length(arguments: argparse.Namespace) -> None:
@@ -110,9 +103,8 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
             text = Path(arguments.file).read_bytes() if arguments.file else _stdin()
             prompts = [line for line in text.decode("utf-8").splitlines() if line.strip()]
         except OSError as error:
-            raise InputError(
-                f"cannot read {arguments.file!r} ({error.strerror}): --file expects a text file with one prompt a line"
-            ) from None
+            why = f"cannot read {arguments.file!r} ({error.strerror})"
+            raise InputError(f"{why}: --file expects a text file with one prompt a line") from None
         except UnicodeDecodeError as error:
             raise InputError(f"{arguments.file or 'standard input'} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
     if not prompts:
@@ -126,6 +118,4 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
 
 
 def _stdin() -> bytes:
-    if sys.stdin is None or sys.stdin.isatty():
-        return b""
-    return sys.stdin.buffer.read()
+    return b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()

@@ -14,7 +14,6 @@ from drllm.cli.options import add_common
 
 
 def run(job: Job) -> Lines:
-    """The card, once the files are found whole."""
     from drllm.policies.card import CARD_FILE
     from drllm.policies.saved import open_policy
     from drllm.runs.card_facts import card_facts

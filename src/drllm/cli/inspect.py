@@ -20,7 +20,6 @@ from drllm.core.errors import InputError
 
 
 def run(job: Job) -> Lines:
-    """One page of tables, coloured on a terminal."""
     arguments = job.arguments
     check_length(arguments)
     if arguments.policy is None:

@@ -111,13 +111,8 @@ def _lines(arguments: list[str]) -> Lines:
 def make_parser(name: str, arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The parser of one command; some have other flags by what stands among the arguments."""
     about, example = help_of(name)
-    parser = _Parser(
-        prog=f"drllm {name}",
-        description=about,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    form, example = argparse.RawDescriptionHelpFormatter, f"example:\n  {example}"
+    parser = _Parser(f"drllm {name}", description=about, epilog=example, formatter_class=form, allow_abbrev=False)
     COMMANDS[name].add_flags(parser)
     if name == "train":
         train.add_method_flags(parser, arguments)

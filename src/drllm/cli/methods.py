@@ -14,7 +14,6 @@ from drllm.methods.base import get_method, method_names
 
 
 def run(job: Job) -> Lines:
-    """Two lines a method."""
     for name in method_names():
         method = get_method(name)
         yield f"{name:16} {method.about}"

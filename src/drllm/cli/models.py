@@ -13,7 +13,6 @@ from drllm.cli.options import add_common
 
 
 def run(job: Job) -> Lines:
-    """The aliases, with where their weights are, and the families."""
     from drllm.model.families import FAMILIES
     from drllm.model.load import HUB_ALIASES
     from drllm.model.packages import PACKAGED

@@ -14,7 +14,6 @@ from drllm.cli.options import add_common
 
 
 def run(job: Job) -> Lines:
-    """Upload, and say where it is."""
     from drllm.policies.saved import open_folder
     from drllm.runs.card_facts import card_facts
 

@@ -19,7 +19,6 @@ ACTIONS = ("info", "merge", "export")
 
 
 def run(job: Job) -> Lines:
-    """Look, merge or export."""
     arguments = job.arguments
     action, folders = arguments.action, [Path(folder) for folder in arguments.folders]
     if action not in ACTIONS:

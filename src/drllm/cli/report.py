@@ -14,7 +14,6 @@ from drllm.core.errors import InputError
 
 
 def run(job: Job) -> Lines:
-    """Write the page, and say where it is."""
     given = job.arguments.run
     if given and job.common.out:
         raise InputError(f"the run folder was given twice, {given!r} and --out {job.common.out!r}: give one")

@@ -16,7 +16,6 @@ from drllm.cli.options import add_common, add_section
 
 
 def run(job: Job) -> Lines:
-    """Print the page; with --dry-run, what it would cost."""
     from drllm.paper.run import dry_run, reproduce, wanted_exhibits
     from drllm.paper.setup import TASKS, Setup, changed_flags
     from drllm.reporting.drawing import need_extras

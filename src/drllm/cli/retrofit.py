@@ -17,7 +17,6 @@ SECTIONS = ("search", "resources", "gate", "evaluate", "static", "routers")
 
 
 def run(job: Job) -> Lines:
-    """The whole run; finished stages are skipped."""
     out, tasks = job.need("out"), job.tasks()
     configs = {section: job.config(section, f"{section}_") for section in SECTIONS}
     model = job.need("model")
@@ -40,7 +39,6 @@ def run(job: Job) -> Lines:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Every flag of every stage, with the section's name before it."""
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
     for section in SECTIONS:
         add_section(parser, section, prefix=f"{section}_")

@@ -17,7 +17,6 @@ from drllm.cli.records import sweeps
 
 
 def run(job: Job) -> Lines:
-    """Search; the same command resumes."""
     out, tasks, config, resources = job.need("out"), job.tasks(), job.config("search"), job.config("resources")
     model = job.need("model")
     from drllm.runs.label_stats import describe, render
@@ -42,6 +41,5 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_section(parser, "search")
     add_section(parser, "resources", about="where and how it runs; no record depends on them")
     parser.add_argument("--paths", metavar="FILE", help="evaluate the routes of a file, one a line, on every question instead of searching")
-    parser.add_argument(
-        "--list", metavar="NAME", default="", help="name of that list; needed to add routes to a run that has a list already"
-    )
+    named = "name of that list; needed to add routes to a run that has a list already"
+    parser.add_argument("--list", metavar="NAME", default="", help=named)

@@ -28,7 +28,6 @@ MODES = {
 
 
 def run(job: Job) -> Lines:
-    """Check everything that can be checked, then become the server."""
     arguments = job.arguments
     base = arguments.base or job.common.model
     check_flags(arguments, base)
@@ -62,9 +61,8 @@ def run(job: Job) -> Lines:
         raise InputError(f"--max-model-len is {context}, the model's context is {limit} tokens")
     name = arguments.name or Path(routed.base_id).name
     dtype, device = str(routed.model.dtype).removeprefix("torch."), routed.device.type
-    server = launching.Server(
-        checkpoint, arch, name, dtype, device, arguments.host, arguments.port, context, arguments.eager, arguments.api_key, extra
-    )
+    where = arguments.host, arguments.port
+    server = launching.Server(checkpoint, arch, name, dtype, device, *where, context, arguments.eager, arguments.api_key, extra)
     started = launching.launch(spec, server)
     del routed
     yield f"serving {name}: {f'one route, {spec.route}' if spec.mode == 'static' else MODES[spec.mode]}"

@@ -15,7 +15,6 @@ from drllm.cli.options import add_common
 
 
 def run(job: Job) -> Lines:
-    """Two lines a task."""
     from drllm.tasks import TASK_NAMES, get_task
 
     for name in TASK_NAMES:

@@ -22,7 +22,6 @@ DEFAULT = "routers"
 
 
 def run(job: Job) -> Lines:
-    """Train, save, and, where it was asked for, test the guarantee."""
     out, method = Path(job.need("out")), get_method(job.arguments.method)
     config, guarantee = job.config(job.arguments.method), job.config("gate")
     if job.arguments.name:
@@ -38,26 +37,18 @@ def run(job: Job) -> Lines:
         found = read_config(folder).guarantee
         assert found is not None, "a calibrated policy is saved with its guarantee"
         for row in found["tested"]:
-            yield (
-                f"point {row['point']}: {100 * row['difference']:+.1f} points, {row['mean_passes']:.2f} passes, p {row['p']:.4f}, "
-                f"{'passed' if row['passed'] else 'failed'}"
-            )
+            measured = f"{100 * row['difference']:+.1f} points, {row['mean_passes']:.2f} passes, p {row['p']:.4f}"
+            yield f"point {row['point']}: {measured}, {'passed' if row['passed'] else 'failed'}"
         yield f"guarantee: {found['sentence']}"
     yield f"policy: {folder}"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that every method has."""
     add_common(parser, "model", "dtype", "device", "tasks", "out")
-    parser.add_argument(
-        "--method",
-        default=DEFAULT,
-        metavar="NAME",
-        help=f"how to train, see `drllm methods`; each has flags of its own (default: {DEFAULT})",
-    )
-    parser.add_argument(
-        "--name", default="", help="what to call the policy, to keep several of one method in a run (default: the method's name)"
-    )
+    how = f"how to train, see `drllm methods`; each has flags of its own (default: {DEFAULT})"
+    parser.add_argument("--method", default=DEFAULT, metavar="NAME", help=how)
+    called = "what to call the policy, to keep several of one method in a run (default: the method's name)"
+    parser.add_argument("--name", default="", help=called)
     add_section(parser, "gate", about="a guarantee of the policy's accuracy")
 
 

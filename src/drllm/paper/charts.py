@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from drllm.reporting.chart import Axis, Bars, Boxes, Chart, Curve, Level, number
+from drllm.reporting.chart import Axis, Bars, Boxes, Chart, Curve, Level, Mark, number
 
 BINS = 20
 SHARE = "share of decisions, log scale"
@@ -25,42 +25,27 @@ class Point:
     high: float | None = None
 
 
-def curves(
-    name: str, title: str, caption: str, axes: tuple[Axis, str], series: Mapping[str, Sequence[Point]], base: float | None = None
-) -> Chart:
+Series = Mapping[str, Sequence[Point]]
+
+
+def curves(name: str, title: str, caption: str, axes: tuple[Axis, str], series: Series, base: float | None = None) -> Chart:
     """Curves of points with their intervals; names on the x axis stand in the order given.
 
-    Args:
-        axes: the x axis, and the label of the y axis.
-        base: what the base has, a dotted line across.
+    Args: axes: the x axis, and the label of the y axis; base: what the base has, a dotted line across.
     """
     x, y = axes
     names = list(dict.fromkeys(point.x for points in series.values() for point in points))
     is_named = any(isinstance(found, str) for found in names)
-    marks = [_curve(label, points, index) for index, (label, points) in enumerate(series.items())]
-    return Chart(
-        name=name,
-        title=title,
-        caption=caption,
-        header=("series", "x", "y", "low", "high"),
-        rows=tuple(
-            (label, *map(_shown, (point.x, point.y, point.low, point.high))) for label, points in series.items() for point in points
-        ),
-        marks=(*marks, *([] if base is None else [Level(y=base)])),
-        x=replace(x, kind="category" if is_named else "linear", names=[str(found) for found in names] if is_named else ()),
-        ys=(Axis(y),),
-        legend=4 if len(series) > 1 else None,
-    )
+    rows = tuple((label, *map(_shown, astuple(point))) for label, points in series.items() for point in points)
+    marks: list[Mark] = [_curve(label, points, index) for index, (label, points) in enumerate(series.items())]
+    marks += [] if base is None else [Level(y=base)]
+    x = replace(x, kind="category", names=list(map(str, names))) if is_named else replace(x, kind="linear")
+    legend = 4 if len(series) > 1 else None
+    return Chart(name, title, caption, ("series", "x", "y", "low", "high"), rows, tuple(marks), x, (Axis(y),), legend=legend)
 
 
 def stacked(
-    name: str,
-    title: str,
-    caption: str,
-    x: str,
-    panels: Mapping[str, Mapping[str, Sequence[Point]]],
-    header: Sequence[str],
-    rows: Sequence[Sequence[Any]],
+    name: str, title: str, caption: str, x: str, panels: Mapping[str, Series], header: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> Chart:
     """Two panels by the name of their y axis, one above the other over the same x; a series has one colour in both. `rows`: of the CSV."""
     names = list(dict.fromkeys(label for series in panels.values() for label in series))
@@ -86,24 +71,13 @@ def histogram(name: str, title: str, caption: str, x: str, series: Mapping[str, 
     shares = {label: np.histogram(values, edges)[0] / max(len(values), 1) for label, values in series.items()}
     hover = f"%{{fullData.name}}, %{{x:.3f}} +- {1 / (2 * BINS):.3f}: %{{y:.4f}}"
     centres, width = ((edges[:-1] + edges[1:]) / 2).tolist(), 0.8 / BINS / len(series)
-    return Chart(
-        name=name,
-        title=title,
-        caption=caption,
-        header=("series", "from", "to", "share"),
-        rows=tuple(
-            (label, number(low), number(high), number(share))
-            for label, found in shares.items()
-            for low, high, share in zip(edges[:-1], edges[1:], found, strict=True)
-        ),
-        marks=tuple(
-            Bars(name=label, index=index, xs=centres, heights=found.tolist(), width=width, hover=hover)
-            for index, (label, found) in enumerate(shares.items())
-        ),
-        x=Axis(x),
-        ys=(Axis(SHARE, limits=(1e-4, 1.2), decades=(-4, 0.1), is_log=True),),
-        legend=0,
+    rows = tuple((label, *map(number, ends)) for label, found in shares.items() for ends in zip(edges[:-1], edges[1:], found, strict=True))
+    marks = tuple(
+        Bars(name=label, index=index, xs=centres, heights=found.tolist(), width=width, hover=hover)
+        for index, (label, found) in enumerate(shares.items())
     )
+    y = Axis(SHARE, limits=(1e-4, 1.2), decades=(-4, 0.1), is_log=True)
+    return Chart(name, title, caption, ("series", "from", "to", "share"), rows, marks, Axis(x), (y,), legend=0)
 
 
 def boxes(name: str, title: str, caption: str, y: str, groups: Mapping[str, Mapping[str, Sequence[float]]]) -> Chart:
@@ -112,17 +86,11 @@ def boxes(name: str, title: str, caption: str, y: str, groups: Mapping[str, Mapp
         label: {category: np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist() for category, values in by_category.items()}
         for label, by_category in groups.items()
     }
-    return Chart(
-        name=name,
-        title=title,
-        caption=caption,
-        header=("series", "category", "p5", "q1", "median", "q3", "p95"),
-        rows=tuple((label, category, *map(number, values)) for label, found in quantiles.items() for category, values in found.items()),
-        marks=tuple(Boxes(name=label, index=index, quantiles=found) for index, (label, found) in enumerate(quantiles.items())),
-        x=Axis(names=list(dict.fromkeys(category for found in quantiles.values() for category in found))),
-        ys=(Axis(y),),
-        legend=4,
-    )
+    rows = tuple((label, category, *map(number, values)) for label, found in quantiles.items() for category, values in found.items())
+    marks = tuple(Boxes(name=label, index=index, quantiles=found) for index, (label, found) in enumerate(quantiles.items()))
+    categories = list(dict.fromkeys(category for found in quantiles.values() for category in found))
+    header = ("series", "category", "p5", "q1", "median", "q3", "p95")
+    return Chart(name, title, caption, header, rows, marks, Axis(names=categories), (Axis(y),), legend=4)
 
 
 def usage(name: str, title: str, caption: str, means: Mapping[str, Sequence[float]]) -> Chart:

@@ -7,7 +7,7 @@ figure is the geometric mean of the rounds' ratios, with the t interval of their
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,11 @@ from drllm.tasks import load_task
 PLAIN = 8  # questions of a task whose plain forward is timed
 WARM_TOKENS = 4
 
+Prompts = Sequence[Sequence[int]]  # token ids
+
 
 def throughput(
-    routed: RoutedModel, policy: Policy, prompts: Sequence[Sequence[int]], batches: Sequence[int], n_tokens: int, rounds: int
+    routed: RoutedModel, policy: Policy, prompts: Prompts, batches: Sequence[int], n_tokens: int, rounds: int
 ) -> list[dict[str, float]]:
     """One row a batch size: seconds and tokens a second of the base and of the policy, and the ratio of their seconds.
 
@@ -41,18 +43,16 @@ def throughput(
     rows = []
     with Progress("throughput", len(batches) * rounds) as progress:
         for size in batches:
-            found = _in_turn(routed, policy, prompts, size, n_tokens, rounds, lambda: progress.advance(1))
+            found = _in_turn(routed, policy, prompts, size, n_tokens, rounds, progress)
             made = size * found["tokens"]
             rows.append({"batch": size} | {f"{side}_tokens_s": made / found[side] for side in ("base", "routed")} | found)
     return rows
 
 
-def latency(
-    routed: RoutedModel, policy: Policy, prompts: Sequence[Sequence[int]], batches: Sequence[int], n_tokens: int, rounds: int
-) -> dict[str, float]:
+def latency(routed: RoutedModel, policy: Policy, prompts: Prompts, batches: Sequence[int], n_tokens: int, rounds: int) -> dict[str, float]:
     """Seconds of long answers to one prompt each, by the base and by the policy, and those that the policy takes to decide."""
     with Progress("latency", rounds) as progress:
-        found = _in_turn(routed, policy, prompts, batches[0], n_tokens, rounds, lambda: progress.advance(1))
+        found = _in_turn(routed, policy, prompts, batches[0], n_tokens, rounds, progress)
     timed = TimedPolicy(policy)  # apart: its own clock would slow what is measured
     for round_ in range(rounds + 1):
         ids_BT, mask_BT = _batch(routed, prompts, round_, 1)
@@ -88,13 +88,7 @@ def plain_ms(routed: RoutedModel, tasks: Sequence[str], reward: Any, data: str |
 
 
 def _in_turn(
-    routed: RoutedModel,
-    policy: Policy,
-    prompts: Sequence[Sequence[int]],
-    size: int,
-    n_tokens: int,
-    rounds: int,
-    advance: Callable[[], None],
+    routed: RoutedModel, policy: Policy, prompts: Prompts, size: int, n_tokens: int, rounds: int, progress: Progress
 ) -> dict[str, float]:
     """Median seconds of the base and of the policy, their ratio with its 95 % interval, the passes of the policy's routes, and the tokens.
 
@@ -116,17 +110,16 @@ def _in_turn(
             spent, outputs = _generate(routed, chosen, ids_BT, mask_BT, n_tokens)
             seconds[side].append(spent)
             passes += [output.route.n_passes for output in outputs] if side == "routed" else []
-        advance()
+        progress.advance(1)
     logs = np.log(np.array(seconds["routed"]) / np.array(seconds["base"]))
     half = float(stats.t.ppf(0.975, rounds - 1) * logs.std(ddof=1) / rounds**0.5)
     low, middle, high = (float(np.exp(logs.mean() + shift)) for shift in (-half, 0.0, half))
     ratio = {"ratio": middle, "ratio_low": low, "ratio_high": high}
-    return (
-        {side: float(np.median(found)) for side, found in seconds.items()} | ratio | {"passes": float(np.mean(passes)), "tokens": n_tokens}
-    )
+    medians = {side: float(np.median(found)) for side, found in seconds.items()}
+    return medians | ratio | {"passes": float(np.mean(passes)), "tokens": n_tokens}
 
 
-def _batch(routed: RoutedModel, prompts: Sequence[Sequence[int]], round_: int, size: int) -> tuple[Tensor, Tensor]:
+def _batch(routed: RoutedModel, prompts: Prompts, round_: int, size: int) -> tuple[Tensor, Tensor]:
     """The prompts of one round, left-padded: (ids, mask), both (size, T)."""
     return left_pad([prompts[(round_ * size + row) % len(prompts)] for row in range(size)], routed.pad_id, routed.device)
 
@@ -134,9 +127,8 @@ def _batch(routed: RoutedModel, prompts: Sequence[Sequence[int]], round_: int, s
 def _generate(routed: RoutedModel, policy: Any, ids_BT: Tensor, mask_BT: Tensor, n_tokens: int) -> tuple[float, list[Any]]:
     _wait(routed.device)
     started = time.perf_counter()
-    outputs = routed.generate(
-        input_ids=ids_BT, attention_mask=mask_BT, policy=policy, max_new_tokens=n_tokens, min_new_tokens=n_tokens, do_sample=False
-    )
+    length = {"max_new_tokens": n_tokens, "min_new_tokens": n_tokens}
+    outputs = routed.generate(input_ids=ids_BT, attention_mask=mask_BT, policy=policy, do_sample=False, **length)
     _wait(routed.device)
     return time.perf_counter() - started, outputs
 

@@ -6,28 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from drllm.core.route import Action, Route
+from drllm.core.route import Action
 from drllm.core.text import percent, with_interval
 from drllm.paper import charts
 from drllm.paper.charts import Point
-from drllm.paper.exhibits import (
-    ROUTERS,
-    Difference,
-    Exhibit,
-    ablation,
-    after_routers,
-    against,
-    answers,
-    comparison,
-    in_domain,
-    last_scores,
-    pooled,
-    searches,
-    train_routers,
-    weighed,
-)
+from drllm.paper.claims import Difference, against, answers, pooled, routes_of, weighed
+from drllm.paper.exhibits import Exhibit, ablation, after_routers, comparison, in_domain, last_scores, searches, train_routers
 from drllm.paper.setup import Setup
-from drllm.paper.stages import Bench, Evaluate, Stage, Turn
+from drllm.paper.stages import ROUTERS, Bench, Evaluate, Stage, Turn
 from drllm.reporting.chart import Axis, Chart, number
 from drllm.reporting.figures import accuracy_charts, label_distribution, mean_usage, usage_map
 from drllm.reporting.parts import Bullets, Part, Table
@@ -87,7 +73,7 @@ class Sweep:
         """Each policy less the base on each task."""
         summary = bench.run(self.compared(bench.setup))
         rows = {(row.task, row.method): row for row in summary.rows}
-        return {task: [_difference(rows[task, policy], label) for policy, label in self.labels.items()] for task in summary.tasks}
+        return {task: [_difference(label, rows[task, policy]) for policy, label in self.labels.items()] for task in summary.tasks}
 
     def chart(self, bench: Bench, name: str, series: dict[str, list[Point]]) -> Chart:
         """The policies' accuracy over the base."""
@@ -128,20 +114,20 @@ MACRO_F1 = {"macro_f1": "macro-F1, %"}
 EACH_F1 = {"f1_skip": "F1 skip", "f1_execute": "F1 execute", "f1_repeat": "F1 repeat"}
 
 
-def _difference(row: SummaryRow, x: str) -> Point:
+def _difference(x: str, row: SummaryRow) -> Point:
     return Point(x, 100 * row.difference, 100 * row.difference_low, 100 * row.difference_high)
 
 
-def _accuracy(row: SummaryRow, x: float) -> Point:
+def _accuracy(x: float, row: SummaryRow) -> Point:
     return Point(x, 100 * row.accuracy, 100 * row.wilson_low, 100 * row.wilson_high)
 
 
 def _stages(*sweeps: Sweep) -> Callable[[Setup], list[Stage]]:
-    return lambda setup: [
-        *searches(setup),
-        *(stage for sweep in sweeps for stage in sweep.trained(setup)),
-        *(sweep.compared(setup) for sweep in sweeps),
-    ]
+    def stages(setup: Setup) -> list[Stage]:
+        trained = (stage for sweep in sweeps for stage in sweep.trained(setup))
+        return [*searches(setup), *trained, *(sweep.compared(setup) for sweep in sweeps)]
+
+    return stages
 
 
 def _fig1(bench: Bench) -> list[Part]:
@@ -155,7 +141,7 @@ def _fig4(bench: Bench) -> list[Part]:
     rows = {(split, ROUTERS, task): answers(bench, stage, ROUTERS, task) for task in stage.tasks}
     groups: dict[str, dict[str, list[float]]] = {}
     for task in stage.tasks:
-        routes = [Route.parse(row["route"]) for row in rows[split, ROUTERS, task]]
+        routes = routes_of(bench, stage, task)
         n = len(routes[0])
         cuts = (0, n // 3, 2 * n // 3, n)
         groups[task] = {
@@ -195,7 +181,7 @@ def _fig7(bench: Bench) -> list[Part]:
         "The base has no control: its line is level."
     )
     turned, level = "routers under the control", (CONTROL[0], CONTROL[-1])
-    accuracy = {turned: [_accuracy(row, p) for p, row in rows], BASE: [_accuracy(base, p) for p in level]}
+    accuracy = {turned: [_accuracy(p, row) for p, row in rows], BASE: [_accuracy(p, base) for p in level]}
     passes = {turned: [Point(p, row.mean_passes) for p, row in rows], BASE: [Point(p, base.mean_passes) for p in level]}
     panels = {"accuracy (%), 95 % Wilson interval": accuracy, "mean passes a prompt": passes}
     drawn = [(turned, row, f"p {p:+g}") for p, row in rows] + [(BASE, base, "")]
@@ -230,38 +216,29 @@ def _fig8(bench: Bench) -> list[Part]:
     caption = "Accuracy against the base (the dotted line), mean over tasks, by the loss that the routers were trained with."
     (points,) = LOSSES.over_base(bench).values()
     scored = " F1 is on held-back questions along the label path, where any were held back."
-    return [
-        charts.curves("losses", title, caption, (Axis("loss"), DIFFERENCE), {"routers": points}, base=0),
-        LOSSES.table(bench, MACRO_F1 | EACH_F1, scored),
-        Bullets((weighed("focal loss is best", LOSSES.against_others(bench)),), strong=True),
-    ]
+    chart = charts.curves("losses", title, caption, (Axis("loss"), DIFFERENCE), {"routers": points}, base=0)
+    judged = Bullets((weighed("focal loss is best", LOSSES.against_others(bench)),), strong=True)
+    return [chart, LOSSES.table(bench, MACRO_F1 | EACH_F1, scored), judged]
 
 
 def _fig9(bench: Bench) -> list[Part]:
     sweep = SWEEPS["n_windows"]
     few, *_, many = sweep.policies
-    most = against(bench, sweep.compared(bench.setup), many, few)
-    claims = Bullets((weighed("more windows are better", [most]),), strong=True)
-    return [sweep.chart(bench, "windows_by_task", sweep.by_task(bench)), claims]
+    judged = weighed("more windows are better", [against(bench, sweep.compared(bench.setup), many, few)])
+    return [sweep.chart(bench, "windows_by_task", sweep.by_task(bench)), Bullets((judged,), strong=True)]
 
 
 def _fig10(bench: Bench) -> list[Part]:
-    records = {task: list(read_records(bench.setup.run.search(task))) for task in bench.setup.tasks}
-    return [label_distribution(records)]
+    return [label_distribution({task: list(read_records(bench.setup.run.search(task))) for task in bench.setup.tasks})]
 
 
 def _fig11(bench: Bench) -> list[Part]:
     stage = in_domain(bench.setup)
     split = bench.run(stage).split
-    means = {}
-    for task in stage.tasks:
-        routes = [Route.parse(row["route"]) for row in answers(bench, stage, ROUTERS, task)]
-        means[task] = mean_usage(routes)
+    means = {task: mean_usage(routes_of(bench, stage, task)) for task in stage.tasks}
     caption = "Mean passes through each block, by task: below 1 prompts skip it, above 1 they repeat it."
-    return [
-        charts.usage("usage_by_block", f"Usage of each block, {split} split", caption, means),
-        comparison(bench.run(stage), "The evaluation it is of."),
-    ]
+    usage = charts.usage("usage_by_block", f"Usage of each block, {split} split", caption, means)
+    return [usage, comparison(bench.run(stage), "The evaluation it is of.")]
 
 
 FIGURES = (

@@ -6,9 +6,10 @@ from typing import Any
 
 from drllm.core.text import percent
 from drllm.paper import published as paper
-from drllm.paper.exhibits import ROUTERS, Exhibit, against, comparison, pooled, searches, train_routers, weighed
+from drllm.paper.claims import against, pooled, weighed
+from drllm.paper.exhibits import Exhibit, comparison, searches, train_routers
 from drllm.paper.setup import Setup
-from drllm.paper.stages import Bench, Evaluate, Stage, Train
+from drllm.paper.stages import ROUTERS, Bench, Evaluate, Stage, Train
 from drllm.reporting.parts import Bullets, Paragraph, Part
 from drllm.reporting.summary_table import verdict
 from drllm.runs.names import BASE

@@ -11,7 +11,8 @@ from pathlib import Path
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
 from drllm.core.progress import say
-from drllm.paper.exhibits import WORDS, Claim, Exhibit, in_domain
+from drllm.paper.claims import WORDS, Claim
+from drllm.paper.exhibits import Exhibit, in_domain
 from drllm.paper.figures import FIGURES
 from drllm.paper.published import PAPER
 from drllm.paper.setup import Setup
@@ -24,6 +25,11 @@ from drllm.tasks import boxed_matches, get_task, load_task
 
 EXHIBITS: dict[str, Exhibit] = {exhibit.name: exhibit for exhibit in (*TABLES, *FIGURES, LATENCY)}
 ALL = "all"
+JUDGED = (
+    "Claims are judged by the mean over tasks, each of which weighs the same, as the paper averages benchmarks; the row `all` of a table "
+    "pools questions. A claim holds where the 95 % interval and the test of sign flips (p) say so; where they leave it open, that is said. "
+    "Intervals are over questions: each policy was trained once, from one seed."
+)
 JUDGED_BY_MATH = ("boxed", "number")  # rewards
 
 
@@ -101,9 +107,8 @@ def check(bench: Bench, exhibits: Sequence[Exhibit]) -> None:
         formats.setdefault(scorer.prompt_format, []).append(task)
     if len(formats) > 1:
         named = "; ".join(f"{name}: {', '.join(tasks)}" for name, tasks in formats.items())
-        raise InputError(
-            f"routers learn from prompts of one format, these tasks have {len(formats)} ({named}): choose others, or another --reward"
-        )
+        found = f"these tasks have {len(formats)} ({named})"
+        raise InputError(f"routers learn from prompts of one format, {found}: choose others, or another --reward")
     if any(get_task(task).reward_named(setup.config.reward) in JUDGED_BY_MATH for task in (*setup.tasks, *setup.config.outside)):
         boxed_matches(r"\boxed{1}", "1")  # starts its helper, or says what is missing
     for task, split in dict.fromkeys((task, stage.split) for stage in evaluations for task in stage.tasks):
@@ -128,16 +133,11 @@ def _opening(bench: Bench) -> list[Part]:
     dtype = str(bench.routed.model.dtype).removeprefix("torch.")
     others = [(name, tasks) for name, tasks in searched.items() if name not in ("", dtype)]
     elsewhere = "".join(f" The searches of {', '.join(tasks)} were done in {name}." for name, tasks in others)
-    return [
-        Heading(f"{PAPER} on {setup.model}", 1),
-        Paragraph(
-            f"Dr.LLM's tables and figures, made again at scale {config.scale:g}: learned from {_searched(bench)}{source}. "
-            "Claims are judged by the mean over tasks, each of which weighs the same, as the paper averages benchmarks; the row `all` of a "
-            "table pools questions. A claim holds where the 95 % interval and the test of sign flips (p) say so; where they leave it open, "
-            "that is said. Intervals are over questions: each policy was trained once, from one seed. "
-            f"{_splits(config.split)} Weights {bench.routed.fingerprint}, {dtype}.{elsewhere}"
-        ),
-    ]
+    text = (
+        f"Dr.LLM's tables and figures, made again at scale {config.scale:g}: learned from {_searched(bench)}{source}. {JUDGED} "
+        f"{_splits(config.split)} Weights {bench.routed.fingerprint}, {dtype}.{elsewhere}"
+    )
+    return [Heading(f"{PAPER} on {setup.model}", 1), Paragraph(text)]
 
 
 def _splits(split: str) -> str:
@@ -160,16 +160,8 @@ def overview(bench: Bench, claims: Sequence[tuple[Exhibit, Claim]]) -> list[Part
     """What became of each claim, with the command that judged it."""
     if not claims:
         return []
-    setup = bench.setup
     rows = tuple(
-        (
-            WORDS[claim.holds],
-            claim.text,
-            claim.figures,
-            claim.by,
-            exhibit.name,
-            _command(setup, exhibit.name),
-        )
+        (WORDS[claim.holds], claim.text, claim.figures, claim.by, exhibit.name, _command(bench.setup, exhibit.name))
         for exhibit, claim in claims
     )
     header = ("here", "claim or question", "figures", "of", "exhibit", "command")
@@ -184,9 +176,8 @@ def _section(bench: Bench, exhibit: Exhibit) -> list[Part]:
         if isinstance(stage, Evaluate):
             stage = dataclasses.replace(stage, methods=bench.there(stage.methods))
         lines.append(stage.command(setup) or f"# {stage.name}: `drllm reproduce` alone does this")
-    shown = Commands(tuple(dict.fromkeys(lines)))
-    done_by = Paragraph(f"Made by `{_command(setup, exhibit.name)}`.")
-    return [Heading(exhibit.title), *exhibit.show(bench), done_by, Folded("The plain commands that do the same", (shown,))]
+    plain = Folded("The plain commands that do the same", (Commands(tuple(dict.fromkeys(lines))),))
+    return [Heading(exhibit.title), *exhibit.show(bench), Paragraph(f"Made by `{_command(setup, exhibit.name)}`."), plain]
 
 
 def _command(setup: Setup, name: str) -> str:
@@ -196,16 +187,12 @@ def _command(setup: Setup, name: str) -> str:
 def dry_run(exhibits: Sequence[Exhibit], setup: Setup, plain_ms: float) -> list[str]:
     """Every stage with its plain forwards and hours, and their sum, as lines."""
     evaluations_of(exhibits, setup)  # what the real call refuses
-    rows = [(stage.name, stage.forwards(setup), stage.command(setup)) for stage in stages_of(exhibits, setup)]
     lines = [f"{'plain forwards':>16} {'hours':>9}  stage"]
-    for name, forwards, command in rows:
-        lines.append(f"{forwards:16,.0f} {_hours(forwards, plain_ms):9.3f}  {name}")
-        if command:
+    total, hours = 0.0, plain_ms / 3.6e6
+    for stage in stages_of(exhibits, setup):
+        forwards = stage.forwards(setup)
+        total += forwards
+        lines.append(f"{forwards:16,.0f} {forwards * hours:9.3f}  {stage.name}")
+        if command := stage.command(setup):
             lines.append(f"{'':28}{command}")
-    total = sum(forwards for _, forwards, _ in rows)
-    lines.append(f"{total:16,.0f} {_hours(total, plain_ms):9.3f}  in all, at {plain_ms:g} ms a plain forward of one question")
-    return lines
-
-
-def _hours(forwards: float, plain_ms: float) -> float:
-    return forwards * plain_ms / 3.6e6
+    return [*lines, f"{total:16,.0f} {total * hours:9.3f}  in all, at {plain_ms:g} ms a plain forward of one question"]

@@ -85,14 +85,7 @@ class Setup:
     @property
     def flags(self) -> list[str]:
         """Of `drllm reproduce`, beside the table's name."""
-        given = [
-            "--model",
-            self.model,
-            "--out",
-            str(self.out),
-            *self.placed,
-            *changed_flags(self.resources, OF_SEARCHES),
-        ]
+        given = ["--model", self.model, "--out", str(self.out), *self.placed, *changed_flags(self.resources, OF_SEARCHES)]
         given += [] if self.tasks == TASKS else ["--tasks", ",".join(self.tasks)]
         given += ["--data", self.data] if self.data else []
         return given + changed_flags(self.config, [item.name for item in fields(self.config) if item.name != "plain_ms"])

@@ -9,7 +9,8 @@ from scipy import stats
 
 from drllm.core.text import p_value
 from drllm.paper import published as paper
-from drllm.paper.exhibits import Claim, Exhibit, after_routers, jointly
+from drllm.paper.claims import Claim, jointly
+from drllm.paper.exhibits import Exhibit, after_routers
 from drllm.paper.stages import ROUNDS, Bench, Clock
 from drllm.reporting.parts import Bullets, Part, Table
 from drllm.runs.provenance import read_jobs
@@ -80,8 +81,8 @@ def p_of_ratio(row: Mapping[str, float]) -> float:
     half = math.log(row["ratio_high"] / row["ratio_low"]) / 2
     if half == 0:
         return 1.0 if row["ratio"] == 1 else 0.0
-    freedom = ROUNDS - 1
-    return float(2 * stats.t.sf(abs(math.log(row["ratio"])) / half * stats.t.ppf(0.975, freedom), freedom))
+    t = stats.t(ROUNDS - 1)
+    return float(2 * t.sf(abs(math.log(row["ratio"])) / half * t.ppf(0.975)))
 
 
 TABLE_7 = Exhibit("table7", "Table 7: throughput", after_routers(lambda _: Clock("throughput")), _table7)

@@ -32,6 +32,7 @@ BATCHES = (1, 8, 32, 128)
 ROUNDS = 8  # of base and policy in turn, each on other prompts
 PROMPTS = 64  # tune questions a task that timings draw from
 SHARED = ("reward", "seed", "max_step_tokens")  # settings of a search and of its evaluations
+ROUTERS = "routers"
 ANSWER_TOKENS = 64  # of a timed answer, at scale 1
 
 
@@ -209,7 +210,7 @@ class Turn:
     """Trained routers at one setting of the paper's control (appendix C)."""
 
     control: float
-    owner: str = "routers"
+    owner: str = ROUTERS
 
     @property
     def policy(self) -> str:
@@ -272,22 +273,18 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Clock:
-    """Seconds of generation by the base and by a policy, in turn; `kind` is throughput (by batch size) or latency (one long answer)."""
+    """Seconds of generation by the base and by a policy, in turn; `name` is throughput (by batch size) or latency (one long answer)."""
 
-    kind: str
-    policy: str = "routers"
-
-    @property
-    def name(self) -> str:
-        return self.kind
+    name: str
+    policy: str = ROUTERS
 
     def n_tokens(self, setup: Setup) -> int:
         """Tokens of an answer."""
-        return setup.scaled(setup.config.tokens if self.kind == "latency" else ANSWER_TOKENS, 8)
+        return setup.scaled(setup.config.tokens if self.name == "latency" else ANSWER_TOKENS, 8)
 
     def batches(self, setup: Setup) -> tuple[int, ...]:
         """Prompts generated together."""
-        return tuple(size for size in BATCHES if size <= max(1, BATCHES[-1] * setup.config.scale)) if self.kind == "throughput" else (1,)
+        return tuple(size for size in BATCHES if size <= max(1, BATCHES[-1] * setup.config.scale)) if self.name == "throughput" else (1,)
 
     def forwards(self, setup: Setup) -> float:
         sizes = self.batches(setup)
@@ -310,7 +307,7 @@ class Clock:
         key = [where, policy_digest(setup.run.policy(self.policy)), self.batches(setup), self.n_tokens(setup), ROUNDS, prompts]
         if (known := bench.memo.find(self.name, key_of(key))) is not None:
             return known["result"]
-        measure: Any = latency if self.kind == "latency" else throughput
+        measure: Any = latency if self.name == "latency" else throughput
         found = measure(routed, bench.policy(self.policy), prompts, self.batches(setup), self.n_tokens(setup), ROUNDS)
         bench.memo.keep(self.name, key_of(key), result=found)
         return found

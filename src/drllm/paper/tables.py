@@ -8,32 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from drllm.core.route import Action, Route
+from drllm.core.route import Action
 from drllm.core.text import percent, points, with_interval
 from drllm.paper import published as paper
-from drllm.paper.exhibits import (
-    OURS,
-    ROUTERS,
-    Claim,
-    Exhibit,
-    ablation,
-    after_routers,
-    against,
-    answers,
-    comparison,
-    in_domain,
-    last_scores,
-    otherwise,
-    pooled,
-    searches,
-    train_routers,
-    weighed,
-    without_few,
-)
+from drllm.paper.claims import OURS, Claim, against, answers, otherwise, pooled, routes_of, weighed, without_few
+from drllm.paper.exhibits import Exhibit, ablation, after_routers, comparison, in_domain, last_scores, searches, train_routers
 from drllm.paper.rivals import RIVALS
 from drllm.paper.setup import Setup
 from drllm.paper.speed import TABLE_7
-from drllm.paper.stages import Bench, Evaluate, Train
+from drllm.paper.stages import ROUTERS, Bench, Evaluate, Train
 from drllm.reporting.parts import Bullets, Paragraph, Part, Table
 from drllm.runs.label_stats import describe, tables
 from drllm.runs.names import BASE
@@ -43,6 +26,7 @@ from drllm.stats.paired import decided
 
 FIRST_BLOCK = "routers_first_block"
 STOOD_IN = " (DART-Math, or arithmetic instead)"
+EXECUTING = "executing always meets as many of them as there are, so the share of labels met says little"
 PAIRS = 4000  # of prompts of a task, drawn at random, whose routes are compared
 
 
@@ -83,7 +67,7 @@ def _table3(bench: Bench) -> list[Part]:
         found = against(bench, stage, ROUTERS, BASE, tasks)
         accuracy.append(weighed(f"routers raise accuracy{name}", [found]))
         passes.append(fewer_passes(bench, stage, name, tasks))
-    looked = looking(bench, stage, "looking at the prompt is worth something where routers were trained")
+    looked = looking(bench, stage, "where routers were trained")
     return [
         comparison(summary, f"Routers where they were trained, {summary.split} split; in brackets 95 % intervals."),
         Bullets((*accuracy, *passes, looked), strong=True),
@@ -95,10 +79,8 @@ def _table3(bench: Bench) -> list[Part]:
 def _levels(summary: Summary) -> list[Part]:
     """A sentence where levels of difficulty are not in the order of what the base can do."""
     found = {row.task: row.accuracy for row in summary.rows if row.method == BASE and row.task.startswith(("dart-", "arith-"))}
-    odd = [f"{task} than {before}" for before, task in itertools.pairwise(found) if found[task] > found[before]]
-    return (
-        [Paragraph(f"Levels are of the questions, not of what this model can do: the base does better on {', '.join(odd)}.")] if odd else []
-    )
+    odd = ", ".join(f"{task} than {before}" for before, task in itertools.pairwise(found) if found[task] > found[before])
+    return [Paragraph(f"Levels are of the questions, not of what this model can do: the base does better on {odd}.")] if odd else []
 
 
 GROUPS = {"ARC": ("arc_",), "levels of difficulty": ("dart-", "arith-")}
@@ -112,10 +94,9 @@ def groups_of(stage: Evaluate) -> list[tuple[str, tuple[str, ...]]]:
     return whole + ([(f" on {name}", tasks) for name, tasks in found.items()] if all(found.values()) else [])
 
 
-def looking(bench: Bench, stage: Evaluate, text: str) -> Claim:
+def looking(bench: Bench, stage: Evaluate, where: str) -> Claim:
     """Whether routers beat their own routes, dealt to other prompts."""
-    worth = against(bench, stage, ROUTERS, "shuffled")
-    return weighed(text, [worth], by=OURS)
+    return weighed(f"looking at the prompt is worth something {where}", [against(bench, stage, ROUTERS, "shuffled")], by=OURS)
 
 
 def fewer_passes(bench: Bench, stage: Evaluate, name: str, tasks: Sequence[str]) -> Claim:
@@ -139,10 +120,8 @@ def _beside(bench: Bench, stage: Evaluate) -> list[Part]:
     for group, starts in GROUPS.items():
         tasks = [task for task in stage.tasks if task.startswith(starts)]
         if tasks:
-            shares = []
-            for method in (BASE, ROUTERS):
-                verdicts = [row["correct"] for task in tasks for row in answers(bench, stage, method, task)]
-                shares.append(percent(sum(verdicts) / len(verdicts)))
+            verdicts = [[row["correct"] for task in tasks for row in answers(bench, stage, method, task)] for method in (BASE, ROUTERS)]
+            shares = [percent(sum(found) / len(found)) for found in verdicts]
             known = (theirs.arc if group == "ARC" else theirs.dart) if theirs else ()
             rows.append((f"{group}{STOOD_IN if group != 'ARC' else ''}, accuracy, %", *shares, *map(str, known)))
     row = pooled(bench.run(stage), ROUTERS)
@@ -165,10 +144,9 @@ def _table4(bench: Bench) -> list[Part]:
     found, aim = against(bench, stage, ROUTERS, BASE), paper.OUTSIDE_MEAN / 100
     holds = True if found.low >= aim else False if found.high < aim else None
     text = f"out of domain routers lose at most {-paper.OUTSIDE_MEAN} points, mean over {len(stage.tasks)} tasks (there over eight)"
-    rows = (row for row in summary.rows if row.task in stage.tasks and row.method == ROUTERS)
-    by_task = sorted(rows, key=lambda row: row.difference)
-    ends = [f"{row.task} {with_interval(row.difference, row.difference_low, row.difference_high)}" for row in by_task]
-    looked = looking(bench, stage, "looking at the prompt is worth something out of domain")
+    rows = sorted((row for row in summary.rows if row.task in stage.tasks and row.method == ROUTERS), key=lambda row: row.difference)
+    ends = [f"{row.task} {with_interval(row.difference, row.difference_low, row.difference_high)}" for row in rows]
+    looked = looking(bench, stage, "out of domain")
     return [
         comparison(summary, f"The same routers on tasks that they never saw, {summary.split} split."),
         Bullets((Claim(text, holds, str(found)), f"By task, in points: {', '.join(ends)}.", looked), strong=True),
@@ -185,15 +163,12 @@ def _inputs(setup: Setup) -> Evaluate:
 
 def _table6(bench: Bench) -> list[Part]:
     stage = _inputs(bench.setup)
-    summary = bench.run(stage)
     found = against(bench, stage, FIRST_BLOCK, BASE)
     below = None if found.is_gain is None else not found.is_gain
-    claims = (
-        weighed("each router does better on its own block's input", [against(bench, stage, ROUTERS, FIRST_BLOCK)]),
-        Claim("fed the first block's input, routers fall below the base", below, str(found)),
-    )
+    own = weighed("each router does better on its own block's input", [against(bench, stage, ROUTERS, FIRST_BLOCK)])
+    fallen = Claim("fed the first block's input, routers fall below the base", below, str(found))
     caption = "Each router on the states entering its own block, or all on those entering the first, tune split."
-    return [comparison(summary, caption), Bullets(claims, strong=True)]
+    return [comparison(bench.run(stage), caption), Bullets((own, fallen), strong=True)]
 
 
 def _table8(bench: Bench) -> list[Part]:
@@ -201,7 +176,7 @@ def _table8(bench: Bench) -> list[Part]:
     rows = []
     rng = np.random.default_rng(bench.setup.config.seed)
     for task in stage.tasks:
-        routes = [Route.parse(row["route"]) for row in answers(bench, stage, ROUTERS, task)]
+        routes = routes_of(bench, stage, task)
         actions = np.array([tuple(route) for route in routes])
         first, second = rng.integers(len(routes), size=(2, PAIRS))
         apart = first != second
@@ -219,9 +194,7 @@ def _table8(bench: Bench) -> list[Part]:
     return [
         Table(header, tuple(rows), f"How far routes differ; {paper.PAPER}: {low} to {high} %."),
         Table((f"on {kept}, %", "here", f"{paper.PAPER}, its models"), quality, "Routers against the search's labels, along their path."),
-        Paragraph(
-            "Nearly all labels are `execute`: executing always meets as many of them as there are, so the share of labels met says little."
-        ),
+        Paragraph(f"Nearly all labels are `execute`: {EXECUTING}."),
     ]
 
 
