@@ -19,7 +19,7 @@ Every word of our own and of the field, as it is used here: one meaning each. Wr
 
 def page() -> str:
     """The glossary as Markdown, by alphabet."""
-    return HEAD + "".join(f"| {word} | {meaning} |\n" for word, meaning in sorted(ENTRIES, key=lambda entry: entry[0].lower()))
+    return HEAD + "".join(f"| {word} | {meaning} |\n" for word, meaning in sorted(ENTRIES.items(), key=lambda entry: entry[0].lower()))
 
 
 if __name__ == "__main__":

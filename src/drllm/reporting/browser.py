@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from drllm.core.errors import DrllmError
 from drllm.core.route import Route
@@ -22,20 +20,15 @@ REST = -1  # the group of routes that are near no other group's commonest
 PROMPTS = 40  # shown of a group, so that the page stays small; the counts are of all
 
 
-@dataclass(frozen=True)
-class Question:
-    """The text of a prompt and of its right answer."""
-
-    text: str
-    answer: str
+Texts = dict[tuple[str, str], tuple[str, str]]  # the text of a prompt and of its right answer, by (task, id)
 
 
-def read_questions(run: Run, split: str) -> tuple[dict[tuple[str, str], Question], list[str]]:
-    """Texts by (task, id) of the questions that a split was evaluated on, from where it read them; and what is missing, a line each.
+def read_questions(run: Run, split: str) -> tuple[Texts, list[str]]:
+    """Texts of the questions that a split was evaluated on, from where it read them; and what is missing, a line each.
 
     Texts are shown only where they are those that were answered: ids alone do not tell two files apart. The Hub is not used.
     """
-    found: dict[tuple[str, str], Question] = {}
+    found: Texts = {}
     missing = []
     summary = run.summaries[split]
     for task in summary.tasks:
@@ -53,7 +46,7 @@ def read_questions(run: Run, split: str) -> tuple[dict[tuple[str, str], Question
             continue
         for example in examples:
             answer = example.choices[example.answer] if isinstance(example.answer, int) else example.answer
-            found[task, example.id] = Question(_clean(f"{example.context} {example.question}".strip()), _clean(str(answer)))
+            found[task, example.id] = _clean(f"{example.context} {example.question}".strip()), _clean(str(answer))
     return found, missing
 
 
@@ -89,14 +82,13 @@ def absent(run: Run, split: str) -> str:
     )
 
 
-def browse(run: Run, split: str, method: str, questions: Mapping[tuple[str, str], Question]) -> RouteBrowser:
+def browse(run: Run, split: str, method: str, questions: Texts) -> RouteBrowser:
     """The groups of one method on one split, the largest first."""
     prompts = list(_prompts(run, split, method, questions))
     group_of = cluster(Counter(prompt.route for prompt in prompts))
-    groups = [
-        _group([prompt for prompt in prompts if group_of[prompt.route] == group], group == REST) for group in sorted(set(group_of.values()))
-    ]
-    return RouteBrowser(display_name(method), split, tuple(sorted(groups, key=lambda group: (group.is_rest, -group.n_prompts))), NEAR)
+    together = {group: [prompt for prompt in prompts if group_of[prompt.route] == group] for group in sorted(set(group_of.values()))}
+    groups = sorted((_group(some, group == REST) for group, some in together.items()), key=lambda group: (group.is_rest, -group.n_prompts))
+    return RouteBrowser(display_name(method), split, tuple(groups), NEAR)
 
 
 def cluster(counts: Mapping[str, int], n_groups: int = GROUPS) -> dict[str, int]:
@@ -119,16 +111,15 @@ def distance(route: str, other: str) -> int:
     return sum(a != b for a, b in zip(route, other, strict=True))
 
 
-def _prompts(run: Run, split: str, method: str, questions: Mapping[tuple[str, str], Question]) -> Iterable[Prompt]:
+def _prompts(run: Run, split: str, method: str, questions: Texts) -> Iterable[Prompt]:
     for (where, name, task), rows in sorted(run.questions.items()):
         if (where, name) != (split, method):
             continue
         base = {row["id"]: row["correct"] for row in run.questions.get((split, BASE, task), [])}
         for row in rows:
             if row.get("route"):
-                question = questions.get((task, row["id"]), Question("", ""))
-                right: Any = row["correct"]
-                yield Prompt(row["id"], task, question.text, question.answer, base.get(row["id"]), bool(right), row["route"])
+                text = questions.get((task, row["id"]), ("", ""))
+                yield Prompt(row["id"], task, *text, base.get(row["id"]), bool(row["correct"]), row["route"])
 
 
 def _group(prompts: Sequence[Prompt], is_rest: bool) -> RouteGroup:

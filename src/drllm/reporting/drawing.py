@@ -104,9 +104,8 @@ def _spot(axes: Any, spot: Spot, chart: Chart) -> None:
     from matplotlib.transforms import ScaledTranslation
 
     place = axes.transData + ScaledTranslation(spot.aside, 0, axes.figure.dpi_scale_trans)
-    axes.errorbar(
-        spot.x, spot.y, yerr=[[spot.low], [spot.high]], fmt=spot.marker[0], color=spot.colour, capsize=3, label=spot.name, transform=place
-    )
+    look = {"fmt": spot.marker[0], "color": spot.colour, "capsize": 3, "transform": place}
+    axes.errorbar(spot.x, spot.y, yerr=[[spot.low], [spot.high]], label=spot.name, **look)
 
 
 def _curve(axes: Any, curve: Curve, chart: Chart) -> None:

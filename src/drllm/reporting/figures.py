@@ -52,41 +52,34 @@ def _accuracy(summary: Summary, name: str, costs: Sequence[float], label: str, u
     rows, tasks = summary.pooled, summary.tasks
     room = max(0.15 * (max(costs) - min(costs)), max(costs) / 60)
     marks: list[Mark] = []
+    judged: list[tuple[float, float]] = []
+    numbers = []
     for index, (row, cost, aside) in enumerate(zip(rows, costs, _side_by_side(costs), strict=True)):
         accuracy, shown = 100 * row.accuracy, display_name(row.method)
         low, high = max(accuracy - 100 * row.wilson_low, 0), max(100 * row.wilson_high - accuracy, 0)
         hover = f"{shown}: {accuracy:.1f} % ({accuracy - low:.1f} to {accuracy + high:.1f}), {cost:.4g} {unit}, n = {row.n}"
         marks.append(Spot(name=shown, index=index, x=cost, y=accuracy, low=low, high=high, hover=hover, aside=aside))
+        numbers.append((row.method, row.task, row.n, *map(number, (row.accuracy, row.wilson_low, row.wilson_high, cost))))
         if row.method == summary.reference:
             marks.append(Level(y=accuracy, on_page=False))
+        if not owner_of(row.method) and row.method not in UPPER_BOUNDS:
+            judged.append((cost, accuracy))
     if unit != SECONDS:
-        judged = [(cost, 100 * row.accuracy) for row, cost in zip(rows, costs, strict=True) if _is_judged(row.method)]
         xs, ys = zip(*pareto_front(judged), strict=True)
         marks = [Front(name="Pareto front", xs=xs, ys=ys), *marks]
     sizes = sorted({row.n for row in rows})
     n = " to ".join(map(str, sizes[:: max(len(sizes) - 1, 1)]))
     columns = 4 if len(rows) <= NARROW else 3
+    listed = ", ".join(tasks) if len(tasks) <= TITLED else f"{len(tasks)} tasks"
+    title = f"Accuracy against {unit}: {listed}, {summary.split} split, n = {n} questions"
+    caption = f"{INTERVALS} {NO_FRONT if unit == SECONDS else FRONT}"
+    header = ("method", "task", "n", "accuracy", "wilson_low", "wilson_high", unit)
+    # The marks that stand aside do not count for matplotlib's own limits. Of a browser's axis half of the room is an inch, or so.
+    x = Axis(label, limits=(min(costs) - room, max(costs) + room), inch=0.5 * room)
     limits = 100 * min(row.wilson_low for row in rows) - 2, 100 * max(row.wilson_high for row in rows) + 2
-    return Chart(
-        name=name,
-        title=f"Accuracy against {unit}: {_listed(tasks)}, {summary.split} split, n = {n} questions",
-        caption=f"{INTERVALS} {NO_FRONT if unit == SECONDS else FRONT}",
-        header=("method", "task", "n", "accuracy", "wilson_low", "wilson_high", unit),
-        rows=tuple(
-            (row.method, row.task, row.n, *map(number, (row.accuracy, row.wilson_low, row.wilson_high, cost)))
-            for row, cost in zip(rows, costs, strict=True)
-        ),
-        marks=tuple(marks),
-        # The marks that stand aside do not count for matplotlib's own limits. Of a browser's axis half of the room is an inch, or so.
-        x=Axis(label, limits=(min(costs) - room, max(costs) + room), inch=0.5 * room),
-        ys=(Axis("accuracy (%), 95 % Wilson interval", "accuracy (%), 95 % interval", limits=limits),),
-        height=4.5 + 0.2 * max(0, len(rows) // columns - 2),
-        legend=columns,
-    )
-
-
-def _listed(tasks: Sequence[str]) -> str:
-    return ", ".join(tasks) if len(tasks) <= TITLED else f"{len(tasks)} tasks"
+    y = Axis("accuracy (%), 95 % Wilson interval", "accuracy (%), 95 % interval", limits=limits)
+    height = 4.5 + 0.2 * max(0, len(rows) // columns - 2)
+    return Chart(name, title, caption, header, tuple(numbers), tuple(marks), x, (y,), height, columns)
 
 
 def _side_by_side(costs: Sequence[float]) -> Iterable[float]:
@@ -108,10 +101,6 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def _is_judged(method: str) -> bool:
-    return not owner_of(method) and method not in UPPER_BOUNDS
-
-
 def usage_map(questions: Mapping[tuple[str, str, str], Sequence[Mapping[str, Any]]], split: str) -> Chart | Paragraph:
     """Mean passes through each block by method and task; 1 is the base. Blind baselines make their owner's passes and are left out.
 
@@ -131,17 +120,11 @@ def usage_map(questions: Mapping[tuple[str, str, str], Sequence[Mapping[str, Any
     means = {place: mean_usage(routes) for place, routes in taken.items()}
     names = [display_name(method) if task == POOLED else f"{display_name(method)}, {task}" for method, task in taken]
     labels = [f"{name} (n = {len(routes)})" for name, routes in zip(names, taken.values(), strict=True)]
-    return Chart(
-        name=f"usage_{split}",
-        title=f"Mean passes through each block, {split} split",
-        caption=f"Mean passes through each block on the {split} split: {SCALE}",
-        header=("method", "task", "block", "n", "mean_passes"),
-        rows=tuple((*place, block, len(taken[place]), number(mean)) for place, found in means.items() for block, mean in enumerate(found)),
-        marks=(Heat(values=list(means.values()), rows=names, labels=labels),),
-        x=Axis("block (0 is the first)", is_whole=True),
-        ys=(Axis(),),
-        height=1.6 + 0.36 * len(names),
-    )
+    title, caption = f"Mean passes through each block, {split} split", f"Mean passes through each block on the {split} split: {SCALE}"
+    header = ("method", "task", "block", "n", "mean_passes")
+    rows = tuple((*place, block, len(taken[place]), number(mean)) for place, found in means.items() for block, mean in enumerate(found))
+    marks, x = (Heat(values=list(means.values()), rows=names, labels=labels),), Axis("block (0 is the first)", is_whole=True)
+    return Chart(f"usage_{split}", title, caption, header, rows, marks, x, (Axis(),), height=1.6 + 0.36 * len(names))
 
 
 def mean_usage(routes: Sequence[Route]) -> list[float]:
@@ -151,46 +134,32 @@ def mean_usage(routes: Sequence[Route]) -> list[float]:
 
 def label_distribution(records: Mapping[str, Sequence[RouteRecord]]) -> Chart | Paragraph:
     """How often the kept routes skip, execute and repeat a block, by task; counts on a log scale."""
-    counts = {task: label_counts(found) for task, found in records.items()}
-    counts = {task: count for task, count in counts.items() if sum(count.values())}
+    chosen = {task: [record.chosen for record in found if record.chosen is not None] for task, found in records.items()}
+    counts = {task: Counter(action for route in routes for action in route) for task, routes in chosen.items() if routes}
     if not counts:
         return Paragraph("No label distribution: the search kept no route.")
     names = tuple(action.name.lower() for action in Action)
-    marks = tuple(
-        Bars(
-            name=task,
-            index=index,
-            xs=names,
-            # A bar of no labels has no place on a log scale: it is drawn at the axis and says 0.
-            heights=[max(count[action], NO_LABELS) for action in Action],
-            width=0.8 / len(counts),
-            hover="%{fullData.name}, %{x}: %{text} labels",
-            labels=[f"{count[action]:,}" for action in Action],
-        )
-        for index, (task, count) in enumerate(counts.items())
-    )
+    width, hover = 0.8 / len(counts), "%{fullData.name}, %{x}: %{text} labels"
+    marks = []
+    for index, (task, count) in enumerate(counts.items()):
+        # A bar of no labels has no place on a log scale: it is drawn at the axis and says 0.
+        heights, labels = [max(count[action], NO_LABELS) for action in Action], [f"{count[action]:,}" for action in Action]
+        marks.append(Bars(name=task, index=index, xs=names, heights=heights, width=width, hover=hover, labels=labels))
     # Room for the counts above the bars, which stand upright where there are many.
     top = (6 if len(marks) * len(names) > MANY_BARS else 2) * _margin_above([height for bars in marks for height in bars.heights])
-    n_routes = sum(record.chosen is not None for found in records.values() for record in found)
-    return Chart(
-        name="label_distribution",
-        title=f"Labels of the search, n = {n_routes} kept routes",
-        caption="Labels the search produced, by task, on a log scale.",
-        header=("task", "action", "labels"),
-        rows=tuple((task, action.name.lower(), count[action]) for task, count in counts.items() for action in Action),
-        marks=marks,
-        x=Axis("action of the kept route at a block", names=names),
-        ys=(Axis("labels (blocks x questions), log scale", limits=(NO_LABELS, top), decades=(-0.3, math.log10(top)), is_log=True),),
-        legend=4,
-    )
+    title, caption = f"Labels of the search, n = {n_kept(records)} kept routes", "Labels the search produced, by task, on a log scale."
+    rows = tuple((task, action.name.lower(), count[action]) for task, count in counts.items() for action in Action)
+    x = Axis("action of the kept route at a block", names=names)
+    y = Axis("labels (blocks x questions), log scale", limits=(NO_LABELS, top), decades=(-0.3, math.log10(top)), is_log=True)
+    return Chart("label_distribution", title, caption, ("task", "action", "labels"), rows, tuple(marks), x, (y,), legend=4)
+
+
+def n_kept(records: Mapping[str, Sequence[RouteRecord]]) -> int:
+    """How many questions of the search have a route to learn from."""
+    return sum(record.chosen is not None for found in records.values() for record in found)
 
 
 def _margin_above(heights: Sequence[float]) -> float:
     """A twentieth of a log axis above the highest bar, as matplotlib leaves it."""
     low, high = (np.log10(end(heights)) for end in (min, max))
     return float(np.exp((high + 0.05 * (high - low)) * np.log(10)))
-
-
-def label_counts(records: Iterable[Any]) -> Counter[Action]:
-    """Actions of all kept routes."""
-    return Counter(action for record in records if record.chosen is not None for action in record.chosen)

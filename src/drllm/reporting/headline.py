@@ -44,8 +44,7 @@ class Compared:
     @property
     def cells(self) -> tuple[str, ...]:
         """As a row of the table of other comparisons."""
-        row = self.row
-        passes = f"{row.mean_passes:.2f} of {row.n_layers}"
+        row, passes = self.row, f"{self.row.mean_passes:.2f} of {self.row.n_layers}"
         return row.method, self.word, self.difference, p_value(row.mcnemar_p), f"{row.n:,}", passes, self.split
 
     def __str__(self) -> str:
@@ -54,9 +53,9 @@ class Compared:
         if self.word == UNCHANGED:
             claim = f"{self.word} as the {reference}, no verdict changes"
         among = tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
-        evenly = (
-            "" if self.even is None else f"with each task weighing the same {with_interval(*self.even[:3])}, p {p_value(self.even[3])}; "
-        )
+        evenly = ""
+        if self.even is not None:
+            evenly = f"with each task weighing the same {with_interval(*self.even[:3])}, p {p_value(self.even[3])}; "
         return (
             f"{row.method}: {claim}: {self.difference} points, 95 % interval in brackets, McNemar p {p_value(row.mcnemar_p)}, "
             f"on {row.n:,} questions of {among} ({self.split} split); {evenly}"
@@ -82,13 +81,8 @@ def by_size(run: Run) -> dict[str, Summary]:
 
 def headline(run: Run) -> list[Part]:
     """The verdict on the policy that was compared on most questions in domain, and all others in a folded table."""
-    found = [
-        Compared(split, summary, row)
-        for split, summary in by_size(run).items()
-        for method in judged(summary)
-        for row in summary.pooled
-        if row.method == method
-    ]
+    rows = [(split, summary, method) for split, summary in by_size(run).items() for method in judged(summary)]
+    found = [Compared(split, summary, row) for split, summary, method in rows for row in summary.pooled if row.method == method]
     if not found:
         return []
     first = max(found, key=lambda compared: _tells(run, compared))
@@ -102,10 +96,8 @@ def headline(run: Run) -> list[Part]:
 def _evenly(run: Run, compared: Compared) -> tuple[float, float, float, float] | None:
     """The mean over tasks, where they are of different sizes: of pooled questions the task with the most of them decides."""
     tasks = compared.summary.tasks
-    files = [
-        [run.questions.get((compared.split, method, task)) for task in tasks]
-        for method in (compared.row.method, compared.summary.reference)
-    ]
+    methods = compared.row.method, compared.summary.reference
+    files = [[run.questions.get((compared.split, method, task)) for task in tasks] for method in methods]
     if not all(map(all, files)):
         return None
     ours, base = ([[row["correct"] for row in part or ()] for part in parts] for parts in files)
@@ -120,11 +112,4 @@ def _tells(run: Run, compared: Compared) -> tuple[bool, bool, bool, int, bool, b
     row = compared.row
     in_domain = not run.manifests or set(compared.summary.tasks) <= set(run.manifests)
     is_policy = row.method not in UPPER_BOUNDS
-    return (
-        is_policy,
-        row.method not in compared.summary.earlier,
-        in_domain,
-        row.n,
-        row.method == "routers",
-        row.distinct_routes != 1,
-    )
+    return is_policy, row.method not in compared.summary.earlier, in_domain, row.n, row.method == "routers", row.distinct_routes != 1

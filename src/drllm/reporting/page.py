@@ -35,14 +35,13 @@ def to_html(parts: Iterable[Part]) -> str:
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    parts = list(parts)
-    sections = [(f"s{place}", part.text) for place, part in enumerate(parts) if isinstance(part, Heading) and part.level == 2]
-    script = _text("page.js")
+    parts, script = list(parts), _text("page.js")
     plotly = get_plotlyjs() if any(isinstance(part, Chart) for part in flat(parts)) else ""
+    named = [(f"s{place}", part) for place, part in enumerate(parts)]
     facts: dict[str, Any] = {
-        "parts": [(f"s{place}", part) for place, part in enumerate(parts)],
+        "parts": named,
         "title": next((part.text for part in parts if isinstance(part, Heading)), "drllm"),
-        "sections": sections,
+        "sections": [(name, part.text) for name, part in named if isinstance(part, Heading) and part.level == 2],
         "style": Markup(_text("page.css")),
         "script": Markup(script),
         "plotly": Markup(plotly),
@@ -68,20 +67,10 @@ def _sentences(rows: Iterable[Iterable[Any]]) -> bool:
 def _environment() -> Any:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    environment = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, loader=FunctionLoader(_text)
-    )
-    environment.filters |= {
-        "prose": _prose,
-        "blocks": _blocks,
-        "changes": _changes,
-        "plot": _plot,
-        "csv": _csv,
-        "tasks": tasks,
-        "kind": _kind,
-        "sentence": _sentence,
-        "sentences": _sentences,
-    }
+    trimmed = {"trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(autoescape=True, undefined=StrictUndefined, loader=FunctionLoader(_text), **trimmed)
+    filters = (_prose, _blocks, _changes, _plot, _csv, tasks, _kind, _sentence, _sentences)
+    environment.filters |= {function.__name__.lstrip("_"): function for function in filters}
     return environment
 
 
@@ -109,12 +98,8 @@ def _blocks(route: str) -> list[tuple[int, str]]:
 
 def _changes(route: str) -> str:
     """A route in words: what it does otherwise than the base."""
-    named = {
-        name: [str(block) for block, action in _blocks(route) if action == name]
-        for name in (Action.SKIP.name.lower(), Action.REPEAT.name.lower())
-    }
-    words = [f"{name}s {', '.join(blocks)}" for name, blocks in named.items() if blocks]
-    return "; ".join(words) or "the base's route"
+    named = {name: [str(block) for block, action in _blocks(route) if action == name] for name in ("skip", "repeat")}
+    return "; ".join(f"{name}s {', '.join(blocks)}" for name, blocks in named.items() if blocks) or "the base's route"
 
 
 def _plot(chart: Chart) -> Any:

@@ -60,31 +60,17 @@ def _hover(text: str) -> str:
 
 
 def _spot(spot: Spot, chart: Chart) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [spot.x + spot.aside * chart.x.inch],
-        "y": [spot.y],
-        "error_y": _intervals(spot, [spot.low], [spot.high]),
-        "name": spot.name,
-        "marker": {"color": spot.colour, "symbol": spot.marker[1], "size": 10},
-        "hovertemplate": _hover(spot.hover),
-    }
+    interval, marker = _intervals(spot, [spot.low], [spot.high]), {"color": spot.colour, "symbol": spot.marker[1], "size": 10}
+    found = {"type": "scatter", "mode": "markers", "x": [spot.x + spot.aside * chart.x.inch], "y": [spot.y], "error_y": interval}
+    return found | {"name": spot.name, "marker": marker, "hovertemplate": _hover(spot.hover)}
 
 
 def _curve(curve: Curve, chart: Chart) -> dict[str, Any]:
-    is_named = bool(chart.x.names)
-    found = {
-        "type": "scatter",
-        "mode": "markers" if is_named else "lines+markers",
-        "x": list(curve.xs),
-        "y": list(curve.ys),
-        "name": curve.name,
-        "yaxis": "y2" if curve.panel else "y",
-        "line": {"color": curve.colour, "dash": "dash" if curve.dashed else "solid"},
-        "marker": {"symbol": curve.marker[1], "size": 9 if is_named else 5},
-        "hovertemplate": _hover("%{fullData.name}: %{y:.4g} at %{x}"),
-    }
+    mode, size = ("markers", 9) if chart.x.names else ("lines+markers", 5)
+    found: dict[str, Any] = {"type": "scatter", "mode": mode, "x": list(curve.xs), "y": list(curve.ys), "name": curve.name}
+    line, marker = {"color": curve.colour, "dash": "dash" if curve.dashed else "solid"}, {"symbol": curve.marker[1], "size": size}
+    found |= {"yaxis": "y2" if curve.panel else "y", "line": line, "marker": marker}
+    found["hovertemplate"] = _hover("%{fullData.name}: %{y:.4g} at %{x}")
     if curve.error:
         found["error_y"] = _intervals(curve, *curve.error)
     if curve.group:
@@ -114,19 +100,10 @@ def _bars(bars: Bars, chart: Chart) -> dict[str, Any]:
 
 def _heat(heat: Heat, chart: Chart) -> dict[str, Any]:
     """The page draws the scale below."""
-    return {
-        "type": "heatmap",
-        "z": [list(row) for row in heat.values],
-        "y": list(heat.rows),
-        "zmin": 0,
-        "zmax": 2,
-        "colorscale": [[place, colour] for place, colour in USAGE],
-        "showscale": False,
-        "xgap": 1,
-        "ygap": 1,
-        "customdata": [[label] * len(row) for label, row in zip(heat.labels, heat.values, strict=True)],
-        "hovertemplate": _hover("%{customdata}<br>block %{x}: %{z:.2f} passes"),
-    }
+    found = {"type": "heatmap", "z": [list(row) for row in heat.values], "y": list(heat.rows), "zmin": 0, "zmax": 2}
+    found |= {"colorscale": [[place, colour] for place, colour in USAGE], "showscale": False, "xgap": 1, "ygap": 1}
+    labels = [[label] * len(row) for label, row in zip(heat.labels, heat.values, strict=True)]
+    return found | {"customdata": labels, "hovertemplate": _hover("%{customdata}<br>block %{x}: %{z:.2f} passes")}
 
 
 def _boxes(boxes: Boxes, chart: Chart) -> dict[str, Any]:

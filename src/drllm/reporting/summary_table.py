@@ -23,16 +23,8 @@ def cells(row: SummaryRow, reference: str) -> tuple[str, ...]:
     seconds = f"{row.seconds:.1f}" if _known(row.seconds) else ""
     if row.method == reference or not _known(row.difference):
         return name, accuracy, str(row.n), "", "", "", passes, seconds
-    return (
-        name,
-        accuracy,
-        str(row.n),
-        with_interval(row.difference, row.difference_low, row.difference_high),
-        f"{row.better} / {row.worse}",
-        p_value(row.mcnemar_p),
-        passes,
-        seconds,
-    )
+    difference = with_interval(row.difference, row.difference_low, row.difference_high)
+    return name, accuracy, str(row.n), difference, f"{row.better} / {row.worse}", p_value(row.mcnemar_p), passes, seconds
 
 
 def by_task(summary: Summary, caption: str = "") -> parts.Table:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from drllm.reporting.chart import Axis, Chart, Curve, number
+from drllm.reporting.figures import n_kept
 from drllm.reporting.parts import Paragraph, Part, Table
 from drllm.runs.load import Run
 
@@ -26,31 +27,24 @@ def training_parts(run: Run) -> list[Part]:
         parts.append(Paragraph(f"Their metrics file is empty: {', '.join(empty)}."))
     if not curves:
         return [*parts, Paragraph("No training curves: no method with epochs was trained.")]
-    return [last_epochs(curves), training_curves(curves, n_kept(run)), *parts]
-
-
-def n_kept(run: Run) -> int:
-    """How many questions of the search have a route to learn from."""
-    return sum(record.chosen is not None for records in run.records.values() for record in records)
+    return [last_epochs(curves), training_curves(curves, n_kept(run.records)), *parts]
 
 
 def last_epochs(curves: Mapping[str, Epochs]) -> Table:
     """The metrics of each policy's last epoch, a row each."""
     lasts = {method: epochs[-1] for method, epochs in curves.items()}
     names = dict.fromkeys(name for last in lasts.values() for name in last if name != "epoch" and not name.startswith("val_"))
-    rows = tuple(
-        (method, f"{last.get('epoch', len(curves[method]))} of {len(curves[method])}", *(_both(last, name) for name in names))
-        for method, last in lasts.items()
-    )
+    rows = []
+    for method, last in lasts.items():
+        n_epochs = len(curves[method])
+        rows.append((method, f"{last.get('epoch', n_epochs)} of {n_epochs}", *(_both(last, name) for name in names)))
     caption = "After the last epoch: on the questions trained on / on those held back, where it was measured there."
-    return Table(("policy", "epoch", *names), rows, caption)
+    return Table(("policy", "epoch", *names), tuple(rows), caption)
 
 
 def _both(last: Mapping[str, Any], name: str) -> str:
-    found = [
-        f"{value:.3g}" if isinstance(value, float) else str(value) for key in (name, f"val_{name}") if (value := last.get(key)) is not None
-    ]
-    return " / ".join(found)
+    found = [value for key in (name, f"val_{name}") if (value := last.get(key)) is not None]
+    return " / ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in found)
 
 
 def training_curves(curves: Mapping[str, Epochs], n_routes: int) -> Chart:
@@ -69,23 +63,10 @@ def training_curves(curves: Mapping[str, Epochs], n_routes: int) -> Chart:
                 marks.append(Curve(name=f"{method}, {part}", xs=xs, ys=ys, **look))
     losses = [y for curve in marks if curve.panel == 0 for y in curve.ys]
     is_log = bool(losses) and min(losses) > 0 and max(losses) / min(losses) > LOG_SPAN
+    title = f"Training, n = {n_routes} kept routes, of which a part is held back"
     caption = "Loss and macro-F1 by epoch: full lines on the questions trained on, dashed ones on those held back."
-    return Chart(
-        name="training",
-        title=f"Training, n = {n_routes} kept routes, of which a part is held back",
-        caption=caption + _left_out(list(curves)),
-        header=("method", "metric", "epoch", "value"),
-        rows=tuple(table),
-        marks=tuple(marks),
-        x=Axis("epoch", is_whole=True),
-        ys=(Axis(LOSS, is_log=is_log), Axis(SCORE)),
-        height=7,
-        legend=2,
-    )
-
-
-def _left_out(methods: Sequence[str]) -> str:
-    if len(methods) <= DRAWN:
-        return ""
-    shown, n = ", ".join(methods[:DRAWN]), len(methods) - DRAWN
-    return f" Drawn: {shown}; the other {n} are among the numbers, and on the page a click on a name draws it."
+    if len(curves) > DRAWN:
+        shown, n = ", ".join(list(curves)[:DRAWN]), len(curves) - DRAWN
+        caption += f" Drawn: {shown}; the other {n} are among the numbers, and on the page a click on a name draws it."
+    header, x, ys = ("method", "metric", "epoch", "value"), Axis("epoch", is_whole=True), (Axis(LOSS, is_log=is_log), Axis(SCORE))
+    return Chart("training", title, caption, header, tuple(table), tuple(marks), x, ys, height=7, legend=2)
