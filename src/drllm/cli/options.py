@@ -16,7 +16,7 @@ import dataclasses
 import math
 import shlex
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -87,8 +87,7 @@ class Settings:
 
 def flags_of(config_class: type) -> list[Flag]:
     """One flag a field, in the order of the dataclass."""
-    hints = typing.get_type_hints(config_class)
-    flags = []
+    hints, flags = typing.get_type_hints(config_class), []
     for item in dataclasses.fields(config_class):
         hint = hints[item.name]
         origin = typing.get_origin(hint)
@@ -100,17 +99,14 @@ def flags_of(config_class: type) -> list[Flag]:
     return flags
 
 
-def add_config(
-    parser: argparse.ArgumentParser, config_class: type, only: Iterable[str] | None = None, prefix: str = "", title: str = ""
-) -> None:
+def add_config(parser: argparse.ArgumentParser, config_class: type, only: Sequence[str] = (), prefix: str = "", title: str = "") -> None:
     """Add a flag for each field of the dataclass (or those named in `only`), called `--<prefix><name with dashes>`.
 
     Flags that are not given leave None behind, so that `build` can tell them from defaults.
     """
-    wanted = None if only is None else set(only)
     group = parser.add_argument_group(title) if title else parser
     for flag in flags_of(config_class):
-        if wanted is not None and flag.name not in wanted:
+        if only and flag.name not in only:
             continue
         shown = flag.text_of_default
         options: dict[str, Any] = {"dest": prefix + flag.name, "default": None}
@@ -126,9 +122,7 @@ def add_config(
         group.add_argument("--" + (prefix + flag.name).replace("_", "-"), **options)
 
 
-def add_section(
-    parser: argparse.ArgumentParser, section: str, only: Iterable[str] | None = None, prefix: str = "", about: str = ""
-) -> None:
+def add_section(parser: argparse.ArgumentParser, section: str, only: Sequence[str] = (), prefix: str = "", about: str = "") -> None:
     """Add the flags of a section of the YAML file, under a title that says so."""
     title = f"{section}: {about}" if about else section
     add_config(parser, section_class(section), only, prefix, f"{title} (section `{section}` of the YAML file)")
@@ -233,10 +227,9 @@ def _section(path: str | Path, section: str, values: Any) -> dict[str, Any]:
 def _checked(flag: Flag, value: Any, where: str) -> Any:
     """The value in the flag's type, or one line that says what was expected."""
     if flag.kind is tuple:
-        if isinstance(value, str):
-            return split_names([value])
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return split_names(value)
+        texts = [value] if isinstance(value, str) else value
+        if isinstance(texts, list) and all(isinstance(item, str) for item in texts):
+            return split_names(texts)
         raise InputError(f"{where}: {flag.name} is {value!r}, expected names such as [a, b]")
     if flag.choices:
         if value in flag.choices:

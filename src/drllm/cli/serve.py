@@ -34,7 +34,8 @@ def run(job: Job) -> Lines:
     extra = split_words("--vllm-args", arguments.vllm_args)
     from drllm.deploy.serving import launch as launching
 
-    launching.check_port(arguments.port)
+    if not 0 < arguments.port < 65536:
+        raise InputError(f"--port is {arguments.port}, expected 1 to 65535")
     if not arguments.print:
         launching.check_installed()
         launching.check_address(arguments.host, arguments.port)
@@ -67,7 +68,10 @@ def run(job: Job) -> Lines:
     del routed
     yield f"serving {name}: {f'one route, {spec.route}' if spec.mode == 'static' else MODES[spec.mode]}"
     if arguments.print:
-        warn_if_it_cannot_run()
+        try:
+            launching.check_installed()
+        except InputError as error:
+            warnings.warn(f"this command cannot run as it is: {error}", stacklevel=2)
         shown = started.env | ({"VLLM_API_KEY": "..."} if arguments.api_key else {})
         yield shlex.join(["env", *(f"{key}={value}" for key, value in shown.items()), *started.argv])
         return
@@ -84,23 +88,12 @@ def check_flags(arguments: argparse.Namespace, base: str) -> None:
     if arguments.policy:
         return
     if not base:
-        raise InputError(
-            "nothing to serve: give a saved policy's folder, or --base to serve a model along the routes that requests ask for"
-        )
+        either = "give a saved policy's folder, or --base to serve a model along the routes that requests ask for"
+        raise InputError(f"nothing to serve: {either}")
     if arguments.decide != "auto":
         raise InputError(f"--decide {arguments.decide} says where a policy decides, and none is served: give its folder, or leave it out")
     if arguments.any_format:
         raise InputError("--any-format is about what a policy was trained on, and none is served: give its folder, or leave it out")
-
-
-def warn_if_it_cannot_run() -> None:
-    """Warn where the Python of a printed command has no vLLM to start."""
-    from drllm.deploy.serving.launch import check_installed
-
-    try:
-        check_installed()
-    except InputError as error:
-        warnings.warn(f"this command cannot run as it is: {error}", stacklevel=2)
 
 
 def warn_if_open(host: str, key: str) -> None:

@@ -7,7 +7,6 @@ which is refused by what it computes, not by a list of names.
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
@@ -19,8 +18,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from drllm.core.errors import ArtifactError, DrllmError, InputError, UnsupportedModelError
-from drllm.core.files import write_json
-from drllm.core.route import Route
+from drllm.core.files import read_json, write_json
+from drllm.core.route import Action, Route
 from drllm.model.load import is_out_of_memory, quiet_loading
 from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import QUANTIZATION_ENTRIES, attention_of, causal_lm
@@ -66,7 +65,8 @@ def export(routed: RoutedModel, route: Route, folder: str | Path) -> Exported:
     folder = Path(folder).resolve()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: give a new folder")
-    if folder.exists() and (foreign := _foreign(folder)):
+    earlier = {EXPORT_FILE, *(read_export(folder) or {}).get("files", {})}
+    if folder.exists() and (foreign := sorted({path.name for path in folder.iterdir()} - earlier)):
         raise InputError(f"{folder} holds {foreign[0]!r}, which no export wrote: give a new folder")
     if len(route) != routed.n_layers:
         raise InputError(f"the route has {len(route)} blocks, the model has {routed.n_layers}")
@@ -74,13 +74,11 @@ def export(routed: RoutedModel, route: Route, folder: str | Path) -> Exported:
         raise InputError("the route runs no block: a checkpoint needs at least one")
     model = routed.model
     if model is not causal_lm(model):
-        raise UnsupportedModelError(
-            "the base carries an adapter or is compiled: merge the adapter (merge_and_unload) and export that model"
-        )
+        what = "the base carries an adapter or is compiled"
+        raise UnsupportedModelError(f"{what}: merge the adapter (merge_and_unload) and export that model")
     if quantised := sorted({type(p).__name__ for p in model.parameters() if type(p) not in (Tensor, nn.Parameter)}):
-        raise UnsupportedModelError(
-            f"the base's weights are quantised ({quantised[0]}): export the unquantised base, then quantise the export"
-        )
+        what = f"the base's weights are quantised ({quantised[0]})"
+        raise UnsupportedModelError(f"{what}: export the unquantised base, then quantise the export")
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Whole or not at all: the check runs on the very files.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
@@ -99,12 +97,6 @@ def export(routed: RoutedModel, route: Route, folder: str | Path) -> Exported:
     return done
 
 
-def _foreign(folder: Path) -> list[str]:
-    """What is in a folder that an earlier export did not write there."""
-    earlier = (read_export(folder) or {}).get("files", {})
-    return sorted(path.name for path in folder.iterdir() if path.name not in {*earlier, EXPORT_FILE})
-
-
 def _write(routed: RoutedModel, route: Route, place: Path) -> int:
     """Weights, configuration and tokenizer; returns the bytes that second passes take."""
     model: Any = routed.model
@@ -112,12 +104,8 @@ def _write(routed: RoutedModel, route: Route, place: Path) -> int:
     names = {id(module): name for name, module in model.named_modules()}
     prefix = names[id(routed.blocks[0])].removesuffix("0")
     assert all(names[id(block)] == f"{prefix}{index}" for index, block in enumerate(routed.blocks))
-    state: dict[str, Tensor] = {}
-    copied_bytes = 0
-    weights = model.state_dict()
-    for key, value in weights.items():
-        if not key.startswith(prefix):
-            state[key] = value
+    copied_bytes, weights = 0, model.state_dict()
+    state: dict[str, Tensor] = {key: value for key, value in weights.items() if not key.startswith(prefix)}
     for place_of, block in enumerate(route.path):
         for key, value in weights.items():
             if key.startswith(f"{prefix}{block}."):
@@ -177,8 +165,7 @@ def _check(routed: RoutedModel, route: Route, place: Path) -> tuple[float, int]:
     """(largest difference of a logit, tokens compared) between the written checkpoint, loaded by transformers, and the routed model."""
     from transformers import AutoModelForCausalLM
 
-    model = routed.model
-    text = routed.config
+    model, text = routed.model, routed.config
     windows = [value for name in ("sliding_window", "attention_window_size") if isinstance(value := getattr(text, name, None), int)]
     n_tokens = max([16, *(window + 8 for window in windows if window + 8 <= MAX_CHECKED)])
     n_tokens = min(n_tokens, getattr(text, "max_position_embeddings", None) or n_tokens)
@@ -206,19 +193,16 @@ def _inexpressible(config: Any, error: Exception) -> DrllmError:
     reason = " ".join(str(error).split())[:160]
     if is_out_of_memory(error):
         return InputError(f"out of memory ({reason}): an export needs room for a second copy of the weights; nothing was written")
-    return UnsupportedModelError(
-        f"model_type {config.model_type!r} cannot express this route as a configuration ({reason}): serve it with drllm instead"
-    )
+    what = f"model_type {config.model_type!r} cannot express this route as a configuration ({reason})"
+    return UnsupportedModelError(f"{what}: serve it with drllm instead")
 
 
 def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
     """What the checkpoint is, for whoever finds it."""
     base = routed.base_id or "a model in memory"
-    skipped = [block for block, action in enumerate(route) if action == 0]
-    repeated = [block for block, action in enumerate(route) if action == 2]
-    said = "; ".join(
-        f"{what} {', '.join(map(str, blocks))}" for what, blocks in (("skips block", skipped), ("runs twice block", repeated)) if blocks
-    )
+    words = {"skips block": Action.SKIP, "runs twice block": Action.REPEAT}
+    blocks = {what: [str(block) for block, action in enumerate(route) if action == of] for what, of in words.items()}
+    said = "; ".join(f"{what} {', '.join(found)}" for what, found in blocks.items() if found)
     front = "---\nlibrary_name: transformers\ntags: [drllm, adaptive-depth]\n"
     front += f"base_model: {base}\n" if "/" in base and not Path(base).exists() else ""
     return (
@@ -240,17 +224,11 @@ def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
 def read_export(folder: Path) -> dict[str, Any] | None:
     """What `export` wrote about a folder, or None when it is no export; `ArtifactError` when that is unreadable."""
     path = folder / EXPORT_FILE
-    if not path.is_file():
-        return None
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ArtifactError(f"{path} is not readable JSON ({error}): export again") from None
+    return read_json(path, "export again", dict) if path.is_file() else None
 
 
 def check_export(folder: Path) -> None:
     """Refuse an exported checkpoint of which a file is missing or has another size; weights are too large to digest each time."""
-    about = read_export(folder)
-    for name, size in ({} if about is None else about.get("files", {})).items():
+    for name, size in (read_export(folder) or {}).get("files", {}).items():
         if not (folder / name).is_file() or (folder / name).stat().st_size != size:
             raise ArtifactError(f"{folder / name} is missing or not the file that was exported: export again")

@@ -64,14 +64,12 @@ def inspect(
         raise InputError("there is no policy to look into: give --policy, or set the model's")
     (ids,), prompt_format = encode_prompts(routed.tokenizer, [prompt])
     watched = _Watched(policy)
-    output = routed.generate(
-        [prompt], policy=watched, max_new_tokens=max_new_tokens, check_prompt_format=check_prompt_format, do_sample=False
-    )[0]
+    given = {"max_new_tokens": max_new_tokens, "check_prompt_format": check_prompt_format, "do_sample": False}
+    (output,) = routed.generate([prompt], policy=watched, **given)
     tokens = [routed.tokenizer.decode([token]) for token in ids]
     windows_BWT = policy.windows(torch.ones((1, len(tokens)), dtype=torch.bool))
-    found = (
-        [tokens] if windows_BWT is None else [[tokens[at] for at in window.nonzero()[:, 0]] for window in windows_BWT[0] if window.any()]
-    )
+    windows = [torch.ones(len(tokens))] if windows_BWT is None else [window for window in windows_BWT[0] if window.any()]
+    found = [[tokens[at] for at in window.nonzero()[:, 0]] for window in windows]
     return Inspection(
         policy=policy.name,
         prompt_format=prompt_format,
@@ -155,9 +153,8 @@ def _block_table(probabilities: Sequence[Sequence[float]], route: Route) -> Tabl
     table.add_column("probability of it")
     for block, (row, action) in enumerate(zip(probabilities, route, strict=True)):
         chosen = Action(action)
-        table.add_row(
-            str(block), *(f"{value:.3f}" for value in row), Text(chosen.name.lower(), STYLES[chosen]), "=" * round(BAR * row[chosen])
-        )
+        decided = Text(chosen.name.lower(), STYLES[chosen])
+        table.add_row(str(block), *(f"{value:.3f}" for value in row), decided, "=" * round(BAR * row[chosen]))
     return table
 
 

@@ -56,10 +56,6 @@ class Sweep:
         named = zip(self.policies, self.names, strict=True)
         return {policy: f"{name} (paper)" if policy == ROUTERS and "(paper)" not in name else name for policy, name in named}
 
-    def trained(self, setup: Setup) -> list[Stage]:
-        """The training of each policy."""
-        return [train_routers(setup, policy, **options) for policy, options in self.policies.items()]
-
     def compared(self, setup: Setup) -> Evaluate:
         """Their comparison."""
         return ablation(setup, list(self.policies))
@@ -124,7 +120,7 @@ def _accuracy(x: float, row: SummaryRow) -> Point:
 
 def _stages(*sweeps: Sweep) -> Callable[[Setup], list[Stage]]:
     def stages(setup: Setup) -> list[Stage]:
-        trained = (stage for sweep in sweeps for stage in sweep.trained(setup))
+        trained = [train_routers(setup, policy, **options) for sweep in sweeps for policy, options in sweep.policies.items()]
         return [*searches(setup), *trained, *(sweep.compared(setup) for sweep in sweeps)]
 
     return stages

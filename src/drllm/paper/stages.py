@@ -42,19 +42,15 @@ class Stage(Protocol):
     @property
     def name(self) -> str:
         """What progress and the dry run call it."""
-        ...
 
     def forwards(self, setup: Setup) -> float:
         """What it costs, in PF."""
-        ...
 
     def command(self, setup: Setup) -> str:
         """A shell command that does the same on the run folder; empty where only `drllm reproduce` does it."""
-        ...
 
     def run(self, bench: Bench) -> Any:
         """Do it, or find it done; what it found."""
-        ...
 
 
 @dataclass
@@ -210,12 +206,11 @@ class Turn:
     """Trained routers at one setting of the paper's control (appendix C)."""
 
     control: float
-    owner: str = ROUTERS
 
     @property
     def policy(self) -> str:
         """Its name in the run."""
-        return f"{self.owner}@{self.control:+.2f}"
+        return f"{ROUTERS}@{self.control:+.2f}"
 
     @property
     def name(self) -> str:
@@ -225,7 +220,7 @@ class Turn:
         return 0.0
 
     def command(self, setup: Setup) -> str:
-        owner, mine = (str(setup.out / name) for name in (self.owner, self.policy))
+        owner, mine = (str(setup.out / name) for name in (ROUTERS, self.policy))
         turned = f"m.policy = m.policy.with_control({self.control}); m.save_pretrained({mine!r})"
         return shlex.join(["python", "-c", f"from drllm import RoutedModel; m = RoutedModel.from_pretrained({owner!r}); {turned}"])
 
@@ -234,7 +229,7 @@ class Turn:
         from drllm.policies.saved import open_folder
         from drllm.runs.card_facts import card_facts
 
-        with under_policy(bench.routed, bench.policy(self.owner).with_control(self.control)):
+        with under_policy(bench.routed, bench.policy(ROUTERS).with_control(self.control)):
             folder = bench.routed.save_pretrained(bench.setup.run.policy(self.policy))
         open_folder(folder).write_card(card_facts(folder))
         return self.policy
@@ -273,10 +268,9 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Clock:
-    """Seconds of generation by the base and by a policy, in turn; `name` is throughput (by batch size) or latency (one long answer)."""
+    """Seconds of generation by the base and by routers, in turn; `name` is throughput (by batch size) or latency (one long answer)."""
 
     name: str
-    policy: str = ROUTERS
 
     def n_tokens(self, setup: Setup) -> int:
         """Tokens of an answer."""
@@ -304,11 +298,11 @@ class Clock:
         setup, routed = bench.setup, bench.routed
         where = [hardware(), str(routed.device), torch.get_num_threads(), routed.fingerprint, str(routed.model.dtype)]
         prompts = self._prompts(bench)
-        key = [where, policy_digest(setup.run.policy(self.policy)), self.batches(setup), self.n_tokens(setup), ROUNDS, prompts]
+        key = [where, policy_digest(setup.run.policy(ROUTERS)), self.batches(setup), self.n_tokens(setup), ROUNDS, prompts]
         if (known := bench.memo.find(self.name, key_of(key))) is not None:
             return known["result"]
         measure: Any = latency if self.name == "latency" else throughput
-        found = measure(routed, bench.policy(self.policy), prompts, self.batches(setup), self.n_tokens(setup), ROUNDS)
+        found = measure(routed, bench.policy(ROUTERS), prompts, self.batches(setup), self.n_tokens(setup), ROUNDS)
         bench.memo.keep(self.name, key_of(key), result=found)
         return found
 

@@ -18,10 +18,7 @@ MANY_BARS = 12  # more than fit a phone with their numbers side by side
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """What is drawn on one pair of axes.
-
-    Attributes: index: chooses colour, marker and hatch; panel: 0 is the upper one.
-    """
+    """What is drawn on one pair of axes. Attributes: index: chooses colour, marker and hatch; panel: 0 is the upper one."""
 
     name: str = ""
     index: int = 0
@@ -45,10 +42,7 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Spot(Mark):
-    """One value with its interval.
-
-    Attributes: low, high: how far the interval reaches below and above; aside: inches to the right, for values of equal x.
-    """
+    """One value with its interval, which reaches `low` below and `high` above; `aside`: inches to the right, for values of equal x."""
 
     x: float
     y: float
@@ -97,10 +91,7 @@ class Level(Mark):
 
 @dataclass(frozen=True, kw_only=True)
 class Bars(Mark):
-    """Bars over names or numbers.
-
-    Attributes: width: what a bar has of the x axis; labels: what stands above each bar.
-    """
+    """Bars over names or numbers. Attributes: width: what a bar has of the x axis; labels: what stands above each bar."""
 
     xs: Sequence[Any]
     heights: Sequence[float]

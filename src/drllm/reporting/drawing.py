@@ -45,8 +45,7 @@ def write_charts(parts: Iterable[Part], folder: Path) -> None:
 def to_csv(chart: Chart) -> str:
     """The numbers of a chart."""
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows((chart.header, *chart.rows))
+    csv.writer(buffer, lineterminator="\n").writerows((chart.header, *chart.rows))
     return buffer.getvalue()
 
 
@@ -59,18 +58,14 @@ def draw(chart: Chart) -> Any:
     for mark in chart.marks:
         DRAWN[type(mark)](panels[mark.panel], mark, chart)
     for axes, y in zip(panels, chart.ys, strict=True):
-        _scale_y(axes, y)
+        if y.is_log:
+            axes.set_yscale("log")
+        if y.limits:
+            axes.set_ylim(*y.limits)
+        axes.set_ylabel(y.label)
     _scale_x(panels[-1], chart.x, has_margin=bool(chart.of(Curve)))
     _entitle(figure, panels, chart)
     return figure
-
-
-def _scale_y(axes: Any, y: Axis) -> None:
-    if y.is_log:
-        axes.set_yscale("log")
-    if y.limits:
-        axes.set_ylim(*y.limits)
-    axes.set_ylabel(y.label)
 
 
 def _scale_x(axes: Any, x: Axis, has_margin: bool) -> None:

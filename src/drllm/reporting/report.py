@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ BASELINES = (
     "random moves a policy's skips and repeats to random blocks, shuffled deals its own routes to other prompts; without another's name "
     "they are the routers'. A good policy beats its own controls."
 )
+ROUTES = (
+    "Routes that resemble each other stand together, under the commonest of them; the base's route stands alone, and what is near none of "
+    "them comes last. Open a route to see its prompts, those whose verdict changed first, and a prompt to see its blocks."
+)
 
 
 def report(run: str | Path) -> Path:
@@ -53,8 +57,8 @@ def report(run: str | Path) -> Path:
     loaded = load_run(Path(run))
     need_extras()
     folder = RunFolder(loaded.folder).report
-    parts = [*_results(loaded), *_routes(loaded), *_labels(loaded), *_training(loaded)]
-    parts += [*_guarantees(loaded), *_dropped(loaded), *_provenance(loaded)]
+    sections = (_results, _routes, _labels, _training, _guarantees, _dropped, _provenance)
+    parts = [part for section in sections for part in section(loaded)]
     write_charts(parts, folder)
     return write_page([*_opening(loaded), *glossary(parts), *parts], folder)
 
@@ -68,28 +72,24 @@ def _opening(run: Run) -> list[Part]:
     return parts
 
 
-def _results(run: Run) -> list[Part]:
-    parts: list[Part] = [Heading("Results")]
+def _results(run: Run) -> Iterator[Part]:
+    yield Heading("Results")
     if not run.summaries:
-        return [*parts, Paragraph("Nothing has been evaluated yet: `drllm evaluate` writes this section.")]
+        yield Paragraph("Nothing has been evaluated yet: `drllm evaluate` writes this section.")
     for split, summary in by_size(run).items():
-        parts += [Heading(f"{split.capitalize()} split", 3), *_comparison(summary), *map(Paragraph, run.left_out.get(split, ()))]
+        yield Heading(f"{split.capitalize()} split", 3)
+        whole = by_task(summary)
+        pooled = tuple(row for row in whole.rows if row[0] == POOLED)
+        yield from [Table(whole.header, pooled), Folded("By task", (whole,))] if len(whole.rows) > ROWS and pooled else [whole]
+        yield from map(Paragraph, run.left_out.get(split, ()))
         if baselines := dict.fromkeys(row.method for row in summary.rows if owner_of(row.method)):
-            parts.append(Paragraph(f"Controls: {', '.join(baselines)}. {BASELINES}"))
-        parts += figures.accuracy_charts(summary)
+            yield Paragraph(f"Controls: {', '.join(baselines)}. {BASELINES}")
+        yield from figures.accuracy_charts(summary)
         usage, missing = figures.usage_map(run.questions, split), absent(run, split)
-        parts += [usage] if isinstance(usage, Chart) or not missing else []
-        parts += [Paragraph(missing)] if missing else []
-    return parts
-
-
-def _comparison(summary: Summary) -> list[Part]:
-    """The rows of a split; of many, those of all tasks together, the others folded."""
-    whole = by_task(summary)
-    pooled = tuple(row for row in whole.rows if row[0] == POOLED)
-    if len(whole.rows) <= ROWS or not pooled:
-        return [whole]
-    return [Table(whole.header, pooled), Folded("By task", (whole,))]
+        if isinstance(usage, Chart) or not missing:
+            yield usage
+        if missing:
+            yield Paragraph(missing)
 
 
 def _routes(run: Run) -> list[Part]:
@@ -111,47 +111,38 @@ def _routes(run: Run) -> list[Part]:
     if not found:
         nothing = "No evaluated method sends two prompts along different routes (gates inside blocks have no routes)."
         return [*parts, *map(Paragraph, (nothing, *missing))]
-    parts.append(
-        Paragraph(
-            "Routes that resemble each other stand together, under the commonest of them; the base's route stands alone, and what is near "
-            "none of them comes last. Open a route to see its prompts, those whose verdict changed first, and a prompt to see its blocks."
-        )
-    )
-    return [*parts, *found, *map(Paragraph, missing)]
+    return [*parts, Paragraph(ROUTES), *found, *map(Paragraph, missing)]
 
 
 def _latest(summary: Summary) -> list[str]:
     return [method for method in judged(summary) if method not in summary.earlier]
 
 
-def _labels(run: Run) -> list[Part]:
-    parts: list[Part] = [Heading("Labels of the search")]
+def _labels(run: Run) -> Iterator[Part]:
+    yield Heading("Labels of the search")
     if not run.manifests:
-        return [*parts, Paragraph("Nothing has been searched yet: `drllm search` writes this section.")]
+        yield Paragraph("Nothing has been searched yet: `drllm search` writes this section.")
     if begun := [task for task in run.manifests if not run.records[task]]:
-        parts.append(
-            Paragraph(f"The search of {', '.join(begun)} has begun, and no question is finished yet: the same `drllm search` call goes on.")
-        )
+        some = ", ".join(begun)
+        yield Paragraph(f"The search of {some} has begun, and no question is finished yet: the same `drllm search` call goes on.")
     if len(begun) == len(run.manifests):
-        return parts
+        return
     try:
         stats = describe(record for records in run.records.values() for record in records)
     except InputError as error:  # records of several models
-        return [*parts, Paragraph(f"No tables of labels: {error}.")]
-    parts += [Table(header, tuple(rows), caption=f"{title[0].upper()}{title[1:]}.") for title, header, rows in tables(stats)]
+        yield Paragraph(f"No tables of labels: {error}.")
+        return
+    for title, header, rows in tables(stats):
+        yield Table(header, tuple(rows), f"{title[0].upper()}{title[1:]}.")
     if note := broken_note(stats):
-        parts.append(Paragraph(f"{note[0].upper()}{note[1:]}."))
-    return [*parts, figures.label_distribution(run.records)]
+        yield Paragraph(f"{note[0].upper()}{note[1:]}.")
+    yield figures.label_distribution(run.records)
 
 
 def _training(run: Run) -> list[Part]:
-    parts: list[Part] = [Heading("Training")]
-    if not run.epochs:
-        return [
-            *parts,
-            Paragraph(_lost(run, "no training curves") or "No method with epochs has been trained yet: `drllm train` writes this section."),
-        ]
-    return [*parts, *training_parts(run)]
+    nothing = "No method with epochs has been trained yet: `drllm train` writes this section."
+    parts = training_parts(run) if run.epochs else [Paragraph(_lost(run, "no training curves") or nothing)]
+    return [Heading("Training"), *parts]
 
 
 def _lost(run: Run, what: str) -> str:
@@ -160,22 +151,18 @@ def _lost(run: Run, what: str) -> str:
     return f"This folder holds {what}, though run.json tells of {n_trained} trainings: what they left was not kept." if n_trained else ""
 
 
-def _guarantees(run: Run) -> list[Part]:
-    parts: list[Part] = [Heading("Calibration and guarantee")]
+def _guarantees(run: Run) -> Iterator[Part]:
+    yield Heading("Calibration and guarantee")
     if not run.policies:
-        return [*parts, Paragraph(_lost(run, "no saved policy") or "No policy has been saved in this run.")]
+        yield Paragraph(_lost(run, "no saved policy") or "No policy has been saved in this run.")
     guarantees = {name: config.get("guarantee") for name, config in run.policies.items()}
-    if bare := [name for name, found in guarantees.items() if not found]:
-        parts.append(
-            Paragraph(f"Not calibrated, so nothing is promised of them; the figures above are what was measured: {', '.join(bare)}.")
-        )
+    if bare := ", ".join(name for name, found in guarantees.items() if not found):
+        yield Paragraph(f"Not calibrated, so nothing is promised of them; the figures above are what was measured: {bare}.")
     for name, found in guarantees.items():
-        if not found:
-            continue
-        rows = tuple(map(_tested, found["tested"]))
-        header = ("operating point", "observed, points", "mean passes", "p", f"at delta {found['delta']:g}")
-        parts += [Paragraph(f"{name}: {found['sentence']}"), Table(header, rows)]
-    return parts
+        if found:
+            yield Paragraph(f"{name}: {found['sentence']}")
+            header = ("operating point", "observed, points", "mean passes", "p", f"at delta {found['delta']:g}")
+            yield Table(header, tuple(map(_tested, found["tested"])))
 
 
 def _tested(point: Mapping[str, Any]) -> tuple[str, ...]:
@@ -183,37 +170,33 @@ def _tested(point: Mapping[str, Any]) -> tuple[str, ...]:
     return str(point["point"]), points(point["difference"]), f"{point['mean_passes']:.2f}", f"{point['p']:.4f}", verdict
 
 
-def _dropped(run: Run) -> list[Part]:
-    parts: list[Part] = [Heading("Dropped questions")]
+def _dropped(run: Run) -> Iterator[Part]:
+    yield Heading("Dropped questions")
     for split, summary in run.summaries.items():
-        if split.endswith(OTHER_TASKS):  # what was dropped of those only their own evaluation knew
-            continue
-        counts = _flat(summary.dropped or {})
-        shown = ", ".join(f"{name} {count}" for name, count in counts) if counts else "none"
-        parts.append(Paragraph(f"{split} split: {shown}."))
+        if not split.endswith(OTHER_TASKS):  # what was dropped of those only their own evaluation knew
+            yield Paragraph(f"{split} split: {_listed(summary.dropped) or 'none'}.")
     if not run.summaries:
-        parts.append(Paragraph("Known once an evaluation has run."))
-    return parts
+        yield Paragraph("Known once an evaluation has run.")
 
 
-def _provenance(run: Run) -> list[Part]:
-    parts: list[Part] = [Heading("Provenance")]
+def _provenance(run: Run) -> Iterator[Part]:
+    yield Heading("Provenance")
     searched: dict[str, list[str]] = {}
     for task, manifest in run.manifests.items():
         weights = f"model {manifest.model}, weights {manifest.fingerprint}, {manifest.dtype}"
         searched.setdefault(f"{manifest.source}; {weights}", []).append(task)
-    parts += [Paragraph(f"{', '.join(tasks)}: {source}.") for source, tasks in searched.items()]
+    for source, tasks in searched.items():
+        yield Paragraph(f"{', '.join(tasks)}: {source}.")
     if not run.jobs:
-        return [*parts, Paragraph("The run folder has no run.json.")]
+        yield Paragraph("The run folder has no run.json.")
+        return
     jobs = Table(("job", "status", "command", "seconds", "commit"), tuple(map(_job, run.jobs)), code=frozenset({"command"}))
-    parts.append(jobs if len(run.jobs) <= JOBS else Folded(f"All {len(run.jobs)} jobs", (jobs,)))
+    yield jobs if len(run.jobs) <= JOBS else Folded(f"All {len(run.jobs)} jobs", (jobs,))
     for name in ("versions", "hardware"):
-        facts = _flat(run.jobs[-1].get(name) or {})
-        if facts:
-            parts.append(Paragraph(f"{name.capitalize()} of the last job: " + ", ".join(f"{key} {value}" for key, value in facts) + "."))
+        if facts := _listed(run.jobs[-1].get(name)):
+            yield Paragraph(f"{name.capitalize()} of the last job: {facts}.")
     if commands := tuple(dict.fromkeys(_reproduced(run.jobs))):
-        parts += [Heading("Commands to reproduce"), Commands(commands)]
-    return parts
+        yield from (Heading("Commands to reproduce"), Commands(commands))
 
 
 def _job(job: Mapping[str, Any]) -> tuple[str, ...]:
@@ -221,10 +204,9 @@ def _job(job: Mapping[str, Any]) -> tuple[str, ...]:
     return str(job.get("job", "")), str(job.get("status", "")), command, _value(job.get("seconds")), str(job.get("commit") or "")
 
 
-def _reproduced(jobs: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+def _reproduced(jobs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """The command lines of the jobs, as a user types them."""
-    for job in jobs:
-        argv = [str(word) for word in job.get("argv") or ()]
+    for argv in (list(map(str, job.get("argv") or ())) for job in jobs):
         if argv and Path(argv[0]).name == "drllm":
             yield shlex.join(["drllm", *argv[1:]])
 
@@ -233,6 +215,11 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
     return "" if value is None else str(value)
+
+
+def _listed(facts: Any) -> str:
+    """Nested mappings in a line; empty where there is nothing."""
+    return ", ".join(f"{name} {value}" for name, value in _flat(facts or {}))
 
 
 def _flat(facts: Any, prefix: str = "") -> list[tuple[str, Any]]:

@@ -235,12 +235,6 @@ def environment(device: str) -> dict[str, str]:
     return {key: value for key, value in wanted.items() if not os.environ.get(key)} | own
 
 
-def check_port(port: int) -> None:
-    """`InputError` for a number that no port has."""
-    if not 0 < port < 65536:
-        raise InputError(f"--port is {port}, expected 1 to 65535")
-
-
 def check_address(host: str, port: int) -> None:
     """`InputError` when the address cannot be listened on; found now, not after the model has loaded."""
     try:

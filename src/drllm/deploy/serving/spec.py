@@ -64,9 +64,8 @@ class ServeSpec:
             if text != self.route:
                 raise InputError(f"this server runs one route, {self.route}: leave {ROUTE_ARGUMENT} out")
         elif extra := [block for block, action in enumerate(route) if action == 2 and block not in self.repeatable]:
-            raise InputError(
-                f"{ROUTE_ARGUMENT} repeats block {extra[0]}, the server keeps no second cache for it: start it with --repeatable"
-            )
+            what = f"{ROUTE_ARGUMENT} repeats block {extra[0]}, the server keeps no second cache for it"
+            raise InputError(f"{what}: start it with --repeatable")
         return route
 
     def to_config(self) -> dict[str, Any]:
