@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common, number
@@ -38,16 +38,11 @@ def run(job: Job) -> Lines:
     route = None if arguments.route is None else Route.parse(arguments.route)
     prompts = read_prompts(arguments)
     routed = job.load(job.need("model")) if arguments.policy is None else load_controlled(job)
+    how: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "epsilon": arguments.epsilon}
+    how["check_prompt_format"] = not arguments.any_format
     for start in range(0, len(prompts), BATCH):
-        outputs = routed.generate(
-            [as_prompt(text, arguments.chat) for text in prompts[start : start + BATCH]],
-            policy=route,
-            max_new_tokens=arguments.max_new_tokens,
-            check_prompt_format=not arguments.any_format,
-            epsilon=arguments.epsilon,
-            do_sample=False,
-        )
-        for output in outputs:
+        together = [as_prompt(text, arguments.chat) for text in prompts[start : start + BATCH]]
+        for output in routed.generate(together, policy=route, do_sample=False, **how):
             yield (output.text or "").strip()
             yield f"[route {output.route}, {output.route.n_passes} passes of {routed.n_layers}, {output.n_new_tokens} tokens]"
 

@@ -64,7 +64,7 @@ def inspect(
         raise InputError("there is no policy to look into: give --policy, or set the model's")
     (ids,), prompt_format = encode_prompts(routed.tokenizer, [prompt])
     watched = _Watched(policy)
-    given = {"max_new_tokens": max_new_tokens, "check_prompt_format": check_prompt_format, "do_sample": False}
+    given: dict[str, Any] = {"max_new_tokens": max_new_tokens, "check_prompt_format": check_prompt_format, "do_sample": False}
     (output,) = routed.generate([prompt], policy=watched, **given)
     tokens = [routed.tokenizer.decode([token]) for token in ids]
     windows_BWT = policy.windows(torch.ones((1, len(tokens)), dtype=torch.bool))

@@ -127,7 +127,7 @@ def _batch(routed: RoutedModel, prompts: Prompts, round_: int, size: int) -> tup
 def _generate(routed: RoutedModel, policy: Any, ids_BT: Tensor, mask_BT: Tensor, n_tokens: int) -> tuple[float, list[Any]]:
     _wait(routed.device)
     started = time.perf_counter()
-    length = {"max_new_tokens": n_tokens, "min_new_tokens": n_tokens}
+    length: dict[str, Any] = {"max_new_tokens": n_tokens, "min_new_tokens": n_tokens}
     outputs = routed.generate(input_ids=ids_BT, attention_mask=mask_BT, policy=policy, do_sample=False, **length)
     _wait(routed.device)
     return time.perf_counter() - started, outputs

@@ -50,8 +50,7 @@ def _choice_tasks(setup: Setup) -> tuple[str, ...]:
 
 
 def _stages(setup: Setup) -> list[Stage]:
-    rivals = _rivals(setup)
-    return [*searches(setup), train_routers(setup), *rivals, _rivalry(setup)]
+    return [*searches(setup), train_routers(setup), *_rivals(setup), _rivalry(setup)]
 
 
 def _rivalry(setup: Setup) -> Evaluate:
@@ -79,18 +78,15 @@ def _table(bench: Bench) -> list[Part]:
         if off:
             lines.insert(0, f"The savings are not quite equal: of {aim:.2f} passes aimed at, these make: {', '.join(off)}.")
         lines = [verdict(summary, BUDGETED), weighed(text, leads, figures), *lines]
-    return [
-        comparison(
-            summary,
-            f"{paper.SAVED} of {paper.OF_LAYERS} passes saved ({percent(BUDGET)} % kept), {summary.split} split: {BUDGETED} are routers "
-            "of preset default with the control set on tune; routers are the paper's, which have no budget.",
-        ),
-        Paragraph(
-            f"{paper.PAPER}, mean accuracy on GSM8K, MMLU, HellaSwag and HumanEval with Llama-3-8B: {shown}. LayerSkip needs a model "
-            "trained for it; early_exit stands for leaving early without that." + (GATES if {"mindskip", "flexidepth"} & there else "")
-        ),
-        Bullets(tuple(lines), strong=True),
-    ]
+    caption = (
+        f"{paper.SAVED} of {paper.OF_LAYERS} passes saved ({percent(BUDGET)} % kept), {summary.split} split: {BUDGETED} are routers "
+        "of preset default with the control set on tune; routers are the paper's, which have no budget."
+    )
+    theirs = (
+        f"{paper.PAPER}, mean accuracy on GSM8K, MMLU, HellaSwag and HumanEval with Llama-3-8B: {shown}. LayerSkip needs a model "
+        "trained for it; early_exit stands for leaving early without that." + (GATES if {"mindskip", "flexidepth"} & there else "")
+    )
+    return [comparison(summary, caption), Paragraph(theirs), Bullets(tuple(lines), strong=True)]
 
 
 RIVALS = Exhibit("table5", "Table 5: rivals at equal savings", _stages, _table)

@@ -18,6 +18,7 @@ TASKS = ("arc_easy", "arc_challenge", *ARITH)  # learned from, unless --tasks sa
 OTHER_SAMPLED = {"arith": 100}  # a stand-in for DART-Math on models that cannot do mathematics: not the paper's, so not its numbers
 SAMPLED_ELSE = 400
 OF_SEARCHES = tuple(item.name for item in fields(Resources))
+SHARED = ("reward", "seed", "max_step_tokens")  # settings of a search and of its evaluations
 TOKENS_A_PROMPT = 64  # of a step, to say how many prompts may share it
 FEWEST_SEARCHED, FEWEST_COMPARED = 12, 16  # a smaller sample trains nothing and tells nothing
 
@@ -66,21 +67,17 @@ class Setup:
 
     def search_config(self, task: str) -> SearchConfig:
         """The paper's search (section 4) of one task."""
-        config = self.config
-        shared = {name: getattr(config, name) for name in ("n_simulations", "reward", "seed", "max_step_tokens")}
-        return SearchConfig(preset="paper", limit=self.n_searched(task), **shared)
+        return SearchConfig(preset="paper", limit=self.n_searched(task), n_simulations=self.config.n_simulations, **self._shared)
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        return {name: getattr(self.config, name) for name in SHARED}
 
     def evaluate_config(self, split: str, ablation: bool) -> EvaluateConfig:
         """An evaluation on one split."""
-        config = self.config
-        return EvaluateConfig(
-            split=split,  # type: ignore[arg-type]
-            reward=config.reward,
-            limit=self.n_compared(ablation),
-            seed=config.seed,
-            max_step_tokens=config.max_step_tokens,
-            batch_size=max(16, config.max_step_tokens // TOKENS_A_PROMPT),
-        )
+        batch_size = max(16, self.config.max_step_tokens // TOKENS_A_PROMPT)
+        given: dict[str, Any] = {"split": split, "limit": self.n_compared(ablation), "batch_size": batch_size}
+        return EvaluateConfig(**given, **self._shared)
 
     @property
     def flags(self) -> list[str]:

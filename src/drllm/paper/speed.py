@@ -24,25 +24,19 @@ TIMED = (
 
 def _table7(bench: Bench) -> list[Part]:
     found = bench.run(Clock("throughput"))
-    rows = tuple(
-        (
-            str(row["batch"]),
-            f"{row['base_tokens_s']:.1f}",
-            f"{row['routed_tokens_s']:.1f}",
-            _ratio(row),
-            f"{100 * (1 / row['ratio'] - 1):+.1f}",
-            f"{row['passes']:.2f}",
-            f"{100 * paper.THROUGHPUT[row['batch']]:+.1f}" if row["batch"] in paper.THROUGHPUT else "",
-        )
-        for row in found
-    )
+    rows = []
+    for row in found:
+        theirs = f"{100 * paper.THROUGHPUT[row['batch']]:+.1f}" if row["batch"] in paper.THROUGHPUT else ""
+        speeds = f"{row['base_tokens_s']:.1f}", f"{row['routed_tokens_s']:.1f}"
+        gained = f"{100 * (1 / row['ratio'] - 1):+.1f}"
+        rows.append((str(row["batch"]), *speeds, _ratio(row), gained, f"{row['passes']:.2f}", theirs))
     columns = ("base, tokens/s", "routers, tokens/s", "seconds, routers / base", "throughput, %", "mean passes", f"{paper.PAPER}, %")
     adjusted = holm([p_of_ratio(row) for row in found])
     faster = [decided(1 - row["ratio_high"], 1 - row["ratio_low"], p) for row, p in zip(found, adjusted, strict=True)]
     ratios = "; ".join(f"{_ratio(row)[:-1]}, Holm's p {p_value(p)}) at {row['batch']}" for row, p in zip(found, adjusted, strict=True))
     judged = Claim("routers raise throughput at every batch size", jointly(faster), f"Seconds of routers over base: {ratios}")
     caption = f"{found[0]['tokens']} tokens an answer by transformers' `generate`, base and routers in turn on the same questions."
-    return [Table(("batch", *columns), rows, f"{caption} {TIMED}{machine(bench)}"), Bullets((judged,), strong=True)]
+    return [Table(("batch", *columns), tuple(rows), f"{caption} {TIMED}{machine(bench)}"), Bullets((judged,), strong=True)]
 
 
 def _latency(bench: Bench) -> list[Part]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from drllm.core.config import to_dict
 from drllm.core.errors import ArtifactError, BudgetError, InputError, UnsupportedModelError
 from drllm.methods.base import get_method
-from drllm.paper.setup import Setup, as_flag, changed_flags
+from drllm.paper.setup import SHARED, Setup, as_flag, changed_flags
 from drllm.runs.memo import Memo, key_of
 from drllm.runs.names import owner_of
 from drllm.tasks import get_task, load_task, texts_digest
@@ -31,7 +31,6 @@ DECODE_COST = 0.25  # PF a decoding step, of which a batch shares one
 BATCHES = (1, 8, 32, 128)
 ROUNDS = 8  # of base and policy in turn, each on other prompts
 PROMPTS = 64  # tune questions a task that timings draw from
-SHARED = ("reward", "seed", "max_step_tokens")  # settings of a search and of its evaluations
 ROUTERS = "routers"
 ANSWER_TOKENS = 64  # of a timed answer, at scale 1
 
@@ -42,15 +41,19 @@ class Stage(Protocol):
     @property
     def name(self) -> str:
         """What progress and the dry run call it."""
+        ...
 
     def forwards(self, setup: Setup) -> float:
         """What it costs, in PF."""
+        ...
 
     def command(self, setup: Setup) -> str:
         """A shell command that does the same on the run folder; empty where only `drllm reproduce` does it."""
+        ...
 
     def run(self, bench: Bench) -> Any:
         """Do it, or find it done; what it found."""
+        ...
 
 
 @dataclass

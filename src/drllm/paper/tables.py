@@ -67,13 +67,9 @@ def _table3(bench: Bench) -> list[Part]:
         found = against(bench, stage, ROUTERS, BASE, tasks)
         accuracy.append(weighed(f"routers raise accuracy{name}", [found]))
         passes.append(fewer_passes(bench, stage, name, tasks))
-    looked = looking(bench, stage, "where routers were trained")
-    return [
-        comparison(summary, f"Routers where they were trained, {summary.split} split; in brackets 95 % intervals."),
-        Bullets((*accuracy, *passes, looked), strong=True),
-        *_levels(summary),
-        *_beside(bench, stage),
-    ]
+    claims = Bullets((*accuracy, *passes, looking(bench, stage, "where routers were trained")), strong=True)
+    caption = f"Routers where they were trained, {summary.split} split; in brackets 95 % intervals."
+    return [comparison(summary, caption), claims, *_levels(summary), *_beside(bench, stage)]
 
 
 def _levels(summary: Summary) -> list[Part]:
@@ -147,10 +143,8 @@ def _table4(bench: Bench) -> list[Part]:
     rows = sorted((row for row in summary.rows if row.task in stage.tasks and row.method == ROUTERS), key=lambda row: row.difference)
     ends = [f"{row.task} {with_interval(row.difference, row.difference_low, row.difference_high)}" for row in rows]
     looked = looking(bench, stage, "out of domain")
-    return [
-        comparison(summary, f"The same routers on tasks that they never saw, {summary.split} split."),
-        Bullets((Claim(text, holds, str(found)), f"By task, in points: {', '.join(ends)}.", looked), strong=True),
-    ]
+    said = Bullets((Claim(text, holds, str(found)), f"By task, in points: {', '.join(ends)}.", looked), strong=True)
+    return [comparison(summary, f"The same routers on tasks that they never saw, {summary.split} split."), said]
 
 
 def _on_first_block(setup: Setup) -> Train:

@@ -129,14 +129,6 @@ def _group(prompts: Sequence[Prompt], is_rest: bool) -> RouteGroup:
     changed = [prompt for prompt in prompts if prompt.is_changed]
     # Changed verdicts first: they are what a reader looks for.
     shown = sorted(prompts, key=lambda prompt: (not prompt.is_changed, not prompt.right, prompt.task, prompt.id))[:PROMPTS]
-    return RouteGroup(
-        route=commonest,
-        distance=max(distance(route, commonest) for route in routes),
-        n_routes=len(routes),
-        n_prompts=len(prompts),
-        by_task=tuple(sorted(by_task.items())),
-        better=sum(prompt.right for prompt in changed),
-        worse=sum(not prompt.right for prompt in changed),
-        prompts=tuple(shown),
-        is_rest=is_rest,
-    )
+    furthest, better = max(distance(route, commonest) for route in routes), sum(prompt.right for prompt in changed)
+    counts = len(routes), len(prompts), tuple(sorted(by_task.items())), better, len(changed) - better
+    return RouteGroup(commonest, furthest, *counts, tuple(shown), is_rest)

@@ -67,7 +67,7 @@ def _sentences(rows: Iterable[Iterable[Any]]) -> bool:
 def _environment() -> Any:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    trimmed = {"trim_blocks": True, "lstrip_blocks": True}
+    trimmed: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(autoescape=True, undefined=StrictUndefined, loader=FunctionLoader(_text), **trimmed)
     filters = (_prose, _blocks, _changes, _plot, _csv, tasks, _kind, _sentence, _sentences)
     environment.filters |= {function.__name__.lstrip("_"): function for function in filters}
