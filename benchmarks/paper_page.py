@@ -63,7 +63,7 @@ class Kept(Bench):
         n_layers = json.loads((folder / "summary.json").read_text())["rows"][0]["n_layers"]
         methods = [method for method in dict.fromkeys((BASE, *stage.methods)) if (folder / method).is_dir()]
         files = {(method, task): read_verdicts(folder / method / f"{task}.parquet") for method in methods for task in stage.tasks}
-        rows = rows_of(methods, stage.tasks, files, BASE, n_layers, config.n_resamples, config.seed)
+        rows = rows_of(methods, stage.tasks, files, n_layers, config)
         return Summary(split=config.folder, reference=BASE, model=self.setup.model, tasks=list(stage.tasks), rows=rows)
 
 

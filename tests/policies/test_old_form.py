@@ -70,8 +70,7 @@ def old(tmp_path, monkeypatch):
     """The module, imported through names of before."""
     (tmp_path / "parity_policy.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("parity_policy", "drllm.errors", "drllm.files", "drllm.model.policy"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delitem(sys.modules, "parity_policy", raising=False)
     with pytest.warns(FutureWarning) as told:
         module = importlib.import_module("parity_policy")
     said = [str(warning.message) for warning in told]

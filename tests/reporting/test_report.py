@@ -19,7 +19,6 @@ import pytest
 from drllm import ArtifactError, EvaluateConfig, InputError, Route
 from drllm.core import text
 from drllm.core.files import write_json, write_text
-from drllm.evaluation import run as evaluation
 from drllm.evaluation.answers import Request, answer
 from drllm.reporting import drawing, report
 from drllm.reporting import summary_table as table
@@ -28,6 +27,7 @@ from drllm.reporting.figures import usage_map
 from drllm.runs.manifest import Manifest, check_manifest
 from drllm.runs.records import RouteRecord, write_shard
 from drllm.runs.summary import Summary, SummaryRow
+from drllm.runs.summary import rows_of as rows_of_summary
 from drllm.scoring.verdict import Verdict
 from drllm.tasks import get_task
 
@@ -111,13 +111,12 @@ def write_evaluation(
     folder = run / "evaluate" / split
     questions = [SimpleNamespace(number=n, example=SimpleNamespace(id=f"q{n}")) for n in range(n)]
     answers = {
-        method: {
-            task: answer(FakeScorer(*does), questions, None, request_of(folder, method, task))  # type: ignore[arg-type]
-            for task in tasks
-        }
+        (method, task): answer(FakeScorer(*does), questions, None, request_of(folder, method, task))  # type: ignore[arg-type]
         for method, does in behaviour.items()
+        for task in tasks
     }
-    summary = evaluation.summarize(answers, EvaluateConfig(split=split, n_resamples=200), routed)  # type: ignore[arg-type]
+    rows = rows_of_summary(list(behaviour), tasks, answers, routed.n_layers, EvaluateConfig(split=split, n_resamples=200))  # type: ignore[arg-type]
+    summary = Summary(split=split, reference="base", model=routed.base_id, fingerprint=routed.fingerprint, tasks=list(tasks), rows=rows)
     summary = summary.changed(dropped={"arc_easy": {"tune": 3}, "piqa": {}})
     write_json(folder / "summary.json", summary.to_json())
     return summary

@@ -133,5 +133,5 @@ def test_no_git_program_is_no_error(checkout, monkeypatch):
 
 
 def test_torch_is_not_imported():
-    code = "import sys, importlib.util as u; from drllm import provenance, records; sys.exit('torch' in sys.modules)"
+    code = "import sys, importlib.util as u; from drllm.runs import provenance, records; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,11 +9,11 @@ import pytest
 from scipy import stats
 
 from drllm import InputError
-from drllm.stats.guarantee import SHARE_ERROR, CalibrationSet, _tails, exact_p, find_guarantee, smallest_gain, surest_first
+from drllm.stats.guarantee import SHARE_ERROR, Guarantee, _tails, exact_p, find_guarantee, smallest_gain, surest_first
 
 
-def questions(n: int) -> CalibrationSet:
-    return CalibrationSet({"t": n}, "calibrate")
+def promise(n: int, epsilon: float, delta: float) -> Guarantee:
+    return Guarantee(epsilon, delta, n, {"t": n}, "calibrate")
 
 
 def draw(rng, n: int, gain: float, changed: float) -> tuple[np.ndarray, np.ndarray]:
@@ -53,7 +53,7 @@ def test_a_sequence_of_points_passes_a_bad_one_no_more_often_than_promised(no_po
             return np.where(base == 1, draws >= lost, draws < won).astype(int)
 
         good, bad = point(0.02, 0.14), [point(0.16, 0.1398) for _ in range(6)]  # 6 points won; 1.01 lost
-        guarantee = find_guarantee(base, [good, *bad], [30, *range(29, 23, -1)], 30, 0.01, 0.05, questions(n))
+        guarantee = find_guarantee(promise(n, 0.01, 0.05), base, [good, *bad], [30, *range(29, 23, -1)], 30)
         wrong += guarantee.point not in (None, 0)
         reached += len(guarantee.tested) > 1
         without_stopping += any(exact_p(verdicts, base, 0.01) <= 0.05 for verdicts in bad)
@@ -70,11 +70,11 @@ def test_tune_says_which_point_is_tested_first(no_power):
     assert order == [2, 1], "what changes nothing promises nothing; the better one first"
     assert surest_first(base, [base, base], 400, 0.01, 0.05) == [1]
     verdicts = [base[:400], worse[:400], better[:400]]
-    found = find_guarantee(base[:400], verdicts, [30, 29, 28], 30, 0.01, 0.05, questions(400), order)
+    found = find_guarantee(promise(400, 0.01, 0.05), base[:400], verdicts, [30, 29, 28], 30, order)
     assert [row["point"] for row in found.tested] == [2, 1]
     assert found.point == 2
     # In the order given, the base itself fails with 400 questions, and hides the good point.
-    assert find_guarantee(base[:400], [base[:400], better[:400]], [30, 28], 30, 0.01, 0.05, questions(400)).point is None
+    assert find_guarantee(promise(400, 0.01, 0.05), base[:400], [base[:400], better[:400]], [30, 28], 30).point is None
 
 
 @pytest.mark.long
@@ -82,7 +82,7 @@ def test_the_power_is_that_of_the_chosen_point():
     base = np.arange(1000) % 2
     better = np.where(np.arange(1000) % 10 == 0, 1, base)
     noisy = np.where(np.arange(1000) % 3 == 0, 1 - base, base)
-    found = find_guarantee(base, [better, noisy], [29, 28], 30, 0.01, 0.05, questions(1000))
+    found = find_guarantee(promise(1000, 0.01, 0.05), base, [better, noisy], [29, 28], 30)
     assert found.point == 0
     assert found.would_pass == smallest_gain(1000, 0.1, 0.01, 0.05)
 
@@ -118,12 +118,12 @@ def test_points_are_tested_in_order_up_to_the_first_failure(no_power):
     base = np.arange(1000) % 2
     worse = np.where(np.arange(1000) % 10 == 1, 0, base)
     better = np.where(np.arange(1000) % 10 == 0, 1, base)
-    found = find_guarantee(base, [base, better, worse, better], [30, 29, 28, 27], 30, 0.02, 0.05, questions(1000))
+    found = find_guarantee(promise(1000, 0.02, 0.05), base, [base, better, worse, better], [30, 29, 28, 27], 30)
     assert [row["passed"] for row in found.tested] == [True, True, False]
     assert found.point == 1, "the fewest passes among those that passed; what follows a failure is not looked at"
     assert found.n == 1000
     assert "less than 2 points below the base" in found.sentence
-    nothing = find_guarantee(base, [worse], [28], 30, 0.02, 0.05, questions(1000))
+    nothing = find_guarantee(promise(1000, 0.02, 0.05), base, [worse], [28], 30)
     assert nothing.point is None
     assert "the base is kept" in nothing.sentence
 
@@ -131,13 +131,13 @@ def test_points_are_tested_in_order_up_to_the_first_failure(no_power):
 def test_what_saves_nothing_takes_the_best_point(no_power):
     base = np.arange(2000) % 2
     better = np.where(np.arange(2000) % 10 == 0, 1, base)
-    assert find_guarantee(base, [base, better, better], [30, 30.5, 31], 30, 0.02, 0.05, questions(2000)).point == 2
-    assert find_guarantee(base, [base, better, better], [29.9, 29, 29.5], 30, 0.02, 0.05, questions(2000)).point == 1
+    assert find_guarantee(promise(2000, 0.02, 0.05), base, [base, better, better], [30, 30.5, 31], 30).point == 2
+    assert find_guarantee(promise(2000, 0.02, 0.05), base, [base, better, better], [29.9, 29, 29.5], 30).point == 1
 
 
 def test_a_small_delta_can_be_passed(no_power):
     base = np.arange(4000) % 2
-    assert find_guarantee(base, [np.where(np.arange(4000) % 10 == 0, 1, base)], [29], 30, 0.02, 1e-5, questions(4000)).point == 0
+    assert find_guarantee(promise(4000, 0.02, 1e-5), base, [np.where(np.arange(4000) % 10 == 0, 1, base)], [29], 30).point == 0
 
 
 @pytest.mark.long
@@ -152,7 +152,7 @@ def test_the_power_says_which_gain_would_have_passed():
 @pytest.mark.parametrize(("epsilon", "delta", "wanted"), [(0, 0.05, "epsilon is 0"), (0.01, 1, "delta is 1"), (1, 0.05, "epsilon is 1")])
 def test_what_promises_nothing_is_refused(epsilon, delta, wanted):
     with pytest.raises(InputError, match=wanted):
-        find_guarantee([0, 1], [[0, 1]], [30], 30, epsilon, delta, questions(2))
+        find_guarantee(promise(2, epsilon, delta), [0, 1], [[0, 1]], [30], 30)
 
 
 def test_impossible_verdicts_are_refused():

@@ -16,34 +16,24 @@ from drllm.core.options import MAX_SEED, Options, option
 Split = Literal["fit", "tune", "calibrate", "test"]
 RewardName = Literal["auto", "generated", "loglik", "letter", "boxed", "number"]
 
-REWARD_HELP = (
-    "how an answer is judged: loglik, letter, boxed, number; auto takes the task's own, generated a letter where auto has log-likelihoods"
-)
+REWARD_HELP = "how an answer is judged: loglik, letter, boxed, number; auto: the task's own; generated: as auto, a letter instead of loglik"
 
 
 @dataclass(frozen=True)
 class SearchConfig(Options):
     """Monte Carlo tree search over layer paths (section 4, algorithm 1) and how its paths are scored."""
 
-    preset: Literal["paper", "default"] = option(
-        "default", "how the tree searches: paper is algorithm 1 on verdicts; default uses margins and a prior over edits"
-    )
+    preset: Literal["paper", "default"] = option("default", "paper: algorithm 1 on verdicts; default: margins and a prior over edits")
     n_simulations: int = option(50, "simulations a question (section 4: 50)", ge=0)
     exploration: float = option(1.8, "c of the UCB score (section 4: 1.8); preset default does not use it where answers have margins", ge=0)
     length_penalty: float = option(3.0, "lambda of the UCB score, times passes / blocks (section 4: 3.0); used where exploration is", ge=0)
     random_prob: float = option(0.1, "probability of descending to a random child (section 4: 0.1)", ge=0, le=1)
     max_skip_run: int = option(2, "longest run of consecutive blocks one edit skips (section 4: 2)", ge=1)
     max_passes_ratio: float = option(2.0, "longest path, in multiples of the number of blocks (section 4: 2)", ge=1, le=2)
-    widening: float = option(
-        2.0, "children a node may have, per square root of its visits; without it 50 simulations never leave the root", gt=0
-    )
+    widening: float = option(2.0, "children a node may have per square root of visits; without it 50 simulations stay at the root", gt=0)
     early_stop: bool = option(True, "stop a question when the base was wrong and a path is right (section 4)")
-    patience: int = option(
-        10, "default preset: simulations that an early stop waits beyond the first right path, for a larger margin", ge=0
-    )
-    comfort: float = option(
-        0.5, "default preset: share of the base's margin (base wrong: of the best found) that a kept path must have", ge=0, le=1
-    )
+    patience: int = option(10, "default preset: simulations an early stop waits beyond the first right path, for a larger margin", ge=0)
+    comfort: float = option(0.5, "default preset: share of the base's margin (base wrong: of the best) a kept path must have", ge=0, le=1)
     reward: RewardName = option("auto", REWARD_HELP)
     metric: Literal["acc_norm", "acc"] = option("acc_norm", "loglik only: which verdict is the reward; the other is stored too")
     max_new_tokens: int = option(0, "generated tokens of letter, boxed and number; 0 takes the reward's own (10, 15, 8)", ge=0)
@@ -67,11 +57,7 @@ class Resources(Options):
     threads: int = option(0, "CPU threads of each replica; 0: torch's own choice, with ray 1", ge=0)
     worker_gpus: float = option(0.0, "ray: GPUs of each replica", ge=0)
     pool_size: int = option(128, "questions searched at once in a replica (loglik)", ge=1)
-    cache_bytes: int = option(
-        2**30,
-        "bytes of hidden states that a replica keeps; beyond it the least recently used are dropped; running paths may need more",
-        ge=0,
-    )
+    cache_bytes: int = option(2**30, "bytes of hidden states a replica keeps, the most recently used; running paths may need more", ge=0)
 
 
 @dataclass(frozen=True)
@@ -84,15 +70,11 @@ class RoutersConfig(Options):
     """
 
     preset: Literal["paper", "default"] = option("default", "what is learned: the kept path (paper), or all right paths by margin")
-    budget: float = option(
-        1.0, "preset default: mean passes on tune that the control is set to keep, as a share of the base's; 1: any", ge=0.1, le=1
-    )
+    budget: float = option(1.0, "preset default: mean passes on tune the control keeps, as a share of the base's; 1: any", ge=0.1, le=1)
     temperature: float = option(
         0.5, "preset default: how fast a path's weight falls with its margin, in standard deviations of the base's", ge=0.01, le=100
     )
-    tune_questions: int = option(
-        200, "preset default: tune questions a task that the control is set on; 0 leaves the routers as they are", ge=0
-    )
+    tune_questions: int = option(200, "preset default: tune questions a task to set the control on; 0 leaves the routers as they are", ge=0)
     n_windows: int = option(8, "windows W the prompt is cut into (section 3.1: 8)", ge=1)
     width: int = option(128, "hidden width of a router (section 3.1: 128)", ge=1)
     depth: int = option(2, "linear layers of a router, 1 to 8 (section 3.1: 2)", ge=1, le=8)
@@ -107,9 +89,7 @@ class RoutersConfig(Options):
     weight_decay: float = option(0.01, "AdamW weight decay (section 5: 0.01)")
     epochs: int = option(25, "passes over the records (section 5: 25)", ge=1)
     batch_size: int = option(16, "records a step (section 5: 16)", ge=1)
-    warmup_steps: int = option(
-        500, "linear warm-up, at most a tenth of all steps is used when there are fewer than 5,000 (section 5: 500)", ge=0
-    )
+    warmup_steps: int = option(500, "linear warm-up; at most a tenth of all steps where they are fewer than 5,000 (section 5: 500)", ge=0)
     val_fraction: float = option(0.1, "share of the fit records held back to report F1 on; never trained on", ge=0, le=0.9)
     seed: int = option(0, "seed of initial weights and batch order")
 
@@ -137,9 +117,7 @@ _NO_SPLIT = "epsilon, delta and calibrate_limit belong to a guarantee: name the 
 class GuaranteeConfig(Options):
     """A guarantee that a policy is not worse than the base; a policy that fails the test is replaced by the base."""
 
-    calibrate: Literal["", "calibrate"] = option(
-        "", "split to test the guarantee on, used for nothing else; without it there is no guarantee"
-    )
+    calibrate: Literal["", "calibrate"] = option("", "split to test the guarantee on, used for nothing else; without it no guarantee")
     epsilon: float = option(0.01, "accuracy that the policy may lose at most: 0.01 is one point", ge=1e-6, le=0.5)
     delta: float = option(0.05, "probability that the guarantee fails", ge=1e-6, le=0.5)
     calibrate_limit: int = option(0, "questions a task to calibrate on; 0 takes all", ge=0)
@@ -180,21 +158,14 @@ class EvaluateConfig(Options):
 class ReproduceConfig(Options):
     """The tables and figures of arXiv 2510.12773 on a model of one's own."""
 
-    scale: float = option(
-        1.0,
-        "times the questions that are searched and compared on; 1 searches as many as the paper keeps, 0.02 is a quick look",
-        ge=1e-3,
-        le=100,
-    )
+    scale: float = option(1.0, "times the questions searched and compared on; 1: as many as the paper, 0.02: a quick look", ge=1e-3, le=100)
     outside: tuple[str, ...] = option(("mmlu", "piqa", "sciq", "commonsenseqa", "boolq"), "tasks out of domain, table 4")
     split: Literal["tune", "calibrate", "test"] = option(
         "tune", "split of tables 3 and 4, and with test of table 5; test is for final tables only, and reading it is recorded"
     )
     compared: int = option(500, "questions a task that tables 3 to 5 compare on, at scale 1", ge=1)
     ablated: int = option(200, "tune questions a task that each ablation is compared on, at scale 1", ge=1)
-    reward: Literal["auto", "generated"] = option(
-        "auto", "how choices are judged: auto by log-likelihood, generated by a letter, as the paper does"
-    )
+    reward: Literal["auto", "generated"] = option("auto", "auto judges choices by log-likelihood, generated by a letter as the paper does")
     n_simulations: int = option(50, "simulations a question (section 4: 50)", ge=1)
     max_step_tokens: int = option(512, "tokens of a model step in search and evaluation (CPU: 400 to 1,000; a GPU takes thousands)", ge=1)
     tokens: int = option(1000, "tokens that `latency` generates, at scale 1", ge=1)

@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 LOG_EVERY_S = 20.0
 
@@ -33,7 +32,7 @@ class Progress:
         self._reporter.start(self)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._reporter.stop(self)
 
     def print(self, line: str) -> None:

@@ -22,10 +22,10 @@ from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import Policy
 from drllm.runs.manifest import Manifest, path_manifests, search_manifests
 from drllm.runs.provenance import read_jobs, running
-from drllm.runs.training_questions import run_sources
+from drllm.runs.training_questions import load_unseen
 from drllm.scoring.route_prediction import score_policies
-from drllm.stats.guarantee import CalibrationSet, Guarantee, find_guarantee, surest_first
-from drllm.tasks import LoadedTask, drop_overlaps, get_task, load_task, question_key
+from drllm.stats.guarantee import Guarantee, find_guarantee, surest_first
+from drllm.tasks import LoadedTask, get_task, question_key
 
 CHUNK = 64  # questions between two steps of the progress bar
 TUNE_QUESTIONS = 200  # a task, that order the tests
@@ -62,9 +62,7 @@ def calibrate(
         raise ArtifactError(f"{run} holds no search records, so it names no task to calibrate on: run `drllm search --out {run}` first")
     points = policy.operating_points()
     by_task = {manifest.task: manifest for manifest in manifests if not tasks or manifest.task in tasks}
-    # Whatever any task of the run was searched on, wherever it was read from, is nothing to calibrate on.
-    sources = run_sources(run)
-    loaded = drop_overlaps({name: load_task(name, manifest.data) for name, manifest in by_task.items()} | sources, sources)
+    loaded = load_unseen(run, {name: manifest.data for name, manifest in by_task.items()})
     seen: set[str] = set()
     with running(run, "calibrate", to_dict(config), argv) as entry:
         answers_on = partial(answer_points, routed, by_task, loaded, points, seen)
@@ -76,9 +74,10 @@ def calibrate(
         order = None
         if tuned is not None and tuned.verdicts[0]:
             order = surest_first(tuned.verdicts[0], tuned.verdicts[1:], len(base), config.epsilon, config.delta)
-        source = CalibrationSet(answered.counts, config.calibrate, str(routed.model.dtype), judged_by(by_task.values()))
+        dtype, judged = str(routed.model.dtype), judged_by(by_task.values())
+        asked = Guarantee(config.epsilon, config.delta, len(base), answered.counts, config.calibrate, dtype=dtype, judged=judged)
         passes = [float(np.mean(values)) for values in answered.passes[1:]]
-        found = find_guarantee(base, answers, passes, routed.n_layers, config.epsilon, config.delta, source, order)
+        found = find_guarantee(asked, base, answers, passes, routed.n_layers, order)
         found = replace(found, earlier=earlier_tries(run, found, str(Route.full(routed.n_layers))))
         entry["guarantee"], entry["left_out"] = found.to_json(), dict(answered.left_out)
     chosen = RoutePolicy(Route.full(routed.n_layers)) if found.point is None else points[found.point]
@@ -150,9 +149,6 @@ def earlier_tries(run: Path, found: Guarantee, base: str) -> int:
     tried = [job["guarantee"] for job in read_jobs(run) if job["job"] == "calibrate" and "guarantee" in job]
     others = [before for before in tried if before["split"] == found.split and set(before["tasks"]) & set(found.tasks)]
     results = {json.dumps(before["tested"], sort_keys=True) for before in others}
-    lists = [
-        manifest for manifest in path_manifests(run).values() if found.split in manifest.config["splits"] and manifest.task in found.tasks
-    ]
-    return len(results - {json.dumps(found.tested, sort_keys=True)}) + len(
-        {route for manifest in lists for route in manifest.paths or ()} - {base}
-    )
+    lists = [each for each in path_manifests(run).values() if found.split in each.config["splits"] and each.task in found.tasks]
+    routes = {route for manifest in lists for route in manifest.paths or ()} - {base}
+    return len(results - {json.dumps(found.tested, sort_keys=True)}) + len(routes)

@@ -31,9 +31,9 @@ from drllm.runs.manifest import path_manifests, search_manifests
 from drllm.runs.names import BASE, check_methods, owner_of
 from drllm.runs.provenance import running
 from drllm.runs.summary import Summary, rows_of
-from drllm.runs.training_questions import run_sources
+from drllm.runs.training_questions import load_unseen
 from drllm.runs.verdicts import Verdicts
-from drllm.tasks import LoadedTask, drop_overlaps, load_task, texts_digest
+from drllm.tasks import LoadedTask, texts_digest
 
 
 def evaluate(
@@ -71,7 +71,7 @@ def evaluate(
         raise InputError(f"{fixed[0]}: {owner_of(fixed[0])} decides no route of its own, so there is nothing to deal out: leave it out")
     read_from = {manifest.task: manifest.data for manifest in (path_manifests(run.root) | search_manifests(run.root)).values()}
     read_from = {name: data or read_from.get(name) for name in tasks}
-    comparison = _Comparison(routed, run, config, _load(read_from, run.root), baselines, policies)
+    comparison = _Comparison(routed, run, config, load_unseen(run.root, read_from), baselines, policies)
     comparison.check_rewards()
     on_ray = resources.executor == "ray"
     place = connected(routed, resources) if on_ray else torch_threads(resources.threads)
@@ -91,7 +91,7 @@ def evaluate(
 
 @dataclass
 class _Comparison:
-    """Methods on the same questions; `answers` by method, then task."""
+    """Methods on the same questions; `answers` by (method, task)."""
 
     routed: RoutedModel
     run: RunFolder
@@ -99,12 +99,12 @@ class _Comparison:
     loaded: dict[str, LoadedTask]
     baselines: list[str]
     policies: dict[str, Policy]
-    answers: dict[str, dict[str, Verdicts]] = field(default_factory=dict)
+    answers: dict[tuple[str, str], Verdicts] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.examples = {name: task.select(self.config.split, self.config.limit) for name, task in self.loaded.items()}
         # The base, then policies, then the baselines, which are made from their routes.
-        self.answers = {name: {} for name in (BASE, *self.policies, *self.baselines)}
+        self.methods = (BASE, *self.policies, *self.baselines)
 
     def check_rewards(self) -> None:
         """Refuse a reward that a policy has no answer for, before the base answers anything."""
@@ -117,7 +117,7 @@ class _Comparison:
         """The method on the task; a baseline's owner has been answered."""
         routes, owner = None, owner_of(method)
         if owner:
-            theirs = [Route.parse(text) for text in self.answers[owner][task].routes]
+            theirs = [Route.parse(text) for text in self.answers[owner, task].routes]
             routes = baseline_routes(method.partition("-")[0], theirs, f"{self.config.seed}:{task}")
         saved = self.run.policy(method) if method in self.policies else None
         path = self.run.verdicts(self.config.folder, method, task)
@@ -129,51 +129,35 @@ class _Comparison:
         for name, loaded in self.loaded.items():
             scorer = scorer_of(self.routed, loaded.task, self.config)
             questions = questions_of(scorer, loaded.task, self.examples[name])
-            for method, by_task in self.answers.items():
+            for method in self.methods:
                 request = self.request(method, name, questions)
-                by_task[name] = answer(scorer, questions, self.policies.get(method) or request.policy(self.routed), request)
+                self.answers[method, name] = answer(scorer, questions, self.policies.get(method) or request.policy(self.routed), request)
 
     def answer_on_ray(self, resources: Resources) -> None:
         """On the cluster: the base and policies, then the baselines, which take their owners' routes."""
-        questions = {
-            name: questions_of(scorer_of(self.routed, loaded.task, self.config), loaded.task, self.examples[name])
-            for name, loaded in self.loaded.items()
-        }
+        scorers = {name: scorer_of(self.routed, loaded.task, self.config) for name, loaded in self.loaded.items()}
+        questions = {name: questions_of(scorer, self.loaded[name].task, self.examples[name]) for name, scorer in scorers.items()}
         for methods in ([BASE, *self.policies], self.baselines):
             requests = [self.request(method, task, questions[task]) for task in self.loaded for method in methods]
             answer_on_ray(self.routed, self.config, resources, requests)
             for request in requests:
                 found = request.done()
                 assert found is not None, "the pool checks that the file is there"
-                self.answers[request.method][request.task.name] = found
+                self.answers[request.method, request.task.name] = found
 
     def summary(self, read_from: Mapping[str, str | Path | None]) -> Summary:
         """The table, and what its questions and policies were."""
-        return summarize(self.answers, self.config, self.routed).changed(
+        config, routed, tasks = self.config, self.routed, list(self.loaded)
+        return Summary(
+            split=config.folder,
+            reference=BASE,
+            model=routed.base_id,
+            fingerprint=routed.fingerprint,
+            tasks=tasks,
+            rows=rows_of(self.methods, tasks, self.answers, routed.n_layers, config),
             dropped={name: loaded.dropped for name, loaded in self.loaded.items()},
             sources={name: loaded.source for name, loaded in self.loaded.items()},
             data={name: None if where is None else str(where) for name, where in read_from.items()},
             texts={name: texts_digest(examples) for name, examples in self.examples.items()},
             policies={name: policy_digest(self.run.policy(name)) for name in self.policies},
         )
-
-
-def summarize(answers: Mapping[str, Mapping[str, Verdicts]], config: EvaluateConfig, routed: RoutedModel) -> Summary:
-    """The rows of the summary: each method on each task, and on all tasks together when there are several."""
-    tasks = list(answers[BASE])
-    verdicts = {(method, task): found for method, by_task in answers.items() for task, found in by_task.items()}
-    return Summary(
-        split=config.folder,
-        reference=BASE,
-        model=routed.base_id,
-        fingerprint=routed.fingerprint,
-        tasks=tasks,
-        rows=rows_of(list(answers), tasks, verdicts, BASE, routed.n_layers, config.n_resamples, config.seed),
-    )
-
-
-def _load(read_from: Mapping[str, str | Path | None], out: Path) -> dict[str, LoadedTask]:
-    """The tasks' questions, without those that any task of the run was searched on, wherever its search read them from."""
-    searched = run_sources(out)
-    loaded = drop_overlaps({name: load_task(name, data) for name, data in read_from.items()} | searched, searched)
-    return {name: loaded[name] for name in read_from}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from drllm.core.errors import ArtifactError
+from drllm.core.files import read_json
 from drllm.policies.card import NO_FACTS, CardFacts
 from drllm.policies.saved_config import policy_digest
 from drllm.runs.layout import RunFolder
@@ -24,21 +25,21 @@ def card_facts(folder: Path) -> CardFacts:
 def _summaries(run: RunFolder, method: str, digest: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(split or harness split, summary) of every evaluation of these very files; a torn or foreign file is no evaluation of them."""
     for path in [*run.summaries(), *run.harness_summaries()]:
-        summary = _read(path)
-        if isinstance(summary, dict) and summary.get("policies", {}).get(method) == digest:
+        summary = _read(path, dict)
+        if summary.get("policies", {}).get(method) == digest:
             place = "in lm-evaluation-harness, " if "routing" in summary else ""
             yield f"{place}{summary['split']} split", summary
 
 
 def _commands(run: RunFolder) -> list[str]:
     """The command lines recorded in the run folder, in order, each once."""
-    jobs = _read(run.jobs) or []
+    jobs = _read(run.jobs, list)
     return list(dict.fromkeys(shlex.join(["drllm", *job["argv"][1:]]) for job in jobs if Path(job["argv"][0]).name == "drllm"))
 
 
-def _read(path: Path) -> Any:
-    """None for a torn file."""
+def _read(path: Path, kind: type) -> Any:
+    """Empty for a torn or foreign file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
+        return read_json(path, "", kind)
+    except ArtifactError:
+        return kind()

@@ -31,6 +31,8 @@ def with_earlier(folder: Path, summary: Summary, files: Files) -> tuple[dict[str
     """
     split, tasks = summary.split, list(summary.tasks)
     bases = [task for where, method, task in files if (where, method) == (split, BASE)]
+    known = {(row.method, row.task) for row in summary.rows}
+    compared = {method for method, _ in known}
     odd: dict[str, None] = {}
     found: dict[str, list[str]] = {}
     for where, method, task in files:
@@ -38,17 +40,17 @@ def with_earlier(folder: Path, summary: Summary, files: Files) -> tuple[dict[str
             continue
         if _belongs(folder, method, task, files, split):
             found.setdefault(method, []).append(task)
-        elif not any((row.method, row.task) == (method, task) for row in summary.rows):
+        elif (method, task) not in known:
             odd[method] = None
-    mixed = [name for name, theirs in found.items() if _mixed(files, split, name, theirs)]  # two versions of a policy are no method
+    # Verdicts of two versions of a policy are no method's.
+    mixed = [name for name, theirs in found.items() if len({files[split, name, task].metadata.get("policy") for task in theirs}) > 1]
     for method in [name for name in found if name in mixed or owner_of(name) in mixed]:
         del found[method]
-        if not any(row.method == method for row in summary.rows):
+        if method not in compared:
             odd[method] = None
     layers = summary.rows[0].n_layers if summary.rows else 0
     others = [task for task in bases if task not in tasks]
-    known = {row.method for row in summary.rows}
-    added = [method for method, theirs in found.items() if method not in known and all(task in theirs for task in tasks)]
+    added = [method for method, theirs in found.items() if method not in compared and all(task in theirs for task in tasks)]
     rows = [*summary.rows, *_rows(files, split, added, tasks, layers)]
     summaries = {split: summary.changed(rows=rows, earlier=added)}
     elsewhere = [method for method, theirs in found.items() if others and all(task in theirs for task in others)]
@@ -57,29 +59,19 @@ def with_earlier(folder: Path, summary: Summary, files: Files) -> tuple[dict[str
         summaries[split + OTHER_TASKS] = summary.changed(split=split + OTHER_TASKS, tasks=others, rows=beside, earlier=elsewhere)
     lines = [f"Left out, since its verdicts are of other settings, questions or a policy trained anew since: {name}." for name in odd]
     for method, theirs in found.items():
-        shown = [*(tasks if method in (*known, *added) else ()), *(others if method in elsewhere else ())]
+        shown = [*(tasks if method in (*compared, *added) else ()), *(others if method in elsewhere else ())]
         if lost := [task for task in theirs if task not in shown]:
             lines.append(f"Left out, since it was asked of some of the tasks alone: {method} ({', '.join(lost)}).")
-    if silent := [method for method in dict.fromkeys((*added, *elsewhere)) if _lacks_settings(files, split, method)]:
+    lacking = {name for (where, name, _), file in files.items() if where == split and "comparable" not in file.metadata}
+    if silent := [method for method in dict.fromkeys((*added, *elsewhere)) if method in lacking]:
         lines.append(f"Their files, of an older version, do not say with which settings and policy they were made: {', '.join(silent)}.")
     return summaries, lines
-
-
-def _mixed(files: Files, split: str, method: str, tasks: Sequence[str]) -> bool:
-    """Whether verdicts of a method on several tasks are of several versions of its policy."""
-    return len({files[split, method, task].metadata.get("policy") for task in tasks}) > 1
-
-
-def _lacks_settings(files: Files, split: str, method: str) -> bool:
-    return any("comparable" not in file.metadata for (where, name, _), file in files.items() if (where, name) == (split, method))
 
 
 def _belongs(folder: Path, method: str, task: str, files: Files, split: str) -> bool:
     """Whether verdicts are on the base's questions, under its settings, and of the policy that stands there now."""
     file, base = files[split, method, task], files[split, BASE, task]
-    if file.ids != base.ids:
-        return False
-    if file.metadata.get("comparable") != base.metadata.get("comparable"):
+    if (file.ids, file.metadata.get("comparable")) != (base.ids, base.metadata.get("comparable")):
         return False
     if owner := owner_of(method):  # a blind baseline makes its owner's passes: of another version of the owner it would not
         theirs = files.get((split, owner, task))
@@ -93,6 +85,5 @@ def _rows(files: Files, split: str, methods: Sequence[str], tasks: Sequence[str]
     """Rows as `evaluate` makes them."""
     if not methods:
         return []  # where the base's files are gone, no method of earlier evaluations is comparable either
-    config = EvaluateConfig()
     verdicts = {(method, task): files[split, method, task] for method in (BASE, *methods) for task in tasks}
-    return rows_of(methods, tasks, verdicts, BASE, n_layers, config.n_resamples, config.seed)
+    return rows_of(methods, tasks, verdicts, n_layers, EvaluateConfig())

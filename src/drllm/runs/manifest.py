@@ -105,16 +105,15 @@ def check_manifest(folder: Path, manifest: Manifest) -> None:
     remove_partials(folder)
     if not path.is_file():
         if shards := sorted(folder.glob("*.parquet")):
-            raise ArtifactError(
-                f"{folder} holds records ({shards[0].name}, ...) but no {MANIFEST_FILE}: what made them is unknown, give another --out"
-            )
+            what = f"records ({shards[0].name}, ...) but no {MANIFEST_FILE}"
+            raise ArtifactError(f"{folder} holds {what}: what made them is unknown, give another --out")
         write_json(path, manifest.to_json())
         return
-    for key, before, now in differences(read_manifest(folder).to_json(), as_json(manifest)):
+    for key, before, now in differences(read_manifest(folder).to_json(), _as_read(manifest)):
         raise ArtifactError(f"{folder} was searched with {key} = {before}, now it is {now}: use another --out, or the same settings")
 
 
-def as_json(manifest: Manifest) -> Any:
+def _as_read(manifest: Manifest) -> Any:
     """What reading it back gives: tuples become lists."""
     return json.loads(json.dumps(manifest.to_json()))
 
@@ -125,7 +124,7 @@ def computed_otherwise(folder: Path, manifest: Manifest) -> str:
     if not (folder / MANIFEST_FILE).is_file():
         return ""
     before = read_manifest(folder)
-    found = {key.partition(".")[0] for key, *_ in differences(before.to_json(), as_json(manifest))}
+    found = {key.partition(".")[0] for key, *_ in differences(before.to_json(), _as_read(manifest))}
     return before.dtype_name if "dtype" in found and found <= set(PLACE_KEYS) else ""
 
 

@@ -105,35 +105,29 @@ def merge_records(sources: Sequence[Path], out: Path) -> list[Merged]:
 
 def _merge(folders: Sequence[Path]) -> tuple[Manifest, list[RouteRecord], int]:
     """One task's manifest, its records in the order of the manifest, and how many were met again."""
-    manifests = [read_manifest(folder) for folder in folders]
-    for folder, manifest in zip(folders, manifests, strict=True):
-        before, now = ({key: value for key, value in each.to_json().items() if key not in _OF_A_PART} for each in (manifests[0], manifest))
-        for key, old, new in differences(before, now):
-            raise ArtifactError(
-                f"{folders[0]} was searched with {key} = {old}, {folder} with {new}: merge only what was searched the same way"
-            )
+    manifests, first = [read_manifest(folder) for folder in folders], folders[0]
+    alike = [{key: value for key, value in manifest.to_json().items() if key not in _OF_A_PART} for manifest in manifests]
+    for folder, settings in zip(folders, alike, strict=True):
+        for key, old, new in differences(alike[0], settings):
+            raise ArtifactError(f"{first} was searched with {key} = {old}, {folder} with {new}: merge only what was searched the same way")
     found: dict[str, tuple[RouteRecord, Path]] = {}
     n_again = 0
     for folder, manifest in zip(folders, manifests, strict=True):
         ids = set(manifest.ids)
         for record in read_records(folder):
+            what = f"{record.id!r} of {record.task}"
             if record.id not in ids or (record.task, record.fingerprint) != (manifest.task, manifest.fingerprint):
-                raise ArtifactError(
-                    f"{folder} holds question {record.id!r} of {record.task} (weights {record.fingerprint}), which is not in its "
-                    f"{MANIFEST_FILE}: give a folder as `drllm search` wrote it"
-                )
-            first, where = next(iter(found.values()), (record, folder))
-            if record.reward != first.reward:
-                raise ArtifactError(
-                    f"{where} holds records of {record.task} with reward {first.reward}, {folder} with {record.reward}: merge one reward"
-                )
+                which = f"question {what} (weights {record.fingerprint}), which is not in its {MANIFEST_FILE}"
+                raise ArtifactError(f"{folder} holds {which}: give a folder as `drllm search` wrote it")
+            other, where = next(iter(found.values()), (record, folder))
+            if record.reward != other.reward:
+                rewards = f"reward {other.reward}, {folder} with {record.reward}"
+                raise ArtifactError(f"{where} holds records of {record.task} with {rewards}: merge one reward")
             known, where = found.setdefault(record.id, (record, folder))
             if known is not record:
                 n_again += 1
                 if not same_record(known, record):
-                    raise ArtifactError(
-                        f"question {record.id!r} of {record.task} has different records in {where} and {folder}: merge only one of them"
-                    )
+                    raise ArtifactError(f"question {what} has different records in {where} and {folder}: merge only one of them")
     parts: list[MergedPart] = []
     for folder, manifest in zip(folders, manifests, strict=True):
         known = [(other.questions, other.ids) for other in parts]

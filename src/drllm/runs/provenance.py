@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from drllm.core.errors import ArtifactError
 from drllm.core.files import read_json, write_json
+from drllm.core.names import version_of
 from drllm.runs.layout import RunFolder
 
 PACKAGES = (
@@ -75,13 +75,8 @@ def read_jobs(out: Path) -> list[dict[str, Any]]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that shape results, those that are installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: version for name in PACKAGES if (version := version_of(name)) is not None}
+    return {"python": platform.python_version()} | found
 
 
 def commit() -> str | None:

@@ -10,9 +10,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from drllm.core.config import EvaluateConfig
+from drllm.runs.names import BASE
 from drllm.runs.stored import Stored
 from drllm.runs.verdicts import Verdicts
-from drllm.stats.paired import even_weights, mcnemar, paired_bootstrap, sign_flips, wilson
+from drllm.stats.paired import discordant, even_weights, mcnemar, paired_bootstrap, sign_flips, wilson
 
 POOLED = "all"  # the name under which a summary pools its tasks
 
@@ -92,61 +94,44 @@ class Summary(Stored):
         return [row for row in self.rows if row.task == POOLED] or self.rows
 
 
-def row_of(
-    method: str, task: str, n_layers: int, ours: Sequence[Verdicts], base: Sequence[Verdicts] | None, n_resamples: int, seed: int
-) -> SummaryRow:
-    """A row of a summary: a method on one task, or on several pooled.
+def rows_of(
+    methods: Sequence[str], tasks: Sequence[str], verdicts: Mapping[tuple[str, str], Verdicts], n_layers: int, config: EvaluateConfig
+) -> list[SummaryRow]:
+    """The rows of a summary: each method on each task, and on all tasks pooled when there are several.
 
     Args:
-        ours: the method's verdicts, a part a task.
-        base: the base's on the same questions in the same order; None for the base's own row.
-        n_resamples, seed: of the paired bootstrap, in which questions are drawn within their task.
+        verdicts: by (method, task); each method's and the base's are of the same questions in the same order.
+        config: how often the paired bootstrap draws, in which questions are drawn within their task, and its seed.
     """
-    correct = np.concatenate([np.array(part.correct, dtype=float) for part in ours])
-    routes = [route for part in ours for route in part.routes]
-    passes = [value for part in ours for value in part.passes]
-    low, high = wilson(int(correct.sum()), len(correct))
-    compared: dict[str, Any] = {}
-    if base is not None:
-        theirs = np.concatenate([np.array(part.correct, dtype=float) for part in base])
-        strata = np.concatenate([np.full(len(part.correct), index) for index, part in enumerate(ours)])
-        difference, d_low, d_high = paired_bootstrap(correct, theirs, n_resamples, seed, strata)
-        better, worse = int((correct > theirs).sum()), int((correct < theirs).sum())
-        compared = {"difference": difference, "difference_low": d_low, "difference_high": d_high, "better": better, "worse": worse}
-        compared["mcnemar_p"] = mcnemar(correct, theirs)
-    return SummaryRow(
-        method=method,
-        task=task,
-        n=len(correct),
-        accuracy=float(correct.mean()),
-        wilson_low=low,
-        wilson_high=high,
-        mean_passes=float(np.mean(passes)),
-        n_layers=n_layers,
-        distinct_routes=len(set(zip(routes, passes, strict=True))),
-        identity_share=None if "" in routes else float(np.mean([set(route) == {"1"} for route in routes])),
-        seconds=sum(part.seconds for part in ours),
-        **compared,
-    )
-
-
-def rows_of(
-    methods: Sequence[str],
-    tasks: Sequence[str],
-    verdicts: Mapping[tuple[str, str], Verdicts],
-    reference: str,
-    n_layers: int,
-    n_resamples: int,
-    seed: int,
-) -> list[SummaryRow]:
-    """The rows of a summary: each method on each task, and on all tasks pooled when there are several; `verdicts` by (method, task)."""
     rows = []
     for method in methods:
         for name in [*tasks, *([POOLED] if len(tasks) > 1 else [])]:
             parts = tasks if name == POOLED else [name]
-            ours, base = ([verdicts[who, task] for task in parts] for who in (method, reference))
-            rows.append(row_of(method, name, n_layers, ours, None if method == reference else base, n_resamples, seed))
+            ours, base = ([verdicts[who, task] for task in parts] for who in (method, BASE))
+            compared = () if method == BASE else _compared(ours, base, config)
+            rows.append(SummaryRow(method, name, *_alone(ours, n_layers), *compared))
     return rows
+
+
+def _alone(parts: Sequence[Verdicts], n_layers: int) -> tuple[Any, ...]:
+    """What a row says of a method alone, n to seconds."""
+    correct = _correct(parts)
+    routes = [route for part in parts for route in part.routes]
+    passes = [value for part in parts for value in part.passes]
+    identity_share = None if "" in routes else float(np.mean([set(route) == {"1"} for route in routes]))
+    ran = float(np.mean(passes)), n_layers, len(set(zip(routes, passes, strict=True))), identity_share, sum(part.seconds for part in parts)
+    return len(correct), float(correct.mean()), *wilson(int(correct.sum()), len(correct)), *ran
+
+
+def _compared(ours: Sequence[Verdicts], base: Sequence[Verdicts], config: EvaluateConfig) -> tuple[Any, ...]:
+    """What a row says of a method beside the base, difference to worse."""
+    pair = _correct(ours), _correct(base)
+    strata = np.concatenate([np.full(len(part.correct), index) for index, part in enumerate(ours)])
+    return *paired_bootstrap(*pair, config.n_resamples, config.seed, strata), mcnemar(*pair), *discordant(*pair)
+
+
+def _correct(parts: Sequence[Verdicts]) -> np.ndarray:
+    return np.concatenate([np.array(part.correct, dtype=float) for part in parts])
 
 
 def evenly(by_task: Sequence[ArrayLike]) -> tuple[np.ndarray, tuple[float, float, float]]:

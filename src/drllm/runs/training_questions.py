@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from drllm.runs.manifest import path_manifests, search_manifests
-from drllm.tasks import LoadedTask, load_task
+from drllm.tasks import LoadedTask, drop_overlaps, load_task
 
 
-def run_sources(run: Path) -> dict[str, LoadedTask]:
-    """Every source that a run's searches and dense matrices read their questions from, each task and part by a name of its own."""
-    manifests = [(folder, manifest) for found in (search_manifests(run), path_manifests(run)) for folder, manifest in found.items()]
-    return {
+def load_unseen(run: Path, read_from: Mapping[str, str | Path | None]) -> dict[str, LoadedTask]:
+    """Tasks by name, read where this says, without what any task of the run was searched on, wherever its search read that from."""
+    searched = {
         f"{manifest.task} as read for {folder.parent.name}, part {n}": load_task(manifest.task, part.data)
-        for folder, manifest in manifests
+        for manifests in (search_manifests(run), path_manifests(run))
+        for folder, manifest in manifests.items()
         for n, part in enumerate(manifest.parts)
     }
+    loaded = drop_overlaps({name: load_task(name, data) for name, data in read_from.items()} | searched, searched)
+    return {name: loaded[name] for name in read_from}

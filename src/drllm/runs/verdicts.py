@@ -76,10 +76,8 @@ def read_verdicts(path: Path) -> Verdicts:
         seconds = float(about.pop("seconds", "nan"))
         n = len(columns["id"])
         acc, acc_norm, margins, routes = (columns.get(name, [None] * n) for name in ("correct_acc", "correct_acc_norm", "margin", "route"))
-        margins = [math.nan if value is None else value for value in margins]
-        return Verdicts(
-            columns["id"], columns["correct"], acc, acc_norm, margins, [text or "" for text in routes], columns["n_passes"], seconds, about
-        )
+        margins, routes = [math.nan if value is None else value for value in margins], [text or "" for text in routes]
+        return Verdicts(columns["id"], columns["correct"], acc, acc_norm, margins, routes, columns["n_passes"], seconds, about)
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0][:80]
         raise ArtifactError(f"{path} is not a readable file of verdicts ({reason}): delete it and evaluate again") from None

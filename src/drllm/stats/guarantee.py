@@ -12,8 +12,8 @@ share it is computed exactly, not from a normal approximation.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -31,23 +31,6 @@ POWER_LEVEL = 0.8
 
 
 @dataclass(frozen=True)
-class CalibrationSet:
-    """Where calibration verdicts are from.
-
-    Attributes:
-        tasks: how many questions of each task.
-        split: of the questions.
-        dtype: of the weights that answered.
-        judged: what counts as a right answer.
-    """
-
-    tasks: Mapping[str, int]
-    split: str
-    dtype: str = ""
-    judged: str = ""
-
-
-@dataclass(frozen=True)
 class Guarantee:
     """What was tested, and what holds: with probability 1 - delta over calibration sets, the policy is less than epsilon below the base.
 
@@ -55,7 +38,8 @@ class Guarantee:
         epsilon: accuracy that may be lost.
         delta: probability that the promise fails.
         n: calibration questions.
-        tasks, split, dtype, judged: see `CalibrationSet`; it holds for prompts exchangeable with these questions, in these shares.
+        tasks, split: how many of each task, and their split; it holds for prompts exchangeable with these questions, in these shares.
+        dtype, judged: of the weights that answered, and what counts as a right answer.
         tested: each tested point in order: its index, p-value, observed difference, mean passes, and whether it passed.
         point: the index of the chosen one; None where none passed and the base is kept.
         earlier: how many other policies were calibrated before on questions of these, as far as is known.
@@ -68,9 +52,9 @@ class Guarantee:
     n: int
     tasks: dict[str, int]
     split: str
-    tested: tuple[dict[str, Any], ...]
-    point: int | None
-    would_pass: float | None
+    tested: tuple[dict[str, Any], ...] = ()
+    point: int | None = None
+    would_pass: float | None = None
     dtype: str = ""
     judged: str = ""
     earlier: int = 0
@@ -86,10 +70,8 @@ class Guarantee:
         power = ""
         if self.would_pass is not None:
             power = f" A true gain of {100 * self.would_pass:+.1f} points would have passed in 80 % of such sets."
-        if self.earlier:
-            power += (
-                f" Other policies tried on these questions before: {self.earlier}; this holds for each by itself, not for the best of them."
-            )
+        if tried := self.earlier:
+            power += f" Other policies tried on these questions before: {tried}; this holds for each by itself, not for the best of them."
         if self.point is None:
             return f"no operating point passed on {where}: the base is kept.{power}"
         return (
@@ -142,26 +124,24 @@ def _tails(n: int, seen: int, shares_S: np.ndarray, epsilon: float) -> np.ndarra
 
 
 def find_guarantee(
+    asked: Guarantee,
     base: ArrayLike,
     points: Sequence[ArrayLike],
     passes: Sequence[float],
     n_layers: int,
-    epsilon: float,
-    delta: float,
-    source: CalibrationSet,
     order: Sequence[int] | None = None,
 ) -> Guarantee:
     """Test operating points in an order and choose among those that passed the cheapest, or the best if none saves passes.
 
     Args:
+        asked: what is to be promised, before anything is tested.
         base: (N,) the base's verdicts.
         points: each point's verdicts (N,) on the same questions.
         passes: mean passes of each point.
         n_layers: the base's passes.
-        epsilon, delta: see `Guarantee`.
-        source: of the verdicts.
         order: of the tests, as places in `points`; it must not depend on these verdicts. Default: as given.
     """
+    epsilon, delta = asked.epsilon, asked.delta
     check(epsilon, delta)
     if not points or len(points) != len(passes):
         raise ValueError(f"expected one mean number of passes a point, got {len(passes)} for {len(points)}")
@@ -183,9 +163,7 @@ def find_guarantee(
     like = np.asarray(points[(chosen or tested[-1])["point"]], dtype=float)
     gain = smallest_gain(len(verdicts), float((like != verdicts).mean()), epsilon, delta)
     point = None if chosen is None else chosen["point"]
-    return Guarantee(
-        epsilon, delta, len(verdicts), dict(source.tasks), source.split, tuple(tested), point, gain, source.dtype, source.judged
-    )
+    return replace(asked, tested=tuple(tested), point=point, would_pass=gain)
 
 
 def surest_first(base: ArrayLike, points: Sequence[ArrayLike], n: int, epsilon: float, delta: float) -> list[int]:

@@ -86,15 +86,8 @@ def sign_flips(differences: ArrayLike, n_resamples: int = 9_999, seed: int = 0) 
     changed = changed[changed != 0]  # nothing else can change its sign
     if len(changed) < 2:  # either sign is as far from 0
         return 1.0
-    found = stats.permutation_test(
-        (changed,),
-        np.sum,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=n_resamples,
-        batch=1_000,
-        rng=np.random.default_rng(seed),
-    )
+    rng = np.random.default_rng(seed)
+    found = stats.permutation_test((changed,), np.sum, permutation_type="samples", n_resamples=n_resamples, batch=1_000, rng=rng)
     return float(found.pvalue)
 
 
@@ -118,12 +111,10 @@ def decided(low: float, high: float, p: float = 0.0) -> bool | None:
 
 
 def _paired(ours: ArrayLike, base: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    first, second = np.asarray(ours, dtype=float), np.asarray(base, dtype=float)
-    if first.ndim != 1 or first.shape != second.shape or len(first) == 0:
-        raise ValueError(
-            f"expected two equally long one-dimensional arrays of at least one question, got shapes {first.shape} and {second.shape}"
-        )
-    return first, second
+    a, b = np.asarray(ours, dtype=float), np.asarray(base, dtype=float)
+    if a.ndim != 1 or a.shape != b.shape or len(a) == 0:
+        raise ValueError(f"expected two equally long one-dimensional arrays of at least one question, got shapes {a.shape} and {b.shape}")
+    return a, b
 
 
 def _check_level(level: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator
 
 from drllm.core.errors import InputError
@@ -19,14 +18,6 @@ LEVELS = {  # reasoning-gym's name of the kind; terms, and digits of each, in a 
     "arith-4": ("chain_sum", 2, 2),
     "arith-5": ("chain_sum", 2, 3),
 }
-
-
-def library_version() -> str | None:
-    """Of the installed reasoning-gym; None without it."""
-    try:
-        return importlib.metadata.version(LIBRARY)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def arithmetic_rows(task: Task) -> list[Example]:

