@@ -184,12 +184,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 # Of the jobs; each method has a section of its own name besides.
-SECTIONS: dict[str, type] = {
-    "search": SearchConfig,
-    "resources": Resources,
-    "evaluate": EvaluateConfig,
-    "gate": GuaranteeConfig,
-    "reproduce": ReproduceConfig,
-}
+SECTIONS: dict[str, type] = {"search": SearchConfig, "resources": Resources, "evaluate": EvaluateConfig}
+SECTIONS |= {"gate": GuaranteeConfig, "reproduce": ReproduceConfig}
 
 OF_COMPARISONS = ("executor", "address", "workers", "threads", "worker_gpus")  # resources that a comparison has a use for

@@ -87,15 +87,9 @@ def retrofit(
         written = stages.run("report", {"as": "page"}, [run.report], lambda: report(run.root).name)
     summary = read_summary(run.summary(split))
     guarantees = {name: read_config(run.policy(name)).guarantee for name in TRAINED}
-    return {
-        "summary": summary,
-        "guarantees": {name: found["sentence"] for name, found in guarantees.items() if found is not None},
-        "headline": verdict(summary, "routers"),
-        "answer": answer,
-        "report": run.report / written,
-        "policy": run.policy("routers"),
-        "skipped": stages.skipped,
-    }
+    sentences = {name: found["sentence"] for name, found in guarantees.items() if found is not None}
+    found = {"summary": summary, "guarantees": sentences, "headline": verdict(summary, "routers"), "answer": answer}
+    return found | {"report": run.report / written, "policy": run.policy("routers"), "skipped": stages.skipped}
 
 
 def _answer(routed: RoutedModel, tasks: Sequence[str], run: RunFolder, of: Mapping[str, Any], data: str | Path | None) -> dict[str, Any]:

@@ -50,16 +50,9 @@ def record_run(
 ) -> None:
     """Append one job to `out/run.json`, atomically: what ran (argv: default this process's own), on what, with which versions."""
     out.mkdir(parents=True, exist_ok=True)
-    entry = {
-        "job": job,
-        "argv": list(sys.argv if argv is None else argv),
-        "config": config,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 3),
-        "versions": versions(),
-        "commit": commit(),
-        "hardware": hardware(),
-    }
+    entry = {"job": job, "argv": list(sys.argv if argv is None else argv), "config": config}
+    entry |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 3)}
+    entry |= {"versions": versions(), "commit": commit(), "hardware": hardware()}
     # Read now, not when the job started: another job may have finished in the same folder meanwhile.
     write_json(RunFolder(out).jobs, [*read_jobs(out), entry | (extra or {})])
 

@@ -30,30 +30,14 @@ _FLOAT16_LIMIT = 65520.0  # from here on float16 rounds to infinity
 
 def _schema(margin: pa.DataType) -> pa.Schema:
     """The columns of schema 2; only an export stores margins as float16."""
-    check = pa.struct([("route", pa.string()), ("check", pa.string()), ("correct", pa.bool_()), ("margin", margin)])
-    return pa.schema(
-        [
-            ("task", pa.string()),
-            ("id", pa.string()),
-            ("n_choices", pa.int32()),
-            ("base_correct", pa.bool_()),
-            ("base_margin", margin),
-            ("chosen", pa.string()),
-            ("routes", pa.list_(pa.string())),
-            ("rewards", pa.list_(pa.float32())),
-            ("margins", pa.list_(margin)),
-            ("acc", pa.list_(pa.bool_())),
-            ("acc_norm", pa.list_(pa.bool_())),
-            ("seed", pa.int64()),
-            ("fingerprint", pa.string()),
-            ("reward", pa.string()),
-            ("split", pa.string()),
-            ("control_routes", pa.list_(pa.string())),
-            ("control_correct", pa.list_(pa.bool_())),
-            ("control_margins", pa.list_(margin)),
-            ("checks", pa.list_(check)),
-        ]
-    )
+    text, flag = pa.string(), pa.bool_()
+    texts, flags, margins = pa.list_(text), pa.list_(flag), pa.list_(margin)
+    question = [("task", text), ("id", text), ("n_choices", pa.int32()), ("base_correct", flag), ("base_margin", margin), ("chosen", text)]
+    tried = [("routes", texts), ("rewards", pa.list_(pa.float32())), ("margins", margins), ("acc", flags), ("acc_norm", flags)]
+    made = [("seed", pa.int64()), ("fingerprint", text), ("reward", text), ("split", text)]
+    control = [("control_routes", texts), ("control_correct", flags), ("control_margins", margins)]
+    check = pa.struct([("route", text), ("check", text), ("correct", flag), ("margin", margin)])
+    return pa.schema([*question, *tried, *made, *control, ("checks", pa.list_(check))])
 
 
 _SCHEMA, _SCHEMA_FLOAT16 = _schema(pa.float32()), _schema(pa.float16())

@@ -49,20 +49,12 @@ class Verdicts:
 
 def write_verdicts(path: Path, verdicts: Verdicts) -> None:
     """Write the file atomically."""
-    table = pa.table(
-        {
-            "id": verdicts.ids,
-            "correct": verdicts.correct,
-            "correct_acc": pa.array(verdicts.acc, pa.bool_()),
-            "correct_acc_norm": pa.array(verdicts.acc_norm, pa.bool_()),
-            "margin": pa.array(verdicts.margins, pa.float32()),
-            "route": verdicts.routes,
-            "n_passes": verdicts.passes,
-        },
-        metadata={"key": verdicts.metadata["key"], "seconds": repr(verdicts.seconds)} | dict(verdicts.metadata),
-    )
+    acc, acc_norm = pa.array(verdicts.acc, pa.bool_()), pa.array(verdicts.acc_norm, pa.bool_())
+    columns = {"id": verdicts.ids, "correct": verdicts.correct, "correct_acc": acc, "correct_acc_norm": acc_norm}
+    columns |= {"margin": pa.array(verdicts.margins, pa.float32()), "route": verdicts.routes, "n_passes": verdicts.passes}
+    metadata = {"key": verdicts.metadata["key"], "seconds": repr(verdicts.seconds)} | dict(verdicts.metadata)
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
+    pq.write_table(pa.table(columns, metadata=metadata), sink)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, sink.getvalue().to_pybytes())
 

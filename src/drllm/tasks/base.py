@@ -161,28 +161,24 @@ def _arith(level: int, about: str, solved: str) -> Task:
     return Task(f"arith-{level}", "math", "number", f"Arithmetic, level {level} of 5: {about}", shots=shots)
 
 
-_TASKS = {
-    task.name: task
-    for task in (
-        Task("arc_easy", "choice", "loglik", "ARC-Easy: grade-school science, 3 to 5 choices"),
-        Task("arc_challenge", "choice", "loglik", "ARC-Challenge: harder grade-school science, 3 to 5 choices"),
-        Task("openbookqa", "choice", "loglik", "OpenBookQA: elementary science, 4 choices", "{question}"),
-        Task("piqa", "choice", "loglik", "PIQA: physical common sense, 2 choices"),
-        Task("sciq", "choice", "loglik", "SciQ: science exam questions under a passage, 4 choices", has_passage=True),
-        Task("boolq", "choice", "loglik", "BoolQ: yes or no under a passage", "Question: {question}?\nAnswer:", has_titles=True),
-        Task("commonsenseqa", "choice", "loglik", "CommonsenseQA: everyday concepts, 5 choices", f"Question: {_LETTERED}"),
-        Task("mmlu", "choice", "loglik", "MMLU: 57 subjects, 4 choices", _LETTERED, description=_OF_A_SUBJECT),
-        Task("gsm8k", "math", "boxed", "GSM8K: grade-school word problems, a number as answer"),
-        *(_dart(level) for level in range(1, 6)),
-        _arith(1, "products of two digits", "3 * 4 = 12, 7 * 2 = 14, 5 * 9 = 45, 8 * 6 = 48"),
-        _arith(2, "two digits, added or subtracted", "3 + 4 = 7, 9 - 5 = 4, 8 + 6 = 14, 2 - 7 = -5"),
-        _arith(3, "three digits, added or subtracted", "3 + 4 - 2 = 5, 9 - 5 + 6 = 10, 8 + 6 + 1 = 15, 2 - 7 - 3 = -8"),
-        _arith(4, "two numbers of two digits, added or subtracted", "23 + 41 = 64, 97 - 52 = 45, 68 + 76 = 144, 24 - 71 = -47"),
-        _arith(
-            5, "two numbers of three digits, added or subtracted", "231 + 415 = 646, 974 - 523 = 451, 686 + 761 = 1447, 240 - 718 = -478"
-        ),
-    )
-}
+_ALL = (
+    Task("arc_easy", "choice", "loglik", "ARC-Easy: grade-school science, 3 to 5 choices"),
+    Task("arc_challenge", "choice", "loglik", "ARC-Challenge: harder grade-school science, 3 to 5 choices"),
+    Task("openbookqa", "choice", "loglik", "OpenBookQA: elementary science, 4 choices", "{question}"),
+    Task("piqa", "choice", "loglik", "PIQA: physical common sense, 2 choices"),
+    Task("sciq", "choice", "loglik", "SciQ: science exam questions under a passage, 4 choices", has_passage=True),
+    Task("boolq", "choice", "loglik", "BoolQ: yes or no under a passage", "Question: {question}?\nAnswer:", has_titles=True),
+    Task("commonsenseqa", "choice", "loglik", "CommonsenseQA: everyday concepts, 5 choices", f"Question: {_LETTERED}"),
+    Task("mmlu", "choice", "loglik", "MMLU: 57 subjects, 4 choices", _LETTERED, description=_OF_A_SUBJECT),
+    Task("gsm8k", "math", "boxed", "GSM8K: grade-school word problems, a number as answer"),
+    *(_dart(level) for level in range(1, 6)),
+    _arith(1, "products of two digits", "3 * 4 = 12, 7 * 2 = 14, 5 * 9 = 45, 8 * 6 = 48"),
+    _arith(2, "two digits, added or subtracted", "3 + 4 = 7, 9 - 5 = 4, 8 + 6 = 14, 2 - 7 = -5"),
+    _arith(3, "three digits, added or subtracted", "3 + 4 - 2 = 5, 9 - 5 + 6 = 10, 8 + 6 + 1 = 15, 2 - 7 - 3 = -8"),
+    _arith(4, "two numbers of two digits, added or subtracted", "23 + 41 = 64, 97 - 52 = 45, 68 + 76 = 144, 24 - 71 = -47"),
+    _arith(5, "two numbers of three digits, added or subtracted", "231 + 415 = 646, 974 - 523 = 451, 686 + 761 = 1447, 240 - 718 = -478"),
+)
+_TASKS = {task.name: task for task in _ALL}
 TASK_NAMES = tuple(_TASKS)
 
 

@@ -58,17 +58,9 @@ def solved(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
     return Example(id, row["question"], (), gsm8k_answer(row["answer"]), task.name, part=part)
 
 
-LAYOUTS: dict[str, Callable[[Task, dict[str, Any], str, str], Example]] = {
-    "arc_easy": lettered,
-    "arc_challenge": lettered,
-    "openbookqa": lettered,
-    "piqa": goal,
-    "sciq": distractors,
-    "boolq": yes_or_no,
-    "commonsenseqa": lettered,
-    "mmlu": under_subject,
-    "gsm8k": solved,
-}
+Layout = Callable[[Task, dict[str, Any], str, str], Example]
+LAYOUTS: dict[str, Layout] = dict.fromkeys(("arc_easy", "arc_challenge", "openbookqa", "commonsenseqa"), lettered)
+LAYOUTS |= {"piqa": goal, "sciq": distractors, "boolq": yes_or_no, "mmlu": under_subject, "gsm8k": solved}
 
 
 def subject_line(task: Task, subject: str) -> str:
