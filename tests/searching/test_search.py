@@ -14,6 +14,7 @@ import pytest
 
 from drllm import Resources, Route, RoutedModel, SearchConfig, search, train
 from drllm.core.errors import ArtifactError, InputError
+from drllm.core.progress import Progress, Reporter, reporting_to
 from drllm.runs.provenance import read_jobs
 from drllm.runs.records import read_records, read_shard, shard_indices, shard_path, write_shard
 from drllm.scoring.loglik import LoglikScorer
@@ -368,3 +369,19 @@ def test_a_search_that_cannot_start_is_recorded_as_failed(tiny, data, tmp_path):
         search(tiny, [TASK], SearchConfig(reward="boxed"), tmp_path, data)
     (job,) = read_jobs(tmp_path)
     assert (job["job"], job["status"]) == ("search", "failed")
+
+
+def test_the_sweep_of_single_edits_has_progress_of_its_own_before_the_searchs(tiny, data, tmp_path):
+    heard: list[tuple[str, int, int]] = []
+
+    class Heard(Reporter):
+        def advance(self, job: Progress) -> None:
+            heard.append((job.label, job.done, job.total))
+
+    with reporting_to(Heard()):
+        search(tiny, [TASK], knobs(n_simulations=1, sweep_questions=10, limit=12, group_size=12), tmp_path, data)
+    assert heard == [(f"single edits {TASK}", 8, 10), (f"single edits {TASK}", 10, 10), (f"search {TASK}", 12, 12)]
+    heard.clear()
+    with reporting_to(Heard()):
+        search(tiny, [TASK], knobs(n_simulations=1, sweep_questions=10, limit=12, group_size=12), tmp_path, data)
+    assert not heard

@@ -52,13 +52,19 @@ class EditSpace:
     def apply(self, route: Route, code: int) -> Route | None:
         """The edited route; None where the edit is not legal: a block edited twice, a path beyond the cap, the empty path."""
         start, stop = self.blocks(code)
-        if stop > self.n_layers or any(route[block] != Action.EXECUTE for block in range(start, stop)):
+        if stop > self.n_layers or any(action != Action.EXECUTE for action in route.actions[start:stop]):
             return None
-        edited = route.edit(start, *([Action.REPEAT if code < self.n_layers else Action.SKIP] * (stop - start)))
+        edited = route.edit(start, *[self._action(code)] * (stop - start))
         return edited if 1 <= edited.n_passes <= self.max_passes else None
+
+    def edited(self, route: Route) -> dict[int, Route]:
+        """Every route of one more edit, by its code."""
+        return {code: after for code in range(self.n_codes) if (after := self.apply(route, code)) is not None}
 
     def contains(self, route: Route, code: int) -> bool:
         """Whether the route repeats the block of this code, or skips all of its blocks, by whichever edits."""
         start, stop = self.blocks(code)
-        action = Action.REPEAT if code < self.n_layers else Action.SKIP
-        return all(route[block] == action for block in range(start, stop))
+        return all(action == self._action(code) for action in route.actions[start:stop])
+
+    def _action(self, code: int) -> Action:
+        return Action.REPEAT if code < self.n_layers else Action.SKIP

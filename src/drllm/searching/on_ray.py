@@ -12,10 +12,7 @@ from drllm.core.progress import Progress
 from drllm.model.ray_pool import Base, Work, work_on_ray
 from drllm.model.routed import RoutedModel
 from drllm.runs.records import shard_path, write_shard
-from drllm.searching.worker import Job, Worker, memory_in_one_line, questions_at_once
-from drllm.tasks import Example
-
-Group = Sequence[tuple[str, Example]]
+from drllm.searching.worker import Group, Job, Worker, memory_in_one_line, questions_at_once
 
 
 class Replica:
@@ -25,19 +22,16 @@ class Replica:
         self._base, self._packed, self._job, self._resources, self._folder = base, packed, job, resources, Path(folder)
         self._worker: Worker | None = None
 
-    def _load(self) -> Worker:
-        worker = Worker(self._base.load(self._resources.threads), self._job, self._resources)
-        if worker.scorer.packed != self._packed:
-            raise ArtifactError(
-                f"a worker packs choices into one packed prompt: {worker.scorer.packed}, this process: {self._packed}; their attention "
-                "computes otherwise, give every node the same software and kind of device"
-            )
-        return worker
-
     def work(self, groups: list[tuple[int, Group]]) -> None:
         """Search some groups and write their shards. Without groups the model is loaded, no more."""
         if self._worker is None:
-            self._worker = self._load()
+            worker = Worker(self._base.load(self._resources.threads), self._job, self._resources)
+            if worker.scorer.packed != self._packed:
+                raise ArtifactError(
+                    f"a worker packs choices into one packed prompt: {worker.scorer.packed}, this process: {self._packed}; their "
+                    "attention computes otherwise, give every node the same software and kind of device"
+                )
+            self._worker = worker
         with memory_in_one_line():
             for index, records in self._worker.search(groups):
                 write_shard(self._folder, index, records)

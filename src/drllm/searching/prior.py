@@ -61,9 +61,7 @@ class EditPrior:
     @property
     def dead(self) -> tuple[int, ...]:
         """Codes of the possible edits that are never tried."""
-        space = EditSpace(self.n_layers, self.max_skip_run)
-        full = Route.full(self.n_layers)
-        return tuple(code for code, weight in enumerate(self.weights) if weight == 0 and space.apply(full, code) is not None)
+        return tuple(code for code in _single_edits(self.n_layers, self.max_skip_run) if self.weights[code] == 0)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; a scale of nan becomes None."""
@@ -94,9 +92,11 @@ def read_prior(folder: Path) -> EditPrior | None:
 
 def sweep_routes(n_layers: int, max_skip_run: int) -> list[Route]:
     """All routes of a single edit, about (1 + max_skip_run) * L; the base is not among them."""
-    space = EditSpace(n_layers, max_skip_run)
-    full = Route.full(n_layers)
-    return [route for code in range(space.n_codes) if (route := space.apply(full, code)) is not None]
+    return list(_single_edits(n_layers, max_skip_run).values())
+
+
+def _single_edits(n_layers: int, max_skip_run: int) -> dict[int, Route]:
+    return EditSpace(n_layers, max_skip_run).edited(Route.full(n_layers))
 
 
 def fit_prior(n_layers: int, max_skip_run: int, questions: Sequence[Sequence[Evaluation]]) -> EditPrior:
@@ -115,9 +115,8 @@ def fit_prior(n_layers: int, max_skip_run: int, questions: Sequence[Sequence[Eva
         InputError: no questions, or one without the base or a route of the sweep.
     """
     space = EditSpace(n_layers, max_skip_run)
-    full = Route.full(n_layers)
-    routes = {code: route for code in range(space.n_codes) if (route := space.apply(full, code)) is not None}
-    tables = [_in_order(full, routes, question) for question in questions]
+    routes = _single_edits(n_layers, max_skip_run)
+    tables = [_in_order([Route.full(n_layers), *routes.values()], question) for question in questions]
     if not tables:
         raise InputError("a sweep of no questions: expected at least 1")
     if not routes:
@@ -152,13 +151,12 @@ def fit_prior(n_layers: int, max_skip_run: int, questions: Sequence[Sequence[Eva
     return EditPrior(n_layers, max_skip_run, tuple(weights.tolist()), scale, len(tables))
 
 
-def _in_order(full: Route, routes: Mapping[int, Route], question: Sequence[Evaluation]) -> list[Evaluation]:
-    """One question's evaluations: the base, then one a code."""
+def _in_order(routes: Sequence[Route], question: Sequence[Evaluation]) -> list[Evaluation]:
+    """One question's evaluations in the order of these routes, the base first."""
     found = {evaluation.route: evaluation for evaluation in question}
-    missing = next((route for route in (full, *routes.values()) if route not in found), None)
-    if missing is not None:
-        raise InputError(f"a sweep question lacks route {missing}: expected the base and all {len(routes)} single edits")
-    return [found[route] for route in (full, *routes.values())]
+    if (missing := next((route for route in routes if route not in found), None)) is not None:
+        raise InputError(f"a sweep question lacks route {missing}: expected the base and all {len(routes) - 1} single edits")
+    return [found[route] for route in routes]
 
 
 def random_routes(n_layers: int, n: int, config: SearchConfig, seed: int) -> list[Route]:
@@ -173,7 +171,7 @@ def random_routes(n_layers: int, n: int, config: SearchConfig, seed: int) -> lis
     while len(found) < n:
         route = full
         for _ in range(generator.choices((1, 2, 3), (1.0, 2.0, 1.5))[0]):
-            edited = [after for code in range(space.n_codes) if (after := space.apply(route, code)) is not None]
+            edited = list(space.edited(route).values())
             route = generator.choice(edited) if edited else route
         misses = misses + 1 if route in found or route.is_full else 0
         if misses > 1000 + 100 * n:

@@ -30,13 +30,11 @@ from drllm.runs.records import read_shard, shard_indices, shard_path, write_shar
 from drllm.scoring.generated import DECODED_ROWS
 from drllm.scoring.scorer import questions_digest
 from drllm.searching.prior import EditPrior, random_routes, read_prior
-from drllm.searching.worker import Job, Worker, memory_in_one_line, question_seed
-from drllm.tasks import Example, LoadedTask, load_task
+from drllm.searching.worker import Group, Job, Worker, memory_in_one_line, question_seed
+from drllm.tasks import LoadedTask, load_task
 
 N_PROBED = 4  # questions, the base's logits on all of which must be broken for the model to be to blame
 MATRIX_SPLITS = ("fit", "tune", "calibrate")
-
-Group = list[tuple[str, Example]]  # (split, example) of each question
 
 
 def search(
@@ -188,16 +186,14 @@ def _search_task(
     counts = {"questions": len(questions), "skipped": len(skipped), "dropped": dict(task_data.dropped), "resumed_groups": len(done)}
     # The longest first: what does not fit memory shows at once, and towards the end no worker is left with a long one.
     todo = [(index, group) for index, group in enumerate(groups) if index not in done][::-1]
-    sizes = {index: len(group) for index, group in enumerate(groups)}
+    if todo and config.preset == "default" and routes is None:
+        job = replace(job, prior=_prior(planning, questions, folder))
     with Progress(f"{'search' if routes is None else 'paths'} {name}", len(questions)) as progress:
         for line in _left_out(name, Counter(skipped.values()) + Counter(task_data.dropped)):
             progress.print(line)
-        progress.resume(sum(sizes[index] for index in done))
-        if todo:
-            prior = _prior(planning, questions, folder, progress) if config.preset == "default" and routes is None else None
-            job = Job(task_data.task, config, prior, routes, control)
-            for index in _run(routed, job, resources, folder, todo, planning.scorer.packed, progress):
-                progress.advance(sizes[index])
+        progress.resume(sum(len(groups[index]) for index in done))
+        for index in _run(routed, job, resources, folder, todo, planning.scorer.packed, progress) if todo else ():
+            progress.advance(len(groups[index]))
     return {"source": task_data.source, **counts}
 
 
@@ -278,14 +274,15 @@ def _reason(message: str, example_id: str) -> str:
     return re.sub(r"a prompt of \d+ tokens plus \d+ new ones exceeds", "a prompt that, with its answer, exceeds", message)
 
 
-def _prior(worker: Worker, questions: Sequence[Any], folder: Path, progress: Progress) -> EditPrior | None:
-    """The prior over edits: read back, or from a sweep over some questions of all lengths."""
+def _prior(worker: Worker, questions: Sequence[Any], folder: Path) -> EditPrior | None:
+    """The prior over edits: read back, or from a sweep over some questions of all lengths, which starts anew after an interruption."""
     n_questions = min(worker.job.config.sweep_questions, len(questions))
     if not n_questions:
         return None
     if (prior := read_prior(folder)) is not None:
         return prior
-    progress.print(f"trying every single edit on {n_questions} questions first")
-    prior = worker.sweep([questions[at * len(questions) // n_questions].example for at in range(n_questions)])
+    with Progress(f"single edits {worker.job.task.name}", n_questions) as progress:
+        progress.print(f"trying every single edit on {n_questions} questions first")
+        prior = worker.sweep([questions[at * len(questions) // n_questions].example for at in range(n_questions)], progress)
     write_json(folder / PRIOR_FILE, prior.to_json())
     return read_prior(folder)

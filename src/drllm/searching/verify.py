@@ -12,7 +12,7 @@ Each runs in steps of one sequence, so no other question is in the batch. A word
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,6 @@ from drllm.model.routed import RoutedModel
 from drllm.runs.records import Check
 from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.scorer import Scorer, make_scorer
-from drllm.scoring.verdict import Verdict
 from drllm.tasks import Example, Task
 
 ALONE = 1  # tokens of a step: fewer than any question has, so each step holds one sequence
@@ -43,36 +42,30 @@ class Verifier:
         self.scorer: Scorer = make_scorer(twin, task, config.reward, ALONE, config.metric, config.max_new_tokens)
 
     def checks(self, example: Example, routes: Iterable[Route | None]) -> tuple[Check, ...]:
-        """Every check of each distinct route, None left out."""
+        """Every check of each distinct route, None left out; none in a wording that does not fit the context."""
         wanted = list(dict.fromkeys(route for route in routes if route is not None))
+        both_metrics = isinstance(self.scorer, LoglikScorer)
+        versions = [("fp32", self.task, example)]
+        if both_metrics:
+            versions.append(("template", self.task.reworded(), example))
+        elif self.scorer.reward == "letter":
+            versions += [(f"rotated:{by}", self.task, rotated(example, by)) for by in range(1, len(example.choices))]
+        scorer: Any = self.scorer
         found: list[Check] = []
-        if isinstance(self.scorer, LoglikScorer):
-            for name, task in (("fp32", self.task), ("template", self.task.reworded())):
-                for route, verdict in self._verdicts(task, example, wanted):
-                    acc, acc_norm = bool(verdict.acc), bool(verdict.acc_norm)
-                    found += [
-                        Check(route, f"{name}:acc", acc, verdict.margin_acc),
-                        Check(route, f"{name}:acc_norm", acc_norm, verdict.margin_acc_norm),
-                    ]
-        else:
-            versions = [("fp32", example)]
-            if self.scorer.reward == "letter":
-                versions += [(f"rotated:{by}", rotated(example, by)) for by in range(1, len(example.choices))]
-            for name, version in versions:
-                for route, verdict in self._verdicts(self.task, version, wanted):
+        for name, task, version in versions:
+            try:
+                question = scorer.question(task, version)
+            except InputError:
+                continue
+            scorer.load([question])
+            for route in wanted:
+                [verdict] = scorer.score([(0, route)])
+                if both_metrics:
+                    found.append(Check(route, f"{name}:acc", bool(verdict.acc), verdict.margin_acc))
+                    found.append(Check(route, f"{name}:acc_norm", bool(verdict.acc_norm), verdict.margin_acc_norm))
+                else:
                     found.append(Check(route, name, verdict.correct, verdict.margin))
         return tuple(sorted(found, key=lambda check: wanted.index(check.route)))
-
-    def _verdicts(self, task: Task, example: Example, routes: Sequence[Route]) -> Iterator[tuple[Route, Verdict]]:
-        """Each route's verdict; none where a longer wording does not fit the context, so that this check is missing from the record."""
-        scorer: Any = self.scorer
-        try:
-            question = scorer.question(task, example)
-        except InputError:
-            return
-        scorer.load([question])
-        for route in routes:
-            yield route, scorer.score([(0, route)])[0]
 
 
 def float32_twin(routed: RoutedModel) -> RoutedModel:

@@ -15,6 +15,7 @@ from typing import Any
 from drllm.core.config import Resources, SearchConfig
 from drllm.core.digest import number_of
 from drllm.core.errors import InputError
+from drllm.core.progress import Progress
 from drllm.core.route import Route
 from drllm.model.load import is_out_of_memory
 from drllm.model.routed import RoutedModel
@@ -28,7 +29,10 @@ from drllm.searching.tree import FixedRoutes, Strategy
 from drllm.searching.verify import Verifier
 from drllm.tasks import Example, Task
 
+Group = Sequence[tuple[str, Example]]  # (split, example) of each question
+
 AT_ONCE = 64  # evaluations of one question under way, when no verdict decides what comes next
+SWEPT_AT_ONCE = 8  # questions on which every single edit is tried together
 BESIDE_THE_SEARCH = 2  # while its tree waits for a verdict: the blind baseline keeps pace with it
 
 
@@ -130,7 +134,7 @@ class Worker:
         self._n_running = 0
         self._verifier: Verifier | None = None
 
-    def search(self, groups: Iterable[tuple[int, Sequence[tuple[str, Example]]]]) -> Iterator[tuple[int, list[RouteRecord]]]:
+    def search(self, groups: Iterable[tuple[int, Group]]) -> Iterator[tuple[int, list[RouteRecord]]]:
         """Search groups of (split, example), several at once: each group's index with its records, when it is done."""
         waiting = iter(groups)
         running: dict[int, _Search] = {}
@@ -154,34 +158,38 @@ class Worker:
 
     def probe(self, examples: Sequence[Example]) -> None:
         """Refuse a model whose logits are NaN or infinite on all of these questions; a single such question is recorded as broken."""
-        handles = self.scorer.open([self.scorer.question(self.job.task, example) for example in examples])  # type: ignore[arg-type]
-        verdicts = self.scorer.score([(handle, Route.full(self.routed.n_layers)) for handle in handles])
-        self.scorer.close(handles)
-        if all(verdict.broken for verdict in verdicts):
+        if all(verdict.broken for [verdict] in self._verdicts(examples, [Route.full(self.routed.n_layers)])):
             raise InputError(
                 f"the logits are NaN or infinite on all of {len(examples)} questions ({examples[0].id}, ...): "
                 "try --dtype bfloat16 or float32, or another model"
             )
 
-    def sweep(self, examples: Sequence[Example]) -> EditPrior:
-        """A prior over edits from every single edit on a few questions of the task."""
-        config = self.job.config
-        routes = [Route.full(self.routed.n_layers), *sweep_routes(self.routed.n_layers, config.max_skip_run)]
+    def sweep(self, examples: Sequence[Example], progress: Progress) -> EditPrior:
+        """A prior over edits from every single edit on a few questions of the task, which `progress` counts."""
+        n_layers, max_skip_run = self.routed.n_layers, self.job.config.max_skip_run
+        routes = [Route.full(n_layers), *sweep_routes(n_layers, max_skip_run)]
         answers = []
-        for start in range(0, len(examples), 8):
-            questions: list[Any] = [self.scorer.question(self.job.task, example) for example in examples[start : start + 8]]
-            handles = self.scorer.open(questions)
-            pairs = [(handle, route) for handle in handles for route in routes]
-            verdicts = dict(zip(pairs, self.scorer.score(pairs), strict=True))
-            self.scorer.close(handles)
-            for handle in handles:
-                found = [(route, verdicts[handle, route]) for route in routes]
+        for start in range(0, len(examples), SWEPT_AT_ONCE):
+            group = examples[start : start + SWEPT_AT_ONCE]
+            for verdicts in self._verdicts(group, routes):
+                found = zip(routes, verdicts, strict=True)
                 answers.append([Evaluation(route, verdict.correct, verdict.margin) for route, verdict in found])
-        return fit_prior(self.routed.n_layers, config.max_skip_run, answers)
+            progress.advance(len(group))
+        return fit_prior(n_layers, max_skip_run, answers)
 
-    def _open(self, group: Sequence[tuple[str, Example]], running: dict[int, _Search]) -> list[int]:
+    def _questions(self, examples: Iterable[Example]) -> list[Any]:
+        return [self.scorer.question(self.job.task, example) for example in examples]
+
+    def _verdicts(self, examples: Sequence[Example], routes: Sequence[Route]) -> list[list[Verdict]]:
+        """Each question's verdicts on all of the routes."""
+        handles = self.scorer.open(self._questions(examples))
+        verdicts = self.scorer.score([(handle, route) for handle in handles for route in routes])
+        self.scorer.close(handles)
+        return [verdicts[start : start + len(routes)] for start in range(0, len(verdicts), len(routes))]
+
+    def _open(self, group: Group, running: dict[int, _Search]) -> list[int]:
         job = self.job
-        questions: list[Any] = [self.scorer.question(job.task, example) for _, example in group]
+        questions = self._questions(example for _, example in group)
         handles = self.scorer.open(questions)
         for handle, question, (split, example) in zip(handles, questions, group, strict=True):
             seed = question_seed(job.config.seed, job.task.name, example.id)
