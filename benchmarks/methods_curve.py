@@ -33,7 +33,7 @@ def codebook_value(
     """(N,) gains on tune of the chosen codebook, chosen on each half and measured on the other; the base is among the choices."""
     from drllm.methods.codebook import CodebookConfig, choices, choose, choose_routes, fit_candidates
 
-    found = list(fit_candidates(matrix, tune, features, sorted(features["fit"]), CodebookConfig(seed=seed), choose_routes))
+    found = list(fit_candidates(matrix, tune, features, CodebookConfig(seed=seed), choose_routes))
     measured = np.zeros(len(tune))
     for here, there in (halves, halves[::-1]):
         gains = {}

@@ -186,7 +186,7 @@ def planted(seed: int, effect: float) -> tuple[Matrix, np.ndarray]:
 def fitted(book: Matrix, features: np.ndarray, tune: Matrix, tune_features: np.ndarray, price: float = 0.0, **options) -> Candidate:
     """A selector of all of the book's routes."""
     config = CodebookConfig(**options)
-    return _fit_one(book, tune, range(1, K + 1), Folds(features, worth(book, config), 5, 0), tune_features, 2, price, config)
+    return _fit_one(book, tune, range(1, K + 1), Folds(features, worth(book, config), 5, 0), tune_features, price, config)
 
 
 def test_a_selector_finds_which_prompts_a_route_helps():
@@ -225,7 +225,7 @@ def test_targets_of_a_task_tell_kinds_of_prompts_apart_and_nothing_finer():
     allowed = np.array([False, True, True, True, True])
     order = choose_routes(fit, allowed, 4, config, 0.0)
     assert set(order) == {1, 2}, "the other routes gain nothing on any task"
-    found = _fit_one(fit, tune, order, Folds(features, targets, 5, 0), tune_features, 4, 0.0, config)
+    found = _fit_one(fit, tune, order, Folds(features, targets, 5, 0), tune_features, 0.0, config)
     picked = np.array(order)[choices(found, tune_features) - 1]
     assert (picked[:300] == 1).mean() > 0.95
     assert (picked[300:] == 2).mean() > 0.95

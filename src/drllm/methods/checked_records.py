@@ -22,27 +22,31 @@ def manifest_scorer(routed: RoutedModel, manifest: Manifest) -> Scorer:
 
 
 @dataclass(frozen=True)
-class DenseTask:
-    """One task of a dense matrix: its manifest, its scorer, and by id its records, with the routes of all its lists, and its questions."""
+class CheckedTask:
+    """One task's records, with the routes of all its lists, and the questions they belong to, in the same order: the manifest's."""
 
-    manifest: Manifest
+    name: str
+    records: list[RouteRecord]
+    questions: list[Any]
     scorer: Scorer
-    records: dict[str, RouteRecord]
-    questions: dict[str, Any]
 
-    def of_split(self, split: str) -> list[RouteRecord]:
-        """The records of one split, in the manifest's order."""
-        return [self.records[name] for name in self.manifest.ids if self.records[name].split == split]
+    def of_split(self, split: str) -> CheckedTask:
+        """The questions of one split."""
+        here = [place for place, record in enumerate(self.records) if record.split == split]
+        records, questions = ([found[place] for place in here] for found in (self.records, self.questions))
+        return replace(self, records=records, questions=questions)
 
 
-def dense_tasks(routed: RoutedModel, manifests: dict[Path, Manifest]) -> list[DenseTask]:
-    """The tasks of a `search --paths`, each checked against its manifests."""
-    found = []
-    for lists in lists_by_task(manifests).values():
+def checked_tasks(routed: RoutedModel, manifests: dict[Path, Manifest]) -> list[CheckedTask]:
+    """The tasks of these folders, each checked against its manifests."""
+    tasks = []
+    for name, lists in lists_by_task(manifests).items():
         folder, manifest = lists[0]
+        records = joined_records(routed, lists)
         scorer = manifest_scorer(routed, manifest)
-        found.append(DenseTask(manifest, scorer, joined_records(routed, lists), checked_questions(scorer, folder, manifest)))
-    return found
+        questions = checked_questions(scorer, folder, manifest)
+        tasks.append(CheckedTask(name, [records[id] for id in manifest.ids], [questions[id] for id in manifest.ids], scorer))
+    return tasks
 
 
 def checked_records(routed: RoutedModel, folder: Path, manifest: Manifest) -> dict[str, RouteRecord]:
@@ -80,10 +84,10 @@ def joined_records(routed: RoutedModel, lists: Sequence[tuple[Path, Manifest]]) 
     joined = checked_records(routed, first, manifest)
     for folder, other in others:
         conditions = ("ids", "questions", "dtype", "device", "threads", "packed", "prompt_format")
-        same_config = {**other.config, "seed": 0} == {**manifest.config, "seed": 0}
-        if different := [name for name in conditions if getattr(other, name) != getattr(manifest, name)] + (
-            [] if same_config else ["config"]
-        ):
+        different = [name for name in conditions if getattr(other, name) != getattr(manifest, name)]
+        if {**other.config, "seed": 0} != {**manifest.config, "seed": 0}:
+            different.append("config")
+        if different:
             raise ArtifactError(
                 f"{folder} was evaluated on other {different[0]} than {first}: evaluate all lists of a task with the same flags and data"
             )

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from drllm.core.digest import json_digest
-from drllm.core.errors import ArtifactError, InputError
+from drllm.core.errors import InputError
 from drllm.core.files import write_json
 from drllm.core.options import MAX_SEED, Options, option
+from drllm.core.progress import Progress
 from drllm.core.route import Route
 from drllm.methods.base import Method
 from drllm.methods.budget import pass_limit
@@ -28,12 +29,15 @@ from drllm.methods.selector import Folds, Ridge, lower_bound
 from drllm.runs.layout import CANDIDATES_FILE
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from drllm.methods.matrix import Matrix
     from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
 
 # (matrix, allowed routes (R,), how many, options, price of a pass) -> places of routes in the matrix, best first.
+Features: TypeAlias = dict[str, dict[int, np.ndarray]]  # by split and block: (N, F)
 OrderRoutes: TypeAlias = "Callable[[Matrix, np.ndarray, int, Any, float], list[int]]"
 SIZES = (2, 4, 8, 16, 32)
 COMPONENTS = (4, 16, 0)
@@ -71,25 +75,28 @@ class Candidate:
     """A fitted codebook before it is chosen, and how it does on tune."""
 
     routes: tuple[Route, ...]
-    block: int
     ridge: Ridge
     threshold: float
     price: float
-    tune_gain: float
-    tune_passes: float
-    switched: float
+    tune_gain: float = 0.0
+    tune_passes: float = 0.0
+    switched: float = 0.0
+    block: int = 0
     n_components: int = 0
 
 
-def fit(routed: RoutedModel, training_data: TrainingData, config: CodebookConfig, folder: Path) -> Policy:
-    """Fit every size and block, choose on tune, and keep the choice's operating points; the table goes to `folder/candidates.json`."""
-    return fit_codebook(routed, training_data, config, folder, choose_routes)
-
-
 def fit_codebook(
-    routed: RoutedModel, training_data: TrainingData, config: CodebookConfig, folder: Path, order_routes: OrderRoutes, shuffle: bool = False
+    routed: RoutedModel,
+    training_data: TrainingData,
+    config: CodebookConfig,
+    folder: Path,
+    order_routes: OrderRoutes | None = None,
+    shuffle: bool = False,
 ) -> Policy:
-    """As `fit`, with another way to order routes, or with prompts dealt to other questions' gains (the input-blind baseline)."""
+    """Fit every size and block, choose on tune, and keep the choice's operating points; the table goes to `folder/candidates.json`.
+
+    `order_routes` is another way to take routes than `choose_routes`; with `shuffle` prompts are dealt to other questions' gains.
+    """
     import torch
 
     from drllm.policies.codebook import Codebook, Point
@@ -102,7 +109,7 @@ def fit_codebook(
     if shuffle:
         order = np.random.default_rng(config.seed).permutation(len(matrix))
         features["fit"] = {block: values[order] for block, values in features["fit"].items()}
-    candidates = list(fit_candidates(matrix, tune, features, blocks, config, order_routes))
+    candidates = list(fit_candidates(matrix, tune, features, config, order_routes or choose_routes))
     write_json(folder / CANDIDATES_FILE, {"key": matrix.key, "candidates": [_summary(candidate) for candidate in candidates]})
     best = choose(candidates, routed.n_layers, config.budget)
     ridge = best.ridge
@@ -169,25 +176,18 @@ def worth(matrix: Matrix, config: CodebookConfig, price: float = 0.0) -> np.ndar
 
 def read_features(routed: RoutedModel, folder: Path, matrix: Matrix, blocks: Sequence[int], split: str) -> dict[int, np.ndarray]:
     """What the selector reads of each question, by block; computed once for all methods and lists of a run and kept in `folder`."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load, save
-
-    from drllm.core.files import write_bytes
-    from drllm.core.progress import Progress
+    from drllm.methods.training.features import kept_tensors
     from drllm.scoring.route_prediction import read_prompts
+
+    def read() -> dict[str, Tensor]:
+        with Progress("read prompts", len(matrix.prompts)) as progress:
+            found = read_prompts(routed, matrix.prompts, blocks, 512, progress.advance)
+        return {str(block): values for block, values in found.items()}
 
     dtype = str(routed.model.dtype).removeprefix("torch.")
     key = json_digest([routed.fingerprint, dtype, list(blocks), matrix.prompts])
-    path = folder / f"prompts-{split}-{key}.safetensors"
-    if not path.is_file():
-        with Progress("read prompts", len(matrix.prompts)) as progress:
-            read = read_prompts(routed, matrix.prompts, blocks, 512, progress.advance)
-        write_bytes(path, save({str(block): values.numpy() for block, values in read.items()}))
-    try:
-        kept = load(path.read_bytes())
-    except SafetensorError as error:
-        raise ArtifactError(f"{path} is not a readable feature file ({str(error)[:100]}): delete it and train again") from None
-    return {block: kept[str(block)] for block in blocks}
+    kept = kept_tensors(folder / f"prompts-{split}-{key}.safetensors", "", [str(block) for block in blocks], read)
+    return {block: values.numpy() for block, values in zip(blocks, kept, strict=True)}
 
 
 def choose(candidates: Sequence[Candidate], n_layers: int, budget: float) -> Candidate:
@@ -202,36 +202,24 @@ def choose(candidates: Sequence[Candidate], n_layers: int, budget: float) -> Can
 
 
 def fit_candidates(
-    matrix: Matrix,
-    tune: Matrix,
-    features: dict[str, dict[int, np.ndarray]],
-    blocks: Sequence[int],
-    config: CodebookConfig,
-    order_routes: OrderRoutes,
+    matrix: Matrix, tune: Matrix, features: Features, config: CodebookConfig, order_routes: OrderRoutes
 ) -> Iterator[Candidate]:
-    """Every size and block, at each price of a pass that the budget may call for."""
+    """Every size and block that there are features of, at each price of a pass that the budget may call for."""
     sizes = (config.n_routes,) if config.n_routes else SIZES
     prices = (0.0,) if config.budget == 1 else tuple(0.05 * 2**step for step in range(8))
-    for block in blocks:
+    for block in features["fit"]:
         allowed = np.array([not route.is_full and route.first_edit() >= block for route in matrix.routes])
         orders = [(price, order_routes(matrix, allowed, max(sizes), config, price)) for price in prices]
         for n_components in COMPONENTS if config.components < 0 else (config.components,):
             folds = Folds(features["fit"][block], worth(matrix, config), config.folds, config.seed, n_components)
             for price, order in orders:
                 for size in sorted({min(size, len(order)) for size in sizes} - {0}):
-                    found = _fit_one(matrix, tune, order[:size], folds, features["tune"][block], block, price, config)
-                    yield replace(found, n_components=n_components)
+                    found = _fit_one(matrix, tune, order[:size], folds, features["tune"][block], price, config)
+                    yield replace(found, block=block, n_components=n_components)
 
 
 def _fit_one(
-    matrix: Matrix,
-    tune: Matrix,
-    places: Sequence[int],
-    folds: Folds,
-    tune_features: np.ndarray,
-    block: int,
-    price: float,
-    config: CodebookConfig,
+    matrix: Matrix, tune: Matrix, places: Sequence[int], folds: Folds, tune_features: np.ndarray, price: float, config: CodebookConfig
 ) -> Candidate:
     """The selector of the base and the routes at `places`, its threshold from out-of-fold predictions, and how it does on tune."""
     fit, tune = matrix.at([0, *places]), tune.at([0, *places])
@@ -242,7 +230,7 @@ def _fit_one(
     each = np.arange(len(fit))
     realized = fit.gains[each, best + 1] + price * saved[best]
     threshold = lower_bound(value[each, best], realized, config.confidence) if config.abstain else 0.0
-    found = Candidate(fit.routes, block, ridge, threshold, price, 0.0, 0.0, 0.0)
+    found = Candidate(fit.routes, ridge, threshold, price)
     picked = choices(found, tune_features)
     gain = float(tune.gains[np.arange(len(tune)), picked].mean())
     return replace(found, tune_gain=gain, tune_passes=float(tune.passes()[picked].mean()), switched=float((picked > 0).mean()))
@@ -273,20 +261,12 @@ def thresholds(best: Candidate, features: np.ndarray) -> list[float]:
 
 
 def _summary(candidate: Candidate) -> dict[str, Any]:
-    return {
-        "n_routes": len(candidate.routes) - 1,
-        "block": candidate.block,
-        "price": candidate.price,
-        "threshold": candidate.threshold,
-        "ridge": candidate.ridge.penalty,
-        "components": candidate.n_components,
-        "tune_gain": candidate.tune_gain,
-        "tune_passes": candidate.tune_passes,
-        "tune_switched": candidate.switched,
-        "served_passes": served_passes(candidate.routes),
-        "routes": [str(route) for route in candidate.routes],
-    }
+    first = {"n_routes": len(candidate.routes) - 1, "block": candidate.block, "price": candidate.price, "threshold": candidate.threshold}
+    selector = {"ridge": candidate.ridge.penalty, "components": candidate.n_components}
+    tune = {"tune_gain": candidate.tune_gain, "tune_passes": candidate.tune_passes, "tune_switched": candidate.switched}
+    routes = {"served_passes": served_passes(candidate.routes), "routes": [str(route) for route in candidate.routes]}
+    return first | selector | tune | routes
 
 
 ABOUT = "a few routes and a selector that leaves the base where it predicts gain enough"
-METHOD = Method("codebook", ABOUT, "after PuDDing, arXiv 2502.04348", CodebookConfig, fit)
+METHOD = Method("codebook", ABOUT, "after PuDDing, arXiv 2502.04348", CodebookConfig, fit_codebook)

@@ -20,7 +20,7 @@ from drllm.runs.manifest import Manifest
 from drllm.runs.records import RouteRecord
 
 if TYPE_CHECKING:
-    from drllm.methods.checked_records import DenseTask  # with torch
+    from drllm.methods.checked_records import CheckedTask  # with torch
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def mixed_gain(margins: np.ndarray, right: np.ndarray, spread: np.ndarray | floa
     return np.where(np.isnan(margin), verdict, weight * margin + (1 - weight) * verdict)
 
 
-def read_matrix(run: Path, manifests: dict[Path, Manifest], dense: Sequence[DenseTask], split: str) -> Matrix:
+def read_matrix(run: Path, manifests: dict[Path, Manifest], dense: Sequence[CheckedTask], split: str) -> Matrix:
     """Questions of one split, on the routes that all tasks were evaluated on; `dense` are the tasks of `manifests`, of a `search --paths`.
 
     `ArtifactError` without any question, or without such a route.
@@ -97,9 +97,11 @@ def read_matrix(run: Path, manifests: dict[Path, Manifest], dense: Sequence[Dens
     formats = set()
     for task in dense:
         formats.add(task.scorer.prompt_format)
-        mine = [record for record in task.of_split(split) if not record.broken]
-        records += mine
-        prompts += [tuple(task.questions[record.id].context_ids) for record in mine]
+        here = task.of_split(split)
+        for record, question in zip(here.records, here.questions, strict=True):
+            if not record.broken:
+                records.append(record)
+                prompts.append(tuple(question.context_ids))
     if not records:
         raise ArtifactError(f"the matrix of {run} has no {split} question: {how}")
     shared = set.intersection(*({*record.routes} for record in records))

@@ -8,17 +8,10 @@ Its own predictor and data are not public, so this stands for the idea, not for 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from drllm.core.options import option
 from drllm.methods.base import Method
-from drllm.methods.codebook import CodebookConfig, choose_routes, fit_codebook
-
-if TYPE_CHECKING:
-    from drllm.methods.training_data import TrainingData
-    from drllm.model.routed import RoutedModel
-    from drllm.policies.policy import Policy
+from drllm.methods.codebook import CodebookConfig, fit_codebook
 
 
 @dataclass(frozen=True)
@@ -30,9 +23,5 @@ class PolarConfig(CodebookConfig):
     abstain: bool = option(False, "keep the base where no gain is sure; as published, the likeliest path is followed")
 
 
-def fit(routed: RoutedModel, training_data: TrainingData, config: PolarConfig, folder: Path) -> Policy:
-    """As `drllm.methods.codebook.fit`; see the options for what differs."""
-    return fit_codebook(routed, training_data, config, folder, choose_routes)
-
-
-METHOD = Method("polar", "a predictor trained on all right paths, always followed", "after PoLar, arXiv 2606.06574", PolarConfig, fit)
+ABOUT = "a predictor trained on all right paths, always followed"
+METHOD = Method("polar", ABOUT, "after PoLar, arXiv 2606.06574", PolarConfig, fit_codebook)

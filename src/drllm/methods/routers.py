@@ -26,6 +26,8 @@ from drllm.methods.operating_point import choose_point
 from drllm.runs.layout import METRICS_FILE, RunFolder
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from drllm.methods.training.features import Features
     from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
@@ -86,18 +88,16 @@ def _features(
     routed: RoutedModel, training_data: TrainingData, kept: list[tuple[Any, RouteRecord]], n_windows: int, along_base: bool
 ) -> Features:
     """Read back, or extracted and saved: routers of another width or loss learn from the same states."""
-    from drllm.methods.training.features import extract_features, load_features, save_features
+    from drllm.methods.training.features import Features, extract_features, kept_tensors
+
+    def extract() -> dict[str, Tensor]:
+        labels = [Route.full(routed.n_layers) if along_base else record.chosen or record.routes[0] for _, record in kept]
+        prompts = [question.context_ids for question, _ in kept]
+        return vars(extract_features(routed, prompts, labels, n_windows, training_data.max_step_tokens))
 
     cache = RunFolder(training_data.run).features / f"{'base' if along_base else 'kept'}-{n_windows}.safetensors"
     key = f"{training_data.key}:{n_windows}:{routed.model.dtype}"
-    if (features := load_features(cache, key)) is None:
-        labels = [Route.full(routed.n_layers) if along_base else record.chosen or record.routes[0] for _, record in kept]
-        features = extract_features(
-            routed, [question.context_ids for question, _ in kept], labels, n_windows, training_data.max_step_tokens
-        )
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        save_features(cache, features, key)
-    return features
+    return Features(*kept_tensors(cache, key, ("pooled", "valid", "labels"), extract))
 
 
 def kept_paths(training_data: TrainingData) -> list[tuple[Any, RouteRecord]]:
@@ -132,11 +132,11 @@ def soft_target(record: RouteRecord, temperature: float) -> np.ndarray:
 def epoch_line(metrics: dict[str, Any], n_epochs: int) -> str:
     """One epoch in a line: loss, F1 of each action and their mean, passes; in brackets on the held-back records."""
     line = f"epoch {metrics['epoch']}/{n_epochs}: loss {metrics['loss']:.4f}"
-    for name, label in (("macro_f1", "macro-F1"), ("f1_skip", "skip"), ("f1_execute", "execute"), ("f1_repeat", "repeat")):
-        line += f", {label} {metrics[name]:.3f}" + (f" ({metrics[f'val_{name}']:.3f})" if f"val_{name}" in metrics else "")
-    return (
-        line + f", passes {metrics['mean_passes']:.2f}" + (f" ({metrics['val_mean_passes']:.2f})" if "val_mean_passes" in metrics else "")
-    )
+    shown = {"macro_f1": "macro-F1", "f1_skip": "skip", "f1_execute": "execute", "f1_repeat": "repeat", "mean_passes": "passes"}
+    for name, label in shown.items():
+        digits = 2 if name == "mean_passes" else 3
+        line += f", {label} {metrics[name]:.{digits}f}" + (f" ({metrics[f'val_{name}']:.{digits}f})" if f"val_{name}" in metrics else "")
+    return line
 
 
 def _held_back(example_id: str, config: RoutersConfig) -> bool:

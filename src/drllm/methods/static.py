@@ -148,16 +148,12 @@ class _KeptScores:
         self.held_back = np.array([is_held_back(prompt) for prompt in training_data.prompts])
         spread = [training_data.margin_spread[question.task.name] for _, questions in training_data.fit_questions for question in questions]
         self.spread = np.array(spread)[:, None]
-        self.values: dict[Route, tuple[np.ndarray, np.ndarray]] = {}  # margins and verdicts
-        self.table: list[dict[str, Any]] = []
-        if (saved := read_kept(path, self.key, "delete it and train again")) is not None:
-            self.table = saved["candidates"]
-            for row in self.table:  # JSON has no nan: numpy makes one of None
-                self.values[Route.parse(row["route"])] = np.array(row["margins"], dtype=float), np.array(row["right"]) > 0
+        saved = read_kept(path, self.key, "delete it and train again") or {"candidates": []}
+        self.rows: dict[Route, dict[str, Any]] = {Route.parse(row["route"]): row for row in saved["candidates"]}
 
     def gains(self, routes: list[Route]) -> dict[Route, np.ndarray]:
         """(N,) of each route: `mixed_gain`."""
-        missing = [route for route in dict.fromkeys([self.full, *routes]) if route not in self.values]
+        missing = [route for route in dict.fromkeys([self.full, *routes]) if route not in self.rows]
         matrix = None if self.training_data.search_manifests else self.training_data.matrix()
         if matrix is not None and len(matrix) == len(self.held_back):  # else some of its records are broken, and questions do not match
             here = [route for route in missing if route in matrix.routes]
@@ -166,22 +162,19 @@ class _KeptScores:
             missing = [route for route in missing if route not in here]
         if missing:
             self._add(missing, *self.training_data.score(missing, label="static routes"))
-        gains = {}
-        for row in self.table:
-            route = Route.parse(row["route"])
-            pair = [np.stack([self.values[self.full][part], self.values[route][part]], axis=-1) for part in (0, 1)]
-            gains[route] = change = mixed_gain(pair[0], pair[1], self.spread, self.margin_weight)[:, 1]
+        gains, base = {}, self.rows[self.full]
+        for route, row in self.rows.items():  # JSON has no nan: numpy makes one of None
+            margins, right = (np.array([base[name], row[name]], dtype=float).T for name in ("margins", "right"))
+            gains[route] = change = mixed_gain(margins, right, self.spread, self.margin_weight)[:, 1]
             row |= {"n": len(change), "gain": float(change.mean()), "gain_se": _standard_error(change)}
-        write_json(self.path, {"key": self.key, "candidates": self.table})
+        write_json(self.path, {"key": self.key, "candidates": list(self.rows.values())})
         return {route: gains[route] for route in routes}
 
     def _add(self, routes: Sequence[Route], correct: np.ndarray, margins: np.ndarray) -> None:
         for place, route in enumerate(routes):
-            mine = np.round(margins[:, place].astype(float), 4)
-            self.values[route] = mine, correct[:, place]
-            shown = [None if math.isnan(value) else value for value in mine.tolist()]
-            right = correct[:, place].astype(int).tolist()
-            self.table.append({"route": str(route), "accuracy": float(correct[:, place].mean()), "margins": shown, "right": right})
+            shown = [None if math.isnan(value) else value for value in np.round(margins[:, place].astype(float), 4).tolist()]
+            right, accuracy = correct[:, place].astype(int).tolist(), float(correct[:, place].mean())
+            self.rows[route] = {"route": str(route), "accuracy": accuracy, "margins": shown, "right": right}
 
 
 def confirmed(chosen_on: np.ndarray, held_back: np.ndarray, confidence: float) -> bool:

@@ -1,10 +1,9 @@
-"""`train()`: read a run's records, hand them to a method, get a policy."""
+"""What a method learns from: the records of a run and their questions, checked, read once and only when asked for."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from drllm.core.digest import short_digest
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.progress import Progress
 from drllm.core.route import Route
-from drllm.methods.checked_records import DenseTask, checked_questions, checked_records, dense_tasks, lists_by_task, manifest_scorer
+from drllm.methods.checked_records import CheckedTask, checked_tasks, lists_by_task, manifest_scorer
 from drllm.methods.matrix import Matrix, read_matrix
 from drllm.model.routed import RoutedModel
 from drllm.policies.constant import RoutePolicy
@@ -26,16 +25,6 @@ from drllm.scoring.scorer import Scorer
 from drllm.tasks import load_task
 
 GROUP = 32  # questions whose states are kept at once
-
-
-@dataclass(frozen=True)
-class SearchedTask:
-    """One task's search records with the questions they belong to, in the same order."""
-
-    name: str
-    records: list[RouteRecord]
-    questions: list[Any]
-    scorer: Scorer
 
 
 class TrainingData:
@@ -54,10 +43,21 @@ class TrainingData:
     def _wanted(self, manifests: dict[Path, Manifest]) -> dict[Path, Manifest]:
         return {folder: manifest for folder, manifest in manifests.items() if not self.only or manifest.task in self.only}
 
-    @property
-    def tasks(self) -> list[SearchedTask]:
+    @cached_property
+    def tasks(self) -> list[CheckedTask]:
         """The records of every searched task with their questions, checked against the model; `ArtifactError` without any."""
-        return self._searched
+        if not self.search_manifests:
+            raise ArtifactError(f"{self.run} holds no search records: run `drllm search --out {self.run}` first")
+        return checked_tasks(self.routed, self.search_manifests)
+
+    @cached_property
+    def _dense(self) -> list[CheckedTask]:
+        return checked_tasks(self.routed, self.path_manifests)
+
+    @cached_property
+    def _fit(self) -> list[CheckedTask]:
+        """Each task's fit questions, of the search or else of the dense matrix."""
+        return self.tasks if self.search_manifests or not self.path_manifests else [task.of_split("fit") for task in self._dense]
 
     @property
     def key(self) -> str:
@@ -68,15 +68,12 @@ class TrainingData:
     @property
     def fit_questions(self) -> list[tuple[Scorer, list[Any]]]:
         """Each task's fit questions with their scorer, of the search or else of the dense matrix."""
-        return [(task.scorer, task.questions) for task in self.tasks] if self.search_manifests else self._matrix_questions
+        return [(task.scorer, task.questions) for task in self._fit]
 
     @property
     def fit_records(self) -> list[tuple[Any, RouteRecord]]:
         """Fit questions with what was found out about them, of the search or else of the dense matrix."""
-        if self.search_manifests:
-            return [pair for task in self.tasks for pair in zip(task.questions, task.records, strict=True)]
-        dense = zip(self._dense, self._matrix_questions, strict=True)
-        return [(question, task.records[question.example.id]) for task, (_, questions) in dense for question in questions]
+        return [pair for task in self._fit for pair in zip(task.questions, task.records, strict=True)]
 
     @cached_property
     def margin_spread(self) -> dict[str, float]:
@@ -95,12 +92,12 @@ class TrainingData:
     @property
     def prompts(self) -> list[tuple[int, ...]]:
         """Token ids of every fit question's context, as a policy sees it."""
-        return [tuple(question.context_ids) for _, questions in self.fit_questions for question in questions]
+        return [tuple(question.context_ids) for task in self._fit for question in task.questions]
 
     @property
     def prompt_format(self) -> str:
         """Of the fit prompts; `ArtifactError` when the tasks differ in it."""
-        formats = {scorer.prompt_format for scorer, _ in self.fit_questions}
+        formats = {task.scorer.prompt_format for task in self._fit}
         if len(formats) != 1:
             raise ArtifactError(
                 f"the tasks use {len(formats)} prompt formats ({', '.join(sorted(formats))}): search them into separate runs"
@@ -112,14 +109,10 @@ class TrainingData:
         manifests = list(self.search_manifests.values()) or [lists[0][1] for lists in lists_by_task(self.path_manifests).values()]
         found = []
         for manifest in manifests:
-            scorer = manifest_scorer(self.routed, manifest)
-            for part in manifest.parts[:1]:
-                loaded = load_task(manifest.task, part.data)
-                questions = (
-                    [scorer.question(loaded.task, example) for example in loaded.select("tune", limit)] if loaded.examples["tune"] else []
-                )
-                if questions:
-                    found.append((scorer, questions))
+            loaded = load_task(manifest.task, manifest.parts[0].data)
+            if loaded.examples["tune"]:
+                scorer = manifest_scorer(self.routed, manifest)
+                found.append((scorer, [scorer.question(loaded.task, example) for example in loaded.select("tune", limit)]))
         return found
 
     def score(self, routes: Sequence[Route], limit: int = 0, label: str = "routes") -> tuple[np.ndarray, np.ndarray]:
@@ -159,29 +152,3 @@ class TrainingData:
         if fit.routes != tune.routes:
             raise ArtifactError("the matrix's fit and tune questions were evaluated on other routes: make both in one `search --paths`")
         return fit, tune
-
-    @cached_property
-    def _matrix_questions(self) -> list[tuple[Scorer, list[Any]]]:
-        if not self.path_manifests:
-            raise ArtifactError(f"{self.run} holds no search records: run `drllm search --out {self.run}` first")
-        return [(task.scorer, [task.questions[record.id] for record in task.of_split("fit")]) for task in self._dense]
-
-    @cached_property
-    def _dense(self) -> list[DenseTask]:
-        return dense_tasks(self.routed, self.path_manifests)
-
-    @cached_property
-    def _searched(self) -> list[SearchedTask]:
-        return _load_searched(self.routed, self.run, self.search_manifests)
-
-
-def _load_searched(routed: RoutedModel, run: Path, manifests: dict[Path, Manifest]) -> list[SearchedTask]:
-    if not manifests:
-        raise ArtifactError(f"{run} holds no search records: run `drllm search --out {run}` first")
-    tasks = []
-    for folder, manifest in manifests.items():
-        records = checked_records(routed, folder, manifest)
-        scorer = manifest_scorer(routed, manifest)
-        found = checked_questions(scorer, folder, manifest)
-        tasks.append(SearchedTask(manifest.task, [records[name] for name in manifest.ids], [found[name] for name in manifest.ids], scorer))
-    return tasks

@@ -7,7 +7,7 @@ Shapes: N records, L blocks, W windows, D hidden size, B sequences, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,19 +66,19 @@ def extract_features(
     return Features(pooled, valid, torch.tensor([tuple(label) for label in labels], dtype=torch.long))
 
 
-def save_features(path: Path, features: Features, key: str) -> None:
-    """Write the features; `key` names everything they depend on."""
-    write_bytes(path, save({"pooled": features.pooled, "valid": features.valid, "labels": features.labels}, metadata={"key": key}))
+def kept_tensors(path: Path, key: str, names: Sequence[str], compute: Callable[[], dict[str, Tensor]]) -> list[Tensor]:
+    """Tensors of a file written under this key; computed and written where there is none. `ArtifactError` for a corrupt file.
 
-
-def load_features(path: Path, key: str) -> Features | None:
-    """Features saved under the same key, else None: they are then computed again. `ArtifactError` when corrupt."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("key") != key:
-                return None
-            return Features(file.get_tensor("pooled"), file.get_tensor("valid"), file.get_tensor("labels"))
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{path} is not a readable feature file ({str(error)[:100]}): delete it and train again") from None
+    `key` names everything they depend on; it is empty where the file's name does.
+    """
+    if path.is_file():
+        try:
+            with safe_open(path, framework="pt") as file:
+                if (file.metadata() or {}).get("key", "") == key:
+                    return [file.get_tensor(name) for name in names]
+        except (OSError, SafetensorError) as error:
+            raise ArtifactError(f"{path} is not a readable feature file ({str(error)[:100]}): delete it and train again") from None
+    found = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, save(found, metadata={"key": key} if key else None))
+    return [found[name] for name in names]
