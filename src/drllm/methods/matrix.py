@@ -5,22 +5,12 @@ Shapes: N questions, R routes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from drllm.core.digest import short_digest
-from drllm.core.errors import ArtifactError
 from drllm.core.route import Route
-from drllm.runs.manifest import Manifest
-from drllm.runs.records import RouteRecord
-
-if TYPE_CHECKING:
-    from drllm.methods.checked_records import CheckedTask  # with torch
 
 
 @dataclass(frozen=True)
@@ -80,40 +70,3 @@ def mixed_gain(margins: np.ndarray, right: np.ndarray, spread: np.ndarray | floa
     verdict = right.astype(float) - right[..., :1]
     margin = np.clip((margins - margins[..., :1]) / spread, -1, 1)
     return np.where(np.isnan(margin), verdict, weight * margin + (1 - weight) * verdict)
-
-
-def read_matrix(run: Path, manifests: dict[Path, Manifest], dense: Sequence[CheckedTask], split: str) -> Matrix:
-    """Questions of one split, on the routes that all tasks were evaluated on; `dense` are the tasks of `manifests`, of a `search --paths`.
-
-    `ArtifactError` without any question, or without such a route.
-    """
-    if split not in ("fit", "tune"):
-        raise ValueError(f"a method may learn from fit and choose by tune, not read {split}")
-    how = f"run `drllm search --paths FILE --splits fit,tune --out {run}` first"
-    if not manifests:
-        raise ArtifactError(f"{run} holds no (question x route) matrix: {how}")
-    records: list[RouteRecord] = []
-    prompts: list[tuple[int, ...]] = []
-    formats = set()
-    for task in dense:
-        formats.add(task.scorer.prompt_format)
-        here = task.of_split(split)
-        for record, question in zip(here.records, here.questions, strict=True):
-            if not record.broken:
-                records.append(record)
-                prompts.append(tuple(question.context_ids))
-    if not records:
-        raise ArtifactError(f"the matrix of {run} has no {split} question: {how}")
-    shared = set.intersection(*({*record.routes} for record in records))
-    routes = tuple(route for route in records[0].routes if route in shared)
-    if len(routes) < 2:
-        raise ArtifactError(f"the tasks of {run} were evaluated on no route that all of them share: give all tasks the same --paths")
-    digests = [json.dumps(manifest.to_json(), sort_keys=True) for manifest in manifests.values()]
-    columns = [[record.routes.index(route) for route in routes] for record in records]
-    if len(formats) != 1:
-        raise ArtifactError(f"the tasks of {run} use {len(formats)} prompt formats ({', '.join(sorted(formats))}): use a run for each")
-    rewards = [[record.rewards[at] for at in places] for record, places in zip(records, columns, strict=True)]
-    margins = [[record.margins[at] for at in places] for record, places in zip(records, columns, strict=True)]
-    tasks, ids = tuple(record.task for record in records), tuple(record.id for record in records)
-    values = (np.array(rewards) > 0.5, np.array(margins, dtype=np.float32))
-    return Matrix(routes, tasks, ids, tuple(prompts), *values, formats.pop(), short_digest("".join([split, *digests])))

@@ -15,7 +15,7 @@ from drllm.core.errors import ArtifactError, InputError
 from drllm.core.progress import Progress
 from drllm.core.route import Route
 from drllm.methods.checked_records import CheckedTask, checked_tasks, lists_by_task, manifest_scorer
-from drllm.methods.matrix import Matrix, read_matrix
+from drllm.methods.matrix import Matrix
 from drllm.model.routed import RoutedModel
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import Policy
@@ -62,8 +62,7 @@ class TrainingData:
     @property
     def key(self) -> str:
         """Names the search records, or those of the dense matrix, and the weights they were made with."""
-        manifests = (self.search_manifests or self.path_manifests).values()
-        return short_digest("".join(json.dumps(manifest.to_json(), sort_keys=True) for manifest in manifests))
+        return short_digest(_text(self.search_manifests or self.path_manifests))
 
     @property
     def fit_questions(self) -> list[tuple[Scorer, list[Any]]]:
@@ -97,10 +96,13 @@ class TrainingData:
     @property
     def prompt_format(self) -> str:
         """Of the fit prompts; `ArtifactError` when the tasks differ in it."""
-        formats = {task.scorer.prompt_format for task in self._fit}
+        return self._format_of(self._fit)
+
+    def _format_of(self, tasks: Sequence[CheckedTask]) -> str:
+        formats = {task.scorer.prompt_format for task in tasks}
         if len(formats) != 1:
             raise ArtifactError(
-                f"the tasks use {len(formats)} prompt formats ({', '.join(sorted(formats))}): search them into separate runs"
+                f"the tasks of {self.run} use {len(formats)} prompt formats ({', '.join(sorted(formats))}): use a run for each"
             )
         return formats.pop()
 
@@ -135,10 +137,37 @@ class TrainingData:
         return np.array(correct, dtype=bool).reshape(shape), np.array(margins, dtype=np.float32).reshape(shape)
 
     def matrix(self, split: str = "fit") -> Matrix:
-        """The dense (question x route) matrix of one split, fit or tune: what `search --paths` found, all tasks together."""
+        """The dense (question x route) matrix of one split, fit or tune: what `search --paths` found, all tasks together.
+
+        It holds the routes that all tasks were evaluated on; `ArtifactError` without any question, or without such a route.
+        """
         if split not in self._matrices:
-            self._matrices[split] = read_matrix(self.run, self.path_manifests, self._dense, split)
+            self._matrices[split] = self._read_matrix(split)
         return self._matrices[split]
+
+    def _read_matrix(self, split: str) -> Matrix:
+        if split not in ("fit", "tune"):
+            raise ValueError(f"a method may learn from fit and choose by tune, not read {split}")
+        how = f"run `drllm search --paths FILE --splits fit,tune --out {self.run}` first"
+        if not self.path_manifests:
+            raise ArtifactError(f"{self.run} holds no (question x route) matrix: {how}")
+        tasks = [task.of_split(split) for task in self._dense]
+        pairs = [pair for task in tasks for pair in zip(task.records, task.questions, strict=True) if not pair[0].broken]
+        if not pairs:
+            raise ArtifactError(f"the matrix of {self.run} has no {split} question: {how}")
+        records, prompts = [record for record, _ in pairs], tuple(tuple(question.context_ids) for _, question in pairs)
+        shared = set.intersection(*({*record.routes} for record in records))
+        routes = tuple(route for route in records[0].routes if route in shared)
+        if len(routes) < 2:
+            raise ArtifactError(
+                f"the tasks of {self.run} were evaluated on no route that all of them share: give all tasks the same --paths"
+            )
+        columns = [(record, [record.routes.index(route) for route in routes]) for record in records]
+        correct = np.array([[record.rewards[at] for at in places] for record, places in columns]) > 0.5
+        margins = np.array([[record.margins[at] for at in places] for record, places in columns], dtype=np.float32)
+        names, ids = tuple(record.task for record in records), tuple(record.id for record in records)
+        key = short_digest(split + _text(self.path_manifests))
+        return Matrix(routes, names, ids, prompts, correct, margins, self._format_of(tasks), key)
 
     def constant(self, route: Route) -> Policy:
         """The policy of one route, for prompts like these; of the base's route, for any."""
@@ -152,3 +181,8 @@ class TrainingData:
         if fit.routes != tune.routes:
             raise ArtifactError("the matrix's fit and tune questions were evaluated on other routes: make both in one `search --paths`")
         return fit, tune
+
+
+def _text(manifests: dict[Path, Manifest]) -> str:
+    """All that determines the records of these folders, to be digested."""
+    return "".join(json.dumps(manifest.to_json(), sort_keys=True) for manifest in manifests.values())

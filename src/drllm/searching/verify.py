@@ -44,9 +44,8 @@ class Verifier:
     def checks(self, example: Example, routes: Iterable[Route | None]) -> tuple[Check, ...]:
         """Every check of each distinct route, None left out; none in a wording that does not fit the context."""
         wanted = list(dict.fromkeys(route for route in routes if route is not None))
-        both_metrics = isinstance(self.scorer, LoglikScorer)
         versions = [("fp32", self.task, example)]
-        if both_metrics:
+        if isinstance(self.scorer, LoglikScorer):
             versions.append(("template", self.task.reworded(), example))
         elif self.scorer.reward == "letter":
             versions += [(f"rotated:{by}", self.task, rotated(example, by)) for by in range(1, len(example.choices))]
@@ -60,7 +59,7 @@ class Verifier:
             scorer.load([question])
             for route in wanted:
                 [verdict] = scorer.score([(0, route)])
-                if both_metrics:
+                if isinstance(scorer, LoglikScorer):
                     found.append(Check(route, f"{name}:acc", bool(verdict.acc), verdict.margin_acc))
                     found.append(Check(route, f"{name}:acc_norm", bool(verdict.acc_norm), verdict.margin_acc_norm))
                 else:

@@ -29,7 +29,7 @@ from drllm.searching.tree import FixedRoutes, Strategy
 from drllm.searching.verify import Verifier
 from drllm.tasks import Example, Task
 
-Group = Sequence[tuple[str, Example]]  # (split, example) of each question
+Group = list[tuple[str, Example]]  # (split, example) of each question
 
 AT_ONCE = 64  # evaluations of one question under way, when no verdict decides what comes next
 SWEPT_AT_ONCE = 8  # questions on which every single edit is tried together
