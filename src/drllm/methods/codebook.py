@@ -117,8 +117,8 @@ def fit_codebook(
     if config.abstain and best.tune_gain <= 0 and config.budget == 1:  # the base is among what tune chooses from
         n_routes, points = 1, []
     arrays = (ridge.mean, ridge.scale, ridge.weight[:, : n_routes - 1], ridge.bias[: n_routes - 1])
-    mean, scale, weight, bias = (torch.tensor(array, dtype=torch.float32) for array in arrays)
-    policy = Codebook(best.routes[:n_routes], best.block, mean, scale, weight, bias, points, max(0, len(points) - 1))
+    selector = [torch.tensor(array, dtype=torch.float32) for array in arrays]
+    policy = Codebook(best.routes[:n_routes], best.block, *selector, points, max(0, len(points) - 1))
     policy.prompt_format = matrix.prompt_format if points else None
     return policy
 

@@ -99,12 +99,10 @@ class TrainingData:
         return self._format_of(self._fit)
 
     def _format_of(self, tasks: Sequence[CheckedTask]) -> str:
-        formats = {task.scorer.prompt_format for task in tasks}
+        formats = sorted({task.scorer.prompt_format for task in tasks})
         if len(formats) != 1:
-            raise ArtifactError(
-                f"the tasks of {self.run} use {len(formats)} prompt formats ({', '.join(sorted(formats))}): use a run for each"
-            )
-        return formats.pop()
+            raise ArtifactError(f"the tasks of {self.run} use {len(formats)} prompt formats ({', '.join(formats)}): use a run for each")
+        return formats[0]
 
     def tune(self, limit: int = 0) -> list[tuple[Any, list[Any]]]:
         """Each task's tune questions with their scorer, at most `limit` of each; none where the data has none."""

@@ -21,6 +21,7 @@ from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import write_json
 from drllm.core.progress import Progress
 from drllm.core.route import Route
+from drllm.model.ray_pool import connected
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
 from drllm.runs.layout import PRIOR_FILE, RunFolder
@@ -29,6 +30,7 @@ from drllm.runs.provenance import running
 from drllm.runs.records import read_shard, shard_indices, shard_path, write_shard
 from drllm.scoring.generated import DECODED_ROWS
 from drllm.scoring.scorer import questions_digest
+from drllm.searching.on_ray import search_on_ray
 from drllm.searching.prior import EditPrior, random_routes, read_prior
 from drllm.searching.worker import Group, Job, Worker, memory_in_one_line, question_seed
 from drllm.tasks import LoadedTask, load_task
@@ -80,12 +82,7 @@ def search(
         resources = replace(resources, threads=1 if resources.executor == "ray" else torch.get_num_threads())
     loaded = {name: load_task(name, data) for name in tasks}
     run = RunFolder(out)
-    if resources.executor == "ray":
-        from drllm.model.ray_pool import connected
-
-        cluster = connected(routed, resources)
-    else:
-        cluster = contextlib.nullcontext()
+    cluster = connected(routed, resources) if resources.executor == "ray" else contextlib.nullcontext()
     job, settings = "search" if routes is None else "paths", to_dict(config) | {"resources": to_dict(resources)}
     with torch_threads(resources.threads), cluster, running(out, job, settings, argv) as entry:
         entry["tasks"] = {}
@@ -189,18 +186,12 @@ def _search_task(
     if todo and config.preset == "default" and routes is None:
         job = replace(job, prior=_prior(planning, questions, folder))
     with Progress(f"{'search' if routes is None else 'paths'} {name}", len(questions)) as progress:
-        for line in _left_out(name, Counter(skipped.values()) + Counter(task_data.dropped)):
-            progress.print(line)
+        for reason, count in sorted((Counter(skipped.values()) + Counter(task_data.dropped)).items()):
+            progress.print(f"{name}: {count} question{'' if count == 1 else 's'} left out: {reason}")
         progress.resume(sum(len(groups[index]) for index in done))
         for index in _run(routed, job, resources, folder, todo, planning.scorer.packed, progress) if todo else ():
             progress.advance(len(groups[index]))
     return {"source": task_data.source, **counts}
-
-
-def _left_out(task: str, reasons: Counter[str]) -> Iterator[str]:
-    """A line for each reason for which questions were left out."""
-    for reason, count in sorted(reasons.items()):
-        yield f"{task}: {count} question{'' if count == 1 else 's'} left out: {reason}"
 
 
 def _device(routed: RoutedModel, resources: Resources) -> str:
@@ -235,8 +226,6 @@ def _run(
 ) -> Iterator[int]:
     """Search groups and write their shards, in whichever order they end; the index of each."""
     if resources.executor == "ray":
-        from drllm.searching.on_ray import search_on_ray
-
         yield from search_on_ray(routed, job, resources, folder, todo, packed, progress)
         return
     with memory_in_one_line():
