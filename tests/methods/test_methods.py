@@ -20,11 +20,11 @@ from drllm.core.config import GuaranteeConfig
 from drllm.evaluation.calibrate import calibrate
 from drllm.evaluation.fit import fit_policy
 from drllm.methods.base import get_method, method_names, method_of
-from drllm.methods.block_influence import block_influence
 from drllm.methods.codebook import Candidate, CodebookConfig, _fit_one, choices, choose, choose_routes, served_passes, thresholds, worth
 from drllm.methods.matrix import Matrix, mixed_gain
 from drllm.methods.routers import BELOW, soft_target
 from drllm.methods.selector import STAY, Folds, fit_ridges, lower_bound, principal_directions
+from drllm.methods.shortgpt import block_influence
 from drllm.methods.static import StaticConfig, combine, confirmed
 from drllm.methods.training.losses import focal_loss, rarity_weights, soft_loss
 from drllm.methods.training_data import TrainingData

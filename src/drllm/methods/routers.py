@@ -46,7 +46,8 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig,
     from drllm.policies.routers import RouterConfig
 
     is_soft = config.preset == "default"
-    kept = right_paths(training_data) if is_soft else kept_paths(training_data)
+    # Soft targets are of all paths that answer rightly, of the search or else of the dense matrix.
+    kept = [pair for pair in training_data.fit_records if max(pair[1].rewards) > 0.5] if is_soft else kept_paths(training_data)
     if not kept:
         raise ArtifactError(
             "the search kept no route (no question was answered rightly on any path): search more questions or another task"
@@ -107,11 +108,6 @@ def kept_paths(training_data: TrainingData) -> list[tuple[Any, RouteRecord]]:
             f"{training_data.run} holds no tree search, which preset paper learns from: run `drllm search` without --paths first"
         )
     return [(question, record) for question, record in training_data.fit_records if record.chosen is not None]
-
-
-def right_paths(training_data: TrainingData) -> list[tuple[Any, RouteRecord]]:
-    """The fit questions that some evaluated path answers rightly, of the search or else of the dense matrix."""
-    return [(question, record) for question, record in training_data.fit_records if max(record.rewards) > 0.5]
 
 
 def soft_target(record: RouteRecord, temperature: float) -> np.ndarray:

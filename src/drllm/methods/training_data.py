@@ -37,11 +37,10 @@ class TrainingData:
         known = {manifest.task for manifest in (searched | dense).values()}
         if absent := [name for name in self.only if name not in known]:
             raise InputError(f"{run} holds no records of task {absent[0]!r}: it has {', '.join(sorted(known)) or 'none'}")
-        self.search_manifests, self.path_manifests = self._wanted(searched), self._wanted(dense)  # by task folder
+        self.search_manifests, self.path_manifests = (  # by task folder
+            {folder: manifest for folder, manifest in found.items() if manifest.task in (self.only or known)} for found in (searched, dense)
+        )
         self._matrices: dict[str, Matrix] = {}
-
-    def _wanted(self, manifests: dict[Path, Manifest]) -> dict[Path, Manifest]:
-        return {folder: manifest for folder, manifest in manifests.items() if not self.only or manifest.task in self.only}
 
     @cached_property
     def tasks(self) -> list[CheckedTask]:
@@ -106,9 +105,8 @@ class TrainingData:
 
     def tune(self, limit: int = 0) -> list[tuple[Any, list[Any]]]:
         """Each task's tune questions with their scorer, at most `limit` of each; none where the data has none."""
-        manifests = list(self.search_manifests.values()) or [lists[0][1] for lists in lists_by_task(self.path_manifests).values()]
         found = []
-        for manifest in manifests:
+        for (_, manifest), *_ in lists_by_task(self.search_manifests or self.path_manifests).values():
             loaded = load_task(manifest.task, manifest.parts[0].data)
             if loaded.examples["tune"]:
                 scorer = manifest_scorer(self.routed, manifest)

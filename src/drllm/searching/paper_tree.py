@@ -9,9 +9,6 @@ from drllm.searching.tree import Node, RouteTree
 class PaperTree(RouteTree):
     """The paper's tree; see `RouteTree` for what it departs in."""
 
-    def _width(self, node: Node) -> float:
-        return 1.0
-
     def _draw(self, node: Node) -> tuple[int, Route] | None:
         """A random one, in O(1) and without a list of edits: the codes are shuffled as they are drawn."""
         while node.undrawn:

@@ -135,9 +135,9 @@ class RouteTree(Strategy):
             self._line = []
         return self._line[-1].route if self._line else None
 
-    @abstractmethod
     def _width(self, node: Node) -> float:
         """Children the node may have, in multiples of widening * sqrt(visits)."""
+        return 1.0
 
     @abstractmethod
     def _draw(self, node: Node) -> tuple[int, Route] | None:
