@@ -419,7 +419,7 @@ def test_routes_added_later_join_the_matrix(tiny, data, tmp_path):
         assert np.array_equal(once.correct, joined.correct)
         np.testing.assert_allclose(once.margins, joined.margins, atol=1e-6)
     training_data = TrainingData(tiny, parts)
-    assert [len(questions) for _, questions in training_data.fit_questions] == [len(training_data.matrix())]
+    assert [len(task.questions) for task in training_data.fit_tasks] == [len(training_data.matrix())]
     assert all(len(record.routes) == 7 for _, record in training_data.fit_records)
     assert sum(len(questions) for _, questions in training_data.tune()) == len(training_data.matrix("tune"))
     train(tiny, parts, CodebookConfig(block=1, n_routes=4))

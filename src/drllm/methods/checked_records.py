@@ -58,10 +58,8 @@ def checked_records(routed: RoutedModel, folder: Path, manifest: Manifest) -> di
             f"{weights}: train on the model that was searched"
         )
     records = {record.id: record for record in read_records(folder)}
-    if foreign := next((record for record in records.values() if record.fingerprint != weights), None):
-        raise ArtifactError(
-            f"{folder} holds records of another model (question {foreign.id!r}, weights {foreign.fingerprint}): search again"
-        )
+    if other := next((record for record in records.values() if record.fingerprint != weights), None):
+        raise ArtifactError(f"{folder} holds records of another model (question {other.id!r}, weights {other.fingerprint}): search again")
     if missing := len(set(manifest.ids) - records.keys()):
         raise ArtifactError(
             f"the search of {manifest.task} in {folder} is unfinished ({missing} of {len(manifest.ids)} questions): run the same search "

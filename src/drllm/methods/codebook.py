@@ -117,8 +117,8 @@ def fit_codebook(
     if config.abstain and best.tune_gain <= 0 and config.budget == 1:  # the base is among what tune chooses from
         n_routes, points = 1, []
     arrays = (ridge.mean, ridge.scale, ridge.weight[:, : n_routes - 1], ridge.bias[: n_routes - 1])
-    selector = [torch.tensor(array, dtype=torch.float32) for array in arrays]
-    policy = Codebook(best.routes[:n_routes], best.block, *selector, points, max(0, len(points) - 1))
+    mean, scale, weight, bias = (torch.tensor(array, dtype=torch.float32) for array in arrays)
+    policy = Codebook(best.routes[:n_routes], best.block, mean, scale, weight, bias, points, max(0, len(points) - 1))
     policy.prompt_format = matrix.prompt_format if points else None
     return policy
 
@@ -201,20 +201,18 @@ def choose(candidates: Sequence[Candidate], n_layers: int, budget: float) -> Can
     return min(within, key=lambda candidate: (-round(candidate.tune_gain, 6), len(candidate.routes), candidate.block))
 
 
-def fit_candidates(
-    matrix: Matrix, tune: Matrix, features: Features, config: CodebookConfig, order_routes: OrderRoutes
-) -> Iterator[Candidate]:
+def fit_candidates(matrix: Matrix, tune: Matrix, features: Features, config: CodebookConfig, order: OrderRoutes) -> Iterator[Candidate]:
     """Every size and block that there are features of, at each price of a pass that the budget may call for."""
     sizes = (config.n_routes,) if config.n_routes else SIZES
     prices = (0.0,) if config.budget == 1 else tuple(0.05 * 2**step for step in range(8))
     for block in features["fit"]:
         allowed = np.array([not route.is_full and route.first_edit() >= block for route in matrix.routes])
-        orders = [(price, order_routes(matrix, allowed, max(sizes), config, price)) for price in prices]
+        taken = [(price, order(matrix, allowed, max(sizes), config, price)) for price in prices]
         for n_components in COMPONENTS if config.components < 0 else (config.components,):
             folds = Folds(features["fit"][block], worth(matrix, config), config.folds, config.seed, n_components)
-            for price, order in orders:
-                for size in sorted({min(size, len(order)) for size in sizes} - {0}):
-                    found = _fit_one(matrix, tune, order[:size], folds, features["tune"][block], price, config)
+            for price, places in taken:
+                for size in sorted({min(size, len(places)) for size in sizes} - {0}):
+                    found = _fit_one(matrix, tune, places[:size], folds, features["tune"][block], price, config)
                     yield replace(found, block=block, n_components=n_components)
 
 

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from drllm.policies.policy import Policy
     from drllm.runs.records import RouteRecord
 
-N_ACTIONS = len(Action)
 BELOW = (-0.55, -0.6, -0.65, -0.7, -0.75, -0.8)  # controls from the routers on towards skipping: for a budget
 
 
@@ -119,7 +118,7 @@ def soft_target(record: RouteRecord, temperature: float) -> np.ndarray:
     margins = np.array([record.margins[place] for place in right])
     logits = np.zeros(len(right)) if np.isnan(margins).any() else (margins - margins.max()) / temperature
     weights = np.exp(logits) / np.exp(logits).sum()
-    target = np.zeros((len(record.routes[0]), N_ACTIONS), dtype=np.float32)
+    target = np.zeros((len(record.routes[0]), len(Action)), dtype=np.float32)
     for place, weight in zip(right, weights, strict=True):
         target[np.arange(len(target)), [int(action) for action in record.routes[place]]] += weight
     return target

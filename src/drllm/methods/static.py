@@ -146,7 +146,7 @@ class _KeptScores:
         manifests = (training_data.search_manifests or training_data.path_manifests).values()
         self.key = key_of([str(training_data.routed.model.dtype), *(manifest.to_json() for manifest in manifests)])
         self.held_back = np.array([is_held_back(prompt) for prompt in training_data.prompts])
-        spread = [training_data.margin_spread[question.task.name] for _, questions in training_data.fit_questions for question in questions]
+        spread = [training_data.margin_spread[question.task.name] for task in training_data.fit_tasks for question in task.questions]
         self.spread = np.array(spread)[:, None]
         saved = read_kept(path, self.key, "delete it and train again") or {"candidates": []}
         self.rows: dict[Route, dict[str, Any]] = {Route.parse(row["route"]): row for row in saved["candidates"]}
@@ -198,6 +198,5 @@ def _standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.inf
 
 
-METHOD = Method(
-    "static", "one route for every prompt, each edit confirmed on held-back questions", "after TALE, arXiv 2510.22767", StaticConfig, fit
-)
+ABOUT = "one route for every prompt, each edit confirmed on held-back questions"
+METHOD = Method("static", ABOUT, "after TALE, arXiv 2510.22767", StaticConfig, fit)

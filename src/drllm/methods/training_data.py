@@ -21,7 +21,6 @@ from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import Policy
 from drllm.runs.manifest import Manifest, path_manifests, search_manifests
 from drllm.runs.records import RouteRecord
-from drllm.scoring.scorer import Scorer
 from drllm.tasks import load_task
 
 GROUP = 32  # questions whose states are kept at once
@@ -54,7 +53,7 @@ class TrainingData:
         return checked_tasks(self.routed, self.path_manifests)
 
     @cached_property
-    def _fit(self) -> list[CheckedTask]:
+    def fit_tasks(self) -> list[CheckedTask]:
         """Each task's fit questions, of the search or else of the dense matrix."""
         return self.tasks if self.search_manifests or not self.path_manifests else [task.of_split("fit") for task in self._dense]
 
@@ -64,22 +63,15 @@ class TrainingData:
         return short_digest(_text(self.search_manifests or self.path_manifests))
 
     @property
-    def fit_questions(self) -> list[tuple[Scorer, list[Any]]]:
-        """Each task's fit questions with their scorer, of the search or else of the dense matrix."""
-        return [(task.scorer, task.questions) for task in self._fit]
-
-    @property
     def fit_records(self) -> list[tuple[Any, RouteRecord]]:
         """Fit questions with what was found out about them, of the search or else of the dense matrix."""
-        return [pair for task in self._fit for pair in zip(task.questions, task.records, strict=True)]
+        return [pair for task in self.fit_tasks for pair in zip(task.questions, task.records, strict=True)]
 
     @cached_property
     def margin_spread(self) -> dict[str, float]:
         """The standard deviation of the base's margin on the fit questions of each task; 1 where there is none."""
-        margins: dict[str, list[float]] = {}
-        for _, record in self.fit_records:
-            margins.setdefault(record.task, []).append(record.base_margin)
-        spread = {task: float(np.std(values)) for task, values in margins.items()}
+        tasks = [task for task in self.fit_tasks if task.records]
+        spread = {task.name: float(np.std([record.base_margin for record in task.records])) for task in tasks}
         return {task: value if value > 0 else 1.0 for task, value in spread.items()}  # nan is not above 0 either
 
     @property
@@ -90,12 +82,12 @@ class TrainingData:
     @property
     def prompts(self) -> list[tuple[int, ...]]:
         """Token ids of every fit question's context, as a policy sees it."""
-        return [tuple(question.context_ids) for task in self._fit for question in task.questions]
+        return [tuple(question.context_ids) for task in self.fit_tasks for question in task.questions]
 
     @property
     def prompt_format(self) -> str:
         """Of the fit prompts; `ArtifactError` when the tasks differ in it."""
-        return self._format_of(self._fit)
+        return self._format_of(self.fit_tasks)
 
     def _format_of(self, tasks: Sequence[CheckedTask]) -> str:
         formats = sorted({task.scorer.prompt_format for task in tasks})
@@ -116,7 +108,7 @@ class TrainingData:
     def score(self, routes: Sequence[Route], limit: int = 0, label: str = "routes") -> tuple[np.ndarray, np.ndarray]:
         """Verdicts and margins, both (N, R), of routes on the fit questions, in the order of `prompts`, at most `limit` of each task."""
         correct, margins = [], []
-        chosen = self.fit_questions
+        chosen = [(task.scorer, task.questions) for task in self.fit_tasks]
         if limit:  # manifests are in the order of lengths: of every so many questions one, for all lengths to be there
             chosen = [(scorer, questions[:: max(1, len(questions) // limit)][:limit]) for scorer, questions in chosen]
         with Progress(label, sum(len(questions) for _, questions in chosen)) as progress:

@@ -250,10 +250,8 @@ def _groups(worker: Worker, task_data: LoadedTask, config: SearchConfig) -> tupl
     if not found:
         raise InputError(f"{task_data.task.name} has no question that can be searched ({next(iter(skipped.values()), 'none given')})")
     found.sort(key=lambda pair: (pair[0].n_tokens, pair[0].example.id))
-    groups = [
-        [(split, question.example) for question, split in found[start : start + config.group_size]]
-        for start in range(0, len(found), config.group_size)
-    ]
+    size = config.group_size
+    groups = [[(split, question.example) for question, split in found[start : start + size]] for start in range(0, len(found), size)]
     return groups, [question for question, _ in found], skipped
 
 

@@ -43,13 +43,13 @@ def fit_gates(
         raise InputError(f"{type(config).__name__}.first_block is {config.first_block}, expected less than {routed.n_layers} blocks")
     check_parts(routed)
     texts = []
-    for scorer, questions in training_data.fit_questions:
-        if questions and not hasattr(questions[0], "rows"):
+    for task in training_data.fit_tasks:
+        if task.questions and not hasattr(task.questions[0], "rows"):
             raise InputError(
-                f"gates learn from tasks with choices, these questions are answered by text ({type(scorer).__name__}): "
+                f"gates learn from tasks with choices, these questions are answered by text ({type(task.scorer).__name__}): "
                 "search with --reward loglik"
             )
-        texts += [(question.context_ids, right_answer(question)) for question in questions]
+        texts += [(question.context_ids, right_answer(question)) for question in task.questions]
     if not texts:
         raise InputError(f"{training_data.run} holds no fit question to learn from: search with fit among --splits")
     policy = kind.new(routed.n_layers, routed.hidden_size, config.first_block, adapter_size, config.seed)
