@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,7 @@ SHARE = "share of decisions, log scale"
 BLOCK, PASSES = "block (0 is the first)", "mean passes a prompt (the base makes 1)"
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """A value with its interval, over a number or a name; without an interval, `low` and `high` are None."""
 
     x: float | str
@@ -36,7 +35,7 @@ def curves(name: str, title: str, caption: str, axes: tuple[Axis, str], series: 
     x, y = axes
     names = list(dict.fromkeys(point.x for points in series.values() for point in points))
     is_named = any(isinstance(found, str) for found in names)
-    rows = tuple((label, *map(_shown, astuple(point))) for label, points in series.items() for point in points)
+    rows = tuple((label, *map(_shown, point)) for label, points in series.items() for point in points)
     marks: list[Mark] = [_curve(label, points, index) for index, (label, points) in enumerate(series.items())]
     marks += [] if base is None else [Level(y=base)]
     x = replace(x, kind="category", names=list(map(str, names))) if is_named else replace(x, kind="linear")
