@@ -99,15 +99,13 @@ def flags_of(config_class: type) -> list[Flag]:
     return flags
 
 
-def add_config(parser: argparse.ArgumentParser, config_class: type, only: Sequence[str] = (), prefix: str = "", title: str = "") -> None:
+def add_config(parser: argparse.ArgumentParser, config_class: type, only: Sequence[str], title: str, prefix: str = "") -> None:
     """Add a flag for each field of the dataclass (or those named in `only`), called `--<prefix><name with dashes>`.
 
     Flags that are not given leave None behind, so that `build` can tell them from defaults.
     """
-    group = parser.add_argument_group(title) if title else parser
-    for flag in flags_of(config_class):
-        if only and flag.name not in only:
-            continue
+    group = parser.add_argument_group(title)
+    for flag in (flag for flag in flags_of(config_class) if not only or flag.name in only):
         shown = flag.text_of_default
         options: dict[str, Any] = {"dest": prefix + flag.name, "default": None}
         options["help"] = flag.help.replace("%", "%%") + (f" (default: {shown})" if shown else "")
@@ -125,13 +123,13 @@ def add_config(parser: argparse.ArgumentParser, config_class: type, only: Sequen
 def add_section(parser: argparse.ArgumentParser, section: str, only: Sequence[str] = (), prefix: str = "", about: str = "") -> None:
     """Add the flags of a section of the YAML file, under a title that says so."""
     title = f"{section}: {about}" if about else section
-    add_config(parser, section_class(section), only, prefix, f"{title} (section `{section}` of the YAML file)")
+    add_config(parser, section_class(section), only, f"{title} (section `{section}` of the YAML file)", prefix)
 
 
 def add_common(parser: argparse.ArgumentParser, *names: str) -> None:
     """Add the flags of the named common settings, and --config."""
     if names:
-        add_config(parser, CommonConfig, names, title="common")
+        add_config(parser, CommonConfig, names, "common")
     parser.add_argument("--config", metavar="RUN.YAML", help="settings from a YAML file; flags given here win over it")
 
 

@@ -128,7 +128,7 @@ def _stages(*sweeps: Sweep) -> Callable[[Setup], list[Stage]]:
 
 def _fig1(bench: Bench) -> list[Part]:
     summary = bench.run(in_domain(bench.setup))
-    return [*accuracy_charts(summary), Bullets((verdict(summary, ROUTERS),), strong=True)]
+    return [*accuracy_charts(summary), Bullets((verdict(summary, ROUTERS),))]
 
 
 def _fig4(bench: Bench) -> list[Part]:
@@ -159,7 +159,7 @@ def _fig5(bench: Bench) -> list[Part]:
     for option, text in (("width", "a hidden width of 128 is best"), ("depth", "two linear layers are best")):
         found = SWEEPS[option].against_others(bench)
         claims.append(weighed(text, found, f"Against the best other: {min(found, key=lambda difference: difference.mean)}"))
-    return [*parts, Bullets(tuple(claims), strong=True)]
+    return [*parts, Bullets(tuple(claims))]
 
 
 def _turned(setup: Setup) -> Evaluate:
@@ -213,7 +213,7 @@ def _fig8(bench: Bench) -> list[Part]:
     (points,) = LOSSES.over_base(bench).values()
     scored = " F1 is on held-back questions along the label path, where any were held back."
     chart = charts.curves("losses", title, caption, (Axis("loss"), DIFFERENCE), {"routers": points}, base=0)
-    judged = Bullets((weighed("focal loss is best", LOSSES.against_others(bench)),), strong=True)
+    judged = Bullets((weighed("focal loss is best", LOSSES.against_others(bench)),))
     return [chart, LOSSES.table(bench, MACRO_F1 | EACH_F1, scored), judged]
 
 
@@ -221,7 +221,7 @@ def _fig9(bench: Bench) -> list[Part]:
     sweep = SWEEPS["n_windows"]
     few, *_, many = sweep.policies
     judged = weighed("more windows are better", [against(bench, sweep.compared(bench.setup), many, few)])
-    return [sweep.chart(bench, "windows_by_task", sweep.by_task(bench)), Bullets((judged,), strong=True)]
+    return [sweep.chart(bench, "windows_by_task", sweep.by_task(bench)), Bullets((judged,))]
 
 
 def _fig10(bench: Bench) -> list[Part]:

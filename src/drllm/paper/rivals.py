@@ -86,7 +86,7 @@ def _table(bench: Bench) -> list[Part]:
         f"{paper.PAPER}, mean accuracy on GSM8K, MMLU, HellaSwag and HumanEval with Llama-3-8B: {shown}. LayerSkip needs a model "
         "trained for it; early_exit stands for leaving early without that." + (GATES if {"mindskip", "flexidepth"} & there else "")
     )
-    return [comparison(summary, caption), Paragraph(theirs), Bullets(tuple(lines), strong=True)]
+    return [comparison(summary, caption), Paragraph(theirs), Bullets(tuple(lines))]
 
 
 RIVALS = Exhibit("table5", "Table 5: rivals at equal savings", _stages, _table)

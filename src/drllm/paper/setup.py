@@ -50,13 +50,13 @@ class Setup:
     def n_searched(self, task: str) -> int:
         """Questions of a task that are searched: as many as the paper keeps, times the scale."""
         full = SAMPLED.get(task) or OTHER_SAMPLED.get(task.partition("-")[0], SAMPLED_ELSE)
-        return max(FEWEST_SEARCHED, round(full * self.config.scale))
+        return self.scaled(full, FEWEST_SEARCHED)
 
     def n_compared(self, ablation: bool = False) -> int:
         """Questions a task that policies are compared on, at most."""
-        return max(FEWEST_COMPARED, round((self.config.ablated if ablation else self.config.compared) * self.config.scale))
+        return self.scaled(self.config.ablated if ablation else self.config.compared, FEWEST_COMPARED)
 
-    def scaled(self, full: int, fewest: int = 1) -> int:
+    def scaled(self, full: int, fewest: int) -> int:
         """A number of anything else, at this scale."""
         return max(fewest, round(full * self.config.scale))
 

@@ -36,7 +36,7 @@ def _table7(bench: Bench) -> list[Part]:
     ratios = "; ".join(f"{_ratio(row)[:-1]}, Holm's p {p_value(p)}) at {row['batch']}" for row, p in zip(found, adjusted, strict=True))
     judged = Claim("routers raise throughput at every batch size", jointly(faster), f"Seconds of routers over base: {ratios}")
     caption = f"{found[0]['tokens']} tokens an answer by transformers' `generate`, base and routers in turn on the same questions."
-    return [Table(("batch", *columns), tuple(rows), f"{caption} {TIMED}{machine(bench)}"), Bullets((judged,), strong=True)]
+    return [Table(("batch", *columns), tuple(rows), f"{caption} {TIMED}{machine(bench)}"), Bullets((judged,))]
 
 
 def _latency(bench: Bench) -> list[Part]:
@@ -57,7 +57,7 @@ def _latency(bench: Bench) -> list[Part]:
         Claim("a long answer takes less time", is_faster, f"Seconds of routers over base: {_ratio(found)}"),
         Claim("deciding takes below 1 % of it", is_cheap, f"{share} % by medians, which have no interval"),
     )
-    return [Table(header, rows, f"{TIMED}{machine(bench)}"), Bullets(claims, strong=True)]
+    return [Table(header, rows, f"{TIMED}{machine(bench)}"), Bullets(claims)]
 
 
 def _ratio(row: Mapping[str, float]) -> str:

@@ -55,7 +55,7 @@ def _table2(bench: Bench) -> list[Part]:
         mean, low, high = map(points, row.difference)
         figures = f"{mean} points ({low} to {high}) of what the base gets wrong, questions pooled"
         text = "the search solves more than routes drawn blindly, in as many tries as it may take"
-        parts.append(Bullets((Claim(text, decided(*row.difference[1:]), figures, OURS),), strong=True))
+        parts.append(Bullets((Claim(text, decided(*row.difference[1:]), figures, OURS),)))
     return parts
 
 
@@ -67,7 +67,7 @@ def _table3(bench: Bench) -> list[Part]:
         found = against(bench, stage, ROUTERS, BASE, tasks)
         accuracy.append(weighed(f"routers raise accuracy{name}", [found]))
         passes.append(fewer_passes(bench, stage, name, tasks))
-    claims = Bullets((*accuracy, *passes, looking(bench, stage, "where routers were trained")), strong=True)
+    claims = Bullets((*accuracy, *passes, looking(bench, stage, "where routers were trained")))
     caption = f"Routers where they were trained, {summary.split} split; in brackets 95 % intervals."
     return [comparison(summary, caption), claims, *_levels(summary), *_beside(bench, stage)]
 
@@ -143,7 +143,7 @@ def _table4(bench: Bench) -> list[Part]:
     rows = sorted((row for row in summary.rows if row.task in stage.tasks and row.method == ROUTERS), key=lambda row: row.difference)
     ends = [f"{row.task} {with_interval(row.difference, row.difference_low, row.difference_high)}" for row in rows]
     looked = looking(bench, stage, "out of domain")
-    said = Bullets((Claim(text, holds, str(found)), f"By task, in points: {', '.join(ends)}.", looked), strong=True)
+    said = Bullets((Claim(text, holds, str(found)), f"By task, in points: {', '.join(ends)}.", looked))
     return [comparison(summary, f"The same routers on tasks that they never saw, {summary.split} split."), said]
 
 
@@ -162,7 +162,7 @@ def _table6(bench: Bench) -> list[Part]:
     own = weighed("each router does better on its own block's input", [against(bench, stage, ROUTERS, FIRST_BLOCK)])
     fallen = Claim("fed the first block's input, routers fall below the base", below, str(found))
     caption = "Each router on the states entering its own block, or all on those entering the first, tune split."
-    return [comparison(bench.run(stage), caption), Bullets((own, fallen), strong=True)]
+    return [comparison(bench.run(stage), caption), Bullets((own, fallen))]
 
 
 def _table8(bench: Bench) -> list[Part]:

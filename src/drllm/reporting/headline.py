@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from drllm.core.text import p_value, with_interval
@@ -25,7 +24,6 @@ class Compared:
     split: str
     summary: Summary
     row: SummaryRow
-    even: tuple[float, float, float, float] | None = None  # (mean over tasks, low, high, p), where there are several and it is known
 
     @property
     def word(self) -> str:
@@ -47,15 +45,16 @@ class Compared:
         row, passes = self.row, f"{self.row.mean_passes:.2f} of {self.row.n_layers}"
         return row.method, self.word, self.difference, p_value(row.mcnemar_p), f"{row.n:,}", passes, self.split
 
-    def __str__(self) -> str:
+    def sentence(self, even: tuple[float, float, float, float] | None) -> str:
+        """What became of it; `even`: (mean over tasks, low, high, p), where there are several and it is known."""
         row, reference, tasks = self.row, self.summary.reference, self.summary.tasks
         claim = f"{self.word} than the {reference}" if self.word in ("better", "worse") else f"{self.word} from the {reference}"
         if self.word == UNCHANGED:
             claim = f"{self.word} as the {reference}, no verdict changes"
         among = tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
         evenly = ""
-        if self.even is not None:
-            evenly = f"with each task weighing the same {with_interval(*self.even[:3])}, p {p_value(self.even[3])}; "
+        if even is not None:
+            evenly = f"with each task weighing the same {with_interval(*even[:3])}, p {p_value(even[3])}; "
         return (
             f"{row.method}: {claim}: {self.difference} points, 95 % interval in brackets, McNemar p {p_value(row.mcnemar_p)}, "
             f"on {row.n:,} questions of {among} ({self.split} split); {evenly}"
@@ -86,7 +85,7 @@ def headline(run: Run) -> list[Part]:
     if not found:
         return []
     first = max(found, key=lambda compared: _tells(run, compared))
-    parts: list[Part] = [Bullets((str(dataclasses.replace(first, even=_evenly(run, first))),), strong=True)]
+    parts: list[Part] = [Bullets((first.sentence(_evenly(run, first)),))]
     if others := [other for other in found if other is not first]:
         header = ("method", "verdict", "vs base, points", "McNemar p", "n", "mean passes", "split")
         parts.append(Folded(f"Other comparisons ({len(others)})", (Table(header, tuple(other.cells for other in others)),)))

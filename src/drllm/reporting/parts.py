@@ -25,10 +25,9 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Bullets:
-    """Sentences in a list."""
+    """Verdicts, a sentence each, in a list."""
 
     items: tuple[str, ...]
-    strong: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,8 +130,8 @@ def _markdown(part: Part) -> str:
             return f"{'#' * level} {_plain(text)}"
         case Paragraph(text):
             return _plain(text)
-        case Bullets(items, strong):
-            return "\n".join(f"- **{_plain(item)}**" if strong else f"- {_plain(item)}" for item in items)
+        case Bullets(items):
+            return "\n".join(f"- **{_plain(item)}**" for item in items)
         case Commands(lines):
             return "\n".join(("````", *(line.replace("\n", " ") for line in lines), "````"))
         case Table(header, rows, caption, code):
