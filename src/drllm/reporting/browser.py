@@ -129,6 +129,7 @@ def _group(prompts: Sequence[Prompt], is_rest: bool) -> RouteGroup:
     changed = [prompt for prompt in prompts if prompt.is_changed]
     # Changed verdicts first: they are what a reader looks for.
     shown = sorted(prompts, key=lambda prompt: (not prompt.is_changed, not prompt.right, prompt.task, prompt.id))[:PROMPTS]
-    furthest, better = max(distance(route, commonest) for route in routes), sum(prompt.right for prompt in changed)
-    counts = len(routes), len(prompts), tuple(sorted(by_task.items())), better, len(changed) - better
-    return RouteGroup(commonest, furthest, *counts, tuple(shown), is_rest)
+    tasks, furthest = tuple(sorted(by_task.items())), max(distance(route, commonest) for route in routes)
+    better = sum(prompt.right for prompt in changed)
+    worse = len(changed) - better
+    return RouteGroup(commonest, furthest, len(routes), len(prompts), tasks, better, worse, tuple(shown), is_rest)

@@ -59,8 +59,7 @@ class Curve(Mark):
     Attributes:
         error: how far the intervals reach below and above; None without intervals.
         dashed: of two curves in one colour, the second.
-        size: of the markers in points, in the PNG.
-        group: curves that a click on the page's legend draws together; empty: no group.
+        group: curves that a click on the page's legend draws together, in the PNG with smaller markers; empty: no group.
         drawn: False: not in the PNG, and on the page after a click.
     """
 
@@ -68,7 +67,6 @@ class Curve(Mark):
     ys: Sequence[float]
     error: tuple[list[float], list[float]] | None = None
     dashed: bool = False
-    size: int = 4
     group: str = ""
     drawn: bool = True
 

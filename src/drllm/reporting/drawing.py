@@ -110,8 +110,8 @@ def _curve(axes: Any, curve: Curve, chart: Chart) -> None:
     if chart.x.names:
         aside, style = 0.06 * _rank(curve, chart), ""
         places = [chart.x.names.index(x) + aside for x in curve.xs]
-    look = {"fmt": f"{curve.marker[0]}{style}", "color": curve.colour, "markersize": curve.size, "capsize": 3 if curve.error else 0}
-    axes.errorbar(places, curve.ys, yerr=curve.error, label=curve.name, **look)
+    look = {"fmt": f"{curve.marker[0]}{style}", "color": curve.colour, "markersize": 3 if curve.group else 4}
+    axes.errorbar(places, curve.ys, yerr=curve.error, label=curve.name, capsize=3 if curve.error else 0, **look)
 
 
 def _rank(mark: Mark, chart: Chart) -> float:

@@ -59,7 +59,7 @@ def training_curves(curves: Mapping[str, Epochs], n_routes: int) -> Chart:
                     continue
                 xs, ys = zip(*found, strict=True)
                 table += [(method, key, epoch, number(value)) for epoch, value in found]
-                look = {"index": index, "panel": panel, "dashed": bool(prefix), "size": 3, "group": method, "drawn": index < DRAWN}
+                look = {"index": index, "panel": panel, "dashed": bool(prefix), "group": method, "drawn": index < DRAWN}
                 marks.append(Curve(name=f"{method}, {part}", xs=xs, ys=ys, **look))
     losses = [y for curve in marks if curve.panel == 0 for y in curve.ys]
     is_log = bool(losses) and min(losses) > 0 and max(losses) / min(losses) > LOG_SPAN
