@@ -118,14 +118,14 @@ def test_a_report_says_where_the_tables_stand(bench):
 def test_the_command_of_the_knob_makes_the_same_policy(bench, tmp_path, monkeypatch):
     stage, load = Turn(0.25), RoutedModel.from_pretrained
     copied = dataclasses.replace(bench.setup, out=tmp_path)
-    shutil.copytree(bench.setup.out / stage.owner, tmp_path / stage.owner)
+    shutil.copytree(bench.setup.out / "routers", tmp_path / "routers")
     monkeypatch.setattr(RoutedModel, "from_pretrained", lambda folder: load(folder, base=bench.routed))
     python, flag, code = shlex.split(stage.command(copied))
     assert (python, flag) == ("python", "-c")
     with under_policy(bench.routed, None):
         exec(code, {})
     assert policy_digest(tmp_path / stage.policy) == policy_digest(bench.setup.out / stage.policy)
-    assert policy_digest(tmp_path / stage.policy) != policy_digest(tmp_path / stage.owner)
+    assert policy_digest(tmp_path / stage.policy) != policy_digest(tmp_path / "routers")
 
 
 def test_claims_stand_together_with_their_commands(bench, page):
