@@ -30,7 +30,7 @@ from drllm.evaluation.fit import under_policy
 from drllm.methods.base import get_method, method_names
 from drllm.paper import claims, published, tables
 from drllm.paper.claims import Claim, Difference, above_all, against, weighed
-from drllm.paper.exhibits import in_domain, train_routers
+from drllm.paper.exhibits import Exhibit, in_domain, train_routers
 from drllm.paper.figures import CONTROL, WINDOWS
 from drllm.paper.rivals import BUDGET, BUDGETED
 from drllm.paper.run import EXHIBITS, dry_run, reproduce, stages_of, wanted_exhibits
@@ -38,6 +38,7 @@ from drllm.paper.setup import Setup
 from drllm.paper.speed import p_of_ratio
 from drllm.paper.stages import Bench, Clock, Search, Train, Turn
 from drllm.policies.saved_config import policy_digest
+from drllm.reporting.parts import Paragraph
 from drllm.reporting.report import report
 from drllm.runs.names import check_methods, owner_of
 from drllm.runs.records import read_records
@@ -297,6 +298,13 @@ def test_times_of_other_threads_are_not_given_again(tiny, folder, tmp_path, monk
     assert Bench(tiny, setup).run(Clock("latency")) != first
     assert first["tokens"] == setup.scaled(300, 8)
     assert first["ratio_low"] < first["ratio"] < first["ratio_high"]
+
+
+def test_it_runs_with_the_threads_asked_for(tiny, folder, tmp_path):
+    setup = dataclasses.replace(setup_of(tmp_path, folder), resources=Resources(threads=2))
+    told = Exhibit("told", "Told", lambda setup: [], lambda bench: [Paragraph(f"with {torch.get_num_threads()} threads")])
+    assert "with 2 threads" in reproduce(Bench(tiny, setup), [told]).with_suffix(".md").read_text(encoding="utf-8")
+    assert torch.get_num_threads() == 1, "as conftest sets it"
 
 
 def test_what_can_only_fail_late_is_refused_first(tiny, folder, tmp_path):

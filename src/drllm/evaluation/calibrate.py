@@ -32,12 +32,7 @@ TUNE_QUESTIONS = 200  # a task, that order the tests
 
 
 def calibrate(
-    routed: RoutedModel,
-    run: str | Path,
-    policy: Policy,
-    config: GuaranteeConfig,
-    argv: Sequence[str] | None = None,
-    tasks: Sequence[str] = (),
+    routed: RoutedModel, run: Path, policy: Policy, config: GuaranteeConfig, argv: Sequence[str] | None = None, tasks: Sequence[str] = ()
 ) -> tuple[Policy, Guarantee]:
     """Test a policy's operating points on the calibrate questions of the run's tasks, and take the cheapest that passes, else the base.
 
@@ -52,7 +47,6 @@ def calibrate(
     Returns:
         The policy at the chosen point (the identity where none passed), with its guarantee, and the guarantee.
     """
-    run = Path(run)
     if not config.calibrate:
         raise InputError("no split to calibrate on: name it, as in --calibrate calibrate")
     if policy.evaluate_only:
@@ -63,21 +57,22 @@ def calibrate(
     points = policy.operating_points()
     by_task = {manifest.task: manifest for manifest in manifests if not tasks or manifest.task in tasks}
     loaded = load_unseen(run, {name: manifest.data for name, manifest in by_task.items()})
+    asked = {name: (manifest, loaded[name]) for name, manifest in by_task.items()}
     seen: set[str] = set()
     with running(run, "calibrate", to_dict(config), argv) as entry:
-        answers_on = partial(answer_points, routed, by_task, loaded, points, seen)
+        answers_on = partial(answer_points, routed, asked, points, seen)
         tuned = answers_on("tune", TUNE_QUESTIONS) if len(points) > 1 else None
         answered = answers_on(config.calibrate, config.calibrate_limit)
         base, *answers = answered.verdicts
         if not base:
             raise InputError(f"the tasks of {run} have no {config.calibrate} question: search data that has a train part, or give more")
-        order = None
+        order: Sequence[int] = ()
         if tuned is not None and tuned.verdicts[0]:
             order = surest_first(tuned.verdicts[0], tuned.verdicts[1:], len(base), config.epsilon, config.delta)
         dtype, judged = str(routed.model.dtype), judged_by(by_task.values())
-        asked = Guarantee(config.epsilon, config.delta, len(base), answered.counts, config.calibrate, dtype=dtype, judged=judged)
+        promise = Guarantee(config.epsilon, config.delta, len(base), answered.counts, config.calibrate, dtype=dtype, judged=judged)
         passes = [float(np.mean(values)) for values in answered.passes[1:]]
-        found = find_guarantee(asked, base, answers, passes, routed.n_layers, order)
+        found = find_guarantee(promise, base, answers, passes, routed.n_layers, order)
         found = replace(found, earlier=earlier_tries(run, found, str(Route.full(routed.n_layers))))
         entry["guarantee"], entry["left_out"] = found.to_json(), dict(answered.left_out)
     chosen = RoutePolicy(Route.full(routed.n_layers)) if found.point is None else points[found.point]
@@ -97,27 +92,21 @@ class PointAnswers:
 
 
 def answer_points(
-    routed: RoutedModel,
-    by_task: dict[str, Manifest],
-    loaded: dict[str, LoadedTask],
-    points: Sequence[Policy],
-    seen: set[str],
-    split: Split,
-    limit: int,
+    routed: RoutedModel, tasks: dict[str, tuple[Manifest, LoadedTask]], points: Sequence[Policy], seen: set[str], split: Split, limit: int
 ) -> PointAnswers:
     """Answer a split's questions with the base and each point; no question in `seen`, which grows, is answered again."""
     found = PointAnswers({}, [[] for _ in range(1 + len(points))], [[] for _ in range(1 + len(points))], Counter())
-    for name, manifest in by_task.items():
+    for name, (manifest, loaded) in tasks.items():
         scorer: Any = manifest_scorer(routed, manifest)
         questions = []
-        for example in loaded[name].select(split, limit):
+        for example in loaded.select(split, limit):
             key = question_key(example.question)
             if key in seen:
                 found.left_out["asked by another task, too"] += 1
                 continue
             seen.add(key)
             try:
-                questions.append(scorer.question(loaded[name].task, example))
+                questions.append(scorer.question(loaded.task, example))
             except InputError as error:
                 found.left_out[str(error).partition(":")[0]] += 1
         questions.sort(key=lambda question: (question.n_tokens, question.example.id))

@@ -124,12 +124,7 @@ def _tails(n: int, seen: int, shares_S: np.ndarray, epsilon: float) -> np.ndarra
 
 
 def find_guarantee(
-    asked: Guarantee,
-    base: ArrayLike,
-    points: Sequence[ArrayLike],
-    passes: Sequence[float],
-    n_layers: int,
-    order: Sequence[int] | None = None,
+    asked: Guarantee, base: ArrayLike, points: Sequence[ArrayLike], passes: Sequence[float], n_layers: int, order: Sequence[int] = ()
 ) -> Guarantee:
     """Test operating points in an order and choose among those that passed the cheapest, or the best if none saves passes.
 
@@ -147,7 +142,7 @@ def find_guarantee(
         raise ValueError(f"expected one mean number of passes a point, got {len(passes)} for {len(points)}")
     verdicts = np.asarray(base, dtype=float)
     tested: list[dict[str, Any]] = []
-    for index in range(len(points)) if order is None else order:
+    for index in order or range(len(points)):
         ours = np.asarray(points[index], dtype=float)
         p = exact_p(ours, verdicts, epsilon, share_error_for(delta))
         difference = float((ours - verdicts).mean())
