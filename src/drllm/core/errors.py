@@ -36,3 +36,8 @@ def network_errors() -> tuple[type[Exception], ...]:
         with contextlib.suppress(ImportError):
             found.append(importlib.import_module(name).HTTPError)
     return tuple(found)
+
+
+def first_line(message: object, width: int = 100) -> str:
+    """The first line of another library's message, cut to what a terminal shows."""
+    return (str(message).splitlines() or [""])[0][:width]

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drllm.core.digest import digest
-from drllm.core.errors import ArtifactError, InputError
+from drllm.core.errors import ArtifactError, InputError, first_line
 from drllm.core.files import write_bytes
 from drllm.core.route import Route
 
@@ -196,7 +196,7 @@ def read_shard(path: Path) -> list[RouteRecord]:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is not a readable shard ({_line(error)}): delete it and run the search again") from None
+        raise ArtifactError(f"{path} is not a readable shard ({first_line(error)}): delete it and run the search again") from None
     metadata = table.schema.metadata or {}
     version = metadata.get(b"drllm_schema", b"").decode("ascii", "replace")
     if version.isdecimal() and int(version) > SCHEMA_VERSION:
@@ -212,7 +212,7 @@ def read_shard(path: Path) -> list[RouteRecord]:
             raise InputError("its content and its digest differ")
         return [_record(row) for row in table.to_pylist()]
     except (InputError, TypeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} holds a broken record ({_line(error)}): delete it and run the search again") from None
+        raise ArtifactError(f"{path} holds a broken record ({first_line(error)}): delete it and run the search again") from None
 
 
 def _digest(table: pa.Table) -> str:
@@ -253,8 +253,3 @@ def _check_float16(records: Sequence[RouteRecord]) -> None:
         for margin in margins:
             if _FLOAT16_LIMIT <= abs(margin) < math.inf:
                 raise InputError(f"a margin of question {record.id!r} is {margin:g}, float16 ends at 65504: leave --float16 out")
-
-
-def _line(value: object) -> str:
-    """The first line of a message, cut to what a terminal shows."""
-    return (str(value).splitlines() or [""])[0][:100]

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from drllm.core.errors import ArtifactError
+from drllm.core.errors import ArtifactError, first_line
 from drllm.core.files import write_bytes
 
 
@@ -71,8 +71,7 @@ def read_verdicts(path: Path) -> Verdicts:
         margins, routes = [math.nan if value is None else value for value in margins], [text or "" for text in routes]
         return Verdicts(columns["id"], columns["correct"], acc, acc_norm, margins, routes, columns["n_passes"], seconds, about)
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0][:80]
-        raise ArtifactError(f"{path} is not a readable file of verdicts ({reason}): delete it and evaluate again") from None
+        raise ArtifactError(f"{path} is not a readable file of verdicts ({first_line(error, 80)}): delete it and evaluate again") from None
 
 
 def find_verdicts(path: Path, key: str) -> Verdicts | None:

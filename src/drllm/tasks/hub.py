@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from drllm.core.errors import InputError, network_errors
+from drllm.core.errors import InputError, first_line, network_errors
 from drllm.tasks.base import Example, Task
 from drllm.tasks.layouts import LAYOUTS, level_of, of_level
 
@@ -26,8 +26,7 @@ def hub_rows(task: Task, dropped: Counter[str]) -> tuple[str, list[Example]]:
     try:
         loaded = datasets.load_dataset(repo, config)
     except (*network_errors(), datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        line = (str(error).splitlines() or [""])[0][:200]
-        raise HubUnavailable(f"{repo} could not be loaded: {type(error).__name__}: {line}") from error
+        raise HubUnavailable(f"{repo} could not be loaded: {type(error).__name__}: {first_line(error, 200)}") from error
     label = repo if config is None else f"{repo} {config}"
     try:
         rows = list(_dart(task, loaded["train"], dropped) if task.level else _rows(task, loaded, parts))
