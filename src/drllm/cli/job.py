@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drllm.cli.options import CommonConfig, Settings, build, section_class
-from drllm.core.errors import ArtifactError, InputError
+from drllm.core.errors import ArtifactError, InputError, first_line
 from drllm.runs.manifest import Manifest, path_manifests, search_manifests
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Job:
             try:
                 torch.empty(0, device=self.common.device)
             except (RuntimeError, AssertionError) as error:
-                raise InputError(f"device {self.common.device!r} cannot be used here ({str(error).splitlines()[0]}): use cpu") from None
+                raise InputError(f"device {self.common.device!r} cannot be used here ({first_line(error)}): use cpu") from None
         return {"dtype": getattr(torch, wanted) if wanted else None, "device": self.common.device or None}
 
     def _warn_if_slow(self, routed: RoutedModel) -> None:

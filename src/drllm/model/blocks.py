@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from drllm.core.errors import UnsupportedModelError
+from drllm.core.errors import UnsupportedModelError, first_line
 from drllm.model.cache import ALL_ONCE, RoutedCache
 from drllm.model.transformers_private import FORWARD_NAMES
 
@@ -166,7 +166,7 @@ def probe_blocks(model: nn.Module, blocks: nn.ModuleList) -> bool:
             ids = torch.zeros(1, 2, dtype=torch.long, device=device)
             model(ids, attention_mask=torch.ones_like(ids), use_cache=True)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-        raise refuse(f"its forward fails on two plain tokens ({str(error).splitlines()[0][:100]})") from error
+        raise refuse(f"its forward fails on two plain tokens ({first_line(error)})") from error
     finally:
         for module, training in modes:
             module.training = training

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from drllm.core.errors import InputError
+from drllm.core.errors import InputError, first_line
 from drllm.core.names import did_you_mean
 from drllm.model.packages import PACKAGED
 from drllm.model.transformers_private import commit_of, dense_gguf
@@ -71,7 +71,7 @@ def load_base(name: str, dtype: torch.dtype | None = None, device: str | torch.d
     try:
         model = model.to(device) if device is not None else model  # type: ignore[arg-type]
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0][:120]}): use cpu") from None
+        raise InputError(f"device {str(device)!r} cannot be used here ({first_line(error, 120)}): use cpu") from None
     return LoadedBase(model.eval(), tokenizer, name, commit_of(model.config))
 
 

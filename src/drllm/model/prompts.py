@@ -9,7 +9,7 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from drllm.core.errors import InputError
+from drllm.core.errors import InputError, first_line
 
 Prompt = str | Sequence[Mapping[str, str]]
 RAW, CHAT = "raw", "chat"
@@ -35,7 +35,7 @@ def encode_prompts(tokenizer: Any, prompts: Any) -> tuple[list[list[int]], str]:
         try:
             row = _encode(tokenizer, prompt, index)
         except (TemplateError, UnicodeEncodeError, TypeError) as error:
-            raise InputError(f"prompt {index} cannot be tokenised: {str(error).splitlines()[0][:120]}; check its text and roles") from None
+            raise InputError(f"prompt {index} cannot be tokenised: {first_line(error, 120)}; check its text and roles") from None
         if not row:
             raise InputError(f"prompt {index} is empty: give it at least one token")
         ids.append(row)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from drllm.core.config import Resources
-from drllm.core.errors import ArtifactError, DrllmError, InputError
+from drllm.core.errors import ArtifactError, DrllmError, InputError, first_line
 from drllm.model.routed import RoutedModel
 
 MAX_DEATHS = 3  # of actors while they held one job
@@ -138,7 +138,7 @@ class _RayPool:
                 raise error.cause from None
             raise
         except self.died as error:
-            jobs = self._replace(actor, jobs, str(error).splitlines()[0][:100])
+            jobs = self._replace(actor, jobs, first_line(error))
         else:
             self.free.append(actor)
             self.deaths[LOADING] = 0
@@ -214,7 +214,5 @@ def _connect(ray: Any, resources: Resources, n_cpus: int) -> None:
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(address=resources.address, log_to_driver=False, logging_level="ERROR")
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"no Ray cluster at {resources.address!r} ({str(error).splitlines()[0][:100]}): "
-            "start one with `ray start --head`, or leave --address out"
-        ) from None
+        why = f"no Ray cluster at {resources.address!r} ({first_line(error)})"
+        raise InputError(f"{why}: start one with `ray start --head`, or leave --address out") from None

@@ -16,7 +16,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from drllm.core.digest import digest
-from drllm.core.errors import ArtifactError
+from drllm.core.errors import ArtifactError, first_line
 from drllm.core.files import write_bytes, write_json
 
 CHECKSUM = "weights_sha256"
@@ -72,8 +72,7 @@ class PolicyFiles:
         try:
             yield
         except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
-            reason = str(error).partition("\n")[0][:100]
-            raise ArtifactError(f"{folder} holds no readable {self.what} ({reason}): {self.remedy}") from None
+            raise ArtifactError(f"{folder} holds no readable {self.what} ({first_line(error)}): {self.remedy}") from None
 
 
 def check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from drllm.core.config import Resources, SearchConfig
 from drllm.core.digest import number_of
-from drllm.core.errors import InputError
+from drllm.core.errors import InputError, first_line
 from drllm.core.progress import Progress
 from drllm.core.route import Route
 from drllm.model.load import is_out_of_memory
@@ -106,7 +106,7 @@ def memory_in_one_line() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise InputError(
-            f"out of memory ({str(error).splitlines()[0][:100]}): finished groups are kept; lower --cache-bytes or --pool-size, which "
+            f"out of memory ({first_line(error)}): finished groups are kept; lower --cache-bytes or --pool-size, which "
             "change no record, and run the same command"
         ) from None
 
