@@ -49,24 +49,14 @@ class CodebookConfig(Options):
 
     n_routes: int = option(0, "routes besides the base; 0 tries 2, 4, 8, 16 and 32 on tune", ge=0, le=64)
     block: int = option(0, "block before which the prompt is read; 0 tries a tenth, a fifth and a third of the blocks on tune", ge=0)
-    components: int = option(
-        -1, "principal components of the prompt's states that are read; 0: all states; -1 tries 4, 16 and all on tune", ge=-1
-    )
-    targets: Literal["question", "task"] = option(
-        "question", "what the selector learns to predict: each question's gains, or its task's, where prompts are of several tasks"
-    )
-    margin_weight: float = option(
-        0.5, "share of a gain that is the margin's (in its standard deviations); the rest is the verdict's", ge=0, le=1
-    )
+    components: int = option(-1, "principal components of the prompt's states to read; 0: all; -1 tries 4, 16 and all on tune", ge=-1)
+    targets: Literal["question", "task"] = option("question", "what the selector predicts: a question's gains, or those of its task")
+    margin_weight: float = option(0.5, "share of a gain that is the margin's, in standard deviations; the rest: the verdict's", ge=0, le=1)
     folds: int = option(5, "parts of the fit questions; each is predicted by a selector fitted on the others", ge=2, le=50)
-    confidence: float = option(
-        0.9, "one-sided, of the bound on the total gain of those that leave the base; not corrected for their choice", ge=0.5, le=0.9999
-    )
+    confidence: float = option(0.9, "one-sided, of the bound on the total gain; not corrected for what is chosen by it", ge=0.5, le=0.9999)
     nesting: float = option(0.1, "price of a block pass that no other route of the codebook needs, as a share of the base's passes", ge=0)
     abstain: bool = option(True, "keep the base where too little gain is predicted; else the highest score is followed, the base's being 0")
-    budget: float = option(
-        1.0, "mean passes on tune, as a share of the base's, that the policy may spend at most; 1: accuracy first", ge=0.1, le=1
-    )
+    budget: float = option(1.0, "mean passes on tune to spend at most, as a share of the base's; 1: accuracy first", ge=0.1, le=1)
     seed: int = option(0, "seed of the folds", ge=0, le=MAX_SEED)
 
 

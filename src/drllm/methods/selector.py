@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy import linalg, stats
 
 PENALTIES = (1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6)  # from little shrinkage to hardly more than the mean
 STAY = 1e9  # a threshold that no score is above
@@ -67,8 +67,6 @@ def fit_ridges(features: np.ndarray, targets: np.ndarray, n_components: int = 0)
 
     By Cholesky factors of whichever is smaller: features by features, or questions by questions.
     """
-    from scipy.linalg import cho_factor, cho_solve
-
     mean, scale = features.mean(0, dtype=float), features.std(0, dtype=float) + 1e-6
     z = (features - mean) / scale
     bias = targets.mean(0)
@@ -81,7 +79,7 @@ def fit_ridges(features: np.ndarray, targets: np.ndarray, n_components: int = 0)
     found = {}
     for penalty in PENALTIES:
         np.fill_diagonal(square, diagonal + penalty)
-        solved = cho_solve(cho_factor(square, lower=True), right)
+        solved = linalg.cho_solve(linalg.cho_factor(square, lower=True), right)
         weight = solved if primal else x.T @ solved
         found[penalty] = Ridge(mean, scale, weight if directions is None else directions @ weight, bias, penalty)
     return found
@@ -89,12 +87,10 @@ def fit_ridges(features: np.ndarray, targets: np.ndarray, n_components: int = 0)
 
 def principal_directions(z: np.ndarray, n: int) -> np.ndarray:
     """(F, n): the directions of the largest variance of (N, F) standardised features, scaled so that each component has variance 1."""
-    from scipy.linalg import eigh
-
     size = min(z.shape)
     n = min(n, size)
     square = z.T @ z if z.shape[1] <= z.shape[0] else z @ z.T
-    values, vectors = eigh(square, subset_by_index=[size - n, size - 1])
+    values, vectors = linalg.eigh(square, subset_by_index=[size - n, size - 1])
     vectors = vectors if z.shape[1] <= z.shape[0] else z.T @ vectors / np.sqrt(np.maximum(values, 1e-12))
     return vectors / np.sqrt(np.maximum(values, 1e-12) / len(z))
 

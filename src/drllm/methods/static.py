@@ -41,16 +41,10 @@ class StaticConfig(Options):
 
     candidates: int = option(8, "routes scored on every fit question at each step, the most promising of those tried so far", ge=1)
     steps: int = option(2, "steps at most: the first takes a route, each further one adds another's edits to it", ge=1, le=20)
-    confirm: float = option(
-        0.9, "one-sided confidence with which the held-back half of the fit questions must confirm a step; 0: no test", ge=0, le=0.9999
-    )
-    margin_weight: float = option(
-        0.5, "share of a gain that is the margin's (in its standard deviations); the rest is the verdict's", ge=0, le=1
-    )
+    confirm: float = option(0.9, "one-sided confidence with which held-back fit questions must confirm a step; 0: no test", ge=0, le=0.9999)
+    margin_weight: float = option(0.5, "share of a gain that is the margin's, in standard deviations; the rest: the verdict's", ge=0, le=1)
     use_tune: bool = option(False, "take the route of a dense matrix that is best on fit and tune questions together, in one step")
-    budget: float = option(
-        1.0, "passes that the route may spend at most, as a share of the base's; below 1 the best such route is taken", ge=0.1, le=1
-    )
+    budget: float = option(1.0, "passes to spend at most, as a share of the base's; below 1 the best such route is taken", ge=0.1, le=1)
 
 
 def fit(routed: RoutedModel, training_data: TrainingData, config: StaticConfig, folder: Path) -> Policy:
