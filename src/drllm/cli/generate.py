@@ -26,7 +26,6 @@ BATCH = 8  # prompts generated together
 
 def run(job: Job) -> Lines:
     arguments = job.arguments
-    check_length(arguments)
     if arguments.route is not None and arguments.policy is not None:
         raise InputError("got both --route and --policy: a prompt has one route, leave one of them out")
     if arguments.control is not None and arguments.policy is None:
@@ -39,10 +38,9 @@ def run(job: Job) -> Lines:
     prompts = read_prompts(arguments)
     routed = job.load(job.need("model")) if arguments.policy is None else load_controlled(job)
     how: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "epsilon": arguments.epsilon}
-    how["check_prompt_format"] = not arguments.any_format
     for start in range(0, len(prompts), BATCH):
         together = [as_prompt(text, arguments.chat) for text in prompts[start : start + BATCH]]
-        for output in routed.generate(together, policy=route, do_sample=False, **how):
+        for output in routed.generate(together, policy=route, do_sample=False, check_prompt_format=not arguments.any_format, **how):
             yield (output.text or "").strip()
             yield f"[route {output.route}, {output.route.n_passes} passes of {routed.n_layers}, {output.n_new_tokens} tokens]"
 
@@ -68,12 +66,6 @@ def add_prompt_flags(parser: argparse.ArgumentParser, n_tokens: int) -> None:
     add("--max-new-tokens", type=int, default=n_tokens, metavar="N", help=f"longest answer, in tokens (default: {n_tokens})")
 
 
-def check_length(arguments: argparse.Namespace) -> None:
-    """`InputError` for an answer of no tokens."""
-    if arguments.max_new_tokens < 1:
-        raise InputError(f"--max-new-tokens is {arguments.max_new_tokens}, expected at least 1")
-
-
 def load_controlled(job: Job) -> RoutedModel:
     """The saved policy on its base, under the control that --control gives."""
     routed = job.load_policy()
@@ -88,7 +80,9 @@ def as_prompt(text: str, chat: bool) -> Prompt:
 
 
 def read_prompts(arguments: argparse.Namespace) -> list[str]:
-    """Prompts from the command line, --file or standard input; `InputError` when there is none or one is empty."""
+    """Prompts from the command line, --file or standard input; `InputError` when there is none, one is empty, or no answer is wanted."""
+    if arguments.max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens is {arguments.max_new_tokens}, expected at least 1")
     if arguments.prompt and arguments.file:
         raise InputError("got prompts both as arguments and by --file: give one of them")
     if arguments.prompt:

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 
-from drllm.cli.generate import add_prompt_flags, as_prompt, check_length, load_controlled, read_prompts
+from drllm.cli.generate import add_prompt_flags, as_prompt, load_controlled, read_prompts
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common
 from drllm.core.errors import InputError
@@ -21,7 +21,6 @@ from drllm.core.errors import InputError
 
 def run(job: Job) -> Lines:
     arguments = job.arguments
-    check_length(arguments)
     if arguments.policy is None:
         raise InputError("inspect looks into a policy: give --policy FOLDER")
     prompts = read_prompts(arguments)
