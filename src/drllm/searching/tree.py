@@ -79,8 +79,8 @@ class Strategy(ABC):
         """
         right = [found for found in self.evaluated if found.correct]
         # min() keeps the first of equals; a route without a margin loses ties.
-        able = self._competing(right) if right else []
-        best = min(able, key=lambda found: (found.route.n_passes, math.inf if math.isnan(found.margin) else -found.margin), default=None)
+        eligible = self._competing(right) if right else []
+        best = min(eligible, key=lambda each: (each.route.n_passes, math.inf if math.isnan(each.margin) else -each.margin), default=None)
         return best.route if best else None
 
     @abstractmethod
