@@ -79,7 +79,7 @@ class RoutersConfig(Options):
     width: int = option(128, "hidden width of a router (section 3.1: 128)", ge=1)
     depth: int = option(2, "linear layers of a router, 1 to 8 (section 3.1: 2)", ge=1, le=8)
     normalize: Literal["preset", "rms", "raw"] = option(
-        "preset", "each pooled state before the router: scaled to unit RMS, or raw; preset: paper feeds it raw, default scales it"
+        "preset", "pooled states scaled to unit RMS, or raw; preset: paper raw, default rms"
     )
     shared: bool = option(False, "one router for all blocks: an ablation")
     first_block: bool = option(False, "all routers read the states entering the first block: an ablation (table 6)")

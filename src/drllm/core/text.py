@@ -9,12 +9,11 @@ from rich.measure import Measurement
 from rich.table import Table
 
 WIDTH = 118
-LABELS = {"oracle": "oracle (told)"}  # an upper bound, never to be read as a policy
 
 
 def display_name(method: str) -> str:
-    """What a table calls a method."""
-    return LABELS.get(method, method)
+    """What a table calls a method; the oracle is an upper bound, never to be read as a policy."""
+    return "oracle (told)" if method == "oracle" else method
 
 
 def as_text(table: Table) -> str:

@@ -33,10 +33,8 @@ class Answerer:
             scorer = self._scorer[1]
             questions = questions_of(scorer, request.task, request.examples)
             if (key := request.described(self._routed, self._config, questions)["key"]) != request.key:
-                raise ArtifactError(
-                    f"a worker would answer {request.label} by another key ({key[:8]}, not {request.key[:8]}): give every node the same "
-                    "software and the same run folder"
-                )
+                what = f"{request.label} by another key ({key[:8]}, not {request.key[:8]})"
+                raise ArtifactError(f"a worker would answer {what}: give every node the same software and the same run folder")
             answer(scorer, questions, request.policy(self._routed), request)
 
 

@@ -74,10 +74,8 @@ class Guarantee:
             power += f" Other policies tried on these questions before: {tried}; this holds for each by itself, not for the best of them."
         if self.point is None:
             return f"no operating point passed on {where}: the base is kept.{power}"
-        return (
-            f"with {100 * (1 - self.delta):g} % confidence less than {100 * self.epsilon:g} points below the base on prompts like those it "
-            f"was calibrated on, {where}.{power}"
-        )
+        promise = f"with {100 * (1 - self.delta):g} % confidence less than {100 * self.epsilon:g} points below the base"
+        return f"{promise} on prompts like those it was calibrated on, {where}.{power}"
 
 
 def exact_p(ours: ArrayLike, base: ArrayLike, epsilon: float, share_error: float = SHARE_ERROR) -> float:

