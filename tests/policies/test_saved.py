@@ -14,9 +14,7 @@ from byte_tokens import byte_tokenizer
 from drllm import ArtifactError, InputError, Route, RoutedModel
 from drllm.cli.main import main
 from drllm.policies.routers import RouterConfig, Routers
-from drllm.policies.saved import open_folder
 from drllm.policies.saved_config import policy_digest
-from drllm.runs.card_facts import card_facts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PROMPTS = ["What do plants need?", "12 and 7", "Hello", "Once upon a time there was a river"]
@@ -99,7 +97,7 @@ def run_with_figures(routed: RoutedModel, root: Path) -> Path:
 def test_the_card_holds_base_route_figures_and_commands(routed, tmp_path, capsys):
     folder = run_with_figures(routed, tmp_path)
     assert "None yet for these files" in (folder / "README.md").read_text(), "saved before it was evaluated"
-    open_folder(folder).write_card(card_facts(folder))
+    assert routed.save_pretrained(folder) == folder
     assert main(["info", str(folder)]) == 0
     card = capsys.readouterr().out
     assert "base_model: someone/tiny" in card
@@ -246,3 +244,9 @@ def test_routers_travel_too(routed, hub):
     wanted = [out.route for out in routed.generate(PROMPTS, max_new_tokens=1, do_sample=False)]
     again = RoutedModel.from_pretrained("someone/routers", base=routed)
     assert [out.route for out in again.generate(PROMPTS, max_new_tokens=1, do_sample=False)] == wanted
+
+
+def test_every_policy_is_found_by_its_name_in_a_process_that_has_imported_none():
+    from drllm.policies import card, policy
+
+    assert {name: policy.policy_class(name).__module__ for name in card._POLICIES} == policy._MODULES

@@ -14,13 +14,10 @@ from drllm.cli.options import add_common
 
 
 def run(job: Job) -> Lines:
-    from drllm.policies.saved import open_folder
-    from drllm.runs.card_facts import card_facts
+    from drllm.runs.card_facts import refresh_card
 
     arguments = job.arguments
-    saved = open_folder(Path(arguments.folder))
-    saved.write_card(card_facts(saved.folder))
-    yield saved.push(arguments.repo, arguments.revision, arguments.private or None)
+    yield refresh_card(Path(arguments.folder)).push(arguments.repo, arguments.revision, arguments.private or None)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

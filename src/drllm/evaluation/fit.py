@@ -14,8 +14,6 @@ from drllm.methods.base import get_method
 from drllm.methods.fitting import train
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import RouteSource
-from drllm.policies.saved import open_folder
-from drllm.runs.card_facts import card_facts
 from drllm.runs.layout import RunFolder
 
 
@@ -39,10 +37,7 @@ def fit_policy(
     if promise is not None and promise.calibrate:
         policy, _ = calibrate(routed, run, policy, promise, argv, tasks)
     with under_policy(routed, policy):
-        folder = RunFolder(run).policy(name or method)
-        routed.save_pretrained(folder)
-    open_folder(folder).write_card(card_facts(folder))
-    return folder
+        return routed.save_pretrained(RunFolder(run).policy(name or method))
 
 
 @contextmanager

@@ -23,9 +23,9 @@ from drllm.model.ray_pool import connected
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
 from drllm.policies.policy import Policy
-from drllm.policies.saved import load_policy, open_folder
+from drllm.policies.saved import load_policy
 from drllm.policies.saved_config import policy_digest
-from drllm.runs.card_facts import card_facts
+from drllm.runs.card_facts import refresh_card
 from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import path_manifests, search_manifests
 from drllm.runs.names import BASE, check_methods, owner_of
@@ -85,7 +85,7 @@ def evaluate(
         summary = comparison.summary(read_from)
         write_json(run.summary(config.folder), summary.to_json())
     for name in policies:
-        open_folder(run.policy(name)).write_card(card_facts(run.policy(name)))  # with this command and its figures
+        refresh_card(run.policy(name))  # with this command and its figures
     return summary
 
 

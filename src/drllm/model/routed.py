@@ -26,11 +26,11 @@ from drllm.model.generation import SequenceEnds, check_format, check_promise, ne
 from drllm.model.load import dtype_of, fingerprint, load_base
 from drllm.model.prompts import Prompt, check_context, check_ids, encode_prompts, left_pad
 from drllm.model.transformers_private import cache_argument, causal_lm, commit_of
-from drllm.policies.card import NO_FACTS, CardFacts
 from drllm.policies.given import as_source, is_identity
 from drllm.policies.policy import RouteSource
 from drllm.policies.saved import SavedPolicy, open_policy, save_policy
 from drllm.policies.saved_config import BaseIdentity
+from drllm.runs.card_facts import refresh_card
 
 
 @dataclass(frozen=True)
@@ -313,9 +313,10 @@ class RoutedModel:
                 return token
         return 0
 
-    def save_pretrained(self, folder: str | Path, facts: CardFacts = NO_FACTS) -> Path:
-        """Write the policy, what it was made for and a model card with `facts`; never base weights."""
-        return save_policy(self.policy, self.identity, Path(folder), facts).folder
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the policy, what it was made for and a model card with the figures of its run folder; never base weights."""
+        save_policy(self.policy, self.identity, Path(folder))
+        return refresh_card(Path(folder)).folder
 
     def push_to_hub(self, repo_id: str, revision: str | None = None, private: bool | None = None, token: str | None = None) -> str:
         """Upload what `save_pretrained` writes to a Hub repository, made if there is none; the commit's address.
@@ -323,7 +324,7 @@ class RoutedModel:
         `drllm push FOLDER ID` uploads a saved folder, whose card holds the figures of its run.
         """
         with tempfile.TemporaryDirectory() as place:
-            return save_policy(self.policy, self.identity, Path(place) / "policy").push(repo_id, revision, private, token)
+            return refresh_card(self.save_pretrained(Path(place) / "policy")).push(repo_id, revision, private, token)
 
     @classmethod
     def from_pretrained(

@@ -229,12 +229,9 @@ class Turn:
 
     def run(self, bench: Bench) -> Any:
         from drllm.evaluation.fit import under_policy
-        from drllm.policies.saved import open_folder
-        from drllm.runs.card_facts import card_facts
 
         with under_policy(bench.routed, bench.policy(ROUTERS).with_control(self.control)):
-            folder = bench.routed.save_pretrained(bench.setup.run.policy(self.policy))
-        open_folder(folder).write_card(card_facts(folder))
+            bench.routed.save_pretrained(bench.setup.run.policy(self.policy))
         return self.policy
 
 

@@ -20,6 +20,7 @@ from drllm.core.route import Route
 POLICY_FILE = "policy.json"
 # Policies that live in modules of their own: imported, and so registered, when an artefact names them.
 _MODULES = {
+    "static": "drllm.policies.constant",
     "routers": "drllm.policies.routers",
     "codebook": "drllm.policies.codebook",
     "mindskip": "drllm.methods.rivals.gates",

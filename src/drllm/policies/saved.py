@@ -9,7 +9,7 @@ from pathlib import Path
 from drllm.core.digest import file_digest
 from drllm.core.errors import ArtifactError, InputError, network_errors
 from drllm.core.files import write_text
-from drllm.policies.card import CARD_FILE, NO_FACTS, CardFacts, is_card, render_card
+from drllm.policies.card import CARD_FILE, CardFacts, is_card, render_card
 from drllm.policies.policy import Policy, RouteSource, policy_class
 from drllm.policies.saved_config import CONFIG_FILE, BaseIdentity, SavedConfig, read_config
 
@@ -43,12 +43,12 @@ class SavedPolicy:
         policy.prompt_format, policy.guarantee = self.config.prompt_format, self.config.guarantee
         return policy
 
-    def card(self, facts: CardFacts = NO_FACTS) -> str:
+    def card(self, facts: CardFacts) -> str:
         """The model card, with what a run measured of these very files."""
         route = policy_class(self.config.policy).load(self.folder).route
         return render_card(asdict(self.config), None if route is None else str(route), facts)
 
-    def write_card(self, facts: CardFacts = NO_FACTS) -> None:
+    def write_card(self, facts: CardFacts) -> None:
         """Write `card` into the folder, over the one before; a README that is no card of ours stays."""
         path = self.folder / CARD_FILE
         if not path.is_file() or is_card(path.read_text(encoding="utf-8", errors="replace")):
@@ -79,8 +79,8 @@ class SavedPolicy:
         return done.commit_url
 
 
-def save_policy(policy: RouteSource | None, base: BaseIdentity, folder: Path, facts: CardFacts = NO_FACTS) -> SavedPolicy:
-    """Write a policy and its card to a folder; `InputError` when there is none to save or the folder is a file."""
+def save_policy(policy: RouteSource | None, base: BaseIdentity, folder: Path) -> None:
+    """Write a policy to a folder; `InputError` when there is none to save or the folder is a file."""
     if policy is None:
         raise InputError("this model has no policy to save: set m.policy, for example to train(...)")
     if not isinstance(policy, Policy):
@@ -102,9 +102,6 @@ def save_policy(policy: RouteSource | None, base: BaseIdentity, folder: Path, fa
         guarantee=policy.guarantee,
     )
     config.write(folder)
-    saved = SavedPolicy(folder, config)
-    saved.write_card(facts)
-    return saved
 
 
 def open_policy(name: str | Path | SavedPolicy, revision: str | None = None) -> SavedPolicy:

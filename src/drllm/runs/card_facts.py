@@ -5,13 +5,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drllm.core.errors import ArtifactError
 from drllm.core.files import read_json
 from drllm.policies.card import NO_FACTS, CardFacts
 from drllm.policies.saved_config import policy_digest
 from drllm.runs.layout import RunFolder
+
+if TYPE_CHECKING:
+    from drllm.policies.saved import SavedPolicy
 
 
 def card_facts(folder: Path) -> CardFacts:
@@ -20,6 +23,15 @@ def card_facts(folder: Path) -> CardFacts:
     if not run.jobs.is_file():
         return NO_FACTS
     return CardFacts(folder.name, tuple(_summaries(run, folder.name, policy_digest(folder))), tuple(_commands(run)))
+
+
+def refresh_card(folder: Path) -> SavedPolicy:
+    """Write the card of a saved policy anew, with what its run folder tells by now; the policy, whose files were found whole."""
+    from drllm.policies.saved import open_folder
+
+    saved = open_folder(folder)
+    saved.write_card(card_facts(folder))
+    return saved
 
 
 def _summaries(run: RunFolder, method: str, digest: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -23,9 +23,9 @@ from drllm.evaluation.harness import TASKS_FOLDER
 from drllm.evaluation.harness.compare import compare, read_scores
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import Policy
-from drllm.policies.saved import load_policy, open_folder
+from drllm.policies.saved import load_policy
 from drllm.policies.saved_config import policy_digest
-from drllm.runs.card_facts import card_facts
+from drllm.runs.card_facts import refresh_card
 from drllm.runs.layout import RESULTS_FILE, ROUTES_FILE, SUMMARY_FILE, RunFolder
 from drllm.runs.memo import key_of, read_kept
 from drllm.runs.names import BASE
@@ -121,7 +121,7 @@ def evaluate_harness(
         }
         write_json(folder / SUMMARY_FILE, summary)
     for name in digests:
-        open_folder(run.policy(name)).write_card(card_facts(run.policy(name)))  # with this command and its figures
+        refresh_card(run.policy(name))  # with this command and its figures
     return summary
 
 
