@@ -16,7 +16,7 @@ from drllm.core.config import GuaranteeConfig
 from drllm.core.errors import UnsupportedModelError
 from drllm.evaluation.fit import fit_policy
 from drllm.methods.oracle import OracleConfig, cover
-from drllm.methods.rivals.fit import right_answer
+from drllm.methods.rivals.fit import GatesConfig, right_answer
 from drllm.methods.rivals.flexidepth import FlexiDepthConfig, squared_depth
 from drllm.methods.rivals.gated_blocks import Step, count
 from drllm.methods.rivals.gated_training import train_gates
@@ -186,12 +186,13 @@ def test_training_closes_gates_and_leaves_the_base_alone(kind, spent):
     texts = [(question.context_ids, right_answer(question)) for question in asked]
     assert texts[0][1] == byte_tokenizer()(f" {asked[0].example.choices[asked[0].example.answer]}")["input_ids"]
     policy = kind.new(L, tiny.hidden_size, 0, 4, 0)
-    rows = train_gates(tiny, policy, texts, spent, 5.0, 60, 4, 3e-2, 0)
+    config = GatesConfig(penalty=5.0, steps=60, batch_size=4, lr=3e-2)
+    rows = train_gates(tiny, policy, texts, spent, config)
     assert rows[-1]["mean_gate"] < 0.7 * rows[0]["mean_gate"]
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.model.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in tiny.model.parameters())
     again = kind.new(L, tiny.hidden_size, 0, 4, 0)
-    train_gates(tiny, again, texts, spent, 5.0, 60, 4, 3e-2, 0)
+    train_gates(tiny, again, texts, spent, config)
     assert all(torch.equal(policy.tensors[name], again.tensors[name]) for name in policy.tensors)
     assert tiny.blocks[0].forward is tiny.routed_blocks[0], "blocks are routed again"
 

@@ -173,7 +173,7 @@ def decode_sizes(routed: RoutedModel, run) -> list[int]:
     sizes: list[int] = []
 
     def look(_module, args) -> None:
-        if args[0].shape[1] == 1 and len(args[0]) != generated.FIRST_ROWS:  # the head alone gets that many rows of one token
+        if args[0].shape[1] == 1 and len(args[0]) != generated.FIRST_ANSWERS:  # the head alone gets that many rows of one token
             sizes.append(len(args[0]))
 
     handle = routed.model.get_input_embeddings().register_forward_pre_hook(look)
@@ -228,8 +228,8 @@ def test_rows_that_leave_change_no_other_answer(family, monkeypatch):
     routed, pairs = answering(family), mixed_pairs(30, seed=4)
     expected = texts_of(routed, pairs)
     assert len({len(str(text)) for text in expected}) > 3, "answers must end at different steps"
-    changes = [(generated, "COMPACT_BELOW", 0.0), (generated, "COMPACT_BELOW", 1.01), (generated, "DECODED_ROWS", 2)]
-    for holder, name, value in (*changes, (generated, "FIRST_ROWS", 3), (RoomySlot, "ROOM", 1)):
+    changes = [(generated, "COMPACT_BELOW", 0.0), (generated, "COMPACT_BELOW", 1.01), (generated, "DECODED_ANSWERS", 2)]
+    for holder, name, value in (*changes, (generated, "FIRST_ANSWERS", 3), (RoomySlot, "ROOM", 1)):
         with monkeypatch.context() as patch:
             patch.setattr(holder, name, value)
             assert texts_of(routed, pairs) == expected, (name, value)

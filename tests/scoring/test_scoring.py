@@ -429,7 +429,7 @@ def test_the_tree_shaped_mask_by_hand():
     assert [[row[place] for row in sees[1]] for place in range(1, 6)] == torch.eye(6).int().tolist()[1:], "a pad is seen by itself alone"
     assert batch.prompt_mask.tolist() == [[1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
     assert batch.scored.tolist() == [2, 3, 2, 2, 4, 5, 6]
-    assert batch.row_of.tolist() == [0] * 6 + [1]
+    assert batch.sequence_of.tolist() == [0] * 6 + [1]
     assert batch.attention_mask.min() == torch.finfo(torch.float32).min
     assert make_batch([pack_choices(PAIRS)], False, torch.float32, torch.device("cpu")).attention_mask.tolist() == [[1] * 6]
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,28 +74,22 @@ class Codebook(Policy):
         at: int,
     ):
         self.routes = tuple(routes)
-        self.n_layers = len(self.routes[0])
+        self.n_layers, self.hidden_size = len(self.routes[0]), len(mean) // 2
         self.block, self.at, self.points = block, at, tuple(points)
         self.mean, self.scale, self.weight, self.bias = mean, scale, weight, bias
         if not self.routes[0].is_full or any(route.first_edit() < block for route in self.routes[1:]):
-            raise InputError(
-                f"a codebook that reads the prompt before block {block} must list the base route first; "
-                f"no route may change a block before {block}"
-            )
-        if (
-            weight.shape != (len(mean), len(self.routes) - 1)
-            or not 0 <= at < max(1, len(self.points))
-            or (len(self.routes) > 1 and not self.points)
-        ):
+            expected = f"must list the base route first; no route may change a block before {block}"
+            raise InputError(f"a codebook that reads the prompt before block {block} {expected}")
+        fits = weight.shape == (len(mean), len(self.routes) - 1) and not len(mean) % 2
+        if not fits or not 0 <= at < max(1, len(self.points)) or (len(self.routes) > 1 and not self.points):
             raise InputError(f"a selector of shape {tuple(weight.shape)} does not fit {len(self.routes)} routes and point {at}")
         self._saved_K = torch.tensor([1 - route.n_passes / self.n_layers for route in self.routes[1:]])
 
-    def choose(self, features_BF: Tensor, point: Point | None = None) -> Tensor:
+    def choose(self, features_BF: Tensor) -> Tensor:
         """The index (B,) of each prompt's route, from its pooled states."""
-        if not self.weight.shape[1]:
+        if not self.points:
             return torch.zeros(len(features_BF), dtype=torch.long)
-        point = self.points[self.at] if point is None else point
-        return pick(self.scores(features_BF), self._saved_K, point)
+        return pick(self.scores(features_BF), self._saved_K, self.points[self.at])
 
     def routes_for(self, features_BF: Tensor) -> list[Route]:
         """Each prompt's route; `InputError` where its states are not finite."""
@@ -127,12 +122,6 @@ class Codebook(Policy):
         """Of the operating point in use."""
         return self.points[self.at].threshold if self.points else 0.0
 
-    def check_model(self, n_layers: int, hidden_size: int) -> None:
-        """Refuse a model with other blocks or another hidden size."""
-        super().check_model(n_layers, hidden_size)
-        if len(self.mean) != 2 * hidden_size:
-            raise InputError(f"the selector reads states of size {len(self.mean) // 2}, the model's have {hidden_size}: use its own")
-
     def start(self, prompt_mask_BT: Tensor) -> Decider:
         """The choices of one prefill."""
         return _CodebookDecider(self, prompt_mask_BT)
@@ -152,12 +141,8 @@ class Codebook(Policy):
 
     def save(self, folder: Path) -> list[str]:
         """`codebook.json`, which holds a checksum of `selector.safetensors`; each atomically."""
-        about = {
-            "routes": [str(route) for route in self.routes],
-            "block": self.block,
-            "at": self.at,
-            "points": [asdict(point) for point in self.points],
-        }
+        about: dict[str, Any] = {"routes": [str(route) for route in self.routes], "block": self.block, "at": self.at}
+        about["points"] = [asdict(point) for point in self.points]
         return _FILES.save(folder, about, {name: getattr(self, name) for name in TENSORS})
 
     @classmethod

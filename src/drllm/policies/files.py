@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from drllm.core.digest import digest
 from drllm.core.errors import ArtifactError, first_line
-from drllm.core.files import write_bytes, write_json
+from drllm.core.files import read_json, write_bytes, write_json
 
 CHECKSUM = "weights_sha256"
 
@@ -53,17 +52,15 @@ class PolicyFiles:
 
     def load(self, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(JSON without the checksum, tensors) as `save` wrote them; `ArtifactError` for anything missing, corrupt or mismatched."""
+        about = read_json(folder / self.config, self.remedy, dict)
+        if not self.weights:
+            return about, {}
         with self.reading(folder):
-            about = json.loads((folder / self.config).read_text(encoding="utf-8"))
-            if not isinstance(about, dict):
-                raise ValueError(f"{self.config} is a {type(about).__name__}, expected an object")
-            if not self.weights:
-                return about, {}
             data = (folder / self.weights).read_bytes()
             tensors = load_safetensors(data)
         if self.checked and digest(data) != about.pop(CHECKSUM, None):
-            place = folder / self.weights
-            raise ArtifactError(f"{place} is not the file {self.config} was written for (checksums differ): {self.remedy}")
+            why = f"is not the file {self.config} was written for (checksums differ)"
+            raise ArtifactError(f"{folder / self.weights} {why}: {self.remedy}")
         return about, tensors
 
     @contextmanager
@@ -76,8 +73,10 @@ class PolicyFiles:
 
 
 def check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise `ValueError` for a tensor that is missing, of another shape or not float32."""
+    """Raise `ValueError` for a tensor that is missing, of another shape, not float32 or not finite."""
     for name, shape in expected.items():
         found = f"{tuple(tensors[name].shape)} {tensors[name].dtype}" if name in tensors else "missing"
         if found != f"{shape} {torch.float32}":
             raise ValueError(f"{name} is {found}, expected {shape} {torch.float32}")
+        if not bool(tensors[name].isfinite().all()):
+            raise ValueError(f"{name} holds values that are NaN or infinite")

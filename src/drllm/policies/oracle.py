@@ -9,14 +9,16 @@ from typing import Any
 from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.policies.files import PolicyFiles
-from drllm.policies.policy import POLICY_FILE, EvaluateOnlyPolicy, register_policy
+from drllm.policies.policy import POLICY_FILE, Policy, register_policy
 
 _FILES = PolicyFiles("routes", "train the oracle again", POLICY_FILE)
 
 
 @register_policy("oracle")
-class Oracle(EvaluateOnlyPolicy):
+class Oracle(Policy):
     """The base where it is right, else the shortest right route of the list, else the base."""
+
+    evaluate_only = True
 
     def __init__(self, routes: Sequence[Route]):
         if not routes:

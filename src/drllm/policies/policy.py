@@ -6,6 +6,7 @@ Shapes: B sequences, T tokens, D hidden size, W windows, K routes.
 from __future__ import annotations
 
 import importlib
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,6 +54,7 @@ class RouteSource:
     n_layers: int
     prompt_format: str | None = None  # "raw" or "chat", what it was trained on; None, or one route for all, takes both
     guarantee: dict[str, Any] | None = None  # what `drllm train --calibrate` found (`drllm.stats.guarantee.Guarantee`), as plain values
+    hidden_size: int | None = None  # of the states it reads; None where it fits any
     evaluate_only: ClassVar[bool] = False  # compared by its own `answer`, but no route to generate along
     routes: Sequence[Route] = ()  # those it chooses from, where they are few, the base first
     threshold: float = 0.0  # what a route's value must exceed to be chosen
@@ -102,6 +104,9 @@ class RouteSource:
         """Refuse a model of another shape than the routes are for."""
         if getattr(self, "n_layers", None) != n_layers:
             raise InputError(f"got a route or policy of {getattr(self, 'n_layers', None)} blocks, the model has {n_layers}")
+        if self.hidden_size not in (None, hidden_size):
+            size = f"states of size {self.hidden_size}, the model's have {hidden_size}"
+            raise InputError(f"the {self.name!r} policy reads {size}: use one made for this model")
 
 
 class Policy(RouteSource, ABC):
@@ -113,9 +118,7 @@ class Policy(RouteSource, ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "decide" in vars(cls) or ("start" in vars(cls) and hasattr(cls, "decide")):
-            from drllm.policies.old_form import adapt
-
-            adapt(cls)
+            _adapt(cls)
 
     def operating_points(self) -> list[Policy]:
         """Ways to run it, from the one nearest the base to the policy as it is; the guarantee's test takes them in this order."""
@@ -131,14 +134,30 @@ class Policy(RouteSource, ABC):
         """Read back what `save` wrote; `ArtifactError` on anything corrupt or foreign."""
 
 
-class EvaluateOnlyPolicy(Policy):
-    """Answers questions in its own way and decides no route: it is evaluated and compared, and refuses all else."""
+class _OldDecider(Decider):
+    """Of a policy in the form of before, which asks for the mask at each block."""
 
-    evaluate_only: ClassVar[bool] = True
+    def __init__(self, policy: Any, prompt_mask_BT: Tensor):
+        self._policy, self._prompt_mask_BT = policy, prompt_mask_BT
 
-    @abstractmethod
-    def answer(self, scorer: Any, questions: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        """(verdicts, routes or depths) of a scorer's questions."""
+    def decide(self, block: int, x_BTD: Tensor) -> Tensor:
+        return self._policy.decide(block, x_BTD, self._prompt_mask_BT)
+
+
+def _adapt(cls: type[Policy]) -> None:
+    """For one version: give a class that decides by itself a `start`: of itself, or of what its own `start` returned."""
+    why = "decides by decide(block, x, prompt_mask): give it start(prompt_mask), which returns a Decider"
+    warnings.warn(f"{cls.__module__}.{cls.__qualname__} {why}; the old form goes with the next version", FutureWarning, stacklevel=4)
+    begin = vars(cls).get("start")
+    if begin is None and hasattr(cls.start, "is_adapted"):
+        return  # the old class it inherits from asks its policy by name
+
+    def start(self: Policy, prompt_mask_BT: Tensor) -> Decider:
+        running = self if begin is None else begin(self, prompt_mask_BT)
+        return running if isinstance(running, Decider) else _OldDecider(running, prompt_mask_BT)
+
+    start.is_adapted = True  # type: ignore[attr-defined]
+    cls.start = start  # type: ignore[method-assign]
 
 
 AnyPolicy = TypeVar("AnyPolicy", bound=Policy)
@@ -163,7 +182,6 @@ def policy_class(name: str) -> type[Policy]:
         else:  # another package's: methods know where their policies are
             importlib.import_module("drllm.methods.base").import_policies()
     if name not in _REGISTRY:
-        raise ArtifactError(
-            f"unknown policy {name!r}{did_you_mean(name, sorted({*_REGISTRY, *_MODULES}))}; a newer drllm may have written this artefact"
-        )
+        meant = did_you_mean(name, sorted({*_REGISTRY, *_MODULES}))
+        raise ArtifactError(f"unknown policy {name!r}{meant}; a newer drllm may have written this artefact")
     return _REGISTRY[name]

@@ -50,14 +50,12 @@ class RouterConfig:
         object.__setattr__(self, "schema_version", version)
 
     @classmethod
-    def from_json(cls, values: Any, source: Path) -> RouterConfig:
+    def from_json(cls, values: dict[str, Any], source: Path) -> RouterConfig:
         """Check what was read from `source`: keys of a newer drllm warn and are ignored, missing or wrong ones are refused."""
         known = {field.name for field in fields(cls)}
         flags = {name for name in known if type(getattr(cls, name, None)) is bool}
-        if isinstance(values, dict):
-            values = {"shared": False, "first_block": False, "depth": 2} | values  # what older routers do not know
-        if not isinstance(values, dict) or known - values.keys():
-            missing = ", ".join(sorted(known - values.keys())) if isinstance(values, dict) else "all keys"
+        values = {"shared": False, "first_block": False, "depth": 2} | values  # what older routers do not know
+        if missing := ", ".join(sorted(known - values.keys())):
             raise ArtifactError(f"{source} is not a router configuration ({missing} missing): {_RETRAIN}")
         for name in sorted(known):
             value = values[name]
@@ -68,9 +66,8 @@ class RouterConfig:
         if values["depth"] > MAX_DEPTH:
             raise ArtifactError(f"{source}: depth is {values['depth']}, expected at most {MAX_DEPTH}: {_RETRAIN}")
         if values["schema_version"] > SCHEMA_VERSION:
-            raise ArtifactError(
-                f"{source} has schema version {values['schema_version']}, expected at most {SCHEMA_VERSION}: update drllm or {_RETRAIN}"
-            )
+            version = f"schema version {values['schema_version']}, expected at most {SCHEMA_VERSION}"
+            raise ArtifactError(f"{source} has {version}: update drllm or {_RETRAIN}")
         if unknown := sorted(values.keys() - known):
             warnings.warn(f"{source} has keys this drllm does not know ({', '.join(unknown)}); they are ignored", stacklevel=3)
         return cls(**{name: values[name] for name in known})
@@ -92,8 +89,8 @@ class RouterConfig:
 def pool_matrix(prompt_mask_BT: Tensor, n_windows: int) -> tuple[Tensor, Tensor]:
     """The averaging weights of every window: (P (B, W, T) float32, valid (B, W) bool), so that `P @ x` pools states.
 
-    A row with T' prompt tokens has min(W, T') windows of floor(T' / windows) consecutive prompt tokens each; the remainder at the end is
-    dropped, as in the paper. Padding and continuations are outside the mask and enter no window.
+    A sequence with T' prompt tokens has min(W, T') windows of floor(T' / windows) consecutive prompt tokens each; the remainder at the end
+    is dropped, as in the paper. Padding and continuations are outside the mask and enter no window.
     """
     mask = prompt_mask_BT.bool()
     n_tokens = mask.sum(1)
@@ -144,17 +141,15 @@ class Routers(Policy):
 
     def __init__(self, config: RouterConfig, seed: int = 0):
         self.config = config
-        self.n_layers = config.n_layers
+        self.n_layers, self.hidden_size = config.n_layers, config.hidden_size
         self.control: float | None = None
         generator = torch.Generator().manual_seed(seed)
 
-        self.tensors: dict[str, Tensor] = {}
-        for name, shape in config.shapes.items():
-            if name.startswith("b"):
-                self.tensors[name] = torch.zeros(shape)
-            else:
-                bound = math.sqrt(6 / (shape[1] + shape[2]))  # Xavier's
-                self.tensors[name] = (torch.rand(*shape, generator=generator) * 2 - 1) * bound
+        self.tensors = {name: torch.zeros(shape) for name, shape in config.shapes.items()}
+        for name, weights in self.tensors.items():
+            if name.startswith("w"):
+                bound = math.sqrt(6 / (weights.shape[1] + weights.shape[2]))  # Xavier's
+                self.tensors[name] = (torch.rand(weights.shape, generator=generator) * 2 - 1) * bound
 
     def parameters(self) -> list[Tensor]:
         """The trainable tensors."""
@@ -171,19 +166,15 @@ class Routers(Policy):
 
         States are given as the base made them; they are normalised here if the routers normalise.
         """
-        n_layers, n_rows, n_windows, size = pooled_LBWD.shape
+        n_layers, n_sequences, n_windows, size = pooled_LBWD.shape
         weights = [parameter.expand(n_layers, *parameter.shape[1:]) for parameter in self.parameters()]
-        x = (
-            (pooled_LBWD[:1].expand_as(pooled_LBWD) if self.config.first_block else pooled_LBWD)
-            .float()
-            .reshape(n_layers, n_rows * n_windows, size)
-        )
+        read_LBWD = pooled_LBWD[:1].expand_as(pooled_LBWD) if self.config.first_block else pooled_LBWD
+        x = read_LBWD.float().reshape(n_layers, n_sequences * n_windows, size)
         x = rms_normalize(x) if self.config.normalize else x
         for place, (w, b) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
             x = torch.baddbmm(b[:, None], torch.nn.functional.gelu(x) if place else x, w)
-        logits = x.reshape(n_layers, n_rows, n_windows, N_ACTIONS)
-        shares = valid_BW.float() / valid_BW.sum(1, keepdim=True)
-        return (logits * shares[None, :, :, None]).sum(2)
+        logits = x.reshape(n_layers, n_sequences, n_windows, N_ACTIONS)
+        return (logits * window_shares(valid_BW)[None, :, :, None]).sum(2)
 
     def layers(self) -> list[list[tuple[Tensor, Tensor]]]:
         """The linear layers (weights, biases) of each block's router, as views."""
@@ -194,14 +185,6 @@ class Routers(Policy):
     def logits(self, block: int, pooled_BWD: Tensor, valid_BW: Tensor) -> Tensor:
         """Logits (B, C) of one block's router, from the states that it reads."""
         return router_logits(self.layers()[block], pooled_BWD, window_shares(valid_BW), self.config.normalize)
-
-    def check_model(self, n_layers: int, hidden_size: int) -> None:
-        """Refuse a model with other blocks or another hidden size."""
-        super().check_model(n_layers, hidden_size)
-        if self.config.hidden_size != hidden_size:
-            raise InputError(
-                f"the routers read states of size {self.config.hidden_size}, the model's have {hidden_size}: use routers made for it"
-            )
 
     def start(self, prompt_mask_BT: Tensor) -> PrefillRouters:
         """A view that pools with this prompt's windows, computed once for all blocks."""
@@ -304,23 +287,23 @@ class PrefillRouters(Decider):
 
 
 def window_shares(valid_BW: Tensor) -> Tensor:
-    """What each window counts in a row's mean (B, W): nothing where a short prompt lacks it."""
+    """What each window counts in a sequence's mean (B, W): nothing where a short prompt lacks it."""
     return valid_BW.float() / valid_BW.sum(1, keepdim=True)
 
 
 def router_logits(layers: list[tuple[Tensor, Tensor]], pooled_BWD: Tensor, shares_BW: Tensor, normalize: bool) -> Tensor:
     """Logits (B, C) of one router on pooled states: each window's, averaged."""
     device = pooled_BWD.device
-    n_rows, n_windows, size = pooled_BWD.shape
-    x = (rms_normalize(pooled_BWD.float()) if normalize else pooled_BWD.float()).reshape(n_rows * n_windows, size)
+    n_sequences, n_windows, size = pooled_BWD.shape
+    x = (rms_normalize(pooled_BWD.float()) if normalize else pooled_BWD.float()).reshape(n_sequences * n_windows, size)
     for place, (w, b) in enumerate(layers):
         x = torch.addmm(b.to(device), torch.nn.functional.gelu(x) if place else x, w.to(device))
-    return torch.bmm(shares_BW[:, None].to(device), x.view(n_rows, n_windows, N_ACTIONS))[:, 0]
+    return torch.bmm(shares_BW[:, None].to(device), x.view(n_sequences, n_windows, N_ACTIONS))[:, 0]
 
 
 def apply_control(probabilities: Tensor, p: float) -> Tensor:
     """Appendix C: blend the routers' probabilities (..., C) with pure skip, execute or repeat."""
-    # Expanded: above p = 0.5 the routers have no say, and the result still has one row a prompt.
+    # Expanded: above p = 0.5 the routers have no say, and the result still has one entry a prompt.
     skip, execute, repeat = (pure.expand_as(probabilities) for pure in torch.eye(N_ACTIONS, device=probabilities.device))
     if p <= -0.5:
         t = (p + 1) / 0.5

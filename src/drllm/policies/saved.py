@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from drllm.core.digest import file_digest
@@ -24,17 +24,14 @@ class SavedPolicy:
     def load(self, base: BaseIdentity) -> Policy:
         """The policy, after checking that it was made for these very weights."""
         if self.config.fingerprint != base.fingerprint:
-            raise ArtifactError(
-                f"the policy in {self.folder} was made for {self.config.base}, this is {base}: load its own base, or train a policy for "
-                "this one"
-            )
+            made_for = f"was made for {self.config.base}, this is {base}"
+            raise ArtifactError(f"the policy in {self.folder} {made_for}: load its own base, or train a policy for this one")
         policy = self.unchecked()
         was, shape = self.config, (base.model_type, base.n_layers, base.hidden_size)
         if (was.model_type, policy.n_layers, was.hidden_size) != shape:
-            raise ArtifactError(
-                f"the policy in {self.folder} is for {was.model_type} with {policy.n_layers} blocks of size {was.hidden_size}, the model "
-                f"is {shape[0]} with {shape[1]} of {shape[2]}: train it again"
-            )
+            made_for = f"is for {was.model_type} with {policy.n_layers} blocks of size {was.hidden_size}"
+            is_one = "the model is {} with {} of {}".format(*shape)
+            raise ArtifactError(f"the policy in {self.folder} {made_for}, {is_one}: train it again")
         return policy
 
     def unchecked(self) -> Policy:
@@ -89,19 +86,7 @@ def save_policy(policy: RouteSource | None, base: BaseIdentity, folder: Path) ->
         raise InputError(f"{folder} is a file, expected a folder to save the policy in")
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: file_digest(folder / name) for name in policy.save(folder)}
-    config = SavedConfig(
-        policy=policy.name,
-        base_id=base.id,
-        base_revision=base.revision,
-        fingerprint=base.fingerprint,
-        model_type=base.model_type,
-        n_layers=base.n_layers,
-        hidden_size=base.hidden_size,
-        prompt_format=policy.prompt_format,
-        files=files,
-        guarantee=policy.guarantee,
-    )
-    config.write(folder)
+    SavedConfig(policy.name, *astuple(base), policy.prompt_format, files, guarantee=policy.guarantee).write(folder)
 
 
 def open_policy(name: str | Path | SavedPolicy, revision: str | None = None) -> SavedPolicy:
@@ -115,9 +100,7 @@ def open_policy(name: str | Path | SavedPolicy, revision: str | None = None) -> 
         if revision is not None:
             raise ArtifactError(f"{name} is a local folder, which has no revision {revision!r}: leave it out")
         return open_folder(Path(name))
-    folder, config = _fetch(str(name), revision)
-    config.check_files(folder)
-    return SavedPolicy(folder, config)
+    return open_folder(_fetch(str(name), revision))
 
 
 def open_folder(folder: Path) -> SavedPolicy:
@@ -146,15 +129,14 @@ def _is_hub_id(name: str | Path) -> bool:
     return not Path(name).exists() and str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
 
 
-def _fetch(name: str, revision: str | None) -> tuple[Path, SavedConfig]:
-    """The Hub's files of a policy, and its configuration."""
+def _fetch(name: str, revision: str | None) -> Path:
+    """The folder of the Hub's files of a policy."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
         folder = Path(hf_hub_download(name, CONFIG_FILE, revision=revision)).parent
-        config = read_config(folder)
-        for file in config.files:
+        for file in read_config(folder).files:
             hf_hub_download(name, file, revision=revision)
         with contextlib.suppress(EntryNotFoundError):
             hf_hub_download(name, CARD_FILE, revision=revision)
@@ -163,7 +145,7 @@ def _fetch(name: str, revision: str | None) -> tuple[Path, SavedConfig]:
             f"{name} holds no saved policy: there is no such folder, and the Hub gives none ({_one_line(error)}); give the "
             "folder that `drllm train` printed, or a Hub id"
         ) from None
-    return folder, config
+    return folder
 
 
 def _one_line(error: Exception) -> str:

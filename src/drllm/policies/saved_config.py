@@ -5,8 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Any
+from typing import get_type_hints
 
 from drllm.core.digest import SHORT, file_digest
 from drllm.core.errors import ArtifactError
@@ -15,20 +14,8 @@ from drllm.core.files import read_json, write_json
 # Not config.json: a policy saved into a checkpoint's folder must not overwrite the checkpoint's own.
 CONFIG_FILE = "drllm_config.json"
 SCHEMA_VERSION = 1
+_PROMISED = {"point", "epsilon", "dtype", "sentence", "tested"}
 _NO_POLICY = "give the folder that `drllm train` printed"
-_KINDS: dict[str, Any] = {
-    "policy": str,
-    "base_id": str,
-    "base_revision": (str, NoneType),
-    "fingerprint": str,
-    "model_type": str,
-    "n_layers": int,
-    "hidden_size": int,
-    "prompt_format": (str, NoneType),
-    "files": dict,
-    "schema_version": int,
-    "guarantee": (dict, NoneType),
-}
 
 
 @dataclass(frozen=True)
@@ -63,9 +50,9 @@ class SavedConfig:
     n_layers: int
     hidden_size: int
     prompt_format: str | None
-    files: dict[str, str]  # the policy's own files, each with its SHA-256
+    files: dict  # the policy's own files, each with its SHA-256
     schema_version: int = SCHEMA_VERSION
-    guarantee: dict[str, Any] | None = None  # what `drllm train --calibrate` found, if it was calibrated
+    guarantee: dict | None = None  # what `drllm train --calibrate` found, if it was calibrated
 
     @property
     def base(self) -> BaseIdentity:
@@ -83,20 +70,20 @@ class SavedConfig:
                 raise ArtifactError(f"{folder / name} is missing or not the file that was saved with {CONFIG_FILE}: train the policy again")
 
 
+_KINDS = get_type_hints(SavedConfig)
+
+
 def read_config(folder: Path) -> SavedConfig:
     """The configuration of a saved policy; unknown keys warn, a newer schema and anything missing or corrupt are refused."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ArtifactError(f"{folder} holds no saved policy ({CONFIG_FILE} is missing): {_NO_POLICY}")
-    values = read_json(path, "train the policy again")
-    if isinstance(values, dict):
-        values.setdefault("guarantee", None)  # older policies have none
-    if not isinstance(values, dict) or any(name not in values or not isinstance(values[name], kind) for name, kind in _KINDS.items()):
+    values = read_json(path, "train the policy again", dict)
+    values.setdefault("guarantee", None)  # older policies have none
+    if any(name not in values or not isinstance(values[name], kind) for name, kind in _KINDS.items()):
         raise ArtifactError(f"{path} is not the configuration of a drllm policy: {_NO_POLICY}")
     promised = values["guarantee"]
-    if promised is not None and not (
-        {"point", "epsilon", "dtype", "sentence", "tested"} <= promised.keys() and isinstance(promised["epsilon"], float)
-    ):
+    if promised is not None and not (promised.keys() >= _PROMISED and isinstance(promised["epsilon"], float)):
         raise ArtifactError(f"{path} holds a guarantee that is none of `drllm train --calibrate`: calibrate the policy again")
     if values["schema_version"] > SCHEMA_VERSION:
         raise ArtifactError(f"{path} has schema {values['schema_version']}, this drllm reads up to {SCHEMA_VERSION}: upgrade drllm")

@@ -13,28 +13,17 @@ from drllm.policies.policy import Decider, RouteSource
 
 
 class WrappedSource(RouteSource):
-    """Decides as the source inside does; a subclass watches its `start`."""
+    """Decides as the policy inside does; a subclass watches its `start`."""
 
     def __init__(self, source: RouteSource):
         self.source = source
-        self.n_layers, self.prompt_format, self.guarantee = source.n_layers, source.prompt_format, source.guarantee
+        self.n_layers, self.hidden_size = source.n_layers, source.hidden_size
+        self.prompt_format, self.guarantee = source.prompt_format, source.guarantee
 
     @property
     def route(self) -> Route | None:
-        """Of the source inside."""
+        """Of the policy inside."""
         return self.source.route
-
-    def known_actions(self, n_sequences: int) -> list[list[int]] | None:
-        """As the source inside."""
-        return self.source.known_actions(n_sequences)
-
-    def check_batch(self, n_sequences: int) -> None:
-        """As the source inside."""
-        self.source.check_batch(n_sequences)
-
-    def check_model(self, n_layers: int, hidden_size: int) -> None:
-        """As the source inside."""
-        self.source.check_model(n_layers, hidden_size)
 
 
 class TimedPolicy(WrappedSource):

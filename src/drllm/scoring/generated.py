@@ -9,32 +9,29 @@ Shapes: B sequences, W width of the left-padded prompts, V vocabulary.
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.model.cache import PrefilledCache
 from drllm.model.generation import GreedyChoice
-from drllm.model.prompts import CHAT, RAW, check_context, encode_prompts, left_pad
+from drllm.model.prompts import CHAT, RAW, check_context, encode_prompts
 from drllm.model.routed import RoutedModel
-from drllm.policies.policy import RouteSource
+from drllm.scoring.base import ModelScorer
 from drllm.scoring.box import BoxBound
-from drllm.scoring.prefixes import Node, PrefixRunner, Trie
-from drllm.scoring.route_prediction import score_policies
+from drllm.scoring.prefixes import Node
+from drllm.scoring.route_prediction import prompt_inputs
 from drllm.scoring.verdict import Verdict
 from drllm.tasks import Example, Task
 
 DEFAULT_NEW_TOKENS = {"letter": 10, "boxed": 15, "number": 8}  # the authors' of the first two: ample for a letter, short for a derivation
-WIDTH_STEP = 8  # prompts are padded to a multiple of this many tokens
-FIRST_ROWS = 32  # last prompt tokens that go through the output head together
-DECODED_ROWS = 256  # answers decoded together
-COMPACT_BELOW = 0.75  # share of rows still running below which the others leave the batch
+FIRST_ANSWERS = 32  # last prompt tokens that go through the output head together
+DECODED_ANSWERS = 256  # answers decoded together
+COMPACT_BELOW = 0.75  # share of answers still running below which the others leave the batch
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,11 @@ class GeneratedQuestion:
     task: Task
     example: Example
     context_ids: tuple[int, ...]
+
+    @property
+    def sequences(self) -> tuple[tuple[int, ...]]:
+        """The prompt alone: answers come later."""
+        return (self.context_ids,)
 
     @property
     def n_tokens(self) -> int:
@@ -65,26 +67,20 @@ class _Answer:
     broken: bool = False
 
 
-class GeneratedScorer:
-    """Generates each answer under its route and grades the text. The same interface as `LoglikScorer`."""
+class GeneratedScorer(ModelScorer):
+    """Generates each answer under its route and grades the text."""
 
-    packed = False
+    _filler = (0,)
     shares_across_groups = False  # decoding rounds by the batch in bfloat16, so what is decoded together must be fixed
-    at_once = sys.maxsize  # evaluations to have submitted at most; only `DECODED_ROWS` of them hold states
+    at_once = sys.maxsize  # evaluations to have submitted at most; only `DECODED_ANSWERS` of them hold states
 
     def __init__(self, routed: RoutedModel, reward: str, max_step_tokens: int = 512, max_new_tokens: int = 0, cache_bytes: int = 2**30):
-        if routed.tokenizer is None:
-            raise InputError("scoring questions needs a tokenizer: wrap the model with one")
-        self.routed = routed
+        super().__init__(routed, max_step_tokens, cache_bytes, keep_keys_values=True)
         self.reward = reward
-        self.max_step_tokens = max_step_tokens
         self.max_new_tokens = max_new_tokens or DEFAULT_NEW_TOKENS[reward]
         self.prompt_format = CHAT if routed.tokenizer.chat_template and reward != "number" else RAW
-        self.runner = PrefixRunner(routed, max_step_tokens, cache_bytes, keep_keys_values=True)
         self._choose = GreedyChoice(routed.model)
         self._to_a_box = BoxBound.of(routed.tokenizer) if reward == "boxed" else None
-        self._questions: dict[int, tuple[GeneratedQuestion, Trie]] = {}
-        self._n_opened = 0
         self._queue: list[_Answer] = []
 
     def question(self, task: Task, example: Example) -> GeneratedQuestion:
@@ -98,34 +94,8 @@ class GeneratedScorer:
         check_context(len(ids), self.max_new_tokens, self.routed.config)
         return GeneratedQuestion(task, example, tuple(ids))
 
-    def load(self, questions: Sequence[GeneratedQuestion]) -> None:
-        """Make `questions` the group whose indices `score` takes, dropping the one before."""
-        self.close(list(self._questions))
-        self._n_opened = 0
-        self.open(questions)
-
-    @torch.no_grad()
-    def open(self, questions: Sequence[GeneratedQuestion]) -> list[int]:
-        """Take questions in: a handle each."""
-        handles = list(range(self._n_opened, self._n_opened + len(questions)))
-        self._n_opened += len(questions)
-        by_width: dict[int, list[int]] = defaultdict(list)
-        for at, question in enumerate(questions):
-            by_width[-question.n_tokens // WIDTH_STEP * -WIDTH_STEP].append(at)
-        for width, places in by_width.items():
-            # A filler row of one token makes every family build an explicit mask: with and without one, attention can round differently.
-            prompts = [*(questions[at].context_ids for at in places), (0,)]
-            ids, mask = left_pad(prompts, self.routed.pad_id, self.routed.device, width)
-            inputs = {"input_ids": ids, "attention_mask": mask}
-            if self.routed.takes_position_ids:
-                inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-            for at, trie in zip(places, self.runner.open(inputs), strict=False):
-                self._questions[handles[at]] = (questions[at], trie)
-        return handles
-
-    def close(self, handles: Iterable[int]) -> None:
-        """Forget questions, none of which may have an evaluation under way."""
-        self.runner.close(self._questions.pop(handle)[1] for handle in handles)
+    def _inputs(self, sequences: list[Sequence[int]], width: int) -> dict[str, Tensor]:
+        return prompt_inputs(self.routed, sequences, width)
 
     def submit(self, handle: int, route: Route) -> None:
         """Ask for a verdict; `collect` brings it."""
@@ -135,9 +105,9 @@ class GeneratedScorer:
     def collect(self) -> list[tuple[int, Route, Verdict]]:
         """Answer everything submitted: (handle, route, verdict) in the order submitted; empty when nothing was."""
         queue, self._queue = self._queue, []
-        for start in range(0, len(queue), DECODED_ROWS):
-            # Rows of similar width lie together: least padding of their caches.
-            self._answer(sorted(queue[start : start + DECODED_ROWS], key=lambda answer: -answer.question.n_tokens))
+        for start in range(0, len(queue), DECODED_ANSWERS):
+            # Prompts of similar width lie together: least padding of their caches.
+            self._answer(sorted(queue[start : start + DECODED_ANSWERS], key=lambda answer: -answer.question.n_tokens))
         finished = []
         for answer in queue:
             correct = not answer.broken and answer.question.task.grade(answer.question.example, answer.text, self.reward)
@@ -152,14 +122,10 @@ class GeneratedScorer:
         verdicts = {(handle, route): verdict for handle, route, verdict in self.collect()}
         return [verdicts[pair] for pair in pairs]
 
-    def score_policy(self, questions: Sequence[GeneratedQuestion], policy: RouteSource | None) -> tuple[list[Verdict], list[Route]]:
-        """Verdicts and routes when a policy decides from each prompt; None is the base model."""
-        return score_policies(self, questions, [policy])[0]
-
     def _answer(self, answers: list[_Answer]) -> None:
         """Prefill and decode some answers together."""
         for index, answer in enumerate(answers):
-            self.runner.submit(self._questions[answer.handle][1], answer.route, index)
+            self.runner.submit(self._questions[answer.handle][1][0], answer.route, index)
         force = False
         while any(answer.node is None for answer in answers):
             n_applied = self.runner.n_applied
@@ -167,10 +133,10 @@ class GeneratedScorer:
                 answers[index].node = node  # type: ignore[index]
             force = self.runner.n_applied == n_applied
         states = [answer.node.state[-1] for answer in answers]  # type: ignore[union-attr, index]
-        for start in range(0, len(answers), FIRST_ROWS):
-            step = states[start : start + FIRST_ROWS]
-            logits_BV = self.runner.finish(torch.stack(step + [step[-1]] * (FIRST_ROWS - len(step))))[: len(step)]
-            self._extend(answers[start : start + FIRST_ROWS], logits_BV)
+        for start in range(0, len(answers), FIRST_ANSWERS):
+            step = states[start : start + FIRST_ANSWERS]
+            logits_BV = self.runner.finish(torch.stack(step + [step[-1]] * (FIRST_ANSWERS - len(step))))[: len(step)]
+            self._extend(answers[start : start + FIRST_ANSWERS], logits_BV)
         running = [answer for answer in answers if not answer.done]
         if running:
             self._decode(running)
@@ -179,35 +145,35 @@ class GeneratedScorer:
             self.runner.release(answer.node)
             answer.node = None
 
-    def _decode(self, rows: list[_Answer]) -> None:
-        """Greedy steps of all rows, from the keys and values of their paths."""
-        width = max(self._questions[answer.handle][1].bucket.width for answer in rows)
-        lines = [_keys_values(answer) for answer in rows]
-        routes = [answer.route for answer in rows]
+    def _decode(self, answers: list[_Answer]) -> None:
+        """Greedy steps of all answers, from the keys and values of their paths."""
+        width = max(self._questions[answer.handle][1][0].bucket.width for answer in answers)
+        lines = [_keys_values(answer) for answer in answers]
+        routes = [answer.route for answer in answers]
         cache = PrefilledCache(self.routed.config, self.routed.n_layers, routes, lines, width, self.routed.device)
-        mask = torch.zeros((len(rows), width), dtype=torch.long, device=self.routed.device)
-        for index, answer in enumerate(rows):
+        mask = torch.zeros((len(answers), width), dtype=torch.long, device=self.routed.device)
+        for index, answer in enumerate(answers):
             mask[index, width - answer.question.n_tokens :] = 1
         while True:
             mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-            inputs = {"input_ids": torch.tensor([answer.tokens[-1:] for answer in rows], device=mask.device), "attention_mask": mask}
+            inputs = {"input_ids": torch.tensor([answer.tokens[-1:] for answer in answers], device=mask.device), "attention_mask": mask}
             if self.routed.takes_position_ids:
                 inputs["position_ids"] = mask.sum(1, keepdim=True) - 1
             logits_BV = self.routed.forward(cache, **inputs).logits[:, -1]
-            self._extend(rows, logits_BV)
-            running = [index for index, answer in enumerate(rows) if not answer.done]
+            self._extend(answers, logits_BV)
+            running = [index for index, answer in enumerate(answers) if not answer.done]
             if not running:
                 return
-            if len(running) < COMPACT_BELOW * len(rows):
-                rows = [rows[index] for index in running]
+            if len(running) < COMPACT_BELOW * len(answers):
+                answers = [answers[index] for index in running]
                 cache.select(running)
                 mask = mask[running]
 
-    def _extend(self, rows: Sequence[_Answer], logits_BV: Tensor) -> None:
-        """One more token for each running row; rows whose verdict is settled, or whose logits are NaN or infinite, are done."""
+    def _extend(self, answers: Sequence[_Answer], logits_BV: Tensor) -> None:
+        """One more token for each running answer; those whose verdict is settled, or whose logits are NaN or infinite, are done."""
         finite = logits_BV.amax(-1).isfinite().tolist()
-        tokens = self._choose([(*answer.question.context_ids, *answer.tokens) for answer in rows], logits_BV)
-        for answer, token, is_finite in zip(rows, tokens, finite, strict=True):
+        tokens = self._choose([(*answer.question.context_ids, *answer.tokens) for answer in answers], logits_BV)
+        for answer, token, is_finite in zip(answers, tokens, finite, strict=True):
             if answer.done:
                 continue
             if not is_finite:

@@ -1,14 +1,14 @@
 """Log-likelihood of each choice under a route, for many questions and routes at once.
 
-A question is a packed row (or a row a choice) that runs through `PrefixRunner`; only scored tokens reach the output head, in steps of a
-fixed number of tokens, so that a verdict depends on the question and the route alone.
+A question is one packed sequence (or one a choice) that runs through `PrefixRunner`; only scored tokens reach the output head, in steps
+of a fixed number of tokens, so that a verdict depends on the question and the route alone.
 
 Shapes: B sequences, W width, D hidden size, V vocabulary, N scored tokens.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,56 +23,49 @@ from drllm.model.cache import new_slots
 from drllm.model.prompts import check_context
 from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import is_window
-from drllm.policies.policy import RouteSource
+from drllm.scoring.base import ModelScorer
 from drllm.scoring.packing import PackedPrompt, encode_choice, make_batch, pack_choices, sample_token, separate_choices
-from drllm.scoring.prefixes import Node, PrefixRunner, Trie
-from drllm.scoring.route_prediction import score_policies
+from drllm.scoring.prefixes import Node
 from drllm.scoring.verdict import Verdict, loglik_verdict
 from drllm.tasks import Example, Task
 
-WIDTH_STEP = 8  # rows are padded to a multiple of this many tokens: wider classes fill steps better, narrower ones waste less
 HEAD_TOKENS = 128  # scored tokens that go through the output head together
 MIN_PENDING = 64  # evaluations under way at once, however small the memory
 SOFTMAX_ROWS = 8  # logits in float32 at a time: more would leave the processor's cache
-_FILLER = PackedPrompt((0,), (0,), (0,), 1, (), (), ())
 
 
 @dataclass(frozen=True)
 class Question:
-    """One example, tokenised: a packed row, or one row a choice."""
+    """One example, tokenised: one packed sequence, or one a choice."""
 
     task: Task
     example: Example
-    rows: tuple[PackedPrompt, ...]
+    sequences: tuple[PackedPrompt, ...]
     context_ids: tuple[int, ...]
     n_chars: tuple[int, ...]  # characters of each choice text, lm-eval's acc_norm denominator
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the question's rows together."""
-        return sum(len(row) for row in self.rows)
+        """Tokens of its sequences together."""
+        return sum(map(len, self.sequences))
 
 
 @dataclass
 class _Pending:
-    """One evaluation; complete when it has the log-probability of each scored token, by (row, index)."""
+    """One evaluation; complete when it has the log-probability of each scored token, by (sequence, index)."""
 
     handle: int
     route: Route
+    question: Question
     n_missing: int
     logprobs: dict[tuple[int, int], float] = field(default_factory=dict)
 
 
-class LoglikScorer:
-    """Scores questions of one model under routes.
-
-    `load` a group of questions, then `score` pairs of (index, route); what paths of a question share is kept between calls, up to
-    `cache_bytes`. Or, for work without waiting: `open` questions, `submit` evaluations, `collect` what is finished, `close`.
-
-    `packed` says whether the choices of a question share a row; it is settled once, by comparing both ways on a small example.
-    """
+class LoglikScorer(ModelScorer):
+    """Scores by the log-likelihood of each choice. Whether choices are `packed` is settled once, by comparing both ways on an example."""
 
     prompt_format = "raw"
+    _filler = PackedPrompt((0,), (0,), (0,), 1, (), (), ())
     shares_across_groups = True  # no verdict depends on what else is evaluated
 
     def __init__(
@@ -83,21 +76,15 @@ class LoglikScorer:
         packed: bool | None = None,
         cache_bytes: int = 2**30,
     ):
-        if routed.tokenizer is None:
-            raise InputError("scoring questions needs a tokenizer: wrap the model with one")
-        self.routed = routed
-        self.max_step_tokens = max_step_tokens
+        super().__init__(routed, max_step_tokens, cache_bytes)
         self.metric = metric
         # As in lm-evaluation-harness: no specials, but for Gemma, which is lost without its first token.
         self.add_bos = "gemma" in routed.config.model_type
         self.packed = can_pack(routed) if packed is None else packed
-        self.runner = PrefixRunner(routed, max_step_tokens, cache_bytes)
-        self._questions: dict[int, tuple[Question, list[Trie]]] = {}
-        self._n_opened = 0
-        self._bytes_a_state = 1  # of the widest row opened
+        self._bytes_a_state = 1  # of the widest sequence opened
         self._pending: dict[int, _Pending] = {}
         self._n_submitted = 0
-        self._head: list[tuple[int, int, int, Tensor]] = []  # (evaluation, row, source, its final state (D,))
+        self._head: list[tuple[int, int, int, Tensor]] = []  # (evaluation, sequence, source, its final state (D,))
         self._finished: list[tuple[int, Route, Verdict]] = []
 
     @property
@@ -110,63 +97,34 @@ class LoglikScorer:
         context, continuations = task.loglik_prompt(example)
         if (n_choices := len(continuations)) < 2:
             count = f"{n_choices} choice{'' if n_choices == 1 else 's'}"
-            raise InputError(
-                f"question {example.id!r} of {task.name} has {count}, log-likelihoods need at least two: drop it from the data"
-            )
+            what = f"question {example.id!r} of {task.name} has {count}"
+            raise InputError(f"{what}, log-likelihoods need at least two: drop it from the data")
         try:
             pairs = [encode_choice(self.routed.tokenizer, context, text, self.add_bos) for text in continuations]
         except (UnicodeEncodeError, TypeError):  # half of a surrogate pair: no UTF-8 has it
             raise InputError(f"question {example.id!r} of {task.name} cannot be tokenised: check its text for broken characters") from None
         if any(not head or not tail for head, tail in pairs):
             raise InputError(f"question {example.id!r} of {task.name} has an empty prompt or choice: drop it from the data")
-        rows = (pack_choices(pairs),) if self.packed else tuple(separate_choices(pairs))
+        sequences = (pack_choices(pairs),) if self.packed else tuple(separate_choices(pairs))
         check_context(max(len(head) + len(tail) for head, tail in pairs), 0, self.routed.config)
-        return Question(task, example, rows, tuple(pairs[0][0]), tuple(len(choice) for choice in example.choices))
+        return Question(task, example, sequences, tuple(pairs[0][0]), tuple(len(choice) for choice in example.choices))
 
-    def load(self, questions: Sequence[Question]) -> None:
-        """Make `questions` the group whose indices `score` takes, dropping the one before."""
-        self.close(list(self._questions))
-        self._n_opened = 0
-        self.open(questions)
+    def _width(self, sequence: PackedPrompt) -> int:
+        # Not past the last position where the model counts them itself.
+        width, limit = super()._width(sequence), getattr(self.routed.config, "max_position_embeddings", None)
+        return width if self.packed or limit is None else max(len(sequence), min(width, limit))
 
-    @torch.no_grad()
-    def open(self, questions: Sequence[Question]) -> list[int]:
-        """Take questions in: a handle each."""
-        handles = list(range(self._n_opened, self._n_opened + len(questions)))
-        self._n_opened += len(questions)
-        tries: dict[tuple[int, int], Trie] = {}
-        by_width: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        for handle, question in zip(handles, questions, strict=True):
-            for place, row in enumerate(question.rows):
-                by_width[self._width(row)].append((handle, place))
-        for width, keys in by_width.items():
-            rows = [questions[handle - handles[0]].rows[place] for handle, place in keys]
-            # A short filler row makes every family build an explicit mask: with and without one, attention can round differently.
-            batch = make_batch([*rows, _FILLER], self.packed, self.routed.model.dtype, self.routed.device, width)
-            self._bytes_a_state = max(self._bytes_a_state, width * self.routed.hidden_size * self.routed.model.dtype.itemsize)
-            tries |= dict(zip(keys, self.runner.open(batch.inputs), strict=False))
-        for handle, question in zip(handles, questions, strict=True):
-            self._questions[handle] = (question, [tries[handle, place] for place in range(len(question.rows))])
-        return handles
-
-    def _width(self, row: PackedPrompt) -> int:
-        """Tokens that a row is padded to: a multiple of a few, but not past the last position where the model counts them itself."""
-        width = -len(row) // WIDTH_STEP * -WIDTH_STEP
-        limit = getattr(self.routed.config, "max_position_embeddings", None)
-        return width if self.packed or limit is None else max(len(row), min(width, limit))
-
-    def close(self, handles: Iterable[int]) -> None:
-        """Forget questions, none of which may have an evaluation under way."""
-        for handle in handles:
-            self.runner.close(self._questions.pop(handle)[1])
+    def _inputs(self, sequences: list[PackedPrompt], width: int) -> dict[str, Tensor]:
+        dtype = self.routed.model.dtype
+        self._bytes_a_state = max(self._bytes_a_state, width * self.routed.hidden_size * dtype.itemsize)
+        return make_batch(sequences, self.packed, dtype, self.routed.device, width).inputs
 
     def submit(self, handle: int, route: Route) -> None:
         """Ask for a verdict; `collect` brings it."""
         question, tries = self._questions[handle]
         evaluation = self._n_submitted
         self._n_submitted += 1
-        n_missing = sum(len(row.targets) for row in question.rows)
-        self._pending[evaluation] = _Pending(handle, route, n_missing)
+        self._pending[evaluation] = _Pending(handle, route, question, sum(len(sequence.targets) for sequence in question.sequences))
         for place, trie in enumerate(tries):
             self.runner.submit(trie, route, (evaluation, place))
 
@@ -192,16 +150,12 @@ class LoglikScorer:
             verdicts |= {(handle, route): verdict for handle, route, verdict in self.collect()}
         return [verdicts[pair] for pair in pairs]
 
-    def score_policy(self, questions: Sequence[Question], policy: RouteSource | None) -> tuple[list[Verdict], list[Any]]:
-        """Verdicts and routes when a policy decides from each question's context alone; None is the base model."""
-        return score_policies(self, questions, [policy])[0]
-
     def _take(self, ended: Iterable[tuple[Any, Node]]) -> None:
-        """Send the scored tokens of finished rows to the output head, full steps at once."""
+        """Send the scored tokens of finished sequences to the output head, full steps at once."""
         for (evaluation, place), node in ended:
-            row = self._questions[self._pending[evaluation].handle][0].rows[place]
+            sequence = self._pending[evaluation].question.sequences[place]
             assert node.state is not None
-            self._head += [(evaluation, place, source, node.state[source]) for source in dict.fromkeys(row.sources)]
+            self._head += [(evaluation, place, source, node.state[source]) for source in dict.fromkeys(sequence.sources)]
             while len(self._head) >= HEAD_TOKENS:
                 self._run_head(HEAD_TOKENS)
             self.runner.release(node)
@@ -211,10 +165,10 @@ class LoglikScorer:
         step, self._head = self._head[:n_tokens], self._head[n_tokens:]
         states = [state for *_, state in step]
         logits_NV = self.runner.finish(torch.stack(states + [states[-1]] * (HEAD_TOKENS - len(step))))
-        wanted: list[tuple[int, int, int]] = []  # (place in the step, target, index in the row's scored tokens)
+        wanted: list[tuple[int, int, int]] = []  # (place in the step, target, index in the sequence's scored tokens)
         for at, (evaluation, place, source, _) in enumerate(step):
-            row = self._questions[self._pending[evaluation].handle][0].rows[place]
-            wanted += [(at, target, index) for index, target in enumerate(row.targets) if row.sources[index] == source]
+            sequence = self._pending[evaluation].question.sequences[place]
+            wanted += [(at, target, index) for index, target in enumerate(sequence.targets) if sequence.sources[index] == source]
         totals = log_normalizers(logits_NV)
         at_N = torch.tensor([at for at, *_ in wanted], device=logits_NV.device)
         target_N = torch.tensor([target for _, target, _ in wanted], device=logits_NV.device)
@@ -228,15 +182,14 @@ class LoglikScorer:
 
     def _finish(self, evaluation: int) -> None:
         pending = self._pending.pop(evaluation)
-        question = self._questions[pending.handle][0]
-        sums = [0.0] * len(question.n_chars)
+        question, sums = pending.question, [0.0] * len(pending.question.n_chars)
         for (place, index), logprob in sorted(pending.logprobs.items()):  # float64, in a fixed order
-            sums[question.rows[place].choices[index]] += logprob
+            sums[question.sequences[place].choices[index]] += logprob
         self._finished.append((pending.handle, pending.route, loglik_verdict(sums, question, self.metric)))
 
 
 def can_pack(routed: RoutedModel) -> bool:
-    """Whether this family gives packed choices the log-likelihoods that separate rows have.
+    """Whether this family gives packed choices the log-likelihoods that separate sequences have.
 
     Asked of the base model itself: families differ in whether they take explicit positions and a ready 4-D mask, and sliding windows
     cannot follow a tree. A wrong mask is off by whole nats, bf16 by tenths.
@@ -257,14 +210,14 @@ def can_pack(routed: RoutedModel) -> bool:
 
 
 @torch.no_grad()
-def base_logliks(routed: RoutedModel, rows: Sequence[PackedPrompt], packed: bool) -> list[float]:
-    """Log-likelihood of each choice of one question by the base model, in one plain forward of its rows; logits where they are scored."""
-    batch = make_batch(rows, packed, routed.model.dtype, routed.device)
+def base_logliks(routed: RoutedModel, sequences: Sequence[PackedPrompt], packed: bool) -> list[float]:
+    """Log-likelihood of each choice of one question by the base model, in one plain forward; logits where they are scored."""
+    batch = make_batch(sequences, packed, routed.model.dtype, routed.device)
     with head_at(routed.model, batch.scored):
         logits_NV = routed.model(**batch.inputs, use_cache=False).logits[0]
     targets_N = batch.targets.to(logits_NV.device)
     chosen_N = logits_NV.gather(1, targets_N[:, None])[:, 0].float() - log_normalizers(logits_NV)
-    sums = [0.0] * (1 + max(max(row.choices) for row in rows))
+    sums = [0.0] * (1 + max(max(sequence.choices) for sequence in sequences))
     for value, choice in zip(chosen_N.double().tolist(), batch.choice_of.tolist(), strict=True):
         sums[choice] += value
     return sums
@@ -272,7 +225,7 @@ def base_logliks(routed: RoutedModel, rows: Sequence[PackedPrompt], packed: bool
 
 @contextmanager
 def head_at(model: Any, flat_indices: Tensor) -> Iterator[None]:
-    """While active, the output head sees only the given tokens of the flattened batch, as one row: logits (1, N, V).
+    """While active, the output head sees only the given tokens of the flattened batch, as one sequence: logits (1, N, V).
 
     The head is a fifth of a small model's cost, and only scored tokens need it; whatever a family does after it (caps, scales) still
     applies.

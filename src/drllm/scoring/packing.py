@@ -50,7 +50,7 @@ def encode_choice(tokenizer: Any, context: str, continuation: str, add_bos: bool
 
 
 def pack_choices(pairs: Sequence[tuple[list[int], list[int]]]) -> PackedPrompt:
-    """All choices of a question in one row, after the context they share."""
+    """All choices of a question in one sequence, after the context they share."""
     context = pairs[0][0]
     n_shared = len(context)
     tokens, positions, branches = list(context), list(range(n_shared)), [0] * n_shared
@@ -63,7 +63,7 @@ def pack_choices(pairs: Sequence[tuple[list[int], list[int]]]) -> PackedPrompt:
             sources.append(n_shared - 1 if offset == 0 else start + offset - 1)
             targets.append(token)
             choices.append(choice)
-        # The last token of a choice predicts nothing that is scored, so it need not be in the row.
+        # The last token of a choice predicts nothing that is scored, so it need not be in the sequence.
         kept = tail[:-1]
         tokens += kept
         positions += range(n_shared, n_shared + len(kept))
@@ -72,19 +72,19 @@ def pack_choices(pairs: Sequence[tuple[list[int], list[int]]]) -> PackedPrompt:
 
 
 def separate_choices(pairs: Sequence[tuple[list[int], list[int]]]) -> list[PackedPrompt]:
-    """One plain causal row a choice, for families that take no tree-shaped mask."""
-    rows = []
+    """One plain causal sequence a choice, for families that take no tree-shaped mask."""
+    sequences = []
     for choice, (head, tail) in enumerate(pairs):
         tokens = (head + tail)[:-1]
         sources = tuple(range(len(head) - 1, len(tokens)))
         positions, branches = tuple(range(len(tokens))), (0,) * len(tokens)
-        rows.append(PackedPrompt(tuple(tokens), positions, branches, len(head), sources, tuple(tail), (choice,) * len(tail)))
-    return rows
+        sequences.append(PackedPrompt(tuple(tokens), positions, branches, len(head), sources, tuple(tail), (choice,) * len(tail)))
+    return sequences
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the right, ready for one model step. S tokens of each row may have run before: T are left."""
+    """Sequences padded on the right, ready for one model step. S tokens of each may have run before: T are left."""
 
     input_ids: Tensor  # (B, T)
     attention_mask: Tensor  # (B, S + T) or, packed, (B, 1, T, S + T) additive
@@ -92,7 +92,7 @@ class Batch:
     prompt_mask: Tensor  # (B, T)
     scored: Tensor  # (N,) indices into the flattened (B * T) tokens
     targets: Tensor  # (N,)
-    row_of: Tensor  # (N,) row in the batch
+    sequence_of: Tensor  # (N,) place in the batch
     choice_of: Tensor  # (N,)
 
     @property
@@ -103,28 +103,28 @@ class Batch:
 
 
 def make_batch(
-    rows: Sequence[PackedPrompt], packed: bool, dtype: torch.dtype, device: torch.device, width: int = 0, n_seen: int = 0
+    sequences: Sequence[PackedPrompt], packed: bool, dtype: torch.dtype, device: torch.device, width: int = 0, n_seen: int = 0
 ) -> Batch:
-    """Pad rows to `width`, or to the longest one; a pad is seen by itself alone, so that no softmax is empty.
+    """Pad sequences to `width`, or to the longest one; a pad is seen by itself alone, so that no softmax is empty.
 
-    The first `n_seen` tokens of each row ran before, belong to its context and are in the cache: they are in the mask alone.
+    The first `n_seen` tokens of each ran before, belong to its context and are in the cache: they are in the mask alone.
     """
-    width = max(width, *(len(row) for row in rows))
-    ids = torch.zeros((len(rows), width), dtype=torch.long)
+    width = max(width, *map(len, sequences))
+    ids = torch.zeros((len(sequences), width), dtype=torch.long)
     positions = torch.zeros_like(ids)
     branches = torch.full_like(ids, -1)
     prompt = torch.zeros_like(ids)
-    scored, targets, row_of, choice_of = [], [], [], []
-    for index, row in enumerate(rows):
-        n = len(row)
-        ids[index, :n] = torch.tensor(row.tokens)
-        positions[index, :n] = torch.tensor(row.positions)
-        branches[index, :n] = torch.tensor(row.branches)
-        prompt[index, : row.n_context] = 1
-        scored += [index * (width - n_seen) + source - n_seen for source in row.sources]
-        targets += row.targets
-        choice_of += row.choices
-        row_of += [index] * len(row.targets)
+    scored, targets, sequence_of, choice_of = [], [], [], []
+    for index, sequence in enumerate(sequences):
+        n = len(sequence)
+        ids[index, :n] = torch.tensor(sequence.tokens)
+        positions[index, :n] = torch.tensor(sequence.positions)
+        branches[index, :n] = torch.tensor(sequence.branches)
+        prompt[index, : sequence.n_context] = 1
+        scored += [index * (width - n_seen) + source - n_seen for source in sequence.sources]
+        targets += sequence.targets
+        choice_of += sequence.choices
+        sequence_of += [index] * len(sequence.targets)
     mask: Tensor = (branches >= 0).long()
     if packed:
         causal = torch.ones(width, width, dtype=torch.bool).tril()[n_seen:]
@@ -140,7 +140,7 @@ def make_batch(
         prompt_mask=prompt.to(device),
         scored=torch.tensor(scored, device=device),
         targets=torch.tensor(targets, device=device),
-        row_of=torch.tensor(row_of),
+        sequence_of=torch.tensor(sequence_of),
         choice_of=torch.tensor(choice_of),
     )
 
@@ -151,7 +151,7 @@ def sample_token(seed: int, n_vocab: int) -> int:
 
 
 def split_steps(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Consecutive rows in steps of at most `max_tokens` padded tokens (one row at least): indices into `lengths`."""
+    """Consecutive sequences in steps of at most `max_tokens` padded tokens (one sequence at least): indices into `lengths`."""
     steps: list[list[int]] = []
     width = 0
     for index, length in enumerate(lengths):

@@ -75,7 +75,7 @@ class Trie:
 
 
 class Bucket:
-    """Rows of one width, with the arguments that the base model passes to each block for them."""
+    """Sequences of one width, with the arguments that the base model passes to each block for them."""
 
     def __init__(self, states_BWD: Tensor, arguments: list[dict[str, Any]]):
         self.n_sequences, self.width = states_BWD.shape[:2]
@@ -284,7 +284,7 @@ def _gather(block: int, nodes: Sequence[Node]) -> dict[str, Any]:
         if not parts or parts[-1][0] is not node.trie.bucket:
             parts.append((node.trie.bucket, []))
         parts[-1][1].append(node.trie.index)
-    picks = [(torch.tensor(rows), bucket.n_sequences) for bucket, rows in parts]
+    picks = [(torch.tensor(indices), bucket.n_sequences) for bucket, indices in parts]
     return {
         name: value if name not in SEQUENCE_ARGUMENTS else _pick([bucket.arguments[block][name] for bucket, _ in parts], picks)
         for name, value in parts[0][0].arguments[block].items()
@@ -303,7 +303,7 @@ def _pick(values: list[Any], picks: list[tuple[Tensor, int]]) -> Any:
         return {key: _pick([value[key] for value in values], picks) for key in first}
     if not isinstance(first, Tensor) or first.ndim == 0 or first.shape[0] != picks[0][1]:
         return pick_sequences(first, *picks[0])
-    return torch.cat([pick_sequences(value, rows, n_sequences) for value, (rows, n_sequences) in zip(values, picks, strict=True)])
+    return torch.cat([pick_sequences(value, indices, n_sequences) for value, (indices, n_sequences) in zip(values, picks, strict=True)])
 
 
 def _bytes_of(node: Node) -> int:

@@ -17,6 +17,13 @@ from drllm.policies.policy import RouteSource
 from drllm.scoring.packing import split_steps
 
 
+def prompt_inputs(routed: RoutedModel, prompts: Sequence[Sequence[int]], width: int = 0) -> dict[str, Tensor]:
+    """What the model's forward takes of prompts (token ids), left-padded to `width` or to the longest."""
+    ids, mask = left_pad(prompts, routed.pad_id, routed.device, width)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    return inputs | {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if routed.takes_position_ids else inputs
+
+
 def prompt_steps(
     routed: RoutedModel, prompts: Sequence[Sequence[int]], max_step_tokens: int, by_length: bool = False
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
@@ -27,11 +34,7 @@ def prompt_steps(
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index)) if by_length else list(range(len(prompts)))
     for step in split_steps([len(prompts[index]) for index in order], max_step_tokens):
         members = [order[at] for at in step]
-        ids, mask = left_pad([prompts[index] for index in members], routed.pad_id, routed.device)
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        if routed.takes_position_ids:
-            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-        yield members, inputs
+        yield members, prompt_inputs(routed, [prompts[index] for index in members])
 
 
 @torch.no_grad()

@@ -37,12 +37,12 @@ def make_scorer(
 
 def questions_digest(questions: Iterable[Question | GeneratedQuestion]) -> str:
     """16 hex digits over the questions' content and tokens: with another text or tokenizer the same ids are other questions."""
-    rows = [
+    contents = [
         (
             dataclasses.astuple(question.example),
             question.context_ids,
-            [token for row in getattr(question, "rows", ()) for token in row.targets],  # the choices', packed or not
+            [token for sequence in question.sequences for token in getattr(sequence, "targets", ())],  # the choices', packed or not
         )
         for question in questions
     ]
-    return json_digest(rows)
+    return json_digest(contents)

@@ -32,7 +32,7 @@ class Verdict:
 def loglik_verdict(logliks: Sequence[float], question: Any, metric: str) -> Verdict:
     """The verdicts of lm-evaluation-harness: argmax of the log-likelihoods (`acc`) and of those a character (`acc_norm`).
 
-    Of equal choices the first one wins there. Here they lie at different places of a row and may round apart, so they share one value.
+    Of equal choices the first one wins there. Here they lie at different places of a sequence and may round apart, so they share one value.
     """
     if not all(math.isfinite(total) for total in logliks):
         return Verdict(False, acc=False, acc_norm=False, broken=True)

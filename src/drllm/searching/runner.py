@@ -28,7 +28,7 @@ from drllm.runs.layout import PRIOR_FILE, RunFolder
 from drllm.runs.manifest import Manifest, check_manifest, computed_otherwise
 from drllm.runs.provenance import running
 from drllm.runs.records import read_shard, shard_indices, shard_path, write_shard
-from drllm.scoring.generated import DECODED_ROWS
+from drllm.scoring.generated import DECODED_ANSWERS
 from drllm.scoring.scorer import questions_digest
 from drllm.searching.on_ray import search_on_ray
 from drllm.searching.prior import EditPrior, random_routes, read_prior
@@ -174,7 +174,7 @@ def _search_task(
         skipped=skipped,
         paths=None if routes is None else [str(route) for route in routes],
         control=[str(route) for route in control],
-        decoded_rows=None if planning.scorer.shares_across_groups else DECODED_ROWS,
+        decoded_rows=None if planning.scorer.shares_across_groups else DECODED_ANSWERS,
     )
     if not (finished_in_any_type and done >= set(range(len(groups))) and computed_otherwise(folder, manifest)):
         check_manifest(folder, manifest)

@@ -38,33 +38,28 @@ def fit_gates(
     """Train a `GatedPolicy` of class `kind` and set its threshold on tune; losses go to `folder/metrics.json`."""
     from drllm.methods.rivals.gated_training import train_gates
     from drllm.methods.rivals.gates import check_parts
+    from drllm.scoring.loglik import LoglikScorer
 
     if config.first_block >= routed.n_layers:
         raise InputError(f"{type(config).__name__}.first_block is {config.first_block}, expected less than {routed.n_layers} blocks")
     check_parts(routed)
     texts = []
     for task in training_data.fit_tasks:
-        if task.questions and not hasattr(task.questions[0], "rows"):
-            raise InputError(
-                f"gates learn from tasks with choices, these questions are answered by text ({type(task.scorer).__name__}): "
-                "search with --reward loglik"
-            )
+        if task.questions and not isinstance(task.scorer, LoglikScorer):
+            found = f"these questions are answered by text ({type(task.scorer).__name__})"
+            raise InputError(f"gates learn from tasks with choices, {found}: search with --reward loglik")
         texts += [(question.context_ids, right_answer(question)) for question in task.questions]
     if not texts:
         raise InputError(f"{training_data.run} holds no fit question to learn from: search with fit among --splits")
     policy = kind.new(routed.n_layers, routed.hidden_size, config.first_block, adapter_size, config.seed)
     policy.tensors = {name: tensor.to(routed.device) for name, tensor in policy.tensors.items()}
-    rows = train_gates(routed, policy, texts, spent, config.penalty, config.steps, config.batch_size, config.lr, config.seed)
-    write_json(folder / "metrics.json", {"questions": len(texts), "steps": rows})
+    steps = train_gates(routed, policy, texts, spent, config)
+    write_json(folder / "metrics.json", {"questions": len(texts), "steps": steps})
     policy.prompt_format = training_data.prompt_format
     return choose_point(policy, training_data, config.tune_questions, config.budget, folder)
 
 
 def right_answer(question: Any) -> list[int]:
     """Token ids of a question's right choice."""
-    return [
-        target
-        for row in question.rows
-        for target, choice in zip(row.targets, row.choices, strict=True)
-        if choice == question.example.answer
-    ]
+    scored = [pair for sequence in question.sequences for pair in zip(sequence.targets, sequence.choices, strict=True)]
+    return [target for target, choice in scored if choice == question.example.answer]

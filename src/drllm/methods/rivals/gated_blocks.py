@@ -1,32 +1,28 @@
 """Policies that run parts of a block, and the parts that a block of the Llama, Qwen, Mistral and Gemma families has.
 
 They do not fit a route, which runs a block whole or not at all, so they can be evaluated and compared but not generate. What they leave
-out is really left out: rows that skip attention never enter it, tokens that skip a block never meet its weights for queries, output and
+out is really left out: prompts that skip attention never enter it, tokens that skip a block never meet its weights for queries, output and
 feed-forward.
 
-Shapes: B sequences, T tokens, D hidden size, L blocks, A tokens of a row that run a block, at most.
+Shapes: B sequences, T tokens, D hidden size, L blocks, A tokens of a sequence that run a block, at most.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from drllm.core.errors import ArtifactError, InputError
-from drllm.core.files import write_bytes, write_json
+from drllm.core.errors import InputError
 from drllm.core.route import GatedDepth
-from drllm.policies.policy import EvaluateOnlyPolicy
+from drllm.policies.files import PolicyFiles, check_shapes
+from drllm.policies.policy import Policy
 from drllm.scoring.loglik import LoglikScorer, Question, head_at, log_normalizers
 from drllm.scoring.packing import make_batch, split_steps
 from drllm.scoring.verdict import Verdict, loglik_verdict
@@ -34,8 +30,8 @@ from drllm.scoring.verdict import Verdict, loglik_verdict
 if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
 
-CONFIG_FILE = "gates.json"
-WEIGHTS_FILE = "gates.safetensors"
+_FILES = PolicyFiles("gates", "train them again", "gates.json", "gates.safetensors", checked=False)
+_SHAPE = ("n_layers", "hidden_size", "first_block")
 THRESHOLDS = (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)  # operating points, from running nearly all to running little
 
 
@@ -44,10 +40,10 @@ class Step:
     """What one forward knows about its tokens, and counts.
 
     Attributes:
-        weights_BT: 1 / n on the n tokens of a row's prompt that a gate may read, else 0.
+        weights_BT: 1 / n on the n tokens of a sequence's prompt that a gate may read, else 0.
         real_BT: false on padding.
         hard: false while gates are trained, when all is run and gates only scale.
-        used_B: multiplications spent so far, in passes of a whole block, averaged over a row's tokens.
+        used_B: multiplications spent so far, in passes of a whole block, averaged over a sequence's tokens.
         gates: every gate's value, for the loss; (B,) or (B, T) each.
     """
 
@@ -64,7 +60,7 @@ class Step:
         return cls(prompt / prompt.sum(1, keepdim=True), real_BT.bool(), hard, torch.zeros(len(prompt), device=prompt.device), [])
 
 
-class GatedPolicy(EvaluateOnlyPolicy):
+class GatedPolicy(Policy):
     """Gates that settle, block by block, which part of it runs; a float32 tensor of parameters each, stacked over the gated blocks.
 
     Attributes:
@@ -73,7 +69,7 @@ class GatedPolicy(EvaluateOnlyPolicy):
         tensors: by name, (gated blocks, ...) each.
     """
 
-    shapes_of: ClassVar[dict[str, tuple[str, ...]]]
+    evaluate_only = True
 
     def __init__(self, n_layers: int, hidden_size: int, first_block: int, tensors: dict[str, Tensor], threshold: float = 0.5):
         self.n_layers, self.hidden_size, self.first_block = n_layers, hidden_size, first_block
@@ -94,12 +90,6 @@ class GatedPolicy(EvaluateOnlyPolicy):
     def operating_points(self) -> list[Any]:
         """Under each threshold, the one that runs most first."""
         return [self.at_threshold(threshold) for threshold in THRESHOLDS]
-
-    def check_model(self, n_layers: int, hidden_size: int) -> None:
-        """Refuse a model with other blocks or another hidden size."""
-        super().check_model(n_layers, hidden_size)
-        if hidden_size != self.hidden_size:
-            raise InputError(f"the gates read states of size {self.hidden_size}, the model's have {hidden_size}: use their own")
 
     def answer(self, scorer: Any, questions: Any) -> tuple[list[Any], list[GatedDepth]]:
         """Verdicts and depths, by log-likelihood; `InputError` for a scorer that generates."""
@@ -134,43 +124,25 @@ class GatedPolicy(EvaluateOnlyPolicy):
 
     def save(self, folder: Path) -> list[str]:
         """`gates.json` and `gates.safetensors`, each atomically; the artefact holds their digests."""
-        write_bytes(
-            folder / WEIGHTS_FILE, save_safetensors({name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()})
-        )
-        about = {name: getattr(self, name) for name in ("n_layers", "hidden_size", "first_block", "threshold")}
-        write_json(folder / CONFIG_FILE, about)
-        return [CONFIG_FILE, WEIGHTS_FILE]
+        return _FILES.save(folder, {name: getattr(self, name) for name in (*_SHAPE, "threshold")}, self.tensors)
 
     @classmethod
     def load(cls, folder: Path) -> GatedPolicy:
         """Read back what `save` wrote; `ArtifactError` for anything missing, corrupt or inconsistent."""
-        try:
-            about = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            tensors = load_safetensors((folder / WEIGHTS_FILE).read_bytes())
-            shapes = (int(about["n_layers"]), int(about["hidden_size"]), int(about["first_block"]))
-            policy = cls(*shapes, tensors, float(about["threshold"]))
-            policy.check_tensors()
+        about, tensors = _FILES.load(folder)
+        with _FILES.reading(folder):
+            policy = cls(*(int(about[name]) for name in _SHAPE), tensors, float(about["threshold"]))
+            check_shapes(tensors, policy.shapes)
             return policy
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError, InputError) as error:
-            raise ArtifactError(f"{folder} holds no readable gates ({str(error).partition(chr(10))[0][:100]}): train them again") from None
 
     def of_block(self, name: str, index: int, device: torch.device) -> Tensor:
         """One block's slice of a tensor, where its states are."""
         return self.tensors[name][index - self.first_block].to(device)
 
+    @property
     @abstractmethod
-    def check_tensors(self) -> None:
-        """Raise `ValueError` unless the tensors are those of this policy, in shape and type."""
-
-
-def check_shapes(tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:
-    """Raise `ValueError` for a tensor that is missing, of another shape or type."""
-    for name, shape in expected.items():
-        found = f"{tuple(tensors[name].shape)} {tensors[name].dtype}" if name in tensors else "missing"
-        if found != f"{shape} {torch.float32}":
-            raise ValueError(f"{name} is {found}, expected {shape} {torch.float32}")
-        if not bool(tensors[name].isfinite().all()):
-            raise ValueError(f"{name} holds values that are NaN or infinite")
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor."""
 
 
 def count(module: nn.Module) -> int:
@@ -193,18 +165,18 @@ def feed_forward(block: Any, x: Tensor) -> Tensor:
 
 
 def attention_of(block: Any, x_BTD: Tensor, arguments: dict[str, Any], open_BT: Tensor) -> Tensor:
-    """What attention adds to the open tokens (N, D), row by row: queries and output of these, keys and values of all tokens."""
-    module, (n_rows, n_tokens) = block.self_attn, open_BT.shape
+    """What attention adds to the open tokens (N, D), sequence by sequence: queries and output of these, keys and values of all tokens."""
+    module, (n_sequences, n_tokens) = block.self_attn, open_BT.shape
     h_BTD = block.input_layernorm(x_BTD)
-    # (B, A): open tokens first, in order; then, on rows with fewer of them, places that are dropped again.
+    # (B, A): open tokens first, in order; then, on sequences with fewer of them, places that are dropped again.
     order = torch.argsort((~open_BT).long(), dim=1, stable=True)[:, : int(open_BT.sum(1).max())]
     places = torch.arange(order.shape[1], device=order.device)[None] < open_BT.sum(1)[:, None]
-    cos, sin = (part.expand(n_rows, -1, -1) for part in arguments["position_embeddings"])
+    cos, sin = (part.expand(n_sequences, -1, -1) for part in arguments["position_embeddings"])
     open_cos, open_sin = (part.gather(1, order[..., None].expand(-1, -1, part.shape[-1])) for part in (cos, sin))
     open_queries = module.q_proj(h_BTD[open_BT])
-    padded = open_queries.new_zeros((n_rows, order.shape[1], open_queries.shape[-1])).masked_scatter(places[..., None], open_queries)
+    padded = open_queries.new_zeros((n_sequences, order.shape[1], open_queries.shape[-1])).masked_scatter(places[..., None], open_queries)
     query, key, value = (
-        states.view(n_rows, states.shape[1], -1, module.head_dim).transpose(1, 2)
+        states.view(n_sequences, states.shape[1], -1, module.head_dim).transpose(1, 2)
         for states in (padded, module.k_proj(h_BTD), module.v_proj(h_BTD))
     )
     if hasattr(module, "q_norm"):
@@ -212,12 +184,12 @@ def attention_of(block: Any, x_BTD: Tensor, arguments: dict[str, Any], open_BT: 
     query, key = _rotate(query, open_cos, open_sin), _rotate(key, cos, sin)
     mask = arguments.get("attention_mask")
     if mask is None:
-        mask = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=x_BTD.device).tril().expand(n_rows, 1, -1, -1)
-    mask = mask.expand(n_rows, 1, n_tokens, n_tokens).gather(2, order[:, None, :, None].expand(-1, -1, -1, n_tokens))
+        mask = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=x_BTD.device).tril().expand(n_sequences, 1, -1, -1)
+    mask = mask.expand(n_sequences, 1, n_tokens, n_tokens).gather(2, order[:, None, :, None].expand(-1, -1, -1, n_tokens))
     n_groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(n_groups, 1), value.repeat_interleave(n_groups, 1)
     out = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=module.scaling)
-    out = module.o_proj(out.transpose(1, 2).reshape(n_rows, order.shape[1], -1)[places])
+    out = module.o_proj(out.transpose(1, 2).reshape(n_sequences, order.shape[1], -1)[places])
     return block.post_attention_layernorm(out) if hasattr(block, "pre_feedforward_layernorm") else out
 
 
@@ -236,25 +208,25 @@ def score_gated(scorer: LoglikScorer, policy: GatedPolicy, questions: Sequence[Q
     routed = scorer.routed
     verdicts: list[Verdict] = []
     depths: list[GatedDepth] = []
-    widest = [len(question.rows) * max(len(row) for row in question.rows) for question in questions]
+    widest = [len(question.sequences) * max(map(len, question.sequences)) for question in questions]
     for places in split_steps(widest, scorer.max_step_tokens):
         group = [questions[place] for place in places]
-        rows = [row for question in group for row in question.rows]
-        owner = [place for place, question in enumerate(group) for _ in question.rows]
-        batch = make_batch(rows, scorer.packed, routed.model.dtype, routed.device)
-        lengths = torch.tensor([len(row) for row in rows], device=routed.device)
+        sequences = [sequence for question in group for sequence in question.sequences]
+        owner = [place for place, question in enumerate(group) for _ in question.sequences]
+        batch = make_batch(sequences, scorer.packed, routed.model.dtype, routed.device)
+        lengths = torch.tensor([*map(len, sequences)], device=routed.device)
         real = torch.arange(batch.input_ids.shape[1], device=routed.device)[None] < lengths[:, None]
         step = Step.of(batch.prompt_mask, real)
         with policy.installed(routed, step), head_at(routed.model, batch.scored):
             logits_NV = routed.model(**batch.inputs, use_cache=False).logits[0]
         chosen_N = logits_NV.gather(1, batch.targets.to(logits_NV.device)[:, None])[:, 0].float() - log_normalizers(logits_NV)
         sums = [[0.0] * len(question.n_chars) for question in group]
-        for value, row, choice in zip(chosen_N.double().tolist(), batch.row_of.tolist(), batch.choice_of.tolist(), strict=True):
-            sums[owner[row]][choice] += value
+        for value, at, choice in zip(chosen_N.double().tolist(), batch.sequence_of.tolist(), batch.choice_of.tolist(), strict=True):
+            sums[owner[at]][choice] += value
         used, n_tokens = [0.0] * len(group), [0] * len(group)
-        for row, passes in enumerate(step.used_B.tolist()):
-            used[owner[row]] += passes * len(rows[row])
-            n_tokens[owner[row]] += len(rows[row])
+        for passes, sequence, place in zip(step.used_B.tolist(), sequences, owner, strict=True):
+            used[place] += passes * len(sequence)
+            n_tokens[place] += len(sequence)
         verdicts += [loglik_verdict(totals, question, scorer.metric) for totals, question in zip(sums, group, strict=True)]
         depths += [GatedDepth(passes / n) for passes, n in zip(used, n_tokens, strict=True)]
     return verdicts, depths

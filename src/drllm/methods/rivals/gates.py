@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from drllm.core.errors import InputError, UnsupportedModelError
-from drllm.methods.rivals.gated_blocks import GatedPolicy, Step, attention, attention_of, check_shapes, count, feed_forward
+from drllm.methods.rivals.gated_blocks import GatedPolicy, Step, attention, attention_of, count, feed_forward
 from drllm.model.blocks import SEQUENCE_ARGUMENTS, pick_sequences
 from drllm.policies.policy import register_policy
 from drllm.policies.routers import pool, rms_normalize
@@ -35,12 +35,13 @@ class MindSkip(GatedPolicy):
         n = n_layers - first_block
         return cls(n_layers, hidden_size, first_block, {"weight": torch.zeros(n, hidden_size), "bias": torch.full((n,), OPEN)})
 
-    def check_tensors(self) -> None:
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         n = self.n_layers - self.first_block
-        check_shapes(self.tensors, {"weight": (n, self.hidden_size), "bias": (n,)})
+        return {"weight": (n, self.hidden_size), "bias": (n,)}
 
     def run(self, block: Any, index: int, x_BTD: Tensor, arguments: dict[str, Any], step: Step) -> Tensor:
-        """x + attention(x) for rows whose gate is open, then the feed-forward as ever."""
+        """x + attention(x) for prompts whose gate is open, then the feed-forward as ever."""
         weight, bias = (self.of_block(name, index, x_BTD.device) for name in ("weight", "bias"))
         gate_B = torch.sigmoid((rms_normalize(pool(step.weights_BT[:, None], x_BTD)[:, 0]) * weight).sum(-1) + bias)
         check_finite(gate_B, index)
@@ -51,15 +52,13 @@ class MindSkip(GatedPolicy):
             scale_B = (gate_B > self.threshold).float() + gate_B - gate_B.detach()
             x_BTD = x_BTD + scale_B[:, None, None].to(x_BTD.dtype) * attention(block, x_BTD, arguments)
             return x_BTD + feed_forward(block, x_BTD)
-        rows = (gate_B > self.threshold).nonzero()[:, 0]
+        running = (gate_B > self.threshold).nonzero()[:, 0]
         step.used_B += (n_other + self.hidden_size / x_BTD.shape[1]) / (n_attention + n_other)
-        if len(rows):
-            step.used_B[rows] += n_attention / (n_attention + n_other)
-            n_rows = len(x_BTD)
-            passed = {
-                name: pick_sequences(value, rows, n_rows) if name in SEQUENCE_ARGUMENTS else value for name, value in arguments.items()
-            }
-            x_BTD = x_BTD.index_add(0, rows, attention(block, x_BTD[rows], passed))
+        if len(running):
+            step.used_B[running] += n_attention / (n_attention + n_other)
+            by_sequence = SEQUENCE_ARGUMENTS & arguments.keys()
+            passed = arguments | {name: pick_sequences(arguments[name], running, len(x_BTD)) for name in by_sequence}
+            x_BTD = x_BTD.index_add(0, running, attention(block, x_BTD[running], passed))
         return x_BTD + feed_forward(block, x_BTD)
 
 
@@ -85,11 +84,12 @@ class FlexiDepth(GatedPolicy):
         tensors = gate | adapter | {"out": torch.zeros(n, adapter_size, hidden_size)}
         return cls(n_layers, hidden_size, first_block, tensors)
 
-    def check_tensors(self) -> None:
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         n, size = self.n_layers - self.first_block, self.hidden_size
         rank, width = self.tensors["down"].shape[-1], self.tensors["gate"].shape[-1]
         gate = {"down": (n, size, rank), "up": (n, rank), "bias": (n,)}
-        check_shapes(self.tensors, gate | {"gate": (n, size, width), "in": (n, size, width), "out": (n, width, size)})
+        return gate | {"gate": (n, size, width), "in": (n, size, width), "out": (n, width, size)}
 
     def run(self, block: Any, index: int, x_BTD: Tensor, arguments: dict[str, Any], step: Step) -> Tensor:
         """Open tokens: x + g attention(x), then + g feed_forward; the others: x + (1 - g) adapter(x)."""
@@ -154,10 +154,8 @@ def check_parts(routed: RoutedModel) -> None:
     for index, (x_BTD, arguments) in seen.items():
         problem = problem or _part_problem(routed, index, x_BTD, arguments)
     if problem is not None:
-        raise UnsupportedModelError(
-            f"model_type {routed.config.model_type!r} cannot be run in parts of a block ({problem}): mindskip and flexidepth take models "
-            "built as Llama, Qwen, Mistral or Gemma 3 are"
-        )
+        taken = "mindskip and flexidepth take models built as Llama, Qwen, Mistral or Gemma 3 are"
+        raise UnsupportedModelError(f"model_type {routed.config.model_type!r} cannot be run in parts of a block ({problem}): {taken}")
 
 
 def _part_problem(routed: RoutedModel, index: int, x_BTD: Tensor, arguments: dict[str, Any]) -> str | None:

@@ -1,0 +1,80 @@
+"""What the scorers of all rewards share: questions are taken in, and policies asked for their routes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drllm.core.errors import InputError
+from drllm.model.routed import RoutedModel
+from drllm.policies.policy import RouteSource
+from drllm.scoring.prefixes import PrefixRunner, Trie
+from drllm.scoring.route_prediction import score_policies
+from drllm.scoring.verdict import Verdict
+
+WIDTH_STEP = 8  # sequences are padded to a multiple of this many tokens: wider classes fill steps better, narrower ones waste less
+
+
+class ModelScorer(ABC):
+    """Scores questions of one model under routes.
+
+    `load` a group of questions, then `score` pairs of (index, route); what paths of a question share is kept between calls, up to
+    `cache_bytes`. Or, for work without waiting: `open` questions, `submit` evaluations, `collect` what is finished, `close`.
+    """
+
+    packed = False  # whether the choices of a question share a sequence
+    _filler: Any
+
+    def __init__(self, routed: RoutedModel, max_step_tokens: int, cache_bytes: int, keep_keys_values: bool = False):
+        if routed.tokenizer is None:
+            raise InputError("scoring questions needs a tokenizer: wrap the model with one")
+        self.routed, self.max_step_tokens = routed, max_step_tokens
+        self.runner = PrefixRunner(routed, max_step_tokens, cache_bytes, keep_keys_values)
+        self._questions: dict[int, tuple[Any, list[Trie]]] = {}  # with the trie of each of its sequences
+        self._n_opened = 0
+
+    def load(self, questions: Sequence[Any]) -> None:
+        """Make `questions` the group whose indices `score` takes, dropping the one before."""
+        self.close(list(self._questions))
+        self._n_opened = 0
+        self.open(questions)
+
+    @torch.no_grad()
+    def open(self, questions: Sequence[Any]) -> list[int]:
+        """Take questions in: a handle each."""
+        handles = list(range(self._n_opened, self._n_opened + len(questions)))
+        self._n_opened += len(questions)
+        by_width: dict[int, list[tuple[tuple[int, int], Any]]] = defaultdict(list)
+        for handle, question in zip(handles, questions, strict=True):
+            for place, sequence in enumerate(question.sequences):
+                by_width[self._width(sequence)].append(((handle, place), sequence))
+        tries: dict[tuple[int, int], Trie] = {}
+        for width, group in by_width.items():
+            # With a short filler: it makes every family build an explicit mask. With and without one, attention can round differently.
+            inputs = self._inputs([*(sequence for _, sequence in group), self._filler], width)
+            tries |= zip((key for key, _ in group), self.runner.open(inputs), strict=False)
+        for handle, question in zip(handles, questions, strict=True):
+            self._questions[handle] = (question, [tries[handle, place] for place in range(len(question.sequences))])
+        return handles
+
+    def _width(self, sequence: Any) -> int:
+        """Tokens that a sequence is padded to."""
+        return -len(sequence) // WIDTH_STEP * -WIDTH_STEP
+
+    @abstractmethod
+    def _inputs(self, sequences: list[Any], width: int) -> dict[str, Tensor]:
+        """What the model's forward takes of sequences padded to one width."""
+
+    def close(self, handles: Iterable[int]) -> None:
+        """Forget questions, none of which may have an evaluation under way."""
+        for handle in handles:
+            self.runner.close(self._questions.pop(handle)[1])
+
+    def score_policy(self, questions: Sequence[Any], policy: RouteSource | None) -> tuple[list[Verdict], list[Any]]:
+        """Verdicts and routes when a policy decides from each question's context alone; None is the base model."""
+        return score_policies(self, questions, [policy])[0]
