@@ -56,7 +56,7 @@ class PlainForwards:
 
     def __init__(self, model: Any, scorer: Any, questions: list[Any]):
         self.model, self.scorer, self.questions = model, scorer, questions
-        self.rows = [question.rows if isinstance(scorer, LoglikScorer) else self._answered(question) for question in questions]
+        self.rows = [question.sequences if isinstance(scorer, LoglikScorer) else self._answered(question) for question in questions]
         self.order = random.Random(0).sample(range(len(questions)), len(questions))
         self.seconds: list[list[float]] = [[] for _ in questions]
         self.n = 0
@@ -233,7 +233,7 @@ def naive(model: Any, scorer: Any, question: Any, route: Route) -> tuple[bool, s
     try:
         if isinstance(scorer, LoglikScorer):
             bare: Any = argparse.Namespace(model=model, device=torch.device("cpu"))
-            return loglik_verdict(base_logliks(bare, question.rows, scorer.packed), question, scorer.metric).correct, None
+            return loglik_verdict(base_logliks(bare, question.sequences, scorer.packed), question, scorer.metric).correct, None
         tokens, cache, choose = list(question.context_ids), DynamicCache(), GreedyChoice(model)
         fed = torch.tensor([tokens])
         for _ in range(scorer.max_new_tokens):
@@ -329,7 +329,7 @@ def measure(reward: str, dtype: torch.dtype, arguments: argparse.Namespace) -> d
     n_applied, n_padded = (count / n_rounds for count in (scorer.runner.n_applied, scorer.runner.n_padded))
     say("applied", n_applied, f"{n_applied:,.0f} applications run")
     say("filling", n_padded, f"{n_padded:,.0f} rows that only fill a step")
-    lengths = [len(question.rows[0]) if isinstance(scorer, LoglikScorer) else question.n_tokens for question in questions]
+    lengths = [len(question.sequences[0]) if isinstance(scorer, LoglikScorer) else question.n_tokens for question in questions]
     widths = [-(-length // WIDTH_STEP) * WIDTH_STEP for length in lengths]
     costs = application_cost(scorer, Counter(widths))
     floor = sum(costs[width] * n for width, n in zip(widths, nodes, strict=True)) / len(pairs)

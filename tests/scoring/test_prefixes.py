@@ -126,7 +126,7 @@ def nodes_of(scorer: LoglikScorer) -> list[Node]:
 
 def state_bytes(question: Question, dtype: torch.dtype = torch.float32) -> int:
     """Bytes of the states of a question's widest row, at the width the scorer pads it to."""
-    return max(math.ceil(len(row) / 8) * 8 for row in question.rows) * 32 * dtype.itemsize
+    return max(math.ceil(len(sequence) / 8) * 8 for sequence in question.sequences) * 32 * dtype.itemsize
 
 
 # --- verdicts depend on the question and the route alone ------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_rows_that_fill_their_width_have_a_mask_too():
     masks.clear()
     example = Example("full", "Why so very much?", ("abcde", "vwxyz"), 0, "arc_easy")
     question = scorer.question(ARC, example)
-    assert [len(row) % 8 for row in question.rows] == [0, 0]
+    assert [len(sequence) % 8 for sequence in question.sequences] == [0, 0]
     scorer.load([question])
     alone = scorer.score([(0, route) for route in ROUTES])
     assert len(masks) > L
@@ -275,7 +275,7 @@ def test_each_shared_prefix_is_applied_once(family, pairs, seed):
     for start in range(0, len(order), 7):
         scorer.score([(handles[index], route) for index, route in order[start : start + 7]])
     prefixes = {(index, route.path[:length]) for index, route in order for length in range(1, route.n_passes + 1)}
-    n_distinct = sum(len(questions[index].rows) for index, _ in prefixes)
+    n_distinct = sum(len(questions[index].sequences) for index, _ in prefixes)
     assert scorer.runner.n_applied == n_distinct
     scorer.score([(handles[index], route) for index, route in order])
     assert scorer.runner.n_applied == n_distinct

@@ -106,7 +106,7 @@ def test_scores_equal_a_plain_loop(family, packed, max_step_tokens, raw):
     _, routed = base_and_routed(family)
     scorer = LoglikScorer(routed, max_step_tokens, packed=packed)
     questions = [scorer.question(ARC, example) for example in EXAMPLES]
-    assert {len(question.rows) for question in questions} == ({1} if packed else {2, 3, 4, 5})
+    assert {len(question.sequences) for question in questions} == ({1} if packed else {2, 3, 4, 5})
     scorer.load(questions)
     base = Route.full(L)
     for got, example in zip(scorer.score([(index, base) for index in range(len(EXAMPLES))]), EXAMPLES, strict=True):
@@ -209,7 +209,7 @@ def test_choices_that_merge_with_the_context_are_cut_as_in_lm_eval(raw):
         scorer = LoglikScorer(routed, packed=packed)
         question = scorer.question(ARC, example)
         assert tokenizer.decode(list(question.context_ids)) == "Question: Which?\nAnswer:"
-        assert all(row.n_context == len(question.context_ids) for row in question.rows)
+        assert all(sequence.n_context == len(question.context_ids) for sequence in question.sequences)
         got = scorer.score_policy([question], RoutePolicy(ROUTES[4]))[0][0]
         assert_logliks(got, plain_logliks(twin, tokenizer, *ARC.loglik_prompt(example)))
 

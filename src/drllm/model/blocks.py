@@ -20,7 +20,7 @@ from drllm.core.errors import UnsupportedModelError, first_line
 from drllm.model.cache import ALL_ONCE, RoutedCache
 from drllm.model.transformers_private import FORWARD_NAMES
 
-# Arguments of a block that carry one entry a row when their first dimension is B. Chosen by name: a square attention mask or a
+# Arguments of a block that carry one entry a sequence when their first dimension is B. Chosen by name: a square attention mask or a
 # position table may have B entries by accident, and an argument missing here must be refused, never guessed at.
 SEQUENCE_ARGUMENTS = frozenset({"attention_mask", "causal_mask", "position_ids", "position_embeddings", "head_mask", "attention_scaling"})
 SHARED_ARGUMENTS = frozenset({"cache_position"})
@@ -38,10 +38,9 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     outer = [(name, module) for name, module in found if not any(name.startswith(f"{other}.") for other, _ in found)]
     if len(outer) != 1:
         names = ", ".join(name for name, _ in outer) or "none"
-        raise UnsupportedModelError(
-            f"model_type {config.model_type!r}: found {len(outer)} lists of {n_layers} blocks ({names}), expected exactly one; "
-            "drllm routes decoder-only models with one stack of blocks"
-        )
+        found_lists = f"found {len(outer)} lists of {n_layers} blocks ({names}), expected exactly one"
+        what = "drllm routes decoder-only models with one stack of blocks"
+        raise UnsupportedModelError(f"model_type {config.model_type!r}: {found_lists}; {what}")
     return outer[0][1]
 
 
@@ -74,11 +73,11 @@ class RoutedBlock:
             cache.leave(self.index, x_BTD.shape[1])
             return out
         rest = None  # what the block returned beside the states, for families that return tuples
-        for n_pass, rows in enumerate(passes):
-            passed = {key: self._argument(key, value, rows, n_pass, cache, x_BTD.shape[0]) for key, value in named.items()}
-            states, rest = self.run(x_BTD if rows is None else x_BTD[rows], passed)
-            # A device map may have moved the block's output: the other rows follow it.
-            x_BTD = states if rows is None else x_BTD.to(states.device).index_copy(0, rows.to(states.device), states)
+        for n_pass, picked in enumerate(passes):
+            passed = {key: self._argument(key, value, picked, n_pass, cache, x_BTD.shape[0]) for key, value in named.items()}
+            states, rest = self.run(x_BTD if picked is None else x_BTD[picked], passed)
+            # A device map may have moved the block's output: the other sequences follow it.
+            x_BTD = states if picked is None else x_BTD.to(states.device).index_copy(0, picked.to(states.device), states)
         cache.leave(self.index, x_BTD.shape[1])
         if not self.returns_tuple:
             return x_BTD
@@ -89,12 +88,12 @@ class RoutedBlock:
         out = self.original(x_BTD, **arguments)
         return (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
 
-    def _argument(self, name: str, value: Any, rows: Tensor | None, n_pass: int, cache: RoutedCache, n_rows: int) -> Any:
+    def _argument(self, name: str, value: Any, picked: Tensor | None, n_pass: int, cache: RoutedCache, n_sequences: int) -> Any:
         if value is cache:
             return cache if n_pass == 0 else cache.second_pass
-        if rows is None or value is None or name not in SEQUENCE_ARGUMENTS:
+        if picked is None or value is None or name not in SEQUENCE_ARGUMENTS:
             return value
-        return cache.once_a_step(rows, value, lambda: pick_sequences(value, rows, n_rows))
+        return cache.once_a_step(picked, value, lambda: pick_sequences(value, picked, n_sequences))
 
     def remove(self, block: nn.Module) -> None:
         """Give the block its own forward back."""
@@ -120,27 +119,26 @@ def is_routed(block: nn.Module) -> bool:
     return any(isinstance(vars(block).get(name), RoutedBlock) for name in FORWARD_NAMES)
 
 
-def pick_sequences(value: Any, rows: Tensor, n_rows: int) -> Any:
-    """The entries of a row argument for some rows; a first dimension of 1 is shared by all rows."""
+def pick_sequences(value: Any, picked: Tensor, n_sequences: int) -> Any:
+    """What an argument holds for some sequences; a first dimension of 1 is shared by all."""
     if isinstance(value, tuple):
-        return tuple(pick_sequences(part, rows, n_rows) for part in value)
+        return tuple(pick_sequences(part, picked, n_sequences) for part in value)
     if isinstance(value, dict):
-        return {key: pick_sequences(part, rows, n_rows) for key, part in value.items()}
+        return {key: pick_sequences(part, picked, n_sequences) for key, part in value.items()}
     if isinstance(value, Tensor):
-        split = value.ndim and value.shape[0] == n_rows and n_rows > 1
-        return value[rows.to(value.device)] if split else value
+        split = value.ndim and value.shape[0] == n_sequences and n_sequences > 1
+        return value[picked.to(value.device)] if split else value
     if value is None or isinstance(value, bool | int | float):
         return value
-    raise UnsupportedModelError(
-        f"cannot split a {type(value).__name__} by row for a mixed batch: load the model with attn_implementation='sdpa' or 'eager'"
-    )
+    what = f"a {type(value).__name__} by sequence for a mixed batch"
+    raise UnsupportedModelError(f"cannot split {what}: load the model with attn_implementation='sdpa' or 'eager'")
 
 
 def probe_blocks(model: nn.Module, blocks: nn.ModuleList) -> bool:
     """Run two tokens through the base and refuse what cannot be routed exactly; return whether blocks return tuples.
 
     Refused, each by name: blocks that do not run once each in order, states changed between blocks, tensors passed to blocks
-    that drllm does not know how to split by row, and blocks without a key-value cache.
+    that drllm does not know how to split by sequence, and blocks without a key-value cache.
     """
     model_type = model.config.model_type  # type: ignore[union-attr]
     calls: list[tuple[int, Any, dict[str, Any], Any]] = []
@@ -179,9 +177,8 @@ def probe_blocks(model: nn.Module, blocks: nn.ModuleList) -> bool:
         states = out[0] if isinstance(out, tuple) else out
         if not isinstance(states, Tensor):
             raise refuse(f"block {index} returns a {type(out).__name__}")
-        if next_x is not None and not (
-            next_x is states or (next_x.shape == states.shape and torch.equal(next_x.to(states.device), states))
-        ):
+        same = next_x is None or next_x is states
+        if not same and not (next_x.shape == states.shape and torch.equal(next_x.to(states.device), states)):
             raise refuse(f"the states change between blocks {index} and {index + 1}")
         if not any(isinstance(value, Cache) for value in named.values()):
             raise refuse(f"block {index} takes no key-value cache")

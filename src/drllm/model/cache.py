@@ -36,9 +36,9 @@ from drllm.policies.policy import RouteSource
 
 # Called at prefill with what enters each block: its index, the states (B, T, D), its other arguments. States it returns go on instead.
 Observer = Callable[[int, Tensor, dict[str, Any]], Tensor | None]
-RowsPerPass = tuple[Tensor | None, ...]  # for each pass of a block, the rows that make it: an index tensor, or None for all rows
+RowsPerPass = tuple[Tensor | None, ...]  # for each pass of a block, the sequences that make it: an index tensor, or None for all
 ALL_ONCE: RowsPerPass = (None,)
-_UNIFORM: tuple[RowsPerPass, ...] = ((), ALL_ONCE, (None, None))  # where all rows take one action
+_UNIFORM: tuple[RowsPerPass, ...] = ((), ALL_ONCE, (None, None))  # where all sequences take one action
 
 STRAYED = (
     "the model's blocks did not follow the route (hooks were removed, another object unwrapped it, or gradient checkpointing dropped the "
@@ -51,20 +51,17 @@ def new_slots(config: PreTrainedConfig, n_layers: int) -> list[Slot]:
     slots = family_slots(config, n_layers)
     for slot in slots:
         if not is_supported(slot):
-            raise UnsupportedModelError(
-                f"model_type {config.model_type!r} keeps {type(slot).__name__} state, expected plain or sliding-window attention: "
-                "its recurrent or shared state is not per block, so blocks cannot be skipped or repeated exactly"
-            )
+            why = "its recurrent or shared state is not per block, so blocks cannot be skipped or repeated exactly"
+            found = f"{type(slot).__name__} state, expected plain or sliding-window attention"
+            raise UnsupportedModelError(f"model_type {config.model_type!r} keeps {found}: {why}")
     if len(slots) != n_layers:
-        raise UnsupportedModelError(
-            f"model_type {config.model_type!r} has {n_layers} blocks but {len(slots)} cache slots: blocks that share keys and values "
-            "cannot be routed"
-        )
+        found = f"{n_layers} blocks but {len(slots)} cache slots"
+        raise UnsupportedModelError(f"model_type {config.model_type!r} has {found}: blocks that share keys and values cannot be routed")
     return slots
 
 
 class PassSlots(Cache):
-    """One slot a block for one pass; sizes come from the clock, since a slot that no row uses stays empty."""
+    """One slot a block for one pass; sizes come from the clock, since a slot that no sequence uses stays empty."""
 
     def __init__(self, slots: list[Slot]):
         super().__init__(layers=list(slots))
@@ -79,8 +76,8 @@ class PassSlots(Cache):
         return mask_sizes(self.layers[layer_idx], self.n_seen, query_length)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Refused: a slot holds only the rows that execute its block."""
-        raise InputError("beam search reorders cache rows, which a mixed route cannot follow: use greedy search or sampling")
+        """Refused: a slot holds only the sequences that execute its block."""
+        raise InputError("beam search reorders the cached sequences, which a mixed route cannot follow: use greedy search or sampling")
 
 
 class RoutedCache(PassSlots):
@@ -109,7 +106,7 @@ class RoutedCache(PassSlots):
         self._actions: list[list[int]] = known or []  # B a block
         self._rows_per_pass: list[RowsPerPass] = []
         self._n_entered = 0  # blocks that prefill has come to
-        self._rows: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # one tensor for equal rows, whatever the block
+        self._picked: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # one tensor for equal ones, whatever the block
         self._selected: dict[tuple[int, int], tuple[Any, Any]] = {}
 
     @functools.cached_property
@@ -127,43 +124,41 @@ class RoutedCache(PassSlots):
             if self.n_seen:
                 raise InputError("the cache met new blocks after prefill: use one RoutedCache a generation")
             if x_BTD.shape[:2] != self._prompt_mask.shape:
-                raise InputError(
-                    f"prefill saw states of {tuple(x_BTD.shape[:2])} rows and tokens, the prompt mask has "
-                    f"{tuple(self._prompt_mask.shape)}: the whole prompt must enter in one step, with one route a row"
-                )
+                found = f"states of {tuple(x_BTD.shape[:2])} sequences and tokens, the prompt mask has {tuple(self._prompt_mask.shape)}"
+                raise InputError(f"prefill saw {found}: the whole prompt must enter in one step, with one route a sequence")
             if self._observe is not None and (replaced := self._observe(block, x_BTD, arguments)) is not None:
                 x_BTD = replaced
             if self._decider is not None:
                 self._actions.append(check_actions(self._decider.decide(block, x_BTD), x_BTD.shape[0], block))
             elif len(self._actions[block]) != len(x_BTD):
-                raise InputError(f"got {len(self._actions[block])} routes for {len(x_BTD)} rows, expected one route a row")
+                raise InputError(f"got {len(self._actions[block])} routes for {len(x_BTD)} sequences, expected one each")
             self._rows_per_pass.append(self.split_actions(self._actions[block], x_BTD.device))
             self._n_entered += 1
         return x_BTD
 
     def rows_per_pass(self, block: int) -> RowsPerPass:
-        """The rows of each pass of a block; empty: nobody runs it. `ALL_ONCE` itself where every row makes one pass."""
+        """Which sequences make each pass of a block; empty: nobody runs it. `ALL_ONCE` itself where each makes one."""
         return self._rows_per_pass[block]
 
     def split_actions(self, actions: Sequence[int], device: torch.device) -> RowsPerPass:
-        """Turn one block's actions into the rows of each pass."""
+        """Turn one block's actions into the sequences of each pass."""
         most = max(actions)
         if most == min(actions):
             return _UNIFORM[most]
         passes: list[Tensor | None] = []
         for n_pass in range(most):
-            rows = tuple(row for row, action in enumerate(actions) if action > n_pass)
-            if len(rows) == len(actions):
+            picked = tuple(index for index, action in enumerate(actions) if action > n_pass)
+            if len(picked) == len(actions):
                 passes.append(None)
                 continue
-            if (device, rows) not in self._rows:
-                self._rows[device, rows] = torch.tensor(rows, device=device)
-            passes.append(self._rows[device, rows])
+            if (device, picked) not in self._picked:
+                self._picked[device, picked] = torch.tensor(picked, device=device)
+            passes.append(self._picked[device, picked])
         return tuple(passes)
 
-    def once_a_step(self, rows: Tensor, value: Any, select: Callable[[], Any]) -> Any:
-        """What `select` makes of some rows of a block's argument; blocks with equal rows are given the same argument in a step."""
-        key = (id(rows), id(value))
+    def once_a_step(self, picked: Tensor, value: Any, select: Callable[[], Any]) -> Any:
+        """What `select` makes of a block's argument for some sequences; blocks with equal ones are given the same argument in a step."""
+        key = (id(picked), id(value))
         if key not in self._selected:
             self._selected[key] = (value, select())  # the value, too: while it lives, nothing else has its id
         return self._selected[key][1]
@@ -186,7 +181,7 @@ class RoutedCache(PassSlots):
 
     @property
     def routes(self) -> list[Route]:
-        """The routes decided, one a row; complete once prefill is over."""
+        """The routes decided, one a sequence; complete once prefill is over."""
         return [Route(actions) for actions in zip(*self._actions, strict=True)]
 
 
@@ -194,10 +189,10 @@ class PrefilledCache(RoutedCache):
     """A cache whose prompts have run already: decoding goes on from given keys and values.
 
     Args:
-        routes: one a row.
-        keys_values: for each row, the keys and values of each pass of its path, in order: (heads, W or fewer, head size) each. Fewer where
-            a prompt was padded less, or a sliding window kept less; they are aligned on the right.
-        width: W of the longest; the mask of the steps to come must begin with as many columns, pads of each row on the left.
+        routes: one a sequence.
+        keys_values: for each sequence, the keys and values of each pass of its path, in order: (heads, W or fewer, head size) each. Fewer
+            where a prompt was padded less, or a sliding window kept less; they are aligned on the right.
+        width: W of the longest; the mask of the steps to come must begin with as many columns, pads on the left.
     """
 
     def __init__(
@@ -217,33 +212,30 @@ class PrefilledCache(RoutedCache):
             self._actions.append(actions)
             self._rows_per_pass.append(self.split_actions(actions, device))
             for n_pass in range(max(actions)):
-                rows = [row for row in range(len(routes)) if actions[row] > n_pass]
-                pairs = [keys_values[row][places[row][block, n_pass]] for row in rows]
+                running = [index for index, action in enumerate(actions) if action > n_pass]
+                pairs = [keys_values[index][places[index][block, n_pass]] for index in running]
                 layers = (self if n_pass == 0 else self.second_pass).layers
                 if is_plain(layers[block]):
                     layers[block] = RoomySlot()
                 elif not is_window(layers[block]):
-                    raise UnsupportedModelError(
-                        f"generated rewards cannot be searched on {config.model_type!r}: its attention keeps more than keys and values; "
-                        "use reward loglik"
-                    )
+                    why = f"{config.model_type!r}: its attention keeps more than keys and values"
+                    raise UnsupportedModelError(f"generated rewards cannot be searched on {why}; use reward loglik")
                 kept = kept_tokens(layers[block], width)
                 keys, values = (torch.stack([_right_align(pair[which], kept) for pair in pairs]) for which in (0, 1))
                 fill(layers[block], keys, values, width)
         self._n_entered = n_layers
         self._tell(width)
 
-    def select(self, rows: Sequence[int]) -> None:
-        """Keep only some rows, in that order."""
-        self._rows.clear()  # every block is split anew
+    def select(self, indices: Sequence[int]) -> None:
+        """Keep only some sequences, in that order."""
+        self._picked.clear()  # every block is split anew
         for block in range(self.n_layers):
             actions = self._actions[block]
             for n_pass in range(max(actions)):
                 slot: Any = (self if n_pass == 0 else self.second_pass).layers[block]
-                members = {row: place for place, row in enumerate(row for row, action in enumerate(actions) if action > n_pass)}
-                places = [members[row] for row in rows if row in members]
-                select_sequences(slot, places)
-            self._actions[block] = [actions[row] for row in rows]
+                members = [index for index, action in enumerate(actions) if action > n_pass]
+                select_sequences(slot, [members.index(index) for index in indices if index in members])
+            self._actions[block] = [actions[index] for index in indices]
             self._rows_per_pass[block] = self.split_actions(self._actions[block], self._prompt_mask.device)
 
 
@@ -258,11 +250,11 @@ def _right_align(part: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(part, (0, 0, width - part.shape[1], 0))
 
 
-def check_actions(actions: Tensor, n_rows: int, block: int) -> list[int]:
+def check_actions(actions: Tensor, n_sequences: int, block: int) -> list[int]:
     """A policy's decision as B whole numbers; `InputError` for another shape or any value but 0, 1 and 2."""
-    if not isinstance(actions, Tensor) or actions.shape != (n_rows,) or actions.is_floating_point():
+    if not isinstance(actions, Tensor) or actions.shape != (n_sequences,) or actions.is_floating_point():
         found = f"{actions.dtype} {tuple(actions.shape)}" if isinstance(actions, Tensor) else type(actions).__name__
-        raise InputError(f"the policy decided {found} at block {block}, expected one whole action a row, ({n_rows},)")
+        raise InputError(f"the policy decided {found} at block {block}, expected one whole action a sequence, ({n_sequences},)")
     found = [int(action) for action in actions.tolist()]  # a bool is an action, too
     if not {0, 1, 2}.issuperset(found):
         raise InputError(f"the policy decided {found} at block {block}, expected 0 (skip), 1 (execute) or 2 (repeat)")

@@ -26,10 +26,8 @@ def check_structure(config: Any) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"model_type {model_type!r} is an encoder-decoder, expected a decoder-only language model")
     if getattr(config, "alibi", False) or model_type in ("bloom", "mpt"):
-        raise UnsupportedModelError(
-            f"model_type {model_type!r} with alibi lays its position bias out as batch x heads, so rows cannot be told apart: "
-            "use a rotary model"
-        )
+        why = "lays its position bias out as batch x heads, so sequences cannot be told apart"
+        raise UnsupportedModelError(f"model_type {model_type!r} with alibi {why}: use a rotary model")
     if getattr(config, "add_cross_attention", False):
         raise UnsupportedModelError(f"model_type {model_type!r} has cross-attention, expected a decoder-only language model")
     if getattr(config, "num_kv_shared_layers", 0):
@@ -49,7 +47,5 @@ def check_family(config: Any) -> None:
     """Refuse a family that no law covers."""
     model_type = str(getattr(config, "model_type", None))
     if model_type not in FAMILIES:
-        raise UnsupportedModelError(
-            f"model_type {model_type!r} is not one of the {len(FAMILIES)} families that drllm's laws cover"
-            f"{did_you_mean(model_type, sorted(FAMILIES))}; see `drllm models`"
-        )
+        known = f"the {len(FAMILIES)} families that drllm's laws cover{did_you_mean(model_type, sorted(FAMILIES))}"
+        raise UnsupportedModelError(f"model_type {model_type!r} is not one of {known}; see `drllm models`")

@@ -15,7 +15,7 @@ from drllm.policies.policy import RouteSource
 
 DEFAULT_NEW_TOKENS = 64
 
-# With a route these would decide on part of a prompt, move cache rows, run an unrouted copy, or return a fixed number of layers.
+# With a route these would decide on part of a prompt, move cached sequences, run an unrouted copy, or return a fixed number of layers.
 _UNROUTABLE = """
 num_beams num_beam_groups constraints force_words_ids assistant_model assistant_early_exit prompt_lookup_num_tokens use_mtp
 prefill_chunk_size cache_implementation past_key_values cache compile_config use_cache output_hidden_states output_attentions
@@ -38,11 +38,8 @@ def refuse_options(options: dict[str, Any], names: Iterable[str], why: str) -> N
     """Raise `InputError` naming the first of `names` that asks for something."""
     for name in names:
         value = options.get(name)
-        if (
-            value is not None
-            and (value is not False or name == "use_cache")
-            and not any(value == harmless for harmless in _HARMLESS.get(name, ()))
-        ):
+        asks = value is not None and (value is not False or name == "use_cache")
+        if asks and not any(value == harmless for harmless in _HARMLESS.get(name, ())):
             raise InputError(f"option {name}={value!r} is not supported: {why}; leave it out")
 
 
@@ -66,9 +63,8 @@ def new_token_limit(options: dict[str, Any], max_new_tokens: int | None, n_promp
         if max_new_tokens is None:
             max_new_tokens = DEFAULT_NEW_TOKENS
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise InputError(
-            f"max_new_tokens is {max_new_tokens!r}, expected at least 1 (max_length counts the prompt's {n_prompt} tokens too)"
-        )
+        note = f"max_length counts the prompt's {n_prompt} tokens too"
+        raise InputError(f"max_new_tokens is {max_new_tokens!r}, expected at least 1 ({note})")
     options.pop("max_length", None)
     return max_new_tokens
 
@@ -79,15 +75,13 @@ def check_promise(source: RouteSource | None, epsilon: float, dtype: str) -> Non
         return
     found = source.guarantee
     if found is None or found["point"] is None:
-        raise InputError(
-            f"epsilon={epsilon} asks for a promise and this policy has none: `drllm train --calibrate calibrate` tests for one"
-        )
+        advice = "`drllm train --calibrate calibrate` tests for one"
+        raise InputError(f"epsilon={epsilon} asks for a promise and this policy has none: {advice}")
     if found["dtype"] != dtype:
         raise InputError(f"this policy is promised for {found['dtype']} weights, these are {dtype}: load the base in that type")
     if not epsilon >= found["epsilon"]:
-        raise InputError(
-            f"epsilon={epsilon} asks for more than the {found['epsilon']} this policy is promised: train with --epsilon {epsilon}"
-        )
+        promised = f"the {found['epsilon']} this policy is promised"
+        raise InputError(f"epsilon={epsilon} asks for more than {promised}: train with --epsilon {epsilon}")
 
 
 def check_format(source: RouteSource, prompt_format: str, strict: bool, promised: bool) -> None:
@@ -97,21 +91,19 @@ def check_format(source: RouteSource, prompt_format: str, strict: bool, promised
     if promised:
         raise InputError(f"the promise was made for {source.prompt_format!r} prompts, these are {prompt_format!r}: leave epsilon out")
     if strict and source.route is None:  # one route for all is no more arbitrary here than there
-        raise InputError(
-            f"the policy was trained on {source.prompt_format!r} prompts, these are {prompt_format!r}: its routes would "
-            "be arbitrary; pass check_prompt_format=False (--any-format) to use it all the same"
-        )
+        found = f"the policy was trained on {source.prompt_format!r} prompts, these are {prompt_format!r}: its routes would be arbitrary"
+        raise InputError(f"{found}; pass check_prompt_format=False (--any-format) to use it all the same")
 
 
 class SequenceEnds(StoppingCriteria):
-    """Stops rows on the end tokens, the stop strings and the caller's criteria, and remembers when each row stopped.
+    """Stops sequences on the end tokens, the stop strings and the caller's criteria, and remembers when each one stopped.
 
-    Finished rows are filled with pads, and a pad may equal the end token or a real one, so the end cannot be read off the tokens later.
+    Finished ones are filled with pads, and a pad may equal the end token or a real one, so the end cannot be read off the tokens later.
     """
 
     def __init__(self, model: Any, tokenizer: Any, options: dict[str, Any], n_start: int):
         self.n_start = n_start
-        self.counts: Tensor | None = None  # (B,) new tokens of each finished row, 0 while it runs
+        self.counts: Tensor | None = None  # (B,) new tokens of each finished sequence, 0 while it runs
         self.criteria = StoppingCriteriaList(options.get("stopping_criteria") or [])
         end, stop = setting(model, options, "eos_token_id"), setting(model, options, "stop_strings")
         if "eos_token_id" in options:
@@ -124,7 +116,7 @@ class SequenceEnds(StoppingCriteria):
             self.criteria.append(StopStringCriteria(stop_strings=stop, tokenizer=tokenizer))
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """Which rows (B,) are finished after this step."""
+        """Which sequences (B,) are finished after this step."""
         done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         for criterion in self.criteria:
             done |= criterion(input_ids, scores, **kwargs)
@@ -134,10 +126,10 @@ class SequenceEnds(StoppingCriteria):
         return done
 
     def new_tokens(self, sequences: Tensor) -> list[int]:
-        """New tokens of each row of the result, its end token included and pads left out."""
+        """New tokens of each sequence of the result, its end token included and pads left out."""
         longest = sequences.shape[1] - self.n_start
         if self.counts is None:
-            # Beam search of the base was not watched, since it reorders rows: only end tokens and stop strings ended these.
+            # Beam search of the base was not watched, since it reorders them: only end tokens and stop strings ended these.
             for length in range(self.n_start + 1, sequences.shape[1] + 1):
                 self(sequences[:, :length], None)
         assert self.counts is not None
@@ -154,7 +146,7 @@ _UNFOLLOWED = tuple(_CHANGE_GREEDY.split())
 
 
 class GreedyChoice:
-    """The next token of each row as `generate(do_sample=False)` of that row alone would choose it.
+    """The next token of each sequence as `generate(do_sample=False)` of it alone would choose it.
 
     Follows the model's own repetition penalty; `InputError` for other settings of its generation_config that change greedy choices.
 
@@ -173,12 +165,11 @@ class GreedyChoice:
         penalty = getattr(config, "repetition_penalty", None) or 1.0
         self._penalty = None if penalty == 1.0 else RepetitionPenaltyLogitsProcessor(penalty=float(penalty))
 
-    def __call__(self, rows: Sequence[Sequence[int]], logits_BV: Tensor) -> list[int]:
-        """The chosen ids (B); `rows` are each row's tokens so far, prompt included."""
+    def __call__(self, sequences: Sequence[Sequence[int]], logits_BV: Tensor) -> list[int]:
+        """The chosen ids (B); `sequences` are the tokens so far, prompts included."""
         scores_BV = logits_BV.float()
         if self._penalty is not None:
             penalty: Any = self._penalty
-            scores_BV = torch.cat(
-                [penalty(torch.tensor([row], device=scores_BV.device), scores_BV[at : at + 1]) for at, row in enumerate(rows)]
-            )
+            ids = [torch.tensor([sequence], device=scores_BV.device) for sequence in sequences]
+            scores_BV = torch.cat([penalty(tokens, scores_BV[at : at + 1]) for at, tokens in enumerate(ids)])
         return scores_BV.argmax(-1).tolist()

@@ -57,15 +57,12 @@ def load_base(name: str, dtype: torch.dtype | None = None, device: str | torch.d
             model, info = loaded
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, **options)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
-            reason = str(error).strip().split("\n")[0][:200]
-            raise InputError(
-                f"cannot load model {name!r}: {reason}{did_you_mean(name, ALIASES)}; give a Hub id, a local folder, a .gguf file, "
-                f"or one of {', '.join(ALIASES)}"
-            ) from error
+            reason = str(error).strip().split("\n")[0][:200] + did_you_mean(name, ALIASES)
+            known = f"a Hub id, a local folder, a .gguf file, or one of {', '.join(ALIASES)}"
+            raise InputError(f"cannot load model {name!r}: {reason}; give {known}") from error
     if lacking := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
-        raise InputError(
-            f"the weights of {name!r} lack {len(lacking)} parameters ({lacking[0]}, ...), which would be random: get a complete copy"
-        )
+        found = f"lack {len(lacking)} parameters ({lacking[0]}, ...), which would be random"
+        raise InputError(f"the weights of {name!r} {found}: get a complete copy")
     if gguf:
         model.config.name_or_path = name
     try:
@@ -78,15 +75,12 @@ def load_base(name: str, dtype: torch.dtype | None = None, device: str | torch.d
 def _resolve(name: str) -> tuple[str, dict[str, Any]]:
     if name in HUB_ALIASES:
         return HUB_ALIASES[name], {}
-    if name in PACKAGED:
-        path = PACKAGED[name].path(name)
-        _require_gguf(name)
-        return str(path.parent), {"gguf_file": path.name}
-    path = Path(name)
+    path = PACKAGED[name].path(name) if name in PACKAGED else Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"no file {name!r}: give the path of an existing .gguf file")
-        _require_gguf(name)
+        if importlib.util.find_spec("gguf") is None:
+            raise InputError(f"model {name!r} is a GGUF file, which needs the gguf package: run `pip install gguf`")
         return str(path.parent), {"gguf_file": path.name}
     if path.exists() and not path.is_dir():
         raise InputError(f"{name!r} is a file, expected a folder with config.json, a .gguf file, a Hub id, or one of {', '.join(ALIASES)}")
@@ -96,11 +90,6 @@ def _resolve(name: str) -> tuple[str, dict[str, Any]]:
 def is_gguf(name: str) -> bool:
     """Whether `load_base` reads a GGUF file under this name."""
     return name in PACKAGED or Path(name).suffix == ".gguf"
-
-
-def _require_gguf(name: str) -> None:
-    if importlib.util.find_spec("gguf") is None:
-        raise InputError(f"model {name!r} is a GGUF file, which needs the gguf package: run `pip install gguf`")
 
 
 @contextmanager

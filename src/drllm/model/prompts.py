@@ -33,12 +33,11 @@ def encode_prompts(tokenizer: Any, prompts: Any) -> tuple[list[list[int]], str]:
     ids = []
     for index, prompt in enumerate(batch):
         try:
-            row = _encode(tokenizer, prompt, index)
+            ids.append(_encode(tokenizer, prompt, index))
         except (TemplateError, UnicodeEncodeError, TypeError) as error:
             raise InputError(f"prompt {index} cannot be tokenised: {first_line(error, 120)}; check its text and roles") from None
-        if not row:
+        if not ids[-1]:
             raise InputError(f"prompt {index} is empty: give it at least one token")
-        ids.append(row)
     return ids, formats.pop()
 
 
@@ -55,15 +54,14 @@ def _is_messages(prompt: Any) -> bool:
 
 
 def check_ids(input_ids: Any, attention_mask: Any) -> tuple[Tensor, Tensor, list[int]]:
-    """(input_ids, attention_mask, prompt tokens of each row), refusing what is not a left-padded batch of token ids."""
+    """(input_ids, attention_mask, prompt tokens of each sequence), refusing what is not a left-padded batch of token ids."""
     if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or not input_ids.numel() or input_ids.is_floating_point():
         found = f"{input_ids.dtype} {tuple(input_ids.shape)}" if isinstance(input_ids, Tensor) else f"a {type(input_ids).__name__}"
-        raise InputError(f"input_ids is {found}, expected a tensor of whole token ids (B, T) with at least one row and token")
+        raise InputError(f"input_ids is {found}, expected a tensor of whole token ids (B, T) with at least one sequence and token")
     attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     if not isinstance(attention_mask, Tensor) or attention_mask.shape != input_ids.shape:
-        raise InputError(
-            f"attention_mask has shape {tuple(getattr(attention_mask, 'shape', ()))}, expected that of input_ids, {tuple(input_ids.shape)}"
-        )
+        found = tuple(getattr(attention_mask, "shape", ()))
+        raise InputError(f"attention_mask has shape {found}, expected that of input_ids, {tuple(input_ids.shape)}")
     n_prompt_B = [int(n) for n in attention_mask.sum(1).tolist()]
     if not all(n_prompt_B):
         raise InputError(f"prompt {n_prompt_B.index(0)} is empty: give it at least one token")
@@ -72,14 +70,14 @@ def check_ids(input_ids: Any, attention_mask: Any) -> tuple[Tensor, Tensor, list
     return input_ids, attention_mask, n_prompt_B
 
 
-def left_pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device, width: int = 0) -> tuple[Tensor, Tensor]:
-    """(input_ids, attention_mask), both (B, T), from rows of unequal length; T is `width`, or the longest row's."""
-    width = max(width, *(len(row) for row in rows))
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids[index, width - len(row) :] = torch.tensor(row)
-        mask[index, width - len(row) :] = 1
+def left_pad(sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device, width: int = 0) -> tuple[Tensor, Tensor]:
+    """(input_ids, attention_mask), both (B, T), from sequences of unequal length; T is `width`, or the longest one's."""
+    width = max(width, *map(len, sequences))
+    ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for index, sequence in enumerate(sequences):
+        ids[index, width - len(sequence) :] = torch.tensor(sequence)
+        mask[index, width - len(sequence) :] = 1
     return ids.to(device), mask.to(device)
 
 
@@ -87,6 +85,5 @@ def check_context(n_prompt: int, n_new: int, config: Any) -> None:
     """Refuse a prompt that, with its answer, does not fit the model's positions."""
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and n_prompt + n_new > limit:
-        raise InputError(
-            f"a prompt of {n_prompt} tokens plus {n_new} new ones exceeds the context of {limit} tokens: shorten it or lower max_new_tokens"
-        )
+        found = f"a prompt of {n_prompt} tokens plus {n_new} new ones exceeds the context of {limit} tokens"
+        raise InputError(f"{found}: shorten it or lower max_new_tokens")

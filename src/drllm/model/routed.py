@@ -55,7 +55,7 @@ class RoutedModel:
 
     def __init__(self, model: nn.Module, tokenizer: Any, base_id: str, revision: str | None):
         """Wrap in place; use `wrap`."""
-        if not hasattr(model, "config") or not hasattr(model.config, "get_text_config"):
+        if not isinstance(model, nn.Module) or not hasattr(getattr(model, "config", None), "get_text_config"):
             raise InputError(f"cannot wrap a {type(model).__name__}: give a transformers model, a Hub id, a folder or a .gguf file")
         self.model: Any = model
         self.tokenizer = tokenizer
@@ -105,8 +105,6 @@ class RoutedModel:
         if isinstance(model_or_id, str | Path):
             base = load_base(str(model_or_id), wanted, device, tokenizer)
             return cls(base.model, base.tokenizer, base.base_id, base.revision)
-        if not isinstance(model_or_id, nn.Module):
-            raise InputError(f"cannot wrap a {type(model_or_id).__name__}: give a transformers model, a Hub id, a folder or a .gguf file")
         model: Any = model_or_id
         routed = cls(model, tokenizer, getattr(model, "name_or_path", "") or "", commit_of(getattr(model, "config", None)))
         if wanted is not None or device is not None:

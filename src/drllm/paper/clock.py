@@ -76,7 +76,7 @@ def plain_ms(routed: RoutedModel, tasks: Sequence[str], reward: Any, data: str |
             _wait(routed.device)
             started = time.perf_counter()
             if isinstance(scorer, LoglikScorer):
-                base_logliks(routed, question.rows, scorer.packed)
+                base_logliks(routed, question.sequences, scorer.packed)
             else:
                 ids_BT = torch.tensor([question.context_ids], device=routed.device)
                 options = {"max_new_tokens": scorer.max_new_tokens, "do_sample": False, "pad_token_id": routed.pad_id}
