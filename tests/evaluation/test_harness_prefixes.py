@@ -74,7 +74,7 @@ def test_the_prefixes_that_save_most_are_chosen():
         packed = contexts(rows)
         ordered = share_prefixes(packed)
         assert sorted(row.requests for row in ordered) == sorted(row.requests for row in packed)
-        assert all(row.n_prefix < row.row.n_context for row in ordered)
+        assert all(row.n_prefix < row.sequence.n_context for row in ordered)
         assert saved(ordered) == best([row.context for row in packed])
         n_shared += saved(ordered) > 0
     assert n_shared > 50

@@ -76,9 +76,8 @@ def compare(methods: Mapping[str, Scores], n_resamples: int = 10_000, seed: int 
                 raise InputError(f"{names[0]} has {metric} of {task} (filter {kind}), {name} has not: run both on the same tasks")
             if ours_of.keys() != base_of.keys():
                 counts = f"{len(base_of)} and {len(ours_of)}, {len(base_of.keys() ^ ours_of.keys())} in one only"
-                raise InputError(
-                    f"{names[0]} and {name} did not answer the same documents of {task} ({counts}): use the same task, split and limit"
-                )
+                both = f"{names[0]} and {name} did not answer the same documents of {task} ({counts})"
+                raise InputError(f"{both}: use the same task, split and limit")
             ours, base = (np.array([found[document] for document in base_of]) for found in (ours_of, base_of))
             what = {"method": name, "task": task, "filter": kind, "metric": metric}
             by_metric[kind, metric].append(what | _row(ours, base, None, n_resamples, seed))

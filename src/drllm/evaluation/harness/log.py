@@ -19,7 +19,7 @@ class Routed:
     Attributes:
         task, doc_id: the question it belongs to; `doc_id` is -1 where the harness does not say.
         n_prompt_tokens: tokens the policy read.
-        n_new_tokens: tokens generated up to the row's own end; 0 where continuations were scored.
+        n_new_tokens: tokens generated up to the sequence's own end; 0 where continuations were scored.
         n_steps: steps the prompt took through the model: one, and one more for each generated token but the last.
     """
 

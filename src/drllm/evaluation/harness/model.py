@@ -14,6 +14,7 @@ import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class RoutedLM(stock_model()):
         route: one digit a block; this route for every prompt, instead of a policy.
         control: appendix C's control of routers.
         dtype, device: as in `RoutedModel.wrap`.
-        batch_size: rows of the stock model's step, or "auto"; a step here has as many tokens.
+        batch_size: sequences of the stock model's step, or "auto"; a step here has as many tokens.
         time_base: every n-th step is run by the base as well, for its time alone; 0 never.
         **options: `drllm.evaluation.harness.options.STOCK_OPTIONS`, as in `HFLM`.
 
@@ -150,14 +151,14 @@ class RoutedLM(stock_model()):
     def score_tokens(self, requests: Sequence[Request], disable_tqdm: bool, override_bs: int | None) -> list[tuple[float, bool]]:
         """As the stock model, each context along the route that it decides."""
         answers: dict[int, tuple[float, bool]] = {}
-        # A step holds rows of one kind: trees or plain rows, and with their routes decided in the same step or before.
+        # A step holds prompts of one kind: trees or plain ones, and with their routes decided in the same step or before.
         kinds: defaultdict[tuple[bool, bool], list[Packed]] = defaultdict(list)
-        for row in self._decide(pack_requests(requests, self.max_length, self._packs)):
-            kinds[row.is_tree, row.route is None].append(row)
+        for packed in self._decide(pack_requests(requests, self.max_length, self._packs)):
+            kinds[packed.is_tree, packed.route is None].append(packed)
         try:
             with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests") as bar:
-                for rows in kinds.values():
-                    for step in self._steps(self._arranged(rows, override_bs), requests, override_bs):
+                for kind in kinds.values():
+                    for step in self._steps(self._arranged(kind, override_bs), requests, override_bs):
                         for index, answer in self._score(step, requests):
                             answers[index] = answer
                             if requests[index][0] is not None:
@@ -167,56 +168,58 @@ class RoutedLM(stock_model()):
             self._prefixes.drop()
         return [answers[index] for index in range(len(requests))]
 
-    def _arranged(self, rows: list[Packed], override_bs: int | None) -> list[Packed]:
-        """The rows with what they share, and on whose account each shared beginning runs."""
+    def _arranged(self, asked: list[Packed], override_bs: int | None) -> list[Packed]:
+        """The prompts with what they share, and on whose account each shared beginning runs."""
         size = override_bs or self.batch_size
-        step_tokens = (size if isinstance(size, int) else self.max_batch_size) * max(len(packed.row) for packed in rows)
-        arranged = self._prefixes.arrange(rows, self._policy, step_tokens)
+        step_tokens = (size if isinstance(size, int) else self.max_batch_size) * max(len(packed.sequence) for packed in asked)
+        arranged = self._prefixes.arrange(asked, self._policy, step_tokens)
         self._sharing = defaultdict(list)
         for packed in arranged:
             if packed.n_prefix:
                 self._sharing[packed.prefix] += [self._origin(index)[0] for index in packed.requests]
         return arranged
 
-    def _decide(self, rows: list[Packed]) -> list[Packed]:
-        """The rows; those of a context that stands in several rows, or is too long for some, with its one route."""
-        waiting = list(dict.fromkeys(row.context for row in rows if not row.is_whole))
+    def _decide(self, asked: list[Packed]) -> list[Packed]:
+        """The prompts; those of a context that stands in several, or is too long for some, with its one route."""
+        parts = [packed for packed in asked if not packed.is_whole]
+        waiting = list(dict.fromkeys(packed.context for packed in parts))
         if self._policy is None or not waiting:
-            return rows
+            return asked
         prompts = [context[-self.max_length :] for context in waiting]
         started, before = time.perf_counter(), self._router_seconds
         with self._autocast():
             (decided,) = decide_routes(self.routed, [self._policy], prompts, max(map(len, prompts)))
         routes = dict(zip(waiting, decided, strict=True))
-        tasks = [self._origin(row.requests[0])[0] for row in rows if not row.is_whole and row.group]
+        tasks = [self._origin(packed.requests[0])[0] for packed in parts if packed.group]
         self.routing.add_seconds(tasks, time.perf_counter() - started, self._router_seconds - before, None)
-        return [row if row.is_whole else row.on(routes[row.context]) for row in rows]
+        return [packed if packed.is_whole else replace(packed, route=routes[packed.context]) for packed in asked]
 
-    def _steps(self, rows: list[Packed], requests: Sequence[Request], override_bs: int | None) -> Iterator[list[Packed]]:
-        """Rows in steps of as many tokens as `batch_size` rows of the stock model have, the longest first; one prefix a step."""
+    def _steps(self, asked: list[Packed], requests: Sequence[Request], override_bs: int | None) -> Iterator[list[Packed]]:
+        """Prompts in steps of as many tokens as `batch_size` sequences of the stock model have, the longest first; one prefix a step."""
 
         def n_tokens(index: int) -> int:
             return len(requests[index][1]) + len(requests[index][2])
 
         groups: defaultdict[tuple[int, ...], list[Packed]] = defaultdict(list)
-        for row in sorted(rows, key=lambda packed: (-len(packed.row), packed.context)):
-            groups[row.prefix].append(row)
-        rows = [row for group in groups.values() for row in group]
+        for packed in sorted(asked, key=lambda packed: (-len(packed.sequence), packed.context)):
+            groups[packed.prefix].append(packed)
+        asked = [packed for group in groups.values() for packed in group]
         start, n_detected = 0, 0
-        while start < len(rows):
-            first = rows[start]
+        while start < len(asked):
+            first = asked[start]
             size = override_bs or self.batch_size
             if size == "auto":
-                # Once, or at each of N equal parts with auto:N, as the rows get shorter.
-                if n_detected <= start * self.batch_schedule / len(rows):
-                    longest = max((index for row in rows[start:] for index in row.requests), key=n_tokens)
+                # Once, or at each of N equal parts with auto:N, as the prompts get shorter.
+                if n_detected <= start * self.batch_schedule / len(asked):
+                    longest = max((index for packed in asked[start:] for index in packed.requests), key=n_tokens)
                     self.batch_sizes[n_detected] = self.find_batch_size(requests, longest)
                     n_detected += 1
                 size = self.batch_sizes[n_detected - 1]
             budget = size * min(max(map(n_tokens, first.requests)), self.max_length)
-            end = start + max(1, min(budget // first.n_tokens, SIGHT * budget // len(first.row)))
-            yield [row for row in rows[start:end] if row.prefix == first.prefix]
-            start += sum(row.prefix == first.prefix for row in rows[start:end])
+            end = start + max(1, min(budget // first.n_tokens, SIGHT * budget // len(first.sequence)))
+            step = [packed for packed in asked[start:end] if packed.prefix == first.prefix]
+            yield step
+            start += len(step)
 
     def _score(self, step: list[Packed], requests: Sequence[Request]) -> Iterator[tuple[int, tuple[float, bool]]]:
         """(request, answer) of everything in one step."""
@@ -236,14 +239,14 @@ class RoutedLM(stock_model()):
         at = 0
         for packed, route in zip(step, routes, strict=True):
             origins = sorted({self._origin(index) for index in packed.group})
-            self.routing.prompts += [Routed(task, doc_id, route, packed.row.n_context) for task, doc_id in origins]
+            self.routing.prompts += [Routed(task, doc_id, route, packed.sequence.n_context) for task, doc_id in origins]
             for index in packed.requests:
                 n = len(requests[index][2])
                 yield index, (float(logprobs[at : at + n].sum()), bool(greedy[at : at + n].all()))
                 at += n
 
     def _run_prefix(self, prefix: tuple[int, ...], is_timed: bool) -> None:
-        """Run what the coming step's rows share, at the expense of all that share it; where the base is timed beside, its own is ready."""
+        """Run what the coming step's prompts share, at the expense of all of them; where the base is timed beside, its own is ready."""
         started = time.perf_counter()
         with self._autocast():
             self._prefixes.prepare(None if self._policy is None else self._policy.route, prefix)
@@ -257,24 +260,23 @@ class RoutedLM(stock_model()):
         return self._origins[index % len(self._origins)]
 
     def _forward(self, step: list[Packed], is_routed: bool) -> tuple[tuple[Tensor, Tensor], list[Route]]:
-        """((log-probability, whether it is the likeliest) of each scored token, both (N,)), and the route of each row."""
+        """((log-probability, whether it is the likeliest) of each scored token, both (N,)), and the route of each prompt."""
         prefix = step[0].prefix
-        batch = make_batch(
-            [packed.row for packed in step], step[0].is_tree, self.routed.model.dtype, self.routed.device, n_seen=len(prefix)
-        )
+        sequences = [packed.sequence for packed in step]
+        batch = make_batch(sequences, step[0].is_tree, self.routed.model.dtype, self.routed.device, n_seen=len(prefix))
         sources, place_of = torch.unique(batch.scored, return_inverse=True)  # the first tokens of all choices have one source
         routes = [Route.full(self.routed.n_layers)] * len(step)
         with self._autocast(), head_at(self.routed.model, sources):
             if is_routed and self._policy is not None:
                 if prefix:
-                    cache: Any = self._prefixes.rows(self._policy.route, prefix, len(step))
+                    cache: Any = self._prefixes.caches(self._policy.route, prefix, len(step))
                 else:
                     given = [packed.route for packed in step if packed.route is not None]
                     cache = self.routed.new_cache(GivenRoutes(given) if given else self._policy, batch.prompt_mask)
                 logits_MV = self.routed.forward(cache, **batch.inputs).logits[0]
-                routes = cache.routes * (len(step) if prefix else 1)  # one route ran before all rows
+                routes = cache.routes * (len(step) if prefix else 1)  # one route ran before all of them
             else:
-                behind = {self.routed.cache_argument: self._prefixes.rows(None, prefix, len(step))} if prefix else {}
+                behind = {self.routed.cache_argument: self._prefixes.caches(None, prefix, len(step))} if prefix else {}
                 logits_MV = self.routed.model(**batch.inputs, **behind, use_cache=bool(prefix)).logits[0]
         return self._pick(logits_MV, place_of, batch.targets), routes
 
@@ -289,9 +291,9 @@ class RoutedLM(stock_model()):
         for start in range(0, len(logits_MV), SOFTMAX_ROWS):
             scores = torch.log_softmax(logits_MV[start : start + SOFTMAX_ROWS], dim=-1, dtype=self.softmax_dtype)
             mine = ((place_of_N >= start) & (place_of_N < start + SOFTMAX_ROWS)).nonzero()[:, 0]
-            rows, targets = place_of_N[mine] - start, targets_N[mine]
-            logprobs[mine] = scores[rows, targets]
-            greedy[mine] = scores.argmax(-1)[rows] == targets
+            places, targets = place_of_N[mine] - start, targets_N[mine]
+            logprobs[mine] = scores[places, targets]
+            greedy[mine] = scores.argmax(-1)[places] == targets
         return logprobs.cpu(), greedy.cpu()
 
     def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -321,16 +323,16 @@ class RoutedLM(stock_model()):
                 self.stock_generate(context, max_length, stop, **options)
             base_seconds = time.perf_counter() - started
         tasks = []
-        for row, n_prompt, route, text in zip(sequences, mask.sum(1).tolist(), routes, self._contexts, strict=True):
+        for sequence, n_prompt, route, text in zip(sequences, mask.sum(1).tolist(), routes, self._contexts, strict=True):
             task, doc_id = self._by_context[text].popleft()
-            n_new = self._n_answer_tokens(row[context.shape[1] :].tolist(), stop)
+            n_new = self._n_answer_tokens(sequence[context.shape[1] :].tolist(), stop)
             self.routing.prompts.append(Routed(task, doc_id, route, n_prompt, n_new))
             tasks.append(task)
         self.routing.add_seconds(tasks, seconds, router_seconds, base_seconds)
         return sequences
 
     def _n_answer_tokens(self, tokens: list[int], stop: list[str]) -> int:
-        """Tokens up to the row's own end: the batch goes on until its last row ends."""
+        """Tokens up to the sequence's own end: the batch goes on until its last one ends."""
         ends = self.routed.model.generation_config.eos_token_id
         ends = {ends} if isinstance(ends, int) else set(ends or ())
         n = next((index + 1 for index, token in enumerate(tokens) if token in ends), len(tokens))

@@ -57,10 +57,9 @@ def wanted_policy(routed: RoutedModel, route: str | int | None, control: float |
     if route is not None:
         digits = str(route).strip("'\"")
         if isinstance(route, int) and len(digits) != routed.n_layers:
-            raise InputError(
-                f"route {route} has {len(digits)} digits, the model has {routed.n_layers} blocks; the harness reads digits as a "
-                "number, which drops leading zeros: write route='0...' with its quotes"
-            )
+            why = "the harness reads digits as a number, which drops leading zeros"
+            found = f"route {route} has {len(digits)} digits, the model has {routed.n_layers} blocks"
+            raise InputError(f"{found}; {why}: write route='0...' with its quotes")
         policy = routed.as_source(Route.parse(digits))
     if control is not None:
         if policy is None:

@@ -1,10 +1,10 @@
-"""Log-likelihood requests as rows: continuations of one context share a row, and a context has one route. No model here."""
+"""Log-likelihood requests as packed prompts: continuations of one context share one, and a context has one route. No model here."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from drllm.core.errors import InputError
@@ -16,19 +16,19 @@ Request = tuple[Any, list[int], list[int]]  # (the strings, or None for a window
 
 @dataclass(frozen=True)
 class Packed:
-    """One row.
+    """One packed prompt.
 
     Attributes:
-        row: the tokens; a tree of continuations where there are several.
-        requests: indices of the requests it answers, in the order of the row's scored tokens.
+        sequence: the tokens; a tree of continuations where there are several.
+        requests: indices of the requests it answers, in the order of its scored tokens.
         context: the whole context's ids.
         is_whole: it holds all that is asked about its context, and all of its context: it may decide its route as it runs.
-        group: on the first row of a context, all requests about it; else empty.
+        group: on the first prompt of a context, all requests about it; else empty.
         route: decided before, where it is not whole, or one for all prompts.
-        n_prefix: tokens that it shares with the rows beside it and that run before them.
+        n_prefix: tokens that it shares with those beside it and that run before them.
     """
 
-    row: PackedPrompt
+    sequence: PackedPrompt
     requests: tuple[int, ...]
     context: tuple[int, ...]
     is_whole: bool
@@ -39,25 +39,21 @@ class Packed:
     @property
     def prefix(self) -> tuple[int, ...]:
         """The tokens that run before."""
-        return self.row.tokens[: self.n_prefix]
+        return self.sequence.tokens[: self.n_prefix]
 
     @property
     def n_tokens(self) -> int:
         """Tokens that its own step computes."""
-        return len(self.row) - self.n_prefix
+        return len(self.sequence) - self.n_prefix
 
     @property
     def is_tree(self) -> bool:
         """Whether it needs a tree-shaped mask: continuations of one token each are all read off the context's end."""
-        return any(self.row.branches)
-
-    def on(self, route: Route) -> Packed:
-        """The same row, its route given."""
-        return replace(self, route=route)
+        return any(self.sequence.branches)
 
 
 def pack_requests(requests: Sequence[Request], max_length: int, packs: bool) -> list[Packed]:
-    """Rows that together answer all requests; `packs`: whether the family takes trees.
+    """Packed prompts that together answer all requests; `packs`: whether the family takes trees.
 
     A sequence of more than `max_length` + 1 tokens loses its beginning, as in the stock model. Raises `InputError` for a request without
     context or continuation, or with a continuation that does not fit.
@@ -65,13 +61,11 @@ def pack_requests(requests: Sequence[Request], max_length: int, packs: bool) -> 
     groups: defaultdict[tuple[tuple[int, ...], int], list[int]] = defaultdict(list)
     for index, (text, context, continuation) in enumerate(requests):
         if not context or not continuation or len(continuation) > max_length:
-            raise InputError(
-                f"a request has {len(context)} context and {len(continuation)} continuation tokens, expected at least one each and at most "
-                f"{max_length}: raise max_length or drop it"
-            )
-        # Windows of texts begin alike, with the prefix token, but would only make each other's rows wide.
+            found = f"a request has {len(context)} context and {len(continuation)} continuation tokens"
+            raise InputError(f"{found}, expected at least one each and at most {max_length}: raise max_length or drop it")
+        # Windows of texts begin alike, with the prefix token, but would only make each other's sequences wide.
         groups[tuple(context), -1 if text is not None else index].append(index)
-    rows = []
+    packed = []
     for (context, _), members in groups.items():
         longest = len(context) + max(len(requests[index][2]) for index in members)
         fits = longest <= max_length + 1
@@ -81,26 +75,24 @@ def pack_requests(requests: Sequence[Request], max_length: int, packs: bool) -> 
             for index in chunk:
                 tail = list(requests[index][2])
                 pairs.append((list(context[max(0, len(context) + len(tail) - max_length - 1) :]), tail))
-            row = pack_choices(pairs) if len(pairs) > 1 else separate_choices(pairs)[0]
-            rows.append(Packed(row, tuple(chunk), context, fits and len(chunks) == 1, tuple(members if chunk is chunks[0] else ())))
-    return rows
+            sequence = pack_choices(pairs) if len(pairs) > 1 else separate_choices(pairs)[0]
+            group = tuple(members if chunk is chunks[0] else ())
+            packed.append(Packed(sequence, tuple(chunk), context, fits and len(chunks) == 1, group))
+    return packed
 
 
 def _chunks(n_context: int, members: list[int], requests: Sequence[Request], limit: int) -> list[list[int]]:
-    """The requests of one context in rows of at most `limit` tokens: wider ones pay more for attention than sharing saves.
+    """The requests of one context in sequences of at most `limit` tokens: wider ones pay more for attention than sharing saves.
 
-    `limit` 0: no trees. Continuations of one token add none to a row, so they share one in every family.
+    `limit` 0: no trees. Continuations of one token add none to a sequence, so they share one in every family.
     """
+    n_more = {index: len(requests[index][2]) - 1 for index in members}
     if not limit:
-        short = [index for index in members if len(requests[index][2]) == 1]
-        return [*([short] if short else []), *([index] for index in members if len(requests[index][2]) > 1)]
+        short = [index for index in members if not n_more[index]]
+        return [*([short] if short else []), *([index] for index in members if n_more[index])]
     chunks: list[list[int]] = []
-    width = 0
     for index in members:
-        n_more = len(requests[index][2]) - 1
-        if not chunks or width + n_more > limit:
+        if not chunks or n_context + sum(n_more[other] for other in chunks[-1]) + n_more[index] > limit:
             chunks.append([])
-            width = n_context
         chunks[-1].append(index)
-        width += n_more
     return chunks

