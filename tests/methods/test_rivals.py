@@ -16,12 +16,10 @@ from drllm.core.config import GuaranteeConfig
 from drllm.core.errors import UnsupportedModelError
 from drllm.evaluation.fit import fit_policy
 from drllm.methods.oracle import OracleConfig, cover
-from drllm.methods.rivals.fit import GatesConfig, right_answer
-from drllm.methods.rivals.flexidepth import FlexiDepthConfig, squared_depth
+from drllm.methods.rivals.fit import FlexiDepthConfig, GatesConfig, MindSkipConfig, right_answer, share_of_attention, squared_depth
 from drllm.methods.rivals.gated_blocks import Step, count
 from drllm.methods.rivals.gated_training import train_gates
 from drllm.methods.rivals.gates import FlexiDepth, MindSkip, check_parts
-from drllm.methods.rivals.mindskip import MindSkipConfig, share_of_attention
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.oracle import Oracle
 from drllm.policies.saved import load_policy

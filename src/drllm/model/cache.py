@@ -19,18 +19,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.route import Route
-from drllm.model.transformers_private import (
-    RoomySlot,
-    Slot,
-    family_slots,
-    fill,
-    is_plain,
-    is_supported,
-    is_window,
-    kept_tokens,
-    mask_sizes,
-    select_sequences,
-)
+from drllm.model import transformers_private as private
 from drllm.policies.given import GivenRoutes
 from drllm.policies.policy import RouteSource
 
@@ -46,11 +35,11 @@ STRAYED = (
 )
 
 
-def new_slots(config: PreTrainedConfig, n_layers: int) -> list[Slot]:
+def new_slots(config: PreTrainedConfig, n_layers: int) -> list[private.Slot]:
     """One empty slot a block, of the class the family's own cache uses; refuses anything but plain and sliding-window attention."""
-    slots = family_slots(config, n_layers)
+    slots = private.family_slots(config, n_layers)
     for slot in slots:
-        if not is_supported(slot):
+        if not private.is_supported(slot):
             why = "its recurrent or shared state is not per block, so blocks cannot be skipped or repeated exactly"
             found = f"{type(slot).__name__} state, expected plain or sliding-window attention"
             raise UnsupportedModelError(f"model_type {config.model_type!r} keeps {found}: {why}")
@@ -63,7 +52,7 @@ def new_slots(config: PreTrainedConfig, n_layers: int) -> list[Slot]:
 class PassSlots(Cache):
     """One slot a block for one pass; sizes come from the clock, since a slot that no sequence uses stays empty."""
 
-    def __init__(self, slots: list[Slot]):
+    def __init__(self, slots: list[private.Slot]):
         super().__init__(layers=list(slots))
         self.n_seen = 0
 
@@ -73,7 +62,7 @@ class PassSlots(Cache):
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """(key length, key offset) that a slot of this kind has after `n_seen` tokens, used or not."""
-        return mask_sizes(self.layers[layer_idx], self.n_seen, query_length)
+        return private.mask_sizes(self.layers[layer_idx], self.n_seen, query_length)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Refused: a slot holds only the sequences that execute its block."""
@@ -215,14 +204,14 @@ class PrefilledCache(RoutedCache):
                 running = [index for index, action in enumerate(actions) if action > n_pass]
                 pairs = [keys_values[index][places[index][block, n_pass]] for index in running]
                 layers = (self if n_pass == 0 else self.second_pass).layers
-                if is_plain(layers[block]):
-                    layers[block] = RoomySlot()
-                elif not is_window(layers[block]):
+                if private.is_plain(layers[block]):
+                    layers[block] = private.RoomySlot()
+                elif not private.is_window(layers[block]):
                     why = f"{config.model_type!r}: its attention keeps more than keys and values"
                     raise UnsupportedModelError(f"generated rewards cannot be searched on {why}; use reward loglik")
-                kept = kept_tokens(layers[block], width)
+                kept = private.kept_tokens(layers[block], width)
                 keys, values = (torch.stack([_right_align(pair[which], kept) for pair in pairs]) for which in (0, 1))
-                fill(layers[block], keys, values, width)
+                private.fill(layers[block], keys, values, width)
         self._n_entered = n_layers
         self._tell(width)
 
@@ -234,7 +223,7 @@ class PrefilledCache(RoutedCache):
             for n_pass in range(max(actions)):
                 slot: Any = (self if n_pass == 0 else self.second_pass).layers[block]
                 members = [index for index, action in enumerate(actions) if action > n_pass]
-                select_sequences(slot, [members.index(index) for index in indices if index in members])
+                private.select_sequences(slot, [members.index(index) for index in indices if index in members])
             self._actions[block] = [actions[index] for index in indices]
             self._rows_per_pass[block] = self.split_actions(self._actions[block], self._prompt_mask.device)
 

@@ -78,8 +78,8 @@ def read_config(folder: Path) -> SavedConfig:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ArtifactError(f"{folder} holds no saved policy ({CONFIG_FILE} is missing): {_NO_POLICY}")
-    values = read_json(path, "train the policy again", dict)
-    values.setdefault("guarantee", None)  # older policies have none
+    values = read_json(path, "train the policy again")
+    values = {"guarantee": None} | values if isinstance(values, dict) else {}  # older policies have none
     if any(name not in values or not isinstance(values[name], kind) for name, kind in _KINDS.items()):
         raise ArtifactError(f"{path} is not the configuration of a drllm policy: {_NO_POLICY}")
     promised = values["guarantee"]

@@ -148,7 +148,7 @@ class GeneratedScorer(ModelScorer):
     def _decode(self, answers: list[_Answer]) -> None:
         """Greedy steps of all answers, from the keys and values of their paths."""
         width = max(self._questions[answer.handle][1][0].bucket.width for answer in answers)
-        lines = [_keys_values(answer) for answer in answers]
+        lines: Any = [[node.keys_values for node in answer.node.line] for answer in answers]  # type: ignore[union-attr]
         routes = [answer.route for answer in answers]
         cache = PrefilledCache(self.routed.config, self.routed.n_layers, routes, lines, width, self.routed.device)
         mask = torch.zeros((len(answers), width), dtype=torch.long, device=self.routed.device)
@@ -190,9 +190,3 @@ class GeneratedScorer(ModelScorer):
         if self._to_a_box is not None:
             return self._to_a_box(answer.text, str(answer.question.example.answer)) > self.max_new_tokens - len(answer.tokens)
         return answer.question.task.settled(answer.text, self.reward)
-
-
-def _keys_values(answer: _Answer) -> list[tuple[Tensor, Tensor]]:
-    """What each application of the answer's path cached, first one first."""
-    assert answer.node is not None
-    return [node.keys_values for node in answer.node.line if node.keys_values is not None]

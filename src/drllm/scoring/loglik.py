@@ -24,7 +24,7 @@ from drllm.model.prompts import check_context
 from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import is_window
 from drllm.scoring.base import ModelScorer
-from drllm.scoring.packing import PackedPrompt, encode_choice, make_batch, pack_choices, sample_token, separate_choices
+from drllm.scoring.packing import Batch, PackedPrompt, encode_choice, make_batch, pack_choices, sample_token, separate_choices
 from drllm.scoring.prefixes import Node
 from drllm.scoring.verdict import Verdict, loglik_verdict
 from drllm.tasks import Example, Task
@@ -210,15 +210,19 @@ def can_pack(routed: RoutedModel) -> bool:
 
 
 @torch.no_grad()
-def base_logliks(routed: RoutedModel, sequences: Sequence[PackedPrompt], packed: bool) -> list[float]:
-    """Log-likelihood of each choice of one question by the base model, in one plain forward; logits where they are scored."""
-    batch = make_batch(sequences, packed, routed.model.dtype, routed.device)
+def scored_logprobs(routed: RoutedModel, batch: Batch) -> list[float]:
+    """Log-probability of each scored token, in one plain forward; logits only where they are scored."""
     with head_at(routed.model, batch.scored):
         logits_NV = routed.model(**batch.inputs, use_cache=False).logits[0]
-    targets_N = batch.targets.to(logits_NV.device)
-    chosen_N = logits_NV.gather(1, targets_N[:, None])[:, 0].float() - log_normalizers(logits_NV)
+    chosen_N = logits_NV.gather(1, batch.targets.to(logits_NV.device)[:, None])[:, 0].float() - log_normalizers(logits_NV)
+    return chosen_N.double().tolist()
+
+
+def base_logliks(routed: RoutedModel, sequences: Sequence[PackedPrompt], packed: bool) -> list[float]:
+    """Log-likelihood of each choice of one question by the base model, in one plain forward."""
+    batch = make_batch(sequences, packed, routed.model.dtype, routed.device)
     sums = [0.0] * (1 + max(max(sequence.choices) for sequence in sequences))
-    for value, choice in zip(chosen_N.double().tolist(), batch.choice_of.tolist(), strict=True):
+    for value, choice in zip(scored_logprobs(routed, batch), batch.choice_of.tolist(), strict=True):
         sums[choice] += value
     return sums
 

@@ -133,16 +133,8 @@ def make_batch(
         real |= torch.eye(width, dtype=torch.bool)[n_seen:]
         mask = torch.zeros(real.shape, dtype=dtype).masked_fill(~real, torch.finfo(dtype).min)[:, None]
     ids, positions, prompt = ids[:, n_seen:], positions[:, n_seen:], prompt[:, n_seen:]
-    return Batch(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        position_ids=positions.to(device) if packed else None,
-        prompt_mask=prompt.to(device),
-        scored=torch.tensor(scored, device=device),
-        targets=torch.tensor(targets, device=device),
-        sequence_of=torch.tensor(sequence_of),
-        choice_of=torch.tensor(choice_of),
-    )
+    found = (torch.tensor(scored, device=device), torch.tensor(targets, device=device), torch.tensor(sequence_of), torch.tensor(choice_of))
+    return Batch(ids.to(device), mask.to(device), positions.to(device) if packed else None, prompt.to(device), *found)
 
 
 def sample_token(seed: int, n_vocab: int) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from drllm.policies.constant import RoutePolicy
 MIN_FILL = 0.5  # share of a step's sequences below which it waits for the next sweep
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Node:
     """One application of a block: the root holds the embeddings.
 
@@ -40,18 +42,17 @@ class Node:
         keys_values: what the block's attention cached, (heads, W, head size) each; only when asked for.
     """
 
-    __slots__ = ("block", "children", "dependents", "keys_values", "n_living", "parent", "pins", "queued", "state", "tags", "trie")
-
-    def __init__(self, trie: Trie, parent: Node | None, block: int):
-        self.trie, self.parent, self.block = trie, parent, block
-        self.children: dict[int, Node] = {}
-        self.state: Tensor | None = None
-        self.keys_values: tuple[Tensor, Tensor] | None = None
-        self.queued = False
-        self.dependents: list[Node] = []  # children queued behind this one
-        self.tags: list[Hashable] = []  # evaluations that end here
-        self.pins = 0  # ended evaluations whose results are still being read
-        self.n_living = 0  # children that hold states
+    trie: Trie
+    parent: Node | None
+    block: int
+    children: dict[int, Node] = field(default_factory=dict)
+    state: Tensor | None = None
+    keys_values: tuple[Tensor, Tensor] | None = None
+    queued: bool = False
+    dependents: list[Node] = field(default_factory=list)  # children queued behind this one
+    tags: list[Hashable] = field(default_factory=list)  # evaluations that end here
+    pins: int = 0  # ended evaluations whose results are still being read
+    n_living: int = 0  # children that hold states
 
     @property
     def line(self) -> list[Node]:

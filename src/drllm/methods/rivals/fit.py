@@ -1,18 +1,25 @@
-"""What MindSkip and FlexiDepth share: options, texts to learn from, and a threshold chosen on tune."""
+"""Two methods for evaluation only, and what they share: options, texts to learn from, and a threshold chosen on tune.
+
+MindSkip (Router-Tuning, arXiv 2410.13184): a gate a block decides whether a prompt runs its attention.
+FlexiDepth (arXiv 2503.23798): a gate a block and token, and an adapter for the tokens that skip.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drllm.core.errors import InputError
 from drllm.core.files import write_json
 from drllm.core.options import MAX_SEED, Options, option
+from drllm.methods.base import Method
 from drllm.methods.operating_point import choose_point
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
@@ -30,6 +37,47 @@ class GatesConfig(Options):
     budget: float = option(1.0, "mean passes on tune, as a share of the base's, that the threshold may leave; 1: any", ge=0.1, le=1)
     tune_questions: int = option(100, "tune questions a task that the threshold is set on; 0: a gate is open above 0.5", ge=0)
     seed: int = option(0, "seed of batches and first weights", ge=0, le=MAX_SEED)
+
+
+@dataclass(frozen=True)
+class MindSkipConfig(GatesConfig):
+    """Gates on attention."""
+
+
+@dataclass(frozen=True)
+class FlexiDepthConfig(GatesConfig):
+    """Gates on tokens of the later half of the blocks, and adapters."""
+
+    first_block: int = option(0, "gates stand from this block on; 0: from the middle, as published")
+    penalty: float = option(1e-3, "weight of the squared number of open gates a token (published: 1e-3)")
+    lr: float = option(1e-3, "AdamW learning rate")
+    adapter: int = option(96, "hidden units of an adapter (published: a sixteenth of the feed-forward's)", ge=1)
+
+
+def fit_mindskip(routed: RoutedModel, training_data: TrainingData, config: MindSkipConfig, folder: Path) -> Policy:
+    """Train the gates through the frozen model."""
+    from drllm.methods.rivals.gates import MindSkip
+
+    return fit_gates(routed, training_data, config, folder, MindSkip, share_of_attention)
+
+
+def fit_flexidepth(routed: RoutedModel, training_data: TrainingData, config: FlexiDepthConfig, folder: Path) -> Policy:
+    """Train gates and adapters through the frozen model."""
+    from drllm.methods.rivals.gates import FlexiDepth
+
+    config = replace(config, first_block=config.first_block or routed.n_layers // 2)
+    return fit_gates(routed, training_data, config, folder, FlexiDepth, squared_depth, config.adapter)
+
+
+def share_of_attention(gates: Sequence[Tensor], real_BT: Tensor) -> Any:
+    """Mean of all gates: the share of attention that is run (the penalty of the paper's equation 5)."""
+    return sum(gate.mean() for gate in gates) / len(gates)
+
+
+def squared_depth(gates: Sequence[Tensor], real_BT: Tensor) -> Any:
+    """Mean over tokens of the squared sum of a token's gates (the paper's layer-skipping loss)."""
+    total = sum(gates)
+    return (total**2)[real_BT.bool()].mean()  # type: ignore[operator]
 
 
 def fit_gates(
@@ -63,3 +111,9 @@ def right_answer(question: Any) -> list[int]:
     """Token ids of a question's right choice."""
     scored = [pair for sequence in question.sequences for pair in zip(sequence.targets, sequence.choices, strict=True)]
     return [target for target, choice in scored if choice == question.example.answer]
+
+
+_BY_PROMPT = "a gate a block on attention, by prompt; for evaluation only"
+_BY_TOKEN = "a gate a block and token, with adapters; for evaluation only"
+MINDSKIP = Method("mindskip", _BY_PROMPT, "Router-Tuning, arXiv 2410.13184", MindSkipConfig, fit_mindskip, evaluate_only=True)
+FLEXIDEPTH = Method("flexidepth", _BY_TOKEN, "FlexiDepth, arXiv 2503.23798", FlexiDepthConfig, fit_flexidepth, evaluate_only=True)

@@ -23,7 +23,7 @@ from drllm.core.errors import InputError
 from drllm.core.route import GatedDepth
 from drllm.policies.files import PolicyFiles, check_shapes
 from drllm.policies.policy import Policy
-from drllm.scoring.loglik import LoglikScorer, Question, head_at, log_normalizers
+from drllm.scoring.loglik import LoglikScorer, Question, scored_logprobs
 from drllm.scoring.packing import make_batch, split_steps
 from drllm.scoring.verdict import Verdict, loglik_verdict
 
@@ -217,11 +217,10 @@ def score_gated(scorer: LoglikScorer, policy: GatedPolicy, questions: Sequence[Q
         lengths = torch.tensor([*map(len, sequences)], device=routed.device)
         real = torch.arange(batch.input_ids.shape[1], device=routed.device)[None] < lengths[:, None]
         step = Step.of(batch.prompt_mask, real)
-        with policy.installed(routed, step), head_at(routed.model, batch.scored):
-            logits_NV = routed.model(**batch.inputs, use_cache=False).logits[0]
-        chosen_N = logits_NV.gather(1, batch.targets.to(logits_NV.device)[:, None])[:, 0].float() - log_normalizers(logits_NV)
+        with policy.installed(routed, step):
+            logprobs = scored_logprobs(routed, batch)
         sums = [[0.0] * len(question.n_chars) for question in group]
-        for value, at, choice in zip(chosen_N.double().tolist(), batch.sequence_of.tolist(), batch.choice_of.tolist(), strict=True):
+        for value, at, choice in zip(logprobs, batch.sequence_of.tolist(), batch.choice_of.tolist(), strict=True):
             sums[owner[at]][choice] += value
         used, n_tokens = [0.0] * len(group), [0] * len(group)
         for passes, sequence, place in zip(step.used_B.tolist(), sequences, owner, strict=True):
