@@ -177,8 +177,8 @@ def probe_blocks(model: nn.Module, blocks: nn.ModuleList) -> bool:
         states = out[0] if isinstance(out, tuple) else out
         if not isinstance(states, Tensor):
             raise refuse(f"block {index} returns a {type(out).__name__}")
-        same = next_x is None or next_x is states
-        if not same and not (next_x.shape == states.shape and torch.equal(next_x.to(states.device), states)):
+        moved_on = states if next_x is None else next_x
+        if moved_on is not states and not (moved_on.shape == states.shape and torch.equal(moved_on.to(states.device), states)):
             raise refuse(f"the states change between blocks {index} and {index + 1}")
         if not any(isinstance(value, Cache) for value in named.values()):
             raise refuse(f"block {index} takes no key-value cache")

@@ -54,7 +54,7 @@ class RouteSource:
     n_layers: int
     prompt_format: str | None = None  # "raw" or "chat", what it was trained on; None, or one route for all, takes both
     guarantee: dict[str, Any] | None = None  # what `drllm train --calibrate` found (`drllm.stats.guarantee.Guarantee`), as plain values
-    hidden_size: int | None = None  # of the states it reads; None where it fits any
+    hidden_size: int = 0  # of the states it reads; 0 where any will do
     evaluate_only: ClassVar[bool] = False  # compared by its own `answer`, but no route to generate along
     routes: Sequence[Route] = ()  # those it chooses from, where they are few, the base first
     threshold: float = 0.0  # what a route's value must exceed to be chosen
@@ -104,7 +104,7 @@ class RouteSource:
         """Refuse a model of another shape than the routes are for."""
         if getattr(self, "n_layers", None) != n_layers:
             raise InputError(f"got a route or policy of {getattr(self, 'n_layers', None)} blocks, the model has {n_layers}")
-        if self.hidden_size not in (None, hidden_size):
+        if self.hidden_size not in (0, hidden_size):
             size = f"states of size {self.hidden_size}, the model's have {hidden_size}"
             raise InputError(f"the {self.name!r} policy reads {size}: use one made for this model")
 

@@ -86,7 +86,8 @@ def save_policy(policy: RouteSource | None, base: BaseIdentity, folder: Path) ->
         raise InputError(f"{folder} is a file, expected a folder to save the policy in")
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: file_digest(folder / name) for name in policy.save(folder)}
-    SavedConfig(policy.name, *astuple(base), policy.prompt_format, files, guarantee=policy.guarantee).write(folder)
+    rest = {"prompt_format": policy.prompt_format, "files": files, "guarantee": policy.guarantee}
+    SavedConfig(policy.name, *astuple(base), **rest).write(folder)
 
 
 def open_policy(name: str | Path | SavedPolicy, revision: str | None = None) -> SavedPolicy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from drllm.core.digest import SHORT, file_digest
 from drllm.core.errors import ArtifactError
@@ -78,8 +78,8 @@ def read_config(folder: Path) -> SavedConfig:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ArtifactError(f"{folder} holds no saved policy ({CONFIG_FILE} is missing): {_NO_POLICY}")
-    values = read_json(path, "train the policy again")
-    values = {"guarantee": None} | values if isinstance(values, dict) else {}  # older policies have none
+    found = read_json(path, "train the policy again")
+    values: dict[str, Any] = {"guarantee": None} | found if isinstance(found, dict) else {}  # older policies have none
     if any(name not in values or not isinstance(values[name], kind) for name, kind in _KINDS.items()):
         raise ArtifactError(f"{path} is not the configuration of a drllm policy: {_NO_POLICY}")
     promised = values["guarantee"]

@@ -131,7 +131,8 @@ class GatedPolicy(Policy):
         """Read back what `save` wrote; `ArtifactError` for anything missing, corrupt or inconsistent."""
         about, tensors = _FILES.load(folder)
         with _FILES.reading(folder):
-            policy = cls(*(int(about[name]) for name in _SHAPE), tensors, float(about["threshold"]))
+            n_layers, hidden_size, first_block = (int(about[name]) for name in _SHAPE)
+            policy = cls(n_layers, hidden_size, first_block, tensors, float(about["threshold"]))
             check_shapes(tensors, policy.shapes)
             return policy
 
