@@ -241,7 +241,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, quiet_loading():
         export(routed, Route.parse(COMMON), Path(place) / "common")
         exported: Any = AutoModelForCausalLM.from_pretrained(Path(place) / "common", dtype=routed.model.dtype).eval().to(given.device)
-    others: dict[str, Any] = {"stock": load_base(MODEL, routed.model.dtype, given.device).model, "exported": exported}
+    others: dict[str, Any] = {"stock": load_base(MODEL, routed.model.dtype, given.device)[0], "exported": exported}
     for model in (routed.model, *others.values()):
         model.generation_config.eos_token_id = None  # every row answers in full, whatever it says
     share_weights(routed.model, others["stock"], Route.full(routed.n_layers))

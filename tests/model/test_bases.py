@@ -88,7 +88,7 @@ def gguf_file():
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        return load_base(str(path), torch.float32, tokenizer=byte_tokenizer()).model
+        return load_base(str(path), torch.float32, tokenizer=byte_tokenizer())[0]
 
 
 BASES = {

@@ -9,7 +9,6 @@ import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -22,25 +21,17 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from drllm.core.errors import InputError, first_line
 from drllm.core.names import did_you_mean
 from drllm.model.packages import PACKAGED
-from drllm.model.transformers_private import commit_of, dense_gguf
+from drllm.model.transformers_private import dense_gguf
 
 HUB_ALIASES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 ALIASES = (*HUB_ALIASES, *PACKAGED)
 FINGERPRINT_SAMPLES = 4096
 
 
-@dataclass
-class LoadedBase:
-    """A base model in memory and where it came from."""
-
-    model: nn.Module
-    tokenizer: Any | None
-    base_id: str
-    revision: str | None
-
-
-def load_base(name: str, dtype: torch.dtype | None = None, device: str | torch.device | None = None, tokenizer: Any = None) -> LoadedBase:
-    """Load a causal language model and its tokenizer by Hub id, folder, `.gguf` file or alias.
+def load_base(
+    name: str, dtype: torch.dtype | None = None, device: str | torch.device | None = None, tokenizer: Any = None
+) -> tuple[Any, Any]:
+    """A causal language model and its tokenizer by Hub id, folder, `.gguf` file or alias.
 
     `dtype` defaults to the checkpoint's own, and to bfloat16 for GGUF files, whose weights are unpacked to dense tensors: the packed
     kernels compute in float32 and are many times slower in batches. Raises `InputError` naming what can be loaded.
@@ -69,7 +60,7 @@ def load_base(name: str, dtype: torch.dtype | None = None, device: str | torch.d
         model = model.to(device) if device is not None else model  # type: ignore[arg-type]
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {str(device)!r} cannot be used here ({first_line(error, 120)}): use cpu") from None
-    return LoadedBase(model.eval(), tokenizer, name, commit_of(model.config))
+    return model.eval(), tokenizer
 
 
 def _resolve(name: str) -> tuple[str, dict[str, Any]]:

@@ -102,10 +102,10 @@ class RoutedModel:
             InputError: nothing can be loaded by that name.
         """
         wanted = dtype_of(dtype)
-        if isinstance(model_or_id, str | Path):
-            base = load_base(str(model_or_id), wanted, device, tokenizer)
-            return cls(base.model, base.tokenizer, base.base_id, base.revision)
         model: Any = model_or_id
+        if isinstance(model_or_id, str | Path):
+            model, tokenizer = load_base(str(model_or_id), wanted, device, tokenizer)
+            return cls(model, tokenizer, str(model_or_id), commit_of(model.config))
         routed = cls(model, tokenizer, getattr(model, "name_or_path", "") or "", commit_of(getattr(model, "config", None)))
         if wanted is not None or device is not None:
             model.to(dtype=wanted, device=device)

@@ -76,6 +76,8 @@ class Codebook(Policy):
         self.routes = tuple(routes)
         self.n_layers, self.hidden_size = len(self.routes[0]), len(mean) // 2
         self.block, self.at, self.points = block, at, tuple(points)
+        # A codebook of the base alone has nothing to choose.
+        self.route, self.reads = (self.routes[0], None) if len(self.routes) == 1 else (None, block)
         self.mean, self.scale, self.weight, self.bias = mean, scale, weight, bias
         if not self.routes[0].is_full or any(route.first_edit() < block for route in self.routes[1:]):
             expected = f"must list the base route first; no route may change a block before {block}"
@@ -106,16 +108,6 @@ class Codebook(Policy):
     def values(self, features_BF: Tensor) -> Tensor:
         """(B, K - 1): what each route is worth at the operating point, to be compared with its threshold."""
         return worth(self.scores(features_BF), self._saved_K, self.points[self.at])
-
-    @property
-    def route(self) -> Route | None:
-        """The base's, of a codebook that holds nothing else."""
-        return self.routes[0] if len(self.routes) == 1 else None
-
-    @property
-    def reads(self) -> int | None:
-        """The block before which the prompt's states are read; None where there is nothing to choose."""
-        return None if len(self.routes) == 1 else self.block
 
     @property
     def threshold(self) -> float:  # type: ignore[override]

@@ -16,17 +16,11 @@ class RoutePolicy(Policy):
     """One route for every prompt; `Route.full(L)` is the base model."""
 
     def __init__(self, route: Route):
-        self._route = route
-        self.n_layers = len(route)
-
-    @property
-    def route(self) -> Route:
-        """The route."""
-        return self._route
+        self.route, self.n_layers = route, len(route)
 
     def save(self, folder: Path) -> list[str]:
         """One JSON file holding the route."""
-        return _FILES.save(folder, {"route": str(self._route)})
+        return _FILES.save(folder, {"route": str(self.route)})
 
     @classmethod
     def load(cls, folder: Path) -> RoutePolicy:

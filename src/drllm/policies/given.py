@@ -21,12 +21,7 @@ class GivenRoutes(RouteSource):
             raise InputError("got an empty list of routes, expected one route a prompt")
         self.of_sequences = tuple(routes)
         self.n_layers = len(routes[0])
-        self._common = routes[0] if all(route == routes[0] for route in routes) else None
-
-    @property
-    def route(self) -> Route | None:
-        """The route that all sequences share, if they do."""
-        return self._common
+        self.route = routes[0] if all(route == routes[0] for route in routes) else None
 
     def known_actions(self, n_sequences: int) -> list[list[int]]:
         """Theirs, whatever `n_sequences`: the cache refuses a batch of another size."""

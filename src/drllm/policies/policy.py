@@ -57,21 +57,14 @@ class RouteSource:
     hidden_size: int = 0  # of the states it reads; 0 where any will do
     evaluate_only: ClassVar[bool] = False  # compared by its own `answer`, but no route to generate along
     routes: Sequence[Route] = ()  # those it chooses from, where they are few, the base first
+    route: Route | None = None  # the one route of all prompts, where no prompt changes it; `start` is then not asked
+    # The block before which `routes_for` reads the base's states, where these alone decide the whole route.
+    reads: int | None = None
     threshold: float = 0.0  # what a route's value must exceed to be chosen
 
     def start(self, prompt_mask_BT: Tensor) -> Decider:
         """The decider of one prefill, asked for before the first block; the mask (B, T) is true on the tokens it may read."""
         raise InputError(f"a {self.name!r} policy decides no route from a prompt's states: there is nothing to start")
-
-    @property
-    def route(self) -> Route | None:
-        """The one route of all prompts, where no prompt changes it; `start` is then not asked."""
-        return None
-
-    @property
-    def reads(self) -> int | None:
-        """The block before which `routes_for` reads the base's states, where these alone decide the whole route; else None."""
-        return None
 
     def routes_for(self, features_BF: Tensor) -> list[Route]:
         """Each prompt's route from what `pool_prompt` makes of the base's states before block `reads`."""

@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from drllm.core.route import Route
 from drllm.policies.policy import Decider, RouteSource
 
 
@@ -18,12 +17,7 @@ class WrappedSource(RouteSource):
     def __init__(self, source: RouteSource):
         self.source = source
         self.n_layers, self.hidden_size = source.n_layers, source.hidden_size
-        self.prompt_format, self.guarantee = source.prompt_format, source.guarantee
-
-    @property
-    def route(self) -> Route | None:
-        """Of the policy inside."""
-        return self.source.route
+        self.prompt_format, self.guarantee, self.route = source.prompt_format, source.guarantee, source.route
 
 
 class TimedPolicy(WrappedSource):
