@@ -64,12 +64,10 @@ class SavedPolicy:
             api.create_repo(repo_id, private=private, exist_ok=True)
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
+            files = [CONFIG_FILE, CARD_FILE, *self.config.files]
+            about = f"{self.config.policy} policy for {self.config.base_id or 'a model in memory'}"
             done = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=self.folder,
-                revision=revision,
-                allow_patterns=[CONFIG_FILE, CARD_FILE, *self.config.files],
-                commit_message=f"{self.config.policy} policy for {self.config.base_id or 'a model in memory'}",
+                repo_id=repo_id, folder_path=self.folder, revision=revision, allow_patterns=files, commit_message=about
             )
         except (*network_errors(), HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
             raise InputError(f"the Hub does not take {repo_id!r} ({_one_line(error)})") from None
@@ -142,10 +140,8 @@ def _fetch(name: str, revision: str | None) -> Path:
         with contextlib.suppress(EntryNotFoundError):
             hf_hub_download(name, CARD_FILE, revision=revision)
     except (*network_errors(), HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise ArtifactError(
-            f"{name} holds no saved policy: there is no such folder, and the Hub gives none ({_one_line(error)}); give the "
-            "folder that `drllm train` printed, or a Hub id"
-        ) from None
+        why = f"there is no such folder, and the Hub gives none ({_one_line(error)})"
+        raise ArtifactError(f"{name} holds no saved policy: {why}; give the folder that `drllm train` printed, or a Hub id") from None
     return folder
 
 

@@ -74,20 +74,17 @@ def decide_routes(
     """
     blocks = sorted({policy.reads for policy in policies if policy is not None and policy.reads is not None})
     read = read_prompts(routed, prompts, blocks, max_step_tokens) if blocks and prompts else {}
-    return [
-        policy.routes_for(read[policy.reads])
-        if policy is not None and policy.reads in read
-        else _decide(routed, policy, prompts, max_step_tokens)
-        for policy in policies
-    ]
+    return [_decide(routed, policy, prompts, max_step_tokens, read) for policy in policies]
 
 
 @torch.no_grad()
-def _decide(routed: RoutedModel, policy: RouteSource | None, prompts: Sequence[Sequence[int]], max_step_tokens: int) -> list[Route]:
+def _decide(
+    routed: RoutedModel, policy: RouteSource | None, prompts: Sequence[Sequence[int]], max_step_tokens: int, read: dict[int, Tensor]
+) -> list[Route]:
     if policy is None:
         return [Route.full(routed.n_layers)] * len(prompts)
-    if policy.route is not None:
-        return [policy.route] * len(prompts)
+    if policy.reads in read:
+        return policy.routes_for(read[policy.reads])
     if (known := policy.known_actions(len(prompts))) is not None:
         return [Route(actions) for actions in zip(*known, strict=True)]
     routes: list[Route] = []

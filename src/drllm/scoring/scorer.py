@@ -37,12 +37,8 @@ def make_scorer(
 
 def questions_digest(questions: Iterable[Question | GeneratedQuestion]) -> str:
     """16 hex digits over the questions' content and tokens: with another text or tokenizer the same ids are other questions."""
-    contents = [
-        (
-            dataclasses.astuple(question.example),
-            question.context_ids,
-            [token for sequence in question.sequences for token in getattr(sequence, "targets", ())],  # the choices', packed or not
-        )
-        for question in questions
-    ]
+    contents = []
+    for question in questions:
+        choices = [token for sequence in question.sequences for token in getattr(sequence, "targets", ())]  # packed or not
+        contents.append((dataclasses.astuple(question.example), question.context_ids, choices))
     return json_digest(contents)

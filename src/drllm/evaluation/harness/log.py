@@ -20,7 +20,6 @@ class Routed:
         task, doc_id: the question it belongs to; `doc_id` is -1 where the harness does not say.
         n_prompt_tokens: tokens the policy read.
         n_new_tokens: tokens generated up to the sequence's own end; 0 where continuations were scored.
-        n_steps: steps the prompt took through the model: one, and one more for each generated token but the last.
     """
 
     task: str
@@ -28,10 +27,6 @@ class Routed:
     route: Route
     n_prompt_tokens: int
     n_new_tokens: int = 0
-
-    @property
-    def n_steps(self) -> int:
-        return max(1, self.n_new_tokens)
 
 
 class RoutingLog:
@@ -62,6 +57,7 @@ class RoutingLog:
 
     def _summarize(self, task: str, prompts: list[Routed]) -> dict[str, Any]:
         passes = np.array([prompt.route.n_passes for prompt in prompts])
+        steps = np.array([max(1, prompt.n_new_tokens) for prompt in prompts])  # one, and one more for each new token but the last
         pairs = self._pairs[task]
         ours, base = (sum(values) for values in zip(*pairs, strict=True)) if pairs else (0.0, 0.0)
         counts = Counter(str(prompt.route) for prompt in prompts)
@@ -70,8 +66,8 @@ class RoutingLog:
             "mean_passes": float(passes.mean()),
             "n_layers": self.n_layers,
             "passes": {str(value): int(n) for value, n in sorted(Counter(passes.tolist()).items())},
-            "layers_per_prompt": float(np.mean([prompt.route.n_passes * prompt.n_steps for prompt in prompts])),
-            "base_layers_per_prompt": float(np.mean([self.n_layers * prompt.n_steps for prompt in prompts])),
+            "layers_per_prompt": float(np.mean(passes * steps)),
+            "base_layers_per_prompt": float(np.mean(self.n_layers * steps)),
             "new_tokens": sum(prompt.n_new_tokens for prompt in prompts),
             "identity_share": counts[str(Route.full(self.n_layers))] / len(prompts),
             "distinct_routes": len(counts),
