@@ -218,9 +218,9 @@ class RoutedModel:
             source.check_batch(len(input_ids))
         if source is None or is_identity(source):
             return self.model(**inputs)
-        for name in ("output_hidden_states", "output_attentions", "output_router_logits"):
-            wanted = {name: kwargs.get(name) if kwargs.get(name) is not None else getattr(self.config, name, None)}
-            refuse_options(wanted, (name,), "a route has no fixed number of layer outputs")
+        names = ("output_hidden_states", "output_attentions", "output_router_logits")
+        wanted = {name: getattr(self.config, name, None) if kwargs.get(name) is None else kwargs[name] for name in names}
+        refuse_options(wanted, names, "a route has no fixed number of layer outputs")
         real = torch.ones_like(input_ids) if attention_mask is None or attention_mask.ndim != 2 else attention_mask
         prompt_mask = real if prompt_mask is None else prompt_mask
         if prompt_mask.shape != input_ids.shape:
