@@ -14,7 +14,7 @@ from rich.table import Table
 
 from drllm.core.config import EvaluateConfig, to_dict
 from drllm.core.digest import json_digest
-from drllm.core.errors import InputError, network_errors
+from drllm.core.errors import InputError, first_line, network_errors
 from drllm.core.files import read_json, write_bytes, write_json
 from drllm.core.text import as_text, percent
 from drllm.evaluation.fit import under_policy
@@ -60,7 +60,7 @@ def complete(arguments: Any) -> None:
         try:
             settings = yaml.safe_load(Path(config).read_text(encoding="utf-8")) or {}
         except (OSError, yaml.YAMLError) as error:
-            raise InputError(f"cannot read {config!r} ({str(error).splitlines()[0]}): --config expects the harness's YAML file") from None
+            raise InputError(f"cannot read {config!r} ({first_line(error)}): --config expects the harness's YAML file") from None
     if not getattr(arguments, "model", None) and "model" not in settings:
         arguments.model = "drllm"
     given = getattr(arguments, "include_path", None) or settings.get("include_path") or []

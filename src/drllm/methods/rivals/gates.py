@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from drllm.core.errors import InputError, UnsupportedModelError
+from drllm.core.errors import InputError, UnsupportedModelError, first_line
 from drllm.methods.rivals.gated_blocks import GatedPolicy, Step, attention, attention_of, count, feed_forward
 from drllm.model.blocks import SEQUENCE_ARGUMENTS, pick_sequences
 from drllm.policies.policy import register_policy
@@ -180,12 +180,10 @@ def _part_problem(routed: RoutedModel, index: int, x_BTD: Tensor, arguments: dic
             found = ran + feed_forward(block, ran)
             if (found - expected).abs().max() > 1e-4 * expected.abs().max():
                 return f"block {index} is not norm, attention, norm and feed-forward"
-    except (AttributeError, TypeError, KeyError, ValueError, IndexError) as error:
-        return f"block {index}: {type(error).__name__}: {str(error).partition(chr(10))[0][:100]}"
-    except RuntimeError as error:
-        if "device" in str(error):  # of the machine, not of the model
+    except (AttributeError, TypeError, KeyError, ValueError, IndexError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "device" in str(error):  # of the machine, not of the model
             raise
-        return f"block {index}: {str(error).partition(chr(10))[0][:100]}"
+        return f"block {index}: {type(error).__name__}: {first_line(error)}"
     finally:
         block.to(dtype)
     return None
