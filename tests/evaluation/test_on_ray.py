@@ -106,11 +106,12 @@ def test_a_worker_killed_in_the_middle_loses_nothing_and_repeats_nothing(saved, 
 def test_a_killed_driver_resumes_on_another_executor(saved, data, single, tmp_path):
     """kill -9 of the driver amid a Ray run; the same command in one process finishes it."""
     code = (
-        "import sys, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[4]); import test_cluster as t\n"
+        "import sys, torch; torch.set_num_threads(1); sys.path[:0] = sys.argv[4:]; import test_on_ray as t\n"
         "from drllm import RoutedModel, search\n"
         "search(RoutedModel.wrap(sys.argv[1], dtype=torch.float32), [t.TASK], t.SEARCH, sys.argv[2], sys.argv[3], resources=t.TWO)"
     )
-    arguments = [sys.executable, "-c", code, saved.base_id, str(tmp_path), str(data), str(Path(__file__).parents[1] / "support")]
+    here = Path(__file__).parent
+    arguments = [sys.executable, "-c", code, saved.base_id, str(tmp_path), str(data), str(here), str(here.parent / "support")]
     driver = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, start_new_session=True)
     folder = tmp_path / "search" / TASK
     while not shard_indices(folder):
