@@ -9,6 +9,10 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from drllm.cli.terminal import quiet_other_packages
+
+quiet_other_packages()  # before transformers imports torchao
+
 import pytest
 import torch
 from hypothesis import settings
@@ -17,10 +21,6 @@ from transformers import PreTrainedTokenizerFast
 import families
 from byte_tokens import byte_tokenizer
 from drllm import RoutedModel
-from drllm.cli.terminal import quiet_other_packages
-
-quiet_other_packages()  # before anything imports torchao
-
 
 # A busy machine is no fault of an example.
 settings.register_profile("any machine", deadline=None)
