@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 
 import pytest
@@ -62,6 +63,24 @@ class Started(Parity):
 
     def start(self, prompt_mask_BT):
         return _Running(self.block, prompt_mask_BT.sum(1) % 2 == 0)
+
+
+class Modest(Parity):
+    """Its `start` does what the class above does."""
+
+    def start(self, prompt_mask_BT):
+        return super().start(prompt_mask_BT)
+
+
+class _Decides:
+    def decide(self, block, x_BTD, prompt_mask_BT):
+        return Parity.decide(self, block, x_BTD, prompt_mask_BT)
+
+
+class Mixed(_Decides, Policy):
+    """What decides comes from a class that is no policy."""
+
+    __init__, save, load = Parity.__init__, Parity.save, Parity.load
 '''
 
 
@@ -82,7 +101,7 @@ def old(tmp_path, monkeypatch):
 def test_an_old_policy_decides_saves_and_loads(old, tmp_path):
     routed = RoutedModel.wrap(families.build("llama", vocab_size=300, max_position_embeddings=64), byte_tokenizer())
     odd, even = Route.full(families.N_BLOCKS), Route.parse("1101")
-    for made in (old.Parity, old.Started):
+    for made in (old.Parity, old.Started, old.Modest, old.Mixed):
         routed.policy = made(families.N_BLOCKS, 2)
         outputs = routed.generate(["abc", "abcd"], max_new_tokens=2, do_sample=False)
         assert [output.route for output in outputs] == [odd, even]
@@ -91,3 +110,13 @@ def test_an_old_policy_decides_saves_and_loads(old, tmp_path):
     again = RoutedModel.from_pretrained(routed.save_pretrained(tmp_path / "policy"), base=routed)
     assert type(again.policy) is old.Parity
     assert again.generate("abcd", max_new_tokens=1, do_sample=False)[0].route == even
+
+
+def test_old_modules_are_attributes_of_their_packages_and_know_renamed_names():
+    code = (
+        "import importlib.util, warnings; warnings.simplefilter('ignore'); import drllm.config, drllm.model.policy; "
+        "from drllm.config import GateConfig, SearchConfig; from drllm.core.config import GuaranteeConfig; "
+        "assert GateConfig is GuaranteeConfig and drllm.config.SearchConfig is SearchConfig; "
+        "assert drllm.model.policy.RoutePolicy and importlib.util.find_spec('drllm.config')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

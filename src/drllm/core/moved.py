@@ -9,10 +9,11 @@ import functools
 import importlib
 import sys
 import warnings
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-# Below drllm: old module -> new ones, the first that has the name wins. What the files of 0.1's `methods/` imported, which were copied.
+# Below drllm: old module -> new ones, the first that has the name wins. What methods of other packages imported.
 MOVED: dict[str, tuple[str, ...]] = {
     "config": ("core.config", "core.options"),
     "errors": ("core.errors",),
@@ -33,6 +34,7 @@ MOVED: dict[str, tuple[str, ...]] = {
 }
 # Names that are called otherwise now: (new module, old name) -> new name.
 RENAMED: dict[tuple[str, str], str] = {
+    ("core.config", "GateConfig"): "GuaranteeConfig",
     ("core.options", "knob"): "option",
     ("methods.checked_records", "planned_questions"): "checked_questions",
     ("methods.checked_records", "planned_records"): "checked_records",
@@ -47,10 +49,13 @@ PREFIX = "drllm."
 
 
 def install() -> None:
-    """Let `import` know the old names."""
+    """Let `import` know the old names, as attributes of their packages too."""
     for old in MOVED:
+        parent, _, child = (PREFIX + old).rpartition(".")
         module = sys.modules.setdefault(PREFIX + old, ModuleType(PREFIX + old))
+        module.__spec__ = ModuleSpec(PREFIX + old, None)
         module.__getattr__ = functools.partial(_find, old)  # type: ignore[method-assign]
+        setattr(importlib.import_module(parent), child, module)
 
 
 def _find(old: str, name: str) -> Any:

@@ -64,6 +64,8 @@ class RouteSource:
 
     def start(self, prompt_mask_BT: Tensor) -> Decider:
         """The decider of one prefill, asked for before the first block; the mask (B, T) is true on the tokens it may read."""
+        if hasattr(self, "decide"):  # the form of before, whose own `start` calls this one
+            return _OldDecider(self, prompt_mask_BT)
         raise InputError(f"a {self.name!r} policy decides no route from a prompt's states: there is nothing to start")
 
     def routes_for(self, features_BF: Tensor) -> list[Route]:
@@ -110,7 +112,7 @@ class Policy(RouteSource, ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "decide" in vars(cls) or ("start" in vars(cls) and hasattr(cls, "decide")):
+        if hasattr(cls, "decide") and not hasattr(cls.start, "is_adapted"):
             _adapt(cls)
 
     def operating_points(self) -> list[Policy]:
@@ -142,8 +144,6 @@ def _adapt(cls: type[Policy]) -> None:
     why = "decides by decide(block, x, prompt_mask): give it start(prompt_mask), which returns a Decider"
     warnings.warn(f"{cls.__module__}.{cls.__qualname__} {why}; the old form goes with the next version", FutureWarning, stacklevel=4)
     begin = vars(cls).get("start")
-    if begin is None and hasattr(cls.start, "is_adapted"):
-        return  # the old class it inherits from asks its policy by name
 
     def start(self: Policy, prompt_mask_BT: Tensor) -> Decider:
         running = self if begin is None else begin(self, prompt_mask_BT)
