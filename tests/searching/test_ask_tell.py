@@ -66,7 +66,7 @@ def test_fixed_routes_come_once_each_after_the_base():
     assert [(str(told.route), told.correct, told.margin) for told in fixed.evaluated][1:3] == [("1011", True, 1.0), ("2111", True, 2.0)]
 
 
-@pytest.mark.parametrize("texts", [[], ["11", "111"]])
-def test_no_fixed_routes_or_routes_of_two_lengths_are_refused(texts):
-    with pytest.raises(InputError, match="expected at least one, all of one length"):
+@pytest.mark.parametrize(("texts", "what"), [([], "0 routes over no blocks"), (["11", "111"], r"2 routes over \[2, 3\] blocks")])
+def test_no_fixed_routes_or_routes_of_two_lengths_are_refused(texts, what):
+    with pytest.raises(InputError, match=f"a list of {what}: expected at least one, all of one length"):
         FixedRoutes(Route.parse(text) for text in texts)
