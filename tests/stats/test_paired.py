@@ -245,3 +245,15 @@ def test_holm_refuses_what_is_no_list_of_p_values(p_values):
 def test_a_difference_is_decided_by_its_interval_and_its_p(low, high, p, wanted):
     assert decided(low, high, p) is wanted
     assert decided(low, high) is (None if low <= 0 <= high else low > 0)
+
+
+def test_the_same_defaults_give_the_same_figures_from_one_version_to_the_next():
+    """Pages and tables of stored verdicts are made again by other versions: draws, seed and their order are part of the figures."""
+    ours, base = [1, 1, 1, 0, 1, 0, 1, 1, 0, 1], [0, 1, 0, 0, 1, 1, 1, 0, 0, 1]
+    assert paired_bootstrap(ours, base) == pytest.approx((0.2, -0.2, 0.6), abs=1e-12)
+    assert paired_bootstrap(ours, base, n_resamples=1) == pytest.approx((0.2, 0.3, 0.3), abs=1e-12)
+    assert sign_flips([1.0] * 11 + [-1.0] * 5 + [0.5, 0.25]) == pytest.approx(0.102, abs=1e-12)
+
+
+def test_adjusted_p_values_are_no_more_than_1():
+    assert holm([0.6, 0.9, 0.8]) == [1.0, 1.0, 1.0]

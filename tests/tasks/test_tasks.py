@@ -33,6 +33,7 @@ from drllm.tasks import (
     package,
     question_key,
     split_examples,
+    texts_digest,
 )
 from drllm.tasks.grading import boxed_matches, letter_choice, letter_settled
 
@@ -760,3 +761,25 @@ def test_hub_rows_of_another_layout_are_an_error(fake_hub):
     fake_hub["openai/gsm8k", "main"] = {"train": Rows([{"q": "1?"}])}
     with pytest.raises(InputError, match=r"Hub data set openai/gsm8k main has an unexpected layout \(KeyError: 'question'\)"):
         load_task("gsm8k")
+
+
+def test_splits_and_digests_of_texts_are_those_of_earlier_versions():
+    """Other splits would test on what was learned from; other digests would call the same questions others."""
+    rows = [Example(f"q{index}", f"How many are {index}?", ("a", "b"), 0, "arc_easy") for index in range(12)]
+    found, _ = split_examples(rows)
+    assert {split: [row.id for row in some] for split, some in found.items()} == {
+        "fit": ["q6", "q11", "q3", "q8", "q9", "q0", "q2", "q5"], "tune": ["q4", "q1"], "calibrate": ["q7"], "test": ["q10"],
+    }  # fmt: skip
+    assert texts_digest(rows) == texts_digest(rows[::-1]) == "c1cbb57fa3bf52f6"
+    assert texts_digest(rows[:3]) == "8425449f5c984d57"
+
+
+def test_half_a_character_in_a_question_has_a_key():
+    assert question_key("a\ud800b") != question_key("ab")
+
+
+def test_questions_dropped_for_several_reasons_are_all_counted():
+    rows = [Example(f"q{index}", f"How many are {index}?", ("a", "b"), 0, "arc_easy") for index in range(4)]
+    one = LoadedTask(get_task("arc_easy"), "here", {"fit": rows[:1], "tune": rows, "calibrate": [], "test": []}, {"tune": 5, "longer": 2})
+    found = drop_overlaps({"arc_easy": one})["arc_easy"]
+    assert (found.dropped, [row.id for row in found.examples["tune"]]) == ({"tune": 6, "longer": 2}, ["q1", "q2", "q3"])
