@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from drllm.core.errors import InputError
-from drllm.core.files import TEMPORARY_SUFFIX, remove_partials, write_bytes, write_json, write_text
+from drllm.core.errors import ArtifactError, InputError
+from drllm.core.files import TEMPORARY_SUFFIX, read_json_lines, remove_partials, write_bytes, write_json, write_text
 from drllm.model.packages import PackagedModel
 from drllm.runs.records import read_records, shard_path, write_shard
 from record_factory import record
@@ -47,6 +47,18 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
             write()
     assert json.loads(path.read_text(encoding="utf-8")) == {"ä": [1, 2.5, None]}
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_json_lines_are_read_with_their_numbers(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": "x\u2028\x85y"}\n\n3\n', encoding="utf-8")
+    assert read_json_lines(path, "") == [(1, {"a": "x\u2028\x85y"}), (3, 3)], "what splitlines() takes for the end of a line is none"
+    for content, where in ((b"{}\n{", ", line 2"), (b"\xff", "")):
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError, match=rf"a\.jsonl is not readable JSON lines{where} \(.*: do it again$"):
+            read_json_lines(path, "do it again")
+    with pytest.raises(ArtifactError, match="not readable JSON lines"):
+        read_json_lines(tmp_path / "none.jsonl", "")
 
 
 def test_parts_of_a_packaged_model_are_joined_once(tmp_path, monkeypatch):

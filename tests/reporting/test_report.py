@@ -267,6 +267,7 @@ def test_a_search_that_kept_nothing_is_reported(tmp_path: Path):
     [
         (lambda run: run.rename(run.with_name("moved")), "no run folder"),
         (lambda run: (run / "evaluate" / "tune" / "summary.json").write_text("{"), "summary.json is not readable JSON"),
+        (lambda run: (run / "evaluate" / "tune" / "summary.json").write_text('{"rows": [3]}'), "summary.json holds a bad Summary "),
         (lambda run: (run / "search" / "piqa" / "_plan.json").write_text(""), "_plan.json is not readable JSON"),
         (lambda run: (run / "search" / "piqa" / "shard-00000.parquet").write_bytes(b"PAR1"), "shard-00000.parquet is not a readable"),
         (lambda run: (run / "train" / "routers" / "metrics.jsonl").write_text("{}\n{"), "metrics.jsonl is not readable JSON lines"),

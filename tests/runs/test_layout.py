@@ -17,7 +17,9 @@ from drllm.runs.names import check_name
 
 SOURCES = Path(drllm.__file__).parent
 FILES = ("run.json", "pipeline.json", "stages.json", "_plan.json", "_prior.json", "metrics.jsonl", "candidates.json", "knob.json",
-         "summary.json", "results.json", "routes.jsonl")  # fmt: skip
+         "summary.json", "results.json", "routes.jsonl", "metrics.json", "influence.json", "steps.json", "report.html", "report.md",
+         "drllm_export.json")  # fmt: skip
+BY_TASK = ("samples_",)  # how names of files begin that differ by task
 FOLDERS = ("search", "paths", "train", "evaluate", "harness", "report", "reproduce")
 
 
@@ -32,7 +34,7 @@ def spelled(source: str) -> Iterator[tuple[int, str]]:
     }
     for node in ast.walk(tree):
         is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs
-        if is_text and node.value.rsplit("/", 1)[-1] in FILES:
+        if is_text and ((name := node.value.rsplit("/", 1)[-1]) in FILES or name.startswith(BY_TASK)):
             yield node.lineno, node.value
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
             right = node.right.values[0] if isinstance(node.right, ast.JoinedStr) and node.right.values else node.right
@@ -42,7 +44,8 @@ def spelled(source: str) -> Iterator[tuple[int, str]]:
 
 def test_the_search_finds_what_it_should():
     found = 'x / "run.json"\nx.glob("evaluate/*/summary.json")\nx / f"train/{name}"\ny = "a run.json"\n"""doc"""\nsection = "search"\n'
-    assert sorted(line for line, _ in spelled(found)) == [1, 2, 3]
+    found += 'f"samples_{name}.jsonl"\nre.compile(r"samples_(.+?)\\.jsonl")\nx.rglob("samples_*.jsonl")\n"reproduce/*/report.html"\n'
+    assert sorted(line for line, _ in spelled(found)) == [1, 2, 3, 7, 8, 9, 10]
 
 
 def test_no_other_folder_knows_a_file_name_of_a_run_folder():

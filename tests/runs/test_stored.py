@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from drllm.core.errors import ArtifactError
 from drllm.runs.manifest import Manifest
 from drllm.runs.summary import Summary, SummaryRow
 
@@ -28,3 +31,21 @@ def test_one_row_a_method():
     rows = [SummaryRow.of({**ROW, "task": task}) for task in ("t", "u", "all")]
     assert Summary.of(SUMMARY).pooled == [SummaryRow.of(ROW)]
     assert Summary.of(SUMMARY).changed(rows=rows).pooled == rows[2:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "found"),
+    [
+        (Summary, {**SUMMARY, "rows": [{"method": 3}]}, f"SummaryRow (without {', '.join(list(ROW)[1:])})"),
+        (Summary, {"rows": []}, "Summary (without split, reference, model, tasks)"),
+        (Summary, {**SUMMARY, "rows": None}, "Summary (without rows)"),
+        (Summary, {**SUMMARY, "rows": [3]}, "SummaryRow (3, expected names with values)"),
+        (Summary, {**SUMMARY, "rows": 3}, "SummaryRow (3, expected names with values)"),
+        (Summary, {**SUMMARY, "rows": ROW}, "SummaryRow ('method', expected names with values)"),
+        (Manifest, {"merged": ["a"]}, "MergedPart ('a', expected names with values)"),
+    ],
+)
+def test_what_is_not_the_object_is_refused_in_one_line(kind, values, found):
+    with pytest.raises(ArtifactError) as caught:
+        kind.of(values, "run/x.json")
+    assert str(caught.value) == f"run/x.json holds a bad {found}: run that stage again"

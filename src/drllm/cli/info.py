@@ -17,9 +17,10 @@ def run(job: Job) -> Lines:
     from drllm.policies.card import CARD_FILE
     from drllm.policies.saved import open_policy
     from drllm.runs.card_facts import card_facts
+    from drllm.runs.layout import EXPORT_FILE
 
     place = Path(job.arguments.name)
-    if (place / "drllm_export.json").is_file():
+    if (place / EXPORT_FILE).is_file():
         from drllm.deploy.export import check_export
 
         check_export(place)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, flushed, then renamed over it. And the one reader of JSON."""
+"""Files that are whole or absent: written beside their place, flushed, then renamed over it. And the readers of JSON."""
 
 from __future__ import annotations
 
@@ -48,6 +48,17 @@ def read_json(path: Path, advice: str, kind: type = object) -> Any:
     if not isinstance(value, kind):
         raise ArtifactError(f"{path} holds a {type(value).__name__}, expected a {kind.__name__}: {advice}")
     return value
+
+
+def read_json_lines(path: Path, advice: str) -> list[tuple[int, Any]]:
+    """(line, value) of each line of a file of JSON lines that is not blank; errors as of `read_json`."""
+    number, values = 0, []
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):  # splitlines() would also break inside strings
+            values += [(number, json.loads(line))] if line.strip() else []
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not readable JSON lines{f', line {number}' if number else ''} ({error}): {advice}") from None
+    return values
 
 
 def remove_partials(folder: Path) -> None:

@@ -23,9 +23,9 @@ from drllm.core.route import Action, Route
 from drllm.model.load import is_out_of_memory, quiet_loading
 from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import QUANTIZATION_ENTRIES, attention_of, causal_lm
+from drllm.runs.layout import EXPORT_FILE
 from drllm.runs.provenance import versions
 
-EXPORT_FILE = "drllm_export.json"
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-5}  # of the largest logit; below, what two kernels may differ by
 HALF_TOLERANCE = 2e-2
 INDEX_LISTS = ("mlp_only_layers", "moe_layers")  # of mixtures: which blocks, not one entry a block

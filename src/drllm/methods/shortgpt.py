@@ -12,6 +12,7 @@ from drllm.core.options import Options, option
 from drllm.core.route import Route
 from drllm.methods.base import Method
 from drllm.methods.budget import kept_passes, without
+from drllm.runs.layout import INFLUENCE_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +37,7 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: ShortGPTConfig
     prompts = training_data.prompts
     step = max(1, len(prompts) // config.questions)
     influence = block_influence(routed, prompts[::step][: config.questions])
-    write_json(folder / "influence.json", {"influence": influence})
+    write_json(folder / INFLUENCE_FILE, {"influence": influence})
     n_skipped = routed.n_layers - kept_passes(config.budget, routed.n_layers)
     skipped = sorted(range(routed.n_layers - 1), key=lambda block: (influence[block], block))[:n_skipped]
     return training_data.constant(without(routed.n_layers, skipped))

@@ -12,6 +12,7 @@ from drllm.core.options import Options, option
 from drllm.core.route import Route
 from drllm.methods.base import Method
 from drllm.methods.budget import pass_limit
+from drllm.runs.layout import STEPS_FILE
 from drllm.runs.memo import read_kept
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class TaleConfig(Options):
 
 def fit(routed: RoutedModel, training_data: TrainingData, config: TaleConfig, folder: Path) -> Policy:
     """Each step scores every single deletion; those done stand in `folder/steps.json`, for any budget to go on from."""
-    path, key = folder / "steps.json", f"{training_data.key}:{routed.model.dtype}:{config.questions}"
+    path, key = folder / STEPS_FILE, f"{training_data.key}:{routed.model.dtype}:{config.questions}"
     # Of an earlier training on the same questions: the base, then the best deletion of each step.
     done: list[dict[str, Any]] = (read_kept(path, key, "delete it and train again") or {"steps": []})["steps"]
     current, best = Route.full(routed.n_layers), 0.0

@@ -21,6 +21,7 @@ from drllm.paper.stages import Bench, Evaluate, Stage
 from drllm.paper.tables import TABLES
 from drllm.reporting.glossary import glossary
 from drllm.reporting.parts import Bullets, Commands, Folded, Heading, Paragraph, Part, Table
+from drllm.runs.layout import PAGE_FILE
 from drllm.tasks import boxed_matches, get_task, load_task
 
 EXHIBITS: dict[str, Exhibit] = {exhibit.name: exhibit for exhibit in (*TABLES, *FIGURES, LATENCY)}
@@ -91,7 +92,7 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
             write_page([*_opening(bench), *glossary(body), *body], folder)
         if (comparison := in_domain(bench.setup)) in bench.results:
             comparison.run(bench)  # the summary that `drllm report` finds is that of the routers and their blind baselines
-    return folder / "report.html"
+    return folder / PAGE_FILE
 
 
 def check(bench: Bench, exhibits: Sequence[Exhibit]) -> None:

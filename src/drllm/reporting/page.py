@@ -18,6 +18,7 @@ from drllm.reporting.chart import Chart
 from drllm.reporting.drawing import to_csv
 from drllm.reporting.parts import Heading, Part, flat, tasks, to_markdown
 from drllm.reporting.plots import as_plotly
+from drllm.runs.layout import MARKDOWN_FILE, PAGE_FILE
 
 STATIC = "static"  # the folder beside this file
 SENTENCE = 40  # characters: a longer cell is wrapped
@@ -25,9 +26,9 @@ SENTENCE = 40  # characters: a longer cell is wrapped
 
 def write_page(parts: Sequence[Part], folder: Path) -> Path:
     """Write `report.md` and `report.html`; the path of the second. Their pictures: `drllm.reporting.drawing.write_charts`."""
-    write_text(folder / "report.md", to_markdown(parts))
-    write_text(folder / "report.html", to_html(parts))
-    return folder / "report.html"
+    write_text(folder / MARKDOWN_FILE, to_markdown(parts))
+    write_text(folder / PAGE_FILE, to_html(parts))
+    return folder / PAGE_FILE
 
 
 def to_html(parts: Iterable[Part]) -> str:

@@ -21,7 +21,7 @@ from drllm.reporting.summary_table import by_task
 from drllm.reporting.training import training_parts
 from drllm.runs.earlier import OTHER_TASKS
 from drllm.runs.label_stats import broken_note, describe, tables
-from drllm.runs.layout import RunFolder
+from drllm.runs.layout import PAGE_FILE, RunFolder
 from drllm.runs.load import Run, load_run
 from drllm.runs.names import owner_of
 from drllm.runs.summary import POOLED, Summary
@@ -66,7 +66,7 @@ def report(run: str | Path) -> Path:
 def _opening(run: Run) -> list[Part]:
     model = next((source.model for source in (*run.summaries.values(), *run.manifests.values())), "")
     parts = [Heading(f"Adaptive depth on {model}" if model else "Adaptive depth", 1), *headline(run)]
-    if pages := sorted(page.relative_to(run.folder).as_posix() for page in run.folder.glob("reproduce/*/report.html")):
+    if pages := sorted(page.relative_to(run.folder).as_posix() for page in RunFolder(run.folder).reproduction.glob(f"*/{PAGE_FILE}")):
         text = "The paper's tables and figures on this model, each with its comparison, stand in a page of their own"
         parts.append(Paragraph(f"{text}: {', '.join(f'`{page}`' for page in pages)}."))
     return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from drllm.policies.saved_config import CONFIG_FILE
@@ -13,10 +14,15 @@ PRIOR_FILE = "_prior.json"
 METRICS_FILE = "metrics.jsonl"
 CANDIDATES_FILE = "candidates.json"
 POINTS_FILE = "knob.json"
+LOSSES_FILE, INFLUENCE_FILE, STEPS_FILE = "metrics.json", "influence.json", "steps.json"  # of gates, ShortGPT, TALE
 # In the folder of a comparison, or of one method in the harness.
 SUMMARY_FILE = "summary.json"
 RESULTS_FILE = "results.json"
 ROUTES_FILE = "routes.jsonl"
+SAMPLES_FILES = "samples_*.jsonl"  # one a task, whose name stands for the star
+SAMPLES_NAME = re.compile(r"samples_(?P<task>.+?)(?:_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+))?\.jsonl")  # the harness's own say when
+PAGE_FILE, MARKDOWN_FILE = "report.html", "report.md"  # of a report or reproduction
+EXPORT_FILE = "drllm_export.json"  # in an exported checkpoint
 _SEARCH, _PATHS, _TRAIN, _EVALUATE, _HARNESS, _REPORT, _REPRODUCE = "search", "paths", "train", "evaluate", "harness", "report", "reproduce"
 RECORD_FOLDERS = (_SEARCH, _PATHS)  # where task folders lie
 # What else stands in a run folder, or did: no policy can be called so.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from drllm.core.errors import ArtifactError
-from drllm.core.files import read_json
+from drllm.core.files import read_json, read_json_lines
 from drllm.policies.saved_config import CONFIG_FILE
 from drllm.runs.earlier import OTHER_TASKS, with_earlier
 from drllm.runs.layout import MANIFEST_FILE, METRICS_FILE, RunFolder
@@ -49,7 +48,7 @@ def load_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise ArtifactError(f"no run folder {str(folder)!r}: give the --out of a search, evaluate or retrofit")
     run = RunFolder(folder)
-    manifests = {path.parent.name: Manifest.of(_json(path)) for path in sorted(run.searches.glob(f"*/{MANIFEST_FILE}"))}
+    manifests = {path.parent.name: Manifest.of(_json(path), path) for path in sorted(run.searches.glob(f"*/{MANIFEST_FILE}"))}
     records = {task: list(read_records(run.search(task))) for task in manifests}
     epochs = {path.parent.name: read_epochs(path.parent) for path in run.metrics()}
     summaries = {path.parent.name: read_summary(path) for path in run.summaries()}
@@ -76,7 +75,7 @@ def load_run(folder: Path) -> Run:
 
 def read_summary(path: Path) -> Summary:
     """One split's summary."""
-    return Summary.of(_json(path))
+    return Summary.of(_json(path), path)
 
 
 def _json(path: Path) -> Any:
@@ -85,8 +84,4 @@ def _json(path: Path) -> Any:
 
 def read_epochs(training: Path) -> list[dict[str, Any]]:
     """The metrics of a training, one mapping an epoch, from its folder."""
-    path = training / METRICS_FILE
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is not readable JSON lines ({error}): train again") from None
+    return [epoch for _, epoch in read_json_lines(training / METRICS_FILE, "train again")]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from drllm.core.config import SearchConfig
 from drllm.core.errors import ArtifactError
@@ -54,6 +54,7 @@ class Manifest(Stored):
     """
 
     OPTIONAL: ClassVar = ("decoded_rows", "merged")
+    PARTS: ClassVar = {"merged": MergedPart}
     task: str = ""
     source: str = ""
     data: str | None = None
@@ -72,11 +73,6 @@ class Manifest(Stored):
     control: list[str] = field(default_factory=list)
     decoded_rows: int | None = None
     merged: list[MergedPart] | None = None
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        parts = {"merged": [MergedPart.of(part) for part in values["merged"]]} if values.get("merged") else {}
-        return super().of({**values, **parts})
 
     @property
     def search_config(self) -> SearchConfig:
@@ -134,7 +130,7 @@ def read_manifest(folder: Path) -> Manifest:
     again = f"delete {folder} and search again"
     if not _is_manifest(values := read_json(path, again)):
         raise ArtifactError(f"{path} is not the manifest of a drllm search: {again}")
-    return Manifest.of(values)
+    return Manifest.of(values, path)
 
 
 def search_manifests(run: Path) -> dict[Path, Manifest]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
+
+from drllm.core.errors import ArtifactError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,15 +16,26 @@ class Stored:
     Attributes:
         read: the file's content, keys of older and newer versions too; None for an object that was not read.
         OPTIONAL: fields that a new object has in its file only if they are given.
+        PARTS: fields that are lists of objects, and of what kind.
     """
 
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
+    PARTS: ClassVar[Mapping[str, type[Stored]]] = {}
     read: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        """The object of a file's content; what the file does not have gets its default."""
-        return cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values}, read=values)
+    def of(cls, values: Any, source: object = "the file") -> Self:
+        """The object of a file's content; what the file does not have gets its default, or is an `ArtifactError` that names the source."""
+        if not isinstance(values, Mapping):
+            raise ArtifactError(f"{source} holds a bad {cls.__name__} ({values!r:.40}, expected names with values): run that stage again")
+        # Default and factory of a field are one where both are MISSING.
+        if lacking := [one.name for one in fields(cls) if one.default is one.default_factory and values.get(one.name) is None]:
+            raise ArtifactError(f"{source} holds a bad {cls.__name__} (without {', '.join(lacking)}): run that stage again")
+        found = {item.name: values[item.name] for item in fields(cls) if item.name in values} | {"read": values}
+        for name, kind in cls.PARTS.items():
+            if (parts := found.get(name)) is not None:
+                found[name] = [kind.of(part, source) for part in (parts if isinstance(parts, Iterable) else (parts,))]
+        return cls(**found)
 
     def changed(self, **changes: Any) -> Self:
         """With other values, which it then has."""

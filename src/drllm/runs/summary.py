@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -71,6 +71,7 @@ class Summary(Stored):
     """
 
     OPTIONAL: ClassVar = ("dropped", "sources", "data", "texts", "policies", "earlier")
+    PARTS: ClassVar = {"rows": SummaryRow}
     split: str
     reference: str
     model: str
@@ -83,10 +84,6 @@ class Summary(Stored):
     texts: dict[str, str] | None = None
     policies: dict[str, str] | None = None
     earlier: Sequence[str] = ()
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        return super().of({**values, "rows": [SummaryRow.of(row) for row in values["rows"]]})
 
     @property
     def pooled(self) -> list[SummaryRow]:

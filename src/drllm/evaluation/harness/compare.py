@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +13,11 @@ from rich import box
 from rich.table import Table
 
 from drllm.core.errors import InputError
+from drllm.core.files import read_json_lines
 from drllm.core.text import as_text, p_value, percent, points
+from drllm.runs.layout import SAMPLES_FILES, SAMPLES_NAME
 from drllm.runs.summary import POOLED
 from drllm.stats.paired import holm, mcnemar, paired_bootstrap
-
-# samples_<task>_<date>.jsonl of the harness's own tracker, or samples_<task>.jsonl of `drllm evaluate --harness`.
-_NAME = re.compile(r"samples_(?P<task>.+?)(?:_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+))?\.jsonl")
 
 Scores = dict[tuple[str, str, str], dict[str, float]]  # (task, filter, metric) -> document -> value
 
@@ -28,23 +25,22 @@ Scores = dict[tuple[str, str, str], dict[str, float]]  # (task, filter, metric) 
 def read_scores(folder: str | Path) -> Scores:
     """Every numeric metric of every document in a folder's sample logs; of several runs of a task, the latest.
 
-    Raises `InputError` when the folder holds no sample logs, or a line is not one.
+    Raises `InputError` when the folder holds no sample logs, or a line is not one; `ArtifactError` where it is not JSON.
     """
     latest: dict[str, tuple[str, Path]] = {}
-    for path in sorted(Path(folder).rglob("samples_*.jsonl")):
-        if match := _NAME.fullmatch(path.name):
+    for path in sorted(Path(folder).rglob(SAMPLES_FILES)):
+        if match := SAMPLES_NAME.fullmatch(path.name):
             latest[match["task"]] = max(latest.get(match["task"], ("", path)), (match["date"] or "", path))
     if not latest:
         raise InputError(f"{folder} holds no sample logs (samples_TASK.jsonl): run the harness with --log_samples --output_path {folder}")
     scores: defaultdict[tuple[str, str, str], dict[str, float]] = defaultdict(dict)
     for task, (_, path) in sorted(latest.items()):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, sample in read_json_lines(path, "run the harness again"):
             try:
-                sample = json.loads(line)
                 document = f"{sample['doc_id']}:{sample['doc_hash']}"
                 values = {metric: sample[metric] for metric in sample["metrics"]}
                 kind = sample.get("filter", "none")
-            except (ValueError, KeyError, TypeError) as error:
+            except (KeyError, TypeError) as error:
                 raise InputError(f"{path}, line {number}: not a sample of the harness ({type(error).__name__}: {error})") from None
             for metric, value in values.items():
                 if isinstance(value, bool | int | float) and math.isfinite(value):

@@ -25,7 +25,7 @@ from drllm.policies.policy import Policy
 from drllm.policies.saved import load_policy
 from drllm.policies.saved_config import policy_digest
 from drllm.runs.card_facts import refresh_card
-from drllm.runs.layout import RESULTS_FILE, ROUTES_FILE, SUMMARY_FILE, RunFolder
+from drllm.runs.layout import RESULTS_FILE, ROUTES_FILE, SAMPLES_FILES, SUMMARY_FILE, RunFolder
 from drllm.runs.memo import key_of, read_kept
 from drllm.runs.names import BASE
 from drllm.runs.provenance import running
@@ -237,7 +237,7 @@ def _run(routed: RoutedModel, settings: EvaluatorConfig, manager: TaskManager, c
     folder.mkdir(parents=True, exist_ok=True)
     for task, samples in results.pop("samples").items():
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", task)
-        write_bytes(folder / f"samples_{name}.jsonl", b"".join(to_json(sample) + b"\n" for sample in samples))
+        write_bytes(folder / SAMPLES_FILES.replace("*", name), b"".join(to_json(sample) + b"\n" for sample in samples))
     prompts = sorted(lm.routing.prompts, key=lambda prompt: (prompt.task, prompt.doc_id))
     lines = [dataclasses.asdict(prompt) | {"route": str(prompt.route)} for prompt in prompts]
     write_bytes(folder / ROUTES_FILE, b"".join(to_json(line) + b"\n" for line in lines))

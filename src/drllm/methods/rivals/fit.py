@@ -16,6 +16,7 @@ from drllm.core.files import write_json
 from drllm.core.options import MAX_SEED, Options, option
 from drllm.methods.base import Method
 from drllm.methods.operating_point import choose_point
+from drllm.runs.layout import LOSSES_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,7 +103,7 @@ def fit_gates(
     policy = kind.new(routed.n_layers, routed.hidden_size, config.first_block, adapter_size, config.seed)
     policy.tensors = {name: tensor.to(routed.device) for name, tensor in policy.tensors.items()}
     steps = train_gates(routed, policy, texts, spent, config)
-    write_json(folder / "metrics.json", {"questions": len(texts), "steps": steps})
+    write_json(folder / LOSSES_FILE, {"questions": len(texts), "steps": steps})
     policy.prompt_format = training_data.prompt_format
     return choose_point(policy, training_data, config.tune_questions, config.budget, folder)
 
