@@ -140,13 +140,13 @@ class _OldDecider(Decider):
 
 
 def _adapt(cls: type[Policy]) -> None:
-    """For one version: give a class that decides by itself a `start`: of itself, or of what its own `start` returned."""
+    """For one version: let `start` of a class that decides by itself give a decider, also where it returned a policy."""
     why = "decides by decide(block, x, prompt_mask): give it start(prompt_mask), which returns a Decider"
     warnings.warn(f"{cls.__module__}.{cls.__qualname__} {why}; the old form goes with the next version", FutureWarning, stacklevel=4)
-    begin = vars(cls).get("start")
+    begin = cls.start
 
     def start(self: Policy, prompt_mask_BT: Tensor) -> Decider:
-        running = self if begin is None else begin(self, prompt_mask_BT)
+        running = begin(self, prompt_mask_BT)
         return running if isinstance(running, Decider) else _OldDecider(running, prompt_mask_BT)
 
     start.is_adapted = True  # type: ignore[attr-defined]
