@@ -3,8 +3,6 @@
 The public names load on first use: importing drllm imports neither torch nor transformers.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

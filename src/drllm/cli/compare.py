@@ -4,8 +4,6 @@ example:
   drllm compare base=out/base routed=out/routed
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

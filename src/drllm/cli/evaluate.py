@@ -4,8 +4,6 @@ example:
   drllm evaluate --out runs/a --methods base,static,routers --split tune
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 from pathlib import Path

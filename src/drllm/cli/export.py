@@ -4,8 +4,6 @@ example:
   drllm export --policy runs/a/static --out runs/a/checkpoint
 """
 
-from __future__ import annotations
-
 import argparse
 
 from drllm.cli.job import Job, Lines

@@ -4,8 +4,6 @@ example:
   drllm info runs/a/routers
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

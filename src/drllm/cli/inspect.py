@@ -6,8 +6,6 @@ example:
   drllm inspect "Why is the sky blue?" --policy runs/a/routers --any-format --chat
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

@@ -1,7 +1,5 @@
 """`python -m drllm.lm_eval`: the stock command line of lm-evaluation-harness, with `--model drllm` and the offline tasks known to it."""
 
-from __future__ import annotations
-
 import importlib.util
 
 from drllm.cli.main import EXIT_INTERRUPTED, fail

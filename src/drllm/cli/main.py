@@ -6,8 +6,6 @@ prints. What can be refused without a model is refused before one loads.
 Results go to standard output; progress, warnings and errors to standard error.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib

@@ -4,8 +4,6 @@ example:
   drllm methods
 """
 
-from __future__ import annotations
-
 import textwrap
 
 from drllm.cli.job import Job, Lines

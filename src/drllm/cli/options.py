@@ -9,8 +9,6 @@ top level and the job configurations in sections:
     routers: {epochs: 10}
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import math

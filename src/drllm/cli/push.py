@@ -4,8 +4,6 @@ example:
   drllm push runs/a/routers someone/smollm2-routers
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -4,8 +4,6 @@ example:
   drllm records info runs/a
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterable
 from pathlib import Path

@@ -4,8 +4,6 @@ example:
   drllm report runs/a
 """
 
-from __future__ import annotations
-
 import argparse
 
 from drllm.cli.job import Job, Lines

@@ -6,8 +6,6 @@ example:
   drllm reproduce table3 --model smollm2-135m-q4 --scale 0.1 --out runs/paper
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -6,8 +6,6 @@ example:
   drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --search-limit 100 --out runs/demo
 """
 
-from __future__ import annotations
-
 import argparse
 
 from drllm.cli.job import Job, Lines

@@ -6,8 +6,6 @@ example:
   drllm search --model smollm2-135m-q4 --tasks arc_easy --limit 100 --out runs/a
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -6,8 +6,6 @@ example:
   drllm serve runs/a/codebook --port 8000
 """
 
-from __future__ import annotations
-
 import argparse
 import ipaddress
 import os

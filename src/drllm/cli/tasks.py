@@ -4,8 +4,6 @@ example:
   drllm tasks
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 from pathlib import Path

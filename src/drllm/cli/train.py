@@ -6,8 +6,6 @@ example:
   drllm train --out runs/a --method routers --epochs 10
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 Every field carries its help text, unit and, where the paper fixes it, the section of arXiv 2510.12773. No torch here.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass

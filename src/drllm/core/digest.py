@@ -1,7 +1,5 @@
 """SHA-256 as it is used everywhere here: of bytes, text, files and JSON, whole or as the 16 hexadecimal digits that name things."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Every message says three things: what came, what was expected, what to do.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 

@@ -1,7 +1,5 @@
 """Files that are whole or absent: written beside their place, flushed, then renamed over it. And the readers of JSON."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -3,8 +3,6 @@
 Methods of other packages (`docs/add-a-method.md`) import them. `drllm/__init__.py` installs them.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import sys

@@ -1,7 +1,5 @@
 """Names: the nearest known ones to what a user typed, for error messages, and versions of installed packages."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import importlib.metadata

@@ -1,7 +1,5 @@
 """Options: fields of a configuration that document themselves and know their range."""
 
-from __future__ import annotations
-
 from dataclasses import field, fields
 from typing import Any
 

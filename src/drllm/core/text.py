@@ -1,7 +1,5 @@
 """Figures as people read them, and tables for a terminal."""
 
-from __future__ import annotations
-
 import io
 
 from rich.console import Console

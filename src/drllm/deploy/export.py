@@ -4,8 +4,6 @@ What is written is loaded again and run against the routed model before it count
 which is refused by what it computes, not by a list of names.
 """
 
-from __future__ import annotations
-
 import copy
 import shutil
 import tempfile

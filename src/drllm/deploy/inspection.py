@@ -1,7 +1,5 @@
 """`drllm inspect`: what a policy saw of one prompt and what it decided, block by block."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """One method's verdicts on one task's questions: what `evaluate` compares, made here or on a cluster, and kept in a file each."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping, Sequence

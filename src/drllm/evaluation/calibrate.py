@@ -1,7 +1,5 @@
 """`calibrate()`: test a trained policy for a guarantee on questions that served nothing else."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence

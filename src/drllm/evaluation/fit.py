@@ -1,7 +1,5 @@
 """Train a policy, let it be promised if asked to, and save it into its run."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The comparison on a Ray cluster: actors answer one task by one method at a time and write the verdicts (`drllm.model.ray_pool`)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -5,8 +5,6 @@ blocks; `shuffled-NAME` deals the policy's own routes to other prompts of the ta
 reading the prompt. `random` and `shuffled` alone are the routers'.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path

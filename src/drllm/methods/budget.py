@@ -1,7 +1,5 @@
 """Budgets of passes, and routes that leave blocks out. No torch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection
 

@@ -1,7 +1,5 @@
 """`train()`: read a run's records, hand them to a method, get a policy."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ of a question (all valid paths, not the shortest one), and the route likeliest t
 Its own predictor and data are not public, so this stands for the idea, not for its figures.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from drllm.core.options import option

@@ -3,8 +3,6 @@
 Shapes: N questions, F features, K routes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

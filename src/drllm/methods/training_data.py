@@ -1,7 +1,5 @@
 """What a method learns from: the records of a run and their questions, checked, read once and only when asked for."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from functools import cached_property

@@ -6,8 +6,6 @@ adapters and `isinstance` checks keep working, and `unwrap` is the removal of on
 Shapes: B sequences, T tokens, D hidden size.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any

@@ -6,8 +6,6 @@ and it counts tokens by the length of block 0's slot, which a skipped block 0 le
 Shapes: B sequences, T tokens of this step, L blocks.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any

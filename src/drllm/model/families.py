@@ -1,7 +1,5 @@
 """The model families that drllm's laws cover; `tests/laws/test_laws.py` holds each of them to exactness."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from drllm.core.errors import UnsupportedModelError

@@ -1,7 +1,5 @@
 """What `RoutedModel.generate` needs around transformers' own: effective options, refused ones, and where each sequence's answer ends."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """From a name to a base model: Hub ids, local folders, `.gguf` files, and the aliases of installed data packages."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib.util

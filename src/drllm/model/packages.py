@@ -1,7 +1,5 @@
 """Small models that come as data packages of the package index: one `.gguf` file, or its parts. No torch."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 from dataclasses import dataclass

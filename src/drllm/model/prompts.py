@@ -1,7 +1,5 @@
 """Prompts to padded token tensors: raw text or chat messages, left-padded, checked against the context length."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Torch's thread count, changed for a while: the library leaves the caller's as it was."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -6,8 +6,6 @@ release has changed. Nothing else in drllm reads an underscored name of theirs, 
 Shapes: B sequences, H heads, T tokens, S size of a head.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The kinds of picture that the paper's figures are made of."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ Base and policy take turns, in an order that alternates, so that a busy machine 
 figure is the geometric mean of the rounds' ratios, with the t interval of their logarithms.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any

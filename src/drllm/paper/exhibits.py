@@ -1,7 +1,5 @@
 """What a table or figure of the paper is: the stages behind it, and how it is shown; and what all of them share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """What arXiv 2510.12773v2 reports, to stand beside our own figures: facts, cited, never ours. No torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 PAPER = "arXiv 2510.12773v2"

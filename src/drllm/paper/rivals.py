@@ -1,7 +1,5 @@
 """Table 5 of the paper: rivals at the same share of passes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from drllm.core.text import percent

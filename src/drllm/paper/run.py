@@ -1,7 +1,5 @@
 """`reproduce()`: run the stages behind the tables and figures asked for, each once, and write them as one page."""
 
-from __future__ import annotations
-
 import dataclasses
 import shlex
 import time

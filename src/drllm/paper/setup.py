@@ -1,7 +1,5 @@
 """What is reproduced on what: the model's run folder, tasks, and how many questions at which scale. No torch."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, fields

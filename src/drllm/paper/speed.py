@@ -1,7 +1,5 @@
 """Table 7 of the paper, and its latency: what `drllm.paper.clock` measures."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Tables 2 to 4, 6 and 8 of the paper."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The model card of a saved policy: what it is for, what it was measured to do, and the commands that made it. No torch, no run folder."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How policies lie on disk: one JSON file, and for some a safetensors file whose checksum the JSON holds."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass

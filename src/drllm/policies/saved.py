@@ -1,7 +1,5 @@
 """Saved policies: written, opened once, loaded onto their base, and exchanged with the Hub."""
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`drllm_config.json` of a saved policy: what the policy is, which base it was made for, and the digests of its files. No torch."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path

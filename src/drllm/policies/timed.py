@@ -1,7 +1,5 @@
 """A clock around a policy's decisions."""
 
-from __future__ import annotations
-
 import time
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Where the routes of a method differ: routes that resemble each other in one group, each with its prompts."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """What a picture shows, described once: `drawing` makes a PNG and a CSV file of it, `plots` a Plotly figure for the page."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

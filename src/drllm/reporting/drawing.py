@@ -1,7 +1,5 @@
 """Charts as PNG files, by matplotlib, and their numbers as CSV files. matplotlib is imported when one is drawn."""
 
-from __future__ import annotations
-
 import csv
 import io
 import textwrap

@@ -1,7 +1,5 @@
 """The report's pictures, each described with its numbers."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

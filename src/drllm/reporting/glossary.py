@@ -1,7 +1,5 @@
 """Every word of our own, one meaning each: `docs/glossary.md` lists them all, a page those that stand on it, folded away."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """What a report opens with: one sentence of the comparison that tells most, and the other verdicts folded."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from drllm.core.text import p_value, with_interval

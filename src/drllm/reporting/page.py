@@ -1,7 +1,5 @@
 """The report as one HTML page that needs nothing beside it: style, script, numbers and Plotly's own script stand in it."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -4,8 +4,6 @@ Text, grid, background and legend come from the page, which has a light and a da
 than their place. Reference: https://plotly.com/javascript/reference.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`report()`: one page, and the same as Markdown with pictures, out of everything a run folder holds. No torch, and no model is loaded."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path

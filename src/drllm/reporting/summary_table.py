@@ -1,7 +1,5 @@
 """The table of an evaluation, on a terminal and in Markdown, and one honest sentence about each policy."""
 
-from __future__ import annotations
-
 import math
 
 from rich import box

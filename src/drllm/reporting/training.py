@@ -1,7 +1,5 @@
 """What became of the trainings: a table of last epochs and curves of all, of many policies as of one."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The whole retrofit in one call: search, train, evaluate, generate one answer, report. Finished stages are recognised and skipped."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What earlier evaluations of a split left beside the latest, whose summary knows its own methods and tasks only."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ A search tries many routes, so some are right by chance. "Solved by search" ther
 records) tries as many random routes, drawn without looking at the question, and what it solves needs no knowledge of the question.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields

@@ -1,7 +1,5 @@
 """Where every file of a run folder lies. No other folder of the library knows one of these names."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Everything a run folder holds, read once; stages that have not run are simply empty."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

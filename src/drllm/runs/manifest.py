@@ -1,7 +1,5 @@
 """The manifest of a task folder: all that determines its records, so that none made otherwise get in among them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field

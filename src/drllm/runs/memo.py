@@ -1,7 +1,5 @@
 """Finished work, remembered in JSON files under a key of all that determines it, so that the same call again takes seconds. No torch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a user does with finished records: find them in run folders, merge those of several runs, export them to one file."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """What an evaluation can compare: the base, saved policies of a run, and blind baselines of them. No torch."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`run.json`: for every job that wrote into a run folder, what was run, on what, with which versions, for how long."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform

@@ -3,8 +3,6 @@
 Nothing that depends on the time or the machine is inside, so the same search writes the same bytes.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

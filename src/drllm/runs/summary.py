@@ -1,7 +1,5 @@
 """Rows of a comparison: verdicts of one method beside the base's on the same questions. No torch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

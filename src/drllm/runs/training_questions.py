@@ -1,7 +1,5 @@
 """What a run has learned from, so that none of it judges."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """One method's verdicts on one task's questions: a parquet file each, written and read here only. No torch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

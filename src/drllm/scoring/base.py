@@ -1,7 +1,5 @@
 """What the scorers of all rewards share: questions are taken in, and policies asked for their routes."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

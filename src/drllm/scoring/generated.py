@@ -6,8 +6,6 @@ those of its path. Pending answers are then decoded together, greedily, and leav
 Shapes: B sequences, W width of the left-padded prompts, V vocabulary.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -6,8 +6,6 @@ of a fixed number of tokens, so that a verdict depends on the question and the r
 Shapes: B sequences, W width, D hidden size, V vocabulary, N scored tokens.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Prompts through the model without answering them: one forward of each, no output head; the routes that a policy decides for them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 

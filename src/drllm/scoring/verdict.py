@@ -1,7 +1,5 @@
 """What scoring one (question, route) pair yields."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

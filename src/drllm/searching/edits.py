@@ -4,8 +4,6 @@ So every block is edited at most once, no edit is a no-op and the edits form a g
 `kind * L + start` with kind 0 for a repeat of block `start` and kind k for a skip of the k blocks from there.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -10,8 +10,6 @@
 Where rewards are generated there are no margins: selection, early stop and choice are those of `paper`, the edits still as above.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

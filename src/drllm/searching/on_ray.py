@@ -1,7 +1,5 @@
 """The search on a Ray cluster: actors pull groups of questions and write their shards (`drllm.model.ray_pool`)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Preset `paper`: algorithm 1 of arXiv 2510.12773, Monte Carlo tree search by UCB on verdicts; edits are drawn at random. No torch."""
 
-from __future__ import annotations
-
 from drllm.core.route import Route
 from drllm.searching.tree import Node, RouteTree
 

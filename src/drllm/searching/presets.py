@@ -1,7 +1,5 @@
 """The tree of each preset. No torch."""
 
-from __future__ import annotations
-
 from drllm.core.config import SearchConfig
 from drllm.core.errors import InputError
 from drllm.searching.margin_tree import MarginTree

@@ -4,8 +4,6 @@ Everything that determines the records is settled first and written as the manif
 process or on a Ray cluster, in any order, each ending in one atomic shard.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections import Counter

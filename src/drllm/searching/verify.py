@@ -9,8 +9,6 @@
 Each runs in steps of one sequence, so no other question is in the batch. A wording that does not fit the context is not checked.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable
 from dataclasses import replace

@@ -5,8 +5,6 @@ questions (`scoring/prefixes.py`), and generated answers are searched one group 
 search and a resumed one all write the same records.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field

@@ -9,8 +9,6 @@ p-value is the largest over all shares of differing verdicts in a confidence set
 share it is computed exactly, not from a normal approximation.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace

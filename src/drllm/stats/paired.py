@@ -1,7 +1,5 @@
 """Paired statistics of right and wrong answers."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Rows of a JSON-lines file given with --data. No torch."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from dataclasses import replace

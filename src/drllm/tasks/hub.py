@@ -1,7 +1,5 @@
 """Rows from the Hub through the optional `datasets` library. No torch."""
 
-from __future__ import annotations
-
 import importlib
 from collections import Counter
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 An answer of "" is one that upstream keeps secret.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable

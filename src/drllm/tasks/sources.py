@@ -3,8 +3,6 @@
 A source that is not there is passed over; a source that is there but broken is an error, never a reason to try the next one.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

@@ -10,8 +10,6 @@
 Which share a question falls into is a hash of its text alone, so it never depends on the seed, the file or the other rows.
 """
 
-from __future__ import annotations
-
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping

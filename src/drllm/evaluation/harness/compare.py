@@ -1,7 +1,5 @@
 """Paired comparison of any number of methods, from lm-evaluation-harness's per-sample logs (`--log_samples`). No torch, no harness."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What routing cost and did during a harness run: one entry a prompt, seconds a task, and the summary that stands beside the metrics."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass

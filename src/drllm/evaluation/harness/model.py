@@ -8,8 +8,6 @@ Tokenisation, truncation, softmax and generation options are the stock `HFLM`'s 
 Shapes: B sequences, T tokens, N scored tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import defaultdict, deque

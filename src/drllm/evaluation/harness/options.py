@@ -1,7 +1,5 @@
 """The model arguments of `--model drllm`: which there are, and the model and policy that they name."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

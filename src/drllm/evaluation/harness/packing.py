@@ -1,7 +1,5 @@
 """Log-likelihood requests as packed prompts: continuations of one context share one, and a context has one route. No model here."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass

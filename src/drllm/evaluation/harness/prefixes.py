@@ -3,8 +3,6 @@
 Shapes: B sequences, T tokens of a step, W tokens of whole sequences.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import replace

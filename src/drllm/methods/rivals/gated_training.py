@@ -3,8 +3,6 @@
 Shapes: B sequences, T tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

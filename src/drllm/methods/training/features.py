@@ -5,8 +5,6 @@ The base is frozen and the path is the label's (teacher forcing, section 3.2), s
 Shapes: N records, L blocks, W windows, D hidden size, B sequences, T tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

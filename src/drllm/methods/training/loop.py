@@ -3,8 +3,6 @@
 Shapes: N records, L blocks, W windows, D hidden size, B records of a batch.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

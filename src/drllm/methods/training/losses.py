@@ -1,7 +1,5 @@
 """The focal loss with effective-number class weights (arXiv 2510.12773, section 3.2)."""
 
-from __future__ import annotations
-
 import math
 
 from torch import Tensor

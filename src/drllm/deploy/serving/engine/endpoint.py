@@ -5,8 +5,6 @@ on: `drllm_route` among the sampling parameters' extra arguments, and a cache sa
 keys and values to another.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import uuid

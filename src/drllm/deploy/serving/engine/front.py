@@ -6,8 +6,6 @@ Prompts that wait together are read together: one by one they would take longer 
 Shapes: B prompts, T tokens of the longest, D hidden size.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 import time

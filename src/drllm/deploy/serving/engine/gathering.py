@@ -3,8 +3,6 @@
 A sequence is a request of the step; vLLM lays the tokens of all sequences end to end. Shapes: N tokens of the step, S sequences.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -4,8 +4,6 @@ The base checkpoint is loaded unchanged. A block's second pass is a twin: a copy
 attention of its own, hence keys and values of its own. Nothing here knows the inside of a family's block but the name of its attention.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """vLLM's `vllm.general_plugins` entry point: names our models, nothing more."""
 
-from __future__ import annotations
-
 FAMILIES = {
     "LlamaForCausalLM": "RoutedLlama",
     "MistralForCausalLM": "RoutedMistral",

@@ -1,7 +1,5 @@
 """What routes have not been tested with on vLLM, refused by name when the engine starts."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from drllm.core.errors import UnsupportedModelError

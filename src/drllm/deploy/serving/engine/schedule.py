@@ -6,8 +6,6 @@ that skip the same blocks cost no copies between them.
 Shapes: N tokens of the step, S sequences, D hidden size, L blocks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any

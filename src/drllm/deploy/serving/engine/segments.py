@@ -6,8 +6,6 @@ same, so any of them, and any mixture of sequences, runs whole segments. Steps w
 Shapes: N tokens, D hidden size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

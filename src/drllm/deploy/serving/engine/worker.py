@@ -1,7 +1,5 @@
 """vLLM's worker with a route for each request: `--worker-cls drllm.deploy.serving.engine.worker.RoutedCPUWorker`."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ The harness calls `documents` with what `--metadata data=FOLDER_OR_FILE split=tu
 package, else the Hub.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from typing import Any
