@@ -94,9 +94,12 @@ def measure(
     routers = Routers(RouterConfig(n_layers, routed.hidden_size), seed=0).to(routed.device)
     nested = [Route.parse(NESTED[row % 4]) for row in range(batch)]
     policies: dict[str, Any] = {
-        "identity": RoutePolicy(Route.full(n_layers)), "common": RoutePolicy(Route.parse(COMMON)), "nested": GivenRoutes(nested),
-        "different": GivenRoutes(different_routes(batch, n_layers)), "routers": routers,
-    }  # fmt: skip
+        "identity": RoutePolicy(Route.full(n_layers)),
+        "common": RoutePolicy(Route.parse(COMMON)),
+        "nested": GivenRoutes(nested),
+        "different": GivenRoutes(different_routes(batch, n_layers)),
+        "routers": routers,
+    }
     policies = {name: policy for name, policy in policies.items() if name in wanted and (batch > 1 or name not in MIXED)}
     needed = sorted({sum(route[block] > 0 for route in nested) for block in range(n_layers)} | {batch}) if "nested" in policies else []
     arms = ["stock", *(["exported"] if "exported" in wanted else []), *policies]
@@ -131,7 +134,10 @@ def measure(
             deciding.append(deciding_seconds(routed, routers, ids, mask))
     result: dict[str, Any] = {"batch": batch, "prompt_tokens": statistics.mean(map(len, prompts)), "rounds": rounds, "new": n_new}
     result["seconds"] = {arm: {part: statistics.median(values) for part, values in parts.items()} for arm, parts in times.items()}
-    ratio = lambda arm, base, part: [a / b for a, b in zip(times[arm][part], times[base][part], strict=True)]  # noqa: E731
+
+    def ratio(arm, base, part):
+        return [a / b for a, b in zip(times[arm][part], times[base][part], strict=True)]
+
     result["to_stock"] = {arm: {part: median_interval(ratio(arm, "stock", part)) for part in times[arm]} for arm in times if arm != "stock"}
     if {"common", "exported"} <= times.keys():
         result["common_to_exported"] = {part: median_interval(ratio("common", "exported", part)) for part in times["stock"]}
@@ -165,8 +171,14 @@ def deciding_by_length(
             ids, mask = left_pad([text[start : start + length]], routed.pad_id, routed.device)
             clock = Clock()
             clock.times[0] = time.perf_counter()
-            stock.generate(ids, attention_mask=mask, max_new_tokens=1, do_sample=False, pad_token_id=routed.pad_id,
-                           stopping_criteria=StoppingCriteriaList([clock]))  # fmt: skip
+            stock.generate(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=1,
+                do_sample=False,
+                pad_token_id=routed.pad_id,
+                stopping_criteria=StoppingCriteriaList([clock]),
+            )
             spent = deciding_seconds(routed, routers, ids, mask)
             if round_ >= 0:
                 seconds.append(spent)
@@ -198,7 +210,10 @@ def deciding_seconds(routed: RoutedModel, routers: Routers, ids: torch.Tensor, m
 
 def report(rows: list[dict[str, Any]]) -> None:
     """What people read."""
-    shown = lambda value: f"{value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})"  # noqa: E731
+
+    def shown(value):
+        return f"{value[0]:.3f} ({value[1]:.3f} to {value[2]:.3f})"
+
     for row in rows:
         print(f"\nbatch {row['batch']}, mean prompt {row['prompt_tokens']:.0f} tokens, {row['rounds']} rounds, {row['new']} new tokens")
         print(f"  {'':12} {'prefill, ms':>12} {'step, ms':>9}   prefill / stock           step / stock")
@@ -209,8 +224,10 @@ def report(rows: list[dict[str, Any]]) -> None:
         if both := row.get("common_to_exported"):
             print(f"  common route / its exported checkpoint: prefill {shown(both['prefill'])}, step {shown(both['decode'])}")
         if share := row.get("deciding_share_of_prefill"):
-            print(f"  pooling and routers: {1000 * row['deciding_seconds']:.1f} ms, {100 * share[0]:.2f} % of stock prefill "
-                  f"({100 * share[1]:.2f} to {100 * share[2]:.2f})")  # fmt: skip
+            print(
+                f"  pooling and routers: {1000 * row['deciding_seconds']:.1f} ms, {100 * share[0]:.2f} % of stock prefill "
+                f"({100 * share[1]:.2f} to {100 * share[2]:.2f})"
+            )
         for part, found in row.get("limit", {}).items():
             print(f"  nested, {part}: limit {found['of_stock']:.3f} of stock; of its saving reached {shown(found['saving_reached'])}")
 
@@ -274,8 +291,10 @@ def beside(routed: RoutedModel, stock: Any, prompts: list[list[int]], given: arg
     print("\npooling and routers of one prompt, by its tokens:")
     for row in lengths:
         low, high = row["share"][1:]
-        print(f"  {row['tokens']:5}: {1000 * row['seconds']:.2f} ms, {100 * row['share'][0]:.2f} % of stock prefill "
-              f"({100 * low:.2f} to {100 * high:.2f})")  # fmt: skip
+        print(
+            f"  {row['tokens']:5}: {1000 * row['seconds']:.2f} ms, {100 * row['share'][0]:.2f} % of stock prefill "
+            f"({100 * low:.2f} to {100 * high:.2f})"
+        )
     policy: Any = Routers(RouterConfig(routed.n_layers, routed.hidden_size), seed=0).to(given.device)
     if given.policy:
         policy = RoutedModel.from_pretrained(given.policy, base=routed).policy
@@ -284,10 +303,14 @@ def beside(routed: RoutedModel, stock: Any, prompts: list[list[int]], given: arg
     long = latency(routed, policy, prompts, [1], given.latency_tokens, rounds)
     print("\ntable 7 for this model, tokens a second (base, routed), and the ratio of seconds:")
     for row in table7:
-        print(f"  batch {row['batch']:3}: {row['base_tokens_s']:.1f}, {row['routed_tokens_s']:.1f}; {row['ratio']:.3f} "
-              f"({row['ratio_low']:.3f} to {row['ratio_high']:.3f}), {row['passes']:.1f} passes")  # fmt: skip
-    print(f"{long['tokens']} tokens at batch 1: base {long['base']:.1f} s, routed {long['routed']:.1f} s ({long['passes']:.1f} passes), "
-          f"routers {1000 * long['router']:.1f} ms, {100 * long['router'] / long['routed']:.3f} % of it")  # fmt: skip
+        print(
+            f"  batch {row['batch']:3}: {row['base_tokens_s']:.1f}, {row['routed_tokens_s']:.1f}; {row['ratio']:.3f} "
+            f"({row['ratio_low']:.3f} to {row['ratio_high']:.3f}), {row['passes']:.1f} passes"
+        )
+    print(
+        f"{long['tokens']} tokens at batch 1: base {long['base']:.1f} s, routed {long['routed']:.1f} s ({long['passes']:.1f} passes), "
+        f"routers {1000 * long['router']:.1f} ms, {100 * long['router'] / long['routed']:.3f} % of it"
+    )
     return {"deciding": lengths, "table7": table7, "latency": long}
 
 

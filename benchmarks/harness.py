@@ -62,11 +62,17 @@ def measure(routed: RoutedModel, documents: list[list[Any]], batch_size: int) ->
     ratios = [a / b for a, b in zip(seconds["stock"], seconds["drllm"], strict=True)]
     differences = [abs(a[0] - b[0]) for a, b in zip(answers["stock"], answers["drllm"], strict=True)]
     return {
-        "batch_size": batch_size, "documents": len(documents), "requests": len(differences), "stock_s": sum(seconds["stock"]),
-        "drllm_s": sum(seconds["drllm"]), "ratio": sum(seconds["stock"]) / sum(seconds["drllm"]), "median_ratio": statistics.median(ratios),
-        "lowest_ratio": min(ratios), "largest_difference": max(differences),
+        "batch_size": batch_size,
+        "documents": len(documents),
+        "requests": len(differences),
+        "stock_s": sum(seconds["stock"]),
+        "drllm_s": sum(seconds["drllm"]),
+        "ratio": sum(seconds["stock"]) / sum(seconds["drllm"]),
+        "median_ratio": statistics.median(ratios),
+        "lowest_ratio": min(ratios),
+        "largest_difference": max(differences),
         "greedy_equal": all(a[1] == b[1] for a, b in zip(answers["stock"], answers["drllm"], strict=True)),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -65,8 +65,14 @@ def seconds_by_rows(
 
     def answer(n: int, reads: _Read, criteria: StoppingCriteriaList) -> None:
         ids, mask = left_pad(list(prompts[:n]), pad_id, stock.device)
-        stock.generate(ids, attention_mask=mask, max_new_tokens=n_new, do_sample=False, pad_token_id=pad_id,
-                       stopping_criteria=StoppingCriteriaList([reads, *criteria]))  # fmt: skip
+        stock.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=n_new,
+            do_sample=False,
+            pad_token_id=pad_id,
+            stopping_criteria=StoppingCriteriaList([reads, *criteria]),
+        )
 
     with _clocked(stock.model.layers, stock.device) as spent:
         reads = {n: _Read(spent) for n in sizes}

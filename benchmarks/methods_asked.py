@@ -144,8 +144,10 @@ class Asked:
         if not pq.read_table(questions_path(path)).equals(questions):
             raise SystemExit(f"{questions_path(path)} holds other questions: those verdicts cannot be compared, give another --out")
         columns = {
-            "correct": list(correct), "n_passes": [route.n_passes for route in routes], "route": [str(route) for route in routes],
-        }  # fmt: skip
+            "correct": list(correct),
+            "n_passes": [route.n_passes for route in routes],
+            "route": [str(route) for route in routes],
+        }
         write_small(path, pa.table(columns, metadata={"policy": policy}))
 
 

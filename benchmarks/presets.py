@@ -62,7 +62,10 @@ def labels(task: str, preset: str, records: list[RouteRecord], n_simulations: in
     wrong = [record for record in records if not record.base_correct]
     right = [record for record in records if record.base_correct]
     kept = [record for record in records if record.chosen is not None]
-    passes = lambda rows: sum(row.chosen.n_passes for row in rows if row.chosen) / max(len(rows), 1)  # noqa: E731
+
+    def passes(rows):
+        return sum(row.chosen.n_passes for row in rows if row.chosen) / max(len(rows), 1)
+
     return {
         "task": task,
         "preset": preset,
@@ -116,9 +119,13 @@ def main() -> None:
         for preset in PRESETS:
             n_simulations = budget(preset, arguments, routed.n_layers)
             config = SearchConfig(
-                preset=preset, n_simulations=n_simulations, early_stop=False, control=preset == "paper", limit=arguments.limit,
+                preset=preset,
+                n_simulations=n_simulations,
+                early_stop=False,
+                control=preset == "paper",
+                limit=arguments.limit,
                 sweep_questions=arguments.sweep,
-            )  # fmt: skip
+            )
             out = arguments.out / f"{task}-{preset}"
             search(routed, [task], config, out, arguments.data, resources=resources)
             found[preset] = read_records(out / "search")

@@ -138,10 +138,13 @@ def make_paths(reward: str, data: str) -> None:
                 scorer.submit(handle, again)
     rows = [
         # The base path comes on top of the 50 simulations; so that each question has 50 paths, the last one is left out.
-        {"id": example.id, "routes": [str(told.route) for told in tree.evaluated][:N_PATHS],
-         "right": [int(told.correct) for told in tree.evaluated][:N_PATHS]}
+        {
+            "id": example.id,
+            "routes": [str(told.route) for told in tree.evaluated][:N_PATHS],
+            "right": [int(told.correct) for told in tree.evaluated][:N_PATHS],
+        }
         for example, tree in zip(wanted, trees, strict=True)
-    ]  # fmt: skip
+    ]
     made = {"task": task.name, "reward": reward, "preset": "paper", "early_stop": False, "seed": 0, "model": MODEL}
     PATHS.mkdir(exist_ok=True)
     text = ",\n".join(json.dumps(row) for row in rows)

@@ -90,9 +90,11 @@ def test_rows_of_a_setting():
 
 def verdicts(right: list[int], tasks: list[str]) -> methods_table.Verdicts:
     return {
-        "correct": np.array(right, dtype=float), "passes": np.full(len(right), 30.0), "task": np.array(tasks),
+        "correct": np.array(right, dtype=float),
+        "passes": np.full(len(right), 30.0),
+        "task": np.array(tasks),
         "id": np.array([f"q{n}" for n in range(len(right))]),
-    }  # fmt: skip
+    }
 
 
 def test_the_mean_over_tasks_weighs_tasks_alike():

@@ -46,8 +46,15 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         {"id": f"q{n}", "question": f"Which number is {n}?", "choices": [f"{n}", f"{n + 1}", "none"], "answer": n % 3} for n in range(40)
     ]
     (root / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {"model": root / "model", "policy": root / "policy", "chat": root / "chat-policy", "data": root / "data.jsonl",
-            "corrupt": root / "corrupt", "bloom": root / "bloom", "stranger": root / "stranger"}  # fmt: skip
+    return {
+        "model": root / "model",
+        "policy": root / "policy",
+        "chat": root / "chat-policy",
+        "data": root / "data.jsonl",
+        "corrupt": root / "corrupt",
+        "bloom": root / "bloom",
+        "stranger": root / "stranger",
+    }
 
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
@@ -270,8 +277,11 @@ def test_warnings_and_prints_of_libraries_stay_out_of_the_results(capsys, monkey
 def test_a_closed_pipe_is_quiet():
     done = subprocess.run(
         ["bash", "-c", f"{sys.executable} -m drllm tasks | true; exit ${{PIPESTATUS[0]}}"],
-        env=os.environ | {"PYTHONPATH": SRC}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=os.environ | {"PYTHONPATH": SRC},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stderr == ""
     assert done.returncode in (0, 141)  # 0 when the reader was still there
 
@@ -296,8 +306,19 @@ def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
     (tmp_path / "run.yaml").write_text(
         "search: {n_simulations: 8, limit: 8, group_size: 4}\nrouters: {epochs: 2}\nevaluate: {n_resamples: 100}\n"
     )
-    typed = ["retrofit", "--model", folders["model"], "--tasks", "arc_easy", "--data", folders["data"], "--out", out, "--config",
-             tmp_path / "run.yaml"]  # fmt: skip
+    typed = [
+        "retrofit",
+        "--model",
+        folders["model"],
+        "--tasks",
+        "arc_easy",
+        "--data",
+        folders["data"],
+        "--out",
+        out,
+        "--config",
+        tmp_path / "run.yaml",
+    ]
     code, first, err = run(capsys, *typed)
     assert code == 0, err
     assert "done already" not in err

@@ -113,10 +113,12 @@ def test_every_folder_says_what_lives_there():
 
 def test_only_the_command_line_reads_arguments():
     found = sorted(
-        name for name, (_, tree) in trees().items() for node in ast.walk(tree)
+        name
+        for name, (_, tree) in trees().items()
+        for node in ast.walk(tree)
         if (isinstance(node, ast.Import) and any(alias.name == "argparse" for alias in node.names))
         or (isinstance(node, ast.ImportFrom) and node.module == "argparse")
-    )  # fmt: skip
+    )
     outside = [name for name in found if not name.startswith("cli/")]
     assert not outside, f"argparse outside cli/: {outside}"
 

@@ -54,9 +54,14 @@ def test_a_reporter_of_ones_own_hears_everything_and_only_inside_its_block():
         a_job()
     a_job()
     assert heard.calls == [
-        ("line", "a stage ...", False), ("start", "work", 4), ("resume", 1), ("advance", 2, "near"), ("line", "kept", True),
-        ("advance", 4, ""), ("stop", "work"),
-    ]  # fmt: skip
+        ("line", "a stage ...", False),
+        ("start", "work", 4),
+        ("resume", 1),
+        ("advance", 2, "near"),
+        ("line", "kept", True),
+        ("advance", 4, ""),
+        ("stop", "work"),
+    ]
 
 
 def test_a_job_that_fails_is_stopped_and_the_reporter_of_before_is_back():

@@ -16,8 +16,17 @@ import pytest
 import drllm
 
 CONTRACT = (
-    "Action", "Route", "RoutedModel", "SearchConfig", "RoutersConfig", "UnsupportedModelError", "search", "train", "evaluate", "report",
-)  # fmt: skip
+    "Action",
+    "Route",
+    "RoutedModel",
+    "SearchConfig",
+    "RoutersConfig",
+    "UnsupportedModelError",
+    "search",
+    "train",
+    "evaluate",
+    "report",
+)
 
 
 def test_every_public_name_is_there_after_importing_every_module():

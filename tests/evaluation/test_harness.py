@@ -222,7 +222,10 @@ def test_a_context_shared_by_choices_is_decided_and_computed_once():
     routed.policy.n_asked = 0
     lm.loglikelihood(requests, True)
     handle.remove()
-    encode = lambda string: len(routed.tokenizer(string)["input_ids"])  # noqa: E731
+
+    def encode(string):
+        return len(routed.tokenizer(string)["input_ids"])
+
     shared = sum(encode(f"{text(q, 6)}:") + sum(encode(f" {text(q + c, 2)}") - 1 for c in range(4)) for q in range(5))
     assert sum(n_tokens) == shared
     assert routed.policy.n_asked == 5
@@ -247,7 +250,10 @@ def test_generation_follows_the_route_the_prompt_decides():
 
 def test_a_rows_tokens_are_counted_to_its_own_end():
     lm = ours(model_of("llama"))
-    encode = lambda string: lm.tok_encode(string)  # noqa: E731
+
+    def encode(string):
+        return lm.tok_encode(string)
+
     end = lm.routed.model.generation_config.eos_token_id
     for string, stop, n in [("abcdef", ["d"], 4), ("abcdef", ["xy"], 6), ("abcdef", ["cd", "b"], 2), ("abc", [], 3)]:
         assert lm._n_answer_tokens(encode(string), stop) == n

@@ -53,10 +53,15 @@ def place(tmp_path_factory) -> Path:
         folder.mkdir(parents=True)
         for part in ("train", "dev", "test"):
             rows = [
-                {"id": f"{task}-{part}-{i}", "question": f"What is {i} plus {len(part)} in {task}?", "answer": i % n_choices,
-                 "choices": [str(i + len(part) + c) for c in range(n_choices)], "subject": "elementary_mathematics"}
+                {
+                    "id": f"{task}-{part}-{i}",
+                    "question": f"What is {i} plus {len(part)} in {task}?",
+                    "answer": i % n_choices,
+                    "choices": [str(i + len(part) + c) for c in range(n_choices)],
+                    "subject": "elementary_mathematics",
+                }
                 for i in range(12)
-            ]  # fmt: skip
+            ]
             (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
 
@@ -150,10 +155,17 @@ def test_shots_are_never_questions_that_are_asked(place):
 def test_shots_are_of_the_questions_own_subject_first(place, tmp_path):
     """Two subjects, asked through the harness: each question stands behind shots of its own, which the other's would crowd out."""
     rows = [
-        {"id": f"{part}{number}", "part": part, "question": f"{part} {number}?", "choices": ["a", "b"], "answer": 0,
-         "subject": ("law", "anatomy")[number % 2]}
-        for part in ("train", "dev") for number in range(40)
-    ]  # fmt: skip
+        {
+            "id": f"{part}{number}",
+            "part": part,
+            "question": f"{part} {number}?",
+            "choices": ["a", "b"],
+            "answer": 0,
+            "subject": ("law", "anatomy")[number % 2],
+        }
+        for part in ("train", "dev")
+        for number in range(40)
+    ]
     (tmp_path / "mmlu.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ["--methods", "base", "--tasks", "drllm_mmlu", "--data", f"{tmp_path}/mmlu.jsonl", "--harness-args=--num_fewshot 2"]
     assert cli(place, *arguments) == 0

@@ -99,11 +99,20 @@ def test_the_identity_gives_the_stock_models_log_likelihoods(family, batch_size)
 @pytest.mark.parametrize(
     ("family", "rope"),
     [
-        ("phi3", {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 8.0,
-                  "original_max_position_embeddings": 64}),
+        (
+            "phi3",
+            {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0] * 4,
+                "long_factor": [4.0] * 4,
+                "factor": 8.0,
+                "original_max_position_embeddings": 64,
+            },
+        ),
         ("llama", {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}),
     ],
-)  # fmt: skip
+)
 def test_positions_that_depend_on_the_rows_length_share_nothing(family, rope):
     """A prefix shorter than the model's first context length would have run under other frequencies than its rows."""
     model = families.build(family, vocab_size=300, max_position_embeddings=512)

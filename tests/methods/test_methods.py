@@ -135,8 +135,12 @@ def test_methods_import_nothing_heavy():
 def test_another_packages_method_is_found_by_its_entry_point(monkeypatch, tiny, run):
     point = importlib.metadata.EntryPoint("mine", "other_package:METHOD", registry.ENTRY_POINTS)
     own = dataclasses.replace(get_method("random_skip"), name="mine", config=dataclasses.make_dataclass("Mine", [], frozen=True))
-    own = dataclasses.replace(own, fit=lambda routed, training_data, config, folder: get_method("random_skip").fit(
-        routed, training_data, get_method("random_skip").config(budget=0.5), folder))  # fmt: skip
+    own = dataclasses.replace(
+        own,
+        fit=lambda routed, training_data, config, folder: get_method("random_skip").fit(
+            routed, training_data, get_method("random_skip").config(budget=0.5), folder
+        ),
+    )
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group, name=None: [point] if name in (None, "mine") else [])
     monkeypatch.setattr(importlib.metadata.EntryPoint, "load", lambda self: own)
     assert method_names()[-1] == "mine"
@@ -678,9 +682,21 @@ def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, da
 def record(routes: list[str], margins: list[float]) -> RouteRecord:
     right = [margin > 0 for margin in margins]
     return RouteRecord(
-        TASK, "q", 4, right[0], margins[0], Route.parse(routes[0]), tuple(map(Route.parse, routes)), tuple(map(float, right)),
-        tuple(margins), tuple(right), tuple(right), 0, "f", "loglik",
-    )  # fmt: skip
+        TASK,
+        "q",
+        4,
+        right[0],
+        margins[0],
+        Route.parse(routes[0]),
+        tuple(map(Route.parse, routes)),
+        tuple(map(float, right)),
+        tuple(margins),
+        tuple(right),
+        tuple(right),
+        0,
+        "f",
+        "loglik",
+    )
 
 
 def test_soft_targets_by_hand():
@@ -758,8 +774,16 @@ def test_a_saved_book_loads_in_a_process_that_never_trained_one(tiny, run, tmp_p
 
 
 def test_views_at_another_point_promise_nothing():
-    book = Codebook([Route.full(L), Route.full(L).edit(2, 0)], 1, torch.zeros(4), torch.ones(4), torch.zeros(4, 1), torch.zeros(1),
-                    [Point(0.1), Point(0.0)], 0)  # fmt: skip
+    book = Codebook(
+        [Route.full(L), Route.full(L).edit(2, 0)],
+        1,
+        torch.zeros(4),
+        torch.ones(4),
+        torch.zeros(4, 1),
+        torch.zeros(1),
+        [Point(0.1), Point(0.0)],
+        0,
+    )
     routers = Routers(RouterConfig(L, 8, 2, 4))
     for policy in (book, routers):
         policy.guarantee = {"epsilon": 0.01, "point": 0}

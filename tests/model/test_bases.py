@@ -74,12 +74,22 @@ def gguf_file():
         writer.add_rope_freq_base(10000.0)
         writer.add_vocab_size(vocab)
         rng = np.random.default_rng(0)
-        weight = lambda *shape: (0.3 * rng.standard_normal(shape)).astype(np.float32)  # noqa: E731
+
+        def weight(*shape):
+            return (0.3 * rng.standard_normal(shape)).astype(np.float32)
+
         ones = np.ones(size, dtype=np.float32)
         tensors = {"token_embd.weight": weight(vocab, size), "output_norm.weight": ones, "output.weight": weight(vocab, size)}
         for block in range(families.N_BLOCKS):
-            shapes = {"attn_q": (size, size), "attn_k": (size, size), "attn_v": (size, size), "attn_output": (size, size),
-                      "ffn_gate": (inner, size), "ffn_up": (inner, size), "ffn_down": (size, inner)}  # fmt: skip
+            shapes = {
+                "attn_q": (size, size),
+                "attn_k": (size, size),
+                "attn_v": (size, size),
+                "attn_output": (size, size),
+                "ffn_gate": (inner, size),
+                "ffn_up": (inner, size),
+                "ffn_down": (size, inner),
+            }
             tensors |= {f"blk.{block}.{name}.weight": weight(*shape) for name, shape in shapes.items()}
             tensors |= {f"blk.{block}.{name}.weight": ones for name in ("attn_norm", "ffn_norm")}
         for name, tensor in tensors.items():

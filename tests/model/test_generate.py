@@ -225,7 +225,7 @@ def test_refusals_look_into_generation_configs_too(tiny):
         (lambda m: RoutedModel.wrap(3), "cannot wrap a int"),
         (lambda m: m.save_pretrained("nowhere"), "no policy to save"),
     ],
-)  # fmt: skip
+)
 def test_wrong_input_gets_one_line(tiny, call, message):
     with pytest.raises(InputError, match=message) as caught:
         call(tiny)

@@ -367,9 +367,21 @@ def test_missing_keys_are_refused(saved, key):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("n_layers", "3"), ("n_layers", True), ("n_layers", -1), ("n_layers", 10**9), ("width", 6), ("hidden_size", 8.0), ("n_windows", 0),
-     ("n_windows", None), ("normalize", "no"), ("normalize", 1), ("schema_version", 99), ("weights_sha256", "0" * 64)],
-)  # fmt: skip
+    [
+        ("n_layers", "3"),
+        ("n_layers", True),
+        ("n_layers", -1),
+        ("n_layers", 10**9),
+        ("width", 6),
+        ("hidden_size", 8.0),
+        ("n_windows", 0),
+        ("n_windows", None),
+        ("normalize", "no"),
+        ("normalize", 1),
+        ("schema_version", 99),
+        ("weights_sha256", "0" * 64),
+    ],
+)
 def test_wrong_values_are_refused(saved, key, value):
     edit_config(saved, **{key: value})
     with pytest.raises(ArtifactError) as refusal:

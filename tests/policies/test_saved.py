@@ -82,14 +82,25 @@ def run_with_figures(routed: RoutedModel, root: Path) -> Path:
     folder = routed.save_pretrained(root / "run" / "static")
     (root / "run" / "run.json").write_text(json.dumps([{"argv": ["drllm", "train", "--out", "runs/a b"]}, {"argv": ["/x/pytest", "-q"]}]))
     row = {"task": "arc_easy", "n": 200, "accuracy": 0.4, "mean_passes": 4.0, "mcnemar_p": None}
-    ours = row | {"method": "static", "accuracy": 0.45, "mean_passes": 5.0, "difference": 0.05, "difference_low": -0.01,
-                  "difference_high": 0.11, "mcnemar_p": 0.125}  # fmt: skip
+    ours = row | {
+        "method": "static",
+        "accuracy": 0.45,
+        "mean_passes": 5.0,
+        "difference": 0.05,
+        "difference_low": -0.01,
+        "difference_high": 0.11,
+        "mcnemar_p": 0.125,
+    }
     for split, digest in (("tune", policy_digest(folder)), ("test", "0" * 16)):
         place = root / "run" / "evaluate" / split
         place.mkdir(parents=True)
-        summary = {"split": split, "reference": "base", "tasks": ["arc_easy"], "policies": {"static": digest},
-                   "rows": [row | {"method": "base"}, row | {"method": "base", "task": "all"}, ours,
-                            ours | {"task": "all", "mean_passes": 4.75}]}  # fmt: skip
+        summary = {
+            "split": split,
+            "reference": "base",
+            "tasks": ["arc_easy"],
+            "policies": {"static": digest},
+            "rows": [row | {"method": "base"}, row | {"method": "base", "task": "all"}, ours, ours | {"task": "all", "mean_passes": 4.75}],
+        }
         (place / "summary.json").write_text(json.dumps(summary))
     return folder
 

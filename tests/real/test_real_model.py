@@ -154,10 +154,30 @@ def test_a_search_in_bf16_killed_at_any_moment_resumes_to_the_same_bytes(tmp_pat
 
     def search(out):
         return subprocess.Popen(
-            [sys.executable, "-m", "drllm", "search", "--model", MODEL, "--tasks", "arc_easy", "--out", str(out), "--n-simulations", "6",
-             "--limit", "72", "--group-size", "24", "--pool-size", "24", "--sweep-questions", "4"],
+            [
+                sys.executable,
+                "-m",
+                "drllm",
+                "search",
+                "--model",
+                MODEL,
+                "--tasks",
+                "arc_easy",
+                "--out",
+                str(out),
+                "--n-simulations",
+                "6",
+                "--limit",
+                "72",
+                "--group-size",
+                "24",
+                "--pool-size",
+                "24",
+                "--sweep-questions",
+                "4",
+            ],
             stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
 
     def shards(out):
         return {path.name: path.read_bytes() for path in sorted((out / "search" / "arc_easy").glob("*.parquet"))}

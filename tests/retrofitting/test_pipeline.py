@@ -88,7 +88,10 @@ def test_training_twice_gives_the_same_bytes_and_extracts_features_once(trained,
     tiny.policy = train(tiny, run, TRAIN)
     tiny.save_pretrained(tmp_path)
     tiny.policy = None
-    bare = lambda folder: {name: part for name, part in folder_bytes(folder).items() if name != "README.md"}  # noqa: E731
+
+    def bare(folder):
+        return {name: part for name, part in folder_bytes(folder).items() if name != "README.md"}
+
     assert bare(tmp_path) == bare(trained / "routers"), "the same but for the card, which holds the run's commands"
     with pytest.raises(AssertionError, match="cached"):
         train(tiny, run, dataclasses.replace(TRAIN, n_windows=3))  # other windows, other features

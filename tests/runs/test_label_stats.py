@@ -26,10 +26,17 @@ def easy() -> list[RouteRecord]:
     """Six questions: the base gets two of them right, the search three of the other four."""
     return [
         # Solved in one try, not by the control's one try; the label survives float32 but no other wording.
-        record(name="a", others=(1.0,), **control(False), checks=(
-            check(BASE, "fp32", False), check(BASE, "template", True),
-            check(SKIPS_FIRST, "fp32", True), check(SKIPS_FIRST, "template", False),
-        )),
+        record(
+            name="a",
+            others=(1.0,),
+            **control(False),
+            checks=(
+                check(BASE, "fp32", False),
+                check(BASE, "template", True),
+                check(SKIPS_FIRST, "fp32", True),
+                check(SKIPS_FIRST, "template", False),
+            ),
+        ),
         # Not solved in two tries; the control's second is right.
         record(name="b", others=(0.0, 0.0), **control(False, True), checks=(check(BASE, "fp32", False),)),
         # The base is right and is kept; float32 says otherwise.
@@ -40,7 +47,7 @@ def easy() -> list[RouteRecord]:
         record(name="e", base=1.0, others=(0.0, 0.0, 1.0), **control(True, True, True)),
         # Solved, without a control.
         record(name="f", others=(1.0,)),
-    ]  # fmt: skip
+    ]
 
 
 def test_labels_by_hand():
@@ -89,12 +96,27 @@ def test_a_search_no_better_than_chance_does_not_beat_the_control(preset, early_
             told[route] = not route.is_full and luck.random() < share
             tree.tell(route, told[route], luck.gauss(0.2 if told[route] else -0.2, 0.01))
         blind = random_routes(n_layers, n_tries, config, seed=number)
-        found.append(RouteRecord(
-            task="arc_easy", id=str(number), n_choices=4, base_correct=False, base_margin=-0.2, chosen=tree.chosen, routes=tuple(told),
-            rewards=tuple(map(float, told.values())), margins=(0.0,) * len(told), acc=(None,) * len(told), acc_norm=(None,) * len(told),
-            seed=0, fingerprint="f00d", reward="loglik", control_routes=tuple(blind),
-            control_correct=tuple(luck.random() < share for _ in blind), control_margins=(0.0,) * n_tries,
-        ))  # fmt: skip
+        found.append(
+            RouteRecord(
+                task="arc_easy",
+                id=str(number),
+                n_choices=4,
+                base_correct=False,
+                base_margin=-0.2,
+                chosen=tree.chosen,
+                routes=tuple(told),
+                rewards=tuple(map(float, told.values())),
+                margins=(0.0,) * len(told),
+                acc=(None,) * len(told),
+                acc_norm=(None,) * len(told),
+                seed=0,
+                fingerprint="f00d",
+                reward="loglik",
+                control_routes=tuple(blind),
+                control_correct=tuple(luck.random() < share for _ in blind),
+                control_margins=(0.0,) * n_tries,
+            )
+        )
     (row,) = describe(found)
     assert row.difference is not None
     _, low, high = row.difference

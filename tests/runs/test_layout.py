@@ -16,9 +16,25 @@ from drllm.runs.layout import RunFolder
 from drllm.runs.names import check_name
 
 SOURCES = Path(drllm.__file__).parent
-FILES = ("run.json", "pipeline.json", "stages.json", "_plan.json", "_prior.json", "metrics.jsonl", "candidates.json", "knob.json",
-         "summary.json", "results.json", "routes.jsonl", "metrics.json", "influence.json", "steps.json", "report.html", "report.md",
-         "drllm_export.json")  # fmt: skip
+FILES = (
+    "run.json",
+    "pipeline.json",
+    "stages.json",
+    "_plan.json",
+    "_prior.json",
+    "metrics.jsonl",
+    "candidates.json",
+    "knob.json",
+    "summary.json",
+    "results.json",
+    "routes.jsonl",
+    "metrics.json",
+    "influence.json",
+    "steps.json",
+    "report.html",
+    "report.md",
+    "drllm_export.json",
+)
 BY_TASK = ("samples_",)  # how names of files begin that differ by task
 FOLDERS = ("search", "paths", "train", "evaluate", "harness", "report", "reproduce")
 
@@ -61,22 +77,53 @@ def test_no_other_folder_knows_a_file_name_of_a_run_folder():
 def test_names_on_disk_are_those_of_every_version():
     """Users' scripts and run folders of before hold them."""
     run = RunFolder(Path("r"))
-    found = [run.jobs, run.finished, run.search("t"), run.matrix("t"), run.matrix("t", "more"), run.policy("p"), run.training("p"),
-             run.features, run.evaluation("tune"), run.summary("tune"), run.verdicts("tune", "p", "t"), run.harness("tune", "a+b"),
-             run.report, run.reproduction, run.reproduced]  # fmt: skip
+    found = [
+        run.jobs,
+        run.finished,
+        run.search("t"),
+        run.matrix("t"),
+        run.matrix("t", "more"),
+        run.policy("p"),
+        run.training("p"),
+        run.features,
+        run.evaluation("tune"),
+        run.summary("tune"),
+        run.verdicts("tune", "p", "t"),
+        run.harness("tune", "a+b"),
+        run.report,
+        run.reproduction,
+        run.reproduced,
+    ]
     assert [path.as_posix() for path in found] == [
-        "r/run.json", "r/pipeline.json", "r/search/t", "r/paths/t", "r/paths/t.more", "r/p", "r/train/p", "r/train/features",
-        "r/evaluate/tune", "r/evaluate/tune/summary.json", "r/evaluate/tune/p/t.parquet", "r/harness/tune/a+b", "r/report",
-        "r/reproduce", "r/reproduce/stages.json",
-    ]  # fmt: skip
+        "r/run.json",
+        "r/pipeline.json",
+        "r/search/t",
+        "r/paths/t",
+        "r/paths/t.more",
+        "r/p",
+        "r/train/p",
+        "r/train/features",
+        "r/evaluate/tune",
+        "r/evaluate/tune/summary.json",
+        "r/evaluate/tune/p/t.parquet",
+        "r/harness/tune/a+b",
+        "r/report",
+        "r/reproduce",
+        "r/reproduce/stages.json",
+    ]
     constants = {name: value for name, value in vars(layout).items() if name.endswith("_FILE") and name != "CONFIG_FILE"}
     assert sorted(constants.values()) == sorted(set(FILES) - {"run.json", "pipeline.json", "stages.json"})
 
 
 def test_what_stands_in_a_run_folder_is_found(tmp_path):
     run = RunFolder(tmp_path)
-    for path in (run.policy("b") / CONFIG_FILE, run.policy("a") / CONFIG_FILE, run.summary("tune"), run.verdicts("tune", "a", "t.1"),
-                 run.training("a") / layout.METRICS_FILE):  # fmt: skip
+    for path in (
+        run.policy("b") / CONFIG_FILE,
+        run.policy("a") / CONFIG_FILE,
+        run.summary("tune"),
+        run.verdicts("tune", "a", "t.1"),
+        run.training("a") / layout.METRICS_FILE,
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert [path.name for path in run.policies()] == ["a", "b"]

@@ -48,10 +48,16 @@ def test_stages_of_an_earlier_version_are_done_already(tmp_path, capfd):
     start = ["f00d", "torch.float32", ["t"], None]
     first = old_digest([old_digest(start), "search", {"b": 1, "a": [2]}])
     second = old_digest([first, "generate", {"tokens": 48}])
-    (tmp_path / "pipeline.json").write_text(json.dumps({"stages": {
-        "search": {"key": first, "seconds": 2.0, "files": files, "result": "there"},
-        "generate": {"key": second, "seconds": 0.1, "files": {}, "result": {"text": "x"}},
-    }}))  # fmt: skip
+    (tmp_path / "pipeline.json").write_text(
+        json.dumps(
+            {
+                "stages": {
+                    "search": {"key": first, "seconds": 2.0, "files": files, "result": "there"},
+                    "generate": {"key": second, "seconds": 0.1, "files": {}, "result": {"text": "x"}},
+                }
+            }
+        )
+    )
     before = (tmp_path / "pipeline.json").read_bytes()
 
     def fail():

@@ -188,12 +188,14 @@ def test_two_records_of_one_question_are_refused(tmp_path):
 
 
 def test_records_that_are_not_of_their_plan_are_refused(tmp_path):
-    for n, (change, message) in enumerate((
-        ({"ids": ["q2"]}, "holds question 'q1' of arc_easy .*which is not in its _plan.json"),
-        ({"task": "piqa"}, "holds question 'q1' of arc_easy .*which is not in its _plan.json"),
-        ({"fingerprint": "beef"}, r"holds question 'q1' of arc_easy \(weights f00d\), which is not in its _plan.json"),
-        ({"task": "../../evil"}, r"_plan.json names the task '../../evil'"),
-    )):  # fmt: skip
+    for n, (change, message) in enumerate(
+        (
+            ({"ids": ["q2"]}, "holds question 'q1' of arc_easy .*which is not in its _plan.json"),
+            ({"task": "piqa"}, "holds question 'q1' of arc_easy .*which is not in its _plan.json"),
+            ({"fingerprint": "beef"}, r"holds question 'q1' of arc_easy \(weights f00d\), which is not in its _plan.json"),
+            ({"task": "../../evil"}, r"_plan.json names the task '../../evil'"),
+        )
+    ):
         folder = task_folder(tmp_path / str(n), records_of("q1"), 1, **change)
         with pytest.raises(ArtifactError, match=message):
             merge_records([folder], tmp_path / "out")
@@ -227,15 +229,55 @@ def exported(tmp_path: Path, name: str, some: list, **how) -> Path:
 
 
 LONG = [
-    {"task": "arc_easy", "id": "q1", "split": "tune", "route": "1111", "n_passes": 4, "correct": False, "margin": -0.3, "acc": False,
-     "acc_norm": None, "source": "search"},
-    {"task": "arc_easy", "id": "q1", "split": "tune", "route": "0111", "n_passes": 3, "correct": True, "margin": 0.7, "acc": True,
-     "acc_norm": True, "source": "search"},
-    {"task": "arc_easy", "id": "q1", "split": "tune", "route": "1001", "n_passes": 2, "correct": False, "margin": -2.5, "acc": None,
-     "acc_norm": None, "source": "control"},
-    {"task": "arc_easy", "id": "q1", "split": "tune", "route": "1121", "n_passes": 5, "correct": True, "margin": None, "acc": None,
-     "acc_norm": None, "source": "control"},
-]  # fmt: skip
+    {
+        "task": "arc_easy",
+        "id": "q1",
+        "split": "tune",
+        "route": "1111",
+        "n_passes": 4,
+        "correct": False,
+        "margin": -0.3,
+        "acc": False,
+        "acc_norm": None,
+        "source": "search",
+    },
+    {
+        "task": "arc_easy",
+        "id": "q1",
+        "split": "tune",
+        "route": "0111",
+        "n_passes": 3,
+        "correct": True,
+        "margin": 0.7,
+        "acc": True,
+        "acc_norm": True,
+        "source": "search",
+    },
+    {
+        "task": "arc_easy",
+        "id": "q1",
+        "split": "tune",
+        "route": "1001",
+        "n_passes": 2,
+        "correct": False,
+        "margin": -2.5,
+        "acc": None,
+        "acc_norm": None,
+        "source": "control",
+    },
+    {
+        "task": "arc_easy",
+        "id": "q1",
+        "split": "tune",
+        "route": "1121",
+        "n_passes": 5,
+        "correct": True,
+        "margin": None,
+        "acc": None,
+        "acc_norm": None,
+        "source": "control",
+    },
+]
 
 
 def test_long_rows_as_json_lines_and_csv(tmp_path):
@@ -249,8 +291,13 @@ def test_long_rows_as_json_lines_and_csv(tmp_path):
     table = list(csv.DictReader(io.StringIO(exported(tmp_path, "all.csv", some).read_text(encoding="utf-8"))))
     assert len(table) == 5
     text = {None: "", True: "true", False: "false"}
-    assert table[:4] == [{key: text.get(value, str(value)) if not isinstance(value, int) or isinstance(value, bool) else str(value)
-                          for key, value in row.items()} for row in LONG]  # fmt: skip
+    assert table[:4] == [
+        {
+            key: text.get(value, str(value)) if not isinstance(value, int) or isinstance(value, bool) else str(value)
+            for key, value in row.items()
+        }
+        for row in LONG
+    ]
     assert table[4]["id"] == 'q,"2"\n'
     assert exported(tmp_path, "ALL.CSV", some).read_bytes() == (tmp_path / "all.csv").read_bytes()
 

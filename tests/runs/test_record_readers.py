@@ -38,8 +38,11 @@ def test_shards_are_one_dataset_for_arrow(tmp_path):
     assert len({pq.read_schema(path).remove_metadata() for path in shards}) == 1
     table = ds.dataset(search).to_table()
     assert sorted(zip(table["task"].to_pylist(), table["id"].to_pylist(), strict=True)) == [
-        ("arc_easy", "q0"), ("arc_easy", "q1"), ("arc_easy", "q2"), ("gsm8k", "q0"),
-    ]  # fmt: skip
+        ("arc_easy", "q0"),
+        ("arc_easy", "q1"),
+        ("arc_easy", "q2"),
+        ("gsm8k", "q0"),
+    ]
     assert table["routes"].to_pylist()[0] == [str(route) for route in ROUTES[:2]]
 
 
@@ -60,8 +63,9 @@ def test_shards_are_one_table_for_duckdb(tmp_path):
     duckdb = pytest.importorskip("duckdb", reason="DuckDB is not installed")
     search = readable(tmp_path)
     assert duckdb.sql(f"SELECT task, count(*) FROM '{search}/*/*.parquet' GROUP BY task ORDER BY task").fetchall() == [
-        ("arc_easy", 3), ("gsm8k", 1),
-    ]  # fmt: skip
+        ("arc_easy", 3),
+        ("gsm8k", 1),
+    ]
     rows = f"SELECT unnest(routes) AS route, unnest(rewards) = 1 AS correct FROM '{search}/*/*.parquet'"
     assert duckdb.sql(f"SELECT route, sum(correct) FROM ({rows}) GROUP BY route ORDER BY route").fetchall() == [("0111", 3), ("1111", 0)]
     small = float16_file(tmp_path)

@@ -203,17 +203,38 @@ def test_control_and_split_are_checked():
 
 SCHEMA_1 = pa.schema(
     {
-        "task": pa.string(), "id": pa.string(), "n_choices": pa.int32(), "base_correct": pa.bool_(), "base_margin": pa.float32(),
-        "chosen": pa.string(), "routes": pa.list_(pa.string()), "rewards": pa.list_(pa.float32()), "margins": pa.list_(pa.float32()),
-        "acc": pa.list_(pa.bool_()), "acc_norm": pa.list_(pa.bool_()), "seed": pa.int64(), "fingerprint": pa.string(),
+        "task": pa.string(),
+        "id": pa.string(),
+        "n_choices": pa.int32(),
+        "base_correct": pa.bool_(),
+        "base_margin": pa.float32(),
+        "chosen": pa.string(),
+        "routes": pa.list_(pa.string()),
+        "rewards": pa.list_(pa.float32()),
+        "margins": pa.list_(pa.float32()),
+        "acc": pa.list_(pa.bool_()),
+        "acc_norm": pa.list_(pa.bool_()),
+        "seed": pa.int64(),
+        "fingerprint": pa.string(),
         "reward": pa.string(),
     }
-)  # fmt: skip
+)
 ROW_1 = {
-    "task": "arc_easy", "id": "q1", "n_choices": 4, "base_correct": False, "base_margin": -0.25, "chosen": "0111",
-    "routes": ["1111", "0111"], "rewards": [0.0, 1.0], "margins": [-0.25, 0.5], "acc": [False, True], "acc_norm": [None, False], "seed": 5,
-    "fingerprint": "f00d", "reward": "loglik",
-}  # fmt: skip
+    "task": "arc_easy",
+    "id": "q1",
+    "n_choices": 4,
+    "base_correct": False,
+    "base_margin": -0.25,
+    "chosen": "0111",
+    "routes": ["1111", "0111"],
+    "rewards": [0.0, 1.0],
+    "margins": [-0.25, 0.5],
+    "acc": [False, True],
+    "acc_norm": [None, False],
+    "seed": 5,
+    "fingerprint": "f00d",
+    "reward": "loglik",
+}
 
 
 def _write_schema_1(path: Path, row: dict, digest_of: dict, version: str = "1", schema: pa.Schema = SCHEMA_1) -> None:
@@ -227,10 +248,26 @@ def test_schema_1_is_read_with_the_defaults_of_what_it_lacks(tmp_path):
     _write_schema_1(path, ROW_1, digest_of=ROW_1)
     (found,) = read_records(tmp_path)
     assert found == RouteRecord(
-        task="arc_easy", id="q1", n_choices=4, base_correct=False, base_margin=-0.25, chosen=ROUTES[1], routes=ROUTES[:2],
-        rewards=(0.0, 1.0), margins=(-0.25, 0.5), acc=(False, True), acc_norm=(None, False), seed=5, fingerprint="f00d", reward="loglik",
-        split="fit", control_routes=(), control_correct=(), control_margins=(), checks=(),
-    )  # fmt: skip
+        task="arc_easy",
+        id="q1",
+        n_choices=4,
+        base_correct=False,
+        base_margin=-0.25,
+        chosen=ROUTES[1],
+        routes=ROUTES[:2],
+        rewards=(0.0, 1.0),
+        margins=(-0.25, 0.5),
+        acc=(False, True),
+        acc_norm=(None, False),
+        seed=5,
+        fingerprint="f00d",
+        reward="loglik",
+        split="fit",
+        control_routes=(),
+        control_correct=(),
+        control_margins=(),
+        checks=(),
+    )
     _write_schema_1(path, {**ROW_1, "seed": 6}, digest_of=ROW_1)
     with pytest.raises(ArtifactError, match="digest differ"):
         read_shard(path)

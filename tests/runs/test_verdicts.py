@@ -13,9 +13,16 @@ from drllm.core.errors import ArtifactError
 from drllm.runs.verdicts import Verdicts, find_verdicts, read_verdicts, write_verdicts
 
 FOUND = Verdicts(
-    ids=["a", "b"], correct=[True, False], acc=[True, None], acc_norm=[None, False], margins=[0.25, -1.5], routes=["1121", "1011"],
-    passes=[5, 3], seconds=0.1, metadata={"key": "k", "comparable": "c", "policy": "p"},
-)  # fmt: skip
+    ids=["a", "b"],
+    correct=[True, False],
+    acc=[True, None],
+    acc_norm=[None, False],
+    margins=[0.25, -1.5],
+    routes=["1121", "1011"],
+    passes=[5, 3],
+    seconds=0.1,
+    metadata={"key": "k", "comparable": "c", "policy": "p"},
+)
 
 
 def test_verdicts_are_read_back(tmp_path):
@@ -28,8 +35,11 @@ def test_verdicts_are_read_back(tmp_path):
     table = pq.ParquetFile(path).read()
     assert table.column_names == ["id", "correct", "correct_acc", "correct_acc_norm", "margin", "route", "n_passes"]
     assert {k: v for k, v in table.schema.metadata.items() if k != b"ARROW:schema"} == {
-        b"key": b"k", b"seconds": b"0.1", b"comparable": b"c", b"policy": b"p"
-    }  # fmt: skip
+        b"key": b"k",
+        b"seconds": b"0.1",
+        b"comparable": b"c",
+        b"policy": b"p",
+    }
 
 
 def test_gates_have_no_route_and_some_rewards_no_margin(tmp_path):

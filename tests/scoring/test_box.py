@@ -60,8 +60,12 @@ def test_no_answer_comes_sooner(pieces: list[str]):
 def test_the_bound_is_the_shortest_way(start: str):
     """Every continuation tried, from the shortest on: the first that the grader accepts has as many tokens as the bound says."""
     vocabulary = ["\\", "box", "ed", "{", "}", "5"]
-    n = next(n for n in range(7) for way in itertools.product(vocabulary, repeat=n) if boxed_matches(start + "".join(way), "5")
-             or boxed_matches(start + "".join(way), "55"))  # fmt: skip
+    n = next(
+        n
+        for n in range(7)
+        for way in itertools.product(vocabulary, repeat=n)
+        if boxed_matches(start + "".join(way), "5") or boxed_matches(start + "".join(way), "55")
+    )
     assert BoxBound(vocabulary)(start, "5") == n
 
 

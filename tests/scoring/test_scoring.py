@@ -235,9 +235,15 @@ def test_a_route_costs_only_the_passes_that_no_route_before_it_made():
     scorer = LoglikScorer(RoutedModel.wrap(base, byte_tokenizer()))
     scorer.load([scorer.question(ARC, EXAMPLES[0])])
     for route, expected in [
-        ("1111", [0, 1, 2, 3]), ("1120", [2]), ("1110", []), ("1122", [3, 3]), ("0111", [1, 2, 3]), ("0110", []), ("0000", []),
+        ("1111", [0, 1, 2, 3]),
+        ("1120", [2]),
+        ("1110", []),
+        ("1122", [3, 3]),
+        ("0111", [1, 2, 3]),
+        ("0110", []),
+        ("0000", []),
         ("1111", []),
-    ]:  # fmt: skip
+    ]:
         calls.clear()
         scorer.score([(0, Route.parse(route))])
         assert calls == expected, route
@@ -348,18 +354,30 @@ REFUSED = [
     pytest.param(get_task("openbookqa"), replace(EXAMPLES[0], question=" \n"), "has an empty prompt or choice", id="blank prompt"),
     pytest.param(ARC, replace(EXAMPLES[0], choices=("heat", "why " * 60)), "exceeds the context of 256", id="long choice"),
     pytest.param(
-        ARC, replace(EXAMPLES[0], choices=("only",)), "'a' of arc_easy has 1 choice", id="one choice",
+        ARC,
+        replace(EXAMPLES[0], choices=("only",)),
+        "'a' of arc_easy has 1 choice",
+        id="one choice",
     ),
     pytest.param(
-        ARC, replace(EXAMPLES[0], choices=()), "'a' of arc_easy has 0 choices", id="no choice",
+        ARC,
+        replace(EXAMPLES[0], choices=()),
+        "'a' of arc_easy has 0 choices",
+        id="no choice",
     ),
     pytest.param(
-        ARC, replace(EXAMPLES[0], question="half \ud83d"), "'a' of arc_easy cannot be tokenised", id="half a character",
+        ARC,
+        replace(EXAMPLES[0], question="half \ud83d"),
+        "'a' of arc_easy cannot be tokenised",
+        id="half a character",
     ),
     pytest.param(
-        ARC, replace(EXAMPLES[0], choices=("heat", "\udfff")), "'a' of arc_easy cannot be tokenised", id="half a character in a choice",
+        ARC,
+        replace(EXAMPLES[0], choices=("heat", "\udfff")),
+        "'a' of arc_easy cannot be tokenised",
+        id="half a character in a choice",
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("task", "example", "message"), REFUSED)

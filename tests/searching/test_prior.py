@@ -201,18 +201,31 @@ def test_the_file_form_is_plain_json():
 @pytest.mark.parametrize(
     "values",
     [
-        None, [], "text", {},
+        None,
+        [],
+        "text",
+        {},
         *({name: value for name, value in PRIOR.to_json().items() if name != left_out} for left_out in PRIOR.to_json()),
         *({**PRIOR.to_json(), name: None} for name in ("n_layers", "max_skip_run", "weights", "n_questions")),
         *({**PRIOR.to_json(), "n_layers": value} for value in (0, -2, 3, 2.5, math.inf, "two")),
         *({**PRIOR.to_json(), "max_skip_run": value} for value in (2, 0, 1.5)),
         *({**PRIOR.to_json(), "n_questions": value} for value in (math.nan, "7")),
         *({**PRIOR.to_json(), "scale": value} for value in (-0.1, math.inf, "wide", [], 10**400)),
-        *({**PRIOR.to_json(), "weights": value} for value in (
-            [], [1.0], [0.5, 0.5, 0.5, 0.5], [1.5, -0.5, 0.0, 0.0], [math.nan, 0.5, 0.5, 0.0], [0.5, 0.2, 0.2, 0.0], ["a", 0, 0, 1], 3,
-        )),
+        *(
+            {**PRIOR.to_json(), "weights": value}
+            for value in (
+                [],
+                [1.0],
+                [0.5, 0.5, 0.5, 0.5],
+                [1.5, -0.5, 0.0, 0.0],
+                [math.nan, 0.5, 0.5, 0.0],
+                [0.5, 0.2, 0.2, 0.0],
+                ["a", 0, 0, 1],
+                3,
+            )
+        ),
     ],
-)  # fmt: skip
+)
 def test_anything_else_is_refused(values):
     with pytest.raises(InputError, match=r"edit prior|expected at least 1"):
         EditPrior.from_json(values)

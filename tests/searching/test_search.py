@@ -111,8 +111,11 @@ def test_base_and_kept_route_are_checked_alone_under_both_metrics_and_another_te
         for route in routes:
             again, other = plain.verdict(fit[record.id], route), plain.verdict(fit[record.id], route, "Q: {}\nA:")
             assert record.verified(route) == {
-                "fp32:acc": again[0], "fp32:acc_norm": again[1], "template:acc": other[0], "template:acc_norm": other[1],
-            }  # fmt: skip
+                "fp32:acc": again[0],
+                "fp32:acc_norm": again[1],
+                "template:acc": other[0],
+                "template:acc_norm": other[1],
+            }
             flipped += other != again
     assert flipped, "another template flips some verdict: the test can fail"
 
@@ -153,8 +156,10 @@ def test_control_and_checks_can_be_left_out_and_change_nothing_else(run, data, t
     for record in read_records(tmp_path / "search"):
         assert (record.control_routes, record.checks, record.control_solved) == ((), (), None)
         assert (record.routes, record.margins, record.chosen) == (
-            with_both[record.id].routes, with_both[record.id].margins, with_both[record.id].chosen,
-        )  # fmt: skip
+            with_both[record.id].routes,
+            with_both[record.id].margins,
+            with_both[record.id].chosen,
+        )
 
 
 def test_groups_are_filled_by_length_and_the_last_is_short(run):

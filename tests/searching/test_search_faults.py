@@ -36,7 +36,10 @@ SMALL = SearchConfig(n_simulations=4, group_size=4, sweep_questions=2, limit=12)
 
 def odd_rows() -> list[dict]:
     """Rows that a careless file holds; every id says what is odd."""
-    ask = lambda name, question, choices, answer=0: {"id": name, "question": question, "choices": choices, "answer": answer}  # noqa: E731
+
+    def ask(name, question, choices, answer=0):
+        return {"id": name, "question": question, "choices": choices, "answer": answer}
+
     return [
         ask("plain", "What is 1 and 1?", ["2", "3", "4"]),
         ask("two choices", "Is 2 even?", ["yes", "no"]),
@@ -284,8 +287,27 @@ def test_ctrl_c_says_how_to_resume_and_keeps_the_shards(data, tmp_path, monkeypa
     monkeypatch.setattr(PrefixRunner, "_apply", interrupted)
     routed = model()
     monkeypatch.setattr(_Routed, "wrap", lambda *args, **kwargs: routed)
-    command = ["search", "--model", "tiny", "--tasks", TASK, "--data", str(data), "--out", str(tmp_path / "run"), "--limit", "12",
-               "--n-simulations", "4", "--group-size", "4", "--pool-size", "4", "--sweep-questions", "2"]  # fmt: skip
+    command = [
+        "search",
+        "--model",
+        "tiny",
+        "--tasks",
+        TASK,
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path / "run"),
+        "--limit",
+        "12",
+        "--n-simulations",
+        "4",
+        "--group-size",
+        "4",
+        "--pool-size",
+        "4",
+        "--sweep-questions",
+        "2",
+    ]
     assert main(command) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "drllm: interrupted; finished work is kept, the same command resumes"
     assert shard_indices(tmp_path / "run" / "search" / TASK) == [2]
@@ -293,7 +315,10 @@ def test_ctrl_c_says_how_to_resume_and_keeps_the_shards(data, tmp_path, monkeypa
     assert main(command) == 0
     assert [job["status"] for job in read_jobs(tmp_path / "run")] == ["interrupted", "done"]
     search(model(), [TASK], SMALL, tmp_path / "whole", data)
-    strip = lambda content: {name: part for name, part in content.items() if not name.endswith("_plan.json")}  # noqa: E731
+
+    def strip(content):
+        return {name: part for name, part in content.items() if not name.endswith("_plan.json")}
+
     assert strip(folder_bytes(tmp_path / "run" / "search")) == strip(folder_bytes(tmp_path / "whole" / "search"))
 
 

@@ -327,9 +327,20 @@ def test_chosen(preset, told, chosen):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("n_simulations", -1), ("random_prob", 1.1), ("max_skip_run", 0), ("max_passes_ratio", 0.9), ("max_passes_ratio", 2.1),
-     ("exploration", -0.1), ("length_penalty", -1.0), ("widening", 0.0), ("patience", -1), ("comfort", 1.1), ("sweep_questions", -1)],
-)  # fmt: skip
+    [
+        ("n_simulations", -1),
+        ("random_prob", 1.1),
+        ("max_skip_run", 0),
+        ("max_passes_ratio", 0.9),
+        ("max_passes_ratio", 2.1),
+        ("exploration", -0.1),
+        ("length_penalty", -1.0),
+        ("widening", 0.0),
+        ("patience", -1),
+        ("comfort", 1.1),
+        ("sweep_questions", -1),
+    ],
+)
 def test_settings_out_of_range_are_refused(name, value):
     with pytest.raises(InputError, match=rf"SearchConfig\.{name} is {value}"):
         SearchConfig(**{name: value})

@@ -485,9 +485,24 @@ def config_of(name: str, **overrides: Any) -> Any:
 
 
 SAMPLE = (
-    "llama", "llama-tied", "gpt2", "gpt_neox", "opt", "falcon", "gemma3_text", "mistral-sliding", "qwen2-sliding", "smollm3-sliding",
-    "modernbert-decoder", "cohere_compass_text-nope", "mixtral", "gpt_oss", "llama4_text", "deepseek_v3", "deepseek_v32",
-)  # fmt: skip
+    "llama",
+    "llama-tied",
+    "gpt2",
+    "gpt_neox",
+    "opt",
+    "falcon",
+    "gemma3_text",
+    "mistral-sliding",
+    "qwen2-sliding",
+    "smollm3-sliding",
+    "modernbert-decoder",
+    "cohere_compass_text-nope",
+    "mixtral",
+    "gpt_oss",
+    "llama4_text",
+    "deepseek_v3",
+    "deepseek_v32",
+)
 """One family or two of every kind: rotary and learned positions, tied weights, windows of every shape, blocks in parallel, a mixture of
 experts, attention in chunks, compressed and indexed."""
 

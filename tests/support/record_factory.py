@@ -17,9 +17,14 @@ from drllm.runs.records import RECORD_SPLITS, Check, RouteRecord, write_shard
 
 ROUTES = tuple(Route.parse(text) for text in ("1111", "0111", "1121", "1001"))
 PLAN = {
-    "task": "arc_easy", "data": None, "model": "tiny", "fingerprint": "f00d", "questions": "d1ge57",
-    "config": {"seed": 0, "n_simulations": 50}, "ids": ["q1", "q2", "q3"],
-}  # fmt: skip
+    "task": "arc_easy",
+    "data": None,
+    "model": "tiny",
+    "fingerprint": "f00d",
+    "questions": "d1ge57",
+    "config": {"seed": 0, "n_simulations": 50},
+    "ids": ["q1", "q2", "q3"],
+}
 
 
 def record(task: str = "arc_easy", name: str = "q1", base: float = 0.0, others: tuple[float, ...] = (1.0,), **changes: Any) -> RouteRecord:
@@ -76,11 +81,23 @@ def any_record(draw: Any) -> RouteRecord:
         return tuple(draw(st.lists(strategy, min_size=size, max_size=size)))
 
     return RouteRecord(
-        task=draw(texts), id=draw(texts), n_choices=draw(st.integers(0, 9)), base_correct=draw(st.booleans()), base_margin=draw(reals),
-        chosen=draw(st.none() | st.sampled_from(routes)), routes=routes, rewards=entries(reals, n), margins=entries(reals, n),
-        acc=entries(st.none() | st.booleans(), n), acc_norm=entries(st.none() | st.booleans(), n), seed=draw(st.integers(0, 2**63 - 1)),
-        fingerprint=draw(texts), reward=draw(texts), split=draw(st.sampled_from(RECORD_SPLITS)),
-        control_routes=entries(route, n_control), control_correct=entries(st.booleans(), n_control),
+        task=draw(texts),
+        id=draw(texts),
+        n_choices=draw(st.integers(0, 9)),
+        base_correct=draw(st.booleans()),
+        base_margin=draw(reals),
+        chosen=draw(st.none() | st.sampled_from(routes)),
+        routes=routes,
+        rewards=entries(reals, n),
+        margins=entries(reals, n),
+        acc=entries(st.none() | st.booleans(), n),
+        acc_norm=entries(st.none() | st.booleans(), n),
+        seed=draw(st.integers(0, 2**63 - 1)),
+        fingerprint=draw(texts),
+        reward=draw(texts),
+        split=draw(st.sampled_from(RECORD_SPLITS)),
+        control_routes=entries(route, n_control),
+        control_correct=entries(st.booleans(), n_control),
         control_margins=entries(reals, n_control),
         checks=tuple(draw(st.lists(st.builds(Check, route, texts, st.booleans(), reals), max_size=3))),
-    )  # fmt: skip
+    )

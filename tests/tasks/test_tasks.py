@@ -128,26 +128,98 @@ def test_unknown_task_suggests(typed: str, meant: str):
 # Index of the option (of four) to the texts that choose it; None: no option is chosen.
 LETTERS: dict[int | None, list[str]] = {
     0: [
-        "A", "A.", "**A**", "(A) A plant", "A. A plant", "A is correct", "A because it is", "A, since", "The answer is A", "a", "a)",
-        "(a)", "answer: a", "the answer is a.", "Answer: A. A plant",
+        "A",
+        "A.",
+        "**A**",
+        "(A) A plant",
+        "A. A plant",
+        "A is correct",
+        "A because it is",
+        "A, since",
+        "The answer is A",
+        "a",
+        "a)",
+        "(a)",
+        "answer: a",
+        "the answer is a.",
+        "Answer: A. A plant",
     ],
     1: [
-        "B", "B.", "(B)", "B)", "**B**", "**B.**", " B", "\nB\n", "B:", "[B]", '"B"', "`B`", "Answer: B", "**Answer:** B",
-        "Answer:\n\nB", "answer: (b)", "The answer is B", "The answer is B.", "The correct answer is: **B**", "The answer is option B.",
-        "Option B", "Option B.", r"\boxed{B}", r"$\boxed{\text{B}}$", "B. dry palms", "B) dry palms", "B - dry palms",
-        "B\nThe reason", "B<|im_end|>",
-        "b", "b.", "(b)", "b) dry palms", "**b**", "the answer is b",
+        "B",
+        "B.",
+        "(B)",
+        "B)",
+        "**B**",
+        "**B.**",
+        " B",
+        "\nB\n",
+        "B:",
+        "[B]",
+        '"B"',
+        "`B`",
+        "Answer: B",
+        "**Answer:** B",
+        "Answer:\n\nB",
+        "answer: (b)",
+        "The answer is B",
+        "The answer is B.",
+        "The correct answer is: **B**",
+        "The answer is option B.",
+        "Option B",
+        "Option B.",
+        r"\boxed{B}",
+        r"$\boxed{\text{B}}$",
+        "B. dry palms",
+        "B) dry palms",
+        "B - dry palms",
+        "B\nThe reason",
+        "B<|im_end|>",
+        "b",
+        "b.",
+        "(b)",
+        "b) dry palms",
+        "**b**",
+        "the answer is b",
     ],
     2: ["I think the answer is (C).", r"\boxed{(C)}", "The answer is not B. The answer is C.", "c: because"],
     3: ["The answer would be D", "The best answer is D, because"],
     None: [
-        "A cat sat", "A plant needs", "I think so", "I", "a plant needs", "The answer is a", "The answer is a plant",
-        "The answer is A plant", "Answer: A plant", "B vitamins help", "C or D", "A, B", "A, Ca and C", "A and B", "U.S. law",
-        "A.M.", "e.g. this", "B12", "B.12",
-        "A's", "A-level", "Because", "Dry palms", "", "   ", "42", "The", "answer", "option",
-        "E", "Z.", "Answer: F", r"\boxed{E}", "(E)",  # beyond the four choices
+        "A cat sat",
+        "A plant needs",
+        "I think so",
+        "I",
+        "a plant needs",
+        "The answer is a",
+        "The answer is a plant",
+        "The answer is A plant",
+        "Answer: A plant",
+        "B vitamins help",
+        "C or D",
+        "A, B",
+        "A, Ca and C",
+        "A and B",
+        "U.S. law",
+        "A.M.",
+        "e.g. this",
+        "B12",
+        "B.12",
+        "A's",
+        "A-level",
+        "Because",
+        "Dry palms",
+        "",
+        "   ",
+        "42",
+        "The",
+        "answer",
+        "option",
+        "E",
+        "Z.",
+        "Answer: F",
+        r"\boxed{E}",
+        "(E)",  # beyond the four choices
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("text", "index"), [(text, index) for index, texts in LETTERS.items() for text in texts])
@@ -163,14 +235,62 @@ def test_letter_knows_exactly_the_offered_options(n_choices: int):
 
 
 SETTLED = [
-    "A. ", "A.\n", "A. plant", "B\n", " B \n", "**B**\n", "B<", "(B) ", "[b]x", "( C )\n", "B) dry", "C: so", "D] ", "B - dry",
-    "B is right", "B because it", "Option B. ", "letter: C\n", "> A; and", "A.b ", "Z. ",
-]  # fmt: skip
+    "A. ",
+    "A.\n",
+    "A. plant",
+    "B\n",
+    " B \n",
+    "**B**\n",
+    "B<",
+    "(B) ",
+    "[b]x",
+    "( C )\n",
+    "B) dry",
+    "C: so",
+    "D] ",
+    "B - dry",
+    "B is right",
+    "B because it",
+    "Option B. ",
+    "letter: C\n",
+    "> A; and",
+    "A.b ",
+    "Z. ",
+]
 # More text could make another answer of them, or none: a word, a number, initials, an enumeration, a phrase further on.
 UNSETTLED = [
-    "", " ", "A", "B.", "B)", "(B", "**B**", "B ", "B is", "B -", "A.b", "U.S", "A.M", "B.1", "A)1", "B:2 ", "B,", "A, since", "A, B",
-    "B12", "A plant", "Option", "Option B", "The answer is B. ", "Answer: B\n", r"\boxed{B} ", "b. ", "b\n", "so\nB\n", "K, Ca", "Because ",
-]  # fmt: skip
+    "",
+    " ",
+    "A",
+    "B.",
+    "B)",
+    "(B",
+    "**B**",
+    "B ",
+    "B is",
+    "B -",
+    "A.b",
+    "U.S",
+    "A.M",
+    "B.1",
+    "A)1",
+    "B:2 ",
+    "B,",
+    "A, since",
+    "A, B",
+    "B12",
+    "A plant",
+    "Option",
+    "Option B",
+    "The answer is B. ",
+    "Answer: B\n",
+    r"\boxed{B} ",
+    "b. ",
+    "b\n",
+    "so\nB\n",
+    "K, Ca",
+    "Because ",
+]
 
 
 @pytest.mark.parametrize(("text", "settled"), [*((text, True) for text in SETTLED), *((text, False) for text in UNSETTLED)])
@@ -182,9 +302,26 @@ def test_letter_settled(text: str, settled: bool):
 
 # Pieces that the judges' patterns tell apart, so that a settled beginning and what could unsettle it are found often.
 PIECES = st.sampled_from(
-    [*"ABCDEZabiSM", *" \n\t.,:;()[]<>-–*_`\"'$#1٣é", "\u2029", " is ", " because ", " - ", "Option ", "letter", "choice", "answer", " or ",
-     "and ", "The answer is ", "Answer: ", r"\boxed{C}", "\ufffd", "U.S."]
-)  # fmt: skip
+    [
+        *"ABCDEZabiSM",
+        *" \n\t.,:;()[]<>-–*_`\"'$#1٣é",
+        "\u2029",
+        " is ",
+        " because ",
+        " - ",
+        "Option ",
+        "letter",
+        "choice",
+        "answer",
+        " or ",
+        "and ",
+        "The answer is ",
+        "Answer: ",
+        r"\boxed{C}",
+        "\ufffd",
+        "U.S.",
+    ]
+)
 WRITTEN = st.one_of(
     st.lists(PIECES, max_size=7).map("".join),
     st.builds("{}{}{}{}".format, st.sampled_from(["", " ", "**", "(", "[ ", "Option "]), st.sampled_from("ABDZ"), PIECES, PIECES),
@@ -227,17 +364,36 @@ def test_no_real_choice_text_reads_as_its_article():
 # --- the boxed judge
 
 EQUAL = [
-    (r"so $\boxed{\frac{1}{2}}$.", "0.5"), (r"\boxed{0.5}", r"\frac{1}{2}"), (r"\boxed{1/2}", r"\frac12"), (r"\boxed{18.0}", "18"),
-    (r"\boxed{\dfrac{\sqrt{3}}{\frac{4}{2}}}", r"\frac{\sqrt{3}}{2}"), (r"$\boxed{x^2+2x+1}$", "(x+1)^2"), (r"\boxed{x=5}", "5"),
-    (r"\boxed{5\text{ cm}}", "5"), (r"\boxed{\$1,234}", "1234"), (r"\boxed{(1,2)}", "(1,2)"), (r"\boxed{\{2,1\}}", r"\{1,2\}"),
-    (r"\boxed{\text{Tuesday}}", r"\text{Tuesday}"), (r"\boxed{5} no, \boxed{6}", "6"), (r"\boxed{5} and {x}", "5"),
-]  # fmt: skip
+    (r"so $\boxed{\frac{1}{2}}$.", "0.5"),
+    (r"\boxed{0.5}", r"\frac{1}{2}"),
+    (r"\boxed{1/2}", r"\frac12"),
+    (r"\boxed{18.0}", "18"),
+    (r"\boxed{\dfrac{\sqrt{3}}{\frac{4}{2}}}", r"\frac{\sqrt{3}}{2}"),
+    (r"$\boxed{x^2+2x+1}$", "(x+1)^2"),
+    (r"\boxed{x=5}", "5"),
+    (r"\boxed{5\text{ cm}}", "5"),
+    (r"\boxed{\$1,234}", "1234"),
+    (r"\boxed{(1,2)}", "(1,2)"),
+    (r"\boxed{\{2,1\}}", r"\{1,2\}"),
+    (r"\boxed{\text{Tuesday}}", r"\text{Tuesday}"),
+    (r"\boxed{5} no, \boxed{6}", "6"),
+    (r"\boxed{5} and {x}", "5"),
+]
 # The last box is the answer, and nothing but a box is.
 UNEQUAL = [
-    (r"\boxed{6\text{ cm}}", "5"), (r"\boxed{(2,1)}", "(1,2)"), (r"\boxed{\text{Monday}}", r"\text{Tuesday}"), (r"\boxed{0.49}", "0.5"),
-    (r"\boxed{5} no, \boxed{6}", "5"), ("The answer is $5$.", "5"), (r"\boxed{7}. Final answer is $5$. I hope it is right.", "5"),
-    (r"\boxed{??}. Answer: $5$", "5"), (r"\boxed{5", "5"), (r"\boxed{}", "5"), ("", "5"), (r"\boxed{}", ""),
-]  # fmt: skip
+    (r"\boxed{6\text{ cm}}", "5"),
+    (r"\boxed{(2,1)}", "(1,2)"),
+    (r"\boxed{\text{Monday}}", r"\text{Tuesday}"),
+    (r"\boxed{0.49}", "0.5"),
+    (r"\boxed{5} no, \boxed{6}", "5"),
+    ("The answer is $5$.", "5"),
+    (r"\boxed{7}. Final answer is $5$. I hope it is right.", "5"),
+    (r"\boxed{??}. Answer: $5$", "5"),
+    (r"\boxed{5", "5"),
+    (r"\boxed{}", "5"),
+    ("", "5"),
+    (r"\boxed{}", ""),
+]
 BOXED = [*((text, gold, True) for text, gold in EQUAL), *((text, gold, False) for text, gold in UNEQUAL)]
 
 
@@ -352,9 +508,14 @@ def test_overlaps_are_dropped_in_order_and_counted():
     splits, _ = split_examples([*train, example("v", "validation")])
     fit, calibrate = splits["fit"][0].question, splits["calibrate"][0].question
     extra = [
-        example(fit.upper(), "validation"), example(f" {fit}", "test"), example(calibrate, "test"), example("v", "test"),
-        example("new", "test"), example(fit, "train"), example(calibrate, "validation"),
-    ]  # fmt: skip
+        example(fit.upper(), "validation"),
+        example(f" {fit}", "test"),
+        example(calibrate, "test"),
+        example("v", "test"),
+        example("new", "test"),
+        example(fit, "train"),
+        example(calibrate, "validation"),
+    ]
     after, dropped = split_examples([*train, example("v", "validation"), *extra])
     # A calibration question that stands in validation too is a tune question: tune comes before calibrate.
     assert dropped == {"tune": 1, "test": 3, "duplicate": 1, "calibrate": 1}
@@ -394,8 +555,11 @@ def test_tasks_of_one_run_never_share_a_question():
     }
     both = drop_overlaps(tasks)
     assert {split: [row.question for row in both["arc_challenge"].examples[split]] for split in SPLITS} == {
-        "fit": ["e"], "tune": ["f"], "calibrate": ["g"], "test": ["d", "h"],
-    }  # fmt: skip
+        "fit": ["e"],
+        "tune": ["f"],
+        "calibrate": ["g"],
+        "test": ["d", "h"],
+    }
     assert both["arc_challenge"].dropped == {"tune": 1, "calibrate": 1, "test": 2}
     assert both["arc_easy"] == tasks["arc_easy"]
     # Only what is searched is learnt from: without arc_challenge's search its own calibrate question e may stay.
@@ -420,9 +584,12 @@ def test_data_file_of_any_task(tmp_path):
 def test_data_file_with_parts_and_odd_rows(tmp_path):
     path = write(
         tmp_path / "mine.jsonl",
-        choice_row(0, part="train", choices=["x", "y", "z"], answer=2), choice_row(1, part="dev", choices=list("xyzwv"), answer=4),
-        choice_row(2, part="test", context="A passage."), choice_row(3, part="test", answer=None), choice_row(4, part="test", id=None),
-    )  # fmt: skip
+        choice_row(0, part="train", choices=["x", "y", "z"], answer=2),
+        choice_row(1, part="dev", choices=list("xyzwv"), answer=4),
+        choice_row(2, part="test", context="A passage."),
+        choice_row(3, part="test", answer=None),
+        choice_row(4, part="test", id=None),
+    )
     item = load_task("arc_easy", path)
     (dev,), test = item.examples["tune"], {row.id: row for row in item.examples["test"]}
     assert (len(dev.choices), dev.answer, dev.part) == (5, 4, "validation")
@@ -433,9 +600,11 @@ def test_data_file_with_parts_and_odd_rows(tmp_path):
 
 def test_math_file(tmp_path):
     rows = [
-        {"id": "a", "question": "1?", "answer": "x #### 1,234", "level": 1}, {"id": "b", "question": "2?", "answer": 7, "level": "Level 2"},
-        {"id": "c", "question": "3?", "answer": " ", "level": 2}, {"id": "d", "question": "4?", "answer": "9", "level": None},
-    ]  # fmt: skip
+        {"id": "a", "question": "1?", "answer": "x #### 1,234", "level": 1},
+        {"id": "b", "question": "2?", "answer": 7, "level": "Level 2"},
+        {"id": "c", "question": "3?", "answer": " ", "level": 2},
+        {"id": "d", "question": "4?", "answer": "9", "level": None},
+    ]
     path = write(tmp_path / "math.jsonl", *rows)
     gsm = {row.id: row.answer for split in load_task("gsm8k", path).examples.values() for row in split}
     assert gsm == {"a": "1234", "b": "7", "d": "9"}
@@ -469,7 +638,7 @@ BAD = [
     ([{"question": "Q?", "answer": [1]}], "gsm8k", r"line 1: answer is \[1\], expected text or a number"),
     ([], "arc_easy", "no questions for arc_easy; expected one JSON object a line"),
     ([choice_row(0, answer=None)], "arc_easy", r"no questions for arc_easy \(left out: 1 empty answer\)"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("rows", "task", "message"), BAD)
@@ -501,10 +670,17 @@ def test_bom_crlf_and_line_separators_inside_text(tmp_path):
 @shared
 @pytest.mark.parametrize(
     ("task", "file", "rows"),
-    [("arc_easy", "arc_easy/train", 2251), ("arc_challenge", "arc_challenge/test", 1172), ("openbookqa", "openbookqa/train", 4957),
-     ("piqa", "piqa/valid", 1838), ("gsm8k", "gsm8k/test", 1319), ("dart-3", "math/train", 7500), ("arc_easy", "commonsenseqa/dev", 1221),
-     ("boolq", "boolq/valid", 3270)],
-)  # fmt: skip
+    [
+        ("arc_easy", "arc_easy/train", 2251),
+        ("arc_challenge", "arc_challenge/test", 1172),
+        ("openbookqa", "openbookqa/train", 4957),
+        ("piqa", "piqa/valid", 1838),
+        ("gsm8k", "gsm8k/test", 1319),
+        ("dart-3", "math/train", 7500),
+        ("arc_easy", "commonsenseqa/dev", 1221),
+        ("boolq", "boolq/valid", 3270),
+    ],
+)
 def test_real_files_load_whole(task: str, file: str, rows: int):
     item = load_task(task, SHARED / f"{file}.jsonl")
     kept = [row for split in SPLITS for row in item.examples[split]]
@@ -768,8 +944,11 @@ def test_splits_and_digests_of_texts_are_those_of_earlier_versions():
     rows = [Example(f"q{index}", f"How many are {index}?", ("a", "b"), 0, "arc_easy") for index in range(12)]
     found, _ = split_examples(rows)
     assert {split: [row.id for row in some] for split, some in found.items()} == {
-        "fit": ["q6", "q11", "q3", "q8", "q9", "q0", "q2", "q5"], "tune": ["q4", "q1"], "calibrate": ["q7"], "test": ["q10"],
-    }  # fmt: skip
+        "fit": ["q6", "q11", "q3", "q8", "q9", "q0", "q2", "q5"],
+        "tune": ["q4", "q1"],
+        "calibrate": ["q7"],
+        "test": ["q10"],
+    }
     assert texts_digest(rows) == texts_digest(rows[::-1]) == "c1cbb57fa3bf52f6"
     assert texts_digest(rows[:3]) == "8425449f5c984d57"
 
