@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # what type checkers read; "as" makes a name public to them
     from drllm.reporting.report import report as report
     from drllm.searching.runner import search as search
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _NAMES = {
     "cli.terminal": ("show_progress",),

@@ -47,7 +47,6 @@ KEPT: tuple[tuple[str, str, str], ...] = (
     ("src/drllm/methods/rivals/.*", "gate", "a small network in a block"),
     ("docs/glossary.md", "| gate |", "a small network in a block"),
     ("src/drllm/core/files.py", ".partial", "what a crash of an earlier version left, which is still removed"),
-    ("(README.md|src/drllm/runs/label_stats.py)", "by the control", "a head of the table that `drllm records info` prints"),
     ("docs/scale.md", "data sheet", "a processor's"),
     ("tools/draw_architecture.py", "style sheet", "of CSS"),
     ("docs/benchmarks.md", "identity book, in", "the name of an arm in files of results"),

@@ -207,7 +207,7 @@ def test_an_evaluate_only_method_from_records_to_a_row(name, tiny, run, data):
     assert ".generate(" not in card
     if name == "oracle":
         summary = read_summary(run / "evaluate" / "tune" / "summary.json")
-        assert "oracle (told)" in render(summary)
+        assert "oracle (upper bound)" in render(summary)
         assert "an upper bound" in sentence(summary, "oracle")
         assert rows[1].worse == 0
         assert rows[1].accuracy > rows[0].accuracy

@@ -11,7 +11,7 @@ WIDTH = 118
 
 def display_name(method: str) -> str:
     """What a table calls a method; the oracle is an upper bound, never to be read as a policy."""
-    return "oracle (told)" if method == "oracle" else method
+    return "oracle (upper bound)" if method == "oracle" else method
 
 
 def as_text(table: Table) -> str:

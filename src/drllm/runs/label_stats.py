@@ -184,13 +184,13 @@ def broken_note(stats: Sequence[TaskStats]) -> str:
 def tables(stats: Sequence[TaskStats]) -> list[Cells]:
     """Labels, shares solved, forward passes and, where there were any, checks."""
     labels = ("task", "visited", "sampled", "improved", "% visited", "% sampled", "skip", "execute", "repeat", "mean passes")
-    passes = ("task", "search", "a question", "control", "checks")
+    passes = ("task", "search", "a question", "baseline", "checks")
     checks = ("task", "check", "kept routes", "wrong", "%", "base routes", "other verdict", "%")
     found: list[Cells] = [
         ("labels: the kept routes", labels, [_labels(row) for row in stats]),
         (
-            "solved, % of what the base gets wrong; control: as many random routes, blind to the question; 95 % intervals",
-            ("task", "by search", "by the control", "search minus control, points"),
+            "solved, % of what the base gets wrong; baseline: as many random routes, blind to the question; 95 % intervals",
+            ("task", "by search", "by the baseline", "search minus baseline, points"),
             [(row.task, _shown(row.search), _shown(row.control), _difference(row.difference)) for row in stats],
         ),
         ("forward passes: routes evaluated", passes, [_passes(row) for row in stats]),
