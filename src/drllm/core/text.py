@@ -1,10 +1,13 @@
 """Figures as people read them, and tables for a terminal."""
 
 import io
+from collections.abc import Iterable, Sequence
 
+from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 WIDTH = 118
 
@@ -14,8 +17,13 @@ def display_name(method: str) -> str:
     return "oracle (upper bound)" if method == "oracle" else method
 
 
-def as_text(table: Table) -> str:
+def table_text(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> str:
     """A table for a terminal, without colours, so that it can be piped and compared; wide enough that no number is truncated."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    for name in header:
+        table.add_column(name, justify="left" if name in ("method", "task", "check") else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))  # a plain string would be read as markup
     buffer = io.StringIO()
     console = Console(file=buffer, width=WIDTH, color_system=None, legacy_windows=False)
     console.width = max(WIDTH, Measurement.get(console, console.options.update(width=10_000), table).maximum)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from drllm.core.config import EvaluateConfig, SearchConfig, to_dict
+from drllm.core.config import EvaluateConfig, to_dict
 from drllm.core.digest import digest, json_digest, number_of
 from drllm.core.progress import Progress
 from drllm.core.route import Route
@@ -19,7 +19,7 @@ from drllm.policies.policy import RouteSource
 from drllm.policies.saved import load_policy
 from drllm.policies.saved_config import policy_digest
 from drllm.runs.verdicts import Verdicts, find_verdicts, write_verdicts
-from drllm.scoring.scorer import Scorer, make_scorer, questions_digest
+from drllm.scoring.scorer import Scorer, questions_digest
 from drllm.tasks import Example, Task
 
 CHUNK = 64  # questions between two steps of the progress bar
@@ -73,11 +73,6 @@ class Request:
         key = digest(json.dumps([self.method, *settings]) + policy.get("policy", "") + routes)
         # Verdicts of two methods can be compared where weights, type, configuration and questions are the same.
         return {"key": key, "comparable": json_digest(settings), **policy}
-
-
-def scorer_of(routed: RoutedModel, task: Task, config: EvaluateConfig | SearchConfig) -> Scorer:
-    """What judges a task's answers as the configuration says."""
-    return make_scorer(routed, task, config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
 
 
 def questions_of(scorer: Scorer, task: Task, examples: Sequence[Example]) -> list[Any]:

@@ -6,10 +6,10 @@ from dataclasses import replace
 from drllm.core.config import EvaluateConfig, Resources
 from drllm.core.errors import ArtifactError
 from drllm.core.progress import Progress
-from drllm.evaluation.answers import Request, answer, questions_of, scorer_of
+from drllm.evaluation.answers import Request, answer, questions_of
 from drllm.model.ray_pool import Base, Work, work_on_ray
 from drllm.model.routed import RoutedModel
-from drllm.scoring.scorer import Scorer
+from drllm.scoring.scorer import Scorer, scorer_of
 
 
 class Answerer:

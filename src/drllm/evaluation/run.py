@@ -14,7 +14,7 @@ from drllm.core.config import EvaluateConfig, Resources, to_dict
 from drllm.core.errors import InputError
 from drllm.core.files import write_json
 from drllm.core.route import Route
-from drllm.evaluation.answers import Request, answer, baseline_routes, questions_of, scorer_of
+from drllm.evaluation.answers import Request, answer, baseline_routes, questions_of
 from drllm.evaluation.on_ray import answer_on_ray
 from drllm.methods.base import method_names
 from drllm.model.ray_pool import connected
@@ -31,6 +31,7 @@ from drllm.runs.provenance import running
 from drllm.runs.summary import Summary, rows_of
 from drllm.runs.training_questions import load_unseen
 from drllm.runs.verdicts import Verdicts
+from drllm.scoring.scorer import scorer_of
 from drllm.tasks import LoadedTask, texts_digest
 
 

@@ -11,14 +11,13 @@ from drllm.core.errors import ArtifactError
 from drllm.model.routed import RoutedModel
 from drllm.runs.manifest import Manifest
 from drllm.runs.records import RouteRecord, read_records
-from drllm.scoring.scorer import Scorer, make_scorer, questions_digest
+from drllm.scoring.scorer import Scorer, questions_digest, scorer_of
 from drllm.tasks import get_task, load_task
 
 
 def manifest_scorer(routed: RoutedModel, manifest: Manifest) -> Scorer:
     """The scorer that a manifest's records were made with."""
-    config = manifest.search_config
-    return make_scorer(routed, get_task(manifest.task), config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
+    return scorer_of(routed, get_task(manifest.task), manifest.search_config)
 
 
 @dataclass(frozen=True)

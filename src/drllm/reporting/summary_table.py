@@ -2,10 +2,7 @@
 
 import math
 
-from rich import box
-from rich.table import Table
-
-from drllm.core.text import as_text, display_name, p_value, percent, points, with_interval
+from drllm.core.text import display_name, p_value, percent, points, table_text, with_interval
 from drllm.reporting import parts
 from drllm.runs.summary import Summary, SummaryRow
 from drllm.stats.paired import decided
@@ -33,12 +30,7 @@ def by_task(summary: Summary, caption: str = "") -> parts.Table:
 def render(summary: Summary) -> str:
     """The table of one split for a terminal."""
     title = f"{summary.model} on {', '.join(summary.tasks)}, {summary.split} split; in brackets: 95 % intervals"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE)
-    for name in HEADER:
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    for row in summary.pooled:
-        table.add_row(*cells(row, summary.reference))
-    return as_text(table)
+    return table_text(HEADER, [cells(row, summary.reference) for row in summary.pooled], title)
 
 
 def verdict(summary: Summary, method: str) -> str:

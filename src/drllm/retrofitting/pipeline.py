@@ -11,7 +11,6 @@ from drllm.core.config import SECTIONS, to_dict
 from drllm.core.digest import file_digest, short_digest
 from drllm.core.files import TEMPORARY_SUFFIX
 from drllm.core.progress import say
-from drllm.evaluation.answers import scorer_of
 from drllm.evaluation.fit import fit_policy
 from drllm.evaluation.run import evaluate
 from drllm.methods.base import get_method
@@ -25,6 +24,7 @@ from drllm.reporting.summary_table import verdict
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
 from drllm.runs.memo import Memo, key_of
+from drllm.scoring.scorer import scorer_of
 from drllm.searching.runner import search
 from drllm.tasks import drop_overlaps, load_task
 

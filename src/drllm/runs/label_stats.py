@@ -9,13 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
 from drllm.core.errors import InputError
 from drllm.core.route import Action
-from drllm.core.text import as_text, percent, with_interval
+from drllm.core.text import percent, table_text, with_interval
 from drllm.runs.records import RouteRecord
 from drllm.runs.summary import POOLED
 from drllm.stats.paired import paired_bootstrap, wilson
@@ -169,7 +165,7 @@ Cells = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # of one table: titl
 
 def render(stats: Sequence[TaskStats]) -> str:
     """The tables for a terminal, without colours, so that they can be piped and compared."""
-    texts = [_table(*cells) for cells in tables(stats)]
+    texts = [f"{title}\n{table_text(header, rows)}" for title, header, rows in tables(stats)]
     if note := broken_note(stats):
         texts[0] += f"\n\n  {note}"
     return "\n\n".join(texts)
@@ -215,15 +211,6 @@ def _passes(row: TaskStats) -> tuple[str, ...]:
 def _checks(task: str, name: str, flips: Flips) -> tuple[str, ...]:
     kept = (f"{flips.chosen:,}", f"{flips.chosen_wrong:,}", _percent(flips.chosen_wrong, flips.chosen))
     return task, name, *kept, f"{flips.base:,}", f"{flips.base_changed:,}", _percent(flips.base_changed, flips.base)
-
-
-def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    table = Table(box=box.SIMPLE)
-    for name in header:
-        table.add_column(name, justify="left" if name in ("task", "check") else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(Text, row))  # a plain string would be read as markup
-    return f"{title}\n{as_text(table)}"
 
 
 def _percent(count: int, n: int) -> str:

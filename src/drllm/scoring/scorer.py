@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
-from drllm.core.config import RewardName
+from drllm.core.config import EvaluateConfig, RewardName, SearchConfig
 from drllm.core.digest import json_digest
 from drllm.core.errors import InputError
 from drllm.model.routed import RoutedModel
@@ -33,6 +33,11 @@ def make_scorer(
     if name == "loglik":
         return LoglikScorer(routed, max_step_tokens, metric, cache_bytes=cache_bytes)
     return GeneratedScorer(routed, name, max_step_tokens, max_new_tokens, cache_bytes)
+
+
+def scorer_of(routed: RoutedModel, task: Task, config: EvaluateConfig | SearchConfig, cache_bytes: int = 2**30) -> Scorer:
+    """`make_scorer` as a configuration says."""
+    return make_scorer(routed, task, config.reward, config.max_step_tokens, config.metric, config.max_new_tokens, cache_bytes)
 
 
 def questions_digest(questions: Iterable[Question | GeneratedQuestion]) -> str:

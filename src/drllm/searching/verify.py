@@ -22,7 +22,7 @@ from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
 from drllm.runs.records import Check
 from drllm.scoring.loglik import LoglikScorer
-from drllm.scoring.scorer import Scorer, make_scorer
+from drllm.scoring.scorer import Scorer, scorer_of
 from drllm.tasks import Example, Task
 
 ALONE = 1  # tokens of a step: fewer than any question has, so each step holds one sequence
@@ -37,7 +37,7 @@ class Verifier:
     def __init__(self, routed: RoutedModel, task: Task, config: SearchConfig):
         self.task, self.config = task, config
         twin = routed if routed.model.dtype == torch.float32 else float32_twin(routed)
-        self.scorer: Scorer = make_scorer(twin, task, config.reward, ALONE, config.metric, config.max_new_tokens)
+        self.scorer: Scorer = scorer_of(twin, task, replace(config, max_step_tokens=ALONE))
 
     def checks(self, example: Example, routes: Iterable[Route | None]) -> tuple[Check, ...]:
         """Every check of each distinct route, None left out; none in a wording that does not fit the context."""

@@ -18,7 +18,7 @@ from drllm.core.route import Route
 from drllm.model.load import is_out_of_memory
 from drllm.model.routed import RoutedModel
 from drllm.runs.records import FINITE, Check, RouteRecord
-from drllm.scoring.scorer import Scorer, make_scorer
+from drllm.scoring.scorer import Scorer, scorer_of
 from drllm.scoring.verdict import Verdict
 from drllm.searching.edits import Evaluation
 from drllm.searching.presets import make_tree
@@ -124,10 +124,7 @@ class Worker:
 
     def __init__(self, routed: RoutedModel, job: Job, resources: Resources):
         self.routed, self.job, self.resources = routed, job, resources
-        config = job.config
-        self.scorer: Scorer = make_scorer(
-            routed, job.task, config.reward, config.max_step_tokens, config.metric, config.max_new_tokens, resources.cache_bytes
-        )
+        self.scorer: Scorer = scorer_of(routed, job.task, job.config, resources.cache_bytes)
         self.fingerprint = routed.fingerprint
         self._n_running = 0
         self._verifier: Verifier | None = None

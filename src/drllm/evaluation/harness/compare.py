@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.table import Table
 
 from drllm.core.errors import InputError
 from drllm.core.files import read_json_lines
-from drllm.core.text import as_text, p_value, percent, points
+from drllm.core.text import p_value, percent, points, table_text
 from drllm.runs.layout import SAMPLES_FILES, SAMPLES_NAME
 from drllm.runs.summary import POOLED
 from drllm.stats.paired import holm, mcnemar, paired_bootstrap
@@ -110,15 +108,14 @@ def render(rows: list[dict[str, Any]], reference: str) -> str:
 def _table(metric: str, rows: list[dict[str, Any]], reference: str) -> str:
     """One metric's rows."""
     title = f"{metric} against {reference}, paired, 95 % intervals; + / -: documents only one is right on"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE)
     is_share = all(0 <= row[name] <= 1 for row in rows for name in ("reference", "value"))
     show, change = (percent, points) if is_share else ("{:.4g}".format, "{:+.4g}".format)
     unit = ", %" if is_share else ""
-    for name in ("method", "task", "n", f"{reference}{unit}", f"own{unit}", "difference", "+ / -", "McNemar p", "Holm p"):
-        table.add_column(name, justify="left" if name in ("method", "task") else "right", no_wrap=True)
+    header = ("method", "task", "n", f"{reference}{unit}", f"own{unit}", "difference", "+ / -", "McNemar p", "Holm p")
+    lines = []
     for row in rows:
         p, adjusted = ("" if row[name] is None else p_value(row[name]) for name in ("mcnemar_p", "holm_p"))
         means = (str(row["n"]), show(row["reference"]), show(row["value"]))
         interval = f"{change(row['difference'])} ({change(row['difference_low'])} to {change(row['difference_high'])})"
-        table.add_row(row["method"], row["task"], *means, interval, f"{row['better']} / {row['worse']}", p, adjusted)
-    return as_text(table)
+        lines.append((row["method"], row["task"], *means, interval, f"{row['better']} / {row['worse']}", p, adjusted))
+    return table_text(header, lines, title)

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from rich import box
-from rich.table import Table
 
 from drllm.core.config import EvaluateConfig, to_dict
 from drllm.core.digest import json_digest
 from drllm.core.errors import InputError, first_line, network_errors
 from drllm.core.files import read_json, write_bytes, write_json
-from drllm.core.text import as_text, percent
+from drllm.core.text import percent, table_text
 from drllm.evaluation.fit import under_policy
 from drllm.evaluation.harness import TASKS_FOLDER
 from drllm.evaluation.harness.compare import compare, read_scores
@@ -259,10 +257,8 @@ def render_routing(summary: dict[str, Any]) -> str:
     """What each method's routes did on each task and what they cost, as a table for a terminal."""
     n_layers = next((figures["n_layers"] for by_task in summary["routing"].values() for figures in by_task.values()), 0)
     title = f"{summary['model']}, {summary['split']} split: passes and layer applications a prompt, of {n_layers} blocks"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE)
     header = ("method", "task", "prompts", "passes", "layers", "identity, %", "consensus, %", "router s", "seconds", "x base")
-    for name in header:
-        table.add_column(name, justify="left" if name in ("method", "task") else "right", no_wrap=name in ("method", "task"))
+    rows = []
     for method, by_task in summary["routing"].items():
         for task, figures in by_task.items():
             ratio = figures["seconds_over_base"] or figures["seconds_over_base_run"]
@@ -270,5 +266,5 @@ def render_routing(summary: dict[str, Any]) -> str:
             layers, seconds = f"{figures['layers_per_prompt']:.1f}", f"{figures['seconds']:.1f}"
             shares = (percent(figures["identity_share"]), "" if agreement is None else percent(agreement))
             work = (str(figures["prompts"]), f"{figures['mean_passes']:.2f}", layers, *shares, f"{figures['router_seconds']:.2f}", seconds)
-            table.add_row(method, task, *work, "" if ratio is None else f"{ratio:.2f}")
-    return as_text(table)
+            rows.append((method, task, *work, "" if ratio is None else f"{ratio:.2f}"))
+    return table_text(header, rows, title)
