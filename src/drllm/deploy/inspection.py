@@ -18,8 +18,7 @@ from drllm.model.routed import RoutedModel
 from drllm.policies.policy import Decider, RouteSource
 from drllm.policies.timed import WrappedSource
 
-STYLES = {Action.SKIP: "blue", Action.EXECUTE: "dim", Action.REPEAT: "bold dark_orange3"}
-MARKS = {Action.SKIP: "_", Action.EXECUTE: "|", Action.REPEAT: "#"}
+STYLES = {Action.SKIP: ("_", "blue"), Action.EXECUTE: ("|", "dim"), Action.REPEAT: ("#", "bold dark_orange3")}  # mark and its style
 BAR = 20  # characters of a probability of 1
 
 
@@ -70,18 +69,9 @@ def inspect(
     windows_BWT = policy.windows(torch.ones((1, len(tokens)), dtype=torch.bool))
     windows = [torch.ones(len(tokens))] if windows_BWT is None else [window for window in windows_BWT[0] if window.any()]
     found = [[tokens[at] for at in window.nonzero()[:, 0]] for window in windows]
-    return Inspection(
-        policy=policy.name,
-        prompt_format=prompt_format,
-        windows=tuple(map(tuple, found)),
-        dropped=len(tokens) - sum(map(len, found)),
-        probabilities=tuple(watched.probabilities) or None,
-        routes=tuple(policy.routes),
-        values=tuple(watched.values),
-        threshold=policy.threshold,
-        route=output.route,
-        text=output.text or "",
-    )
+    seen = policy.name, prompt_format, tuple(map(tuple, found)), len(tokens) - sum(map(len, found))
+    worth = tuple(watched.probabilities) or None, tuple(policy.routes), tuple(watched.values), policy.threshold
+    return Inspection(*seen, *worth, output.route, output.text or "")
 
 
 class _Watched(WrappedSource):
@@ -114,7 +104,9 @@ def render(found: Inspection, width: int | None = None, colour: bool = False) ->
     """The inspection for a terminal; without colours it reads as well, so that it can be piped."""
     buffer = io.StringIO()
     console = Console(file=buffer, width=width or 100, color_system="standard" if colour else None, force_terminal=colour)
-    parts: list[Any] = [_prompt(found), Text(""), _summary(found)]
+    route = Text.assemble(("route   ", "bold"), _strip(found.route))
+    route.append(f"  {found.route.n_passes} block passes, the base {len(found.route)}  (_ skipped, | executed, # repeated)")
+    parts: list[Any] = [_prompt(found), Text(""), route]
     if found.probabilities is not None:
         parts += [Text(""), _block_table(found.probabilities, found.route)]
     if found.values:
@@ -136,13 +128,8 @@ def _prompt(found: Inspection) -> Table:
     return table
 
 
-def _summary(found: Inspection) -> Text:
-    text = Text.assemble(("route   ", "bold"), _strip(found.route))
-    return text.append(f"  {found.route.n_passes} block passes, the base {len(found.route)}  (_ skipped, | executed, # repeated)")
-
-
 def _strip(route: Route) -> Text:
-    return Text.assemble(*((MARKS[Action(action)], STYLES[Action(action)]) for action in route))
+    return Text.assemble(*(STYLES[Action(action)] for action in route))
 
 
 def _block_table(probabilities: Sequence[Sequence[float]], route: Route) -> Table:
@@ -153,7 +140,7 @@ def _block_table(probabilities: Sequence[Sequence[float]], route: Route) -> Tabl
     table.add_column("probability of it")
     for block, (row, action) in enumerate(zip(probabilities, route, strict=True)):
         chosen = Action(action)
-        decided = Text(chosen.name.lower(), STYLES[chosen])
+        decided = Text(chosen.name.lower(), STYLES[chosen][1])
         table.add_row(str(block), *(f"{value:.3f}" for value in row), decided, "=" * round(BAR * row[chosen]))
     return table
 

@@ -198,16 +198,9 @@ def check_extra(extra: Sequence[str], mode: str) -> None:
 
 def launch(spec: ServeSpec, server: Server) -> Launch:
     """The command line and environment of a server."""
-    flags = {
-        "--model": server.checkpoint,
-        "--served-model-name": server.name,
-        "--dtype": server.dtype,
-        "--host": server.host,
-        "--port": str(server.port),
-        "--max-model-len": str(server.context),
-        "--middleware": f"{ENGINE}.answers.RouteMiddleware",
-        "--generation-config": "vllm",
-    }
+    flags = {"--model": server.checkpoint, "--served-model-name": server.name, "--dtype": server.dtype, "--host": server.host}
+    flags |= {"--port": str(server.port), "--max-model-len": str(server.context)}
+    flags |= {"--middleware": f"{ENGINE}.answers.RouteMiddleware", "--generation-config": "vllm"}
     for name, value in engine_options(spec, server.arch, server.device).items():
         flags[f"--{name.replace('_', '-')}"] = value if isinstance(value, str) else json.dumps(value)
     argv = [sys.executable, "-m", ENTRY, *(word for flag in flags.items() for word in flag)]

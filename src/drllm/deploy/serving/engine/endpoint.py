@@ -44,20 +44,16 @@ class RoutesPlugin:
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Stand before the engine client's `generate`."""
         state.drllm = None
-        spec = None if engine_client is None else ServeSpec.from_config(engine_client.vllm_config.additional_config)
-        if engine_client is None or spec is None:
+        if engine_client is None or (spec := ServeSpec.from_config(engine_client.vllm_config.additional_config)) is None:
             return
         router = RequestRouter(spec, engine_client)
         engine_client.generate = router.generate
         replace_beam_search(state, _refuse_beams)
         names = args.served_model_name or [args.model]
-        state.drllm = {name: getattr(spec, name) for name in ("mode", "n_layers", "route", "repeatable", "prompt_format")} | {
-            "model": names[0],
-            "routes": router.routes,
-            "chat": engine_client.get_tokenizer().chat_template is not None,
-            "front_bytes": router.front.n_bytes if router.front else 0,
-        }
-        logger.info("drllm: mode %s, front selector of %d bytes", spec.mode, state.drllm["front_bytes"])
+        served = {name: getattr(spec, name) for name in ("mode", "n_layers", "route", "repeatable", "prompt_format")}
+        chat, n_bytes = engine_client.get_tokenizer().chat_template is not None, router.front.n_bytes if router.front else 0
+        state.drllm = served | {"model": names[0], "routes": router.routes, "chat": chat, "front_bytes": n_bytes}
+        logger.info("drllm: mode %s, front selector of %d bytes", spec.mode, n_bytes)
 
 
 class RequestRouter:
@@ -82,14 +78,12 @@ class RequestRouter:
     def generate(self, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """As the engine client's own; what cannot be run is refused here, before an answer begins."""
         call = CALL.get()
-        forced = self._forced(sampling_params)
-        trained = self.spec.prompt_format
+        forced, trained = self._forced(sampling_params), self.spec.prompt_format
         if forced is None and call is not None and trained is not None and call.prompt_format != trained:
-            raise validation_error(
-                f"the policy was trained on {trained!r} prompts, this endpoint sends {call.prompt_format!r}, where its routes would be "
-                f"arbitrary: use {'/v1/completions' if trained == 'raw' else '/v1/chat/completions'}, force a route, or start the server "
-                "with --any-format"
-            )
+            what = f"the policy was trained on {trained!r} prompts, this endpoint sends {call.prompt_format!r}"
+            path = "/v1/completions" if trained == "raw" else "/v1/chat/completions"
+            do = f"use {path}, force a route, or start the server with --any-format"
+            raise validation_error(f"{what}, where its routes would be arbitrary: {do}")
         ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
         if not ids:
             raise validation_error("routes are for prompts of tokens: embeddings and encoder inputs are not served here")
@@ -101,11 +95,9 @@ class RequestRouter:
     async def _run(
         self, prompt: Any, ids: list[int], params: Any, request_id: str, kwargs: dict[str, Any], forced: Route | None, taken: Taken
     ) -> AsyncGenerator[Any, None]:
-        ticket = ""
-        params = params.clone()
-        params.extra_args = dict(params.extra_args or {})
-        params.extra_args.pop(TICKET_ARGUMENT, None)  # ours alone
-        params.extra_args.pop(ROUTE_ARGUMENT, None)
+        ticket, params = "", params.clone()
+        ours = (TICKET_ARGUMENT, ROUTE_ARGUMENT)
+        params.extra_args = {name: value for name, value in (params.extra_args or {}).items() if name not in ours}
         if forced is not None:
             taken.set(forced, "request")
         elif self.front is not None:
@@ -193,17 +185,13 @@ class Counts:
     def add(self, taken: Taken, n_tokens: int, n_read: int) -> None:
         """Count one request of so many tokens; `n_read` passes were run to decide."""
         assert taken.route is not None
-        label = str(taken.route)
-        if label not in self.named:
-            if taken.decided != "policy" or len(self.named) >= MAX_LABELS:
-                label = "other"
-            else:
-                self.named.add(label)
-        run = taken.route.n_passes * n_tokens + n_read
-        self.requests.labels(label, taken.decided).inc()
+        if taken.decided == "policy" and len(self.named) < MAX_LABELS:
+            self.named.add(str(taken.route))
+        self.requests.labels(str(taken.route) if str(taken.route) in self.named else "other", taken.decided).inc()
+        run, base = taken.route.n_passes * n_tokens + n_read, self.n_layers * n_tokens
         self.run.inc(run)
-        self.base.inc(self.n_layers * n_tokens)
-        self.saved.inc(self.n_layers * n_tokens - run)
+        self.base.inc(base)
+        self.saved.inc(base - run)
 
 
 def _refuse_beams(*args: Any, **kwargs: Any) -> Any:

@@ -1,11 +1,6 @@
 """vLLM's `vllm.general_plugins` entry point: names our models, nothing more."""
 
-FAMILIES = {
-    "LlamaForCausalLM": "RoutedLlama",
-    "MistralForCausalLM": "RoutedMistral",
-    "Qwen2ForCausalLM": "RoutedQwen2",
-    "Qwen3ForCausalLM": "RoutedQwen3",
-}
+FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
 def architecture(base: str) -> str:
@@ -18,6 +13,7 @@ def register() -> None:
     from vllm import ModelRegistry
 
     known = ModelRegistry.get_supported_archs()
-    for base, name in FAMILIES.items():
+    for base in FAMILIES:
         if architecture(base) not in known:
+            name = f"Routed{base.removesuffix('ForCausalLM')}"
             ModelRegistry.register_model(architecture(base), f"drllm.deploy.serving.engine.models:{name}")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from drllm.core.errors import UnsupportedModelError
 from drllm.deploy.serving.engine.gathering import Gathered, Place
+from drllm.deploy.serving.engine.plugin import FAMILIES
 from drllm.deploy.serving.engine.refusals import refuse_attention
 
 if TYPE_CHECKING:
@@ -26,14 +27,8 @@ if TYPE_CHECKING:
 
 SUPPORTED = "0.32"
 ENTRY = "vllm.entrypoints.launchers.api_server.entry"  # what `python -m` starts the HTTP server by
-CLASSES = {
-    "LlamaForCausalLM": "vllm.model_executor.models.llama",
-    "MistralForCausalLM": "vllm.model_executor.models.mistral",
-    "Qwen2ForCausalLM": "vllm.model_executor.models.qwen2",
-    "Qwen3ForCausalLM": "vllm.model_executor.models.qwen3",
-    "CPUWorker": "vllm.v1.worker.cpu_worker",
-    "Worker": "vllm.v1.worker.gpu_worker",
-}
+CLASSES = {base: f"vllm.model_executor.models.{base.removesuffix('ForCausalLM').lower()}" for base in FAMILIES}
+CLASSES |= {"CPUWorker": "vllm.v1.worker.cpu_worker", "Worker": "vllm.v1.worker.gpu_worker"}
 KEY = "drllm"  # of the forward context's `additional_kwargs`, where a step's schedule lies
 
 
@@ -169,26 +164,15 @@ class StepAttention:
 
     def of(self, place: Place) -> Gathered:
         """The sequences at a place alone."""
-
-        def pick(value: Tensor | None, where: Tensor) -> Tensor | None:
-            return None if value is None else value[where]
-
-        common = self._common
-        part = common.replace(
-            query_start_loc=place.ends_on,
-            query_start_loc_cpu=place.ends,
-            seq_lens=common.seq_lens[place.sequences_on],
-            seq_lens_cpu_upper_bound=pick(common.seq_lens_cpu_upper_bound, place.sequences),
-            num_reqs=len(place.sequences),
-            num_actual_tokens=len(place.tokens_on),
-            max_query_len=place.longest,
-            block_table_tensor=common.block_table_tensor[place.sequences_on],
-            slot_mapping=common.slot_mapping[place.tokens_on],
-            positions=pick(common.positions, place.tokens_on),
-            is_prefilling=pick(common.is_prefilling, place.sequences),
-            _num_computed_tokens_cache=None,
-            _token_to_req_indices_cache=None,
-        )
+        where = dict.fromkeys(("seq_lens", "block_table_tensor"), place.sequences_on)
+        where |= dict.fromkeys(("seq_lens_cpu_upper_bound", "is_prefilling"), place.sequences)
+        where |= dict.fromkeys(("slot_mapping", "positions"), place.tokens_on)
+        whole = {name: getattr(self._common, name) for name in where}
+        picked = {name: None if value is None else value[where[name]] for name, value in whole.items()}
+        ends = {"query_start_loc": place.ends_on, "query_start_loc_cpu": place.ends, "max_query_len": place.longest}
+        counts = {"num_reqs": len(place.sequences), "num_actual_tokens": len(place.tokens_on)}
+        forgotten = dict.fromkeys(("_num_computed_tokens_cache", "_token_to_req_indices_cache"))
+        part = self._common.replace(**picked, **ends, **counts, **forgotten)
         return Gathered(place.tokens_on, self._build(part), part.slot_mapping)
 
     def show(self, names: Sequence[str], gathered: Gathered) -> None:
