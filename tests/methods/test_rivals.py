@@ -16,10 +16,9 @@ from drllm.core.config import GuaranteeConfig
 from drllm.core.errors import UnsupportedModelError
 from drllm.evaluation.fit import fit_policy
 from drllm.methods.oracle import OracleConfig, cover
-from drllm.methods.rivals.fit import FlexiDepthConfig, GatesConfig, MindSkipConfig, right_answer, share_of_attention, squared_depth
+from drllm.methods.rivals.fit import FlexiDepthConfig, MindSkipConfig, right_answer
 from drllm.methods.rivals.gated_blocks import Step, count
-from drllm.methods.rivals.gated_training import train_gates
-from drllm.methods.rivals.gates import FlexiDepth, MindSkip, check_parts
+from drllm.methods.rivals.gates import FlexiDepth, MindSkip, check_parts, train_gates
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.oracle import Oracle
 from drllm.policies.saved import load_policy
@@ -175,8 +174,8 @@ def load_examples(tiny):
     return [Example(row["id"], row["question"], tuple(row["choices"]), row["answer"], TASK) for row in questions(12)]
 
 
-@pytest.mark.parametrize(("kind", "spent"), [(MindSkip, share_of_attention), (FlexiDepth, squared_depth)])
-def test_training_closes_gates_and_leaves_the_base_alone(kind, spent):
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_closes_gates_and_leaves_the_base_alone(kind):
     tiny = model()
     before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
     scorer = LoglikScorer(tiny, 300)
@@ -184,13 +183,13 @@ def test_training_closes_gates_and_leaves_the_base_alone(kind, spent):
     texts = [(question.context_ids, right_answer(question)) for question in asked]
     assert texts[0][1] == byte_tokenizer()(f" {asked[0].example.choices[asked[0].example.answer]}")["input_ids"]
     policy = kind.new(L, tiny.hidden_size, 0, 4, 0)
-    config = GatesConfig(penalty=5.0, steps=60, batch_size=4, lr=3e-2)
-    rows = train_gates(tiny, policy, texts, spent, config)
+    config = MindSkipConfig(penalty=5.0, steps=60, batch_size=4, lr=3e-2)
+    rows = train_gates(tiny, policy, texts, config)
     assert rows[-1]["mean_gate"] < 0.7 * rows[0]["mean_gate"]
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.model.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in tiny.model.parameters())
     again = kind.new(L, tiny.hidden_size, 0, 4, 0)
-    train_gates(tiny, again, texts, spent, config)
+    train_gates(tiny, again, texts, config)
     assert all(torch.equal(policy.tensors[name], again.tensors[name]) for name in policy.tensors)
     assert tiny.blocks[0].forward is tiny.routed_blocks[0], "blocks are routed again"
 

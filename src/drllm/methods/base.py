@@ -1,18 +1,20 @@
-"""What a method is, and which there are. No torch: a method's file imports what is heavy inside `fit`."""
+"""What a method is, which there are, and budgets of passes. No torch: a method's file imports what is heavy inside `fit`."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
+from drllm.core.route import Route
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the types of every method's `fit`, which its file takes from here
     from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
@@ -50,8 +52,8 @@ BUILT_IN = {
     "static": "drllm.methods.static:METHOD",
     "tale": "drllm.methods.tale:METHOD",
     "shortgpt": "drllm.methods.shortgpt:METHOD",
-    "early_exit": "drllm.methods.early_exit:METHOD",
-    "random_skip": "drllm.methods.random_skip:METHOD",
+    "early_exit": "drllm.methods.blind_skips:EARLY_EXIT",
+    "random_skip": "drllm.methods.blind_skips:RANDOM_SKIP",
     "mindskip": "drllm.methods.rivals.fit:MINDSKIP",
     "flexidepth": "drllm.methods.rivals.fit:FLEXIDEPTH",
     "oracle": "drllm.methods.oracle:METHOD",
@@ -101,3 +103,18 @@ def method_of(config: Any) -> Method:
         if type(config) is method.config:
             return method
     raise InputError(f"{type(config).__name__} holds the options of no method; known are {', '.join(method_names())}")
+
+
+def kept_passes(budget: float, n_layers: int) -> int:
+    """Passes to keep of the base's `n_layers`, at least one."""
+    return max(1, int(budget * n_layers + 1e-9))
+
+
+def pass_limit(budget: float, n_layers: int) -> float:
+    """The most passes that a budget below 1 allows; a budget of 1 allows any number."""
+    return budget * n_layers + 1e-9 if budget < 1 else math.inf
+
+
+def without(n_layers: int, skipped: Collection[int]) -> Route:
+    """The route that skips these blocks and runs every other one once."""
+    return Route([0 if block in skipped else 1 for block in range(n_layers)])

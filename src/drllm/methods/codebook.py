@@ -23,18 +23,15 @@ from drllm.core.files import write_json
 from drllm.core.options import MAX_SEED, Options, option
 from drllm.core.progress import Progress
 from drllm.core.route import Route
-from drllm.methods.base import Method
-from drllm.methods.budget import pass_limit
+from drllm.methods.base import Method, pass_limit
 from drllm.methods.selector import Folds, Ridge, lower_bound
 from drllm.runs.layout import CANDIDATES_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from drllm.methods.base import Policy, RoutedModel, TrainingData
     from drllm.methods.matrix import Matrix
-    from drllm.methods.training_data import TrainingData
-    from drllm.model.routed import RoutedModel
-    from drllm.policies.policy import Policy
 
 # (matrix, allowed routes (R,), how many, options, price of a pass) -> places of routes in the matrix, best first.
 Features: TypeAlias = dict[str, dict[int, np.ndarray]]  # by split and block: (N, F)

@@ -11,12 +11,11 @@ import numpy as np
 from drllm.core.errors import BudgetError, InputError
 from drllm.core.files import write_json
 from drllm.core.progress import Progress
-from drllm.methods.budget import pass_limit
+from drllm.methods.base import pass_limit
 from drllm.runs.layout import POINTS_FILE
 
 if TYPE_CHECKING:
-    from drllm.methods.training_data import TrainingData
-    from drllm.policies.policy import Policy
+    from drllm.methods.base import Policy, TrainingData
 
 GROUP = 32  # questions whose states are kept at once
 

@@ -15,9 +15,7 @@ from drllm.core.route import Route
 from drllm.methods.base import Method
 
 if TYPE_CHECKING:
-    from drllm.methods.training_data import TrainingData
-    from drllm.model.routed import RoutedModel
-    from drllm.policies.policy import Policy
+    from drllm.methods.base import Policy, RoutedModel, TrainingData
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,8 @@ from drllm.runs.layout import METRICS_FILE, RunFolder
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from drllm.methods.base import Policy, RoutedModel, TrainingData
     from drllm.methods.training.features import Features
-    from drllm.methods.training_data import TrainingData
-    from drllm.model.routed import RoutedModel
-    from drllm.policies.policy import Policy
     from drllm.runs.records import RouteRecord
 
 BELOW = (-0.55, -0.6, -0.65, -0.7, -0.75, -0.8)  # controls from the routers on towards skipping: for a budget

@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Any
 from drllm.core.files import write_json
 from drllm.core.options import Options, option
 from drllm.core.route import Route
-from drllm.methods.base import Method
-from drllm.methods.budget import kept_passes, without
+from drllm.methods.base import Method, kept_passes, without
 from drllm.runs.layout import INFLUENCE_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from drllm.methods.training_data import TrainingData
-    from drllm.model.routed import RoutedModel
-    from drllm.policies.policy import Policy
+    from drllm.methods.base import Policy, RoutedModel, TrainingData
 
 STEP_TOKENS = 512  # padded tokens that influence is measured on at once
 

@@ -21,16 +21,13 @@ from drllm.core.errors import InputError
 from drllm.core.files import write_json
 from drllm.core.options import Options, option
 from drllm.core.route import Route
-from drllm.methods.base import Method
-from drllm.methods.budget import pass_limit
+from drllm.methods.base import Method, pass_limit
 from drllm.methods.matrix import mixed_gain
 from drllm.runs.layout import CANDIDATES_FILE
 from drllm.runs.memo import key_of, read_kept
 
 if TYPE_CHECKING:
-    from drllm.methods.training_data import TrainingData
-    from drllm.model.routed import RoutedModel
-    from drllm.policies.policy import Policy
+    from drllm.methods.base import Policy, RoutedModel, TrainingData
 
 MIN_EVALUATIONS = 10  # a route seen on fewer questions has too wide an interval to rank
 

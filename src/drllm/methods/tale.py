@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Any
 from drllm.core.files import write_json
 from drllm.core.options import Options, option
 from drllm.core.route import Route
-from drllm.methods.base import Method
-from drllm.methods.budget import pass_limit
+from drllm.methods.base import Method, pass_limit
 from drllm.runs.layout import STEPS_FILE
 from drllm.runs.memo import read_kept
 
 if TYPE_CHECKING:
-    from drllm.methods.training_data import TrainingData
-    from drllm.model.routed import RoutedModel
-    from drllm.policies.policy import Policy
+    from drllm.methods.base import Policy, RoutedModel, TrainingData
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Shapes: B sequences, T tokens, W windows, D hidden size, H router width, L block
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -52,23 +53,21 @@ class RouterConfig:
     @classmethod
     def from_json(cls, values: dict[str, Any], source: Path) -> RouterConfig:
         """Check what was read from `source`: keys of a newer drllm warn and are ignored, missing or wrong ones are refused."""
-        known = {field.name for field in fields(cls)}
-        flags = {name for name in known if type(getattr(cls, name, None)) is bool}
+        known = {field.name: bool if isinstance(field.default, bool) else int for field in fields(cls)}
         values = {"shared": False, "first_block": False, "depth": 2} | values  # what older routers do not know
-        if missing := ", ".join(sorted(known - values.keys())):
+        if missing := ", ".join(sorted(known.keys() - values.keys())):
             raise ArtifactError(f"{source} is not a router configuration ({missing} missing): {_RETRAIN}")
-        for name in sorted(known):
-            value = values[name]
+        for name, kind in sorted(known.items()):
             # A bool is an int to Python, so the type is compared, not the instance.
-            if type(value) is not (bool if name in flags else int) or (name not in flags and value < 1):
-                wanted = "true or false" if name in flags else "a whole number of at least 1"
-                raise ArtifactError(f"{source}: {name} is {value!r}, expected {wanted}: {_RETRAIN}")
+            if type(values[name]) is not kind or (kind is int and values[name] < 1):
+                wanted = "true or false" if kind is bool else "a whole number of at least 1"
+                raise ArtifactError(f"{source}: {name} is {values[name]!r}, expected {wanted}: {_RETRAIN}")
         if values["depth"] > MAX_DEPTH:
             raise ArtifactError(f"{source}: depth is {values['depth']}, expected at most {MAX_DEPTH}: {_RETRAIN}")
         if values["schema_version"] > SCHEMA_VERSION:
             version = f"schema version {values['schema_version']}, expected at most {SCHEMA_VERSION}"
             raise ArtifactError(f"{source} has {version}: update drllm or {_RETRAIN}")
-        if unknown := sorted(values.keys() - known):
+        if unknown := sorted(values.keys() - known.keys()):
             warnings.warn(f"{source} has keys this drllm does not know ({', '.join(unknown)}); they are ignored", stacklevel=3)
         return cls(**{name: values[name] for name in known})
 
@@ -80,10 +79,8 @@ class RouterConfig:
         """
         n = 1 if self.shared else self.n_layers
         sizes = [self.hidden_size, *[self.width] * (self.depth - 1), N_ACTIONS]
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer in range(1, self.depth + 1):
-            shapes |= {f"w{layer}": (n, sizes[layer - 1], sizes[layer]), f"b{layer}": (n, sizes[layer])}
-        return shapes
+        layers = enumerate(itertools.pairwise(sizes), 1)
+        return {name: shape for at, (i, o) in layers for name, shape in ((f"w{at}", (n, i, o)), (f"b{at}", (n, o)))}
 
 
 def pool_matrix(prompt_mask_BT: Tensor, n_windows: int) -> tuple[Tensor, Tensor]:
@@ -120,9 +117,8 @@ def _pool_plainly(weights_BWT: Tensor, x_BTD: Tensor) -> Tensor:
 
 
 def _pool_masked(weights_BWT: Tensor, x_BTD: Tensor) -> Tensor:
-    weights_BWT = weights_BWT.to(x_BTD.device)
-    outside_BT = (weights_BWT == 0).all(1)
-    return weights_BWT @ x_BTD.float().masked_fill(outside_BT[..., None], 0)
+    outside_BT = (weights_BWT.to(x_BTD.device) == 0).all(1)
+    return _pool_plainly(weights_BWT, x_BTD.float().masked_fill(outside_BT[..., None], 0))
 
 
 def _finite(x: Tensor) -> bool:
@@ -144,7 +140,6 @@ class Routers(Policy):
         self.n_layers, self.hidden_size = config.n_layers, config.hidden_size
         self.control: float | None = None
         generator = torch.Generator().manual_seed(seed)
-
         self.tensors = {name: torch.zeros(shape) for name, shape in config.shapes.items()}
         for name, weights in self.tensors.items():
             if name.startswith("w"):
@@ -166,10 +161,10 @@ class Routers(Policy):
 
         States are given as the base made them; they are normalised here if the routers normalise.
         """
-        n_layers, n_sequences, n_windows, size = pooled_LBWD.shape
+        n_layers, n_sequences, n_windows, _ = pooled_LBWD.shape
         weights = [parameter.expand(n_layers, *parameter.shape[1:]) for parameter in self.parameters()]
         read_LBWD = pooled_LBWD[:1].expand_as(pooled_LBWD) if self.config.first_block else pooled_LBWD
-        x = read_LBWD.float().reshape(n_layers, n_sequences * n_windows, size)
+        x = read_LBWD.float().flatten(1, 2)
         x = rms_normalize(x) if self.config.normalize else x
         for place, (w, b) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
             x = torch.baddbmm(b[:, None], torch.nn.functional.gelu(x) if place else x, w)
@@ -222,11 +217,8 @@ class Routers(Policy):
 
     def save(self, folder: Path) -> list[str]:
         """`router_config.json`, which holds the control and a checksum of `routers.safetensors`; each atomically."""
-        about = asdict(self.config)
-        if self.config.schema_version < 3:
-            del about["depth"]
-        if self.config.schema_version < 2:
-            del about["shared"], about["first_block"]
+        unknown_then = {1: ("shared", "first_block", "depth"), 2: ("depth",)}.get(self.config.schema_version, ())
+        about = {name: value for name, value in asdict(self.config).items() if name not in unknown_then}
         return _FILES.save(folder, about | ({} if self.control is None else {CONTROL: self.control}), self.tensors)
 
     @classmethod
@@ -260,7 +252,6 @@ class PrefillRouters(Decider):
         return self._routers.actions(self.logits(block, x_BTD))
 
     def probabilities(self, block: int, x_BTD: Tensor) -> Tensor:
-        """Under the control, if there is one."""
         return self._routers.probabilities(self.logits(block, x_BTD))
 
     @torch.no_grad()
@@ -269,14 +260,13 @@ class PrefillRouters(Decider):
         if torch.is_autocast_enabled(x_BTD.device.type):  # the products would run in half precision
             with torch.autocast(x_BTD.device.type, enabled=False):
                 return self.logits(block, x_BTD)
-        layers, normalize = self._layers[block], self._routers.config.normalize
-        logits = router_logits(layers, self._pooled(x_BTD, _pool_plainly), self._shares_BW, normalize)
-        if not _finite(logits):  # looked at once, here, not after pooling too: each operation counts in a prefill of few tokens
-            logits = router_logits(layers, self._pooled(x_BTD, _pool_masked), self._shares_BW, normalize)
-        if not _finite(logits):
-            # argmax of nan is 0: every block would be skipped without a word.
-            raise InputError(f"the states entering block {block} are not finite on a prompt: load the base in bfloat16 or float32")
-        return logits
+        for pool_by in (_pool_plainly, _pool_masked):
+            pooled_BWD = self._pooled(x_BTD, pool_by)
+            logits = router_logits(self._layers[block], pooled_BWD, self._shares_BW, self._routers.config.normalize)
+            if _finite(logits):  # looked at once, here, not after pooling too: each operation counts in a prefill of few tokens
+                return logits
+        # argmax of nan is 0: every block would be skipped without a word.
+        raise InputError(f"the states entering block {block} are not finite on a prompt: load the base in bfloat16 or float32")
 
     def _pooled(self, x_BTD: Tensor, pool_by: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         if not self._routers.config.first_block:
@@ -294,11 +284,10 @@ def window_shares(valid_BW: Tensor) -> Tensor:
 def router_logits(layers: list[tuple[Tensor, Tensor]], pooled_BWD: Tensor, shares_BW: Tensor, normalize: bool) -> Tensor:
     """Logits (B, C) of one router on pooled states: each window's, averaged."""
     device = pooled_BWD.device
-    n_sequences, n_windows, size = pooled_BWD.shape
-    x = (rms_normalize(pooled_BWD.float()) if normalize else pooled_BWD.float()).reshape(n_sequences * n_windows, size)
+    x = (rms_normalize(pooled_BWD.float()) if normalize else pooled_BWD.float()).flatten(0, 1)
     for place, (w, b) in enumerate(layers):
         x = torch.addmm(b.to(device), torch.nn.functional.gelu(x) if place else x, w.to(device))
-    return torch.bmm(shares_BW[:, None].to(device), x.view(n_sequences, n_windows, N_ACTIONS))[:, 0]
+    return torch.bmm(shares_BW[:, None].to(device), x.view(*pooled_BWD.shape[:2], N_ACTIONS))[:, 0]
 
 
 def apply_control(probabilities: Tensor, p: float) -> Tensor:
@@ -306,10 +295,9 @@ def apply_control(probabilities: Tensor, p: float) -> Tensor:
     # Expanded: above p = 0.5 the routers have no say, and the result still has one entry a prompt.
     skip, execute, repeat = (pure.expand_as(probabilities) for pure in torch.eye(N_ACTIONS, device=probabilities.device))
     if p <= -0.5:
-        t = (p + 1) / 0.5
-        return (1 - t) * skip + t * probabilities
-    if p <= 0.5:
-        t = p + 0.5
-        return (1 - t) * probabilities + t * execute
-    t = (p - 0.5) / 0.5
-    return (1 - t) * execute + t * repeat
+        t, low, high = (p + 1) / 0.5, skip, probabilities
+    elif p <= 0.5:
+        t, low, high = p + 0.5, probabilities, execute
+    else:
+        t, low, high = (p - 0.5) / 0.5, execute, repeat
+    return (1 - t) * low + t * high

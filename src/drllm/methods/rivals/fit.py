@@ -6,7 +6,6 @@ FlexiDepth (arXiv 2503.23798): a gate a block and token, and an adapter for the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +18,12 @@ from drllm.methods.operating_point import choose_point
 from drllm.runs.layout import LOSSES_FILE
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from drllm.methods.training_data import TrainingData
-    from drllm.model.routed import RoutedModel
-    from drllm.policies.policy import Policy
+    from drllm.methods.base import Policy, RoutedModel, TrainingData
 
 
 @dataclass(frozen=True)
-class GatesConfig(Options):
-    """Gates trained through the frozen model; the papers train on hundreds of thousands of texts, here it is some hundreds of questions."""
+class MindSkipConfig(Options):
+    """Gates on attention, trained through the frozen model on some hundreds of questions; the papers have hundreds of thousands of texts."""
 
     first_block: int = option(0, "gates stand from this block on", ge=0)
     penalty: float = option(0.1, "weight of what the gates spend, beside the next-token loss", ge=0)
@@ -41,12 +36,7 @@ class GatesConfig(Options):
 
 
 @dataclass(frozen=True)
-class MindSkipConfig(GatesConfig):
-    """Gates on attention."""
-
-
-@dataclass(frozen=True)
-class FlexiDepthConfig(GatesConfig):
+class FlexiDepthConfig(MindSkipConfig):
     """Gates on tokens of the later half of the blocks, and adapters."""
 
     first_block: int = option(0, "gates stand from this block on; 0: from the middle, as published")
@@ -55,38 +45,18 @@ class FlexiDepthConfig(GatesConfig):
     adapter: int = option(96, "hidden units of an adapter (published: a sixteenth of the feed-forward's)", ge=1)
 
 
-def fit_mindskip(routed: RoutedModel, training_data: TrainingData, config: MindSkipConfig, folder: Path) -> Policy:
-    """Train the gates through the frozen model."""
-    from drllm.methods.rivals.gates import MindSkip
-
-    return fit_gates(routed, training_data, config, folder, MindSkip, share_of_attention)
-
-
 def fit_flexidepth(routed: RoutedModel, training_data: TrainingData, config: FlexiDepthConfig, folder: Path) -> Policy:
     """Train gates and adapters through the frozen model."""
-    from drllm.methods.rivals.gates import FlexiDepth
-
     config = replace(config, first_block=config.first_block or routed.n_layers // 2)
-    return fit_gates(routed, training_data, config, folder, FlexiDepth, squared_depth, config.adapter)
-
-
-def share_of_attention(gates: Sequence[Tensor], real_BT: Tensor) -> Any:
-    """Mean of all gates: the share of attention that is run (the penalty of the paper's equation 5)."""
-    return sum(gate.mean() for gate in gates) / len(gates)
-
-
-def squared_depth(gates: Sequence[Tensor], real_BT: Tensor) -> Any:
-    """Mean over tokens of the squared sum of a token's gates (the paper's layer-skipping loss)."""
-    total = sum(gates)
-    return (total**2)[real_BT.bool()].mean()  # type: ignore[operator]
+    return fit_gates(routed, training_data, config, folder, "flexidepth", config.adapter)
 
 
 def fit_gates(
-    routed: RoutedModel, training_data: TrainingData, config: Any, folder: Path, kind: Any, spent: Callable[..., Any], adapter_size: int = 1
+    routed: RoutedModel, training_data: TrainingData, config: MindSkipConfig, folder: Path, name: str = "mindskip", adapter_size: int = 1
 ) -> Policy:
-    """Train a `GatedPolicy` of class `kind` and set its threshold on tune; losses go to `folder/metrics.json`."""
-    from drllm.methods.rivals.gated_training import train_gates
-    from drllm.methods.rivals.gates import check_parts
+    """Train the `GatedPolicy` of this name and set its threshold on tune; losses go to `folder/metrics.json`."""
+    from drllm.methods.rivals.gates import check_parts, train_gates
+    from drllm.policies.policy import policy_class
     from drllm.scoring.loglik import LoglikScorer
 
     if config.first_block >= routed.n_layers:
@@ -100,9 +70,10 @@ def fit_gates(
         texts += [(question.context_ids, right_answer(question)) for question in task.questions]
     if not texts:
         raise InputError(f"{training_data.run} holds no fit question to learn from: search with fit among --splits")
+    kind: Any = policy_class(name)
     policy = kind.new(routed.n_layers, routed.hidden_size, config.first_block, adapter_size, config.seed)
     policy.tensors = {name: tensor.to(routed.device) for name, tensor in policy.tensors.items()}
-    steps = train_gates(routed, policy, texts, spent, config)
+    steps = train_gates(routed, policy, texts, config)
     write_json(folder / LOSSES_FILE, {"questions": len(texts), "steps": steps})
     policy.prompt_format = training_data.prompt_format
     return choose_point(policy, training_data, config.tune_questions, config.budget, folder)
@@ -116,5 +87,5 @@ def right_answer(question: Any) -> list[int]:
 
 _BY_PROMPT = "a gate a block on attention, by prompt; for evaluation only"
 _BY_TOKEN = "a gate a block and token, with adapters; for evaluation only"
-MINDSKIP = Method("mindskip", _BY_PROMPT, "Router-Tuning, arXiv 2410.13184", MindSkipConfig, fit_mindskip, evaluate_only=True)
+MINDSKIP = Method("mindskip", _BY_PROMPT, "Router-Tuning, arXiv 2410.13184", MindSkipConfig, fit_gates, evaluate_only=True)
 FLEXIDEPTH = Method("flexidepth", _BY_TOKEN, "FlexiDepth, arXiv 2503.23798", FlexiDepthConfig, fit_flexidepth, evaluate_only=True)

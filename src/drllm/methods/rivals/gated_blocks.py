@@ -81,6 +81,11 @@ class GatedPolicy(Policy):
     def run(self, block: Any, index: int, x_BTD: Tensor, arguments: dict[str, Any], step: Step) -> Tensor:
         """One block's part under its gate; adds what was spent to `step`."""
 
+    @staticmethod
+    @abstractmethod
+    def spent(gates: Sequence[Tensor], real_BT: Tensor) -> Any:
+        """What training asks a price for, a number: from the gates of all blocks, (B,) or (B, T) each, and the mask of real tokens."""
+
     def at_threshold(self, threshold: float) -> GatedPolicy:
         """The same gates under another threshold, sharing weights."""
         view = type(self)(self.n_layers, self.hidden_size, self.first_block, self.tensors, threshold)

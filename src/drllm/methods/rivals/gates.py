@@ -1,16 +1,18 @@
-"""Gates on parts of blocks: on attention for a prompt (MindSkip), on every token (FlexiDepth). For evaluation only.
+"""Gates on parts of blocks: on attention for a prompt (MindSkip), on every token (FlexiDepth), and their training. For evaluation only.
 
 Shapes: B sequences, T tokens, D hidden size, L' gated blocks, R rank, A adapter units.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from drllm.core.errors import InputError, UnsupportedModelError, first_line
+from drllm.core.progress import Progress
 from drllm.methods.rivals.gated_blocks import GatedPolicy, Step, attention, attention_of, count, feed_forward
 from drllm.model.blocks import SEQUENCE_ARGUMENTS, pick_sequences
 from drllm.policies.policy import register_policy
@@ -39,6 +41,11 @@ class MindSkip(GatedPolicy):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         n = self.n_layers - self.first_block
         return {"weight": (n, self.hidden_size), "bias": (n,)}
+
+    @staticmethod
+    def spent(gates: Sequence[Tensor], real_BT: Tensor) -> Any:
+        """Mean of all gates: the share of attention that is run (the penalty of the paper's equation 5)."""
+        return sum(gate.mean() for gate in gates) / len(gates)
 
     def run(self, block: Any, index: int, x_BTD: Tensor, arguments: dict[str, Any], step: Step) -> Tensor:
         """x + attention(x) for prompts whose gate is open, then the feed-forward as ever."""
@@ -90,6 +97,12 @@ class FlexiDepth(GatedPolicy):
         rank, width = self.tensors["down"].shape[-1], self.tensors["gate"].shape[-1]
         gate = {"down": (n, size, rank), "up": (n, rank), "bias": (n,)}
         return gate | {"gate": (n, size, width), "in": (n, size, width), "out": (n, width, size)}
+
+    @staticmethod
+    def spent(gates: Sequence[Tensor], real_BT: Tensor) -> Any:
+        """Mean over tokens of the squared sum of a token's gates (the paper's layer-skipping loss)."""
+        total: Any = sum(gates)
+        return (total**2)[real_BT.bool()].mean()
 
     def run(self, block: Any, index: int, x_BTD: Tensor, arguments: dict[str, Any], step: Step) -> Tensor:
         """Open tokens: x + g attention(x), then + g feed_forward; the others: x + (1 - g) adapter(x)."""
@@ -193,3 +206,63 @@ def _as_float(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_as_float(part) for part in value)
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def train_gates(
+    routed: RoutedModel,
+    policy: GatedPolicy,
+    texts: Sequence[tuple[Sequence[int], Sequence[int]]],
+    config: Any,
+) -> list[dict[str, float]]:
+    """Next-token loss of prompt and answer plus `penalty` times what the gates spend, by AdamW; the policy's tensors change in place.
+
+    Args:
+        texts: token ids of each prompt and of its right answer.
+        config: a `MindSkipConfig`.
+
+    Returns:
+        The loss of each step and the mean of its gates on real tokens.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    parameters = [tensor.requires_grad_() for tensor in policy.tensors.values()]
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.01)
+    frozen = [parameter for parameter in routed.model.parameters() if parameter.requires_grad]
+    losses: list[dict[str, float]] = []
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        with torch.enable_grad(), Progress(f"train {policy.name}", config.steps) as progress:
+            for _ in range(config.steps):
+                picked = torch.randint(len(texts), (config.batch_size,), generator=generator).tolist()
+                loss, gates = _loss(routed, policy, [texts[place] for place in picked], config.penalty)
+                if not bool(loss.isfinite()):
+                    raise InputError(f"training diverged at step {len(losses)} (loss {float(loss)}): lower lr (now {config.lr})")
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                losses.append({"loss": float(loss.detach()), "mean_gate": gates})
+                progress.advance(1)
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        for tensor in parameters:
+            tensor.requires_grad_(False)
+    return losses
+
+
+def _loss(routed: RoutedModel, policy: GatedPolicy, texts: Sequence[Any], penalty: float) -> tuple[Tensor, float]:
+    lengths = [len(prompt) + len(answer) for prompt, answer in texts]
+    ids = torch.full((len(texts), max(lengths)), routed.pad_id, dtype=torch.long)
+    real, prompts = torch.zeros_like(ids), torch.zeros_like(ids)
+    for at, (prompt, answer) in enumerate(texts):  # padded on the right: positions count from the first token
+        ids[at, : lengths[at]] = torch.tensor([*prompt, *answer])
+        real[at, : lengths[at]] = 1
+        prompts[at, : len(prompt)] = 1
+    ids, real, prompts = (tensor.to(routed.device) for tensor in (ids, real, prompts))
+    step = Step.of(prompts, real, hard=False)
+    with policy.installed(routed, step):
+        logits = routed.model(input_ids=ids, attention_mask=real, use_cache=False).logits
+    wanted = real[:, 1:].bool()
+    language = nn.functional.cross_entropy(logits[:, :-1][wanted].float(), ids[:, 1:][wanted])
+    values = torch.cat([(gate if gate.ndim == 1 else gate[real.bool()]).flatten() for gate in step.gates])
+    return language + penalty * policy.spent(step.gates, real), float(values.detach().mean())
