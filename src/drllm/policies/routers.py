@@ -62,11 +62,9 @@ class RouterConfig:
             if type(values[name]) is not kind or (kind is int and values[name] < 1):
                 wanted = "true or false" if kind is bool else "a whole number of at least 1"
                 raise ArtifactError(f"{source}: {name} is {values[name]!r}, expected {wanted}: {_RETRAIN}")
-        if values["depth"] > MAX_DEPTH:
-            raise ArtifactError(f"{source}: depth is {values['depth']}, expected at most {MAX_DEPTH}: {_RETRAIN}")
-        if values["schema_version"] > SCHEMA_VERSION:
-            version = f"schema version {values['schema_version']}, expected at most {SCHEMA_VERSION}"
-            raise ArtifactError(f"{source} has {version}: update drllm or {_RETRAIN}")
+        for name, most, remedy in (("depth", MAX_DEPTH, _RETRAIN), ("schema_version", SCHEMA_VERSION, f"update drllm or {_RETRAIN}")):
+            if values[name] > most:
+                raise ArtifactError(f"{source}: {name} is {values[name]}, expected at most {most}: {remedy}")
         if unknown := sorted(values.keys() - known.keys()):
             warnings.warn(f"{source} has keys this drllm does not know ({', '.join(unknown)}); they are ignored", stacklevel=3)
         return cls(**{name: values[name] for name in known})
@@ -79,8 +77,10 @@ class RouterConfig:
         """
         n = 1 if self.shared else self.n_layers
         sizes = [self.hidden_size, *[self.width] * (self.depth - 1), N_ACTIONS]
-        layers = enumerate(itertools.pairwise(sizes), 1)
-        return {name: shape for at, (i, o) in layers for name, shape in ((f"w{at}", (n, i, o)), (f"b{at}", (n, o)))}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer, (size_in, size_out) in enumerate(itertools.pairwise(sizes), 1):
+            shapes |= {f"w{layer}": (n, size_in, size_out), f"b{layer}": (n, size_out)}
+        return shapes
 
 
 def pool_matrix(prompt_mask_BT: Tensor, n_windows: int) -> tuple[Tensor, Tensor]:
@@ -105,8 +105,7 @@ def pool_matrix(prompt_mask_BT: Tensor, n_windows: int) -> tuple[Tensor, Tensor]
 def pool(weights_BWT: Tensor, x_BTD: Tensor) -> Tensor:
     """Window means (B, W, D) float32, given `pool_matrix`'s weights.
 
-    Some attention kernels leave nan on padding, and 0 * nan spreads it to the prompt: then states outside every window are zeroed first,
-    which costs a copy of all.
+    Where an attention kernel leaves nan on padding, states outside every window are zeroed first, for a copy of all: 0 * nan would spread.
     """
     pooled = _pool_plainly(weights_BWT, x_BTD)
     return pooled if _finite(pooled) else _pool_masked(weights_BWT, x_BTD)
@@ -161,15 +160,13 @@ class Routers(Policy):
 
         States are given as the base made them; they are normalised here if the routers normalise.
         """
-        n_layers, n_sequences, n_windows, _ = pooled_LBWD.shape
-        weights = [parameter.expand(n_layers, *parameter.shape[1:]) for parameter in self.parameters()]
+        weights = [parameter.expand(len(pooled_LBWD), *parameter.shape[1:]) for parameter in self.parameters()]
         read_LBWD = pooled_LBWD[:1].expand_as(pooled_LBWD) if self.config.first_block else pooled_LBWD
         x = read_LBWD.float().flatten(1, 2)
         x = rms_normalize(x) if self.config.normalize else x
         for place, (w, b) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
             x = torch.baddbmm(b[:, None], torch.nn.functional.gelu(x) if place else x, w)
-        logits = x.reshape(n_layers, n_sequences, n_windows, N_ACTIONS)
-        return (logits * window_shares(valid_BW)[None, :, :, None]).sum(2)
+        return (x.unflatten(1, pooled_LBWD.shape[1:3]) * window_shares(valid_BW)[None, :, :, None]).sum(2)
 
     def layers(self) -> list[list[tuple[Tensor, Tensor]]]:
         """The linear layers (weights, biases) of each block's router, as views."""
@@ -241,8 +238,7 @@ class PrefillRouters(Decider):
     """Routers during one prefill: holds the pooling weights of this batch."""
 
     def __init__(self, routers: Routers, prompt_mask_BT: Tensor):
-        self._routers = routers
-        self._layers = routers.layers()
+        self._routers, self._layers = routers, routers.layers()
         self._weights_BWT, valid_BW = pool_matrix(prompt_mask_BT, routers.config.n_windows)
         self._shares_BW = window_shares(valid_BW)
         self._first_BWD: Tensor | None = None

@@ -155,17 +155,12 @@ def _search_task(
     if not done and len(questions) >= N_PROBED:  # before there is a manifest that another dtype would not fit
         planning.probe([questions[at * (len(questions) - 1) // (N_PROBED - 1)].example for at in range(N_PROBED)])
     weights = routed.fingerprint  # once: it reads every tensor
+    asked: Any = {"task": name, "source": task_data.source, "data": None if data is None else str(data), "config": to_dict(config)}
+    model: Any = {"model": routed.base_id, "fingerprint": weights, "dtype": str(routed.model.dtype), "packed": planning.scorer.packed}
     manifest = Manifest(
-        task=name,
-        source=task_data.source,
-        data=None if data is None else str(data),
-        model=routed.base_id,
-        fingerprint=weights,
-        dtype=str(routed.model.dtype),
+        **(asked | model),
         device=_device(routed, resources),
         threads=_threads(routed, resources),
-        packed=planning.scorer.packed,
-        config=to_dict(config),
         prompt_format=planning.scorer.prompt_format,
         questions=questions_digest(questions),
         ids=[question.example.id for question in questions],
@@ -264,10 +259,9 @@ def _prior(worker: Worker, questions: Sequence[Any], folder: Path) -> EditPrior 
     n_questions = min(worker.job.config.sweep_questions, len(questions))
     if not n_questions:
         return None
-    if (prior := read_prior(folder)) is not None:
-        return prior
-    with Progress(f"single edits {worker.job.task.name}", n_questions) as progress:
-        progress.print(f"trying every single edit on {n_questions} questions first")
-        prior = worker.sweep([questions[at * len(questions) // n_questions].example for at in range(n_questions)], progress)
-    write_json(folder / PRIOR_FILE, prior.to_json())
+    if not (folder / PRIOR_FILE).is_file():
+        with Progress(f"single edits {worker.job.task.name}", n_questions) as progress:
+            progress.print(f"trying every single edit on {n_questions} questions first")
+            prior = worker.sweep([questions[at * len(questions) // n_questions].example for at in range(n_questions)], progress)
+        write_json(folder / PRIOR_FILE, prior.to_json())
     return read_prior(folder)

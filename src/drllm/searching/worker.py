@@ -233,22 +233,17 @@ class Worker:
             if self._verifier is None:
                 self._verifier = Verifier(self.routed, job.task, job.config)
             checks = self._verifier.checks(question.example, [Route.full(self.routed.n_layers), strategy.chosen])
+        who: Any = {"task": job.task.name, "id": question.example.id, "split": search.split, "n_choices": len(question.example.choices)}
+        how: Any = {"seed": job.config.seed, "fingerprint": self.fingerprint, "reward": job.reward}
+        base: Any = {"base_correct": verdicts[0].correct, "base_margin": verdicts[0].margin}
         return RouteRecord(
-            task=job.task.name,
-            id=question.example.id,
-            n_choices=len(question.example.choices),
-            base_correct=verdicts[0].correct,
-            base_margin=verdicts[0].margin,
+            **(who | how | base),
             chosen=strategy.chosen,
             routes=tuple(evaluation.route for evaluation in strategy.evaluated),
             rewards=tuple(float(verdict.correct) for verdict in verdicts),
             margins=tuple(verdict.margin for verdict in verdicts),
             acc=tuple(verdict.acc for verdict in verdicts),
             acc_norm=tuple(verdict.acc_norm for verdict in verdicts),
-            seed=job.config.seed,
-            fingerprint=self.fingerprint,
-            reward=job.reward,
-            split=search.split,
             control_routes=control,
             control_correct=tuple(search.verdicts[route].correct for route in control),
             control_margins=tuple(search.verdicts[route].margin for route in control),

@@ -9,6 +9,7 @@ p-value is the largest over all shares of differing verdicts in a confidence set
 share it is computed exactly, not from a normal approximation.
 """
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -186,11 +187,8 @@ def smallest_gain(n: int, changed: float, epsilon: float, delta: float, seed: in
         p = [p_of_counts(n, int(better), int(worse), epsilon, share_error_for(delta)) for better, worse, _ in counts]
         return sum(value <= delta for value in p) >= POWER_LEVEL * POWER_DRAWS
 
-    low, high = 0, len(gains)  # a larger gain passes more often
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if passes(float(gains[middle])) else (middle + 1, high)
-    return float(gains[low]) if low < len(gains) else None
+    place = bisect.bisect_left(gains, True, key=passes)  # a larger gain passes more often
+    return float(gains[place]) if place < len(gains) else None
 
 
 def share_error_for(delta: float) -> float:

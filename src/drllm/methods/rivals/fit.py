@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MindSkipConfig(Options):
-    """Gates on attention, trained through the frozen model on some hundreds of questions; the papers have hundreds of thousands of texts."""
+    """Gates on attention, learned from hundreds of questions through the frozen model; the papers have hundreds of thousands of texts."""
 
     first_block: int = option(0, "gates stand from this block on", ge=0)
     penalty: float = option(0.1, "weight of what the gates spend, beside the next-token loss", ge=0)
