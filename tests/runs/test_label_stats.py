@@ -69,10 +69,10 @@ def test_solved_by_search_and_by_the_control_by_hand():
     """The control is compared on the questions that have one: a, b and d."""
     (row,) = describe(easy())
     assert (row.search.n_right, row.search.n) == (3, 4)
-    assert (row.search.low, row.search.high) == pytest.approx((0.3006, 0.9544), abs=1e-4)  # Wilson
+    assert row.search.interval == pytest.approx((0.3006, 0.9544), abs=1e-4)  # Wilson
     assert row.control is not None
     assert (row.control.n_right, row.control.n) == (1, 3)
-    assert (row.control.low, row.control.high) == pytest.approx((0.0615, 0.7923), abs=1e-4)
+    assert row.control.interval == pytest.approx((0.0615, 0.7923), abs=1e-4)
     assert row.difference is not None
     mean, low, high = row.difference
     assert mean == pytest.approx((2 - 1) / 3)

@@ -19,12 +19,14 @@ from drllm.stats.paired import paired_bootstrap, wilson
 
 @dataclass(frozen=True)
 class Share:
-    """`n_right` of `n` with its Wilson 95 % interval."""
+    """`n_right` of `n`, with its Wilson 95 % interval (low, high)."""
 
     n_right: int
     n: int
-    low: float
-    high: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.n_right, self.n)
 
 
 @dataclass(frozen=True)
@@ -131,27 +133,21 @@ def _count(counts: _Counts, record: RouteRecord) -> None:
 
 def _stats(task: str, counts: _Counts) -> TaskStats:
     n, checks = counts.n, sorted({key[0] for key in counts.n if isinstance(key, tuple)})
-    strata, solved, by_control = zip(*counts.pairs, strict=True) if counts.pairs else ((), (), ())
-    return TaskStats(
-        task=task,
-        n_layers=counts.n_layers,
-        **{name: n[name] for name in ("visited", "kept", "improved", "search_routes", "control_routes", "check_routes", "broken")},
-        actions=(n[Action.SKIP], n[Action.EXECUTE], n[Action.REPEAT]),
-        mean_passes=(n[Action.EXECUTE] + 2 * n[Action.REPEAT]) / n["kept"] if n["kept"] else 0.0,
-        search=_share(n["improved"], n["wrong"]),
-        control=_share(sum(by_control), len(by_control)) if by_control else None,
-        difference=paired_bootstrap(solved, by_control, strata=strata) if by_control else None,
-        flips={name: Flips(**{item.name: n[name, item.name] for item in fields(Flips)}) for name in checks},
-    )
+    counted = {name: n[name] for name in ("visited", "kept", "improved", "search_routes", "control_routes", "check_routes", "broken")}
+    actions = n[Action.SKIP], n[Action.EXECUTE], n[Action.REPEAT]
+    mean_passes = (n[Action.EXECUTE] + 2 * n[Action.REPEAT]) / n["kept"] if n["kept"] else 0.0
+    search, control, difference = Share(n["improved"], n["wrong"]), None, None
+    if counts.pairs:
+        strata, solved, by_control = zip(*counts.pairs, strict=True)
+        control, difference = Share(sum(by_control), len(by_control)), paired_bootstrap(solved, by_control, strata=strata)
+    flips = {name: Flips(**{item.name: n[name, item.name] for item in fields(Flips)}) for name in checks}
+    solved_by = {"search": search, "control": control, "difference": difference}
+    return TaskStats(task, counts.n_layers, **counted, actions=actions, mean_passes=mean_passes, **solved_by, flips=flips)
 
 
 def _run_of(check: str) -> str:
     """The forward pass that a check was read from: "fp32:acc" and "fp32:acc_norm" share one, "rotated:1" and "rotated:2" do not."""
     return check if check.startswith("rotated") else check.partition(":")[0]
-
-
-def _share(n_right: int, n: int) -> Share:
-    return Share(n_right, n, *wilson(n_right, n))
 
 
 def _base_verdict(record: RouteRecord, check: str) -> bool:
@@ -182,15 +178,11 @@ def tables(stats: Sequence[TaskStats]) -> list[Cells]:
     labels = ("task", "visited", "sampled", "improved", "% visited", "% sampled", "skip", "execute", "repeat", "mean passes")
     passes = ("task", "search", "a question", "baseline", "checks")
     checks = ("task", "check", "kept routes", "wrong", "%", "base routes", "other verdict", "%")
-    found: list[Cells] = [
-        ("labels: the kept routes", labels, [_labels(row) for row in stats]),
-        (
-            "solved, % of what the base gets wrong; baseline: as many random routes, blind to the question; 95 % intervals",
-            ("task", "by search", "by the baseline", "search minus baseline, points"),
-            [(row.task, _shown(row.search), _shown(row.control), _difference(row.difference)) for row in stats],
-        ),
-        ("forward passes: routes evaluated", passes, [_passes(row) for row in stats]),
-    ]
+    found: list[Cells] = [("labels: the kept routes", labels, [_labels(row) for row in stats])]
+    title = "solved, % of what the base gets wrong; baseline: as many random routes, blind to the question; 95 % intervals"
+    solved = [(row.task, _shown(row.search), _shown(row.control), _difference(row.difference)) for row in stats]
+    found.append((title, ("task", "by search", "by the baseline", "search minus baseline, points"), solved))
+    found.append(("forward passes: routes evaluated", passes, [_passes(row) for row in stats]))
     if any(row.flips for row in stats):
         title = "checks: kept routes that are wrong when checked; base routes whose verdict by the same metric changes"
         found.append((title, checks, [_checks(row.task, name, flips) for row in stats for name, flips in row.flips.items()]))
@@ -222,7 +214,8 @@ def _shown(share: Share | None) -> str:
         return "none drawn"
     if not share.n:
         return "0 of 0"
-    return f"{percent(share.n_right / share.n)} ({percent(share.low)} to {percent(share.high)}), {share.n_right:,} of {share.n:,}"
+    low, high = share.interval
+    return f"{percent(share.n_right / share.n)} ({percent(low)} to {percent(high)}), {share.n_right:,} of {share.n:,}"
 
 
 def _difference(difference: tuple[float, float, float] | None) -> str:

@@ -55,16 +55,14 @@ def load_run(folder: Path) -> Run:
     for split in list(summaries):
         found, left_out[split] = with_earlier(folder, summaries[split], files)
         summaries |= found
-    questions = {
-        (split, row.method, row.task): files[place].rows
-        for split, summary in summaries.items()
-        for row in summary.rows
-        if (place := (split.removesuffix(OTHER_TASKS), row.method, row.task)) in files
-    }
-    for place, rows in questions.items():
-        layers = {row.n_layers for row in summaries[place[0]].rows}
-        if odd := [row["route"] for row in rows if row["route"] and len(row["route"]) not in layers]:
-            raise ArtifactError(f"{run.verdicts(*place)} has a route of {len(odd[0])} blocks: evaluate again")
+    questions: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for split, summary in summaries.items():
+        layers = {row.n_layers for row in summary.rows}
+        for row in summary.rows:
+            if file := files.get(place := (split.removesuffix(OTHER_TASKS), row.method, row.task)):
+                questions[split, row.method, row.task] = file.rows
+                if odd := [route for route in file.routes if route and len(route) not in layers]:
+                    raise ArtifactError(f"{run.verdicts(*place)} has a route of {len(odd[0])} blocks: evaluate again")
     if not (manifests or epochs or summaries):
         raise ArtifactError(f"{str(folder)!r} holds no search, training or evaluation: give the --out of a search, evaluate or retrofit")
     policies = {path.name: _json(path / CONFIG_FILE) for path in run.policies()}

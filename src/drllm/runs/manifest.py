@@ -1,6 +1,5 @@
 """The manifest of a task folder: all that determines its records, so that none made otherwise get in among them."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,13 +102,8 @@ def check_manifest(folder: Path, manifest: Manifest) -> None:
             raise ArtifactError(f"{folder} holds {what}: what made them is unknown, give another --out")
         write_json(path, manifest.to_json())
         return
-    for key, before, now in differences(read_manifest(folder).to_json(), _as_read(manifest)):
+    for key, before, now in differences(read_manifest(folder).to_json(), manifest.to_json()):
         raise ArtifactError(f"{folder} was searched with {key} = {before}, now it is {now}: use another --out, or the same settings")
-
-
-def _as_read(manifest: Manifest) -> Any:
-    """What reading it back gives: tuples become lists."""
-    return json.loads(json.dumps(manifest.to_json()))
 
 
 def computed_otherwise(folder: Path, manifest: Manifest) -> str:
@@ -118,7 +112,7 @@ def computed_otherwise(folder: Path, manifest: Manifest) -> str:
     if not (folder / MANIFEST_FILE).is_file():
         return ""
     before = read_manifest(folder)
-    found = {key.partition(".")[0] for key, *_ in differences(before.to_json(), _as_read(manifest))}
+    found = {key.partition(".")[0] for key, *_ in differences(before.to_json(), manifest.to_json())}
     return before.dtype_name if "dtype" in found and found <= set(PLACE_KEYS) else ""
 
 
@@ -155,11 +149,11 @@ def _is_manifest(values: Any) -> bool:
 
 
 def differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
-    """Where two JSON values differ, in the order of the second: (dotted key, value before, value now)."""
+    """Where two JSON values differ, tuples being lists, in the order of the second: (dotted key, value before, value now)."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name in [*now, *(name for name in before if name not in now)]:
             yield from differences(before.get(name, _MISSING), now.get(name, _MISSING), f"{key}.{name}" if key else str(name))
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+    elif isinstance(before, list | tuple) and isinstance(now, list | tuple) and len(before) == len(now):
         for index, (old, new) in enumerate(zip(before, now, strict=True)):
             yield from differences(old, new, f"{key}[{index}]")
     elif before != now:
@@ -169,4 +163,4 @@ def differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, str
 def _shown(value: Any) -> str:
     if value is _MISSING:
         return "(not set)"
-    return f"a list of {len(value)}" if isinstance(value, list) else repr(value)[:100]
+    return f"a list of {len(value)}" if isinstance(value, list | tuple) else repr(value)[:100]

@@ -132,12 +132,10 @@ def _merge(folders: Sequence[Path]) -> tuple[Manifest, list[RouteRecord], int]:
         own = manifest.merged or [part.changed(folder=str(folder)) for part in manifest.parts]
         parts += [part for part in own if (part.questions, part.ids) not in known]
     digests = [part.questions for part in parts]
-    merged = manifests[0].changed(
-        questions=digests[0] if len(digests) == 1 else short_digest("".join(digests)),
-        ids=list(dict.fromkeys(name for manifest in manifests for name in manifest.ids)),
-        skipped={name: reason for manifest in manifests for name, reason in manifest.skipped.items()},
-        merged=parts,
-    )
+    questions = digests[0] if len(digests) == 1 else short_digest("".join(digests))
+    ids = list(dict.fromkeys(name for manifest in manifests for name in manifest.ids))
+    skipped = {name: reason for manifest in manifests for name, reason in manifest.skipped.items()}
+    merged = manifests[0].changed(questions=questions, ids=ids, skipped=skipped, merged=parts)
     return merged, [found[name][0] for name in merged.ids if name in found], n_again
 
 
@@ -179,12 +177,10 @@ def export_records(source: Path, out: Path, float16: bool = False) -> int:
 def _long_rows(record: RouteRecord) -> Iterator[dict[str, Any]]:
     """One row an evaluated route, the search's before the blind baseline's."""
     question = {"task": record.task, "id": record.id, "split": record.split}
-    none = (None,) * len(record.control_routes)
-    right = tuple(reward == 1.0 for reward in record.rewards)
-    for source, columns in (
-        ("search", (record.routes, right, record.margins, record.acc, record.acc_norm)),
-        ("control", (record.control_routes, record.control_correct, record.control_margins, none, none)),
-    ):
+    none, right = (None,) * len(record.control_routes), tuple(reward == 1.0 for reward in record.rewards)
+    tried = {"search": (record.routes, right, record.margins, record.acc, record.acc_norm)}
+    tried["control"] = (record.control_routes, record.control_correct, record.control_margins, none, none)
+    for source, columns in tried.items():
         for route, correct, margin, acc, acc_norm in zip(*columns, strict=True):
             evaluated = {"route": str(route), "n_passes": route.n_passes, "correct": correct, "margin": _short(margin)}
             yield question | evaluated | {"acc": acc, "acc_norm": acc_norm, "source": source}

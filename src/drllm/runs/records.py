@@ -92,12 +92,11 @@ class RouteRecord:
     checks: tuple[Check, ...] = ()
 
     def __post_init__(self) -> None:
-        sizes = {name: len(getattr(self, name)) for name in ("routes", "rewards", "margins", "acc", "acc_norm")}
-        if not self.routes or len(set(sizes.values())) > 1:
-            raise InputError(f"record {self.id!r} of {self.task}: expected one entry an evaluated route, the base first, got {sizes}")
-        sizes = {name: len(getattr(self, name)) for name in ("control_routes", "control_correct", "control_margins")}
-        if len(set(sizes.values())) > 1:
-            raise InputError(f"record {self.id!r} of {self.task}: expected one entry a control route, got {sizes}")
+        search, control = ("routes", "rewards", "margins", "acc", "acc_norm"), ("control_routes", "control_correct", "control_margins")
+        for names, what in ((search, "an evaluated route, the base first"), (control, "a control route")):
+            sizes = {name: len(getattr(self, name)) for name in names}
+            if len(set(sizes.values())) > 1 or not self.routes:
+                raise InputError(f"record {self.id!r} of {self.task}: expected one entry {what}, got {sizes}")
         if self.split not in RECORD_SPLITS:
             raise InputError(f"record {self.id!r} of {self.task}: split is {self.split!r}, expected one of {', '.join(RECORD_SPLITS)}")
 
@@ -176,13 +175,10 @@ def _stamped(table: pa.Table) -> pa.Table:
 
 def _row(record: RouteRecord) -> dict[str, Any]:
     """A record as parquet holds it: routes as text."""
-    return {
-        **{name: getattr(record, name) for name in _SCHEMA.names},
-        "chosen": None if record.chosen is None else str(record.chosen),
-        "routes": [str(route) for route in record.routes],
-        "control_routes": [str(route) for route in record.control_routes],
-        "checks": [{**vars(check), "route": str(check.route)} for check in record.checks],
-    }
+    row: dict[str, Any] = {name: getattr(record, name) for name in _SCHEMA.names}
+    row |= {name: [str(route) for route in row[name]] for name in ("routes", "control_routes")}
+    chosen = None if record.chosen is None else str(record.chosen)
+    return row | {"chosen": chosen, "checks": [vars(check) | {"route": str(check.route)} for check in record.checks]}
 
 
 def read_shard(path: Path) -> list[RouteRecord]:
@@ -219,13 +215,11 @@ def _digest(table: pa.Table) -> str:
 
 def _record(row: dict[str, Any]) -> RouteRecord:
     """The inverse of `_row`, also of a row of schema 1."""
-    for name in {"rewards", "margins", "acc", "acc_norm", "control_correct", "control_margins"} & row.keys():
-        row[name] = tuple(row[name])
-    for name in {"routes", "control_routes"} & row.keys():
-        row[name] = tuple(Route.parse(text) for text in row[name])
-    row["checks"] = tuple(Check(**{**check, "route": Route.parse(check["route"])}) for check in row.get("checks", ()))
-    row["chosen"] = None if row["chosen"] is None else Route.parse(row["chosen"])
-    return RouteRecord(**row)
+    found = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    found |= {name: tuple(map(Route.parse, row[name])) for name in ("routes", "control_routes") if name in row}
+    checks = tuple(Check(**check | {"route": Route.parse(check["route"])}) for check in row.get("checks", ()))
+    chosen = None if row["chosen"] is None else Route.parse(row["chosen"])
+    return RouteRecord(**found | {"chosen": chosen, "checks": checks})
 
 
 def read_records(folder: Path) -> list[RouteRecord]:
