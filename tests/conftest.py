@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -15,15 +16,17 @@ quiet_other_packages()  # before transformers imports torchao
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 from transformers import PreTrainedTokenizerFast
 
 import families
 from byte_tokens import byte_tokenizer
 from drllm import RoutedModel
 
-# A busy machine is no fault of an example.
-settings.register_profile("any machine", deadline=None)
+# A busy machine is no fault of an example. Of a mutant (docs/mutants.md) it is asked whether a test fails, not on how small an example.
+TRIES_MUTANTS = "MUTANT_UNDER_TEST" in os.environ
+PHASES = [phase for phase in Phase if phase not in (Phase.shrink, Phase.explain) or not TRIES_MUTANTS]
+settings.register_profile("any machine", deadline=None, phases=PHASES)
 settings.load_profile("any machine")
 
 
@@ -37,6 +40,13 @@ def pytest_collection_finish() -> None:
 def one_thread():
     """Workers share two cores, and sums in one order can be compared byte for byte."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def trials_end():
+    """mutmut ends a trial that waits for ever; this ends one that an interrupted mutmut has left behind."""
+    if "__mutmut_" in os.environ.get("MUTANT_UNDER_TEST", ""):
+        signal.alarm(300)
 
 
 @pytest.fixture(scope="session")

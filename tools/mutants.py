@@ -30,12 +30,13 @@ def main() -> int:
     """Print the table; 1 where a module lies below the limit or a survivor has no explanation."""
     explained = (ROOT / "docs" / "mutants.md").read_text(encoding="utf-8")
     short, unexplained = [], []
-    sys.stdout.write("| module | mutants | killed | survived | no test | share |\n|---|---|---|---|---|---|\n")
+    sys.stdout.write("| module | tried | killed | survived | no test | killed, % | not tried |\n|---|---|---|---|---|---|---|\n")
     for module, by_status in counts().items():
         killed = sum(len(by_status.get(status, ())) for status in KILLED)
         alive = [name for status, names in by_status.items() if status not in (*KILLED, *NOT_RUN) for name in names]
         n_untested, share = len(by_status.get("no tests", ())), killed / (killed + len(alive))
-        row = (module, killed + len(alive), killed, len(alive) - n_untested, n_untested, f"{100 * share:.1f} %")
+        n_left = sum(len(by_status.get(status, ())) for status in NOT_RUN)
+        row = (f"`{module}`", killed + len(alive), killed, len(alive) - n_untested, n_untested, f"{100 * share:.1f}", n_left)
         sys.stdout.write(f"| {' | '.join(map(str, row))} |\n")
         short += [module] if share < LEAST else []
         unexplained += [name for name in alive if name not in explained]

@@ -219,6 +219,43 @@ SCHEMA_1 = pa.schema(
         "reward": pa.string(),
     }
 )
+_TEXTS, _FLAGS = pa.list_(pa.string()), pa.list_(pa.bool_())
+
+
+def schema_2(margin: pa.DataType) -> pa.Schema:
+    """Written out, so that no change of a name, an order or a type goes unseen: files of earlier versions must stay readable."""
+    check = pa.struct({"route": pa.string(), "check": pa.string(), "correct": pa.bool_(), "margin": margin})
+    return pa.schema(
+        {
+            "task": pa.string(),
+            "id": pa.string(),
+            "n_choices": pa.int32(),
+            "base_correct": pa.bool_(),
+            "base_margin": margin,
+            "chosen": pa.string(),
+            "routes": _TEXTS,
+            "rewards": pa.list_(pa.float32()),
+            "margins": pa.list_(margin),
+            "acc": _FLAGS,
+            "acc_norm": _FLAGS,
+            "seed": pa.int64(),
+            "fingerprint": pa.string(),
+            "reward": pa.string(),
+            "split": pa.string(),
+            "control_routes": _TEXTS,
+            "control_correct": _FLAGS,
+            "control_margins": pa.list_(margin),
+            "checks": pa.list_(check),
+        }
+    )
+
+
+@pytest.mark.parametrize(("float16", "margin"), [(False, pa.float32()), (True, pa.float16())])
+def test_the_columns_of_schema_2_stay_as_they_are(tmp_path, float16, margin):
+    write_bytes(tmp_path / "one.parquet", encode([full_record()], float16=float16))
+    assert pq.read_schema(tmp_path / "one.parquet").remove_metadata() == schema_2(margin) == records._schema(margin)
+
+
 ROW_1 = {
     "task": "arc_easy",
     "id": "q1",

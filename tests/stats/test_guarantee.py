@@ -9,7 +9,17 @@ import pytest
 from scipy import stats
 
 from drllm import InputError
-from drllm.stats.guarantee import SHARE_ERROR, Guarantee, _tails, exact_p, find_guarantee, smallest_gain, surest_first
+from drllm.stats.guarantee import (
+    SHARE_ERROR,
+    Guarantee,
+    _tails,
+    exact_p,
+    find_guarantee,
+    p_of_counts,
+    share_error_for,
+    smallest_gain,
+    surest_first,
+)
 
 
 def promise(n: int, epsilon: float, delta: float) -> Guarantee:
@@ -149,7 +159,102 @@ def test_the_power_says_which_gain_would_have_passed():
     assert smallest_gain(20, 0.15, 0.001, 0.05) is None
 
 
-@pytest.mark.parametrize(("epsilon", "delta", "wanted"), [(0, 0.05, "epsilon is 0"), (0.01, 1, "delta is 1"), (1, 0.05, "epsilon is 1")])
+def counted(n: int, *points: tuple[int, int]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The base's verdicts on `n` questions, half of them right, and those of points with so many better and worse."""
+    base = np.arange(n) < n // 2
+    return base, [np.where(base, np.arange(n) >= worse, np.arange(n) < n // 2 + better) for better, worse in points]
+
+
+def test_each_test_is_reported_and_the_report_is_plain_values(no_power):
+    base, points = counted(400, (30, 5), (0, 8))
+    asked = Guarantee(0.02, 0.05, 400, {"t": 300, "u": 100}, "calibrate", dtype="float32", judged="acc")
+    found = find_guarantee(asked, base, points, [29, 28.5], 30)
+    p = [exact_p(point, base, 0.02) for point in points]
+    assert p == [p_of_counts(400, 30, 5, 0.02), p_of_counts(400, 0, 8, 0.02)]
+    assert found.tested == (
+        {"point": 0, "p": p[0], "difference": 25 / 400, "mean_passes": 29.0, "passed": True},
+        {"point": 1, "p": p[1], "difference": -8 / 400, "mean_passes": 28.5, "passed": False},
+    )
+    wanted = {
+        "epsilon": 0.02,
+        "delta": 0.05,
+        "n": 400,
+        "tasks": {"t": 300, "u": 100},
+        "split": "calibrate",
+        "tested": found.tested,
+        "point": 0,
+        "would_pass": None,
+        "dtype": "float32",
+        "judged": "acc",
+        "earlier": 0,
+        "sentence": found.sentence,
+    }
+    assert found.to_json() == wanted
+
+
+def test_a_p_value_of_just_delta_passes(no_power):
+    base, points = counted(200, (8, 3))
+    p = exact_p(points[0], base, 0.01)
+    assert p > 0.05, "from here on delta does not change the p-value"
+    assert find_guarantee(promise(200, 0.01, p), base, [*points, *points], [29, 28], 30).point == 1
+    assert find_guarantee(promise(200, 0.01, p * (1 - 1e-9)), base, points, [29], 30).point is None
+
+
+def test_of_two_points_as_cheap_as_each_other_the_later_is_taken(no_power):
+    base, points = counted(1000, (60, 5), (60, 5))
+    assert find_guarantee(promise(1000, 0.02, 0.05), base, points, [29, 29], 30).point == 1
+
+
+def test_points_and_their_passes_must_match():
+    for points, passes, found in (([[0, 1]], [29, 30], "got 2 for 1"), ([], [], "got 0 for 0"), ([], [30], "got 1 for 0")):
+        with pytest.raises(ValueError, match=f"^expected one mean number of passes a point, {found}$"):
+            find_guarantee(promise(2, 0.01, 0.05), [0, 1], points, passes, 30)
+
+
+def order(n: int, epsilon: float, delta: float, *points: tuple[int, int]) -> list[int]:
+    base, verdicts = counted(400, *points)
+    return surest_first(base, verdicts, n, epsilon, delta)
+
+
+def test_what_is_tested_first_depends_on_both_counts_epsilon_and_delta():
+    assert order(400, 0.01, 0.05, (10, 5), (20, 5)) == [1, 0]
+    assert order(400, 0.01, 0.05, (10, 5), (10, 2)) == [1, 0]
+    assert order(400, 0.05, 0.05, (2, 3), (30, 25)) == [0, 1], "few changes: surely no great loss"
+    assert order(400, 0.001, 0.05, (2, 3), (30, 25)) == [1, 0]
+    assert order(400, 0.05, 0.0001, (3, 4), (31, 10)) == [1, 0]
+    assert order(400, 0.05, 0.05, (3, 4), (31, 10)) == [0, 1], "with a larger delta more of the p-value is the error of the share"
+    assert order(4, 0.01, 0.05, (0, 160), (160, 0)) == [1, 0]
+
+
+def test_the_power_is_a_gain_in_half_points_from_a_loss_below_epsilon_up_to_ten_points():
+    assert smallest_gain(3000, 0.0, 0.01, 0.05) == -0.005, "a small loss passes where verdicts hardly ever differ"
+    assert smallest_gain(120, 0.1, 0.02, 0.05) == 0.075
+    assert smallest_gain(92, 0.1, 0.02, 0.05) == 0.09
+    assert smallest_gain(72, 0.1, 0.02, 0.05) is None
+    assert smallest_gain(78, 0.1, 0.02, 0.05) is None, "ten points and a half would"
+    assert smallest_gain(150, 0.02, 0.1, 0.001) == -0.005, "a small delta can be passed, too"
+
+
+def test_the_power_is_the_same_each_time():
+    sizes = (108, 116, 128, 132)
+    found = [smallest_gain(n, 0.1, 0.02, 0.05) for n in sizes]
+    assert found == [smallest_gain(n, 0.1, 0.02, 0.05, seed=0) for n in sizes]
+    assert found != [smallest_gain(n, 0.1, 0.02, 0.05, seed=1) for n in sizes], "another seed draws others"
+
+
+def test_the_share_s_error_is_a_small_part_of_delta():
+    assert [share_error_for(delta) for delta in (0.5, 0.05, 0.01)] == [SHARE_ERROR, SHARE_ERROR, 0.0002]
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta", "wanted"),
+    [
+        (0, 0.05, "epsilon is 0, expected more than 0 and less than 1: the accuracy that may be lost"),
+        (1, 0.05, "epsilon is 1"),
+        (0.01, 1, "delta is 1, expected more than 0 and less than 1: the probability that the promise fails"),
+        (0.01, 0, "delta is 0"),
+    ],
+)
 def test_what_promises_nothing_is_refused(epsilon, delta, wanted):
     with pytest.raises(InputError, match=wanted):
         find_guarantee(promise(2, epsilon, delta), [0, 1], [[0, 1]], [30], 30)
@@ -160,3 +265,9 @@ def test_impossible_verdicts_are_refused():
         exact_p([3, 0], [0, 1], 0.01)
     with pytest.raises(ValueError, match="verdicts"):
         exact_p([], [], 0.01)
+    with pytest.raises(ValueError, match=r"^expected verdicts 0 or 1 of at least one question, got differences of shape \(1, 2\)$"):
+        exact_p([[1, 0]], [[1, 0]], 0.01)
+    for epsilon in (-0.1, 1):
+        with pytest.raises(ValueError, match=rf"^expected an epsilon from 0 to below 1, got {epsilon}$"):
+            exact_p([1, 0], [1, 0], epsilon)
+    assert exact_p([True, True], [False, False], 0) < exact_p([1, 0], [0, 0], 0) < 1

@@ -212,6 +212,7 @@ def test_sign_flips_are_mcnemars_test_where_nothing_is_weighted():
     assert sign_flips(np.array([1.0] * 12)) < 0.01
     assert sign_flips(np.array([1.0] * 9 + [-9.0])) == 1.0
     assert sign_flips([1, 1]) == 0.5, "two of the four signs are as far from 0"
+    assert sign_flips(many - few, n_resamples=4) in (0.4, 0.8, 1.0), "one in five at the least: of four draws and what was seen"
     with pytest.raises(ValueError, match="could not convert"):
         sign_flips(["a", "b"])
 

@@ -203,6 +203,7 @@ LETTERS: dict[int | None, list[str]] = {
         "e.g. this",
         "B12",
         "B.12",
+        "the answer is i",
         "A's",
         "A-level",
         "Because",
@@ -440,8 +441,49 @@ def test_missing_math_verify_says_what_to_install(monkeypatch, tmp_path):
     write(tmp_path / "math_verify.py", "raise ImportError('no math_verify here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     checker = grading.MathChecker(os.getpid())
-    with pytest.raises(InputError, match=r"no math_verify here.*pip install math-verify"):
+    with pytest.raises(InputError, match=r"^math-verify does not load \(no math_verify here\), .*: pip install math-verify$"):
         checker.check(r"\boxed{5}", "5")
+    write(tmp_path / "math_verify.py", "import os; os._exit(3)")
+    with pytest.raises(InputError, match=r"^math-verify does not load \(no reason given\)"):
+        checker.check(r"\boxed{5}", "5")
+
+
+def test_a_helper_belongs_to_the_process_that_started_it(monkeypatch):
+    """A forked child must neither talk into its parent's pipes nor end its parent's helper."""
+    other = os.getpid() + 1
+    monkeypatch.setattr(os, "getpid", lambda: other)
+    assert boxed_matches(r"\boxed{5}", "5")
+    monkeypatch.undo()
+    of_other = grading._checker(other)
+    assert boxed_matches(r"\boxed{5}", "5")
+    ours = grading._checker(os.getpid()).process
+    assert of_other.process is not None
+    assert ours is not None
+    assert of_other.process.pid != ours.pid
+    assert os.getsid(ours.pid) == ours.pid, "Ctrl-C does not reach it"
+    of_other.close()
+    assert of_other.process is not None, "left alone by another process"
+    of_other.process.kill()
+    of_other.process.wait()
+    of_other._release()
+
+
+def test_a_helper_ends_with_its_checker():
+    checker = grading.MathChecker(os.getpid())
+    assert checker.check(r"\boxed{5}", "5")
+    process = checker.process
+    assert process is not None
+    assert process.stdin is not None
+    process.stdin.write("what nobody reads: a broken pipe for whoever closes it\n")
+    ends = threading.Thread(target=checker.close, daemon=True)
+    ends.start()
+    ends.join(20)
+    assert not ends.is_alive(), "it waits for what does not end"
+    assert process.poll() is not None
+    assert process.stdin.closed
+    assert checker.process is None
+    assert checker.check(r"\boxed{5}", "5"), "and is started again when it is asked again"
+    checker.close()
 
 
 @shared
@@ -542,9 +584,9 @@ def test_select():
     item = loaded("arc_easy", fit=["a", "b", "c"])
     assert [row.question for row in item.select("fit", 2)] == ["a", "b"]
     assert [row.question for row in item.select("fit")] == ["a", "b", "c"]
-    with pytest.raises(InputError, match=r"no questions in split test \(test: fit 3, tune 0, calibrate 0, test 0\)"):
+    with pytest.raises(InputError, match=r"^arc_easy has no questions in split test \(test: fit 3, tune 0, calibrate 0, test 0\)"):
         item.select("test")
-    with pytest.raises(InputError, match="unknown split 'dev'"):
+    with pytest.raises(InputError, match=r"^unknown split 'dev': choose from fit, tune, calibrate, test$"):
         item.select("dev")
 
 
@@ -565,7 +607,7 @@ def test_tasks_of_one_run_never_share_a_question():
     # Only what is searched is learnt from: without arc_challenge's search its own calibrate question e may stay.
     assert drop_overlaps(tasks, ["arc_easy"])["arc_challenge"].dropped == {"tune": 1, "test": 2}
     assert tasks["arc_challenge"].dropped == {}, "the argument is left as it was"
-    with pytest.raises(InputError, match="'piqa' is not among the loaded ones"):
+    with pytest.raises(InputError, match=r"^searched task 'piqa' is not among the loaded ones: arc_easy, arc_challenge$"):
         drop_overlaps(tasks, ["piqa"])
 
 

@@ -1,0 +1,322 @@
+"""The routing state of one forward or generation: whose passes, whose slots, how many tokens seen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Gemma3TextConfig, LlamaConfig, Mamba2Config
+
+from deciding import Asked
+from drllm.core.errors import InputError, UnsupportedModelError
+from drllm.core.route import Route
+from drllm.model import transformers_private as private
+from drllm.model.cache import ALL_ONCE, STRAYED, PassSlots, PrefilledCache, RoutedCache, check_actions, new_slots
+from drllm.policies.given import GivenRoutes
+from drllm.policies.policy import Policy
+
+L, D, WINDOW = 3, 4, 6
+CPU = torch.device("cpu")
+LLAMA = LlamaConfig(num_hidden_layers=L, hidden_size=D, num_attention_heads=1, intermediate_size=D, vocab_size=9)
+GEMMA = Gemma3TextConfig(num_hidden_layers=2, sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"])
+
+
+def given(*texts: str) -> GivenRoutes:
+    return GivenRoutes([Route.parse(text) for text in texts])
+
+
+def cache_of(*texts: str, n_tokens: int = 2, **options) -> RoutedCache:
+    return RoutedCache(LLAMA, L, given(*texts), torch.ones(len(texts), n_tokens), **options)
+
+
+def states(n_sequences: int, n_tokens: int = 2) -> Tensor:
+    return torch.zeros(n_sequences, n_tokens, D)
+
+
+def run(cache: RoutedCache, n_tokens: int, n_sequences: int = 1) -> None:
+    """A step of the model, but for the blocks themselves."""
+    for block in range(cache.n_layers):
+        cache.enter(block, states(n_sequences, n_tokens), {})
+        cache.leave(block, n_tokens)
+
+
+class Deciding(Policy):
+    """Executes, but for the sequences whose first prompt token may not be read: these skip. Keeps the mask it was given."""
+
+    name = "deciding"
+    n_layers = L
+
+    def start(self, prompt_mask_BT):
+        self.mask = prompt_mask_BT
+        return Asked(lambda _block, _x, mask: mask[:, 0].long(), prompt_mask_BT)
+
+    def save(self, folder):
+        raise NotImplementedError
+
+    load = save
+
+
+def test_slots_are_those_of_the_family():
+    assert [private.is_window(slot) for slot in new_slots(GEMMA, 2)] == [True, False]
+    assert [private.is_plain(slot) for slot in new_slots(LLAMA, L)] == [True] * L
+
+
+def test_families_without_a_slot_a_block_are_refused(monkeypatch):
+    recurrent = Mamba2Config(num_hidden_layers=2, num_heads=8, head_dim=8, hidden_size=32)
+    why = "its recurrent or shared state is not per block, so blocks cannot be skipped or repeated exactly"
+    with pytest.raises(
+        UnsupportedModelError, match=rf"^model_type 'mamba2' keeps \w+ state, expected plain or sliding-window attention: {why}$"
+    ):
+        new_slots(recurrent, 2)
+    slots = new_slots(LLAMA, L)
+    monkeypatch.setattr(private, "family_slots", lambda *_: slots[:2])
+    with pytest.raises(UnsupportedModelError, match=r"^model_type 'llama' has 3 blocks but 2 cache slots: blocks that share keys"):
+        new_slots(LLAMA, L)
+
+
+def test_a_step_s_mask_follows_the_clock_whatever_the_slots_hold():
+    slots = PassSlots(new_slots(GEMMA, 2))
+    assert len(slots.layers) == 2
+    assert slots.get_seq_length() == 0
+    assert [slots.get_mask_sizes(4, block) for block in (0, 1)] == [(4, 0), (4, 0)]
+    slots.n_seen = 10
+    assert slots.get_seq_length() == slots.get_seq_length(1) == 10
+    assert slots.get_mask_sizes(2, 1) == (12, 0)
+    assert slots.get_mask_sizes(1, 0) == (WINDOW, 10 - WINDOW + 1), "the window's tokens, the new one among them, and where they begin"
+    with pytest.raises(InputError, match=r"^beam search reorders .*: use greedy search or sampling$"):
+        slots.reorder_cache(torch.tensor([0]))
+
+
+def test_a_source_for_another_depth_is_refused():
+    with pytest.raises(InputError, match=r"^the policy or route has 4 blocks, the model has 3: use one made for this model$"):
+        cache_of("1111")
+
+
+@pytest.mark.parametrize(
+    ("actions", "passes"),
+    [
+        ("000", []),
+        ("222", [None, None]),
+        ("011", [(1, 2)]),
+        ("012", [(1, 2), (2,)]),
+        ("122", [None, (1, 2)]),
+        ("020", [(1,), (1,)]),
+        ("1", [None]),
+        ("2", [None, None]),
+    ],
+)
+def test_who_makes_each_pass_of_a_block(actions, passes):
+    cache = cache_of(*(f"{action}11" for action in actions))
+    cache.enter(0, states(len(actions)), {})
+    found = cache.rows_per_pass(0)
+    assert [None if picked is None else tuple(picked.tolist()) for picked in found] == passes
+
+
+def test_blocks_that_all_execute_are_known_at_once_and_equal_picks_are_one_tensor():
+    cache = cache_of("110", "010")
+    for block in range(L):
+        cache.enter(block, states(2), {})
+    assert cache.rows_per_pass(1) is ALL_ONCE
+    assert cache.rows_per_pass(2) == ()
+    again = cache.split_actions([1, 0], CPU)
+    assert again[0] is cache.rows_per_pass(0)[0]
+    other = cache.split_actions([0, 1], CPU)[0]
+    assert other is not None
+    assert other.tolist() == [1]
+    on_meta = cache.split_actions([1, 0], torch.device("meta"))[0]
+    assert on_meta is not None
+    assert on_meta.device.type == "meta"
+
+
+def test_a_policy_decides_from_the_prompt_it_may_read():
+    policy = Deciding()
+    seen = []
+    mask = torch.tensor([[0, 1], [1, 1]])
+
+    def observe(block, x, arguments):
+        seen.append((block, tuple(x.shape), arguments))
+        return x + 1 if block == 1 else None
+
+    cache = RoutedCache(LLAMA, L, policy, mask, observe)
+    assert policy.mask.dtype == torch.bool
+    assert policy.mask.tolist() == mask.bool().tolist()
+    x = states(2)
+    assert cache.enter(0, x, {"a": 1}) is x
+    assert torch.equal(cache.enter(1, x, {"a": 2}), x + 1), "what the observer returns goes on"
+    cache.enter(1, x, {"a": 2})
+    assert seen == [(0, (2, 2, D), {"a": 1}), (1, (2, 2, D), {"a": 2})], "once a block"
+    cache.enter(2, x, {})
+    assert cache.routes == [Route.parse("000"), Route.parse("111")]
+
+
+def test_one_route_serves_any_number_of_sequences_and_a_list_its_own():
+    assert cache_of("101", "121").routes == [Route.parse("101"), Route.parse("121")], "before any block is entered"
+    cache = cache_of("101", "121", "111", n_tokens=2)
+    cache._prompt_mask = cache._prompt_mask[:2]  # as if a batch of two were run
+    with pytest.raises(InputError, match=r"^got 3 routes for 2 sequences, expected one each$"):
+        cache.enter(0, states(2), {})
+
+
+def test_prefill_takes_the_whole_prompt_block_after_block():
+    cache = cache_of("101", "121")
+    with pytest.raises(InputError, match="did not follow the route"):
+        cache.enter(1, states(2), {})
+    for shape in ((2, 1), (1, 2)):
+        found = rf"prefill saw states of \({shape[0]}, {shape[1]}\) sequences and tokens, the prompt mask has \(2, 2\): the whole prompt"
+        with pytest.raises(InputError, match=f"^{found}"):
+            cache.enter(0, states(*shape), {})
+    run(cache, 2, 2)
+    run(cache, 1, 2)  # later steps are shorter
+    assert cache.n_seen == 3
+    half = cache_of("111")
+    half.enter(0, states(1), {})
+    half.leave(2, 2)  # the clock goes on although two blocks were never entered
+    with pytest.raises(InputError, match=r"^the cache met new blocks after prefill: use one RoutedCache a generation$"):
+        half.enter(1, states(1), {})
+
+
+def test_the_clock_of_both_passes_advances_with_the_last_block():
+    early, late = cache_of("121"), cache_of("121")
+    slots = early.second_pass
+    for block in range(L):
+        assert early.n_seen == 0
+        early.enter(block, states(1, 2), {})
+        early.leave(block, 2)
+    assert early.n_seen == early.second_pass.n_seen == 2
+    assert early.second_pass is slots
+    run(early, 3)
+    assert early.n_seen == early.get_seq_length() == slots.n_seen == slots.get_seq_length() == 5
+    run(late, 2)
+    assert "second_pass" not in vars(late), "made when first wanted"
+    assert late.second_pass.n_seen == 2
+    assert len(late.second_pass.layers) == L
+    assert late.second_pass.layers[0] is not late.layers[0]
+
+
+def test_an_argument_is_split_once_a_step():
+    cache = cache_of("111")
+    picked, value, other = torch.tensor([0]), torch.zeros(1), torch.zeros(1)
+    made = []
+
+    def select():
+        made.append(len(made))
+        return made[-1]
+
+    assert [cache.once_a_step(picked, value, select) for _ in range(2)] == [0, 0]
+    assert cache.once_a_step(picked, other, select) == 1
+    assert cache.once_a_step(torch.tensor([0]), value, select) == 2
+    cache.leave(0, 1)
+    assert cache.once_a_step(picked, value, select) == 0
+    cache.leave(L - 1, 1)
+    assert cache.once_a_step(picked, value, select) == 3, "the next step has new arguments"
+
+
+def test_a_result_is_complete_when_every_block_was_entered_and_the_clock_went_on():
+    cache = cache_of("111")
+    with pytest.raises(InputError) as caught:
+        cache.check_complete()
+    assert str(caught.value) == STRAYED
+    run(cache, 2)
+    cache.check_complete()
+    cache.check_complete(1)
+    with pytest.raises(InputError, match="did not follow the route"):
+        cache.check_complete(2)
+    short = cache_of("111")
+    short.enter(0, states(1), {})
+    short.leave(2, 2)
+    with pytest.raises(InputError, match="did not follow the route"):
+        short.check_complete()
+
+
+def pair(start: float, n_tokens: int) -> tuple[Tensor, Tensor]:
+    """Keys and values (1 head, T, 1) that count up from `start`; values are the negative ones."""
+    keys = torch.arange(start, start + n_tokens).reshape(1, n_tokens, 1)
+    return keys, -keys
+
+
+def kept(cache: PrefilledCache, block: int, n_pass: int = 0) -> list[list[float]]:
+    """The keys in a slot, a list a sequence; the values must be their negative."""
+    slot = (cache if n_pass == 0 else cache.second_pass).layers[block]
+    assert torch.equal(slot.values, -slot.keys)
+    return slot.keys[:, 0, :, 0].tolist()
+
+
+def test_a_prefilled_cache_holds_each_sequence_s_passes_aligned_on_the_right():
+    routes = [Route.parse("021"), Route.parse("111")]
+    lines = [[pair(10, 2), pair(20, 2), pair(30, 2)], [pair(40, 3), pair(50, 3), pair(60, 3)]]
+    cache = PrefilledCache(LLAMA, L, routes, lines, 3, CPU)
+    assert kept(cache, 0) == [[40, 41, 42]]
+    assert kept(cache, 1) == [[0, 10, 11], [50, 51, 52]]
+    assert kept(cache, 1, 1) == [[0, 20, 21]]
+    assert kept(cache, 2) == [[0, 30, 31], [60, 61, 62]]
+    assert cache.n_seen == cache.second_pass.n_seen == 3
+    assert cache.routes == routes
+    assert [[None if p is None else p.tolist() for p in cache.rows_per_pass(block)] for block in range(L)] == [[[1]], [None, [0]], [None]]
+    assert all(isinstance(cache.layers[block], private.RoomySlot) for block in range(L)), "room for the tokens to come"
+    run(cache, 1, 2)  # decoding goes on: no block is prefilled again
+    cache.check_complete(3)
+    assert cache.n_seen == 4
+
+
+def test_a_window_keeps_its_last_tokens_alone():
+    cache = PrefilledCache(GEMMA, 2, [Route.parse("11")], [[pair(10, 9), pair(30, 9)]], 9, CPU)
+    assert kept(cache, 0) == [[14, 15, 16, 17, 18]], "a window of six, less the token to come"
+    assert kept(cache, 1) == [[30, 31, 32, 33, 34, 35, 36, 37, 38]]
+    assert private.is_window(cache.layers[0])
+    assert cache.get_mask_sizes(1, 0) == (WINDOW, 4)
+
+
+def test_sequences_that_leave_take_their_rows_along():
+    routes = [Route.parse(text) for text in ("121", "011", "221")]
+    lines = [[pair(100 * index + 10 * step, 2) for step in range(sum(map(int, str(route))))] for index, route in enumerate(routes)]
+    cache = PrefilledCache(LLAMA, L, routes, lines, 2, CPU)
+    before = cache.rows_per_pass(0)
+    cache.select([2, 0])
+    assert cache.routes == [routes[2], routes[0]]
+    assert kept(cache, 0) == [[200, 201], [0, 1]]
+    assert kept(cache, 0, 1) == [[210, 211]]
+    assert kept(cache, 1) == [[220, 221], [10, 11]]
+    assert kept(cache, 1, 1) == [[230, 231], [20, 21]]
+    assert kept(cache, 2) == [[240, 241], [30, 31]]
+    now = cache.rows_per_pass(0)
+    assert now is not before
+    assert now[0] is None
+    assert now[1].tolist() == [0]
+    cache.select([1])
+    assert cache.routes == [routes[0]]
+    assert cache.rows_per_pass(0) is ALL_ONCE
+    assert kept(cache, 0) == [[0, 1]]
+    assert kept(cache, 0, 1) == []
+
+
+def test_slots_of_more_than_keys_and_values_cannot_be_prefilled(monkeypatch):
+    class Odd(private.Slot):
+        pass
+
+    monkeypatch.setattr(private, "is_supported", lambda _slot: True)
+    monkeypatch.setattr(private, "family_slots", lambda _config, n: [Odd() for _ in range(n)])
+    said = "^generated rewards cannot be searched on 'llama': its attention keeps more than keys and values; use reward loglik$"
+    with pytest.raises(UnsupportedModelError, match=said):
+        PrefilledCache(LLAMA, L, [Route.parse("111")], [[pair(0, 1)] * 3], 1, CPU)
+
+
+@pytest.mark.parametrize("wanted", [[0, 1, 2], [1, 1, 1]])
+def test_a_decision_is_one_action_a_sequence(wanted):
+    assert check_actions(torch.tensor(wanted), 3, 0) == wanted
+    assert check_actions(torch.tensor([True, False]), 2, 0) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("decision", "found"),
+    [
+        (torch.tensor([1, 1]), r"torch.int64 \(2,\) at block 5, expected one whole action a sequence, \(3,\)"),
+        (torch.tensor([[1, 1, 1]]), r"torch.int64 \(1, 3\) at block 5, expected one whole"),
+        (torch.tensor([1.0, 1, 1]), r"torch.float32 \(3,\) at block 5, expected one whole"),
+        ([1, 1, 1], "list at block 5, expected one whole"),
+        (torch.tensor([1, 3, 1]), r"\[1, 3, 1\] at block 5, expected 0 \(skip\), 1 \(execute\) or 2 \(repeat\)$"),
+        (torch.tensor([1, -1, 1]), r"\[1, -1, 1\] at block 5, expected 0"),
+    ],
+)
+def test_any_other_decision_is_refused(decision, found):
+    with pytest.raises(InputError, match=f"^the policy decided {found}"):
+        check_actions(decision, 3, 5)
