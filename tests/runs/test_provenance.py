@@ -61,7 +61,7 @@ def test_jobs_are_appended_also_those_that_end_inside_another(tmp_path):
 
 def test_record_run_alone(tmp_path):
     record_run(tmp_path / "a", "evaluate", {"split": "tune"}, ["x"], 1.23456, {"n": 5})
-    record_run(tmp_path / "a", "report", {}, None, 0.0)
+    record_run(tmp_path / "a", "report", {}, None, 0.0, {})
     first, second = read_jobs(tmp_path / "a")
     assert (first["seconds"], first["n"], first["argv"]) == (1.235, 5, ["x"])
     assert second["argv"] == sys.argv

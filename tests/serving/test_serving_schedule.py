@@ -149,7 +149,7 @@ def test_which_segments_a_step_keeps_to():
 
 def test_sequences_that_agree_are_not_gathered():
     _, schedule, blocks = run(["1021", "1021", "1021"], [2, 1, 3])
-    assert schedule.n_sets == 0
+    assert len(schedule.sets) == 0
     assert [blocks[name].calls for name in ("0.0", "1.0", "2.0", "2.1", "3.0", "3.1")] == [1, 0, 1, 1, 1, 0]
     assert not schedule.is_base
     assert run(["1111", "1111"], [1, 1])[1].is_base
@@ -158,7 +158,7 @@ def test_sequences_that_agree_are_not_gathered():
 def test_nested_routes_share_their_sets():
     """Four nested routes of long runs: three subsets of the sequences, however many blocks they skip."""
     _, schedule, blocks = run(["1111", "1101", "1001", "0001"], [1, 1, 1, 1])
-    assert schedule.n_sets == 3
+    assert len(schedule.sets) == 3
     assert sum(block.calls for block in blocks.values()) == 4
 
 

@@ -4,11 +4,10 @@ example:
   drllm compare base=out/base routed=out/routed
 """
 
-import argparse
 from pathlib import Path
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_common
+from drllm.cli.options import Parser, add_common
 from drllm.core.errors import InputError
 from drllm.core.files import write_json
 
@@ -31,7 +30,7 @@ def run(job: Job) -> Lines:
         yield f"rows: {job.common.out}"
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: Parser) -> None:
     add = parser.add_argument
     add("folders", nargs="+", metavar="NAME=FOLDER", help="sample logs of lm-evaluation-harness; the first is the reference")
     add("--out", metavar="FILE.json", help="write the rows there too")

@@ -4,12 +4,11 @@ example:
   drllm evaluate --out runs/a --methods base,static,routers --split tune
 """
 
-import argparse
 import importlib.util
 from pathlib import Path
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_common, add_section, split_words
+from drllm.cli.options import Parser, add_common, add_section, split_words
 from drllm.core.config import OF_COMPARISONS, EvaluateConfig
 from drllm.core.errors import InputError
 from drllm.methods.base import method_names
@@ -59,7 +58,7 @@ def _run_harness(job: Job, out: Path, config: EvaluateConfig) -> Lines:
     yield f"summary: {harness_folder(out, tasks, config, harness_args) / SUMMARY_FILE}"
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: Parser) -> None:
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out", "methods")
     add_section(parser, "evaluate")
     add_section(parser, "resources", OF_COMPARISONS, about="where and how it runs; no verdict depends on them")

@@ -4,10 +4,8 @@ example:
   drllm export --policy runs/a/static --out runs/a/checkpoint
 """
 
-import argparse
-
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_common
+from drllm.cli.options import Parser, add_common
 from drllm.core.errors import InputError
 
 
@@ -39,7 +37,7 @@ def run(job: Job) -> Lines:
     yield f"checkpoint: {done.folder}"
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: Parser) -> None:
     parser.add_argument("--policy", metavar="FOLDER", help="a saved static policy; it knows its own model, which --model can override")
     parser.add_argument("--route", metavar="1102...", help="one digit a block: 0 skip, 1 execute, 2 repeat")
     add_common(parser, "model", "dtype", "device", "out")

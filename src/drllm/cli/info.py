@@ -4,11 +4,10 @@ example:
   drllm info runs/a/routers
 """
 
-import argparse
 from pathlib import Path
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_common
+from drllm.cli.options import Parser, add_common
 
 
 def run(job: Job) -> Lines:
@@ -31,7 +30,7 @@ def run(job: Job) -> Lines:
     yield (place / CARD_FILE).read_text(encoding="utf-8").rstrip()
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: Parser) -> None:
     parser.add_argument("name", metavar="FOLDER|ID", help="a saved policy, or an exported checkpoint; a folder, or a policy's Hub id")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a Hub id")
     add_common(parser)

@@ -6,14 +6,13 @@ example:
   drllm inspect "Why is the sky blue?" --policy runs/a/routers --any-format --chat
 """
 
-import argparse
 import os
 import shutil
 import sys
 
 from drllm.cli.generate import add_prompt_flags, as_prompt, load_controlled, read_prompts
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_common
+from drllm.cli.options import Parser, add_common
 from drllm.core.errors import InputError
 
 
@@ -33,6 +32,6 @@ def run(job: Job) -> Lines:
     yield render(found, shutil.get_terminal_size((100, 24)).columns, coloured)
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: Parser) -> None:
     add_prompt_flags(parser, n_tokens=16)
     add_common(parser, "model", "dtype", "device")

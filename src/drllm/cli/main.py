@@ -66,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_error("drllm: interrupted; finished work is kept, the same command resumes")
             return EXIT_INTERRUPTED
         except BrokenPipeError:
-            _discard(out)
+            # What is still buffered goes nowhere, so that the interpreter's last flush is quiet.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
             return EXIT_PIPE
         except OSError as error:
             if error.filename is None:
@@ -136,9 +138,3 @@ def fail(message: str) -> int:
     """The one line of a mistake, and its exit code."""
     write_error(f"drllm: error: {message}")
     return EXIT_INPUT
-
-
-def _discard(out: Any) -> None:
-    """Send what is still buffered for a closed pipe nowhere, so that the interpreter's last flush is quiet."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())

@@ -26,6 +26,10 @@ from drllm.core.options import check_ranges, option
 from drllm.methods.base import get_method, method_names
 
 Config = TypeVar("Config")
+Parser = argparse.ArgumentParser  # of one command
+
+
+COMPARED = "what to compare, comma-separated: base, policies of the run by name, and blind baselines of them: random-NAME, shuffled-NAME"
 
 
 def section_names() -> tuple[str, ...]:
@@ -48,10 +52,7 @@ class CommonConfig:
     tasks: tuple[str, ...] = option((), "task names, comma-separated or repeated (see `drllm tasks`)")
     data: str = option("", "JSON-lines file with the questions, or a folder of them, instead of the data package or the Hub")
     out: str = option("", "run folder; the same command resumes there")
-    methods: tuple[str, ...] = option(
-        ("base", "static", "routers"),
-        "what to compare, comma-separated: base, policies of the run by name, and blind baselines of them: random-NAME, shuffled-NAME",
-    )
+    methods: tuple[str, ...] = option(("base", "static", "routers"), COMPARED)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def flags_of(config_class: type) -> list[Flag]:
     return flags
 
 
-def add_config(parser: argparse.ArgumentParser, config_class: type, only: Sequence[str], title: str, prefix: str = "") -> None:
+def add_config(parser: Parser, config_class: type, only: Sequence[str], title: str, prefix: str = "") -> None:
     """Add a flag for each field of the dataclass (or those named in `only`), called `--<prefix><name with dashes>`.
 
     Flags that are not given leave None behind, so that `build` can tell them from defaults.
@@ -118,13 +119,13 @@ def add_config(parser: argparse.ArgumentParser, config_class: type, only: Sequen
         group.add_argument("--" + (prefix + flag.name).replace("_", "-"), **options)
 
 
-def add_section(parser: argparse.ArgumentParser, section: str, only: Sequence[str] = (), prefix: str = "", about: str = "") -> None:
+def add_section(parser: Parser, section: str, only: Sequence[str] = (), prefix: str = "", about: str = "") -> None:
     """Add the flags of a section of the YAML file, under a title that says so."""
     title = f"{section}: {about}" if about else section
     add_config(parser, section_class(section), only, f"{title} (section `{section}` of the YAML file)", prefix)
 
 
-def add_common(parser: argparse.ArgumentParser, *names: str) -> None:
+def add_common(parser: Parser, *names: str) -> None:
     """Add the flags of the named common settings, and --config."""
     if names:
         add_config(parser, CommonConfig, names, "common")
@@ -186,19 +187,17 @@ def read_yaml(path: str | Path | None) -> Settings:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "syntax error"
         where = f", line {mark.line + 1}" if mark is not None else ""
         raise InputError(f"{path}{where} is not YAML ({problem}): write `key: value` lines") from None
-    if loaded is None:
-        return Settings()
+    loaded = {} if loaded is None else loaded
     if not isinstance(loaded, dict):
         raise InputError(f"{path} holds a {type(loaded).__name__}, expected `key: value` lines")
-    known_common = {flag.name: flag for flag in flags_of(CommonConfig)}
-    common, found = {}, {}
+    of_all, common, found = {flag.name: flag for flag in flags_of(CommonConfig)}, {}, {}
+    known = [*of_all, *section_names()]
     for key, value in loaded.items():
-        if key in section_names():
+        if key in of_all:
+            common[key] = _checked(of_all[key], value, str(path))
+        elif key in known:
             found[key] = _section(path, key, value)
-        elif key in known_common:
-            common[key] = _checked(known_common[key], value, str(path))
         else:
-            known = [*known_common, *section_names()]
             inside = [section for section in section_names() if key in {flag.name for flag in flags_of(section_class(section))}]
             hint = f"; it belongs in section {' or '.join(inside)}" if inside else did_you_mean(str(key), known)
             raise InputError(f"{path}: unknown key {key!r}{hint or '; expected one of ' + ', '.join(known)}")
@@ -207,8 +206,7 @@ def read_yaml(path: str | Path | None) -> Settings:
 
 def _section(path: str | Path, section: str, values: Any) -> dict[str, Any]:
     flags = {flag.name: flag for flag in flags_of(section_class(section))}
-    if values is None:
-        return {}
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise InputError(f"{path}: section {section!r} holds {values!r}, expected `key: value` lines under it")
     for key in values:

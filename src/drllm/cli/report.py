@@ -4,10 +4,8 @@ example:
   drllm report runs/a
 """
 
-import argparse
-
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_common
+from drllm.cli.options import Parser, add_common
 from drllm.core.errors import InputError
 
 
@@ -21,6 +19,6 @@ def run(job: Job) -> Lines:
     yield f"report: {report(out)}"
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: Parser) -> None:
     parser.add_argument("run", nargs="?", metavar="RUN", help="the run folder; --out names it as well")
     add_common(parser, "out")

@@ -6,11 +6,10 @@ example:
   drllm reproduce table3 --model smollm2-135m-q4 --scale 0.1 --out runs/paper
 """
 
-import argparse
 from pathlib import Path
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_common, add_section
+from drllm.cli.options import Parser, add_common, add_section
 
 
 def run(job: Job) -> Lines:
@@ -44,7 +43,7 @@ def run(job: Job) -> Lines:
     yield f"page: {page}"
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: Parser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="table2 to table8, fig1, fig4, fig5, fig7 to fig11, latency, or all")
     parser.add_argument("--dry-run", action="store_true", help="print the stages, what each costs in plain forwards and hours, and stop")
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")

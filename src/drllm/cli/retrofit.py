@@ -6,10 +6,8 @@ example:
   drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --search-limit 100 --out runs/demo
 """
 
-import argparse
-
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_common, add_section
+from drllm.cli.options import Parser, add_common, add_section
 
 SECTIONS = ("search", "resources", "gate", "evaluate", "static", "routers")
 
@@ -36,7 +34,7 @@ def run(job: Job) -> Lines:
     yield f"policy: {result['policy']}"
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: Parser) -> None:
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
     for section in SECTIONS:
         add_section(parser, section, prefix=f"{section}_")

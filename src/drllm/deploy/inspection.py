@@ -129,7 +129,7 @@ def _prompt(found: Inspection) -> Table:
 
 
 def _strip(route: Route) -> Text:
-    return Text.assemble(*(STYLES[Action(action)] for action in route))
+    return Text.assemble(*(STYLES[action] for action in route))
 
 
 def _block_table(probabilities: Sequence[Sequence[float]], route: Route) -> Table:
@@ -138,8 +138,7 @@ def _block_table(probabilities: Sequence[Sequence[float]], route: Route) -> Tabl
         table.add_column(name, justify="right")
     table.add_column("decision")
     table.add_column("probability of it")
-    for block, (row, action) in enumerate(zip(probabilities, route, strict=True)):
-        chosen = Action(action)
+    for block, (row, chosen) in enumerate(zip(probabilities, route, strict=True)):
         decided = Text(chosen.name.lower(), STYLES[chosen][1])
         table.add_row(str(block), *(f"{value:.3f}" for value in row), decided, "=" * round(BAR * row[chosen]))
     return table

@@ -22,7 +22,8 @@ def card_facts(folder: Path) -> CardFacts:
     run = RunFolder(folder.parent)
     if not run.jobs.is_file():
         return NO_FACTS
-    return CardFacts(folder.name, tuple(_summaries(run, folder.name, policy_digest(folder))), tuple(_commands(run)))
+    commands = [shlex.join(["drllm", *job["argv"][1:]]) for job in _read(run.jobs, list) if Path(job["argv"][0]).name == "drllm"]
+    return CardFacts(folder.name, tuple(_summaries(run, folder.name, policy_digest(folder))), tuple(dict.fromkeys(commands)))
 
 
 def refresh_card(folder: Path) -> SavedPolicy:
@@ -41,12 +42,6 @@ def _summaries(run: RunFolder, method: str, digest: str) -> Iterator[tuple[str, 
         if summary.get("policies", {}).get(method) == digest:
             place = "in lm-evaluation-harness, " if "routing" in summary else ""
             yield f"{place}{summary['split']} split", summary
-
-
-def _commands(run: RunFolder) -> list[str]:
-    """The command lines recorded in the run folder, in order, each once."""
-    jobs = _read(run.jobs, list)
-    return list(dict.fromkeys(shlex.join(["drllm", *job["argv"][1:]]) for job in jobs if Path(job["argv"][0]).name == "drllm"))
 
 
 def _read(path: Path, kind: type) -> Any:

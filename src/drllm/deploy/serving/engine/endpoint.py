@@ -78,7 +78,11 @@ class RequestRouter:
     def generate(self, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """As the engine client's own; what cannot be run is refused here, before an answer begins."""
         call = CALL.get()
-        forced, trained = self._forced(sampling_params), self.spec.prompt_format
+        text, trained = (sampling_params.extra_args or {}).get(ROUTE_ARGUMENT), self.spec.prompt_format
+        try:
+            forced = None if text is None else self.spec.check(text)
+        except InputError as error:
+            raise validation_error(str(error), parameter=f"vllm_xargs.{ROUTE_ARGUMENT}") from None
         if forced is None and call is not None and trained is not None and call.prompt_format != trained:
             what = f"the policy was trained on {trained!r} prompts, this endpoint sends {call.prompt_format!r}"
             path = "/v1/completions" if trained == "raw" else "/v1/chat/completions"
@@ -101,7 +105,12 @@ class RequestRouter:
         if forced is not None:
             taken.set(forced, "request")
         elif self.front is not None:
-            await self._choose(self.front, ids, taken)
+            try:
+                route, seconds = await self.front.choose(ids)
+            except InputError as error:
+                raise validation_error(" ".join(str(error).split())) from None
+            self.counts.front.observe(seconds)
+            taken.set(route, "policy", seconds)
         elif self.spec.mode == "engine":
             ticket = params.extra_args[TICKET_ARGUMENT] = uuid.uuid4().hex
         else:
@@ -132,24 +141,6 @@ class RequestRouter:
             if taken.route is not None and (counted.made or left):  # else the engine refused it
                 read = self.front.codebook.block * len(ids) if self.front is not None and taken.decided == "policy" else 0
                 self.counts.add(taken, counted.n_tokens(len(ids)), read)
-
-    async def _choose(self, front: FrontSelector, ids: list[int], taken: Taken) -> None:
-        try:
-            route, seconds = await front.choose(ids)
-        except InputError as error:
-            raise validation_error(" ".join(str(error).split())) from None
-        self.counts.front.observe(seconds)
-        taken.set(route, "policy", seconds)
-
-    def _forced(self, params: Any) -> Route | None:
-        """A request's own route, checked; None where it asks for none."""
-        text = (params.extra_args or {}).get(ROUTE_ARGUMENT)
-        if text is None:
-            return None
-        try:
-            return self.spec.check(text)
-        except InputError as error:
-            raise validation_error(str(error), parameter=f"vllm_xargs.{ROUTE_ARGUMENT}") from None
 
 
 class Counted:

@@ -53,15 +53,12 @@ class Places:
         if key not in self._known:
             if len(self._known) >= MOST_KEPT:
                 self._known.clear()
-            self._known[key] = _place_of(np.flatnonzero(chosen_S), starts, device)
+            sequences = np.flatnonzero(chosen_S)
+            lengths = starts[sequences + 1] - starts[sequences]
+            ends = np.append(0, np.cumsum(lengths)).astype(np.int32)
+            # Gathered token j is token j - (where its sequence begins there) + (where it begins here).
+            tokens = torch.from_numpy(np.repeat(starts[sequences] - ends[:-1], lengths) + np.arange(ends[-1])).long()
+            on_cpu, ends_on_cpu = torch.from_numpy(sequences), torch.from_numpy(ends)
+            on_device = on_cpu.to(device), tokens.to(device), ends_on_cpu, ends_on_cpu.to(device)
+            self._known[key] = Place(on_cpu, *on_device, int(lengths.max()))
         return self._known[key]
-
-
-def _place_of(sequences: np.ndarray, starts: np.ndarray, device: torch.device) -> Place:
-    lengths = starts[sequences + 1] - starts[sequences]
-    ends = np.zeros(len(sequences) + 1, dtype=np.int32)
-    np.cumsum(lengths, out=ends[1:])
-    # Gathered token j is token j - (where its sequence begins there) + (where it begins here).
-    tokens = torch.from_numpy(np.repeat(starts[sequences] - ends[:-1], lengths) + np.arange(ends[-1])).long()
-    on_cpu, ends_on_cpu = torch.from_numpy(sequences), torch.from_numpy(ends)
-    return Place(on_cpu, on_cpu.to(device), tokens.to(device), ends_on_cpu, ends_on_cpu.to(device), int(lengths.max()))

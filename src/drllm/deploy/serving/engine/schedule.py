@@ -46,7 +46,7 @@ class Schedule:
         self.undecided = list(undecided)
         self.is_base = not self.undecided and bool((actions_SL == 1).all())
         self.in_segments = False  # whether it ran in compiled segments
-        self._sets: dict[bytes, Gathered] = {}
+        self.sets: dict[bytes, Gathered] = {}  # proper subsets of the sequences that have run
         self._places = Places() if places is None else places
         self._count()
 
@@ -59,11 +59,6 @@ class Schedule:
         expanded = np.repeat(self.actions_SL[:, firsts], np.diff([*firsts, self.actions_SL.shape[1]]), axis=1)
         return bool((expanded == self.actions_SL).all() and (self.actions_SL <= most_L).all())
 
-    @property
-    def n_sets(self) -> int:
-        """How many proper subsets of the sequences have run."""
-        return len(self._sets)
-
     def running(self, block: int, n_pass: int) -> Gathered | None:
         """The sequences that make a block's first (0) or second (1) pass; None where none does."""
         n_running = self._n_running[n_pass][block]
@@ -73,10 +68,10 @@ class Schedule:
             return None
         chosen_S = self.actions_SL[:, block] > n_pass
         key = chosen_S.tobytes()
-        if key not in self._sets:
+        if key not in self.sets:
             attention = self.attention
-            self._sets[key] = attention.of(self._places.find(chosen_S, attention.starts, attention.whole.slot_mapping.device))
-        return self._sets[key]
+            self.sets[key] = attention.of(self._places.find(chosen_S, attention.starts, attention.whole.slot_mapping.device))
+        return self.sets[key]
 
     def decide(self, block: int, end: int, states_ND: Tensor) -> None:
         """Ask each undecided sequence's policy for its passes of a block, from the states entering it, as at a prefill in transformers.

@@ -61,7 +61,7 @@ class RouteKeeper:
                 self.tickets.popitem(last=False)
         self.stats["routed_steps"] += not schedule.is_base
         self.stats["segment_steps"] += schedule.in_segments
-        self.stats["sets"] += schedule.n_sets
+        self.stats["sets"] += len(schedule.sets)
 
     def forget(self, requests: Iterable[str]) -> None:
         """Requests that are over."""
