@@ -90,7 +90,7 @@ class PlainForwards:
         if isinstance(self.scorer, LoglikScorer):
             batch = make_batch(self.rows[index], self.scorer.packed, self.model.dtype, torch.device("cpu"))
             with head_at(self.model, batch.scored.unique()):  # every choice's first token is predicted from the same place
-                self.model(batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False)
+                self.model(**batch.inputs, use_cache=False)
         else:
             ids, n_predicted = self.rows[index]
             self.model(ids, use_cache=True, logits_to_keep=n_predicted)
@@ -203,7 +203,7 @@ def application_cost(scorer: Any, widths: Counter[int], repeats: int = 7) -> dic
             positions = torch.arange(width).expand(n_rows + 1, -1)
             runner = PrefixRunner(routed, n_rows * width, 2**30)
             rows = runner.open({"input_ids": ids, "attention_mask": mask, "position_ids": positions})
-            states = torch.stack([row.root.state for row in rows[:n_rows]])
+            states = torch.stack([row.state for row in rows[:n_rows]])
             arguments = {name: value for name, value in rows[0].bucket.arguments[0].items() if name != "attention_mask"}
             arguments |= {"attention_mask": mask[:n_rows], "position_ids": positions[:n_rows]}
             arguments["position_embeddings"] = tuple(part[:n_rows] for part in arguments["position_embeddings"])

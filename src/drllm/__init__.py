@@ -8,24 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from drllm.core import moved
 
-if TYPE_CHECKING:  # what type checkers read; "as" makes a name public to them
-    from drllm.cli.terminal import show_progress as show_progress
-    from drllm.core.config import EvaluateConfig as EvaluateConfig
-    from drllm.core.config import Resources as Resources
-    from drllm.core.config import RoutersConfig as RoutersConfig
-    from drllm.core.config import SearchConfig as SearchConfig
-    from drllm.core.errors import ArtifactError as ArtifactError
-    from drllm.core.errors import DrllmError as DrllmError
-    from drllm.core.errors import InputError as InputError
-    from drllm.core.errors import UnsupportedModelError as UnsupportedModelError
-    from drllm.core.route import Action as Action
-    from drllm.core.route import Route as Route
-    from drllm.evaluation.run import evaluate as evaluate
-    from drllm.methods.fitting import train as train
-    from drllm.model.routed import RoutedModel as RoutedModel
-    from drllm.policies.policy import Policy as Policy
-    from drllm.reporting.report import report as report
-    from drllm.searching.runner import search as search
+if TYPE_CHECKING:  # what type checkers read
+    from drllm.cli.terminal import show_progress
+    from drllm.core.config import EvaluateConfig, Resources, RoutersConfig, SearchConfig
+    from drllm.core.errors import ArtifactError, DrllmError, InputError, UnsupportedModelError
+    from drllm.core.route import Action, Route
+    from drllm.evaluation.run import evaluate
+    from drllm.methods.fitting import train
+    from drllm.model.routed import RoutedModel
+    from drllm.policies.policy import Policy
+    from drllm.reporting.report import report
+    from drllm.searching.runner import search
+
+__all__ = ["Action", "ArtifactError", "DrllmError", "EvaluateConfig", "InputError", "Policy", "Resources", "Route", "RoutedModel"]
+__all__ += ["RoutersConfig", "SearchConfig", "UnsupportedModelError", "evaluate", "report", "search", "show_progress", "train"]
 
 __version__ = "0.2.0.dev0"
 
@@ -42,7 +38,6 @@ _NAMES = {
     "searching.runner": ("search",),
 }
 _HOMES = {name: f"drllm.{module}" for module, names in _NAMES.items() for name in names}
-__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 moved.install()
 

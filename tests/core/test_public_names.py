@@ -52,8 +52,9 @@ def test_unknown_names_are_attribute_errors():
 def test_type_checkers_and_the_loader_know_the_same_names():
     tree = ast.parse(Path(drllm.__file__).read_text(encoding="utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
-    known = {alias.asname: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    known = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert known == drllm._HOMES
+    assert sorted(known) == drllm.__all__
 
 
 @pytest.mark.slow

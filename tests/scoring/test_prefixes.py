@@ -115,7 +115,7 @@ def stream(
 
 def nodes_of(scorer: LoglikScorer) -> list[Node]:
     """Every node of every open question's tries, the roots left out."""
-    stack = [row.root for _, rows in scorer._questions.values() for row in rows]
+    stack = [root for _, roots in scorer._questions.values() for root in roots]
     nodes = []
     while stack:
         node = stack.pop()
@@ -346,7 +346,7 @@ def test_memory_is_bounded_by_the_cache_and_what_running_paths_need(n_kept, n_un
             scorer.submit(handles[index], route)
         while scorer.collect():
             pass
-    rows = min(n_under_way, max(scorer.runner.sequences_a_step(math.ceil(question.n_tokens / 8) * 8) for question in questions))
+    rows = min(n_under_way, max(max(1, scorer.max_step_tokens // (math.ceil(question.n_tokens / 8) * 8)) for question in questions))
     peak = scorer.runner.peak_bytes
     assert peak <= max(n_kept * size, n_under_way * size) + rows * size
     if n_kept == 1000:

@@ -435,7 +435,7 @@ def test_separate_rows_by_hand():
 
 def test_the_tree_shaped_mask_by_hand():
     batch = make_batch([pack_choices(PAIRS), PackedPrompt((5,), (0,), (0,), 1, (0,), (6,), (0,))], True, torch.float32, torch.device("cpu"))
-    sees = (batch.attention_mask == 0)[:, 0].int().tolist()
+    sees = (batch.inputs["attention_mask"] == 0)[:, 0].int().tolist()
     assert sees[0] == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -447,9 +447,8 @@ def test_the_tree_shaped_mask_by_hand():
     assert [[row[place] for row in sees[1]] for place in range(1, 6)] == torch.eye(6).int().tolist()[1:], "a pad is seen by itself alone"
     assert batch.prompt_mask.tolist() == [[1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
     assert batch.scored.tolist() == [2, 3, 2, 2, 4, 5, 6]
-    assert batch.sequence_of.tolist() == [0] * 6 + [1]
-    assert batch.attention_mask.min() == torch.finfo(torch.float32).min
-    assert make_batch([pack_choices(PAIRS)], False, torch.float32, torch.device("cpu")).attention_mask.tolist() == [[1] * 6]
+    assert batch.inputs["attention_mask"].min() == torch.finfo(torch.float32).min
+    assert make_batch([pack_choices(PAIRS)], False, torch.float32, torch.device("cpu")).inputs["attention_mask"].tolist() == [[1] * 6]
 
 
 @given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 150))

@@ -98,9 +98,8 @@ class RoutersConfig(Options):
         if self.shared and self.first_block:
             raise InputError("shared and first_block together give every block the same decision: leave one of them out")
         if self.budget < 1 and (self.preset == "paper" or not self.tune_questions):
-            raise InputError(
-                "RoutersConfig.budget below 1 is kept by a control set on tune: use preset default and more than 0 tune_questions"
-            )
+            needs = "use preset default and more than 0 tune_questions"
+            raise InputError(f"RoutersConfig.budget below 1 is kept by a control set on tune: {needs}")
 
     @property
     def normalized(self) -> bool:

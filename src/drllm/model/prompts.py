@@ -68,14 +68,20 @@ def check_ids(input_ids: Any, attention_mask: Any) -> tuple[Tensor, Tensor, list
     return input_ids, attention_mask, n_prompt_B
 
 
+def check_prompt_mask(input_ids: Tensor, attention_mask: Tensor | None, prompt_mask: Tensor | None) -> Tensor:
+    """(B, T) bool: what a policy may read, the prompt mask or by default the attention mask; a pad is never part of the prompt."""
+    real = torch.ones_like(input_ids) if attention_mask is None or attention_mask.ndim != 2 else attention_mask
+    prompt_mask = real if prompt_mask is None else prompt_mask
+    if prompt_mask.shape != input_ids.shape:
+        raise InputError(f"prompt_mask has shape {tuple(prompt_mask.shape)}, expected that of input_ids, {tuple(input_ids.shape)}")
+    return prompt_mask.bool() & real.bool()
+
+
 def left_pad(sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device, width: int = 0) -> tuple[Tensor, Tensor]:
     """(input_ids, attention_mask), both (B, T), from sequences of unequal length; T is `width`, or the longest one's."""
     width = max(width, *map(len, sequences))
-    ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for index, sequence in enumerate(sequences):
-        ids[index, width - len(sequence) :] = torch.tensor(sequence)
-        mask[index, width - len(sequence) :] = 1
+    ids = torch.tensor([[pad_id] * (width - len(sequence)) + list(sequence) for sequence in sequences])
+    mask = torch.tensor([[0] * (width - len(sequence)) + [1] * len(sequence) for sequence in sequences])
     return ids.to(device), mask.to(device)
 
 

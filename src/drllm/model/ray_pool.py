@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -51,35 +51,24 @@ class Base:
 
 @dataclass(frozen=True)
 class Work:
-    """What the actors' jobs are.
+    """What the actors' jobs are."""
 
-    Attributes:
-        is_done: whether a job's file is there, by index.
-        describe: a job in words, for errors.
-        say: is told what is waited for.
-        at_once: jobs that an actor is given together, at most.
-    """
-
-    is_done: Callable[[int], bool]
-    describe: Callable[[int, Any], str]
-    say: Callable[[str], None]
-    at_once: int = 1
+    is_done: Callable[[int], bool]  # whether a job's file is there, by index
+    describe: Callable[[int, Any], str]  # a job in words, for errors
+    say: Callable[[str], None]  # is told what is waited for
+    at_once: int = 1  # jobs that an actor is given together, at most
 
 
 Jobs = list[tuple[int, Any]]  # (index, job)
 
 
-def work_on_ray(
-    actor: type, arguments: tuple[Any, ...], todo: Sequence[tuple[int, Any]], resources: Resources, work: Work
-) -> Iterator[int]:
+def work_on_ray(actor: type, arguments: tuple[Any, ...], todo: Jobs, resources: Resources, work: Work) -> Iterator[int]:
     """Have the actors of the `connected` cluster do jobs: the index of each, when its file is written.
 
     Args:
         actor: made with `arguments`; `work([(index, job), ...])` does some jobs. Without jobs it loads its model, no more, so that a
             refusal reaches this process as such.
-        todo: (index, job) each.
         resources: how many actors, and what each takes of the cluster.
-        work: what the jobs are.
 
     Raises `DrllmError` for a job that kills its actors, and what an actor refuses.
     """
@@ -91,8 +80,9 @@ def work_on_ray(
         while pool.waiting or any(jobs for _, jobs in pool.calls.values()):
             yield from pool.next_done()
             pool.assign()
-    finally:
-        pool.close()
+    finally:  # the next task's actors need the room of these
+        for actor in [*pool.free, *(actor for actor, _ in pool.calls.values())]:
+            pool.ray.kill(actor)
 
 
 class _RayPool:
@@ -163,11 +153,6 @@ class _RayPool:
         gone = {index for index, _ in lost}
         return [(index, job) for index, job in jobs if index not in gone]
 
-    def close(self) -> None:
-        """End the actors: the next task's need their room."""
-        for actor in [*self.free, *(actor for actor, _ in self.calls.values())]:
-            self.ray.kill(actor)
-
 
 @contextmanager
 def connected(routed: RoutedModel, resources: Resources) -> Iterator[None]:
@@ -182,7 +167,7 @@ def connected(routed: RoutedModel, resources: Resources) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    _connect(ray, resources, max(1, resources.threads))
+    _connect(ray, resources)
     try:
         yield
     finally:
@@ -200,13 +185,13 @@ def _ray() -> tuple[Any, tuple[type[Exception], ...]]:
     return ray, died
 
 
-def _connect(ray: Any, resources: Resources, n_cpus: int) -> None:
+def _connect(ray: Any, resources: Resources) -> None:
     """Join the cluster at the address, or start one here with room for the workers."""
     quiet = {"log_to_driver": False, "include_dashboard": False, "logging_level": "ERROR"}
     if not resources.address:
         if resources.worker_gpus and not torch.cuda.is_available():
             raise InputError(f"--worker-gpus {resources.worker_gpus:g}: there is no GPU here, leave it out or give a cluster's --address")
-        ray.init(num_cpus=n_cpus * resources.workers, num_gpus=None, **quiet)
+        ray.init(num_cpus=max(1, resources.threads) * resources.workers, num_gpus=None, **quiet)
         return
     host, _, port = resources.address.rpartition(":")
     try:

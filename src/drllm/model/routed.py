@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +18,19 @@ from transformers.cache_utils import Cache
 
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.route import Route
+from drllm.model import generation
 from drllm.model.blocks import RoutedBlock, find_blocks, is_routed, probe_blocks
 from drllm.model.cache import Observer, RoutedCache, new_slots
 from drllm.model.families import check_family, check_model, check_structure
-from drllm.model.generation import SequenceEnds, check_format, check_promise, new_token_limit, refuse_options, refuse_unroutable, setting
-from drllm.model.load import dtype_of, fingerprint, load_base
-from drllm.model.prompts import Prompt, check_context, check_ids, encode_prompts, left_pad
+from drllm.model.generation import Output
+from drllm.model.load import Device, Dtype, dtype_of, fingerprint, load_base
+from drllm.model.prompts import Prompt, check_ids, check_prompt_mask, encode_prompts, left_pad
 from drllm.model.transformers_private import cache_argument, causal_lm, commit_of
 from drllm.policies.given import as_source, is_identity
 from drllm.policies.policy import RouteSource
 from drllm.policies.saved import SavedPolicy, open_policy, save_policy
 from drllm.policies.saved_config import BaseIdentity
 from drllm.runs.card_facts import refresh_card
-
-
-@dataclass(frozen=True)
-class Output:
-    """One generated answer. `token_ids` are the new tokens up to and including the end token, never pads."""
-
-    text: str | None
-    token_ids: list[int]
-    route: Route
-    n_prompt_tokens: int
-    n_new_tokens: int
 
 
 class RoutedModel:
@@ -58,9 +47,7 @@ class RoutedModel:
         if not isinstance(model, nn.Module) or not hasattr(getattr(model, "config", None), "get_text_config"):
             raise InputError(f"cannot wrap a {type(model).__name__}: give a transformers model, a Hub id, a folder or a .gguf file")
         self.model: Any = model
-        self.tokenizer = tokenizer
-        self.base_id = base_id
-        self.revision = revision
+        self.tokenizer, self.base_id, self.revision = tokenizer, base_id, revision
         self.config = self.model.config.get_text_config(decoder=True)
         check_structure(self.config)
         check_model(model)
@@ -73,23 +60,15 @@ class RoutedModel:
         forward = causal_lm(model).forward
         self.cache_argument = cache_argument(forward)
         self.takes_position_ids = "position_ids" in inspect.signature(forward).parameters
-        self.n_layers = len(blocks)
-        self.hidden_size: int = self.config.hidden_size
+        self.blocks, self.n_layers, self.hidden_size = blocks, len(blocks), int(self.config.hidden_size)
         self._policy: RouteSource | None = None
-        self.blocks = blocks
-        self.routed_blocks = [RoutedBlock(block, index, returns_tuple) for index, block in enumerate(blocks)]
         self._spent = False
-        for block, routed_block in zip(blocks, self.routed_blocks, strict=True):
-            block.forward = routed_block  # type: ignore[method-assign]
+        self.routed_blocks = [RoutedBlock(block, index, returns_tuple) for index, block in enumerate(blocks)]
+        for routed_block in self.routed_blocks:
+            routed_block.block.forward = routed_block
 
     @classmethod
-    def wrap(
-        cls,
-        model_or_id: nn.Module | str | Path,
-        tokenizer: Any = None,
-        dtype: torch.dtype | str | None = None,
-        device: str | torch.device | None = None,
-    ) -> RoutedModel:
+    def wrap(cls, model_or_id: nn.Module | str | Path, tokenizer: Any = None, dtype: Dtype = None, device: Device = None) -> RoutedModel:
         """Make a model routable, in place.
 
         Args:
@@ -97,9 +76,7 @@ class RoutedModel:
             tokenizer: needed only for text prompts; loaded with an id, not with a model.
             dtype, device: where to put the model; a model that is passed keeps its own unless they are given.
 
-        Raises:
-            UnsupportedModelError: by structure, before anything about the model changes.
-            InputError: nothing can be loaded by that name.
+        Raises `UnsupportedModelError`, before anything about the model changes, and `InputError` where that name loads nothing.
         """
         wanted = dtype_of(dtype)
         model: Any = model_or_id
@@ -115,11 +92,11 @@ class RoutedModel:
         """Give the base model back as it was; this object is spent. `InputError` when a later hook sits on top of a routed block."""
         if self._spent:
             return self.model
-        for block, routed_block in zip(self.blocks, self.routed_blocks, strict=True):
-            if vars(block).get("forward") is not routed_block:
+        for routed_block in self.routed_blocks:
+            if vars(routed_block.block).get("forward") is not routed_block:
                 raise InputError(f"block {routed_block.index} was hooked after wrapping: remove that hook first, then unwrap")
-        for block, routed_block in zip(self.blocks, self.routed_blocks, strict=True):
-            routed_block.remove(block)
+        for routed_block in self.routed_blocks:
+            routed_block.remove()
         self._spent = True
         return self.model
 
@@ -154,10 +131,7 @@ class RoutedModel:
         return source
 
     def new_cache(self, source: RouteSource, prompt_mask: Tensor, observe: Observer | None = None) -> RoutedCache:
-        """A cache that routes one forward or generation; `prompt_mask` (B, T) marks what the policy may read.
-
-        `observe` is called with what enters each block at prefill.
-        """
+        """A cache that routes one forward or generation; `prompt_mask` and `observe` as in `RoutedCache`."""
         if self._spent:
             raise InputError("this model was unwrapped: its blocks follow no route any more; wrap it again")
         if source.evaluate_only:
@@ -195,7 +169,7 @@ class RoutedModel:
         routes: RouteSource | Route | Sequence[Route] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Logits of the whole sequence under a route.
+        """The base model's output on the whole sequence under a route, with `.logits` (B, T, V).
 
         Args:
             input_ids: (B, T).
@@ -203,11 +177,8 @@ class RoutedModel:
             prompt_mask: (B, T), the tokens a policy may read; default the attention mask. Put 0 on a continuation being scored.
             routes: a Route, one Route a sequence, or a Policy; default the model's policy. No policy: the base model, bit for bit.
             **kwargs: any other argument of the base model's forward.
-
-        Returns:
-            The base model's output, with `.logits` (B, T, V).
         """
-        refuse_options(kwargs, ("past_key_values", "cache", "use_cache"), "forward always starts a sequence with its own cache")
+        generation.refuse_options(kwargs, ("past_key_values", "cache", "use_cache"), "forward always starts a sequence with its own cache")
         source = self.policy if routes is None else self.as_source(routes)
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
         if position_ids is not None:
@@ -218,15 +189,8 @@ class RoutedModel:
             source.check_batch(len(input_ids))
         if source is None or is_identity(source):
             return self.model(**inputs)
-        names = ("output_hidden_states", "output_attentions", "output_router_logits")
-        wanted = {name: getattr(self.config, name, None) if kwargs.get(name) is None else kwargs[name] for name in names}
-        refuse_options(wanted, names, "a route has no fixed number of layer outputs")
-        real = torch.ones_like(input_ids) if attention_mask is None or attention_mask.ndim != 2 else attention_mask
-        prompt_mask = real if prompt_mask is None else prompt_mask
-        if prompt_mask.shape != input_ids.shape:
-            raise InputError(f"prompt_mask has shape {tuple(prompt_mask.shape)}, expected that of input_ids, {tuple(input_ids.shape)}")
-        prompt_mask = prompt_mask.bool() & real.bool()  # a pad is never part of the prompt
-        return self.forward(self.new_cache(source, prompt_mask), **inputs)
+        generation.refuse_layer_outputs(self.config, kwargs)
+        return self.forward(self.new_cache(source, check_prompt_mask(input_ids, attention_mask, prompt_mask)), **inputs)
 
     @torch.no_grad()
     def generate(
@@ -257,59 +221,41 @@ class RoutedModel:
         """
         source = self.policy if policy is None else self.as_source(policy)
         if epsilon is not None:
-            check_promise(source, epsilon, str(self.model.dtype))
+            generation.check_promise(source, epsilon, str(self.model.dtype))
         if (prompts is None) == (input_ids is None):
             raise InputError("give either prompts or input_ids")
         if input_ids is None:
             encoded, prompt_format = encode_prompts(self.tokenizer, prompts)
-            if source is not None:
-                check_format(source, prompt_format, check_prompt_format, epsilon is not None)
+            generation.check_format(source, prompt_format, check_prompt_format, epsilon is not None)
             input_ids, attention_mask = left_pad(encoded, self.pad_id, self.device)
         input_ids, attention_mask, n_prompt_B = check_ids(input_ids, attention_mask)
         if source is not None:
             source.check_batch(len(input_ids))
-        options = self._options(hf, max_new_tokens, max(n_prompt_B))
-        n_each = setting(self.model, options, "num_return_sequences") or 1
+        options = generation.generate_options(self.model, self.tokenizer, hf, max_new_tokens, max(n_prompt_B))
+        n_each = generation.setting(self.model, options, "num_return_sequences") or 1
         cache: RoutedCache | None = None
         if source is not None and not is_identity(source):
-            refuse_unroutable(self.model, options)
+            generation.refuse_unroutable(self.model, options)
             expanded = source.select([index for index in range(len(input_ids)) for _ in range(n_each)])
-            cache = self.new_cache(expanded, attention_mask.repeat_interleave(n_each, dim=0))
-            options[self.cache_argument] = cache
-        ends = SequenceEnds(self.model, self.tokenizer, options, input_ids.shape[1])
-        if (setting(self.model, options, "num_beams") or 1) == 1:
+            options[self.cache_argument] = cache = self.new_cache(expanded, attention_mask.repeat_interleave(n_each, dim=0))
+        ends = generation.SequenceEnds(self.model, self.tokenizer, options, input_ids.shape[1])
+        if (generation.setting(self.model, options, "num_beams") or 1) == 1:
             options["stopping_criteria"] = StoppingCriteriaList([ends])
         sequences = self.model.generate(input_ids, attention_mask=attention_mask, **options)
+        routes = [Route.full(self.n_layers)] * len(sequences)
         if cache is not None:
             cache.check_complete()
-        routes = cache.routes if cache is not None else [Route.full(self.n_layers)] * len(sequences)
+            routes = cache.routes
         outputs = []
-        for index, (sequence, n_new, route) in enumerate(zip(sequences, ends.new_tokens(sequences), routes, strict=True)):
-            token_ids = sequence[input_ids.shape[1] :][:n_new].tolist()
+        for index, (token_ids, route) in enumerate(zip(ends.new_tokens(sequences), routes, strict=True)):
             text = None if self.tokenizer is None else self.tokenizer.decode(token_ids, skip_special_tokens=True)
-            outputs.append(Output(text, token_ids, route, n_prompt_B[index // n_each], n_new))
+            outputs.append(Output(text, token_ids, route, n_prompt_B[index // n_each], len(token_ids)))
         return outputs
-
-    def _options(self, hf: dict[str, Any], max_new_tokens: int | None, n_prompt: int) -> dict[str, Any]:
-        """The options of transformers' `generate`, checked, with ours filled in."""
-        options = {"pad_token_id": self.pad_id} | hf
-        options["max_new_tokens"] = new_token_limit(options, max_new_tokens, n_prompt)
-        check_context(n_prompt, options["max_new_tokens"], self.config)
-        if setting(self.model, options, "return_dict_in_generate"):
-            raise InputError("option return_dict_in_generate is not supported: outputs are drllm's own; leave it out")
-        if setting(self.model, options, "stop_strings"):
-            options.setdefault("tokenizer", self.tokenizer)
-        return options
 
     @property
     def pad_id(self) -> int:
-        """A token to pad with: the tokenizer's, else an end token, else 0; it is masked wherever it stands."""
-        config = self.model.generation_config
-        end = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
-        for token in (getattr(self.tokenizer, "pad_token_id", None), config.pad_token_id, end):
-            if token is not None:
-                return token
-        return 0
+        """A token to pad with (`drllm.model.generation.padding_token`)."""
+        return generation.padding_token(self.model, self.tokenizer)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the policy, what it was made for and a model card with the figures of its run folder; never base weights."""
@@ -317,10 +263,7 @@ class RoutedModel:
         return refresh_card(Path(folder)).folder
 
     def push_to_hub(self, repo_id: str, revision: str | None = None, private: bool | None = None, token: str | None = None) -> str:
-        """Upload what `save_pretrained` writes to a Hub repository, made if there is none; the commit's address.
-
-        `drllm push FOLDER ID` uploads a saved folder, whose card holds the figures of its run.
-        """
+        """Upload what `save_pretrained` writes to a Hub repository, made if there is none; the commit's address."""
         with tempfile.TemporaryDirectory() as place:
             return refresh_card(self.save_pretrained(Path(place) / "policy")).push(repo_id, revision, private, token)
 
@@ -330,8 +273,8 @@ class RoutedModel:
         folder: str | Path | SavedPolicy,
         base: RoutedModel | nn.Module | str | None = None,
         tokenizer: Any = None,
-        dtype: torch.dtype | str | None = None,
-        device: str | torch.device | None = None,
+        dtype: Dtype = None,
+        device: Device = None,
         revision: str | None = None,
     ) -> RoutedModel:
         """Load a saved policy, from a folder, by its Hub id or opened already, onto its base.

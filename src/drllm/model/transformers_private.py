@@ -83,15 +83,13 @@ class RoomySlot(DynamicLayer):
 
     def __init__(self) -> None:
         super().__init__()
-        self._roomy: tuple[Tensor, Tensor] | None = None  # `keys` and `values` are the front of these
+        self._roomy: tuple[Tensor, ...] | None = None  # `keys` and `values` are the front of these
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None
-        assert self.values is not None
-        start, n_new = self.keys.shape[-2], key_states.shape[-2]
+        held: Any = (self.keys, self.values)
+        start, n_new = held[0].shape[-2], key_states.shape[-2]
         if self._roomy is None or self._roomy[0].shape[-2] < start + n_new:
-            pad = (0, 0, 0, n_new + self.ROOM)
-            self._roomy = (torch.nn.functional.pad(self.keys, pad), torch.nn.functional.pad(self.values, pad))
+            self._roomy = tuple(torch.nn.functional.pad(part, (0, 0, 0, n_new + self.ROOM)) for part in held)
         for whole, part in zip(self._roomy, (key_states, value_states), strict=True):
             whole[..., start : start + n_new, :] = part
         self.keys, self.values = (whole[..., : start + n_new, :] for whole in self._roomy)
@@ -108,12 +106,11 @@ class SharedPrefixSlot(DynamicLayer):
     def __init__(self, slot: Any, n_sequences: int):
         super().__init__()
         self.lazy_initialization(slot.keys, slot.values)
-        self._prefix = slot.keys.expand(n_sequences, -1, -1, -1), slot.values.expand(n_sequences, -1, -1, -1)
-        self.keys, self.values = self._prefix
+        self.keys: Any = slot.keys.expand(n_sequences, -1, -1, -1)
+        self.values: Any = slot.values.expand(n_sequences, -1, -1, -1)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        keys, values = self._prefix
-        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
 
 
 def share_prefix(slot: Any, n_sequences: int) -> Any:

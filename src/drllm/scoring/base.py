@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,11 +12,34 @@ from torch import Tensor
 from drllm.core.errors import InputError
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import RouteSource
-from drllm.scoring.prefixes import PrefixRunner, Trie
+from drllm.scoring.prefixes import Node, PrefixRunner
 from drllm.scoring.route_prediction import score_policies
 from drllm.scoring.verdict import Verdict
+from drllm.tasks import Example, Task
 
 WIDTH_STEP = 8  # sequences are padded to a multiple of this many tokens: wider classes fill steps better, narrower ones waste less
+
+
+@dataclass(frozen=True)
+class Question:
+    """One example, tokenised.
+
+    Attributes:
+        sequences: loglik: `PackedPrompt`s, one of all choices or one a choice; otherwise the prompt's token ids alone: answers come later.
+        context_ids: token ids of what a policy may read.
+        n_chars: loglik only: characters of each choice text, lm-eval's acc_norm denominator.
+    """
+
+    task: Task
+    example: Example
+    sequences: tuple[Any, ...]
+    context_ids: tuple[int, ...]
+    n_chars: tuple[int, ...] = ()
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of its sequences together."""
+        return sum(map(len, self.sequences))
 
 
 class ModelScorer(ABC):
@@ -33,17 +57,17 @@ class ModelScorer(ABC):
             raise InputError("scoring questions needs a tokenizer: wrap the model with one")
         self.routed, self.max_step_tokens = routed, max_step_tokens
         self.runner = PrefixRunner(routed, max_step_tokens, cache_bytes, keep_keys_values)
-        self._questions: dict[int, tuple[Any, list[Trie]]] = {}  # with the trie of each of its sequences
+        self._questions: dict[int, tuple[Question, list[Node]]] = {}  # with the root of each of its sequences' tries
         self._n_opened = 0
 
-    def load(self, questions: Sequence[Any]) -> None:
+    def load(self, questions: Sequence[Question]) -> None:
         """Make `questions` the group whose indices `score` takes, dropping the one before."""
         self.close(list(self._questions))
         self._n_opened = 0
         self.open(questions)
 
     @torch.no_grad()
-    def open(self, questions: Sequence[Any]) -> list[int]:
+    def open(self, questions: Sequence[Question]) -> list[int]:
         """Take questions in: a handle each."""
         handles = list(range(self._n_opened, self._n_opened + len(questions)))
         self._n_opened += len(questions)
@@ -51,13 +75,13 @@ class ModelScorer(ABC):
         for handle, question in zip(handles, questions, strict=True):
             for place, sequence in enumerate(question.sequences):
                 by_width[self._width(sequence)].append(((handle, place), sequence))
-        tries: dict[tuple[int, int], Trie] = {}
+        roots: dict[tuple[int, int], Node] = {}
         for width, group in by_width.items():
             # With a short filler: it makes every family build an explicit mask. With and without one, attention can round differently.
             inputs = self._inputs([*(sequence for _, sequence in group), self._filler], width)
-            tries |= zip((key for key, _ in group), self.runner.open(inputs), strict=False)
+            roots |= zip((key for key, _ in group), self.runner.open(inputs), strict=False)
         for handle, question in zip(handles, questions, strict=True):
-            self._questions[handle] = (question, [tries[handle, place] for place in range(len(question.sequences))])
+            self._questions[handle] = (question, [roots[handle, place] for place in range(len(question.sequences))])
         return handles
 
     def _width(self, sequence: Any) -> int:

@@ -14,15 +14,11 @@ from drllm.tasks.grading import BOX
 
 _NAMED, _OPEN, _FILLED, _CLOSED = len(BOX), len(BOX) + 1, len(BOX) + 2, len(BOX) + 3
 _CONTENT = "0"  # stands for every token without a part of a box; a vocabulary that lacks it only makes the bound smaller
-_MARKS = frozenset(string.punctuation)
+_MARKS = frozenset(string.punctuation)  # these and white space alone make no expression a number
 
 
 class BoxBound:
-    r"""Fewest tokens from a text to one in which `boxed_matches` can find an answer.
-
-    Args:
-        pieces: the text of every token.
-    """
+    r"""Fewest tokens from a text to one in which `boxed_matches` can find an answer; `pieces` is the text of every token."""
 
     def __init__(self, pieces: Sequence[str]):
         parts = {BOX[start:end] for start in range(len(BOX)) for end in range(start + 1, len(BOX) + 1)}
@@ -46,11 +42,6 @@ class BoxBound:
         return self._n_tokens[_read(0, text)] if any(char in string.digits for char in gold) else 0
 
 
-def _fills(char: str) -> bool:
-    """Whether a character can be what makes an expression a number."""
-    return not char.isspace() and char not in _MARKS
-
-
 def _read(state: int, text: str) -> int:
     r"""The automaton: `\boxed`, white space, `{`, something, `}`. A box closed stays closed."""
     for char in text:
@@ -59,7 +50,7 @@ def _read(state: int, text: str) -> int:
         if state == _FILLED:
             state = _CLOSED if char == "}" else _FILLED
         elif state == _OPEN:
-            state = _FILLED if _fills(char) else _OPEN
+            state = _OPEN if char.isspace() or char in _MARKS else _FILLED
         elif state == _NAMED and (char.isspace() or char == "{"):
             state = _OPEN if char == "{" else _NAMED
         elif state < _NAMED and char == BOX[state]:

@@ -19,7 +19,7 @@ from drllm.model.cache import PrefilledCache
 from drllm.model.generation import GreedyChoice
 from drllm.model.prompts import CHAT, RAW, check_context, encode_prompts
 from drllm.model.routed import RoutedModel
-from drllm.scoring.base import ModelScorer
+from drllm.scoring.base import ModelScorer, Question
 from drllm.scoring.box import BoxBound
 from drllm.scoring.prefixes import Node
 from drllm.scoring.route_prediction import prompt_inputs
@@ -32,32 +32,13 @@ DECODED_ANSWERS = 256  # answers decoded together
 COMPACT_BELOW = 0.75  # share of answers still running below which the others leave the batch
 
 
-@dataclass(frozen=True)
-class GeneratedQuestion:
-    """One example and its prompt's token ids."""
-
-    task: Task
-    example: Example
-    context_ids: tuple[int, ...]
-
-    @property
-    def sequences(self) -> tuple[tuple[int, ...]]:
-        """The prompt alone: answers come later."""
-        return (self.context_ids,)
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.context_ids)
-
-
 @dataclass
 class _Answer:
     """One evaluation under way."""
 
     handle: int
     route: Route
-    question: GeneratedQuestion
+    question: Question
     node: Node | None = None
     tokens: list[int] = field(default_factory=list)
     text: str = ""
@@ -81,7 +62,7 @@ class GeneratedScorer(ModelScorer):
         self._to_a_box = BoxBound.of(routed.tokenizer) if reward == "boxed" else None
         self._queue: list[_Answer] = []
 
-    def question(self, task: Task, example: Example) -> GeneratedQuestion:
+    def question(self, task: Task, example: Example) -> Question:
         """Tokenise an example's prompt: chat messages, or their text for a base model without a chat template; `number` is text always."""
         if self.reward == "number":
             prompt: Any = task.number_prompt(example)
@@ -90,7 +71,7 @@ class GeneratedScorer(ModelScorer):
             prompt = messages if self.prompt_format == CHAT else "\n\n".join(message["content"] for message in messages) + "\n\n"
         (ids,), _ = encode_prompts(self.routed.tokenizer, [prompt])
         check_context(len(ids), self.max_new_tokens, self.routed.config)
-        return GeneratedQuestion(task, example, tuple(ids))
+        return Question(task, example, (tuple(ids),), tuple(ids))
 
     def _inputs(self, sequences: list[Sequence[int]], width: int) -> dict[str, Tensor]:
         return prompt_inputs(self.routed, sequences, width)
@@ -149,9 +130,8 @@ class GeneratedScorer(ModelScorer):
         lines: Any = [[node.keys_values for node in answer.node.line] for answer in answers]  # type: ignore[union-attr]
         routes = [answer.route for answer in answers]
         cache = PrefilledCache(self.routed.config, self.routed.n_layers, routes, lines, width, self.routed.device)
-        mask = torch.zeros((len(answers), width), dtype=torch.long, device=self.routed.device)
-        for index, answer in enumerate(answers):
-            mask[index, width - answer.question.n_tokens :] = 1
+        n_pads = torch.tensor([[width - answer.question.n_tokens] for answer in answers], device=self.routed.device)
+        mask = (torch.arange(width, device=self.routed.device) >= n_pads).long()
         while True:
             mask = torch.nn.functional.pad(mask, (0, 1), value=1)
             inputs = {"input_ids": torch.tensor([answer.tokens[-1:] for answer in answers], device=mask.device), "attention_mask": mask}

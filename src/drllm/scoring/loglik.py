@@ -21,7 +21,7 @@ from drllm.model.cache import new_slots
 from drllm.model.prompts import check_context
 from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import is_window
-from drllm.scoring.base import ModelScorer
+from drllm.scoring.base import ModelScorer, Question
 from drllm.scoring.packing import Batch, PackedPrompt, encode_choice, make_batch, pack_choices, sample_token, separate_choices
 from drllm.scoring.prefixes import Node
 from drllm.scoring.verdict import Verdict, loglik_verdict
@@ -30,22 +30,6 @@ from drllm.tasks import Example, Task
 HEAD_TOKENS = 128  # scored tokens that go through the output head together
 MIN_PENDING = 64  # evaluations under way at once, however small the memory
 SOFTMAX_ROWS = 8  # logits in float32 at a time: more would leave the processor's cache
-
-
-@dataclass(frozen=True)
-class Question:
-    """One example, tokenised: one packed sequence, or one a choice."""
-
-    task: Task
-    example: Example
-    sequences: tuple[PackedPrompt, ...]
-    context_ids: tuple[int, ...]
-    n_chars: tuple[int, ...]  # characters of each choice text, lm-eval's acc_norm denominator
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of its sequences together."""
-        return sum(map(len, self.sequences))
 
 
 @dataclass
@@ -93,16 +77,16 @@ class LoglikScorer(ModelScorer):
     def question(self, task: Task, example: Example) -> Question:
         """Tokenise an example; `InputError` when it cannot be scored or does not fit the context."""
         context, continuations = task.loglik_prompt(example)
+        what = f"question {example.id!r} of {task.name}"
         if (n_choices := len(continuations)) < 2:
             count = f"{n_choices} choice{'' if n_choices == 1 else 's'}"
-            what = f"question {example.id!r} of {task.name} has {count}"
-            raise InputError(f"{what}, log-likelihoods need at least two: drop it from the data")
+            raise InputError(f"{what} has {count}, log-likelihoods need at least two: drop it from the data")
         try:
             pairs = [encode_choice(self.routed.tokenizer, context, text, self.add_bos) for text in continuations]
         except (UnicodeEncodeError, TypeError):  # half of a surrogate pair: no UTF-8 has it
-            raise InputError(f"question {example.id!r} of {task.name} cannot be tokenised: check its text for broken characters") from None
+            raise InputError(f"{what} cannot be tokenised: check its text for broken characters") from None
         if any(not head or not tail for head, tail in pairs):
-            raise InputError(f"question {example.id!r} of {task.name} has an empty prompt or choice: drop it from the data")
+            raise InputError(f"{what} has an empty prompt or choice: drop it from the data")
         sequences = (pack_choices(pairs),) if self.packed else tuple(separate_choices(pairs))
         check_context(max(len(head) + len(tail) for head, tail in pairs), 0, self.routed.config)
         return Question(task, example, sequences, tuple(pairs[0][0]), tuple(len(choice) for choice in example.choices))
@@ -168,8 +152,7 @@ class LoglikScorer(ModelScorer):
             sequence = self._pending[evaluation].question.sequences[place]
             wanted += [(at, target, index) for index, target in enumerate(sequence.targets) if sequence.sources[index] == source]
         totals = log_normalizers(logits_NV)
-        at_N = torch.tensor([at for at, *_ in wanted], device=logits_NV.device)
-        target_N = torch.tensor([target for _, target, _ in wanted], device=logits_NV.device)
+        at_N, target_N = torch.tensor([entry[:2] for entry in wanted], device=logits_NV.device).T
         logprobs = (logits_NV[at_N, target_N].float() - totals[at_N]).double().tolist()
         for (at, _, index), logprob in zip(wanted, logprobs, strict=True):
             evaluation, place, *_ = step[at]
@@ -219,9 +202,10 @@ def scored_logprobs(routed: RoutedModel, batch: Batch) -> list[float]:
 def base_logliks(routed: RoutedModel, sequences: Sequence[PackedPrompt], packed: bool) -> list[float]:
     """Log-likelihood of each choice of one question by the base model, in one plain forward."""
     batch = make_batch(sequences, packed, routed.model.dtype, routed.device)
-    sums = [0.0] * (1 + max(max(sequence.choices) for sequence in sequences))
-    for value, choice in zip(scored_logprobs(routed, batch), batch.choice_of.tolist(), strict=True):
-        sums[choice] += value
+    choices = [choice for sequence in sequences for choice in sequence.choices]
+    sums = [0.0] * (1 + max(choices))
+    for logprob, choice in zip(scored_logprobs(routed, batch), choices, strict=True):
+        sums[choice] += logprob
     return sums
 
 

@@ -52,17 +52,14 @@ def pack_choices(pairs: Sequence[tuple[list[int], list[int]]]) -> PackedPrompt:
     context = pairs[0][0]
     n_shared = len(context)
     tokens, positions, branches = list(context), list(range(n_shared)), [0] * n_shared
-    sources: list[int] = []
-    targets: list[int] = []
-    choices: list[int] = []
+    sources, targets, choices = [], [], []
     for choice, (_, tail) in enumerate(pairs):
         start = len(tokens)
-        for offset, token in enumerate(tail):
-            sources.append(n_shared - 1 if offset == 0 else start + offset - 1)
-            targets.append(token)
-            choices.append(choice)
         # The last token of a choice predicts nothing that is scored, so it need not be in the sequence.
         kept = tail[:-1]
+        sources += [n_shared - 1, *range(start, start + len(kept))]
+        targets += tail
+        choices += [choice] * len(tail)
         tokens += kept
         positions += range(n_shared, n_shared + len(kept))
         branches += [choice + 1] * len(kept)
@@ -73,31 +70,24 @@ def separate_choices(pairs: Sequence[tuple[list[int], list[int]]]) -> list[Packe
     """One plain causal sequence a choice, for families that take no tree-shaped mask."""
     sequences = []
     for choice, (head, tail) in enumerate(pairs):
-        tokens = (head + tail)[:-1]
-        sources = tuple(range(len(head) - 1, len(tokens)))
-        positions, branches = tuple(range(len(tokens))), (0,) * len(tokens)
-        sequences.append(PackedPrompt(tuple(tokens), positions, branches, len(head), sources, tuple(tail), (choice,) * len(tail)))
+        tokens = tuple(head + tail)[:-1]
+        positions, branches, n_head = tuple(range(len(tokens))), (0,) * len(tokens), len(head)
+        sequences.append(PackedPrompt(tokens, positions, branches, n_head, positions[n_head - 1 :], tuple(tail), (choice,) * len(tail)))
     return sequences
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences padded on the right, ready for one model step. S tokens of each may have run before: T are left."""
+    """Sequences padded on the right, ready for one model step. S tokens of each may have run before: T are left.
 
-    input_ids: Tensor  # (B, T)
-    attention_mask: Tensor  # (B, S + T) or, packed, (B, 1, T, S + T) additive
-    position_ids: Tensor | None  # (B, T), packed only
+    `inputs` are what the model's forward takes: input_ids (B, T), attention_mask (B, S + T) or, packed, (B, 1, T, S + T) additive, and,
+    packed only, position_ids (B, T).
+    """
+
+    inputs: dict[str, Tensor]
     prompt_mask: Tensor  # (B, T)
     scored: Tensor  # (N,) indices into the flattened (B * T) tokens
     targets: Tensor  # (N,)
-    sequence_of: Tensor  # (N,) place in the batch
-    choice_of: Tensor  # (N,)
-
-    @property
-    def inputs(self) -> dict[str, Tensor]:
-        """What the model's forward takes."""
-        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
-        return inputs if self.position_ids is None else inputs | {"position_ids": self.position_ids}
 
 
 def make_batch(
@@ -108,21 +98,16 @@ def make_batch(
     The first `n_seen` tokens of each ran before, belong to its context and are in the cache: they are in the mask alone.
     """
     width = max(width, *map(len, sequences))
-    ids = torch.zeros((len(sequences), width), dtype=torch.long)
-    positions = torch.zeros_like(ids)
-    branches = torch.full_like(ids, -1)
-    prompt = torch.zeros_like(ids)
-    scored, targets, sequence_of, choice_of = [], [], [], []
-    for index, sequence in enumerate(sequences):
-        n = len(sequence)
-        ids[index, :n] = torch.tensor(sequence.tokens)
-        positions[index, :n] = torch.tensor(sequence.positions)
-        branches[index, :n] = torch.tensor(sequence.branches)
-        prompt[index, : sequence.n_context] = 1
-        scored += [index * (width - n_seen) + source - n_seen for source in sequence.sources]
-        targets += sequence.targets
-        choice_of += sequence.choices
-        sequence_of += [index] * len(sequence.targets)
+
+    def padded(rows: list[tuple[int, ...]], pad: int) -> Tensor:
+        return torch.tensor([row + (pad,) * (width - len(row)) for row in rows])
+
+    branches = padded([sequence.branches for sequence in sequences], -1)
+    inputs = {"input_ids": padded([sequence.tokens for sequence in sequences], 0)[:, n_seen:]}
+    prompt = padded([(1,) * sequence.n_context for sequence in sequences], 0)[:, n_seen:]
+    n_left = width - n_seen
+    scored = [index * n_left + source - n_seen for index, sequence in enumerate(sequences) for source in sequence.sources]
+    targets = [target for sequence in sequences for target in sequence.targets]
     mask: Tensor = (branches >= 0).long()
     if packed:
         causal = torch.ones(width, width, dtype=torch.bool).tril()[n_seen:]
@@ -130,9 +115,9 @@ def make_batch(
         real = (branches >= 0)[:, None, :] & causal & sees
         real |= torch.eye(width, dtype=torch.bool)[n_seen:]
         mask = torch.zeros(real.shape, dtype=dtype).masked_fill(~real, torch.finfo(dtype).min)[:, None]
-    ids, positions, prompt = ids[:, n_seen:], positions[:, n_seen:], prompt[:, n_seen:]
-    found = (torch.tensor(scored, device=device), torch.tensor(targets, device=device), torch.tensor(sequence_of), torch.tensor(choice_of))
-    return Batch(ids.to(device), mask.to(device), positions.to(device) if packed else None, prompt.to(device), *found)
+        inputs["position_ids"] = padded([sequence.positions for sequence in sequences], 0)[:, n_seen:]
+    inputs = {name: value.to(device) for name, value in (inputs | {"attention_mask": mask}).items()}
+    return Batch(inputs, prompt.to(device), torch.tensor(scored, device=device), torch.tensor(targets, device=device))
 
 
 def sample_token(seed: int, n_vocab: int) -> int:

@@ -14,6 +14,7 @@ Shapes: W width (tokens of a sequence, padded), R sequences of a step, B sequenc
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -35,19 +36,15 @@ MIN_FILL = 0.5  # share of a step's sequences below which it waits for the next 
 
 @dataclass(slots=True, eq=False, repr=False)
 class Node:
-    """One application of a block: the root holds the embeddings.
+    """One application of a block. The root, block -1, holds a sequence's embeddings and stands for its trie."""
 
-    Attributes:
-        state: (W, D), the states after the block; None before it ran and after it was evicted.
-        keys_values: what the block's attention cached, (heads, W, head size) each; only when asked for.
-    """
-
-    trie: Trie
-    parent: Node | None
-    block: int
+    bucket: Bucket
+    index: int  # of the sequence in its bucket
+    parent: Node | None = None
+    block: int = -1
     children: dict[int, Node] = field(default_factory=dict)
-    state: Tensor | None = None
-    keys_values: tuple[Tensor, Tensor] | None = None
+    state: Tensor | None = None  # (W, D), the states after the block; None before it ran and after it was evicted
+    keys_values: tuple[Tensor, Tensor] | None = None  # what the block's attention cached, (heads, W, head size) each; only when asked for
     queued: bool = False
     dependents: list[Node] = field(default_factory=list)  # children queued behind this one
     tags: list[Hashable] = field(default_factory=list)  # evaluations that end here
@@ -57,33 +54,20 @@ class Node:
     @property
     def line(self) -> list[Node]:
         """The nodes of this path, the root left out, first block first."""
-        nodes = []
-        node: Node | None = self
-        while node is not None and node.parent is not None:
+        nodes, node = [], self
+        while node.parent is not None:
             nodes.append(node)
             node = node.parent
         return nodes[::-1]
 
 
-class Trie:
-    """One sequence of a bucket and the trie of its paths."""
-
-    __slots__ = ("bucket", "index", "root")
-
-    def __init__(self, bucket: Bucket, index: int):
-        self.bucket, self.index = bucket, index
-        self.root = Node(self, None, -1)
-
-
+@dataclass(eq=False)
 class Bucket:
     """Sequences of one width, with the arguments that the base model passes to each block for them."""
 
-    def __init__(self, states_BWD: Tensor, arguments: list[dict[str, Any]]):
-        self.n_sequences, self.width = states_BWD.shape[:2]
-        self.arguments = arguments  # a block: name -> value for all B sequences
-        self.tries = [Trie(self, index) for index in range(self.n_sequences)]
-        for trie, state in zip(self.tries, states_BWD, strict=True):
-            trie.root.state = state
+    n_sequences: int
+    width: int
+    arguments: list[dict[str, Any]] = field(default_factory=list)  # a block: name -> value for all B sequences
 
 
 class PrefixRunner:
@@ -113,41 +97,40 @@ class PrefixRunner:
         self._cache_names: list[set[str]] = []
         self.n_applied = self.n_padded = self.n_bytes = self.peak_bytes = 0
 
-    def open(self, inputs: dict[str, Tensor]) -> list[Trie]:
-        """Take sequences of one width in: the model's own inputs (B, W), B at least 2. Their tries begin empty."""
+    def open(self, inputs: dict[str, Tensor]) -> list[Node]:
+        """Take sequences of one width in: the model's own inputs (B, W), B at least 2. The roots of their tries, which begin empty."""
         ids = inputs["input_ids"]
-        states: list[Tensor] = []
-        captured: list[dict[str, Any]] = []
+        bucket, roots = Bucket(len(ids), ids.shape[1]), []
         self._cache_names = []
 
         def capture(block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> None:
             if block == 0:
-                states.append(x_BTD)
-            captured.append({name: value for name, value in arguments.items() if not isinstance(value, Cache)})
+                roots.extend(Node(bucket, index, state=state) for index, state in enumerate(x_BTD))
+            bucket.arguments.append({name: value for name, value in arguments.items() if not isinstance(value, Cache)})
             self._cache_names.append({name for name, value in arguments.items() if isinstance(value, Cache)})
 
         self.routed.decoder_forward(self.routed.new_cache(self._skip, torch.ones_like(ids), capture), **inputs)
-        return Bucket(states[0], captured).tries
+        return roots
 
-    def close(self, tries: Iterable[Trie]) -> None:
+    def close(self, roots: Iterable[Node]) -> None:
         """Forget the tries of some sequences, none of which may be waited for."""
-        for trie in tries:
-            stack = list(trie.root.children.values())
+        for root in roots:
+            stack = list(root.children.values())
             while stack:
                 node = stack.pop()
                 stack += node.children.values()
                 self._keep(node)
                 self.n_bytes -= _bytes_of(node)
-            trie.root.children.clear()
-            trie.root.n_living = 0
+            root.children.clear()
+            root.n_living = 0
 
-    def submit(self, trie: Trie, route: Route, tag: Hashable) -> None:
+    def submit(self, root: Node, route: Route, tag: Hashable) -> None:
         """Ask for the states at the end of a route; `sweep` brings the last node under the tag."""
-        node = trie.root
+        node = root
         line = []
         for block in route.path:
             parent, child = node, node.children.get(block)
-            node = child or Node(trie, parent, block)
+            node = child or Node(root.bucket, root.index, parent, block)
             parent.children[block] = node
             line.append(node)
         node.tags.append(tag)
@@ -189,11 +172,11 @@ class PrefixRunner:
         """One round over what waits at a block now; True when something ran (second passes may wait at it then)."""
         by_width: dict[int, list[Node]] = defaultdict(list)
         for node in self._waiting[block]:
-            by_width[node.trie.bucket.width].append(node)
+            by_width[node.bucket.width].append(node)
         self._waiting[block] = []
         ran = False
         for width, nodes in by_width.items():
-            n_sequences = self.sequences_a_step(width)
+            n_sequences = max(1, self.max_step_tokens // width)  # R
             for start in range(0, len(nodes), n_sequences):
                 step = nodes[start : start + n_sequences]
                 if len(step) < n_sequences * MIN_FILL and not force:
@@ -203,16 +186,12 @@ class PrefixRunner:
                 ran = True
         return ran
 
-    def sequences_a_step(self, width: int) -> int:
-        """R for a width."""
-        return max(1, self.max_step_tokens // width)
-
     def _apply(self, block: int, nodes: list[Node], n_sequences: int) -> None:
         """Run one step of `n_sequences` sequences, the last of `nodes` repeated to fill it."""
-        nodes.sort(key=lambda node: id(node.trie.bucket))
+        nodes.sort(key=lambda node: id(node.bucket))
         filled = nodes + [nodes[-1]] * (n_sequences - len(nodes))
-        parents = [node.parent.state for node in filled]  # type: ignore[union-attr]
-        x_RWD = torch.stack(parents)  # type: ignore[arg-type]
+        parents: list[Any] = [node.parent for node in filled]
+        x_RWD = torch.stack([parent.state for parent in parents])
         slots = PassSlots(new_slots(self.routed.config, self.routed.n_layers)) if self.keep_keys_values else None
         arguments: dict[str, Any] = _gather(block, filled)
         arguments |= dict.fromkeys(self._cache_names[block], slots)
@@ -225,9 +204,8 @@ class PrefixRunner:
             if slots is not None:
                 node.keys_values = keys_values(slots.layers[block], index)
             self.n_bytes += _bytes_of(node)
-        for node in nodes:
+        for node, parent in zip(nodes, parents, strict=False):
             node.queued = False
-            parent: Any = node.parent
             parent.dependents.remove(node)
             parent.n_living += 1
             self._offer(parent)
@@ -280,11 +258,7 @@ class PrefixRunner:
 
 def _gather(block: int, nodes: Sequence[Node]) -> dict[str, Any]:
     """A block's arguments for the sequences of some nodes, which lie bucket by bucket."""
-    parts: list[tuple[Bucket, list[int]]] = []
-    for node in nodes:
-        if not parts or parts[-1][0] is not node.trie.bucket:
-            parts.append((node.trie.bucket, []))
-        parts[-1][1].append(node.trie.index)
+    parts = [(bucket, [node.index for node in group]) for bucket, group in itertools.groupby(nodes, key=lambda node: node.bucket)]
     picks = [(torch.tensor(indices), bucket.n_sequences) for bucket, indices in parts]
     return {
         name: value if name not in SEQUENCE_ARGUMENTS else _pick([bucket.arguments[block][name] for bucket, _ in parts], picks)
@@ -293,10 +267,7 @@ def _gather(block: int, nodes: Sequence[Node]) -> dict[str, Any]:
 
 
 def _pick(values: list[Any], picks: list[tuple[Tensor, int]]) -> Any:
-    """One argument that has an entry a sequence, given for each bucket, for some sequences of each.
-
-    What a bucket's sequences share is the same in every bucket.
-    """
+    """One argument with an entry a sequence, given for each bucket, for some of each; what they share is the same in every bucket."""
     first = values[0]
     if isinstance(first, tuple):
         return tuple(_pick(list(parts), picks) for parts in zip(*values, strict=True))

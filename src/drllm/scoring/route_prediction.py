@@ -14,18 +14,20 @@ from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import RouteSource
 from drllm.scoring.packing import split_steps
 
+Prompts = Sequence[Sequence[int]]  # token ids
 
-def prompt_inputs(routed: RoutedModel, prompts: Sequence[Sequence[int]], width: int = 0) -> dict[str, Tensor]:
-    """What the model's forward takes of prompts (token ids), left-padded to `width` or to the longest."""
+
+def prompt_inputs(routed: RoutedModel, prompts: Prompts, width: int = 0) -> dict[str, Tensor]:
+    """What the model's forward takes of prompts, left-padded to `width` or to the longest."""
     ids, mask = left_pad(prompts, routed.pad_id, routed.device, width)
     inputs = {"input_ids": ids, "attention_mask": mask}
     return inputs | {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if routed.takes_position_ids else inputs
 
 
 def prompt_steps(
-    routed: RoutedModel, prompts: Sequence[Sequence[int]], max_step_tokens: int, by_length: bool = False
+    routed: RoutedModel, prompts: Prompts, max_step_tokens: int, by_length: bool = False
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Prompts (token ids) in left-padded steps: which of them, and what the model's forward takes.
+    """Prompts in left-padded steps: which of them, and what the model's forward takes.
 
     In the order given, or with `by_length` the shortest first, so that little is padded.
     """
@@ -37,11 +39,7 @@ def prompt_steps(
 
 @torch.no_grad()
 def read_prompts(
-    routed: RoutedModel,
-    prompts: Sequence[Sequence[int]],
-    blocks: Sequence[int],
-    max_step_tokens: int,
-    advance: Callable[[int], None] = lambda n: None,
+    routed: RoutedModel, prompts: Prompts, blocks: Sequence[int], max_step_tokens: int, advance: Callable[[int], None] = lambda n: None
 ) -> dict[int, Tensor]:
     """What a codebook would read of each prompt before each of `blocks`: (N, 2 D) float32 by block.
 
@@ -62,35 +60,31 @@ def read_prompts(
     return found
 
 
-def decide_routes(
-    routed: RoutedModel, policies: Sequence[RouteSource | None], prompts: Sequence[Sequence[int]], max_step_tokens: int
-) -> list[list[Route]]:
-    """One route a prompt (token ids), by each policy; None is the base model.
+@torch.no_grad()
+def decide_routes(routed: RoutedModel, policies: Sequence[RouteSource | None], prompts: Prompts, max_step_tokens: int) -> list[list[Route]]:
+    """One route a prompt, by each policy; None is the base model.
 
     A policy decides from what it may read of each prompt under its own route, as in `RoutedModel.generate`. Codebooks read the base's
     states, so one forward of the first blocks serves them all.
     """
     blocks = sorted({policy.reads for policy in policies if policy is not None and policy.reads is not None})
     read = read_prompts(routed, prompts, blocks, max_step_tokens) if blocks and prompts else {}
-    return [_decide(routed, policy, prompts, max_step_tokens, read) for policy in policies]
 
+    def decide(policy: RouteSource | None) -> list[Route]:
+        if policy is None:
+            return [Route.full(routed.n_layers)] * len(prompts)
+        if policy.reads in read:
+            return policy.routes_for(read[policy.reads])
+        if (known := policy.known_actions(len(prompts))) is not None:
+            return [Route(actions) for actions in zip(*known, strict=True)]
+        routes: list[Route] = []
+        for _, inputs in prompt_steps(routed, prompts, max_step_tokens):
+            cache = routed.new_cache(policy, inputs["attention_mask"])
+            routed.decoder_forward(cache, **inputs)
+            routes += cache.routes
+        return routes
 
-@torch.no_grad()
-def _decide(
-    routed: RoutedModel, policy: RouteSource | None, prompts: Sequence[Sequence[int]], max_step_tokens: int, read: dict[int, Tensor]
-) -> list[Route]:
-    if policy is None:
-        return [Route.full(routed.n_layers)] * len(prompts)
-    if policy.reads in read:
-        return policy.routes_for(read[policy.reads])
-    if (known := policy.known_actions(len(prompts))) is not None:
-        return [Route(actions) for actions in zip(*known, strict=True)]
-    routes: list[Route] = []
-    for _, inputs in prompt_steps(routed, prompts, max_step_tokens):
-        cache = routed.new_cache(policy, inputs["attention_mask"])
-        routed.decoder_forward(cache, **inputs)
-        routes += cache.routes
-    return routes
+    return [decide(policy) for policy in policies]
 
 
 def score_policies(scorer: Any, questions: Sequence[Any], policies: Sequence[RouteSource | None]) -> list[tuple[list[Any], list[Any]]]:

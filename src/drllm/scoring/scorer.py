@@ -7,8 +7,9 @@ from drllm.core.config import EvaluateConfig, RewardName, SearchConfig
 from drllm.core.digest import json_digest
 from drllm.core.errors import InputError
 from drllm.model.routed import RoutedModel
-from drllm.scoring.generated import GeneratedQuestion, GeneratedScorer
-from drllm.scoring.loglik import LoglikScorer, Question
+from drllm.scoring.base import Question
+from drllm.scoring.generated import GeneratedScorer
+from drllm.scoring.loglik import LoglikScorer
 from drllm.tasks import Task
 
 Scorer = LoglikScorer | GeneratedScorer
@@ -40,7 +41,7 @@ def scorer_of(routed: RoutedModel, task: Task, config: EvaluateConfig | SearchCo
     return make_scorer(routed, task, config.reward, config.max_step_tokens, config.metric, config.max_new_tokens, cache_bytes)
 
 
-def questions_digest(questions: Iterable[Question | GeneratedQuestion]) -> str:
+def questions_digest(questions: Iterable[Question]) -> str:
     """16 hex digits over the questions' content and tokens: with another text or tokenizer the same ids are other questions."""
     contents = []
     for question in questions:

@@ -15,6 +15,7 @@ from drllm.core.names import did_you_mean
 from drllm.tasks.grading import boxed_matches, letter_choice, letter_settled, number_matches, number_settled
 
 Kind = Literal["choice", "math"]
+_KINDS: dict[str, Kind] = {"loglik": "choice", "letter": "choice", "boxed": "math", "number": "math"}  # that a reward can judge
 _SECOND_TEMPLATE, _SECOND_LETTERED = "Q: {question}\nA:", "Q: {question}\n{options}\nA:"
 _LETTERED = "{question}\n{options}\nAnswer:"
 _OF_A_SUBJECT = "The following are multiple choice questions (with answers) about {subject}.\n"
@@ -71,7 +72,7 @@ class Task:
         A passage, if the example has one, goes on a line of its own before the question, as lm-eval's SciQ does. Choice texts are kept raw,
         trailing blanks included: `acc_norm` divides by their length. Raises InputError for a free-answer example.
         """
-        self._need("choice", "loglik")
+        self._need("loglik")
         question = example.question
         continuations = list(example.choices)
         text = self.loglik_template
@@ -95,7 +96,7 @@ class Task:
 
     def letter_messages(self, example: Example) -> list[dict[str, str]]:
         """Chat messages that list the lettered options and ask for the letter alone; at most 26 options, else InputError."""
-        self._need("choice", "letter")
+        self._need("letter")
         self._need_letters(example, "a letter prompt")
         options = _options(example)
         passage = f"{example.context.strip()}\n\n" if example.context else ""
@@ -104,28 +105,24 @@ class Task:
 
     def math_messages(self, example: Example) -> list[dict[str, str]]:
         r"""Chat messages that ask for reasoning and the final answer in \boxed{}."""
-        self._need("math", "boxed")
+        self._need("boxed")
         ask = r"Reason step by step, and put your final answer within \boxed{}."
         return [{"role": "user", "content": f"{example.question}\n\n{ask}"}]
 
     def number_prompt(self, example: Example) -> str:
         """Raw text: the task's solved questions, then this one. Small models answer it with a number, and box none."""
-        self._need_shots()
+        self._need("number")
         solved = "".join(f"Question: {question}\nAnswer: {answer}\n\n" for question, answer in self.shots)
         return f"{solved}Question: {example.question}\nAnswer:"
 
     def grade(self, example: Example, text: str, reward: str) -> bool:
         """Verdict of a generated answer: reward "letter" (choice tasks), "boxed" or "number" (math tasks); else InputError."""
+        if reward not in ("letter", "boxed", "number"):
+            raise InputError(f"reward {reward!r} does not judge generated text, expected 'letter', 'boxed' or 'number'")
+        self._need(reward)
         if reward == "letter":
-            self._need("choice", reward)
             return letter_choice(text, len(example.choices)) == example.answer
-        if reward == "boxed":
-            self._need("math", reward)
-            return boxed_matches(text, str(example.answer))
-        if reward == "number":
-            self._need_shots()
-            return number_matches(text, str(example.answer))
-        raise InputError(f"reward {reward!r} does not judge generated text, expected 'letter', 'boxed' or 'number'")
+        return (boxed_matches if reward == "boxed" else number_matches)(text, str(example.answer))
 
     def settled(self, text: str, reward: str) -> bool:
         """Whether no continuation of a generated answer can change its verdict; never for "boxed", where a later box would count."""
@@ -135,24 +132,17 @@ class Task:
         if len(example.choices) > len(LETTERS):
             raise InputError(f"question {example.id} has {len(example.choices)} choices, {what} holds at most 26: use reward loglik")
 
-    def _need_shots(self) -> None:
-        self._need("math", "number")
-        if not self.shots:
-            raise InputError(f"reward 'number' needs a task with solved questions to show, which {self.name} has not: use 'boxed'")
-
-    def _need(self, kind: Kind, reward: str) -> None:
-        if self.kind != kind:
+    def _need(self, reward: str) -> None:
+        if self.kind != _KINDS[reward]:
             use = "'loglik' or 'letter'" if self.kind == "choice" else "'number'" if self.shots else "'boxed'"
             raise InputError(f"reward {reward!r} does not fit task {self.name} ({self.kind}): use {use}")
+        if reward == "number" and not self.shots:
+            raise InputError(f"reward 'number' needs a task with solved questions to show, which {self.name} has not: use 'boxed'")
 
 
 def _options(example: Example) -> str:
     """The choices, lettered, one a line."""
     return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, example.choices, strict=False))
-
-
-def _dart(level: int) -> Task:
-    return Task(f"dart-{level}", "math", "boxed", f"DART-Math, questions of level {level} of 5", level=level)
 
 
 def _arith(level: int, about: str, solved: str) -> Task:
@@ -171,7 +161,7 @@ _ALL = (
     Task("commonsenseqa", "choice", "loglik", "CommonsenseQA: everyday concepts, 5 choices", f"Question: {_LETTERED}"),
     Task("mmlu", "choice", "loglik", "MMLU: 57 subjects, 4 choices", _LETTERED, description=_OF_A_SUBJECT),
     Task("gsm8k", "math", "boxed", "GSM8K: grade-school word problems, a number as answer"),
-    *(_dart(level) for level in range(1, 6)),
+    *(Task(f"dart-{level}", "math", "boxed", f"DART-Math, questions of level {level} of 5", level=level) for level in range(1, 6)),
     _arith(1, "products of two digits", "3 * 4 = 12, 7 * 2 = 14, 5 * 9 = 45, 8 * 6 = 48"),
     _arith(2, "two digits, added or subtracted", "3 + 4 = 7, 9 - 5 = 4, 8 + 6 = 14, 2 - 7 = -5"),
     _arith(3, "three digits, added or subtracted", "3 + 4 - 2 = 5, 9 - 5 + 6 = 10, 8 + 6 + 1 = 15, 2 - 7 - 3 = -8"),

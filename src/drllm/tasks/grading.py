@@ -18,7 +18,7 @@ import sys
 import threading
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
-from typing import TextIO, cast
+from typing import Any
 
 from drllm.core.errors import DrllmError, InputError
 
@@ -126,17 +126,16 @@ class MathChecker:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.lock = threading.Lock()
-        self.process: subprocess.Popen[str] | None = None
+        self.process: Any = None  # a `Popen` with both pipes
         atexit.register(self.close)
 
     def check(self, text: str, gold: str) -> bool:
         with self.lock:
             process = self.process if self.process is not None and self.process.poll() is None else self._start()
-            stdin, stdout = _pipes(process)
             try:
-                stdin.write(json.dumps({"text": text, "gold": gold}) + "\n")
-                stdin.flush()
-                reply = stdout.readline().strip()
+                process.stdin.write(json.dumps({"text": text, "gold": gold}) + "\n")
+                process.stdin.flush()
+                reply = process.stdout.readline().strip()
             except BrokenPipeError:
                 reply = ""
             if reply in ("0", "1"):
@@ -148,37 +147,26 @@ class MathChecker:
                 return False
             raise DrllmError(f"the math-verify helper process ended with code {code} while judging an answer: run again")
 
-    def _start(self) -> subprocess.Popen[str]:
+    def _start(self) -> Any:
         self._release()
         command = [sys.executable, "-P", "-W", "ignore", str(Path(__file__).with_name("math_worker.py"))]
         # A session of its own: Ctrl-C reaches this process alone, the helper ends when its input does.
-        process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, encoding="utf-8", start_new_session=True)
-        self.process = process
-        hello = _pipes(process)[1].readline().strip()
+        self.process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, encoding="utf-8", start_new_session=True)
+        hello = self.process.stdout.readline().strip()
         if hello != "ready":
             self._release()
             why = hello or "no reason given"
             raise InputError(f"math-verify does not load ({why}), answers in boxes and numbers need it: pip install math-verify")
-        return process
+        return self.process
 
     def _release(self) -> None:
-        """Close the pipes of a helper; ends it if it still runs."""
+        """End the helper, if it still runs, and close its pipes."""
         process, self.process = self.process, None
-        if process is None:
-            return
-        if process.poll() is None:
+        if process is not None:
             process.kill()
-        process.wait()
-        for pipe in _pipes(process):
-            # Closing flushes what a dead helper never read.
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
+            with contextlib.suppress(BrokenPipeError), process:  # closing flushes what a dead helper never read
+                pass
 
     def close(self) -> None:
         if os.getpid() == self.pid:
             self._release()
-
-
-def _pipes(process: subprocess.Popen[str]) -> tuple[TextIO, TextIO]:
-    """stdin and stdout; both are pipes, see `_start`."""
-    return cast(TextIO, process.stdin), cast(TextIO, process.stdout)

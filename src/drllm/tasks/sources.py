@@ -20,11 +20,9 @@ from drllm.tasks.splits import LoadedTask, split_examples
 def load_task(name: str, data: str | Path | None = None, seed: int = 0, hub: bool = True) -> LoadedTask:
     """A task's questions by split.
 
-    `data`: a JSON-lines file whose rows are the task's, or a folder (`folder_rows`); `seed`: of the order inside a split;
-    `hub`: whether the Hub may be asked, the last of the three.
-
-    Raises InputError for an unknown task, a bad file (with its line), a broken data package, or when no source has the task: the one line
-    names all three ways.
+    `data`: a JSON-lines file whose rows are the task's, or a folder (`folder_rows`); `seed`: of the order inside a split; `hub`: whether
+    the Hub may be asked. Raises InputError for an unknown task, a bad file (with its line), a broken data package, or when no source has
+    the task: the one line names all three ways.
     """
     task = get_task(name)
     dropped: Counter[str] = Counter()

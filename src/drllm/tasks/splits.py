@@ -22,10 +22,14 @@ from drllm.tasks.base import Example, Task
 SPLITS = ("fit", "tune", "calibrate", "test")
 PARTS = ("train", "validation", "test")
 
-_TRAIN_WITH_VALIDATION = (("fit", 0.85), ("calibrate", 1.0))
-_TRAIN_ALONE = (("fit", 0.70), ("tune", 0.85), ("calibrate", 1.0))
-_VALIDATION_ALONE = (("fit", 0.50), ("tune", 0.85), ("calibrate", 1.0))
-_UNKNOWN = (("fit", 0.50), ("tune", 0.70), ("calibrate", 0.85), ("test", 1.0))
+_SHARES = {  # (part, whether rows of the other of train and validation are there): splits with the upper ends of their shares
+    ("train", True): (("fit", 0.85), ("calibrate", 1.0)),
+    ("train", False): (("fit", 0.70), ("tune", 0.85), ("calibrate", 1.0)),
+    ("validation", True): (("tune", 1.0),),
+    ("validation", False): (("fit", 0.50), ("tune", 0.85), ("calibrate", 1.0)),
+    ("test", False): (("test", 1.0),),
+    ("", False): (("fit", 0.50), ("tune", 0.70), ("calibrate", 0.85), ("test", 1.0)),
+}
 
 
 @dataclass(frozen=True)
@@ -122,15 +126,6 @@ def texts_digest(examples: Iterable[Example]) -> str:
 
 
 def _split_of(key: str, part: str, parts: set[str]) -> str:
-    if part == "test":
-        return "test"
-    if part == "validation" and "train" in parts:
-        return "tune"
-    if part == "validation":
-        shares = _VALIDATION_ALONE
-    elif part == "train":
-        shares = _TRAIN_WITH_VALIDATION if "validation" in parts else _TRAIN_ALONE
-    else:
-        shares = _UNKNOWN
+    other = {"train": "validation", "validation": "train"}.get(part)
     place = int(digest(f"split {key}")[:13], 16) / 16**13
-    return next(split for split, upper in shares if place < upper)
+    return next(split for split, upper in _SHARES[part, other in parts] if place < upper)

@@ -221,13 +221,14 @@ def score_gated(scorer: LoglikScorer, policy: GatedPolicy, questions: Sequence[Q
         owner = [place for place, question in enumerate(group) for _ in question.sequences]
         batch = make_batch(sequences, scorer.packed, routed.model.dtype, routed.device)
         lengths = torch.tensor([*map(len, sequences)], device=routed.device)
-        real = torch.arange(batch.input_ids.shape[1], device=routed.device)[None] < lengths[:, None]
+        real = torch.arange(batch.prompt_mask.shape[1], device=routed.device)[None] < lengths[:, None]
         step = Step.of(batch.prompt_mask, real)
         with policy.installed(routed, step):
             logprobs = scored_logprobs(routed, batch)
         sums = [[0.0] * len(question.n_chars) for question in group]
-        for value, at, choice in zip(logprobs, batch.sequence_of.tolist(), batch.choice_of.tolist(), strict=True):
-            sums[owner[at]][choice] += value
+        scored = [(place, choice) for place, sequence in zip(owner, sequences, strict=True) for choice in sequence.choices]
+        for value, (place, choice) in zip(logprobs, scored, strict=True):
+            sums[place][choice] += value
         used, n_tokens = [0.0] * len(group), [0] * len(group)
         for passes, sequence, place in zip(step.used_B.tolist(), sequences, owner, strict=True):
             used[place] += passes * len(sequence)
