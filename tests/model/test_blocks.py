@@ -193,14 +193,14 @@ def test_a_block_gets_its_forward_back():
     routed = RoutedBlock(block, 0, returns_tuple=False)
     block.forward = routed
     assert is_routed(block)
-    routed.remove(block)
+    routed.remove()
     assert "forward" not in vars(block)
     assert not is_routed(block)
     own = block.forward
     block.forward = own  # as accelerate's hooks do
     routed = RoutedBlock(block, 0, returns_tuple=False)
     block.forward = routed
-    routed.remove(block)
+    routed.remove()
     assert vars(block)["forward"] is own
     block._old_forward = routed
     assert is_routed(block), "under a hook added later"

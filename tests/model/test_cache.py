@@ -108,7 +108,7 @@ def test_a_source_for_another_depth_is_refused():
 def test_who_makes_each_pass_of_a_block(actions, passes):
     cache = cache_of(*(f"{action}11" for action in actions))
     cache.enter(0, states(len(actions)), {})
-    found = cache.rows_per_pass(0)
+    found = cache.rows_per_pass[0]
     assert [None if picked is None else tuple(picked.tolist()) for picked in found] == passes
 
 
@@ -116,10 +116,10 @@ def test_blocks_that_all_execute_are_known_at_once_and_equal_picks_are_one_tenso
     cache = cache_of("110", "010")
     for block in range(L):
         cache.enter(block, states(2), {})
-    assert cache.rows_per_pass(1) is ALL_ONCE
-    assert cache.rows_per_pass(2) == ()
+    assert cache.rows_per_pass[1] is ALL_ONCE
+    assert cache.rows_per_pass[2] == ()
     again = cache.split_actions([1, 0], CPU)
-    assert again[0] is cache.rows_per_pass(0)[0]
+    assert again[0] is cache.rows_per_pass[0][0]
     other = cache.split_actions([0, 1], CPU)[0]
     assert other is not None
     assert other.tolist() == [1]
@@ -251,7 +251,7 @@ def test_a_prefilled_cache_holds_each_sequence_s_passes_aligned_on_the_right():
     assert kept(cache, 2) == [[0, 30, 31], [60, 61, 62]]
     assert cache.n_seen == cache.second_pass.n_seen == 3
     assert cache.routes == routes
-    assert [[None if p is None else p.tolist() for p in cache.rows_per_pass(block)] for block in range(L)] == [[[1]], [None, [0]], [None]]
+    assert [[None if p is None else p.tolist() for p in cache.rows_per_pass[block]] for block in range(L)] == [[[1]], [None, [0]], [None]]
     assert all(isinstance(cache.layers[block], private.RoomySlot) for block in range(L)), "room for the tokens to come"
     run(cache, 1, 2)  # decoding goes on: no block is prefilled again
     cache.check_complete(3)
@@ -270,7 +270,7 @@ def test_sequences_that_leave_take_their_rows_along():
     routes = [Route.parse(text) for text in ("121", "011", "221")]
     lines = [[pair(100 * index + 10 * step, 2) for step in range(sum(map(int, str(route))))] for index, route in enumerate(routes)]
     cache = PrefilledCache(LLAMA, L, routes, lines, 2, CPU)
-    before = cache.rows_per_pass(0)
+    before = cache.rows_per_pass[0]
     cache.select([2, 0])
     assert cache.routes == [routes[2], routes[0]]
     assert kept(cache, 0) == [[200, 201], [0, 1]]
@@ -278,13 +278,13 @@ def test_sequences_that_leave_take_their_rows_along():
     assert kept(cache, 1) == [[220, 221], [10, 11]]
     assert kept(cache, 1, 1) == [[230, 231], [20, 21]]
     assert kept(cache, 2) == [[240, 241], [30, 31]]
-    now = cache.rows_per_pass(0)
+    now = cache.rows_per_pass[0]
     assert now is not before
     assert now[0] is None
     assert now[1].tolist() == [0]
     cache.select([1])
     assert cache.routes == [routes[0]]
-    assert cache.rows_per_pass(0) is ALL_ONCE
+    assert cache.rows_per_pass[0] is ALL_ONCE
     assert kept(cache, 0) == [[0, 1]]
     assert kept(cache, 0, 1) == []
 
