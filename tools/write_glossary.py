@@ -10,7 +10,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "glossary.md"
 HEAD = """# Glossary
 
 Every word of our own and of the field, as it is used here: one meaning each. Written by `python tools/write_glossary.py` from
-`src/drllm/reporting/glossary.py`, which also explains the words on each report.
+`src/drllm/reporting/static/glossary.yaml`, which also explains the words on each report.
 
 | word | meaning |
 |---|---|

@@ -22,7 +22,7 @@ import drllm
 from byte_tokens import byte_tokenizer
 from drllm import Resources, Route, RoutedModel, SearchConfig, evaluate, search, train
 from drllm.core.errors import DrllmError, InputError
-from drllm.evaluation import on_ray as evaluation_cluster
+from drllm.evaluation import answers as evaluation_cluster
 from drllm.model import ray_pool as crew
 from drllm.runs.load import read_summary
 from drllm.runs.manifest import read_manifest

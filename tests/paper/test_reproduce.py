@@ -31,12 +31,12 @@ from drllm.methods.base import get_method, method_names
 from drllm.paper import claims, published, tables
 from drllm.paper.claims import Claim, Difference, above_all, against, weighed
 from drllm.paper.exhibits import Exhibit, in_domain, train_routers
-from drllm.paper.figures import CONTROL, WINDOWS
-from drllm.paper.rivals import BUDGET, BUDGETED
+from drllm.paper.figures import CONTROL, WINDOWS, Turn
 from drllm.paper.run import EXHIBITS, dry_run, reproduce, stages_of, wanted_exhibits
 from drllm.paper.setup import Setup
 from drllm.paper.speed import p_of_ratio
-from drllm.paper.stages import Bench, Clock, Search, Train, Turn
+from drllm.paper.stages import Bench, Clock, Search, Train
+from drllm.paper.tables import BUDGET, BUDGETED
 from drllm.policies.saved_config import policy_digest
 from drllm.reporting.parts import Paragraph
 from drllm.reporting.report import report

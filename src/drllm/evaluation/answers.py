@@ -3,23 +3,25 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from drllm.core.config import EvaluateConfig, to_dict
+from drllm.core.config import EvaluateConfig, Resources, to_dict
 from drllm.core.digest import digest, json_digest, number_of
+from drllm.core.errors import ArtifactError
 from drllm.core.progress import Progress
 from drllm.core.route import Route
+from drllm.model.ray_pool import Base, Work, work_on_ray
 from drllm.model.routed import RoutedModel
 from drllm.policies.given import GivenRoutes
 from drllm.policies.policy import RouteSource
 from drllm.policies.saved import load_policy
 from drllm.policies.saved_config import policy_digest
 from drllm.runs.verdicts import Verdicts, find_verdicts, write_verdicts
-from drllm.scoring.scorer import Scorer, questions_digest
+from drllm.scoring.scorer import Scorer, questions_digest, scorer_of
 from drllm.tasks import Example, Task
 
 CHUNK = 64  # questions between two steps of the progress bar
@@ -107,16 +109,46 @@ def answer(scorer: Scorer, questions: Sequence[Any], policy: RouteSource | None,
             verdicts += some_verdicts
             routes += some_routes
             progress.advance(len(chunk))
-    found = Verdicts(
-        ids=[question.example.id for question in questions],
-        correct=[verdict.correct for verdict in verdicts],
-        acc=[verdict.acc for verdict in verdicts],
-        acc_norm=[verdict.acc_norm for verdict in verdicts],
-        margins=[verdict.margin for verdict in verdicts],
-        routes=[str(route) for route in routes],
-        passes=[route.n_passes for route in routes],
-        seconds=time.perf_counter() - started,
-        metadata=request.metadata,
-    )
+    ids, seconds = [question.example.id for question in questions], time.perf_counter() - started
+    judged = [[getattr(verdict, name) for verdict in verdicts] for name in ("correct", "acc", "acc_norm", "margin")]
+    taken = [str(route) for route in routes], [route.n_passes for route in routes]
+    found = Verdicts(ids, *judged, *taken, seconds, request.metadata)
     write_verdicts(request.path, found)
     return found
+
+
+class Answerer:
+    """One actor: a model, and the scorer of the task it answered last."""
+
+    def __init__(self, base: Base, config: EvaluateConfig, threads: int):
+        self._base, self._config, self._threads = base, config, threads
+        self._routed: RoutedModel | None = None
+        self._scorer: tuple[str, Scorer] | None = None
+
+    def work(self, jobs: list[tuple[int, Request]]) -> None:
+        """Answer and write the verdicts. Without jobs the model is loaded, no more."""
+        if self._routed is None:
+            self._routed = self._base.load(self._threads)
+        for _, request in jobs:
+            name = request.task.name
+            if self._scorer is None or self._scorer[0] != name:
+                self._scorer = (name, scorer_of(self._routed, request.task, self._config))
+            scorer = self._scorer[1]
+            questions = questions_of(scorer, request.task, request.examples)
+            if (key := request.described(self._routed, self._config, questions)["key"]) != request.key:
+                what = f"{request.label} by another key ({key[:8]}, not {request.key[:8]})"
+                raise ArtifactError(f"a worker would answer {what}: give every node the same software and the same run folder")
+            answer(scorer, questions, request.policy(self._routed), request)
+
+
+def answer_on_ray(routed: RoutedModel, config: EvaluateConfig, resources: Resources, requests: Sequence[Request]) -> None:
+    """Have the actors of the `connected` cluster answer; all verdicts are written when this returns."""
+    # Actors start in another folder.
+    requests = [replace(request, path=request.path.resolve(), saved=request.saved and request.saved.resolve()) for request in requests]
+    arguments = (Base.of(routed, resources), config, max(1, resources.threads))
+    todo = [(index, request) for index, request in enumerate(requests) if request.done() is None]
+    with Progress("methods by tasks", len(requests)) as progress:
+        progress.advance(len(requests) - len(todo))
+        work = Work(lambda index: requests[index].done() is not None, lambda _, request: request.label, progress.print)
+        for _ in work_on_ray(Answerer, arguments, todo, resources, work):
+            progress.advance(1)

@@ -14,8 +14,7 @@ from drllm.core.config import EvaluateConfig, Resources, to_dict
 from drllm.core.errors import InputError
 from drllm.core.files import write_json
 from drllm.core.route import Route
-from drllm.evaluation.answers import Request, answer, baseline_routes, questions_of
-from drllm.evaluation.on_ray import answer_on_ray
+from drllm.evaluation.answers import Request, answer, answer_on_ray, baseline_routes, questions_of
 from drllm.methods.base import method_names
 from drllm.model.ray_pool import connected
 from drllm.model.routed import RoutedModel

@@ -138,13 +138,9 @@ class Claim(str):
         by: whose claim: the paper's, or a question of ours to it.
     """
 
-    text: str
-    holds: bool | None
-    figures: str
-    by: str
-
     def __new__(cls, text: str, holds: bool | None, figures: str = "", by: str = PAPER) -> Claim:
         said = f"{by}: {text}. This {'is ' if holds is None else ''}{WORDS[holds]} here."
-        made = super().__new__(cls, f"{said} {figures}." if figures else said)
-        made.text, made.holds, made.figures, made.by = text, holds, figures, by
-        return made
+        return super().__new__(cls, f"{said} {figures}." if figures else said)
+
+    def __init__(self, text: str, holds: bool | None, figures: str = "", by: str = PAPER):
+        self.text, self.holds, self.figures, self.by = text, holds, figures, by

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from drllm.core.route import Action
-from drllm.core.text import percent, with_interval
+from drllm.core.text import percent
 from drllm.paper import charts
 from drllm.paper.charts import Point
 from drllm.paper.claims import Difference, against, answers, pooled, routes_of, weighed
 from drllm.paper.exhibits import Exhibit, ablation, after_routers, comparison, in_domain, last_scores, searches, train_routers
 from drllm.paper.setup import Setup
-from drllm.paper.stages import ROUTERS, Bench, Evaluate, Stage, Turn
+from drllm.paper.stages import ROUTERS, Bench, Evaluate, Stage
 from drllm.reporting.chart import Axis, Chart, number
 from drllm.reporting.figures import accuracy_charts, label_distribution, mean_usage, usage_map
 from drllm.reporting.parts import Bullets, Part, Table
@@ -27,6 +28,34 @@ THIRDS = ("early blocks", "middle blocks", "late blocks")
 DIFFERENCE = "points over the base, 95 %"
 PROBABILITIES = "How sure the routers are of each action, on the fit questions with a kept path, along it; the control blends these."
 POOLED = "Accuracy and passes of all questions together, whatever their task; claims are of the mean over tasks."
+
+
+@dataclass(frozen=True)
+class Turn(Stage):
+    """Trained routers at one setting of the paper's control (appendix C)."""
+
+    control: float
+
+    @property
+    def policy(self) -> str:
+        """Its name in the run."""
+        return f"{ROUTERS}@{self.control:+.2f}"
+
+    @property
+    def name(self) -> str:
+        return f"control at {self.control:+.2f}"
+
+    def command(self, setup: Setup) -> str:
+        owner, mine = (str(setup.out / name) for name in (ROUTERS, self.policy))
+        turned = f"m.policy = m.policy.with_control({self.control}); m.save_pretrained({mine!r})"
+        return shlex.join(["python", "-c", f"from drllm import RoutedModel; m = RoutedModel.from_pretrained({owner!r}); {turned}"])
+
+    def run(self, bench: Bench) -> Any:
+        from drllm.evaluation.fit import under_policy
+
+        with under_policy(bench.routed, bench.policy(ROUTERS).with_control(self.control)):
+            bench.routed.save_pretrained(bench.setup.run.policy(self.policy))
+        return self.policy
 
 
 @dataclass(frozen=True)
@@ -184,13 +213,9 @@ def _fig7(bench: Bench) -> list[Part]:
     keys = ("mean_passes", "accuracy", "wilson_low", "wilson_high")
     numbers = [(series, *(number(getattr(row, key)) for key in keys), p) for series, row, p in drawn]
     chart = charts.stacked("knob", title, caption, "control p", panels, ("series", *keys, "p"), numbers)
-    cells = tuple((f"{p:+.2f}", percent(row.accuracy), f"{row.mean_passes:.2f}", _interval(row)) for p, row in rows)
+    cells = tuple((f"{p:+.2f}", percent(row.accuracy), f"{row.mean_passes:.2f}", row.change) for p, row in rows)
     table = Table(("p", "accuracy, %", "mean passes", "points over the base"), cells, POOLED)
     return [chart, table, _probabilities(bench)]
-
-
-def _interval(row: SummaryRow) -> str:
-    return with_interval(row.difference, row.difference_low, row.difference_high)
 
 
 def _probabilities(bench: Bench) -> Chart:

@@ -6,12 +6,12 @@ Costs are in plain forwards (PF): one forward of one question by the base, as `m
 from __future__ import annotations
 
 import random
-import shlex
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from drllm.core.config import to_dict
 from drllm.core.errors import ArtifactError, BudgetError, InputError, UnsupportedModelError
@@ -35,25 +35,22 @@ ROUTERS = "routers"
 ANSWER_TOKENS = 64  # of a timed answer, at scale 1
 
 
-class Stage(Protocol):
+class Stage(ABC):
     """One piece of work; equal stages of two tables run once."""
 
-    @property
-    def name(self) -> str:
-        """What progress and the dry run call it."""
-        ...
+    name: str  # what progress and the dry run call it
 
     def forwards(self, setup: Setup) -> float:
         """What it costs, in PF."""
-        ...
+        return 0.0
 
     def command(self, setup: Setup) -> str:
         """A shell command that does the same on the run folder; empty where only `drllm reproduce` does it."""
-        ...
+        return ""
 
+    @abstractmethod
     def run(self, bench: Bench) -> Any:
         """Do it, or find it done; what it found."""
-        ...
 
 
 @dataclass
@@ -108,7 +105,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(Stage):
     """The paper's tree search on one task."""
 
     task: str
@@ -138,7 +135,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Stage):
     """One policy, by one method.
 
     Attributes:
@@ -205,38 +202,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """Trained routers at one setting of the paper's control (appendix C)."""
-
-    control: float
-
-    @property
-    def policy(self) -> str:
-        """Its name in the run."""
-        return f"{ROUTERS}@{self.control:+.2f}"
-
-    @property
-    def name(self) -> str:
-        return f"control at {self.control:+.2f}"
-
-    def forwards(self, setup: Setup) -> float:
-        return 0.0
-
-    def command(self, setup: Setup) -> str:
-        owner, mine = (str(setup.out / name) for name in (ROUTERS, self.policy))
-        turned = f"m.policy = m.policy.with_control({self.control}); m.save_pretrained({mine!r})"
-        return shlex.join(["python", "-c", f"from drllm import RoutedModel; m = RoutedModel.from_pretrained({owner!r}); {turned}"])
-
-    def run(self, bench: Bench) -> Any:
-        from drllm.evaluation.fit import under_policy
-
-        with under_policy(bench.routed, bench.policy(ROUTERS).with_control(self.control)):
-            bench.routed.save_pretrained(bench.setup.run.policy(self.policy))
-        return self.policy
-
-
-@dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Stage):
     """Methods on the same questions; the result is `evaluate`'s summary."""
 
     methods: tuple[str, ...]
@@ -267,7 +233,7 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Clock:
+class Clock(Stage):
     """Seconds of generation by the base and by routers, in turn; `name` is throughput (by batch size) or latency (one long answer)."""
 
     name: str
@@ -283,9 +249,6 @@ class Clock:
     def forwards(self, setup: Setup) -> float:
         sizes = self.batches(setup)
         return 2 * ROUNDS * (sum(sizes) + len(sizes) * self.n_tokens(setup) * DECODE_COST)
-
-    def command(self, setup: Setup) -> str:
-        return ""
 
     def run(self, bench: Bench) -> Any:
         """Measure, unless the same was measured on this machine with as many threads."""

@@ -9,7 +9,6 @@ from drllm.runs.earlier import OTHER_TASKS
 from drllm.runs.load import Run
 from drllm.runs.names import owner_of
 from drllm.runs.summary import Summary, SummaryRow, mean_over_tasks
-from drllm.stats.paired import decided
 
 WORDS = {True: "better", False: "worse", None: "no sure difference"}
 UNCHANGED = "the same"
@@ -30,18 +29,13 @@ class Compared:
             return "told the answers"
         if not self.row.better and not self.row.worse:
             return UNCHANGED
-        return WORDS[decided(self.row.difference_low, self.row.difference_high, self.row.mcnemar_p)]
-
-    @property
-    def difference(self) -> str:
-        """In points, with its interval."""
-        return with_interval(self.row.difference, self.row.difference_low, self.row.difference_high)
+        return WORDS[self.row.is_gain]
 
     @property
     def cells(self) -> tuple[str, ...]:
         """As a row of the table of other comparisons."""
         row, passes = self.row, f"{self.row.mean_passes:.2f} of {self.row.n_layers}"
-        return row.method, self.word, self.difference, p_value(row.mcnemar_p), f"{row.n:,}", passes, self.split
+        return row.method, self.word, row.change, p_value(row.mcnemar_p), f"{row.n:,}", passes, self.split
 
     def sentence(self, even: tuple[float, float, float, float] | None) -> str:
         """What became of it; `even`: (mean over tasks, low, high, p), where there are several and it is known."""
@@ -50,11 +44,9 @@ class Compared:
         if self.word == UNCHANGED:
             claim = f"{self.word} as the {reference}, no verdict changes"
         among = tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks"
-        evenly = ""
-        if even is not None:
-            evenly = f"with each task weighing the same {with_interval(*even[:3])}, p {p_value(even[3])}; "
+        evenly = "" if even is None else f"with each task weighing the same {with_interval(*even[:3])}, p {p_value(even[3])}; "
         return (
-            f"{row.method}: {claim}: {self.difference} points, 95 % interval in brackets, McNemar p {p_value(row.mcnemar_p)}, "
+            f"{row.method}: {claim}: {row.change} points, 95 % interval in brackets, McNemar p {p_value(row.mcnemar_p)}, "
             f"on {row.n:,} questions of {among} ({self.split} split); {evenly}"
             f"it makes {row.mean_passes:.1f} block passes a prompt, the {reference} {row.n_layers}."
         )

@@ -2,10 +2,9 @@
 
 import math
 
-from drllm.core.text import display_name, p_value, percent, points, table_text, with_interval
+from drllm.core.text import display_name, p_value, percent, points, table_text
 from drllm.reporting import parts
 from drllm.runs.summary import Summary, SummaryRow
-from drllm.stats.paired import decided
 
 HEADER = ("method", "accuracy, %", "n", "vs base, points", "better / worse", "McNemar p", "mean passes", "seconds")
 
@@ -18,8 +17,7 @@ def cells(row: SummaryRow, reference: str) -> tuple[str, ...]:
     seconds = f"{row.seconds:.1f}" if _known(row.seconds) else ""
     if row.method == reference or not _known(row.difference):
         return name, accuracy, str(row.n), "", "", "", passes, seconds
-    difference = with_interval(row.difference, row.difference_low, row.difference_high)
-    return name, accuracy, str(row.n), difference, f"{row.better} / {row.worse}", p_value(row.mcnemar_p), passes, seconds
+    return name, accuracy, str(row.n), row.change, f"{row.better} / {row.worse}", p_value(row.mcnemar_p), passes, seconds
 
 
 def by_task(summary: Summary, caption: str = "") -> parts.Table:
@@ -49,8 +47,7 @@ def verdict(summary: Summary, method: str) -> str:
         depth += f", and leaves the base's route on {percent(1 - row.identity_share)} % of the prompts"
     if not row.better and not row.worse:
         return f"{method}: no gain: it changes no verdict on {row.n} questions; {depth}"
-    gains = decided(row.difference_low, row.difference_high, row.mcnemar_p)
-    word = {True: "a gain", False: "a loss", None: "no detectable gain"}[gains]
+    word = {True: "a gain", False: "a loss", None: "no detectable gain"}[row.is_gain]
     interval = f"95 % interval {points(row.difference_low)} to {points(row.difference_high)}, McNemar p {p_value(row.mcnemar_p)}"
     return f"{method}: {word}: {points(row.difference)} points, {interval}, {row.n} questions; {depth}"
 

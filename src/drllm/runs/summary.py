@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from drllm.core.config import EvaluateConfig
+from drllm.core.text import with_interval
 from drllm.runs.names import BASE
 from drllm.runs.stored import Stored
 from drllm.runs.verdicts import Verdicts
-from drllm.stats.paired import discordant, even_weights, mcnemar, paired_bootstrap, sign_flips, wilson
+from drllm.stats.paired import decided, discordant, even_weights, mcnemar, paired_bootstrap, sign_flips, wilson
 
 POOLED = "all"  # the name under which a summary pools its tasks
 
@@ -51,6 +52,16 @@ class SummaryRow(Stored):
     mcnemar_p: float = math.nan
     better: int = -1
     worse: int = -1
+
+    @property
+    def change(self) -> str:
+        """The difference in points, with its interval."""
+        return with_interval(self.difference, self.difference_low, self.difference_high)
+
+    @property
+    def is_gain(self) -> bool | None:
+        """Whether it is right more often than the base (True) or less (False), as far as interval and McNemar's test agree; None: open."""
+        return decided(self.difference_low, self.difference_high, self.mcnemar_p)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,22 +59,15 @@ class RoutingLog:
         pairs = self._pairs[task]
         ours, base = (sum(values) for values in zip(*pairs, strict=True)) if pairs else (0.0, 0.0)
         counts = Counter(str(prompt.route) for prompt in prompts)
-        return {
-            "prompts": len(prompts),
-            "mean_passes": float(passes.mean()),
-            "n_layers": self.n_layers,
-            "passes": {str(value): int(n) for value, n in sorted(Counter(passes.tolist()).items())},
-            "layers_per_prompt": float(np.mean(passes * steps)),
-            "base_layers_per_prompt": float(np.mean(self.n_layers * steps)),
-            "new_tokens": sum(prompt.n_new_tokens for prompt in prompts),
-            "identity_share": counts[str(Route.full(self.n_layers))] / len(prompts),
-            "distinct_routes": len(counts),
-            "consensus": consensus([prompt.route for prompt in prompts]),
-            "seconds": self._seconds[task],
-            "router_seconds": self._router_seconds[task],
-            "seconds_over_base": ours / base if base else None,
-            "steps_timed_against_base": len(pairs),
-        }
+        found: dict[str, Any] = {"prompts": len(prompts), "mean_passes": float(passes.mean()), "n_layers": self.n_layers}
+        found["passes"] = {str(value): int(n) for value, n in sorted(Counter(passes.tolist()).items())}
+        layers, base_layers = float(np.mean(passes * steps)), float(np.mean(self.n_layers * steps))
+        found |= {"layers_per_prompt": layers, "base_layers_per_prompt": base_layers}
+        found["new_tokens"] = sum(prompt.n_new_tokens for prompt in prompts)
+        found |= {"identity_share": counts[str(Route.full(self.n_layers))] / len(prompts), "distinct_routes": len(counts)}
+        found["consensus"] = consensus([prompt.route for prompt in prompts])
+        found |= {"seconds": self._seconds[task], "router_seconds": self._router_seconds[task]}
+        return found | {"seconds_over_base": ours / base if base else None, "steps_timed_against_base": len(pairs)}
 
 
 def consensus(routes: Sequence[Route]) -> float | None:

@@ -33,7 +33,7 @@ def share_prefixes(asked: Sequence[Packed], step_tokens: int = 0) -> list[Packed
     or what its parts are. A prefix costs a step of its own, and its prompts a step that they may not fill: an eighth of `step_tokens`.
     """
     cost = max(RUN_COST, step_tokens // 8)
-    asked = sorted(asked, key=_context)
+    asked = sorted(asked, key=lambda packed: packed.sequence.tokens[: packed.sequence.n_context])
     open_intervals: list[tuple[int, int, int, list[tuple[int, int, int]]]] = []  # (shared, start, tokens saved, [(start, end, shared)])
     for end in range(1, len(asked) + 1):
         shared = _n_common(asked[end - 1], asked[end]) if end < len(asked) else 0
@@ -145,14 +145,8 @@ def _spread(cache: Any, n_sequences: int) -> Any:
     return wide
 
 
-def _context(packed: Packed) -> tuple[int, ...]:
-    return packed.sequence.tokens[: packed.sequence.n_context]
-
-
 def _n_common(first: Packed, second: Packed) -> int:
     """Tokens with which both contexts begin; at least the last one of each is left to run."""
     limit = min(first.sequence.n_context, second.sequence.n_context) - 1
-    for index, (a, b) in enumerate(zip(first.sequence.tokens[:limit], second.sequence.tokens[:limit], strict=True)):
-        if a != b:
-            return index
-    return limit
+    pairs = zip(first.sequence.tokens[:limit], second.sequence.tokens[:limit], strict=True)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), limit)

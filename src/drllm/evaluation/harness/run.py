@@ -97,25 +97,15 @@ def evaluate_harness(
     if fixed := [name for name, policy in policies.items() if policy is not None and policy.evaluate_only]:
         raise InputError(f"{fixed[0]!r} answers drllm's own questions only, not the harness's requests: leave it out")
     digests = {name: policy_digest(run.policy(name)) for name in names if name != BASE}
-    job = to_dict(config) | {"tasks": list(tasks), "harness_args": list(harness_args)}
-    with running(run.root, "evaluate --harness", job, argv) as entry:
+    asked = {"tasks": list(tasks), "harness_args": list(harness_args)}
+    with running(run.root, "evaluate --harness", to_dict(config) | asked, argv) as entry:
         manager, questions, entry["read_test_split"] = _load_tasks(settings, config)
         results, fresh = _answer(routed, policies, digests, settings, manager, questions, folder)
-        rows = []
-        if len(names) > 1:
-            rows = compare({name: read_scores(folder / name) for name in names}, config.n_resamples, config.seed)
-        summary = {
-            "model": routed.base_id,
-            "fingerprint": routed.fingerprint,
-            "split": config.folder,
-            "reference": BASE,
-            "tasks": list(tasks),
-            "harness_args": list(harness_args),
-            "policies": digests,
-            "metrics": {name: result["results"] for name, result in results.items()},
-            "routing": _routing(results, fresh),
-            "rows": rows,
-        }
+        scores = {name: read_scores(folder / name) for name in names} if len(names) > 1 else {}
+        rows = compare(scores, config.n_resamples, config.seed) if scores else []
+        summary = {"model": routed.base_id, "fingerprint": routed.fingerprint, "split": config.folder, "reference": BASE} | asked
+        metrics = {name: result["results"] for name, result in results.items()}
+        summary |= {"policies": digests, "metrics": metrics, "routing": _routing(results, fresh), "rows": rows}
         write_json(folder / SUMMARY_FILE, summary)
     for name in digests:
         refresh_card(run.policy(name))  # with this command and its figures
