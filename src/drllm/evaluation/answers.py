@@ -29,22 +29,15 @@ CHUNK = 64  # questions between two steps of the progress bar
 
 @dataclass(frozen=True)
 class Request:
-    """One method on one task, before it is answered.
-
-    Attributes:
-        saved: the folder of the method's policy; None for the base, and for blind baselines.
-        routes: of a blind baseline, one a question in the order in which they are answered.
-        path: the file of the verdicts.
-        metadata: kept with the verdicts: `key` names all they depend on, `comparable` what they can be compared with, `policy` whose
-            they are.
-    """
+    """One method on one task, before it is answered."""
 
     method: str
     task: Task
     examples: list[Example]
-    saved: Path | None
-    routes: list[Route] | None
-    path: Path
+    saved: Path | None  # the folder of the method's policy; None for the base, and for blind baselines
+    routes: list[Route] | None  # of a blind baseline, one a question in the order in which they are answered
+    path: Path  # the file of the verdicts
+    # Kept with the verdicts: `key` names all they depend on, `comparable` what they can be compared with, `policy` whose they are.
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -110,9 +103,11 @@ def answer(scorer: Scorer, questions: Sequence[Any], policy: RouteSource | None,
             routes += some_routes
             progress.advance(len(chunk))
     ids, seconds = [question.example.id for question in questions], time.perf_counter() - started
-    judged = [[getattr(verdict, name) for verdict in verdicts] for name in ("correct", "acc", "acc_norm", "margin")]
-    taken = [str(route) for route in routes], [route.n_passes for route in routes]
-    found = Verdicts(ids, *judged, *taken, seconds, request.metadata)
+    correct, acc, acc_norm, margins = (
+        [getattr(verdict, name) for verdict in verdicts] for name in ("correct", "acc", "acc_norm", "margin")
+    )
+    passes = [route.n_passes for route in routes]
+    found = Verdicts(ids, correct, acc, acc_norm, margins, list(map(str, routes)), passes, seconds, request.metadata)
     write_verdicts(request.path, found)
     return found
 

@@ -37,13 +37,7 @@ def routes_of(bench: Bench, stage: Evaluate, task: str) -> list[Route]:
 
 @dataclass(frozen=True)
 class Difference:
-    """A method less another on the same questions, each task weighing the same: mean and paired 95 % interval as fractions, and p.
-
-    Attributes:
-        rest: the same without the tasks of fewer than `FEW` questions, which weigh as much as the others and say less; None where there
-            is no such task, or fewer than two others.
-        few: those tasks with their numbers of questions, in words.
-    """
+    """A method less another on the same questions, each task weighing the same: mean and paired 95 % interval as fractions, and p."""
 
     method: str
     other: str
@@ -51,8 +45,9 @@ class Difference:
     low: float
     high: float
     p: float
+    # Without the tasks of fewer than `FEW` questions, which weigh as much and say less; None: no such task, or fewer than two others.
     rest: Difference | None = None
-    few: str = ""
+    few: str = ""  # those tasks with their numbers of questions, in words
 
     def __str__(self) -> str:
         beside = "" if self.rest is None else f"; without {self.few} {self.rest.figures}"

@@ -16,18 +16,12 @@ from drllm.runs.summary import Summary
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One table or figure.
-
-    Attributes:
-        title: what it shows, and its number in the paper.
-        stages: what it needs, in order.
-        show: what it says, once they ran.
-    """
+    """One table or figure."""
 
     name: str
-    title: str
-    stages: Callable[[Setup], list[Stage]]
-    show: Callable[[Bench], list[Part]]
+    title: str  # what it shows, and its number in the paper
+    stages: Callable[[Setup], list[Stage]]  # what it needs, in order
+    show: Callable[[Bench], list[Part]]  # what it says, once they ran
 
 
 def searches(setup: Setup) -> list[Stage]:

@@ -60,17 +60,11 @@ class Turn(Stage):
 
 @dataclass(frozen=True)
 class Sweep:
-    """Routers trained in several ways, compared on tune.
+    """Routers trained in several ways, compared on tune."""
 
-    Attributes:
-        x: what differs, in words.
-        policies: the options of each policy's training.
-        names: of the policies in tables; the paper's choice is marked in charts.
-    """
-
-    x: str
-    policies: dict[str, dict[str, Any]]
-    names: tuple[str, ...]
+    x: str  # what differs, in words
+    policies: dict[str, dict[str, Any]]  # the options of each policy's training
+    names: tuple[str, ...]  # of the policies in tables; the paper's choice is marked in charts
 
     @classmethod
     def of(cls, option: str, x: str, choice: int, values: Sequence[int]) -> Sweep:

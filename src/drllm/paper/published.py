@@ -7,17 +7,12 @@ PAPER = "arXiv 2510.12773v2"
 
 @dataclass(frozen=True)
 class Published:
-    """The paper's figures for one of its models (its table 3), base and routed.
-
-    Attributes:
-        arc, dart: accuracy in percent, over ARC-Easy and ARC-Challenge and over the five levels of DART-Math.
-        layers: block passes of a query, all generated tokens together.
-    """
+    """The paper's figures for one of its models (its table 3), base and routed."""
 
     name: str
-    arc: tuple[float, float]
-    dart: tuple[float, float]
-    layers: tuple[float, float]
+    arc: tuple[float, float]  # accuracy in percent, over ARC-Easy and ARC-Challenge
+    dart: tuple[float, float]  # over the five levels of DART-Math
+    layers: tuple[float, float]  # block passes of a query, all generated tokens together
 
 
 MODELS = {

@@ -17,7 +17,6 @@ from drllm.paper.setup import Setup
 from drllm.paper.speed import LATENCY
 from drllm.paper.stages import Bench, Evaluate, Stage
 from drllm.paper.tables import TABLES
-from drllm.reporting.glossary import glossary
 from drllm.reporting.parts import Bullets, Commands, Folded, Heading, Paragraph, Part, Table
 from drllm.runs.layout import PAGE_FILE
 from drllm.tasks import boxed_matches, get_task, load_task
@@ -86,8 +85,7 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
             parts += section
             claims += [(exhibit, item) for part in section if isinstance(part, Bullets) for item in part.items if isinstance(item, Claim)]
             # After each of them: what a later one fails on must not cost those before it.
-            body = [*overview(bench, claims), *parts]
-            write_page([*_opening(bench), *glossary(body), *body], folder)
+            write_page(_opening(bench), [*overview(bench, claims), *parts], folder)
         if (comparison := in_domain(bench.setup)) in bench.results:
             comparison.run(bench)  # the summary that `drllm report` finds is that of the routers and their blind baselines
     return folder / PAGE_FILE

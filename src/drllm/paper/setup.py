@@ -23,22 +23,15 @@ FEWEST_SEARCHED, FEWEST_COMPARED = 12, 16  # a smaller sample trains nothing and
 
 @dataclass(frozen=True)
 class Setup:
-    """Attributes:
-    model: as given, an id, folder, file or alias.
-    tasks: learned from.
-    out: the run folder.
-    data: where questions are read, or empty.
-    placed: flags that say in which type and where the model runs.
-    resources: what searches and comparisons run on.
-    """
+    """What is reproduced on what."""
 
-    model: str
-    tasks: tuple[str, ...]
-    out: Path
-    data: str
+    model: str  # as given, an id, folder, file or alias
+    tasks: tuple[str, ...]  # learned from
+    out: Path  # the run folder
+    data: str  # where questions are read, or empty
     config: ReproduceConfig
-    placed: tuple[str, ...] = ()
-    resources: Resources = Resources()
+    placed: tuple[str, ...] = ()  # flags that say in which type and where the model runs
+    resources: Resources = Resources()  # what searches and comparisons run on
 
     @property
     def run(self) -> RunFolder:

@@ -136,24 +136,16 @@ class Search(Stage):
 
 @dataclass(frozen=True)
 class Train(Stage):
-    """One policy, by one method.
+    """One policy, by one method."""
 
-    Attributes:
-        policy: its name in the run.
-        options: of the method, as (name, value).
-        tasks: learned from; none: those of the setup.
-        forwards_each, forwards_more: PF a searched question, and in all, beside the tune questions'.
-        n_tune, points: tune questions a task on which a budget tries so many points.
-    """
-
-    policy: str
+    policy: str  # its name in the run
     method: str
-    options: tuple[tuple[str, Any], ...] = ()
-    tasks: tuple[str, ...] = ()
-    forwards_each: float = 1.0
-    forwards_more: float = 0.0
-    n_tune: int = 0
-    points: int = 0
+    options: tuple[tuple[str, Any], ...] = ()  # of the method, as (name, value)
+    tasks: tuple[str, ...] = ()  # learned from; none: those of the setup
+    forwards_each: float = 1.0  # PF a searched question
+    forwards_more: float = 0.0  # PF in all, beside those and the tune questions'
+    n_tune: int = 0  # tune questions a task on which a budget is tried
+    points: int = 0  # that a budget tries
 
     @property
     def name(self) -> str:

@@ -52,21 +52,14 @@ class Spot(Mark):
 
 @dataclass(frozen=True, kw_only=True)
 class Curve(Mark):
-    """Values over numbers, joined by a line, or over names, side by side.
-
-    Attributes:
-        error: how far the intervals reach below and above; None without intervals.
-        dashed: of two curves in one colour, the second.
-        group: curves that a click on the page's legend draws together, in the PNG with smaller markers; empty: no group.
-        drawn: False: not in the PNG, and on the page after a click.
-    """
+    """Values over numbers, joined by a line, or over names, side by side."""
 
     xs: Sequence[Any]
     ys: Sequence[float]
-    error: tuple[list[float], list[float]] | None = None
-    dashed: bool = False
-    group: str = ""
-    drawn: bool = True
+    error: tuple[list[float], list[float]] | None = None  # how far the intervals reach below and above
+    dashed: bool = False  # of two curves in one colour, the second
+    group: str = ""  # curves that a click on the page's legend draws together, in the PNG with smaller markers
+    drawn: bool = True  # else not in the PNG, and on the page after a click
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,54 +107,33 @@ class Boxes(Mark):
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis.
+    """An axis."""
 
-    Attributes:
-        label: its title; `short`: on the page, where it is another.
-        names: of categories, in order.
-        limits: of the PNG.
-        decades: on a log scale, the page's limits as powers of ten.
-        is_whole: counts something: no ticks between.
-        kind: the page's type of axis; empty: found from the values.
-        inch: of the page, in x: how far a `Spot` moves for each inch of `aside`.
-    """
-
-    label: str = ""
-    short: str = ""
-    names: Sequence[str] = ()
-    limits: tuple[float, float] | None = None
-    decades: tuple[float, float] | None = None
+    label: str = ""  # its title
+    short: str = ""  # its title on the page, where that is another
+    names: Sequence[str] = ()  # of categories, in order
+    limits: tuple[float, float] | None = None  # of the PNG
+    decades: tuple[float, float] | None = None  # on a log scale, the page's limits as powers of ten
     is_log: bool = False
-    is_whole: bool = False
-    kind: str = ""
-    inch: float = 0
+    is_whole: bool = False  # counts something: no ticks between
+    kind: str = ""  # the page's type of axis; empty: found from the values
+    inch: float = 0  # of the page, in x: how far a `Spot` moves for each inch of `aside`
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture with its numbers.
+    """A picture with its numbers."""
 
-    Attributes:
-        name: of `name.png` and `name.csv` in the report folder.
-        title: what it shows, of how many.
-        caption: the sentence under it.
-        header, rows: the numbers, as they stand in the CSV.
-        marks: what is drawn, in this order.
-        ys: the y axis of each panel, from the upper one on.
-        height: of the PNG in inches.
-        legend: columns under the PNG; 0: inside the upper panel; None: no legend.
-    """
-
-    name: str
-    title: str
-    caption: str
+    name: str  # of `name.png` and `name.csv` in the report folder
+    title: str  # what it shows, of how many
+    caption: str  # the sentence under it
     header: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
-    marks: tuple[Mark, ...] = field(repr=False)
+    rows: tuple[tuple[Any, ...], ...]  # the numbers, as they stand in the CSV
+    marks: tuple[Mark, ...] = field(repr=False)  # what is drawn, in this order
     x: Axis
-    ys: tuple[Axis, ...]
-    height: float = 4.5
-    legend: int | None = None
+    ys: tuple[Axis, ...]  # of each panel, from the upper one on
+    height: float = 4.5  # of the PNG in inches
+    legend: int | None = None  # columns under the PNG; 0: inside the upper panel; None: no legend
 
     def of(self, kind: type[Any]) -> list[Any]:
         """The marks of one kind."""

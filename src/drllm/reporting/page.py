@@ -14,6 +14,7 @@ from drllm.core.files import write_text
 from drllm.core.route import Action, Route
 from drllm.reporting.chart import Chart
 from drllm.reporting.drawing import to_csv
+from drllm.reporting.glossary import glossary
 from drllm.reporting.parts import Heading, Part, flat, tasks, to_markdown
 from drllm.reporting.plots import as_plotly
 from drllm.runs.layout import MARKDOWN_FILE, PAGE_FILE
@@ -22,8 +23,12 @@ STATIC = "static"  # the folder beside this file
 SENTENCE = 40  # characters: a longer cell is wrapped
 
 
-def write_page(parts: Sequence[Part], folder: Path) -> Path:
-    """Write `report.md` and `report.html`; the path of the second. Their pictures: `drllm.reporting.drawing.write_charts`."""
+def write_page(opening: Sequence[Part], body: Sequence[Part], folder: Path) -> Path:
+    """Write `report.md` and `report.html`, the words of the body explained above it; the path of the second.
+
+    Their pictures: `drllm.reporting.drawing.write_charts`.
+    """
+    parts = [*opening, *glossary(body), *body]
     write_text(folder / MARKDOWN_FILE, to_markdown(parts))
     write_text(folder / PAGE_FILE, to_html(parts))
     return folder / PAGE_FILE
@@ -37,16 +42,11 @@ def to_html(parts: Iterable[Part]) -> str:
     parts, script = list(parts), _text("page.js")
     plotly = get_plotlyjs() if any(isinstance(part, Chart) for part in flat(parts)) else ""
     named = [(f"s{place}", part) for place, part in enumerate(parts)]
-    facts: dict[str, Any] = {
-        "parts": named,
-        "title": next((part.text for part in parts if isinstance(part, Heading)), "drllm"),
-        "sections": [(name, part.text) for name, part in named if isinstance(part, Heading) and part.level == 2],
-        "style": Markup(_text("page.css")),
-        "script": Markup(script),
-        "plotly": Markup(plotly),
-        "hashes": " ".join(f"'sha256-{_digest(text)}'" for text in (plotly, script) if text),
-    }
-    return _environment().get_template("page.html").render(facts)
+    title = next((part.text for part in parts if isinstance(part, Heading)), "drllm")
+    sections = [(name, part.text) for name, part in named if isinstance(part, Heading) and part.level == 2]
+    raw = {"style": Markup(_text("page.css")), "script": Markup(script), "plotly": Markup(plotly)}
+    hashes = " ".join(f"'sha256-{_digest(text)}'" for text in (plotly, script) if text)
+    return _environment().get_template("page.html").render(parts=named, title=title, sections=sections, hashes=hashes, **raw)
 
 
 def _kind(part: Part) -> str:
@@ -110,4 +110,4 @@ def _plot(chart: Chart) -> Any:
 
 def _csv(chart: Chart) -> str:
     """The numbers as a link that needs no file."""
-    return "data:text/csv;base64," + base64.b64encode(to_csv(chart).encode()).decode()
+    return f"data:text/csv;base64,{base64.b64encode(to_csv(chart).encode()).decode()}"

@@ -49,16 +49,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question, what the base and the method made of it, and where its policy sent it.
-
-    Attributes: text: empty where the questions are not at hand; base_right: None where the base was not evaluated on it.
-    """
+    """A question, what the base and the method made of it, and where its policy sent it."""
 
     id: str
     task: str
-    text: str
+    text: str  # empty where the questions are not at hand
     answer: str
-    base_right: bool | None
+    base_right: bool | None  # None where the base was not evaluated on it
     right: bool
     route: str
 
@@ -70,24 +67,17 @@ class Prompt:
 
 @dataclass(frozen=True)
 class RouteGroup:
-    """Prompts whose routes resemble each other.
+    """Prompts whose routes resemble each other."""
 
-    Attributes:
-        route: the commonest of them.
-        distance: how many blocks another of them treats differently, at most.
-        n_prompts, better, worse: of all its prompts, of which `prompts` shows the first.
-        is_rest: routes that resemble no group's; they need not resemble each other.
-    """
-
-    route: str
-    distance: int
+    route: str  # the commonest of them
+    distance: int  # how many blocks another of them treats differently, at most
     n_routes: int
     n_prompts: int
     by_task: tuple[tuple[str, int], ...]
     better: int
     worse: int
-    prompts: tuple[Prompt, ...]
-    is_rest: bool = False
+    prompts: tuple[Prompt, ...]  # the first; all other figures are of all
+    is_rest: bool = False  # routes that resemble no group's; they need not resemble each other
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from drllm.reporting import figures
 from drllm.reporting.browser import absent, browse, differs, read_questions
 from drllm.reporting.chart import Chart
 from drllm.reporting.drawing import need_extras, write_charts
-from drllm.reporting.glossary import glossary
 from drllm.reporting.headline import by_size, headline, judged
 from drllm.reporting.page import write_page
 from drllm.reporting.parts import Commands, Folded, Heading, Paragraph, Part, Table
@@ -58,7 +57,7 @@ def report(run: str | Path) -> Path:
     sections = (_results, _routes, _labels, _training, _guarantees, _dropped, _provenance)
     parts = [part for section in sections for part in section(loaded)]
     write_charts(parts, folder)
-    return write_page([*_opening(loaded), *glossary(parts), *parts], folder)
+    return write_page(_opening(loaded), parts, folder)
 
 
 def _opening(run: Run) -> list[Part]:

@@ -12,19 +12,13 @@ from drllm.core.route import Route
 
 @dataclass(frozen=True)
 class Routed:
-    """One prompt and its route.
-
-    Attributes:
-        task, doc_id: the question it belongs to; `doc_id` is -1 where the harness does not say.
-        n_prompt_tokens: tokens the policy read.
-        n_new_tokens: tokens generated up to the sequence's own end; 0 where continuations were scored.
-    """
+    """One prompt and its route."""
 
     task: str
-    doc_id: int
+    doc_id: int  # of the question it belongs to; -1 where the harness does not say
     route: Route
-    n_prompt_tokens: int
-    n_new_tokens: int = 0
+    n_prompt_tokens: int  # that the policy read
+    n_new_tokens: int = 0  # generated up to the sequence's own end; 0 where continuations were scored
 
 
 class RoutingLog:

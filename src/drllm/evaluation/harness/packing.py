@@ -14,25 +14,15 @@ Request = tuple[Any, list[int], list[int]]  # (the strings, or None for a window
 
 @dataclass(frozen=True)
 class Packed:
-    """One packed prompt.
+    """One packed prompt."""
 
-    Attributes:
-        sequence: the tokens; a tree of continuations where there are several.
-        requests: indices of the requests it answers, in the order of its scored tokens.
-        context: the whole context's ids.
-        is_whole: it holds all that is asked about its context, and all of its context: it may decide its route as it runs.
-        group: on the first prompt of a context, all requests about it; else empty.
-        route: decided before, where it is not whole, or one for all prompts.
-        n_prefix: tokens that it shares with those beside it and that run before them.
-    """
-
-    sequence: PackedPrompt
-    requests: tuple[int, ...]
-    context: tuple[int, ...]
-    is_whole: bool
-    group: tuple[int, ...]
-    route: Route | None = None
-    n_prefix: int = 0
+    sequence: PackedPrompt  # a tree of continuations where there are several
+    requests: tuple[int, ...]  # indices of the requests it answers, in the order of its scored tokens
+    context: tuple[int, ...]  # the whole context's ids
+    is_whole: bool  # it holds all that is asked about its context, and all of its context: it may decide its route as it runs
+    group: tuple[int, ...]  # on the first prompt of a context, all requests about it; else empty
+    route: Route | None = None  # decided before, where it is not whole, or one for all prompts
+    n_prefix: int = 0  # tokens that it shares with those beside it and that run before them
 
     @property
     def prefix(self) -> tuple[int, ...]:
