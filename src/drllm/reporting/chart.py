@@ -56,9 +56,9 @@ class Curve(Mark):
 
     xs: Sequence[Any]
     ys: Sequence[float]
-    error: tuple[list[float], list[float]] | None = None  # how far the intervals reach below and above
+    error: tuple[list[float], list[float]] | None = None  # how far the intervals reach below and above; None without intervals
     dashed: bool = False  # of two curves in one colour, the second
-    group: str = ""  # curves that a click on the page's legend draws together, in the PNG with smaller markers
+    group: str = ""  # curves that a click on the page's legend draws together, in the PNG with smaller markers; empty: no group
     drawn: bool = True  # else not in the PNG, and on the page after a click
 
 
