@@ -1,13 +1,21 @@
-"""What a policy decides: one action a block, one route a prompt. No torch in this module."""
+"""What a policy decides: the path of one prompt through the blocks. No torch in this module."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from drllm.core.errors import InputError
+
+MAX_PASSES = 4  # of one block, in any route
+_SPAN = re.compile(r"(?P<first>\d+)(-(?P<last>\d+))?")
+_DAMPED = re.compile(r"\((?P<first>\d+)(-(?P<last>\d+))?\)(\*(?P<strength>[\d.e-]+))?")
+_HOW = "write one digit a block, 0 (skip), 1 (execute) or 2 (repeat), or a path such as 0-14,12-29 or 0-14,(12-14)*0.5,15-29"
 
 
 class Action(IntEnum):
@@ -18,14 +26,41 @@ class Action(IntEnum):
     REPEAT = 2
 
 
+class Span(NamedTuple):
+    """Blocks `first` to `last`, one after the other: F. With a strength s below 1 the states h go only that far: h + s (F(h) - h)."""
+
+    first: int
+    last: int
+    strength: float = 1.0
+
+    @property
+    def blocks(self) -> range:
+        """Its blocks, in order."""
+        return range(self.first, self.last + 1)
+
+    def __str__(self) -> str:
+        text = f"{self.first}-{self.last}" if self.last > self.first else str(self.first)
+        return text if self.strength == 1 else f"({text})*{self.strength!r}"
+
+
+Visit = tuple[Span, ...]  # what runs when the base's forward comes to one block
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The actions of all L blocks of one prompt, first block first; the only form a route has anywhere.
+    """The path of one prompt through L blocks; the only form a route has anywhere.
 
-    `str(route)` is one digit a block ("1102": execute, execute, skip, repeat) and `Route.parse` its inverse.
+    `str(route)` is one digit a block ("1102": execute, execute, skip, repeat) where each block's passes follow one another in place, at
+    most two; else the path ("0-14,12-29": blocks 0 to 14, then 12 to 29), with "/30" behind it if the last of 30 blocks never runs.
+    `Route.parse` is its inverse.
+
+    Attributes:
+        actions: passes of each block, first block first.
+        order: the path, where it is not in place: single blocks, and spans of a strength below 1.
     """
 
-    actions: tuple[Action, ...]
+    actions: tuple[int, ...]
+    order: tuple[Span, ...] | None
 
     def __init__(self, actions: Iterable[int]):
         try:
@@ -33,23 +68,65 @@ class Route:
         except (ValueError, TypeError) as error:
             raise InputError(f"a route holds one action a block, 0 (skip), 1 (execute) or 2 (repeat): {error}") from None
         object.__setattr__(self, "actions", parsed)
+        object.__setattr__(self, "order", None)
 
     @classmethod
-    def parse(cls, text: str) -> Route:
-        """The route written as one digit a block; `InputError` on anything but the digits 0, 1 and 2."""
-        if not isinstance(text, str) or not text or set(text) - set("012"):
-            raise InputError(f"cannot read route {text!r}: write one digit a block, 0 (skip), 1 (execute) or 2 (repeat)")
-        return _parsed(text)
+    def parse(cls, text: str, n_layers: int | None = None) -> Route:
+        """The route written as digits or as a path; `InputError` for anything else.
+
+        `n_layers` is how many blocks a path leads through that does not say so itself; default one more than its last block.
+        """
+        if not isinstance(text, str) or not text:
+            raise InputError(f"cannot read route {text!r}: {_HOW}")
+        return _digits(text) if not set(text) - set("012") else _parse_path(text, n_layers)
 
     @classmethod
     def full(cls, n_layers: int) -> Route:
         """The identity: every block executed once, which is the base model."""
         return cls((Action.EXECUTE,) * n_layers)
 
+    @classmethod
+    def along(cls, path: Iterable[int | Span], n_layers: int) -> Route:
+        """Any path through `n_layers` blocks: blocks, and spans with their strengths, in the order they run.
+
+        Raises:
+            InputError: an empty path, a block out of range, more than `MAX_PASSES` of one block, a strength outside (0, 1] or of a span
+                whose blocks have not all been passed.
+        """
+        return _along(tuple(_single_blocks(path)), n_layers)
+
+    def loop(self, first: int, last: int, strength: float = 1.0, times: int = 2) -> Route:
+        """This route with blocks `first` to `last` run `times` times in all, each time after the first with this strength."""
+        if not 0 <= first <= last < len(self) or times < 2:
+            raise InputError(f"cannot loop blocks {first} to {last} {times} times: a route of {len(self)} blocks, run at least twice")
+        if skipped := [block for block in range(first, last + 1) if not self.actions[block]]:
+            raise InputError(f"cannot loop blocks {first} to {last}: this route skips block {skipped[0]}")
+        again = [Span(first, last, strength)] * (times - 1)
+        visits = list(self.visits)
+        visits[last] = (*visits[last], *again)
+        return Route.along(itertools.chain.from_iterable(visits), len(self))
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The path: single blocks, and spans of a strength below 1."""
+        if self.order is not None:
+            return self.order
+        return tuple(Span(block, block) for block, action in enumerate(self.actions) for _ in range(action))
+
     @property
     def path(self) -> tuple[int, ...]:
         """Indices of the blocks in the order they run; `len(route.path) == route.n_passes`."""
-        return tuple(block for block, action in enumerate(self.actions) for _ in range(action))
+        return tuple(block for span in self.spans for block in span.blocks)
+
+    @property
+    def visits(self) -> tuple[Visit, ...]:
+        """For each block, what runs when the base's forward comes to it: the part of the path whose highest block so far it is."""
+        return _visits(self)
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether each block's passes follow one another, so that the actions say all."""
+        return self.order is None
 
     @property
     def n_passes(self) -> int:
@@ -59,29 +136,36 @@ class Route:
     @property
     def is_full(self) -> bool:
         """Whether this is the identity."""
-        return all(action == Action.EXECUTE for action in self.actions)
+        return self.order is None and all(action == Action.EXECUTE for action in self.actions)
 
     def edit(self, start: int, *actions: int) -> Route:
-        """This route with the actions from block `start` on replaced."""
+        """This route with the actions from block `start` on replaced; of a route that is not in place, only blocks that run once."""
         if not 0 <= start <= len(self) - len(actions):
             raise InputError(f"cannot edit blocks {start} to {start + len(actions) - 1} of a route of {len(self)} blocks")
-        return Route((*self.actions[:start], *actions, *self.actions[start + len(actions) :]))
+        if self.order is None and max(self.actions, default=0) <= Action.REPEAT:
+            return Route((*self.actions[:start], *actions, *self.actions[start + len(actions) :]))
+        edited = {Span(block, block): action for block, action in enumerate(actions, start)}
+        if fixed := [span.first for span in edited if self.spans.count(span) != 1 or self.actions[span.first] != 1]:
+            raise InputError(f"cannot edit block {fixed[0]} of route {self}: it does not run once by itself")
+        return Route.along([span for span in self.spans for _ in range(edited.get(span, 1))], len(self))
 
     def first_edit(self) -> int:
-        """The first block that is not executed exactly once; L for the identity."""
-        return next((block for block, action in enumerate(self.actions) if action != 1), len(self))
+        """The first block at which something else runs than the block once; L for the identity."""
+        return next((block for block, visit in enumerate(self.visits) if visit != (Span(block, block),)), len(self))
 
     def __len__(self) -> int:
         return len(self.actions)
 
-    def __iter__(self) -> Iterator[Action]:
+    def __iter__(self) -> Iterator[int]:
         return iter(self.actions)
 
-    def __getitem__(self, block: int) -> Action:
+    def __getitem__(self, block: int) -> int:
         return self.actions[block]
 
     def __str__(self) -> str:
-        return "".join(str(int(action)) for action in self.actions)
+        if self.order is None and max(self.actions, default=0) <= Action.REPEAT:
+            return "".join(str(int(action)) for action in self.actions)
+        return _path_text(self.spans, len(self))
 
     def __repr__(self) -> str:
         return f"Route.parse({str(self)!r})"
@@ -99,6 +183,86 @@ class GatedDepth:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _parsed(text: str) -> Route:
+def _digits(text: str) -> Route:
     """One object a route: records of many questions hold the same ones, those of a blind baseline or a list of routes above all."""
     return Route(int(digit) for digit in text)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _parse_path(text: str, n_layers: int | None) -> Route:
+    body, slash, stated = "".join(text.split()).partition("/")
+    matches = [_SPAN.fullmatch(part) or _DAMPED.fullmatch(part) for part in body.split(",")]
+    if slash and not stated.isdecimal() or not all(matches):
+        raise InputError(f"cannot read route {text!r}: {_HOW}")
+    spans = [_span(match.groupdict(), text) for match in matches if match]
+    found = int(stated) if slash else n_layers or 1 + max(span.last for span in spans)
+    return Route.along(spans, found)
+
+
+def _span(parts: dict[str, str | None], text: str) -> Span:
+    """One part of a path; `parts` are what the expressions matched."""
+    first = int(parts["first"] or 0)
+    last = int(parts["last"] or first)
+    try:
+        strength = float(parts.get("strength") or 1)
+    except ValueError:
+        raise InputError(f"cannot read strength {parts['strength']!r} in route {text!r}: expected a number above 0, at most 1") from None
+    if last < first:
+        raise InputError(f"cannot read {first}-{last} in route {text!r}: a span goes from its lower block to its higher one")
+    return Span(first, last, strength)
+
+
+def _single_blocks(path: Iterable[int | Span]) -> Iterator[Span]:
+    """The path with plain spans taken apart."""
+    for part in path:
+        if isinstance(part, Span) and part.strength != 1:
+            yield part
+        else:
+            yield from (Span(block, block) for block in (part.blocks if isinstance(part, Span) else (int(part),)))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _along(spans: tuple[Span, ...], n_layers: int) -> Route:
+    """See `Route.along`."""
+    if not spans:
+        raise InputError("got an empty path: a route runs at least one block")
+    counts, highest = [0] * n_layers, -1
+    for span in spans:
+        if not 0 < span.strength <= 1:
+            raise InputError(f"got strength {span.strength:g} for {span.first}-{span.last}: expected a number above 0, at most 1")
+        if not 0 <= span.first <= span.last < n_layers:
+            raise InputError(f"got block {span.last if span.first >= 0 else span.first} in a path through {n_layers} blocks, 0 to {n_layers - 1}")
+        if span.strength < 1 and span.last > highest:
+            raise InputError(f"got strength {span.strength:g} for {span.first}-{span.last}: only a span that is run again can have one")
+        highest = max(highest, span.last)
+        for block in span.blocks:
+            counts[block] += 1
+    if max(counts) > MAX_PASSES:
+        raise InputError(f"got {max(counts)} passes of block {counts.index(max(counts))}: expected at most {MAX_PASSES} of one block")
+    is_in_place = all(span.strength == 1 for span in spans) and all(a.first <= b.first for a, b in itertools.pairwise(spans))
+    route = object.__new__(Route)
+    object.__setattr__(route, "actions", tuple(Action(n) if n <= Action.REPEAT else n for n in counts))
+    object.__setattr__(route, "order", None if is_in_place else spans)
+    return route
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _visits(route: Route) -> tuple[Visit, ...]:
+    visits: list[list[Span]] = [[] for _ in range(len(route))]
+    highest = 0
+    for span in route.spans:
+        highest = max(highest, span.last)
+        visits[highest].append(span)
+    return tuple(map(tuple, visits))
+
+
+def _path_text(spans: Sequence[Span], n_layers: int) -> str:
+    """The path in as few spans as there can be."""
+    merged: list[Span] = []
+    for span in spans:
+        if merged and merged[-1].strength == span.strength == 1 and span.first == merged[-1].last + 1:
+            merged[-1] = Span(merged[-1].first, span.last)
+        else:
+            merged.append(span)
+    end = "" if max(span.last for span in spans) == n_layers - 1 else f"/{n_layers}"
+    return ",".join(map(str, merged)) + end
