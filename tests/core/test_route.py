@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from drllm.core.errors import DrllmError, InputError
 from drllm.core.names import did_you_mean
-from drllm.core.route import Action, GatedDepth, Route
+from drllm.core.route import Action, GatedDepth, Route, Span
 
 actions = st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=100)
 
@@ -71,7 +72,7 @@ def test_routes_are_frozen():
         Route.full(3).actions = ()  # type: ignore[misc]
 
 
-@given(st.text(max_size=8).filter(lambda text: not text or set(text) - set("012")))
+@given(st.text(st.characters(exclude_characters="-,(/"), max_size=8).filter(lambda text: not text or set(text) - set("012")))
 def test_other_text_is_refused_in_one_line(text):
     with pytest.raises(InputError, match="cannot read route") as caught:
         Route.parse(text)
@@ -99,3 +100,131 @@ def test_a_near_name_is_suggested_and_a_far_one_is_not():
 def test_a_depth_of_parts_of_blocks_writes_no_route():
     depth = GatedDepth(2.5)
     assert (str(depth), depth.n_passes, depth.is_full) == ("", 2.5, False)
+
+
+@st.composite
+def paths(draw, n_layers=6, most=10):
+    """(path of blocks and damped spans, n_layers): any order, no block more than four times."""
+    spans, highest = [], -1
+    for _ in range(draw(st.integers(1, most))):
+        if highest >= 0 and draw(st.booleans()):
+            last = draw(st.integers(0, highest))
+            spans.append(Span(draw(st.integers(0, last)), last, draw(st.sampled_from([0.25, 0.5, 1 / 3, 1.0]))))
+        else:
+            block = draw(st.integers(0, n_layers - 1))
+            spans.append(Span(block, block))
+            highest = max(highest, block)
+    counts = Counter(block for span in spans for block in span.blocks)
+    assume(max(counts.values()) <= 4)
+    return spans, n_layers
+
+
+@given(paths())
+def test_a_path_and_its_text_are_inverse(drawn):
+    spans, n_layers = drawn
+    route = Route.along(spans, n_layers)
+    assert Route.parse(str(route)) == route == eval(repr(route)) == pickle.loads(pickle.dumps(route))
+    assert hash(Route.parse(str(route))) == hash(route)
+    assert route.path == tuple(block for span in spans for block in span.blocks)
+    assert route.n_passes == len(route.path) == sum(route.actions)
+    assert len(route) == n_layers
+
+
+@given(paths())
+def test_visits_say_the_whole_path_in_order(drawn):
+    """At block v runs what lies behind v and before the first higher block, so every block has had its own visit."""
+    route = Route.along(*drawn)
+    assert Route.of_visits(route.visits) == route
+    assert [span for visit in route.visits for span in visit] == list(route.spans)
+    for block, visit in enumerate(route.visits):
+        assert all(span.last <= block for span in visit)
+        assert not visit or visit[0].last == block
+    assert route.first_edit() == next((b for b, visit in enumerate(route.visits) if visit != (Span(b, b),)), len(route))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "path"),
+    [
+        ("0-4,2-4,5", "0-4,2-5", (0, 1, 2, 3, 4, 2, 3, 4, 5)),
+        (" 0-4, 2-5 ", "0-4,2-5", (0, 1, 2, 3, 4, 2, 3, 4, 5)),
+        ("0-4,(2-4)*0.50,5", "0-4,(2-4)*0.5,5", (0, 1, 2, 3, 4, 2, 3, 4, 5)),
+        ("0-4,(2-4)*1,5", "0-4,2-5", (0, 1, 2, 3, 4, 2, 3, 4, 5)),
+        ("0-2,(2)*.5,4/6", "0-2,(2)*0.5,4/6", (0, 1, 2, 2, 4)),
+        ("0,1,1,3/5", "12010", (0, 1, 1, 3)),
+        ("1,1,1/2", "1,1,1", (1, 1, 1)),
+        ("2,0/4", "2,0/4", (2, 0)),
+    ],
+)
+def test_a_path_has_one_text(text, shown, path):
+    route = Route.parse(text)
+    assert (str(route), route.path) == (shown, path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0-9,7-12/12", "got block 12 in a path through 12 blocks, 0 to 11"),
+        ("0-9,7-9,7-9,7-9,7-9", "got 5 passes of block 7: expected at most 4 of one block"),
+        ("0-9,(7-9)*1.5", "got strength 1.5 for 7-9: expected a number above 0, at most 1"),
+        ("0-9,(7-9)*0", "got strength 0 for 7-9: expected a number above 0, at most 1"),
+        ("0-9,(7-9)*e.", "cannot read strength 'e.' in route '0-9,(7-9)*e.': expected a number above 0, at most 1"),
+        ("0-6,(7-9)*0.5", "got strength 0.5 for 7-9: only a span that is run again can have one"),
+        ("0-9,9-7", "cannot read 9-7 in route '0-9,9-7': a span goes from its lower block to its higher one"),
+        ("0-9,", "cannot read route '0-9,': write one digit a block"),
+        ("0-9/", "cannot read route '0-9/': write one digit a block"),
+        ("0-123456", "cannot read route '0-123456': write one digit a block"),
+        ("-", "cannot read route '-': write one digit a block"),
+    ],
+)
+def test_a_path_that_cannot_run_is_refused_in_one_line(text, said):
+    with pytest.raises(InputError) as caught:
+        Route.parse(text)
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_path_is_refused():
+    with pytest.raises(InputError, match=r"^got an empty path: a route runs at least one block$"):
+        Route.along([], 4)
+
+
+def test_a_path_takes_the_number_of_blocks_that_it_does_not_say():
+    assert len(Route.parse("0-3,2-4")) == 5
+    assert len(Route.parse("0-3,2-4", 8)) == 8
+    assert str(Route.parse("0-3,2-4", 8)) == "0-3,2-4/8"
+    assert Route.parse("1102", 8) == Route.parse("1102")
+
+
+def test_a_loop_runs_its_span_again():
+    full = Route.full(6)
+    assert str(full.loop(2, 4)) == "0-4,2-5"
+    assert str(full.loop(2, 4, strength=0.5)) == "0-4,(2-4)*0.5,5"
+    assert str(full.loop(2, 4, times=3)) == "0-4,2-4,2-5"
+    assert str(full.loop(3, 3)) == "111211"
+    assert str(full.loop(1, 2).loop(4, 5, 0.25)) == "0-2,1-5,(4-5)*0.25"
+    assert str(full.edit(0, 0).loop(2, 4)) == "1-4,2-5"
+    for arguments, said in (
+        ((4, 2), "cannot loop blocks 4 to 2 2 times"),
+        ((2, 6), "blocks 2 to 6"),
+        ((2, 3, 1.0, 1), "blocks 2 to 3 1 times"),
+    ):
+        with pytest.raises(InputError, match=said):
+            full.loop(*arguments)
+    with pytest.raises(InputError, match=r"^cannot loop blocks 1 to 3: this route skips block 2$"):
+        full.edit(2, 0).loop(1, 3)
+
+
+def test_an_edit_of_a_looped_route():
+    looped = Route.full(6).loop(2, 4, 0.5)
+    assert looped.edit(0, 0, 2) == Route.full(6).edit(0, 0, 2).loop(2, 4, 0.5)
+    assert str(looped.edit(5, 0)) == "0-4,(2-4)*0.5/6"
+    with pytest.raises(InputError, match=r"^cannot edit block 3 of route 0-4,\(2-4\)\*0.5,5: it does not run once by itself$"):
+        looped.edit(3, 0)
+
+
+def test_where_a_looped_route_leaves_the_base():
+    assert Route.full(6).loop(2, 4).first_edit() == 4
+    assert Route.full(6).loop(2, 4).actions == (1, 1, 2, 2, 2, 1)
+    assert not Route.full(6).loop(2, 4).is_in_place
+    assert not Route.full(6).loop(2, 4).is_full
+    assert Route.full(6).loop(3, 3, times=3).is_in_place

@@ -12,11 +12,12 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import families
 from drllm import InputError, Route, RoutedModel, UnsupportedModelError
+from drllm.core.route import MAX_PASSES, Span
 from drllm.model import families as known
 from drllm.model.cache import RoutedCache
 from drllm.policies.given import GivenRoutes
@@ -25,9 +26,31 @@ from reference import find_blocks, is_greedy, path_model, reference_generate, re
 L = families.N_BLOCKS
 # Only the list of families refuses these: one shares no state in its tiny form, one hides it in its modules (transformers 5.19).
 STRUCTURE_ALONE_WOULD_PASS = {"gemma4_unified_text", "recurrent_gemma"}
-# First and last block skipped, repeats everywhere, all skipped, all repeated.
-HARD_ROUTES = [Route.parse(text) for text in ("0121", "2001", "0210", "1110", "0000", "2222", "1012")]
-LENGTHS = [4, 7, 5, 9, 3, 8, 6]
+# First and last block skipped, repeats everywhere, all skipped, all repeated; loops that begin alike and end at different blocks, steps
+# back over skipped blocks, a block run for the first time by a later visit, three passes, strengths.
+HARD_ROUTES = [
+    *(Route.parse(text) for text in ("0121", "2001", "0210", "1110", "0000", "2222", "1012")),
+    *(Route.parse(text, L) for text in ("0-2,1-3", "0-3,1-2", "0-2,(1-2)*0.5,3", "0-3,(0-3)*0.25,(3)*0.5", "2,0/4", "0-1,0-1,0-3")),
+]
+LENGTHS = [4, 7, 5, 9, 3, 8, 6, 7, 5, 4, 6, 8, 9]
+
+
+@st.composite
+def any_route(draw):
+    """Digits, or a path in any order with spans of any strength."""
+    if draw(st.booleans()):
+        return Route(draw(st.lists(st.integers(0, 2), min_size=L, max_size=L)))
+    spans, highest = [], -1
+    for _ in range(draw(st.integers(1, 6))):
+        if highest >= 0 and draw(st.booleans()):
+            last = draw(st.integers(0, highest))
+            spans.append(Span(draw(st.integers(0, last)), last, draw(st.sampled_from([0.5, 0.3, 1.0]))))
+        else:
+            spans.append(Span(*[draw(st.integers(0, L - 1))] * 2))
+            highest = max(highest, spans[-1].last)
+    counts = Counter(block for span in spans for block in span.blocks)
+    assume(max(counts.values()) <= MAX_PASSES)
+    return Route.along(spans, L)
 
 
 @functools.cache
@@ -79,14 +102,13 @@ def test_without_a_route_it_is_the_base_bit_for_bit(name):
 
 
 @pytest.mark.parametrize("name", families.sampled(others="long"))
-@given(actions=st.lists(st.integers(0, 2), min_size=L, max_size=L), n_prompt=st.integers(1, 9), n_step=st.integers(1, 3))
-@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-def test_cached_steps_equal_the_uncached_path(name, actions, n_prompt, n_step):
+@given(route=any_route(), n_prompt=st.integers(1, 9), n_step=st.integers(1, 3))
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_cached_steps_equal_the_uncached_path(name, route, n_prompt, n_step):
     """Prefill, then steps of n_step tokens, past the sliding window: at every position the logits of the uncached path."""
     untouched, routed = base_and_routed(name)
-    route = Route(actions)
     ids, _ = prompts([14])
-    expected = reference_logits(untouched, route.path, ids)
+    expected = reference_logits(untouched, route.spans, ids)
     cache = routed.new_cache(GivenRoutes([route]), torch.ones(1, n_prompt))
     pieces = [routed.forward(cache, input_ids=ids[:, :n_prompt]).logits]
     for start in range(n_prompt, 14, n_step):
@@ -101,7 +123,7 @@ def test_forward_of_hard_routes(name):
     ids, _ = prompts([9, 9])
     for route in HARD_ROUTES:
         with torch.no_grad():
-            assert_close(routed(ids, routes=route).logits, reference_logits(untouched, route.path, ids))
+            assert_close(routed(ids, routes=route).logits, reference_logits(untouched, route.spans, ids))
 
 
 @pytest.mark.parametrize("name", families.sampled(others="long"))
@@ -110,7 +132,7 @@ def test_a_mixed_left_padded_batch_generates_what_each_row_does_alone(name):
     ids, mask = prompts(LENGTHS)
     outs = greedy(routed, ids, mask, HARD_ROUTES, 8)
     for row, (route, n) in enumerate(zip(HARD_ROUTES, LENGTHS, strict=True)):
-        assert is_greedy(untouched, route.path, ids[row : row + 1, -n:], outs[row].token_ids), f"row {row}, route {route}"
+        assert is_greedy(untouched, route.spans, ids[row : row + 1, -n:], outs[row].token_ids), f"row {row}, route {route}"
         assert outs[row].route == route
         assert (outs[row].n_prompt_tokens, outs[row].n_new_tokens) == (n, 8)
 
@@ -124,7 +146,7 @@ def test_rows_of_a_mixed_padded_forward(name):
     with torch.no_grad():
         got = routed(ids, mask, positions, routes=HARD_ROUTES).logits
     for row, (route, n) in enumerate(zip(HARD_ROUTES, LENGTHS, strict=True)):
-        assert_close(got[row, -n:], reference_logits(untouched, route.path, ids[row : row + 1, -n:])[0])
+        assert_close(got[row, -n:], reference_logits(untouched, route.spans, ids[row : row + 1, -n:])[0])
 
 
 def test_position_ids_go_through_unchanged():
@@ -199,7 +221,7 @@ def test_three_threads_generate_different_routes_at_once():
         thread.join()
     for index, routes in plans.items():
         for row, (route, n) in enumerate(zip(routes, LENGTHS, strict=True)):
-            tokens, _ = reference_generate(untouched, route.path, ids[row : row + 1, -n:], 12)
+            tokens, _ = reference_generate(untouched, route.spans, ids[row : row + 1, -n:], 12)
             assert all(repeat[row] == tokens for repeat in results[index])
 
 
@@ -229,7 +251,7 @@ def test_sliding_window_longer_than_the_text():
     ids, mask = prompts(LENGTHS)
     outs = greedy(routed, ids, mask, HARD_ROUTES, 6)
     for row, (route, n) in enumerate(zip(HARD_ROUTES, LENGTHS, strict=True)):
-        assert outs[row].token_ids == reference_generate(untouched, route.path, ids[row : row + 1, -n:], 6)[0]
+        assert outs[row].token_ids == reference_generate(untouched, route.spans, ids[row : row + 1, -n:], 6)[0]
 
 
 @pytest.mark.parametrize("text", ["1121", "0111"])
@@ -242,11 +264,11 @@ def test_a_stock_cache_is_wrong(text):
     cache = routed.new_cache(GivenRoutes([route]), torch.ones(1, 5))
     routed.forward(cache, input_ids=ids[:, :5])
     if text == "1121":
-        cache.second_pass.layers[2] = copy.deepcopy(cache.layers[2])
+        cache.slots(1).layers[2] = copy.deepcopy(cache.layers[2])
     else:
         cache.n_seen = cache.layers[0].get_seq_length()
     got = routed.forward(cache, input_ids=ids[:, 5:6]).logits
-    assert (got - reference_logits(untouched, route.path, ids[:, :6])[:, 5:]).abs().max() > 1e-2
+    assert (got - reference_logits(untouched, route.spans, ids[:, :6])[:, 5:]).abs().max() > 1e-2
 
 
 def test_sdpa_agrees_with_eager():
@@ -256,7 +278,7 @@ def test_sdpa_agrees_with_eager():
     ids, mask = prompts(LENGTHS)
     outs = greedy(routed, ids, mask, HARD_ROUTES, 6)
     for row, (route, n) in enumerate(zip(HARD_ROUTES, LENGTHS, strict=True)):
-        assert outs[row].token_ids == reference_generate(untouched, route.path, ids[row : row + 1, -n:], 6)[0]
+        assert outs[row].token_ids == reference_generate(untouched, route.spans, ids[row : row + 1, -n:], 6)[0]
 
 
 def test_the_cache_refuses_what_would_be_wrong():

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_TWINS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], nn.Module]] = weakref.WeakKeyDictionary()
+_TWINS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], nn.Module]] = weakref.WeakKeyDictionary()
 
 
 def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
@@ -42,26 +42,74 @@ def _follow_path(config: Any, path: Sequence[int], n_blocks: int) -> None:
     fields[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(path)
 
 
-def path_model(model: nn.Module, path: Sequence[int]) -> nn.Module:
-    """A model that runs the blocks of `path` in that order; it shares the weights of `model` and leaves it as it was.
+Part = int | tuple[int, int, float]
+"""Of a path: a block, or the first and the last block of a span and its strength s, h + s (F(h) - h)."""
 
-    The blocks are those of `model`. The modules outside them are copies that see a configuration which follows the path, since many
-    families look a block's mask or rotary table up by its place in the loop; the blocks look things up by their own index.
+
+def blocks_of(path: Sequence[Part]) -> list[int]:
+    """Indices of the blocks of a path in the order they run."""
+    return [block for part in path for block in ([part] if isinstance(part, int) else range(part[0], part[1] + 1))]
+
+
+def path_model(model: nn.Module, parts: Sequence[Part]) -> nn.Module:
+    """A model that runs the blocks of a path in that order; it shares the weights of `model` and leaves it as it was.
+
+    The blocks are those of `model`; at both ends of a damped span stand copies that keep and mix the states. The modules outside them are
+    copies that see a configuration which follows the path, since many families look a block's mask or rotary table up by its place in the
+    loop; the blocks look things up by their own index.
     """
     name, blocks = find_blocks(model)
-    n_blocks = model.config.num_hidden_layers
+    n_blocks, path = model.config.num_hidden_layers, blocks_of(parts)
     shared = [*model.parameters(), *model.buffers(), *blocks]
     twin = copy.deepcopy(model, {id(part): part for part in shared})
-    inside = {id(module) for block in blocks for module in block.modules()}
+    walked = nn.ModuleList(_run_parts([blocks[block] for block in path], parts))
+    inside = {id(module) for block in [*blocks, *walked] for module in block.modules()}
     parent, _, leaf = name.rpartition(".")
-    setattr(twin.get_submodule(parent), leaf, nn.ModuleList([blocks[block] for block in path]))
+    setattr(twin.get_submodule(parent), leaf, walked)
     configs = {id(config): config for module in twin.modules() if id(module) not in inside and (config := getattr(module, "config", None))}
     for config in configs.values():
         _follow_path(config, path, n_blocks)
     return twin.eval()
 
 
-def twin_of(model: nn.Module, path: Sequence[int]) -> nn.Module:
+def _run_parts(blocks: list[nn.Module], parts: Sequence[Part]) -> list[nn.Module]:
+    """The blocks of a path, those at the ends of a damped span as copies with the interpolation written out."""
+    at = 0
+    for part in parts:
+        n, strength = (1, 1.0) if isinstance(part, int) else (part[1] - part[0] + 1, part[2])
+        if strength != 1:
+            _damp(blocks, at, at + n - 1, strength)
+        at += n
+    return blocks
+
+
+def _damp(blocks: list[nn.Module], first: int, last: int, strength: float) -> None:
+    """Put copies where the span begins, which keeps the states, and where it ends, which mixes them with what the span made of them."""
+    kept: list[torch.Tensor] = []
+
+    def keeping(forward: Any) -> Any:
+        def keep(*args: Any, **kwargs: Any) -> Any:
+            kept.append(args[0] if args else kwargs["hidden_states"])
+            return forward(*args, **kwargs)
+
+        return keep
+
+    def mixing(forward: Any) -> Any:
+        def mix(*args: Any, **kwargs: Any) -> Any:
+            out: Any = forward(*args, **kwargs)
+            before, after = kept.pop(), out[0] if isinstance(out, tuple) else out
+            mixed = before + strength * (after - before)
+            return (mixed, *out[1:]) if isinstance(out, tuple) else mixed
+
+        return mix
+
+    for place, change in ((first, keeping), (last, mixing)):
+        block = copy.copy(blocks[place])
+        block.forward = change(blocks[place].forward)
+        blocks[place] = block
+
+
+def twin_of(model: nn.Module, path: Sequence[Part]) -> nn.Module:
     """`path_model`, made once for a model and a path: for models whose modules stay as they are."""
     twins = _TWINS.setdefault(model, {})
     if (path := tuple(path)) not in twins:
@@ -71,14 +119,14 @@ def twin_of(model: nn.Module, path: Sequence[int]) -> nn.Module:
 
 @torch.no_grad()
 def reference_logits(
-    model: nn.Module, path: Sequence[int], input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **inputs: Any
+    model: nn.Module, path: Sequence[Part], input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **inputs: Any
 ) -> torch.Tensor:
     """Logits (B, T, vocabulary) of this path, uncached. input_ids and attention_mask: (B, T)."""
     return twin_of(model, path)(input_ids, attention_mask=attention_mask, use_cache=False, **inputs).logits
 
 
 @torch.no_grad()
-def reference_generate(model: nn.Module, path: Sequence[int], input_ids: torch.Tensor, n: int) -> tuple[list[int], torch.Tensor]:
+def reference_generate(model: nn.Module, path: Sequence[Part], input_ids: torch.Tensor, n: int) -> tuple[list[int], torch.Tensor]:
     """Greedy continuation of one prompt, recomputed from scratch at every step; no end token stops it.
 
     input_ids: (1, T). Returns the n new tokens and the logits (n, vocabulary) each was chosen from.
@@ -96,7 +144,7 @@ def reference_generate(model: nn.Module, path: Sequence[int], input_ids: torch.T
 
 
 @torch.no_grad()
-def is_greedy(model: nn.Module, path: Sequence[int], input_ids: torch.Tensor, tokens: Sequence[int]) -> bool:
+def is_greedy(model: nn.Module, path: Sequence[Part], input_ids: torch.Tensor, tokens: Sequence[int]) -> bool:
     """Whether `tokens` is the greedy continuation of one prompt, input_ids (1, T), without running a forward a token.
 
     Each token must be the most likely one behind the prompt and the tokens before it, which one forward over all of them tells.

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from drllm.core.errors import InputError
 
 MAX_PASSES = 4  # of one block, in any route
-_SPAN = re.compile(r"(?P<first>\d+)(-(?P<last>\d+))?")
-_DAMPED = re.compile(r"\((?P<first>\d+)(-(?P<last>\d+))?\)(\*(?P<strength>[\d.e-]+))?")
+_SPAN = re.compile(r"(?P<first>\d{1,5})(-(?P<last>\d{1,5}))?", re.ASCII)
+_DAMPED = re.compile(r"\((?P<first>\d{1,5})(-(?P<last>\d{1,5}))?\)(\*(?P<strength>[\d.e-]+))?", re.ASCII)
 _HOW = "write one digit a block, 0 (skip), 1 (execute) or 2 (repeat), or a path such as 0-14,12-29 or 0-14,(12-14)*0.5,15-29"
 
 
@@ -76,9 +76,11 @@ class Route:
 
         `n_layers` is how many blocks a path leads through that does not say so itself; default one more than its last block.
         """
-        if not isinstance(text, str) or not text:
+        if isinstance(text, str) and text and not set(text) - set("012"):
+            return _digits(text)
+        if not isinstance(text, str) or not set(text) & set("-,(/"):
             raise InputError(f"cannot read route {text!r}: {_HOW}")
-        return _digits(text) if not set(text) - set("012") else _parse_path(text, n_layers)
+        return _parse_path(text, n_layers)
 
     @classmethod
     def full(cls, n_layers: int) -> Route:
@@ -94,6 +96,12 @@ class Route:
                 whose blocks have not all been passed.
         """
         return _along(tuple(_single_blocks(path)), n_layers)
+
+    @classmethod
+    def of_visits(cls, visits: Sequence[Visit]) -> Route:
+        """The route that runs this at each of its blocks, the inverse of `visits`; unlike a path it may be empty."""
+        spans = [span for visit in visits for span in visit]
+        return cls.along(spans, len(visits)) if spans else cls([Action.SKIP] * len(visits))
 
     def loop(self, first: int, last: int, strength: float = 1.0, times: int = 2) -> Route:
         """This route with blocks `first` to `last` run `times` times in all, each time after the first with this strength."""
@@ -192,7 +200,7 @@ def _digits(text: str) -> Route:
 def _parse_path(text: str, n_layers: int | None) -> Route:
     body, slash, stated = "".join(text.split()).partition("/")
     matches = [_SPAN.fullmatch(part) or _DAMPED.fullmatch(part) for part in body.split(",")]
-    if slash and not stated.isdecimal() or not all(matches):
+    if (slash and not re.fullmatch(r"\d{1,5}", stated, re.ASCII)) or not all(matches):
         raise InputError(f"cannot read route {text!r}: {_HOW}")
     spans = [_span(match.groupdict(), text) for match in matches if match]
     found = int(stated) if slash else n_layers or 1 + max(span.last for span in spans)
@@ -231,7 +239,9 @@ def _along(spans: tuple[Span, ...], n_layers: int) -> Route:
         if not 0 < span.strength <= 1:
             raise InputError(f"got strength {span.strength:g} for {span.first}-{span.last}: expected a number above 0, at most 1")
         if not 0 <= span.first <= span.last < n_layers:
-            raise InputError(f"got block {span.last if span.first >= 0 else span.first} in a path through {n_layers} blocks, 0 to {n_layers - 1}")
+            raise InputError(
+                f"got block {span.last if span.first >= 0 else span.first} in a path through {n_layers} blocks, 0 to {n_layers - 1}"
+            )
         if span.strength < 1 and span.last > highest:
             raise InputError(f"got strength {span.strength:g} for {span.first}-{span.last}: only a span that is run again can have one")
         highest = max(highest, span.last)

@@ -12,7 +12,7 @@ from rich.text import Text
 from torch import Tensor
 
 from drllm.core.errors import InputError
-from drllm.core.route import Action, Route
+from drllm.core.route import Action, Route, Visit
 from drllm.model.prompts import Prompt, encode_prompts
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import Decider, RouteSource
@@ -92,7 +92,7 @@ class _WatchedDecider(Decider):
     def __init__(self, decider: Decider, watched: _Watched):
         self._decider, self._watched = decider, watched
 
-    def decide(self, block: int, x_BTD: Tensor) -> Tensor:
+    def decide(self, block: int, x_BTD: Tensor) -> Tensor | list[Visit]:
         if (probabilities_BC := self._decider.probabilities(block, x_BTD)) is not None:
             self._watched.probabilities.append(tuple(probabilities_BC[0].tolist()))
         if (values_BK := self._decider.values(block, x_BTD)) is not None:

@@ -8,7 +8,7 @@ Shapes: B sequences, T tokens, D hidden size.
 
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from drllm.core.errors import UnsupportedModelError, first_line
-from drllm.model.cache import ALL_ONCE, RoutedCache
+from drllm.model.cache import RoutedCache
 from drllm.model.transformers_private import FORWARD_NAMES
+from drllm.model.turns import Turn
 
 # Arguments of a block that carry one entry a sequence when their first dimension is B. Chosen by name: a square attention mask or a
 # position table may have B entries by accident, and an argument missing here must be refused, never guessed at.
@@ -45,7 +46,8 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
 class RoutedBlock:
     """Stands for one block's `forward`: without a `RoutedCache` among the arguments, the base block, bit for bit.
 
-    With one, the block runs 0, 1 or 2 times on each sequence, as the cache's `rows_per_pass` say, and only on those sequences.
+    With one, it runs what the cache's `turns` say for this block: the block 0, 1 or 2 times, or spans of blocks that came before it, each
+    only on the sequences whose routes say so.
     """
 
     def __init__(self, block: nn.Module, index: int, returns_tuple: bool):
@@ -54,6 +56,7 @@ class RoutedBlock:
         self.original: Callable[..., Any] = block.forward
         self.had_own_forward = "forward" in vars(block)  # accelerate's device hooks put one there
         self.parameters = tuple(inspect.signature(self.original).parameters)
+        self.all: Sequence[RoutedBlock] = ()  # of the model, this one among them
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         cache = find_cache(args, kwargs)
@@ -65,31 +68,36 @@ class RoutedBlock:
             named = dict(zip(self.parameters, args, strict=False)) | kwargs
             x_BTD = named.pop(self.parameters[0])
         x_BTD = cache.enter(self.index, x_BTD, named)
-        passes = cache.rows_per_pass[self.index]
-        if passes is ALL_ONCE:  # nearly every call: nothing is selected, nothing put back
+        turns = cache.turns[self.index]
+        if turns is None:  # nearly every call: nothing is selected, nothing put back
             out = self.original(x_BTD, **named)
             cache.leave(self.index, x_BTD.shape[1])
             return out
-        rest = None  # what the block returned beside the states, for families that return tuples
-        for n_pass, picked in enumerate(passes):
-            passed = {key: self._argument(key, value, picked, n_pass, cache, x_BTD.shape[0]) for key, value in named.items()}
-            states, rest = self.run(x_BTD if picked is None else x_BTD[picked], passed)
+        rest = None  # what a block returned beside the states, for families that return tuples
+        for turn in turns:
+            states, rest = self._take(turn, cache, x_BTD)
             # A device map may have moved the block's output: the other sequences follow it.
-            x_BTD = states if picked is None else x_BTD.to(states.device).index_copy(0, picked.to(states.device), states)
+            x_BTD = states if turn.picked is None else x_BTD.to(states.device).index_copy(0, turn.picked.to(states.device), states)
         cache.leave(self.index, x_BTD.shape[1])
         return (x_BTD, *(rest or (None,))) if self.returns_tuple else x_BTD
+
+    def _take(self, turn: Turn, cache: RoutedCache, x_BTD: Tensor) -> tuple[Tensor, tuple[Any, ...] | None]:
+        """One turn: (states of its sequences, what its last block returned beside them)."""
+        before = states = x_BTD if turn.picked is None else x_BTD[turn.picked]
+        rest = None
+        for block, n_set in zip(turn.span.blocks, turn.sets, strict=True):
+            named = cache.arguments[block].items()
+            passed = {key: _argument(key, value, turn.picked, n_set, cache, x_BTD.shape[0]) for key, value in named}
+            states, rest = self.all[block].run(states, passed)
+        if turn.span.strength != 1:
+            before = before.to(states.device)
+            states = before + turn.span.strength * (states - before)
+        return states, rest
 
     def run(self, x_BTD: Tensor, arguments: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...] | None]:
         """One pass of the base block: (states, what it returns beside them in families that return tuples)."""
         out = self.original(x_BTD, **arguments)
         return (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
-
-    def _argument(self, name: str, value: Any, picked: Tensor | None, n_pass: int, cache: RoutedCache, n_sequences: int) -> Any:
-        if value is cache:
-            return cache.of_pass(n_pass)
-        if picked is None or value is None or name not in SEQUENCE_ARGUMENTS:
-            return value
-        return cache.once_a_step(picked, value, lambda: pick_sequences(value, picked, n_sequences))
 
     def remove(self) -> None:
         """Give the block its own forward back."""
@@ -97,6 +105,15 @@ class RoutedBlock:
             self.block.forward = self.original
         else:
             del self.block.forward
+
+
+def _argument(name: str, value: Any, picked: Tensor | None, n_set: int, cache: RoutedCache, n_sequences: int) -> Any:
+    """An argument of a block for the sequences of a turn, whose keys and values lie in a set of slots."""
+    if value is cache:
+        return cache.slots(n_set)
+    if picked is None or value is None or name not in SEQUENCE_ARGUMENTS:
+        return value
+    return cache.once_a_step(picked, value, lambda: pick_sequences(value, picked, n_sequences))
 
 
 def find_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> RoutedCache | None:

@@ -1,4 +1,4 @@
-"""The cache carries the routing state: actions, one key-value slot for each (block, pass), and the clock.
+"""The cache carries the routing state: what runs at each block, one key-value slot for each (block, pass), and the clock.
 
 A stock `DynamicCache` is wrong under a route: it has one slot a block, so a second pass would attend to the first pass's keys,
 and it counts tokens by the length of block 0's slot, which a skipped block 0 leaves empty (`docs/how-it-works.md`).
@@ -6,7 +6,6 @@ and it counts tokens by the length of block 0's slot, which a skipped block 0 le
 Shapes: B sequences, T tokens of this step, L blocks.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,16 +15,14 @@ from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 
 from drllm.core.errors import InputError, UnsupportedModelError
-from drllm.core.route import Route
+from drllm.core.route import Route, Visit
 from drllm.model import transformers_private as private
+from drllm.model.turns import TurnMaker, Turns, check_decision, every_turn
 from drllm.policies.given import GivenRoutes
 from drllm.policies.policy import RouteSource
 
 # Called at prefill with what enters each block: its index, the states (B, T, D), its other arguments. States it returns go on instead.
 Observer = Callable[[int, Tensor, dict[str, Any]], Tensor | None]
-RowsPerPass = tuple[Tensor | None, ...]  # for each pass of a block, the sequences that make it: an index tensor, or None for all
-ALL_ONCE: RowsPerPass = (None,)
-_UNIFORM: tuple[RowsPerPass, ...] = ((), ALL_ONCE, (None, None))  # where all sequences take one action
 
 _CAUSES = "hooks were removed, another object unwrapped it, or gradient checkpointing dropped the cache"
 STRAYED = f"the model's blocks did not follow the route ({_CAUSES}): wrap the model again, or switch that off"
@@ -86,26 +83,28 @@ class RoutedCache(PassSlots):
         self._config = config
         self._prompt_mask = prompt_mask.bool()
         self._observe = observe
-        known = source.known_actions(len(prompt_mask))
-        self._decider = source.start(self._prompt_mask) if known is None else None
-        self._actions: list[list[int]] = known or []  # B a block
-        self.rows_per_pass: list[RowsPerPass] = []  # of each block entered; `ALL_ONCE` itself where each sequence makes one pass
-        self._n_entered = 0  # blocks that prefill has come to
-        self._picked: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # one tensor for equal ones, whatever the block
+        self._visits: list[Sequence[Visit]] = source.known_visits(len(prompt_mask)) or []  # a block: what each of B sequences runs
+        self._decider = None if self._visits else source.start(self._prompt_mask)
+        self._turn_maker = TurnMaker(n_layers)
+        self.turns: list[Turns] = []  # of each block that prefill has come to
+        self.arguments: dict[int, dict[str, Any]] = {}  # of each block that this step has come to
+        self.later: list[PassSlots] = []  # sets of slots beyond the first
         self._selected: dict[tuple[int, int], tuple[Any, Any]] = {}
 
-    @functools.cached_property
-    def second_pass(self) -> PassSlots:
-        """The slots of second passes: made when first wanted, since few routes repeat."""
-        slots = PassSlots(new_slots(self._config, self.n_layers))
-        slots.n_seen = self.n_seen
-        return slots
+    def slots(self, n: int) -> PassSlots:
+        """The n-th set of slots: 0, this cache, for nearly all that runs; the others are made when first wanted."""
+        while len(self.later) < n:
+            self.later.append(PassSlots(new_slots(self._config, self.n_layers)))
+            self.later[-1].n_seen = self.n_seen
+        return self.later[n - 1] if n else self
 
     def enter(self, block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
-        """Called with the states entering each block and its other arguments, before it runs; decides its actions at prefill."""
-        if block > self._n_entered:
+        """Called with the states entering each block and its other arguments, before it runs; decides what runs at prefill."""
+        self.arguments[block] = arguments
+        n_entered = len(self.turns)
+        if block > n_entered:
             raise InputError(STRAYED)
-        if block == self._n_entered:
+        if block == n_entered:
             if self.n_seen:
                 raise InputError("the cache met new blocks after prefill: use one RoutedCache a generation")
             if x_BTD.shape[:2] != self._prompt_mask.shape:
@@ -114,32 +113,11 @@ class RoutedCache(PassSlots):
             if self._observe is not None and (replaced := self._observe(block, x_BTD, arguments)) is not None:
                 x_BTD = replaced
             if self._decider is not None:
-                self._actions.append(check_actions(self._decider.decide(block, x_BTD), x_BTD.shape[0], block))
-            elif len(self._actions[block]) != len(x_BTD):
-                raise InputError(f"got {len(self._actions[block])} routes for {len(x_BTD)} sequences, expected one each")
-            self.rows_per_pass.append(self.split_actions(self._actions[block], x_BTD.device))
-            self._n_entered += 1
+                self._visits.append(check_decision(self._decider.decide(block, x_BTD), x_BTD.shape[0], block))
+            elif len(self._visits[block]) != len(x_BTD):
+                raise InputError(f"got {len(self._visits[block])} routes for {len(x_BTD)} sequences, expected one each")
+            self.turns.append(self._turn_maker.split(block, self._visits[block], x_BTD.device))
         return x_BTD
-
-    def of_pass(self, n_pass: int) -> PassSlots:
-        """The slots of first or of second passes."""
-        return self.second_pass if n_pass else self
-
-    def split_actions(self, actions: Sequence[int], device: torch.device) -> RowsPerPass:
-        """Turn one block's actions into the sequences of each pass."""
-        most = max(actions)
-        if most == min(actions):
-            return _UNIFORM[most]
-        passes: list[Tensor | None] = []
-        for n_pass in range(most):
-            picked = tuple(index for index, action in enumerate(actions) if action > n_pass)
-            if len(picked) == len(actions):
-                passes.append(None)
-                continue
-            if (device, picked) not in self._picked:
-                self._picked[device, picked] = torch.tensor(picked, device=device)
-            passes.append(self._picked[device, picked])
-        return tuple(passes)
 
     def once_a_step(self, picked: Tensor, value: Any, select: Callable[[], Any]) -> Any:
         """What `select` makes of a block's argument for some sequences; blocks with equal ones are given the same argument in a step."""
@@ -153,21 +131,21 @@ class RoutedCache(PassSlots):
         if block == self.n_layers - 1:
             self._tell(self.n_seen + n_tokens)
             self._selected.clear()
+            self.arguments.clear()
 
     def _tell(self, n_seen: int) -> None:
-        self.n_seen = n_seen
-        if "second_pass" in vars(self):
-            self.second_pass.n_seen = n_seen
+        for n in range(len(self.later) + 1):
+            self.slots(n).n_seen = n_seen
 
     def check_complete(self, n_before: int = 0) -> None:
         """Refuse a result whose blocks did not all follow the route: something stands between the model and its routed blocks."""
-        if self._n_entered != self.n_layers or self.n_seen <= n_before:
+        if len(self.turns) != self.n_layers or self.n_seen <= n_before:
             raise InputError(STRAYED)
 
     @property
     def routes(self) -> list[Route]:
         """The routes decided, one a sequence; complete once prefill is over."""
-        return [Route(actions) for actions in zip(*self._actions, strict=True)]
+        return [Route.of_visits(visits) for visits in zip(*self._visits, strict=True)]
 
 
 class PrefilledCache(RoutedCache):
@@ -191,45 +169,38 @@ class PrefilledCache(RoutedCache):
     ):
         super().__init__(config, n_layers, GivenRoutes(routes), torch.ones((len(routes), width), dtype=torch.bool, device=device))
         lines = [iter(line) for line in keys_values]
-        for block, actions in enumerate(self._actions):
-            self.rows_per_pass.append(self.split_actions(actions, device))
-            for n_pass in range(max(actions)):
-                pairs = [next(line) for line, action in zip(lines, actions, strict=True) if action > n_pass]
-                layers = self.of_pass(n_pass).layers
-                if private.is_plain(layers[block]):
-                    layers[block] = private.RoomySlot()
-                elif not private.is_window(layers[block]):
-                    why = f"{config.model_type!r}: its attention keeps more than keys and values"
-                    raise UnsupportedModelError(f"generated rewards cannot be searched on {why}; use reward loglik")
-                kept = private.kept_tokens(layers[block], width)
-                keys, values = (torch.stack([_right_align(part, kept) for part in parts]) for parts in zip(*pairs, strict=True))
-                private.fill(layers[block], keys, values, width)
-        self._n_entered = n_layers
+        for block, visits in enumerate(self._visits):
+            self.turns.append(self._turn_maker.split(block, visits, device))
+            for turn in every_turn(block, self.turns[block]):
+                running = lines if turn.rows is None else [lines[row] for row in turn.rows]
+                for of_block, n_set in zip(turn.span.blocks, turn.sets, strict=True):
+                    self._fill(of_block, self.slots(n_set).layers, [next(line) for line in running], width)
         self._tell(width)
+
+    def _fill(self, block: int, layers: list[Any], pairs: Sequence[tuple[Tensor, Tensor]], width: int) -> None:
+        """Put the keys and values of some sequences into their slot of one set."""
+        if private.is_plain(layers[block]):
+            layers[block] = private.RoomySlot()
+        elif not private.is_window(layers[block]):
+            why = f"{self._config.model_type!r}: its attention keeps more than keys and values"
+            raise UnsupportedModelError(f"generated rewards cannot be searched on {why}; use reward loglik")
+        kept = private.kept_tokens(layers[block], width)
+        keys, values = (torch.stack([_right_align(part, kept) for part in parts]) for parts in zip(*pairs, strict=True))
+        private.fill(layers[block], keys, values, width)
 
     def select(self, indices: Sequence[int]) -> None:
         """Keep only some sequences, in that order."""
-        self._picked.clear()  # every block is split anew
-        for block, actions in enumerate(self._actions):
-            for n_pass in range(max(actions)):
-                members = [index for index, action in enumerate(actions) if action > n_pass]
+        self._turn_maker.forget()
+        for block, turns in enumerate(self.turns):
+            for turn in every_turn(block, turns):
+                members = range(len(self._visits[block])) if turn.rows is None else turn.rows
                 places = [members.index(index) for index in indices if index in members]
-                private.select_sequences(self.of_pass(n_pass).layers[block], places)
-            self._actions[block] = [actions[index] for index in indices]
-            self.rows_per_pass[block] = self.split_actions(self._actions[block], self._prompt_mask.device)
+                for of_block, n_set in zip(turn.span.blocks, turn.sets, strict=True):
+                    private.select_sequences(self.slots(n_set).layers[of_block], places)
+            self.turns[block] = self._turn_maker.select(block, turns, indices, self._prompt_mask.device)
+            self._visits[block] = [self._visits[block][index] for index in indices]
 
 
 def _right_align(part: Tensor, width: int) -> Tensor:
     """(heads, T, size) cut or zero-padded on the left to (heads, width, size)."""
     return torch.nn.functional.pad(part, (0, 0, width - part.shape[1], 0))
-
-
-def check_actions(actions: Tensor, n_sequences: int, block: int) -> list[int]:
-    """A policy's decision as B whole numbers; `InputError` for another shape or any value but 0, 1 and 2."""
-    if not isinstance(actions, Tensor) or actions.shape != (n_sequences,) or actions.is_floating_point():
-        found = f"{actions.dtype} {tuple(actions.shape)}" if isinstance(actions, Tensor) else type(actions).__name__
-        raise InputError(f"the policy decided {found} at block {block}, expected one whole action a sequence, ({n_sequences},)")
-    found = [int(action) for action in actions.tolist()]  # a bool is an action, too
-    if not {0, 1, 2}.issuperset(found):
-        raise InputError(f"the policy decided {found} at block {block}, expected 0 (skip), 1 (execute) or 2 (repeat)")
-    return found

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from drllm.core.errors import InputError
-from drllm.core.route import Route
+from drllm.core.route import Route, Visit
 from drllm.policies.files import PolicyFiles
 from drllm.policies.policy import Decider, Policy, register_policy
 
@@ -155,18 +155,19 @@ class _CodebookDecider(Decider):
 
     def __init__(self, codebook: Codebook, prompt_mask_BT: Tensor):
         self._codebook, self._prompt_mask_BT = codebook, prompt_mask_BT
-        self._actions_BL: Tensor | None = None
+        self._routes: list[Route] = []
 
     @torch.no_grad()
-    def decide(self, block: int, x_BTD: Tensor) -> Tensor:
+    def decide(self, block: int, x_BTD: Tensor) -> Tensor | list[Visit]:
         if block < self._codebook.block:
             return torch.ones(len(x_BTD), dtype=torch.long)
         if block == self._codebook.block:
             with torch.autocast(x_BTD.device.type, enabled=False):
-                routes = self._codebook.routes_for(pool_prompt(x_BTD, self._prompt_mask_BT))
-            self._actions_BL = torch.tensor([tuple(route) for route in routes])
-        assert self._actions_BL is not None, "a prefill passes the block where the choice is made"
-        return self._actions_BL[:, block]
+                self._routes = self._codebook.routes_for(pool_prompt(x_BTD, self._prompt_mask_BT))
+        assert self._routes, "a prefill passes the block where the choice is made"
+        if all(route.is_in_place for route in self._codebook.routes):
+            return torch.tensor([route[block] for route in self._routes])
+        return [route.visits[block] for route in self._routes]
 
     def values(self, block: int, x_BTD: Tensor) -> Tensor | None:
         if block != self._codebook.block or not self._codebook.points:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.names import did_you_mean
-from drllm.core.route import Route
+from drllm.core.route import Route, Visit
 
 POLICY_FILE = "policy.json"
 # Policies that live in modules of their own: imported, and so registered, when an artefact names them.
@@ -35,8 +35,11 @@ class Decider(ABC):
     """The decisions of one prefill. It may hold what belongs to this batch of prompts; a policy holds none of it."""
 
     @abstractmethod
-    def decide(self, block: int, x_BTD: Tensor) -> Tensor:
-        """The actions (B,) of one block, from the states entering it; asked once a block, first block first."""
+    def decide(self, block: int, x_BTD: Tensor) -> Tensor | list[Visit]:
+        """The actions (B,) of one block, from the states entering it; asked once a block, first block first.
+
+        Or, of each sequence, what runs when the forward comes to this block (`Route.visits`): loops can be said only so.
+        """
 
     def probabilities(self, block: int, x_BTD: Tensor) -> Tensor | None:
         """Of skip, execute and repeat (B, 3) at one block, where the policy has them. For `drllm inspect`; changes no decision."""
@@ -72,9 +75,9 @@ class RouteSource:
         """Each prompt's route from what `pool_prompt` makes of the base's states before block `reads`."""
         raise InputError(f"a {self.name!r} policy reads the states before every block: run the prompts under it")
 
-    def known_actions(self, n_sequences: int) -> list[list[int]] | None:
-        """For each block, the action of each of B sequences, where they are known before the prompts are read; else None."""
-        return None if self.route is None else [[int(action)] * n_sequences for action in self.route]
+    def known_visits(self, n_sequences: int) -> list[Sequence[Visit]] | None:
+        """For each block, what each of B sequences runs there, where it is known before the prompts are read; else None."""
+        return None if self.route is None else [[visit] * n_sequences for visit in self.route.visits]
 
     def select(self, indices: Sequence[int]) -> RouteSource:
         """What decides for some sequences of the batch, in that order; only given routes belong to sequences."""

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from drllm.core.route import Visit
 from drllm.policies.policy import Decider, RouteSource
 
 
@@ -51,10 +52,12 @@ class _TimedDecider(Decider):
     def __init__(self, decider: Decider, clock: TimedPolicy):
         self._decider, self._clock = decider, clock
 
-    def decide(self, block: int, x_BTD: Tensor) -> Tensor:
+    def decide(self, block: int, x_BTD: Tensor) -> Tensor | list[Visit]:
         if x_BTD.is_cuda:
             torch.cuda.synchronize(x_BTD.device)  # the blocks' queued work is not the routers'
         started = time.perf_counter()
-        actions = self._decider.decide(block, x_BTD).cpu()  # waits for a device, so that its work is counted here
+        decided = self._decider.decide(block, x_BTD)
+        if isinstance(decided, Tensor):
+            decided = decided.cpu()  # waits for a device, so that its work is counted here
         self._clock.add(time.perf_counter() - started)
-        return actions
+        return decided

@@ -75,8 +75,8 @@ def decide_routes(routed: RoutedModel, policies: Sequence[RouteSource | None], p
             return [Route.full(routed.n_layers)] * len(prompts)
         if policy.reads in read:
             return policy.routes_for(read[policy.reads])
-        if (known := policy.known_actions(len(prompts))) is not None:
-            return [Route(actions) for actions in zip(*known, strict=True)]
+        if (known := policy.known_visits(len(prompts))) is not None:
+            return [Route.of_visits(visits) for visits in zip(*known, strict=True)]
         routes: list[Route] = []
         for _, inputs in prompt_steps(routed, prompts, max_step_tokens):
             cache = routed.new_cache(policy, inputs["attention_mask"])

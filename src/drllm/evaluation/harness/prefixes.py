@@ -140,8 +140,8 @@ def _spread(cache: Any, n_sequences: int) -> Any:
     """The cache for one step of more sequences."""
     wide = copy.copy(cache)
     wide.layers = [share_prefix(slot, n_sequences) for slot in cache.layers]
-    if hasattr(cache, "second_pass"):
-        wide.second_pass = _spread(cache.second_pass, n_sequences)
+    if hasattr(cache, "later"):
+        wide.later = [_spread(slots, n_sequences) for slots in cache.later]
     return wide
 
 

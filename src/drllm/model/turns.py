@@ -1,0 +1,115 @@
+"""Which sequences of a batch run what, when the base's forward comes to a block.
+
+A base's forward walks its blocks once, in order. At block v a sequence runs the part of its path whose highest block so far is v
+(`Route.visits`): all blocks of it have had their own visit, so their arguments are known. Sequences whose visits begin alike run that
+beginning together.
+
+Shapes: B sequences of a batch.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from drllm.core.errors import InputError
+from drllm.core.route import Action, Span, Visit
+
+
+class Turn(NamedTuple):
+    """Some sequences run a span.
+
+    Attributes:
+        span: blocks of the path, and how far the states go.
+        sets: for each block of it, the set of slots that holds its keys and values.
+        rows: indices of the sequences; None for all.
+        picked: the same as a tensor, on the states' device.
+    """
+
+    span: Span
+    sets: tuple[int, ...]
+    rows: tuple[int, ...] | None
+    picked: Tensor | None
+
+
+Turns = tuple[Turn, ...] | None  # of one visit, in the order they run; None where every sequence runs the block once
+
+
+class TurnMaker:
+    """Makes the turns of one batch, visit by visit in order: each (block, pass) of a turn has a slot of its own."""
+
+    def __init__(self, n_layers: int):
+        self._n_used = [0] * n_layers  # sets of slots that hold something of a block
+        self._picked: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # one tensor for equal ones, whatever the block
+
+    def split(self, block: int, visits: Sequence[Visit], device: torch.device) -> Turns:
+        """The turns of what each sequence runs at `block`."""
+        first = visits[0]
+        if all(visit == first for visit in visits):
+            if first == in_place(block, 1) and not self._n_used[block]:
+                self._n_used[block] = 1
+                return None
+            return tuple(Turn(span, self._take(span), None, None) for span in first)
+        return tuple(self._group(visits, range(len(visits)), 0, device))
+
+    def _group(self, visits: Sequence[Visit], rows: Sequence[int], depth: int, device: torch.device) -> list[Turn]:
+        """The turns from step `depth` of the visits on, of sequences that ran the steps before together."""
+        groups: dict[Span, list[int]] = {}
+        for row in rows:
+            if len(visits[row]) > depth:
+                groups.setdefault(visits[row][depth], []).append(row)
+        turns: list[Turn] = []
+        for span, members in groups.items():
+            turns.append(self.turn(span, self._take(span), tuple(members), len(visits), device))
+            turns += self._group(visits, members, depth + 1, device)
+        return turns
+
+    def turn(self, span: Span, sets: tuple[int, ...], rows: tuple[int, ...], n_sequences: int, device: torch.device) -> Turn:
+        """A turn of some of `n_sequences` sequences."""
+        if len(rows) == n_sequences and rows == tuple(range(n_sequences)):
+            return Turn(span, sets, None, None)
+        if (device, rows) not in self._picked:
+            self._picked[device, rows] = torch.tensor(rows, device=device)
+        return Turn(span, sets, rows, self._picked[device, rows])
+
+    def _take(self, span: Span) -> tuple[int, ...]:
+        """A free set of slots for each block."""
+        for block in span.blocks:
+            self._n_used[block] += 1
+        return tuple(self._n_used[block] - 1 for block in span.blocks)
+
+    def forget(self) -> None:
+        """Drop what equal turns share; called where the batch changes."""
+        self._picked.clear()
+
+    def select(self, block: int, turns: Turns, indices: Sequence[int], device: torch.device) -> Turns:
+        """The turns that are left where only some sequences of the batch go on, in that order."""
+        if turns is None:
+            return None
+        kept = [(turn, tuple(new for new, old in enumerate(indices) if turn.rows is None or old in turn.rows)) for turn in turns]
+        left = tuple(self.turn(turn.span, turn.sets, rows, len(indices), device) for turn, rows in kept if rows)
+        return None if left == (Turn(Span(block, block), (0,), None, None),) else left
+
+
+def every_turn(block: int, turns: Turns) -> tuple[Turn, ...]:
+    """The turns of a visit, spelled out where they are None."""
+    return (Turn(Span(block, block), (0,), None, None),) if turns is None else turns
+
+
+def in_place(block: int, action: int) -> Visit:
+    """What an action means: passes through the block, one after the other."""
+    return (Span(block, block),) * action
+
+
+def check_decision(decided: Tensor | Sequence[Visit], n_sequences: int, block: int) -> list[Visit]:
+    """A policy's decision as what each sequence runs; `InputError` for another shape, or an action that is none of 0, 1 and 2."""
+    if isinstance(decided, list) and len(decided) == n_sequences:
+        return decided
+    if not isinstance(decided, Tensor) or decided.shape != (n_sequences,) or decided.is_floating_point():
+        found = f"{decided.dtype} {tuple(decided.shape)}" if isinstance(decided, Tensor) else type(decided).__name__
+        raise InputError(f"the policy decided {found} at block {block}, expected one whole action a sequence, ({n_sequences},)")
+    actions = [int(action) for action in decided.tolist()]  # a bool is an action, too
+    if not set(Action).issuperset(actions):
+        raise InputError(f"the policy decided {actions} at block {block}, expected 0 (skip), 1 (execute) or 2 (repeat)")
+    return [in_place(block, action) for action in actions]
