@@ -119,7 +119,7 @@ class Route:
         """The path: single blocks, and spans of a strength below 1."""
         if self.order is not None:
             return self.order
-        return tuple(Span(block, block) for block, action in enumerate(self.actions) for _ in range(action))
+        return tuple(_single(block) for block, action in enumerate(self.actions) for _ in range(action))
 
     @property
     def path(self) -> tuple[int, ...]:
@@ -220,13 +220,18 @@ def _span(parts: dict[str, str | None], text: str) -> Span:
     return Span(first, last, strength)
 
 
+@functools.lru_cache(maxsize=1 << 12)
+def _single(block: int) -> Span:
+    return Span(block, block)
+
+
 def _single_blocks(path: Iterable[int | Span]) -> Iterator[Span]:
     """The path with plain spans taken apart."""
     for part in path:
         if isinstance(part, Span) and part.strength != 1:
             yield part
         else:
-            yield from (Span(block, block) for block in (part.blocks if isinstance(part, Span) else (int(part),)))
+            yield from map(_single, part.blocks if isinstance(part, Span) else (int(part),))
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -127,7 +127,7 @@ class GeneratedScorer(ModelScorer):
     def _decode(self, answers: list[_Answer]) -> None:
         """Greedy steps of all answers, from the keys and values of their paths."""
         width = max(self._questions[answer.handle][1][0].bucket.width for answer in answers)
-        lines: Any = [[node.keys_values for node in answer.node.line] for answer in answers]  # type: ignore[union-attr]
+        lines: Any = [[pair for node in answer.node.line for pair in node.keys_values] for answer in answers]  # type: ignore[union-attr]
         routes = [answer.route for answer in answers]
         cache = PrefilledCache(self.routed.config, self.routed.n_layers, routes, lines, width, self.routed.device)
         n_pads = torch.tensor([[width - answer.question.n_tokens] for answer in answers], device=self.routed.device)

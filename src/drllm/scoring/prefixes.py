@@ -1,7 +1,7 @@
 """Run many (sequence, route) pairs through the blocks; every prefix that paths of a sequence share is computed once.
 
 The states after k blocks of a path depend on those k blocks alone, so a sequence's paths form a trie: a node is one application of a block
-to its parent's states. Nodes wait at their block. A sweep goes through the blocks in order and runs what waits there: sequences of any
+to its parent's states, or of a span that has a strength, whose states before it are those of the parent. Nodes wait at their block. A sweep goes through the blocks in order and runs what waits there: sequences of any
 question and depth together, in steps of one fixed shape. A step that is not full may wait for the next sweep.
 
 Fixed shapes are what makes a verdict depend on the question and the route alone: a matrix product in bfloat16 can round differently when
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from drllm.core.route import Route
+from drllm.core.route import Route, Span
 from drllm.model.blocks import SEQUENCE_ARGUMENTS, pick_sequences
 from drllm.model.cache import PassSlots, new_slots
 from drllm.model.routed import RoutedModel
@@ -36,15 +36,15 @@ MIN_FILL = 0.5  # share of a step's sequences below which it waits for the next 
 
 @dataclass(slots=True, eq=False, repr=False)
 class Node:
-    """One application of a block. The root, block -1, holds a sequence's embeddings and stands for its trie."""
+    """One application of a block, or of a span of a strength below 1. The root holds a sequence's embeddings and stands for its trie."""
 
     bucket: Bucket
     index: int  # of the sequence in its bucket
     parent: Node | None = None
-    block: int = -1
-    children: dict[int, Node] = field(default_factory=dict)
-    state: Tensor | None = None  # (W, D), the states after the block; None before it ran and after it was evicted
-    keys_values: tuple[Tensor, Tensor] | None = None  # what the block's attention cached, (heads, W, head size) each; only when asked for
+    span: Span = Span(-1, -1)
+    children: dict[Span, Node] = field(default_factory=dict)
+    state: Tensor | None = None  # (W, D), the states after the span; None before it ran and after it was evicted
+    keys_values: tuple[tuple[Tensor, Tensor], ...] = ()  # what each block's attention cached, (heads, W, head size); only when asked for
     queued: bool = False
     dependents: list[Node] = field(default_factory=list)  # children queued behind this one
     tags: list[Hashable] = field(default_factory=list)  # evaluations that end here
@@ -128,10 +128,10 @@ class PrefixRunner:
         """Ask for the states at the end of a route; `sweep` brings the last node under the tag."""
         node = root
         line = []
-        for block in route.path:
-            parent, child = node, node.children.get(block)
-            node = child or Node(root.bucket, root.index, parent, block)
-            parent.children[block] = node
+        for span in route.spans:
+            parent, child = node, node.children.get(span)
+            node = child or Node(root.bucket, root.index, parent, span)
+            parent.children[span] = node
             line.append(node)
         node.tags.append(tag)
         if node.state is not None:
@@ -145,7 +145,7 @@ class PrefixRunner:
             parent.dependents.append(node)
             if parent.state is not None:
                 self._keep(parent)
-                self._waiting[node.block].append(node)
+                self._waiting[node.span.first].append(node)
 
     def release(self, node: Node) -> None:
         """The results of an evaluation that ended at this node have been read."""
@@ -170,39 +170,41 @@ class PrefixRunner:
 
     def _run_block(self, block: int, force: bool) -> bool:
         """One round over what waits at a block now; True when something ran (second passes may wait at it then)."""
-        by_width: dict[int, list[Node]] = defaultdict(list)
+        alike: dict[tuple[int, Span], list[Node]] = defaultdict(list)
         for node in self._waiting[block]:
-            by_width[node.bucket.width].append(node)
+            alike[node.bucket.width, node.span].append(node)
         self._waiting[block] = []
         ran = False
-        for width, nodes in by_width.items():
+        for (width, span), nodes in alike.items():
             n_sequences = max(1, self.max_step_tokens // width)  # R
             for start in range(0, len(nodes), n_sequences):
                 step = nodes[start : start + n_sequences]
                 if len(step) < n_sequences * MIN_FILL and not force:
                     self._waiting[block] += step
                     continue
-                self._apply(block, step, n_sequences)
+                self._apply(span, step, n_sequences)
                 ran = True
         return ran
 
-    def _apply(self, block: int, nodes: list[Node], n_sequences: int) -> None:
+    def _apply(self, span: Span, nodes: list[Node], n_sequences: int) -> None:
         """Run one step of `n_sequences` sequences, the last of `nodes` repeated to fill it."""
         nodes.sort(key=lambda node: id(node.bucket))
         filled = nodes + [nodes[-1]] * (n_sequences - len(nodes))
         parents: list[Any] = [node.parent for node in filled]
-        x_RWD = torch.stack([parent.state for parent in parents])
+        before_RWD = x_RWD = torch.stack([parent.state for parent in parents])
         slots = PassSlots(new_slots(self.routed.config, self.routed.n_layers)) if self.keep_keys_values else None
-        arguments: dict[str, Any] = _gather(block, filled)
-        arguments |= dict.fromkeys(self._cache_names[block], slots)
-        out = self.routed.run_block(block, x_RWD, arguments)
-        self.n_applied += len(nodes)
-        self.n_padded += n_sequences - len(nodes)
+        for block in span.blocks:
+            arguments = _gather(block, filled) | dict.fromkeys(self._cache_names[block], slots)
+            x_RWD = self.routed.run_block(block, x_RWD, arguments)
+        if span.strength != 1:
+            x_RWD = before_RWD + span.strength * (x_RWD - before_RWD)
+        self.n_applied += len(nodes) * len(span.blocks)
+        self.n_padded += (n_sequences - len(nodes)) * len(span.blocks)
         for index, node in enumerate(nodes):
             # A copy: a view would keep the whole step's states alive.
-            node.state = out[index].clone()
+            node.state = x_RWD[index].clone()
             if slots is not None:
-                node.keys_values = keys_values(slots.layers[block], index)
+                node.keys_values = tuple(keys_values(slots.layers[block], index) for block in span.blocks)
             self.n_bytes += _bytes_of(node)
         for node, parent in zip(nodes, parents, strict=False):
             node.queued = False
@@ -210,7 +212,7 @@ class PrefixRunner:
             parent.n_living += 1
             self._offer(parent)
             for child in node.dependents:
-                self._waiting[child.block].append(child)
+                self._waiting[child.span.first].append(child)
             self._end(node)
         self.peak_bytes = max(self.peak_bytes, self.n_bytes)
         while self.n_bytes > self.cache_bytes and (candidates := self._leaves or self._inner):
@@ -240,7 +242,7 @@ class PrefixRunner:
 
     def _evict(self, node: Node) -> None:
         self.n_bytes -= _bytes_of(node)
-        node.state = node.keys_values = None
+        node.state, node.keys_values = None, ()
         parent: Any = node.parent
         parent.n_living -= 1
         self._offer(parent)
@@ -279,5 +281,5 @@ def _pick(values: list[Any], picks: list[tuple[Tensor, int]]) -> Any:
 
 
 def _bytes_of(node: Node) -> int:
-    tensors = [node.state, *(node.keys_values or ())]
+    tensors = [node.state, *(part for pair in node.keys_values for part in pair)]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
