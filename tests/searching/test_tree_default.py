@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drllm.core.config import SearchConfig
+from drllm.core.config import SearchConfig, to_dict
 from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.searching.edits import EditSpace, Evaluation
 from drllm.searching.presets import make_tree
-from drllm.searching.prior import EditPrior
+from drllm.searching.prior import EditPrior, fit_prior, sweep_routes
 from landscapes import additive, closure, config_of, never, noise, run, seen_by
 
 
@@ -193,3 +193,35 @@ def test_comfort_is_the_share_of_the_base_margin_to_keep(comfort, chosen):
     margins = {"1111": 1.0, "0111": 0.75, "0011": 0.5, "0001": 0.25}
     tree.evaluated = [Evaluation(Route.parse(text), True, margin) for text, margin in margins.items()]
     assert str(tree.chosen) == chosen
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_a_planted_loop_is_found_and_kept(strength):
+    """One span of six blocks, run again, is all that turns the answer right: a sweep points to it, and the search tries it first."""
+    planted = Route.full(6).loop(2, 4, strength)
+    config = SearchConfig(max_loop_span=3, loop_strength=strength, n_simulations=20, patience=0)
+
+    def answer(route):
+        return route == planted, 1.0 if route == planted else -0.1 * (not route.is_full)
+
+    routes = [Route.full(6), *sweep_routes(6, 2, 3, strength)]
+    prior = fit_prior(6, 2, [[Evaluation(route, *answer(route)) for route in routes]] * 4, 3, strength)
+    assert EditPrior.from_json(prior.to_json()) == prior
+    tree = make_tree(6, config, 0, prior)
+    asked = run(tree, answer)
+    assert asked.index(planted) <= 3
+    assert tree.chosen == planted
+    with pytest.raises(
+        InputError, match=r"skips of up to 2, loops of up to 3 with strength .* for a search over 6 blocks and skips of up to 2: "
+    ):
+        make_tree(6, SearchConfig(), 0, prior)
+
+
+def test_loops_are_off_unless_asked_for():
+    assert not any(not route.is_in_place for route in run(make_tree(5, config_of("margins", n_simulations=500), 0), never))
+    asked = run(make_tree(5, config_of("margins", n_simulations=500, max_loop_span=2), 0), never)
+    assert Route.full(5).loop(1, 2) in asked
+    with pytest.raises(InputError, match="preset paper, which has no loops"):
+        SearchConfig(preset="paper", max_loop_span=2)
+    assert not any("loop" in name for name in to_dict(SearchConfig()))
+    assert to_dict(SearchConfig(max_loop_span=2))["max_loop_span"] == 2

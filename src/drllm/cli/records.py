@@ -58,7 +58,7 @@ def sweeps(folders: Iterable[Path]) -> Lines:
 
     for folder in folders:
         if (prior := read_prior(folder)) is not None:
-            n_routes = 1 + len(sweep_routes(prior.n_layers, prior.max_skip_run))
+            n_routes = 1 + len(sweep_routes(prior.n_layers, prior.max_skip_run, prior.max_loop_span, prior.loop_strength))
             yield f"  {folder.name}: the sweep behind its prior evaluated {prior.n_questions} x {n_routes} routes more\n"
 
 

@@ -28,6 +28,10 @@ class SearchConfig(Options):
     random_prob: float = option(0.1, "probability of descending to a random child (section 4: 0.1)", ge=0, le=1)
     max_skip_run: int = option(2, "longest run of consecutive blocks one edit skips (section 4: 2)", ge=1)
     max_passes_ratio: float = option(2.0, "longest path, in multiples of the number of blocks (section 4: 2)", ge=1, le=2)
+    max_loop_span: int = option(
+        0, "preset default: longest span of blocks one edit runs once more, after its last; 0: none", ge=0, later=True
+    )
+    loop_strength: float = option(1.0, "how far the states go when a span runs once more: h + s (F(h) - h)", gt=0, le=1, later=True)
     widening: float = option(2.0, "children a node may have per square root of visits; without it 50 simulations stay at the root", gt=0)
     early_stop: bool = option(True, "stop a question when the base was wrong and a path is right (section 4)")
     patience: int = option(10, "default preset: simulations an early stop waits beyond the first right path, for a larger margin", ge=0)
@@ -43,6 +47,13 @@ class SearchConfig(Options):
     seed: int = option(0, "seed of the tree's choices", ge=0, le=MAX_SEED)
     group_size: int = option(32, "questions a shard; a crash loses the unfinished ones, --pool-size of them at most", ge=1)
     max_step_tokens: int = option(512, "tokens of a model step (CPU: 400 to 1,000; far larger steps collapse)", ge=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_loop_span and self.preset == "paper":
+            raise InputError(
+                f"SearchConfig.max_loop_span is {self.max_loop_span} with preset paper, which has no loops: use preset default"
+            )
 
 
 @dataclass(frozen=True)
@@ -176,8 +187,9 @@ class ReproduceConfig(Options):
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as plain values, for `run.json` and for comparing runs."""
-    return dataclasses.asdict(config)
+    """The configuration as plain values, for `run.json` and for comparing runs; without options of later versions that are not used."""
+    unused = {item.name for item in dataclasses.fields(config) if item.metadata.get("later") and getattr(config, item.name) == item.default}
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in unused}
 
 
 # Of the jobs; each method has a section of its own name besides.

@@ -1,8 +1,9 @@
 """Run many (sequence, route) pairs through the blocks; every prefix that paths of a sequence share is computed once.
 
 The states after k blocks of a path depend on those k blocks alone, so a sequence's paths form a trie: a node is one application of a block
-to its parent's states, or of a span that has a strength, whose states before it are those of the parent. Nodes wait at their block. A sweep goes through the blocks in order and runs what waits there: sequences of any
-question and depth together, in steps of one fixed shape. A step that is not full may wait for the next sweep.
+to its parent's states, or of a whole span that has a strength. Nodes wait at their block. A sweep goes through the blocks in order and runs
+what waits there: sequences of any question and depth together, in steps of one fixed shape. A step that is not full may wait for the next
+sweep.
 
 Fixed shapes are what makes a verdict depend on the question and the route alone: a matrix product in bfloat16 can round differently when
 the batch size changes, but not at another place in a batch of the same size. So neither the other sequences, nor the order, nor what was

@@ -35,11 +35,9 @@ class MarginTree(RouteTree):
     def __init__(self, n_layers: int, config: SearchConfig, seed: int, prior: EditPrior | None = None):
         super().__init__(n_layers, config, seed)
         n_codes = self._space.n_codes
-        if prior is not None and (prior.n_layers != n_layers or len(prior.weights) != n_codes):
-            raise InputError(
-                f"a prior over {prior.n_layers} blocks and skips of up to {prior.max_skip_run} for a search over "
-                f"{n_layers} blocks and skips of up to {config.max_skip_run}: expected equal sizes"
-            )
+        if prior is not None and not prior.fits(self._space):
+            found = f"a prior over {prior.space.in_words} for a search over {self._space.in_words}"
+            raise InputError(f"{found}: expected equal sizes")
         weights: Sequence[float] = prior.weights if prior else (1 / n_codes,) * n_codes
         self._logs = [(code, *self._space.blocks(code), math.log(weight)) for code, weight in enumerate(weights) if weight > 0]
         self._dead = prior.dead if prior else ()
@@ -110,7 +108,7 @@ class MarginTree(RouteTree):
         change = self._change / len(self.evaluated) or 1.0
         saving = PASS_GAIN if self.evaluated[0].correct else 0.0
         ranks = node.keys | {
-            code: total / count / change - saving * (1 if code < self._n_layers else -(code // self._n_layers))
+            code: total / count / change - saving * self._space.extra_passes(code)
             for code, (total, count) in self._gains.items()
             if code in node.keys
         }

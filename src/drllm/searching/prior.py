@@ -36,7 +36,7 @@ class EditPrior:
     """How promising each edit is on a task.
 
     Attributes:
-        n_layers, max_skip_run: which edits there are; `weights[kind * n_layers + start]` is the edit of that code (`EditSpace`).
+        n_layers, max_skip_run, max_loop_span, loop_strength: which edits there are; `weights[code]` is the edit of that code (`EditSpace`).
         weights: at least 0, in all 1; 0 is an edit never tried: not possible, or dead. All are 0 when no edit is worth trying.
         scale: what an edit typically changes a margin by, in the margin's unit; nan for generated rewards.
         n_questions: how many questions the sweep had.
@@ -47,9 +47,11 @@ class EditPrior:
     weights: tuple[float, ...]
     scale: float
     n_questions: int
+    max_loop_span: int = 0
+    loop_strength: float = 1.0
 
     def __post_init__(self) -> None:
-        n_codes = EditSpace(self.n_layers, self.max_skip_run).n_codes
+        n_codes = self.space.n_codes
         if len(self.weights) != n_codes:
             raise InputError(f"an edit prior over {self.n_layers} blocks holds {len(self.weights)} weights, expected {n_codes}")
         total = math.fsum(self.weights)
@@ -61,11 +63,22 @@ class EditPrior:
     @property
     def dead(self) -> tuple[int, ...]:
         """Codes of the possible edits that are never tried."""
-        return tuple(code for code in _single_edits(self.n_layers, self.max_skip_run) if self.weights[code] == 0)
+        return tuple(code for code in self.space.edited(Route.full(self.n_layers)) if self.weights[code] == 0)
+
+    @property
+    def space(self) -> EditSpace:
+        """The edits."""
+        return EditSpace(self.n_layers, self.max_skip_run, max_loop_span=self.max_loop_span, loop_strength=self.loop_strength)
+
+    def fits(self, space: EditSpace) -> bool:
+        """Whether its codes stand for the edits of this space."""
+        sizes = (self.n_layers, len(self.weights), self.max_loop_span)
+        return sizes == (space.n_layers, space.n_codes, space.max_loop_span) and self.loop_strength == space.loop_strength
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; a scale of nan becomes None."""
-        return asdict(self) | {"weights": list(self.weights), "scale": None if math.isnan(self.scale) else self.scale}
+        """Plain JSON values; a scale of nan becomes None; nothing of loops where there are none."""
+        values = asdict(self) | {"weights": list(self.weights), "scale": None if math.isnan(self.scale) else self.scale}
+        return {name: value for name, value in values.items() if self.max_loop_span or "loop" not in name}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> EditPrior:
@@ -73,7 +86,8 @@ class EditPrior:
         try:
             scale = math.nan if values["scale"] is None else float(values["scale"])
             weights = tuple(float(weight) for weight in values["weights"])
-            return cls(index(values["n_layers"]), index(values["max_skip_run"]), weights, scale, index(values["n_questions"]))
+            loops = index(values.get("max_loop_span", 0)), float(values.get("loop_strength", 1.0))
+            return cls(index(values["n_layers"]), index(values["max_skip_run"]), weights, scale, index(values["n_questions"]), *loops)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"cannot read an edit prior ({type(error).__name__}: {error}): expected what `to_json` wrote") from None
 
@@ -90,16 +104,15 @@ def read_prior(folder: Path) -> EditPrior | None:
         raise ArtifactError(f"{path} is not readable ({error}): {again}") from None
 
 
-def sweep_routes(n_layers: int, max_skip_run: int) -> list[Route]:
-    """All routes of a single edit, about (1 + max_skip_run) * L; the base is not among them."""
-    return list(_single_edits(n_layers, max_skip_run).values())
+def sweep_routes(n_layers: int, max_skip_run: int, max_loop_span: int = 0, loop_strength: float = 1.0) -> list[Route]:
+    """All routes of a single edit, about (1 + max_skip_run + max_loop_span) * L; the base is not among them."""
+    space = EditSpace(n_layers, max_skip_run, max_loop_span=max_loop_span, loop_strength=loop_strength)
+    return list(space.edited(Route.full(n_layers)).values())
 
 
-def _single_edits(n_layers: int, max_skip_run: int) -> dict[int, Route]:
-    return EditSpace(n_layers, max_skip_run).edited(Route.full(n_layers))
-
-
-def fit_prior(n_layers: int, max_skip_run: int, questions: Sequence[Sequence[Evaluation]]) -> EditPrior:
+def fit_prior(
+    n_layers: int, max_skip_run: int, questions: Sequence[Sequence[Evaluation]], max_loop_span: int = 0, loop_strength: float = 1.0
+) -> EditPrior:
     """Weigh each edit by its mean gain over the sweep's questions.
 
     The gain is that of the margin over the base's; where margins are nan (generated rewards), of the verdict. Weights are a softmax of mean
@@ -114,13 +127,13 @@ def fit_prior(n_layers: int, max_skip_run: int, questions: Sequence[Sequence[Eva
     Raises:
         InputError: no questions, or one without the base or a route of the sweep.
     """
-    space = EditSpace(n_layers, max_skip_run)
-    routes = _single_edits(n_layers, max_skip_run)
+    space = EditSpace(n_layers, max_skip_run, max_loop_span=max_loop_span, loop_strength=loop_strength)
+    routes = space.edited(Route.full(n_layers))
     tables = [_in_order([Route.full(n_layers), *routes.values()], question) for question in questions]
     if not tables:
         raise InputError("a sweep of no questions: expected at least 1")
     if not routes:
-        return EditPrior(n_layers, max_skip_run, (0.0,) * space.n_codes, math.nan, len(tables))
+        return EditPrior(n_layers, max_skip_run, (0.0,) * space.n_codes, math.nan, len(tables), max_loop_span, loop_strength)
     base_right = np.array([question[0].correct for question in tables], dtype=bool)
     right_QE = np.array([[found.correct for found in question[1:]] for question in tables], dtype=bool)
     margins = np.array([[found.margin for found in question] for question in tables], dtype=float)
@@ -148,7 +161,7 @@ def fit_prior(n_layers: int, max_skip_run: int, questions: Sequence[Sequence[Eva
         logits_E = mean_E / temperature if temperature > 0 else np.zeros(len(codes))
         soft_E = np.exp(np.where(live_E, logits_E - logits_E[live_E].max(), -np.inf))
         weights[codes] = (1 - UNIFORM_SHARE) * soft_E / soft_E.sum() + UNIFORM_SHARE * live_E / live_E.sum()
-    return EditPrior(n_layers, max_skip_run, tuple(weights.tolist()), scale, len(tables))
+    return EditPrior(n_layers, max_skip_run, tuple(weights.tolist()), scale, len(tables), max_loop_span, loop_strength)
 
 
 def _in_order(routes: Sequence[Route], question: Sequence[Evaluation]) -> list[Evaluation]:
@@ -164,7 +177,7 @@ def random_routes(n_layers: int, n: int, config: SearchConfig, seed: int) -> lis
 
     No question is looked at, and the base is not among them. `InputError` where there are fewer than `n` such routes.
     """
-    space = EditSpace(n_layers, config.max_skip_run, config.max_passes_ratio)
+    space = EditSpace(n_layers, config.max_skip_run, config.max_passes_ratio, config.max_loop_span, config.loop_strength)
     full, generator = Route.full(n_layers), random.Random(seed)
     found: dict[Route, None] = {}
     misses = 0

@@ -107,10 +107,10 @@ def read_routes(path: str | Path) -> list[Route]:
             routes.append(Route.parse(text))
         except InputError as error:
             raise InputError(f"{path}, line {number}: {error}") from None
-        if len(text) != len(routes[0]):
-            raise InputError(f"{path}, line {number}: the route has {len(text)} blocks, the ones before it have {len(routes[0])}")
+        if len(routes[-1]) != len(routes[0]):
+            raise InputError(f"{path}, line {number}: the route has {len(routes[-1])} blocks, the ones before it have {len(routes[0])}")
     if not routes:
-        raise InputError(f"{path} holds no route: write one a line, one digit a block")
+        raise InputError(f"{path} holds no route: write one a line, as digits or as a path")
     return routes
 
 

@@ -161,8 +161,9 @@ class Worker:
 
     def sweep(self, examples: Sequence[Example], progress: Progress) -> EditPrior:
         """A prior over edits from every single edit on a few questions of the task, which `progress` counts."""
-        n_layers, max_skip_run = self.routed.n_layers, self.job.config.max_skip_run
-        routes = [Route.full(n_layers), *sweep_routes(n_layers, max_skip_run)]
+        n_layers, config = self.routed.n_layers, self.job.config
+        loops = config.max_loop_span, config.loop_strength
+        routes = [Route.full(n_layers), *sweep_routes(n_layers, config.max_skip_run, *loops)]
         answers = []
         for start in range(0, len(examples), SWEPT_AT_ONCE):
             group = examples[start : start + SWEPT_AT_ONCE]
@@ -170,7 +171,7 @@ class Worker:
                 found = zip(routes, verdicts, strict=True)
                 answers.append([Evaluation(route, verdict.correct, verdict.margin) for route, verdict in found])
             progress.advance(len(group))
-        return fit_prior(n_layers, max_skip_run, answers)
+        return fit_prior(n_layers, config.max_skip_run, answers, *loops)
 
     def _questions(self, examples: Iterable[Example]) -> list[Any]:
         return [self.scorer.question(self.job.task, example) for example in examples]
