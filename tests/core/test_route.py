@@ -72,7 +72,7 @@ def test_routes_are_frozen():
         Route.full(3).actions = ()  # type: ignore[misc]
 
 
-@given(st.text(st.characters(exclude_characters="-,(/"), max_size=8).filter(lambda text: not text or set(text) - set("012")))
+@given(st.text(st.characters(exclude_characters="-,+(/"), max_size=8).filter(lambda text: not text or set(text) - set("012")))
 def test_other_text_is_refused_in_one_line(text):
     with pytest.raises(InputError, match="cannot read route") as caught:
         Route.parse(text)
@@ -146,6 +146,7 @@ def test_visits_say_the_whole_path_in_order(drawn):
     ("text", "shown", "path"),
     [
         ("0-4,2-4,5", "0-4,2-5", (0, 1, 2, 3, 4, 2, 3, 4, 5)),
+        ("0-4+2-5", "0-4,2-5", (0, 1, 2, 3, 4, 2, 3, 4, 5)),
         (" 0-4, 2-5 ", "0-4,2-5", (0, 1, 2, 3, 4, 2, 3, 4, 5)),
         ("0-4,(2-4)*0.50,5", "0-4,(2-4)*0.5,5", (0, 1, 2, 3, 4, 2, 3, 4, 5)),
         ("0-4,(2-4)*1,5", "0-4,2-5", (0, 1, 2, 3, 4, 2, 3, 4, 5)),
@@ -228,3 +229,22 @@ def test_where_a_looped_route_leaves_the_base():
     assert not Route.full(6).loop(2, 4).is_in_place
     assert not Route.full(6).loop(2, 4).is_full
     assert Route.full(6).loop(3, 3, times=3).is_in_place
+
+
+@given(paths())
+def test_passes_in_place_and_loops_are_the_whole_route(drawn):
+    route = Route.along(*drawn)
+    visits = [[Span(block, block)] * action for block, action in enumerate(route.in_place_actions)]
+    for at, span in route.loops:
+        visits[at] += [span] if span.strength < 1 else [Span(block, block) for block in span.blocks]
+    assert Route.of_visits([tuple(visit) for visit in visits]) == route
+    assert route.is_in_place == (not route.loops)
+
+
+def test_loops_of_a_route():
+    assert Route.full(6).loop(2, 4, 0.5, times=3).loops == ((4, Span(2, 4, 0.5)), (4, Span(2, 4, 0.5)))
+    assert Route.parse("0-4,2-5").loops == ((4, Span(2, 4)),)
+    assert Route.parse("0-4,2-5").in_place_actions == (1,) * 6
+    assert Route.parse("4,2-3/6").loops == ((4, Span(2, 3)),)
+    assert Route.parse("1102").loops == ()
+    assert Route.parse("1,1,1/2").in_place_actions == (0, 3)

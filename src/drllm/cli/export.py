@@ -5,7 +5,7 @@ example:
 """
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import Parser, add_common
+from drllm.cli.options import ROUTE_HELP, Parser, add_common
 from drllm.core.errors import InputError
 
 
@@ -18,8 +18,9 @@ def run(job: Job) -> Lines:
     from drllm.core.route import Route
 
     if arguments.route is not None:
-        route = Route.parse(arguments.route)
+        Route.parse(arguments.route)  # before the model is loaded
         routed = job.load(job.need("model"))
+        route = Route.parse(arguments.route, routed.n_layers)
     else:
         routed = job.load_policy()
         policy = routed.policy
@@ -39,5 +40,5 @@ def run(job: Job) -> Lines:
 
 def add_flags(parser: Parser) -> None:
     parser.add_argument("--policy", metavar="FOLDER", help="a saved static policy; it knows its own model, which --model can override")
-    parser.add_argument("--route", metavar="1102...", help="one digit a block: 0 skip, 1 execute, 2 repeat")
+    parser.add_argument("--route", metavar="ROUTE", help=ROUTE_HELP)
     add_common(parser, "model", "dtype", "device", "out")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_common, number
+from drllm.cli.options import ROUTE_HELP, add_common, number
 from drllm.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,9 +34,11 @@ def run(job: Job) -> Lines:
         raise InputError("--epsilon asks for a policy's guarantee: give --policy too")
     from drllm.core.route import Route
 
-    route = None if arguments.route is None else Route.parse(arguments.route)
+    if arguments.route is not None:
+        Route.parse(arguments.route)  # before the model is loaded
     prompts = read_prompts(arguments)
     routed = job.load(job.need("model")) if arguments.policy is None else load_controlled(job)
+    route = None if arguments.route is None else Route.parse(arguments.route, routed.n_layers)
     how: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "epsilon": arguments.epsilon}
     for start in range(0, len(prompts), BATCH):
         together = [as_prompt(text, arguments.chat) for text in prompts[start : start + BATCH]]
@@ -47,7 +49,7 @@ def run(job: Job) -> Lines:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add_prompt_flags(parser, n_tokens=64)
-    parser.add_argument("--route", metavar="1102...", help="one digit a block: 0 skip, 1 execute, 2 repeat")
+    parser.add_argument("--route", metavar="ROUTE", help=ROUTE_HELP)
     promised = "refuse a policy that is not guaranteed (`drllm train --calibrate`) to lose at most this accuracy"
     parser.add_argument("--epsilon", type=number, metavar="X", help=promised)
     add_common(parser, "model", "dtype", "device")

@@ -31,6 +31,8 @@ Parser = argparse.ArgumentParser  # of one command
 
 COMPARED = "what to compare, comma-separated: base, policies of the run by name, and blind baselines of them: random-NAME, shuffled-NAME"
 
+ROUTE_HELP = "digits, one a block: 0 skip, 1 execute, 2 repeat; or a path: 0-14,12-29, or 0-14,(12-14)*0.5,15-29 with a strength"
+
 
 def section_names() -> tuple[str, ...]:
     """The sections that a YAML file may have: those of the jobs, then each method's."""

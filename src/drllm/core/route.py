@@ -74,11 +74,12 @@ class Route:
     def parse(cls, text: str, n_layers: int | None = None) -> Route:
         """The route written as digits or as a path; `InputError` for anything else.
 
-        `n_layers` is how many blocks a path leads through that does not say so itself; default one more than its last block.
+        A path may have + for its commas, where those part values. `n_layers` is how many blocks a path leads through that does not say so
+        itself; default one more than its last block.
         """
         if isinstance(text, str) and text and not set(text) - set("012"):
             return _digits(text)
-        if not isinstance(text, str) or not set(text) & set("-,(/"):
+        if not isinstance(text, str) or not set(text) & set("-,+(/"):
             raise InputError(f"cannot read route {text!r}: {_HOW}")
         return _parse_path(text, n_layers)
 
@@ -130,6 +131,17 @@ class Route:
     def visits(self) -> tuple[Visit, ...]:
         """For each block, what runs when the base's forward comes to it: the part of the path whose highest block so far it is."""
         return _visits(self)
+
+    @property
+    def loops(self) -> tuple[tuple[int, Span], ...]:
+        """What runs behind a block's own passes, in the order it runs: that block, and an earlier span; none where all is in place."""
+        extra = [_merged(visit[n:]) for visit, n in zip(self.visits, self.in_place_actions, strict=True)]
+        return tuple((block, span) for block, spans in enumerate(extra) for span in spans)
+
+    @property
+    def in_place_actions(self) -> tuple[int, ...]:
+        """Passes of each block when the base's forward comes to it, without those of loops."""
+        return tuple(sum(1 for _ in itertools.takewhile(_single(block).__eq__, visit)) for block, visit in enumerate(self.visits))
 
     @property
     def is_in_place(self) -> bool:
@@ -198,7 +210,7 @@ def _digits(text: str) -> Route:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _parse_path(text: str, n_layers: int | None) -> Route:
-    body, slash, stated = "".join(text.split()).partition("/")
+    body, slash, stated = "".join(text.split()).replace("+", ",").partition("/")
     matches = [_SPAN.fullmatch(part) or _DAMPED.fullmatch(part) for part in body.split(",")]
     if (slash and not re.fullmatch(r"\d{1,5}", stated, re.ASCII)) or not all(matches):
         raise InputError(f"cannot read route {text!r}: {_HOW}")
@@ -271,13 +283,17 @@ def _visits(route: Route) -> tuple[Visit, ...]:
     return tuple(map(tuple, visits))
 
 
-def _path_text(spans: Sequence[Span], n_layers: int) -> str:
-    """The path in as few spans as there can be."""
+def _merged(spans: Sequence[Span]) -> list[Span]:
+    """A path in as few spans as there can be."""
     merged: list[Span] = []
     for span in spans:
         if merged and merged[-1].strength == span.strength == 1 and span.first == merged[-1].last + 1:
             merged[-1] = Span(merged[-1].first, span.last)
         else:
             merged.append(span)
+    return merged
+
+
+def _path_text(spans: Sequence[Span], n_layers: int) -> str:
     end = "" if max(span.last for span in spans) == n_layers - 1 else f"/{n_layers}"
-    return ",".join(map(str, merged)) + end
+    return ",".join(map(str, _merged(spans))) + end

@@ -11,9 +11,9 @@ import numpy as np
 
 from drllm.core.config import EvaluateConfig, Resources, to_dict
 from drllm.core.digest import digest, json_digest, number_of
-from drllm.core.errors import ArtifactError
+from drllm.core.errors import ArtifactError, InputError
 from drllm.core.progress import Progress
-from drllm.core.route import Route
+from drllm.core.route import Route, Span
 from drllm.model.ray_pool import Base, Work, work_on_ray
 from drllm.model.routed import RoutedModel
 from drllm.policies.given import GivenRoutes
@@ -76,16 +76,29 @@ def questions_of(scorer: Scorer, task: Task, examples: Sequence[Example]) -> lis
 
 
 def baseline_routes(name: str, routes: Sequence[Route], seed: str) -> list[Route]:
-    """The routes of a blind baseline: "random" has the same actions at random blocks, "shuffled" the same routes at other prompts."""
+    """The routes of a blind baseline: "random" has the same passes and loops at random blocks, "shuffled" routes of other prompts."""
     rng = np.random.default_rng(number_of(f"{name}:{seed}"))
     if name == "random":
-        return [Route(rng.permutation([int(action) for action in route]).tolist()) for route in routes]
+        return [scattered(route, rng) for route in routes]
     # A random cyclic order deals every route to another prompt.
     order = rng.permutation(len(routes))
     dealt: list[Route] = list(routes)
     for giver, taker in zip(order, np.roll(order, 1), strict=True):
         dealt[int(taker)] = routes[int(giver)]
     return dealt
+
+
+def scattered(route: Route, rng: np.random.Generator) -> Route:
+    """A route with the same passes in place and loops of the same lengths, all at random blocks."""
+    actions = rng.permutation([int(action) for action in route.in_place_actions]).tolist()
+    visits: list[list[Span]] = [[Span(block, block)] * action for block, action in enumerate(actions)]
+    for at, span in route.loops:
+        end = int(rng.integers(len(span.blocks) - 1, len(route) - (at - span.last)))
+        visits[end + at - span.last].append(Span(end - len(span.blocks) + 1, end, span.strength))
+    try:
+        return Route.of_visits([tuple(visit) for visit in visits])
+    except InputError:  # loops that fell upon one another run a block too often: throw them again
+        return scattered(route, rng)
 
 
 def answer(scorer: Scorer, questions: Sequence[Any], policy: RouteSource | None, request: Request) -> Verdicts:

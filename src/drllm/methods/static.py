@@ -20,7 +20,7 @@ from drllm.core.digest import json_digest
 from drllm.core.errors import InputError
 from drllm.core.files import write_json
 from drllm.core.options import Options, option
-from drllm.core.route import Route
+from drllm.core.route import Route, Span
 from drllm.methods.base import Method, pass_limit
 from drllm.methods.matrix import mixed_gain
 from drllm.runs.layout import CANDIDATES_FILE
@@ -95,7 +95,9 @@ def combine(one: Route, other: Route) -> Route | None:
     """The first route with the second's edits added; None where both edit a block, or nothing is added."""
     if other.is_full or any(a != 1 and b != 1 for a, b in zip(one, other, strict=True)):
         return None
-    return Route([b if a == 1 else a for a, b in zip(one, other, strict=True)])
+    return Route.of_visits(
+        [b if a == (Span(block, block),) else a for block, (a, b) in enumerate(zip(one.visits, other.visits, strict=True))]
+    )
 
 
 def rank_candidates(training_data: TrainingData, full: Route, config: StaticConfig) -> list[Route]:

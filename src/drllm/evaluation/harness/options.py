@@ -58,7 +58,7 @@ def wanted_policy(routed: RoutedModel, route: str | int | None, control: float |
             why = "the harness reads digits as a number, which drops leading zeros"
             found = f"route {route} has {len(digits)} digits, the model has {routed.n_layers} blocks"
             raise InputError(f"{found}; {why}: write route='0...' with its quotes")
-        policy = routed.as_source(Route.parse(digits))
+        policy = routed.as_source(Route.parse(digits, routed.n_layers))
     if control is not None:
         if policy is None:
             raise InputError("control is for trained routers: give a saved policy as pretrained")
