@@ -9,9 +9,10 @@ from transformers import Gemma3TextConfig, LlamaConfig, Mamba2Config
 
 from deciding import Asked
 from drllm.core.errors import InputError, UnsupportedModelError
-from drllm.core.route import Route
+from drllm.core.route import Route, Span
 from drllm.model import transformers_private as private
-from drllm.model.cache import ALL_ONCE, STRAYED, PassSlots, PrefilledCache, RoutedCache, check_actions, new_slots
+from drllm.model.cache import STRAYED, PassSlots, PrefilledCache, RoutedCache, new_slots
+from drllm.model.turns import check_decision, every_turn, in_place
 from drllm.policies.given import GivenRoutes
 from drllm.policies.policy import Policy
 
@@ -108,24 +109,50 @@ def test_a_source_for_another_depth_is_refused():
 def test_who_makes_each_pass_of_a_block(actions, passes):
     cache = cache_of(*(f"{action}11" for action in actions))
     cache.enter(0, states(len(actions)), {})
-    found = cache.rows_per_pass[0]
-    assert [None if picked is None else tuple(picked.tolist()) for picked in found] == passes
+    found = every_turn(0, cache.turns[0])
+    assert [turn.rows for turn in found] == [None if turn.picked is None else tuple(turn.picked.tolist()) for turn in found] == passes
+    assert [(turn.span, turn.sets) for turn in found] == [(Span(0, 0), (n,)) for n in range(len(passes))], "a pass has slots of its own"
 
 
 def test_blocks_that_all_execute_are_known_at_once_and_equal_picks_are_one_tensor():
     cache = cache_of("110", "010")
     for block in range(L):
         cache.enter(block, states(2), {})
-    assert cache.rows_per_pass[1] is ALL_ONCE
-    assert cache.rows_per_pass[2] == ()
-    again = cache.split_actions([1, 0], CPU)
-    assert again[0] is cache.rows_per_pass[0][0]
-    other = cache.split_actions([0, 1], CPU)[0]
-    assert other is not None
-    assert other.tolist() == [1]
-    on_meta = cache.split_actions([1, 0], torch.device("meta"))[0]
-    assert on_meta is not None
-    assert on_meta.device.type == "meta"
+    assert cache.turns[1] is None
+    assert cache.turns[2] == ()
+
+    def picked(actions, device=CPU):
+        return cache._turn_maker.split(0, [in_place(0, action) for action in actions], device)[0].picked
+
+    assert picked([1, 0]) is cache.turns[0][0].picked
+    assert picked([0, 1]).tolist() == [1]
+    assert picked([1, 0], torch.device("meta")).device.type == "meta"
+
+
+def test_sequences_run_together_what_begins_alike_and_each_pass_has_slots_of_its_own():
+    """Three loops: two begin alike, and the third is at another block; the second pass of block 0 is made at two visits."""
+    cache = cache_of("0-1,0-1,2", "0-1,0-2", "0-2,0,2", "111")
+    for block in range(L):
+        cache.enter(block, states(4), {})
+    assert cache.turns[0] is None
+    shown = [[(str(turn.span), turn.sets, turn.rows) for turn in every_turn(block, cache.turns[block])] for block in (1, 2)]
+    assert shown[0] == [("1", (0,), None), ("0", (1,), (0, 1)), ("1", (1,), (0, 1))]
+    assert shown[1] == [("2", (0,), None), ("0", (2,), (2,)), ("2", (1,), (2,))]
+    assert cache.routes == [Route.parse(text) for text in ("0-1,0-2", "0-1,0-2", "0-2,0,2", "111")]
+
+
+def test_a_span_with_a_strength_is_one_turn():
+    cache = cache_of("0-2,(1-2)*0.5", "0-2,1-2", "0-2,(0-2)*0.5")
+    for block in range(L):
+        cache.enter(block, states(3), {})
+    found = [(str(turn.span), turn.sets, turn.rows) for turn in cache.turns[2]]
+    assert found == [
+        ("2", (0,), None),
+        ("(1-2)*0.5", (1, 1), (0,)),
+        ("1", (2,), (1,)),
+        ("2", (2,), (1,)),
+        ("(0-2)*0.5", (1, 3, 3), (2,)),
+    ]
 
 
 def test_a_policy_decides_from_the_prompt_it_may_read():
@@ -177,20 +204,21 @@ def test_prefill_takes_the_whole_prompt_block_after_block():
 
 def test_the_clock_of_both_passes_advances_with_the_last_block():
     early, late = cache_of("121"), cache_of("121")
-    slots = early.second_pass
+    slots = early.slots(1)
     for block in range(L):
         assert early.n_seen == 0
         early.enter(block, states(1, 2), {})
         early.leave(block, 2)
-    assert early.n_seen == early.second_pass.n_seen == 2
-    assert early.second_pass is slots
+    assert early.n_seen == early.slots(1).n_seen == 2
+    assert early.slots(1) is slots
     run(early, 3)
     assert early.n_seen == early.get_seq_length() == slots.n_seen == slots.get_seq_length() == 5
     run(late, 2)
-    assert "second_pass" not in vars(late), "made when first wanted"
-    assert late.second_pass.n_seen == 2
-    assert len(late.second_pass.layers) == L
-    assert late.second_pass.layers[0] is not late.layers[0]
+    assert late.slots(0) is late
+    assert not late.later, "made when first wanted"
+    assert late.slots(2).n_seen == late.slots(1).n_seen == 2
+    assert len(late.slots(1).layers) == L
+    assert late.slots(1).layers[0] is not late.layers[0]
 
 
 def test_an_argument_is_split_once_a_step():
@@ -236,7 +264,7 @@ def pair(start: float, n_tokens: int) -> tuple[Tensor, Tensor]:
 
 def kept(cache: PrefilledCache, block: int, n_pass: int = 0) -> list[list[float]]:
     """The keys in a slot, a list a sequence; the values must be their negative."""
-    slot = (cache if n_pass == 0 else cache.second_pass).layers[block]
+    slot = cache.slots(n_pass).layers[block]
     assert torch.equal(slot.values, -slot.keys)
     return slot.keys[:, 0, :, 0].tolist()
 
@@ -249,9 +277,9 @@ def test_a_prefilled_cache_holds_each_sequence_s_passes_aligned_on_the_right():
     assert kept(cache, 1) == [[0, 10, 11], [50, 51, 52]]
     assert kept(cache, 1, 1) == [[0, 20, 21]]
     assert kept(cache, 2) == [[0, 30, 31], [60, 61, 62]]
-    assert cache.n_seen == cache.second_pass.n_seen == 3
+    assert cache.n_seen == cache.slots(1).n_seen == 3
     assert cache.routes == routes
-    assert [[None if p is None else p.tolist() for p in cache.rows_per_pass[block]] for block in range(L)] == [[[1]], [None, [0]], [None]]
+    assert [[turn.rows for turn in every_turn(block, cache.turns[block])] for block in range(L)] == [[(1,)], [None, (0,)], [None]]
     assert all(isinstance(cache.layers[block], private.RoomySlot) for block in range(L)), "room for the tokens to come"
     run(cache, 1, 2)  # decoding goes on: no block is prefilled again
     cache.check_complete(3)
@@ -270,7 +298,7 @@ def test_sequences_that_leave_take_their_rows_along():
     routes = [Route.parse(text) for text in ("121", "011", "221")]
     lines = [[pair(100 * index + 10 * step, 2) for step in range(sum(map(int, str(route))))] for index, route in enumerate(routes)]
     cache = PrefilledCache(LLAMA, L, routes, lines, 2, CPU)
-    before = cache.rows_per_pass[0]
+    before = cache.turns[0]
     cache.select([2, 0])
     assert cache.routes == [routes[2], routes[0]]
     assert kept(cache, 0) == [[200, 201], [0, 1]]
@@ -278,13 +306,13 @@ def test_sequences_that_leave_take_their_rows_along():
     assert kept(cache, 1) == [[220, 221], [10, 11]]
     assert kept(cache, 1, 1) == [[230, 231], [20, 21]]
     assert kept(cache, 2) == [[240, 241], [30, 31]]
-    now = cache.rows_per_pass[0]
+    now = cache.turns[0]
     assert now is not before
-    assert now[0] is None
-    assert now[1].tolist() == [0]
+    assert [turn.rows for turn in now] == [None, (0,)]
+    assert now[1].picked.tolist() == [0]
     cache.select([1])
     assert cache.routes == [routes[0]]
-    assert cache.rows_per_pass[0] is ALL_ONCE
+    assert cache.turns[0] is None
     assert kept(cache, 0) == [[0, 1]]
     assert kept(cache, 0, 1) == []
 
@@ -302,8 +330,17 @@ def test_slots_of_more_than_keys_and_values_cannot_be_prefilled(monkeypatch):
 
 @pytest.mark.parametrize("wanted", [[0, 1, 2], [1, 1, 1]])
 def test_a_decision_is_one_action_a_sequence(wanted):
-    assert check_actions(torch.tensor(wanted), 3, 0) == wanted
-    assert check_actions(torch.tensor([True, False]), 2, 0) == [1, 0]
+    assert check_decision(torch.tensor(wanted), 3, 0) == [in_place(0, action) for action in wanted]
+    assert check_decision(torch.tensor([True, False]), 2, 0) == [(Span(0, 0),), ()]
+
+
+def test_a_decision_may_be_what_runs_there():
+    visits = [(Span(2, 2), Span(0, 2, 0.5)), (), (Span(2, 2),)]
+    assert check_decision(visits, 3, 2) is visits
+    with pytest.raises(
+        InputError, match=r"^the policy decided \(0-2\)\*0.5 at block 1, expected spans of blocks that the forward has come to$"
+    ):
+        check_decision([(Span(1, 1), Span(0, 2, 0.5))], 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -319,4 +356,24 @@ def test_a_decision_is_one_action_a_sequence(wanted):
 )
 def test_any_other_decision_is_refused(decision, found):
     with pytest.raises(InputError, match=f"^the policy decided {found}"):
-        check_actions(decision, 3, 5)
+        check_decision(decision, 3, 5)
+
+
+def test_looped_sequences_that_leave_take_their_rows_along():
+    routes = [Route.parse(text) for text in ("0-2,1-2", "0-2,(1-2)*0.5", "0-1,0-2")]
+    lines = [[pair(100 * index + 10 * step, 2) for step in range(5)] for index in range(3)]
+    cache = PrefilledCache(LLAMA, L, routes, lines, 2, CPU)
+    assert cache.routes == routes
+    assert [kept(cache, 1, n) for n in range(3)] == [[[10, 11], [110, 111], [210, 211]], [[230, 231]], [[30, 31]]]
+    assert kept(cache, 1, 3) == [[130, 131]]
+    cache.select([2, 1])
+    assert cache.routes == [routes[2], routes[1]]
+    assert kept(cache, 0, 1) == [[220, 221]]
+    assert kept(cache, 1, 1) == [[230, 231]]
+    assert kept(cache, 1, 3) == [[130, 131]]
+    assert kept(cache, 1) == [[210, 211], [110, 111]]
+    assert cache.turns[0] is None
+    assert [(str(turn.span), turn.rows) for turn in cache.turns[2]] == [("2", None), ("(1-2)*0.5", (1,))]
+    cache.select([0])
+    assert cache.turns[2] is None
+    assert [(str(turn.span), turn.rows) for turn in cache.turns[1]] == [("1", None), ("0", None), ("1", None)]

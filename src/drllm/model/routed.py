@@ -65,7 +65,7 @@ class RoutedModel:
         self._spent = False
         self.routed_blocks = [RoutedBlock(block, index, returns_tuple) for index, block in enumerate(blocks)]
         for routed_block in self.routed_blocks:
-            routed_block.all, routed_block.block.forward = self.routed_blocks, routed_block
+            routed_block.all, routed_block.block.forward = dict(enumerate(self.routed_blocks)), routed_block
 
     @classmethod
     def wrap(cls, model_or_id: nn.Module | str | Path, tokenizer: Any = None, dtype: Dtype = None, device: Device = None) -> RoutedModel:

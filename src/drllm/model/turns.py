@@ -103,8 +103,10 @@ def in_place(block: int, action: int) -> Visit:
 
 
 def check_decision(decided: Tensor | Sequence[Visit], n_sequences: int, block: int) -> list[Visit]:
-    """A policy's decision as what each sequence runs; `InputError` for another shape, or an action that is none of 0, 1 and 2."""
-    if isinstance(decided, list) and len(decided) == n_sequences:
+    """A policy's decision as what each sequence runs; `InputError` for another shape, or anything that cannot run at this block."""
+    if isinstance(decided, list) and len(decided) == n_sequences and all(isinstance(visit, tuple) for visit in decided):
+        if later := [span for visit in decided for span in visit if span.last > block]:
+            raise InputError(f"the policy decided {later[0]} at block {block}, expected spans of blocks that the forward has come to")
         return decided
     if not isinstance(decided, Tensor) or decided.shape != (n_sequences,) or decided.is_floating_point():
         found = f"{decided.dtype} {tuple(decided.shape)}" if isinstance(decided, Tensor) else type(decided).__name__
