@@ -56,7 +56,7 @@ class RoutedBlock:
         self.original: Callable[..., Any] = block.forward
         self.had_own_forward = "forward" in vars(block)  # accelerate's device hooks put one there
         self.parameters = tuple(inspect.signature(self.original).parameters)
-        self.all: Mapping[int, "RoutedBlock"] = {index: self}  # of the model, by their indices
+        self.all: Mapping[int, RoutedBlock] = {index: self}  # of the model, by their indices
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         cache = find_cache(args, kwargs)
