@@ -143,7 +143,7 @@ def test_each_sequence_makes_its_own_passes_with_its_own_arguments(as_names):
     assert torch.equal(first["hidden"], COUNTED[1:])
     assert torch.equal(second["hidden"], COUNTED[2:] + 1)
     assert first["cache"] is cache
-    assert second["cache"] is cache.second_pass
+    assert second["cache"] is cache.slots(1)
     assert torch.equal(first["attention_mask"], mask[1:])
     assert torch.equal(second["attention_mask"], mask[2:])
     for call in block.calls:
