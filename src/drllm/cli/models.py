@@ -13,7 +13,7 @@ from drllm.cli.options import add_common
 def run(job: Job) -> Lines:
     from huggingface_hub import try_to_load_from_cache
 
-    from drllm.model.families import FAMILIES
+    from drllm.model.families import FAMILIES, RESCALING
     from drllm.model.load import HUB_ALIASES
     from drllm.model.packages import PACKAGED
 
@@ -26,6 +26,7 @@ def run(job: Job) -> Lines:
     yield "also: any Hub id, a local folder with config.json, or a .gguf file (needs the gguf package)"
     yield f"families ({len(FAMILIES)}), by model_type:"
     yield textwrap.fill(", ".join(sorted(FAMILIES)), 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    yield f"loops change the residual scale of: {', '.join(sorted(RESCALING))} (their blocks scale the states they are given)"
 
 
 add_flags = add_common

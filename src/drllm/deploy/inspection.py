@@ -13,12 +13,14 @@ from torch import Tensor
 
 from drllm.core.errors import InputError
 from drllm.core.route import Action, Route, Visit
+from drllm.core.route_words import loops_in_words
 from drllm.model.prompts import Prompt, encode_prompts
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import Decider, RouteSource
 from drllm.policies.timed import WrappedSource
 
 STYLES = {Action.SKIP: ("_", "blue"), Action.EXECUTE: ("|", "dim"), Action.REPEAT: ("#", "bold dark_orange3")}  # mark and its style
+LOOP_STYLE = "bold dark_orange3"
 BAR = 20  # characters of a probability of 1
 
 
@@ -105,8 +107,9 @@ def render(found: Inspection, width: int | None = None, colour: bool = False) ->
     buffer = io.StringIO()
     console = Console(file=buffer, width=width or 100, color_system="standard" if colour else None, force_terminal=colour)
     route = Text.assemble(("route   ", "bold"), _strip(found.route))
-    route.append(f"  {found.route.n_passes} block passes, the base {len(found.route)}  (_ skipped, | executed, # repeated)")
-    parts: list[Any] = [_prompt(found), Text(""), route]
+    bracketed = ", [ ] a span that runs again" if found.route.loops else ""
+    route.append(f"  {found.route.n_passes} block passes, the base {len(found.route)}  (_ skipped, | executed, # repeated{bracketed})")
+    parts: list[Any] = [_prompt(found), Text(""), route, *(Text(f"        {words}") for words in loops_in_words(found.route))]
     if found.probabilities is not None:
         parts += [Text(""), _block_table(found.probabilities, found.route)]
     if found.values:
@@ -129,7 +132,12 @@ def _prompt(found: Inspection) -> Table:
 
 
 def _strip(route: Route) -> Text:
-    return Text.assemble(*(STYLES[action] for action in route))
+    """A mark a block, with brackets around each span that runs again."""
+    marks: list[Any] = [[STYLES[Action(min(n_passes, Action.REPEAT))]] for n_passes in route.in_place_actions]
+    for span in dict.fromkeys(span for _, span in route.loops):
+        marks[span.first].insert(0, ("[", LOOP_STYLE))
+        marks[span.last].append(("]", LOOP_STYLE))
+    return Text.assemble(*(mark for found in marks for mark in found))
 
 
 def _block_table(probabilities: Sequence[Sequence[float]], route: Route) -> Table:
@@ -139,7 +147,7 @@ def _block_table(probabilities: Sequence[Sequence[float]], route: Route) -> Tabl
     table.add_column("decision")
     table.add_column("probability of it")
     for block, (row, chosen) in enumerate(zip(probabilities, route, strict=True)):
-        decided = Text(chosen.name.lower(), STYLES[chosen][1])
+        decided = Text(Action(chosen).name.lower(), STYLES[Action(chosen)][1])
         table.add_row(str(block), *(f"{value:.3f}" for value in row), decided, "=" * round(BAR * row[chosen]))
     return table
 

@@ -1,8 +1,8 @@
 """Base, policies and blind baselines on the same held-out questions: one parquet file a method and task, one summary.
 
-Blind baselines (always beside a learned policy): `random-NAME` keeps each prompt's numbers of skips and repeats but moves them to random
-blocks; `shuffled-NAME` deals the policy's own routes to other prompts of the task. What a policy gains over its `shuffled` is the gain from
-reading the prompt. `random` and `shuffled` alone are the routers'.
+Blind baselines (always beside a learned policy): `random-NAME` keeps each prompt's numbers of skips, repeats and loops but moves them to
+random blocks; `shuffled-NAME` deals the policy's own routes to other prompts of the task. What a policy gains over its `shuffled` is the
+gain from reading the prompt. `random` and `shuffled` alone are the routers'.
 """
 
 from collections.abc import Mapping, Sequence

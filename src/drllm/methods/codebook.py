@@ -5,7 +5,7 @@ and to what it is worth alone. The selector is a ridge regression from the promp
 over the base, its harm taken off; the threshold, one for all, is where the lower bound of the total gain is highest by predictions of
 questions the selector was not fitted on (`selector.lower_bound`; it may be below 0). How many routes, and the block, are chosen on tune.
 
-Shapes: N questions, R routes of the matrix, K of the codebook, F features.
+Shapes: N questions, R routes of the matrix, K of the codebook, F features, S spans of a batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from drllm.core.errors import InputError
 from drllm.core.files import write_json
 from drllm.core.options import MAX_SEED, Options, option
 from drllm.core.progress import Progress
-from drllm.core.route import Route
+from drllm.core.route import Route, Span
 from drllm.methods.base import Method, pass_limit
 from drllm.methods.selector import Folds, Ridge, lower_bound
 from drllm.runs.layout import CANDIDATES_FILE
@@ -125,12 +125,11 @@ def choose_routes(matrix: Matrix, allowed: np.ndarray, n: int, config: CodebookC
     gains = worth(matrix, config, price)
     # Of a task's lower bounds, coverage is no noise and counts alone.
     alone = gains.mean(0) if config.targets == "question" else 0.0
-    actions = np.array([list(route) for route in matrix.routes])
+    makes, passes_S = spans_made(matrix.routes)
     best = np.zeros(len(matrix))
     chosen: list[int] = []
     while len(chosen) < n and len(chosen) < allowed.sum():
-        made = actions[[0, *chosen]].max(0)
-        new = np.maximum(actions - made, 0).sum(1) / matrix.passes()[0]
+        new = (makes & ~makes[[0, *chosen]].any(0)) @ passes_S / matrix.passes()[0]
         added = np.maximum(gains, best[:, None]).mean(0) - best.mean() + alone - config.nesting * new
         added[~allowed] = -np.inf
         added[chosen] = -np.inf
@@ -142,8 +141,21 @@ def choose_routes(matrix: Matrix, allowed: np.ndarray, n: int, config: CodebookC
 
 
 def served_passes(routes: Sequence[Route]) -> int:
-    """Passes of a batch that holds a sequence of every route: block by block, as many as the sequence that makes most."""
-    return int(np.array([list(route) for route in routes]).max(0).sum())
+    """Passes of a batch that holds a sequence of every route: what visits of a block have in common at their beginning runs once."""
+    return int(spans_made(routes)[1].sum())
+
+
+def spans_made(routes: Sequence[Route]) -> tuple[np.ndarray, np.ndarray]:
+    """Of S spans that a batch of these routes runs: (R, S), whether a route's sequence is in it, and (S,), its block passes."""
+    places: dict[tuple[int, tuple[Span, ...]], int] = {}
+    rows = [
+        [places.setdefault((block, visit[: at + 1]), len(places)) for block, visit in enumerate(route.visits) for at in range(len(visit))]
+        for route in routes
+    ]
+    makes = np.zeros((len(routes), len(places)), dtype=bool)
+    for place, row in enumerate(rows):
+        makes[place, row] = True
+    return makes, np.array([len(beginning[-1].blocks) for _, beginning in places])
 
 
 def worth(matrix: Matrix, config: CodebookConfig, price: float = 0.0) -> np.ndarray:

@@ -3,7 +3,8 @@
 Preset `paper` learns the kept path of each question, from raw states. Preset `default` keeps the routers and changes what they learn: the
 shortest right path teaches the base's route, so all right paths are learned at once, each as much as its margin says; states come from the
 base, since there is no one path to follow; they are scaled to unit RMS, since those entering different blocks differ in scale by up to 800
-times; rare actions are weighed up; and the control is set on tune. In both, part of the fit questions is held back to print F1 on.
+times; rare actions are weighed up; and the control is set on tune. In both, part of the fit questions is held back to print F1 on, and
+routes that digits do not say (loops, strengths) are left out, since a router gives one action a block.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import numpy as np
 
 from drllm.core.config import RoutersConfig
 from drllm.core.digest import digest
-from drllm.core.errors import ArtifactError
+from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import write_text
-from drllm.core.progress import Progress
+from drllm.core.progress import Progress, say
 from drllm.core.route import Action, Route
+from drllm.core.route_words import has_digits
 from drllm.methods.base import Method
 from drllm.methods.operating_point import choose_point
 from drllm.runs.layout import METRICS_FILE, RunFolder
@@ -44,7 +46,14 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig,
 
     is_soft = config.preset == "default"
     # Soft targets are of all paths that answer rightly, of the search or else of the dense matrix.
-    kept = [pair for pair in training_data.fit_records if max(pair[1].rewards) > 0.5] if is_soft else kept_paths(training_data)
+    kept = right_digits(training_data) if is_soft else kept_paths(training_data)
+    wanted = [route for _, record in training_data.fit_records for route in (_right(record) if is_soft else [record.chosen]) if route]
+    if n_looped := sum(not has_digits(route) for route in wanted):
+        say(f"routers decide one action a block: {n_looped} of {len(wanted)} right routes, which have loops, are left out")
+    if not kept and n_looped:
+        raise InputError(
+            f"all {n_looped} right routes have loops, which routers do not decide: search without --max-loop-span, or train static"
+        )
     if not kept:
         raise ArtifactError(
             "the search kept no route (no question was answered rightly on any path): search more questions or another task"
@@ -99,12 +108,29 @@ def _features(
 
 
 def kept_paths(training_data: TrainingData) -> list[tuple[Any, RouteRecord]]:
-    """The searched fit questions with the path that the search kept, where it kept one."""
+    """The searched fit questions with the path that the search kept, where it kept one that digits say."""
     if not training_data.search_manifests and training_data.path_manifests:
         raise ArtifactError(
             f"{training_data.run} holds no tree search, which preset paper learns from: run `drllm search` without --paths first"
         )
-    return [(question, record) for question, record in training_data.fit_records if record.chosen is not None]
+    found = training_data.fit_records
+    return [(question, record) for question, record in found if record.chosen is not None and has_digits(record.chosen)]
+
+
+def right_digits(training_data: TrainingData) -> list[tuple[Any, RouteRecord]]:
+    """The fit questions with a right route that digits say, and of their records only such routes."""
+    found = [(question, _only_digits(record)) for question, record in training_data.fit_records]
+    return [(question, record) for question, record in found if _right(record)]
+
+
+def _right(record: RouteRecord) -> list[Route]:
+    return [route for route, reward in zip(record.routes, record.rewards, strict=True) if reward > 0.5]
+
+
+def _only_digits(record: RouteRecord) -> RouteRecord:
+    places = [place for place, route in enumerate(record.routes) if has_digits(route)]
+    fields = ("routes", "rewards", "margins", "acc", "acc_norm")
+    return dataclasses.replace(record, **{name: tuple(getattr(record, name)[place] for place in places) for name in fields})
 
 
 def soft_target(record: RouteRecord, temperature: float) -> np.ndarray:
@@ -138,4 +164,10 @@ def _held_back(example_id: str, config: RoutersConfig) -> bool:
     return place < config.val_fraction
 
 
-METHOD = Method("routers", "one small network a block, trained on the searched routes", "Dr.LLM, arXiv 2510.12773", RoutersConfig, fit)
+METHOD = Method(
+    "routers",
+    "one small network a block, trained on the searched routes; decides digits, no loops",
+    "Dr.LLM, arXiv 2510.12773",
+    RoutersConfig,
+    fit,
+)

@@ -93,11 +93,16 @@ def _best_of_matrix(training_data: TrainingData, config: StaticConfig) -> Route:
 
 def combine(one: Route, other: Route) -> Route | None:
     """The first route with the second's edits added; None where both edit a block, or nothing is added."""
-    if other.is_full or any(a != 1 and b != 1 for a, b in zip(one, other, strict=True)):
+    if other.is_full or edited_blocks(one) & edited_blocks(other):
         return None
-    return Route.of_visits(
-        [b if a == (Span(block, block),) else a for block, (a, b) in enumerate(zip(one.visits, other.visits, strict=True))]
-    )
+    both = zip(one.visits, other.visits, strict=True)
+    return Route.of_visits([b if a == (Span(block, block),) else a for block, (a, b) in enumerate(both)])
+
+
+def edited_blocks(route: Route) -> set[int]:
+    """Blocks that do not run once, each at its own place; of a loop, all that it runs and the one that it stands behind."""
+    as_base = enumerate(zip(route, route.visits, strict=True))
+    return {block for block, (n_passes, visit) in as_base if n_passes != 1 or visit != (Span(block, block),)}
 
 
 def rank_candidates(training_data: TrainingData, full: Route, config: StaticConfig) -> list[Route]:

@@ -16,6 +16,8 @@ phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe sarvam_mla sarvam_moe seed_oss s
 youtu
 """
 FAMILIES = frozenset(_NAMES.split())
+# Their blocks scale the states they are given, each by its own factor: a loop multiplies by them once more, which plain residuals never do.
+RESCALING = frozenset({"beam", "doge"})
 
 
 def check_structure(config: Any) -> None:

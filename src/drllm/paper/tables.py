@@ -242,7 +242,7 @@ def _table8(bench: Bench) -> list[Part]:
     rng = np.random.default_rng(bench.setup.config.seed)
     for task in stage.tasks:
         routes = routes_of(bench, stage, task)
-        actions = np.array([tuple(route) for route in routes])
+        actions = np.array([tuple(route) for route in routes])  # of routers, which decide digits
         first, second = rng.integers(len(routes), size=(2, PAIRS))
         apart = first != second
         same = float((actions[first[apart]] == actions[second[apart]]).mean()) if apart.any() else 1.0

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drllm.core.route import Route
+from drllm.core.route_words import has_digits, in_words
 from drllm.core.text import display_name, p_value, percent, points
 
 CARD_FILE = "README.md"
-_TAGS = "tags: [drllm, adaptive-depth]"
+_TAGS = "tags: [drllm, adaptive-depth"
+_LOOPED = "rys"  # "repeat yourself": the tag under which people look for looped blocks
 _POLICIES = {
     "static": "one route of blocks for every prompt",
     "codebook": "a few routes, and a selector that takes one of them for a prompt where a gain is sure",
@@ -38,18 +41,20 @@ class CardFacts:
 NO_FACTS = CardFacts()
 
 
-def render_card(config: Mapping[str, Any], route: str | None = None, facts: CardFacts = NO_FACTS) -> str:
+def render_card(config: Mapping[str, Any], route: Route | None = None, facts: CardFacts = NO_FACTS, routes: Sequence[Route] = ()) -> str:
     """The card as Markdown with a Hub header.
 
     Args:
         config: the policy's `drllm_config.json`.
         route: of a static policy.
         facts: of the run that it lies in, if it lies in one.
+        routes: those it chooses from, where they are few.
     """
     base = config["base_id"] or "a model in memory"
     name = facts.method or config["policy"]
     tasks = list(dict.fromkeys(task for _, summary in facts.summaries for task in summary["tasks"]))
-    lines = ["---", "library_name: drllm", _TAGS]
+    looped = [f"`{found}` ({in_words(found)})" for found in ([route] if route else routes) if not has_digits(found)]
+    lines = ["---", "library_name: drllm", f"{_TAGS}, {_LOOPED}]" if looped else f"{_TAGS}]"]
     if config["base_id"].count("/") == 1 and not Path(config["base_id"]).exists():
         lines += [f"base_model: {config['base_id']}", "base_model_relation: adapter"]
     lines += ["---", "", f"# {name} for {base}", ""]
@@ -60,6 +65,7 @@ def render_card(config: Mapping[str, Any], route: str | None = None, facts: Card
     lines += [
         f"- base: `{base}`{revision}, weights `{config['fingerprint']}`: other weights are refused",
         f"- blocks: {config['n_layers']}" + (f", route `{route}`" if route else ""),
+        *([f"- loops: {'; '.join(looped)}"] if looped else []),
         f"- prompts: {_prompts(config['prompt_format'], route)}",
         f"- tasks: {', '.join(tasks) or 'none evaluated yet'}",
         f"- guarantee: {_guarantee(config.get('guarantee'))}",
@@ -83,7 +89,7 @@ def _how_to_use(policy: str) -> list[str]:
     return ["```python", "from drllm import RoutedModel", code, "```", ""]
 
 
-def _prompts(prompt_format: str | None, route: str | None) -> str:
+def _prompts(prompt_format: str | None, route: Route | None) -> str:
     """What a policy learned from, and what it takes."""
     if prompt_format is None:
         return "any format"
@@ -98,7 +104,7 @@ def _guarantee(found: Mapping[str, Any] | None) -> str:
 
 def is_card(text: str) -> bool:
     """Whether a README is one that `render_card` made."""
-    return text.startswith(f"---\nlibrary_name: drllm\n{_TAGS}\n")
+    return text.startswith(f"---\nlibrary_name: drllm\n{_TAGS}")
 
 
 def _figures(place: str, summary: dict[str, Any], method: str) -> list[str]:

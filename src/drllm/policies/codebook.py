@@ -21,6 +21,7 @@ from torch import Tensor
 
 from drllm.core.errors import InputError
 from drllm.core.route import Route, Visit
+from drllm.core.route_words import has_digits
 from drllm.policies.files import PolicyFiles
 from drllm.policies.policy import Decider, Policy, register_policy
 
@@ -165,7 +166,7 @@ class _CodebookDecider(Decider):
             with torch.autocast(x_BTD.device.type, enabled=False):
                 self._routes = self._codebook.routes_for(pool_prompt(x_BTD, self._prompt_mask_BT))
         assert self._routes, "a prefill passes the block where the choice is made"
-        if all(route.is_in_place for route in self._codebook.routes):
+        if all(map(has_digits, self._codebook.routes)):
             return torch.tensor([route[block] for route in self._routes])
         return [route.visits[block] for route in self._routes]
 

@@ -106,7 +106,8 @@ def cluster(counts: Mapping[str, int], n_groups: int = GROUPS) -> dict[str, int]
 
 def distance(route: str, other: str) -> int:
     """How many blocks two routes treat differently."""
-    return sum(a != b for a, b in zip(route, other, strict=True))
+    visits = zip(Route.parse(route).visits, Route.parse(other).visits, strict=True)
+    return sum(a != b for a, b in visits)
 
 
 def _prompts(run: Run, split: str, method: str, questions: Texts) -> Iterable[Prompt]:

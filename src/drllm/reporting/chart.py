@@ -10,6 +10,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 MARKERS = tuple(zip("osD^vPX*", ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star"), strict=True))
 HATCHES = ("", "/", "x", ".")  # of bars, which have no markers: another after each round of colours
 # Of mean passes 0 (skipped), 1 (the base) and 2 (repeated): blue, white, orange differ in lightness and for colour-blind readers.
+FRAME = "#1b1f24"  # around the blocks of a loop
 USAGE = ((0.0, "#0072B2"), (0.5, "#F7F7F7"), (1.0, "#D55E00"))
 MANY_BARS = 12  # more than fit a phone with their numbers side by side
 
@@ -91,11 +92,12 @@ class Bars(Mark):
 
 @dataclass(frozen=True, kw_only=True)
 class Heat(Mark):
-    """Mean passes by row and block. Attributes: labels: say more of a row than its name."""
+    """Mean passes by row and block. Attributes: labels: say more of a row than its name; loops: (row, first, last block) to be framed."""
 
     values: Sequence[Sequence[float]]
     rows: Sequence[str]
     labels: Sequence[str]
+    loops: Sequence[tuple[int, int, int]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from drllm.core.errors import InputError
 from drllm.core.files import write_bytes, write_text
-from drllm.reporting.chart import USAGE, Axis, Bars, Boxes, Chart, Curve, Front, Heat, Level, Mark, Spot
+from drllm.reporting.chart import FRAME, USAGE, Axis, Bars, Boxes, Chart, Curve, Front, Heat, Level, Mark, Spot
 from drllm.reporting.parts import Part, flat
 
 DPI = 120
@@ -137,8 +137,11 @@ def _bars(axes: Any, bars: Bars, chart: Chart) -> None:
 
 def _heat(axes: Any, heat: Heat, chart: Chart) -> None:
     from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
 
     shown = axes.imshow(heat.values, aspect="auto", vmin=0, vmax=2, cmap=LinearSegmentedColormap.from_list("usage", list(USAGE)))
+    for row, first, last in heat.loops:
+        axes.add_patch(Rectangle((first - 0.45, row - 0.4), last - first + 0.9, 0.8, fill=False, edgecolor=FRAME, linewidth=2))
     axes.set_yticks(range(len(heat.rows)), heat.labels)
     axes.figure.colorbar(shown, ax=axes, label="mean passes a prompt", ticks=[0, 1, 2])
 

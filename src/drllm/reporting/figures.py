@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from drllm.core.route import Action, Route
-from drllm.core.text import display_name
+from drllm.core.route import Action, Route, Span
+from drllm.core.route_words import count_loops
+from drllm.core.text import display_name, percent
 from drllm.reporting.chart import MANY_BARS, Axis, Bars, Chart, Front, Heat, Level, Mark, Spot, number
-from drllm.reporting.parts import Paragraph
+from drllm.reporting.parts import Paragraph, Table
 from drllm.runs.names import owner_of
 from drllm.runs.records import RouteRecord
 from drllm.runs.summary import POOLED, Summary
@@ -19,6 +20,7 @@ TITLED = 3  # tasks that fit a title
 SHIFTED = 24  # points: how far apart methods of one cost are drawn in all
 NARROW = 8  # methods whose names fit four columns of a legend
 MAPPED = 42  # rows of a heat map by method and task; of more, tasks are pooled
+LOOPS_SHOWN = 5
 UPPER_BOUNDS = ("oracle",)
 SECONDS = "seconds a question"
 SCALE = "1 is the base, below 1 prompts skip the block, above 1 they repeat it."
@@ -30,6 +32,9 @@ NO_FRONT = (
     "Each method was timed by itself, maybe in another call and beside other work on the machine, and the seconds have no interval: "
     "small differences of cost mean nothing, and no Pareto front is drawn. To compare costs, count passes."
 )
+
+
+Questions = Mapping[tuple[str, str, str], Sequence[Mapping[str, Any]]]  # rows of the per-question files by (split, method, task)
 
 
 def accuracy_charts(summary: Summary) -> list[Chart | Paragraph]:
@@ -99,15 +104,12 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def usage_map(questions: Mapping[tuple[str, str, str], Sequence[Mapping[str, Any]]], split: str) -> Chart | Paragraph:
+def usage_map(questions: Questions, split: str) -> Chart | Paragraph:
     """Mean passes through each block by method and task; 1 is the base. Blind baselines make their owner's passes and are left out.
 
-    `questions`: rows of the per-question files by (split, method, task).
+    What a loop runs again counts; the commonest loop of a row is framed.
     """
-    taken: dict[tuple[str, str], list[Route]] = {}
-    for (where, method, task), answers in sorted(questions.items()):
-        if where == split and not owner_of(method) and (routes := [Route.parse(row["route"]) for row in answers if row.get("route")]):
-            taken[method, task] = routes
+    taken = _routes_taken(questions, split)
     # A method that leaves the base's route somewhere is shown everywhere: that it does not on a task is a finding.
     leaving = {method for (method, _), routes in taken.items() if not all(route.is_full for route in routes)}
     taken = {place: routes for place, routes in taken.items() if place[0] in leaving}
@@ -119,10 +121,38 @@ def usage_map(questions: Mapping[tuple[str, str, str], Sequence[Mapping[str, Any
     names = [display_name(method) if task == POOLED else f"{display_name(method)}, {task}" for method, task in taken]
     labels = [f"{name} (n = {len(routes)})" for name, routes in zip(names, taken.values(), strict=True)]
     title, caption = f"Mean passes through each block, {split} split", f"Mean passes through each block on the {split} split: {SCALE}"
+    loops = [(row, loop.first, loop.last) for row, routes in enumerate(taken.values()) for loop in _commonest_loop(routes)]
+    caption += " A frame stands around the commonest loop of a row." if loops else ""
     header = ("method", "task", "block", "n", "mean_passes")
     rows = tuple((*place, block, len(taken[place]), number(mean)) for place, found in means.items() for block, mean in enumerate(found))
-    marks, x = (Heat(values=list(means.values()), rows=names, labels=labels),), Axis("block (0 is the first)", is_whole=True)
+    marks, x = (Heat(values=list(means.values()), rows=names, labels=labels, loops=loops),), Axis("block (0 is the first)", is_whole=True)
     return Chart(f"usage_{split}", title, caption, header, rows, marks, x, (Axis(),), height=1.6 + 0.36 * len(names))
+
+
+def loop_table(questions: Questions, split: str) -> Table | None:
+    """Which loops the prompts of each method and task take, the commonest first; None where there are none."""
+    rows = []
+    for (method, task), routes in _routes_taken(questions, split).items():
+        for words, n in count_loops(routes)[:LOOPS_SHOWN]:
+            rows.append((display_name(method), task, words, str(n), percent(n / len(routes))))
+    header = ("method", "task", "loop", "prompts", "% of prompts")
+    caption = f"Loops on the {split} split: spans of blocks that run again; at most the {LOOPS_SHOWN} commonest of a method and task."
+    return Table(header, tuple(rows), caption) if rows else None
+
+
+def _routes_taken(questions: Questions, split: str) -> dict[tuple[str, str], list[Route]]:
+    """The routes of each (method, task) of a split, without blind baselines and methods that decide no route."""
+    taken = {}
+    for (where, method, task), answers in sorted(questions.items()):
+        if where == split and not owner_of(method) and (routes := [Route.parse(row["route"]) for row in answers if row.get("route")]):
+            taken[method, task] = routes
+    return taken
+
+
+def _commonest_loop(routes: Sequence[Route]) -> list[Span]:
+    """The span that most of the routes run again; none where none does."""
+    counts = Counter(span for route in routes for span in dict.fromkeys(span for _, span in route.loops))
+    return [span for span, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:1]]
 
 
 def mean_usage(routes: Sequence[Route]) -> list[float]:
@@ -133,7 +163,9 @@ def mean_usage(routes: Sequence[Route]) -> list[float]:
 def label_distribution(records: Mapping[str, Sequence[RouteRecord]]) -> Chart | Paragraph:
     """How often the kept routes skip, execute and repeat a block, by task; counts on a log scale."""
     chosen = {task: [record.chosen for record in found if record.chosen is not None] for task, found in records.items()}
-    counts = {task: Counter(action for route in routes for action in route) for task, routes in chosen.items() if routes}
+    counts = {
+        task: Counter(min(n_passes, Action.REPEAT) for route in routes for n_passes in route) for task, routes in chosen.items() if routes
+    }
     if not counts:
         return Paragraph("No label distribution: the search kept no route.")
     names = tuple(action.name.lower() for action in Action)

@@ -12,10 +12,11 @@ from typing import Any
 
 from drllm.core.files import write_text
 from drllm.core.route import Action, Route
+from drllm.core.route_words import in_words
 from drllm.reporting.chart import Chart
 from drllm.reporting.drawing import to_csv
 from drllm.reporting.glossary import glossary
-from drllm.reporting.parts import Heading, Part, flat, tasks, to_markdown
+from drllm.reporting.parts import Heading, Part, RouteBrowser, flat, tasks, to_markdown
 from drllm.reporting.plots import as_plotly
 from drllm.runs.layout import MARKDOWN_FILE, PAGE_FILE
 
@@ -68,7 +69,7 @@ def _environment() -> Any:
 
     trimmed: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(autoescape=True, undefined=StrictUndefined, loader=FunctionLoader(_text), **trimmed)
-    filters = (_prose, _blocks, _changes, _plot, _csv, tasks, _kind, _sentence, _sentences)
+    filters = (_prose, _blocks, _changes, _has_loops, _plot, _csv, tasks, _kind, _sentence, _sentences)
     environment.filters |= {function.__name__.lstrip("_"): function for function in filters}
     return environment
 
@@ -91,14 +92,22 @@ def _prose(text: str) -> Any:
 
 
 def _blocks(route: str) -> list[tuple[int, str]]:
-    """(block, action's name) of each block."""
-    return [(block, Action(action).name.lower()) for block, action in enumerate(Route.parse(route))]
+    """(block, classes) of each block: its action's name, and where loops run it again, where such a span begins and ends."""
+    parsed = Route.parse(route)
+    classes = [[Action(min(n_passes, Action.REPEAT)).name.lower()] for n_passes in parsed.in_place_actions]
+    for _, span in parsed.loops:
+        for block in span.blocks:
+            classes[block] += ["loop", *(["from"] if block == span.first else []), *(["to"] if block == span.last else [])]
+    return [(block, " ".join(dict.fromkeys(found))) for block, found in enumerate(classes)]
+
+
+def _has_loops(part: RouteBrowser) -> bool:
+    return any(Route.parse(prompt.route).loops for group in part.groups for prompt in group.prompts)
 
 
 def _changes(route: str) -> str:
     """A route in words: what it does otherwise than the base."""
-    named = {name: [str(block) for block, action in _blocks(route) if action == name] for name in ("skip", "repeat")}
-    return "; ".join(f"{name}s {', '.join(blocks)}" for name, blocks in named.items() if blocks) or "the base's route"
+    return in_words(Route.parse(route))
 
 
 def _plot(chart: Chart) -> Any:

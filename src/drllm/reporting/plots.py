@@ -7,7 +7,7 @@ than their place. Reference: https://plotly.com/javascript/reference.
 from collections.abc import Sequence
 from typing import Any
 
-from drllm.reporting.chart import USAGE, Axis, Bars, Boxes, Chart, Curve, Front, Heat, Level, Mark, Spot
+from drllm.reporting.chart import FRAME, USAGE, Axis, Bars, Boxes, Chart, Curve, Front, Heat, Level, Mark, Spot
 
 LOG = {"type": "log", "dtick": 1, "tickformat": "~g"}  # whole powers of ten, as decimals: never as "100u"
 
@@ -27,7 +27,8 @@ def as_plotly(chart: Chart) -> dict[str, Any]:
         layout["boxmode"] = "group"
     if chart.x.names and len(chart.of(Curve)) > 1:
         layout |= {"scattermode": "group", "scattergap": 0.7}  # side by side, as in the PNG
-    if shapes := [_across(level) for level in chart.of(Level) if level.on_page]:
+    frames = [_frame(*loop) for heat in chart.of(Heat) for loop in heat.loops]
+    if shapes := [*(_across(level) for level in chart.of(Level) if level.on_page), *frames]:
         layout["shapes"] = shapes
     return {"data": data, "layout": layout}
 
@@ -47,6 +48,12 @@ def _axis(axis: Axis) -> dict[str, Any]:
 def _across(level: Level) -> dict[str, Any]:
     line = {"color": "grey", "width": 1, "dash": "dot"}
     return {"type": "line", "layer": "below", "xref": "paper", "x0": 0, "x1": 1, "y0": level.y, "y1": level.y, "line": line}
+
+
+def _frame(row: int, first: int, last: int) -> dict[str, Any]:
+    """Around the blocks of a row that a loop runs."""
+    x, y = (first - 0.45, last + 0.45), (row - 0.4, row + 0.4)
+    return {"type": "rect", "x0": x[0], "x1": x[1], "y0": y[0], "y1": y[1], "line": {"color": FRAME, "width": 2}}
 
 
 def _intervals(mark: Mark, low: Sequence[float], high: Sequence[float]) -> dict[str, Any]:

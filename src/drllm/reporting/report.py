@@ -85,6 +85,8 @@ def _results(run: Run) -> Iterator[Part]:
         usage, missing = figures.usage_map(run.questions, split), absent(run, split)
         if isinstance(usage, Chart) or not missing:
             yield usage
+        if loops := figures.loop_table(run.questions, split):
+            yield loops
         if missing:
             yield Paragraph(missing)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from drllm.core.errors import InputError
 from drllm.core.route import Action
+from drllm.core.route_words import has_digits
 from drllm.core.text import percent, table_text, with_interval
 from drllm.runs.records import RouteRecord
 from drllm.runs.summary import POOLED
@@ -54,7 +55,8 @@ class TaskStats:
         kept: questions with a right route, whose records are sampled as labels.
         improved: kept questions that the base gets wrong.
         search_routes, control_routes, check_routes: forward passes, one an evaluated route; two metrics of a check share theirs.
-        actions: skip, execute and repeat decisions of the kept routes.
+        actions: blocks of the kept routes that run not at all, once, and more than once: skip, execute and repeat.
+        looped: kept routes that digits do not say: with a loop, a strength, or more than two passes of a block.
         mean_passes: block passes of a kept route; 0 where none is kept.
         search: of the questions the base gets wrong, those the search solved.
         control: of those with a blind baseline, what it solved in as many tries as the search may take; None without any.
@@ -78,6 +80,7 @@ class TaskStats:
     difference: tuple[float, float, float] | None
     flips: dict[str, Flips]
     broken: int
+    looped: int = 0
 
 
 @dataclass
@@ -85,8 +88,8 @@ class _Counts:
     """What is counted of records, one by one and without their routes, so that a million fit.
 
     Attributes:
-        n: by the names of `TaskStats`; "wrong", what the base gets wrong; decisions of kept routes by their action; by (name of a check,
-            name of `Flips`).
+        n: by the names of `TaskStats`; "wrong", what the base gets wrong; blocks of kept routes by their action, and their "passes"; by
+            (name of a check, name of `Flips`).
         pairs: task, solved by the search, solved by the baseline, of each question that the base gets wrong and that has a baseline.
     """
 
@@ -121,7 +124,9 @@ def _count(counts: _Counts, record: RouteRecord) -> None:
     checked = {(check.route, _run_of(check.check)) for check in record.checks}
     n.update(visited=1, search_routes=len(record.routes), control_routes=len(record.control_routes), check_routes=len(checked))
     n.update(kept=record.kept, improved=record.improved, wrong=not record.base_correct)
-    n.update(record.chosen or ())
+    if record.chosen is not None:
+        n.update(min(n_passes, Action.REPEAT) for n_passes in record.chosen)
+        n.update(passes=record.chosen.n_passes, looped=not has_digits(record.chosen))
     if not record.base_correct and record.control_solved is not None:
         counts.pairs.append((record.task, record.improved, record.control_solved))
     if record.chosen is not None:
@@ -133,9 +138,11 @@ def _count(counts: _Counts, record: RouteRecord) -> None:
 
 def _stats(task: str, counts: _Counts) -> TaskStats:
     n, checks = counts.n, sorted({key[0] for key in counts.n if isinstance(key, tuple)})
-    counted = {name: n[name] for name in ("visited", "kept", "improved", "search_routes", "control_routes", "check_routes", "broken")}
+    counted = {
+        name: n[name] for name in ("visited", "kept", "improved", "search_routes", "control_routes", "check_routes", "broken", "looped")
+    }
     actions = n[Action.SKIP], n[Action.EXECUTE], n[Action.REPEAT]
-    mean_passes = (n[Action.EXECUTE] + 2 * n[Action.REPEAT]) / n["kept"] if n["kept"] else 0.0
+    mean_passes = n["passes"] / n["kept"] if n["kept"] else 0.0
     search, control, difference = Share(n["improved"], n["wrong"]), None, None
     if counts.pairs:
         strata, solved, by_control = zip(*counts.pairs, strict=True)
@@ -178,7 +185,9 @@ def tables(stats: Sequence[TaskStats]) -> list[Cells]:
     labels = ("task", "visited", "sampled", "improved", "% visited", "% sampled", "skip", "execute", "repeat", "mean passes")
     passes = ("task", "search", "a question", "baseline", "checks")
     checks = ("task", "check", "kept routes", "wrong", "%", "base routes", "other verdict", "%")
-    found: list[Cells] = [("labels: the kept routes", labels, [_labels(row) for row in stats])]
+    loops = [(f"{row.looped:,}",) if any(other.looped for other in stats) else () for row in stats]  # a column only where there are any
+    labels += ("looped",) if any(loops) else ()
+    found: list[Cells] = [("labels: the kept routes", labels, [_labels(row) + more for row, more in zip(stats, loops, strict=True)])]
     title = "solved, % of what the base gets wrong; baseline: as many random routes, blind to the question; 95 % intervals"
     solved = [(row.task, _shown(row.search), _shown(row.control), _difference(row.difference)) for row in stats]
     found.append((title, ("task", "by search", "by the baseline", "search minus baseline, points"), solved))

@@ -1,11 +1,13 @@
 """Everything a run folder holds, read once; stages that have not run are simply empty."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drllm.core.errors import ArtifactError
+from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import read_json, read_json_lines
+from drllm.core.route import Route
 from drllm.policies.saved_config import CONFIG_FILE
 from drllm.runs.earlier import OTHER_TASKS, with_earlier
 from drllm.runs.layout import MANIFEST_FILE, METRICS_FILE, RunFolder
@@ -61,12 +63,20 @@ def load_run(folder: Path) -> Run:
         for row in summary.rows:
             if file := files.get(place := (split.removesuffix(OTHER_TASKS), row.method, row.task)):
                 questions[split, row.method, row.task] = file.rows
-                if odd := [route for route in file.routes if route and len(route) not in layers]:
-                    raise ArtifactError(f"{run.verdicts(*place)} has a route of {len(odd[0])} blocks: evaluate again")
+                if odd := [n for n in _n_blocks(file.routes, run.verdicts(*place)) if n not in layers]:
+                    raise ArtifactError(f"{run.verdicts(*place)} has a route of {odd[0]} blocks: evaluate again")
     if not (manifests or epochs or summaries):
         raise ArtifactError(f"{str(folder)!r} holds no search, training or evaluation: give the --out of a search, evaluate or retrofit")
     policies = {path.name: _json(path / CONFIG_FILE) for path in run.policies()}
     return Run(folder, read_jobs(folder), manifests, records, epochs, summaries, left_out, questions, policies)
+
+
+def _n_blocks(routes: Iterable[str], path: Path) -> list[int]:
+    """The blocks of each route of a file of verdicts; `ArtifactError` for what is none. Methods without routes have empty ones."""
+    try:
+        return [len(Route.parse(text)) for text in dict.fromkeys(routes) if text]
+    except InputError as error:
+        raise ArtifactError(f"{path} has an unreadable route ({error}): evaluate again") from None
 
 
 def read_summary(path: Path) -> Summary:

@@ -21,7 +21,7 @@ class Verdicts:
         ids: of the questions.
         correct, acc, acc_norm: whether each answer is right, and by each metric; None where the reward has none.
         margins: nan where the reward has none.
-        routes: one digit a block each; empty where the method decides no route.
+        routes: `str(route)` of each; empty where the method decides no route.
         passes: block passes of each prompt.
         seconds: that answering took.
         metadata: `key` names all they depend on; `comparable` is the same for methods that can be compared without the model; `policy` is

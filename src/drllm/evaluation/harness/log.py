@@ -69,6 +69,6 @@ def consensus(routes: Sequence[Route]) -> float | None:
     n = len(routes)
     if n < 2:
         return None
-    actions_NL = np.array([[int(action) for action in route] for route in routes])
-    agreeing = sum(((count := (actions_NL == action).sum(0)) * (count - 1)).sum() for action in (0, 1, 2))
-    return float(agreeing / (n * (n - 1) * actions_NL.shape[1]))
+    columns = list(zip(*(route.visits for route in routes), strict=True))
+    agreeing = sum(count * (count - 1) for column in columns for count in Counter(column).values())
+    return float(agreeing / (n * (n - 1) * len(columns)))

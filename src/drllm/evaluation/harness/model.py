@@ -36,7 +36,7 @@ class RoutedLM(ContinuationLM):
         pretrained: a saved policy's folder or Hub id (its base loads with it), anything `RoutedModel.wrap` loads, or a `RoutedModel`.
         base: another place to load the same base from.
         revision: of the policy, on the Hub.
-        route: one digit a block; this route for every prompt, instead of a policy.
+        route: this route for every prompt, instead of a policy: digits, or a path with + for its commas.
         control: appendix C's control of routers.
         dtype, device: as in `RoutedModel.wrap`.
         batch_size: sequences of the stock model's step, or "auto"; a step here has as many tokens.
