@@ -40,7 +40,7 @@ EXAMPLES = [
     Example("c", "Red?", ("a", "bb", "ccc", "dddd", "e"), 4, "arc_easy"),
     Example("d", "Hot?", ("aa", "bb", "ccc", "ddd", "e"), 2, "arc_easy"),
 ]
-ROUTES = [Route.parse(text) for text in ("1111", "0111", "1110", "2111", "1112", "1021", "0000", "2222", "1120")]
+ROUTES = [Route.parse(text) for text in ("1111", "0111", "1110", "2111", "1112", "1021", "0000", "2222", "1120", "0-2,1-3", "0-3,(1-2)*0.5")]
 PAIRS = [(index, route) for index in range(len(EXAMPLES)) for route in ROUTES]
 Pair = tuple[int, Route]
 
@@ -228,7 +228,7 @@ def test_margins_are_those_of_the_path_run_plainly(family):
     pairs = [(index, Route.parse(text)) for index, text in enumerate(("0121", "2012", "1110"))] + [(0, Route.parse("1020"))]
     for (index, route), verdict in stream(scorer, questions, pairs, random.Random(1)).items():
         example = EXAMPLES[index]
-        totals = plain_logliks(path_model(untouched, route.path), tokenizer, *ARC.loglik_prompt(example))
+        totals = plain_logliks(path_model(untouched, route.spans), tokenizer, *ARC.loglik_prompt(example))
         for got, lengths in ((verdict.margin_acc, [1] * len(totals)), (verdict.margin_acc_norm, map(len, example.choices))):
             scores = [total / length for total, length in zip(totals, lengths, strict=True)]
             gold = scores.pop(int(example.answer))

@@ -33,7 +33,7 @@ from reference import path_model
 L = families.N_BLOCKS
 ARC = get_task("arc_easy")
 FAMILIES = ["llama", "qwen3", "gpt2", "gemma2", "opt", "mixtral"]
-ROUTES = [Route.parse(text) for text in ("0111", "1110", "2111", "1112", "1021", "0000", "2222", "1101", "0120")]
+ROUTES = [Route.parse(text) for text in ("0111", "1110", "2111", "1112", "1021", "0000", "2222", "1101", "0120", "0-2,1-3", "0-2,(0-2)*0.5,3", "3,0-1")]
 
 EXAMPLES = [
     Example("a", "What melts ice?", ("heat", "the cold of night", "sand"), 0, "arc_easy"),
@@ -55,7 +55,7 @@ def base_and_routed(family: str) -> tuple[torch.nn.Module, RoutedModel]:
 @functools.cache
 def expected_logliks(family: str, route: Route, example: Example, task: Task = ARC) -> list[float]:
     untouched, _ = base_and_routed(family)
-    return plain_logliks(path_model(untouched, route.path), byte_tokenizer(), *task.loglik_prompt(example))
+    return plain_logliks(path_model(untouched, route.spans), byte_tokenizer(), *task.loglik_prompt(example))
 
 
 @torch.no_grad()
@@ -202,7 +202,7 @@ def test_choices_that_merge_with_the_context_are_cut_as_in_lm_eval(raw):
     assert tokenizer.convert_ids_to_tokens(encode_choice(tokenizer, "Answer:", " xyz", False)[1]) == ["x", "y", "z"]
 
     base = families.build("llama", vocab_size=300)
-    twin = path_model(base, ROUTES[4].path)
+    twin = path_model(base, ROUTES[4].spans)
     routed = RoutedModel.wrap(base, tokenizer)
     example = Example("m", "Which?", ("abc", "xyz", "aaa"), 0, "arc_easy")
     for packed in (True, False):
