@@ -7,7 +7,6 @@ example:
 import textwrap
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_common
 
 
 def run(job: Job) -> Lines:
@@ -26,6 +25,3 @@ def run(job: Job) -> Lines:
     yield "also: any Hub id, a local folder with config.json, or a .gguf file (needs the gguf package)"
     yield f"families ({len(FAMILIES)}), by model_type:"
     yield textwrap.fill(", ".join(sorted(FAMILIES)), 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
-
-
-add_flags = add_common

@@ -70,7 +70,6 @@ class Flag:
 
     @property
     def text_of_default(self) -> str:
-        """The default as a user would type it."""
         if self.kind is bool:
             return "yes" if self.default else "no"
         return ",".join(self.default) if self.kind is tuple else f"{self.default}"
@@ -88,9 +87,8 @@ def flags_of(config_class: type) -> list[Flag]:
     """One flag a field, in the order of the dataclass."""
     hints, flags = typing.get_type_hints(config_class), []
     for item in dataclasses.fields(config_class):
-        hint = hints[item.name]
-        origin = typing.get_origin(hint)
-        choices = tuple(typing.get_args(hint)) if origin is Literal else ()
+        hint, origin = hints[item.name], typing.get_origin(hints[item.name])
+        choices = typing.get_args(hint) if origin is Literal else ()
         kind = str if choices else origin or hint
         if kind not in (int, float, bool, str, tuple):
             raise TypeError(f"{config_class.__name__}.{item.name}: no flag can be made for {hint}")

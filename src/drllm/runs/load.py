@@ -70,7 +70,6 @@ def load_run(folder: Path) -> Run:
 
 
 def read_summary(path: Path) -> Summary:
-    """One split's summary."""
     return Summary.of(_json(path), path)
 
 
