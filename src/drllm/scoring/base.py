@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from drllm.core.errors import InputError
+from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import RouteSource
 from drllm.scoring.prefixes import Node, PrefixRunner
@@ -96,6 +97,17 @@ class ModelScorer(ABC):
         """Forget questions, none of which may have an evaluation under way."""
         for handle in handles:
             self.runner.close(self._questions.pop(handle)[1])
+
+    @abstractmethod
+    def score(self, pairs: Sequence[tuple[int, Route]]) -> list[Verdict]:
+        """The verdict of each (handle, route), in order; each distinct pair is evaluated once."""
+
+    def score_all(self, questions: Sequence[Question], routes: Sequence[Route]) -> list[list[Verdict]]:
+        """Each question's verdicts on all of the routes."""
+        handles = self.open(questions)
+        found = self.score([(handle, route) for handle in handles for route in routes])
+        self.close(handles)
+        return [found[start : start + len(routes)] for start in range(0, len(found), len(routes))]
 
     def score_policy(self, questions: Sequence[Any], policy: RouteSource | None) -> tuple[list[Verdict], list[Any]]:
         """Verdicts and routes when a policy decides from each question's context alone; None is the base model."""

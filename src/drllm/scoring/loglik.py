@@ -123,7 +123,6 @@ class LoglikScorer(ModelScorer):
         return finished
 
     def score(self, pairs: Sequence[tuple[int, Route]]) -> list[Verdict]:
-        """The verdict of each (handle, route), in order; each distinct pair is evaluated once."""
         verdicts: dict[tuple[int, Route], Verdict] = {}
         distinct = deque(dict.fromkeys(pairs))
         while distinct or self._pending:
