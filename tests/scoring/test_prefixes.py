@@ -302,15 +302,17 @@ def check_books(scorer: LoglikScorer) -> None:
     """What the runner remembers about its tries is what they hold."""
     runner, nodes = scorer.runner, nodes_of(scorer)
     assert runner.n_bytes == sum(node.state.nbytes for node in nodes if node.state is not None)
-    assert all(node.n_living == sum(child.state is not None for child in node.children.values()) for node in nodes)
-    assert all(set(node.dependents) == {child for child in node.children.values() if child.queued} for node in nodes)
-    assert all(node.state is None for node in nodes if node.queued)
-    ready = [node for node in nodes if node.queued and node.parent is not None and node.parent.state is not None]
+    roots = [root for _, roots in scorer._questions.values() for root in roots]
+    queued = [node for parent in [*roots, *nodes] for node in parent.dependents]
+    assert len(set(queued)) == len(queued)
+    assert all(node.parent is not None and node.parent.children[node.block] is node for node in queued)
+    assert all(node.state is None for node in queued)
+    ready = [node for node in queued if node.parent is not None and node.parent.state is not None]
     assert Counter(map(id, ready)) == Counter(id(node) for waiting in runner._waiting for node in waiting)
     idle = {id(node) for node in nodes if node.state is not None and not node.pins and not node.dependents}
     assert runner._leaves.keys() | runner._inner.keys() == idle
-    assert all(not node.n_living for node in runner._leaves.values())
-    assert all(node.n_living for node in runner._inner.values())
+    assert not any(child.state is not None for node in runner._leaves.values() for child in node.children.values())
+    assert all(any(child.state is not None for child in node.children.values()) for node in runner._inner.values())
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral-sliding"])

@@ -23,19 +23,13 @@ WIDTH_STEP = 8  # sequences are padded to a multiple of this many tokens: wider 
 
 @dataclass(frozen=True)
 class Question:
-    """One example, tokenised.
-
-    Attributes:
-        sequences: loglik: `PackedPrompt`s, one of all choices or one a choice; otherwise the prompt's token ids alone: answers come later.
-        context_ids: token ids of what a policy may read.
-        n_chars: loglik only: characters of each choice text, lm-eval's acc_norm denominator.
-    """
+    """One example, tokenised: `PackedPrompt`s, one of all choices or one a choice, or the tokens of a prompt whose answer comes later."""
 
     task: Task
     example: Example
     sequences: tuple[Any, ...]
-    context_ids: tuple[int, ...]
-    n_chars: tuple[int, ...] = ()
+    context_ids: tuple[int, ...]  # what a policy may read
+    n_chars: tuple[int, ...] = ()  # characters of each choice text, lm-eval's acc_norm denominator
 
     @property
     def n_tokens(self) -> int:
