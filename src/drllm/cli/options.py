@@ -27,6 +27,7 @@ from drllm.methods.base import get_method, method_names
 
 Config = TypeVar("Config")
 Parser = argparse.ArgumentParser  # of one command
+Namespace = argparse.Namespace
 
 
 COMPARED = "what to compare, comma-separated: base, policies of the run by name, and blind baselines of them: random-NAME, shuffled-NAME"
@@ -130,7 +131,7 @@ def add_common(parser: Parser, *names: str) -> None:
     parser.add_argument("--config", metavar="RUN.YAML", help="settings from a YAML file; flags given here win over it")
 
 
-def build(config_class: type[Config], given: Mapping[str, Any], arguments: argparse.Namespace, prefix: str = "") -> Config:
+def build(config_class: type[Config], given: Mapping[str, Any], arguments: Namespace, prefix: str = "") -> Config:
     """The configuration: command line over YAML (`given`) over defaults."""
     values: dict[str, Any] = dict(given)
     for flag in flags_of(config_class):

@@ -85,7 +85,6 @@ class RoutedWorker(HookedWorker):
 
     @staticmethod
     def new_keeper(additional_config: Any) -> RouteKeeper:
-        """Called as the engine starts."""
         return RouteKeeper(ServeSpec.required(additional_config))
 
     def drllm_route(self, ticket: str) -> str | None:
@@ -93,7 +92,6 @@ class RoutedWorker(HookedWorker):
         return self.keeper.tickets.get(ticket)
 
     def drllm_stats(self) -> dict[str, int]:
-        """See `RouteKeeper.stats`."""
         return dict(self.keeper.stats)
 
 
