@@ -312,9 +312,9 @@ def test_what_is_split_lies_on_the_model_s_device():
     routes = [Route.parse(text) for text in ("121", "011", "211")]
     lines = [[(torch.zeros(1, 2, 1, device="meta"),) * 2] * sum(map(int, str(route))) for route in routes]
     cache = PrefilledCache(LLAMA, L, routes, lines, 2, torch.device("meta"))
-    before = cache.rows_per_pass(0)[0]
+    before = cache.rows_per_pass[0][0]
     cache.select([1, 2])
-    for rows in (before, cache.rows_per_pass(0)[0]):
+    for rows in (before, cache.rows_per_pass[0][0]):
         assert rows is not None
         assert rows.device.type == cache.layers[0].keys.device.type == "meta"
 
