@@ -28,14 +28,14 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from drllm import Route, RoutedModel, SearchConfig
+from drllm import EvaluateConfig, Route, RoutedModel, SearchConfig
 from drllm.core.files import write_json
 from drllm.model.generation import GreedyChoice
 from drllm.runs.provenance import hardware, versions
 from drllm.scoring.loglik import LoglikScorer, base_logliks, head_at
 from drllm.scoring.packing import make_batch
 from drllm.scoring.prefixes import PrefixRunner
-from drllm.scoring.scorer import make_scorer
+from drllm.scoring.scorer import scorer_of
 from drllm.scoring.verdict import loglik_verdict
 from drllm.searching.presets import make_tree
 from drllm.searching.worker import question_seed
@@ -125,7 +125,7 @@ def make_paths(reward: str, data: str) -> None:
     wanted = [known[name] for line in lines[: 2 * N_QUESTIONS] if (name := json.loads(line)["id"]) in known][:N_QUESTIONS]
     routed, _ = load(torch.bfloat16)
     config = SearchConfig(preset="paper", early_stop=False, n_simulations=N_PATHS, reward=reward)
-    scorer = make_scorer(routed, task, config.reward, config.max_step_tokens)
+    scorer = scorer_of(routed, task, config)
     trees = [make_tree(routed.n_layers, config, question_seed(0, task.name, example.id)) for example in wanted]
     handles = scorer.open([scorer.question(task, example) for example in wanted])
     asked = {handle: tree for handle, tree in zip(handles, trees, strict=True)}
@@ -296,7 +296,7 @@ def measure(reward: str, dtype: torch.dtype, arguments: argparse.Namespace) -> d
     task = load_task(TASKS[reward], arguments.data).task
 
     def fresh(cache_bytes: int = 2**30) -> Any:
-        return make_scorer(routed, task, reward, 512, cache_bytes=cache_bytes)
+        return scorer_of(routed, task, EvaluateConfig(reward=reward), cache_bytes)
 
     scorer = fresh()
     n_naive = arguments.naive if dtype == torch.float32 else 0

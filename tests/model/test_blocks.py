@@ -127,6 +127,30 @@ def test_without_a_routing_cache_the_block_is_called_as_it_was():
     assert block.calls == [{"hidden": COUNTED, "cache": None, "attention_mask": "mask", "more": 1}]
 
 
+def test_the_cache_is_handed_on_however_it_came_and_the_observer_sees_the_arguments():
+    seen = []
+    cache = RoutedCache(config_of(), 3, GivenRoutes([Route.parse("100")]), torch.ones(1, 1), lambda *what: seen.append(what))
+    block, mask = Block(), torch.zeros(1)
+    RoutedBlock(block, 0, returns_tuple=False)(COUNTED[:1], cache, attention_mask=mask)
+    assert block.calls[0]["cache"] is cache
+    ((index, x, arguments),) = seen
+    assert index == 0
+    assert x is block.calls[0]["hidden"]
+    assert arguments == {"cache": cache, "attention_mask": mask}
+
+
+class Moving(Block):
+    """As under a device map: what it returns lies elsewhere. The device without data stands for a GPU."""
+
+    def forward(self, hidden: Tensor, *args: Any, **others: Any) -> Any:
+        return super().forward(hidden, *args, **others).to("meta")
+
+
+def test_the_sequences_that_skip_follow_the_others_to_another_device():
+    out = RoutedBlock(Moving(), 0, returns_tuple=False)(COUNTED, ready("0", others=("1", "0")))
+    assert (out.device.type, out.shape) == ("meta", COUNTED.shape)
+
+
 @pytest.mark.parametrize("as_names", [True, False])
 def test_each_sequence_makes_its_own_passes_with_its_own_arguments(as_names):
     """Three sequences skip, execute and repeat."""
@@ -217,6 +241,7 @@ def test_the_cache_is_found_by_type_wherever_it_stands():
 def test_what_an_argument_holds_for_some_sequences():
     picked, by_sequence = torch.tensor([2, 0]), torch.arange(3)
     assert pick_sequences(by_sequence, picked, 3).tolist() == [2, 0]
+    assert pick_sequences(by_sequence[:2], torch.tensor([1]), 2).tolist() == [1]
     first, (second, shared) = pick_sequences((by_sequence, (by_sequence * 2, by_sequence[:1])), picked, 3)
     assert (first.tolist(), second.tolist(), shared.tolist()) == ([2, 0], [4, 0], [0])
     assert pick_sequences({"a": by_sequence, "b": None}, picked, 3)["a"].tolist() == [2, 0]
@@ -331,6 +356,19 @@ def test_a_probe_says_why_a_model_cannot_be_routed(made, why):
 )
 def test_arguments_that_are_understood_or_hold_nothing_are_no_obstacle(name, value):
     model = keyword(name, value)()
+    assert probe_blocks(model, model.layers) is False
+
+
+def test_a_probe_asks_where_the_embedding_lies():
+    class Elsewhere(Model):
+        def get_input_embeddings(self) -> nn.Embedding:
+            return nn.Embedding(9, D, device="meta")
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, use_cache: bool) -> Tensor:
+            assert input_ids.device.type == attention_mask.device.type == "meta"
+            return super().forward(torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2), use_cache)
+
+    model = Elsewhere()
     assert probe_blocks(model, model.layers) is False
 
 

@@ -13,6 +13,7 @@ from drllm.core.route import Route, Span
 from drllm.model import transformers_private as private
 from drllm.model.cache import STRAYED, PassSlots, PrefilledCache, RoutedCache, new_slots
 from drllm.model.turns import check_decision, every_turn, in_place
+from drllm.policies.constant import RoutePolicy
 from drllm.policies.given import GivenRoutes
 from drllm.policies.policy import Policy
 
@@ -42,14 +43,14 @@ def run(cache: RoutedCache, n_tokens: int, n_sequences: int = 1) -> None:
 
 
 class Deciding(Policy):
-    """Executes, but for the sequences whose first prompt token may not be read: these skip. Keeps the mask it was given."""
+    """Executes, but for the sequences whose first prompt token may not be read: these skip. Block 2 gets no decision. Keeps its mask."""
 
     name = "deciding"
     n_layers = L
 
     def start(self, prompt_mask_BT):
         self.mask = prompt_mask_BT
-        return Asked(lambda _block, _x, mask: mask[:, 0].long(), prompt_mask_BT)
+        return Asked(lambda block, x, mask: mask[:, 0].long() if block < 2 else x, prompt_mask_BT)
 
     def save(self, folder):
         raise NotImplementedError
@@ -66,7 +67,8 @@ def test_families_without_a_slot_a_block_are_refused(monkeypatch):
     recurrent = Mamba2Config(num_hidden_layers=2, num_heads=8, head_dim=8, hidden_size=32)
     why = "its recurrent or shared state is not per block, so blocks cannot be skipped or repeated exactly"
     with pytest.raises(
-        UnsupportedModelError, match=rf"^model_type 'mamba2' keeps \w+ state, expected plain or sliding-window attention: {why}$"
+        UnsupportedModelError,
+        match=rf"^model_type 'mamba2' keeps (?!NoneType)\w+ state, expected plain or sliding-window attention: {why}$",
     ):
         new_slots(recurrent, 2)
     slots = new_slots(LLAMA, L)
@@ -158,7 +160,7 @@ def test_a_span_with_a_strength_is_one_turn():
 def test_a_policy_decides_from_the_prompt_it_may_read():
     policy = Deciding()
     seen = []
-    mask = torch.tensor([[0, 1], [1, 1]])
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
 
     def observe(block, x, arguments):
         seen.append((block, tuple(x.shape), arguments))
@@ -167,17 +169,20 @@ def test_a_policy_decides_from_the_prompt_it_may_read():
     cache = RoutedCache(LLAMA, L, policy, mask, observe)
     assert policy.mask.dtype == torch.bool
     assert policy.mask.tolist() == mask.bool().tolist()
-    x = states(2)
+    x = states(2, 3)
     assert cache.enter(0, x, {"a": 1}) is x
     assert torch.equal(cache.enter(1, x, {"a": 2}), x + 1), "what the observer returns goes on"
     cache.enter(1, x, {"a": 2})
-    assert seen == [(0, (2, 2, D), {"a": 1}), (1, (2, 2, D), {"a": 2})], "once a block"
-    cache.enter(2, x, {})
-    assert cache.routes == [Route.parse("000"), Route.parse("111")]
+    assert seen == [(0, (2, 3, D), {"a": 1}), (1, (2, 3, D), {"a": 2})], "once a block"
+    assert cache.routes == [Route.parse("00"), Route.parse("11")]
+    with pytest.raises(InputError, match=r"^the policy decided torch.float32 \(2, 3, 4\) at block 2, expected"):
+        cache.enter(2, x, {})
 
 
 def test_one_route_serves_any_number_of_sequences_and_a_list_its_own():
     assert cache_of("101", "121").routes == [Route.parse("101"), Route.parse("121")], "before any block is entered"
+    one = RoutedCache(LLAMA, L, RoutePolicy(Route.parse("101")), torch.ones(3, 2))
+    assert one.routes == [Route.parse("101")] * 3
     cache = cache_of("101", "121", "111", n_tokens=2)
     cache._prompt_mask = cache._prompt_mask[:2]  # as if a batch of two were run
     with pytest.raises(InputError, match=r"^got 3 routes for 2 sequences, expected one each$"):
@@ -219,6 +224,8 @@ def test_the_clock_of_both_passes_advances_with_the_last_block():
     assert late.slots(2).n_seen == late.slots(1).n_seen == 2
     assert len(late.slots(1).layers) == L
     assert late.slots(1).layers[0] is not late.layers[0]
+    windowed = RoutedCache(GEMMA, 2, given("22"), torch.ones(1, 2))
+    assert [private.is_window(slot) for slot in windowed.slots(1).layers] == [True, False]
 
 
 def test_an_argument_is_split_once_a_step():
@@ -249,6 +256,9 @@ def test_a_result_is_complete_when_every_block_was_entered_and_the_clock_went_on
     cache.check_complete(1)
     with pytest.raises(InputError, match="did not follow the route"):
         cache.check_complete(2)
+    least = cache_of("111", n_tokens=1)
+    run(least, 1)
+    least.check_complete()
     short = cache_of("111")
     short.enter(0, states(1), {})
     short.leave(2, 2)
@@ -291,7 +301,15 @@ def test_a_window_keeps_its_last_tokens_alone():
     assert kept(cache, 0) == [[14, 15, 16, 17, 18]], "a window of six, less the token to come"
     assert kept(cache, 1) == [[30, 31, 32, 33, 34, 35, 36, 37, 38]]
     assert private.is_window(cache.layers[0])
+    assert cache.layers[0].get_seq_length() == 9
     assert cache.get_mask_sizes(1, 0) == (WINDOW, 4)
+
+
+def test_heads_may_be_larger_than_prompts_are_long():
+    keys = torch.arange(16.0).reshape(1, 2, 8)
+    cache = PrefilledCache(LLAMA, L, [Route.parse("100")], [[(keys, keys)]], 3, CPU)
+    assert torch.equal(cache.layers[0].keys[0, :, 1:], keys)
+    assert cache.layers[0].keys.shape == (1, 1, 3, 8)
 
 
 def test_sequences_that_leave_take_their_rows_along():
@@ -315,6 +333,18 @@ def test_sequences_that_leave_take_their_rows_along():
     assert cache.turns[0] is None
     assert kept(cache, 0) == [[0, 1]]
     assert kept(cache, 0, 1) == []
+
+
+def test_what_is_split_lies_on_the_model_s_device():
+    """The device without data stands for a GPU."""
+    routes = [Route.parse(text) for text in ("121", "011", "211")]
+    lines = [[(torch.zeros(1, 2, 1, device="meta"),) * 2] * sum(map(int, str(route))) for route in routes]
+    cache = PrefilledCache(LLAMA, L, routes, lines, 2, torch.device("meta"))
+    before = cache.turns[0][0].picked
+    cache.select([1, 2])
+    for rows in (before, cache.turns[0][0].picked):
+        assert rows is not None
+        assert rows.device.type == cache.layers[0].keys.device.type == "meta"
 
 
 def test_slots_of_more_than_keys_and_values_cannot_be_prefilled(monkeypatch):

@@ -124,6 +124,17 @@ def test_a_damaged_shard_is_refused_or_harmless(tmp_path, data):
     assert refusal is not None or len(damaged) == len(whole)
 
 
+def test_a_damaged_page_is_noticed_by_its_checksum(tmp_path):
+    write_shard(tmp_path, 0, [record()])
+    path = shard_path(tmp_path, 0)
+    column = pq.read_metadata(path).row_group(0).column(0)
+    data = bytearray(path.read_bytes())
+    data[column.data_page_offset - 1] ^= 1  # the end of the dictionary page
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"not a readable shard \(.*CRC checksum"):
+        read_shard(path)
+
+
 def _rewrite(path, change):
     table = change(pq.ParquetFile(path).read())
     pq.write_table(table, path)
@@ -131,7 +142,7 @@ def _rewrite(path, change):
 
 def test_foreign_and_newer_shards_are_refused(tmp_path):
     path = shard_path(tmp_path, 0)
-    with pytest.raises(ArtifactError, match="not a readable shard"):
+    with pytest.raises(ArtifactError, match=r"not a readable shard \(.*Failed to open.*\): delete it and run the search again$"):
         read_shard(path)
     write_shard(tmp_path, 0, [record()])
     _rewrite(path, lambda table: table.replace_schema_metadata({"drllm_schema": str(records.SCHEMA_VERSION + 1)}))
@@ -140,6 +151,8 @@ def test_foreign_and_newer_shards_are_refused(tmp_path):
     for change in (
         lambda table: table.replace_schema_metadata({}),
         lambda table: table.replace_schema_metadata({"drllm_schema": "one"}),
+        lambda table: table.replace_schema_metadata({"drllm_schema": "0"}),
+        lambda table: table.replace_schema_metadata({"drllm_schema": b"\xff"}),
         lambda table: table.drop_columns(["chosen"]),
         lambda table: table.set_column(2, "n_choices", pa.array(["4"])),
         lambda table: table.set_column(4, "base_margin", table["base_margin"].cast(pa.float16())),  # all margins or none
@@ -161,7 +174,7 @@ def test_broken_records_are_refused(tmp_path, column, value):
         return table.set_column(table.schema.get_field_index(column), field, pa.array([value], field.type))
 
     _rewrite(path, change)
-    with pytest.raises(ArtifactError, match=r"broken record.*digest differ"):
+    with pytest.raises(ArtifactError, match=r"broken record \(its content and its digest differ\): delete it and run the search again$"):
         read_shard(path)
     _rewrite(path, lambda table: table.replace_schema_metadata({"drllm_schema": str(records.SCHEMA_VERSION)}))
     with pytest.raises(ArtifactError, match=r"broken record \((?!its content)"):

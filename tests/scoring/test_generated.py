@@ -32,7 +32,10 @@ ARC, GSM = get_task("arc_easy"), get_task("gsm8k")
 FAMILIES = ["llama", "gpt2", "opt", "gemma2", "mistral-sliding", "mixtral"]
 MORE_FAMILIES = ["llama4_text", "deepseek_v3", "falcon", "qwen3-sliding", "modernbert-decoder"]
 INDEXED = [name for name in ("axk2", "deepseek_v32", "dots3_note_text") if name in families.FAMILIES]
-ROUTES = [Route.parse(text) for text in ("1111", "0111", "1110", "2111", "1112", "1021", "0000", "2222", "1101", "0120", "0-2,1-3", "0-2,(0-2)*0.5,3", "3,0-1")]
+ROUTES = [
+    Route.parse(text)
+    for text in ("1111", "0111", "1110", "2111", "1112", "1021", "0000", "2222", "1101", "0120", "0-2,1-3", "0-2,(0-2)*0.5,3", "3,0-1")
+]
 EXAMPLES = [
     Example("a", "What melts ice?", ("heat", "the cold of night", "sand"), 0, "arc_easy"),
     Example("b", "How many legs does a spider have?", ("six", "eight"), 1, "arc_easy"),

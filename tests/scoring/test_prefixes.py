@@ -40,7 +40,9 @@ EXAMPLES = [
     Example("c", "Red?", ("a", "bb", "ccc", "dddd", "e"), 4, "arc_easy"),
     Example("d", "Hot?", ("aa", "bb", "ccc", "ddd", "e"), 2, "arc_easy"),
 ]
-ROUTES = [Route.parse(text) for text in ("1111", "0111", "1110", "2111", "1112", "1021", "0000", "2222", "1120", "0-2,1-3", "0-3,(1-2)*0.5")]
+ROUTES = [
+    Route.parse(text) for text in ("1111", "0111", "1110", "2111", "1112", "1021", "0000", "2222", "1120", "0-2,1-3", "0-3,(1-2)*0.5")
+]
 PAIRS = [(index, route) for index in range(len(EXAMPLES)) for route in ROUTES]
 Pair = tuple[int, Route]
 
@@ -302,15 +304,17 @@ def check_books(scorer: LoglikScorer) -> None:
     """What the runner remembers about its tries is what they hold."""
     runner, nodes = scorer.runner, nodes_of(scorer)
     assert runner.n_bytes == sum(node.state.nbytes for node in nodes if node.state is not None)
-    assert all(node.n_living == sum(child.state is not None for child in node.children.values()) for node in nodes)
-    assert all(set(node.dependents) == {child for child in node.children.values() if child.queued} for node in nodes)
-    assert all(node.state is None for node in nodes if node.queued)
-    ready = [node for node in nodes if node.queued and node.parent is not None and node.parent.state is not None]
+    roots = [root for _, roots in scorer._questions.values() for root in roots]
+    queued = [node for parent in [*roots, *nodes] for node in parent.dependents]
+    assert len(set(queued)) == len(queued)
+    assert all(node.parent is not None and node.parent.children[node.span] is node for node in queued)
+    assert all(node.state is None for node in queued)
+    ready = [node for node in queued if node.parent is not None and node.parent.state is not None]
     assert Counter(map(id, ready)) == Counter(id(node) for waiting in runner._waiting for node in waiting)
     idle = {id(node) for node in nodes if node.state is not None and not node.pins and not node.dependents}
     assert runner._leaves.keys() | runner._inner.keys() == idle
-    assert all(not node.n_living for node in runner._leaves.values())
-    assert all(node.n_living for node in runner._inner.values())
+    assert not any(child.state is not None for node in runner._leaves.values() for child in node.children.values())
+    assert all(any(child.state is not None for child in node.children.values()) for node in runner._inner.values())
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral-sliding"])

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 import families
 from byte_tokens import byte_tokenizer
-from drllm import Route, RoutedModel
+from drllm import EvaluateConfig, Route, RoutedModel
 from drllm.core.errors import InputError
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.given import GivenRoutes
@@ -25,7 +25,7 @@ from drllm.scoring import loglik
 from drllm.scoring.generated import GeneratedScorer
 from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.packing import PackedPrompt, encode_choice, make_batch, pack_choices, separate_choices, split_steps
-from drllm.scoring.scorer import make_scorer, questions_digest
+from drllm.scoring.scorer import questions_digest, scorer_of
 from drllm.scoring.verdict import loglik_verdict
 from drllm.tasks import Example, Task, get_task
 from reference import path_model
@@ -33,7 +33,10 @@ from reference import path_model
 L = families.N_BLOCKS
 ARC = get_task("arc_easy")
 FAMILIES = ["llama", "qwen3", "gpt2", "gemma2", "opt", "mixtral"]
-ROUTES = [Route.parse(text) for text in ("0111", "1110", "2111", "1112", "1021", "0000", "2222", "1101", "0120", "0-2,1-3", "0-2,(0-2)*0.5,3", "3,0-1")]
+ROUTES = [
+    Route.parse(text)
+    for text in ("0111", "1110", "2111", "1112", "1021", "0000", "2222", "1101", "0120", "0-2,1-3", "0-2,(0-2)*0.5,3", "3,0-1")
+]
 
 EXAMPLES = [
     Example("a", "What melts ice?", ("heat", "the cold of night", "sand"), 0, "arc_easy"),
@@ -304,13 +307,13 @@ def test_the_scorer_normalises_by_characters_of_the_choice():
 
 def test_a_task_gets_the_scorer_that_can_judge_it():
     _, routed = base_and_routed("llama")
-    assert isinstance(make_scorer(routed, ARC, "auto", 256), LoglikScorer)
-    assert make_scorer(routed, ARC, "letter", 256).max_new_tokens == 10
-    assert make_scorer(routed, get_task("gsm8k"), "auto", 256).max_new_tokens == 15
-    assert make_scorer(routed, get_task("gsm8k"), "boxed", 256, max_new_tokens=7).max_new_tokens == 7
+    assert isinstance(scorer_of(routed, ARC, EvaluateConfig()), LoglikScorer)
+    assert scorer_of(routed, ARC, EvaluateConfig(reward="letter")).max_new_tokens == 10
+    assert scorer_of(routed, get_task("gsm8k"), EvaluateConfig()).max_new_tokens == 15
+    assert scorer_of(routed, get_task("gsm8k"), EvaluateConfig(reward="boxed", max_new_tokens=7)).max_new_tokens == 7
     for task, reward in (("arc_easy", "boxed"), ("gsm8k", "loglik"), ("gsm8k", "letter")):
         with pytest.raises(InputError, match=f"which reward '{reward}' cannot judge"):
-            make_scorer(routed, get_task(task), reward, 256)
+            scorer_of(routed, get_task(task), EvaluateConfig(reward=reward))
 
 
 def test_the_digest_follows_the_content_not_the_order_of_scoring():

@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from drllm import InputError, Route, RoutedModel
-from drllm.scoring.scorer import make_scorer
+from drllm import EvaluateConfig, InputError, Route, RoutedModel
+from drllm.scoring.scorer import scorer_of
 from drllm.tasks import arithmetic, get_task, load_task
 from drllm.tasks.base import Example
 from drllm.tasks.grading import number_matches, number_settled
@@ -100,7 +100,7 @@ def test_an_answer_that_may_go_on_is_not_settled(text: str):
 def test_the_scorer_agrees_with_generating_and_grading(tiny: RoutedModel):
     task = get_task("arith-1")
     rows = arithmetic.arithmetic_rows(task)[:3]
-    scorer = make_scorer(tiny, task, "auto", 512, max_new_tokens=6)
+    scorer = scorer_of(tiny, task, EvaluateConfig(max_new_tokens=6))
     assert scorer.prompt_format == "raw"
     questions = [scorer.question(task, row) for row in rows]
     scorer.load(questions)
@@ -117,4 +117,4 @@ def test_rewards_that_do_not_fit_are_refused(tiny: RoutedModel):
         get_task("gsm8k").number_prompt(Example("x", "?", (), "1", "gsm8k"))
     for name, reward in (("gsm8k", "number"), ("arith-1", "loglik"), ("arc_easy", "number")):
         with pytest.raises(InputError, match="cannot judge"):
-            make_scorer(tiny, get_task(name), reward, 64)  # type: ignore[arg-type]
+            scorer_of(tiny, get_task(name), EvaluateConfig(reward=reward))  # type: ignore[arg-type]

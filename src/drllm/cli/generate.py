@@ -8,13 +8,12 @@ example:
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import ROUTE_HELP, add_common, number
+from drllm.cli.options import ROUTE_HELP, Namespace, Parser, add_common, number
 from drllm.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def run(job: Job) -> Lines:
             yield f"[route {output.route}, {output.route.n_passes} passes of {routed.n_layers}, {output.n_new_tokens} tokens]"
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: Parser) -> None:
     add_prompt_flags(parser, n_tokens=64)
     parser.add_argument("--route", metavar="ROUTE", help=ROUTE_HELP)
     promised = "refuse a policy that is not guaranteed (`drllm train --calibrate`) to lose at most this accuracy"
@@ -55,7 +54,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_common(parser, "model", "dtype", "device")
 
 
-def add_prompt_flags(parser: argparse.ArgumentParser, n_tokens: int) -> None:
+def add_prompt_flags(parser: Parser, n_tokens: int) -> None:
     """The flags of commands that show prompts to a policy; `n_tokens` is the longest answer unless one is given."""
     add = parser.add_argument
     add("prompt", nargs="*", metavar="PROMPT", help="a prompt; without any, one a line from --file or standard input")
@@ -81,7 +80,7 @@ def as_prompt(text: str, chat: bool) -> Prompt:
     return [{"role": "user", "content": text}] if chat else text
 
 
-def read_prompts(arguments: argparse.Namespace) -> list[str]:
+def read_prompts(arguments: Namespace) -> list[str]:
     """Prompts from the command line, --file or standard input; `InputError` when there is none, one is empty, or no answer is wanted."""
     if arguments.max_new_tokens < 1:
         raise InputError(f"--max-new-tokens is {arguments.max_new_tokens}, expected at least 1")

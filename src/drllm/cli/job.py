@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drllm.cli.options import CommonConfig, Settings, build, section_class
+from drllm.cli.options import CommonConfig, Namespace, Settings, build, section_class
 from drllm.core.errors import ArtifactError, InputError, first_line
 from drllm.runs.manifest import Manifest, path_manifests, search_manifests
 
@@ -24,7 +23,7 @@ Lines = Iterator[str]  # what a command prints on standard output
 class Job:
     """What a command gets: the parsed flags, the YAML file, and the common settings of both."""
 
-    arguments: argparse.Namespace
+    arguments: Namespace
     settings: Settings
     common: CommonConfig
     argv: list[str]
@@ -56,18 +55,15 @@ class Job:
         from drllm.model.routed import RoutedModel
 
         routed = RoutedModel.wrap(name, **self.placement(dtype))
-        if not dtype:  # a run that has a dtype keeps it
-            self._warn_if_slow(routed)
-        return routed
+        return routed if dtype else self._warned_of(routed)  # a run that has a dtype keeps it
 
     def load_policy(self) -> RoutedModel:
         """The policy of --policy on its base; refused before any weights load when the folder holds none."""
         from drllm.model.routed import RoutedModel
         from drllm.policies.saved import open_policy
 
-        routed = RoutedModel.from_pretrained(open_policy(self.arguments.policy), base=self.common.model or None, **self.placement())
-        self._warn_if_slow(routed)
-        return routed
+        saved = open_policy(self.arguments.policy)
+        return self._warned_of(RoutedModel.from_pretrained(saved, base=self.common.model or None, **self.placement()))
 
     def searched_model(self, out: Path) -> tuple[str, str]:
         """Model and dtype of a run: what --model and --dtype say, else what was searched."""
@@ -90,9 +86,10 @@ class Job:
                 raise InputError(f"device {self.common.device!r} cannot be used here ({first_line(error)}): use cpu") from None
         return {"dtype": getattr(torch, wanted) if wanted else None, "device": self.common.device or None}
 
-    def _warn_if_slow(self, routed: RoutedModel) -> None:
+    def _warned_of(self, routed: RoutedModel) -> RoutedModel:
         if self.common.dtype == "auto":
             warn_if_slow(str(routed.model.dtype), str(routed.device))
+        return routed
 
 
 def warn_if_slow(dtype: str, device: str) -> None:

@@ -1,7 +1,7 @@
 """The `drllm` command: parse, run, and turn every mistake into one line on standard error.
 
-A command stands in the file of its name: the docstring is its help, `add_flags` fills its parser, and `run` yields the lines that it
-prints. What can be refused without a model is refused before one loads.
+A command stands in the file of its name: the docstring is its help, `add_flags`, where it has flags of its own, fills its parser, and
+`run` yields the lines that it prints. What can be refused without a model is refused before one loads.
 
 Results go to standard output; progress, warnings and errors to standard error.
 """
@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from drllm import __version__
 from drllm.cli import train
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import CommonConfig, build, read_yaml
+from drllm.cli.options import CommonConfig, add_common, build, read_yaml
 from drllm.cli.terminal import TerminalReporter, one_line, quiet_other_packages, show_warning, write_error
 from drllm.core.errors import DrllmError, InputError
 from drllm.core.names import did_you_mean
@@ -79,7 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _lines(arguments: list[str]) -> Lines:
-    """Everything the command line asks for, as lines of standard output."""
     if not arguments or arguments[0] in ("-h", "--help"):
         yield _overview()
         return
@@ -113,7 +112,7 @@ def make_parser(name: str, arguments: Sequence[str] = ()) -> argparse.ArgumentPa
     about, example = help_of(name)
     form, example = argparse.RawDescriptionHelpFormatter, f"example:\n  {example}"
     parser = _Parser(f"drllm {name}", description=about, epilog=example, formatter_class=form, allow_abbrev=False)
-    COMMANDS[name].add_flags(parser)
+    getattr(COMMANDS[name], "add_flags", add_common)(parser)
     if name == "train":
         train.add_method_flags(parser, arguments)
     return parser

@@ -7,7 +7,6 @@ example:
 import textwrap
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_common
 from drllm.methods.base import get_method, method_names
 
 
@@ -16,6 +15,3 @@ def run(job: Job) -> Lines:
         method = get_method(name)
         yield f"{name:16} {method.about}"
         yield textwrap.indent(f"{method.paper}; drllm train --method {name}", " " * 17)
-
-
-add_flags = add_common

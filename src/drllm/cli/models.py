@@ -7,7 +7,6 @@ example:
 import textwrap
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_common
 
 
 def run(job: Job) -> Lines:
@@ -27,6 +26,3 @@ def run(job: Job) -> Lines:
     yield f"families ({len(FAMILIES)}), by model_type:"
     yield textwrap.fill(", ".join(sorted(FAMILIES)), 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     yield f"loops change the residual scale of: {', '.join(sorted(RESCALING))} (their blocks scale the states they are given)"
-
-
-add_flags = add_common

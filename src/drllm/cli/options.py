@@ -27,6 +27,7 @@ from drllm.methods.base import get_method, method_names
 
 Config = TypeVar("Config")
 Parser = argparse.ArgumentParser  # of one command
+Namespace = argparse.Namespace
 
 
 COMPARED = "what to compare, comma-separated: base, policies of the run by name, and blind baselines of them: random-NAME, shuffled-NAME"
@@ -72,7 +73,6 @@ class Flag:
 
     @property
     def text_of_default(self) -> str:
-        """The default as a user would type it."""
         if self.kind is bool:
             return "yes" if self.default else "no"
         return ",".join(self.default) if self.kind is tuple else f"{self.default}"
@@ -90,9 +90,8 @@ def flags_of(config_class: type) -> list[Flag]:
     """One flag a field, in the order of the dataclass."""
     hints, flags = typing.get_type_hints(config_class), []
     for item in dataclasses.fields(config_class):
-        hint = hints[item.name]
-        origin = typing.get_origin(hint)
-        choices = tuple(typing.get_args(hint)) if origin is Literal else ()
+        hint, origin = hints[item.name], typing.get_origin(hints[item.name])
+        choices = typing.get_args(hint) if origin is Literal else ()
         kind = str if choices else origin or hint
         if kind not in (int, float, bool, str, tuple):
             raise TypeError(f"{config_class.__name__}.{item.name}: no flag can be made for {hint}")
@@ -134,7 +133,7 @@ def add_common(parser: Parser, *names: str) -> None:
     parser.add_argument("--config", metavar="RUN.YAML", help="settings from a YAML file; flags given here win over it")
 
 
-def build(config_class: type[Config], given: Mapping[str, Any], arguments: argparse.Namespace, prefix: str = "") -> Config:
+def build(config_class: type[Config], given: Mapping[str, Any], arguments: Namespace, prefix: str = "") -> Config:
     """The configuration: command line over YAML (`given`) over defaults."""
     values: dict[str, Any] = dict(given)
     for flag in flags_of(config_class):

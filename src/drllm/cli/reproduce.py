@@ -25,20 +25,16 @@ def run(job: Job) -> Lines:
     placed = changed_flags(job.common, ("dtype", "device"))
     tasks = job.tasks() if job.common.tasks else TASKS
     setup = Setup(job.need("model"), tasks, Path(job.need("out")), job.common.data, config, tuple(placed), resources)
-    if job.arguments.dry_run and config.plain_ms:
-        yield from dry_run(exhibits, setup, config.plain_ms)
-        return
-    if not job.arguments.dry_run:  # before the model is loaded
-        need_extras()
-    routed = job.load(setup.model)
     if job.arguments.dry_run:
         from drllm.paper.clock import plain_ms
 
-        yield from dry_run(exhibits, setup, plain_ms(routed, (*setup.tasks, *config.outside), config.reward, job.data))
+        questions = (*setup.tasks, *config.outside), config.reward, job.data
+        yield from dry_run(exhibits, setup, config.plain_ms or plain_ms(job.load(setup.model), *questions))
         return
+    need_extras()  # before the model is loaded
     from drllm.paper.stages import Bench
 
-    page = reproduce(Bench(routed, setup, job.argv), exhibits)
+    page = reproduce(Bench(job.load(setup.model), setup, job.argv), exhibits)
     yield page.with_suffix(".md").read_text(encoding="utf-8").rstrip()
     yield f"page: {page}"
 

@@ -6,7 +6,6 @@ example:
   drllm serve runs/a/codebook --port 8000
 """
 
-import argparse
 import ipaddress
 import os
 import shlex
@@ -15,14 +14,11 @@ import warnings
 from pathlib import Path
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_common, split_words
+from drllm.cli.options import Namespace, Parser, add_common, split_words
 from drllm.core.errors import InputError
 
-MODES = {
-    "book": "a codebook decides before the engine",
-    "engine": "the policy decides in the engine",
-    "forced": "the base, or a request's own route",
-}
+MODES = {"book": "a codebook decides before the engine", "engine": "the policy decides in the engine"}
+MODES["forced"] = "the base, or a request's own route"
 
 
 def run(job: Job) -> Lines:
@@ -81,7 +77,7 @@ def run(job: Job) -> Lines:
     os.execve(started.argv[0], started.argv, os.environ | started.env)
 
 
-def check_flags(arguments: argparse.Namespace, base: str) -> None:
+def check_flags(arguments: Namespace, base: str) -> None:
     """`InputError` where there is nothing to serve, and for flags of a policy where none is served."""
     if arguments.policy:
         return
@@ -114,7 +110,7 @@ def engine_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: Parser) -> None:
     add = parser.add_argument
     add("policy", nargs="?", default="", metavar="POLICY", help="a saved policy: a folder, or its id on the Hub")
     add("--base", default="", metavar="ID", help="the model, where the policy's own is elsewhere; alone: no policy, forced routes")

@@ -175,10 +175,8 @@ def _check(routed: RoutedModel, route: Route, place: Path) -> tuple[float, int]:
         raise _inexpressible(text, error) from None
     difference = float((got - wanted).abs().max())
     if not difference <= TOLERANCE.get(model.dtype, HALF_TOLERANCE) * max(1.0, float(wanted.abs().max())):
-        raise UnsupportedModelError(
-            f"model_type {text.model_type!r} cannot express this route as a plain checkpoint: its logits are off by {difference:.3g}, "
-            "since a block's place decides what it computes; serve it with drllm instead"
-        )
+        what = f"model_type {text.model_type!r} cannot express this route as a plain checkpoint: its logits are off by {difference:.3g}"
+        raise UnsupportedModelError(f"{what}, since a block's place decides what it computes; serve it with drllm instead")
     return difference, n_tokens
 
 
@@ -191,7 +189,6 @@ def _inexpressible(config: Any, error: Exception) -> DrllmError:
 
 
 def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
-    """What the checkpoint is, for whoever finds it."""
     base = routed.base_id or "a model in memory"
     words = {"skips block": Action.SKIP, "runs twice block": Action.REPEAT}
     blocks = {what: [str(block) for block, action in enumerate(route) if action == of] for what, of in words.items()}

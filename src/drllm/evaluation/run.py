@@ -146,16 +146,11 @@ class _Comparison:
     def summary(self, read_from: Mapping[str, str | Path | None]) -> Summary:
         """The table, and what its questions and policies were."""
         config, routed, tasks = self.config, self.routed, list(self.loaded)
-        return Summary(
-            split=config.folder,
-            reference=BASE,
-            model=routed.base_id,
-            fingerprint=routed.fingerprint,
-            tasks=tasks,
-            rows=rows_of(self.methods, tasks, self.answers, routed.n_layers, config),
-            dropped={name: loaded.dropped for name, loaded in self.loaded.items()},
-            sources={name: loaded.source for name, loaded in self.loaded.items()},
-            data={name: None if where is None else str(where) for name, where in read_from.items()},
-            texts={name: texts_digest(examples) for name, examples in self.examples.items()},
-            policies={name: policy_digest(self.run.policy(name)) for name in self.policies},
-        )
+        about: dict[str, Any] = {"split": config.folder, "reference": BASE, "model": routed.base_id, "fingerprint": routed.fingerprint}
+        rows = rows_of(self.methods, tasks, self.answers, routed.n_layers, config)
+        dropped = {name: loaded.dropped for name, loaded in self.loaded.items()}
+        sources = {name: loaded.source for name, loaded in self.loaded.items()}
+        data = {name: None if where is None else str(where) for name, where in read_from.items()}
+        texts = {name: texts_digest(examples) for name, examples in self.examples.items()}
+        policies = {name: policy_digest(self.run.policy(name)) for name in self.policies}
+        return Summary(**about, tasks=tasks, rows=rows, dropped=dropped, sources=sources, data=data, texts=texts, policies=policies)

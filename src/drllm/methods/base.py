@@ -98,10 +98,9 @@ def import_policies() -> dict[str, str]:
 
 def method_of(config: Any) -> Method:
     """The method whose options these are."""
-    for name in method_names():
-        method = get_method(name)
-        if type(config) is method.config:
-            return method
+    found = next((method for method in map(get_method, method_names()) if type(config) is method.config), None)
+    if found is not None:
+        return found
     raise InputError(f"{type(config).__name__} holds the options of no method; known are {', '.join(method_names())}")
 
 

@@ -39,13 +39,10 @@ def blind_routes(matrix: Matrix, allowed: np.ndarray, n: int, config: RandomCode
 
     n_layers = len(matrix.routes[0])
     drawn = random_routes(n_layers, min(N_DRAWN, 4 ** min(n_layers - 1, 4)), SearchConfig(), BLIND_SEED)
-    places = [matrix.routes.index(route) for route in drawn if route in matrix.routes]
-    places = [place for place in places if allowed[place]]
+    places = [at for at in (matrix.routes.index(route) for route in drawn if route in matrix.routes) if allowed[at]]
     if not places:
-        raise InputError(
-            f"none of the {len(matrix.routes)} routes of the matrix was drawn blindly: add some to the list of "
-            "`search --paths` (benchmarks/candidates.py --mixed does)"
-        )
+        advice = "add some to the list of `search --paths` (benchmarks/candidates.py --mixed does)"
+        raise InputError(f"none of the {len(matrix.routes)} routes of the matrix was drawn blindly: {advice}")
     return [places[at] for at in np.random.default_rng(config.draw).permutation(len(places))][:n]
 
 

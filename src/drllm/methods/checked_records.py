@@ -31,9 +31,8 @@ class CheckedTask:
 
     def of_split(self, split: str) -> CheckedTask:
         """The questions of one split."""
-        here = [place for place, record in enumerate(self.records) if record.split == split]
-        records, questions = ([found[place] for place in here] for found in (self.records, self.questions))
-        return replace(self, records=records, questions=questions)
+        here = [pair for pair in zip(self.records, self.questions, strict=True) if pair[0].split == split]
+        return replace(self, records=[record for record, _ in here], questions=[question for _, question in here])
 
 
 def checked_tasks(routed: RoutedModel, manifests: dict[Path, Manifest]) -> list[CheckedTask]:
@@ -52,18 +51,14 @@ def checked_records(routed: RoutedModel, folder: Path, manifest: Manifest) -> di
     """The folder's records by id; `ArtifactError` for those of another model, or when some are still missing."""
     weights = routed.fingerprint  # once: it reads every tensor
     if manifest.fingerprint != weights:
-        raise ArtifactError(
-            f"the records in {folder} were made with {manifest.model} (weights {manifest.fingerprint}), this model has weights "
-            f"{weights}: train on the model that was searched"
-        )
+        made_with = f"{manifest.model} (weights {manifest.fingerprint}), this model has weights {weights}"
+        raise ArtifactError(f"the records in {folder} were made with {made_with}: train on the model that was searched")
     records = {record.id: record for record in read_records(folder)}
     if other := next((record for record in records.values() if record.fingerprint != weights), None):
         raise ArtifactError(f"{folder} holds records of another model (question {other.id!r}, weights {other.fingerprint}): search again")
     if missing := len(set(manifest.ids) - records.keys()):
-        raise ArtifactError(
-            f"the search of {manifest.task} in {folder} is unfinished ({missing} of {len(manifest.ids)} questions): run the same search "
-            "again"
-        )
+        unfinished = f"is unfinished ({missing} of {len(manifest.ids)} questions)"
+        raise ArtifactError(f"the search of {manifest.task} in {folder} {unfinished}: run the same search again")
     return records
 
 
@@ -85,9 +80,8 @@ def joined_records(routed: RoutedModel, lists: Sequence[tuple[Path, Manifest]]) 
         if {**other.config, "seed": 0} != {**manifest.config, "seed": 0}:
             different.append("config")
         if different:
-            raise ArtifactError(
-                f"{folder} was evaluated on other {different[0]} than {first}: evaluate all lists of a task with the same flags and data"
-            )
+            problem = f"{folder} was evaluated on other {different[0]} than {first}"
+            raise ArtifactError(f"{problem}: evaluate all lists of a task with the same flags and data")
         for name, record in checked_records(routed, folder, other).items():
             before = joined[name]
             new = [place for place, route in enumerate(record.routes) if route not in before.routes]
@@ -107,8 +101,7 @@ def checked_questions(scorer: Scorer, folder: Path, manifest: Manifest) -> dict[
             raise ArtifactError(f"question {absent[0]!r} of {folder} is not in {loaded.source}: install or pass the data that was searched")
         questions = {name: scorer.question(loaded.task, by_id[name]) for name in part.ids}
         if questions_digest(questions.values()) != part.questions:
-            raise ArtifactError(
-                f"the questions of {loaded.source} are not those that were searched: pass the data of the search, or search again"
-            )
+            problem = f"the questions of {loaded.source} are not those that were searched"
+            raise ArtifactError(f"{problem}: pass the data of the search, or search again")
         found |= questions
     return found

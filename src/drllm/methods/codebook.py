@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from drllm.methods.base import Policy, RoutedModel, TrainingData
     from drllm.methods.matrix import Matrix
 
-# (matrix, allowed routes (R,), how many, options, price of a pass) -> places of routes in the matrix, best first.
 Features: TypeAlias = dict[str, dict[int, np.ndarray]]  # by split and block: (N, F)
+# (matrix, allowed routes (R,), how many, options, price of a pass) -> places of routes in the matrix, best first.
 OrderRoutes: TypeAlias = "Callable[[Matrix, np.ndarray, int, Any, float], list[int]]"
 SIZES = (2, 4, 8, 16, 32)
 COMPONENTS = (4, 16, 0)
@@ -62,6 +62,7 @@ class Candidate:
     """A fitted codebook before it is chosen, and how it does on tune."""
 
     routes: tuple[Route, ...]
+    saved: np.ndarray  # (K,): the share of the base's passes that each route but the base saves
     ridge: Ridge
     threshold: float
     price: float
@@ -170,7 +171,7 @@ def worth(matrix: Matrix, config: CodebookConfig, price: float = 0.0) -> np.ndar
         for name in np.unique(tasks):
             mine = gains[tasks == name]
             gains[tasks == name] = mine.mean(0) - mine.std(0, ddof=min(1, len(mine) - 1)) / np.sqrt(len(mine))
-    return gains + price * (1 - matrix.passes() / matrix.passes()[0])
+    return gains + price * matrix.saved()
 
 
 def read_features(routed: RoutedModel, folder: Path, matrix: Matrix, blocks: Sequence[int], split: str) -> dict[int, np.ndarray]:
@@ -221,13 +222,13 @@ def _fit_one(
     """The selector of the base and the routes at `places`, its threshold from out-of-fold predictions, and how it does on tune."""
     fit, tune = matrix.at([0, *places]), tune.at([0, *places])
     ridge, predicted = folds.pick(places)
-    saved = 1 - fit.passes()[1:] / fit.passes()[0]
+    saved = fit.saved()[1:]
     value = predicted + price * saved
     best = value.argmax(1)
     each = np.arange(len(fit))
     realized = fit.gains[each, best + 1] + price * saved[best]
     threshold = lower_bound(value[each, best], realized, config.confidence) if config.abstain else 0.0
-    found = Candidate(fit.routes, ridge, threshold, price)
+    found = Candidate(fit.routes, saved, ridge, threshold, price)
     picked = choices(found, tune_features)
     gain = float(tune.gains[np.arange(len(tune)), picked].mean())
     return replace(found, tune_gain=gain, tune_passes=float(tune.passes()[picked].mean()), switched=float((picked > 0).mean()))
@@ -239,19 +240,13 @@ def choices(candidate: Candidate, features: np.ndarray) -> np.ndarray:
 
     from drllm.policies.codebook import Point, pick
 
-    scores, saved = (torch.from_numpy(values) for values in (candidate.ridge.predict(features), saved_passes(candidate)))
+    scores, saved = (torch.from_numpy(values) for values in (candidate.ridge.predict(features), candidate.saved))
     return pick(scores, saved, Point(candidate.threshold, candidate.price)).numpy()
-
-
-def saved_passes(candidate: Candidate) -> np.ndarray:
-    """(K,): the share of the base's passes that each route but the base saves."""
-    passes = np.array([route.n_passes for route in candidate.routes])
-    return 1 - passes[1:] / passes[0]
 
 
 def thresholds(best: Candidate, features: np.ndarray) -> list[float]:
     """Operating points, most conservative first: a quarter, a half, three quarters and all of the tune prompts that leave the base."""
-    values = (best.ridge.predict(features) + best.price * saved_passes(best)).max(1)
+    values = (best.ridge.predict(features) + best.price * best.saved).max(1)
     leaving = np.sort(values[values > best.threshold])[::-1]
     counts = sorted({round(share * len(leaving)) for share in (0.25, 0.5, 0.75)} - {0, len(leaving)})
     return [*(float(leaving[count]) for count in counts), best.threshold]

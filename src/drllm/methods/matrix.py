@@ -15,26 +15,16 @@ from drllm.core.route import Route
 
 @dataclass(frozen=True)
 class Matrix:
-    """Verdicts and margins of R routes, the base first, on N questions of one split.
-
-    Attributes:
-        routes: R of them.
-        tasks, ids: N each; the task and name of every question.
-        prompts: token ids of each question's context, as a policy sees it.
-        correct: (N, R) bool.
-        margins: (N, R) float32; nan where the reward has none.
-        prompt_format: "raw" or "chat".
-        key: names the records and the weights behind them.
-    """
+    """Verdicts and margins of R routes, the base first, on N questions of one split."""
 
     routes: tuple[Route, ...]
-    tasks: tuple[str, ...]
+    tasks: tuple[str, ...]  # of each question
     ids: tuple[str, ...]
-    prompts: tuple[tuple[int, ...], ...]
-    correct: np.ndarray
-    margins: np.ndarray
-    prompt_format: str
-    key: str
+    prompts: tuple[tuple[int, ...], ...]  # token ids of each question's context, as a policy sees it
+    correct: np.ndarray  # (N, R) bool
+    margins: np.ndarray  # (N, R) float32; nan where the reward has none
+    prompt_format: str  # "raw" or "chat"
+    key: str  # names the records and the weights behind them
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,6 +45,10 @@ class Matrix:
     def passes(self) -> np.ndarray:
         """(R,): block passes of each route."""
         return np.array([route.n_passes for route in self.routes])
+
+    def saved(self) -> np.ndarray:
+        """(R,): the share of the base's passes that each route saves."""
+        return 1 - self.passes() / self.passes()[0]
 
     def at(self, places: Sequence[int]) -> Matrix:
         """Some columns, in that order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,27 +37,24 @@ def choose_point(
             raise InputError("there is no tune question to keep the budget on: search data with a validation part, or give tune_questions")
         return policy
     points = [*policy.operating_points(), *(cheaper if budget < 1 else ())]
-    correct: list[list[bool]] = [[] for _ in points]
-    passes: list[list[float]] = [[] for _ in points]
+    answers: list[list[tuple[bool, float]]] = [[] for _ in points]  # verdict and passes of each question
     with Progress("choose the operating point", sum(-(-len(questions) // GROUP) for _, questions in tune)) as progress:
         for scorer, questions in tune:
             for start in range(0, len(questions), GROUP):
                 for index, (verdicts, routes) in enumerate(score_policies(scorer, questions[start : start + GROUP], points)):
-                    correct[index] += [verdict.correct for verdict in verdicts]
-                    passes[index] += [route.n_passes for route in routes]
+                    answers[index] += [(verdict.correct, route.n_passes) for verdict, route in zip(verdicts, routes, strict=True)]
                 progress.advance(1)
-    table = [
-        {"point": index, "accuracy": float(np.mean(correct[index])), "mean_passes": float(np.mean(passes[index])), "n": len(correct[index])}
-        for index in range(len(points))
-    ]
+    table: list[dict[str, Any]] = []
+    for index, found in enumerate(answers):
+        correct, passes = zip(*found, strict=True)
+        table.append({"point": index, "accuracy": float(np.mean(correct)), "mean_passes": float(np.mean(passes)), "n": len(found)})
     write_json(folder / POINTS_FILE, {"points": table})
     limit = pass_limit(budget, policy.n_layers)
     within = [row for row in table if row["mean_passes"] <= limit]
     if not within:
         least = min(row["mean_passes"] for row in table)
-        raise BudgetError(
-            f"a {policy.name!r} policy spends at least {least:.1f} passes on tune, above the budget of {limit:.1f}: raise --budget"
-        )
+        spent = f"spends at least {least:.1f} passes on tune, above the budget of {limit:.1f}"
+        raise BudgetError(f"a {policy.name!r} policy {spent}: raise --budget")
     chosen = points[max(within, key=lambda row: (row["accuracy"], -row["point"]))["point"]]
     chosen.prompt_format = policy.prompt_format
     return chosen

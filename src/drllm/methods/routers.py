@@ -55,9 +55,8 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig,
             f"all {n_looped} right routes have loops, which routers do not decide: search without --max-loop-span, or train static"
         )
     if not kept:
-        raise ArtifactError(
-            "the search kept no route (no question was answered rightly on any path): search more questions or another task"
-        )
+        why = "no question was answered rightly on any path"
+        raise ArtifactError(f"the search kept no route ({why}): search more questions or another task")
     prompt_format = training_data.prompt_format
     features = _features(routed, training_data, kept, config.n_windows, along_base=is_soft)
     targets = None
@@ -110,9 +109,8 @@ def _features(
 def kept_paths(training_data: TrainingData) -> list[tuple[Any, RouteRecord]]:
     """The searched fit questions with the path that the search kept, where it kept one that digits say."""
     if not training_data.search_manifests and training_data.path_manifests:
-        raise ArtifactError(
-            f"{training_data.run} holds no tree search, which preset paper learns from: run `drllm search` without --paths first"
-        )
+        lacking = f"{training_data.run} holds no tree search, which preset paper learns from"
+        raise ArtifactError(f"{lacking}: run `drllm search` without --paths first")
     found = training_data.fit_records
     return [(question, record) for question, record in found if record.chosen is not None and has_digits(record.chosen)]
 
@@ -160,8 +158,7 @@ def epoch_line(metrics: dict[str, Any], n_epochs: int) -> str:
 
 def _held_back(example_id: str, config: RoutersConfig) -> bool:
     """Whether a fit question is only measured on; by its id, so that the same questions are held back for every method."""
-    place = int(digest(f"val:{config.seed}:{example_id}")[:12], 16) / 2**48
-    return place < config.val_fraction
+    return int(digest(f"val:{config.seed}:{example_id}")[:12], 16) / 2**48 < config.val_fraction
 
 
 METHOD = Method(

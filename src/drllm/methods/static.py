@@ -56,12 +56,10 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: StaticConfig, 
     for _ in range(config.steps):
         options = list(dict.fromkeys(route for other in ranked if (route := combine(current, other)) is not None))
         needed = current.n_passes > limit
-        if needed:  # one step to the budget where there is one, else as many as it takes
-            within = [route for route in options if route.n_passes <= limit]
-            options = within or [route for route in options if route.n_passes < current.n_passes]
-        elif config.budget < 1:
-            options = [route for route in options if route.n_passes <= limit]
-        options = options[: config.candidates]
+        within = [route for route in options if route.n_passes <= limit]
+        if needed and not within:  # one step to the budget where there is one, else as many as it takes
+            within = [route for route in options if route.n_passes < current.n_passes]
+        options = within[: config.candidates]
         if not options:
             break
         gains = scores.gains([current, *options])

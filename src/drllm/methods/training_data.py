@@ -113,9 +113,7 @@ class TrainingData:
             for scorer, questions in chosen:
                 for start in range(0, len(questions), GROUP):
                     group: Any = questions[start : start + GROUP]
-                    scorer.load(group)
-                    pairs = [(index, route) for index in range(len(group)) for route in routes]
-                    verdicts = scorer.score(pairs)
+                    verdicts = [verdict for found in scorer.score_all(group, routes) for verdict in found]
                     correct += [verdict.correct for verdict in verdicts]
                     margins += [verdict.margin for verdict in verdicts]
                     progress.advance(len(group))
@@ -145,9 +143,8 @@ class TrainingData:
         shared = set.intersection(*({*record.routes} for record in records))
         routes = tuple(route for route in records[0].routes if route in shared)
         if len(routes) < 2:
-            raise ArtifactError(
-                f"the tasks of {self.run} were evaluated on no route that all of them share: give all tasks the same --paths"
-            )
+            problem = f"the tasks of {self.run} were evaluated on no route that all of them share"
+            raise ArtifactError(f"{problem}: give all tasks the same --paths")
         columns = [(record, [record.routes.index(route) for route in routes]) for record in records]
         correct = np.array([[record.rewards[at] for at in places] for record, places in columns]) > 0.5
         margins = np.array([[record.margins[at] for at in places] for record, places in columns], dtype=np.float32)

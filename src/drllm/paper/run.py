@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from drllm.core.config import EvaluateConfig
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
 from drllm.core.progress import say
@@ -93,14 +94,14 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
 
 def check(bench: Bench, exhibits: Sequence[Exhibit]) -> None:
     """Refuse what would fail only after the searches: missing questions, prompts of two formats, tasks out of domain that are not."""
-    from drllm.scoring.scorer import make_scorer
+    from drllm.scoring.scorer import scorer_of
 
     setup, evaluations = bench.setup, evaluations_of(exhibits, bench.setup)
     formats: dict[str, list[str]] = {}
     for task in setup.tasks:
         loaded = load_task(task, setup.data or None)
         loaded.select("fit", 1)
-        scorer = make_scorer(bench.routed, loaded.task, setup.config.reward, setup.config.max_step_tokens)
+        scorer = scorer_of(bench.routed, loaded.task, EvaluateConfig(reward=setup.config.reward))
         formats.setdefault(scorer.prompt_format, []).append(task)
     if len(formats) > 1:
         named = "; ".join(f"{name}: {', '.join(tasks)}" for name, tasks in formats.items())

@@ -25,23 +25,14 @@ _EVALUATE_ONLY = ("mindskip", "flexidepth", "oracle")
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a run knows of a policy.
+    """What a run knows of a policy."""
 
-    Attributes:
-        method: its name in the run.
-        summaries: (where, summary) of each evaluation of these very files, such as ("test split", {...}).
-        commands: the command lines that made the run.
-    """
-
-    method: str = ""
-    summaries: Sequence[tuple[str, dict[str, Any]]] = ()
-    commands: Sequence[str] = ()
+    method: str = ""  # its name in the run
+    summaries: Sequence[tuple[str, dict[str, Any]]] = ()  # (where, summary) of each evaluation of these very files: ("test split", {...})
+    commands: Sequence[str] = ()  # the command lines that made the run
 
 
-NO_FACTS = CardFacts()
-
-
-def render_card(config: Mapping[str, Any], route: Route | None = None, facts: CardFacts = NO_FACTS, routes: Sequence[Route] = ()) -> str:
+def render_card(config: Mapping[str, Any], route: Route | None, facts: CardFacts, routes: Sequence[Route] = ()) -> str:
     """The card as Markdown with a Hub header.
 
     Args:
@@ -61,6 +52,7 @@ def render_card(config: Mapping[str, Any], route: Route | None = None, facts: Ca
     about = _POLICIES.get(config["policy"], config["policy"])
     lines += [f"A drllm policy: {about}. The base's weights are not changed, and not in here.", ""]
     lines += _how_to_use(config["policy"])
+    guarantee = config.get("guarantee") or {"sentence": "none; the figures below are what was measured, not a promise"}
     revision = f" at {config['base_revision']}" if config["base_revision"] else ""
     lines += [
         f"- base: `{base}`{revision}, weights `{config['fingerprint']}`: other weights are refused",
@@ -68,7 +60,7 @@ def render_card(config: Mapping[str, Any], route: Route | None = None, facts: Ca
         *([f"- loops: {'; '.join(looped)}"] if looped else []),
         f"- prompts: {_prompts(config['prompt_format'], route)}",
         f"- tasks: {', '.join(tasks) or 'none evaluated yet'}",
-        f"- guarantee: {_guarantee(config.get('guarantee'))}",
+        f"- guarantee: {guarantee['sentence']}",
         "",
         "## Figures",
         "",
@@ -96,12 +88,6 @@ def _prompts(prompt_format: str | None, route: Route | None) -> str:
     return f"{prompt_format} (trained on these; " + ("one route for all takes any)" if route else "others are refused unless forced)")
 
 
-def _guarantee(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return "none; the figures below are what was measured, not a promise"
-    return str(found["sentence"])
-
-
 def is_card(text: str) -> bool:
     """Whether a README is one that `render_card` made."""
     return text.startswith(f"---\nlibrary_name: drllm\n{_TAGS}")
@@ -122,9 +108,6 @@ def _figures(place: str, summary: dict[str, Any], method: str) -> list[str]:
         interval = f"{points(row['difference'])} ({points(row['difference_low'])} to {points(row['difference_high'])})"
         metric = row.get("metric", "accuracy")
         lines.append(f"| {shown} | {row['task']} | {metric} | {row['n']} | {percent(reference)} | {percent(value)} | {interval} | {p} |")
-    passes = [row["mean_passes"] for row in _pooled(summary) if row["method"] == method and "mean_passes" in row]
+    pooled = [row for row in summary["rows"] if row["task"] == "all"] or summary["rows"]
+    passes = [row["mean_passes"] for row in pooled if row["method"] == method and "mean_passes" in row]
     return [*lines, "", *[line for value in passes for line in (f"It runs {value:.2f} block passes a prompt.", "")]]
-
-
-def _pooled(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [row for row in summary["rows"] if row["task"] == "all"] or summary["rows"]

@@ -31,15 +31,10 @@ _FILES = PolicyFiles("codebook", "train the codebook again", "codebook.json", "s
 
 @dataclass(frozen=True)
 class Point:
-    """How readily a codebook leaves the base.
+    """How readily a codebook leaves the base."""
 
-    Attributes:
-        threshold: a route is taken where its score is above this.
-        price: what a saved share of all passes is worth, in accuracy: added to a shorter route's score, and taken off a longer one's.
-    """
-
-    threshold: float
-    price: float = 0.0
+    threshold: float  # a route is taken where its score is above this
+    price: float = 0.0  # a saved share of all passes, in accuracy: added to a shorter route's score, taken off a longer one's
 
 
 def pool_prompt(x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
@@ -64,15 +59,7 @@ class Codebook(Policy):
     """
 
     def __init__(
-        self,
-        routes: Sequence[Route],
-        block: int,
-        mean: Tensor,
-        scale: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        points: Sequence[Point],
-        at: int,
+        self, routes: Sequence[Route], block: int, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor, points: list[Point], at: int
     ):
         self.routes = tuple(routes)
         self.n_layers, self.hidden_size = len(self.routes[0]), len(mean) // 2
@@ -108,7 +95,7 @@ class Codebook(Policy):
 
     def values(self, features_BF: Tensor) -> Tensor:
         """(B, K - 1): what each route is worth at the operating point, to be compared with its threshold."""
-        return worth(self.scores(features_BF), self._saved_K, self.points[self.at])
+        return self.scores(features_BF) + self.points[self.at].price * self._saved_K
 
     @property
     def threshold(self) -> float:  # type: ignore[override]
@@ -176,14 +163,9 @@ class _CodebookDecider(Decider):
         return self._codebook.values(pool_prompt(x_BTD, self._prompt_mask_BT))
 
 
-def worth(scores_BK: Tensor, saved_K: Tensor, point: Point) -> Tensor:
-    """(B, K - 1): each route's score plus its saved passes' worth."""
-    return scores_BK + point.price * saved_K
-
-
 def pick(scores_BK: Tensor, saved_K: Tensor, point: Point) -> Tensor:
     """The index (B,) of the route with the highest score plus its saved passes' worth, 0 (the base) where none is above the threshold."""
     if not scores_BK.shape[1]:
         return torch.zeros(len(scores_BK), dtype=torch.long)
-    value, best = worth(scores_BK, saved_K, point).max(1)
+    value, best = (scores_BK + point.price * saved_K).max(1)
     return torch.where(value > point.threshold, best + 1, 0)

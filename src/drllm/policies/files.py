@@ -21,19 +21,13 @@ CHECKSUM = "weights_sha256"
 
 @dataclass(frozen=True)
 class PolicyFiles:
-    """The files of one kind of policy.
+    """The files of one kind of policy."""
 
-    Attributes:
-        what, remedy: for messages: what the files hold, and what to do when they do not.
-        config, weights: file names; no weights for a policy without tensors.
-        checked: whether the JSON holds the checksum of the weights.
-    """
-
-    what: str
-    remedy: str
-    config: str
-    weights: str = ""
-    checked: bool = True
+    what: str  # they hold, for messages
+    remedy: str  # when they do not
+    config: str  # the name of the JSON file
+    weights: str = ""  # the name of the file of tensors; none for a policy without
+    checked: bool = True  # whether the JSON holds the checksum of the weights
 
     def save(self, folder: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> list[str]:
         """Write them into an existing folder, each atomically; their names."""

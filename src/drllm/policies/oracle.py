@@ -33,15 +33,10 @@ class Oracle(Policy):
 
     def answer(self, scorer: Any, questions: Sequence[Any]) -> tuple[list[Any], list[Route]]:
         """Every route on every question, then the choice that only the answer allows."""
-        ranked = self.ranked
-        handles = scorer.open(questions)
-        found = scorer.score([(handle, route) for handle in handles for route in ranked])
-        scorer.close(handles)
-        verdicts, routes = [], []
-        for start in range(0, len(found), len(ranked)):
-            mine = found[start : start + len(ranked)]
-            place = next((place for place, verdict in enumerate(mine) if verdict.correct), 0)
-            verdicts.append(mine[place])
+        ranked, verdicts, routes = self.ranked, [], []
+        for found in scorer.score_all(questions, ranked):
+            place = next((place for place, verdict in enumerate(found) if verdict.correct), 0)
+            verdicts.append(found[place])
             routes.append(ranked[place])
         return verdicts, routes
 

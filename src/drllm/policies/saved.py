@@ -50,10 +50,7 @@ class SavedPolicy:
             write_text(path, self.card(facts))
 
     def push(self, repo_id: str, revision: str | None = None, private: bool | None = None, token: str | None = None) -> str:
-        """Upload the policy and its card to the Hub, making the repository if there is none; the commit's address.
-
-        Raises `InputError` when the Hub refuses.
-        """
+        """Upload policy and card to the Hub, a new repository if there is none; the commit's address. `InputError` when the Hub refuses."""
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -93,11 +90,10 @@ def open_policy(name: str | Path | SavedPolicy, revision: str | None = None) -> 
     """
     if isinstance(name, SavedPolicy):
         return name
-    if not _is_hub_id(name):
-        if revision is not None:
-            raise ArtifactError(f"{name} is a local folder, which has no revision {revision!r}: leave it out")
-        return open_folder(Path(name))
-    return open_folder(_fetch(str(name), revision))
+    is_hub_id = _is_hub_id(name)
+    if revision is not None and not is_hub_id:
+        raise ArtifactError(f"{name} is a local folder, which has no revision {revision!r}: leave it out")
+    return open_folder(_fetch(str(name), revision) if is_hub_id else Path(name))
 
 
 def open_folder(folder: Path) -> SavedPolicy:

@@ -18,16 +18,11 @@ _NO_POLICY = "give the folder that `drllm train` printed"
 
 @dataclass(frozen=True)
 class BaseIdentity:
-    """What a base model is.
+    """What a base model is."""
 
-    Attributes:
-        id, revision: where it was loaded from; an empty id for a model in memory.
-        fingerprint: of its weights (`drllm.model.load.fingerprint`).
-    """
-
-    id: str
+    id: str  # where it was loaded from, with its revision; empty for a model in memory
     revision: str | None
-    fingerprint: str
+    fingerprint: str  # of its weights (`drllm.model.load.fingerprint`)
     model_type: str
     n_layers: int
     hidden_size: int

@@ -20,19 +20,14 @@ class WrappedSource(RouteSource):
 
 
 class TimedPolicy(WrappedSource):
-    """Adds up the seconds that decisions take.
-
-    Attributes:
-        seconds: of all prefills together.
-        prefills: of each prefill.
-    """
+    """Adds up the seconds that decisions take."""
 
     name: ClassVar[str] = "timed"
 
     def __init__(self, source: RouteSource):
         super().__init__(source)
-        self.seconds = 0.0
-        self.prefills: list[float] = []
+        self.seconds = 0.0  # of all prefills together
+        self.prefills: list[float] = []  # of each prefill
 
     def start(self, prompt_mask_BT: Tensor) -> Decider:
         """The decider inside, on this clock."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from drllm.core.errors import ArtifactError
 from drllm.core.files import read_json
-from drllm.policies.card import NO_FACTS, CardFacts
+from drllm.policies.card import CardFacts
 from drllm.policies.saved_config import policy_digest
 from drllm.runs.layout import RunFolder
 
@@ -21,7 +21,7 @@ def card_facts(folder: Path) -> CardFacts:
     """Of the policy in `folder`, whose parent is the run folder, if it is one: figures of these very files, and the run's commands."""
     run = RunFolder(folder.parent)
     if not run.jobs.is_file():
-        return NO_FACTS
+        return CardFacts()
     commands = [shlex.join(["drllm", *job["argv"][1:]]) for job in _read(run.jobs, list) if Path(job["argv"][0]).name == "drllm"]
     return CardFacts(folder.name, tuple(_summaries(run, folder.name, policy_digest(folder))), tuple(dict.fromkeys(commands)))
 

@@ -80,7 +80,6 @@ def _n_blocks(routes: Iterable[str], path: Path) -> list[int]:
 
 
 def read_summary(path: Path) -> Summary:
-    """One split's summary."""
     return Summary.of(_json(path), path)
 
 

@@ -73,7 +73,6 @@ class Manifest(Stored):
 
     @property
     def search_config(self) -> SearchConfig:
-        """The settings of the search."""
         return SearchConfig(**self.config)
 
     @property

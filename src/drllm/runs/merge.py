@@ -17,7 +17,7 @@ from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import write_bytes, write_text
 from drllm.runs.layout import MANIFEST_FILE, RECORD_FOLDERS
 from drllm.runs.manifest import Manifest, MergedPart, check_manifest, differences, read_manifest
-from drllm.runs.records import RouteRecord, encode, is_shard_name, read_records, read_shard, same_record, shard_indices, write_shard
+from drllm.runs.records import SHARD_NAME, RouteRecord, encode, read_records, read_shard, same_record, shard_indices, write_shard
 
 EXPORT_SUFFIXES = (".parquet", ".csv", ".jsonl")
 _OF_A_PART = {"model", "data", "source", "questions", "ids", "skipped", "merged"}  # in these, manifests that are merged may differ
@@ -149,7 +149,7 @@ def export_records(source: Path, out: Path, float16: bool = False) -> int:
     suffix = out.suffix.lower()
     if suffix not in EXPORT_SUFFIXES:
         raise InputError(f"cannot export to {str(out)!r}: expected a name that ends in {', '.join(EXPORT_SUFFIXES)}")
-    if is_shard_name(out.name):
+    if SHARD_NAME.fullmatch(out.name):
         raise InputError(f"{str(out)!r} is the name of a shard, which a search would take for its own: give another --out")
     if float16 and suffix != ".parquet":
         raise InputError(f"float16 margins are for .parquet, {suffix} holds text: leave --float16 out")

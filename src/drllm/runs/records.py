@@ -22,7 +22,7 @@ from drllm.core.route import Route
 SCHEMA_VERSION = 2
 FINITE = "finite"  # the check that fails on a base route whose logits are NaN or infinite
 RECORD_SPLITS = ("fit", "tune", "calibrate")  # never test: what a search has seen cannot be tested on
-_SHARD_NAME = re.compile(r"shard-(\d{5,})\.parquet")
+SHARD_NAME = re.compile(r"shard-(\d{5,})\.parquet")  # of a file in a task folder
 _FLOAT16_LIMIT = 65520.0  # from here on float16 rounds to infinity
 
 
@@ -130,18 +130,12 @@ class RouteRecord:
 
 
 def shard_path(folder: Path, index: int) -> Path:
-    """Where shard `index` lies."""
     return folder / f"shard-{index:05d}.parquet"
 
 
 def shard_indices(folder: Path) -> list[int]:
     """The shards present, in order; what a killed process left half written is none of them."""
-    return sorted(int(match[1]) for path in folder.glob("shard-*.parquet") if (match := _SHARD_NAME.fullmatch(path.name)))
-
-
-def is_shard_name(name: str) -> bool:
-    """Whether a file of this name in a task folder is one of its shards."""
-    return _SHARD_NAME.fullmatch(name) is not None
+    return sorted(int(match[1]) for path in folder.glob("shard-*.parquet") if (match := SHARD_NAME.fullmatch(path.name)))
 
 
 def write_shard(folder: Path, index: int, records: Sequence[RouteRecord]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from drllm.core.errors import InputError
+from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import RouteSource
 from drllm.scoring.prefixes import Node, PrefixRunner
@@ -22,19 +23,13 @@ WIDTH_STEP = 8  # sequences are padded to a multiple of this many tokens: wider 
 
 @dataclass(frozen=True)
 class Question:
-    """One example, tokenised.
-
-    Attributes:
-        sequences: loglik: `PackedPrompt`s, one of all choices or one a choice; otherwise the prompt's token ids alone: answers come later.
-        context_ids: token ids of what a policy may read.
-        n_chars: loglik only: characters of each choice text, lm-eval's acc_norm denominator.
-    """
+    """One example, tokenised: `PackedPrompt`s, one of all choices or one a choice, or the tokens of a prompt whose answer comes later."""
 
     task: Task
     example: Example
     sequences: tuple[Any, ...]
-    context_ids: tuple[int, ...]
-    n_chars: tuple[int, ...] = ()
+    context_ids: tuple[int, ...]  # what a policy may read
+    n_chars: tuple[int, ...] = ()  # characters of each choice text, lm-eval's acc_norm denominator
 
     @property
     def n_tokens(self) -> int:
@@ -96,6 +91,17 @@ class ModelScorer(ABC):
         """Forget questions, none of which may have an evaluation under way."""
         for handle in handles:
             self.runner.close(self._questions.pop(handle)[1])
+
+    @abstractmethod
+    def score(self, pairs: Sequence[tuple[int, Route]]) -> list[Verdict]:
+        """The verdict of each (handle, route), in order; each distinct pair is evaluated once."""
+
+    def score_all(self, questions: Sequence[Question], routes: Sequence[Route]) -> list[list[Verdict]]:
+        """Each question's verdicts on all of the routes."""
+        handles = self.open(questions)
+        found = self.score([(handle, route) for handle in handles for route in routes])
+        self.close(handles)
+        return [found[start : start + len(routes)] for start in range(0, len(found), len(routes))]
 
     def score_policy(self, questions: Sequence[Any], policy: RouteSource | None) -> tuple[list[Verdict], list[Any]]:
         """Verdicts and routes when a policy decides from each question's context alone; None is the base model."""

@@ -94,7 +94,6 @@ class GeneratedScorer(ModelScorer):
         return finished
 
     def score(self, pairs: Sequence[tuple[int, Route]]) -> list[Verdict]:
-        """The verdict of each (handle, route), in order; each distinct pair is evaluated once."""
         # Routes of one question together share the most.
         for pair in sorted(dict.fromkeys(pairs), key=lambda pair: (pair[0], str(pair[1]))):
             self.submit(*pair)

@@ -123,7 +123,6 @@ class LoglikScorer(ModelScorer):
         return finished
 
     def score(self, pairs: Sequence[tuple[int, Route]]) -> list[Verdict]:
-        """The verdict of each (handle, route), in order; each distinct pair is evaluated once."""
         verdicts: dict[tuple[int, Route], Verdict] = {}
         distinct = deque(dict.fromkeys(pairs))
         while distinct or self._pending:
@@ -159,10 +158,9 @@ class LoglikScorer(ModelScorer):
             pending = self._pending[evaluation]
             pending.logprobs[place, index] = logprob
             if len(pending.logprobs) == pending.n_missing:
-                self._finish(evaluation)
+                self._finish(self._pending.pop(evaluation))
 
-    def _finish(self, evaluation: int) -> None:
-        pending = self._pending.pop(evaluation)
+    def _finish(self, pending: _Pending) -> None:
         question, sums = pending.question, [0.0] * len(pending.question.n_chars)
         for (place, index), logprob in sorted(pending.logprobs.items()):  # float64, in a fixed order
             sums[question.sequences[place].choices[index]] += logprob
@@ -213,8 +211,7 @@ def base_logliks(routed: RoutedModel, sequences: Sequence[PackedPrompt], packed:
 def head_at(model: Any, flat_indices: Tensor) -> Iterator[None]:
     """While active, the output head sees only the given tokens of the flattened batch, as one sequence: logits (1, N, V).
 
-    The head is a fifth of a small model's cost, and only scored tokens need it; whatever a family does after it (caps, scales) still
-    applies.
+    The head is a fifth of a small model's cost, and only scored tokens need it; what a family does after it (caps, scales) still applies.
     """
 
     def gather(_module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

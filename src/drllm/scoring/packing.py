@@ -13,21 +13,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PackedPrompt:
-    """One sequence of tokens. Branch 0 is the shared context; branch k > 0 sees branch 0 and itself, its positions go on from the context.
-
-    Attributes:
-        tokens, positions, branches: one entry a token.
-        n_context: tokens of it that belong to the prompt: what a policy may read.
-        sources, targets, choices: one entry a scored token: the index of the token it is predicted from, its id, its choice.
-    """
+    """One sequence of tokens. Branch 0 is the shared context; branch k > 0 sees it and itself, and its positions go on from there."""
 
     tokens: tuple[int, ...]
     positions: tuple[int, ...]
     branches: tuple[int, ...]
-    n_context: int
-    sources: tuple[int, ...]
-    targets: tuple[int, ...]
-    choices: tuple[int, ...]
+    n_context: int  # tokens that belong to the prompt: what a policy may read
+    sources: tuple[int, ...]  # of each scored token, the index of the token it is predicted from
+    targets: tuple[int, ...]  # of each scored token, its id
+    choices: tuple[int, ...]  # of each scored token, its choice
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -39,11 +33,8 @@ def encode_choice(tokenizer: Any, context: str, continuation: str, add_bos: bool
     The context is tokenised alone, so it is the same for every choice and the continuation cannot reach a policy through it; the
     continuation is what the pair, tokenised whole, has beyond that many tokens.
     """
-    n_trailing = len(context) - len(context.rstrip())
-    if n_trailing:
-        context, continuation = context[:-n_trailing], context[-n_trailing:] + continuation
     whole = tokenizer(context + continuation, add_special_tokens=add_bos)["input_ids"]
-    head = tokenizer(context, add_special_tokens=add_bos)["input_ids"]
+    head = tokenizer(context.rstrip(), add_special_tokens=add_bos)["input_ids"]
     return head, whole[len(head) :]
 
 

@@ -46,11 +46,9 @@ class Node:
     children: dict[Span, Node] = field(default_factory=dict)
     state: Tensor | None = None  # (W, D), the states after the span; None before it ran and after it was evicted
     keys_values: tuple[tuple[Tensor, Tensor], ...] = ()  # what each block's attention cached, (heads, W, head size); only when asked for
-    queued: bool = False
-    dependents: list[Node] = field(default_factory=list)  # children queued behind this one
+    dependents: list[Node] = field(default_factory=list)  # children that are still to run
     tags: list[Hashable] = field(default_factory=list)  # evaluations that end here
     pins: int = 0  # ended evaluations whose results are still being read
-    n_living: int = 0  # children that hold states
 
     @property
     def line(self) -> list[Node]:
@@ -79,10 +77,6 @@ class PrefixRunner:
         max_step_tokens: tokens of a step; sequences a step follow from it and the width, so they are fixed for a width.
         cache_bytes: states (and keys and values) kept for later paths; the least recently used go first. What running paths need stays.
         keep_keys_values: keep each application's keys and values too, for generation.
-
-    Attributes:
-        n_applied, n_padded: block applications of real sequences and of those that only fill a step.
-        n_bytes, peak_bytes: bytes of the states kept now, and at most.
     """
 
     def __init__(self, routed: RoutedModel, max_step_tokens: int, cache_bytes: int, keep_keys_values: bool = False):
@@ -96,7 +90,8 @@ class PrefixRunner:
         self._inner: OrderedDict[int, Node] = OrderedDict()
         self._ended: list[tuple[Hashable, Node]] = []
         self._cache_names: list[set[str]] = []
-        self.n_applied = self.n_padded = self.n_bytes = self.peak_bytes = 0
+        self.n_applied = self.n_padded = 0  # block applications of real sequences, and of those that only fill a step
+        self.n_bytes = self.peak_bytes = 0  # of the states kept now, and at most
 
     def open(self, inputs: dict[str, Tensor]) -> list[Node]:
         """Take sequences of one width in: the model's own inputs (B, W), B at least 2. The roots of their tries, which begin empty."""
@@ -123,26 +118,23 @@ class PrefixRunner:
                 self._keep(node)
                 self.n_bytes -= _bytes_of(node)
             root.children.clear()
-            root.n_living = 0
 
     def submit(self, root: Node, route: Route, tag: Hashable) -> None:
         """Ask for the states at the end of a route; `sweep` brings the last node under the tag."""
         node = root
         line = []
         for span in route.spans:
-            parent, child = node, node.children.get(span)
-            node = child or Node(root.bucket, root.index, parent, span)
-            parent.children[span] = node
+            if span not in node.children:
+                node.children[span] = Node(root.bucket, root.index, node, span)
+            node = node.children[span]
             line.append(node)
         node.tags.append(tag)
         if node.state is not None:
             self._end(node)
         for node in reversed(line):
-            if node.state is not None or node.queued:
+            parent: Any = node.parent
+            if node.state is not None or node in parent.dependents:
                 break
-            node.queued = True
-            parent = node.parent
-            assert parent is not None
             parent.dependents.append(node)
             if parent.state is not None:
                 self._keep(parent)
@@ -159,10 +151,7 @@ class PrefixRunner:
         return sum(map(len, self._waiting))
 
     def sweep(self, force: bool = False) -> list[tuple[Hashable, Node]]:
-        """Run what waits, block by block; (tag, last node) of every route that reached its end.
-
-        Steps filled to less than half wait for the next sweep unless `force`.
-        """
+        """Run what waits, but without `force` no step filled to less than half; (tag, last node) of every route that reached its end."""
         for block in range(self.routed.n_layers):
             while self._run_block(block, force):
                 pass
@@ -208,9 +197,7 @@ class PrefixRunner:
                 node.keys_values = tuple(keys_values(slots.layers[block], index) for block in span.blocks)
             self.n_bytes += _bytes_of(node)
         for node, parent in zip(nodes, parents, strict=False):
-            node.queued = False
             parent.dependents.remove(node)
-            parent.n_living += 1
             self._offer(parent)
             for child in node.dependents:
                 self._waiting[child.span.first].append(child)
@@ -226,12 +213,12 @@ class PrefixRunner:
         node.tags = []
         self._offer(node)
 
-    def _offer(self, node: Node) -> None:
+    def _offer(self, node: Any) -> None:
         """Let the node be evicted if nobody needs its states: no reader and no child that waits for it."""
         self._keep(node)
         if node.parent is None or node.state is None or node.pins or node.dependents:
             return
-        if not node.n_living:
+        if all(child.state is None for child in node.children.values()):
             self._leaves[id(node)] = node
         elif not self.keep_keys_values:
             self._inner[id(node)] = node
@@ -244,9 +231,7 @@ class PrefixRunner:
     def _evict(self, node: Node) -> None:
         self.n_bytes -= _bytes_of(node)
         node.state, node.keys_values = None, ()
-        parent: Any = node.parent
-        parent.n_living -= 1
-        self._offer(parent)
+        self._offer(node.parent)
 
     def finish(self, states_ND: Tensor) -> Tensor:
         """Logits (N, V) of final states: whatever the model does behind its last block. N should be a fixed number too."""

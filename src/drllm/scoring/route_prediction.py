@@ -27,10 +27,7 @@ def prompt_inputs(routed: RoutedModel, prompts: Prompts, width: int = 0) -> dict
 def prompt_steps(
     routed: RoutedModel, prompts: Prompts, max_step_tokens: int, by_length: bool = False
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Prompts in left-padded steps: which of them, and what the model's forward takes.
-
-    In the order given, or with `by_length` the shortest first, so that little is padded.
-    """
+    """Prompts in left-padded steps, in order or the shortest first, which pads little: which of them, what the model's forward takes."""
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index)) if by_length else list(range(len(prompts)))
     for step in split_steps([len(prompts[index]) for index in order], max_step_tokens):
         members = [order[at] for at in step]

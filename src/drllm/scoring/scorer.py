@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
-from drllm.core.config import EvaluateConfig, RewardName, SearchConfig
+from drllm.core.config import EvaluateConfig, SearchConfig
 from drllm.core.digest import json_digest
 from drllm.core.errors import InputError
 from drllm.model.routed import RoutedModel
@@ -15,30 +15,17 @@ from drllm.tasks import Task
 Scorer = LoglikScorer | GeneratedScorer
 
 
-def make_scorer(
-    routed: RoutedModel,
-    task: Task,
-    reward: RewardName,
-    max_step_tokens: int,
-    metric: str = "acc_norm",
-    max_new_tokens: int = 0,
-    cache_bytes: int = 2**30,
-) -> Scorer:
+def scorer_of(routed: RoutedModel, task: Task, config: EvaluateConfig | SearchConfig, cache_bytes: int = 2**30) -> Scorer:
     """The scorer of a task's reward; `auto` is log-likelihood for multiple choice, for mathematics a boxed answer or a number.
 
     It keeps up to `cache_bytes` of states for paths to come.
     """
-    name = task.reward_named(reward)
+    name = task.reward_named(config.reward)
     if (name in ("boxed", "number")) != (task.kind == "math") or (name == "number" and not task.shots):
         raise InputError(f"task {task.name!r} is a {task.kind} task, which reward {name!r} cannot judge: use --reward auto")
     if name == "loglik":
-        return LoglikScorer(routed, max_step_tokens, metric, cache_bytes=cache_bytes)
-    return GeneratedScorer(routed, name, max_step_tokens, max_new_tokens, cache_bytes)
-
-
-def scorer_of(routed: RoutedModel, task: Task, config: EvaluateConfig | SearchConfig, cache_bytes: int = 2**30) -> Scorer:
-    """`make_scorer` as a configuration says."""
-    return make_scorer(routed, task, config.reward, config.max_step_tokens, config.metric, config.max_new_tokens, cache_bytes)
+        return LoglikScorer(routed, config.max_step_tokens, config.metric, cache_bytes=cache_bytes)
+    return GeneratedScorer(routed, name, config.max_step_tokens, config.max_new_tokens, cache_bytes)
 
 
 def questions_digest(questions: Iterable[Question]) -> str:

@@ -8,23 +8,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Verdict:
-    """Attributes:
-    correct: the verdict that counts as the reward.
-    margin: loglik only: the gold choice's score under the metric minus the best other's, in nats (a character for acc_norm); else nan.
-    acc, acc_norm: loglik only: the verdicts of raw and of character-normalised log-likelihood.
-    text: letter and boxed only: the generated answer, up to where its verdict was settled.
-    margin_acc, margin_acc_norm: loglik only: the margin under either metric.
-    broken: the logits were NaN or infinite; every verdict is then wrong and every margin nan.
-    """
+    """Verdict and margin of the reward. Log-likelihoods alone have margins, in nats (a character for acc_norm), acc and acc_norm."""
 
-    correct: bool
-    margin: float = float("nan")
-    acc: bool | None = None
-    acc_norm: bool | None = None
-    text: str | None = None
-    margin_acc: float = float("nan")
+    correct: bool  # the verdict that counts as the reward
+    margin: float = float("nan")  # the gold choice's score under the metric minus the best other's
+    acc: bool | None = None  # of raw log-likelihood
+    acc_norm: bool | None = None  # of character-normalised log-likelihood
+    text: str | None = None  # letter, boxed and number only: the generated answer, up to where its verdict was settled
+    margin_acc: float = float("nan")  # the margin under either metric
     margin_acc_norm: float = float("nan")
-    broken: bool = False
+    broken: bool = False  # the logits were NaN or infinite; every verdict is then wrong and every margin nan
 
 
 def loglik_verdict(logliks: Sequence[float], question: Any, metric: str) -> Verdict:

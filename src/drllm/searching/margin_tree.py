@@ -28,8 +28,7 @@ PASS_GAIN = 0.3  # base right: what a pass saved is worth when edits are drawn, 
 class MarginTree(RouteTree):
     """The tree that goes by margins.
 
-    Args:
-        prior: which edits to try first, and which never; `InputError` where it is over other edits than the tree's.
+    A prior says which edits to try first, and which never; `InputError` where it is over other edits than the tree's.
     """
 
     def __init__(self, n_layers: int, config: SearchConfig, seed: int, prior: EditPrior | None = None):
@@ -66,10 +65,7 @@ class MarginTree(RouteTree):
         return child.best if self._graded else super()._rank(parent, child)
 
     def _competing(self, right: list[Evaluation]) -> list[Evaluation]:
-        """Those with a comfortable margin: at least `comfort` times the base's if it was right, else times the largest of all.
-
-        So a longer route with a smaller margin is never preferred.
-        """
+        """Those of at least `comfort` times the base's margin if it was right, else the largest: never a longer route with less margin."""
         margins = [found.margin for found in right if not math.isnan(found.margin)]
         reference = right[0].margin if right[0].route.is_full else max(margins, default=math.nan)
         return right if math.isnan(reference) else [found for found in right if found.margin >= self._enough(reference)]

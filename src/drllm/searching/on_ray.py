@@ -1,6 +1,6 @@
 """The search on a Ray cluster: actors pull groups of questions and write their shards (`drllm.model.ray_pool`)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,9 @@ class Replica:
         if self._worker is None:
             worker = Worker(self._base.load(self._resources.threads), self._job, self._resources)
             if worker.scorer.packed != self._packed:
-                raise ArtifactError(
-                    f"a worker packs choices into one packed prompt: {worker.scorer.packed}, this process: {self._packed}; their "
-                    "attention computes otherwise, give every node the same software and kind of device"
-                )
+                found = f"a worker packs choices into one packed prompt: {worker.scorer.packed}, this process: {self._packed}"
+                advice = "their attention computes otherwise, give every node the same software and kind of device"
+                raise ArtifactError(f"{found}; {advice}")
             self._worker = worker
         with memory_in_one_line():
             for index, records in self._worker.search(groups):
@@ -36,7 +35,7 @@ class Replica:
 
 
 def search_on_ray(
-    routed: RoutedModel, job: Job, resources: Resources, folder: Path, todo: Sequence[tuple[int, Group]], packed: bool, progress: Progress
+    routed: RoutedModel, job: Job, resources: Resources, folder: Path, todo: list[tuple[int, Group]], packed: bool, progress: Progress
 ) -> Iterator[int]:
     """Search groups on the actors of the `connected` cluster: the index of each, when its shard is written.
 

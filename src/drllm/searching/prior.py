@@ -33,20 +33,13 @@ VERDICT_SCALE = 0.5  # verdicts alone: the spread of a fair coin
 
 @dataclass(frozen=True)
 class EditPrior:
-    """How promising each edit is on a task.
-
-    Attributes:
-        n_layers, max_skip_run, max_loop_span, loop_strength: which edits there are; `weights[code]` is the edit of that code (`EditSpace`).
-        weights: at least 0, in all 1; 0 is an edit never tried: not possible, or dead. All are 0 when no edit is worth trying.
-        scale: what an edit typically changes a margin by, in the margin's unit; nan for generated rewards.
-        n_questions: how many questions the sweep had.
-    """
+    """How promising each edit of a space (`EditSpace`) is on a task."""
 
     n_layers: int
     max_skip_run: int
-    weights: tuple[float, ...]
-    scale: float
-    n_questions: int
+    weights: tuple[float, ...]  # by code, in all 1; 0: never tried, not possible or dead. All are 0 when no edit is worth trying
+    scale: float  # what an edit typically changes a margin by, in the margin's unit; nan for generated rewards
+    n_questions: int  # how many questions the sweep had
     max_loop_span: int = 0
     loop_strength: float = 1.0
 

@@ -49,7 +49,7 @@ def search(
     list_name: str = "",
     finished_in_any_type: bool = False,
 ) -> Path:
-    """Find good routes for the fit questions of each task; the same call resumes where an earlier one stopped.
+    """Find good routes for the fit questions of each task; the same call resumes where an earlier one stopped. Returns the run folder.
 
     Args:
         routed: the model; its policy is not used.
@@ -62,9 +62,6 @@ def search(
         list_name: of `routes`, where the run has another list already: records go to `out/paths/<task>.<list_name>/`, and methods take
             the routes of all lists that were evaluated on the same questions.
         finished_in_any_type: a task that is searched to its end is taken as it is, also where that was done in another float type.
-
-    Returns:
-        The run folder.
 
     Raises:
         InputError: a split that may not be searched, routes of another model's length.
@@ -155,12 +152,19 @@ def _search_task(
     if not done and len(questions) >= N_PROBED:  # before there is a manifest that another dtype would not fit
         planning.probe([questions[at * (len(questions) - 1) // (N_PROBED - 1)].example for at in range(N_PROBED)])
     weights = routed.fingerprint  # once: it reads every tensor
-    asked: Any = {"task": name, "source": task_data.source, "data": None if data is None else str(data), "config": to_dict(config)}
-    model: Any = {"model": routed.base_id, "fingerprint": weights, "dtype": str(routed.model.dtype), "packed": planning.scorer.packed}
+    device = "cuda" if resources.executor == "ray" and resources.worker_gpus else routed.device.type
     manifest = Manifest(
-        **(asked | model),
-        device=_device(routed, resources),
-        threads=_threads(routed, resources),
+        task=name,
+        source=task_data.source,
+        data=None if data is None else str(data),
+        model=routed.base_id,
+        fingerprint=weights,
+        dtype=str(routed.model.dtype),
+        device=device,
+        # Where they can flip a verdict: matrix products of 16-bit types on the CPU round by how they are shared out.
+        threads=resources.threads if device == "cpu" and routed.model.dtype.itemsize == 2 else None,
+        packed=planning.scorer.packed,
+        config=to_dict(config),
         prompt_format=planning.scorer.prompt_format,
         questions=questions_digest(questions),
         ids=[question.example.id for question in questions],
@@ -185,16 +189,6 @@ def _search_task(
         for index in _run(routed, job, resources, folder, todo, planning.scorer.packed, progress) if todo else ():
             progress.advance(len(groups[index]))
     return {"source": task_data.source, **counts}
-
-
-def _device(routed: RoutedModel, resources: Resources) -> str:
-    """What kind of device makes the records."""
-    return "cuda" if resources.executor == "ray" and resources.worker_gpus else routed.device.type
-
-
-def _threads(routed: RoutedModel, resources: Resources) -> int | None:
-    """Threads of a replica where they can flip a verdict: matrix products of 16-bit types on the CPU round by how they are shared out."""
-    return resources.threads if _device(routed, resources) == "cpu" and routed.model.dtype.itemsize == 2 else None
 
 
 def _check_shard(path: Path, group: Group, job: Job, fingerprint: str) -> None:

@@ -45,13 +45,10 @@ class Strategy(ABC):
 
     `ask()` gives the next route, the base route first, or None when there is nothing left to do; `tell()` answers it. The two strictly
     alternate.
-
-    Attributes:
-        evaluated: every evaluated route with its verdict and margin, in order.
     """
 
     def __init__(self) -> None:
-        self.evaluated: list[Evaluation] = []
+        self.evaluated: list[Evaluation] = []  # every evaluated route with its verdict and margin, in order
         self._asked: Route | None = None  # the route that waits for its verdict
 
     def ask(self) -> Route | None:
@@ -145,10 +142,7 @@ class RouteTree(Strategy):
         return 0
 
     def _rank(self, parent: Node, child: Node) -> Any:
-        """The search descends to the child that ranks highest: Q / v + c sqrt(ln V / v) - lambda * passes / L (algorithm 1).
-
-        V are the parent's visits.
-        """
+        """It descends to the child that ranks highest: Q / v + c sqrt(ln V / v) - lambda * passes / L, V the parent's (algorithm 1)."""
         explore = self._config.exploration * math.sqrt(math.log(parent.visits) / child.visits)
         return child.value / child.visits + explore - self._config.length_penalty * child.route.n_passes / self._n_layers
 
@@ -191,10 +185,7 @@ class RouteTree(Strategy):
 
 
 class FixedRoutes(Strategy):
-    """Given routes: the base first, then each route once, whatever the verdicts.
-
-    `InputError` when there are none or they are of different lengths.
-    """
+    """Given routes: the base first, then each once, whatever the verdicts; `InputError` for none, or for some of different lengths."""
 
     def __init__(self, routes: Iterable[Route]):
         super().__init__()

@@ -36,19 +36,13 @@ BESIDE_THE_SEARCH = 2  # while its tree waits for a verdict: the blind baseline 
 
 @dataclass(frozen=True)
 class Job:
-    """What to do with every question of one task.
-
-    Attributes:
-        prior: of the edits, or None.
-        routes: evaluate these instead of searching (`drllm search --paths`), or None.
-        control: routes of the blind baseline; empty for none.
-    """
+    """What to do with every question of one task."""
 
     task: Task
     config: SearchConfig
-    prior: EditPrior | None = None
-    routes: tuple[Route, ...] | None = None
-    control: tuple[Route, ...] = ()
+    prior: EditPrior | None = None  # of the edits
+    routes: tuple[Route, ...] | None = None  # evaluate these instead of searching (`drllm search --paths`)
+    control: tuple[Route, ...] = ()  # routes of the blind baseline
 
     @property
     def reward(self) -> str:
@@ -58,22 +52,15 @@ class Job:
 
 @dataclass
 class _Search:
-    """One question under way.
-
-    Attributes:
-        strategy: says which routes to evaluate, one after the other.
-        pending: the route whose verdict it waits for; None when the search is over.
-        others: routes that no verdict decides, the last one first, still to be submitted.
-        running: routes submitted and not judged yet.
-    """
+    """One question under way."""
 
     question: Any
     split: str
-    strategy: Strategy
-    pending: Route | None
-    others: list[Route]
+    strategy: Strategy  # says which routes to evaluate, one after the other
+    pending: Route | None  # the route whose verdict it waits for; None when the search is over
+    others: list[Route]  # routes that no verdict decides, the last one first, still to be submitted
     verdicts: dict[Route, Verdict] = field(default_factory=dict)
-    running: set[Route] = field(default_factory=set)
+    running: set[Route] = field(default_factory=set)  # submitted and not judged yet
 
     @property
     def done(self) -> bool:
@@ -89,10 +76,7 @@ class _Search:
         while self.pending in self.verdicts:
             verdict = self.verdicts[self.pending]
             self.strategy.tell(self.pending, verdict.correct, verdict.margin)
-            if self.broken:
-                self.pending, self.others = None, []
-            else:
-                self.pending = self.strategy.ask()
+            self.pending, self.others = (None, []) if self.broken else (self.strategy.ask(), self.others)
 
 
 @contextmanager
@@ -103,10 +87,8 @@ def memory_in_one_line() -> Iterator[None]:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise InputError(
-            f"out of memory ({first_line(error)}): finished groups are kept; lower --cache-bytes or --pool-size, which "
-            "change no record, and run the same command"
-        ) from None
+        advice = "lower --cache-bytes or --pool-size, which change no record, and run the same command"
+        raise InputError(f"out of memory ({first_line(error)}): finished groups are kept; {advice}") from None
 
 
 def question_seed(seed: int, task: str, example_id: str) -> int:
@@ -135,14 +117,11 @@ class Worker:
         running: dict[int, _Search] = {}
         members: dict[int, list[int]] = {}  # group -> handles
         at_once = questions_at_once(self.job, self.resources) if self.scorer.shares_across_groups else 1
-        exhausted = False
-        while running or not exhausted:
-            while not exhausted and sum(not search.done for search in running.values()) < at_once:
-                group = next(waiting, None)
-                if group is None:
-                    exhausted = True
-                else:
-                    members[group[0]] = self._open(group[1], running)
+        while True:
+            while sum(not search.done for search in running.values()) < at_once and (group := next(waiting, None)) is not None:
+                members[group[0]] = self._open(group[1], running)
+            if not members:
+                return
             for handle, route, verdict in self.scorer.collect():
                 self._take(handle, running[handle], route, verdict)
             for index in [index for index, handles in members.items() if all(running[handle].done for handle in handles)]:
@@ -153,11 +132,9 @@ class Worker:
 
     def probe(self, examples: Sequence[Example]) -> None:
         """Refuse a model whose logits are NaN or infinite on all of these questions; a single such question is recorded as broken."""
-        if all(verdict.broken for [verdict] in self._verdicts(examples, [Route.full(self.routed.n_layers)])):
-            raise InputError(
-                f"the logits are NaN or infinite on all of {len(examples)} questions ({examples[0].id}, ...): "
-                "try --dtype bfloat16 or float32, or another model"
-            )
+        if all(verdict.broken for [verdict] in self.scorer.score_all(self._questions(examples), [Route.full(self.routed.n_layers)])):
+            found = f"the logits are NaN or infinite on all of {len(examples)} questions ({examples[0].id}, ...)"
+            raise InputError(f"{found}: try --dtype bfloat16 or float32, or another model")
 
     def sweep(self, examples: Sequence[Example], progress: Progress) -> EditPrior:
         """A prior over edits from every single edit on a few questions of the task, which `progress` counts."""
@@ -167,7 +144,7 @@ class Worker:
         answers = []
         for start in range(0, len(examples), SWEPT_AT_ONCE):
             group = examples[start : start + SWEPT_AT_ONCE]
-            for verdicts in self._verdicts(group, routes):
+            for verdicts in self.scorer.score_all(self._questions(group), routes):
                 found = zip(routes, verdicts, strict=True)
                 answers.append([Evaluation(route, verdict.correct, verdict.margin) for route, verdict in found])
             progress.advance(len(group))
@@ -175,13 +152,6 @@ class Worker:
 
     def _questions(self, examples: Iterable[Example]) -> list[Any]:
         return [self.scorer.question(self.job.task, example) for example in examples]
-
-    def _verdicts(self, examples: Sequence[Example], routes: Sequence[Route]) -> list[list[Verdict]]:
-        """Each question's verdicts on all of the routes."""
-        handles = self.scorer.open(self._questions(examples))
-        verdicts = self.scorer.score([(handle, route) for handle in handles for route in routes])
-        self.scorer.close(handles)
-        return [verdicts[start : start + len(routes)] for start in range(0, len(verdicts), len(routes))]
 
     def _open(self, group: Group, running: dict[int, _Search]) -> list[int]:
         job = self.job
@@ -234,17 +204,22 @@ class Worker:
             if self._verifier is None:
                 self._verifier = Verifier(self.routed, job.task, job.config)
             checks = self._verifier.checks(question.example, [Route.full(self.routed.n_layers), strategy.chosen])
-        who: Any = {"task": job.task.name, "id": question.example.id, "split": search.split, "n_choices": len(question.example.choices)}
-        how: Any = {"seed": job.config.seed, "fingerprint": self.fingerprint, "reward": job.reward}
-        base: Any = {"base_correct": verdicts[0].correct, "base_margin": verdicts[0].margin}
         return RouteRecord(
-            **(who | how | base),
+            task=job.task.name,
+            id=question.example.id,
+            n_choices=len(question.example.choices),
+            base_correct=verdicts[0].correct,
+            base_margin=verdicts[0].margin,
             chosen=strategy.chosen,
             routes=tuple(evaluation.route for evaluation in strategy.evaluated),
             rewards=tuple(float(verdict.correct) for verdict in verdicts),
             margins=tuple(verdict.margin for verdict in verdicts),
             acc=tuple(verdict.acc for verdict in verdicts),
             acc_norm=tuple(verdict.acc_norm for verdict in verdicts),
+            seed=job.config.seed,
+            fingerprint=self.fingerprint,
+            reward=job.reward,
+            split=search.split,
             control_routes=control,
             control_correct=tuple(search.verdicts[route].correct for route in control),
             control_margins=tuple(search.verdicts[route].margin for route in control),

@@ -31,32 +31,19 @@ POWER_LEVEL = 0.8
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What was tested, and what holds: with probability 1 - delta over calibration sets, the policy is less than epsilon below the base.
+    """What was tested, and what holds: with probability 1 - delta over calibration sets, the policy is less than epsilon below the base."""
 
-    Attributes:
-        epsilon: accuracy that may be lost.
-        delta: probability that the promise fails.
-        n: calibration questions.
-        tasks, split: how many of each task, and their split; it holds for prompts exchangeable with these questions, in these shares.
-        dtype, judged: of the weights that answered, and what counts as a right answer.
-        tested: each tested point in order: its index, p-value, observed difference, mean passes, and whether it passed.
-        point: the index of the chosen one; None where none passed and the base is kept.
-        earlier: how many other policies were calibrated before on questions of these, as far as is known.
-        would_pass: the smallest of some true gains (fractions) at which a point like the chosen one, else the last tested, passes in 80 %
-            of draws of this size.
-    """
-
-    epsilon: float
-    delta: float
-    n: int
-    tasks: dict[str, int]
+    epsilon: float  # accuracy that may be lost, a fraction
+    delta: float  # probability that the promise fails
+    n: int  # calibration questions
+    tasks: dict[str, int]  # how many of each; it holds for prompts exchangeable with these questions, in these shares
     split: str
-    tested: tuple[dict[str, Any], ...] = ()
-    point: int | None = None
-    would_pass: float | None = None
-    dtype: str = ""
-    judged: str = ""
-    earlier: int = 0
+    tested: tuple[dict[str, Any], ...] = ()  # each tested point in order: index, p-value, observed difference, mean passes, passed or not
+    point: int | None = None  # the index of the chosen one; None where none passed and the base is kept
+    would_pass: float | None = None  # see `smallest_gain`: of a point like the chosen one, else the last tested
+    dtype: str = ""  # of the weights that answered
+    judged: str = ""  # what counts as a right answer
+    earlier: int = 0  # how many other policies were calibrated before on questions of these, as far as is known
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the sentence among them."""
@@ -174,10 +161,7 @@ def surest_first(base: ArrayLike, points: Sequence[ArrayLike], n: int, epsilon: 
 
 
 def smallest_gain(n: int, changed: float, epsilon: float, delta: float, seed: int = 0) -> float | None:
-    """The smallest true gain, in half points up to 10, that passes in 80 % of draws of n questions with a share `changed` differing.
-
-    None where no such gain does.
-    """
+    """The smallest true gain, in half points to 10, that passes in 80 % of draws of n questions, a share `changed` differing; or None."""
     draw = np.random.default_rng(seed)
     gains = np.arange(round(-epsilon * 200) + 1, 21) / 200
 

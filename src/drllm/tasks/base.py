@@ -31,10 +31,8 @@ class Example:
     choices: tuple[str, ...]
     answer: int | str
     task: str
-    context: str = ""
-    """A passage that stands before the question (SciQ, BoolQ); empty for most tasks."""
-    part: str = ""
-    """The upstream part the row came from: "train", "validation", "test", or "" when unknown."""
+    context: str = ""  # a passage that stands before the question (SciQ, BoolQ); empty for most tasks
+    part: str = ""  # the upstream part the row came from: "train", "validation", "test", or "" when unknown
 
 
 @dataclass(frozen=True)
@@ -44,21 +42,15 @@ class Task:
     name: str
     kind: Kind
     default_reward: Literal["loglik", "boxed", "number"]
-    about: str
-    """One line for `drllm tasks`."""
+    about: str  # one line for `drllm tasks`
     loglik_template: str = "Question: {question}\nAnswer:"
     """lm-eval's `doc_to_text` with its fields filled in; the continuation is a space and the choice, or its letter where the template lists
     the options."""
-    description: str = ""
-    """What stands above a question, with its subject filled in (MMLU); lm-eval's `description`."""
-    has_passage: bool = False
-    """Whether a question without a passage still has its empty line, as lm-eval's SciQ."""
-    has_titles: bool = False
-    """Whether training passages begin with their article's title and those of other parts do not (BoolQ): it is taken off."""
-    shots: tuple[tuple[str, str], ...] = ()
-    """Solved questions that stand before each one: reward "number"."""
-    level: int = 0
-    """DART-Math's difficulty, 1 to 5; 0 for tasks without levels."""
+    description: str = ""  # what stands above a question, with its subject filled in (MMLU); lm-eval's `description`
+    has_passage: bool = False  # whether a question without a passage still has its empty line, as lm-eval's SciQ
+    has_titles: bool = False  # whether training passages, unlike others, begin with their article's title (BoolQ): it is taken off
+    shots: tuple[tuple[str, str], ...] = ()  # solved questions that stand before each one: reward "number"
+    level: int = 0  # DART-Math's difficulty, 1 to 5; 0 for tasks without levels
 
     def reward_named(self, reward: str) -> str:
         """The reward that a name stands for here: `auto` is the task's own, `generated` a letter where that reads log-likelihoods."""

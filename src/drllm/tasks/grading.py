@@ -110,8 +110,7 @@ def boxed_matches(text: str, gold: str) -> bool:
     return _checker(os.getpid()).check(text[start : text.rfind("}") + 1][:MAX_BOXED_CHARS], gold)
 
 
-MAX_BOXED_CHARS = 2000
-"""Characters looked at from the last box on."""
+MAX_BOXED_CHARS = 2000  # looked at from the last box on
 
 
 @functools.cache

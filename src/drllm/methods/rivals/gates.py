@@ -209,10 +209,7 @@ def _as_float(value: Any) -> Any:
 
 
 def train_gates(
-    routed: RoutedModel,
-    policy: GatedPolicy,
-    texts: Sequence[tuple[Sequence[int], Sequence[int]]],
-    config: Any,
+    routed: RoutedModel, policy: GatedPolicy, texts: Sequence[tuple[Sequence[int], Sequence[int]]], config: Any
 ) -> list[dict[str, float]]:
     """Next-token loss of prompt and answer plus `penalty` times what the gates spend, by AdamW; the policy's tensors change in place.
 

@@ -107,10 +107,7 @@ def warmup_cosine(n_steps: int, n_warmup: int) -> Callable[[int], float]:
 
 @torch.no_grad()
 def measure(routers: Routers, pooled_LNWD: Tensor, valid_NW: Tensor, labels_LN: Tensor, places: Tensor) -> dict[str, float]:
-    """F1 of each action over all blocks, their mean, the share of labels met, and the passes a prompt that the routers would spend.
-
-    All along the label path.
-    """
+    """Along the label path: F1 of each action over all blocks, their mean, the share of labels met, and the passes a prompt to be spent."""
     # In small parts: they need little memory and, on one thread, less time than large ones.
     predictions = torch.cat([routers.all_logits(pooled_LNWD[:, part], valid_NW[part]).argmax(-1) for part in places.split(16)], dim=1)
     scores = f1_scores(predictions, labels_LN[:, places], N_ACTIONS)

@@ -32,7 +32,6 @@ class Taken:
     seconds: float = 0.0
 
     def set(self, route: Route, decided: str, seconds: float = 0.0) -> None:
-        """Say what it is."""
         if self.route is None and self.call is not None:
             self.call.n_known += 1
         self.route, self.decided, self.seconds = route, decided, seconds
@@ -137,14 +136,15 @@ class _Answer:
         return kept
 
     def _whole(self, body: bytes) -> bytes:
-        refused = self.start is not None and self.start["status"] >= 400
-        if not refused and not any(self.call.records):
+        status = 200 if self.start is None else self.start["status"]
+        answer = json.loads(body) if status >= 400 or any(self.call.records) else None
+        if status >= 400:
+            answer = _refusal(answer, status)
+        elif isinstance(answer, dict):
+            answer |= {"drllm": self.call.records}
+        else:
             return body
-        answer = json.loads(body)
-        if refused:
-            assert self.start is not None
-            return json.dumps(_refusal(answer, self.start["status"]), ensure_ascii=False).encode()
-        return json.dumps(answer | {"drllm": self.call.records}, ensure_ascii=False).encode() if isinstance(answer, dict) else body
+        return json.dumps(answer, ensure_ascii=False).encode()
 
     def _event(self, chunk: bytes) -> bytes:
         """A stream's chunk, which is whole events; the routes go into its first JSON object once one is known, and once all are.

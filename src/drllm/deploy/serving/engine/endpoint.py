@@ -122,7 +122,8 @@ class RequestRouter:
             if self.salted and (salt or not taken.route.is_full):  # a client's own salt must never pass for a route
                 prompt = {**prompt, "cache_salt": f"{taken.route}|{salt or ''}"}
         outputs = self.submit(prompt, params, request_id, **kwargs)
-        counted, left = Counted(), False
+        made: dict[int, int] = {}  # tokens of each sample: of a stream an output holds those since the last, else all so far
+        n_cached, left = 0, False
         try:
             async for output in outputs:
                 if ticket:
@@ -131,34 +132,19 @@ class RequestRouter:
                         raise validation_error(f"the policy could not decide: {(found or '!its route is not known').removeprefix('!')}")
                     taken.set(Route.parse(found), "policy")
                     ticket = ""
-                counted.add(output)
+                n_cached = output.num_cached_tokens or n_cached
+                made |= {sample.index: made.get(sample.index, 0) + len(sample.token_ids) for sample in output.outputs}
                 yield output
         except (GeneratorExit, asyncio.CancelledError):
             left = True
             raise
         finally:
             await outputs.aclose()
-            if taken.route is not None and (counted.made or left):  # else the engine refused it
+            if taken.route is not None and (made or left):  # else the engine refused it
                 read = self.front.codebook.block * len(ids) if self.front is not None and taken.decided == "policy" else 0
-                self.counts.add(taken, counted.n_tokens(len(ids)), read)
-
-
-class Counted:
-    """How many tokens the engine ran for one request, from its outputs, whole or in parts."""
-
-    def __init__(self) -> None:
-        self.made: dict[int, int] = {}
-        self.cached = 0
-
-    def add(self, output: Any) -> None:
-        """One of vLLM's RequestOutputs: of a stream each holds the tokens since the last, else all so far."""
-        self.cached = output.num_cached_tokens or self.cached
-        for sample in output.outputs:
-            self.made[sample.index] = self.made.get(sample.index, 0) + len(sample.token_ids)
-
-    def n_tokens(self, n_prompt: int) -> int:
-        """The prompt, less what the prefix cache held, and every token made but each sample's last, which nothing follows."""
-        return max(0, n_prompt - self.cached) + sum(max(0, made - 1) for made in self.made.values()) if self.made else 0
+                # The prompt, less what the prefix cache held, and every token made but each sample's last, which nothing follows.
+                n_run = max(0, len(ids) - n_cached) + sum(max(0, n - 1) for n in made.values()) if made else 0
+                self.counts.add(taken, n_run, read)
 
 
 class Counts:

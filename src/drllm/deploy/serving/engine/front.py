@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,12 +28,7 @@ MAX_PADDING = 2.0  # times a prompt's own length
 WARM_UP = ((1, 5), (3, 7))  # prompts and tokens: a lone prompt is compiled apart, and a length of 1 would be, were it not padded
 
 
-@dataclass(eq=False)
-class _Waiting:
-    """A prompt that waits for its route."""
-
-    ids: list[int]
-    found: asyncio.Future[Route]
+_Waiting = tuple[list[int], asyncio.Future[Route]]  # a prompt, and its route to come
 
 
 def share_a_reading(lengths: Sequence[int]) -> list[int]:
@@ -119,30 +113,27 @@ class FrontSelector:
     async def choose(self, prompt_ids: list[int]) -> tuple[Route, float]:
         """The route, and the seconds from asking to knowing, the wait for other prompts included; `InputError` as from `decide`."""
         start = time.perf_counter()
-        prompt = _Waiting(prompt_ids, asyncio.get_running_loop().create_future())
-        self._waiting.append(prompt)
+        route: asyncio.Future[Route] = asyncio.get_running_loop().create_future()
+        self._waiting.append((prompt_ids, route))
         if self._reader is None or self._reader.done():
             self._reader = asyncio.create_task(self._read())
-        return await prompt.found, time.perf_counter() - start
+        return await route, time.perf_counter() - start
 
     async def _read(self) -> None:
         """Read the prompts that wait, and those that come meanwhile; a client that leaves takes its own prompt alone with it."""
         await asyncio.sleep(0)  # prompts of one request ask one after the other
-        while True:
-            group = self._take_a_group()
-            if not group:
-                return
-            reading = asyncio.get_running_loop().run_in_executor(self._thread, self.decide, [prompt.ids for prompt in group])
+        while group := self._take_a_group():
+            reading = asyncio.get_running_loop().run_in_executor(self._thread, self.decide, [ids for ids, _ in group])
             await asyncio.wait([reading])
             failed = reading.exception()
-            for place, prompt in enumerate(group):
+            for place, (_, route) in enumerate(group):
                 found = failed or reading.result()[place]
-                if prompt.found.done():  # its client has left
+                if route.done():  # its client has left
                     continue
                 if isinstance(found, BaseException):
-                    prompt.found.set_exception(found)
+                    route.set_exception(found)
                 else:
-                    prompt.found.set_result(found)
+                    route.set_result(found)
 
     def _take_a_group(self) -> list[_Waiting]:
         """The prompts to read next, which wait no longer; none where nobody waits.
@@ -151,9 +142,9 @@ class FrontSelector:
         """
         oldest: list[_Waiting] = []
         while self._waiting and len(oldest) < STEP_TOKENS:
-            prompt = self._waiting.popleft()
-            if not prompt.found.done():  # else its client has left
-                oldest.append(prompt)
-        taken = set(share_a_reading([len(prompt.ids) for prompt in oldest])) if oldest else set()
+            ids, route = self._waiting.popleft()
+            if not route.done():  # else its client has left
+                oldest.append((ids, route))
+        taken = set(share_a_reading([len(ids) for ids, _ in oldest])) if oldest else set()
         self._waiting.extendleft(prompt for place, prompt in reversed(list(enumerate(oldest))) if place not in taken)
         return [oldest[place] for place in sorted(taken)]

@@ -40,9 +40,8 @@ class RoutedMixin:
             if action == 0:
                 leave_out(layers, block, vllm_config)
         doubled = spec.repeatable if self.fixed is None else [block for block, action in enumerate(self.fixed) if action == 2]
-        self.twins = nn.ModuleDict(
-            {str(block): make_twin(layers[block], spec.n_layers + place, vllm_config) for place, block in enumerate(doubled)}
-        )
+        twins = {str(block): make_twin(layers[block], spec.n_layers + place, vllm_config) for place, block in enumerate(doubled)}
+        self.twins = nn.ModuleDict(twins)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """As the base does; a fixed route is then the list of blocks that the base's own forward walks."""

@@ -109,17 +109,14 @@ def run_schedule(schedule: Schedule, segments: Sequence[Any], positions_N: Tenso
     gathered = whole
     part: tuple[Tensor, ...] = (positions_N, states, residual)
 
-    def put_back() -> None:
-        nonlocal states, residual
+    def take(wanted: Gathered) -> None:
+        """Write back the sequences that ran last, and gather others."""
+        nonlocal gathered, part, states, residual
         if gathered.tokens is None:
             _, states, residual = part
         else:
             states.index_copy_(0, gathered.tokens, part[1])
             residual.index_copy_(0, gathered.tokens, part[2])
-
-    def take(wanted: Gathered) -> None:
-        nonlocal gathered, part
-        put_back()
         everything = (positions_N, states, residual)
         gathered, part = wanted, everything if wanted.tokens is None else tuple(value[wanted.tokens] for value in everything)
 
@@ -134,5 +131,5 @@ def run_schedule(schedule: Schedule, segments: Sequence[Any], positions_N: Tenso
             take(wanted)
         schedule.attention.show(segment.names, wanted)
         part = (part[0], *segment.run(*part))
-    put_back()
+    take(whole)
     return states, residual

@@ -163,7 +163,6 @@ class StepAttention:
         self.whole = Gathered(None, metadata, common.slot_mapping)
 
     def of(self, place: Place) -> Gathered:
-        """The sequences at a place alone."""
         where = dict.fromkeys(("seq_lens", "block_table_tensor"), place.sequences_on)
         where |= dict.fromkeys(("seq_lens_cpu_upper_bound", "is_prefilling"), place.sequences)
         where |= dict.fromkeys(("slot_mapping", "positions"), place.tokens_on)

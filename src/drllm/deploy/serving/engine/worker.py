@@ -35,7 +35,6 @@ class RouteKeeper:
         self.stats = {"steps": 0, "routed_steps": 0, "segment_steps": 0, "sets": 0, "resumed": 0, "most_sequences": 0}
 
     def schedule(self, sequences: Sequence[StepSequence], attention: StepAttention) -> Schedule:
-        """The routes of the sequences of one step."""
         actions_SL = np.ones((len(sequences), len(self.base)), dtype=np.int8)
         undecided: dict[str, Undecided] = {}
         for place, sequence in enumerate(sequences):
@@ -51,7 +50,6 @@ class RouteKeeper:
         return Schedule(actions_SL, attention, list(undecided.values()), self.places)
 
     def note(self, schedule: Schedule, sequences: Sequence[StepSequence]) -> None:
-        """Remember what a step decided."""
         for prompt in schedule.undecided:
             route = schedule.actions_SL[prompt.sequences[0]]
             for place in prompt.sequences:
@@ -64,7 +62,6 @@ class RouteKeeper:
         self.stats["sets"] += len(schedule.sets)
 
     def forget(self, requests: Iterable[str]) -> None:
-        """Requests that are over."""
         for request in requests:
             self.routes.pop(request, None)
 
@@ -88,7 +85,6 @@ class RoutedWorker(HookedWorker):
 
     @staticmethod
     def new_keeper(additional_config: Any) -> RouteKeeper:
-        """Called as the engine starts."""
         return RouteKeeper(ServeSpec.required(additional_config))
 
     def drllm_route(self, ticket: str) -> str | None:
@@ -96,7 +92,6 @@ class RoutedWorker(HookedWorker):
         return self.keeper.tickets.get(ticket)
 
     def drllm_stats(self) -> dict[str, int]:
-        """See `RouteKeeper.stats`."""
         return dict(self.keeper.stats)
 
 
