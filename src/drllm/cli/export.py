@@ -1,12 +1,17 @@
-"""Write a static route as a plain checkpoint that stock transformers loads without drllm.
+"""Write a static route in a form that other tools load without drllm: a checkpoint for transformers, or an adapter for PEFT.
 
 example:
   drllm export --policy runs/a/static --out runs/a/checkpoint
+  drllm export --model smollm2-135m --route 0-14,12-29 --format peft --out looped
 """
 
+import argparse
+
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import ROUTE_HELP, Parser, add_common
+from drllm.cli.options import add_common
 from drllm.core.errors import InputError
+
+FORMATS = ("checkpoint", "peft")
 
 
 def run(job: Job) -> Lines:
@@ -18,7 +23,7 @@ def run(job: Job) -> Lines:
     from drllm.core.route import Route
 
     if arguments.route is not None:
-        Route.parse(arguments.route)  # before the model is loaded
+        Route.parse(arguments.route)  # before the model loads
         routed = job.load(job.need("model"))
         route = Route.parse(arguments.route, routed.n_layers)
     else:
@@ -31,14 +36,16 @@ def run(job: Job) -> Lines:
             raise InputError(f"a {policy.name!r} policy decides each prompt's route, which no plain checkpoint can: export a static one")
     from drllm.deploy.export import export
 
-    done = export(routed, route, out)
+    done = export(routed, route, out, arguments.format)
     yield f"route {done.route}: {done.n_blocks} blocks instead of {routed.n_layers}"
-    yield f"weights: {done.n_bytes / 1e6:.1f} MB, of which {done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks"
+    size = f"{done.n_bytes / 1e6:.1f} MB" if done.n_bytes >= 1e5 else f"{done.n_bytes / 1e3:.1f} KB"
+    yield f"weights: {size}, of which {done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks"
     yield f"checked: logits of {done.n_checked} tokens within {done.difference:.1e} of the routed model's"
-    yield f"checkpoint: {done.folder}"
+    yield f"{done.format}: {done.folder}"
 
 
-def add_flags(parser: Parser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", metavar="FOLDER", help="a saved static policy; it knows its own model, which --model can override")
-    parser.add_argument("--route", metavar="ROUTE", help=ROUTE_HELP)
+    parser.add_argument("--route", metavar="1102...", help="one digit a block (0 skip, 1 execute, 2 repeat), or a path such as 0-14,12-29")
+    parser.add_argument("--format", choices=FORMATS, default="checkpoint", help="what to write (default: checkpoint); see docs/export.md")
     add_common(parser, "model", "dtype", "device", "out")
