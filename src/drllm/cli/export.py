@@ -1,4 +1,5 @@
-"""Write a static route in a form that other tools load without drllm: a checkpoint for transformers, or an adapter for PEFT.
+"""Write a static route in a form that other tools load without drllm: a checkpoint for transformers, an adapter for PEFT,
+or a GGUF file for llama.cpp.
 
 example:
   drllm export --policy runs/a/static --out runs/a/checkpoint
@@ -11,7 +12,7 @@ from drllm.cli.job import Job, Lines
 from drllm.cli.options import add_common
 from drllm.core.errors import InputError
 
-FORMATS = ("checkpoint", "peft")
+FORMATS = ("checkpoint", "peft", "gguf")
 
 
 def run(job: Job) -> Lines:

@@ -11,21 +11,27 @@ from drllm.core.route import Route
 from drllm.deploy.formats.adapter import write_adapter
 from drllm.deploy.formats.checkpoint import write_checkpoint
 from drllm.deploy.formats.folder import Exported, check_export, read_export
+from drllm.deploy.formats.gguf_file import write_gguf
 from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import causal_lm
 
 __all__ = ["FORMATS", "Exported", "Format", "check_export", "export", "read_export"]
 
-Format = Literal["checkpoint", "peft"]
-FORMATS: dict[str, Callable[[RoutedModel, Route, Path], Exported]] = {"checkpoint": write_checkpoint, "peft": write_adapter}
-NAMES = {"checkpoint": "a plain checkpoint", "peft": "a PEFT adapter"}
+Format = Literal["checkpoint", "peft", "gguf"]
+FORMATS: dict[str, Callable[[RoutedModel, Route, Path], Exported]] = {
+    "checkpoint": write_checkpoint,
+    "peft": write_adapter,
+    "gguf": write_gguf,
+}
+NAMES = {"checkpoint": "a plain checkpoint", "peft": "a PEFT adapter", "gguf": "a GGUF file"}
 
 
 def export(routed: RoutedModel, route: Route, folder: str | Path, format: Format = "checkpoint") -> Exported:
     """Write the model that always takes `route` to a new folder, with a README; what is written is loaded again and checked.
 
     Args:
-        format: "checkpoint" (weights, configuration and tokenizer for transformers) or "peft" (an adapter, without a copy of a weight).
+        format: "checkpoint" (weights, configuration and tokenizer for transformers), "peft" (an adapter, without a copy of a weight),
+            or "gguf" (the base's own GGUF file with its blocks in another order, and a Modelfile for Ollama).
 
     Raises:
         InputError: the folder holds something else, the route runs no block, or it has a strength, which no format can hold.

@@ -7,7 +7,6 @@ adapter has one pair of matrices whose product is zero: what it adds to the stat
 import copy
 import importlib.util
 import itertools
-import re
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ def _write(routed: RoutedModel, route: Route, place: Path) -> None:
     config = LoraConfig(
         r=1,
         lora_alpha=1,
-        target_modules=re.escape(key),
+        target_modules=[key],
         layer_replication=spans(route),
         task_type="CAUSAL_LM",
         inference_mode=True,
