@@ -1,15 +1,12 @@
-"""Write a static route in a form that other tools load without drllm: a checkpoint for transformers, an adapter for PEFT,
-or a GGUF file for llama.cpp.
+"""Write a static route for other tools: a checkpoint for transformers, an adapter for PEFT, or a GGUF file for llama.cpp.
 
 example:
   drllm export --policy runs/a/static --out runs/a/checkpoint
   drllm export --model smollm2-135m --route 0-14,12-29 --format peft --out looped
 """
 
-import argparse
-
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_common
+from drllm.cli.options import ROUTE_HELP, Parser, add_common
 from drllm.core.errors import InputError
 
 FORMATS = ("checkpoint", "peft", "gguf")
@@ -24,7 +21,7 @@ def run(job: Job) -> Lines:
     from drllm.core.route import Route
 
     if arguments.route is not None:
-        Route.parse(arguments.route)  # before the model loads
+        Route.parse(arguments.route)  # before the model is loaded
         routed = job.load(job.need("model"))
         route = Route.parse(arguments.route, routed.n_layers)
     else:
@@ -34,7 +31,7 @@ def run(job: Job) -> Lines:
         if policy.evaluate_only:
             raise InputError(f"a {policy.name!r} policy is for evaluation only: export a static one")
         if (route := policy.route) is None:
-            raise InputError(f"a {policy.name!r} policy decides each prompt's route, which no plain checkpoint can: export a static one")
+            raise InputError(f"a {policy.name!r} policy decides each prompt's route, which no export can: export a static one")
     from drllm.deploy.export import export
 
     done = export(routed, route, out, arguments.format)
@@ -45,8 +42,8 @@ def run(job: Job) -> Lines:
     yield f"{done.format}: {done.folder}"
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: Parser) -> None:
     parser.add_argument("--policy", metavar="FOLDER", help="a saved static policy; it knows its own model, which --model can override")
-    parser.add_argument("--route", metavar="1102...", help="one digit a block (0 skip, 1 execute, 2 repeat), or a path such as 0-14,12-29")
+    parser.add_argument("--route", metavar="ROUTE", help=ROUTE_HELP)
     parser.add_argument("--format", choices=FORMATS, default="checkpoint", help="what to write (default: checkpoint); see docs/export.md")
     add_common(parser, "model", "dtype", "device", "out")

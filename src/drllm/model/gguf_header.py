@@ -5,6 +5,7 @@ asks for. A tensor is the bytes from its offset to the next one's, whatever its 
 Format: version 2 and 3 of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, little-endian.
 """
 
+import itertools
 import mmap
 import os
 import struct
@@ -143,7 +144,7 @@ def _parse(path: Path, data: mmap.mmap) -> Header:
     alignment = int(stated.value) if stated else 32
     base = reader.place + -reader.place % alignment
     ends = sorted({offset for _, _, offset in found} | {len(data) - base})
-    following = dict(zip(ends, ends[1:], strict=False))
+    following = dict(itertools.pairwise(ends))
     if ends and ends[-1] != len(data) - base:
         raise ValueError("its tensors end behind the file")
     tensors = tuple(StoredTensor(name, raw, base + offset, following[offset] - offset) for name, raw, offset in found)

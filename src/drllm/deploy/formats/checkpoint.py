@@ -59,19 +59,14 @@ def _write(routed: RoutedModel, route: Route, place: Path) -> int:
             shell.save_pretrained(place)  # which validates the configuration
     except BUILD_ERRORS as error:
         raise inexpressible(config, error, CANNOT) from None
-    _generation_config(model).save_pretrained(place)
+    generation = copy.deepcopy(model.generation_config)
+    if not generation.do_sample:  # greedy decoding with sampling options, which many have, loads but does not save
+        for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"):
+            setattr(generation, name, None)
+    generation.save_pretrained(place)
     if routed.tokenizer is not None:
         routed.tokenizer.save_pretrained(place)
     return copied_bytes
-
-
-def _generation_config(model: Any) -> Any:
-    """The base's, in a form that can be saved: greedy decoding with sampling options, which many have, loads but does not save."""
-    config = copy.deepcopy(model.generation_config)
-    if not config.do_sample:
-        for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"):
-            setattr(config, name, None)  # of no effect without sampling
-    return config
 
 
 def path_config(model: Any, route: Route) -> Any:
