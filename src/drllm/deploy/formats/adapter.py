@@ -1,0 +1,158 @@
+"""A PEFT adapter that only reorders the base's blocks: no copy of a weight, a few kilobytes, loaded by stock PEFT.
+
+PEFT's `layer_replication` replaces the block list by one that shares the base's weights. It comes with a LoRA configuration only, so the
+adapter has one pair of matrices whose product is zero: what it adds to the states is exactly nothing.
+"""
+
+import copy
+import importlib.util
+import itertools
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from drllm.core.errors import InputError, UnsupportedModelError
+from drllm.core.route import Route
+from drllm.deploy.formats.check import BUILD_ERRORS, checked_ids, compared, difference_from, inexpressible
+from drllm.deploy.formats.checkpoint import path_config
+from drllm.deploy.formats.folder import Exported, checked_line, described, finish, front_matter, new_folder, route_line, title
+from drllm.model.load import is_gguf, quiet_loading
+from drllm.model.routed import RoutedModel
+
+CANNOT = "cannot express this route as a PEFT adapter"
+N_GENERATED = 8  # tokens of the check, through the cache that PEFT's configuration leads to
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def write_adapter(routed: RoutedModel, route: Route, folder: Path) -> Exported:
+    """adapter_config.json, adapter_model.safetensors and README; see `drllm.deploy.export.export`.
+
+    Raises:
+        InputError: peft is not installed, or the base is spread over several devices.
+        UnsupportedModelError: the family's layout, or a list of its configuration, that PEFT does not know.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise InputError("a PEFT adapter is checked by peft, which is not installed: run `pip install peft`")
+    if len(set(getattr(routed.model, "hf_device_map", {}).values())) > 1:
+        raise InputError("the base is spread over several devices: load it on one to export an adapter")
+    _refuse_lists(routed, route)
+    with new_folder(folder) as place:
+        _write(routed, route, place)
+        with quiet_loading():
+            difference, n_checked = _check(routed, route, place)
+        n_bytes = (place / WEIGHTS_FILE).stat().st_size
+        done = Exported(folder, str(route), route.n_passes, n_bytes, 0, difference, n_checked, "peft")
+        finish(place, routed, done, _readme(routed, route, done))
+    return done
+
+
+def _refuse_lists(routed: RoutedModel, route: Route) -> None:
+    """PEFT sets `num_hidden_layers` and nothing else; a family looks in its layer types at every step."""
+    now = getattr(routed.config, "layer_types", None) or []
+    needed = getattr(path_config(routed.model, route).get_text_config(decoder=True), "layer_types", None) or []
+    if list(now[: len(needed)]) != list(needed):
+        what = "its configuration lists a type for each block (layer_types), and PEFT changes the number of blocks alone"
+        raise UnsupportedModelError(f"model_type {routed.config.model_type!r} {CANNOT}: {what}; export a checkpoint instead")
+
+
+def _write(routed: RoutedModel, route: Route, place: Path) -> None:
+    from peft import LoraConfig
+
+    names = {id(module): name for name, module in routed.model.named_modules()}
+    first = names[id(routed.blocks[0])]
+    name, target = _target(routed.blocks[route.path[0]])
+    key = f"{first}.{name}"
+    base = routed.base_id
+    config = LoraConfig(
+        r=1,
+        lora_alpha=1,
+        target_modules=[key],
+        layer_replication=spans(route),
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+        base_model_name_or_path=str(Path(base).resolve()) if Path(base).exists() else base or None,
+        revision=routed.revision,
+    )
+    config.save_pretrained(str(place))
+    ones, zeros = torch.ones(1, target.in_features), torch.zeros(target.out_features, 1)
+    weights = {f"base_model.model.{key}.lora_A.weight": ones, f"base_model.model.{key}.lora_B.weight": zeros}
+    save_file(weights, place / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def spans(route: Route) -> list[tuple[int, int]]:
+    """The path as (first block, one behind the last), in the fewest spans that run upwards."""
+    starts = [0, *(place for place, (a, b) in enumerate(itertools.pairwise(route.path), 1) if b != a + 1), route.n_passes]
+    return [(route.path[start], route.path[end - 1] + 1) for start, end in itertools.pairwise(starts)]
+
+
+def _target(block: nn.Module) -> tuple[str, nn.Linear]:
+    """The smallest linear map of a block, one of attention where there is one: some routers return more than a tensor."""
+    linear = {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+    if not linear:
+        raise UnsupportedModelError(f"a {type(block).__name__} holds no torch.nn.Linear, which a PEFT adapter needs: export a checkpoint")
+    order = {name: ("attn" not in name and "attention" not in name, module.weight.numel()) for name, module in linear.items()}
+    name = min(order, key=order.__getitem__)
+    return name, linear[name]
+
+
+def _check(routed: RoutedModel, route: Route, place: Path) -> tuple[float, int]:
+    """(largest difference of a logit, tokens compared): a whole forward, and `N_GENERATED` tokens one by one."""
+    from peft import PeftModel
+
+    try:
+        adapted = PeftModel.from_pretrained(_twin(routed), place).eval()
+    except BUILD_ERRORS as error:
+        raise inexpressible(routed.config, error, CANNOT) from None
+    difference, n_checked = difference_from(routed, route, adapted, CANNOT)
+    ids = checked_ids(routed)
+    limit = getattr(routed.config, "max_position_embeddings", None) or ids.shape[1] + N_GENERATED
+    ids = ids[:, : limit - N_GENERATED]
+    options: dict[str, Any] = {
+        "do_sample": False,
+        "min_new_tokens": N_GENERATED,
+        "max_new_tokens": N_GENERATED,
+        "pad_token_id": routed.pad_id,
+    }
+    try:
+        out = adapted.generate(input_ids=ids, return_dict_in_generate=True, output_logits=True, **options)
+    except BUILD_ERRORS as error:
+        raise inexpressible(routed.config, error, CANNOT) from None
+    with torch.no_grad():
+        wanted = routed(out.sequences[:, :-1], routes=route).logits[0, -N_GENERATED:].float()
+    got = torch.cat(out.logits).float().to(wanted.device)
+    return max(difference, compared(got, wanted, routed, CANNOT)), n_checked + N_GENERATED
+
+
+def _twin(routed: RoutedModel) -> Any:
+    """The base as it was before it was wrapped, sharing its weights: PEFT changes block list and configuration in place."""
+    model: Any = routed.model
+    shared = {id(part): part for part in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, shared)
+    names = {id(block): name for name, block in model.named_modules()}
+    for block in routed.blocks:
+        vars(twin.get_submodule(names[id(block)])).pop("forward", None)
+    return twin
+
+
+def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
+    """What the adapter is, for whoever finds it."""
+    base = title(routed)
+    if is_gguf(base):
+        load = "# load the base first: a GGUF file, unpacked\n"
+        load += "from peft import PeftModel\n" + f'model = PeftModel.from_pretrained(base, "{done.folder.name}")\n'
+    else:
+        load = "from peft import AutoPeftModelForCausalLM\n" + f'model = AutoPeftModelForCausalLM.from_pretrained("{done.folder.name}")\n'
+    return (
+        f"{front_matter(routed, route, 'peft')}# {base}, on one route of blocks\n\n"
+        f"The base model's own weights in another order: {described(route)} (counted from 0). {done.n_blocks} blocks instead of "
+        f"{routed.n_layers}, which share the base's weights; nothing was trained, and the adapter's own matrices multiply to zero. "
+        f"Stock PEFT loads it, without drllm:\n\n```python\n{load}```\n\n"
+        f"- base: `{base}`, weights `{routed.fingerprint}`\n{route_line(route)}"
+        f"- `layer_replication`: `{[list(span) for span in spans(route)]}` (ends exclusive)\n"
+        f'- made by: `drllm export --format peft --model {base} --route "{route}" --out {done.folder.name}`\n'
+        f"- weights: {done.n_bytes / 1e3:.1f} KB, no copy of a block\n"
+        f"{checked_line(routed, done)}\nThe licence is the base model's.\n"
+    )

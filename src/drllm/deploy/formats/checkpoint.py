@@ -1,0 +1,123 @@
+"""A checkpoint for stock transformers: fewer or more blocks, weights copied.
+
+What is written is loaded again and run against the routed model before it counts: a family whose configuration cannot say which block is
+which is refused by what it computes, not by a list of names.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drllm.core.route import Route
+from drllm.deploy.formats.check import BUILD_ERRORS, difference_from, inexpressible
+from drllm.deploy.formats.folder import Exported, checked_line, described, finish, front_matter, new_folder, route_line, title
+from drllm.model.load import quiet_loading
+from drllm.model.routed import RoutedModel
+from drllm.model.transformers_private import QUANTIZATION_ENTRIES, attention_of
+
+INDEX_LISTS = ("mlp_only_layers", "moe_layers")  # of mixtures: which blocks, not one entry a block
+CANNOT = "cannot express this route as a plain checkpoint"
+
+
+def write_checkpoint(routed: RoutedModel, route: Route, folder: Path) -> Exported:
+    """Weights, configuration, tokenizer and README; see `drllm.deploy.export.export`."""
+    with new_folder(folder) as place:
+        copied_bytes = _write(routed, route, place)
+        difference, n_checked = _check(routed, route, place)
+        n_bytes = sum(path.stat().st_size for path in place.glob("*.safetensors"))
+        done = Exported(folder, str(route), route.n_passes, n_bytes, copied_bytes, difference, n_checked)
+        finish(place, routed, done, _readme(routed, route, done))
+    return done
+
+
+def _write(routed: RoutedModel, route: Route, place: Path) -> int:
+    """Weights, configuration and tokenizer; returns the bytes that later passes take."""
+    model: Any = routed.model
+    config = path_config(model, route)
+    names = {id(module): name for name, module in model.named_modules()}
+    prefix = names[id(routed.blocks[0])].removesuffix("0")
+    assert all(names[id(block)] == f"{prefix}{index}" for index, block in enumerate(routed.blocks))
+    copied_bytes, weights = 0, model.state_dict()
+    state: dict[str, Tensor] = {key: value for key, value in weights.items() if not key.startswith(prefix)}
+    for place_of, block in enumerate(route.path):
+        for key, value in weights.items():
+            if key.startswith(f"{prefix}{block}."):
+                is_copy = block in route.path[:place_of]
+                # Safetensors stores no tensor twice under two names: a later pass needs its own.
+                state[f"{prefix}{place_of}.{key.removeprefix(f'{prefix}{block}.')}"] = value.clone() if is_copy else value
+                copied_bytes += value.numel() * value.element_size() * is_copy
+    try:
+        with torch.device("meta"):
+            shell = type(model)(config)
+        shell = shell.to(model.dtype)
+        shell.load_state_dict(state, strict=True, assign=True)
+        shell.tie_weights()
+        with quiet_loading():
+            shell.save_pretrained(place)  # which validates the configuration
+    except BUILD_ERRORS as error:
+        raise inexpressible(config, error, CANNOT) from None
+    generation = copy.deepcopy(model.generation_config)
+    if not generation.do_sample:  # greedy decoding with sampling options, which many have, loads but does not save
+        for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"):
+            setattr(generation, name, None)
+    generation.save_pretrained(place)
+    if routed.tokenizer is not None:
+        routed.tokenizer.save_pretrained(place)
+    return copied_bytes
+
+
+def path_config(model: Any, route: Route) -> Any:
+    """The base's configuration with the blocks of the path: their number, and every list and count that says which block is which."""
+    config = copy.deepcopy(model.config)
+    config.name_or_path = ""
+    for name in QUANTIZATION_ENTRIES:  # of a GGUF file, whose weights are dense by now
+        if hasattr(config, name):
+            delattr(config, name)
+    text = config.get_text_config(decoder=True)
+    n_layers = text.num_hidden_layers
+    fields = vars(text)
+    for name, value in list(fields.items()):
+        if name in INDEX_LISTS and isinstance(value, list):
+            fields[name] = [place for place, block in enumerate(route.path) if block in value]
+        elif isinstance(value, list | tuple) and len(value) == n_layers and name != "architectures" and not name.endswith("token_id"):
+            # Not setattr: strict configurations compare lists with num_hidden_layers on the way.
+            fields[name] = type(value)(value[block] for block in route.path)
+    if isinstance(n_dense := fields.get("first_k_dense_replace"), int):  # a count of leading blocks
+        fields["first_k_dense_replace"] = sum(block < n_dense for block in route.path)
+    fields[text.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = route.n_passes
+    return config
+
+
+def _check(routed: RoutedModel, route: Route, place: Path) -> tuple[float, int]:
+    """(largest difference of a logit, tokens compared) between the written checkpoint, loaded by transformers, and the routed model."""
+    from transformers import AutoModelForCausalLM
+
+    model = routed.model
+    try:
+        with quiet_loading():
+            attention = attention_of(model.config)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(place, dtype=model.dtype, attn_implementation=attention)
+    except BUILD_ERRORS as error:
+        raise inexpressible(routed.config, error, CANNOT) from None
+    device = "cpu" if len(set(getattr(model, "hf_device_map", {}).values())) > 1 else routed.device
+    return difference_from(routed, route, loaded.eval().to(device), CANNOT)
+
+
+def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
+    """What the checkpoint is, for whoever finds it."""
+    base = title(routed)
+    return (
+        f"{front_matter(routed, route, 'transformers')}# {base}, on one route of blocks\n\n"
+        f"The base model's own weights in another order: {described(route)} (counted from 0). {done.n_blocks} blocks instead of "
+        f"{routed.n_layers}; nothing was trained. It loads in stock transformers, without drllm:\n\n"
+        "```python\nfrom transformers import AutoModelForCausalLM\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{done.folder.name}")\n```\n\n'
+        f"- base: `{base}`, weights `{routed.fingerprint}`\n{route_line(route)}"
+        f'- made by: `drllm export --model {base} --route "{route}" --out {done.folder.name}`\n'
+        f"- weights: {done.n_bytes / 1e6:.1f} MB, of which {done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks: "
+        "safetensors stores no tensor under two names\n"
+        f"{checked_line(routed, done)}\nThe licence is the base model's.\n"
+    )

@@ -1,0 +1,116 @@
+"""The folder of an export, in any format: whole or not at all, and replaced only where all in it came from an earlier export."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from drllm.core.errors import ArtifactError, InputError
+from drllm.core.files import read_json, write_json
+from drllm.core.route import Action, Route
+from drllm.model.routed import RoutedModel
+from drllm.runs.layout import EXPORT_FILE
+from drllm.runs.provenance import versions
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        route: as text.
+        n_blocks: of the model that the export loads as.
+        n_bytes: of its weights; `copied_bytes` of them belong to later passes, which most formats cannot store once.
+        difference: largest absolute difference of a logit from the routed model's, on `n_checked` tokens.
+        format: which one.
+    """
+
+    folder: Path
+    route: str
+    n_blocks: int
+    n_bytes: int
+    copied_bytes: int
+    difference: float
+    n_checked: int
+    format: str = "checkpoint"
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A place to write and to check an export in; it becomes `folder` when the body ends well, and is gone when it does not.
+
+    Raises:
+        InputError: `folder` is a file, or holds what no export wrote.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: give a new folder")
+    earlier = {EXPORT_FILE, *(read_export(folder) or {}).get("files", {})}
+    if folder.exists() and (foreign := sorted({path.name for path in folder.iterdir()} - earlier)):
+        raise InputError(f"{folder} holds {foreign[0]!r}, which no export wrote: give a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        place = Path(temporary) / "model"
+        place.mkdir()
+        yield place
+        if folder.exists():
+            shutil.rmtree(folder)
+        place.rename(folder)
+
+
+def finish(place: Path, routed: RoutedModel, done: Exported, card: str) -> None:
+    """Write the card and, last, what was exported with the size of every file."""
+    (place / "README.md").write_text(card, encoding="utf-8")
+    sizes = {path.name: path.stat().st_size for path in sorted(place.iterdir())}
+    base = {"base": routed.base_id, "fingerprint": routed.fingerprint}
+    write_json(place / EXPORT_FILE, asdict(done) | {"folder": done.folder.name, "files": sizes} | base | {"versions": versions()})
+
+
+def read_export(folder: Path) -> dict[str, Any] | None:
+    """What `export` wrote about a folder, or None when it is no export; `ArtifactError` when that is unreadable."""
+    path = folder / EXPORT_FILE
+    return read_json(path, "export again", dict) if path.is_file() else None
+
+
+def check_export(folder: Path) -> None:
+    """Refuse an exported folder of which a file is missing or has another size; weights are too large to digest each time."""
+    for name, size in (read_export(folder) or {}).get("files", {}).items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+            raise ArtifactError(f"{folder / name} is missing or not the file that was exported: export again")
+
+
+def front_matter(routed: RoutedModel, route: Route, library: str) -> str:
+    """The head of a card, by which the Hub files it: `rys` is the tag under which people look for models with repeated blocks."""
+    tags = ["drllm", "adaptive-depth", *(["rys"] if max(route) > Action.EXECUTE else [])]
+    base = routed.base_id
+    named = f"base_model: {base}\n" if "/" in base and not Path(base).exists() else ""
+    return f"---\nlibrary_name: {library}\ntags: [{', '.join(tags)}]\n{named}---\n\n"
+
+
+def title(routed: RoutedModel) -> str:
+    """What a card calls the base."""
+    return routed.base_id or "a model in memory"
+
+
+def described(route: Route) -> str:
+    """What a route does to its model, in words."""
+    blocks = {n: [str(block) for block, n_passes in enumerate(route) if n_passes == n] for n in (0, 2, 3, 4)}
+    words = {0: "skips block", 2: "runs twice block", 3: "runs three times block", 4: "runs four times block"}
+    parts = [f"{words[n]} {', '.join(found)}" for n, found in blocks.items() if found]
+    if not route.is_in_place:
+        parts.append(f"takes the path {str(route).partition('/')[0]}")
+    return "; ".join(parts) or "every block once"
+
+
+def route_line(route: Route) -> str:
+    """The line of a card that gives the route."""
+    how = "one digit a block: 0 skip, 1 execute, 2 repeat" if set(str(route)) <= set("012") else "the blocks in the order they run"
+    return f"- route: `{route}` ({how})\n"
+
+
+def checked_line(routed: RoutedModel, done: Exported) -> str:
+    """The line of a card that says what was checked."""
+    dtype = str(routed.model.dtype).removeprefix("torch.")
+    return f"- checked: logits of {done.n_checked} tokens differ from the routed model's by at most {done.difference:.1e} ({dtype})\n"

@@ -1,0 +1,162 @@
+"""Adapters that reorder blocks: stock PEFT computes what the unrolled model computes, or the export is refused by name."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import families
+from byte_tokens import byte_tokenizer
+from drllm import InputError, Route, RoutedModel, UnsupportedModelError
+from drllm.cli.main import main
+from drllm.deploy.export import check_export, export
+from drllm.deploy.formats.adapter import WEIGHTS_FILE, spans
+from reference import path_model
+
+peft = pytest.importorskip("peft", reason="needs peft (pip install peft)")
+pytestmark = pytest.mark.long
+
+L = families.N_BLOCKS
+ROUTES = {name: Route.parse(text) for name, text in {"repeat": "1211", "skip": "1011", "both": "1201", "loop": "0-2,1-3"}.items()}
+# PEFT knows lists of blocks called `model.layers`, `encoder.layer` and `h`, of which no causal language model with the last two is left.
+LAYOUT = {
+    *("biogpt", "codegen", "ctrl", "dbrx", "falcon", "falcon-new", "gpt-sw3", "gpt2", "gpt2-inverse-layer-scale", "gpt_bigcode"),
+    *("gpt_bigcode-mha", "gpt_neo", "gpt_neox", "gpt_neox_japanese", "gptj", "opt", "opt-project"),
+}
+# Their blocks are of more than one type, so every route here moves a type to another place ...
+TYPES = {
+    *("afmoe", "beam", "cohere2", "cohere2_moe", "cohere_compass_text", "cohere_compass_text-nope", "cwm", "dots1", "dots3_note_text"),
+    *("exaone4", "exaone_moe", "flint", "gemma2", "gemma3_text", "gpt_oss", "granite_swa", "granitemoe_swa", "kolibri1", "laguna"),
+    *("mellum", "mimo_v2_flash", "ministral", "modernbert-decoder", "olmo3", "qwen2-sliding", "smollm3-sliding", "vaultgemma"),
+}
+# ... or a longer model lacks one.
+LONGER = {"axk2", "deepseek_v32", "llama4_text", "minimax_m3_vl_text", "qwen2", "qwen2_moe", "qwen3", "qwen3-sliding", "smollm3"}
+# With two types in an order that some of the routes keep: which of the routes are expressed.
+SOME = {"llama4_text": {"both"}, "qwen3-sliding": {"both"}}
+
+
+@pytest.mark.parametrize("family", families.sampled(*LONGER, "falcon", "biogpt", "gpt_neox"))
+def test_peft_computes_what_the_unrolled_model_computes(family, tmp_path):
+    base = families.build(family)
+    ids = torch.randint(3, 90, (1, 9), generator=torch.Generator().manual_seed(1))
+    routed = RoutedModel.wrap(families.build(family))
+    for name, route in ROUTES.items():
+        refused = family in LAYOUT | TYPES or (family in LONGER and name not in SOME.get(family, {"skip", "both"}))
+        if refused:
+            with pytest.raises(UnsupportedModelError, match=r"PEFT|torch\.nn\.Linear") as caught:
+                export(routed, route, tmp_path / name, "peft")
+            assert "\n" not in str(caught.value)
+            assert not (tmp_path / name).exists()
+            continue
+        done = export(routed, route, tmp_path / name, "peft")
+        assert done.n_blocks == route.n_passes
+        assert done.n_bytes < 1000
+        adapted = peft.PeftModel.from_pretrained(families.build(family), tmp_path / name).eval()
+        wanted = path_model(base, route.path)
+        with torch.no_grad():
+            logits, got = wanted(ids, use_cache=False).logits, adapted(input_ids=ids).logits
+            assert (got - logits).abs().max() <= 1e-5 * max(1, logits.abs().max())
+        text = adapted.generate(input_ids=ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+        with torch.no_grad():
+            steps = wanted(text, use_cache=False).logits[0, ids.shape[1] - 1 : -1]
+        assert steps.shape[0] == 6
+        chosen = steps.gather(-1, text[0, ids.shape[1] :, None])[:, 0]
+        allowed = [index for index in range(steps.shape[-1]) if index != families.EOS]
+        assert (chosen >= steps[:, allowed].max(-1).values - 1e-4).all(), "greedy text of the unrolled model"
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "model"
+    families.build("llama", vocab_size=300, max_position_embeddings=512, tie_word_embeddings=True).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+LOAD = """
+import sys, torch
+from peft import AutoPeftModelForCausalLM
+assert not any(name.startswith("drllm") for name in sys.modules)
+model = AutoPeftModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+ids = torch.arange(40, 60)[None]
+unique = {p.data_ptr(): p.numel() for name, p in model.named_parameters() if "lora" not in name}
+generated = model.generate(input_ids=ids, max_new_tokens=8, do_sample=False)
+torch.save((model(input_ids=ids).logits, generated, sum(unique.values())), sys.argv[2])
+"""
+
+
+@torch.no_grad()
+def test_another_process_loads_it_by_the_folder_alone(checkpoint, tmp_path, capsys):
+    """The Hub's layout: the adapter names its base. No weight is copied; the checkpoint of the same route computes the same."""
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    assert main(["export", "--model", str(checkpoint), "--route", "1202", "--format", "peft", "--out", str(out)]) == 0
+    assert "5 blocks instead of 4" in capsys.readouterr().out
+    assert main(["export", "--model", str(checkpoint), "--route", "1202", "--out", str(plain)]) == 0
+    done = subprocess.run([sys.executable, "-c", LOAD, str(out), str(tmp_path / "got.pt")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    logits, generated, n_parameters = torch.load(tmp_path / "got.pt")
+    from transformers import AutoModelForCausalLM
+
+    unrolled, ids = AutoModelForCausalLM.from_pretrained(plain), torch.arange(40, 60)[None]
+    assert torch.equal(unrolled(ids).logits, logits)
+    assert torch.equal(unrolled.generate(ids, max_new_tokens=8, do_sample=False), generated)
+    base = AutoModelForCausalLM.from_pretrained(checkpoint)
+    skipped = sum(p.numel() for p in base.model.layers[2].parameters())
+    assert n_parameters == sum(p.numel() for p in base.parameters()) - skipped
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["layer_replication"] == [[0, 2], [1, 2], [3, 4], [3, 4]]
+    assert config["base_model_name_or_path"] == str(checkpoint)
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "adapter_config.json", WEIGHTS_FILE, "drllm_export.json"]
+    card = (out / "README.md").read_text()
+    assert "library_name: peft\ntags: [drllm, adaptive-depth, rys]" in card
+    assert not any(weights.any() for name, weights in load_file(out / WEIGHTS_FILE).items() if "lora_B" in name)
+    check_export(out)
+    assert main(["info", str(out)]) == 0
+
+
+def test_a_skip_route_has_no_tag_of_loops(tmp_path):
+    export(RoutedModel.wrap(families.build("llama")), Route.parse("1011"), tmp_path / "out", "peft")
+    assert "tags: [drllm, adaptive-depth]\n" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("1111", [(0, 4)]),
+        ("1202", [(0, 2), (1, 2), (3, 4), (3, 4)]),
+        ("0-2,1-3", [(0, 3), (1, 4)]),
+        ("3,0-1,3", [(3, 4), (0, 2), (3, 4)]),
+    ],
+)
+def test_spans_cover_the_path(text, wanted):
+    route = Route.parse(text, L)
+    assert spans(route) == wanted
+    assert [block for start, end in wanted for block in range(start, end)] == list(route.path)
+
+
+def test_what_an_adapter_refuses(tmp_path, monkeypatch):
+    routed = RoutedModel.wrap(families.build("llama"))
+    with pytest.raises(InputError, match=r"runs \(1-2\)\*0.5, and a PEFT adapter can hold no strength"):
+        export(routed, Route.parse("0-2,(1-2)*0.5,3"), tmp_path / "out", "peft")
+    with pytest.raises(InputError, match="unknown export format 'lora'"):
+        export(routed, ROUTES["skip"], tmp_path / "out", "lora")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install peft"):
+        export(routed, ROUTES["skip"], tmp_path / "out", "peft")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_base_is_as_it_was(tmp_path):
+    routed = RoutedModel.wrap(families.build("llama"))
+    before, config = {name: p.data_ptr() for name, p in routed.model.named_parameters()}, routed.config.to_dict()
+    export(routed, ROUTES["both"], tmp_path / "out", "peft")
+    assert {name: p.data_ptr() for name, p in routed.model.named_parameters()} == before
+    assert routed.config.to_dict() == config
+    assert len(routed.model.model.layers) == L
