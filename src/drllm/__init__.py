@@ -10,7 +10,7 @@ from drllm.core import moved
 
 if TYPE_CHECKING:  # what type checkers read
     from drllm.cli.terminal import show_progress
-    from drllm.core.config import EvaluateConfig, Resources, RoutersConfig, SearchConfig
+    from drllm.core.config import EvaluateConfig, Resources, RoutersConfig, ScanConfig, SearchConfig
     from drllm.core.errors import ArtifactError, DrllmError, InputError, UnsupportedModelError
     from drllm.core.route import Action, Route
     from drllm.evaluation.run import evaluate
@@ -18,16 +18,17 @@ if TYPE_CHECKING:  # what type checkers read
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
     from drllm.reporting.report import report
+    from drllm.scanning.scan import scan
     from drllm.searching.runner import search
 
 __all__ = ["Action", "ArtifactError", "DrllmError", "EvaluateConfig", "InputError", "Policy", "Resources", "Route", "RoutedModel"]
-__all__ += ["RoutersConfig", "SearchConfig", "UnsupportedModelError", "evaluate", "report", "search", "show_progress", "train"]
+__all__ += ["RoutersConfig", "ScanConfig", "SearchConfig", "UnsupportedModelError", "evaluate", "report", "scan", "search", "show_progress", "train"]
 
 __version__ = "0.2.0.dev0"
 
 _NAMES = {
     "cli.terminal": ("show_progress",),
-    "core.config": ("EvaluateConfig", "Resources", "RoutersConfig", "SearchConfig"),
+    "core.config": ("EvaluateConfig", "Resources", "RoutersConfig", "ScanConfig", "SearchConfig"),
     "core.errors": ("ArtifactError", "DrllmError", "InputError", "UnsupportedModelError"),
     "core.route": ("Action", "Route"),
     "evaluation.run": ("evaluate",),
@@ -35,6 +36,7 @@ _NAMES = {
     "model.routed": ("RoutedModel",),
     "policies.policy": ("Policy",),
     "reporting.report": ("report",),
+    "scanning.scan": ("scan",),
     "searching.runner": ("search",),
 }
 _HOMES = {name: f"drllm.{module}" for module, names in _NAMES.items() for name in names}

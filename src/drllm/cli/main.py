@@ -27,7 +27,7 @@ from drllm.core.progress import reporting_to
 EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
 
 GROUPS = {
-    "a run, step by step or in one go": ("search", "train", "evaluate", "report", "retrofit", "reproduce"),
+    "a run, step by step or in one go": ("search", "train", "evaluate", "report", "retrofit", "reproduce", "scan"),
     "its policies": ("generate", "inspect", "serve", "export", "info", "push"),
     "lists and tables": ("tasks", "models", "methods", "records", "compare"),
 }

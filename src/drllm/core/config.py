@@ -14,6 +14,7 @@ from drllm.core.options import MAX_SEED, Options, option
 Split = Literal["fit", "tune", "calibrate", "test"]
 RewardName = Literal["auto", "generated", "loglik", "letter", "boxed", "number"]
 
+SCAN_KINDS = ("loop", "damped", "skip")
 REWARD_HELP = "how an answer is judged: loglik, letter, boxed, number; auto: the task's own; generated: as auto, a letter instead of loglik"
 
 
@@ -67,6 +68,41 @@ class Resources(Options):
     worker_gpus: float = option(0.0, "ray: GPUs of each replica", ge=0)
     pool_size: int = option(128, "questions searched at once in a replica (loglik)", ge=1)
     cache_bytes: int = option(2**30, "bytes of hidden states a replica keeps, the most recently used; running paths may need more", ge=0)
+
+
+@dataclass(frozen=True)
+class ScanConfig(Options):
+    """The map of a model: what running each span of blocks once more, or skipping it, does to its answers."""
+
+    kinds: tuple[str, ...] = option(SCAN_KINDS, "loop: a span runs once more; damped: once more, at --strength; skip: not at all")
+    strength: float = option(0.5, "of damped loops F: the states h go to h + s (F(h) - h)", gt=0, le=0.999)
+    max_span: int = option(0, "blocks of a span, at most; 0: any span", ge=0)
+    questions: int = option(
+        128, "questions of the last round, shared evenly over the tasks; 0: no race, only the routes of --claimed are measured", ge=0
+    )
+    first_questions: int = option(8, "questions of the first round, which every candidate answers; each round has twice as many", ge=1)
+    winners: int = option(5, "best candidates, named before any further question is read, and measured again", ge=1)
+    fresh: int = option(512, "questions that chose nothing, on which winners and random spans are measured again, at most; 0: none", ge=0)
+    split: Literal["fit", "tune", "calibrate"] = option("fit", "split of the questions that choose")
+    fresh_split: Literal["fit", "tune", "calibrate"] = option("fit", "split of those on which the winners are measured again")
+    reward: RewardName = option("auto", REWARD_HELP)
+    metric: Literal["acc_norm", "acc"] = option("acc_norm", "loglik only: which verdict and margin count")
+    max_new_tokens: int = option(0, "generated tokens of letter, boxed and number; 0 takes the reward's own (10, 15, 8)", ge=0)
+    max_step_tokens: int = option(512, "tokens of a model step (CPU: 400 to 1,000; a GPU takes thousands)", ge=1)
+    n_resamples: int = option(10_000, "bootstrap resamples of the paired intervals", ge=100)
+    seed: int = option(0, "seed of the random spans and of the bootstrap", ge=0, le=MAX_SEED)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := [kind for kind in self.kinds if kind not in SCAN_KINDS]:
+            raise InputError(f"ScanConfig.kinds holds {unknown[0]!r}, expected some of {', '.join(SCAN_KINDS)}")
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise InputError(f"ScanConfig.kinds is {', '.join(self.kinds) or 'empty'}, expected some of {', '.join(SCAN_KINDS)}, each once")
+        if 0 < self.questions < self.first_questions:
+            raise InputError(
+                f"ScanConfig.questions is {self.questions}, fewer than the {self.first_questions} of the first round: ask for more, or "
+                f"lower --first-questions"
+            )
 
 
 @dataclass(frozen=True)
@@ -193,7 +229,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 # Of the jobs; each method has a section of its own name besides.
-SECTIONS: dict[str, type] = {"search": SearchConfig, "resources": Resources, "evaluate": EvaluateConfig}
+SECTIONS: dict[str, type] = {"search": SearchConfig, "scan": ScanConfig, "resources": Resources, "evaluate": EvaluateConfig}
 SECTIONS |= {"gate": GuaranteeConfig, "reproduce": ReproduceConfig}
 
 OF_COMPARISONS = ("executor", "address", "workers", "threads", "worker_gpus")  # resources that a comparison has a use for

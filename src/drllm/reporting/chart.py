@@ -101,6 +101,25 @@ class Heat(Mark):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Squares(Mark):
+    """A map: a coloured square at whole numbers x and y; values from -limit (blue) over 0 (white) to limit (orange), beyond as at the end.
+
+    Attributes:
+        sides: of each square, 1 for one that touches its neighbours.
+        label: of the colours.
+        hovers: what each square says on the page.
+    """
+
+    xs: Sequence[int]
+    ys: Sequence[int]
+    values: Sequence[float]
+    sides: Sequence[float]
+    limit: float
+    label: str
+    hovers: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Boxes(Mark):
     """Lower whisker, lower quartile, median, upper quartile and upper whisker by category."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from drllm.core.errors import InputError
 from drllm.core.files import write_bytes, write_text
-from drllm.reporting.chart import FRAME, USAGE, Axis, Bars, Boxes, Chart, Curve, Front, Heat, Level, Mark, Spot
+from drllm.reporting.chart import FRAME, USAGE, Axis, Bars, Boxes, Chart, Curve, Front, Heat, Level, Mark, Spot, Squares
 from drllm.reporting.parts import Part, flat
 
 DPI = 120
@@ -146,6 +146,21 @@ def _heat(axes: Any, heat: Heat, chart: Chart) -> None:
     axes.figure.colorbar(shown, ax=axes, label="mean passes a prompt", ticks=[0, 1, 2])
 
 
+def _squares(axes: Any, squares: Squares, chart: Chart) -> None:
+    from matplotlib.collections import PatchCollection
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    places = zip(squares.xs, squares.ys, squares.sides, strict=True)
+    shapes = [Rectangle((x - side / 2, y - side / 2), side, side) for x, y, side in places]
+    drawn = PatchCollection(shapes, cmap=LinearSegmentedColormap.from_list("usage", list(USAGE)), edgecolor="0.75", linewidth=0.4)
+    drawn.set_array(squares.values)
+    drawn.set_clim(-squares.limit, squares.limit)
+    axes.add_collection(drawn)
+    axes.set_aspect("equal")
+    axes.figure.colorbar(drawn, ax=axes, label=squares.label, extend="both", shrink=0.8)
+
+
 def _boxes(axes: Any, boxes: Boxes, chart: Chart) -> None:
     width = 0.8 / len(chart.of(Boxes))
     keys = ("whislo", "q1", "med", "q3", "whishi")
@@ -159,3 +174,4 @@ def _boxes(axes: Any, boxes: Boxes, chart: Chart) -> None:
 
 
 DRAWN: dict[type[Mark], Any] = {Spot: _spot, Curve: _curve, Front: _front, Level: _level, Bars: _bars, Heat: _heat, Boxes: _boxes}
+DRAWN |= {Squares: _squares}

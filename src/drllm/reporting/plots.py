@@ -7,7 +7,7 @@ than their place. Reference: https://plotly.com/javascript/reference.
 from collections.abc import Sequence
 from typing import Any
 
-from drllm.reporting.chart import FRAME, USAGE, Axis, Bars, Boxes, Chart, Curve, Front, Heat, Level, Mark, Spot
+from drllm.reporting.chart import FRAME, USAGE, Axis, Bars, Boxes, Chart, Curve, Front, Heat, Level, Mark, Spot, Squares
 
 LOG = {"type": "log", "dtick": 1, "tickformat": "~g"}  # whole powers of ten, as decimals: never as "100u"
 
@@ -21,6 +21,9 @@ def as_plotly(chart: Chart) -> dict[str, Any]:
         layout |= {"xaxis": layout["xaxis"] | {"anchor": "y2"}, "height": 560}
     if chart.of(Heat):
         layout["yaxis"] = {"autorange": "reversed", "automargin": True}
+    if chart.of(Squares):
+        layout |= {name: layout[name] | {"range": list(axis.limits or ())} for name, axis in (("xaxis", chart.x), ("yaxis", chart.ys[0]))}
+        layout["height"] = 600
     if chart.of(Bars):
         layout["barmode"] = "group"
     if chart.of(Boxes):
@@ -111,6 +114,17 @@ def _heat(heat: Heat, chart: Chart) -> dict[str, Any]:
     return found | {"customdata": labels, "hovertemplate": _hover("%{customdata}<br>block %{x}: %{z:.2f} passes")}
 
 
+def _squares(squares: Squares, chart: Chart) -> dict[str, Any]:
+    """The page makes the squares as large as its width lets them be: `meta` says what share of a cell each has."""
+    low, high = chart.x.limits or (0, 1)
+    marker: dict[str, Any] = {"symbol": "square", "color": list(squares.values), "cmin": -squares.limit, "cmax": squares.limit}
+    marker |= {"colorscale": [[place, colour] for place, colour in USAGE], "line": {"color": "#BFBFBF", "width": 0.5}}
+    marker |= {"showscale": True, "colorbar": {"thickness": 12, "title": {"text": squares.label, "side": "right"}}}
+    found = {"type": "scatter", "mode": "markers", "x": list(squares.xs), "y": list(squares.ys), "marker": marker}
+    told = {"customdata": list(squares.hovers), "hovertemplate": _hover("%{customdata}")}
+    return found | told | {"meta": {"sides": list(squares.sides), "cells": high - low}}
+
+
 def _boxes(boxes: Boxes, chart: Chart) -> dict[str, Any]:
     low, q1, middle, q3, high = (list(values) for values in zip(*boxes.quantiles.values(), strict=True))
     found = {"type": "box", "x": list(boxes.quantiles), "name": boxes.name, "marker": {"color": boxes.colour}}
@@ -118,3 +132,4 @@ def _boxes(boxes: Boxes, chart: Chart) -> dict[str, Any]:
 
 
 TRACES: dict[type[Mark], Any] = {Spot: _spot, Curve: _curve, Front: _front, Bars: _bars, Heat: _heat, Boxes: _boxes}
+TRACES |= {Squares: _squares}

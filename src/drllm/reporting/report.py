@@ -14,6 +14,7 @@ from drllm.reporting.drawing import need_extras, write_charts
 from drllm.reporting.headline import by_size, headline, judged
 from drllm.reporting.page import write_page
 from drllm.reporting.parts import Commands, Folded, Heading, Paragraph, Part, Table
+from drllm.reporting.scan import scan_parts
 from drllm.reporting.summary_table import by_task
 from drllm.reporting.training import training_parts
 from drllm.runs.earlier import OTHER_TASKS
@@ -42,7 +43,7 @@ def report(run: str | Path) -> Path:
     folder gives the same bytes, given the same questions: texts of prompts are read from where the search read them, or left out.
 
     Args:
-        run: the run folder of `search`, `train`, `evaluate` or `retrofit`.
+        run: the run folder of `search`, `scan`, `train`, `evaluate` or `retrofit`.
 
     Returns:
         The path of `report.html`.
@@ -55,18 +56,25 @@ def report(run: str | Path) -> Path:
     need_extras()
     folder = RunFolder(loaded.folder).report
     sections = (_results, _routes, _labels, _training, _guarantees, _dropped, _provenance)
-    parts = [part for section in sections for part in section(loaded)]
+    parts = [part for section in (_scan, *sections) for part in section(loaded)]
     write_charts(parts, folder)
     return write_page(_opening(loaded), parts, folder)
 
 
 def _opening(run: Run) -> list[Part]:
-    model = next((source.model for source in (*run.summaries.values(), *run.manifests.values())), "")
+    scans = () if run.scan is None else (run.scan,)
+    model = next((source.model for source in (*run.summaries.values(), *run.manifests.values(), *scans)), "")
     parts = [Heading(f"Adaptive depth on {model}" if model else "Adaptive depth", 1), *headline(run)]
     if pages := sorted(page.relative_to(run.folder).as_posix() for page in RunFolder(run.folder).reproduction.glob(f"*/{PAGE_FILE}")):
         text = "The paper's tables and figures on this model, each with its comparison, stand in a page of their own"
         parts.append(Paragraph(f"{text}: {', '.join(f'`{page}`' for page in pages)}."))
     return parts
+
+
+def _scan(run: Run) -> Iterator[Part]:
+    """The map of the model; no word of it where none was made."""
+    if run.scan is not None:
+        yield from scan_parts(run.scan, run.map)
 
 
 def _results(run: Run) -> Iterator[Part]:

@@ -22,9 +22,10 @@ SAMPLES_NAME = re.compile(r"samples_(?P<task>.+?)(?:_(?P<date>\d{4}-\d\d-\d\dT[\
 PAGE_FILE, MARKDOWN_FILE = "report.html", "report.md"  # of a report or reproduction
 EXPORT_FILE = "drllm_export.json"  # in an exported checkpoint
 _SEARCH, _PATHS, _TRAIN, _EVALUATE, _HARNESS, _REPORT, _REPRODUCE = "search", "paths", "train", "evaluate", "harness", "report", "reproduce"
+_SCAN = "scan"
 RECORD_FOLDERS = (_SEARCH, _PATHS)  # where task folders lie
 # What else stands in a run folder, or did: no policy can be called so.
-TAKEN = (_SEARCH, _PATHS, _TRAIN, _EVALUATE, _HARNESS, _REPORT, _REPRODUCE, "checkpoint", "features")
+TAKEN = (_SEARCH, _PATHS, _TRAIN, _EVALUATE, _HARNESS, _REPORT, _REPRODUCE, _SCAN, "checkpoint", "features")
 
 
 class RunFolder:
@@ -36,6 +37,7 @@ class RunFolder:
         finished, reproduced: which stages of a retrofit, and of the paper's reproduction, are done (`drllm.runs.memo`).
         searches, matrices: the task folders of searches, and of dense (question x route) matrices.
         features: states that several trainings learn from.
+        scan: the map of the model, and what it was made from.
         report: the page of the run with its pictures.
         reproduction: tables and pictures of the paper's reproduction.
     """
@@ -45,6 +47,7 @@ class RunFolder:
         self.jobs, self.finished = root / "run.json", root / "pipeline.json"
         self.searches, self.matrices = root / _SEARCH, root / _PATHS
         self.features = self.training("features")
+        self.scan = ScanFolder(root / _SCAN)
         self.report, self.reproduction = root / _REPORT, root / _REPRODUCE
         self.reproduced = self.reproduction / "stages.json"
 
@@ -92,3 +95,27 @@ class RunFolder:
         """Every file of verdicts, by (split, method, task)."""
         paths = sorted(self.root.glob(f"{_EVALUATE}/*/*/*.parquet"))
         return {(path.parent.parent.name, path.parent.name, path.stem): path for path in paths}
+
+
+class ScanFolder:
+    """What a scan leaves in a run folder.
+
+    Attributes:
+        settings: what the scan was asked for.
+        result, map: winners, random spans and costs; and every candidate with what it scored.
+        best: routes of the last round, the best first, for `--paths`.
+        random, fresh: run folders of the random spans on the questions that chose the winners, and of both on questions that chose nothing.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.settings, self.result, self.map, self.best = root / "settings.json", root / "scan.json", root / "map.csv", root / "best.txt"
+        self.random, self.fresh = root / "random", root / "fresh"
+
+    def round(self, number: int) -> Path:
+        """The run folder of one round of the race."""
+        return self.root / f"round-{number}"
+
+    def claimed(self, name: str) -> Path:
+        """The run folder of routes that somebody claims to help."""
+        return self.root / f"claimed-{name}"

@@ -1,6 +1,6 @@
 """Everything a run folder holds, read once; stages that have not run are simply empty."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from drllm.runs.layout import MANIFEST_FILE, METRICS_FILE, RunFolder
 from drllm.runs.manifest import Manifest
 from drllm.runs.provenance import read_jobs
 from drllm.runs.records import RouteRecord, read_records
+from drllm.runs.scan_result import Cell, ScanResult, read_map, read_scan
 from drllm.runs.summary import Summary
 from drllm.runs.verdicts import read_verdicts
 
@@ -30,6 +31,7 @@ class Run:
     left_out: what they left and the summary is without, in lines, by split.
     questions: rows of the per-question files by (split, method, task).
     policies: the configuration of each saved policy, by its name in the run.
+    scan, map: what a scan found, and every candidate of it; None and empty without one.
     """
 
     folder: Path
@@ -41,6 +43,8 @@ class Run:
     left_out: dict[str, list[str]]
     questions: dict[tuple[str, str, str], list[dict[str, Any]]]
     policies: dict[str, dict[str, Any]]
+    scan: ScanResult | None = None
+    map: Sequence[Cell] = ()
 
 
 def load_run(folder: Path) -> Run:
@@ -65,10 +69,13 @@ def load_run(folder: Path) -> Run:
                 questions[split, row.method, row.task] = file.rows
                 if odd := [n for n in _n_blocks(file.routes, run.verdicts(*place)) if n not in layers]:
                     raise ArtifactError(f"{run.verdicts(*place)} has a route of {odd[0]} blocks: evaluate again")
-    if not (manifests or epochs or summaries):
-        raise ArtifactError(f"{str(folder)!r} holds no search, training or evaluation: give the --out of a search, evaluate or retrofit")
+    scanned = run.scan.result.is_file()
+    if not (manifests or epochs or summaries or scanned):
+        what = "no search, training, evaluation or finished scan"
+        raise ArtifactError(f"{str(folder)!r} holds {what}: give the --out of a search, evaluate, scan or retrofit")
     policies = {path.name: _json(path / CONFIG_FILE) for path in run.policies()}
-    return Run(folder, read_jobs(folder), manifests, records, epochs, summaries, left_out, questions, policies)
+    scan = (read_scan(run.scan), read_map(run.scan)) if scanned else (None, ())
+    return Run(folder, read_jobs(folder), manifests, records, epochs, summaries, left_out, questions, policies, *scan)
 
 
 def _n_blocks(routes: Iterable[str], path: Path) -> list[int]:

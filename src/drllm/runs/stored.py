@@ -17,10 +17,12 @@ class Stored:
         read: the file's content, keys of older and newer versions too; None for an object that was not read.
         OPTIONAL: fields that a new object has in its file only if they are given.
         PARTS: fields that are lists of objects, and of what kind.
+        ONES: fields that are one object, and of what kind.
     """
 
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
     PARTS: ClassVar[Mapping[str, type[Stored]]] = {}
+    ONES: ClassVar[Mapping[str, type[Stored]]] = {}
     read: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @classmethod
@@ -35,6 +37,9 @@ class Stored:
         for name, kind in cls.PARTS.items():
             if (parts := found.get(name)) is not None:
                 found[name] = [kind.of(part, source) for part in (parts if isinstance(parts, Iterable) else (parts,))]
+        for name, kind in cls.ONES.items():
+            if (one := found.get(name)) is not None:
+                found[name] = kind.of(one, source)
         return cls(**found)
 
     def changed(self, **changes: Any) -> Self:

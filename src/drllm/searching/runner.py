@@ -39,7 +39,7 @@ MATRIX_SPLITS = ("fit", "tune", "calibrate")
 
 def search(
     routed: RoutedModel,
-    tasks: Sequence[str],
+    tasks: Sequence[str | LoadedTask],
     config: SearchConfig | None = None,
     out: str | Path = "runs/search",
     data: str | Path | None = None,
@@ -53,7 +53,7 @@ def search(
 
     Args:
         routed: the model; its policy is not used.
-        tasks: task names.
+        tasks: task names; or tasks as they were loaded, such as with some of their questions only.
         config: every option that shapes the records; default `SearchConfig()`.
         out: the run folder; records go to `out/search/<task>/`, with `routes` to `out/paths/<task>/`.
         data: a JSON-lines file, or a folder of them, to read the questions from instead of the data package or the Hub.
@@ -75,7 +75,8 @@ def search(
         raise InputError(f"got routes of {sorted({len(route) for route in routes})} blocks, the model has {routed.n_layers}")
     if not resources.threads:
         resources = replace(resources, threads=1 if resources.executor == "ray" else torch.get_num_threads())
-    loaded = {name: load_task(name, data) for name in tasks}
+    given = (load_task(task, data) if isinstance(task, str) else task for task in tasks)
+    loaded = {found.task.name: found for found in given}
     run = RunFolder(out)
     cluster = connected(routed, resources) if resources.executor == "ray" else contextlib.nullcontext()
     job, settings = "search" if routes is None else "paths", to_dict(config) | {"resources": to_dict(resources)}

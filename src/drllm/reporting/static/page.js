@@ -137,8 +137,17 @@ function legendOf(place) {
   if (list.childElementCount) place.after(list);
 }
 
+// The squares of a map: each has its share of a cell, which is as wide as the plot lets it be.
+function sized(data, layout, width) {
+  for (const trace of data.filter((found) => found.meta?.sides)) {
+    const cell = Math.min(width - 150, layout.height - 90) / trace.meta.cells;
+    trace.marker.size = trace.meta.sides.map((side) => Math.max(2, side * cell - 1));
+  }
+}
+
 function draw(place) {
   const { data, layout } = plots.get(place);
+  sized(data, layout, place.clientWidth);
   Plotly.react(place, data, faced(place, data, layout), { responsive: true, displayModeBar: false });
 }
 

@@ -1,0 +1,39 @@
+"""Map a model: run each span of blocks once more, or skip it, and measure the best again on new questions.
+
+All spans race: many on few questions, few on many. The best are then measured on questions that chose nothing, beside random spans. The
+same command resumes.
+
+example:
+  drllm scan --model smollm2-135m-q4 --tasks arc_easy,arc_challenge,openbookqa --out runs/map
+"""
+
+import argparse
+from pathlib import Path
+
+from drllm.cli.job import Job, Lines
+from drllm.cli.options import add_common, add_section
+from drllm.core.route import Route
+
+
+def run(job: Job) -> Lines:
+    out, tasks, config, resources = job.need("out"), job.tasks(), job.config("scan"), job.config("resources")
+    claimed = [Route.parse(text) for text in job.arguments.claimed]
+    model = job.need("model")
+    from drllm.reporting.scan import render
+    from drllm.runs.layout import RunFolder
+    from drllm.scanning.scan import check_claims, scan
+
+    check_claims(claimed, config)
+    yield render(scan(job.load(model), tasks, config, out, job.data, job.argv, resources, claimed))
+    folder = RunFolder(Path(out)).scan
+    if config.questions:
+        yield f"map: {folder.map}; routes for drllm search --paths: {folder.best}; drllm report {out} draws it"
+    yield f"scan: {folder.result}"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
+    add_section(parser, "scan")
+    add_section(parser, "resources", about="where and how it runs; no verdict depends on them")
+    about = "a route that somebody says helps, such as 0-14,12-29, measured beside the winners; may be given several times"
+    parser.add_argument("--claimed", metavar="ROUTE", action="append", default=[], help=about)

@@ -1,0 +1,151 @@
+"""A scan on a page and on a terminal: the map of each kind of span, and the winners beside random spans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.table import Table as TerminalTable
+
+from drllm.core.text import as_text, p_value, points, with_interval
+from drllm.reporting.chart import Axis, Chart, Squares, number
+from drllm.reporting.parts import Folded, Heading, Paragraph, Part, Table
+from drllm.runs.scan_result import CLAIMED, RANDOM, WINNER, Cell, Difference, Measured, ScanResult
+from drllm.stats.paired import decided
+
+NAMES = {"loop": "run once more", "damped": "run once more at strength {strength:g}", "skip": "skipped"}
+HEADER = ("span", "passes", "where it was chosen, points", "on new questions, points", "better / worse", "McNemar p")
+LIMITS = (1, 2, 5, 10, 20, 50)  # points: where colours may end
+CURSE = (
+    "The winners were chosen on the first questions, so their figures there are too good; on new questions, which chose nothing, that is "
+    "gone. Random spans have the winners' kinds and lengths and were drawn blindly."
+)
+
+
+def scan_parts(result: ScanResult, cells: Sequence[Cell]) -> Iterator[Part]:
+    """The section of a report."""
+    yield Heading("Scan")
+    if result.sizes:
+        yield Paragraph(_raced(result))
+    yield Table(HEADER, tuple(_table(result)), caption=_caption(result), code=frozenset({"span"}))
+    yield Paragraph(" ".join((conclusion(result), CURSE if result.in_group(RANDOM) else "")).strip())
+    if claims := [sentence for row in result.in_group(CLAIMED) if (sentence := _claim(row))]:
+        yield Paragraph(" ".join(claims))
+    yield from (_map(result, kind, [cell for cell in cells if cell.kind == kind]) for kind in result.kinds if cells)
+    routes = [(_name(row), row.route) for row in result.rows]
+    yield Folded("Routes", (Table(("span", "route"), tuple(routes), code=frozenset({"route"})),))
+
+
+def render(result: ScanResult) -> str:
+    """The comparison for a terminal."""
+    table = TerminalTable(title=_caption(result), title_justify="left", box=box.SIMPLE)
+    for name in HEADER:
+        table.add_column(name, justify="left" if name == "span" else "right", no_wrap=True)
+    for row in _table(result):
+        table.add_row(*row)
+    lines = [as_text(table), *([_raced(result)] if result.sizes else []), conclusion(result)]
+    return "\n".join([*lines, *(sentence for row in result.in_group(CLAIMED) if (sentence := _claim(row)))])
+
+
+def conclusion(result: ScanResult) -> str:
+    """What the winners have on new questions, in a sentence."""
+    winners = result.in_group(WINNER)
+    if not winners:
+        return "No span was raced."
+    if winners[0].fresh is None:
+        return "The winners were not measured on new questions, so what they gain is not known."
+    sure = [row for row in winners if row.fresh and decided(row.fresh.low, row.fresh.high, row.fresh.p or 0.0)]
+    what = f"{len(sure)} of {len(winners)} winners are better than the base on {winners[0].fresh.n:,} new questions"
+    lead = result.mean_of("winners minus random")
+    if lead is None or lead.fresh is None:
+        return f"{what}."
+    found = with_interval(lead.fresh.mean, lead.fresh.low, lead.fresh.high)
+    return f"{what} (interval and McNemar's test agree); as a mean they have {found} points over the random spans."
+
+
+def _raced(result: ScanResult) -> str:
+    rounds = ", ".join(f"{count:,} on {size}" for count, size in zip(result.candidates, result.sizes, strict=True))
+    cost = result.cost
+    return (
+        f"The race, candidates on questions: {rounds}. It cost {cost.race:,.0f} plain forwards, {cost.share:.1%} of the {cost.full:,.0f} "
+        f"that all candidates on all questions cost; measuring again cost {cost.random + cost.fresh:,.0f}."
+    )
+
+
+def _caption(result: ScanResult) -> str:
+    return f"{result.model or 'the model'} on {', '.join(result.tasks)}; differences to the base, in brackets: 95 % intervals"
+
+
+def _claim(row: Measured) -> str:
+    if row.fresh is None:
+        return ""
+    found = decided(row.fresh.low, row.fresh.high, row.fresh.p or 0.0)
+    word = {True: "a gain", False: "a loss", None: "no sure difference"}[found]
+    return f"The claimed route {row.route}: {word}, {_shown(row.fresh)} points on {row.fresh.n:,} questions."
+
+
+def _table(result: ScanResult) -> Iterator[tuple[str, ...]]:
+    for row in result.rows:
+        yield (f"{row.group}: {_name(row)}", f"{row.passes:g} of {result.n_layers}", *_cells(row))
+    named = {WINNER: "mean of the winners", RANDOM: "mean of the random spans"}
+    for row in result.means:
+        passes = f"{row.passes:.1f} of {result.n_layers}" if row.group in named else ""
+        yield (named.get(row.group, row.group), passes, *_cells(row))
+
+
+def _name(row: Measured) -> str:
+    blocks = f"{row.first}-{row.last}" if row.last > row.first else str(row.first)
+    return f"{row.kind} {blocks}" if row.kind else row.route
+
+
+def _cells(row: Measured) -> tuple[str, ...]:
+    fresh = row.fresh
+    tested = ("", "") if fresh is None or fresh.p is None else (f"{fresh.better} / {fresh.worse}", p_value(fresh.p))
+    return _with_n(row.raced), _with_n(fresh), *tested
+
+
+def _with_n(found: Difference | None) -> str:
+    return "" if found is None else f"{_shown(found)}, n {found.n}"
+
+
+def _shown(found: Difference) -> str:
+    return with_interval(found.mean, found.low, found.high)
+
+
+def _map(result: ScanResult, kind: str, cells: Sequence[Cell]) -> Chart:
+    """The spans of one kind: colour is the score beside the base's, a square is as large as the questions it had are many."""
+    sizes = sorted({cell.questions for cell in cells})
+    limit = _limit(cells)
+    what = NAMES[kind].format(strength=result.strength)
+    title = f"Spans of blocks {what}: score minus the base's, {' / '.join(map(str, sizes))} questions by size of the square"
+    caption = (
+        f"Spans {what}, by their first and last block. Colour: score minus the base's in points, blue worse, orange better, ends at "
+        f"{limit:g}. The score is half the verdict, half how clear the answer is. The larger a square, the more questions it answered: "
+        f"{', '.join(map(str, sizes))}."
+    )
+    hover = [
+        f"{kind} {cell.first}-{cell.last}: score {points(cell.score)}, accuracy {points(cell.accuracy)} points, {cell.questions} questions"
+        for cell in cells
+    ]
+    places = {size: (place + 2) / (len(sizes) + 1) for place, size in enumerate(sizes)}
+    squares = Squares(
+        xs=[cell.first for cell in cells],
+        ys=[cell.last for cell in cells],
+        values=[100 * cell.score for cell in cells],
+        sides=[places[cell.questions] for cell in cells],
+        limit=limit,
+        label="score minus the base's, points",
+        hovers=hover,
+    )
+    header = ("kind", "first", "last", "route", "questions", "score", "accuracy")
+    rows = tuple((c.kind, c.first, c.last, c.route, c.questions, number(c.score), number(c.accuracy)) for c in cells)
+    ends = (-0.6, result.n_layers - 0.4)
+    x = Axis("first block of the span", limits=ends, is_whole=True)
+    y = Axis("last block of the span", limits=ends, is_whole=True)
+    return Chart(f"scan_{kind}", title, caption, header, rows, (squares,), x, (y,), height=6.4)
+
+
+def _limit(cells: Sequence[Cell]) -> float:
+    """Where colours end: twice the best gain at least, so that what is better than the base can be told apart; great losses look alike."""
+    best = 100 * max((abs(cell.score) for cell in cells if cell.score > 0), default=0.5)
+    return next((limit for limit in LIMITS if limit >= 2 * best), LIMITS[-1])

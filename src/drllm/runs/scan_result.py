@@ -1,0 +1,176 @@
+"""What a scan found, as it stands in the run folder: one JSON file, and a table of every candidate. No torch."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from drllm.core.errors import ArtifactError
+from drllm.core.files import read_json, write_json, write_text
+from drllm.runs.layout import ScanFolder
+from drllm.runs.stored import Stored
+
+AGAIN = "delete it and run the scan again, which resumes"
+WINNER, RANDOM, CLAIMED = "winner", "random", "claimed"
+_COLUMNS = ("kind", "first", "last", "route", "passes", "questions", "score", "accuracy")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One candidate on the map.
+
+    Attributes:
+        kind, first, last: "loop", "damped" or "skip", and its blocks.
+        questions: how many it answered before the race left it behind.
+        score, accuracy: its mean score (0 to 1) and its share of right answers, minus the base's, on those.
+    """
+
+    kind: str
+    first: int
+    last: int
+    route: str
+    passes: int
+    questions: int
+    score: float
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(Stored):
+    """Share of right answers minus the base's on the same questions, with its paired 95 % interval; fractions.
+
+    Attributes:
+        n: questions.
+        better, worse: how many only the route, or only the base, has right; None for a mean over several routes.
+        p: McNemar's exact p of those.
+    """
+
+    n: int
+    mean: float
+    low: float
+    high: float
+    better: int | None = None
+    worse: int | None = None
+    p: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Stored):
+    """One route beside the base, or the mean over several routes.
+
+    Attributes:
+        group: "winner" of the race, "random" span, or "claimed" by somebody.
+        kind, first, last, route, passes: as of a `Cell`; kind is empty for a route of another form, route for a mean.
+        raced: on the questions that chose the winners; None for what was not measured on them.
+        fresh: on questions that chose nothing; None without those.
+    """
+
+    OPTIONAL: ClassVar = ("raced", "fresh")
+    ONES: ClassVar = {"raced": Difference, "fresh": Difference}
+    group: str
+    kind: str = ""
+    first: int = -1
+    last: int = -1
+    route: str = ""
+    passes: float = 0
+    raced: Difference | None = None
+    fresh: Difference | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost(Stored):
+    """Plain forwards (one forward of one question by the base).
+
+    Attributes:
+        race: of the race.
+        full: what every candidate on every question of the last round would have cost.
+        random, fresh: of the random spans on the raced questions, and of all that was measured again.
+    """
+
+    race: float
+    full: float
+    random: float
+    fresh: float
+
+    @property
+    def share(self) -> float:
+        """Of the race in the full product."""
+        return self.race / self.full if self.full else 0.0
+
+    @property
+    def total(self) -> float:
+        """Of the whole scan."""
+        return self.race + self.random + self.fresh
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanResult(Stored):
+    """What a scan found.
+
+    Attributes:
+        model, fingerprint, dtype, n_layers: the base.
+        kinds, strength: what was done with the spans.
+        tasks, sources: where the questions are from.
+        split, fresh_split: of the questions that chose, and of those that chose nothing.
+        sizes: questions that a candidate had answered after each round.
+        candidates: how many ran in each round.
+        cost: in plain forwards.
+        rows: winners, random spans and claimed routes; means: of the winners, of the random spans, and of the first minus the second.
+    """
+
+    PARTS: ClassVar = {"rows": Measured, "means": Measured}
+    ONES: ClassVar = {"cost": Cost}
+    model: str
+    fingerprint: str
+    dtype: str
+    n_layers: int
+    kinds: list[str]
+    strength: float
+    tasks: list[str]
+    sources: dict[str, str]
+    split: str
+    fresh_split: str
+    sizes: list[int]
+    candidates: list[int]
+    cost: Cost
+    rows: list[Measured]
+    means: list[Measured]
+
+    def in_group(self, group: str) -> list[Measured]:
+        """The rows of one group."""
+        return [row for row in self.rows if row.group == group]
+
+    def mean_of(self, group: str) -> Measured | None:
+        """The mean over a group; None where there is none."""
+        return next((row for row in self.means if row.group == group), None)
+
+
+def write_scan(folder: ScanFolder, result: ScanResult, cells: Sequence[Cell]) -> None:
+    """Write the map, then the result: where there is a result, the map is whole."""
+    buffer = io.StringIO()
+    lines = csv.writer(buffer, lineterminator="\n")
+    lines.writerow(_COLUMNS)
+    for cell in cells:
+        lines.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in (getattr(cell, name) for name in _COLUMNS)])
+    write_text(folder.map, buffer.getvalue())
+    write_json(folder.result, result.to_json())
+
+
+def read_scan(folder: ScanFolder) -> ScanResult:
+    """What a scan found; `ArtifactError` when the file is missing or no scan's."""
+    return ScanResult.of(read_json(folder.result, AGAIN, dict), folder.result)
+
+
+def read_map(folder: ScanFolder) -> list[Cell]:
+    """Every candidate with what it scored; `ArtifactError` when the file is missing or no scan's."""
+    try:
+        with folder.map.open(encoding="utf-8", newline="") as file:
+            return [_cell(row) for row in csv.DictReader(file)]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise ArtifactError(f"{folder.map} is no map of a scan ({error}): {AGAIN}") from None
+
+
+def _cell(row: dict[str, str]) -> Cell:
+    whole = {name: int(row[name]) for name in ("first", "last", "passes", "questions")}
+    return Cell(kind=row["kind"], route=row["route"], score=float(row["score"]), accuracy=float(row["accuracy"]), **whole)

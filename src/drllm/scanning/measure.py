@@ -1,0 +1,67 @@
+"""Winners and random spans beside the base on the same questions: paired differences with their intervals. No torch, no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from drllm.core.config import ScanConfig
+from drllm.runs.scan_result import RANDOM, WINNER, Difference, Measured
+from drllm.scanning.spans import Candidate
+from drllm.stats.paired import discordant, mcnemar, paired_bootstrap
+
+LEAD = "winners minus random"
+Verdicts = Mapping[tuple[str, bool], np.ndarray]  # (group, on new questions) -> (Q, 1 + R), the base first
+Tasks = Mapping[bool, Sequence[str]]  # of the questions that chose (False), and of the new ones (True)
+
+
+def measured(group: str, chosen: Sequence[Candidate], verdicts: Verdicts, tasks: Tasks, config: ScanConfig) -> list[Measured]:
+    """A row a candidate of one group."""
+    rows = []
+    for place, one in enumerate(chosen, 1):
+        found = {
+            fresh: _against_base(verdicts[group, fresh][:, place], verdicts[group, fresh][:, 0], tasks[fresh], config)
+            for fresh in (False, True)
+            if (group, fresh) in verdicts
+        }
+        told = {"kind": one.kind, "first": one.first, "last": one.last, "route": str(one.route), "passes": one.route.n_passes}
+        rows.append(Measured(group=group, **told, raced=found.get(False), fresh=found.get(True)))
+    return rows
+
+
+def means(groups: Mapping[str, Sequence[Candidate]], verdicts: Verdicts, tasks: Tasks, config: ScanConfig) -> list[Measured]:
+    """The mean over the winners, over the random spans, and of the first minus the second; question by question."""
+    rows = []
+    for name, ours, base in ((WINNER, WINNER, ""), (RANDOM, RANDOM, ""), (LEAD, WINNER, RANDOM)):
+        found: dict[bool, Difference] = {}
+        for fresh in (False, True):
+            pair = [_mean_of(verdicts, group, fresh) for group in (ours, base)] if base else _with_base(verdicts, ours, fresh)
+            if all(values is not None for values in pair):
+                found[fresh] = _difference(*pair, tasks[fresh], config)  # type: ignore[arg-type]
+        if found:
+            passes = [one.route.n_passes for one in groups[ours]]
+            rows.append(Measured(group=name, passes=float(np.mean(passes)), raced=found.get(False), fresh=found.get(True)))
+    return rows
+
+
+def _mean_of(verdicts: Verdicts, group: str, fresh: bool) -> np.ndarray | None:
+    """The mean verdict over a group's routes on each question (Q,); None where it was not measured."""
+    found = verdicts.get((group, fresh))
+    return None if found is None or found.shape[1] < 2 else found[:, 1:].mean(1)
+
+
+def _with_base(verdicts: Verdicts, group: str, fresh: bool) -> list[np.ndarray | None]:
+    """As `_mean_of`, and the base's verdicts."""
+    mean = _mean_of(verdicts, group, fresh)
+    return [mean, None if mean is None else verdicts[group, fresh][:, 0].astype(float)]
+
+
+def _difference(ours: np.ndarray, base: np.ndarray, tasks: Sequence[str], config: ScanConfig) -> Difference:
+    mean, low, high = paired_bootstrap(ours, base, config.n_resamples, config.seed, list(tasks))
+    return Difference(n=len(base), mean=mean, low=low, high=high)
+
+
+def _against_base(ours: np.ndarray, base: np.ndarray, tasks: Sequence[str], config: ScanConfig) -> Difference:
+    better, worse = discordant(ours, base)
+    return _difference(ours, base, tasks, config).changed(better=better, worse=worse, p=mcnemar(ours, base))

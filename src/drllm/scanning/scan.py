@@ -1,0 +1,238 @@
+"""`scan()`: the map of a model. Every span is run again, or skipped, and raced; the best are measured again beside random ones."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from drllm.core.config import Resources, ScanConfig, to_dict
+from drllm.core.digest import json_digest
+from drllm.core.errors import ArtifactError, InputError
+from drllm.core.files import read_json, write_json, write_text
+from drllm.core.progress import say
+from drllm.core.route import Route
+from drllm.model.ray_pool import connected
+from drllm.model.routed import RoutedModel
+from drllm.model.threads import torch_threads
+from drllm.runs.layout import RunFolder, ScanFolder
+from drllm.runs.manifest import differences
+from drllm.runs.provenance import running
+from drllm.runs.scan_result import CLAIMED, RANDOM, WINNER, Cell, Cost, Measured, ScanResult, write_scan
+from drllm.scanning.measure import means, measured
+from drllm.scanning.questions import Asked, Bench, choose
+from drllm.scanning.race import Standing, race, schedule, scores, shares
+from drllm.scanning.spans import Candidate, block_runs, candidates, described, twins
+from drllm.tasks import load_task
+
+N_LISTED = 32  # routes of best.txt, at most
+
+
+def scan(
+    routed: RoutedModel,
+    tasks: Sequence[str],
+    config: ScanConfig | None = None,
+    out: str | Path = "runs/scan",
+    data: str | Path | None = None,
+    argv: Sequence[str] | None = None,
+    resources: Resources | None = None,
+    claimed: Sequence[Route] = (),
+) -> ScanResult:
+    """Map a model: what running each span of blocks once more, or skipping it, does to its answers. The same call resumes.
+
+    All candidates answer a few questions, the better half of each kind twice as many, and so on (`drllm.scanning.race`). The best are named
+    and then measured again on questions that chose nothing, beside as many random spans of the same kinds and lengths: what is left of the
+    lead, and what a span has that was drawn blindly.
+
+    Args:
+        routed: the model; its policy is not used.
+        tasks: task names.
+        config: every option that shapes the result; default `ScanConfig()`.
+        out: the run folder; all goes to `out/scan/`: `scan.json`, `map.csv`, and `best.txt`, a list for `drllm search --paths`.
+        data: as of `drllm.search`.
+        resources: executor, threads, memory; default `Resources()`.
+        claimed: routes that somebody says help, measured on the same new questions as the winners.
+
+    Raises:
+        InputError: too few questions, a route of another model's length.
+        ArtifactError: `out` holds a scan of another model, or with other settings.
+    """
+    config, resources, out = config or ScanConfig(), resources or Resources(), Path(out)
+    check_claims(claimed, config)
+    if odd := [route for route in claimed if len(route) != routed.n_layers]:
+        raise InputError(f"route {odd[0]} leads through {len(odd[0])} blocks, the model has {routed.n_layers}")
+    if not resources.threads:
+        resources = replace(resources, threads=1 if resources.executor == "ray" else torch.get_num_threads())
+    loaded = {name: load_task(name, data) for name in tasks}
+    cluster = connected(routed, resources) if resources.executor == "ray" else contextlib.nullcontext()
+    folder, settings = RunFolder(out).scan, to_dict(config) | {"resources": to_dict(resources)}
+    with torch_threads(resources.threads), cluster, running(out, "scan", settings, argv):
+        _check_settings(folder, {"tasks": list(loaded), "data": None if data is None else str(data)} | to_dict(config))
+        bench = Bench(routed, loaded, config, resources, data)
+        raced, fresh = choose(routed, loaded, config)
+        return _Scan(bench, folder, raced, fresh).run(claimed)
+
+
+def check_claims(claimed: Sequence[Route], config: ScanConfig) -> None:
+    """Refuse what measures nothing: no race and no claim, or a claim without questions to measure it on."""
+    if not config.questions and not claimed:
+        raise InputError("--questions 0 races nothing: name a route to measure with --claimed, or ask for questions")
+    if claimed and not config.fresh:
+        raise InputError("--claimed needs questions to measure the route on: leave --fresh 0 out")
+
+
+def _check_settings(folder: ScanFolder, settings: dict[str, object]) -> None:
+    """Write what the scan was asked for, or refuse to go on with another one's rounds."""
+    again = "remove that folder and scan again"
+    if not folder.settings.is_file():
+        folder.root.mkdir(parents=True, exist_ok=True)
+        write_json(folder.settings, settings)
+        return
+    for key, before, now in differences(read_json(folder.settings, again, dict), _as_read(settings)):
+        raise ArtifactError(f"{folder.root} was scanned with {key} = {before}, now it is {now}: use another --out, or the same settings")
+
+
+def _as_read(settings: dict[str, object]) -> dict[str, object]:
+    """What reading them back gives: tuples become lists."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+
+
+@dataclass
+class _Scan:
+    """One scan under way."""
+
+    bench: Bench
+    folder: ScanFolder
+    raced: Asked
+    fresh: Asked
+
+    def __post_init__(self) -> None:
+        self.config, self.n_layers = self.bench.config, self.bench.routed.n_layers
+        self.pool = candidates(self.n_layers, self.config.kinds, self.config.strength, self.config.max_span)
+        self.sizes = schedule(len(self.raced), self.config.first_questions) if self.raced else []
+        self.cost = Cost(race=0, full=self._forwards(self.pool, len(self.raced)), random=0, fresh=0)
+
+    def run(self, claimed: Sequence[Route]) -> ScanResult:
+        """All of it; the result is written, too."""
+        standing = self._race() if self.raced else None
+        winners = [] if standing is None else [self.pool[one] for one in standing.ranking[: self.config.winners]]
+        if standing is not None:
+            self._write_best(standing)
+        claims = [described(route, self.config.strength) or Candidate("", -1, -1, route) for route in dict.fromkeys(claimed)]
+        chosen = winners or [one for one in claims if one.kind]
+        rivals = twins(chosen, candidates(self.n_layers, self.config.kinds, self.config.strength), self.config.seed) if self.fresh else []
+        rows, by_group = self._measure(standing, winners, rivals, claims)
+        result = self._result(rows, by_group)
+        write_scan(self.folder, result, self._cells(standing))
+        return result
+
+    def _forwards(self, chosen: Sequence[Candidate], n_questions: int) -> float:
+        """Plain forwards that so many questions cost along the base's route and these."""
+        return n_questions * block_runs([Route.full(self.n_layers), *(one.route for one in chosen)]) / self.n_layers
+
+    def _race(self) -> Standing:
+        kinds = [one.kind for one in self.pool]
+        counts = self._counts()
+        per_candidate = (self.cost.full / len(self.raced) - 1) / len(self.pool)
+        new = np.diff([0, *self.sizes])
+        guess = float(sum(n * (1 + per_candidate * count) for n, count in zip(new, counts, strict=True)))
+        rounds = ", ".join(f"{count} on {size}" for count, size in zip(counts, self.sizes, strict=True))
+        say(f"scan: candidates on questions by round: {rounds}")
+        say(f"scan: about {guess:,.0f} plain forwards, {guess / self.cost.full:.0%} of the {self.cost.full:,.0f} of all on all")
+        number = 0
+
+        def ask(alive: list[int], start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+            nonlocal number
+            number += 1
+            chosen = [self.pool[one] for one in alive]
+            say(f"scan: round {number} of {len(self.sizes)}: {len(alive)} candidates, {stop - start} new questions")
+            self.cost = self.cost.changed(race=self.cost.race + self._forwards(chosen, stop - start))
+            asked = self.raced[start:stop]
+            return self.bench.ask([one.route for one in chosen], asked, self.config.split, self.folder.round(number))
+
+        standing = race(kinds, self.sizes, self.config.winners, ask)
+        say(f"scan: the race cost {self.cost.race:,.0f} plain forwards, {self.cost.share:.0%} of all on all")
+        return standing
+
+    def _counts(self) -> list[int]:
+        """Candidates in each round."""
+        kinds = [one.kind for one in self.pool]
+        by_kind = [shares(kinds.count(kind), len(self.sizes), self.config.winners) for kind in dict.fromkeys(kinds)]
+        return [sum(counts) for counts in zip(*by_kind, strict=True)]
+
+    def _write_best(self, standing: Standing) -> None:
+        """The routes of the last round, before any further question is read."""
+        lines = [f"# the best of {len(self.pool)} candidates on {len(self.raced)} questions, the best first; for drllm search --paths"]
+        for one in standing.ranking[:N_LISTED]:
+            found = self.pool[one]
+            lines.append(f"{found.route}  # {found.kind} {found.first}-{found.last}, score {standing.score_C[one]:+.4f}")
+        write_text(self.folder.best, "\n".join(lines) + "\n")
+
+    def _measure(
+        self, standing: Standing | None, winners: list[Candidate], rivals: list[Candidate], claims: list[Candidate]
+    ) -> tuple[list[Measured], list[Measured]]:
+        """The rows of the comparison, and the means over winners and random spans."""
+        verdicts: dict[tuple[str, bool], np.ndarray] = {}  # (group, fresh) -> (Q, 1 + R)
+        if standing is not None:
+            places = [standing.last.index(self.pool.index(one)) for one in winners]
+            verdicts[WINNER, False] = standing.verdicts_QR[:, [0, *(1 + place for place in places)]]
+        if standing is not None and rivals:
+            say(f"scan: {len(rivals)} random spans on the {len(self.raced)} questions that chose")
+            found, margins = self.bench.ask([one.route for one in rivals], self.raced, self.config.split, self.folder.random)
+            self.cost = self.cost.changed(random=self._forwards(rivals, len(self.raced)))
+            order = np.argsort(-scores(found, margins)[:, 1:].mean(0), kind="stable")  # as the winners are: the best of them first
+            rivals = [rivals[place] for place in order]
+            verdicts[RANDOM, False] = found[:, [0, *(1 + order)]]
+        groups = {WINNER: winners, RANDOM: rivals}
+        both = [one for part in groups.values() for one in part]
+        if self.fresh and both:
+            say(f"scan: {len(winners)} winners and {len(rivals)} random spans on {len(self.fresh)} questions that chose nothing")
+            found = self._ask_fresh(both, self.folder.fresh)
+            verdicts[WINNER, True] = found[:, : 1 + len(winners)]
+            verdicts[RANDOM, True] = found[:, [0, *range(1 + len(winners), 1 + len(both))]]
+        if claims:
+            name = json_digest([str(one.route) for one in claims])[:8]
+            verdicts[CLAIMED, True] = self._ask_fresh(claims, self.folder.claimed(name))
+        groups[CLAIMED] = claims
+        tasks = {False: [task for task, _ in self.raced], True: [task for task, _ in self.fresh]}
+        rows = [row for group, part in groups.items() for row in measured(group, part, verdicts, tasks, self.config)]
+        return rows, means(groups, verdicts, tasks, self.config)
+
+    def _ask_fresh(self, chosen: list[Candidate], out: Path) -> np.ndarray:
+        self.cost = self.cost.changed(fresh=self.cost.fresh + self._forwards(chosen, len(self.fresh)))
+        return self.bench.ask([one.route for one in chosen], self.fresh, self.config.fresh_split, out)[0]
+
+    def _result(self, rows: list[Measured], by_group: list[Measured]) -> ScanResult:
+        routed, config = self.bench.routed, self.config
+        return ScanResult(
+            model=routed.base_id,
+            fingerprint=routed.fingerprint,
+            dtype=str(routed.model.dtype).removeprefix("torch."),
+            n_layers=self.n_layers,
+            kinds=list(config.kinds),
+            strength=config.strength,
+            tasks=list(self.bench.loaded),
+            sources={name: task.source for name, task in self.bench.loaded.items()},
+            split=config.split,
+            fresh_split=config.fresh_split,
+            sizes=self.sizes,
+            candidates=self._counts() if self.sizes else [],
+            cost=self.cost,
+            rows=rows,
+            means=by_group,
+        )
+
+    def _cells(self, standing: Standing | None) -> list[Cell]:
+        """Every candidate, by kind, then by its span."""
+        if standing is None:
+            return []
+        cells = []
+        for at, one in enumerate(self.pool):
+            place = {"kind": one.kind, "first": one.first, "last": one.last, "route": str(one.route), "passes": one.route.n_passes}
+            scored = float(standing.score_C[at]), float(standing.accuracy_C[at])
+            cells.append(Cell(**place, questions=int(standing.n_C[at]), score=scored[0], accuracy=scored[1]))
+        return sorted(cells, key=lambda cell: (self.config.kinds.index(cell.kind), cell.first, cell.last))

@@ -1,0 +1,100 @@
+"""Candidates of a scan: every span of blocks, run once more, run once more at part strength, or skipped. No torch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from drllm.core.route import Route, Span
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One span of blocks and what is done with it.
+
+    Attributes:
+        kind: "loop" (run once more), "damped" (once more at part strength) or "skip".
+        first, last: its blocks, both of them in it.
+        route: the base's route with that change.
+    """
+
+    kind: str
+    first: int
+    last: int
+    route: Route
+
+    @property
+    def length(self) -> int:
+        """Blocks of its span."""
+        return self.last - self.first + 1
+
+
+def candidate(kind: str, first: int, last: int, n_layers: int, strength: float) -> Candidate:
+    """What `kind` makes of blocks `first` to `last`."""
+    full = Route.full(n_layers)
+    if kind == "skip":
+        return Candidate(kind, first, last, full.edit(first, *[0] * (last + 1 - first)))
+    return Candidate(kind, first, last, full.loop(first, last, strength if kind == "damped" else 1.0))
+
+
+def candidates(n_layers: int, kinds: Sequence[str], strength: float, max_span: int = 0) -> list[Candidate]:
+    """Every span of at most `max_span` blocks (0: any) under every kind; the skip of all blocks is none.
+
+    In an order in which routes that begin alike stand together, so that what they share is still in memory.
+    """
+    longest = max_span or n_layers
+    spans = [(first, last) for last in range(n_layers) for first in range(max(0, last + 1 - longest), last + 1)]
+    return [
+        candidate(kind, first, last, n_layers, strength)
+        for first, last in spans
+        for kind in kinds
+        if kind != "skip" or last + 1 - first < n_layers
+    ]
+
+
+def described(route: Route, strength: float) -> Candidate | None:
+    """The candidate that a route is; None for a route that changes the base in another way."""
+    n_layers = len(route)
+    changed = [block for block in range(n_layers) if route[block] != 1]
+    if not changed or (len(changed) == n_layers and route[0] == 0):
+        return None
+    kinds = ("skip",) if route[changed[0]] == 0 else ("loop", "damped")
+    alike = [candidate(kind, changed[0], changed[-1], n_layers, strength) for kind in kinds]
+    return next((one for one in alike if one.route == route), None)
+
+
+def twins(chosen: Sequence[Candidate], pool: Sequence[Candidate], seed: int) -> list[Candidate]:
+    """For each chosen candidate another of the same kind and length, drawn blindly: none twice, none that is chosen itself.
+
+    Where every span of that length is taken, the length is the nearest that has one; where the whole kind is, there is none.
+    """
+    generator, taken, found = random.Random(seed), set(chosen), []
+    for one in chosen:
+        free = [other for other in pool if other.kind == one.kind and other not in taken]
+        if not free:
+            continue
+        nearest = min(abs(other.length - one.length) for other in free)
+        drawn = generator.choice([other for other in free if abs(other.length - one.length) == nearest])
+        taken.add(drawn)
+        found.append(drawn)
+    return found
+
+
+def block_runs(routes: Iterable[Route]) -> int:
+    """How often a block runs for one question on all of these routes, what begins alike once: the nodes of the trie of their paths.
+
+    The blocks of a span of a strength below 1 are those of the same span at full strength; how far the states then go costs nothing.
+    """
+    nodes: dict[tuple[int, Span], int] = {}
+    n_runs = 0
+    for route in routes:
+        node = 0
+        for span in route.spans:
+            blocks = [Span(block, block) for block in span.blocks]
+            for step in blocks if span.strength == 1 else (*blocks, span):
+                if (node, step) not in nodes:
+                    nodes[node, step] = len(nodes) + 1
+                    n_runs += step.strength == 1
+                node = nodes[node, step]
+    return n_runs
