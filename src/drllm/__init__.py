@@ -22,7 +22,8 @@ if TYPE_CHECKING:  # what type checkers read
     from drllm.searching.runner import search
 
 __all__ = ["Action", "ArtifactError", "DrllmError", "EvaluateConfig", "InputError", "Policy", "Resources", "Route", "RoutedModel"]
-__all__ += ["RoutersConfig", "ScanConfig", "SearchConfig", "UnsupportedModelError", "evaluate", "report", "scan", "search", "show_progress", "train"]
+__all__ += ["RoutersConfig", "ScanConfig", "SearchConfig", "UnsupportedModelError", "evaluate", "report", "scan", "search"]
+__all__ += ["show_progress", "train"]
 
 __version__ = "0.2.0.dev0"
 

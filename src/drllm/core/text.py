@@ -21,7 +21,7 @@ def table_text(header: Sequence[str], rows: Iterable[Sequence[str]], title: str 
     """A table for a terminal, without colours, so that it can be piped and compared; wide enough that no number is truncated."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
     for name in header:
-        table.add_column(name, justify="left" if name in ("method", "task", "check") else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name in ("method", "task", "check", "span") else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))  # a plain string would be read as markup
     buffer = io.StringIO()

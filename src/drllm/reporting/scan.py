@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rich import box
-from rich.table import Table as TerminalTable
-
-from drllm.core.text import as_text, p_value, points, with_interval
+from drllm.core.text import p_value, points, table_text, with_interval
 from drllm.reporting.chart import Axis, Chart, Squares, number
 from drllm.reporting.parts import Folded, Heading, Paragraph, Part, Table
 from drllm.runs.scan_result import CLAIMED, RANDOM, WINNER, Cell, Difference, Measured, ScanResult
@@ -38,12 +35,7 @@ def scan_parts(result: ScanResult, cells: Sequence[Cell]) -> Iterator[Part]:
 
 def render(result: ScanResult) -> str:
     """The comparison for a terminal."""
-    table = TerminalTable(title=_caption(result), title_justify="left", box=box.SIMPLE)
-    for name in HEADER:
-        table.add_column(name, justify="left" if name == "span" else "right", no_wrap=True)
-    for row in _table(result):
-        table.add_row(*row)
-    lines = [as_text(table), *([_raced(result)] if result.sizes else []), conclusion(result)]
+    lines = [table_text(HEADER, _table(result), _caption(result)), *([_raced(result)] if result.sizes else []), conclusion(result)]
     return "\n".join([*lines, *(sentence for row in result.in_group(CLAIMED) if (sentence := _claim(row)))])
 
 

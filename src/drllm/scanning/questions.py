@@ -82,10 +82,11 @@ def _usable(routed: RoutedModel, task: LoadedTask, split: str, config: ScanConfi
 class Bench:
     """Asks questions along routes, each set of them in a run folder of its own that the same call resumes."""
 
-    def __init__(
-        self, routed: RoutedModel, loaded: Mapping[str, LoadedTask], config: ScanConfig, resources: Resources, data: str | Path | None
-    ):
-        self.routed, self.loaded, self.config, self.resources, self.data = routed, loaded, config, resources, data
+    routed: RoutedModel
+    loaded: Mapping[str, LoadedTask]
+    config: ScanConfig
+    resources: Resources
+    data: str | Path | None
 
     def ask(self, routes: Sequence[Route], asked: Asked, split: str, out: Path) -> tuple[np.ndarray, np.ndarray]:
         """Verdicts and margins (Q, 1 + R) of the questions along the base's route and along these, as `drllm.searching` finds them.
