@@ -1,9 +1,9 @@
 """Run many (sequence, route) pairs through the blocks; every prefix that paths of a sequence share is computed once.
 
 The states after k blocks of a path depend on those k blocks alone, so a sequence's paths form a trie: a node is one application of a block
-to its parent's states, or of a whole span that has a strength. Nodes wait at their block. A sweep goes through the blocks in order and runs
-what waits there: sequences of any question and depth together, in steps of one fixed shape. A step that is not full may wait for the next
-sweep.
+to its parent's states, or the end of a span that has a strength. Nodes wait at their block. A sweep goes through the blocks in order and
+runs what waits there: sequences of any question and depth together, in steps of one fixed shape. A step that is not full may wait for the
+next sweep.
 
 Fixed shapes are what makes a verdict depend on the question and the route alone: a matrix product in bfloat16 can round differently when
 the batch size changes, but not at another place in a batch of the same size. So neither the other sequences, nor the order, nor what was
@@ -37,18 +37,28 @@ MIN_FILL = 0.5  # share of a step's sequences below which it waits for the next 
 
 @dataclass(slots=True, eq=False, repr=False)
 class Node:
-    """One application of a block, or of a span of a strength below 1. The root holds a sequence's embeddings and stands for its trie."""
+    """One application of a block, or the end of a span of a strength below 1. The root holds a sequence's embeddings: it is its trie.
+
+    The blocks of such a span are nodes like any others, which the same span at full strength shares; behind the last of them comes a node
+    that takes the states back towards those before the span.
+    """
 
     bucket: Bucket
     index: int  # of the sequence in its bucket
     parent: Node | None = None
     span: Span = Span(-1, -1)
+    before: Node | None = None  # where a span of a strength below 1 ends: the node before it
     children: dict[Span, Node] = field(default_factory=dict)
-    state: Tensor | None = None  # (W, D), the states after the span; None before it ran and after it was evicted
-    keys_values: tuple[tuple[Tensor, Tensor], ...] = ()  # what each block's attention cached, (heads, W, head size); only when asked for
-    dependents: list[Node] = field(default_factory=list)  # children that are still to run
+    state: Tensor | None = None  # (W, D), the states after it; None before it ran and after it was evicted
+    keys_values: tuple[tuple[Tensor, Tensor], ...] = ()  # what the block's attention cached, (heads, W, head size); only when asked for
+    dependents: list[Node] = field(default_factory=list)  # nodes made from this one that are still to run
     tags: list[Hashable] = field(default_factory=list)  # evaluations that end here
     pins: int = 0  # ended evaluations whose results are still being read
+
+    @property
+    def sources(self) -> tuple[Node, ...]:
+        """The nodes whose states it is made from."""
+        return tuple(node for node in (self.parent, self.before) if node is not None)
 
     @property
     def line(self) -> list[Node]:
@@ -122,23 +132,30 @@ class PrefixRunner:
     def submit(self, root: Node, route: Route, tag: Hashable) -> None:
         """Ask for the states at the end of a route; `sweep` brings the last node under the tag."""
         node = root
-        line = []
         for span in route.spans:
-            if span not in node.children:
-                node.children[span] = Node(root.bucket, root.index, node, span)
-            node = node.children[span]
-            line.append(node)
+            before = node
+            for block in span.blocks:
+                node = _child(node, Span(block, block))
+            if span.strength != 1:
+                node = _child(node, span, before)
         node.tags.append(tag)
         if node.state is not None:
             self._end(node)
-        for node in reversed(line):
-            parent: Any = node.parent
-            if node.state is not None or node in parent.dependents:
-                break
-            parent.dependents.append(node)
-            if parent.state is not None:
-                self._keep(parent)
-                self._waiting[node.span.first].append(node)
+        needed = [node]
+        while needed:
+            node = needed.pop()
+            if node.state is not None or any(node in source.dependents for source in node.sources):
+                continue
+            for source in node.sources:
+                source.dependents.append(node)
+                self._keep(source)
+                needed.append(source)
+            self._wait_if_ready(node)
+
+    def _wait_if_ready(self, node: Node) -> None:
+        """Let a node wait at its block once the states that it is made from are there."""
+        if all(source.state is not None for source in node.sources):
+            self._waiting[node.span.last].append(node)
 
     def release(self, node: Node) -> None:
         """The results of an evaluation that ended at this node have been read."""
@@ -160,47 +177,58 @@ class PrefixRunner:
 
     def _run_block(self, block: int, force: bool) -> bool:
         """One round over what waits at a block now; True when something ran (second passes may wait at it then)."""
-        alike: dict[tuple[int, Span], list[Node]] = defaultdict(list)
+        by_width: dict[int, list[Node]] = defaultdict(list)
+        ends = [node for node in self._waiting[block] if node.before is not None]
         for node in self._waiting[block]:
-            alike[node.bucket.width, node.span].append(node)
+            if node.before is None:
+                by_width[node.bucket.width].append(node)
         self._waiting[block] = []
-        ran = False
-        for (width, span), nodes in alike.items():
+        self._damp(ends)
+        ran = bool(ends)
+        for width, nodes in by_width.items():
             n_sequences = max(1, self.max_step_tokens // width)  # R
             for start in range(0, len(nodes), n_sequences):
                 step = nodes[start : start + n_sequences]
                 if len(step) < n_sequences * MIN_FILL and not force:
                     self._waiting[block] += step
                     continue
-                self._apply(span, step, n_sequences)
+                self._apply(block, step, n_sequences)
                 ran = True
         return ran
 
-    def _apply(self, span: Span, nodes: list[Node], n_sequences: int) -> None:
+    def _damp(self, nodes: list[Node]) -> None:
+        """Take states to h + s (F(h) - h) where spans of a strength s end. Number by number, so whatever else runs changes no rounding."""
+        for node in nodes:
+            after, before = (source.state for source in node.sources)
+            node.state = before + node.span.strength * (after - before)  # type: ignore[operator]
+        self._settle(nodes)
+
+    def _apply(self, block: int, nodes: list[Node], n_sequences: int) -> None:
         """Run one step of `n_sequences` sequences, the last of `nodes` repeated to fill it."""
         nodes.sort(key=lambda node: id(node.bucket))
         filled = nodes + [nodes[-1]] * (n_sequences - len(nodes))
         parents: list[Any] = [node.parent for node in filled]
-        before_RWD = x_RWD = torch.stack([parent.state for parent in parents])
         slots = PassSlots(new_slots(self.routed.config, self.routed.n_layers)) if self.keep_keys_values else None
-        for block in span.blocks:
-            arguments = _gather(block, filled) | dict.fromkeys(self._cache_names[block], slots)
-            x_RWD = self.routed.run_block(block, x_RWD, arguments)
-        if span.strength != 1:
-            x_RWD = before_RWD + span.strength * (x_RWD - before_RWD)
-        self.n_applied += len(nodes) * len(span.blocks)
-        self.n_padded += (n_sequences - len(nodes)) * len(span.blocks)
+        arguments = _gather(block, filled) | dict.fromkeys(self._cache_names[block], slots)
+        x_RWD = self.routed.run_block(block, torch.stack([parent.state for parent in parents]), arguments)
+        self.n_applied += len(nodes)
+        self.n_padded += n_sequences - len(nodes)
         for index, node in enumerate(nodes):
             # A copy: a view would keep the whole step's states alive.
             node.state = x_RWD[index].clone()
             if slots is not None:
-                node.keys_values = tuple(keys_values(slots.layers[block], index) for block in span.blocks)
+                node.keys_values = (keys_values(slots.layers[block], index),)
+        self._settle(nodes)
+
+    def _settle(self, nodes: list[Node]) -> None:
+        """These nodes have their states now: let what waits for them go on, and keep to the memory there is."""
+        for node in nodes:
             self.n_bytes += _bytes_of(node)
-        for node, parent in zip(nodes, parents, strict=False):
-            parent.dependents.remove(node)
-            self._offer(parent)
-            for child in node.dependents:
-                self._waiting[child.span.first].append(child)
+            for source in node.sources:
+                source.dependents.remove(node)
+                self._offer(source)
+            for dependent in node.dependents:
+                self._wait_if_ready(dependent)
             self._end(node)
         self.peak_bytes = max(self.peak_bytes, self.n_bytes)
         while self.n_bytes > self.cache_bytes and (candidates := self._leaves or self._inner):
@@ -242,6 +270,13 @@ class PrefixRunner:
 
         cache = self.routed.new_cache(self._skip, torch.ones_like(ids), put)
         return self.routed.forward(cache, input_ids=ids).logits[:, 0]
+
+
+def _child(parent: Node, span: Span, before: Node | None = None) -> Node:
+    """The node behind another on a path, made where there is none yet."""
+    if (child := parent.children.get(span)) is None:
+        child = parent.children[span] = Node(parent.bucket, parent.index, parent, span, before)
+    return child
 
 
 def _gather(block: int, nodes: Sequence[Node]) -> dict[str, Any]:
