@@ -43,6 +43,8 @@ EXAMPLES = [
 ROUTES = [
     Route.parse(text) for text in ("1111", "0111", "1110", "2111", "1112", "1021", "0000", "2222", "1120", "0-2,1-3", "0-3,(1-2)*0.5")
 ]
+# The same blocks twice, which end in other states: at full strength, at parts of it, and in the middle of a path.
+ROUTES += [Route.parse(text) for text in ("0-2,(1-2)*0.5,3", "0-2,(1-2)*0.25,3", "0-2,(1-2)*0.5,1-2/4")]
 PAIRS = [(index, route) for index in range(len(EXAMPLES)) for route in ROUTES]
 Pair = tuple[int, Route]
 
@@ -305,11 +307,12 @@ def check_books(scorer: LoglikScorer) -> None:
     runner, nodes = scorer.runner, nodes_of(scorer)
     assert runner.n_bytes == sum(node.state.nbytes for node in nodes if node.state is not None)
     roots = [root for _, roots in scorer._questions.values() for root in roots]
-    queued = [node for parent in [*roots, *nodes] for node in parent.dependents]
-    assert len(set(queued)) == len(queued)
+    behind = [(source, node) for source in [*roots, *nodes] for node in source.dependents]
+    queued = {node for _, node in behind}
+    assert Counter(behind) == Counter((source, node) for node in queued for source in node.sources)
     assert all(node.parent is not None and node.parent.children[node.span] is node for node in queued)
     assert all(node.state is None for node in queued)
-    ready = [node for node in queued if node.parent is not None and node.parent.state is not None]
+    ready = [node for node in queued if all(source.state is not None for source in node.sources)]
     assert Counter(map(id, ready)) == Counter(id(node) for waiting in runner._waiting for node in waiting)
     idle = {id(node) for node in nodes if node.state is not None and not node.pins and not node.dependents}
     assert runner._leaves.keys() | runner._inner.keys() == idle

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from drllm.core.config import SearchConfig
 from drllm.core.route import Route
@@ -93,3 +96,38 @@ def closure(n_layers: int, max_skip_run: int, max_passes: float) -> set[Route]:
                         seen.add(edited)
                         front.append(edited)
     return {Route(route) for route in seen}
+
+
+@dataclass
+class SpreadAnswers:
+    """Answers of a base and of candidates to questions, all drawn beforehand, and which of them a race asked for.
+
+    Attributes:
+        verdicts, margins: (Q, 1 + C), the base first.
+        calls: candidates and questions of each call.
+    """
+
+    verdicts: np.ndarray
+    margins: np.ndarray
+    calls: list[tuple[list[int], int, int]] = field(default_factory=list)
+
+    def ask(self, alive: list[int], start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """What `drllm.scanning.race.race` asks."""
+        self.calls.append((list(alive), start, stop))
+        columns = [0, *(1 + one for one in alive)]
+        return self.verdicts[start:stop, columns], self.margins[start:stop, columns]
+
+    @property
+    def asked(self) -> list[tuple[int, int]]:
+        """Candidates and questions of each call, counted."""
+        return [(len(alive), stop - start) for alive, start, stop in self.calls]
+
+
+def spread_answers(n_candidates: int, n_questions: int, best: int, lead: float, seed: int) -> SpreadAnswers:
+    """Questions of different difficulty, candidates that change each margin by chance, a little for the worse; one leads by `lead`."""
+    rng = np.random.default_rng(seed)
+    difficulty = rng.normal(size=(n_questions, 1))
+    change = rng.normal(-0.3, 0.4, size=(n_questions, n_candidates))
+    change[:, best] += 0.3 + lead
+    margins = np.concatenate([difficulty, difficulty + change], axis=1)
+    return SpreadAnswers(margins > 0, margins)
