@@ -108,6 +108,7 @@ class Squares(Mark):
         sides: of each square, 1 for one that touches its neighbours.
         label: of the colours.
         hovers: what each square says on the page.
+        sizes: what sides mean, as (words, side); in the PNG's lower right corner, where a map of spans has no square.
     """
 
     xs: Sequence[int]
@@ -117,6 +118,7 @@ class Squares(Mark):
     limit: float
     label: str
     hovers: Sequence[str]
+    sizes: Sequence[tuple[str, float]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

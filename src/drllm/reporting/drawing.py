@@ -158,6 +158,11 @@ def _squares(axes: Any, squares: Squares, chart: Chart) -> None:
     drawn.set_clim(-squares.limit, squares.limit)
     axes.add_collection(drawn)
     axes.set_aspect("equal")
+    right = max(squares.xs, default=0)
+    for row, (words, side) in enumerate(squares.sizes):
+        x, y = 0.65 * right, right / 18 * (len(squares.sizes) - row)
+        axes.add_patch(Rectangle((x - side / 2, y - side / 2), side, side, facecolor="0.6", edgecolor="0.75", linewidth=0.4))
+        axes.text(x + 1, y, words, verticalalignment="center", fontsize="small")
     axes.figure.colorbar(drawn, ax=axes, label=squares.label, extend="both", shrink=0.8)
 
 

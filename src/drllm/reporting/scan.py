@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from drllm.core.text import p_value, points, table_text, with_interval
 from drllm.reporting.chart import Axis, Chart, Squares, number
 from drllm.reporting.parts import Folded, Heading, Paragraph, Part, Table
-from drllm.runs.scan_result import CLAIMED, RANDOM, WINNER, Cell, Difference, Measured, ScanResult
+from drllm.runs.scan_result import CLAIMED, LEAD, RANDOM, WINNER, Cell, Difference, Measured, ScanResult
 from drllm.stats.paired import decided
 
 NAMES = {"loop": "run once more", "damped": "run once more at strength {strength:g}", "skip": "skipped"}
@@ -48,7 +48,7 @@ def conclusion(result: ScanResult) -> str:
         return "The winners were not measured on new questions, so what they gain is not known."
     sure = [row for row in winners if row.fresh and decided(row.fresh.low, row.fresh.high, row.fresh.p or 0.0)]
     what = f"{len(sure)} of {len(winners)} winners are better than the base on {winners[0].fresh.n:,} new questions"
-    lead = result.mean_of("winners minus random")
+    lead = result.mean_of(LEAD)
     if lead is None or lead.fresh is None:
         return f"{what}."
     found = with_interval(lead.fresh.mean, lead.fresh.low, lead.fresh.high)
@@ -109,7 +109,7 @@ def _map(result: ScanResult, kind: str, cells: Sequence[Cell]) -> Chart:
     sizes = sorted({cell.questions for cell in cells})
     limit = _limit(cells)
     what = NAMES[kind].format(strength=result.strength)
-    title = f"Spans of blocks {what}: score minus the base's, {' / '.join(map(str, sizes))} questions by size of the square"
+    title = f"Spans of blocks {what}: score minus the base's"
     caption = (
         f"Spans {what}, by their first and last block. Colour: score minus the base's in points, blue worse, orange better, ends at "
         f"{limit:g}. The score is half the verdict, half how clear the answer is. The larger a square, the more questions it answered: "
@@ -128,6 +128,7 @@ def _map(result: ScanResult, kind: str, cells: Sequence[Cell]) -> Chart:
         limit=limit,
         label="score minus the base's, points",
         hovers=hover,
+        sizes=[(f"{size} questions", side) for size, side in places.items()],
     )
     header = ("kind", "first", "last", "route", "questions", "score", "accuracy")
     rows = tuple((c.kind, c.first, c.last, c.route, c.questions, number(c.score), number(c.accuracy)) for c in cells)
@@ -138,6 +139,10 @@ def _map(result: ScanResult, kind: str, cells: Sequence[Cell]) -> Chart:
 
 
 def _limit(cells: Sequence[Cell]) -> float:
-    """Where colours end: twice the best gain at least, so that what is better than the base can be told apart; great losses look alike."""
-    best = 100 * max((abs(cell.score) for cell in cells if cell.score > 0), default=0.5)
-    return next((limit for limit in LIMITS if limit >= 2 * best), LIMITS[-1])
+    """Where colours end: twice the best gain at least, and no less than a quarter of the candidates are away from the base.
+
+    So what is better than the base can be told apart, and great losses look alike.
+    """
+    best = 200 * max(cell.score for cell in cells)
+    usual = sorted(100 * abs(cell.score) for cell in cells)[len(cells) // 4]
+    return next((limit for limit in LIMITS if limit >= max(best, usual)), LIMITS[-1])

@@ -13,6 +13,7 @@ from drllm.runs.stored import Stored
 
 AGAIN = "delete it and run the scan again, which resumes"
 WINNER, RANDOM, CLAIMED = "winner", "random", "claimed"
+LEAD = "winners minus random"  # the group of that mean
 _COLUMNS = ("kind", "first", "last", "route", "passes", "questions", "score", "accuracy")
 
 

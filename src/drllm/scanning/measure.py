@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from drllm.core.config import ScanConfig
-from drllm.runs.scan_result import RANDOM, WINNER, Difference, Measured
+from drllm.runs.scan_result import LEAD, RANDOM, WINNER, Difference, Measured
 from drllm.scanning.spans import Candidate
 from drllm.stats.paired import discordant, mcnemar, paired_bootstrap
 
-LEAD = "winners minus random"
 Verdicts = Mapping[tuple[str, bool], np.ndarray]  # (group, on new questions) -> (Q, 1 + R), the base first
 Tasks = Mapping[bool, Sequence[str]]  # of the questions that chose (False), and of the new ones (True)
 

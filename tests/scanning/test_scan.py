@@ -1,0 +1,256 @@
+"""A scan of a tiny model from end to end: what it writes, that it resumes to the same bytes, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import families
+import runs
+from byte_tokens import byte_tokenizer
+from drllm import ArtifactError, Resources, Route, RoutedModel, ScanConfig, SearchConfig, report, scan, search
+from drllm.cli.main import main
+from drllm.core.errors import InputError
+from drllm.runs.layout import RunFolder
+from drllm.runs.manifest import read_manifest
+from drllm.runs.records import read_records
+from drllm.runs.scan_result import LEAD, RANDOM, WINNER, read_map, read_scan
+from drllm.scanning.questions import choose
+from drllm.scanning.spans import block_runs, candidates
+from drllm.searching.runner import read_routes
+from drllm.tasks import load_task
+
+pytestmark = pytest.mark.long
+
+SMALL = ScanConfig(questions=16, first_questions=4, fresh=10, winners=2, max_step_tokens=600, n_resamples=200)
+CLAIM = Route.full(runs.L).loop(1, 2)
+
+
+@pytest.fixture(scope="module")
+def scanned(data, tmp_path_factory) -> Path:
+    """A run folder with a finished scan."""
+    out = tmp_path_factory.mktemp("scan")
+    scan(runs.model(), [runs.TASK], SMALL, out, data, claimed=[CLAIM])
+    return out
+
+
+def records_of(folder: Path) -> list:
+    return read_records(RunFolder(folder).matrices)
+
+
+def test_rounds_ask_all_then_the_better_half_on_new_questions(scanned):
+    folder = RunFolder(scanned).scan
+    rounds = [records_of(folder.round(number)) for number in (1, 2, 3)]
+    n_routes = [{len(record.routes) - 1 for record in found} for found in rounds]
+    assert n_routes == [{29}, {15}, {9}]
+    assert [len(found) for found in rounds] == [4, 4, 8]
+    names = [{record.id for record in found} for found in rounds]
+    assert len(set.union(*names)) == 16, "no question twice"
+    assert all({record.split for record in found} == {"fit"} for found in rounds)
+    fresh = {record.id for record in records_of(folder.fresh)}
+    assert len(fresh) == 10
+    assert not fresh & set.union(*names)
+    assert {record.id for record in records_of(folder.random)} == set.union(*names)
+
+
+def test_the_result_is_what_the_records_say(scanned):
+    folder = RunFolder(scanned).scan
+    result, cells = read_scan(folder), read_map(folder)
+    assert len(cells) == 29
+    assert sorted({cell.questions for cell in cells}) == result.sizes == [4, 8, 16]
+    found = [record for number in (1, 2, 3) for record in records_of(folder.round(number))]
+    for row in result.in_group(WINNER):
+        route = Route.parse(row.route, runs.L)
+        gains = [record.rewards[record.routes.index(route)] - record.base_correct for record in found]
+        assert row.raced is not None
+        assert row.raced.mean == pytest.approx(np.mean(gains))
+        (cell,) = [cell for cell in cells if cell.route == row.route]
+        assert cell.accuracy == pytest.approx(row.raced.mean)
+        gains = [record.rewards[record.routes.index(route)] - record.base_correct for record in records_of(folder.fresh)]
+        assert row.fresh is not None
+        assert row.fresh.mean == pytest.approx(np.mean(gains))
+        assert row.fresh.low <= row.fresh.mean <= row.fresh.high
+    shape = [(row.kind, row.last - row.first) for row in result.in_group(WINNER)]
+    assert sorted((row.kind, row.last - row.first) for row in result.in_group(RANDOM)) == sorted(shape)
+    assert [row.group for row in result.means] == [WINNER, RANDOM, LEAD]
+    (claim,) = result.in_group("claimed")
+    assert (claim.kind, claim.first, claim.last, claim.raced) == ("loop", 1, 2, None)
+
+
+def test_the_best_are_the_best_of_the_map_and_can_be_searched(scanned):
+    folder = RunFolder(scanned).scan
+    last = sorted((cell for cell in read_map(folder) if cell.questions == 16), key=lambda cell: -cell.score)
+    assert [str(route) for route in read_routes(folder.best)] == [cell.route for cell in last]
+    assert [row.route for row in read_scan(folder).in_group(WINNER)] == [cell.route for cell in last[:2]]
+
+
+def test_the_cost_is_the_nodes_of_the_tries(scanned):
+    folder = RunFolder(scanned).scan
+    cost = read_scan(folder).cost
+    forwards = [block_runs(records_of(folder.round(number))[0].routes) / runs.L for number in (1, 2, 3)]
+    assert cost.race == pytest.approx(sum(n * part for n, part in zip((4, 4, 8), forwards, strict=True)))
+    whole = [Route.full(runs.L), *(one.route for one in candidates(runs.L, SMALL.kinds, SMALL.strength))]
+    assert cost.full == pytest.approx(16 * block_runs(whole) / runs.L)
+
+
+def test_the_same_call_finds_everything_done_and_another_call_says_the_same(scanned, data, tmp_path):
+    before = runs.folder_bytes(scanned / "scan")
+    scan(runs.model(), [runs.TASK], SMALL, scanned, data, claimed=[CLAIM])
+    assert changed(before, runs.folder_bytes(scanned / "scan")) == []
+    scan(runs.model(), [runs.TASK], SMALL, tmp_path, data, claimed=[CLAIM], resources=Resources(pool_size=4, cache_bytes=0))
+    assert changed(before, runs.folder_bytes(tmp_path / "scan")) == []
+
+
+def changed(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
+    """Files that differ, but for those that tell of times."""
+    names = {name for name in one.keys() | other.keys() if not name.endswith("run.json")}
+    return sorted(name for name in names if one.get(name) != other.get(name))
+
+
+def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(scanned, data, tmp_path):
+    """Killed when it has written so many files: in the race, between its rounds, and while measuring again."""
+    for last in (2, 8, 14, 20):
+        out = tmp_path / str(last)
+        status = _killed_after(last, out, data)
+        assert status == signal.SIGKILL
+        assert not RunFolder(out).scan.result.is_file()
+        scan(runs.model(), [runs.TASK], SMALL, out, data, claimed=[CLAIM])
+        assert changed(runs.folder_bytes(scanned / "scan"), runs.folder_bytes(out / "scan")) == []
+
+
+def _killed_after(last: int, out: Path, data: Path) -> int:
+    """Scan in a process that kills itself when it has written so many files; the signal that ended it."""
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) * -1
+    written, replaced = [], Path.replace
+
+    def counting(self: Path, target: Path) -> Path:
+        found = replaced(self, target)
+        written.append(target)
+        if len(written) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    Path.replace = counting  # type: ignore[method-assign]
+    scan(runs.model(), [runs.TASK], SMALL, out, data, claimed=[CLAIM])
+    os._exit(0)
+
+
+def test_a_scan_with_other_settings_is_refused_and_other_claims_are_added(scanned, data):
+    with pytest.raises(ArtifactError, match="was scanned with winners = 2, now it is 3: use another --out, or the same settings"):
+        scan(runs.model(), [runs.TASK], replace(SMALL, winners=3), scanned, data)
+    result = scan(runs.model(), [runs.TASK], SMALL, scanned, data, claimed=[Route.parse("1101")])
+    assert [row.route for row in result.in_group("claimed")] == ["1101"]
+    scan(runs.model(), [runs.TASK], SMALL, scanned, data, claimed=[CLAIM])
+
+
+def test_without_a_race_only_the_claim_is_measured_beside_a_random_span(data, tmp_path):
+    result = scan(runs.model(), [runs.TASK], replace(SMALL, questions=0), tmp_path, data, claimed=[CLAIM])
+    assert [(row.group, row.kind, row.last - row.first) for row in result.rows] == [(RANDOM, "loop", 1), ("claimed", "loop", 1)]
+    assert all(row.raced is None and row.fresh is not None and row.fresh.n == 10 for row in result.rows)
+    assert (result.sizes, result.cost.race, read_map(RunFolder(tmp_path).scan)) == ([], 0, [])
+    report(tmp_path)
+
+
+def test_generated_answers_race_by_their_verdicts_alone(data, tmp_path):
+    routed = RoutedModel.wrap(families.build("llama", vocab_size=300, max_position_embeddings=512), byte_tokenizer())
+    config = ScanConfig(kinds=("skip",), questions=4, first_questions=2, fresh=2, winners=1, reward="letter", n_resamples=100)
+    result = scan(routed, [runs.TASK], config, tmp_path, data)
+    assert result.sizes == [2, 4]
+    assert {cell.kind for cell in read_map(RunFolder(tmp_path).scan)} == {"skip"}
+
+
+def test_tasks_share_the_questions_evenly(data, tmp_path):
+    other = runs.write_rows(tmp_path / "more.jsonl", [row | {"question": "more " + row["question"]} for row in runs.questions(60)])
+    loaded = {"arc_easy": load_task("arc_easy", data), "openbookqa": load_task("openbookqa", other)}
+    raced, fresh = choose(runs.model(), loaded, replace(SMALL, questions=9, fresh=5))
+    assert [task for task, _ in raced] == ["arc_easy", "openbookqa"] * 4 + ["arc_easy"]
+    assert [task for task, _ in fresh].count("arc_easy") == 3
+    assert not {example.id for task, example in raced if task == "arc_easy"} & {example.id for task, example in fresh if task == "arc_easy"}
+
+
+def test_a_question_that_another_task_raced_on_is_not_new(data):
+    loaded = {"arc_easy": load_task("arc_easy", data), "openbookqa": load_task("openbookqa", data)}
+    raced, fresh = choose(runs.model(), loaded, replace(SMALL, questions=8, fresh=8))
+    assert not {example.question for _, example in raced} & {example.question for _, example in fresh}
+
+
+def test_loaded_tasks_are_searched_like_named_ones(data, tmp_path):
+    """`search` with a task that was loaded writes the manifest and the records that its name gives."""
+    config = SearchConfig(n_simulations=0, sweep_questions=0, limit=4, verify=False)
+    search(runs.model(), [runs.TASK], config, tmp_path / "a", data)
+    search(runs.model(), [load_task(runs.TASK, data)], config, tmp_path / "b", data)
+    assert runs.folder_bytes(tmp_path / "a" / "search") == runs.folder_bytes(tmp_path / "b" / "search")
+    assert read_manifest(tmp_path / "a" / "search" / runs.TASK).ids
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"questions": 4, "first_questions": 8}, "fewer than the 8 of the first round"),
+        ({"kinds": ("loop", "twice")}, "ScanConfig.kinds holds 'twice', expected some of loop, damped, skip"),
+        ({"kinds": ()}, "ScanConfig.kinds is empty"),
+        ({"strength": 1.0}, "ScanConfig.strength is 1.0"),
+        ({"strength": 0.0}, "ScanConfig.strength is 0.0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        replace(SMALL, **changes)
+
+
+def test_fewer_questions_than_the_race_needs_is_one_line(data, tmp_path):
+    with pytest.raises(InputError, match=r"arc_easy has \d+ questions in split fit that this model can be asked, the race needs 500"):
+        scan(runs.model(), [runs.TASK], replace(SMALL, questions=500), tmp_path, data)
+    n_fit = len(load_task(runs.TASK, data).examples["fit"])
+    with pytest.raises(InputError, match="no question of split fit is left to measure the winners again"):
+        scan(runs.model(), [runs.TASK], replace(SMALL, questions=n_fit), tmp_path / "b", data)
+
+
+def test_routes_of_another_model_and_empty_jobs_are_refused(data, tmp_path):
+    with pytest.raises(InputError, match="route 11111 leads through 5 blocks, the model has 4"):
+        scan(runs.model(), [runs.TASK], SMALL, tmp_path, data, claimed=[Route.full(5)])
+    with pytest.raises(InputError, match="--questions 0 races nothing"):
+        scan(runs.model(), [runs.TASK], replace(SMALL, questions=0), tmp_path, data)
+    with pytest.raises(InputError, match="--claimed needs questions to measure the route on"):
+        scan(runs.model(), [runs.TASK], replace(SMALL, fresh=0), tmp_path, data, claimed=[CLAIM])
+
+
+def test_the_command_refuses_in_one_line_before_a_model_loads(capsys, tmp_path):
+    common = ["scan", "--model", "none/such", "--tasks", "arc_easy", "--out", str(tmp_path)]
+    for extra, message in (
+        (["--claimed", "0-3,9x"], "cannot read route"),
+        (["--questions", "0"], "--questions 0 races nothing"),
+        (["--kinds", "loop,lop"], "ScanConfig.kinds holds 'lop'"),
+        (["--strength", "2"], "ScanConfig.strength is 2.0"),
+        (["--winner", "2"], "unknown flag --winner; did you mean '--winners'?"),
+    ):
+        assert main([*common, *extra]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+
+
+# --- the report -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_shows_the_maps_and_the_comparison(scanned):
+    page = report(scanned)
+    text = (page.parent / "report.md").read_text(encoding="utf-8")
+    assert "## Scan" in text
+    for kind in ("loop", "damped", "skip"):
+        assert (page.parent / f"scan_{kind}.png").stat().st_size > 10_000
+        rows = (page.parent / f"scan_{kind}.csv").read_text(encoding="utf-8").splitlines()
+        assert rows[0] == "kind,first,last,route,questions,score,accuracy"
+        assert len(rows) == 1 + (9 if kind == "skip" else 10)
+    assert "mean of the random spans" in text
+    assert "plain forwards" in text
+    assert '"sides"' in page.read_text(encoding="utf-8")
