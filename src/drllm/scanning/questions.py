@@ -15,7 +15,7 @@ from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
 from drllm.runs.layout import RunFolder
 from drllm.runs.records import RouteRecord, iterate_records
-from drllm.scoring.scorer import Scorer, make_scorer
+from drllm.scoring.scorer import scorer_of
 from drllm.searching.runner import search
 from drllm.tasks import SPLITS, Example, LoadedTask, question_key
 
@@ -67,7 +67,7 @@ def _in_turns(by_task: Mapping[str, Sequence[Example]]) -> Asked:
 
 def _usable(routed: RoutedModel, task: LoadedTask, split: str, config: ScanConfig) -> Iterator[Example]:
     """Questions of a split, in its order, that have a choice to make and fit the model's context."""
-    scorer: Scorer = make_scorer(routed, task.task, config.reward, config.max_step_tokens, config.metric, config.max_new_tokens)
+    scorer = scorer_of(routed, task.task, config)
     for example in task.select(split):
         if len(example.choices) == 1:
             continue

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
-from drllm.core.config import EvaluateConfig, SearchConfig
+from drllm.core.config import EvaluateConfig, ScanConfig, SearchConfig
 from drllm.core.digest import json_digest
 from drllm.core.errors import InputError
 from drllm.model.routed import RoutedModel
@@ -15,7 +15,7 @@ from drllm.tasks import Task
 Scorer = LoglikScorer | GeneratedScorer
 
 
-def scorer_of(routed: RoutedModel, task: Task, config: EvaluateConfig | SearchConfig, cache_bytes: int = 2**30) -> Scorer:
+def scorer_of(routed: RoutedModel, task: Task, config: EvaluateConfig | SearchConfig | ScanConfig, cache_bytes: int = 2**30) -> Scorer:
     """The scorer of a task's reward; `auto` is log-likelihood for multiple choice, for mathematics a boxed answer or a number.
 
     It keeps up to `cache_bytes` of states for paths to come.
