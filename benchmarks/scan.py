@@ -1,8 +1,8 @@
 """What racing saves, and what it misses: the race of `drllm scan` replayed on every candidate's answers to every question.
 
     python benchmarks/scan.py product --out runs/scan-product      # an hour or two on two cores; the same command resumes
-    python benchmarks/scan.py pack --out runs/scan-product --to results/scan-smollm2-135m-q4/product.npz
-    python benchmarks/scan.py replay results/scan-smollm2-135m-q4/product.npz --to results/scan-smollm2-135m-q4/replay.json
+    python benchmarks/scan.py pack --out runs/scan-product --to runs/product.npz
+    python benchmarks/scan.py replay runs/product.npz --to runs/replay.json
 
 `product` runs all candidates on all questions, the same that `drllm scan` races on. `replay` races on them in many orders of the questions:
 what it costs, how often it names the candidate that is best on all of them, how far below that one its own choice lies, and what the best

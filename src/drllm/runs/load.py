@@ -71,7 +71,7 @@ def load_run(folder: Path) -> Run:
                     raise ArtifactError(f"{run.verdicts(*place)} has a route of {odd[0]} blocks: evaluate again")
     scanned = run.scan.result.is_file()
     if not (manifests or epochs or summaries or scanned):
-        what = "no search, training, evaluation or finished scan"
+        what = "no search, training or evaluation, and no finished scan"
         raise ArtifactError(f"{str(folder)!r} holds {what}: give the --out of a search, evaluate, scan or retrofit")
     policies = {path.name: _json(path / CONFIG_FILE) for path in run.policies()}
     scan = (read_scan(run.scan), read_map(run.scan)) if scanned else (None, ())
