@@ -12,6 +12,7 @@ pytest.importorskip("lm_eval", reason="needs lm-eval (pip install '.[eval]')")
 
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import simple_parse_args_string
 
 import families
 from byte_tokens import byte_tokenizer
@@ -287,6 +288,27 @@ def test_summary_figures():
 def test_consensus_of_one_prompt_is_none():
     assert consensus([Route.full(4)]) is None
     assert consensus([Route.parse("1111"), Route.parse("1201")]) == 0.5
+
+
+def test_consensus_counts_loops_and_strengths_as_differences():
+    full = Route.full(4)
+    assert consensus([full, full.loop(1, 2)]) == 0.75, "another visit of block 2"
+    assert consensus([full.loop(1, 2), full.loop(1, 2, 0.5)]) == 0.75
+    assert consensus([full.loop(1, 2), full.loop(1, 2)]) == 1
+    assert consensus([Route.parse("0-1,1,1-3"), full.edit(1, 2)]) == 0.75, "three passes are not two"
+
+
+def test_a_path_as_a_model_argument_has_plus_for_its_commas():
+    """As the harness's own command line takes model arguments apart."""
+    arguments = simple_parse_args_string("route=0-2+(1-2)*0.5+3,batch_size=2")
+    lm = RoutedLM(model_of("llama"), **arguments)
+    lm.loglikelihood(choices(2), True)
+    assert {prompt.route for prompt in lm.routing.prompts} == {Route.full(L).loop(1, 2, 0.5)}
+    assert lm.get_model_info()["drllm"]["policy"] == "0-2,(1-2)*0.5,3"
+    (figures, *_) = lm.get_model_info()["drllm"]["tasks"].values()
+    assert (figures["mean_passes"], figures["passes"]) == (L + 2, {str(L + 2): figures["prompts"]})
+    with pytest.raises(InputError, match="got block 4 in a path through 4 blocks"):
+        RoutedLM(model_of("llama"), route="0-4+1-3/4")
 
 
 @pytest.mark.parametrize("route", [1211, "1211", "'0111'"])

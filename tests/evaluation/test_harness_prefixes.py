@@ -136,7 +136,7 @@ def test_a_family_shares_or_says_it_cannot(family):
     assert_same(lm.loglikelihood(requests, True), stock(routed, 2, max_length=400).loglikelihood(requests, True))
 
 
-@pytest.mark.parametrize("route", ["1111", "0111", "1211", "0210"])
+@pytest.mark.parametrize("route", ["1111", "0111", "1211", "0210", "0-2,1-3", "0-2,(1-2)*0.5,3", "0-1,0-1,0-2/4"])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_one_route_for_all_shares_and_scores_as_without(route, batch_size):
     routed = model_of("llama")

@@ -33,7 +33,8 @@ from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import policy_class
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.runs.merge import merge_records, record_groups
-from drllm.runs.records import RouteRecord, read_records
+from drllm.runs.records import RouteRecord, read_records, read_shard, write_shard
+from drllm.runs.verdicts import read_verdicts
 from drllm.scoring.route_prediction import decide_routes, read_prompts
 from drllm.searching.prior import sweep_routes
 from drllm.stats.guarantee import Guarantee
@@ -449,6 +450,143 @@ def test_routes_combine_where_they_edit_different_blocks():
     assert combine(Route.parse("1121"), Route.parse("1011")) == Route.parse("1021")
     assert combine(Route.parse("1121"), Route.parse("1101")) is None
     assert combine(Route.parse("1121"), Route.full(4)) is None
+
+
+def test_loops_combine_where_no_block_is_edited_by_both():
+    full = Route.full(8)
+    assert combine(full.loop(1, 3), full.edit(6, 0)) == full.edit(6, 0).loop(1, 3)
+    assert combine(full.loop(1, 3, 0.5), full.loop(5, 6)) == full.loop(1, 3, 0.5).loop(5, 6)
+    assert combine(full.loop(1, 3), full.edit(2, 2)) is None, "block 2 is looped"
+    assert combine(full.edit(2, 0), full.loop(1, 3)) is None
+    swapped = Route.parse("0-2,4,3,5-7")
+    assert combine(swapped, full.edit(3, 2)) is None, "each block runs once, but not at its own place"
+    assert combine(swapped, full.edit(6, 0)) == Route.parse("0-2,4,3,5,7")
+
+
+def test_loops_share_what_their_visits_have_in_common_at_their_beginning():
+    full = Route.full(8)
+    assert served_passes([full, full.loop(1, 3)]) == 8 + 3
+    assert served_passes([full, full.loop(1, 3), full.loop(1, 3, times=3)]) == 8 + 3 + 3
+    assert served_passes([full, full.loop(1, 3), full.loop(1, 3, 0.5)]) == 8 + 3 + 3, "a damped loop is another"
+    assert served_passes([full.loop(1, 3), full.loop(2, 3)]) == 8 + 3 + 2
+    assert served_passes([full.loop(1, 3), full.loop(4, 5)]) == 8 + 3 + 2
+    assert served_passes([full.edit(2, 0), full.edit(2, 2)]) == 8 + 1
+
+
+# --- loops: what methods make of a list that has them
+
+LOOPS = [Route.full(L), Route.parse("1101"), Route.full(L).loop(1, 2), Route.full(L).loop(2, 3), Route.full(L).loop(1, 2, 0.5)]
+
+
+@pytest.fixture(scope="module")
+def loop_run(tiny, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("loops")
+    search(tiny, [TASK], dataclasses.replace(SEARCH, splits=("fit", "tune")), out, data, routes=LOOPS)
+    return out
+
+
+def test_a_codebook_reads_before_the_first_loop_ends_and_decides_visits(tiny, loop_run, tmp_path):
+    """A loop of blocks 1 and 2 is an edit at block 2: there is none for a selector that reads before block 3."""
+    options = CodebookConfig(block=2, n_routes=4, components=4, abstain=False)
+    policy = train(tiny, loop_run, options)
+    assert isinstance(policy, Codebook)
+    assert {str(route) for route in policy.routes} == {str(route) for route in LOOPS}
+    tiny.policy = policy
+    tiny.save_pretrained(tmp_path)
+    tiny.policy = None
+    assert RoutedModel.from_pretrained(tmp_path, base=tiny).policy.routes == policy.routes
+    card = (tmp_path / "README.md").read_text()
+    assert "tags: [drllm, adaptive-depth, rys]" in card
+    assert "`0-2,(1-2)*0.5,3` (runs 1-2 again after 2 at strength 0.5)" in card
+    assert "guarantee: none" in card
+    tiny.policy = None
+    late = train(tiny, loop_run, dataclasses.replace(options, block=3), name="late")
+    assert {str(route) for route in late.routes[1:]} == {"0-3,2-3"}
+    weights = torch.randn(2 * tiny.hidden_size, 4, generator=torch.Generator().manual_seed(0))
+    features = read_prompts(tiny, [tiny.tokenizer(text)["input_ids"] for text in TEXTS], [2], 600)[2]
+    book = Codebook(LOOPS, 2, features.mean(0), features.std(0) + 0.1, weights, torch.zeros(4), [Point(0.0)], 0)
+    wanted = book.routes_for(features)
+    assert sum(not route.is_in_place for route in wanted) >= 2
+    together = tiny.generate(TEXTS, policy=book, max_new_tokens=4, do_sample=False)
+    assert [output.route for output in together] == wanted
+    for text, output in zip(TEXTS, together, strict=True):
+        alone = tiny.generate(text, policy=output.route, max_new_tokens=4, do_sample=False)[0]
+        assert alone.token_ids == output.token_ids
+
+
+TEXTS = ["what is 5 and 6?", "x", "a much longer prompt than the others, is it not?", "why?", "12: what is 312 and 104?", "Hello there"]
+
+
+@pytest.mark.parametrize("triple", [False, True])
+def test_three_passes_in_place_are_no_action_of_a_codebook(triple, tiny):
+    """Where digits do not say a route the decider gives visits: an action above 2 is none."""
+    routes = [Route.full(L), Route.parse("0-3,3,3") if triple else Route.parse("1112")]
+    size = 2 * tiny.hidden_size
+    book = Codebook(routes, 2, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.ones(1), [Point(0.0)], 0)
+    output = tiny.generate("what?", policy=book, max_new_tokens=3, do_sample=False)[0]
+    assert (output.route, output.route.n_passes) == (routes[1], L + 1 + triple)
+
+
+def test_static_and_oracle_take_loops(tiny, loop_run, data):
+    for options in (StaticConfig(use_tune=True), StaticConfig(confirm=0, steps=2)):
+        assert train(tiny, loop_run, options).route in TrainingData(tiny, loop_run).matrix().routes or options.steps > 1
+    best = train(tiny, loop_run, StaticConfig(use_tune=True))
+    gains = np.concatenate([TrainingData(tiny, loop_run).matrix(split).mixed_gains(0.5) for split in ("fit", "tune")])
+    lower = gains.mean(0) - gains.std(0, ddof=1) / np.sqrt(len(gains))
+    assert best.route == LOOPS[int(lower.argmax())]
+    oracle = train(tiny, loop_run, "oracle")
+    assert any(not route.is_in_place for route in oracle.routes)
+
+
+def test_policies_of_loops_are_evaluated_beside_their_baselines(tiny, loop_run, data):
+    """Passes, routes and both baselines of one looped route; the report shows the loop."""
+    route = Route.full(L).loop(1, 2, 0.5)
+    tiny.policy = RoutePolicy(route)
+    tiny.save_pretrained(loop_run / "static")
+    tiny.policy = None
+    methods = ["base", "static", "random-static", "shuffled-static"]
+    summary = evaluate(tiny, methods, [TASK], loop_run, dataclasses.replace(EVALUATE, split="tune", limit=12), data)
+    rows = {row.method: row for row in summary.rows}
+    assert {rows[name].mean_passes for name in methods[1:]} == {L + 2}
+    assert (rows["static"].identity_share, rows["static"].distinct_routes) == (0, 1)
+    assert rows["shuffled-static"].accuracy == rows["static"].accuracy
+    found = read_verdicts(loop_run / "evaluate" / "tune-first-12" / "random-static" / f"{TASK}.parquet")
+    moved = [Route.parse(text) for text in found.routes]
+    assert {len(moved_route.loops) for moved_route in moved} == {1}
+    assert len(set(moved)) > 1
+
+
+def test_routers_leave_loops_out_and_say_how_many(tiny, data, tmp_path, caplog):
+    caplog.set_level("INFO")
+    search(tiny, [TASK], dataclasses.replace(SEARCH, max_loop_span=2, limit=24), tmp_path, data)
+    records = read_records(tmp_path / "search")
+    looped = [record for record in records if record.chosen and not record.chosen.is_in_place]
+    n_kept = sum(record.kept for record in records)
+    assert 0 < len(looped) < n_kept, "the test can fail"
+    assert isinstance(train(tiny, tmp_path, dataclasses.replace(TRAIN, preset="paper", val_fraction=0.0)), Routers)
+    said = f"routers decide one action a block: {len(looped)} of {n_kept} right routes, which have loops, are left out"
+    assert [record.message for record in caplog.records].count(said) == 1
+    caplog.clear()
+    train(tiny, tmp_path, dataclasses.replace(TRAIN, preset="default", tune_questions=0))
+    right = [route for record in records for route, reward in zip(record.routes, record.rewards, strict=True) if reward]
+    n_looped = sum(not route.is_in_place for route in right)
+    said = f"routers decide one action a block: {n_looped} of {len(right)} right routes, which have loops, are left out"
+    assert [record.message for record in caplog.records].count(said) == 1
+
+
+def test_routers_with_nothing_but_loops_to_learn_from_get_one_line(tiny, data, tmp_path):
+    search(tiny, [TASK], dataclasses.replace(SEARCH, max_loop_span=2, limit=8), tmp_path, data)
+    (path,) = (tmp_path / "search" / TASK).glob("shard-*.parquet")
+    looped = Route.full(L).loop(1, 2)
+    records = [dataclasses.replace(record, **ONLY_A_LOOP | {"routes": (record.routes[0], looped)}) for record in read_shard(path)]
+    write_shard(path.parent, 0, [dataclasses.replace(record, chosen=looped) for record in records])
+    for preset in ("paper", "default"):
+        with pytest.raises(InputError, match=r"all 8 right routes have loops, which routers do not decide: search without") as caught:
+            train(tiny, tmp_path, dataclasses.replace(TRAIN, preset=preset))
+        assert "\n" not in str(caught.value)
+
+
+ONLY_A_LOOP = {"rewards": (0.0, 1.0), "margins": (0.0, 1.0), "acc": (False, True), "acc_norm": (False, True), "base_correct": False}
 
 
 def test_a_static_route_of_the_matrix_is_looked_up(tiny, data, tmp_path, monkeypatch):

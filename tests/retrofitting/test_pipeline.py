@@ -252,6 +252,25 @@ def test_baseline_routes_by_hand():
     assert len({tuple(baseline_routes("random", routes, str(seed))) for seed in range(10)}) > 5
 
 
+def test_random_baselines_keep_passes_loops_and_strengths():
+    """The same numbers of skips and repeats, loops of the same lengths and strengths, elsewhere; digits of before are drawn as before."""
+    full = Route.full(9)
+    routes = [full.loop(2, 4), full.loop(2, 4, 0.5), full.edit(7, 0).loop(0, 2).loop(4, 5, 0.25), full.edit(1, 2), full]
+    n_moved = 0
+    for seed in map(str, range(30)):
+        moved = baseline_routes("random", routes, seed)
+        for ours, own in zip(moved, routes, strict=True):
+            assert (len(ours), ours.n_passes) == (len(own), own.n_passes)
+            assert sorted(ours.in_place_actions) == sorted(own.in_place_actions)
+        assert moved[4] == full
+        (at, span) = moved[0].loops[0]
+        assert (span.last, span.last - span.first) == (at, 2)
+        assert [span.strength for _, span in moved[1].loops] == [0.5]
+        n_moved += moved[0] != routes[0]
+        assert moved == baseline_routes("random", routes, seed)
+    assert n_moved > 20
+
+
 def test_the_summary_follows_from_the_verdicts(summary, trained, tiny):
     assert json.loads((trained / "evaluate" / "tune" / "summary.json").read_text()) == summary.to_json()
     assert (summary.split, summary.reference, summary.tasks) == ("tune", "base", [TASK])

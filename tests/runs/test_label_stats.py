@@ -9,6 +9,7 @@ import pytest
 
 from drllm.core.config import SearchConfig
 from drllm.core.errors import InputError
+from drllm.core.route import Route
 from drllm.runs.label_stats import Flips, describe, render
 from drllm.runs.records import FINITE, Check, RouteRecord
 from drllm.searching.presets import make_tree
@@ -56,6 +57,22 @@ def test_labels_by_hand():
     assert (row.visited, row.kept, row.improved) == (6, 5, 3)
     assert row.actions == (4, 15, 1)  # kept: 0111, 1111, 1121, 1001, 0111
     assert row.mean_passes == pytest.approx((3 + 4 + 5 + 2 + 3) / 5)
+
+
+def test_kept_routes_with_loops_are_counted_and_no_pass_is_lost():
+    """Of four kept routes one has a loop, one a damped loop and one three passes of a block in place; the fourth is digits."""
+    full = Route.full(4)
+    kept = [full.loop(1, 2), full.loop(0, 0, 0.5), Route.parse("0,0,0-3"), Route.parse("0121")]
+    records = [record(name=str(n), routes=(full, route), chosen=route) for n, route in enumerate(kept)]
+    (row,) = describe(records)
+    assert (row.kept, row.looped) == (4, 3)
+    assert row.actions == (1, 10, 5)
+    assert row.mean_passes == (6 + 5 + 6 + 4) / 4
+    lines = render([row]).splitlines()
+    (head,) = [line for line in lines if "mean passes" in line]
+    assert head.split()[-1] == "looped"
+    assert lines[lines.index(head) + 2].split()[-1] == "3"
+    assert "looped" not in render(describe(easy())), "no column where there is nothing to count"
 
 
 def test_forward_passes_by_hand():

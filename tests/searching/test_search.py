@@ -22,6 +22,7 @@ from drllm.scoring.prefixes import PrefixRunner
 from drllm.searching.presets import make_tree
 from drllm.searching.prior import EditPrior, random_routes
 from drllm.searching.runner import question_seed, read_routes
+from drllm.searching.verify import Verifier
 from drllm.searching.worker import Job, Worker
 from drllm.tasks import load_task
 from runs import SEARCH, TASK, TRAIN, L, Plain, copy_run, folder_bytes, model, questions, write_rows
@@ -240,6 +241,76 @@ def test_resuming_scores_only_what_is_missing(run, tiny, data, tmp_path, monkeyp
     assert len(applied) == n_applied > 0, "a finished search runs no block"
 
 
+# --- loops
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_a_search_with_loops_records_plain_verdicts_checks_and_a_blind_baseline_and_resumes(strength, tiny, data, fit, plain, tmp_path):
+    config = knobs(max_loop_span=2, loop_strength=strength, limit=16, n_simulations=14)
+    whole = search(tiny, [TASK], config, tmp_path / "whole", data)
+    prior = json.loads((whole / "search" / TASK / "_prior.json").read_text())
+    assert (prior["max_loop_span"], prior["loop_strength"]) == (2, strength)
+    assert sum(weight > 0 for weight in prior["weights"][3 * L :]) >= 2, "the sweep tried loops"
+    records = read_records(whole / "search")
+    n_looped = collections.Counter()
+    for record in records:
+        for route, acc_norm in zip(record.routes, record.acc_norm, strict=True):
+            assert acc_norm == plain.verdict(fit[record.id], route)[1], str(route)
+            n_looped[acc_norm] += not route.is_in_place
+        for route, right in zip(record.control_routes, record.control_correct, strict=True):
+            assert right == plain.verdict(fit[record.id], route)[1], str(route)
+        for route in {record.routes[0], record.chosen} - {None}:
+            found = record.verified(route)
+            assert (found["fp32:acc"], found["fp32:acc_norm"]) == plain.verdict(fit[record.id], route)
+    assert min(n_looped[True], n_looped[False]) >= 5
+    assert any(not route.is_in_place for route in records[0].control_routes), "blind routes have loops, too"
+    copy_run(whole, tmp_path / "torn", "search")
+    shard_path(tmp_path / "torn" / "search" / TASK, 0).unlink()
+    search(tiny, [TASK], config, tmp_path / "torn", data)
+    assert folder_bytes(tmp_path / "torn" / "search") == folder_bytes(whole / "search")
+
+
+def test_loops_are_checked_alone_in_float32_and_under_another_wording(tiny, data, fit, plain):
+    routes = [Route.full(L).loop(1, 2), Route.full(L).loop(1, 2, 0.5)]
+    verifier = Verifier(tiny, load_task(TASK, data).task, SEARCH)
+    flipped = 0
+    for example in list(fit.values())[:8]:
+        checks = verifier.checks(example, [routes[0], None, routes[1], routes[0]])
+        assert [check.route for check in checks] == [routes[0]] * 4 + [routes[1]] * 4
+        for route in routes:
+            found = {check.check: check.correct for check in checks if check.route == route}
+            assert (found["fp32:acc"], found["fp32:acc_norm"]) == plain.verdict(example, route)
+            other = plain.verdict(example, route, "Q: {}\nA:")
+            assert (found["template:acc"], found["template:acc_norm"]) == other
+            flipped += other != plain.verdict(example, Route.full(L), "Q: {}\nA:")
+    assert flipped, "loops change some verdict: the test can fail"
+
+
+LOOPS = "1111\n0-2,1-3\n0-2,(1-2)*0.5,3  # damped\n0-1,0-1/4\n0+1,1+1-3\n"
+
+
+def test_a_list_of_loops_gives_a_dense_matrix(tiny, data, fit, plain, tmp_path):
+    (tmp_path / "loops.txt").write_text(LOOPS)
+    routes = read_routes(tmp_path / "loops.txt")
+    search(tiny, [TASK], knobs(limit=9), tmp_path, data, routes=routes)
+    for record in read_records(tmp_path / "paths"):
+        assert list(map(str, record.routes)) == ["1111", "0-2,1-3", "0-2,(1-2)*0.5,3", "0-1,0-1/4", "0-1,1,1-3"]
+        assert record.acc_norm == tuple(plain.verdict(fit[record.id], route)[1] for route in routes)
+
+
+def test_generated_answers_along_loops_are_those_of_the_model_itself(tiny, data, tmp_path):
+    """A dense list under the letter reward, and the same routes one by one."""
+    (tmp_path / "loops.txt").write_text(LOOPS)
+    config = SearchConfig(limit=4, group_size=4, reward="letter", max_new_tokens=3)
+    routes = read_routes(tmp_path / "loops.txt")
+    search(tiny, [TASK], config, tmp_path / "a", data, routes=routes)
+    search(tiny, [TASK], config, tmp_path / "b", data, routes=routes[::-1])
+    together, reverse = (read_records(tmp_path / name / "paths") for name in "ab")
+    for one, other in zip(together, reverse, strict=True):
+        assert len(one.routes) == len(routes)
+        assert dict(zip(one.routes, one.rewards, strict=True)) == dict(zip(other.routes, other.rewards, strict=True))
+
+
 # --- a list of routes on every question ---------------------------------------------------------------------------------------------
 
 
@@ -291,6 +362,8 @@ def test_a_file_of_routes(tmp_path):
     [
         ("1111\n1131\n", "line 2: "),
         ("1111\n111\n", "line 2: the route has 3 blocks, the ones before it have 4"),
+        ("1111\n0-2,1-2\n", "line 2: the route has 3 blocks, the ones before it have 4: write 0-2,1-2/4 if it skips the last ones"),
+        ("1111\n0-3,(1-2)*2\n", "line 2: got strength 2 for 1-2"),
         ("# nothing\n\n", "holds no route: write one a line"),
         ("1111\n1 1 1 1\n", "line 2: "),
         (b"\xff\xfe1111", "cannot read"),

@@ -71,10 +71,20 @@ texts = st.text(st.characters(codec="utf-8"), max_size=8)
 
 
 @st.composite
+def any_route(draw: Any, n_layers: int) -> Route:
+    """Digits, some of them with a loop behind, plain or damped."""
+    route = Route(draw(st.lists(st.sampled_from([0, 1, 2]), min_size=n_layers, max_size=n_layers)))
+    runs = [(first, last) for first in range(n_layers) for last in range(first, n_layers) if all(route.actions[first : last + 1])]
+    if not runs or draw(st.booleans()):
+        return route
+    return route.loop(*draw(st.sampled_from(runs)), strength=draw(st.sampled_from([1.0, 0.5, 0.3])), times=draw(st.integers(2, 3)))
+
+
+@st.composite
 def any_record(draw: Any) -> RouteRecord:
     """Every field at its widest: any text, nan and infinite margins, empty and full controls and checks."""
     n, n_control, layers = draw(st.integers(1, 6)), draw(st.integers(0, 3)), draw(st.integers(1, 40))
-    route = st.lists(st.sampled_from([0, 1, 2]), min_size=layers, max_size=layers).map(Route)
+    route = any_route(layers)
     routes = (Route.full(layers), *draw(st.lists(route, min_size=n - 1, max_size=n - 1)))
 
     def entries(strategy: Any, size: int) -> tuple[Any, ...]:

@@ -72,7 +72,7 @@ class Plain:
     def verdict(self, example, route: Route, template: str = "Question: {}\nAnswer:") -> tuple[bool, bool]:
         """(acc, acc_norm)."""
         if route not in self.twins:
-            self.twins[route] = path_model(self.base, route.path)
+            self.twins[route] = path_model(self.base, route.spans)
         totals = []
         context = byte_tokenizer()(template.format(example.question))["input_ids"]
         for choice in example.choices:

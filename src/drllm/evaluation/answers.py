@@ -89,16 +89,34 @@ def baseline_routes(name: str, routes: Sequence[Route], seed: str) -> list[Route
 
 
 def scattered(route: Route, rng: np.random.Generator) -> Route:
-    """A route with the same passes in place and loops of the same lengths, all at random blocks."""
+    """A route with the same passes in place and loops of the same lengths and strengths, all at random blocks."""
+    while True:  # loops that fall upon one another, or upon a block that is skipped, are thrown again
+        found = _thrown(route, rng)
+        if found is not None and _kinds(found) == _kinds(route):
+            return found
+
+
+def _kinds(route: Route) -> tuple[list[int], list[tuple[int, float]]]:
+    """What a blind baseline keeps of a route: passes in place, and its loops, wherever they are."""
+    return sorted(route.in_place_actions), sorted((len(span.blocks), span.strength) for _, span in route.loops)
+
+
+def _thrown(route: Route, rng: np.random.Generator) -> Route | None:
+    """One throw; None where there is no room for a loop, or it runs a block too often."""
     actions = rng.permutation([int(action) for action in route.in_place_actions]).tolist()
     visits: list[list[Span]] = [[Span(block, block)] * action for block, action in enumerate(actions)]
     for at, span in route.loops:
-        end = int(rng.integers(len(span.blocks) - 1, len(route) - (at - span.last)))
+        runs = all(route.in_place_actions[block] for block in span.blocks)
+        ends = range(len(span.blocks) - 1, len(route) - (at - span.last))
+        ends = [end for end in ends if all(actions[end - len(span.blocks) + 1 : end + 1]) == runs]
+        if not ends:
+            return None
+        end = int(rng.choice(ends))
         visits[end + at - span.last].append(Span(end - len(span.blocks) + 1, end, span.strength))
     try:
         return Route.of_visits([tuple(visit) for visit in visits])
-    except InputError:  # loops that fell upon one another run a block too often: throw them again
-        return scattered(route, rng)
+    except InputError:
+        return None
 
 
 def answer(scorer: Scorer, questions: Sequence[Any], policy: RouteSource | None, request: Request) -> Verdicts:

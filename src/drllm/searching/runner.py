@@ -106,7 +106,10 @@ def read_routes(path: str | Path) -> list[Route]:
         except InputError as error:
             raise InputError(f"{path}, line {number}: {error}") from None
         if len(routes[-1]) != len(routes[0]):
-            raise InputError(f"{path}, line {number}: the route has {len(routes[-1])} blocks, the ones before it have {len(routes[0])}")
+            hint = "" if text.isdigit() else f": write {text}/{len(routes[0])} if it skips the last ones"
+            raise InputError(
+                f"{path}, line {number}: the route has {len(routes[-1])} blocks, the ones before it have {len(routes[0])}{hint}"
+            )
     if not routes:
         raise InputError(f"{path} holds no route: write one a line, as digits or as a path")
     return routes
