@@ -216,6 +216,7 @@ def test_models_lists_aliases_and_families(capsys):
     assert code == 0
     assert all(f"  {alias} " in out for alias in ALIASES)
     assert set(out.replace(",", " ").split()) >= FAMILIES
+    assert "loops change the residual scale of: beam, doge (their blocks scale the states they are given)" in out
 
 
 def test_generate_prints_answer_route_and_passes(folders, capsys):
@@ -231,6 +232,18 @@ def test_generate_prints_answer_route_and_passes(folders, capsys):
     assert by_route[1] == "\n".join(lines) + "\n"
     by_policy = run(capsys, "generate", prompts[0], "--policy", folders["policy"], prompts[1], *common)
     assert by_policy[:2] == by_route[:2]
+
+
+@pytest.mark.parametrize("route", ["0-2,1-3", "0-2,(1-2)*0.5,3", "0-1,0-1", "0-2+1-3"])
+def test_generate_prints_the_path_of_a_loop_and_all_of_its_passes(route, folders, capsys):
+    """A path that skips the last blocks needs no /4 where the model says how many it has."""
+    routed = RoutedModel.wrap(str(folders["model"]))
+    (output,) = routed.generate("What is it?", policy=Route.parse(route, N_BLOCKS), max_new_tokens=5, do_sample=False)
+    shown = {"0-1,0-1": "0-1,0-1/4", "0-2+1-3": "0-2,1-3"}.get(route, route)
+    code, out, _ = run(capsys, "generate", "What is it?", "--model", folders["model"], "--route", route, "--max-new-tokens", "5")
+    assert code == 0
+    n_passes = 4 if route == "0-1,0-1" else 6
+    assert out == f"{output.text.strip()}\n[route {shown}, {n_passes} passes of 4, {output.n_new_tokens} tokens]\n"
 
 
 def test_generate_reads_prompts_from_a_file_and_from_standard_input(folders, tmp_path: Path, capsys, monkeypatch):

@@ -85,6 +85,32 @@ def test_one_route_has_no_probabilities(tiny: RoutedModel):
     assert "route   |_#|  4 block passes, the base 4" in render(found)
 
 
+@pytest.mark.parametrize(
+    ("route", "strip", "words"),
+    [
+        ("0-2,1-3", "|[||]|  6 block passes, the base 4", ["runs 1-2 again after 2"]),
+        ("0-2,(1-2)*0.5,3", "|[||]|", ["runs 1-2 again after 2 at strength 0.5"]),
+        ("0,0,2-3,2,0,0", "[#]_[|]|", ["runs 2 again after 3", "runs 0 again twice after 3"]),
+        ("0-3,3,3", "|||#", []),
+    ],
+)
+def test_a_loop_stands_in_brackets_and_in_words(route, strip, words, tiny: RoutedModel):
+    found = inspect(tiny, PROMPT, RoutePolicy(Route.parse(route)), max_new_tokens=1)
+    lines = render(found).splitlines()
+    place = next(place for place, line in enumerate(lines) if line.startswith("route   "))
+    assert lines[place].startswith(f"route   {strip}")
+    assert [line for line in lines if line.startswith("loop")] == [f"loop    [ ] {loop}" for loop in words]
+
+
+def test_a_codebook_of_loops_shows_each_in_brackets(tiny: RoutedModel):
+    size = 2 * tiny.hidden_size
+    routes = [Route.full(4), Route.full(4).loop(1, 2), Route.full(4).loop(1, 2, 0.5).loop(3, 3, 0.5)]
+    book = Codebook(routes, 2, torch.zeros(size), torch.ones(size), torch.zeros(size, 2), torch.tensor([0.05, 0.01]), [Point(0.02, 0.0)], 0)
+    text = render(inspect(tiny, PROMPT, book, max_new_tokens=1))
+    rows = [line.split() for line in text.splitlines() if line.strip().startswith("+")]
+    assert rows == [["+5.00", "6", "|[||]|", "taken"], ["+1.00", "7", "|[||][|]"]]
+
+
 def test_the_table_names_each_blocks_decision(tiny: RoutedModel, routers: Routers):
     found = inspect(tiny, PROMPT, routers, max_new_tokens=1)
     rows = [line.split() for line in render(found).splitlines() if line.strip()[:1].isdigit() and line.count("0.") + line.count("1.") >= 3]

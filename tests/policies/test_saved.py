@@ -13,6 +13,7 @@ import families
 from byte_tokens import byte_tokenizer
 from drllm import ArtifactError, InputError, Route, RoutedModel
 from drllm.cli.main import main
+from drllm.policies.card import is_card
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.policies.saved_config import policy_digest
 
@@ -121,6 +122,33 @@ def test_the_card_holds_base_route_figures_and_commands(routed, tmp_path, capsys
     assert "test split" not in card, "figures of other files are not these files' figures"
     assert "drllm train --out 'runs/a b'" in card
     assert "pytest" not in card
+
+
+@pytest.mark.parametrize(
+    ("route", "words"),
+    [
+        ("0-2,1-3", "`0-2,1-3` (runs 1-2 again after 2)"),
+        ("0-2,(1-2)*0.5,3", "`0-2,(1-2)*0.5,3` (runs 1-2 again after 2 at strength 0.5)"),
+        ("0-1,0-1/4", "`0-1,0-1/4` (skips 2, 3; runs 0-1 again after 1)"),
+        ("0-1,1,1-3", "`0-1,1,1-3` (runs 1 3 times)"),
+        ("1211", None),
+    ],
+)
+def test_a_looped_route_saves_loads_and_its_card_says_it_in_words(route, words, routed, tmp_path):
+    routed.policy = Route.parse(route)
+    folder = routed.save_pretrained(tmp_path / "static")
+    expected = routed.generate(PROMPTS, max_new_tokens=3, do_sample=False)
+    loaded = RoutedModel.from_pretrained(folder, base=routed)
+    outs = loaded.generate(PROMPTS, max_new_tokens=3, do_sample=False)
+    assert [str(out.route) for out in outs] == [route] * len(PROMPTS)
+    assert [out.token_ids for out in outs] == [out.token_ids for out in expected]
+    card = (folder / "README.md").read_text()
+    assert is_card(card)
+    assert f"- blocks: 4, route `{route}`\n" in card
+    assert (f"- loops: {words}\n" in card) == ("- loops" in card) == ("tags: [drllm, adaptive-depth, rys]" in card) == bool(words)
+    (folder / "README.md").write_text(card.replace("# static", "# stale"))
+    assert loaded.save_pretrained(folder) == folder
+    assert (folder / "README.md").read_text() == card, "a card of ours is written anew"
 
 
 def test_evaluate_writes_its_figures_into_the_card(tmp_path, data):

@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("plotly")
 
+from test_report import LOOPING, write_evaluation, write_search
 from test_report import run as run
-from test_report import write_evaluation, write_search
 from test_report_scale import FULL_TASKS
 from test_report_scale import full as full
 
@@ -29,6 +29,7 @@ from drllm.reporting.figures import pareto_front
 from drllm.reporting.page import to_html
 from drllm.reporting.parts import Heading, Paragraph, RouteBrowser, Table
 from drllm.runs.records import read_records, write_shard
+from drllm.runs.verdicts import read_verdicts, write_verdicts
 from drllm.tasks import load_task, texts_digest
 from pages import look_at, needs_chromium
 
@@ -112,6 +113,37 @@ def test_the_page_shows_the_routes_with_their_prompts(asked: Path):
     assert re.search(r"skips 1:\s+16 prompts \(arc_easy 8, piqa 8\), 2 better and 0 worse", text)
     assert re.search(r"repeats 1:\s+8 prompts \(arc_easy 4, piqa 4\), 2 better and 0 worse", text)
     assert text.index("base wrong, routers right") < text.index("base right, routers right")
+
+
+def test_the_page_shows_a_loop_in_the_strip_and_in_words(asked: Path):
+    """Blocks of the span stand between the classes of its ends; routes that differ in a strength are apart."""
+    shutil.rmtree(asked / "evaluate")
+    write_evaluation(asked, behaviour=LOOPING)
+    text = report.report(asked).read_text()
+    assert re.search(r"runs 1-2 again after 2:\s+12 prompts \(arc_easy 6, piqa 6\)", text)
+    again = [", and again" if "loop" in kinds else "" for kinds in STRIP]
+    strip = "".join(f'<span class="{kinds}" title="block {n}: execute{again[n]}"></span>' for n, kinds in enumerate(STRIP))
+    assert f'aria-label="runs 1-2 again after 2 at strength 0.5">{strip}' in text
+    assert "a span that runs again</p>" in text
+
+
+STRIP = ("execute", "execute loop from", "execute loop to", "execute")
+
+
+def test_routes_differ_in_their_loops():
+    assert browser.distance("1111", "0-2,1-3") == 1
+    assert browser.distance("0-2,1-3", "0-2,(1-2)*0.5,3") == 1
+    assert browser.distance("0-2,1-3", "0-2,1-3") == 0
+    assert browser.distance("1011", "0-2,1-3") == 2
+    assert browser.cluster({"1111": 3, "0-2,1-3": 2, "0-2,(1-2)*0.5,3": 1}, 1) == {"1111": 0, "0-2,1-3": 1, "0-2,(1-2)*0.5,3": 1}
+
+
+def test_a_route_that_is_none_is_refused(asked: Path):
+    path = asked / "evaluate" / "tune" / "routers" / "piqa.parquet"
+    verdicts = read_verdicts(path)
+    write_verdicts(path, dataclasses.replace(verdicts, routes=["0-2,1-9x", *verdicts.routes[1:]]))
+    with pytest.raises(ArtifactError, match=r"routers/piqa\.parquet has an unreadable route \(cannot read route '0-2,1-9x'"):
+        report.report(asked)
 
 
 def test_texts_that_are_not_at_hand_are_said_to_be_missing(run: Path):
@@ -381,3 +413,6 @@ def test_the_page_in_a_browser(asked: Path, tmp_path: Path, width: int, scheme):
         page.locator(".plot").first.scroll_into_view_if_needed()
 
     look_at(report.report(asked), width, scheme, 5, use, tmp_path / "page.png")
+    shutil.rmtree(asked / "evaluate")
+    write_evaluation(asked, behaviour=LOOPING)
+    look_at(report.report(asked), width, scheme, 5, use, tmp_path / "loops.png")

@@ -22,14 +22,17 @@ from drllm.core.files import write_json, write_text
 from drllm.evaluation.answers import Request, answer
 from drllm.reporting import drawing, report
 from drllm.reporting import summary_table as table
-from drllm.reporting.chart import Chart
-from drllm.reporting.figures import usage_map
+from drllm.reporting.chart import Chart, Heat
+from drllm.reporting.figures import label_distribution, usage_map
+from drllm.reporting.plots import as_plotly
+from drllm.runs.load import load_run
 from drllm.runs.manifest import Manifest, check_manifest
 from drllm.runs.records import RouteRecord, write_shard
 from drllm.runs.summary import Summary, SummaryRow
 from drllm.runs.summary import rows_of as rows_of_summary
 from drllm.scoring.verdict import Verdict
 from drllm.tasks import get_task
+from record_factory import record
 
 pytestmark = pytest.mark.long
 
@@ -439,6 +442,54 @@ def test_a_task_that_a_method_leaves_alone_is_on_the_heat_map():
     chart = usage_map(rows | {("tune", "static", "piqa"): [{"route": "1111"}]}, "tune")
     assert isinstance(chart, Chart)
     assert {(row[0], row[1]) for row in chart.rows} == {("routers", "piqa"), ("routers", "arc_easy")}
+
+
+LOOPING = BEHAVIOUR | {
+    "routers": (lambda n: n < 4, lambda n: "1011"),
+    "codebook": (lambda n: n < 6, lambda n: "0-2,1-3" if n % 2 else "0-2,(1-2)*0.5,3" if n % 4 else "1111"),
+    "static": (lambda n: n < 5, lambda n: "0-3,2-3"),
+}
+
+
+def test_a_loop_is_framed_on_the_heat_map_and_named_with_its_share(run: Path):
+    shutil.rmtree(run / "evaluate")
+    write_evaluation(run, behaviour=LOOPING)
+    folder = report.report(run).parent
+    page = (folder / "report.md").read_text(encoding="utf-8")
+    assert "A frame stands around the commonest loop of a row." in page
+    assert "| method | task | loop | prompts | % of prompts |" in page
+    assert "| codebook | piqa | runs 1-2 again after 2 | 6 | 50.0 |" in page
+    assert "| codebook | piqa | runs 1-2 again after 2 at strength 0.5 | 3 | 25.0 |" in page
+    assert "| static | arc_easy | runs 2-3 again after 3 | 12 | 100.0 |" in page
+    rows = list(csv.DictReader((folder / "usage_tune.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["mean_passes"] for row in rows if (row["method"], row["task"]) == ("static", "piqa")] == ["1", "1", "2", "2"]
+    run_ = load_run(run)
+    chart = usage_map(run_.questions, "tune")
+    assert isinstance(chart, Chart)
+    (heat,) = chart.of(Heat)
+    framed = {heat.rows[row]: (first, last) for row, first, last in heat.loops}
+    assert framed == {f"{name}, {task}": span for name, span in (("codebook", (1, 2)), ("static", (2, 3))) for task in TASKS}
+    frames = as_plotly(chart)["layout"]["shapes"]
+    assert [(frame["x0"], frame["x1"]) for frame in frames] == [(first - 0.45, last + 0.45) for _, first, last in heat.loops]
+    with_loops = (folder / "usage_tune.png").read_bytes()
+    drawing.write_charts([replace(chart, marks=(replace(heat, loops=()),))], folder)
+    assert (folder / "usage_tune.png").read_bytes() != with_loops, "the frames are drawn"
+
+
+def test_without_loops_no_page_speaks_of_them(run: Path):
+    page = report.report(run)
+    assert "loop" not in page.with_suffix(".md").read_text(encoding="utf-8")
+    assert "a span that runs again" not in page.read_text(encoding="utf-8")
+    assert "shapes" not in as_plotly(usage_map(load_run(run).questions, "tune"))["layout"]
+
+
+def test_labels_of_looped_routes_are_counted_as_blocks_that_run_more_than_once():
+    full = Route.full(L)
+    looped = replace(loops_record := record(), routes=(full, full.loop(1, 2, times=3)), chosen=full.loop(1, 2, times=3))
+    assert loops_record.routes[0] == full
+    chart = label_distribution({"arc_easy": [looped]})
+    assert isinstance(chart, Chart)
+    assert chart.rows == (("arc_easy", "skip", 0), ("arc_easy", "execute", 2), ("arc_easy", "repeat", 2))
 
 
 def test_two_versions_of_a_policy_are_no_method(run: Path):

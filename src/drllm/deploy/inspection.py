@@ -107,9 +107,8 @@ def render(found: Inspection, width: int | None = None, colour: bool = False) ->
     buffer = io.StringIO()
     console = Console(file=buffer, width=width or 100, color_system="standard" if colour else None, force_terminal=colour)
     route = Text.assemble(("route   ", "bold"), _strip(found.route))
-    bracketed = ", [ ] a span that runs again" if found.route.loops else ""
-    route.append(f"  {found.route.n_passes} block passes, the base {len(found.route)}  (_ skipped, | executed, # repeated{bracketed})")
-    parts: list[Any] = [_prompt(found), Text(""), route, *(Text(f"        {words}") for words in loops_in_words(found.route))]
+    route.append(f"  {found.route.n_passes} block passes, the base {len(found.route)}  (_ skipped, | executed, # repeated)")
+    parts: list[Any] = [_prompt(found), Text(""), route, *_loops(found.route)]
     if found.probabilities is not None:
         parts += [Text(""), _block_table(found.probabilities, found.route)]
     if found.values:
@@ -138,6 +137,10 @@ def _strip(route: Route) -> Text:
         marks[span.first].insert(0, ("[", LOOP_STYLE))
         marks[span.last].append(("]", LOOP_STYLE))
     return Text.assemble(*(mark for found in marks for mark in found))
+
+
+def _loops(route: Route) -> list[Text]:
+    return [Text.assemble(("loop    ", "bold"), ("[ ] ", LOOP_STYLE), words) for words in loops_in_words(route)]
 
 
 def _block_table(probabilities: Sequence[Sequence[float]], route: Route) -> Table:

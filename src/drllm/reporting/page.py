@@ -91,14 +91,16 @@ def _prose(text: str) -> Any:
     return Markup("").join(Markup("<code>{}</code>").format(piece) if place % 2 else escape(piece) for place, piece in enumerate(pieces))
 
 
-def _blocks(route: str) -> list[tuple[int, str]]:
-    """(block, classes) of each block: its action's name, and where loops run it again, where such a span begins and ends."""
+def _blocks(route: str) -> list[tuple[str, str]]:
+    """(classes, title) of each block: its action, and where loops run it again and such a span begins and ends."""
     parsed = Route.parse(route)
-    classes = [[Action(min(n_passes, Action.REPEAT)).name.lower()] for n_passes in parsed.in_place_actions]
+    actions = [Action(min(n_passes, Action.REPEAT)).name.lower() for n_passes in parsed.in_place_actions]
+    kinds = [dict.fromkeys([action]) for action in actions]
     for _, span in parsed.loops:
         for block in span.blocks:
-            classes[block] += ["loop", *(["from"] if block == span.first else []), *(["to"] if block == span.last else [])]
-    return [(block, " ".join(dict.fromkeys(found))) for block, found in enumerate(classes)]
+            kinds[block] |= {"loop": None} | ({"from": None} if block == span.first else {}) | ({"to": None} if block == span.last else {})
+    said = [f"block {block}: {action}{', and again' if 'loop' in kinds[block] else ''}" for block, action in enumerate(actions)]
+    return [(" ".join(found), title) for found, title in zip(kinds, said, strict=True)]
 
 
 def _has_loops(part: RouteBrowser) -> bool:
