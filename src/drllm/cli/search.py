@@ -37,6 +37,7 @@ def add_flags(parser: Parser) -> None:
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
     add_section(parser, "search")
     add_section(parser, "resources", about="where and how it runs; no record depends on them")
-    parser.add_argument("--paths", metavar="FILE", help="evaluate the routes of a file, one a line, on every question instead of searching")
+    listed = "evaluate the routes of a file, one a line as digits or a path, on every question instead of searching"
+    parser.add_argument("--paths", metavar="FILE", help=listed)
     named = "name of that list; needed to add routes to a run that has a list already"
     parser.add_argument("--list", metavar="NAME", default="", help=named)
