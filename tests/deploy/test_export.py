@@ -131,12 +131,12 @@ def test_an_export_that_computes_something_else_is_refused(tmp_path, monkeypatch
     """The check reads the written files: spoil them on the way."""
     import drllm.deploy.formats.checkpoint
 
-    written = drllm.deploy.formats.checkpoint._write
+    written = drllm.deploy.formats.checkpoint.write_weights
 
     def spoiled(routed, route, place):
         return written(routed, Route.full(L), place)
 
-    monkeypatch.setattr(drllm.deploy.formats.checkpoint, "_write", spoiled)
+    monkeypatch.setattr(drllm.deploy.formats.checkpoint, "write_weights", spoiled)
     with pytest.raises(UnsupportedModelError, match="logits are off by"):
         export(RoutedModel.wrap(families.build("llama")), Route.parse("1011"), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Write a static route for other tools: a checkpoint for transformers, an adapter for PEFT, or a GGUF file for llama.cpp.
+"""Write a static route for other tools: a checkpoint, a PEFT adapter, a mergekit recipe or a GGUF file.
 
 example:
   drllm export --policy runs/a/static --out runs/a/checkpoint
@@ -9,7 +9,7 @@ from drllm.cli.job import Job, Lines
 from drllm.cli.options import ROUTE_HELP, Parser, add_common
 from drllm.core.errors import InputError
 
-FORMATS = ("checkpoint", "peft", "gguf")
+FORMATS = ("checkpoint", "peft", "mergekit", "gguf", "scaled")
 
 
 def run(job: Job) -> Lines:
@@ -36,9 +36,13 @@ def run(job: Job) -> Lines:
 
     done = export(routed, route, out, arguments.format)
     yield f"route {done.route}: {done.n_blocks} blocks instead of {routed.n_layers}"
-    size = f"{done.n_bytes / 1e6:.1f} MB" if done.n_bytes >= 1e5 else f"{done.n_bytes / 1e3:.1f} KB"
-    yield f"weights: {size}, of which {done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks"
-    yield f"checked: logits of {done.n_checked} tokens within {done.difference:.1e} of the routed model's"
+    if done.n_bytes:
+        size = f"{done.n_bytes / 1e6:.1f} MB" if done.n_bytes >= 1e5 else f"{done.n_bytes / 1e3:.1f} KB"
+        yield f"weights: {size}, of which {done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks"
+    if done.measured:
+        yield from done.measured
+    else:
+        yield f"checked: logits of {done.n_checked} tokens within {done.difference:.1e} of the routed model's"
     yield f"{done.format}: {done.folder}"
 
 

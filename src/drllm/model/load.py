@@ -96,6 +96,13 @@ def gguf_path(name: str) -> Path | None:
     return Path(source) / options["gguf_file"] if "gguf_file" in options else None
 
 
+def hub_or_folder(name: str) -> str | None:
+    """What other tools load a base by: a Hub id, or a folder's absolute path; None for a GGUF file and for a model in memory."""
+    if not name or is_gguf(name):
+        return None
+    return str(Path(name).resolve()) if Path(name).exists() else HUB_ALIASES.get(name, name)
+
+
 def is_gguf(name: str) -> bool:
     """Whether `load_base` reads a GGUF file under this name."""
     return name in PACKAGED or Path(name).suffix == ".gguf"

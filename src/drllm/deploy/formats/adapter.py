@@ -19,7 +19,7 @@ from drllm.core.route import Route
 from drllm.deploy.formats.check import BUILD_ERRORS, checked_ids, compared, difference_from, inexpressible
 from drllm.deploy.formats.checkpoint import path_config
 from drllm.deploy.formats.folder import Exported, checked_line, described, finish, front_matter, new_folder, route_line, title
-from drllm.model.load import is_gguf, quiet_loading
+from drllm.model.load import hub_or_folder, quiet_loading
 from drllm.model.routed import RoutedModel
 
 CANNOT = "cannot express this route as a PEFT adapter"
@@ -65,7 +65,6 @@ def _write(routed: RoutedModel, route: Route, place: Path) -> None:
     first = names[id(routed.blocks[0])]
     name, target = _target(routed.blocks[route.path[0]])
     key = f"{first}.{name}"
-    base = routed.base_id
     config = LoraConfig(
         r=1,
         lora_alpha=1,
@@ -73,7 +72,7 @@ def _write(routed: RoutedModel, route: Route, place: Path) -> None:
         layer_replication=spans(route),
         task_type="CAUSAL_LM",
         inference_mode=True,
-        base_model_name_or_path=str(Path(base).resolve()) if Path(base).exists() else base or None,
+        base_model_name_or_path=hub_or_folder(routed.base_id),
         revision=routed.revision,
     )
     config.save_pretrained(str(place))
@@ -140,9 +139,11 @@ def _twin(routed: RoutedModel) -> Any:
 def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
     """What the adapter is, for whoever finds it."""
     base = title(routed)
-    if is_gguf(base):
-        load = "# load the base first: a GGUF file, unpacked\n"
-        load += "from peft import PeftModel\n" + f'model = PeftModel.from_pretrained(base, "{done.folder.name}")\n'
+    if hub_or_folder(routed.base_id) is None:
+        load = (
+            "from peft import PeftModel\n"
+            + f'model = PeftModel.from_pretrained(base, "{done.folder.name}")  # the base, unpacked if it is a GGUF file\n'
+        )
     else:
         load = "from peft import AutoPeftModelForCausalLM\n" + f'model = AutoPeftModelForCausalLM.from_pretrained("{done.folder.name}")\n'
     return (

@@ -25,16 +25,19 @@ CANNOT = "cannot express this route as a plain checkpoint"
 def write_checkpoint(routed: RoutedModel, route: Route, folder: Path) -> Exported:
     """Weights, configuration, tokenizer and README; see `drllm.deploy.export.export`."""
     with new_folder(folder) as place:
-        copied_bytes = _write(routed, route, place)
-        difference, n_checked = _check(routed, route, place)
+        copied_bytes = write_weights(routed, route, place)
+        difference, n_checked = difference_from(routed, route, load_written(routed, place), CANNOT)
         n_bytes = sum(path.stat().st_size for path in place.glob("*.safetensors"))
         done = Exported(folder, str(route), route.n_passes, n_bytes, copied_bytes, difference, n_checked)
         finish(place, routed, done, _readme(routed, route, done))
     return done
 
 
-def _write(routed: RoutedModel, route: Route, place: Path) -> int:
-    """Weights, configuration and tokenizer; returns the bytes that later passes take."""
+def write_weights(routed: RoutedModel, route: Route, place: Path, scaled: tuple[str, ...] = ()) -> int:
+    """Weights, configuration and tokenizer; returns the bytes that later passes take.
+
+    `scaled` names parameters of a block, such as "o_proj.weight", that a span of a strength multiplies by it.
+    """
     model: Any = routed.model
     config = path_config(model, route)
     names = {id(module): name for name, module in model.named_modules()}
@@ -42,12 +45,14 @@ def _write(routed: RoutedModel, route: Route, place: Path) -> int:
     assert all(names[id(block)] == f"{prefix}{index}" for index, block in enumerate(routed.blocks))
     copied_bytes, weights = 0, model.state_dict()
     state: dict[str, Tensor] = {key: value for key, value in weights.items() if not key.startswith(prefix)}
-    for place_of, block in enumerate(route.path):
+    strengths = [span.strength for span in route.spans for _ in span.blocks]
+    for place_of, (block, strength) in enumerate(zip(route.path, strengths, strict=True)):
         for key, value in weights.items():
             if key.startswith(f"{prefix}{block}."):
                 is_copy = block in route.path[:place_of]
                 # Safetensors stores no tensor twice under two names: a later pass needs its own.
-                state[f"{prefix}{place_of}.{key.removeprefix(f'{prefix}{block}.')}"] = value.clone() if is_copy else value
+                stored = value * strength if strength != 1 and key.endswith(scaled) else value.clone() if is_copy else value
+                state[f"{prefix}{place_of}.{key.removeprefix(f'{prefix}{block}.')}"] = stored
                 copied_bytes += value.numel() * value.element_size() * is_copy
     try:
         with torch.device("meta"):
@@ -91,8 +96,8 @@ def path_config(model: Any, route: Route) -> Any:
     return config
 
 
-def _check(routed: RoutedModel, route: Route, place: Path) -> tuple[float, int]:
-    """(largest difference of a logit, tokens compared) between the written checkpoint, loaded by transformers, and the routed model."""
+def load_written(routed: RoutedModel, place: Path, cannot: str = CANNOT) -> Any:
+    """The written checkpoint, loaded by transformers where the routed model is."""
     from transformers import AutoModelForCausalLM
 
     model = routed.model
@@ -101,9 +106,9 @@ def _check(routed: RoutedModel, route: Route, place: Path) -> tuple[float, int]:
             attention = attention_of(model.config)
             loaded: Any = AutoModelForCausalLM.from_pretrained(place, dtype=model.dtype, attn_implementation=attention)
     except BUILD_ERRORS as error:
-        raise inexpressible(routed.config, error, CANNOT) from None
+        raise inexpressible(routed.config, error, cannot) from None
     device = "cpu" if len(set(getattr(model, "hf_device_map", {}).values())) > 1 else routed.device
-    return difference_from(routed, route, loaded.eval().to(device), CANNOT)
+    return loaded.eval().to(device)
 
 
 def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import read_json, write_json
 from drllm.core.route import Action, Route
+from drllm.model.load import hub_or_folder
 from drllm.model.routed import RoutedModel
 from drllm.runs.layout import EXPORT_FILE
 from drllm.runs.provenance import versions
@@ -23,9 +24,10 @@ class Exported:
     Attributes:
         route: as text.
         n_blocks: of the model that the export loads as.
-        n_bytes: of its weights; `copied_bytes` of them belong to later passes, which most formats cannot store once.
+        n_bytes: of its weights, none for a recipe; `copied_bytes` of them belong to later passes, which most formats cannot store once.
         difference: largest absolute difference of a logit from the routed model's, on `n_checked` tokens.
         format: which one.
+        measured: lines on what an approximation does; none for an export that is exact.
     """
 
     folder: Path
@@ -36,6 +38,7 @@ class Exported:
     difference: float
     n_checked: int
     format: str = "checkpoint"
+    measured: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -84,7 +87,7 @@ def check_export(folder: Path) -> None:
 def front_matter(routed: RoutedModel, route: Route, library: str) -> str:
     """The head of a card, by which the Hub files it: `rys` is the tag under which people look for models with repeated blocks."""
     tags = ["drllm", "adaptive-depth", *(["rys"] if max(route) > Action.EXECUTE else [])]
-    base = routed.base_id
+    base = hub_or_folder(routed.base_id) or ""
     named = f"base_model: {base}\n" if "/" in base and not Path(base).exists() else ""
     return f"---\nlibrary_name: {library}\ntags: [{', '.join(tags)}]\n{named}---\n\n"
 

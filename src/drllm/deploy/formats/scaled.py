@@ -1,0 +1,121 @@
+"""A checkpoint that approximates strengths: the copies of a damped span with `o_proj` and `down_proj` multiplied by the strength.
+
+A strength s takes the states h to h + s (F(h) - h), where F is the whole span. The copies add s times what each block adds, one after the
+other: for a span of one block with attention and feed-forward in parallel that is the same, otherwise it is another function. What the
+difference comes to is measured and printed, beside what the loop comes to at all.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from drllm.core.errors import UnsupportedModelError
+from drllm.core.route import Route
+from drllm.deploy.formats.check import checked_ids
+from drllm.deploy.formats.checkpoint import load_written, write_weights
+from drllm.deploy.formats.folder import Exported, described, finish, front_matter, new_folder, route_line, title
+from drllm.model.routed import RoutedModel
+
+CANNOT = "cannot express this route as scaled copies"
+LAST = ("o_proj", "down_proj")
+PARAMETERS = tuple(f"{name}.{part}" for name in LAST for part in ("weight", "bias"))
+LOUD = 64.0
+TEXT = (
+    "A glacier is a large mass of ice that moves slowly over land. It forms where more snow falls each winter than melts in summer, so "
+    "that the layers below are pressed into ice. Under its own weight the ice begins to flow downhill, like a very slow river. As it moves "
+    "it picks up stones and carries them along, and it grinds the rock beneath to a fine powder. When the climate becomes warmer, the "
+    "front of the glacier retreats and leaves behind long ridges of gravel, deep valleys and many small lakes. People who live near the "
+    "mountains use the water that melts from the ice in summer to drink, to grow food and to make electricity."
+)
+
+
+def write_scaled(routed: RoutedModel, route: Route, folder: Path) -> Exported:
+    """Weights, configuration, tokenizer and README; see `drllm.deploy.export.export`.
+
+    Raises:
+        UnsupportedModelError: the family's blocks add something to the states that these two weights do not scale.
+    """
+    _refuse_other_branches(routed)
+    with new_folder(folder) as place:
+        copied_bytes = write_weights(routed, route, place, PARAMETERS)
+        difference, n_checked, measured = _measure(routed, route, load_written(routed, place, CANNOT))
+        n_bytes = sum(path.stat().st_size for path in place.glob("*.safetensors"))
+        done = Exported(folder, str(route), route.n_passes, n_bytes, copied_bytes, difference, n_checked, "scaled", measured)
+        finish(place, routed, done, _readme(routed, route, done))
+    return done
+
+
+@torch.no_grad()
+def _refuse_other_branches(routed: RoutedModel) -> None:
+    """A block without its two last products must leave the states as they are, and scaled ones must scale what it adds: a norm does not."""
+    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    block = routed.blocks[0]
+    handle = block.register_forward_pre_hook(lambda _module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    try:
+        routed.model(checked_ids(routed), use_cache=False)
+    finally:
+        handle.remove()
+    args, kwargs = seen[0]
+    x_BTD = args[0] if args else kwargs["hidden_states"]
+    whole, silent, loud = (_step(block, scale, args, kwargs) - x_BTD for scale in (1.0, 0.0, LOUD))
+    last = [name for name, module in block.named_modules() if name.endswith(LAST) and isinstance(module, nn.Linear)]
+    if len(last) != len(LAST) or silent.any() or not loud.norm() > LOUD / 4 * whole.norm():
+        what = "its blocks add more to the states than o_proj and down_proj give, or norm that"
+        raise UnsupportedModelError(f"model_type {routed.config.model_type!r} {CANNOT}: {what}; serve the route with drllm")
+
+
+def _step(block: nn.Module, scale: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The states behind a block whose last products are scaled."""
+    scaled = copy.deepcopy(block)
+    vars(scaled).pop("forward", None)
+    for name, parameter in scaled.named_parameters():
+        if name.endswith(PARAMETERS):
+            parameter.mul_(scale)
+    out = scaled(*args, **kwargs)
+    return out[0] if isinstance(out, tuple) else out
+
+
+@torch.no_grad()
+def _measure(routed: RoutedModel, route: Route, loaded: Any) -> tuple[float, int, tuple[str, ...]]:
+    """(largest difference of a logit, tokens, lines): the copies against the route, and for comparison the base against the route."""
+    encoded = None if routed.tokenizer is None else routed.tokenizer(TEXT, return_tensors="pt")["input_ids"].to(routed.device)
+    ids = checked_ids(routed) if encoded is None else encoded
+    wanted = routed(ids, routes=route).logits[0].float()
+    got = loaded(ids.to(loaded.device)).logits[0].float().to(wanted.device)
+    base = routed(ids, routes=Route.full(routed.n_layers)).logits[0].float()
+    what = f"{ids.shape[1]} {'random tokens' if encoded is None else 'tokens of text'}"
+    lines = (
+        f"an approximation: on {what} the copies differ from the route by {_divergence(wanted, got):.3g} nats a token (KL), and their most "
+        f"likely next token is the route's on {_agreement(wanted, got):.0%}",
+        f"for comparison: the base differs from the route by {_divergence(wanted, base):.3g} nats a token and agrees on "
+        f"{_agreement(wanted, base):.0%}",
+    )
+    return float((got - wanted).abs().max()), ids.shape[1], lines
+
+
+def _divergence(wanted: Tensor, got: Tensor) -> float:
+    logs = wanted.log_softmax(-1)
+    return float((logs.exp() * (logs - got.log_softmax(-1))).sum(-1).mean())
+
+
+def _agreement(wanted: Tensor, got: Tensor) -> float:
+    return float((wanted.argmax(-1) == got.argmax(-1)).float().mean())
+
+
+def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
+    """What the checkpoint is, for whoever finds it."""
+    base, name = title(routed), done.folder.name
+    return (
+        f"{front_matter(routed, route, 'transformers')}# {base}, approximately on one route of blocks\n\n"
+        f"The base model's own weights in another order: {described(route)} (counted from 0). {done.n_blocks} blocks instead of "
+        f"{routed.n_layers}; nothing was trained. **An approximation**: a plain checkpoint can hold no strength, so the copies of the "
+        "damped blocks have their `o_proj` and `down_proj` multiplied by it instead, which is another function.\n\n"
+        f"- base: `{base}`, weights `{routed.fingerprint}`\n{route_line(route)}"
+        f'- made by: `drllm export --format scaled --model {base} --route "{route}" --out {name}`\n'
+        + "".join(f"- {line}\n" for line in done.measured)
+        + f"- logits of {done.n_checked} tokens differ from the routed model's by up to {done.difference:.3g}\n\n"
+        "The licence is the base model's.\n"
+    )
