@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 import os
@@ -73,6 +74,22 @@ def test_two_workers_write_the_records_of_one_process(saved, data, single, tmp_p
     assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
     (job,) = read_jobs(tmp_path)
     assert job["config"]["resources"] | {"executor": "ray", "workers": 2, "threads": 1} == job["config"]["resources"]
+    assert gone()
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.parametrize("listed", [False, True])
+def test_two_workers_search_loops_and_lists_of_loops_as_one_process_does(listed, saved, data, tmp_path):
+    full = Route.full(L)
+    routes = [full.loop(1, 2), full.loop(1, 2, 0.5), Route.parse("0-1,0-1/4")] if listed else None
+    config = dataclasses.replace(SEARCH, n_simulations=10, limit=8, max_loop_span=0 if listed else 2)
+    for where, resources in (("one", Resources()), ("two", TWO)):
+        search(saved, [TASK], config, tmp_path / where, data, resources=resources, routes=routes)
+    kind = "paths" if listed else "search"
+    assert folder_bytes(tmp_path / "one" / kind) == folder_bytes(tmp_path / "two" / kind)
+    tried = {route for record in read_records(tmp_path / "two" / kind) for route in record.routes}
+    assert any(not route.is_in_place for route in tried)
     assert gone()
 
 

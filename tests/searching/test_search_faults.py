@@ -323,7 +323,7 @@ def test_ctrl_c_says_how_to_resume_and_keeps_the_shards(data, tmp_path, monkeypa
 
 
 KILLS = """
-import json, os, random, signal, sys
+import dataclasses, json, os, random, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -355,7 +355,9 @@ def child(out, last, report=None):
     for owner, name in ((drllm.core.files.os, "fsync"), (Path, "replace"), (PrefixRunner, "_apply")):
         for when in ("before", "after"):
             count(owner, name, events, last, when)
-    search(routed, [runs.TASK], test_search_faults.SMALL, out, sys.argv[2], resources=Resources(pool_size=4))
+    loops = int(sys.argv[4])
+    config = dataclasses.replace(test_search_faults.SMALL, max_loop_span=loops, loop_strength=0.5 if loops else 1.0)
+    search(routed, [runs.TASK], config, out, sys.argv[2], resources=Resources(pool_size=4))
     if report:
         report.write_text(str(len(events)))
     os._exit(0)
@@ -375,13 +377,13 @@ print(json.dumps({"n": n, "moments": moments}))
 """
 
 
-@pytest.mark.parametrize("n_kills", [4, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_and_run_again_gives_the_records_of_an_uninterrupted_search(n_kills, data, tmp_path):
+@pytest.mark.parametrize(("n_kills", "loops"), [(4, 0), (4, 2), pytest.param(20, 2, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_and_run_again_gives_the_records_of_an_uninterrupted_search(n_kills, loops, data, tmp_path):
     environment = os.environ | {
         "PYTHONPATH": f"{Path(drllm.__file__).parents[1]}:{TESTS}:{TESTS.parent / 'support'}",
         "OMP_NUM_THREADS": "1",
     }
-    arguments = [sys.executable, "-c", KILLS, str(tmp_path), str(data), str(n_kills)]
+    arguments = [sys.executable, "-c", KILLS, str(tmp_path), str(data), str(n_kills), str(loops)]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])

@@ -223,5 +223,7 @@ def test_loops_are_off_unless_asked_for():
     assert Route.full(5).loop(1, 2) in asked
     with pytest.raises(InputError, match="preset paper, which has no loops"):
         SearchConfig(preset="paper", max_loop_span=2)
+    with pytest.raises(InputError, match=r"loop_strength is 0\.5 and max_loop_span 0, so there is no loop: set both"):
+        SearchConfig(loop_strength=0.5)
     assert not any("loop" in name for name in to_dict(SearchConfig()))
     assert to_dict(SearchConfig(max_loop_span=2))["max_loop_span"] == 2

@@ -55,6 +55,8 @@ class SearchConfig(Options):
             raise InputError(
                 f"SearchConfig.max_loop_span is {self.max_loop_span} with preset paper, which has no loops: use preset default"
             )
+        if self.loop_strength != 1 and not self.max_loop_span:
+            raise InputError(f"SearchConfig.loop_strength is {self.loop_strength:g} and max_loop_span 0, so there is no loop: set both")
 
 
 @dataclass(frozen=True)
