@@ -42,10 +42,15 @@ SPEC = ServeSpec("book", L, "policy", repeatable=(2,))
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ("11", "has 2 digits"),
+        ("11", "is for 2 blocks, the model has 4"),
         ("113", "cannot read"),
         ("1x11", "cannot read"),
-        ("2111", "repeats block 0"),
+        ("2111", "runs block 0 2 times, the server keeps caches for 1: start it with --repeatable 0$"),
+        ("0-2,2-2,2-3", "runs block 2 3 times, the server keeps caches for 2: start it with --repeatable 2:3$"),
+        ("0-1,(0-1)*0.5,2-3", "runs block 0 2 times"),
+        ("0-4", "got block 4 in a path through 4 blocks"),
+        ("0-2,3/5", "is for 5 blocks, the model has 4"),
+        ("0-2,(1-2)*2,3", "strength 2"),
         ("0000", "runs no block"),
         (1111, "must be a string"),
         (None, "must be a string"),
@@ -64,6 +69,16 @@ def test_routes_that_a_server_runs():
     assert fixed.check("1021") == Route.parse("1021")
     with pytest.raises(InputError, match="runs one route, 1021"):
         fixed.check("1111")
+    looped = ServeSpec("static", L, "policy", "0-2,(1-2)*0.5,3")
+    assert str(looped.check("0-2+(1-2)*.5+3")) == looped.route, "however it is written"
+    with pytest.raises(InputError, match="runs one route, 0-2"):
+        looped.check("0-2,1-3")
+    assert looped.n_caches == (1, 2, 2, 1)
+    assert ServeSpec("static", L, "policy", "0-2/4").n_caches == (1, 1, 1, 0)
+    wide = ServeSpec("forced", L, repeatable=(1, 2, 2))
+    assert wide.n_caches == (1, 2, 3, 1)
+    assert str(wide.check("0-2,2,1-3")) == "0-2,2,1-3"
+    assert str(wide.check("0-2,1-2/4")) == "0-2,1-2/4"
 
 
 @pytest.mark.parametrize("spec", [SPEC, ServeSpec("static", L, "p", "0121", prompt_format="raw"), ServeSpec("forced", L)])
@@ -97,6 +112,19 @@ def test_how_each_policy_is_served(tiny: RoutedModel):
     assert make_spec(book, "p", tiny, decide="engine", repeatable="0", any_format=True) == ServeSpec(
         "engine", n, "p", repeatable=(0, n - 1), routes=known, decided=1
     )
+    loops = [Route.full(n), Route.full(n).loop(1, 2, times=3), Route.full(n).loop(1, n - 1, strength=0.5)]
+    looped = Codebook(loops, 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 2), torch.zeros(2), [Point(0.0)], 0)
+    assert make_spec(looped, "p", tiny).repeatable == (1, 1, 2, 2, *range(3, n))
+    assert make_spec(looped, "p", tiny, repeatable="0,1:4").repeatable == (0, 1, 1, 1, 2, 2, *range(3, n))
+    assert make_spec(RoutePolicy(loops[2]), "p", tiny).route == str(loops[2])
+    assert make_spec(None, "", tiny, repeatable="2,all:3,2").repeatable == tuple(sorted([*range(n)] * 2))
+    for flag, says in {
+        "1:5": "asks for 5 passes of a block, expected 2 to 4",
+        "1:1": "asks for 1 passes",
+        "1:x": "expected all, none",
+    }.items():
+        with pytest.raises(InputError, match=says):
+            make_spec(None, "", tiny, repeatable=flag)
     routers = Routers(RouterConfig(n, tiny.hidden_size))
     assert make_spec(routers, "p", tiny) == ServeSpec("engine", n, "p", repeatable=tuple(range(n)))
     with pytest.raises(InputError, match="only a codebook decides before"):

@@ -107,6 +107,16 @@ def test_other_paths_are_not_served(path: str):
     assert int(headers["content-length"]) == len(b"".join(parts))
 
 
+def test_a_path_in_an_answer():
+    """In a header its commas would part values."""
+    routes = ["0-2,(1-2)*0.5,3", "1111", "0-2,1-3"]
+    headers, parts = ask(json_app({"id": 1}, routes))
+    told = json.loads(b"".join(parts))["drllm"]
+    assert [one["route"] for one in told] == routes
+    assert (headers["x-drllm-route"], headers["x-drllm-passes"]) == ("0-2+(1-2)*0.5+3,1111,0-2+1-3", "6,4,6")
+    assert [Route.parse(text, 4) for text in headers["x-drllm-route"].split(",")] == [Route.parse(text, 4) for text in routes]
+
+
 def test_many_routes_stand_in_the_body_alone():
     headers, parts = ask(json_app({"id": 1}, ["1021"] * 1024))
     assert len(json.loads(b"".join(parts))["drllm"]) == 1024

@@ -79,6 +79,35 @@ def test_one_route_compiled_is_not_taken_for_another(models, family: str):
             check(routed, request, answer, route)
 
 
+STATIC_LOOPS = {
+    "a span twice": "0-3,2-5",
+    "with a strength": "0-3,(2-3)*0.5,4-5",
+    "three passes, and strengths": "0-2,1-2,(1-2)*0.25,2-5,(5)*0.5",
+    "the last blocks left out": "1-3,0-2/6",
+}
+
+
+@pytest.mark.parametrize("name", STATIC_LOOPS)
+def test_one_path_for_all(models, routed, name: str):
+    """Loops, strengths and third passes, in any order: the list of blocks that the base's own forward walks."""
+    route = STATIC_LOOPS[name]
+    asked = [{"ids": ids, "new": 16} for ids in prompts(4)]
+    done = run_engine(models["llama"], {"mode": "static", "n_layers": N_BLOCKS, "route": route}, asked)
+    for request, answer in zip(asked, done["answers"], strict=True):
+        check(routed, request, answer, route)
+
+
+@pytest.mark.parametrize(
+    ("family", "route"), [("llama", STATIC_LOOPS["three passes, and strengths"]), *((one, "0-4,(2-4)*0.5,1-5") for one in FAMILIES)]
+)
+def test_one_path_compiled(models, family: str, route: str):
+    routed = RoutedModel.wrap(str(models[family]), dtype="float32")
+    asked = [{"ids": ids, "new": 12} for ids in prompts(3)]
+    done = run_engine(models[family], {"mode": "static", "n_layers": N_BLOCKS, "route": route}, asked, enforce_eager=False)
+    for request, answer in zip(asked, done["answers"], strict=True):
+        check(routed, request, answer, route)
+
+
 def test_rows_of_the_base_and_of_routes_when_compiled(models, routed):
     """Steps of the base alone run compiled, the others block by block: the same request goes through both."""
     asked = [{"ids": ids, "new": 24} for ids in prompts(3)]

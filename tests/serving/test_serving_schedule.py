@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from deciding import Asked
 from drllm import Route
 from drllm.core.errors import InputError
+from drllm.core.route import MAX_PASSES, Span, Visit
+from drllm.deploy.serving.engine.paths import Loop, lay_out, loops_of
 from drllm.deploy.serving.engine.schedule import Schedule, Undecided, run_schedule
+from drllm.deploy.serving.engine.segments import cuts, most_passes
 from drllm.deploy.serving.engine.vllm_private import StepAttention
 from drllm.policies.policy import Policy
 
@@ -84,56 +89,138 @@ class Block(torch.nn.Module):
         return torch.tanh(mixed @ self.weight), residual
 
 
+class LoopBlocks:
+    """A span that is run again, its mixing written out."""
+
+    def __init__(self, loop: Loop, blocks: dict[str, Block]):
+        self.names = [f"{block}.{n_pass}" for block, n_pass in loop.steps]
+        self.blocks, self.strength = [blocks[name] for name in self.names], loop.span.strength
+
+    def run(self, positions: torch.Tensor, states: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        before = states + residual
+        for block in self.blocks:
+            states, residual = block(positions, states, residual)
+        if self.strength == 1:
+            return states, residual
+        return before + self.strength * (states + residual - before), torch.zeros_like(before)
+
+
+def schedule_of(routes: Sequence[str], attention: StepAttention, *more: Any) -> Schedule:
+    """Of these routes, as texts."""
+    laid = [lay_out(Route.parse(route, L)) for route in routes]
+    loops = {place: one.loops for place, one in enumerate(laid) if one.loops}
+    return Schedule(np.stack([one.actions for one in laid]), attention, *more, loops=loops)
+
+
 def run(
     routes: list[str], lengths: list[int], undecided: dict[int, Policy] | None = None
 ) -> tuple[torch.Tensor, Schedule, dict[str, Block]]:
     """The states behind the last block."""
     common = step_of(lengths)
     context = SimpleNamespace(attn_metadata={}, slot_mapping={})
-    blocks = {f"{block}.{n_pass}": Block(block, n_pass, context) for block in range(L) for n_pass in (0, 1)}
-    actions = np.array([[int(action) for action in route] for route in routes], dtype=np.int8)
+    blocks = {f"{block}.{n_pass}": Block(block, n_pass, context) for block in range(L) for n_pass in range(MAX_PASSES)}
     waiting = [Undecided(str(place), policy, [place]) for place, policy in (undecided or {}).items()]
-    schedule = Schedule(actions, attention_of(common, context), waiting)
+    schedule = schedule_of(routes, attention_of(common, context), waiting)
     states = torch.randn(sum(lengths), D, generator=torch.Generator().manual_seed(9))
     segments = [
         SimpleNamespace(block=block, end=block + 1, n_pass=n_pass, names=[f"{block}.{n_pass}"], run=blocks[f"{block}.{n_pass}"])
         for block in range(L)
-        for n_pass in (0, 1)
+        for n_pass in range(MAX_PASSES)
     ]
-    states, residual = run_schedule(schedule, segments, common.positions, states)
+    states, residual = run_schedule(schedule, segments, common.positions, states, lambda loop: LoopBlocks(loop, blocks))
     return states + residual, schedule, blocks
+
+
+def alone(route: Route, place: int, lengths: list[int]) -> torch.Tensor:
+    """A sequence's states behind its last block, in a step that holds it alone: its path, one pass after the other."""
+    context = SimpleNamespace(attn_metadata={}, slot_mapping={})
+    whole, start, length = step_of(lengths), sum(lengths[:place]), lengths[place]
+    ends, here = torch.tensor([0, length], dtype=torch.int32), slice(start, start + length)
+    one = slice(place, place + 1)
+    own = Common(ends, ends, whole.seq_lens[one], 1, length, length, whole.block_table_tensor[one], whole.slot_mapping[here])
+    states = torch.randn(sum(lengths), D, generator=torch.Generator().manual_seed(9))[here]
+    used = [0] * L
+    for span in route.spans:
+        before = states
+        for block in span.blocks:
+            module = Block(block, used[block], context)
+            used[block] += 1
+            context.attn_metadata[module.name], context.slot_mapping[module.name] = own, own.slot_mapping
+            states = sum(module(whole.positions[here], states, torch.zeros_like(states)))
+        states = before + span.strength * (states - before) if span.strength != 1 else states
+    return states
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.text("012", min_size=L, max_size=L), st.integers(1, 5)), min_size=1, max_size=6))
 def test_a_step_of_mixed_routes_is_each_sequence_alone(sequences: list[tuple[str, int]]):
     """Whatever the routes, each sequence's states are those of a step that holds it alone."""
-    routes, lengths = [route for route, _ in sequences], [length for _, length in sequences]
-    together, _, _ = run(routes, lengths)
+    check_step([route for route, _ in sequences], [length for _, length in sequences])
+
+
+@st.composite
+def looped(draw: st.DrawFn) -> str:
+    """A path: blocks and spans in any order, no block more than four times."""
+    spans, highest = [], -1
+    for _ in range(draw(st.integers(1, 6))):
+        if highest >= 0 and draw(st.booleans()):
+            last = draw(st.integers(0, highest))
+            spans.append(Span(draw(st.integers(0, last)), last, draw(st.sampled_from([0.25, 0.5, 1.0]))))
+        else:
+            block = draw(st.integers(0, L - 1))
+            spans.append(Span(block, block))
+            highest = max(highest, block)
+    counts = Counter(block for span in spans for block in span.blocks)
+    assume(max(counts.values()) <= MAX_PASSES)
+    return str(Route.along(spans, L))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(looped() | st.sampled_from(["1111", "1021", "0-2,1-3", "0-2,1-3,2-3"]), st.integers(1, 4)), min_size=1, max_size=6)
+)
+def test_a_step_of_mixed_paths_is_each_sequence_alone(sequences: list[tuple[str, int]]):
+    """Loops and strengths beside digits, loops that begin alike, the same span behind other blocks."""
+    check_step([route for route, _ in sequences], [length for _, length in sequences])
+
+
+def check_step(routes: list[str], lengths: list[int]) -> None:
+    """Each sequence's states are those of a step that holds it alone, and the schedule says its route."""
+    together, schedule, _ = run(routes, lengths)
     start = 0
-    for place, (route, length) in enumerate(sequences):
-        context = SimpleNamespace(attn_metadata={}, slot_mapping={})
-        whole = step_of(lengths)
-        ends, here = torch.tensor([0, length], dtype=torch.int32), slice(start, start + length)
-        own = Common(
-            ends,
-            ends,
-            whole.seq_lens[place : place + 1],
-            1,
-            length,
-            length,
-            whole.block_table_tensor[place : place + 1],
-            whole.slot_mapping[here],
-        )
-        states = torch.randn(sum(lengths), D, generator=torch.Generator().manual_seed(9))[start : start + length]
-        residual = torch.zeros_like(states)
-        for block, action in enumerate(route):
-            for n_pass in range(int(action)):
-                module = Block(block, n_pass, context)
-                context.attn_metadata[module.name], context.slot_mapping[module.name] = own, own.slot_mapping
-                states, residual = module(whole.positions[start : start + length], states, residual)
-        assert torch.allclose(together[start : start + length], states + residual, atol=1e-6)
+    for place, (text, length) in enumerate(zip(routes, lengths, strict=True)):
+        route = Route.parse(text, L)
+        assert torch.allclose(together[start : start + length], alone(route, place, lengths), atol=1e-5), text
+        assert schedule.route_of(place) == route
         start += length
+
+
+def test_sequences_whose_loops_begin_alike_run_together():
+    """The same span is one call, its second time another; a span that lies behind two blocks is two."""
+    _, schedule, blocks = run(["0-2,1-2,1-3", "0-2,1-3", "0-2,1-3", "1111"], [1, 2, 1, 3])
+    assert [blocks[f"{block}.{n_pass}"].calls for block in range(L) for n_pass in range(3)] == [1, 0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0]
+    assert len(schedule.sets) == 2
+    _, schedule, blocks = run(["0-2,1-2,3", "0-2,1-2,3"], [1, 2])
+    assert not schedule.sets, "sequences that agree are not gathered"
+    _, _, blocks = run(["0-2,1-2,3", "0-3,1-2/4"], [1, 2])
+    assert blocks["1.1"].calls == blocks["2.1"].calls == 2
+
+
+def test_which_segments_loops_keep_to():
+    attention = attention_of(step_of([1, 1]))
+    schedule = schedule_of(["0-2,1-3", "1111"], attention)
+    known = set(loops_of([Route.parse("0-2,1-3")]))
+    most = np.array([1] * L)
+    assert not schedule.is_base
+    assert schedule.keeps_to(np.array([0, 3]), most, known)
+    assert not schedule.keeps_to(np.array([0]), most, known), "the loop lies inside a segment"
+    assert not schedule.keeps_to(np.array([0, 3]), most, ()), "no segment holds the loop"
+    assert not schedule_of(["0-2,(1-2)*0.5,3", "1111"], attention).keeps_to(np.array([0, 3]), most, known)
+    assert not schedule_of(["0-2,1-3,1-3", "1111"], attention).keeps_to(np.array([0, 3]), most, known)
+    assert cuts(["1111", "0-2,1-3"]) == [(0, 3), (3, 4)]
+    assert cuts(["1111", "1211", "0-3,(1-2)*0.5/4"]) == [(0, 1), (1, 2), (2, 4)]
+    assert cuts(["1111", "1101"], 1) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert [most_passes(["1111", "0-2,1-3", "0,0,0-3"], block) for block in range(L)] == [3, 1, 1, 1]
 
 
 def test_which_segments_a_step_keeps_to():
@@ -211,6 +298,45 @@ def test_a_prompt_that_a_policy_cannot_read_harms_no_other():
     assert schedule.undecided[0].failure == "states are not finite"
     assert [str(Route(actions)) for actions in schedule.actions_SL.tolist()] == ["1011", "1200"]
     assert torch.allclose(together[4:], run(["1011", "1200"], [4, 3])[0][4:])
+
+
+class _Looping(Policy):
+    """Takes one route for every prompt, block by block."""
+
+    name = "looping"
+    n_layers = L
+
+    def __init__(self, route: str):
+        self.visits = Route.parse(route, L).visits
+
+    def start(self, prompt_mask_BT: torch.Tensor) -> Asked:
+        return Asked(self.actions, prompt_mask_BT)
+
+    def actions(self, block: int, x_BTD: torch.Tensor, prompt_mask_BT: torch.Tensor) -> list[Visit]:
+        return [self.visits[block]]
+
+    save, load = _Counting.save, _Counting.load
+
+
+def test_loops_that_a_policy_decides():
+    """As if they had been known: single blocks, and whole segments."""
+    routes = ["0-2,(1-2)*0.5,0-3", "0-2,1-2,1-3"]
+    together, schedule, _ = run(["1111", "0-2,1-3", "1111"], [4, 3, 2], {0: _Looping(routes[0]), 2: _Looping(routes[1])})
+    assert [str(schedule.route_of(place)) for place in range(3)] == [routes[0], "0-2,1-3", routes[1]]
+    assert torch.allclose(together, run([routes[0], "0-2,1-3", routes[1]], [4, 3, 2])[0])
+    schedule = schedule_of(["1111"] * 2, attention_of(step_of([3, 2])), [Undecided("t", _Looping(routes[1]), [0, 1])])
+    for first, end in ((0, 3), (3, 4)):
+        schedule.decide(first, end, torch.zeros(5, D))
+    assert [str(schedule.route_of(place)) for place in range(2)] == [routes[1]] * 2
+
+
+def test_a_pass_without_a_cache_is_refused_to_a_policy():
+    waiting = Undecided("t", _Looping("0-2,1-2,1-3"), [0])
+    schedule = Schedule(np.ones((1, L), dtype=np.int8), attention_of(step_of([3])), [waiting], n_caches=(1, 2, 2, 1))
+    for block in range(L):
+        schedule.decide(block, block + 1, torch.zeros(3, D))
+    assert waiting.failure == "the policy decided pass 3 of block 1, the server keeps caches for 2"
+    assert str(schedule.route_of(0)) == "1111"
 
 
 def test_what_a_policy_decides_holds_for_a_whole_segment():

@@ -120,7 +120,7 @@ def add_flags(parser: Parser) -> None:
     add("--api-key", default="", metavar="KEY", help="refuse requests to /v1 without this bearer token")
     where = "where the policy decides: before the engine (codebooks) or in it, at prefill (default: auto)"
     add("--decide", choices=("auto", "front", "engine"), default="auto", help=where)
-    repeatable = "blocks with a cache for a second pass: all, none, or 3,17 (default: auto, those that the policy repeats)"
+    repeatable = "blocks with a cache for a second pass: all, none, or 3,17 (3:3 or all:3 for three passes; default: auto, the policy's)"
     add("--repeatable", default="auto", metavar="BLOCKS", help=repeatable)
     add("--any-format", action="store_true", help="take prompts of a format that the policy was not trained on")
     context = "longest prompt and answer together (default: the model's context, at most 8192)"

@@ -135,7 +135,7 @@ class Route:
     @property
     def loops(self) -> tuple[tuple[int, Span], ...]:
         """What runs behind a block's own passes, in the order it runs: that block, and an earlier span; none where all is in place."""
-        extra = [_merged(visit[n:]) for visit, n in zip(self.visits, self.in_place_actions, strict=True)]
+        extra = [fewest_spans(visit[n:]) for visit, n in zip(self.visits, self.in_place_actions, strict=True)]
         return tuple((block, span) for block, spans in enumerate(extra) for span in spans)
 
     @property
@@ -283,7 +283,7 @@ def _visits(route: Route) -> tuple[Visit, ...]:
     return tuple(map(tuple, visits))
 
 
-def _merged(spans: Sequence[Span]) -> list[Span]:
+def fewest_spans(spans: Sequence[Span]) -> list[Span]:
     """A path in as few spans as there can be."""
     merged: list[Span] = []
     for span in spans:
@@ -296,4 +296,4 @@ def _merged(spans: Sequence[Span]) -> list[Span]:
 
 def _path_text(spans: Sequence[Span], n_layers: int) -> str:
     end = "" if max(span.last for span in spans) == n_layers - 1 else f"/{n_layers}"
-    return ",".join(map(str, _merged(spans))) + end
+    return ",".join(map(str, fewest_spans(spans))) + end

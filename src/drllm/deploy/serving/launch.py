@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.names import version_of
-from drllm.core.route import Route
+from drllm.core.route import MAX_PASSES, Route
 from drllm.deploy.serving.engine.plugin import FAMILIES, architecture
 from drllm.deploy.serving.engine.vllm_private import ENTRY, SUPPORTED
 from drllm.deploy.serving.spec import ServeSpec
@@ -99,8 +99,9 @@ def make_spec(
         policy: None serves the base, and whatever routes requests ask for.
         folder: where it is saved.
         decide: "front" (before the engine), "engine" (inside, at prefill) or "auto": a codebook before, any other inside.
-        repeatable: blocks with keys and values for a second pass: "all", "none", numbers such as "3,17", or "auto": those that the policy's
-            routes repeat; all for a policy whose routes cannot be listed; none without a policy.
+        repeatable: blocks with keys and values for a second pass: "all", "none", numbers such as "3,17", of up to three passes
+            "3:3,17" or "all:3", or "auto": those that the policy's routes repeat; all for a policy whose routes cannot be listed; none
+            without a policy.
         any_format: take prompts of a format that the policy was not trained on; one route for all takes both anyway.
     """
     n_layers = routed.n_layers
@@ -119,25 +120,34 @@ def make_spec(
     if decide == "front" and reads is None:
         raise InputError(f"a {policy.name!r} policy reads every block, so only a codebook decides before the engine: --decide engine")
     mode = "engine" if reads is None or decide == "engine" else "book"
-    repeated = {block for route in routes for block, action in enumerate(route) if action == 2} if routes else range(n_layers)
-    blocks = _blocks(repeatable, tuple(sorted(repeated)), n_layers)
+    most = [max(passes) for passes in zip(*routes, strict=True)] if routes else [2] * n_layers
+    blocks = _blocks(repeatable, tuple(block for block, n in enumerate(most) for _ in range(n - 1)), n_layers)
     decided = reads if reads is not None and mode == "engine" else 0
     prompt_format = None if any_format else policy.prompt_format
     return ServeSpec(mode, n_layers, folder, None, blocks, tuple(map(str, routes)), decided, prompt_format)
 
 
 def _blocks(text: str, auto: tuple[int, ...], n_layers: int) -> tuple[int, ...]:
+    """Each block once for every pass beyond its first that `--repeatable` or the policy (`auto`) makes room for."""
     if text == "none" and auto:
-        blocks = "any block" if len(auto) == n_layers else f"blocks {', '.join(map(str, auto))}"
+        blocks = "any block" if len(set(auto)) == n_layers else f"blocks {', '.join(map(str, dict.fromkeys(auto)))}"
         raise InputError(f"the policy's routes may repeat {blocks}, so --repeatable none cannot serve it: use auto")
     if text in ("auto", "none"):
         return auto
-    if text == "all":
-        return tuple(range(n_layers))
+    most = {block: 1 + auto.count(block) for block in auto}
     try:
-        return tuple(sorted({*auto, *(int(part) for part in text.split(","))}))
+        for part in text.split(","):
+            name, _, n_passes = part.partition(":")
+            for block in range(n_layers) if name == "all" else (int(name),):
+                most[block] = max(most.get(block, 1), int(n_passes or 2))
     except ValueError:
-        raise InputError(f"--repeatable is {text!r}, expected all, none, auto, or block numbers such as 3,17") from None
+        expected = (
+            "all, none, auto, or block numbers such as 3,17, with a colon and the passes where there are more than two: 3:3,17 or all:3"
+        )
+        raise InputError(f"--repeatable is {text!r}, expected {expected}") from None
+    if wrong := [n for n in most.values() if not 1 < n <= MAX_PASSES]:
+        raise InputError(f"--repeatable is {text!r}, which asks for {wrong[0]} passes of a block, expected 2 to {MAX_PASSES}")
+    return tuple(block for block, n in sorted(most.items()) for _ in range(n - 1))
 
 
 def checkpoint_of(routed: RoutedModel, cache: Path) -> str:

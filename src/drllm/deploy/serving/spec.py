@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from drllm.core.route import Route
 KEY = "drllm"  # of vLLM's additional_config
 ROUTE_ARGUMENT = "drllm_route"  # of a request's vllm_xargs
 TICKET_ARGUMENT = "drllm_ticket"  # the server's own, under which a route decided in the engine can be asked for
+TEXT_A_BLOCK, SHORTEST_LIMIT = 16, 256  # characters of a request's route: every path of some spans fits
 MODES = ("static", "book", "engine", "forced")
 
 
@@ -24,7 +26,8 @@ class ServeSpec:
         n_layers: L.
         policy: the saved policy's folder; "" for `forced`.
         route: the one route, of `static`.
-        repeatable: blocks that have keys and values for a second pass; what they cost in cache is paid whether or not a route repeats.
+        repeatable: blocks that have keys and values for a second pass, and once more for each pass beyond; what they cost in cache is paid
+            whether or not a route makes it.
         routes: those that requests will mostly take, where they are known: what they have in common is compiled.
         decided: the block before which a codebook in the engine chooses; 0 for all else.
         prompt_format: "raw" or "chat", what a policy that reads prompts was trained on; None takes both.
@@ -51,21 +54,41 @@ class ServeSpec:
         for text in (*self.routes, *([] if self.route is None else [self.route])):
             self.check(text)
 
+    @property
+    def fixed(self) -> Route | None:
+        """The one route, of `static`."""
+        return None if self.route is None else Route.parse(self.route, self.n_layers)
+
+    @property
+    def n_caches(self) -> tuple[int, ...]:
+        """For each block, how many passes of a request have keys and values."""
+        if (fixed := self.fixed) is not None:
+            return tuple(map(int, fixed.actions))
+        more = Counter(self.repeatable)
+        return tuple(1 + more[block] for block in range(self.n_layers))
+
     def check(self, text: Any) -> Route:
         """The route that a request asks for; `InputError` for anything that this server cannot run."""
-        if not isinstance(text, str) or len(text) > 4 * self.n_layers:
-            raise InputError(f"{ROUTE_ARGUMENT} must be a string of {self.n_layers} digits, 0 (skip), 1 (execute) or 2 (repeat)")
-        route = Route.parse(text)
+        longest = max(SHORTEST_LIMIT, TEXT_A_BLOCK * self.n_layers)
+        if not isinstance(text, str) or len(text) > longest:
+            digits = f"{self.n_layers} digits, 0 (skip), 1 (execute) or 2 (repeat)"
+            raise InputError(
+                f"{ROUTE_ARGUMENT} must be a string: {digits}, or a path such as 0-14,12-{self.n_layers - 1}, up to {longest} long"
+            )
+        route = Route.parse(text, self.n_layers)
         if len(route) != self.n_layers:
-            raise InputError(f"{ROUTE_ARGUMENT} has {len(route)} digits, the model has {self.n_layers} blocks")
+            raise InputError(f"{ROUTE_ARGUMENT} is for {len(route)} blocks, the model has {self.n_layers}")
         if not route.n_passes:
             raise InputError(f"{ROUTE_ARGUMENT} runs no block")
         if self.mode == "static":
-            if text != self.route:
+            if route != self.fixed:
                 raise InputError(f"this server runs one route, {self.route}: leave {ROUTE_ARGUMENT} out")
-        elif extra := [block for block, action in enumerate(route) if action == 2 and block not in self.repeatable]:
-            what = f"{ROUTE_ARGUMENT} repeats block {extra[0]}, the server keeps no second cache for it"
-            raise InputError(f"{what}: start it with --repeatable")
+            return route
+        for block, (n_passes, n_caches) in enumerate(zip(route.actions, self.n_caches, strict=True)):
+            if n_passes > n_caches:
+                flag = f"--repeatable {block}" if n_passes == 2 else f"--repeatable {block}:{n_passes}"
+                what = f"{ROUTE_ARGUMENT} runs block {block} {n_passes} times, the server keeps caches for {n_caches}"
+                raise InputError(f"{what}: start it with {flag}")
         return route
 
     def to_config(self) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Routes in answers: an ASGI middleware, `--middleware drllm.deploy.serving.engine.answers.RouteMiddleware`.
 
-Every answer of `/v1/completions` and `/v1/chat/completions` carries `x-drllm-route` and `x-drllm-passes`, one value a prompt (up to 4 KB),
-and in its JSON the member `drllm`: a list of one object a prompt with `route`, `passes`, `of` (the base's passes), `decided` (`policy`,
-`request` or `server`) and `seconds` (what deciding before the engine took). A stream has it in the first event after a route is known, and
-again once all are. OpenAI's clients hand unknown members on. What else vLLM would serve is refused.
+Every answer of `/v1/completions` and `/v1/chat/completions` carries `x-drllm-route` and `x-drllm-passes`, one value a prompt (up to 4 KB; a
+path has + for its commas there), and in its JSON the member `drllm`: a list of one object a prompt with `route`, `passes`, `of` (the base's
+passes), `decided` (`policy`, `request` or `server`) and `seconds` (what deciding before the engine took). A stream has it in the first
+event after a route is known, and again once all are. OpenAI's clients hand unknown members on. What else vLLM would serve is refused.
 """
 
 from __future__ import annotations
@@ -130,9 +130,10 @@ class _Answer:
         kept = [(name, value) for name, value in headers if self.kind != "application/json" or name.lower() != b"content-length"]
         if self.kind == "application/json":
             kept.append((b"content-length", str(len(body)).encode()))
-        if records and len(records) == len(self.call.taken) and len(records) * (len(records[0]["route"]) + 1) <= MAX_HEADER:
-            for name, field_ in ((b"x-drllm-route", "route"), (b"x-drllm-passes", "passes")):
-                kept.append((name, ",".join(str(record[field_]) for record in records).encode()))
+        routes = ",".join(record["route"].replace(",", "+") for record in records)  # a path's own commas would part values
+        if records and len(records) == len(self.call.taken) and len(routes) <= MAX_HEADER:
+            passes = ",".join(str(record["passes"]) for record in records)
+            kept += [(b"x-drllm-route", routes.encode()), (b"x-drllm-passes", passes.encode())]
         return kept
 
     def _whole(self, body: bytes) -> bytes:

@@ -114,7 +114,7 @@ class RequestRouter:
         elif self.spec.mode == "engine":
             ticket = params.extra_args[TICKET_ARGUMENT] = uuid.uuid4().hex
         else:
-            taken.set(Route.parse(self.spec.route) if self.spec.route else Route.full(self.spec.n_layers), "server")
+            taken.set(self.spec.fixed or Route.full(self.spec.n_layers), "server")
         if taken.route is not None and self.spec.mode != "static":
             if not taken.route.is_full or self.spec.mode == "engine":  # in the engine the policy would decide
                 params.extra_args[ROUTE_ARGUMENT] = str(taken.route)
@@ -130,7 +130,7 @@ class RequestRouter:
                     found = (await self.client.collective_rpc("drllm_route", args=(ticket,)))[0]
                     if found is None or found.startswith("!"):
                         raise validation_error(f"the policy could not decide: {(found or '!its route is not known').removeprefix('!')}")
-                    taken.set(Route.parse(found), "policy")
+                    taken.set(Route.parse(found, self.spec.n_layers), "policy")
                     ticket = ""
                 n_cached = output.num_cached_tokens or n_cached
                 made |= {sample.index: made.get(sample.index, 0) + len(sample.token_ids) for sample in output.outputs}

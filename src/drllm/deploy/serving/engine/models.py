@@ -1,7 +1,8 @@
 """vLLM's own models of four families, their blocks run along routes.
 
 The base checkpoint is loaded unchanged. A block's second pass is a twin: a copy of the block module that shares every weight and owns an
-attention of its own, hence keys and values of its own. Nothing here knows the inside of a family's block but the name of its attention.
+attention of its own, hence keys and values of its own; a third pass is another. Nothing here knows the inside of a family's block but the
+name of its attention.
 """
 
 from collections.abc import Iterable
@@ -12,10 +13,20 @@ from torch import Tensor, nn
 
 from drllm.core.errors import UnsupportedModelError
 from drllm.core.route import Route
+from drllm.deploy.serving.engine.paths import Loop, number
 from drllm.deploy.serving.engine.refusals import refuse
 from drllm.deploy.serving.engine.schedule import Schedule, run_schedule
-from drllm.deploy.serving.engine.segments import Segment, compiled, cuts, most_passes, single
-from drllm.deploy.serving.engine.vllm_private import current_schedule, is_compiled, leave_out, make_twin, run_once, set_passes, stock_class
+from drllm.deploy.serving.engine.segments import Segment, compiled, compiled_loops, cuts, looped, most_passes, single
+from drllm.deploy.serving.engine.vllm_private import (
+    Blocks,
+    current_schedule,
+    is_compiled,
+    leave_out,
+    make_twin,
+    run_once,
+    set_passes,
+    stock_class,
+)
 from drllm.deploy.serving.spec import ServeSpec
 
 
@@ -33,14 +44,16 @@ class RoutedMixin:
             raise UnsupportedModelError(f"the policy is for {spec.n_layers} blocks, the checkpoint has {len(layers)}")
         self.spec, self.vllm_config = spec, vllm_config
         self.segments: list[Segment] = []
+        self.loops: dict[Loop, Segment] = {}  # compiled
+        self.plain_loops: dict[Loop, Segment] = {}  # uncompiled, made where they are first needed
         self.cut_before = np.array([block for block, _ in cuts(spec.routes, spec.decided)] if spec.routes else [])
         self.most_passes = np.array([most_passes(spec.routes, block) for block in range(spec.n_layers)] if spec.routes else [])
-        self.fixed = None if spec.route is None else Route.parse(spec.route)
-        for block, action in enumerate(self.fixed or ()):
-            if action == 0:
+        self.fixed = spec.fixed
+        for block, n_passes in enumerate(spec.n_caches):
+            if n_passes == 0:
                 leave_out(layers, block, vllm_config)
-        doubled = spec.repeatable if self.fixed is None else [block for block, action in enumerate(self.fixed) if action == 2]
-        twins = {str(block): make_twin(layers[block], spec.n_layers + place, vllm_config) for place, block in enumerate(doubled)}
+        later = [(block, n_pass) for block, n_passes in enumerate(spec.n_caches) for n_pass in range(1, n_passes)]
+        twins = {_name(*step): make_twin(layers[step[0]], spec.n_layers + place, vllm_config) for place, step in enumerate(later)}
         self.twins = nn.ModuleDict(twins)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
@@ -50,22 +63,36 @@ class RoutedMixin:
             return loaded
         # vLLM looks for parameters that no weight was loaded into, by the names that they have by then.
         filled = {id(parameter) for name, parameter in self.named_parameters() if name in loaded}  # type: ignore[attr-defined]
-        set_passes(self.model, [self.block(block, n_pass) for block, action in enumerate(self.fixed) for n_pass in range(action)])
+        set_passes(self.model, self.along(self.fixed))
         return {name for name, parameter in self.named_parameters() if id(parameter) in filled}  # type: ignore[attr-defined]
 
+    def along(self, route: Route) -> list[nn.Module]:
+        """What runs, in order: the module of each pass, and one for each span with a strength."""
+        used, modules = [0] * len(route), []
+        for span in route.spans:
+            blocks = [self.block(*step) for step in number(span, used).steps]
+            modules += blocks if span.strength == 1 else [Blocks(blocks, span.strength)]
+        return modules
+
     def block(self, block: int, n_pass: int) -> Any:
-        """The module of a block's first (0) or second (1) pass."""
-        return self.twins[str(block)] if n_pass else self.model.layers[block]
+        """The module of a block's first (0) or a later pass."""
+        return self.twins[_name(block, n_pass)] if n_pass else self.model.layers[block]
 
     def prepare(self) -> None:
         """After the weights are in their final form: what a routed step runs, compiled where the base is and the routes are known."""
         if self.fixed is not None:
             return
-        passes = [(block, n_pass) for block in range(self.spec.n_layers) for n_pass in range(1 + (str(block) in self.twins))]
-        self.singles = [single(self.block, *step) for step in passes]
+        self.singles = [single(self.block, block, n_pass) for block, n in enumerate(self.spec.n_caches) for n_pass in range(n)]
         if self.spec.routes and is_compiled(self.model):
             self.segments = compiled(self.spec.routes, self.spec.decided, self.block, self.vllm_config)
-            run_once([segment.run for segment in self.segments], self.vllm_config, self.model.norm.weight)
+            self.loops = compiled_loops(self.spec.routes, self.block, self.vllm_config)
+            run_once([segment.run for segment in (*self.segments, *self.loops.values())], self.vllm_config, self.model.norm.weight)
+
+    def plain_loop(self, loop: Loop) -> Segment:
+        """A span that is run again, uncompiled."""
+        if loop not in self.plain_loops:
+            self.plain_loops[loop] = looped(self.block, loop)
+        return self.plain_loops[loop]
 
     def forward(self, input_ids: Tensor | None, positions: Tensor, intermediate_tensors: Any = None, inputs_embeds: Tensor | None = None):
         """A step without a schedule, or whose sequences all take the base's route, is the base's own, compiled where that is."""
@@ -74,9 +101,17 @@ class RoutedMixin:
             return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)  # type: ignore[misc]
         states = self.model.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
         # Sequences that are yet undecided stand as the base's, with which every codebook begins.
-        schedule.in_segments = bool(self.segments) and schedule.keeps_to(self.cut_before, self.most_passes)
-        states, residual = run_schedule(schedule, self.segments if schedule.in_segments else self.singles, positions, states)
+        schedule.in_segments = bool(self.segments) and schedule.keeps_to(self.cut_before, self.most_passes, self.loops)
+        if schedule.in_segments:
+            states, residual = run_schedule(schedule, self.segments, positions, states, self.loops.__getitem__)
+        else:
+            states, residual = run_schedule(schedule, self.singles, positions, states, self.plain_loop)
         return self.model.norm(states, residual)[0]
+
+
+def _name(block: int, n_pass: int) -> str:
+    """Of the module of a later pass."""
+    return f"{block}_{n_pass}"
 
 
 class RoutedLlama(RoutedMixin, stock_class("LlamaForCausalLM")):

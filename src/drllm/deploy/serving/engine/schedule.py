@@ -1,12 +1,14 @@
 """One engine step along several routes: which sequences run which pass of which block.
 
 Sequences that run the same pass are gathered, run as one call, and written back only where the next pass runs other sequences, so routes
-that skip the same blocks cost no copies between them.
+that skip the same blocks cost no copies between them. Spans that routes run again stand behind a block's own passes: sequences whose loops
+there begin alike run that beginning together, as in transformers (`drllm.model.turns`).
 
 Shapes: N tokens of the step, S sequences, D hidden size, L blocks.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +17,11 @@ import torch
 from torch import Tensor
 
 from drllm.core.errors import InputError
+from drllm.core.route import Route, Span, Visit, fewest_spans
 from drllm.deploy.serving.engine.gathering import Gathered, Places
+from drllm.deploy.serving.engine.paths import Loop, Loops, number
 from drllm.deploy.serving.engine.vllm_private import StepAttention
+from drllm.model.turns import check_decision, in_place
 
 
 @dataclass(eq=False)
@@ -34,44 +39,89 @@ class Schedule:
     """The sequences of one step and their routes.
 
     Args:
-        actions_SL: passes of each sequence at each block; those of undecided sequences are filled as blocks are reached.
+        actions_SL: passes of each sequence at each block in place; those of undecided sequences are filled as blocks are reached.
         attention: what vLLM knows of the step's tokens.
         undecided: sequences that a policy decides.
         places: what earlier steps found out.
+        loops: of sequences that have some, by their numbers.
+        n_caches: for each block, how many passes have keys and values: a policy may decide no more; None for as many as there may be.
     """
 
-    def __init__(self, actions_SL: np.ndarray, attention: StepAttention, undecided: Sequence[Undecided] = (), places: Places | None = None):
+    def __init__(
+        self,
+        actions_SL: np.ndarray,
+        attention: StepAttention,
+        undecided: Sequence[Undecided] = (),
+        places: Places | None = None,
+        loops: Mapping[int, Loops] | None = None,
+        n_caches: Sequence[int] | None = None,
+    ):
         self.actions_SL = actions_SL
         self.attention = attention
         self.undecided = list(undecided)
-        self.is_base = not self.undecided and bool((actions_SL == 1).all())
+        self.loops = dict(loops or {})
+        self.is_base = not self.undecided and not self.loops and bool((actions_SL == 1).all())
         self.in_segments = False  # whether it ran in compiled segments
         self.sets: dict[bytes, Gathered] = {}  # proper subsets of the sequences that have run
         self._places = Places() if places is None else places
+        self._n_caches = n_caches
+        self._behind: dict[int, dict[int, list[Loop]]] = {}  # loops by block and sequence
+        for sequence, of_sequence in self.loops.items():
+            for block, loop in of_sequence:
+                self._behind.setdefault(block, {}).setdefault(sequence, []).append(loop)
         self._count()
 
-    def keeps_to(self, firsts: np.ndarray, most_L: np.ndarray) -> bool:
-        """Whether segments that begin with these blocks can run every sequence.
+    def keeps_to(self, firsts: np.ndarray, most_L: np.ndarray, known: Container[Loop] = ()) -> bool:
+        """Whether segments that begin with these blocks, and those of the known loops, can run every sequence.
 
-        A sequence must do the same from each of them up to the next, the last segment ending with the last block, and make no more passes
-        of a block than they hold, `most_L`.
+        A sequence must do the same from each of them up to the next, the last segment ending with the last block, make no more passes of a
+        block than they hold, `most_L`, and have loops only behind a segment's last block.
         """
         expanded = np.repeat(self.actions_SL[:, firsts], np.diff([*firsts, self.actions_SL.shape[1]]), axis=1)
-        return bool((expanded == self.actions_SL).all() and (self.actions_SL <= most_L).all())
+        if not (expanded == self.actions_SL).all() or not (self.actions_SL <= most_L).all():
+            return False
+        ends = {*(firsts - 1).tolist(), self.actions_SL.shape[1] - 1}
+        return all(block in ends and loop in known for of_sequence in self.loops.values() for block, loop in of_sequence)
 
     def running(self, block: int, n_pass: int) -> Gathered | None:
-        """The sequences that make a block's first (0) or second (1) pass; None where none does."""
-        n_running = self._n_running[n_pass][block]
+        """The sequences that make a block's first (0) or a later pass in place; None where none does."""
+        n_running = self._n_running[n_pass][block] if n_pass < len(self._n_running) else 0
         if n_running == len(self.actions_SL):
             return self.attention.whole
-        if not n_running:
-            return None
-        chosen_S = self.actions_SL[:, block] > n_pass
+        return self._gathered(self.actions_SL[:, block] > n_pass) if n_running else None
+
+    def loops_behind(self, block: int) -> Iterator[tuple[Loop, Gathered]]:
+        """What runs behind a block's own passes, in order, and on which sequences."""
+        if waiting := self._behind.get(block):
+            yield from self._grouped(waiting, list(waiting), 0)
+
+    def _grouped(self, waiting: Mapping[int, Sequence[Loop]], sequences: Sequence[int], depth: int) -> Iterator[tuple[Loop, Gathered]]:
+        """From loop `depth` on, of sequences that ran those before together."""
+        groups: dict[Loop, list[int]] = {}
+        for sequence in sequences:
+            if len(waiting[sequence]) > depth:
+                groups.setdefault(waiting[sequence][depth], []).append(sequence)
+        for loop, members in groups.items():
+            chosen_S = np.zeros(len(self.actions_SL), dtype=bool)
+            chosen_S[members] = True
+            yield loop, self._gathered(chosen_S)
+            yield from self._grouped(waiting, members, depth + 1)
+
+    def _gathered(self, chosen_S: np.ndarray) -> Gathered:
+        attention = self.attention
+        if chosen_S.all():
+            return attention.whole
         key = chosen_S.tobytes()
         if key not in self.sets:
-            attention = self.attention
             self.sets[key] = attention.of(self._places.find(chosen_S, attention.starts, attention.whole.slot_mapping.device))
         return self.sets[key]
+
+    def route_of(self, sequence: int) -> Route:
+        """The route of a sequence as far as it is known."""
+        visits = [in_place(block, int(action)) for block, action in enumerate(self.actions_SL[sequence])]
+        for block, loop in self.loops.get(sequence, ()):
+            visits[block] = (*visits[block], loop.span)
+        return Route.of_visits(visits)
 
     def decide(self, block: int, end: int, states_ND: Tensor) -> None:
         """Ask each undecided sequence's policy for its passes of a block, from the states entering it, as at a prefill in transformers.
@@ -87,26 +137,57 @@ class Schedule:
             try:
                 if block == 0:
                     prompt.decider = prompt.policy.start(torch.ones(x_1TD.shape[:2], dtype=torch.bool))
-                self.actions_SL[prompt.sequences, block:end] = int(prompt.decider.decide(block, x_1TD)[0])
+                decided = prompt.decider.decide(block, x_1TD)
+                if isinstance(decided, Tensor):
+                    self.actions_SL[prompt.sequences, block:end] = int(decided[0])
+                    continue
+                for at in range(block, end):
+                    decided = decided if at == block else prompt.decider.decide(at, x_1TD)
+                    self._take(prompt.sequences, at, check_decision(decided, 1, at)[0])
             except InputError as error:  # one prompt's: the others of the step must not suffer
                 prompt.failure = " ".join(str(error).split())
         self._count()
 
+    def _take(self, sequences: Sequence[int], block: int, visit: Visit) -> None:
+        """Let sequences of one prompt run this at a block."""
+        n_in_place = sum(1 for _ in itertools.takewhile(Span(block, block).__eq__, visit))
+        known = self.loops.get(sequences[0], ())
+        used = [int(action) for action in self.actions_SL[sequences[0]]]
+        used[block:] = [n_in_place, *[0] * (len(used) - block - 1)]
+        for _, loop in known:
+            number(loop.span, used)
+        loops = [number(span, used) for span in fewest_spans(visit[n_in_place:])]
+        for at, n_passes in enumerate(used):
+            if self._n_caches is not None and n_passes > self._n_caches[at]:
+                raise InputError(f"the policy decided pass {n_passes} of block {at}, the server keeps caches for {self._n_caches[at]}")
+        self.actions_SL[sequences, block] = n_in_place
+        if loops:
+            self.loops |= dict.fromkeys(sequences, (*known, *((block, loop) for loop in loops)))
+            self._behind.setdefault(block, {}).update(dict.fromkeys(sequences, loops))
+
     def _count(self) -> None:
-        self._n_running = [(self.actions_SL > n_pass).sum(0).tolist() for n_pass in (0, 1)]
+        most = int(self.actions_SL.max(initial=0))
+        self._n_running = [(self.actions_SL > n_pass).sum(0).tolist() for n_pass in range(most)]
 
 
-def run_schedule(schedule: Schedule, segments: Sequence[Any], positions_N: Tensor, states_ND: Tensor) -> tuple[Tensor, Tensor]:
+def run_schedule(
+    schedule: Schedule,
+    segments: Sequence[Any],
+    positions_N: Tensor,
+    states_ND: Tensor,
+    segment_of: Callable[[Loop], Any],
+) -> tuple[Tensor, Tensor]:
     """Run a step, each segment on the sequences that need it; (states, residual), both (N, D), whose sum is what leaves the last block.
 
     Args:
         segments: `drllm.deploy.serving.engine.segments.Segment`, in the order they run. Where a policy has yet to decide, single blocks,
             or segments of all the routes that it chooses from.
         states_ND: the embedded tokens.
+        segment_of: that of a loop.
     """
     states, residual = states_ND, torch.zeros_like(states_ND)
     whole = schedule.attention.whole
-    gathered = whole
+    gathered, n_passed = whole, 0  # blocks whose loops have run
     part: tuple[Tensor, ...] = (positions_N, states, residual)
 
     def take(wanted: Gathered) -> None:
@@ -120,16 +201,30 @@ def run_schedule(schedule: Schedule, segments: Sequence[Any], positions_N: Tenso
         everything = (positions_N, states, residual)
         gathered, part = wanted, everything if wanted.tokens is None else tuple(value[wanted.tokens] for value in everything)
 
-    for segment in segments:
-        if schedule.undecided and segment.n_pass == 0:
-            take(whole)
-            schedule.decide(segment.block, segment.end, states + residual)
-        wanted = schedule.running(segment.block, segment.n_pass)
-        if wanted is None:
-            continue
+    def run(segment: Any, wanted: Gathered) -> None:
+        nonlocal part
         if wanted is not gathered:
             take(wanted)
         schedule.attention.show(segment.names, wanted)
         part = (part[0], *segment.run(*part))
+
+    def run_loops(before: int) -> None:
+        """Those behind the blocks up to this one that have not run."""
+        nonlocal n_passed
+        for block in range(n_passed, before):
+            for loop, wanted in schedule.loops_behind(block):
+                run(segment_of(loop), wanted)
+        n_passed = before
+
+    for segment in segments:
+        if segment.n_pass == 0:
+            run_loops(segment.block)
+            if schedule.undecided:
+                take(whole)
+                schedule.decide(segment.block, segment.end, states + residual)
+        wanted = schedule.running(segment.block, segment.n_pass)
+        if wanted is not None:
+            run(segment, wanted)
+    run_loops(schedule.actions_SL.shape[1])
     take(whole)
     return states, residual

@@ -1,7 +1,8 @@
 """Blocks that all known routes treat alike, compiled as one segment: what makes routed steps as fast as compiled ones.
 
 vLLM compiles a model whole, which fits one route. A codebook's routes cut the blocks into a few segments in which every route does the
-same, so any of them, and any mixture of sequences, runs whole segments. Steps with other routes run block by block, uncompiled.
+same, so any of them, and any mixture of sequences, runs whole segments. A span that some route runs again is a segment of its own, which
+the sequences that take it run. Steps with other routes run block by block, uncompiled.
 
 Shapes: N tokens, D hidden size.
 """
@@ -12,7 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from drllm.deploy.serving.engine.vllm_private import attention_name, compile_blocks
+from drllm.core.route import Route
+from drllm.deploy.serving.engine.paths import Loop, loops_of
+from drllm.deploy.serving.engine.vllm_private import Blocks, attention_name, compile_blocks
 
 
 @dataclass(eq=False)
@@ -21,7 +24,7 @@ class Segment:
 
     Attributes:
         block, end: the first block, whose action holds for all, and one past the last.
-        n_pass: 0, or 1 for the second pass of a single block.
+        n_pass: 0, or more for a later pass of a single block.
         names: of the attentions inside, by which they find their metadata.
         run: (positions (N), states (N, D), residual (N, D)) to (states, residual).
     """
@@ -36,13 +39,16 @@ class Segment:
 def cuts(routes: Sequence[str], decided: int = 0) -> list[tuple[int, int]]:
     """(first block, one past the last) of each segment in which every route does the same; a block that some route repeats stands alone.
 
-    A segment begins with block `decided`, too, before which a policy in the engine chooses among the routes.
+    A segment ends with a block behind which some route has a loop, and begins with block `decided`, too, before which a policy in the
+    engine chooses among the routes.
     """
-    columns = list(zip(*routes, strict=True))
+    parsed = _parsed(routes)
+    columns = list(zip(*(route.in_place_actions for route in parsed), strict=True))
+    looped = {block for route in parsed for block, _ in route.loops}
     found: list[tuple[int, int]] = []
     for block, column in enumerate(columns):
-        alone = "2" in column or (block > 0 and "2" in columns[block - 1])
-        if block in (0, decided) or alone or column != columns[block - 1]:
+        alone = max(column) > 1 or (block > 0 and max(columns[block - 1]) > 1)
+        if block in (0, decided) or alone or block - 1 in looped or column != columns[block - 1]:
             found.append((block, block + 1))
         else:
             found[-1] = (found[-1][0], block + 1)
@@ -50,14 +56,26 @@ def cuts(routes: Sequence[str], decided: int = 0) -> list[tuple[int, int]]:
 
 
 def most_passes(routes: Sequence[str], block: int) -> int:
-    """Passes of a block that some route makes: more than these no segment holds."""
-    return max(int(route[block]) for route in routes)
+    """Passes of a block in place that some route makes: more than these no segment holds."""
+    return max(route.in_place_actions[block] for route in _parsed(routes))
+
+
+def _parsed(routes: Sequence[str]) -> list[Route]:
+    """The routes of one policy, whose base, digits, stands first."""
+    n_layers = len(Route.parse(routes[0]))
+    return [Route.parse(text, n_layers) for text in routes]
 
 
 def single(block_of: Callable[[int, int], Any], block: int, n_pass: int) -> Segment:
     """One block, uncompiled."""
     module = block_of(block, n_pass)
     return Segment(block, block + 1, n_pass, [attention_name(module)], module)
+
+
+def looped(block_of: Callable[[int, int], Any], loop: Loop) -> Segment:
+    """A span that is run again, uncompiled."""
+    blocks = [block_of(*step) for step in loop.steps]
+    return Segment(loop.span.first, loop.span.last + 1, 1, [attention_name(block) for block in blocks], Blocks(blocks, loop.span.strength))
 
 
 def compiled(routes: Sequence[str], decided: int, block_of: Callable[[int, int], Any], vllm_config: Any) -> list[Segment]:
@@ -68,4 +86,14 @@ def compiled(routes: Sequence[str], decided: int, block_of: Callable[[int, int],
             blocks = [block_of(block, n_pass) for block in range(first, end)]
             module = compile_blocks(blocks, f"{first}-{end}-{n_pass}", vllm_config)
             segments.append(Segment(first, end, n_pass, [attention_name(block) for block in blocks], module))
+    return segments
+
+
+def compiled_loops(routes: Sequence[str], block_of: Callable[[int, int], Any], vllm_config: Any) -> dict[Loop, Segment]:
+    """A segment for each span that some known route runs again."""
+    segments = {}
+    for loop in loops_of(_parsed(routes)):
+        segment = looped(block_of, loop)
+        segment.run = compile_blocks(segment.run.blocks, loop.name, vllm_config, loop.span.strength)  # type: ignore[attr-defined]
+        segments[loop] = segment
     return segments

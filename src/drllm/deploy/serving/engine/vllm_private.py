@@ -78,6 +78,33 @@ def set_passes(decoder: Any, passes: Sequence[nn.Module]) -> None:
     decoder.end_layer = len(passes)
 
 
+class Blocks(nn.Module):
+    """Consecutive blocks as one: (positions (N), states (N, D), residual (N, D)) to the latter two, whose sum is what enters and leaves.
+
+    With a strength s below 1 the states h go only that far: h + s (F(h) - h), with a residual of 0.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], strength: float = 1.0):
+        super().__init__()
+        self.blocks, self.strength = nn.ModuleList(blocks), strength
+
+    def forward(self, positions: Tensor, states: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        return _through(self.blocks, self.strength, positions, states, residual)
+
+
+def _through(blocks: Iterable[Any], strength: float, positions: Tensor, states: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    if strength == 1:
+        for block in blocks:
+            states, residual = block(positions, states, residual)
+        return states, residual
+    before = states + residual
+    states, residual = before, torch.zeros_like(before)
+    for block in blocks:
+        states, residual = block(positions, states, residual)
+    mixed = before + strength * (states + residual - before)
+    return mixed, torch.zeros_like(mixed)
+
+
 def make_twin(block: nn.Module, index: int, vllm_config: VllmConfig) -> nn.Module:
     """A block that shares all weights of `block` and has keys and values of its own, as block `index` of the cache."""
     from vllm.model_executor.layers.attention import Attention
@@ -98,26 +125,23 @@ def is_compiled(decoder: Any) -> bool:
     return not decoder.do_not_compile
 
 
-def compile_blocks(blocks: Sequence[nn.Module], name: str, vllm_config: VllmConfig) -> Any:
-    """Consecutive blocks compiled as one, as vLLM compiles models: (positions (N), states (N, D), residual (N, D)) to the latter two."""
+def compile_blocks(blocks: Iterable[nn.Module], name: str, vllm_config: VllmConfig, strength: float = 1.0) -> Any:
+    """As `Blocks`, compiled as vLLM compiles models; `name` must be another for each."""
     from vllm.compilation.decorators import support_torch_compile
     from vllm.config import set_current_vllm_config
 
-    class Blocks(nn.Module):
-        def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", blocks: Sequence[nn.Module] = ()):
-            super().__init__()
-            self.blocks = nn.ModuleList(blocks)
+    class Compiled(Blocks):
+        def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", blocks: Sequence[nn.Module] = (), strength: float = 1.0):
+            super().__init__(blocks, strength)
 
         def forward(self, positions: Tensor, states: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-            for block in self.blocks:
-                states, residual = block(positions, states, residual)
-            return states, residual
+            return _through(self.blocks, self.strength, positions, states, residual)
 
     # A class of its own for each: vLLM keeps compiled code on disk by the qualified name of the method it compiled.
-    Blocks.forward.__qualname__ = f"Segment.forward[{name}]"
-    compiled: Any = support_torch_compile(dynamic_arg_dims={"positions": 0, "states": 0, "residual": 0})(Blocks)
+    Compiled.forward.__qualname__ = f"Segment.forward[{name}]"
+    compiled: Any = support_torch_compile(dynamic_arg_dims={"positions": 0, "states": 0, "residual": 0})(Compiled)
     with set_current_vllm_config(vllm_config):
-        return compiled(vllm_config=vllm_config, blocks=blocks)
+        return compiled(vllm_config=vllm_config, blocks=list(blocks), strength=strength)
 
 
 def run_once(runs: Iterable[Callable[..., Any]], vllm_config: VllmConfig, like: Tensor) -> None:

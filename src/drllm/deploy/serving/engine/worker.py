@@ -9,6 +9,7 @@ import numpy as np
 
 from drllm.core.route import Route
 from drllm.deploy.serving.engine.gathering import Places
+from drllm.deploy.serving.engine.paths import Laid, Loops, lay_out
 from drllm.deploy.serving.engine.schedule import Schedule, Undecided
 from drllm.deploy.serving.engine.vllm_private import HookedWorker, StepAttention, StepSequence, stock_class
 from drllm.deploy.serving.spec import ROUTE_ARGUMENT, TICKET_ARGUMENT, ServeSpec
@@ -28,14 +29,16 @@ class RouteKeeper:
     def __init__(self, spec: ServeSpec):
         self.is_static = spec.mode == "static"
         self.policy = load_policy(spec) if spec.mode == "engine" else None
-        self.base = (1,) * spec.n_layers
-        self.routes: dict[str, np.ndarray] = {}  # passes (L,), for as long as the engine knows the request
+        self.base = lay_out(Route.full(spec.n_layers))
+        self.n_caches = spec.n_caches
+        self.routes: dict[str, Laid] = {}  # for as long as the engine knows the request
         self.places = Places()
         self.tickets: OrderedDict[str, str] = OrderedDict()  # what the policy decided, or "!" and why it could not
         self.stats = {"steps": 0, "routed_steps": 0, "segment_steps": 0, "sets": 0, "resumed": 0, "most_sequences": 0}
 
     def schedule(self, sequences: Sequence[StepSequence], attention: StepAttention) -> Schedule:
-        actions_SL = np.ones((len(sequences), len(self.base)), dtype=np.int8)
+        actions_SL = np.ones((len(sequences), len(self.n_caches)), dtype=np.int8)
+        loops: dict[int, Loops] = {}
         undecided: dict[str, Undecided] = {}
         for place, sequence in enumerate(sequences):
             route = self._route_of(sequence)
@@ -43,18 +46,20 @@ class RouteKeeper:
                 ticket = sequence.arguments.get(TICKET_ARGUMENT) or sequence.request
                 undecided.setdefault(ticket, Undecided(ticket, self.policy)).sequences.append(place)
             elif route is not self.base:
-                actions_SL[place] = route
+                actions_SL[place] = route.actions
+                if route.loops:
+                    loops[place] = route.loops
             self.stats["resumed"] += sequence.is_resumed
         self.stats["steps"] += 1
         self.stats["most_sequences"] = max(self.stats["most_sequences"], len(sequences))
-        return Schedule(actions_SL, attention, list(undecided.values()), self.places)
+        return Schedule(actions_SL, attention, list(undecided.values()), self.places, loops, self.n_caches)
 
     def note(self, schedule: Schedule, sequences: Sequence[StepSequence]) -> None:
         for prompt in schedule.undecided:
-            route = schedule.actions_SL[prompt.sequences[0]]
+            route = schedule.route_of(prompt.sequences[0])
             for place in prompt.sequences:
-                self.routes[sequences[place].request] = route.copy()
-            self.tickets[prompt.ticket] = f"!{prompt.failure}" if prompt.failure else str(Route(route.tolist()))
+                self.routes[sequences[place].request] = lay_out(route)
+            self.tickets[prompt.ticket] = f"!{prompt.failure}" if prompt.failure else str(route)
             while len(self.tickets) > MAX_TICKETS:
                 self.tickets.popitem(last=False)
         self.stats["routed_steps"] += not schedule.is_base
@@ -65,8 +70,8 @@ class RouteKeeper:
         for request in requests:
             self.routes.pop(request, None)
 
-    def _route_of(self, sequence: StepSequence) -> Any:
-        """A request's passes block by block: forced, decided earlier, or the base's; None where the policy has yet to decide."""
+    def _route_of(self, sequence: StepSequence) -> Laid | None:
+        """A request's route: forced, decided earlier, or the base's; None where the policy has yet to decide."""
         if sequence.request in self.routes:
             return self.routes[sequence.request]
         known = sequence.arguments.get(ROUTE_ARGUMENT)
@@ -76,7 +81,7 @@ class RouteKeeper:
             known = self.tickets.get(sequence.arguments.get(TICKET_ARGUMENT, ""), "!")
         if known.startswith("!"):
             return None
-        self.routes[sequence.request] = np.array([int(action) for action in known], dtype=np.int8)
+        self.routes[sequence.request] = lay_out(Route.parse(known, len(self.n_caches)))
         return self.routes[sequence.request]
 
 
