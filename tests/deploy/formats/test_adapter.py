@@ -160,3 +160,13 @@ def test_the_base_is_as_it_was(tmp_path):
     assert {name: p.data_ptr() for name, p in routed.model.named_parameters()} == before
     assert routed.config.to_dict() == config
     assert len(routed.model.model.layers) == L
+
+
+def test_a_base_on_a_device_map_and_one_in_half_precision(tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    model = families.build("llama")
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    model = accelerate.dispatch_model(model, places | {f"model.layers.{i}": "cpu" for i in range(L)}, main_device="cpu", force_hooks=True)
+    assert export(RoutedModel.wrap(model), ROUTES["loop"], tmp_path / "mapped", "peft").difference < 1e-5
+    half = families.build("llama").to(torch.bfloat16)
+    assert export(RoutedModel.wrap(half), ROUTES["loop"], tmp_path / "half", "peft").difference < 2e-2
