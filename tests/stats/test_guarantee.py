@@ -113,6 +113,19 @@ def test_the_tail_against_every_outcome():
         assert _tails(4, seen, np.array([share]), epsilon)[0] == pytest.approx(wanted, abs=1e-12)
 
 
+@pytest.mark.parametrize("seen", [-2300, -2100, -2043, -2000, -1957, -1900, -1700])
+def test_the_tail_of_losses_alone_is_the_binomial_s(seen):
+    """Where the share is epsilon there are no gains: the sum is the negative of a binomial, far from 0."""
+    found = _tails(20_000, seen, np.array([0.1, 0.1]), 0.1)
+    assert found == pytest.approx(np.full(2, stats.binom.cdf(-seen, 20_000, 0.1)), abs=1e-12)
+    assert (found >= 0).all()
+    assert (found <= 1).all()
+
+
+def test_a_tail_is_a_probability():
+    assert all(0 <= _tails(n, seen, np.array([0.4]), 0.01)[0] <= 1 for n in range(1, 40) for seen in range(-n, n + 2))
+
+
 def test_the_p_value_is_the_worst_share_s():
     """Against a fine grid of all shares up to the limit; the p-value's own, coarser one must not miss a peak."""
     for n, better, worse in [(50, 8, 3), (200, 20, 15), (1369, 120, 100), (300, 1, 0), (40, 0, 0)]:
