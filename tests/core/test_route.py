@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from drllm.core.errors import DrllmError, InputError
@@ -72,6 +72,7 @@ def test_routes_are_frozen():
 
 
 @given(st.text(max_size=8).filter(lambda text: not text or set(text) - set("012")))
+@example("1X1")
 def test_other_text_is_refused_in_one_line(text):
     with pytest.raises(InputError, match="cannot read route") as caught:
         Route.parse(text)
