@@ -203,7 +203,6 @@ LETTERS: dict[int | None, list[str]] = {
         "e.g. this",
         "B12",
         "B.12",
-        "the answer is i",
         "A's",
         "A-level",
         "Because",
@@ -226,6 +225,11 @@ LETTERS: dict[int | None, list[str]] = {
 @pytest.mark.parametrize(("text", "index"), [(text, index) for index, texts in LETTERS.items() for text in texts])
 def test_letter(text: str, index: int | None):
     assert letter_choice(text, 4) == index
+
+
+def test_an_unfinished_sentence_chooses_nothing():
+    assert letter_choice("The answer is i", 26) is letter_choice("The answer is a", 26) is None
+    assert letter_choice("The answer is i.", 26) == 8
 
 
 @pytest.mark.parametrize("n_choices", [2, 3, 5, 9, 26])
