@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -124,6 +125,16 @@ def test_the_tail_of_losses_alone_is_the_binomial_s(seen):
 
 def test_a_tail_is_a_probability():
     assert all(0 <= _tails(n, seen, np.array([0.4]), 0.01)[0] <= 1 for n in range(1, 40) for seen in range(-n, n + 2))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_tail_where_a_step_s_characteristic_is_zero():
+    """Half of all steps up or down, alike: at the turn of half a circle the step's value is exactly 0."""
+    found = _tails(10, 2, np.array([0.5]), 0.0)
+    every = [
+        math.prod((0.25, 0.5, 0.25)[1 + step] for step in steps) for steps in itertools.product((-1, 0, 1), repeat=10) if sum(steps) >= 2
+    ]
+    assert found[0] == pytest.approx(math.fsum(every), abs=1e-12)
 
 
 def test_the_p_value_is_the_worst_share_s():

@@ -100,8 +100,8 @@ def _tails(n: int, seen: int, shares_S: np.ndarray, epsilon: float) -> np.ndarra
     turn = np.exp(2j * np.pi * np.arange(size) / size)
     up, down = (shares_S[:, None] - epsilon) / 2, (shares_S[:, None] + epsilon) / 2
     step = 1 - shares_S[:, None] + up * turn + down * turn.conj()
-    with np.errstate(divide="ignore"):  # where a step's value is 0, so is its power
-        power = np.exp(n * np.log(step))
+    power = np.zeros_like(step)  # where a step's value is 0, so is its power
+    power[step != 0] = np.exp(n * np.log(step[step != 0]))
     mass = np.fft.fft(power, axis=1).real / size  # entry k is P(sum is k modulo the size)
     sums = start + (np.arange(size) - start) % size
     return np.clip(mass[:, sums >= seen].sum(1), 0, 1)
