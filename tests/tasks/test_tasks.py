@@ -421,6 +421,7 @@ def test_boxed_works_off_the_main_thread():
     assert verdicts == {number: number % 3 == 1 for number in range(12)}
 
 
+@pytest.mark.long
 def test_boxed_cannot_hang():
     """One integer power that takes longer than the universe: wrong, and the next verdict is right again."""
     assert boxed_matches(r"\boxed{9^{9^{9^{9}}}}", "5") is False
