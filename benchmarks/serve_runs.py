@@ -2,7 +2,7 @@
 
     python benchmarks/serve_runs.py results/benchmarks/serve-amx*.json
 
-Runs of one type, one processor, one length of answers, one way of taking turns and, where an arm follows a trained code book, one book;
+Runs of one type, one processor, one length of answers, one way of taking turns and, where an arm follows a trained codebook, one codebook;
 others are refused. For each batch size and arm that at least two
 runs have: the speed over stock, as a mean of the runs' medians on the log scale, each weighing by its own variance (its 95 % interval over
 3.92) and the variance between runs (DerSimonian and Laird, "Meta-analysis in clinical trials", 1986); its 95 % interval; and each run's

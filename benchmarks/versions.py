@@ -4,7 +4,7 @@
 
 Each checkout has a process of its own with one computing thread and SmolLM2-135M in it; they take turns, in an order drawn anew for each
 round, so that the machine's drift meets both. A round is eight prompts of ARC-Easy with 16 new tokens, under the base's route, one common
-route and eight different ones, and 16 questions x 40 routes through the log-likelihood scorer. Ratios are of one round, this checkout's
+route and eight different ones, and 8 questions x 16 routes through the log-likelihood scorer. Ratios are of one round, this checkout's
 over the other's; their median stands with its 95 % interval by order statistics. CPU seconds of the process, so that another job beside
 does not count; the answers of both must be the same.
 """
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-MODEL, N_QUESTIONS, N_ROUTES, N_PROMPTS, N_NEW = "smollm2-135m-q4", 16, 40, 8, 16
+MODEL, N_QUESTIONS, N_ROUTES, N_PROMPTS, N_NEW = "smollm2-135m-q4", 8, 16, 8, 16
 ROOT = Path(__file__).resolve().parents[1]
 
 

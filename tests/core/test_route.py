@@ -6,7 +6,7 @@ import pickle
 from collections import Counter
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from drllm.core.errors import DrllmError, InputError
@@ -73,6 +73,7 @@ def test_routes_are_frozen():
 
 
 @given(st.text(st.characters(exclude_characters="-,+(/"), max_size=8).filter(lambda text: not text or set(text) - set("012")))
+@example("1X1")
 def test_other_text_is_refused_in_one_line(text):
     with pytest.raises(InputError, match="cannot read route") as caught:
         Route.parse(text)

@@ -16,14 +16,17 @@ TEXTS = [
     *sorted((ROOT / "src").rglob("*.py")),
     *sorted((ROOT / "tools").glob("*.py")),
     *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "benchmarks").glob("*.py")),
+    *sorted((ROOT / "src").rglob("static/*.*")),
     ROOT / "README.md",
+    ROOT / "Makefile",
 ]
 # (how it is found, what it meant, what is said instead)
 RETIRED = (
     (r"\bknobs?\b|knob(?=_)|(?<=_)knob", "a field of a configuration; the paper's p", "option; control"),
     (r"\bgate\b(?!s)|gate(?=_config)|GateConfig", "a statistical test", "guarantee, unless it is a small network in a block"),
     (r"\bPartial[A-Z]\w*|\bpartial_(blocks|policy|model)", "blocks that run in part", "gated"),
-    (r"\.partial\b", "a file not yet whole", ".tmp"),
+    (r"(?<!functools)\.partial\b", "a file not yet whole", ".tmp"),
     (r"\bplans?\b|\bplanned\b|_plans?\b|\bplan_", "the file of what determines records; which rows make a pass", "manifest; schedule"),
     (r"\bcrews?\b|_crew\b", "the actors of a Ray cluster", "ray_pool"),
     (r"\bhir(e|es|ed|ing)\b", "to start an actor", "start_actor"),
@@ -46,10 +49,13 @@ KEPT: tuple[tuple[str, str, str], ...] = (
     ("src/drllm/retrofitting/pipeline.py", "gate", "the section of a YAML file, part of a stage's key"),
     ("src/drllm/methods/rivals/.*", "gate", "a small network in a block"),
     ("docs/glossary.md", "| gate |", "a small network in a block"),
-    ("src/drllm/core/files.py", ".partial", "what a crash of an earlier version left, which is still removed"),
+    ("src/drllm/core/files.py", ".partial", "the suffix of every version, so that each removes what another's crash left"),
     ("docs/scale.md", "data sheet", "a processor's"),
     ("tools/draw_architecture.py", "style sheet", "of CSS"),
     ("docs/benchmarks.md", "identity book, in", "the name of an arm in files of results"),
+    ("benchmarks/serve.*", "book", "names of arms and keys in files of results, and the flag --book"),
+    ("src/drllm/deploy/serving/static/playground.html", "book: ", "the mode's name in a server's answers"),
+    ("src/drllm/reporting/static/glossary.yaml", "gate:", "a small network in a block"),
 )
 
 

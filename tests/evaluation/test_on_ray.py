@@ -344,6 +344,7 @@ def test_without_ray_the_line_says_what_to_install(data, tmp_path, monkeypatch):
     assert not (tmp_path / "evaluate").exists()
 
 
+@pytest.mark.long
 def test_nothing_but_the_executor_imports_ray():
     modules = "drllm.cli.main, drllm.searching.runner, drllm.searching.on_ray, drllm.evaluation.run"
     code = f"import sys; import {modules}; sys.exit('ray' in sys.modules)"

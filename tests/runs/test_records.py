@@ -362,6 +362,14 @@ def test_float16_margins_are_read_back_as_the_file_holds_them(tmp_path):
         read_shard(path)
 
 
+def test_a_higher_level_makes_a_smaller_file_of_the_same_records(tmp_path):
+    some = [full_record(f"question {n * n}") for n in range(300)]
+    small = encode(some, level=15)
+    assert len(small) < len(encode(some)) < len(encode(some, level=-5))
+    write_bytes(tmp_path / "small.parquet", small)
+    assert repr(read_shard(tmp_path / "small.parquet")) == repr(some)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -111,6 +112,29 @@ def test_the_tail_against_every_outcome():
     for seen in range(-4, 5):
         wanted = sum(np.prod([step[kind] for kind in kinds]) for kinds in itertools.product(step, repeat=4) if sum(kinds) >= seen)
         assert _tails(4, seen, np.array([share]), epsilon)[0] == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("seen", [-2300, -2100, -2043, -2000, -1957, -1900, -1700])
+def test_the_tail_of_losses_alone_is_the_binomial_s(seen):
+    """Where the share is epsilon there are no gains: the sum is the negative of a binomial, far from 0."""
+    found = _tails(20_000, seen, np.array([0.1, 0.1]), 0.1)
+    assert found == pytest.approx(np.full(2, stats.binom.cdf(-seen, 20_000, 0.1)), abs=1e-12)
+    assert (found >= 0).all()
+    assert (found <= 1).all()
+
+
+def test_a_tail_is_a_probability():
+    assert all(0 <= _tails(n, seen, np.array([0.4]), 0.01)[0] <= 1 for n in range(1, 40) for seen in range(-n, n + 2))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_tail_where_a_step_s_characteristic_is_zero():
+    """Half of all steps up or down, alike: at the turn of half a circle the step's value is exactly 0."""
+    found = _tails(10, 2, np.array([0.5]), 0.0)
+    every = [
+        math.prod((0.25, 0.5, 0.25)[1 + step] for step in steps) for steps in itertools.product((-1, 0, 1), repeat=10) if sum(steps) >= 2
+    ]
+    assert found[0] == pytest.approx(math.fsum(every), abs=1e-12)
 
 
 def test_the_p_value_is_the_worst_share_s():

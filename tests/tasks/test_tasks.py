@@ -203,7 +203,6 @@ LETTERS: dict[int | None, list[str]] = {
         "e.g. this",
         "B12",
         "B.12",
-        "the answer is i",
         "A's",
         "A-level",
         "Because",
@@ -226,6 +225,11 @@ LETTERS: dict[int | None, list[str]] = {
 @pytest.mark.parametrize(("text", "index"), [(text, index) for index, texts in LETTERS.items() for text in texts])
 def test_letter(text: str, index: int | None):
     assert letter_choice(text, 4) == index
+
+
+def test_an_unfinished_sentence_chooses_nothing():
+    assert letter_choice("The answer is i", 26) is letter_choice("The answer is a", 26) is None
+    assert letter_choice("The answer is i.", 26) == 8
 
 
 @pytest.mark.parametrize("n_choices", [2, 3, 5, 9, 26])
@@ -417,6 +421,7 @@ def test_boxed_works_off_the_main_thread():
     assert verdicts == {number: number % 3 == 1 for number in range(12)}
 
 
+@pytest.mark.long
 def test_boxed_cannot_hang():
     """One integer power that takes longer than the universe: wrong, and the next verdict is right again."""
     assert boxed_matches(r"\boxed{9^{9^{9^{9}}}}", "5") is False

@@ -55,10 +55,10 @@ def calibrate(
     points = policy.operating_points()
     by_task = {manifest.task: manifest for manifest in manifests if not tasks or manifest.task in tasks}
     loaded = load_unseen(run, {name: manifest.data for name, manifest in by_task.items()})
-    asked = {name: (manifest, loaded[name]) for name, manifest in by_task.items()}
+    of_task = {name: (manifest, loaded[name]) for name, manifest in by_task.items()}
     seen: set[str] = set()
     with running(run, "calibrate", to_dict(config), argv) as entry:
-        answers_on = partial(answer_points, routed, asked, points, seen)
+        answers_on = partial(answer_points, routed, of_task, points, seen)
         tuned = answers_on("tune", TUNE_QUESTIONS) if len(points) > 1 else None
         answered = answers_on(config.calibrate, config.calibrate_limit)
         base, *answers = answered.verdicts

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drllm.core.errors import InputError
+from drllm.core.errors import InputError, first_line
 from drllm.core.names import did_you_mean
 from drllm.core.route import Route
 
@@ -75,7 +75,9 @@ def get_method(name: str) -> Method:
             try:
                 found = point.load()
             except (ImportError, AttributeError, SyntaxError) as error:
-                raise InputError(f"method {name!r} cannot be loaded from {point.value} ({error}): update or remove that package") from None
+                raise InputError(
+                    f"method {name!r} cannot be loaded from {point.value} ({first_line(error)}): update or remove that package"
+                ) from None
             if not isinstance(found, Method):
                 raise InputError(f"method {name!r}: {point.value} is a {type(found).__name__}, expected a drllm.methods.base.Method")
             return found

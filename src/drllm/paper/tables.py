@@ -96,7 +96,7 @@ def groups_of(stage: Evaluate) -> list[tuple[str, tuple[str, ...]]]:
 
 def looking(bench: Bench, stage: Evaluate, where: str) -> Claim:
     """Whether routers beat their own routes, dealt to other prompts."""
-    return weighed(f"looking at the prompt is worth something {where}", [against(bench, stage, ROUTERS, "shuffled")], by=OURS)
+    return weighed(f"routers gain from what they read of the prompt {where}", [against(bench, stage, ROUTERS, "shuffled")], by=OURS)
 
 
 def fewer_passes(bench: Bench, stage: Evaluate, name: str, tasks: Sequence[str]) -> Claim:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from drllm.core.errors import InputError
+from drllm.core.errors import InputError, first_line
 from drllm.core.route import Route, Visit
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import RouteSource
@@ -45,7 +45,9 @@ def as_source(given: Any, n_layers: int) -> RouteSource:
         return RoutePolicy(given)
     routes = list(given) if isinstance(given, Sequence) else []
     if not routes or not all(isinstance(route, Route) for route in routes) or len({len(route) for route in routes}) != 1:
-        raise InputError(f"expected a Policy, a Route or a list of one Route a prompt, each of {n_layers} blocks; got {given!r}")
+        raise InputError(
+            f"expected a Policy, a Route or a list of one Route a prompt, each of {n_layers} blocks; got {first_line(repr(given))}"
+        )
     return GivenRoutes(routes)
 
 

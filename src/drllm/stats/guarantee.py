@@ -100,27 +100,27 @@ def _tails(n: int, seen: int, shares_S: np.ndarray, epsilon: float) -> np.ndarra
     turn = np.exp(2j * np.pi * np.arange(size) / size)
     up, down = (shares_S[:, None] - epsilon) / 2, (shares_S[:, None] + epsilon) / 2
     step = 1 - shares_S[:, None] + up * turn + down * turn.conj()
-    with np.errstate(divide="ignore"):  # where a step's value is 0, so is its power
-        power = np.exp(n * np.log(step))
+    power = np.zeros_like(step)  # where a step's value is 0, so is its power
+    power[step != 0] = np.exp(n * np.log(step[step != 0]))
     mass = np.fft.fft(power, axis=1).real / size  # entry k is P(sum is k modulo the size)
     sums = start + (np.arange(size) - start) % size
     return np.clip(mass[:, sums >= seen].sum(1), 0, 1)
 
 
 def find_guarantee(
-    asked: Guarantee, base: ArrayLike, points: Sequence[ArrayLike], passes: Sequence[float], n_layers: int, order: Sequence[int] = ()
+    wanted: Guarantee, base: ArrayLike, points: Sequence[ArrayLike], passes: Sequence[float], n_layers: int, order: Sequence[int] = ()
 ) -> Guarantee:
     """Test operating points in an order and choose among those that passed the cheapest, or the best if none saves passes.
 
     Args:
-        asked: what is to be promised, before anything is tested.
+        wanted: what is to be promised, before anything is tested.
         base: (N,) the base's verdicts.
         points: each point's verdicts (N,) on the same questions.
         passes: mean passes of each point.
         n_layers: the base's passes.
         order: of the tests, as places in `points`; it must not depend on these verdicts. Default: as given.
     """
-    epsilon, delta = asked.epsilon, asked.delta
+    epsilon, delta = wanted.epsilon, wanted.delta
     check(epsilon, delta)
     if not points or len(points) != len(passes):
         raise ValueError(f"expected one mean number of passes a point, got {len(passes)} for {len(points)}")
@@ -142,7 +142,7 @@ def find_guarantee(
     like = np.asarray(points[(chosen or tested[-1])["point"]], dtype=float)
     gain = smallest_gain(len(verdicts), float((like != verdicts).mean()), epsilon, delta)
     point = None if chosen is None else chosen["point"]
-    return replace(asked, tested=tuple(tested), point=point, would_pass=gain)
+    return replace(wanted, tested=tuple(tested), point=point, would_pass=gain)
 
 
 def surest_first(base: ArrayLike, points: Sequence[ArrayLike], n: int, epsilon: float, delta: float) -> list[int]:

@@ -64,54 +64,54 @@ class ContinuationLM(stock_model()):
             self._prefixes.drop()
         return [answers[index] for index in range(len(requests))]
 
-    def _arranged(self, asked: list[Packed], override_bs: int | None) -> list[Packed]:
+    def _arranged(self, packed_prompts: list[Packed], override_bs: int | None) -> list[Packed]:
         """The prompts with what they share, and on whose account each shared beginning runs."""
         size = override_bs or self.batch_size
-        step_tokens = (size if isinstance(size, int) else self.max_batch_size) * max(len(packed.sequence) for packed in asked)
-        arranged = self._prefixes.arrange(asked, self._policy, step_tokens)
+        step_tokens = (size if isinstance(size, int) else self.max_batch_size) * max(len(packed.sequence) for packed in packed_prompts)
+        arranged = self._prefixes.arrange(packed_prompts, self._policy, step_tokens)
         self._sharing = defaultdict(list)
         for packed in arranged:
             if packed.n_prefix:
                 self._sharing[packed.prefix] += [self._origin(index)[0] for index in packed.requests]
         return arranged
 
-    def _decide(self, asked: list[Packed]) -> list[Packed]:
+    def _decide(self, packed_prompts: list[Packed]) -> list[Packed]:
         """The prompts; those of a context that stands in several, or is too long for some, with its one route."""
-        parts = [packed for packed in asked if not packed.is_whole]
+        parts = [packed for packed in packed_prompts if not packed.is_whole]
         waiting = list(dict.fromkeys(packed.context for packed in parts))
         if self._policy is None or not waiting:
-            return asked
+            return packed_prompts
         prompts = [context[-self.max_length :] for context in waiting]
         tasks = [self._origin(packed.requests[0])[0] for packed in parts if packed.group]
         with self._timed(tasks), self._autocast():
             (decided,) = decide_routes(self.routed, [self._policy], prompts, max(map(len, prompts)))
         routes = dict(zip(waiting, decided, strict=True))
-        return [packed if packed.is_whole else replace(packed, route=routes[packed.context]) for packed in asked]
+        return [packed if packed.is_whole else replace(packed, route=routes[packed.context]) for packed in packed_prompts]
 
-    def _steps(self, asked: list[Packed], requests: Sequence[Request], override_bs: int | None) -> Iterator[list[Packed]]:
+    def _steps(self, packed_prompts: list[Packed], requests: Sequence[Request], override_bs: int | None) -> Iterator[list[Packed]]:
         """Prompts in steps of as many tokens as `batch_size` sequences of the stock model have, the longest first; one prefix a step."""
 
         def n_tokens(index: int) -> int:
             return len(requests[index][1]) + len(requests[index][2])
 
         groups: defaultdict[tuple[int, ...], list[Packed]] = defaultdict(list)
-        for packed in sorted(asked, key=lambda packed: (-len(packed.sequence), packed.context)):
+        for packed in sorted(packed_prompts, key=lambda packed: (-len(packed.sequence), packed.context)):
             groups[packed.prefix].append(packed)
-        asked = [packed for group in groups.values() for packed in group]
+        packed_prompts = [packed for group in groups.values() for packed in group]
         start, n_detected = 0, 0
-        while start < len(asked):
-            first = asked[start]
+        while start < len(packed_prompts):
+            first = packed_prompts[start]
             size = override_bs or self.batch_size
             if size == "auto":
                 # Once, or at each of N equal parts with auto:N, as the prompts get shorter.
-                if n_detected <= start * self.batch_schedule / len(asked):
-                    longest = max((index for packed in asked[start:] for index in packed.requests), key=n_tokens)
+                if n_detected <= start * self.batch_schedule / len(packed_prompts):
+                    longest = max((index for packed in packed_prompts[start:] for index in packed.requests), key=n_tokens)
                     self.batch_sizes[n_detected] = self.find_batch_size(requests, longest)
                     n_detected += 1
                 size = self.batch_sizes[n_detected - 1]
             budget = size * min(max(map(n_tokens, first.requests)), self.max_length)
             end = start + max(1, min(budget // first.n_tokens, SIGHT * budget // len(first.sequence)))
-            step = [packed for packed in asked[start:end] if packed.prefix == first.prefix]
+            step = [packed for packed in packed_prompts[start:end] if packed.prefix == first.prefix]
             yield step
             start += len(step)
 

@@ -26,17 +26,17 @@ SIGHT = 4  # sequences of a step see at most this many times the tokens that the
 LENGTH_ROPES = ("dynamic", "longrope")
 
 
-def share_prefixes(asked: Sequence[Packed], step_tokens: int = 0) -> list[Packed]:
+def share_prefixes(waiting: Sequence[Packed], step_tokens: int = 0) -> list[Packed]:
     """The same prompts, those that begin alike next to each other with `n_prefix` set where that leaves fewer tokens to run.
 
     Contexts are sorted; their common beginnings form a tree of intervals (Abouelhoda et al. 2004), of which each is either one prefix
     or what its parts are. A prefix costs a step of its own, and its prompts a step that they may not fill: an eighth of `step_tokens`.
     """
     cost = max(RUN_COST, step_tokens // 8)
-    asked = sorted(asked, key=lambda packed: packed.sequence.tokens[: packed.sequence.n_context])
+    waiting = sorted(waiting, key=lambda packed: packed.sequence.tokens[: packed.sequence.n_context])
     open_intervals: list[tuple[int, int, int, list[tuple[int, int, int]]]] = []  # (shared, start, tokens saved, [(start, end, shared)])
-    for end in range(1, len(asked) + 1):
-        shared = _n_common(asked[end - 1], asked[end]) if end < len(asked) else 0
+    for end in range(1, len(waiting) + 1):
+        shared = _n_common(waiting[end - 1], waiting[end]) if end < len(waiting) else 0
         start, saved = end - 1, 0
         groups: list[tuple[int, int, int]] = []
         while open_intervals and open_intervals[-1][0] >= shared:
@@ -47,11 +47,11 @@ def share_prefixes(asked: Sequence[Packed], step_tokens: int = 0) -> list[Packed
                 saved, groups = whole, [(start, end, length)]
         open_intervals.append((shared, start, saved, groups))
     ordered, at = [], 0
-    for start, end, shared in open_intervals[0][3] if asked else ():
-        ordered += asked[at:start]
-        ordered += [replace(packed, n_prefix=shared) for packed in asked[start:end]]
+    for start, end, shared in open_intervals[0][3] if waiting else ():
+        ordered += waiting[at:start]
+        ordered += [replace(packed, n_prefix=shared) for packed in waiting[start:end]]
         at = end
-    return ordered + asked[at:]
+    return ordered + waiting[at:]
 
 
 class Prefixes:
@@ -66,13 +66,13 @@ class Prefixes:
         self._can_share = _can_share(self, packs)
         self.drop()
 
-    def arrange(self, asked: Sequence[Packed], policy: RouteSource | None, step_tokens: int = 0) -> list[Packed]:
+    def arrange(self, waiting: Sequence[Packed], policy: RouteSource | None, step_tokens: int = 0) -> list[Packed]:
         """The prompts as `share_prefixes` orders them where the family allows it and one route is everybody's.
 
         What a policy reads must enter in one step, so prompts that are read share nothing.
         """
         one_route = policy is None or policy.route is not None
-        return share_prefixes(asked, step_tokens) if self._can_share and one_route else list(asked)
+        return share_prefixes(waiting, step_tokens) if self._can_share and one_route else list(waiting)
 
     @torch.no_grad()
     def prepare(self, route: Route | None, tokens: tuple[int, ...]) -> Cache:

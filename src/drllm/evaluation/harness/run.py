@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -97,13 +99,13 @@ def evaluate_harness(
     if fixed := [name for name, policy in policies.items() if policy is not None and policy.evaluate_only]:
         raise InputError(f"{fixed[0]!r} answers drllm's own questions only, not the harness's requests: leave it out")
     digests = {name: policy_digest(run.policy(name)) for name in names if name != BASE}
-    asked = {"tasks": list(tasks), "harness_args": list(harness_args)}
-    with running(run.root, "evaluate --harness", to_dict(config) | asked, argv) as entry:
+    request = {"tasks": list(tasks), "harness_args": list(harness_args)}
+    with running(run.root, "evaluate --harness", to_dict(config) | request, argv) as entry:
         manager, questions, entry["read_test_split"] = _load_tasks(settings, config)
         results, fresh = _answer(routed, policies, digests, settings, manager, questions, folder)
         scores = {name: read_scores(folder / name) for name in names} if len(names) > 1 else {}
         rows = compare(scores, config.n_resamples, config.seed) if scores else []
-        summary = {"model": routed.base_id, "fingerprint": routed.fingerprint, "split": config.folder, "reference": BASE} | asked
+        summary = {"model": routed.base_id, "fingerprint": routed.fingerprint, "split": config.folder, "reference": BASE} | request
         metrics = {name: result["results"] for name, result in results.items()}
         summary |= {"policies": digests, "metrics": metrics, "routing": _routing(results, fresh), "rows": rows}
         write_json(folder / SUMMARY_FILE, summary)
@@ -161,10 +163,15 @@ def _settings(tasks: Sequence[str], config: EvaluateConfig, data: str | Path | N
     """The harness's own configuration, from its own parser."""
     from drllm.evaluation.harness.lm_eval_private import parse_run, settings_of
 
+    said = io.StringIO()  # its parser writes what is wrong to standard error, the last line says it
     try:
-        arguments = parse_run(harness_args)
+        with contextlib.redirect_stderr(said):
+            arguments = parse_run(harness_args)
     except SystemExit:
-        raise InputError(f"the harness does not understand {' '.join(harness_args)!r} (its message stands above)") from None
+        reason = first_line(said.getvalue().strip().rpartition("\n")[2].rpartition("error: ")[2], 200)
+        raise InputError(
+            f"the harness does not understand {' '.join(harness_args)!r} ({reason}): `lm_eval run --help` lists its options"
+        ) from None
     for name, instead in _OWN.items():
         if getattr(arguments, name, None):
             raise InputError(f"--{name} cannot be given to the harness here: {instead}")
@@ -179,7 +186,7 @@ def _settings(tasks: Sequence[str], config: EvaluateConfig, data: str | Path | N
     try:
         return settings_of(arguments)
     except (ValueError, TypeError, OSError) as error:
-        raise InputError(f"the harness refuses its options: {error}") from None
+        raise InputError(f"the harness refuses its options: {first_line(error, 200)}") from None
 
 
 def _load_tasks(settings: EvaluatorConfig, config: EvaluateConfig) -> tuple[TaskManager, str, bool]:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from drllm.core.errors import ArtifactError
+from drllm.core.errors import ArtifactError, first_line
 from drllm.core.files import write_bytes
 from drllm.core.progress import Progress
 from drllm.core.route import Route
@@ -75,7 +75,7 @@ def kept_tensors(path: Path, key: str, names: Sequence[str], compute: Callable[[
                 if (file.metadata() or {}).get("key", "") == key:
                     return [file.get_tensor(name) for name in names]
         except (OSError, SafetensorError) as error:
-            raise ArtifactError(f"{path} is not a readable feature file ({str(error)[:100]}): delete it and train again") from None
+            raise ArtifactError(f"{path} is not a readable feature file ({first_line(error)}): delete it and train again") from None
     found = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, save(found, metadata={"key": key} if key else None))
