@@ -24,8 +24,8 @@ from drllm.policies.constant import RoutePolicy
 from drllm.policies.given import GivenRoutes
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.scoring.loglik import HEAD_TOKENS, LoglikScorer, Question
-from drllm.scoring.prefixes import Node
 from drllm.scoring.route_prediction import decide_routes
+from drllm.scoring.trie import Node
 from drllm.scoring.verdict import Verdict
 from drllm.tasks import Example, get_task
 from reference import path_model

@@ -13,8 +13,9 @@ from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import RouteSource
-from drllm.scoring.prefixes import Node, PrefixRunner
+from drllm.scoring.prefixes import PrefixRunner
 from drllm.scoring.route_prediction import score_policies
+from drllm.scoring.trie import Node
 from drllm.scoring.verdict import Verdict
 from drllm.tasks import Example, Task
 

@@ -21,8 +21,8 @@ from drllm.model.prompts import CHAT, RAW, check_context, encode_prompts
 from drllm.model.routed import RoutedModel
 from drllm.scoring.base import ModelScorer, Question
 from drllm.scoring.box import BoxBound
-from drllm.scoring.prefixes import Node
 from drllm.scoring.route_prediction import prompt_inputs
+from drllm.scoring.trie import Node
 from drllm.scoring.verdict import Verdict
 from drllm.tasks import Example, Task
 

@@ -23,7 +23,7 @@ from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import is_window
 from drllm.scoring.base import ModelScorer, Question
 from drllm.scoring.packing import Batch, PackedPrompt, encode_choice, make_batch, pack_choices, sample_token, separate_choices
-from drllm.scoring.prefixes import Node
+from drllm.scoring.trie import Node
 from drllm.scoring.verdict import Verdict, loglik_verdict
 from drllm.tasks import Example, Task
 
