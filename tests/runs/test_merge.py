@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from drllm.core.errors import ArtifactError, InputError
+from drllm.core.route import Route
 from drllm.runs.manifest import read_manifest
 from drllm.runs.merge import export_records, merge_records, record_groups, task_folders
-from drllm.runs.records import read_records, read_shard, shard_indices, shard_path, write_shard
+from drllm.runs.records import Check, RouteRecord, read_records, read_shard, shard_indices, shard_path, write_shard
 from record_factory import PLAN, full_record, record, task_folder
 
 
@@ -300,6 +301,34 @@ def test_long_rows_as_json_lines_and_csv(tmp_path):
     ]
     assert table[4]["id"] == 'q,"2"\n'
     assert exported(tmp_path, "ALL.CSV", some).read_bytes() == (tmp_path / "all.csv").read_bytes()
+
+
+LOOPED = tuple(Route.parse(text) for text in ("1111", "0-2,1-3", "0-2,(1-2)*0.5,3", "0-1,0-1/4", "0-1,1,1,1-3"))
+
+
+def looped(name: str) -> RouteRecord:
+    """Loops wherever a record holds routes: a damped one, one whose last block never runs, four passes of a block."""
+    n = len(LOOPED)
+    values = {"rewards": (1.0,) * n, "margins": (0.5,) * n, "acc": (True,) * n, "acc_norm": (True,) * n}
+    control = {"control_routes": LOOPED[1:], "control_correct": (True,) * (n - 1), "control_margins": (0.0,) * (n - 1)}
+    checks = tuple(Check(route, "fp32:acc", True, 0.25) for route in LOOPED)
+    return record(name=name, routes=LOOPED, chosen=LOOPED[1], checks=checks, **values, **control)
+
+
+def test_loops_are_merged_and_exported_as_they_are(tmp_path):
+    some = [looped("q1"), looped("q2")]
+    for name, one in zip("ab", some, strict=True):
+        task_folder(tmp_path / name / "search" / "arc_easy", [one], 1)
+    (merged,) = merge_records([tmp_path / "a", tmp_path / "b"], tmp_path / "merged")
+    assert read_records(merged.folder) == some
+    assert read_shard(exported(tmp_path, "all.parquet", some)) == some
+    rows = [json.loads(line) for line in exported(tmp_path, "all.jsonl", some).read_text(encoding="utf-8").splitlines()]
+    table = list(csv.DictReader(io.StringIO(exported(tmp_path, "all.csv", some).read_text(encoding="utf-8"))))
+    texts = ["1111", "0-2,1-3", "0-2,(1-2)*0.5,3", "0-1,0-1/4", "0-1,1,1,1-3"]
+    for found in (rows, table):
+        assert [row["route"] for row in found[:9]] == [*texts, *texts[1:]]
+        assert [int(row["n_passes"]) for row in found[:5]] == [4, 6, 6, 4, 7]
+        assert [Route.parse(row["route"]) for row in found[:5]] == list(LOOPED)
 
 
 def test_parquet_exports_are_shards_of_everything(tmp_path):
