@@ -22,7 +22,8 @@ def as_plotly(chart: Chart) -> dict[str, Any]:
     if chart.of(Heat):
         layout["yaxis"] = {"autorange": "reversed", "automargin": True}
     if chart.of(Squares):
-        layout |= {name: layout[name] | {"range": list(axis.limits or ())} for name, axis in (("xaxis", chart.x), ("yaxis", chart.ys[0]))}
+        for name, axis in (("xaxis", chart.x), ("yaxis", chart.ys[0])):
+            layout[name] |= {"range": axis.limits and list(axis.limits)}
         layout["height"] = 600
     if chart.of(Bars):
         layout["barmode"] = "group"
