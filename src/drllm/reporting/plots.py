@@ -15,14 +15,15 @@ LOG = {"type": "log", "dtick": 1, "tickformat": "~g"}  # whole powers of ten, as
 def as_plotly(chart: Chart) -> dict[str, Any]:
     """`data` and `layout` of a Plotly figure."""
     data = [TRACES[type(mark)](mark, chart) for mark in chart.marks if type(mark) in TRACES]
-    layout = {"xaxis": _axis(chart.x), "yaxis": _axis(chart.ys[0]), "margin": {"l": 20, "r": 20, "t": 20, "b": 20}}
+    upper = chart.ys[0]
+    layout = {"xaxis": _axis(chart.x), "yaxis": _axis(upper), "margin": {"l": 20, "r": 20, "t": 20, "b": 20}}
     if len(chart.ys) > 1:  # one above the other over the same x axis; traces of the lower one have the y axis "y2"
         layout |= {"yaxis": layout["yaxis"] | {"domain": [0.54, 1]}, "yaxis2": _axis(chart.ys[1]) | {"domain": [0, 0.46]}}
         layout |= {"xaxis": layout["xaxis"] | {"anchor": "y2"}, "height": 560}
     if chart.of(Heat):
         layout["yaxis"] = {"autorange": "reversed", "automargin": True}
     if chart.of(Squares):
-        for name, axis in (("xaxis", chart.x), ("yaxis", chart.ys[0])):
+        for name, axis in (("xaxis", chart.x), ("yaxis", upper)):
             layout[name] |= {"range": axis.limits and list(axis.limits)}
         layout["height"] = 600
     if chart.of(Bars):
