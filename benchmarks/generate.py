@@ -4,11 +4,11 @@
 
 One process, one computing thread, SmolLM2-135M in bf16 where the processor multiplies bf16 itself, else in fp32. In each round every arm
 answers the same prompts once: stock `generate` of a model that drllm has not touched; the identity policy; one common route; the exported
-checkpoint of that route, loaded by stock transformers; four nested routes; as many routes as rows; routers. The arms take turns step by
-step, in an order drawn anew for each step: a machine's speed drifts within seconds by more than what is measured here. A stopping criterion
-ends each turn and reads the clock, the same in all arms. Ratios are of one round (its prefills; the means of its decoding steps); their
-median stands with its 95 % interval by order statistics. Then, one prompt at a time, what pooling and routers take of a prefill, by the
-prompt's tokens.
+checkpoint of that route, loaded by stock transformers; a route that runs a span of four blocks twice, and the exported checkpoint of that;
+four nested routes; as many routes as rows; routers. The arms take turns step by step, in an order drawn anew for each step: a machine's
+speed drifts within seconds by more than what is measured here. A stopping criterion ends each turn and reads the clock, the same in all
+arms. Ratios are of one round (its prefills; the means of its decoding steps); their median stands with its 95 % interval by order
+statistics. Then, one prompt at a time, what pooling and routers take of a prefill, by the prompt's tokens.
 
 The limit of mixed routes (`limits.py`) is measured between the rounds by clocks around the blocks of stock steps.
 """
@@ -48,8 +48,10 @@ MODEL = "smollm2-135m-q4"
 COMMON = "1" * 16 + "000000" + "1" * 8  # 24 of 30 passes
 NESTED = [f"{'1' * (22 - cut)}{'0' * cut}{'1' * 8}" for cut in (0, 3, 6, 9)]  # each skips what the one before skips, and three more
 
+LOOPED = "0-15,12-29"  # blocks 12 to 15 twice, 34 passes
+EXPORTED = {"exported": ("common", COMMON), "looped_exported": ("looped", LOOPED)}  # the checkpoints: of which arm, and its route
 MIXED = ("nested", "different")  # routes of several rows
-ARMS = ("identity", "common", "exported", *MIXED, "routers")
+ARMS = ("identity", "common", "exported", "looped", "looped_exported", *MIXED, "routers")
 
 
 def native_dtype(device: str) -> str:
@@ -71,12 +73,21 @@ def different_routes(n: int, n_layers: int, seed: int = 0) -> list[Route]:
 def share_weights(base: Any, other: Any, route: Route) -> None:
     """Let a model of a route's blocks use the base's weights, which are its own, bit for bit: two copies of the same weights differ in
     speed by some hundredths, by where in memory they lie."""
-    kept = [block for block, action in enumerate(route) if action]
+    kept = route.path
     known = dict(base.named_parameters())
     for name, parameter in other.named_parameters():
         theirs = known[re.sub(r"(?<=layers\.)\d+", lambda found: str(kept[int(found[0])]), name)]
         assert torch.equal(parameter, theirs), name
         parameter.data = theirs.data
+
+
+def exported_of(routed: RoutedModel, route: Route) -> Any:
+    """The exported checkpoint of a route as stock transformers loads it, with the base's weights."""
+    with tempfile.TemporaryDirectory() as place, quiet_loading():
+        export(routed, route, Path(place) / "exported")
+        model: Any = AutoModelForCausalLM.from_pretrained(Path(place) / "exported", dtype=routed.model.dtype).eval().to(routed.device)
+    share_weights(routed.model, model, route)
+    return model
 
 
 def measure(
@@ -96,13 +107,14 @@ def measure(
     policies: dict[str, Any] = {
         "identity": RoutePolicy(Route.full(n_layers)),
         "common": RoutePolicy(Route.parse(COMMON)),
+        "looped": RoutePolicy(Route.parse(LOOPED, n_layers)),
         "nested": GivenRoutes(nested),
         "different": GivenRoutes(different_routes(batch, n_layers)),
         "routers": routers,
     }
     policies = {name: policy for name, policy in policies.items() if name in wanted and (batch > 1 or name not in MIXED)}
     needed = sorted({sum(route[block] > 0 for route in nested) for block in range(n_layers)} | {batch}) if "nested" in policies else []
-    arms = ["stock", *(["exported"] if "exported" in wanted else []), *policies]
+    arms = [*others, *policies]
     times: dict[str, dict[str, list[float]]] = {name: {"prefill": [], "decode": []} for name in arms}
     limits: dict[str, list[dict[int, Parts]]] = {"prefill": [], "decode": []}
     deciding: list[float] = []
@@ -139,8 +151,9 @@ def measure(
         return [a / b for a, b in zip(times[arm][part], times[base][part], strict=True)]
 
     result["to_stock"] = {arm: {part: median_interval(ratio(arm, "stock", part)) for part in times[arm]} for arm in times if arm != "stock"}
-    if {"common", "exported"} <= times.keys():
-        result["common_to_exported"] = {part: median_interval(ratio("common", "exported", part)) for part in times["stock"]}
+    for exported, (arm, _) in EXPORTED.items():
+        if {arm, exported} <= times.keys():
+            result[f"{arm}_to_exported"] = {part: median_interval(ratio(arm, exported, part)) for part in times["stock"]}
     if deciding:
         result["deciding_share_of_prefill"] = median_interval([a / b for a, b in zip(deciding, times["stock"]["prefill"], strict=True)])
         result["deciding_seconds"] = statistics.median(deciding)
@@ -216,13 +229,14 @@ def report(rows: list[dict[str, Any]]) -> None:
 
     for row in rows:
         print(f"\nbatch {row['batch']}, mean prompt {row['prompt_tokens']:.0f} tokens, {row['rounds']} rounds, {row['new']} new tokens")
-        print(f"  {'':12} {'prefill, ms':>12} {'step, ms':>9}   prefill / stock           step / stock")
+        print(f"  {'':15} {'prefill, ms':>12} {'step, ms':>9}   prefill / stock           step / stock")
         for arm, seconds in row["seconds"].items():
             ratios = row["to_stock"].get(arm)
             text = "" if ratios is None else f"{shown(ratios['prefill'])}   {shown(ratios['decode'])}"
-            print(f"  {arm:12} {1000 * seconds['prefill']:12.1f} {1000 * seconds['decode']:9.2f}   {text}")
-        if both := row.get("common_to_exported"):
-            print(f"  common route / its exported checkpoint: prefill {shown(both['prefill'])}, step {shown(both['decode'])}")
+            print(f"  {arm:15} {1000 * seconds['prefill']:12.1f} {1000 * seconds['decode']:9.2f}   {text}")
+        for arm, _ in EXPORTED.values():
+            if both := row.get(f"{arm}_to_exported"):
+                print(f"  {arm} route / its exported checkpoint: prefill {shown(both['prefill'])}, step {shown(both['decode'])}")
         if share := row.get("deciding_share_of_prefill"):
             print(
                 f"  pooling and routers: {1000 * row['deciding_seconds']:.1f} ms, {100 * share[0]:.2f} % of stock prefill "
@@ -255,14 +269,6 @@ def main() -> None:
     routed = RoutedModel.wrap(MODEL, dtype=dtype, device=given.device)
     task = load_task("arc_easy", given.data)
     prompts = [routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"] for example in task.select("fit", 512)]
-    with tempfile.TemporaryDirectory() as place, quiet_loading():
-        export(routed, Route.parse(COMMON), Path(place) / "common")
-        exported: Any = AutoModelForCausalLM.from_pretrained(Path(place) / "common", dtype=routed.model.dtype).eval().to(given.device)
-    others: dict[str, Any] = {"stock": load_base(MODEL, routed.model.dtype, given.device)[0], "exported": exported}
-    for model in (routed.model, *others.values()):
-        model.generation_config.eos_token_id = None  # every row answers in full, whatever it says
-    share_weights(routed.model, others["stock"], Route.full(routed.n_layers))
-    share_weights(routed.model, exported, Route.parse(COMMON))
     rows = []
     batches, rounds, arms = (
         [int(size) for size in given.batches.split(",")],
@@ -274,6 +280,11 @@ def main() -> None:
     check_rounds(parser, min(rounds))
     if len(rounds) not in (1, len(batches)):
         parser.error(f"--rounds: {len(rounds)} numbers for {len(batches)} batch sizes")
+    others: dict[str, Any] = {"stock": load_base(MODEL, routed.model.dtype, given.device)[0]}
+    others |= {name: exported_of(routed, Route.parse(route, routed.n_layers)) for name, (_, route) in EXPORTED.items() if name in arms}
+    share_weights(routed.model, others["stock"], Route.full(routed.n_layers))
+    for model in (routed.model, *others.values()):
+        model.generation_config.eos_token_id = None  # every row answers in full, whatever it says
     for batch, n_rounds in zip(batches, rounds * (len(batches) // len(rounds)), strict=True):
         rows.append(measure(routed, others, prompts, batch, n_rounds, given.new, given.seed, arms))
         report(rows[-1:])

@@ -8,16 +8,16 @@ drifts within seconds by more than what is measured here. The processor time is 
 processor multiplies bf16 itself, else in fp32. Ratios are of one arm and the stock beside it; their median over the rounds stands with its
 95 % interval by order statistics. Arms, compiled and eager, each beside the stock of its mode: the identity along the routed machinery; one
 common route of 24 of 30 blocks; four nested routes, from the base's to 21 blocks; four deeper ones, from 24 to 15 blocks, whose limit
-leaves more to reach; as many routes as rows, which no compiled segment fits; and, compiled, that common route as a static server, and the
-trained codebook `--book`, each prompt along the route the book chooses for it, before the engine or (`--decide engine`) in it, where
-prompts are read whole; and such a book that always takes the base. `--only` names the arms to run by how they begin, with `;` between,
-since names hold commas. The limit of nested routes is `t_other(B) + sum over parts of t_part(rows executing it)`, by clocks around the
-blocks of the eager stock engine, and around the segments of the compiled routed one, in every second round (in each of fewer than
-twelve). Printed is what of its saving is reached, not what of its speed, of which stock alone would reach most. The front selector is an
-arm, too, in this process, compiled and eager: it reads the round's first prompt alone, as one that finds nobody waiting, and the others in
-the groups a server reads them in if all have come meanwhile; "with the front" adds its seconds to prefill and decoding of each arm, also
-for answers of other lengths, by the mean step. Last, how often compiling, and reading prompts together, flips a choice of the book on tune
-questions.
+leaves more to reach; as many routes as rows, which no compiled segment fits; and, compiled, that common route as a static server, a static
+server that runs a span of four blocks twice, beside one that repeats those blocks in place (as many passes), and the trained codebook
+`--book`, each prompt along the route the book chooses for it, before the engine or (`--decide engine`) in it, where prompts are read whole;
+and such a book that always takes the base. `--only` names the arms to run by how they begin, with `;` between, since names hold commas. The
+limit of nested routes is `t_other(B) + sum over parts of t_part(rows executing it)`, by clocks around the blocks of the eager stock engine,
+and around the segments of the compiled routed one, in every second round (in each of fewer than twelve). Printed is what of its saving is
+reached, not what of its speed, of which stock alone would reach most. The front selector is an arm, too, in this process, compiled and
+eager: it reads the round's first prompt alone, as one that finds nobody waiting, and the others in the groups a server reads them in if all
+have come meanwhile; "with the front" adds its seconds to prefill and decoding of each arm, also for answers of other lengths, by the mean
+step. Last, how often compiling, and reading prompts together, flips a choice of the book on tune questions.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from drllm.deploy.serving.launch import cache_folder, checkpoint_of, make_spec
 from drllm.policies.codebook import Codebook
 from drllm.runs.provenance import hardware, versions
 from drllm.tasks import load_task
-from generate import COMMON, MODEL, NESTED, different_routes, native_dtype
+from generate import COMMON, LOOPED, MODEL, NESTED, different_routes, native_dtype
 from serve_engine import clock
 from serve_runs import shown
 from served import never_leaves
@@ -54,6 +54,8 @@ FULL = "1" * 30
 DEEPER = [f"{'1' * (22 - cut)}{'0' * cut}{'1' * 8}" for cut in (6, 9, 12, 15)]  # all skip six blocks
 # Their names, the engine that has their segments compiled, and the routes.
 NESTS = {"4 nested routes": ("rows", NESTED), "4 deeper nested routes": ("deeper", DEEPER)}
+IN_PLACE = "".join("2" if 12 <= block <= 15 else "1" for block in range(30))  # the passes of LOOPED, each block's one after the other
+BESIDE = {"static looped 34 of 30, compiled": "in place compiled"}  # arms that take turns with one more engine than stock
 KNOWN = [FULL, *NESTED]
 LENGTHS = (16, 32, 64, 128, 256)  # tokens of an answer
 BOOK = "trained book, compiled"
@@ -148,6 +150,7 @@ def arms_of(batch: int, only: tuple[str, ...] = ("",)) -> dict[str, tuple[str, l
         routes |= {name: (engine, [nest[row % 4] for row in range(batch)]) for name, (engine, nest) in NESTS.items()}
         routes |= {f"{batch} routes": ("rows", [str(route) for route in different_routes(batch, 30)])}
     arms: dict[str, tuple[str, list[str] | None]] = {"static 24 of 30, compiled": ("static compiled", None), BOOK: ("book compiled", None)}
+    arms |= dict.fromkeys(BESIDE, ("looped compiled", None))
     arms |= {f"{name}, compiled": (f"{engine} compiled", taken) for name, (engine, taken) in routes.items()}
     arms |= {f"{name}, eager": ("rows eager", taken) for name, (_, taken) in routes.items()}  # block by block, whatever the routes
     arms |= {
@@ -192,6 +195,7 @@ def measure(
     chosen: list[str] = []
     strayed: dict[str, int] = {}  # choices in the engine that are not the front's, read alone and uncompiled
     found: dict[str, list[tuple[Run, Run]]] = {name: [] for name in arms}  # with the stock beside it
+    beside: dict[str, list[float]] = {name: [] for name in arms if name in BESIDE}  # decoding seconds over those of the other engine
     limits: dict[str, list[float]] = {name: [] for name in arms if name.rsplit(", ")[0] in NESTS}
     limit_every = 2 if rounds >= 2 * MIN_VALUES else 1
     rng = random.Random(seed)
@@ -209,9 +213,12 @@ def measure(
                 fronts[name] += [clock() - started] if round_ >= 0 else []
                 continue
             engine, routes = arms[name]
-            pair = (engines[engine], engines[f"stock {mode_of(name)}"])
-            mine, stock = in_turns(pair, (by_book if name == BOOK else routes, None), rows, new, rng)
+            others = (engines[f"stock {mode_of(name)}"], *([engines[BESIDE[name]]] if name in BESIDE else []))
+            taken = by_book if name == BOOK else routes
+            mine, stock, *other = in_turns((engines[engine], *others), (taken, *[None] * len(others)), rows, new, rng)
             found[name] += [(mine, stock)] if round_ >= 0 else []
+            if other and round_ >= 0:
+                beside[name].append(mine.decode / other[0].decode)
             if mine.chosen is not None:
                 expected = [FULL] * batch if name.startswith("identity") else by_book
                 strayed[name] = strayed.get(name, 0) + sum(route != other for route, other in zip(mine.chosen, expected, strict=True))
@@ -231,10 +238,10 @@ def measure(
     }
     decoded = batch * (new - 1)
     for mode in {mode_of(name): None for name in arms}:
-        beside = [[stock for _, stock in runs] for name, runs in found.items() if mode_of(name) == mode]
-        prefills = [statistics.mean(run.prefill for run in of_round) for of_round in zip(*beside, strict=True)]
+        stocks = [[stock for _, stock in runs] for name, runs in found.items() if mode_of(name) == mode]
+        prefills = [statistics.mean(run.prefill for run in of_round) for of_round in zip(*stocks, strict=True)]
         result["stock"][mode] = {
-            "tokens_a_cpu_second": statistics.median(decoded / run.decode for runs in beside for run in runs),
+            "tokens_a_cpu_second": statistics.median(decoded / run.decode for runs in stocks for run in runs),
             "prefill": statistics.median(prefills),
             "front": statistics.median(fronts[mode]),
             "front_of_prefill": median_interval([front / prefill for front, prefill in zip(fronts[mode], prefills, strict=True)]),
@@ -255,6 +262,7 @@ def measure(
                 str(n): median_interval([(mine.of(n, new) + front) / stock.of(n, new) for mine, stock, front in pairs]) for n in LENGTHS
             },
         }
+    result["to_in_place"] = {name: median_interval(ratios) for name, ratios in beside.items()}
     for name, at_best in limits.items():
         saved = [1 - mine.decode / stock.decode for mine, stock in found[name][::limit_every]]
         result["limit"][name] = {
@@ -290,6 +298,8 @@ def report(row: dict[str, Any]) -> None:
         print(f"  {name:34} {arm['tokens_a_cpu_second']:19.1f}   {shown(arm['ratio'])}   {shown(arm['prefill_ratio'])}")
     for name, count in row["strayed"].items():
         print(f"  {name}: {count} choices other than the front's uncompiled ones, of {row['batch'] * (row['rounds'] + 1)}")
+    for name, ratio in row["to_in_place"].items():
+        print(f"  {name}: {shown(ratio)} of the decoding seconds of the same blocks repeated in place")
     for name, limit in row["limit"].items():
         print(
             f"  {name}: the limit is {shown(limit['speed'])} times stock; of its saving reached "
@@ -349,6 +359,8 @@ def main() -> None:
         "stock compiled": (None, False),
         "static compiled": ({"mode": "static", "n_layers": 30, "route": COMMON}, False),
         "rows compiled": (rows, False),
+        "looped compiled": ({"mode": "static", "n_layers": 30, "route": LOOPED}, False),
+        "in place compiled": ({"mode": "static", "n_layers": 30, "route": IN_PLACE}, False),
         "deeper compiled": (rows | {"routes": [FULL, *DEEPER]}, False),
         "book compiled": (trained, False),
         **{f"{name} compiled": (spec, False) for name, spec in inside.items()},
@@ -357,6 +369,7 @@ def main() -> None:
     }
     arms = [(name, engine) for size in sizes for name, (engine, _) in arms_of(size, only).items()]
     needed = {engine for _, engine in arms} | {f"stock {mode_of(name)}" for name, _ in arms}
+    needed |= {BESIDE[name] for name, _ in arms if name in BESIDE}
     selectors = {
         mode: FrontSelector(book, checkpoint, routed.model.dtype, device, compiled=mode == "compiled" and device == "cpu")
         for mode in ("compiled", "eager")

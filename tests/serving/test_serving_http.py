@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.skipif(PACKAGED[MODEL].installed is None, reason=f"needs the data package of {MODEL} (drllm models)"),
 ]
 FULL = "1" * 30
-ROUTES = [FULL, f"{FULL[:16]}000{FULL[19:]}", f"{FULL[:14]}000000{FULL[20:]}", f"{FULL[:27]}2{FULL[28:]}"]
+ROUTES = [FULL, f"{FULL[:16]}000{FULL[19:]}", f"{FULL[:14]}000000{FULL[20:]}", "0-16,14-27,27-29"]  # the last: 14-16 again, 27 twice
 TOPICS = [
     "plants",
     "iron",
@@ -155,9 +155,11 @@ def test_mixed_requests_equal_the_same_requests_alone(server, routed, book):
 def test_what_an_answer_carries(server):
     raw = client(server).completions.with_raw_response.create(model=MODEL, prompt=PROMPTS[:3], max_tokens=2, temperature=0)
     told = raw.parse().model_extra["drllm"]
-    assert raw.headers["x-drllm-route"] == ",".join(one["route"] for one in told)
+    assert raw.headers["x-drllm-route"] == ",".join(one["route"].replace(",", "+") for one in told)
     assert raw.headers["x-drllm-passes"] == ",".join(str(one["passes"]) for one in told)
-    assert [(one["of"], one["decided"], one["passes"] == sum(map(int, one["route"]))) for one in told] == [(30, "policy", True)] * 3
+    assert [(one["of"], one["decided"], one["passes"] == Route.parse(one["route"], 30).n_passes) for one in told] == [
+        (30, "policy", True)
+    ] * 3
     assert all(one["seconds"] > 0 for one in told)
 
 
@@ -415,8 +417,9 @@ def test_playground(server, width: int, scheme: Any, tmp_path):
         assert page.locator("ol.blocks").count() == 2
         assert page.locator("ol.blocks").nth(1).locator("li.run").count() == 30
         told = page.locator("ol.blocks").first.locator("li").evaluate_all("all => all.map(one => one.className)")
-        kinds = {"0": "skip", "1": "run", "2": "twice"}
-        assert told == [kinds[action] for action in answer(server, PROMPTS[3], max_tokens=12)[1][0]["route"]]
+        taken = Route.parse(answer(server, PROMPTS[3], max_tokens=12)[1][0]["route"], 30)
+        assert [words.split()[0] for words in told if words != "again"] == [("skip", "run", "twice")[n] for n in taken.in_place_actions]
+        assert told.count("again") == len(taken.loops)
         assert page.locator("pre").first.inner_text().strip()
         watched.check(tmp_path / "playground.png")
         page.get_by_label("Route to force").fill("0" * 30)
@@ -442,10 +445,14 @@ def test_playground_while_an_answer_comes(server):
         assert stop.is_enabled(), "the answer is not over"
         assert page.locator("dt").count() == 0, "its times are told at its end"
         twice = page.locator("ol.blocks li.twice")
-        assert twice.count() == ROUTES[3].count("2")
-        assert twice.first.get_attribute("title") == f"block {ROUTES[3].index('2')} runs twice"
+        assert twice.count() == 1
+        assert twice.first.get_attribute("title") == "block 27 runs twice"
         assert twice.first.locator("span").first.inner_text() == "2"
-        assert page.locator("ol.blocks li").count() == 30
+        assert page.locator("ol.blocks li:not(.again)").count() == 30
+        again = page.locator("ol.blocks li.again")
+        assert [one.get_attribute("title") for one in again.all()] == ["behind block 16: 14-16 again"]
+        inside = page.locator("ol.blocks li.inside").evaluate_all("all => all.map(one => one.title)")
+        assert inside == [f"block {block} runs" for block in (14, 15, 16)]
         stop.click()
         page.get_by_role("alert").get_by_text("Stopped.").wait_for()
         assert text.inner_text().strip(), "what had come stays"
