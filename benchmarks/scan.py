@@ -110,6 +110,7 @@ def replay(arguments: argparse.Namespace) -> None:
     orders = [_order(stored.tasks, rng) for _ in range(arguments.orders)]
     found["orders"] = {"n": len(orders), **_raced(stored, gain_C, kinds, orders)}
     found["curse"] = _curse(stored, arguments.orders)
+    found["probes"] = _probes(stored)
     print(json.dumps(found, indent=1))
     if arguments.to:
         write_json(arguments.to, found)
@@ -177,6 +178,22 @@ def _curse(stored: Product, n: int) -> dict[str, float]:
         best = int((signs * score_QC[:, alive]).mean(0).argmax())
         points.append(float((signs[:, 0] * right_QC[:, alive[best]]).mean()))
     return {"mean": float(np.mean(points)), "low": float(np.quantile(points, 0.025)), "high": float(np.quantile(points, 0.975))}
+
+
+def _probes(stored: Product, lengths: tuple[int, ...] = (3, 4), tried: int = 30, n: int = 17, draws: int = 2000) -> dict[str, object]:
+    """How published spans were found: the best of 30 short loops on 17 questions; what it seems to gain, and has on the other questions."""
+    right_QC = stored.verdicts[:, 1:].astype(float) - stored.verdicts[:, :1]
+    pool = [place for place, one in enumerate(stored.pool) if one.kind == "loop" and one.length in lengths]
+    rng, seems, rest = np.random.default_rng(2), [], []
+    for _ in range(draws):
+        order, chosen = rng.permutation(len(right_QC)), rng.choice(pool, min(tried, len(pool)), replace=False)
+        gains = right_QC[order[:n]][:, chosen].mean(0)
+        best = int(chosen[int(gains.argmax())])
+        seems.append(float(gains.max()))
+        rest.append(float(right_QC[order[n:], best].mean()))
+    told = {"spans": len(pool), "lengths": " or ".join(map(str, lengths)), "tried": min(tried, len(pool)), "questions": n, "draws": draws}
+    low, high = np.quantile(seems, [0.025, 0.975])
+    return {**told, "seems": float(np.mean(seems)), "low": float(low), "high": float(high), "rest": float(np.mean(rest))}
 
 
 def main() -> None:
