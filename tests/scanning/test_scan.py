@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import os
 import signal
 from dataclasses import replace
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import families
 import runs
@@ -188,6 +191,25 @@ def test_loaded_tasks_are_searched_like_named_ones(data, tmp_path):
     search(runs.model(), [load_task(runs.TASK, data)], config, tmp_path / "b", data)
     assert runs.folder_bytes(tmp_path / "a" / "search") == runs.folder_bytes(tmp_path / "b" / "search")
     assert read_manifest(tmp_path / "a" / "search" / runs.TASK).ids
+
+
+def test_a_mixture_of_experts_is_scanned_with_a_note(data, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "drllm")
+    routed = RoutedModel.wrap(families.build("mixtral", vocab_size=300, max_position_embeddings=256), byte_tokenizer())
+    config = replace(SMALL, kinds=("loop", "skip"), questions=4, first_questions=2, fresh=2, winners=1)
+    assert len(scan(routed, [runs.TASK], config, tmp_path, data).in_group(WINNER)) == 1
+    assert sum("a mixture of experts rounds by what else is in a step" in line for line in caplog.messages) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray (pip install '.[ray]')")
+def test_two_ray_workers_write_the_bytes_of_one_process(data, tmp_path):
+    runs.model().unwrap().save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    routed = RoutedModel.wrap(str(tmp_path / "model"), dtype=torch.float32)
+    scan(routed, [runs.TASK], SMALL, tmp_path / "one", data)
+    scan(routed, [runs.TASK], SMALL, tmp_path / "two", data, resources=Resources(executor="ray", workers=2))
+    assert changed(runs.folder_bytes(tmp_path / "one" / "scan"), runs.folder_bytes(tmp_path / "two" / "scan")) == []
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,13 @@ FAMILIES = frozenset(_NAMES.split())
 # Their blocks scale the states they are given, each by its own factor: a loop multiplies by them once more, which plain residuals never do.
 RESCALING = frozenset({"beam", "doge"})
 
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # fields that count a mixture's experts
+
+
+def has_experts(config: Any) -> bool:
+    """Whether blocks are mixtures of experts, which round by what else is in a step."""
+    return any((getattr(config, name, 0) or 0) > 1 for name in _EXPERTS)
+
 
 def check_structure(config: Any) -> None:
     """Refuse what a configuration alone shows cannot be routed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import read_json, write_json, write_text
 from drllm.core.progress import say
 from drllm.core.route import Route
+from drllm.model.families import RESCALING, has_experts
 from drllm.model.ray_pool import connected
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
@@ -72,6 +73,8 @@ def scan(
     folder, settings = RunFolder(out).scan, to_dict(config) | {"resources": to_dict(resources)}
     with torch_threads(resources.threads), cluster, running(out, "scan", settings, argv):
         _check_settings(folder, {"tasks": list(loaded), "data": None if data is None else str(data)} | to_dict(config))
+        for note in _notes(routed):
+            say(f"scan: {note}")
         bench = Bench(routed, loaded, config, resources, data)
         raced, fresh = choose(routed, loaded, config)
         return _Scan(bench, folder, raced, fresh).run(claimed)
@@ -83,6 +86,14 @@ def check_claims(claimed: Sequence[Route], config: ScanConfig) -> None:
         raise InputError("--questions 0 races nothing: name a route to measure with --claimed, or ask for questions")
     if claimed and not config.fresh:
         raise InputError("--claimed needs questions to measure the route on: leave --fresh 0 out")
+
+
+def _notes(routed: RoutedModel) -> Iterator[str]:
+    """What the reader of a map should know of the model."""
+    if has_experts(routed.config):
+        yield "a mixture of experts rounds by what else is in a step: spans of nearly equal score may change places in another run"
+    if routed.config.model_type in RESCALING:
+        yield f"blocks of {routed.config.model_type} scale the states they are given, so a loop scales them once more"
 
 
 def _check_settings(folder: ScanFolder, settings: dict[str, object]) -> None:
