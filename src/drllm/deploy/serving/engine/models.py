@@ -29,6 +29,8 @@ from drllm.deploy.serving.engine.vllm_private import (
 )
 from drllm.deploy.serving.spec import ServeSpec
 
+MOST_LOOPS = 1024  # uncompiled ones kept
+
 
 class RoutedMixin:
     """Stands before one of vLLM's `...ForCausalLM`, whose `model` has `layers` called with (positions, states, residual)."""
@@ -90,6 +92,8 @@ class RoutedMixin:
 
     def plain_loop(self, loop: Loop) -> Segment:
         """A span that is run again, uncompiled."""
+        if len(self.plain_loops) >= MOST_LOOPS:  # requests may name any
+            self.plain_loops.clear()
         if loop not in self.plain_loops:
             self.plain_loops[loop] = looped(self.block, loop)
         return self.plain_loops[loop]

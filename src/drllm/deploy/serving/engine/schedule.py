@@ -80,6 +80,8 @@ class Schedule:
         expanded = np.repeat(self.actions_SL[:, firsts], np.diff([*firsts, self.actions_SL.shape[1]]), axis=1)
         if not (expanded == self.actions_SL).all() or not (self.actions_SL <= most_L).all():
             return False
+        if not self.loops:
+            return True
         ends = {*(firsts - 1).tolist(), self.actions_SL.shape[1] - 1}
         return all(block in ends and loop in known for of_sequence in self.loops.values() for block, loop in of_sequence)
 
