@@ -119,7 +119,13 @@ def _heat(heat: Heat, chart: Chart) -> dict[str, Any]:
 def _squares(squares: Squares, chart: Chart) -> dict[str, Any]:
     """The page makes the squares as large as its width lets them be: `meta` says what share of a cell each has."""
     low, high = chart.x.limits or (0, 1)
-    marker: dict[str, Any] = {"symbol": "square", "color": list(squares.values), "cmin": -squares.limit, "cmax": squares.limit}
+    marker: dict[str, Any] = {
+        "symbol": "square",
+        "color": list(squares.values),
+        "cmin": -squares.limit,
+        "cmax": squares.limit,
+        "opacity": 1,
+    }
     marker |= {"colorscale": [[place, colour] for place, colour in USAGE], "line": {"color": "#BFBFBF", "width": 0.5}}
     marker |= {"showscale": True, "colorbar": {"thickness": 12, "title": {"text": squares.label, "side": "right"}}}
     found = {"type": "scatter", "mode": "markers", "x": list(squares.xs), "y": list(squares.ys), "marker": marker}

@@ -13,6 +13,7 @@ from drllm.stats.paired import decided
 NAMES = {"loop": "run once more", "damped": "run once more at strength {strength:g}", "skip": "skipped"}
 HEADER = ("span", "passes", "where it was chosen, points", "on new questions, points", "better / worse", "McNemar p")
 LIMITS = (1, 2, 5, 10, 20, 50)  # points: where colours may end
+LOSS = 10  # points
 CURSE = (
     "The winners were chosen on the first questions, so their figures there are too good; on new questions, which chose nothing, that is "
     "gone. Random spans have the winners' kinds and lengths and were drawn blindly."
@@ -24,7 +25,7 @@ def scan_parts(result: ScanResult, cells: Sequence[Cell]) -> Iterator[Part]:
     yield Heading("Scan")
     if result.sizes:
         yield Paragraph(_raced(result))
-    yield Table(HEADER, tuple(_table(result)), caption=_caption(result), code=frozenset({"span"}))
+    yield Table(HEADER, tuple(_table(result)), caption=_caption(result))
     yield Paragraph(" ".join((conclusion(result), CURSE if result.in_group(RANDOM) else "")).strip())
     if claims := [sentence for row in result.in_group(CLAIMED) if (sentence := _claim(row))]:
         yield Paragraph(" ".join(claims))
@@ -139,10 +140,7 @@ def _map(result: ScanResult, kind: str, cells: Sequence[Cell]) -> Chart:
 
 
 def _limit(cells: Sequence[Cell]) -> float:
-    """Where colours end: twice the best gain at least, and no less than a quarter of the candidates are away from the base.
-
-    So what is better than the base can be told apart, and great losses look alike.
-    """
+    """Where colours end: twice the best gain at least, so that it can be told from none; greater losses than `LOSS` look alike."""
     best = 200 * max(cell.score for cell in cells)
     usual = sorted(100 * abs(cell.score) for cell in cells)[len(cells) // 4]
-    return next((limit for limit in LIMITS if limit >= max(best, usual)), LIMITS[-1])
+    return next((limit for limit in LIMITS if limit >= max(best, min(usual, LOSS))), LIMITS[-1])

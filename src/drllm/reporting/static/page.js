@@ -137,9 +137,10 @@ function legendOf(place) {
   if (list.childElementCount) place.after(list);
 }
 
-// The squares of a map: each has its share of a cell, which is as wide as the plot lets it be.
+// The squares of a map: each has its share of a cell, which is as wide as the plot lets it be; a phone's map is no higher than wide.
 function sized(data, layout, width) {
   for (const trace of data.filter((found) => found.meta?.sides)) {
+    layout.height = Math.min(600, Math.max(320, width));
     const cell = Math.min(width - 150, layout.height - 90) / trace.meta.cells;
     trace.marker.size = trace.meta.sides.map((side) => Math.max(2, side * cell - 1));
   }
