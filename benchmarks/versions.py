@@ -3,8 +3,8 @@
     python benchmarks/versions.py OTHER_CHECKOUT [--rounds 12] [--dtype float32] [--out FILE.json]
 
 Each checkout has a process of its own with one computing thread and SmolLM2-135M in it; they take turns, in an order drawn anew for each
-round, so that the machine's drift meets both. A round is eight prompts of ARC-Easy with 16 new tokens, under the base's route, one common
-route and eight different ones, and 8 questions x 16 routes through the log-likelihood scorer. Ratios are of one round, this checkout's
+round, so that the machine's drift meets both. A round is eight prompts of ARC-Easy with 8 new tokens, under the base's route, one common
+route and eight different ones, and 4 questions x 8 routes through the log-likelihood scorer. Ratios are of one round, this checkout's
 over the other's; their median stands with its 95 % interval by order statistics. CPU seconds of the process, so that another job beside
 does not count; the answers of both must be the same.
 """
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-MODEL, N_QUESTIONS, N_ROUTES, N_PROMPTS, N_NEW = "smollm2-135m-q4", 8, 16, 8, 16
+MODEL, N_QUESTIONS, N_ROUTES, N_PROMPTS, N_NEW = "smollm2-135m-q4", 4, 8, 8, 8
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -40,7 +40,7 @@ def work(dtype: str) -> None:
     draw = random.Random(0)
     routes = [Route(draw.choices((0, 1, 2), (1, 12, 1), k=routed.n_layers)) for _ in range(N_ROUTES)]
     policies = {"base": None, "common": routes[0], "different": routes[:N_PROMPTS]}
-    prompts = [example.question for example in examples[:N_PROMPTS]]
+    prompts = [example.question for example in task.select("fit", N_PROMPTS)]
     for line in sys.stdin:
         part = line.strip()
         started = time.process_time()
@@ -49,6 +49,7 @@ def work(dtype: str) -> None:
             handles = scorer.open([scorer.question(task.task, example) for example in examples])
             verdicts = scorer.score([(handle, route) for handle in handles for route in routes])
             answer: Any = [round(verdict.margin, 4) for verdict in verdicts]
+            scorer.close(handles)
         else:
             answer = [out.token_ids for out in routed.generate(prompts, policy=policies[part], max_new_tokens=N_NEW, do_sample=False)]
         sys.stdout.write(json.dumps({"seconds": time.process_time() - started, "answer": answer}) + "\n")
@@ -94,6 +95,7 @@ def main() -> int:
     seconds: dict[str, dict[str, list[float]]] = {part: {side: [] for side in sides} for part in parts}
     draw = random.Random(0)
     for turn in range(arguments.rounds + 1):
+        print(f"round {turn} of {arguments.rounds}", file=sys.stderr, flush=True)
         for part in parts:
             answers = {}
             for side in draw.sample(list(sides), 2):

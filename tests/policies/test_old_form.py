@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -120,3 +121,10 @@ def test_old_modules_are_attributes_of_their_packages_and_know_renamed_names():
         "assert drllm.model.policy.RoutePolicy and importlib.util.find_spec('drllm.config')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_name_that_no_old_module_had_raises_without_a_warning():
+    """`pickle` asks every module that is loaded for the name of an object which does not say its module."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not hasattr(importlib.import_module("drllm.config"), "nothing_of_this_name")

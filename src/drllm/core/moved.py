@@ -57,11 +57,11 @@ def install() -> None:
 
 
 def _find(old: str, name: str) -> Any:
-    if not name.startswith("__"):  # what `inspect` and others ask of every module
-        now = " and ".join(PREFIX + home for home in MOVED[old])
-        warnings.warn(f"{PREFIX}{old} is {now} now; the old name goes with the next version", FutureWarning, stacklevel=2)
-        for home in MOVED[old]:
-            place = importlib.import_module(PREFIX + home)
-            if (wanted := RENAMED.get((home, name), name)) in vars(place):
-                return getattr(place, wanted)
+    """The new object of an old name, with a warning; silent on any other name, since `pickle` asks every module for whatever it meets."""
+    for home in () if name.startswith("__") else MOVED[old]:  # what `inspect` and others ask of every module
+        place = importlib.import_module(PREFIX + home)
+        if (wanted := RENAMED.get((home, name), name)) in vars(place):
+            now = " and ".join(PREFIX + each for each in MOVED[old])
+            warnings.warn(f"{PREFIX}{old} is {now} now; the old name goes with the next version", FutureWarning, stacklevel=2)
+            return getattr(place, wanted)
     raise AttributeError(f"module {PREFIX + old!r} has no attribute {name!r}")
