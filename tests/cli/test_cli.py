@@ -164,12 +164,13 @@ def test_every_command_has_help_with_an_example(name, capsys):
     assert "--config" in out
     example = cli.help_of(name)[1]
     assert out.rstrip().endswith(example)
-    # The example is one that parses.
+    # Each line of the example is one that parses.
     import shlex
 
-    parsed, unknown = cli.make_parser(name).parse_known_intermixed_args(shlex.split(example)[2:])
-    assert not unknown
-    assert parsed is not None
+    for line in example.splitlines():
+        parsed, unknown = cli.make_parser(name).parse_known_intermixed_args(shlex.split(line)[2:])
+        assert not unknown
+        assert parsed is not None
 
 
 @pytest.mark.parametrize("typed", [[], ["--help"], ["-h"]])

@@ -15,6 +15,7 @@ from drllm.core.errors import InputError
 
 SECTIONS = [("search", SearchConfig), ("routers", RoutersConfig), ("evaluate", EvaluateConfig)]
 COMMANDS = {"routers": "train"}
+NEEDS = {"loop_strength": {"max_loop_span": 3}}  # fields that have a meaning beside others alone
 OTHER = {int: 7, float: 0.25, str: "text", tuple: ("a", "b")}
 
 
@@ -35,8 +36,10 @@ def test_every_field_has_a_flag_that_sets_it(section, config_class):
     parser = make_parser(COMMANDS.get(section, section))
     for flag in flags.flags_of(config_class):
         arguments, expected = typed(flag)
+        needs = NEEDS.get(flag.name, {})
+        arguments += [word for name, value in needs.items() for word in (f"--{name.replace('_', '-')}", str(value))]
         config = flags.build(config_class, {}, parser.parse_args(arguments))
-        assert config == dataclasses.replace(config_class(), **{flag.name: expected})
+        assert config == dataclasses.replace(config_class(), **{flag.name: expected, **needs})
 
 
 @pytest.mark.parametrize(("section", "config_class"), SECTIONS)
@@ -44,6 +47,7 @@ def test_retrofit_has_every_flag_of_every_section_with_a_prefix(section, config_
     parser = make_parser("retrofit")
     for flag in flags.flags_of(config_class):
         arguments, expected = typed(flag)
+        arguments += [word for name, value in NEEDS.get(flag.name, {}).items() for word in (f"--{name.replace('_', '-')}", str(value))]
         dashed = [a.replace("--no-", f"--no-{section}-").replace("--", f"--{section}-", 1) if a.startswith("--") else a for a in arguments]
         dashed = [a.replace(f"--{section}-no-{section}-", f"--no-{section}-") for a in dashed]
         parsed = parser.parse_args(dashed)
