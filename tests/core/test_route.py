@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
@@ -249,3 +250,18 @@ def test_loops_of_a_route():
     assert Route.parse("4,2-3/6").loops == ((4, Span(2, 3)),)
     assert Route.parse("1102").loops == ()
     assert Route.parse("1,1,1/2").in_place_actions == (0, 3)
+
+
+def test_numbers_of_other_libraries_become_python_s():
+    """Else the one object of a route, which is shared, would be written with them."""
+    route = Route.full(6).loop(np.int64(1), np.int64(2), strength=np.float64(0.5))
+    assert str(route) == "0-2,(1-2)*0.5,3-5"
+    assert {type(number) for span in route.spans for number in span} == {int, float}
+    for arguments in ((1, 2, "a"), (1, 2, 1.0, 2.5)):
+        with pytest.raises(InputError):
+            Route.full(6).loop(*arguments)
+    for path in ([0, 1.7], ["0"], [None]):
+        with pytest.raises(InputError, match=r"^cannot read .* in a path: expected a block's number"):
+            Route.along(path, 3)
+    with pytest.raises(InputError, match=r"^got a path through 0 blocks: expected at least one$"):
+        Route.parse("0-1/0")

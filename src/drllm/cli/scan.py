@@ -16,15 +16,16 @@ from drllm.core.route import Route
 
 
 def run(job: Job) -> Lines:
-    out, tasks, config, resources = job.need("out"), job.tasks(), job.config("scan"), job.config("resources")
-    claimed = [Route.parse(text) for text in job.arguments.claimed]
     model = job.need("model")
     from drllm.reporting.scan import render
     from drllm.runs.layout import RunFolder
     from drllm.scanning.scan import check_claims, scan
 
-    check_claims(claimed, config)
-    yield render(scan(job.load(model), tasks, config, out, job.data, job.argv, resources, claimed))
+    out, tasks, config, resources = job.need("out"), job.tasks(), job.config("scan"), job.config("resources")
+    check_claims([Route.parse(text) for text in job.arguments.claimed], config)  # before the model is loaded
+    routed = job.load(model)
+    claimed = [Route.parse(text, routed.n_layers) for text in job.arguments.claimed]
+    yield render(scan(routed, tasks, config, out, job.data, job.argv, resources, claimed))
     folder = RunFolder(Path(out)).scan
     if config.questions:
         yield f"map: {folder.map}; routes for drllm search --paths: {folder.best}; drllm report {out} draws it"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
 
-from drllm.core.errors import InputError
+from drllm.core.errors import InputError, first_line
+from drllm.core.span import Span, Visit, block_span, fewest_spans
 
 MAX_PASSES = 4  # of one block, in any route
 _SPAN = re.compile(r"(?P<first>\d{1,5})(-(?P<last>\d{1,5}))?", re.ASCII)
@@ -24,26 +25,6 @@ class Action(IntEnum):
     SKIP = 0
     EXECUTE = 1
     REPEAT = 2
-
-
-class Span(NamedTuple):
-    """Blocks `first` to `last`, one after the other: F. With a strength s below 1 the states h go only that far: h + s (F(h) - h)."""
-
-    first: int
-    last: int
-    strength: float = 1.0
-
-    @property
-    def blocks(self) -> range:
-        """Its blocks, in order."""
-        return range(self.first, self.last + 1)
-
-    def __str__(self) -> str:
-        text = f"{self.first}-{self.last}" if self.last > self.first else str(self.first)
-        return text if self.strength == 1 else f"({text})*{self.strength!r}"
-
-
-Visit = tuple[Span, ...]  # what runs when the base's forward comes to one block
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +87,7 @@ class Route:
 
     def loop(self, first: int, last: int, strength: float = 1.0, times: int = 2) -> Route:
         """This route with blocks `first` to `last` run `times` times in all, each time after the first with this strength."""
-        if not 0 <= first <= last < len(self) or times < 2:
+        if not isinstance(times, int) or not 0 <= first <= last < len(self) or times < 2:
             raise InputError(f"cannot loop blocks {first} to {last} {times} times: a route of {len(self)} blocks, run at least twice")
         if skipped := [block for block in range(first, last + 1) if not self.actions[block]]:
             raise InputError(f"cannot loop blocks {first} to {last}: this route skips block {skipped[0]}")
@@ -120,7 +101,7 @@ class Route:
         """The path: single blocks, and spans of a strength below 1."""
         if self.order is not None:
             return self.order
-        return tuple(_single(block) for block, action in enumerate(self.actions) for _ in range(action))
+        return tuple(block_span(block) for block, action in enumerate(self.actions) for _ in range(action))
 
     @property
     def path(self) -> tuple[int, ...]:
@@ -141,7 +122,7 @@ class Route:
     @property
     def in_place_actions(self) -> tuple[int, ...]:
         """Passes of each block when the base's forward comes to it, without those of loops."""
-        return tuple(sum(1 for _ in itertools.takewhile(_single(block).__eq__, visit)) for block, visit in enumerate(self.visits))
+        return tuple(sum(1 for _ in itertools.takewhile(block_span(block).__eq__, visit)) for block, visit in enumerate(self.visits))
 
     @property
     def is_in_place(self) -> bool:
@@ -232,18 +213,20 @@ def _span(parts: dict[str, str | None], text: str) -> Span:
     return Span(first, last, strength)
 
 
-@functools.lru_cache(maxsize=1 << 12)
-def _single(block: int) -> Span:
-    return Span(block, block)
-
-
 def _single_blocks(path: Iterable[int | Span]) -> Iterator[Span]:
-    """The path with plain spans taken apart."""
+    """The path with plain spans taken apart, in Python's own numbers: equal routes have one text."""
     for part in path:
-        if isinstance(part, Span) and part.strength != 1:
-            yield part
+        try:
+            first, last, strength = part if isinstance(part, Span) else (part, part, 1.0)
+            span = Span(operator.index(first), operator.index(last), float(strength))
+        except (TypeError, ValueError):
+            raise InputError(
+                f"cannot read {first_line(repr(part))} in a path: expected a block's number, or Span(first, last, strength)"
+            ) from None
+        if span.strength != 1:
+            yield span
         else:
-            yield from map(_single, part.blocks if isinstance(part, Span) else (int(part),))
+            yield from map(block_span, span.blocks)
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -251,6 +234,8 @@ def _along(spans: tuple[Span, ...], n_layers: int) -> Route:
     """See `Route.along`."""
     if not spans:
         raise InputError("got an empty path: a route runs at least one block")
+    if n_layers < 1:
+        raise InputError(f"got a path through {n_layers} blocks: expected at least one")
     counts, highest = [0] * n_layers, -1
     for span in spans:
         if not 0 < span.strength <= 1:
@@ -281,17 +266,6 @@ def _visits(route: Route) -> tuple[Visit, ...]:
         highest = max(highest, span.last)
         visits[highest].append(span)
     return tuple(map(tuple, visits))
-
-
-def fewest_spans(spans: Sequence[Span]) -> list[Span]:
-    """A path in as few spans as there can be."""
-    merged: list[Span] = []
-    for span in spans:
-        if merged and merged[-1].strength == span.strength == 1 and span.first == merged[-1].last + 1:
-            merged[-1] = Span(merged[-1].first, span.last)
-        else:
-            merged.append(span)
-    return merged
 
 
 def _path_text(spans: Sequence[Span], n_layers: int) -> str:

@@ -24,6 +24,7 @@ from drllm.runs.verdicts import Verdicts, find_verdicts, write_verdicts
 from drllm.scoring.scorer import Scorer, questions_digest, scorer_of
 from drllm.tasks import Example, Task
 
+MAX_THROWS = 1000  # of a looped route's loops
 CHUNK = 64  # questions between two steps of the progress bar
 
 
@@ -89,11 +90,18 @@ def baseline_routes(name: str, routes: Sequence[Route], seed: str) -> list[Route
 
 
 def scattered(route: Route, rng: np.random.Generator) -> Route:
-    """A route with the same passes in place and loops of the same lengths and strengths, all at random blocks."""
-    while True:  # loops that fall upon one another, or upon a block that is skipped, are thrown again
+    """A route with the same passes in place and loops of the same lengths and strengths, all at random blocks.
+
+    `InputError` for a path whose loops find no other place in `MAX_THROWS` throws.
+    """
+    if not route.loops:
+        actions = rng.permutation([int(action) for action in route.in_place_actions]).tolist()
+        return Route.of_visits([(Span(block, block),) * action for block, action in enumerate(actions)])
+    for _ in range(MAX_THROWS):  # loops that fall upon one another are thrown again
         found = _thrown(route, rng)
         if found is not None and _kinds(found) == _kinds(route):
             return found
+    raise InputError(f"the loops of route {route} find no random place among {len(route)} blocks: evaluate it without the random baseline")
 
 
 def _kinds(route: Route) -> tuple[list[int], list[tuple[int, float]]]:
@@ -102,20 +110,25 @@ def _kinds(route: Route) -> tuple[list[int], list[tuple[int, float]]]:
 
 
 def _thrown(route: Route, rng: np.random.Generator) -> Route | None:
-    """One throw; None where there is no room for a loop, or it runs a block too often."""
-    actions = rng.permutation([int(action) for action in route.in_place_actions]).tolist()
-    visits: list[list[Span]] = [[Span(block, block)] * action for block, action in enumerate(actions)]
+    """One throw, the loops first, then passes in place, none of them a skip in a loop of blocks that run; None where that cannot be."""
+    loops, running = [], set[int]()
     for at, span in route.loops:
-        runs = all(route.in_place_actions[block] for block in span.blocks)
-        ends = range(len(span.blocks) - 1, len(route) - (at - span.last))
-        ends = [end for end in ends if all(actions[end - len(span.blocks) + 1 : end + 1]) == runs]
-        if not ends:
-            return None
-        end = int(rng.choice(ends))
-        visits[end + at - span.last].append(Span(end - len(span.blocks) + 1, end, span.strength))
+        end = int(rng.integers(len(span.blocks) - 1, len(route) - (at - span.last)))
+        loops.append((end + at - span.last, Span(end - len(span.blocks) + 1, end, span.strength)))
+        if all(route.in_place_actions[block] for block in span.blocks):
+            running.update(loops[-1][1].blocks)
+    passes = rng.permutation([int(action) for action in route.in_place_actions if action]).tolist()
+    if len(running) > len(passes):
+        return None
+    inside = rng.permutation(sorted(running)).tolist()
+    outside = rng.permutation([block for block in range(len(route)) if block not in running]).tolist()
+    actions = dict.fromkeys(range(len(route)), 0) | dict(zip([*inside, *outside], passes, strict=False))
+    visits: list[list[Span]] = [[Span(block, block)] * actions[block] for block in range(len(route))]
+    for at, span in loops:
+        visits[at].append(span)
     try:
         return Route.of_visits([tuple(visit) for visit in visits])
-    except InputError:
+    except InputError:  # a block too often
         return None
 
 

@@ -63,6 +63,7 @@ class Codebook(Policy):
     ):
         self.routes = tuple(routes)
         self.n_layers, self.hidden_size = len(self.routes[0]), len(mean) // 2
+        self.has_digits = all(map(has_digits, self.routes))
         self.block, self.at, self.points = block, at, tuple(points)
         # A codebook of the base alone has nothing to choose.
         self.route, self.reads = (self.routes[0], None) if len(self.routes) == 1 else (None, block)
@@ -153,7 +154,7 @@ class _CodebookDecider(Decider):
             with torch.autocast(x_BTD.device.type, enabled=False):
                 self._routes = self._codebook.routes_for(pool_prompt(x_BTD, self._prompt_mask_BT))
         assert self._routes, "a prefill passes the block where the choice is made"
-        if all(map(has_digits, self._codebook.routes)):
+        if self._codebook.has_digits:
             return torch.tensor([route[block] for route in self._routes])
         return [route.visits[block] for route in self._routes]
 

@@ -72,7 +72,9 @@ def search(
     check_splits(config.splits, routes is not None)
     check_list_name(list_name, routes is not None)
     if routes is not None and any(len(route) != routed.n_layers for route in routes):
-        raise InputError(f"got routes of {sorted({len(route) for route in routes})} blocks, the model has {routed.n_layers}")
+        odd = next(route for route in routes if len(route) != routed.n_layers)
+        hint = "" if odd.is_in_place else f"; a path that ends before the last block says so, {odd}/{routed.n_layers}"
+        raise InputError(f"got routes of other lengths: {odd} has {len(odd)} blocks, the model {routed.n_layers}{hint}")
     if not resources.threads:
         resources = replace(resources, threads=1 if resources.executor == "ray" else torch.get_num_threads())
     given = (load_task(task, data) if isinstance(task, str) else task for task in tasks)

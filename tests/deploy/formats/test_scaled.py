@@ -49,7 +49,7 @@ def test_one_block_with_parallel_branches_is_exact(tmp_path):
     assert done.difference < 1e-5
 
 
-@pytest.mark.parametrize("family", ["gemma3_text", "gpt2", "mixtral", "olmo2", "gpt_neox", "granite"])
+@pytest.mark.parametrize("family", ["gemma3_text", "gpt2", "mixtral", "deepseek_v3", "olmo2", "gpt_neox", "granite"])
 def test_other_branches_are_refused(family, tmp_path):
     if family == "granite":  # multiplies both branches by a number, which scaling commutes with
         export(RoutedModel.wrap(families.build(family)), ROUTE, tmp_path / "out", "scaled")

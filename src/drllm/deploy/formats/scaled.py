@@ -6,6 +6,8 @@ difference comes to is measured and printed, beside what the loop comes to at al
 """
 
 import copy
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def write_scaled(routed: RoutedModel, route: Route, folder: Path) -> Exported:
     Raises:
         UnsupportedModelError: the family's blocks add something to the states that these two weights do not scale.
     """
-    _refuse_other_branches(routed)
+    _refuse_other_branches(routed, sorted({block for span in route.spans if span.strength != 1 for block in span.blocks}))
     with new_folder(folder) as place:
         copied_bytes = write_weights(routed, route, place, PARAMETERS)
         difference, n_checked, measured = _measure(routed, route, load_written(routed, place, CANNOT))
@@ -49,22 +51,28 @@ def write_scaled(routed: RoutedModel, route: Route, folder: Path) -> Exported:
 
 
 @torch.no_grad()
-def _refuse_other_branches(routed: RoutedModel) -> None:
-    """A block without its two last products must leave the states as they are, and scaled ones must scale what it adds: a norm does not."""
-    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    block = routed.blocks[0]
-    handle = block.register_forward_pre_hook(lambda _module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+def _refuse_other_branches(routed: RoutedModel, damped: Sequence[int]) -> None:
+    """A damped block without its two last products must leave the states as they are, and scaled ones must scale what it adds: a norm does
+    not, nor does a mixture of experts, which may come after blocks that are dense."""
+    seen: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def keep(index: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen[index] = args, kwargs
+
+    handles = [routed.blocks[index].register_forward_pre_hook(partial(keep, index), with_kwargs=True) for index in damped]
     try:
         routed.model(checked_ids(routed), use_cache=False)
     finally:
-        handle.remove()
-    args, kwargs = seen[0]
-    x_BTD = args[0] if args else kwargs["hidden_states"]
-    whole, silent, loud = (_step(block, scale, args, kwargs) - x_BTD for scale in (1.0, 0.0, LOUD))
-    last = [name for name, module in block.named_modules() if name.endswith(LAST) and isinstance(module, nn.Linear)]
-    if len(last) != len(LAST) or silent.any() or not loud.norm() > LOUD / 4 * whole.norm():
-        what = "its blocks add more to the states than o_proj and down_proj give, or norm that"
-        raise UnsupportedModelError(f"model_type {routed.config.model_type!r} {CANNOT}: {what}; serve the route with drllm")
+        for handle in handles:
+            handle.remove()
+    for index, (args, kwargs) in seen.items():
+        block = routed.blocks[index]
+        x_BTD = args[0] if args else kwargs["hidden_states"]
+        whole, silent, loud = (_step(block, scale, args, kwargs) - x_BTD for scale in (1.0, 0.0, LOUD))
+        last = [name for name, module in block.named_modules() if name.endswith(LAST) and isinstance(module, nn.Linear)]
+        if len(last) != len(LAST) or silent.any() or not loud.norm() > LOUD / 4 * whole.norm():
+            what = f"block {index} adds more to the states than o_proj and down_proj give, or norms that"
+            raise UnsupportedModelError(f"model_type {routed.config.model_type!r} {CANNOT}: {what}; serve the route with drllm")
 
 
 def _step(block: nn.Module, scale: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

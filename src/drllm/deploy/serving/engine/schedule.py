@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from drllm.core.errors import InputError
-from drllm.core.route import Route, Span, Visit, fewest_spans
+from drllm.core.route import Route, Span, Visit
+from drllm.core.span import fewest_spans
 from drllm.deploy.serving.engine.gathering import Gathered, Places
 from drllm.deploy.serving.engine.paths import Loop, Loops, number
 from drllm.deploy.serving.engine.vllm_private import StepAttention

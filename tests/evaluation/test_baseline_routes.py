@@ -1,0 +1,35 @@
+"""The random baseline's routes: the same passes and loops, at other blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from drllm.core.errors import InputError
+from drllm.core.route import Route
+from drllm.evaluation import answers
+from drllm.evaluation.answers import baseline_routes, scattered
+
+
+def kinds(route: Route) -> tuple:
+    """What must stay: passes in place, and the loops' lengths and strengths."""
+    return sorted(route.in_place_actions), sorted((len(span.blocks), span.strength) for _, span in route.loops)
+
+
+@pytest.mark.parametrize(
+    "text", ["1021", "0-14,12-29", "0-14,(12-14)*0.5,15-29", "0-14,0-14/30", "0-20,0-20/30", "7-21,7-21/30", "2-9,5-9,4-29", "1,1,1,2-5"]
+)
+def test_passes_and_loops_stay_and_their_blocks_do_not(text):
+    """Long loops among many skips too, for which blocks that run must be found."""
+    route = Route.parse(text)
+    rng = np.random.default_rng(0)
+    found = [scattered(route, rng) for _ in range(20)]
+    assert all(kinds(one) == kinds(route) and len(one) == len(route) for one in found)
+    assert len(set(found)) > 3
+    assert baseline_routes("random", [route], "a") == baseline_routes("random", [route], "a")
+
+
+def test_a_path_that_finds_no_place_is_an_error_not_a_hang(monkeypatch):
+    monkeypatch.setattr(answers, "MAX_THROWS", 0)
+    with pytest.raises(InputError, match=r"^the loops of route .* find no random place among 6 blocks: evaluate it without the random"):
+        scattered(Route.parse("0-4,2-5"), np.random.default_rng(0))
