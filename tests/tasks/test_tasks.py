@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import signal
 import string
 import subprocess
 import sys
@@ -439,6 +440,19 @@ def test_a_helper_that_someone_else_killed_is_an_error_not_a_verdict():
     checker.process.kill()
     with pytest.raises(DrllmError, match="ended with code -9"):
         checker.check(r"\boxed{5}", "5")
+    checker.close()
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGPROF"])
+def test_an_answer_that_ends_the_helper_is_not_equal(name):
+    """Out of stack or out of CPU time in the parser; the next answer has a helper of its own."""
+    checker = grading.MathChecker(os.getpid())
+    assert checker.check(r"\boxed{5}", "5")
+    assert checker.process is not None
+    checker.process.poll = lambda: None  # it looks alive until the question is sent
+    checker.process.send_signal(getattr(signal, name))
+    assert not checker.check(r"\boxed{5}", "5")
+    assert checker.check(r"\boxed{5}", "5")
     checker.close()
 
 

@@ -119,6 +119,10 @@ def _checker(pid: int) -> MathChecker:
     return MathChecker(pid)
 
 
+# Out of CPU time, or out of stack in the parser: the answer cannot be judged equal. Any other death is not the answer's doing.
+ENDED_BY_AN_ANSWER = tuple(getattr(signal, name) for name in ("SIGPROF", "SIGSEGV") if hasattr(signal, name))
+
+
 class MathChecker:
     """A helper process that runs math-verify (math_worker.py), one JSON line a question; started on first use, restarted after a hang."""
 
@@ -141,8 +145,7 @@ class MathChecker:
                 return reply == "1"
             code = process.wait()
             self._release()
-            # Out of CPU time, or out of stack in the parser: the answer cannot be judged equal. Any other death is not the answer's doing.
-            if -code in (getattr(signal, "SIGPROF", 0), getattr(signal, "SIGSEGV", 0)):
+            if -code in ENDED_BY_AN_ANSWER:
                 return False
             raise DrllmError(f"the math-verify helper process ended with code {code} while judging an answer: run again")
 
