@@ -89,7 +89,11 @@ def test_the_best_are_the_best_of_the_map_and_can_be_searched(scanned):
     folder = RunFolder(scanned).scan
     last = sorted((cell for cell in read_map(folder) if cell.questions == 16), key=lambda cell: -cell.score)
     assert [str(route) for route in read_routes(folder.best)] == [cell.route for cell in last]
-    assert [row.route for row in read_scan(folder).in_group(WINNER)] == [cell.route for cell in last[:2]]
+    winners = read_scan(folder).in_group(WINNER)
+    assert [row.route for row in winners[:2]] == [cell.route for cell in last[:2]]
+    assert {row.kind for row in winners} == {"loop", "damped", "skip"}, "the best of each kind besides"
+    best = {next(cell.route for cell in last if cell.kind == kind) for kind in ("loop", "damped", "skip")}
+    assert {row.route for row in winners[2:]} == best - {cell.route for cell in last[:2]}
 
 
 def test_the_cost_is_the_nodes_of_the_tries(scanned):
@@ -197,7 +201,7 @@ def test_a_mixture_of_experts_is_scanned_with_a_note(data, tmp_path, caplog):
     caplog.set_level(logging.INFO, "drllm")
     routed = RoutedModel.wrap(families.build("mixtral", vocab_size=300, max_position_embeddings=256), byte_tokenizer())
     config = replace(SMALL, kinds=("loop", "skip"), questions=4, first_questions=2, fresh=2, winners=1)
-    assert len(scan(routed, [runs.TASK], config, tmp_path, data).in_group(WINNER)) == 1
+    assert scan(routed, [runs.TASK], config, tmp_path, data).in_group(WINNER)
     assert sum("a mixture of experts rounds by what else is in a step" in line for line in caplog.messages) == 1
 
 

@@ -83,7 +83,9 @@ class ScanConfig(Options):
         128, "questions of the last round, shared evenly over the tasks; 0: no race, only the routes of --claimed are measured", ge=0
     )
     first_questions: int = option(8, "questions of the first round, which every candidate answers; each round has twice as many", ge=1)
-    winners: int = option(5, "best candidates, named before any further question is read, and measured again", ge=1)
+    winners: int = option(
+        5, "best candidates, named before any further question is read and measured again; the best of each kind besides", ge=1
+    )
     fresh: int = option(512, "questions that chose nothing, on which winners and random spans are measured again, at most; 0: none", ge=0)
     split: Literal["fit", "tune", "calibrate"] = option("fit", "split of the questions that choose")
     fresh_split: Literal["fit", "tune", "calibrate"] = option("fit", "split of those on which the winners are measured again")

@@ -130,7 +130,7 @@ class _Scan:
     def run(self, claimed: Sequence[Route]) -> ScanResult:
         """All of it; the result is written, too."""
         standing = self._race() if self.raced else None
-        winners = [] if standing is None else [self.pool[one] for one in standing.ranking[: self.config.winners]]
+        winners = [] if standing is None else self._winners(standing)
         if standing is not None:
             self._write_best(standing)
         claims = [described(route, self.config.strength) or Candidate("", -1, -1, route) for route in dict.fromkeys(claimed)]
@@ -174,6 +174,13 @@ class _Scan:
         kinds = [one.kind for one in self.pool]
         by_kind = [shares(kinds.count(kind), len(self.sizes), self.config.winners) for kind in dict.fromkeys(kinds)]
         return [sum(counts) for counts in zip(*by_kind, strict=True)]
+
+    def _winners(self, standing: Standing) -> list[Candidate]:
+        """The best of all, then the best of each kind that is not among them."""
+        ranked = [self.pool[one] for one in standing.ranking]
+        best = ranked[: self.config.winners]
+        of_kinds = [one for place, one in enumerate(ranked) if one.kind not in {other.kind for other in ranked[:place]}]
+        return [*best, *(one for one in of_kinds if one not in best)]
 
     def _write_best(self, standing: Standing) -> None:
         """The routes of the last round, before any further question is read."""
