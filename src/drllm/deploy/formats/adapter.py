@@ -6,7 +6,6 @@ adapter has one pair of matrices whose product is zero: what it adds to the stat
 
 import copy
 import importlib.util
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.route import Route
 from drllm.deploy.formats.check import BUILD_ERRORS, checked_ids, compared, difference_from, inexpressible
 from drllm.deploy.formats.checkpoint import path_config
-from drllm.deploy.formats.folder import Exported, checked_line, described, finish, front_matter, new_folder, route_line, title
+from drllm.deploy.formats.folder import Exported, checked, finish, heading, in_another_order, made_by, made_of, new_folder, slices
 from drllm.model.load import hub_or_folder, quiet_loading
 from drllm.model.routed import RoutedModel
 
@@ -69,7 +68,7 @@ def _write(routed: RoutedModel, route: Route, place: Path) -> None:
         r=1,
         lora_alpha=1,
         target_modules=[key],
-        layer_replication=spans(route),
+        layer_replication=slices(route),
         task_type="CAUSAL_LM",
         inference_mode=True,
         base_model_name_or_path=hub_or_folder(routed.base_id),
@@ -79,12 +78,6 @@ def _write(routed: RoutedModel, route: Route, place: Path) -> None:
     ones, zeros = torch.ones(1, target.in_features), torch.zeros(target.out_features, 1)
     weights = {f"base_model.model.{key}.lora_A.weight": ones, f"base_model.model.{key}.lora_B.weight": zeros}
     save_file(weights, place / WEIGHTS_FILE, metadata={"format": "pt"})
-
-
-def spans(route: Route) -> list[tuple[int, int]]:
-    """The path as (first block, one behind the last), in the fewest spans that run upwards."""
-    starts = [0, *(place for place, (a, b) in enumerate(itertools.pairwise(route.path), 1) if b != a + 1), route.n_passes]
-    return [(route.path[start], route.path[end - 1] + 1) for start, end in itertools.pairwise(starts)]
 
 
 def _target(block: nn.Module) -> tuple[str, nn.Linear]:
@@ -138,7 +131,6 @@ def _twin(routed: RoutedModel) -> Any:
 
 def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
     """What the adapter is, for whoever finds it."""
-    base = title(routed)
     if hub_or_folder(routed.base_id) is None:
         load = (
             "from peft import PeftModel\n"
@@ -147,13 +139,8 @@ def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
     else:
         load = "from peft import AutoPeftModelForCausalLM\n" + f'model = AutoPeftModelForCausalLM.from_pretrained("{done.folder.name}")\n'
     return (
-        f"{front_matter(routed, route, 'peft')}# {base}, on one route of blocks\n\n"
-        f"The base model's own weights in another order: {described(route)} (counted from 0). {done.n_blocks} blocks instead of "
-        f"{routed.n_layers}, which share the base's weights; nothing was trained, and the adapter's own matrices multiply to zero. "
-        f"Stock PEFT loads it, without drllm:\n\n```python\n{load}```\n\n"
-        f"- base: `{base}`, weights `{routed.fingerprint}`\n{route_line(route)}"
-        f"- `layer_replication`: `{[list(span) for span in spans(route)]}` (ends exclusive)\n"
-        f'- made by: `drllm export --format peft --model {base} --route "{route}" --out {done.folder.name}`\n'
-        f"- weights: {done.n_bytes / 1e3:.1f} KB, no copy of a block\n"
-        f"{checked_line(routed, done)}\nThe licence is the base model's.\n"
+        f"{heading(routed, route, 'peft')}{in_another_order(routed, route, done)}, which share the base's weights; nothing was trained, "
+        f"and the adapter's own matrices multiply to zero. Stock PEFT loads it, without drllm:\n\n```python\n{load}```\n\n"
+        f"{made_of(routed, route)}- `layer_replication`: `{[list(span) for span in slices(route)]}` (ends exclusive)\n"
+        f"{made_by(routed, route, done)}- weights: {done.n_bytes / 1e3:.1f} KB, no copy of a block\n{checked(routed, done)}"
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from drllm.core.route import Route
 from drllm.deploy.formats.check import BUILD_ERRORS, difference_from, inexpressible
-from drllm.deploy.formats.folder import Exported, checked_line, described, finish, front_matter, new_folder, route_line, title
+from drllm.deploy.formats.folder import Exported, checked, finish, heading, in_another_order, made_by, made_of, new_folder, size_line
 from drllm.model.load import quiet_loading
 from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import QUANTIZATION_ENTRIES, attention_of
@@ -47,9 +47,9 @@ def write_weights(routed: RoutedModel, route: Route, place: Path, scaled: tuple[
     state: dict[str, Tensor] = {key: value for key, value in weights.items() if not key.startswith(prefix)}
     strengths = [span.strength for span in route.spans for _ in span.blocks]
     for place_of, (block, strength) in enumerate(zip(route.path, strengths, strict=True)):
+        is_copy = block in route.path[:place_of]
         for key, value in weights.items():
             if key.startswith(f"{prefix}{block}."):
-                is_copy = block in route.path[:place_of]
                 # Safetensors stores no tensor twice under two names: a later pass needs its own.
                 stored = value * strength if strength != 1 and key.endswith(scaled) else value.clone() if is_copy else value
                 state[f"{prefix}{place_of}.{key.removeprefix(f'{prefix}{block}.')}"] = stored
@@ -113,16 +113,10 @@ def load_written(routed: RoutedModel, place: Path, cannot: str = CANNOT) -> Any:
 
 def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
     """What the checkpoint is, for whoever finds it."""
-    base = title(routed)
     return (
-        f"{front_matter(routed, route, 'transformers')}# {base}, on one route of blocks\n\n"
-        f"The base model's own weights in another order: {described(route)} (counted from 0). {done.n_blocks} blocks instead of "
-        f"{routed.n_layers}; nothing was trained. It loads in stock transformers, without drllm:\n\n"
-        "```python\nfrom transformers import AutoModelForCausalLM\n"
+        f"{heading(routed, route, 'transformers')}{in_another_order(routed, route, done)}; nothing was trained. It loads in stock "
+        "transformers, without drllm:\n\n```python\nfrom transformers import AutoModelForCausalLM\n"
         f'model = AutoModelForCausalLM.from_pretrained("{done.folder.name}")\n```\n\n'
-        f"- base: `{base}`, weights `{routed.fingerprint}`\n{route_line(route)}"
-        f'- made by: `drllm export --model {base} --route "{route}" --out {done.folder.name}`\n'
-        f"- weights: {done.n_bytes / 1e6:.1f} MB, of which {done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks: "
-        "safetensors stores no tensor under two names\n"
-        f"{checked_line(routed, done)}\nThe licence is the base model's.\n"
+        f"{made_of(routed, route)}{made_by(routed, route, done)}"
+        f"{size_line(done, 'weights', 'safetensors stores no tensor under two names')}{checked(routed, done)}"
     )

@@ -11,10 +11,13 @@ from typing import Any
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import read_json, write_json
 from drllm.core.route import Action, Route
+from drllm.core.span import fewest_spans
 from drllm.model.load import hub_or_folder
 from drllm.model.routed import RoutedModel
 from drllm.runs.layout import EXPORT_FILE
 from drllm.runs.provenance import versions
+
+LICENCE = "The licence is the base model's.\n"
 
 
 @dataclass(frozen=True)
@@ -84,17 +87,45 @@ def check_export(folder: Path) -> None:
             raise ArtifactError(f"{folder / name} is missing or not the file that was exported: export again")
 
 
-def front_matter(routed: RoutedModel, route: Route, library: str) -> str:
-    """The head of a card, by which the Hub files it: `rys` is the tag under which people look for models with repeated blocks."""
+def heading(routed: RoutedModel, route: Route, library: str, what: str = "on one route of blocks") -> str:
+    """The head of a card, by which the Hub files it, and its title: `rys` is the tag under which people look for repeated blocks."""
     tags = ["drllm", "adaptive-depth", *(["rys"] if max(route) > Action.EXECUTE else [])]
     base = hub_or_folder(routed.base_id) or ""
     named = f"base_model: {base}\n" if "/" in base and not Path(base).exists() else ""
-    return f"---\nlibrary_name: {library}\ntags: [{', '.join(tags)}]\n{named}---\n\n"
+    return f"---\nlibrary_name: {library}\ntags: [{', '.join(tags)}]\n{named}---\n\n# {title(routed)}, {what}\n\n"
+
+
+def in_another_order(routed: RoutedModel, route: Route, done: Exported, whose: str = "base model's own weights") -> str:
+    """The beginning of a card's first sentences."""
+    return f"The {whose} in another order: {described(route)} (counted from 0). {done.n_blocks} blocks instead of {routed.n_layers}"
+
+
+def made_of(routed: RoutedModel, route: Route, weights: str = "weights") -> str:
+    """The lines of a card that give base and route."""
+    how = "one digit a block: 0 skip, 1 execute, 2 repeat" if set(str(route)) <= set("012") else "the blocks in the order they run"
+    return f"- base: `{title(routed)}`, {weights} `{routed.fingerprint}`\n- route: `{route}` ({how})\n"
+
+
+def made_by(routed: RoutedModel, route: Route, done: Exported) -> str:
+    """The line of a card that gives the command."""
+    chosen = "" if done.format == "checkpoint" else f"--format {done.format} "
+    return f'- made by: `drllm export {chosen}--model {title(routed)} --route "{route}" --out {done.folder.name}`\n'
+
+
+def size_line(done: Exported, what: str, why: str) -> str:
+    """The line of a card on bytes: how many, how many of them twice, and why."""
+    copied = f"{done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks"
+    return f"- {what}: {done.n_bytes / 1e6:.1f} MB, of which {copied}: {why}\n"
 
 
 def title(routed: RoutedModel) -> str:
     """What a card calls the base."""
     return routed.base_id or "a model in memory"
+
+
+def slices(route: Route) -> list[tuple[int, int]]:
+    """The path as (first block, one behind the last), as PEFT and mergekit take it: the fewest spans that run upwards."""
+    return [(span.first, span.last + 1) for span in fewest_spans(route.spans)]
 
 
 def described(route: Route) -> str:
@@ -107,13 +138,8 @@ def described(route: Route) -> str:
     return "; ".join(parts) or "every block once"
 
 
-def route_line(route: Route) -> str:
-    """The line of a card that gives the route."""
-    how = "one digit a block: 0 skip, 1 execute, 2 repeat" if set(str(route)) <= set("012") else "the blocks in the order they run"
-    return f"- route: `{route}` ({how})\n"
-
-
-def checked_line(routed: RoutedModel, done: Exported) -> str:
-    """The line of a card that says what was checked."""
+def checked(routed: RoutedModel, done: Exported) -> str:
+    """The end of a card: what was checked, and the licence."""
     dtype = str(routed.model.dtype).removeprefix("torch.")
-    return f"- checked: logits of {done.n_checked} tokens differ from the routed model's by at most {done.difference:.1e} ({dtype})\n"
+    line = f"- checked: logits of {done.n_checked} tokens differ from the routed model's by at most {done.difference:.1e} ({dtype})"
+    return f"{line}\n\n{LICENCE}"

@@ -10,7 +10,7 @@ from drllm.core.errors import ArtifactError, InputError, UnsupportedModelError
 from drllm.core.files import write_text
 from drllm.core.route import Route
 from drllm.deploy.formats.check import BUILD_ERRORS, INSTEAD, difference_from, inexpressible
-from drllm.deploy.formats.folder import Exported, checked_line, described, finish, front_matter, new_folder, route_line, title
+from drllm.deploy.formats.folder import Exported, checked, finish, heading, in_another_order, made_by, made_of, new_folder, size_line, title
 from drllm.model.gguf_header import (
     BOOL,
     PATTERN_KEY,
@@ -146,16 +146,11 @@ def _check(routed: RoutedModel, route: Route, file: Path) -> tuple[float, int]:
 
 def _readme(routed: RoutedModel, route: Route, done: Exported, n_tensors: int) -> str:
     """What the file is, for whoever finds it."""
-    base, name = title(routed), done.folder.name
+    name, order = done.folder.name, in_another_order(routed, route, done, "base file's own tensors")
     return (
-        f"{front_matter(routed, route, 'gguf')}# {base}, on one route of blocks\n\n"
-        f"The base file's own tensors in another order: {described(route)} (counted from 0). {done.n_blocks} blocks instead of "
-        f"{routed.n_layers}; nothing was trained, and nothing was quantised again.\n\n"
+        f"{heading(routed, route, 'gguf')}{order}; nothing was trained, and nothing was quantised again.\n\n"
         f"```\nllama-cli -m {name}.gguf\nollama create {name} -f Modelfile && ollama run {name}\n```\n\n"
-        f"- base: `{base}`, unpacked weights `{routed.fingerprint}`\n{route_line(route)}"
-        f'- made by: `drllm export --format gguf --model {base} --route "{route}" --out {name}`\n'
-        f"- size: {done.n_bytes / 1e6:.1f} MB, of which {done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks: "
-        "llama.cpp reads no tensor under two names\n"
-        f"- {n_tensors} tensors, each compared with the base's byte for byte\n"
-        f"{checked_line(routed, done)}\nThe licence is the base model's.\n"
+        f"{made_of(routed, route, 'unpacked weights')}{made_by(routed, route, done)}"
+        f"{size_line(done, 'size', 'llama.cpp reads no tensor under two names')}"
+        f"- {n_tensors} tensors, each compared with the base's byte for byte\n{checked(routed, done)}"
     )

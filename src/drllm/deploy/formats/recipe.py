@@ -10,10 +10,9 @@ from pathlib import Path
 from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.files import write_text
 from drllm.core.route import Route
-from drllm.deploy.formats.adapter import spans
 from drllm.deploy.formats.check import difference_from
 from drllm.deploy.formats.checkpoint import load_written, path_config, write_weights
-from drllm.deploy.formats.folder import Exported, checked_line, described, finish, front_matter, new_folder, route_line, title
+from drllm.deploy.formats.folder import Exported, checked, finish, heading, in_another_order, made_by, made_of, new_folder, slices, title
 from drllm.model.load import hub_or_folder
 from drllm.model.routed import RoutedModel
 
@@ -59,19 +58,16 @@ def _refuse_lists(routed: RoutedModel, route: Route) -> None:
 def recipe(routed: RoutedModel, route: Route, base: str) -> str:
     """The recipe as YAML: slices with the end exclusive."""
     model = f"{base}@{routed.revision}" if routed.revision else base
-    slices = "".join(f"  - sources:\n      - model: {model}\n        layer_range: [{start}, {end}]\n" for start, end in spans(route))
+    sources = "".join(f"  - sources:\n      - model: {model}\n        layer_range: [{start}, {end}]\n" for start, end in slices(route))
     dtype = str(routed.model.dtype).removeprefix("torch.")
-    return f"# route {route}; mergekit-yaml {RECIPE_FILE} OUT\nslices:\n{slices}merge_method: passthrough\ndtype: {dtype}\n"
+    return f"# route {route}; mergekit-yaml {RECIPE_FILE} OUT\nslices:\n{sources}merge_method: passthrough\ndtype: {dtype}\n"
 
 
 def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
     """What the recipe is, for whoever finds it."""
-    base, name = title(routed), done.folder.name
+    head = heading(routed, route, "mergekit", "on one route of blocks: a mergekit recipe")
     return (
-        f"{front_matter(routed, route, 'mergekit')}# {base}, on one route of blocks: a mergekit recipe\n\n"
-        f"The base model's own weights in another order: {described(route)} (counted from 0). {done.n_blocks} blocks instead of "
-        f"{routed.n_layers}; nothing is trained.\n\n```\npip install mergekit\nmergekit-yaml {RECIPE_FILE} OUT\n```\n\n"
-        f"- base: `{base}`, weights `{routed.fingerprint}`\n{route_line(route)}"
-        f'- made by: `drllm export --format mergekit --model {base} --route "{route}" --out {name}`\n'
-        f"{checked_line(routed, done)}\nThe licence is the base model's.\n"
+        f"{head}{in_another_order(routed, route, done)}; nothing is trained.\n\n"
+        f"```\npip install mergekit\nmergekit-yaml {RECIPE_FILE} OUT\n```\n\n"
+        f"{made_of(routed, route)}{made_by(routed, route, done)}{checked(routed, done)}"
     )

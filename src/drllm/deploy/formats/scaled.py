@@ -18,7 +18,7 @@ from drllm.core.errors import UnsupportedModelError
 from drllm.core.route import Route
 from drllm.deploy.formats.check import checked_ids
 from drllm.deploy.formats.checkpoint import load_written, write_weights
-from drllm.deploy.formats.folder import Exported, described, finish, front_matter, new_folder, route_line, title
+from drllm.deploy.formats.folder import LICENCE, Exported, finish, heading, in_another_order, made_by, made_of, new_folder
 from drllm.model.routed import RoutedModel
 
 CANNOT = "cannot express this route as scaled copies"
@@ -115,15 +115,11 @@ def _agreement(wanted: Tensor, got: Tensor) -> float:
 
 def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
     """What the checkpoint is, for whoever finds it."""
-    base, name = title(routed), done.folder.name
+    head = heading(routed, route, "transformers", "approximately on one route of blocks")
+    measured = "".join(f"- {line}\n" for line in done.measured)
     return (
-        f"{front_matter(routed, route, 'transformers')}# {base}, approximately on one route of blocks\n\n"
-        f"The base model's own weights in another order: {described(route)} (counted from 0). {done.n_blocks} blocks instead of "
-        f"{routed.n_layers}; nothing was trained. **An approximation**: a plain checkpoint can hold no strength, so the copies of the "
-        "damped blocks have their `o_proj` and `down_proj` multiplied by it instead, which is another function.\n\n"
-        f"- base: `{base}`, weights `{routed.fingerprint}`\n{route_line(route)}"
-        f'- made by: `drllm export --format scaled --model {base} --route "{route}" --out {name}`\n'
-        + "".join(f"- {line}\n" for line in done.measured)
-        + f"- logits of {done.n_checked} tokens differ from the routed model's by up to {done.difference:.3g}\n\n"
-        "The licence is the base model's.\n"
+        f"{head}{in_another_order(routed, route, done)}; nothing was trained. **An approximation**: a plain checkpoint can hold no "
+        "strength, so the copies of the damped blocks have their `o_proj` and `down_proj` multiplied by it instead, which is another "
+        f"function.\n\n{made_of(routed, route)}{made_by(routed, route, done)}{measured}"
+        f"- logits of {done.n_checked} tokens differ from the routed model's by up to {done.difference:.3g}\n\n{LICENCE}"
     )
