@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drllm import Route
-from drllm.core.route_words import count_loops, has_digits, in_words, loops_in_words
+from drllm.core.route_words import count_loops, in_words, loops_in_words
 
 FULL = Route.full(30)
 
@@ -35,13 +35,13 @@ def test_what_a_route_does_otherwise_than_the_base(route, words):
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=8), st.data())
 def test_digits_say_a_route_exactly_where_it_is_written_as_digits(actions, data):
     route = Route(actions)
-    assert has_digits(route)
+    assert route.has_digits
     assert loops_in_words(route) == []
     once = [block for block, action in enumerate(route) if action]
     if once:
         block = data.draw(st.sampled_from(once))
         route = route.loop(block, block, data.draw(st.sampled_from([0.5, 1.0])))
-    assert has_digits(route) == (not set(str(route)) - set("012"))
+    assert route.has_digits == (not set(str(route)) - set("012"))
 
 
 def test_loops_are_counted_by_routes_that_have_them():

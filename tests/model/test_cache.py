@@ -10,9 +10,10 @@ from transformers import Gemma3TextConfig, LlamaConfig, Mamba2Config
 from deciding import Asked
 from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.route import Route, Span
+from drllm.core.span import in_place
 from drllm.model import transformers_private as private
 from drllm.model.cache import STRAYED, PassSlots, PrefilledCache, RoutedCache, new_slots
-from drllm.model.turns import check_decision, every_turn, in_place
+from drllm.model.turns import check_decision, every_turn
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.given import GivenRoutes
 from drllm.policies.policy import Policy

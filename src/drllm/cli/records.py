@@ -11,6 +11,7 @@ from drllm.cli.job import Job, Lines
 from drllm.cli.options import Parser, add_common
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
+from drllm.core.route import Route
 
 ACTIONS = ("info", "merge", "export")
 
@@ -54,11 +55,11 @@ def run(job: Job) -> Lines:
 
 def sweeps(folders: Iterable[Path]) -> Lines:
     """The forward passes that are in no record."""
-    from drllm.searching.prior import read_prior, sweep_routes
+    from drllm.searching.prior import read_prior
 
     for folder in folders:
         if (prior := read_prior(folder)) is not None:
-            n_routes = 1 + len(sweep_routes(prior.n_layers, prior.max_skip_run, prior.max_loop_span, prior.loop_strength))
+            n_routes = 1 + len(prior.space.edited(Route.full(prior.n_layers)))
             yield f"  {folder.name}: the sweep behind its prior evaluated {prior.n_questions} x {n_routes} routes more\n"
 
 

@@ -7,11 +7,10 @@ example:
   drllm scan --model smollm2-135m-q4 --tasks arc_easy,arc_challenge,openbookqa --out runs/map
 """
 
-import argparse
 from pathlib import Path
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_common, add_section
+from drllm.cli.options import Parser, add_common, add_section
 from drllm.core.route import Route
 
 
@@ -32,7 +31,7 @@ def run(job: Job) -> Lines:
     yield f"scan: {folder.result}"
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: Parser) -> None:
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
     add_section(parser, "scan")
     add_section(parser, "resources", about="where and how it runs; no verdict depends on them")

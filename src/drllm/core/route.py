@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from drllm.core.errors import InputError, first_line
-from drllm.core.span import Span, Visit, block_span, fewest_spans
+from drllm.core.span import Span, Visit, block_span, fewest_spans, in_place, n_in_place
 
 MAX_PASSES = 4  # of one block, in any route
 _SPAN = re.compile(r"(?P<first>\d{1,5})(-(?P<last>\d{1,5}))?", re.ASCII)
@@ -122,12 +122,17 @@ class Route:
     @property
     def in_place_actions(self) -> tuple[int, ...]:
         """Passes of each block when the base's forward comes to it, without those of loops."""
-        return tuple(sum(1 for _ in itertools.takewhile(block_span(block).__eq__, visit)) for block, visit in enumerate(self.visits))
+        return tuple(n_in_place(block, visit) for block, visit in enumerate(self.visits))
 
     @property
     def is_in_place(self) -> bool:
         """Whether each block's passes follow one another, so that the actions say all."""
         return self.order is None
+
+    @property
+    def has_digits(self) -> bool:
+        """Whether one action a block says all: each block's passes in place, two at most. Routers decide nothing else."""
+        return self.order is None and max(self.actions, default=0) <= Action.REPEAT
 
     @property
     def n_passes(self) -> int:
@@ -143,16 +148,16 @@ class Route:
         """This route with the actions from block `start` on replaced; of a route that is not in place, only blocks that run once."""
         if not 0 <= start <= len(self) - len(actions):
             raise InputError(f"cannot edit blocks {start} to {start + len(actions) - 1} of a route of {len(self)} blocks")
-        if self.order is None and max(self.actions, default=0) <= Action.REPEAT:
+        if self.has_digits:
             return Route((*self.actions[:start], *actions, *self.actions[start + len(actions) :]))
-        edited = {Span(block, block): action for block, action in enumerate(actions, start)}
+        edited = {block_span(block): action for block, action in enumerate(actions, start)}
         if fixed := [span.first for span in edited if self.spans.count(span) != 1 or self.actions[span.first] != 1]:
             raise InputError(f"cannot edit block {fixed[0]} of route {self}: it does not run once by itself")
         return Route.along([span for span in self.spans for _ in range(edited.get(span, 1))], len(self))
 
     def first_edit(self) -> int:
         """The first block at which something else runs than the block once; L for the identity."""
-        return next((block for block, visit in enumerate(self.visits) if visit != (Span(block, block),)), len(self))
+        return next((block for block, visit in enumerate(self.visits) if visit != in_place(block, 1)), len(self))
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -164,7 +169,7 @@ class Route:
         return self.actions[block]
 
     def __str__(self) -> str:
-        if self.order is None and max(self.actions, default=0) <= Action.REPEAT:
+        if self.has_digits:
             return "".join(str(int(action)) for action in self.actions)
         return _path_text(self.spans, len(self))
 

@@ -34,11 +34,6 @@ def loops_in_words(route: Route) -> list[str]:
     return words
 
 
-def has_digits(route: Route) -> bool:
-    """Whether one action a block says all: each block's passes in place, two at most. Routers decide nothing else."""
-    return route.is_in_place and max(route) <= Action.REPEAT
-
-
 def count_loops(routes: Iterable[Route]) -> list[tuple[str, int]]:
     """(loop in words, how many of the routes have it), the commonest first."""
     counts = Counter(words for route in routes for words in loops_in_words(route))

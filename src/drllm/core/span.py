@@ -1,6 +1,7 @@
 """Spans of blocks, of which a path is made. No torch."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,7 +28,18 @@ Visit = tuple[Span, ...]  # what runs when the base's forward comes to one block
 
 @functools.lru_cache(maxsize=1 << 12)
 def block_span(block: int) -> Span:
+    """One block as a span, the same object each time."""
     return Span(block, block)
+
+
+def in_place(block: int, n_passes: int) -> Visit:
+    """Passes through a block, one after the other."""
+    return (block_span(block),) * n_passes
+
+
+def n_in_place(block: int, visit: Visit) -> int:
+    """Passes of a visit that are the block's own, before any loop."""
+    return sum(1 for _ in itertools.takewhile(block_span(block).__eq__, visit))
 
 
 def fewest_spans(spans: Sequence[Span]) -> list[Span]:

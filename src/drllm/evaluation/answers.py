@@ -13,7 +13,8 @@ from drllm.core.config import EvaluateConfig, Resources, to_dict
 from drllm.core.digest import digest, json_digest, number_of
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.progress import Progress
-from drllm.core.route import Route, Span
+from drllm.core.route import Route
+from drllm.core.span import Span, in_place
 from drllm.model.ray_pool import Base, Work, work_on_ray
 from drllm.model.routed import RoutedModel
 from drllm.policies.given import GivenRoutes
@@ -96,7 +97,7 @@ def scattered(route: Route, rng: np.random.Generator) -> Route:
     """
     if not route.loops:
         actions = rng.permutation([int(action) for action in route.in_place_actions]).tolist()
-        return Route.of_visits([(Span(block, block),) * action for block, action in enumerate(actions)])
+        return Route.of_visits([in_place(block, action) for block, action in enumerate(actions)])
     for _ in range(MAX_THROWS):  # loops that fall upon one another are thrown again
         found = _thrown(route, rng)
         if found is not None and _kinds(found) == _kinds(route):
@@ -123,7 +124,7 @@ def _thrown(route: Route, rng: np.random.Generator) -> Route | None:
     inside = rng.permutation(sorted(running)).tolist()
     outside = rng.permutation([block for block in range(len(route)) if block not in running]).tolist()
     actions = dict.fromkeys(range(len(route)), 0) | dict(zip([*inside, *outside], passes, strict=False))
-    visits: list[list[Span]] = [[Span(block, block)] * actions[block] for block in range(len(route))]
+    visits = [list(in_place(block, actions[block])) for block in range(len(route))]
     for at, span in loops:
         visits[at].append(span)
     try:

@@ -22,7 +22,6 @@ from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import write_text
 from drllm.core.progress import Progress, say
 from drllm.core.route import Action, Route
-from drllm.core.route_words import has_digits
 from drllm.methods.base import Method
 from drllm.methods.operating_point import choose_point
 from drllm.runs.layout import METRICS_FILE, RunFolder
@@ -48,7 +47,7 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig,
     # Soft targets are of all paths that answer rightly, of the search or else of the dense matrix.
     kept = right_digits(training_data) if is_soft else kept_paths(training_data)
     wanted = [route for _, record in training_data.fit_records for route in (_right(record) if is_soft else [record.chosen]) if route]
-    if n_looped := sum(not has_digits(route) for route in wanted):
+    if n_looped := sum(not route.has_digits for route in wanted):
         say(f"routers decide one action a block: {n_looped} of {len(wanted)} right routes, which have loops, are left out")
     if not kept and n_looped:
         raise InputError(
@@ -112,7 +111,7 @@ def kept_paths(training_data: TrainingData) -> list[tuple[Any, RouteRecord]]:
         lacking = f"{training_data.run} holds no tree search, which preset paper learns from"
         raise ArtifactError(f"{lacking}: run `drllm search` without --paths first")
     found = training_data.fit_records
-    return [(question, record) for question, record in found if record.chosen is not None and has_digits(record.chosen)]
+    return [(question, record) for question, record in found if record.chosen is not None and record.chosen.has_digits]
 
 
 def right_digits(training_data: TrainingData) -> list[tuple[Any, RouteRecord]]:
@@ -126,7 +125,7 @@ def _right(record: RouteRecord) -> list[Route]:
 
 
 def _only_digits(record: RouteRecord) -> RouteRecord:
-    places = [place for place, route in enumerate(record.routes) if has_digits(route)]
+    places = [place for place, route in enumerate(record.routes) if route.has_digits]
     fields = ("routes", "rewards", "margins", "acc", "acc_norm")
     return dataclasses.replace(record, **{name: tuple(getattr(record, name)[place] for place in places) for name in fields})
 

@@ -20,7 +20,8 @@ from drllm.core.digest import json_digest
 from drllm.core.errors import InputError
 from drllm.core.files import write_json
 from drllm.core.options import Options, option
-from drllm.core.route import Route, Span
+from drllm.core.route import Route
+from drllm.core.span import in_place
 from drllm.methods.base import Method, pass_limit
 from drllm.methods.matrix import mixed_gain
 from drllm.runs.layout import CANDIDATES_FILE
@@ -94,13 +95,13 @@ def combine(one: Route, other: Route) -> Route | None:
     if other.is_full or edited_blocks(one) & edited_blocks(other):
         return None
     both = zip(one.visits, other.visits, strict=True)
-    return Route.of_visits([b if a == (Span(block, block),) else a for block, (a, b) in enumerate(both)])
+    return Route.of_visits([b if a == in_place(block, 1) else a for block, (a, b) in enumerate(both)])
 
 
 def edited_blocks(route: Route) -> set[int]:
     """Blocks that do not run once, each at its own place; of a loop, all that it runs and the one that it stands behind."""
     as_base = enumerate(zip(route, route.visits, strict=True))
-    return {block for block, (n_passes, visit) in as_base if n_passes != 1 or visit != (Span(block, block),)}
+    return {block for block, (n_passes, visit) in as_base if n_passes != 1 or visit != in_place(block, 1)}
 
 
 def rank_candidates(training_data: TrainingData, full: Route, config: StaticConfig) -> list[Route]:

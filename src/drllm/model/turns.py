@@ -7,14 +7,17 @@ beginning together.
 Shapes: B sequences of a batch.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from drllm.core.errors import InputError
-from drllm.core.route import Action, Span, Visit
+from drllm.core.route import Action
+from drllm.core.span import Span, Visit, block_span, in_place
+
+Step = TypeVar("Step")
 
 
 class Turn(NamedTuple):
@@ -51,19 +54,8 @@ class TurnMaker:
                 self._n_used[block] = 1
                 return None
             return tuple(Turn(span, self._take(span), None, None) for span in first)
-        return tuple(self._group(visits, range(len(visits)), 0, device))
-
-    def _group(self, visits: Sequence[Visit], rows: Sequence[int], depth: int, device: torch.device) -> list[Turn]:
-        """The turns from step `depth` of the visits on, of sequences that ran the steps before together."""
-        groups: dict[Span, list[int]] = {}
-        for row in rows:
-            if len(visits[row]) > depth:
-                groups.setdefault(visits[row][depth], []).append(row)
-        turns: list[Turn] = []
-        for span, members in groups.items():
-            turns.append(self.turn(span, self._take(span), tuple(members), len(visits), device))
-            turns += self._group(visits, members, depth + 1, device)
-        return turns
+        groups = alike(dict(enumerate(visits)))
+        return tuple(self.turn(span, self._take(span), tuple(rows), len(visits), device) for span, rows in groups)
 
     def turn(self, span: Span, sets: tuple[int, ...], rows: tuple[int, ...], n_sequences: int, device: torch.device) -> Turn:
         """A turn of some of `n_sequences` sequences."""
@@ -89,17 +81,29 @@ class TurnMaker:
             return None
         kept = [(turn, tuple(new for new, old in enumerate(indices) if turn.rows is None or old in turn.rows)) for turn in turns]
         left = tuple(self.turn(turn.span, turn.sets, rows, len(indices), device) for turn, rows in kept if rows)
-        return None if left == (Turn(Span(block, block), (0,), None, None),) else left
+        return None if left == (Turn(block_span(block), (0,), None, None),) else left
+
+
+def alike(steps: Mapping[int, Sequence[Step]]) -> Iterator[tuple[Step, list[int]]]:
+    """(step, sequences that run it together), in an order in which each sequence runs its own steps one after the other.
+
+    Sequences whose steps begin alike run that beginning together, and are apart from there on.
+    """
+    waiting = [(0, list(steps))]  # sequences that ran so many steps together
+    while waiting:
+        depth, sequences = waiting.pop()
+        if depth:
+            yield steps[sequences[0]][depth - 1], sequences
+        groups: dict[Step, list[int]] = {}
+        for sequence in sequences:
+            if len(steps[sequence]) > depth:
+                groups.setdefault(steps[sequence][depth], []).append(sequence)
+        waiting += [(depth + 1, group) for group in reversed(groups.values())]
 
 
 def every_turn(block: int, turns: Turns) -> tuple[Turn, ...]:
     """The turns of a visit, spelled out where they are None."""
-    return (Turn(Span(block, block), (0,), None, None),) if turns is None else turns
-
-
-def in_place(block: int, action: int) -> Visit:
-    """What an action means: passes through the block, one after the other."""
-    return (Span(block, block),) * action
+    return (Turn(block_span(block), (0,), None, None),) if turns is None else turns
 
 
 def check_decision(decided: Tensor | Sequence[Visit], n_sequences: int, block: int) -> list[Visit]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from drllm.core.route import Route
-from drllm.core.route_words import has_digits, in_words
+from drllm.core.route_words import in_words
 from drllm.core.text import display_name, p_value, percent, points
 
 CARD_FILE = "README.md"
@@ -44,7 +44,7 @@ def render_card(config: Mapping[str, Any], route: Route | None, facts: CardFacts
     base = config["base_id"] or "a model in memory"
     name = facts.method or config["policy"]
     tasks = list(dict.fromkeys(task for _, summary in facts.summaries for task in summary["tasks"]))
-    looped = [f"`{found}` ({in_words(found)})" for found in ([route] if route else routes) if not has_digits(found)]
+    looped = [f"`{found}` ({in_words(found)})" for found in ([route] if route else routes) if not found.has_digits]
     lines = ["---", "library_name: drllm", f"{_TAGS}, {_LOOPED}]" if looped else f"{_TAGS}]"]
     if config["base_id"].count("/") == 1 and not Path(config["base_id"]).exists():
         lines += [f"base_model: {config['base_id']}", "base_model_relation: adapter"]

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from drllm.core.errors import InputError
 from drllm.core.route import Route, Visit
-from drllm.core.route_words import has_digits
 from drllm.policies.files import PolicyFiles
 from drllm.policies.policy import Decider, Policy, register_policy
 
@@ -63,7 +62,7 @@ class Codebook(Policy):
     ):
         self.routes = tuple(routes)
         self.n_layers, self.hidden_size = len(self.routes[0]), len(mean) // 2
-        self.has_digits = all(map(has_digits, self.routes))
+        self.has_digits = all(route.has_digits for route in self.routes)
         self.block, self.at, self.points = block, at, tuple(points)
         # A codebook of the base alone has nothing to choose.
         self.route, self.reads = (self.routes[0], None) if len(self.routes) == 1 else (None, block)

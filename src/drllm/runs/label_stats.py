@@ -11,7 +11,6 @@ from typing import Any
 
 from drllm.core.errors import InputError
 from drllm.core.route import Action
-from drllm.core.route_words import has_digits
 from drllm.core.text import percent, table_text, with_interval
 from drllm.runs.records import RouteRecord
 from drllm.runs.summary import POOLED
@@ -126,7 +125,7 @@ def _count(counts: _Counts, record: RouteRecord) -> None:
     n.update(kept=record.kept, improved=record.improved, wrong=not record.base_correct)
     if record.chosen is not None:
         n.update(min(n_passes, Action.REPEAT) for n_passes in record.chosen)
-        n.update(passes=record.chosen.n_passes, looped=not has_digits(record.chosen))
+        n.update(passes=record.chosen.n_passes, looped=not record.chosen.has_digits)
     if not record.base_correct and record.control_solved is not None:
         counts.pairs.append((record.task, record.improved, record.control_solved))
     if record.chosen is not None:

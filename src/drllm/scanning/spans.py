@@ -6,7 +6,8 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from drllm.core.route import Route, Span
+from drllm.core.route import Route
+from drllm.core.span import Span, block_span
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def block_runs(routes: Iterable[Route]) -> int:
     for route in routes:
         node = 0
         for span in route.spans:
-            blocks = [Span(block, block) for block in span.blocks]
+            blocks = [block_span(block) for block in span.blocks]
             for step in blocks if span.strength == 1 else (*blocks, span):
                 if (node, step) not in nodes:
                     nodes[node, step] = len(nodes) + 1

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from drllm.core.route import Route, Span
+from drllm.core.route import Route
+from drllm.core.span import block_span
 from drllm.model.cache import PassSlots, new_slots
 from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import keys_values
@@ -89,7 +90,7 @@ class PrefixRunner:
         for span in route.spans:
             before = node
             for block in span.blocks:
-                node = child_of(node, Span(block, block))
+                node = child_of(node, block_span(block))
             if span.strength != 1:
                 node = child_of(node, span, before)
         node.tags.append(tag)

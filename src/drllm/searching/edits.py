@@ -5,10 +5,13 @@ So every block is edited at most once, no edit is a no-op and the edits form a g
 skip for loops of a span that begins there, the shortest first.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from drllm.core.config import SearchConfig
 from drllm.core.errors import InputError
 from drllm.core.route import Action, Route
 
@@ -38,6 +41,11 @@ class EditSpace:
     def __post_init__(self) -> None:
         if self.n_layers < 1:
             raise InputError(f"a search over {self.n_layers} blocks: expected at least 1")
+
+    @classmethod
+    def of(cls, n_layers: int, config: SearchConfig) -> EditSpace:
+        """The edits of a search."""
+        return cls(n_layers, config.max_skip_run, config.max_passes_ratio, config.max_loop_span, config.loop_strength)
 
     @property
     def in_words(self) -> str:

@@ -170,7 +170,7 @@ def random_routes(n_layers: int, n: int, config: SearchConfig, seed: int) -> lis
 
     No question is looked at, and the base is not among them. `InputError` where there are fewer than `n` such routes.
     """
-    space = EditSpace(n_layers, config.max_skip_run, config.max_passes_ratio, config.max_loop_span, config.loop_strength)
+    space = EditSpace.of(n_layers, config)
     full, generator = Route.full(n_layers), random.Random(seed)
     found: dict[Route, None] = {}
     misses = 0

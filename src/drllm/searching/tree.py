@@ -103,7 +103,7 @@ class RouteTree(Strategy):
 
     def __init__(self, n_layers: int, config: SearchConfig, seed: int):
         super().__init__()
-        self._space = EditSpace(n_layers, config.max_skip_run, config.max_passes_ratio, config.max_loop_span, config.loop_strength)
+        self._space = EditSpace.of(n_layers, config)
         self._config = config
         self._n_layers = n_layers
         self._random = random.Random(seed)

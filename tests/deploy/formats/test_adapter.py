@@ -16,7 +16,8 @@ from byte_tokens import byte_tokenizer
 from drllm import InputError, Route, RoutedModel, UnsupportedModelError
 from drllm.cli.main import main
 from drllm.deploy.export import check_export, export
-from drllm.deploy.formats.adapter import WEIGHTS_FILE, spans
+from drllm.deploy.formats.adapter import WEIGHTS_FILE
+from drllm.deploy.formats.folder import slices
 from reference import path_model
 
 peft = pytest.importorskip("peft", reason="needs peft (pip install peft)")
@@ -135,9 +136,9 @@ def test_a_skip_route_has_no_tag_of_loops(tmp_path):
         ("3,0-1,3", [(3, 4), (0, 2), (3, 4)]),
     ],
 )
-def test_spans_cover_the_path(text, wanted):
+def test_slices_cover_the_path(text, wanted):
     route = Route.parse(text, L)
-    assert spans(route) == wanted
+    assert slices(route) == wanted
     assert [block for start, end in wanted for block in range(start, end)] == list(route.path)
 
 

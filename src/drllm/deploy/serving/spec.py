@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from drllm.core.errors import InputError, UnsupportedModelError
@@ -54,12 +55,12 @@ class ServeSpec:
         for text in (*self.routes, *([] if self.route is None else [self.route])):
             self.check(text)
 
-    @property
+    @cached_property
     def fixed(self) -> Route | None:
         """The one route, of `static`."""
         return None if self.route is None else Route.parse(self.route, self.n_layers)
 
-    @property
+    @cached_property
     def n_caches(self) -> tuple[int, ...]:
         """For each block, how many passes of a request have keys and values."""
         if (fixed := self.fixed) is not None:

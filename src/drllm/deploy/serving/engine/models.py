@@ -49,7 +49,7 @@ class RoutedMixin:
         self.loops: dict[Loop, Segment] = {}  # compiled
         self.plain_loops: dict[Loop, Segment] = {}  # uncompiled, made where they are first needed
         self.cut_before = np.array([block for block, _ in cuts(spec.routes, spec.decided)] if spec.routes else [])
-        self.most_passes = np.array([most_passes(spec.routes, block) for block in range(spec.n_layers)] if spec.routes else [])
+        self.most_passes = np.array(most_passes(spec.routes) if spec.routes else [])
         self.fixed = spec.fixed
         for block, n_passes in enumerate(spec.n_caches):
             if n_passes == 0:

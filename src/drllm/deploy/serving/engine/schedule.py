@@ -7,7 +7,6 @@ there begin alike run that beginning together, as in transformers (`drllm.model.
 Shapes: N tokens of the step, S sequences, D hidden size, L blocks.
 """
 
-import itertools
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +16,12 @@ import torch
 from torch import Tensor
 
 from drllm.core.errors import InputError
-from drllm.core.route import Route, Span, Visit
-from drllm.core.span import fewest_spans
+from drllm.core.route import Route
+from drllm.core.span import Visit, fewest_spans, in_place, n_in_place
 from drllm.deploy.serving.engine.gathering import Gathered, Places
 from drllm.deploy.serving.engine.paths import Loop, Loops, number
 from drllm.deploy.serving.engine.vllm_private import StepAttention
-from drllm.model.turns import check_decision, in_place
+from drllm.model.turns import alike, check_decision
 
 
 @dataclass(eq=False)
@@ -96,19 +95,10 @@ class Schedule:
     def loops_behind(self, block: int) -> Iterator[tuple[Loop, Gathered]]:
         """What runs behind a block's own passes, in order, and on which sequences."""
         if waiting := self._behind.get(block):
-            yield from self._grouped(waiting, list(waiting), 0)
-
-    def _grouped(self, waiting: Mapping[int, Sequence[Loop]], sequences: Sequence[int], depth: int) -> Iterator[tuple[Loop, Gathered]]:
-        """From loop `depth` on, of sequences that ran those before together."""
-        groups: dict[Loop, list[int]] = {}
-        for sequence in sequences:
-            if len(waiting[sequence]) > depth:
-                groups.setdefault(waiting[sequence][depth], []).append(sequence)
-        for loop, members in groups.items():
-            chosen_S = np.zeros(len(self.actions_SL), dtype=bool)
-            chosen_S[members] = True
-            yield loop, self._gathered(chosen_S)
-            yield from self._grouped(waiting, members, depth + 1)
+            for loop, members in alike(waiting):
+                chosen_S = np.zeros(len(self.actions_SL), dtype=bool)
+                chosen_S[members] = True
+                yield loop, self._gathered(chosen_S)
 
     def _gathered(self, chosen_S: np.ndarray) -> Gathered:
         attention = self.attention
@@ -153,17 +143,17 @@ class Schedule:
 
     def _take(self, sequences: Sequence[int], block: int, visit: Visit) -> None:
         """Let sequences of one prompt run this at a block."""
-        n_in_place = sum(1 for _ in itertools.takewhile(Span(block, block).__eq__, visit))
+        n_own = n_in_place(block, visit)
         known = self.loops.get(sequences[0], ())
         used = [int(action) for action in self.actions_SL[sequences[0]]]
-        used[block:] = [n_in_place, *[0] * (len(used) - block - 1)]
+        used[block:] = [n_own, *[0] * (len(used) - block - 1)]
         for _, loop in known:
             number(loop.span, used)
-        loops = [number(span, used) for span in fewest_spans(visit[n_in_place:])]
+        loops = [number(span, used) for span in fewest_spans(visit[n_own:])]
         for at, n_passes in enumerate(used):
             if self._n_caches is not None and n_passes > self._n_caches[at]:
                 raise InputError(f"the policy decided pass {n_passes} of block {at}, the server keeps caches for {self._n_caches[at]}")
-        self.actions_SL[sequences, block] = n_in_place
+        self.actions_SL[sequences, block] = n_own
         if loops:
             self.loops |= dict.fromkeys(sequences, (*known, *((block, loop) for loop in loops)))
             self._behind.setdefault(block, {}).update(dict.fromkeys(sequences, loops))

@@ -55,9 +55,9 @@ def cuts(routes: Sequence[str], decided: int = 0) -> list[tuple[int, int]]:
     return found
 
 
-def most_passes(routes: Sequence[str], block: int) -> int:
-    """Passes of a block in place that some route makes: more than these no segment holds."""
-    return max(route.in_place_actions[block] for route in _parsed(routes))
+def most_passes(routes: Sequence[str]) -> list[int]:
+    """For each block, the passes in place that some route makes: more than these no segment holds."""
+    return list(map(max, zip(*(route.in_place_actions for route in _parsed(routes)), strict=True)))
 
 
 def _parsed(routes: Sequence[str]) -> list[Route]:
@@ -80,9 +80,9 @@ def looped(block_of: Callable[[int, int], Any], loop: Loop) -> Segment:
 
 def compiled(routes: Sequence[str], decided: int, block_of: Callable[[int, int], Any], vllm_config: Any) -> list[Segment]:
     """The segments of some known routes (`cuts`) in the order they run."""
-    segments = []
+    segments, most = [], most_passes(routes)
     for first, end in cuts(routes, decided):
-        for n_pass in range(most_passes(routes, first)):
+        for n_pass in range(most[first]):
             blocks = [block_of(block, n_pass) for block in range(first, end)]
             module = compile_blocks(blocks, f"{first}-{end}-{n_pass}", vllm_config)
             segments.append(Segment(first, end, n_pass, [attention_name(block) for block in blocks], module))
