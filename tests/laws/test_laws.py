@@ -191,6 +191,7 @@ def test_what_cannot_be_routed_is_refused_before_anything_changes(name):
     assert {module_name: set(vars(module)) for module_name, module in model.named_modules()} == before
 
 
+@pytest.mark.long
 def test_structure_alone_refuses_an_unknown_family(monkeypatch):
     """Were a refused family listed by mistake, its structure would still give it away."""
     caught = Counter()
@@ -205,6 +206,7 @@ def test_structure_alone_refuses_an_unknown_family(monkeypatch):
     assert set(families.REFUSED) - set(caught) <= STRUCTURE_ALONE_WOULD_PASS
 
 
+@pytest.mark.long
 def test_three_threads_generate_different_routes_at_once():
     untouched, routed = base_and_routed("gemma3_text")
     ids, mask = prompts(LENGTHS)

@@ -78,6 +78,7 @@ def test_accelerates_hooks_keep_the_forward_under_a_known_name():
     assert kept == set(private.FORWARD_NAMES), f"accelerate {accelerate.__version__}: a hooked module keeps its forward elsewhere"
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_a_compiled_module_holds_the_model():
     module = nn.Linear(2, 2)

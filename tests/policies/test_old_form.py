@@ -113,6 +113,7 @@ def test_an_old_policy_decides_saves_and_loads(old, tmp_path):
     assert again.generate("abcd", max_new_tokens=1, do_sample=False)[0].route == even
 
 
+@pytest.mark.long
 def test_old_modules_are_attributes_of_their_packages_and_know_renamed_names():
     code = (
         "import importlib.util, warnings; warnings.simplefilter('ignore'); import drllm.config, drllm.model.policy; "

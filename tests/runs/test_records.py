@@ -27,6 +27,7 @@ from record_factory import ROUTES, any_record, control, full_record, record
 RESULTS = Path(__file__).parents[2] / "results" / "first-run-smollm2-135m-q4"
 
 
+@pytest.mark.long
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(any_record(), max_size=5))
 def test_what_is_written_is_read(tmp_path, some):
@@ -42,6 +43,7 @@ def test_every_field_has_a_column(tmp_path):
     assert [check.field(at).name for at in range(check.num_fields)] == [field.name for field in fields(Check)]
 
 
+@pytest.mark.long
 def test_equal_records_give_equal_bytes_in_another_process_too(tmp_path):
     some = [full_record(f"q{n}") for n in range(20)]
     write_shard(tmp_path / "a", 3, some)
@@ -100,6 +102,7 @@ def test_a_folder_named_like_a_partition_adds_nothing(tmp_path):
     assert read_records(tmp_path) == [record()]
 
 
+@pytest.mark.long
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_damaged_shard_is_refused_or_harmless(tmp_path, data):

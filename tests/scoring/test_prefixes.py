@@ -144,7 +144,7 @@ def plain_order(family: str, dtype: torch.dtype) -> dict[Pair, Verdict]:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-@pytest.mark.parametrize("family", DENSE)
+@pytest.mark.parametrize("family", families.quick(*DENSE))
 @settings(deadline=None, max_examples=5, derandomize=True)
 @given(data=st.data())
 def test_a_verdict_is_bitwise_that_of_its_question_and_route(family, dtype, data):
@@ -164,6 +164,7 @@ def test_a_verdict_is_bitwise_that_of_its_question_and_route(family, dtype, data
         assert scorer.score([(indices.index(index), route) for index, route in part]) == [want[pair] for pair in part]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
 def test_a_mixture_of_experts_is_the_same_up_to_rounding(family):
     """How many tokens an expert gets depends on the whole step, so its products may round otherwise: near, but not bitwise."""
@@ -335,6 +336,7 @@ def test_the_books_balance_at_every_moment(family, cache_bytes):
     assert not scorer.runner._inner
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n_under_way", [1, 2, 5, 36])
 @pytest.mark.parametrize("n_kept", [0, 1, 4, 1000])
 def test_memory_is_bounded_by_the_cache_and_what_running_paths_need(n_kept, n_under_way):
@@ -375,6 +377,7 @@ def plain_memory() -> tuple[int, int]:
     return scorer.runner.n_bytes, scorer.runner.n_applied
 
 
+@pytest.mark.long
 def test_more_memory_never_costs_applications():
     """Eviction costs work only: the larger the cache, the fewer applications, down to one a prefix."""
     counts = []

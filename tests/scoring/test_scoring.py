@@ -103,7 +103,15 @@ def test_families_pack_where_a_tree_shaped_mask_is_possible(family):
 
 
 @pytest.mark.parametrize("max_step_tokens", [1, 150, 4096])
-@pytest.mark.parametrize(("family", "packed"), [(f, packed) for f in FAMILIES for packed in (True, False) if not packed or f != "gemma2"])
+@pytest.mark.parametrize(
+    ("family", "packed"),
+    [
+        pytest.param(name, packed, marks=() if name in ("llama", "gemma2") else pytest.mark.long)
+        for name in FAMILIES
+        for packed in (True, False)
+        if not packed or name != "gemma2"
+    ],
+)
 def test_scores_equal_a_plain_loop(family, packed, max_step_tokens, raw):
     """The base pass, then routes that resume from its states at every first edit, mixed in one step; twice the same question too."""
     _, routed = base_and_routed(family)

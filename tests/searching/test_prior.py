@@ -256,6 +256,7 @@ def test_random_routes_differ_by_seed_and_leave_the_global_generator_alone():
     assert random.getstate() == before
 
 
+@pytest.mark.long
 def test_random_routes_are_drawn_as_stated():
     """Edits a route 1 : 2 : 1.5, each drawn alike from all legal ones; expected counts with four standard errors."""
     single = SearchConfig(max_skip_run=1)

@@ -174,6 +174,7 @@ def test_a_planted_sibling_is_found(kind):
         assert tree.chosen == planted
 
 
+@pytest.mark.long
 def test_paper_finds_a_planted_route_of_three_edits():
     """400 of the 6,560 routes of 8 blocks, 20 seeds; with nothing to guide it the same search finds it for one seed in five."""
     planted = Route.parse("11012110")

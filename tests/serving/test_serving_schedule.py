@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -176,6 +177,7 @@ def looped(draw: st.DrawFn) -> str:
     return str(Route.along(spans, L))
 
 
+@pytest.mark.long
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.tuples(looped() | st.sampled_from(["1111", "1021", "0-2,1-3", "0-2,1-3,2-3"]), st.integers(1, 4)), min_size=1, max_size=6)

@@ -137,6 +137,7 @@ def test_a_tail_where_a_step_s_characteristic_is_zero():
     assert found[0] == pytest.approx(math.fsum(every), abs=1e-12)
 
 
+@pytest.mark.long
 def test_the_p_value_is_the_worst_share_s():
     """Against a fine grid of all shares up to the limit; the p-value's own, coarser one must not miss a peak."""
     for n, better, worse in [(50, 8, 3), (200, 20, 15), (1369, 120, 100), (300, 1, 0), (40, 0, 0)]:
@@ -250,6 +251,7 @@ def test_what_is_tested_first_depends_on_both_counts_epsilon_and_delta():
     assert order(4, 0.01, 0.05, (0, 160), (160, 0)) == [1, 0]
 
 
+@pytest.mark.long
 def test_the_power_is_a_gain_in_half_points_from_a_loss_below_epsilon_up_to_ten_points():
     assert smallest_gain(3000, 0.0, 0.01, 0.05) == -0.005, "a small loss passes where verdicts hardly ever differ"
     assert smallest_gain(120, 0.1, 0.02, 0.05) == 0.075
@@ -259,6 +261,7 @@ def test_the_power_is_a_gain_in_half_points_from_a_loss_below_epsilon_up_to_ten_
     assert smallest_gain(150, 0.02, 0.1, 0.001) == -0.005, "a small delta can be passed, too"
 
 
+@pytest.mark.long
 def test_the_power_is_the_same_each_time():
     sizes = (108, 116, 128, 132)
     found = [smallest_gain(n, 0.1, 0.02, 0.05) for n in sizes]

@@ -505,14 +505,23 @@ SAMPLE = (
 )
 """One family or two of every kind: rotary and learned positions, tied weights, windows of every shape, blocks in parallel, a mixture of
 experts, attention in chunks, compressed and indexed."""
+QUICK = ("llama", "gpt2", "gemma3_text", "mistral-sliding", "mixtral")  # of these, those that `make test-fast` asks
 
 
 def sampled(*more: str, others: str = "slow") -> list[Any]:
-    """Every family for `parametrize`; those neither in `SAMPLE` nor in `more` bear the mark `others`."""
+    """Every family for `parametrize`; those neither in `SAMPLE` nor in `more` bear the mark `others`, the rest `quick`'s."""
     import pytest
 
-    mark = getattr(pytest.mark, others)
-    return [name if name in SAMPLE or name in more else pytest.param(name, marks=mark) for name in sorted(FAMILIES)]
+    chosen = {*SAMPLE, *more}
+    rest = [pytest.param(name, marks=getattr(pytest.mark, others)) for name in FAMILIES if name not in chosen]
+    return sorted([*quick(*(name for name in FAMILIES if name in chosen)), *rest], key=lambda one: one.values)
+
+
+def quick(*names: str) -> list[Any]:
+    """These families for `parametrize`; those not in `QUICK` are `long`."""
+    import pytest
+
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in names]
 
 
 def build(name: str, seed: int = 0, attn: str = "eager", **overrides: Any) -> PreTrainedModel:

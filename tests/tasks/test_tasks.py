@@ -334,6 +334,7 @@ WRITTEN = st.one_of(
 )
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=1500, derandomize=True)
 @given(text=WRITTEN, more=st.one_of(st.lists(PIECES, max_size=6).map("".join), st.text(max_size=6)), n_choices=st.integers(1, 26))
 def test_no_continuation_changes_a_settled_letter(text: str, more: str, n_choices: int):
@@ -429,6 +430,7 @@ def test_boxed_cannot_hang():
     assert boxed_matches(r"\boxed{5}", "5") is True
 
 
+@pytest.mark.long
 def test_a_helper_that_someone_else_killed_is_an_error_not_a_verdict():
     checker = grading.MathChecker(os.getpid())
     assert checker.check(r"\boxed{5}", "5")
@@ -443,6 +445,7 @@ def test_a_helper_that_someone_else_killed_is_an_error_not_a_verdict():
     checker.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGPROF"])
 def test_an_answer_that_ends_the_helper_is_not_equal(name):
     """Out of stack or out of CPU time in the parser; the next answer has a helper of its own."""
@@ -487,6 +490,7 @@ def test_a_helper_belongs_to_the_process_that_started_it(monkeypatch):
     of_other._release()
 
 
+@pytest.mark.long
 def test_a_helper_ends_with_its_checker():
     checker = grading.MathChecker(os.getpid())
     assert checker.check(r"\boxed{5}", "5")
@@ -505,6 +509,7 @@ def test_a_helper_ends_with_its_checker():
     checker.close()
 
 
+@pytest.mark.long
 @shared
 def test_every_gold_answer_of_math_equals_itself_and_not_its_neighbour():
     rows = [json.loads(line) for line in (SHARED / "math" / "test.jsonl").read_text(encoding="utf-8").splitlines()][:200]
