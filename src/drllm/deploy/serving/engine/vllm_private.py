@@ -187,7 +187,7 @@ class StepAttention:
         self.whole = Gathered(None, metadata, common.slot_mapping)
 
     def of(self, place: Place) -> Gathered:
-        where = dict.fromkeys(("seq_lens", "block_table_tensor"), place.sequences_on)
+        where: dict[str, Tensor] = dict.fromkeys(("seq_lens", "block_table_tensor"), place.sequences_on)
         where |= dict.fromkeys(("seq_lens_cpu_upper_bound", "is_prefilling"), place.sequences)
         where |= dict.fromkeys(("slot_mapping", "positions"), place.tokens_on)
         whole = {name: getattr(self._common, name) for name in where}
