@@ -48,8 +48,10 @@ def test_a_copy_has_the_entries_and_tensors_that_it_is_given(tmp_path):
     assert (tmp_path / "c.gguf").read_bytes() == (tmp_path / "a.gguf").read_bytes()
 
 
-def test_sliding_blocks_are_read_where_they_are_listed(tmp_path):
+def test_sliding_blocks_are_read_where_they_are_listed_or_their_period_is_stated(tmp_path):
     assert sliding_blocks(write_tiny(tmp_path / "a.gguf", "gemma3")) is None
-    assert sliding_blocks(write_tiny(tmp_path / "b.gguf", "gemma3", attention__sliding_window_pattern=3)) is None
+    stated = write_tiny(tmp_path / "b.gguf", "gemma3", attention__sliding_window_pattern=3)
+    assert sliding_blocks(stated) == (True, True, False, True)
+    assert sliding_blocks(write_tiny(tmp_path / "d.gguf", "gemma2", attention__sliding_window_pattern=3)) is None
     listed = write_tiny(tmp_path / "c.gguf", "gemma3", attention__sliding_window_pattern=[True, False, False, True])
     assert sliding_blocks(listed) == (True, False, False, True)

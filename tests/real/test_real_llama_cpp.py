@@ -1,4 +1,4 @@
-"""Exported GGUF files in llama.cpp itself: with weights in float32 its texts are ours, where it computes in float32 throughout."""
+"""Exported GGUF files in llama.cpp itself: with weights in float32 its texts are ours."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ PROMPTS = [
     *("The doctor told the patient", "She opened the door and", "Birds can fly because", "The river flows into"),
     *("Photosynthesis is the process", "The main reason for the war was", "An atom consists of"),
 ]
-# Blocks 12 to 14 again; and blocks 4 to 6 again, of which the second is one of Gemma's full ones: the pattern of windows is broken.
-ROUTES = {"smollm2-135m-q4": "0-14,12-29", "gemma3-270m-q4": "0-6,4-17"}
+# Blocks 12 to 14 again. Of Gemma, whose every sixth block is full attention, six again; and a path of which every third block is.
+PATHS = [("smollm2-135m-q4", "0-14,12-29"), ("gemma3-270m-q4", "0-11,6-17"), ("gemma3-270m-q4", "0-1,5-7,11-13,17")]
 
 
 def ours(routed: RoutedModel, route: Route) -> list[str]:
@@ -35,12 +35,12 @@ def ours(routed: RoutedModel, route: Route) -> list[str]:
     return [answer.text or "" for answer in answers]
 
 
-@pytest.fixture(scope="module", params=ROUTES)
+@pytest.fixture(scope="module", params=PATHS, ids=str)
 def exported(request, tmp_path_factory) -> tuple[str, RoutedModel, Route, Path]:
     """(name, the model in float32, route, a folder with the quantised export and the float32 one)."""
-    name, folder = request.param, tmp_path_factory.mktemp("gguf")
+    (name, text), folder = request.param, tmp_path_factory.mktemp("gguf")
     routed = RoutedModel.wrap(name, dtype=torch.float32)
-    route = Route.parse(ROUTES[name], routed.n_layers)
+    route = Route.parse(text, routed.n_layers)
     export(routed, route, folder / "quantised", "gguf")
     source = gguf_path(name)
     assert source is not None
@@ -52,16 +52,12 @@ def exported(request, tmp_path_factory) -> tuple[str, RoutedModel, Route, Path]:
 
 
 def test_llama_cpp_generates_our_texts(exported, tmp_path):
-    """20 prompts at temperature 0, on the same weights in float32. llama.cpp's GELU, Gemma's, reads a table in half precision."""
+    """20 prompts at temperature 0, on the same weights in float32."""
     name, routed, route, folder = exported
     theirs, wanted = llamacpp.greedy_texts(folder / "whole" / "whole.gguf", PROMPTS, N_TOKENS, tmp_path), ours(routed, route)
     same = [a == b for a, b in zip(theirs, wanted, strict=True)]
-    print(f"{name}: {sum(same)} of {len(same)} texts of {N_TOKENS} tokens are the same with weights in float32")
-    if name == "gemma3-270m-q4":
-        base = [a == b for a, b in zip(theirs, ours(routed, Route.full(routed.n_layers)), strict=True)]
-        assert sum(same) > sum(base)
-    else:
-        assert theirs == wanted
+    print(f"{name} {route}: {sum(same)} of {len(same)} texts of {N_TOKENS} tokens are the same with weights in float32")
+    assert theirs == wanted
 
 
 def test_the_quantised_file_runs(exported, tmp_path):
@@ -69,6 +65,6 @@ def test_the_quantised_file_runs(exported, tmp_path):
     name, routed, route, folder = exported
     theirs = llamacpp.greedy_texts(folder / "quantised" / "quantised.gguf", PROMPTS, N_TOKENS, tmp_path)
     same = [a == b for a, b in zip(theirs, ours(routed, route), strict=True)]
-    print(f"{name}: {sum(same)} of {len(same)} texts of {N_TOKENS} tokens are the same with quantised weights")
+    print(f"{name} {route}: {sum(same)} of {len(same)} texts of {N_TOKENS} tokens are the same with quantised weights")
     base = [a == b for a, b in zip(theirs, ours(routed, Route.full(routed.n_layers)), strict=True)]
     assert sum(same) > sum(base)

@@ -20,6 +20,8 @@ STRING, ARRAY, BOOL, UINT32 = 8, 9, 7, 4
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", BOOL: "?", 10: "Q", 11: "q", 12: "d"}
 _MAGIC = b"GGUF"
 _CHUNK = 1 << 24  # bytes copied at a time
+# Of those that can say it, the one whose period was seen to be read, by llama.cpp of 2026 (tests/real/test_real_llama_cpp.py).
+STATES_PERIOD = ("gemma3",)
 PATTERN_KEY = "attention.sliding_window_pattern"  # behind the architecture: a flag a block, or the period of the last that is not sliding
 
 
@@ -221,12 +223,20 @@ def _text(value: str) -> bytes:
 
 
 def sliding_blocks(path: Path) -> tuple[bool, ...] | None:
-    """Which blocks of a GGUF file see a sliding window alone, where it lists them block by block; else None.
+    """Which blocks of a GGUF file see a sliding window alone, where it lists them, or a Gemma 3 states their period; else None.
 
-    transformers 5.24 does not read that list, and takes each family's usual pattern.
+    transformers 5.24 reads neither, and takes each family's usual pattern.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data.find(PATTERN_KEY.encode(), 0, 1 << 26) < 0:
             return None
-    found = read_header(path).of_architecture(PATTERN_KEY)
-    return tuple(map(bool, found.value)) if found and found.is_list else None
+    header = read_header(path)
+    found, count = header.of_architecture(PATTERN_KEY), header.of_architecture("block_count")
+    if found is None or found.is_list or count is None:
+        return tuple(map(bool, found.value)) if found and found.is_list else None
+    return tuple(sliding(count.value, found.value)) if header.architecture in STATES_PERIOD else None
+
+
+def sliding(n_blocks: int, period: int) -> list[bool]:
+    """The pattern that llama.cpp makes of a period: the last of each so many blocks is full attention; 0: none is."""
+    return [period == 0 or block % period < period - 1 for block in range(n_blocks)]

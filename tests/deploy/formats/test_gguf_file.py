@@ -26,6 +26,8 @@ from gguf_files import write_tiny  # noqa: E402
 pytestmark = pytest.mark.long
 
 ROUTES = [Route.parse(text, 4) for text in ("1011", "1202", "0-2,1-3", "2,0,3,1", "0-3,1-3,2-3")]
+# Where every second block is full attention, these come at even steps: every third, second, third, none, all.
+WINDOWED = [Route.parse(text, 4) for text in ("1011", "0-3,2-3", "0,2-3,0,2-3", "1010", "0101")]
 
 
 def wrapped(path: Path) -> RoutedModel:
@@ -35,10 +37,10 @@ def wrapped(path: Path) -> RoutedModel:
 @pytest.mark.parametrize("arch", ["llama", "gemma3"])
 @torch.no_grad()
 def test_blocks_follow_the_path_and_their_bytes_stay(arch, tmp_path):
-    windows = {"attention__sliding_window_pattern": [True, False, True, True]} if arch == "gemma3" else {}
+    windows = {"attention__sliding_window_pattern": 2} if arch == "gemma3" else {}
     base = write_tiny(tmp_path / "base.gguf", arch, quantised=True, **windows)
     routed, before = wrapped(base), {tensor.name: tensor for tensor in gguf.GGUFReader(base).tensors}
-    for number, route in enumerate(ROUTES):
+    for number, route in enumerate(WINDOWED if arch == "gemma3" else ROUTES):
         done = export(routed, route, tmp_path / f"out{number}", "gguf")
         assert done.difference <= 1e-5 * 10
         file = tmp_path / f"out{number}" / f"out{number}.gguf"
@@ -68,7 +70,7 @@ def test_blocks_follow_the_path_and_their_bytes_stay(arch, tmp_path):
         ids = torch.arange(40, 70)[None]
         assert (loaded(ids).logits - routed(ids, routes=route).logits).abs().max() <= 1e-4
         if arch == "gemma3":
-            kinds = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"]
+            kinds = ["sliding_attention", "full_attention"] * 2
             assert routed.config.layer_types == kinds
             assert loaded.config.layer_types == [kinds[block] for block in route.path]
     assert not list(tmp_path.glob(".*"))
@@ -104,19 +106,26 @@ def test_arrays_by_layer_follow_the_path(tmp_path):
         assert set(changed) == {"llama.attention.head_count_kv_x", "llama.feed_forward_x", "llama.block_count"}
 
 
-def test_a_pattern_of_windows_is_listed_only_where_the_path_breaks_it(tmp_path):
+def test_a_period_of_windows_is_stated_where_the_path_changes_it(tmp_path):
+    """llama.cpp reads a period of Gemma 3, and passes over a list: with one it would run another model without a word."""
     key, n_blocks = "gemma3.attention.sliding_window_pattern", 12
     header = read_header(write_tiny(tmp_path / "base.gguf", "gemma3", n_blocks=n_blocks))
     kept = Route.full(n_blocks).loop(0, 5)
     assert key not in changed_entries(header, kept), "six blocks more: every sixth is full attention still"
     assert key not in changed_entries(header, Route.parse("1" * 11 + "0"))
-    route = Route.full(n_blocks).loop(4, 6)
-    usual = [block % 6 < 5 for block in range(n_blocks)]
-    assert changed_entries(header, route)[key].value == tuple(usual[block] for block in route.path)
+    assert changed_entries(header, Route.parse("0-1,5-7,11"))[key].value == 3
+    with pytest.raises(UnsupportedModelError, match=r"\(n = 6\), and on this path they come otherwise: loop or skip 6 blocks"):
+        changed_entries(header, Route.full(n_blocks).loop(4, 6))
     listed = read_header(write_tiny(tmp_path / "listed.gguf", "gemma3", attention__sliding_window_pattern=[True, False, True, True]))
-    assert changed_entries(listed, ROUTES[2])[key].value == (True, False, True, False, True, True)
+    assert changed_entries(listed, Route.parse("0,2,3/4"))[key].value == 6, "three sliding ones"
+    with pytest.raises(UnsupportedModelError, match="on this path they come otherwise"):
+        changed_entries(listed, ROUTES[2])
     every_second = read_header(write_tiny(tmp_path / "second.gguf", "gemma3", attention__sliding_window_pattern=2))
-    assert changed_entries(every_second, ROUTES[0])[key].value == (True, True, False)
+    assert changed_entries(every_second, ROUTES[0])[key].value == 3
+    gemma2 = read_header(write_tiny(tmp_path / "gemma2.gguf", "gemma2"))
+    assert "gemma2.attention.sliding_window_pattern" not in changed_entries(gemma2, Route.full(4).loop(2, 3))
+    with pytest.raises(UnsupportedModelError, match="n = 2"):
+        changed_entries(gemma2, Route.parse("0,2,3/4"))
 
 
 def test_what_is_refused(tmp_path):
@@ -131,7 +140,7 @@ def test_what_is_refused(tmp_path):
         header = read_header(write_tiny(tmp_path / f"{arch}.gguf", arch, n_blocks=count))
         with pytest.raises(UnsupportedModelError, match=f"scales the attention of a {arch} of {count} blocks otherwise"):
             changed_entries(header, Route.full(count).loop(0, 1))
-        changed_entries(header, Route.full(count).edit(0, 0, 2))  # as many blocks as before
+        changed_entries(header, Route.full(count).edit(0, *[0] * 6).loop(6, 11))  # as many blocks as before
     header = read_header(write_tiny(tmp_path / "other.gguf", "mamba"))
     with pytest.raises(UnsupportedModelError, match=r"its code in llama\.cpp was not read"):
         changed_entries(header, ROUTES[0])

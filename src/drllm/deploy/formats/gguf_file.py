@@ -12,8 +12,9 @@ from drllm.core.route import Route
 from drllm.deploy.formats.check import BUILD_ERRORS, INSTEAD, difference_from, inexpressible
 from drllm.deploy.formats.folder import Exported, checked, finish, heading, in_another_order, made_by, made_of, new_folder, size_line, title
 from drllm.model.gguf_header import (
-    BOOL,
     PATTERN_KEY,
+    STATES_PERIOD,
+    UINT32,
     Entry,
     Header,
     StoredTensor,
@@ -21,6 +22,7 @@ from drllm.model.gguf_header import (
     number_entry,
     read_header,
     same_bytes,
+    sliding,
     text_entry,
     write_copy,
 )
@@ -32,8 +34,8 @@ CANNOT = "cannot express this route as a GGUF file"
 PLAIN = frozenset(
     {"llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma", "phi3", "falcon", "stablelm", "gpt2", "starcoder2", "nemotron", "bloom"}
 )
-# ... and those in which every n-th block is full attention, unless the file lists the sliding ones; and the number of blocks by which
-# llama.cpp takes a model for the largest of its family, whose attention it scales otherwise.
+# ... and those in which every n-th block is full attention (llama.cpp passes over a list of the sliding ones); and the number of blocks
+# by which llama.cpp takes a model for the largest of its family, whose attention it scales otherwise.
 PERIODS = {"gemma2": 2, "gemma3": 6}
 LARGEST = {"gemma2": 46, "gemma3": 62}
 NOT_BY_LAYER = ("rope.dimension_sections",)  # arrays that may have as many entries as there are blocks by accident
@@ -68,7 +70,7 @@ def write_gguf(routed: RoutedModel, route: Route, folder: Path) -> Exported:
 
 
 def changed_entries(header: Header, route: Route) -> dict[str, Entry]:
-    """The entries of the metadata that follow the path: the number of blocks, every array by layer, and the pattern of windows.
+    """The entries of the metadata that follow the path: the number of blocks, every array by layer, and the period of windows.
 
     Raises:
         UnsupportedModelError: llama.cpp decides by a block's place or by the number of blocks what a block computes.
@@ -90,23 +92,28 @@ def changed_entries(header: Header, route: Route) -> dict[str, Entry]:
         by_layer = name.startswith(f"{arch}.") and not name.endswith(NOT_BY_LAYER)
         if by_layer and entry.is_list and entry.item_kind is not None and len(entry.value) == n_layers:
             changed[name] = list_entry(entry.item_kind, [entry.value[block] for block in route.path])
-    return changed | _windows(header, route, changed)
+    return changed | _windows(header, route)
 
 
-def _windows(header: Header, route: Route, changed: dict[str, Entry]) -> dict[str, Entry]:
-    """The list of sliding blocks, where the path breaks the pattern that llama.cpp would take without it."""
+def _windows(header: Header, route: Route) -> dict[str, Entry]:
+    """The period at which the blocks of the path are full attention, where it is not the usual one.
+
+    Raises:
+        UnsupportedModelError: they do not come at even steps, or llama.cpp was not seen to read a period of this architecture.
+    """
     arch, window = header.architecture, header.of_architecture("attention.sliding_window")
-    key = f"{arch}.{PATTERN_KEY}"
-    if arch not in PERIODS or key in changed or not (arch == "gemma2" or (window and window.value)):
+    if arch not in PERIODS or not (arch == "gemma2" or (window and window.value)):
         return {}
-    stated = header.entries.get(key)
-    period = int(stated.value) if stated else PERIODS[arch]
-
-    def usual(n_blocks: int) -> list[bool]:
-        return [period == 0 or block % period < period - 1 for block in range(n_blocks)]
-
-    kinds = [usual(len(route))[block] for block in route.path]
-    return {} if kinds == usual(route.n_passes) else {key: list_entry(BOOL, kinds)}
+    stated = header.of_architecture(PATTERN_KEY)
+    period = PERIODS[arch] if stated is None or stated.is_list else int(stated.value)
+    own = list(map(bool, stated.value)) if stated and stated.is_list else sliding(len(route), period)
+    wanted = [own[block] for block in route.path]
+    tried = (period, *range(route.n_passes + 2)) if arch in STATES_PERIOD else (period,)
+    found = next((n for n in tried if sliding(route.n_passes, n) == wanted), None)
+    if found is None:
+        what = f"llama.cpp takes every n-th block for full attention (n = {period}), and on this path they come otherwise"
+        raise UnsupportedModelError(f"GGUF architecture {arch!r} {CANNOT}: {what}: loop or skip {period} blocks in a row; or {INSTEAD}")
+    return {f"{arch}.{PATTERN_KEY}": number_entry(UINT32, found)} if stated or found != period else {}
 
 
 def along(header: Header, route: Route) -> list[tuple[str, StoredTensor]]:
