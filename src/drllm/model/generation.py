@@ -178,6 +178,7 @@ class GreedyChoice:
     """The next token of each sequence as `generate(do_sample=False)` of it alone would choose it.
 
     Follows the model's own repetition penalty; `InputError` for other settings of its generation_config that change greedy choices.
+    `end_ids` are the tokens that end a sequence.
     """
 
     def __init__(self, model: Any):

@@ -66,6 +66,8 @@ def work_on_ray(actor: type, arguments: tuple[Any, ...], todo: Jobs, resources: 
     """Have the actors of the `connected` cluster do jobs: the index of each, when its file is written.
 
     Args:
+        todo: jobs with their indices.
+        work: how a job is known to be done, and what to call it.
         actor: made with `arguments`; `work([(index, job), ...])` does some jobs. Without jobs it loads its model, no more, so that a
             refusal reaches this process as such.
         resources: how many actors, and what each takes of the cluster.

@@ -131,7 +131,16 @@ class RoutedModel:
         return source
 
     def new_cache(self, source: RouteSource, prompt_mask: Tensor, observe: Observer | None = None) -> RoutedCache:
-        """A cache that routes one forward or generation; `prompt_mask` and `observe` as in `RoutedCache`."""
+        """A cache that routes one forward or generation.
+
+        Args:
+            source: what gives the routes, such as a policy.
+            prompt_mask: (B, T) ones at the prompts' own tokens, zeros at padding.
+            observe: sees the states that enter each block in the prefill, as in `RoutedCache`.
+
+        Raises:
+            InputError: the model was unwrapped, or the source is for evaluation only.
+        """
         if self._spent:
             raise InputError("this model was unwrapped: its blocks follow no route any more; wrap it again")
         if source.evaluate_only:
@@ -254,7 +263,7 @@ class RoutedModel:
 
     @property
     def pad_id(self) -> int:
-        """A token to pad with (`drllm.model.generation.padding_token`)."""
+        """The token to pad with: the tokenizer's, else an end of the model's (`drllm.model.generation.padding_token`)."""
         return generation.padding_token(self.model, self.tokenizer)
 
     def save_pretrained(self, folder: str | Path) -> Path:

@@ -52,6 +52,7 @@ class RunFolder:
         self.reproduced = self.reproduction / "stages.json"
 
     def search(self, task: str) -> Path:
+        """The folder of a task's search: shards of records and their manifest."""
         return self.searches / task
 
     def matrix(self, task: str, list_name: str = "") -> Path:
@@ -59,6 +60,7 @@ class RunFolder:
         return self.matrices / (f"{task}.{list_name}" if list_name else task)
 
     def policy(self, name: str) -> Path:
+        """A trained policy's folder."""
         return self.root / name
 
     def training(self, policy: str) -> Path:
@@ -66,9 +68,11 @@ class RunFolder:
         return self.root / _TRAIN / policy
 
     def evaluation(self, split: str) -> Path:
+        """What evaluations on a split left."""
         return self.root / _EVALUATE / split
 
     def summary(self, split: str) -> Path:
+        """The comparison of all methods on a split."""
         return self.evaluation(split) / SUMMARY_FILE
 
     def verdicts(self, split: str, method: str, task: str) -> Path:
@@ -80,6 +84,7 @@ class RunFolder:
         return self.root / _HARNESS / split / name
 
     def harness_summaries(self) -> list[Path]:
+        """The harness's comparisons that are there, sorted; the next four likewise."""
         return sorted(self.root.glob(f"{_HARNESS}/*/*/{SUMMARY_FILE}"))
 
     def policies(self) -> list[Path]:

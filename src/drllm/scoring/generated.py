@@ -94,6 +94,7 @@ class GeneratedScorer(ModelScorer):
         return finished
 
     def score(self, pairs: Sequence[tuple[int, Route]]) -> list[Verdict]:
+        """The verdict of each (question, route), in this order; a pair that comes twice is computed once."""
         # Routes of one question together share the most.
         for pair in sorted(dict.fromkeys(pairs), key=lambda pair: (pair[0], str(pair[1]))):
             self.submit(*pair)

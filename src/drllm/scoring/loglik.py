@@ -123,6 +123,7 @@ class LoglikScorer(ModelScorer):
         return finished
 
     def score(self, pairs: Sequence[tuple[int, Route]]) -> list[Verdict]:
+        """The verdict of each (question, route), in this order; a pair that comes twice is computed once."""
         verdicts: dict[tuple[int, Route], Verdict] = {}
         distinct = deque(dict.fromkeys(pairs))
         while distinct or self._pending:
