@@ -131,15 +131,9 @@ class RoutedModel:
         return source
 
     def new_cache(self, source: RouteSource, prompt_mask: Tensor, observe: Observer | None = None) -> RoutedCache:
-        """A cache that routes one forward or generation.
+        """A cache that routes one forward or generation; `InputError` where the model was unwrapped, or the source is to be evaluated only.
 
-        Args:
-            source: what gives the routes, such as a policy.
-            prompt_mask: (B, T) ones at the prompts' own tokens, zeros at padding.
-            observe: sees the states that enter each block in the prefill, as in `RoutedCache`.
-
-        Raises:
-            InputError: the model was unwrapped, or the source is for evaluation only.
+        `prompt_mask` (B, T) has ones at the prompts' own tokens; `observe` sees the states that enter each block (`RoutedCache`).
         """
         if self._spent:
             raise InputError("this model was unwrapped: its blocks follow no route any more; wrap it again")
@@ -263,7 +257,7 @@ class RoutedModel:
 
     @property
     def pad_id(self) -> int:
-        """The token to pad with: the tokenizer's, else an end of the model's (`drllm.model.generation.padding_token`)."""
+        """The token to pad with: the tokenizer's, else the model's own or its end (`drllm.model.generation.padding_token`)."""
         return generation.padding_token(self.model, self.tokenizer)
 
     def save_pretrained(self, folder: str | Path) -> Path:
