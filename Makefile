@@ -72,7 +72,8 @@ bench-search: $(VENV)/.installed
 # docs/results.md and each model's tables.md from the verdicts in results/; how those were made stands in benchmarks/methods.py.
 COMPARED := smollm2-135m-q4 gemma3-270m-q4
 table-methods: $(VENV)/.installed
-	$(BIN)/python benchmarks/methods.py table $(addprefix --out results/policies-,$(COMPARED)) $(addprefix --page ,$(sort $(wildcard results/paper-*/page*/report.md)))
+	$(BIN)/python benchmarks/methods.py table $(addprefix --out results/policies-,$(COMPARED)) \
+		$(addprefix --scan ,$(sort $(wildcard results/scan-*))) $(addprefix --page ,$(sort $(wildcard results/paper-*/page*/report.md)))
 
 # Against the harness's own model, interleaved; alone on the machine.
 bench-harness: $(VENV)/.installed-dev

@@ -310,6 +310,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("job", choices=("run", "time", "table"))
     parser.add_argument("--out", type=Path, required=True, action="append", help="table: several, one a model")
+    parser.add_argument("--scan", type=Path, action="append", default=[], help="table: run folder of a scan")
     parser.add_argument("--page", type=Path, action="append", default=[], help="table: `report.md` of a reproduction, linked")
     parser.add_argument("--to", type=Path, default=Path(__file__).parent.parent, help="table: the folder with docs/ and results/")
     parser.add_argument("--run", type=Path)
@@ -326,9 +327,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.job == "table":
-        from results_pages import write_pages
+        from results_pages import Stored, write_pages
 
-        write_pages(arguments.to, arguments.out, arguments.page, SETTINGS, TOLD)
+        write_pages(arguments.to, Stored(arguments.out, arguments.scan, arguments.page), SETTINGS, TOLD)
         return
     (arguments.out,) = arguments.out
     import torch

@@ -6,11 +6,15 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from drllm.core.text import with_interval
+from drllm.runs.layout import RunFolder
+from drllm.runs.scan_result import LEAD, RANDOM, WINNER, read_scan
 from methods_table import ABOUT, COLUMNS, Contrast, Section, sections
 
 SHORT = COLUMNS[:9]  # of docs/results.md; the others stand in tables.md
@@ -21,25 +25,36 @@ QUESTIONS = {
     "less its own routes dealt to other prompts of the task": "shuffled-{}",
     "less blind routes under the same selector": "random_{}",
 }
+SCANNED = ("model", "spans", "passes", "where they were chosen, points over the base", "on new questions, points over the base")
 JUDGED = ("codebook", "codebook_by_task", "routers", "paper", "codebook@0.9")
 TEMPLATE = Path(__file__).parent / "results_page.md"  # the words of docs/results.md
 
 
-def write_pages(root: Path, outs: Sequence[Path], papers: Sequence[Path], settings: Mapping[str, Any], told: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Stored:
+    """Folders that the pages are made of: verdicts of policies, scans, and reports of reproductions."""
+
+    outs: Sequence[Path]
+    scans: Sequence[Path] = ()
+    papers: Sequence[Path] = ()
+
+
+def write_pages(root: Path, stored: Stored, settings: Mapping[str, Any], told: Sequence[str]) -> None:
     """Both kinds of pages below `root`, the folder of the repository."""
-    found = {out: sections(out, settings, told) for out in outs}
+    found = {out: sections(out, settings, told) for out in stored.outs}
     texts = {root / "results" / out.name / "tables.md": "\n".join(tables(out, of_model)) + "\n" for out, of_model in found.items()}
-    for path, text in (texts | {root / "docs" / "results.md": results(found, papers)}).items():
+    for path, text in (texts | {root / "docs" / "results.md": results(found, stored)}).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
 
-def results(found: Mapping[Path, Sequence[Section]], papers: Sequence[Path]) -> str:
-    """docs/results.md: what holds, and the test tables."""
+def results(found: Mapping[Path, Sequence[Section]], stored: Stored) -> str:
+    """docs/results.md: what holds, what scans found, and the test tables."""
     return TEMPLATE.read_text(encoding="utf-8").format(
         tables=",\n  ".join(f"[{name_of(out)}](../results/{out.name}/tables.md)" for out in found),
-        papers=";\n  ".join(f"[{page.parts[-3]}](../{'/'.join(page.parts[-4:])}) ({claims(page)})" for page in papers),
+        papers=";\n  ".join(f"[{page.parts[-3]}](../{'/'.join(page.parts[-4:])}) ({claims(page)})" for page in stored.papers),
         holding="\n".join(markdown(("model, questions", "policy", *QUESTIONS), holding(found))),
+        scans="\n".join(markdown(SCANNED, [row for folder in stored.scans for row in scanned(folder)])),
         tests="\n\n".join(tested(out, section) for out, of_model in found.items() for section in of_model if section.split == "test"),
     )
 
@@ -64,6 +79,29 @@ def holding(found: Mapping[Path, Sequence[Section]]) -> Iterator[list[str]]:
                 if f"{name} less base" in contrasts:
                     where = f"{out.name.removeprefix('policies-')}, {ABOUT[section.setting].partition(':')[0]} ({section.setting})"
                     yield [where, f"`{name}`", *(judged(contrasts.get(f"{name} less {other}")) for other in others)]
+
+
+def scanned(folder: Path) -> Iterator[list[str]]:
+    """Rows of a scan: its winners, the random spans beside them, and the best loop."""
+    result = read_scan(RunFolder(folder).scan)
+    loops = [row for row in result.in_group(WINNER) if row.kind == "loop"]
+    n_winners = len(result.in_group(WINNER))
+    named = {
+        f"mean of {n_winners} winners": result.mean_of(WINNER),
+        f"mean of {len(result.in_group(RANDOM))} random spans": result.mean_of(RANDOM),
+        LEAD: result.mean_of(LEAD),
+        **{f"best loop: blocks {row.first} to {row.last} again": row for row in loops[:1]},
+    }
+    model = f"[{result.model}](../results/{folder.name}/report/report.md), {sum(result.candidates[:1]):,} spans"
+    for name, row in named.items():
+        if row is not None:
+            passes = "" if name == LEAD else f"{row.passes:.1f} of {result.n_layers}"
+            yield [
+                model,
+                name,
+                passes,
+                *(f"{with_interval(one.mean, one.low, one.high)}, n {one.n}" if one else "" for one in (row.raced, row.fresh)),
+            ]
 
 
 def judged(contrast: Contrast | None) -> str:

@@ -201,11 +201,12 @@ def test_each_model_has_its_page_and_its_part_of_the_results(tmp_path):
     page = tmp_path / "results" / "paper-x" / "page" / "report.md"
     page.parent.mkdir(parents=True)
     page.write_text("| here | claim |\n| --- | --- |\n| holds | one |\n| does not hold | two |\n| holds | three |\n")
-    results_pages.write_pages(tmp_path, outs, [page], SETTINGS, ())
+    results_pages.write_pages(tmp_path, results_pages.Stored(outs, [ROOT / "results" / "scan-smollm2-135m-q4"], [page]), SETTINGS, ())
     text = (tmp_path / "docs" / "results.md").read_text()
     assert [line for line in text.splitlines() if line.startswith("## one") or line.startswith("## two")] == [
         f"## {name}: one task: OpenBookQA" for name in ("one, 30 blocks", "two, 18 blocks")
     ]
+    assert "| winners minus random |  | +7.6 (+4.5 to +10.9), n 128 | +2.5 (+1.0 to +4.0), n 448 |" in text
     assert "holds: 2, does not hold: 1, neither confirmed nor refuted: 0" in text
     assert "tune split" not in text.partition("## one")[2]
     for out in outs:

@@ -10,13 +10,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RESULTS = [ROOT / "results" / f"policies-{model}" for model in ("smollm2-135m-q4", "gemma3-270m-q4")]
+SCANS = sorted((ROOT / "results").glob("scan-*"))
 PAGES = sorted((ROOT / "results").glob("paper-*/page*/report.md"))
 WRITTEN = ["docs/results.md", *(f"results/{folder.name}/tables.md" for folder in RESULTS)]
 
 
 @pytest.mark.slow  # some minutes of bootstrap
 def test_the_tables_are_those_of_the_stored_verdicts(tmp_path):
-    folders = [part for path in RESULTS for part in ("--out", str(path))] + [part for page in PAGES for part in ("--page", str(page))]
+    given = {"--out": RESULTS, "--scan": SCANS, "--page": PAGES}
+    folders = [part for option, paths in given.items() for path in paths for part in (option, str(path))]
     command = [sys.executable, str(ROOT / "benchmarks" / "methods.py"), "table", *folders, "--to", str(tmp_path)]
     subprocess.run(command, capture_output=True, text=True, check=True)
     for path in WRITTEN:
