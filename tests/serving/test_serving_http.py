@@ -267,7 +267,11 @@ def _count(server: Server, name: str) -> float:
 REFUSED = [
     ({"vllm_xargs": {"drllm_route": "1"}}, 400, "is for 1 blocks, the model has 30"),
     ({"vllm_xargs": {"drllm_route": "x" * 30}}, 400, "cannot read route"),
-    ({"vllm_xargs": {"drllm_route": "2" + FULL[1:]}}, 400, "runs block 0 2 times, the server keeps caches for 1: start it with --repeatable 0"),
+    (
+        {"vllm_xargs": {"drllm_route": "2" + FULL[1:]}},
+        400,
+        "runs block 0 2 times, the server keeps caches for 1",
+    ),
     ({"vllm_xargs": {"drllm_route": "0" * 30}}, 400, "runs no block"),
     ({"vllm_xargs": {"drllm_route": 7}}, 400, "must be a string"),
     ({"vllm_xargs": {"drllm_route": FULL * 1000}}, 400, "must be a string"),

@@ -81,26 +81,29 @@ def set_passes(decoder: Any, passes: Sequence[nn.Module]) -> None:
 class Blocks(nn.Module):
     """Consecutive blocks as one: (positions (N), states (N, D), residual (N, D)) to the latter two, whose sum is what enters and leaves.
 
-    With a strength s below 1 the states h go only that far: h + s (F(h) - h), with a residual of 0.
+    With a strength s below 1 the states h go only that far: h + s (F(h) - h), with a residual of 0. `given` is what a decoder gives each of
+    its blocks besides: Mistral's a condition, None in what is routed.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], strength: float = 1.0):
         super().__init__()
         self.blocks, self.strength = nn.ModuleList(blocks), strength
 
-    def forward(self, positions: Tensor, states: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        return _through(self.blocks, self.strength, positions, states, residual)
+    def forward(self, positions: Tensor, states: Tensor, residual: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
+        return _through(self.blocks, self.strength, positions, states, residual, **given)
 
 
-def _through(blocks: Iterable[Any], strength: float, positions: Tensor, states: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+def _through(
+    blocks: Iterable[Any], strength: float, positions: Tensor, states: Tensor, residual: Tensor, **given: Any
+) -> tuple[Tensor, Tensor]:
     if strength == 1:
         for block in blocks:
-            states, residual = block(positions, states, residual)
+            states, residual = block(positions, states, residual, **given)
         return states, residual
     before = states + residual
     states, residual = before, torch.zeros_like(before)
     for block in blocks:
-        states, residual = block(positions, states, residual)
+        states, residual = block(positions, states, residual, **given)
     mixed = before + strength * (states + residual - before)
     return mixed, torch.zeros_like(mixed)
 
