@@ -60,8 +60,15 @@ def _find(old: str, name: str) -> Any:
     """The new object of an old name, with a warning; silent on any other name, since `pickle` asks every module for whatever it meets."""
     for home in () if name.startswith("__") else MOVED[old]:  # what `inspect` and others ask of every module
         place = importlib.import_module(PREFIX + home)
-        if (wanted := RENAMED.get((home, name), name)) in vars(place):
+        wanted = RENAMED.get((home, name), name)
+        if wanted in vars(place) and not _is_of_others(vars(place)[wanted], wanted):
             now = " and ".join(PREFIX + each for each in MOVED[old])
             warnings.warn(f"{PREFIX}{old} is {now} now; the old name goes with the next version", FutureWarning, stacklevel=2)
             return getattr(place, wanted)
     raise AttributeError(f"module {PREFIX + old!r} has no attribute {name!r}")
+
+
+def _is_of_others(value: Any, name: str) -> bool:
+    """Whether a module only imports this, from another package: torch's compiler pickles and so asks every module for `torch`."""
+    home = getattr(value, "__module__", None) or PREFIX
+    return isinstance(value, ModuleType) or (getattr(value, "__name__", None) == name and not home.startswith(PREFIX))
