@@ -98,6 +98,14 @@ def test_the_command_line_exports_what_another_process_loads(checkpoint, tmp_pat
     assert about["n_bytes"] == pytest.approx(sum(p.numel() * 4 for p in routed.model.parameters()) + n_block, rel=0.05)
 
 
+def test_an_export_of_the_base_says_so_and_all_its_files_can_be_read_alike(checkpoint, tmp_path, capsys):
+    assert main(["export", "--model", str(checkpoint), "--route", "1111", "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "the export is the base model" in printed
+    assert "second copies" not in printed
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
+
+
 def test_a_static_policy_exports_and_routers_do_not(checkpoint, tmp_path, capsys):
     routed = RoutedModel.wrap(str(checkpoint))
     routed.policy = Route.parse("1011")

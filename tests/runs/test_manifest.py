@@ -1,15 +1,16 @@
-"""Plans: what determines a folder's records is settled once, and nothing made otherwise gets in."""
+"""Manifests: what determines a folder's records is settled once, and nothing made otherwise gets in."""
 
 from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 
 from drllm.core.errors import ArtifactError
 from drllm.core.files import TEMPORARY_SUFFIX
-from drllm.runs.manifest import Manifest, check_manifest, read_manifest
+from drllm.runs.manifest import Manifest, check_manifest, data_of, read_manifest
 from drllm.runs.records import write_shard
 from record_factory import PLAN, record
 
@@ -102,3 +103,15 @@ def test_shards_without_a_plan_are_adopted_by_none(tmp_path):
     with pytest.raises(ArtifactError, match=r"holds records \(shard-00000.parquet, ...\) but no _plan.json"):
         check_manifest(tmp_path, Manifest.of(PLAN))
     assert not (tmp_path / "_plan.json").exists()
+
+
+def test_remembered_questions_are_found_from_another_folder(tmp_path, monkeypatch):
+    run = tmp_path / "own" / "runs" / "a"
+    run.mkdir(parents=True)
+    (tmp_path / "own" / "q.jsonl").write_text("{}\n")
+    monkeypatch.chdir(tmp_path / "own")
+    assert data_of(run, "q.jsonl") == "q.jsonl", "as it was given, where it is there"
+    monkeypatch.chdir(tmp_path)
+    assert data_of(Path("own/runs/a"), "q.jsonl") == tmp_path / "own" / "q.jsonl"
+    assert data_of(run, "gone.jsonl") == "gone.jsonl", "whoever reads it says what is missing"
+    assert data_of(run, None) is None

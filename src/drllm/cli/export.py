@@ -36,9 +36,12 @@ def run(job: Job) -> Lines:
 
     done = export(routed, route, out, arguments.format)
     yield f"route {done.route}: {done.n_blocks} blocks instead of {routed.n_layers}"
+    if route.is_full:
+        yield "this route is the base's: the export is the base model"
     if done.n_bytes:
         size = f"{done.n_bytes / 1e6:.1f} MB" if done.n_bytes >= 1e5 else f"{done.n_bytes / 1e3:.1f} KB"
-        yield f"weights: {size}, of which {done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks"
+        copies = f", of which {done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks" if done.copied_bytes else ""
+        yield f"weights: {size}{copies}"
     if done.measured:
         yield from done.measured
     else:
@@ -50,4 +53,5 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--policy", metavar="FOLDER", help="a saved static policy; it knows its own model, which --model can override")
     parser.add_argument("--route", metavar="ROUTE", help=ROUTE_HELP)
     parser.add_argument("--format", choices=FORMATS, default="checkpoint", help="what to write (default: checkpoint); see docs/export.md")
-    add_common(parser, "model", "dtype", "device", "out")
+    parser.add_argument("--out", metavar="OUT", help="new folder for the export; an earlier export there is replaced")
+    add_common(parser, "model", "dtype", "device")

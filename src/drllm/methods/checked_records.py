@@ -9,7 +9,7 @@ from typing import Any
 
 from drllm.core.errors import ArtifactError
 from drllm.model.routed import RoutedModel
-from drllm.runs.manifest import Manifest
+from drllm.runs.manifest import Manifest, data_of
 from drllm.runs.records import RouteRecord, read_records
 from drllm.scoring.scorer import Scorer, questions_digest, scorer_of
 from drllm.tasks import get_task, load_task
@@ -95,7 +95,7 @@ def checked_questions(scorer: Scorer, folder: Path, manifest: Manifest) -> dict[
     """The questions of a manifest by id, read where they were read then; `ArtifactError` when they are gone or not the same."""
     found: dict[str, Any] = {}
     for part in manifest.parts:
-        loaded = load_task(manifest.task, part.data)
+        loaded = load_task(manifest.task, data_of(folder, part.data))
         by_id = {example.id: example for split in manifest.search_config.splits for example in loaded.examples[split]}
         if absent := [name for name in part.ids if name not in by_id]:
             raise ArtifactError(f"question {absent[0]!r} of {folder} is not in {loaded.source}: install or pass the data that was searched")

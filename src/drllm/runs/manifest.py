@@ -87,6 +87,15 @@ class Manifest(Stored):
         return self.merged or [MergedPart.of({name: value for name, value in self.to_json().items() if name in names})]
 
 
+def data_of(folder: Path, data: str | Path | None) -> str | Path | None:
+    """Where questions that a run remembers lie: what was given, or, from another folder than the run was started in, that below one of the
+    folders that hold the run."""
+    if data is None or Path(data).exists():
+        return data
+    place = folder.resolve()
+    return next((found for parent in (place, *place.parents) if (found := parent / data).exists()), data)
+
+
 def check_manifest(folder: Path, manifest: Manifest) -> None:
     """Write what determines a folder's records, or refuse to mix them with records made otherwise.
 

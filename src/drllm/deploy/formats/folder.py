@@ -69,6 +69,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def finish(place: Path, routed: RoutedModel, done: Exported, card: str) -> None:
     """Write the card and, last, what was exported with the size of every file."""
     (place / "README.md").write_text(card, encoding="utf-8")
+    for path in place.iterdir():  # safetensors' files can be read by their owner alone
+        path.chmod((place / "README.md").stat().st_mode)
     sizes = {path.name: path.stat().st_size for path in sorted(place.iterdir())}
     base = {"base": routed.base_id, "fingerprint": routed.fingerprint}
     write_json(place / EXPORT_FILE, asdict(done) | {"folder": done.folder.name, "files": sizes} | base | {"versions": versions()})
