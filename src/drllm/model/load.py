@@ -12,15 +12,18 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from drllm.core.errors import InputError, first_line
+from drllm.core.files import whole_folder
 from drllm.core.names import did_you_mean
+from drllm.core.progress import Progress
 from drllm.model.gguf_header import sliding_blocks
-from drllm.model.packages import PACKAGED
-from drllm.model.transformers_private import dense_gguf
+from drllm.model.packages import PACKAGED, cache_folder
+from drllm.model.transformers_private import QUANTIZATION_ENTRIES, dense_gguf
 
 HUB_ALIASES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 ALIASES = (*HUB_ALIASES, *PACKAGED)
@@ -35,9 +38,23 @@ def load_base(name: str, dtype: torch.dtype | None = None, device: Device = None
     `dtype` defaults to the checkpoint's own, and to bfloat16 for GGUF files, whose weights are unpacked to dense tensors: the packed
     kernels compute in float32 and are many times slower in batches. Raises `InputError` naming what can be loaded.
     """
+    source, options = _resolve(name)
+    if (kept := _unpacked(name)) is not None:
+        source, options = str(kept), {}
+    model, tokenizer = _load(name, source, options, dtype, tokenizer)
+    if is_gguf(name):
+        model.config.name_or_path = name
+    try:
+        model = model.to(device) if device is not None else model  # type: ignore[arg-type]
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {str(device)!r} cannot be used here ({first_line(error, 120)}): use cpu") from None
+    return model.eval(), tokenizer
+
+
+def _load(name: str, source: str, options: dict[str, Any], dtype: torch.dtype | None, tokenizer: Any) -> tuple[Any, Any]:
+    """The model, where transformers puts it, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source, options = _resolve(name)
     gguf = "gguf_file" in options
     with quiet_loading():
         try:
@@ -53,13 +70,31 @@ def load_base(name: str, dtype: torch.dtype | None = None, device: Device = None
     if lacking := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
         found = f"lack {len(lacking)} parameters ({lacking[0]}, ...), which would be random"
         raise InputError(f"the weights of {name!r} {found}: get a complete copy")
-    if gguf:
-        model.config.name_or_path = name
-    try:
-        model = model.to(device) if device is not None else model  # type: ignore[arg-type]
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {str(device)!r} cannot be used here ({first_line(error, 120)}): use cpu") from None
-    return model.eval(), tokenizer
+    return model, tokenizer
+
+
+def _unpacked(name: str) -> Path | None:
+    """A packaged model that is large, as safetensors in bfloat16 in the user's cache folder, made there the first time; None for others.
+
+    transformers maps these into memory, so that processes share them, and opens them in seconds.
+    """
+    if name not in PACKAGED or not PACKAGED[name].is_large:
+        return None
+    file = PACKAGED[name].path(name)
+    folder = cache_folder() / "unpacked" / file.stem
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Of processes that start together one unpacks, and the others wait.
+    with FileLock(folder.parent / f"{folder.name}.lock"):
+        if not folder.is_dir():
+            with Progress(f"unpacking {name} to bfloat16 in {folder.parent}, once", 1) as progress, whole_folder(folder) as place:
+                model, tokenizer = _load(name, *_resolve(name), torch.bfloat16, None)
+                for entry in QUANTIZATION_ENTRIES:
+                    vars(model.config).pop(entry, None)
+                with quiet_loading():
+                    model.save_pretrained(place)
+                    tokenizer.save_pretrained(place)
+                progress.advance(1)
+    return folder
 
 
 def _resolve(name: str) -> tuple[str, dict[str, Any]]:

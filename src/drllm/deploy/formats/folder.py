@@ -1,7 +1,6 @@
 """The folder of an export, in any format: whole or not at all, and replaced only where all in it came from an earlier export."""
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from drllm.core.errors import ArtifactError, InputError
-from drllm.core.files import read_json, write_json
+from drllm.core.files import read_json, whole_folder, write_json
 from drllm.core.route import Action, Route
 from drllm.core.span import fewest_spans
 from drllm.model.load import hub_or_folder
@@ -57,13 +56,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
     if folder.exists() and (foreign := sorted({path.name for path in folder.iterdir()} - earlier)):
         raise InputError(f"{folder} holds {foreign[0]!r}, which no export wrote: give a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        place = Path(temporary) / "model"
-        place.mkdir()
+    with whole_folder(folder) as place:
         yield place
         if folder.exists():
             shutil.rmtree(folder)
-        place.rename(folder)
 
 
 def finish(place: Path, routed: RoutedModel, done: Exported, card: str) -> None:

@@ -22,6 +22,7 @@ from drllm.core.route import MAX_PASSES, Route
 from drllm.deploy.serving.engine.plugin import FAMILIES, architecture
 from drllm.deploy.serving.engine.vllm_private import ENTRY, SUPPORTED
 from drllm.deploy.serving.spec import ServeSpec
+from drllm.model import packages
 
 if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
@@ -249,4 +250,4 @@ def check_address(host: str, port: int) -> None:
 
 def cache_folder() -> Path:
     """Where checkpoints made from GGUF files are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drllm" / "checkpoints"
+    return packages.cache_folder() / "checkpoints"

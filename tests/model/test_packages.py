@@ -1,0 +1,77 @@
+"""Models that come in parts as data packages: joined, checked, and unpacked once where they are large."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from drllm import InputError, Route, RoutedModel
+from drllm.model import load, packages
+from drllm.model.packages import PackagedModel
+
+gguf_files = pytest.importorskip("gguf_files", reason="needs gguf (pip install gguf)")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "drllm"
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch) -> PackagedModel:
+    """A tiny GGUF file in two installed packages."""
+    whole = gguf_files.write_tiny(tmp_path / "tiny.gguf", with_tokens=True).read_bytes()
+    for number, data in enumerate((whole[:1000], whole[1000:]), 1):
+        folder = tmp_path / "site" / f"tiny_part{number}" / "data"
+        folder.mkdir(parents=True)
+        (folder.parent / "__init__.py").write_text("")
+        (folder / f"part{number:02d}.bin").write_bytes(data)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    names = tuple((f"tiny_part{number}", f"data/part{number:02d}.bin") for number in (1, 2))
+    packaged = PackagedModel("tiny.gguf", names, "pip install tiny", hashlib.sha256(whole).hexdigest(), is_large=True)
+    monkeypatch.setitem(packages.PACKAGED, "tiny", packaged)
+    return packaged
+
+
+def test_parts_are_joined_once_and_their_digest_is_checked(parts, cache, tmp_path):
+    whole = parts.path("tiny")
+    assert whole.read_bytes() == (tmp_path / "tiny.gguf").read_bytes()
+    assert whole.parent == cache
+    before = whole.stat().st_mtime_ns
+    assert parts.path("tiny").stat().st_mtime_ns == before
+    whole.unlink()
+    other = PackagedModel(parts.file, parts.parts, parts.install, "0" * 64)
+    with pytest.raises(InputError, match=r"the parts of tiny\.gguf have sha256 \w{16}\.\.\., expected 0{16}.*--force-reinstall"):
+        other.path("tiny")
+    assert not whole.exists()
+
+
+def test_a_large_one_is_unpacked_once_to_bfloat16_and_is_the_file(parts, cache, monkeypatch):
+    first = RoutedModel.wrap("tiny")
+    assert (first.base_id, first.model.dtype) == ("tiny", torch.bfloat16)
+    (folder,) = (path for path in (cache / "unpacked").iterdir() if path.is_dir())
+    assert sorted(path.suffix for path in folder.iterdir() if path.suffix == ".safetensors") == [".safetensors"]
+    plain = RoutedModel.wrap(str(parts.path("tiny")))
+    assert plain.fingerprint == first.fingerprint
+    monkeypatch.setattr(load, "dense_gguf", lambda: pytest.fail("unpacked again"))
+    again = RoutedModel.wrap("tiny")
+    assert again.tokenizer("the sea")["input_ids"] == plain.tokenizer("the sea")["input_ids"]
+    assert again.fingerprint == first.fingerprint
+    assert not getattr(again.model.config, "quantization_config", None)
+    ids = torch.arange(40, 60)[None]
+    route = Route.parse("0-2,1-3")
+    assert torch.equal(again(ids, routes=route).logits, first(ids, routes=route).logits)
+    whole = RoutedModel.wrap("tiny", dtype=torch.float32)
+    assert whole.model.dtype == torch.float32
+    assert whole.fingerprint == first.fingerprint
+
+
+def test_an_unpacking_that_was_ended_leaves_nothing_behind(parts, cache, monkeypatch):
+    monkeypatch.setattr(load, "dense_gguf", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        RoutedModel.wrap("tiny")
+    assert [path for path in (cache / "unpacked").iterdir() if path.is_dir()] == []
