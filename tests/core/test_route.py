@@ -260,8 +260,9 @@ def test_numbers_of_other_libraries_become_python_s():
     for arguments in ((1, 2, "a"), (1, 2, 1.0, 2.5)):
         with pytest.raises(InputError):
             Route.full(6).loop(*arguments)
-    for path in ([0, 1.7], ["0"], [None]):
-        with pytest.raises(InputError, match=r"^cannot read .* in a path: expected a block's number"):
+    for path, shown in (([0, 1.7], r"1\.7"), (["0"], "'0'"), ([None], "None")):
+        with pytest.raises(InputError, match=rf"^cannot read {shown} in a path: expected a block's number"):
             Route.along(path, 3)
+    assert Route.along([0, np.int64(1), 1], 3) == Route.parse("120")
     with pytest.raises(InputError, match=r"^got a path through 0 blocks: expected at least one$"):
         Route.parse("0-1/0")

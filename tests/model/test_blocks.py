@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.cache_utils import DynamicCache
 
+import families
+from drllm import RoutedModel
 from drllm.core.errors import UnsupportedModelError
 from drllm.core.route import Route
 from drllm.model.blocks import RoutedBlock, find_blocks, find_cache, holds_tensor, is_routed, pick_sequences, probe_blocks
 from drllm.model.cache import RoutedCache
 from drllm.policies.given import GivenRoutes
+from reference import path_model
 
 D = 4
 COUNTED = torch.arange(6.0).reshape(3, 1, 2)
@@ -384,3 +387,12 @@ def test_states_that_were_copied_on_the_way_are_the_same_states():
 def test_what_may_hold_tensors():
     assert [holds_tensor(value) for value in (COUNTED, (1, (2, COUNTED)), {}, set(), [])] == [True] * 5
     assert [holds_tensor(value) for value in ((), (1, "a"), 1, None, "a")] == [False] * 5
+
+
+@torch.no_grad()
+def test_a_loop_at_full_strength_is_the_unrolled_model_bit_for_bit():
+    """Nothing is interpolated: h + 1 (F(h) - h) would round otherwise than F(h)."""
+    base = families.build("llama")
+    twin, ids = path_model(base, (0, 1, 2, 1, 2, 3)), torch.arange(3, 40)[None]
+    wanted = twin(ids, use_cache=False).logits
+    assert torch.equal(RoutedModel.wrap(base)(ids, routes=Route.parse("0-2,1-3")).logits, wanted)

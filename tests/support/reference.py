@@ -155,11 +155,11 @@ def is_greedy(model: nn.Module, path: Sequence[Part], input_ids: torch.Tensor, t
 
 
 @torch.no_grad()
-def plain_greedy(model: nn.Module, ids: Sequence[int], n_new: int, end: int | None) -> list[int]:
-    """Uncached greedy decoding of one prompt by a plain model, up to and including the end token."""
+def plain_greedy(model: nn.Module, ids: Sequence[int], n_new: int, end: int | None, **options: Any) -> list[int]:
+    """Uncached greedy decoding of one prompt by a plain model, up to and including the end token; `options` go to its forward."""
     tokens = list(ids)
     for _ in range(n_new):
-        tokens.append(int(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+        tokens.append(int(model(torch.tensor([tokens]), use_cache=False, **options).logits[0, -1].argmax()))
         if tokens[-1] == end:
             break
     return tokens[len(ids) :]
