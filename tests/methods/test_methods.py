@@ -620,6 +620,12 @@ def test_a_tuned_static_route_is_the_best_of_fit_and_tune_together(tiny, run):
         train(tiny, run, StaticConfig(use_tune=True, budget=0.25))
 
 
+def test_too_few_questions_for_a_budget_are_named(tiny, data, tmp_path):
+    search(tiny, [TASK], dataclasses.replace(SEARCH, limit=8), tmp_path, data)
+    with pytest.raises(InputError, match=r"^no shorter route was tried on 10 of the fit questions that choose: search more questions"):
+        train(tiny, tmp_path, StaticConfig(budget=0.75))
+
+
 def test_tale_goes_on_from_the_steps_of_another_budget(tiny, run, monkeypatch):
     half = train(tiny, run, get_method("tale").config(budget=0.5))
     with monkeypatch.context() as patch:

@@ -72,6 +72,9 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: StaticConfig, 
             break
         current = best
     if current.n_passes > limit:
+        if not any(route.n_passes < routed.n_layers for route in ranked):
+            seen = f"no shorter route was tried on {MIN_EVALUATIONS} of the fit questions that choose"
+            raise InputError(f"{seen}: search more questions, or let those that confirm choose, too (--confirm 0)")
         raise InputError(f"{config.steps} steps end at {current.n_passes} passes, above the budget of {limit:.1f}: raise steps or budget")
     return training_data.constant(current)
 
