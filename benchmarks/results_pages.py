@@ -54,7 +54,9 @@ def results(found: Mapping[Path, Sequence[Section]], stored: Stored) -> str:
         tables=",\n  ".join(f"[{name_of(out)}](../results/{out.name}/tables.md)" for out in found),
         papers=";\n  ".join(f"[{page.parts[-3]}](../{'/'.join(page.parts[-4:])}) ({claims(page)})" for page in stored.papers),
         holding="\n".join(markdown(("model, questions", "policy", *QUESTIONS), holding(found))),
-        scans="\n".join(markdown(SCANNED, [row for folder in stored.scans for row in scanned(folder)])),
+        scans="\n".join(markdown(SCANNED, (row for folder in stored.scans for row in scanned(folder))))
+        if stored.scans
+        else "None is stored.",
         tests="\n\n".join(tested(out, section) for out, of_model in found.items() for section in of_model if section.split == "test"),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from drllm.cli import doctor
@@ -13,7 +15,7 @@ def test_it_names_versions_processor_memory_and_parts(capsys):
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert f"torch {version_of('torch')}, transformers {version_of('transformers')}" in out
-    assert "cores, torch takes" in out
+    assert "torch takes" in out
     assert "bfloat16 on the processor: " in out
     assert "GPU" in out
     assert "GGUF models" in out
@@ -26,6 +28,15 @@ def test_what_is_missing_stands_beside_the_command_that_brings_it(monkeypatch, c
     assert lines["GGUF models"].endswith("gguf not here: pip install gguf")
     assert lines["pictures and the report"].endswith("matplotlib not here: pip install '.[demo]' in a clone")
     assert lines["PEFT adapters"].endswith("installed")
+
+
+def test_without_torch_it_still_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "version_of", lambda name: None if name == "torch" else version_of(name))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "torch is missing: pip install torch" in out
+    assert "GGUF models" in out
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import families
 from byte_tokens import byte_tokenizer
 from drllm import InputError, Route, RoutedModel, UnsupportedModelError
 from drllm.cli.main import main
-from drllm.deploy.export import export
+from drllm.deploy.export import check_export, export
 from drllm.runs.layout import EXPORT_FILE
 
 pytestmark = pytest.mark.long
@@ -104,6 +104,21 @@ def test_an_export_of_the_base_says_so_and_all_its_files_can_be_read_alike(check
     assert "the export is the base model" in printed
     assert "second copies" not in printed
     assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
+
+
+def test_a_tokenizer_with_a_folder_of_its_own_is_exported_whole_and_replaced(checkpoint, tmp_path):
+    """Several chat templates are saved in a folder."""
+    routed = RoutedModel.wrap(str(checkpoint))
+    template = routed.tokenizer.chat_template
+    routed.tokenizer.chat_template = {"default": template, "tools": template}
+    try:
+        for _ in range(2):
+            export(routed, Route.parse("1011"), tmp_path / "out")
+    finally:
+        routed.tokenizer.chat_template = template
+    inside = [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+    assert [path.stat().st_mode & 0o111 for path in inside] == [0o111]
+    check_export(tmp_path / "out")
 
 
 def test_a_static_policy_exports_and_routers_do_not(checkpoint, tmp_path, capsys):

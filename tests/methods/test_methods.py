@@ -626,6 +626,22 @@ def test_too_few_questions_for_a_budget_are_named(tiny, data, tmp_path):
         train(tiny, tmp_path, StaticConfig(budget=0.75))
 
 
+def test_questions_are_found_from_another_folder(tiny, data, tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "sums.jsonl").write_bytes(data.read_bytes())
+    monkeypatch.chdir(own)
+    search(tiny, [TASK], dataclasses.replace(SEARCH, limit=6), "run", "sums.jsonl")
+    monkeypatch.chdir(tmp_path)
+    training_data = TrainingData(tiny, own / "run")
+    assert training_data.fit_tasks[0].questions
+    assert [len(questions) for _, questions in training_data.tune(2)] == [2]
+    rows = evaluate(tiny, ["base"], [TASK], own / "run", EVALUATE).rows
+    assert rows[0].n
+    with pytest.raises(InputError, match=r"sums\.jsonl: no such file"):
+        evaluate(tiny, ["base"], [TASK], own / "run", EVALUATE, "sums.jsonl")
+
+
 def test_tale_goes_on_from_the_steps_of_another_budget(tiny, run, monkeypatch):
     half = train(tiny, run, get_method("tale").config(budget=0.5))
     with monkeypatch.context() as patch:

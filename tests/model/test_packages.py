@@ -24,7 +24,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def parts(tmp_path, monkeypatch) -> PackagedModel:
     """A tiny GGUF file in two installed packages."""
-    whole = gguf_files.write_tiny(tmp_path / "tiny.gguf", with_tokens=True).read_bytes()
+    whole = gguf_files.write_tiny(tmp_path / "tiny.gguf", quantised=True, with_tokens=True).read_bytes()
     for number, data in enumerate((whole[:1000], whole[1000:]), 1):
         folder = tmp_path / "site" / f"tiny_part{number}" / "data"
         folder.mkdir(parents=True)
@@ -57,17 +57,17 @@ def test_a_large_one_is_unpacked_once_to_bfloat16_and_is_the_file(parts, cache, 
     assert sorted(path.suffix for path in folder.iterdir() if path.suffix == ".safetensors") == [".safetensors"]
     plain = RoutedModel.wrap(str(parts.path("tiny")))
     assert plain.fingerprint == first.fingerprint
+    ids, route = torch.arange(40, 60)[None], Route.parse("0-2,1-3")
+    wanted = plain(ids, routes=route).logits
+    in_full = [RoutedModel.wrap(name, dtype=torch.float32)(ids, routes=route).logits for name in ("tiny", str(parts.path("tiny")))]
+    assert torch.equal(*in_full), "in float32 it is the file, not what was rounded"
+    assert (in_full[0] - wanted.float()).abs().max() > 1e-3
     monkeypatch.setattr(load, "dense_gguf", lambda: pytest.fail("unpacked again"))
     again = RoutedModel.wrap("tiny")
     assert again.tokenizer("the sea")["input_ids"] == plain.tokenizer("the sea")["input_ids"]
     assert again.fingerprint == first.fingerprint
     assert not getattr(again.model.config, "quantization_config", None)
-    ids = torch.arange(40, 60)[None]
-    route = Route.parse("0-2,1-3")
-    assert torch.equal(again(ids, routes=route).logits, first(ids, routes=route).logits)
-    whole = RoutedModel.wrap("tiny", dtype=torch.float32)
-    assert whole.model.dtype == torch.float32
-    assert whole.fingerprint == first.fingerprint
+    assert torch.equal(again(ids, routes=route).logits, wanted)
 
 
 def test_an_unpacking_that_was_ended_leaves_nothing_behind(parts, cache, monkeypatch):
@@ -75,3 +75,10 @@ def test_an_unpacking_that_was_ended_leaves_nothing_behind(parts, cache, monkeyp
     with pytest.raises(KeyboardInterrupt):
         RoutedModel.wrap("tiny")
     assert [path for path in (cache / "unpacked").iterdir() if path.is_dir()] == []
+
+
+def test_what_a_killed_unpacking_left_is_cleared_by_the_next(parts, cache):
+    left = cache / "unpacked" / f".{parts.path('tiny').stem}-killed" / "whole"
+    left.mkdir(parents=True)
+    RoutedModel.wrap("tiny")
+    assert [path.name for path in (cache / "unpacked").iterdir() if path.is_dir()] == [parts.path("tiny").stem]

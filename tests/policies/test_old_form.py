@@ -125,7 +125,7 @@ def test_old_modules_are_attributes_of_their_packages_and_know_renamed_names():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("name", ["nothing_of_this_name", "torch", "Tensor", "Any", "dataclass"])
+@pytest.mark.parametrize("name", ["nothing_of_this_name", "torch", "Tensor", "Any", "dataclass", "annotations", "TYPE_CHECKING"])
 def test_a_name_that_no_old_module_had_raises_without_a_warning(name):
     """`pickle`, which torch's compiler uses too, asks every loaded module for the name of an object which does not say its module."""
     with warnings.catch_warnings():

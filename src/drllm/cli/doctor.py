@@ -39,14 +39,20 @@ def _installed() -> Iterator[str]:
 
 
 def _machine() -> Iterator[str]:
-    import torch
-
     from drllm.runs.provenance import hardware
 
     found, free = hardware(), shutil.disk_usage(Path.cwd()).free
-    yield f"processor: {found['processor']}, {found['cores']} cores, torch takes {torch.get_num_threads()} threads"
+    yield f"processor: {found['processor']}, {found['cores']} cores"
     yield f"memory: {found['memory_gib']:g} GiB; free here on disk: {free / 2**30:.0f} GiB"
     yield f"bfloat16 on the processor: {_bfloat16()}"
+    if version_of("torch") is not None:
+        yield from _seen_by_torch()
+
+
+def _seen_by_torch() -> Iterator[str]:
+    import torch
+
+    yield f"torch takes {torch.get_num_threads()} threads"
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             about = torch.cuda.get_device_properties(index)

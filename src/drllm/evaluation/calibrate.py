@@ -18,7 +18,7 @@ from drllm.methods.checked_records import manifest_scorer
 from drllm.model.routed import RoutedModel
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import Policy
-from drllm.runs.manifest import Manifest, path_manifests, search_manifests
+from drllm.runs.manifest import Manifest, data_of, path_manifests, search_manifests
 from drllm.runs.provenance import read_jobs, running
 from drllm.runs.training_questions import load_unseen
 from drllm.scoring.route_prediction import score_policies
@@ -54,7 +54,7 @@ def calibrate(
         raise ArtifactError(f"{run} holds no search records, so it names no task to calibrate on: run `drllm search --out {run}` first")
     points = policy.operating_points()
     by_task = {manifest.task: manifest for manifest in manifests if not tasks or manifest.task in tasks}
-    loaded = load_unseen(run, {name: manifest.data for name, manifest in by_task.items()})
+    loaded = load_unseen(run, {name: data_of(run, manifest.data) for name, manifest in by_task.items()})
     of_task = {name: (manifest, loaded[name]) for name, manifest in by_task.items()}
     seen: set[str] = set()
     with running(run, "calibrate", to_dict(config), argv) as entry:

@@ -24,7 +24,7 @@ from drllm.policies.saved import load_policy
 from drllm.policies.saved_config import policy_digest
 from drllm.runs.card_facts import refresh_card
 from drllm.runs.layout import RunFolder
-from drllm.runs.manifest import path_manifests, search_manifests
+from drllm.runs.manifest import data_of, path_manifests, search_manifests
 from drllm.runs.names import BASE, check_methods, owner_of
 from drllm.runs.provenance import running
 from drllm.runs.summary import Summary, rows_of
@@ -68,8 +68,9 @@ def evaluate(
     if fixed := [name for name in baselines if policies[owner_of(name)].evaluate_only]:
         raise InputError(f"{fixed[0]}: {owner_of(fixed[0])} decides no route of its own, so there is nothing to deal out: leave it out")
     read_from = {manifest.task: manifest.data for manifest in (path_manifests(run.root) | search_manifests(run.root)).values()}
+    loaded = load_unseen(run.root, {name: data or data_of(run.root, read_from.get(name)) for name in tasks})
     read_from = {name: data or read_from.get(name) for name in tasks}
-    comparison = _Comparison(routed, run, config, load_unseen(run.root, read_from), baselines, policies)
+    comparison = _Comparison(routed, run, config, loaded, baselines, policies)
     comparison.check_rewards()
     on_ray = resources.executor == "ray"
     place = connected(routed, resources) if on_ray else torch_threads(resources.threads)

@@ -17,7 +17,7 @@ from drllm.methods.matrix import Matrix
 from drllm.model.routed import RoutedModel
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import Policy
-from drllm.runs.manifest import Manifest, path_manifests, search_manifests
+from drllm.runs.manifest import Manifest, data_of, path_manifests, search_manifests
 from drllm.runs.records import RouteRecord
 from drllm.tasks import load_task
 
@@ -96,8 +96,8 @@ class TrainingData:
     def tune(self, limit: int = 0) -> list[tuple[Any, list[Any]]]:
         """Each task's tune questions with their scorer, at most `limit` of each; none where the data has none."""
         found = []
-        for (_, manifest), *_ in lists_by_task(self.search_manifests or self.path_manifests).values():
-            loaded = load_task(manifest.task, manifest.parts[0].data)
+        for (folder, manifest), *_ in lists_by_task(self.search_manifests or self.path_manifests).values():
+            loaded = load_task(manifest.task, data_of(folder, manifest.parts[0].data))
             if loaded.examples["tune"]:
                 scorer = manifest_scorer(self.routed, manifest)
                 found.append((scorer, [scorer.question(loaded.task, example) for example in loaded.select("tune", limit)]))

@@ -20,7 +20,7 @@ STRING, ARRAY, BOOL, UINT32 = 8, 9, 7, 4
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", BOOL: "?", 10: "Q", 11: "q", 12: "d"}
 _MAGIC = b"GGUF"
 _CHUNK = 1 << 24  # bytes copied at a time
-# Of those that can say it, the one whose period was seen to be read, by llama.cpp of 2026 (tests/real/test_real_llama_cpp.py).
+# Architectures whose stated period llama.cpp was seen to follow (tests/real/test_real_llama_cpp.py).
 STATES_PERIOD = ("gemma3",)
 PATTERN_KEY = "attention.sliding_window_pattern"  # behind the architecture: a flag a block, or the period of the last that is not sliding
 

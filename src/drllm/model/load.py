@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import io
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,10 +37,11 @@ def load_base(name: str, dtype: torch.dtype | None = None, device: Device = None
     """A causal language model and its tokenizer by Hub id, folder, `.gguf` file or alias.
 
     `dtype` defaults to the checkpoint's own, and to bfloat16 for GGUF files, whose weights are unpacked to dense tensors: the packed
-    kernels compute in float32 and are many times slower in batches. Raises `InputError` naming what can be loaded.
+    kernels compute in float32 and are many times slower in batches. A large packaged file is unpacked to bfloat16 once and kept; in any
+    other type it is unpacked each time. Raises `InputError` naming what can be loaded.
     """
     source, options = _resolve(name)
-    if (kept := _unpacked(name)) is not None:
+    if dtype in (None, torch.bfloat16) and (kept := _unpacked(name)) is not None:
         source, options = str(kept), {}
     model, tokenizer = _load(name, source, options, dtype, tokenizer)
     if is_gguf(name):
@@ -58,7 +60,7 @@ def _load(name: str, source: str, options: dict[str, Any], dtype: torch.dtype | 
     gguf = "gguf_file" in options
     with quiet_loading():
         try:
-            kwargs = options | dense_gguf() | _listed_windows(Path(source), options) if gguf else options
+            kwargs = options | dense_gguf() | _stated_windows(Path(source), options) if gguf else options
             precision = dtype or (torch.bfloat16 if gguf else "auto")
             loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=precision, output_loading_info=True, **kwargs)
             model, info = loaded
@@ -82,9 +84,13 @@ def _unpacked(name: str) -> Path | None:
         return None
     file = PACKAGED[name].path(name)
     folder = cache_folder() / "unpacked" / file.stem
+    if folder.is_dir():
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Of processes that start together one unpacks, and the others wait.
     with FileLock(folder.parent / f"{folder.name}.lock"):
+        for left in folder.parent.glob(f".{folder.name}-*"):  # by one that was killed
+            shutil.rmtree(left)
         if not folder.is_dir():
             with Progress(f"unpacking {name} to bfloat16 in {folder.parent}, once", 1) as progress, whole_folder(folder) as place:
                 model, tokenizer = _load(name, *_resolve(name), torch.bfloat16, None)
@@ -112,8 +118,8 @@ def _resolve(name: str) -> tuple[str, dict[str, Any]]:
     return name, {}
 
 
-def _listed_windows(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with the types of blocks that a GGUF file lists and transformers passes over; nothing where it lists none."""
+def _stated_windows(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the types of blocks that a GGUF file says and transformers passes over; nothing where it says none."""
     from transformers import AutoConfig
 
     if (sliding := sliding_blocks(folder / options["gguf_file"])) is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drllm.core.errors import InputError
-from drllm.core.files import write_bytes
+from drllm.core.files import write_pieces
 from drllm.core.names import folder_of
 
 
@@ -39,12 +39,14 @@ class PackagedModel:
         folder, size = cache_folder(), sum(part.stat().st_size for part in parts)
         whole = folder / f"{size}-{self.file}"
         if not whole.is_file() or whole.stat().st_size != size:
-            data = b"".join(part.read_bytes() for part in parts)
-            if self.sha256 and (found := hashlib.sha256(data).hexdigest()) != self.sha256:
+            digest = hashlib.sha256()
+            for part in parts:
+                digest.update(part.read_bytes())
+            if self.sha256 and (found := digest.hexdigest()) != self.sha256:
                 what = f"the parts of {self.file} have sha256 {found[:16]}..., expected {self.sha256[:16]}..."
                 raise InputError(f"{what}: install them again, `{self.install} --force-reinstall`")
             folder.mkdir(parents=True, exist_ok=True)
-            write_bytes(whole, data)
+            write_pieces(whole, (part.read_bytes() for part in parts))
         return whole
 
 

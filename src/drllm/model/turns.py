@@ -54,7 +54,7 @@ class TurnMaker:
                 self._n_used[block] = 1
                 return None
             return tuple(Turn(span, self._take(span), None, None) for span in first)
-        groups = alike(dict(enumerate(visits)))
+        groups = run_together(dict(enumerate(visits)))
         return tuple(self.turn(span, self._take(span), tuple(rows), len(visits), device) for span, rows in groups)
 
     def turn(self, span: Span, sets: tuple[int, ...], rows: tuple[int, ...], n_sequences: int, device: torch.device) -> Turn:
@@ -84,7 +84,7 @@ class TurnMaker:
         return None if left == (Turn(block_span(block), (0,), None, None),) else left
 
 
-def alike(steps: Mapping[int, Sequence[Step]]) -> Iterator[tuple[Step, list[int]]]:
+def run_together(steps: Mapping[int, Sequence[Step]]) -> Iterator[tuple[Step, list[int]]]:
     """(step, sequences that run it together), in an order in which each sequence runs its own steps one after the other.
 
     Sequences whose steps begin alike run that beginning together, and are apart from there on.

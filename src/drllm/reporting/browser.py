@@ -8,6 +8,7 @@ from drllm.core.route import Route
 from drllm.core.text import display_name
 from drllm.reporting.parts import Prompt, RouteBrowser, RouteGroup
 from drllm.runs.load import Run
+from drllm.runs.manifest import data_of
 from drllm.runs.names import BASE
 from drllm.runs.summary import Summary
 from drllm.tasks import load_task, texts_digest
@@ -31,7 +32,7 @@ def read_questions(run: Run, split: str) -> tuple[Texts, list[str]]:
     summary = run.summaries[split]
     for task in summary.tasks:
         try:
-            loaded = load_task(task, _data(run, summary, task), hub=False)
+            loaded = load_task(task, data_of(run.folder, _data(run, summary, task)), hub=False)
         except DrllmError as error:
             missing.append(f"Texts of {task} are not shown, since its questions are not at hand: {error}")
             continue

@@ -84,16 +84,19 @@ class RunFolder:
         return self.root / _HARNESS / split / name
 
     def harness_summaries(self) -> list[Path]:
-        """The harness's comparisons that are there, sorted; the next four likewise."""
+        """The harness's comparisons that are there, sorted."""
         return sorted(self.root.glob(f"{_HARNESS}/*/*/{SUMMARY_FILE}"))
 
     def policies(self) -> list[Path]:
+        """The policies that are there, sorted."""
         return [path.parent for path in sorted(self.root.glob(f"*/{CONFIG_FILE}"))]
 
     def metrics(self) -> list[Path]:
+        """The trainings' metrics that are there, sorted."""
         return sorted(self.root.glob(f"{_TRAIN}/*/{METRICS_FILE}"))
 
     def summaries(self) -> list[Path]:
+        """The evaluations' comparisons that are there, sorted."""
         return sorted(self.root.glob(f"{_EVALUATE}/*/{SUMMARY_FILE}"))
 
     def all_verdicts(self) -> dict[tuple[str, str, str], Path]:

@@ -13,5 +13,5 @@ def load_unseen(run: Path, read_from: Mapping[str, str | Path | None]) -> dict[s
     for folder, manifest in (search_manifests(run) | path_manifests(run)).items():
         named = f"{manifest.task} as read for {folder.parent.name}, part "
         searched |= {f"{named}{n}": load_task(manifest.task, data_of(folder, part.data)) for n, part in enumerate(manifest.parts)}
-    loaded = drop_overlaps({name: load_task(name, data_of(run, data)) for name, data in read_from.items()} | searched, searched)
+    loaded = drop_overlaps({name: load_task(name, data) for name, data in read_from.items()} | searched, searched)
     return {name: loaded[name] for name in read_from}

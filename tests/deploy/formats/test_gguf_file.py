@@ -118,8 +118,14 @@ def test_a_period_of_windows_is_stated_where_the_path_changes_it(tmp_path):
         changed_entries(header, Route.full(n_blocks).loop(4, 6))
     listed = read_header(write_tiny(tmp_path / "listed.gguf", "gemma3", attention__sliding_window_pattern=[True, False, True, True]))
     assert changed_entries(listed, Route.parse("0,2,3/4"))[key].value == 6, "three sliding ones"
-    with pytest.raises(UnsupportedModelError, match="on this path they come otherwise"):
+    with pytest.raises(UnsupportedModelError, match="on this path they come otherwise: serve it with drllm"):
         changed_entries(listed, ROUTES[2])
+    short = read_header(write_tiny(tmp_path / "short.gguf", "gemma3", attention__sliding_window_pattern=[True, False]))
+    with pytest.raises(ArtifactError, match="lists windows of 2 blocks, expected 4"):
+        changed_entries(short, ROUTES[0])
+    third = read_header(write_tiny(tmp_path / "third.gguf", "gemma2", attention__sliding_window_pattern=3))
+    with pytest.raises(UnsupportedModelError, match="n = 3"):
+        changed_entries(third, Route.full(4))
     every_second = read_header(write_tiny(tmp_path / "second.gguf", "gemma3", attention__sliding_window_pattern=2))
     assert changed_entries(every_second, ROUTES[0])[key].value == 3
     gemma2 = read_header(write_tiny(tmp_path / "gemma2.gguf", "gemma2"))

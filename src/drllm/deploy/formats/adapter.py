@@ -17,7 +17,7 @@ from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.route import Route
 from drllm.deploy.formats.check import BUILD_ERRORS, checked_ids, compared, difference_from, inexpressible
 from drllm.deploy.formats.checkpoint import path_config
-from drllm.deploy.formats.folder import Exported, checked, finish, heading, in_another_order, made_by, made_of, new_folder, slices
+from drllm.deploy.formats.folder import Exported, end_of_card, finish, heading, in_another_order, made_by, made_of, new_folder, slices
 from drllm.model.load import hub_or_folder, quiet_loading
 from drllm.model.routed import RoutedModel
 
@@ -142,5 +142,5 @@ def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
         f"{heading(routed, route, 'peft')}{in_another_order(routed, route, done)}, which share the base's weights; nothing was trained, "
         f"and the adapter's own matrices multiply to zero. Stock PEFT loads it, without drllm:\n\n```python\n{load}```\n\n"
         f"{made_of(routed, route)}- `layer_replication`: `{[list(span) for span in slices(route)]}` (ends exclusive)\n"
-        f"{made_by(routed, route, done)}- weights: {done.n_bytes / 1e3:.1f} KB, no copy of a block\n{checked(routed, done)}"
+        f"{made_by(routed, route, done)}- weights: {done.n_bytes / 1e3:.1f} KB, no copy of a block\n{end_of_card(routed, done)}"
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from drllm.core.route import Route
 from drllm.deploy.formats.check import BUILD_ERRORS, difference_from, inexpressible
-from drllm.deploy.formats.folder import Exported, checked, finish, heading, in_another_order, made_by, made_of, new_folder, size_line
+from drllm.deploy.formats.folder import Exported, end_of_card, finish, heading, in_another_order, made_by, made_of, new_folder, size_line
 from drllm.model.load import quiet_loading
 from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import QUANTIZATION_ENTRIES, attention_of
@@ -118,5 +118,5 @@ def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
         "transformers, without drllm:\n\n```python\nfrom transformers import AutoModelForCausalLM\n"
         f'model = AutoModelForCausalLM.from_pretrained("{done.folder.name}")\n```\n\n'
         f"{made_of(routed, route)}{made_by(routed, route, done)}"
-        f"{size_line(done, 'weights', 'safetensors stores no tensor under two names')}{checked(routed, done)}"
+        f"{size_line(done, 'weights', 'safetensors stores no tensor under two names')}{end_of_card(routed, done)}"
     )

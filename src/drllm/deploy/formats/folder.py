@@ -52,7 +52,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: give a new folder")
-    earlier = {EXPORT_FILE, *(read_export(folder) or {}).get("files", {})}
+    earlier = {EXPORT_FILE, *(name.partition("/")[0] for name in (read_export(folder) or {}).get("files", {}))}
     if folder.exists() and (foreign := sorted({path.name for path in folder.iterdir()} - earlier)):
         raise InputError(f"{folder} holds {foreign[0]!r}, which no export wrote: give a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -65,9 +65,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def finish(place: Path, routed: RoutedModel, done: Exported, card: str) -> None:
     """Write the card and, last, what was exported with the size of every file."""
     (place / "README.md").write_text(card, encoding="utf-8")
-    for path in place.iterdir():  # safetensors' files can be read by their owner alone
+    files = [path for path in sorted(place.rglob("*")) if path.is_file()]
+    for path in files:  # safetensors' can be read by their owner alone
         path.chmod((place / "README.md").stat().st_mode)
-    sizes = {path.name: path.stat().st_size for path in sorted(place.iterdir())}
+    sizes = {path.relative_to(place).as_posix(): path.stat().st_size for path in files}
     base = {"base": routed.base_id, "fingerprint": routed.fingerprint}
     write_json(place / EXPORT_FILE, asdict(done) | {"folder": done.folder.name, "files": sizes} | base | {"versions": versions()})
 
@@ -136,7 +137,7 @@ def described(route: Route) -> str:
     return "; ".join(parts) or "every block once"
 
 
-def checked(routed: RoutedModel, done: Exported) -> str:
+def end_of_card(routed: RoutedModel, done: Exported) -> str:
     """The end of a card: what was checked, and the licence."""
     dtype = str(routed.model.dtype).removeprefix("torch.")
     line = f"- checked: logits of {done.n_checked} tokens differ from the routed model's by at most {done.difference:.1e} ({dtype})"

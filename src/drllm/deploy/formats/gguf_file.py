@@ -10,7 +10,18 @@ from drllm.core.errors import ArtifactError, InputError, UnsupportedModelError
 from drllm.core.files import write_text
 from drllm.core.route import Route
 from drllm.deploy.formats.check import BUILD_ERRORS, INSTEAD, difference_from, inexpressible
-from drllm.deploy.formats.folder import Exported, checked, finish, heading, in_another_order, made_by, made_of, new_folder, size_line, title
+from drllm.deploy.formats.folder import (
+    Exported,
+    end_of_card,
+    finish,
+    heading,
+    in_another_order,
+    made_by,
+    made_of,
+    new_folder,
+    size_line,
+    title,
+)
 from drllm.model.gguf_header import (
     PATTERN_KEY,
     STATES_PERIOD,
@@ -105,14 +116,18 @@ def _windows(header: Header, route: Route) -> dict[str, Entry]:
     if arch not in PERIODS or not (arch == "gemma2" or (window and window.value)):
         return {}
     stated = header.of_architecture(PATTERN_KEY)
+    if stated and stated.is_list and len(stated.value) != len(route):
+        raise ArtifactError(f"{header.path} lists windows of {len(stated.value)} blocks, expected {len(route)}: get a complete copy")
     period = PERIODS[arch] if stated is None or stated.is_list else int(stated.value)
     own = list(map(bool, stated.value)) if stated and stated.is_list else sliding(len(route), period)
     wanted = [own[block] for block in route.path]
-    tried = (period, *range(route.n_passes + 2)) if arch in STATES_PERIOD else (period,)
+    usual = arch in STATES_PERIOD or period == PERIODS[arch]
+    tried = (period, *range(route.n_passes + 2)) if arch in STATES_PERIOD else (period,) * usual
     found = next((n for n in tried if sliding(route.n_passes, n) == wanted), None)
     if found is None:
         what = f"llama.cpp takes every n-th block for full attention (n = {period}), and on this path they come otherwise"
-        raise UnsupportedModelError(f"GGUF architecture {arch!r} {CANNOT}: {what}: loop or skip {period} blocks in a row; or {INSTEAD}")
+        advice = INSTEAD if stated else f"loop or skip {period} blocks in a row, or {INSTEAD}"
+        raise UnsupportedModelError(f"GGUF architecture {arch!r} {CANNOT}: {what}: {advice}")
     return {f"{arch}.{PATTERN_KEY}": number_entry(UINT32, found)} if stated or found != period else {}
 
 
@@ -159,5 +174,5 @@ def _readme(routed: RoutedModel, route: Route, done: Exported, n_tensors: int) -
         f"```\nllama-cli -m {name}.gguf\nollama create {name} -f Modelfile && ollama run {name}\n```\n\n"
         f"{made_of(routed, route, 'unpacked weights')}{made_by(routed, route, done)}"
         f"{size_line(done, 'size', 'llama.cpp reads no tensor under two names')}"
-        f"- {n_tensors} tensors, each compared with the base's byte for byte\n{checked(routed, done)}"
+        f"- {n_tensors} tensors, each compared with the base's byte for byte\n{end_of_card(routed, done)}"
     )

@@ -12,7 +12,18 @@ from drllm.core.files import write_text
 from drllm.core.route import Route
 from drllm.deploy.formats.check import difference_from
 from drllm.deploy.formats.checkpoint import load_written, path_config, write_weights
-from drllm.deploy.formats.folder import Exported, checked, finish, heading, in_another_order, made_by, made_of, new_folder, slices, title
+from drllm.deploy.formats.folder import (
+    Exported,
+    end_of_card,
+    finish,
+    heading,
+    in_another_order,
+    made_by,
+    made_of,
+    new_folder,
+    slices,
+    title,
+)
 from drllm.model.load import hub_or_folder
 from drllm.model.routed import RoutedModel
 
@@ -69,5 +80,5 @@ def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
     return (
         f"{head}{in_another_order(routed, route, done)}; nothing is trained.\n\n"
         f"```\npip install mergekit\nmergekit-yaml {RECIPE_FILE} OUT\n```\n\n"
-        f"{made_of(routed, route)}{made_by(routed, route, done)}{checked(routed, done)}"
+        f"{made_of(routed, route)}{made_by(routed, route, done)}{end_of_card(routed, done)}"
     )

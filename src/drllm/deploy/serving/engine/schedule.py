@@ -21,7 +21,7 @@ from drllm.core.span import Visit, fewest_spans, in_place, n_in_place
 from drllm.deploy.serving.engine.gathering import Gathered, Places
 from drllm.deploy.serving.engine.paths import Loop, Loops, number
 from drllm.deploy.serving.engine.vllm_private import StepAttention
-from drllm.model.turns import alike, check_decision
+from drllm.model.turns import check_decision, run_together
 
 
 @dataclass(eq=False)
@@ -95,7 +95,7 @@ class Schedule:
     def loops_behind(self, block: int) -> Iterator[tuple[Loop, Gathered]]:
         """What runs behind a block's own passes, in order, and on which sequences."""
         if waiting := self._behind.get(block):
-            for loop, members in alike(waiting):
+            for loop, members in run_together(waiting):
                 chosen_S = np.zeros(len(self.actions_SL), dtype=bool)
                 chosen_S[members] = True
                 yield loop, self._gathered(chosen_S)
