@@ -48,6 +48,12 @@ def test_wilson_stays_in_the_unit_interval_around_the_share(count):
     assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-12)
 
 
+def test_wilson_of_none_and_of_all_reaches_the_end_exactly():
+    """Computed, some of these bounds lie beyond it by a rounding."""
+    assert {wilson(0, n)[0] for n in range(1, 300)} == {0.0}
+    assert {wilson(n, n)[1] for n in range(1, 300)} == {1.0}
+
+
 def test_wilson_of_nothing_says_nothing():
     assert wilson(0, 0) == (0.0, 1.0)
 
