@@ -403,3 +403,30 @@ def test_a_type_that_this_cpu_is_slow_in_is_said(monkeypatch, recwarn, dtype, de
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     warn_if_slow(dtype, device)
     assert [("--dtype float32" in str(found.message)) for found in recwarn] == [True] * warns
+
+
+@pytest.mark.long
+def test_own_questions_need_no_task_and_keep_their_name_everywhere(folders, tmp_path, monkeypatch, capsys):
+    """The file names the task, in every later command too, also when that starts in another folder."""
+    own, run_folder = tmp_path / "own", tmp_path / "own" / "run"
+    own.mkdir()
+    (own / "trivia.jsonl").write_text(folders["data"].read_text().replace('"choices"', '"options"'))
+    monkeypatch.chdir(own)
+    search = ["--model", folders["model"], "--data", "trivia.jsonl", "--out", "run", "--n-simulations", 4, "--sweep-questions", 2]
+    code, _, err = run(capsys, "search", *search, "--no-verify")
+    assert code == 0, err
+    assert [path.name for path in (run_folder / "search").iterdir() if path.is_dir()] == ["trivia"]
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, "train", "--out", run_folder, "--method", "static", "--confirm", 0)
+    assert code == 0, err
+    code, out, err = run(capsys, "evaluate", "--out", run_folder, "--methods", "base,static")
+    assert code == 0, err
+    assert "on trivia, tune split" in out
+    assert run(capsys, "report", run_folder)[0] == 0
+    page = (run_folder / "report" / "report.md").read_text()
+    card = (run_folder / "static" / "README.md").read_text()
+    assert "trivia" in page
+    assert "trivia" in card
+    assert "arc" not in (page + card).lower().replace("search", "")
+    code, _, err = run(capsys, "search", "--model", folders["model"], "--data", own / "gone.jsonl", "--out", tmp_path / "no")
+    assert (code, "gone.jsonl: no such file" in err) == (2, True)

@@ -689,10 +689,10 @@ BAD = [
     ([choice_row(0), {"id": "a", "choices": ["x", "y"], "answer": 0}], "arc_easy", 'line 2: key "question" is missing; a choice row'),
     ([{"id": "a", "question": "Q?", "choices": ["x", "y"]}], "arc_easy", 'line 1: key "answer" is missing'),
     ([{"id": "a", "question": "Q?", "answer": "5"}], "arc_easy", 'line 1: key "choices" is missing'),
-    ([{"id": "a", "question": "Q?"}], "gsm8k", 'line 1: key "answer" is missing; a math row has id, question, answer'),
+    ([{"id": "a", "question": "Q?"}], "gsm8k", 'line 1: key "answer" is missing; a math row has question, answer'),
     ([choice_row(0, answer=4)], "arc_easy", "line 1: answer is 4, expected an index from 0 to 3"),
     ([choice_row(0, answer=-1)], "arc_easy", "answer is -1, expected an index from 0 to 3"),
-    ([choice_row(0, answer="B")], "arc_easy", "answer is 'B', expected an index from 0 to 3"),
+    ([choice_row(0, answer="E")], "arc_easy", "answer is 'E', expected an index from 0 to 3, a letter, or the text of a choice"),
     ([choice_row(0, answer=True)], "arc_easy", "answer is True, expected an index"),
     ([choice_row(0, choices=["x"])], "arc_easy", "expected a list of at least two texts"),
     ([choice_row(0, choices="xy")], "arc_easy", "expected a list of at least two texts"),
@@ -702,7 +702,7 @@ BAD = [
     ([choice_row(0, part="train"), choice_row(1)], "arc_easy", 'line 2: some rows have a "part" and some have none'),
     ([choice_row(0), choice_row(0)], "arc_easy", "line 2: id 'q0' already stands in line 1"),
     ([{"question": "Q?", "answer": [1]}], "gsm8k", r"line 1: answer is \[1\], expected text or a number"),
-    ([], "arc_easy", "no questions for arc_easy; expected one JSON object a line"),
+    ([], "arc_easy", "no questions for arc_easy; expected one question a row"),
     ([choice_row(0, answer=None)], "arc_easy", r"no questions for arc_easy \(left out: 1 empty answer\)"),
 ]
 

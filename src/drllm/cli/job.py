@@ -45,10 +45,13 @@ class Job:
         return self.common.data or None
 
     def tasks(self) -> tuple[str, ...]:
-        """The tasks asked for, each a known name."""
-        from drllm.tasks import get_task
+        """The tasks asked for, each a known name, or that of --data, which is also the one task where none is asked for."""
+        from drllm.tasks import get_task, own_name
 
-        return tuple(get_task(name).name for name in self.need("tasks"))
+        own = own_name(self.data) if self.data else ""
+        if own and not self.common.tasks:
+            return (own,)
+        return tuple(name if name == own else get_task(name).name for name in self.need("tasks"))
 
     def load(self, name: str, dtype: str = "") -> RoutedModel:
         """The base model, wrapped; `dtype` is what "auto" stands for."""

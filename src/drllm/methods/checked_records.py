@@ -12,12 +12,12 @@ from drllm.model.routed import RoutedModel
 from drllm.runs.manifest import Manifest, data_of
 from drllm.runs.records import RouteRecord, read_records
 from drllm.scoring.scorer import Scorer, questions_digest, scorer_of
-from drllm.tasks import get_task, load_task
+from drllm.tasks import load_task
 
 
 def manifest_scorer(routed: RoutedModel, manifest: Manifest) -> Scorer:
     """The scorer that a manifest's records were made with."""
-    return scorer_of(routed, get_task(manifest.task), manifest.search_config)
+    return scorer_of(routed, manifest.as_task, manifest.search_config)
 
 
 @dataclass(frozen=True)

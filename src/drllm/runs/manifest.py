@@ -10,6 +10,7 @@ from drllm.core.errors import ArtifactError
 from drllm.core.files import read_json, remove_partials, write_json
 from drllm.runs.layout import MANIFEST_FILE, RunFolder
 from drllm.runs.stored import Stored
+from drllm.tasks.base import Kind, Task, get_task, own_task
 
 MANIFEST_KEYS = {"task", "data", "model", "fingerprint", "config", "questions", "ids"}  # what other jobs read
 PART_KEYS = {"folder", "data", "questions", "ids"}  # what a merged manifest says of each it was merged from
@@ -35,7 +36,7 @@ class Manifest(Stored):
     """All that determines the records of one task folder.
 
     Attributes:
-        task: its name.
+        task: its name; kind: of a user's own task, "choice" or "math".
         source, data: what its questions were read from, in words, and the file or folder given for them.
         model, fingerprint: id of the base, and digest of its weights.
         dtype, device, threads: how the records were computed; threads where they can flip a verdict.
@@ -50,9 +51,10 @@ class Manifest(Stored):
         merged: the task folders this was merged from.
     """
 
-    OPTIONAL: ClassVar = ("decoded_rows", "merged")
+    OPTIONAL: ClassVar = ("kind", "decoded_rows", "merged")
     PARTS: ClassVar = {"merged": MergedPart}
     task: str = ""
+    kind: Kind | None = None
     source: str = ""
     data: str | None = None
     model: str = ""
@@ -70,6 +72,11 @@ class Manifest(Stored):
     control: list[str] = field(default_factory=list)
     decoded_rows: int | None = None
     merged: list[MergedPart] | None = None
+
+    @property
+    def as_task(self) -> Task:
+        """What its questions are asked as."""
+        return own_task(self.task, self.kind) if self.kind else get_task(self.task)
 
     @property
     def search_config(self) -> SearchConfig:

@@ -161,6 +161,7 @@ def _search_task(
     device = "cuda" if resources.executor == "ray" and resources.worker_gpus else routed.device.type
     manifest = Manifest(
         task=name,
+        kind=task_data.task.kind if task_data.task.is_own else None,
         source=task_data.source,
         data=None if data is None else str(data),
         model=routed.base_id,

