@@ -6,14 +6,12 @@ import json
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import families
-from byte_tokens import byte_tokenizer
 from drllm import InputError, Route, RoutedModel, UnsupportedModelError
 from drllm.cli.main import main
 from drllm.deploy.export import check_export, export
@@ -51,15 +49,6 @@ def test_the_export_computes_what_the_routed_model_computes(family, tmp_path):
         assert (got - wanted).abs().max() <= 1e-5 * max(1, wanted.abs().max())
     assert (refused > 0) == (family in REFUSED)
     assert not list(tmp_path.glob(".*")), "nothing half-written is left"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    """A tiny llama with a tokenizer, tied weights, in a folder."""
-    folder = tmp_path_factory.mktemp("base") / "model"
-    families.build("llama", vocab_size=300, max_position_embeddings=512, tie_word_embeddings=True).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
 
 
 LOAD = """

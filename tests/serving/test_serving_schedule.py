@@ -303,27 +303,15 @@ def test_a_prompt_that_a_policy_cannot_read_harms_no_other():
     assert torch.allclose(together[4:], run(["1011", "1200"], [4, 3])[0][4:])
 
 
-class _Looping(Policy):
+class _Looping(_Counting):
     """Takes one route for every prompt, block by block."""
 
-    name = "looping"
-    n_layers = L
-
     def __init__(self, route: str):
+        super().__init__()
         self.visits = Route.parse(route, L).visits
-
-    def start(self, prompt_mask_BT: torch.Tensor) -> Asked:
-        return Asked(self.actions, prompt_mask_BT)
 
     def actions(self, block: int, x_BTD: torch.Tensor, prompt_mask_BT: torch.Tensor) -> list[Visit]:
         return [self.visits[block]]
-
-    def save(self, folder: Path) -> list[str]:
-        raise NotImplementedError
-
-    @classmethod
-    def load(cls, folder: Path) -> Policy:
-        raise NotImplementedError
 
 
 def test_loops_that_a_policy_decides():

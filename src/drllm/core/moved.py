@@ -70,7 +70,6 @@ def _find(old: str, name: str) -> Any:
 
 def _is_of_others(value: Any, name: str) -> bool:
     """Whether a module only imports this, from another package: torch's compiler pickles and so asks every module for `torch`."""
-    home = getattr(value, "__module__", None) or PREFIX
-    if name in ("annotations", "TYPE_CHECKING"):
+    if isinstance(value, ModuleType) or name in ("annotations", "TYPE_CHECKING"):
         return True
-    return isinstance(value, ModuleType) or (getattr(value, "__name__", None) == name and not home.startswith(PREFIX))
+    return getattr(value, "__name__", None) == name and not (getattr(value, "__module__", None) or PREFIX).startswith(PREFIX)

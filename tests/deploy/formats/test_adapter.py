@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import families
-from byte_tokens import byte_tokenizer
 from drllm import InputError, Route, RoutedModel, UnsupportedModelError
 from drllm.cli.main import main
 from drllm.deploy.export import check_export, export
@@ -71,14 +69,6 @@ def test_peft_computes_what_the_unrolled_model_computes(family, tmp_path):
         allowed = [index for index in range(steps.shape[-1]) if index != families.EOS]
         assert (chosen >= steps[:, allowed].max(-1).values - 1e-4).all(), "greedy text of the unrolled model"
     assert not list(tmp_path.glob(".*"))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("base") / "model"
-    families.build("llama", vocab_size=300, max_position_embeddings=512, tie_word_embeddings=True).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
 
 
 LOAD = """
