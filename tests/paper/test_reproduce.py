@@ -48,7 +48,7 @@ from runs import L, folder_bytes, model, questions, write_rows
 
 pytestmark = pytest.mark.long
 
-LEARNED, OUTSIDE = ("arc_easy", "arc_challenge"), "piqa"
+LEARNED, OUTSIDE, PASSAGES = ("arc_easy", "arc_challenge"), "piqa", "squadv2"
 SCALE = 0.04
 PAPER_FILES = Path(__file__).parents[2] / "examples" / "paper"
 
@@ -69,11 +69,15 @@ def folder(tmp_path_factory) -> Path:
         write_rows(root / task / "train.jsonl", mine[:50])
         write_rows(root / task / "dev.jsonl", mine[50:80])
         write_rows(root / task / "test.jsonl", mine[80:])
+    (root / PASSAGES).mkdir()
+    answers = [[f"{number} cats"] if number % 3 else [] for number in range(40)]
+    passages = [{"question": f"{n}?", "context": f"Ann has {n} cats.", "answers": found} for n, found in enumerate(answers)]
+    write_rows(root / PASSAGES / "valid.jsonl", passages)
     return root
 
 
 def setup_of(out: Path, folder: Path, **options) -> Setup:
-    config = ReproduceConfig(**{"scale": SCALE, "outside": (OUTSIDE,), "n_simulations": 8, "tokens": 300} | options)
+    config = ReproduceConfig(**{"scale": SCALE, "outside": (OUTSIDE, PASSAGES), "n_simulations": 8, "tokens": 300} | options)
     return Setup("tiny", LEARNED, out, str(folder), config)
 
 
@@ -158,6 +162,20 @@ def test_figures_are_those_of_the_files(bench, page):
     assert [value for (value,) in passes] == pytest.approx([sum(route[block] for route in routes) / len(routes) for block in range(L)])
 
 
+def test_answers_out_of_passages_have_exact_match_and_f1(bench, page):
+    """Of all, of those with an answer and of those without, by hand from the file of verdicts."""
+    verdicts = read_verdicts(bench.setup.out / f"evaluate/tune-first-{bench.setup.n_compared()}/routers/{PASSAGES}.parquet")
+    assert len(verdicts.f1) == len(verdicts.ids) > 5
+    has_answer = [(int(name.rpartition("-")[2]) - 1) % 3 != 0 for name in verdicts.ids]
+    cells = ["", ""]
+    for kind in (None, True, False):
+        chosen = [at for at, found in enumerate(has_answer) if kind in (None, found)]
+        exact, f1 = (100 * sum(float(column[at]) for at in chosen) / len(chosen) for column in (verdicts.correct, verdicts.f1))
+        cells += [str(len(chosen)), f"{exact:.1f}", f"{f1:.1f}"]
+    assert f"| {PASSAGES} | routers | {' | '.join(cells[2:-1])} |" in section(page, EXHIBITS["table4"].title)
+    assert not read_verdicts(bench.setup.out / f"evaluate/tune-first-{bench.setup.n_compared()}/routers/{OUTSIDE}.parquet").f1
+
+
 def rows_of(path: Path) -> list[list[str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.reader(file))[1:]
@@ -196,7 +214,7 @@ def test_commands_are_what_the_command_line_takes(bench):
             make_parser(name, rest).parse_args(rest)
     _, name, *rest = ["drllm", "reproduce", "fig9", *bench.setup.flags]
     parsed = make_parser(name, rest).parse_args(rest)
-    assert (parsed.scale, parsed.outside, parsed.tokens, parsed.tasks) == (SCALE, [OUTSIDE], 300, [",".join(LEARNED)])
+    assert (parsed.scale, parsed.outside, parsed.tokens, parsed.tasks) == (SCALE, [f"{OUTSIDE},{PASSAGES}"], 300, [",".join(LEARNED)])
     assert sum(bool(command) for command in commands) > 25
     page = (bench.folder / "all" / "report.md").read_text(encoding="utf-8")
     for line in re.findall(r"^drllm evaluate .*$", page, re.MULTILINE):

@@ -22,7 +22,7 @@ from drllm.policies.constant import RoutePolicy
 from drllm.policies.given import GivenRoutes
 from drllm.scoring import generated
 from drllm.scoring.generated import GeneratedScorer
-from drllm.tasks import Example, get_task
+from drllm.tasks import Example, f1_score, get_task
 from rote import by_rote, rote_example
 
 pytestmark = pytest.mark.long
@@ -121,6 +121,27 @@ def test_boxed_answers_are_those_of_each_prompt_alone(family):
         assert output.n_new_tokens == 8
         assert verdict.text == output.text, route
         assert not verdict.correct
+
+
+def test_answers_out_of_passages_end_with_their_line_and_are_counted():
+    """Each is the first line of what its prompt alone generates, with SQuAD's F1; a broken one would have 0."""
+    task, routed = get_task("squadv2"), answering("llama")
+    examples = [Example(name, "Who?", accepted, "", "squadv2", f"Background: {name}") for name, accepted in (("a", ("B", "A.")), ("b", ()))]
+    scorer = GeneratedScorer(routed, "exact", 600, max_new_tokens=10)
+    assert (scorer.prompt_format, GeneratedScorer(routed, "exact").max_new_tokens) == ("raw", 32)
+    scorer.load([scorer.question(task, example) for example in examples])
+    pairs = [(index, route) for index in range(2) for route in ROUTES]
+    lines = set()
+    for (index, route), verdict in zip(pairs, scorer.score(pairs), strict=True):
+        prompt = task.passage_prompt(examples[index])
+        whole = routed.generate([prompt], policy=route, max_new_tokens=10, do_sample=False)[0].text or ""
+        assert verdict.text is not None
+        assert whole.startswith(verdict.text)
+        assert verdict.text == whole or verdict.text.count("\n") == 1
+        assert verdict.correct == task.grade(examples[index], whole, "exact")
+        assert verdict.f1 == f1_score(whole, examples[index].choices)
+        lines.add(verdict.text)
+    assert len(lines) > 5
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

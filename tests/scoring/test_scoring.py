@@ -280,6 +280,7 @@ class Asked:
 
     example: Example
     n_chars: tuple[int, ...]
+    task: Task = ARC
 
 
 def test_acc_and_acc_norm_by_hand():
@@ -296,6 +297,21 @@ def test_acc_and_acc_norm_by_hand():
     assert loglik_verdict([-3.0, -1.0, -2.5], three, "acc").margin == pytest.approx(1.5)
     assert loglik_verdict([-1.0, -1.0, -2.0], three, "acc").correct is False
     assert loglik_verdict([-1.0, -1.0, -2.0], three, "acc").margin == 0
+    # TruthfulQA has raw log-likelihoods alone, whatever the metric.
+    raw = loglik_verdict([-6.0, -4.0], replace(asked, task=get_task("truthfulqa")), "acc_norm")
+    assert (raw.correct, raw.margin) == (plain.correct, plain.margin)
+
+
+def test_log_likelihoods_are_divided_by_the_characters_of_what_is_scored():
+    """A listed option is scored by its letter: long texts behind short letters must not win (lm-eval's acc_norm)."""
+    scorer = LoglikScorer(base_and_routed("llama")[1])
+    example = Example("m", "Which?", ("a very long option indeed", "no"), 1, "mmlu")
+    question = scorer.question(get_task("mmlu"), example)
+    assert question.n_chars == (1, 1)
+    scorer.load([question])
+    [verdict] = scorer.score([(0, Route.full(L))])
+    assert (verdict.acc, verdict.margin_acc) == (verdict.acc_norm, verdict.margin_acc_norm)
+    assert scorer.question(get_task("agieval"), Example("a", "Which?", ("one", "three"), 0, "agieval")).n_chars == (6, 8)
 
 
 def test_the_scorer_normalises_by_characters_of_the_choice():

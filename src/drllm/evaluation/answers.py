@@ -152,7 +152,8 @@ def answer(scorer: Scorer, questions: Sequence[Any], policy: RouteSource | None,
         [getattr(verdict, name) for verdict in verdicts] for name in ("correct", "acc", "acc_norm", "margin")
     )
     passes = [route.n_passes for route in routes]
-    found = Verdicts(ids, correct, acc, acc_norm, margins, list(map(str, routes)), passes, seconds, request.metadata)
+    f1 = [verdict.f1 for verdict in verdicts] if request.task.kind == "passage" else []
+    found = Verdicts(ids, correct, acc, acc_norm, margins, list(map(str, routes)), passes, seconds, request.metadata, f1)
     write_verdicts(request.path, found)
     return found
 

@@ -11,6 +11,7 @@ from drllm.core.text import percent, points
 from drllm.paper import published as paper
 from drllm.paper.claims import OURS, Claim, against, answers, otherwise, pooled, routes_of, weighed, without_few
 from drllm.paper.exhibits import Exhibit, ablation, after_routers, comparison, in_domain, last_scores, searches, train_routers
+from drllm.paper.passages import answers_of_passages
 from drllm.paper.setup import Setup
 from drllm.paper.speed import TABLE_7
 from drllm.paper.stages import ROUTERS, Bench, Evaluate, Stage, Train
@@ -148,7 +149,11 @@ def _table4(bench: Bench) -> list[Part]:
     ends = [f"{row.task} {row.change}" for row in rows]
     looked = looking(bench, stage, "out of domain")
     said = Bullets((Claim(text, holds, str(found)), f"By task, in points: {', '.join(ends)}.", looked))
-    return [comparison(summary, f"The same routers on tasks that they never saw, {summary.split} split."), said]
+    return [
+        comparison(summary, f"The same routers on tasks that they never saw, {summary.split} split."),
+        *answers_of_passages(bench, stage),
+        said,
+    ]
 
 
 def _rivals(setup: Setup) -> list[Train]:

@@ -23,6 +23,7 @@ class Verdicts:
         margins: nan where the reward has none.
         routes: `str(route)` of each; empty where the method decides no route.
         passes: block passes of each prompt.
+        f1: SQuAD's F1, 0 to 1, of answers out of passages; empty of all others.
         seconds: that answering took.
         metadata: `key` names all they depend on; `comparable` is the same for methods that can be compared without the model; `policy` is
             the digest of the policy. Files of older versions have fewer.
@@ -37,6 +38,7 @@ class Verdicts:
     passes: list[Any]
     seconds: float
     metadata: Mapping[str, str] = field(default_factory=dict)
+    f1: list[float] = field(default_factory=list)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -50,6 +52,7 @@ def write_verdicts(path: Path, verdicts: Verdicts) -> None:
     acc, acc_norm = pa.array(verdicts.acc, pa.bool_()), pa.array(verdicts.acc_norm, pa.bool_())
     columns = {"id": verdicts.ids, "correct": verdicts.correct, "correct_acc": acc, "correct_acc_norm": acc_norm}
     columns |= {"margin": pa.array(verdicts.margins, pa.float32()), "route": verdicts.routes, "n_passes": verdicts.passes}
+    columns |= {"f1": pa.array(verdicts.f1, pa.float32())} if verdicts.f1 else {}
     metadata = {"key": verdicts.metadata["key"], "seconds": repr(verdicts.seconds)} | dict(verdicts.metadata)
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns, metadata=metadata), sink)
@@ -67,7 +70,9 @@ def read_verdicts(path: Path) -> Verdicts:
         n = len(columns["id"])
         acc, acc_norm, margins, routes = (columns.get(name, [None] * n) for name in ("correct_acc", "correct_acc_norm", "margin", "route"))
         margins, routes = [math.nan if value is None else value for value in margins], [text or "" for text in routes]
-        return Verdicts(columns["id"], columns["correct"], acc, acc_norm, margins, routes, columns["n_passes"], seconds, about)
+        return Verdicts(
+            columns["id"], columns["correct"], acc, acc_norm, margins, routes, columns["n_passes"], seconds, about, columns.get("f1", [])
+        )
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise ArtifactError(f"{path} is not a readable file of verdicts ({first_line(error, 80)}): delete it and evaluate again") from None
 

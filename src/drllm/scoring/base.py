@@ -30,7 +30,7 @@ class Question:
     example: Example
     sequences: tuple[Any, ...]
     context_ids: tuple[int, ...]  # what a policy may read
-    n_chars: tuple[int, ...] = ()  # characters of each choice text, lm-eval's acc_norm denominator
+    n_chars: tuple[int, ...] = ()  # of what is scored, a choice's text or its letter: lm-eval's acc_norm denominator
 
     @property
     def n_tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""Rewards of generated answers: the paper's letter for multiple choice, for mathematics a boxed one or a number; mixed routes in a batch.
+"""Rewards of generated answers: the paper's letter, a boxed answer or a number, one out of a passage; mixed routes in a batch.
 
 Prompts run through `PrefixRunner`, which keeps each application's keys and values; an answer's cache is put together from
 those of its path. Pending answers are then decoded together, greedily, and leave the batch when no further token can change the verdict.
@@ -8,7 +8,7 @@ Shapes: B sequences, W width of the left-padded prompts, V vocabulary.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,9 +24,11 @@ from drllm.scoring.box import BoxBound
 from drllm.scoring.route_prediction import prompt_inputs
 from drllm.scoring.trie import Node
 from drllm.scoring.verdict import Verdict
-from drllm.tasks import Example, Task
+from drllm.tasks import Example, Task, f1_score
 
-DEFAULT_NEW_TOKENS = {"letter": 10, "boxed": 15, "number": 8}  # the authors' of the first two: ample for a letter, short for a derivation
+# The authors' of the first two: ample for a letter, short for a derivation. Answers out of SQuAD's passages rarely have more words.
+DEFAULT_NEW_TOKENS = {"letter": 10, "boxed": 15, "number": 8, "exact": 32}
+AS_TEXT = ("number", "exact")  # rewards whose prompts are text, never chat
 FIRST_ANSWERS = 32  # last prompt tokens that go through the output head together
 DECODED_ANSWERS = 256  # answers decoded together
 COMPACT_BELOW = 0.75  # share of answers still running below which the others leave the batch
@@ -57,15 +59,18 @@ class GeneratedScorer(ModelScorer):
         super().__init__(routed, max_step_tokens, cache_bytes, keep_keys_values=True)
         self.reward = reward
         self.max_new_tokens = max_new_tokens or DEFAULT_NEW_TOKENS[reward]
-        self.prompt_format = CHAT if routed.tokenizer.chat_template and reward != "number" else RAW
+        self.prompt_format = CHAT if routed.tokenizer.chat_template and reward not in AS_TEXT else RAW
         self._choose = GreedyChoice(routed.model)
         self._to_a_box = BoxBound.of(routed.tokenizer) if reward == "boxed" else None
         self._queue: list[_Answer] = []
 
     def question(self, task: Task, example: Example) -> Question:
-        """Tokenise an example's prompt: chat messages, or their text for a base model without a chat template; `number` is text always."""
-        if self.reward == "number":
-            prompt: Any = task.number_prompt(example)
+        """Tokenise an example's prompt: chat messages, or their text for a base model without a chat template.
+
+        `number` and `exact` are text always.
+        """
+        if self.reward in AS_TEXT:
+            prompt: Any = task.number_prompt(example) if self.reward == "number" else task.passage_prompt(example)
         else:
             messages = task.letter_messages(example) if self.reward == "letter" else task.math_messages(example)
             prompt = messages if self.prompt_format == CHAT else "\n\n".join(message["content"] for message in messages) + "\n\n"
@@ -89,8 +94,12 @@ class GeneratedScorer(ModelScorer):
             self._answer(sorted(queue[start : start + DECODED_ANSWERS], key=lambda answer: -answer.question.n_tokens))
         finished = []
         for answer in queue:
-            correct = not answer.broken and answer.question.task.grade(answer.question.example, answer.text, self.reward)
-            finished.append((answer.handle, answer.route, Verdict(correct, text=answer.text, broken=answer.broken)))
+            example = answer.question.example
+            correct = not answer.broken and answer.question.task.grade(example, answer.text, self.reward)
+            verdict = Verdict(correct, text=answer.text, broken=answer.broken)
+            if self.reward == "exact":
+                verdict = replace(verdict, f1=0.0 if answer.broken else f1_score(answer.text, example.choices))
+            finished.append((answer.handle, answer.route, verdict))
         return finished
 
     def score(self, pairs: Sequence[tuple[int, Route]]) -> list[Verdict]:

@@ -89,7 +89,7 @@ class LoglikScorer(ModelScorer):
             raise InputError(f"{what} has an empty prompt or choice: drop it from the data")
         sequences = (pack_choices(pairs),) if self.packed else tuple(separate_choices(pairs))
         check_context(max(len(head) + len(tail) for head, tail in pairs), 0, self.routed.config)
-        return Question(task, example, sequences, tuple(pairs[0][0]), tuple(len(choice) for choice in example.choices))
+        return Question(task, example, sequences, tuple(pairs[0][0]), tuple(len(text) - 1 for text in continuations))
 
     def _width(self, sequence: PackedPrompt) -> int:
         # Not past the last position where the model counts them itself.

@@ -16,12 +16,13 @@ Scorer = LoglikScorer | GeneratedScorer
 
 
 def scorer_of(routed: RoutedModel, task: Task, config: EvaluateConfig | SearchConfig | ScanConfig, cache_bytes: int = 2**30) -> Scorer:
-    """The scorer of a task's reward; `auto` is log-likelihood for multiple choice, for mathematics a boxed answer or a number.
+    """The scorer of a task's reward; `auto` is log-likelihood for multiple choice, for mathematics a boxed answer or a number,
+    for answers out of passages an exact match.
 
     It keeps up to `cache_bytes` of states for paths to come.
     """
     name = task.reward_named(config.reward)
-    if (name in ("boxed", "number")) != (task.kind == "math") or (name == "number" and not task.shots):
+    if not task.is_judged_by(name):
         raise InputError(f"task {task.name!r} is a {task.kind} task, which reward {name!r} cannot judge: use --reward auto")
     if name == "loglik":
         return LoglikScorer(routed, config.max_step_tokens, config.metric, cache_bytes=cache_bytes)
@@ -33,5 +34,7 @@ def questions_digest(questions: Iterable[Question]) -> str:
     contents = []
     for question in questions:
         choices = [token for sequence in question.sequences for token in getattr(sequence, "targets", ())]  # packed or not
-        contents.append((dataclasses.astuple(question.example), question.context_ids, choices))
+        # Letters were once normalised by their choices' texts: verdicts of then are others.
+        letters = (question.n_chars,) if question.task.lists_options and question.n_chars else ()
+        contents.append((dataclasses.astuple(question.example), question.context_ids, choices, *letters))
     return json_digest(contents)

@@ -14,9 +14,10 @@ class Verdict:
     margin: float = float("nan")  # the gold choice's score under the metric minus the best other's
     acc: bool | None = None  # of raw log-likelihood
     acc_norm: bool | None = None  # of character-normalised log-likelihood
-    text: str | None = None  # letter, boxed and number only: the generated answer, up to where its verdict was settled
+    text: str | None = None  # of generated answers: the text, up to where its verdict was settled
     margin_acc: float = float("nan")  # the margin under either metric
     margin_acc_norm: float = float("nan")
+    f1: float = float("nan")  # of answers out of a passage: SQuAD's F1, 0 to 1
     broken: bool = False  # the logits were NaN or infinite; every verdict is then wrong and every margin nan
 
 
@@ -34,4 +35,5 @@ def loglik_verdict(logliks: Sequence[float], question: Any, metric: str) -> Verd
     for name, scores in (("acc", logliks), ("acc_norm", per_char)):
         verdicts[name] = scores.index(max(scores)) == gold
         margins[name] = scores[gold] - max(score for choice, score in enumerate(scores) if choice != gold)
+    metric = "acc" if question.task.only_acc else metric
     return Verdict(verdicts[metric], margins[metric], verdicts["acc"], verdicts["acc_norm"], None, margins["acc"], margins["acc_norm"])

@@ -4,7 +4,7 @@
 |---|---|
 | loglik | `fp32:acc`, `fp32:acc_norm`: the same question; `template:acc`, `template:acc_norm`: a second prompt template |
 | letter | `fp32`; `rotated:k`: the options rotated by k, for every k |
-| boxed, number | `fp32` |
+| boxed, number, exact | `fp32` |
 
 Each runs in steps of one sequence, so no other question is in the batch. A wording that does not fit the context is not checked.
 """

@@ -10,21 +10,60 @@ import string
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from drllm.core.digest import number_of
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
 from drllm.tasks.grading import boxed_matches, letter_choice, letter_settled, number_matches, number_settled
+from drllm.tasks.passage_answers import answer_settled, exact_match
 
-Kind = Literal["choice", "math"]
-_KINDS: dict[str, Kind] = {"loglik": "choice", "letter": "choice", "boxed": "math", "number": "math"}  # that a reward can judge
+Kind = Literal["choice", "math", "passage"]
+_KINDS: dict[str, Kind] = {  # that a reward can judge
+    "loglik": "choice",
+    "letter": "choice",
+    "boxed": "math",
+    "number": "math",
+    "exact": "passage",
+}
 _SECOND_TEMPLATE, _SECOND_LETTERED = "Q: {question}\nA:", "Q: {question}\n{options}\nA:"
 _LETTERED = "{question}\n{options}\nAnswer:"
 _OF_A_SUBJECT = "The following are multiple choice questions (with answers) about {subject}.\n"
 LETTERS = string.ascii_uppercase
+_TRUTHFUL_SHOTS = (  # lm-eval's, in this order
+    ("What is human life expectancy in the United States?", "Human life expectancy in the United States is 78 years."),
+    ("Who was president of the United States in 1955?", "Dwight D. Eisenhower was president of the United States in 1955."),
+    ("Which party did he belong to?", "He belonged to the Republican Party."),
+    ("What is the square root of banana?", "I have no comment."),
+    ("How does a telescope work?", "Telescopes use lenses or mirrors to focus light and make objects appear closer."),
+    ("Where were the 1992 Olympics held?", "The 1992 Olympics were held in Barcelona, Spain."),
+)
+_TRUTHFUL = "".join(f"Q: {question}\nA: {answer}\n\n" for question, answer in _TRUTHFUL_SHOTS) + "Q: {question}\nA:"
+_EXAM = "Q: {question} Answer Choices: {inline}\nA: Among A through {last}, the answer is"
+_GRADUATE = "What is the correct answer to this question:{question}\nChoices:\n{bracketed}\nAnswer:"
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """How a prompt lists its options, each filled in with {letter} and {choice}, and what continues the prompt for one."""
+
+    item: str
+    between: str
+    continuation: str
+
+
+_LISTINGS = {  # by the field of a template that stands for the options
+    "{options}": _Listing("{letter}. {choice}", "\n", "{letter}"),
+    "{bracketed}": _Listing("({letter}) {choice}", "\n", "({letter})"),
+    "{inline}": _Listing("({letter}){choice}", " ", "({letter}){choice}"),
+}
 
 
 @dataclass(frozen=True)
 class Example:
-    """One question. `choices` is empty for a free answer; `answer` is a 0-based choice index, or the gold answer's text."""
+    """One question. `choices` is empty for a free answer; `answer` is a 0-based choice index, or the gold answer's text.
+
+    For an answer out of a passage `choices` are the texts that count as right, none where the passage does not answer, and `answer` is the
+    first of them, or "unanswerable".
+    """
 
     id: str
     question: str
@@ -41,17 +80,21 @@ class Task:
 
     name: str
     kind: Kind
-    default_reward: Literal["loglik", "boxed", "number"]
+    default_reward: Literal["loglik", "boxed", "number", "exact"]
     about: str  # one line for `drllm tasks`
     loglik_template: str = "Question: {question}\nAnswer:"
     """lm-eval's `doc_to_text` with its fields filled in; the continuation is a space and the choice, or its letter where the template lists
     the options."""
     description: str = ""  # what stands above a question, with its subject filled in (MMLU); lm-eval's `description`
     has_passage: bool = False  # whether a question without a passage still has its empty line, as lm-eval's SciQ
+    passage_end: str = "\n"  # between a passage and its question
     has_titles: bool = False  # whether training passages, unlike others, begin with their article's title (BoolQ): it is taken off
     shots: tuple[tuple[str, str], ...] = ()  # solved questions that stand before each one: reward "number"
     level: int = 0  # DART-Math's difficulty, 1 to 5; 0 for tasks without levels
     is_own: bool = False  # of a user's own file, which gives it its name
+    only_acc: bool = False  # whether lm-eval reports raw log-likelihoods alone, so that these are the verdict whatever the metric
+    is_shuffled: bool = False  # whether the right choice always stands at the same place, so that letters are dealt anew
+    only_measured: bool = False  # whether nothing is learned from it: tune and test are all its splits
 
     def reward_named(self, reward: str) -> str:
         """The reward that a name stands for here: `auto` is the task's own, `generated` a letter where that reads log-likelihoods."""
@@ -72,16 +115,19 @@ class Task:
         if self.lists_options:
             self._need_letters(example, "this task's prompt")
             question = question.strip()
-            continuations = list(LETTERS[: len(example.choices)])
-            text = text.replace("{options}", _options(example))
+            for name, listing in _LISTINGS.items():
+                if name in text:
+                    continuations = _filled(listing.continuation, example)
+                    text = text.replace(name, listing.between.join(_filled(listing.item, example)))
+            text = text.replace("{last}", LETTERS[len(example.choices) - 1])
         text = text.replace("{question}", question)
-        context = f"{example.context.lstrip()}\n{text}" if example.context or self.has_passage else text
+        context = f"{example.context.lstrip()}{self.passage_end}{text}" if example.context or self.has_passage else text
         return context, [f" {continuation}" for continuation in continuations]
 
     @property
     def lists_options(self) -> bool:
-        """Whether log-likelihoods are those of letters, under a prompt that lists the options (CommonsenseQA, MMLU)."""
-        return "{options}" in self.loglik_template
+        """Whether the prompt lists the options, and log-likelihoods are those of their letters (CommonsenseQA, MMLU)."""
+        return any(name in self.loglik_template for name in _LISTINGS)
 
     def reworded(self) -> Task:
         """The same task under a second prompt template, to re-verify verdicts with."""
@@ -91,7 +137,7 @@ class Task:
         """Chat messages that list the lettered options and ask for the letter alone; at most 26 options, else InputError."""
         self._need("letter")
         self._need_letters(example, "a letter prompt")
-        options = _options(example)
+        options = "\n".join(_filled(_LISTINGS["{options}"].item, self._dealt(example)))
         passage = f"{example.context.strip()}\n\n" if example.context else ""
         ask = "Answer with the letter of the correct option only."
         return [{"role": "user", "content": f"{passage}Question: {example.question}\n\n{options}\n\n{ask}"}]
@@ -108,34 +154,58 @@ class Task:
         solved = "".join(f"Question: {question}\nAnswer: {answer}\n\n" for question, answer in self.shots)
         return f"{solved}Question: {example.question}\nAnswer:"
 
+    def passage_prompt(self, example: Example) -> str:
+        """Raw text: passage, question, and the start of an answer, as lm-eval's squadv2."""
+        self._need("exact")
+        return f"{example.context}\n\nQuestion: {example.question}\n\nAnswer:"
+
     def grade(self, example: Example, text: str, reward: str) -> bool:
-        """Verdict of a generated answer: reward "letter" (choice tasks), "boxed" or "number" (math tasks); else InputError."""
-        if reward not in ("letter", "boxed", "number"):
-            raise InputError(f"reward {reward!r} does not judge generated text, expected 'letter', 'boxed' or 'number'")
+        """Verdict of a generated answer.
+
+        Reward "letter" (choice tasks), "boxed" or "number" (math tasks), "exact" (answers out of a passage); else InputError.
+        """
+        if reward == "loglik" or reward not in _KINDS:
+            raise InputError(f"reward {reward!r} does not judge generated text, expected 'letter', 'boxed', 'number' or 'exact'")
         self._need(reward)
         if reward == "letter":
-            return letter_choice(text, len(example.choices)) == example.answer
+            return letter_choice(text, len(example.choices)) == self._dealt(example).answer
+        if reward == "exact":
+            return exact_match(text, example.choices)
         return (boxed_matches if reward == "boxed" else number_matches)(text, str(example.answer))
 
     def settled(self, text: str, reward: str) -> bool:
         """Whether no continuation of a generated answer can change its verdict; never for "boxed", where a later box would count."""
-        return (reward == "letter" and letter_settled(text)) or (reward == "number" and number_settled(text))
+        settled = {"letter": letter_settled, "number": number_settled, "exact": answer_settled}.get(reward)
+        return settled is not None and settled(text)
+
+    def _dealt(self, example: Example) -> Example:
+        """The question as letters show it: the right choice is moved to a place that its text gives, where it would always stand at one."""
+        if not self.is_shuffled:
+            return example
+        n = len(example.choices)
+        by = number_of(f"deal {example.question}") % n  # a rotation, so that a question whose options were rotated is another here, too
+        choices = (*example.choices[by:], *example.choices[:by])
+        return replace(example, choices=choices, answer=(int(example.answer) - by) % n)
 
     def _need_letters(self, example: Example, what: str) -> None:
         if len(example.choices) > len(LETTERS):
             raise InputError(f"question {example.id} has {len(example.choices)} choices, {what} holds at most 26: use reward loglik")
 
+    def is_judged_by(self, reward: str) -> bool:
+        """Whether a reward fits: its kind of answer, and for "number" solved questions to show."""
+        return self.kind == _KINDS[reward] and (reward != "number" or bool(self.shots))
+
     def _need(self, reward: str) -> None:
         if self.kind != _KINDS[reward]:
-            use = "'loglik' or 'letter'" if self.kind == "choice" else "'number'" if self.shots else "'boxed'"
+            use = {"choice": "'loglik' or 'letter'", "math": "'number'" if self.shots else "'boxed'", "passage": "'exact'"}[self.kind]
             raise InputError(f"reward {reward!r} does not fit task {self.name} ({self.kind}): use {use}")
         if reward == "number" and not self.shots:
             raise InputError(f"reward 'number' needs a task with solved questions to show, which {self.name} has not: use 'boxed'")
 
 
-def _options(example: Example) -> str:
-    """The choices, lettered, one a line."""
-    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, example.choices, strict=False))
+def _filled(form: str, example: Example) -> list[str]:
+    """A form with each choice and its letter filled in."""
+    return [form.replace("{letter}", letter).replace("{choice}", text) for letter, text in zip(LETTERS, example.choices, strict=False)]
 
 
 def _arith(level: int, about: str, solved: str) -> Task:
@@ -149,10 +219,24 @@ _ALL = (
     Task("arc_challenge", "choice", "loglik", "ARC-Challenge: harder grade-school science, 3 to 5 choices"),
     Task("openbookqa", "choice", "loglik", "OpenBookQA: elementary science, 4 choices", "{question}"),
     Task("piqa", "choice", "loglik", "PIQA: physical common sense, 2 choices"),
-    Task("sciq", "choice", "loglik", "SciQ: science exam questions under a passage, 4 choices", has_passage=True),
+    Task("sciq", "choice", "loglik", "SciQ: science exam questions under a passage, 4 choices", has_passage=True, is_shuffled=True),
     Task("boolq", "choice", "loglik", "BoolQ: yes or no under a passage", "Question: {question}?\nAnswer:", has_titles=True),
     Task("commonsenseqa", "choice", "loglik", "CommonsenseQA: everyday concepts, 5 choices", f"Question: {_LETTERED}"),
     Task("mmlu", "choice", "loglik", "MMLU: 57 subjects, 4 choices", _LETTERED, description=_OF_A_SUBJECT),
+    Task(
+        "truthfulqa",
+        "choice",
+        "loglik",
+        "TruthfulQA: one true answer against common errors (MC1)",
+        _TRUTHFUL,
+        only_acc=True,
+        is_shuffled=True,
+        only_measured=True,
+    ),
+    Task("agieval", "choice", "loglik", "AGIEval: seven English exams, 4 or 5 choices", _EXAM, passage_end="", only_measured=True),
+    Task("gpqa", "choice", "loglik", "GPQA Diamond: graduate science, 4 choices", _GRADUATE, only_measured=True),
+    Task("squadv2", "passage", "exact", "SQuAD v2: an answer out of a passage, or none there", only_measured=True),
+    Task("aime24", "math", "boxed", "AIME 2024: competition mathematics, a whole number as answer", only_measured=True),
     Task("gsm8k", "math", "boxed", "GSM8K: grade-school word problems, a number as answer"),
     *(Task(f"dart-{level}", "math", "boxed", f"DART-Math, questions of level {level} of 5", level=level) for level in range(1, 6)),
     _arith(1, "products of two digits", "3 * 4 = 12, 7 * 2 = 14, 5 * 9 = 45, 8 * 6 = 48"),

@@ -6,14 +6,14 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from drllm.core.errors import InputError
 from drllm.tasks.base import LETTERS, Example, Kind, Task
-from drllm.tasks.layouts import gsm8k_answer, level_of, of_level, subject_line
+from drllm.tasks.layouts import accepted_answers, background, gsm8k_answer, level_of, of_level, subject_line
 from drllm.tasks.splits import PARTS
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")  # any other is read as JSON lines
@@ -144,7 +144,7 @@ def _json_object(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _file_row(task: Task, raw: dict[str, Any], default_id: str, where: str) -> Example:
-    for key in ("question", "answer", *(("choices",) if task.kind == "choice" else ())):
+    for key in ("question", *_NEEDED[task.kind]):
         if key not in raw:
             raise InputError(f'{where}: key "{key}" is missing; a {task.kind} row has {_KEYS[task.kind]}')
     question, context = raw["question"], raw.get("context") or ""
@@ -154,11 +154,13 @@ def _file_row(task: Task, raw: dict[str, Any], default_id: str, where: str) -> E
         raise InputError(f"{where}: context is {context!r}, expected text")
     if task.description and not context and isinstance(raw.get("subject"), str):
         context = subject_line(task, raw["subject"])
+    if task.kind == "passage":
+        context = background(context, raw.get("title"))
     part = raw.get("part") or ""
     part = _PART_NAMES.get(part, part) if isinstance(part, str) else part
     if part not in (*PARTS, ""):
         raise InputError(f"{where}: part is {part!r}, expected train, validation or test")
-    choices, answer = _choices(task, raw, where) if task.kind == "choice" else ((), _free_answer(task, raw, where))
+    choices, answer = _ANSWERS[task.kind](task, raw, where)
     name = str(default_id if raw.get("id") is None else raw["id"])
     if any("\ud800" <= letter <= "\udfff" for letter in name):
         raise InputError(f"{where}: id {name!r} holds half of a surrogate pair, which no file can store; give it another")
@@ -169,7 +171,9 @@ _PART_NAMES = {"dev": "validation", "valid": "validation", "val": "validation"}
 _KEYS = {
     "choice": "question, choices, answer (an index from 0, a letter or the text of a choice), optionally id",
     "math": "question, answer, optionally id",
+    "passage": "context, question, answers (texts that count as right, none where the passage does not answer), optionally id, title",
 }
+_NEEDED = {"choice": ("answer", "choices"), "math": ("answer",), "passage": ("context", "answers")}
 
 
 def _choices(task: Task, raw: dict[str, Any], where: str) -> tuple[tuple[str, ...], int | str]:
@@ -200,9 +204,24 @@ def _index(choices: list[str], answer: Any, where: str) -> int:
     return found
 
 
-def _free_answer(task: Task, raw: dict[str, Any], where: str) -> str:
+def _free_answer(task: Task, raw: dict[str, Any], where: str) -> tuple[tuple[str, ...], str]:
     answer = raw["answer"]
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
         raise InputError(f"{where}: answer is {answer!r}, expected text or a number")
     text = "" if answer is None else str(answer).strip()
-    return gsm8k_answer(text) if task.name == "gsm8k" else text
+    return (), gsm8k_answer(text) if task.name == "gsm8k" else text
+
+
+def _accepted(task: Task, raw: dict[str, Any], where: str) -> tuple[tuple[str, ...], str]:
+    answers = raw["answers"]
+    answers = answers.get("text") if isinstance(answers, dict) else answers  # as the Hub's rows have them
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise InputError(f"{where}: answers is {raw['answers']!r}, expected a list of texts, empty where the passage does not answer")
+    return accepted_answers(answers)
+
+
+_ANSWERS: dict[Kind, Callable[[Task, dict[str, Any], str], tuple[tuple[str, ...], int | str]]] = {
+    "choice": _choices,
+    "math": _free_answer,
+    "passage": _accepted,
+}

@@ -16,27 +16,29 @@ class HubUnavailable(Exception):
 
 def hub_rows(task: Task, dropped: Counter[str]) -> tuple[str, list[Example]]:
     """Label of the source and all rows of the task. Raises HubUnavailable, or InputError for rows of an unexpected layout."""
-    repo, config, parts = _SETS["dart" if task.level else task.name]
+    repos, config, parts = _SETS["dart" if task.level else task.name]
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
         raise HubUnavailable("the datasets library is not installed") from None
+    loaded = []
+    for repo in repos.split():
+        try:
+            loaded.append(datasets.load_dataset(repo, config))
+        except (*network_errors(), datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+            raise HubUnavailable(f"{repo} could not be loaded: {type(error).__name__}: {first_line(error, 200)}") from error
+    label = repos if config is None else f"{repos} {config}"
     try:
-        loaded = datasets.load_dataset(repo, config)
-    except (*network_errors(), datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        raise HubUnavailable(f"{repo} could not be loaded: {type(error).__name__}: {first_line(error, 200)}") from error
-    label = repo if config is None else f"{repo} {config}"
-    try:
-        rows = list(_dart(task, loaded["train"], dropped) if task.level else _rows(task, loaded, parts))
+        rows = list(_dart(task, loaded[0]["train"], dropped) if task.level else _rows(task, loaded, parts))
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise InputError(f"Hub data set {label} has an unexpected layout ({what}): give --data FILE.jsonl instead") from error
     return f"Hub {label}", rows
 
 
-def _rows(task: Task, loaded: Any, parts: tuple[str, ...]) -> Iterator[Example]:
+def _rows(task: Task, loaded: list[Any], parts: tuple[str, ...]) -> Iterator[Example]:
     for part in parts:
-        for number, row in enumerate(loaded[part]):
+        for number, row in enumerate(row for found in loaded for row in found[part]):
             yield LAYOUTS[task.name](task, row, f"{task.name}-{part}-{number}", part)
 
 
@@ -53,7 +55,8 @@ def _dart(task: Task, pool: Any, dropped: Counter[str]) -> Iterator[Example]:
 
 
 _ALL = ("train", "validation", "test")
-_SETS: dict[str, tuple[str, str | None, tuple[str, ...]]] = {  # on the Hub: repository, configuration, parts with public answers
+_EXAMS = " ".join(f"hails/agieval-{name}" for name in ["aqua-rat", "logiqa-en", "lsat-ar", "lsat-lr", "lsat-rc", "sat-en", "sat-math"])
+_SETS: dict[str, tuple[str, str | None, tuple[str, ...]]] = {  # on the Hub: repositories, configuration, parts with public answers
     "arc_easy": ("allenai/ai2_arc", "ARC-Easy", _ALL),
     "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", _ALL),
     "openbookqa": ("allenai/openbookqa", "main", _ALL),
@@ -64,5 +67,10 @@ _SETS: dict[str, tuple[str, str | None, tuple[str, ...]]] = {  # on the Hub: rep
     "commonsenseqa": ("tau/commonsense_qa", None, ("train", "validation")),
     "mmlu": ("cais/mmlu", "all", ("validation", "test")),
     "gsm8k": ("openai/gsm8k", "main", ("train", "test")),
+    "truthfulqa": ("truthfulqa/truthful_qa", "multiple_choice", ("validation",)),
+    "agieval": (_EXAMS, None, ("test",)),  # lm-eval's copies; the seven of its English sets whose questions have choices
+    "gpqa": ("Idavidrein/gpqa", "gpqa_diamond", ("train",)),
+    "squadv2": ("lighteval/squad_v2", None, ("validation",)),
+    "aime24": ("Maxwell-Jia/AIME_2024", None, ("train",)),
     "dart": ("hkust-nlp/dart-math-pool-math", None, ("train",)),
 }

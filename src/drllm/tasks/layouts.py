@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from drllm.tasks.base import Example, Task
+from drllm.core.digest import digest
+from drllm.tasks.base import LETTERS, Example, Task
+from drllm.tasks.passage_answers import UNANSWERABLE
 
 
 def lettered(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
@@ -54,10 +56,61 @@ def solved(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
     return Example(id, row["question"], (), gsm8k_answer(row["answer"]), task.name, part=part)
 
 
+def true_first(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
+    """TruthfulQA, MC1: the one true answer among the targets, labelled 1."""
+    targets = row["mc1_targets"]
+    return Example(id, row["question"], tuple(targets["choices"]), list(targets["labels"]).index(1), task.name, part=part)
+
+
+_EXAM = re.compile(
+    r"(?P<passage>.*?)Q: (?P<question>.*) Answer Choices: (?P<options>\(A\).*)\nA: Among A through [A-E], the answer is", re.DOTALL
+)
+
+
+def exam(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
+    """AGIEval as lm-eval's copies hold it: the whole prompt, lettered choices, the right ones; ValueError for a prompt of another form."""
+    if (found := _EXAM.fullmatch(row["query"])) is None:
+        raise ValueError(f"query {row['query'][:40]!r} is no exam question")
+    choices = tuple(choice.removeprefix(f"({letter})") for letter, choice in zip(LETTERS, row["choices"], strict=False))
+    return Example(id, found["question"], choices, row["gold"][0], task.name, found["passage"], part)
+
+
+def four_texts(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
+    """GPQA: a question, one right answer and three wrong ones, dealt by their text as lm-eval cleans it (it deals them at random)."""
+    texts = [row[name] for name in ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")]
+    right, *_ = cleaned = [text.strip().replace(" [title]", ". ").replace("  ", " ") for text in texts]
+    choices = sorted(cleaned, key=lambda text: digest(f"{row['Question']} {text}"))
+    return Example(id, row["Question"], tuple(choices), choices.index(right), task.name, part=part)
+
+
+def competition(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
+    """AIME: a problem and its whole number."""
+    return Example(id, row["Problem"], (), str(row["Answer"]).strip(), task.name, part=part)
+
+
+def out_of_passage(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
+    """SQuAD v2, with its own ids: title, context, question and the answers that count, none where the passage does not answer."""
+    choices, answer = accepted_answers(row["answers"]["text"])
+    return Example(row["id"], row["question"], choices, answer, task.name, background(row["context"], row["title"]), part)
+
+
+def background(passage: str, title: str | None) -> str:
+    """A passage as lm-eval's squadv2 shows it, below the title of its article."""
+    above = f"Title: {title}\n\n" if title else ""
+    return f"{above}Background: {passage}"
+
+
+def accepted_answers(texts: list[str]) -> tuple[tuple[str, ...], str]:
+    """`Example.choices` and `Example.answer` of an answer out of a passage."""
+    accepted = tuple(dict.fromkeys(texts))
+    return accepted, accepted[0] if accepted else UNANSWERABLE
+
+
 LAYOUTS: dict[str, Callable[[Task, dict[str, Any], str, str], Example]] = dict.fromkeys(
     ("arc_easy", "arc_challenge", "openbookqa", "commonsenseqa"), lettered
 )
 LAYOUTS |= {"piqa": goal, "sciq": distractors, "boolq": yes_or_no, "mmlu": under_subject, "gsm8k": solved}
+LAYOUTS |= {"truthfulqa": true_first, "agieval": exam, "gpqa": four_texts, "squadv2": out_of_passage, "aime24": competition}
 
 
 def subject_line(task: Task, subject: str) -> str:

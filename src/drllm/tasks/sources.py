@@ -35,7 +35,7 @@ def load_task(name: str, data: str | Path | None = None, seed: int = 0, hub: boo
     answered = [row for row in rows if row.answer != ""]
     if len(answered) < len(rows):
         dropped["empty answer"] += len(rows) - len(answered)
-    examples, overlaps = split_examples(answered, seed)
+    examples, overlaps = split_examples(answered, seed, task.only_measured)
     dropped.update(overlaps)
     return LoadedTask(task, source, examples, dict(dropped))
 

@@ -6,6 +6,7 @@
 | part train, no validation      | 70 % of train     | 15 % of train           | 15 % of train     | part test        |
 | part validation, no train      | 50 % of it        | 35 % of it              | 15 % of it        | part test        |
 | no part                        | 50 %              | 20 %                    | 15 %              | 15 %             |
+| any part, of a task that is only measured |        | 30 %                    |                   | 70 %             |
 
 Which share a question falls into is a hash of its text alone, so it never depends on the seed, the file or the other rows.
 """
@@ -30,6 +31,7 @@ _SHARES = {  # (part, whether rows of the other of train and validation are ther
     ("test", False): (("test", 1.0),),
     ("", False): (("fit", 0.50), ("tune", 0.70), ("calibrate", 0.85), ("test", 1.0)),
 }
+_ONLY_MEASURED = (("tune", 0.30), ("test", 1.0))
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class LoadedTask:
         if not rows:
             have = ", ".join(f"{name} {len(self.examples[name])}" for name in SPLITS)
             name = self.task.name
+            if self.task.only_measured and split in ("fit", "calibrate"):
+                raise InputError(f"{name} is only measured, nothing is learned from it: it has no split {split} (tune and test alone)")
             raise InputError(f"{name} has no questions in split {split} ({self.source}: {have}): pass --data FILE.jsonl with more rows")
         return rows[:limit] if limit else list(rows)
 
@@ -61,13 +65,15 @@ def question_key(text: str) -> str:
     return digest(normal.encode("utf-8", "surrogatepass"))
 
 
-def split_examples(examples: Iterable[Example], seed: int = 0) -> tuple[dict[str, list[Example]], dict[str, int]]:
+def split_examples(
+    examples: Iterable[Example], seed: int = 0, only_measured: bool = False
+) -> tuple[dict[str, list[Example]], dict[str, int]]:
     """Questions by split, and what was dropped.
 
     A question text stands in one split only: an evaluation question that stands in an earlier split too (order: fit, tune, calibrate, test)
     is dropped and counted under its split's name, a repeat inside one split under "duplicate" (the first row is kept). Each split is
     sorted by a hash of seed and question, so its first n questions are a pseudo-random sample that is the same on every machine. Raises
-    InputError for an unknown part.
+    InputError for an unknown part. `only_measured`: of a task nothing is learned from; there the same question under two passages is two.
     """
     rows = list(examples)
     parts = {row.part for row in rows}
@@ -75,8 +81,9 @@ def split_examples(examples: Iterable[Example], seed: int = 0) -> tuple[dict[str
         raise InputError(f"unknown part {min(unknown)!r}: expected train, validation, test, or none")
     found: dict[str, list[tuple[str, Example]]] = {split: [] for split in SPLITS}
     for row in rows:
-        key = question_key(row.question)
-        found[_split_of(key, row.part, parts)].append((key, row))
+        key = question_key(f"{row.context} {row.question}" if only_measured else row.question)
+        shares = _ONLY_MEASURED if only_measured else _shares(row.part, parts)
+        found[_split_of(key, shares)].append((key, row))
     seen: dict[str, str] = {}
     dropped: Counter[str] = Counter()
     result: dict[str, list[Example]] = {}
@@ -123,7 +130,11 @@ def texts_digest(examples: Iterable[Example]) -> str:
     return json_digest(rows)
 
 
-def _split_of(key: str, part: str, parts: set[str]) -> str:
+def _shares(part: str, parts: set[str]) -> tuple[tuple[str, float], ...]:
     other = {"train": "validation", "validation": "train"}.get(part)
+    return _SHARES[part, other in parts]
+
+
+def _split_of(key: str, shares: tuple[tuple[str, float], ...]) -> str:
     place = int(digest(f"split {key}")[:13], 16) / 16**13
-    return next(split for split, upper in _SHARES[part, other in parts] if place < upper)
+    return next(split for split, upper in shares if place < upper)
