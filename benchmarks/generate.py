@@ -35,7 +35,7 @@ from drllm.core.files import write_json
 from drllm.deploy.export import export
 from drllm.model.load import load_base, quiet_loading
 from drllm.model.prompts import left_pad
-from drllm.paper.clock import latency, throughput
+from drllm.evaluation.clock import latency, throughput
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.given import GivenRoutes
 from drllm.policies.routers import RouterConfig, Routers

@@ -322,6 +322,8 @@ def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
     )
     typed = [
         "retrofit",
+        "--recipe",
+        "paper",
         "--model",
         folders["model"],
         "--tasks",
@@ -382,10 +384,36 @@ def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
     assert "routers:" in text
     assert "static" not in text
     assert run(capsys, "report", "--out", out)[1] == f"report: {out / 'report' / 'report.html'}\n"
-    # Another search in the same folder is refused.
+    # Another search in the same folder is refused, and so is another recipe.
     code, _, err = run(capsys, *typed, "--search-n-simulations", "9")
     assert code == 2
     assert err.rstrip().splitlines()[-1].startswith("drllm: error: ")
+    code, _, err = run(capsys, *typed, "--recipe", "auto")
+    assert code == 2
+    assert err.rstrip().splitlines()[-1].endswith("go on with --recipe paper, or give another --out")
+
+
+@pytest.mark.long
+def test_retrofit_recommends(folders, tmp_path: Path, capsys):
+    """A box with what to do next ends it, whose commands run; the same call again takes the stages as they are."""
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "run"
+    typed = ["retrofit", "--model", folders["model"], "--tasks", "arc_easy", "--data", folders["data"], "--out", out]
+    typed += ["--minutes", "0.3", "--objective", "speed", "--gate-calibrate", "calibrate", "--gate-epsilon", "0.5"]
+    code, first, err = run(capsys, *typed)
+    assert code == 0, err
+    assert "done already" not in err
+    box = first[first.index("╭") :]
+    assert box.rstrip().endswith("╯")
+    assert "Deploy recommended" in box or "Keep the base" in box
+    assert "drllm report" in box
+    assert f"report: {out / 'report' / 'report.html'}" in first
+    code, second, err = run(capsys, *typed)
+    assert (code, second) == (0, first)
+    assert "scan: done already" in err
+    code, _, err = run(capsys, *typed[:-6], "--minutes", "0.0001")
+    assert code == 2
+    assert "RetrofitConfig.minutes is 0.0001, expected" in err
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import torch
 import yaml
 from scipy import stats
 
-import drllm.paper.clock
+import drllm.evaluation.clock
 import drllm.retrofitting.pipeline
 import families
 from byte_tokens import byte_tokenizer
@@ -229,8 +229,8 @@ def test_again_nothing_is_done_twice(bench, tiny, monkeypatch):
         raise AssertionError("done already")
 
     monkeypatch.setattr(drllm.retrofitting.pipeline, "fit_policy", refuse)
-    monkeypatch.setattr(drllm.paper.clock, "throughput", refuse)
-    monkeypatch.setattr(drllm.paper.clock, "latency", refuse)
+    monkeypatch.setattr(drllm.evaluation.clock, "throughput", refuse)
+    monkeypatch.setattr(drllm.evaluation.clock, "latency", refuse)
     before = folder_bytes(bench.folder)
     again = reproduce(Bench(tiny, bench.setup, ["drllm", "reproduce"]), wanted_exhibits(["all"]))
     assert again == bench.folder / "all" / "report.html"

@@ -26,7 +26,7 @@ def run(job: Job) -> Lines:
     tasks = job.tasks() if job.common.tasks else TASKS
     setup = Setup(job.need("model"), tasks, Path(job.need("out")), job.common.data, config, tuple(placed), resources)
     if job.arguments.dry_run:
-        from drllm.paper.clock import plain_ms
+        from drllm.evaluation.clock import plain_ms
 
         questions = (*setup.tasks, *config.outside), config.reward, job.data
         yield from dry_run(exhibits, setup, config.plain_ms or plain_ms(job.load(setup.model), *questions))

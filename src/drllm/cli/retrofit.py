@@ -1,10 +1,14 @@
-"""Do it all: search, train, evaluate beside blind baselines, answer one question and report.
+"""Try every policy that can be deployed within some minutes, and recommend one, or the base.
 
-Finished stages are skipped.
+`--recipe paper` runs the paper's search, a static route and routers alone. Finished stages are skipped.
 
 example:
-  drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --search-limit 100 --out runs/demo
+  drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --minutes 10 --out runs/demo
+  drllm retrofit --model ID --data mine.jsonl --objective speed --out runs/mine
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import Parser, add_common, add_section
@@ -14,14 +18,35 @@ SECTIONS = ("search", "resources", "gate", "evaluate", "static", "routers")
 
 def run(job: Job) -> Lines:
     out, tasks = job.need("out"), job.tasks()
-    configs = {section: job.config(section, f"{section}_") for section in SECTIONS}
+    configs = {section: job.config(section, f"{section}_") for section in SECTIONS} | {"retrofit": job.config("retrofit")}
     model = job.need("model")
     from drllm.reporting.drawing import need_extras
+
+    need_extras()  # an hour of search must not end in a missing package
+    asked = (job.load(model), tasks, out, configs, job.data, job.argv)
+    yield from _recommended(*asked) if configs["retrofit"].recipe == "auto" else _paper(*asked)
+
+
+def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: str | None, argv: list[str]) -> Lines:
+    from drllm.reporting.recommendation import panel
+    from drllm.reporting.summary_table import render
+    from drllm.retrofitting.recommend import recommend
+
+    found, result = recommend(routed, tasks, out, configs, data, argv)
+    answer = result["answer"]
+    yield f"prompt: {answer.pop('prompt')}"
+    for name, one in answer.items():
+        yield f"{name}: {one['text'].strip()}\n  route {one['route']} ({one['n_passes']} passes)"
+    yield render(result["summary"])
+    yield f"report: {result['report']}"
+    yield panel(found, out)
+
+
+def _paper(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: str | None, argv: list[str]) -> Lines:
     from drllm.reporting.summary_table import render
     from drllm.retrofitting.pipeline import retrofit
 
-    need_extras()  # an hour of search must not end in a missing package
-    result = retrofit(job.load(model), tasks, out, configs, job.data, job.argv)
+    result = retrofit(routed, tasks, out, configs, data, argv)
     answer = result["answer"]
     yield f"prompt: {answer['prompt']}"
     yield f"answer: {answer['text'].strip()}"
@@ -36,5 +61,6 @@ def run(job: Job) -> Lines:
 
 def add_flags(parser: Parser) -> None:
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
+    add_section(parser, "retrofit")
     for section in SECTIONS:
         add_section(parser, section, prefix=f"{section}_")

@@ -211,6 +211,33 @@ class EvaluateConfig(Options):
 
 
 @dataclass(frozen=True)
+class RetrofitConfig(Options):
+    """What `drllm retrofit` tries, and what for."""
+
+    recipe: Literal["auto", "paper"] = option(
+        "auto", "auto: try every kind of policy and recommend one, or the base; paper: search, static and routers alone"
+    )
+    minutes: float = option(10.0, "about how long trying may take; a stage that does not fit is made smaller or left out", ge=0.1, le=1e5)
+    objective: Literal["accuracy", "speed"] = option("accuracy", "accuracy: the most right answers; speed: fewer passes at no loss")
+    budget: float = option(0.0, "block passes a prompt at most, as a share of the base's; 0: any for accuracy, 0.9 for speed", ge=0, le=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 < self.budget < 0.1:
+            raise InputError(f"RetrofitConfig.budget is {self.budget:g}, expected 0 (see --objective) or a share from 0.1 to 1")
+
+    @property
+    def kept(self) -> float:
+        """The share of the base's passes that a policy may spend; 1: any."""
+        return self.budget or {"accuracy": 1.0, "speed": 0.9}[self.objective]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of a scan's candidates: where passes are to be saved, skips alone."""
+        return SCAN_KINDS if self.kept == 1 else tuple(kind for kind in SCAN_KINDS if kind == "skip")
+
+
+@dataclass(frozen=True)
 class ReproduceConfig(Options):
     """The tables and figures of arXiv 2510.12773 on a model of one's own."""
 
@@ -242,6 +269,6 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 # Of the jobs; each method has a section of its own name besides.
 SECTIONS: dict[str, type] = {"search": SearchConfig, "scan": ScanConfig, "resources": Resources, "evaluate": EvaluateConfig}
-SECTIONS |= {"gate": GuaranteeConfig, "reproduce": ReproduceConfig}
+SECTIONS |= {"gate": GuaranteeConfig, "reproduce": ReproduceConfig, "retrofit": RetrofitConfig}
 
 OF_COMPARISONS = ("executor", "address", "workers", "threads", "worker_gpus")  # resources that a comparison has a use for

@@ -1,4 +1,4 @@
-"""Table 7 of the paper, and its latency: what `drllm.paper.clock` measures."""
+"""Table 7 of the paper, and its latency: what `drllm.evaluation.clock` measures."""
 
 import math
 from collections.abc import Mapping
@@ -69,7 +69,7 @@ def machine(bench: Bench) -> str:
 
 
 def p_of_ratio(row: Mapping[str, float]) -> float:
-    """Two-sided p of a ratio of seconds, of the t test behind its interval (`drllm.paper.clock`)."""
+    """Two-sided p of a ratio of seconds, of the t test behind its interval (`drllm.evaluation.clock`)."""
     half = math.log(row["ratio_high"] / row["ratio_low"]) / 2
     if half == 0:
         return 1.0 if row["ratio"] == 1 else 0.0

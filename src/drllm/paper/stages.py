@@ -246,7 +246,7 @@ class Clock(Stage):
         """Measure, unless the same was measured on this machine with as many threads."""
         import torch
 
-        from drllm.paper.clock import latency, throughput
+        from drllm.evaluation.clock import latency, throughput
         from drllm.policies.saved_config import policy_digest
         from drllm.runs.provenance import hardware
 

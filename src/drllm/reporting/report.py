@@ -14,6 +14,7 @@ from drllm.reporting.drawing import need_extras, write_charts
 from drllm.reporting.headline import by_size, headline, judged
 from drllm.reporting.page import write_page
 from drllm.reporting.parts import Commands, Folded, Heading, Paragraph, Part, Table
+from drllm.reporting.recommendation import opening
 from drllm.reporting.scan import scan_parts
 from drllm.reporting.summary_table import by_task
 from drllm.reporting.training import training_parts
@@ -22,6 +23,7 @@ from drllm.runs.label_stats import broken_note, describe, tables
 from drllm.runs.layout import PAGE_FILE, RunFolder
 from drllm.runs.load import Run, load_run
 from drllm.runs.names import owner_of
+from drllm.runs.recommendation import read_recommendation
 from drllm.runs.summary import POOLED, Summary
 
 JOBS = 8  # more are folded: a run of many calls has hundreds
@@ -64,7 +66,10 @@ def report(run: str | Path) -> Path:
 def _opening(run: Run) -> list[Part]:
     scans = () if run.scan is None else (run.scan,)
     model = next((source.model for source in (*run.summaries.values(), *run.manifests.values(), *scans)), "")
-    parts = [Heading(f"Adaptive depth on {model}" if model else "Adaptive depth", 1), *headline(run)]
+    parts: list[Part] = [Heading(f"Adaptive depth on {model}" if model else "Adaptive depth", 1)]
+    found = read_recommendation(RunFolder(run.folder).recommendation)
+    parts += opening(found, run.folder.as_posix()) if found is not None else []
+    parts += headline(run)
     if pages := sorted(page.relative_to(run.folder).as_posix() for page in RunFolder(run.folder).reproduction.glob(f"*/{PAGE_FILE}")):
         text = "The paper's tables and figures on this model, each with its comparison, stand in a page of their own"
         parts.append(Paragraph(f"{text}: {', '.join(f'`{page}`' for page in pages)}."))

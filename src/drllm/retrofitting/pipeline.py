@@ -1,6 +1,5 @@
 """The whole retrofit in one call: search, train, evaluate, generate one answer, report. Finished stages are recognised and skipped."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,22 +7,18 @@ from typing import Any
 import torch
 
 from drllm.core.config import SECTIONS, to_dict
-from drllm.core.digest import file_digest, short_digest
-from drllm.core.files import TEMPORARY_SUFFIX
-from drllm.core.progress import say
 from drllm.evaluation.fit import fit_policy
 from drllm.evaluation.run import evaluate
 from drllm.methods.base import get_method
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
-from drllm.policies.card import CARD_FILE
 from drllm.policies.saved import load_policy
 from drllm.policies.saved_config import read_config
 from drllm.reporting.report import report
 from drllm.reporting.summary_table import verdict
+from drllm.retrofitting.stages import Stages, data_key
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
-from drllm.runs.memo import Memo, key_of
 from drllm.scoring.scorer import scorer_of
 from drllm.searching.runner import search
 from drllm.tasks import drop_overlaps, load_task
@@ -65,7 +60,7 @@ def retrofit(
     run = RunFolder(Path(out))
     of = {name: kind() for name, kind in SECTIONS.items()} | {name: get_method(name).config() for name in TRAINED} | dict(configs or {})
     resources, split = of["resources"], of["evaluate"].folder
-    stages = _Stages(run, [routed.fingerprint, str(routed.model.dtype), list(tasks), _data_key(data)])
+    stages = Stages(run, [routed.fingerprint, str(routed.model.dtype), list(tasks), data_key(data)])
 
     def found_by_search() -> str:
         return str(search(routed, tasks, of["search"], run.root, data, argv, resources=resources))
@@ -100,44 +95,3 @@ def _answer(routed: RoutedModel, tasks: Sequence[str], run: RunFolder, of: Mappi
     output = routed.generate(input_ids=input_ids, policy=policy, max_new_tokens=ANSWER_TOKENS, min_new_tokens=1, do_sample=False)[0]
     prompt = routed.tokenizer.decode(prompt_ids, skip_special_tokens=True)
     return {"prompt": prompt, "text": output.text, "route": str(output.route), "n_passes": output.route.n_passes}
-
-
-class _Stages:
-    """Which stages are done: a key of all that determines each, digests of its files, and its result.
-
-    A stage's key holds the key of the stage before it, so a change makes everything after it run again.
-    """
-
-    def __init__(self, run: RunFolder, start: Any):
-        self.root, self.memo = run.root, Memo(run.finished, "stages")
-        self.key = key_of(start)
-        self.skipped: list[str] = []
-
-    def run(self, name: str, config: Any, folders: Sequence[Path], work: Callable[[], Any]) -> Any:
-        """The result of the stage: remembered when it is done, else of `work`."""
-        self.key = key_of([self.key, name, config])
-        entry = self.memo.find(name, self.key)
-        if entry is not None and entry["files"] == self._files(folders):
-            self.skipped.append(name)
-            say(f"{name}: done already ({entry['seconds']:.0f} s)")
-            return entry["result"]
-        say(f"{name} ...")
-        start = time.monotonic()
-        result = work()
-        seconds = time.monotonic() - start
-        self.memo.keep(name, self.key, seconds=round(seconds, 3), files=self._files(folders), result=result)
-        say(f"{name}: {seconds:.0f} s")
-        return result
-
-    def _files(self, folders: Sequence[Path]) -> dict[str, str]:
-        paths = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
-        paths = [path for path in paths if path.suffix != TEMPORARY_SUFFIX and path.name != CARD_FILE]  # a card is written anew
-        return {path.relative_to(self.root).as_posix(): short_digest(path.read_bytes()) for path in paths}
-
-
-def _data_key(data: str | Path | None) -> str | None:
-    """A digest of the files' bytes: another content under the same name is other data. A missing file is refused by `load_task`."""
-    if data is None or not Path(data).exists():
-        return None
-    paths = sorted(Path(data).rglob("*.jsonl")) if Path(data).is_dir() else [Path(data)]
-    return short_digest(b"".join(bytes.fromhex(file_digest(path)) for path in paths))

@@ -35,6 +35,7 @@ class RunFolder:
         root: the folder itself.
         jobs: which jobs wrote here (`drllm.runs.provenance`).
         finished, reproduced: which stages of a retrofit, and of the paper's reproduction, are done (`drllm.runs.memo`).
+        recommendation: which policy a retrofit says to deploy, or the base.
         searches, matrices: the task folders of searches, and of dense (question x route) matrices.
         features: states that several trainings learn from.
         scan: the map of the model, and what it was made from.
@@ -45,6 +46,7 @@ class RunFolder:
     def __init__(self, root: Path):
         self.root = root
         self.jobs, self.finished = root / "run.json", root / "pipeline.json"
+        self.recommendation = root / "recommendation.json"
         self.searches, self.matrices = root / _SEARCH, root / _PATHS
         self.features = self.training("features")
         self.scan = ScanFolder(root / _SCAN)

@@ -1,0 +1,57 @@
+"""Stages of a retrofit: each runs once, and is known again by all that determines it. No torch."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from drllm.core.digest import file_digest, short_digest
+from drllm.core.files import TEMPORARY_SUFFIX
+from drllm.core.progress import say
+from drllm.policies.card import CARD_FILE
+from drllm.runs.layout import RunFolder
+from drllm.runs.memo import Memo, key_of
+
+
+class Stages:
+    """Which stages are done: a key of all that determines each, digests of its files, and its result.
+
+    A stage's key holds the key of the stage before it, so a change makes everything after it run again.
+    """
+
+    def __init__(self, run: RunFolder, start: Any):
+        self.root, self.memo = run.root, Memo(run.finished, "stages")
+        self.key = key_of(start)
+        self.skipped: list[str] = []
+        self.seconds = 0.0  # of all stages, those that were done already as they took then
+
+    def run(self, name: str, config: Any, folders: Sequence[Path], work: Callable[[], Any]) -> Any:
+        """The result of the stage: remembered when it is done, else of `work`."""
+        self.key = key_of([self.key, name, config])
+        entry = self.memo.find(name, self.key)
+        if entry is not None and entry["files"] == self._files(folders):
+            self.skipped.append(name)
+            self.seconds += entry["seconds"]
+            say(f"{name}: done already ({entry['seconds']:.0f} s)")
+            return entry["result"]
+        say(f"{name} ...")
+        start = time.monotonic()
+        result = work()
+        seconds = time.monotonic() - start
+        self.memo.keep(name, self.key, seconds=round(seconds, 3), files=self._files(folders), result=result)
+        self.seconds += seconds
+        say(f"{name}: {seconds:.0f} s")
+        return result
+
+    def _files(self, folders: Sequence[Path]) -> dict[str, str]:
+        paths = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+        paths = [path for path in paths if path.suffix != TEMPORARY_SUFFIX and path.name != CARD_FILE]  # a card is written anew
+        return {path.relative_to(self.root).as_posix(): short_digest(path.read_bytes()) for path in paths}
+
+
+def data_key(data: str | Path | None) -> str | None:
+    """A digest of the files' bytes: another content under the same name is other data. A missing file is refused by `load_task`."""
+    if data is None or not Path(data).exists():
+        return None
+    paths = sorted(Path(data).rglob("*.jsonl")) if Path(data).is_dir() else [Path(data)]
+    return short_digest(b"".join(bytes.fromhex(file_digest(path)) for path in paths))
