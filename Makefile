@@ -21,7 +21,7 @@ PYRIGHT := PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo model-1.5b test test-fast test-mutants test-slow test-oldest bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env mergekit-env table-methods lint lint-imports lint-serve clean
+.PHONY: help demo docs model-1.5b test test-fast test-mutants test-slow test-oldest bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env mergekit-env table-methods lint lint-imports lint-serve clean
 
 help:
 	@echo "make demo       install, then retrofit SmolLM2-135M on ARC: table, one routed answer, report in runs/demo"
@@ -41,6 +41,7 @@ help:
 	@echo "make bench-http  what clients of a routed server wait, against plain vLLM (an hour or two)"
 	@echo "make soak       a routed server under load for 20 minutes"
 	@echo "make table-methods  docs/results.md and results/policies-*/tables.md, every method compared, from the stored verdicts"
+	@echo "make docs       the documentation as a site, in build/site"
 	@echo "make lint       ruff, import layers, types"
 	@echo "make clean      remove .venv and caches; runs/ is kept"
 
@@ -148,6 +149,16 @@ lint-imports: $(VENV)/.installed-dev
 lint-serve: $(VENV)/.installed-dev serve-env
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright -p pyrightserve.json
 
+# Only what the pages hold is read, and nothing is fetched; a link or an anchor that leads nowhere ends it.
+docs: $(VENV)-docs/.installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build -q -d build/site
+	@echo "build/site/index.html"
+
+$(VENV)-docs/.installed: pyproject.toml
+	@$(PYTHON) -m venv $(VENV)-docs
+	@$(VENV)-docs/bin/python -m pip install -q $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	@touch $@
+
 # A changed pyproject.toml installs again; otherwise these cost nothing.
 $(VENV)/.installed: pyproject.toml Makefile | $(VENV)/.created
 	@echo "installing drllm and its demo data into $(VENV) (once)"
@@ -181,5 +192,5 @@ $(VENV)/.created:
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-serve $(VENV)-oldest build dist .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-docs $(VENV)-serve $(VENV)-oldest build dist .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -390,7 +390,7 @@ def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
     assert err.rstrip().splitlines()[-1].startswith("drllm: error: ")
     code, _, err = run(capsys, *typed, "--recipe", "auto")
     assert code == 2
-    assert err.rstrip().splitlines()[-1].endswith("go on with --recipe paper, or give another --out")
+    assert "--recipe paper" in err.rstrip().splitlines()[-1]
 
 
 @pytest.mark.long
@@ -399,13 +399,16 @@ def test_retrofit_recommends(folders, tmp_path: Path, capsys):
     pytest.importorskip("matplotlib")
     out = tmp_path / "run"
     typed = ["retrofit", "--model", folders["model"], "--tasks", "arc_easy", "--data", folders["data"], "--out", out]
+    code, _, err = run(capsys, *typed, "--routers-epochs", "3")
+    assert code == 2
+    assert "--routers-epochs is for one search with its own sizes: add --recipe paper" in err
     typed += ["--minutes", "0.3", "--objective", "speed", "--gate-calibrate", "calibrate", "--gate-epsilon", "0.5"]
     code, first, err = run(capsys, *typed)
     assert code == 0, err
     assert "done already" not in err
     box = first[first.index("╭") :]
     assert box.rstrip().endswith("╯")
-    assert "Deploy recommended" in box or "Keep the base" in box
+    assert "Deploy the policy" in box or "Keep the base" in box
     assert "drllm report" in box
     assert f"report: {out / 'report' / 'report.html'}" in first
     code, second, err = run(capsys, *typed)

@@ -151,3 +151,9 @@ def test_only_the_command_line_reads_arguments():
 def test_a_limit_says_what_is_above_it(found, wanted):
     assert wanted in beyond(found, 4, {"b": "a table"})
     assert bool(beyond(found, 4, {"b": "a table"})) == bool(wanted)
+
+
+def test_every_folder_has_its_tests():
+    there = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()}
+    folders = {path.parent.name for path in (ROOT / "src" / "drllm").glob("*/__init__.py")}
+    assert not folders - there, "tests/ mirrors src/drllm/ (docs/testing.md)"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "results" / "README.md", *(ROOT / "docs").rglob("*.md")])
+TOP = ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY", "results/README")
+PAGES = sorted([*(ROOT / f"{name}.md" for name in TOP), *(ROOT / "docs").rglob("*.md")])
 CODE = sorted(path for folder in ("src", "benchmarks", "tests", "examples", "tools") for path in (ROOT / folder).rglob("*.py"))
 WIDTH = 160  # characters, but for tables
 LINK = re.compile(r"\]\(([^)\s]+)\)")

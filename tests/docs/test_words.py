@@ -34,7 +34,11 @@ RETIRED = (
     (r"\b[Ss]heets?\b", "prompts of like lengths", "bucket"),
     (r"\b[Ss]tretch(es)?\b", "a run of blocks that routes treat alike", "segment"),
     (r"(?<![\w`\"'-])[Bb]ooks?\b(?![`\"'])|\b[Cc]ode books?\b", "a codebook", "codebook"),
-    (r"\b(?:blind|random|shuffled) controls?\b|\bby the control\b|\bminus control\b", "what a policy has to beat", "baseline"),
+    (
+        r"\b(?:blind|random|shuffled) controls?\b|\b(?:by the|minus) control\b|\bown controls\b|\bControls:",
+        "what a policy has to beat",
+        "baseline",
+    ),
     (r"\bRowRoutes\b", "routes that are given", "GivenRoutes"),
 )
 # (file, text on the line, why it stays)
@@ -47,6 +51,9 @@ KEPT: tuple[tuple[str, str, str], ...] = (
     (".*", '"gate"', "the section of a YAML file, and a tensor's name in saved gates"),
     ("docs/decisions/2026-11-26-every-method-on-tune.md", "`gate` section", "the section of a YAML file"),
     ("src/drllm/retrofitting/pipeline.py", "gate", "the section of a YAML file, part of a stage's key"),
+    ("src/drllm/retrofitting/recommend.py", "gate", "the section of a YAML file"),
+    ("docs/(retrofit|guides/cheaper).md", "--gate-", "flags"),
+    ("docs/decisions/.*", "MkDocs", "a package's name"),
     ("src/drllm/methods/rivals/.*", "gate", "a small network in a block"),
     ("docs/glossary.md", "| gate |", "a small network in a block"),
     ("src/drllm/core/files.py", ".partial", "the suffix of every version, so that each removes what another's crash left"),

@@ -113,7 +113,7 @@ def test_who_makes_each_pass_of_a_block(actions, passes):
     cache = cache_of(*(f"{action}11" for action in actions))
     cache.enter(0, states(len(actions)), {})
     found = every_turn(0, cache.turns[0])
-    assert [turn.rows for turn in found] == [None if turn.picked is None else tuple(turn.picked.tolist()) for turn in found] == passes
+    assert [turn.sequences for turn in found] == [None if turn.picked is None else tuple(turn.picked.tolist()) for turn in found] == passes
     assert [(turn.span, turn.sets) for turn in found] == [(Span(0, 0), (n,)) for n in range(len(passes))], "a pass has slots of its own"
 
 
@@ -138,7 +138,7 @@ def test_sequences_run_together_what_begins_alike_and_each_pass_has_slots_of_its
     for block in range(L):
         cache.enter(block, states(4), {})
     assert cache.turns[0] is None
-    shown = [[(str(turn.span), turn.sets, turn.rows) for turn in every_turn(block, cache.turns[block])] for block in (1, 2)]
+    shown = [[(str(turn.span), turn.sets, turn.sequences) for turn in every_turn(block, cache.turns[block])] for block in (1, 2)]
     assert shown[0] == [("1", (0,), None), ("0", (1,), (0, 1)), ("1", (1,), (0, 1))]
     assert shown[1] == [("2", (0,), None), ("0", (2,), (2,)), ("2", (1,), (2,))]
     assert cache.routes == [Route.parse(text) for text in ("0-1,0-2", "0-1,0-2", "0-2,0,2", "111")]
@@ -148,7 +148,7 @@ def test_a_span_with_a_strength_is_one_turn():
     cache = cache_of("0-2,(1-2)*0.5", "0-2,1-2", "0-2,(0-2)*0.5")
     for block in range(L):
         cache.enter(block, states(3), {})
-    found = [(str(turn.span), turn.sets, turn.rows) for turn in cache.turns[2]]
+    found = [(str(turn.span), turn.sets, turn.sequences) for turn in cache.turns[2]]
     assert found == [
         ("2", (0,), None),
         ("(1-2)*0.5", (1, 1), (0,)),
@@ -290,7 +290,7 @@ def test_a_prefilled_cache_holds_each_sequence_s_passes_aligned_on_the_right():
     assert kept(cache, 2) == [[0, 30, 31], [60, 61, 62]]
     assert cache.n_seen == cache.slots(1).n_seen == 3
     assert cache.routes == routes
-    assert [[turn.rows for turn in every_turn(block, cache.turns[block])] for block in range(L)] == [[(1,)], [None, (0,)], [None]]
+    assert [[turn.sequences for turn in every_turn(block, cache.turns[block])] for block in range(L)] == [[(1,)], [None, (0,)], [None]]
     assert all(isinstance(cache.layers[block], private.RoomySlot) for block in range(L)), "room for the tokens to come"
     run(cache, 1, 2)  # decoding goes on: no block is prefilled again
     cache.check_complete(3)
@@ -327,7 +327,7 @@ def test_sequences_that_leave_take_their_rows_along():
     assert kept(cache, 2) == [[240, 241], [30, 31]]
     now = cache.turns[0]
     assert now is not before
-    assert [turn.rows for turn in now] == [None, (0,)]
+    assert [turn.sequences for turn in now] == [None, (0,)]
     assert now[1].picked.tolist() == [0]
     cache.select([1])
     assert cache.routes == [routes[0]]
@@ -404,7 +404,7 @@ def test_looped_sequences_that_leave_take_their_rows_along():
     assert kept(cache, 1, 3) == [[130, 131]]
     assert kept(cache, 1) == [[210, 211], [110, 111]]
     assert cache.turns[0] is None
-    assert [(str(turn.span), turn.rows) for turn in cache.turns[2]] == [("2", None), ("(1-2)*0.5", (1,))]
+    assert [(str(turn.span), turn.sequences) for turn in cache.turns[2]] == [("2", None), ("(1-2)*0.5", (1,))]
     cache.select([0])
     assert cache.turns[2] is None
-    assert [(str(turn.span), turn.rows) for turn in cache.turns[1]] == [("1", None), ("0", None), ("1", None)]
+    assert [(str(turn.span), turn.sequences) for turn in cache.turns[1]] == [("1", None), ("0", None), ("1", None)]

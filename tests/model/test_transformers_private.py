@@ -97,3 +97,13 @@ def test_the_cache_is_passed_under_a_known_name():
     name, cache = private.cache_argument(model.forward), DynamicCache(config=model.config)
     model(torch.tensor([[3, 4, 5]]), **{name: cache}, use_cache=True)
     assert cache.get_seq_length() == 3, f"{VERSION}: the forward takes its cache under another name than {name}"
+
+
+def test_wrapped_tensors_say_what_they_hold():
+    """Of plain tensors each is itself; a wrapper of quantised weights lists its parts by `__tensor_flatten__`."""
+    plain = torch.ones(2)
+    assert [name for name, _ in private.plain_tensors("w", plain)] == ["w"]
+    wrapped = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+    found = dict(private.plain_tensors("w", wrapped))
+    assert found, f"torch {torch.__version__}: a traceable wrapper is not known as one, or lists no parts"
+    assert all(name.startswith("w.") for name in found), f"torch {torch.__version__}: __tensor_flatten__ names parts otherwise"

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 
 import pytest
 
-from drllm import Route, RoutedModel
+from drllm import RoutedModel, search
 from drllm.core.config import SECTIONS, GuaranteeConfig, RetrofitConfig, SearchConfig
-from drllm.core.errors import InputError
+from drllm.core.errors import ArtifactError, InputError
 from drllm.methods.base import get_method
 from drllm.reporting.recommendation import commands, lines, panel, title
-from drllm.retrofitting.recommend import RECOMMENDED, recommend
-from drllm.retrofitting.sizes import CALIBRATE, LIST, SCAN, SEARCH, TUNE, race_cost, sizes_of
+from drllm.retrofitting import sizes
+from drllm.retrofitting.pipeline import retrofit
+from drllm.retrofitting.recommend import PROMISED, recommend
+from drllm.retrofitting.sizes import race_cost, sizes_of
 from drllm.runs.load import read_summary
 from drllm.runs.provenance import read_jobs
 from drllm.runs.recommendation import Recommendation, read_recommendation
 from drllm.runs.summary import SummaryRow
-from runs import TASK, L, model, questions, write_rows
+from runs import SEARCH, TASK, L, copy_run, model, questions, write_rows
 
 pytestmark = pytest.mark.long
 
@@ -44,25 +45,25 @@ def configs(**retrofit) -> dict:
 @pytest.fixture(scope="module")
 def speed(tiny, rows, tmp_path_factory) -> tuple[Path, Recommendation, dict]:
     """Fewer passes wanted, and half of all right answers may be lost: something is promised for sure."""
-    out = tmp_path_factory.mktemp("speed")
+    out = tmp_path_factory.mktemp("speed") / "run"  # which is not there yet
     of = configs(objective="speed") | {"gate": GuaranteeConfig("calibrate", epsilon=0.5)}
     return out, *recommend(tiny, [TASK], out, of, rows, ["drllm", "retrofit"])
 
 
 def test_what_is_recommended_saves_what_was_asked_for_and_is_promised(speed, tiny):
     out, found, result = speed
-    assert (found.deploy, found.promised, found.kept) == (RECOMMENDED, True, 0.9)
+    assert (found.deploy, found.promised, found.objective) == (PROMISED, True, "speed")
     assert found.best in found.tried
     assert found.tune is not None
     assert found.calibrate is not None
-    assert found.calibrate.mean_passes <= 0.9 * L + 0.5
-    assert 0 < found.ratio_low <= found.ratio <= found.ratio_high
-    policy = RoutedModel.from_pretrained(out / RECOMMENDED, base=tiny).policy
+    assert found.calibrate.mean_passes <= 0.92 * L
+    assert 0 < found.ratio_low <= found.ratio <= found.ratio_high < 1
+    policy = RoutedModel.from_pretrained(out / PROMISED, base=tiny).policy
     assert policy is not None
     assert policy.guarantee["sentence"] == found.promise
-    assert found.is_static == (policy.route is not None)
+    assert found.route == str(policy.route or "")
     answer = result["answer"]
-    assert set(answer) == {"prompt", "base", RECOMMENDED}
+    assert set(answer) == {"prompt", "base", PROMISED}
     assert answer["base"]["route"] == "1" * L
     assert read_recommendation(out / "recommendation.json") == found
     assert "Deploy" in panel(found, str(out))
@@ -74,13 +75,13 @@ def test_what_is_recommended_saves_what_was_asked_for_and_is_promised(speed, tin
 def test_the_named_policy_is_the_best_on_tune_within_the_budget(speed):
     out, found, result = speed
     rows = {row.method: row for row in result["summary"].pooled}
-    within = [rows[name] for name in found.tried if rows[name].mean_passes <= 0.9 * L + 0.5]
+    within = [rows[name] for name in found.tried if rows[name].mean_passes <= 0.92 * L and rows[name].difference >= -0.5]
     assert within
-    assert rows[found.best].difference == max(row.difference for row in within)
+    assert rows[found.best].mean_passes == min(row.mean_passes for row in within), "the fewest passes at no loss that is not allowed"
     assert {"base", "shuffled-paper"} < rows.keys()
-    assert "looped" in found.missed, "a loop runs more blocks than nine tenths"
-    calibrated = read_summary(out / "evaluate" / f"calibrate-first-{found.sizes['calibrated']}" / "summary.json")
-    assert {row.method for row in calibrated.rows} == {"base", found.best}
+    assert "looped" not in {*found.tried, *found.missed}, "a loop runs more blocks than nine tenths"
+    [calibrated] = (out / "evaluate").glob("calibrate-*/summary.json")
+    assert {row.method for row in read_summary(calibrated).rows} == {"base", PROMISED}
     jobs = [job["job"] for job in read_jobs(out)]
     assert jobs.index("calibrate") > jobs.index("evaluate"), "the policy is named before a calibrate question is read"
 
@@ -106,7 +107,51 @@ def test_nothing_is_deployed_without_a_promise(tiny, rows, tmp_path):
     text = panel(found, str(tmp_path))
     assert "Best that was tried" in text
     assert "What could change this" in text
-    assert not (tmp_path / RECOMMENDED).exists()
+    assert not (tmp_path / PROMISED).exists()
+
+
+def test_accuracy_first_tries_loops_and_names_the_most_right_answers(tiny, rows, tmp_path):
+    found, result = recommend(tiny, [TASK], tmp_path, configs(), rows, ["drllm", "retrofit"])
+    assert {"static", "codebook", "routers"} <= {*found.tried, *found.missed}
+    assert "looped" in {*found.tried, *found.missed}
+    by_name = {row.method: row for row in result["summary"].pooled}
+    if found.best:
+        assert by_name[found.best].difference == max(by_name[name].difference for name in found.tried)
+    assert bool(found.deploy) == (title(found) != "Keep the base")
+
+
+def test_a_folder_is_for_one_question(speed, tiny, rows, tmp_path):
+    """Another objective, other data or a search of before are refused at once, and what is there stays as it was."""
+    out, _, _ = speed
+    before = {path: path.read_bytes() for path in sorted(out.rglob("*.json"))}
+    for changes, what in (({"minutes": 1}, "minutes 0.3, now it is 1"), ({"objective": "accuracy"}, "objective")):
+        with pytest.raises(ArtifactError, match=f"was asked for with {what}"):
+            recommend(tiny, [TASK], out, configs(**{"objective": "speed"} | changes), rows)
+    with pytest.raises(ArtifactError, match="go on with that, or give another --out"):
+        retrofit(tiny, [TASK], out, None, rows)
+    assert {path: path.read_bytes() for path in sorted(out.rglob("*.json"))} == before
+    search(tiny, [TASK], SEARCH, tmp_path, rows)
+    with pytest.raises(ArtifactError, match="holds a search"):
+        recommend(tiny, [TASK], tmp_path, configs(), rows)
+
+
+def test_another_model_or_another_promise(speed, tiny, rows, tmp_path):
+    """Another model is refused; a stricter promise is tested anew, and what kept the old one is gone."""
+    out = copy_run(speed[0], tmp_path, *(path.name for path in speed[0].iterdir()))
+    of = configs(objective="speed") | {"gate": GuaranteeConfig("calibrate", epsilon=1e-4, delta=1e-6)}
+    with pytest.raises(ArtifactError, match="with model"):
+        recommend(model(seed=1), [TASK], out, of, rows)
+    found, result = recommend(tiny, [TASK], out, of, rows)
+    assert (found.deploy, found.promised) == ("", False)
+    assert not (out / PROMISED).exists()
+    assert "scan" in result["skipped"]
+
+
+def test_missing_splits_are_refused_before_anything_runs(tiny, tmp_path):
+    parts = [row | {"part": "train"} for row in questions(60)]
+    with pytest.raises(InputError, match=r"has no (calibrate|tune) question"):
+        recommend(tiny, [TASK], tmp_path / "run", configs(), write_rows(tmp_path / "few.jsonl", parts[:3]))
+    assert not (tmp_path / "run" / "scan").exists()
 
 
 # --- words --------------------------------------------------------------------------------------------------------------------------------
@@ -118,78 +163,102 @@ def row(n: int = 100, better: int = 12, worse: int = 8, passes: float = 28.5) ->
 
 
 def kept(**changes) -> Recommendation:
-    given = {"model": "m", "deploy": "", "best": "codebook", "objective": "accuracy", "kept": 1.0, "tried": ["static", "codebook"]}
-    return Recommendation(**given | {"tune": row(), "sizes": {"tuned": 100, "calibrated": 50}} | changes)
+    given = {"model": "m", "deploy": "", "best": "codebook", "objective": "accuracy", "tried": ["static", "codebook"]}
+    return Recommendation(**given | {"tune": row(), "asked_minutes": 10, "minutes": 3.0} | changes)
 
 
 def test_how_many_questions_would_make_a_gain_sure():
-    """By hand: 4 points, a variance of 0.2 - 0.0016 a question: (1.96 / 0.04)^2 x 0.1984 = 476.4."""
-    assert kept().needed == 477
+    """By hand: 4 points, a variance of 0.2 - 0.0016 a question: (2.8 / 0.04)^2 x 0.1984 = 972.2."""
+    assert kept().needed == 973
     assert kept(tune=row(better=8, worse=12)).needed == 0
     assert kept(tune=None).needed == 0
+    assert kept(calibrate=row(better=40, worse=2)).needed == 0, "it is sure already"
     text = " ".join(lines(kept()))
-    assert "on about 477 questions" in text
+    assert "on about 973" in text
     assert "on 100 tune questions, which chose it" in text
-    assert "calibrate" in " ".join(lines(kept(calibrate=row(60, 5, 3))))
+    assert "calibrate questions" in " ".join(lines(kept(calibrate=row(60, 5, 3))))
 
 
 def test_a_box_says_what_was_not_made_and_why():
-    found = kept(
-        best="", tune=None, tried=["static"], missed={"paper": "its search does not fit into 1 minutes"}, kept=0.9, objective="speed"
-    )
+    found = kept(best="", tune=None, tried=["static"], missed={"paper": "its search does not fit into 1 minutes"}, objective="speed")
     text = " ".join(lines(found))
-    assert "None of static changed an answer for the better within 0.90 of the base's passes." in text
-    assert "paper: its search does not fit into 1 minutes" in text
+    assert "None of them gained on tune, or saved passes within the budget." in text
+    assert "paper (its search does not fit into 1 minutes)" in text
     assert "--objective accuracy" in text
+    assert "Trying took 3.0 of 10 minutes; compared: static." in text
     assert commands(found, "runs/x") == ["drllm report runs/x"]
 
 
-def test_only_one_route_for_all_is_exported():
-    static, book = (commands(kept(deploy=RECOMMENDED, is_static=flag), "runs/x") for flag in (True, False))
-    assert any("drllm export" in line for line in static)
+def test_a_promise_without_a_gain_is_not_deployed_and_says_why():
+    found = kept(calibrate=row(passes=30.0), promise="with 95 % confidence ...", promised=True)
+    text = " ".join(lines(found))
+    assert "Promise: with 95 %" in text
+    assert "Not deployed: its gain is not sure" in text
+
+
+def test_only_one_route_for_all_is_exported_and_commands_can_be_pasted():
+    static, damped, book = (commands(kept(deploy=PROMISED, route=route), "my runs/x") for route in ("11011", "0-2,(1-2)*0.5,3-4", ""))
+    assert "drllm export --policy 'my runs/x/promised' --out 'my runs/x/exported'" in static
+    assert "drllm export --policy 'my runs/x/promised' --format scaled --out 'my runs/x/exported'" in damped
     assert not any("drllm export" in line for line in book)
+    assert commands(kept(deploy=PROMISED, is_chat=True), "x")[0] == 'drllm generate --policy x/promised --chat "a prompt"'
 
 
 # --- sizes --------------------------------------------------------------------------------------------------------------------------------
 
 
+ACCURACY, SPEED = RetrofitConfig(), RetrofitConfig(objective="speed")
+
+
+def asked(minutes: float, of: RetrofitConfig = ACCURACY) -> RetrofitConfig:
+    return dataclasses.replace(of, minutes=minutes)
+
+
 @pytest.mark.parametrize("minutes", [1, 3, 10, 60, 1000])
 @pytest.mark.parametrize("plain_ms", [3, 30, 300])
-def test_stages_fit_into_the_time(minutes, plain_ms):
-    available = {"a": FEW, "b": FEW}
-    if race_cost(30, 1, 8) > SCAN * 60_000 * minutes / plain_ms:
-        with pytest.raises(InputError, match="too short"):
-            sizes_of(30, plain_ms, minutes, available)
+@pytest.mark.parametrize("of", [ACCURACY, SPEED, RetrofitConfig(budget=0.7)], ids=["accuracy", "speed", "0.7"])
+def test_stages_fit_into_the_time(minutes, plain_ms, of):
+    available, forwards = {"a": FEW, "b": FEW}, 60_000 * minutes / plain_ms
+    try:
+        found = sizes_of(30, plain_ms, asked(minutes, of), available)
+    except InputError as error:
+        advised = float(str(error).partition("give at least ")[2].partition(",")[0])
+        assert advised > minutes
+        assert sizes_of(30, plain_ms, asked(advised, of), available).scanned >= 8
         return
-    found = sizes_of(30, plain_ms, minutes, available)
-    forwards = 60_000 * minutes / plain_ms
-    assert race_cost(30, found.max_span, found.scanned) <= SCAN * forwards
-    assert found.searched == 0 or found.searched * 2 * 19.81 <= SEARCH * forwards + 1
-    assert found.tuned == 12 or found.tuned * 2 * 6 <= TUNE * forwards
-    assert found.tuned <= 200
-    assert found.calibrated == 12 or found.calibrated * 2 * 4 <= CALIBRATE * forwards
-    assert found.calibrated <= 50
-    assert found.listed == 12 or found.listed * 2 * 2 * 16 * 0.6 <= LIST * forwards + 1
+    assert race_cost(30, found.max_span, found.scanned, of.kinds) <= sizes.SCAN * forwards
+    assert found.max_span == 0 or of.kept > 1 or 30 - found.max_span <= of.kept * 30, "some candidate keeps to the budget"
+    assert found.searched == 0 or found.searched * 2 * sizes.SEARCHED <= sizes.SEARCH * forwards
+    assert found.tuned == 12 or (found.tuned * 2 * sizes.ON_TUNE <= sizes.TUNE * forwards and found.tuned <= 200)
+    assert found.calibrated == 12 or (found.calibrated * 2 * sizes.ON_CALIBRATE <= sizes.CALIBRATE * forwards and found.calibrated <= 50)
+    assert found.listed == 12 or found.listed * 2 * 2 * 16 * 0.6 <= sizes.LIST * forwards
 
 
 def test_more_time_asks_more():
-    found = [sizes_of(30, 30, minutes, {"a": FEW, "b": FEW}) for minutes in (2, 5, 20, 100)]
-    assert [one.scanned for one in found] == sorted(one.scanned for one in found)
+    found = [sizes_of(30, 30, asked(minutes), {"a": FEW, "b": FEW}) for minutes in (2, 5, 20, 100)]
     assert [one.searched for one in found] == sorted(one.searched for one in found)
-    assert found[-1].scanned == 128
-    assert found[-1].max_span == 0
+    assert [one.tuned for one in found] == sorted(one.tuned for one in found)
+    assert (found[-1].scanned, found[-1].max_span) == (128, 0)
+
+
+def test_a_small_task_beside_a_large_one_takes_part_and_does_not_starve_it():
+    few, many = FEW | {"fit": 10, "tune": 6, "calibrate": 5}, FEW | {"fit": 1000, "tune": 800, "calibrate": 600}
+    found = sizes_of(30, 3, asked(60), {"a": few, "b": many})
+    assert -(-found.scanned // 2) <= 10
+    assert found.tuned > 200
+    assert found.calibrated > 100
 
 
 def test_too_little_time_or_too_few_questions_is_one_line():
-    with pytest.raises(InputError, match=r"--minutes 0\.5 is too short here, where the base takes 2 s a question: give at least \d+"):
-        sizes_of(28, 2000, 0.5, {"a": FEW})
-    with pytest.raises(InputError, match="the tasks have 5 fit questions, a scan needs at least 8"):
-        sizes_of(28, 2, 10, {"a": FEW | {"fit": 5}})
+    with pytest.raises(InputError, match=r"--minutes 0\.5 is too short here, where the base takes 2 s a question: give at least [\d.]+,"):
+        sizes_of(28, 2000, asked(0.5), {"a": FEW})
+    with pytest.raises(InputError, match="a task has 5 fit questions, a scan over 1 needs 8: give more"):
+        sizes_of(28, 2, asked(10), {"a": FEW | {"fit": 5}})
+    with pytest.raises(InputError, match="a has no calibrate question"):
+        sizes_of(28, 2, asked(10), {"a": FEW | {"calibrate": 0}})
 
 
-def test_the_cost_of_a_race_is_about_what_a_scan_counts():
-    """All candidates in the first round, half of them from round to round; a tiny model's counts by hand from the trie."""
-    assert race_cost(4, 0, 8) == pytest.approx(8 * 12, rel=0.5)
-    assert race_cost(30, 0, 128) < 0.3 * 128 / 8 * race_cost(30, 0, 8)
-    assert not math.isnan(race_cost(1, 1, 8))
-    assert Route.full(4).n_passes == 4
+def test_the_cost_of_a_race_grows_with_its_rounds_and_less_than_the_product():
+    assert race_cost(4, 0, 8, ACCURACY.kinds) == pytest.approx(8 * 12, rel=0.5)
+    assert race_cost(30, 0, 128, ACCURACY.kinds) < 0.3 * 128 / 8 * race_cost(30, 0, 8, ACCURACY.kinds)
+    assert race_cost(30, 0, 8, SPEED.kinds) < race_cost(30, 0, 8, ACCURACY.kinds)

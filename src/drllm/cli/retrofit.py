@@ -12,19 +12,33 @@ from typing import Any
 
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import Parser, add_common, add_section
+from drllm.core.errors import InputError
 
 SECTIONS = ("search", "resources", "gate", "evaluate", "static", "routers")
+IDLE = ("search_preset", "search_n_simulations", "search_limit", "search_splits", "gate_calibrate_limit")  # of --recipe paper alone
+IDLE += tuple(f"evaluate_{name}" for name in ("split", "limit", "reward", "metric", "max_new_tokens", "max_step_tokens"))
 
 
 def run(job: Job) -> Lines:
     out, tasks = job.need("out"), job.tasks()
     configs = {section: job.config(section, f"{section}_") for section in SECTIONS} | {"retrofit": job.config("retrofit")}
-    model = job.need("model")
+    model, recipe = job.need("model"), configs["retrofit"].recipe
+    if recipe == "auto":
+        _check_flags(job)
     from drllm.reporting.drawing import need_extras
 
     need_extras()  # an hour of search must not end in a missing package
     asked = (job.load(model), tasks, out, configs, job.data, job.argv)
-    yield from _recommended(*asked) if configs["retrofit"].recipe == "auto" else _paper(*asked)
+    yield from _recommended(*asked) if recipe == "auto" else _paper(*asked)
+
+
+def _check_flags(job: Job) -> None:
+    """Refuse settings that would do nothing: how much is asked, and how policies are trained, follows from the time."""
+    typed = [name for name, value in vars(job.arguments).items() if value is not None]
+    typed += [f"{section}_{key}" for section, values in job.settings.sections.items() for key in values]
+    if idle := [name for name in typed if name in IDLE or name.startswith(("static_", "routers_"))]:
+        flag = "--" + idle[0].replace("_", "-")
+        raise InputError(f"{flag} is for one search with its own sizes: add --recipe paper, or leave it out (docs/retrofit.md)")
 
 
 def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: str | None, argv: list[str]) -> Lines:

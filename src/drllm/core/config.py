@@ -4,6 +4,7 @@ Every field carries its help text, unit and, where the paper fixes it, the secti
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -228,13 +229,13 @@ class RetrofitConfig(Options):
 
     @property
     def kept(self) -> float:
-        """The share of the base's passes that a policy may spend; 1: any."""
-        return self.budget or {"accuracy": 1.0, "speed": 0.9}[self.objective]
+        """The share of the base's passes that a policy may spend; infinite: any."""
+        return self.budget or {"accuracy": math.inf, "speed": 0.9}[self.objective]
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of a scan's candidates: where passes are to be saved, skips alone."""
-        return SCAN_KINDS if self.kept == 1 else tuple(kind for kind in SCAN_KINDS if kind == "skip")
+        """Kinds of a scan's candidates: where passes are limited, skips alone."""
+        return SCAN_KINDS if self.kept > 1 else tuple(kind for kind in SCAN_KINDS if kind == "skip")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ Until then lines go to the logger `drllm` at level INFO, so that nothing is show
     logging.basicConfig(level=logging.INFO)            # a line now and then
     drllm.show_progress()                              # bars on a terminal, as the command line has them
     with reporting_to(MyReporter()): search(...)       # one's own
+
+What a caller should mend (an old name, files of a newer version) goes through `warnings`, which a caller filters as any other.
 """
 
 from __future__ import annotations

@@ -30,7 +30,13 @@ TUNE_QUESTIONS = 200  # a task, that order the tests
 
 
 def calibrate(
-    routed: RoutedModel, run: Path, policy: Policy, config: GuaranteeConfig, argv: Sequence[str] | None = None, tasks: Sequence[str] = ()
+    routed: RoutedModel,
+    run: Path,
+    policy: Policy,
+    config: GuaranteeConfig,
+    argv: Sequence[str] | None = None,
+    tasks: Sequence[str] = (),
+    tune_limit: int = TUNE_QUESTIONS,
 ) -> tuple[Policy, Guarantee]:
     """Test a policy's operating points on the calibrate questions of the run's tasks, and take the cheapest that passes, else the base.
 
@@ -41,6 +47,7 @@ def calibrate(
         run: the run folder; its manifests say which tasks, from where, and how their answers are judged.
         tasks: those of the run to promise for; none: all.
         policy: what was trained; its points and their order are fixed before a calibrate question is read.
+        tune_limit: tune questions a task that order the points.
 
     Returns:
         The policy at the chosen point (the identity where none passed), with its guarantee, and the guarantee.
@@ -59,7 +66,7 @@ def calibrate(
     seen: set[str] = set()
     with running(run, "calibrate", to_dict(config), argv) as entry:
         answers_on = partial(answer_points, routed, of_task, points, seen)
-        tuned = answers_on("tune", TUNE_QUESTIONS) if len(points) > 1 else None
+        tuned = answers_on("tune", tune_limit) if len(points) > 1 else None
         answered = answers_on(config.calibrate, config.calibrate_limit)
         base, *answers = answered.verdicts
         if not base:
@@ -123,8 +130,9 @@ def judged_by(manifests: Iterable[Manifest]) -> str:
     """What made an answer right in these manifests: the reward, and the metric where choices are compared."""
     names = set()
     for manifest in manifests:
-        reward = manifest.as_task.reward_named(manifest.config["reward"])
-        names.add(f"{reward}, {manifest.config['metric']}" if reward == "loglik" else reward)
+        task = manifest.as_task
+        reward, metric = task.reward_named(manifest.config["reward"]), "acc" if task.only_acc else manifest.config["metric"]
+        names.add(f"{reward}, {metric}" if reward == "loglik" else reward)
     return " and ".join(sorted(names))
 
 

@@ -69,7 +69,9 @@ def plain_ms(routed: RoutedModel, tasks: Sequence[str], reward: Any, data: str |
     for name in tasks:
         loaded = load_task(name, data)
         scorer = scorer_of(routed, loaded.task, EvaluateConfig(reward=reward))
-        questions: list[Any] = [scorer.question(loaded.task, example) for example in loaded.select("fit", PLAIN)]
+        questions: list[Any] = [
+            scorer.question(loaded.task, example) for example in loaded.select("tune" if loaded.task.only_measured else "fit", PLAIN)
+        ]
         times = []
         for question in (questions[0], *questions):  # the first warms up
             _wait(routed.device)

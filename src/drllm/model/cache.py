@@ -172,7 +172,7 @@ class PrefilledCache(RoutedCache):
         for block, visits in enumerate(self._visits):
             self.turns.append(self._turn_maker.split(block, visits, device))
             for turn in every_turn(block, self.turns[block]):
-                running = lines if turn.rows is None else [lines[row] for row in turn.rows]
+                running = lines if turn.sequences is None else [lines[row] for row in turn.sequences]
                 for of_block, n_set in zip(turn.span.blocks, turn.sets, strict=True):
                     self._fill(of_block, self.slots(n_set).layers, [next(line) for line in running], width)
         self._tell(width)
@@ -193,7 +193,7 @@ class PrefilledCache(RoutedCache):
         self._turn_maker.forget()
         for block, turns in enumerate(self.turns):
             for turn in every_turn(block, turns):
-                members = range(len(self._visits[block])) if turn.rows is None else turn.rows
+                members = range(len(self._visits[block])) if turn.sequences is None else turn.sequences
                 places = [members.index(index) for index in indices if index in members]
                 for of_block, n_set in zip(turn.span.blocks, turn.sets, strict=True):
                     private.select_sequences(self.slots(n_set).layers[of_block], places)

@@ -16,7 +16,6 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 from torch import nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from drllm.core.errors import InputError, first_line
 from drllm.core.files import whole_folder
@@ -24,7 +23,7 @@ from drllm.core.names import did_you_mean
 from drllm.core.progress import Progress
 from drllm.model.gguf_header import sliding_blocks
 from drllm.model.packages import PACKAGED, cache_folder
-from drllm.model.transformers_private import QUANTIZATION_ENTRIES, dense_gguf
+from drllm.model.transformers_private import QUANTIZATION_ENTRIES, dense_gguf, plain_tensors
 
 HUB_ALIASES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 ALIASES = (*HUB_ALIASES, *PACKAGED)
@@ -184,15 +183,6 @@ def dtype_of(dtype: Dtype) -> torch.dtype | None:
     return found
 
 
-def _plain_tensors(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """A parameter, or the tensors that a wrapper of quantised weights holds, each under a name of its own."""
-    if not is_traceable_wrapper_subclass(tensor):
-        yield name, tensor
-        return
-    for part in tensor.__tensor_flatten__()[0]:
-        yield from _plain_tensors(f"{name}.{part}", getattr(tensor, part))
-
-
 def fingerprint(model: nn.Module) -> str:
     """Identifies a model's weights: 16 hex digits over every parameter's name, shape and up to 4,096 of its values.
 
@@ -201,7 +191,7 @@ def fingerprint(model: nn.Module) -> str:
     adapter or a fine-tune has another. A change of a few single values may go unnoticed.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(part for named in model.named_parameters() for part in _plain_tensors(*named)):
+    for name, parameter in sorted(part for named in model.named_parameters() for part in plain_tensors(*named)):
         flat = parameter.detach().reshape(-1)
         n_samples = min(flat.numel(), FINGERPRINT_SAMPLES)
         start = torch.arange(n_samples) * flat.numel() // max(n_samples, 1)

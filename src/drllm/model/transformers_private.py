@@ -1,18 +1,21 @@
 """Every part of transformers, accelerate and torch that drllm relies on and that a release may change without a word.
 
 Checked on transformers 5.19 and 5.24, accelerate 1.15 and torch 2.13. `tests/model/test_transformers_private.py` names in one line what a
-release has changed. Nothing else in drllm reads an underscored name of theirs, the class of a cache's slot, or what a slot holds.
+release has changed. Nothing else in drllm reads an underscored name of theirs, the class of a cache's slot, or what a slot holds. The two
+rivals that run parts of blocks (`methods/rivals/`) read the public names of a block's layers (`q_proj`, `head_dim`, ...), by which they
+know a family.
 
 Shapes: B sequences, H heads, T tokens, S size of a head.
 """
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import cache_utils
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.configuration_utils import PreTrainedConfig
@@ -145,3 +148,12 @@ def causal_lm(model: nn.Module) -> Any:
     """The language model itself, inside a compiled module or an adapter, whose own forward takes anything."""
     model = getattr(model, "_orig_mod", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+def plain_tensors(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """A parameter, or the tensors that a wrapper of quantised weights holds, each under a name of its own."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield name, tensor
+        return
+    for part in tensor.__tensor_flatten__()[0]:
+        yield from plain_tensors(f"{name}.{part}", getattr(tensor, part))

@@ -26,13 +26,13 @@ class Turn(NamedTuple):
     Attributes:
         span: blocks of the path, and how far the states go.
         sets: for each block of it, the set of slots that holds its keys and values.
-        rows: indices of the sequences; None for all.
+        sequences: indices of the sequences; None for all.
         picked: the same as a tensor, on the states' device.
     """
 
     span: Span
     sets: tuple[int, ...]
-    rows: tuple[int, ...] | None
+    sequences: tuple[int, ...] | None
     picked: Tensor | None
 
 
@@ -55,15 +55,15 @@ class TurnMaker:
                 return None
             return tuple(Turn(span, self._take(span), None, None) for span in first)
         groups = run_together(dict(enumerate(visits)))
-        return tuple(self.turn(span, self._take(span), tuple(rows), len(visits), device) for span, rows in groups)
+        return tuple(self.turn(span, self._take(span), tuple(sequences), len(visits), device) for span, sequences in groups)
 
-    def turn(self, span: Span, sets: tuple[int, ...], rows: tuple[int, ...], n_sequences: int, device: torch.device) -> Turn:
-        """A turn of some of `n_sequences` sequences, which `rows` names in order."""
-        if len(rows) == n_sequences:
+    def turn(self, span: Span, sets: tuple[int, ...], sequences: tuple[int, ...], n_sequences: int, device: torch.device) -> Turn:
+        """A turn of some of `n_sequences` sequences, which `sequences` names in order."""
+        if len(sequences) == n_sequences:
             return Turn(span, sets, None, None)
-        if (device, rows) not in self._picked:
-            self._picked[device, rows] = torch.tensor(rows, device=device)
-        return Turn(span, sets, rows, self._picked[device, rows])
+        if (device, sequences) not in self._picked:
+            self._picked[device, sequences] = torch.tensor(sequences, device=device)
+        return Turn(span, sets, sequences, self._picked[device, sequences])
 
     def _take(self, span: Span) -> tuple[int, ...]:
         """A free set of slots for each block."""
@@ -79,8 +79,8 @@ class TurnMaker:
         """The turns that are left where only some sequences of the batch go on, in that order."""
         if turns is None:
             return None
-        kept = [(turn, tuple(new for new, old in enumerate(indices) if turn.rows is None or old in turn.rows)) for turn in turns]
-        left = tuple(self.turn(turn.span, turn.sets, rows, len(indices), device) for turn, rows in kept if rows)
+        kept = [(turn, tuple(new for new, old in enumerate(indices) if turn.sequences is None or old in turn.sequences)) for turn in turns]
+        left = tuple(self.turn(turn.span, turn.sets, sequences, len(indices), device) for turn, sequences in kept if sequences)
         return None if left == (Turn(block_span(block), (0,), None, None),) else left
 
 

@@ -82,8 +82,7 @@ class Bench:
         """A policy of the run, its weights beside the model's."""
         from drllm.policies.saved import load_policy
 
-        policy: Any = load_policy(self.setup.run.policy(name), self.routed.identity)
-        return policy.to(self.routed.device) if hasattr(policy, "to") else policy
+        return load_policy(self.setup.run.policy(name), self.routed.identity).to(self.routed.device)
 
     @cached_property
     def n_searched(self) -> dict[str, int]:

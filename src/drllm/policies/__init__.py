@@ -1,4 +1,5 @@
 """What decides a route: policies, how one is saved and loaded, and its card. Tensors, never a model.
 
-Imports nothing of drllm but `core`; a policy is handed hidden states by `model`.
+Imports nothing of drllm but `core`; a policy is handed hidden states by `model`. The kinds that live elsewhere (rivals, other packages) are
+imported by name when a saved policy names one.
 """

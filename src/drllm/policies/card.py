@@ -66,7 +66,7 @@ def render_card(config: Mapping[str, Any], route: Route | None, facts: CardFacts
         "",
     ]
     if not facts.summaries:
-        lines += ["None yet for these files: `drllm evaluate` measures them beside the base and the controls.", ""]
+        lines += ["None yet for these files: `drllm evaluate` measures them beside the base and the baselines.", ""]
     for place, summary in facts.summaries:
         lines += _figures(place, summary, name)
     if facts.commands:
@@ -94,7 +94,7 @@ def is_card(text: str) -> bool:
 
 
 def _figures(place: str, summary: dict[str, Any], method: str) -> list[str]:
-    """One table: the method and, beside it, its controls and rivals in the same evaluation."""
+    """One table: the method and, beside it, its baselines and rivals in the same evaluation."""
     lines = [f"Against the base, question by question, {place}; in brackets 95 % intervals:", ""]
     lines += ["| method | task | metric | n | base, % | method, % | points | McNemar p |", "|---|---|---|---|---|---|---|---|"]
     base = {row["task"]: row for row in summary["rows"] if row["method"] == summary["reference"]}

@@ -83,6 +83,10 @@ class RouteSource:
         """What decides for some sequences of the batch, in that order; only given routes belong to sequences."""
         return self
 
+    def to(self, device: Any) -> RouteSource:
+        """The same on a device; without tensors nothing changes."""
+        return self
+
     def check_batch(self, n_sequences: int) -> None:
         """Refuse a batch of another size than the routes were given for."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 
 from rich import box
@@ -10,7 +11,8 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from drllm.core.text import points
+from drllm.core.route import Route
+from drllm.core.text import percent
 from drllm.reporting.parts import Bullets, Commands, Heading, Part
 from drllm.runs.recommendation import Recommendation
 from drllm.runs.summary import SummaryRow
@@ -20,65 +22,65 @@ WIDTH = 118
 
 def title(found: Recommendation) -> str:
     """The verdict in a few words."""
-    return f"Deploy `{found.deploy}`: the policy {found.best}" if found.deploy else "Keep the base"
+    return f"Deploy the policy {found.best}" if found.deploy else "Keep the base"
 
 
 def lines(found: Recommendation) -> Iterator[str]:
     """The reasons, one sentence each."""
     row = found.calibrate or found.tune
     if row is not None:
-        yield f"{'' if found.deploy else 'Best that was tried: '}{found.best}, {_passes(row)}{_seconds(found)}."
-        yield f"Right answers against the base: {row.change} points on {row.n:,} {_questions(found)} (95 % interval in brackets)."
+        start = "It makes" if found.deploy else f"Best that was tried: {found.best}. It makes"
+        yield f"{start} {row.mean_passes:.1f} block passes a prompt, the base {row.n_layers}.{_seconds(found)}"
+        base = percent(row.accuracy - row.difference)
+        yield f"Right answers: {percent(row.accuracy)} %, the base {base} %: {row.change} points on {row.n:,} {_questions(found)}."
     if found.promise:
         yield f"{'Promise' if found.promised else 'No promise'}: {found.promise}"
     if not found.deploy:
-        yield from _why_not(found)
+        yield from _why_not(found, row)
     if found.missed:
-        yield f"Not made: {'; '.join(f'{name}: {reason}' for name, reason in found.missed.items())}."
-
-
-def _passes(row: SummaryRow) -> str:
-    return f"{row.mean_passes:.1f} block passes a prompt, the base {row.n_layers}"
+        yield f"Not made: {'; '.join(f'{name} ({reason})' for name, reason in found.missed.items())}."
+    yield f"Trying took {found.minutes:.1f} of {found.asked_minutes:g} minutes; compared: {', '.join(found.tried) or 'nothing'}."
 
 
 def _seconds(found: Recommendation) -> str:
     if math.isnan(found.ratio):
         return ""
-    return f"; an answer takes {found.ratio:.2f} of the base's seconds ({found.ratio_low:.2f} to {found.ratio_high:.2f})"
+    return f" An answer takes {found.ratio:.2f} of the base's seconds ({found.ratio_low:.2f} to {found.ratio_high:.2f})."
 
 
 def _questions(found: Recommendation) -> str:
     return "calibrate questions, which chose nothing" if found.calibrate is not None else "tune questions, which chose it"
 
 
-def _why_not(found: Recommendation) -> Iterator[str]:
+def _why_not(found: Recommendation, row: SummaryRow | None) -> Iterator[str]:
     """What stood against it, and what would change the verdict."""
     if not found.tried:
         yield "No policy could be made."
     elif not found.best:
-        within = f" within {found.kept:.2f} of the base's passes" if found.kept < 1 else ""
-        yield f"None of {', '.join(found.tried)} changed an answer for the better{within}."
-    asked = sorted({int(found.sizes.get(name, 0)) for name in ("tuned", "calibrated")})
-    more = f"more time and questions (this run compared on {' and '.join(map(str, asked))} a task)" if asked else "more questions"
-    if found.needed:
-        sure = f"a gain like tune's {points(found.tune.difference)} points is sure on about {found.needed:,} questions"  # type: ignore[union-attr]
-        more = f"{more}: {sure}"
-    other = "--objective accuracy" if found.objective == "speed" else "--objective speed, which looks for fewer passes at no loss"
-    yield f"What could change this: {more}; {other}; or prompts of one kind, on which routes differ less."
+        yield "None of them gained on tune, or saved passes within the budget."
+    elif found.promised:
+        yield "Not deployed: its gain is not sure, and it does not save time for sure."
+    more = "What could change this: more time and questions"
+    if row is not None and found.needed:
+        more += f" (a gain like this one would be sure on about {found.needed:,})"
+    other = "--objective accuracy" if found.objective == "speed" else "--objective speed (fewer passes at no loss)"
+    yield f"{more}; {other}; prompts of one kind, on which routes differ less. Each in another --out."
 
 
 def commands(found: Recommendation, out: str) -> list[str]:
     """What to do next, to be pasted into a shell."""
-    policy = f"{out}/{found.deploy or found.best}"
+    policy, chat = shlex.quote(f"{out}/{found.deploy or found.best}"), " --chat" if found.is_chat else ""
+    report = f"drllm report {shlex.quote(out)}"
     if not found.deploy:
-        return ([f'drllm inspect --policy {policy} "a prompt"'] if found.best else []) + [f"drllm report {out}"]
-    export = [f"drllm export --policy {policy} --out {out}/exported"] if found.is_static else []
+        return ([f'drllm inspect --policy {policy}{chat} "a prompt"'] if found.best else []) + [report]
+    form = " --format scaled" if found.route and any(span.strength < 1 for span in Route.parse(found.route).spans) else ""
+    export = [f"drllm export --policy {policy}{form} --out {shlex.quote(f'{out}/exported')}"] if found.route else []
     return [
-        f'drllm generate --policy {policy} "a prompt"',
+        f'drllm generate --policy {policy}{chat} "a prompt"',
         *export,
         f"drllm serve {policy}",
         f"drllm push {policy} NAME/MODEL",
-        f"drllm report {out}",
+        report,
     ]
 
 
@@ -87,7 +89,7 @@ def panel(found: Recommendation, out: str) -> str:
     text = "\n".join([*lines(found), "", *(f"  {command}" for command in commands(found, out))])
     console = Console(width=WIDTH, color_system=None, legacy_windows=False)
     with console.capture() as shown:
-        console.print(Panel(Text(text), title=title(found).replace("`", ""), title_align="left", box=box.ROUNDED))
+        console.print(Panel(Text(text), title=title(found), title_align="left", box=box.ROUNDED))
     return "\n".join(line.rstrip() for line in shown.get().rstrip().splitlines())
 
 

@@ -30,7 +30,7 @@ JOBS = 8  # more are folded: a run of many calls has hundreds
 ROWS = 40  # of a comparison; more are folded by task
 BASELINES = (
     "random moves a policy's skips and repeats to random blocks, shuffled deals its own routes to other prompts; without another's name "
-    "they are the routers'. A good policy beats its own controls."
+    "they are the routers'. A good policy beats its own baselines."
 )
 ROUTES = (
     "Routes that resemble each other stand together, under the commonest of them; the base's route stands alone, and what is near none of "
@@ -93,7 +93,7 @@ def _results(run: Run) -> Iterator[Part]:
         yield from [Table(whole.header, pooled), Folded("By task", (whole,))] if len(whole.rows) > ROWS and pooled else [whole]
         yield from map(Paragraph, run.left_out.get(split, ()))
         if baselines := dict.fromkeys(row.method for row in summary.rows if owner_of(row.method)):
-            yield Paragraph(f"Controls: {', '.join(baselines)}. {BASELINES}")
+            yield Paragraph(f"Baselines: {', '.join(baselines)}. {BASELINES}")
         yield from figures.accuracy_charts(summary)
         usage, missing = figures.usage_map(run.questions, split), absent(run, split)
         if isinstance(usage, Chart) or not missing:

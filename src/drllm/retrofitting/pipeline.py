@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from drllm.core.config import SECTIONS, to_dict
+from drllm.core.errors import ArtifactError
 from drllm.evaluation.fit import fit_policy
 from drllm.evaluation.run import evaluate
 from drllm.methods.base import get_method
@@ -16,16 +15,14 @@ from drllm.policies.saved import load_policy
 from drllm.policies.saved_config import read_config
 from drllm.reporting.report import report
 from drllm.reporting.summary_table import verdict
+from drllm.retrofitting.one_answer import ANSWER_TOKENS, one_answer
 from drllm.retrofitting.stages import Stages, data_key
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
-from drllm.scoring.scorer import scorer_of
 from drllm.searching.runner import search
-from drllm.tasks import drop_overlaps, load_task
 
 TRAINED = ("static", "routers")
 EVALUATED = ("base", "static", "routers", "random", "shuffled")
-ANSWER_TOKENS = 48
 
 
 def retrofit(
@@ -58,6 +55,8 @@ def retrofit(
         ArtifactError: `out` holds the run of another model, data or configuration.
     """
     run = RunFolder(Path(out))
+    if run.asked.is_file():
+        raise ArtifactError(f"{out} holds a retrofit by --recipe auto: go on with that, or give another --out")
     of = {name: kind() for name, kind in SECTIONS.items()} | {name: get_method(name).config() for name in TRAINED} | dict(configs or {})
     resources, split = of["resources"], of["evaluate"].folder
     stages = Stages(run, [routed.fingerprint, str(routed.model.dtype), list(tasks), data_key(data)])
@@ -86,12 +85,7 @@ def retrofit(
 
 
 def _answer(routed: RoutedModel, tasks: Sequence[str], run: RunFolder, of: Mapping[str, Any], data: str | Path | None) -> dict[str, Any]:
-    """One question of the evaluated split, answered under the routers' policy, from the very prompt that the search showed the model."""
-    loaded = drop_overlaps({name: load_task(name, data) for name in tasks})[tasks[0]]
-    scorer = scorer_of(routed, loaded.task, of["search"])
-    prompt_ids = scorer.question(loaded.task, loaded.select(of["evaluate"].split, 1)[0]).context_ids
+    """One question of the evaluated split, answered under the routers' policy."""
     policy = load_policy(run.policy("routers"), routed.identity)
-    input_ids = torch.tensor([prompt_ids], dtype=torch.long, device=routed.device)
-    output = routed.generate(input_ids=input_ids, policy=policy, max_new_tokens=ANSWER_TOKENS, min_new_tokens=1, do_sample=False)[0]
-    prompt = routed.tokenizer.decode(prompt_ids, skip_special_tokens=True)
-    return {"prompt": prompt, "text": output.text, "route": str(output.route), "n_passes": output.route.n_passes}
+    found = one_answer(routed, tasks, data, of["search"], of["evaluate"].split, {"routers": policy})
+    return {"prompt": found["prompt"]} | found["routers"]

@@ -9,49 +9,51 @@
 | paper | the paper's search, and its routers |
 """
 
-import time
+import itertools
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from drllm.core.config import GuaranteeConfig, RetrofitConfig, RoutersConfig, ScanConfig, SearchConfig, to_dict
 from drllm.core.errors import ArtifactError, BudgetError, InputError, UnsupportedModelError
+from drllm.core.files import read_json, write_json
 from drllm.core.progress import say
 from drllm.core.route import Route
 from drllm.evaluation.calibrate import calibrate
 from drllm.evaluation.clock import plain_ms, throughput
 from drllm.evaluation.fit import fit_policy, under_policy
 from drllm.evaluation.run import evaluate
-from drllm.methods.base import pass_limit
 from drllm.methods.codebook import CodebookConfig
+from drllm.methods.fitting import train
 from drllm.methods.static import StaticConfig
 from drllm.methods.training_data import TrainingData
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
+from drllm.policies.policy import Policy
 from drllm.policies.saved import load_policy
 from drllm.reporting.report import report
-from drllm.retrofitting.sizes import N_LISTED, SIMULATIONS, Sizes, sizes_of
+from drllm.retrofitting.one_answer import ANSWER_TOKENS, one_answer
+from drllm.retrofitting.sizes import N_LISTED, SIMULATIONS, Sizes, check_questions, sizes_of
 from drllm.retrofitting.stages import Stages, data_key
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
-from drllm.runs.memo import Memo
+from drllm.runs.manifest import search_manifests
 from drllm.runs.names import BASE
 from drllm.runs.recommendation import Recommendation, write_recommendation
 from drllm.runs.summary import SummaryRow
 from drllm.scanning.scan import scan
-from drllm.scoring.scorer import scorer_of
 from drllm.searching.runner import read_routes, search
 from drllm.tasks import drop_overlaps, load_task
 
-RECOMMENDED = "recommended"  # the policy's folder
-NEAR = 0.5  # passes above the budget that still keep to it
+NAMES = ("static", "looped", "codebook", "routers", "paper")
+A_PROMPT = ("codebook", "routers", "paper")  # those that look at prompts, beside which their own routes are dealt to others
+PROMISED = "promised"  # the folder of the policy that kept its promise, at the operating point that did
+NEAR = 0.017  # of the base's passes above the budget that still keep to it: half a block of thirty
 SAVES = 0.05  # passes a prompt that are worth a word
-ROUNDS, CLOCK_TOKENS, ANSWER_TOKENS = 8, 16, 48
-LOOP = "loop"
+ROUNDS, CLOCK_TOKENS = 8, 16
 
 
 def recommend(
@@ -74,16 +76,15 @@ def recommend(
         data: a file or folder with the questions.
         argv: the command line, for `run.json`.
 
-    Raises:
-        InputError: too little time, too few questions, or `out` holds a retrofit by another recipe.
-
     Returns:
         The recommendation, also in `out/recommendation.json`; and summary (of tune), answer (one question by the base and by the policy),
         report, skipped (names of the stages that were done already).
+
+    Raises:
+        InputError: too little time, or too few questions.
+        ArtifactError: `out` holds another run, or a retrofit that was asked for something else.
     """
-    resources, finished = configs["resources"], Memo(RunFolder(Path(out)).finished, "stages")
-    if "search" in finished and "scan" not in finished:
-        raise InputError(f"{out} holds a retrofit by the paper's recipe: go on with --recipe paper, or give another --out")
+    resources = configs["resources"]
     with torch_threads(0 if resources.executor == "ray" else resources.threads):
         return _Tries(routed, list(tasks), RunFolder(Path(out)), dict(configs), data, argv).run_all()
 
@@ -102,9 +103,25 @@ class _Tries:
 
     def __post_init__(self) -> None:
         self.asked: RetrofitConfig = self.of["retrofit"]
-        self.kept, self.started = self.asked.kept, time.monotonic()
-        key = [self.routed.fingerprint, str(self.routed.model.dtype), self.tasks, data_key(self.data), to_dict(self.asked)]
-        self.stages = Stages(self.run, key)
+        self.limit = (self.asked.kept + NEAR) * self.routed.n_layers
+        about = {"model": self.routed.fingerprint, "dtype": str(self.routed.model.dtype), "tasks": self.tasks, "data": data_key(self.data)}
+        settings = about | self.judged | to_dict(self.asked)
+        self._check_folder(settings)
+        self.stages = Stages(self.run, settings)
+
+    def _check_folder(self, settings: dict[str, Any]) -> None:
+        """Refuse a folder that holds something else, before anything in it is touched; what a retrofit is asked for is written once."""
+        where, other = self.run.root, "give another --out"
+        if not self.run.asked.is_file():
+            if search_manifests(where) or self.run.finished.is_file():
+                raise ArtifactError(f"{where} holds a search, or a retrofit by --recipe paper: go on with that, or {other}")
+            where.mkdir(parents=True, exist_ok=True)
+            write_json(self.run.asked, settings)
+            return
+        before = read_json(self.run.asked, "remove that folder and try again", dict)
+        if changed := [name for name in settings if before.get(name) != settings[name]]:
+            name = changed[0]
+            raise ArtifactError(f"{where} was asked for with {name} {before.get(name)}, now it is {settings[name]}: {other}")
 
     @property
     def judged(self) -> dict[str, Any]:
@@ -114,14 +131,16 @@ class _Tries:
     @cached_property
     def sizes(self) -> Sizes:
         """What fits into the time, settled by the first call."""
-        return Sizes(**self.stages.run("what fits into the time", self.judged, [], self._sizes))
+        return Sizes(**self.stages.run("what fits into the time", {}, [], self._sizes))
 
     def _sizes(self) -> dict[str, Any]:
         loaded = drop_overlaps({name: load_task(name, self.data) for name in self.tasks})
         available = {name: {split: len(rows) for split, rows in one.examples.items()} for name, one in loaded.items()}
+        check_questions(available)
         spent = plain_ms(self.routed, self.tasks, self.judged["reward"], None if self.data is None else str(self.data))
-        found = sizes_of(self.routed.n_layers, spent, self.asked.minutes, available, self.asked.kinds)
-        say(f"the base takes {spent:.0f} ms a question; a scan on {found.scanned} questions, {found.tuned} tune questions a task")
+        found = sizes_of(self.routed.n_layers, spent, self.asked, available)
+        asked = f"{found.tuned} tune and {found.calibrated} calibrate questions a task at most"
+        say(f"the base takes {spent:.0f} ms a question: a scan on {found.scanned} questions; {asked}")
         return found.to_json()
 
     def run_all(self) -> tuple[Recommendation, dict[str, Any]]:
@@ -129,12 +148,11 @@ class _Tries:
         self._scan()
         self._list()
         self._train()
-        tried = [name for name in ("static", "looped", "codebook", "routers", "paper") if self._is_there(name)]
-        dealt = [f"shuffled-{name}" for name in tried if name in ("codebook", "routers", "paper")]
-        split = self._compare("tune", [BASE, *tried, *dealt], self.sizes.tuned)
-        summary = read_summary(self.run.summary(split))
+        tried = [name for name in NAMES if self.run.policy(name) in self.run.policies() and name not in self.missed]
+        dealt = [f"shuffled-{name}" for name in tried if name in A_PROMPT]
+        summary = read_summary(self.run.summary(self._compare("tune", [BASE, *tried, *dealt], self.sizes.tuned)))
         best = self._best({row.method: row for row in summary.pooled}, tried)
-        found = self._promised(best, tried) if best is not None else self._recommendation(None, tried)
+        found = self._recommendation(None, tried) if best is None else self._promised(best, tried)
         write_recommendation(self.run.recommendation, found)
         answer = self.stages.run("generate", {"tokens": ANSWER_TOKENS, "deploy": found.deploy}, [], lambda: self._answer(found.deploy))
         written = self.stages.run("report", {"as": "page", "found": found.to_json()}, [self.run.report], lambda: report(self.run.root).name)
@@ -146,15 +164,16 @@ class _Tries:
 
         def work() -> str:
             scan(self.routed, self.tasks, config, self.run.root, self.data, self.argv, self.of["resources"])
-            return str(self.run.scan.best.name)
+            return self.run.scan.best.name
 
         self.stages.run("scan", to_dict(config), [self.run.scan.root], work)
 
     @cached_property
     def routes(self) -> list[Route]:
-        """The scan's best, the base first."""
+        """The scan's best, those within the budget first, behind the base."""
         full = Route.full(self.routed.n_layers)
-        return [full, *(route for route in read_routes(self.run.scan.best)[:N_LISTED] if route != full)]
+        found = [route for route in read_routes(self.run.scan.best) if route != full]
+        return [full, *sorted(found, key=lambda route: route.n_passes > self.limit)[:N_LISTED]]
 
     def _list(self) -> None:
         config = SearchConfig(splits=("fit", "tune"), limit=self.sizes.listed, verify=False, **self.judged)
@@ -163,46 +182,57 @@ class _Tries:
 
     def _train(self) -> None:
         """Every policy; one that cannot be made is named with the reason."""
-        budget = {"budget": self.kept}
+        budget: dict[str, Any] = {"budget": min(1.0, self.asked.kept)}
         self._make("static", StaticConfig(use_tune=True, **budget))
-        self._make("looped", {"kept": self.kept}, self._looped)
+        if self.asked.kept > 1:
+            self._make("looped", {}, self._looped)
         self._make("codebook", CodebookConfig(**budget))
-        self._make("routers", RoutersConfig(**budget))
+        self._make("routers", RoutersConfig(tune_questions=self.sizes.tuned, **budget))
         if not self.sizes.searched:
-            self.missed["paper"] = f"its search does not fit into {self.asked.minutes:g} minutes"
+            self.missed["paper"] = f"its search does not fit into {self.asked.minutes:g} minutes, or there are too few fit questions"
             return
-        config = replace(self.of["search"], limit=self.sizes.searched, n_simulations=SIMULATIONS)
-        given = (self.routed, self.tasks, config, self.run.root, self.data, self.argv)
-        self.stages.run("search", to_dict(config), [self.run.searches], lambda: str(search(*given, resources=self.of["resources"])))
-        self._make("paper", RoutersConfig(preset="paper"), method="routers")
+        config = SearchConfig(preset="paper", limit=self.sizes.searched, n_simulations=SIMULATIONS, **self.judged)
+        given = (self.routed, self.tasks, config, self.run.paper, self.data, self.argv)
+        self.stages.run(
+            "search", to_dict(config), [RunFolder(self.run.paper).searches], lambda: str(search(*given, resources=self.of["resources"]))
+        )
+        self._make("paper", to_dict(RoutersConfig(preset="paper")), self._paper)
 
-    def _make(self, name: str, config: Any, work: Callable[[], None] | None = None, method: str = "") -> None:
+    def _make(self, name: str, config: Any, work: Callable[[], None] | None = None) -> None:
+        """Train it, or remember that it cannot be made; a file that cannot be read may be mended, and is not remembered."""
+
         def fit() -> dict[str, str]:
             try:
                 if work is None:
-                    fit_policy(self.routed, self.run.root, method or name, config, self.argv, tasks=self.tasks, name=name)
+                    fit_policy(self.routed, self.run.root, name, config, self.argv, tasks=self.tasks)
                 else:
                     work()
-            except (InputError, ArtifactError, UnsupportedModelError) as error:  # refused in one line, which the box names
+            except (InputError, UnsupportedModelError) as error:
                 return {"missed": str(error)}
             return {}
 
         settings = config if isinstance(config, dict) else to_dict(config)
-        if found := self.stages.run(f"train {name}", settings, [self.run.policy(name)], fit):
-            self.missed[name] = found["missed"]
+        try:
+            if found := self.stages.run(f"train {name}", settings, [self.run.policy(name)], fit):
+                self.missed[name] = found["missed"]
+        except ArtifactError as error:
+            self.missed[name] = str(error)
 
     def _looped(self) -> None:
-        looped = [route for route in self.routes if route.loops and route.n_passes <= pass_limit(self.kept, self.routed.n_layers)]
+        looped = [route for route in self.routes if route.loops]
         if not looped:
-            raise BudgetError("no span that runs once more is among the scan's best within the budget")
-        policy = TrainingData(self.routed, self.run.root, self.tasks).constant(looped[0])
+            raise BudgetError("no span that runs once more is among the scan's best")
+        self._save("looped", TrainingData(self.routed, self.run.root, self.tasks).constant(looped[0]))
+
+    def _paper(self) -> None:
+        """Its search stands in a folder of its own, so that no other policy learns from it."""
+        self._save("paper", train(self.routed, self.run.paper, "routers", RoutersConfig(preset="paper"), self.argv, self.tasks))
+
+    def _save(self, name: str, policy: Policy) -> None:
         with under_policy(self.routed, policy):
-            self.routed.save_pretrained(self.run.policy("looped"))
+            self.routed.save_pretrained(self.run.policy(name))
 
-    def _is_there(self, name: str) -> bool:
-        return name not in self.missed and self.run.policy(name) in self.run.policies()
-
-    def _compare(self, split: str, methods: Sequence[str], limit: int) -> str:
+    def _compare(self, split: Any, methods: Sequence[str], limit: int) -> str:
         """Name of the evaluation's folder."""
         config = replace(self.of["evaluate"], split=split, limit=limit, **self.judged)
         given = (self.routed, methods, self.tasks, self.run.root, config, self.data, self.argv, self.of["resources"])
@@ -211,58 +241,60 @@ class _Tries:
         return config.folder
 
     def _best(self, rows: Mapping[str, SummaryRow], tried: Sequence[str]) -> SummaryRow | None:
-        """The policy named on tune: of those within the budget that gain or save anything, the most right answers, then fewest passes."""
-        limit = pass_limit(self.kept, self.routed.n_layers) + NEAR
+        """The policy that tune names, within the budget.
+
+        For accuracy the one with the most right answers, then the fewest passes. For speed the one with the fewest passes among those that
+        lose no more on tune than may be lost, else as for accuracy.
+        """
         saves = [name for name in tried if rows[name].mean_passes < self.routed.n_layers - SAVES]
-        useful = [name for name in tried if rows[name].mean_passes <= limit and (rows[name].difference > 0 or name in saves)]
-        return max((rows[name] for name in useful), key=lambda row: (row.difference, -row.mean_passes), default=None)
+        useful = [rows[name] for name in tried if rows[name].mean_passes <= self.limit and (rows[name].difference > 0 or name in saves)]
+        kept = [row for row in useful if row.difference >= -self.of["gate"].epsilon]
+        if self.asked.objective == "speed" and kept:
+            return min(kept, key=lambda row: (row.mean_passes, -row.difference))
+        return max(useful, key=lambda row: (row.difference, -row.mean_passes), default=None)
 
     def _promised(self, best: SummaryRow, tried: list[str]) -> Recommendation:
-        """What calibrate questions say of the policy that tune named."""
-        calibrated = self.sizes.calibrated
-        split = self._compare("calibrate", [BASE, best.method], calibrated)
-        row = next(row for row in read_summary(self.run.summary(split)).pooled if row.method == best.method)
+        """What calibrate questions say of the policy that tune named, at the operating point that kept the promise."""
         gate: GuaranteeConfig = self.of["gate"]
-        config = GuaranteeConfig("calibrate", gate.epsilon, gate.delta, calibrated)
+        config = GuaranteeConfig("calibrate", gate.epsilon, gate.delta, self.sizes.calibrated)
 
         def test() -> dict[str, Any]:
             policy = load_policy(self.run.policy(best.method), self.routed.identity)
-            chosen, found = calibrate(self.routed, self.run.root, policy, config, self.argv, self.tasks)
+            chosen, found = calibrate(self.routed, self.run.root, policy, config, self.argv, self.tasks, self.sizes.tuned)
+            shutil.rmtree(self.run.policy(PROMISED), ignore_errors=True)  # of another promise
             if found.point is not None:
-                with under_policy(self.routed, chosen):
-                    self.routed.save_pretrained(self.run.policy(RECOMMENDED))
-            return {"promise": found.sentence, "promised": found.point is not None, "is_static": chosen.route is not None}
+                self._save(PROMISED, chosen)
+            return {"promise": found.sentence, "promised": found.point is not None}
 
-        tested = self.stages.run("promise", to_dict(config) | {"policy": best.method}, [], test)
-        clock = self.stages.run("seconds", {"policy": best.method, "tokens": CLOCK_TOKENS}, [], lambda: self._seconds(best.method))
-        deploy = tested["promised"] and (row.is_gain is True or row.mean_passes < self.routed.n_layers - SAVES)
-        return self._recommendation(best, tried, deploy=RECOMMENDED if deploy else "", calibrate=row, **tested, **clock)
+        tested = self.stages.run("promise", to_dict(config) | {"policy": best.method}, [self.run.policy(PROMISED)], test)
+        name = PROMISED if tested["promised"] else best.method
+        summary = read_summary(self.run.summary(self._compare("calibrate", [BASE, name], self.sizes.calibrated)))
+        row = next(row for row in summary.pooled if row.method == name)
+        clock = self.stages.run("seconds", {"policy": name, "tokens": CLOCK_TOKENS}, [], lambda: self._seconds(name))
+        saves = row.mean_passes < self.routed.n_layers - SAVES and clock["ratio_high"] < 1
+        wanted = saves if self.asked.objective == "speed" else row.is_gain is True or saves
+        deploy = tested["promised"] and wanted and row.mean_passes <= self.limit
+        policy = load_policy(self.run.policy(name), self.routed.identity)
+        about = {"route": str(policy.route or ""), "is_chat": policy.prompt_format == "chat"}
+        return self._recommendation(best, tried, deploy=PROMISED if deploy else "", calibrate=row, **about, **tested, **clock)
 
     def _recommendation(self, best: SummaryRow | None, tried: list[str], **found: Any) -> Recommendation:
-        about = {"model": self.routed.base_id, "objective": self.asked.objective, "kept": self.kept, "tried": tried, "tune": best}
-        spent = self.stages.seconds / 60
-        named = {"deploy": "", "best": best.method if best is not None else ""} | found
-        return Recommendation(**about, **named, missed=self.missed, minutes=round(spent, 2), sizes=self.sizes.to_json())
+        about = {"model": self.routed.base_id, "objective": self.asked.objective, "tried": tried, "tune": best}
+        named = {"deploy": "", "best": best.method if best is not None else "", "budget": self.asked.budget} | found
+        spent = round(self.stages.seconds / 60, 2)
+        return Recommendation(**about, **named, missed=self.missed, asked_minutes=self.asked.minutes, minutes=spent)
 
     def _seconds(self, name: str) -> dict[str, float]:
-        """An answer's seconds against the base's, one prompt at a time, in turns on tune questions."""
+        """An answer's seconds against the base's, one prompt at a time, in turns on tune questions of every task."""
         data = TrainingData(self.routed, self.run.root, self.tasks)
-        prompts = [list(question.context_ids) for _, questions in data.tune(ROUNDS) for question in questions]
-        policy: Any = load_policy(self.run.policy(name), self.routed.identity)
-        policy = policy.to(self.routed.device) if hasattr(policy, "to") else policy
+        by_task = [[list(question.context_ids) for question in questions] for _, questions in data.tune(ROUNDS)]
+        prompts = [prompt for turn in itertools.zip_longest(*by_task) for prompt in turn if prompt is not None]
+        policy: Any = load_policy(self.run.policy(name), self.routed.identity).to(self.routed.device)
         [row] = throughput(self.routed, policy, prompts, (1,), CLOCK_TOKENS, ROUNDS)
         return {key: row[key] for key in ("ratio", "ratio_low", "ratio_high")}
 
     def _answer(self, deploy: str) -> dict[str, Any]:
-        """One tune question, answered by the base and by the policy, from the very prompt that the scan showed the model."""
-        loaded = drop_overlaps({name: load_task(name, self.data) for name in self.tasks})[self.tasks[0]]
-        scorer = scorer_of(self.routed, loaded.task, self.of["search"])
-        ids = scorer.question(loaded.task, loaded.select("tune", 1)[0]).context_ids
-        given: dict[str, Any] = {"max_new_tokens": ANSWER_TOKENS, "min_new_tokens": 1, "do_sample": False}
-        found = {"prompt": self.routed.tokenizer.decode(ids, skip_special_tokens=True)}
-        policies = {BASE: Route.full(self.routed.n_layers)}
+        """One tune question, by the base and by the policy."""
+        policies: dict[str, Any] = {BASE: Route.full(self.routed.n_layers)}
         policies |= {deploy: load_policy(self.run.policy(deploy), self.routed.identity)} if deploy else {}
-        for name, policy in policies.items():
-            [output] = self.routed.generate(input_ids=torch.tensor([ids], device=self.routed.device), policy=policy, **given)
-            found[name] = {"text": output.text, "route": str(output.route), "n_passes": output.route.n_passes}
-        return found
+        return one_answer(self.routed, self.tasks, self.data, self.of["search"], "tune", policies)

@@ -11,6 +11,7 @@ from drllm.core.progress import say
 from drllm.policies.card import CARD_FILE
 from drllm.runs.layout import RunFolder
 from drllm.runs.memo import Memo, key_of
+from drllm.tasks.files import SUFFIXES
 
 
 class Stages:
@@ -53,5 +54,8 @@ def data_key(data: str | Path | None) -> str | None:
     """A digest of the files' bytes: another content under the same name is other data. A missing file is refused by `load_task`."""
     if data is None or not Path(data).exists():
         return None
-    paths = sorted(Path(data).rglob("*.jsonl")) if Path(data).is_dir() else [Path(data)]
-    return short_digest(b"".join(bytes.fromhex(file_digest(path)) for path in paths))
+    root = Path(data)
+    paths = sorted(root.rglob("*.jsonl")) if root.is_dir() else [root]
+    others = sorted(path for path in root.rglob("*") if path.suffix in SUFFIXES[1:]) if root.is_dir() else []
+    named = "".join(f"{path.relative_to(root)} {file_digest(path)}" for path in others)
+    return short_digest(b"".join(bytes.fromhex(file_digest(path)) for path in paths) + named.encode())

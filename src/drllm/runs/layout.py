@@ -22,10 +22,10 @@ SAMPLES_NAME = re.compile(r"samples_(?P<task>.+?)(?:_(?P<date>\d{4}-\d\d-\d\dT[\
 PAGE_FILE, MARKDOWN_FILE = "report.html", "report.md"  # of a report or reproduction
 EXPORT_FILE = "drllm_export.json"  # in an exported checkpoint
 _SEARCH, _PATHS, _TRAIN, _EVALUATE, _HARNESS, _REPORT, _REPRODUCE = "search", "paths", "train", "evaluate", "harness", "report", "reproduce"
-_SCAN = "scan"
+_SCAN, _PAPER = "scan", "paper-search"
 RECORD_FOLDERS = (_SEARCH, _PATHS)  # where task folders lie
 # What else stands in a run folder, or did: no policy can be called so.
-TAKEN = (_SEARCH, _PATHS, _TRAIN, _EVALUATE, _HARNESS, _REPORT, _REPRODUCE, _SCAN, "checkpoint", "features")
+TAKEN = (_SEARCH, _PATHS, _TRAIN, _EVALUATE, _HARNESS, _REPORT, _REPRODUCE, _SCAN, _PAPER, "checkpoint", "features")
 
 
 class RunFolder:
@@ -35,7 +35,8 @@ class RunFolder:
         root: the folder itself.
         jobs: which jobs wrote here (`drllm.runs.provenance`).
         finished, reproduced: which stages of a retrofit, and of the paper's reproduction, are done (`drllm.runs.memo`).
-        recommendation: which policy a retrofit says to deploy, or the base.
+        asked, recommendation: what a retrofit was asked for, and which policy it says to deploy, or the base.
+        paper: the run folder of the paper's search, inside this one.
         searches, matrices: the task folders of searches, and of dense (question x route) matrices.
         features: states that several trainings learn from.
         scan: the map of the model, and what it was made from.
@@ -46,10 +47,10 @@ class RunFolder:
     def __init__(self, root: Path):
         self.root = root
         self.jobs, self.finished = root / "run.json", root / "pipeline.json"
-        self.recommendation = root / "recommendation.json"
+        self.asked, self.recommendation = root / "retrofit.json", root / "recommendation.json"
         self.searches, self.matrices = root / _SEARCH, root / _PATHS
         self.features = self.training("features")
-        self.scan = ScanFolder(root / _SCAN)
+        self.scan, self.paper = ScanFolder(root / _SCAN), root / _PAPER
         self.report, self.reproduction = root / _REPORT, root / _REPRODUCE
         self.reproduced = self.reproduction / "stages.json"
 

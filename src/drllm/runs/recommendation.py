@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from drllm.core.files import read_json, write_json
 from drllm.runs.stored import Stored
 from drllm.runs.summary import SummaryRow
+
+SURE = 1.96 + 0.84  # standard errors: a 95 % interval that lies above 0 in 80 of 100 sets of questions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,16 +22,17 @@ class Recommendation(Stored):
         model: as it was given.
         deploy: the policy's folder in the run; empty: keep the base.
         best: the policy named on tune, before a calibrate question was read; empty: none of them was to be considered.
-        objective, kept: what was asked for, and the share of the base's passes that a policy may spend.
+        objective, budget: what was asked for; 0: the objective's own budget.
         tried: policies that were compared on tune.
         missed: policies that could not be made, and why.
-        tune, calibrate: the best policy beside the base on either split.
+        tune: the best policy beside the base on tune.
+        calibrate: the same on calibrate, at the operating point that kept the promise, if one did.
         promise: the sentence of the guarantee; empty where none was tested.
         promised: whether it holds.
-        is_static: whether it is one route for every prompt, which can be exported.
+        route: of a policy that is one route for every prompt; else empty.
+        is_chat: whether it was made for chat prompts.
         ratio, ratio_low, ratio_high: seconds of an answer against the base's, with its 95 % interval.
-        minutes: that trying took.
-        sizes: questions of each stage (`drllm.retrofitting.sizes.Sizes`).
+        asked_minutes, minutes: that trying might take, and that it took.
     """
 
     OPTIONAL: ClassVar = ("tune", "calibrate")
@@ -38,28 +41,30 @@ class Recommendation(Stored):
     deploy: str
     best: str
     objective: str
-    kept: float
+    budget: float = 0.0
     tried: list[str]
     missed: dict[str, str] = field(default_factory=dict)
     tune: SummaryRow | None = None
     calibrate: SummaryRow | None = None
     promise: str = ""
     promised: bool = False
-    is_static: bool = False
+    route: str = ""
+    is_chat: bool = False
     ratio: float = math.nan
     ratio_low: float = math.nan
     ratio_high: float = math.nan
+    asked_minutes: float = math.nan
     minutes: float = math.nan
-    sizes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def needed(self) -> int:
-        """Calibrate questions on which a gain as large as the one seen on tune would be sure (1.96 standard errors); 0: it was none."""
-        row = self.tune
+        """Questions on which a gain like the last one seen would be sure (`SURE` standard errors); 0: none was seen, or it is."""
+        row = self.calibrate or self.tune
         if row is None or not row.difference > 0:
             return 0
         spread = (row.better + row.worse) / row.n - row.difference**2
-        return math.ceil(1.96**2 * spread / row.difference**2)
+        found = math.ceil(SURE**2 * spread / row.difference**2)
+        return found if found > row.n else 0
 
 
 def write_recommendation(path: Path, found: Recommendation) -> None:

@@ -93,7 +93,7 @@ class RouteRecord:
 
     def __post_init__(self) -> None:
         search, control = ("routes", "rewards", "margins", "acc", "acc_norm"), ("control_routes", "control_correct", "control_margins")
-        for names, what in ((search, "an evaluated route, the base first"), (control, "a control route")):
+        for names, what in ((search, "an evaluated route, the base first"), (control, "a route of the baseline")):
             sizes = {name: len(getattr(self, name)) for name in names}
             if len(set(sizes.values())) > 1 or not self.routes:
                 raise InputError(f"record {self.id!r} of {self.task}: expected one entry {what}, got {sizes}")
@@ -112,10 +112,10 @@ class RouteRecord:
 
     @property
     def control_solved(self) -> bool | None:
-        """The base was wrong and one of the control's routes is right; None without a control.
+        """The base was wrong and one of the baseline's routes is right; None without a baseline.
 
         All of them count, as many as the search had simulations: a search that stops at its first right route has not had fewer chances,
-        and a control cut to that length would lose to a search that is no better than chance.
+        and a baseline cut to that length would lose to a search that is no better than chance.
         """
         return not self.base_correct and any(self.control_correct) if self.control_routes else None
 
@@ -178,7 +178,7 @@ def _row(record: RouteRecord) -> dict[str, Any]:
 def read_shard(path: Path) -> list[RouteRecord]:
     """The records of one shard, or of an exported file; `ArtifactError` when it is corrupt, foreign or from a newer drllm.
 
-    Shards of schema 1 lack the split, the control and the checks: their records have the defaults.
+    Shards of schema 1 lack the split, the baseline and the checks: their records have the defaults.
     """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:

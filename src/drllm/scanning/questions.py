@@ -69,7 +69,7 @@ def _usable(routed: RoutedModel, task: LoadedTask, split: str, config: ScanConfi
     """Questions of a split, in its order, that have a choice to make and fit the model's context."""
     scorer = scorer_of(routed, task.task, config)
     for example in task.select(split):
-        if len(example.choices) == 1:
+        if task.task.kind == "choice" and len(example.choices) == 1:
             continue
         try:
             scorer.question(task.task, example)

@@ -234,7 +234,7 @@ def _groups(worker: Worker, task_data: LoadedTask, config: SearchConfig) -> tupl
     skipped: dict[str, str] = {}
     for split in config.splits:
         for example in task_data.select(split, config.limit):
-            if len(example.choices) == 1:
+            if task_data.task.kind == "choice" and len(example.choices) == 1:
                 skipped[example.id] = "one choice only, which is always right"
                 continue
             try:

@@ -114,14 +114,15 @@ class Task:
         text = self.loglik_template
         if self.lists_options:
             self._need_letters(example, "this task's prompt")
-            question = question.strip()
+            question = question.strip() if "{options}" in text else question  # as lm-eval does, and does not
             for name, listing in _LISTINGS.items():
                 if name in text:
                     continuations = _filled(listing.continuation, example)
                     text = text.replace(name, listing.between.join(_filled(listing.item, example)))
             text = text.replace("{last}", LETTERS[len(example.choices) - 1])
         text = text.replace("{question}", question)
-        context = f"{example.context.lstrip()}{self.passage_end}{text}" if example.context or self.has_passage else text
+        passage = example.context.lstrip() if self.passage_end else example.context
+        context = f"{passage}{self.passage_end}{text}" if example.context or self.has_passage else text
         return context, [f" {continuation}" for continuation in continuations]
 
     @property

@@ -70,7 +70,7 @@ def _raw_rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
 def _cells(row: dict[str, Any]) -> dict[str, Any]:
     """A row of a CSV file: cells that are empty are not there, and choices are a list written as JSON."""
     cells = {name: value for name, value in row.items() if name and value not in (None, "")}
-    for name in ("choices", "options"):
+    for name in ("choices", "options", "answers"):
         if isinstance(text := cells.get(name), str):
             with contextlib.suppress(json.JSONDecodeError):  # refused as no list, with its line
                 cells[name] = json.loads(text)

@@ -62,9 +62,7 @@ def true_first(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
     return Example(id, row["question"], tuple(targets["choices"]), list(targets["labels"]).index(1), task.name, part=part)
 
 
-_EXAM = re.compile(
-    r"(?P<passage>.*?)Q: (?P<question>.*) Answer Choices: (?P<options>\(A\).*)\nA: Among A through [A-E], the answer is", re.DOTALL
-)
+_EXAM = re.compile(r"(?P<passage>.*?)Q: (?P<question>.*) Answer Choices: \(A\).*\nA: Among A through [A-E], the answer is", re.DOTALL)
 
 
 def exam(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
@@ -72,7 +70,10 @@ def exam(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
     if (found := _EXAM.fullmatch(row["query"])) is None:
         raise ValueError(f"query {row['query'][:40]!r} is no exam question")
     choices = tuple(choice.removeprefix(f"({letter})") for letter, choice in zip(LETTERS, row["choices"], strict=False))
-    return Example(id, found["question"], choices, row["gold"][0], task.name, found["passage"], part)
+    example = Example(id, found["question"], choices, row["gold"][0], task.name, found["passage"], part)
+    if task.loglik_prompt(example)[0] != row["query"]:
+        raise ValueError(f"query {row['query'][:40]!r} lists other options than its choices")
+    return example
 
 
 def four_texts(task: Task, row: dict[str, Any], id: str, part: str) -> Example:

@@ -81,7 +81,7 @@ def split_examples(
         raise InputError(f"unknown part {min(unknown)!r}: expected train, validation, test, or none")
     found: dict[str, list[tuple[str, Example]]] = {split: [] for split in SPLITS}
     for row in rows:
-        key = question_key(f"{row.context} {row.question}" if only_measured else row.question)
+        key = _key(row, only_measured)
         shares = _ONLY_MEASURED if only_measured else _shares(row.part, parts)
         found[_split_of(key, shares)].append((key, row))
     seen: dict[str, str] = {}
@@ -115,7 +115,7 @@ def drop_overlaps(loaded: Mapping[str, LoadedTask], searched: Iterable[str] | No
     for split in SPLITS[1:]:
         here: set[str] = set()
         for name, item in loaded.items():
-            keyed = [(question_key(row.question), row) for row in item.examples[split]]
+            keyed = [(_key(row, item.task.only_measured), row) for row in item.examples[split]]
             examples[name][split] = [row for key, row in keyed if key not in taken]
             if lost := len(keyed) - len(examples[name][split]):
                 dropped[name][split] += lost
@@ -128,6 +128,11 @@ def texts_digest(examples: Iterable[Example]) -> str:
     """16 hex digits over the questions' texts, choices and answers, in whatever order: another source's under the same ids differ."""
     rows = sorted((row.id, row.context, row.question, row.choices, row.answer) for row in examples)
     return json_digest(rows)
+
+
+def _key(row: Example, only_measured: bool) -> str:
+    """What makes a question itself: its text, and where nothing is learned from a task the passage before it, too."""
+    return question_key(f"{row.context} {row.question}" if only_measured else row.question)
 
 
 def _shares(part: str, parts: set[str]) -> tuple[tuple[str, float], ...]:

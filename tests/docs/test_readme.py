@@ -1,0 +1,47 @@
+"""The README is short, and its figures are those of `results/`."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+spec = importlib.util.spec_from_file_location("write_readme", ROOT / "tools" / "write_readme.py")
+assert spec is not None
+assert spec.loader is not None
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+
+def test_it_is_short():
+    assert len(README.read_text(encoding="utf-8")) <= 6000
+
+
+def test_its_table_is_generated():
+    text = README.read_text(encoding="utf-8")
+    assert text == tool.written(text, (ROOT / "docs" / "results.md").read_text(encoding="utf-8")), "run python tools/write_readme.py"
+    rows = [line for line in tool.table((ROOT / "docs" / "results.md").read_text(encoding="utf-8")).splitlines() if line.startswith("| ")]
+    figures = [float(re.search(r"\| ([-+\d.]+) \(", row)[1]) for row in rows[1:]]  # type: ignore[index]
+    assert len(figures) == 4
+    assert max(figures) > 0 > min(figures), "a win and a loss"
+
+
+def test_a_changed_table_of_results_is_noticed():
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    changed = page.replace("-2.9 (-3.7 to -2.1); -2.0", "-1.9 (-2.7 to -1.1); -1.0")
+    assert changed != page
+    assert "-1.9 (-2.7 to -1.1)" in tool.table(changed)
+    with pytest.raises(SystemExit, match="no difference"):
+        tool.first_interval("nothing")
+
+
+def test_its_picture_is_drawn_from_the_stored_scan(tmp_path):
+    tool.draw(tmp_path / "map.png")
+    assert (tmp_path / "map.png").stat().st_size > 20_000
+    assert (ROOT / "docs" / "map.png").stat().st_size > 20_000

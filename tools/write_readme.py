@@ -1,0 +1,91 @@
+"""Write the README's table of results and its picture from what is stored in `results/`.
+
+python tools/write_readme.py
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+import textwrap
+from pathlib import Path
+
+from drllm.reporting.chart import Chart
+from drllm.reporting.drawing import write_charts
+from drllm.reporting.scan import scan_parts
+from drllm.runs.load import load_run
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
+SCAN = "scan-smollm2-135m-q4"
+MODEL = "SmolLM2-135M"
+# (the README's words, the first two cells of the row in docs/results.md's table "What holds", the command)
+POLICIES = (
+    ("a route a kind of prompt, on six kinds of questions together", ("smollm2-135m-q4, mixed traffic (mixed)", "`codebook`"), "codebook"),
+    (
+        "the same with a budget: 0.9 of the blocks run, in domain",
+        ("smollm2-135m-q4, in domain (in-domain)", "`codebook@0.9`"),
+        "codebook --budget 0.9",
+    ),
+    ("routers by the paper's recipe, in domain", ("smollm2-135m-q4, in domain (in-domain)", "`paper`"), "routers --preset paper"),
+)
+CAVEAT = (
+    f"{MODEL}; differences to the base on held-out questions with paired 95 % intervals, the last row on fit questions that chose nothing. "
+    "Most of the first row's gain is ARC-Easy and BoolQ; CommonsenseQA in it was judged by [another length](docs/decisions/"
+    "2026-11-28-letters-and-their-length.md). Small models gain little, and what looks best where it was chosen is often gone on "
+    "new questions; so every policy is shown beside the base, the best single route and its own routes dealt to other prompts "
+    "([all tables](docs/results.md))."
+)
+
+
+def rows_of(page: str) -> dict[tuple[str, str], list[str]]:
+    """Rows of every table of a page, by their first two cells."""
+    rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")]
+    return {(row[0], row[1]): row for row in rows if len(row) > 2}
+
+
+def first_interval(cell: str) -> str:
+    """The pooled difference of a cell that has two, and a word."""
+    found = re.match(r"[-+\d.]+ \([-+\d.]+ to [-+\d.]+\)", cell)
+    if found is None:
+        raise SystemExit(f"docs/results.md has no difference in {cell!r}: generate it anew (make table-methods)")
+    return found[0]
+
+
+def table(results: str) -> str:
+    """The README's table, as Markdown."""
+    rows = rows_of(results)
+    lines = ["| policy | right answers against the base, points | made by |", "|---|---|---|"]
+    for words, key, method in POLICIES:
+        lines.append(f"| {words} | {first_interval(rows[key][2])} | `drllm train --method {method}` |")
+    scanned = next(row for (_, spans), row in rows.items() if re.match(r"mean of \d+ winners", spans))
+    lines.append(f"| spans run twice or skipped: the scan's winners, on new questions | {first_interval(scanned[-1])} | `drllm scan` |")
+    return "\n".join([*lines, "", textwrap.fill(CAVEAT, 138, break_long_words=False, break_on_hyphens=False), ""])
+
+
+def written(readme: str, results: str) -> str:
+    """The README with its table."""
+    return BLOCK.sub(lambda _: table(results), readme)
+
+
+def draw(target: Path) -> None:
+    """The map of the spans that run once more."""
+    run = load_run(ROOT / "results" / SCAN)
+    if run.scan is None:
+        raise SystemExit(f"results/{SCAN} holds no scan")
+    chart = next(part for part in scan_parts(run.scan, run.map) if isinstance(part, Chart) and part.name == "scan_loop")
+    with tempfile.TemporaryDirectory() as folder:
+        write_charts([chart], Path(folder))
+        shutil.copyfile(Path(folder) / "scan_loop.png", target)
+
+
+def main() -> None:
+    """Write both."""
+    readme, results = ROOT / "README.md", ROOT / "docs" / "results.md"
+    readme.write_text(written(readme.read_text(encoding="utf-8"), results.read_text(encoding="utf-8")), encoding="utf-8")
+    draw(ROOT / "docs" / "map.png")
+
+
+if __name__ == "__main__":
+    main()
