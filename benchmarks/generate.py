@@ -33,9 +33,9 @@ from transformers import AutoModelForCausalLM, StoppingCriteriaList
 from drllm import Route, RoutedModel
 from drllm.core.files import write_json
 from drllm.deploy.export import export
+from drllm.evaluation.clock import latency, throughput
 from drllm.model.load import load_base, quiet_loading
 from drllm.model.prompts import left_pad
-from drllm.evaluation.clock import latency, throughput
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.given import GivenRoutes
 from drllm.policies.routers import RouterConfig, Routers

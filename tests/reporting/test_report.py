@@ -347,7 +347,7 @@ DOWN = {"difference": -0.03, "difference_low": -0.05, "difference_high": -0.01}
         (DOWN | {"mcnemar_p": 0.004}, "routers: a loss: -3.0 points"),
         ({"difference": -0.0001, "mcnemar_p": 1.0}, "routers: no detectable gain: +0.0 points"),
         ({"better": 0, "worse": 0, "difference": 0.0}, "routers: no gain: it changes no verdict on 304 questions"),
-        ({"identity_share": 0.875}, "and leaves the base's route on 12.5 % of the prompts"),
+        ({"identity_share": 0.875}, "and takes another route than the base on 12.5 % of the prompts"),
     ],
 )
 def test_the_sentence_claims_no_more_than_the_numbers(changes, expected):

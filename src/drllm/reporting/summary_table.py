@@ -28,7 +28,17 @@ def by_task(summary: Summary, caption: str = "") -> parts.Table:
 def render(summary: Summary) -> str:
     """The table of one split for a terminal."""
     title = f"{summary.model} on {', '.join(summary.tasks)}, {summary.split} split; in brackets: 95 % intervals"
-    return table_text(HEADER, [cells(row, summary.reference) for row in summary.pooled], title)
+    text = table_text(HEADER, [cells(row, summary.reference) for row in summary.pooled], title)
+    return "\n".join([text, *few_changed(summary)])
+
+
+def few_changed(summary: Summary) -> list[str]:
+    """A warning where an interval leaves 0 out and McNemar's test does not: too few verdicts changed to say anything."""
+    found = [
+        row for row in summary.pooled if _known(row.difference) and row.difference_low * row.difference_high > 0 and row.is_gain is None
+    ]
+    names = ", ".join(row.method for row in found)
+    return [f"no sure difference though the interval leaves 0 out (few verdicts changed, McNemar p 0.05 or more): {names}"] if found else []
 
 
 def verdict(summary: Summary, method: str) -> str:
@@ -44,7 +54,7 @@ def verdict(summary: Summary, method: str) -> str:
         return f"oracle: an upper bound, told every answer: {points(row.difference)} points with its routes, for those who know when"
     depth = f"it runs {row.mean_passes:.1f} block passes a prompt, the base {row.n_layers}"
     if row.identity_share is not None and _known(row.identity_share):  # gates have none: they decide no route
-        depth += f", and leaves the base's route on {percent(1 - row.identity_share)} % of the prompts"
+        depth += f", and takes another route than the base on {percent(1 - row.identity_share)} % of the prompts"
     if not row.better and not row.worse:
         return f"{method}: no gain: it changes no verdict on {row.n} questions; {depth}"
     word = {True: "a gain", False: "a loss", None: "no detectable gain"}[row.is_gain]

@@ -19,7 +19,6 @@ from typing import Any
 
 from drllm.core.config import GuaranteeConfig, RetrofitConfig, RoutersConfig, ScanConfig, SearchConfig, to_dict
 from drllm.core.errors import ArtifactError, BudgetError, InputError, UnsupportedModelError
-from drllm.core.files import read_json, write_json
 from drllm.core.progress import say
 from drllm.core.route import Route
 from drllm.evaluation.calibrate import calibrate
@@ -37,10 +36,9 @@ from drllm.policies.saved import load_policy
 from drllm.reporting.report import report
 from drllm.retrofitting.one_answer import ANSWER_TOKENS, one_answer
 from drllm.retrofitting.sizes import N_LISTED, SIMULATIONS, Sizes, check_questions, sizes_of
-from drllm.retrofitting.stages import Stages, data_key
+from drllm.retrofitting.stages import Stages, claim_folder, data_key
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
-from drllm.runs.manifest import search_manifests
 from drllm.runs.names import BASE
 from drllm.runs.recommendation import Recommendation, write_recommendation
 from drllm.runs.summary import SummaryRow
@@ -106,22 +104,8 @@ class _Tries:
         self.limit = (self.asked.kept + NEAR) * self.routed.n_layers
         about = {"model": self.routed.fingerprint, "dtype": str(self.routed.model.dtype), "tasks": self.tasks, "data": data_key(self.data)}
         settings = about | self.judged | to_dict(self.asked)
-        self._check_folder(settings)
+        claim_folder(self.run, settings)
         self.stages = Stages(self.run, settings)
-
-    def _check_folder(self, settings: dict[str, Any]) -> None:
-        """Refuse a folder that holds something else, before anything in it is touched; what a retrofit is asked for is written once."""
-        where, other = self.run.root, "give another --out"
-        if not self.run.asked.is_file():
-            if search_manifests(where) or self.run.finished.is_file():
-                raise ArtifactError(f"{where} holds a search, or a retrofit by --recipe paper: go on with that, or {other}")
-            where.mkdir(parents=True, exist_ok=True)
-            write_json(self.run.asked, settings)
-            return
-        before = read_json(self.run.asked, "remove that folder and try again", dict)
-        if changed := [name for name in settings if before.get(name) != settings[name]]:
-            name = changed[0]
-            raise ArtifactError(f"{where} was asked for with {name} {before.get(name)}, now it is {settings[name]}: {other}")
 
     @property
     def judged(self) -> dict[str, Any]:
@@ -136,11 +120,12 @@ class _Tries:
     def _sizes(self) -> dict[str, Any]:
         loaded = drop_overlaps({name: load_task(name, self.data) for name in self.tasks})
         available = {name: {split: len(rows) for split, rows in one.examples.items()} for name, one in loaded.items()}
+        for name, of in available.items():
+            say(f"{name}: {', '.join(f'{split} {n}' for split, n in of.items())} questions")
         check_questions(available)
         spent = plain_ms(self.routed, self.tasks, self.judged["reward"], None if self.data is None else str(self.data))
         found = sizes_of(self.routed.n_layers, spent, self.asked, available)
-        asked = f"{found.tuned} tune and {found.calibrated} calibrate questions a task at most"
-        say(f"the base takes {spent:.0f} ms a question: a scan on {found.scanned} questions; {asked}")
+        say(f"the base takes {spent:.0f} ms a question: a scan on {found.scanned}, {found.tuned} tune questions a task at most")
         return found.to_json()
 
     def run_all(self) -> tuple[Recommendation, dict[str, Any]]:
@@ -236,8 +221,12 @@ class _Tries:
         """Name of the evaluation's folder."""
         config = replace(self.of["evaluate"], split=split, limit=limit, **self.judged)
         given = (self.routed, methods, self.tasks, self.run.root, config, self.data, self.argv, self.of["resources"])
-        settings = to_dict(config) | {"methods": list(methods)}
-        self.stages.run(f"compare on {split}", settings, [self.run.evaluation(config.folder)], lambda: evaluate(*given).split)
+        self.stages.run(
+            f"compare on {split}",
+            to_dict(config) | {"methods": list(methods)},
+            [self.run.evaluation(config.folder)],
+            lambda: evaluate(*given).split,
+        )
         return config.folder
 
     def _best(self, rows: Mapping[str, SummaryRow], tried: Sequence[str]) -> SummaryRow | None:
@@ -281,8 +270,8 @@ class _Tries:
     def _recommendation(self, best: SummaryRow | None, tried: list[str], **found: Any) -> Recommendation:
         about = {"model": self.routed.base_id, "objective": self.asked.objective, "tried": tried, "tune": best}
         named = {"deploy": "", "best": best.method if best is not None else "", "budget": self.asked.budget} | found
-        spent = round(self.stages.seconds / 60, 2)
-        return Recommendation(**about, **named, missed=self.missed, asked_minutes=self.asked.minutes, minutes=spent)
+        about |= {"asked_minutes": self.asked.minutes, "minutes": round(self.stages.seconds / 60, 2), "missed": self.missed}
+        return Recommendation(**about, **named)
 
     def _seconds(self, name: str) -> dict[str, float]:
         """An answer's seconds against the base's, one prompt at a time, in turns on tune questions of every task."""

@@ -165,9 +165,16 @@ def _base_verdict(record: RouteRecord, check: str) -> bool:
 Cells = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # of one table: title, header, rows
 
 
+LEGEND = (
+    "  visited: questions searched; sampled: those with a kept route; improved: the base was wrong, the kept route is right;\n"
+    "  skip, execute, repeat: the kept routes' actions, block by block"
+)
+
+
 def render(stats: Sequence[TaskStats]) -> str:
     """The tables for a terminal, without colours, so that they can be piped and compared."""
     texts = [f"{title}\n{table_text(header, rows)}" for title, header, rows in tables(stats)]
+    texts[0] += f"\n\n{LEGEND}"
     if note := broken_note(stats):
         texts[0] += f"\n\n  {note}"
     return "\n\n".join(texts)

