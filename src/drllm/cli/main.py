@@ -29,7 +29,7 @@ EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
 GROUPS = {
     "a run, step by step or in one go": ("search", "train", "evaluate", "report", "retrofit", "reproduce", "scan"),
     "its policies": ("generate", "inspect", "serve", "export", "info", "push"),
-    "lists and tables": ("tasks", "models", "methods", "records", "compare", "doctor"),
+    "lists and tables": ("tasks", "models", "methods", "records", "compare", "doctor", "completion"),
 }
 COMMANDS = {name: importlib.import_module(f"drllm.cli.{name}") for names in GROUPS.values() for name in names}
 

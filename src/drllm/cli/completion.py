@@ -1,0 +1,33 @@
+"""Print a script that completes drllm's commands and flags in a shell.
+
+Put it where your shell looks for completions, or source it:
+
+  source <(drllm completion bash)
+
+example:
+  drllm completion bash > ~/.local/share/bash-completion/completions/drllm
+"""
+
+import argparse
+
+from drllm.cli.job import Job, Lines
+from drllm.cli.options import Parser, add_common
+
+
+def run(job: Job) -> Lines:
+    import shtab
+
+    from drllm.cli.main import COMMANDS, help_of
+
+    whole = argparse.ArgumentParser("drllm")
+    commands = whole.add_subparsers()
+    for name, command in COMMANDS.items():
+        about = help_of(name)[0].splitlines()[0]
+        one = commands.add_parser(name, help=about, description=about)
+        getattr(command, "add_flags", add_common)(one)
+    yield shtab.complete(whole, job.arguments.shell).rstrip()
+
+
+def add_flags(parser: Parser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh"), help="which shell's script to print")
+    add_common(parser)
