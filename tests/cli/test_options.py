@@ -133,7 +133,7 @@ def test_yaml_numbers_in_the_forms_people_write(tmp_path: Path):
         ("search: {early_stop: 1}", r"early_stop is 1, expected true or false"),
         (
             "search: {reward: leter}",
-            r"reward is 'leter', expected one of auto, generated, loglik, letter, boxed, number; did you mean 'letter'",
+            r"reward is 'leter', expected one of auto, generated, loglik, letter, boxed, number, exact; did you mean 'letter'",
         ),
         ("search: {limit: -1}", r"limit is -1, expected at least 0"),
         ("search: 3", r"section 'search' holds 3"),

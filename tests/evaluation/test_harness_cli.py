@@ -300,9 +300,11 @@ def test_offline_prompts_are_the_stock_ones():
 
 def test_every_choice_task_has_an_offline_task():
     names = {path.stem for path in TASKS_FOLDER.glob("*.yaml")}
-    from drllm.tasks import TASK_NAMES
+    from drllm.tasks import TASK_NAMES, get_task
 
-    assert names == {f"drllm_{name}" for name in TASK_NAMES if not name.startswith(("dart-", "arith-"))}
+    # The harness has tasks of its own for those that are only measured.
+    asked = [name for name in TASK_NAMES if not name.startswith(("dart-", "arith-")) and not get_task(name).only_measured]
+    assert names == {f"drllm_{name}" for name in asked}
 
 
 def test_package_tasks_of_the_new_kinds_load():

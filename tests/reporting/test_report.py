@@ -173,7 +173,7 @@ def test_the_report_tells_what_the_run_holds(run: Path):
     assert "arc_easy, piqa: file mine.jsonl; model tiny, weights f00d, torch.float32." in text
     assert "| search | done | `drllm search --out 'a b'` | 12.35 |  |" in text
     assert "Versions of the last job: torch 2.13." in text
-    assert "Controls: shuffled. random moves" in text
+    assert "Baselines: shuffled. random moves" in text
     for name in PICTURES:
         assert f"({name}.png)" in text
         assert f"({name}.csv)" in text
@@ -250,7 +250,7 @@ def test_an_evaluation_without_routers_says_so(tmp_path: Path):
     text = markdown_of(tmp_path)
     assert "routers" not in text
     assert "No evaluated method sends two prompts along different routes" in text
-    assert "Controls:" not in text
+    assert "Baselines:" not in text
 
 
 def test_a_search_that_kept_nothing_is_reported(tmp_path: Path):

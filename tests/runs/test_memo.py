@@ -8,7 +8,7 @@ import json
 import pytest
 
 from drllm.core.errors import ArtifactError
-from drllm.retrofitting.pipeline import _Stages
+from drllm.retrofitting.stages import Stages
 from drllm.runs.layout import RunFolder
 from drllm.runs.memo import Memo, key_of, read_kept
 
@@ -63,13 +63,13 @@ def test_stages_of_an_earlier_version_are_done_already(tmp_path, capfd):
     def fail():
         raise AssertionError("it is done")
 
-    stages = _Stages(RunFolder(tmp_path), start)
+    stages = Stages(RunFolder(tmp_path), start)
     assert stages.run("search", {"a": [2], "b": 1}, [tmp_path / "search"], fail) == "there"
     assert stages.run("generate", {"tokens": 48}, [], fail) == {"text": "x"}
     assert stages.skipped == ["search", "generate"]
     assert (tmp_path / "pipeline.json").read_bytes() == before
     (tmp_path / "search" / "t" / "shard-00000.parquet").write_bytes(b"others")
-    again = _Stages(RunFolder(tmp_path), start)
+    again = Stages(RunFolder(tmp_path), start)
     assert again.run("search", {"a": [2], "b": 1}, [tmp_path / "search"], lambda: "anew") == "anew"
     assert again.skipped == []
 

@@ -209,7 +209,7 @@ def test_the_checks_of_a_route_by_name():
 
 def test_control_and_split_are_checked():
     for change in ({"control_routes": ()}, {"control_correct": (True,)}, {"control_margins": ()}):
-        with pytest.raises(InputError, match="one entry a control route"):
+        with pytest.raises(InputError, match="one entry a route of the baseline"):
             replace(full_record(), **change)
     assert record(split="calibrate").split == "calibrate"
     for split in ("test", "", "train"):

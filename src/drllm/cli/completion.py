@@ -1,11 +1,11 @@
 """Print a script that completes drllm's commands and flags in a shell.
 
-Put it where your shell looks for completions, or source it:
+Put it where your shell looks for completions, as ~/.local/share/bash-completion/completions/drllm, or source it:
 
   source <(drllm completion bash)
 
 example:
-  drllm completion bash > ~/.local/share/bash-completion/completions/drllm
+  drllm completion bash
 """
 
 import argparse

@@ -166,7 +166,7 @@ Cells = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # of one table: titl
 
 
 LEGEND = (
-    "  visited: questions searched; sampled: those with a kept route; improved: the base was wrong, the kept route is right;\n"
+    "  visited: questions searched; sampled: those with a kept route; improved: a kept route mends a wrong answer;\n"
     "  skip, execute, repeat: the kept routes' actions, block by block"
 )
 
