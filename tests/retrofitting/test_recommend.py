@@ -99,6 +99,7 @@ def test_again_every_stage_is_done(speed, tiny, rows):
     assert "report" in result["skipped"]
 
 
+@pytest.mark.slow
 def test_nothing_is_deployed_without_a_promise(tiny, rows, tmp_path):
     """Of a hundredth of a point no 45 questions can say anything: the base is kept, and the line says what would change that."""
     of = configs(objective="speed") | {"gate": GuaranteeConfig("calibrate", epsilon=1e-4, delta=1e-6)}
@@ -120,6 +121,7 @@ def test_what_takes_longer_is_not_deployed_for_speed(tiny, rows, tmp_path, monke
     assert "does not save time for sure" in panel(found, str(tmp_path)).replace("\n", " ").replace("│", "").replace("  ", " ")
 
 
+@pytest.mark.slow
 def test_accuracy_first_tries_loops_and_names_the_most_right_answers(tiny, rows, tmp_path):
     found, result = recommend(tiny, [TASK], tmp_path, configs(), rows, ["drllm", "retrofit"])
     assert {"static", "codebook", "routers"} <= {*found.tried, *found.missed}
@@ -145,6 +147,7 @@ def test_a_folder_is_for_one_question(speed, tiny, rows, tmp_path):
         recommend(tiny, [TASK], tmp_path, configs(), rows)
 
 
+@pytest.mark.slow
 def test_another_model_or_another_promise(speed, tiny, rows, tmp_path):
     """Another model is refused; a stricter promise is tested anew, and what kept the old one is gone."""
     out = copy_run(speed[0], tmp_path, *(path.name for path in speed[0].iterdir()))
