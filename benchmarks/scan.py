@@ -20,9 +20,8 @@ import numpy as np
 from drllm.cli.terminal import show_progress
 from drllm.core.config import Resources, ScanConfig
 from drllm.core.files import write_bytes, write_json
-from drllm.core.route import Route
 from drllm.scanning.race import race, schedule, scores
-from drllm.scanning.spans import Candidate, block_runs, candidate, candidates
+from drllm.scanning.spans import Candidate, candidate, candidates, forwards_a_question
 
 ORDERS = 200  # of the questions
 KINDS = ("loop", "damped", "skip")
@@ -85,8 +84,7 @@ class Product:
 
     def forwards(self, alive: list[int]) -> float:
         """Plain forwards a question of these candidates and the base."""
-        n_layers = self.facts["n_layers"]
-        return block_runs([Route.full(n_layers), *(self.pool[one].route for one in alive)]) / n_layers
+        return forwards_a_question(self.facts["n_layers"], [self.pool[one] for one in alive])
 
 
 def replay(arguments: argparse.Namespace) -> None:

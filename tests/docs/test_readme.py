@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
+import write_readme as tool
+
 pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-spec = importlib.util.spec_from_file_location("write_readme", ROOT / "tools" / "write_readme.py")
-assert spec is not None
-assert spec.loader is not None
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
 
 
 def test_it_is_short():

@@ -15,7 +15,7 @@ from drllm.reporting.recommendation import commands, lines, panel, title
 from drllm.retrofitting import sizes
 from drllm.retrofitting.pipeline import retrofit
 from drllm.retrofitting.recommend import PROMISED, recommend
-from drllm.retrofitting.sizes import race_cost, sizes_of
+from drllm.retrofitting.sizes import scan_cost, sizes_of
 from drllm.runs.load import read_summary
 from drllm.runs.provenance import read_jobs
 from drllm.runs.recommendation import Recommendation, read_recommendation
@@ -239,7 +239,7 @@ def test_stages_fit_into_the_time(minutes, plain_ms, of):
         assert advised > minutes
         assert sizes_of(30, plain_ms, asked(advised, of), available).scanned >= 8
         return
-    assert race_cost(30, found.max_span, found.scanned, of.kinds) <= sizes.SCAN * forwards
+    assert scan_cost(30, found.max_span, found.scanned, of.kinds) <= sizes.SCAN * forwards
     assert found.max_span == 0 or of.kept > 1 or 30 - found.max_span <= of.kept * 30, "some candidate keeps to the budget"
     assert found.searched == 0 or found.searched * 2 * sizes.SEARCHED <= sizes.SEARCH * forwards
     assert found.tuned == 12 or (found.tuned * 2 * sizes.ON_TUNE <= sizes.TUNE * forwards and found.tuned <= 200)
@@ -272,6 +272,6 @@ def test_too_little_time_or_too_few_questions_is_one_line():
 
 
 def test_the_cost_of_a_race_grows_with_its_rounds_and_less_than_the_product():
-    assert race_cost(4, 0, 8, ACCURACY.kinds) == pytest.approx(8 * 12, rel=0.5)
-    assert race_cost(30, 0, 128, ACCURACY.kinds) < 0.3 * 128 / 8 * race_cost(30, 0, 8, ACCURACY.kinds)
-    assert race_cost(30, 0, 8, SPEED.kinds) < race_cost(30, 0, 8, ACCURACY.kinds)
+    assert scan_cost(4, 0, 8, ACCURACY.kinds) == pytest.approx(8 * 12, rel=0.5)
+    assert scan_cost(30, 0, 128, ACCURACY.kinds) < 0.3 * 128 / 8 * scan_cost(30, 0, 8, ACCURACY.kinds)
+    assert scan_cost(30, 0, 8, SPEED.kinds) < scan_cost(30, 0, 8, ACCURACY.kinds)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -96,31 +95,23 @@ def test_what_is_no_table_is_said_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_a_data_set_on_the_hub_is_read_by_its_name(monkeypatch):
+def test_a_data_set_on_the_hub_is_read_by_its_name(fake_hub, monkeypatch):
     """Its splits are the parts, its name is the task's; what is missing or broken is one line."""
     rows = [{"question": f"Which {number}?", "options": ["a", "b"], "answer": "B"} for number in range(30)]
-    asked = []
-
-    def load_dataset(repo, config):
-        asked.append((repo, config))
-        if repo == "some/gone":
-            raise ValueError("no such set\nmore")
-        return {"train": rows[:20], "validation": rows[20:25], "test": rows[25:], "extra": []}
-
-    library = ModuleType("datasets")
-    library.__dict__.update(load_dataset=load_dataset, exceptions=SimpleNamespace(DatasetsError=type("DatasetsError", (Exception,), {})))
-    monkeypatch.setitem(sys.modules, "datasets", library)
+    parts = {"train": rows[:20], "validation": rows[20:25], "test": rows[25:], "extra": []}
+    fake_hub["some/trivia", None] = parts
+    fake_hub["some/trivia", "main"] = {"test": [rows[0] | {"question": "Main?"}]}
+    fake_hub["some/gone", None] = ValueError("no such set\nmore")
     found = load_task(own_name("hub:some/trivia"), "hub:some/trivia")
     assert (found.task.name, found.task.kind, found.source) == ("trivia", "choice", "Hub some/trivia")
     assert {split: len(examples) for split, examples in found.examples.items() if split in ("tune", "test")} == {"tune": 5, "test": 5}
     assert {example.answer for example in found.examples["fit"]} == {1}
-    load_task("arc_easy", "hub:some/trivia/main")
-    assert asked[-1] == ("some/trivia", "main")
+    assert [example.question for example in load_task("arc_easy", "hub:some/trivia/main").examples["test"]] == ["Main?"]
     with pytest.raises(InputError, match=r"--data hub:some/gone could not be loaded \(ValueError: no such set\): check its name"):
         load_task("gone", "hub:some/gone")
     with pytest.raises(InputError, match="names no data set: write hub:OWNER/NAME"):
         load_task(own_name("hub:alone"), "hub:alone")
-    rows[3] = {"question": "Which?", "options": ["a", "b"], "answer": "c"}
+    parts["train"][3] = {"question": "Which?", "options": ["a", "b"], "answer": "c"}
     with pytest.raises(InputError, match="hub:some/trivia, train row 4: answer is 'c'"):
         load_task("trivia", "hub:some/trivia")
     monkeypatch.setitem(sys.modules, "datasets", None)

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -923,24 +922,6 @@ class Rows(list):
         for start in range(0, len(self), 2):
             batch = self[start : start + 2]
             yield {column: [row[column] for row in batch] for column in batch[0]}
-
-
-@pytest.fixture
-def fake_hub(monkeypatch):
-    """A `datasets` library that serves what the test puts into the returned dict, without any data package installed."""
-    sets: dict[tuple[str, str | None], object] = {}
-
-    def load_dataset(repo: str, config: str | None) -> object:
-        found = sets[repo, config]
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    library = ModuleType("datasets")
-    library.__dict__.update(load_dataset=load_dataset, exceptions=SimpleNamespace(DatasetsError=type("DatasetsError", (Exception,), {})))
-    monkeypatch.setitem(sys.modules, "datasets", library)
-    monkeypatch.setattr("drllm.tasks.sources.package_folder", lambda: (None, ""))
-    return sets
 
 
 def test_hub_choice_tasks(fake_hub):

@@ -19,6 +19,7 @@ SCAN_KINDS = ("loop", "damped", "skip")
 REWARD_HELP = (
     "how an answer is judged: loglik, letter, boxed, number, exact; auto: the task's own; generated: as auto, a letter instead of loglik"
 )
+TOKENS_HELP = "tokens of a generated answer; 0 takes the reward's own (letter 10, boxed 15, number 8, exact 32)"
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,7 @@ class SearchConfig(Options):
     comfort: float = option(0.5, "default preset: share of the base's margin (base wrong: of the best) a kept path must have", ge=0, le=1)
     reward: RewardName = option("auto", REWARD_HELP)
     metric: Literal["acc_norm", "acc"] = option("acc_norm", "loglik only: which verdict is the reward; the other is stored too")
-    max_new_tokens: int = option(
-        0, "tokens of a generated answer; 0 takes the reward's own (letter 10, boxed 15, number 8, exact 32)", ge=0
-    )
+    max_new_tokens: int = option(0, TOKENS_HELP, ge=0)
     verify: bool = option(True, "check the base and the kept route again: alone, in float32, under another wording")
     control: bool = option(True, "evaluate as many random routes, drawn without looking at the question, beside the search")
     splits: tuple[str, ...] = option(("fit",), "splits to take the questions from; others than fit (tune, calibrate) with --paths only")
@@ -96,9 +95,7 @@ class ScanConfig(Options):
     fresh_split: Literal["fit", "tune", "calibrate"] = option("fit", "split of those on which the winners are measured again")
     reward: RewardName = option("auto", REWARD_HELP)
     metric: Literal["acc_norm", "acc"] = option("acc_norm", "loglik only: which verdict and margin count")
-    max_new_tokens: int = option(
-        0, "tokens of a generated answer; 0 takes the reward's own (letter 10, boxed 15, number 8, exact 32)", ge=0
-    )
+    max_new_tokens: int = option(0, TOKENS_HELP, ge=0)
     max_step_tokens: int = option(512, "tokens of a model step (CPU: 400 to 1,000; a GPU takes thousands)", ge=1)
     n_resamples: int = option(10_000, "bootstrap resamples of the paired intervals", ge=100)
     seed: int = option(0, "seed of the random spans and of the bootstrap", ge=0, le=MAX_SEED)
@@ -196,9 +193,7 @@ class EvaluateConfig(Options):
     split: Split = option("tune", "fit, tune, calibrate or test; test is for final tables only, and reading it is recorded")
     reward: RewardName = option("auto", REWARD_HELP)
     metric: Literal["acc_norm", "acc"] = option("acc_norm", "loglik only: which verdict counts; the other is stored too")
-    max_new_tokens: int = option(
-        0, "tokens of a generated answer; 0 takes the reward's own (letter 10, boxed 15, number 8, exact 32)", ge=0
-    )
+    max_new_tokens: int = option(0, TOKENS_HELP, ge=0)
     limit: int = option(0, "questions a task; 0 takes all", ge=0)
     batch_size: int = option(16, "questions a step, at most", ge=1)
     max_step_tokens: int = option(512, "tokens of a model step; as in the search, so that equal routes get equal verdicts", ge=1)
@@ -235,7 +230,7 @@ class RetrofitConfig(Options):
     @property
     def kinds(self) -> tuple[str, ...]:
         """Kinds of a scan's candidates: where passes are limited, skips alone."""
-        return SCAN_KINDS if self.kept > 1 else tuple(kind for kind in SCAN_KINDS if kind == "skip")
+        return SCAN_KINDS if self.kept > 1 else ("skip",)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ figure is the geometric mean of the rounds' ratios, with the t interval of their
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def latency(routed: RoutedModel, policy: Policy, prompts: Prompts, batches: Sequ
     return found | {"router": float(np.median(timed.prefills[1:]))}  # the first warms up
 
 
-def plain_ms(routed: RoutedModel, tasks: Sequence[str], reward: Any, data: str | None) -> float:
+def plain_ms(routed: RoutedModel, tasks: Sequence[str], reward: Any, data: str | Path | None) -> float:
     """Milliseconds of one plain forward of a question by the base: the median over some fit questions of each task, then their mean.
 
     Of a question with choices all of them in one row, logits where they are scored; of one answered by text its prompt and the answer, up

@@ -12,12 +12,10 @@ from rich.panel import Panel
 from rich.text import Text
 
 from drllm.core.route import Route
-from drllm.core.text import percent
+from drllm.core.text import WIDTH, percent
 from drllm.reporting.parts import Bullets, Commands, Heading, Part
 from drllm.runs.recommendation import Recommendation
 from drllm.runs.summary import SummaryRow
-
-WIDTH = 118
 
 
 def title(found: Recommendation) -> str:

@@ -23,7 +23,6 @@ from drllm.runs.label_stats import broken_note, describe, tables
 from drllm.runs.layout import PAGE_FILE, RunFolder
 from drllm.runs.load import Run, load_run
 from drllm.runs.names import owner_of
-from drllm.runs.recommendation import read_recommendation
 from drllm.runs.summary import POOLED, Summary
 
 JOBS = 8  # more are folded: a run of many calls has hundreds
@@ -67,8 +66,7 @@ def _opening(run: Run) -> list[Part]:
     scans = () if run.scan is None else (run.scan,)
     model = next((source.model for source in (*run.summaries.values(), *run.manifests.values(), *scans)), "")
     parts: list[Part] = [Heading(f"Adaptive depth on {model}" if model else "Adaptive depth", 1)]
-    found = read_recommendation(RunFolder(run.folder).recommendation)
-    parts += opening(found, run.folder.as_posix()) if found is not None else []
+    parts += opening(run.recommendation, run.folder.as_posix()) if run.recommendation is not None else []
     parts += headline(run)
     if pages := sorted(page.relative_to(run.folder).as_posix() for page in RunFolder(run.folder).reproduction.glob(f"*/{PAGE_FILE}")):
         text = "The paper's tables and figures on this model, each with its comparison, stand in a page of their own"

@@ -52,6 +52,7 @@ PROMISED = "promised"  # the folder of the policy that kept its promise, at the 
 NEAR = 0.017  # of the base's passes above the budget that still keep to it: half a block of thirty
 SAVES = 0.05  # passes a prompt that are worth a word
 ROUNDS, CLOCK_TOKENS = 8, 16
+PAPER = RoutersConfig(preset="paper")
 
 
 def recommend(
@@ -123,7 +124,7 @@ class _Tries:
         for name, of in available.items():
             say(f"{name}: {', '.join(f'{split} {n}' for split, n in of.items())} questions")
         check_questions(available)
-        spent = plain_ms(self.routed, self.tasks, self.judged["reward"], None if self.data is None else str(self.data))
+        spent = plain_ms(self.routed, self.tasks, self.judged["reward"], self.data)
         found = sizes_of(self.routed.n_layers, spent, self.asked, available)
         say(f"the base takes {spent:.0f} ms a question: a scan on {found.scanned}, {found.tuned} tune questions a task at most")
         return found.to_json()
@@ -133,7 +134,8 @@ class _Tries:
         self._scan()
         self._list()
         self._train()
-        tried = [name for name in NAMES if self.run.policy(name) in self.run.policies() and name not in self.missed]
+        made = self.run.policies()
+        tried = [name for name in NAMES if self.run.policy(name) in made and name not in self.missed]
         dealt = [f"shuffled-{name}" for name in tried if name in A_PROMPT]
         summary = read_summary(self.run.summary(self._compare("tune", [BASE, *tried, *dealt], self.sizes.tuned)))
         best = self._best({row.method: row for row in summary.pooled}, tried)
@@ -181,7 +183,7 @@ class _Tries:
         self.stages.run(
             "search", to_dict(config), [RunFolder(self.run.paper).searches], lambda: str(search(*given, resources=self.of["resources"]))
         )
-        self._make("paper", to_dict(RoutersConfig(preset="paper")), self._paper)
+        self._make("paper", PAPER, self._paper)
 
     def _make(self, name: str, config: Any, work: Callable[[], None] | None = None) -> None:
         """Train it, or remember that it cannot be made; a file that cannot be read may be mended, and is not remembered."""
@@ -211,7 +213,7 @@ class _Tries:
 
     def _paper(self) -> None:
         """Its search stands in a folder of its own, so that no other policy learns from it."""
-        self._save("paper", train(self.routed, self.run.paper, "routers", RoutersConfig(preset="paper"), self.argv, self.tasks))
+        self._save("paper", train(self.routed, self.run.paper, "routers", PAPER, self.argv, self.tasks))
 
     def _save(self, name: str, policy: Policy) -> None:
         with under_policy(self.routed, policy):
@@ -259,11 +261,11 @@ class _Tries:
         name = PROMISED if tested["promised"] else best.method
         summary = read_summary(self.run.summary(self._compare("calibrate", [BASE, name], self.sizes.calibrated)))
         row = next(row for row in summary.pooled if row.method == name)
-        clock = self.stages.run("seconds", {"policy": name, "tokens": CLOCK_TOKENS}, [], lambda: self._seconds(name))
+        policy = load_policy(self.run.policy(name), self.routed.identity)
+        clock = self.stages.run("seconds", {"policy": name, "tokens": CLOCK_TOKENS}, [], lambda: self._seconds(policy))
         saves = row.mean_passes < self.routed.n_layers - SAVES and clock["ratio_high"] < 1
         wanted = saves if self.asked.objective == "speed" else row.is_gain is True or saves
         deploy = tested["promised"] and wanted and row.mean_passes <= self.limit
-        policy = load_policy(self.run.policy(name), self.routed.identity)
         about = {"route": str(policy.route or ""), "is_chat": policy.prompt_format == "chat"}
         return self._recommendation(best, tried, deploy=PROMISED if deploy else "", calibrate=row, **about, **tested, **clock)
 
@@ -273,13 +275,13 @@ class _Tries:
         about |= {"asked_minutes": self.asked.minutes, "minutes": round(self.stages.seconds / 60, 2), "missed": self.missed}
         return Recommendation(**about, **named)
 
-    def _seconds(self, name: str) -> dict[str, float]:
+    def _seconds(self, policy: Policy) -> dict[str, float]:
         """An answer's seconds against the base's, one prompt at a time, in turns on tune questions of every task."""
         data = TrainingData(self.routed, self.run.root, self.tasks)
         by_task = [[list(question.context_ids) for question in questions] for _, questions in data.tune(ROUNDS)]
         prompts = [prompt for turn in itertools.zip_longest(*by_task) for prompt in turn if prompt is not None]
-        policy: Any = load_policy(self.run.policy(name), self.routed.identity).to(self.routed.device)
-        [row] = throughput(self.routed, policy, prompts, (1,), CLOCK_TOKENS, ROUNDS)
+        moved: Any = policy.to(self.routed.device)
+        [row] = throughput(self.routed, moved, prompts, (1,), CLOCK_TOKENS, ROUNDS)
         return {key: row[key] for key in ("ratio", "ratio_low", "ratio_high")}
 
     def _answer(self, deploy: str) -> dict[str, Any]:

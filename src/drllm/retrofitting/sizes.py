@@ -9,9 +9,8 @@ from typing import Any
 
 from drllm.core.config import RetrofitConfig
 from drllm.core.errors import InputError
-from drllm.core.route import Route
-from drllm.scanning.race import schedule, shares
-from drllm.scanning.spans import block_runs, candidates
+from drllm.scanning.race import schedule
+from drllm.scanning.spans import candidates, race_cost
 
 # Of the time: the rest is for loading, training, clocks and the report.
 SCAN, LIST, SEARCH, TUNE, CALIBRATE = 0.3, 0.12, 0.15, 0.15, 0.08
@@ -22,6 +21,7 @@ N_LISTED = 16  # routes that every question answers
 ON_TUNE = 9 + 12 + 5  # forwards a tune question: base, policies and baselines; controls of routers; operating points
 ON_CALIBRATE = 5 + 2  # operating points and base, then the chosen one beside the base
 FIRST, N_KEPT = 8, 5  # questions of a scan's first round, candidates of each kind in its last
+SCANNED = (128, 64, 32, 16, FIRST)  # questions of its last round that are tried
 FEWEST = 12  # questions a task below which a stage teaches nothing
 SPLITS = ("fit", "tune", "calibrate")
 
@@ -51,15 +51,9 @@ class Sizes:
         return asdict(self)
 
 
-def race_cost(n_layers: int, max_span: int, n_questions: int, kinds: Sequence[str]) -> float:
-    """Plain forwards of a scan's race: every candidate's blocks count as the same share of all."""
-    pool = candidates(n_layers, kinds, 0.5, max_span)
-    runs = block_runs([Route.full(n_layers), *(one.route for one in pool)]) / n_layers
-    each = (runs - 1) / len(pool) if pool else 0.0
-    sizes = schedule(n_questions, FIRST)
-    by_kind = [shares(sum(one.kind == kind for one in pool), len(sizes), N_KEPT) for kind in kinds]
-    new = [stop - start for start, stop in zip([0, *sizes], sizes, strict=False)]
-    return sum(n * (1 + each * sum(counts)) for n, counts in zip(new, zip(*by_kind, strict=True), strict=True))
+def scan_cost(n_layers: int, max_span: int, n_questions: int, kinds: Sequence[str]) -> float:
+    """Plain forwards of a scan's race over spans of at most `max_span` blocks (0: any)."""
+    return race_cost(n_layers, candidates(n_layers, kinds, 0.5, max_span), schedule(n_questions, FIRST), N_KEPT)
 
 
 def check_questions(available: Mapping[str, Mapping[str, int]]) -> None:
@@ -91,37 +85,29 @@ def sizes_of(n_layers: int, plain_ms: float, asked: RetrofitConfig, available: M
     choices = [
         (span, n)
         for span, fewest in (*spans, (max(1, needed), FIRST), (0, FIRST))
-        for n in _halves(128)
+        for n in SCANNED
         if n >= fewest and -(-n // n_tasks) <= each and (span == 0 or span >= needed)
     ]
-    fitting = [(span, n) for span, n in choices if race_cost(n_layers, span, n, asked.kinds) <= SCAN * forwards]
+    costs = {(span, n): scan_cost(n_layers, span, n, asked.kinds) for span, n in choices}
+    fitting = [choice for choice, cost in costs.items() if cost <= SCAN * forwards]
     if not fitting:
-        cost = min(race_cost(n_layers, span, n, asked.kinds) for span, n in choices)
-        minutes = math.ceil(10 * cost * plain_ms / 60_000 / SCAN) / 10
+        minutes = math.ceil(10 * min(costs.values()) * plain_ms / 60_000 / SCAN) / 10
         raise InputError(
             f"--minutes {asked.minutes:g} is too short here, where the base takes {plain_ms / 1000:.2g} s a question: give at least "
             f"{minutes:g}, or a smaller model"
         )
     (span, scanned), most = fitting[0], {split: max(of[split] for of in available.values()) for split in SPLITS}
 
-    def share(part: float, cost: float, split: str) -> int:
-        return min(most[split], max(FEWEST, int(part * forwards / (n_tasks * cost))))
+    def share(part: float, cost: float, *splits: str) -> int:
+        return min(max(most[split] for split in splits), max(FEWEST, int(part * forwards / (n_tasks * cost))))
 
     searched = int(SEARCH * forwards / (n_tasks * SEARCHED))
     return Sizes(
         plain_ms=plain_ms,
         scanned=scanned,
         max_span=span,
-        listed=min(max(most["fit"], most["tune"]), max(FEWEST, int(LIST * forwards / (n_tasks * 2 * N_LISTED * 0.6)))),
+        listed=share(LIST, 2 * N_LISTED * 0.6, "fit", "tune"),
         searched=min(most["fit"], searched) if searched >= FEWEST and most["fit"] >= FEWEST else 0,
         tuned=share(TUNE, ON_TUNE, "tune"),
         calibrated=share(CALIBRATE, ON_CALIBRATE, "calibrate"),
     )
-
-
-def _halves(most: int) -> Sequence[int]:
-    """128, 64, ..., 8."""
-    found = [most]
-    while found[-1] > FIRST:
-        found.append(found[-1] // 2)
-    return found

@@ -13,6 +13,7 @@ from drllm.runs.earlier import OTHER_TASKS, with_earlier
 from drllm.runs.layout import MANIFEST_FILE, METRICS_FILE, RunFolder
 from drllm.runs.manifest import Manifest
 from drllm.runs.provenance import read_jobs
+from drllm.runs.recommendation import Recommendation, read_recommendation
 from drllm.runs.records import RouteRecord, read_records
 from drllm.runs.scan_result import Cell, ScanResult, read_map, read_scan
 from drllm.runs.summary import Summary
@@ -31,6 +32,7 @@ class Run:
     left_out: what they left and the summary is without, in lines, by split.
     questions: rows of the per-question files by (split, method, task).
     policies: the configuration of each saved policy, by its name in the run.
+    recommendation: which policy a retrofit says to deploy; None where none was asked.
     scan, map: what a scan found, and every candidate of it; None and empty without one.
     """
 
@@ -43,6 +45,7 @@ class Run:
     left_out: dict[str, list[str]]
     questions: dict[tuple[str, str, str], list[dict[str, Any]]]
     policies: dict[str, dict[str, Any]]
+    recommendation: Recommendation | None = None
     scan: ScanResult | None = None
     map: Sequence[Cell] = ()
 
@@ -74,8 +77,9 @@ def load_run(folder: Path) -> Run:
         what = "no search, training or evaluation, and no finished scan"
         raise ArtifactError(f"{str(folder)!r} holds {what}: give the --out of a search, evaluate, scan or retrofit")
     policies = {path.name: _json(path / CONFIG_FILE) for path in run.policies()}
+    recommendation = read_recommendation(run.recommendation)
     scan = (read_scan(run.scan), read_map(run.scan)) if scanned else (None, ())
-    return Run(folder, read_jobs(folder), manifests, records, epochs, summaries, left_out, questions, policies, *scan)
+    return Run(folder, read_jobs(folder), manifests, records, epochs, summaries, left_out, questions, policies, recommendation, *scan)
 
 
 def _n_blocks(routes: Iterable[str], path: Path) -> list[int]:

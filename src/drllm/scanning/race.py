@@ -62,6 +62,12 @@ def shares(n_candidates: int, n_rounds: int, n_kept: int) -> list[int]:
     return sizes
 
 
+def by_round(kinds: Sequence[str], n_rounds: int, n_kept: int) -> list[int]:
+    """How many candidates run in each round, of all kinds together; `kinds`: of each candidate."""
+    each = [shares(kinds.count(kind), n_rounds, n_kept) for kind in dict.fromkeys(kinds)]
+    return [sum(counts) for counts in zip(*each, strict=True)]
+
+
 def scores(verdicts_QR: np.ndarray, margins_QR: np.ndarray) -> np.ndarray:
     """How well each route answers each question, from 0 to 1 (Q, R): half for the verdict, half for how clearly the answer is right.
 

@@ -26,8 +26,8 @@ from drllm.runs.provenance import running
 from drllm.runs.scan_result import CLAIMED, RANDOM, WINNER, Cell, Cost, Measured, ScanResult, write_scan
 from drllm.scanning.measure import means, measured
 from drllm.scanning.questions import Asked, Bench, choose
-from drllm.scanning.race import Standing, race, schedule, scores, shares
-from drllm.scanning.spans import Candidate, block_runs, candidates, described, twins
+from drllm.scanning.race import Standing, by_round, race, schedule, scores
+from drllm.scanning.spans import Candidate, candidates, described, forwards_a_question, race_cost, twins
 from drllm.tasks import load_task
 
 N_LISTED = 32  # routes of best.txt, at most
@@ -143,14 +143,12 @@ class _Scan:
 
     def _forwards(self, chosen: Sequence[Candidate], n_questions: int) -> float:
         """Plain forwards that so many questions cost along the base's route and these."""
-        return n_questions * block_runs([Route.full(self.n_layers), *(one.route for one in chosen)]) / self.n_layers
+        return n_questions * forwards_a_question(self.n_layers, chosen)
 
     def _race(self) -> Standing:
         kinds = [one.kind for one in self.pool]
         counts = self._counts()
-        per_candidate = (self.cost.full / len(self.raced) - 1) / len(self.pool)
-        new = np.diff([0, *self.sizes])
-        guess = float(sum(n * (1 + per_candidate * count) for n, count in zip(new, counts, strict=True)))
+        guess = race_cost(self.n_layers, self.pool, self.sizes, self.config.winners)
         rounds = ", ".join(f"{count} on {size}" for count, size in zip(counts, self.sizes, strict=True))
         say(f"scan: candidates on questions by round: {rounds}")
         say(f"scan: about {guess:,.0f} plain forwards, {guess / self.cost.full:.0%} of the {self.cost.full:,.0f} of all on all")
@@ -171,9 +169,7 @@ class _Scan:
 
     def _counts(self) -> list[int]:
         """Candidates in each round."""
-        kinds = [one.kind for one in self.pool]
-        by_kind = [shares(kinds.count(kind), len(self.sizes), self.config.winners) for kind in dict.fromkeys(kinds)]
-        return [sum(counts) for counts in zip(*by_kind, strict=True)]
+        return by_round([one.kind for one in self.pool], len(self.sizes), self.config.winners)
 
     def _winners(self, standing: Standing) -> list[Candidate]:
         """The best of all, then the best of each kind that is not among them."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from drllm.core.route import Route
 from drllm.core.span import Span, block_span
+from drllm.scanning.race import by_round
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +101,20 @@ def block_runs(routes: Iterable[Route]) -> int:
                     n_runs += step.strength == 1
                 node = nodes[node, step]
     return n_runs
+
+
+def forwards_a_question(n_layers: int, chosen: Sequence[Candidate]) -> float:
+    """Plain forwards that one question costs along the base's route and these."""
+    return block_runs([Route.full(n_layers), *(one.route for one in chosen)]) / n_layers
+
+
+def race_cost(n_layers: int, pool: Sequence[Candidate], sizes: Sequence[int], n_kept: int) -> float:
+    """About how many plain forwards a race costs, where every candidate costs the same share of all.
+
+    Args:
+        sizes, n_kept: as of `drllm.scanning.race.race`.
+    """
+    each = (forwards_a_question(n_layers, pool) - 1) / len(pool)
+    new = [stop - start for start, stop in itertools.pairwise([0, *sizes])]
+    counts = by_round([one.kind for one in pool], len(sizes), n_kept)
+    return sum(n * (1 + each * count) for n, count in zip(new, counts, strict=True))

@@ -49,6 +49,10 @@ class _Listing:
     between: str
     continuation: str
 
+    def text(self, example: Example) -> str:
+        """The options as the prompt shows them."""
+        return self.between.join(_filled(self.item, example))
+
 
 _LISTINGS = {  # by the field of a template that stands for the options
     "{options}": _Listing("{letter}. {choice}", "\n", "{letter}"),
@@ -118,7 +122,7 @@ class Task:
             for name, listing in _LISTINGS.items():
                 if name in text:
                     continuations = _filled(listing.continuation, example)
-                    text = text.replace(name, listing.between.join(_filled(listing.item, example)))
+                    text = text.replace(name, listing.text(example))
             text = text.replace("{last}", LETTERS[len(example.choices) - 1])
         text = text.replace("{question}", question)
         passage = example.context.lstrip() if self.passage_end else example.context
@@ -138,7 +142,7 @@ class Task:
         """Chat messages that list the lettered options and ask for the letter alone; at most 26 options, else InputError."""
         self._need("letter")
         self._need_letters(example, "a letter prompt")
-        options = "\n".join(_filled(_LISTINGS["{options}"].item, self._dealt(example)))
+        options = _LISTINGS["{options}"].text(self._dealt(example))
         passage = f"{example.context.strip()}\n\n" if example.context else ""
         ask = "Answer with the letter of the correct option only."
         return [{"role": "user", "content": f"{passage}Question: {example.question}\n\n{options}\n\n{ask}"}]

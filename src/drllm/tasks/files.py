@@ -126,8 +126,7 @@ def folder_rows(task: Task, folder: Path, dropped: Counter[str]) -> list[Example
     folder = folder / task.name if (folder / task.name).is_dir() else folder
     rows: list[Example] = []
     for path in _files(folder):
-        part = _PART_NAMES.get(path.stem, path.stem)
-        if part in PARTS:
+        if part := _part_of(path.stem):
             rows += [replace(row, part=part) for row in file_rows(task, path, dropped)]
     if not rows:
         raise InputError(f"{folder}: no train.jsonl, dev.jsonl or test.jsonl; --data expects a JSON-lines file or a folder with these")
@@ -177,7 +176,7 @@ _PART_NAMES = {"dev": "validation", "valid": "validation", "val": "validation"}
 
 
 def _part_of(name: str) -> str:
-    """The part that a split of the Hub is; none for one of another name."""
+    """The part that a file of a folder, or a split of the Hub, is by its name; none for another name."""
     part = _PART_NAMES.get(name, name)
     return part if part in PARTS else ""
 

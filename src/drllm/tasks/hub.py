@@ -20,16 +20,14 @@ class HubUnavailable(Exception):
 def hub_rows(task: Task, dropped: Counter[str]) -> tuple[str, list[Example]]:
     """Label of the source and all rows of the task. Raises HubUnavailable, or InputError for rows of an unexpected layout."""
     repos, config, parts = _SETS["dart" if task.level else task.name]
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError:
-        raise HubUnavailable("the datasets library is not installed") from None
     loaded = []
     for repo in repos.split():
         try:
-            loaded.append(datasets.load_dataset(repo, config))
-        except (*network_errors(), datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-            raise HubUnavailable(f"{repo} could not be loaded: {type(error).__name__}: {first_line(error, 200)}") from error
+            loaded.append(_load(repo, config))
+        except ImportError:
+            raise HubUnavailable("the datasets library is not installed") from None
+        except HubUnavailable as error:
+            raise HubUnavailable(f"{repo} could not be loaded: {error}") from error
     label = repos if config is None else f"{repos} {config}"
     try:
         rows = list(_dart(task, loaded[0]["train"], dropped) if task.level else _rows(task, loaded, parts))
@@ -37,6 +35,15 @@ def hub_rows(task: Task, dropped: Counter[str]) -> tuple[str, list[Example]]:
         what = f"{type(error).__name__}: {error}"
         raise InputError(f"Hub data set {label} has an unexpected layout ({what}): give --data FILE.jsonl instead") from error
     return f"Hub {label}", rows
+
+
+def _load(repo: str, config: str | None) -> Any:
+    """A data set by its splits; ImportError without the library, HubUnavailable with what it says."""
+    datasets = importlib.import_module("datasets")
+    try:
+        return datasets.load_dataset(repo, config)
+    except (*network_errors(), datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise HubUnavailable(f"{type(error).__name__}: {first_line(error, 200)}") from error
 
 
 def is_on_hub(data: str | Path) -> bool:
@@ -51,13 +58,11 @@ def named_rows(data: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not owner or not name:
         raise InputError(f"--data {data} names no data set: write hub:OWNER/NAME, or hub:OWNER/NAME/CONFIGURATION")
     try:
-        datasets = importlib.import_module("datasets")
-        loaded = datasets.load_dataset(f"{owner}/{name}", config or None)
+        loaded = _load(f"{owner}/{name}", config or None)
     except ImportError:
         raise InputError(f"--data {data} needs the datasets library: pip install datasets, or give a file") from None
-    except (*network_errors(), datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        what = f"{type(error).__name__}: {first_line(error, 200)}"
-        raise InputError(f"--data {data} could not be loaded ({what}): check its name and the network, or give a file") from error
+    except HubUnavailable as error:
+        raise InputError(f"--data {data} could not be loaded ({error}): check its name and the network, or give a file") from error
     for split, rows in loaded.items():
         for row in rows:
             yield split, dict(row)
