@@ -1,0 +1,72 @@
+"""The Python of README and docs, run as it is printed, on the real model."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from drllm import Route
+from drllm.cli.main import main as drllm
+from drllm.model.packages import PACKAGED
+
+ROOT = Path(__file__).parents[2]
+MODEL = "smollm2-135m-q4"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(PACKAGED[MODEL].installed is None, reason=f"needs the data package of {MODEL} (drllm models)"),
+]
+
+
+def blocks(page: str) -> list[str]:
+    """The Python of a page, block by block."""
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.S | re.M)
+
+
+def run(code: str, names: dict) -> dict:
+    """One block, with the names of those before it."""
+    exec(compile(code, "a page", "exec"), names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where README's code has run."""
+    folder = tmp_path_factory.mktemp("readme")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        (code,) = blocks("README.md")
+        names = run(code, {})
+    assert names["out"].route.n_passes == 33
+    return folder
+
+
+def test_the_readmes_code_searches_trains_evaluates_and_reports(folder):
+    run_folder = folder / "runs" / "a"
+    assert (run_folder / "routers" / "drllm.json").is_file()
+    assert {"base", "routers", "shuffled"} <= {path.name for path in (run_folder / "evaluate").iterdir()}
+    assert (run_folder / "report" / "report.html").stat().st_size > 100_000
+
+
+def test_its_records_open_in_datasets_pandas_and_duckdb(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    of_datasets, of_pandas, of_duckdb = blocks("docs/formats.md")
+    pytest.importorskip("datasets")
+    run(of_datasets, {})
+    assert all(Route(route).n_layers == 30 for route in ast.literal_eval(capsys.readouterr().out.splitlines()[-1]))
+    run(of_pandas, {})
+    assert "routes" in capsys.readouterr().out
+    run(of_duckdb, {})
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_exports_open_as_the_page_says(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    stock, of_peft, _ = blocks("docs/export.md")  # the third needs the Hub
+    assert drllm(["export", "--model", MODEL, "--dtype", "float32", "--route", "1" * 13 + "0" + "1" * 16, "--out", "skip13"]) == 0
+    assert len(run(stock, {})["model"].model.layers) == 29
+    assert drllm(["export", "--model", "skip13", "--route", "0-14,12-28", "--format", "peft", "--out", "looped"]) == 0
+    assert len(run(of_peft, {})["model"].base_model.model.model.layers) == 32
