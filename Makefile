@@ -68,8 +68,8 @@ test-mutants: $(VENV)/.installed-mutants
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/mutmut run --max-children $(WORKERS) $(MUTANTS)
 	$(BIN)/python tools/mutants.py
 
-# Tests of serving run their servers in .venv-serve.
-test-slow: $(VENV)/.installed-slow serve-env lint-serve
+# Tests of serving run their servers in .venv-serve; recipes and GGUF files are read by mergekit and, where npm is, by llama.cpp.
+test-slow: $(VENV)/.installed-slow serve-env lint-serve mergekit-env $(if $(shell command -v npm),llama-cpp-env)
 	$(PYTEST) -m slow
 
 # One thread; alone on the machine, or the figures are noise. Reads ARC-Easy and GSM8K train questions from ../shared/data, else from the Hub.

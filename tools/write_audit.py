@@ -34,7 +34,11 @@ drllm scan --model ID --tasks arc_easy,arc_challenge,openbookqa --questions 0 --
 ```
 
 `ID` is a Hub id, a folder or a `.gguf` file. `0-14,12-29` runs blocks 12 to 14 twice; `--data FILE.jsonl` asks questions of your own.
-The route is measured beside a random span of its length. Without `--questions 0` every span is tried first (`docs/scan.md`).
+The same change at other blocks, drawn blindly, is measured beside it. Without `--questions 0` every span is tried first (`docs/scan.md`).
+
+Other claims that we know of are about models that do not run here: Qwen3.6-27B with blocks 33 to 36 twice (XpressAI, BFCL 82.6 to 84.5),
+Qwen3-4B with damped loops (arXiv 2605.23872, MMLU-Pro +2.64), Qwen2-72B with blocks 45 to 51 twice (dnhkng/RYS). The command above measures
+them where they fit.
 
 What others found when they measured again: the best span of Qwen3.5-27B shrank from +.210 on 32 probes to +.129 on 259 (dnhkng/RYS); the
 headline of llm-circuit-finder, .22 to .76, was withdrawn by its author after a full run.

@@ -257,7 +257,8 @@ def test_numbers_of_other_libraries_become_python_s():
     route = Route.full(6).loop(np.int64(1), np.int64(2), strength=np.float64(0.5))
     assert str(route) == "0-2,(1-2)*0.5,3-5"
     assert {type(number) for span in route.spans for number in span} == {int, float}
-    for arguments in ((1, 2, "a"), (1, 2, 1.0, 2.5)):
+    assert Route.full(6).loop(1, 2, times=np.int64(3)) == Route.full(6).loop(1, 2, times=3)
+    for arguments in ((1, 2, "a"), (1, 2, 1.0, 2.5), (1.5, 2), ("a", 2), (1, None)):
         with pytest.raises(InputError):
             Route.full(6).loop(*arguments)
     for path, shown in (([0, 1.7], r"1\.7"), (["0"], "'0'"), ([None], "None")):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from drllm import Route, RoutedModel
 from drllm.deploy.export import export
+from drllm.deploy.formats import gguf_file
+from drllm.model.gguf_header import read_header
 from drllm.model.load import gguf_path
 
 pytest.importorskip("gguf", reason="needs gguf (pip install gguf)")
@@ -68,3 +71,29 @@ def test_the_quantised_file_runs(exported, tmp_path):
     print(f"{name} {route}: {sum(same)} of {len(same)} texts of {N_TOKENS} tokens are the same with quantised weights")
     base = [a == b for a, b in zip(theirs, ours(routed, Route.full(routed.n_layers)), strict=True)]
     assert sum(same) > sum(base)
+
+
+BY_LAYER = ("llama.attention.head_count_kv", "llama.feed_forward_length")
+
+
+def test_arrays_by_layer_are_what_llama_cpp_wants(tmp_path, monkeypatch):
+    """Numbers that stand once a layer: as long as the path, llama.cpp loads the file and says the same; as long as the base, it refuses."""
+    source, route = gguf_path("smollm2-135m-q4"), Route.parse("0-14,12-29")
+    assert source is not None
+    texts = {}
+    for name, keys in (("plain", ()), ("by_layer", BY_LAYER)):
+        base = RoutedModel.wrap(str(llamacpp.unpack(source, tmp_path / f"{name}.gguf", keys)), dtype=torch.float32)
+        export(base, route, tmp_path / "exported" / name, "gguf")
+        texts[name] = llamacpp.greedy_texts(tmp_path / "exported" / name / f"{name}.gguf", PROMPTS[:5], N_TOKENS, tmp_path)
+    found = read_header(tmp_path / "exported" / "by_layer" / "by_layer.gguf").entries
+    assert {len(found[key].value) for key in BY_LAYER} == {route.n_passes}
+    assert texts["by_layer"] == texts["plain"]
+    followed = gguf_file.changed_entries
+
+    def left_alone(*arguments: Any) -> dict:
+        return {key: entry for key, entry in followed(*arguments).items() if key not in BY_LAYER}
+
+    monkeypatch.setattr(gguf_file, "changed_entries", left_alone)
+    export(base, route, tmp_path / "exported" / "wrong", "gguf")
+    with pytest.raises(AssertionError, match=r"head_count_kv|feed_forward_length|load"):
+        llamacpp.greedy_texts(tmp_path / "exported" / "wrong" / "wrong.gguf", PROMPTS[:1], N_TOKENS, tmp_path)

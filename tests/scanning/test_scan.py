@@ -21,9 +21,11 @@ from drllm.cli.main import main
 from drllm.core.errors import InputError
 from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import read_manifest
+from drllm.runs.provenance import read_jobs
 from drllm.runs.records import read_records
 from drllm.runs.scan_result import LEAD, RANDOM, WINNER, read_map, read_scan
-from drllm.scanning.questions import choose
+from drllm.scanning.measure import by_chance
+from drllm.scanning.questions import Bench, choose
 from drllm.scanning.spans import block_runs, candidates
 from drllm.searching.runner import read_routes
 from drllm.tasks import load_task
@@ -96,6 +98,17 @@ def test_the_best_are_the_best_of_the_map_and_can_be_searched(scanned):
     assert {row.route for row in winners[2:]} == best - {cell.route for cell in last[:2]}
 
 
+def test_the_cost_is_told_before_and_after(data, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "drllm")
+    result = scan(runs.model(), [runs.TASK], replace(SMALL, fresh=4), tmp_path, data)
+    (before,) = [line for line in caplog.messages if "of all on all" in line and "about" in line]
+    (again,) = [line for line in caplog.messages if line.startswith("scan: measuring the winners again: about")]
+    (after,) = [line for line in caplog.messages if line.startswith("scan: the race cost")]
+    assert float(before.split()[2]) == pytest.approx(result.cost.race, rel=0.15)
+    assert f"{result.cost.race:,.0f} plain forwards" in after
+    assert float(again.split()[6]) == pytest.approx(result.cost.random + result.cost.fresh, rel=0.5)
+
+
 def test_the_cost_is_the_nodes_of_the_tries(scanned):
     folder = RunFolder(scanned).scan
     cost = read_scan(folder).cost
@@ -165,6 +178,35 @@ def test_without_a_race_only_the_claim_is_measured_beside_a_random_span(data, tm
     report(tmp_path)
 
 
+def test_a_claim_of_any_form_stands_beside_the_same_change_elsewhere(data, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "drllm")
+    claims = [Route.full(runs.L).loop(1, 2, 0.3), Route.full(runs.L).loop(1, 1, times=3), Route.full(runs.L).loop(0, 3)]
+    result = scan(runs.model(), [runs.TASK], replace(SMALL, questions=0), tmp_path, data, claimed=claims)
+    others = [Route.parse(row.route, runs.L) for row in result.in_group(RANDOM)]
+    assert [route.n_passes for route in others] == [6, 6]
+    assert {span.strength for span in others[0].spans} == {1, 0.3}
+    assert not set(others) & set(claims)
+    assert "scan: 0-3,0-3 fits at no other blocks: nothing random stands beside it" in caplog.messages
+
+
+def test_what_chance_alone_would_show_is_said(scanned):
+    """Where the coins fall as the answers did, that is what was seen; the mean over all coins lies above 0, since the best are named."""
+    chance = read_scan(RunFolder(scanned).scan).chance
+    assert chance is not None
+    assert chance.n == 16
+    assert chance.low < chance.mean < chance.high
+    assert "turned by a coin" in (report(scanned).parent / "report.md").read_text(encoding="utf-8")
+
+
+def test_chance_is_of_no_use_where_the_best_is_the_same_on_every_question():
+    """Two candidates, one always right where the base is wrong: whichever sign a question has, it counts as much for as against."""
+    verdicts = np.array([[False, True, False]] * 200)
+    found = by_chance(verdicts, np.full(verdicts.shape, np.nan), ["loop", "loop"], replace(SMALL, winners=1, n_resamples=2000))
+    # The best of two: the always-right one where coins favour it, the base's like where they do not.
+    assert found.mean == pytest.approx(0.5 * np.sqrt(2 / np.pi / 200), rel=0.1)
+    assert found.low == 0
+
+
 def test_generated_answers_race_by_their_verdicts_alone(data, tmp_path):
     routed = RoutedModel.wrap(families.build("llama", vocab_size=300, max_position_embeddings=512), byte_tokenizer())
     config = ScanConfig(kinds=("skip",), questions=4, first_questions=2, fresh=2, winners=1, reward="letter", n_resamples=100)
@@ -203,6 +245,14 @@ def test_a_mixture_of_experts_is_scanned_with_a_note(data, tmp_path, caplog):
     config = replace(SMALL, kinds=("loop", "skip"), questions=4, first_questions=2, fresh=2, winners=1)
     assert scan(routed, [runs.TASK], config, tmp_path, data).in_group(WINNER)
     assert sum("a mixture of experts rounds by what else is in a step" in line for line in caplog.messages) == 1
+    assert "Note: a mixture of experts rounds" in (report(tmp_path).parent / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_family_that_rescales_its_states_is_noted(data, tmp_path):
+    routed = RoutedModel.wrap(families.build("doge", vocab_size=300, max_position_embeddings=256), byte_tokenizer())
+    claim = Route.full(routed.n_layers).loop(0, 1)
+    result = scan(routed, [runs.TASK], replace(SMALL, questions=0, fresh=2), tmp_path, data, claimed=[claim])
+    assert "blocks of doge scale the states they are given, so a loop scales them once more" in result.notes
 
 
 @pytest.mark.slow
@@ -234,9 +284,11 @@ def test_settings_that_cannot_be_are_refused(changes, message):
         replace(SMALL, **changes)
 
 
-def test_fewer_questions_than_the_race_needs_is_one_line(data, tmp_path):
+def test_fewer_questions_than_the_race_needs_is_one_line_and_its_advice_works(data, tmp_path):
     with pytest.raises(InputError, match=r"arc_easy has \d+ questions in split fit that this model can be asked, the race needs 500"):
         scan(runs.model(), [runs.TASK], replace(SMALL, questions=500), tmp_path, data)
+    fewer = replace(SMALL, questions=4, kinds=("skip",), fresh=0)
+    assert scan(runs.model(), [runs.TASK], fewer, tmp_path, data).sizes == [4]
     n_fit = len(load_task(runs.TASK, data).examples["fit"])
     with pytest.raises(InputError, match="no question of split fit is left to measure the winners again"):
         scan(runs.model(), [runs.TASK], replace(SMALL, questions=n_fit), tmp_path / "b", data)
@@ -247,6 +299,10 @@ def test_routes_of_another_model_and_empty_jobs_are_refused(data, tmp_path):
         scan(runs.model(), [runs.TASK], SMALL, tmp_path, data, claimed=[Route.full(5)])
     with pytest.raises(InputError, match="--questions 0 races nothing"):
         scan(runs.model(), [runs.TASK], replace(SMALL, questions=0), tmp_path, data)
+    scan(runs.model(), [runs.TASK], replace(SMALL, questions=4, fresh=0, kinds=("skip",)), tmp_path / "one", data)
+    other = RoutedModel.wrap(families.build("gpt2", vocab_size=300), byte_tokenizer())
+    with pytest.raises(ArtifactError, match=r"was scanned with model = '\w+', now it is '\w+': use another --out"):
+        scan(other, [runs.TASK], replace(SMALL, questions=4, fresh=0, kinds=("skip",)), tmp_path / "one", data)
     with pytest.raises(InputError, match="--claimed needs questions to measure the route on"):
         scan(runs.model(), [runs.TASK], replace(SMALL, fresh=0), tmp_path, data, claimed=[CLAIM])
 
@@ -263,6 +319,57 @@ def test_the_command_refuses_in_one_line_before_a_model_loads(capsys, tmp_path):
         assert main([*common, *extra]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """The tiny model as a folder, for commands."""
+    folder = tmp_path_factory.mktemp("model")
+    runs.model().unwrap().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def command(model: Path, data: Path, out: Path, *more: str) -> list[str]:
+    sizes = ["--questions", "8", "--first-questions", "4", "--fresh", "4", "--winners", "1", "--max-step-tokens", "600"]
+    return ["scan", "--model", str(model), "--tasks", "arc_easy", "--data", str(data), "--out", str(out), "--kinds", "skip", *sizes, *more]
+
+
+def test_a_model_that_cannot_be_routed_and_a_span_outside_of_it_are_one_line(saved, data, tmp_path, capsys):
+    families.build(min(families.REFUSED)).save_pretrained(tmp_path / "refused")
+    byte_tokenizer().save_pretrained(tmp_path / "refused")
+    for model, more, message in (
+        (tmp_path / "refused", (), "drllm: error: "),
+        (saved, ("--claimed", "0-3,2-9"), "got block 9 in a path through 4 blocks, 0 to 3"),
+    ):
+        capsys.readouterr()
+        assert main(command(model, data, tmp_path / "out", *more)) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert message in line
+        assert not (tmp_path / "out" / "scan").exists()
+
+
+def test_interrupted_it_says_so_and_goes_on(saved, data, tmp_path, capsys, monkeypatch):
+    asked, asking = [], Bench.ask
+
+    def second_fails(self, *arguments):
+        asked.append(arguments)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return asking(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bench, "ask", second_fails)
+        assert main(command(saved, data, tmp_path / "a")) == 130
+    assert capsys.readouterr().err.endswith("drllm: interrupted; finished work is kept, the same command resumes\n")
+    assert read_jobs(tmp_path / "a")[-1]["status"] == "interrupted"
+    with pytest.raises(ArtifactError, match="no search, training or evaluation, and no finished scan"):
+        report(tmp_path / "a")
+    search(runs.model(), [runs.TASK], SearchConfig(n_simulations=0, sweep_questions=0, limit=2, verify=False), tmp_path / "a", data)
+    assert "The scan is unfinished: run the same `drllm scan` again" in (report(tmp_path / "a").parent / "report.md").read_text("utf-8")
+    assert main(command(saved, data, tmp_path / "a")) == 0
+    assert main(command(saved, data, tmp_path / "b")) == 0
+    assert changed(runs.folder_bytes(tmp_path / "a" / "scan"), runs.folder_bytes(tmp_path / "b" / "scan")) == []
 
 
 # --- the report -------------------------------------------------------------------------------------------------------------------------

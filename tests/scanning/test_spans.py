@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from drllm import Route
-from drllm.scanning.spans import block_runs, candidate, candidates, described, twins
+from drllm.scanning.race import by_round, schedule
+from drllm.scanning.spans import block_runs, candidate, candidates, described, elsewhere, forwards_a_question, race_cost, twins
 
 KINDS = ("loop", "damped", "skip")
 
@@ -85,3 +88,33 @@ def test_the_longest_span_has_a_twin_of_the_nearest_length():
 def test_a_kind_that_is_all_chosen_has_no_twin():
     pool = candidates(1, KINDS, 0.5)
     assert twins([pool[0]], pool, seed=0) == []
+
+
+@pytest.mark.parametrize("text", ["0-4,3-7", "0-4,(3-4)*0.3,5-7", "0-4,3-4,3-7", "11100111", "0-2,1-4,3-7", "0-1,3-7", "11112111"])
+def test_a_change_stands_elsewhere_as_it_is(text):
+    route, generator = Route.parse(text, 8), random.Random(0)
+    drawn = {elsewhere(route, generator) for _ in range(50)}
+    assert len(drawn) > 2
+    assert route not in drawn
+    assert {one.n_passes for one in drawn if one} == {route.n_passes}
+    kind, moved = described(route, 0.5), [described(one, 0.5) for one in drawn if one]
+    assert kind is None or {(one.kind, one.length) for one in moved if one} == {(kind.kind, kind.length)}
+    strengths = {tuple(span.strength for span in one.spans if span.strength < 1) for one in drawn if one}
+    assert strengths == {tuple(span.strength for span in route.spans if span.strength < 1)}
+
+
+def test_what_has_no_other_place_stays():
+    generator = random.Random(0)
+    assert elsewhere(Route.full(4), generator) is None
+    assert elsewhere(Route.full(4).loop(0, 3), generator) is None
+
+
+def test_the_cost_of_a_race_counts_that_fewer_share_less():
+    """Whoever goes on, it is near: the stored race of SmolLM2 cost 18,269 plain forwards, docs/scan.md."""
+    pool, sizes = candidates(30, KINDS, 0.5), schedule(128, 8)
+    guess = race_cost(30, pool, sizes, 5)
+    assert guess == pytest.approx(18_269, rel=0.1)
+    generator, cost = random.Random(7), 0.0
+    for n, count in zip((8, 8, 16, 32, 64), by_round([one.kind for one in pool], 5, 5), strict=True):
+        cost += n * forwards_a_question(30, generator.sample(pool, count))
+    assert guess == pytest.approx(cost, rel=0.05)

@@ -35,6 +35,7 @@ pytestmark = [
 ]
 FULL = "1" * 30
 ROUTES = [FULL, f"{FULL[:16]}000{FULL[19:]}", f"{FULL[:14]}000000{FULL[20:]}", "0-16,14-27,27-29"]  # the last: 14-16 again, 27 twice
+DAMPED = "0-16,(14-16)*0.5,17-29"
 TOPICS = [
     "plants",
     "iron",
@@ -184,7 +185,7 @@ def test_streams_and_chats(server):
 
 def test_a_forced_route_is_obeyed(server, routed):
     """Also by rows that a prefix cache could have served from another route, and by samples."""
-    for route in ROUTES:
+    for route in (*ROUTES, DAMPED):
         forced = {"vllm_xargs": {"drllm_route": route}}
         made = client(server).completions.create(model=MODEL, prompt=PROMPTS[0] * 12, max_tokens=8, temperature=0, extra_body=forced)
         (output,) = routed.generate([PROMPTS[0] * 12], policy=Route.parse(route), max_new_tokens=8)
@@ -455,6 +456,10 @@ def test_playground_while_an_answer_comes(server):
         assert page.locator("ol.blocks li:not(.again)").count() == 30
         again = page.locator("ol.blocks li.again")
         assert [one.get_attribute("title") for one in again.all()] == ["behind block 16: 14-16 again"]
+        titles = "route => { const list = document.createElement('ol'); drawBlocks(list, route, 30);"
+        titles += " return [...list.querySelectorAll('.again')].map(one => one.title); }"
+        assert page.evaluate(titles, DAMPED) == ["behind block 16: 14-16 again at strength 0.5"]
+        assert page.evaluate(titles, "0-1,3,2,4-29") == ["behind block 3: 2 runs"]
         inside = page.locator("ol.blocks li.inside").evaluate_all("all => all.map(one => one.title)")
         assert inside == [f"block {block} runs" for block in (14, 15, 16)]
         stop.click()

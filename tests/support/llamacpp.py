@@ -6,12 +6,13 @@ import json
 import os
 import struct
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
 import numpy as np
 
-from drllm.model.gguf_header import _text, number_entry, read_header
+from drllm.model.gguf_header import _text, list_entry, number_entry, read_header
 
 FOLDER = Path(os.environ.get("DRLLM_LLAMA_CPP") or Path(__file__).parents[2] / ".venv-llama-cpp")
 IS_THERE = (FOLDER / "node_modules" / "@fugood" / "llama.node").is_dir()
@@ -27,14 +28,19 @@ def greedy_texts(model: Path, prompts: list[str], n_tokens: int, scratch: Path) 
     return json.loads(out.read_text())
 
 
-def unpack(source: Path, target: Path) -> Path:
+def unpack(source: Path, target: Path, by_layer: Sequence[str] = ()) -> Path:
     """The same model with every tensor in float32, unpacked by the gguf package.
 
     llama.cpp multiplies quantised weights with states that it quantises, too, so its texts part from ours at near ties; with float32
     weights both compute the same sums.
+
+    Args:
+        by_layer: numbers that are to stand once for each layer, as they do in models whose layers differ.
     """
     header, data = read_header(source), np.memmap(source, mode="r")
     entries = header.entries | {"general.file_type": number_entry(4, 0)}
+    n_layers = header.entries["llama.block_count"].value if by_layer else 0
+    entries |= {key: list_entry(header.entries[key].kind, [header.entries[key].value] * n_layers) for key in by_layer}
     kinds = [_shape_and_type(tensor.shape_and_type) for tensor in header.tensors]
     with target.open("wb") as file:
         file.write(b"GGUF" + struct.pack("<IQQ", header.version, len(header.tensors), len(entries)))

@@ -55,7 +55,7 @@ class Route:
     def parse(cls, text: str, n_layers: int | None = None) -> Route:
         """The route written as digits or as a path; `InputError` for anything else.
 
-        A path may have + for its commas, where those part values. `n_layers` is how many blocks a path leads through that does not say so
+        A path may have + for its commas, where those part values. `n_layers` is how many blocks a path leads through, which may say so
         itself; default one more than its last block.
         """
         if isinstance(text, str) and text and not set(text) - set("012"):
@@ -87,8 +87,13 @@ class Route:
 
     def loop(self, first: int, last: int, strength: float = 1.0, times: int = 2) -> Route:
         """This route with blocks `first` to `last` run `times` times in all, each time after the first with this strength."""
-        if not isinstance(times, int) or not 0 <= first <= last < len(self) or times < 2:
-            raise InputError(f"cannot loop blocks {first} to {last} {times} times: a route of {len(self)} blocks, run at least twice")
+        asked = f"cannot loop blocks {first} to {last} {times} times"
+        try:
+            first, last, times = map(operator.index, (first, last, times))
+        except TypeError:
+            raise InputError(f"{asked}: expected whole numbers") from None
+        if not 0 <= first <= last < len(self) or times < 2:
+            raise InputError(f"{asked}: a route of {len(self)} blocks, run at least twice")
         if skipped := [block for block in range(first, last + 1) if not self.actions[block]]:
             raise InputError(f"cannot loop blocks {first} to {last}: this route skips block {skipped[0]}")
         again = [Span(first, last, strength)] * (times - 1)
@@ -202,6 +207,13 @@ def _parse_path(text: str, n_layers: int | None) -> Route:
         raise InputError(f"cannot read route {text!r}: {_HOW}")
     spans = [_span(match.groupdict(), text) for match in matches if match]
     found = int(stated) if slash else n_layers or 1 + max(span.last for span in spans)
+    # Before spans are taken apart: a text of a few characters must not become a route of a million passes.
+    if n_layers and found != n_layers:
+        raise InputError(f"route {text!r} leads through {found} blocks, the model has {n_layers}")
+    if (outside := max(span.last for span in spans)) >= found > 0:
+        raise InputError(f"got block {outside} in a path through {found} blocks, 0 to {found - 1}")
+    if (n_passes := sum(len(span.blocks) for span in spans)) > MAX_PASSES * found > 0:
+        raise InputError(f"got {n_passes} passes in a path through {found} blocks: expected at most {MAX_PASSES} of one block")
     return Route.along(spans, found)
 
 

@@ -78,6 +78,9 @@ def _scan(run: Run) -> Iterator[Part]:
     """The map of the model; no word of it where none was made."""
     if run.scan is not None:
         yield from scan_parts(run.scan, run.map)
+    elif run.scan_is_unfinished:
+        yield Heading("Scan")
+        yield Paragraph("The scan is unfinished: run the same `drllm scan` again, which resumes.")
 
 
 def _results(run: Run) -> Iterator[Part]:

@@ -26,7 +26,9 @@ def scan_parts(result: ScanResult, cells: Sequence[Cell]) -> Iterator[Part]:
     if result.sizes:
         yield Paragraph(_raced(result))
     yield Table(HEADER, tuple(_table(result)), caption=_caption(result))
-    yield Paragraph(" ".join((conclusion(result), CURSE if result.in_group(RANDOM) else "")).strip())
+    yield Paragraph(" ".join(part for part in (conclusion(result), CURSE if result.in_group(RANDOM) else "", _by_chance(result)) if part))
+    if result.notes:
+        yield Paragraph(f"Note: {'; '.join(result.notes)}.")
     if claims := [sentence for row in result.in_group(CLAIMED) if (sentence := _claim(row))]:
         yield Paragraph(" ".join(claims))
     yield from (_map(result, kind, [cell for cell in cells if cell.kind == kind]) for kind in result.kinds if cells)
@@ -37,6 +39,7 @@ def scan_parts(result: ScanResult, cells: Sequence[Cell]) -> Iterator[Part]:
 def render(result: ScanResult) -> str:
     """The comparison for a terminal."""
     lines = [table_text(HEADER, _table(result), _caption(result)), *([_raced(result)] if result.sizes else []), conclusion(result)]
+    lines += [sentence for sentence in (_by_chance(result),) if sentence]
     return "\n".join([*lines, *(sentence for row in result.in_group(CLAIMED) if (sentence := _claim(row)))])
 
 
@@ -67,6 +70,17 @@ def _raced(result: ScanResult) -> str:
 
 def _caption(result: ScanResult) -> str:
     return f"{result.model or 'the model'} on {', '.join(result.tasks)}; differences to the base, in brackets: 95 % intervals"
+
+
+def _by_chance(result: ScanResult) -> str:
+    """The winner's curse, beside what was seen."""
+    found, seen = result.chance, result.mean_of(WINNER)
+    if found is None or seen is None or seen.raced is None:
+        return ""
+    return (
+        f"If no span changed anything (each question's differences turned by a coin, the winners named anew from the last round), winners "
+        f"would show {_shown(found)} points where they were chosen; these show {points(seen.raced.mean)}."
+    )
 
 
 def _claim(row: Measured) -> str:

@@ -34,6 +34,7 @@ class Run:
     policies: the configuration of each saved policy, by its name in the run.
     recommendation: which policy a retrofit says to deploy; None where none was asked.
     scan, map: what a scan found, and every candidate of it; None and empty without one.
+    scan_is_unfinished: whether one was begun.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Run:
     recommendation: Recommendation | None = None
     scan: ScanResult | None = None
     map: Sequence[Cell] = ()
+    scan_is_unfinished: bool = False
 
 
 def load_run(folder: Path) -> Run:
@@ -79,7 +81,9 @@ def load_run(folder: Path) -> Run:
     policies = {path.name: _json(path / CONFIG_FILE) for path in run.policies()}
     recommendation = read_recommendation(run.recommendation)
     scan = (read_scan(run.scan), read_map(run.scan)) if scanned else (None, ())
-    return Run(folder, read_jobs(folder), manifests, records, epochs, summaries, left_out, questions, policies, recommendation, *scan)
+    begun = run.scan.settings.is_file() and not scanned
+    read = (manifests, records, epochs, summaries, left_out, questions, policies, recommendation)
+    return Run(folder, read_jobs(folder), *read, *scan, begun)
 
 
 def _n_blocks(routes: Iterable[str], path: Path) -> list[int]:

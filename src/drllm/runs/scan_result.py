@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from drllm.core.errors import ArtifactError
@@ -118,10 +118,13 @@ class ScanResult(Stored):
         candidates: how many ran in each round.
         cost: in plain forwards.
         rows: winners, random spans and claimed routes; means: of the winners, of the random spans, and of the first minus the second.
+        chance: what winners seem to gain where they were chosen if no candidate differs from the base; None without a race.
+        notes: what a reader of the map should know of the model.
     """
 
+    OPTIONAL: ClassVar = ("chance",)
     PARTS: ClassVar = {"rows": Measured, "means": Measured}
-    ONES: ClassVar = {"cost": Cost}
+    ONES: ClassVar = {"cost": Cost, "chance": Difference}
     model: str
     fingerprint: str
     dtype: str
@@ -137,6 +140,8 @@ class ScanResult(Stored):
     cost: Cost
     rows: list[Measured]
     means: list[Measured]
+    chance: Difference | None = None
+    notes: list[str] = field(default_factory=list)
 
     def in_group(self, group: str) -> list[Measured]:
         """The rows of one group."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from drllm.core.config import ScanConfig
 from drllm.runs.scan_result import LEAD, RANDOM, WINNER, Difference, Measured
+from drllm.scanning.race import first_and_of_kinds, scores
 from drllm.scanning.spans import Candidate
 from drllm.stats.paired import discordant, mcnemar, paired_bootstrap
 
@@ -42,6 +43,28 @@ def means(groups: Mapping[str, Sequence[Candidate]], verdicts: Verdicts, tasks: 
             passes = [one.route.n_passes for one in groups[ours]]
             rows.append(Measured(group=name, passes=float(np.mean(passes)), raced=found.get(False), fresh=found.get(True)))
     return rows
+
+
+def by_chance(verdicts_QR: np.ndarray, margins_QR: np.ndarray, kinds: Sequence[str], config: ScanConfig) -> Difference:
+    """What the winners would seem to gain on the questions that chose them if no candidate differed from the base: the winner's curse.
+
+    Each question's differences to the base keep their size, and a coin gives their sign, the same for all candidates; then the winners are
+    named anew, as the race names them. It is of the last round's candidates alone, so the curse of the whole race is larger, if anything.
+
+    Args:
+        verdicts_QR, margins_QR: of the last round, the base first.
+        kinds: of its candidates.
+    """
+    found_QR = scores(verdicts_QR, margins_QR)
+    score_QC, right_QC = found_QR[:, 1:] - found_QR[:, :1], verdicts_QR[:, 1:].astype(float) - verdicts_QR[:, :1]
+    generator, gains = np.random.default_rng(config.seed), []
+    for _ in range(config.n_resamples):
+        signs_Q = generator.choice((-1.0, 1.0), size=len(score_QC))
+        order = np.argsort(-(signs_Q @ score_QC), kind="stable")
+        best = order[first_and_of_kinds([kinds[one] for one in order.tolist()], config.winners)]
+        gains.append(float((signs_Q @ right_QC[:, best]).mean() / len(signs_Q)))
+    low, high = np.quantile(gains, (0.025, 0.975))
+    return Difference(n=len(score_QC), mean=float(np.mean(gains)), low=float(low), high=float(high))
 
 
 def _mean_of(verdicts: Verdicts, group: str, fresh: bool) -> np.ndarray | None:

@@ -68,6 +68,12 @@ def by_round(kinds: Sequence[str], n_rounds: int, n_kept: int) -> list[int]:
     return [sum(counts) for counts in zip(*each, strict=True)]
 
 
+def first_and_of_kinds(kinds: Sequence[str], n: int) -> list[int]:
+    """Of ranked candidates, by their kinds: the places of the first `n`, then of the first of each kind that is not among them."""
+    firsts = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
+    return [*range(min(n, len(kinds))), *(place for place in firsts if place >= n)]
+
+
 def scores(verdicts_QR: np.ndarray, margins_QR: np.ndarray) -> np.ndarray:
     """How well each route answers each question, from 0 to 1 (Q, R): half for the verdict, half for how clearly the answer is right.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,10 +25,10 @@ from drllm.runs.layout import RunFolder, ScanFolder
 from drllm.runs.manifest import differences
 from drllm.runs.provenance import running
 from drllm.runs.scan_result import CLAIMED, RANDOM, WINNER, Cell, Cost, Measured, ScanResult, write_scan
-from drllm.scanning.measure import means, measured
+from drllm.scanning.measure import by_chance, means, measured
 from drllm.scanning.questions import Asked, Bench, choose
-from drllm.scanning.race import Standing, by_round, race, schedule, scores
-from drllm.scanning.spans import Candidate, candidates, described, forwards_a_question, race_cost, twins
+from drllm.scanning.race import Standing, by_round, first_and_of_kinds, race, schedule, scores
+from drllm.scanning.spans import Candidate, candidates, described, elsewhere, forwards_a_question, race_cost, twins
 from drllm.tasks import load_task
 
 N_LISTED = 32  # routes of best.txt, at most
@@ -47,7 +48,7 @@ def scan(
 
     All candidates answer a few questions, the better half of each kind twice as many, and so on (`drllm.scanning.race`). The best are named
     and then measured again on questions that chose nothing, beside as many random spans of the same kinds and lengths: what is left of the
-    lead, and what a span has that was drawn blindly.
+    lead, and what a span has that was drawn blindly. Without a race each claim stands beside the same change at other blocks.
 
     Args:
         routed: the model; its policy is not used.
@@ -72,11 +73,16 @@ def scan(
     cluster = connected(routed, resources) if resources.executor == "ray" else contextlib.nullcontext()
     folder, settings = RunFolder(out).scan, to_dict(config) | {"resources": to_dict(resources)}
     with torch_threads(resources.threads), cluster, running(out, "scan", settings, argv):
-        _check_settings(folder, {"tasks": list(loaded), "data": None if data is None else str(data)} | to_dict(config))
+        asked: dict[str, object] = {"model": routed.fingerprint, "dtype": str(routed.model.dtype).removeprefix("torch.")}
+        asked |= {"tasks": list(loaded), "data": None if data is None else str(data)} | to_dict(config)
+        _check_settings(folder, asked)
         for note in _notes(routed):
             say(f"scan: {note}")
         bench = Bench(routed, loaded, config, resources, data)
         raced, fresh = choose(routed, loaded, config)
+        if not folder.settings.is_file():  # not before the questions are known to be enough
+            folder.root.mkdir(parents=True, exist_ok=True)
+            write_json(folder.settings, asked)
         return _Scan(bench, folder, raced, fresh).run(claimed)
 
 
@@ -97,13 +103,12 @@ def _notes(routed: RoutedModel) -> Iterator[str]:
 
 
 def _check_settings(folder: ScanFolder, settings: dict[str, object]) -> None:
-    """Write what the scan was asked for, or refuse to go on with another one's rounds."""
-    again = "remove that folder and scan again"
+    """Refuse to go on with another scan's rounds. The first version did not write down model and dtype: its rounds tell of theirs."""
     if not folder.settings.is_file():
-        folder.root.mkdir(parents=True, exist_ok=True)
-        write_json(folder.settings, settings)
         return
-    for key, before, now in differences(read_json(folder.settings, again, dict), _as_read(settings)):
+    found = read_json(folder.settings, "remove that folder and scan again", dict)
+    about = {key: value for key, value in _as_read(settings).items() if key in found or key not in ("model", "dtype")}
+    for key, before, now in differences(found, about):
         raise ArtifactError(f"{folder.root} was scanned with {key} = {before}, now it is {now}: use another --out, or the same settings")
 
 
@@ -133,13 +138,30 @@ class _Scan:
         winners = [] if standing is None else self._winners(standing)
         if standing is not None:
             self._write_best(standing)
-        claims = [described(route, self.config.strength) or Candidate("", -1, -1, route) for route in dict.fromkeys(claimed)]
-        chosen = winners or [one for one in claims if one.kind]
-        rivals = twins(chosen, candidates(self.n_layers, self.config.kinds, self.config.strength), self.config.seed) if self.fresh else []
+        claims = [self._told(route) for route in dict.fromkeys(claimed)]
+        rivals = (self._twins(winners) if winners else self._moved(claims)) if self.fresh else []
         rows, by_group = self._measure(standing, winners, rivals, claims)
-        result = self._result(rows, by_group)
+        result = self._result(rows, by_group, standing)
         write_scan(self.folder, result, self._cells(standing))
         return result
+
+    def _told(self, route: Route) -> Candidate:
+        """The candidate that a route is; one without a kind for a route of another form."""
+        return described(route, self.config.strength) or Candidate("", -1, -1, route)
+
+    def _twins(self, winners: Sequence[Candidate]) -> list[Candidate]:
+        """Random spans of the winners' kinds and lengths."""
+        return twins(winners, candidates(self.n_layers, self.config.kinds, self.config.strength), self.config.seed)
+
+    def _moved(self, claims: Sequence[Candidate]) -> list[Candidate]:
+        """Each claimed change at other blocks, drawn blindly; a claim that has no other place is named."""
+        generator, found = random.Random(self.config.seed), []
+        for one in claims:
+            if (route := elsewhere(one.route, generator)) is None:
+                say(f"scan: {one.route} fits at no other blocks: nothing random stands beside it")
+            elif route not in {other.route for other in (*claims, *found)}:
+                found.append(self._told(route))
+        return found
 
     def _forwards(self, chosen: Sequence[Candidate], n_questions: int) -> float:
         """Plain forwards that so many questions cost along the base's route and these."""
@@ -152,6 +174,8 @@ class _Scan:
         rounds = ", ".join(f"{count} on {size}" for count, size in zip(counts, self.sizes, strict=True))
         say(f"scan: candidates on questions by round: {rounds}")
         say(f"scan: about {guess:,.0f} plain forwards, {guess / self.cost.full:.0%} of the {self.cost.full:,.0f} of all on all")
+        if self.fresh:
+            say(f"scan: measuring the winners again: about {self._again():,.0f} more, on {len(self.fresh)} questions")
         number = 0
 
         def ask(alive: list[int], start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -167,6 +191,12 @@ class _Scan:
         say(f"scan: the race cost {self.cost.race:,.0f} plain forwards, {self.cost.share:.0%} of all on all")
         return standing
 
+    def _again(self) -> float:
+        """About how many plain forwards: winners and random spans on new questions, the random ones on the others; all drawn blindly."""
+        n = self.config.winners + len(self.config.kinds) - 1
+        drawn = random.Random(0).sample(self.pool, min(2 * n, len(self.pool)))
+        return self._forwards(drawn, len(self.fresh)) + self._forwards(drawn[:n], len(self.raced))
+
     def _counts(self) -> list[int]:
         """Candidates in each round."""
         return by_round([one.kind for one in self.pool], len(self.sizes), self.config.winners)
@@ -174,9 +204,7 @@ class _Scan:
     def _winners(self, standing: Standing) -> list[Candidate]:
         """The best of all, then the best of each kind that is not among them."""
         ranked = [self.pool[one] for one in standing.ranking]
-        best = ranked[: self.config.winners]
-        of_kinds = [one for place, one in enumerate(ranked) if one.kind not in {other.kind for other in ranked[:place]}]
-        return [*best, *(one for one in of_kinds if one not in best)]
+        return [ranked[place] for place in first_and_of_kinds([one.kind for one in ranked], self.config.winners)]
 
     def _write_best(self, standing: Standing) -> None:
         """The routes of the last round, before any further question is read."""
@@ -220,8 +248,9 @@ class _Scan:
         self.cost = self.cost.changed(fresh=self.cost.fresh + self._forwards(chosen, len(self.fresh)))
         return self.bench.ask([one.route for one in chosen], self.fresh, self.config.fresh_split, out)[0]
 
-    def _result(self, rows: list[Measured], by_group: list[Measured]) -> ScanResult:
+    def _result(self, rows: list[Measured], by_group: list[Measured], standing: Standing | None) -> ScanResult:
         routed, config = self.bench.routed, self.config
+        kinds = [] if standing is None else [self.pool[one].kind for one in standing.last]
         return ScanResult(
             model=routed.base_id,
             fingerprint=routed.fingerprint,
@@ -238,6 +267,8 @@ class _Scan:
             cost=self.cost,
             rows=rows,
             means=by_group,
+            chance=None if standing is None else by_chance(standing.verdicts_QR, standing.margins_QR, kinds, config),
+            notes=list(_notes(routed)),
         )
 
     def _cells(self, standing: Standing | None) -> list[Cell]:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from drllm.core.route import Route
-from drllm.core.span import Span, block_span
-from drllm.scanning.race import by_round
+from drllm.core.span import Span, block_span, in_place
+from drllm.scanning.race import shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,27 @@ def described(route: Route, strength: float) -> Candidate | None:
     return next((one for one in alike if one.route == route), None)
 
 
+def elsewhere(route: Route, generator: random.Random) -> Route | None:
+    """The same change of the base at other blocks, drawn blindly; None where there is no other place, or no change.
+
+    What runs at the changed blocks is moved by so many blocks, loops with their spans.
+    """
+    n_layers, visits = len(route), route.visits
+    changed = [block for block, visit in enumerate(visits) if visit != in_place(block, 1)]
+    if not changed:
+        return None
+    first = min([changed[0], *(span.first for block in changed for span in visits[block])])
+    last = max(changed)
+    moves = [by for by in range(-first, n_layers - last) if by]
+    if not moves:
+        return None
+    by = generator.choice(moves)
+    moved = [in_place(block, 1) for block in range(n_layers)]
+    for block in range(first, last + 1):
+        moved[block + by] = tuple(span._replace(first=span.first + by, last=span.last + by) for span in visits[block])
+    return Route.of_visits(moved)
+
+
 def twins(chosen: Sequence[Candidate], pool: Sequence[Candidate], seed: int) -> list[Candidate]:
     """For each chosen candidate another of the same kind and length, drawn blindly: none twice, none that is chosen itself.
 
@@ -109,12 +130,16 @@ def forwards_a_question(n_layers: int, chosen: Sequence[Candidate]) -> float:
 
 
 def race_cost(n_layers: int, pool: Sequence[Candidate], sizes: Sequence[int], n_kept: int) -> float:
-    """About how many plain forwards a race costs, where every candidate costs the same share of all.
+    """About how many plain forwards a race costs: who goes on is drawn blindly. The fewer they are, the less they share.
 
     Args:
         sizes, n_kept: as of `drllm.scanning.race.race`.
     """
-    each = (forwards_a_question(n_layers, pool) - 1) / len(pool)
+    generator = random.Random(0)
     new = [stop - start for start, stop in itertools.pairwise([0, *sizes])]
-    counts = by_round([one.kind for one in pool], len(sizes), n_kept)
-    return sum(n * (1 + each * count) for n, count in zip(new, counts, strict=True))
+    by_kind = [[one for one in pool if one.kind == kind] for kind in dict.fromkeys(one.kind for one in pool)]
+    cost = 0.0
+    for number, n in enumerate(new):
+        alive = [one for alike in by_kind for one in generator.sample(alike, shares(len(alike), len(sizes), n_kept)[number])]
+        cost += n * forwards_a_question(n_layers, alive)
+    return cost
