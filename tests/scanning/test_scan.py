@@ -6,6 +6,9 @@ import importlib.util
 import logging
 import os
 import signal
+import subprocess
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -257,13 +260,25 @@ def test_a_family_that_rescales_its_states_is_noted(data, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray (pip install '.[ray]')")
-def test_two_ray_workers_write_the_bytes_of_one_process(data, tmp_path):
+def test_two_ray_workers_one_of_them_killed_write_the_bytes_of_one_process(data, tmp_path):
     runs.model().unwrap().save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
     routed = RoutedModel.wrap(str(tmp_path / "model"), dtype=torch.float32)
     scan(routed, [runs.TASK], SMALL, tmp_path / "one", data)
+    killed = threading.Thread(target=_kill_a_worker, args=(tmp_path / "two" / "scan",))
+    killed.start()
     scan(routed, [runs.TASK], SMALL, tmp_path / "two", data, resources=Resources(executor="ray", workers=2))
+    assert not killed.is_alive(), "a worker was killed amid the scan"
     assert changed(runs.folder_bytes(tmp_path / "one" / "scan"), runs.folder_bytes(tmp_path / "two" / "scan")) == []
+
+
+def _kill_a_worker(folder: Path) -> None:
+    """One of the two, when the first shard is written."""
+    found: list[str] = []
+    while len(found) < 2 or not list(folder.rglob("*.parquet")):
+        time.sleep(0.01)
+        found = subprocess.run(["pgrep", "-f", "^ray::Replica"], capture_output=True, text=True, check=False).stdout.split()
+    os.kill(int(found[0]), signal.SIGKILL)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def by_chance(verdicts_QR: np.ndarray, margins_QR: np.ndarray, kinds: Sequence[s
     for _ in range(config.n_resamples):
         signs_Q = generator.choice((-1.0, 1.0), size=len(score_QC))
         order = np.argsort(-(signs_Q @ score_QC), kind="stable")
-        best = order[first_and_of_kinds([kinds[one] for one in order.tolist()], config.winners)]
+        best = order[first_and_of_kinds(np.array(kinds)[order].tolist(), config.winners)]
         gains.append(float((signs_Q @ right_QC[:, best]).mean() / len(signs_Q)))
     low, high = np.quantile(gains, (0.025, 0.975))
     return Difference(n=len(score_QC), mean=float(np.mean(gains)), low=float(low), high=float(high))
