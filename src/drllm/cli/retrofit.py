@@ -42,7 +42,8 @@ def _check_flags(job: Job) -> None:
 
 
 def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: str | None, argv: list[str]) -> Lines:
-    from drllm.reporting.recommendation import panel
+    from drllm.cli.menu import is_interactive, offer
+    from drllm.reporting.recommendation import commands, panel
     from drllm.reporting.summary_table import render
     from drllm.retrofitting.recommend import recommend
 
@@ -54,6 +55,8 @@ def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], 
     yield render(result["summary"])
     yield f"report: {result['report']}"
     yield panel(found, out)
+    if is_interactive():
+        offer(commands(found, out), result["report"])
 
 
 def _paper(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: str | None, argv: list[str]) -> Lines:
