@@ -4,7 +4,8 @@
 
 Each checkout has a process of its own with one computing thread and SmolLM2-135M in it; they take turns, in an order drawn anew for each
 round, so that the machine's drift meets both. A round is eight prompts of ARC-Easy with 8 new tokens, under the base's route, one common
-route and eight different ones, and 4 questions x 8 routes through the log-likelihood scorer. Ratios are of one round, this checkout's
+route and eight different ones; 4 questions x 8 routes through the log-likelihood scorer; and two whole searches of two questions with eight
+simulations each, ARC-Easy by log-likelihood and arithmetic by generated answers. Ratios are of one round, this checkout's
 over the other's; their median stands with its 95 % interval by order statistics. CPU seconds of the process, so that another job beside
 does not count; the answers of both must be the same.
 """
@@ -17,11 +18,13 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 MODEL, N_QUESTIONS, N_ROUTES, N_PROMPTS, N_NEW = "smollm2-135m-q4", 4, 8, 8, 8
+SEARCHES = {"search": "arc_easy", "boxed": "arith-1"}  # parts and their tasks
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -44,16 +47,40 @@ def work(dtype: str) -> None:
     for line in sys.stdin:
         part = line.strip()
         started = time.process_time()
-        if part == "scorer":
+        if part in SEARCHES:
+            answer: Any = searched(routed, SEARCHES[part])
+        elif part == "scorer":
             scorer = LoglikScorer(routed, 512, packed=True)
             handles = scorer.open([scorer.question(task.task, example) for example in examples])
             verdicts = scorer.score([(handle, route) for handle in handles for route in routes])
-            answer: Any = [round(verdict.margin, 4) for verdict in verdicts]
+            answer = [round(verdict.margin, 4) for verdict in verdicts]
             scorer.close(handles)
         else:
             answer = [out.token_ids for out in routed.generate(prompts, policy=policies[part], max_new_tokens=N_NEW, do_sample=False)]
         sys.stdout.write(json.dumps({"seconds": time.process_time() - started, "answer": answer}) + "\n")
         sys.stdout.flush()
+
+
+def searched(routed: Any, task: str) -> Any:
+    """A small search from its start: routes, rewards and margins of each record."""
+    import pyarrow.parquet as pq
+
+    from drllm import SearchConfig, search
+
+    config = SearchConfig(limit=2, n_simulations=8, sweep_questions=0, verify=False, control=False, max_new_tokens=8)
+    with tempfile.TemporaryDirectory() as out:
+        search(routed, tasks=[task], config=config, out=out)
+        rows = [row for file in sorted(Path(out).rglob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    return [(row["routes"], row["rewards"], [str(round(margin, 4)) for margin in row["margins"]]) for row in rows]
+
+
+def commit(checkout: Path) -> str:
+    """What is checked out, with a plus where files were changed."""
+    told = [
+        subprocess.run(["git", "-C", str(checkout), *words], capture_output=True, text=True, check=True).stdout.strip()
+        for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no", "src"))
+    ]
+    return told[0] + ("+changes" if told[1] else "")
 
 
 def start(checkout: Path, dtype: str) -> subprocess.Popen[str]:
@@ -79,7 +106,7 @@ def main() -> int:
     parser.add_argument("other", nargs="?", type=Path)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--parts", default="base,common,different,scorer")
+    parser.add_argument("--parts", default="base,common,different,scorer,search,boxed")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -88,6 +115,7 @@ def main() -> int:
         return 0
     if arguments.other is None or not (arguments.other / "src" / "drllm").is_dir():
         parser.error(f"{arguments.other} is no checkout of drllm: give the folder that holds its src/")
+    from drllm.runs.provenance import hardware
     from timing import check_rounds, median_interval
 
     check_rounds(parser, arguments.rounds)
@@ -105,7 +133,8 @@ def main() -> int:
                     seconds[part][side].append(found["seconds"])
             if answers["this"] != answers["other"]:
                 raise SystemExit(f"the checkouts answer part {part} differently")
-    result: dict[str, Any] = {"rounds": arguments.rounds, "dtype": arguments.dtype, "seconds": seconds, "ratio": {}}
+    about = {"this": commit(ROOT), "other": commit(arguments.other), "processor": hardware()["processor"], "threads": 1}
+    result: dict[str, Any] = {**about, "rounds": arguments.rounds, "dtype": arguments.dtype, "seconds": seconds, "ratio": {}}
     for part, of_sides in seconds.items():
         middle, low, high = median_interval([a / b for a, b in zip(of_sides["this"], of_sides["other"], strict=True)])
         result["ratio"][part] = [middle, low, high]
