@@ -82,7 +82,7 @@ def run_with_figures(routed: RoutedModel, root: Path) -> Path:
     (root / "run").mkdir()
     folder = routed.save_pretrained(root / "run" / "static")
     (root / "run" / "run.json").write_text(json.dumps([{"argv": ["drllm", "train", "--out", "runs/a b"]}, {"argv": ["/x/pytest", "-q"]}]))
-    row = {"task": "arc_easy", "n": 200, "accuracy": 0.4, "mean_passes": 4.0, "mcnemar_p": None}
+    row = {"task": "arc_easy", "n": 200, "accuracy": 0.4, "wilson_low": 0.3, "wilson_high": 0.5, "mean_passes": 4.0, "n_layers": 4}
     ours = row | {
         "method": "static",
         "accuracy": 0.45,
@@ -97,6 +97,7 @@ def run_with_figures(routed: RoutedModel, root: Path) -> Path:
         place.mkdir(parents=True)
         summary = {
             "split": split,
+            "model": "someone/tiny",
             "reference": "base",
             "tasks": ["arc_easy"],
             "policies": {"static": digest},

@@ -24,11 +24,37 @@ _EVALUATE_ONLY = ("mindskip", "flexidepth", "oracle")
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A method beside the base on the same questions of a task: shares, and their difference with its 95 % interval."""
+
+    method: str
+    task: str
+    metric: str
+    n: int
+    base: float
+    value: float
+    difference: float
+    low: float
+    high: float
+    p: float | None  # McNemar's, where answers are right or wrong
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One evaluation of a policy."""
+
+    place: str  # "test split"
+    tasks: Sequence[str]
+    rows: Sequence[Figure]
+    mean_passes: float | None  # of the policy, over all tasks; None where it was not measured
+
+
+@dataclass(frozen=True)
 class CardFacts:
     """What a run knows of a policy."""
 
     method: str = ""  # its name in the run
-    summaries: Sequence[tuple[str, dict[str, Any]]] = ()  # (where, summary) of each evaluation of these very files: ("test split", {...})
+    comparisons: Sequence[Comparison] = ()  # evaluations of these very files
     commands: Sequence[str] = ()  # the command lines that made the run
 
 
@@ -43,7 +69,7 @@ def render_card(config: Mapping[str, Any], route: Route | None, facts: CardFacts
     """
     base = config["base_id"] or "a model in memory"
     name = facts.method or config["policy"]
-    tasks = list(dict.fromkeys(task for _, summary in facts.summaries for task in summary["tasks"]))
+    tasks = list(dict.fromkeys(task for comparison in facts.comparisons for task in comparison.tasks))
     looped = [f"`{found}` ({in_words(found)})" for found in ([route] if route else routes) if not found.has_digits]
     lines = ["---", "library_name: drllm", f"{_TAGS}, {_LOOPED}]" if looped else f"{_TAGS}]"]
     if config["base_id"].count("/") == 1 and not Path(config["base_id"]).exists():
@@ -65,10 +91,10 @@ def render_card(config: Mapping[str, Any], route: Route | None, facts: CardFacts
         "## Figures",
         "",
     ]
-    if not facts.summaries:
+    if not facts.comparisons:
         lines += ["None yet for these files: `drllm evaluate` measures them beside the base and the baselines.", ""]
-    for place, summary in facts.summaries:
-        lines += _figures(place, summary, name)
+    for comparison in facts.comparisons:
+        lines += _figures(comparison, name)
     if facts.commands:
         lines += ["## Commands", "", "```", *facts.commands, "```", ""]
     return "\n".join(lines)
@@ -93,21 +119,15 @@ def is_card(text: str) -> bool:
     return text.startswith(f"---\nlibrary_name: drllm\n{_TAGS}")
 
 
-def _figures(place: str, summary: dict[str, Any], method: str) -> list[str]:
+def _figures(comparison: Comparison, method: str) -> list[str]:
     """One table: the method and, beside it, its baselines and rivals in the same evaluation."""
-    lines = [f"Against the base, question by question, {place}; in brackets 95 % intervals:", ""]
+    lines = [f"Against the base, question by question, {comparison.place}; in brackets 95 % intervals:", ""]
     lines += ["| method | task | metric | n | base, % | method, % | points | McNemar p |", "|---|---|---|---|---|---|---|---|"]
-    base = {row["task"]: row for row in summary["rows"] if row["method"] == summary["reference"]}
-    for row in summary["rows"]:
-        if row["method"] == summary["reference"]:
-            continue
-        reference = row["reference"] if "reference" in row else base[row["task"]]["accuracy"]
-        value = row["value"] if "value" in row else row["accuracy"]
-        p = "" if row["mcnemar_p"] is None else p_value(row["mcnemar_p"])
-        shown = f"**{display_name(method)}**" if row["method"] == method else display_name(row["method"])
-        interval = f"{points(row['difference'])} ({points(row['difference_low'])} to {points(row['difference_high'])})"
-        metric = row.get("metric", "accuracy")
-        lines.append(f"| {shown} | {row['task']} | {metric} | {row['n']} | {percent(reference)} | {percent(value)} | {interval} | {p} |")
-    pooled = [row for row in summary["rows"] if row["task"] == "all"] or summary["rows"]
-    passes = [row["mean_passes"] for row in pooled if row["method"] == method and "mean_passes" in row]
-    return [*lines, "", *[line for value in passes for line in (f"It runs {value:.2f} block passes a prompt.", "")]]
+    for row in comparison.rows:
+        p = "" if row.p is None else p_value(row.p)
+        shown = f"**{display_name(method)}**" if row.method == method else display_name(row.method)
+        interval = f"{points(row.difference)} ({points(row.low)} to {points(row.high)})"
+        lines.append(f"| {shown} | {row.task} | {row.metric} | {row.n} | {percent(row.base)} | {percent(row.value)} | {interval} | {p} |")
+    if comparison.mean_passes is None:
+        return [*lines, ""]
+    return [*lines, "", f"It runs {comparison.mean_passes:.2f} block passes a prompt.", ""]

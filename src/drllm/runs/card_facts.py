@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from drllm.core.errors import ArtifactError
 from drllm.core.files import read_json
-from drllm.policies.card import CardFacts
+from drllm.policies.card import CardFacts, Comparison, Figure
 from drllm.policies.saved_config import policy_digest
 from drllm.runs.layout import RunFolder
+from drllm.runs.summary import Summary
 
 if TYPE_CHECKING:
     from drllm.policies.saved import SavedPolicy
@@ -23,7 +25,7 @@ def card_facts(folder: Path) -> CardFacts:
     if not run.jobs.is_file():
         return CardFacts()
     commands = [shlex.join(["drllm", *job["argv"][1:]]) for job in _read(run.jobs, list) if Path(job["argv"][0]).name == "drllm"]
-    return CardFacts(folder.name, tuple(_summaries(run, folder.name, policy_digest(folder))), tuple(dict.fromkeys(commands)))
+    return CardFacts(folder.name, tuple(_comparisons(run, folder.name, policy_digest(folder))), tuple(dict.fromkeys(commands)))
 
 
 def refresh_card(folder: Path) -> SavedPolicy:
@@ -35,13 +37,41 @@ def refresh_card(folder: Path) -> SavedPolicy:
     return saved
 
 
-def _summaries(run: RunFolder, method: str, digest: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(split or harness split, summary) of every evaluation of these very files; a torn or foreign file is no evaluation of them."""
+def _comparisons(run: RunFolder, method: str, digest: str) -> Iterator[Comparison]:
+    """Every evaluation of these very files; a torn or foreign file is no evaluation of them."""
     for path in [*run.summaries(), *run.harness_summaries()]:
-        summary = _read(path, dict)
-        if summary.get("policies", {}).get(method) == digest:
-            place = "in lm-evaluation-harness, " if "routing" in summary else ""
-            yield f"{place}{summary['split']} split", summary
+        found = _read(path, dict)
+        if found.get("policies", {}).get(method) != digest:
+            continue
+        with contextlib.suppress(ArtifactError):
+            yield _in_harness(found) if "routing" in found else _compared(Summary.of(found, path), method)
+
+
+def _compared(summary: Summary, method: str) -> Comparison:
+    base = {row.task: row.accuracy for row in summary.rows if row.method == summary.reference}
+    rows = [
+        Figure(
+            *(row.method, row.task, "accuracy", row.n, base[row.task], row.accuracy),
+            *(row.difference, row.difference_low, row.difference_high, row.mcnemar_p),
+        )
+        for row in summary.rows
+        if row.method != summary.reference
+    ]
+    passes = [row.mean_passes for row in summary.pooled if row.method == method]
+    return Comparison(f"{summary.split} split", summary.tasks, rows, passes[0] if passes else None)
+
+
+def _in_harness(summary: dict[str, Any]) -> Comparison:
+    """Of lm-evaluation-harness, whose tasks have metrics of their own."""
+    rows = [
+        Figure(
+            *(row["method"], row["task"], row["metric"], row["n"], row["reference"], row["value"]),
+            *(row["difference"], row["difference_low"], row["difference_high"], row["mcnemar_p"]),
+        )
+        for row in summary["rows"]
+        if row["method"] != summary["reference"]
+    ]
+    return Comparison(f"in lm-evaluation-harness, {summary['split']} split", summary["tasks"], rows, None)
 
 
 def _read(path: Path, kind: type) -> Any:
