@@ -39,7 +39,9 @@ def stored(tmp_path_factory) -> Path:
         "questions": QUESTIONS,
         "threads": 1,
     }
-    benchmark.product(argparse.Namespace(**asked, out=folder / "whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "show_progress", lambda: None)  # for the whole process
+        benchmark.product(argparse.Namespace(**asked, out=folder / "whole"))
     benchmark.pack(argparse.Namespace(out=folder / "whole", to=folder / "product.npz"))
     benchmark.replay(argparse.Namespace(source=folder / "product.npz", orders=20, to=folder / "replay.json"))
     scan(runs.model(), [runs.TASK], ScanConfig(questions=QUESTIONS, fresh=0, n_resamples=100), folder / "scanned", data)

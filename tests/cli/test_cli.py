@@ -313,7 +313,7 @@ def test_writing_to_a_closed_pipe_exits_141():
     assert (done.returncode, done.stderr) == (141, "")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
     pytest.importorskip("matplotlib")
     out = tmp_path / "run"

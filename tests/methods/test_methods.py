@@ -411,6 +411,7 @@ def test_a_damaged_book_is_refused(tmp_path):
 # --- several lists of routes
 
 
+@pytest.mark.slow
 def test_routes_added_later_join_the_matrix(tiny, data, tmp_path):
     """Two lists of one run are the matrix of both, whole; a list of other questions is refused, a shared subset serves two tasks."""
     splits = dataclasses.replace(SEARCH, splits=("fit", "tune"))

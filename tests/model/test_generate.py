@@ -392,7 +392,7 @@ def test_prompts_from_one_token_to_the_context_limit(tokenizer, attention: str, 
         routed.generate(input_ids=ids, attention_mask=mask, policy=policy, max_new_tokens=65 - ids.shape[1])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_fixed_route_takes_a_static_cache_and_compilation_as_an_export(tiny, tmp_path):
     """A static cache is refused by name with a route; the exported checkpoint takes it, and compilation, and says the same.
 

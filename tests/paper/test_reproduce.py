@@ -306,6 +306,7 @@ def test_a_knob_is_set_again_when_its_questions_change(tiny, folder, tmp_path):
     assert trainings(setup.out) == 2
 
 
+@pytest.mark.slow
 def test_times_of_other_threads_are_not_given_again(tiny, folder, tmp_path, monkeypatch):
     setup = setup_of(tmp_path, folder)
     for stage in (*(Search(task) for task in LEARNED), train_routers(setup)):
@@ -352,6 +353,7 @@ def without_test(folder: Path, tmp_path: Path) -> Path:
     return copied
 
 
+@pytest.mark.slow
 def test_what_is_not_for_a_family_is_named_and_left_out(folder, tmp_path):
     routed = RoutedModel.wrap(families.build("cohere", vocab_size=300, max_position_embeddings=256), byte_tokenizer())
     bench = Bench(routed, setup_of(tmp_path, folder))

@@ -244,7 +244,7 @@ def test_resuming_scores_only_what_is_missing(run, tiny, data, tmp_path, monkeyp
 # --- loops
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("strength", [pytest.param(1.0, marks=pytest.mark.slow), 0.5])
 def test_a_search_with_loops_records_plain_verdicts_checks_and_a_blind_baseline_and_resumes(strength, tiny, data, fit, plain, tmp_path):
     config = knobs(max_loop_span=2, loop_strength=strength, limit=16, n_simulations=14)
     whole = search(tiny, [TASK], config, tmp_path / "whole", data)

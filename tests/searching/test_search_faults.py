@@ -377,7 +377,7 @@ print(json.dumps({"n": n, "moments": moments}))
 """
 
 
-@pytest.mark.parametrize(("n_kills", "loops"), [(4, 0), (4, 2), pytest.param(20, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("n_kills", "loops"), [(4, 2), *(pytest.param(*many, marks=pytest.mark.slow) for many in ((4, 0), (20, 2)))])
 def test_killed_at_random_moments_and_run_again_gives_the_records_of_an_uninterrupted_search(n_kills, loops, data, tmp_path):
     environment = os.environ | {
         "PYTHONPATH": f"{Path(drllm.__file__).parents[1]}:{TESTS}:{TESTS.parent / 'support'}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ from typing import Any
 from drllm.core.config import RetrofitConfig
 from drllm.core.errors import InputError
 from drllm.scanning.race import schedule
-from drllm.scanning.spans import candidates, race_cost
+from drllm.scanning.spans import candidates, race_cost, rounds_cost
 
 # Of the time: the rest is for loading, training, clocks and the report.
 SCAN, LIST, SEARCH, TUNE, CALIBRATE = 0.3, 0.12, 0.15, 0.15, 0.08
@@ -53,7 +54,13 @@ class Sizes:
 
 def scan_cost(n_layers: int, max_span: int, n_questions: int, kinds: Sequence[str]) -> float:
     """Plain forwards of a scan's race over spans of at most `max_span` blocks (0: any)."""
-    return race_cost(n_layers, candidates(n_layers, kinds, 0.5, max_span), schedule(n_questions, FIRST), N_KEPT)
+    return race_cost(schedule(n_questions, FIRST), _rounds_cost(n_layers, max_span, tuple(kinds)))
+
+
+@functools.cache
+def _rounds_cost(n_layers: int, max_span: int, kinds: tuple[str, ...]) -> list[float]:
+    """What a question costs in each round of the longest race."""
+    return rounds_cost(n_layers, candidates(n_layers, kinds, 0.5, max_span), len(schedule(max(SCANNED), FIRST)), N_KEPT)
 
 
 def check_questions(available: Mapping[str, Mapping[str, int]]) -> None:

@@ -28,7 +28,7 @@ from drllm.runs.scan_result import CLAIMED, RANDOM, WINNER, Cell, Cost, Measured
 from drllm.scanning.measure import by_chance, means, measured
 from drllm.scanning.questions import Asked, Bench, choose
 from drllm.scanning.race import Standing, by_round, first_and_of_kinds, race, schedule, scores
-from drllm.scanning.spans import Candidate, candidates, described, elsewhere, forwards_a_question, race_cost, twins
+from drllm.scanning.spans import Candidate, candidates, described, elsewhere, forwards_a_question, race_cost, rounds_cost, twins
 from drllm.tasks import load_task
 
 N_LISTED = 32  # routes of best.txt, at most
@@ -170,7 +170,7 @@ class _Scan:
     def _race(self) -> Standing:
         kinds = [one.kind for one in self.pool]
         counts = self._counts()
-        guess = race_cost(self.n_layers, self.pool, self.sizes, self.config.winners)
+        guess = race_cost(self.sizes, rounds_cost(self.n_layers, self.pool, len(self.sizes), self.config.winners))
         rounds = ", ".join(f"{count} on {size}" for count, size in zip(counts, self.sizes, strict=True))
         say(f"scan: candidates on questions by round: {rounds}")
         say(f"scan: about {guess:,.0f} plain forwards, {guess / self.cost.full:.0%} of the {self.cost.full:,.0f} of all on all")

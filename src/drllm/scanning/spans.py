@@ -129,17 +129,28 @@ def forwards_a_question(n_layers: int, chosen: Sequence[Candidate]) -> float:
     return block_runs([Route.full(n_layers), *(one.route for one in chosen)]) / n_layers
 
 
-def race_cost(n_layers: int, pool: Sequence[Candidate], sizes: Sequence[int], n_kept: int) -> float:
-    """About how many plain forwards a race costs: who goes on is drawn blindly. The fewer they are, the less they share.
+def rounds_cost(n_layers: int, pool: Sequence[Candidate], n_rounds: int, n_kept: int) -> list[float]:
+    """About how many plain forwards a question costs in each round of a race. Who goes on is drawn blindly: fewer share less.
 
-    Args:
-        sizes, n_kept: as of `drllm.scanning.race.race`.
+    The first rounds of a longer race cost the same.
     """
     generator = random.Random(0)
-    new = [stop - start for start, stop in itertools.pairwise([0, *sizes])]
     by_kind = [[one for one in pool if one.kind == kind] for kind in dict.fromkeys(one.kind for one in pool)]
-    cost = 0.0
-    for number, n in enumerate(new):
-        alive = [one for alike in by_kind for one in generator.sample(alike, shares(len(alike), len(sizes), n_kept)[number])]
-        cost += n * forwards_a_question(n_layers, alive)
-    return cost
+    counts = [shares(len(alike), n_rounds, n_kept) for alike in by_kind]
+    return [
+        forwards_a_question(
+            n_layers, [one for alike, of in zip(by_kind, counts, strict=True) for one in generator.sample(alike, of[number])]
+        )
+        for number in range(n_rounds)
+    ]
+
+
+def race_cost(sizes: Sequence[int], each: Sequence[float]) -> float:
+    """Plain forwards of a race.
+
+    Args:
+        sizes: questions after each round, of `drllm.scanning.race.schedule`.
+        each: what a question costs in each round, of `rounds_cost`; further rounds are passed over.
+    """
+    new = [stop - start for start, stop in itertools.pairwise([0, *sizes])]
+    return sum(n * cost for n, cost in zip(new, each, strict=False))
