@@ -29,7 +29,7 @@ def routers(tiny: RoutedModel) -> Routers:
     return policy
 
 
-def book(tiny: RoutedModel) -> Codebook:
+def codebook(tiny: RoutedModel) -> Codebook:
     size = 2 * tiny.hidden_size
     routes = [Route.full(4), Route.parse("1121"), Route.parse("1110")]
     generator = torch.Generator().manual_seed(0)
@@ -52,7 +52,7 @@ def test_the_probabilities_shown_are_those_decided_by(tiny: RoutedModel, routers
     assert found.probabilities[0] == pytest.approx(routers.logits(0, pooled, valid).softmax(-1)[0].tolist(), abs=1e-6)
 
 
-def test_the_knob_shows_in_the_probabilities(tiny: RoutedModel, routers: Routers):
+def test_the_control_shows_in_the_probabilities(tiny: RoutedModel, routers: Routers):
     found = inspect(tiny, PROMPT, routers.with_control(0.5), max_new_tokens=1)
     assert found.probabilities == tuple((0.0, 1.0, 0.0) for _ in range(tiny.n_layers))
     assert found.route.is_full
@@ -67,7 +67,7 @@ def test_windows_hold_the_prompts_tokens_in_order(tiny: RoutedModel, routers: Ro
 
 
 def test_a_code_book_shows_what_each_route_is_worth(tiny: RoutedModel):
-    policy = book(tiny)
+    policy = codebook(tiny)
     found = inspect(tiny, PROMPT, policy, max_new_tokens=1)
     assert found.routes == policy.routes
     best = max(range(2), key=found.values.__getitem__)
@@ -105,8 +105,10 @@ def test_a_loop_stands_in_brackets_and_in_words(route, strip, words, tiny: Route
 def test_a_codebook_of_loops_shows_each_in_brackets(tiny: RoutedModel):
     size = 2 * tiny.hidden_size
     routes = [Route.full(4), Route.full(4).loop(1, 2), Route.full(4).loop(1, 2, 0.5).loop(3, 3, 0.5)]
-    book = Codebook(routes, 2, torch.zeros(size), torch.ones(size), torch.zeros(size, 2), torch.tensor([0.05, 0.01]), [Point(0.02, 0.0)], 0)
-    text = render(inspect(tiny, PROMPT, book, max_new_tokens=1))
+    codebook = Codebook(
+        routes, 2, torch.zeros(size), torch.ones(size), torch.zeros(size, 2), torch.tensor([0.05, 0.01]), [Point(0.02, 0.0)], 0
+    )
+    text = render(inspect(tiny, PROMPT, codebook, max_new_tokens=1))
     rows = [line.split() for line in text.splitlines() if line.strip().startswith("+")]
     assert rows == [["+5.00", "6", "|[||]|", "taken"], ["+1.00", "7", "|[||][|]"]]
 

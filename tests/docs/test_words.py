@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 TEXTS = [
     *sorted((ROOT / "src").rglob("*.py")),
     *sorted((ROOT / "tools").glob("*.py")),
+    *sorted((ROOT / "tests").rglob("*.py")),
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "benchmarks").glob("*.py")),
     *sorted((ROOT / "src").rglob("static/*.*")),
@@ -45,6 +46,13 @@ RETIRED = (
 KEPT: tuple[tuple[str, str, str], ...] = (
     ("src/drllm/core/moved.py", "", "the old names themselves"),
     ("docs/decisions/2026-11-28-(words|old-names).md", "", "what was said, and what is"),
+    ("tests/docs/test_words.py", "", "the words themselves"),
+    ("tests/(policies/test_old_form|methods/test_old_method|methods/test_rivals).py", "", "old names; gates of blocks"),
+    ("tests/benchmarks/test_comparison.py", "", "names of arms and keys in files of results"),
+    ("tests/cli/test_cli.py", "--gate-", "flags"),
+    ("tests/paper/test_reproduce.py", "knob.csv", "a picture's name in a run folder"),
+    ("tests/searching/test_search_faults.py", "*.partial", "the suffix of every version"),
+    ("tests/.*", r"plan\.json", "the manifest's name in a run folder"),
     (".*", "_plan.json", "the manifest's name in a run folder"),
     (".*", "knob.json", "the table of operating points in a run folder"),
     ("src/drllm/paper/figures.py", '"knob"', "a picture's name in a run folder: knob.png"),

@@ -24,7 +24,7 @@ from byte_tokens import byte_tokenizer
 from drllm import Resources, Route, RoutedModel, SearchConfig, evaluate, search, train
 from drllm.core.errors import DrllmError, InputError
 from drllm.evaluation import answers as evaluation_cluster
-from drllm.model import ray_pool as crew
+from drllm.model import ray_pool
 from drllm.runs.load import read_summary
 from drllm.runs.manifest import read_manifest
 from drllm.runs.provenance import read_jobs
@@ -255,7 +255,7 @@ class Deadly(cluster.Replica):
 @pytest.mark.slow
 def test_a_group_that_kills_its_workers_is_named_and_the_others_are_kept(saved, data, tmp_path, monkeypatch, sent_whole):
     monkeypatch.setattr(cluster, "Replica", Deadly)
-    with pytest.raises(DrllmError, match=rf"group \d+ \(q.*\) ended {crew.MAX_DEATHS} workers") as caught:
+    with pytest.raises(DrllmError, match=rf"group \d+ \(q.*\) ended {ray_pool.MAX_DEATHS} workers") as caught:
         search(saved, [TASK], SEARCH, tmp_path, data, resources=Resources(executor="ray", workers=2, pool_size=4))
     blamed = int(str(caught.value).split()[1])
     ids = read_manifest(tmp_path / "search" / TASK).ids
@@ -272,7 +272,7 @@ def test_a_cluster_with_room_for_one_of_two_workers_is_enough(saved, data, singl
     import ray
 
     caplog.set_level(logging.INFO, "drllm")
-    monkeypatch.setattr(crew, "PATIENCE", 0.2)
+    monkeypatch.setattr(ray_pool, "PATIENCE", 0.2)
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)

@@ -212,18 +212,18 @@ def test_structure_alone_refuses_an_unknown_family(monkeypatch):
 def test_three_threads_generate_different_routes_at_once():
     untouched, routed = base_and_routed("gemma3_text")
     ids, mask = prompts(LENGTHS)
-    plans = {0: HARD_ROUTES, 1: HARD_ROUTES[::-1], 2: [Route.full(L)] * len(LENGTHS)}
+    routes_of = {0: HARD_ROUTES, 1: HARD_ROUTES[::-1], 2: [Route.full(L)] * len(LENGTHS)}
     results = {}
 
     def work(index):
-        results[index] = [[out.token_ids for out in greedy(routed, ids, mask, plans[index], 12)] for _ in range(3)]
+        results[index] = [[out.token_ids for out in greedy(routed, ids, mask, routes_of[index], 12)] for _ in range(3)]
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in plans]
+    threads = [threading.Thread(target=work, args=(index,)) for index in routes_of]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for index, routes in plans.items():
+    for index, routes in routes_of.items():
         for row, (route, n) in enumerate(zip(routes, LENGTHS, strict=True)):
             tokens, _ = reference_generate(untouched, route.spans, ids[row : row + 1, -n:], 12)
             assert all(repeat[row] == tokens for repeat in results[index])

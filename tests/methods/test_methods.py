@@ -188,23 +188,23 @@ def planted(seed: int, effect: float) -> tuple[Matrix, np.ndarray]:
     return Matrix(tuple(routes), tasks, ids, ((1,),) * N, correct, margins, "raw", "key"), features
 
 
-def fitted(book: Matrix, features: np.ndarray, tune: Matrix, tune_features: np.ndarray, price: float = 0.0, **options) -> Candidate:
+def fitted(fit: Matrix, features: np.ndarray, tune: Matrix, tune_features: np.ndarray, price: float = 0.0, **options) -> Candidate:
     """A selector of all of the book's routes."""
     config = CodebookConfig(**options)
-    return _fit_one(book, tune, range(1, K + 1), Folds(features, worth(book, config), 5, 0), tune_features, price, config)
+    return _fit_one(fit, tune, range(1, K + 1), Folds(features, worth(fit, config), 5, 0), tune_features, price, config)
 
 
 def test_a_selector_finds_which_prompts_a_route_helps():
-    book, features = planted(0, 0.6)
+    fit, features = planted(0, 0.6)
     tune, tune_features = planted(1, 0.6)
-    found = fitted(book, features, tune, tune_features)
+    found = fitted(fit, features, tune, tune_features)
     oracle = np.where(tune_features[:, 0] > 0, tune.gains[:, 1], 0).mean()
     assert found.tune_gain > 0.7 * oracle > 0.05
     assert 0.2 < found.switched < 0.8
 
 
 def test_targets_of_a_task_tell_kinds_of_prompts_apart_and_nothing_finer():
-    """Route 1 helps one task, route 2 the other, and noise helps some questions of each: a book of the two takes each where it helps."""
+    """Route 1 helps one task, route 2 the other, and noise helps some questions of each: the two together help both."""
 
     def kinds(seed: int) -> tuple[Matrix, np.ndarray]:
         rng = np.random.default_rng(seed)
@@ -241,37 +241,37 @@ def test_noise_leaves_the_base_alone():
     """Where no route helps any kind of prompt, hardly anything may be lost; most draws switch nothing."""
     stayed = 0
     for seed in range(6):
-        book, features = planted(10 + seed, 0.0)
+        fit, features = planted(10 + seed, 0.0)
         tune, tune_features = planted(40 + seed, 0.0)
-        found = fitted(book, features, tune, tune_features, confidence=0.99)
+        found = fitted(fit, features, tune, tune_features, confidence=0.99)
         stayed += found.threshold == STAY
         assert found.tune_gain > -0.03
     assert stayed >= 3
 
 
 def test_without_abstention_noise_is_followed():
-    book, features = planted(11, 0.0)
+    fit, features = planted(11, 0.0)
     tune, tune_features = planted(41, 0.0)
-    sure, free = (fitted(book, features, tune, tune_features, abstain=abstain) for abstain in (True, False))
+    sure, free = (fitted(fit, features, tune, tune_features, abstain=abstain) for abstain in (True, False))
     assert free.switched > sure.switched
 
 
 def test_a_price_buys_shorter_routes():
-    book, features = planted(0, 0.6)
+    fit, features = planted(0, 0.6)
     tune, tune_features = planted(1, 0.6)
-    passes = [fitted(book, features, tune, tune_features, price).tune_passes for price in (0.01, 5.0)]
+    passes = [fitted(fit, features, tune, tune_features, price).tune_passes for price in (0.01, 5.0)]
     assert passes[0] > passes[1] == 7
 
 
 def test_routes_are_taken_for_coverage_and_for_themselves():
-    book, _ = planted(0, 0.6)
+    fit, _ = planted(0, 0.6)
     allowed = np.array([False] + [True] * K)
-    order = choose_routes(book, allowed, 3, CodebookConfig(), 0.0)
+    order = choose_routes(fit, allowed, 3, CodebookConfig(), 0.0)
     assert order[0] == 1, "the route that helps half of the prompts"
     assert len(set(order)) == 3
     assert 0 not in order
     allowed[1] = False
-    assert 1 not in choose_routes(book, allowed, 9, CodebookConfig(), 0.0)
+    assert 1 not in choose_routes(fit, allowed, 9, CodebookConfig(), 0.0)
 
 
 def test_routes_that_share_their_passes_are_preferred():
@@ -281,10 +281,10 @@ def test_routes_that_share_their_passes_are_preferred():
     gains = np.array([0.0, 0.50, 0.20, 0.19, -0.5])
     margins = np.tile(gains, (40, 1)) + np.linspace(-1, 1, 40)[:, None]
     correct = np.zeros((40, 5), dtype=bool)
-    book = Matrix(routes, ("t",) * 40, tuple(map(str, range(40))), ((1,),) * 40, correct, margins.astype(np.float32), "raw", "key")
+    fit = Matrix(routes, ("t",) * 40, tuple(map(str, range(40))), ((1,),) * 40, correct, margins.astype(np.float32), "raw", "key")
     allowed = np.array([False, True, True, True, True])
-    assert choose_routes(book, allowed, 2, CodebookConfig(margin_weight=1, nesting=0.2), 0.0) == [1, 3]
-    assert choose_routes(book, allowed, 2, CodebookConfig(margin_weight=1, nesting=0), 0.0) == [1, 2]
+    assert choose_routes(fit, allowed, 2, CodebookConfig(margin_weight=1, nesting=0.2), 0.0) == [1, 3]
+    assert choose_routes(fit, allowed, 2, CodebookConfig(margin_weight=1, nesting=0), 0.0) == [1, 2]
     assert served_passes([full, full.edit(2, 2), full.edit(5, 2), full.edit(4, 0)]) == 10
 
 
@@ -342,8 +342,8 @@ def test_a_ridge_is_the_ridge_by_least_squares(n_features):
 
 
 def test_ties_on_tune_take_the_smaller_book():
-    book, features = planted(0, 0.6)
-    one = fitted(book, features, book, features)
+    fit, features = planted(0, 0.6)
+    one = fitted(fit, features, fit, features)
     small = dataclasses.replace(one, routes=one.routes[:3])
     assert choose([one, small], 8, 1.0) is small
     assert choose([dataclasses.replace(one, tune_passes=7.0, tune_gain=-1), small], 8, 0.9).tune_passes == 7.0
@@ -354,24 +354,24 @@ def test_a_book_decides_as_it_was_fitted(tiny):
     texts = ["what is 5 and 6?", "x", "a much longer prompt than the others, is it not?"]
     prompts = [tiny.tokenizer(text)["input_ids"] for text in texts]
     read = read_prompts(tiny, prompts, [1, 2], 600)
-    books = []
+    codebooks = []
     for block in (1, 2):
         routes = [Route.full(L), Route.full(L).edit(2, 0), Route.full(L).edit(3, 2)]
         mean, scale = read[block].mean(0), read[block].std(0) + 0.1
         weight = torch.randn(len(mean), 2, generator=torch.Generator().manual_seed(3))
-        book = Codebook(routes, block, mean, scale, weight, torch.zeros(2), [Point(0.0)], 0)
-        wanted = [routes[place] for place in book.choose(read[block])]
+        codebook = Codebook(routes, block, mean, scale, weight, torch.zeros(2), [Point(0.0)], 0)
+        wanted = [routes[place] for place in codebook.choose(read[block])]
         assert len(set(wanted)) > 1
         outputs = tiny.generate(
-            ["what is 5 and 6?", "x", "a much longer prompt than the others, is it not?"], policy=book, max_new_tokens=2
+            ["what is 5 and 6?", "x", "a much longer prompt than the others, is it not?"], policy=codebook, max_new_tokens=2
         )
         assert [output.route for output in outputs] == wanted
-        books.append((book, wanted))
+        codebooks.append((codebook, wanted))
     # All at once, among policies that read other states: as each by itself.
     routers = Routers(RouterConfig(L, tiny.hidden_size, n_windows=4, width=16), seed=2)
-    policies = [None, *(book for book, _ in books), routers]
+    policies = [None, *(codebook for codebook, _ in codebooks), routers]
     together = decide_routes(tiny, policies, prompts, 600)
-    assert together[1:3] == [wanted for _, wanted in books]
+    assert together[1:3] == [wanted for _, wanted in codebooks]
     assert together == [decide_routes(tiny, [policy], prompts, 600)[0] for policy in policies]
 
 
@@ -392,11 +392,11 @@ def test_picking_by_hand():
 
 
 def test_a_damaged_book_is_refused(tmp_path):
-    book = Codebook(
+    codebook = Codebook(
         [Route.full(L), Route.full(L).edit(2, 0)], 1, torch.zeros(4), torch.ones(4), torch.zeros(4, 1), torch.zeros(1), [Point(0)], 0
     )
-    book.save(tmp_path)
-    assert Codebook.load(tmp_path).routes == book.routes
+    codebook.save(tmp_path)
+    assert Codebook.load(tmp_path).routes == codebook.routes
     about = json.loads((tmp_path / "codebook.json").read_text())
     for change in ({"block": 3}, {"at": 5}, {"points": []}, {"routes": ["1111", "11x1"]}, {"weights_sha256": "0"}):
         (tmp_path / "codebook.json").write_text(json.dumps(about | change))
@@ -505,10 +505,10 @@ def test_a_codebook_reads_before_the_first_loop_ends_and_decides_visits(tiny, lo
     assert {str(route) for route in late.routes[1:]} == {"0-3,2-3"}
     weights = torch.randn(2 * tiny.hidden_size, 4, generator=torch.Generator().manual_seed(0))
     features = read_prompts(tiny, [tiny.tokenizer(text)["input_ids"] for text in TEXTS], [2], 600)[2]
-    book = Codebook(LOOPS, 2, features.mean(0), features.std(0) + 0.1, weights, torch.zeros(4), [Point(0.0)], 0)
-    wanted = book.routes_for(features)
+    codebook = Codebook(LOOPS, 2, features.mean(0), features.std(0) + 0.1, weights, torch.zeros(4), [Point(0.0)], 0)
+    wanted = codebook.routes_for(features)
     assert sum(not route.is_in_place for route in wanted) >= 2
-    together = tiny.generate(TEXTS, policy=book, max_new_tokens=4, do_sample=False)
+    together = tiny.generate(TEXTS, policy=codebook, max_new_tokens=4, do_sample=False)
     assert [output.route for output in together] == wanted
     for text, output in zip(TEXTS, together, strict=True):
         alone = tiny.generate(text, policy=output.route, max_new_tokens=4, do_sample=False)[0]
@@ -523,8 +523,8 @@ def test_three_passes_in_place_are_no_action_of_a_codebook(triple, tiny):
     """Where digits do not say a route the decider gives visits: an action above 2 is none."""
     routes = [Route.full(L), Route.parse("0-3,3,3") if triple else Route.parse("1112")]
     size = 2 * tiny.hidden_size
-    book = Codebook(routes, 2, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.ones(1), [Point(0.0)], 0)
-    output = tiny.generate("what?", policy=book, max_new_tokens=3, do_sample=False)[0]
+    codebook = Codebook(routes, 2, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.ones(1), [Point(0.0)], 0)
+    output = tiny.generate("what?", policy=codebook, max_new_tokens=3, do_sample=False)[0]
     assert (output.route, output.route.n_passes) == (routes[1], L + 1 + triple)
 
 
@@ -706,7 +706,7 @@ def test_influence_against_the_models_own_states(tiny):
     assert block_influence(tiny, prompts) == pytest.approx((1 - wanted / n).tolist(), abs=1e-5)
 
 
-# --- the gate around a policy
+# --- the guarantee around a policy
 
 
 def test_operating_points_are_shares_of_the_tune_prompts_that_leave():
@@ -897,7 +897,7 @@ def test_the_soft_loss_of_a_sure_target_is_the_focal_loss():
     assert weights.mean() == pytest.approx(1)
 
 
-def test_the_knob_is_set_on_tune_within_the_budget(tiny, run):
+def test_the_control_is_set_on_tune_within_the_budget(tiny, run):
     free = train(tiny, run, dataclasses.replace(TRAIN, preset="default", tune_questions=20))
     table = json.loads((run / "train" / "routers" / "knob.json").read_text())["points"]
     best = max(row["accuracy"] for row in table)
@@ -921,8 +921,8 @@ def test_the_knob_is_set_on_tune_within_the_budget(tiny, run):
 def test_a_saved_book_loads_in_a_process_that_never_trained_one(tiny, run, tmp_path):
     size = 2 * tiny.hidden_size
     routes = [Route.full(L), Route.full(L).edit(2, 0)]
-    book = Codebook(routes, 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.zeros(1), [Point(0.0)], 0)
-    tiny.policy = book
+    codebook = Codebook(routes, 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.zeros(1), [Point(0.0)], 0)
+    tiny.policy = codebook
     folder = tiny.save_pretrained(tmp_path / "book")
     tiny.policy = None
     code = (
@@ -935,7 +935,7 @@ def test_a_saved_book_loads_in_a_process_that_never_trained_one(tiny, run, tmp_p
 
 
 def test_views_at_another_point_promise_nothing():
-    book = Codebook(
+    codebook = Codebook(
         [Route.full(L), Route.full(L).edit(2, 0)],
         1,
         torch.zeros(4),
@@ -946,9 +946,9 @@ def test_views_at_another_point_promise_nothing():
         0,
     )
     routers = Routers(RouterConfig(L, 8, 2, 4))
-    for policy in (book, routers):
+    for policy in (codebook, routers):
         policy.guarantee = {"epsilon": 0.01, "point": 0}
-    assert book.at_point(1).guarantee is None
+    assert codebook.at_point(1).guarantee is None
     assert routers.with_control(0.9).guarantee is None
 
 

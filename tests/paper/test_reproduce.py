@@ -120,7 +120,7 @@ def test_a_report_says_where_the_tables_stand(bench):
     assert text.index("routers: ") < text.index("`reproduce/all/report.html`") < text.index("## Results")
 
 
-def test_the_command_of_the_knob_makes_the_same_policy(bench, tmp_path, monkeypatch):
+def test_the_command_of_the_control_makes_the_same_policy(bench, tmp_path, monkeypatch):
     stage, load = Turn(0.25), RoutedModel.from_pretrained
     copied = dataclasses.replace(bench.setup, out=tmp_path)
     shutil.copytree(bench.setup.out / "routers", tmp_path / "routers")
@@ -181,7 +181,7 @@ def rows_of(path: Path) -> list[list[str]]:
         return list(csv.reader(file))[1:]
 
 
-def test_the_knob_goes_from_no_block_to_every_block_twice(bench):
+def test_the_control_goes_from_no_block_to_every_block_twice(bench):
     told = rows_of(bench.folder / "all" / "knob.csv")
     assert [row[-1] for row in told if row[0] != "base"] == [f"p {p:+g}" for p in CONTROL]
     rows = [(series, float(x)) for series, x, *_ in told]
@@ -292,7 +292,7 @@ def test_a_policy_of_the_users_own_is_not_overwritten(tiny, folder, tmp_path):
         Bench(tiny, setup).run(stage)
 
 
-def test_a_knob_is_set_again_when_its_questions_change(tiny, folder, tmp_path):
+def test_a_control_is_set_again_when_its_questions_change(tiny, folder, tmp_path):
     data = shutil.copytree(folder, tmp_path / "data")
     setup = setup_of(tmp_path / "run", data)
     options = (("budget", 0.9), ("tune_questions", 8))

@@ -231,7 +231,7 @@ def decisions(policy, x, mask) -> torch.Tensor:
     return torch.stack([decider.decide(block, x) for block in range(policy.n_layers)])
 
 
-def test_control_knob_endpoints():
+def test_control_endpoints():
     routers = random_routers(RouterConfig(6, 8, 4, 5))
     x, mask = torch.randn(32, 9, 8, generator=torch.Generator().manual_seed(4)), torch.ones(32, 9)
     own = decisions(routers, x, mask)
@@ -276,7 +276,7 @@ def test_control_outside_its_range_is_refused(p):
         Routers(SMALL).with_control(p)
 
 
-def test_the_knob_is_saved_with_the_routers(tmp_path):
+def test_the_control_is_saved_with_the_routers(tmp_path):
     Routers(SMALL).with_control(0.25).save(tmp_path)
     assert Routers.load(tmp_path).control == 0.25
     values = json.loads((tmp_path / "router_config.json").read_text())
@@ -598,6 +598,6 @@ def test_prompts_of_another_format_are_refused_unless_told(routed, tmp_path, tra
     assert again.generate([other], max_new_tokens=1)
 
 
-def test_only_routers_have_a_control_knob():
+def test_only_routers_have_a_control():
     with pytest.raises(InputError, match="'static' policy has no control"):
         RoutePolicy(Route.parse("110")).with_control(0.0)

@@ -350,18 +350,18 @@ def test_nothing_is_cut_or_covered_on_a_full_sized_page(full: Path, tmp_path: Pa
 @needs_chromium
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_is_cut_or_covered_among_the_papers_figures(tmp_path: Path, width: int):
-    knob = [charts.Point(place / 5, 20 + place, 18 + place, 22 + place) for place in range(-5, 6)]
+    control = [charts.Point(place / 5, 20 + place, 18 + place, 22 + place) for place in range(-5, 6)]
     losses = [charts.Point(name, 2.0, 1.0, 3.0) for name in ("focal (paper)", "weighted cross-entropy", "plain cross-entropy")]
     some, many = ({name: [0.2, 0.5, 0.9] for name in names} for names in (("skip", "repeat"), FULL_TASKS))
     title, words = "A figure of the paper with a title", "A caption."
     parts = [
         Heading("Figures", 1),
         charts.stacked(
-            "knob",
+            "control",
             title,
             words,
-            "control knob p",
-            {"accuracy (%), 95 % Wilson interval": {"routers": knob}, "mean passes a prompt": {"routers": knob}},
+            "control p",
+            {"accuracy (%), 95 % Wilson interval": {"routers": control}, "mean passes a prompt": {"routers": control}},
             ("p",),
             [(1,)],
         ),

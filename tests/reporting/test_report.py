@@ -57,8 +57,8 @@ TASKS = ("arc_easy", "piqa")
 def write_search(run: Path, tasks: tuple[str, ...] = TASKS) -> None:
     for task in tasks:
         folder = run / "search" / task
-        plan = {"task": task, "source": "file mine.jsonl", "model": "tiny", "fingerprint": "f00d", "dtype": "torch.float32", "ids": []}
-        check_manifest(folder, Manifest.of(plan))
+        manifest = {"task": task, "source": "file mine.jsonl", "model": "tiny", "fingerprint": "f00d", "dtype": "torch.float32", "ids": []}
+        check_manifest(folder, Manifest.of(manifest))
         full, short = Route.full(L), Route.parse("1012")
         for shard in range(2):
             records = [
@@ -94,7 +94,7 @@ def write_training(run: Path, policies: tuple[str, ...] = ("routers",)) -> None:
 
 
 class FakeScorer:
-    """Gives out planned verdicts and routes, so that the real writer of per-question files can be used without a model."""
+    """Gives out verdicts and routes that stand ready, so that the real writer of per-question files can be used without a model."""
 
     def __init__(self, right, route):
         self.right, self.route = right, route

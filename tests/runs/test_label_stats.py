@@ -26,7 +26,7 @@ def check(route, name: str, correct: bool) -> Check:
 def easy() -> list[RouteRecord]:
     """Six questions: the base gets two of them right, the search three of the other four."""
     return [
-        # Solved in one try, not by the control's one try; the label survives float32 but no other wording.
+        # Solved in one try, not by the baseline's one try; the label survives float32 but no other wording.
         record(
             name="a",
             others=(1.0,),
@@ -42,7 +42,7 @@ def easy() -> list[RouteRecord]:
         record(name="b", others=(0.0, 0.0), **control(False, True), checks=(check(BASE, "fp32", False),)),
         # The base is right and is kept; float32 says otherwise.
         record(name="c", base=1.0, others=(), checks=(check(BASE, "fp32", False),)),
-        # Solved in the second try, not by the control.
+        # Solved in the second try, not by the baseline.
         record(name="d", others=(0.0, 1.0), **control(False, False)),
         # The base is right, the last route too.
         record(name="e", base=1.0, others=(0.0, 0.0, 1.0), **control(True, True, True)),

@@ -17,7 +17,7 @@ from record_factory import PLAN, record
 PART = {"folder": "a", "data": None, "questions": "d1", "ids": ["q1"]}
 
 
-def test_the_same_plan_goes_on(tmp_path):
+def test_the_same_manifest_goes_on(tmp_path):
     check_manifest(tmp_path / "new", Manifest.of(PLAN))
     before = (tmp_path / "new" / "_plan.json").read_bytes()
     check_manifest(tmp_path / "new", Manifest.of(copy.deepcopy(PLAN)))
@@ -40,7 +40,7 @@ def test_the_same_plan_goes_on(tmp_path):
         ({"ids": None}, "ids = a list of 3, now it is None"),
     ],
 )
-def test_another_plan_is_refused_and_names_the_first_difference(tmp_path, change, message):
+def test_another_manifest_is_refused_and_names_the_first_difference(tmp_path, change, message):
     check_manifest(tmp_path, Manifest.of(PLAN))
     with pytest.raises(ArtifactError) as caught:
         check_manifest(tmp_path, Manifest.of({**PLAN, **change}))
@@ -67,7 +67,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("text", FOREIGN.values(), ids=FOREIGN)
-def test_a_foreign_plan_is_refused(tmp_path, text):
+def test_a_foreign_manifest_is_refused(tmp_path, text):
     (tmp_path / "_plan.json").write_text(text)
     with pytest.raises(ArtifactError, match=r"plan\.json is not") as caught:
         check_manifest(tmp_path, Manifest.of(PLAN))
@@ -75,7 +75,7 @@ def test_a_foreign_plan_is_refused(tmp_path, text):
     assert (tmp_path / "_plan.json").read_text() == text
 
 
-def test_a_plan_that_is_not_text_or_not_there_is_refused(tmp_path):
+def test_a_manifest_that_is_not_text_or_not_there_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match=r"plan\.json is not readable JSON"):
         read_manifest(tmp_path)
     (tmp_path / "_plan.json").write_bytes(b"\xff\xfe{}")
@@ -83,12 +83,12 @@ def test_a_plan_that_is_not_text_or_not_there_is_refused(tmp_path):
         read_manifest(tmp_path)
 
 
-def test_a_merged_plan_is_read(tmp_path):
+def test_a_merged_manifest_is_read(tmp_path):
     check_manifest(tmp_path, Manifest.of({**PLAN, "merged": [PART, {**PART, "model": "other"}]}))
     assert read_manifest(tmp_path).to_json()["merged"] == [PART, {**PART, "model": "other"}]
 
 
-def test_a_plan_cleans_what_a_killed_process_left(tmp_path):
+def test_a_manifest_cleans_what_a_killed_process_left(tmp_path):
     left = tmp_path / f"shard-00001.parquet.123{TEMPORARY_SUFFIX}"
     left.write_bytes(b"half")
     check_manifest(tmp_path, Manifest.of(PLAN))
@@ -98,7 +98,7 @@ def test_a_plan_cleans_what_a_killed_process_left(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["_plan.json", "shard-00000.parquet"]
 
 
-def test_shards_without_a_plan_are_adopted_by_none(tmp_path):
+def test_shards_without_a_manifest_are_adopted_by_none(tmp_path):
     write_shard(tmp_path, 0, [record()])
     with pytest.raises(ArtifactError, match=r"holds records \(shard-00000.parquet, ...\) but no _plan.json"):
         check_manifest(tmp_path, Manifest.of(PLAN))

@@ -74,14 +74,14 @@ def test_two_runs_become_one(tmp_path):
     assert files_below(tmp_path / "out") == [
         f"search/{task}/{name}" for task in ("arc_easy", "piqa") for name in ("_plan.json", "shard-00000.parquet")
     ]
-    plan = read_manifest(easy).to_json()
-    assert plan["ids"] == ["q1", "q2", "q4", "q3"]
-    assert plan["questions"] == hashlib.sha256(b"d1ge57other").hexdigest()[:16]
-    assert plan["merged"] == [
+    manifest = read_manifest(easy).to_json()
+    assert manifest["ids"] == ["q1", "q2", "q4", "q3"]
+    assert manifest["questions"] == hashlib.sha256(b"d1ge57other").hexdigest()[:16]
+    assert manifest["merged"] == [
         {"folder": str(tmp_path / "a" / "search" / "arc_easy"), "data": None, "model": "tiny", "questions": "d1ge57", "ids": ["q1", "q2"]},
         {"folder": str(tmp_path / "b" / "search" / "arc_easy"), "data": None, "model": "tiny", "questions": "other", "ids": ["q4", "q3"]},
     ]
-    assert {key: plan[key] for key in ("task", "model", "fingerprint", "config")} == {
+    assert {key: manifest[key] for key in ("task", "model", "fingerprint", "config")} == {
         key: PLAN[key] for key in ("task", "model", "fingerprint", "config")
     }
 
@@ -112,8 +112,8 @@ def test_equal_records_are_kept_once_and_counted(tmp_path):
     assert [one.id for one in read_records(part.folder)] == read_manifest(part.folder).ids == ["q1", "q2", "q3"]
     (part,) = merge_records([a, a], tmp_path / "twice")
     assert (part.n_records, part.n_sources, part.n_again) == (2, 2, 2)
-    plan = read_manifest(part.folder).to_json()
-    assert (plan["questions"], len(plan["merged"])) == ("d1ge57", 1)  # one plan given twice is one part
+    manifest = read_manifest(part.folder).to_json()
+    assert (manifest["questions"], len(manifest["merged"])) == ("d1ge57", 1)  # one manifest given twice is one part
 
 
 def test_an_unfinished_search_can_be_merged_and_shows_what_is_missing(tmp_path):
@@ -130,7 +130,7 @@ def test_questions_left_out_may_differ_and_are_kept_together(tmp_path):
 
 
 def test_merges_can_be_merged(tmp_path):
-    """However they are nested, the plan names the same parts."""
+    """However they are nested, the manifest names the same parts."""
     names = ("q1", "q2", "q3")
     a, b, c = (task_folder(tmp_path / name, records_of(name), 1, questions=f"d{name}") for name in names)
     merge_records([a, b], tmp_path / "ab")
@@ -188,7 +188,7 @@ def test_two_records_of_one_question_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_records_that_are_not_of_their_plan_are_refused(tmp_path):
+def test_records_that_are_not_of_their_manifest_are_refused(tmp_path):
     for n, (change, message) in enumerate(
         (
             ({"ids": ["q2"]}, "holds question 'q1' of arc_easy .*which is not in its _plan.json"),

@@ -17,7 +17,7 @@ FORMATS = Path(__file__).parents[2] / "docs" / "formats.md"
 
 
 def readable(tmp_path: Path) -> Path:
-    """The `search` folder of two tasks as a search leaves it, plans and prior among the shards; the second has no verdicts or margins."""
+    """The `search` folder of two tasks as a search leaves it, manifests and prior among the shards; one without verdicts."""
     search = tmp_path / "run" / "search"
     task_folder(search / "arc_easy", [full_record(f"q{n}") for n in range(3)])
     bare = {"chosen": None, "acc": (None,), "acc_norm": (None,), "base_margin": math.nan, "margins": (math.nan,), "reward": "boxed"}
@@ -49,7 +49,7 @@ def test_shards_are_one_dataset_for_arrow(tmp_path):
 def test_shards_are_one_table_for_pandas(tmp_path):
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     search = readable(tmp_path)
-    table = pandas.read_parquet(search)  # the plans among the shards begin with _, which Arrow passes over
+    table = pandas.read_parquet(search)  # the manifests among the shards begin with _, which Arrow passes over
     assert sorted(table["id"]) == ["q0", "q0", "q1", "q2"]
     assert table["chosen"].isna().sum() == 1
     first = table.iloc[0]

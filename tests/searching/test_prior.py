@@ -1,4 +1,4 @@
-"""What a sweep says about edits: weights and dead edits worked out on paper, the file form, and the random control."""
+"""What a sweep says about edits: weights and dead edits worked out on paper, the file form, and the blind baseline."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def fit(data) -> dict:
     return {example.id: example for example in load_task(TASK, data).examples["fit"]}
 
 
-def knobs(**changes) -> SearchConfig:
+def options(**changes) -> SearchConfig:
     return SearchConfig(**{**vars(SEARCH), **changes})
 
 
@@ -63,7 +63,7 @@ def knobs(**changes) -> SearchConfig:
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_search_records_every_evaluation(preset, run, tiny, data, fit, plain, tmp_path):
     """Each record: the routes its tree asked for, each with the verdict of a plain computation, and what the tree chose."""
-    config = knobs(preset=preset)
+    config = options(preset=preset)
     if preset == "paper":
         run = search(tiny, [TASK], config, tmp_path, data)
     prior_file = run / "search" / TASK / "_prior.json"
@@ -145,14 +145,14 @@ def test_a_question_with_one_choice_is_left_out_with_its_reason(tiny, data, tmp_
     loaded = load_task(TASK, data)
     fit = [replace(one, choices=one.choices[:1], answer=0) for one in loaded.examples["fit"][:2]] + loaded.examples["fit"][2:8]
     monkeypatch.setattr("drllm.searching.runner.load_task", lambda *_: replace(loaded, examples=loaded.examples | {"fit": fit}))
-    search(tiny, [TASK], knobs(n_simulations=2, sweep_questions=1), tmp_path, data)
-    plan = json.loads((tmp_path / "search" / TASK / "_plan.json").read_text())
-    assert plan["skipped"] == {one.id: "one choice only, which is always right" for one in fit[:2]}
+    search(tiny, [TASK], options(n_simulations=2, sweep_questions=1), tmp_path, data)
+    manifest = json.loads((tmp_path / "search" / TASK / "_plan.json").read_text())
+    assert manifest["skipped"] == {one.id: "one choice only, which is always right" for one in fit[:2]}
     assert len(read_records(tmp_path / "search")) == 6
 
 
 def test_control_and_checks_can_be_left_out_and_change_nothing_else(run, data, tmp_path):
-    search(model(), [TASK], knobs(control=False, verify=False), tmp_path, data)
+    search(model(), [TASK], options(control=False, verify=False), tmp_path, data)
     with_both = {record.id: record for record in read_records(run / "search")}
     for record in read_records(tmp_path / "search"):
         assert (record.control_routes, record.checks, record.control_solved) == ((), (), None)
@@ -187,7 +187,7 @@ def test_neither_pool_nor_memory_changes_a_byte(resources, run, tiny, data, tmp_
 def test_neither_pool_nor_memory_changes_a_byte_in_bfloat16(data, tmp_path):
     """Where another batch could round otherwise."""
     routed = RoutedModel.wrap(model().unwrap().bfloat16(), model().tokenizer)
-    config = knobs(max_step_tokens=300, limit=10, n_simulations=5)  # many processors are slow in this type
+    config = options(max_step_tokens=300, limit=10, n_simulations=5)  # many processors are slow in this type
     for name, resources in {"wide": Resources(), "narrow": Resources(pool_size=1, cache_bytes=10_000)}.items():
         search(routed, [TASK], config, tmp_path / name, data, resources=resources)
     assert folder_bytes(tmp_path / "wide" / "search") == folder_bytes(tmp_path / "narrow" / "search")
@@ -210,13 +210,13 @@ def test_no_more_paths_of_a_matrix_are_under_way_than_fit_in_memory(tiny, data, 
 
 
 def test_another_seed_searches_elsewhere(run, tiny, data, tmp_path):
-    search(tiny, [TASK], knobs(seed=1, limit=8), tmp_path, data)
+    search(tiny, [TASK], options(seed=1, limit=8), tmp_path, data)
     before = {record.id: record.routes for record in read_records(run / "search")}
     assert any(record.routes != before[record.id] for record in read_records(tmp_path / "search"))
 
 
 def test_group_size_does_not_change_what_is_asked(run, tiny, data, tmp_path):
-    search(tiny, [TASK], knobs(group_size=5), tmp_path, data)
+    search(tiny, [TASK], options(group_size=5), tmp_path, data)
     by_id = {record.id: record for record in read_records(run / "search")}
     for record in read_records(tmp_path / "search"):
         assert record.routes == by_id[record.id].routes
@@ -246,7 +246,7 @@ def test_resuming_scores_only_what_is_missing(run, tiny, data, tmp_path, monkeyp
 
 @pytest.mark.parametrize("strength", [pytest.param(1.0, marks=pytest.mark.slow), 0.5])
 def test_a_search_with_loops_records_plain_verdicts_checks_and_a_blind_baseline_and_resumes(strength, tiny, data, fit, plain, tmp_path):
-    config = knobs(max_loop_span=2, loop_strength=strength, limit=16, n_simulations=14)
+    config = options(max_loop_span=2, loop_strength=strength, limit=16, n_simulations=14)
     whole = search(tiny, [TASK], config, tmp_path / "whole", data)
     prior = json.loads((whole / "search" / TASK / "_prior.json").read_text())
     assert (prior["max_loop_span"], prior["loop_strength"]) == (2, strength)
@@ -292,7 +292,7 @@ LOOPS = "1111\n0-2,1-3\n0-2,(1-2)*0.5,3  # damped\n0-1,0-1/4\n0+1,1+1-3\n"
 def test_a_list_of_loops_gives_a_dense_matrix(tiny, data, fit, plain, tmp_path):
     (tmp_path / "loops.txt").write_text(LOOPS)
     routes = read_routes(tmp_path / "loops.txt")
-    search(tiny, [TASK], knobs(limit=9), tmp_path, data, routes=routes)
+    search(tiny, [TASK], options(limit=9), tmp_path, data, routes=routes)
     for record in read_records(tmp_path / "paths"):
         assert list(map(str, record.routes)) == ["1111", "0-2,1-3", "0-2,(1-2)*0.5,3", "0-1,0-1/4", "0-1,1,1-3"]
         assert record.acc_norm == tuple(plain.verdict(fit[record.id], route)[1] for route in routes)
@@ -315,7 +315,7 @@ def test_generated_answers_along_loops_are_those_of_the_model_itself(tiny, data,
 
 
 def test_a_list_of_routes_gives_a_dense_matrix(tiny, data, plain, tmp_path):
-    config = knobs(splits=("fit", "calibrate", "tune"), limit=9)
+    config = options(splits=("fit", "calibrate", "tune"), limit=9)
     search(tiny, [TASK], config, tmp_path, data, routes=ROUTES)
     records = read_records(tmp_path / "paths")
     loaded = load_task(TASK, data)
@@ -347,7 +347,7 @@ def test_a_list_of_routes_gives_a_dense_matrix(tiny, data, plain, tmp_path):
 )
 def test_splits_and_routes_that_may_not_be_used(splits, routes, message, tiny, data, tmp_path):
     with pytest.raises(InputError, match=message):
-        search(tiny, [TASK], knobs(splits=splits), tmp_path, data, routes=routes)
+        search(tiny, [TASK], options(splits=splits), tmp_path, data, routes=routes)
     assert not list(tmp_path.iterdir())
 
 
@@ -398,7 +398,7 @@ def test_an_unusable_file_of_routes_is_named_with_its_line(text, message, tmp_pa
 def test_records_of_other_settings_are_not_mixed(run, tiny, data, change, message):
     before = folder_bytes(run / "search")
     with pytest.raises(ArtifactError, match=message) as refusal:
-        search(tiny, [TASK], knobs(**change), run, data)
+        search(tiny, [TASK], options(**change), run, data)
     assert "\n" not in str(refusal.value)
     assert folder_bytes(run / "search") == before
 
@@ -411,8 +411,8 @@ def test_records_of_other_weights_or_questions_are_not_mixed(run, tiny, data, tm
     fit = load_task(TASK, data).examples["fit"][0].id
     next(row for row in rows if row["id"] == fit)["choices"][1] = "17 or 18"
     edited = write_rows(tmp_path / data.name, rows)  # the same ids, another text
-    plan = tmp_path / "search" / TASK / "_plan.json"
-    plan.write_text(plan.read_text().replace(json.dumps(str(data)), json.dumps(str(edited))))
+    manifest = tmp_path / "search" / TASK / "_plan.json"
+    manifest.write_text(manifest.read_text().replace(json.dumps(str(data)), json.dumps(str(edited))))
     with pytest.raises(ArtifactError, match="questions"):
         search(tiny, [TASK], SEARCH, tmp_path, edited)
     with pytest.raises(ArtifactError, match="not those that were searched"):
@@ -457,9 +457,9 @@ def test_the_sweep_of_single_edits_has_progress_of_its_own_before_the_searchs(ti
             heard.append((job.label, job.done, job.total))
 
     with reporting_to(Heard()):
-        search(tiny, [TASK], knobs(n_simulations=1, sweep_questions=10, limit=12, group_size=12), tmp_path, data)
+        search(tiny, [TASK], options(n_simulations=1, sweep_questions=10, limit=12, group_size=12), tmp_path, data)
     assert heard == [(f"single edits {TASK}", 8, 10), (f"single edits {TASK}", 10, 10), (f"search {TASK}", 12, 12)]
     heard.clear()
     with reporting_to(Heard()):
-        search(tiny, [TASK], knobs(n_simulations=1, sweep_questions=10, limit=12, group_size=12), tmp_path, data)
+        search(tiny, [TASK], options(n_simulations=1, sweep_questions=10, limit=12, group_size=12), tmp_path, data)
     assert not heard

@@ -68,11 +68,11 @@ def test_odd_questions_are_searched_or_left_out_with_a_reason(tmp_path, caplog):
     config = SearchConfig(n_simulations=3, sweep_questions=2, splits=("fit", "calibrate"))
     search(model(), [TASK], config, tmp_path, data, routes=[Route.parse("1121")])
     records = {record.id: record for record in read_records(tmp_path / "paths")}
-    plan = json.loads((tmp_path / "paths" / TASK / "_plan.json").read_text())
-    assert plan["skipped"] == dict.fromkeys(
+    manifest = json.loads((tmp_path / "paths" / TASK / "_plan.json").read_text())
+    assert manifest["skipped"] == dict.fromkeys(
         ("much too long", "even: longer", "too long by a choice"), "a prompt that, with its answer, exceeds the context of 256 tokens"
     )
-    expected = {row["id"] for row in odd_rows()} - {"again"} - plan["skipped"].keys()
+    expected = {row["id"] for row in odd_rows()} - {"again"} - manifest["skipped"].keys()
     assert records.keys() == expected
     assert records["twenty choices"].n_choices == 20
     for record in records.values():
@@ -193,7 +193,7 @@ def test_a_model_of_nothing_but_broken_logits_is_refused(data, tmp_path):
 
 def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes(data, tmp_path, monkeypatch):
     whole = search(model(), [TASK], SMALL, tmp_path / "whole", data)
-    fsync, left = os.fsync, [4]  # the plan, the prior, two shards
+    fsync, left = os.fsync, [4]  # the manifest, the prior, two shards
 
     def full(descriptor: int) -> None:
         left[0] -= 1

@@ -20,7 +20,7 @@ from landscapes import KINDS, closure, config_of, never, noise, one_right, run, 
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 seeds = st.integers(0, 2**64 - 1)
-knobs = st.fixed_dictionaries(
+options = st.fixed_dictionaries(
     {
         "n_simulations": st.integers(0, 60),
         "exploration": st.floats(0, 5),
@@ -57,7 +57,7 @@ def broken_at_times(answer, seed):
 
 @every_kind
 @settings(max_examples=60, deadline=None)
-@given(n_layers=st.integers(1, 60), values=knobs, seed=seeds)
+@given(n_layers=st.integers(1, 60), values=options, seed=seeds)
 def test_routes_are_legal_never_asked_twice_and_booked(kind, n_layers, values, seed):
     config = config_of(kind, **values)
     tree = make_tree(n_layers, config, seed)
@@ -89,7 +89,7 @@ def test_routes_are_legal_never_asked_twice_and_booked(kind, n_layers, values, s
 
 @every_kind
 @settings(max_examples=60, deadline=None)
-@given(n_layers=st.integers(1, 5), values=knobs, seed=seeds)
+@given(n_layers=st.integers(1, 5), values=options, seed=seeds)
 def test_a_search_ends_for_three_reasons_only(kind, n_layers, values, seed):
     """The budget beyond the base is spent, every legal route was asked, or a fix was found (and waited upon)."""
     config = config_of(kind, **values)
@@ -104,7 +104,7 @@ def test_a_search_ends_for_three_reasons_only(kind, n_layers, values, seed):
 
 @every_kind
 @settings(max_examples=40, deadline=None)
-@given(n_layers=st.integers(1, 4), values=knobs, seed=seeds)
+@given(n_layers=st.integers(1, 4), values=options, seed=seeds)
 def test_a_budget_beyond_the_tree_visits_every_legal_route_and_ends(kind, n_layers, values, seed):
     config = config_of(kind, **{**values, "n_simulations": 1000, "early_stop": False})
     asked = run(make_tree(n_layers, config, seed), seen_by(kind, noise(seed)))

@@ -108,11 +108,11 @@ def test_how_each_policy_is_served(tiny: RoutedModel):
             make_spec(one, "p", tiny, **flags)
     size = 2 * tiny.hidden_size
     routes = [Route.full(n), Route.full(n).edit(n - 1, 2)]
-    book = Codebook(routes, 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.zeros(1), [Point(0.0)], 0)
-    book.prompt_format = "raw"
+    codebook = Codebook(routes, 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.zeros(1), [Point(0.0)], 0)
+    codebook.prompt_format = "raw"
     known = tuple(map(str, routes))
-    assert make_spec(book, "p", tiny) == ServeSpec("book", n, "p", repeatable=(n - 1,), routes=known, prompt_format="raw")
-    assert make_spec(book, "p", tiny, decide="engine", repeatable="0", any_format=True) == ServeSpec(
+    assert make_spec(codebook, "p", tiny) == ServeSpec("book", n, "p", repeatable=(n - 1,), routes=known, prompt_format="raw")
+    assert make_spec(codebook, "p", tiny, decide="engine", repeatable="0", any_format=True) == ServeSpec(
         "engine", n, "p", repeatable=(0, n - 1), routes=known, decided=1
     )
     loops = [Route.full(n), Route.full(n).loop(1, 2, times=3), Route.full(n).loop(1, n - 1, strength=0.5)]
@@ -133,7 +133,7 @@ def test_how_each_policy_is_served(tiny: RoutedModel):
     with pytest.raises(InputError, match="only a codebook decides before"):
         make_spec(routers, "p", tiny, decide="front")
     with pytest.raises(InputError, match="may repeat blocks 3, so --repeatable none cannot"):
-        make_spec(book, "p", tiny, repeatable="none")
+        make_spec(codebook, "p", tiny, repeatable="none")
     with pytest.raises(InputError, match="may repeat any block, so --repeatable none cannot"):
         make_spec(routers, "p", tiny, repeatable="none")
     with pytest.raises(InputError, match="expected all, none, auto"):
@@ -149,15 +149,15 @@ def test_the_command_line_of_a_server():
     def of(spec: ServeSpec, **more: Any) -> list[str]:
         return launch(spec, replace(SERVER, **more)).argv
 
-    book = of(SPEC, extra=["--seed", "3"])
-    assert json.loads(book[book.index("--additional-config") + 1]) == SPEC.to_config()
-    assert json.loads(book[book.index("--hf-overrides") + 1]) == {"architectures": ["DrllmLlamaForCausalLM"]}
-    assert book[-2:] == ["--seed", "3"]
+    codebook = of(SPEC, extra=["--seed", "3"])
+    assert json.loads(codebook[codebook.index("--additional-config") + 1]) == SPEC.to_config()
+    assert json.loads(codebook[codebook.index("--hf-overrides") + 1]) == {"architectures": ["DrllmLlamaForCausalLM"]}
+    assert codebook[-2:] == ["--seed", "3"]
     secret = launch(SPEC, replace(SERVER, api_key="the-key"))
     assert "the-key" not in " ".join(secret.argv), "every user of the machine can read a command line"
     assert secret.env["VLLM_API_KEY"] == "the-key"
-    assert "--enforce-eager" not in book
-    assert "--no-enable-chunked-prefill" not in book
+    assert "--enforce-eager" not in codebook
+    assert "--no-enable-chunked-prefill" not in codebook
     inside = of(ServeSpec("engine", L, "policy"), context=4096)
     assert {"--no-enable-chunked-prefill", "--no-enable-prefix-caching", "--no-async-scheduling"} <= set(inside)
     assert inside[inside.index("--max-num-batched-tokens") + 1] == "4096"

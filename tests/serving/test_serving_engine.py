@@ -184,7 +184,7 @@ def test_rows_of_the_base_and_of_routes_when_compiled(models, routed):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_known_routes_run_in_compiled_segments(models, family: str):
-    """A codebook's routes, alone and mixed, beside routes that are not in it, of which some repeat what the book never does."""
+    """A codebook's routes, alone and mixed, beside routes that are not in it, of which some repeat what the codebook never does."""
     forced = [*BOOK, "101101", *BOOK, "111112", "221111", BOOK[1]]
     asked = [
         {"ids": ids, "route": route, "new": 12, "arrives": place // 3}
@@ -200,7 +200,7 @@ def test_known_routes_run_in_compiled_segments(models, family: str):
 
 
 def test_a_second_pass_that_no_segment_holds(models, routed):
-    """Of the last block, which the book never repeats, though requests may."""
+    """Of the last block, which the codebook never repeats, though requests may."""
     request = {"ids": prompts(1)[0], "route": "112112", "new": 12}
     spec = ROWS | {"routes": BOOK}
     done = run_engine(models["llama"], spec, [request], enforce_eager=False)
@@ -368,11 +368,11 @@ def test_routes_decided_in_the_engine(models, tmp_path, save, eager: bool):
         check(routed, request, answer, route)
     if save is not saved_routers and not eager:
         assert 0 < done["stats"]["segment_steps"] < done["stats"]["routed_steps"], (
-            "a pass that no route of the book makes runs block by block"
+            "a pass that no route of the codebook makes runs block by block"
         )
         alone = run_engine(models["llama"], spec, asked[:12], **options)
         assert alone["routes"][:12] == wanted
-        assert alone["stats"]["segment_steps"] == alone["stats"]["routed_steps"], "also while the book has yet to decide"
+        assert alone["stats"]["segment_steps"] == alone["stats"]["routed_steps"], "also while the codebook has yet to decide"
         for request, answer, route in zip(asked, alone["answers"], wanted, strict=False):
             check(routed, request, answer, route)
 

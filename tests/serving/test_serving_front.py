@@ -24,8 +24,8 @@ L, BLOCK, VOCAB = 4, 2, 300
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 
 
-def book(size: int) -> Codebook:
-    """A book of four routes whose random selector takes each of them on some prompts."""
+def codebook(size: int) -> Codebook:
+    """A codebook of four routes whose random selector takes each of them on some prompts."""
     routes = [Route.parse(text) for text in ("1111", "1101", "1112", "1100")]
     weight = torch.randn(2 * size, 3, generator=torch.Generator().manual_seed(0))
     return Codebook(routes, BLOCK, torch.zeros(2 * size), torch.ones(2 * size), weight, torch.zeros(3), [Point(0.0)], 0)
@@ -48,14 +48,14 @@ def checkpoint(folder: Path, family: str) -> Any:
 @pytest.fixture
 def front(tmp_path) -> FrontSelector:
     """The front of a tiny llama; one for each event loop."""
-    return FrontSelector(book(checkpoint(tmp_path, "llama").config.hidden_size), str(tmp_path), torch.float32, "cpu")
+    return FrontSelector(codebook(checkpoint(tmp_path, "llama").config.hidden_size), str(tmp_path), torch.float32, "cpu")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_together_are_each_alone(family: str, tmp_path):
     """Right padding without a mask changes no prompt's states; they are those that transformers' whole model has there."""
     model = checkpoint(tmp_path, family).eval()
-    one = FrontSelector(book(model.config.hidden_size), str(tmp_path), torch.float32, "cpu")
+    one = FrontSelector(codebook(model.config.hidden_size), str(tmp_path), torch.float32, "cpu")
     prompts = prompts_of([1, 2, 7, 40, 12, 40, 33])
     found = one.features(prompts)
     for ids, mine in zip(prompts, found, strict=True):
@@ -303,7 +303,7 @@ def test_the_revision_that_the_engine_serves(tmp_path, monkeypatch):
             return load(*args, **kwargs)
 
         monkeypatch.setattr(loader, "from_pretrained", watched)
-    FrontSelector(book(size), str(tmp_path), torch.float32, "cpu", revision="v2")
+    FrontSelector(codebook(size), str(tmp_path), torch.float32, "cpu", revision="v2")
     assert asked[:2] == ["v2", "v2"]
 
 
@@ -311,7 +311,7 @@ def test_a_book_of_another_model(tmp_path):
     model = families.build("llama", vocab_size=VOCAB, num_hidden_layers=6)
     model.save_pretrained(tmp_path)
     with pytest.raises(ArtifactError, match="is for 4 blocks"):
-        FrontSelector(book(model.config.hidden_size), str(tmp_path), torch.float32, "cpu")
+        FrontSelector(codebook(model.config.hidden_size), str(tmp_path), torch.float32, "cpu")
 
 
 @pytest.mark.slow  # a minute of compiling
@@ -320,7 +320,7 @@ def test_a_book_of_another_model(tmp_path):
 def test_compiled_before_the_first_request(family: str, tmp_path):
     """As the uncompiled blocks, whatever comes; nothing is compiled once the server is ready."""
     size = checkpoint(tmp_path, family).config.hidden_size
-    plain, compiled = (FrontSelector(book(size), str(tmp_path), torch.float32, "cpu", is_compiled) for is_compiled in (False, True))
+    plain, compiled = (FrontSelector(codebook(size), str(tmp_path), torch.float32, "cpu", is_compiled) for is_compiled in (False, True))
     assert all(block._compiled_call_impl is not None for block in compiled.decoder.layers)
 
     def ask_all() -> None:

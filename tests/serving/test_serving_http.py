@@ -99,7 +99,7 @@ def routed() -> RoutedModel:
 
 
 @pytest.fixture(scope="module")
-def book(routed, tmp_path_factory) -> Path:
+def codebook(routed, tmp_path_factory) -> Path:
     """A saved codebook whose random selector takes each of its routes on some prompts."""
     ids = [routed.tokenizer(text)["input_ids"] for text in PROMPTS]
     features = read_prompts(routed, ids, [6], 1)[6]
@@ -111,9 +111,9 @@ def book(routed, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(book, tmp_path_factory) -> Iterator[Server]:
+def server(codebook, tmp_path_factory) -> Iterator[Server]:
     """The codebook's server, with a key."""
-    arguments = [str(book), "--dtype", "float32", "--eager", "--api-key", KEY, "--max-model-len", "1024"]
+    arguments = [str(codebook), "--dtype", "float32", "--eager", "--api-key", KEY, "--max-model-len", "1024"]
     started = Server(arguments)
     yield started
     started.stop()
@@ -131,7 +131,7 @@ def answer(server: Server, prompt: str, **options: Any) -> tuple[str, Any]:
     return made.choices[0].text, made.model_extra["drllm"]
 
 
-def test_mixed_requests_equal_the_same_requests_alone(server, routed, book):
+def test_mixed_requests_equal_the_same_requests_alone(server, routed, codebook):
     """32 at once, and one after the other: the same routes and the same answers; the routes are those of transformers."""
     alone = [answer(server, prompt) for prompt in PROMPTS]
     most = 0.0
@@ -484,16 +484,16 @@ def _longer(page: Any, text: Any, length: int) -> int:
 
 
 @pytest.mark.parametrize("decide", ["front", "engine"])
-def test_a_codebook_as_users_start_it(book, routed, decide: str):
+def test_a_codebook_as_users_start_it(codebook, routed, decide: str):
     """Compiled: mixed requests at once and alone have the same answers, along the routes of transformers; a chat is streamed."""
-    served = Server([str(book), "--dtype", "float32", "--max-model-len", "1024", "--any-format", "--decide", decide])
+    served = Server([str(codebook), "--dtype", "float32", "--max-model-len", "1024", "--any-format", "--decide", decide])
     try:
         alone = [answer(served, prompt) for prompt in PROMPTS[:16]]
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             together = list(pool.map(lambda prompt: answer(served, prompt), PROMPTS[:16]))
         assert [text for text, _ in together] == [text for text, _ in alone]
         ids = [routed.tokenizer(text)["input_ids"] for text in PROMPTS[:16]]
-        policy = RoutedModel.from_pretrained(book, base=routed).policy
+        policy = RoutedModel.from_pretrained(codebook, base=routed).policy
         wanted = [str(route) for route in decide_routes(routed, [policy], ids, 1)[0]]
         assert [told[0]["route"] for _, told in together] == wanted
         assert len(set(wanted)) > 1

@@ -28,9 +28,9 @@ def run(tree: Strategy, answer: Answer) -> list[Route]:
     return asked
 
 
-def config_of(kind: str, **knobs) -> SearchConfig:
+def config_of(kind: str, **options) -> SearchConfig:
     """A configuration of that kind which only the budget stops."""
-    return SearchConfig(**{"preset": KINDS[kind][0], "early_stop": False, **knobs})
+    return SearchConfig(**{"preset": KINDS[kind][0], "early_stop": False, **options})
 
 
 def seen_by(kind: str, answer: Answer) -> Answer:

@@ -1,4 +1,4 @@
-"""Records, plans and task folders made by hand, for a model of four blocks."""
+"""Records, manifests and task folders made by hand, for a model of four blocks."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def control(*correct: bool) -> dict[str, Any]:
 
 
 def task_folder(folder: Path, records: Sequence[RouteRecord], n_shards: int = 2, **changes: Any) -> Path:
-    """A finished task folder, as a search writes it, with `changes` to the plan."""
+    """A finished task folder, as a search writes it, with `changes` to the manifest."""
     ids = [one.id for one in records]
     values = {**PLAN, "task": records[0].task, "fingerprint": records[0].fingerprint, "ids": ids, **changes}
     check_manifest(folder, Manifest.of(values))
