@@ -4,9 +4,9 @@
     python benchmarks/scan.py pack --out runs/scan-product --to runs/product.npz
     python benchmarks/scan.py replay runs/product.npz --to runs/replay.json
 
-`product` runs all candidates on all questions, the same that `drllm scan` races on. `replay` races on them in many orders of the questions:
-what it costs, how often it names the candidate that is best on all of them, how far below that one its own choice lies, and what the best
-seems to gain where nothing gains anything (each question's differences turned by a coin): the winner's curse alone.
+`product` runs all candidates on all questions, the same that `drllm scan` races on. `replay` races on them and on many parts of them, as a
+scan asks them and as they come: what it costs, how often it names the candidate that is best on all of them, how far below that one its own
+choice lies, and what the best seems to gain where nothing gains anything (each question's differences turned by a coin).
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import numpy as np
 from drllm.cli.terminal import show_progress
 from drllm.core.config import Resources, ScanConfig
 from drllm.core.files import write_bytes, write_json
+from drllm.scanning.questions import least_sure_first
 from drllm.scanning.race import race, schedule, scores
 from drllm.scanning.spans import Candidate, candidate, candidates, forwards_a_question
 
-ORDERS = 200  # of the questions
+ORDERS, PART = 200, 7 / 8  # sets of questions that are drawn, and how large they are
 KINDS = ("loop", "damped", "skip")
 
 
@@ -103,10 +104,16 @@ def replay(arguments: argparse.Namespace) -> None:
         "best": [_told(stored, gain_C, accuracy_C, one) for one in np.argsort(-gain_C, kind="stable")[:10]],
         "of_kind": {kind: _told(stored, gain_C, accuracy_C, _best_of(gain_C, kinds, kind)) for kind in KINDS},
     }
-    found["as_scanned"] = _raced(stored, gain_C, kinds, [np.arange(len(stored.verdicts))])
+    everything = np.arange(len(stored.verdicts))
+    found["as_scanned"] = _raced(stored, kinds, [_asked_first(stored, everything)])
     rng = np.random.default_rng(0)
-    orders = [_order(stored.tasks, rng) for _ in range(arguments.orders)]
-    found["orders"] = {"n": len(orders), **_raced(stored, gain_C, kinds, orders)}
+    drawn = [np.sort(rng.choice(everything, round(PART * len(everything)), replace=False)) for _ in range(arguments.orders)]
+    found["subsets"] = {
+        "n": len(drawn),
+        "questions": len(drawn[0]),
+        "least_sure_first": _raced(stored, kinds, [_asked_first(stored, one) for one in drawn]),
+        "as_they_come": _raced(stored, kinds, [rng.permutation(one) for one in drawn]),
+    }
     found["curse"] = _curse(stored, arguments.orders)
     found["probes"] = _probes(stored)
     print(json.dumps(found, indent=1))
@@ -114,13 +121,9 @@ def replay(arguments: argparse.Namespace) -> None:
         write_json(arguments.to, found)
 
 
-def _order(tasks: list[str], rng: np.random.Generator) -> np.ndarray:
-    """The questions shuffled within their tasks, tasks in turns as a scan takes them."""
-    places = np.arange(len(tasks))
-    for name in dict.fromkeys(tasks):
-        own = np.flatnonzero(np.array(tasks) == name)
-        places[own] = rng.permutation(own)
-    return places
+def _asked_first(stored: Product, questions: np.ndarray) -> np.ndarray:
+    """These questions in the order in which a scan asks them."""
+    return questions[least_sure_first([stored.tasks[one] for one in questions], stored.margins[questions, 0])]
 
 
 def _best_of(gain_C: np.ndarray, kinds: list[str], kind: str) -> int:
@@ -132,13 +135,15 @@ def _told(stored: Product, gain_C: np.ndarray, accuracy_C: list[float], one: int
     return {"kind": shown.kind, "first": shown.first, "last": shown.last, "score": float(gain_C[one]), "accuracy": accuracy_C[one]}
 
 
-def _raced(stored: Product, gain_C: np.ndarray, kinds: list[str], orders: list[np.ndarray]) -> dict[str, object]:
-    """Over orders of the questions: cost, how often the race's best is the best of all, and how much score it lacks."""
-    sizes = schedule(len(stored.verdicts), ScanConfig().first_questions)
+def _raced(stored: Product, kinds: list[str], orders: list[np.ndarray]) -> dict[str, object]:
+    """Over sets of questions, as they are asked: cost, how often the race names the best of all on them, how much score it lacks."""
+    whole = scores(stored.verdicts, stored.margins)
     costs, same, lacking, of_kind, winners = [], [], [], [], []
-    top = set(np.argsort(-gain_C, kind="stable")[: ScanConfig().winners].tolist())
     for order in orders:
-        spent = 0.0
+        gain_C = (whole[order, 1:] - whole[order, :1]).mean(0)
+        top = set(np.argsort(-gain_C, kind="stable")[: ScanConfig().winners].tolist())
+        sizes = schedule(len(order), ScanConfig().first_questions)
+        spent = float(len(order))  # of the base, whose margins order the questions
 
         def ask(alive: list[int], start: int, stop: int, order: np.ndarray = order) -> tuple[np.ndarray, np.ndarray]:
             nonlocal spent
@@ -147,7 +152,7 @@ def _raced(stored: Product, gain_C: np.ndarray, kinds: list[str], orders: list[n
             return stored.verdicts[rows, columns], stored.margins[rows, columns]
 
         ranking = race(kinds, sizes, ScanConfig().winners, ask).ranking
-        costs.append(spent / (len(stored.verdicts) * stored.forwards(list(range(len(kinds))))))
+        costs.append(spent / (len(order) * stored.forwards(list(range(len(kinds))))))
         lacking.append(float(gain_C.max() - gain_C[ranking[0]]))
         same.append(lacking[-1] == 0)
         winners.append(len(top & set(ranking[: len(top)])) / len(top))

@@ -28,7 +28,7 @@ from drllm.runs.provenance import read_jobs
 from drllm.runs.records import read_records
 from drllm.runs.scan_result import LEAD, RANDOM, WINNER, read_map, read_scan
 from drllm.scanning.measure import by_chance
-from drllm.scanning.questions import Bench, choose
+from drllm.scanning.questions import Bench, choose, least_sure_first
 from drllm.scanning.spans import block_runs, candidates
 from drllm.searching.runner import read_routes
 from drllm.tasks import load_task
@@ -57,6 +57,8 @@ def test_rounds_ask_all_then_the_better_half_on_new_questions(scanned):
     n_routes = [{len(record.routes) - 1 for record in found} for found in rounds]
     assert n_routes == [{29}, {15}, {9}]
     assert [len(found) for found in rounds] == [4, 4, 8]
+    margins = {record.id: abs(record.base_margin) for record in records_of(folder.base)}
+    assert max(margins[record.id] for found in rounds[:2] for record in found) <= min(margins[record.id] for record in rounds[2])
     names = [{record.id for record in found} for found in rounds]
     assert len(set.union(*names)) == 16, "no question twice"
     assert all({record.split for record in found} == {"fit"} for found in rounds)
@@ -116,7 +118,7 @@ def test_the_cost_is_the_nodes_of_the_tries(scanned):
     folder = RunFolder(scanned).scan
     cost = read_scan(folder).cost
     forwards = [block_runs(records_of(folder.round(number))[0].routes) / runs.L for number in (1, 2, 3)]
-    assert cost.race == pytest.approx(sum(n * part for n, part in zip((4, 4, 8), forwards, strict=True)))
+    assert cost.race == pytest.approx(16 + sum(n * part for n, part in zip((4, 4, 8), forwards, strict=True)))
     whole = [Route.full(runs.L), *(one.route for one in candidates(runs.L, SMALL.kinds, SMALL.strength))]
     assert cost.full == pytest.approx(16 * block_runs(whole) / runs.L)
 
@@ -216,6 +218,13 @@ def test_generated_answers_race_by_their_verdicts_alone(data, tmp_path):
     result = scan(routed, [runs.TASK], config, tmp_path, data)
     assert result.sizes == [2, 4]
     assert {cell.kind for cell in read_map(RunFolder(tmp_path).scan)} == {"skip"}
+
+
+def test_the_least_sure_questions_come_first_and_tasks_take_turns():
+    margins = np.array([3.0, -0.5, np.nan, 1.0, -9.0, 0.1, np.nan])
+    tasks = ["a", "a", "a", "a", "b", "b", "b"]
+    assert least_sure_first(tasks, margins) == [1, 5, 3, 4, 0, 6, 2]
+    assert least_sure_first(tasks, np.full(7, np.nan)) == [0, 4, 1, 5, 2, 6, 3]
 
 
 def test_tasks_share_the_questions_evenly(data, tmp_path):

@@ -115,13 +115,14 @@ class ScanFolder:
         settings: what the scan was asked for.
         result, map: winners, random spans and costs; and every candidate with what it scored.
         best: routes of the last round, the best first, for `--paths`.
+        base: run folder of the base on the questions that choose.
         random, fresh: run folders of the random spans on the questions that chose the winners, and of both on questions that chose nothing.
     """
 
     def __init__(self, root: Path):
         self.root = root
         self.settings, self.result, self.map, self.best = root / "settings.json", root / "scan.json", root / "map.csv", root / "best.txt"
-        self.random, self.fresh = root / "random", root / "fresh"
+        self.base, self.random, self.fresh = root / "base", root / "random", root / "fresh"
 
     def round(self, number: int) -> Path:
         """The run folder of one round of the race."""

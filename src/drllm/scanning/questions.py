@@ -54,6 +54,22 @@ def choose(routed: RoutedModel, loaded: Mapping[str, LoadedTask], config: ScanCo
     return _in_turns(raced), fresh
 
 
+def least_sure_first(tasks: Sequence[str], margins_Q: np.ndarray) -> list[int]:
+    """The order in which a race asks: each task's questions by how near the base's margin is to 0, tasks in turns.
+
+    Where the base is sure, most routes change nothing. The others decide what a span does, so few of them tell more than few of all
+    (docs/decisions/2026-11-28-scan.md). A question without a margin stands where it stood among its like, behind the others.
+
+    Args:
+        tasks: of each question.
+    """
+    distance = np.where(np.isfinite(margins_Q), np.abs(margins_Q), np.inf)
+    ranked = sorted(range(len(tasks)), key=lambda place: distance[place])
+    by_task = {name: [place for place in ranked if tasks[place] == name] for name in dict.fromkeys(tasks)}
+    longest = max(map(len, by_task.values()), default=0)
+    return [places[turn] for turn in range(longest) for places in by_task.values() if turn < len(places)]
+
+
 def _shares(tasks: Sequence[str], n: int) -> dict[str, int]:
     """How many of `n` questions each task gives."""
     return {name: n // len(tasks) + (place < n % len(tasks)) for place, name in enumerate(tasks)}

@@ -26,12 +26,13 @@ from drllm.runs.manifest import differences
 from drllm.runs.provenance import running
 from drllm.runs.scan_result import CLAIMED, RANDOM, WINNER, Cell, Cost, Measured, ScanResult, write_scan
 from drllm.scanning.measure import by_chance, means, measured
-from drllm.scanning.questions import Asked, Bench, choose
+from drllm.scanning.questions import Asked, Bench, choose, least_sure_first
 from drllm.scanning.race import Standing, by_round, first_and_of_kinds, race, schedule, scores
 from drllm.scanning.spans import Candidate, candidates, described, elsewhere, forwards_a_question, race_cost, rounds_cost, twins
 from drllm.tasks import load_task
 
 N_LISTED = 32  # routes of best.txt, at most
+ORDER = "least sure first"  # of the questions of a race; one of the first version asked them as they came
 
 
 def scan(
@@ -74,7 +75,7 @@ def scan(
     folder, settings = RunFolder(out).scan, to_dict(config) | {"resources": to_dict(resources)}
     with torch_threads(resources.threads), cluster, running(out, "scan", settings, argv):
         asked: dict[str, object] = {"model": routed.fingerprint, "dtype": str(routed.model.dtype).removeprefix("torch.")}
-        asked |= {"tasks": list(loaded), "data": None if data is None else str(data)} | to_dict(config)
+        asked |= {"order": ORDER, "tasks": list(loaded), "data": None if data is None else str(data)} | to_dict(config)
         _check_settings(folder, asked)
         for note in _notes(routed):
             say(f"scan: {note}")
@@ -134,6 +135,8 @@ class _Scan:
 
     def run(self, claimed: Sequence[Route]) -> ScanResult:
         """All of it; the result is written, too."""
+        if self.raced:
+            self._order()
         standing = self._race() if self.raced else None
         winners = [] if standing is None else self._winners(standing)
         if standing is not None:
@@ -167,10 +170,18 @@ class _Scan:
         """Plain forwards that so many questions cost along the base's route and these."""
         return n_questions * forwards_a_question(self.n_layers, chosen)
 
+    def _order(self) -> None:
+        """Ask the base first, and the questions that it is least sure of before the others."""
+        say(f"scan: the base on {len(self.raced)} questions; the race begins with those it is least sure of")
+        _, margins = self.bench.ask([Route.full(self.n_layers)], self.raced, self.config.split, self.folder.base)
+        order = least_sure_first([task for task, _ in self.raced], margins[:, 0])
+        self.raced = [self.raced[place] for place in order]
+        self.cost = self.cost.changed(race=self._forwards([], len(self.raced)))
+
     def _race(self) -> Standing:
         kinds = [one.kind for one in self.pool]
         counts = self._counts()
-        guess = race_cost(self.sizes, rounds_cost(self.n_layers, self.pool, len(self.sizes), self.config.winners))
+        guess = self.cost.race + race_cost(self.sizes, rounds_cost(self.n_layers, self.pool, len(self.sizes), self.config.winners))
         rounds = ", ".join(f"{count} on {size}" for count, size in zip(counts, self.sizes, strict=True))
         say(f"scan: candidates on questions by round: {rounds}")
         say(f"scan: about {guess:,.0f} plain forwards, {guess / self.cost.full:.0%} of the {self.cost.full:,.0f} of all on all")
