@@ -1,6 +1,6 @@
 """Draws what a command prints as a picture of a terminal: a still SVG, drawn by rich from the command's own output.
 
-    python tools/record_terminal.py docs/demo.svg drllm retrofit --model smollm2-135m-q4 --tasks arc_easy --minutes 3 --out runs/demo
+    python tools/record_terminal.py PICTURE.svg drllm retrofit --model smollm2-135m-q4 --tasks arc_easy --minutes 3 --out runs/demo
 
 What the command writes for readers (standard output) is drawn; its progress is shown while it runs. A command that fails draws nothing.
 The picture fetches nothing.
