@@ -51,7 +51,7 @@ def records_of(folder: Path) -> list:
     return read_records(RunFolder(folder).matrices)
 
 
-def test_rounds_ask_all_then_the_better_half_on_new_questions(scanned):
+def test_rounds_ask_all_then_the_better_ones_on_new_questions(scanned):
     folder = RunFolder(scanned).scan
     rounds = [records_of(folder.round(number)) for number in (1, 2, 3)]
     n_routes = [{len(record.routes) - 1 for record in found} for found in rounds]

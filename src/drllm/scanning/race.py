@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FIRST_KEPT = 2 / 5  # of the candidates go on after the first round: in none later is there as much to tell apart by eight questions
 Ask = Callable[[list[int], int, int], tuple[np.ndarray, np.ndarray]]
 """What candidates answer to questions `start` to `stop`: verdicts and margins, each (stop - start, 1 + candidates), the base first."""
 
@@ -56,10 +55,10 @@ def schedule(n_questions: int, first: int) -> list[int]:
 
 
 def shares(n_candidates: int, n_rounds: int, n_kept: int) -> list[int]:
-    """How many candidates of one kind run in each round: two fifths of all in the second, then half of the round before, at least `n_kept`."""
+    """How many candidates of one kind run in each round: half of those of the round before, and at least `n_kept`."""
     sizes = [n_candidates]
-    for number in range(1, n_rounds):
-        sizes.append(max(math.ceil(FIRST_KEPT * n_candidates / 2 ** (number - 1)), min(n_kept, n_candidates)))
+    for _ in range(n_rounds - 1):
+        sizes.append(max(math.ceil(sizes[-1] / 2), min(n_kept, n_candidates)))
     return sizes
 
 

@@ -47,7 +47,7 @@ def scan(
 ) -> ScanResult:
     """Map a model: what running each span of blocks once more, or skipping it, does to its answers. The same call resumes.
 
-    All candidates answer a few questions, the better half of each kind twice as many, and so on (`drllm.scanning.race`). The best are named
+    All candidates answer a few questions, the better ones of each kind twice as many, and so on (`drllm.scanning.race`). The best are named
     and then measured again on questions that chose nothing, beside as many random spans of the same kinds and lengths: what is left of the
     lead, and what a span has that was drawn blindly. Without a race each claim stands beside the same change at other blocks.
 
