@@ -128,7 +128,7 @@ def _map(result: ScanResult, kind: str, cells: Sequence[Cell]) -> Chart:
     caption = (
         f"Spans {what}, by their first and last block. Colour: score minus the base's in points, blue worse, orange better, ends at "
         f"{limit:g}. The score is half the verdict, half how clear the answer is. The larger a square, the more questions it answered: "
-        f"{', '.join(map(str, sizes))}."
+        f"{', '.join(map(str, sizes))}. The first questions are those that the base is least sure of: there spans differ most."
     )
     hover = [
         f"{kind} {cell.first}-{cell.last}: score {points(cell.score)}, accuracy {points(cell.accuracy)} points, {cell.questions} questions"
