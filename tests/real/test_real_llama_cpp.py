@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ import torch
 from drllm import Route, RoutedModel
 from drllm.deploy.export import export
 from drllm.deploy.formats import gguf_file
-from drllm.model.gguf_header import read_header
+from drllm.model.gguf_header import read_header, write_copy
 from drllm.model.load import gguf_path
 
 pytest.importorskip("gguf", reason="needs gguf (pip install gguf)")
@@ -76,24 +76,21 @@ def test_the_quantised_file_runs(exported, tmp_path):
 BY_LAYER = ("llama.attention.head_count_kv", "llama.feed_forward_length")
 
 
-def test_arrays_by_layer_are_what_llama_cpp_wants(tmp_path, monkeypatch):
-    """Numbers that stand once a layer: as long as the path, llama.cpp loads the file and says the same; as long as the base, it refuses."""
+def test_arrays_by_layer_are_what_llama_cpp_wants(tmp_path):
+    """Numbers that stand once a layer: as long as the path, llama.cpp loads the file and says the same; as long as the base, it refuses.
+
+    transformers reads no such file, so the copies are made from the file's header alone, as an export makes them.
+    """
     source, route = gguf_path("smollm2-135m-q4"), Route.parse("0-14,12-29")
     assert source is not None
-    texts = {}
-    for name, keys in (("plain", ()), ("by_layer", BY_LAYER)):
-        base = RoutedModel.wrap(str(llamacpp.unpack(source, tmp_path / f"{name}.gguf", keys)), dtype=torch.float32)
-        export(base, route, tmp_path / "exported" / name, "gguf")
-        texts[name] = llamacpp.greedy_texts(tmp_path / "exported" / name / f"{name}.gguf", PROMPTS[:5], N_TOKENS, tmp_path)
-    found = read_header(tmp_path / "exported" / "by_layer" / "by_layer.gguf").entries
-    assert {len(found[key].value) for key in BY_LAYER} == {route.n_passes}
-    assert texts["by_layer"] == texts["plain"]
-    followed = gguf_file.changed_entries
 
-    def left_alone(*arguments: Any) -> dict:
-        return {key: entry for key, entry in followed(*arguments).items() if key not in BY_LAYER}
+    def texts(name: str, by_layer: Sequence[str], left_alone: Sequence[str] = ()) -> list[str]:
+        header = read_header(llamacpp.unpack(source, tmp_path / f"{name}-base.gguf", by_layer))
+        changed = {key: entry for key, entry in gguf_file.changed_entries(header, route).items() if key not in left_alone}
+        assert {len(changed[key].value) for key in by_layer if key not in left_alone} <= {route.n_passes}
+        write_copy(header, tmp_path / f"{name}.gguf", header.entries | changed, gguf_file.along(header, route))
+        return llamacpp.greedy_texts(tmp_path / f"{name}.gguf", PROMPTS[:5], N_TOKENS, tmp_path)
 
-    monkeypatch.setattr(gguf_file, "changed_entries", left_alone)
-    export(base, route, tmp_path / "exported" / "wrong", "gguf")
-    with pytest.raises(AssertionError, match=r"head_count_kv|feed_forward_length|load"):
-        llamacpp.greedy_texts(tmp_path / "exported" / "wrong" / "wrong.gguf", PROMPTS[:1], N_TOKENS, tmp_path)
+    assert texts("by_layer", BY_LAYER) == texts("plain", ())
+    with pytest.raises(AssertionError):
+        texts("wrong", BY_LAYER, left_alone=BY_LAYER)
