@@ -206,7 +206,7 @@ def test_each_model_has_its_page_and_its_part_of_the_results(tmp_path):
     assert [line for line in text.splitlines() if line.startswith("## one") or line.startswith("## two")] == [
         f"## {name}: one task: OpenBookQA" for name in ("one, 30 blocks", "two, 18 blocks")
     ]
-    assert "| winners minus random |  | +7.6 (+4.5 to +10.9), n 128 | +2.5 (+1.0 to +4.0), n 448 |" in text
+    assert "| winners minus random |  | +6.8 (+3.9 to +9.8), n 128 | +2.2 (+0.6 to +3.7), n 448 |" in text
     assert "holds: 2, does not hold: 1, neither confirmed nor refuted: 0" in text
     assert "tune split" not in text.partition("## one")[2]
     for out in outs:
