@@ -137,7 +137,7 @@ def _told(stored: Product, gain_C: np.ndarray, accuracy_C: list[float], one: int
 
 def _raced(stored: Product, kinds: list[str], orders: list[np.ndarray]) -> dict[str, object]:
     """Over sets of questions, as they are asked: cost, how often the race names the best of all on them, how much score it lacks."""
-    whole = scores(stored.verdicts, stored.margins)
+    whole, full = scores(stored.verdicts, stored.margins), stored.forwards(list(range(len(kinds))))
     costs, same, lacking, of_kind, winners = [], [], [], [], []
     for order in orders:
         gain_C = (whole[order, 1:] - whole[order, :1]).mean(0)
@@ -152,7 +152,7 @@ def _raced(stored: Product, kinds: list[str], orders: list[np.ndarray]) -> dict[
             return stored.verdicts[rows, columns], stored.margins[rows, columns]
 
         ranking = race(kinds, sizes, ScanConfig().winners, ask).ranking
-        costs.append(spent / (len(order) * stored.forwards(list(range(len(kinds))))))
+        costs.append(spent / (len(order) * full))
         lacking.append(float(gain_C.max() - gain_C[ranking[0]]))
         same.append(lacking[-1] == 0)
         winners.append(len(top & set(ranking[: len(top)])) / len(top))

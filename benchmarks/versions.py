@@ -74,15 +74,6 @@ def searched(routed: Any, task: str) -> Any:
     return [(row["routes"], row["rewards"], [str(round(margin, 4)) for margin in row["margins"]]) for row in rows]
 
 
-def commit(checkout: Path) -> str:
-    """What is checked out, with a plus where files were changed."""
-    told = [
-        subprocess.run(["git", "-C", str(checkout), *words], capture_output=True, text=True, check=True).stdout.strip()
-        for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no", "src"))
-    ]
-    return told[0] + ("+changes" if told[1] else "")
-
-
 def start(checkout: Path, dtype: str) -> subprocess.Popen[str]:
     """The process of one checkout."""
     environment = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -115,7 +106,7 @@ def main() -> int:
         return 0
     if arguments.other is None or not (arguments.other / "src" / "drllm").is_dir():
         parser.error(f"{arguments.other} is no checkout of drllm: give the folder that holds its src/")
-    from drllm.runs.provenance import hardware
+    from drllm.runs.provenance import commit, hardware
     from timing import check_rounds, median_interval
 
     check_rounds(parser, arguments.rounds)

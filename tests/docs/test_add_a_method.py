@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,6 +12,7 @@ import torch
 from drllm import Policy, Route
 from drllm.methods.base import Method
 from drllm.policies import policy as policies
+from fences import fences
 
 PAGE = Path(__file__).parents[2] / "docs" / "add-a-method.md"
 
@@ -23,7 +23,7 @@ def page(monkeypatch):
     module = ModuleType("code_of_the_docs")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where its dataclass looks up annotations
     monkeypatch.setattr(policies, "_REGISTRY", dict(policies._REGISTRY))
-    for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S):
+    for code in fences(PAGE, "python"):
         exec(compile(code, str(PAGE), "exec"), vars(module))
     return module
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from drllm.cli import main as cli
+from fences import fences
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "guides").glob("*.md")])
@@ -22,11 +23,6 @@ TARGETS = set(re.findall(r"^([a-z][\w.-]*):", (ROOT / "Makefile").read_text(enco
 INLINE = re.compile(r"`((?:drllm|make|python) [^`]+)`")
 # They stand for what the reader fills in.
 OPEN = re.compile(r"\.\.\.|\[\.\.\.\]")
-
-
-def fences(page: Path, language: str) -> list[str]:
-    """The code blocks of one language of a page; those of commands have none."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
 
 
 def commands(page: Path) -> list[tuple[str, bool]]:

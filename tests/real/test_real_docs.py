@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from drllm import Route
 from drllm.cli.main import main as drllm
 from drllm.model.packages import PACKAGED
+from fences import fences
 
 ROOT = Path(__file__).parents[2]
 MODEL = "smollm2-135m-q4"
@@ -19,11 +19,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(PACKAGED[MODEL].installed is None, reason=f"needs the data package of {MODEL} (drllm models)"),
 ]
-
-
-def blocks(page: str) -> list[str]:
-    """The Python of a page, block by block."""
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.S | re.M)
 
 
 def run(code: str, names: dict) -> dict:
@@ -38,7 +33,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        (code,) = blocks("README.md")
+        (code,) = fences(ROOT / "README.md", "python")
         names = run(code, {})
     assert names["out"].route.n_passes == 33
     return folder
@@ -53,7 +48,7 @@ def test_the_readmes_code_searches_trains_evaluates_and_reports(folder):
 
 def test_its_records_open_in_datasets_pandas_and_duckdb(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    of_datasets, of_pandas, of_duckdb = blocks("docs/formats.md")
+    of_datasets, of_pandas, of_duckdb = fences(ROOT / "docs/formats.md", "python")
     pytest.importorskip("datasets")
     run(of_datasets, {})
     assert all(Route(route).n_layers == 30 for route in ast.literal_eval(capsys.readouterr().out.splitlines()[-1]))
@@ -65,7 +60,7 @@ def test_its_records_open_in_datasets_pandas_and_duckdb(folder, monkeypatch, cap
 
 def test_exports_open_as_the_page_says(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    stock, of_peft, _ = blocks("docs/export.md")  # the third needs the Hub
+    stock, of_peft, _ = fences(ROOT / "docs/export.md", "python")  # the third needs the Hub
     assert drllm(["export", "--model", MODEL, "--dtype", "float32", "--route", "1" * 13 + "0" + "1" * 16, "--out", "skip13"]) == 0
     assert len(run(stock, {})["model"].model.layers) == 29
     assert drllm(["export", "--model", "skip13", "--route", "0-14,12-28", "--format", "peft", "--out", "looped"]) == 0

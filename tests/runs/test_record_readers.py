@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from drllm.runs.merge import export_records
+from fences import fences
 from record_factory import ROUTES, full_record, record, task_folder
 
 FORMATS = Path(__file__).parents[2] / "docs" / "formats.md"
@@ -84,8 +85,7 @@ def test_shards_are_one_dataset_for_datasets(tmp_path):
 @pytest.mark.parametrize("name", ["datasets", "pandas", "duckdb"])
 def test_the_examples_of_the_docs_run(name, tmp_path, monkeypatch, capsys):
     pytest.importorskip(name, reason=f"{name} is not installed")
-    blocks = re.findall(r"```python\n(.*?)```", FORMATS.read_text(encoding="utf-8"), re.DOTALL)
-    (code,) = [block for block in blocks if re.search(rf"^(import|from) {name}\b", block, re.MULTILINE)]
+    (code,) = [block for block in fences(FORMATS, "python") if re.search(rf"^(import|from) {name}\b", block, re.MULTILINE)]
     (tmp_path / "runs").mkdir()
     readable(tmp_path).parent.rename(tmp_path / "runs" / "a")
     monkeypatch.chdir(tmp_path)

@@ -26,10 +26,10 @@ def scan_parts(result: ScanResult, cells: Sequence[Cell]) -> Iterator[Part]:
     if result.sizes:
         yield Paragraph(_raced(result))
     yield Table(HEADER, tuple(_table(result)), caption=_caption(result))
-    yield Paragraph(" ".join(part for part in (conclusion(result), CURSE if result.in_group(RANDOM) else "", _by_chance(result)) if part))
+    yield Paragraph(" ".join(filter(None, (conclusion(result), CURSE if result.in_group(RANDOM) else "", _by_chance(result)))))
     if result.notes:
         yield Paragraph(f"Note: {'; '.join(result.notes)}.")
-    if claims := [sentence for row in result.in_group(CLAIMED) if (sentence := _claim(row))]:
+    if claims := list(filter(None, map(_claim, result.in_group(CLAIMED)))):
         yield Paragraph(" ".join(claims))
     yield from (_map(result, kind, [cell for cell in cells if cell.kind == kind]) for kind in result.kinds if cells)
     routes = [(_name(row), row.route) for row in result.rows]
@@ -39,8 +39,7 @@ def scan_parts(result: ScanResult, cells: Sequence[Cell]) -> Iterator[Part]:
 def render(result: ScanResult) -> str:
     """The comparison for a terminal."""
     lines = [table_text(HEADER, _table(result), _caption(result)), *([_raced(result)] if result.sizes else []), conclusion(result)]
-    lines += [sentence for sentence in (_by_chance(result),) if sentence]
-    return "\n".join([*lines, *(sentence for row in result.in_group(CLAIMED) if (sentence := _claim(row)))])
+    return "\n".join(filter(None, (*lines, _by_chance(result), *map(_claim, result.in_group(CLAIMED)))))
 
 
 def conclusion(result: ScanResult) -> str:

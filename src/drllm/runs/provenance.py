@@ -68,9 +68,9 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | found
 
 
-def commit() -> str | None:
-    """The git commit of the checkout that drllm runs from, with "+changes" when it is not clean; None outside one."""
-    folder = Path(__file__).resolve().parents[3]
+def commit(folder: Path | None = None) -> str | None:
+    """The git commit of a checkout, of the one that drllm runs from by default, with "+changes" when it is not clean; None outside one."""
+    folder = folder or Path(__file__).resolve().parents[3]
     if not (folder / ".git").exists():
         return None
 

@@ -57,11 +57,11 @@ def by_chance(verdicts_QR: np.ndarray, margins_QR: np.ndarray, kinds: Sequence[s
     """
     found_QR = scores(verdicts_QR, margins_QR)
     score_QC, right_QC = found_QR[:, 1:] - found_QR[:, :1], verdicts_QR[:, 1:].astype(float) - verdicts_QR[:, :1]
-    generator, gains = np.random.default_rng(config.seed), []
+    generator, kinds_C, gains = np.random.default_rng(config.seed), np.array(kinds), []
     for _ in range(config.n_resamples):
         signs_Q = generator.choice((-1.0, 1.0), size=len(score_QC))
         order = np.argsort(-(signs_Q @ score_QC), kind="stable")
-        best = order[first_and_of_kinds(np.array(kinds)[order].tolist(), config.winners)]
+        best = order[first_and_of_kinds(kinds_C[order].tolist(), config.winners)]
         gains.append(float((signs_Q @ right_QC[:, best]).mean() / len(signs_Q)))
     low, high = np.quantile(gains, (0.025, 0.975))
     return Difference(n=len(score_QC), mean=float(np.mean(gains)), low=float(low), high=float(high))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from drllm.scoring.scorer import scorer_of
 from drllm.searching.runner import search
 from drllm.tasks import SPLITS, Example, LoadedTask, question_key
 
+T = TypeVar("T")
 Asked = list[tuple[str, Example]]  # (task, question), tasks in turns
 FEW_ROUTES, IN_MEMORY = 64, 512  # routes of a question that run together; evaluations to keep a replica busy
 SHARD = 8  # questions a shard, where each has few routes
@@ -66,8 +68,7 @@ def least_sure_first(tasks: Sequence[str], margins_Q: np.ndarray) -> list[int]:
     distance = np.where(np.isfinite(margins_Q), np.abs(margins_Q), np.inf)
     ranked = sorted(range(len(tasks)), key=lambda place: distance[place])
     by_task = {name: [place for place in ranked if tasks[place] == name] for name in dict.fromkeys(tasks)}
-    longest = max(map(len, by_task.values()), default=0)
-    return [places[turn] for turn in range(longest) for places in by_task.values() if turn < len(places)]
+    return [place for _, place in _in_turns(by_task)]
 
 
 def _shares(tasks: Sequence[str], n: int) -> dict[str, int]:
@@ -75,7 +76,7 @@ def _shares(tasks: Sequence[str], n: int) -> dict[str, int]:
     return {name: n // len(tasks) + (place < n % len(tasks)) for place, name in enumerate(tasks)}
 
 
-def _in_turns(by_task: Mapping[str, Sequence[Example]]) -> Asked:
+def _in_turns(by_task: Mapping[str, Sequence[T]]) -> list[tuple[str, T]]:
     """One question of each task after the other, so that the first few are shared evenly, too."""
     longest = max(map(len, by_task.values()), default=0)
     return [(name, examples[turn]) for turn in range(longest) for name, examples in by_task.items() if turn < len(examples)]
