@@ -59,7 +59,7 @@ def table(results: str) -> str:
     lines = ["| policy | right answers against the base, points | made by |", "|---|---|---|"]
     for words, key, method in POLICIES:
         lines.append(f"| {words} | {first_interval(rows[key][2])} | `drllm train --method {method}` |")
-    scanned = next(row for (_, spans), row in rows.items() if re.match(r"mean of \d+ winners", spans))
+    scanned = next(row for (model, spans), row in rows.items() if SCAN in model and re.match(r"mean of \d+ winners", spans))
     lines.append(f"| spans run twice or skipped: the scan's winners, on new questions | {first_interval(scanned[-1])} | `drllm scan` |")
     return "\n".join([*lines, "", textwrap.fill(CAVEAT, 138, break_long_words=False, break_on_hyphens=False), ""])
 

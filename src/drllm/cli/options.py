@@ -32,6 +32,8 @@ Namespace = argparse.Namespace
 
 COMPARED = "what to compare, comma-separated: base, policies of the run by name, and blind baselines of them: random-NAME, shuffled-NAME"
 
+DRY_RUN = "print the stages, what each costs in plain forwards and hours, and stop"
+
 ROUTE_HELP = "digits, one a block: 0 skip, 1 execute, 2 repeat; or a path: 0-14,12-29, or 0-14,(12-14)*0.5,15-29 with a strength"
 
 

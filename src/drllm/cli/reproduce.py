@@ -9,7 +9,7 @@ example:
 from pathlib import Path
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import Parser, add_common, add_section
+from drllm.cli.options import DRY_RUN, Parser, add_common, add_section
 
 
 def run(job: Job) -> Lines:
@@ -41,7 +41,7 @@ def run(job: Job) -> Lines:
 
 def add_flags(parser: Parser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="table2 to table8, fig1, fig4, fig5, fig7 to fig11, latency, or all")
-    parser.add_argument("--dry-run", action="store_true", help="print the stages, what each costs in plain forwards and hours, and stop")
+    parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
     add_section(parser, "reproduce")
     add_section(parser, "resources", about="where and how searches and comparisons run")

@@ -5,6 +5,7 @@
 example:
   drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --minutes 10 --out runs/demo
   drllm retrofit --model ID --data mine.jsonl --objective speed --out runs/mine
+  drllm retrofit --model ID --data mine.jsonl --out runs/mine --dry-run
 """
 
 from collections.abc import Mapping
@@ -25,6 +26,11 @@ def run(job: Job) -> Lines:
     model, recipe = job.need("model"), configs["retrofit"].recipe
     if recipe == "auto":
         _check_flags(job)
+    if job.arguments.dry_run:
+        if recipe != "auto":
+            raise InputError("--dry-run plans --recipe auto; what the paper's search costs: drllm search --dry-run")
+        yield from _planned(job, model, tasks, configs)
+        return
     from drllm.reporting.drawing import need_extras
 
     need_extras()  # an hour of search must not end in a missing package
@@ -39,6 +45,20 @@ def _check_flags(job: Job) -> None:
     if idle := [name for name in typed if name in IDLE or name.startswith(("static_", "routers_"))]:
         flag = "--" + idle[0].replace("_", "-")
         raise InputError(f"{flag} is for one search with its own sizes: add --recipe paper, or leave it out (docs/retrofit.md)")
+
+
+def _planned(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Lines:
+    """How many questions there are and whether they are enough, before torch loads; then what fits into the time."""
+    from drllm.retrofitting.dry_run import counted, planned, questions_of
+
+    available = questions_of(tasks, job.data)
+    yield from counted(available, configs["gate"])
+    from drllm.evaluation.clock import batched_ms
+    from drllm.retrofitting.sizes import sizes_of
+
+    routed = job.load(model)
+    sizes = sizes_of(routed.n_layers, batched_ms(routed, tasks, configs["search"], job.data), configs["retrofit"], available)
+    yield from planned(sizes, configs["retrofit"])
 
 
 def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: str | None, argv: list[str]) -> Lines:
@@ -81,3 +101,5 @@ def add_flags(parser: Parser) -> None:
     add_section(parser, "retrofit")
     for section in SECTIONS:
         add_section(parser, section, prefix=f"{section}_")
+    about = "print the questions of each split, whether they are enough to promise anything, and what fits into the time; then stop"
+    parser.add_argument("--dry-run", action="store_true", help=about)

@@ -7,10 +7,13 @@ example:
   drllm scan --model smollm2-135m-q4 --tasks arc_easy,arc_challenge,openbookqa --out runs/map
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import Parser, add_common, add_section
+from drllm.cli.options import DRY_RUN, Parser, add_common, add_section
+from drllm.core.config import ScanConfig
 from drllm.core.route import Route
 
 
@@ -24,11 +27,28 @@ def run(job: Job) -> Lines:
     check_claims([Route.parse(text) for text in job.arguments.claimed], config)  # before the model is loaded
     routed = job.load(model)
     claimed = [Route.parse(text, routed.n_layers) for text in job.arguments.claimed]
+    if job.arguments.dry_run:
+        yield from _planned(job, routed, tasks, config, len(claimed))
+        return
     yield render(scan(routed, tasks, config, out, job.data, job.argv, resources, claimed))
     folder = RunFolder(Path(out)).scan
     if config.questions:
         yield f"map: {folder.map}; routes for drllm search --paths: {folder.best}; drllm report {out} draws it"
     yield f"scan: {folder.result}"
+
+
+def _planned(job: Job, routed: Any, tasks: Sequence[str], config: ScanConfig, n_claimed: int) -> Lines:
+    """What the scan would cost, by stages."""
+    from drllm.core.text import cost_lines
+    from drllm.evaluation.clock import batched_ms
+    from drllm.scanning.plan import stages_of
+    from drllm.scanning.questions import choose
+    from drllm.tasks import load_task
+
+    raced, fresh = choose(routed, {name: load_task(name, job.data) for name in tasks}, config)
+    stages = stages_of(routed.n_layers, len(raced), len(fresh), n_claimed, config)
+    spent = batched_ms(routed, tasks, config, job.data)
+    yield from cost_lines(((name, forwards, "") for name, forwards in stages.items()), spent)
 
 
 def add_flags(parser: Parser) -> None:
@@ -37,3 +57,4 @@ def add_flags(parser: Parser) -> None:
     add_section(parser, "resources", about="where and how it runs; no verdict depends on them")
     about = "a route that somebody says helps, such as 0-14,12-29, measured beside the winners; may be given several times"
     parser.add_argument("--claimed", metavar="ROUTE", action="append", default=[], help=about)
+    parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)

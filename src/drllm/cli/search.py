@@ -6,11 +6,15 @@ example:
   drllm search --model smollm2-135m-q4 --tasks arc_easy --limit 100 --out runs/a
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import Parser, add_common, add_section
+from drllm.cli.options import DRY_RUN, Parser, add_common, add_section
 from drllm.cli.records import sweeps
+from drllm.core.config import SearchConfig
+from drllm.core.route import Route
 
 
 def run(job: Job) -> Lines:
@@ -24,6 +28,9 @@ def run(job: Job) -> Lines:
     routes = None if job.arguments.paths is None else read_routes(job.arguments.paths)
     check_splits(config.splits, routes is not None)
     check_list_name(job.arguments.list, routes is not None)
+    if job.arguments.dry_run:
+        yield from _planned(job, job.load(model), tasks, config, routes)
+        return
     search(job.load(model), tasks, config, out, job.data, job.argv, routes, resources, job.arguments.list)
     place = RunFolder(Path(out))
     folder = place.searches if routes is None else place.matrices
@@ -31,6 +38,18 @@ def run(job: Job) -> Lines:
         yield render(describe(record for name in tasks for record in iterate_records(folder / name)))
         yield from sweeps([folder / name for name in tasks])
     yield f"search records: {folder}"
+
+
+def _planned(job: Job, routed: Any, tasks: Sequence[str], config: SearchConfig, routes: Sequence[Route] | None) -> Lines:
+    """What the search would cost, by tasks."""
+    from drllm.core.text import cost_lines
+    from drllm.evaluation.clock import batched_ms
+    from drllm.searching.cost import stages_of
+    from drllm.tasks import load_task
+
+    stages = stages_of({name: load_task(name, job.data) for name in tasks}, config, routed.n_layers, routes)
+    spent = batched_ms(routed, tasks, config, job.data)
+    yield from cost_lines(((name, forwards, "") for name, forwards in stages.items()), spent)
 
 
 def add_flags(parser: Parser) -> None:
@@ -41,3 +60,4 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--paths", metavar="FILE", help=listed)
     named = "name of that list; needed to add routes to a run that has a list already"
     parser.add_argument("--list", metavar="NAME", default="", help=named)
+    parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)

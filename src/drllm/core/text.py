@@ -12,6 +12,18 @@ from rich.text import Text
 WIDTH = 118
 
 
+def cost_lines(stages: Iterable[tuple[str, float, str]], plain_ms: float) -> list[str]:
+    """What is planned, as a table: (name, plain forwards, command or nothing) of each stage, with hours, and their sum."""
+    lines = [f"{'plain forwards':>16} {'hours':>9}  stage"]
+    total, hours = 0.0, plain_ms / 3.6e6
+    for name, forwards, command in stages:
+        total += forwards
+        lines.append(f"{forwards:16,.0f} {forwards * hours:9.3f}  {name}")
+        if command:
+            lines.append(f"{'':28}{command}")
+    return [*lines, f"{total:16,.0f} {total * hours:9.3f}  in all, at {plain_ms:.4g} ms a plain forward of one question"]
+
+
 def display_name(method: str) -> str:
     """What a table calls a method; the oracle is an upper bound, never to be read as a policy."""
     return "oracle (upper bound)" if method == "oracle" else method

@@ -23,6 +23,7 @@ from drllm.policies.policy import Policy
 from drllm.policies.timed import TimedPolicy
 from drllm.scoring.loglik import LoglikScorer, base_logliks
 from drllm.scoring.scorer import scorer_of
+from drllm.searching.cost import listed_cost
 from drllm.tasks import load_task
 
 PLAIN = 8  # questions of a task whose plain forward is timed
@@ -86,6 +87,31 @@ def plain_ms(routed: RoutedModel, tasks: Sequence[str], reward: Any, data: str |
             _wait(routed.device)
             times.append(time.perf_counter() - started)
         found.append(float(np.median(times[1:])))
+    return 1000 * float(np.mean(found))
+
+
+def batched_ms(routed: RoutedModel, tasks: Sequence[str], config: Any, data: str | Path | None) -> float:
+    """Milliseconds of a plain forward as searches and scans run it, many at once: the mean over the tasks, each timed on one question.
+
+    `config` says how answers are judged. Where answers are generated the unit is a whole answer of the base, decoded beside others.
+    """
+    found = []
+    for name in tasks:
+        loaded = load_task(name, data)
+        scorer = scorer_of(routed, loaded.task, config)
+        packed = isinstance(scorer, LoglikScorer)
+        n_layers = routed.n_layers
+        without = [Route([int(block != at) for block in range(n_layers)]) for at in range(n_layers if packed else 1)]
+        routes = [Route.full(n_layers), *without]  # each leaves out another block
+        rows = loaded.select("tune" if loaded.task.only_measured else "fit", PLAIN)
+        questions = sorted((scorer.question(loaded.task, example) for example in rows), key=lambda one: one.n_tokens)
+        middle = questions[len(questions) // 2]  # of middling length
+        scorer.score_all([middle], routes[:1])  # the first warms up
+        _wait(routed.device)
+        started = time.perf_counter()
+        scorer.score_all([middle], routes)
+        _wait(routed.device)
+        found.append((time.perf_counter() - started) / (listed_cost(n_layers, routes) if packed else len(routes)))
     return 1000 * float(np.mean(found))
 
 

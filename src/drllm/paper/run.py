@@ -10,6 +10,7 @@ from drllm.core.config import EvaluateConfig
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
 from drllm.core.progress import say
+from drllm.core.text import cost_lines
 from drllm.paper.claims import WORDS, Claim
 from drllm.paper.exhibits import Exhibit, in_domain
 from drllm.paper.figures import FIGURES
@@ -185,12 +186,4 @@ def _command(setup: Setup, name: str) -> str:
 def dry_run(exhibits: Sequence[Exhibit], setup: Setup, plain_ms: float) -> list[str]:
     """Every stage with its plain forwards and hours, and their sum, as lines."""
     evaluations_of(exhibits, setup)  # what the real call refuses
-    lines = [f"{'plain forwards':>16} {'hours':>9}  stage"]
-    total, hours = 0.0, plain_ms / 3.6e6
-    for stage in stages_of(exhibits, setup):
-        forwards = stage.forwards(setup)
-        total += forwards
-        lines.append(f"{forwards:16,.0f} {forwards * hours:9.3f}  {stage.name}")
-        if command := stage.command(setup):
-            lines.append(f"{'':28}{command}")
-    return [*lines, f"{total:16,.0f} {total * hours:9.3f}  in all, at {plain_ms:g} ms a plain forward of one question"]
+    return cost_lines(((stage.name, stage.forwards(setup), stage.command(setup)) for stage in stages_of(exhibits, setup)), plain_ms)

@@ -19,14 +19,13 @@ from drllm.methods.base import get_method
 from drllm.paper.setup import SHARED, Setup, as_flag, changed_flags
 from drllm.runs.memo import Memo, key_of
 from drllm.runs.names import owner_of
+from drllm.searching.cost import searched_cost
 from drllm.tasks import get_task, load_task, texts_digest
 
 if TYPE_CHECKING:
     from drllm.methods.training_data import TrainingData
     from drllm.model.routed import RoutedModel
 
-PATH_COST = {"loglik": 0.31, "letter": 0.46, "boxed": 0.49, "number": 0.49}  # PF a searched path, docs/benchmarks.md
-CHECKS = 4  # forwards in float32 that check the base's and the kept route
 DECODE_COST = 0.25  # PF a decoding step, of which a batch shares one
 BATCHES = (1, 8, 32, 128)
 ROUNDS = 8  # of base and policy in turn, each on other prompts
@@ -116,7 +115,7 @@ class Search(Stage):
     def forwards(self, setup: Setup) -> float:
         """The base, the simulations, and as many random routes, shared prefixes once; then the checks."""
         reward = get_task(self.task).reward_named(setup.config.reward)
-        return setup.n_searched(self.task) * ((1 + 2 * setup.config.n_simulations) * PATH_COST[reward] + CHECKS)
+        return setup.n_searched(self.task) * searched_cost(reward, setup.config.n_simulations)
 
     def command(self, setup: Setup) -> str:
         config = setup.search_config(self.task)

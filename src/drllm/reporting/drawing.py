@@ -50,6 +50,7 @@ def to_csv(chart: Chart) -> str:
 def draw(chart: Chart) -> Any:
     """A chart as matplotlib figure, its panels one above the other. Without pyplot: no global state, no window, no backend to choose."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7.5, chart.height), layout="constrained")
     panels = figure.subplots(len(chart.ys), 1, sharex=True, squeeze=False)[:, 0]
@@ -60,6 +61,8 @@ def draw(chart: Chart) -> Any:
             axes.set_yscale("log")
         if y.limits:
             axes.set_ylim(*y.limits)
+        if y.is_whole:
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(y.label)
     _scale_x(panels[-1], chart.x, has_margin=bool(chart.of(Curve)))
     _entitle(figure, panels, chart)

@@ -22,7 +22,7 @@ from drllm.core.errors import ArtifactError, BudgetError, InputError, Unsupporte
 from drllm.core.progress import say
 from drllm.core.route import Route
 from drllm.evaluation.calibrate import calibrate
-from drllm.evaluation.clock import plain_ms, throughput
+from drllm.evaluation.clock import batched_ms, throughput
 from drllm.evaluation.fit import fit_policy, under_policy
 from drllm.evaluation.run import evaluate
 from drllm.methods.codebook import CodebookConfig
@@ -34,6 +34,7 @@ from drllm.model.threads import torch_threads
 from drllm.policies.policy import Policy
 from drllm.policies.saved import load_policy
 from drllm.reporting.report import report
+from drllm.retrofitting.dry_run import questions_of
 from drllm.retrofitting.one_answer import ANSWER_TOKENS, one_answer
 from drllm.retrofitting.sizes import N_LISTED, SIMULATIONS, Sizes, check_questions, sizes_of
 from drllm.retrofitting.stages import Stages, claim_folder, data_key
@@ -44,7 +45,6 @@ from drllm.runs.recommendation import Recommendation, write_recommendation
 from drllm.runs.summary import SummaryRow
 from drllm.scanning.scan import scan
 from drllm.searching.runner import read_routes, search
-from drllm.tasks import drop_overlaps, load_task
 
 NAMES = ("static", "looped", "codebook", "routers", "paper")
 A_PROMPT = ("codebook", "routers", "paper")  # those that look at prompts, beside which their own routes are dealt to others
@@ -119,12 +119,11 @@ class _Tries:
         return Sizes(**self.stages.run("what fits into the time", {}, [], self._sizes))
 
     def _sizes(self) -> dict[str, Any]:
-        loaded = drop_overlaps({name: load_task(name, self.data) for name in self.tasks})
-        available = {name: {split: len(rows) for split, rows in one.examples.items()} for name, one in loaded.items()}
+        available = questions_of(self.tasks, self.data)
         for name, of in available.items():
             say(f"{name}: {', '.join(f'{split} {n}' for split, n in of.items())} questions")
         check_questions(available)
-        spent = plain_ms(self.routed, self.tasks, self.judged["reward"], self.data)
+        spent = batched_ms(self.routed, self.tasks, SearchConfig(**self.judged), self.data)
         found = sizes_of(self.routed.n_layers, spent, self.asked, available)
         say(f"the base takes {spent:.0f} ms a question: a scan on {found.scanned}, {found.tuned} tune questions a task at most")
         return found.to_json()

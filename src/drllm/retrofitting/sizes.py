@@ -12,12 +12,12 @@ from drllm.core.config import RetrofitConfig
 from drllm.core.errors import InputError
 from drllm.scanning.race import schedule
 from drllm.scanning.spans import candidates, race_cost, rounds_cost
+from drllm.searching.cost import searched_cost
 
 # Of the time: the rest is for loading, training, clocks and the report.
 SCAN, LIST, SEARCH, TUNE, CALIBRATE = 0.3, 0.12, 0.15, 0.15, 0.08
-PATH_COST = 0.31  # plain forwards a searched path, docs/benchmarks.md
 SIMULATIONS = 25
-SEARCHED = PATH_COST * (1 + 2 * SIMULATIONS) + 4  # plain forwards a searched question: as many blind routes, and checks
+SEARCHED = searched_cost("loglik", SIMULATIONS)
 N_LISTED = 16  # routes that every question answers
 ON_TUNE = 9 + 12 + 5  # forwards a tune question: base, policies and baselines; controls of routers; operating points
 ON_CALIBRATE = 5 + 2  # operating points and base, then the chosen one beside the base

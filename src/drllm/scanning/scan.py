@@ -26,9 +26,10 @@ from drllm.runs.manifest import differences
 from drllm.runs.provenance import running
 from drllm.runs.scan_result import CLAIMED, RANDOM, WINNER, Cell, Cost, Measured, ScanResult, write_scan
 from drllm.scanning.measure import by_chance, means, measured
+from drllm.scanning.plan import again_guess, race_guess
 from drllm.scanning.questions import Asked, Bench, choose, least_sure_first
 from drllm.scanning.race import Standing, by_round, first_and_of_kinds, race, schedule, scores
-from drllm.scanning.spans import Candidate, candidates, described, elsewhere, forwards_a_question, race_cost, rounds_cost, twins
+from drllm.scanning.spans import Candidate, candidates, described, elsewhere, forwards_a_question, twins
 from drllm.tasks import load_task
 
 N_LISTED = 32  # routes of best.txt, at most
@@ -181,12 +182,13 @@ class _Scan:
     def _race(self) -> Standing:
         kinds = [one.kind for one in self.pool]
         counts = self._counts()
-        guess = self.cost.race + race_cost(self.sizes, rounds_cost(self.n_layers, self.pool, len(self.sizes), self.config.winners))
+        guess = race_guess(self.n_layers, self.pool, len(self.raced), self.config)
         rounds = ", ".join(f"{count} on {size}" for count, size in zip(counts, self.sizes, strict=True))
         say(f"scan: candidates on questions by round: {rounds}")
         say(f"scan: about {guess:,.0f} plain forwards, {guess / self.cost.full:.0%} of the {self.cost.full:,.0f} of all on all")
         if self.fresh:
-            say(f"scan: measuring the winners again: about {self._again():,.0f} more, on {len(self.fresh)} questions")
+            again = again_guess(self.n_layers, self.pool, len(self.raced), len(self.fresh), self.config)
+            say(f"scan: measuring the winners again: about {again:,.0f} more, on {len(self.fresh)} questions")
         number = 0
 
         def ask(alive: list[int], start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -201,12 +203,6 @@ class _Scan:
         standing = race(kinds, self.sizes, self.config.winners, ask)
         say(f"scan: the race cost {self.cost.race:,.0f} plain forwards, {self.cost.share:.0%} of all on all")
         return standing
-
-    def _again(self) -> float:
-        """About how many plain forwards: winners and random spans on new questions, the random ones on the others; all drawn blindly."""
-        n = self.config.winners + len(self.config.kinds) - 1
-        drawn = random.Random(0).sample(self.pool, min(2 * n, len(self.pool)))
-        return self._forwards(drawn, len(self.fresh)) + self._forwards(drawn[:n], len(self.raced))
 
     def _counts(self) -> list[int]:
         """Candidates in each round."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from drllm.core.route import Route
-from drllm.core.span import Span, block_span, in_place
+from drllm.core.span import in_place
 from drllm.scanning.race import shares
+from drllm.searching.cost import listed_cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,28 +106,9 @@ def twins(chosen: Sequence[Candidate], pool: Sequence[Candidate], seed: int) -> 
     return found
 
 
-def block_runs(routes: Iterable[Route]) -> int:
-    """How often a block runs for one question on all of these routes, what begins alike once: the nodes of the trie of their paths.
-
-    The blocks of a span of a strength below 1 are those of the same span at full strength; how far the states then go costs nothing.
-    """
-    nodes: dict[tuple[int, Span], int] = {}
-    n_runs = 0
-    for route in routes:
-        node = 0
-        for span in route.spans:
-            blocks = [block_span(block) for block in span.blocks]
-            for step in blocks if span.strength == 1 else (*blocks, span):
-                if (node, step) not in nodes:
-                    nodes[node, step] = len(nodes) + 1
-                    n_runs += step.strength == 1
-                node = nodes[node, step]
-    return n_runs
-
-
 def forwards_a_question(n_layers: int, chosen: Sequence[Candidate]) -> float:
     """Plain forwards that one question costs along the base's route and these."""
-    return block_runs([Route.full(n_layers), *(one.route for one in chosen)]) / n_layers
+    return listed_cost(n_layers, [one.route for one in chosen])
 
 
 def rounds_cost(n_layers: int, pool: Sequence[Candidate], n_rounds: int, n_kept: int) -> list[float]:

@@ -29,7 +29,7 @@ from drllm.tasks import Example, Task
 
 Group = list[tuple[str, Example]]  # (split, example) of each question
 
-AT_ONCE = 64  # evaluations of one question under way, when no verdict decides what comes next
+AT_ONCE = 256  # evaluations of one question under way, when no verdict decides what comes next: enough to fill steps
 SWEPT_AT_ONCE = 8  # questions on which every single edit is tried together
 BESIDE_THE_SEARCH = 2  # while its tree waits for a verdict: the blind baseline keeps pace with it
 

@@ -175,6 +175,23 @@ def smallest_gain(n: int, changed: float, epsilon: float, delta: float, seed: in
     return float(gains[place]) if place < len(gains) else None
 
 
+def fewest_questions(epsilon: float, delta: float, changed: float) -> int:
+    """About how many questions pass the test where a share `changed` of the answers differs, as often for better as for worse.
+
+    No fewer pass where nothing is gained; where the true accuracies are equal, half of such sets do.
+    """
+    check(epsilon, delta)
+
+    def passes(n: int) -> bool:
+        either = round(n * changed / 2)
+        return p_of_counts(n, either, either, epsilon, share_error_for(delta)) <= delta
+
+    enough = 1
+    while not passes(enough):
+        enough *= 2
+    return bisect.bisect_left(range(enough), True, lo=enough // 2, key=passes)
+
+
 def share_error_for(delta: float) -> float:
     """The part of a p-value that the confidence set of the share may take."""
     return min(SHARE_ERROR, delta / 50)

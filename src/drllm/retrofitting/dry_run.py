@@ -1,0 +1,49 @@
+"""What a retrofit would do: how many questions each split has, whether they are enough to promise anything, and what fits into the time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from drllm.core.config import GuaranteeConfig, RetrofitConfig
+from drllm.core.text import table_text
+from drllm.retrofitting.sizes import Sizes, check_questions
+from drllm.stats.guarantee import fewest_questions
+from drllm.tasks import SPLITS, drop_overlaps, load_task
+
+CHANGED = 0.1  # share of answers that a policy of some use changes, half of them for the worse
+
+
+def questions_of(tasks: Sequence[str], data: str | Path | None) -> dict[str, dict[str, int]]:
+    """By task, the questions of each split; those that another task's earlier split holds are left out."""
+    loaded = drop_overlaps({name: load_task(name, data) for name in tasks})
+    return {name: {split: len(rows) for split, rows in one.examples.items()} for name, one in loaded.items()}
+
+
+def counted(available: Mapping[str, Mapping[str, int]], gate: GuaranteeConfig) -> Iterator[str]:
+    """The questions as a table, and whether they can promise anything; `InputError` for too few to begin with."""
+    rows = [(name, *(f"{of[split]:,}" for split in SPLITS)) for name, of in available.items()]
+    yield table_text(("task", *SPLITS), rows)
+    check_questions(available)
+    n = sum(of["calibrate"] for of in available.values())
+    least, likely = (fewest_questions(gate.epsilon, gate.delta, changed) for changed in (0.0, CHANGED))
+    promised = f"a promise of at most {100 * gate.epsilon:g} points lost, {100 * (1 - gate.delta):g} % sure"
+    needs = f"{promised}, needs {least:,} calibrate questions if no answer changes, {likely:,} if every tenth does"
+    if n < least:
+        yield f"{n:,} calibrate questions are too few: {needs}. Give more questions, or a larger --gate-epsilon."
+    elif n < likely:
+        yield f"{n:,} calibrate questions may be too few: {needs}."
+    else:
+        yield f"{n:,} calibrate questions are enough: {needs}."
+
+
+def planned(sizes: Sizes, asked: RetrofitConfig) -> Iterator[str]:
+    """What fits into the time."""
+    spans = f"spans of at most {sizes.max_span} blocks" if sizes.max_span else "spans of any length"
+    searched = f"{sizes.searched:,} a task" if sizes.searched else "not run, it does not fit"
+    yield f"in {asked.minutes:g} minutes, at {sizes.plain_ms:.3g} ms a plain forward:"
+    yield f"  scan: {spans}, {sizes.scanned:,} questions in its last round"
+    yield f"  the best routes: {sizes.listed:,} fit and tune questions a task at most"
+    yield f"  the paper's search: {searched}"
+    yield f"  compared on {sizes.tuned:,} tune questions a task at most"
+    yield f"  promised on {sizes.calibrated:,} calibrate questions a task at most"
