@@ -393,6 +393,40 @@ def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
     assert "--recipe paper" in err.rstrip().splitlines()[-1]
 
 
+def test_a_dry_run_of_a_retrofit_counts_before_a_model_loads(folders, tmp_path: Path, capsys):
+    out = tmp_path / "run"
+    typed = ["retrofit", "--tasks", "arc_easy", "--data", folders["data"], "--out", out, "--dry-run"]
+    code, printed, err = run(capsys, *typed, "--model", "none/such")
+    assert code == 2, "the model is looked for, behind the questions"
+    header, _, counts, promise = printed.strip().splitlines()
+    assert header.split() == ["task", "fit", "tune", "calibrate", "test"]
+    name, *numbers = counts.split()
+    assert (name, len(numbers)) == ("arc_easy", 4)
+    assert promise.startswith(f"{numbers[2]} calibrate questions are too few: a promise of at most 1 points lost, 95 % sure, needs 459")
+    code, printed, err = run(capsys, *typed, "--model", folders["model"])
+    assert code == 0, err
+    assert "in 10 minutes, at " in printed
+    assert "questions in its last round" in printed
+    assert not out.exists()
+    code, _, err = run(capsys, *typed, "--model", "none/such", "--recipe", "paper")
+    assert code == 2
+    assert "drllm search --dry-run" in err
+
+
+def test_a_dry_run_of_a_search_counts_and_searches_nothing(folders, tmp_path: Path, capsys):
+    listed = tmp_path / "routes.txt"
+    listed.write_text("0111\n1011\n")
+    typed = ["search", "--model", folders["model"], "--tasks", "arc_easy", "--data", folders["data"], "--limit", "3", "--dry-run"]
+    code, printed, err = run(capsys, *typed, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "arc_easy: fit 3 questions, 50 simulations, " in printed
+    code, printed, err = run(capsys, *typed, "--out", tmp_path / "run", "--paths", listed, "--splits", "fit,tune")
+    assert code == 0, err
+    # Behind the base's four blocks: three without the first, two without the second.
+    assert "arc_easy: fit 3, tune 3 questions, 2 routes, 2.2 a question" in printed
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.long
 def test_retrofit_recommends(folders, tmp_path: Path, capsys):
     """A box with what to do next ends it, whose commands run; the same call again takes the stages as they are."""
@@ -402,7 +436,7 @@ def test_retrofit_recommends(folders, tmp_path: Path, capsys):
     code, _, err = run(capsys, *typed, "--routers-epochs", "3")
     assert code == 2
     assert "--routers-epochs is for one search with its own sizes: add --recipe paper" in err
-    typed += ["--minutes", "0.3", "--objective", "speed", "--gate-calibrate", "calibrate", "--gate-epsilon", "0.5"]
+    typed += ["--minutes", "0.3", "--objective", "speed", "--gate-epsilon", "0.5"]
     code, first, err = run(capsys, *typed)
     assert code == 0, err
     assert "done already" not in err
@@ -414,7 +448,7 @@ def test_retrofit_recommends(folders, tmp_path: Path, capsys):
     code, second, err = run(capsys, *typed)
     assert (code, second) == (0, first)
     assert "scan: done already" in err
-    code, _, err = run(capsys, *typed[:-6], "--minutes", "0.0001")
+    code, _, err = run(capsys, *typed[:-4], "--minutes", "0.0001")
     assert code == 2
     assert "RetrofitConfig.minutes is 0.0001, expected" in err
 

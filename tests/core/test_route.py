@@ -193,9 +193,17 @@ def test_an_empty_path_is_refused():
 
 def test_a_path_takes_the_number_of_blocks_that_it_does_not_say():
     assert len(Route.parse("0-3,2-4")) == 5
-    assert len(Route.parse("0-3,2-4", 8)) == 8
-    assert str(Route.parse("0-3,2-4", 8)) == "0-3,2-4/8"
-    assert Route.parse("1102", 8) == Route.parse("1102")
+    assert len(Route.parse("0-3,2-4/8", 8)) == 8
+    assert str(Route.parse("0-3,2-4/8", 8)) == "0-3,2-4/8"
+    assert Route.parse("0-3,2-7", 8) == Route.parse("0-3,2-7")
+    assert Route.parse("1102", 4) == Route.parse("1102")
+    for text, n_layers, said in (
+        ("0-3,2-4", 8, r"^route '0-3,2-4' ends before the last of 8 blocks: write 0-3,2-4/8 if it skips the last ones$"),
+        ("1102", 8, "^route 1102 leads through 4 blocks, the model has 8$"),
+        ("0-3", 0, "^got a path through 0 blocks: expected at least one$"),
+    ):
+        with pytest.raises(InputError, match=said):
+            Route.parse(text, n_layers)
 
 
 def test_a_loop_runs_its_span_again():
@@ -209,12 +217,31 @@ def test_a_loop_runs_its_span_again():
     for arguments, said in (
         ((4, 2), "cannot loop blocks 4 to 2 2 times"),
         ((2, 6), "blocks 2 to 6"),
-        ((2, 3, 1.0, 1), "blocks 2 to 3 1 times"),
+        ((2, 3, 1.0, 1), "blocks 2 to 3 1 times: expected 2 to 4 times in all"),
+        ((2, 3, 1.0, 10**9), "expected 2 to 4 times in all"),
     ):
         with pytest.raises(InputError, match=said):
             full.loop(*arguments)
     with pytest.raises(InputError, match=r"^cannot loop blocks 1 to 3: this route skips block 2$"):
         full.edit(2, 0).loop(1, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Route.full(2.5), "got a path through 2.5 blocks: expected a whole number"),
+        (lambda: Route.full("a"), "got a path through 'a' blocks: expected a whole number"),
+        (lambda: Route.full(0), "got a path through 0 blocks: expected at least one"),
+        (lambda: Route.full(-1), "got a path through -1 blocks: expected at least one"),
+        (lambda: Route.along([1, 2], "a"), "got a path through 'a' blocks: expected a whole number"),
+        (lambda: Route.along(None, 3), "got a path None: expected blocks and spans, one after the other"),
+        (lambda: Route([]), "a route leads through one block at least"),
+    ],
+)
+def test_what_is_no_route_is_one_line(make, said):
+    with pytest.raises(InputError) as caught:
+        make()
+    assert str(caught.value) == said
 
 
 def test_an_edit_of_a_looped_route():

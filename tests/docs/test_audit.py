@@ -16,3 +16,14 @@ def test_every_claim_names_its_source_and_its_questions():
         assert claim["source"].startswith("https://")
         assert claim["probes"] > 0
         assert claim["notes"]
+        assert claim["route"] or claim["instead"]
+
+
+def test_what_stands_for_a_claim_was_measured_on_new_questions_beside_other_places():
+    for told in yaml.safe_load(tool.CLAIMS.read_text(encoding="utf-8")):
+        claim = tool.Claim.of(told)
+        rows = tool._measured(claim)
+        assert [row.route for row in rows] == ([told["route"]] if told["route"] else told["instead"])
+        for row in rows:
+            assert row.fresh is not None
+            assert claim.result.mean_of(tool.ELSEWHERE, row.route) is not None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -26,10 +28,12 @@ from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import read_manifest
 from drllm.runs.provenance import read_jobs
 from drllm.runs.records import read_records
-from drllm.runs.scan_result import LEAD, RANDOM, WINNER, read_map, read_scan
+from drllm.runs.scan_result import CLAIM_LEAD, ELSEWHERE, LEAD, RANDOM, WINNER, read_map, read_scan
+from drllm.scanning.claims import claim
 from drllm.scanning.measure import by_chance
 from drllm.scanning.questions import Bench, choose, least_sure_first
-from drllm.scanning.spans import block_runs, candidates
+from drllm.scanning.spans import candidates
+from drllm.searching.cost import block_runs
 from drllm.searching.runner import read_routes
 from drllm.tasks import load_task
 
@@ -87,9 +91,9 @@ def test_the_result_is_what_the_records_say(scanned):
         assert row.fresh.low <= row.fresh.mean <= row.fresh.high
     shape = [(row.kind, row.last - row.first) for row in result.in_group(WINNER)]
     assert sorted((row.kind, row.last - row.first) for row in result.in_group(RANDOM)) == sorted(shape)
-    assert [row.group for row in result.means] == [WINNER, RANDOM, LEAD]
-    (claim,) = result.in_group("claimed")
-    assert (claim.kind, claim.first, claim.last, claim.raced) == ("loop", 1, 2, None)
+    assert [row.group for row in result.means] == [WINNER, RANDOM, LEAD, ELSEWHERE, CLAIM_LEAD]
+    (claimed,) = result.in_group("claimed")
+    assert (claimed.kind, claimed.first, claimed.last, claimed.raced) == ("loop", 1, 2, None)
 
 
 def test_the_best_are_the_best_of_the_map_and_can_be_searched(scanned):
@@ -167,30 +171,58 @@ def _killed_after(last: int, out: Path, data: Path) -> int:
     os._exit(0)
 
 
-def test_a_scan_with_other_settings_is_refused_and_other_claims_are_added(scanned, data):
+def test_a_scan_with_other_settings_is_refused_and_other_claims_are_added(scanned, data, tmp_path):
     with pytest.raises(ArtifactError, match="was scanned with winners = 2, now it is 3: use another --out, or the same settings"):
         scan(runs.model(), [runs.TASK], replace(SMALL, winners=3), scanned, data)
-    result = scan(runs.model(), [runs.TASK], SMALL, scanned, data, claimed=[Route.parse("1101")])
-    assert [row.route for row in result.in_group("claimed")] == ["1101"]
-    scan(runs.model(), [runs.TASK], SMALL, scanned, data, claimed=[CLAIM])
+    out = shutil.copytree(scanned, tmp_path / "copy")
+    result = scan(runs.model(), [runs.TASK], SMALL, out, data, claimed=[Route.parse("1101")])
+    assert [row.route for row in result.in_group("claimed")] == [str(CLAIM), "1101"]
+    assert {row.route for row in result.means if row.group == ELSEWHERE} == {str(CLAIM), "1101"}
+    again = scan(runs.model(), [runs.TASK], SMALL, out, data)
+    assert again.rows == result.rows, "claims of earlier calls stay"
+    RunFolder(out).scan.settings.unlink()
+    with pytest.raises(ArtifactError, match=r"holds a scan without settings\.json, which says of what: use another --out"):
+        scan(runs.model(), [runs.TASK], SMALL, out, data)
 
 
-def test_without_a_race_only_the_claim_is_measured_beside_a_random_span(data, tmp_path):
-    result = scan(runs.model(), [runs.TASK], replace(SMALL, questions=0), tmp_path, data, claimed=[CLAIM])
-    assert [(row.group, row.kind, row.last - row.first) for row in result.rows] == [(RANDOM, "loop", 1), ("claimed", "loop", 1)]
-    assert all(row.raced is None and row.fresh is not None and row.fresh.n == 10 for row in result.rows)
+def test_without_a_race_only_the_claim_is_measured_beside_the_same_change_elsewhere(data, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "drllm")
+    config = replace(SMALL, questions=0)
+    result = scan(runs.model(), [runs.TASK], config, tmp_path, data, claimed=[CLAIM])
+    assert [(row.group, row.kind, row.last - row.first) for row in result.rows] == [("claimed", "loop", 1)]
+    assert [row.group for row in result.means] == [ELSEWHERE, CLAIM_LEAD]
+    assert all(row.raced is None and row.fresh is not None and row.fresh.n == 10 for row in (*result.rows, *result.means))
     assert (result.sizes, result.cost.race, read_map(RunFolder(tmp_path).scan)) == ([], 0, [])
-    report(tmp_path)
+    (before,) = [line for line in caplog.messages if "plain forwards for what is claimed" in line]
+    (after,) = [line for line in caplog.messages if line.startswith("scan: in all")]
+    assert before.split()[2] == after.split()[3] == f"{result.cost.fresh:,.0f}"
+    text = (report(tmp_path).parent / "report.md").read_text(encoding="utf-8")
+    assert "Against the same change at other blocks, drawn blindly, it has" in text
+    assert "winners" not in text.partition("## Scan")[2].partition("## ")[0]
+    both = scan(runs.model(), [runs.TASK], config, tmp_path, data, claimed=[Route.parse("1101")])
+    assert [row.route for row in both.in_group("claimed")] == [str(CLAIM), "1101"]
+
+
+def test_a_claim_against_the_same_change_elsewhere_is_question_by_question(data, tmp_path):
+    result = scan(runs.model(), [runs.TASK], replace(SMALL, questions=0), tmp_path, data, claimed=[CLAIM])
+    found = claim(CLAIM, SMALL)
+    records = records_of(RunFolder(tmp_path).scan.claimed(found.name))
+    ours = np.array([[record.rewards[record.routes.index(route)] for route in found.routes] for record in records])
+    lead = result.mean_of(CLAIM_LEAD, str(CLAIM))
+    assert lead is not None
+    assert lead.fresh is not None
+    assert lead.fresh.mean == pytest.approx((ours[:, 0] - ours[:, 1:].mean(1)).mean())
 
 
 def test_a_claim_of_any_form_stands_beside_the_same_change_elsewhere(data, tmp_path, caplog):
     caplog.set_level(logging.INFO, "drllm")
     claims = [Route.full(runs.L).loop(1, 2, 0.3), Route.full(runs.L).loop(1, 1, times=3), Route.full(runs.L).loop(0, 3)]
     result = scan(runs.model(), [runs.TASK], replace(SMALL, questions=0), tmp_path, data, claimed=claims)
-    others = [Route.parse(row.route, runs.L) for row in result.in_group(RANDOM)]
-    assert [route.n_passes for route in others] == [6, 6]
-    assert {span.strength for span in others[0].spans} == {1, 0.3}
-    assert not set(others) & set(claims)
+    others = [claim(route, SMALL).others for route in claims]
+    assert [len(found) for found in others] == [2, 3, 0]
+    assert [{route.n_passes for route in found} for found in others] == [{6}, {6}, set()]
+    assert {span.strength for route in others[0] for span in route.spans} == {1, 0.3}
+    assert [row.route for row in result.means if row.group == ELSEWHERE] == [str(route) for route in claims[:2]]
     assert "scan: 0-3,0-3 fits at no other blocks: nothing random stands beside it" in caplog.messages
 
 
@@ -262,8 +294,8 @@ def test_a_mixture_of_experts_is_scanned_with_a_note(data, tmp_path, caplog):
 
 def test_a_family_that_rescales_its_states_is_noted(data, tmp_path):
     routed = RoutedModel.wrap(families.build("doge", vocab_size=300, max_position_embeddings=256), byte_tokenizer())
-    claim = Route.full(routed.n_layers).loop(0, 1)
-    result = scan(routed, [runs.TASK], replace(SMALL, questions=0, fresh=2), tmp_path, data, claimed=[claim])
+    looped = Route.full(routed.n_layers).loop(0, 1)
+    result = scan(routed, [runs.TASK], replace(SMALL, questions=0, fresh=2), tmp_path, data, claimed=[looped])
     assert "blocks of doge scale the states they are given, so a loop scales them once more" in result.notes
 
 
@@ -371,6 +403,26 @@ def test_a_model_that_cannot_be_routed_and_a_span_outside_of_it_are_one_line(sav
         line = capsys.readouterr().err.splitlines()[-1]
         assert message in line
         assert not (tmp_path / "out" / "scan").exists()
+
+
+def test_a_dry_run_says_what_the_scan_will_cost_and_leaves_nothing(saved, data, tmp_path, capsys):
+    typed = command(saved, data, tmp_path / "out")
+    assert main([*typed, "--dry-run"]) == 0
+    header, *stages, total = capsys.readouterr().out.splitlines()
+    assert header.split() == ["plain", "forwards", "hours", "stage"]
+    assert not (tmp_path / "out").exists()
+    told = [float(line.split()[0].replace(",", "")) for line in (*stages, total)]
+    assert "the race: candidates on questions by round: 9 on 4, 5 on 8" in stages[0]
+    assert "winners and random spans on 4 new questions" in stages[1]
+    assert sum(told[:-1]) == pytest.approx(told[-1], abs=2)
+    assert main(typed) == 0
+    cost = json.loads((tmp_path / "out" / "scan" / "scan.json").read_text("utf-8"))["cost"]
+    assert told[0] == pytest.approx(cost["race"], rel=0.1)
+    assert told[1] == pytest.approx(cost["random"] + cost["fresh"], rel=0.5)
+    assert main([*typed, "--questions", "0", "--claimed", "0-2,1-3", "--dry-run"]) == 0
+    assert "0-2,1-3 as claimed and at 2 other places, on 4 questions" in capsys.readouterr().out
+    assert main([*typed, "--questions", "0", "--claimed", "0-1,1-2"]) == 2
+    assert "route '0-1,1-2' ends before the last of 4 blocks: write 0-1,1-2/4 if it skips the last ones" in capsys.readouterr().err
 
 
 def test_interrupted_it_says_so_and_goes_on(saved, data, tmp_path, capsys, monkeypatch):

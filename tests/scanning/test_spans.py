@@ -8,7 +8,8 @@ import pytest
 
 from drllm import Route
 from drllm.scanning.race import by_round, schedule
-from drllm.scanning.spans import block_runs, candidate, candidates, described, elsewhere, forwards_a_question, race_cost, rounds_cost, twins
+from drllm.scanning.spans import candidate, candidates, described, elsewhere, forwards_a_question, race_cost, rounds_cost, twins
+from drllm.searching.cost import block_runs
 
 KINDS = ("loop", "damped", "skip")
 
@@ -93,20 +94,21 @@ def test_a_kind_that_is_all_chosen_has_no_twin():
 @pytest.mark.parametrize("text", ["0-4,3-7", "0-4,(3-4)*0.3,5-7", "0-4,3-4,3-7", "11100111", "0-2,1-4,3-7", "0-1,3-7", "11112111"])
 def test_a_change_stands_elsewhere_as_it_is(text):
     route, generator = Route.parse(text, 8), random.Random(0)
-    drawn = {elsewhere(route, generator) for _ in range(50)}
+    drawn = set(elsewhere(route, 50, generator))
     assert len(drawn) > 2
+    assert len(elsewhere(route, 2, generator)) == 2
     assert route not in drawn
-    assert {one.n_passes for one in drawn if one} == {route.n_passes}
-    kind, moved = described(route, 0.5), [described(one, 0.5) for one in drawn if one]
+    assert {one.n_passes for one in drawn} == {route.n_passes}
+    kind, moved = described(route, 0.5), [described(one, 0.5) for one in drawn]
     assert kind is None or {(one.kind, one.length) for one in moved if one} == {(kind.kind, kind.length)}
-    strengths = {tuple(span.strength for span in one.spans if span.strength < 1) for one in drawn if one}
+    strengths = {tuple(span.strength for span in one.spans if span.strength < 1) for one in drawn}
     assert strengths == {tuple(span.strength for span in route.spans if span.strength < 1)}
 
 
 def test_what_has_no_other_place_stays():
     generator = random.Random(0)
-    assert elsewhere(Route.full(4), generator) is None
-    assert elsewhere(Route.full(4).loop(0, 3), generator) is None
+    assert elsewhere(Route.full(4), 5, generator) == []
+    assert elsewhere(Route.full(4).loop(0, 3), 5, generator) == []
 
 
 def test_the_cost_of_a_race_counts_that_fewer_share_less():

@@ -15,6 +15,7 @@ from drllm.stats.guarantee import (
     Guarantee,
     _tails,
     exact_p,
+    fewest_questions,
     find_guarantee,
     p_of_counts,
     share_error_for,
@@ -96,6 +97,24 @@ def test_the_power_is_that_of_the_chosen_point():
     found = find_guarantee(promise(1000, 0.01, 0.05), base, [better, noisy], [29, 28], 30)
     assert found.point == 0
     assert found.would_pass == smallest_gain(1000, 0.1, 0.01, 0.05)
+
+
+@pytest.mark.parametrize(("epsilon", "changed"), [(0.05, 0.0), (0.05, 0.1), (0.02, 0.0)])
+def test_the_fewest_questions_pass_and_clearly_fewer_do_not(epsilon, changed):
+    n = fewest_questions(epsilon, 0.05, changed)
+
+    def p(n: int) -> float:
+        verdicts = np.zeros((2, n))
+        either = round(n * changed / 2)
+        verdicts[0, :either], verdicts[1, either : 2 * either] = 1, 1
+        return exact_p(*verdicts, epsilon)
+
+    assert p(n) <= 0.05 < p(round(0.9 * n))
+
+
+def test_what_no_epsilon_could_promise_is_refused():
+    with pytest.raises(InputError, match="epsilon is 0"):
+        fewest_questions(0, 0.05, 0.1)
 
 
 @pytest.mark.long

@@ -9,13 +9,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 from drllm.core.errors import InputError, first_line
-from drllm.core.span import Span, Visit, block_span, fewest_spans, in_place, n_in_place
+from drllm.core.span import Span, Visit, block_span, fewest_spans, in_place, n_in_place, read_span
 
 MAX_PASSES = 4  # of one block, in any route
-_SPAN = re.compile(r"(?P<first>\d{1,5})(-(?P<last>\d{1,5}))?", re.ASCII)
-_DAMPED = re.compile(r"\((?P<first>\d{1,5})(-(?P<last>\d{1,5}))?\)(\*(?P<strength>[\d.e-]+))?", re.ASCII)
 _HOW = "write one digit a block, 0 (skip), 1 (execute) or 2 (repeat), or a path such as 0-14,12-29 or 0-14,(12-14)*0.5,15-29"
 
 
@@ -48,6 +47,8 @@ class Route:
             parsed = tuple(Action(action) for action in actions)
         except (ValueError, TypeError) as error:
             raise InputError(f"a route holds one action a block, 0 (skip), 1 (execute) or 2 (repeat): {error}") from None
+        if not parsed:
+            raise InputError("a route leads through one block at least")
         object.__setattr__(self, "actions", parsed)
         object.__setattr__(self, "order", None)
 
@@ -55,10 +56,13 @@ class Route:
     def parse(cls, text: str, n_layers: int | None = None) -> Route:
         """The route written as digits or as a path; `InputError` for anything else.
 
-        A path may have + for its commas, where those part values. `n_layers` is how many blocks a path leads through, which may say so
-        itself; default one more than its last block.
+        A path may have + for its commas, where those part values. `n_layers` is how many blocks the model has; a path that ends before
+        its last one must say so ("0-14,12-27/30"). Without it a path leads through as many blocks as it says, or ends at the last one.
         """
+        n_layers = None if n_layers is None else _blocks(n_layers)
         if isinstance(text, str) and text and not set(text) - set("012"):
+            if n_layers is not None and len(text) != n_layers:
+                raise InputError(f"route {first_line(text)} leads through {len(text)} blocks, the model has {n_layers}")
             return _digits(text)
         if not isinstance(text, str) or not set(text) & set("-,+(/"):
             raise InputError(f"cannot read route {text!r}: {_HOW}")
@@ -67,7 +71,7 @@ class Route:
     @classmethod
     def full(cls, n_layers: int) -> Route:
         """The identity: every block executed once, which is the base model."""
-        return cls((Action.EXECUTE,) * n_layers)
+        return cls((Action.EXECUTE,) * _blocks(n_layers))
 
     @classmethod
     def along(cls, path: Iterable[int | Span], n_layers: int) -> Route:
@@ -77,7 +81,11 @@ class Route:
             InputError: an empty path, a block out of range, more than `MAX_PASSES` of one block, a strength outside (0, 1] or of a span
                 whose blocks have not all been passed.
         """
-        return _along(tuple(_single_blocks(path)), n_layers)
+        try:
+            spans = tuple(_single_blocks(path))
+        except TypeError:
+            raise InputError(f"got a path {first_line(repr(path))}: expected blocks and spans, one after the other") from None
+        return _along(spans, _blocks(n_layers))
 
     @classmethod
     def of_visits(cls, visits: Sequence[Visit]) -> Route:
@@ -92,8 +100,10 @@ class Route:
             first, last, times = map(operator.index, (first, last, times))
         except TypeError:
             raise InputError(f"{asked}: expected whole numbers") from None
-        if not 0 <= first <= last < len(self) or times < 2:
-            raise InputError(f"{asked}: a route of {len(self)} blocks, run at least twice")
+        if not 0 <= first <= last < len(self):
+            raise InputError(f"{asked}: expected a span within blocks 0 to {len(self) - 1}, its lower block first")
+        if not 2 <= times <= MAX_PASSES:
+            raise InputError(f"{asked}: expected 2 to {MAX_PASSES} times in all")
         if skipped := [block for block in range(first, last + 1) if not self.actions[block]]:
             raise InputError(f"cannot loop blocks {first} to {last}: this route skips block {skipped[0]}")
         again = [Span(first, last, strength)] * (times - 1)
@@ -193,6 +203,17 @@ class GatedDepth:
         return ""
 
 
+def _blocks(n_layers: Any) -> int:
+    """How many blocks a route leads through, in Python's own numbers."""
+    try:
+        found = operator.index(n_layers)
+    except TypeError:
+        raise InputError(f"got a path through {first_line(repr(n_layers))} blocks: expected a whole number") from None
+    if found < 1:
+        raise InputError(f"got a path through {found} blocks: expected at least one")
+    return found
+
+
 @functools.lru_cache(maxsize=1 << 16)
 def _digits(text: str) -> Route:
     """One object a route: records of many questions hold the same ones, those of a blind baseline or a list of routes above all."""
@@ -202,10 +223,10 @@ def _digits(text: str) -> Route:
 @functools.lru_cache(maxsize=1 << 16)
 def _parse_path(text: str, n_layers: int | None) -> Route:
     body, slash, stated = "".join(text.split()).replace("+", ",").partition("/")
-    matches = [_SPAN.fullmatch(part) or _DAMPED.fullmatch(part) for part in body.split(",")]
-    if (slash and not re.fullmatch(r"\d{1,5}", stated, re.ASCII)) or not all(matches):
+    read = [read_span(part, text) for part in body.split(",")]
+    spans = [span for span in read if span is not None]
+    if (slash and not re.fullmatch(r"\d{1,5}", stated, re.ASCII)) or len(spans) < len(read):
         raise InputError(f"cannot read route {text!r}: {_HOW}")
-    spans = [_span(match.groupdict(), text) for match in matches if match]
     found = int(stated) if slash else n_layers or 1 + max(span.last for span in spans)
     # Before spans are taken apart: a text of a few characters must not become a route of a million passes.
     if n_layers and found != n_layers:
@@ -214,20 +235,9 @@ def _parse_path(text: str, n_layers: int | None) -> Route:
         raise InputError(f"got block {outside} in a path through {found} blocks, 0 to {found - 1}")
     if (n_passes := sum(len(span.blocks) for span in spans)) > MAX_PASSES * found > 0:
         raise InputError(f"got {n_passes} passes in a path through {found} blocks: expected at most {MAX_PASSES} of one block")
+    if n_layers and not slash and outside < n_layers - 1:
+        raise InputError(f"route {text!r} ends before the last of {n_layers} blocks: write {text}/{n_layers} if it skips the last ones")
     return Route.along(spans, found)
-
-
-def _span(parts: dict[str, str | None], text: str) -> Span:
-    """One part of a path; `parts` are what the expressions matched."""
-    first = int(parts["first"] or 0)
-    last = int(parts["last"] or first)
-    try:
-        strength = float(parts.get("strength") or 1)
-    except ValueError:
-        raise InputError(f"cannot read strength {parts['strength']!r} in route {text!r}: expected a number above 0, at most 1") from None
-    if last < first:
-        raise InputError(f"cannot read {first}-{last} in route {text!r}: a span goes from its lower block to its higher one")
-    return Span(first, last, strength)
 
 
 def _single_blocks(path: Iterable[int | Span]) -> Iterator[Span]:
@@ -251,8 +261,6 @@ def _along(spans: tuple[Span, ...], n_layers: int) -> Route:
     """See `Route.along`."""
     if not spans:
         raise InputError("got an empty path: a route runs at least one block")
-    if n_layers < 1:
-        raise InputError(f"got a path through {n_layers} blocks: expected at least one")
     counts, highest = [0] * n_layers, -1
     for span in spans:
         if not 0 < span.strength <= 1:

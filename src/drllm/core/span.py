@@ -2,8 +2,14 @@
 
 import functools
 import itertools
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from drllm.core.errors import InputError
+
+_SPAN = re.compile(r"(?P<first>\d{1,5})(-(?P<last>\d{1,5}))?", re.ASCII)
+_DAMPED = re.compile(r"\((?P<first>\d{1,5})(-(?P<last>\d{1,5}))?\)(\*(?P<strength>[\d.e-]+))?", re.ASCII)
 
 
 class Span(NamedTuple):
@@ -51,3 +57,24 @@ def fewest_spans(spans: Sequence[Span]) -> list[Span]:
         else:
             merged.append(span)
     return merged
+
+
+def read_span(part: str, text: str) -> Span | None:
+    """One part of a path: `12`, `12-14` or `(12-14)*0.5`; None for anything else, `InputError` for a span of the right form that is none.
+
+    Args:
+        text: the whole path, for the error.
+    """
+    match = _SPAN.fullmatch(part) or _DAMPED.fullmatch(part)
+    if match is None:
+        return None
+    parts = match.groupdict()
+    first = int(parts["first"])
+    last = int(parts["last"] or first)
+    try:
+        strength = float(parts.get("strength") or 1)
+    except ValueError:
+        raise InputError(f"cannot read strength {parts['strength']!r} in route {text!r}: expected a number above 0, at most 1") from None
+    if last < first:
+        raise InputError(f"cannot read {first}-{last} in route {text!r}: a span goes from its lower block to its higher one")
+    return Span(first, last, strength)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from drllm.core.text import p_value, points, table_text, with_interval
 from drllm.reporting.chart import Axis, Chart, Squares, number
 from drllm.reporting.parts import Folded, Heading, Paragraph, Part, Table
-from drllm.runs.scan_result import CLAIMED, LEAD, RANDOM, WINNER, Cell, Difference, Measured, ScanResult
+from drllm.runs.scan_result import CLAIM_LEAD, CLAIMED, ELSEWHERE, LEAD, RANDOM, WINNER, Cell, Difference, Measured, ScanResult
 from drllm.stats.paired import decided
 
 NAMES = {"loop": "run once more", "damped": "run once more at strength {strength:g}", "skip": "skipped"}
@@ -25,11 +25,15 @@ def scan_parts(result: ScanResult, cells: Sequence[Cell]) -> Iterator[Part]:
     yield Heading("Scan")
     if result.sizes:
         yield Paragraph(_raced(result))
-    yield Table(HEADER, tuple(_table(result)), caption=_caption(result))
-    yield Paragraph(" ".join(filter(None, (conclusion(result), CURSE if result.in_group(RANDOM) else "", _by_chance(result)))))
+    yield Table(*_columns(result), caption=_caption(result))
+    yield Paragraph(
+        " ".join(
+            filter(None, (conclusion(result), CURSE if result.in_group(WINNER) and result.in_group(RANDOM) else "", _by_chance(result)))
+        )
+    )
     if result.notes:
         yield Paragraph(f"Note: {'; '.join(result.notes)}.")
-    if claims := list(filter(None, map(_claim, result.in_group(CLAIMED)))):
+    if claims := [_claim(result, row) for row in result.in_group(CLAIMED)]:
         yield Paragraph(" ".join(claims))
     yield from (_map(result, kind, [cell for cell in cells if cell.kind == kind]) for kind in result.kinds if cells)
     routes = [(_name(row), row.route) for row in result.rows]
@@ -38,15 +42,15 @@ def scan_parts(result: ScanResult, cells: Sequence[Cell]) -> Iterator[Part]:
 
 def render(result: ScanResult) -> str:
     """The comparison for a terminal."""
-    lines = [table_text(HEADER, _table(result), _caption(result)), *([_raced(result)] if result.sizes else []), conclusion(result)]
-    return "\n".join(filter(None, (*lines, _by_chance(result), *map(_claim, result.in_group(CLAIMED)))))
+    lines = [table_text(*_columns(result), _caption(result)), *([_raced(result)] if result.sizes else []), conclusion(result)]
+    return "\n".join(filter(None, (*lines, _by_chance(result), *(_claim(result, row) for row in result.in_group(CLAIMED)))))
 
 
 def conclusion(result: ScanResult) -> str:
     """What the winners have on new questions, in a sentence."""
     winners = result.in_group(WINNER)
     if not winners:
-        return "No span was raced."
+        return ""
     if winners[0].fresh is None:
         return "The winners were not measured on new questions, so what they gain is not known."
     sure = [row for row in winners if row.fresh and decided(row.fresh.low, row.fresh.high, row.fresh.p or 0.0)]
@@ -82,18 +86,30 @@ def _by_chance(result: ScanResult) -> str:
     )
 
 
-def _claim(row: Measured) -> str:
-    if row.fresh is None:
-        return ""
+def _claim(result: ScanResult, row: Measured) -> str:
+    """What became of a claim, and what the same change has elsewhere."""
+    assert row.fresh is not None  # claims are measured there alone
     found = decided(row.fresh.low, row.fresh.high, row.fresh.p or 0.0)
     word = {True: "a gain", False: "a loss", None: "no sure difference"}[found]
-    return f"The claimed route {row.route}: {word}, {_shown(row.fresh)} points on {row.fresh.n:,} questions."
+    told = f"The claimed route {row.route}: {word}, {_shown(row.fresh)} points on {row.fresh.n:,} questions."
+    lead = result.mean_of(CLAIM_LEAD, row.route)
+    if lead is None or lead.fresh is None:
+        return told
+    return f"{told} Against the same change at other blocks, drawn blindly, it has {_shown(lead.fresh)} points."
+
+
+def _columns(result: ScanResult) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Header and rows; without a race the column of what chose is left out."""
+    rows = tuple(_table(result))
+    if result.sizes:
+        return HEADER, rows
+    return HEADER[:2] + HEADER[3:], tuple(row[:2] + row[3:] for row in rows)
 
 
 def _table(result: ScanResult) -> Iterator[tuple[str, ...]]:
     for row in result.rows:
         yield (f"{row.group}: {_name(row)}", f"{row.passes:g} of {result.n_layers}", *_cells(row))
-    named = {WINNER: "mean of the winners", RANDOM: "mean of the random spans"}
+    named = {WINNER: "mean of the winners", RANDOM: "mean of the random spans", ELSEWHERE: "the claimed change at other blocks, mean"}
     for row in result.means:
         passes = f"{row.passes:.1f} of {result.n_layers}" if row.group in named else ""
         yield (named.get(row.group, row.group), passes, *_cells(row))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from drllm.core.errors import ArtifactError
+from drllm.core.errors import ArtifactError, first_line
 from drllm.core.files import read_json, write_json, write_text
 from drllm.runs.layout import ScanFolder
 from drllm.runs.stored import Stored
@@ -14,6 +14,7 @@ from drllm.runs.stored import Stored
 AGAIN = "delete it and run the scan again, which resumes"
 WINNER, RANDOM, CLAIMED = "winner", "random", "claimed"
 LEAD = "winners minus random"  # the group of that mean
+ELSEWHERE, CLAIM_LEAD = "elsewhere", "claimed minus elsewhere"  # means beside a claim: the same change at other blocks
 _COLUMNS = ("kind", "first", "last", "route", "passes", "questions", "score", "accuracy")
 
 
@@ -117,7 +118,9 @@ class ScanResult(Stored):
         sizes: questions that a candidate had answered after each round.
         candidates: how many ran in each round.
         cost: in plain forwards.
-        rows: winners, random spans and claimed routes; means: of the winners, of the random spans, and of the first minus the second.
+        rows: winners, random spans and claimed routes.
+        means: over the winners, over the random spans, of the first minus the second; and for each claim, whose route they bear, over the
+            same change at other blocks, and of the claim minus that.
         chance: what winners seem to gain where they were chosen if no candidate differs from the base; None without a race.
         notes: what a reader of the map should know of the model.
     """
@@ -147,9 +150,9 @@ class ScanResult(Stored):
         """The rows of one group."""
         return [row for row in self.rows if row.group == group]
 
-    def mean_of(self, group: str) -> Measured | None:
-        """The mean over a group; None where there is none."""
-        return next((row for row in self.means if row.group == group), None)
+    def mean_of(self, group: str, route: str = "") -> Measured | None:
+        """The mean over a group, of a claim's the one beside that route; None where there is none."""
+        return next((row for row in self.means if (row.group, row.route) == (group, route)), None)
 
 
 def write_scan(folder: ScanFolder, result: ScanResult, cells: Sequence[Cell]) -> None:
@@ -171,10 +174,13 @@ def read_scan(folder: ScanFolder) -> ScanResult:
 def read_map(folder: ScanFolder) -> list[Cell]:
     """Every candidate with what it scored; `ArtifactError` when the file is missing or no scan's."""
     try:
-        with folder.map.open(encoding="utf-8", newline="") as file:
-            return [_cell(row) for row in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise ArtifactError(f"{folder.map} is no map of a scan ({error}): {AGAIN}") from None
+        text = folder.map.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"cannot read {folder.map} ({first_line(error)}): run the same scan again, which writes it anew") from None
+    try:
+        return [_cell(row) for row in csv.DictReader(io.StringIO(text, newline=""))]
+    except (KeyError, ValueError, TypeError):
+        raise ArtifactError(f"{folder.map} is no map of a scan, or a damaged one: run the same scan again, which writes it anew") from None
 
 
 def _cell(row: dict[str, str]) -> Cell:

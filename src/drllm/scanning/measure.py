@@ -38,7 +38,7 @@ def means(groups: Mapping[str, Sequence[Candidate]], verdicts: Verdicts, tasks: 
         for fresh in (False, True):
             pair = [_mean_of(verdicts, group, fresh) for group in (ours, base)] if base else _with_base(verdicts, ours, fresh)
             if all(values is not None for values in pair):
-                found[fresh] = _difference(*pair, tasks[fresh], config)  # type: ignore[arg-type]
+                found[fresh] = difference(*pair, tasks[fresh], config)  # type: ignore[arg-type]
         if found:
             passes = [one.route.n_passes for one in groups[ours]]
             rows.append(Measured(group=name, passes=float(np.mean(passes)), raced=found.get(False), fresh=found.get(True)))
@@ -79,11 +79,12 @@ def _with_base(verdicts: Verdicts, group: str, fresh: bool) -> list[np.ndarray |
     return [mean, None if mean is None else verdicts[group, fresh][:, 0].astype(float)]
 
 
-def _difference(ours: np.ndarray, base: np.ndarray, tasks: Sequence[str], config: ScanConfig) -> Difference:
+def difference(ours: np.ndarray, base: np.ndarray, tasks: Sequence[str], config: ScanConfig) -> Difference:
+    """The mean of two series on the same questions (Q,), with its paired interval; `tasks`: of the questions."""
     mean, low, high = paired_bootstrap(ours, base, config.n_resamples, config.seed, list(tasks))
     return Difference(n=len(base), mean=mean, low=low, high=high)
 
 
 def _against_base(ours: np.ndarray, base: np.ndarray, tasks: Sequence[str], config: ScanConfig) -> Difference:
     better, worse = discordant(ours, base)
-    return _difference(ours, base, tasks, config).changed(better=better, worse=worse, p=mcnemar(ours, base))
+    return difference(ours, base, tasks, config).changed(better=better, worse=worse, p=mcnemar(ours, base))

@@ -6,8 +6,10 @@ import random
 from collections.abc import Sequence
 
 from drllm.core.config import ScanConfig
+from drllm.scanning.claims import Claim
 from drllm.scanning.race import by_round, schedule
 from drllm.scanning.spans import Candidate, candidates, forwards_a_question, race_cost, rounds_cost
+from drllm.searching.cost import listed_cost
 
 
 def race_guess(n_layers: int, pool: Sequence[Candidate], n_raced: int, config: ScanConfig) -> float:
@@ -23,8 +25,8 @@ def again_guess(n_layers: int, pool: Sequence[Candidate], n_raced: int, n_fresh:
     return n_fresh * forwards_a_question(n_layers, drawn) + n_raced * forwards_a_question(n_layers, drawn[:n])
 
 
-def stages_of(n_layers: int, n_raced: int, n_fresh: int, n_claimed: int, config: ScanConfig) -> dict[str, float]:
-    """Plain forwards of each stage by its name; a claimed route and what stands beside it are counted as two whole forwards."""
+def stages_of(n_layers: int, n_raced: int, n_fresh: int, claims: Sequence[Claim], config: ScanConfig) -> dict[str, float]:
+    """Plain forwards of each stage by its name."""
     found = {}
     if n_raced:
         pool = candidates(n_layers, config.kinds, config.strength, config.max_span)
@@ -34,6 +36,7 @@ def stages_of(n_layers: int, n_raced: int, n_fresh: int, n_claimed: int, config:
         found[f"the race: candidates on questions by round: {rounds}"] = race_guess(n_layers, pool, n_raced, config)
         if n_fresh:
             found[f"winners and random spans on {n_fresh} new questions"] = again_guess(n_layers, pool, n_raced, n_fresh, config)
-    if n_claimed and n_fresh:
-        found[f"{n_claimed} claimed route{'s' * (n_claimed > 1)} on {n_fresh} questions"] = n_fresh * (1.0 + 2 * n_claimed)
+    for one in claims if n_fresh else ():
+        name = f"{one.one.route} as claimed and at {len(one.others)} other places, on {n_fresh} questions"
+        found[name] = n_fresh * listed_cost(n_layers, one.routes)
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 
 from drllm.core.config import Resources, ScanConfig, to_dict
-from drllm.core.digest import json_digest
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import read_json, write_json, write_text
 from drllm.core.progress import say
@@ -24,12 +22,14 @@ from drllm.model.threads import torch_threads
 from drllm.runs.layout import RunFolder, ScanFolder
 from drllm.runs.manifest import differences
 from drllm.runs.provenance import running
-from drllm.runs.scan_result import CLAIMED, RANDOM, WINNER, Cell, Cost, Measured, ScanResult, write_scan
+from drllm.runs.scan_result import CLAIMED, RANDOM, WINNER, Cell, Cost, Measured, ScanResult, read_scan, write_scan
+from drllm.scanning.claims import claim, compared
 from drllm.scanning.measure import by_chance, means, measured
 from drllm.scanning.plan import again_guess, race_guess
 from drllm.scanning.questions import Asked, Bench, choose, least_sure_first
 from drllm.scanning.race import Standing, by_round, first_and_of_kinds, race, schedule, scores
-from drllm.scanning.spans import Candidate, candidates, described, elsewhere, forwards_a_question, twins
+from drllm.scanning.spans import Candidate, candidates, forwards_a_question, twins
+from drllm.searching.cost import listed_cost
 from drllm.tasks import load_task
 
 N_LISTED = 32  # routes of best.txt, at most
@@ -50,7 +50,7 @@ def scan(
 
     All candidates answer a few questions, the better ones of each kind twice as many, and so on (`drllm.scanning.race`). The best are named
     and then measured again on questions that chose nothing, beside as many random spans of the same kinds and lengths: what is left of the
-    lead, and what a span has that was drawn blindly. Without a race each claim stands beside the same change at other blocks.
+    lead, and what a span has that was drawn blindly. Each claim stands beside the same change at other blocks; earlier calls' claims stay.
 
     Args:
         routed: the model; its policy is not used.
@@ -107,6 +107,8 @@ def _notes(routed: RoutedModel) -> Iterator[str]:
 def _check_settings(folder: ScanFolder, settings: dict[str, object]) -> None:
     """Refuse to go on with another scan's rounds. The first version did not write down model and dtype: its rounds tell of theirs."""
     if not folder.settings.is_file():
+        if folder.root.is_dir() and any(folder.root.iterdir()):
+            raise ArtifactError(f"{folder.root} holds a scan without {folder.settings.name}, which says of what: use another --out")
         return
     found = read_json(folder.settings, "remove that folder and scan again", dict)
     about = {key: value for key, value in _as_read(settings).items() if key in found or key not in ("model", "dtype")}
@@ -142,30 +144,18 @@ class _Scan:
         winners = [] if standing is None else self._winners(standing)
         if standing is not None:
             self._write_best(standing)
-        claims = [self._told(route) for route in dict.fromkeys(claimed)]
-        rivals = (self._twins(winners) if winners else self._moved(claims)) if self.fresh else []
-        rows, by_group = self._measure(standing, winners, rivals, claims)
+        rivals = self._twins(winners) if self.fresh and winners else []
+        rows, by_group = self._measure(standing, winners, rivals)
+        for part, beside in self._claims([*self._claimed_before(), *claimed]):
+            rows, by_group = [*rows, *part], [*by_group, *beside]
+        say(f"scan: in all {self.cost.total:,.0f} plain forwards")
         result = self._result(rows, by_group, standing)
         write_scan(self.folder, result, self._cells(standing))
         return result
 
-    def _told(self, route: Route) -> Candidate:
-        """The candidate that a route is; one without a kind for a route of another form."""
-        return described(route, self.config.strength) or Candidate("", -1, -1, route)
-
     def _twins(self, winners: Sequence[Candidate]) -> list[Candidate]:
         """Random spans of the winners' kinds and lengths."""
         return twins(winners, candidates(self.n_layers, self.config.kinds, self.config.strength), self.config.seed)
-
-    def _moved(self, claims: Sequence[Candidate]) -> list[Candidate]:
-        """Each claimed change at other blocks, drawn blindly; a claim that has no other place is named."""
-        generator, found = random.Random(self.config.seed), []
-        for one in claims:
-            if (route := elsewhere(one.route, generator)) is None:
-                say(f"scan: {one.route} fits at no other blocks: nothing random stands beside it")
-            elif route not in {other.route for other in (*claims, *found)}:
-                found.append(self._told(route))
-        return found
 
     def _forwards(self, chosen: Sequence[Candidate], n_questions: int) -> float:
         """Plain forwards that so many questions cost along the base's route and these."""
@@ -221,8 +211,26 @@ class _Scan:
             lines.append(f"{found.route}  # {found.kind} {found.first}-{found.last}, score {standing.score_C[one]:+.4f}")
         write_text(self.folder.best, "\n".join(lines) + "\n")
 
+    def _claimed_before(self) -> list[Route]:
+        """Claims that an earlier call measured here, which stay."""
+        if not self.folder.result.is_file():
+            return []
+        return [Route.parse(row.route, self.n_layers) for row in read_scan(self.folder).in_group(CLAIMED)]
+
+    def _claims(self, routes: Sequence[Route]) -> Iterator[tuple[list[Measured], list[Measured]]]:
+        """Each claim's rows and means, from a run folder of its own."""
+        claims = [claim(route, self.config) for route in dict.fromkeys(routes)]
+        if claims:
+            guess = sum(listed_cost(self.n_layers, one.routes) for one in claims) * len(self.fresh)
+            places = ", ".join(f"{one.one.route} and {len(one.others)} other places" for one in claims)
+            say(f"scan: about {guess:,.0f} plain forwards for what is claimed, on {len(self.fresh)} questions: {places}")
+        for one in claims:
+            self.cost = self.cost.changed(fresh=self.cost.fresh + len(self.fresh) * listed_cost(self.n_layers, one.routes))
+            found, _ = self.bench.ask(one.routes, self.fresh, self.config.fresh_split, self.folder.claimed(one.name))
+            yield compared(one, found, [task for task, _ in self.fresh], self.config)
+
     def _measure(
-        self, standing: Standing | None, winners: list[Candidate], rivals: list[Candidate], claims: list[Candidate]
+        self, standing: Standing | None, winners: list[Candidate], rivals: list[Candidate]
     ) -> tuple[list[Measured], list[Measured]]:
         """The rows of the comparison, and the means over winners and random spans."""
         verdicts: dict[tuple[str, bool], np.ndarray] = {}  # (group, fresh) -> (Q, 1 + R)
@@ -240,20 +248,13 @@ class _Scan:
         both = [one for part in groups.values() for one in part]
         if self.fresh and both:
             say(f"scan: {len(winners)} winners and {len(rivals)} random spans on {len(self.fresh)} questions that chose nothing")
-            found = self._ask_fresh(both, self.folder.fresh)
+            self.cost = self.cost.changed(fresh=self._forwards(both, len(self.fresh)))
+            found, _ = self.bench.ask([one.route for one in both], self.fresh, self.config.fresh_split, self.folder.fresh)
             verdicts[WINNER, True] = found[:, : 1 + len(winners)]
             verdicts[RANDOM, True] = found[:, [0, *range(1 + len(winners), 1 + len(both))]]
-        if claims:
-            name = json_digest([str(one.route) for one in claims])[:8]
-            verdicts[CLAIMED, True] = self._ask_fresh(claims, self.folder.claimed(name))
-        groups[CLAIMED] = claims
         tasks = {False: [task for task, _ in self.raced], True: [task for task, _ in self.fresh]}
         rows = [row for group, part in groups.items() for row in measured(group, part, verdicts, tasks, self.config)]
         return rows, means(groups, verdicts, tasks, self.config)
-
-    def _ask_fresh(self, chosen: list[Candidate], out: Path) -> np.ndarray:
-        self.cost = self.cost.changed(fresh=self.cost.fresh + self._forwards(chosen, len(self.fresh)))
-        return self.bench.ask([one.route for one in chosen], self.fresh, self.config.fresh_split, out)[0]
 
     def _result(self, rows: list[Measured], by_group: list[Measured], standing: Standing | None) -> ScanResult:
         routed, config = self.bench.routed, self.config

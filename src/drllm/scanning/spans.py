@@ -68,22 +68,24 @@ def described(route: Route, strength: float) -> Candidate | None:
     return next((one for one in alike if one.route == route), None)
 
 
-def elsewhere(route: Route, generator: random.Random) -> Route | None:
-    """The same change of the base at other blocks, drawn blindly; None where there is no other place, or no change.
+def elsewhere(route: Route, n: int, generator: random.Random) -> list[Route]:
+    """The same change of the base at other blocks: at most `n` places, drawn blindly; none where it fits nowhere else, or changes nothing.
 
     What runs at the changed blocks is moved by so many blocks, loops with their spans.
     """
     n_layers, visits = len(route), route.visits
     changed = [block for block, visit in enumerate(visits) if visit != in_place(block, 1)]
     if not changed:
-        return None
+        return []
     first = min([changed[0], *(span.first for block in changed for span in visits[block])])
     last = max(changed)
     moves = [by for by in range(-first, n_layers - last) if by]
-    if not moves:
-        return None
-    by = generator.choice(moves)
-    moved = [in_place(block, 1) for block in range(n_layers)]
+    return [_moved(route, first, last, by) for by in generator.sample(moves, min(n, len(moves)))]
+
+
+def _moved(route: Route, first: int, last: int, by: int) -> Route:
+    """The route with what runs at blocks `first` to `last` moved."""
+    visits, moved = route.visits, [in_place(block, 1) for block in range(len(route))]
     for block in range(first, last + 1):
         moved[block + by] = tuple(span._replace(first=span.first + by, last=span.last + by) for span in visits[block])
     return Route.of_visits(moved)
