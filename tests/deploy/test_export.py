@@ -78,8 +78,8 @@ def test_the_command_line_exports_what_another_process_loads(checkpoint, tmp_pat
     out = routed.generate(input_ids=ids, policy=Route.parse(route), max_new_tokens=8, do_sample=False)[0]
     assert generated[0, ids.shape[1] :].tolist() == out.token_ids
     readme = (tmp_path / "out" / "README.md").read_text()
-    assert "skips block 2" in readme
-    assert "runs twice block 1, 3" in readme
+    assert "skips 2" in readme
+    assert "repeats 1, 3" in readme
     assert routed.fingerprint in readme
     about = json.loads((tmp_path / "out" / EXPORT_FILE).read_text())
     n_block = sum(p.numel() * 4 for p in routed.blocks[1].parameters())

@@ -42,7 +42,8 @@ SPEC = ServeSpec("book", L, "policy", repeatable=(2,))
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ("11", "is for 2 blocks, the model has 4"),
+        ("11", "route 11 leads through 2 blocks, the model has 4"),
+        ("0-2", "ends before the last of 4 blocks: write 0-2/4 if it skips the last ones"),
         ("113", "cannot read"),
         ("1x11", "cannot read"),
         ("2111", "runs block 0 2 times, the server keeps caches for 1: start it with --repeatable 0$"),

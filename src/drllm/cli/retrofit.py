@@ -30,8 +30,8 @@ def run(job: Job) -> Lines:
         _check_flags(job)
     if job.arguments.dry_run:
         if recipe != "auto":
-            raise InputError("--dry-run plans --recipe auto; what the paper's search costs: drllm search --dry-run")
-        yield from _planned(job, model, tasks, configs)
+            raise InputError("--dry-run is for --recipe auto; what the paper's search costs: drllm search --dry-run")
+        yield from _dry_run(job, model, tasks, configs)
         return
     from drllm.reporting.drawing import need_extras
 
@@ -49,9 +49,9 @@ def _check_flags(job: Job) -> None:
         raise InputError(f"{flag} is for one search with its own sizes: add --recipe paper, or leave it out (docs/retrofit.md)")
 
 
-def _planned(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Lines:
+def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Lines:
     """How many questions there are and whether they are enough, before torch loads; then what fits into the time."""
-    from drllm.retrofitting.dry_run import counted, planned, questions_of
+    from drllm.retrofitting.dry_run import counted, fitting, questions_of
 
     available = questions_of(tasks, job.data)
     yield from counted(available, configs["gate"])
@@ -60,7 +60,7 @@ def _planned(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Li
 
     routed = job.load(model)
     sizes = sizes_of(routed.n_layers, batched_ms(routed, tasks, configs["search"], job.data), configs["retrofit"], available)
-    yield from planned(sizes, configs["retrofit"])
+    yield from fitting(sizes, configs["retrofit"])
 
 
 def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: str | None, argv: list[str]) -> Lines:

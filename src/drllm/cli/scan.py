@@ -28,7 +28,7 @@ def run(job: Job) -> Lines:
     routed = job.load(model)
     claimed = [Route.parse(text, routed.n_layers) for text in job.arguments.claimed]
     if job.arguments.dry_run:
-        yield from _planned(job, routed, tasks, config, claimed)
+        yield from _dry_run(job, routed, tasks, config, claimed)
         return
     yield render(scan(routed, tasks, config, out, job.data, job.argv, resources, claimed))
     folder = RunFolder(Path(out)).scan
@@ -37,12 +37,12 @@ def run(job: Job) -> Lines:
     yield f"scan: {folder.result}"
 
 
-def _planned(job: Job, routed: Any, tasks: Sequence[str], config: ScanConfig, claimed: Sequence[Route]) -> Lines:
+def _dry_run(job: Job, routed: Any, tasks: Sequence[str], config: ScanConfig, claimed: Sequence[Route]) -> Lines:
     """What the scan would cost, by stages."""
     from drllm.core.text import cost_lines
     from drllm.evaluation.clock import batched_ms
     from drllm.scanning.claims import claim
-    from drllm.scanning.plan import stages_of
+    from drllm.scanning.cost import stages_of
     from drllm.scanning.questions import choose
     from drllm.tasks import load_task
 

@@ -29,7 +29,7 @@ def run(job: Job) -> Lines:
     check_splits(config.splits, routes is not None)
     check_list_name(job.arguments.list, routes is not None)
     if job.arguments.dry_run:
-        yield from _planned(job, job.load(model), tasks, config, routes)
+        yield from _dry_run(job, job.load(model), tasks, config, routes)
         return
     search(job.load(model), tasks, config, out, job.data, job.argv, routes, resources, job.arguments.list)
     place = RunFolder(Path(out))
@@ -40,7 +40,7 @@ def run(job: Job) -> Lines:
     yield f"search records: {folder}"
 
 
-def _planned(job: Job, routed: Any, tasks: Sequence[str], config: SearchConfig, routes: Sequence[Route] | None) -> Lines:
+def _dry_run(job: Job, routed: Any, tasks: Sequence[str], config: SearchConfig, routes: Sequence[Route] | None) -> Lines:
     """What the search would cost, by tasks."""
     from drllm.core.text import cost_lines
     from drllm.evaluation.clock import batched_ms

@@ -13,7 +13,7 @@ WIDTH = 118
 
 
 def cost_lines(stages: Iterable[tuple[str, float, str]], plain_ms: float) -> list[str]:
-    """What is planned, as a table: (name, plain forwards, command or nothing) of each stage, with hours, and their sum."""
+    """What would run, as a table: (name, plain forwards, command or nothing) of each stage, with hours, and their sum."""
     lines = [f"{'plain forwards':>16} {'hours':>9}  stage"]
     total, hours = 0.0, plain_ms / 3.6e6
     for name, forwards, command in stages:

@@ -20,14 +20,15 @@ def questions_of(tasks: Sequence[str], data: str | Path | None) -> dict[str, dic
     return {name: {split: len(rows) for split, rows in one.examples.items()} for name, one in loaded.items()}
 
 
-def counted(available: Mapping[str, Mapping[str, int]], gate: GuaranteeConfig) -> Iterator[str]:
+def counted(available: Mapping[str, Mapping[str, int]], promise: GuaranteeConfig) -> Iterator[str]:
     """The questions as a table, and whether they can promise anything; `InputError` for too few to begin with."""
     rows = [(name, *(f"{of[split]:,}" for split in SPLITS)) for name, of in available.items()]
     yield table_text(("task", *SPLITS), rows)
     check_questions(available)
     n = sum(of["calibrate"] for of in available.values())
-    least, likely = (fewest_questions(gate.epsilon, gate.delta, changed) for changed in (0.0, CHANGED))
-    promised = f"a promise of at most {100 * gate.epsilon:g} points lost, {100 * (1 - gate.delta):g} % sure"
+    least, likely = (fewest_questions(promise.epsilon, promise.delta, changed) for changed in (0.0, CHANGED))
+    lost = f"{100 * promise.epsilon:g} point{'s' * (promise.epsilon != 0.01)}"
+    promised = f"a promise of at most {lost} lost, {100 * (1 - promise.delta):g} % sure"
     needs = f"{promised}, needs {least:,} calibrate questions if no answer changes, {likely:,} if every tenth does"
     if n < least:
         yield f"{n:,} calibrate questions are too few: {needs}. Give more questions, or a larger --gate-epsilon."
@@ -37,7 +38,7 @@ def counted(available: Mapping[str, Mapping[str, int]], gate: GuaranteeConfig) -
         yield f"{n:,} calibrate questions are enough: {needs}."
 
 
-def planned(sizes: Sizes, asked: RetrofitConfig) -> Iterator[str]:
+def fitting(sizes: Sizes, asked: RetrofitConfig) -> Iterator[str]:
     """What fits into the time."""
     spans = f"spans of at most {sizes.max_span} blocks" if sizes.max_span else "spans of any length"
     searched = f"{sizes.searched:,} a task" if sizes.searched else "not run, it does not fit"

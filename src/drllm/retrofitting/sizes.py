@@ -15,12 +15,12 @@ from drllm.scanning.spans import candidates, race_cost, rounds_cost
 from drllm.searching.cost import searched_cost
 
 # Of the time: the rest is for loading, training, clocks and the report.
-SCAN, LIST, SEARCH, TUNE, CALIBRATE = 0.3, 0.12, 0.15, 0.15, 0.08
+SCAN, LIST, SEARCH, TUNE, CALIBRATE = 0.25, 0.15, 0.12, 0.18, 0.18
 SIMULATIONS = 25
 SEARCHED = searched_cost("loglik", SIMULATIONS)
 N_LISTED = 16  # routes that every question answers
 ON_TUNE = 9 + 12 + 5  # forwards a tune question: base, policies and baselines; controls of routers; operating points
-ON_CALIBRATE = 5 + 2  # operating points and base, then the chosen one beside the base
+ON_CALIBRATE = 3 + 2  # operating points and base, which share blocks, then the chosen one beside the base
 FIRST, N_KEPT = 8, 5  # questions of a scan's first round, candidates of each kind in its last
 SCANNED = (128, 64, 32, 16, FIRST)  # questions of its last round that are tried
 FEWEST = 12  # questions a task below which a stage teaches nothing

@@ -10,6 +10,7 @@ from typing import Any
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import read_json, whole_folder, write_json
 from drllm.core.route import Action, Route
+from drllm.core.route_words import in_words
 from drllm.core.span import fewest_spans
 from drllm.model.load import hub_or_folder
 from drllm.model.routed import RoutedModel
@@ -96,7 +97,7 @@ def heading(routed: RoutedModel, route: Route, library: str, what: str = "on one
 
 def in_another_order(routed: RoutedModel, route: Route, done: Exported, whose: str = "base model's own weights") -> str:
     """The beginning of a card's first sentences."""
-    return f"The {whose} in another order: {described(route)} (counted from 0). {done.n_blocks} blocks instead of {routed.n_layers}"
+    return f"The {whose} in another order: {in_words(route)} (counted from 0). {done.n_blocks} blocks instead of {routed.n_layers}"
 
 
 def made_of(routed: RoutedModel, route: Route, weights: str = "weights") -> str:
@@ -125,16 +126,6 @@ def title(routed: RoutedModel) -> str:
 def slices(route: Route) -> list[tuple[int, int]]:
     """The path as (first block, one behind the last), as PEFT and mergekit take it: the fewest spans that run upwards."""
     return [(span.first, span.last + 1) for span in fewest_spans(route.spans)]
-
-
-def described(route: Route) -> str:
-    """What a route does to its model, in words."""
-    blocks = {n: [str(block) for block, n_passes in enumerate(route) if n_passes == n] for n in (0, 2, 3, 4)}
-    words = {0: "skips block", 2: "runs twice block", 3: "runs three times block", 4: "runs four times block"}
-    parts = [f"{words[n]} {', '.join(found)}" for n, found in blocks.items() if found]
-    if not route.is_in_place:
-        parts.append(f"takes the path {str(route).partition('/')[0]}")
-    return "; ".join(parts) or "every block once"
 
 
 def end_of_card(routed: RoutedModel, done: Exported) -> str:

@@ -77,8 +77,6 @@ class ServeSpec:
                 f"{ROUTE_ARGUMENT} must be a string: {digits}, or a path such as 0-14,12-{self.n_layers - 1}, up to {longest} long"
             )
         route = Route.parse(text, self.n_layers)
-        if len(route) != self.n_layers:
-            raise InputError(f"{ROUTE_ARGUMENT} is for {len(route)} blocks, the model has {self.n_layers}")
         if not route.n_passes:
             raise InputError(f"{ROUTE_ARGUMENT} runs no block")
         if self.mode == "static":
