@@ -262,6 +262,7 @@ def main() -> None:
     parser.add_argument("--latency-tokens", type=int, default=1000)
     parser.add_argument("--out", default="")
     given = parser.parse_args()
+    Path(given.out).parent.mkdir(parents=True, exist_ok=True)  # before hours of measuring
     torch.set_num_threads(1)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each batch is told as it is done, also to a file
     dtype = given.dtype or native_dtype(given.device)

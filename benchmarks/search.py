@@ -396,6 +396,8 @@ def main() -> None:
     parser.add_argument("--make-paths", nargs="*", choices=list(TASKS), help="write these path lists anew (none named: all)")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)  # before hours of measuring
     torch.set_num_threads(arguments.threads)
     if arguments.make_paths is not None:
         for reward in arguments.make_paths or TASKS:

@@ -331,6 +331,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help=ONLY_HELP)
     parser.add_argument("--out", default="")
     given = parser.parse_args()
+    Path(given.out).parent.mkdir(parents=True, exist_ok=True)  # before hours of measuring
     sizes = [int(size) for size in given.batches.split(",")]
     only = wanted_arms(parser, given.only, list({arm: None for size in sizes for arm in arms_of(size)}))
     check_rounds(parser, given.rounds)

@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="", choices=["", "bfloat16", "float32"], help="default: what the processor multiplies itself")
     parser.add_argument("--out", default="")
     given = parser.parse_args()
+    Path(given.out).parent.mkdir(parents=True, exist_ok=True)  # before hours of measuring
     only = wanted_arms(parser, given.only, list(ARMS))
     if not all(word.isdecimal() and int(word) for word in given.clients.split(",")):
         parser.error(f"--clients is {given.clients!r}, expected numbers such as 1,32")

@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="")
     given = parser.parse_args()
+    Path(given.out).parent.mkdir(parents=True, exist_ok=True)  # before hours of measuring
     port = free_port()
     command = [
         sys.executable,

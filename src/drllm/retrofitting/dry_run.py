@@ -31,7 +31,7 @@ def counted(available: Mapping[str, Mapping[str, int]], promise: GuaranteeConfig
     promised = f"a promise of at most {lost} lost, {100 * (1 - promise.delta):g} % sure"
     needs = f"{promised}, needs {least:,} calibrate questions if no answer changes, {likely:,} if every tenth does"
     if n < least:
-        yield f"{n:,} calibrate questions are too few: {needs}. Give more questions, or a larger --gate-epsilon."
+        yield f"{n:,} calibrate questions are too few: {needs}. Give more questions, or promise less (docs/retrofit.md)."
     elif n < likely:
         yield f"{n:,} calibrate questions may be too few: {needs}."
     else:

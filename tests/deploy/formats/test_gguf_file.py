@@ -85,7 +85,7 @@ def test_a_modelfile_and_a_card_lie_beside_the_file(tmp_path, capsys):
     assert "FROM ./looped.gguf" in (out / "Modelfile").read_text()
     card = (out / "README.md").read_text()
     assert "tags: [drllm, adaptive-depth, rys]" in card
-    assert "takes the path 0-2,1-3" in card
+    assert "runs 1-2 again after 2" in card
     check_export(out)
     assert main(["info", str(out)]) == 0
     assert "6 blocks instead of 4" in capsys.readouterr().out
