@@ -24,8 +24,8 @@ from drllm.runs.manifest import differences
 from drllm.runs.provenance import running
 from drllm.runs.scan_result import CLAIMED, RANDOM, WINNER, Cell, Cost, Measured, ScanResult, read_scan, write_scan
 from drllm.scanning.claims import claim, compared
-from drllm.scanning.measure import by_chance, means, measured
 from drllm.scanning.cost import again_guess, race_guess
+from drllm.scanning.measure import by_chance, means, measured
 from drllm.scanning.questions import Asked, Bench, choose, least_sure_first
 from drllm.scanning.race import Standing, by_round, first_and_of_kinds, race, schedule, scores
 from drllm.scanning.spans import Candidate, candidates, forwards_a_question, twins
