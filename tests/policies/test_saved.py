@@ -175,7 +175,7 @@ def test_info_of_an_export_and_of_nothing(routed, tmp_path, capsys):
 
     export(routed, Route.parse("1011"), tmp_path / "out")
     assert main(["info", str(tmp_path / "out")]) == 0
-    assert "skips block 1" in capsys.readouterr().out
+    assert "skips 1 (counted from 0)" in capsys.readouterr().out
     assert main(["info", str(tmp_path)]) == 2
     assert "holds no saved policy" in capsys.readouterr().err
     assert main(["info", str(tmp_path / "out"), "--revision", "main"]) == 0

@@ -49,6 +49,7 @@ def speed(tiny, rows, tmp_path_factory) -> tuple[Path, Recommendation, dict]:
     of = configs(objective="speed") | {"gate": GuaranteeConfig("calibrate", epsilon=0.5)}
     with pytest.MonkeyPatch.context() as patch:  # what is deployed depends on seconds, which a busy machine decides
         patch.setattr("drllm.retrofitting.recommend.throughput", lambda *_: [{"ratio": 0.8, "ratio_low": 0.7, "ratio_high": 0.9}])
+        patch.setattr("drllm.retrofitting.recommend.batched_ms", lambda *_: 2.0)  # and so is how many questions fit into the time
         return out, *recommend(tiny, [TASK], out, of, rows, ["drllm", "retrofit"])
 
 

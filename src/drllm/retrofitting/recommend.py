@@ -177,7 +177,7 @@ class _Tries:
         if not self.sizes.searched:
             self.missed["paper"] = f"its search does not fit into {self.asked.minutes:g} minutes, or there are too few fit questions"
             return
-        config = SearchConfig(preset="paper", limit=self.sizes.searched, n_simulations=SIMULATIONS, **self.judged)
+        config = SearchConfig(preset="paper", limit=self.sizes.searched, n_simulations=SIMULATIONS, verify=False, **self.judged)
         given = (self.routed, self.tasks, config, self.run.paper, self.data, self.argv)
         self.stages.run(
             "search", to_dict(config), [RunFolder(self.run.paper).searches], lambda: str(search(*given, resources=self.of["resources"]))
