@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all their own set-up in .venv; nothing outside this folder is touched.
+# `make demo` and `make test` do all their own set-up in .venv; outside this folder models are unpacked once, in ~/.cache/drllm.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

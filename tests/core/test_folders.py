@@ -115,7 +115,7 @@ STREAMS = {
     "evaluation/harness/run.py": "keeps what lm-eval's parser writes, for the error",
     "model/load.py": "keeps the bars of other packages off standard error",
     "model/threads.py": "gives torch its threads back",
-    "model/ray_pool.py": "an actor's own process",
+    "model/pool.py": "a worker's own process",
     "deploy/serving/": "a server's own processes",
 }
 _WRITERS = {"print", "tqdm", "set_num_threads", "redirect_stderr", "redirect_stdout", "sys.stdout", "sys.stderr", "torch.set_num_threads"}

@@ -32,7 +32,7 @@ def parts(tmp_path, monkeypatch) -> PackagedModel:
         (folder / f"part{number:02d}.bin").write_bytes(data)
     monkeypatch.syspath_prepend(tmp_path / "site")
     names = tuple((f"tiny_part{number}", f"data/part{number:02d}.bin") for number in (1, 2))
-    packaged = PackagedModel("tiny.gguf", names, "pip install tiny", hashlib.sha256(whole).hexdigest(), is_large=True)
+    packaged = PackagedModel("tiny.gguf", names, "pip install tiny", hashlib.sha256(whole).hexdigest())
     monkeypatch.setitem(packages.PACKAGED, "tiny", packaged)
     return packaged
 
@@ -78,7 +78,7 @@ def test_an_unpacking_that_was_ended_leaves_nothing_behind(parts, cache, monkeyp
 
 
 def test_what_a_killed_unpacking_left_is_cleared_by_the_next(parts, cache):
-    left = cache / "unpacked" / f".{parts.path('tiny').stem}-killed" / "whole"
+    left = cache / "unpacked" / f".{parts.path('tiny').stat().st_size}-tiny-killed" / "whole"
     left.mkdir(parents=True)
     RoutedModel.wrap("tiny")
-    assert [path.name for path in (cache / "unpacked").iterdir() if path.is_dir()] == [parts.path("tiny").stem]
+    assert [path.name for path in (cache / "unpacked").iterdir() if path.is_dir()] == [f"{parts.path('tiny').stat().st_size}-tiny"]

@@ -67,10 +67,14 @@ class SearchConfig(Options):
 class Resources(Options):
     """What searches and comparisons run on; no verdict depends on it, but for threads where 16-bit products on the CPU round by them."""
 
-    executor: Literal["local", "ray"] = option("local", "local: this process; ray: workers of a Ray cluster (pip install '.[ray]')")
+    executor: Literal["auto", "local", "processes", "ray"] = option(
+        "auto",
+        "local: this process; processes: workers on this machine, one thread each; ray: workers of a Ray cluster (pip install '.[ray]'); "
+        "auto: local, and for a scan on a processor of several cores processes",
+    )
     address: str = option("", "ray: the cluster's address, auto for the one this machine is in; default: start one here")
-    workers: int = option(1, "ray: model replicas, one actor each", ge=1)
-    threads: int = option(0, "CPU threads of each replica; 0: torch's own choice, with ray 1", ge=0)
+    workers: int = option(0, "processes, ray: model replicas; 0: with processes one a core, with ray 1", ge=0)
+    threads: int = option(0, "CPU threads of each replica; 0: with local as torch chooses, else 1", ge=0)
     worker_gpus: float = option(0.0, "ray: GPUs of each replica", ge=0)
     pool_size: int = option(128, "questions searched at once in a replica (loglik)", ge=1)
     cache_bytes: int = option(2**30, "bytes of hidden states a replica keeps, the most recently used; running paths may need more", ge=0)

@@ -15,7 +15,7 @@ from drllm.core.errors import ArtifactError, InputError
 from drllm.core.progress import Progress
 from drllm.core.route import Route
 from drllm.core.span import Span, in_place
-from drllm.model.ray_pool import Base, Work, work_on_ray
+from drllm.model.pool import Base, Work, Workplace, work_on
 from drllm.model.routed import RoutedModel
 from drllm.policies.given import GivenRoutes
 from drllm.policies.policy import RouteSource
@@ -159,7 +159,7 @@ def answer(scorer: Scorer, questions: Sequence[Any], policy: RouteSource | None,
 
 
 class Answerer:
-    """One actor: a model, and the scorer of the task it answered last."""
+    """One worker: a model, and the scorer of the task it answered last."""
 
     def __init__(self, base: Base, config: EvaluateConfig, threads: int):
         self._base, self._config, self._threads = base, config, threads
@@ -182,14 +182,16 @@ class Answerer:
             answer(scorer, questions, request.policy(self._routed), request)
 
 
-def answer_on_ray(routed: RoutedModel, config: EvaluateConfig, resources: Resources, requests: Sequence[Request]) -> None:
-    """Have the actors of the `connected` cluster answer; all verdicts are written when this returns."""
-    # Actors start in another folder.
+def answer_on_workers(
+    place: Workplace, routed: RoutedModel, config: EvaluateConfig, resources: Resources, requests: Sequence[Request]
+) -> None:
+    """Have workers answer; all verdicts are written when this returns."""
+    # Workers start in another folder.
     requests = [replace(request, path=request.path.resolve(), saved=request.saved and request.saved.resolve()) for request in requests]
     arguments = (Base.of(routed, resources), config, max(1, resources.threads))
     todo = [(index, request) for index, request in enumerate(requests) if request.done() is None]
     with Progress("methods by tasks", len(requests)) as progress:
         progress.advance(len(requests) - len(todo))
         work = Work(lambda index: requests[index].done() is not None, lambda _, request: request.label, progress.print)
-        for _ in work_on_ray(Answerer, arguments, todo, resources, work):
+        for _ in work_on(place, Answerer, arguments, todo, resources, work):
             progress.advance(1)

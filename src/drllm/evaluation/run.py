@@ -14,9 +14,9 @@ from drllm.core.config import EvaluateConfig, Resources, to_dict
 from drllm.core.errors import InputError
 from drllm.core.files import write_json
 from drllm.core.route import Route
-from drllm.evaluation.answers import Request, answer, answer_on_ray, baseline_routes, questions_of
+from drllm.evaluation.answers import Request, answer, answer_on_workers, baseline_routes, questions_of
 from drllm.methods.base import method_names
-from drllm.model.ray_pool import connected
+from drllm.model.pool import Workplace, opened, settled
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
 from drllm.policies.policy import Policy
@@ -72,15 +72,15 @@ def evaluate(
     read_from = {name: data or read_from.get(name) for name in tasks}
     comparison = _Comparison(routed, run, config, loaded, baselines, policies)
     comparison.check_rewards()
-    on_ray = resources.executor == "ray"
-    place = connected(routed, resources) if on_ray else torch_threads(resources.threads)
-    with place, running(run.root, "evaluate", to_dict(config), argv) as entry:
+    resources = settled(routed, resources)
+    with opened(routed, resources) as place, running(run.root, "evaluate", to_dict(config), argv) as entry:
         entry["read_test_split"] = config.split == "test"
         entry["resources"] = to_dict(resources)
-        if on_ray:
-            comparison.answer_on_ray(resources)
+        if place is None:
+            with torch_threads(resources.threads):
+                comparison.answer_here()
         else:
-            comparison.answer_here()
+            comparison.answer_on_workers(place, resources)
         summary = comparison.summary(read_from)
         write_json(run.summary(config.folder), summary.to_json())
     for name in policies:
@@ -132,13 +132,13 @@ class _Comparison:
                 request = self.request(method, name, questions)
                 self.answers[method, name] = answer(scorer, questions, self.policies.get(method) or request.policy(self.routed), request)
 
-    def answer_on_ray(self, resources: Resources) -> None:
-        """On the cluster: the base and policies, then the baselines, which take their owners' routes."""
+    def answer_on_workers(self, place: Workplace, resources: Resources) -> None:
+        """By workers: the base and policies, then the baselines, which take their owners' routes."""
         scorers = {name: scorer_of(self.routed, loaded.task, self.config) for name, loaded in self.loaded.items()}
         questions = {name: questions_of(scorer, self.loaded[name].task, self.examples[name]) for name, scorer in scorers.items()}
         for methods in ([BASE, *self.policies], self.baselines):
             requests = [self.request(method, task, questions[task]) for task in self.loaded for method in methods]
-            answer_on_ray(self.routed, self.config, resources, requests)
+            answer_on_workers(place, self.routed, self.config, resources, requests)
             for request in requests:
                 found = request.done()
                 assert found is not None, "the pool checks that the file is there"

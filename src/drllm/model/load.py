@@ -36,8 +36,8 @@ def load_base(name: str, dtype: torch.dtype | None = None, device: Device = None
     """A causal language model and its tokenizer by Hub id, folder, `.gguf` file or alias.
 
     `dtype` defaults to the checkpoint's own, and to bfloat16 for GGUF files, whose weights are unpacked to dense tensors: the packed
-    kernels compute in float32 and are many times slower in batches. A large packaged file is unpacked to bfloat16 once and kept; in any
-    other type it is unpacked each time. Raises `InputError` naming what can be loaded.
+    kernels compute in float32 and are many times slower in batches. A packaged file is unpacked to bfloat16 once and kept; in any other type it
+    is unpacked each time. Raises `InputError` naming what can be loaded.
     """
     source, options = _resolve(name)
     if dtype in (None, torch.bfloat16) and (kept := _unpacked(name)) is not None:
@@ -75,14 +75,15 @@ def _load(name: str, source: str, options: dict[str, Any], dtype: torch.dtype | 
 
 
 def _unpacked(name: str) -> Path | None:
-    """A packaged model that is large, as safetensors in bfloat16 in the user's cache folder, made there the first time; None for others.
+    """A packaged model as safetensors in bfloat16 in the user's cache folder, made there the first time; None for other names.
 
-    transformers maps these into memory, so that processes share them, and opens them in seconds.
+    transformers maps these into memory, so that processes share them, and opens them in seconds; a GGUF file takes 15 seconds to a minute,
+    most of it for its vocabulary, which is read three times.
     """
-    if name not in PACKAGED or not PACKAGED[name].is_large:
+    if name not in PACKAGED:
         return None
     file = PACKAGED[name].path(name)
-    folder = cache_folder() / "unpacked" / file.stem
+    folder = cache_folder() / "unpacked" / f"{file.stat().st_size}-{Path(PACKAGED[name].file).stem}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

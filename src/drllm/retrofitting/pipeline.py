@@ -70,7 +70,7 @@ def retrofit(
     def compared() -> str:
         return evaluate(routed, EVALUATED, tasks, run.root, of["evaluate"], data, argv, resources).split
 
-    with torch_threads(0 if resources.executor == "ray" else resources.threads):
+    with torch_threads(resources.threads if resources.executor in ("auto", "local") else 0):
         stages.run("search", to_dict(of["search"]), [run.searches], found_by_search)
         for name in TRAINED:
             stages.run(f"train {name}", to_dict(of[name]) | {"gate": to_dict(of["gate"])}, [run.policy(name)], trained(name))

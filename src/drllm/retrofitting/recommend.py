@@ -84,7 +84,7 @@ def recommend(
         ArtifactError: `out` holds another run, or a retrofit that was asked for something else.
     """
     resources = configs["resources"]
-    with torch_threads(0 if resources.executor == "ray" else resources.threads):
+    with torch_threads(resources.threads if resources.executor in ("auto", "local") else 0):
         return _Tries(routed, list(tasks), RunFolder(Path(out)), dict(configs), data, argv).run_all()
 
 

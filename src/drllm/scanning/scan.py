@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from drllm.core.config import Resources, ScanConfig, to_dict
 from drllm.core.errors import ArtifactError, InputError
@@ -16,7 +14,7 @@ from drllm.core.files import read_json, write_json, write_text
 from drllm.core.progress import say
 from drllm.core.route import Route
 from drllm.model.families import RESCALING, has_experts
-from drllm.model.ray_pool import connected
+from drllm.model.pool import opened, settled
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
 from drllm.runs.layout import RunFolder, ScanFolder
@@ -69,12 +67,10 @@ def scan(
     check_claims(claimed, config)
     if odd := [route for route in claimed if len(route) != routed.n_layers]:
         raise InputError(f"route {odd[0]} leads through {len(odd[0])} blocks, the model has {routed.n_layers}")
-    if not resources.threads:
-        resources = replace(resources, threads=1 if resources.executor == "ray" else torch.get_num_threads())
+    resources = settled(routed, resources, scanning=True)
     loaded = {name: load_task(name, data) for name in tasks}
-    cluster = connected(routed, resources) if resources.executor == "ray" else contextlib.nullcontext()
     folder, settings = RunFolder(out).scan, to_dict(config) | {"resources": to_dict(resources)}
-    with torch_threads(resources.threads), cluster, running(out, "scan", settings, argv):
+    with torch_threads(resources.threads), opened(routed, resources), running(out, "scan", settings, argv):
         asked: dict[str, object] = {"model": routed.fingerprint, "dtype": str(routed.model.dtype).removeprefix("torch.")}
         asked |= {"order": ORDER, "tasks": list(loaded), "data": None if data is None else str(data)} | to_dict(config)
         _check_settings(folder, asked)

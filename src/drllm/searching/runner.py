@@ -1,25 +1,22 @@
 """Search the questions of each task and write a shard of records a group; the same call resumes.
 
 Everything that determines the records is settled first and written as the manifest of the task folder; then groups are searched, in this
-process or on a Ray cluster, in any order, each ending in one atomic shard.
+process task by task, or by workers all together, in any order, each ending in one atomic shard.
 """
 
-import contextlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from drllm.core.config import Resources, SearchConfig, to_dict
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import write_json
 from drllm.core.progress import Progress
 from drllm.core.route import Route
-from drllm.model.ray_pool import connected
+from drllm.model.pool import opened, settled
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
 from drllm.runs.layout import PRIOR_FILE, RunFolder
@@ -28,7 +25,7 @@ from drllm.runs.provenance import running
 from drllm.runs.records import read_shard, shard_indices, shard_path, write_shard
 from drllm.scoring.generated import DECODED_ANSWERS
 from drllm.scoring.scorer import questions_digest
-from drllm.searching.on_ray import search_on_ray
+from drllm.searching.on_workers import Prepared, search_on_workers, task_progress
 from drllm.searching.prior import EditPrior, random_routes, read_prior
 from drllm.searching.worker import Group, Job, Worker, memory_in_one_line, question_seed
 from drllm.tasks import LoadedTask, load_task
@@ -75,18 +72,23 @@ def search(
         odd = next(route for route in routes if len(route) != routed.n_layers)
         hint = "" if odd.is_in_place else f"; a path that ends before the last block says so, {odd}/{routed.n_layers}"
         raise InputError(f"got routes of other lengths: {odd} has {len(odd)} blocks, the model {routed.n_layers}{hint}")
-    if not resources.threads:
-        resources = replace(resources, threads=1 if resources.executor == "ray" else torch.get_num_threads())
+    resources = settled(routed, resources)
     given = (load_task(task, data) if isinstance(task, str) else task for task in tasks)
     loaded = {found.task.name: found for found in given}
     run = RunFolder(out)
-    cluster = connected(routed, resources) if resources.executor == "ray" else contextlib.nullcontext()
     job, settings = "search" if routes is None else "paths", to_dict(config) | {"resources": to_dict(resources)}
-    with torch_threads(resources.threads), cluster, running(out, job, settings, argv) as entry:
+    with torch_threads(resources.threads), opened(routed, resources) as place, running(out, job, settings, argv) as entry:
         entry["tasks"] = {}
+        prepared = []
         for name, task_data in loaded.items():
             folder = run.search(name) if routes is None else run.matrix(name, list_name)
-            entry["tasks"][name] = _search_task(routed, task_data, config, resources, folder, data, routes, finished_in_any_type)
+            task, counts = _prepare(routed, task_data, config, resources, folder, data, routes, finished_in_any_type)
+            entry["tasks"][name] = counts
+            if place is None:
+                _search_here(routed, resources, task)
+            prepared.append(task)
+        if place is not None and any(task.todo for task in prepared):
+            search_on_workers(place, routed, resources, prepared)
     return out
 
 
@@ -136,7 +138,7 @@ def check_splits(splits: Sequence[str], with_routes: bool) -> None:
         raise InputError("no split given: leave --splits out, or name one")
 
 
-def _search_task(
+def _prepare(
     routed: RoutedModel,
     task_data: LoadedTask,
     config: SearchConfig,
@@ -145,8 +147,8 @@ def _search_task(
     data: str | Path | None,
     routes: tuple[Route, ...] | None,
     finished_in_any_type: bool,
-) -> dict[str, Any]:
-    """All groups of one task that have no shard yet; what `run.json` says of it."""
+) -> tuple[Prepared, dict[str, Any]]:
+    """What is left to do of one task, its manifest checked or written; and what `run.json` says of it."""
     name, n_layers = task_data.task.name, routed.n_layers
     control: tuple[Route, ...] = ()
     if config.control and routes is None and config.n_simulations:
@@ -189,13 +191,22 @@ def _search_task(
     todo = [(index, group) for index, group in enumerate(groups) if index not in done][::-1]
     if todo and config.preset == "default" and routes is None:
         job = replace(job, prior=_prior(planning, questions, folder))
-    with Progress(f"{'search' if routes is None else 'paths'} {name}", len(questions)) as progress:
-        for reason, count in sorted((Counter(skipped.values()) + Counter(task_data.dropped)).items()):
-            progress.print(f"{name}: {count} question{'' if count == 1 else 's'} left out: {reason}")
-        progress.resume(sum(len(groups[index]) for index in done))
-        for index in _run(routed, job, resources, folder, todo, planning.scorer.packed, progress) if todo else ():
-            progress.advance(len(groups[index]))
-    return {"source": task_data.source, **counts}
+    reasons = sorted((Counter(skipped.values()) + Counter(task_data.dropped)).items())
+    notes = [f"{name}: {count} question{'' if count == 1 else 's'} left out: {reason}" for reason, count in reasons]
+    lengths = [
+        questions[min(start + config.group_size, len(questions)) - 1].n_tokens for start in range(0, len(questions), config.group_size)
+    ]
+    n_done = sum(len(groups[index]) for index in done)
+    left = Prepared(job, folder, planning.scorer.packed, todo, lengths, len(questions), n_done, notes)
+    return left, {"source": task_data.source, **counts}
+
+
+def _search_here(routed: RoutedModel, resources: Resources, task: Prepared) -> None:
+    """What is left of one task, in this process."""
+    with task_progress([task]) as progress, memory_in_one_line():
+        for index, records in Worker(routed, task.job, resources).search(task.todo) if task.todo else ():
+            write_shard(task.folder, index, records)
+            progress.advance(len(records))
 
 
 def _check_shard(path: Path, group: Group, job: Job, fingerprint: str) -> None:
@@ -213,19 +224,6 @@ def _check_shard(path: Path, group: Group, job: Job, fingerprint: str) -> None:
             same = same and record.routes == tuple(dict.fromkeys((Route.full(len(record.routes[0])), *job.routes)))
         if not same:
             raise ArtifactError(f"{path} holds records made with other settings, or by an earlier drllm (question {record.id!r}): {again}")
-
-
-def _run(
-    routed: RoutedModel, job: Job, resources: Resources, folder: Path, todo: list[tuple[int, Group]], packed: bool, progress: Progress
-) -> Iterator[int]:
-    """Search groups and write their shards, in whichever order they end; the index of each."""
-    if resources.executor == "ray":
-        yield from search_on_ray(routed, job, resources, folder, todo, packed, progress)
-        return
-    with memory_in_one_line():
-        for index, records in Worker(routed, job, resources).search(todo):
-            write_shard(folder, index, records)
-            yield index
 
 
 def _groups(worker: Worker, task_data: LoadedTask, config: SearchConfig) -> tuple[list[Group], list[Any], dict[str, str]]:

@@ -1,4 +1,4 @@
-"""The search on a real local Ray cluster of two workers: the records of a single process, also when a worker is killed."""
+"""The search by two workers, processes or a real local Ray cluster: the records of a single process, also when a worker is killed."""
 
 from __future__ import annotations
 
@@ -23,19 +23,27 @@ import drllm
 from byte_tokens import byte_tokenizer
 from drllm import Resources, Route, RoutedModel, SearchConfig, evaluate, search, train
 from drllm.core.errors import DrllmError, InputError
-from drllm.evaluation import answers as evaluation_cluster
-from drllm.model import ray_pool
+from drllm.evaluation import answers
+from drllm.model import pool
+from drllm.model.process_pool import processes
 from drllm.runs.load import read_summary
 from drllm.runs.manifest import read_manifest
 from drllm.runs.provenance import read_jobs
 from drllm.runs.records import read_records, shard_indices
-from drllm.searching import on_ray as cluster
+from drllm.searching import on_workers
 from runs import EVALUATE, TASK, TRAIN, L, copy_run, folder_bytes, model
 
 HAVE_RAY = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not HAVE_RAY, reason="needs Ray (pip install '.[ray]')")
 SEARCH = SearchConfig(n_simulations=30, group_size=2, sweep_questions=4)
 TWO = Resources(executor="ray", workers=2, pool_size=4)
+COMMANDS = {"ray": "^ray::(Replica|Answerer)", "processes": "drllm.model.process_pool"}  # of the workers' processes
+
+
+@pytest.fixture(params=[pytest.param("processes", marks=pytest.mark.long), pytest.param("ray", marks=[needs_ray, pytest.mark.slow])])
+def two(request) -> Resources:
+    """Two workers, by either executor."""
+    return dataclasses.replace(TWO, executor=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -53,61 +61,55 @@ def single(saved, data, tmp_path_factory) -> Path:
     return search(saved, [TASK], SEARCH, tmp_path_factory.mktemp("single"), data)
 
 
-def replicas(actor: str = "Replica") -> list[int]:
-    """Process ids of the actors."""
-    found = subprocess.run(["pgrep", "-f", f"^ray::{actor}"], capture_output=True, text=True, check=False).stdout
+def replicas(two: Resources) -> list[int]:
+    """Process ids of the workers."""
+    found = subprocess.run(["pgrep", "-f", COMMANDS[two.executor]], capture_output=True, text=True, check=False).stdout
     return [int(line) for line in found.split()]
 
 
-def gone(actor: str = "Replica") -> bool:
-    """Whether no actor is left; a killed one takes a moment to end."""
+def gone(two: Resources) -> bool:
+    """Whether no worker is left; a killed one takes a moment to end."""
     deadline = time.monotonic() + 30
-    while replicas(actor) and time.monotonic() < deadline:
+    while replicas(two) and time.monotonic() < deadline:
         time.sleep(0.1)
-    return not replicas(actor)
+    return not replicas(two)
 
 
-@needs_ray
-@pytest.mark.slow
-def test_two_workers_write_the_records_of_one_process(saved, data, single, tmp_path):
-    search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
+def test_two_workers_write_the_records_of_one_process(two, saved, data, single, tmp_path):
+    search(saved, [TASK], SEARCH, tmp_path, data, resources=two)
     assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
     (job,) = read_jobs(tmp_path)
-    assert job["config"]["resources"] | {"executor": "ray", "workers": 2, "threads": 1} == job["config"]["resources"]
-    assert gone()
+    assert job["config"]["resources"] | {"executor": two.executor, "workers": 2, "threads": 1} == job["config"]["resources"]
+    assert gone(two)
 
 
-@needs_ray
-@pytest.mark.slow
 @pytest.mark.parametrize("listed", [False, True])
-def test_two_workers_search_loops_and_lists_of_loops_as_one_process_does(listed, saved, data, tmp_path):
+def test_two_workers_search_loops_and_lists_of_loops_as_one_process_does(two, listed, saved, data, tmp_path):
     full = Route.full(L)
     routes = [full.loop(1, 2), full.loop(1, 2, 0.5), Route.parse("0-1,0-1/4")] if listed else None
     config = dataclasses.replace(SEARCH, n_simulations=10, limit=8, max_loop_span=0 if listed else 2)
-    for where, resources in (("one", Resources()), ("two", TWO)):
+    for where, resources in (("one", Resources()), ("two", two)):
         search(saved, [TASK], config, tmp_path / where, data, resources=resources, routes=routes)
     kind = "paths" if listed else "search"
     assert folder_bytes(tmp_path / "one" / kind) == folder_bytes(tmp_path / "two" / kind)
     tried = {route for record in read_records(tmp_path / "two" / kind) for route in record.routes}
     assert any(not route.is_in_place for route in tried)
-    assert gone()
+    assert gone(two)
 
 
-@needs_ray
-@pytest.mark.slow
-def test_a_worker_killed_in_the_middle_loses_nothing_and_repeats_nothing(saved, data, single, tmp_path):
+def test_a_worker_killed_in_the_middle_loses_nothing_and_repeats_nothing(two, saved, data, single, tmp_path):
     folder, killed = tmp_path / "search" / TASK, []
 
     def kill() -> None:
-        while not shard_indices(folder) or len(replicas()) < 2:
+        while not shard_indices(folder) or len(replicas(two)) < 2:
             time.sleep(0.01)
-        victim = replicas()[0]
+        victim = replicas(two)[0]
         os.kill(victim, signal.SIGKILL)
         killed.append((victim, len(shard_indices(folder))))
 
     thread = threading.Thread(target=kill)
     thread.start()
-    search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
+    search(saved, [TASK], SEARCH, tmp_path, data, resources=two)
     thread.join(timeout=10)
     n_shards = len(shard_indices(single / "search" / TASK))
     ((_, n_before),) = killed
@@ -118,17 +120,16 @@ def test_a_worker_killed_in_the_middle_loses_nothing_and_repeats_nothing(saved, 
     assert len(ids) == len(set(ids)) == len(read_records(single / "search"))
 
 
-@needs_ray
-@pytest.mark.slow
-def test_a_killed_driver_resumes_on_another_executor(saved, data, single, tmp_path):
-    """kill -9 of the driver amid a Ray run; the same command in one process finishes it."""
+def test_a_killed_driver_resumes_on_another_executor(two, saved, data, single, tmp_path):
+    """kill -9 of the driver amid its run; the same command in one process finishes it."""
     code = (
-        "import sys, torch; torch.set_num_threads(1); sys.path[:0] = sys.argv[4:]; import test_on_ray as t\n"
+        "import sys, torch; torch.set_num_threads(1); sys.path[:0] = sys.argv[5:]; import test_on_workers as t\n"
         "from drllm import RoutedModel, search\n"
-        "search(RoutedModel.wrap(sys.argv[1], dtype=torch.float32), [t.TASK], t.SEARCH, sys.argv[2], sys.argv[3], resources=t.TWO)"
+        "two = t.dataclasses.replace(t.TWO, executor=sys.argv[4])\n"
+        "search(RoutedModel.wrap(sys.argv[1], dtype=torch.float32), [t.TASK], t.SEARCH, sys.argv[2], sys.argv[3], resources=two)"
     )
     here = Path(__file__).parent
-    arguments = [sys.executable, "-c", code, saved.base_id, str(tmp_path), str(data), str(here), str(here.parent / "support")]
+    arguments = [sys.executable, "-c", code, saved.base_id, str(tmp_path), str(data), two.executor, str(here), str(here.parent / "support")]
     driver = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, start_new_session=True)
     folder = tmp_path / "search" / TASK
     while not shard_indices(folder):
@@ -136,7 +137,7 @@ def test_a_killed_driver_resumes_on_another_executor(saved, data, single, tmp_pa
         time.sleep(0.01)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    assert gone(), "Ray ends the actors of a dead driver"
+    assert gone(two), "a dead driver leaves no worker behind"
     n_before = len(shard_indices(folder))
     search(saved, [TASK], SEARCH, tmp_path, data)
     assert 1 <= n_before < len(shard_indices(folder))
@@ -163,22 +164,20 @@ def without_seconds(folder: Path) -> dict[str, list]:
     return {path.parent.name: pq.read_table(path).to_pylist() for path in sorted(folder.rglob("*.parquet"))}
 
 
-@needs_ray
-@pytest.mark.slow
-def test_two_workers_answer_as_one_process_does(saved, data, compared, tmp_path, monkeypatch):
+def test_two_workers_answer_as_one_process_does(two, saved, data, compared, tmp_path, monkeypatch):
     """Policies and their controls, in a run folder named from where the command stands; the second time nothing is asked."""
     monkeypatch.chdir(tmp_path)
     copy_run(compared, tmp_path / "run", "search", "static", "routers")
-    summary = evaluate(saved, METHODS, [TASK], "run", EVALUATE, data, resources=TWO)
+    summary = evaluate(saved, METHODS, [TASK], "run", EVALUATE, data, resources=two)
     place = f"evaluate/{EVALUATE.folder}"
     found = without_seconds(tmp_path / "run" / place)
     assert found == without_seconds(compared / place)
     assert set(found) == {"base", *METHODS}
     alone = read_summary(compared / place / "summary.json")
     assert [row.accuracy for row in summary.rows] == [row.accuracy for row in alone.rows]
-    assert gone("Answerer")
+    assert gone(two)
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / place).rglob("*.parquet")}
-    assert evaluate(saved, METHODS, [TASK], "run", EVALUATE, data, resources=TWO) == summary
+    assert evaluate(saved, METHODS, [TASK], "run", EVALUATE, data, resources=two) == summary
     assert {path: path.stat().st_mtime_ns for path in written} == written
     # One process goes on where workers stopped.
     (tmp_path / "run" / place / "random" / f"{TASK}.parquet").unlink()
@@ -186,7 +185,7 @@ def test_two_workers_answer_as_one_process_does(saved, data, compared, tmp_path,
     assert without_seconds(tmp_path / "run" / place) == found
 
 
-class Mortal(evaluation_cluster.Answerer):
+class Mortal(answers.Answerer):
     """Its first life ends at the routers' questions."""
 
     def work(self, jobs):
@@ -197,32 +196,28 @@ class Mortal(evaluation_cluster.Answerer):
         return super().work(jobs)
 
 
-@needs_ray
-@pytest.mark.slow
-def test_a_worker_killed_while_it_answers_loses_nothing(saved, data, compared, tmp_path, monkeypatch, sent_whole):
+def test_a_worker_killed_while_it_answers_loses_nothing(two, saved, data, compared, tmp_path, monkeypatch, sent_whole):
     copy_run(compared, tmp_path, "search", "static", "routers")
     monkeypatch.setenv("DRLLM_TEST_DIED", str(tmp_path / "died"))
-    monkeypatch.setattr(evaluation_cluster, "Answerer", Mortal)
-    evaluate(saved, METHODS, [TASK], tmp_path, EVALUATE, data, resources=TWO)
+    monkeypatch.setattr(answers, "Answerer", Mortal)
+    evaluate(saved, METHODS, [TASK], tmp_path, EVALUATE, data, resources=two)
     assert (tmp_path / "died").exists()
     place = f"evaluate/{EVALUATE.folder}"
     assert without_seconds(tmp_path / place) == without_seconds(compared / place)
 
 
-@needs_ray
-@pytest.mark.slow
-def test_workers_that_see_another_policy_are_refused(saved, data, compared, tmp_path, monkeypatch, sent_whole):
+def test_workers_that_see_another_policy_are_refused(two, saved, data, compared, tmp_path, monkeypatch, sent_whole):
     """Its folder was written anew after the driver read it."""
     copy_run(compared, tmp_path, "search", "static", "routers")
     saved.policy = Route.full(L).edit(1, 0).edit(3, 2)
     saved.save_pretrained(tmp_path / "other")
     saved.policy = None
-    monkeypatch.setattr(evaluation_cluster, "Answerer", Foreign)
+    monkeypatch.setattr(answers, "Answerer", Foreign)
     with pytest.raises(DrllmError, match="a worker would answer static on arc_easy by another key"):
-        evaluate(saved, ["static"], [TASK], tmp_path, EVALUATE, data, resources=TWO)
+        evaluate(saved, ["static"], [TASK], tmp_path, EVALUATE, data, resources=two)
 
 
-class Foreign(evaluation_cluster.Answerer):
+class Foreign(answers.Answerer):
     """Finds another policy in the folder."""
 
     def work(self, jobs):
@@ -234,7 +229,10 @@ class Foreign(evaluation_cluster.Answerer):
 
 @pytest.fixture
 def sent_whole() -> Iterator[None]:
-    """Actors get this module's classes themselves, since they cannot import it."""
+    """Ray's actors get this module's classes themselves, since they cannot import it."""
+    if not HAVE_RAY:
+        yield
+        return
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -242,21 +240,19 @@ def sent_whole() -> Iterator[None]:
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
-class Deadly(cluster.Replica):
+class Deadly(on_workers.Replica):
     """Dies of one question, as of one that needs more memory than there is."""
 
     def work(self, groups):
-        if any(example.id == "q7" for _, group in groups for _, example in group):
+        if any(example.id == "q7" for _, ticket in groups for _, example in ticket.group):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().work(groups)
 
 
-@needs_ray
-@pytest.mark.slow
-def test_a_group_that_kills_its_workers_is_named_and_the_others_are_kept(saved, data, tmp_path, monkeypatch, sent_whole):
-    monkeypatch.setattr(cluster, "Replica", Deadly)
-    with pytest.raises(DrllmError, match=rf"group \d+ \(q.*\) ended {ray_pool.MAX_DEATHS} workers") as caught:
-        search(saved, [TASK], SEARCH, tmp_path, data, resources=Resources(executor="ray", workers=2, pool_size=4))
+def test_a_group_that_kills_its_workers_is_named_and_the_others_are_kept(two, saved, data, tmp_path, monkeypatch, sent_whole):
+    monkeypatch.setattr(on_workers, "Replica", Deadly)
+    with pytest.raises(DrllmError, match=rf"group \d+ \(q.*\) ended {pool.MAX_DEATHS} workers") as caught:
+        search(saved, [TASK], SEARCH, tmp_path, data, resources=two)
     blamed = int(str(caught.value).split()[1])
     ids = read_manifest(tmp_path / "search" / TASK).ids
     assert "q7" in ids[blamed * SEARCH.group_size :][: SEARCH.group_size], "of the groups an actor had, the one to blame"
@@ -272,7 +268,7 @@ def test_a_cluster_with_room_for_one_of_two_workers_is_enough(saved, data, singl
     import ray
 
     caplog.set_level(logging.INFO, "drllm")
-    monkeypatch.setattr(ray_pool, "PATIENCE", 0.2)
+    monkeypatch.setattr(pool, "PATIENCE", 0.2)
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
@@ -282,7 +278,7 @@ def test_a_cluster_with_room_for_one_of_two_workers_is_enough(saved, data, singl
     assert "workers: the cluster has no room yet, or the model loads slowly" in caplog.text
 
 
-class Full(cluster.Replica):
+class Full(on_workers.Replica):
     """Finds its disk full."""
 
     def work(self, groups):
@@ -291,12 +287,10 @@ class Full(cluster.Replica):
         return super().work(groups)
 
 
-@needs_ray
-@pytest.mark.slow
-def test_a_full_disk_of_a_worker_reaches_the_driver_as_such(saved, data, tmp_path, monkeypatch, sent_whole):
-    monkeypatch.setattr(cluster, "Replica", Full)
+def test_a_full_disk_of_a_worker_reaches_the_driver_as_such(two, saved, data, tmp_path, monkeypatch, sent_whole):
+    monkeypatch.setattr(on_workers, "Replica", Full)
     with pytest.raises(OSError, match="No space left on device") as error:
-        search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
+        search(saved, [TASK], SEARCH, tmp_path, data, resources=two)
     assert (type(error.value), error.value.filename) == (OSError, "/shared/shard")
 
 
@@ -308,9 +302,7 @@ def test_gpus_that_are_not_here_are_refused(saved, data, tmp_path):
         search(saved, [TASK], SEARCH, tmp_path, data, resources=Resources(executor="ray", worker_gpus=1))
 
 
-@needs_ray
-@pytest.mark.slow
-def test_other_weights_on_the_workers_are_refused(saved, data, tmp_path):
+def test_other_weights_on_the_workers_are_refused(two, saved, data, tmp_path):
     """The driver's weights were changed after loading: what workers load is another model."""
     other = RoutedModel.wrap(saved.base_id, dtype=torch.float32)
     with torch.no_grad():
@@ -318,7 +310,7 @@ def test_other_weights_on_the_workers_are_refused(saved, data, tmp_path):
     changed = RoutedModel.wrap(other.unwrap(), other.tokenizer)
     changed.base_id = saved.base_id
     with pytest.raises(DrllmError, match="loads other weights"):
-        search(changed, [TASK], SEARCH, tmp_path, data, resources=TWO)
+        search(changed, [TASK], SEARCH, tmp_path, data, resources=two)
 
 
 @needs_ray
@@ -329,10 +321,43 @@ def test_no_cluster_at_the_address_gets_one_line(saved, data, tmp_path):
     assert "\n" not in str(refusal.value)
 
 
-@needs_ray
-def test_a_model_of_this_process_alone_cannot_go_to_workers(data, tmp_path):
+@pytest.mark.parametrize("executor", ["processes", pytest.param("ray", marks=needs_ray)])
+def test_a_model_of_this_process_alone_cannot_go_to_workers(executor, data, tmp_path):
     with pytest.raises(InputError, match="wrap it by its id, folder or file"):
-        search(model(), [TASK], SEARCH, tmp_path, data, resources=TWO)
+        search(model(), [TASK], SEARCH, tmp_path, data, resources=dataclasses.replace(TWO, executor=executor))
+
+
+class Wrong:
+    """Has a bug."""
+
+    def work(self, jobs):
+        raise LookupError("no such thing")
+
+
+@pytest.mark.long
+def test_the_last_words_of_a_worker_reach_the_reader():
+    work = pool.Work(lambda index: False, lambda index, job: "a job", print)
+    with processes() as place, pytest.raises(DrllmError, match=r"loading the model ended 3 workers \(LookupError: no such thing\)"):
+        list(pool.work_on(place, Wrong, (), [(0, None)], Resources(executor="processes", workers=1), work))
+
+
+def test_a_scan_takes_a_process_a_core_where_it_may(saved, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    chosen = {
+        "a scan": pool.settled(saved, Resources(), scanning=True),
+        "a search": pool.settled(saved, Resources()),
+        "a scan with threads": pool.settled(saved, Resources(threads=2), scanning=True),
+        "a scan of a model of this process": pool.settled(model(), Resources(), scanning=True),
+        "on Ray": pool.settled(saved, Resources(executor="ray"), scanning=True),
+    }
+    assert {what: (one.executor, one.workers, one.threads) for what, one in chosen.items()} == {
+        "a scan": ("processes", 2, 1),
+        "a search": ("local", 1, 2),
+        "a scan with threads": ("local", 1, 2),
+        "a scan of a model of this process": ("local", 1, 2),
+        "on Ray": ("ray", 1, 1),
+    }
 
 
 def test_without_ray_the_line_says_what_to_install(data, tmp_path, monkeypatch):
@@ -346,7 +371,7 @@ def test_without_ray_the_line_says_what_to_install(data, tmp_path, monkeypatch):
 
 @pytest.mark.long
 def test_nothing_but_the_executor_imports_ray():
-    modules = "drllm.cli.main, drllm.searching.runner, drllm.searching.on_ray, drllm.evaluation.run"
+    modules = "drllm.cli.main, drllm.searching.runner, drllm.model.process_pool, drllm.evaluation.run"
     code = f"import sys; import {modules}; sys.exit('ray' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(Path(drllm.__file__).parents[1])}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

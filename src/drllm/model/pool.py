@@ -1,0 +1,222 @@
+"""A pool of workers, one model replica each: jobs are pulled by whoever is free.
+
+Workers are processes of this machine (`drllm.model.process_pool`) or actors of a Ray cluster (`drllm.model.ray_pool`). Each writes what it
+makes to files, so the run folder must lie where all of them see it. A worker gets jobs only once it runs, so no job waits for one that
+cannot be placed. A dead worker's unfinished jobs go back to the queue, for whoever is free, and a new worker takes its place; a job that
+three workers died of is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from drllm.core.config import Resources
+from drllm.core.errors import ArtifactError, DrllmError, InputError
+from drllm.model.routed import RoutedModel
+
+MAX_DEATHS = 3  # of workers while they held one job
+LOADING = -1  # what a worker without jobs is at
+PATIENCE = 60.0  # seconds without any news after which one says what is waited for
+
+Jobs = list[tuple[int, Any]]  # (index, job)
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a worker needs to load the very model that the work is for."""
+
+    base_id: str
+    dtype: torch.dtype
+    device: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, routed: RoutedModel, resources: Resources) -> Base:
+        """The model of this process, as the workers are to load it."""
+        device = "cuda" if resources.worker_gpus else str(routed.device)
+        return cls(routed.base_id, routed.model.dtype, device, routed.fingerprint)
+
+    def load(self, threads: int) -> RoutedModel:
+        """The model, in a worker, which keeps the last one; `ArtifactError` where its weights are others."""
+        torch.set_num_threads(threads)
+        if self not in _loaded:
+            _loaded.clear()
+            routed = RoutedModel.wrap(self.base_id, dtype=self.dtype, device=self.device)
+            if routed.fingerprint != self.fingerprint:
+                raise ArtifactError(f"a worker loads other weights as {self.base_id!r} than this process: give every node the same model")
+            _loaded[self] = routed
+        return _loaded[self]
+
+
+_loaded: dict[Base, RoutedModel] = {}  # in a worker's own process
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the workers' jobs are."""
+
+    is_done: Callable[[int], bool]  # whether a job's file is there, by index
+    describe: Callable[[int, Any], str]  # a job in words, for errors
+    say: Callable[[str], None]  # is told what is waited for
+    at_once: int = 1  # jobs that a worker is given together, at most
+
+
+class WorkerDied(Exception):
+    """A worker ended while it was at something; the message says why."""
+
+
+class Workplace(Protocol):
+    """Where workers run. A handle is a worker as the place knows it, a call what it is at."""
+
+    def start(self, actor: type, arguments: tuple[Any, ...], resources: Resources) -> Any:
+        """A handle of a new worker, which will make `actor(*arguments)`."""
+        ...
+
+    def call(self, handle: Any, jobs: Jobs) -> Any:
+        """Have a worker do `actor.work(jobs)`."""
+        ...
+
+    def next_ended(self, calls: list[Any], seconds: float) -> Any:
+        """The next of the calls that ends; None when none does for so long."""
+        ...
+
+    def result(self, call: Any) -> None:
+        """Nothing, or what the call raised: `WorkerDied`, or an error of the package or the system as it was raised there."""
+        ...
+
+    def end(self, handle: Any, broken: bool) -> None:
+        """The worker is not needed any more."""
+        ...
+
+
+def settled(routed: RoutedModel, resources: Resources, scanning: bool = False) -> Resources:
+    """The same with an executor, workers and threads named. A scan on a processor of several cores takes a process a core, if it may."""
+    executor, workers, threads = resources.executor, resources.workers, resources.threads
+    n_cores = min(torch.get_num_threads(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    if executor == "auto":
+        spread = scanning and not threads and n_cores > 1 and routed.device.type == "cpu" and bool(routed.base_id)
+        executor = "processes" if spread else "local"
+    threads = threads or (torch.get_num_threads() if executor == "local" else 1)
+    return replace(resources, executor=executor, workers=workers or (n_cores if executor == "processes" else 1), threads=threads)
+
+
+def opened(routed: RoutedModel, resources: Resources) -> AbstractContextManager[Workplace | None]:
+    """Where the work of `settled` resources is done while this is open; None: in this process.
+
+    Raises `InputError` before any work where there is no such place, or the model exists in this process only.
+    """
+    if resources.executor == "local":
+        return nullcontext()
+    if not routed.base_id and resources.executor == "processes":
+        raise InputError("the model exists in this process only, other processes cannot load it: wrap it by its id, folder or file")
+    if resources.executor == "ray":
+        from drllm.model.ray_pool import connected
+
+        return connected(routed, resources)
+    from drllm.model.process_pool import processes
+
+    return processes()
+
+
+def work_on(place: Workplace, actor: type, arguments: tuple[Any, ...], todo: Jobs, resources: Resources, work: Work) -> Iterator[int]:
+    """Have workers do jobs: the index of each, when its file is written.
+
+    Args:
+        place: of `opened`.
+        actor: made with `arguments`; `work([(index, job), ...])` does some jobs. Without jobs it loads its model, no more, so that a
+            refusal reaches this process as such.
+        todo: jobs with their indices.
+        resources: how many workers, and what each takes.
+        work: how a job is known to be done, and what to call it.
+
+    Raises `DrllmError` for a job that kills its workers, and what a worker refuses.
+    """
+    pool = _Pool(place, actor, arguments, deque(todo), resources, work)
+    ended_well = False
+    try:
+        for _ in range(min(resources.workers, len(pool.waiting))):
+            pool.start_worker()
+        # Workers that are still to come up are not waited for when there is nothing left to assign.
+        while pool.waiting or any(jobs for _, jobs in pool.calls.values()):
+            yield from pool.next_done()
+            pool.assign()
+        ended_well = True
+    finally:  # the next task's workers need the room of these
+        for handle in pool.free:
+            place.end(handle, broken=not ended_well)
+        for handle, _ in pool.calls.values():
+            place.end(handle, broken=True)
+
+
+class _Pool:
+    """Workers, what each is at, and the jobs that wait for one."""
+
+    def __init__(
+        self, place: Workplace, actor: type, arguments: tuple[Any, ...], waiting: deque[tuple[int, Any]], resources: Resources, work: Work
+    ):
+        self.place, self.actor, self.arguments = place, actor, arguments
+        self.waiting, self.resources, self.work = waiting, resources, work
+        self.deaths = Counter[int]()  # of workers while they held a job, by its index
+        self.calls: dict[Any, tuple[Any, Jobs]] = {}  # (worker, jobs) by call; no jobs: a worker that is still to come up
+        self.free: list[Any] = []
+
+    def start_worker(self) -> None:
+        """A new worker; its first call ends when it has loaded the model."""
+        handle = self.place.start(self.actor, self.arguments, self.resources)
+        self.calls[self.place.call(handle, [])] = (handle, [])
+
+    def assign(self) -> None:
+        """The next jobs for each free worker; fewer towards the end, so that none works long after the others."""
+        while self.free and self.waiting:
+            handle, share = self.free.pop(), -(-len(self.waiting) // (2 * self.resources.workers))
+            jobs = [self.waiting.popleft()]
+            # A job that was under way when a worker died goes alone: so the one to blame is found, and only that one.
+            while len(jobs) < min(self.work.at_once, share) and not any(self.deaths[index] for index, _ in (jobs[0], self.waiting[0])):
+                jobs.append(self.waiting.popleft())
+            self.calls[self.place.call(handle, jobs)] = (handle, jobs)
+
+    def next_done(self) -> Iterator[int]:
+        """Wait for the next call that ends: the indices of its jobs whose files are written. Nothing when none ends for a while."""
+        call = self.place.next_ended(list(self.calls), PATIENCE)
+        if call is None:
+            if n_coming := sum(not jobs for _, jobs in self.calls.values()):
+                coming = f"{n_coming} of {self.resources.workers} workers"
+                self.work.say(f"waiting for {coming}: the cluster has no room yet, or the model loads slowly")
+            return
+        handle, jobs = self.calls[call]
+        try:
+            self.place.result(call)
+        except WorkerDied as error:
+            del self.calls[call]
+            jobs = self._replace(handle, jobs, str(error))
+        else:
+            del self.calls[call]
+            self.free.append(handle)
+            self.deaths[LOADING] = 0
+        for index, job in jobs:
+            if not self.work.is_done(index):
+                what = self.work.describe(index, job)
+                raise InputError(f"a worker wrote {what}, but not where --out is here: give one that all nodes share")
+            yield index
+
+    def _replace(self, handle: Any, jobs: Jobs, why: str) -> Jobs:
+        """A new worker for one that died; its unfinished jobs wait again. Returns the finished ones; refuses what ended too many."""
+        self.place.end(handle, broken=True)
+        lost = [(index, job) for index, job in jobs if not self.work.is_done(index)]
+        blamed = lost if jobs else [(LOADING, None)]
+        self.deaths.update(index for index, _ in blamed)
+        for index, job in blamed:
+            if self.deaths[index] >= MAX_DEATHS:
+                what = "loading the model" if index == LOADING else self.work.describe(index, job)
+                raise DrllmError(f"{what} ended {MAX_DEATHS} workers ({why}): give them more memory, or a smaller --pool-size")
+        self.waiting.extendleft(reversed(lost))
+        self.start_worker()
+        gone = {index for index, _ in lost}
+        return [(index, job) for index, job in jobs if index not in gone]

@@ -1,0 +1,162 @@
+"""Workers as processes of this machine (`drllm.model.pool`): started once, and kept for the next work until the place is closed.
+
+A worker is a new interpreter, not `multiprocessing`'s: that would run the caller's script once more in each. It ends when its pipe does,
+or when the process that started it is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from drllm.core.config import Resources
+from drllm.core.errors import DrllmError
+from drllm.model.pool import Jobs, WorkerDied
+
+WATCHES_EVERY_S = 1.0  # for the end of the process that started a worker
+ENDS_WITHIN_S = 5.0  # a worker whose pipe is closed, before it is killed
+
+_START = "import sys; sys.path[:] = {path!r}; from drllm.model.process_pool import serve; serve({pipe}, {parent})"
+
+
+class _Process:
+    """One worker: its process, our end of its pipe, and what it wrote to standard error."""
+
+    def __init__(self) -> None:
+        self.pipe, theirs = Pipe()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
+        code = _START.format(path=sys.path, pipe=theirs.fileno(), parent=os.getpid())
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self.errors,
+            pass_fds=[theirs.fileno()],
+        )
+        theirs.close()
+
+    def why_it_ended(self) -> str:
+        """Its last words, or the signal that ended it."""
+        code = self.process.wait()
+        if code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        self.errors.seek(0)
+        lines = self.errors.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"exit status {code}"
+
+    def stop(self, at_once: bool) -> None:
+        """End it; at once, or when it is done with what it is at."""
+        self.pipe.close()
+        if at_once:
+            self.process.kill()
+        try:
+            self.process.wait(ENDS_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.errors.close()
+
+
+class Processes:
+    """Starts worker processes and asks them. Idle ones keep the model that they have loaded."""
+
+    def __init__(self) -> None:
+        self.idle: list[_Process] = []
+
+    def start(self, actor: type, arguments: tuple[Any, ...], resources: Resources) -> _Process:
+        """A worker: an idle one, else a new one."""
+        worker = self.idle.pop() if self.idle else _Process()
+        _send(worker, (actor, arguments))
+        return worker
+
+    def call(self, handle: _Process, jobs: Jobs) -> _Process:
+        _send(handle, jobs)
+        return handle
+
+    def next_ended(self, calls: list[_Process], seconds: float) -> _Process | None:
+        ready = wait([worker.pipe for worker in calls], seconds)
+        return next((worker for worker in calls if worker.pipe in ready), None)
+
+    def result(self, call: _Process) -> None:
+        try:
+            error = call.pipe.recv()
+        except (EOFError, ConnectionError):
+            raise WorkerDied(call.why_it_ended()) from None
+        if error is not None:
+            raise error
+
+    def end(self, handle: _Process, broken: bool) -> None:
+        """Keep it for the next work, unless it is dead or at something."""
+        if broken:
+            handle.stop(at_once=True)
+        else:
+            self.idle.append(handle)
+
+    def close(self) -> None:
+        """End the idle ones."""
+        while self.idle:
+            self.idle.pop().stop(at_once=False)
+
+
+def _send(worker: _Process, what: Any) -> None:
+    """A worker that is dead already is found when its answer is read."""
+    message = pickle.dumps(what)
+    with suppress(ConnectionError):
+        worker.pipe.send_bytes(message)
+
+
+_open: list[Processes] = []  # the place that is open, so that work inside of other work finds its processes
+
+
+@contextmanager
+def processes() -> Iterator[Processes]:
+    """The processes to work on while this is open: those of the work around it, where there is one."""
+    if _open:
+        yield _open[-1]
+        return
+    place = Processes()
+    _open.append(place)
+    try:
+        yield place
+    finally:
+        _open.remove(place)
+        place.close()
+
+
+def serve(pipe: int, parent: int) -> None:
+    """A worker's life: make actors, do their jobs, say how each call ended; until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it, which then ends this one
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    link, actor = Connection(pipe), None
+    while True:
+        try:
+            what = link.recv()
+        except EOFError:
+            return
+        if isinstance(what, tuple):
+            actor = what[0](*what[1])
+            continue
+        error: Exception | None = None
+        try:
+            actor.work(what)  # type: ignore[union-attr]
+        except (DrllmError, OSError) as raised:
+            error = raised
+        link.send(error)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone, also in the middle of a job."""
+    while os.getppid() == parent:
+        time.sleep(WATCHES_EVERY_S)
+    os._exit(1)
