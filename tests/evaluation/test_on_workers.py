@@ -24,7 +24,7 @@ from byte_tokens import byte_tokenizer
 from drllm import Resources, Route, RoutedModel, SearchConfig, evaluate, search, train
 from drllm.core.errors import DrllmError, InputError
 from drllm.evaluation import answers
-from drllm.model import pool
+from drllm.model import executors, pool
 from drllm.model.process_pool import processes
 from drllm.runs.load import read_summary
 from drllm.runs.manifest import read_manifest
@@ -37,7 +37,6 @@ HAVE_RAY = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not HAVE_RAY, reason="needs Ray (pip install '.[ray]')")
 SEARCH = SearchConfig(n_simulations=30, group_size=2, sweep_questions=4)
 TWO = Resources(executor="ray", workers=2, pool_size=4)
-COMMANDS = {"ray": "^ray::(Replica|Answerer)", "processes": "drllm.model.process_pool"}  # of the workers' processes
 
 
 @pytest.fixture(params=[pytest.param("processes", marks=pytest.mark.long), pytest.param("ray", marks=[needs_ray, pytest.mark.slow])])
@@ -61,18 +60,23 @@ def single(saved, data, tmp_path_factory) -> Path:
     return search(saved, [TASK], SEARCH, tmp_path_factory.mktemp("single"), data)
 
 
-def replicas(two: Resources) -> list[int]:
-    """Process ids of the workers."""
-    found = subprocess.run(["pgrep", "-f", COMMANDS[two.executor]], capture_output=True, text=True, check=False).stdout
+def replicas(two: Resources, driver: int = 0) -> list[int]:
+    """Process ids of the workers: of Ray's here, or of a driver's own children (default: of this process)."""
+    whose = (
+        ["-f", "^ray::(Replica|Answerer)"]
+        if two.executor == "ray"
+        else ["-P", str(driver or os.getpid()), "-f", "drllm.model.process_pool"]
+    )
+    found = subprocess.run(["pgrep", *whose], capture_output=True, text=True, check=False).stdout
     return [int(line) for line in found.split()]
 
 
-def gone(two: Resources) -> bool:
-    """Whether no worker is left; a killed one takes a moment to end."""
+def gone(pids: list[int]) -> bool:
+    """Whether these processes have ended; a killed one takes a moment."""
     deadline = time.monotonic() + 30
-    while replicas(two) and time.monotonic() < deadline:
+    while (left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
         time.sleep(0.1)
-    return not replicas(two)
+    return not left
 
 
 def test_two_workers_write_the_records_of_one_process(two, saved, data, single, tmp_path):
@@ -80,7 +84,7 @@ def test_two_workers_write_the_records_of_one_process(two, saved, data, single, 
     assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
     (job,) = read_jobs(tmp_path)
     assert job["config"]["resources"] | {"executor": two.executor, "workers": 2, "threads": 1} == job["config"]["resources"]
-    assert gone(two)
+    assert gone(replicas(two))
 
 
 @pytest.mark.parametrize("listed", [False, True])
@@ -94,7 +98,7 @@ def test_two_workers_search_loops_and_lists_of_loops_as_one_process_does(two, li
     assert folder_bytes(tmp_path / "one" / kind) == folder_bytes(tmp_path / "two" / kind)
     tried = {route for record in read_records(tmp_path / "two" / kind) for route in record.routes}
     assert any(not route.is_in_place for route in tried)
-    assert gone(two)
+    assert gone(replicas(two))
 
 
 def test_a_worker_killed_in_the_middle_loses_nothing_and_repeats_nothing(two, saved, data, single, tmp_path):
@@ -135,9 +139,11 @@ def test_a_killed_driver_resumes_on_another_executor(two, saved, data, single, t
     while not shard_indices(folder):
         assert driver.poll() is None
         time.sleep(0.01)
+    workers = replicas(two, driver.pid)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    assert gone(two), "a dead driver leaves no worker behind"
+    assert workers
+    assert gone(workers), "a dead driver leaves no worker behind"
     n_before = len(shard_indices(folder))
     search(saved, [TASK], SEARCH, tmp_path, data)
     assert 1 <= n_before < len(shard_indices(folder))
@@ -175,7 +181,7 @@ def test_two_workers_answer_as_one_process_does(two, saved, data, compared, tmp_
     assert set(found) == {"base", *METHODS}
     alone = read_summary(compared / place / "summary.json")
     assert [row.accuracy for row in summary.rows] == [row.accuracy for row in alone.rows]
-    assert gone(two)
+    assert gone(replicas(two))
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / place).rglob("*.parquet")}
     assert evaluate(saved, METHODS, [TASK], "run", EVALUATE, data, resources=two) == summary
     assert {path: path.stat().st_mtime_ns for path in written} == written
@@ -251,9 +257,9 @@ class Deadly(on_workers.Replica):
 
 def test_a_group_that_kills_its_workers_is_named_and_the_others_are_kept(two, saved, data, tmp_path, monkeypatch, sent_whole):
     monkeypatch.setattr(on_workers, "Replica", Deadly)
-    with pytest.raises(DrllmError, match=rf"group \d+ \(q.*\) ended {pool.MAX_DEATHS} workers") as caught:
+    with pytest.raises(DrllmError, match=rf"{TASK}: group \d+ \(q.*\) ended {pool.MAX_DEATHS} workers") as caught:
         search(saved, [TASK], SEARCH, tmp_path, data, resources=two)
-    blamed = int(str(caught.value).split()[1])
+    blamed = int(str(caught.value).split()[2])
     ids = read_manifest(tmp_path / "search" / TASK).ids
     assert "q7" in ids[blamed * SEARCH.group_size :][: SEARCH.group_size], "of the groups an actor had, the one to blame"
     assert "q7" not in {record.id for record in read_records(tmp_path / "search")}
@@ -275,7 +281,7 @@ def test_a_cluster_with_room_for_one_of_two_workers_is_enough(saved, data, singl
     finally:
         ray.shutdown()
     assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
-    assert "workers: the cluster has no room yet, or the model loads slowly" in caplog.text
+    assert "workers: there is no room for them yet, or the model loads slowly" in caplog.text
 
 
 class Full(on_workers.Replica):
@@ -334,10 +340,39 @@ class Wrong:
         raise LookupError("no such thing")
 
 
+class Twice:
+    """Says which model it has."""
+
+    def __init__(self, base, out):
+        self.base, self.out = base, out
+
+    def work(self, jobs):
+        routed = self.base.load(1)
+        for index, _ in jobs:
+            (self.out / f"{index}-{os.getpid()}-{routed.model.dtype}").touch()
+
+
 @pytest.mark.long
-def test_the_last_words_of_a_worker_reach_the_reader():
+def test_kept_workers_load_what_the_next_work_is_for_and_dead_ones_are_passed_over(saved, tmp_path):
+    one, other = Resources(executor="processes", workers=1), RoutedModel.wrap(saved.base_id, dtype=torch.bfloat16)
+    work = pool.Work(lambda index: bool(list(tmp_path.glob(f"{index}-*"))), lambda index, job: "a job", print)
+    with processes() as place:
+        for index, routed in enumerate((saved, other, saved)):
+            if index == 2:
+                os.kill(place.idle[0].process.pid, signal.SIGKILL)
+                place.idle[0].process.wait()
+            assert list(pool.work_on(place, Twice, (pool.Base.of(routed, one), tmp_path), [(index, None)], one, work)) == [index]
+        pids = [worker.process.pid for worker in place.idle]
+    found = [path.name.split("-") for path in sorted(tmp_path.iterdir())]
+    assert [dtype for _, _, dtype in found] == ["torch.float32", "torch.bfloat16", "torch.float32"]
+    assert found[0][1] == found[1][1] != found[2][1]
+    assert gone([*pids, int(found[0][1])])
+
+
+@pytest.mark.long
+def test_what_a_worker_failed_of_reaches_the_reader():
     work = pool.Work(lambda index: False, lambda index, job: "a job", print)
-    with processes() as place, pytest.raises(DrllmError, match=r"loading the model ended 3 workers \(LookupError: no such thing\)"):
+    with processes() as place, pytest.raises(RuntimeError, match=r"(?s)a worker failed:\nTraceback .*raise LookupError.*no such thing"):
         list(pool.work_on(place, Wrong, (), [(0, None)], Resources(executor="processes", workers=1), work))
 
 
@@ -345,17 +380,21 @@ def test_a_scan_takes_a_process_a_core_where_it_may(saved, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
     chosen = {
-        "a scan": pool.settled(saved, Resources(), scanning=True),
-        "a search": pool.settled(saved, Resources()),
-        "a scan with threads": pool.settled(saved, Resources(threads=2), scanning=True),
-        "a scan of a model of this process": pool.settled(model(), Resources(), scanning=True),
-        "on Ray": pool.settled(saved, Resources(executor="ray"), scanning=True),
+        "a scan": executors.settled(saved, Resources(), scanning=True),
+        "a search": executors.settled(saved, Resources()),
+        "a scan with threads": executors.settled(saved, Resources(threads=2), scanning=True),
+        "a scan of a model of this process": executors.settled(model(), Resources(), scanning=True),
+        "a scan of a changed model": executors.settled(RoutedModel.wrap(saved.base_id, byte_tokenizer()), Resources(), scanning=True),
+        "a scan that memory bears once": executors.settled(saved, Resources(cache_bytes=2**50), scanning=True),
+        "on Ray": executors.settled(saved, Resources(executor="ray"), scanning=True),
     }
     assert {what: (one.executor, one.workers, one.threads) for what, one in chosen.items()} == {
         "a scan": ("processes", 2, 1),
         "a search": ("local", 1, 2),
         "a scan with threads": ("local", 1, 2),
         "a scan of a model of this process": ("local", 1, 2),
+        "a scan of a changed model": ("local", 1, 2),
+        "a scan that memory bears once": ("local", 1, 2),
         "on Ray": ("ray", 1, 1),
     }
 
@@ -371,7 +410,7 @@ def test_without_ray_the_line_says_what_to_install(data, tmp_path, monkeypatch):
 
 @pytest.mark.long
 def test_nothing_but_the_executor_imports_ray():
-    modules = "drllm.cli.main, drllm.searching.runner, drllm.model.process_pool, drllm.evaluation.run"
+    modules = "drllm.cli.main, drllm.searching.runner, drllm.model.executors, drllm.evaluation.run"
     code = f"import sys; import {modules}; sys.exit('ray' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(Path(drllm.__file__).parents[1])}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

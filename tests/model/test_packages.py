@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,7 +53,7 @@ def test_parts_are_joined_once_and_their_digest_is_checked(parts, cache, tmp_pat
     assert not whole.exists()
 
 
-def test_a_large_one_is_unpacked_once_to_bfloat16_and_is_the_file(parts, cache, monkeypatch):
+def test_it_is_unpacked_once_to_bfloat16_and_is_the_file(parts, cache, monkeypatch):
     first = RoutedModel.wrap("tiny")
     assert (first.base_id, first.model.dtype) == ("tiny", torch.bfloat16)
     (folder,) = (path for path in (cache / "unpacked").iterdir() if path.is_dir())
@@ -78,7 +81,27 @@ def test_an_unpacking_that_was_ended_leaves_nothing_behind(parts, cache, monkeyp
 
 
 def test_what_a_killed_unpacking_left_is_cleared_by_the_next(parts, cache):
-    left = cache / "unpacked" / f".{parts.path('tiny').stat().st_size}-tiny-killed" / "whole"
+    RoutedModel.wrap("tiny")
+    (folder,) = (path for path in (cache / "unpacked").iterdir() if path.is_dir())
+    shutil.rmtree(folder)
+    left = folder.parent / f".{folder.name}-killed" / "whole"
     left.mkdir(parents=True)
     RoutedModel.wrap("tiny")
-    assert [path.name for path in (cache / "unpacked").iterdir() if path.is_dir()] == [f"{parts.path('tiny').stat().st_size}-tiny"]
+    assert [path for path in (cache / "unpacked").iterdir() if path.is_dir()] == [folder]
+
+
+def test_another_file_is_unpacked_anew(parts, cache):
+    RoutedModel.wrap("tiny")
+    whole = parts.path("tiny")
+    os.utime(whole, (1, 1))
+    RoutedModel.wrap("tiny")
+    assert len([path for path in (cache / "unpacked").iterdir() if path.is_dir()]) == 2
+
+
+def test_a_cache_folder_that_cannot_be_written_to_costs_time_alone(parts, cache, caplog):
+    caplog.set_level(logging.INFO, "drllm")
+    wanted = RoutedModel.wrap("tiny").fingerprint
+    shutil.rmtree(cache / "unpacked")
+    (cache / "unpacked").write_text("in the way")
+    assert RoutedModel.wrap("tiny").fingerprint == wanted
+    assert "cannot keep tiny unpacked in" in caplog.text

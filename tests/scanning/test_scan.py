@@ -31,7 +31,7 @@ from drllm.runs.records import read_records
 from drllm.runs.scan_result import CLAIM_LEAD, ELSEWHERE, LEAD, RANDOM, WINNER, read_map, read_scan
 from drllm.scanning.claims import claim
 from drllm.scanning.measure import by_chance
-from drllm.scanning.questions import Bench, choose, least_sure_first
+from drllm.scanning.questions import Bench, as_begun, choose, least_sure_first
 from drllm.scanning.spans import candidates
 from drllm.searching.cost import block_runs
 from drllm.searching.runner import read_routes
@@ -299,27 +299,55 @@ def test_a_family_that_rescales_its_states_is_noted(data, tmp_path):
     assert "blocks of doge scale the states they are given, so a loop scales them once more" in result.notes
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray (pip install '.[ray]')")
-def test_two_ray_workers_one_of_them_killed_write_the_bytes_of_one_process(data, tmp_path):
+NEEDS_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray (pip install '.[ray]')")
+
+
+@pytest.mark.parametrize(
+    ("executor", "command"),
+    [
+        pytest.param("processes", ["-P", str(os.getpid()), "-f", "drllm.model.process_pool"], marks=pytest.mark.long),
+        pytest.param("ray", ["-f", "^ray::Replica"], marks=[pytest.mark.slow, NEEDS_RAY]),
+    ],
+)
+def test_two_workers_one_of_them_killed_write_the_bytes_of_one_process(executor, command, data, tmp_path):
+    """Two tasks, which the workers take from one queue."""
     runs.model().unwrap().save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
     routed = RoutedModel.wrap(str(tmp_path / "model"), dtype=torch.float32)
-    scan(routed, [runs.TASK], SMALL, tmp_path / "one", data)
-    killed = threading.Thread(target=_kill_a_worker, args=(tmp_path / "two" / "scan",))
+    lines, both = data.read_text().splitlines(), tmp_path / "both"
+    for task, half in ((runs.TASK, lines[::2]), ("arc_challenge", lines[1::2])):
+        (both / task).mkdir(parents=True)
+        (both / task / "train.jsonl").write_text("\n".join(half) + "\n")
+    tasks, data = [runs.TASK, "arc_challenge"], both
+    scan(routed, tasks, SMALL, tmp_path / "one", data)
+    command[1:2] = [str(os.getpid())] if executor == "processes" else command[1:2]  # the test's own process, not the one that collected it
+    killed = threading.Thread(target=_kill_a_worker, args=(tmp_path / "two" / "scan", command))
     killed.start()
-    scan(routed, [runs.TASK], SMALL, tmp_path / "two", data, resources=Resources(executor="ray", workers=2))
+    scan(routed, tasks, SMALL, tmp_path / "two", data, resources=Resources(executor=executor, workers=2))
     assert not killed.is_alive(), "a worker was killed amid the scan"
     assert changed(runs.folder_bytes(tmp_path / "one" / "scan"), runs.folder_bytes(tmp_path / "two" / "scan")) == []
 
 
-def _kill_a_worker(folder: Path) -> None:
+def _kill_a_worker(folder: Path, command: list[str]) -> None:
     """One of the two, when the first shard is written."""
     found: list[str] = []
     while len(found) < 2 or not list(folder.rglob("*.parquet")):
         time.sleep(0.01)
-        found = subprocess.run(["pgrep", "-f", "^ray::Replica"], capture_output=True, text=True, check=False).stdout.split()
+        found = subprocess.run(["pgrep", *command], capture_output=True, text=True, check=False).stdout.split()
     os.kill(int(found[0]), signal.SIGKILL)
+
+
+def test_a_scan_that_began_with_threads_goes_on_with_them(data, tmp_path):
+    routed = runs.model()
+    scan(routed, [runs.TASK], replace(SMALL, questions=0, fresh=2), tmp_path, data, claimed=[Route.full(routed.n_layers).loop(0, 1)])
+    (manifest,) = (tmp_path / "scan").glob("claimed-*/paths/*/_plan.json")
+    folder = manifest.parents[2]
+    for threads, wanted in ((2, ("local", 2)), (1, ("auto", 0)), (None, ("auto", 0))):
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"threads": threads}))
+        found = as_begun(Resources(), folder)
+        assert (found.executor, found.threads) == wanted
+        assert as_begun(Resources(threads=3), folder) == Resources(threads=3)
+    assert as_begun(Resources(), tmp_path / "none") == Resources()
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------------------------

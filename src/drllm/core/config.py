@@ -70,7 +70,7 @@ class Resources(Options):
     executor: Literal["auto", "local", "processes", "ray"] = option(
         "auto",
         "local: this process; processes: workers on this machine, one thread each; ray: workers of a Ray cluster (pip install '.[ray]'); "
-        "auto: local, and for a scan on a processor of several cores processes",
+        "auto: local, but for a scan on a CPU of several cores processes, unless --threads is given",
     )
     address: str = option("", "ray: the cluster's address, auto for the one this machine is in; default: start one here")
     workers: int = option(0, "processes, ray: model replicas; 0: with processes one a core, with ray 1", ge=0)

@@ -186,7 +186,7 @@ def answer_on_workers(
     place: Workplace, routed: RoutedModel, config: EvaluateConfig, resources: Resources, requests: Sequence[Request]
 ) -> None:
     """Have workers answer; all verdicts are written when this returns."""
-    # Workers start in another folder.
+    # Ray's actors start in another folder.
     requests = [replace(request, path=request.path.resolve(), saved=request.saved and request.saved.resolve()) for request in requests]
     arguments = (Base.of(routed, resources), config, max(1, resources.threads))
     todo = [(index, request) for index, request in enumerate(requests) if request.done() is None]

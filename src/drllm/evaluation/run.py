@@ -16,7 +16,8 @@ from drllm.core.files import write_json
 from drllm.core.route import Route
 from drllm.evaluation.answers import Request, answer, answer_on_workers, baseline_routes, questions_of
 from drllm.methods.base import method_names
-from drllm.model.pool import Workplace, opened, settled
+from drllm.model.executors import opened, settled
+from drllm.model.pool import Workplace
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
 from drllm.policies.policy import Policy

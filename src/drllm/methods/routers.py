@@ -71,7 +71,8 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig,
         def on_epoch(metrics: dict[str, Any]) -> None:
             # An action that neither labels nor predictions hold has no F1: null, for strict JSON readers.
             lines.append(json.dumps({name: None if value != value else value for name, value in metrics.items()}))
-            progress.print(epoch_line(metrics, config.epochs))
+            if metrics["epoch"] == config.epochs:  # all of them stand in the file
+                progress.print(epoch_line(metrics, config.epochs))
             progress.advance(1)
 
         held_back = torch.tensor([_held_back(record.id, config) for _, record in kept])

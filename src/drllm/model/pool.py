@@ -8,11 +8,9 @@ three workers died of is refused.
 
 from __future__ import annotations
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -40,7 +38,7 @@ class Base:
     @classmethod
     def of(cls, routed: RoutedModel, resources: Resources) -> Base:
         """The model of this process, as the workers are to load it."""
-        device = "cuda" if resources.worker_gpus else str(routed.device)
+        device = "cuda" if resources.executor == "ray" and resources.worker_gpus else str(routed.device)
         return cls(routed.base_id, routed.model.dtype, device, routed.fingerprint)
 
     def load(self, threads: int) -> RoutedModel:
@@ -69,7 +67,7 @@ class Work:
 
 
 class WorkerDied(Exception):
-    """A worker ended while it was at something; the message says why."""
+    """A worker was ended while it was at something; the message says why."""
 
 
 class Workplace(Protocol):
@@ -88,7 +86,7 @@ class Workplace(Protocol):
         ...
 
     def result(self, call: Any) -> None:
-        """Nothing, or what the call raised: `WorkerDied`, or an error of the package or the system as it was raised there."""
+        """Nothing, or what the call raised: an error as it was raised there, or `WorkerDied`."""
         ...
 
     def end(self, handle: Any, broken: bool) -> None:
@@ -96,40 +94,11 @@ class Workplace(Protocol):
         ...
 
 
-def settled(routed: RoutedModel, resources: Resources, scanning: bool = False) -> Resources:
-    """The same with an executor, workers and threads named. A scan on a processor of several cores takes a process a core, if it may."""
-    executor, workers, threads = resources.executor, resources.workers, resources.threads
-    n_cores = min(torch.get_num_threads(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    if executor == "auto":
-        spread = scanning and not threads and n_cores > 1 and routed.device.type == "cpu" and bool(routed.base_id)
-        executor = "processes" if spread else "local"
-    threads = threads or (torch.get_num_threads() if executor == "local" else 1)
-    return replace(resources, executor=executor, workers=workers or (n_cores if executor == "processes" else 1), threads=threads)
-
-
-def opened(routed: RoutedModel, resources: Resources) -> AbstractContextManager[Workplace | None]:
-    """Where the work of `settled` resources is done while this is open; None: in this process.
-
-    Raises `InputError` before any work where there is no such place, or the model exists in this process only.
-    """
-    if resources.executor == "local":
-        return nullcontext()
-    if not routed.base_id and resources.executor == "processes":
-        raise InputError("the model exists in this process only, other processes cannot load it: wrap it by its id, folder or file")
-    if resources.executor == "ray":
-        from drllm.model.ray_pool import connected
-
-        return connected(routed, resources)
-    from drllm.model.process_pool import processes
-
-    return processes()
-
-
 def work_on(place: Workplace, actor: type, arguments: tuple[Any, ...], todo: Jobs, resources: Resources, work: Work) -> Iterator[int]:
     """Have workers do jobs: the index of each, when its file is written.
 
     Args:
-        place: of `opened`.
+        place: of `drllm.model.executors.opened`.
         actor: made with `arguments`; `work([(index, job), ...])` does some jobs. Without jobs it loads its model, no more, so that a
             refusal reaches this process as such.
         todo: jobs with their indices.
@@ -188,7 +157,7 @@ class _Pool:
         if call is None:
             if n_coming := sum(not jobs for _, jobs in self.calls.values()):
                 coming = f"{n_coming} of {self.resources.workers} workers"
-                self.work.say(f"waiting for {coming}: the cluster has no room yet, or the model loads slowly")
+                self.work.say(f"waiting for {coming}: there is no room for them yet, or the model loads slowly")
             return
         handle, jobs = self.calls[call]
         try:
@@ -215,7 +184,8 @@ class _Pool:
         for index, job in blamed:
             if self.deaths[index] >= MAX_DEATHS:
                 what = "loading the model" if index == LOADING else self.work.describe(index, job)
-                raise DrllmError(f"{what} ended {MAX_DEATHS} workers ({why}): give them more memory, or a smaller --pool-size")
+                less = "ask for fewer --workers" if index == LOADING else "a smaller --pool-size"
+                raise DrllmError(f"{what} ended {MAX_DEATHS} workers ({why}): give them more memory, or {less}")
         self.waiting.extendleft(reversed(lost))
         self.start_worker()
         gone = {index for index, _ in lost}

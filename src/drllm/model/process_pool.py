@@ -25,6 +25,7 @@ from drllm.core.errors import DrllmError
 from drllm.model.pool import Jobs, WorkerDied
 
 WATCHES_EVERY_S = 1.0  # for the end of the process that started a worker
+TRACEBACK = "Traceback (most recent call last)"
 ENDS_WITHIN_S = 5.0  # a worker whose pipe is closed, before it is killed
 
 _START = "import sys; sys.path[:] = {path!r}; from drllm.model.process_pool import serve; serve({pipe}, {parent})"
@@ -46,14 +47,15 @@ class _Process:
         )
         theirs.close()
 
-    def why_it_ended(self) -> str:
-        """Its last words, or the signal that ended it."""
+    def ended(self) -> Exception:
+        """Why it ended: a signal or its exit status; or the traceback that it left, which another try would leave, too."""
         code = self.process.wait()
-        if code < 0:
-            return f"killed by {signal.Signals(-code).name}"
         self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"exit status {code}"
+        words = self.errors.read().decode(errors="replace").strip()
+        found = words.rfind(TRACEBACK)
+        if code == 1 and found >= 0:
+            return RuntimeError(f"a worker failed:\n{words[found:]}")
+        return WorkerDied(f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}")
 
     def stop(self, at_once: bool) -> None:
         """End it; at once, or when it is done with what it is at."""
@@ -76,6 +78,11 @@ class Processes:
 
     def start(self, actor: type, arguments: tuple[Any, ...], resources: Resources) -> _Process:
         """A worker: an idle one, else a new one."""
+        alive = [worker for worker in self.idle if worker.process.poll() is None]
+        for worker in self.idle:
+            if worker not in alive:
+                worker.stop(at_once=True)
+        self.idle = alive
         worker = self.idle.pop() if self.idle else _Process()
         _send(worker, (actor, arguments))
         return worker
@@ -92,7 +99,7 @@ class Processes:
         try:
             error = call.pipe.recv()
         except (EOFError, ConnectionError):
-            raise WorkerDied(call.why_it_ended()) from None
+            raise call.ended() from None
         if error is not None:
             raise error
 

@@ -40,14 +40,15 @@ class RoutedModel:
         model: the transformers model, wrapped in place.
         tokenizer: its tokenizer, or None.
         policy: decides each prompt's route; None is the base model.
+        by_name: whether all of it was loaded by `base_id`, so that another process can load the same.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, base_id: str, revision: str | None):
+    def __init__(self, model: nn.Module, tokenizer: Any, base_id: str, revision: str | None, by_name: bool = False):
         """Wrap in place; use `wrap`."""
         if not isinstance(model, nn.Module) or not hasattr(getattr(model, "config", None), "get_text_config"):
             raise InputError(f"cannot wrap a {type(model).__name__}: give a transformers model, a Hub id, a folder or a .gguf file")
         self.model: Any = model
-        self.tokenizer, self.base_id, self.revision = tokenizer, base_id, revision
+        self.tokenizer, self.base_id, self.revision, self.by_name = tokenizer, base_id, revision, by_name
         self.config = self.model.config.get_text_config(decoder=True)
         check_structure(self.config)
         check_model(model)
@@ -81,8 +82,8 @@ class RoutedModel:
         wanted = dtype_of(dtype)
         model: Any = model_or_id
         if isinstance(model_or_id, str | Path):
-            model, tokenizer = load_base(str(model_or_id), wanted, device, tokenizer)
-            return cls(model, tokenizer, str(model_or_id), commit_of(model.config))
+            model, own = load_base(str(model_or_id), wanted, device, tokenizer)
+            return cls(model, own, str(model_or_id), commit_of(model.config), by_name=tokenizer is None)
         routed = cls(model, tokenizer, getattr(model, "name_or_path", "") or "", commit_of(getattr(model, "config", None)))
         if wanted is not None or device is not None:
             model.to(dtype=wanted, device=device)

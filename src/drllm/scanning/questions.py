@@ -15,6 +15,7 @@ from drllm.core.errors import ArtifactError, InputError
 from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
 from drllm.runs.layout import RunFolder
+from drllm.runs.manifest import path_manifests
 from drllm.runs.records import RouteRecord, iterate_records
 from drllm.scoring.scorer import scorer_of
 from drllm.searching.runner import search
@@ -54,6 +55,20 @@ def choose(routed: RoutedModel, loaded: Mapping[str, LoadedTask], config: ScanCo
             "--fresh-split, or leave the second measurement out with --fresh 0"
         )
     return _in_turns(raced), fresh
+
+
+def as_begun(resources: Resources, base: Path) -> Resources:
+    """The resources, with the threads of a scan that is under way where none are asked for: 16-bit products round by them.
+
+    Args:
+        base: the folder in which that scan asked the base.
+    """
+    threads = max((manifest.threads or 0 for manifest in path_manifests(base).values()), default=0)
+    return (
+        replace(resources, executor="local", threads=threads)
+        if resources.executor == "auto" and not resources.threads and threads > 1
+        else resources
+    )
 
 
 def least_sure_first(tasks: Sequence[str], margins_Q: np.ndarray) -> list[int]:

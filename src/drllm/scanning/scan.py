@@ -13,8 +13,8 @@ from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import read_json, write_json, write_text
 from drllm.core.progress import say
 from drllm.core.route import Route
+from drllm.model.executors import opened, settled
 from drllm.model.families import RESCALING, has_experts
-from drllm.model.pool import opened, settled
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
 from drllm.runs.layout import RunFolder, ScanFolder
@@ -24,7 +24,7 @@ from drllm.runs.scan_result import CLAIMED, RANDOM, WINNER, Cell, Cost, Measured
 from drllm.scanning.claims import claim, compared
 from drllm.scanning.cost import again_guess, race_guess
 from drllm.scanning.measure import by_chance, means, measured
-from drllm.scanning.questions import Asked, Bench, choose, least_sure_first
+from drllm.scanning.questions import Asked, Bench, as_begun, choose, least_sure_first
 from drllm.scanning.race import Standing, by_round, first_and_of_kinds, race, schedule, scores
 from drllm.scanning.spans import Candidate, candidates, forwards_a_question, twins
 from drllm.searching.cost import listed_cost
@@ -67,7 +67,7 @@ def scan(
     check_claims(claimed, config)
     if odd := [route for route in claimed if len(route) != routed.n_layers]:
         raise InputError(f"route {odd[0]} leads through {len(odd[0])} blocks, the model has {routed.n_layers}")
-    resources = settled(routed, resources, scanning=True)
+    resources = settled(routed, as_begun(resources, RunFolder(out).scan.base), scanning=True)
     loaded = {name: load_task(name, data) for name in tasks}
     folder, settings = RunFolder(out).scan, to_dict(config) | {"resources": to_dict(resources)}
     with torch_threads(resources.threads), opened(routed, resources), running(out, "scan", settings, argv):

@@ -94,13 +94,13 @@ def search_on_workers(place: Workplace, routed: RoutedModel, resources: Resource
 
     Raises `DrllmError` for a group that kills its workers, `ArtifactError` for a replica that is not the model of this process.
     """
-    # Workers start in another folder, and need no other worker's groups.
+    # Ray's actors start in another folder; and no worker needs the others' groups.
     sent = [replace(task, folder=task.folder.resolve(), todo=[], notes=[]) for task in tasks]
     tickets = [Ticket(number, index, group) for number, task in enumerate(tasks) for index, group in task.todo]
     tickets.sort(key=lambda ticket: -tasks[ticket.task].lengths[ticket.index])
 
     def describe(_: int, ticket: Ticket) -> str:
-        return f"group {ticket.index} ({', '.join(example.id for _, example in ticket.group[:3])}, ...)"
+        return f"{tasks[ticket.task].job.task.name}: group {ticket.index} ({', '.join(example.id for _, example in ticket.group[:3])}, ...)"
 
     def is_done(number: int) -> bool:
         return shard_path(tasks[tickets[number].task].folder, tickets[number].index).is_file()

@@ -16,7 +16,7 @@ from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import write_json
 from drllm.core.progress import Progress
 from drllm.core.route import Route
-from drllm.model.pool import opened, settled
+from drllm.model.executors import opened, settled
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
 from drllm.runs.layout import PRIOR_FILE, RunFolder
