@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from drllm.reporting.recommendation import commands, lines, panel, title
 from drllm.retrofitting import sizes
 from drllm.retrofitting.pipeline import retrofit
 from drllm.retrofitting.recommend import PROMISED, recommend
-from drllm.retrofitting.sizes import scan_cost, sizes_of
+from drllm.retrofitting.sizes import calibrated_of, scan_cost, sizes_of
 from drllm.runs.load import read_summary
 from drllm.runs.provenance import read_jobs
 from drllm.runs.recommendation import Recommendation, read_recommendation
@@ -25,6 +26,14 @@ from runs import SEARCH, TASK, L, copy_run, model, questions, write_rows
 pytestmark = pytest.mark.long
 
 FEW = {"fit": 270, "tune": 200, "calibrate": 50, "test": 400}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def promised_alike() -> Iterator[None]:
+    """How many questions are left time for is the machine's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("drllm.retrofitting.recommend.calibrated_of", lambda of, *_: of.calibrated)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -276,3 +285,11 @@ def test_the_cost_of_a_race_grows_with_its_rounds_and_less_than_the_product():
     assert scan_cost(4, 0, 8, ACCURACY.kinds) == pytest.approx(8 * 12, rel=0.5)
     assert scan_cost(30, 0, 128, ACCURACY.kinds) < 0.3 * 128 / 8 * scan_cost(30, 0, 8, ACCURACY.kinds)
     assert scan_cost(30, 0, 8, SPEED.kinds) < scan_cost(30, 0, 8, ACCURACY.kinds)
+
+
+def test_the_promise_takes_the_questions_that_the_time_left_bears():
+    sizes = sizes_of(30, 30, asked(10), {"a": FEW})
+    most = [calibrated_of(sizes, seconds, 0.1, 1, 1) for seconds in (0, 35, 41, 10_000)]
+    assert most[0] == 12 < most[1] < most[2] < most[3] == sizes.calibrated
+    assert calibrated_of(sizes, 41, 0.1, 1, 8) < most[2], "more points, fewer questions"
+    assert calibrated_of(sizes, 41, 0.2, 1, 1) < most[2], "a slower machine, fewer questions"

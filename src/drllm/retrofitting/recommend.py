@@ -36,7 +36,7 @@ from drllm.policies.saved import load_policy
 from drllm.reporting.report import report
 from drllm.retrofitting.dry_run import questions_of
 from drllm.retrofitting.one_answer import ANSWER_TOKENS, one_answer
-from drllm.retrofitting.sizes import N_LISTED, SIMULATIONS, Sizes, check_questions, sizes_of
+from drllm.retrofitting.sizes import N_LISTED, SIMULATIONS, Sizes, calibrated_of, check_questions, sizes_of
 from drllm.retrofitting.stages import Stages, claim_folder, data_key
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
@@ -52,6 +52,7 @@ PROMISED = "promised"  # the folder of the policy that kept its promise, at the 
 NEAR = 0.017  # of the base's passes above the budget that still keep to it: half a block of thirty
 SAVES = 0.05  # passes a prompt that are worth a word
 ROUNDS, CLOCK_TOKENS = 8, 16
+COMPARE = "compare on {}"  # the name of a stage, by split
 PAPER = RoutersConfig(preset="paper")
 
 
@@ -99,6 +100,7 @@ class _Tries:
     data: str | Path | None
     argv: Sequence[str] | None
     missed: dict[str, str] = field(default_factory=dict)
+    forward_s: float = 0.0  # in which a method answered a tune question
 
     def __post_init__(self) -> None:
         self.asked: RetrofitConfig = self.of["retrofit"]
@@ -130,13 +132,13 @@ class _Tries:
 
     def run_all(self) -> tuple[Recommendation, dict[str, Any]]:
         """Every stage."""
-        self._scan()
-        self._list()
-        self._train()
+        for stage in (self._scan, self._list, self._train):
+            stage()
         made = self.run.policies()
         tried = [name for name in NAMES if self.run.policy(name) in made and name not in self.missed]
-        dealt = [f"shuffled-{name}" for name in tried if name in A_PROMPT]
-        summary = read_summary(self.run.summary(self._compare("tune", [BASE, *tried, *dealt], self.sizes.tuned)))
+        methods = [BASE, *tried, *(f"shuffled-{name}" for name in tried if name in A_PROMPT)]
+        summary = read_summary(self.run.summary(self._compare("tune", methods, self.sizes.tuned)))
+        self.forward_s = self.stages.took[COMPARE.format("tune")] / (self.sizes.tuned * len(self.tasks) * len(methods))
         best = self._best({row.method: row for row in summary.pooled}, tried)
         found = self._recommendation(None, tried) if best is None else self._promised(best, tried)
         write_recommendation(self.run.recommendation, found)
@@ -223,7 +225,7 @@ class _Tries:
         config = replace(self.of["evaluate"], split=split, limit=limit, **self.judged)
         given = (self.routed, methods, self.tasks, self.run.root, config, self.data, self.argv, self.of["resources"])
         self.stages.run(
-            f"compare on {split}",
+            COMPARE.format(split),
             to_dict(config) | {"methods": list(methods)},
             [self.run.evaluation(config.folder)],
             lambda: evaluate(*given).split,
@@ -246,10 +248,11 @@ class _Tries:
     def _promised(self, best: SummaryRow, tried: list[str]) -> Recommendation:
         """What calibrate questions say of the policy that tune named, at the operating point that kept the promise."""
         gate: GuaranteeConfig = self.of["gate"]
-        config = GuaranteeConfig("calibrate", gate.epsilon, gate.delta, self.sizes.calibrated)
+        policy = load_policy(self.run.policy(best.method), self.routed.identity)
+        limit = self.stages.run("calibrate questions", {"policy": best.method}, [], lambda: self._calibrated(policy))
+        config = GuaranteeConfig("calibrate", gate.epsilon, gate.delta, limit)
 
         def test() -> dict[str, Any]:
-            policy = load_policy(self.run.policy(best.method), self.routed.identity)
             chosen, found = calibrate(self.routed, self.run.root, policy, config, self.argv, self.tasks, self.sizes.tuned)
             shutil.rmtree(self.run.policy(PROMISED), ignore_errors=True)  # of another promise
             if found.point is not None:
@@ -258,15 +261,22 @@ class _Tries:
 
         tested = self.stages.run("promise", to_dict(config) | {"policy": best.method}, [self.run.policy(PROMISED)], test)
         name = PROMISED if tested["promised"] else best.method
-        summary = read_summary(self.run.summary(self._compare("calibrate", [BASE, name], self.sizes.calibrated)))
+        summary = read_summary(self.run.summary(self._compare("calibrate", [BASE, name], limit)))
         row = next(row for row in summary.pooled if row.method == name)
-        policy = load_policy(self.run.policy(name), self.routed.identity)
-        clock = self.stages.run("seconds", {"policy": name, "tokens": CLOCK_TOKENS}, [], lambda: self._seconds(policy))
+        kept = load_policy(self.run.policy(name), self.routed.identity)
+        clock = self.stages.run("seconds", {"policy": name, "tokens": CLOCK_TOKENS}, [], lambda: self._seconds(kept))
         saves = row.mean_passes < self.routed.n_layers - SAVES and clock["ratio_high"] < 1
         wanted = saves if self.asked.objective == "speed" else row.is_gain is True or saves
         deploy = tested["promised"] and wanted and row.mean_passes <= self.limit
-        about = {"route": str(policy.route or ""), "is_chat": policy.prompt_format == "chat"}
+        about = {"route": str(kept.route or ""), "is_chat": kept.prompt_format == "chat"}
         return self._recommendation(best, tried, deploy=PROMISED if deploy else "", calibrate=row, **about, **tested, **clock)
+
+    def _calibrated(self, policy: Policy) -> int:
+        """How many calibrate questions a task fit into the time that is left, by what tune questions took; settled by the first call."""
+        left, n_points = 60 * self.asked.minutes - self.stages.seconds, len(policy.operating_points())
+        found = calibrated_of(self.sizes, left, self.forward_s, len(self.tasks), n_points)
+        say(f"{found} calibrate questions a task, {max(0, left):.0f} seconds are left")
+        return found
 
     def _recommendation(self, best: SummaryRow | None, tried: list[str], **found: Any) -> Recommendation:
         about = {"model": self.routed.base_id, "objective": self.asked.objective, "tried": tried, "tune": best}

@@ -21,6 +21,8 @@ SEARCHED = searched_cost("loglik", SIMULATIONS, verify=False)
 N_LISTED = 16  # routes that every question answers
 ON_TUNE = 9 + 12 + 5  # forwards a tune question: base, policies and baselines; controls of routers; operating points
 ON_CALIBRATE = 3 + 2  # operating points and base, which share blocks, then the chosen one beside the base
+A_POINT = 0.6  # forwards of one more operating point, which shares blocks with the others
+ENDING_S = 25.0  # seconds for clocks, the answer and the report, behind the promise
 FIRST, N_KEPT = 8, 5  # questions of a scan's first round, candidates of each kind in its last
 SCANNED = (128, 64, 32, 16, FIRST)  # questions of its last round that are tried
 FEWEST = 12  # questions a task below which a stage teaches nothing
@@ -118,3 +120,14 @@ def sizes_of(n_layers: int, plain_ms: float, asked: RetrofitConfig, available: M
         tuned=share(TUNE, ON_TUNE, "tune"),
         calibrated=share(CALIBRATE, ON_CALIBRATE, "calibrate"),
     )
+
+
+def calibrated_of(sizes: Sizes, seconds_left: float, seconds_a_forward: float, n_tasks: int, n_points: int) -> int:
+    """Calibrate questions a task that the time left bears, as fast as tune questions were answered; what was set out to be asked at most.
+
+    All operating points answer tune and calibrate questions, then the one that was chosen and the base calibrate questions once more.
+    """
+    points = 1 + A_POINT * n_points if n_points > 1 else 2
+    on_tune = sizes.tuned * points if n_points > 1 else 0
+    fitting = ((seconds_left - ENDING_S) / (seconds_a_forward * n_tasks) - on_tune) / (points + 2)
+    return min(sizes.calibrated, max(FEWEST, int(fitting)))

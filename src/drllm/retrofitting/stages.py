@@ -27,7 +27,7 @@ class Stages:
         self.root, self.memo = run.root, Memo(run.finished, "stages")
         self.key = key_of(start)
         self.skipped: list[str] = []
-        self.seconds = 0.0  # of all stages, those that were done already as they took then
+        self.took: dict[str, float] = {}  # seconds of each stage, those that were done already as they took then
 
     def run(self, name: str, config: Any, folders: Sequence[Path], work: Callable[[], Any]) -> Any:
         """The result of the stage: remembered when it is done, else of `work`."""
@@ -35,7 +35,7 @@ class Stages:
         entry = self.memo.find(name, self.key)
         if entry is not None and entry["files"] == self._files(folders):
             self.skipped.append(name)
-            self.seconds += entry["seconds"]
+            self.took[name] = entry["seconds"]
             say(f"{name}: done already ({entry['seconds']:.0f} s)")
             return entry["result"]
         say(f"{name} ...")
@@ -43,9 +43,14 @@ class Stages:
         result = work()
         seconds = time.monotonic() - start
         self.memo.keep(name, self.key, seconds=round(seconds, 3), files=self._files(folders), result=result)
-        self.seconds += seconds
+        self.took[name] = seconds
         say(f"{name}: {seconds:.0f} s")
         return result
+
+    @property
+    def seconds(self) -> float:
+        """What all stages so far took."""
+        return sum(self.took.values())
 
     def _files(self, folders: Sequence[Path]) -> dict[str, str]:
         paths = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
