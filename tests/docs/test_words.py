@@ -29,7 +29,7 @@ RETIRED = (
     (r"\bPartial[A-Z]\w*|\bpartial_(blocks|policy|model)", "blocks that run in part", "gated"),
     (r"(?<!functools)\.partial\b", "a file not yet whole", ".tmp"),
     (r"\bplans?\b|\bplanned\b|_plans?\b|\bplan_", "the file of what determines records; which rows make a pass", "manifest; schedule"),
-    (r"\bcrews?\b|_crew\b", "the actors of a Ray cluster", "ray_pool"),
+    (r"\bcrews?\b|_crew\b", "the workers of one job", "pool"),
     (r"\bhir(e|es|ed|ing)\b", "to start an actor", "start_actor"),
     (r"\b[Mm]aterial\b", "what a method learns from", "training data"),
     (r"\b[Ss]heets?\b", "prompts of like lengths", "bucket"),
