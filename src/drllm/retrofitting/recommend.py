@@ -179,11 +179,10 @@ class _Tries:
         if not self.sizes.searched:
             self.missed["paper"] = f"its search does not fit into {self.asked.minutes:g} minutes, or there are too few fit questions"
             return
-        config = SearchConfig(preset="paper", limit=self.sizes.searched, n_simulations=SIMULATIONS, verify=False, **self.judged)
-        given = (self.routed, self.tasks, config, self.run.paper, self.data, self.argv)
-        self.stages.run(
-            "search", to_dict(config), [RunFolder(self.run.paper).searches], lambda: str(search(*given, resources=self.of["resources"]))
-        )
+        lean = {"limit": self.sizes.searched, "n_simulations": SIMULATIONS, "verify": False, "control": False}
+        config = SearchConfig(preset="paper", **lean, **self.judged)
+        given = (self.routed, self.tasks, config, self.run.paper, self.data, self.argv, None, self.of["resources"])
+        self.stages.run("search", to_dict(config), [RunFolder(self.run.paper).searches], lambda: str(search(*given)))
         self._make("paper", PAPER, self._paper)
 
     def _make(self, name: str, config: Any, work: Callable[[], None] | None = None) -> None:
