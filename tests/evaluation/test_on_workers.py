@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import logging
 import os
 import shutil
@@ -32,14 +31,13 @@ from drllm.runs.provenance import read_jobs
 from drllm.runs.records import read_records, shard_indices
 from drllm.searching import on_workers
 from runs import EVALUATE, TASK, TRAIN, L, copy_run, folder_bytes, model
+from worker_processes import EXECUTORS, HAVE_RAY, needs_ray, replicas
 
-HAVE_RAY = importlib.util.find_spec("ray") is not None
-needs_ray = pytest.mark.skipif(not HAVE_RAY, reason="needs Ray (pip install '.[ray]')")
 SEARCH = SearchConfig(n_simulations=30, group_size=2, sweep_questions=4)
 TWO = Resources(executor="ray", workers=2, pool_size=4)
 
 
-@pytest.fixture(params=[pytest.param("processes", marks=pytest.mark.long), pytest.param("ray", marks=[needs_ray, pytest.mark.slow])])
+@pytest.fixture(params=EXECUTORS)
 def two(request) -> Resources:
     """Two workers, by either executor."""
     return dataclasses.replace(TWO, executor=request.param)
@@ -60,17 +58,6 @@ def single(saved, data, tmp_path_factory) -> Path:
     return search(saved, [TASK], SEARCH, tmp_path_factory.mktemp("single"), data)
 
 
-def replicas(two: Resources, driver: int = 0) -> list[int]:
-    """Process ids of the workers: of Ray's here, or of a driver's own children (default: of this process)."""
-    whose = (
-        ["-f", "^ray::(Replica|Answerer)"]
-        if two.executor == "ray"
-        else ["-P", str(driver or os.getpid()), "-f", "drllm.model.process_pool"]
-    )
-    found = subprocess.run(["pgrep", *whose], capture_output=True, text=True, check=False).stdout
-    return [int(line) for line in found.split()]
-
-
 def gone(pids: list[int]) -> bool:
     """Whether these processes have ended; a killed one takes a moment."""
     deadline = time.monotonic() + 30
@@ -84,7 +71,7 @@ def test_two_workers_write_the_records_of_one_process(two, saved, data, single, 
     assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
     (job,) = read_jobs(tmp_path)
     assert job["config"]["resources"] | {"executor": two.executor, "workers": 2, "threads": 1} == job["config"]["resources"]
-    assert gone(replicas(two))
+    assert gone(replicas(two.executor))
 
 
 @pytest.mark.parametrize("listed", [False, True])
@@ -98,16 +85,16 @@ def test_two_workers_search_loops_and_lists_of_loops_as_one_process_does(two, li
     assert folder_bytes(tmp_path / "one" / kind) == folder_bytes(tmp_path / "two" / kind)
     tried = {route for record in read_records(tmp_path / "two" / kind) for route in record.routes}
     assert any(not route.is_in_place for route in tried)
-    assert gone(replicas(two))
+    assert gone(replicas(two.executor))
 
 
 def test_a_worker_killed_in_the_middle_loses_nothing_and_repeats_nothing(two, saved, data, single, tmp_path):
     folder, killed = tmp_path / "search" / TASK, []
 
     def kill() -> None:
-        while not shard_indices(folder) or len(replicas(two)) < 2:
+        while not shard_indices(folder) or len(replicas(two.executor)) < 2:
             time.sleep(0.01)
-        victim = replicas(two)[0]
+        victim = replicas(two.executor)[0]
         os.kill(victim, signal.SIGKILL)
         killed.append((victim, len(shard_indices(folder))))
 
@@ -139,7 +126,7 @@ def test_a_killed_driver_resumes_on_another_executor(two, saved, data, single, t
     while not shard_indices(folder):
         assert driver.poll() is None
         time.sleep(0.01)
-    workers = replicas(two, driver.pid)
+    workers = replicas(two.executor, driver.pid)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     assert workers
@@ -181,7 +168,7 @@ def test_two_workers_answer_as_one_process_does(two, saved, data, compared, tmp_
     assert set(found) == {"base", *METHODS}
     alone = read_summary(compared / place / "summary.json")
     assert [row.accuracy for row in summary.rows] == [row.accuracy for row in alone.rows]
-    assert gone(replicas(two))
+    assert gone(replicas(two.executor))
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / place).rglob("*.parquet")}
     assert evaluate(saved, METHODS, [TASK], "run", EVALUATE, data, resources=two) == summary
     assert {path: path.stat().st_mtime_ns for path in written} == written

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from dataclasses import replace
@@ -36,6 +34,7 @@ from drllm.scanning.spans import candidates
 from drllm.searching.cost import block_runs
 from drllm.searching.runner import read_routes
 from drllm.tasks import load_task
+from worker_processes import EXECUTORS, replicas
 
 pytestmark = pytest.mark.long
 
@@ -299,17 +298,8 @@ def test_a_family_that_rescales_its_states_is_noted(data, tmp_path):
     assert "blocks of doge scale the states they are given, so a loop scales them once more" in result.notes
 
 
-NEEDS_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray (pip install '.[ray]')")
-
-
-@pytest.mark.parametrize(
-    ("executor", "command"),
-    [
-        pytest.param("processes", ["-P", str(os.getpid()), "-f", "drllm.model.process_pool"], marks=pytest.mark.long),
-        pytest.param("ray", ["-f", "^ray::Replica"], marks=[pytest.mark.slow, NEEDS_RAY]),
-    ],
-)
-def test_two_workers_one_of_them_killed_write_the_bytes_of_one_process(executor, command, data, tmp_path):
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_two_workers_one_of_them_killed_write_the_bytes_of_one_process(executor, data, tmp_path):
     """Two tasks, which the workers take from one queue."""
     runs.model().unwrap().save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
@@ -320,21 +310,18 @@ def test_two_workers_one_of_them_killed_write_the_bytes_of_one_process(executor,
         (both / task / "train.jsonl").write_text("\n".join(half) + "\n")
     tasks, data = [runs.TASK, "arc_challenge"], both
     scan(routed, tasks, SMALL, tmp_path / "one", data)
-    command[1:2] = [str(os.getpid())] if executor == "processes" else command[1:2]  # the test's own process, not the one that collected it
-    killed = threading.Thread(target=_kill_a_worker, args=(tmp_path / "two" / "scan", command))
+    killed = threading.Thread(target=_kill_a_worker, args=(tmp_path / "two" / "scan", executor))
     killed.start()
     scan(routed, tasks, SMALL, tmp_path / "two", data, resources=Resources(executor=executor, workers=2))
     assert not killed.is_alive(), "a worker was killed amid the scan"
     assert changed(runs.folder_bytes(tmp_path / "one" / "scan"), runs.folder_bytes(tmp_path / "two" / "scan")) == []
 
 
-def _kill_a_worker(folder: Path, command: list[str]) -> None:
+def _kill_a_worker(folder: Path, executor: str) -> None:
     """One of the two, when the first shard is written."""
-    found: list[str] = []
-    while len(found) < 2 or not list(folder.rglob("*.parquet")):
+    while len(found := replicas(executor)) < 2 or not list(folder.rglob("*.parquet")):
         time.sleep(0.01)
-        found = subprocess.run(["pgrep", *command], capture_output=True, text=True, check=False).stdout.split()
-    os.kill(int(found[0]), signal.SIGKILL)
+    os.kill(found[0], signal.SIGKILL)
 
 
 def test_a_scan_that_began_with_threads_goes_on_with_them(data, tmp_path):

@@ -14,6 +14,7 @@ from drllm.model.pool import Workplace
 from drllm.model.process_pool import processes
 from drllm.model.ray_pool import connected
 from drllm.model.routed import RoutedModel
+from drllm.model.threads import torch_threads
 
 
 def settled(routed: RoutedModel, resources: Resources, scanning: bool = False) -> Resources:
@@ -38,6 +39,11 @@ def _fitting(routed: RoutedModel, resources: Resources) -> int:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     replica = sum(part.numel() * part.element_size() for part in routed.model.parameters()) + resources.cache_bytes
     return max(1, min(n_cores, memory // (2 * replica)))
+
+
+def threads_here(resources: Resources) -> AbstractContextManager[None]:
+    """Torch's threads in this process around stages that may go to workers: those asked for, where they are for this process."""
+    return torch_threads(resources.threads if resources.executor in ("auto", "local") else 0)
 
 
 def opened(routed: RoutedModel, resources: Resources) -> AbstractContextManager[Workplace | None]:

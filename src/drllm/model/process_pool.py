@@ -78,11 +78,8 @@ class Processes:
 
     def start(self, actor: type, arguments: tuple[Any, ...], resources: Resources) -> _Process:
         """A worker: an idle one, else a new one."""
-        alive = [worker for worker in self.idle if worker.process.poll() is None]
-        for worker in self.idle:
-            if worker not in alive:
-                worker.stop(at_once=True)
-        self.idle = alive
+        while self.idle and self.idle[-1].process.poll() is not None:
+            self.idle.pop().stop(at_once=True)
         worker = self.idle.pop() if self.idle else _Process()
         _send(worker, (actor, arguments))
         return worker

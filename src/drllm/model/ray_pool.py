@@ -20,11 +20,14 @@ class RayActors:
 
     def __init__(self) -> None:
         self.ray, self.died = _ray()
+        self._classes: dict[type, Any] = {}  # as Ray knows them: each is sent to the cluster once
 
     def start(self, actor: type, arguments: tuple[Any, ...], resources: Resources) -> Any:
         """An actor, wherever the cluster has room for it."""
         options = {"num_cpus": max(1, resources.threads), "num_gpus": resources.worker_gpus, "max_restarts": 0}
-        return self.ray.remote(actor).options(**options).remote(*arguments)
+        if actor not in self._classes:
+            self._classes[actor] = self.ray.remote(actor)
+        return self._classes[actor].options(**options).remote(*arguments)
 
     def call(self, handle: Any, jobs: Jobs) -> Any:
         return handle.work.remote(jobs)

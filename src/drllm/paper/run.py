@@ -62,7 +62,7 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
     Returns:
         The path of the page.
     """
-    from drllm.model.threads import torch_threads
+    from drllm.model.executors import threads_here
     from drllm.reporting.drawing import need_extras, write_charts
     from drllm.reporting.page import write_page
 
@@ -74,7 +74,7 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
     parts: list[Part] = []
     claims: list[tuple[Exhibit, Claim]] = []
     resources = bench.setup.resources
-    with torch_threads(resources.threads if resources.executor in ("auto", "local") else 0):
+    with threads_here(resources):
         for exhibit in exhibits:
             for stage in exhibit.stages(bench.setup):
                 if stage not in bench.results:

@@ -9,8 +9,8 @@ from drllm.core.errors import ArtifactError
 from drllm.evaluation.fit import fit_policy
 from drllm.evaluation.run import evaluate
 from drllm.methods.base import get_method
+from drllm.model.executors import threads_here
 from drllm.model.routed import RoutedModel
-from drllm.model.threads import torch_threads
 from drllm.policies.saved import load_policy
 from drllm.policies.saved_config import read_config
 from drllm.reporting.report import report
@@ -70,7 +70,7 @@ def retrofit(
     def compared() -> str:
         return evaluate(routed, EVALUATED, tasks, run.root, of["evaluate"], data, argv, resources).split
 
-    with torch_threads(resources.threads if resources.executor in ("auto", "local") else 0):
+    with threads_here(resources):
         stages.run("search", to_dict(of["search"]), [run.searches], found_by_search)
         for name in TRAINED:
             stages.run(f"train {name}", to_dict(of[name]) | {"gate": to_dict(of["gate"])}, [run.policy(name)], trained(name))

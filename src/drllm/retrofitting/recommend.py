@@ -29,8 +29,8 @@ from drllm.methods.codebook import CodebookConfig
 from drllm.methods.fitting import train
 from drllm.methods.static import StaticConfig
 from drllm.methods.training_data import TrainingData
+from drllm.model.executors import threads_here
 from drllm.model.routed import RoutedModel
-from drllm.model.threads import torch_threads
 from drllm.policies.policy import Policy
 from drllm.policies.saved import load_policy
 from drllm.reporting.report import report
@@ -85,7 +85,7 @@ def recommend(
         ArtifactError: `out` holds another run, or a retrofit that was asked for something else.
     """
     resources = configs["resources"]
-    with torch_threads(resources.threads if resources.executor in ("auto", "local") else 0):
+    with threads_here(resources):
         return _Tries(routed, list(tasks), RunFolder(Path(out)), dict(configs), data, argv).run_all()
 
 
@@ -100,7 +100,6 @@ class _Tries:
     data: str | Path | None
     argv: Sequence[str] | None
     missed: dict[str, str] = field(default_factory=dict)
-    forward_s: float = 0.0  # in which a method answered a tune question
 
     def __post_init__(self) -> None:
         self.asked: RetrofitConfig = self.of["retrofit"]
@@ -132,15 +131,16 @@ class _Tries:
 
     def run_all(self) -> tuple[Recommendation, dict[str, Any]]:
         """Every stage."""
-        for stage in (self._scan, self._list, self._train):
-            stage()
+        self._scan()
+        self._list()
+        self._train()
         made = self.run.policies()
         tried = [name for name in NAMES if self.run.policy(name) in made and name not in self.missed]
         methods = [BASE, *tried, *(f"shuffled-{name}" for name in tried if name in A_PROMPT)]
         summary = read_summary(self.run.summary(self._compare("tune", methods, self.sizes.tuned)))
-        self.forward_s = self.stages.took[COMPARE.format("tune")] / (self.sizes.tuned * len(self.tasks) * len(methods))
+        forward_s = self.stages.took[COMPARE.format("tune")] / (self.sizes.tuned * len(self.tasks) * len(methods))
         best = self._best({row.method: row for row in summary.pooled}, tried)
-        found = self._recommendation(None, tried) if best is None else self._promised(best, tried)
+        found = self._recommendation(None, tried) if best is None else self._promised(best, tried, forward_s)
         write_recommendation(self.run.recommendation, found)
         answer = self.stages.run("generate", {"tokens": ANSWER_TOKENS, "deploy": found.deploy}, [], lambda: self._answer(found.deploy))
         written = self.stages.run("report", {"as": "page", "found": found.to_json()}, [self.run.report], lambda: report(self.run.root).name)
@@ -244,11 +244,11 @@ class _Tries:
             return min(kept, key=lambda row: (row.mean_passes, -row.difference))
         return max(useful, key=lambda row: (row.difference, -row.mean_passes), default=None)
 
-    def _promised(self, best: SummaryRow, tried: list[str]) -> Recommendation:
+    def _promised(self, best: SummaryRow, tried: list[str], forward_s: float) -> Recommendation:
         """What calibrate questions say of the policy that tune named, at the operating point that kept the promise."""
         gate: GuaranteeConfig = self.of["gate"]
         policy = load_policy(self.run.policy(best.method), self.routed.identity)
-        limit = self.stages.run("calibrate questions", {"policy": best.method}, [], lambda: self._calibrated(policy))
+        limit = self.stages.run("calibrate questions", {"policy": best.method}, [], lambda: self._calibrated(policy, forward_s))
         config = GuaranteeConfig("calibrate", gate.epsilon, gate.delta, limit)
 
         def test() -> dict[str, Any]:
@@ -270,10 +270,10 @@ class _Tries:
         about = {"route": str(kept.route or ""), "is_chat": kept.prompt_format == "chat"}
         return self._recommendation(best, tried, deploy=PROMISED if deploy else "", calibrate=row, **about, **tested, **clock)
 
-    def _calibrated(self, policy: Policy) -> int:
+    def _calibrated(self, policy: Policy, forward_s: float) -> int:
         """How many calibrate questions a task fit into the time that is left, by what tune questions took; settled by the first call."""
         left, n_points = 60 * self.asked.minutes - self.stages.seconds, len(policy.operating_points())
-        found = calibrated_of(self.sizes, left, self.forward_s, len(self.tasks), n_points)
+        found = calibrated_of(self.sizes, left, forward_s, len(self.tasks), n_points)
         say(f"{found} calibrate questions a task, {max(0, left):.0f} seconds are left")
         return found
 

@@ -25,6 +25,11 @@ def again_guess(n_layers: int, pool: Sequence[Candidate], n_raced: int, n_fresh:
     return n_fresh * forwards_a_question(n_layers, drawn) + n_raced * forwards_a_question(n_layers, drawn[:n])
 
 
+def claim_cost(n_layers: int, one: Claim, n_fresh: int) -> float:
+    """Plain forwards of a claim and its other places on new questions."""
+    return n_fresh * listed_cost(n_layers, one.routes)
+
+
 def stages_of(n_layers: int, n_raced: int, n_fresh: int, claims: Sequence[Claim], config: ScanConfig) -> dict[str, float]:
     """Plain forwards of each stage by its name."""
     found = {}
@@ -38,5 +43,5 @@ def stages_of(n_layers: int, n_raced: int, n_fresh: int, claims: Sequence[Claim]
             found[f"winners and random spans on {n_fresh} new questions"] = again_guess(n_layers, pool, n_raced, n_fresh, config)
     for one in claims if n_fresh else ():
         name = f"{one.one.route} as claimed and at {len(one.others)} other places, on {n_fresh} questions"
-        found[name] = n_fresh * listed_cost(n_layers, one.routes)
+        found[name] = claim_cost(n_layers, one, n_fresh)
     return found

@@ -63,12 +63,10 @@ def as_begun(resources: Resources, base: Path) -> Resources:
     Args:
         base: the folder in which that scan asked the base.
     """
+    if resources.executor != "auto" or resources.threads:
+        return resources
     threads = max((manifest.threads or 0 for manifest in path_manifests(base).values()), default=0)
-    return (
-        replace(resources, executor="local", threads=threads)
-        if resources.executor == "auto" and not resources.threads and threads > 1
-        else resources
-    )
+    return replace(resources, executor="local", threads=threads) if threads > 1 else resources
 
 
 def least_sure_first(tasks: Sequence[str], margins_Q: np.ndarray) -> list[int]:

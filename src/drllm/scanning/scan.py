@@ -22,12 +22,11 @@ from drllm.runs.manifest import differences
 from drllm.runs.provenance import running
 from drllm.runs.scan_result import CLAIMED, RANDOM, WINNER, Cell, Cost, Measured, ScanResult, read_scan, write_scan
 from drllm.scanning.claims import claim, compared
-from drllm.scanning.cost import again_guess, race_guess
+from drllm.scanning.cost import again_guess, claim_cost, race_guess
 from drllm.scanning.measure import by_chance, means, measured
 from drllm.scanning.questions import Asked, Bench, as_begun, choose, least_sure_first
 from drllm.scanning.race import Standing, by_round, first_and_of_kinds, race, schedule, scores
 from drllm.scanning.spans import Candidate, candidates, forwards_a_question, twins
-from drllm.searching.cost import listed_cost
 from drllm.tasks import load_task
 
 N_LISTED = 32  # routes of best.txt, at most
@@ -217,11 +216,11 @@ class _Scan:
         """Each claim's rows and means, from a run folder of its own."""
         claims = [claim(route, self.config) for route in dict.fromkeys(routes)]
         if claims:
-            guess = sum(listed_cost(self.n_layers, one.routes) for one in claims) * len(self.fresh)
+            guess = sum(claim_cost(self.n_layers, one, len(self.fresh)) for one in claims)
             places = ", ".join(f"{one.one.route} and {len(one.others)} other places" for one in claims)
             say(f"scan: about {guess:,.0f} plain forwards for what is claimed, on {len(self.fresh)} questions: {places}")
         for one in claims:
-            self.cost = self.cost.changed(fresh=self.cost.fresh + len(self.fresh) * listed_cost(self.n_layers, one.routes))
+            self.cost = self.cost.changed(fresh=self.cost.fresh + claim_cost(self.n_layers, one, len(self.fresh)))
             found, _ = self.bench.ask(one.routes, self.fresh, self.config.fresh_split, self.folder.claimed(one.name))
             yield compared(one, found, [task for task, _ in self.fresh], self.config)
 
