@@ -216,9 +216,10 @@ def _filled(form: str, example: Example) -> list[str]:
 def _arith(level: int, about: str, solved: str) -> Task:
     """`solved`: the questions that stand before each one, as "3 + 4 = 7, 9 - 5 = 4"."""
     shots = tuple((f"What is {left}?", right) for left, right in (equation.split(" = ") for equation in solved.split(", ")))
-    return Task(f"arith-{level}", "math", "number", f"Arithmetic, level {level} of 5: {about}", shots=shots)
+    return Task(f"arith-{level}", "math", "number", f"Arithmetic, level {level} of 8: {about}", shots=shots)
 
 
+_THREE_NUMBERS = "23 + 41 - 12 = 52, 97 - 52 + 36 = 81, 68 + 76 + 15 = 159, 24 - 71 - 38 = -85"
 _ALL = (
     Task("arc_easy", "choice", "loglik", "ARC-Easy: grade-school science, 3 to 5 choices"),
     Task("arc_challenge", "choice", "loglik", "ARC-Challenge: harder grade-school science, 3 to 5 choices"),
@@ -249,6 +250,9 @@ _ALL = (
     _arith(3, "three digits, added or subtracted", "3 + 4 - 2 = 5, 9 - 5 + 6 = 10, 8 + 6 + 1 = 15, 2 - 7 - 3 = -8"),
     _arith(4, "two numbers of two digits, added or subtracted", "23 + 41 = 64, 97 - 52 = 45, 68 + 76 = 144, 24 - 71 = -47"),
     _arith(5, "two numbers of three digits, added or subtracted", "231 + 415 = 646, 974 - 523 = 451, 686 + 761 = 1447, 240 - 718 = -478"),
+    _arith(6, "products of two numbers of two digits", "23 * 41 = 943, 97 * 52 = 5044, 68 * 76 = 5168, 24 * 71 = 1704"),
+    _arith(7, "three numbers of two digits, added or subtracted", _THREE_NUMBERS),
+    _arith(8, "four digits, added or subtracted", "3 + 4 - 2 + 6 = 11, 9 - 5 + 6 - 7 = 3, 8 + 6 + 1 + 5 = 20, 2 - 7 - 3 + 4 = -4"),
 )
 _TASKS = {task.name: task for task in _ALL}
 TASK_NAMES = tuple(_TASKS)
