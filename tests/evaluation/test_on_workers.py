@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import shutil
 import signal
@@ -25,10 +26,13 @@ from drllm.core.errors import DrllmError, InputError
 from drllm.evaluation import answers
 from drllm.model import executors, pool
 from drllm.model.process_pool import processes
+from drllm.reporting.summary_table import render
 from drllm.runs.load import read_summary
 from drllm.runs.manifest import read_manifest
 from drllm.runs.provenance import read_jobs
 from drllm.runs.records import read_records, shard_indices
+from drllm.scoring.loglik import LoglikScorer
+from drllm.scoring.verdict import Known
 from drllm.searching import on_workers
 from runs import EVALUATE, TASK, TRAIN, L, copy_run, folder_bytes, model
 from worker_processes import EXECUTORS, HAVE_RAY, needs_ray, replicas
@@ -155,6 +159,24 @@ def compared(saved, data, single, tmp_path_factory) -> Path:
 
 def without_seconds(folder: Path) -> dict[str, list]:
     return {path.parent.name: pq.read_table(path).to_pylist() for path in sorted(folder.rglob("*.parquet"))}
+
+
+def test_known_verdicts_make_the_same_files_without_seconds(saved, data, compared, tmp_path):
+    """A second policy that takes the same routes asks nothing."""
+    copy_run(compared, tmp_path, "search", "static", "routers")
+    known: dict[str, Known] = {}
+    summary = evaluate(saved, METHODS, [TASK], tmp_path, EVALUATE, data, known=known)
+    place = f"evaluate/{EVALUATE.folder}"
+    assert without_seconds(tmp_path / place) == without_seconds(compared / place)
+    assert all(math.isnan(row.seconds) for row in summary.rows)
+    assert "seconds" not in render(summary)
+    held = dict(known[TASK])
+    shutil.rmtree(tmp_path / place / "static")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LoglikScorer, "score", lambda *_: pytest.fail("asked again"))
+        evaluate(saved, METHODS, [TASK], tmp_path, EVALUATE, data, known=known)
+    assert without_seconds(tmp_path / place) == without_seconds(compared / place)
+    assert known[TASK].keys() == held.keys()
 
 
 def test_two_workers_answer_as_one_process_does(two, saved, data, compared, tmp_path, monkeypatch):

@@ -99,7 +99,7 @@ class FakeScorer:
     def __init__(self, right, route):
         self.right, self.route = right, route
 
-    def score_policy(self, questions, policy):
+    def score_policy(self, questions, policy, known=None):
         numbers = [question.number for question in questions]
         return [Verdict(self.right(n), margin=math.nan) for n in numbers], [Route.parse(self.route(n)) for n in numbers]
 

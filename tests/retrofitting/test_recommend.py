@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from drllm.core.errors import ArtifactError, InputError
 from drllm.methods.base import get_method
 from drllm.reporting.recommendation import commands, lines, panel, title
 from drllm.retrofitting import sizes
+from drllm.retrofitting.choice import best_on_tune, is_worth_it
 from drllm.retrofitting.pipeline import retrofit
 from drllm.retrofitting.recommend import PROMISED, recommend
 from drllm.retrofitting.sizes import calibrated_of, scan_cost, sizes_of
@@ -93,7 +95,9 @@ def test_the_named_policy_is_the_best_on_tune_within_the_budget(speed):
     assert {"base", "shuffled-paper"} < rows.keys()
     assert "looped" not in {*found.tried, *found.missed}, "a loop runs more blocks than nine tenths"
     [calibrated] = (out / "evaluate").glob("calibrate-*/summary.json")
-    assert {row.method for row in read_summary(calibrated).rows} == {"base", PROMISED}
+    after = read_summary(calibrated)
+    assert {row.method for row in after.rows} == {"base", PROMISED}
+    assert all(math.isnan(row.seconds) for row in [*after.rows, *result["summary"].rows]), "verdicts were looked up, so nothing was timed"
     jobs = [job["job"] for job in read_jobs(out)]
     assert jobs.index("calibrate") > jobs.index("evaluate"), "the policy is named before a calibrate question is read"
 
@@ -289,7 +293,33 @@ def test_the_cost_of_a_race_grows_with_its_rounds_and_less_than_the_product():
 
 def test_the_promise_takes_the_questions_that_the_time_left_bears():
     sizes = sizes_of(30, 30, asked(10), {"a": FEW})
-    most = [calibrated_of(sizes, seconds, 0.1, 1, 1) for seconds in (0, 35, 41, 10_000)]
+    most = [calibrated_of(sizes, seconds, 0.1, 1, 1) for seconds in (0, 29, 31, 10_000)]
     assert most[0] == 12 < most[1] < most[2] < most[3] == sizes.calibrated
-    assert calibrated_of(sizes, 41, 0.1, 1, 8) < most[2], "more points, fewer questions"
-    assert calibrated_of(sizes, 41, 0.2, 1, 1) < most[2], "a slower machine, fewer questions"
+    assert calibrated_of(sizes, 31, 0.1, 1, 8) < most[2], "more points, fewer questions"
+    assert calibrated_of(sizes, 31, 0.2, 1, 1) < most[2], "a slower machine, fewer questions"
+
+
+def made(method: str, difference: float, passes: float, **others) -> SummaryRow:
+    about = {"task": "all", "method": method, "n": 100, "accuracy": 0.5, "wilson_low": 0.4, "wilson_high": 0.6}
+    about |= {"difference": difference, "difference_low": difference - 0.1, "difference_high": difference + 0.1, "better": 5, "worse": 5}
+    return SummaryRow(**about | {"mcnemar_p": 1.0, "mean_passes": passes, "n_layers": 30} | others)
+
+
+@pytest.mark.parametrize(
+    ("objective", "limit", "best"),
+    [("accuracy", 60, "more"), ("accuracy", 29.5, "less"), ("speed", 60, "less"), ("speed", 26, "least"), ("speed", 20, None)],
+)
+def test_the_named_policy_by_objective_and_budget(objective, limit, best):
+    rows = [made("same", 0.0, 30), made("more", 0.2, 32), made("less", 0.1, 28), made("least", -0.1, 25), made("worse", -0.2, 31)]
+    found = best_on_tune(rows, objective, limit, epsilon=0.01)
+    assert (found and found.method) == best
+
+
+def test_what_is_worth_deploying_saves_time_or_gains_for_sure():
+    sure = {"difference_low": 0.1, "difference_high": 0.3, "better": 30, "worse": 10, "mcnemar_p": 0.002}
+    assert is_worth_it(made("gain", 0.2, 32, **sure), "accuracy", 60, 1.2)
+    assert not is_worth_it(made("gain", 0.2, 32, **sure), "speed", 60, 1.2)
+    assert not is_worth_it(made("gain", 0.2, 32, **sure), "accuracy", 31, 1.2), "above the budget"
+    assert is_worth_it(made("saves", 0.0, 28), "speed", 60, 0.98)
+    assert not is_worth_it(made("saves", 0.0, 28), "speed", 60, 1.01)
+    assert not is_worth_it(made("maybe", 0.2, 30), "accuracy", 60, 0.9), "neither a sure gain nor fewer passes"

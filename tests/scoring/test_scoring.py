@@ -25,6 +25,7 @@ from drllm.scoring import loglik
 from drllm.scoring.generated import GeneratedScorer
 from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.packing import PackedPrompt, encode_choice, make_batch, pack_choices, separate_choices, split_steps
+from drllm.scoring.route_prediction import score_policies
 from drllm.scoring.scorer import questions_digest, scorer_of
 from drllm.scoring.verdict import loglik_verdict
 from drllm.tasks import Example, Task, get_task
@@ -147,6 +148,26 @@ def test_a_policy_scores_each_question_under_its_own_route(family, raw):
     scores, reported = scorer.score_policy(questions, None)
     assert reported == [Route.full(L)] * len(EXAMPLES)
     assert_logliks(scores[2], expected_logliks(family, Route.full(L), EXAMPLES[2]))
+
+
+def test_what_is_known_is_looked_up_and_what_is_computed_becomes_known(monkeypatch):
+    _, routed = base_and_routed("llama")
+    scorer = LoglikScorer(routed, 200)
+    questions = [scorer.question(ARC, example) for example in EXAMPLES]
+    policies = [None, RoutePolicy(ROUTES[4]), GivenRoutes([ROUTES[4], *ROUTES[:4]])]
+    expected = score_policies(scorer, questions, policies)
+    asked, score = [], scorer.score
+    monkeypatch.setattr(scorer, "score", lambda pairs: asked.append(len(pairs)) or score(pairs))
+    wrong = replace(expected[0][0][1], correct=not expected[0][0][1].correct)
+    known = {("b", "1" * L): wrong}  # told apart from what would be computed
+    found = score_policies(scorer, questions, policies, known)
+    assert asked == [len(EXAMPLES) * 3 - 2], "a route that two policies take is asked once, a known one not at all"
+    assert found[0][0][1] == wrong
+    expected[0][0][1] = wrong
+    assert found == expected
+    assert len(known) == len(EXAMPLES) * 3 - 1
+    assert score_policies(scorer, questions, policies, known) == expected
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

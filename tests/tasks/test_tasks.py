@@ -110,7 +110,7 @@ def test_rewards_that_do_not_fit_are_refused():
 def test_task_names_and_defaults():
     choice = ("arc_easy", "arc_challenge", "openbookqa", "piqa", "sciq", "boolq", "commonsenseqa", "mmlu")
     measured = ("truthfulqa", "agieval", "gpqa", "squadv2", "aime24")
-    boxed, numbers = ("gsm8k", *(f"dart-{level}" for level in range(1, 6))), tuple(f"arith-{level}" for level in range(1, 6))
+    boxed, numbers = ("gsm8k", *(f"dart-{level}" for level in range(1, 6))), tuple(f"arith-{level}" for level in range(1, 9))
     assert (*choice, *measured, *boxed, *numbers) == TASK_NAMES
     assert [get_task(name).default_reward for name in measured] == ["loglik", "loglik", "loglik", "exact", "boxed"]
     assert {name for name in TASK_NAMES if get_task(name).only_measured} == set(measured)

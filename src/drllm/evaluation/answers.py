@@ -1,6 +1,7 @@
 """One method's verdicts on one task's questions: what `evaluate` compares, made here or on a cluster, and kept in a file each."""
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from drllm.policies.saved import load_policy
 from drllm.policies.saved_config import policy_digest
 from drllm.runs.verdicts import Verdicts, find_verdicts, write_verdicts
 from drllm.scoring.scorer import Scorer, questions_digest, scorer_of
+from drllm.scoring.verdict import Known, Verdict
 from drllm.tasks import Example, Task
 
 MAX_THROWS = 1000  # of a looped route's loops
@@ -133,9 +135,14 @@ def _thrown(route: Route, rng: np.random.Generator) -> Route | None:
         return None
 
 
-def answer(scorer: Scorer, questions: Sequence[Any], policy: RouteSource | None, request: Request) -> Verdicts:
-    """Verdicts of one method on one task, read back when the same evaluation has been done before."""
+def answer(scorer: Scorer, questions: Sequence[Any], policy: RouteSource | None, request: Request, known: Known | None = None) -> Verdicts:
+    """Verdicts of one method on one task, read back when the same evaluation has been done before.
+
+    What is `known` is looked up, and what is answered becomes known; no seconds are stated then.
+    """
     if (saved := request.done()) is not None:
+        if known is not None:
+            known.update(known_of(saved))
         return saved
     verdicts, routes = [], []
     started = time.perf_counter()
@@ -143,11 +150,11 @@ def answer(scorer: Scorer, questions: Sequence[Any], policy: RouteSource | None,
         for start in range(0, len(questions), CHUNK):
             chunk = questions[start : start + CHUNK]
             chunk_policy = None if policy is None else policy.select(range(start, start + len(chunk)))
-            some_verdicts, some_routes = scorer.score_policy(chunk, chunk_policy)
+            some_verdicts, some_routes = scorer.score_policy(chunk, chunk_policy, known)
             verdicts += some_verdicts
             routes += some_routes
             progress.advance(len(chunk))
-    ids, seconds = [question.example.id for question in questions], time.perf_counter() - started
+    ids, seconds = [question.example.id for question in questions], time.perf_counter() - started if known is None else math.nan
     correct, acc, acc_norm, margins = (
         [getattr(verdict, name) for verdict in verdicts] for name in ("correct", "acc", "acc_norm", "margin")
     )
@@ -156,6 +163,14 @@ def answer(scorer: Scorer, questions: Sequence[Any], policy: RouteSource | None,
     found = Verdicts(ids, correct, acc, acc_norm, margins, list(map(str, routes)), passes, seconds, request.metadata, f1)
     write_verdicts(request.path, found)
     return found
+
+
+def known_of(verdicts: Verdicts) -> Known:
+    """Verdicts by question and route."""
+    f1 = verdicts.f1 or [math.nan] * len(verdicts.ids)
+    columns = zip(verdicts.correct, verdicts.margins, verdicts.acc, verdicts.acc_norm, f1, strict=True)
+    found = [Verdict(correct, margin, acc, acc_norm, f1=score) for correct, margin, acc, acc_norm, score in columns]
+    return dict(zip(zip(verdicts.ids, verdicts.routes, strict=True), found, strict=True))
 
 
 class Answerer:

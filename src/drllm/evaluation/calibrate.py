@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from drllm.runs.manifest import Manifest, data_of, path_manifests, search_manife
 from drllm.runs.provenance import read_jobs, running
 from drllm.runs.training_questions import load_unseen
 from drllm.scoring.route_prediction import score_policies
+from drllm.scoring.verdict import Known
 from drllm.stats.guarantee import Guarantee, find_guarantee, surest_first
 from drllm.tasks import LoadedTask, question_key
 
@@ -37,6 +38,7 @@ def calibrate(
     argv: Sequence[str] | None = None,
     tasks: Sequence[str] = (),
     tune_limit: int = TUNE_QUESTIONS,
+    known: Mapping[Split, dict[str, Known]] | None = None,
 ) -> tuple[Policy, Guarantee]:
     """Test a policy's operating points on the calibrate questions of the run's tasks, and take the cheapest that passes, else the base.
 
@@ -48,6 +50,7 @@ def calibrate(
         tasks: those of the run to promise for; none: all.
         policy: what was trained; its points and their order are fixed before a calibrate question is read.
         tune_limit: tune questions a task that order the points.
+        known: verdicts by split and task that are looked up instead of computed; those that are computed join them.
 
     Returns:
         The policy at the chosen point (the identity where none passed), with its guarantee, and the guarantee.
@@ -65,7 +68,7 @@ def calibrate(
     of_task = {name: (manifest, loaded[name]) for name, manifest in by_task.items()}
     seen: set[str] = set()
     with running(run, "calibrate", to_dict(config), argv) as entry:
-        answers_on = partial(answer_points, routed, of_task, points, seen)
+        answers_on = partial(answer_points, routed, of_task, points, seen, known or {})
         tuned = answers_on("tune", tune_limit) if len(points) > 1 else None
         answered = answers_on(config.calibrate, config.calibrate_limit)
         base, *answers = answered.verdicts
@@ -97,7 +100,13 @@ class PointAnswers:
 
 
 def answer_points(
-    routed: RoutedModel, tasks: dict[str, tuple[Manifest, LoadedTask]], points: Sequence[Policy], seen: set[str], split: Split, limit: int
+    routed: RoutedModel,
+    tasks: dict[str, tuple[Manifest, LoadedTask]],
+    points: Sequence[Policy],
+    seen: set[str],
+    known: Mapping[Split, dict[str, Known]],
+    split: Split,
+    limit: int,
 ) -> PointAnswers:
     """Answer a split's questions with the base and each point; no question in `seen`, which grows, is answered again."""
     found = PointAnswers({}, [[] for _ in range(1 + len(points))], [[] for _ in range(1 + len(points))], Counter())
@@ -116,10 +125,11 @@ def answer_points(
                 found.left_out[str(error).partition(":")[0]] += 1
         questions.sort(key=lambda question: (question.n_tokens, question.example.id))
         found.counts[name] = len(questions)
+        of_split = known[split].setdefault(name, {}) if split in known else None
         with Progress(f"{split} questions of {name}", len(questions)) as progress:
             for start in range(0, len(questions), CHUNK):
                 chunk = questions[start : start + CHUNK]
-                for place, (mine, routes) in enumerate(score_policies(scorer, chunk, [None, *points])):
+                for place, (mine, routes) in enumerate(score_policies(scorer, chunk, [None, *points], of_split)):
                     found.verdicts[place] += [verdict.correct for verdict in mine]
                     found.passes[place] += [route.n_passes for route in routes]
                 progress.advance(len(chunk))

@@ -32,6 +32,7 @@ from drllm.runs.summary import Summary, rows_of
 from drllm.runs.training_questions import load_unseen
 from drllm.runs.verdicts import Verdicts
 from drllm.scoring.scorer import scorer_of
+from drllm.scoring.verdict import Known
 from drllm.tasks import LoadedTask, texts_digest
 
 
@@ -44,6 +45,7 @@ def evaluate(
     data: str | Path | None = None,
     argv: Sequence[str] | None = None,
     resources: Resources | None = None,
+    known: dict[str, Known] | None = None,
 ) -> Summary:
     """Answer the same questions with every method and compare each with the base.
 
@@ -56,6 +58,8 @@ def evaluate(
         config: split, reward, sizes; default `EvaluateConfig()`.
         data: a JSONL file to read the questions from; default where the search of that task read them.
         resources: executor, workers and threads; default `Resources()`. On Ray each worker answers one task by one method at a time.
+        known: verdicts by task that are looked up instead of computed, in this process; those that are computed join them. No seconds are
+            stated then.
 
     Returns:
         The summary, also written to `out/evaluate/<split>/summary.json` (`<split>-first-<limit>` with a limit): a row for each method and
@@ -71,7 +75,7 @@ def evaluate(
     read_from = {manifest.task: manifest.data for manifest in (path_manifests(run.root) | search_manifests(run.root)).values()}
     loaded = load_unseen(run.root, {name: data or data_of(run.root, read_from.get(name)) for name in tasks})
     read_from = {name: data or read_from.get(name) for name in tasks}
-    comparison = _Comparison(routed, run, config, loaded, baselines, policies)
+    comparison = _Comparison(routed, run, config, loaded, baselines, policies, known)
     comparison.check_rewards()
     resources = settled(routed, resources)
     with opened(routed, resources) as place, running(run.root, "evaluate", to_dict(config), argv) as entry:
@@ -99,6 +103,7 @@ class _Comparison:
     loaded: dict[str, LoadedTask]
     baselines: list[str]
     policies: dict[str, Policy]
+    known: dict[str, Known] | None = None
     answers: dict[tuple[str, str], Verdicts] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -131,7 +136,9 @@ class _Comparison:
             questions = questions_of(scorer, loaded.task, self.examples[name])
             for method in self.methods:
                 request = self.request(method, name, questions)
-                self.answers[method, name] = answer(scorer, questions, self.policies.get(method) or request.policy(self.routed), request)
+                policy = self.policies.get(method) or request.policy(self.routed)
+                known = None if self.known is None else self.known.setdefault(name, {})
+                self.answers[method, name] = answer(scorer, questions, policy, request, known)
 
     def answer_on_workers(self, place: Workplace, resources: Resources) -> None:
         """By workers: the base and policies, then the baselines, which take their owners' routes."""

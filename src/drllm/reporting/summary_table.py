@@ -22,14 +22,20 @@ def cells(row: SummaryRow, reference: str) -> tuple[str, ...]:
 
 def by_task(summary: Summary, caption: str = "") -> parts.Table:
     """The table of every row of a split, for a page."""
-    return parts.Table(("task", *HEADER), tuple((row.task, *cells(row, summary.reference)) for row in summary.rows), caption)
+    header, rows = _with_seconds(("task", *HEADER), [(row.task, *cells(row, summary.reference)) for row in summary.rows])
+    return parts.Table(header, tuple(rows), caption)
 
 
 def render(summary: Summary) -> str:
     """The table of one split for a terminal."""
     title = f"{summary.model} on {', '.join(summary.tasks)}, {summary.split} split; in brackets: 95 % intervals"
-    text = table_text(HEADER, [cells(row, summary.reference) for row in summary.pooled], title)
+    text = table_text(*_with_seconds(HEADER, [cells(row, summary.reference) for row in summary.pooled]), title)
     return "\n".join([text, *few_changed(summary)])
+
+
+def _with_seconds(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The same without the last column, where no row has seconds: verdicts were looked up."""
+    return (header, rows) if any(row[-1] for row in rows) else (header[:-1], [row[:-1] for row in rows])
 
 
 def few_changed(summary: Summary) -> list[str]:

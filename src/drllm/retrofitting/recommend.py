@@ -34,25 +34,28 @@ from drllm.model.routed import RoutedModel
 from drllm.policies.policy import Policy
 from drllm.policies.saved import load_policy
 from drllm.reporting.report import report
+from drllm.retrofitting.choice import best_on_tune, is_worth_it
 from drllm.retrofitting.dry_run import questions_of
+from drllm.retrofitting.known import known_verdicts
 from drllm.retrofitting.one_answer import ANSWER_TOKENS, one_answer
-from drllm.retrofitting.sizes import N_LISTED, SIMULATIONS, Sizes, calibrated_of, check_questions, sizes_of
+from drllm.retrofitting.sizes import N_LISTED, SIMULATIONS, Sizes, calibrated_of, check_questions, list_cost, sizes_of
 from drllm.retrofitting.stages import Stages, claim_folder, data_key
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
 from drllm.runs.names import BASE
 from drllm.runs.recommendation import Recommendation, write_recommendation
+from drllm.runs.records import iterate_records
 from drllm.runs.summary import SummaryRow
 from drllm.scanning.scan import scan
+from drllm.scoring.verdict import Known
 from drllm.searching.runner import read_routes, search
 
 NAMES = ("static", "looped", "codebook", "routers", "paper")
 A_PROMPT = ("codebook", "routers", "paper")  # those that look at prompts, beside which their own routes are dealt to others
 PROMISED = "promised"  # the folder of the policy that kept its promise, at the operating point that did
 NEAR = 0.017  # of the base's passes above the budget that still keep to it: half a block of thirty
-SAVES = 0.05  # passes a prompt that are worth a word
 ROUNDS, CLOCK_TOKENS = 8, 16
-COMPARE = "compare on {}"  # the name of a stage, by split
+LISTED = "the best routes on every question"  # the name of a stage
 PAPER = RoutersConfig(preset="paper")
 
 
@@ -138,9 +141,9 @@ class _Tries:
         tried = [name for name in NAMES if self.run.policy(name) in made and name not in self.missed]
         methods = [BASE, *tried, *(f"shuffled-{name}" for name in tried if name in A_PROMPT)]
         summary = read_summary(self.run.summary(self._compare("tune", methods, self.sizes.tuned)))
-        forward_s = self.stages.took[COMPARE.format("tune")] / (self.sizes.tuned * len(self.tasks) * len(methods))
-        best = self._best({row.method: row for row in summary.pooled}, tried)
-        found = self._recommendation(None, tried) if best is None else self._promised(best, tried, forward_s)
+        rows = [row for row in summary.pooled if row.method in tried]
+        best = best_on_tune(rows, self.asked.objective, self.limit, self.of["gate"].epsilon)
+        found = self._recommendation(None, tried) if best is None else self._promised(best, tried)
         write_recommendation(self.run.recommendation, found)
         answer = self.stages.run("generate", {"tokens": ANSWER_TOKENS, "deploy": found.deploy}, [], lambda: self._answer(found.deploy))
         written = self.stages.run("report", {"as": "page", "found": found.to_json()}, [self.run.report], lambda: report(self.run.root).name)
@@ -157,6 +160,11 @@ class _Tries:
         self.stages.run("scan", to_dict(config), [self.run.scan.root], work)
 
     @cached_property
+    def known(self) -> dict[Any, dict[str, Known]]:
+        """Verdicts by split and task: those of the list, and whatever has been answered since."""
+        return known_verdicts(self.run.matrices)
+
+    @cached_property
     def routes(self) -> list[Route]:
         """The scan's best, those within the budget first, behind the base."""
         full = Route.full(self.routed.n_layers)
@@ -166,7 +174,7 @@ class _Tries:
     def _list(self) -> None:
         config = SearchConfig(splits=("fit", "tune"), limit=self.sizes.listed, verify=False, **self.judged)
         given = (self.routed, self.tasks, config, self.run.root, self.data, self.argv, self.routes, self.of["resources"])
-        self.stages.run("the best routes on every question", to_dict(config), [self.run.matrices], lambda: str(search(*given)))
+        self.stages.run(LISTED, to_dict(config), [self.run.matrices], lambda: str(search(*given)))
 
     def _train(self) -> None:
         """Every policy; one that cannot be made is named with the reason."""
@@ -175,7 +183,7 @@ class _Tries:
         if self.asked.kept > 1:
             self._make("looped", {}, self._looped)
         self._make("codebook", CodebookConfig(**budget))
-        self._make("routers", RoutersConfig(tune_questions=self.sizes.tuned, **budget))
+        self._make("routers", RoutersConfig(tune_questions=self.sizes.pointed, **budget))
         if not self.sizes.searched:
             self.missed["paper"] = f"its search does not fit into {self.asked.minutes:g} minutes, or there are too few fit questions"
             return
@@ -219,40 +227,28 @@ class _Tries:
         with under_policy(self.routed, policy):
             self.routed.save_pretrained(self.run.policy(name))
 
-    def _compare(self, split: Any, methods: Sequence[str], limit: int) -> str:
-        """Name of the evaluation's folder."""
+    def _compare(self, split: Any, methods: Sequence[str], limit: int, stage: str = "") -> str:
+        """Name of the evaluation's folder. Verdicts that are known are not computed again."""
         config = replace(self.of["evaluate"], split=split, limit=limit, **self.judged)
         given = (self.routed, methods, self.tasks, self.run.root, config, self.data, self.argv, self.of["resources"])
         self.stages.run(
-            COMPARE.format(split),
+            stage or f"compare on {split}",
             to_dict(config) | {"methods": list(methods)},
             [self.run.evaluation(config.folder)],
-            lambda: evaluate(*given).split,
+            lambda: evaluate(*given, known=self.known.setdefault(split, {})).split,
         )
         return config.folder
 
-    def _best(self, rows: Mapping[str, SummaryRow], tried: Sequence[str]) -> SummaryRow | None:
-        """The policy that tune names, within the budget.
-
-        For accuracy the one with the most right answers, then the fewest passes. For speed the one with the fewest passes among those that
-        lose no more on tune than may be lost, else as for accuracy.
-        """
-        saves = [name for name in tried if rows[name].mean_passes < self.routed.n_layers - SAVES]
-        useful = [rows[name] for name in tried if rows[name].mean_passes <= self.limit and (rows[name].difference > 0 or name in saves)]
-        kept = [row for row in useful if row.difference >= -self.of["gate"].epsilon]
-        if self.asked.objective == "speed" and kept:
-            return min(kept, key=lambda row: (row.mean_passes, -row.difference))
-        return max(useful, key=lambda row: (row.difference, -row.mean_passes), default=None)
-
-    def _promised(self, best: SummaryRow, tried: list[str], forward_s: float) -> Recommendation:
+    def _promised(self, best: SummaryRow, tried: list[str]) -> Recommendation:
         """What calibrate questions say of the policy that tune named, at the operating point that kept the promise."""
         gate: GuaranteeConfig = self.of["gate"]
         policy = load_policy(self.run.policy(best.method), self.routed.identity)
-        limit = self.stages.run("calibrate questions", {"policy": best.method}, [], lambda: self._calibrated(policy, forward_s))
+        limit = self.stages.run("calibrate questions", {"policy": best.method}, [], lambda: self._calibrated(policy))
+        self._compare("calibrate", [BASE, best.method], limit)
         config = GuaranteeConfig("calibrate", gate.epsilon, gate.delta, limit)
 
         def test() -> dict[str, Any]:
-            chosen, found = calibrate(self.routed, self.run.root, policy, config, self.argv, self.tasks, self.sizes.tuned)
+            chosen, found = calibrate(self.routed, self.run.root, policy, config, self.argv, self.tasks, self.sizes.tuned, self.known)
             shutil.rmtree(self.run.policy(PROMISED), ignore_errors=True)  # of another promise
             if found.point is not None:
                 self._save(PROMISED, chosen)
@@ -260,19 +256,20 @@ class _Tries:
 
         tested = self.stages.run("promise", to_dict(config) | {"policy": best.method}, [self.run.policy(PROMISED)], test)
         name = PROMISED if tested["promised"] else best.method
-        summary = read_summary(self.run.summary(self._compare("calibrate", [BASE, name], limit)))
+        summary = read_summary(self.run.summary(self._compare("calibrate", [BASE, name], limit, "what was promised on calibrate")))
         row = next(row for row in summary.pooled if row.method == name)
         kept = load_policy(self.run.policy(name), self.routed.identity)
         clock = self.stages.run("seconds", {"policy": name, "tokens": CLOCK_TOKENS}, [], lambda: self._seconds(kept))
-        saves = row.mean_passes < self.routed.n_layers - SAVES and clock["ratio_high"] < 1
-        wanted = saves if self.asked.objective == "speed" else row.is_gain is True or saves
-        deploy = tested["promised"] and wanted and row.mean_passes <= self.limit
+        wanted = is_worth_it(row, self.asked.objective, self.limit, clock["ratio_high"])
+        deploy = tested["promised"] and wanted
         about = {"route": str(kept.route or ""), "is_chat": kept.prompt_format == "chat"}
         return self._recommendation(best, tried, deploy=PROMISED if deploy else "", calibrate=row, **about, **tested, **clock)
 
-    def _calibrated(self, policy: Policy, forward_s: float) -> int:
-        """How many calibrate questions a task fit into the time that is left, by what tune questions took; settled by the first call."""
+    def _calibrated(self, policy: Policy) -> int:
+        """How many calibrate questions a task fit into the time that is left, by what the list took; settled by the first call."""
         left, n_points = 60 * self.asked.minutes - self.stages.seconds, len(policy.operating_points())
+        n_listed = sum(1 for _ in iterate_records(self.run.matrices))
+        forward_s = self.stages.took[LISTED] / (n_listed * list_cost(len(self.routes) - 1))
         found = calibrated_of(self.sizes, left, forward_s, len(self.tasks), n_points)
         say(f"{found} calibrate questions a task, {max(0, left):.0f} seconds are left")
         return found

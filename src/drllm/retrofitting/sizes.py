@@ -15,13 +15,14 @@ from drllm.scanning.spans import candidates, race_cost, rounds_cost
 from drllm.searching.cost import searched_cost
 
 # Of the time: the rest is for loading, training, clocks and the report.
-SCAN, LIST, SEARCH, TUNE, CALIBRATE = 0.25, 0.15, 0.12, 0.18, 0.18
+SCAN, LIST, SEARCH, TUNE, CALIBRATE = 0.2, 0.16, 0.1, 0.08, 0.35
+SLOWER = 1.3  # than `plain_ms` says: few questions of many lengths fill steps badly
 SIMULATIONS = 25
 SEARCHED = searched_cost("loglik", SIMULATIONS, verify=False)
 N_LISTED = 16  # routes that every question answers
-ON_TUNE = 9 + 12 + 5  # forwards a tune question: base, policies and baselines; controls of routers; operating points
-ON_CALIBRATE = 3 + 2  # operating points and base, which share blocks, then the chosen one beside the base
-A_POINT = 0.6  # forwards of one more operating point, which shares blocks with the others
+SHARED = 0.6  # forwards of one more route or operating point, which shares blocks with the others
+ON_TUNE = 4 + 7  # forwards a tune question: both kinds of routers, also dealt out; operating points on half of them. The list has the rest
+ON_CALIBRATE = 2  # base and policy
 ENDING_S = 25.0  # seconds for clocks, the answer and the report, behind the promise
 FIRST, N_KEPT = 8, 5  # questions of a scan's first round, candidates of each kind in its last
 SCANNED = (128, 64, 32, 16, FIRST)  # questions of its last round that are tried
@@ -49,9 +50,19 @@ class Sizes:
     tuned: int
     calibrated: int
 
+    @property
+    def pointed(self) -> int:
+        """Tune questions on which the operating point of routers is chosen, at a forward or so for each point."""
+        return min(self.tuned, max(FEWEST, self.tuned // 2))
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+
+def list_cost(n_routes: int) -> float:
+    """Plain forwards of a question along the base's route and so many others."""
+    return 1 + SHARED * n_routes
 
 
 def scan_cost(n_layers: int, max_span: int, n_questions: int, kinds: Sequence[str]) -> float:
@@ -90,7 +101,8 @@ def sizes_of(n_layers: int, plain_ms: float, asked: RetrofitConfig, available: M
     forwards, n_tasks = 60_000 * asked.minutes / plain_ms, len(available)
     each = min(of["fit"] for of in available.values())
     needed = 1 if asked.kept > 1 else math.ceil((1 - asked.kept) * n_layers)  # blocks of a span that keep to the budget
-    spans = [(0, 32), (8, 32), (4, 16), (2, FIRST), (1, FIRST)]
+    # Rather short spans than a race of one round, which names the luckiest.
+    spans = [(0, 32), (8, 32), (4, 16), (2, 16), (1, 16), (1, FIRST)]
     choices = [
         (span, n)
         for span, fewest in (*spans, (max(1, needed), FIRST), (0, FIRST))
@@ -108,26 +120,26 @@ def sizes_of(n_layers: int, plain_ms: float, asked: RetrofitConfig, available: M
     (span, scanned), most = fitting[0], {split: max(of[split] for of in available.values()) for split in SPLITS}
 
     def share(part: float, cost: float, *splits: str) -> int:
-        return min(max(most[split] for split in splits), max(FEWEST, int(part * forwards / (n_tasks * cost))))
+        return min(max(most[split] for split in splits), max(FEWEST, int(part * forwards / (n_tasks * SLOWER * cost))))
 
-    searched = int(SEARCH * forwards / (n_tasks * SEARCHED))
+    searched = int(SEARCH * forwards / (n_tasks * SLOWER * SEARCHED))
+    listed = share(LIST, 2 * list_cost(N_LISTED), "fit", "tune")
     return Sizes(
         plain_ms=plain_ms,
         scanned=scanned,
         max_span=span,
-        listed=share(LIST, 2 * N_LISTED * 0.6, "fit", "tune"),
+        listed=listed,
         searched=min(most["fit"], searched) if searched >= FEWEST and most["fit"] >= FEWEST else 0,
-        tuned=share(TUNE, ON_TUNE, "tune"),
+        tuned=min(listed, share(TUNE, ON_TUNE, "tune")),
         calibrated=share(CALIBRATE, ON_CALIBRATE, "calibrate"),
     )
 
 
 def calibrated_of(sizes: Sizes, seconds_left: float, seconds_a_forward: float, n_tasks: int, n_points: int) -> int:
-    """Calibrate questions a task that the time left bears, as fast as tune questions were answered; what was set out to be asked at most.
+    """Calibrate questions a task that the time left bears, as fast as the list was answered; what was set out to be asked at most.
 
-    All operating points answer tune and calibrate questions, then the one that was chosen and the base calibrate questions once more.
+    Base and policy answer them; further operating points tune and calibrate questions.
     """
-    points = 1 + A_POINT * n_points if n_points > 1 else 2
-    on_tune = sizes.tuned * points if n_points > 1 else 0
-    fitting = ((seconds_left - ENDING_S) / (seconds_a_forward * n_tasks) - on_tune) / (points + 2)
+    others = SHARED * (n_points - 1)
+    fitting = ((seconds_left - ENDING_S) / (seconds_a_forward * n_tasks) - sizes.tuned * others) / (ON_CALIBRATE + others)
     return min(sizes.calibrated, max(FEWEST, int(fitting)))

@@ -16,7 +16,7 @@ from drllm.policies.policy import RouteSource
 from drllm.scoring.prefixes import PrefixRunner
 from drllm.scoring.route_prediction import score_policies
 from drllm.scoring.trie import Node
-from drllm.scoring.verdict import Verdict
+from drllm.scoring.verdict import Known, Verdict
 from drllm.tasks import Example, Task
 
 WIDTH_STEP = 8  # sequences are padded to a multiple of this many tokens: wider classes fill steps better, narrower ones waste less
@@ -104,6 +104,8 @@ class ModelScorer(ABC):
         self.close(handles)
         return [found[start : start + len(routes)] for start in range(0, len(found), len(routes))]
 
-    def score_policy(self, questions: Sequence[Any], policy: RouteSource | None) -> tuple[list[Verdict], list[Any]]:
+    def score_policy(
+        self, questions: Sequence[Any], policy: RouteSource | None, known: Known | None = None
+    ) -> tuple[list[Verdict], list[Any]]:
         """Verdicts and routes when a policy decides from each question's context alone; None is the base model."""
-        return score_policies(self, questions, [policy])[0]
+        return score_policies(self, questions, [policy], known)[0]

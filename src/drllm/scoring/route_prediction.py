@@ -13,6 +13,7 @@ from drllm.policies.codebook import pool_prompt
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import RouteSource
 from drllm.scoring.packing import split_steps
+from drllm.scoring.verdict import Known
 
 Prompts = Sequence[Sequence[int]]  # token ids
 
@@ -84,10 +85,13 @@ def decide_routes(routed: RoutedModel, policies: Sequence[RouteSource | None], p
     return [decide(policy) for policy in policies]
 
 
-def score_policies(scorer: Any, questions: Sequence[Any], policies: Sequence[RouteSource | None]) -> list[tuple[list[Any], list[Any]]]:
+def score_policies(
+    scorer: Any, questions: Sequence[Any], policies: Sequence[RouteSource | None], known: Known | None = None
+) -> list[tuple[list[Any], list[Any]]]:
     """(verdicts, routes or depths) of each policy on a scorer's questions; None is the base model.
 
-    Policies that decide alike, or whose routes share their first blocks, are answered together.
+    Policies that decide alike, or whose routes share their first blocks, are answered together. What is `known` is looked up, and what is
+    computed becomes known.
     """
     if any(policy is not None and policy.evaluate_only for policy in policies):
         if len(policies) > 1:
@@ -96,8 +100,14 @@ def score_policies(scorer: Any, questions: Sequence[Any], policies: Sequence[Rou
         return [policies[0].answer(scorer, questions)]
     prompts = [question.context_ids for question in questions]
     routes = decide_routes(scorer.routed, policies, prompts, scorer.max_step_tokens)
-    handles = scorer.open(questions)
-    pairs = [(handle, mine[place]) for place, handle in enumerate(handles) for mine in routes]
-    verdicts = dict(zip(pairs, scorer.score(pairs), strict=True))
-    scorer.close(handles)
-    return [([verdicts[pair] for pair in zip(handles, mine, strict=True)], mine) for mine in routes]
+    wanted = dict.fromkeys((place, mine[place]) for place in range(len(questions)) for mine in routes)
+    names = {pair: (questions[pair[0]].example.id, str(pair[1])) for pair in wanted}
+    verdicts = {pair: known[name] for pair, name in names.items() if known is not None and name in known}
+    left = [pair for pair in wanted if pair not in verdicts]
+    if places := list(dict.fromkeys(place for place, _ in left)):
+        handles = dict(zip(places, scorer.open([questions[place] for place in places]), strict=True))
+        verdicts |= zip(left, scorer.score([(handles[place], route) for place, route in left]), strict=True)
+        scorer.close(list(handles.values()))
+    if known is not None:
+        known.update((names[pair], verdicts[pair]) for pair in left)
+    return [([verdicts[pair] for pair in enumerate(mine)], mine) for mine in routes]

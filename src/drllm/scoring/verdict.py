@@ -21,6 +21,9 @@ class Verdict:
     broken: bool = False  # the logits were NaN or infinite; every verdict is then wrong and every margin nan
 
 
+Known = dict[tuple[str, str], Verdict]  # verdicts that need not be computed again, by question and route: (id, `str(route)`)
+
+
 def loglik_verdict(logliks: Sequence[float], question: Any, metric: str) -> Verdict:
     """The verdicts of lm-evaluation-harness: argmax of the log-likelihoods (`acc`) and of those a character (`acc_norm`).
 

@@ -1,0 +1,34 @@
+"""Which of the policies is named on tune, and whether what calibrate says of it makes it worth deploying. No torch."""
+
+from collections.abc import Sequence
+
+from drllm.runs.summary import SummaryRow
+
+SAVES = 0.05  # passes a prompt that are worth a word
+
+
+def best_on_tune(rows: Sequence[SummaryRow], objective: str, limit: float, epsilon: float) -> SummaryRow | None:
+    """The policy that tune names, of those that make at most `limit` passes a prompt; None where none gains or saves anything.
+
+    For accuracy the one with the most right answers, then the fewest passes. For speed the one with the fewest passes among those that
+    lose at most `epsilon` on tune, else as for accuracy.
+    """
+    useful = [row for row in rows if row.mean_passes <= limit and (row.difference > 0 or saves_passes(row))]
+    kept = [row for row in useful if row.difference >= -epsilon]
+    if objective == "speed" and kept:
+        return min(kept, key=lambda row: (row.mean_passes, -row.difference))
+    return max(useful, key=lambda row: (row.difference, -row.mean_passes), default=None)
+
+
+def is_worth_it(row: SummaryRow, objective: str, limit: float, ratio_high: float) -> bool:
+    """Whether a policy within the limit saves time for sure, or, where that is not all that is asked for, gains right answers for sure.
+
+    `ratio_high`: the upper end of its seconds against the base's.
+    """
+    saves = saves_passes(row) and ratio_high < 1
+    return row.mean_passes <= limit and (saves or (objective != "speed" and row.is_gain is True))
+
+
+def saves_passes(row: SummaryRow) -> bool:
+    """Whether it makes fewer passes than the base."""
+    return row.mean_passes < row.n_layers - SAVES
