@@ -57,7 +57,8 @@ class Asked:
         self.parts: list[tuple[str, Any, list[Any]]] = []
         self.known: dict[tuple[str, str, str], bool] = {}
         for name in tasks:
-            scorer = scorer_of(routed, loaded[name].task, EvaluateConfig())
+            reward = rewards.get(name, "auto")
+            scorer = manifest_scorer(routed, lists[name][0][1]) if name in lists else scorer_of(routed, loaded[name].task, EvaluateConfig(reward=reward))
             joined = joined_records(routed, lists[name]) if name in lists else {}
             records = [record for record in joined.values() if record.split == "tune"]
             seen = {record.id for record in records}

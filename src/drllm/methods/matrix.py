@@ -23,7 +23,7 @@ class Matrix:
     prompts: tuple[tuple[int, ...], ...]  # token ids of each question's context, as a policy sees it
     correct: np.ndarray  # (N, R) bool
     margins: np.ndarray  # (N, R) float32; nan where the reward has none
-    prompt_format: str  # "raw" or "chat"
+    prompt_format: str | None  # "raw" or "chat"; None: some of either
     key: str  # names the records and the weights behind them
 
     def __len__(self) -> int:

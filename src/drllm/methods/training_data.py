@@ -83,15 +83,9 @@ class TrainingData:
         return [tuple(question.context_ids) for task in self.fit_tasks for question in task.questions]
 
     @property
-    def prompt_format(self) -> str:
-        """Of the fit prompts; `ArtifactError` when the tasks differ in it."""
-        return self._format_of(self.fit_tasks)
-
-    def _format_of(self, tasks: Sequence[CheckedTask]) -> str:
-        formats = sorted({task.scorer.prompt_format for task in tasks})
-        if len(formats) != 1:
-            raise ArtifactError(f"the tasks of {self.run} use {len(formats)} prompt formats ({', '.join(formats)}): use a run for each")
-        return formats[0]
+    def prompt_format(self) -> str | None:
+        """Of the fit prompts; None where the tasks differ in it, so that what learns from them takes both."""
+        return _format_of(self.fit_tasks)
 
     def tune(self, limit: int = 0) -> list[tuple[Any, list[Any]]]:
         """Each task's tune questions with their scorer, at most `limit` of each; none where the data has none."""
@@ -150,7 +144,7 @@ class TrainingData:
         margins = np.array([[record.margins[at] for at in places] for record, places in columns], dtype=np.float32)
         names, ids = tuple(record.task for record in records), tuple(record.id for record in records)
         key = short_digest(split + _text(self.path_manifests))
-        return Matrix(routes, names, ids, prompts, correct, margins, self._format_of(tasks), key)
+        return Matrix(routes, names, ids, prompts, correct, margins, _format_of(tasks), key)
 
     def constant(self, route: Route) -> Policy:
         """The policy of one route, for prompts like these; of the base's route, for any."""
@@ -164,6 +158,11 @@ class TrainingData:
         if fit.routes != tune.routes:
             raise ArtifactError("the matrix's fit and tune questions were evaluated on other routes: make both in one `search --paths`")
         return fit, tune
+
+
+def _format_of(tasks: Sequence[CheckedTask]) -> str | None:
+    formats = {task.scorer.prompt_format for task in tasks}
+    return formats.pop() if len(formats) == 1 else None
 
 
 def _text(manifests: dict[Path, Manifest]) -> str:

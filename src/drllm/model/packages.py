@@ -5,6 +5,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from drllm.core.errors import InputError
 from drllm.core.files import write_pieces
 from drllm.core.names import folder_of
@@ -37,16 +39,25 @@ class PackagedModel:
             return parts[0]
         folder, size = cache_folder(), sum(part.stat().st_size for part in parts)
         whole = folder / f"{size}-{self.file}"
-        if not whole.is_file() or whole.stat().st_size != size:
-            digest = hashlib.sha256()
-            for part in parts:
-                digest.update(part.read_bytes())
-            if self.sha256 and (found := digest.hexdigest()) != self.sha256:
-                what = f"the parts of {self.file} have sha256 {found[:16]}..., expected {self.sha256[:16]}..."
-                raise InputError(f"{what}: install them again, `{self.install} --force-reinstall`")
+        if not _is_whole(whole, size):
             folder.mkdir(parents=True, exist_ok=True)
-            write_pieces(whole, (part.read_bytes() for part in parts))
+            with FileLock(folder / f"{whole.name}.lock"):  # of processes that start together one joins them, and the others wait
+                if not _is_whole(whole, size):
+                    self._join(parts, whole)
         return whole
+
+    def _join(self, parts: list[Path], whole: Path) -> None:
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part.read_bytes())
+        if self.sha256 and (found := digest.hexdigest()) != self.sha256:
+            what = f"the parts of {self.file} have sha256 {found[:16]}..., expected {self.sha256[:16]}..."
+            raise InputError(f"{what}: install them again, `{self.install} --force-reinstall`")
+        write_pieces(whole, (part.read_bytes() for part in parts))
+
+
+def _is_whole(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size
 
 
 def cache_folder() -> Path:
