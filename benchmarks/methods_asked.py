@@ -44,7 +44,7 @@ class Asked:
     def __init__(self, routed: Any, learned: Sequence[str], tasks: Sequence[str], split: str, run: Path, data: str | None, limit: int = 0):
         """`learned`: every task that a policy may learn from; their questions are left out of others. An unfinished matrix is refused."""
         from drllm.core.config import EvaluateConfig
-        from drllm.methods.checked_records import joined_records, lists_by_task
+        from drllm.methods.checked_records import joined_records, lists_by_task, manifest_scorer
         from drllm.runs.manifest import path_manifests
         from drllm.scoring.scorer import scorer_of
         from drllm.tasks import drop_overlaps, load_task
@@ -57,8 +57,10 @@ class Asked:
         self.parts: list[tuple[str, Any, list[Any]]] = []
         self.known: dict[tuple[str, str, str], bool] = {}
         for name in tasks:
-            reward = rewards.get(name, "auto")
-            scorer = manifest_scorer(routed, lists[name][0][1]) if name in lists else scorer_of(routed, loaded[name].task, EvaluateConfig(reward=reward))
+            if name in lists:  # judged as in the matrix
+                scorer: Any = manifest_scorer(routed, lists[name][0][1])
+            else:
+                scorer = scorer_of(routed, loaded[name].task, EvaluateConfig())
             joined = joined_records(routed, lists[name]) if name in lists else {}
             records = [record for record in joined.values() if record.split == "tune"]
             seen = {record.id for record in records}
