@@ -27,6 +27,7 @@ from drllm.searching.cost import listed_cost
 from drllm.tasks import load_task
 
 PLAIN = 8  # questions of a task whose plain forward is timed
+DECODED = 8  # answers of other routes, at most, that are decoded beside the base's to time one
 WARM_TOKENS = 4
 
 Prompts = Sequence[Sequence[int]]  # token ids
@@ -99,9 +100,9 @@ def batched_ms(routed: RoutedModel, tasks: Sequence[str], config: Any, data: str
     for name in tasks:
         loaded = load_task(name, data)
         scorer = scorer_of(routed, loaded.task, config)
-        packed = isinstance(scorer, LoglikScorer)
         n_layers = routed.n_layers
-        without = [Route([int(block != at) for block in range(n_layers)]) for at in range(n_layers if packed else 1)]
+        without = [Route([int(block != at) for block in range(n_layers)]) for at in range(n_layers)]
+        without = without if isinstance(scorer, LoglikScorer) else without[:: -(-n_layers // DECODED)]
         routes = [Route.full(n_layers), *without]  # each leaves out another block
         rows = loaded.select("tune" if loaded.task.only_measured else "fit", PLAIN)
         questions = sorted((scorer.question(loaded.task, example) for example in rows), key=lambda one: one.n_tokens)
@@ -111,7 +112,7 @@ def batched_ms(routed: RoutedModel, tasks: Sequence[str], config: Any, data: str
         started = time.perf_counter()
         scorer.score_all([middle], routes)
         _wait(routed.device)
-        found.append((time.perf_counter() - started) / (listed_cost(n_layers, routes) if packed else len(routes)))
+        found.append((time.perf_counter() - started) / listed_cost(n_layers, routes))
     return 1000 * float(np.mean(found))
 
 
