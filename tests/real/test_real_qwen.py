@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from drllm import Route, RoutedModel
+from drllm.model.load import unpacked
 from drllm.model.packages import PACKAGED
 from drllm.scoring.generated import GeneratedScorer
 from drllm.tasks import load_task
+from engines import check, needs_vllm, run_engine
 from reference import path_model, plain_greedy
 
 MODEL = "qwen2.5-coder-1.5b-q4"
@@ -69,3 +71,19 @@ def test_it_answers_letters_and_one_step_sums():
         found = sum(verdict.correct for verdict in verdicts) / len(verdicts)
         print(f"{name}: {found:.0%} of {len(verdicts)} right; said {verdicts[0].text!r}")
         assert found >= least
+
+
+@needs_vllm
+def test_vllm_says_token_for_token_what_transformers_says():
+    """The base, a skip, a repeat, a loop and a damped loop of real prompts in one batch, both in float32."""
+    routed = RoutedModel.wrap(MODEL, dtype=torch.float32)
+    folder = unpacked(MODEL)
+    assert folder is not None
+    texts = [*PROMPTS, "Question: What do bees make?\nAnswer:", "1 + 1 =", "Translate to French: good morning."]
+    routes = [str(FULL), *map(str, PATHS)]
+    asked = [{"ids": routed.tokenizer(text)["input_ids"], "route": route, "new": 8} for text, route in zip(texts, routes, strict=True)]
+    spec = {"mode": "forced", "n_layers": 28, "repeatable": list(range(28))}
+    done = run_engine(folder, spec, asked, max_model_len=256)
+    for request, answer in zip(asked, done["answers"], strict=True):
+        check(routed, request, answer)
+    assert done["stats"]["most_sequences"] == len(asked)

@@ -42,7 +42,7 @@ def load_base(name: str, dtype: torch.dtype | None = None, device: Device = None
     type it is unpacked each time. Raises `InputError` naming what can be loaded.
     """
     source, options = _resolve(name)
-    if dtype in (None, torch.bfloat16) and (kept := _unpacked(name)) is not None:
+    if dtype in (None, torch.bfloat16) and (kept := unpacked(name)) is not None:
         source, options = str(kept), {}
     model, tokenizer = _load(name, source, options, dtype, tokenizer)
     if is_gguf(name):
@@ -76,7 +76,7 @@ def _load(name: str, source: str, options: dict[str, Any], dtype: torch.dtype | 
     return model, tokenizer
 
 
-def _unpacked(name: str) -> Path | None:
+def unpacked(name: str) -> Path | None:
     """A packaged model as safetensors in bfloat16 in the user's cache folder, made there the first time; None for other names.
 
     transformers maps these into memory, so that processes share them, and opens them in seconds; a GGUF file takes 15 seconds to a minute,
