@@ -6,7 +6,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
-from drllm.core.progress import Progress, Reporter, set_reporter
+from drllm.core.progress import NOISY, Progress, Reporter, set_reporter
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,12 +66,8 @@ def show_progress() -> None:
 
 
 def quiet_other_packages() -> None:
-    """Keep lines off the terminal that no user of drllm can act on. Call it before torch is imported.
-
-    torchao, which transformers imports wherever it is installed, warns of each of its kernels for other processors ("Failed to load
-    ..."), and makes torch warn of torchao's own enumerations (`register_constant`).
-    """
-    for name in ("torchao", "torch.utils._pytree"):
+    """Keep lines off the terminal that no user of drllm can act on. Call it before torch is imported."""
+    for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -17,6 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LOG_EVERY_S = 20.0
+# Loggers of other packages whose lines no user of drllm can act on. torchao, which transformers imports wherever it is installed, warns of
+# each of its kernels for other processors ("Failed to load ..."), and makes torch warn of torchao's own enumerations (`register_constant`).
+NOISY = ("torchao", "torch.utils._pytree")
 
 
 class Progress:

@@ -22,7 +22,7 @@ from drllm.core.digest import short_digest
 from drllm.core.errors import InputError, first_line
 from drllm.core.files import whole_folder
 from drllm.core.names import did_you_mean
-from drllm.core.progress import Progress, say
+from drllm.core.progress import NOISY, Progress, say
 from drllm.model.gguf_header import sliding_blocks
 from drllm.model.packages import PACKAGED, cache_folder
 from drllm.model.transformers_private import QUANTIZATION_ENTRIES, dense_gguf, plain_tensors
@@ -56,10 +56,10 @@ def load_base(name: str, dtype: torch.dtype | None = None, device: Device = None
 
 def _load(name: str, source: str, options: dict[str, Any], dtype: torch.dtype | None, tokenizer: Any) -> tuple[Any, Any]:
     """The model, where transformers puts it, and its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     gguf = "gguf_file" in options
     with quiet_loading():
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
         try:
             kwargs = options | dense_gguf() | _stated_windows(Path(source), options) if gguf else options
             precision = dtype or (torch.bfloat16 if gguf else "auto")
@@ -171,13 +171,18 @@ def quiet_loading() -> Iterator[None]:
     from transformers.utils import logging as hf_logging
 
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    others = {logger: logger.level for logger in map(logging.getLogger, NOISY)}
     hf_logging.set_verbosity(logging.ERROR)
     hf_logging.disable_progress_bar()
+    for logger in others:
+        logger.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
         hf_logging.set_verbosity(level)
+        for logger, before in others.items():
+            logger.setLevel(before)
         if bars:
             hf_logging.enable_progress_bar()
 
