@@ -84,6 +84,9 @@ def test_what_is_recommended_saves_what_was_asked_for_and_is_promised(speed, tin
     page = (out / "report" / "report.md").read_text(encoding="utf-8")
     assert page.index(title(found)) < page.index("## Results")
     assert all(command in page for command in commands(found, out.as_posix()))
+    assert page.index(title(found)) < page.index("## At a glance") < page.index(f"usage_{PROMISED}.png") < page.index("accuracy_tune")
+    assert page.index("accuracy_tune") < page.index("## Scan") < page.index("## Results")
+    assert "accuracy_tune" not in page.partition("## Scan")[2], "each picture stands once"
 
 
 def test_the_named_policy_is_the_best_on_tune_within_the_budget(speed):

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def report(run: str | Path) -> Path:
     need_extras()
     folder = RunFolder(loaded.folder).report
     sections = (_results, _routes, _labels, _training, _guarantees, _dropped, _provenance)
-    parts = [part for section in (_scan, *sections) for part in section(loaded)]
+    parts = [part for section in (_glance, _scan, *sections) for part in section(loaded)]
     write_charts(parts, folder)
     return write_page(_opening(loaded), parts, folder)
 
@@ -72,6 +73,25 @@ def _opening(run: Run) -> list[Part]:
         text = "The paper's tables and figures on this model, each with its comparison, stand in a page of their own"
         parts.append(Paragraph(f"{text}: {', '.join(f'`{page}`' for page in pages)}."))
     return parts
+
+
+def _glance(run: Run) -> Iterator[Part]:
+    """Of a recommendation: where its policy runs which blocks, and all that was compared."""
+    found, summary = run.recommendation, _recommending(run)
+    if found is None or summary is None:
+        return
+    yield Heading("At a glance")
+    name = found.deploy or found.best
+    split = next((each for each, method, _ in run.questions if method == name and each != summary.split), summary.split)
+    usage = figures.usage_map({key: rows for key, rows in run.questions.items() if key[:2] == (split, name)}, split)
+    yield replace(usage, name=f"usage_{name}") if isinstance(usage, Chart) else usage
+    yield figures.accuracy_charts(summary)[0]
+
+
+def _recommending(run: Run) -> Summary | None:
+    """The comparison on tune that named a recommendation's policy; None where there is none."""
+    tuned = [summary for summary in run.summaries.values() if summary.split.startswith("tune")]
+    return tuned[0] if run.recommendation is not None and run.recommendation.best and tuned else None
 
 
 def _scan(run: Run) -> Iterator[Part]:
@@ -95,7 +115,8 @@ def _results(run: Run) -> Iterator[Part]:
         yield from map(Paragraph, run.left_out.get(split, ()))
         if baselines := dict.fromkeys(row.method for row in summary.rows if owner_of(row.method)):
             yield Paragraph(f"Baselines: {', '.join(baselines)}. {BASELINES}")
-        yield from figures.accuracy_charts(summary)
+        charts = figures.accuracy_charts(summary)
+        yield from charts[1:] if summary is _recommending(run) else charts  # the first of these opens the page
         usage, missing = figures.usage_map(run.questions, split), absent(run, split)
         if isinstance(usage, Chart) or not missing:
             yield usage
