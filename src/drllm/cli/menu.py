@@ -38,6 +38,7 @@ def offer(commands: Sequence[str], report: Path) -> None:
         if not answer:
             return
         if answer == str(len(steps) + 1):
+            write_error(f"report: {report.resolve()}")  # also where there is no browser
             webbrowser.open(report.resolve().as_uri())
         elif answer.isdecimal() and 1 <= int(answer) <= len(steps):
             _run(steps[int(answer) - 1])
@@ -59,6 +60,8 @@ def _run(command: list[str]) -> None:
     if PROMPT in command:
         if not (prompt := _asked("prompt: ")):
             return
+        if "--chat" not in command:  # as the policy's questions were asked
+            prompt = f"Question: {prompt}\nAnswer:"
         command = [prompt if word == PROMPT else word for word in command]
     try:
         subprocess.run([sys.executable, "-m", *command], check=False)

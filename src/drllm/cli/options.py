@@ -143,7 +143,14 @@ def build(config_class: type[Config], given: Mapping[str, Any], arguments: Names
         if value is not None:
             values[flag.name] = split_names(value) if flag.kind is tuple else value
     config = config_class(**values)
-    check_ranges(config)
+    try:
+        check_ranges(config)
+    except InputError as error:
+        said = str(error).removeprefix(f"{config_class.__name__}.")
+        name = said.partition(" ")[0]
+        if getattr(arguments, prefix + name, None) is None:  # of the YAML file
+            raise
+        raise InputError(f"--{(prefix + name).replace('_', '-')}{said.removeprefix(name)}") from None
     if isinstance(config, GuaranteeConfig):
         config.check_given(values)
     return config

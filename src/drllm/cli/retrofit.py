@@ -9,6 +9,7 @@ example:
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from drllm.cli.job import Job, Lines
@@ -51,16 +52,27 @@ def _check_flags(job: Job) -> None:
 
 def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Lines:
     """How many questions there are and whether they are enough, before torch loads; then what fits into the time."""
-    from drllm.retrofitting.dry_run import counted, fitting, questions_of
+    from drllm.retrofitting.dry_run import counted, fitting, left_out, questions_of
 
     available = questions_of(tasks, job.data)
+    yield from left_out(tasks, job.data)
     yield from counted(available, configs["gate"])
-    from drllm.evaluation.clock import batched_ms
-    from drllm.retrofitting.sizes import sizes_of
+    from drllm.model.executors import threads_here
+    from drllm.retrofitting.pace import measured
+    from drllm.retrofitting.sizes import TooShort, sizes_of
 
-    routed = job.load(model)
-    sizes = sizes_of(routed.n_layers, batched_ms(routed, tasks, configs["search"], job.data), configs["retrofit"], available)
-    yield from fitting(sizes, configs["retrofit"])
+    routed, asked = job.load(model), configs["retrofit"]
+    with threads_here(configs["resources"]):
+        spent, crowded = measured(routed, tasks, configs["search"], job.data)
+    if crowded:
+        yield crowded
+    try:
+        sizes = sizes_of(routed.n_layers, spent, asked, available)
+    except TooShort as error:
+        yield str(error)
+        asked = replace(asked, minutes=error.minutes)
+        sizes = sizes_of(routed.n_layers, spent, asked, available)
+    yield from fitting(sizes, asked)
 
 
 def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: str | None, argv: list[str]) -> Lines:

@@ -39,6 +39,9 @@ def run(job: Job) -> Lines:
             measured = f"{100 * row['difference']:+.1f} points, {row['mean_passes']:.2f} passes, p {row['p']:.4f}"
             yield f"point {row['point']}: {measured}, {'passed' if row['passed'] else 'failed'}"
         yield f"guarantee: {found['sentence']}"
+        if found["point"] is None:
+            yield f"policy: {folder}, which is the base now; without --calibrate it is what was trained"
+            return
     yield f"policy: {folder}"
 
 

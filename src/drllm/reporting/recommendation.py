@@ -12,6 +12,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from drllm.core.route import Route
+from drllm.core.route_words import in_words
 from drllm.core.text import WIDTH, percent
 from drllm.reporting.parts import Bullets, Commands, Heading, Part
 from drllm.runs.recommendation import Recommendation
@@ -31,6 +32,8 @@ def lines(found: Recommendation) -> Iterator[str]:
         yield f"{start} {row.mean_passes:.1f} block passes a prompt, the base {row.n_layers}.{_seconds(found)}"
         base = percent(row.accuracy - row.difference)
         yield f"Right answers: {percent(row.accuracy)} %, the base {base} %: {row.change} points on {row.n:,} {_questions(found)}."
+    if found.route:
+        yield f"Its route, by blocks: {in_words(Route.parse(found.route, row.n_layers if row is not None else None))}."
     if found.promise:
         yield f"{'Promise' if found.promised else 'No promise'}: {found.promise}"
     if not found.deploy:
@@ -47,7 +50,7 @@ def _seconds(found: Recommendation) -> str:
 
 
 def _questions(found: Recommendation) -> str:
-    return "calibrate questions, which chose nothing" if found.calibrate is not None else "tune questions, which chose it"
+    return "calibrate questions, which had no part in choosing it" if found.calibrate is not None else "tune questions, which chose it"
 
 
 def _why_not(found: Recommendation, row: SummaryRow | None) -> Iterator[str]:
@@ -59,8 +62,9 @@ def _why_not(found: Recommendation, row: SummaryRow | None) -> Iterator[str]:
     elif found.promised:
         yield "Not deployed: its gain is not sure, and it does not save time for sure."
     more = "What could change this: more time and questions"
+    split = "calibrate" if found.calibrate is not None else "tune"
     if row is not None and found.needed:
-        more += f" (a gain like this one would be sure on about {found.needed:,})"
+        more += f" (a gain like this one would be sure on about {found.needed:,} {split} questions)"
     other = "--objective accuracy" if found.objective == "speed" else "--objective speed (fewer passes at no loss)"
     yield f"{more}; {other}; prompts of one kind, on which routes differ less. Each in another --out."
 
@@ -69,10 +73,10 @@ def commands(found: Recommendation, out: str) -> list[str]:
     """What to do next, to be pasted into a shell."""
     policy, chat = shlex.quote(f"{out}/{found.deploy or found.best}"), " --chat" if found.is_chat else ""
     report = f"drllm report {shlex.quote(out)}"
-    if not found.deploy:
-        return ([f'drllm inspect --policy {policy}{chat} "a prompt"'] if found.best else []) + [report]
     form = " --format scaled" if found.route and any(span.strength < 1 for span in Route.parse(found.route).spans) else ""
     export = [f"drllm export --policy {policy}{form} --out {shlex.quote(f'{out}/exported')}"] if found.route else []
+    if not found.deploy:
+        return ([f'drllm inspect --policy {policy}{chat} "a prompt"', *export] if found.best else []) + [report]
     return [
         f'drllm generate --policy {policy}{chat} "a prompt"',
         *export,

@@ -29,8 +29,8 @@ from drllm.runs.summary import POOLED, Summary
 JOBS = 8  # more are folded: a run of many calls has hundreds
 ROWS = 40  # of a comparison; more are folded by task
 BASELINES = (
-    "random moves a policy's skips and repeats to random blocks, shuffled deals its own routes to other prompts; without another's name "
-    "they are the routers'. A good policy beats its own baselines."
+    "random-NAME moves the skips and repeats of policy NAME to random blocks, shuffled-NAME deals its own routes to other prompts (random "
+    "and shuffled alone: those of the routers). A good policy beats its own baselines."
 )
 ROUTES = (
     "Routes that resemble each other stand together, under the commonest of them; the base's route stands alone, and what is near none of "
@@ -155,7 +155,9 @@ def _latest(summary: Summary) -> list[str]:
 def _labels(run: Run) -> Iterator[Part]:
     yield Heading("Labels of the search")
     if not run.manifests:
-        yield Paragraph("Nothing has been searched yet: `drllm search` writes this section.")
+        elsewhere = RunFolder(RunFolder(run.folder).paper).searches
+        found = f"The paper's search stands in a folder of its own: `drllm report {shlex.quote(elsewhere.parent.as_posix())}`."
+        yield Paragraph(found if elsewhere.is_dir() else "Nothing has been searched yet: `drllm search` writes this section.")
     if begun := [task for task in run.manifests if not run.records[task]]:
         some = ", ".join(begun)
         yield Paragraph(f"The search of {some} has begun, and no question is finished yet: the same `drllm search` call goes on.")
@@ -190,7 +192,10 @@ def _guarantees(run: Run) -> Iterator[Part]:
     if not run.policies:
         yield Paragraph(_lost(run, "no saved policy") or "No policy has been saved in this run.")
     guarantees = {name: config.get("guarantee") for name, config in run.policies.items()}
-    if bare := ", ".join(name for name, found in guarantees.items() if not found):
+    tested = run.recommendation if run.recommendation is not None and not run.recommendation.promised else None
+    if tested is not None and tested.promise:
+        yield Paragraph(f"{tested.best} was calibrated, and nothing is promised of it: {tested.promise}")
+    if bare := ", ".join(name for name, found in guarantees.items() if not found and (tested is None or name != tested.best)):
         yield Paragraph(f"Not calibrated, so nothing is promised of them; the figures above are what was measured: {bare}.")
     for name, found in guarantees.items():
         if found:
@@ -206,9 +211,12 @@ def _tested(point: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _dropped(run: Run) -> Iterator[Part]:
     yield Heading("Dropped questions")
+    dropped: dict[str, list[str]] = {}
     for split, summary in run.summaries.items():
         if not split.endswith(OTHER_TASKS):  # what was dropped of those only their own evaluation knew
-            yield Paragraph(f"{split} split: {_listed(summary.dropped) or 'none'}.")
+            dropped.setdefault(_listed(summary.dropped) or "none", []).append(split)
+    for what, splits in dropped.items():
+        yield Paragraph(f"Of the data of the {' and '.join(splits)} split{'s' * (len(splits) > 1)}: {what}.")
     if not run.summaries:
         yield Paragraph("Known once an evaluation has run.")
 

@@ -80,9 +80,10 @@ def _by_chance(result: ScanResult) -> str:
     found, seen = result.chance, result.mean_of(WINNER)
     if found is None or seen is None or seen.raced is None:
         return ""
+    word = "no more than luck shows" if seen.raced.mean <= found.high else "more than luck shows"
     return (
-        f"If no span changed anything (each question's differences turned by a coin, the winners named anew from the last round), winners "
-        f"would show {_shown(found)} points where they were chosen; these show {points(seen.raced.mean)}."
+        f"Where they were chosen the winners show {points(seen.raced.mean)} points: {word}. If no span changed anything, the luckiest "
+        f"would show {_shown(found)} there (each question's differences turned by a coin, the winners named anew)."
     )
 
 

@@ -61,7 +61,7 @@ def training_curves(curves: Mapping[str, Epochs], n_routes: int) -> Chart:
                 marks.append(Curve(name=f"{method}, {part}", xs=xs, ys=ys, **look))
     losses = [y for curve in marks if curve.panel == 0 for y in curve.ys]
     is_log = bool(losses) and min(losses) > 0 and max(losses) / min(losses) > LOG_SPAN
-    title = f"Training, n = {n_routes} kept routes, of which a part is held back"
+    title = f"Training, n = {n_routes} kept routes, of which a part is held back" if n_routes else "Training"
     caption = "Loss and macro-F1 by epoch: full lines on the questions trained on, dashed ones on those held back."
     if len(curves) > DRAWN:
         shown, n = ", ".join(list(curves)[:DRAWN]), len(curves) - DRAWN

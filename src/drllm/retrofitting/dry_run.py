@@ -20,6 +20,14 @@ def questions_of(tasks: Sequence[str], data: str | Path | None) -> dict[str, dic
     return {name: {split: len(rows) for split, rows in one.examples.items()} for name, one in loaded.items()}
 
 
+def left_out(tasks: Sequence[str], data: str | Path | None) -> Iterator[str]:
+    """How many rows of each task are not asked, and why."""
+    for name, one in drop_overlaps({name: load_task(name, data) for name in tasks}).items():
+        for reason, n in one.dropped.items():
+            why = f"stand in an earlier split, too ({reason})" if reason in SPLITS else reason
+            yield f"{name}: {n} row{'s' * (n != 1)} left out: {why}"
+
+
 def counted(available: Mapping[str, Mapping[str, int]], promise: GuaranteeConfig) -> Iterator[str]:
     """The questions as a table, and whether they can promise anything; `InputError` for too few to begin with."""
     rows = [(name, *(f"{of[split]:,}" for split in SPLITS)) for name, of in available.items()]

@@ -9,7 +9,6 @@
 | paper | the paper's search, and its routers |
 """
 
-import itertools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,6 @@ from drllm.core.errors import ArtifactError, BudgetError, InputError, Unsupporte
 from drllm.core.progress import say
 from drllm.core.route import Route
 from drllm.evaluation.calibrate import calibrate
-from drllm.evaluation.clock import batched_ms, throughput
 from drllm.evaluation.fit import fit_policy, under_policy
 from drllm.evaluation.run import evaluate
 from drllm.methods.codebook import CodebookConfig
@@ -38,13 +36,13 @@ from drllm.retrofitting.choice import best_on_tune, is_worth_it
 from drllm.retrofitting.dry_run import questions_of
 from drllm.retrofitting.known import known_verdicts
 from drllm.retrofitting.one_answer import ANSWER_TOKENS, one_answer
-from drllm.retrofitting.sizes import N_LISTED, SIMULATIONS, Sizes, calibrated_of, check_questions, list_cost, sizes_of
+from drllm.retrofitting.pace import CLOCK_TOKENS, answer_seconds, forward_seconds, measured
+from drllm.retrofitting.sizes import CALIBRATE, FEWEST, N_LISTED, SIMULATIONS, Sizes, calibrated_of, check_questions, sizes_of, tuned_of
 from drllm.retrofitting.stages import Stages, claim_folder, data_key
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
 from drllm.runs.names import BASE
 from drllm.runs.recommendation import Recommendation, write_recommendation
-from drllm.runs.records import iterate_records
 from drllm.runs.summary import SummaryRow
 from drllm.scanning.scan import scan
 from drllm.scoring.verdict import Known
@@ -54,7 +52,6 @@ NAMES = ("static", "looped", "codebook", "routers", "paper")
 A_PROMPT = ("codebook", "routers", "paper")  # those that look at prompts, beside which their own routes are dealt to others
 PROMISED = "promised"  # the folder of the policy that kept its promise, at the operating point that did
 NEAR = 0.017  # of the base's passes above the budget that still keep to it: half a block of thirty
-ROUNDS, CLOCK_TOKENS = 8, 16
 LISTED = "the best routes on every question"  # the name of a stage
 PAPER = RoutersConfig(preset="paper")
 
@@ -127,7 +124,9 @@ class _Tries:
         for name, of in available.items():
             say(f"{name}: {', '.join(f'{split} {n}' for split, n in of.items())} questions")
         check_questions(available)
-        spent = batched_ms(self.routed, self.tasks, SearchConfig(**self.judged), self.data)
+        spent, crowded = measured(self.routed, self.tasks, SearchConfig(**self.judged), self.data)
+        if crowded:
+            say(crowded)
         found = sizes_of(self.routed.n_layers, spent, self.asked, available)
         say(f"the base takes {spent:.0f} ms a question: a scan on {found.scanned}, {found.tuned} tune questions a task at most")
         return found.to_json()
@@ -140,7 +139,8 @@ class _Tries:
         made = self.run.policies()
         tried = [name for name in NAMES if self.run.policy(name) in made and name not in self.missed]
         methods = [BASE, *tried, *(f"shuffled-{name}" for name in tried if name in A_PROMPT)]
-        summary = read_summary(self.run.summary(self._compare("tune", methods, self.sizes.tuned)))
+        n_tune = self.stages.run("tune questions", {}, [], lambda: self._asked("tune"))
+        summary = read_summary(self.run.summary(self._compare("tune", methods, n_tune)))
         rows = [row for row in summary.pooled if row.method in tried]
         best = best_on_tune(rows, self.asked.objective, self.limit, self.of["gate"].epsilon)
         found = self._recommendation(None, tried) if best is None else self._promised(best, tried)
@@ -185,7 +185,9 @@ class _Tries:
         self._make("codebook", CodebookConfig(**budget))
         self._make("routers", RoutersConfig(tune_questions=self.sizes.pointed, **budget))
         if not self.sizes.searched:
-            self.missed["paper"] = f"its search does not fit into {self.asked.minutes:g} minutes, or there are too few fit questions"
+            few = self.sizes.most_fit and self.sizes.most_fit < FEWEST
+            late = f"{self.asked.minutes:g} minutes are too short for its search"
+            self.missed["paper"] = f"fewer than {FEWEST} fit questions" if few else late
             return
         lean = {"limit": self.sizes.searched, "n_simulations": SIMULATIONS, "verify": False, "control": False}
         config = SearchConfig(preset="paper", **lean, **self.judged)
@@ -243,7 +245,8 @@ class _Tries:
         """What calibrate questions say of the policy that tune named, at the operating point that kept the promise."""
         gate: GuaranteeConfig = self.of["gate"]
         policy = load_policy(self.run.policy(best.method), self.routed.identity)
-        limit = self.stages.run("calibrate questions", {"policy": best.method}, [], lambda: self._calibrated(policy))
+        n_points = len(policy.operating_points())
+        limit = self.stages.run("calibrate questions", {"policy": best.method}, [], lambda: self._asked("calibrate", n_points))
         self._compare("calibrate", [BASE, best.method], limit)
         config = GuaranteeConfig("calibrate", gate.epsilon, gate.delta, limit)
 
@@ -259,19 +262,24 @@ class _Tries:
         summary = read_summary(self.run.summary(self._compare("calibrate", [BASE, name], limit, "what was promised on calibrate")))
         row = next(row for row in summary.pooled if row.method == name)
         kept = load_policy(self.run.policy(name), self.routed.identity)
-        clock = self.stages.run("seconds", {"policy": name, "tokens": CLOCK_TOKENS}, [], lambda: self._seconds(kept))
+        data = TrainingData(self.routed, self.run.root, self.tasks)
+        about = {"policy": name, "tokens": CLOCK_TOKENS}
+        clock = self.stages.run("seconds of answers", about, [], lambda: answer_seconds(self.routed, data, kept))
         wanted = is_worth_it(row, self.asked.objective, self.limit, clock["ratio_high"])
         deploy = tested["promised"] and wanted
         about = {"route": str(kept.route or ""), "is_chat": kept.prompt_format == "chat"}
         return self._recommendation(best, tried, deploy=PROMISED if deploy else "", calibrate=row, **about, **tested, **clock)
 
-    def _calibrated(self, policy: Policy) -> int:
-        """How many calibrate questions a task fit into the time that is left, by what the list took; settled by the first call."""
-        left, n_points = 60 * self.asked.minutes - self.stages.seconds, len(policy.operating_points())
-        n_listed = sum(1 for _ in iterate_records(self.run.matrices))
-        forward_s = self.stages.took[LISTED] / (n_listed * list_cost(len(self.routes) - 1))
-        found = calibrated_of(self.sizes, left, forward_s, len(self.tasks), n_points)
-        say(f"{found} calibrate questions a task, {max(0, left):.0f} seconds are left")
+    def _asked(self, split: str, n_points: int = 1) -> int:
+        """How many questions of a split, a task at most, fit into the time that is left; settled by the first call."""
+        given, n_tasks = 60 * self.asked.minutes, len(self.tasks)
+        left = given - self.stages.seconds
+        pace = forward_seconds(self.run.matrices, self.stages.took[LISTED], len(self.routes) - 1)
+        if split == "tune":
+            found = tuned_of(self.sizes, left - CALIBRATE * given, pace, n_tasks)
+        else:
+            found = calibrated_of(self.sizes, left, pace, n_tasks, n_points)
+        say(f"{found} {split} questions a task, {max(0, left):.0f} seconds are left")
         return found
 
     def _recommendation(self, best: SummaryRow | None, tried: list[str], **found: Any) -> Recommendation:
@@ -279,15 +287,6 @@ class _Tries:
         named = {"deploy": "", "best": best.method if best is not None else "", "budget": self.asked.budget} | found
         about |= {"asked_minutes": self.asked.minutes, "minutes": round(self.stages.seconds / 60, 2), "missed": self.missed}
         return Recommendation(**about, **named)
-
-    def _seconds(self, policy: Policy) -> dict[str, float]:
-        """An answer's seconds against the base's, one prompt at a time, in turns on tune questions of every task."""
-        data = TrainingData(self.routed, self.run.root, self.tasks)
-        by_task = [[list(question.context_ids) for question in questions] for _, questions in data.tune(ROUNDS)]
-        prompts = [prompt for turn in itertools.zip_longest(*by_task) for prompt in turn if prompt is not None]
-        moved: Any = policy.to(self.routed.device)
-        [row] = throughput(self.routed, moved, prompts, (1,), CLOCK_TOKENS, ROUNDS)
-        return {key: row[key] for key in ("ratio", "ratio_low", "ratio_high")}
 
     def _answer(self, deploy: str) -> dict[str, Any]:
         """One tune question, by the base and by the policy."""

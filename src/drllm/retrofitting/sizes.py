@@ -16,18 +16,28 @@ from drllm.searching.cost import searched_cost
 
 # Of the time: the rest is for loading, training, clocks and the report.
 SCAN, LIST, SEARCH, TUNE, CALIBRATE = 0.2, 0.16, 0.1, 0.08, 0.35
+SHORT_SCAN = 0.4  # of the time, where the smallest scan takes more than its share
 SLOWER = 1.3  # than `plain_ms` says: few questions of many lengths fill steps badly
 SIMULATIONS = 25
 SEARCHED = searched_cost("loglik", SIMULATIONS, verify=False)
 N_LISTED = 16  # routes that every question answers
 SHARED = 0.6  # forwards of one more route or operating point, which shares blocks with the others
 ON_TUNE = 4 + 7  # forwards a tune question: both kinds of routers, also dealt out; operating points on half of them. The list has the rest
+KNOWN, UNKNOWN = 4, 9  # forwards to compare all on a tune question of the list, and on another
 ON_CALIBRATE = 2  # base and policy
 ENDING_S = 25.0  # seconds for clocks, the answer and the report, behind the promise
 FIRST, N_KEPT = 8, 5  # questions of a scan's first round, candidates of each kind in its last
 SCANNED = (128, 64, 32, 16, FIRST)  # questions of its last round that are tried
 FEWEST = 12  # questions a task below which a stage teaches nothing
 SPLITS = ("fit", "tune", "calibrate")
+
+
+class TooShort(InputError):
+    """The time is too short for the smallest scan; `minutes` are not."""
+
+    def __init__(self, found: str, minutes: float):
+        super().__init__(f"{found}: give at least {minutes:g}, or a smaller model")
+        self.minutes = minutes
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,8 @@ class Sizes:
         scanned, max_span: questions of the scan's last round, and the longest span of its candidates (0: any).
         listed: fit and tune questions that answer the scan's best routes.
         searched: fit questions of the paper's search; 0: it does not fit into the time, or there are too few.
-        tuned, calibrated: questions that compare the policies, and that the promise is tested on.
+        tuned, calibrated: questions that compare the policies, at least, and that the promise is tested on, at most.
+        most_fit, most_tuned: fit and tune questions that there are, a task at most.
     """
 
     plain_ms: float
@@ -49,6 +60,8 @@ class Sizes:
     searched: int
     tuned: int
     calibrated: int
+    most_fit: int = 0
+    most_tuned: int = 0
 
     @property
     def pointed(self) -> int:
@@ -111,12 +124,10 @@ def sizes_of(n_layers: int, plain_ms: float, asked: RetrofitConfig, available: M
     ]
     costs = {(span, n): scan_cost(n_layers, span, n, asked.kinds) for span, n in choices}
     fitting = [choice for choice, cost in costs.items() if cost <= SCAN * forwards]
+    fitting = fitting or [choice for choice, cost in costs.items() if cost <= SHORT_SCAN * forwards][-1:]
     if not fitting:
-        minutes = math.ceil(10 * min(costs.values()) * plain_ms / 60_000 / SCAN) / 10
-        raise InputError(
-            f"--minutes {asked.minutes:g} is too short here, where the base takes {plain_ms / 1000:.2g} s a question: give at least "
-            f"{minutes:g}, or a smaller model"
-        )
+        minutes = math.ceil(10 * min(costs.values()) * plain_ms / 60_000 / SHORT_SCAN) / 10
+        raise TooShort(f"--minutes {asked.minutes:g} is too short here, where the base takes {plain_ms / 1000:.2g} s a question", minutes)
     (span, scanned), most = fitting[0], {split: max(of[split] for of in available.values()) for split in SPLITS}
 
     def share(part: float, cost: float, *splits: str) -> int:
@@ -132,7 +143,19 @@ def sizes_of(n_layers: int, plain_ms: float, asked: RetrofitConfig, available: M
         searched=min(most["fit"], searched) if searched >= FEWEST and most["fit"] >= FEWEST else 0,
         tuned=min(listed, share(TUNE, ON_TUNE, "tune")),
         calibrated=share(CALIBRATE, ON_CALIBRATE, "calibrate"),
+        most_fit=most["fit"],
+        most_tuned=most["tune"],
     )
+
+
+def tuned_of(sizes: Sizes, seconds_left: float, seconds_a_forward: float, n_tasks: int) -> int:
+    """Tune questions a task that compare the policies, within the time left but for the promise's share; `sizes.tuned` at least.
+
+    The list has answered its own for most policies; others cost every policy a forward.
+    """
+    forwards = seconds_left / (seconds_a_forward * n_tasks)
+    known = min(sizes.listed, int(forwards / KNOWN))
+    return max(sizes.tuned, min(sizes.most_tuned, known + max(0, int((forwards - KNOWN * sizes.listed) / UNKNOWN))))
 
 
 def calibrated_of(sizes: Sizes, seconds_left: float, seconds_a_forward: float, n_tasks: int, n_points: int) -> int:

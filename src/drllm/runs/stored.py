@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
@@ -33,7 +34,9 @@ class Stored:
         # Default and factory of a field are one where both are MISSING.
         if lacking := [one.name for one in fields(cls) if one.default is one.default_factory and values.get(one.name) is None]:
             raise ArtifactError(f"{source} holds a bad {cls.__name__} (without {', '.join(lacking)}): run that stage again")
-        found = {item.name: values[item.name] for item in fields(cls) if item.name in values} | {"read": values}
+        unknown = {item.name for item in fields(cls) if isinstance(item.default, float) and values.get(item.name) is None}  # null is nan
+        given = {item.name: values[item.name] for item in fields(cls) if item.name in values and item.name not in unknown}
+        found: dict[str, Any] = given | {"read": values}
         for name, kind in cls.PARTS.items():
             if (parts := found.get(name)) is not None:
                 found[name] = [kind.of(part, source) for part in (parts if isinstance(parts, Iterable) else (parts,))]
@@ -55,4 +58,6 @@ class Stored:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, float) and math.isnan(value):
+        return None  # strict JSON has no NaN
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value.to_json() if isinstance(value, Stored) else value

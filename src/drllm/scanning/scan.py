@@ -186,7 +186,8 @@ class _Scan:
             return self.bench.ask([one.route for one in chosen], asked, self.config.split, self.folder.round(number))
 
         standing = race(kinds, self.sizes, self.config.winners, ask)
-        say(f"scan: the race cost {self.cost.race:,.0f} plain forwards, {self.cost.share:.0%} of all on all")
+        share = f", {self.cost.share:.0%} of all on all" if len(self.sizes) > 1 else ""
+        say(f"scan: the race cost {self.cost.race:,.0f} plain forwards{share}")
         return standing
 
     def _counts(self) -> list[int]:

@@ -52,14 +52,19 @@ class Guarantee:
     @property
     def sentence(self) -> str:
         """What may be said of the chosen policy."""
-        where = f"{self.n} questions ({', '.join(f'{n} of {task}' for task, n in self.tasks.items())}; {self.split}; {self.judged})"
+        each = ", ".join(f"{n} of {task}" for task, n in self.tasks.items())
+        by_task = f" ({each})" if len(self.tasks) > 1 else "".join(f" of {task}" for task in self.tasks)
+        where = f"{self.n} {self.split} questions{by_task}, judged by {self.judged}"
         power = ""
         if self.would_pass is not None:
             power = f" A true gain of {100 * self.would_pass:+.1f} points would have passed in 80 % of such sets."
         if tried := self.earlier:
             power += f" Other policies tried on these questions before: {tried}; this holds for each by itself, not for the best of them."
         if self.point is None:
-            return f"no operating point passed on {where}: the base is kept.{power}"
+            if self.n < (least := fewest_questions(self.epsilon, self.delta, 0.0)):
+                lost = f"at most {100 * self.epsilon:g} points lost"
+                return f"{where} are too few: a promise of {lost} needs at least {least:,}. The base is kept.{power}"
+            return f"the test failed on {where}: the base is kept.{power}"
         promise = f"with {100 * (1 - self.delta):g} % confidence less than {100 * self.epsilon:g} points below the base"
         return f"{promise} on prompts like those it was calibrated on, {where}.{power}"
 

@@ -1,0 +1,50 @@
+"""How fast questions are answered here and now, which the sizes of a retrofit's stages follow from; what answers take at its end."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drllm.core.config import SearchConfig
+from drllm.evaluation.clock import batched_ms, throughput
+from drllm.methods.training_data import TrainingData
+from drllm.model.routed import RoutedModel
+from drllm.model.threads import torch_threads
+from drllm.policies.policy import Policy
+from drllm.retrofitting.sizes import list_cost
+from drllm.runs.records import iterate_records
+
+CROWDED = 0.8  # of the time that all threads take; one thread that is faster says that the cores are not ours alone
+ROUNDS, CLOCK_TOKENS = 8, 16
+
+
+def measured(routed: RoutedModel, tasks: Sequence[str], config: SearchConfig, data: str | Path | None) -> tuple[float, str]:
+    """Milliseconds of a plain forward with torch's threads as they are; and a line for the reader where one thread alone is faster."""
+    spent, n_threads = batched_ms(routed, tasks, config, data), torch.get_num_threads()
+    if routed.device.type != "cpu" or n_threads == 1:
+        return spent, ""
+    with torch_threads(1):
+        alone = batched_ms(routed, tasks[:1], config, data)
+    together = batched_ms(routed, tasks[:1], config, data)
+    if alone > CROWDED * together:
+        return spent, ""
+    found = f"{n_threads} threads take {together:.0f} ms a question, one takes {alone:.0f}: other work seems to use the cores"
+    return spent, f"{found}; --resources-threads 1 is faster now"
+
+
+def forward_seconds(matrices: Path, seconds: float, n_routes: int) -> float:
+    """Seconds of a plain forward, by what it took to answer the list: so many routes beside the base, every question of these records."""
+    return seconds / (sum(1 for _ in iterate_records(matrices)) * list_cost(n_routes))
+
+
+def answer_seconds(routed: RoutedModel, data: TrainingData, policy: Policy) -> dict[str, float]:
+    """An answer's seconds against the base's, one prompt at a time, in turns on tune questions of every task."""
+    by_task = [[list(question.context_ids) for question in questions] for _, questions in data.tune(ROUNDS)]
+    prompts = [prompt for turn in itertools.zip_longest(*by_task) for prompt in turn if prompt is not None]
+    moved: Any = policy.to(routed.device)
+    [row] = throughput(routed, moved, prompts, (1,), CLOCK_TOKENS, ROUNDS)
+    return {key: row[key] for key in ("ratio", "ratio_low", "ratio_high")}
