@@ -1,6 +1,6 @@
 """Are routes that skip blocks good drafts of lossless self-speculative decoding? How many of their tokens the whole model would accept.
 
-    python benchmarks/drafts.py --model qwen2.5-coder-1.5b-q4 --out results/benchmarks/drafts.json
+    python benchmarks/drafts.py --model qwen2.5-coder-1.5b-q4 --out results/benchmarks/drafts-qwen.json
 
 A draft proposes tokens by a route that skips blocks, then the whole model checks them in one step and keeps those that it would have said
 itself, and one more. Greedy, so the text is the base's own. It stops by one of three rules: after k tokens; after a token that it gives a
@@ -55,7 +55,7 @@ ASKED = {
         "What is 17 * 24? Show each step.",
         "A shirt costs 40 euros and is 15 % cheaper today. What does it cost?",
         "Solve 3x + 7 = 22 for x.",
-        "How many ways are there to choose 3 of 8 books?",
+        "How many ways are there to choose 3 of 8 people?",
         "What is the area of a circle with a diameter of 10 cm?",
         "If five machines make five parts in five minutes, how long do 100 machines need for 100 parts?",
     ],
@@ -68,7 +68,7 @@ RULES = ("length", "confidence", "limit")
 
 
 def candidates(n_layers: int) -> list[Route]:
-    """One span left out, of each length at every second place; and every second block of a middle stretch."""
+    """One span left out, of each length at every second place; and every second block in the middle."""
     found = []
     for length in LENGTHS:
         for first in range(1, n_layers - length, 2):

@@ -44,7 +44,7 @@ def typed(monkeypatch):
 
 def test_a_number_runs_the_command_and_asks_for_the_prompt(typed, capsys):
     assert typed("1", "Why?", "2", "") == [
-        ["-m", "drllm", "generate", "--policy", "runs/x/promised", "Why?"],
+        ["-m", "drllm", "generate", "--policy", "runs/x/promised", "Question: Why?\nAnswer:"],
         ["-m", "drllm", "serve", "runs/x/promised"],
     ]
     shown = capsys.readouterr().err

@@ -814,7 +814,7 @@ def test_an_own_policy_class_is_found_by_its_method(monkeypatch, tmp_path):
 def test_the_promise_says_what_was_judged_and_how_many_questions_of_each_task(tiny, run):
     _, guarantee = calibrate(tiny, run, RoutePolicy(ROUTES[0]), GuaranteeConfig(calibrate="calibrate", epsilon=0.4, delta=0.4))
     assert guarantee.tasks == {TASK: guarantee.n}
-    assert f"{guarantee.n} questions ({guarantee.n} of {TASK}; calibrate; loglik, acc_norm)" in guarantee.sentence
+    assert f"{guarantee.n} calibrate questions of {TASK}, judged by loglik, acc_norm" in guarantee.sentence
 
 
 def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, data, tmp_path):

@@ -173,7 +173,7 @@ def test_the_report_tells_what_the_run_holds(run: Path):
     assert "arc_easy, piqa: file mine.jsonl; model tiny, weights f00d, torch.float32." in text
     assert "| search | done | `drllm search --out 'a b'` | 12.35 |  |" in text
     assert "Versions of the last job: torch 2.13." in text
-    assert "Baselines: shuffled. random moves" in text
+    assert "Baselines: shuffled. random-NAME moves" in text
     for name in PICTURES:
         assert f"({name}.png)" in text
         assert f"({name}.csv)" in text

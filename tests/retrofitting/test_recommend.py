@@ -59,8 +59,8 @@ def speed(tiny, rows, tmp_path_factory) -> tuple[Path, Recommendation, dict]:
     out = tmp_path_factory.mktemp("speed") / "run"  # which is not there yet
     of = configs(objective="speed") | {"gate": GuaranteeConfig("calibrate", epsilon=0.5)}
     with pytest.MonkeyPatch.context() as patch:  # what is deployed depends on seconds, which a busy machine decides
-        patch.setattr("drllm.retrofitting.recommend.throughput", lambda *_: [{"ratio": 0.8, "ratio_low": 0.7, "ratio_high": 0.9}])
-        patch.setattr("drllm.retrofitting.recommend.batched_ms", lambda *_: 2.0)  # and so is how many questions fit into the time
+        patch.setattr("drllm.retrofitting.pace.throughput", lambda *_: [{"ratio": 0.8, "ratio_low": 0.7, "ratio_high": 0.9}])
+        patch.setattr("drllm.retrofitting.pace.batched_ms", lambda *_: 2.0)  # and so is how many questions fit into the time
         return out, *recommend(tiny, [TASK], out, of, rows, ["drllm", "retrofit"])
 
 
@@ -131,7 +131,7 @@ def test_nothing_is_deployed_without_a_promise(tiny, rows, tmp_path):
 
 
 def test_what_takes_longer_is_not_deployed_for_speed(tiny, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr("drllm.retrofitting.recommend.throughput", lambda *_: [{"ratio": 1.0, "ratio_low": 0.9, "ratio_high": 1.1}])
+    monkeypatch.setattr("drllm.retrofitting.pace.throughput", lambda *_: [{"ratio": 1.0, "ratio_low": 0.9, "ratio_high": 1.1}])
     of = configs(objective="speed") | {"gate": GuaranteeConfig("calibrate", epsilon=0.5)}
     found, _ = recommend(tiny, [TASK], tmp_path, of, rows)
     assert (found.deploy, found.promised) == ("", True)
