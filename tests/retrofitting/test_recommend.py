@@ -109,7 +109,10 @@ def test_again_every_stage_is_done(speed, tiny, rows):
     out, found, _ = speed
     of = configs(objective="speed") | {"gate": GuaranteeConfig("calibrate", epsilon=0.5)}
     before = (out / "recommendation.json").read_bytes()
-    again, result = recommend(tiny, [TASK], out, of, rows, ["drllm", "retrofit"])
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("scan", "search", "fit_policy", "evaluate", "calibrate", "answer_seconds", "report"):
+            patch.setattr(f"drllm.retrofitting.recommend.{name}", lambda *_, **__: pytest.fail("a stage that is done ran again"))
+        again, result = recommend(tiny, [TASK], out, of, rows, ["drllm", "retrofit"])
     assert again == dataclasses.replace(found, read=None)
     assert (out / "recommendation.json").read_bytes() == before
     assert len(result["skipped"]) >= 12

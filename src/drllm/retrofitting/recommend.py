@@ -229,14 +229,14 @@ class _Tries:
         with under_policy(self.routed, policy):
             self.routed.save_pretrained(self.run.policy(name))
 
-    def _compare(self, split: Any, methods: Sequence[str], limit: int, stage: str = "") -> str:
-        """Name of the evaluation's folder. Verdicts that are known are not computed again."""
+    def _compare(self, split: Any, methods: Sequence[str], limit: int, is_last: bool = True) -> str:
+        """Name of the evaluation's folder, whose summary is that of the last comparison there. Known verdicts are not computed again."""
         config = replace(self.of["evaluate"], split=split, limit=limit, **self.judged)
         given = (self.routed, methods, self.tasks, self.run.root, config, self.data, self.argv, self.of["resources"])
         self.stages.run(
-            stage or f"compare on {split}",
+            f"compare on {split}" if is_last else f"answer {split} questions",
             to_dict(config) | {"methods": list(methods)},
-            [self.run.evaluation(config.folder)],
+            [self.run.evaluation(config.folder)] if is_last else [],
             lambda: evaluate(*given, known=self.known.setdefault(split, {})).split,
         )
         return config.folder
@@ -247,7 +247,7 @@ class _Tries:
         policy = load_policy(self.run.policy(best.method), self.routed.identity)
         n_points = len(policy.operating_points())
         limit = self.stages.run("calibrate questions", {"policy": best.method}, [], lambda: self._asked("calibrate", n_points))
-        self._compare("calibrate", [BASE, best.method], limit)
+        self._compare("calibrate", [BASE, best.method], limit, is_last=False)
         config = GuaranteeConfig("calibrate", gate.epsilon, gate.delta, limit)
 
         def test() -> dict[str, Any]:
@@ -259,7 +259,7 @@ class _Tries:
 
         tested = self.stages.run("promise", to_dict(config) | {"policy": best.method}, [self.run.policy(PROMISED)], test)
         name = PROMISED if tested["promised"] else best.method
-        summary = read_summary(self.run.summary(self._compare("calibrate", [BASE, name], limit, "what was promised on calibrate")))
+        summary = read_summary(self.run.summary(self._compare("calibrate", [BASE, name], limit)))
         row = next(row for row in summary.pooled if row.method == name)
         kept = load_policy(self.run.policy(name), self.routed.identity)
         data = TrainingData(self.routed, self.run.root, self.tasks)

@@ -60,12 +60,12 @@ class Guarantee:
             power = f" A true gain of {100 * self.would_pass:+.1f} points would have passed in 80 % of such sets."
         if tried := self.earlier:
             power += f" Other policies tried on these questions before: {tried}; this holds for each by itself, not for the best of them."
+        lost = f"{100 * self.epsilon:g} point{'s' * (self.epsilon != 0.01)}"
         if self.point is None:
             if self.n < (least := fewest_questions(self.epsilon, self.delta, 0.0)):
-                lost = f"at most {100 * self.epsilon:g} points lost"
-                return f"{where} are too few: a promise of {lost} needs at least {least:,}. The base is kept.{power}"
+                return f"{where} are too few: a promise of at most {lost} lost needs at least {least:,}. The base is kept.{power}"
             return f"the test failed on {where}: the base is kept.{power}"
-        promise = f"with {100 * (1 - self.delta):g} % confidence less than {100 * self.epsilon:g} points below the base"
+        promise = f"with {100 * (1 - self.delta):g} % confidence less than {lost} below the base"
         return f"{promise} on prompts like those it was calibrated on, {where}.{power}"
 
 
