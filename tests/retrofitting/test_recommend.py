@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from drllm import RoutedModel, search
+from drllm import Route, RoutedModel, search
 from drllm.core.config import SECTIONS, GuaranteeConfig, RetrofitConfig, SearchConfig
 from drllm.core.errors import ArtifactError, InputError
 from drllm.methods.base import get_method
@@ -23,6 +23,8 @@ from drllm.runs.load import read_summary
 from drllm.runs.provenance import read_jobs
 from drllm.runs.recommendation import Recommendation, read_recommendation
 from drllm.runs.summary import SummaryRow
+from drllm.scoring.loglik import LoglikScorer
+from drllm.tasks import load_task
 from runs import SEARCH, TASK, L, copy_run, model, questions, write_rows
 
 pytestmark = pytest.mark.long
@@ -64,7 +66,7 @@ def speed(tiny, rows, tmp_path_factory) -> tuple[Path, Recommendation, dict]:
         return out, *recommend(tiny, [TASK], out, of, rows, ["drllm", "retrofit"])
 
 
-def test_what_is_recommended_saves_what_was_asked_for_and_is_promised(speed, tiny):
+def test_what_is_recommended_saves_what_was_asked_for_and_is_promised(speed, tiny, rows):
     out, found, result = speed
     assert (found.deploy, found.promised, found.objective) == (PROMISED, True, "speed")
     assert found.best in found.tried
@@ -77,7 +79,13 @@ def test_what_is_recommended_saves_what_was_asked_for_and_is_promised(speed, tin
     assert policy.guarantee["sentence"] == found.promise
     assert found.route == str(policy.route or "")
     answer = result["answer"]
-    assert set(answer) == {"prompt", "base", PROMISED}
+    assert set(answer) == {"prompt", "right", "base", PROMISED}
+    [example] = load_task(TASK, rows).select("tune", 1)
+    assert answer["right"] == example.choices[example.answer]
+    for name, asked in (("base", Route.full(L)), (PROMISED, Route.parse(answer[PROMISED]["route"]))):
+        scorer = LoglikScorer(tiny, 600)
+        [[verdict]] = scorer.score_all([scorer.question(load_task(TASK, rows).task, example)], [asked])
+        assert (answer[name]["choice"] == answer["right"]) == verdict.correct
     assert answer["base"]["route"] == "1" * L
     assert read_recommendation(out / "recommendation.json") == found
     assert "Deploy" in panel(found, str(out))
@@ -126,7 +134,7 @@ def test_nothing_is_deployed_without_a_promise(tiny, rows, tmp_path):
     found, result = recommend(tiny, [TASK], tmp_path, of, rows, ["drllm", "retrofit"])
     assert (found.deploy, found.promised) == ("", False)
     assert title(found) == "Keep the base"
-    assert set(result["answer"]) == {"prompt", "base"}
+    assert set(result["answer"]) == {"prompt", "right", "base"}
     text = panel(found, str(tmp_path))
     assert "Best that was tried" in text
     assert "What could change this" in text

@@ -18,6 +18,7 @@ from drllm.core.errors import InputError
 
 SECTIONS = ("search", "resources", "gate", "evaluate", "static", "routers")
 IDLE = ("search_preset", "search_n_simulations", "search_limit", "search_splits", "gate_calibrate_limit")  # of --recipe paper alone
+SHOWN = 80  # characters of a text
 IDLE += tuple(f"evaluate_{name}" for name in ("split", "limit", "reward", "metric", "max_new_tokens", "max_step_tokens"))
 
 
@@ -84,13 +85,21 @@ def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], 
     found, result = recommend(routed, tasks, out, configs, data, argv)
     answer = result["answer"]
     yield f"prompt: {answer.pop('prompt')}"
+    right = answer.pop("right", None)
     for name, one in answer.items():
-        yield f"{name}: {one['text'].strip()}\n  route {one['route']} ({one['n_passes']} passes)"
+        taken = f"takes {one['choice']!r}, {'right' if one['choice'] == right else f'right is {right!r}'}; " if right is not None else ""
+        yield f"{name}: {taken}route {one['route']} ({one['n_passes']} passes)\n  left to itself it writes: {_cut(one['text'])}"
     yield render(result["summary"])
     yield f"report: {result['report']}"
     yield panel(found, out)
     if is_interactive():
         offer(commands(found, out), result["report"])
+
+
+def _cut(text: str) -> str:
+    """The beginning of a text, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else f"{line[:SHOWN]} ..."
 
 
 def _paper(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: str | None, argv: list[str]) -> Lines:

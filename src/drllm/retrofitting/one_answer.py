@@ -1,15 +1,18 @@
 """One question answered along several policies, for a reader to see what a policy does to the text."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from drllm.core.config import SearchConfig
+from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
+from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.scorer import scorer_of
-from drllm.tasks import drop_overlaps, load_task
+from drllm.tasks import Example, Task, drop_overlaps, load_task
 
 ANSWER_TOKENS = 48
 
@@ -20,14 +23,26 @@ def one_answer(
     """The first question of a split of the first task, from the very prompt that the search showed the model.
 
     Returns:
-        prompt, and by the names of `policies` (policies or routes): text, route, n_passes.
+        prompt, and by the names of `policies` (policies or routes): text, route, n_passes. Where choices are judged by their
+        log-likelihood also `right`, the right choice, and by name the choice that is taken, as its text.
     """
     loaded = drop_overlaps({name: load_task(name, data) for name in tasks})[tasks[0]]
-    prompt_ids = scorer_of(routed, loaded.task, config).question(loaded.task, loaded.select(split, 1)[0]).context_ids
+    scorer, example = scorer_of(routed, loaded.task, config), loaded.select(split, 1)[0]
+    prompt_ids = scorer.question(loaded.task, example).context_ids
     input_ids = torch.tensor([prompt_ids], dtype=torch.long, device=routed.device)
     given: dict[str, Any] = {"max_new_tokens": ANSWER_TOKENS, "min_new_tokens": 1, "do_sample": False}
     found: dict[str, Any] = {"prompt": routed.tokenizer.decode(prompt_ids, skip_special_tokens=True)}
     for name, policy in policies.items():
         [output] = routed.generate(input_ids=input_ids, policy=policy, **given)
         found[name] = {"text": output.text, "route": str(output.route), "n_passes": output.route.n_passes}
+        if isinstance(scorer, LoglikScorer):
+            found["right"] = example.choices[int(example.answer)]
+            found[name]["choice"] = _taken(scorer, loaded.task, example, output.route)
     return found
+
+
+def _taken(scorer: LoglikScorer, task: Task, example: Example, route: Route) -> str:
+    """The text of the choice that is taken along a route: the one that would be right if it were the answer."""
+    questions = [scorer.question(task, replace(example, answer=place)) for place in range(len(example.choices))]
+    verdicts = [verdict for [verdict] in scorer.score_all(questions, [route])]
+    return next((text for text, verdict in zip(example.choices, verdicts, strict=True) if verdict.correct), "")

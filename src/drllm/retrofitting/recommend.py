@@ -145,7 +145,9 @@ class _Tries:
         best = best_on_tune(rows, self.asked.objective, self.limit, self.of["gate"].epsilon)
         found = self._recommendation(None, tried) if best is None else self._promised(best, tried)
         write_recommendation(self.run.recommendation, found)
-        answer = self.stages.run("generate", {"tokens": ANSWER_TOKENS, "deploy": found.deploy}, [], lambda: self._answer(found.deploy))
+        answer = self.stages.run(
+            "generate", {"tokens": ANSWER_TOKENS, "deploy": found.deploy, "with": "choices"}, [], lambda: self._answer(found.deploy)
+        )
         written = self.stages.run("report", {"as": "page", "found": found.to_json()}, [self.run.report], lambda: report(self.run.root).name)
         return found, {"summary": summary, "answer": answer, "report": self.run.report / written, "skipped": self.stages.skipped}
 
