@@ -15,7 +15,7 @@ from drllm.core.errors import ArtifactError, InputError
 from drllm.methods.base import get_method
 from drllm.reporting.recommendation import commands, lines, panel, title
 from drllm.retrofitting import sizes
-from drllm.retrofitting.choice import best_on_tune, is_worth_it
+from drllm.retrofitting.choice import best_on_tune, constant_accuracy, is_worth_it
 from drllm.retrofitting.pipeline import retrofit
 from drllm.retrofitting.recommend import PROMISED, recommend
 from drllm.retrofitting.sizes import calibrated_of, scan_cost, sizes_of
@@ -24,7 +24,7 @@ from drllm.runs.provenance import read_jobs
 from drllm.runs.recommendation import Recommendation, read_recommendation
 from drllm.runs.summary import SummaryRow
 from drllm.scoring.loglik import LoglikScorer
-from drllm.tasks import load_task
+from drllm.tasks import Example, load_task
 from runs import SEARCH, TASK, L, copy_run, model, questions, write_rows
 
 pytestmark = pytest.mark.long
@@ -337,3 +337,16 @@ def test_what_is_worth_deploying_saves_time_or_gains_for_sure():
     assert is_worth_it(made("saves", 0.0, 28), "speed", 60, 0.98)
     assert not is_worth_it(made("saves", 0.0, 28), "speed", 60, 1.01)
     assert not is_worth_it(made("maybe", 0.2, 30), "accuracy", 60, 0.9), "neither a sure gain nor fewer passes"
+
+
+def test_a_gain_that_a_constant_answer_has_too_is_said():
+    yes_no = [Example(str(n), f"q{n}", ("no", "yes"), int(n % 3 > 0), "a") for n in range(30)]
+    other = [Example(str(n), f"q{n}", (f"{n}", "x"), 0, "a") for n in range(30)]
+    assert constant_accuracy({"a": yes_no}) == 20 / 30
+    assert constant_accuracy({"a": yes_no, "b": yes_no[:3]}) == 22 / 33
+    assert math.isnan(constant_accuracy({"a": other}))
+    assert math.isnan(constant_accuracy({"a": [dataclasses.replace(one, choices=()) for one in yes_no]})), "free answers"
+    about = {"model": "m", "objective": "accuracy", "tried": ["static"], "best": "static", "deploy": PROMISED, "tune": row()}
+    for constant, said in ((0.49, True), (0.3, False), (math.nan, False)):
+        text = "\n".join(lines(Recommendation(**about, calibrate=row(), constant=constant)))
+        assert ("Beware" in text) == said

@@ -18,6 +18,8 @@ from drllm.reporting.parts import Bullets, Commands, Heading, Part
 from drllm.runs.recommendation import Recommendation
 from drllm.runs.summary import SummaryRow
 
+NEAR_CONSTANT = 0.02  # of accuracy above that of the commonest answer, which says nothing
+
 
 def title(found: Recommendation) -> str:
     """The verdict in a few words."""
@@ -32,6 +34,11 @@ def lines(found: Recommendation) -> Iterator[str]:
         yield f"{start} {row.mean_passes:.1f} block passes a prompt, the base {row.n_layers}.{_seconds(found)}"
         base = percent(row.accuracy - row.difference)
         yield f"Right answers: {percent(row.accuracy)} %, the base {base} %: {row.change} points on {row.n:,} {_questions(found)}."
+        if row.accuracy <= found.constant + NEAR_CONSTANT:  # never of nan
+            yield (
+                f"Beware: always giving the commonest answer is right on {percent(found.constant)} % of them. So these questions do not "
+                "show that it understands more."
+            )
     if found.route:
         yield f"Its route, by blocks: {in_words(Route.parse(found.route, row.n_layers if row is not None else None))}."
     if found.promise:

@@ -1,8 +1,11 @@
 """Which of the policies is named on tune, and whether what calibrate says of it makes it worth deploying. No torch."""
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from drllm.runs.summary import SummaryRow
+from drllm.tasks import Example
 
 SAVES = 0.05  # passes a prompt that are worth a word
 
@@ -27,6 +30,16 @@ def is_worth_it(row: SummaryRow, objective: str, limit: float, ratio_high: float
     """
     saves = saves_passes(row) and ratio_high < 1
     return row.mean_passes <= limit and (saves or (objective != "speed" and row.is_gain is True))
+
+
+def constant_accuracy(by_task: Mapping[str, Sequence[Example]]) -> float:
+    """The share of right answers if each task's commonest one were always given; nan where a task's questions have choices of their own."""
+    right = 0
+    for examples in by_task.values():
+        if len({example.choices for example in examples}) != 1 or not examples[0].choices:
+            return math.nan
+        right += max(Counter(example.answer for example in examples).values())
+    return right / sum(map(len, by_task.values()))
 
 
 def saves_passes(row: SummaryRow) -> bool:

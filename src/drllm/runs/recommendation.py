@@ -33,6 +33,7 @@ class Recommendation(Stored):
         is_chat: whether it was made for chat prompts.
         ratio, ratio_low, ratio_high: seconds of an answer against the base's, with its 95 % interval.
         asked_minutes, minutes: that trying might take, and that it took.
+        constant: the share of the calibrate questions on which the commonest answer of their task is right; nan where choices differ.
     """
 
     OPTIONAL: ClassVar = ("tune", "calibrate")
@@ -55,6 +56,7 @@ class Recommendation(Stored):
     ratio_high: float = math.nan
     asked_minutes: float = math.nan
     minutes: float = math.nan
+    constant: float = math.nan
 
     @property
     def needed(self) -> int:
