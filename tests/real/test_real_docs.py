@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 
 def test_the_readmes_code_searches_trains_evaluates_and_reports(folder):
     run_folder = folder / "runs" / "a"
-    assert (run_folder / "routers" / "drllm.json").is_file()
+    assert (run_folder / "routers" / "drllm_config.json").is_file()
     assert {"base", "routers", "shuffled"} <= {path.name for path in (run_folder / "evaluate").iterdir()}
     assert (run_folder / "report" / "report.html").stat().st_size > 100_000
 
@@ -51,7 +51,7 @@ def test_its_records_open_in_datasets_pandas_and_duckdb(folder, monkeypatch, cap
     of_datasets, of_pandas, of_duckdb = fences(ROOT / "docs/formats.md", "python")
     pytest.importorskip("datasets")
     run(of_datasets, {})
-    assert all(Route(route).n_layers == 30 for route in ast.literal_eval(capsys.readouterr().out.splitlines()[-1]))
+    assert all(len(Route.parse(route)) == 30 for route in ast.literal_eval(capsys.readouterr().out.splitlines()[-1]))
     run(of_pandas, {})
     assert "routes" in capsys.readouterr().out
     run(of_duckdb, {})

@@ -142,8 +142,8 @@ def build(config_class: type[Config], given: Mapping[str, Any], arguments: Names
         value = getattr(arguments, prefix + flag.name, None)
         if value is not None:
             values[flag.name] = split_names(value) if flag.kind is tuple else value
-    config = config_class(**values)
     try:
+        config = config_class(**values)
         check_ranges(config)
     except InputError as error:
         said = str(error).removeprefix(f"{config_class.__name__}.")

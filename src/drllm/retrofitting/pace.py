@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from drllm.core.config import SearchConfig
+from drllm.core.config import RetrofitConfig, SearchConfig
+from drllm.core.errors import InputError
+from drllm.core.progress import say
 from drllm.evaluation.clock import batched_ms, throughput
 from drllm.methods.training_data import TrainingData
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
 from drllm.policies.policy import Policy
-from drllm.retrofitting.sizes import list_cost
+from drllm.retrofitting.sizes import Sizes, TooShort, list_cost, sizes_of
 from drllm.runs.records import iterate_records
 
 CROWDED = 0.8  # of the time that all threads take; one thread that is faster says that the cores are not ours alone
@@ -34,6 +36,25 @@ def measured(routed: RoutedModel, tasks: Sequence[str], config: SearchConfig, da
         return spent, ""
     found = f"{n_threads} threads take {together:.0f} ms a question, one takes {alone:.0f}: other work seems to use the cores"
     return spent, f"{found}; --resources-threads 1 is faster now"
+
+
+def sized(
+    routed: RoutedModel,
+    tasks: Sequence[str],
+    config: SearchConfig,
+    data: str | Path | None,
+    asked: RetrofitConfig,
+    available: Mapping[str, Mapping[str, int]],
+) -> Sizes:
+    """What fits into the time here and now (`drllm.retrofitting.sizes`); `InputError`, which says what is faster, where nothing does."""
+    spent, crowded = measured(routed, tasks, config, data)
+    try:
+        found = sizes_of(routed.n_layers, spent, asked, available)
+    except TooShort as error:
+        raise InputError(f"{error}{f'; or look at this: {crowded}' * bool(crowded)}") from None
+    if crowded:
+        say(crowded)
+    return found
 
 
 def forward_seconds(matrices: Path, seconds: float, n_routes: int) -> float:

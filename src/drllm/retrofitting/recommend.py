@@ -36,8 +36,8 @@ from drllm.retrofitting.choice import best_on_tune, constant_accuracy, is_worth_
 from drllm.retrofitting.dry_run import questions_of
 from drllm.retrofitting.known import known_verdicts
 from drllm.retrofitting.one_answer import ANSWER_TOKENS, one_answer
-from drllm.retrofitting.pace import CLOCK_TOKENS, answer_seconds, forward_seconds, measured
-from drllm.retrofitting.sizes import CALIBRATE, FEWEST, N_LISTED, SIMULATIONS, Sizes, calibrated_of, check_questions, sizes_of, tuned_of
+from drllm.retrofitting.pace import CLOCK_TOKENS, answer_seconds, forward_seconds, sized
+from drllm.retrofitting.sizes import CALIBRATE, FEWEST, N_LISTED, SIMULATIONS, Sizes, calibrated_of, check_questions, tuned_of
 from drllm.retrofitting.stages import Stages, claim_folder, data_key
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
@@ -125,11 +125,8 @@ class _Tries:
         for name, of in available.items():
             say(f"{name}: {', '.join(f'{split} {n}' for split, n in of.items())} questions")
         check_questions(available)
-        spent, crowded = measured(self.routed, self.tasks, SearchConfig(**self.judged), self.data)
-        if crowded:
-            say(crowded)
-        found = sizes_of(self.routed.n_layers, spent, self.asked, available)
-        say(f"the base takes {spent:.0f} ms a question: a scan on {found.scanned}, {found.tuned} tune questions a task at most")
+        found = sized(self.routed, self.tasks, SearchConfig(**self.judged), self.data, self.asked, available)
+        say(f"the base takes {found.plain_ms:.0f} ms a question: a scan on {found.scanned}, {found.tuned} tune questions a task at most")
         return found.to_json()
 
     def run_all(self) -> tuple[Recommendation, dict[str, Any]]:
