@@ -449,7 +449,7 @@ def test_retrofit_recommends(folders, tmp_path: Path, capsys):
     assert "scan: done already" in err
     code, _, err = run(capsys, *typed[:-4], "--minutes", "0.0001")
     assert code == 2
-    assert "RetrofitConfig.minutes is 0.0001, expected" in err
+    assert "--minutes is 0.0001, expected" in err
 
 
 @pytest.mark.parametrize(

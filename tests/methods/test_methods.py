@@ -110,12 +110,12 @@ def test_the_command_line_trains_lists_and_refuses(tiny, run, data, capsys, monk
     for arguments, wanted in [
         (["--method", "codebok"], "unknown method 'codebok'; did you mean 'codebook'"),
         (["--method", "shortgpt", "--n-routes", "2"], "unknown flag --n-routes"),
-        (["--method", "codebook", "--budget", "2"], "CodebookConfig.budget is 2.0, expected between 0.1 and 1"),
+        (["--method", "codebook", "--budget", "2"], "--budget is 2.0, expected between 0.1 and 1"),
         (["--method", "codebook", "--block", "9"], "block is 9, expected less than the model's 4"),
-        (["--method", "static", "--epsilon", "0"], "GuaranteeConfig.epsilon is 0.0"),
+        (["--method", "static", "--epsilon", "0"], "--epsilon is 0.0"),
         (["--method", "static", "--epsilon", "0.1"], "belong to a guarantee: name the split"),
         (["--method", "static", "--epsilon", "0.01", "--delta", "0.05"], "belong to a guarantee: name the split"),
-        (["--preset", "paper", "--budget", "0.9"], "RoutersConfig.budget below 1 is kept by a control set on tune"),
+        (["--preset", "paper", "--budget", "0.9"], "--budget below 1 is kept by a control set on tune"),
         (["--method"], "expected one argument"),
     ]:
         assert main(["train", *on, *arguments]) == 2

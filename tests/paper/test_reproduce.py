@@ -450,7 +450,7 @@ def test_there_is_a_configuration_for_each_of_the_papers_models():
     [
         ([], "no table or figure named"),
         (["tabel3"], "unknown table or figure 'tabel3'; did you mean 'table3'?"),
-        (["table3", "--scale", "200"], "ReproduceConfig.scale is 200.0, expected between 0.001 and 100"),
+        (["table3", "--scale", "200"], "--scale is 200.0, expected between 0.001 and 100"),
         (["table3", "--split", "fit"], "invalid choice: 'fit'"),
         (["table3", "--outside", ","], "names no task"),
         (["table3", "--outside", "mmul"], "mmul"),

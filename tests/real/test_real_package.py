@@ -72,7 +72,7 @@ def test_both_files_hold_what_they_should(built):
 def test_an_empty_environment_retrofits_the_demos_model(installed, tmp_path):
     assert "drllm" in run(installed / "drllm", "doctor", cwd=tmp_path)
     told = run(
-        installed / "drllm", "retrofit", "--model", "smollm2-135m-q4", "--tasks", "arc_easy", "--minutes", "10", "--out", "run", cwd=tmp_path
+        installed / "drllm", "retrofit", "--model", "smollm2-135m-q4", "--tasks", "arc_easy", "--minutes", "9", "--out", "run", cwd=tmp_path
     )
     assert "Deploy the policy" in told or "Keep the base" in told
     assert (tmp_path / "run" / "recommendation.json").is_file()

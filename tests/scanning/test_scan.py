@@ -383,8 +383,8 @@ def test_the_command_refuses_in_one_line_before_a_model_loads(capsys, tmp_path):
     for extra, message in (
         (["--claimed", "0-3,9x"], "cannot read route"),
         (["--questions", "0"], "--questions 0 races nothing"),
-        (["--kinds", "loop,lop"], "ScanConfig.kinds holds 'lop'"),
-        (["--strength", "2"], "ScanConfig.strength is 2.0"),
+        (["--kinds", "loop,lop"], "--kinds holds 'lop'"),
+        (["--strength", "2"], "--strength is 2.0"),
         (["--winner", "2"], "unknown flag --winner; did you mean '--winners'?"),
     ):
         assert main([*common, *extra]) == 2
