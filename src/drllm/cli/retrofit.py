@@ -18,8 +18,8 @@ from drllm.core.errors import InputError
 
 SECTIONS = ("search", "resources", "gate", "evaluate", "static", "routers")
 IDLE = ("search_preset", "search_n_simulations", "search_limit", "search_splits", "gate_calibrate_limit")  # of --recipe paper alone
-SHOWN = 80  # characters of a text
 IDLE += tuple(f"evaluate_{name}" for name in ("split", "limit", "reward", "metric", "max_new_tokens", "max_step_tokens"))
+SHOWN = 80  # characters of a text
 
 
 def run(job: Job) -> Lines:
@@ -53,10 +53,11 @@ def _check_flags(job: Job) -> None:
 
 def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Lines:
     """How many questions there are and whether they are enough, before torch loads; then what fits into the time."""
-    from drllm.retrofitting.dry_run import counted, fitting, left_out, questions_of
+    from drllm.retrofitting.dry_run import counted, fitting, left_out, loaded_tasks, questions_of
 
-    available = questions_of(tasks, job.data)
-    yield from left_out(tasks, job.data)
+    loaded = loaded_tasks(tasks, job.data)
+    available = questions_of(loaded)
+    yield from left_out(loaded)
     yield from counted(available, configs["gate"])
     from drllm.model.executors import threads_here
     from drllm.retrofitting.pace import measured

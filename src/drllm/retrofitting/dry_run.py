@@ -9,20 +9,24 @@ from drllm.core.config import GuaranteeConfig, RetrofitConfig
 from drllm.core.text import table_text
 from drllm.retrofitting.sizes import Sizes, check_questions
 from drllm.stats.guarantee import fewest_questions
-from drllm.tasks import SPLITS, drop_overlaps, load_task
+from drllm.tasks import SPLITS, LoadedTask, drop_overlaps, load_task
 
 CHANGED = 0.1  # share of answers that a policy of some use changes, half of them for the worse
 
 
-def questions_of(tasks: Sequence[str], data: str | Path | None) -> dict[str, dict[str, int]]:
-    """By task, the questions of each split; those that another task's earlier split holds are left out."""
-    loaded = drop_overlaps({name: load_task(name, data) for name in tasks})
+def loaded_tasks(tasks: Sequence[str], data: str | Path | None) -> dict[str, LoadedTask]:
+    """The tasks of a retrofit, without questions that another task's earlier split holds."""
+    return drop_overlaps({name: load_task(name, data) for name in tasks})
+
+
+def questions_of(loaded: Mapping[str, LoadedTask]) -> dict[str, dict[str, int]]:
+    """By task, the number of questions of each split."""
     return {name: {split: len(rows) for split, rows in one.examples.items()} for name, one in loaded.items()}
 
 
-def left_out(tasks: Sequence[str], data: str | Path | None) -> Iterator[str]:
+def left_out(loaded: Mapping[str, LoadedTask]) -> Iterator[str]:
     """How many rows of each task are not asked, and why."""
-    for name, one in drop_overlaps({name: load_task(name, data) for name in tasks}).items():
+    for name, one in loaded.items():
         for reason, n in one.dropped.items():
             why = f"stand in an earlier split, too ({reason})" if reason in SPLITS else reason
             yield f"{name}: {n} row{'s' * (n != 1)} left out: {why}"

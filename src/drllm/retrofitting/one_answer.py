@@ -10,9 +10,10 @@ import torch
 from drllm.core.config import SearchConfig
 from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
+from drllm.retrofitting.dry_run import loaded_tasks
 from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.scorer import scorer_of
-from drllm.tasks import Example, Task, drop_overlaps, load_task
+from drllm.tasks import Example, Task
 
 ANSWER_TOKENS = 48
 
@@ -26,7 +27,7 @@ def one_answer(
         prompt, and by the names of `policies` (policies or routes): text, route, n_passes. Where choices are judged by their
         log-likelihood also `right`, the right choice, and by name the choice that is taken, as its text.
     """
-    loaded = drop_overlaps({name: load_task(name, data) for name in tasks})[tasks[0]]
+    loaded = loaded_tasks(tasks, data)[tasks[0]]
     scorer, example = scorer_of(routed, loaded.task, config), loaded.select(split, 1)[0]
     prompt_ids = scorer.question(loaded.task, example).context_ids
     input_ids = torch.tensor([prompt_ids], dtype=torch.long, device=routed.device)

@@ -31,7 +31,7 @@ def measured(routed: RoutedModel, tasks: Sequence[str], config: SearchConfig, da
         return spent, ""
     with torch_threads(1):
         alone = batched_ms(routed, tasks[:1], config, data)
-    together = batched_ms(routed, tasks[:1], config, data)
+    together = batched_ms(routed, tasks[:1], config, data) if len(tasks) > 1 else spent
     if alone > CROWDED * together:
         return spent, ""
     found = f"{n_threads} threads take {together:.0f} ms a question, one takes {alone:.0f}: other work seems to use the cores"

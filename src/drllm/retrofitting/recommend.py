@@ -33,7 +33,7 @@ from drllm.policies.policy import Policy
 from drllm.policies.saved import load_policy
 from drllm.reporting.report import report
 from drllm.retrofitting.choice import best_on_tune, constant_accuracy, is_worth_it
-from drllm.retrofitting.dry_run import questions_of
+from drllm.retrofitting.dry_run import loaded_tasks, questions_of
 from drllm.retrofitting.known import known_verdicts
 from drllm.retrofitting.one_answer import ANSWER_TOKENS, one_answer
 from drllm.retrofitting.pace import CLOCK_TOKENS, answer_seconds, forward_seconds, sized
@@ -47,7 +47,6 @@ from drllm.runs.summary import SummaryRow
 from drllm.scanning.scan import scan
 from drllm.scoring.verdict import Known
 from drllm.searching.runner import read_routes, search
-from drllm.tasks import drop_overlaps, load_task
 
 NAMES = ("static", "looped", "codebook", "routers", "paper")
 A_PROMPT = ("codebook", "routers", "paper")  # those that look at prompts, beside which their own routes are dealt to others
@@ -121,7 +120,7 @@ class _Tries:
         return Sizes(**self.stages.run("what fits into the time", {}, [], self._sizes))
 
     def _sizes(self) -> dict[str, Any]:
-        available = questions_of(self.tasks, self.data)
+        available = questions_of(loaded_tasks(self.tasks, self.data))
         for name, of in available.items():
             say(f"{name}: {', '.join(f'{split} {n}' for split, n in of.items())} questions")
         check_questions(available)
@@ -267,9 +266,8 @@ class _Tries:
         clock = self.stages.run("seconds of answers", about, [], lambda: answer_seconds(self.routed, data, kept))
         wanted = is_worth_it(row, self.asked.objective, self.limit, clock["ratio_high"])
         deploy = tested["promised"] and wanted
-        loaded = drop_overlaps({name: load_task(name, self.data) for name in self.tasks})
-        constant = constant_accuracy({name: task.select("calibrate", limit) for name, task in loaded.items()})
-        about = {"route": str(kept.route or ""), "is_chat": kept.prompt_format == "chat", "constant": constant}
+        asked = {name: task.select("calibrate", limit) for name, task in loaded_tasks(self.tasks, self.data).items()}
+        about = {"route": str(kept.route or ""), "is_chat": kept.prompt_format == "chat", "constant": constant_accuracy(asked)}
         return self._recommendation(best, tried, deploy=PROMISED if deploy else "", calibrate=row, **about, **tested, **clock)
 
     def _asked(self, split: str, n_points: int = 1) -> int:
