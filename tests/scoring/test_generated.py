@@ -22,6 +22,7 @@ from drllm.policies.constant import RoutePolicy
 from drllm.policies.given import GivenRoutes
 from drllm.scoring import generated
 from drllm.scoring.generated import GeneratedScorer
+from drllm.scoring.trie import Node, bytes_of
 from drllm.tasks import Example, f1_score, get_task
 from rote import by_rote, rote_example
 
@@ -300,6 +301,36 @@ def test_prompts_share_prefixes_within_the_memory_given():
     longest = max(route.n_passes for _, route in pairs)
     assert small.runner.peak_bytes <= 2 * longest * max(a_node.values()), "the line before goes while this one comes"
     assert small.runner.peak_bytes < scorer.runner.n_bytes / 3
+
+
+def test_what_is_decoded_together_keeps_keys_and_values_but_no_states():
+    """Without a cache: every line's keys and values, and the states that some application still needs. The answers are the same."""
+    routed, pairs = answering("llama"), list(dict.fromkeys(mixed_pairs(40, seed=2)))
+    pairs += [(index, Route.full(L).loop(1, 2, 0.5)) for index in range(len(EXAMPLES))]
+    scorer = GeneratedScorer(routed, "letter", 600, cache_bytes=0)
+    runner, expected = scorer.runner, texts_of(routed, pairs)
+    scorer.load([scorer.question(ARC, example) for example in EXAMPLES])
+    tries = [root for _, roots in scorer._questions.values() for root in roots]
+    peaks, settle = [0, 0], runner._settle
+
+    def look(ran: list[Node]) -> None:
+        settle(ran)
+        nodes = [node for root in tries for node in below(root)]
+        assert runner.n_bytes == sum(map(bytes_of, nodes))
+        for place, tensors in enumerate(([node.state for node in nodes], [part for node in nodes for part in sum(node.keys_values, ())])):
+            peaks[place] = max(peaks[place], sum(tensor.nbytes for tensor in tensors if tensor is not None))
+
+    runner._settle = look  # type: ignore[method-assign]
+    assert [verdict.text for verdict in scorer.score(pairs)] == expected
+    n_nodes = len({(index, route.spans[:length]) for index, route in pairs for length in range(1, len(route.spans) + 1)})
+    width = max(root.bucket.width for root in tries)
+    assert peaks[1] > n_nodes / 2 * width * 2 * 16 * 4, "the lines of all answers"
+    assert peaks[0] <= 2 * len(pairs) * width * 32 * 4, "two states an answer at most"
+
+
+def below(node: Node) -> list[Node]:
+    """All nodes behind one."""
+    return [found for child in node.children.values() for found in (child, *below(child))]
 
 
 # --- the choice of each token -------------------------------------------------------------------------------------------------------------

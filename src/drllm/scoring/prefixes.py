@@ -50,7 +50,7 @@ class PrefixRunner:
         self._skip = RoutePolicy(Route([0] * routed.n_layers))
         self._waiting: list[list[Node]] = [[] for _ in range(routed.n_layers)]
         # Nodes that nothing waits for, by id, the least recently used first. Those that later nodes stand on go last: an early prefix
-        # serves more paths. With keys and values they stay, since a path is complete only with all of its nodes.
+        # serves more paths. Of these only the states go. Keys and values stay: a path is complete only with those of all of its nodes.
         self._leaves: OrderedDict[int, Node] = OrderedDict()
         self._inner: OrderedDict[int, Node] = OrderedDict()
         self._ended: list[tuple[Hashable, Node]] = []
@@ -169,6 +169,7 @@ class PrefixRunner:
         self.n_applied += len(nodes)
         self.n_padded += n_sequences - len(nodes)
         for index, node in enumerate(nodes):
+            self.n_bytes -= bytes_of(node)  # its keys and values, where only its states were evicted
             # A copy: a view would keep the whole step's states alive.
             node.state = x_RWD[index].clone()
             if slots is not None:
@@ -199,11 +200,11 @@ class PrefixRunner:
     def _offer(self, node: Any) -> None:
         """Let the node be evicted if nobody needs its states: no reader and no child that waits for it."""
         self._keep(node)
-        if node.parent is None or node.state is None or node.pins or node.dependents:
+        if node.parent is None or not node.is_held or node.pins or node.dependents:
             return
-        if all(child.state is None for child in node.children.values()):
+        if not node.is_stood_on:
             self._leaves[id(node)] = node
-        elif not self.keep_keys_values:
+        elif node.state is not None and (node.keys_values or not self.keep_keys_values):
             self._inner[id(node)] = node
 
     def _keep(self, node: Node) -> None:
@@ -212,8 +213,12 @@ class PrefixRunner:
         self._inner.pop(id(node), None)
 
     def _evict(self, node: Node) -> None:
+        """Drop a node's states, and its keys and values where no path that is kept runs through it."""
         self.n_bytes -= bytes_of(node)
-        node.state, node.keys_values = None, ()
+        node.state = None
+        if not node.is_stood_on:
+            node.keys_values = ()
+        self.n_bytes += bytes_of(node)
         self._offer(node.parent)
 
     def finish(self, states_ND: Tensor) -> Tensor:

@@ -38,6 +38,16 @@ class Node:
     pins: int = 0  # ended evaluations whose results are still being read
 
     @property
+    def is_held(self) -> bool:
+        """Whether anything of it is in memory."""
+        return self.state is not None or bool(self.keys_values)
+
+    @property
+    def is_stood_on(self) -> bool:
+        """Whether anything of a path that goes on from it is in memory."""
+        return any(child.is_held for child in self.children.values())
+
+    @property
     def sources(self) -> tuple[Node, ...]:
         """The nodes whose states it is made from."""
         return tuple(node for node in (self.parent, self.before) if node is not None)
