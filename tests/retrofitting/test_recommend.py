@@ -74,6 +74,10 @@ def test_what_is_recommended_saves_what_was_asked_for_and_is_promised(speed, tin
     assert found.calibrate is not None
     assert found.calibrate.mean_passes <= 0.92 * L
     assert (found.ratio_low, found.ratio, found.ratio_high) == (0.7, 0.8, 0.9)
+    assert (found.tested_in, found.available) == ("float32", found.calibrate.n)
+    assert 0 < found.base_rounding < 0.05
+    assert found.rounding > 0
+    assert 0 < found.rounded <= 16
     policy = RoutedModel.from_pretrained(out / PROMISED, base=tiny).policy
     assert policy is not None
     assert policy.guarantee["sentence"] == found.promise
@@ -350,3 +354,17 @@ def test_a_gain_that_a_constant_answer_has_too_is_said():
     for constant, said in ((0.49, True), (0.3, False), (math.nan, False)):
         text = "\n".join(lines(Recommendation(**about, calibrate=row(), constant=constant)))
         assert ("Beware" in text) == said
+
+
+def test_a_route_that_depends_on_the_float_type_is_said():
+    about = {"best": "static", "deploy": PROMISED, "calibrate": row(), "base_rounding": 0.0006, "tested_in": "bfloat16", "rounded": 16}
+    for rough, said in ((1, True), (0, False)):
+        text = "\n".join(lines(kept(**about, rounding=1.45, rough=rough)))
+        assert ("On 1 of 16 prompts" in text) == said
+        assert ("up to 1.4 nats; the base: 0.0006" in text) == said
+        assert ("serve and export it in that type" in text) == said
+
+
+def test_time_that_leaves_calibrate_questions_unasked_is_said():
+    for available, said in ((100, False), (310, True)):
+        assert ("(310 are there; more minutes ask more)" in "\n".join(lines(kept(calibrate=row(), available=available)))) == said

@@ -41,6 +41,12 @@ def lines(found: Recommendation) -> Iterator[str]:
             )
     if found.route:
         yield f"Its route, by blocks: {in_words(Route.parse(found.route, row.n_layers if row is not None else None))}."
+    if found.rough:
+        yield (
+            f"Beware: it depends on how numbers round. On {found.rough} of {found.rounded} prompts its next-token distributions in "
+            f"float32 and bfloat16 differ much (up to {found.rounding:.2g} nats; the base: {found.base_rounding:.1g}). All this was tested "
+            f"in {found.tested_in}: serve and export it in that type."
+        )
     if found.promise:
         yield f"{'Promise' if found.promised else 'No promise'}: {found.promise}"
     if not found.deploy:
@@ -57,7 +63,10 @@ def _seconds(found: Recommendation) -> str:
 
 
 def _questions(found: Recommendation) -> str:
-    return "calibrate questions, which had no part in choosing it" if found.calibrate is not None else "tune questions, which chose it"
+    if found.calibrate is None:
+        return "tune questions, which chose it"
+    rest = f" ({found.available:,} are there; more minutes ask more)" if found.calibrate.n < found.available else ""
+    return f"calibrate questions{rest}, which had no part in choosing it"
 
 
 def _why_not(found: Recommendation, row: SummaryRow | None) -> Iterator[str]:

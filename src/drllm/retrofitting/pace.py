@@ -1,4 +1,7 @@
-"""How fast questions are answered here and now, which the sizes of a retrofit's stages follow from; what answers take at its end."""
+"""How fast questions are answered here and now, which the sizes of a retrofit's stages follow from.
+
+At its end: what answers take, and how far they depend on the float type.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,18 @@ from drllm.core.config import RetrofitConfig, SearchConfig
 from drllm.core.errors import InputError
 from drllm.core.progress import say
 from drllm.evaluation.clock import batched_ms, throughput
+from drllm.evaluation.rounding import rounding
 from drllm.methods.training_data import TrainingData
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
 from drllm.policies.policy import Policy
 from drllm.retrofitting.sizes import Sizes, TooShort, list_cost, sizes_of
+from drllm.runs.recommendation import ROUGH
 from drllm.runs.records import iterate_records
 
 CROWDED = 0.8  # of the time that all threads take; one thread that is faster says that the cores are not ours alone
 ROUNDS, CLOCK_TOKENS = 8, 16
+ROUNDED = 16  # prompts that are run in both float types
 
 
 def measured(routed: RoutedModel, tasks: Sequence[str], config: SearchConfig, data: str | Path | None) -> tuple[float, str]:
@@ -64,8 +70,21 @@ def forward_seconds(matrices: Path, seconds: float, n_routes: int) -> float:
 
 def answer_seconds(routed: RoutedModel, data: TrainingData, policy: Policy) -> dict[str, float]:
     """An answer's seconds against the base's, one prompt at a time, in turns on tune questions of every task."""
-    by_task = [[list(question.context_ids) for question in questions] for _, questions in data.tune(ROUNDS)]
-    prompts = [prompt for turn in itertools.zip_longest(*by_task) for prompt in turn if prompt is not None]
     moved: Any = policy.to(routed.device)
-    [row] = throughput(routed, moved, prompts, (1,), CLOCK_TOKENS, ROUNDS)
+    [row] = throughput(routed, moved, _prompts(data), (1,), CLOCK_TOKENS, ROUNDS)
     return {key: row[key] for key in ("ratio", "ratio_low", "ratio_high")}
+
+
+def policy_rounding(routed: RoutedModel, data: TrainingData, policy: Policy) -> dict[str, Any]:
+    """How far it depends on the float type (`drllm.evaluation.rounding`), on some of the same prompts."""
+    moved: Any = policy.to(routed.device)
+    found = rounding(routed, moved, _prompts(data)[:ROUNDED])
+    counts = {"rough": sum(nats >= ROUGH for nats in found["policy"]), "rounded": len(found["policy"])}
+    most = {"rounding": max(found["policy"]), "base_rounding": max(found["base"])}
+    return counts | most | {"tested_in": str(routed.model.dtype).removeprefix("torch.")}
+
+
+def _prompts(data: TrainingData) -> list[list[int]]:
+    """Tune questions of every task by turns, `ROUNDS` of each at most."""
+    by_task = [[list(question.context_ids) for question in questions] for _, questions in data.tune(ROUNDS)]
+    return [prompt for turn in itertools.zip_longest(*by_task) for prompt in turn if prompt is not None]

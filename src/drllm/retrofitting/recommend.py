@@ -36,7 +36,7 @@ from drllm.retrofitting.choice import best_on_tune, constant_accuracy, is_worth_
 from drllm.retrofitting.dry_run import loaded_tasks, questions_of
 from drllm.retrofitting.known import known_verdicts
 from drllm.retrofitting.one_answer import ANSWER_TOKENS, one_answer
-from drllm.retrofitting.pace import CLOCK_TOKENS, answer_seconds, forward_seconds, sized
+from drllm.retrofitting.pace import CLOCK_TOKENS, answer_seconds, forward_seconds, policy_rounding, sized
 from drllm.retrofitting.sizes import CALIBRATE, FEWEST, N_LISTED, SIMULATIONS, Sizes, calibrated_of, check_questions, tuned_of
 from drllm.retrofitting.stages import Stages, claim_folder, data_key
 from drllm.runs.layout import RunFolder
@@ -264,11 +264,14 @@ class _Tries:
         data = TrainingData(self.routed, self.run.root, self.tasks)
         about = {"policy": name, "tokens": CLOCK_TOKENS}
         clock = self.stages.run("seconds of answers", about, [], lambda: answer_seconds(self.routed, data, kept))
+        rounds = self.stages.run("rounding", {"policy": name}, [], lambda: policy_rounding(self.routed, data, kept))
         wanted = is_worth_it(row, self.asked.objective, self.limit, clock["ratio_high"])
         deploy = tested["promised"] and wanted
-        asked = {name: task.select("calibrate", limit) for name, task in loaded_tasks(self.tasks, self.data).items()}
-        about = {"route": str(kept.route or ""), "is_chat": kept.prompt_format == "chat", "constant": constant_accuracy(asked)}
-        return self._recommendation(best, tried, deploy=PROMISED if deploy else "", calibrate=row, **about, **tested, **clock)
+        loaded = loaded_tasks(self.tasks, self.data)
+        about: dict[str, Any] = {"route": str(kept.route or ""), "is_chat": kept.prompt_format == "chat"}
+        about["constant"] = constant_accuracy({name: task.select("calibrate", limit) for name, task in loaded.items()})
+        about["available"] = sum(len(task.select("calibrate")) for task in loaded.values())
+        return self._recommendation(best, tried, deploy=PROMISED if deploy else "", calibrate=row, **about, **tested, **clock, **rounds)
 
     def _asked(self, split: str, n_points: int = 1) -> int:
         """How many questions of a split, a task at most, fit into the time that is left; settled by the first call."""

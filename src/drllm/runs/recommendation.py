@@ -11,6 +11,7 @@ from drllm.core.files import read_json, write_json
 from drllm.runs.stored import Stored
 from drllm.runs.summary import SummaryRow
 
+ROUGH = 0.05  # nats from which probabilities may differ by sqrt(ROUGH / 2) = 0.16 (Pinsker's inequality)
 SURE = 1.96 + 0.84  # standard errors: a 95 % interval that lies above 0 in 80 of 100 sets of questions
 
 
@@ -27,11 +28,16 @@ class Recommendation(Stored):
         missed: policies that could not be made, and why.
         tune: the best policy beside the base on tune.
         calibrate: the same on calibrate, at the operating point that kept the promise, if one did.
+        available: calibrate questions that the files have, of which time may have left some unasked; 0: none was asked.
         promise: the sentence of the guarantee; empty where none was tested.
         promised: whether it holds.
         route: of a policy that is one route for every prompt; else empty.
         is_chat: whether it was made for chat prompts.
         ratio, ratio_low, ratio_high: seconds of an answer against the base's, with its 95 % interval.
+        rounding, base_rounding: how far the next token's distributions in float32 and bfloat16 lie apart, at most, under it and under the
+            base; in nats.
+        rough, rounded: prompts on which they lie `ROUGH` apart or more under it, of so many.
+        tested_in: the float type that questions were answered in.
         asked_minutes, minutes: that trying might take, and that it took.
         constant: the share of the calibrate questions on which the commonest answer of their task is right; nan where choices differ.
     """
@@ -47,6 +53,7 @@ class Recommendation(Stored):
     missed: dict[str, str] = field(default_factory=dict)
     tune: SummaryRow | None = None
     calibrate: SummaryRow | None = None
+    available: int = 0
     promise: str = ""
     promised: bool = False
     route: str = ""
@@ -54,6 +61,11 @@ class Recommendation(Stored):
     ratio: float = math.nan
     ratio_low: float = math.nan
     ratio_high: float = math.nan
+    rounding: float = math.nan
+    base_rounding: float = math.nan
+    rough: int = 0
+    rounded: int = 0
+    tested_in: str = ""
     asked_minutes: float = math.nan
     minutes: float = math.nan
     constant: float = math.nan

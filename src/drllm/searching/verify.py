@@ -67,8 +67,13 @@ class Verifier:
 
 def float32_twin(routed: RoutedModel) -> RoutedModel:
     """A routed copy of a model in float32; the model itself is left as it is."""
+    return twin_in(routed, torch.float32)
+
+
+def twin_in(routed: RoutedModel, dtype: torch.dtype) -> RoutedModel:
+    """A routed copy of a model in another float type, without a policy; the model itself is left as it is."""
     twin = copy.deepcopy(routed, {id(routed.tokenizer): routed.tokenizer}).unwrap()
-    return RoutedModel.wrap(twin.float(), routed.tokenizer)
+    return RoutedModel.wrap(twin.to(dtype), routed.tokenizer)
 
 
 def rotated(example: Example, by: int) -> Example:
