@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from drllm import Route, RoutedModel
+from drllm.deploy.serving.traffic import read_traffic, traffic_file
 from drllm.model.packages import PACKAGED
 from drllm.policies.codebook import Codebook, Point
 from drllm.scoring.route_prediction import decide_routes, read_prompts
@@ -486,6 +487,8 @@ def _longer(page: Any, text: Any, length: int) -> int:
 @pytest.mark.parametrize("decide", ["front", "engine"])
 def test_a_codebook_as_users_start_it(codebook, routed, decide: str):
     """Compiled: mixed requests at once and alone have the same answers, along the routes of transformers; a chat is streamed."""
+    counted = traffic_file(str(codebook))
+    before = read_traffic(counted)
     served = Server([str(codebook), "--dtype", "float32", "--max-model-len", "1024", "--any-format", "--decide", decide])
     try:
         alone = [answer(served, prompt) for prompt in PROMPTS[:16]]
@@ -510,6 +513,9 @@ def test_a_codebook_as_users_start_it(codebook, routed, decide: str):
         assert sum(bool(part.choices[0].delta.content) for part in parts) > 4
         (output,) = routed.generate([messages], policy=chosen, max_new_tokens=24)
         assert "".join(part.choices[0].delta.content or "" for part in parts) == output.text
+        after = read_traffic(counted)
+        assert after.prompts - before.prompts == 20, "33 prompts, written every 20"
+        assert after.tokens - before.tokens > sum(map(len, ids)), "each once alone, and some of them again"
     finally:
         served.stop()
 

@@ -48,7 +48,10 @@ def run(job: Job) -> Lines:
     else:
         routed = RoutedModel.wrap(base, **placement)
     arch = launching.check_supported(routed)
-    spec = launching.make_spec(routed.policy, folder, routed, arguments.decide, arguments.repeatable, arguments.any_format)
+    decide, why = arguments.decide, ""
+    if decide == "auto":
+        decide, why = launching.decide_where(routed.policy, folder, routed.n_layers, extra)
+    spec = launching.make_spec(routed.policy, folder, routed, decide, arguments.repeatable, arguments.any_format)
     launching.check_extra(extra, spec.mode)
     checkpoint = launching.checkpoint_of(routed, launching.cache_folder())
     limit = getattr(routed.config, "max_position_embeddings", None) or 4096
@@ -60,7 +63,8 @@ def run(job: Job) -> Lines:
     more = context, arguments.eager, arguments.api_key, extra
     started = launching.launch(spec, launching.Server(checkpoint, arch, name, dtype, device, arguments.host, arguments.port, *more))
     del routed
-    yield f"serving {name}: {f'one route, {spec.route}' if spec.mode == 'static' else MODES[spec.mode]}"
+    chosen = f" (--decide auto: {why})" if why else ""
+    yield f"serving {name}: {f'one route, {spec.route}' if spec.mode == 'static' else MODES[spec.mode]}{chosen}"
     if arguments.print:
         try:
             launching.check_installed()
@@ -118,8 +122,8 @@ def add_flags(parser: Parser) -> None:
     add("--port", type=int, default=8000, metavar="N", help="port to listen on (default: 8000)")
     add("--name", default="", help="the model's name in requests (default: the base's)")
     add("--api-key", default="", metavar="KEY", help="refuse requests to /v1 without this bearer token")
-    where = "where the policy decides: before the engine (codebooks) or in it, at prefill (default: auto)"
-    add("--decide", choices=("auto", "front", "engine"), default="auto", help=where)
+    where = "where the policy decides: before the engine (codebooks) or in it, at prefill; auto: what suits the prompts served so far"
+    add("--decide", choices=("auto", "front", "engine"), default="auto", help=f"{where} (default: auto)")
     repeatable = "blocks with a cache for a second pass: all, none, or 3,17 (3:3 or all:3 for three passes; default: auto, the policy's)"
     add("--repeatable", default="auto", metavar="BLOCKS", help=repeatable)
     add("--any-format", action="store_true", help="take prompts of a format that the policy was not trained on")

@@ -22,6 +22,7 @@ from drllm.core.route import MAX_PASSES, Route
 from drllm.deploy.serving.engine.plugin import FAMILIES, architecture
 from drllm.deploy.serving.engine.vllm_private import ENTRY, SUPPORTED
 from drllm.deploy.serving.spec import ServeSpec
+from drllm.deploy.serving.traffic import faster_place, read_traffic, traffic_file
 from drllm.model import packages
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def make_spec(
     Args:
         policy: None serves the base, and whatever routes requests ask for.
         folder: where it is saved.
-        decide: "front" (before the engine), "engine" (inside, at prefill) or "auto": a codebook before, any other inside.
+        decide: "front" (before the engine), "engine" (inside, at prefill) or "auto": a codebook before, any other inside; what
+            `decide_where` found is given here.
         repeatable: blocks with keys and values for a second pass: "all", "none", numbers such as "3,17", of up to three passes
             "3:3,17" or "all:3", or "auto": those that the policy's routes repeat; all for a policy whose routes cannot be listed; none
             without a policy.
@@ -126,6 +128,21 @@ def make_spec(
     decided = reads if reads is not None and mode == "engine" else 0
     prompt_format = None if any_format else policy.prompt_format
     return ServeSpec(mode, n_layers, folder, None, blocks, tuple(map(str, routes)), decided, prompt_format)
+
+
+def decide_where(policy: RouteSource | None, folder: str, n_layers: int, extra: Sequence[str]) -> tuple[str, str]:
+    """What `--decide auto` takes for the prompts that this policy's servers have seen, and why; ("auto", "") where there is no choice.
+
+    Args:
+        extra: vLLM's own flags; those that a policy in the engine cannot have keep it before the engine.
+    """
+    if policy is None or policy.reads is None or policy.route is not None:
+        return "auto", ""
+    try:
+        check_extra(extra, "engine")
+    except InputError:
+        return "front", "--vllm-args cut prompts or keep prefixes"
+    return faster_place(read_traffic(traffic_file(folder)), policy.reads, n_layers)
 
 
 def _blocks(text: str, auto: tuple[int, ...], n_layers: int) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from drllm.deploy.serving.engine.front import FrontSelector
 from drllm.deploy.serving.engine.vllm_private import replace_beam_search, validation_error
 from drllm.deploy.serving.engine.worker import load_policy
 from drllm.deploy.serving.spec import ROUTE_ARGUMENT, TICKET_ARGUMENT, ServeSpec
+from drllm.deploy.serving.traffic import ENOUGH, Counted, faster_place, traffic_file
 
 MAX_LABELS = 64  # distinct routes counted by name; what comes later counts as "other"
 logger = logging.getLogger("vllm.drllm")
@@ -72,7 +73,12 @@ class RequestRouter:
                 torch.set_num_threads(1)  # the engine needs the cores
             is_compiled = device == "cpu" and not config.enforce_eager
             self.front = FrontSelector(codebook, config.model, config.dtype, device, is_compiled, config.revision)
+        self.traffic: Counted | None = None  # where there is a choice of where to decide
+        self.read = spec.decided or (self.front.codebook.block if self.front is not None else 0)
+        if self.read:
+            self.traffic = Counted(traffic_file(spec.policy), engine_client.vllm_config.cache_config.block_size)
         self.n_tokens = engine_client.model_config.get_vocab_size()
+        self.advised = False
         self.counts = Counts(spec.n_layers, ["1" * spec.n_layers, *self.routes])
 
     def generate(self, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> AsyncGenerator[Any, None]:
@@ -145,6 +151,18 @@ class RequestRouter:
                 # The prompt, less what the prefix cache held, and every token made but each sample's last, which nothing follows.
                 n_run = max(0, len(ids) - n_cached) + sum(max(0, n - 1) for n in made.values()) if made else 0
                 self.counts.add(taken, n_run, read)
+                if self.traffic is not None and taken.decided == "policy":
+                    self._count(self.traffic, ids, str(taken.route))
+
+    def _count(self, traffic: Counted, ids: list[int], route: str) -> None:
+        """Count one prompt; say once, when there are enough, where the policy had better decide."""
+        found = traffic.add(ids, route)
+        if found.prompts < ENOUGH or self.advised:
+            return
+        self.advised = True
+        place, why = faster_place(found, self.read, self.spec.n_layers)
+        if place != ("engine" if self.spec.mode == "engine" else "front"):
+            logger.info("drllm: %s; --decide auto takes --decide %s at the next start", why, place)
 
 
 class Counts:
