@@ -9,6 +9,7 @@ from drllm.cli.job import Job, Lines
 from drllm.cli.options import ROUTE_HELP, Parser, add_common
 from drllm.core.errors import InputError
 
+WITH_WEIGHTS = ("checkpoint", "scaled")  # which hold weights in the model's own float type
 FORMATS = ("checkpoint", "peft", "mergekit", "gguf", "scaled")
 
 
@@ -33,7 +34,10 @@ def run(job: Job) -> Lines:
         if (route := policy.route) is None:
             raise InputError(f"a {policy.name!r} policy decides each prompt's route, which no export can: export a static one")
     from drllm.deploy.export import export
+    from drllm.model.load import is_gguf
 
+    in_type = f" in {str(routed.model.dtype).removeprefix('torch.')}" if arguments.format in WITH_WEIGHTS else ""
+    in_type += ", which the GGUF's packed weights were unpacked to" if in_type and is_gguf(routed.base_id) else ""
     done = export(routed, route, out, arguments.format)
     yield f"route {done.route}: {done.n_blocks} blocks instead of {routed.n_layers}"
     if route.is_full:
@@ -41,7 +45,7 @@ def run(job: Job) -> Lines:
     if done.n_bytes:
         size = f"{done.n_bytes / 1e6:.1f} MB" if done.n_bytes >= 1e5 else f"{done.n_bytes / 1e3:.1f} KB"
         copies = f", of which {done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks" if done.copied_bytes else ""
-        yield f"weights: {size}{copies}"
+        yield f"weights: {size}{in_type}{copies}"
     if done.measured:
         yield from done.measured
     else:

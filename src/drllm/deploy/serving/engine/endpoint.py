@@ -54,7 +54,7 @@ class RoutesPlugin:
         served = {name: getattr(spec, name) for name in ("mode", "n_layers", "route", "repeatable", "prompt_format")}
         chat, n_bytes = engine_client.get_tokenizer().chat_template is not None, router.front.n_bytes if router.front else 0
         state.drllm = served | {"model": names[0], "routes": router.routes, "chat": chat, "front_bytes": n_bytes}
-        logger.info("drllm: mode %s, front selector of %d bytes", spec.mode, n_bytes)
+        logger.info("drllm: mode %s, front selector of %d bytes; playground: http://%s:%s/drllm", spec.mode, n_bytes, args.host, args.port)
 
 
 class RequestRouter:
