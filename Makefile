@@ -83,7 +83,7 @@ bench-search: $(VENV)/.installed
 COMPARED := smollm2-135m-q4 gemma3-270m-q4
 table-methods: $(VENV)/.installed
 	$(BIN)/python benchmarks/methods.py table $(addprefix --out results/policies-,$(COMPARED)) \
-		$(addprefix --scan ,$(sort $(wildcard results/scan-*))) $(addprefix --page ,$(sort $(wildcard results/paper-*/page*/report.md)))
+		$(addprefix --scan ,$(sort $(patsubst %/scan/scan.json,%,$(wildcard results/scan-*/scan/scan.json)))) $(addprefix --page ,$(sort $(wildcard results/paper-*/page*/report.md)))
 
 # Against the harness's own model, interleaved; alone on the machine.
 bench-harness: $(VENV)/.installed-dev

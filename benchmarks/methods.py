@@ -32,15 +32,28 @@ from methods_asked import Asked
 ARC, OBQA = ("arc_easy", "arc_challenge"), ("openbookqa",)
 MIXED = (*ARC, *OBQA, "commonsenseqa", "piqa", "boolq")
 OUTSIDE = ("piqa", "sciq", "commonsenseqa", "boolq", "mmlu")
+# Of a model that answers letters: what it is asked so, and kinds of prompts of which some are answered by numbers.
+LETTERS = (*ARC, *OBQA, "commonsenseqa")
+KINDS = (*LETTERS, "piqa", "arith-6", "arith-7", "arith-8")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Tasks learned from, tasks asked; `policies` of another setting, if it trains none of its own."""
+    """What a setting asks.
+
+    Attributes:
+        learned: tasks learned from.
+        asked: tasks asked.
+        policies: of another setting, if it trains none of its own.
+        reward: how tasks that the matrix does not hold are judged.
+        apart: every task that some policy of the model may learn from, whose questions others must not hold.
+    """
 
     learned: tuple[str, ...]
     asked: tuple[str, ...]
     policies: str = ""
+    reward: str = "auto"
+    apart: tuple[str, ...] = MIXED
 
 
 SETTINGS = {
@@ -52,6 +65,9 @@ SETTINGS = {
     "in-domain": Setting((*ARC, *OBQA), (*ARC, *OBQA)),
     "mixed": Setting(MIXED, MIXED),
     "ood": Setting((*ARC, *OBQA), OUTSIDE, "in-domain"),
+    "letters": Setting(LETTERS, LETTERS, apart=KINDS),
+    "kinds": Setting(KINDS, KINDS, apart=KINDS),
+    "letters-ood": Setting(LETTERS, ("mmlu", "sciq", "truthfulqa", "agieval"), "letters", "letter", KINDS),
 }
 TOLD = ("arc", "openbookqa", "commonsenseqa", "piqa", "boolq")  # settings whose static routes make static-per-task
 BUDGET = 0.9
@@ -86,7 +102,7 @@ ROWS = {
     "codebook_by_task": Row("codebook", {"targets": "task"}, True),
     "polar": Row("polar", {}, True),
     "routers": Row("routers", {"tune_questions": KNOB}, True, tune=KNOB),
-    "paper": Row("routers", {"preset": "paper"}, True, True, fit=130, tune=0, only=("in-domain",)),
+    "paper": Row("routers", {"preset": "paper"}, True, True, fit=130, tune=0, only=("in-domain", "letters")),
     "random_codebook": Row("random_codebook", {}, True),
     "input_blind": Row("input_blind", {}, True),
     "random_codebook_by_task": Row("random_codebook", {"targets": "task"}, True),
@@ -96,8 +112,8 @@ ROWS = {
     "static_tuned@0.9": Row("static", {"use_tune": True, "budget": BUDGET}),
     "codebook@0.9": Row("codebook", {"budget": BUDGET}, True),
     "routers@0.9": Row("routers", {"budget": BUDGET, "tune_questions": KNOB}, tune=KNOB),
-    "tale": Row("tale", {"questions": 64}, fit=64, tune=0, only=("in-domain",)),
-    "tale@0.9": Row("tale", {"budget": BUDGET, "questions": 64}, fit=64, tune=0, only=("in-domain",)),
+    "tale": Row("tale", {"questions": 64}, fit=64, tune=0, only=("in-domain", "letters")),
+    "tale@0.9": Row("tale", {"budget": BUDGET, "questions": 64}, fit=64, tune=0, only=("in-domain", "letters")),
     "shortgpt@0.9": Row("shortgpt", {"budget": BUDGET, "questions": 255}, fit=85, tune=0),
     "early_exit@0.9": Row("early_exit", {"budget": BUDGET}, fit=0, tune=0),
     "random_skip@0.9": Row("random_skip", {"budget": BUDGET}, True, fit=0, tune=0),
@@ -180,7 +196,7 @@ def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     from drllm.policies.saved import load_policy
     from drllm.policies.saved_config import policy_digest as digest
 
-    asked = Asked(routed, MIXED, SETTINGS[setting].asked, arguments.split, arguments.run, arguments.data, arguments.limit)
+    asked = questions_of(routed, arguments, setting, arguments.limit)
     place = arguments.out / setting / arguments.split
     full = Route.full(routed.n_layers)
     chosen: dict[str, list[Any]] = {"base.0": [full] * len(asked.ids)}
@@ -212,6 +228,12 @@ def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     for file, routes in chosen.items():
         asked.store(place / f"{file}.parquet", routes, policy=digests[file])
     write_json(place / "most_common.json", asked.most_common)
+
+
+def questions_of(routed: Any, arguments: argparse.Namespace, setting: str, limit: int = 0) -> Asked:
+    """The questions that a setting asks, of the split in the arguments."""
+    of = SETTINGS[setting]
+    return Asked(routed, of.apart, of.asked, arguments.split, arguments.run, arguments.data, limit, of.reward)
 
 
 def stored_digest(path: Path) -> str | None:
@@ -262,7 +284,7 @@ def clock(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     from drllm.methods.rivals.gated_blocks import Step
     from drllm.policies.saved import load_policy
 
-    asked = Asked(routed, MIXED, SETTINGS[setting].asked, arguments.split, arguments.run, arguments.data)
+    asked = questions_of(routed, arguments, setting)
     rng = np.random.default_rng(0)
     prompts = [asked.prompts[place] for place in rng.choice(len(asked.prompts), arguments.prompts, replace=False)]
     policies = {}

@@ -41,8 +41,23 @@ def most_common(examples: Sequence[Any]) -> float | None:
 class Asked:
     """Questions of some tasks and one split, and verdicts of any route on them: looked up, or computed once and kept."""
 
-    def __init__(self, routed: Any, learned: Sequence[str], tasks: Sequence[str], split: str, run: Path, data: str | None, limit: int = 0):
-        """`learned`: every task that a policy may learn from; their questions are left out of others. An unfinished matrix is refused."""
+    def __init__(
+        self,
+        routed: Any,
+        learned: Sequence[str],
+        tasks: Sequence[str],
+        split: str,
+        run: Path,
+        data: str | None,
+        limit: int = 0,
+        reward: Any = "auto",
+    ):
+        """An unfinished matrix is refused.
+
+        Args:
+            learned: every task that a policy may learn from; their questions are left out of others.
+            reward: how tasks that the matrix does not hold are judged.
+        """
         from drllm.core.config import EvaluateConfig
         from drllm.methods.checked_records import joined_records, lists_by_task, manifest_scorer
         from drllm.runs.manifest import path_manifests
@@ -60,7 +75,7 @@ class Asked:
             if name in lists:  # judged as in the matrix
                 scorer: Any = manifest_scorer(routed, lists[name][0][1])
             else:
-                scorer = scorer_of(routed, loaded[name].task, EvaluateConfig())
+                scorer = scorer_of(routed, loaded[name].task, EvaluateConfig(reward=reward))
             joined = joined_records(routed, lists[name]) if name in lists else {}
             records = [record for record in joined.values() if record.split == "tune"]
             seen = {record.id for record in records}

@@ -43,13 +43,13 @@ def write_pages(root: Path, stored: Stored, settings: Mapping[str, Any], told: S
     """Both kinds of pages below `root`, the folder of the repository."""
     found = {out: sections(out, settings, told) for out in stored.outs}
     texts = {root / "results" / out.name / "tables.md": "\n".join(tables(out, of_model)) + "\n" for out, of_model in found.items()}
-    for path, text in (texts | {root / "docs" / "results.md": results(found, stored)}).items():
+    for path, text in (texts | {root / "docs" / "results.md": results(found, stored, told)}).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
 
-def results(found: Mapping[Path, Sequence[Section]], stored: Stored) -> str:
-    """docs/results.md: what holds, what scans found, and the test tables."""
+def results(found: Mapping[Path, Sequence[Section]], stored: Stored, apart: Sequence[str] = ()) -> str:
+    """docs/results.md: what holds, what scans found, and the test tables, but for those of the settings `apart`."""
     return TEMPLATE.read_text(encoding="utf-8").format(
         tables=",\n  ".join(f"[{name_of(out)}](../results/{out.name}/tables.md)" for out in found),
         papers=";\n  ".join(f"[{page.parts[-3]}](../{'/'.join(page.parts[-4:])}) ({claims(page)})" for page in stored.papers),
@@ -57,8 +57,13 @@ def results(found: Mapping[Path, Sequence[Section]], stored: Stored) -> str:
         scans="\n".join(markdown(SCANNED, (row for folder in stored.scans for row in scanned(folder))))
         if stored.scans
         else "None is stored.",
-        tests="\n\n".join(tested(out, section) for out, of_model in found.items() for section in of_model if section.split == "test"),
+        tests="\n\n".join(tested(out, section) for out, of_model in found.items() for section in of_model if is_shown(section, apart)),
     )
+
+
+def is_shown(section: Section, apart: Sequence[str]) -> bool:
+    """Whether docs/results.md has its table."""
+    return section.split == "test" and section.setting not in apart
 
 
 def tested(out: Path, section: Section) -> str:

@@ -176,6 +176,28 @@ def test_verdicts_of_other_questions_than_the_stored_ones_are_refused(tmp_path):
         methods_table.read(path.with_name("static.0.parquet"), ["arc_easy"])
 
 
+def test_the_share_of_the_oracles_gap_is_beyond_what_blind_routes_close():
+    """By hand: of 10 questions the oracle gains 5, ours 4, blind routes 1. One question of each task: nothing to draw."""
+    tasks = [f"t{n}" for n in range(10)]
+    ours, blind, oracle, base = (verdicts([1] * n + [0] * (10 - n), tasks) for n in (6, 3, 7, 2))
+    assert methods_table.gap_share(ours, blind, oracle, base) == "60 % (60 to 60)"
+    found = {"codebook": [ours], "random_codebook": [blind], "base": [base], "oracle": [oracle], "routers": [ours]}
+    told = list(methods_table.gap_notes(found))
+    assert [note.split("`")[1:4:2] for note in told] == [["codebook", "random_codebook"], ["routers", "random_codebook"]]
+    assert list(methods_table.gap_notes({"codebook": [ours], "base": [base], "random_codebook": [blind]})) == []
+    wide = methods_table.gap_share(*(one | {"task": np.array(["a"] * 10)} for one in (ours, blind, oracle, base)))
+    low, high = map(int, wide.split("(")[1].removesuffix(")").split(" to "))
+    assert low < 60 < high
+
+
+def test_what_is_learned_from_is_apart_from_what_is_asked_elsewhere():
+    for name, setting in SETTINGS.items():
+        assert set(setting.learned) <= set(setting.apart), name
+        assert not setting.policies or SETTINGS[setting.policies].learned == setting.learned
+    outside = SETTINGS["letters-ood"]
+    assert (outside.reward, set(outside.asked) & set(outside.apart)) == ("letter", set())
+
+
 def test_a_table_is_made_of_stored_verdicts_alone(tmp_path):
     rng = np.random.default_rng(0)
     asked = SETTINGS["arc"].asked
@@ -209,6 +231,9 @@ def test_each_model_has_its_page_and_its_part_of_the_results(tmp_path):
     assert "| winners minus random |  | +6.8 (+3.9 to +9.8), n 128 | +2.2 (+0.6 to +3.7), n 448 |" in text
     assert "holds: 2, does not hold: 1, neither confirmed nor refuted: 0" in text
     assert "tune split" not in text.partition("## one")[2]
+    given = (tmp_path, results_pages.Stored(outs), SETTINGS, ["openbookqa"])
+    results_pages.write_pages(*given)
+    assert "## one" not in (tmp_path / "docs" / "results.md").read_text(), "settings of one task have their tables elsewhere"
     for out in outs:
         tables = (tmp_path / "results" / out.name / "tables.md").read_text().splitlines()
         assert [line.partition(" (")[0] for line in tables if line.startswith("### ")] == [
