@@ -26,7 +26,7 @@ SECONDS = "seconds a question"
 SCALE = "1 is the base, below 1 prompts skip the block, above 1 they repeat it."
 NO_LABELS = 0.5  # the lower end of a log scale of counts
 INTERVALS = "The intervals are of single methods, not of differences; methods of equal cost stand side by side."
-FRONT = "Controls and upper bounds are not on the Pareto front, and a point on it need not be better than its neighbours for sure."
+FRONT = "Blind baselines and upper bounds are not on the Pareto front, and a point on it need not be better than its neighbours for sure."
 # A summary says how long each method took, not when: methods may have been timed in different calls.
 NO_FRONT = (
     "Each method was timed by itself, maybe in another call and beside other work on the machine, and the seconds have no interval: "

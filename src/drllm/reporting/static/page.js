@@ -47,7 +47,8 @@ function rowsOf(trace, axis, width) {
   const lines = trace.y.map((name) => wrapped(name, (width < SMALL ? 0.34 : 0.4) * width, size));
   const most = Math.max(...lines.map((found) => found.length));
   const texts = lines.map((found) => found.join("<br>"));
-  const height = 80 + trace.y.length * Math.max(24, 1.3 * size * most + 6);
+  // Plotly leaves the blocks 64 pixels at least, and takes them from the axis' title where there are no more.
+  const height = 84 + Math.max(64, trace.y.length * Math.max(24, 1.3 * size * most + 6));
   return { height, axis: { ...axis, tickmode: "array", tickvals: trace.y, ticktext: texts, tickfont: { size } } };
 }
 
