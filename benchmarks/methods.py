@@ -122,8 +122,15 @@ ROWS = {
         "flexidepth", {"budget": BUDGET, "penalty": 3e-3, "tune_questions": THRESHOLD}, fit=400, tune=THRESHOLD, only=("in-domain",)
     ),
 }  # gates: 150 steps of 8 questions
+# Of the frontier, static against a policy a prompt: less than the base's passes; the rows without a budget spend what they like.
+FRONTIER, DRAWN = (0.75, 0.8, 0.85, 0.95), ("letters", "kinds")
+ROWS["codebook_by_task@0.9"] = Row("codebook", {"targets": "task", "budget": BUDGET}, True, only=DRAWN)
+for spent in FRONTIER:
+    ROWS[f"static_tuned@{spent}"] = Row("static", {"use_tune": True, "budget": spent}, only=DRAWN)
+    ROWS[f"codebook@{spent}"] = Row("codebook", {"budget": spent}, only=DRAWN)
+    ROWS[f"codebook_by_task@{spent}"] = Row("codebook", {"targets": "task", "budget": spent}, only=DRAWN)
 LIGHT = ("static", "static_tuned", "codebook", "polar", "random_codebook", "input_blind")  # of the settings of one task
-SHUFFLED = ("codebook", "codebook_by_task", "polar", "routers", "paper", "codebook@0.9", "routers@0.9")
+SHUFFLED = ("codebook", "codebook_by_task", "polar", "routers", "paper", "codebook@0.9", "routers@0.9", "codebook_by_task@0.9")
 
 
 def wanted_rows(setting: str, methods: str, seeds: int) -> Iterable[tuple[str, Row, int]]:

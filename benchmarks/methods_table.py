@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
+from drllm.reporting.chart import Axis, Chart, Level, Mark, Spot, number
 from drllm.stats.paired import discordant, even_weights, mcnemar, paired_bootstrap, wilson
 from methods_asked import questions_path
 
@@ -26,7 +27,8 @@ ORDER = names(
     codebook_by_task shuffled-codebook_by_task shuffled-over-tasks-codebook_by_task input_blind random_codebook
     input_blind_by_task random_codebook_by_task polar shuffled-polar shuffled-over-tasks-polar routers shuffled-routers
     shuffled-over-tasks-routers paper shuffled-paper shuffled-over-tasks-paper oracle tale static@0.9 static_tuned@0.9
-    codebook@0.9 shuffled-codebook@0.9 shuffled-over-tasks-codebook@0.9 routers@0.9 mindskip@0.9 flexidepth@0.9 tale@0.9
+    codebook@0.9 shuffled-codebook@0.9 shuffled-over-tasks-codebook@0.9 codebook_by_task@0.9 shuffled-codebook_by_task@0.9
+    shuffled-over-tasks-codebook_by_task@0.9 routers@0.9 mindskip@0.9 flexidepth@0.9 tale@0.9
     shortgpt@0.9 early_exit@0.9 random_skip@0.9
     """
 )
@@ -76,7 +78,14 @@ CONTRASTS = {
         """
     ),
 }
+CONTRASTS["codebook_by_task@0.9"] = names(
+    """
+    base static@0.9 static_tuned@0.9 shuffled-codebook_by_task@0.9 shuffled-over-tasks-codebook_by_task@0.9 codebook@0.9 shortgpt@0.9
+    random_skip@0.9
+    """
+)
 IN_DOMAIN = {"arc_easy", "arc_challenge", "openbookqa"}
+SEVERAL = 6  # marks that make a frontier
 TOLD_SHARE = 0.7  # of what knowing the task gains over a static route, for a policy that is not told
 CHANCE = {"piqa": 50.0, "sciq": 25.0, "commonsenseqa": 20.0, "boolq": 50.0, "mmlu": 25.0}  # %, one of as many choices
 ABOUT = {
@@ -138,6 +147,7 @@ class Section:
         contrasts: what the conclusions rest on.
         several: whether some method has several seeds.
         by_task: rows of the table by task, its heads first.
+        frontier: accuracy against passes, where policies of several budgets are stored.
     """
 
     setting: str
@@ -149,6 +159,7 @@ class Section:
     contrasts: Sequence[Contrast]
     several: bool
     by_task: Sequence[Sequence[str]] = field(default_factory=tuple)
+    frontier: Chart | None = None
 
 
 COLUMNS = (
@@ -259,6 +270,7 @@ def section(out: Path, setting: str, split: str, settings: Mapping[str, Any], to
         contrasts=list(contrasts(found, tasks)),
         several=max(len(runs) for runs in found.values()) > 1,
         by_task=list(by_task(found, tasks, CHANCE if setting != "in-domain" else {}, common)) if show_tasks else (),
+        frontier=frontier(found, f"frontier_{setting}_{split}", int(base["passes"][0])),
     )
 
 
@@ -345,6 +357,28 @@ def gap_share(ours: Verdicts, blind: Verdicts, oracle: Verdicts, base: Verdicts)
     shares = 100 * (means[:, 0] - means[:, 1]) / (means[:, 2] - means[:, 3])
     low, high = np.quantile(shares[1:], [0.025, 0.975])
     return f"{shares[0]:.0f} % ({low:.0f} to {high:.0f})"
+
+
+def frontier(found: Found, name: str, n_layers: int) -> Chart | None:
+    """Points over the base against passes: the best single routes and policies a prompt of every budget, means over seeds; None of few."""
+    base, marks, rows = mean_of(found["base"]), list[Mark](), []
+    for index, method in enumerate(("static_tuned", "codebook", "codebook_by_task")):
+        for place in [one for one in found if one.partition("@")[0] == method]:
+            ours, passes = mean_of(found[place]), float(np.mean([run["passes"].mean() for run in found[place]])) / n_layers
+            less = compared(ours, base)
+            reach = {"low": less.points - less.low, "high": less.high - less.points}
+            marks.append(
+                Spot(name=method, index=index, x=passes, y=less.points, hover=f"{place}: {less}", aside=0.05 * (index - 1), **reach)
+            )
+            rows.append((place, len(base["correct"]), *map(number, (passes, *less))))
+    if len(marks) < SEVERAL:
+        return None
+    at = sorted(float(row[2]) for row in rows)
+    header = ("policy", "questions", "passes", "points", "low", "high")
+    caption = "Each mark is a policy of one budget; brackets are 95 % intervals of the difference, paired. Passes as a share of the base's."
+    title = f"Points over the base against passes, {len(base['correct'])} questions"
+    x = Axis("passes, share of the base's", limits=(at[0] - 0.02, at[-1] + 0.02), inch=0.02)
+    return Chart(name, title, caption, header, tuple(rows), (Level(y=0), *marks), x, (Axis("points over the base"),), legend=3)
 
 
 def mean_of(runs: Sequence[Verdicts]) -> Verdicts:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from drllm.core.text import with_interval
+from drllm.reporting.drawing import write_charts
 from drllm.runs.layout import RunFolder
 from drllm.runs.scan_result import LEAD, RANDOM, WINNER, read_scan
 from methods_table import ABOUT, COLUMNS, Contrast, Section, sections
@@ -26,7 +27,7 @@ QUESTIONS = {
     "less blind routes under the same selector": "random_{}",
 }
 SCANNED = ("model", "spans", "passes", "where they were chosen, points over the base", "on new questions, points over the base")
-JUDGED = ("codebook", "codebook_by_task", "routers", "paper", "codebook@0.9")
+JUDGED = ("codebook", "codebook_by_task", "routers", "paper", "codebook@0.9", "codebook_by_task@0.9")
 TEMPLATE = Path(__file__).parent / "results_page.md"  # the words of docs/results.md
 
 
@@ -42,6 +43,10 @@ class Stored:
 def write_pages(root: Path, stored: Stored, settings: Mapping[str, Any], told: Sequence[str]) -> None:
     """Both kinds of pages below `root`, the folder of the repository."""
     found = {out: sections(out, settings, told) for out in stored.outs}
+    for out, of_model in found.items():
+        charts = [section.frontier for section in of_model if section.frontier is not None]
+        if charts:
+            write_charts(charts, root / "results" / out.name / "frontier")
     texts = {root / "results" / out.name / "tables.md": "\n".join(tables(out, of_model)) + "\n" for out, of_model in found.items()}
     for path, text in (texts | {root / "docs" / "results.md": results(found, stored, told)}).items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,8 +75,10 @@ def tested(out: Path, section: Section) -> str:
     """A test section: its table of methods."""
     table = "\n".join(markdown(SHORT, ([row[column] for column in SHORT] for row in section.rows)))
     asked = section.title.partition("(")[2].removesuffix(")")
+    chart = section.frontier
+    drawn = [f"![{chart.title}](../results/{out.name}/frontier/{chart.name}.png)", chart.caption] if chart is not None else []
     return "\n\n".join(
-        [f"## {name_of(out)}: {ABOUT[section.setting]}", f"{asked}.", f"`{section.command}`", table, *map(str.strip, section.notes)]
+        [f"## {name_of(out)}: {ABOUT[section.setting]}", f"{asked}.", f"`{section.command}`", table, *map(str.strip, section.notes), *drawn]
     )
 
 
@@ -149,6 +156,11 @@ def whole(section: Section) -> Iterator[str]:
     yield ""
     for note in section.notes:
         yield note
+        yield ""
+    if (chart := section.frontier) is not None:
+        yield f"![{chart.title}](frontier/{chart.name}.png)"
+        yield ""
+        yield chart.caption
         yield ""
     if section.contrasts:
         first = section.contrasts[0]

@@ -25,6 +25,7 @@ import methods_table  # noqa: E402
 import results_pages  # noqa: E402
 import serve_runs  # noqa: E402
 import timing  # noqa: E402
+from drllm.reporting.drawing import write_charts  # noqa: E402
 from methods import ROWS, SETTINGS, read_before, stored_digest, wanted_rows  # noqa: E402
 
 SPLITS = {"fit": 5, "tune": 6, "calibrate": 3, "test": 4}
@@ -83,8 +84,13 @@ def test_rows_of_a_setting():
     assert {"static", "static_tuned", "codebook", "polar"} <= set(narrow)
     assert "paper" not in narrow
     mixed, whole, outside = ({name for name, _, _ in wanted_rows(setting, "", 1)} for setting in ("mixed", "in-domain", "ood"))
-    assert whole == outside == set(ROWS)
-    assert whole - mixed == {name for name, row in ROWS.items() if row.only}
+    letters, kinds = ({name for name, _, _ in wanted_rows(setting, "", 1)} for setting in ("letters", "kinds"))
+    assert whole == outside
+    assert whole | letters == set(ROWS)
+    assert whole & letters == {name for name, row in ROWS.items() if not row.only or {"in-domain", "letters"} <= {*row.only}}
+    assert whole - mixed == {name for name, row in ROWS.items() if "in-domain" in row.only}
+    assert kinds - mixed == {name for name, row in ROWS.items() if "kinds" in row.only}
+    assert {"static_tuned@0.75", "codebook@0.85", "codebook_by_task@0.95"} <= kinds - whole, "the frontier's"
     assert [seed for _, _, seed in wanted_rows("in-domain", "codebook", 3)] == [0, 1, 2]
 
 
@@ -188,6 +194,25 @@ def test_the_share_of_the_oracles_gap_is_beyond_what_blind_routes_close():
     wide = methods_table.gap_share(*(one | {"task": np.array(["a"] * 10)} for one in (ours, blind, oracle, base)))
     low, high = map(int, wide.split("(")[1].removesuffix(")").split(" to "))
     assert low < 60 < high
+
+
+def test_the_frontier_has_a_mark_a_budget(tmp_path):
+    """Passes and points by hand; without policies of several budgets there is no picture."""
+    tasks = ["arc_easy"] * 4
+    base = verdicts([1, 0, 0, 0], tasks)
+    found = {"base": [base], "codebook": [verdicts([1, 1, 0, 0], tasks), verdicts([1, 1, 1, 1], tasks)]}
+    assert methods_table.frontier(found, "f", 30) is None
+    for budget in ("", "@0.95", "@0.9", "@0.8"):
+        found[f"static_tuned{budget}"] = [verdicts([1, 1, 0, 0], tasks) | {"passes": np.full(4, 24.0)}]
+        found[f"codebook_by_task{budget}"] = [base]
+    chart = methods_table.frontier(found, "f", 30)
+    assert chart is not None
+    rows = {row[0]: row for row in chart.rows}
+    assert set(rows) == set(found) - {"base"}
+    assert (rows["static_tuned@0.8"][2], rows["static_tuned@0.8"][3]) == ("0.8", "25")
+    assert rows["codebook"][3] == "50", "the mean over seeds: a quarter and three quarters"
+    write_charts([chart], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"f.png", "f.csv"}
 
 
 def test_what_is_learned_from_is_apart_from_what_is_asked_elsewhere():
