@@ -8,6 +8,7 @@ example:
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import ROUTE_HELP, Parser, add_common
 from drllm.core.errors import InputError
+from drllm.core.text import type_name
 
 WITH_WEIGHTS = ("checkpoint", "scaled")  # which hold weights in the model's own float type
 FORMATS = ("checkpoint", "peft", "mergekit", "gguf", "scaled")
@@ -36,7 +37,7 @@ def run(job: Job) -> Lines:
     from drllm.deploy.export import export
     from drllm.model.load import is_gguf
 
-    in_type = f" in {str(routed.model.dtype).removeprefix('torch.')}" if arguments.format in WITH_WEIGHTS else ""
+    in_type = f" in {type_name(routed.model.dtype)}" if arguments.format in WITH_WEIGHTS else ""
     in_type += ", which the GGUF's packed weights were unpacked to" if in_type and is_gguf(routed.base_id) else ""
     done = export(routed, route, out, arguments.format)
     yield f"route {done.route}: {done.n_blocks} blocks instead of {routed.n_layers}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import Namespace, Parser, add_common, split_words
 from drllm.core.errors import InputError
+from drllm.core.text import type_name
 
 MODES = {"book": "a codebook decides before the engine", "engine": "the policy decides in the engine"}
 MODES["forced"] = "the base, or a request's own route"
@@ -59,7 +60,7 @@ def run(job: Job) -> Lines:
     if not 0 < context <= limit:
         raise InputError(f"--max-model-len is {context}, the model's context is {limit} tokens")
     name = arguments.name or Path(routed.base_id).name
-    dtype, device = str(routed.model.dtype).removeprefix("torch."), routed.device.type
+    dtype, device = type_name(routed.model.dtype), routed.device.type
     more = context, arguments.eager, arguments.api_key, extra
     started = launching.launch(spec, launching.Server(checkpoint, arch, name, dtype, device, arguments.host, arguments.port, *more))
     del routed

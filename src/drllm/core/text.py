@@ -24,6 +24,11 @@ def cost_lines(stages: Iterable[tuple[str, float, str]], plain_ms: float) -> lis
     return [*lines, f"{total:16,.0f} {total * hours:9.3f}  in all, at {plain_ms:.4g} ms a plain forward of one question"]
 
 
+def type_name(dtype: object) -> str:
+    """A float type of torch as people write it, such as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def display_name(method: str) -> str:
     """What a table calls a method; the oracle is an upper bound, never to be read as a policy."""
     return "oracle (upper bound)" if method == "oracle" else method

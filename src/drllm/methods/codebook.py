@@ -23,6 +23,7 @@ from drllm.core.files import write_json
 from drllm.core.options import MAX_SEED, Options, option
 from drllm.core.progress import Progress
 from drllm.core.route import Route, Span
+from drllm.core.text import type_name
 from drllm.methods.base import Method, pass_limit
 from drllm.methods.selector import Folds, Ridge, lower_bound
 from drllm.runs.layout import CANDIDATES_FILE
@@ -184,7 +185,7 @@ def read_features(routed: RoutedModel, folder: Path, matrix: Matrix, blocks: Seq
             found = read_prompts(routed, matrix.prompts, blocks, 512, progress.advance)
         return {str(block): values for block, values in found.items()}
 
-    dtype = str(routed.model.dtype).removeprefix("torch.")
+    dtype = type_name(routed.model.dtype)
     key = json_digest([routed.fingerprint, dtype, list(blocks), matrix.prompts])
     kept = kept_tensors(folder / f"prompts-{split}-{key}.safetensors", "", [str(block) for block in blocks], read)
     return {block: values.numpy() for block, values in zip(blocks, kept, strict=True)}

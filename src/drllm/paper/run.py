@@ -10,7 +10,7 @@ from drllm.core.config import EvaluateConfig
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
 from drllm.core.progress import say
-from drllm.core.text import cost_lines
+from drllm.core.text import cost_lines, type_name
 from drllm.paper.claims import WORDS, Claim
 from drllm.paper.exhibits import Exhibit, in_domain
 from drllm.paper.figures import FIGURES
@@ -129,7 +129,7 @@ def _opening(bench: Bench) -> list[Part]:
     searched: dict[str, list[str]] = {}
     for task in setup.tasks:
         searched.setdefault(setup.searched_in(task), []).append(task)
-    dtype = str(bench.routed.model.dtype).removeprefix("torch.")
+    dtype = type_name(bench.routed.model.dtype)
     others = [(name, tasks) for name, tasks in searched.items() if name not in ("", dtype)]
     elsewhere = "".join(f" The searches of {', '.join(tasks)} were done in {name}." for name, tasks in others)
     text = (

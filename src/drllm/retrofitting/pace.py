@@ -15,6 +15,7 @@ import torch
 from drllm.core.config import RetrofitConfig, SearchConfig
 from drllm.core.errors import InputError
 from drllm.core.progress import say
+from drllm.core.text import type_name
 from drllm.evaluation.clock import batched_ms, throughput
 from drllm.evaluation.rounding import rounding
 from drllm.methods.training_data import TrainingData
@@ -81,7 +82,7 @@ def policy_rounding(routed: RoutedModel, data: TrainingData, policy: Policy) -> 
     found = rounding(routed, moved, _prompts(data)[:ROUNDED])
     counts = {"rough": sum(nats >= ROUGH for nats in found["policy"]), "rounded": len(found["policy"])}
     most = {"rounding": max(found["policy"]), "base_rounding": max(found["base"])}
-    return counts | most | {"tested_in": str(routed.model.dtype).removeprefix("torch.")}
+    return counts | most | {"tested_in": type_name(routed.model.dtype)}
 
 
 def _prompts(data: TrainingData) -> list[list[int]]:

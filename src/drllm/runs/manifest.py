@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from drllm.core.config import SearchConfig
 from drllm.core.errors import ArtifactError
 from drllm.core.files import read_json, remove_partials, write_json
+from drllm.core.text import type_name
 from drllm.runs.layout import MANIFEST_FILE, RunFolder
 from drllm.runs.stored import Stored
 from drllm.tasks.base import Kind, Task, get_task, own_task
@@ -85,7 +86,7 @@ class Manifest(Stored):
     @property
     def dtype_name(self) -> str:
         """The type of the weights, as a flag takes it; empty where an older version did not say."""
-        return self.dtype.removeprefix("torch.")
+        return type_name(self.dtype)
 
     @property
     def parts(self) -> list[MergedPart]:

@@ -13,6 +13,7 @@ from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import read_json, write_json, write_text
 from drllm.core.progress import say
 from drllm.core.route import Route
+from drllm.core.text import type_name
 from drllm.model.executors import opened, settled
 from drllm.model.families import RESCALING, has_experts
 from drllm.model.routed import RoutedModel
@@ -70,7 +71,7 @@ def scan(
     loaded = {name: load_task(name, data) for name in tasks}
     folder, settings = RunFolder(out).scan, to_dict(config) | {"resources": to_dict(resources)}
     with torch_threads(resources.threads), opened(routed, resources), running(out, "scan", settings, argv):
-        asked: dict[str, object] = {"model": routed.fingerprint, "dtype": str(routed.model.dtype).removeprefix("torch.")}
+        asked: dict[str, object] = {"model": routed.fingerprint, "dtype": type_name(routed.model.dtype)}
         asked |= {"order": ORDER, "tasks": list(loaded), "data": None if data is None else str(data)} | to_dict(config)
         _check_settings(folder, asked)
         for note in _notes(routed):
@@ -258,7 +259,7 @@ class _Scan:
         return ScanResult(
             model=routed.base_id,
             fingerprint=routed.fingerprint,
-            dtype=str(routed.model.dtype).removeprefix("torch."),
+            dtype=type_name(routed.model.dtype),
             n_layers=self.n_layers,
             kinds=list(config.kinds),
             strength=config.strength,

@@ -12,6 +12,7 @@ from drllm.core.files import read_json, whole_folder, write_json
 from drllm.core.route import Action, Route
 from drllm.core.route_words import in_words
 from drllm.core.span import fewest_spans
+from drllm.core.text import type_name
 from drllm.model.load import hub_or_folder
 from drllm.model.routed import RoutedModel
 from drllm.runs.layout import EXPORT_FILE
@@ -130,6 +131,6 @@ def slices(route: Route) -> list[tuple[int, int]]:
 
 def end_of_card(routed: RoutedModel, done: Exported) -> str:
     """The end of a card: what was checked, and the licence."""
-    dtype = str(routed.model.dtype).removeprefix("torch.")
+    dtype = type_name(routed.model.dtype)
     line = f"- checked: logits of {done.n_checked} tokens differ from the routed model's by at most {done.difference:.1e} ({dtype})"
     return f"{line}\n\n{LICENCE}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.files import write_text
 from drllm.core.route import Route
+from drllm.core.text import type_name
 from drllm.deploy.formats.check import difference_from
 from drllm.deploy.formats.checkpoint import load_written, path_config, write_weights
 from drllm.deploy.formats.folder import (
@@ -70,7 +71,7 @@ def recipe(routed: RoutedModel, route: Route, base: str) -> str:
     """The recipe as YAML: slices with the end exclusive."""
     model = f"{base}@{routed.revision}" if routed.revision else base
     sources = "".join(f"  - sources:\n      - model: {model}\n        layer_range: [{start}, {end}]\n" for start, end in slices(route))
-    dtype = str(routed.model.dtype).removeprefix("torch.")
+    dtype = type_name(routed.model.dtype)
     return f"# route {route}; mergekit-yaml {RECIPE_FILE} OUT\nslices:\n{sources}merge_method: passthrough\ndtype: {dtype}\n"
 
 

@@ -19,6 +19,7 @@ from filelock import FileLock
 from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.names import version_of
 from drllm.core.route import MAX_PASSES, Route
+from drllm.core.text import type_name
 from drllm.deploy.serving.engine.plugin import FAMILIES, architecture
 from drllm.deploy.serving.engine.vllm_private import ENTRY, SUPPORTED
 from drllm.deploy.serving.spec import ServeSpec
@@ -177,7 +178,7 @@ def checkpoint_of(routed: RoutedModel, cache: Path) -> str:
         raise InputError("this base exists in memory only: save it (save_pretrained) and serve that folder")
     if not is_gguf(routed.base_id):
         return routed.base_id
-    folder = cache / f"{routed.fingerprint}-{str(routed.model.dtype).removeprefix('torch.')}"
+    folder = cache / f"{routed.fingerprint}-{type_name(routed.model.dtype)}"
     if read_export(folder) is None:
         cache.mkdir(parents=True, exist_ok=True)
         # Of servers that start together one writes it, and the others wait: a second export would take away what the first server loads.
