@@ -32,7 +32,7 @@ from drllm.paper import claims, published, tables
 from drllm.paper.claims import Claim, Difference, above_all, against, weighed
 from drllm.paper.exhibits import Exhibit, in_domain, train_routers
 from drllm.paper.figures import CONTROL, WINDOWS, Turn
-from drllm.paper.run import EXHIBITS, dry_run, reproduce, stages_of, wanted_exhibits
+from drllm.paper.run import EXHIBITS, check, dry_run, reproduce, stages_of, wanted_exhibits
 from drllm.paper.setup import Setup
 from drllm.paper.speed import p_of_ratio
 from drllm.paper.stages import Bench, Clock, Search, Train
@@ -336,15 +336,14 @@ def test_what_can_only_fail_late_is_refused_first(tiny, folder, tmp_path):
 
     refused("--outside arc_easy: the routers learn from it", outside=("arc_easy",))
     refused("piqa.*no questions in split", outside=("piqa",), split="test", data=str(without_test(folder, tmp_path)))
-    refused(
-        r"prompts of one format, these tasks have 2 \(chat: arc_easy; raw: arith-1\)",
-        ("table3",),
-        reward="generated",
-        tasks=("arc_easy", "arith-1"),
-        data="",
-    )
     with pytest.raises(InputError, match="names no task"):
         setup_of(tmp_path, folder, outside=())
+
+
+def test_tasks_may_be_asked_in_both_formats(tiny, tmp_path):
+    """Letters as chats and numbers as text: the routers take either."""
+    setup = dataclasses.replace(setup_of(tmp_path, tmp_path, reward="generated"), tasks=("arc_easy", "arith-1"), data="")
+    check(Bench(tiny, setup), wanted_exhibits(["table3"]))
 
 
 def without_test(folder: Path, tmp_path: Path) -> Path:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from drllm.core.config import EvaluateConfig
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
 from drllm.core.progress import say
@@ -94,20 +93,10 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
 
 
 def check(bench: Bench, exhibits: Sequence[Exhibit]) -> None:
-    """Refuse what would fail only after the searches: missing questions, prompts of two formats, tasks out of domain that are not."""
-    from drllm.scoring.scorer import scorer_of
-
+    """Refuse what would fail only after the searches: missing questions, tasks out of domain that are not."""
     setup, evaluations = bench.setup, evaluations_of(exhibits, bench.setup)
-    formats: dict[str, list[str]] = {}
     for task in setup.tasks:
-        loaded = load_task(task, setup.data or None)
-        loaded.select("fit", 1)
-        scorer = scorer_of(bench.routed, loaded.task, EvaluateConfig(reward=setup.config.reward))
-        formats.setdefault(scorer.prompt_format, []).append(task)
-    if len(formats) > 1:
-        named = "; ".join(f"{name}: {', '.join(tasks)}" for name, tasks in formats.items())
-        found = f"these tasks have {len(formats)} ({named})"
-        raise InputError(f"routers learn from prompts of one format, {found}: choose others, or another --reward")
+        load_task(task, setup.data or None).select("fit", 1)
     if any(get_task(task).reward_named(setup.config.reward) in JUDGED_BY_MATH for task in (*setup.tasks, *setup.config.outside)):
         boxed_matches(r"\boxed{1}", "1")  # starts its helper, or says what is missing
     for task, split in dict.fromkeys((task, stage.split) for stage in evaluations for task in stage.tasks):
