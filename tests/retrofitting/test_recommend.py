@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,9 +17,12 @@ from drllm.methods.base import get_method
 from drllm.reporting.recommendation import commands, lines, panel, title
 from drllm.retrofitting import sizes
 from drllm.retrofitting.choice import best_on_tune, constant_accuracy, is_worth_it
+from drllm.retrofitting.pace import Measured
 from drllm.retrofitting.pipeline import retrofit
 from drllm.retrofitting.recommend import PROMISED, recommend
 from drllm.retrofitting.sizes import calibrated_of, scan_cost, sizes_of
+from drllm.retrofitting.stages import alone_in
+from drllm.retrofitting.time_left import TimeLeft
 from drllm.runs.load import read_summary
 from drllm.runs.provenance import read_jobs
 from drllm.runs.recommendation import Recommendation, read_recommendation
@@ -36,7 +40,7 @@ FEW = {"fit": 270, "tune": 200, "calibrate": 50, "test": 400}
 def promised_alike() -> Iterator[None]:
     """How many questions are left time for is the machine's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("drllm.retrofitting.recommend.calibrated_of", lambda of, *_: of.calibrated)
+        patch.setattr("drllm.retrofitting.time_left.calibrated_of", lambda of, *_: of.calibrated)
         yield
 
 
@@ -83,8 +87,9 @@ def test_what_is_recommended_saves_what_was_asked_for_and_is_promised(speed, tin
     assert policy.guarantee["sentence"] == found.promise
     assert found.route == str(policy.route or "")
     answer = result["answer"]
-    assert set(answer) == {"prompt", "right", "base", PROMISED}
+    assert set(answer) == {"prompt", "choices", "right", "base", PROMISED}
     [example] = load_task(TASK, rows).select("tune", 1)
+    assert answer["choices"] == list(example.choices)
     assert answer["right"] == example.choices[example.answer]
     for name, asked in (("base", Route.full(L)), (PROMISED, Route.parse(answer[PROMISED]["route"]))):
         scorer = LoglikScorer(tiny, 600)
@@ -138,7 +143,7 @@ def test_nothing_is_deployed_without_a_promise(tiny, rows, tmp_path):
     found, result = recommend(tiny, [TASK], tmp_path, of, rows, ["drllm", "retrofit"])
     assert (found.deploy, found.promised) == ("", False)
     assert title(found) == "Keep the base"
-    assert set(result["answer"]) == {"prompt", "right", "base"}
+    assert set(result["answer"]) == {"prompt", "choices", "right", "base"}
     text = panel(found, str(tmp_path))
     assert "Best that was tried" in text
     assert "What could change this" in text
@@ -368,3 +373,51 @@ def test_a_route_that_depends_on_the_float_type_is_said():
 def test_time_that_leaves_calibrate_questions_unasked_is_said():
     for available, said in ((100, False), (310, True)):
         assert ("(310 are there; more minutes ask more)" in "\n".join(lines(kept(calibrate=row(), available=available)))) == said
+
+
+def test_what_the_box_says_against_its_own_policy():
+    few = kept(calibrate=row(12, better=1, worse=0))
+    assert few.needed == 0, "one changed verdict says nothing of how large a gain is"
+    assert "would be sure on" not in " ".join(lines(few))
+    loses = " ".join(lines(kept(calibrate=dataclasses.replace(row(better=5, worse=30), difference_high=-0.1))))
+    assert "It loses for sure: more questions would not change that." in loses
+    assert "What could change this" not in loses
+    for dealt, said in ((0.5, True), (0.49, False), (math.nan, False)):
+        assert ("its own routes, dealt to other prompts, did as well (50.0 %, it 50.0 %)" in " ".join(lines(kept(dealt=dealt)))) == said
+    assert "the fewest passes among those that lose at most 10 points there" in " ".join(lines(kept(objective="speed", epsilon=0.1)))
+    assert "Every policy that was tried stands in runs/x/: static, codebook." in " ".join(panel(kept(), "runs/x").split())
+
+
+def test_one_retrofit_at_a_time_works_in_a_folder(tmp_path):
+    with alone_in(tmp_path / "run"):
+        with (
+            pytest.raises(ArtifactError, match=r"another retrofit is at work in .*run: wait for it, or give another --out"),
+            alone_in(tmp_path / "run"),
+        ):
+            pass
+        with alone_in(tmp_path / "other"):
+            pass
+    with alone_in(tmp_path / "run"):
+        pass
+
+
+def test_too_short_a_time_says_what_one_thread_would_do():
+    """By hand: the smallest scan over 30 blocks fits at 10 ms into half a minute, and at 424 ms does not."""
+    enough, asked_for = Measured(424, 10, "2 threads ..., one ..."), asked(0.5)
+    found, longer, why = enough.sizes(30, asked_for, {"a": FEW})
+    assert (found.plain_ms, longer.minutes) == (10, 0.5)
+    assert "or give --resources-threads 1, with which 0.5 minutes are enough now: 2 threads ..." in why
+    found, longer, why = Measured(4240, 424, "so").sizes(30, asked_for, {"a": FEW})
+    assert found.plain_ms == 424
+    assert longer.minutes == float(why.partition("with which ")[2].partition(" ")[0]) > 0.5
+    assert Measured(424).sizes(30, asked_for, {"a": FEW})[2].endswith(", or a smaller model")
+    assert Measured(10, 5, "so").sizes(30, asked_for, {"a": FEW})[1:] == (asked_for, "")
+
+
+def test_the_papers_search_is_left_out_where_it_would_take_the_promises_time():
+    sizes = sizes_of(30, 30, asked(10), {"a": FEW})
+    for spent, bears in ((0.0, True), (380.0, False)):
+        left = TimeLeft(SimpleNamespace(seconds=spent, took={}), 10, sizes, Path("none"), 16, 1)  # type: ignore[arg-type]
+        left.pace = 0.03
+        assert left.bears_the_search() == bears
+    assert left.before_the_promise == pytest.approx(10)

@@ -117,3 +117,28 @@ def test_a_data_set_on_the_hub_is_read_by_its_name(fake_hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match="needs the datasets library: pip install datasets, or give a file"):
         load_task("trivia", "hub:some/trivia")
+
+
+def test_a_broken_table_is_refused_with_its_line(tmp_path):
+    """A cell too many shifts the others; a column of another name is not there."""
+    path = tmp_path / "mine.csv"
+    for text, message in {
+        "question,A,B,answer\nWhich, if any?,x,y,A\n": "line 2: more cells than the header has columns; put quotes around",
+        "question,A,B,correct\nWhich?,x,y,A\n": 'line 2: key "answer" is missing; .*, this one question, A, B, correct',
+    }.items():
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            load_task("mine", path)
+
+
+def test_a_question_asked_twice_with_two_answers_is_told_apart(tmp_path):
+    rows = [{"question": f"Which of {n}?", "choices": ["x", "y"], "answer": "x", "part": "train"} for n in range(40)]
+    turned = {"question": "Which of 1?", "choices": ["y", "x"], "answer": 1, "part": "train"}
+    path = tmp_path / "mine.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps(row) + "\n"
+            for row in [*rows, turned, rows[2], rows[3] | {"answer": "y"}, rows[4] | {"choices": ["x", "z"], "answer": "z"}]
+        )
+    )
+    assert load_task("mine", path).dropped == {"duplicate": 3, "duplicate with another answer": 1}

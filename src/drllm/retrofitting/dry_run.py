@@ -38,12 +38,13 @@ def counted(available: Mapping[str, Mapping[str, int]], promise: GuaranteeConfig
     yield table_text(("task", *SPLITS), rows)
     check_questions(available)
     n = sum(of["calibrate"] for of in available.values())
+    share = max(n, 1) / sum(sum(of[split] for split in SPLITS) for of in available.values())
     least, likely = (fewest_questions(promise.epsilon, promise.delta, changed) for changed in (0.0, CHANGED))
     lost = f"{100 * promise.epsilon:g} point{'s' * (promise.epsilon != 0.01)}"
     promised = f"a promise of at most {lost} lost, {100 * (1 - promise.delta):g} % sure"
     needs = f"{promised}, needs {least:,} calibrate questions if no answer changes, {likely:,} if every tenth does"
     if n < least:
-        yield f"{n:,} calibrate questions are too few: {needs}. Give more questions, or promise less (docs/retrofit.md)."
+        yield f"{n:,} calibrate questions are too few: {needs}. Bring {least / share:,.0f} in all, or promise less (docs/retrofit.md)."
     elif n < likely:
         yield f"{n:,} calibrate questions may be too few: {needs}."
     else:

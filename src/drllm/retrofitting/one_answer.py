@@ -25,7 +25,7 @@ def one_answer(
 
     Returns:
         prompt, and by the names of `policies` (policies or routes): text, route, n_passes. Where choices are judged by their
-        log-likelihood also `right`, the right choice, and by name the choice that is taken, as its text.
+        log-likelihood also `choices`, `right`, the right one, and by name the choice that is taken, as its text.
     """
     loaded = loaded_tasks(tasks, data)[tasks[0]]
     scorer, example = scorer_of(routed, loaded.task, config), loaded.select(split, 1)[0]
@@ -37,7 +37,7 @@ def one_answer(
         [output] = routed.generate(input_ids=input_ids, policy=policy, **given)
         found[name] = {"text": output.text, "route": str(output.route), "n_passes": output.route.n_passes}
         if isinstance(scorer, LoglikScorer):
-            found["right"] = example.choices[int(example.answer)]
+            found["choices"], found["right"] = list(example.choices), example.choices[int(example.answer)]
             found[name]["choice"] = _taken(scorer, loaded.task, example, output.route)
     return found
 

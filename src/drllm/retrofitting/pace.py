@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +23,51 @@ from drllm.methods.training_data import TrainingData
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
 from drllm.policies.policy import Policy
-from drllm.retrofitting.sizes import Sizes, TooShort, list_cost, sizes_of
+from drllm.retrofitting.sizes import Sizes, TooShort, sizes_of
 from drllm.runs.recommendation import ROUGH
-from drllm.runs.records import iterate_records
 
 CROWDED = 0.8  # of the time that all threads take; one thread that is faster says that the cores are not ours alone
 ROUNDS, CLOCK_TOKENS = 8, 16
 ROUNDED = 16  # prompts that are run in both float types
 
 
-def measured(routed: RoutedModel, tasks: Sequence[str], config: SearchConfig, data: str | Path | None) -> tuple[float, str]:
-    """Milliseconds of a plain forward with torch's threads as they are; and a line for the reader where one thread alone is faster."""
+@dataclass(frozen=True)
+class Measured:
+    """Milliseconds of a plain forward here and now. Attributes: alone_ms: by one thread, where that is faster; crowded: says so, or ""."""
+
+    ms: float
+    alone_ms: float = 0.0
+    crowded: str = ""
+
+    def sizes(self, n_layers: int, asked: RetrofitConfig, available: Mapping[str, Mapping[str, int]]) -> tuple[Sizes, RetrofitConfig, str]:
+        """What fits into the time; where nothing does, why, and what fits into the least time that bears something, by one thread too."""
+        try:
+            return sizes_of(n_layers, self.ms, asked, available), asked, ""
+        except TooShort as error:
+            why, minutes, ms = str(error), error.minutes, self.ms
+        if self.alone_ms:
+            ms, minutes = self.alone_ms, asked.minutes
+            try:
+                sizes_of(n_layers, ms, asked, available)
+            except TooShort as error:
+                minutes = error.minutes
+            why += f"; or give --resources-threads 1, with which {minutes:g} minutes are enough now: {self.crowded}"
+        longer = replace(asked, minutes=minutes)
+        return sizes_of(n_layers, ms, longer, available), longer, why
+
+
+def measured(routed: RoutedModel, tasks: Sequence[str], config: SearchConfig, data: str | Path | None) -> Measured:
+    """With torch's threads as they are, and with one alone where that is faster."""
     spent, n_threads = batched_ms(routed, tasks, config, data), torch.get_num_threads()
     if routed.device.type != "cpu" or n_threads == 1:
-        return spent, ""
+        return Measured(spent)
     with torch_threads(1):
         alone = batched_ms(routed, tasks[:1], config, data)
     together = batched_ms(routed, tasks[:1], config, data) if len(tasks) > 1 else spent
     if alone > CROWDED * together:
-        return spent, ""
+        return Measured(spent)
     found = f"{n_threads} threads take {together:.0f} ms a question, one takes {alone:.0f}: other work seems to use the cores"
-    return spent, f"{found}; --resources-threads 1 is faster now"
+    return Measured(spent, spent * alone / together, found)
 
 
 def sized(
@@ -54,19 +79,13 @@ def sized(
     available: Mapping[str, Mapping[str, int]],
 ) -> Sizes:
     """What fits into the time here and now (`drllm.retrofitting.sizes`); `InputError`, which says what is faster, where nothing does."""
-    spent, crowded = measured(routed, tasks, config, data)
-    try:
-        found = sizes_of(routed.n_layers, spent, asked, available)
-    except TooShort as error:
-        raise InputError(f"{error}{f'; or look at this: {crowded}' * bool(crowded)}") from None
-    if crowded:
-        say(crowded)
+    here = measured(routed, tasks, config, data)
+    found, _, why = here.sizes(routed.n_layers, asked, available)
+    if why:
+        raise InputError(why)
+    if here.crowded:
+        say(f"{here.crowded}; --resources-threads 1 is faster now")
     return found
-
-
-def forward_seconds(matrices: Path, seconds: float, n_routes: int) -> float:
-    """Seconds of a plain forward, by what it took to answer the list: so many routes beside the base, every question of these records."""
-    return seconds / (sum(1 for _ in iterate_records(matrices)) * list_cost(n_routes))
 
 
 def answer_seconds(routed: RoutedModel, data: TrainingData, policy: Policy) -> dict[str, float]:

@@ -9,6 +9,7 @@
 | paper | the paper's search, and its routers |
 """
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,12 +34,13 @@ from drllm.policies.policy import Policy
 from drllm.policies.saved import load_policy
 from drllm.reporting.report import report
 from drllm.retrofitting.choice import best_on_tune, constant_accuracy, is_worth_it
-from drllm.retrofitting.dry_run import loaded_tasks, questions_of
+from drllm.retrofitting.dry_run import counted, loaded_tasks, questions_of
 from drllm.retrofitting.known import known_verdicts
 from drllm.retrofitting.one_answer import ANSWER_TOKENS, one_answer
-from drllm.retrofitting.pace import CLOCK_TOKENS, answer_seconds, forward_seconds, policy_rounding, sized
-from drllm.retrofitting.sizes import CALIBRATE, FEWEST, N_LISTED, SIMULATIONS, Sizes, calibrated_of, check_questions, tuned_of
-from drllm.retrofitting.stages import Stages, claim_folder, data_key
+from drllm.retrofitting.pace import CLOCK_TOKENS, answer_seconds, policy_rounding, sized
+from drllm.retrofitting.sizes import FEWEST, N_LISTED, SIMULATIONS, Sizes
+from drllm.retrofitting.stages import LISTED, Stages, alone_in, claim_folder, data_key
+from drllm.retrofitting.time_left import TimeLeft
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
 from drllm.runs.names import BASE
@@ -52,7 +54,6 @@ NAMES = ("static", "looped", "codebook", "routers", "paper")
 A_PROMPT = ("codebook", "routers", "paper")  # those that look at prompts, beside which their own routes are dealt to others
 PROMISED = "promised"  # the folder of the policy that kept its promise, at the operating point that did
 NEAR = 0.017  # of the base's passes above the budget that still keep to it: half a block of thirty
-LISTED = "the best routes on every question"  # the name of a stage
 PAPER = RoutersConfig(preset="paper")
 
 
@@ -85,7 +86,7 @@ def recommend(
         ArtifactError: `out` holds another run, or a retrofit that was asked for something else.
     """
     resources = configs["resources"]
-    with threads_here(resources):
+    with threads_here(resources), alone_in(Path(out)):
         return _Tries(routed, list(tasks), RunFolder(Path(out)), dict(configs), data, argv).run_all()
 
 
@@ -100,6 +101,7 @@ class _Tries:
     data: str | Path | None
     argv: Sequence[str] | None
     missed: dict[str, str] = field(default_factory=dict)
+    dealt: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.asked: RetrofitConfig = self.of["retrofit"]
@@ -121,9 +123,8 @@ class _Tries:
 
     def _sizes(self) -> dict[str, Any]:
         available = questions_of(loaded_tasks(self.tasks, self.data))
-        for name, of in available.items():
-            say(f"{name}: {', '.join(f'{split} {n}' for split, n in of.items())} questions")
-        check_questions(available)
+        for line in counted(available, self.of["gate"]):
+            say(line)
         found = sized(self.routed, self.tasks, SearchConfig(**self.judged), self.data, self.asked, available)
         say(f"the base takes {found.plain_ms:.0f} ms a question: a scan on {found.scanned}, {found.tuned} tune questions a task at most")
         return found.to_json()
@@ -136,10 +137,11 @@ class _Tries:
         made = self.run.policies()
         tried = [name for name in NAMES if self.run.policy(name) in made and name not in self.missed]
         methods = [BASE, *tried, *(f"shuffled-{name}" for name in tried if name in A_PROMPT)]
-        n_tune = self.stages.run("tune questions", {}, [], lambda: self._asked("tune"))
+        n_tune = self.stages.run("tune questions", {}, [], self._left.tune_questions)
         summary = read_summary(self.run.summary(self._compare("tune", methods, n_tune)))
         rows = [row for row in summary.pooled if row.method in tried]
         best = best_on_tune(rows, self.asked.objective, self.limit, self.of["gate"].epsilon)
+        self.dealt = {row.method.removeprefix("shuffled-"): row.accuracy for row in summary.pooled if row.method.startswith("shuffled-")}
         found = self._recommendation(None, tried) if best is None else self._promised(best, tried)
         write_recommendation(self.run.recommendation, found)
         answer = self.stages.run(
@@ -183,10 +185,11 @@ class _Tries:
             self._make("looped", {}, self._looped)
         self._make("codebook", CodebookConfig(**budget))
         self._make("routers", RoutersConfig(tune_questions=self.sizes.pointed, **budget))
-        if not self.sizes.searched:
-            few = self.sizes.most_fit and self.sizes.most_fit < FEWEST
-            late = f"{self.asked.minutes:g} minutes are too short for its search"
-            self.missed["paper"] = f"fewer than {FEWEST} fit questions" if few else late
+        if self.sizes.most_fit and self.sizes.most_fit < FEWEST:
+            self.missed["paper"] = f"fewer than {FEWEST} fit questions"
+            return
+        if not self.sizes.searched or not self.stages.run("time for the paper's search", {}, [], self._left.bears_the_search):
+            self.missed["paper"] = f"{self.asked.minutes:g} minutes are too short for its search"
             return
         lean = {"limit": self.sizes.searched, "n_simulations": SIMULATIONS, "verify": False, "control": False}
         config = SearchConfig(preset="paper", **lean, **self.judged)
@@ -245,7 +248,7 @@ class _Tries:
         gate: GuaranteeConfig = self.of["gate"]
         policy = load_policy(self.run.policy(best.method), self.routed.identity)
         n_points = len(policy.operating_points())
-        limit = self.stages.run("calibrate questions", {"policy": best.method}, [], lambda: self._asked("calibrate", n_points))
+        limit = self.stages.run("calibrate questions", {"policy": best.method}, [], lambda: self._left.calibrate_questions(n_points))
         self._compare("calibrate", [BASE, best.method], limit, is_last=False)
         config = GuaranteeConfig("calibrate", gate.epsilon, gate.delta, limit)
 
@@ -273,21 +276,15 @@ class _Tries:
         about["available"] = sum(len(task.select("calibrate")) for task in loaded.values())
         return self._recommendation(best, tried, deploy=PROMISED if deploy else "", calibrate=row, **about, **tested, **clock, **rounds)
 
-    def _asked(self, split: str, n_points: int = 1) -> int:
-        """How many questions of a split, a task at most, fit into the time that is left; settled by the first call."""
-        given, n_tasks = 60 * self.asked.minutes, len(self.tasks)
-        left = given - self.stages.seconds
-        pace = forward_seconds(self.run.matrices, self.stages.took[LISTED], len(self.routes) - 1)
-        if split == "tune":
-            found = tuned_of(self.sizes, left - CALIBRATE * given, pace, n_tasks)
-        else:
-            found = calibrated_of(self.sizes, left, pace, n_tasks, n_points)
-        say(f"{found} {split} questions a task, {max(0, left):.0f} seconds are left")
-        return found
+    @property
+    def _left(self) -> TimeLeft:
+        """Behind the list."""
+        return TimeLeft(self.stages, self.asked.minutes, self.sizes, self.run.matrices, len(self.routes) - 1, len(self.tasks))
 
     def _recommendation(self, best: SummaryRow | None, tried: list[str], **found: Any) -> Recommendation:
         about = {"model": self.routed.base_id, "objective": self.asked.objective, "tried": tried, "tune": best}
         named = {"deploy": "", "best": best.method if best is not None else "", "budget": self.asked.budget} | found
+        named |= {"epsilon": self.of["gate"].epsilon, "dealt": self.dealt.get(named["best"], math.nan)}
         about |= {"asked_minutes": self.asked.minutes, "minutes": round(self.stages.seconds / 60, 2), "missed": self.missed}
         return Recommendation(**about, **named)
 

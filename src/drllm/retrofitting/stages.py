@@ -1,9 +1,12 @@
 """Stages of a retrofit: each runs once, and is known again by all that determines it. No torch."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from drllm.core.digest import file_digest, short_digest
 from drllm.core.errors import ArtifactError
@@ -15,6 +18,9 @@ from drllm.runs.manifest import search_manifests
 from drllm.runs.memo import Memo, key_of
 from drllm.tasks.files import SUFFIXES
 from drllm.tasks.hub import is_on_hub
+
+LISTED = "the best routes on every question"  # the name of a stage
+LOCK = ".retrofit.lock"  # in the run folder, while a retrofit works there
 
 
 class Stages:
@@ -56,6 +62,21 @@ class Stages:
         paths = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
         paths = [path for path in paths if path.suffix != TEMPORARY_SUFFIX and path.name != CARD_FILE]  # a card is written anew
         return {path.relative_to(self.root).as_posix(): short_digest(path.read_bytes()) for path in paths}
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """One retrofit at a time: `ArtifactError` where another process works in this run folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ArtifactError(f"another retrofit is at work in {out}: wait for it, or give another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def data_key(data: str | Path | None) -> str | None:

@@ -12,6 +12,7 @@ from drllm.runs.stored import Stored
 from drllm.runs.summary import SummaryRow
 
 ROUGH = 0.05  # nats from which probabilities may differ by sqrt(ROUGH / 2) = 0.16 (Pinsker's inequality)
+FEW = 8  # changed verdicts
 SURE = 1.96 + 0.84  # standard errors: a 95 % interval that lies above 0 in 80 of 100 sets of questions
 
 
@@ -29,6 +30,8 @@ class Recommendation(Stored):
         tune: the best policy beside the base on tune.
         calibrate: the same on calibrate, at the operating point that kept the promise, if one did.
         available: calibrate questions that the files have, of which time may have left some unasked; 0: none was asked.
+        dealt: right answers on tune where its own routes are dealt to other prompts; nan for one route for all.
+        epsilon: of what is asked for by speed, the accuracy that tune might show lost.
         promise: the sentence of the guarantee; empty where none was tested.
         promised: whether it holds.
         route: of a policy that is one route for every prompt; else empty.
@@ -54,6 +57,8 @@ class Recommendation(Stored):
     tune: SummaryRow | None = None
     calibrate: SummaryRow | None = None
     available: int = 0
+    dealt: float = math.nan
+    epsilon: float = math.nan
     promise: str = ""
     promised: bool = False
     route: str = ""
@@ -72,9 +77,12 @@ class Recommendation(Stored):
 
     @property
     def needed(self) -> int:
-        """Questions on which a gain like the last one seen would be sure (`SURE` standard errors); 0: none was seen, or it is."""
+        """Questions on which a gain like the last one seen would be sure (`SURE` standard errors).
+
+        0: none was seen, or it is sure, or fewer than `FEW` verdicts changed, which say nothing of how large it is.
+        """
         row = self.calibrate or self.tune
-        if row is None or not row.difference > 0:
+        if row is None or not row.difference > 0 or row.better + row.worse < FEW:
             return 0
         spread = (row.better + row.worse) / row.n - row.difference**2
         found = math.ceil(SURE**2 * spread / row.difference**2)

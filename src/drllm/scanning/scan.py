@@ -171,7 +171,7 @@ class _Scan:
         guess = race_guess(self.n_layers, self.pool, len(self.raced), self.config)
         rounds = ", ".join(f"{count} on {size}" for count, size in zip(counts, self.sizes, strict=True))
         say(f"scan: candidates on questions by round: {rounds}")
-        say(f"scan: about {guess:,.0f} plain forwards, {guess / self.cost.full:.0%} of the {self.cost.full:,.0f} of all on all")
+        say(f"scan: about {guess:,.0f} plain forwards; to ask every span every question takes {self.cost.full:,.0f}")
         if self.fresh:
             again = again_guess(self.n_layers, self.pool, len(self.raced), len(self.fresh), self.config)
             say(f"scan: measuring the winners again: about {again:,.0f} more, on {len(self.fresh)} questions")
@@ -187,7 +187,7 @@ class _Scan:
             return self.bench.ask([one.route for one in chosen], asked, self.config.split, self.folder.round(number))
 
         standing = race(kinds, self.sizes, self.config.winners, ask)
-        share = f", {self.cost.share:.0%} of all on all" if len(self.sizes) > 1 else ""
+        share = f", {self.cost.share:.0%} of asking every span every question" if len(self.sizes) > 1 else ""
         say(f"scan: the race cost {self.cost.race:,.0f} plain forwards{share}")
         return standing
 

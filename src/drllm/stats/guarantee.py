@@ -57,7 +57,7 @@ class Guarantee:
         where = f"{self.n} {self.split} questions{by_task}, judged by {self.judged}"
         power = ""
         if self.would_pass is not None:
-            power = f" A true gain of {100 * self.would_pass:+.1f} points would have passed in 80 % of such sets."
+            power = f" A true gain of {100 * self.would_pass:+.1f} points would have passed on 80 % of sets of as many questions."
         if tried := self.earlier:
             power += f" Other policies tried on these questions before: {tried}; this holds for each by itself, not for the best of them."
         lost = f"{100 * self.epsilon:g} point{'s' * (self.epsilon != 0.01)}"

@@ -57,7 +57,8 @@ def _raw_rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
             found = ((number, f"{path}, row {number}", row) for number, row in numbered)
         elif path.suffix == ".csv":
             reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
-            found = ((number, f"{path}, line {reader.line_num}", _cells(row)) for number, row in enumerate(reader, 1))
+            numbered = ((number, f"{path}, line {reader.line_num}", row) for number, row in enumerate(reader, 1))
+            found = ((number, where, _cells(row, where)) for number, where, row in numbered)
         else:
             lines = enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1)
             found = ((number, f"{path}, line {number}", line) for number, line in lines if line.strip())
@@ -73,8 +74,10 @@ def _raw_rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
         raise InputError(f"{path}: cannot be read ({error}); save it as UTF-8 text, or as Parquet") from None
 
 
-def _cells(row: dict[str, Any]) -> dict[str, Any]:
+def _cells(row: dict[Any, Any], where: str) -> dict[str, Any]:
     """A row of a CSV file: cells that are empty are not there, and choices are a list written as JSON."""
+    if None in row:
+        raise InputError(f"{where}: more cells than the header has columns; put quotes around a cell with a comma")
     cells = {name: value for name, value in row.items() if name and value not in (None, "")}
     for name in ("choices", "options", "answers"):
         if isinstance(text := cells.get(name), str):
@@ -151,7 +154,8 @@ def _json_object(line: bytes, where: str) -> dict[str, Any]:
 def _file_row(task: Task, raw: dict[str, Any], default_id: str, where: str) -> Example:
     for key in ("question", *_NEEDED[task.kind]):
         if key not in raw:
-            raise InputError(f'{where}: key "{key}" is missing; a {task.kind} row has {_KEYS[task.kind]}')
+            there = ", ".join(name for name in raw if name != "choices" or "A" not in raw)
+            raise InputError(f'{where}: key "{key}" is missing; a {task.kind} row has {_KEYS[task.kind]}, this one {there}')
     question, context = raw["question"], raw.get("context") or ""
     if not isinstance(question, str) or not question.strip():
         raise InputError(f"{where}: question is {question!r}, expected text")

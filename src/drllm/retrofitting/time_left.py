@@ -1,0 +1,65 @@
+"""How much the time that is left bears, as fast as the list was answered: the paper's search, tune and calibrate questions. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from drllm.core.progress import say
+from drllm.retrofitting.sizes import CALIBRATE, SEARCHED, Sizes, calibrated_of, list_cost, tuned_of
+from drllm.retrofitting.stages import LISTED, Stages
+from drllm.runs.records import iterate_records
+
+
+@dataclass
+class TimeLeft:
+    """Of the minutes that a user gave, behind the list.
+
+    Attributes:
+        stages: those that are done, with what they took.
+        matrices: the list's records, of so many routes beside the base.
+    """
+
+    stages: Stages
+    minutes: float
+    sizes: Sizes
+    matrices: Path
+    n_routes: int
+    n_tasks: int
+
+    @cached_property
+    def pace(self) -> float:
+        """Seconds of a plain forward."""
+        return forward_seconds(self.matrices, self.stages.took[LISTED], self.n_routes)
+
+    @property
+    def seconds(self) -> float:
+        """Until all of it is spent."""
+        return 60 * self.minutes - self.stages.seconds
+
+    @property
+    def before_the_promise(self) -> float:
+        """Without the promise's share."""
+        return self.seconds - CALIBRATE * 60 * self.minutes
+
+    def bears_the_search(self) -> bool:
+        """Whether the paper's search leaves the promise its share."""
+        return self.pace * SEARCHED * self.sizes.searched * self.n_tasks < self.before_the_promise
+
+    def tune_questions(self) -> int:
+        """Of a task, at most, to compare the policies on."""
+        return self._said(tuned_of(self.sizes, self.before_the_promise, self.pace, self.n_tasks), "tune")
+
+    def calibrate_questions(self, n_points: int) -> int:
+        """Of a task, at most, to test a promise on at so many operating points."""
+        return self._said(calibrated_of(self.sizes, self.seconds, self.pace, self.n_tasks, n_points), "calibrate")
+
+    def _said(self, found: int, split: str) -> int:
+        say(f"{found} {split} questions a task, {max(0, self.seconds):.0f} seconds are left")
+        return found
+
+
+def forward_seconds(matrices: Path, seconds: float, n_routes: int) -> float:
+    """Seconds of a plain forward, by what it took to answer the list: so many routes beside the base, every question of these records."""
+    return seconds / (sum(1 for _ in iterate_records(matrices)) * list_cost(n_routes))

@@ -1,0 +1,142 @@
+"""Every command of README and the docs is run: on a tiny model and a few sums, with small numbers behind its own flags.
+
+That the flags exist is `test_commands.py`'s; what the Python blocks do is run by `tests/real/test_real_docs.py`, `test_add_a_method.py`,
+`tests/runs/test_record_readers.py` and `tests/serving/test_serving_http.py`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from test_commands import PAGES, ROOT, commands
+
+import families
+from byte_tokens import byte_tokenizer
+from drllm.cli.main import main
+from runs import questions, write_rows
+
+pytestmark = pytest.mark.slow
+
+LEARNED = ("arc_easy", "arc_challenge", "openbookqa")
+SMALL = {  # flags that come last win over those of the page
+    "search": "--data DATA --limit 24 --n-simulations 6 --sweep-questions 2 --max-step-tokens 600 --no-verify",
+    "scan": "--data DATA --questions 8 --max-span 2 --fresh 4 --max-step-tokens 600",
+    "retrofit": "--minutes 1",
+    "reproduce": "--data DATA --tasks arc_easy,arc_challenge --outside openbookqa --scale 0.02 --n-simulations 6 --tokens 100",
+    "evaluate": "--limit 12",
+    "serve": "--print",
+    "generate": "--max-new-tokens 4",
+}
+# Where the reader's things stand; what a page takes from another page's command is made by the fixture.
+HERE = {
+    "ID": "tiny",
+    "smollm2-135m-q4": "tiny",
+    "RUN": "runs/x",
+    "runs/a": "runs/x",
+    "runs/policies": "runs/x",
+    "runs/mine/promised": "runs/x/codebook",
+}
+MADE = ("search", "scan", "retrofit", "reproduce")  # commands whose --out is new
+# Paths through as many blocks as the tiny model has.
+PATHS = {"0-14,12-29": "0-2,1-3", "111111111111101111111111111111": "1101"}
+ELSEWHERE = {
+    "drllm push ": "needs an account on the Hub: tests/policies/test_saved.py pushes to a stand-in",
+    "drllm compare ": "reads logs of lm-evaluation-harness: tests/evaluation/harness",
+    "drllm evaluate --harness ": "needs lm-evaluation-harness: tests/evaluation/harness",
+    "--executor ray": "needs GPUs: tests/searching has Ray on processors",
+    "llama-3.2-3b-instruct.yaml": "needs the Hub",
+    "--outside mmlu,aime24": "needs files of eight tasks: tests/paper/test_reproduce.py has a passage task and a letter task",
+}
+REFUSED = {"--epsilon 0.01   # refused": "promise"}  # as its own comment says
+
+
+def whole_commands() -> dict[str, str]:
+    """Every `drllm` command that is to be typed as it stands, with its page."""
+    found: dict[str, str] = {}
+    for page in PAGES:
+        for command, is_whole in commands(page):
+            if command.startswith("drllm ") and is_whole and "..." not in command and not command.startswith("drllm COMMAND"):
+                found.setdefault(command, str(page.relative_to(ROOT)))
+    return found
+
+
+COMMANDS = whole_commands()
+
+
+def reason(command: str) -> str:
+    """Why a command is not run here."""
+    return next((why for part, why in ELSEWHERE.items() if part in command), "")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a model, questions, and a run that other pages' commands have made."""
+    folder = tmp_path_factory.mktemp("docs")
+    families.build("llama", vocab_size=300, max_position_embeddings=512).save_pretrained(folder / "tiny")
+    byte_tokenizer().save_pretrained(folder / "tiny")
+    rows = questions(240)
+    for task in LEARNED:
+        (folder / "DATA" / task).mkdir(parents=True)
+        mine = [row | {"id": f"{task}-{row['id']}", "question": f"{task}: {row['question']}"} for row in rows]
+        for part, some in {"train": mine[:120], "dev": mine[120:180], "test": mine[180:]}.items():
+            write_rows(folder / "DATA" / task / f"{part}.jsonl", some)
+    write_rows(folder / "mine.jsonl", rows)
+    (folder / "routes.txt").write_text("1111\n1121\n1101\n1112\n0-2,1-3\n1011\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        of = f"--model tiny --tasks {','.join(LEARNED)} --out runs/x --data DATA --max-step-tokens 600"
+        for command in (
+            f"search {of} --limit 24 --n-simulations 6 --sweep-questions 2 --no-verify",
+            f"search {of} --limit 24 --paths routes.txt --splits fit,tune",
+            "train --out runs/x --method static",
+            "train --out runs/x --method codebook",
+            "train --out runs/x --method routers",
+            "evaluate --out runs/x --methods base,static,codebook,routers,shuffled --limit 12",
+            "scan --model tiny --tasks arc_easy --out runs/map --data DATA --questions 8 --max-span 2 --fresh 4 --max-step-tokens 600",
+            "export --policy runs/x/static --out skip13",
+        ):
+            assert main(shlex.split(command)) == 0, command
+    return folder
+
+
+def test_what_runs_elsewhere_is_on_the_pages():
+    for part in (*ELSEWHERE, *REFUSED):
+        assert any(part in command for command in COMMANDS), part
+    assert len(COMMANDS) - sum(bool(reason(command)) for command in COMMANDS) > 45
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if not reason(command)])
+def test_a_command_runs(command, place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(
+        "drllm.retrofitting.pace.batched_ms", lambda *_: 2.0
+    )  # how much fits into a minute must not depend on what else runs
+    text = command
+    for there, here in (HERE | PATHS).items():
+        text = text.replace(there, here)
+    name, *words = shlex.split(text, comments=True)[1:]
+    if name in MADE and "--out" in words and "runs/map" not in command:
+        words[words.index("--out") + 1] = str(tmp_path / "run")
+    if "runs/map" in words and name in MADE:
+        shutil.copytree(place / "runs/map", tmp_path / "map")
+        words = [word.replace("runs/map", str(tmp_path / "map")) for word in words]
+    if name in ("train", "export"):
+        words += (
+            ["--out", str(shutil.copytree(place / "runs/x", tmp_path / "x"))] if name == "train" else ["--out", str(tmp_path / "export")]
+        )
+    small = shlex.split(SMALL.get(name, ""))
+    if name == "scan" and "--questions" in words:
+        small = ["--data", "DATA"]
+    if name == "retrofit" and "--data" not in words:
+        small += ["--data", "DATA"]
+    code = main([name, *words, *small])
+    printed = capsys.readouterr()
+    if refusal := next((says for part, says in REFUSED.items() if part in command), ""):
+        assert code
+        assert refusal in printed.err
+        return
+    assert code == 0, f"{COMMANDS[command]}: {printed.err[-400:]}"
+    assert printed.out.strip() or printed.err.strip()
