@@ -60,6 +60,7 @@ KEPT: tuple[tuple[str, str, str], ...] = (
     ("docs/decisions/2026-11-26-every-method-on-tune.md", "`gate` section", "the section of a YAML file"),
     ("src/drllm/retrofitting/pipeline.py", "gate", "the section of a YAML file, part of a stage's key"),
     ("src/drllm/retrofitting/recommend.py", "gate", "the section of a YAML file"),
+    ("src/drllm/reporting/recommendation.py", "gate", "the flag of that section"),
     ("docs/(retrofit|guides/cheaper).md", "--gate-", "flags"),
     ("docs/decisions/.*", "MkDocs", "a package's name"),
     ("src/drllm/methods/rivals/.*", "gate", "a small network in a block"),
