@@ -25,8 +25,10 @@ from drllm.model.packages import PACKAGED
 from drllm.policies.codebook import Codebook, Point
 from drllm.scoring.route_prediction import decide_routes, read_prompts
 from engines import PYTHON, free_port, needs_vllm, serving
+from fences import fences
 from pages import needs_chromium, opened
 
+ROOT = Path(__file__).parents[2]
 MODEL = "smollm2-135m-q4"
 openai = pytest.importorskip("openai")
 pytestmark = [
@@ -485,7 +487,7 @@ def _longer(page: Any, text: Any, length: int) -> int:
 
 
 @pytest.mark.parametrize("decide", ["front", "engine"])
-def test_a_codebook_as_users_start_it(codebook, routed, decide: str):
+def test_a_codebook_as_users_start_it(codebook, routed, decide: str, capsys):
     """Compiled: mixed requests at once and alone have the same answers, along the routes of transformers; a chat is streamed."""
     counted = traffic_file(str(codebook))
     before = read_traffic(counted)
@@ -513,6 +515,9 @@ def test_a_codebook_as_users_start_it(codebook, routed, decide: str):
         assert sum(bool(part.choices[0].delta.content) for part in parts) > 4
         (output,) = routed.generate([messages], policy=chosen, max_new_tokens=24)
         assert "".join(part.choices[0].delta.content or "" for part in parts) == output.text
+        (shown,) = fences(ROOT / "docs" / "serve.md", "python")
+        exec(compile(shown.replace("http://127.0.0.1:8000", served.url).replace("smollm2-135m-q4", MODEL), "docs/serve.md", "exec"), {})
+        assert "'decided': 'policy'" in capsys.readouterr().out
         after = read_traffic(counted)
         assert after.prompts - before.prompts == 20, "33 prompts, written every 20"
         assert after.tokens - before.tokens > sum(map(len, ids)), "each once alone, and some of them again"
