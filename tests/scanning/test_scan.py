@@ -109,7 +109,7 @@ def test_the_best_are_the_best_of_the_map_and_can_be_searched(scanned):
 def test_the_cost_is_told_before_and_after(data, tmp_path, caplog):
     caplog.set_level(logging.INFO, "drllm")
     result = scan(runs.model(), [runs.TASK], replace(SMALL, fresh=4), tmp_path, data)
-    (before,) = [line for line in caplog.messages if "of all on all" in line and "about" in line]
+    (before,) = [line for line in caplog.messages if "to ask every span every question takes" in line]
     (again,) = [line for line in caplog.messages if line.startswith("scan: measuring the winners again: about")]
     (after,) = [line for line in caplog.messages if line.startswith("scan: the race cost")]
     assert float(before.split()[2]) == pytest.approx(result.cost.race, rel=0.15)
