@@ -76,9 +76,9 @@ def test_it_answers_letters_and_one_step_sums():
 @needs_vllm
 def test_vllm_says_token_for_token_what_transformers_says():
     """The base, a skip, a repeat, a loop and a damped loop of real prompts in one batch, both in float32."""
-    routed = RoutedModel.wrap(MODEL, dtype=torch.float32)
     folder = unpacked(MODEL)
     assert folder is not None
+    routed = RoutedModel.wrap(str(folder), dtype=torch.float32)  # of the bfloat16 weights that the engine loads, not of the GGUF's own
     texts = [*PROMPTS, "Question: What do bees make?\nAnswer:", "1 + 1 =", "Translate to French: good morning."]
     routes = [str(FULL), *map(str, PATHS)]
     asked = [{"ids": routed.tokenizer(text)["input_ids"], "route": route, "new": 8} for text, route in zip(texts, routes, strict=True)]
