@@ -30,6 +30,7 @@ from transformers import DynamicCache
 
 from drllm import EvaluateConfig, Route, RoutedModel, SearchConfig
 from drllm.core.files import write_json
+from drllm.core.text import type_name
 from drllm.model.generation import GreedyChoice
 from drllm.runs.provenance import hardware, versions
 from drllm.scoring.loglik import LoglikScorer, base_logliks, head_at
@@ -306,7 +307,7 @@ def measure(reward: str, dtype: torch.dtype, arguments: argparse.Namespace) -> d
     questions = [scorer.question(task, example) for example in rows]
     plain = PlainForwards(bare, scorer, questions)
     pairs = [(index, route) for index in range(len(questions)) for route in paths[index]]
-    figures = Figures(f"{reward} {str(dtype).removeprefix('torch.')}")
+    figures = Figures(f"{reward} {type_name(dtype)}")
     say = figures.say
 
     timed(scorer, questions[:8], [pair for pair in pairs if pair[0] < 8], None)  # warm up

@@ -33,11 +33,12 @@ def one_answer(
     input_ids = torch.tensor([prompt_ids], dtype=torch.long, device=routed.device)
     given: dict[str, Any] = {"max_new_tokens": ANSWER_TOKENS, "min_new_tokens": 1, "do_sample": False}
     found: dict[str, Any] = {"prompt": routed.tokenizer.decode(prompt_ids, skip_special_tokens=True)}
+    if isinstance(scorer, LoglikScorer):
+        found["choices"], found["right"] = list(example.choices), example.choices[int(example.answer)]
     for name, policy in policies.items():
         [output] = routed.generate(input_ids=input_ids, policy=policy, **given)
         found[name] = {"text": output.text, "route": str(output.route), "n_passes": output.route.n_passes}
         if isinstance(scorer, LoglikScorer):
-            found["choices"], found["right"] = list(example.choices), example.choices[int(example.answer)]
             found[name]["choice"] = _taken(scorer, loaded.task, example, output.route)
     return found
 

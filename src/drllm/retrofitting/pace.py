@@ -44,16 +44,11 @@ class Measured:
         try:
             return sizes_of(n_layers, self.ms, asked, available), asked, ""
         except TooShort as error:
-            why, minutes, ms = str(error), error.minutes, self.ms
-        if self.alone_ms:
-            ms, minutes = self.alone_ms, asked.minutes
-            try:
-                sizes_of(n_layers, ms, asked, available)
-            except TooShort as error:
-                minutes = error.minutes
-            why += f"; or give --resources-threads 1, with which {minutes:g} minutes are enough now: {self.crowded}"
-        longer = replace(asked, minutes=minutes)
-        return sizes_of(n_layers, ms, longer, available), longer, why
+            why, longer = str(error), replace(asked, minutes=error.minutes)
+        if not self.alone_ms:
+            return sizes_of(n_layers, self.ms, longer, available), longer, why
+        found, longer, _ = Measured(self.alone_ms).sizes(n_layers, asked, available)
+        return found, longer, f"{why}; or give --resources-threads 1, with which {longer.minutes:g} minutes are enough now: {self.crowded}"
 
 
 def measured(routed: RoutedModel, tasks: Sequence[str], config: SearchConfig, data: str | Path | None) -> Measured:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from drllm.core.config import Resources
 from drllm.core.errors import ArtifactError
 from drllm.core.progress import Progress
-from drllm.model.memory import give_memory_back
 from drllm.model.pool import Base, Work, Workplace, work_on
 from drllm.model.routed import RoutedModel
 from drllm.runs.records import shard_path, write_shard
@@ -95,7 +94,6 @@ def search_on_workers(place: Workplace, routed: RoutedModel, resources: Resource
 
     Raises `DrllmError` for a group that kills its workers, `ArtifactError` for a replica that is not the model of this process.
     """
-    give_memory_back()
     # Ray's actors start in another folder; and no worker needs the others' groups.
     sent = [replace(task, folder=task.folder.resolve(), todo=[], notes=[]) for task in tasks]
     tickets = [Ticket(number, index, group) for number, task in enumerate(tasks) for index, group in task.todo]
