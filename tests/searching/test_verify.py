@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
-import torch
-
 import families
 from byte_tokens import byte_tokenizer
 from drllm import Route, RoutedModel, SearchConfig
 from drllm.scoring.loglik import LoglikScorer
-from drllm.searching.verify import Verifier, float32_twin, rotated
+from drllm.searching.verify import Verifier, rotated
 from drllm.tasks import Example, get_task, load_task
 from rote import by_rote, rote_example
 
@@ -40,17 +36,6 @@ def test_a_model_that_always_says_a_is_right_where_the_answer_stands_first():
         found = {check.check: check.correct for check in checks}
         wanted = {"fp32": answer == 0} | {f"rotated:{by}": answer == by for by in (1, 2, 3)}
         assert found == wanted
-
-
-def test_the_twin_is_float32_with_the_same_weights_and_leaves_the_model_alone():
-    routed = half()
-    twin = float32_twin(routed)
-    assert {parameter.dtype for parameter in twin.model.parameters()} == {torch.float32}
-    assert {parameter.dtype for parameter in routed.model.parameters()} == {torch.bfloat16}
-    ids = torch.tensor([[5, 9, 77, 31]])
-    whole = RoutedModel.wrap(copy.deepcopy(routed.unwrap()).float())
-    with torch.no_grad():
-        assert torch.equal(twin(ids, routes=OTHER).logits, whole(ids, routes=OTHER).logits)
 
 
 def test_checks_of_a_16_bit_model_are_computed_in_float32(data):

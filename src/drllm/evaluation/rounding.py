@@ -15,7 +15,7 @@ from torch import Tensor
 from drllm.core.progress import Progress
 from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
-from drllm.searching.verify import twin_in
+from drllm.model.twin import twin_in
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def rounding(routed: RoutedModel, policy: Any, prompts: Sequence[Sequence[int]])
     """Divergence, in nats, of the next token's distribution in bfloat16 from that in float32, of the base and of a policy.
 
     Args:
-        routed: the model in either type; it is copied into the other one, so memory for that is needed. Its policy is not used.
+        routed: the model in either type; a twin runs in the other one. Its policy is not used.
         policy: a policy or route; one that decides a prompt decides in each type anew.
         prompts: token ids; each runs alone.
 

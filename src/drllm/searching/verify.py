@@ -9,7 +9,6 @@
 Each runs in steps of one sequence, so no other question is in the batch. A wording that does not fit the context is not checked.
 """
 
-import copy
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -20,6 +19,7 @@ from drllm.core.config import SearchConfig
 from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
+from drllm.model.twin import float32_twin
 from drllm.runs.records import Check
 from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.scorer import Scorer, scorer_of
@@ -31,7 +31,7 @@ ALONE = 1  # tokens of a step: fewer than any question has, so each step holds o
 class Verifier:
     """Checks routes on a float32 twin of the model, made when there is something to check; a float32 model is its own twin.
 
-    The twin's weights are the model's own, converted: memory for one more copy is needed.
+    The twin converts the model's own weights block by block: memory for one block, the embedding and the head is needed.
     """
 
     def __init__(self, routed: RoutedModel, task: Task, config: SearchConfig):
@@ -63,17 +63,6 @@ class Verifier:
                 else:
                     found.append(Check(route, name, verdict.correct, verdict.margin))
         return tuple(sorted(found, key=lambda check: wanted.index(check.route)))
-
-
-def float32_twin(routed: RoutedModel) -> RoutedModel:
-    """A routed copy of a model in float32; the model itself is left as it is."""
-    return twin_in(routed, torch.float32)
-
-
-def twin_in(routed: RoutedModel, dtype: torch.dtype) -> RoutedModel:
-    """A routed copy of a model in another float type, without a policy; the model itself is left as it is."""
-    twin = copy.deepcopy(routed, {id(routed.tokenizer): routed.tokenizer}).unwrap()
-    return RoutedModel.wrap(twin.to(dtype), routed.tokenizer)
 
 
 def rotated(example: Example, by: int) -> Example:
