@@ -246,6 +246,16 @@ def test_generate_prints_the_path_of_a_loop_and_all_of_its_passes(route, folders
     assert out == f"{output.text.strip()}\n[route {shown}, {n_passes} passes of 4, {output.n_new_tokens} tokens]\n"
 
 
+def test_generate_refuses_a_policy_without_the_promise_asked_for_before_a_model_loads(folders, capsys, monkeypatch):
+    def loads(*given, **how):
+        raise AssertionError("it loads a model")
+
+    monkeypatch.setattr(RoutedModel, "from_pretrained", loads)
+    code, out, err = run(capsys, "generate", "hi", "--policy", folders["policy"], "--epsilon", "0.01")
+    assert (code, out) == (2, "")
+    assert err.startswith("drllm: error: epsilon=0.01 asks for a promise and this policy has none")
+
+
 def test_generate_reads_prompts_from_a_file_and_from_standard_input(folders, tmp_path: Path, capsys, monkeypatch):
     given = run(capsys, "generate", "one", "two", "--model", folders["model"], "--max-new-tokens", "3")
     (tmp_path / "prompts.txt").write_text("one\n\ntwo\n")
@@ -435,7 +445,7 @@ def test_retrofit_recommends(folders, tmp_path: Path, capsys):
     code, _, err = run(capsys, *typed, "--routers-epochs", "3")
     assert code == 2
     assert "--routers-epochs is for one search with its own sizes: add --recipe paper" in err
-    typed += ["--minutes", "0.3", "--objective", "speed", "--gate-epsilon", "0.5"]
+    typed += ["--minutes", "0.3", "--objective", "speed", "--gate-epsilon", "0.5", "--resources-threads", "1"]  # as 0.1 had it
     code, first, err = run(capsys, *typed)
     assert code == 0, err
     assert "done already" not in err
@@ -446,8 +456,10 @@ def test_retrofit_recommends(folders, tmp_path: Path, capsys):
     assert f"report: {out / 'report' / 'report.html'}" in first
     code, second, err = run(capsys, *typed)
     assert (code, second) == (0, first)
-    assert "scan: done already" in err
-    code, _, err = run(capsys, *typed[:-4], "--minutes", "0.0001")
+    assert "[1 of 7] what fits into the time: done already" in err
+    assert "[2 of 7] scan: done already" in err
+    assert "[7 of 7] report: done already" in err
+    code, _, err = run(capsys, *typed[:-8], "--gate-epsilon", "0.5", "--threads", "1", "--minutes", "0.0001")
     assert code == 2
     assert "--minutes is 0.0001, expected" in err
 

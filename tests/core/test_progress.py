@@ -7,12 +7,14 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from drllm.core import progress
-from drllm.core.progress import Progress, Reporter, reporting_to, say, set_reporter
+from drllm.core.progress import Progress, Reporter, reporting_to, said_if_slow, say, set_reporter
 
 SRC = Path(__file__).parents[2] / "src"
 
@@ -85,8 +87,29 @@ def test_lines_reach_a_configured_logger_and_nothing_else(caplog, capfd, monkeyp
     monkeypatch.setattr(progress, "LOG_EVERY_S", 0.0)
     with caplog.at_level(logging.INFO, "drllm"):
         a_job()
-    assert re.fullmatch(r"work near: 2/4, \d+ s, \d+ s left", caplog.messages[2])
+    assert re.fullmatch(r"work near: 2/4, \d+ s", caplog.messages[2])  # the first unit says little of the time left
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "drllm"), Progress("work", 9) as job:
+        job.advance(3)
+        job.advance(3)
+    assert re.fullmatch(r"work: 6/9, \d+ s, \d+ s left", caplog.messages[1])
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_step_without_a_count_is_said_once_it_is_slow(monkeypatch):
+    heard = Heard()
+    monkeypatch.setattr(progress, "SLOW_S", 0.01)
+    with reporting_to(heard), said_if_slow("loading ..."):
+        for _ in range(1000):
+            if heard.calls:
+                break
+            time.sleep(0.01)
+    assert heard.calls == [("line", "loading ...", False)]
+    monkeypatch.setattr(progress, "SLOW_S", 600.0)
+    with reporting_to(heard), pytest.raises(ZeroDivisionError), said_if_slow("never"):
+        raise ZeroDivisionError
+    assert len(heard.calls) == 1
+    assert not any(isinstance(thread, threading.Timer) and not thread.finished.is_set() for thread in threading.enumerate())
 
 
 # Library calls of the long jobs, with the loggers of other packages quiet: what stands on the streams is ours. Three times over: as

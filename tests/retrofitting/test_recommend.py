@@ -406,7 +406,7 @@ def test_too_short_a_time_says_what_one_thread_would_do():
     enough, asked_for = Measured(424, 10, "2 threads ..., one ..."), asked(0.5)
     found, longer, why = enough.sizes(30, asked_for, {"a": FEW})
     assert (found.plain_ms, longer.minutes) == (10, 0.5)
-    assert "or give --resources-threads 1, with which 0.5 minutes are enough now: 2 threads ..." in why
+    assert "or give --threads 1, with which 0.5 minutes are enough now: 2 threads ..." in why
     found, longer, why = Measured(4240, 424, "so").sizes(30, asked_for, {"a": FEW})
     assert found.plain_ms == 424
     assert longer.minutes == float(why.partition("with which ")[2].partition(" ")[0]) > 0.5

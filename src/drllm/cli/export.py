@@ -8,6 +8,7 @@ example:
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import ROUTE_HELP, Parser, add_common
 from drllm.core.errors import InputError
+from drllm.core.progress import said_if_slow
 from drllm.core.text import type_name
 
 WITH_WEIGHTS = ("checkpoint", "scaled")  # which hold weights in the model's own float type
@@ -39,7 +40,8 @@ def run(job: Job) -> Lines:
 
     in_type = f" in {type_name(routed.model.dtype)}" if arguments.format in WITH_WEIGHTS else ""
     in_type += ", which the GGUF's packed weights were unpacked to" if in_type and is_gguf(routed.base_id) else ""
-    done = export(routed, route, out, arguments.format)
+    with said_if_slow(f"writing {out}, and checking that it computes the same ..."):
+        done = export(routed, route, out, arguments.format)
     yield f"route {done.route}: {done.n_blocks} blocks instead of {routed.n_layers}"
     if route.is_full:
         yield "this route is the base's: the export is the base model"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import ROUTE_HELP, Namespace, Parser, add_common, number
 from drllm.core.errors import InputError
+from drllm.core.progress import said_if_slow
 
 if TYPE_CHECKING:
     from drllm.model.prompts import Prompt
@@ -36,12 +37,19 @@ def run(job: Job) -> Lines:
     if arguments.route is not None:
         Route.parse(arguments.route)  # before the model is loaded
     prompts = read_prompts(arguments)
+    if arguments.epsilon is not None and arguments.policy is not None:
+        from drllm.model.generation import check_promise
+        from drllm.policies.saved import open_policy
+
+        check_promise(open_policy(arguments.policy).unchecked(), arguments.epsilon)
     routed = job.load(job.need("model")) if arguments.policy is None else load_controlled(job)
     route = None if arguments.route is None else Route.parse(arguments.route, routed.n_layers)
     how: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "epsilon": arguments.epsilon}
     for start in range(0, len(prompts), BATCH):
         together = [as_prompt(text, arguments.chat) for text in prompts[start : start + BATCH]]
-        for output in routed.generate(together, policy=route, do_sample=False, check_prompt_format=not arguments.any_format, **how):
+        with said_if_slow(f"answering {len(together)} of {len(prompts)} prompts, at most {arguments.max_new_tokens} tokens each ..."):
+            outputs = routed.generate(together, policy=route, do_sample=False, check_prompt_format=not arguments.any_format, **how)
+        for output in outputs:
             yield (output.text or "").strip() or f"(no text: the model ended at once{'' if arguments.chat else '; try --chat'})"
             yield f"[route {output.route}, {output.route.n_passes} passes of {routed.n_layers}, {output.n_new_tokens} tokens]"
 

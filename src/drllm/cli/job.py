@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from drllm.cli.options import CommonConfig, Namespace, Settings, build, section_class
 from drllm.core.errors import ArtifactError, InputError, first_line
+from drllm.core.progress import said_if_slow
 from drllm.runs.manifest import Manifest, path_manifests, search_manifests
 
 if TYPE_CHECKING:
@@ -55,18 +56,23 @@ class Job:
 
     def load(self, name: str, dtype: str = "") -> RoutedModel:
         """The base model, wrapped; `dtype` is what "auto" stands for."""
-        from drllm.model.routed import RoutedModel
+        with said_if_slow(f"loading {name} ..."):
+            from drllm.model.routed import RoutedModel
 
-        routed = RoutedModel.wrap(name, **self.placement(dtype))
+            routed = RoutedModel.wrap(name, **self.placement(dtype))
         return routed if dtype else self._warned_of(routed)  # a run that has a dtype keeps it
 
     def load_policy(self) -> RoutedModel:
         """The policy of --policy on its base; refused before any weights load when the folder holds none."""
-        from drllm.model.routed import RoutedModel
         from drllm.policies.saved import open_policy
 
         saved = open_policy(self.arguments.policy)
-        return self._warned_of(RoutedModel.from_pretrained(saved, base=self.common.model or None, **self.placement()))
+        base = self.common.model or None
+        with said_if_slow(f"loading {base or saved.config.base_id} ..."):
+            from drllm.model.routed import RoutedModel
+
+            routed = RoutedModel.from_pretrained(saved, base=base, **self.placement())
+        return self._warned_of(routed)
 
     def searched_model(self, out: Path) -> tuple[str, str]:
         """Model and dtype of a run: what --model and --dtype say, else what was searched."""

@@ -15,7 +15,7 @@ from drllm.cli.job import Job, Lines
 from drllm.cli.options import Parser, add_common, add_section
 from drllm.core.errors import InputError
 
-SECTIONS = ("search", "resources", "gate", "evaluate", "static", "routers")
+SECTIONS = ("search", "gate", "evaluate", "static", "routers")
 IDLE = ("search_preset", "search_n_simulations", "search_limit", "search_splits", "gate_calibrate_limit")  # of --recipe paper alone
 IDLE += tuple(f"evaluate_{name}" for name in ("split", "limit", "reward", "metric", "max_new_tokens", "max_step_tokens"))
 SHOWN = 80  # characters of a text
@@ -25,7 +25,8 @@ def run(job: Job) -> Lines:
     out, tasks = job.need("out"), job.tasks()
     if job.config("retrofit").recipe == "auto":
         job.arguments.gate_calibrate = "calibrate"  # it always promises on that split
-    configs = {section: job.config(section, f"{section}_") for section in SECTIONS} | {"retrofit": job.config("retrofit")}
+    configs = {section: job.config(section, f"{section}_") for section in SECTIONS}
+    configs |= {section: job.config(section) for section in ("resources", "retrofit")}
     model, recipe = job.need("model"), configs["retrofit"].recipe
     if recipe == "auto":
         _check_flags(job)
@@ -68,7 +69,7 @@ def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Li
     if why:
         yield why
     elif here.crowded:
-        yield f"{here.crowded}; --resources-threads 1 is faster now"
+        yield f"{here.crowded}; --threads 1 is faster now"
     yield from fitting(sizes, asked)
 
 
@@ -120,6 +121,7 @@ def _paper(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: 
 def add_flags(parser: Parser) -> None:
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
     add_section(parser, "retrofit")
+    add_section(parser, "resources", before="resources_")
     for section in SECTIONS:
         add_section(parser, section, prefix=f"{section}_")
     about = "print the questions of each split, whether they are enough to promise anything, and what fits into the time; then stop"

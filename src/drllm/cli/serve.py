@@ -16,6 +16,7 @@ from pathlib import Path
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import Namespace, Parser, add_common, split_words
 from drllm.core.errors import InputError
+from drllm.core.progress import said_if_slow
 from drllm.core.text import type_name
 
 MODES = {"book": "a codebook decides before the engine", "engine": "the policy decides in the engine"}
@@ -41,13 +42,10 @@ def run(job: Job) -> Lines:
 
     placement = job.placement()
     placement["device"] = placement["device"] or engine_device()
-    folder = ""
-    if arguments.policy:
-        saved = open_policy(arguments.policy)
-        folder = str(saved.folder.resolve())
-        routed = RoutedModel.from_pretrained(saved, base=base or None, **placement)
-    else:
-        routed = RoutedModel.wrap(base, **placement)
+    saved = open_policy(arguments.policy) if arguments.policy else None
+    folder = str(saved.folder.resolve()) if saved else ""
+    with said_if_slow(f"loading {base or (saved.config.base_id if saved else '')} ..."):
+        routed = RoutedModel.from_pretrained(saved, base=base or None, **placement) if saved else RoutedModel.wrap(base, **placement)
     arch = launching.check_supported(routed)
     decide, why = arguments.decide, ""
     if decide == "auto":

@@ -12,11 +12,13 @@ What a caller should mend (an old name, files of a newer version) goes through `
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 LOG_EVERY_S = 20.0
+SLOW_S = 5.0  # of a step without a count, after which it is said
 # Loggers of other packages whose lines no user of drllm can act on. torchao, which transformers imports wherever it is installed, warns of
 # each of its kernels for other processors ("Failed to load ..."), and makes torch warn of torchao's own enumerations (`register_constant`).
 NOISY = ("torchao", "torch.utils._pytree")
@@ -25,11 +27,14 @@ NOISY = ("torchao", "torch.utils._pytree")
 class Progress:
     """Context manager around one job of `total` units: `done` of them so far, `resumed` of those by an earlier run.
 
+    `n_advances` counts what was told of it. The first says little of the time left: its unit bears the start, and other workers are about
+    to end theirs.
+
     `started` and `reported` are times of `time.monotonic()`: of the job's start, and of its last line.
     """
 
     def __init__(self, label: str, total: int):
-        self.label, self.total, self.done, self.resumed, self.note = label, total, 0, 0, ""
+        self.label, self.total, self.done, self.resumed, self.n_advances, self.note = label, total, 0, 0, 0, ""
         self._reporter = _current
 
     def __enter__(self) -> Progress:
@@ -53,6 +58,7 @@ class Progress:
     def advance(self, n: int, note: str = "") -> None:
         """`n` more units are done; `note` is shown beside the label."""
         self.done += n
+        self.n_advances += 1
         self.note = note
         self._reporter.advance(self)
 
@@ -80,8 +86,10 @@ class Reporter:
         if now - job.reported < LOG_EVERY_S and job.done < job.total:
             return
         job.reported, elapsed = now, now - job.started
-        left = elapsed / max(job.done - job.resumed, 1) * (job.total - job.done)
-        self.line(f"{f'{job.label} {job.note}'.strip()}: {job.done}/{job.total}, {elapsed:.0f} s, {left:.0f} s left", job)
+        told = f"{f'{job.label} {job.note}'.strip()}: {job.done}/{job.total}, {elapsed:.0f} s"
+        if job.n_advances > 1 or job.done == job.total:
+            told += f", {elapsed / max(job.done - job.resumed, 1) * (job.total - job.done):.0f} s left"
+        self.line(told, job)
 
     def line(self, text: str, job: Progress | None = None) -> None:
         """One line: of a job, or, without one, of the steps between jobs."""
@@ -111,3 +119,15 @@ def reporting_to(reporter: Reporter) -> Iterator[None]:
 def say(line: str) -> None:
     """A line between jobs, such as the start of a stage."""
     _current.line(line)
+
+
+@contextmanager
+def said_if_slow(line: str) -> Iterator[None]:
+    """Say what is being done, once it has taken `SLOW_S`: for steps that cannot tell how far they are."""
+    timer = threading.Timer(SLOW_S, _current.line, [line])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

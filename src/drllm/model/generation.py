@@ -102,15 +102,15 @@ def padding_token(model: Any, tokenizer: Any) -> int:
     return next(token for token in found if token is not None)
 
 
-def check_promise(source: RouteSource | None, epsilon: float, dtype: str) -> None:
-    """Refuse a policy without a guarantee of `epsilon` or less, for weights of this dtype."""
+def check_promise(source: RouteSource | None, epsilon: float, dtype: str = "") -> None:
+    """Refuse a policy without a guarantee of `epsilon` or less, for weights of this dtype; "" where they are not loaded yet."""
     if source is None or is_identity(source):
         return
     found = source.guarantee
     if found is None or found["point"] is None:
         advice = "`drllm train --calibrate calibrate` tests for one"
         raise InputError(f"epsilon={epsilon} asks for a promise and this policy has none: {advice}")
-    if found["dtype"] != dtype:
+    if dtype and found["dtype"] != dtype:
         raise InputError(f"this policy is promised for {found['dtype']} weights, these are {dtype}: load the base in that type")
     if not epsilon >= found["epsilon"]:
         promised = f"the {found['epsilon']} this policy is promised"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from drllm.runs.summary import SummaryRow
 from drllm.tasks import Example
 
+NAMES = ("static", "looped", "codebook", "routers", "paper")  # of the policies that a retrofit tries
 SAVES = 0.05  # passes a prompt that are worth a word
 
 

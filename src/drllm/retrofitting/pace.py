@@ -48,7 +48,7 @@ class Measured:
         if not self.alone_ms:
             return sizes_of(n_layers, self.ms, longer, available), longer, why
         found, longer, _ = Measured(self.alone_ms).sizes(n_layers, asked, available)
-        return found, longer, f"{why}; or give --resources-threads 1, with which {longer.minutes:g} minutes are enough now: {self.crowded}"
+        return found, longer, f"{why}; or give --threads 1, with which {longer.minutes:g} minutes are enough now: {self.crowded}"
 
 
 def measured(routed: RoutedModel, tasks: Sequence[str], config: SearchConfig, data: str | Path | None) -> Measured:
@@ -79,7 +79,7 @@ def sized(
     if why:
         raise InputError(why)
     if here.crowded:
-        say(f"{here.crowded}; --resources-threads 1 is faster now")
+        say(f"{here.crowded}; --threads 1 is faster now")
     return found
 
 

@@ -33,13 +33,13 @@ from drllm.model.routed import RoutedModel
 from drllm.policies.policy import Policy
 from drllm.policies.saved import load_policy
 from drllm.reporting.report import report
-from drllm.retrofitting.choice import best_on_tune, constant_accuracy, is_worth_it
+from drllm.retrofitting.choice import NAMES, best_on_tune, constant_accuracy, is_worth_it
 from drllm.retrofitting.dry_run import counted, loaded_tasks, questions_of
 from drllm.retrofitting.known import known_verdicts
 from drllm.retrofitting.one_answer import ANSWER_TOKENS, one_answer
 from drllm.retrofitting.pace import CLOCK_TOKENS, answer_seconds, policy_rounding, sized
 from drllm.retrofitting.sizes import FEWEST, N_LISTED, SIMULATIONS, Sizes
-from drllm.retrofitting.stages import LISTED, Stages, alone_in, claim_folder, data_key
+from drllm.retrofitting.stages import LISTED, STEPS, Stages, alone_in, claim_folder, data_key
 from drllm.retrofitting.time_left import TimeLeft
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
@@ -50,7 +50,6 @@ from drllm.scanning.scan import scan
 from drllm.scoring.verdict import Known
 from drllm.searching.runner import read_routes, search
 
-NAMES = ("static", "looped", "codebook", "routers", "paper")
 A_PROMPT = ("codebook", "routers", "paper")  # those that look at prompts, beside which their own routes are dealt to others
 PROMISED = "promised"  # the folder of the policy that kept its promise, at the operating point that did
 NEAR = 0.017  # of the base's passes above the budget that still keep to it: half a block of thirty
@@ -109,7 +108,7 @@ class _Tries:
         about = {"model": self.routed.fingerprint, "dtype": str(self.routed.model.dtype), "tasks": self.tasks, "data": data_key(self.data)}
         settings = about | self.judged | to_dict(self.asked)
         claim_folder(self.run, settings)
-        self.stages = Stages(self.run, settings)
+        self.stages = Stages(self.run, settings, STEPS)
 
     @property
     def judged(self) -> dict[str, Any]:

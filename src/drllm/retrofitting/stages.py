@@ -13,6 +13,7 @@ from drllm.core.errors import ArtifactError
 from drllm.core.files import TEMPORARY_SUFFIX, read_json, write_json
 from drllm.core.progress import say
 from drllm.policies.card import CARD_FILE
+from drllm.retrofitting.choice import NAMES
 from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import search_manifests
 from drllm.runs.memo import Memo, key_of
@@ -20,6 +21,16 @@ from drllm.tasks.files import SUFFIXES
 from drllm.tasks.hub import is_on_hub
 
 LISTED = "the best routes on every question"  # the name of a stage
+# Of a retrofit, as a reader is told of them; what stands between them takes no time.
+STEPS = (
+    ("what fits into the time",),
+    ("scan",),
+    (LISTED,),
+    (*(f"train {name}" for name in NAMES), "search"),
+    ("compare on tune",),
+    ("answer calibrate questions", "promise", "compare on calibrate", "seconds of answers", "rounding"),
+    ("generate", "report"),
+)
 LOCK = ".retrofit.lock"  # in the run folder, while a retrofit works there
 
 
@@ -29,7 +40,9 @@ class Stages:
     A stage's key holds the key of the stage before it, so a change makes everything after it run again.
     """
 
-    def __init__(self, run: RunFolder, start: Any):
+    def __init__(self, run: RunFolder, start: Any, steps: Sequence[Sequence[str]] = ()):
+        """`steps`: names of stages, one group a step that a reader is told of; those in none are short."""
+        self.steps = {name: f"[{index} of {len(steps)}] " for index, names in enumerate(steps, 1) for name in names}
         self.root, self.memo = run.root, Memo(run.finished, "stages")
         self.key = key_of(start)
         self.skipped: list[str] = []
@@ -38,19 +51,20 @@ class Stages:
     def run(self, name: str, config: Any, folders: Sequence[Path], work: Callable[[], Any]) -> Any:
         """The result of the stage: remembered when it is done, else of `work`."""
         self.key = key_of([self.key, name, config])
+        step = self.steps.get(name, "")
         entry = self.memo.find(name, self.key)
         if entry is not None and entry["files"] == self._files(folders):
             self.skipped.append(name)
             self.took[name] = entry["seconds"]
-            say(f"{name}: done already ({entry['seconds']:.0f} s)")
+            say(f"{step}{name}: done already ({entry['seconds']:.0f} s)")
             return entry["result"]
-        say(f"{name} ...")
+        say(f"{step}{name} ...")
         start = time.monotonic()
         result = work()
         seconds = time.monotonic() - start
         self.memo.keep(name, self.key, seconds=round(seconds, 3), files=self._files(folders), result=result)
         self.took[name] = seconds
-        say(f"{name}: {seconds:.0f} s")
+        say(f"{step}{name}: {seconds:.0f} s")
         return result
 
     @property
