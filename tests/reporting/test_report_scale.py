@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,11 +18,13 @@ from test_report import run as run
 
 from drllm.core.files import write_json
 from drllm.reporting import report
-from drllm.reporting.chart import Axis, Chart, Spot
+from drllm.reporting.chart import Axis, Chart, Front, Spot
+from drllm.reporting.figures import accuracy_charts
 from drllm.reporting.glossary import glossary
 from drllm.reporting.parts import Folded, Paragraph, Table
 from drllm.reporting.plots import as_plotly
-from drllm.runs.load import load_run
+from drllm.runs.layout import RunFolder
+from drllm.runs.load import load_run, read_summary
 
 pytestmark = pytest.mark.long
 
@@ -69,6 +72,21 @@ def full(tmp_path_factory) -> Path:
 
 def plots_of(page: Path) -> list[dict]:
     return [json.loads(found) for found in re.findall(r'<script type="application/json" id="[^"]+">(.*?)</script>', page.read_text())]
+
+
+def test_a_method_looks_the_same_in_every_picture_and_a_baseline_has_its_colour(full: Path):
+    summary = read_summary(RunFolder(full).summary("tune-first-500"))
+    some = [row for row in summary.pooled if row.method in ("base", "routers", "random", "shuffled")][::-1]
+    looks = []
+    for rows in (summary.rows, some):
+        chart = next(iter(accuracy_charts(replace(summary, rows=rows))))
+        assert isinstance(chart, Chart)
+        looks.append({mark.name: (mark.colour, mark.marker) for mark in chart.marks if isinstance(mark, Spot)})
+    assert len(set(looks[0].values())) == len(looks[0])
+    assert looks[1].items() <= looks[0].items()
+    colours = {name: colour for name, (colour, _) in looks[1].items()}
+    assert len(colours) == len(some)
+    assert colours["routers"] == colours["shuffled"] == colours["random"] != colours["base"]
 
 
 def test_no_two_methods_look_alike_before_the_57th():
@@ -149,10 +167,13 @@ def test_routes_like_none_of_the_common_ones_come_last(full: Path):
     assert "like it" not in text
 
 
-def test_seconds_of_different_calls_have_no_front(full: Path):
-    passes, seconds = plots_of(full / "report" / "report.html")[:2]
-    assert "Pareto front" in {trace["name"] for trace in passes["data"]}
-    assert "Pareto front" not in {trace["name"] for trace in seconds["data"]}
+def test_seconds_of_different_calls_have_no_front_nor_has_a_single_best_method(full: Path):
+    summary = read_summary(RunFolder(full).summary("tune-first-500"))
+    better = replace(summary, rows=[replace(row, accuracy=row.mean_passes / 20) for row in summary.rows])
+    worse = replace(summary, rows=[replace(row, accuracy=1 - row.mean_passes / 20) for row in summary.rows])
+    for given, fronts in ((better, (1, 0)), (worse, (0, 0))):
+        charts = [chart for chart in accuracy_charts(given) if isinstance(chart, Chart)]
+        assert tuple(sum(isinstance(mark, Front) for mark in chart.marks) for chart in charts) == fronts
     assert "maybe in another call" in (full / "report" / "report.md").read_text()
 
 

@@ -367,12 +367,16 @@ def test_a_route_that_depends_on_the_float_type_is_said():
         text = "\n".join(lines(kept(**about, rounding=1.45, rough=rough)))
         assert ("On 1 of 16 prompts" in text) == said
         assert ("up to 1.4 nats; the base: 0.0006" in text) == said
-        assert ("serve and export it in that type" in text) == said
+        assert ("serve it in that type" in text) == said
+    one_route = "\n".join(lines(kept(**about, route="1" * 30, rounding=1.45, rough=1)))
+    assert "serve or export it in that type" in one_route
 
 
 def test_time_that_leaves_calibrate_questions_unasked_is_said():
     for available, said in ((100, False), (310, True)):
-        assert ("(310 are there; more minutes ask more)" in "\n".join(lines(kept(calibrate=row(), available=available)))) == said
+        assert (
+            "(310 are there; more minutes, in another --out, ask more)" in "\n".join(lines(kept(calibrate=row(), available=available)))
+        ) == said
 
 
 def test_what_the_box_says_against_its_own_policy():
@@ -382,6 +386,13 @@ def test_what_the_box_says_against_its_own_policy():
     loses = " ".join(lines(kept(calibrate=dataclasses.replace(row(better=5, worse=30), difference_high=-0.1))))
     assert "It loses for sure: more questions would not change that." in loses
     assert "What could change this" not in loses
+    asked = kept(calibrate=row(), available=100, promise="too few")
+    assert "change this: more questions" in " ".join(lines(asked)), "time is not what was short"
+    assert "a smaller promise (--gate-epsilon 0.05)" in " ".join(lines(asked))
+    short = kept(calibrate=row(), available=100, missed={"paper": "7 minutes are too short for its search"})
+    assert "change this: more time and questions" in " ".join(lines(short))
+    unsure = kept(promised=True, calibrate=dataclasses.replace(row(), difference_low=0.01, mcnemar_p=0.062))
+    assert "its gain is not sure (McNemar p 0.062; sure is below 0.05)" in " ".join(lines(unsure))
     for dealt, said in ((0.5, True), (0.49, False), (math.nan, False)):
         assert ("its own routes, dealt to other prompts, did as well (50.0 %, it 50.0 %)" in " ".join(lines(kept(dealt=dealt)))) == said
     assert "the fewest passes among those that lose at most 10 points there" in " ".join(lines(kept(objective="speed", epsilon=0.1)))

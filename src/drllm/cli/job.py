@@ -52,6 +52,8 @@ class Job:
         own = own_name(self.data) if self.data else ""
         if own and not self.common.tasks:
             return (own,)
+        if not self.common.tasks and "data" in vars(self.arguments):
+            raise InputError(f"no questions: give a file of yours (--data) or known tasks (--tasks); see `drllm {self.argv[1]} --help`")
         return tuple(name if name == own else get_task(name).name for name in self.need("tasks"))
 
     def load(self, name: str, dtype: str = "") -> RoutedModel:

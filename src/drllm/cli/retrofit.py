@@ -38,6 +38,11 @@ def run(job: Job) -> Lines:
     from drllm.reporting.drawing import need_extras
 
     need_extras()  # an hour of search must not end in a missing package
+    if recipe == "auto":
+        from drllm.retrofitting.dry_run import loaded_tasks, questions_of
+        from drllm.retrofitting.sizes import check_questions
+
+        check_questions(questions_of(loaded_tasks(tasks, job.data)))  # before a model loads
     asked = (job.load(model), tasks, out, configs, job.data, job.argv)
     yield from _recommended(*asked) if recipe == "auto" else _paper(*asked)
 

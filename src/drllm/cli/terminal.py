@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from drllm.core.progress import NOISY, Progress, Reporter, set_reporter
 
@@ -19,11 +19,12 @@ class TerminalReporter(Reporter):
 
     def __init__(self) -> None:
         self._bars: dict[Progress | None, tuple[Bar, TaskID]] = {}
+        self._stream = sys.stderr  # a library that loads may have it redirected when a line comes
 
     def start(self, job: Progress) -> None:
         from rich.console import Console  # where it draws: a refused argument is fast
 
-        console = Console(stderr=True)
+        console = Console(file=self._stream)
         if console.is_terminal:
             bar = _new_bar(console)
             self._bars[job] = bar, bar.add_task(job.label, total=job.total)
@@ -49,7 +50,7 @@ class TerminalReporter(Reporter):
         if job in self._bars:
             self._bars[job][0].console.print(text, highlight=False)
         else:
-            write_error(text if job is not None else f"drllm: {text}")
+            write_error(text if job is not None else f"drllm: {text}", self._stream)
 
 
 def _new_bar(console: Console) -> Bar:
@@ -71,10 +72,11 @@ def quiet_other_packages() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def write_error(line: str) -> None:
+def write_error(line: str, stream: TextIO | None = None) -> None:
     """One line on standard error."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    where = sys.stderr if stream is None else stream
+    where.write(f"{line}\n")
+    where.flush()
 
 
 def show_warning(message: Any, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 from drllm.core.route import Action, Route, Span
 from drllm.core.route_words import count_loops
 from drllm.core.text import display_name, percent
-from drllm.reporting.chart import MANY_BARS, Axis, Bars, Chart, Front, Heat, Level, Mark, Spot, number
+from drllm.reporting.chart import COLOURS, MANY_BARS, Axis, Bars, Chart, Front, Heat, Level, Mark, Spot, number
 from drllm.reporting.parts import Paragraph, Table
-from drllm.runs.names import owner_of
+from drllm.runs.names import BASE, owner_of
 from drllm.runs.records import RouteRecord
 from drllm.runs.summary import POOLED, Summary
 
@@ -23,6 +23,7 @@ MAPPED = 42  # rows of a heat map by method and task; of more, tasks are pooled
 LOOPS_SHOWN = 5
 UPPER_BOUNDS = ("oracle",)
 SECONDS = "seconds a question"
+KNOWN = (BASE, "static", "looped", "codebook", "routers", "paper", "promised")  # one for each colour
 SCALE = "1 is the base, below 1 prompts skip the block, above 1 they repeat it."
 NO_LABELS = 0.5  # the lower end of a log scale of counts
 INTERVALS = "The intervals are of single methods, not of differences; methods of equal cost stand side by side."
@@ -57,11 +58,12 @@ def _accuracy(summary: Summary, name: str, costs: Sequence[float], label: str, u
     marks: list[Mark] = []
     judged: list[tuple[float, float]] = []
     numbers = []
-    for index, (row, cost, aside) in enumerate(zip(rows, costs, _side_by_side(costs), strict=True)):
+    looks = _looks([row.method for row in rows])
+    for row, cost, aside in zip(rows, costs, _side_by_side(costs), strict=True):
         accuracy, shown = 100 * row.accuracy, display_name(row.method)
         low, high = max(accuracy - 100 * row.wilson_low, 0), max(100 * row.wilson_high - accuracy, 0)
         hover = f"{shown}: {accuracy:.1f} % ({accuracy - low:.1f} to {accuracy + high:.1f}), {cost:.4g} {unit}, n = {row.n}"
-        marks.append(Spot(name=shown, index=index, x=cost, y=accuracy, low=low, high=high, hover=hover, aside=aside))
+        marks.append(Spot(name=shown, index=looks[row.method], x=cost, y=accuracy, low=low, high=high, hover=hover, aside=aside))
         numbers.append((row.method, row.task, row.n, *map(number, (row.accuracy, row.wilson_low, row.wilson_high, cost))))
         if row.method == summary.reference:
             marks.append(Level(y=accuracy, on_page=False))
@@ -69,7 +71,7 @@ def _accuracy(summary: Summary, name: str, costs: Sequence[float], label: str, u
             judged.append((cost, accuracy))
     if unit != SECONDS:
         xs, ys = zip(*pareto_front(judged), strict=True)
-        marks = [Front(name="Pareto front", xs=xs, ys=ys), *marks]
+        marks = [Front(name="Pareto front", xs=xs, ys=ys), *marks] if len(xs) > 1 else marks
     sizes = sorted({row.n for row in rows})
     n = " to ".join(map(str, sizes[:: max(len(sizes) - 1, 1)]))
     columns = 4 if len(rows) <= NARROW else 3
@@ -83,6 +85,19 @@ def _accuracy(summary: Summary, name: str, costs: Sequence[float], label: str, u
     y = Axis("accuracy (%), 95 % Wilson interval", "accuracy (%), 95 % interval", limits=limits)
     height = 4.5 + 0.2 * max(0, len(rows) // columns - 2)
     return Chart(name, title, caption, header, tuple(numbers), tuple(marks), x, (y,), height, columns)
+
+
+def _looks(methods: Sequence[str]) -> dict[str, int]:
+    """What chooses each method's colour and marker: the same in every picture, a baseline's colour its owner's."""
+    found: dict[str, int] = {}
+    for name in sorted(methods, key=lambda name: bool(owner_of(name))):
+        place = KNOWN.index(name) if name in KNOWN else 3 * len(COLOURS)
+        if owner := owner_of(name):
+            place = found.get(owner, KNOWN.index(owner) if owner in KNOWN else 0) + len(COLOURS) * (1 + name.startswith("random"))
+        while place in found.values():
+            place += len(COLOURS) if owner else 1
+        found[name] = place
+    return found
 
 
 def _side_by_side(costs: Sequence[float]) -> Iterable[float]:
@@ -111,6 +126,7 @@ def usage_map(questions: Questions, split: str) -> Chart | Paragraph:
     """
     taken = _routes_taken(questions, split)
     # A method that leaves the base's route somewhere is shown everywhere: that it does not on a task is a finding.
+    asked = {method for method, _ in taken}
     leaving = {method for (method, _), routes in taken.items() if not all(route.is_full for route in routes)}
     taken = {place: routes for place, routes in taken.items() if place[0] in leaving}
     if len(taken) > MAPPED:
@@ -120,7 +136,9 @@ def usage_map(questions: Questions, split: str) -> Chart | Paragraph:
     means = {place: mean_usage(routes) for place, routes in taken.items()}
     names = [display_name(method) if task == POOLED else f"{display_name(method)}, {task}" for method, task in taken]
     labels = [f"{name} (n = {len(routes)})" for name, routes in zip(names, taken.values(), strict=True)]
-    title, caption = f"Mean passes through each block, {split} split", f"Mean passes through each block on the {split} split: {SCALE}"
+    title, caption = f"Mean passes through each block, {split} split", SCALE
+    if same := sorted(asked - leaving - {BASE}):
+        caption += f" The base's route on every prompt: {', '.join(map(display_name, same))}."
     loops = [(row, loop.first, loop.last) for row, routes in enumerate(taken.values()) for loop in _commonest_loop(routes)]
     caption += " A frame stands around the commonest loop of a row." if loops else ""
     header = ("method", "task", "block", "n", "mean_passes")

@@ -69,15 +69,20 @@ def by_size(run: Run) -> dict[str, Summary]:
 
 
 def headline(run: Run) -> list[Part]:
-    """The verdict on the policy that was compared on most questions in domain, and all others in a folded table."""
+    """The verdict on the policy that was compared on most questions in domain, and all others in a folded table.
+
+    Below a recommendation the table alone.
+    """
     rows = [(split, summary, method) for split, summary in by_size(run).items() for method in judged(summary)]
     found = [Compared(split, summary, row) for split, summary, method in rows for row in summary.pooled if row.method == method]
     if not found:
         return []
+    header = ("method", "verdict", "vs base, points", "McNemar p", "n", "mean passes", "split")
+    if run.recommendation is not None:  # which the page opens with
+        return [Folded(f"All comparisons ({len(found)})", (Table(header, tuple(one.cells for one in found)),))]
     first = max(found, key=lambda compared: _tells(run, compared))
     parts: list[Part] = [Bullets((first.sentence(_evenly(run, first)),))]
     if others := [other for other in found if other is not first]:
-        header = ("method", "verdict", "vs base, points", "McNemar p", "n", "mean passes", "split")
         parts.append(Folded(f"Other comparisons ({len(others)})", (Table(header, tuple(other.cells for other in others)),)))
     return parts
 

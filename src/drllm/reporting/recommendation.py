@@ -13,7 +13,7 @@ from rich.text import Text
 
 from drllm.core.route import Route
 from drllm.core.route_words import in_words
-from drllm.core.text import WIDTH, percent
+from drllm.core.text import WIDTH, p_value, percent
 from drllm.reporting.parts import Bullets, Commands, Heading, Part
 from drllm.runs.recommendation import Recommendation
 from drllm.runs.summary import SummaryRow
@@ -45,7 +45,7 @@ def lines(found: Recommendation) -> Iterator[str]:
         yield (
             f"Beware: it depends on how numbers round. On {found.rough} of {found.rounded} prompts its next-token distributions in "
             f"float32 and bfloat16 differ much (up to {found.rounding:.2g} nats; the base: {found.base_rounding:.1g}). All this was tested "
-            f"in {found.tested_in}: serve and export it in that type."
+            f"in {found.tested_in}: serve {'or export ' if found.route else ''}it in that type."
         )
     if found.tune is not None and found.dealt >= found.tune.accuracy:  # never of nan
         yield (
@@ -70,7 +70,7 @@ def _seconds(found: Recommendation) -> str:
 def _questions(found: Recommendation) -> str:
     if found.calibrate is None:
         return "tune questions, which chose it"
-    rest = f" ({found.available:,} are there; more minutes ask more)" if found.calibrate.n < found.available else ""
+    rest = f" ({found.available:,} are there; more minutes, in another --out, ask more)" if found.calibrate.n < found.available else ""
     return f"calibrate questions{rest}, which had no part in choosing it"
 
 
@@ -81,19 +81,22 @@ def _why_not(found: Recommendation, row: SummaryRow | None) -> Iterator[str]:
     elif not found.best:
         yield "None of them gained on tune, or saved passes within the budget."
     elif found.promised:
-        yield "Not deployed: its gain is not sure, and it does not save time for sure."
+        p = f" (McNemar p {p_value(row.mcnemar_p)}; sure is below 0.05)" if row is not None and row.difference_low > 0 else ""
+        yield f"Not deployed: its gain is not sure{p}, and it does not save time for sure."
     if found.best and found.objective == "speed":
         lost = f"{100 * found.epsilon:g} point{'s' * (found.epsilon != 0.01)}"
         yield f"Named on tune: the fewest passes among those that lose at most {lost} there (--gate-epsilon)."
     if row is not None and row.difference_high < 0:
         yield "It loses for sure: more questions would not change that."
         return
-    more = "What could change this: more time and questions"
+    in_time = found.calibrate is not None and found.calibrate.n >= found.available and not found.out_of_time
+    more = f"What could change this: {'more questions' if in_time else 'more time and questions'}"
     split = "calibrate" if found.calibrate is not None else "tune"
     if row is not None and found.needed:
         more += f" (a gain like this one would be sure on about {found.needed:,} {split} questions)"
     other = "--objective accuracy" if found.objective == "speed" else "--objective speed (fewer passes at no loss)"
-    yield f"{more}; {other}; prompts of one kind, on which routes differ less. Each in another --out."
+    smaller = "; a smaller promise (--gate-epsilon 0.05)" if found.promise and not found.promised and not found.epsilon >= 0.05 else ""
+    yield f"{more}{smaller}; {other}; prompts of one kind, on which routes differ less. Each in another --out."
 
 
 def commands(found: Recommendation, out: str) -> list[str]:
@@ -103,7 +106,8 @@ def commands(found: Recommendation, out: str) -> list[str]:
     form = " --format scaled" if found.route and any(span.strength < 1 for span in Route.parse(found.route).spans) else ""
     export = [f"drllm export --policy {policy}{form} --out {shlex.quote(f'{out}/exported')}"] if found.route else []
     if not found.deploy:
-        return ([f'drllm inspect --policy {policy}{chat} "a prompt"', *export] if found.best else []) + [report]
+        tried = [f'drllm generate --policy {policy}{chat} "a prompt"', f'drllm inspect --policy {policy}{chat} "a prompt"', *export]
+        return (tried if found.best else []) + [report]
     return [
         f'drllm generate --policy {policy}{chat} "a prompt"',
         *export,

@@ -80,10 +80,10 @@ def _by_chance(result: ScanResult) -> str:
     found, seen = result.chance, result.mean_of(WINNER)
     if found is None or seen is None or seen.raced is None:
         return ""
-    word = "no more than luck shows" if seen.raced.mean <= found.high else "more than luck shows"
+    word = "which luck alone can show" if seen.raced.mean <= found.high else "more than luck alone shows"
     return (
-        f"Where they were chosen the winners show {points(seen.raced.mean)} points: {word}. If no span changed anything, the luckiest "
-        f"would show {_shown(found)} there (each question's differences turned by a coin, the winners named anew)."
+        f"On the questions that chose them the winners gain {points(seen.raced.mean)} points, {word}: were no span of any effect, the "
+        f"luckiest would gain {_shown(found)} there (each question's differences turned by a coin, the winners named anew)."
     )
 
 

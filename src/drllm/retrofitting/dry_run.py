@@ -11,6 +11,7 @@ from drllm.retrofitting.sizes import Sizes, check_questions
 from drllm.stats.guarantee import fewest_questions
 from drllm.tasks import SPLITS, LoadedTask, drop_overlaps, load_task
 
+LESS = (0.02, 0.05, 0.1)  # accuracy lost, of smaller promises
 CHANGED = 0.1  # share of answers that a policy of some use changes, half of them for the worse
 
 
@@ -42,11 +43,13 @@ def counted(available: Mapping[str, Mapping[str, int]], promise: GuaranteeConfig
     least, likely = (fewest_questions(promise.epsilon, promise.delta, changed) for changed in (0.0, CHANGED))
     lost = f"{100 * promise.epsilon:g} point{'s' * (promise.epsilon != 0.01)}"
     promised = f"a promise of at most {lost} lost, {100 * (1 - promise.delta):g} % sure"
-    needs = f"{promised}, needs {least:,} calibrate questions if no answer changes, {likely:,} if every tenth does"
+    needs = f"{promised}, needs {least:,} where a policy changes no answer, {likely:,} where it changes every tenth and gains nothing"
     if n < least:
-        yield f"{n:,} calibrate questions are too few: {needs}. Bring {least / share:,.0f} in all, or promise less (docs/retrofit.md)."
+        less = next((f"--gate-epsilon {e:g} needs {fewest_questions(e, promise.delta, 0.0):,}" for e in LESS if e > promise.epsilon), "")
+        more = f"Bring {least / share:,.0f} questions in all{f', or promise less: {less}' if less else ''}."
+        yield f"{n:,} calibrate questions are too few unless a policy gains: {needs}. {more}"
     elif n < likely:
-        yield f"{n:,} calibrate questions may be too few: {needs}."
+        yield f"{n:,} calibrate questions may be too few unless a policy gains: {needs}."
     else:
         yield f"{n:,} calibrate questions are enough: {needs}."
 

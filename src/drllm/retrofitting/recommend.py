@@ -123,7 +123,8 @@ class _Tries:
     def _sizes(self) -> dict[str, Any]:
         available = questions_of(loaded_tasks(self.tasks, self.data))
         for line in counted(available, self.of["gate"]):
-            say(line)
+            for part in line.strip("\n").splitlines():
+                say(part)
         found = sized(self.routed, self.tasks, SearchConfig(**self.judged), self.data, self.asked, available)
         say(f"the base takes {found.plain_ms:.0f} ms a question: a scan on {found.scanned}, {found.tuned} tune questions a task at most")
         return found.to_json()

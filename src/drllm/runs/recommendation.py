@@ -76,6 +76,11 @@ class Recommendation(Stored):
     constant: float = math.nan
 
     @property
+    def out_of_time(self) -> bool:
+        """Whether some policy could not be made for want of time."""
+        return any("too short" in reason for reason in self.missed.values())
+
+    @property
     def needed(self) -> int:
         """Questions on which a gain like the last one seen would be sure (`SURE` standard errors).
 

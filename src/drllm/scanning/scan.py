@@ -169,9 +169,10 @@ class _Scan:
         kinds = [one.kind for one in self.pool]
         counts = self._counts()
         guess = race_guess(self.n_layers, self.pool, len(self.raced), self.config)
-        rounds = ", ".join(f"{count} on {size}" for count, size in zip(counts, self.sizes, strict=True))
-        say(f"scan: candidates on questions by round: {rounds}")
-        say(f"scan: about {guess:,.0f} plain forwards; to ask every span every question takes {self.cost.full:,.0f}")
+        rounds = ", then ".join(f"{count} spans on {size} questions" for count, size in zip(counts, self.sizes, strict=True))
+        say(f"scan: {rounds}")
+        whole = f"; to ask every span every question takes {self.cost.full:,.0f}" if len(self.sizes) > 1 else ""
+        say(f"scan: about {guess:,.0f} plain forwards{whole}")
         if self.fresh:
             again = again_guess(self.n_layers, self.pool, len(self.raced), len(self.fresh), self.config)
             say(f"scan: measuring the winners again: about {again:,.0f} more, on {len(self.fresh)} questions")

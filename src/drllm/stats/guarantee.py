@@ -63,7 +63,7 @@ class Guarantee:
         lost = f"{100 * self.epsilon:g} point{'s' * (self.epsilon != 0.01)}"
         if self.point is None:
             if self.n < (least := fewest_questions(self.epsilon, self.delta, 0.0)):
-                return f"{where} are too few: a promise of at most {lost} lost needs at least {least:,}. The base is kept.{power}"
+                return f"{where} are too few: a promise of at most {lost} lost needs {least:,}, or a larger gain. The base is kept.{power}"
             return f"the test failed on {where}: the base is kept.{power}"
         promise = f"with {100 * (1 - self.delta):g} % confidence less than {lost} below the base"
         return f"{promise} on prompts like those it was calibrated on, {where}.{power}"

@@ -223,6 +223,8 @@ def _index(choices: list[str], answer: Any, where: str) -> int:
 
 def _free_answer(task: Task, raw: dict[str, Any], where: str) -> tuple[tuple[str, ...], str]:
     answer = raw["answer"]
+    if task.is_own and "choices" in raw:
+        raise InputError(f"{where}: this row has choices, the first row has none: give each kind a file of its own")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
         raise InputError(f"{where}: answer is {answer!r}, expected text or a number")
     text = "" if answer is None else str(answer).strip()

