@@ -15,7 +15,9 @@ from drllm.cli.job import Job, Lines
 from drllm.cli.options import Parser, add_common, add_section
 from drllm.core.errors import InputError
 
-SECTIONS = ("search", "gate", "evaluate", "static", "routers")
+SECTIONS = ("gate", "search", "evaluate", "static", "routers")
+ABOUT = {"gate": "the promise, always tested on calibrate", "search": "how answers are judged; the rest with --recipe paper"}
+ABOUT |= dict.fromkeys(("evaluate", "static", "routers"), "with --recipe paper alone")
 IDLE = ("search_preset", "search_n_simulations", "search_limit", "search_splits", "gate_calibrate_limit")  # of --recipe paper alone
 IDLE += tuple(f"evaluate_{name}" for name in ("split", "limit", "reward", "metric", "max_new_tokens", "max_step_tokens"))
 SHOWN = 80  # characters of a text
@@ -126,8 +128,9 @@ def _paper(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: 
 def add_flags(parser: Parser) -> None:
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
     add_section(parser, "retrofit")
+    add_section(parser, "gate", prefix="gate_", about=ABOUT["gate"])
     add_section(parser, "resources", before="resources_")
-    for section in SECTIONS:
-        add_section(parser, section, prefix=f"{section}_")
+    for section in SECTIONS[1:]:
+        add_section(parser, section, prefix=f"{section}_", about=ABOUT[section])
     about = "print the questions of each split, whether they are enough to promise anything, and what fits into the time; then stop"
     parser.add_argument("--dry-run", action="store_true", help=about)

@@ -248,7 +248,7 @@ def _job(job: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _reproduced(jobs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """The command lines of the jobs, as a user types them."""
-    for argv in (list(map(str, job.get("argv") or ())) for job in jobs):
+    for argv in (list(map(str, job.get("argv") or ())) for job in jobs if job.get("status") != "failed"):
         if argv and Path(argv[0]).name == "drllm":
             yield shlex.join(["drllm", *argv[1:]])
 

@@ -24,7 +24,8 @@ def card_facts(folder: Path) -> CardFacts:
     run = RunFolder(folder.parent)
     if not run.jobs.is_file():
         return CardFacts()
-    commands = [shlex.join(["drllm", *job["argv"][1:]]) for job in _read(run.jobs, list) if Path(job["argv"][0]).name == "drllm"]
+    jobs = [job for job in _read(run.jobs, list) if Path(job["argv"][0]).name == "drllm" and job.get("status") != "failed"]
+    commands = [shlex.join(["drllm", *job["argv"][1:]]) for job in jobs]
     return CardFacts(folder.name, tuple(_comparisons(run, folder.name, policy_digest(folder))), tuple(dict.fromkeys(commands)))
 
 
