@@ -316,10 +316,10 @@ def test_the_cost_of_a_race_grows_with_its_rounds_and_less_than_the_product():
 
 def test_the_promise_takes_the_questions_that_the_time_left_bears():
     sizes = sizes_of(30, 30, asked(10), {"a": FEW})
-    most = [calibrated_of(sizes, seconds, 0.1, 1, 1) for seconds in (0, 29, 31, 10_000)]
+    most = [calibrated_of(sizes, seconds, 0.1, 1, 1) for seconds in (0, 39, 45, 10_000)]
     assert most[0] == 12 < most[1] < most[2] < most[3] == sizes.calibrated
-    assert calibrated_of(sizes, 31, 0.1, 1, 8) < most[2], "more points, fewer questions"
-    assert calibrated_of(sizes, 31, 0.2, 1, 1) < most[2], "a slower machine, fewer questions"
+    assert calibrated_of(sizes, 45, 0.1, 1, 8) < most[2], "more points, fewer questions"
+    assert calibrated_of(sizes, 45, 0.2, 1, 1) < most[2], "a slower machine, fewer questions"
 
 
 def made(method: str, difference: float, passes: float, **others) -> SummaryRow:

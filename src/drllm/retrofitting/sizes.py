@@ -25,7 +25,7 @@ SHARED = 0.6  # forwards of one more route or operating point, which shares bloc
 ON_TUNE = 4 + 7  # forwards a tune question: both kinds of routers, also dealt out; operating points on half of them. The list has the rest
 KNOWN, UNKNOWN = 4, 9  # forwards to compare all on a tune question of the list, and on another
 ON_CALIBRATE = 2  # base and policy
-ENDING_S = 25.0  # seconds for clocks, the answer and the report, behind the promise
+ENDING_S = 35.0  # seconds for clocks, the answer and the report, behind the promise
 FIRST, N_KEPT = 8, 5  # questions of a scan's first round, candidates of each kind in its last
 SCANNED = (128, 64, 32, 16, FIRST)  # questions of its last round that are tried
 FEWEST = 12  # questions a task below which a stage teaches nothing
@@ -161,8 +161,8 @@ def tuned_of(sizes: Sizes, seconds_left: float, seconds_a_forward: float, n_task
 def calibrated_of(sizes: Sizes, seconds_left: float, seconds_a_forward: float, n_tasks: int, n_points: int) -> int:
     """Calibrate questions a task that the time left bears, as fast as the list was answered; what was set out to be asked at most.
 
-    Base and policy answer them; further operating points tune and calibrate questions.
+    Base and policy answer them; further operating points tune and calibrate questions. Single routes fill steps worse than the list did.
     """
     others = SHARED * (n_points - 1)
-    fitting = ((seconds_left - ENDING_S) / (seconds_a_forward * n_tasks) - sizes.tuned * others) / (ON_CALIBRATE + others)
+    fitting = ((seconds_left - ENDING_S) / (seconds_a_forward * SLOWER * n_tasks) - sizes.tuned * others) / (ON_CALIBRATE + others)
     return min(sizes.calibrated, max(FEWEST, int(fitting)))
