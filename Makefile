@@ -21,7 +21,7 @@ PYRIGHT := PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs model-1.5b test test-fast test-mutants test-slow test-oldest bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env mergekit-env table-methods lint lint-imports lint-serve clean
+.PHONY: help install demo docs test-docs model-1.5b test test-fast test-mutants test-slow test-oldest bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env mergekit-env table-methods lint lint-imports lint-serve clean
 
 help:
 	@echo "make install    drllm and the demo's data, into .venv (a minute); then: source .venv/bin/activate"
@@ -74,6 +74,10 @@ test-mutants: $(VENV)/.installed-mutants
 # Tests of serving run their servers in .venv-serve; recipes and GGUF files are read by mergekit and, where npm is, by llama.cpp.
 test-slow: $(VENV)/.installed-slow serve-env lint-serve mergekit-env $(if $(shell command -v npm),llama-cpp-env)
 	$(PYTEST) -m slow
+
+# Of these, those that run what the pages show, and the package in an empty environment.
+test-docs: $(VENV)/.installed-slow docs
+	$(PYTEST) -m slow tests/docs tests/real/test_real_docs.py tests/real/test_real_notebook.py tests/real/test_real_package.py
 
 # One thread; alone on the machine, or the figures are noise. Reads ARC-Easy and GSM8K train questions from ../shared/data, else from the Hub.
 bench-search: $(VENV)/.installed
@@ -154,7 +158,7 @@ lint-serve: $(VENV)/.installed-dev serve-env
 
 # Only what the pages hold is read, and nothing is fetched; a link or an anchor that leads nowhere ends it.
 docs: $(VENV)-docs/.installed
-	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build -q -d build/site
+	@mkdir -p build; NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build -d build/site > build/docs.log 2>&1 || { grep -v ^INFO build/docs.log; exit 1; }
 	@echo "build/site/index.html"
 
 $(VENV)-docs/.installed: pyproject.toml

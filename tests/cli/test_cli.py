@@ -13,7 +13,7 @@ import pytest
 import families
 from drllm import Route, RoutedModel
 from drllm.cli import main as cli
-from drllm.cli.job import warn_if_slow
+from drllm.cli.job import Job, warn_if_slow
 from drllm.cli.main import main
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.routers import RouterConfig, Routers
@@ -402,6 +402,26 @@ def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
     assert "--recipe paper" in err.rstrip().splitlines()[-1]
 
 
+def test_a_retrofit_refuses_a_bad_file_before_a_model_loads(folders, tmp_path: Path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(Job, "load", lambda *_: pytest.fail("it loads a model"))
+    (tmp_path / "mine.jsonl").write_text('{"question": "Why?"}\n')
+    out = tmp_path / "run"
+    code, _, err = run(capsys, "retrofit", "--model", folders["model"], "--data", tmp_path / "mine.jsonl", "--out", out)
+    assert code == 2
+    assert 'line 1: key "answer" is missing' in err
+    assert not out.exists()
+
+
+def test_an_export_for_peft_is_refused_before_a_model_loads_where_there_is_no_peft(folders, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr("drllm.cli.export.find_spec", lambda name: None)
+    monkeypatch.setattr(Job, "load", lambda *_: pytest.fail("it loads a model"))
+    typed = ["export", "--model", folders["model"], "--route", "1201", "--format", "peft", "--out", tmp_path / "x"]
+    code, _, err = run(capsys, *typed)
+    assert code == 2
+    assert "run `pip install peft`" in err
+
+
 def test_a_dry_run_of_a_retrofit_counts_before_a_model_loads(folders, tmp_path: Path, capsys):
     out = tmp_path / "run"
     typed = ["retrofit", "--tasks", "arc_easy", "--data", folders["data"], "--out", out, "--dry-run"]
@@ -445,9 +465,10 @@ def test_retrofit_recommends(folders, tmp_path: Path, capsys):
     pytest.importorskip("matplotlib")
     out = tmp_path / "run"
     typed = ["retrofit", "--model", folders["model"], "--tasks", "arc_easy", "--data", folders["data"], "--out", out]
-    code, _, err = run(capsys, *typed, "--routers-epochs", "3")
-    assert code == 2
-    assert "--routers-epochs is for one search with its own sizes: add --recipe paper" in err
+    for flag in ("--routers-epochs", "--search-seed", "--search-group-size"):
+        code, _, err = run(capsys, *typed, flag, "3")
+        assert code == 2
+        assert f"{flag} is for one search with its own sizes: add --recipe paper" in err
     typed += ["--minutes", "0.3", "--objective", "speed", "--gate-epsilon", "0.5", "--resources-threads", "1"]  # as 0.1 had it
     code, first, err = run(capsys, *typed)
     assert code == 0, err

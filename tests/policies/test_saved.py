@@ -81,7 +81,10 @@ def run_with_figures(routed: RoutedModel, root: Path) -> Path:
     routed.base_id = "someone/tiny"
     (root / "run").mkdir()
     folder = routed.save_pretrained(root / "run" / "static")
-    (root / "run" / "run.json").write_text(json.dumps([{"argv": ["drllm", "train", "--out", "runs/a b"]}, {"argv": ["/x/pytest", "-q"]}]))
+    failed = {"argv": ["drllm", "train", "--block", "99"], "status": "failed"}
+    (root / "run" / "run.json").write_text(
+        json.dumps([{"argv": ["drllm", "train", "--out", "runs/a b"]}, {"argv": ["/x/pytest", "-q"]}, failed])
+    )
     row = {"task": "arc_easy", "n": 200, "accuracy": 0.4, "wilson_low": 0.3, "wilson_high": 0.5, "mean_passes": 4.0, "n_layers": 4}
     ours = row | {
         "method": "static",
@@ -123,6 +126,7 @@ def test_the_card_holds_base_route_figures_and_commands(routed, tmp_path, capsys
     assert "test split" not in card, "figures of other files are not these files' figures"
     assert "drllm train --out 'runs/a b'" in card
     assert "pytest" not in card
+    assert "--block 99" not in card, "it failed"
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,9 @@ def test_what_is_recommended_saves_what_was_asked_for_and_is_promised(speed, tin
     page = (out / "report" / "report.md").read_text(encoding="utf-8")
     assert page.index(title(found)) < page.index("## Results")
     assert all(command in page for command in commands(found, out.as_posix()))
+    opening = page.partition("## At a glance")[0]
+    assert "All comparisons (" in opening
+    assert "no sure difference from the base:" not in opening, "one verdict opens the page"
     assert page.index(title(found)) < page.index("## At a glance") < page.index(f"usage_{PROMISED}.png") < page.index("accuracy_tune")
     assert page.index("accuracy_tune") < page.index("## Scan") < page.index("## Results")
     assert "accuracy_tune" not in page.partition("## Scan")[2], "each picture stands once"
@@ -232,7 +235,7 @@ def test_how_many_questions_would_make_a_gain_sure():
 def test_a_box_says_what_was_not_made_and_why():
     found = kept(best="", tune=None, tried=["static"], missed={"paper": "its search does not fit into 1 minutes"}, objective="speed")
     text = " ".join(lines(found))
-    assert "None of them gained on tune, or saved passes within the budget." in text
+    assert "None of them gained right answers or saved passes on tune." in text
     assert "paper (its search does not fit into 1 minutes)" in text
     assert "--objective accuracy" in text
     assert "Trying took 3.0 of 10 minutes; compared: static." in text
@@ -397,6 +400,15 @@ def test_what_the_box_says_against_its_own_policy():
         assert ("its own routes, dealt to other prompts, did as well (50.0 %, it 50.0 %)" in " ".join(lines(kept(dealt=dealt)))) == said
     assert "the fewest passes among those that lose at most 10 points there" in " ".join(lines(kept(objective="speed", epsilon=0.1)))
     assert "Every policy that was tried stands in runs/x/: static, codebook." in " ".join(panel(kept(), "runs/x").split())
+
+
+def test_where_nothing_keeps_to_the_budget_the_best_beyond_it_is_shown():
+    beyond = dataclasses.replace(row(better=40, worse=2), method="routers", mean_passes=28.5)
+    text = " ".join(lines(kept(best="", tune=None, beyond=beyond)))
+    assert "None of them gained right answers or saved passes on tune and kept to the budget." in text
+    assert "Beyond the budget the best was routers: " in text
+    assert "28.5 passes a prompt (--budget 0.95 lets it in)." in text
+    assert "None of them gained right answers or saved passes on tune." in " ".join(lines(kept(best="", tune=None)))
 
 
 def test_one_retrofit_at_a_time_works_in_a_folder(tmp_path):

@@ -20,7 +20,7 @@ from drllm.runs.records import read_records, read_shard, shard_indices, shard_pa
 from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.prefixes import PrefixRunner
 from drllm.searching.presets import make_tree
-from drllm.searching.prior import EditPrior, random_routes
+from drllm.searching.prior import EditPrior, SweepAnswers, random_routes
 from drllm.searching.runner import question_seed, read_routes
 from drllm.searching.verify import Verifier
 from drllm.searching.worker import Job, Worker
@@ -447,6 +447,31 @@ def test_a_search_that_cannot_start_is_recorded_as_failed(tiny, data, tmp_path):
         search(tiny, [TASK], SearchConfig(reward="boxed"), tmp_path, data)
     (job,) = read_jobs(tmp_path)
     assert (job["job"], job["status"]) == ("search", "failed")
+
+
+def test_a_sweep_that_was_interrupted_resumes_and_finds_the_same_prior(tiny, data, tmp_path, monkeypatch):
+    config = options(n_simulations=1, sweep_questions=20, limit=24, group_size=24)
+    search(tiny, [TASK], config, tmp_path / "whole", data)
+    asked: list[int] = []
+    keep = SweepAnswers.keep
+
+    def kept(self, verdicts):
+        keep(self, verdicts)
+        asked.append(len(verdicts))
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(SweepAnswers, "keep", kept)
+    folder = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        search(tiny, [TASK], config, folder, data)
+    [swept] = folder.rglob("_sweep.json")
+    assert len(json.loads(swept.read_text())) == 8
+    search(tiny, [TASK], config, folder, data)
+    assert asked == [8, 8, 4], "the first eight are not asked again"
+    assert not swept.exists()
+    priors = [next(place.rglob("_prior.json")).read_bytes() for place in (folder, tmp_path / "whole")]
+    assert priors[0] == priors[1]
 
 
 def test_the_sweep_of_single_edits_has_progress_of_its_own_before_the_searchs(tiny, data, tmp_path):

@@ -193,7 +193,7 @@ def test_a_model_of_nothing_but_broken_logits_is_refused(data, tmp_path):
 
 def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes(data, tmp_path, monkeypatch):
     whole = search(model(), [TASK], SMALL, tmp_path / "whole", data)
-    fsync, left = os.fsync, [4]  # the manifest, the prior, two shards
+    fsync, left = os.fsync, [5]  # the manifest, the sweep, the prior, two shards
 
     def full(descriptor: int) -> None:
         left[0] -= 1

@@ -142,3 +142,9 @@ def test_a_question_asked_twice_with_two_answers_is_told_apart(tmp_path):
         )
     )
     assert load_task("mine", path).dropped == {"duplicate": 3, "duplicate with another answer": 1}
+
+
+def test_a_file_of_free_answers_refuses_a_row_with_choices(tmp_path):
+    rows = [{"question": "2 + 2?", "answer": "4"}, {"question": "Which?", "choices": CHOICES, "answer": 0}]
+    with pytest.raises(InputError, match=r"line 2: this row has choices, the first row has none: give each kind a file of its own"):
+        load_task("trivia", lines(tmp_path / "trivia.jsonl", *rows))

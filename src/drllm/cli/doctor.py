@@ -55,7 +55,7 @@ def _seen_by_torch() -> Iterator[str]:
     import torch
 
     yield f"torch takes {torch.get_num_threads()} threads"
-    if hasattr(os, "getloadavg") and (busy := os.getloadavg()[0]) > BUSY * torch.get_num_threads():
+    if hasattr(os, "getloadavg") and torch.get_num_threads() > 1 and (busy := os.getloadavg()[0]) > BUSY * torch.get_num_threads():
         yield f"other work uses the cores (load {busy:.1f}): one thread may be faster now: --threads 1"
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):

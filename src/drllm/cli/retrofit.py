@@ -18,7 +18,8 @@ from drllm.core.errors import InputError
 SECTIONS = ("gate", "search", "evaluate", "static", "routers")
 ABOUT = {"gate": "the promise, always tested on calibrate", "search": "how answers are judged; the rest with --recipe paper"}
 ABOUT |= dict.fromkeys(("evaluate", "static", "routers"), "with --recipe paper alone")
-IDLE = ("search_preset", "search_n_simulations", "search_limit", "search_splits", "gate_calibrate_limit")  # of --recipe paper alone
+JUDGING = ("search_reward", "search_metric", "search_max_new_tokens", "search_max_step_tokens")  # of a search, what every recipe reads
+IDLE = ("gate_calibrate_limit",)  # of --recipe paper alone, as all else of a search
 IDLE += tuple(f"evaluate_{name}" for name in ("split", "limit", "reward", "metric", "max_new_tokens", "max_step_tokens"))
 SHOWN = 80  # characters of a text
 
@@ -53,7 +54,7 @@ def _check_flags(job: Job) -> None:
     """Refuse settings that would do nothing: how much is asked, and how policies are trained, follows from the time."""
     typed = [name for name, value in vars(job.arguments).items() if value is not None]
     typed += [f"{section}_{key}" for section, values in job.settings.sections.items() for key in values]
-    if idle := [name for name in typed if name in IDLE or name.startswith(("static_", "routers_"))]:
+    if idle := [name for name in typed if name in IDLE or (name.startswith(("search_", "static_", "routers_")) and name not in JUDGING)]:
         flag = "--" + idle[0].replace("_", "-")
         raise InputError(f"{flag} is for one search with its own sizes: add --recipe paper, or leave it out (docs/retrofit.md)")
 

@@ -27,8 +27,8 @@ NOISY = ("torchao", "torch.utils._pytree")
 class Progress:
     """Context manager around one job of `total` units: `done` of them so far, `resumed` of those by an earlier run.
 
-    `n_advances` counts what was told of it. The first says little of the time left: its unit bears the start, and other workers are about
-    to end theirs.
+    `n_advances` counts the calls of `advance`. After the first one little is known of the time left: it bears the start of the job, and
+    other workers are about to end theirs.
 
     `started` and `reported` are times of `time.monotonic()`: of the job's start, and of its last line.
     """

@@ -39,6 +39,7 @@ def calibrate(
     tasks: Sequence[str] = (),
     tune_limit: int = TUNE_QUESTIONS,
     known: Mapping[Split, dict[str, Known]] | None = None,
+    as_it_is: bool = False,
 ) -> tuple[Policy, Guarantee]:
     """Test a policy's operating points on the calibrate questions of the run's tasks, and take the cheapest that passes, else the base.
 
@@ -52,6 +53,9 @@ def calibrate(
         tune_limit: tune questions a task that order the points.
         known: verdicts by split and task that are looked up instead of computed; those that are computed join them.
 
+        as_it_is: test the one point that the policy stands at, so that calibrate questions choose nothing: its gain on them is not
+            flattered by a choice.
+
     Returns:
         The policy at the chosen point (the identity where none passed), with its guarantee, and the guarantee.
     """
@@ -62,7 +66,7 @@ def calibrate(
     manifests = list((search_manifests(run) | path_manifests(run)).values())
     if not manifests:
         raise ArtifactError(f"{run} holds no search records, so it names no task to calibrate on: run `drllm search --out {run}` first")
-    points = policy.operating_points()
+    points = [policy] if as_it_is else policy.operating_points()
     by_task = {manifest.task: manifest for manifest in manifests if not tasks or manifest.task in tasks}
     loaded = load_unseen(run, {name: data_of(run, manifest.data) for name, manifest in by_task.items()})
     of_task = {name: (manifest, loaded[name]) for name, manifest in by_task.items()}

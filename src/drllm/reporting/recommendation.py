@@ -79,7 +79,14 @@ def _why_not(found: Recommendation, row: SummaryRow | None) -> Iterator[str]:
     if not found.tried:
         yield "No policy could be made."
     elif not found.best:
-        yield "None of them gained on tune, or saved passes within the budget."
+        yield "None of them gained right answers or saved passes on tune" + (" and kept to the budget." if found.beyond else ".")
+        if (row := found.beyond) is not None:
+            share = math.ceil(100 * row.mean_passes / row.n_layers) / 100
+            yield (
+                f"Beyond the budget the best was {row.method}: {row.change} points on {row.n:,} tune questions, {row.mean_passes:.1f} "
+                f"passes a prompt (--budget {share:.2f} lets it in)."
+            )
+            return
     elif found.promised:
         p = f" (McNemar p {p_value(row.mcnemar_p)}; sure is below 0.05)" if row is not None and row.difference_low > 0 else ""
         yield f"Not deployed: its gain is not sure{p}, and it does not save time for sure."

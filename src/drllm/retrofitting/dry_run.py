@@ -12,6 +12,7 @@ from drllm.stats.guarantee import fewest_questions
 from drllm.tasks import SPLITS, LoadedTask, drop_overlaps, load_task
 
 LESS = (0.02, 0.05, 0.1)  # accuracy lost, of smaller promises
+DRAWN = 0.15  # of the rows of a file without parts are calibrate questions, more or fewer by luck
 CHANGED = 0.1  # share of answers that a policy of some use changes, half of them for the worse
 
 
@@ -39,14 +40,14 @@ def counted(available: Mapping[str, Mapping[str, int]], promise: GuaranteeConfig
     yield table_text(("task", *SPLITS), rows)
     check_questions(available)
     n = sum(of["calibrate"] for of in available.values())
-    share = max(n, 1) / sum(sum(of[split] for split in SPLITS) for of in available.values())
+    share = min(DRAWN, max(n, 1) / sum(sum(of[split] for split in SPLITS) for of in available.values()))
     least, likely = (fewest_questions(promise.epsilon, promise.delta, changed) for changed in (0.0, CHANGED))
     lost = f"{100 * promise.epsilon:g} point{'s' * (promise.epsilon != 0.01)}"
     promised = f"a promise of at most {lost} lost, {100 * (1 - promise.delta):g} % sure"
-    needs = f"{promised}, needs {least:,} where a policy changes no answer, {likely:,} where it changes every tenth and gains nothing"
+    needs = f"{promised}, needs {least:,} where a policy changes no answer, {likely:,} where every tenth answer changes for no gain"
     if n < least:
         less = next((f"--gate-epsilon {e:g} needs {fewest_questions(e, promise.delta, 0.0):,}" for e in LESS if e > promise.epsilon), "")
-        more = f"Bring {least / share:,.0f} questions in all{f', or promise less: {less}' if less else ''}."
+        more = f"Bring about {least / share:,.0f} questions in all{f', or promise less: {less}' if less else ''}."
         yield f"{n:,} calibrate questions are too few unless a policy gains: {needs}. {more}"
     elif n < likely:
         yield f"{n:,} calibrate questions may be too few unless a policy gains: {needs}."

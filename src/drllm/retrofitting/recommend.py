@@ -142,7 +142,8 @@ class _Tries:
         rows = [row for row in summary.pooled if row.method in tried]
         best = best_on_tune(rows, self.asked.objective, self.limit, self.of["gate"].epsilon)
         self.dealt = {row.method.removeprefix("shuffled-"): row.accuracy for row in summary.pooled if row.method.startswith("shuffled-")}
-        found = self._recommendation(None, tried) if best is None else self._promised(best, tried)
+        beyond = best_on_tune(rows, self.asked.objective, math.inf, self.of["gate"].epsilon)
+        found = self._recommendation(None, tried, beyond=beyond) if best is None else self._promised(best, tried)
         write_recommendation(self.run.recommendation, found)
         answer = self.stages.run(
             "generate", {"tokens": ANSWER_TOKENS, "deploy": found.deploy, "with": "choices"}, [], lambda: self._answer(found.deploy)
@@ -244,22 +245,23 @@ class _Tries:
         return config.folder
 
     def _promised(self, best: SummaryRow, tried: list[str]) -> Recommendation:
-        """What calibrate questions say of the policy that tune named, at the operating point that kept the promise."""
+        """What calibrate questions say of the policy that tune named, at the operating point that it has: they choose nothing."""
         gate: GuaranteeConfig = self.of["gate"]
         policy = load_policy(self.run.policy(best.method), self.routed.identity)
-        n_points = len(policy.operating_points())
-        limit = self.stages.run("calibrate questions", {"policy": best.method}, [], lambda: self._left.calibrate_questions(n_points))
+        limit = self.stages.run("calibrate questions", {"policy": best.method}, [], lambda: self._left.calibrate_questions(n_points=1))
         self._compare("calibrate", [BASE, best.method], limit, is_last=False)
         config = GuaranteeConfig("calibrate", gate.epsilon, gate.delta, limit)
 
         def test() -> dict[str, Any]:
-            chosen, found = calibrate(self.routed, self.run.root, policy, config, self.argv, self.tasks, self.sizes.tuned, self.known)
+            chosen, found = calibrate(self.routed, self.run.root, policy, config, self.argv, self.tasks, known=self.known, as_it_is=True)
             shutil.rmtree(self.run.policy(PROMISED), ignore_errors=True)  # of another promise
             if found.point is not None:
                 self._save(PROMISED, chosen)
             return {"promise": found.sentence, "promised": found.point is not None}
 
-        tested = self.stages.run("promise", to_dict(config) | {"policy": best.method}, [self.run.policy(PROMISED)], test)
+        tested = self.stages.run(
+            "promise", to_dict(config) | {"policy": best.method, "point": "its own"}, [self.run.policy(PROMISED)], test
+        )
         name = PROMISED if tested["promised"] else best.method
         summary = read_summary(self.run.summary(self._compare("calibrate", [BASE, name], limit)))
         row = next(row for row in summary.pooled if row.method == name)

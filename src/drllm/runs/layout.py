@@ -8,6 +8,7 @@ from drllm.policies.saved_config import CONFIG_FILE
 # In a task folder, beside its shards.
 MANIFEST_FILE = "_plan.json"
 PRIOR_FILE = "_prior.json"
+SWEEP_FILE = "_sweep.json"  # answers of a sweep that is not done
 # In the folder of a training.
 METRICS_FILE = "metrics.jsonl"
 CANDIDATES_FILE = "candidates.json"

@@ -28,6 +28,7 @@ class Recommendation(Stored):
         tried: policies that were compared on tune.
         missed: policies that could not be made, and why.
         tune: the best policy beside the base on tune.
+        beyond: where none keeps to the budget, the best that does not, on tune.
         calibrate: the same on calibrate, at the operating point that kept the promise, if one did.
         available: calibrate questions that the files have, of which time may have left some unasked; 0: none was asked.
         dealt: right answers on tune where its own routes are dealt to other prompts; nan for one route for all.
@@ -45,8 +46,8 @@ class Recommendation(Stored):
         constant: the share of the calibrate questions on which the commonest answer of their task is right; nan where choices differ.
     """
 
-    OPTIONAL: ClassVar = ("tune", "calibrate")
-    ONES: ClassVar = {"tune": SummaryRow, "calibrate": SummaryRow}
+    OPTIONAL: ClassVar = ("tune", "beyond", "calibrate")
+    ONES: ClassVar = {"tune": SummaryRow, "beyond": SummaryRow, "calibrate": SummaryRow}
     model: str
     deploy: str
     best: str
@@ -55,6 +56,7 @@ class Recommendation(Stored):
     tried: list[str]
     missed: dict[str, str] = field(default_factory=dict)
     tune: SummaryRow | None = None
+    beyond: SummaryRow | None = None
     calibrate: SummaryRow | None = None
     available: int = 0
     dealt: float = math.nan

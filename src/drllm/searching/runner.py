@@ -19,14 +19,14 @@ from drllm.core.route import Route
 from drllm.model.executors import opened, settled
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
-from drllm.runs.layout import PRIOR_FILE, RunFolder
+from drllm.runs.layout import PRIOR_FILE, SWEEP_FILE, RunFolder
 from drllm.runs.manifest import Manifest, check_manifest, computed_otherwise
 from drllm.runs.provenance import running
 from drllm.runs.records import read_shard, shard_indices, shard_path, write_shard
 from drllm.scoring.generated import DECODED_ANSWERS
 from drllm.scoring.scorer import questions_digest
 from drllm.searching.on_workers import Prepared, search_on_workers, task_progress
-from drllm.searching.prior import EditPrior, random_routes, read_prior
+from drllm.searching.prior import EditPrior, SweepAnswers, random_routes, read_prior
 from drllm.searching.worker import Group, Job, Worker, memory_in_one_line, question_seed
 from drllm.tasks import LoadedTask, load_task
 
@@ -254,13 +254,15 @@ def _reason(message: str, example_id: str) -> str:
 
 
 def _prior(worker: Worker, questions: Sequence[Any], folder: Path) -> EditPrior | None:
-    """The prior over edits: read back, or from a sweep over some questions of all lengths, which starts anew after an interruption."""
+    """The prior over edits: read back, or from a sweep over some questions of all lengths, which resumes."""
     n_questions = min(worker.job.config.sweep_questions, len(questions))
     if not n_questions:
         return None
     if not (folder / PRIOR_FILE).is_file():
         with Progress(f"single edits {worker.job.task.name}", n_questions) as progress:
             progress.print(f"trying every single edit on {n_questions} questions first")
-            prior = worker.sweep([questions[at * len(questions) // n_questions].example for at in range(n_questions)], progress)
+            examples = [questions[at * len(questions) // n_questions].example for at in range(n_questions)]
+            prior = worker.sweep(examples, progress, answered := SweepAnswers(folder / SWEEP_FILE))
         write_json(folder / PRIOR_FILE, prior.to_json())
+        answered.remove()
     return read_prior(folder)

@@ -20,9 +20,8 @@ from drllm.model.routed import RoutedModel
 from drllm.runs.records import FINITE, Check, RouteRecord
 from drllm.scoring.scorer import Scorer, scorer_of
 from drllm.scoring.verdict import Verdict
-from drllm.searching.edits import Evaluation
 from drllm.searching.presets import make_tree
-from drllm.searching.prior import EditPrior, fit_prior, sweep_routes
+from drllm.searching.prior import EditPrior, SweepAnswers, fit_prior, sweep_routes
 from drllm.searching.tree import FixedRoutes, Strategy
 from drllm.searching.verify import Verifier
 from drllm.tasks import Example, Task
@@ -136,18 +135,23 @@ class Worker:
             found = f"the logits are NaN or infinite on all of {len(examples)} questions ({examples[0].id}, ...)"
             raise InputError(f"{found}: try --dtype bfloat16 or float32, or another model")
 
-    def sweep(self, examples: Sequence[Example], progress: Progress) -> EditPrior:
-        """A prior over edits from every single edit on a few questions of the task, which `progress` counts."""
+    def sweep(self, examples: Sequence[Example], progress: Progress, answered: SweepAnswers) -> EditPrior:
+        """A prior over edits from every single edit on a few questions of the task, which `progress` counts.
+
+        Questions that are in `answered` are not asked again; groups are kept whole, so that a resumed sweep finds what another would.
+        """
         n_layers, config = self.routed.n_layers, self.job.config
         loops = config.max_loop_span, config.loop_strength
         routes = [Route.full(n_layers), *sweep_routes(n_layers, config.max_skip_run, *loops)]
-        answers = []
         for start in range(0, len(examples), SWEPT_AT_ONCE):
             group = examples[start : start + SWEPT_AT_ONCE]
-            for verdicts in self.scorer.score_all(self._questions(group), routes):
-                found = zip(routes, verdicts, strict=True)
-                answers.append([Evaluation(route, verdict.correct, verdict.margin) for route, verdict in found])
+            if all(answered.has(example.id, len(routes)) for example in group):
+                progress.resume(len(group))
+                continue
+            scored = self.scorer.score_all(self._questions(group), routes)
+            answered.keep({example.id: verdicts for example, verdicts in zip(group, scored, strict=True)})
             progress.advance(len(group))
+        answers = [answered.of(example.id, routes) for example in examples]
         return fit_prior(n_layers, config.max_skip_run, answers, *loops)
 
     def _questions(self, examples: Iterable[Example]) -> list[Any]:
