@@ -58,7 +58,13 @@ def whole_commands() -> dict[str, str]:
     found: dict[str, str] = {}
     for page in PAGES:
         for command, is_whole in commands(page):
-            if command.startswith("drllm ") and is_whole and "..." not in command and not command.startswith("drllm COMMAND"):
+            is_result = page.name == "README.md" and " --out " in command  # between backticks, in its table
+            if (
+                command.startswith("drllm ")
+                and (is_whole or is_result)
+                and "..." not in command
+                and not command.startswith("drllm COMMAND")
+            ):
                 found.setdefault(command, str(page.relative_to(ROOT)))
     return found
 

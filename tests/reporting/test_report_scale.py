@@ -19,7 +19,7 @@ from test_report import run as run
 from drllm.core.files import write_json
 from drllm.reporting import report
 from drllm.reporting.chart import Axis, Chart, Front, Spot
-from drllm.reporting.figures import accuracy_charts
+from drllm.reporting.figures import accuracy_charts, usage_map
 from drllm.reporting.glossary import glossary
 from drllm.reporting.parts import Folded, Paragraph, Table
 from drllm.reporting.plots import as_plotly
@@ -229,3 +229,14 @@ def test_rows_of_sentences_are_cards_on_a_phone_and_figures_are_not(run: Path):
     assert '<table class="cards">' in text
     assert 'data-name="meaning"' in text
     assert 'data-name="accuracy, %"' not in text
+
+
+def test_a_method_that_keeps_the_base_is_named_beside_the_map():
+    asked = {
+        ("tune", "routers", "t"): [{"route": "1101"}],
+        ("tune", "codebook", "t"): [{"route": "1111"}],
+        ("tune", "base", "t"): [{"route": "1111"}],
+    }
+    drawn = usage_map(asked, "tune")
+    assert isinstance(drawn, Chart)
+    assert drawn.caption.endswith("The base's route on every prompt: codebook.")

@@ -148,3 +148,10 @@ def test_a_file_of_free_answers_refuses_a_row_with_choices(tmp_path):
     rows = [{"question": "2 + 2?", "answer": "4"}, {"question": "Which?", "choices": CHOICES, "answer": 0}]
     with pytest.raises(InputError, match=r"line 2: this row has choices, the first row has none: give each kind a file of its own"):
         load_task("trivia", lines(tmp_path / "trivia.jsonl", *rows))
+
+
+def test_a_name_of_the_hub_that_is_no_file_is_pointed_there(tmp_path):
+    with pytest.raises(InputError, match=r"nobody/nothing: no such file; .*; of the Hub it is hub:nobody/nothing"):
+        load_task("nothing", Path("nobody/nothing"))
+    with pytest.raises(InputError, match=r"one question a row$"):
+        load_task("nothing", tmp_path / "nothing.jsonl")

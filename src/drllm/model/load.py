@@ -67,7 +67,7 @@ def _load(name: str, source: str, options: dict[str, Any], dtype: torch.dtype | 
             model, info = loaded
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, **options)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
-            reason = str(error).strip().split("\n")[0][:200] + did_you_mean(name, ALIASES)
+            reason = str(error).strip().split("\n")[0][:200].rstrip(".") + did_you_mean(name, ALIASES)
             known = f"a Hub id, a local folder, a .gguf file, or one of {', '.join(ALIASES)}"
             raise InputError(f"cannot load model {name!r}: {reason}; give {known}") from error
     if lacking := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):

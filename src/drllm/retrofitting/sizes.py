@@ -16,7 +16,7 @@ from drllm.searching.cost import searched_cost
 
 # Of the time: the rest is for loading, training, clocks and the report.
 SCAN, LIST, SEARCH, TUNE, CALIBRATE = 0.2, 0.16, 0.1, 0.08, 0.35
-SHORT_SCAN = 0.4  # of the time, where the smallest scan takes more than its share
+SHORT_SCAN, SHORT_SEARCH = 0.4, 0.16  # of the time, where the smallest takes more than its share
 SLOWER = 1.3  # than `plain_ms` says: few questions of many lengths fill steps badly
 SIMULATIONS = 25
 SEARCHED = searched_cost("loglik", SIMULATIONS, verify=False)
@@ -133,7 +133,10 @@ def sizes_of(n_layers: int, plain_ms: float, asked: RetrofitConfig, available: M
     def share(part: float, cost: float, *splits: str) -> int:
         return min(max(most[split] for split in splits), max(FEWEST, int(part * forwards / (n_tasks * SLOWER * cost))))
 
-    searched = int(SEARCH * forwards / (n_tasks * SLOWER * SEARCHED))
+    least = n_tasks * SLOWER * SEARCHED  # of a question a task
+    searched = int(SEARCH * forwards / least)
+    if FEWEST * least <= SHORT_SEARCH * forwards:
+        searched = max(FEWEST, searched)
     listed = share(LIST, 2 * list_cost(N_LISTED), "fit", "tune")
     return Sizes(
         plain_ms=plain_ms,

@@ -65,7 +65,10 @@ def _raw_rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
         for number, where, row in found:
             yield number, where, _with_choices(row if isinstance(row, dict) else _json_object(row, where))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; --data expects a JSON-lines, CSV or Parquet file with one question a row") from None
+        on_hub = f"; of the Hub it is hub:{path}" if re.fullmatch(r"[\w-]+/[\w-]+", str(path)) else ""
+        raise InputError(
+            f"{path}: no such file; --data expects a JSON-lines, CSV or Parquet file with one question a row{on_hub}"
+        ) from None
     except OSError as error:  # pyarrow's say no strerror
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); --data expects a JSON-lines, CSV or Parquet file") from None
     except InputError:  # a ValueError, too: of one line, which it names
