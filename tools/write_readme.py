@@ -68,9 +68,8 @@ def table(results: str) -> str:
     for words, key, method in POLICIES:
         lines.append(f"| {words} | {first_interval(rows[key][2])} | `drllm train --out runs/a --method {method}` |")
     scanned = next(row for (model, spans), row in rows.items() if SCAN in model and re.match(r"mean of \d+ winners", spans))
-    lines.append(
-        f"| spans run twice or skipped: the scan's winners, on new questions | {first_interval(scanned[-1])} | `drllm scan --model ID --tasks arc_easy --out runs/map` |"
-    )
+    found, command = first_interval(scanned[-1]), "drllm scan --model ID --tasks arc_easy --out runs/map"
+    lines.append(f"| spans run twice or skipped: the scan's winners, on new questions | {found} | `{command}` |")
     return "\n".join([*lines, "", textwrap.fill(CAVEAT, 138, break_long_words=False, break_on_hyphens=False), ""])
 
 
