@@ -39,9 +39,9 @@ POLICIES = (
     ),
 )
 CAVEAT = (
-    f"{MODEL}; differences to the base on held-out questions with paired 95 % intervals, the last row on questions that had no part in "
-    "choosing the spans. Most of the first row's gain is ARC-Easy and BoolQ; CommonsenseQA in it was judged [in another way]("
-    "docs/decisions/2026-11-28-letters-and-their-length.md) than today. Small models gain little, and what looks best where it was "
+    f"{MODEL}; differences to the base on held-out questions, means over seeds, with paired 95 % intervals; the last row on questions that "
+    "had no part in choosing the spans. Most of the first row's gain is ARC-Easy and BoolQ; CommonsenseQA in it was judged [in another way"
+    "](docs/decisions/2026-11-28-letters-and-their-length.md) than today. Small models gain little, and what looks best where it was "
     "chosen is often gone on new questions; so every policy is shown beside the base, the best single route and its own routes given to "
     "other prompts at random ([all tables](docs/results.md))."
 )

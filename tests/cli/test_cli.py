@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -402,6 +403,15 @@ def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
     assert "--recipe paper" in err.rstrip().splitlines()[-1]
 
 
+def test_a_dry_run_says_what_rows_are_taken_for(folders, tmp_path: Path, capsys):
+    rows = "\n".join(f"What is {n}?,{'ABC'[n % 3]}" for n in range(100))
+    (tmp_path / "mine.csv").write_text(f"question,answer\n{rows}\n")
+    typed = ["retrofit", "--model", "none/such", "--data", tmp_path / "mine.csv", "--out", tmp_path / "run", "--dry-run"]
+    _, printed, _ = run(capsys, *typed)
+    assert "mine: 100 questions with free answers, judged by " in printed
+    assert "mine: every answer is a single letter: are the choices missing?" in printed
+
+
 def test_a_retrofit_refuses_a_bad_file_before_a_model_loads(folders, tmp_path: Path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(Job, "load", lambda *_: pytest.fail("it loads a model"))
@@ -427,7 +437,8 @@ def test_a_dry_run_of_a_retrofit_counts_before_a_model_loads(folders, tmp_path: 
     typed = ["retrofit", "--tasks", "arc_easy", "--data", folders["data"], "--out", out, "--dry-run"]
     code, printed, err = run(capsys, *typed, "--model", "none/such")
     assert code == 2, "the model is looked for, behind the questions"
-    header, _, counts, promise = printed.strip().splitlines()
+    read, _, header, _, counts, promise = printed.strip().splitlines()
+    assert re.fullmatch(r"arc_easy: \d+ questions with [\d to]+ choices, judged by loglik", read)
     assert header.split() == ["task", "fit", "tune", "calibrate", "test"]
     name, *numbers = counts.split()
     assert (name, len(numbers)) == ("arc_easy", 4)

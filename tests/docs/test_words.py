@@ -61,7 +61,7 @@ KEPT: tuple[tuple[str, str, str], ...] = (
     ("src/drllm/retrofitting/pipeline.py", "gate", "the section of a YAML file, part of a stage's key"),
     ("src/drllm/retrofitting/recommend.py", "gate", "the section of a YAML file"),
     ("src/drllm/reporting/recommendation.py", "gate", "the flag of that section"),
-    ("src/drllm/retrofitting/dry_run.py", "--gate-", "flags"),
+    ("src/drllm/(retrofitting/dry_run|model/generation).py", "--gate-", "flags"),
     ("(docs/glossary.md|src/drllm/reporting/static/glossary.yaml)", "Its flags begin with --gate", "flags"),
     ("docs/(retrofit|guides/cheaper|decisions/2026-11-28-a-first-reader).md", "--gate-", "flags"),
     ("docs/decisions/.*", "MkDocs", "a package's name"),

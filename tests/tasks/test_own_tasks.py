@@ -124,7 +124,7 @@ def test_a_broken_table_is_refused_with_its_line(tmp_path):
     path = tmp_path / "mine.csv"
     for text, message in {
         "question,A,B,answer\nWhich, if any?,x,y,A\n": "line 2: more cells than the header has columns; put quotes around",
-        "question,A,B,correct\nWhich?,x,y,A\n": 'line 2: key "answer" is missing; .*, this one question, A, B, correct',
+        "question,A,B,correct\nWhich?,x,y,A\n": 'line 2: key "answer" is missing; .*, this one has question, A, B, correct',
     }.items():
         path.write_text(text)
         with pytest.raises(InputError, match=message):

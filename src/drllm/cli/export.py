@@ -46,9 +46,10 @@ def run(job: Job) -> Lines:
     in_type += ", which the GGUF's packed weights were unpacked to" if in_type and is_gguf(routed.base_id) else ""
     with said_if_slow(f"writing {out}, and checking that it computes the same ..."):
         done = export(routed, route, out, arguments.format)
-    yield f"route {done.route}: {done.n_blocks} blocks instead of {routed.n_layers}"
     if route.is_full:
         yield "this route is the base's: the export is the base model"
+    else:
+        yield f"route {done.route}: {done.n_blocks} blocks instead of {routed.n_layers}"
     if done.n_bytes:
         size = f"{done.n_bytes / 1e6:.1f} MB" if done.n_bytes >= 1e5 else f"{done.n_bytes / 1e3:.1f} KB"
         copies = f", of which {done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks" if done.copied_bytes else ""
@@ -58,6 +59,8 @@ def run(job: Job) -> Lines:
     else:
         yield f"checked: logits of {done.n_checked} tokens within {done.difference:.1e} of the routed model's"
     yield f"{done.format}: {done.folder}"
+    if arguments.format == "peft" and is_gguf(routed.base_id):
+        yield "PEFT loads it onto the base as a plain checkpoint: its README.md has the command that writes one"
 
 
 def add_flags(parser: Parser) -> None:

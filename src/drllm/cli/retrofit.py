@@ -61,11 +61,12 @@ def _check_flags(job: Job) -> None:
 
 def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Lines:
     """How many questions there are and whether they are enough, before torch loads; then what fits into the time."""
-    from drllm.retrofitting.dry_run import counted, fitting, left_out, loaded_tasks, questions_of
+    from drllm.retrofitting.dry_run import counted, fitting, left_out, loaded_tasks, questions_of, read_as
 
     loaded = loaded_tasks(tasks, job.data)
     available = questions_of(loaded)
     yield from left_out(loaded)
+    yield from read_as(loaded, configs["search"].reward)
     yield from counted(available, configs["gate"])
     from drllm.model.executors import threads_here
     from drllm.retrofitting.pace import measured

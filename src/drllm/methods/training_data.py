@@ -126,7 +126,7 @@ class TrainingData:
     def _read_matrix(self, split: str) -> Matrix:
         if split not in ("fit", "tune"):
             raise ValueError(f"a method may learn from fit and choose by tune, not read {split}")
-        how = f"run `drllm search --paths FILE --splits fit,tune --out {self.run}` first"
+        how = f"run `drllm search --paths FILE --splits fit,tune --out {self.run}` first (a scan or a retrofit writes FILE: scan/best.txt)"
         if not self.path_manifests:
             raise ArtifactError(f"{self.run} holds no (question x route) matrix: {how}")
         tasks = [task.of_split(split) for task in self._dense]

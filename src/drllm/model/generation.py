@@ -114,7 +114,7 @@ def check_promise(source: RouteSource | None, epsilon: float, dtype: str = "") -
         raise InputError(f"this policy is promised for {found['dtype']} weights, these are {dtype}: load the base in that type")
     if not epsilon >= found["epsilon"]:
         promised = f"the {found['epsilon']} this policy is promised"
-        raise InputError(f"epsilon={epsilon} asks for more than {promised}: train with --epsilon {epsilon}")
+        raise InputError(f"epsilon={epsilon} asks for more than {promised}: train with --epsilon {epsilon} (retrofit: --gate-epsilon)")
 
 
 def check_format(source: RouteSource | None, prompt_format: str, strict: bool, promised: bool) -> None:

@@ -54,6 +54,10 @@ def lines(found: Recommendation) -> Iterator[str]:
         )
     if found.promise:
         yield f"{'Promise' if found.promised else 'No promise'}: {found.promise}"
+    if found.deploy and "loglik" in found.promise:
+        yield "Judged by which of the given answers is likelier: what it writes when left to itself was not tested."
+    if found.deploy:
+        yield "Serving needs vLLM, which has an environment of its own (docs/serve.md)."
     if not found.deploy:
         yield from _why_not(found, row)
     if found.missed:

@@ -10,6 +10,7 @@ from drllm.core.text import table_text
 from drllm.retrofitting.sizes import Sizes, check_questions
 from drllm.stats.guarantee import fewest_questions
 from drllm.tasks import SPLITS, LoadedTask, drop_overlaps, load_task
+from drllm.tasks.base import LETTERS
 
 LESS = (0.02, 0.05, 0.1)  # accuracy lost, of smaller promises
 DRAWN = 0.15  # of the rows of a file without parts are calibrate questions, more or fewer by luck
@@ -32,6 +33,17 @@ def left_out(loaded: Mapping[str, LoadedTask]) -> Iterator[str]:
         for reason, n in one.dropped.items():
             why = f"stand in an earlier split, too ({reason})" if reason in SPLITS else reason
             yield f"{name}: {n} row{'s' * (n != 1)} left out: {why}"
+
+
+def read_as(loaded: Mapping[str, LoadedTask], reward: str) -> Iterator[str]:
+    """What each task's rows were taken for, and how answers are judged."""
+    for name, one in loaded.items():
+        examples = [example for rows in one.examples.values() for example in rows]
+        n_choices = sorted({len(example.choices) for example in examples if example.choices})
+        some = f"{n_choices[0]}{f' to {n_choices[-1]}' if len(n_choices) > 1 else ''} choices" if n_choices else "free answers"
+        yield f"{name}: {len(examples):,} questions with {some}, judged by {one.task.reward_named(reward)}"
+        if not n_choices and all(str(example.answer) in LETTERS for example in examples):
+            yield f"{name}: every answer is a single letter: are the choices missing?"
 
 
 def counted(available: Mapping[str, Mapping[str, int]], promise: GuaranteeConfig) -> Iterator[str]:

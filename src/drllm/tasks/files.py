@@ -158,7 +158,8 @@ def _file_row(task: Task, raw: dict[str, Any], default_id: str, where: str) -> E
     for key in ("question", *_NEEDED[task.kind]):
         if key not in raw:
             there = ", ".join(name for name in raw if name != "choices" or "A" not in raw)
-            raise InputError(f'{where}: key "{key}" is missing; a {task.kind} row has {_KEYS[task.kind]}, this one {there}')
+            kind = "; each kind of question needs a file of its own" if key == "choices" else ""
+            raise InputError(f'{where}: key "{key}" is missing; a {task.kind} row has {_KEYS[task.kind]}, this one has {there}{kind}')
     question, context = raw["question"], raw.get("context") or ""
     if not isinstance(question, str) or not question.strip():
         raise InputError(f"{where}: question is {question!r}, expected text")

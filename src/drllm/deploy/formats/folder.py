@@ -115,6 +115,8 @@ def made_by(routed: RoutedModel, route: Route, done: Exported) -> str:
 
 def size_line(done: Exported, what: str, why: str) -> str:
     """The line of a card on bytes: how many, how many of them twice, and why."""
+    if not done.copied_bytes:
+        return f"- {what}: {done.n_bytes / 1e6:.1f} MB\n"
     copied = f"{done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks"
     return f"- {what}: {done.n_bytes / 1e6:.1f} MB, of which {copied}: {why}\n"
 
