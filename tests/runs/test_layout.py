@@ -22,6 +22,7 @@ FILES = (
     "stages.json",
     "_plan.json",
     "_prior.json",
+    "_sweep.json",
     "metrics.jsonl",
     "candidates.json",
     "knob.json",

@@ -37,7 +37,6 @@ def calibrate(
     config: GuaranteeConfig,
     argv: Sequence[str] | None = None,
     tasks: Sequence[str] = (),
-    tune_limit: int = TUNE_QUESTIONS,
     known: Mapping[Split, dict[str, Known]] | None = None,
     as_it_is: bool = False,
 ) -> tuple[Policy, Guarantee]:
@@ -50,7 +49,6 @@ def calibrate(
         run: the run folder; its manifests say which tasks, from where, and how their answers are judged.
         tasks: those of the run to promise for; none: all.
         policy: what was trained; its points and their order are fixed before a calibrate question is read.
-        tune_limit: tune questions a task that order the points.
         known: verdicts by split and task that are looked up instead of computed; those that are computed join them.
 
         as_it_is: test the one point that the policy stands at, so that calibrate questions choose nothing: its gain on them is not
@@ -73,7 +71,7 @@ def calibrate(
     seen: set[str] = set()
     with running(run, "calibrate", to_dict(config), argv) as entry:
         answers_on = partial(answer_points, routed, of_task, points, seen, known or {})
-        tuned = answers_on("tune", tune_limit) if len(points) > 1 else None
+        tuned = answers_on("tune", TUNE_QUESTIONS) if len(points) > 1 else None
         answered = answers_on(config.calibrate, config.calibrate_limit)
         base, *answers = answered.verdicts
         if not base:

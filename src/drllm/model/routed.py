@@ -75,8 +75,7 @@ class RoutedModel:
         Args:
             model_or_id: a transformers causal language model, or what `load_base` loads: Hub id, folder, `.gguf` file, alias.
             tokenizer: needed only for text prompts; loaded with an id, not with a model.
-            dtype: of the weights; a model that is passed keeps its own unless it is given.
-            device: where to put the model; likewise.
+            dtype: of the weights; a model that is passed keeps its own unless it is given. So with `device`, where to put the model.
 
         Raises `UnsupportedModelError`, before anything about the model changes, and `InputError` where that name loads nothing.
         """
@@ -178,8 +177,7 @@ class RoutedModel:
 
         Args:
             input_ids: (B, T).
-            attention_mask: passed on unchanged, as to the base model.
-            position_ids: likewise.
+            attention_mask: passed on unchanged, as to the base model; so are `position_ids`.
             prompt_mask: (B, T), the tokens a policy may read; default the attention mask. Put 0 on a continuation being scored.
             routes: a Route, one Route a sequence, or a Policy; default the model's policy. No policy: the base model, bit for bit.
             **kwargs: any other argument of the base model's forward.
@@ -215,8 +213,7 @@ class RoutedModel:
 
         Args:
             prompts: texts (raw, with the tokenizer's specials) or lists of messages (chat template); or `input_ids`.
-            input_ids: (B, T), left-padded.
-            attention_mask: (B, T), zeros on the padding.
+            input_ids: (B, T), left-padded, with `attention_mask` (B, T).
             policy: a Policy, a Route, or a list of one Route a prompt; default the model's own. None of them: the base model.
             max_new_tokens: default 64, unless `max_length` or a generation_config says otherwise.
             check_prompt_format: refuse prompts of another format than a policy was trained on; one route for all takes both.
