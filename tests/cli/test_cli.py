@@ -410,6 +410,8 @@ def test_a_dry_run_says_what_rows_are_taken_for(folders, tmp_path: Path, capsys)
     _, printed, _ = run(capsys, *typed)
     assert "mine: 100 questions with free answers, judged by " in printed
     assert "mine: every answer is a single letter: are the choices missing?" in printed
+    (tmp_path / "mine.csv").write_text("question,answer\n" + "\n".join(f"What is {n}?,NO" for n in range(100)) + "\n")
+    assert "single letter" not in run(capsys, *typed)[1], "letters that stand side by side in the alphabet are a word"
 
 
 def test_a_retrofit_refuses_a_bad_file_before_a_model_loads(folders, tmp_path: Path, capsys, monkeypatch):
@@ -424,7 +426,7 @@ def test_a_retrofit_refuses_a_bad_file_before_a_model_loads(folders, tmp_path: P
 
 
 def test_an_export_for_peft_is_refused_before_a_model_loads_where_there_is_no_peft(folders, tmp_path: Path, capsys, monkeypatch):
-    monkeypatch.setattr("drllm.cli.export.find_spec", lambda name: None)
+    monkeypatch.setattr("drllm.deploy.formats.adapter.importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(Job, "load", lambda *_: pytest.fail("it loads a model"))
     typed = ["export", "--model", folders["model"], "--route", "1201", "--format", "peft", "--out", tmp_path / "x"]
     code, _, err = run(capsys, *typed)

@@ -5,8 +5,6 @@ example:
   drllm export --model smollm2-135m --route 0-14,12-29 --format peft --out looped
 """
 
-from importlib.util import find_spec
-
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import ROUTE_HELP, Parser, add_common
 from drllm.core.errors import InputError
@@ -23,8 +21,10 @@ def run(job: Job) -> Lines:
         raise InputError("got both --route and --policy: an export has one route, leave one of them out")
     if arguments.route is None and arguments.policy is None:
         raise InputError("no route to export: give --route or --policy")
-    if arguments.format == "peft" and find_spec("peft") is None:
-        raise InputError("a PEFT adapter is checked by peft, which is not installed: run `pip install peft`")
+    if arguments.format == "peft":
+        from drllm.deploy.formats.adapter import need_peft
+
+        need_peft()  # before the model is loaded
     from drllm.core.route import Route
 
     if arguments.route is not None:

@@ -58,6 +58,11 @@ def points(fraction: float) -> str:
     return f"{round(100 * fraction, 1) + 0.0:+.1f}"
 
 
+def points_lost(epsilon: float) -> str:
+    """An accuracy that may be lost, a fraction, in words: "1 point", "2 points"."""
+    return f"{100 * epsilon:g} point{'s' * (epsilon != 0.01)}"
+
+
 def p_value(p: float) -> str:
     """A p-value to three decimals; never 0."""
     return f"{p:.3f}" if p >= 0.0005 else "< 0.001"

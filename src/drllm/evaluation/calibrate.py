@@ -50,7 +50,6 @@ def calibrate(
         tasks: those of the run to promise for; none: all.
         policy: what was trained; its points and their order are fixed before a calibrate question is read.
         known: verdicts by split and task that are looked up instead of computed; those that are computed join them.
-
         as_it_is: test the one point that the policy stands at, so that calibrate questions choose nothing: its gain on them is not
             flattered by a choice.
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from drllm.core.route import Route
 from drllm.core.route_words import in_words
-from drllm.core.text import WIDTH, p_value, percent
+from drllm.core.text import WIDTH, p_value, percent, points_lost
 from drllm.reporting.parts import Bullets, Commands, Heading, Part
 from drllm.runs.recommendation import Recommendation
 from drllm.runs.summary import SummaryRow
@@ -54,12 +54,12 @@ def lines(found: Recommendation) -> Iterator[str]:
         )
     if found.promise:
         yield f"{'Promise' if found.promised else 'No promise'}: {found.promise}"
-    if found.deploy and "loglik" in found.promise:
-        yield "Judged by which of the given answers is likelier: what it writes when left to itself was not tested."
-    if found.deploy:
-        yield "Serving needs vLLM, which has an environment of its own (docs/serve.md)."
     if not found.deploy:
         yield from _why_not(found, row)
+    else:
+        if "loglik" in found.promise:
+            yield "Judged by which of the given answers is likelier: what it writes when left to itself was not tested."
+        yield "Serving needs vLLM, which has an environment of its own (docs/serve.md)."
     if found.missed:
         yield f"Not made: {'; '.join(f'{name} ({reason})' for name, reason in found.missed.items())}."
     yield f"Trying took {found.minutes:.1f} of {found.asked_minutes:g} minutes; compared: {', '.join(found.tried) or 'nothing'}."
@@ -95,7 +95,7 @@ def _why_not(found: Recommendation, row: SummaryRow | None) -> Iterator[str]:
         p = f" (McNemar p {p_value(row.mcnemar_p)}; sure is below 0.05)" if row is not None and row.difference_low > 0 else ""
         yield f"Not deployed: its gain is not sure{p}, and it does not save time for sure."
     if found.best and found.objective == "speed":
-        lost = f"{100 * found.epsilon:g} point{'s' * (found.epsilon != 0.01)}"
+        lost = points_lost(found.epsilon)
         yield f"Named on tune: the fewest passes among those that lose at most {lost} there (--gate-epsilon)."
     if row is not None and row.difference_high < 0:
         yield "It loses for sure: more questions would not change that."

@@ -1,7 +1,7 @@
 """`report()`: one page, and the same as Markdown with pictures, out of everything a run folder holds. No torch, and no model is loaded."""
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from drllm.runs.label_stats import broken_note, describe, tables
 from drllm.runs.layout import PAGE_FILE, RunFolder
 from drllm.runs.load import Run, load_run
 from drllm.runs.names import owner_of
+from drllm.runs.provenance import typed_commands
 from drllm.runs.summary import POOLED, Summary
 
 JOBS = 8  # more are folded: a run of many calls has hundreds
@@ -237,20 +238,13 @@ def _provenance(run: Run) -> Iterator[Part]:
     for name in ("versions", "hardware"):
         if facts := _listed(run.jobs[-1].get(name)):
             yield Paragraph(f"{name.capitalize()} of the last job: {facts}.")
-    if commands := tuple(dict.fromkeys(_reproduced(run.jobs))):
+    if commands := typed_commands(run.jobs):
         yield from (Heading("Commands to reproduce"), Commands(commands))
 
 
 def _job(job: Mapping[str, Any]) -> tuple[str, ...]:
     command = shlex.join(map(str, job["argv"])) if job.get("argv") else "called from Python"
     return str(job.get("job", "")), str(job.get("status", "")), command, _value(job.get("seconds")), str(job.get("commit") or "")
-
-
-def _reproduced(jobs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """The command lines of the jobs, as a user types them."""
-    for argv in (list(map(str, job.get("argv") or ())) for job in jobs if job.get("status") != "failed"):
-        if argv and Path(argv[0]).name == "drllm":
-            yield shlex.join(["drllm", *argv[1:]])
 
 
 def _value(value: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from drllm.core.config import GuaranteeConfig, RetrofitConfig
-from drllm.core.text import table_text
+from drllm.core.text import points_lost, table_text
 from drllm.retrofitting.sizes import Sizes, check_questions
 from drllm.stats.guarantee import fewest_questions
 from drllm.tasks import SPLITS, LoadedTask, drop_overlaps, load_task
@@ -42,7 +42,7 @@ def read_as(loaded: Mapping[str, LoadedTask], reward: str) -> Iterator[str]:
         n_choices = sorted({len(example.choices) for example in examples if example.choices})
         some = f"{n_choices[0]}{f' to {n_choices[-1]}' if len(n_choices) > 1 else ''} choices" if n_choices else "free answers"
         yield f"{name}: {len(examples):,} questions with {some}, judged by {one.task.reward_named(reward)}"
-        if not n_choices and all(str(example.answer) in LETTERS for example in examples):
+        if not n_choices and all(len(str(example.answer)) == 1 and str(example.answer) in LETTERS for example in examples):
             yield f"{name}: every answer is a single letter: are the choices missing?"
 
 
@@ -54,8 +54,7 @@ def counted(available: Mapping[str, Mapping[str, int]], promise: GuaranteeConfig
     n = sum(of["calibrate"] for of in available.values())
     share = min(DRAWN, max(n, 1) / sum(sum(of[split] for split in SPLITS) for of in available.values()))
     least, likely = (fewest_questions(promise.epsilon, promise.delta, changed) for changed in (0.0, CHANGED))
-    lost = f"{100 * promise.epsilon:g} point{'s' * (promise.epsilon != 0.01)}"
-    promised = f"a promise of at most {lost} lost, {100 * (1 - promise.delta):g} % sure"
+    promised = f"a promise of at most {points_lost(promise.epsilon)} lost, {100 * (1 - promise.delta):g} % sure"
     needs = f"{promised}, needs {least:,} where a policy changes no answer, {likely:,} where every tenth answer changes for no gain"
     if n < least:
         less = next((f"--gate-epsilon {e:g} needs {fewest_questions(e, promise.delta, 0.0):,}" for e in LESS if e > promise.epsilon), "")

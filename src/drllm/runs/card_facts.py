@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from drllm.core.files import read_json
 from drllm.policies.card import CardFacts, Comparison, Figure
 from drllm.policies.saved_config import policy_digest
 from drllm.runs.layout import RunFolder
+from drllm.runs.provenance import typed_commands
 from drllm.runs.summary import Summary
 
 if TYPE_CHECKING:
@@ -24,9 +24,8 @@ def card_facts(folder: Path) -> CardFacts:
     run = RunFolder(folder.parent)
     if not run.jobs.is_file():
         return CardFacts()
-    jobs = [job for job in _read(run.jobs, list) if Path(job["argv"][0]).name == "drllm" and job.get("status") != "failed"]
-    commands = [shlex.join(["drllm", *job["argv"][1:]]) for job in jobs]
-    return CardFacts(folder.name, tuple(_comparisons(run, folder.name, policy_digest(folder))), tuple(dict.fromkeys(commands)))
+    commands = typed_commands(_read(run.jobs, list))
+    return CardFacts(folder.name, tuple(_comparisons(run, folder.name, policy_digest(folder))), commands)
 
 
 def refresh_card(folder: Path) -> SavedPolicy:

@@ -3,10 +3,11 @@
 import contextlib
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,6 +61,12 @@ def read_jobs(out: Path) -> list[dict[str, Any]]:
     if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
         raise ArtifactError(f"{path} is not a drllm run record: use another --out")
     return jobs
+
+
+def typed_commands(jobs: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The `drllm` command lines of jobs, as a user types them, each once; not of those that failed."""
+    argvs = [list(map(str, job.get("argv") or ())) for job in jobs if job.get("status") != "failed"]
+    return tuple(dict.fromkeys(shlex.join(["drllm", *argv[1:]]) for argv in argvs if argv and Path(argv[0]).name == "drllm"))
 
 
 def versions() -> dict[str, str]:

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from drllm.core.errors import InputError
+from drllm.core.text import points_lost
 
 # That the confidence set of the share of differing verdicts leaves it out: part of every p-value, less for a small delta.
 SHARE_ERROR = 1e-3
@@ -60,7 +61,7 @@ class Guarantee:
             power = f" A true gain of {100 * self.would_pass:+.1f} points would have passed on 80 % of sets of as many questions."
         if tried := self.earlier:
             power += f" Other policies tried on these questions before: {tried}; this holds for each by itself, not for the best of them."
-        lost = f"{100 * self.epsilon:g} point{'s' * (self.epsilon != 0.01)}"
+        lost = points_lost(self.epsilon)
         if self.point is None:
             if self.n < (least := fewest_questions(self.epsilon, self.delta, 0.0)):
                 return f"{where} are too few: a promise of at most {lost} lost needs {least:,}, or a larger gain. The base is kept.{power}"

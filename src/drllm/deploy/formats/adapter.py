@@ -27,6 +27,12 @@ N_GENERATED = 8  # tokens of the check, through the cache that PEFT's configurat
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
+def need_peft() -> None:
+    """`InputError` where peft is not installed."""
+    if importlib.util.find_spec("peft") is None:
+        raise InputError("a PEFT adapter is checked by peft, which is not installed: run `pip install peft`")
+
+
 def write_adapter(routed: RoutedModel, route: Route, folder: Path) -> Exported:
     """adapter_config.json, adapter_model.safetensors and README; see `drllm.deploy.export.export`.
 
@@ -34,8 +40,7 @@ def write_adapter(routed: RoutedModel, route: Route, folder: Path) -> Exported:
         InputError: peft is not installed, or the base is spread over several devices.
         UnsupportedModelError: the family's layout, or a list of its configuration, that PEFT does not know.
     """
-    if importlib.util.find_spec("peft") is None:
-        raise InputError("a PEFT adapter is checked by peft, which is not installed: run `pip install peft`")
+    need_peft()
     if len(set(getattr(routed.model, "hf_device_map", {}).values())) > 1:
         raise InputError("the base is spread over several devices: load it on one to export an adapter")
     _refuse_lists(routed, route)
