@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import write_readme as tool
@@ -44,3 +45,13 @@ def test_its_picture_is_drawn_from_the_stored_scan(tmp_path):
     drawn, shown = (imread(place / "map.png")[..., :3] for place in (tmp_path, ROOT / "docs"))
     assert drawn.shape == shown.shape, "run python tools/write_readme.py"
     assert abs(drawn - shown).mean() < 0.01, "run python tools/write_readme.py"
+
+
+def test_where_a_gain_is_comes_from_the_stored_verdicts(tmp_path):
+    (tmp_path / "test").mkdir()
+    tasks = ["piqa"] * 3 + ["boolq"] * 3 + ["openbookqa"] * 2
+    pd.DataFrame({"task": tasks}).to_parquet(tmp_path / "questions-test.parquet")
+    right = {"base.0": "00000010", "one.0": "01101100", "one.1": "11101001"}
+    for name, given in right.items():
+        pd.DataFrame({"correct": [one == "1" for one in given]}).to_parquet(tmp_path / "test" / f"{name}.parquet")
+    assert tool.where_the_gain_is(tmp_path, "one") == "PIQA and BoolQ"  # +5, +3 and -1, of +7

@@ -102,6 +102,7 @@ def test_the_command_line_trains_lists_and_refuses(tiny, run, data, capsys, monk
     assert all(f"\n{name} " in f"\n{printed}" for name in method_names())
     assert "arXiv 2510.12773" in printed
     assert main(["train", *on, "--method", "codebook", "--n-routes", "2", "--block", "1"]) == 0
+    assert f"compare it: drllm evaluate --out {run} --methods base,codebook --split tune\n" in capsys.readouterr().out
     assert json.loads((run / "codebook" / "codebook.json").read_text())["block"] == 1
     (run / "run.yaml").write_text("codebook: {n_routes: 4, block: 2}\n")
     assert main(["train", *on, "--method=codebook", "--config", str(run / "run.yaml")]) == 0

@@ -238,8 +238,17 @@ def test_a_box_says_what_was_not_made_and_why():
     assert "None of them gained right answers or saved passes on tune." in text
     assert "paper (its search does not fit into 1 minutes)" in text
     assert "--objective accuracy" in text
-    assert "Trying took 3.0 of 10 minutes; compared: static." in text
+    assert "Trying took 3.0 of 10 minutes. Compared: static." in text
     assert commands(found, "runs/x") == ["drllm report runs/x"]
+
+
+def test_a_box_names_the_routes_that_were_compared():
+    routes = {"static": "10111", "looped": "0-2,1-2,3-4"}
+    *_, text = lines(kept(tried=["static", "looped", "codebook"], routes=routes, tuned=1200))
+    assert text == (
+        "Trying took 3.0 of 10 minutes. Compared on 1,200 tune questions: static (skips 1), looped (runs 1-2 again after 2), codebook."
+    )
+    assert list(lines(kept(tried=[])))[-1].endswith("of 10 minutes. No policy could be compared.")
 
 
 def test_a_promise_without_a_gain_is_not_deployed_and_says_why():
@@ -392,7 +401,7 @@ def test_what_the_box_says_against_its_own_policy():
     asked = kept(calibrate=row(), available=100, promise="too few")
     assert "change this: more questions" in " ".join(lines(asked)), "time is not what was short"
     assert "a smaller promise (--gate-epsilon 0.05)" in " ".join(lines(asked))
-    short = kept(calibrate=row(), available=100, missed={"paper": "7 minutes are too short for its search"})
+    short = kept(calibrate=row(), available=100, missed={"paper": "7 minutes are too short for its search"}, out_of_time=True)
     assert "change this: more time and questions" in " ".join(lines(short))
     unsure = kept(promised=True, calibrate=dataclasses.replace(row(), difference_low=0.01, mcnemar_p=0.062))
     assert "its gain is not sure (McNemar p 0.062; sure is below 0.05)" in " ".join(lines(unsure))

@@ -12,6 +12,7 @@ import pytest
 
 from drllm.core.errors import InputError
 from drllm.tasks import SPLITS, load_task, own_name
+from drllm.tasks.files import kind_of
 
 CHOICES = ["red", "2", "blue"]
 
@@ -148,6 +149,13 @@ def test_a_file_of_free_answers_refuses_a_row_with_choices(tmp_path):
     rows = [{"question": "2 + 2?", "answer": "4"}, {"question": "Which?", "choices": CHOICES, "answer": 0}]
     with pytest.raises(InputError, match=r"line 2: this row has choices, the first row has none: give each kind a file of its own"):
         load_task("trivia", lines(tmp_path / "trivia.jsonl", *rows))
+
+
+def test_an_empty_cell_of_choices_is_no_choices(tmp_path):
+    """As a table with both kinds of rows is saved: a column that holds nothing here."""
+    path = lines(tmp_path / "trivia.jsonl", {"question": "2 + 2?", "answer": "4", "choices": None, "options": None})
+    assert kind_of(path) == "math"
+    assert answers("trivia", path) == {"2 + 2?": "4"}
 
 
 def test_a_name_of_the_hub_that_is_no_file_is_pointed_there(tmp_path):

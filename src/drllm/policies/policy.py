@@ -183,5 +183,6 @@ def policy_class(name: str) -> type[Policy]:
             importlib.import_module("drllm.methods.base").import_policies()
     if name not in _REGISTRY:
         meant = did_you_mean(name, sorted({*_REGISTRY, *_MODULES}))
-        raise ArtifactError(f"unknown policy {name!r}{meant}; a newer drllm may have written this artefact")
+        from_where = "the package that made it may not be installed here, or a newer drllm wrote it"
+        raise ArtifactError(f"unknown policy {name!r}{meant}: {from_where}")
     return _REGISTRY[name]

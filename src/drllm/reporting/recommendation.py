@@ -62,7 +62,15 @@ def lines(found: Recommendation) -> Iterator[str]:
         yield "Serving needs vLLM, which has an environment of its own (docs/serve.md)."
     if found.missed:
         yield f"Not made: {'; '.join(f'{name} ({reason})' for name, reason in found.missed.items())}."
-    yield f"Trying took {found.minutes:.1f} of {found.asked_minutes:g} minutes; compared: {', '.join(found.tried) or 'nothing'}."
+    yield f"Trying took {found.minutes:.1f} of {found.asked_minutes:g} minutes. {_compared(found)}"
+
+
+def _compared(found: Recommendation) -> str:
+    if not found.tried:
+        return "No policy could be compared."
+    routes = {name: f" ({in_words(Route.parse(route))})" for name, route in found.routes.items()}
+    on = f" on {found.tuned:,} tune questions" if found.tuned else ""
+    return f"Compared{on}: {', '.join(name + routes.get(name, '') for name in found.tried)}."
 
 
 def _seconds(found: Recommendation) -> str:

@@ -33,7 +33,7 @@ from drllm.model.routed import RoutedModel
 from drllm.policies.policy import Policy
 from drllm.policies.saved import load_policy
 from drllm.reporting.report import report
-from drllm.retrofitting.choice import NAMES, best_on_tune, constant_accuracy, is_worth_it
+from drllm.retrofitting.choice import NAMES, best_on_tune, constant_accuracy, is_worth_it, said_of_tune
 from drllm.retrofitting.dry_run import counted, loaded_tasks, questions_of
 from drllm.retrofitting.known import known_verdicts
 from drllm.retrofitting.one_answer import ANSWER_TOKENS, one_answer
@@ -100,7 +100,8 @@ class _Tries:
     data: str | Path | None
     argv: Sequence[str] | None
     missed: dict[str, str] = field(default_factory=dict)
-    dealt: dict[str, float] = field(default_factory=dict)
+    compared: list[SummaryRow] = field(default_factory=list)  # on tune
+    out_of_time: bool = False
 
     def __post_init__(self) -> None:
         self.asked: RetrofitConfig = self.of["retrofit"]
@@ -139,9 +140,9 @@ class _Tries:
         methods = [BASE, *tried, *(f"shuffled-{name}" for name in tried if name in A_PROMPT)]
         n_tune = self.stages.run("tune questions", {}, [], self._left.tune_questions)
         summary = read_summary(self.run.summary(self._compare("tune", methods, n_tune)))
-        rows = [row for row in summary.pooled if row.method in tried]
+        self.compared = summary.pooled
+        rows = [row for row in self.compared if row.method in tried]
         best = best_on_tune(rows, self.asked.objective, self.limit, self.of["gate"].epsilon)
-        self.dealt = {row.method.removeprefix("shuffled-"): row.accuracy for row in summary.pooled if row.method.startswith("shuffled-")}
         beyond = best_on_tune(rows, self.asked.objective, math.inf, self.of["gate"].epsilon)
         found = self._recommendation(None, tried, beyond=beyond) if best is None else self._promised(best, tried)
         write_recommendation(self.run.recommendation, found)
@@ -191,6 +192,7 @@ class _Tries:
             return
         if not self.sizes.searched or not self.stages.run("time for the paper's search", {}, [], self._left.bears_the_search):
             self.missed["paper"] = f"{self.asked.minutes:g} minutes are too short for its search"
+            self.out_of_time = True
             return
         lean = {"limit": self.sizes.searched, "n_simulations": SIMULATIONS, "verify": False, "control": False}
         config = SearchConfig(preset="paper", **lean, **self.judged)
@@ -272,8 +274,7 @@ class _Tries:
         rounds = self.stages.run("rounding", {"policy": name}, [], lambda: policy_rounding(self.routed, data, kept))
         wanted = is_worth_it(row, self.asked.objective, self.limit, clock["ratio_high"])
         deploy = tested["promised"] and wanted
-        loaded = loaded_tasks(self.tasks, self.data)
-        about: dict[str, Any] = {"route": str(kept.route or ""), "is_chat": kept.prompt_format == "chat"}
+        loaded, about = loaded_tasks(self.tasks, self.data), {"route": str(kept.route or ""), "is_chat": kept.prompt_format == "chat"}
         about["constant"] = constant_accuracy({name: task.select("calibrate", limit) for name, task in loaded.items()})
         about["available"] = sum(len(task.select("calibrate")) for task in loaded.values())
         return self._recommendation(best, tried, deploy=PROMISED if deploy else "", calibrate=row, **about, **tested, **clock, **rounds)
@@ -286,9 +287,10 @@ class _Tries:
     def _recommendation(self, best: SummaryRow | None, tried: list[str], **found: Any) -> Recommendation:
         about = {"model": self.routed.base_id, "objective": self.asked.objective, "tried": tried, "tune": best}
         named = {"deploy": "", "best": best.method if best is not None else "", "budget": self.asked.budget} | found
-        named |= {"epsilon": self.of["gate"].epsilon, "dealt": self.dealt.get(named["best"], math.nan)}
+        named |= {"epsilon": self.of["gate"].epsilon, "out_of_time": self.out_of_time}
         about |= {"asked_minutes": self.asked.minutes, "minutes": round(self.stages.seconds / 60, 2), "missed": self.missed}
-        return Recommendation(**about, **named)
+        routes = {name: load_policy(self.run.policy(name), self.routed.identity).route for name in tried}
+        return Recommendation(**about, **named, **said_of_tune(self.compared, named["best"], routes))
 
     def _answer(self, deploy: str) -> dict[str, Any]:
         """One tune question, by the base and by the policy."""

@@ -41,7 +41,7 @@ class Stages:
     """
 
     def __init__(self, run: RunFolder, start: Any, steps: Sequence[Sequence[str]] = ()):
-        """`steps`: names of stages, one group a step that a reader is told of; those in none are short."""
+        """`steps`: names of stages, one group a step that a reader is told of; those in none are short, and run without a word."""
         self.steps = {name: f"[{index} of {len(steps)}] " for index, names in enumerate(steps, 1) for name in names}
         self.root, self.memo = run.root, Memo(run.finished, "stages")
         self.key = key_of(start)
@@ -51,21 +51,24 @@ class Stages:
     def run(self, name: str, config: Any, folders: Sequence[Path], work: Callable[[], Any]) -> Any:
         """The result of the stage: remembered when it is done, else of `work`."""
         self.key = key_of([self.key, name, config])
-        step = self.steps.get(name, "")
         entry = self.memo.find(name, self.key)
         if entry is not None and entry["files"] == self._files(folders):
             self.skipped.append(name)
             self.took[name] = entry["seconds"]
-            say(f"{step}{name}: done already ({entry['seconds']:.0f} s)")
+            self._say(name, f"done already ({entry['seconds']:.0f} s)")
             return entry["result"]
-        say(f"{step}{name} ...")
+        self._say(name, "...")
         start = time.monotonic()
         result = work()
         seconds = time.monotonic() - start
         self.memo.keep(name, self.key, seconds=round(seconds, 3), files=self._files(folders), result=result)
         self.took[name] = seconds
-        say(f"{step}{name}: {seconds:.0f} s")
+        self._say(name, f"{seconds:.0f} s")
         return result
+
+    def _say(self, name: str, what: str) -> None:
+        if name in self.steps or not self.steps:
+            say(f"{self.steps.get(name, '')}{name}{' ' if what == '...' else ': '}{what}")
 
     @property
     def seconds(self) -> float:

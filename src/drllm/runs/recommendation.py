@@ -26,7 +26,10 @@ class Recommendation(Stored):
         best: the policy named on tune, before a calibrate question was read; empty: none of them was to be considered.
         objective, budget: what was asked for; 0: the objective's own budget.
         tried: policies that were compared on tune.
+        routes: of those, the routes of them that are one route for every prompt.
+        tuned: tune questions that they were compared on.
         missed: policies that could not be made, and why.
+        out_of_time: whether one of them could not be made for want of time.
         tune: the best policy beside the base on tune.
         beyond: where none keeps to the budget, the best that does not, on tune.
         calibrate: the same on calibrate, at the operating point that kept the promise, if one did.
@@ -54,7 +57,10 @@ class Recommendation(Stored):
     objective: str
     budget: float = 0.0
     tried: list[str]
+    routes: dict[str, str] = field(default_factory=dict)
+    tuned: int = 0
     missed: dict[str, str] = field(default_factory=dict)
+    out_of_time: bool = False
     tune: SummaryRow | None = None
     beyond: SummaryRow | None = None
     calibrate: SummaryRow | None = None
@@ -76,11 +82,6 @@ class Recommendation(Stored):
     asked_minutes: float = math.nan
     minutes: float = math.nan
     constant: float = math.nan
-
-    @property
-    def out_of_time(self) -> bool:
-        """Whether some policy could not be made for want of time."""
-        return any("too short" in reason for reason in self.missed.values())
 
     @property
     def needed(self) -> int:

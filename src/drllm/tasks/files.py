@@ -90,6 +90,7 @@ def _cells(row: dict[Any, Any], where: str) -> dict[str, Any]:
 
 
 def _with_choices(row: dict[str, Any]) -> dict[str, Any]:
+    row = {name: value for name, value in row.items() if value is not None or name not in ("choices", "options")}  # as Parquet fills gaps
     if "choices" not in row and "options" in row:
         row = row | {"choices": row["options"]}
     if "choices" not in row and "A" in row and "B" in row:
