@@ -34,7 +34,7 @@ MIXED = (*ARC, *OBQA, "commonsenseqa", "piqa", "boolq")
 OUTSIDE = ("piqa", "sciq", "commonsenseqa", "boolq", "mmlu")
 # Of a model that answers letters: what it is asked so, and kinds of prompts of which some are answered by numbers.
 LETTERS = (*ARC, *OBQA, "commonsenseqa")
-KINDS = (*LETTERS, "piqa", "arith-6", "arith-7", "arith-8")
+KINDS = (*LETTERS, "piqa", "arith-6", "arith-8")
 
 
 @dataclass(frozen=True)

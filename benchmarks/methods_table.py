@@ -98,7 +98,7 @@ ABOUT = {
     "mixed": "mixed traffic: five kinds of prompts, unlabelled",
     "ood": "out of domain: policies of the in-domain setting, not trained again",
     "letters": "in domain: letters of ARC, OpenBookQA and CommonsenseQA together",
-    "kinds": "mixed traffic: eight kinds of prompts, letters, log-likelihoods and numbers, unlabelled",
+    "kinds": "mixed traffic: seven kinds of prompts, letters, log-likelihoods and numbers, unlabelled",
     "letters-ood": "out of domain: policies of the letters setting, not trained again",
 }
 GAPS = names("codebook codebook_by_task polar routers paper")  # policies beside which a blind codebook stands

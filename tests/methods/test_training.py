@@ -265,7 +265,7 @@ def test_trained_routers_need_no_gradient():
 
 def test_nothing_left_to_train_on_is_refused():
     features = planted(10)
-    with pytest.raises(InputError, match="no record is left"):
+    with pytest.raises(InputError, match=r"no record is left .*--val-fraction \(of a retrofit --routers-val-fraction\)"):
         train_routers(features, torch.ones(10, dtype=torch.bool), QUICK, SHAPE)
 
 

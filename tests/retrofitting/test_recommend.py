@@ -398,9 +398,11 @@ def test_what_the_box_says_against_its_own_policy():
     loses = " ".join(lines(kept(calibrate=dataclasses.replace(row(better=5, worse=30), difference_high=-0.1))))
     assert "It loses for sure: more questions would not change that." in loses
     assert "What could change this" not in loses
-    asked = kept(calibrate=row(), available=100, promise="too few")
+    asked = kept(calibrate=row(), available=100, promise="too few", epsilon=0.01)
     assert "change this: more questions" in " ".join(lines(asked)), "time is not what was short"
-    assert "a smaller promise (--gate-epsilon 0.05)" in " ".join(lines(asked))
+    assert "100 calibrate questions bear a smaller promise: the same command with --gate-epsilon 0.05," in " ".join(lines(asked))
+    for n in (12, 40):  # 0.1 needs 44
+        assert "smaller promise" not in " ".join(lines(dataclasses.replace(asked, calibrate=row(n, 5, 3)))), "advice that cannot work"
     short = kept(calibrate=row(), available=100, missed={"paper": "7 minutes are too short for its search"}, out_of_time=True)
     assert "change this: more time and questions" in " ".join(lines(short))
     unsure = kept(promised=True, calibrate=dataclasses.replace(row(), difference_low=0.01, mcnemar_p=0.062))

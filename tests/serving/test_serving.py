@@ -95,6 +95,8 @@ def test_a_spec_survives_its_way_to_the_engine(spec: ServeSpec):
         ServeSpec("forced", L, repeatable=(L,))
     with pytest.raises(InputError, match="one route"):
         ServeSpec("static", L)
+    with pytest.raises(InputError, match="mode forced, not book"):
+        ServeSpec("book", L, usual="1111")
 
 
 def test_how_each_policy_is_served(tiny: RoutedModel):
@@ -109,6 +111,11 @@ def test_how_each_policy_is_served(tiny: RoutedModel):
             make_spec(one, "p", tiny, **flags)
     size = 2 * tiny.hidden_size
     routes = [Route.full(n), Route.full(n).edit(n - 1, 2)]
+    twice = str(routes[1])
+    beside = make_spec(RoutePolicy(routes[1]), "p", tiny, with_base=True)
+    assert beside == ServeSpec("forced", n, "p", repeatable=(n - 1,), routes=("1" * n, twice), usual=twice)
+    assert beside.default == routes[1]
+    assert make_spec(None, "", tiny).default == make_spec(one, "p", tiny).default == Route.full(n)
     codebook = Codebook(routes, 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.zeros(1), [Point(0.0)], 0)
     codebook.prompt_format = "raw"
     known = tuple(map(str, routes))
@@ -131,6 +138,8 @@ def test_how_each_policy_is_served(tiny: RoutedModel):
             make_spec(None, "", tiny, repeatable=flag)
     routers = Routers(RouterConfig(n, tiny.hidden_size))
     assert make_spec(routers, "p", tiny) == ServeSpec("engine", n, "p", repeatable=tuple(range(n)))
+    with pytest.raises(InputError, match="--with-base is for a policy of one route"):
+        make_spec(routers, "p", tiny, with_base=True)
     with pytest.raises(InputError, match="only a codebook decides before"):
         make_spec(routers, "p", tiny, decide="front")
     with pytest.raises(InputError, match="may repeat blocks 3, so --repeatable none cannot"):

@@ -551,6 +551,39 @@ def test_one_route_as_users_start_it(routed, tmp_path):
         served.stop()
 
 
+@needs_chromium
+def test_one_route_beside_the_base(routed, tmp_path):
+    """`--with-base`: requests take the policy's route, or the base where they ask for it; the playground shows both side by side."""
+    routed.policy = Route.parse(ROUTES[3])
+    folder = routed.save_pretrained(tmp_path / "static")
+    routed.policy = None
+    served = Server([str(folder), "--dtype", "float32", "--with-base"])
+    try:
+        for forced, route in ((None, ROUTES[3]), (FULL, FULL)):
+            options: Any = {"extra_body": {"vllm_xargs": {"drllm_route": forced}}} if forced else {}
+            text, told = answer(served, PROMPTS[0], **options)
+            assert (told[0]["route"], told[0]["decided"]) == (route, "request" if forced else "server")
+            assert text == routed.generate([PROMPTS[0]], policy=Route.parse(route), max_new_tokens=24)[0].text
+        with opened(f"{served.url}/drllm", 1280, "light", (served.url, "data:")) as watched:
+            page = watched.page
+            page.get_by_text("one route, and the base to compare").wait_for()
+            page.get_by_label("Longest answer").fill("12")
+            page.get_by_label("Prompt").fill(PROMPTS[3])
+            page.get_by_role("button", name="Answer, then the base").click()
+            page.get_by_text("Seconds a token:").wait_for(timeout=120_000)
+            blocks = page.locator("ol.blocks")
+            assert [blocks.nth(at).locator("li.again").count() for at in (0, 1)] == [1, 0]
+            assert [blocks.nth(at).locator("li.twice").count() for at in (0, 1)] == [1, 0]
+            left, right = (page.locator("#answers section").nth(at).bounding_box() for at in (0, 1))
+            assert left["y"] == right["y"]
+            assert left["x"] + left["width"] <= right["x"], "side by side"
+            lit = page.locator("ol.blocks").first.locator("li").evaluate_all("all => all.map(one => getComputedStyle(one).animationDelay)")
+            assert len(set(lit)) == len(lit), "blocks light up one after the other"
+            watched.check(tmp_path / "playground.png")
+    finally:
+        served.stop()
+
+
 def test_a_policy_in_the_engine_tells_its_routes(tmp_path):
     """Tiny routers, compiled as users start them, decide inside the engine: answers, whole or streamed, carry transformers' routes."""
     from drllm.policies.routers import RouterConfig, Routers

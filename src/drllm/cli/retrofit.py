@@ -41,11 +41,7 @@ def run(job: Job) -> Lines:
     from drllm.reporting.drawing import need_extras
 
     need_extras()  # an hour of search must not end in a missing package
-    if recipe == "auto":
-        from drllm.retrofitting.dry_run import loaded_tasks, questions_of
-        from drllm.retrofitting.sizes import check_questions
-
-        check_questions(questions_of(loaded_tasks(tasks, job.data)))  # before a model loads
+    _check_questions(job, tasks, configs)
     asked = (job.load(model), tasks, out, configs, job.data, job.argv)
     yield from _recommended(*asked) if recipe == "auto" else _paper(*asked)
 
@@ -57,6 +53,18 @@ def _check_flags(job: Job) -> None:
     if idle := [name for name in typed if name in IDLE or (name.startswith(("search_", "static_", "routers_")) and name not in JUDGING)]:
         flag = "--" + idle[0].replace("_", "-")
         raise InputError(f"{flag} is for one search with its own sizes: add --recipe paper, or leave it out (docs/retrofit.md)")
+
+
+def _check_questions(job: Job, tasks: Any, configs: Mapping[str, Any]) -> None:
+    """Refuse a split without questions before a model loads."""
+    from drllm.retrofitting.dry_run import loaded_tasks, questions_of
+    from drllm.retrofitting.sizes import check_questions, check_splits
+
+    available = questions_of(loaded_tasks(tasks, job.data))
+    if configs["retrofit"].recipe == "auto":
+        check_questions(available)
+    else:
+        check_splits(available, tuple(dict.fromkeys(("fit", configs["evaluate"].split, *filter(None, [configs["gate"].calibrate])))))
 
 
 def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Lines:

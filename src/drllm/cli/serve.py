@@ -18,6 +18,7 @@ from drllm.cli.options import Namespace, Parser, add_common, split_words
 from drllm.core.errors import InputError
 from drllm.core.progress import said_if_slow
 from drllm.core.text import type_name
+from drllm.deploy.serving.spec import ServeSpec
 
 MODES = {"book": "a codebook decides before the engine", "engine": "the policy decides in the engine"}
 MODES["forced"] = "the base, or a request's own route"
@@ -50,7 +51,7 @@ def run(job: Job) -> Lines:
     decide, why = arguments.decide, ""
     if decide == "auto":
         decide, why = launching.decide_where(routed.policy, folder, routed.n_layers, extra)
-    spec = launching.make_spec(routed.policy, folder, routed, decide, arguments.repeatable, arguments.any_format)
+    spec = launching.make_spec(routed.policy, folder, routed, decide, arguments.repeatable, arguments.any_format, arguments.with_base)
     launching.check_extra(extra, spec.mode)
     checkpoint = launching.checkpoint_of(routed, launching.cache_folder())
     limit = getattr(routed.config, "max_position_embeddings", None) or 4096
@@ -63,7 +64,7 @@ def run(job: Job) -> Lines:
     started = launching.launch(spec, launching.Server(checkpoint, arch, name, dtype, device, arguments.host, arguments.port, *more))
     del routed
     chosen = f" (--decide auto: {why})" if why else ""
-    yield f"serving {name}: {f'one route, {spec.route}' if spec.mode == 'static' else MODES[spec.mode]}{chosen}"
+    yield f"serving {name}: {_said(spec)}{chosen}"
     if arguments.print:
         try:
             launching.check_installed()
@@ -80,6 +81,13 @@ def run(job: Job) -> Lines:
     os.execve(started.argv[0], started.argv, os.environ | started.env)
 
 
+def _said(spec: ServeSpec) -> str:
+    """How routes are decided, in words."""
+    if spec.usual is not None:
+        return f"the route {spec.usual}, and the base for requests that ask for it"
+    return f"one route, {spec.route}" if spec.mode == "static" else MODES[spec.mode]
+
+
 def check_flags(arguments: Namespace, base: str) -> None:
     """`InputError` where there is nothing to serve, and for flags of a policy where none is served."""
     if arguments.policy:
@@ -91,6 +99,8 @@ def check_flags(arguments: Namespace, base: str) -> None:
         raise InputError(f"--decide {arguments.decide} says where a policy decides, and none is served: give its folder, or leave it out")
     if arguments.any_format:
         raise InputError("--any-format is about what a policy was trained on, and none is served: give its folder, or leave it out")
+    if arguments.with_base:
+        raise InputError("--with-base serves the base beside a policy's route, and no policy is given: give its folder, or leave it out")
 
 
 def who_reaches(host: str) -> str:
@@ -126,6 +136,8 @@ def add_flags(parser: Parser) -> None:
     repeatable = "blocks with a cache for a second pass: all, none, or 3,17 (3:3 or all:3 for three passes; default: auto, the policy's)"
     add("--repeatable", default="auto", metavar="BLOCKS", help=repeatable)
     add("--any-format", action="store_true", help="take prompts of a format that the policy was not trained on")
+    beside = "of one route: keep every block, so that requests, and the playground, may ask for the base too; slower than the route alone"
+    add("--with-base", action="store_true", help=beside)
     context = "longest prompt and answer together (default: the model's context, at most 8192)"
     add("--max-model-len", type=int, default=0, metavar="N", help=context)
     add("--eager", action="store_true", help="do not compile: starts in seconds, decodes slower")

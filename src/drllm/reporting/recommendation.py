@@ -17,6 +17,7 @@ from drllm.core.text import WIDTH, p_value, percent, points_lost
 from drllm.reporting.parts import Bullets, Commands, Heading, Part
 from drllm.runs.recommendation import Recommendation
 from drllm.runs.summary import SummaryRow
+from drllm.stats.guarantee import smaller_promise
 
 NEAR_CONSTANT = 0.02  # of accuracy above that of the commonest answer, which says nothing
 
@@ -114,8 +115,10 @@ def _why_not(found: Recommendation, row: SummaryRow | None) -> Iterator[str]:
     if row is not None and found.needed:
         more += f" (a gain like this one would be sure on about {found.needed:,} {split} questions)"
     other = "--objective accuracy" if found.objective == "speed" else "--objective speed (fewer passes at no loss)"
-    smaller = "; a smaller promise (--gate-epsilon 0.05)" if found.promise and not found.promised and not found.epsilon >= 0.05 else ""
-    yield f"{more}{smaller}; {other}; prompts of one kind, on which routes differ less. Each in another --out."
+    yield f"{more}; {other}; prompts of one kind, on which routes differ less. Each in another --out."
+    asked = found.calibrate.n if found.calibrate is not None else 0
+    if found.promise and not found.promised and (less := smaller_promise(found.epsilon, found.delta, asked)) is not None:
+        yield f"{asked:,} calibrate questions bear a smaller promise: the same command with --gate-epsilon {less:g}, in this --out."
 
 
 def commands(found: Recommendation, out: str) -> list[str]:

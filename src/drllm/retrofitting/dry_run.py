@@ -8,11 +8,10 @@ from pathlib import Path
 from drllm.core.config import GuaranteeConfig, RetrofitConfig
 from drllm.core.text import points_lost, table_text
 from drllm.retrofitting.sizes import Sizes, check_questions
-from drllm.stats.guarantee import fewest_questions
+from drllm.stats.guarantee import fewest_questions, smaller_promise
 from drllm.tasks import SPLITS, LoadedTask, drop_overlaps, load_task
 from drllm.tasks.base import LETTERS
 
-LESS = (0.02, 0.05, 0.1)  # accuracy lost, of smaller promises
 DRAWN = 0.15  # of the rows of a file without parts are calibrate questions, more or fewer by luck
 CHANGED = 0.1  # share of answers that a policy of some use changes, half of them for the worse
 
@@ -57,8 +56,10 @@ def counted(available: Mapping[str, Mapping[str, int]], promise: GuaranteeConfig
     promised = f"a promise of at most {points_lost(promise.epsilon)} lost, {100 * (1 - promise.delta):g} % sure"
     needs = f"{promised}, needs {least:,} where a policy changes no answer, {likely:,} where every tenth answer changes for no gain"
     if n < least:
-        less = next((f"--gate-epsilon {e:g} needs {fewest_questions(e, promise.delta, 0.0):,}" for e in LESS if e > promise.epsilon), "")
-        more = f"Bring about {least / share:,.0f} questions in all{f', or promise less: {less}' if less else ''}."
+        less = smaller_promise(promise.epsilon, promise.delta, n)
+        more = (
+            f"Bring about {least / share:,.0f} questions in all{f', or promise less: they bear --gate-epsilon {less:g}' if less else ''}."
+        )
         yield f"{n:,} calibrate questions are too few unless a policy gains: {needs}. {more}"
     elif n < likely:
         yield f"{n:,} calibrate questions may be too few unless a policy gains: {needs}."

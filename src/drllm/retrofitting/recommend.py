@@ -287,7 +287,7 @@ class _Tries:
     def _recommendation(self, best: SummaryRow | None, tried: list[str], **found: Any) -> Recommendation:
         about = {"model": self.routed.base_id, "objective": self.asked.objective, "tried": tried, "tune": best}
         named = {"deploy": "", "best": best.method if best is not None else "", "budget": self.asked.budget} | found
-        named |= {"epsilon": self.of["gate"].epsilon, "out_of_time": self.out_of_time}
+        named |= {"epsilon": self.of["gate"].epsilon, "delta": self.of["gate"].delta, "out_of_time": self.out_of_time}
         about |= {"asked_minutes": self.asked.minutes, "minutes": round(self.stages.seconds / 60, 2), "missed": self.missed}
         routes = {name: load_policy(self.run.policy(name), self.routed.identity).route for name in tried}
         return Recommendation(**about, **named, **said_of_tune(self.compared, named["best"], routes))

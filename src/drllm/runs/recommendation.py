@@ -35,7 +35,7 @@ class Recommendation(Stored):
         calibrate: the same on calibrate, at the operating point that kept the promise, if one did.
         available: calibrate questions that the files have, of which time may have left some unasked; 0: none was asked.
         dealt: right answers on tune where its own routes are dealt to other prompts; nan for one route for all.
-        epsilon: of what is asked for by speed, the accuracy that tune might show lost.
+        epsilon, delta: of the promise: the accuracy that may be lost (by speed, on tune too), and the chance that it fails.
         promise: the sentence of the guarantee; empty where none was tested.
         promised: whether it holds.
         route: of a policy that is one route for every prompt; else empty.
@@ -67,6 +67,7 @@ class Recommendation(Stored):
     available: int = 0
     dealt: float = math.nan
     epsilon: float = math.nan
+    delta: float = 0.05
     promise: str = ""
     promised: bool = False
     route: str = ""

@@ -25,6 +25,7 @@ from drllm.core.text import points_lost
 
 # That the confidence set of the share of differing verdicts leaves it out: part of every p-value, less for a small delta.
 SHARE_ERROR = 1e-3
+LESS = (0.02, 0.03, 0.05, 0.1)  # accuracy lost, of promises smaller than the default
 N_SHARES = 24  # shares tried in that set
 POWER_DRAWS = 200  # simulated calibration sets for each true gain that the power is asked of
 POWER_LEVEL = 0.8
@@ -196,6 +197,11 @@ def fewest_questions(epsilon: float, delta: float, changed: float) -> int:
     while not passes(enough):
         enough *= 2
     return bisect.bisect_left(range(enough), True, lo=enough // 2, key=passes)
+
+
+def smaller_promise(epsilon: float, delta: float, n: int) -> float | None:
+    """The smallest larger loss of `LESS` that so many questions can rule out for a policy that changes no answer; None: not one of them."""
+    return next((more for more in LESS if more > epsilon and fewest_questions(more, delta, 0.0) <= n), None)
 
 
 def share_error_for(delta: float) -> float:

@@ -94,7 +94,13 @@ def check_installed() -> str:
 
 
 def make_spec(
-    policy: RouteSource | None, folder: str, routed: RoutedModel, decide: str = "auto", repeatable: str = "auto", any_format: bool = False
+    policy: RouteSource | None,
+    folder: str,
+    routed: RoutedModel,
+    decide: str = "auto",
+    repeatable: str = "auto",
+    any_format: bool = False,
+    with_base: bool = False,
 ) -> ServeSpec:
     """How a policy is served.
 
@@ -107,6 +113,7 @@ def make_spec(
             "3:3,17" or "all:3", or "auto": those that the policy's routes repeat; all for a policy whose routes cannot be listed; none
             without a policy.
         any_format: take prompts of a format that the policy was not trained on; one route for all takes both anyway.
+        with_base: of one route for all, keep every block, so that requests may ask for the base, too.
     """
     n_layers = routed.n_layers
     if policy is None:
@@ -119,7 +126,13 @@ def make_spec(
         for flag, value in {"--decide": decide, "--repeatable": repeatable}.items():
             if value != "auto":
                 raise InputError(f"{flag} is {value}, but this policy is one route for all prompts and requests: leave it out")
+        if with_base:
+            again = tuple(block for block, n in enumerate(policy.route.actions) for _ in range(n - 1))
+            both = (str(Route.full(n_layers)), str(policy.route))
+            return ServeSpec("forced", n_layers, folder, repeatable=again, routes=both, usual=str(policy.route))
         return ServeSpec("static", n_layers, folder, str(policy.route))  # which no prompt changes, so both formats are taken
+    if with_base:
+        raise InputError("--with-base is for a policy of one route: with this one any request may ask for the base already, leave it out")
     reads, routes = policy.reads, policy.routes
     if decide == "front" and reads is None:
         raise InputError(f"a {policy.name!r} policy reads every block, so only a codebook decides before the engine: --decide engine")

@@ -23,7 +23,7 @@ class ServeSpec:
 
     Attributes:
         mode: `static`: one route, compiled in. `book`: a codebook decides before the engine. `engine`: the policy decides inside, at
-            prefill. `forced`: a request's own `drllm_route`, else the base.
+            prefill. `forced`: a request's own `drllm_route`, else `usual`.
         n_layers: L.
         policy: the saved policy's folder; "" for `forced`.
         route: the one route, of `static`.
@@ -32,6 +32,7 @@ class ServeSpec:
         routes: those that requests will mostly take, where they are known: what they have in common is compiled.
         decided: the block before which a codebook in the engine chooses; 0 for all else.
         prompt_format: "raw" or "chat", what a policy that reads prompts was trained on; None takes both.
+        usual: of `forced`, the route of requests that name none; None: the base.
     """
 
     mode: str
@@ -42,6 +43,7 @@ class ServeSpec:
     routes: tuple[str, ...] = ()
     decided: int = 0
     prompt_format: str | None = None
+    usual: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("repeatable", "routes"):  # lists, where they come from JSON
@@ -52,8 +54,15 @@ class ServeSpec:
             raise InputError(f"repeatable blocks {list(self.repeatable)} are not all among the model's {self.n_layers} (0 is the first)")
         if (self.mode == "static") != (self.route is not None):
             raise InputError("a static server needs its one route, and no other has one")
-        for text in (*self.routes, *([] if self.route is None else [self.route])):
+        if self.usual is not None and self.mode != "forced":
+            raise InputError(f"a usual route is for requests that may force another: mode forced, not {self.mode}")
+        for text in (*self.routes, *(text for text in (self.route, self.usual) if text is not None)):
             self.check(text)
+
+    @property
+    def default(self) -> Route:
+        """The route of a request for which nothing else decides."""
+        return self.fixed or (Route.full(self.n_layers) if self.usual is None else Route.parse(self.usual, self.n_layers))
 
     @cached_property
     def fixed(self) -> Route | None:

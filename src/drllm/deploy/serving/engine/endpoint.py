@@ -51,7 +51,7 @@ class RoutesPlugin:
         engine_client.generate = router.generate
         replace_beam_search(state, _refuse_beams)
         names = args.served_model_name or [args.model]
-        served = {name: getattr(spec, name) for name in ("mode", "n_layers", "route", "repeatable", "prompt_format")}
+        served = {name: getattr(spec, name) for name in ("mode", "n_layers", "route", "usual", "repeatable", "prompt_format")}
         chat, n_bytes = engine_client.get_tokenizer().chat_template is not None, router.front.n_bytes if router.front else 0
         state.drllm = served | {"model": names[0], "routes": router.routes, "chat": chat, "front_bytes": n_bytes}
         logger.info("drllm: mode %s, front selector of %d bytes; playground: http://%s:%s/drllm", spec.mode, n_bytes, args.host, args.port)
@@ -120,7 +120,7 @@ class RequestRouter:
         elif self.spec.mode == "engine":
             ticket = params.extra_args[TICKET_ARGUMENT] = uuid.uuid4().hex
         else:
-            taken.set(self.spec.fixed or Route.full(self.spec.n_layers), "server")
+            taken.set(self.spec.default, "server")
         if taken.route is not None and self.spec.mode != "static":
             if not taken.route.is_full or self.spec.mode == "engine":  # in the engine the policy would decide
                 params.extra_args[ROUTE_ARGUMENT] = str(taken.route)
