@@ -23,22 +23,19 @@ BLOCK = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL
 SCAN = "scan-smollm2-135m-q4"
 MIXED = ROOT / "results" / "policies-smollm2-135m-q4" / "mixed"
 MODEL = "SmolLM2-135M"
-# (the README's words, the first two cells of the row in docs/results.md's table "What holds", the command)
+# (the README's words, the first two cells of the row in docs/results.md's table "What holds")
 POLICIES = (
     (
-        "one of a few routes for each prompt, six kinds of questions together",
+        "`codebook`: one of a few routes for each prompt, six kinds of questions together",
         ("smollm2-135m-q4, mixed traffic (mixed)", "`codebook`"),
-        "codebook",
     ),
     (
-        "the same with a budget: 0.9 of the blocks run; the tasks it learned from",
+        "`codebook --budget 0.9`: 0.9 of the blocks run; the tasks it learned from",
         ("smollm2-135m-q4, in domain (in-domain)", "`codebook@0.9`"),
-        "codebook --budget 0.9",
     ),
     (
-        "routers by the recipe of Dr.LLM, the paper we start from; the tasks they learned from",
+        "`routers --preset paper`: by the recipe of Dr.LLM, the paper we start from; the tasks they learned from",
         ("smollm2-135m-q4, in domain (in-domain)", "`paper`"),
-        "routers --preset paper",
     ),
 )
 TITLES = {"arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", "openbookqa": "OpenBookQA", "piqa": "PIQA", "boolq": "BoolQ"}
@@ -48,7 +45,7 @@ CAVEAT = (
     "had no part in choosing the spans. All of the first row's gain is {where}; CommonsenseQA in it was judged [in another way"
     "](docs/decisions/2026-11-28-letters-and-their-length.md) than today. Small models gain little, and what looks best where it was "
     "chosen is often gone on new questions; so every policy is shown beside the base, the best single route and its own routes given to "
-    "other prompts at random ([all tables](docs/results.md))."
+    "other prompts at random ([all tables](docs/results.md)). Methods for your own runs: [policies](docs/policies.md)."
 )
 
 
@@ -66,6 +63,21 @@ def first_interval(cell: str) -> str:
     return found[0]
 
 
+def command_of(results: str, setting: str) -> str:
+    """The command that stands above the table of a setting, such as "smollm2-135m-q4, mixed traffic (mixed)", in docs/results.md."""
+    model, name = setting.partition(",")[0], setting.rpartition("(")[2].rstrip(")")
+    found = re.search(rf"`(python [^`]* run [^`]*/policies-{model} [^`]*--settings {name} [^`]*)`", results)
+    if found is None:
+        raise SystemExit(f"docs/results.md has no command for {setting}: generate it anew (make table-methods)")
+    return found[1]
+
+
+def scan_command() -> str:
+    """The command of the stored scan, which the list of results holds; how it was spread over processes is left out."""
+    row = next(line for line in (ROOT / "results" / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith(f"| `{SCAN}`"))
+    return re.sub(r" --executor \w+ --workers \d+", "", re.findall(r"`(drllm scan [^`]*)`", row)[0])
+
+
 def where_the_gain_is(folder: Path, method: str) -> str:
     """The fewest tasks that together hold all that a method answers more than the base, over its seeds, largest first."""
     tasks = pd.read_parquet(folder / "questions-test.parquet")["task"]
@@ -79,12 +91,12 @@ def where_the_gain_is(folder: Path, method: str) -> str:
 def table(results: str) -> str:
     """The README's table, as Markdown."""
     rows = rows_of(results)
-    lines = ["| policy | right answers against the base, points | made by |", "|---|---|---|"]
-    for words, key, method in POLICIES:
-        lines.append(f"| {words} | {first_interval(rows[key][2])} | `drllm train --out runs/a --method {method}` |")
+    lines = ["| policy | right answers against the base, points | the row's command |", "|---|---|---|"]
+    for words, key in POLICIES:
+        lines.append(f"| {words} | {first_interval(rows[key][2])} | `{command_of(results, key[0])}` |")
     scanned = next(row for (model, spans), row in rows.items() if SCAN in model and re.match(r"mean of \d+ winners", spans))
-    found, command = first_interval(scanned[-1]), "drllm scan --model ID --tasks arc_easy --out runs/map"
-    lines.append(f"| spans run twice or skipped: the scan's winners, on new questions | {found} | `{command}` |")
+    words = "`drllm scan`: spans run twice or skipped, the winners on new questions"
+    lines.append(f"| {words} | {first_interval(scanned[-1])} | `{scan_command()}` |")
     return "\n".join(
         [
             *lines,

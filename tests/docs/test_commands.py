@@ -75,7 +75,9 @@ def of_python(words: list[str], where: str) -> None:
     if words[0] == "-m":
         importlib.import_module(words[1])
     elif words[0].startswith(("benchmarks/", "tools/", "examples/")):
-        assert (ROOT / words[0]).is_file(), where
+        text = (ROOT / words[0]).read_text(encoding="utf-8")
+        unknown = [word for word in words[1:] if word.startswith("--") and f'"{word.partition("=")[0]}"' not in text]
+        assert not unknown, f"{where}: {unknown}"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if fences(page, "python")], ids=lambda page: str(page.relative_to(ROOT)))

@@ -1,7 +1,9 @@
-"""Every command of README and the docs is run: on a tiny model and a few sums, with small numbers behind its own flags.
+"""Every whole `drllm` command of README and the docs is run: on a tiny model and a few sums, with small numbers behind its own flags.
 
-That the flags exist is `test_commands.py`'s; what the Python blocks do is run by `tests/real/test_real_docs.py`, `test_add_a_method.py`,
-`tests/runs/test_record_readers.py` and `tests/serving/test_serving_http.py`.
+Not run here: the commands of `ELSEWHERE`, each with its reason, and `serve` beyond what it prints (`tests/serving/test_serving_http.py`
+starts servers). Of `make` and of the repository's scripts `test_commands.py` checks targets, files and flags; what they do takes hours.
+Python blocks are run by `tests/real/test_real_docs.py`, `test_add_a_method.py`, `tests/runs/test_record_readers.py` and
+`tests/serving/test_serving_http.py`; lines for the tools of others (curl, pip, mergekit, llama.cpp) by the tests of those exports.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ HERE = {
     "runs/a": "runs/x",
     "runs/policies": "runs/x",
     "runs/mine/promised": "runs/x/codebook",
+    "runs/cheaper/promised": "runs/x/static",
 }
 MADE = ("search", "scan", "retrofit", "reproduce")  # commands whose --out is new
 # Paths through as many blocks as the tiny model has.
@@ -58,7 +61,8 @@ def whole_commands() -> dict[str, str]:
     found: dict[str, str] = {}
     for page in PAGES:
         for command, is_whole in commands(page):
-            is_result = page.name == "README.md" and " --out " in command  # between backticks, in its table
+            # Between backticks, in README's table and in the guides, which take one thing to its end.
+            is_result = (page.name == "README.md" or page.parent.name == "guides") and " --out " in command
             if (
                 command.startswith("drllm ")
                 and (is_whole or is_result)
