@@ -77,7 +77,7 @@ test-slow: $(VENV)/.installed-slow serve-env lint-serve mergekit-env $(if $(shel
 
 # Of these, those that run what the pages show, and the package in an empty environment.
 test-docs: $(VENV)/.installed-slow docs
-	$(PYTEST) -m slow tests/docs tests/real/test_real_docs.py tests/real/test_real_notebook.py tests/real/test_real_package.py
+	$(PYTEST) -m slow tests/docs tests/real/test_real_docs.py tests/real/test_real_notebook.py tests/real/test_real_package.py tests/real/test_results.py
 
 # One thread; alone on the machine, or the figures are noise. Reads ARC-Easy and GSM8K train questions from ../shared/data, else from the Hub.
 bench-search: $(VENV)/.installed
@@ -159,7 +159,7 @@ lint-serve: $(VENV)/.installed-dev serve-env
 # Only what the pages hold is read, and nothing is fetched; a link or an anchor that leads nowhere ends it.
 docs: $(VENV)-docs/.installed
 	@mkdir -p build; NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build -d build/site > build/docs.log 2>&1 || { grep -v ^INFO build/docs.log; exit 1; }
-	@echo "build/site/index.html"
+	@echo "build/site/index.html (its search needs a server: python3 -m http.server -d build/site)"
 
 $(VENV)-docs/.installed: pyproject.toml
 	@$(PYTHON) -m venv $(VENV)-docs

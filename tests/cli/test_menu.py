@@ -36,6 +36,7 @@ def typed(monkeypatch):
         monkeypatch.setattr("builtins.input", answer)
         monkeypatch.setattr(menu.subprocess, "run", lambda command, check: done.append(command[1:]))
         monkeypatch.setattr(menu.webbrowser, "open", done.append)
+        monkeypatch.setattr(menu.importlib.util, "find_spec", lambda name: object())
         menu.offer(COMMANDS, Path("report.html"))
         return done
 
@@ -59,13 +60,53 @@ def test_the_report_opens_in_the_browser_and_nonsense_is_one_line(typed, capsys)
         assert f"got '{answer}': expected a number from 1 to 3, or Enter to leave\n" in err
 
 
+def test_serving_is_offered_where_vllm_is(typed, capsys, monkeypatch):
+    typed("")
+    assert "serve it on vLLM" in capsys.readouterr().err
+    monkeypatch.setattr(menu.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("builtins.input", lambda question: "")
+    menu.offer(COMMANDS, Path("report.html"))
+    assert "  1  ask it something\n  2  open the report" in capsys.readouterr().err
+
+
+def test_a_retrofit_opens_it_on_a_terminal(monkeypatch):
+    """Behind its box, with the commands that stand in it."""
+    from drllm.cli import retrofit
+    from drllm.runs.recommendation import Recommendation
+
+    about = {"model": "m", "objective": "accuracy", "tried": ["static"], "best": "static", "deploy": "promised", "route": "1011"}
+    result = {"answer": {"prompt": "a"}, "summary": None, "report": Path("report.html")}
+    monkeypatch.setattr(
+        "drllm.retrofitting.recommend.recommend", lambda *_: (Recommendation(**about), dict(result, answer={"prompt": "a"}))
+    )
+    monkeypatch.setattr("drllm.reporting.summary_table.render", lambda summary: "a table")
+    offered: list = []
+    monkeypatch.setattr(menu, "offer", lambda commands, report: offered.append((commands, report)))
+    for there, times in ((False, 0), (True, 1)):
+        monkeypatch.setattr(menu, "is_interactive", lambda there=there: there)
+        *_, box = retrofit._recommended(None, (), "runs/x", {}, None, [])
+        assert len(offered) == times
+    commands, report = offered[0]
+    assert report == Path("report.html")
+    assert commands == [
+        'drllm generate --policy runs/x/promised "a prompt"',
+        "drllm export --policy runs/x/promised --out runs/x/exported",
+        "drllm serve runs/x/promised",
+        "drllm push runs/x/promised NAME/MODEL",
+        "drllm report runs/x",
+    ]
+    assert all(command in box for command in commands)
+
+
 def test_no_prompt_and_the_end_of_input_run_nothing(typed):
     assert typed("1", "") == []
     assert typed() == []
 
 
 def test_it_is_offered_on_a_terminal_alone(tmp_path):
-    code = "from pathlib import Path; from drllm.cli import menu; menu.is_interactive() and menu.offer(['drllm serve x'], Path('r.html'))"
+    code = (
+        "from pathlib import Path; from drllm.cli import menu; menu.is_interactive() and menu.offer(['drllm generate x'], Path('r.html'))"
+    )
     command = [sys.executable, "-c", code]
     piped = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
     assert (piped.stdout, piped.stderr) == ("", "")
@@ -74,5 +115,5 @@ def test_it_is_offered_on_a_terminal_alone(tmp_path):
         os.write(ours, b"\n")
         assert process.wait(timeout=60) == 0
     os.close(theirs)
-    assert b"1  serve it on vLLM" in os.read(ours, 4096)
+    assert b"1  ask it something" in os.read(ours, 4096)
     os.close(ours)

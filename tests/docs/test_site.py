@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
+
+from pages import needs_chromium, opened
 
 ROOT = Path(__file__).parents[2]
 MKDOCS = ROOT / ".venv-docs" / "bin" / "mkdocs"
@@ -32,7 +37,28 @@ def copied(tmp_path: Path) -> Path:
 def test_it_is_built_without_a_warning(copied):
     done = built(copied)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (copied / "site" / "retrofit" / "index.html").is_file()
+    assert (copied / "site" / "retrofit.html").is_file()
+
+
+@needs_chromium
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_its_pages_in_a_browser(copied, width, scheme):
+    """On a desktop and a phone: nothing is complained of or fetched from elsewhere, nothing scrolls sideways, every picture is there."""
+    assert built(copied).returncode == 0
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=copied / "site")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        own = f"http://127.0.0.1:{server.server_port}/"
+        for name in ("index", "retrofit", "demo", "results", "api", "audit", "guides/better", "decisions/README"):
+            with opened(f"{own}{name}.html".replace("README", "index"), width, scheme, (own, "data:")) as watched:
+                page = watched.page
+                page.wait_for_load_state("networkidle")
+                assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+                assert page.locator("h1").count() == 1, name
+                assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)"), name
+                assert watched.complaints == [], name
+                assert [url for url in watched.requests if not url.startswith(watched.own)] == [], name
+        server.shutdown()
 
 
 @pytest.mark.parametrize("link", ["policies.md#nothing-here", "nofile.md"])

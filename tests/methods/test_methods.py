@@ -102,7 +102,7 @@ def test_the_command_line_trains_lists_and_refuses(tiny, run, data, capsys, monk
     assert all(f"\n{name} " in f"\n{printed}" for name in method_names())
     assert "arXiv 2510.12773" in printed
     assert main(["train", *on, "--method", "codebook", "--n-routes", "2", "--block", "1"]) == 0
-    assert f"compare it: drllm evaluate --out {run} --methods base,codebook --split tune\n" in capsys.readouterr().out
+    assert f"compare it: drllm evaluate --out {run} --methods base,codebook --split tune --limit 100\n" in capsys.readouterr().out
     assert json.loads((run / "codebook" / "codebook.json").read_text())["block"] == 1
     (run / "run.yaml").write_text("codebook: {n_routes: 4, block: 2}\n")
     assert main(["train", *on, "--method=codebook", "--config", str(run / "run.yaml")]) == 0
@@ -828,6 +828,8 @@ def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, da
     before = earlier(ROUTES[0])
     assert [earlier(route) - before for route in (ROUTES[0], ROUTES[1], ROUTES[0])] == [0, 1, 1], "the same again is no other"
     found = calibrate(tiny, tmp_path / "run", RoutePolicy(ROUTES[1]), promise)[1]
+    less = dataclasses.replace(promise, epsilon=0.3)
+    assert earlier(ROUTES[1], less) == found.earlier, "the same policy, asked for another promise"
     assert f"tried on these questions before: {found.earlier}; this holds for each by itself" in found.sentence
     assert Guarantee(**{name: value for name, value in found.to_json().items() if name != "sentence"}).sentence == found.sentence
     assert before >= len({*ROUTES} - {Route.full(L)}), "routes of a list that was answered on them are tries, too"

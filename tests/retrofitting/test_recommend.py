@@ -23,6 +23,7 @@ from drllm.retrofitting.recommend import PROMISED, recommend
 from drllm.retrofitting.sizes import calibrated_of, scan_cost, sizes_of
 from drllm.retrofitting.stages import alone_in
 from drllm.retrofitting.time_left import TimeLeft
+from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
 from drllm.runs.provenance import read_jobs
 from drllm.runs.recommendation import Recommendation, read_recommendation
@@ -207,6 +208,17 @@ def test_missing_splits_are_refused_before_anything_runs(tiny, tmp_path):
     assert not (tmp_path / "run" / "scan").exists()
 
 
+def test_a_refused_retrofit_leaves_its_folder_to_other_minutes(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("drllm.retrofitting.pace.batched_ms", lambda *_: 2000.0)
+    data, asked_for = write_rows(tmp_path / "mine.jsonl", questions(240)), configs()
+    with pytest.raises(InputError, match="is too short here"):
+        recommend(tiny, [TASK], tmp_path / "run", asked_for, data)
+    assert not RunFolder(tmp_path / "run").asked.exists()
+    other = asked_for | {"retrofit": dataclasses.replace(asked_for["retrofit"], minutes=asked_for["retrofit"].minutes + 1)}
+    with pytest.raises(InputError, match="is too short here"):
+        recommend(tiny, [TASK], tmp_path / "run", other, data)
+
+
 # --- words --------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -227,7 +239,7 @@ def test_how_many_questions_would_make_a_gain_sure():
     assert kept(tune=None).needed == 0
     assert kept(calibrate=row(better=40, worse=2)).needed == 0, "it is sure already"
     text = " ".join(lines(kept()))
-    assert "on about 973" in text
+    assert "on about 973 tune questions: 4,865 rows of a file without parts" in text
     assert "on 100 tune questions, which chose it" in text
     assert "calibrate questions" in " ".join(lines(kept(calibrate=row(60, 5, 3))))
 

@@ -69,6 +69,10 @@ def test_kept_routes_with_loops_are_counted_and_no_pass_is_lost():
     assert row.actions == (1, 10, 5)
     assert row.mean_passes == (6 + 5 + 6 + 4) / 4
     lines = render([row]).splitlines()
+    header = next(line for line in lines if "visited" in line)
+    for word in ("visited", "sampled", "improved"):
+        assert word in header
+        assert any(f"{word}: " in line for line in lines), "what each column is stands below"
     (head,) = [line for line in lines if "mean passes" in line]
     assert head.split()[-1] == "looped"
     assert lines[lines.index(head) + 2].split()[-1] == "3"

@@ -151,6 +151,27 @@ def test_a_file_of_free_answers_refuses_a_row_with_choices(tmp_path):
         load_task("trivia", lines(tmp_path / "trivia.jsonl", *rows))
 
 
+def test_what_other_files_call_it_is_pointed_out(tmp_path):
+    row = {"prompt": "Which?", "choices": CHOICES, "label": 0}
+    with pytest.raises(InputError, match=r'line 1: key "question" is missing; .*; if "prompt" is it, call it "question"'):
+        load_task("mine", lines(tmp_path / "mine.jsonl", row))
+    with pytest.raises(InputError, match=r'line 1: key "answer" is missing; .*; if "label" is it, call it "answer"'):
+        load_task("mine", lines(tmp_path / "mine.jsonl", row | {"question": "Which?"}))
+
+
+def test_choices_by_another_name_are_no_free_answers(tmp_path):
+    path = lines(tmp_path / "mine.jsonl", {"question": "Which?", "choice": CHOICES, "answer": 0})
+    with pytest.raises(InputError, match=r'line 1: "choice" is a list; if it holds the choices, call it "choices", else leave it out'):
+        load_task("mine", path)
+
+
+def test_a_table_with_other_separators_is_refused(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("question;A;B;answer\nWhich?;x;y;A\n")
+    with pytest.raises(InputError, match=r"mine\.csv: its columns are separated by ';', expected commas"):
+        load_task("mine", path)
+
+
 def test_an_empty_cell_of_choices_is_no_choices(tmp_path):
     """As a table with both kinds of rows is saved: a column that holds nothing here."""
     path = lines(tmp_path / "trivia.jsonl", {"question": "2 + 2?", "answer": "4", "choices": None, "options": None})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 import subprocess
 import sys
@@ -28,7 +29,8 @@ def is_interactive() -> bool:
 def offer(commands: Sequence[str], report: Path) -> None:
     """Ask what to do next until nothing is chosen; each choice runs the command as it could be pasted into a shell."""
     words = [shlex.split(command) for command in commands]
-    steps = [one for one in words if one[1] in OFFERED]
+    can_serve = importlib.util.find_spec("vllm") is not None  # it has an environment of its own, which the box names
+    steps = [one for one in words if one[1] in OFFERED and (can_serve or one[1] != "serve")]
     while True:
         write_error("")
         for number, one in enumerate(steps, 1):

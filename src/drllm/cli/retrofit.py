@@ -1,4 +1,4 @@
-"""Try every policy that can be deployed within some minutes, and recommend one, or the base.
+"""Try every kind of policy within some minutes, and recommend one to deploy, or the base.
 
 `--recipe paper` runs the paper's search, a static route and routers alone. Finished stages are skipped.
 
@@ -87,7 +87,7 @@ def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Li
         yield why
     elif here.crowded:
         yield f"{here.crowded}; --threads 1 is faster now"
-    yield from fitting(sizes, asked)
+    yield from fitting(sizes, asked, is_alone=bool(why and here.alone_ms))
 
 
 def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: str | None, argv: list[str]) -> Lines:

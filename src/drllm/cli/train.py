@@ -44,7 +44,7 @@ def run(job: Job) -> Lines:
             yield f"policy: {folder}, which is the base now; without --calibrate it is what was trained"
             return
     yield f"policy: {folder}"
-    yield f"compare it: drllm evaluate --out {shlex.quote(str(out))} --methods base,{folder.name} --split tune"
+    yield f"compare it: drllm evaluate --out {shlex.quote(str(out))} --methods base,{folder.name} --split tune --limit 100"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,5 @@
 """`calibrate()`: test a trained policy for a guarantee on questions that served nothing else."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -150,11 +149,16 @@ def judged_by(manifests: Iterable[Manifest]) -> str:
 def earlier_tries(run: Path, found: Guarantee, base: str) -> int:
     """How many policies the run has tried on questions of the same split and of any of these tasks.
 
-    Calibrations that found something else (the same policy tried again finds the same), and routes of lists that were answered on it.
+    Calibrations with other differences or passes (the same policy, also for another epsilon, has the same), and routes of lists that were
+    answered on it.
     """
+
+    def seen_in(tested: Iterable[Mapping[str, Any]]) -> tuple[Any, ...]:
+        return tuple((row["point"], row["difference"], row["mean_passes"]) for row in tested)
+
     tried = [job["guarantee"] for job in read_jobs(run) if job["job"] == "calibrate" and "guarantee" in job]
     others = [before for before in tried if before["split"] == found.split and set(before["tasks"]) & set(found.tasks)]
-    results = {json.dumps(before["tested"], sort_keys=True) for before in others}
+    results = {seen_in(before["tested"]) for before in others}
     lists = [each for each in path_manifests(run).values() if found.split in each.config["splits"] and each.task in found.tasks]
     routes = {route for manifest in lists for route in manifest.paths or ()} - {base}
-    return len(results - {json.dumps(found.tested, sort_keys=True)}) + len(routes)
+    return len(results - {seen_in(found.tested)}) + len(routes)

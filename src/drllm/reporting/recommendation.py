@@ -18,6 +18,7 @@ from drllm.reporting.parts import Bullets, Commands, Heading, Part
 from drllm.runs.recommendation import Recommendation
 from drllm.runs.summary import SummaryRow
 from drllm.stats.guarantee import smaller_promise
+from drllm.tasks.splits import DRAWN
 
 NEAR_CONSTANT = 0.02  # of accuracy above that of the commonest answer, which says nothing
 
@@ -60,7 +61,7 @@ def lines(found: Recommendation) -> Iterator[str]:
     else:
         if "loglik" in found.promise:
             yield "Judged by which of the given answers is likelier: what it writes when left to itself was not tested."
-        yield "Serving needs vLLM, which has an environment of its own (docs/serve.md)."
+        yield "Serving needs vLLM: make serve-env, then .venv-serve/bin/drllm in place of drllm (docs/serve.md)."
     if found.missed:
         yield f"Not made: {'; '.join(f'{name} ({reason})' for name, reason in found.missed.items())}."
     yield f"Trying took {found.minutes:.1f} of {found.asked_minutes:g} minutes. {_compared(found)}"
@@ -113,7 +114,8 @@ def _why_not(found: Recommendation, row: SummaryRow | None) -> Iterator[str]:
     more = f"What could change this: {'more questions' if in_time else 'more time and questions'}"
     split = "calibrate" if found.calibrate is not None else "tune"
     if row is not None and found.needed:
-        more += f" (a gain like this one would be sure on about {found.needed:,} {split} questions)"
+        rows = math.ceil(found.needed / DRAWN[split])
+        more += f" (a gain like this one would be sure on about {found.needed:,} {split} questions: {rows:,} rows of a file without parts)"
     other = "--objective accuracy" if found.objective == "speed" else "--objective speed (fewer passes at no loss)"
     yield f"{more}; {other}; prompts of one kind, on which routes differ less. Each in another --out."
     asked = found.calibrate.n if found.calibrate is not None else 0

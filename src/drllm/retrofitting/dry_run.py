@@ -11,8 +11,8 @@ from drllm.retrofitting.sizes import Sizes, check_questions
 from drllm.stats.guarantee import fewest_questions, smaller_promise
 from drllm.tasks import SPLITS, LoadedTask, drop_overlaps, load_task
 from drllm.tasks.base import LETTERS
+from drllm.tasks.splits import DRAWN
 
-DRAWN = 0.15  # of the rows of a file without parts are calibrate questions, more or fewer by luck
 CHANGED = 0.1  # share of answers that a policy of some use changes, half of them for the worse
 
 
@@ -51,7 +51,7 @@ def counted(available: Mapping[str, Mapping[str, int]], promise: GuaranteeConfig
     yield table_text(("task", *SPLITS), rows)
     check_questions(available)
     n = sum(of["calibrate"] for of in available.values())
-    share = min(DRAWN, max(n, 1) / sum(sum(of[split] for split in SPLITS) for of in available.values()))
+    share = min(DRAWN["calibrate"], max(n, 1) / sum(sum(of[split] for split in SPLITS) for of in available.values()))
     least, likely = (fewest_questions(promise.epsilon, promise.delta, changed) for changed in (0.0, CHANGED))
     promised = f"a promise of at most {points_lost(promise.epsilon)} lost, {100 * (1 - promise.delta):g} % sure"
     needs = f"{promised}, needs {least:,} where a policy changes no answer, {likely:,} where every tenth answer changes for no gain"
@@ -67,11 +67,11 @@ def counted(available: Mapping[str, Mapping[str, int]], promise: GuaranteeConfig
         yield f"{n:,} calibrate questions are enough: {needs}."
 
 
-def fitting(sizes: Sizes, asked: RetrofitConfig) -> Iterator[str]:
-    """What fits into the time."""
+def fitting(sizes: Sizes, asked: RetrofitConfig, is_alone: bool = False) -> Iterator[str]:
+    """What fits into the time, by one thread where `is_alone`."""
     spans = f"spans of at most {sizes.max_span} blocks" if sizes.max_span else "spans of any length"
     searched = f"{sizes.searched:,} a task" if sizes.searched else "not run, it does not fit"
-    yield f"in {asked.minutes:g} minutes, at {sizes.plain_ms:.3g} ms a plain forward:"
+    yield f"in {asked.minutes:g} minutes{' with --threads 1' if is_alone else ''}, at {sizes.plain_ms:.3g} ms a plain forward:"
     yield f"  scan: {spans}, {sizes.scanned:,} questions in its last round"
     yield f"  the best routes: {sizes.listed:,} fit and tune questions a task at most"
     yield f"  the paper's search: {searched}"

@@ -39,7 +39,7 @@ from drllm.retrofitting.known import known_verdicts
 from drllm.retrofitting.one_answer import ANSWER_TOKENS, one_answer
 from drllm.retrofitting.pace import CLOCK_TOKENS, answer_seconds, policy_rounding, sized
 from drllm.retrofitting.sizes import FEWEST, N_LISTED, SIMULATIONS, Sizes
-from drllm.retrofitting.stages import LISTED, STEPS, Stages, alone_in, claim_folder, data_key
+from drllm.retrofitting.stages import LISTED, STEPS, Stages, alone_in, claim_folder, claimed_if_begun, data_key
 from drllm.retrofitting.time_left import TimeLeft
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
@@ -85,7 +85,7 @@ def recommend(
         ArtifactError: `out` holds another run, or a retrofit that was asked for something else.
     """
     resources = configs["resources"]
-    with threads_here(resources), alone_in(Path(out)):
+    with threads_here(resources), alone_in(Path(out)), claimed_if_begun(RunFolder(Path(out))):
         return _Tries(routed, list(tasks), RunFolder(Path(out)), dict(configs), data, argv).run_all()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from drllm.core.digest import file_digest, short_digest
-from drllm.core.errors import ArtifactError
+from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import TEMPORARY_SUFFIX, read_json, write_json
 from drllm.core.progress import say
 from drllm.policies.card import CARD_FILE
@@ -94,6 +94,17 @@ def alone_in(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def claimed_if_begun(run: RunFolder) -> Iterator[None]:
+    """A retrofit that is refused before its first stage is done does not keep its folder: other minutes may be given there."""
+    try:
+        yield
+    except InputError:
+        if not run.finished.is_file():
+            run.asked.unlink(missing_ok=True)
+        raise
 
 
 def data_key(data: str | Path | None) -> str | None:

@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,13 @@ def kind_of(data: Path) -> Kind:
     first = next(_raw_rows(path), None)
     if first is None:
         raise InputError(f"{path}: no questions; expected rows with question, answer and, for multiple choice, choices")
-    return "choice" if "choices" in first[2] else "math"
+    _, where, row = first
+    if "choices" not in row and (listed := [name for name, value in row.items() if isinstance(value, list) and name not in _LISTS]):
+        raise InputError(f'{where}: "{listed[0]}" is a list; if it holds the choices, call it "choices", else leave it out')
+    return "choice" if "choices" in row else "math"
+
+
+_LISTS = ("answers",)  # of a passage's question
 
 
 def _files(folder: Path) -> list[Path]:
@@ -57,6 +63,7 @@ def _raw_rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
             found = ((number, f"{path}, row {number}", row) for number, row in numbered)
         elif path.suffix == ".csv":
             reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
+            _check_separator(path, reader.fieldnames or ())
             numbered = ((number, f"{path}, line {reader.line_num}", row) for number, row in enumerate(reader, 1))
             found = ((number, where, _cells(row, where)) for number, where, row in numbered)
         else:
@@ -75,6 +82,12 @@ def _raw_rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
         raise
     except (ValueError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read ({error}); save it as UTF-8 text, or as Parquet") from None
+
+
+def _check_separator(path: Path, header: Sequence[str]) -> None:
+    """Refuse a table whose one column holds the names of several, as spreadsheets of some languages write them."""
+    if len(header) == 1 and (found := [mark for mark in (";", "\t", "|") if mark in header[0]]):
+        raise InputError(f"{path}: its columns are separated by {found[0]!r}, expected commas: save it with commas, or as Parquet")
 
 
 def _cells(row: dict[Any, Any], where: str) -> dict[str, Any]:
@@ -159,8 +172,9 @@ def _file_row(task: Task, raw: dict[str, Any], default_id: str, where: str) -> E
     for key in ("question", *_NEEDED[task.kind]):
         if key not in raw:
             there = ", ".join(name for name in raw if name != "choices" or "A" not in raw)
-            kind = "; each kind of question needs a file of its own" if key == "choices" else ""
-            raise InputError(f'{where}: key "{key}" is missing; a {task.kind} row has {_KEYS[task.kind]}, this one has {there}{kind}')
+            more = "; each kind of question needs a file of its own" if key == "choices" else ""
+            more += "".join(f'; if "{name}" is it, call it "{key}"' for name in _OTHERWISE.get(key, ()) if name in raw)
+            raise InputError(f'{where}: key "{key}" is missing; a {task.kind} row has {_KEYS[task.kind]}, this one has {there}{more}')
     question, context = raw["question"], raw.get("context") or ""
     if not isinstance(question, str) or not question.strip():
         raise InputError(f"{where}: question is {question!r}, expected text")
@@ -195,6 +209,7 @@ _KEYS = {
     "math": "question, answer, optionally id",
     "passage": "context, question, answers (texts that count as right, none where the passage does not answer), optionally id, title",
 }
+_OTHERWISE = {"answer": ("label", "target", "gold", "answerKey"), "question": ("prompt", "query", "input")}  # as other files call them
 _NEEDED = {"choice": ("answer", "choices"), "math": ("answer",), "passage": ("context", "answers")}
 
 
