@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -38,6 +39,9 @@ def test_it_is_built_without_a_warning(copied):
     done = built(copied)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (copied / "site" / "retrofit.html").is_file()
+    for page in (copied / "site").rglob("*.html"):
+        paragraphs = re.findall(r"<p>(.*?)</p>", page.read_text(encoding="utf-8"), re.DOTALL)
+        assert not [text for text in paragraphs if re.search(r"\n([-*]|1\.) ", text)], f"{page.name}: a list that became a paragraph"
 
 
 @needs_chromium
