@@ -76,8 +76,14 @@ def test_an_empty_environment_retrofits_the_demos_model(installed, tmp_path):
     words = re.search(r"^DEMO := \$\(BIN\)/drllm (.*) --out runs/demo \$\(ARGS\)$", made, re.M)
     assert words is not None
     command = words[1].replace("configs/demo.yaml", str(ROOT / "configs" / "demo.yaml")).split()
-    more = ("--minutes", "9", "--out", "run")  # other work may run beside the tests
-    done = subprocess.run([str(installed / "drllm"), *command, *more], cwd=tmp_path, capture_output=True, text=True)
+
+    def retrofit(minutes: str) -> subprocess.CompletedProcess[str]:
+        more = ("--minutes", minutes, "--out", "run")
+        return subprocess.run([str(installed / "drllm"), *command, *more], cwd=tmp_path, capture_output=True, text=True)
+
+    done = retrofit("9")
+    if done.returncode == 2 and (longer := re.search(r"is too short here.*?give at least ([\d.]+)", done.stderr)):
+        done = retrofit(longer[1])  # other work runs beside the tests
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Deploy the policy" in done.stdout or "Keep the base" in done.stdout
     foreign = [line for line in done.stderr.splitlines() if re.search(r"warn|torch|transformers|hugging|tokenizers|matplotlib", line, re.I)]
