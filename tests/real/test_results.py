@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RESULTS = [ROOT / "results" / f"policies-{model}" for model in ("smollm2-135m-q4", "gemma3-270m-q4")]
-SCANS = sorted((ROOT / "results").glob("scan-*"))
+SCANS = sorted(path.parents[1] for path in (ROOT / "results").glob("scan-*/scan/scan.json"))  # those that are finished
 PAGES = sorted((ROOT / "results").glob("paper-*/page*/report.md"))
 WRITTEN = ["docs/results.md", *(f"results/{folder.name}/tables.md" for folder in RESULTS)]
 
