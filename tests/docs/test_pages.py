@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 TOP = ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY", "results/README")
@@ -71,3 +73,12 @@ def test_every_decision_stands_in_the_index():
     assert sorted(listed) == sorted(path.name for path in folder.glob("*.md") if path.name != "README.md")
     dates = [name[:10] for name in listed]
     assert dates == sorted(dates, reverse=True), "newest first"
+
+
+def test_the_citation_is_of_this_version_and_names_the_papers_authors():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    (paper,) = cited["references"]
+    assert paper["url"].endswith("2510.12773")
+    assert all({"given-names", "family-names"} <= author.keys() for author in paper["authors"])
