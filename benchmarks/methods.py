@@ -165,6 +165,8 @@ def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
         folder = folder_of(arguments.run, setting, name, seed)
         about_path = arguments.out / setting / "training" / f"{file_of(name, seed)}.json"
         learned, run = SETTINGS[setting].learned, arguments.searched if row.searched else arguments.run
+        if run is None:
+            raise SystemExit(f"{name} learns from a tree search: give its run folder, with --searched, or leave it out of --methods")
         training_data = TrainingData(routed, run, learned)
         made_of = {"key": training_data.key, "options": row.options}
         if (folder / "drllm_config.json").is_file() and about_path.is_file():

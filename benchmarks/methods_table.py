@@ -95,10 +95,10 @@ ABOUT = {
     "piqa": "one task: PIQA",
     "boolq": "one task: BoolQ",
     "in-domain": "in domain: ARC and OpenBookQA together",
-    "mixed": "mixed traffic: five kinds of prompts, unlabelled",
+    "mixed": "mixed traffic: five kinds of prompts in six tasks, unlabelled",
     "ood": "out of domain: policies of the in-domain setting, not trained again",
     "letters": "in domain: letters of ARC, OpenBookQA and CommonsenseQA together",
-    "kinds": "mixed traffic: seven kinds of prompts, letters, log-likelihoods and numbers, unlabelled",
+    "kinds": "mixed traffic: prompts of seven tasks, letters, log-likelihoods and numbers, unlabelled",
     "letters-ood": "out of domain: policies of the letters setting, not trained again",
 }
 GAPS = names("codebook codebook_by_task polar routers paper")  # policies beside which a blind codebook stands
@@ -259,12 +259,13 @@ def section(out: Path, setting: str, split: str, settings: Mapping[str, Any], to
         notes.append("\\* the best of many on these very questions: optimistic, and its interval covers no choice. ")
     notes += gap_notes(found)
     common = _json(out / setting / split / "most_common.json") or {}
+    searched = "--searched SEARCHED " if "paper" in found else ""
     show_tasks = len(tasks) > 1 or setting in CHANCE
     return Section(
         setting=setting,
         split=split,
         title=f"{ABOUT[setting]}, {split} split ({len(base['correct'])} questions: {counts})",
-        command=f"python benchmarks/methods.py run --run RUN --out results/{out.name} --data DATA --settings {setting}{of_test}",
+        command=f"python benchmarks/methods.py run --run RUN {searched}--out results/{out.name} --data DATA --settings {setting}{of_test}",
         rows=list(method_rows(out, setting, split, settings, found)),
         notes=notes,
         contrasts=list(contrasts(found, tasks)),

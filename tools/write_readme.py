@@ -26,7 +26,7 @@ MODEL = "SmolLM2-135M"
 # (the README's words, the first two cells of the row in docs/results.md's table "What holds")
 POLICIES = (
     (
-        "`codebook`: one of a few routes for each prompt, six kinds of questions together",
+        "`codebook`: one of a few routes for each prompt, five kinds of questions together",
         ("smollm2-135m-q4, mixed traffic (mixed)", "`codebook`"),
     ),
     (
@@ -45,7 +45,7 @@ CAVEAT = (
     "had no part in choosing the spans. All of the first row's gain is {where}; CommonsenseQA in it was judged [in another way"
     "](docs/decisions/2026-11-28-letters-and-their-length.md) than today. Small models gain little, and what looks best where it was "
     "chosen is often gone on new questions; so every policy is shown beside the base, the best single route and its own routes given to "
-    "other prompts at random ([all tables](docs/results.md)). Methods for your own runs: [policies](docs/policies.md)."
+    "other prompts at random ([all tables](docs/results.md)). RUN, SEARCHED, DATA: [there](docs/results.md#how-to-read-the-tables)."
 )
 
 

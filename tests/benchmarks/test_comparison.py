@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ import results_pages  # noqa: E402
 import serve_runs  # noqa: E402
 import timing  # noqa: E402
 from drllm.reporting.drawing import write_charts  # noqa: E402
-from methods import ROWS, SETTINGS, read_before, stored_digest, wanted_rows  # noqa: E402
+from methods import ROWS, SETTINGS, fit, read_before, stored_digest, wanted_rows  # noqa: E402
 
 SPLITS = {"fit": 5, "tune": 6, "calibrate": 3, "test": 4}
 
@@ -92,6 +93,12 @@ def test_rows_of_a_setting():
     assert kinds - mixed == {name for name, row in ROWS.items() if "kinds" in row.only}
     assert {"static_tuned@0.75", "codebook@0.85", "codebook_by_task@0.95"} <= kinds - whole, "the frontier's"
     assert [seed for _, _, seed in wanted_rows("in-domain", "codebook", 3)] == [0, 1, 2]
+
+
+def test_a_row_that_learns_from_a_search_names_what_is_missing(tmp_path):
+    asked = SimpleNamespace(methods="paper", seeds=1, run=tmp_path, searched=None, out=tmp_path)
+    with pytest.raises(SystemExit, match="paper learns from a tree search: give its run folder, with --searched"):
+        fit(None, asked, "in-domain")
 
 
 def verdicts(right: list[int], tasks: list[str]) -> methods_table.Verdicts:

@@ -16,6 +16,8 @@ from drllm import Route, RoutedModel
 from drllm.cli import main as cli
 from drllm.cli.job import Job, warn_if_slow
 from drllm.cli.main import main
+from drllm.methods.base import get_method
+from drllm.methods.routers import is_held_back
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.routers import RouterConfig, Routers
 
@@ -448,7 +450,7 @@ def test_a_dry_run_of_a_retrofit_counts_before_a_model_loads(folders, tmp_path: 
         f"{numbers[2]} calibrate questions are too few unless a policy gains: a promise of at most 1 point lost, 95 % sure, needs 459"
     )
     less = [epsilon for epsilon, least in {0.02: 228, 0.03: 152, 0.05: 90, 0.1: 44}.items() if int(numbers[2]) >= least]
-    assert promise.endswith(f"or promise less: they bear --gate-epsilon {less[0]:g}." if less else "questions in all.")
+    assert promise.endswith(f"changes no answer: --gate-epsilon {less[0]:g}." if less else "questions in all.")
     code, printed, err = run(capsys, *typed, "--model", folders["model"])
     assert code == 0, err
     assert "in 10 minutes, at " in printed
@@ -462,14 +464,34 @@ def test_a_dry_run_of_a_retrofit_counts_before_a_model_loads(folders, tmp_path: 
 @pytest.mark.parametrize("recipe", ["auto", "paper"])
 def test_a_file_without_questions_for_a_split_is_refused_before_a_model_loads(recipe, tmp_path: Path, capsys):
     pytest.importorskip("matplotlib")
-    rows = [{"question": f"{n} and {n}?", "choices": [str(2 * n), "no"], "answer": 0, "part": "train"} for n in range(1)]
     data = tmp_path / "one.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data.write_text(json.dumps({"question": "1 and 1?", "choices": ["2", "no"], "answer": 0, "part": "train"}) + "\n")
     typed = ["retrofit", "--model", "none/such", "--data", data, "--out", tmp_path / "run", "--recipe", recipe, "--evaluate-split", "tune"]
     code, _, err = run(capsys, *typed[: None if recipe == "paper" else -2])
     assert code == 2
     assert re.search(r"one has no \w+ question \(fit \d, tune \d, calibrate \d\): give more questions", err), err
     assert not (tmp_path / "run").exists()
+
+
+def test_questions_that_routers_would_all_hold_back_are_refused_before_a_model_loads(tmp_path: Path, capsys):
+    pytest.importorskip("matplotlib")
+    data, config = tmp_path / "few.jsonl", get_method("routers").config(val_fraction=0.9)
+    names = [name for name in map(str, range(60)) if is_held_back(name, config)][:30]
+    rows = [{"id": name, "question": f"{name} and 1?", "choices": ["2", "no"], "answer": 0, "part": "train"} for name in names]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    typed = ["retrofit", "--model", "none/such", "--data", data, "--out", tmp_path / "run", "--recipe", "paper"]
+    code, _, err = run(capsys, *typed, "--routers-val-fraction", 0.9)
+    assert code == 2
+    assert re.search(
+        r"hold back all \d+ fit questions to measure on: give more questions, or lower --routers-val-fraction \(0\.9\)", err
+    ), err
+
+
+def test_what_a_retrofit_needs_stands_first_in_its_help(capsys):
+    code, out, _ = run(capsys, "retrofit", "--help")
+    assert code == 0
+    places = [out.index(f"\n  {flag} ") for flag in ("--minutes", "--gate-epsilon", "--threads", "--search-reward", "--routers-epochs")]
+    assert places == sorted(places)
 
 
 def test_a_dry_run_of_a_search_counts_and_searches_nothing(folders, tmp_path: Path, capsys):

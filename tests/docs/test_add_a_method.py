@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from drllm import Policy, Route
-from drllm.methods.base import Method
+from drllm.methods.base import ENTRY_POINTS, Method
 from drllm.policies import policy as policies
 from fences import fences
 
@@ -50,3 +51,12 @@ def test_its_policy_decides_by_prompt_and_comes_back_from_its_files(page, tmp_pa
     decider = policy.start(mask_BT)
     actions = [decider.decide(block, torch.zeros(2, 4, 8)).tolist() for block in range(4)]
     assert actions == [[1, 1], [1, 1], [0, 1], [1, 1]]
+
+
+def test_its_package_names_the_method_where_drllm_looks_for_it():
+    (text,) = fences(PAGE, "toml")
+    project = tomllib.loads(text)["project"]
+    assert project["dependencies"] == ["drllm"]
+    (module, _, attribute) = project["entry-points"][ENTRY_POINTS]["mine"].partition(":")
+    assert (module.rpartition(".")[2], attribute) == ("mine", "METHOD")
+    assert "`my_package/mine.py`" in PAGE.read_text(encoding="utf-8")

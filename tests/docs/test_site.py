@@ -51,7 +51,7 @@ def test_its_pages_in_a_browser(copied, width, scheme):
     assert built(copied).returncode == 0
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=copied / "site")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, daemon=True).start()  # ends with the process
         own = f"http://127.0.0.1:{server.server_port}/"
         for name in ("index", "retrofit", "demo", "results", "api", "audit", "guides/better", "decisions/README"):
             with opened(f"{own}{name}.html".replace("README", "index"), width, scheme, (own, "data:")) as watched:
@@ -62,7 +62,15 @@ def test_its_pages_in_a_browser(copied, width, scheme):
                 assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)"), name
                 assert watched.complaints == [], name
                 assert [url for url in watched.requests if not url.startswith(watched.own)] == [], name
-        server.shutdown()
+
+
+@needs_chromium
+def test_its_links_work_from_the_folder_too(copied):
+    assert built(copied).returncode == 0
+    with opened((copied / "site" / "index.html").as_uri(), 1280, "light", ("file:", "data:")) as watched:
+        watched.page.locator("article a", has_text="how it works").first.click()
+        watched.page.wait_for_url("**/how-it-works.html")
+        assert watched.page.locator("h1").count() == 1
 
 
 @pytest.mark.parametrize("link", ["policies.md#nothing-here", "nofile.md"])

@@ -29,6 +29,7 @@ from drllm.runs.provenance import read_jobs
 from drllm.runs.recommendation import Recommendation, read_recommendation
 from drllm.runs.summary import SummaryRow
 from drllm.scoring.loglik import LoglikScorer
+from drllm.stats.guarantee import Guarantee, find_guarantee
 from drllm.tasks import Example, load_task
 from runs import SEARCH, TASK, L, copy_run, model, questions, write_rows
 
@@ -412,9 +413,15 @@ def test_what_the_box_says_against_its_own_policy():
     assert "What could change this" not in loses
     asked = kept(calibrate=row(), available=100, promise="too few", epsilon=0.01)
     assert "change this: more questions" in " ".join(lines(asked)), "time is not what was short"
-    assert "100 calibrate questions bear a smaller promise: the same command with --gate-epsilon 0.05," in " ".join(lines(asked))
-    for n in (12, 40):  # 0.1 needs 44
-        assert "smaller promise" not in " ".join(lines(dataclasses.replace(asked, calibrate=row(n, 5, 3)))), "advice that cannot work"
+    for n, better, worse, least in ((100, 12, 8, 0.1), (100, 2, 0, 0.05), (100, 2, 6, None), (40, 0, 0, None), (400, 2, 2, 0.02)):
+        told = " ".join(lines(dataclasses.replace(asked, calibrate=row(n, better, worse))))
+        assert ("smaller promise" in told) == (least is not None), "advice that cannot work"
+        if least is not None:
+            ours = [1] * better + [0] * worse + [1] * (n - better - worse)
+            base = [0] * better + [1] * worse + [1] * (n - better - worse)
+            assert f"These {n} answers bear a smaller promise: the same command with --gate-epsilon {least:g}," in told
+            assert find_guarantee(Guarantee(least, 0.05, n, {"mine": n}, "calibrate"), base, [ours], [29.0], 30).point == 0, "it works"
+    assert "smaller promise" not in " ".join(lines(dataclasses.replace(asked, objective="speed", calibrate=row(400, 2, 2))))
     short = kept(calibrate=row(), available=100, missed={"paper": "7 minutes are too short for its search"}, out_of_time=True)
     assert "change this: more time and questions" in " ".join(lines(short))
     unsure = kept(promised=True, calibrate=dataclasses.replace(row(), difference_low=0.01, mcnemar_p=0.062))

@@ -160,14 +160,17 @@ def test_what_other_files_call_it_is_pointed_out(tmp_path):
 
 
 def test_choices_by_another_name_are_no_free_answers(tmp_path):
-    path = lines(tmp_path / "mine.jsonl", {"question": "Which?", "choice": CHOICES, "answer": 0})
-    with pytest.raises(InputError, match=r'line 1: "choice" is a list; if it holds the choices, call it "choices", else leave it out'):
-        load_task("mine", path)
+    for name, answer in (("choice", 0), ("texts", CHOICES[1])):
+        path = lines(tmp_path / "mine.jsonl", {"question": "Which?", name: CHOICES, "answer": answer})
+        with pytest.raises(InputError, match=f'line 1: "{name}" looks like the choices: call it "choices"'):
+            load_task("mine", path)
+    lines(path, {"question": "2 + 2?", "answer": "4", "tags": ["sums", "easy"], "A": None, "B": None})
+    assert answers("mine", path) == {"2 + 2?": "4"}
 
 
 def test_a_table_with_other_separators_is_refused(tmp_path):
     path = tmp_path / "mine.csv"
-    path.write_text("question;A;B;answer\nWhich?;x;y;A\n")
+    path.write_text("question;choices, all;answer\nWhich?;x;y;A\n")
     with pytest.raises(InputError, match=r"mine\.csv: its columns are separated by ';', expected commas"):
         load_task("mine", path)
 

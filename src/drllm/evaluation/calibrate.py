@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from drllm.core.config import GuaranteeConfig, Split, to_dict
+from drllm.core.digest import json_digest
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.progress import Progress
 from drllm.core.route import Route
@@ -81,7 +82,8 @@ def calibrate(
         promise = Guarantee(config.epsilon, config.delta, len(base), answered.counts, config.calibrate, dtype=dtype, judged=judged)
         passes = [float(np.mean(values)) for values in answered.passes[1:]]
         found = find_guarantee(promise, base, answers, passes, routed.n_layers, order)
-        found = replace(found, earlier=earlier_tries(run, found, str(Route.full(routed.n_layers))))
+        entry["answers"] = json_digest([answers, passes])  # of every point, whatever is promised
+        found = replace(found, earlier=earlier_tries(run, found, entry["answers"], str(Route.full(routed.n_layers))))
         entry["guarantee"], entry["left_out"] = found.to_json(), dict(answered.left_out)
     chosen = RoutePolicy(Route.full(routed.n_layers)) if found.point is None else points[found.point]
     chosen.guarantee = found.to_json()
@@ -146,19 +148,18 @@ def judged_by(manifests: Iterable[Manifest]) -> str:
     return " and ".join(sorted(names))
 
 
-def earlier_tries(run: Path, found: Guarantee, base: str) -> int:
+def earlier_tries(run: Path, found: Guarantee, answers: str, base: str) -> int:
     """How many policies the run has tried on questions of the same split and of any of these tasks.
 
-    Calibrations with other differences or passes (the same policy, also for another epsilon, has the same), and routes of lists that were
-    answered on it.
+    Calibrations with other answers (the same policy, also for another epsilon, has the same), and routes of lists that were answered on it.
+
+    Args:
+        answers: a digest of this one's answers and passes; jobs of before have none, and are told apart by what they tested.
     """
 
-    def seen_in(tested: Iterable[Mapping[str, Any]]) -> tuple[Any, ...]:
-        return tuple((row["point"], row["difference"], row["mean_passes"]) for row in tested)
-
-    tried = [job["guarantee"] for job in read_jobs(run) if job["job"] == "calibrate" and "guarantee" in job]
-    others = [before for before in tried if before["split"] == found.split and set(before["tasks"]) & set(found.tasks)]
-    results = {seen_in(before["tested"]) for before in others}
+    tried = [(job, job["guarantee"]) for job in read_jobs(run) if job["job"] == "calibrate" and "guarantee" in job]
+    others = [each for each in tried if each[1]["split"] == found.split and set(each[1]["tasks"]) & set(found.tasks)]
+    results = {job.get("answers") or json_digest(before["tested"], sort_keys=True) for job, before in others}
     lists = [each for each in path_manifests(run).values() if found.split in each.config["splits"] and each.task in found.tasks]
     routes = {route for manifest in lists for route in manifest.paths or ()} - {base}
-    return len(results - {seen_in(found.tested)}) + len(routes)
+    return len(results - {answers, json_digest(found.tested, sort_keys=True)}) + len(routes)

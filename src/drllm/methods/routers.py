@@ -75,7 +75,7 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig,
                 progress.print(epoch_line(metrics, config.epochs))
             progress.advance(1)
 
-        held_back = torch.tensor([_held_back(record.id, config) for _, record in kept])
+        held_back = torch.tensor([is_held_back(record.id, config) for _, record in kept])
         policy = train_routers(features, held_back, config, router_config, on_epoch, targets)
     write_text(folder / METRICS_FILE, "\n".join(lines) + "\n")
     policy.prompt_format = prompt_format
@@ -156,7 +156,7 @@ def epoch_line(metrics: dict[str, Any], n_epochs: int) -> str:
     return line
 
 
-def _held_back(example_id: str, config: RoutersConfig) -> bool:
+def is_held_back(example_id: str, config: RoutersConfig) -> bool:
     """Whether a fit question is only measured on; by its id, so that the same questions are held back for every method."""
     return int(digest(f"val:{config.seed}:{example_id}")[:12], 16) / 2**48 < config.val_fraction
 

@@ -118,9 +118,11 @@ def _why_not(found: Recommendation, row: SummaryRow | None) -> Iterator[str]:
         more += f" (a gain like this one would be sure on about {found.needed:,} {split} questions: {rows:,} rows of a file without parts)"
     other = "--objective accuracy" if found.objective == "speed" else "--objective speed (fewer passes at no loss)"
     yield f"{more}; {other}; prompts of one kind, on which routes differ less. Each in another --out."
-    asked = found.calibrate.n if found.calibrate is not None else 0
-    if found.promise and not found.promised and (less := smaller_promise(found.epsilon, found.delta, asked)) is not None:
-        yield f"{asked:,} calibrate questions bear a smaller promise: the same command with --gate-epsilon {less:g}, in this --out."
+    of = found.calibrate
+    if of is not None and not found.promised and found.objective != "speed":  # where the loss also chooses the policy
+        less = smaller_promise(found.epsilon, found.delta, of.n, of.better, of.worse)
+        if less is not None:
+            yield f"These {of.n:,} answers bear a smaller promise: the same command with --gate-epsilon {less:g}, in this --out."
 
 
 def commands(found: Recommendation, out: str) -> list[str]:

@@ -57,9 +57,9 @@ def counted(available: Mapping[str, Mapping[str, int]], promise: GuaranteeConfig
     needs = f"{promised}, needs {least:,} where a policy changes no answer, {likely:,} where every tenth answer changes for no gain"
     if n < least:
         less = smaller_promise(promise.epsilon, promise.delta, n)
-        more = (
-            f"Bring about {least / share:,.0f} questions in all{f', or promise less: they bear --gate-epsilon {less:g}' if less else ''}."
-        )
+        more = f"Bring about {least / share:,.0f} questions in all."
+        if less is not None:
+            more += f" These {n:,} bear a smaller promise of a policy that changes no answer: --gate-epsilon {less:g}."
         yield f"{n:,} calibrate questions are too few unless a policy gains: {needs}. {more}"
     elif n < likely:
         yield f"{n:,} calibrate questions may be too few unless a policy gains: {needs}."

@@ -199,9 +199,12 @@ def fewest_questions(epsilon: float, delta: float, changed: float) -> int:
     return bisect.bisect_left(range(enough), True, lo=enough // 2, key=passes)
 
 
-def smaller_promise(epsilon: float, delta: float, n: int) -> float | None:
-    """The smallest larger loss of `LESS` that so many questions can rule out for a policy that changes no answer; None: not one of them."""
-    return next((more for more in LESS if more > epsilon and fewest_questions(more, delta, 0.0) <= n), None)
+def smaller_promise(epsilon: float, delta: float, n: int, better: int = 0, worse: int = 0) -> float | None:
+    """The smallest larger loss of `LESS` that these verdicts rule out; None: they rule out none of them.
+
+    It may be taken after looking: the tests of one policy are nested, so what they rule out is an upper confidence limit of its loss.
+    """
+    return next((more for more in LESS if more > epsilon and p_of_counts(n, better, worse, more, share_error_for(delta)) <= delta), None)
 
 
 def share_error_for(delta: float) -> float:

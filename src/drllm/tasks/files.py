@@ -36,12 +36,16 @@ def kind_of(data: Path) -> Kind:
     if first is None:
         raise InputError(f"{path}: no questions; expected rows with question, answer and, for multiple choice, choices")
     _, where, row = first
-    if "choices" not in row and (listed := [name for name, value in row.items() if isinstance(value, list) and name not in _LISTS]):
-        raise InputError(f'{where}: "{listed[0]}" is a list; if it holds the choices, call it "choices", else leave it out')
+    if "choices" not in row and (name := next((name for name, value in row.items() if _looks_like_choices(name, value, row)), "")):
+        raise InputError(f'{where}: "{name}" looks like the choices: call it "choices"')
     return "choice" if "choices" in row else "math"
 
 
-_LISTS = ("answers",)  # of a passage's question
+def _looks_like_choices(name: str, value: Any, row: dict[str, Any]) -> bool:
+    """A list of texts by a name close to `choices`, or that holds the answer."""
+    if not isinstance(value, list) or len(value) < 2 or name == "answers":  # those of a passage's question
+        return False
+    return name.lower().rstrip("s") in ("choice", "option", "candidate", "alternative", "ending") or row.get("answer") in value
 
 
 def _files(folder: Path) -> list[Path]:
@@ -86,7 +90,7 @@ def _raw_rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
 
 def _check_separator(path: Path, header: Sequence[str]) -> None:
     """Refuse a table whose one column holds the names of several, as spreadsheets of some languages write them."""
-    if len(header) == 1 and (found := [mark for mark in (";", "\t", "|") if mark in header[0]]):
+    if "question" not in header and (found := [mark for mark in (";", "\t", "|") if any(f"question{mark}" in name for name in header)]):
         raise InputError(f"{path}: its columns are separated by {found[0]!r}, expected commas: save it with commas, or as Parquet")
 
 
@@ -106,7 +110,7 @@ def _with_choices(row: dict[str, Any]) -> dict[str, Any]:
     row = {name: value for name, value in row.items() if value is not None or name not in ("choices", "options")}  # as Parquet fills gaps
     if "choices" not in row and "options" in row:
         row = row | {"choices": row["options"]}
-    if "choices" not in row and "A" in row and "B" in row:
+    if "choices" not in row and row.get("A") is not None and row.get("B") is not None:
         row = row | {"choices": [row[letter] for letter in LETTERS if row.get(letter) is not None]}
     return row
 
