@@ -830,9 +830,9 @@ def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, da
     found = calibrate(tiny, tmp_path / "run", RoutePolicy(ROUTES[1]), promise)[1]
     less = dataclasses.replace(promise, epsilon=0.3)
     assert earlier(ROUTES[1], less) == found.earlier, "the same policy, asked for another promise"
-    book = train(tiny, tmp_path / "run", CodebookConfig(n_routes=2, block=1))
-    first, again = (calibrate(tiny, tmp_path / "run", book, asked)[1] for asked in (promise, less))
-    assert len(book.operating_points()) > 1
+    codebook = train(tiny, tmp_path / "run", CodebookConfig(n_routes=2, block=1))
+    first, again = (calibrate(tiny, tmp_path / "run", codebook, asked)[1] for asked in (promise, less))
+    assert len(codebook.operating_points()) > 1
     assert again.earlier == first.earlier, "also of several points, which are tested in an order until one fails"
     assert f"tried on these questions before: {found.earlier}; this holds for each by itself" in found.sentence
     assert Guarantee(**{name: value for name, value in found.to_json().items() if name != "sentence"}).sentence == found.sentence
