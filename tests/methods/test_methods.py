@@ -830,10 +830,6 @@ def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, da
     found = calibrate(tiny, tmp_path / "run", RoutePolicy(ROUTES[1]), promise)[1]
     less = dataclasses.replace(promise, epsilon=0.3)
     assert earlier(ROUTES[1], less) == found.earlier, "the same policy, asked for another promise"
-    codebook = train(tiny, tmp_path / "run", CodebookConfig(n_routes=2, block=1))
-    first, again = (calibrate(tiny, tmp_path / "run", codebook, asked)[1] for asked in (promise, less))
-    assert len(codebook.operating_points()) > 1
-    assert again.earlier == first.earlier, "also of several points, which are tested in an order until one fails"
     assert f"tried on these questions before: {found.earlier}; this holds for each by itself" in found.sentence
     assert Guarantee(**{name: value for name, value in found.to_json().items() if name != "sentence"}).sentence == found.sentence
     assert before >= len({*ROUTES} - {Route.full(L)}), "routes of a list that was answered on them are tries, too"
@@ -842,6 +838,13 @@ def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, da
         name = "-".join(splits)
         search(tiny, [TASK], dataclasses.replace(SEARCH, splits=splits), tmp_path / "run", data, routes=more, list_name=name)
         assert earlier(ROUTES[1]) == found.earlier + counted
+    size, thresholds = 2 * tiny.hidden_size, [Point(1e9), Point(0.0), Point(-1e9)]
+    codebook = Codebook(
+        [Route.full(L), ROUTES[1]], 1, torch.zeros(size), torch.ones(size), torch.ones(size, 1), torch.zeros(1), thresholds, 0
+    )
+    first, again = (calibrate(tiny, tmp_path / "run", codebook, asked)[1] for asked in (promise, less))
+    assert len(codebook.operating_points()) > 1
+    assert again.earlier == first.earlier, "also of several points, which are tested in an order until one fails"
 
 
 # --- routers that learn from all right paths
