@@ -14,6 +14,7 @@ from drllm import Route, RoutedModel, search
 from drllm.core.config import SECTIONS, GuaranteeConfig, RetrofitConfig, SearchConfig
 from drllm.core.errors import ArtifactError, InputError
 from drllm.methods.base import get_method
+from drllm.policies.routers import RouterConfig, Routers
 from drllm.reporting.recommendation import commands, lines, panel, title
 from drllm.retrofitting import sizes
 from drllm.retrofitting.choice import best_on_tune, constant_accuracy, is_worth_it
@@ -28,7 +29,9 @@ from drllm.runs.load import read_summary
 from drllm.runs.provenance import read_jobs
 from drllm.runs.recommendation import Recommendation, read_recommendation
 from drllm.runs.summary import SummaryRow
+from drllm.scoring import route_prediction
 from drllm.scoring.loglik import LoglikScorer
+from drllm.scoring.verdict import Known
 from drllm.stats.guarantee import Guarantee, find_guarantee
 from drllm.tasks import Example, load_task
 from runs import SEARCH, TASK, L, copy_run, model, questions, write_rows
@@ -209,6 +212,29 @@ def test_missing_splits_are_refused_before_anything_runs(tiny, tmp_path):
     assert not (tmp_path / "run" / "scan").exists()
 
 
+def test_a_policys_decisions_are_made_once(tiny, tmp_path, monkeypatch):
+    """Also where a copy of it is asked again, as the promised policy is: prompts that it read are not read anew."""
+    policy = Routers(RouterConfig(L, tiny.hidden_size), seed=3)
+    saved = {name: tensor.clone() for name, tensor in policy.tensors.items()}
+    loaded = load_task(TASK, write_rows(tmp_path / "mine.jsonl", questions(60)))
+    scorer = LoglikScorer(tiny, max_step_tokens=600)
+    asked = [scorer.question(loaded.task, example) for example in loaded.examples["fit"][:8]]
+    known, read = Known(), []
+    decide = route_prediction.decide_routes
+    monkeypatch.setattr(route_prediction, "decide_routes", lambda *given: read.append(len(given[1])) or decide(*given))
+    first = route_prediction.score_policies(scorer, asked, [None, policy], known)
+    copy = Routers(RouterConfig(L, tiny.hidden_size), seed=4)
+    for name, tensor in copy.tensors.items():
+        tensor.copy_(saved[name])
+    copy.guarantee, copy.prompt_format = {"sentence": "it holds"}, "raw"
+    again = route_prediction.score_policies(scorer, asked[::-1], [None, copy], known)
+    assert read == [2, 1], "the base has nothing to decide"
+    assert [again[1][1][::-1], again[1][0][::-1]] == [first[1][1], first[1][0]]
+    next(iter(copy.tensors.values())).add_(1.0)
+    route_prediction.score_policies(scorer, asked, [None, copy], known)
+    assert read == [2, 1, 2], "another policy decides anew"
+
+
 def test_a_refused_retrofit_leaves_its_folder_to_other_minutes(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("drllm.retrofitting.pace.batched_ms", lambda *_: 2000.0)
     data, asked_for = write_rows(tmp_path / "mine.jsonl", questions(240)), configs()
@@ -341,10 +367,10 @@ def test_the_cost_of_a_race_grows_with_its_rounds_and_less_than_the_product():
 
 def test_the_promise_takes_the_questions_that_the_time_left_bears():
     sizes = sizes_of(30, 30, asked(10), {"a": FEW})
-    most = [calibrated_of(sizes, seconds, 0.1, 1, 1) for seconds in (0, 39, 45, 10_000)]
+    most = [calibrated_of(sizes, seconds, 0.1, 1, False) for seconds in (0, 39, 45, 10_000)]
     assert most[0] == 12 < most[1] < most[2] < most[3] == sizes.calibrated
-    assert calibrated_of(sizes, 45, 0.1, 1, 8) < most[2], "more points, fewer questions"
-    assert calibrated_of(sizes, 45, 0.2, 1, 1) < most[2], "a slower machine, fewer questions"
+    assert calibrated_of(sizes, 45, 0.1, 1, True) < most[2], "a policy that reads prompts asks fewer"
+    assert calibrated_of(sizes, 45, 0.2, 1, False) < most[2], "a slower machine, fewer questions"
 
 
 def made(method: str, difference: float, passes: float, **others) -> SummaryRow:

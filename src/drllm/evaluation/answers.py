@@ -23,6 +23,7 @@ from drllm.policies.policy import RouteSource
 from drllm.policies.saved import load_policy
 from drllm.policies.saved_config import policy_digest
 from drllm.runs.verdicts import Verdicts, find_verdicts, write_verdicts
+from drllm.scoring.route_prediction import decision_key
 from drllm.scoring.scorer import Scorer, questions_digest, scorer_of
 from drllm.scoring.verdict import Known, Verdict
 from drllm.tasks import Example, Task
@@ -143,6 +144,8 @@ def answer(scorer: Scorer, questions: Sequence[Any], policy: RouteSource | None,
     if (saved := request.done()) is not None:
         if known is not None:
             known.update(known_of(saved))
+            if key := decision_key(policy, len(saved.ids)):
+                known.decided.update({(key, id): Route.parse(route) for id, route in zip(saved.ids, saved.routes, strict=True)})
         return saved
     verdicts, routes = [], []
     started = time.perf_counter()
@@ -165,7 +168,7 @@ def answer(scorer: Scorer, questions: Sequence[Any], policy: RouteSource | None,
     return found
 
 
-def known_of(verdicts: Verdicts) -> Known:
+def known_of(verdicts: Verdicts) -> dict[tuple[str, str], Verdict]:
     """Verdicts by question and route."""
     f1 = verdicts.f1 or [math.nan] * len(verdicts.ids)
     columns = zip(verdicts.correct, verdicts.margins, verdicts.acc, verdicts.acc_norm, f1, strict=True)

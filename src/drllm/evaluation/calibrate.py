@@ -127,7 +127,7 @@ def answer_points(
                 found.left_out[str(error).partition(":")[0]] += 1
         questions.sort(key=lambda question: (question.n_tokens, question.example.id))
         found.counts[name] = len(questions)
-        of_split = known[split].setdefault(name, {}) if split in known else None
+        of_split = known[split].setdefault(name, Known()) if split in known else None
         with Progress(f"{split} questions of {name}", len(questions)) as progress:
             for start in range(0, len(questions), CHUNK):
                 chunk = questions[start : start + CHUNK]

@@ -137,7 +137,7 @@ class _Comparison:
             for method in self.methods:
                 request = self.request(method, name, questions)
                 policy = self.policies.get(method) or request.policy(self.routed)
-                known = None if self.known is None else self.known.setdefault(name, {})
+                known = None if self.known is None else self.known.setdefault(name, Known())
                 self.answers[method, name] = answer(scorer, questions, policy, request, known)
 
     def answer_on_workers(self, place: Workplace, resources: Resources) -> None:

@@ -1,10 +1,11 @@
 """Saved policies: written, opened once, loaded onto their base, and exchanged with the Hub."""
 
 import contextlib
+import tempfile
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
-from drllm.core.digest import file_digest
+from drllm.core.digest import file_digest, json_digest
 from drllm.core.errors import ArtifactError, InputError, network_errors
 from drllm.core.files import write_text
 from drllm.policies.card import CARD_FILE, CardFacts, is_card, render_card
@@ -81,6 +82,13 @@ def save_policy(policy: RouteSource | None, base: BaseIdentity, folder: Path) ->
     files = {name: file_digest(folder / name) for name in policy.save(folder)}
     rest = {"prompt_format": policy.prompt_format, "files": files, "guarantee": policy.guarantee}
     SavedConfig(policy.name, *astuple(base), **rest).write(folder)
+
+
+def content_digest(policy: Policy) -> str:
+    """Of what a policy is, as it would be saved, and not of what is said of it: its promise, its format."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: file_digest(Path(folder) / name) for name in policy.save(Path(folder))}
+    return json_digest([policy.name, files], sort_keys=True)
 
 
 def open_policy(name: str | Path | SavedPolicy, revision: str | None = None) -> SavedPolicy:

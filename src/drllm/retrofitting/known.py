@@ -11,7 +11,7 @@ def known_verdicts(matrices: Path) -> dict[str, dict[str, Known]]:
     """The verdicts of a folder of dense records, by split and task."""
     found: dict[str, dict[str, Known]] = defaultdict(dict)
     for record in iterate_records(matrices):
-        known = found[record.split].setdefault(record.task, {})
+        known = found[record.split].setdefault(record.task, Known())
         for route, reward, margin, acc, acc_norm in zip(
             record.routes, record.rewards, record.margins, record.acc, record.acc_norm, strict=True
         ):

@@ -13,7 +13,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +250,8 @@ class _Tries:
         """What calibrate questions say of the policy that tune named, at the operating point that it has: they choose nothing."""
         gate: GuaranteeConfig = self.of["gate"]
         policy = load_policy(self.run.policy(best.method), self.routed.identity)
-        limit = self.stages.run("calibrate questions", {"policy": best.method}, [], lambda: self._left.calibrate_questions(n_points=1))
+        ask = partial(self._left.calibrate_questions, decides=policy.route is None)
+        limit = self.stages.run("calibrate questions", {"policy": best.method}, [], ask)
         self._compare("calibrate", [BASE, best.method], limit, is_last=False)
         config = GuaranteeConfig("calibrate", gate.epsilon, gate.delta, limit)
 

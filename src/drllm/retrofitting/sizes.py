@@ -166,11 +166,10 @@ def tuned_of(sizes: Sizes, seconds_left: float, seconds_a_forward: float, n_task
     return max(sizes.tuned, min(sizes.most_tuned, known + max(0, int((forwards - KNOWN * sizes.listed) / UNKNOWN))))
 
 
-def calibrated_of(sizes: Sizes, seconds_left: float, seconds_a_forward: float, n_tasks: int, n_points: int) -> int:
+def calibrated_of(sizes: Sizes, seconds_left: float, seconds_a_forward: float, n_tasks: int, decides: bool) -> int:
     """Calibrate questions a task that the time left bears, as fast as the list was answered; what was set out to be asked at most.
 
-    Base and policy answer them; further operating points tune and calibrate questions. Single routes fill steps worse than the list did.
+    Base and policy answer them; a policy that `decides` by prompt reads them first. Single routes fill steps worse than the list did.
     """
-    others = SHARED * (n_points - 1)
-    fitting = ((seconds_left - ENDING_S) / (seconds_a_forward * SLOWER * n_tasks) - sizes.tuned * others) / (ON_CALIBRATE + others)
+    fitting = (seconds_left - ENDING_S) / (seconds_a_forward * SLOWER * n_tasks * (ON_CALIBRATE + decides))
     return min(sizes.calibrated, max(FEWEST, int(fitting)))

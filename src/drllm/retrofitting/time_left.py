@@ -51,9 +51,9 @@ class TimeLeft:
         """Of a task, at most, to compare the policies on."""
         return self._said(tuned_of(self.sizes, self.before_the_promise, self.pace, self.n_tasks), "tune")
 
-    def calibrate_questions(self, n_points: int) -> int:
-        """Of a task, at most, to test a promise on at so many operating points."""
-        return self._said(calibrated_of(self.sizes, self.seconds, self.pace, self.n_tasks, n_points), "calibrate")
+    def calibrate_questions(self, decides: bool) -> int:
+        """Of a task, at most, to test the promise of a policy on that decides by prompt, or does not."""
+        return self._said(calibrated_of(self.sizes, self.seconds, self.pace, self.n_tasks, decides), "calibrate")
 
     def _said(self, found: int, split: str) -> int:
         say(f"{found} {split} questions a task, {max(0, self.seconds):.0f} seconds are left")

@@ -11,7 +11,8 @@ from drllm.model.prompts import left_pad
 from drllm.model.routed import RoutedModel
 from drllm.policies.codebook import pool_prompt
 from drllm.policies.constant import RoutePolicy
-from drllm.policies.policy import RouteSource
+from drllm.policies.policy import Policy, RouteSource
+from drllm.policies.saved import content_digest
 from drllm.scoring.packing import split_steps
 from drllm.scoring.verdict import Known
 
@@ -85,6 +86,26 @@ def decide_routes(routed: RoutedModel, policies: Sequence[RouteSource | None], p
     return [decide(policy) for policy in policies]
 
 
+def _decided(scorer: Any, questions: Sequence[Any], policies: Sequence[RouteSource | None], known: Known) -> list[list[Route]]:
+    """One route a question, by each policy: what was decided before is looked up."""
+    prompts, names = [question.context_ids for question in questions], [question.example.id for question in questions]
+    keys = [decision_key(policy, len(prompts)) for policy in policies]
+    fresh = [place for place, key in enumerate(keys) if not key or any((key, name) not in known.decided for name in names)]
+    decided = decide_routes(scorer.routed, [policies[place] for place in fresh], prompts, scorer.max_step_tokens)
+    for place, routes in zip(fresh, decided, strict=True):
+        if keys[place]:
+            known.decided.update(zip([(keys[place], name) for name in names], routes, strict=True))
+    without = dict(zip(fresh, decided, strict=True))
+    return [without[place] if place in without else [known.decided[key, name] for name in names] for place, key in enumerate(keys)]
+
+
+def decision_key(policy: RouteSource | None, n_prompts: int) -> str:
+    """Under which a policy's decisions are known; "" where it has nothing to decide."""
+    if not isinstance(policy, Policy) or policy.evaluate_only or policy.known_visits(n_prompts) is not None:
+        return ""
+    return content_digest(policy)
+
+
 def score_policies(
     scorer: Any, questions: Sequence[Any], policies: Sequence[RouteSource | None], known: Known | None = None
 ) -> list[tuple[list[Any], list[Any]]]:
@@ -99,7 +120,11 @@ def score_policies(
         assert policies[0] is not None
         return [policies[0].answer(scorer, questions)]
     prompts = [question.context_ids for question in questions]
-    routes = decide_routes(scorer.routed, policies, prompts, scorer.max_step_tokens)
+    routes = (
+        decide_routes(scorer.routed, policies, prompts, scorer.max_step_tokens)
+        if known is None
+        else _decided(scorer, questions, policies, known)
+    )
     wanted = dict.fromkeys((place, mine[place]) for place in range(len(questions)) for mine in routes)
     names = {pair: (questions[pair[0]].example.id, str(pair[1])) for pair in wanted}
     verdicts = {pair: known[name] for pair, name in names.items() if known is not None and name in known}

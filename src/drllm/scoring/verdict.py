@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from drllm.core.route import Route
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -21,7 +23,16 @@ class Verdict:
     broken: bool = False  # the logits were NaN or infinite; every verdict is then wrong and every margin nan
 
 
-Known = dict[tuple[str, str], Verdict]  # verdicts that need not be computed again, by question and route: (id, `str(route)`)
+class Known(dict[tuple[str, str], Verdict]):
+    """What need not be computed again of a task: verdicts by question and route, (id, `str(route)`).
+
+    Attributes:
+        decided: the routes that policies decided, by `policies.saved.content_digest` and question id.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decided: dict[tuple[str, str], Route] = {}
 
 
 def loglik_verdict(logliks: Sequence[float], question: Any, metric: str) -> Verdict:
