@@ -88,7 +88,7 @@ def test_an_empty_environment_retrofits_the_demos_model(installed, tmp_path):
     foreign = [
         line
         for line in done.stderr.splitlines()
-        if re.search(r"warn|torch|transformers|hugging|tokenizers|matplotlib|it/s|%\\|", line, re.I)
+        if re.search(r"warn|torch|transformers|hugging|tokenizers|matplotlib|it/s|%\|", line, re.I)
     ]
     assert not foreign, "lines of other packages"
     assert all(f"[{step} of 7] " in done.stderr for step in range(1, 8))
