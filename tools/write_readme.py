@@ -97,14 +97,8 @@ def table(results: str) -> str:
     scanned = next(row for (model, spans), row in rows.items() if SCAN in model and re.match(r"mean of \d+ winners", spans))
     words = "`drllm scan`: spans run twice or skipped, the winners on new questions"
     lines.append(f"| {words} | {first_interval(scanned[-1])} | `{scan_command()}` |")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            textwrap.fill(CAVEAT.format(where=where_the_gain_is(MIXED, "codebook")), 138, break_long_words=False, break_on_hyphens=False),
-            "",
-        ]
-    )
+    caveat = CAVEAT.format(where=where_the_gain_is(MIXED, "codebook"))
+    return "\n".join([*lines, "", textwrap.fill(caveat, 138, break_long_words=False, break_on_hyphens=False), ""])
 
 
 def written(readme: str, results: str) -> str:

@@ -31,7 +31,9 @@ _SHARES = {  # (part, whether rows of the other of train and validation are ther
     ("test", False): (("test", 1.0),),
     ("", False): (("fit", 0.50), ("tune", 0.70), ("calibrate", 0.85), ("test", 1.0)),
 }
-DRAWN = {"fit": 0.50, "tune": 0.20, "calibrate": 0.15, "test": 0.15}  # of a file without parts, more or fewer by luck
+_ENDS = dict(_SHARES["", False])
+# Of a file without parts, more or fewer by luck.
+DRAWN = {split: round(end - start, 2) for (split, end), start in zip(_ENDS.items(), (0.0, *_ENDS.values()), strict=False)}
 _ONLY_MEASURED = (("tune", 0.30), ("test", 1.0))
 
 

@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -127,9 +127,8 @@ def make_spec(
             if value != "auto":
                 raise InputError(f"{flag} is {value}, but this policy is one route for all prompts and requests: leave it out")
         if with_base:
-            again = tuple(block for block, n in enumerate(policy.route.actions) for _ in range(n - 1))
             both = (str(Route.full(n_layers)), str(policy.route))
-            return ServeSpec("forced", n_layers, folder, repeatable=again, routes=both, usual=str(policy.route))
+            return ServeSpec("forced", n_layers, folder, repeatable=_again(policy.route.actions), routes=both, usual=str(policy.route))
         return ServeSpec("static", n_layers, folder, str(policy.route))  # which no prompt changes, so both formats are taken
     if with_base:
         raise InputError("--with-base is for a policy of one route: with this one any request may ask for the base already, leave it out")
@@ -138,7 +137,7 @@ def make_spec(
         raise InputError(f"a {policy.name!r} policy reads every block, so only a codebook decides before the engine: --decide engine")
     mode = "engine" if reads is None or decide == "engine" else "book"
     most = [max(passes) for passes in zip(*routes, strict=True)] if routes else [2] * n_layers
-    blocks = _blocks(repeatable, tuple(block for block, n in enumerate(most) for _ in range(n - 1)), n_layers)
+    blocks = _blocks(repeatable, _again(most), n_layers)
     decided = reads if reads is not None and mode == "engine" else 0
     prompt_format = None if any_format else policy.prompt_format
     return ServeSpec(mode, n_layers, folder, None, blocks, tuple(map(str, routes)), decided, prompt_format)
@@ -157,6 +156,11 @@ def decide_where(policy: RouteSource | None, folder: str, n_layers: int, extra: 
     except InputError:
         return "front", "--vllm-args cut prompts or keep prefixes"
     return faster_place(read_traffic(traffic_file(folder)), policy.reads, n_layers)
+
+
+def _again(passes: Iterable[int]) -> tuple[int, ...]:
+    """Each block once for every pass beyond its first, given its passes."""
+    return tuple(block for block, n in enumerate(passes) for _ in range(n - 1))
 
 
 def _blocks(text: str, auto: tuple[int, ...], n_layers: int) -> tuple[int, ...]:
