@@ -2,7 +2,7 @@
 
     python benchmarks/generate.py [--batches 1,8,32] [--rounds 24] [--new 24] [--arms identity,common,exported] [--out FILE.json]
 
-One process, one computing thread, SmolLM2-135M in bf16 where the processor multiplies bf16 itself, else in fp32. In each round every arm
+One process, one computing thread, `--model` in bf16 where the processor multiplies bf16 itself, else in fp32. In each round every arm
 answers the same prompts once: stock `generate` of a model that drllm has not touched; the identity policy; one common route; the exported
 checkpoint of that route, loaded by stock transformers; a route that runs a span of four blocks twice, and the exported checkpoint of that;
 four nested routes; as many routes as rows; routers. The arms take turns step by step, in an order drawn anew for each step: a machine's
@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, StoppingCriteriaList
 
+import timed_routes
 from drllm import Route, RoutedModel
 from drllm.core.files import write_json
 from drllm.deploy.export import export
@@ -44,12 +45,7 @@ from drllm.tasks import load_task
 from limits import Parts, limit_of, seconds_by_rows
 from timing import Clock, Turns, check_rounds, median_interval, now
 
-MODEL = "smollm2-135m-q4"
-COMMON = "1" * 16 + "000000" + "1" * 8  # 24 of 30 passes
-NESTED = [f"{'1' * (22 - cut)}{'0' * cut}{'1' * 8}" for cut in (0, 3, 6, 9)]  # each skips what the one before skips, and three more
-
-LOOPED = "0-15,12-29"  # blocks 12 to 15 twice, 34 passes
-EXPORTED = {"exported": ("common", COMMON), "looped_exported": ("looped", LOOPED)}  # the checkpoints: of which arm, and its route
+EXPORTED = {"exported": ("common", timed_routes.common), "looped_exported": ("looped", timed_routes.looped)}  # of which arm, and its route
 MIXED = ("nested", "different")  # routes of several rows
 ARMS = ("identity", "common", "exported", "looped", "looped_exported", *MIXED, "routers")
 
@@ -57,17 +53,6 @@ ARMS = ("identity", "common", "exported", "looped", "looped_exported", *MIXED, "
 def native_dtype(device: str) -> str:
     """bf16 where the device multiplies it itself, else fp32."""
     return "bfloat16" if device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
-
-
-def different_routes(n: int, n_layers: int, seed: int = 0) -> list[Route]:
-    """As many routes as rows, six skips each at places of their own."""
-    rng = random.Random(seed)
-    routes: list[Route] = []
-    while len(routes) < n:
-        skipped = set(rng.sample(range(1, n_layers - 1), 6))
-        route = Route([0 if block in skipped else 1 for block in range(n_layers)])
-        routes += [route] if route not in routes else []
-    return routes
 
 
 def share_weights(base: Any, other: Any, route: Route) -> None:
@@ -103,13 +88,13 @@ def measure(
     """Stock and the wanted arms at one batch size; `others` are models that drllm has not touched, by arm."""
     n_layers = routed.n_layers
     routers = Routers(RouterConfig(n_layers, routed.hidden_size), seed=0).to(routed.device)
-    nested = [Route.parse(NESTED[row % 4]) for row in range(batch)]
+    nested = [Route.parse(timed_routes.nested(n_layers)[row % 4]) for row in range(batch)]
     policies: dict[str, Any] = {
         "identity": RoutePolicy(Route.full(n_layers)),
-        "common": RoutePolicy(Route.parse(COMMON)),
-        "looped": RoutePolicy(Route.parse(LOOPED, n_layers)),
+        "common": RoutePolicy(Route.parse(timed_routes.common(n_layers))),
+        "looped": RoutePolicy(Route.parse(timed_routes.looped(n_layers), n_layers)),
         "nested": GivenRoutes(nested),
-        "different": GivenRoutes(different_routes(batch, n_layers)),
+        "different": GivenRoutes(timed_routes.different(batch, n_layers)),
         "routers": routers,
     }
     policies = {name: policy for name, policy in policies.items() if name in wanted and (batch > 1 or name not in MIXED)}
@@ -248,6 +233,7 @@ def report(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=timed_routes.MODEL)
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--rounds", default="24", help="of each batch size, or of all alike")
     parser.add_argument("--arms", default=",".join(ARMS), help="beside stock; fewer leave out what stands beside the rounds, too")
@@ -257,7 +243,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cuda for a GPU")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", default=None, help="folder of JSON-lines files, else the data package or the Hub")
-    parser.add_argument("--policy", default="", help="a saved policy for table 7 and the latency; default: random routers")
+    parser.add_argument(
+        "--policy", default="", help="a saved policy for table 7 and the latency, also beside fewer arms; default: random routers"
+    )
     parser.add_argument("--latency-rounds", type=int, default=6, help="an even number: base and policy take turns in going first")
     parser.add_argument("--latency-tokens", type=int, default=1000)
     parser.add_argument("--out", default="")
@@ -267,7 +255,7 @@ def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each batch is told as it is done, also to a file
     dtype = given.dtype or native_dtype(given.device)
     print(f"{dtype} on {hardware()['processor']}" + (f", device {given.device}" if given.device != "cpu" else ""))
-    routed = RoutedModel.wrap(MODEL, dtype=dtype, device=given.device)
+    routed = RoutedModel.wrap(given.model, dtype=dtype, device=given.device)
     task = load_task("arc_easy", given.data)
     prompts = [routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"] for example in task.select("fit", 512)]
     rows = []
@@ -281,16 +269,20 @@ def main() -> None:
     check_rounds(parser, min(rounds))
     if len(rounds) not in (1, len(batches)):
         parser.error(f"--rounds: {len(rounds)} numbers for {len(batches)} batch sizes")
-    others: dict[str, Any] = {"stock": load_base(MODEL, routed.model.dtype, given.device)[0]}
-    others |= {name: exported_of(routed, Route.parse(route, routed.n_layers)) for name, (_, route) in EXPORTED.items() if name in arms}
+    others: dict[str, Any] = {"stock": load_base(given.model, routed.model.dtype, given.device)[0]}
+    others |= {
+        name: exported_of(routed, Route.parse(route_of(routed.n_layers), routed.n_layers))
+        for name, (_, route_of) in EXPORTED.items()
+        if name in arms
+    }
     share_weights(routed.model, others["stock"], Route.full(routed.n_layers))
     for model in (routed.model, *others.values()):
         model.generation_config.eos_token_id = None  # every row answers in full, whatever it says
     for batch, n_rounds in zip(batches, rounds * (len(batches) // len(rounds)), strict=True):
         rows.append(measure(routed, others, prompts, batch, n_rounds, given.new, given.seed, arms))
         report(rows[-1:])
-    found = {"dtype": dtype, "generate": rows, "hardware": hardware(), "versions": versions()}
-    if set(arms) == set(ARMS):
+    found = {"model": given.model, "dtype": dtype, "generate": rows, "hardware": hardware(), "versions": versions()}
+    if given.policy or set(arms) == set(ARMS):
         found |= beside(routed, others["stock"], prompts, given)
     if given.out:
         write_json(Path(given.out), found)

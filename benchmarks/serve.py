@@ -4,10 +4,10 @@
 
 Every engine is a process of its own with one thread; all are started first, then in each round every arm decodes the same prompts once, in
 an order drawn anew, beside stock vLLM: the two take turns step by step, who goes first drawn anew for each step, since a machine's speed
-drifts within seconds by more than what is measured here. The processor time is read: tokens a CPU-second, SmolLM2-135M in bf16 where the
+drifts within seconds by more than what is measured here. The processor time is read: tokens a CPU-second, `--model` in bf16 where the
 processor multiplies bf16 itself, else in fp32. Ratios are of one arm and the stock beside it; their median over the rounds stands with its
 95 % interval by order statistics. Arms, compiled and eager, each beside the stock of its mode: the identity along the routed machinery; one
-common route of 24 of 30 blocks; four nested routes, from the base's to 21 blocks; four deeper ones, from 24 to 15 blocks, whose limit
+common route of 24 blocks; four nested routes, from the base's to 21 blocks; four deeper ones, from 24 to 15 blocks, whose limit
 leaves more to reach; as many routes as rows, which no compiled segment fits; and, compiled, that common route as a static server, a static
 server that runs a span of four blocks twice, beside one that repeats those blocks in place (as many passes), and the trained codebook
 `--book`, each prompt along the route the book chooses for it, before the engine or (`--decide engine`) in it, where prompts are read whole;
@@ -36,6 +36,7 @@ from typing import Any
 
 import torch
 
+import timed_routes
 from drllm import Route, RoutedModel
 from drllm.core.files import write_json
 from drllm.deploy.serving.engine.front import FrontSelector, share_a_reading
@@ -44,21 +45,18 @@ from drllm.deploy.serving.launch import cache_folder, checkpoint_of, make_spec
 from drllm.policies.codebook import Codebook
 from drllm.runs.provenance import hardware, versions
 from drllm.tasks import load_task
-from generate import COMMON, LOOPED, MODEL, NESTED, different_routes, native_dtype
+from generate import native_dtype
 from serve_engine import clock
 from serve_runs import shown
 from served import never_leaves
 from timing import MIN_VALUES, ONLY_HELP, check_rounds, median_interval, wanted_arms
 
-FULL = "1" * 30
-DEEPER = [f"{'1' * (22 - cut)}{'0' * cut}{'1' * 8}" for cut in (6, 9, 12, 15)]  # all skip six blocks
 # Their names, the engine that has their segments compiled, and the routes.
-NESTS = {"4 nested routes": ("rows", NESTED), "4 deeper nested routes": ("deeper", DEEPER)}
-IN_PLACE = "".join("2" if 12 <= block <= 15 else "1" for block in range(30))  # the passes of LOOPED, each block's one after the other
-BESIDE = {"static looped 34 of 30, compiled": "in place compiled"}  # arms that take turns with one more engine than stock
-KNOWN = [FULL, *NESTED]
+NESTS = {"4 nested routes": ("rows", timed_routes.nested), "4 deeper nested routes": ("deeper", timed_routes.deeper)}
+IN_PLACE = "in place compiled"  # the engine that takes turns with the looped one, beside stock
 LENGTHS = (16, 32, 64, 128, 256)  # tokens of an answer
 BOOK = "trained book, compiled"
+LOOPED = "static looped"  # how the arm beside which that one runs begins
 NO_FRONT = ("static", "trained book in", "identity in")  # how the names of arms begin whose prompts no front reads
 
 
@@ -140,17 +138,20 @@ def mode_of(name: str) -> str:
     return name.rsplit(maxsplit=1)[-1]
 
 
-def arms_of(batch: int, only: tuple[str, ...] = ("",)) -> dict[str, tuple[str, list[str] | None]]:
+def arms_of(batch: int, n_layers: int, only: tuple[str, ...] = ("",)) -> dict[str, tuple[str, list[str] | None]]:
     """Each arm: its engine, and the route of each sequence; the codebook's are chosen for each round's prompts.
 
     `only`: how the names of those begin that are wanted.
     """
-    routes = {"identity": ("rows", [FULL] * batch), "one common route": ("rows", [COMMON] * batch)}
+    full, common = "1" * n_layers, timed_routes.common(n_layers)
+    routes = {"identity": ("rows", [full] * batch), "one common route": ("rows", [common] * batch)}
     if batch > 1:
-        routes |= {name: (engine, [nest[row % 4] for row in range(batch)]) for name, (engine, nest) in NESTS.items()}
-        routes |= {f"{batch} routes": ("rows", [str(route) for route in different_routes(batch, 30)])}
-    arms: dict[str, tuple[str, list[str] | None]] = {"static 24 of 30, compiled": ("static compiled", None), BOOK: ("book compiled", None)}
-    arms |= dict.fromkeys(BESIDE, ("looped compiled", None))
+        routes |= {name: (engine, [nest(n_layers)[row % 4] for row in range(batch)]) for name, (engine, nest) in NESTS.items()}
+        routes |= {f"{batch} routes": ("rows", [str(route) for route in timed_routes.different(batch, n_layers)])}
+    static = f"static {timed_routes.KEPT} of {n_layers}, compiled"
+    arms: dict[str, tuple[str, list[str] | None]] = {static: ("static compiled", None), BOOK: ("book compiled", None)}
+    passes = Route.parse(timed_routes.looped(n_layers), n_layers).n_passes
+    arms |= {f"{LOOPED} {passes} of {n_layers}, compiled": ("looped compiled", None)}
     arms |= {f"{name}, compiled": (f"{engine} compiled", taken) for name, (engine, taken) in routes.items()}
     arms |= {f"{name}, eager": ("rows eager", taken) for name, (_, taken) in routes.items()}  # block by block, whatever the routes
     arms |= {
@@ -195,7 +196,10 @@ def measure(
     chosen: list[str] = []
     strayed: dict[str, int] = {}  # choices in the engine that are not the front's, read alone and uncompiled
     found: dict[str, list[tuple[Run, Run]]] = {name: [] for name in arms}  # with the stock beside it
-    beside: dict[str, list[float]] = {name: [] for name in arms if name in BESIDE}  # decoding seconds over those of the other engine
+    full = "1" * len(selectors["eager"].codebook.routes[0])
+    beside: dict[str, list[float]] = {
+        name: [] for name in arms if name.startswith(LOOPED)
+    }  # decoding seconds over those of the other engine
     limits: dict[str, list[float]] = {name: [] for name in arms if name.rsplit(", ")[0] in NESTS}
     limit_every = 2 if rounds >= 2 * MIN_VALUES else 1
     rng = random.Random(seed)
@@ -213,22 +217,22 @@ def measure(
                 fronts[name] += [clock() - started] if round_ >= 0 else []
                 continue
             engine, routes = arms[name]
-            others = (engines[f"stock {mode_of(name)}"], *([engines[BESIDE[name]]] if name in BESIDE else []))
+            others = (engines[f"stock {mode_of(name)}"], *([engines[IN_PLACE]] if name in beside else []))
             taken = by_book if name == BOOK else routes
             mine, stock, *other = in_turns((engines[engine], *others), (taken, *[None] * len(others)), rows, new, rng)
             found[name] += [(mine, stock)] if round_ >= 0 else []
             if other and round_ >= 0:
                 beside[name].append(mine.decode / other[0].decode)
             if mine.chosen is not None:
-                expected = [FULL] * batch if name.startswith("identity") else by_book
+                expected = [full] * batch if name.startswith("identity") else by_book
                 strayed[name] = strayed.get(name, 0) + sum(route != other for route, other in zip(mine.chosen, expected, strict=True))
         if round_ >= 0 and round_ % limit_every == 0:
             for name, at_best in limits.items():
-                engine, nest = NESTS[name.rsplit(", ")[0]]
+                engine, nest = NESTS[name.rsplit(", ")[0]][0], NESTS[name.rsplit(", ")[0]][1](len(full))
                 if name.endswith("eager"):
-                    at_best.append(limit_of(engines["stock eager"], nest, range(30), rows, new))
+                    at_best.append(limit_of(engines["stock eager"], nest, range(len(full)), rows, new))
                 else:
-                    firsts = [first for first, _ in cuts([FULL, *nest])]
+                    firsts = [first for first, _ in cuts([full, *nest])]
                     at_best.append(limit_of(engines[f"{engine} compiled"], nest, firsts, rows, new))
     result: dict[str, Any] = {"batch": batch, "rounds": rounds, "new": new, "arms": {}, "limit": {}, "stock": {}, "strayed": strayed}
     result["book"] = {
@@ -276,7 +280,7 @@ def measure(
 def flips(selectors: dict[str, FrontSelector], prompts: list[list[int]]) -> dict[str, int]:
     """Prompts whose choice is another than by the eager blocks, alone: compiled, and read with others, as many as a reading takes."""
     alone = {tuple(ids): selectors["eager"].decide([ids])[0] for ids in prompts}
-    counts = {"prompts": len(prompts), "took the base": sum(str(alone[tuple(ids)]) == FULL for ids in prompts)}
+    counts = {"prompts": len(prompts), "took the base": sum(alone[tuple(ids)].is_full for ids in prompts)}
     for mode, selector in selectors.items():
         for name, groups in {"alone": [[ids] for ids in prompts], "together": readings(prompts)}.items():
             pairs = [(alone[tuple(ids)], route) for group in groups for ids, route in zip(group, selector.decide(group), strict=True)]
@@ -319,6 +323,7 @@ def report(row: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=timed_routes.MODEL)
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--new", type=int, default=32)
@@ -333,22 +338,24 @@ def main() -> None:
     given = parser.parse_args()
     Path(given.out).parent.mkdir(parents=True, exist_ok=True)  # before hours of measuring
     sizes = [int(size) for size in given.batches.split(",")]
-    only = wanted_arms(parser, given.only, list({arm: None for size in sizes for arm in arms_of(size)}))
     check_rounds(parser, given.rounds)
     torch.set_num_threads(1)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each batch is printed as it is done, also to a file
     dtype = given.dtype or native_dtype("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{dtype} on {hardware()['processor']}")
-    routed = RoutedModel.wrap(MODEL, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
+    routed = RoutedModel.wrap(given.model, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
+    n_layers = routed.n_layers
+    only = wanted_arms(parser, given.only, list({arm: None for size in sizes for arm in arms_of(size, n_layers)}))
     checkpoint = checkpoint_of(routed, cache_folder())
     task = load_task("arc_easy", given.data)
     prompts, others = (
         [routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"] for example in task.select(split, 512)] for split in ("fit", "tune")
     )
-    rows: dict[str, Any] = {"mode": "forced", "n_layers": 30, "routes": KNOWN}
+    full = "1" * n_layers
+    rows: dict[str, Any] = {"mode": "forced", "n_layers": n_layers, "routes": [full, *timed_routes.nested(n_layers)]}
     book, device = Codebook.load(Path(given.book)), routed.device.type
     repeatable = sorted({block for route in book.routes for block, action in enumerate(route) if action == 2})
-    trained = {"mode": "forced", "n_layers": 30, "routes": list(map(str, book.routes)), "repeatable": repeatable}
+    trained = {"mode": "forced", "n_layers": n_layers, "routes": list(map(str, book.routes)), "repeatable": repeatable}
     place = tempfile.TemporaryDirectory()
     inside = {}
     for name, policy in {"inside": book, "never": never_leaves(book)}.items():
@@ -356,21 +363,22 @@ def main() -> None:
         folder = routed.save_pretrained(Path(place.name) / name)
         inside[name] = asdict(make_spec(policy, str(folder), routed, "engine"))
     routed.policy = None
+    static = {"mode": "static", "n_layers": n_layers}
     kinds: dict[str, tuple[dict[str, Any] | None, bool]] = {
         "stock compiled": (None, False),
-        "static compiled": ({"mode": "static", "n_layers": 30, "route": COMMON}, False),
+        "static compiled": (static | {"route": timed_routes.common(n_layers)}, False),
         "rows compiled": (rows, False),
-        "looped compiled": ({"mode": "static", "n_layers": 30, "route": LOOPED}, False),
-        "in place compiled": ({"mode": "static", "n_layers": 30, "route": IN_PLACE}, False),
-        "deeper compiled": (rows | {"routes": [FULL, *DEEPER]}, False),
+        "looped compiled": (static | {"route": timed_routes.looped(n_layers)}, False),
+        IN_PLACE: (static | {"route": timed_routes.in_place(n_layers)}, False),
+        "deeper compiled": (rows | {"routes": [full, *timed_routes.deeper(n_layers)]}, False),
         "book compiled": (trained, False),
         **{f"{name} compiled": (spec, False) for name, spec in inside.items()},
         "stock eager": (None, True),
         "rows eager": (rows, True),
     }
-    arms = [(name, engine) for size in sizes for name, (engine, _) in arms_of(size, only).items()]
+    arms = [(name, engine) for size in sizes for name, (engine, _) in arms_of(size, n_layers, only).items()]
     needed = {engine for _, engine in arms} | {f"stock {mode_of(name)}" for name, _ in arms}
-    needed |= {BESIDE[name] for name, _ in arms if name in BESIDE}
+    needed |= {IN_PLACE for name, _ in arms if name.startswith(LOOPED)}
     selectors = {
         mode: FrontSelector(book, checkpoint, routed.model.dtype, device, compiled=mode == "compiled" and device == "cpu")
         for mode in ("compiled", "eager")
@@ -384,14 +392,22 @@ def main() -> None:
         print(f"started: {name}", file=sys.stderr, flush=True)
     results = []
     for batch in sizes:
-        results.append(measure(arms_of(batch, only), engines, selectors, prompts, batch, given.rounds, given.new, given.seed))
+        results.append(measure(arms_of(batch, n_layers, only), engines, selectors, prompts, batch, given.rounds, given.new, given.seed))
         report(results[-1])
     memory = {"blocks": book.block, "bytes": selectors["eager"].n_bytes, "tokens": statistics.mean(map(len, prompts))}
     print(f"\nfront selector: {memory['blocks']} blocks, {memory['bytes'] / 1e6:.0f} MB; {memory['tokens']:.0f} tokens a prompt")
     flipped = flips(selectors, others)
     print("choices: " + ", ".join(f"{count} {name}" for name, count in flipped.items()))
     if given.out:
-        found = {"dtype": dtype, "book": given.book, "turns": "steps", "serve": results, "front": memory, "flips": flipped}
+        found = {
+            "model": given.model,
+            "dtype": dtype,
+            "book": given.book,
+            "turns": "steps",
+            "serve": results,
+            "front": memory,
+            "flips": flipped,
+        }
         write_json(Path(given.out), found | {"hardware": hardware(), "versions": versions()})
 
 

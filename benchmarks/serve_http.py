@@ -6,7 +6,7 @@ For each arm `drllm serve` stands beside a server of plain vLLM (the same base, 
 them, on loopback. In each round the same questions, one a client and all at once, are asked of both, streamed, who goes first drawn anew;
 the other server waits meanwhile. Printed are the seconds until a client has its first token and its last, by the mean client, the seconds
 until all have, and the processor seconds of the server's processes; medians over the rounds of arm over plain, with 95 % intervals by order
-statistics. Arms: one route of 24 of 30 blocks for all; the trained codebook `--book`, its choice before the engine or in it (`drllm serve
+statistics. Arms: one route of 24 blocks for all; the trained codebook `--book`, its choice before the engine or in it (`drllm serve
 --decide engine`); and such a book that always takes the base's route, whose answers must be plain vLLM's: in float32 the benchmark fails
 where more than one in a hundred is not. Everything is counted: HTTP, the front selector, the scheduler; and clients run on the same
 processor. No prompt fills a block of the prefix cache, which plays no part. Rounds that run out of questions begin anew.
@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+import timed_routes
 from drllm import Route, RoutedModel
 from drllm.core.files import write_json
 from drllm.deploy.serving.engine.vllm_private import ENTRY
@@ -37,7 +38,7 @@ from drllm.policies.codebook import Codebook
 from drllm.policies.constant import RoutePolicy
 from drllm.runs.provenance import hardware, versions
 from drllm.tasks import load_task
-from generate import COMMON, MODEL, native_dtype
+from generate import native_dtype
 from served import Served, free_port, never_leaves, serving
 from timing import ONLY_HELP, check_rounds, median_interval, wanted_arms
 
@@ -46,8 +47,9 @@ CONTEXT = 1024
 PAUSE = 1.5  # seconds before each burst: an engine's worker spins for one after its last step
 MAX_OTHER = 0.01  # of the identity's texts in float32, where sums of another order may flip a choice of near equals
 # Each arm's policy and the flags of its server.
+STATIC = "static, 24 of"  # and the number of blocks
 ARMS: dict[str, tuple[str, list[str]]] = {
-    "static, 24 of 30": ("static", []),
+    STATIC: ("static", []),
     "trained book, before the engine": ("trained", []),
     "trained book, in the engine": ("trained", ["--decide", "engine"]),
     "identity book, before the engine": ("never", []),
@@ -149,6 +151,7 @@ def report(name: str, result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default=timed_routes.MODEL)
     parser.add_argument("--clients", default="1,32", help="how many ask at once")
     parser.add_argument("--new", type=int, default=32, help="tokens of an answer")
     parser.add_argument("--rounds", type=int, default=20)
@@ -168,16 +171,21 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = given.dtype or native_dtype(device)
     print(f"{dtype} on {hardware()['processor']}")
-    routed = RoutedModel.wrap(MODEL, dtype=dtype, device=device)
+    routed = RoutedModel.wrap(given.model, dtype=dtype, device=device)
     checkpoint = checkpoint_of(routed, cache_folder())
     book = Codebook.load(Path(given.book))
     folders = tempfile.TemporaryDirectory()
-    for name, policy in {"static": RoutePolicy(Route.parse(COMMON)), "trained": book, "never": never_leaves(book)}.items():
+    for name, policy in {
+        "static": RoutePolicy(Route.parse(timed_routes.common(routed.n_layers))),
+        "trained": book,
+        "never": never_leaves(book),
+    }.items():
         routed.policy = policy
         routed.save_pretrained(Path(folders.name) / name)
+    n_layers = routed.n_layers
     del routed
     prompts = [f"{example.question}\nAnswer:" for example in load_task("arc_easy", given.data).select("fit", 512)]
-    found: dict[str, Any] = {"dtype": dtype, "book": given.book, "seed": given.seed, "http": {}}
+    found: dict[str, Any] = {"model": given.model, "dtype": dtype, "book": given.book, "seed": given.seed, "http": {}}
     found |= {"hardware": hardware(), "versions": versions()}
     same = ["--dtype", dtype, "--max-model-len", str(CONTEXT)]
     port = free_port()
@@ -206,8 +214,9 @@ def main() -> None:
             with serving(command, port) as server:
                 for clients in map(int, given.clients.split(",")):
                     result = measure(server, plain, prompts, clients, given.new, given.rounds, given.seed)
-                    report(name, result)
-                    found["http"].setdefault(name, []).append(result)
+                    named = f"{name} {n_layers}" if name == STATIC else name
+                    report(named, result)
+                    found["http"].setdefault(named, []).append(result)
                     if given.out:  # each as it is done: a later arm may fail
                         write_json(Path(given.out), found)
     identities = [result for name, results in found["http"].items() for result in results if name.startswith("identity")]

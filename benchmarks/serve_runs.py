@@ -44,8 +44,9 @@ def combined(ratios: Sequence[Sequence[float]]) -> tuple[float, float, float]:
 
 
 def conditions(run: dict[str, Any]) -> dict[str, Any]:
-    """What runs must have in common; files that say no type are of bfloat16. None: it does not matter to this run."""
+    """What runs must have in common; files that say no type are of bfloat16, no model of SmolLM2. None: it does not matter to this run."""
     return {
+        "model": run.get("model", "smollm2-135m-q4"),
         "dtype": run.get("dtype", "bfloat16"),
         "processor": run["hardware"]["processor"],
         "new tokens": ", ".join(sorted({str(row["new"]) for row in run["serve"]})),

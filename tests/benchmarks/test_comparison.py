@@ -306,7 +306,7 @@ def test_runs_of_old_and_new_files_are_read_together(tmp_path, capsys):
     new = serving_run(tmp_path / "new.json", {"4 nested routes, compiled": limit}, dtype="bfloat16")
     serve_runs.main([str(old), str(new)])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("dtype bfloat16, processor P, new tokens 32")
+    assert lines[0].startswith("model smollm2-135m-q4, dtype bfloat16, processor P, new tokens 32")
     assert lines[1].endswith("2 runs: 1.100, 1.100")
     assert lines[2].endswith("limit 0.980 (0.860 to 1.070), share of its saving not in the file   old.json")
     assert lines[3].endswith("limit 1.050 (1.000 to 1.090), of its saving reached 0.50 (-2.00 to 3.00)   new.json")

@@ -1,0 +1,286 @@
+"""What a prompt tells about its best route: every try at it, out of fold, from one dense matrix.
+
+    python benchmarks/tries.py --model qwen2.5-coder-1.5b-q4 --run runs/qwen --tasks A,B,... --out results/policies-X/tries.json
+
+Questions of fit and tune in five parts, alike by task; each part is answered by what was learned from the other four. A try is a way to
+read prompts and what to predict. Its price of a pass is the lowest that keeps the mean passes within a budget, which takes no verdict.
+`dealt` is the same routes dealt to other prompts of their task, in expectation: what is left over it is what a prompt says beyond its kind.
+Here tune is learned from as well as judged by, so nothing of this is a result: it says what is worth a policy.
+
+Shapes: N questions, R routes, the base first, F features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from drllm import RoutedModel, show_progress
+from drllm.core.files import write_json
+from drllm.methods.codebook import CodebookConfig, choose_routes, read_features, worth
+from drllm.methods.matrix import Matrix
+from drllm.methods.selector import Folds, lower_bound
+from drllm.methods.training_data import TrainingData
+from drllm.stats.paired import paired_bootstrap
+
+FOLDS = 5
+PRICES = (0.0, *(0.02 * 1.25**step for step in range(40)))
+BUDGETS = (1.0, 0.95, 0.9, 0.85)
+Learned: TypeAlias = (
+    "Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]"  # places (N,) -> scores (N, R), passes that each route costs (R,)
+)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Every question with what was read of its prompt.
+
+    Attributes:
+        matrix: fit and tune together.
+        features: (N, F) by block.
+        lens: (N,) by block: the logit of the likeliest next token less that of the second, as if the rest of the blocks were skipped.
+    """
+
+    matrix: Matrix
+    features: dict[int, np.ndarray]
+    lens: dict[int, np.ndarray]
+
+    @property
+    def tasks(self) -> np.ndarray:
+        """(N,) names."""
+        return np.array(self.matrix.tasks)
+
+    def rows(self, places: np.ndarray) -> Matrix:
+        """The matrix of some questions."""
+        m = self.matrix
+        tasks, ids, prompts = (tuple(values[p] for p in places) for values in (m.tasks, m.ids, m.prompts))
+        return Matrix(m.routes, tasks, ids, prompts, m.correct[places], m.margins[places], m.prompt_format, m.key)
+
+
+@dataclass(frozen=True)
+class Try:
+    """A way to choose.
+
+    Attributes:
+        name: in the table.
+        learn: from the places of the questions that are known, what scores the others.
+    """
+
+    name: str
+    learn: Callable[[np.ndarray], Learned]
+
+
+def tries(seen: Seen) -> Iterator[Try]:
+    """All of them, the plain ones first."""
+    yield Try("one route for all", lambda known: by_group(seen, known, np.zeros(len(seen.matrix), dtype=int)))
+    yield Try("told the task", lambda known: by_group(seen, known, seen.tasks))
+    for block in seen.features:
+        yield Try(f"task predicted, read before block {block}", lambda known, b=block: by_ridge(seen, known, b, "task"))
+    for block in seen.features:
+        yield Try(f"gain predicted, read before block {block}", lambda known, b=block: by_ridge(seen, known, b, "question"))
+    middle = sorted(seen.features)[len(seen.features) // 2]
+    for size in (2, 4, 8, 16):
+        yield Try(
+            f"gain predicted before block {middle}, codebook of {size}",
+            lambda known, n=size: by_ridge(seen, known, middle, "question", n),
+        )
+    for block in seen.lens:
+        yield Try(f"early margin at block {block}, task told", lambda known, b=block: by_margin(seen, known, seen.lens[b]))
+    for block in seen.features:
+        yield Try(f"difficulty predicted at block {block}, task told", lambda known, b=block: by_difficulty(seen, known, b))
+    last = max(seen.features)
+    yield Try(f"second look: base first, gain predicted at block {last}", lambda known: by_ridge(seen, known, last, "question", again=True))
+
+
+def by_group(seen: Seen, known: np.ndarray, groups: np.ndarray) -> Learned:
+    """Each group's mean gain of each route."""
+    gains = seen.matrix.mixed_gains(0.5)
+    means = {group: gains[known][groups[known] == group].mean(0) for group in np.unique(groups)}
+    return lambda places: (np.array([means[group] for group in groups[places]]), seen.matrix.passes())
+
+
+def by_ridge(seen: Seen, known: np.ndarray, block: int, targets: str, size: int = 0, again: bool = False) -> Learned:
+    """A codebook's selector at `block`: of all routes or of the `size` that a codebook would take.
+
+    A route that edits an earlier block starts anew, so those passes count twice; with `again` the whole base was run before.
+    """
+    matrix, config = seen.rows(known), CodebookConfig(targets=targets)  # pyright: ignore[reportArgumentType]
+    starts_anew = np.array([block if route.first_edit() < block else 0 for route in matrix.routes]) * ~_full(matrix)
+    passes = matrix.passes() + (matrix.passes()[0] * ~_full(matrix) if again else starts_anew)
+    columns = list(range(1, len(matrix.routes)))
+    if size:
+        columns = choose_routes(matrix, ~_full(matrix), size, config, 0.0)
+    ridge, out_of_fold = Folds(seen.features[block][known], worth(matrix, config), 5, 0, 16 if targets == "task" else 0).pick(columns)
+    best = out_of_fold.argmax(1)[:, None]
+    predicted, realized = (np.take_along_axis(values, best, 1)[:, 0] for values in (out_of_fold, matrix.gains[:, columns]))
+    threshold = lower_bound(predicted, realized, 0.9)
+
+    def score(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores = np.full((len(places), len(matrix.routes)), -np.inf)
+        scores[:, 0], scores[:, columns] = 0.0, ridge.predict(seen.features[block][places]) - max(0.0, min(threshold, 1.0))
+        return scores, passes
+
+    return score
+
+
+def by_margin(seen: Seen, known: np.ndarray, values: np.ndarray) -> Learned:
+    """Thirds of each task by one value of the prompt, each with its mean gains, halfway to the task's."""
+    gains, tasks = seen.matrix.mixed_gains(0.5), seen.tasks
+    cuts = {task: np.quantile(values[known][tasks[known] == task], [1 / 3, 2 / 3]) for task in np.unique(tasks)}
+    third = np.array([np.searchsorted(cuts[task], value) for task, value in zip(tasks, values, strict=True)])
+
+    def mean(task: str, part: int) -> np.ndarray:
+        mine = tasks[known] == task
+        return (gains[known][mine].mean(0) + gains[known][mine & (third[known] == part)].mean(0)) / 2
+
+    means = {(task, part): mean(task, part) for task in np.unique(tasks) for part in range(3)}
+    return lambda places: (np.array([means[tasks[p], third[p]] for p in places]), seen.matrix.passes())
+
+
+def by_difficulty(seen: Seen, known: np.ndarray, block: int) -> Learned:
+    """`by_margin` with the predicted verdict of the base: out of fold on the known questions, which set the thirds."""
+    right = seen.matrix.correct[:, :1].astype(float)
+    ridge, out_of_fold = Folds(seen.features[block][known], right[known], 5, 0).pick([0])
+    values = ridge.predict(seen.features[block])[:, 0]
+    values[known] = out_of_fold[:, 0]
+    return by_margin(seen, known, values)
+
+
+def _full(matrix: Matrix) -> np.ndarray:
+    return np.array([route.is_full for route in matrix.routes])
+
+
+def answered(seen: Seen, one: Try) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (N, R) of every question by what was learned without its part, and passes (N, R)."""
+    n_routes = len(seen.matrix.routes)
+    scores, passes = np.zeros((len(seen.matrix), n_routes)), np.zeros((len(seen.matrix), n_routes))
+    part = parts(seen.tasks)
+    for fold in range(FOLDS):
+        held = np.flatnonzero(part == fold)
+        scores[held], passes[held] = one.learn(np.flatnonzero(part != fold))(held)
+    return scores, passes
+
+
+def parts(tasks: np.ndarray) -> np.ndarray:
+    """(N,): the part of each question, every task dealt evenly."""
+    rng, part = np.random.default_rng(0), np.zeros(len(tasks), dtype=int)
+    for task in np.unique(tasks):
+        places = np.flatnonzero(tasks == task)
+        part[places] = rng.permutation(len(places)) % FOLDS
+    return part
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a try gains within a budget: mean passes, share of prompts that leave the base, and differences with their intervals."""
+
+    passes: float
+    switched: float
+    gain: tuple[float, float, float]
+    over_dealt: tuple[float, float, float]
+
+
+def row(seen: Seen, scores: np.ndarray, passes: np.ndarray, budget: float) -> Kept | None:
+    """What a try gains within a budget, and over its own routes dealt within tasks; None where no price keeps it."""
+    base = passes[0, 0]
+    for price in PRICES:
+        picked = (scores + price * (1 - passes / base)).argmax(1)
+        each = np.arange(len(picked))
+        spent = float(passes[each, picked].mean())
+        if spent <= budget * base + 1e-9:
+            right = seen.matrix.correct.astype(float)
+            gain = paired_bootstrap(right[each, picked], right[:, 0], strata=seen.tasks)
+            dealt = paired_bootstrap(right[each, picked], expected_dealt(right, picked, seen.tasks), strata=seen.tasks)
+            return Kept(spent, float((picked > 0).mean()), gain, dealt)
+    return None
+
+
+def expected_dealt(right: np.ndarray, picked: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+    """(N,): the mean verdict of a question over the routes that its task's questions took."""
+    found = np.zeros(len(picked))
+    for task in np.unique(tasks):
+        mine = tasks == task
+        found[mine] = right[mine][:, picked[mine]].mean(1)
+    return found
+
+
+def read(routed: RoutedModel, run: Path, tasks: Sequence[str], blocks: Sequence[int]) -> Seen:
+    """The matrix and the prompts' states, kept in the run."""
+    data = TrainingData(routed, run, tasks)
+    both = [data.matrix(split) for split in ("fit", "tune")]
+    found = [read_features(routed, run / "train", matrix, blocks, split) for split, matrix in zip(("fit", "tune"), both, strict=True)]
+    features = {block: np.concatenate([one[block] for one in found]) for block in blocks}
+    fit, tune = both
+    correct, margins = np.concatenate([fit.correct, tune.correct]), np.concatenate([fit.margins, tune.margins])
+    joined = fit.tasks + tune.tasks, fit.ids + tune.ids, fit.prompts + tune.prompts
+    matrix = Matrix(fit.routes, *joined, correct, margins, fit.prompt_format, fit.key)
+    return Seen(matrix, features, {block: lens(routed, values) for block, values in features.items()})
+
+
+@torch.no_grad()
+def lens(routed: RoutedModel, features: np.ndarray) -> np.ndarray:
+    """(N,): the first logit less the second, of the last token's state put through the final norm and the head."""
+    states = torch.from_numpy(features[:, features.shape[1] // 2 :]).to(routed.model.dtype)
+    top = routed.model.get_output_embeddings()(routed.model.get_decoder().norm(states)).float().topk(2).values
+    return (top[:, 0] - top[:, 1]).numpy()
+
+
+def area(values: np.ndarray, right: np.ndarray) -> float:
+    """Of the curve of true against false positives: 0.5 says nothing."""
+    order = values.argsort().argsort()
+    n = right.sum()
+    return float((order[right].sum() - n * (n - 1) / 2) / (n * (~right).sum()))
+
+
+def in_points(values: tuple[float, float, float]) -> str:
+    """A difference with its interval."""
+    return f"{100 * values[0]:+.1f} ({100 * values[1]:+.1f} to {100 * values[2]:+.1f})"
+
+
+def main() -> None:
+    """Print and store the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--run", type=Path, required=True, help="run folder with a dense matrix")
+    parser.add_argument("--tasks", required=True)
+    parser.add_argument("--blocks", default="3,6,9,14,20,27", help="blocks before which prompts are read")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    show_progress()
+    routed = RoutedModel.wrap(arguments.model)
+    seen = read(routed, arguments.run, arguments.tasks.split(","), [int(block) for block in arguments.blocks.split(",")])
+    found = about(seen)
+    print(json.dumps(found, indent=1))
+    print("\n| try | budget | passes | points against the base | over its routes dealt within tasks |\n|---|---|---|---|---|")
+    kept: dict[str, dict[str, dict[str, object]]] = {}
+    for one in tries(seen):
+        kept[one.name] = {}
+        scores, passes = answered(seen, one)
+        for budget in BUDGETS:
+            if (value := row(seen, scores, passes, budget)) is not None:
+                kept[one.name][str(budget)] = asdict(value)
+                cells = (one.name, budget, f"{value.passes:.2f}", in_points(value.gain), in_points(value.over_dealt))
+                print("|", " | ".join(map(str, cells)), "|", flush=True)
+    write_json(arguments.out, found | {"tries": kept})
+
+
+def about(seen: Seen) -> dict[str, object]:
+    """Of the questions; how well the early margin tells the base's verdict within a task, as the mean area over tasks."""
+    right, tasks = seen.matrix.correct, np.unique(seen.tasks)
+    areas = {str(b): [area(values[seen.tasks == task], right[seen.tasks == task, 0]) for task in tasks] for b, values in seen.lens.items()}
+    tells = {block: round(float(np.mean(values)), 3) for block, values in areas.items()}
+    counts = {"questions": len(right), "routes": right.shape[1]}
+    return counts | {"base": float(right[:, 0].mean()), "oracle": float(right.any(1).mean()), "early_margin_area": tells}
+
+
+if __name__ == "__main__":
+    main()
