@@ -122,13 +122,16 @@ ROWS = {
         "flexidepth", {"budget": BUDGET, "penalty": 3e-3, "tune_questions": THRESHOLD}, fit=400, tune=THRESHOLD, only=("in-domain",)
     ),
 }  # gates: 150 steps of 8 questions
-# Of the frontier, static against a policy a prompt: less than the base's passes; the rows without a budget spend what they like.
-FRONTIER, DRAWN = (0.75, 0.8, 0.85, 0.95), ("letters", "kinds")
+# Of the frontier, static against a policy a prompt; the rows without a budget spend what they like. More than the base's passes a policy a
+# prompt spends only where that gains, so there stand single routes alone: the best that run as many passes or more.
+FRONTIER, LONGER, DRAWN = (0.7, 0.75, 0.8, 0.85, 0.95), (1.05, 1.1, 1.15), ("letters", "kinds")
 ROWS["codebook_by_task@0.9"] = Row("codebook", {"targets": "task", "budget": BUDGET}, True, only=DRAWN)
 for spent in FRONTIER:
     ROWS[f"static_tuned@{spent}"] = Row("static", {"use_tune": True, "budget": spent}, only=DRAWN)
     ROWS[f"codebook@{spent}"] = Row("codebook", {"budget": spent}, only=DRAWN)
     ROWS[f"codebook_by_task@{spent}"] = Row("codebook", {"targets": "task", "budget": spent}, only=DRAWN)
+for spent in LONGER:
+    ROWS[f"static_tuned@{spent}"] = Row("longer", {"at_least": spent}, only=DRAWN)
 LIGHT = ("static", "static_tuned", "codebook", "polar", "random_codebook", "input_blind")  # of the settings of one task
 SHUFFLED = ("codebook", "codebook_by_task", "polar", "routers", "paper", "codebook@0.9", "routers@0.9", "codebook_by_task@0.9")
 
@@ -175,7 +178,10 @@ def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
                 continue
         seeded = {"draw": seed} if row.method == "random_codebook" else {"seed": seed} if row.seeds else {}
         started = time.perf_counter()
-        routed.policy = train(routed, run, row.method, get_method(row.method).config(**row.options, **seeded), tasks=learned)
+        if row.method == "longer":
+            routed.policy = training_data.constant(best_longer(training_data, **row.options))
+        else:
+            routed.policy = train(routed, run, row.method, get_method(row.method).config(**row.options, **seeded), tasks=learned)
         seconds = time.perf_counter() - started
         routed.save_pretrained(folder)
         routed.policy = None
@@ -184,6 +190,18 @@ def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
         about_path.parent.mkdir(parents=True, exist_ok=True)
         write_json(about_path, about)
         print(f"{setting}: {name} with seed {seed} trained in {seconds:.0f} s", flush=True)
+
+
+def best_longer(training_data: Any, at_least: float) -> Any:
+    """Of the matrix's routes that spend at least a share of the base's passes, the one that `static_tuned` would take."""
+    from drllm.methods.static import lower_mean
+
+    fit, tune = training_data.fit_and_tune()
+    gains = np.concatenate([part.mixed_gains(0.5) for part in (fit, tune)])
+    within = [place for place, passes in enumerate(fit.passes()) if passes >= at_least * fit.passes()[0]]
+    if not within:
+        raise SystemExit(f"no route of the matrix spends {at_least} of the base's passes: add longer routes, or leave that row out")
+    return fit.routes[max(within, key=lambda place: lower_mean(gains[:, place]))]
 
 
 def used_questions(training_data: Any, split: str, limit: int | None) -> int:

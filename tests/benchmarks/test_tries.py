@@ -1,0 +1,97 @@
+"""What the tries at a policy a prompt are judged by, on made matrices."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drllm import Route
+from drllm.methods.matrix import Matrix
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import tries
+
+ROUTES = tuple(Route.parse(text) for text in ("111111", "111101", "111011", "111001"))
+
+
+def made(n: int = 240, seed: int = 0) -> tries.Seen:
+    """Two kinds that the features tell apart: in "a" the second route is nearly always right, in "b" the base."""
+    rng = np.random.default_rng(seed)
+    tasks = tuple("a" if place % 2 else "b" for place in range(n))
+    in_a = np.array(tasks) == "a"
+    chances = np.where(in_a[:, None], [0.4, 0.95, 0.4, 0.4], [0.95, 0.3, 0.3, 0.3])
+    correct = rng.random((n, 4)) < chances
+    margins = np.where(correct, 1.0, -1.0).astype(np.float32) + rng.normal(0, 0.1, (n, 4)).astype(np.float32)
+    features = rng.normal(0, 1, (n, 6)) + 3 * in_a[:, None]
+    ids = tuple(map(str, range(n)))
+    matrix = Matrix(ROUTES, tasks, ids, tuple((place,) for place in range(n)), correct, margins, "raw", "made")
+    return tries.Seen(matrix, {2: features}, {2: rng.normal(0, 1, n)})
+
+
+def test_parts_deal_every_task_evenly():
+    tasks = np.array(["a"] * 53 + ["b"] * 10)
+    part = tries.parts(tasks)
+    assert all(sorted(np.bincount(part[tasks == task], minlength=tries.FOLDS)) in ([10, 10, 11, 11, 11], [2] * 5) for task in ("a", "b"))
+
+
+def test_a_kind_s_route_is_found_and_a_single_route_gains_less():
+    seen = made()
+    one, told, predicted = (
+        tries.row(seen, *tries.answered(seen, attempt), budget=1.0)
+        for attempt in tries.tries(seen)
+        if attempt.name in ("one route for all", "told the task", "task predicted, read before block 2")
+    )
+    assert one is not None
+    assert told is not None
+    assert predicted is not None
+    assert told.gain[1] > 0.15 > one.gain[0]
+    assert predicted.gain[0] > told.gain[0] - 0.05
+    assert told.switched == pytest.approx(0.5)
+    assert told.over_dealt == (0.0, 0.0, 0.0)  # within a task all take the same route
+
+
+@pytest.mark.parametrize("budget", [0.95, 0.9, 0.85])
+def test_a_budget_is_kept(budget: float):
+    seen = made()
+    for attempt in tries.tries(seen):
+        scores, passes = tries.answered(seen, attempt)
+        kept, free = (tries.row(seen, scores, passes, within) for within in (budget, 2.0))
+        assert free is not None
+        if kept is None:  # only where every route but the base starts anew, or stands behind the whole base
+            assert "second look" in attempt.name or passes[:, 1:].min() > 6 * budget
+        else:
+            assert kept.passes <= 6 * budget + 1e-9
+
+
+def test_a_route_that_edits_blocks_before_the_reading_starts_anew():
+    seen = made()
+    known = np.arange(200)
+    routes = (ROUTES[0], Route.parse("101111"), Route.parse("111101"))
+    matrix = Matrix(routes, *(getattr(seen.matrix, name) for name in ("tasks", "ids", "prompts")), seen.matrix.correct[:, :3],
+                    seen.matrix.margins[:, :3], "raw", "made")  # fmt: skip
+    seen = tries.Seen(matrix, seen.features, seen.lens)
+    assert list(tries.by_ridge(seen, known, 2, "question")(known[:3])[1]) == [6, 5 + 2, 5]
+    assert list(tries.by_ridge(seen, known, 2, "question", again=True)(known[:3])[1]) == [6, 5 + 6, 5 + 6]
+
+
+def test_dealt_is_the_mean_over_all_deals():
+    seen, picked = made(40), np.random.default_rng(1).integers(0, 4, 40)
+    right, rng = seen.matrix.correct.astype(float), np.random.default_rng(2)
+    deals = []
+    for _ in range(4000):
+        dealt = picked.copy()
+        for task in ("a", "b"):
+            places = np.flatnonzero(seen.tasks == task)
+            dealt[places] = picked[rng.permutation(places)]
+        deals.append(right[np.arange(40), dealt].mean())
+    assert tries.expected_dealt(right, picked, seen.tasks).mean() == pytest.approx(np.mean(deals), abs=0.005)
+
+
+def test_the_area_under_the_curve():
+    assert tries.area(np.array([0.1, 0.2, 0.3, 0.4]), np.array([False, False, True, True])) == 1.0
+    assert tries.area(np.array([0.4, 0.3, 0.2, 0.1]), np.array([False, False, True, True])) == 0.0
+    assert tries.area(np.array([0.1, 0.2, 0.3, 0.4]), np.array([True, False, False, True])) == 0.5
