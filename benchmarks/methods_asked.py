@@ -63,11 +63,9 @@ class Asked:
         from drllm.runs.manifest import path_manifests
         from drllm.scoring.scorer import scorer_of
         from drllm.tasks import drop_overlaps, load_task
-        from drllm.tasks.arithmetic import LEVELS
 
         names = list(dict.fromkeys((*learned, *tasks)))
-        of_name = {name: load_task(name, None if name in LEVELS else data) for name in names}  # levels of arithmetic are generated
-        loaded = drop_overlaps(of_name, list(learned))
+        loaded = drop_overlaps({name: load_task(name, data) for name in names}, list(learned))
         lists = lists_by_task(path_manifests(run))
         self.routed, self.split, self.run = routed, split, run
         self.most_common: dict[str, float] = {}

@@ -140,6 +140,11 @@ def file_rows(task: Task, path: Path, dropped: Counter[str]) -> list[Example]:
     return kept
 
 
+def serves(folder: Path, task: Task) -> bool:
+    """Whether a folder holds a part of a task, itself or in the task's own folder."""
+    return (folder / task.name).is_dir() or any(_part_of(path.stem) for path in _files(folder))
+
+
 def folder_rows(task: Task, folder: Path, dropped: Counter[str]) -> list[Example]:
     """Rows of a folder's train.jsonl, dev.jsonl (or validation.jsonl) and test.jsonl, those that are there, or .csv or .parquet.
 
