@@ -22,8 +22,8 @@ from drllm.retrofitting.pace import Measured
 from drllm.retrofitting.pipeline import retrofit
 from drllm.retrofitting.recommend import PROMISED, recommend
 from drllm.retrofitting.sizes import calibrated_of, scan_cost, sizes_of
-from drllm.retrofitting.stages import alone_in
 from drllm.retrofitting.time_left import TimeLeft
+from drllm.runs.alone import alone_in
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
 from drllm.runs.provenance import read_jobs
@@ -468,15 +468,15 @@ def test_where_nothing_keeps_to_the_budget_the_best_beyond_it_is_shown():
 
 
 def test_one_retrofit_at_a_time_works_in_a_folder(tmp_path):
-    with alone_in(tmp_path / "run"):
+    with alone_in(tmp_path / "run", "retrofit"):
         with (
             pytest.raises(ArtifactError, match=r"another retrofit is at work in .*run: wait for it, or give another --out"),
-            alone_in(tmp_path / "run"),
+            alone_in(tmp_path / "run", "retrofit"),
         ):
             pass
-        with alone_in(tmp_path / "other"):
+        with alone_in(tmp_path / "other", "retrofit"):
             pass
-    with alone_in(tmp_path / "run"):
+    with alone_in(tmp_path / "run", "retrofit"):
         pass
 
 

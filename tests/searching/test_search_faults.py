@@ -322,6 +322,22 @@ def test_ctrl_c_says_how_to_resume_and_keeps_the_shards(data, tmp_path, monkeypa
     assert strip(folder_bytes(tmp_path / "run" / "search")) == strip(folder_bytes(tmp_path / "whole" / "search"))
 
 
+def test_a_second_search_in_the_same_folder_is_refused_while_the_first_is_at_work(data, tmp_path, monkeypatch):
+    apply, refused = PrefixRunner._apply, []
+
+    def meanwhile(self, *args):
+        if not refused:
+            with pytest.raises(ArtifactError, match=r"another search is at work in .*run: wait for it, or give another --out") as error:
+                search(model(), [TASK], SMALL, tmp_path / "run", data)
+            refused.append(error)
+        return apply(self, *args)
+
+    monkeypatch.setattr(PrefixRunner, "_apply", meanwhile)
+    search(model(), [TASK], SMALL, tmp_path / "run", data)
+    assert refused
+    assert [job["status"] for job in read_jobs(tmp_path / "run")] == ["done"]
+
+
 KILLS = """
 import dataclasses, json, os, random, signal, sys
 from pathlib import Path

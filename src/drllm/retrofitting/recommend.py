@@ -39,8 +39,9 @@ from drllm.retrofitting.known import known_verdicts
 from drllm.retrofitting.one_answer import ANSWER_TOKENS, one_answer
 from drllm.retrofitting.pace import CLOCK_TOKENS, answer_seconds, policy_rounding, sized
 from drllm.retrofitting.sizes import FEWEST, N_LISTED, SIMULATIONS, Sizes
-from drllm.retrofitting.stages import LISTED, STEPS, Stages, alone_in, claim_folder, claimed_if_begun, data_key
+from drllm.retrofitting.stages import LISTED, STEPS, Stages, claim_folder, claimed_if_begun, data_key
 from drllm.retrofitting.time_left import TimeLeft
+from drllm.runs.alone import alone_in
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
 from drllm.runs.names import BASE
@@ -85,7 +86,7 @@ def recommend(
         ArtifactError: `out` holds another run, or a retrofit that was asked for something else.
     """
     resources = configs["resources"]
-    with threads_here(resources), alone_in(Path(out)), claimed_if_begun(RunFolder(Path(out))):
+    with threads_here(resources), alone_in(Path(out), "retrofit"), claimed_if_begun(RunFolder(Path(out))):
         return _Tries(routed, list(tasks), RunFolder(Path(out)), dict(configs), data, argv).run_all()
 
 
@@ -123,9 +124,8 @@ class _Tries:
 
     def _sizes(self) -> dict[str, Any]:
         available = questions_of(loaded_tasks(self.tasks, self.data))
-        for line in counted(available, self.of["gate"]):
-            for part in line.strip("\n").splitlines():
-                say(part)
+        for part in (part for line in counted(available, self.of["gate"]) for part in line.strip("\n").splitlines()):
+            say(part)
         found = sized(self.routed, self.tasks, SearchConfig(**self.judged), self.data, self.asked, available)
         say(f"the base takes {found.plain_ms:.0f} ms a question: a scan on {found.scanned}, {found.tuned} tune questions a task at most")
         return found.to_json()

@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from drllm.core.digest import file_digest, short_digest
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import TEMPORARY_SUFFIX, read_json, write_json
@@ -31,7 +29,6 @@ STEPS = (
     ("answer calibrate questions", "promise", "compare on calibrate", "seconds of answers", "rounding"),
     ("generate", "report"),
 )
-LOCK = ".retrofit.lock"  # in the run folder, while a retrofit works there
 
 
 class Stages:
@@ -79,21 +76,6 @@ class Stages:
         paths = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
         paths = [path for path in paths if path.suffix != TEMPORARY_SUFFIX and path.name != CARD_FILE]  # a card is written anew
         return {path.relative_to(self.root).as_posix(): short_digest(path.read_bytes()) for path in paths}
-
-
-@contextmanager
-def alone_in(out: Path) -> Iterator[None]:
-    """One retrofit at a time: `ArtifactError` where another process works in this run folder."""
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ArtifactError(f"another retrofit is at work in {out}: wait for it, or give another --out") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

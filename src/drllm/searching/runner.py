@@ -19,6 +19,7 @@ from drllm.core.route import Route
 from drllm.model.executors import opened, settled
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
+from drllm.runs.alone import alone_in
 from drllm.runs.layout import PRIOR_FILE, SWEEP_FILE, RunFolder
 from drllm.runs.manifest import Manifest, check_manifest, computed_otherwise
 from drllm.runs.provenance import running
@@ -62,7 +63,7 @@ def search(
 
     Raises:
         InputError: a split that may not be searched, routes of another model's length.
-        ArtifactError: `out` holds records of another model, data or configuration, or unreadable ones.
+        ArtifactError: `out` holds records of another model, data or configuration, or unreadable ones, or another search works there.
     """
     config, resources, out = config or SearchConfig(), resources or Resources(), Path(out)
     routes = None if routes is None else tuple(dict.fromkeys(routes))
@@ -77,7 +78,12 @@ def search(
     loaded = {found.task.name: found for found in given}
     run = RunFolder(out)
     job, settings = "search" if routes is None else "paths", to_dict(config) | {"resources": to_dict(resources)}
-    with torch_threads(resources.threads), opened(routed, resources) as place, running(out, job, settings, argv) as entry:
+    with (
+        alone_in(out, "search"),
+        torch_threads(resources.threads),
+        opened(routed, resources) as place,
+        running(out, job, settings, argv) as entry,
+    ):
         entry["tasks"] = {}
         prepared = []
         for name, task_data in loaded.items():
