@@ -1,10 +1,11 @@
 """What a prompt tells about its best route: every try at it, out of fold, from one dense matrix.
 
-    python benchmarks/tries.py --model qwen2.5-coder-1.5b-q4 --run runs/qwen --tasks A,B,... --out results/policies-X/tries.json
+    python benchmarks/tries.py --model qwen2.5-coder-1.5b-q4 --run runs/qwen --tasks A+B,C,... --out results/policies-X/tries.json
 
 Questions of fit and tune in five parts, alike by task; each part is answered by what was learned from the other four. A try is a way to
 read prompts and what to predict. Its price of a pass is the lowest that keeps the mean passes within a budget, which takes no verdict.
-`dealt` is the same routes dealt to other prompts of their task, in expectation: what is left over it is what a prompt says beyond its kind.
+`dealt` is the same routes dealt to other prompts of their task and part, in expectation: what is left over it is what a prompt says beyond
+its kind.
 Here tune is learned from as well as judged by, so nothing of this is a result: it says what is worth a policy.
 
 Shapes: N questions, R routes, the base first, F features.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -46,20 +47,32 @@ class Seen:
         matrix: fit and tune together.
         features: (N, F) by block.
         lens: (N,) by block: the logit of the likeliest next token less that of the second, as if the rest of the blocks were skipped.
+        kind_of: the kind of each task.
     """
 
     matrix: Matrix
     features: dict[int, np.ndarray]
     lens: dict[int, np.ndarray]
+    kind_of: dict[str, str]
 
     @property
     def tasks(self) -> np.ndarray:
         """(N,) names."""
         return np.array(self.matrix.tasks)
 
-    def rows(self, places: np.ndarray) -> Matrix:
-        """The matrix of some questions."""
-        m = self.matrix
+    @property
+    def kinds(self) -> np.ndarray:
+        """(N,) names: tasks that are asked alike are one kind."""
+        return np.array([self.kind_of[task] for task in self.matrix.tasks])
+
+    @property
+    def part(self) -> np.ndarray:
+        """(N,): the part of each question, every task dealt evenly."""
+        return parts(self.tasks)
+
+    def rows(self, places: np.ndarray, of_kinds: bool = False) -> Matrix:
+        """The matrix of some questions; `of_kinds`: with kinds as tasks."""
+        m = replace(self.matrix, tasks=tuple(self.kinds)) if of_kinds else self.matrix
         tasks, ids, prompts = (tuple(values[p] for p in places) for values in (m.tasks, m.ids, m.prompts))
         return Matrix(m.routes, tasks, ids, prompts, m.correct[places], m.margins[places], m.prompt_format, m.key)
 
@@ -81,8 +94,13 @@ def tries(seen: Seen) -> Iterator[Try]:
     """All of them, the plain ones first."""
     yield Try("one route for all", lambda known: by_group(seen, known, np.zeros(len(seen.matrix), dtype=int)))
     yield Try("told the task", lambda known: by_group(seen, known, seen.tasks))
+    yield Try("told the task, sure gains alone", lambda known: by_group(seen, known, seen.tasks, 1.0))
+    yield Try("told the kind", lambda known: by_group(seen, known, seen.kinds))
+    yield Try("told the kind, sure gains alone", lambda known: by_group(seen, known, seen.kinds, 1.0))
+    yield Try("told the task, halfway to its kind", lambda known: halfway(seen, known))
     for block in seen.features:
         yield Try(f"task predicted, read before block {block}", lambda known, b=block: by_ridge(seen, known, b, "task"))
+        yield Try(f"kind predicted, read before block {block}", lambda known, b=block: by_ridge(seen, known, b, "task", of_kinds=True))
     for block in seen.features:
         yield Try(f"gain predicted, read before block {block}", lambda known, b=block: by_ridge(seen, known, b, "question"))
     middle = sorted(seen.features)[len(seen.features) // 2]
@@ -99,19 +117,36 @@ def tries(seen: Seen) -> Iterator[Try]:
     yield Try(f"second look: base first, gain predicted at block {last}", lambda known: by_ridge(seen, known, last, "question", again=True))
 
 
-def by_group(seen: Seen, known: np.ndarray, groups: np.ndarray) -> Learned:
-    """Each group's mean gain of each route."""
-    gains = seen.matrix.mixed_gains(0.5)
-    means = {group: gains[known][groups[known] == group].mean(0) for group in np.unique(groups)}
+def by_group(seen: Seen, known: np.ndarray, groups: np.ndarray, errors: float = 0.0) -> Learned:
+    """Each group's mean gain of each route, less so many standard errors."""
+    means = group_means(seen, known, groups, errors)
     return lambda places: (np.array([means[group] for group in groups[places]]), seen.matrix.passes())
 
 
-def by_ridge(seen: Seen, known: np.ndarray, block: int, targets: str, size: int = 0, again: bool = False) -> Learned:
+def group_means(seen: Seen, known: np.ndarray, groups: np.ndarray, errors: float = 0.0) -> dict[str, np.ndarray]:
+    """(R,) by group."""
+    gains, found = seen.matrix.mixed_gains(0.5)[known], {}
+    for group in np.unique(groups):
+        mine = gains[groups[known] == group]
+        found[group] = mine.mean(0) - errors * mine.std(0, ddof=1) / np.sqrt(len(mine))
+    return found
+
+
+def halfway(seen: Seen, known: np.ndarray) -> Learned:
+    """The mean of a task's gains and its kind's."""
+    tasks, kinds = group_means(seen, known, seen.tasks), group_means(seen, known, seen.kinds)
+    means = {task: (gains + kinds[seen.kind_of[task]]) / 2 for task, gains in tasks.items()}
+    return lambda places: (np.array([means[task] for task in seen.tasks[places]]), seen.matrix.passes())
+
+
+def by_ridge(
+    seen: Seen, known: np.ndarray, block: int, targets: str, size: int = 0, again: bool = False, of_kinds: bool = False
+) -> Learned:
     """A codebook's selector at `block`: of all routes or of the `size` that a codebook would take.
 
     A route that edits an earlier block starts anew, so those passes count twice; with `again` the whole base was run before.
     """
-    matrix, config = seen.rows(known), CodebookConfig(targets=targets)  # pyright: ignore[reportArgumentType]
+    matrix, config = seen.rows(known, of_kinds), CodebookConfig(targets=targets)  # pyright: ignore[reportArgumentType]
     starts_anew = np.array([block if route.first_edit() < block else 0 for route in matrix.routes]) * ~_full(matrix)
     passes = matrix.passes() + (matrix.passes()[0] * ~_full(matrix) if again else starts_anew)
     columns = list(range(1, len(matrix.routes)))
@@ -161,10 +196,9 @@ def answered(seen: Seen, one: Try) -> tuple[np.ndarray, np.ndarray]:
     """Scores (N, R) of every question by what was learned without its part, and passes (N, R)."""
     n_routes = len(seen.matrix.routes)
     scores, passes = np.zeros((len(seen.matrix), n_routes)), np.zeros((len(seen.matrix), n_routes))
-    part = parts(seen.tasks)
     for fold in range(FOLDS):
-        held = np.flatnonzero(part == fold)
-        scores[held], passes[held] = one.learn(np.flatnonzero(part != fold))(held)
+        held = np.flatnonzero(seen.part == fold)
+        scores[held], passes[held] = one.learn(np.flatnonzero(seen.part != fold))(held)
     return scores, passes
 
 
@@ -197,23 +231,27 @@ def row(seen: Seen, scores: np.ndarray, passes: np.ndarray, budget: float) -> Ke
         if spent <= budget * base + 1e-9:
             right = seen.matrix.correct.astype(float)
             gain = paired_bootstrap(right[each, picked], right[:, 0], strata=seen.tasks)
-            dealt = paired_bootstrap(right[each, picked], expected_dealt(right, picked, seen.tasks), strata=seen.tasks)
+            dealt = paired_bootstrap(right[each, picked], expected_dealt(right, picked, seen.tasks, seen.part), strata=seen.tasks)
             return Kept(spent, float((picked > 0).mean()), gain, dealt)
     return None
 
 
-def expected_dealt(right: np.ndarray, picked: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-    """(N,): the mean verdict of a question over the routes that its task's questions took."""
+def expected_dealt(right: np.ndarray, picked: np.ndarray, tasks: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """(N,): the mean verdict of a question over the routes that its task's questions of the same part took.
+
+    Not of other parts: what was learned there has seen this question.
+    """
     found = np.zeros(len(picked))
-    for task in np.unique(tasks):
-        mine = tasks == task
+    for task, fold in {*zip(tasks, part, strict=True)}:
+        mine = (tasks == task) & (part == fold)
         found[mine] = right[mine][:, picked[mine]].mean(1)
     return found
 
 
-def read(routed: RoutedModel, run: Path, tasks: Sequence[str], blocks: Sequence[int]) -> Seen:
+def read(routed: RoutedModel, run: Path, kinds: Sequence[Sequence[str]], blocks: Sequence[int]) -> Seen:
     """The matrix and the prompts' states, kept in the run."""
-    data = TrainingData(routed, run, tasks)
+    kind_of = {task: kind[0] for kind in kinds for task in kind}
+    data = TrainingData(routed, run, list(kind_of))
     both = [data.matrix(split) for split in ("fit", "tune")]
     found = [read_features(routed, run / "train", matrix, blocks, split) for split, matrix in zip(("fit", "tune"), both, strict=True)]
     features = {block: np.concatenate([one[block] for one in found]) for block in blocks}
@@ -221,7 +259,7 @@ def read(routed: RoutedModel, run: Path, tasks: Sequence[str], blocks: Sequence[
     correct, margins = np.concatenate([fit.correct, tune.correct]), np.concatenate([fit.margins, tune.margins])
     joined = fit.tasks + tune.tasks, fit.ids + tune.ids, fit.prompts + tune.prompts
     matrix = Matrix(fit.routes, *joined, correct, margins, fit.prompt_format, fit.key)
-    return Seen(matrix, features, {block: lens(routed, values) for block, values in features.items()})
+    return Seen(matrix, features, {block: lens(routed, values) for block, values in features.items()}, kind_of)
 
 
 @torch.no_grad()
@@ -249,7 +287,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--run", type=Path, required=True, help="run folder with a dense matrix")
-    parser.add_argument("--tasks", required=True)
+    parser.add_argument("--tasks", required=True, help="A+B,C: tasks with + between are asked alike, and one kind")
     parser.add_argument("--blocks", default="3,6,9,14,20,27", help="blocks before which prompts are read")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -257,7 +295,12 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     show_progress()
     routed = RoutedModel.wrap(arguments.model)
-    seen = read(routed, arguments.run, arguments.tasks.split(","), [int(block) for block in arguments.blocks.split(",")])
+    seen = read(
+        routed,
+        arguments.run,
+        [kind.split("+") for kind in arguments.tasks.split(",")],
+        [int(block) for block in arguments.blocks.split(",")],
+    )
     found = about(seen)
     print(json.dumps(found, indent=1))
     print("\n| try | budget | passes | points against the base | over its routes dealt within tasks |\n|---|---|---|---|---|")

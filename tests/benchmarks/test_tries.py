@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def made(n: int = 240, seed: int = 0) -> tries.Seen:
     features = rng.normal(0, 1, (n, 6)) + 3 * in_a[:, None]
     ids = tuple(map(str, range(n)))
     matrix = Matrix(ROUTES, tasks, ids, tuple((place,) for place in range(n)), correct, margins, "raw", "made")
-    return tries.Seen(matrix, {2: features}, {2: rng.normal(0, 1, n)})
+    return tries.Seen(matrix, {2: features}, {2: rng.normal(0, 1, n)}, {"a": "a", "b": "b"})
 
 
 def test_parts_deal_every_task_evenly():
@@ -73,7 +74,7 @@ def test_a_route_that_edits_blocks_before_the_reading_starts_anew():
     routes = (ROUTES[0], Route.parse("101111"), Route.parse("111101"))
     matrix = Matrix(routes, *(getattr(seen.matrix, name) for name in ("tasks", "ids", "prompts")), seen.matrix.correct[:, :3],
                     seen.matrix.margins[:, :3], "raw", "made")  # fmt: skip
-    seen = tries.Seen(matrix, seen.features, seen.lens)
+    seen = tries.Seen(matrix, seen.features, seen.lens, seen.kind_of)
     assert list(tries.by_ridge(seen, known, 2, "question")(known[:3])[1]) == [6, 5 + 2, 5]
     assert list(tries.by_ridge(seen, known, 2, "question", again=True)(known[:3])[1]) == [6, 5 + 6, 5 + 6]
 
@@ -81,14 +82,14 @@ def test_a_route_that_edits_blocks_before_the_reading_starts_anew():
 def test_dealt_is_the_mean_over_all_deals():
     seen, picked = made(40), np.random.default_rng(1).integers(0, 4, 40)
     right, rng = seen.matrix.correct.astype(float), np.random.default_rng(2)
-    deals = []
+    deals, part = [], np.arange(40) // 20
     for _ in range(4000):
         dealt = picked.copy()
-        for task in ("a", "b"):
-            places = np.flatnonzero(seen.tasks == task)
+        for task, fold in itertools.product(("a", "b"), range(2)):
+            places = np.flatnonzero((seen.tasks == task) & (part == fold))
             dealt[places] = picked[rng.permutation(places)]
         deals.append(right[np.arange(40), dealt].mean())
-    assert tries.expected_dealt(right, picked, seen.tasks).mean() == pytest.approx(np.mean(deals), abs=0.005)
+    assert tries.expected_dealt(right, picked, seen.tasks, part).mean() == pytest.approx(np.mean(deals), abs=0.005)
 
 
 def test_the_area_under_the_curve():
