@@ -124,7 +124,7 @@ ROWS = {
 }  # gates: 150 steps of 8 questions
 # Of the frontier, static against a policy a prompt; the rows without a budget spend what they like. More than the base's passes a policy a
 # prompt spends only where that gains, so there stand single routes alone: the best that run as many passes or more.
-FRONTIER, LONGER, DRAWN = (0.7, 0.75, 0.8, 0.85, 0.95), (1.05, 1.1, 1.15), ("letters", "kinds")
+FRONTIER, LONGER, DRAWN = (0.7, 0.75, 0.8, 0.85, 0.95), (1.05, 1.1, 1.14), ("letters", "kinds")
 ROWS["codebook_by_task@0.9"] = Row("codebook", {"targets": "task", "budget": BUDGET}, True, only=DRAWN)
 for spent in FRONTIER:
     ROWS[f"static_tuned@{spent}"] = Row("static", {"use_tune": True, "budget": spent}, only=DRAWN)
