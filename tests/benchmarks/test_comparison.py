@@ -27,7 +27,7 @@ import results_pages  # noqa: E402
 import serve_runs  # noqa: E402
 import timing  # noqa: E402
 from drllm.reporting.drawing import write_charts  # noqa: E402
-from methods import ROWS, SETTINGS, fit, read_before, stored_digest, wanted_rows  # noqa: E402
+from methods import ROWS, SETTINGS, best_longer, fit, read_before, stored_digest, wanted_rows  # noqa: E402
 
 SPLITS = {"fit": 5, "tune": 6, "calibrate": 3, "test": 4}
 
@@ -108,6 +108,21 @@ def verdicts(right: list[int], tasks: list[str]) -> methods_table.Verdicts:
         "task": np.array(tasks),
         "id": np.array([f"q{n}" for n in range(len(right))]),
     }
+
+
+def test_the_best_longer_route_is_of_those_that_spend_so_much():
+    routes = [Route.parse(text, 4) for text in ("1111", "1110", "1112", "1122", "0-3,2-3,2-3")]
+    chances = np.array([0.5, 1.0, 0.4, 0.9, 0.6])  # the best is shorter than the base
+    right = (np.arange(40)[:, None] < 40 * chances).astype(float)
+    part = SimpleNamespace(
+        routes=routes, passes=lambda: np.array([route.n_passes for route in routes]), mixed_gains=lambda w: right - right[:, :1]
+    )
+    data = SimpleNamespace(fit_and_tune=lambda: (part, part))
+    assert best_longer(data, 1.0) == routes[3]
+    assert best_longer(data, 1.25) == routes[3]
+    assert best_longer(data, 2.0) == routes[4]
+    with pytest.raises(SystemExit, match=r"no route of the matrix spends 2\.5 of the base's passes"):
+        best_longer(data, 2.5)
 
 
 def test_the_mean_over_tasks_weighs_tasks_alike():
