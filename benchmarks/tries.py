@@ -14,11 +14,11 @@ Shapes: N questions, R routes, the base first, F features.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -33,10 +33,20 @@ from drllm.stats.paired import paired_bootstrap
 
 FOLDS = 5
 PRICES = (0.0, *(0.02 * 1.25**step for step in range(40)))
-BUDGETS = (1.0, 0.95, 0.9, 0.85)
-Learned: TypeAlias = (
-    "Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]"  # places (N,) -> scores (N, R), passes that each route costs (R,)
-)
+BUDGETS = (1.2, 1.0, 0.95, 0.9, 0.85)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What was learned from the known questions.
+
+    Attributes:
+        pick: (places of questions (N,), price of a pass) -> places of their routes (N,), 0 the base's.
+        passes: (R,) that each route costs, what is run before it is known counted.
+    """
+
+    pick: Callable[[np.ndarray, float], np.ndarray]
+    passes: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -97,17 +107,17 @@ def tries(seen: Seen) -> Iterator[Try]:
     yield Try("told the task, sure gains alone", lambda known: by_group(seen, known, seen.tasks, 1.0))
     yield Try("told the kind", lambda known: by_group(seen, known, seen.kinds))
     yield Try("told the kind, sure gains alone", lambda known: by_group(seen, known, seen.kinds, 1.0))
+    yield Try("told the kind, gains above 1.64 standard errors", lambda known: by_group(seen, known, seen.kinds, 1.64))
     yield Try("told the task, halfway to its kind", lambda known: halfway(seen, known))
     for block in seen.features:
         yield Try(f"task predicted, read before block {block}", lambda known, b=block: by_ridge(seen, known, b, "task"))
         yield Try(f"kind predicted, read before block {block}", lambda known, b=block: by_ridge(seen, known, b, "task", of_kinds=True))
     for block in seen.features:
         yield Try(f"gain predicted, read before block {block}", lambda known, b=block: by_ridge(seen, known, b, "question"))
-    middle = sorted(seen.features)[len(seen.features) // 2]
-    for size in (2, 4, 8, 16):
+    for block, size in itertools.product(list(seen.features)[1:4], (2, 4, 8, 16)):
         yield Try(
-            f"gain predicted before block {middle}, codebook of {size}",
-            lambda known, n=size: by_ridge(seen, known, middle, "question", n),
+            f"gain predicted before block {block}, codebook of {size}",
+            lambda known, b=block, n=size: by_ridge(seen, known, b, "question", n),
         )
     for block in seen.lens:
         yield Try(f"early margin at block {block}, task told", lambda known, b=block: by_margin(seen, known, seen.lens[b]))
@@ -117,15 +127,21 @@ def tries(seen: Seen) -> Iterator[Try]:
     yield Try(f"second look: base first, gain predicted at block {last}", lambda known: by_ridge(seen, known, last, "question", again=True))
 
 
+def by_scores(matrix: Matrix, score: Callable[[np.ndarray], np.ndarray]) -> Learned:
+    """The route of the highest score (N, R), saved passes counted at the price."""
+    saved = matrix.saved()
+    return Learned(lambda places, price: (score(places) + price * saved).argmax(1), matrix.passes())
+
+
 def by_group(seen: Seen, known: np.ndarray, groups: np.ndarray, errors: float = 0.0) -> Learned:
     """Each group's mean gain of each route, less so many standard errors."""
     means = group_means(seen, known, groups, errors)
-    return lambda places: (np.array([means[group] for group in groups[places]]), seen.matrix.passes())
+    return by_scores(seen.matrix, lambda places: np.array([means[group] for group in groups[places]]))
 
 
 def group_means(seen: Seen, known: np.ndarray, groups: np.ndarray, errors: float = 0.0) -> dict[str, np.ndarray]:
     """(R,) by group."""
-    gains, found = seen.matrix.mixed_gains(0.5)[known], {}
+    gains, found = seen.rows(known).mixed_gains(0.5), {}
     for group in np.unique(groups):
         mine = gains[groups[known] == group]
         found[group] = mine.mean(0) - errors * mine.std(0, ddof=1) / np.sqrt(len(mine))
@@ -136,47 +152,51 @@ def halfway(seen: Seen, known: np.ndarray) -> Learned:
     """The mean of a task's gains and its kind's."""
     tasks, kinds = group_means(seen, known, seen.tasks), group_means(seen, known, seen.kinds)
     means = {task: (gains + kinds[seen.kind_of[task]]) / 2 for task, gains in tasks.items()}
-    return lambda places: (np.array([means[task] for task in seen.tasks[places]]), seen.matrix.passes())
+    return by_scores(seen.matrix, lambda places: np.array([means[task] for task in seen.tasks[places]]))
 
 
 def by_ridge(
     seen: Seen, known: np.ndarray, block: int, targets: str, size: int = 0, again: bool = False, of_kinds: bool = False
 ) -> Learned:
-    """A codebook's selector at `block`: of all routes or of the `size` that a codebook would take.
+    """A codebook's selector at `block`, with its threshold at each price: of all routes, or of the `size` that a codebook would take.
 
-    A route that edits an earlier block starts anew, so those passes count twice; with `again` the whole base was run before.
+    Of all routes one that edits an earlier block starts anew from there: what was run from its first edit to `block` counts twice. Where
+    the whole base was run before (`again`), what is left of the base from the first edit on does.
     """
     matrix, config = seen.rows(known, of_kinds), CodebookConfig(targets=targets)  # pyright: ignore[reportArgumentType]
-    starts_anew = np.array([block if route.first_edit() < block else 0 for route in matrix.routes]) * ~_full(matrix)
-    passes = matrix.passes() + (matrix.passes()[0] * ~_full(matrix) if again else starts_anew)
-    columns = list(range(1, len(matrix.routes)))
-    if size:
-        columns = choose_routes(matrix, ~_full(matrix), size, config, 0.0)
-    ridge, out_of_fold = Folds(seen.features[block][known], worth(matrix, config), 5, 0, 16 if targets == "task" else 0).pick(columns)
-    best = out_of_fold.argmax(1)[:, None]
-    predicted, realized = (np.take_along_axis(values, best, 1)[:, 0] for values in (out_of_fold, matrix.gains[:, columns]))
-    threshold = lower_bound(predicted, realized, 0.9)
+    full = np.array([route.is_full for route in matrix.routes])
+    edits = np.array([block if route.is_full else route.first_edit() for route in matrix.routes])
+    twice = np.where(full, 0, matrix.passes()[0] - edits) if again else np.maximum(block - edits, 0)
+    saved = 1 - (matrix.passes() + twice) / matrix.passes()[0]
+    folds = Folds(seen.features[block][known], worth(matrix, config), 5, 0, 16 if targets == "task" else 0)
 
-    def score(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scores = np.full((len(places), len(matrix.routes)), -np.inf)
-        scores[:, 0], scores[:, columns] = 0.0, ridge.predict(seen.features[block][places]) - max(0.0, min(threshold, 1.0))
-        return scores, passes
+    def pick(places: np.ndarray, price: float) -> np.ndarray:
+        columns = np.flatnonzero(~full)
+        if size:
+            columns = np.array(choose_routes(matrix, ~full & (edits >= block), size, config, price))
+        ridge, out_of_fold = folds.pick(columns.tolist())
+        value = out_of_fold + price * saved[columns]
+        best = value.argmax(1)[:, None]
+        predicted, realized = (np.take_along_axis(v, best, 1)[:, 0] for v in (value, matrix.gains[:, columns] + price * saved[columns]))
+        threshold = lower_bound(predicted, realized, 0.9)
+        value = ridge.predict(seen.features[block][places]) + price * saved[columns]
+        return np.where(value.max(1) > threshold, columns[value.argmax(1)], 0)
 
-    return score
+    return Learned(pick, matrix.passes() + twice)
 
 
 def by_margin(seen: Seen, known: np.ndarray, values: np.ndarray) -> Learned:
     """Thirds of each task by one value of the prompt, each with its mean gains, halfway to the task's."""
-    gains, tasks = seen.matrix.mixed_gains(0.5), seen.tasks
+    gains, tasks = seen.rows(known).mixed_gains(0.5), seen.tasks
     cuts = {task: np.quantile(values[known][tasks[known] == task], [1 / 3, 2 / 3]) for task in np.unique(tasks)}
     third = np.array([np.searchsorted(cuts[task], value) for task, value in zip(tasks, values, strict=True)])
 
     def mean(task: str, part: int) -> np.ndarray:
         mine = tasks[known] == task
-        return (gains[known][mine].mean(0) + gains[known][mine & (third[known] == part)].mean(0)) / 2
+        return (gains[mine].mean(0) + gains[mine & (third[known] == part)].mean(0)) / 2
 
     means = {(task, part): mean(task, part) for task in np.unique(tasks) for part in range(3)}
-    return lambda places: (np.array([means[tasks[p], third[p]] for p in places]), seen.matrix.passes())
+    return by_scores(seen.matrix, lambda places: np.array([means[tasks[p], third[p]] for p in places]))
 
 
 def by_difficulty(seen: Seen, known: np.ndarray, block: int) -> Learned:
@@ -188,18 +208,10 @@ def by_difficulty(seen: Seen, known: np.ndarray, block: int) -> Learned:
     return by_margin(seen, known, values)
 
 
-def _full(matrix: Matrix) -> np.ndarray:
-    return np.array([route.is_full for route in matrix.routes])
-
-
-def answered(seen: Seen, one: Try) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (N, R) of every question by what was learned without its part, and passes (N, R)."""
-    n_routes = len(seen.matrix.routes)
-    scores, passes = np.zeros((len(seen.matrix), n_routes)), np.zeros((len(seen.matrix), n_routes))
-    for fold in range(FOLDS):
-        held = np.flatnonzero(seen.part == fold)
-        scores[held], passes[held] = one.learn(np.flatnonzero(seen.part != fold))(held)
-    return scores, passes
+def answered(seen: Seen, one: Try) -> list[tuple[np.ndarray, Learned]]:
+    """Of each part its questions' places, and what was learned without them."""
+    held = [np.flatnonzero(seen.part == fold) for fold in range(FOLDS)]
+    return [(places, one.learn(np.flatnonzero(seen.part != fold))) for fold, places in enumerate(held)]
 
 
 def parts(tasks: np.ndarray) -> np.ndarray:
@@ -221,18 +233,18 @@ class Kept:
     over_dealt: tuple[float, float, float]
 
 
-def row(seen: Seen, scores: np.ndarray, passes: np.ndarray, budget: float) -> Kept | None:
+def row(seen: Seen, answers: Sequence[tuple[np.ndarray, Learned]], budget: float) -> Kept | None:
     """What a try gains within a budget, and over its own routes dealt within tasks; None where no price keeps it."""
-    base = passes[0, 0]
+    right, each = seen.matrix.correct.astype(float), np.arange(len(seen.matrix))
     for price in PRICES:
-        picked = (scores + price * (1 - passes / base)).argmax(1)
-        each = np.arange(len(picked))
-        spent = float(passes[each, picked].mean())
-        if spent <= budget * base + 1e-9:
-            right = seen.matrix.correct.astype(float)
+        picked, passes = np.zeros(len(each), dtype=int), np.zeros(len(each))
+        for places, learned in answers:
+            picked[places] = learned.pick(places, price)
+            passes[places] = learned.passes[picked[places]]
+        if passes.mean() <= budget * seen.matrix.passes()[0] + 1e-9:
             gain = paired_bootstrap(right[each, picked], right[:, 0], strata=seen.tasks)
             dealt = paired_bootstrap(right[each, picked], expected_dealt(right, picked, seen.tasks, seen.part), strata=seen.tasks)
-            return Kept(spent, float((picked > 0).mean()), gain, dealt)
+            return Kept(float(passes.mean()), float((picked > 0).mean()), gain, dealt)
     return None
 
 
@@ -307,9 +319,9 @@ def main() -> None:
     kept: dict[str, dict[str, dict[str, object]]] = {}
     for one in tries(seen):
         kept[one.name] = {}
-        scores, passes = answered(seen, one)
+        answers = answered(seen, one)
         for budget in BUDGETS:
-            if (value := row(seen, scores, passes, budget)) is not None:
+            if (value := row(seen, answers, budget)) is not None:
                 kept[one.name][str(budget)] = asdict(value)
                 cells = (one.name, budget, f"{value.passes:.2f}", in_points(value.gain), in_points(value.over_dealt))
                 print("|", " | ".join(map(str, cells)), "|", flush=True)
