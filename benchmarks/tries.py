@@ -1,6 +1,6 @@
 """What a prompt tells about its best route: every try at it, out of fold, from one dense matrix.
 
-    python benchmarks/tries.py --model qwen2.5-coder-1.5b-q4 --run runs/qwen --tasks A+B,C,... --out results/policies-X/tries.json
+    python benchmarks/tries.py --model qwen2.5-coder-1.5b-q4 --run runs/qwen --tasks A+B,C,... --out runs/qwen/tries.json
 
 Questions of fit and tune in five parts, alike by task; each part is answered by what was learned from the other four. A try is a way to
 read prompts and what to predict. Its price of a pass is the lowest that keeps the mean passes within a budget, which takes no verdict.
