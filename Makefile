@@ -84,7 +84,7 @@ bench-search: $(VENV)/.installed
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/search.py --out runs/bench-search.json
 
 # docs/results.md and each model's tables.md from the verdicts in results/; how those were made stands in benchmarks/methods.py.
-COMPARED := smollm2-135m-q4 gemma3-270m-q4
+COMPARED := smollm2-135m-q4 gemma3-270m-q4 qwen2.5-coder-1.5b-q4
 table-methods: $(VENV)/.installed
 	$(BIN)/python benchmarks/methods.py table $(addprefix --out results/policies-,$(COMPARED)) \
 		$(addprefix --scan ,$(sort $(patsubst %/scan/scan.json,%,$(wildcard results/scan-*/scan/scan.json)))) $(addprefix --page ,$(sort $(wildcard results/paper-*/page*/report.md)))

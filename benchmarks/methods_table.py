@@ -248,8 +248,11 @@ def section(out: Path, setting: str, split: str, settings: Mapping[str, Any], to
     """One setting and split from its verdicts."""
     found = load(out, setting, split, settings, told)
     base, tasks = found["base"][0], settings[setting].asked
-    counts = ", ".join(f"{task} {int((base['task'] == task).sum())}" for task in tasks)
+    n_of = {task: int((base["task"] == task).sum()) for task in tasks}
+    counts = ", ".join(f"{task} {n}" for task, n in n_of.items())
     of_test = " --split test" if split == "test" else ""
+    if of_test and len({*n_of.values()}) == 1 < len(tasks):  # no two tasks have as many
+        of_test += f" --limit {n_of[tasks[0]]}"
     notes = []
     if split == "test" and set(tasks) & set(CHANCE):
         notes.append(
@@ -277,7 +280,7 @@ def section(out: Path, setting: str, split: str, settings: Mapping[str, Any], to
 
 def method_rows(out: Path, setting: str, split: str, settings: Mapping[str, Any], found: Found) -> Iterator[dict[str, str]]:
     """A row a method, by `COLUMNS`."""
-    base, static = found["base"][0], found.get("static", found["base"])[0]
+    base, static = found["base"][0], found.get("static", found.get("static_tuned", found["base"]))[0]
     one_task = len(settings[setting].asked) == 1
     for name, (first, *others) in found.items():
         check_pair(first, base)

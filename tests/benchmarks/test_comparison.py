@@ -26,7 +26,7 @@ import methods_table  # noqa: E402
 import results_pages  # noqa: E402
 import serve_runs  # noqa: E402
 import timing  # noqa: E402
-from drllm.reporting.drawing import write_charts  # noqa: E402
+from drllm.reporting.drawing import draw, write_charts  # noqa: E402
 from methods import ROWS, SETTINGS, best_longer, fit, read_before, stored_digest, wanted_rows  # noqa: E402
 
 SPLITS = {"fit": 5, "tune": 6, "calibrate": 3, "test": 4}
@@ -235,6 +235,10 @@ def test_the_frontier_has_a_mark_a_budget(tmp_path):
     assert rows["codebook"][3] == "50", "the mean over seeds: a quarter and three quarters"
     write_charts([chart], tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"f.png", "f.csv"}
+    (axes,) = draw(chart).axes
+    low, high = axes.get_ylim()
+    assert low < min(float(row[4]) for row in chart.rows)
+    assert high > max(float(row[5]) for row in chart.rows), "intervals that are drawn aside are inside the picture"
 
 
 def test_what_is_learned_from_is_apart_from_what_is_asked_elsewhere():

@@ -102,6 +102,8 @@ def _spot(axes: Any, spot: Spot, chart: Chart) -> None:
     place = axes.transData + ScaledTranslation(spot.aside, 0, axes.figure.dpi_scale_trans)
     look = {"fmt": spot.marker[0], "color": spot.colour, "capsize": 3, "transform": place}
     axes.errorbar(spot.x, spot.y, yerr=[[spot.low], [spot.high]], label=spot.name, **look)
+    axes.update_datalim([(spot.x, spot.y - spot.low), (spot.x, spot.y + spot.high)])  # what is drawn aside does not count by itself
+    axes.autoscale_view()
 
 
 def _curve(axes: Any, curve: Curve, chart: Chart) -> None:
