@@ -194,14 +194,13 @@ def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
 
 def best_longer(training_data: Any, at_least: float) -> Any:
     """Of the matrix's routes that spend at least a share of the base's passes, the one that `static_tuned` would take."""
-    from drllm.methods.static import lower_mean
+    from drllm.methods.static import StaticConfig, best_of_matrix
 
-    fit, tune = training_data.fit_and_tune()
-    gains = np.concatenate([part.mixed_gains(0.5) for part in (fit, tune)])
-    within = [place for place, passes in enumerate(fit.passes()) if passes >= at_least * fit.passes()[0]]
-    if not within:
+    weight = StaticConfig().margin_weight
+    best = best_of_matrix(training_data, lambda passes: passes >= at_least * passes[0], weight)  # the base's stand first
+    if best is None:
         raise SystemExit(f"no route of the matrix spends {at_least} of the base's passes: add longer routes, or leave that row out")
-    return fit.routes[max(within, key=lambda place: lower_mean(gains[:, place]))]
+    return best
 
 
 def used_questions(training_data: Any, split: str, limit: int | None) -> int:

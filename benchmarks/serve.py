@@ -197,9 +197,8 @@ def measure(
     strayed: dict[str, int] = {}  # choices in the engine that are not the front's, read alone and uncompiled
     found: dict[str, list[tuple[Run, Run]]] = {name: [] for name in arms}  # with the stock beside it
     full = "1" * len(selectors["eager"].codebook.routes[0])
-    beside: dict[str, list[float]] = {
-        name: [] for name in arms if name.startswith(LOOPED)
-    }  # decoding seconds over those of the other engine
+    # Decoding seconds over those of the other engine.
+    beside: dict[str, list[float]] = {name: [] for name in arms if name.startswith(LOOPED)}
     limits: dict[str, list[float]] = {name: [] for name in arms if name.rsplit(", ")[0] in NESTS}
     limit_every = 2 if rounds >= 2 * MIN_VALUES else 1
     rng = random.Random(seed)
@@ -228,7 +227,8 @@ def measure(
                 strayed[name] = strayed.get(name, 0) + sum(route != other for route, other in zip(mine.chosen, expected, strict=True))
         if round_ >= 0 and round_ % limit_every == 0:
             for name, at_best in limits.items():
-                engine, nest = NESTS[name.rsplit(", ")[0]][0], NESTS[name.rsplit(", ")[0]][1](len(full))
+                engine, nest_of = NESTS[name.rsplit(", ")[0]]
+                nest = nest_of(len(full))
                 if name.endswith("eager"):
                     at_best.append(limit_of(engines["stock eager"], nest, range(len(full)), rows, new))
                 else:

@@ -18,22 +18,27 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import stats
 
 from drllm import RoutedModel, show_progress
 from drllm.core.files import write_json
+from drllm.core.text import with_interval
 from drllm.methods.codebook import CodebookConfig, choose_routes, read_features, worth
 from drllm.methods.matrix import Matrix
 from drllm.methods.selector import Folds, lower_bound
 from drllm.methods.training_data import TrainingData
 from drllm.stats.paired import paired_bootstrap
+from methods_curve import of_questions
 
 FOLDS = 5
 PRICES = (0.0, *(0.02 * 1.25**step for step in range(40)))
 BUDGETS = (1.2, 1.0, 0.95, 0.9, 0.85)
+USUAL = CodebookConfig()
 
 
 @dataclass(frozen=True)
@@ -65,26 +70,24 @@ class Seen:
     lens: dict[int, np.ndarray]
     kind_of: dict[str, str]
 
-    @property
+    @cached_property
     def tasks(self) -> np.ndarray:
         """(N,) names."""
         return np.array(self.matrix.tasks)
 
-    @property
+    @cached_property
     def kinds(self) -> np.ndarray:
         """(N,) names: tasks that are asked alike are one kind."""
         return np.array([self.kind_of[task] for task in self.matrix.tasks])
 
-    @property
+    @cached_property
     def part(self) -> np.ndarray:
         """(N,): the part of each question, every task dealt evenly."""
         return parts(self.tasks)
 
     def rows(self, places: np.ndarray, of_kinds: bool = False) -> Matrix:
         """The matrix of some questions; `of_kinds`: with kinds as tasks."""
-        m = replace(self.matrix, tasks=tuple(self.kinds)) if of_kinds else self.matrix
-        tasks, ids, prompts = (tuple(values[p] for p in places) for values in (m.tasks, m.ids, m.prompts))
-        return Matrix(m.routes, tasks, ids, prompts, m.correct[places], m.margins[places], m.prompt_format, m.key)
+        return of_questions(replace(self.matrix, tasks=tuple(self.kinds)) if of_kinds else self.matrix, places)
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def by_group(seen: Seen, known: np.ndarray, groups: np.ndarray, errors: float = 
 
 def group_means(seen: Seen, known: np.ndarray, groups: np.ndarray, errors: float = 0.0) -> dict[str, np.ndarray]:
     """(R,) by group."""
-    gains, found = seen.rows(known).mixed_gains(0.5), {}
+    gains, found = seen.rows(known).mixed_gains(USUAL.margin_weight), {}
     for group in np.unique(groups):
         mine = gains[groups[known] == group]
         found[group] = mine.mean(0) - errors * mine.std(0, ddof=1) / np.sqrt(len(mine))
@@ -168,7 +171,7 @@ def by_ridge(
     edits = np.array([block if route.is_full else route.first_edit() for route in matrix.routes])
     twice = np.where(full, 0, matrix.passes()[0] - edits) if again else np.maximum(block - edits, 0)
     saved = 1 - (matrix.passes() + twice) / matrix.passes()[0]
-    folds = Folds(seen.features[block][known], worth(matrix, config), 5, 0, 16 if targets == "task" else 0)
+    folds = Folds(seen.features[block][known], worth(matrix, config), config.folds, config.seed, 16 if targets == "task" else 0)
 
     def pick(places: np.ndarray, price: float) -> np.ndarray:
         columns = np.flatnonzero(~full)
@@ -178,7 +181,7 @@ def by_ridge(
         value = out_of_fold + price * saved[columns]
         best = value.argmax(1)[:, None]
         predicted, realized = (np.take_along_axis(v, best, 1)[:, 0] for v in (value, matrix.gains[:, columns] + price * saved[columns]))
-        threshold = lower_bound(predicted, realized, 0.9)
+        threshold = lower_bound(predicted, realized, config.confidence)
         value = ridge.predict(seen.features[block][places]) + price * saved[columns]
         return np.where(value.max(1) > threshold, columns[value.argmax(1)], 0)
 
@@ -187,7 +190,7 @@ def by_ridge(
 
 def by_margin(seen: Seen, known: np.ndarray, values: np.ndarray) -> Learned:
     """Thirds of each task by one value of the prompt, each with its mean gains, halfway to the task's."""
-    gains, tasks = seen.rows(known).mixed_gains(0.5), seen.tasks
+    gains, tasks = seen.rows(known).mixed_gains(USUAL.margin_weight), seen.tasks
     cuts = {task: np.quantile(values[known][tasks[known] == task], [1 / 3, 2 / 3]) for task in np.unique(tasks)}
     third = np.array([np.searchsorted(cuts[task], value) for task, value in zip(tasks, values, strict=True)])
 
@@ -202,7 +205,7 @@ def by_margin(seen: Seen, known: np.ndarray, values: np.ndarray) -> Learned:
 def by_difficulty(seen: Seen, known: np.ndarray, block: int) -> Learned:
     """`by_margin` with the predicted verdict of the base: out of fold on the known questions, which set the thirds."""
     right = seen.matrix.correct[:, :1].astype(float)
-    ridge, out_of_fold = Folds(seen.features[block][known], right[known], 5, 0).pick([0])
+    ridge, out_of_fold = Folds(seen.features[block][known], right[known], USUAL.folds, USUAL.seed).pick([0])
     values = ridge.predict(seen.features[block])[:, 0]
     values[known] = out_of_fold[:, 0]
     return by_margin(seen, known, values)
@@ -233,19 +236,28 @@ class Kept:
     over_dealt: tuple[float, float, float]
 
 
-def row(seen: Seen, answers: Sequence[tuple[np.ndarray, Learned]], budget: float) -> Kept | None:
-    """What a try gains within a budget, and over its own routes dealt within tasks; None where no price keeps it."""
-    right, each = seen.matrix.correct.astype(float), np.arange(len(seen.matrix))
+def within(seen: Seen, answers: Sequence[tuple[np.ndarray, Learned]], budgets: Sequence[float]) -> dict[float, Kept]:
+    """What a try gains within each budget that some price keeps, and over its own routes dealt within tasks."""
+    found: dict[float, Kept] = {}
     for price in PRICES:
-        picked, passes = np.zeros(len(each), dtype=int), np.zeros(len(each))
+        picked, passes = np.zeros(len(seen.matrix), dtype=int), np.zeros(len(seen.matrix))
         for places, learned in answers:
             picked[places] = learned.pick(places, price)
             passes[places] = learned.passes[picked[places]]
-        if passes.mean() <= budget * seen.matrix.passes()[0] + 1e-9:
-            gain = paired_bootstrap(right[each, picked], right[:, 0], strata=seen.tasks)
-            dealt = paired_bootstrap(right[each, picked], expected_dealt(right, picked, seen.tasks, seen.part), strata=seen.tasks)
-            return Kept(float(passes.mean()), float((picked > 0).mean()), gain, dealt)
-    return None
+        kept = [one for one in budgets if one not in found and passes.mean() <= one * seen.matrix.passes()[0] + 1e-9]
+        found |= dict.fromkeys(kept, judged(seen, picked, float(passes.mean()))) if kept else {}
+        if len(found) == len(budgets):
+            break
+    return found
+
+
+def judged(seen: Seen, picked: np.ndarray, passes: float) -> Kept:
+    """Routes (N,) against the base's and against themselves, dealt."""
+    right = seen.matrix.correct.astype(float)
+    ours = right[np.arange(len(picked)), picked]
+    gain = paired_bootstrap(ours, right[:, 0], strata=seen.tasks)
+    dealt = paired_bootstrap(ours, expected_dealt(right, picked, seen.tasks, seen.part), strata=seen.tasks)
+    return Kept(passes, float((picked > 0).mean()), gain, dealt)
 
 
 def expected_dealt(right: np.ndarray, picked: np.ndarray, tasks: np.ndarray, part: np.ndarray) -> np.ndarray:
@@ -284,14 +296,7 @@ def lens(routed: RoutedModel, features: np.ndarray) -> np.ndarray:
 
 def area(values: np.ndarray, right: np.ndarray) -> float:
     """Of the curve of true against false positives: 0.5 says nothing."""
-    order = values.argsort().argsort()
-    n = right.sum()
-    return float((order[right].sum() - n * (n - 1) / 2) / (n * (~right).sum()))
-
-
-def in_points(values: tuple[float, float, float]) -> str:
-    """A difference with its interval."""
-    return f"{100 * values[0]:+.1f} ({100 * values[1]:+.1f} to {100 * values[2]:+.1f})"
+    return float(stats.mannwhitneyu(values[right], values[~right]).statistic / (right.sum() * (~right).sum()))
 
 
 def main() -> None:
@@ -318,13 +323,11 @@ def main() -> None:
     print("\n| try | budget | passes | points against the base | over its routes dealt within tasks |\n|---|---|---|---|---|")
     kept: dict[str, dict[str, dict[str, object]]] = {}
     for one in tries(seen):
-        kept[one.name] = {}
-        answers = answered(seen, one)
-        for budget in BUDGETS:
-            if (value := row(seen, answers, budget)) is not None:
-                kept[one.name][str(budget)] = asdict(value)
-                cells = (one.name, budget, f"{value.passes:.2f}", in_points(value.gain), in_points(value.over_dealt))
-                print("|", " | ".join(map(str, cells)), "|", flush=True)
+        found_of = within(seen, answered(seen, one), BUDGETS)
+        kept[one.name] = {str(budget): asdict(value) for budget, value in found_of.items()}
+        for budget, value in found_of.items():
+            cells = (one.name, budget, f"{value.passes:.2f}", with_interval(*value.gain), with_interval(*value.over_dealt))
+            print("|", " | ".join(map(str, cells)), "|", flush=True)
     write_json(arguments.out, found | {"tries": kept})
 
 

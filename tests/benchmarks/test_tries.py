@@ -42,7 +42,7 @@ def test_parts_deal_every_task_evenly():
 def test_a_kind_s_route_is_found_and_a_single_route_gains_less():
     seen = made()
     one, told, predicted = (
-        tries.row(seen, tries.answered(seen, attempt), budget=1.0)
+        tries.within(seen, tries.answered(seen, attempt), [1.0]).get(1.0)
         for attempt in tries.tries(seen)
         if attempt.name in ("one route for all", "told the task", "task predicted, read before block 2")
     )
@@ -59,8 +59,8 @@ def test_a_kind_s_route_is_found_and_a_single_route_gains_less():
 def test_a_budget_is_kept(budget: float):
     seen = made()
     for attempt in tries.tries(seen):
-        answers = tries.answered(seen, attempt)
-        kept, free = (tries.row(seen, answers, within) for within in (budget, 2.0))
+        found = tries.within(seen, tries.answered(seen, attempt), [2.0, budget])
+        kept, free = found.get(budget), found.get(2.0)
         assert free is not None
         if kept is None:  # the whole base was run before
             assert "second look" in attempt.name

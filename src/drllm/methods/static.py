@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,17 +80,23 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: StaticConfig, 
 
 
 def _best_of_matrix(training_data: TrainingData, config: StaticConfig) -> Route:
-    """The route of the dense matrix whose gain on fit and tune questions has the highest lower bound; the base, within the budget, is one.
+    """`best_of_matrix` within the budget; the base is one where it keeps it."""
+    limit = pass_limit(config.budget, training_data.routed.n_layers)
+    best = best_of_matrix(training_data, lambda passes: passes <= limit, config.margin_weight)
+    if best is None:
+        raise InputError(f"no route of the matrix spends at most {limit:.1f} passes, the budget: add shorter routes")
+    return best
+
+
+def best_of_matrix(training_data: TrainingData, allowed: Callable[[np.ndarray], np.ndarray], margin_weight: float) -> Route | None:
+    """The route whose gain on fit and tune questions has the highest lower bound, of those whose passes (R,) are allowed; None of none.
 
     A codebook is chosen by the same data, so that the two can be compared.
     """
     fit, tune = training_data.fit_and_tune()
-    gains = np.concatenate([part.mixed_gains(config.margin_weight) for part in (fit, tune)])
-    limit = pass_limit(config.budget, len(fit.routes[0]))
-    within = [place for place, passes in enumerate(fit.passes()) if passes <= limit]
-    if not within:
-        raise InputError(f"no route of the matrix spends at most {limit:.1f} passes, the budget: add shorter routes")
-    return fit.routes[max(within, key=lambda place: lower_mean(gains[:, place]))]
+    gains = np.concatenate([part.mixed_gains(margin_weight) for part in (fit, tune)])
+    places = np.flatnonzero(allowed(fit.passes()))
+    return fit.routes[max(places, key=lambda place: lower_mean(gains[:, place]))] if len(places) else None
 
 
 def combine(one: Route, other: Route) -> Route | None:
