@@ -126,6 +126,8 @@ ROWS = {
 # prompt spends only where that gains, so there stand single routes alone: the best that run as many passes or more.
 FRONTIER, LONGER, DRAWN = (0.7, 0.75, 0.8, 0.85, 0.95), (1.05, 1.1, 1.14), ("letters", "kinds")
 ROWS["codebook_by_task@0.9"] = Row("codebook", {"targets": "task", "budget": BUDGET}, True, only=DRAWN)
+ROWS["random_codebook@0.9"] = Row("random_codebook", {"budget": BUDGET}, True, only=DRAWN)
+ROWS["random_codebook_by_task@0.9"] = Row("random_codebook", {"targets": "task", "budget": BUDGET}, True, only=DRAWN)
 for spent in FRONTIER:
     ROWS[f"static_tuned@{spent}"] = Row("static", {"use_tune": True, "budget": spent}, only=DRAWN)
     ROWS[f"codebook@{spent}"] = Row("codebook", {"budget": spent}, only=DRAWN)

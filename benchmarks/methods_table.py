@@ -27,8 +27,9 @@ ORDER = names(
     codebook_by_task shuffled-codebook_by_task shuffled-over-tasks-codebook_by_task input_blind random_codebook
     input_blind_by_task random_codebook_by_task polar shuffled-polar shuffled-over-tasks-polar routers shuffled-routers
     shuffled-over-tasks-routers paper shuffled-paper shuffled-over-tasks-paper oracle tale static@0.9 static_tuned@0.9
-    codebook@0.9 shuffled-codebook@0.9 shuffled-over-tasks-codebook@0.9 codebook_by_task@0.9 shuffled-codebook_by_task@0.9
-    shuffled-over-tasks-codebook_by_task@0.9 routers@0.9 mindskip@0.9 flexidepth@0.9 tale@0.9
+    codebook@0.9 shuffled-codebook@0.9 shuffled-over-tasks-codebook@0.9 random_codebook@0.9 codebook_by_task@0.9
+    shuffled-codebook_by_task@0.9 shuffled-over-tasks-codebook_by_task@0.9 random_codebook_by_task@0.9 routers@0.9 mindskip@0.9
+    flexidepth@0.9 tale@0.9
     shortgpt@0.9 early_exit@0.9 random_skip@0.9
     """
 )
@@ -73,15 +74,15 @@ CONTRASTS = {
     ),
     "codebook@0.9": names(
         """
-        base static@0.9 static_tuned@0.9 shuffled-codebook@0.9 shuffled-over-tasks-codebook@0.9 routers@0.9 mindskip@0.9
-        flexidepth@0.9 tale@0.9 shortgpt@0.9 early_exit@0.9 random_skip@0.9
+        base static@0.9 static_tuned@0.9 shuffled-codebook@0.9 shuffled-over-tasks-codebook@0.9 random_codebook@0.9 routers@0.9
+        mindskip@0.9 flexidepth@0.9 tale@0.9 shortgpt@0.9 early_exit@0.9 random_skip@0.9
         """
     ),
 }
 CONTRASTS["codebook_by_task@0.9"] = names(
     """
-    base static@0.9 static_tuned@0.9 shuffled-codebook_by_task@0.9 shuffled-over-tasks-codebook_by_task@0.9 codebook@0.9 shortgpt@0.9
-    random_skip@0.9
+    base static@0.9 static_tuned@0.9 shuffled-codebook_by_task@0.9 shuffled-over-tasks-codebook_by_task@0.9
+    random_codebook_by_task@0.9 codebook@0.9 shortgpt@0.9 random_skip@0.9
     """
 )
 IN_DOMAIN = {"arc_easy", "arc_challenge", "openbookqa"}
@@ -101,7 +102,8 @@ ABOUT = {
     "kinds": "mixed traffic: prompts of seven tasks, letters, log-likelihoods and numbers, unlabelled",
     "letters-ood": "out of domain: policies of the letters setting, not trained again",
 }
-GAPS = names("codebook codebook_by_task polar routers paper")  # policies beside which a blind codebook stands
+# Policies beside which a blind codebook stands.
+GAPS = names("codebook codebook_by_task polar routers paper codebook@0.9 codebook_by_task@0.9")
 Verdicts = dict[str, np.ndarray]
 Found = dict[str, list[Verdicts]]  # of each method, one for each seed
 
@@ -345,7 +347,8 @@ def gap_notes(found: Found) -> Iterator[str]:
     if "oracle" not in found:
         return
     for name in GAPS:
-        blind = "random_codebook_by_task" if name.endswith("_by_task") else "random_codebook"
+        kind, *budget = name.split("@")
+        blind = "@".join(("random_codebook_by_task" if kind.endswith("_by_task") else "random_codebook", *budget))
         if name in found and blind in found and gain(mean_of(found["oracle"]), mean_of(found["base"])) > 0:
             share = gap_share(*(mean_of(found[one]) for one in (name, blind, "oracle", "base")))
             yield f"Of the oracle's gap over the base `{name}` closes {share}, beyond what `{blind}` closes. "

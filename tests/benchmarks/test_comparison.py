@@ -213,6 +213,11 @@ def test_the_share_of_the_oracles_gap_is_beyond_what_blind_routes_close():
     told = list(methods_table.gap_notes(found))
     assert [note.split("`")[1:4:2] for note in told] == [["codebook", "random_codebook"], ["routers", "random_codebook"]]
     assert list(methods_table.gap_notes({"codebook": [ours], "base": [base], "random_codebook": [blind]})) == []
+    short = {"codebook_by_task@0.9": [ours], "random_codebook_by_task": [ours], "base": [base], "oracle": [oracle]}
+    assert list(methods_table.gap_notes(short)) == []  # a budget has a blind codebook of its own
+    [told] = methods_table.gap_notes(short | {"random_codebook_by_task@0.9": [blind]})
+    assert "closes 60 %" in told
+    assert told.split("`")[1:4:2] == ["codebook_by_task@0.9", "random_codebook_by_task@0.9"]
     wide = methods_table.gap_share(*(one | {"task": np.array(["a"] * 10)} for one in (ours, blind, oracle, base)))
     low, high = map(int, wide.split("(")[1].removesuffix(")").split(" to "))
     assert low < 60 < high
