@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from drllm.reporting.chart import Axis, Chart, Level, Mark, Spot, number
 from drllm.stats.paired import discordant, even_weights, mcnemar, paired_bootstrap, wilson
 from methods_asked import questions_path
+from methods_mixture import best_mixture
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -273,7 +274,7 @@ def section(out: Path, setting: str, split: str, settings: Mapping[str, Any], to
         command=f"python benchmarks/methods.py run --run RUN {searched}--out results/{out.name} --data DATA --settings {setting}{of_test}",
         rows=list(method_rows(out, setting, split, settings, found)),
         notes=notes,
-        contrasts=list(contrasts(found, tasks)),
+        contrasts=list(contrasts(found, load(out, setting, "tune", settings, told), tasks)),
         several=max(len(runs) for runs in found.values()) > 1,
         by_task=list(by_task(found, tasks, CHANCE if setting != "in-domain" else {}, common)) if show_tasks else (),
         frontier=frontier(found, f"frontier_{setting}_{split}", int(base["passes"][0])),
@@ -307,11 +308,14 @@ def method_rows(out: Path, setting: str, split: str, settings: Mapping[str, Any]
         yield dict(zip(COLUMNS, cells, strict=True))
 
 
-def contrasts(found: Found, tasks: Sequence[str]) -> Iterator[Contrast]:
-    """Paired differences that the conclusions rest on."""
+def contrasts(found: Found, tuned: Found, tasks: Sequence[str]) -> Iterator[Contrast]:
+    """Paired differences that the conclusions rest on; mixtures of single routes are chosen on tune."""
     mean = {name: mean_of(runs) for name, runs in found.items()}
     pairs = [(ours, other) for ours, others in CONTRASTS.items() for other in others if ours in mean and other in mean]
     rows = [(f"{ours} less {other}", ours, mean[other]) for ours, other in pairs]
+    for ours in (name for name in CONTRASTS if "@" in name and name in mean):
+        if mixture := best_mixture({name: runs[0] for name, runs in tuned.items() if name in mean}, float(mean[ours]["passes"].mean())):
+            rows.append((f"{ours} less {mixture}", ours, mixture.verdicts(mean)))
     for static in ("static", "static_tuned"):
         if f"{static}-per-task" in mean:
             told, one = mean[f"{static}-per-task"], mean[static]

@@ -2,10 +2,11 @@
 
     python benchmarks/search.py [--data ../shared/data] [--parts loglik-bf16,loglik-fp32,letter,boxed] [--out FILE.json]
     python benchmarks/search.py --make-paths          # writes the path lists anew, with the `paper` preset, early stop off
+    python benchmarks/search.py --model qwen2.5-coder-1.5b-q4 --questions 16 --parts letter-bf16      # --make-paths letter: its list
 
 Unit PF: one plain forward of the same tokens, batch 1, by the unmodified model computing logits only where they are scored, timed between
 the scorer's own steps. Of a generated answer: the prompt and the answer under the base route, as far as the scorer decodes it. One thread.
-Path lists: `benchmarks/paths/<reward>.json` (ids and routes, 50 a question).
+Path lists: `benchmarks/paths/<reward>.json` (ids and routes, 50 a question); another model's: in a folder of its name there.
 """
 
 from __future__ import annotations
@@ -97,9 +98,14 @@ class PlainForwards:
             self.model(ids, use_cache=True, logits_to_keep=n_predicted)
 
 
-def load(dtype: torch.dtype) -> tuple[RoutedModel, Any]:
+def paths_file(model: str, reward: str) -> Path:
+    """Where the paths of a model's questions stand."""
+    return (PATHS if model == MODEL else PATHS / model) / f"{reward}.json"
+
+
+def load(model: str, dtype: torch.dtype) -> tuple[RoutedModel, Any]:
     """The routed model, and the unmodified one."""
-    routed = RoutedModel.wrap(MODEL, dtype=dtype)
+    routed = RoutedModel.wrap(model, dtype=dtype)
     return routed, copy.deepcopy(routed, {id(routed.tokenizer): routed.tokenizer}).unwrap()
 
 
@@ -109,22 +115,22 @@ def examples(task: str, data: str | None) -> dict[str, Any]:
     return {example.id: example for rows in loaded.examples.values() for example in rows}
 
 
-def path_list(reward: str, data: str | None) -> tuple[list[Any], list[list[Route]]]:
+def path_list(model: str, reward: str, data: str | None) -> tuple[list[Any], list[list[Route]]]:
     """The examples of a committed list and their paths."""
-    rows = json.loads((PATHS / f"{reward}.json").read_text())["questions"]
+    rows = json.loads(paths_file(model, reward).read_text())["questions"]
     known = examples(TASKS[reward], data)
     if missing := [row["id"] for row in rows if row["id"] not in known]:
         raise SystemExit(f"{missing[0]} is not among the {TASKS[reward]} questions found: give --data FOLDER with its train.jsonl")
     return [known[row["id"]] for row in rows], [[Route.parse(text) for text in row["routes"]] for row in rows]
 
 
-def make_paths(reward: str, data: str) -> None:
+def make_paths(model: str, reward: str, data: str, n_questions: int) -> None:
     """Search the first train questions with the paper's tree, early stop off, and write what it visited."""
     task = load_task(TASKS[reward], data).task
     lines = (Path(data) / task.name / "train.jsonl").read_text(encoding="utf-8").splitlines()
     known = examples(task.name, data)
-    wanted = [known[name] for line in lines[: 2 * N_QUESTIONS] if (name := json.loads(line)["id"]) in known][:N_QUESTIONS]
-    routed, _ = load(torch.bfloat16)
+    wanted = [known[name] for line in lines[: 2 * n_questions] if (name := json.loads(line)["id"]) in known][:n_questions]
+    routed, _ = load(model, torch.bfloat16)
     config = SearchConfig(preset="paper", early_stop=False, n_simulations=N_PATHS, reward=reward)
     scorer = scorer_of(routed, task, config)
     trees = [make_tree(routed.n_layers, config, question_seed(0, task.name, example.id)) for example in wanted]
@@ -146,10 +152,10 @@ def make_paths(reward: str, data: str) -> None:
         }
         for example, tree in zip(wanted, trees, strict=True)
     ]
-    made = {"task": task.name, "reward": reward, "preset": "paper", "early_stop": False, "seed": 0, "model": MODEL}
-    PATHS.mkdir(exist_ok=True)
+    made = {"task": task.name, "reward": reward, "preset": "paper", "early_stop": False, "seed": 0, "model": model}
+    paths_file(model, reward).parent.mkdir(exist_ok=True)
     text = ",\n".join(json.dumps(row) for row in rows)
-    (PATHS / f"{reward}.json").write_text(json.dumps(made)[:-1] + f', "questions": [\n{text}\n]}}\n')
+    paths_file(model, reward).write_text(json.dumps(made)[:-1] + f', "questions": [\n{text}\n]}}\n')
 
 
 def timed(scorer: Any, questions: list[Any], pairs: list[Pair], plain: PlainForwards | None) -> tuple[dict[Pair, Any], float]:
@@ -292,8 +298,8 @@ class Figures:
 
 def measure(reward: str, dtype: torch.dtype, arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures of one reward and dtype."""
-    routed, bare = load(dtype)
-    rows, paths = path_list(reward, arguments.data)
+    routed, bare = load(arguments.model, dtype)
+    rows, paths = (found[: arguments.questions] for found in path_list(arguments.model, reward, arguments.data))
     task = load_task(TASKS[reward], arguments.data).task
 
     def fresh(cache_bytes: int = 2**30) -> Any:
@@ -357,7 +363,7 @@ def measure(reward: str, dtype: torch.dtype, arguments: argparse.Namespace) -> d
             "small_cache_mb", small.runner.peak_bytes / 1e6, f"--cache-bytes {limit:.0f} MB: {small.runner.peak_bytes / 1e6:.0f} MB at most"
         )
     if reward == "loglik" and dtype == torch.bfloat16:
-        for n_questions, n_paths in ((16, 50), (32, 50), (64, 12), (64, 25)):
+        for n_questions, n_paths in ((16, 50), (32, 50), (64, 12), (64, 25)) if len(questions) == N_QUESTIONS else ():
             part = [(index, route) for index in range(n_questions) for route in paths[index][:n_paths]]
             _, seconds = timed(fresh(), questions[:n_questions], part, None)
             name = f"{n_questions} questions x {n_paths} paths"
@@ -386,6 +392,8 @@ def main() -> None:
     """Print every figure, and write them if asked."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     default = "../shared/data"
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--questions", type=int, default=N_QUESTIONS)
     parser.add_argument("--data", default=default if Path(default).is_dir() else None)
     parser.add_argument("--parts", default="loglik-bf16,loglik-fp32,letter-bf16,letter-fp32,boxed-bf16,boxed-fp32")
     parser.add_argument("--rounds", type=int, default=2)
@@ -402,7 +410,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.make_paths is not None:
         for reward in arguments.make_paths or TASKS:
-            make_paths(reward, arguments.data)
+            make_paths(arguments.model, reward, arguments.data, arguments.questions)
         return
     dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
     found = []
@@ -410,7 +418,10 @@ def main() -> None:
         reward, _, dtype = part.partition("-")
         found.append(measure(reward, dtypes[dtype], arguments))
         if arguments.out:
-            write_json(arguments.out, {"hardware": hardware(), "versions": versions(), "threads": arguments.threads, "parts": found})
+            write_json(
+                arguments.out,
+                {"model": arguments.model, "hardware": hardware(), "versions": versions(), "threads": arguments.threads, "parts": found},
+            )
 
 
 if __name__ == "__main__":

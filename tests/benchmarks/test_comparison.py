@@ -143,7 +143,7 @@ def test_contrasts_average_seeds_and_count_what_knowing_the_task_gains():
         "static-per-task": [verdicts([1] * 20, tasks)],
         "codebook": [verdicts([1] * 20, tasks), verdicts(first, tasks)],
     }
-    rows = {row.label: row for row in methods_table.contrasts(found, ["arc_easy", "boolq"])}
+    rows = {row.label: row for row in methods_table.contrasts(found, {}, ["arc_easy", "boolq"])}
 
     def points(label: str) -> list[float]:
         row = rows[label]
@@ -155,6 +155,23 @@ def test_contrasts_average_seeds_and_count_what_knowing_the_task_gains():
     assert points(label) == [5, 5, 30]
     assert rows["codebook less base"].seeds_agree
     assert not rows[label].seeds_agree, "one seed gains 30 points on it, the other loses 20"
+
+
+def test_a_policy_stands_beside_the_best_mixture_of_single_routes_of_its_passes():
+    """By hand: 26 passes by routes of 28, 24 and 20. On tune half 28 and half 24 answer 0.7, a quarter 20 and the rest 28 0.75; on test the
+    two of that pair answer 0.9 and 0.1."""
+    tasks = ["a"] * 10
+
+    def row(n_right: int, passes: float) -> methods_table.Verdicts:
+        return verdicts([1] * n_right + [0] * (10 - n_right), tasks) | {"passes": np.full(10, passes)}
+
+    tuned = {"base": [row(8, 28)], "static_tuned@0.9": [row(6, 24)], "static_tuned@0.7": [row(6, 20)], "codebook@0.9": [row(9, 26)]}
+    found = {"base": [row(9, 28)], "static_tuned@0.9": [row(9, 24)], "static_tuned@0.7": [row(1, 20)], "codebook@0.9": [row(8, 26)]}
+    rows = {row.label: row.pooled.points for row in methods_table.contrasts(found, tuned, ["a"])}
+    assert rows["codebook@0.9 less base dealt to 75% of the prompts, else static_tuned@0.7"] == pytest.approx(10)
+    assert not any("dealt" in label for label in (row.label for row in methods_table.contrasts(found, {}, ["a"])))
+    longer_than_any = tuned | {"base": [row(8, 25)]}
+    assert not any("dealt" in row.label for row in methods_table.contrasts(found, longer_than_any, ["a"]))
 
 
 def contrast(pooled: tuple[float, float], even: tuple[float, float] | None, agree: bool = True) -> methods_table.Contrast:
