@@ -28,6 +28,7 @@ QUESTIONS = {
 }
 SCANNED = ("model", "spans", "passes", "where they were chosen, points over the base", "on new questions, points over the base")
 JUDGED = ("codebook", "codebook_by_task", "routers", "paper", "codebook@0.9", "codebook_by_task@0.9")
+OUT_OF_DOMAIN, SHOWN_BUDGET = ("ood", "letters-ood"), "0.9"
 TEMPLATE = Path(__file__).parent / "results_page.md"  # the words of docs/results.md
 
 
@@ -67,13 +68,19 @@ def results(found: Mapping[Path, Sequence[Section]], stored: Stored, apart: Sequ
 
 
 def is_shown(section: Section, apart: Sequence[str]) -> bool:
-    """Whether docs/results.md has its table."""
-    return section.split == "test" and section.setting not in apart
+    """Whether docs/results.md has its table; those out of domain stand in tables.md alone, what holds of them in both."""
+    return section.split == "test" and section.setting not in (*apart, *OUT_OF_DOMAIN)
+
+
+def is_drawn_only(name: str) -> bool:
+    """Whether a row is of a budget that docs/results.md shows in the picture alone."""
+    return name.partition("@")[2] not in ("", SHOWN_BUDGET)
 
 
 def tested(out: Path, section: Section) -> str:
     """A test section: its table of methods."""
-    table = "\n".join(markdown(SHORT, ([row[column] for column in SHORT] for row in section.rows)))
+    rows = (row for row in section.rows if not is_drawn_only(row["method"]))
+    table = "\n".join(markdown(SHORT, ([row[column] for column in SHORT] for row in rows)))
     asked = section.title.partition("(")[2].removesuffix(")")
     chart = section.frontier
     drawn = [f"![{chart.title}](../results/{out.name}/frontier/{chart.name}.png)", chart.caption] if chart is not None else []

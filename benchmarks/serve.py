@@ -2,22 +2,24 @@
 
     .venv-serve/bin/python benchmarks/serve.py [--batches 1,32] [--rounds 20] [--new 32] [--only "4 nested; 4 deeper"] [--out FILE.json]
 
-Every engine is a process of its own with one thread; all are started first, then in each round every arm decodes the same prompts once, in
-an order drawn anew, beside stock vLLM: the two take turns step by step, who goes first drawn anew for each step, since a machine's speed
-drifts within seconds by more than what is measured here. The processor time is read: tokens a CPU-second, `--model` in bf16 where the
-processor multiplies bf16 itself, else in fp32. Ratios are of one arm and the stock beside it; their median over the rounds stands with its
-95 % interval by order statistics. Arms, compiled and eager, each beside the stock of its mode: the identity along the routed machinery; one
-common route of 24 blocks; four nested routes, from the base's to 21 blocks; four deeper ones, from 24 to 15 blocks, whose limit
-leaves more to reach; as many routes as rows, which no compiled segment fits; and, compiled, that common route as a static server, a static
-server that runs a span of four blocks twice, beside one that repeats those blocks in place (as many passes), and the trained codebook
-`--book`, each prompt along the route the book chooses for it, before the engine or (`--decide engine`) in it, where prompts are read whole;
-and such a book that always takes the base. `--only` names the arms to run by how they begin, with `;` between, since names hold commas. The
-limit of nested routes is `t_other(B) + sum over parts of t_part(rows executing it)`, by clocks around the blocks of the eager stock engine,
-and around the segments of the compiled routed one, in every second round (in each of fewer than twelve). Printed is what of its saving is
-reached, not what of its speed, of which stock alone would reach most. The front selector is an arm, too, in this process, compiled and
-eager: it reads the round's first prompt alone, as one that finds nobody waiting, and the others in the groups a server reads them in if all
-have come meanwhile; "with the front" adds its seconds to prefill and decoding of each arm, also for answers of other lengths, by the mean
-step. Last, how often compiling, and reading prompts together, flips a choice of the book on tune questions.
+Every engine is a process of its own with one thread; all are started first, in an order drawn by `--seed`: two engines of a kind differ
+by some hundredths for as long as they live, which no interval of one run holds, so run it with several seeds (`serve_runs.py`). Then in
+each round every arm decodes the same prompts once, in an order drawn anew, beside stock vLLM: the two take turns step by step, who goes
+first drawn anew for each step, since a machine's speed drifts within seconds by more than what is measured here. The processor time is
+read: tokens a CPU-second, `--model` in bf16 where the processor multiplies bf16 itself, else in fp32. Ratios are of one arm and the stock
+beside it; their median over the rounds stands with its 95 % interval by order statistics. Arms, compiled and eager, each beside the stock
+of its mode: the identity along the routed machinery; one common route of 24 blocks; four nested routes, from the base's to 21 blocks;
+four deeper ones, from 24 to 15 blocks, whose limit leaves more to reach; as many routes as rows, which no compiled segment fits; and,
+compiled, that common route as a static server, a static server that runs a span of four blocks twice, beside one that repeats those
+blocks in place (as many passes), and the trained codebook `--book`, each prompt along the route the book chooses for it, before the
+engine or (`--decide engine`) in it, where prompts are read whole; and such a book that always takes the base. `--only` names the arms to
+run by how they begin, with `;` between, since names hold commas. The limit of nested routes is `t_other(B) + sum over parts of
+t_part(rows executing it)`, by clocks around the blocks of the eager stock engine, and around the segments of the compiled routed one, in
+every second round (in each of fewer than twelve). Printed is what of its saving is reached, not what of its speed, of which stock alone
+would reach most. The front selector is an arm, too, in this process, compiled and eager: it reads the round's first prompt alone, as one
+that finds nobody waiting, and the others in the groups a server reads them in if all have come meanwhile; "with the front" adds its
+seconds to prefill and decoding of each arm, also for answers of other lengths, by the mean step. Last, how often compiling, and reading
+prompts together, flips a choice of the book on tune questions.
 """
 
 from __future__ import annotations
@@ -384,9 +386,10 @@ def main() -> None:
         for mode in ("compiled", "eager")
     }
     engines = {}
-    for name, (spec, eager) in kinds.items():
-        if name not in needed:
-            continue
+    # An engine keeps where in memory its weights lie, which is worth some hundredths of its speed, and those started later lie elsewhere.
+    starting = random.Random(given.seed).sample(sorted(needed), len(needed))
+    for name in starting:
+        spec, eager = kinds[name]
         engines[name] = Engine(checkpoint, dtype, spec, eager)
         engines[name].receive()
         print(f"started: {name}", file=sys.stderr, flush=True)
@@ -404,6 +407,7 @@ def main() -> None:
             "dtype": dtype,
             "book": given.book,
             "turns": "steps",
+            "started": starting,
             "serve": results,
             "front": memory,
             "flips": flipped,

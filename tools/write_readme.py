@@ -26,7 +26,7 @@ MODEL, LARGER = "SmolLM2-135M", "Qwen2.5-Coder-1.5B"
 # (the README's words, the first two cells of the row in docs/results.md's table "What holds")
 POLICIES = (
     (
-        "`codebook`: one of a few routes for each prompt, five kinds of questions together",
+        "`codebook`: one of a few routes a prompt, five kinds of questions together",
         ("smollm2-135m-q4, mixed traffic (mixed)", "`codebook`"),
     ),
     (
@@ -34,28 +34,22 @@ POLICIES = (
         ("smollm2-135m-q4, in domain (in-domain)", "`codebook@0.9`"),
     ),
     (
-        "`routers --preset paper`: by the recipe of Dr.LLM, the paper we start from; the tasks they learned from",
+        "`routers --preset paper`: the recipe of Dr.LLM; the tasks they learned from",
         ("smollm2-135m-q4, in domain (in-domain)", "`paper`"),
     ),
     (
-        f"{LARGER}: `codebook` with targets of tasks, letters, log-likelihoods and numbers together",
-        ("qwen2.5-coder-1.5b-q4, mixed traffic (kinds)", "`codebook_by_task`"),
-    ),
-    (
-        f"{LARGER}: `codebook --budget 0.9` on the same questions",
+        f"{LARGER}: `codebook --budget 0.9`; letters, log-likelihoods and numbers together",
         ("qwen2.5-coder-1.5b-q4, mixed traffic (kinds)", "`codebook@0.9`"),
     ),
 )
 TITLES = {"arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", "openbookqa": "OpenBookQA", "piqa": "PIQA", "boolq": "BoolQ"}
 TITLES |= {"commonsenseqa": "CommonsenseQA"}
 CAVEAT = (
-    "{model} where no other is named; differences on held-out questions, means over seeds, with paired 95 % intervals; the last row "
-    "on questions that had no part in choosing the spans. The best single route was chosen with the same data under the same limit of "
-    "blocks. All of the first row's gain is {where}; CommonsenseQA in it was judged [in another "
-    "way](docs/decisions/2026-11-28-letters-and-their-length.md) than today. All that {larger} gains on the single route at 0.9 is "
-    "arithmetic, which bears no skip. Small models gain little, and what looks best where it was chosen is often gone on new "
-    "questions; so every policy is shown beside the base, the best single route and its own routes given to other prompts at random "
-    "([all tables](docs/results.md)). RUN, SEARCHED, DATA: [there](docs/results.md#how-to-read-the-tables)."
+    "{model} where no other is named; held-out questions, means over seeds, paired 95 % intervals; the last row's questions had no "
+    "part in choosing the spans. The single route was chosen with the same data and budget. All of the first row's gain is {where}. "
+    "What {larger} gains on the single route is arithmetic, which bears no skip. What looks best where it was chosen is often gone on "
+    "new questions; so every policy stands beside the base, the best single route and its own routes dealt to other prompts ([all "
+    "tables; RUN, SEARCHED, DATA](docs/results.md#how-to-read-the-tables))."
 )
 
 
@@ -102,9 +96,12 @@ def table(results: str) -> str:
     """The README's table, as Markdown."""
     rows = rows_of(results)
     lines = ["| policy | right answers against the base, points | against the best single route | the row's command |", "|---|---|---|---|"]
+    before = ""
     for words, key in POLICIES:
         to_static = first_interval(rows[key][3]) if rows[key][3] else ""
-        lines.append(f"| {words} | {first_interval(rows[key][2])} | {to_static} | `{command_of(results, key[0])}` |")
+        command = command_of(results, key[0])
+        lines.append(f"| {words} | {first_interval(rows[key][2])} | {to_static} | {'the same' if command == before else f'`{command}`'} |")
+        before = command
     scanned = next(row for (model, spans), row in rows.items() if SCAN in model and re.match(r"mean of \d+ winners", spans))
     words = "`drllm scan`: spans run twice or skipped, the winners on new questions"
     lines.append(f"| {words} | {first_interval(scanned[-1])} | | `{scan_command()}` |")
