@@ -315,6 +315,16 @@ def test_each_model_has_its_page_and_its_part_of_the_results(tmp_path):
         assert sum(line.startswith("| base |") for line in tables) == 2
 
 
+def test_the_short_page_leaves_other_budgets_and_tables_out_of_domain_to_the_others():
+    def section(setting: str) -> methods_table.Section:
+        return methods_table.Section(setting, "test", "kinds (2 questions)", "python", (), (), (), False)
+
+    shown = [name for name in ("base", "codebook@0.9", "static_tuned@1.05", "codebook@0.8") if not results_pages.is_drawn_only(name)]
+    assert shown == ["base", "codebook@0.9"]
+    assert results_pages.is_shown(section("kinds"), ())
+    assert not results_pages.is_shown(section("letters-ood"), ())
+
+
 def test_runs_that_agree_narrow_one_another():
     """Four times the rounds, half the width, and no narrower, though runs that are all the same lie no way apart."""
     one = (1.2, 1.1, 1.2 * 1.2 / 1.1)
