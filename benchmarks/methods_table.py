@@ -274,7 +274,7 @@ def section(out: Path, setting: str, split: str, settings: Mapping[str, Any], to
         command=f"python benchmarks/methods.py run --run RUN {searched}--out results/{out.name} --data DATA --settings {setting}{of_test}",
         rows=list(method_rows(out, setting, split, settings, found)),
         notes=notes,
-        contrasts=list(contrasts(found, load(out, setting, "tune", settings, told), tasks)),
+        contrasts=list(contrasts(found, found if split == "tune" else load(out, setting, "tune", settings, told), tasks)),
         several=max(len(runs) for runs in found.values()) > 1,
         by_task=list(by_task(found, tasks, CHANCE if setting != "in-domain" else {}, common)) if show_tasks else (),
         frontier=frontier(found, f"frontier_{setting}_{split}", int(base["passes"][0])),
