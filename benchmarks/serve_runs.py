@@ -2,15 +2,15 @@
 
     python benchmarks/serve_runs.py results/benchmarks/serve-amx*.json
 
-Runs of one type, one processor, one length of answers, one way of taking turns and, where an arm follows a trained codebook, one codebook;
-others are refused. For each batch size and arm that at least two
-runs have: the speed over stock, as a mean of the runs' medians on the log scale, each weighing by its own variance (its 95 % interval over
-3.92) and the variance between runs (DerSimonian and Laird, "Meta-analysis in clinical trials", 1986); its 95 % interval; and each run's
-median. The interval is that of Hartung and Knapp ("A refined method for the meta-analysis of controlled clinical trials with binary
-outcome", 2001): how far the runs lie apart is itself known from k runs alone, so its quantile is that of t with k - 1 degrees of freedom.
-Runs that agree by chance would make it too narrow: it is never narrower than DerSimonian and Laird's. Two runs leave it so wide that only
-their medians say anything. Then, for each arm of nested routes, the limit that each run measured, and what of its saving it reached; older
-files hold no share of the saving.
+Runs of one type, one processor, one length of answers, one way of taking turns, the same questions and, where an arm follows a trained
+codebook, one codebook; others are refused. For each batch size and arm that at least two runs have: the speed of decoding over stock, and
+where the files have them the seconds of prefill, and of prefill, front selector and answer together, over stock's. Each is a mean of the
+runs' medians on the log scale, each weighing by its own variance (its 95 % interval over 3.92) and the variance between runs (DerSimonian
+and Laird, "Meta-analysis in clinical trials", 1986), with its 95 % interval and each run's median. The interval is that of Hartung and
+Knapp ("A refined method for the meta-analysis of controlled clinical trials with binary outcome", 2001): how far the runs lie apart is
+itself known from k runs alone, so its quantile is that of t with k - 1 degrees of freedom. Runs that agree by chance would make it too
+narrow: it is never narrower than DerSimonian and Laird's. Two runs leave it so wide that only their medians say anything. Then, for each
+arm of nested routes, the limit that each run measured, and what of its saving it reached; older files hold no share of the saving.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from scipy import stats
+
+# Of an arm, over stock; and the line above those that are not the speed of decoding.
+MEASURED = {"ratio": "", "prefill_ratio": "prefill, seconds over stock's", "with_front": "prefill, front and answer, seconds over stock's"}
 
 
 def combined(ratios: Sequence[Sequence[float]]) -> tuple[float, float, float]:
@@ -45,12 +48,14 @@ def combined(ratios: Sequence[Sequence[float]]) -> tuple[float, float, float]:
 
 def conditions(run: dict[str, Any]) -> dict[str, Any]:
     """What runs must have in common; files that say no type are of bfloat16, no model of SmolLM2. None: it does not matter to this run."""
+    asked = run.get("asked", {"tasks": "arc_easy", "reward": ""})
     return {
         "model": run.get("model", "smollm2-135m-q4"),
         "dtype": run.get("dtype", "bfloat16"),
         "processor": run["hardware"]["processor"],
         "new tokens": ", ".join(sorted({str(row["new"]) for row in run["serve"]})),
         "turns of": run.get("turns", "answers"),  # whole ones, in older files
+        "questions": f"{asked['tasks']} as {asked['reward'] or 'text'}",
         "code book": run.get("book", "not said")
         if any("book" in name or "in the engine" in name for row in run["serve"] for name in row["arms"])
         else None,
@@ -90,17 +95,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = [json.loads(path.read_text()) for path in paths]
     check_alike(paths, runs)
     print(", ".join(f"{name} {value}" for name, value in conditions(runs[0]).items() if value is not None))
-    found: dict[tuple[int, str], list[list[float]]] = {}
+    found: dict[tuple[str, int, str], list[list[float]]] = {}
     for run in runs:
         for row in run["serve"]:
             for name, arm in row["arms"].items():
-                if not name.startswith("stock"):
-                    found.setdefault((row["batch"], name), []).append(arm["ratio"])
-    for (batch, name), ratios in sorted(found.items()):
-        if len(ratios) > 1:
+                for measured in MEASURED if not name.startswith("stock") else ():
+                    if isinstance(value := arm.get(measured), list):  # the oldest files have a median alone for some
+                        found.setdefault((measured, row["batch"], name), []).append(value)
+    for measured, label in MEASURED.items():
+        several = [(batch, name, ratios) for (what, batch, name), ratios in sorted(found.items()) if what == measured and len(ratios) > 1]
+        if several and label:
+            print(label)
+        for batch, name, ratios in several:
             medians = ", ".join(f"{median:.3f}" for median, _, _ in ratios)
             print(f"batch {batch:2}  {name:34} {shown(combined(ratios))}   {len(ratios)} runs: {medians}")
-    for batch, name in sorted(found):
+    for batch, name in sorted({(batch, name) for _, batch, name in found}):
         for path, run in zip(paths, runs, strict=True):
             limit, reached = limits(run, batch, name)
             if limit is not None:

@@ -372,6 +372,7 @@ def test_runs_of_old_and_new_files_are_read_together(tmp_path, capsys):
         ({"new": 16}, "has new tokens 16"),
         ({"book": "another"}, r"c.json has code book another, .*b.json has one: give runs of one code book"),
         ({"turns": "steps"}, "has turns of steps, .* has answers"),
+        ({"asked": {"tasks": "piqa,arith-6", "reward": "generated"}}, "has questions piqa,arith-6 as generated, .* has arc_easy as text"),
     ],
 )
 def test_unlike_runs_are_not_combined(tmp_path, change: dict[str, Any], says: str):

@@ -1,0 +1,38 @@
+"""The prompts whose speed benchmarks measure: questions of some tasks, as plain text or as a reward asks them."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import chain, zip_longest
+from typing import Any
+
+from drllm.core.config import EvaluateConfig
+from drllm.scoring.scorer import scorer_of
+from drllm.tasks import load_task
+
+MOST = 512  # questions of a task
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What is asked."""
+    parser.add_argument("--tasks", default="arc_easy", help="names with commas between; a question of each in turn")
+    parser.add_argument(
+        "--reward",
+        default="",
+        help="ask as this reward does, such as generated: a policy reads the prompts it learned; default: plain text",
+    )
+    parser.add_argument("--data", default=None, help="folder of JSON-lines files, else the data package or the Hub")
+
+
+def timed_prompts(routed: Any, given: argparse.Namespace, split: str = "fit") -> list[list[int]]:
+    """Token ids of the questions that the options ask for."""
+    asked = []
+    for name in given.tasks.split(","):
+        loaded = load_task(name, given.data)
+        examples = loaded.select(split, MOST)
+        if given.reward:
+            scorer = scorer_of(routed, loaded.task, EvaluateConfig(reward=given.reward))
+            asked.append([list(scorer.question(loaded.task, example).context_ids) for example in examples])
+        else:
+            asked.append([list(routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"]) for example in examples])
+    return [ids for ids in chain.from_iterable(zip_longest(*asked)) if ids is not None]
