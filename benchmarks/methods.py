@@ -80,7 +80,7 @@ class Row:
     Attributes:
         method, options: what is trained.
         seeds: whether a seed changes it.
-        searched: it learns from a tree search, not from the matrix.
+        searched: it learns from a tree search, not from the matrix: of the setting's tasks those that were searched.
         fit, tune: questions a task that it learns from and is chosen by; None: all there are.
         only: the settings it is trained in; none: all but those of one task.
     """
@@ -102,7 +102,7 @@ ROWS = {
     "codebook_by_task": Row("codebook", {"targets": "task"}, True),
     "polar": Row("polar", {}, True),
     "routers": Row("routers", {"tune_questions": KNOB}, True, tune=KNOB),
-    "paper": Row("routers", {"preset": "paper"}, True, True, fit=130, tune=0, only=("in-domain", "letters")),
+    "paper": Row("routers", {"preset": "paper"}, True, True, fit=130, tune=0, only=("in-domain", "kinds")),
     "random_codebook": Row("random_codebook", {}, True),
     "input_blind": Row("input_blind", {}, True),
     "random_codebook_by_task": Row("random_codebook", {"targets": "task"}, True),
@@ -165,6 +165,7 @@ def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     from drllm.core.files import write_json
     from drllm.methods.base import get_method
     from drllm.methods.training_data import TrainingData
+    from drllm.runs.manifest import search_manifests
 
     for name, row, seed in wanted_rows(setting, arguments.methods, arguments.seeds):
         folder = folder_of(arguments.run, setting, name, seed)
@@ -172,6 +173,9 @@ def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
         learned, run = SETTINGS[setting].learned, arguments.searched if row.searched else arguments.run
         if run is None:
             raise SystemExit(f"{name} learns from a tree search: give its run folder, with --searched, or leave it out of --methods")
+        if row.searched:  # a search is too dear to be made of all kinds
+            among = {manifest.task for manifest in search_manifests(run).values()}
+            learned = tuple(task for task in learned if task in among)
         training_data = TrainingData(routed, run, learned)
         made_of = {"key": training_data.key, "options": row.options}
         if (folder / "drllm_config.json").is_file() and about_path.is_file():
