@@ -331,6 +331,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--new", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--flips", type=int, default=512, help="tune questions whose choices are compared at the end; 0: none")
     timed_prompts.add_options(parser)
     parser.add_argument(
         "--book", default="results/policies-smollm2-135m-q4/policies/in-domain/codebook_at_0.9.0", help="a trained codebook"
@@ -397,8 +398,8 @@ def main() -> None:
         report(results[-1])
     memory = {"blocks": book.block, "bytes": selectors["eager"].n_bytes, "tokens": statistics.mean(map(len, prompts))}
     print(f"\nfront selector: {memory['blocks']} blocks, {memory['bytes'] / 1e6:.0f} MB; {memory['tokens']:.0f} tokens a prompt")
-    flipped = flips(selectors, others)
-    print("choices: " + ", ".join(f"{count} {name}" for name, count in flipped.items()))
+    flipped = flips(selectors, others[: given.flips]) if given.flips else {}
+    print("choices: " + (", ".join(f"{count} {name}" for name, count in flipped.items()) or "not compared"))
     if given.out:
         found = {
             "model": given.model,
