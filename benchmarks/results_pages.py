@@ -28,7 +28,7 @@ QUESTIONS = {
 }
 SCANNED = ("model", "spans", "passes", "where they were chosen, points over the base", "on new questions, points over the base")
 JUDGED = ("codebook", "codebook_by_task", "routers", "paper", "codebook@0.9", "codebook_by_task@0.9")
-OUT_OF_DOMAIN, SHOWN_BUDGET = ("ood", "letters-ood"), "0.9"
+SHOWN_BUDGET = "0.9"
 TEMPLATE = Path(__file__).parent / "results_page.md"  # the words of docs/results.md
 
 
@@ -43,13 +43,14 @@ class Stored:
 
 def write_pages(root: Path, stored: Stored, settings: Mapping[str, Any], told: Sequence[str]) -> None:
     """Both kinds of pages below `root`, the folder of the repository."""
+    apart = [*told, *(name for name, setting in settings.items() if setting.policies)]
     found = {out: sections(out, settings, told) for out in stored.outs}
     for out, of_model in found.items():
         charts = [section.frontier for section in of_model if section.frontier is not None]
         if charts:
             write_charts(charts, root / "results" / out.name / "frontier")
     texts = {root / "results" / out.name / "tables.md": "\n".join(tables(out, of_model)) + "\n" for out, of_model in found.items()}
-    for path, text in (texts | {root / "docs" / "results.md": results(found, stored, told)}).items():
+    for path, text in (texts | {root / "docs" / "results.md": results(found, stored, apart)}).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
@@ -68,8 +69,8 @@ def results(found: Mapping[Path, Sequence[Section]], stored: Stored, apart: Sequ
 
 
 def is_shown(section: Section, apart: Sequence[str]) -> bool:
-    """Whether docs/results.md has its table; those out of domain stand in tables.md alone, what holds of them in both."""
-    return section.split == "test" and section.setting not in (*apart, *OUT_OF_DOMAIN)
+    """Whether docs/results.md has its table; those of one task or out of domain are in tables.md alone, what holds of them in both."""
+    return section.split == "test" and section.setting not in apart
 
 
 def is_drawn_only(name: str) -> bool:
