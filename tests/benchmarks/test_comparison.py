@@ -315,14 +315,17 @@ def test_each_model_has_its_page_and_its_part_of_the_results(tmp_path):
         assert sum(line.startswith("| base |") for line in tables) == 2
 
 
-def test_the_short_page_leaves_other_budgets_and_tables_out_of_domain_to_the_others():
+def test_the_short_page_leaves_other_budgets_and_tables_out_of_domain_to_the_others(tmp_path, monkeypatch):
     def section(setting: str) -> methods_table.Section:
-        return methods_table.Section(setting, "test", "kinds (2 questions)", "python", (), (), (), False)
+        return methods_table.Section(setting, "test", f"{setting} (2 questions)", "python", (), (), (), False)
 
     shown = [name for name in ("base", "codebook@0.9", "static_tuned@1.05", "codebook@0.8") if not results_pages.is_drawn_only(name)]
     assert shown == ["base", "codebook@0.9"]
-    assert results_pages.is_shown(section("kinds"), ())
-    assert not results_pages.is_shown(section("letters-ood"), ())
+    (tmp_path / "model.json").write_text('{"model": "m", "blocks": 30}')
+    monkeypatch.setattr(results_pages, "sections", lambda *given: [section(name) for name in ("kinds", "letters-ood", "piqa")])
+    results_pages.write_pages(tmp_path, results_pages.Stored([tmp_path]), SETTINGS, ["piqa"])
+    heads = [line for line in (tmp_path / "docs/results.md").read_text().splitlines() if line.startswith("## m, 30 blocks")]
+    assert heads == [f"## m, 30 blocks: {methods_table.ABOUT['kinds']}"]
 
 
 def test_runs_that_agree_narrow_one_another():
