@@ -19,19 +19,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reward",
         default="",
-        help="ask as this reward does, such as generated: a policy reads the prompts it learned; default: plain text",
+        help="ask as this reward does, such as generated, or one for each task: a policy reads the prompts it learned; default: plain text",
     )
     parser.add_argument("--data", default=None, help="folder of JSON-lines files, else the data package or the Hub")
 
 
 def timed_prompts(routed: Any, given: argparse.Namespace, split: str = "fit") -> list[list[int]]:
     """Token ids of the questions that the options ask for."""
-    asked = []
-    for name in given.tasks.split(","):
+    asked, names, rewards = [], given.tasks.split(","), given.reward.split(",")
+    if len(rewards) not in (1, len(names)):
+        raise SystemExit(f"--reward has {len(rewards)} rewards for {len(names)} tasks, expected one, or one for each task")
+    for name, reward in zip(names, rewards * len(names) if len(rewards) == 1 else rewards, strict=True):
         loaded = load_task(name, given.data)
         examples = loaded.select(split, MOST)
-        if given.reward:
-            scorer = scorer_of(routed, loaded.task, EvaluateConfig(reward=given.reward))
+        if reward:
+            scorer = scorer_of(routed, loaded.task, EvaluateConfig(reward=reward))
             asked.append([list(scorer.question(loaded.task, example).context_ids) for example in examples])
         else:
             asked.append([list(routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"]) for example in examples])

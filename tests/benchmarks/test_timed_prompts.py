@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from drllm.tasks import load_task
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -30,6 +32,15 @@ def test_a_reward_s_prompts_are_those_that_a_policy_learns(tiny, data: Path):
     letters = asked(tiny, data, "--reward", "generated")
     assert len(letters) == len(asked(tiny, data))
     assert all("A. " in text and "B. " in text for text in letters)
+
+
+def test_each_task_may_have_its_own_reward(tiny, data: Path):
+    tasks = "arc_easy,arc_challenge"
+    mixed = asked(tiny, data, "--tasks", tasks, "--reward", "letter,loglik")
+    assert mixed[::2] == asked(tiny, data, "--reward", "letter")
+    assert mixed[1::2] == asked(tiny, data, "--tasks", "arc_challenge", "--reward", "loglik")
+    with pytest.raises(SystemExit, match="--reward has 3 rewards for 2 tasks, expected one, or one for each task"):
+        asked(tiny, data, "--tasks", tasks, "--reward", "letter,loglik,letter")
 
 
 def test_tasks_take_turns(tiny, data: Path):
