@@ -280,7 +280,8 @@ def main() -> None:
     for batch, n_rounds in zip(batches, rounds * (len(batches) // len(rounds)), strict=True):
         rows.append(measure(routed, others, prompts, batch, n_rounds, given.new, given.seed, arms))
         report(rows[-1:])
-    found = {"model": given.model, "dtype": dtype, "generate": rows, "hardware": hardware(), "versions": versions()}
+    found = {"model": given.model, "dtype": dtype, "asked": timed_prompts.described(given), "generate": rows}
+    found |= {"hardware": hardware(), "versions": versions()}
     if given.policy or set(arms) == set(ARMS):
         found |= beside(routed, others["stock"], prompts, given)
     if given.out:

@@ -47,6 +47,7 @@ class Setting:
         policies: of another setting, if it trains none of its own.
         reward: how tasks that the matrix does not hold are judged.
         apart: every task that some policy of the model may learn from, whose questions others must not hold.
+        searched: tasks learned from by tree search, which is too dear for all kinds; none: all that are learned.
     """
 
     learned: tuple[str, ...]
@@ -54,6 +55,7 @@ class Setting:
     policies: str = ""
     reward: str = "auto"
     apart: tuple[str, ...] = MIXED
+    searched: tuple[str, ...] = ()
 
 
 SETTINGS = {
@@ -66,7 +68,7 @@ SETTINGS = {
     "mixed": Setting(MIXED, MIXED),
     "ood": Setting((*ARC, *OBQA), OUTSIDE, "in-domain"),
     "letters": Setting(LETTERS, LETTERS, apart=KINDS),
-    "kinds": Setting(KINDS, KINDS, apart=KINDS),
+    "kinds": Setting(KINDS, KINDS, apart=KINDS, searched=(*ARC, "arith-6", "arith-8")),
     "letters-ood": Setting(LETTERS, ("mmlu", "sciq", "truthfulqa", "agieval"), "letters", "letter", KINDS),
 }
 TOLD = ("arc", "openbookqa", "commonsenseqa", "piqa", "boolq")  # settings whose static routes make static-per-task
@@ -80,7 +82,7 @@ class Row:
     Attributes:
         method, options: what is trained.
         seeds: whether a seed changes it.
-        searched: it learns from a tree search, not from the matrix: of the setting's tasks those that were searched.
+        searched: it learns from a tree search, not from the matrix.
         fit, tune: questions a task that it learns from and is chosen by; None: all there are.
         only: the settings it is trained in; none: all but those of one task.
     """
@@ -165,17 +167,14 @@ def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     from drllm.core.files import write_json
     from drllm.methods.base import get_method
     from drllm.methods.training_data import TrainingData
-    from drllm.runs.manifest import search_manifests
 
     for name, row, seed in wanted_rows(setting, arguments.methods, arguments.seeds):
         folder = folder_of(arguments.run, setting, name, seed)
         about_path = arguments.out / setting / "training" / f"{file_of(name, seed)}.json"
-        learned, run = SETTINGS[setting].learned, arguments.searched if row.searched else arguments.run
+        of = SETTINGS[setting]
+        learned, run = (of.searched or of.learned, arguments.searched) if row.searched else (of.learned, arguments.run)
         if run is None:
             raise SystemExit(f"{name} learns from a tree search: give its run folder, with --searched, or leave it out of --methods")
-        if row.searched:  # a search is too dear to be made of all kinds
-            among = {manifest.task for manifest in search_manifests(run).values()}
-            learned = tuple(task for task in learned if task in among)
         training_data = TrainingData(routed, run, learned)
         made_of = {"key": training_data.key, "options": row.options}
         if (folder / "drllm_config.json").is_file() and about_path.is_file():

@@ -354,8 +354,8 @@ def gap_notes(found: Found) -> Iterator[str]:
         kind, *budget = name.split("@")
         blind = "@".join(("random_codebook_by_task" if kind.endswith("_by_task") else "random_codebook", *budget))
         if name in found and blind in found and gain(mean_of(found["oracle"]), mean_of(found["base"])) > 0:
-            share = gap_share(*(mean_of(found[one]) for one in (name, blind, "oracle", "base")))
-            lost = gain(mean_of(found["base"]), mean_of(found[blind]))
+            ours, drawn, oracle, base = (mean_of(found[one]) for one in (name, blind, "oracle", "base"))
+            share, lost = gap_share(ours, drawn, oracle, base), gain(base, drawn)
             counted = f" That counts the {lost:.1f} points that `{blind}` loses." if lost > 1 else ""
             yield f"Of the oracle's gap over the base `{name}` closes {share}, beyond what `{blind}` closes.{counted} "
 

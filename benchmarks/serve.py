@@ -19,8 +19,8 @@ every second round (in each of fewer than twelve). Printed is what of its saving
 would reach most. The front selector is an arm, too, in this process, compiled and eager: it reads the round's first prompt alone, as one
 that finds nobody waiting, and the others in the groups a server reads them in if all have come meanwhile; "with the front" adds its
 seconds to prefill and decoding of each arm, also for answers of other lengths, by the mean step. Last, how often compiling, and reading
-prompts together, flips a choice of the book on tune questions. A trained book reads the prompts that it
-learned, so ask `--tasks` as its `--reward` does: plain text, the default, may be nothing it would leave the base's route for.
+prompts together, flips a choice of the book on tune questions. A trained book reads the prompts that it learned, so ask its tasks as its
+reward does (`--tasks`, `--reward`): for plain text, the default, it may never leave the base's route.
 """
 
 from __future__ import annotations
@@ -351,7 +351,8 @@ def main() -> None:
     n_layers = routed.n_layers
     only = wanted_arms(parser, given.only, list({arm: None for size in sizes for arm in arms_of(size, n_layers)}))
     checkpoint = checkpoint_of(routed, cache_folder())
-    prompts, others = (timed_prompts.timed_prompts(routed, given, split) for split in ("fit", "tune"))
+    prompts = timed_prompts.timed_prompts(routed, given)
+    others = timed_prompts.timed_prompts(routed, given, "tune") if given.flips else []
     full = "1" * n_layers
     rows: dict[str, Any] = {"mode": "forced", "n_layers": n_layers, "routes": [full, *timed_routes.nested(n_layers)]}
     book, device = Codebook.load(Path(given.book)), routed.device.type
@@ -398,14 +399,14 @@ def main() -> None:
         report(results[-1])
     memory = {"blocks": book.block, "bytes": selectors["eager"].n_bytes, "tokens": statistics.mean(map(len, prompts))}
     print(f"\nfront selector: {memory['blocks']} blocks, {memory['bytes'] / 1e6:.0f} MB; {memory['tokens']:.0f} tokens a prompt")
-    flipped = flips(selectors, others[: given.flips]) if given.flips else {}
+    flipped = flips(selectors, others[: given.flips]) if others else {}
     print("choices: " + (", ".join(f"{count} {name}" for name, count in flipped.items()) or "not compared"))
     if given.out:
         found = {
             "model": given.model,
             "dtype": dtype,
             "book": given.book,
-            "asked": {"tasks": given.tasks, "reward": given.reward},
+            "asked": timed_prompts.described(given),
             "turns": "steps",
             "started": starting,
             "serve": results,

@@ -185,8 +185,7 @@ def main() -> None:
     n_layers, prompts = routed.n_layers, timed_prompts.timed_prompts(routed, given)
     del routed
     found: dict[str, Any] = {"model": given.model, "dtype": dtype, "book": given.book, "seed": given.seed, "http": {}}
-    found["asked"] = {"tasks": given.tasks, "reward": given.reward}
-    found |= {"hardware": hardware(), "versions": versions()}
+    found |= {"asked": timed_prompts.described(given), "hardware": hardware(), "versions": versions()}
     same = ["--dtype", dtype, "--max-model-len", str(CONTEXT)]
     port = free_port()
     stock = [

