@@ -50,6 +50,23 @@ def a_job() -> None:
         job.advance(2)
 
 
+def test_what_is_under_way_is_said_before_the_first_unit_is_done(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "drllm")
+    monkeypatch.setattr(progress, "LOG_EVERY_S", 0.0)
+    with Progress("search", 4) as job:
+        job.resume(2)
+        job.tell("(3 of at most 8 routes judged)")
+        job.advance(1)
+        job.tell("(1 of at most 4)")
+    said = [record.message for record in caplog.records]
+    assert said == [
+        "search: 2 of 4 were done before",
+        "search (3 of at most 8 routes judged): 2/4, 0 s",  # nothing is known of the time left
+        "search: 3/4, 0 s",
+        "search (1 of at most 4): 3/4, 0 s",
+    ]
+
+
 def test_a_reporter_of_ones_own_hears_everything_and_only_inside_its_block():
     heard = Heard()
     with reporting_to(heard):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import itertools
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -207,6 +208,29 @@ def test_no_more_paths_of_a_matrix_are_under_way_than_fit_in_memory(tiny, data, 
         peaks.append(worker.scorer.runner.peak_bytes)
     assert 4 * peaks[0] < peaks[1]
     assert str(found[0]) == str(found[1])
+
+
+class Notes(Reporter):
+    """Keeps what is said of the units under way."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def advance(self, job: Progress) -> None:
+        self.found.append(job.note)
+
+
+def test_a_search_says_how_far_the_questions_under_way_are(tiny, data, tmp_path):
+    config = replace(SEARCH, limit=4, group_size=4, n_simulations=5, verify=False)
+    with reporting_to(notes := Notes()):
+        search(tiny, [TASK], config, tmp_path, data)
+    told = [re.fullmatch(r"\((\d+) of at most (\d+) routes judged on the questions under way\)", note) for note in notes.found if note]
+    judged = [(int(match[1]), int(match[2])) for match in told if match]
+    assert len(judged) == len(told) > 1
+    assert judged == sorted(judged)
+    assert {most for _, most in judged} == {4 * (1 + 5 + 5)}, "the base, five simulations, five blind routes"
+    records = read_records(tmp_path / "search")
+    assert judged[-1][0] == sum(len({*record.routes, *record.control_routes}) for record in records)
 
 
 def test_another_seed_searches_elsewhere(run, tiny, data, tmp_path):
@@ -479,7 +503,8 @@ def test_the_sweep_of_single_edits_has_progress_of_its_own_before_the_searchs(ti
 
     class Heard(Reporter):
         def advance(self, job: Progress) -> None:
-            heard.append((job.label, job.done, job.total))
+            if job.done:  # not what is under way
+                heard.append((job.label, job.done, job.total))
 
     with reporting_to(Heard()):
         search(tiny, [TASK], options(n_simulations=1, sweep_questions=10, limit=12, group_size=12), tmp_path, data)

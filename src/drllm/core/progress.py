@@ -62,6 +62,11 @@ class Progress:
         self.note = note
         self._reporter.advance(self)
 
+    def tell(self, note: str) -> None:
+        """No unit is done, but something towards the next ones: `note` is shown beside the label until one is."""
+        self.note = note
+        self._reporter.advance(self)
+
 
 class Reporter:
     """Reports jobs as lines to the logger `drllm`: at most one in `LOG_EVERY_S` seconds of a job, and one at its end.
@@ -81,13 +86,13 @@ class Reporter:
             self.line(f"{job.label}: {job.resumed} of {job.total} were done before", job)
 
     def advance(self, job: Progress) -> None:
-        """`job.done` has grown."""
+        """`job.done` has grown, or `job.note` has changed."""
         now = time.monotonic()
         if now - job.reported < LOG_EVERY_S and job.done < job.total:
             return
         job.reported, elapsed = now, now - job.started
         told = f"{f'{job.label} {job.note}'.strip()}: {job.done}/{job.total}, {elapsed:.0f} s"
-        if job.n_advances > 1 or job.done == job.total:
+        if (job.n_advances > 1 and job.done > job.resumed) or job.done == job.total:
             told += f", {elapsed / max(job.done - job.resumed, 1) * (job.total - job.done):.0f} s left"
         self.line(told, job)
 

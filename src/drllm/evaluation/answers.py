@@ -210,6 +210,11 @@ def answer_on_workers(
     todo = [(index, request) for index, request in enumerate(requests) if request.done() is None]
     with Progress("methods by tasks", len(requests)) as progress:
         progress.advance(len(requests) - len(todo))
-        work = Work(lambda index: requests[index].done() is not None, lambda _, request: request.label, progress.print)
+        work = Work(
+            lambda index: requests[index].done() is not None,
+            lambda _, request: request.label,
+            progress.print,
+            hear=lambda _: progress.tell(""),
+        )
         for _ in work_on(place, Answerer, arguments, todo, resources, work):
             progress.advance(1)

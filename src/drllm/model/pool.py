@@ -2,12 +2,14 @@
 
 Workers are processes of this machine (`drllm.model.process_pool`) or actors of a Ray cluster (`drllm.model.ray_pool`). Each writes what it
 makes to files, so the run folder must lie where all of them see it. A worker gets jobs only once it runs, so no job waits for one that
-cannot be placed. A dead worker's unfinished jobs go back to the queue, for whoever is free, and a new worker takes its place; a job that
+cannot be placed. While a worker is at its jobs it may tell how far it is, where the place can hear it: a place that can gives the actor a
+method `tell`. A dead worker's unfinished jobs go back to the queue, for whoever is free, and a new worker takes its place; a job that
 three workers died of is refused.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from drllm.model.routed import RoutedModel
 MAX_DEATHS = 3  # of workers while they held one job
 LOADING = -1  # what a worker without jobs is at
 PATIENCE = 60.0  # seconds without any news after which one says what is waited for
+LISTENS_EVERY_S = 5.0  # to what calls tell while they go on
 
 Jobs = list[tuple[int, Any]]  # (index, job)
 
@@ -64,6 +67,7 @@ class Work:
     describe: Callable[[int, Any], str]  # a job in words, for errors
     say: Callable[[str], None]  # is told what is waited for
     at_once: int = 1  # jobs that a worker is given together, at most
+    hear: Callable[[list[Any]], None] = lambda told: None  # is given what the calls under way told last, every few seconds
 
 
 class WorkerDied(Exception):
@@ -82,7 +86,11 @@ class Workplace(Protocol):
         ...
 
     def next_ended(self, calls: list[Any], seconds: float) -> Any:
-        """The next of the calls that ends; None when none does for so long."""
+        """The next of the calls that ends; None when none does for so long, or one tells something."""
+        ...
+
+    def told(self, calls: list[Any]) -> list[Any]:
+        """What those of the calls that told something told last; nothing where workers cannot be heard before they are done."""
         ...
 
     def result(self, call: Any) -> None:
@@ -135,6 +143,7 @@ class _Pool:
         self.deaths = Counter[int]()  # of workers while they held a job, by its index
         self.calls: dict[Any, tuple[Any, Jobs]] = {}  # (worker, jobs) by call; no jobs: a worker that is still to come up
         self.free: list[Any] = []
+        self.last_news = time.monotonic()  # of a call that ended
 
     def start_worker(self) -> None:
         """A new worker; its first call ends when it has loaded the model."""
@@ -153,12 +162,11 @@ class _Pool:
 
     def next_done(self) -> Iterator[int]:
         """Wait for the next call that ends: the indices of its jobs whose files are written. Nothing when none ends for a while."""
-        call = self.place.next_ended(list(self.calls), PATIENCE)
+        call = self.place.next_ended(list(self.calls), min(PATIENCE, LISTENS_EVERY_S))
         if call is None:
-            if n_coming := sum(not jobs for _, jobs in self.calls.values()):
-                coming = f"{n_coming} of {self.resources.workers} workers"
-                self.work.say(f"waiting for {coming}: there is no room for them yet, or the model loads slowly")
+            self._no_news()
             return
+        self.last_news = time.monotonic()
         handle, jobs = self.calls[call]
         try:
             self.place.result(call)
@@ -174,6 +182,15 @@ class _Pool:
                 what = self.work.describe(index, job)
                 raise InputError(f"a worker wrote {what}, but not where --out is here: give one that all nodes share")
             yield index
+
+    def _no_news(self) -> None:
+        """Pass on what the calls tell; and say, once in a while, that workers are waited for."""
+        self.work.hear(self.place.told(list(self.calls)))
+        n_coming = sum(not jobs for _, jobs in self.calls.values())
+        if n_coming and time.monotonic() - self.last_news >= PATIENCE:
+            coming = f"{n_coming} of {self.resources.workers} workers"
+            self.work.say(f"waiting for {coming}: there is no room for them yet, or the model loads slowly")
+            self.last_news = time.monotonic()
 
     def _replace(self, handle: Any, jobs: Jobs, why: str) -> Jobs:
         """A new worker for one that died; its unfinished jobs wait again. Returns the finished ones; refuses what ended too many."""

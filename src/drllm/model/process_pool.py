@@ -14,11 +14,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 from drllm.core.config import Resources
 from drllm.core.errors import DrllmError
@@ -26,13 +26,20 @@ from drllm.model.pool import Jobs, WorkerDied
 
 WATCHES_EVERY_S = 1.0  # for the end of the process that started a worker
 TRACEBACK = "Traceback (most recent call last)"
+TELLS_EVERY_S = 1.0  # how far it is, at most
 ENDS_WITHIN_S = 5.0  # a worker whose pipe is closed, before it is killed
 
 _START = "import sys; sys.path[:] = {path!r}; from drllm.model.process_pool import serve; serve({pipe}, {parent})"
 
 
+class _Told(NamedTuple):
+    """What a worker says while its call goes on."""
+
+    what: Any
+
+
 class _Process:
-    """One worker: its process, our end of its pipe, and what it wrote to standard error."""
+    """One worker: its process, our end of its pipe, what it wrote to standard error, and what its last call told and ended with."""
 
     def __init__(self) -> None:
         self.pipe, theirs = Pipe()
@@ -46,6 +53,20 @@ class _Process:
             pass_fds=[theirs.fileno()],
         )
         theirs.close()
+        self.told: Any = None
+        self.outcome: Exception | None = None
+
+    def has_ended_call(self) -> bool:
+        """Read its next message: what it tells, or how the call ended."""
+        try:
+            message = self.pipe.recv()
+        except (EOFError, ConnectionError):
+            message = self.ended()
+        if isinstance(message, _Told):
+            self.told = message.what
+            return False
+        self.outcome = message
+        return True
 
     def ended(self) -> Exception:
         """Why it ended: a signal or its exit status; or the traceback that it left, which another try would leave, too."""
@@ -85,20 +106,20 @@ class Processes:
         return worker
 
     def call(self, handle: _Process, jobs: Jobs) -> _Process:
+        handle.told = None
         _send(handle, jobs)
         return handle
 
     def next_ended(self, calls: list[_Process], seconds: float) -> _Process | None:
         ready = wait([worker.pipe for worker in calls], seconds)
-        return next((worker for worker in calls if worker.pipe in ready), None)
+        return next((worker for worker in calls if worker.pipe in ready and worker.has_ended_call()), None)
+
+    def told(self, calls: list[_Process]) -> list[Any]:
+        return [worker.told for worker in calls if worker.told is not None]
 
     def result(self, call: _Process) -> None:
-        try:
-            error = call.pipe.recv()
-        except (EOFError, ConnectionError):
-            raise call.ended() from None
-        if error is not None:
-            raise error
+        if call.outcome is not None:
+            raise call.outcome
 
     def end(self, handle: _Process, broken: bool) -> None:
         """Keep it for the next work, unless it is dead or at something."""
@@ -150,6 +171,7 @@ def serve(pipe: int, parent: int) -> None:
             return
         if isinstance(what, tuple):
             actor = what[0](*what[1])
+            actor.tell = _teller(link)
             continue
         error: Exception | None = None
         try:
@@ -157,6 +179,19 @@ def serve(pipe: int, parent: int) -> None:
         except (DrllmError, OSError) as raised:
             error = raised
         link.send(error)
+
+
+def _teller(link: Connection) -> Callable[[Any], None]:
+    """What an actor tells goes to the process that started this one, unless that heard something a moment ago."""
+    last = time.monotonic()
+
+    def tell(what: Any) -> None:
+        nonlocal last
+        if time.monotonic() - last >= TELLS_EVERY_S:
+            last = time.monotonic()
+            link.send(_Told(what))
+
+    return tell
 
 
 def _end_with(parent: int) -> None:

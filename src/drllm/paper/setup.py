@@ -16,6 +16,7 @@ TASKS = ("arc_easy", "arc_challenge", *ARITH)  # learned from, unless --tasks sa
 OTHER_SAMPLED = {"arith": 100}  # a stand-in for DART-Math on models that cannot do mathematics: not the paper's, so not its numbers
 SAMPLED_ELSE = 400
 OF_SEARCHES = tuple(item.name for item in fields(Resources))
+OF_SEARCH = ("n_simulations", "group_size")  # settings that are a search's own
 SHARED = ("reward", "seed", "max_step_tokens")  # settings of a search and of its evaluations
 TOKENS_A_PROMPT = 64  # of a step, to say how many prompts may share it
 FEWEST_SEARCHED, FEWEST_COMPARED = 12, 16  # a smaller sample trains nothing and tells nothing
@@ -58,7 +59,8 @@ class Setup:
 
     def search_config(self, task: str) -> SearchConfig:
         """The paper's search (section 4) of one task."""
-        return SearchConfig(preset="paper", limit=self.n_searched(task), n_simulations=self.config.n_simulations, **self._shared)
+        own: dict[str, Any] = {name: getattr(self.config, name) for name in OF_SEARCH}
+        return SearchConfig(preset="paper", limit=self.n_searched(task), **own, **self._shared)
 
     @property
     def _shared(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from drllm.core.config import to_dict
 from drllm.core.errors import ArtifactError, BudgetError, InputError, UnsupportedModelError
 from drllm.methods.base import get_method
-from drllm.paper.setup import SHARED, Setup, as_flag, changed_flags
+from drllm.paper.setup import OF_SEARCH, SHARED, Setup, as_flag, changed_flags
 from drllm.runs.memo import Memo, key_of
 from drllm.runs.names import owner_of
 from drllm.searching.cost import searched_cost
@@ -122,7 +122,7 @@ class Search(Stage):
         flags = ["--tasks", self.task, "--preset", config.preset, "--limit", str(config.limit)]
         if (found := setup.searched_in(self.task)) and found not in setup.placed:  # in another type now the search would be refused
             flags += ["--dtype", found]
-        return setup.command("search", *flags, *changed_flags(config, ("n_simulations", *SHARED)))
+        return setup.command("search", *flags, *changed_flags(config, (*OF_SEARCH, *SHARED)))
 
     def run(self, bench: Bench) -> Any:
         from drllm.searching.runner import search

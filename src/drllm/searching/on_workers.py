@@ -1,6 +1,6 @@
 """The search by workers: they pull groups of questions, of all tasks together, and write their shards (`drllm.model.pool`)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from drllm.core.progress import Progress
 from drllm.model.pool import Base, Work, Workplace, work_on
 from drllm.model.routed import RoutedModel
 from drllm.runs.records import shard_path, write_shard
-from drllm.searching.worker import Group, Job, Worker, memory_in_one_line, questions_at_once
+from drllm.searching.worker import Group, Job, Judged, Worker, memory_in_one_line, questions_at_once
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Prepared:
         job: what is done with each question.
         folder: of the task's shards.
         packed: how the manifest says that questions are packed.
+        shares_across_groups: whether questions of several groups are searched together.
         todo: groups without a shard, with their indices, the longest questions first.
         lengths: tokens of the longest question of each group, by its index.
         n_questions, n_done: of the task, and those that earlier calls have done.
@@ -32,6 +33,7 @@ class Prepared:
     job: Job
     folder: Path
     packed: bool
+    shares_across_groups: bool
     todo: list[tuple[int, Group]]
     lengths: list[int]
     n_questions: int
@@ -48,7 +50,9 @@ class Ticket(NamedTuple):
 
 
 class Replica:
-    """One worker: a model, and for each task that it was given a group of what searches it."""
+    """One worker: a model, and for each task that it was given a group of what searches it. A place that can hear it sets `tell`."""
+
+    tell: Callable[[Judged], None] = staticmethod(lambda judged: None)
 
     def __init__(self, base: Base, tasks: Sequence[Prepared], resources: Resources):
         self._base, self._tasks, self._resources = base, tasks, resources
@@ -61,7 +65,7 @@ class Replica:
         for task in dict.fromkeys(ticket.task for _, ticket in jobs):
             groups = [(ticket.index, ticket.group) for _, ticket in jobs if ticket.task == task]
             with memory_in_one_line():
-                for index, records in self._worker(task).search(groups):
+                for index, records in self._worker(task).search(groups, self.tell):
                     write_shard(self._tasks[task].folder, index, records)
 
     def _worker(self, task: int) -> Worker:
@@ -105,9 +109,9 @@ def search_on_workers(place: Workplace, routed: RoutedModel, resources: Resource
     def is_done(number: int) -> bool:
         return shard_path(tasks[tickets[number].task].folder, tickets[number].index).is_file()
 
-    job = tasks[0].job
-    at_once = max(1, 2 * questions_at_once(job, resources) // job.config.group_size)
+    job, together = tasks[0].job, any(task.shares_across_groups for task in tasks)
+    at_once = max(1, 2 * questions_at_once(job, resources) // job.config.group_size) if together else 1
     with task_progress(tasks) as progress:
-        work = Work(is_done, describe, progress.print, at_once)
+        work = Work(is_done, describe, progress.print, at_once, lambda told: progress.tell(str(Judged.of_all(told)) if told else ""))
         for number in work_on(place, Replica, (Base.of(routed, resources), sent, resources), list(enumerate(tickets)), resources, work):
             progress.advance(len(tickets[number].group))

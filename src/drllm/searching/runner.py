@@ -203,14 +203,15 @@ def _prepare(
         questions[min(start + config.group_size, len(questions)) - 1].n_tokens for start in range(0, len(questions), config.group_size)
     ]
     n_done = sum(len(groups[index]) for index in done)
-    left = Prepared(job, folder, planning.scorer.packed, todo, lengths, len(questions), n_done, notes)
+    left = Prepared(job, folder, planning.scorer.packed, planning.scorer.shares_across_groups, todo, lengths, len(questions), n_done, notes)
     return left, {"source": task_data.source, **counts}
 
 
 def _search_here(routed: RoutedModel, resources: Resources, task: Prepared) -> None:
     """What is left of one task, in this process."""
     with task_progress([task]) as progress, memory_in_one_line():
-        for index, records in Worker(routed, task.job, resources).search(task.todo) if task.todo else ():
+        found = Worker(routed, task.job, resources).search(task.todo, lambda judged: progress.tell(str(judged))) if task.todo else ()
+        for index, records in found:
             write_shard(task.folder, index, records)
             progress.advance(len(records))
 

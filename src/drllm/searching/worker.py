@@ -5,10 +5,10 @@ questions (`scoring/prefixes.py`), and generated answers are searched one group 
 search and a resumed one all write the same records.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from drllm.core.config import Resources, SearchConfig
 from drllm.core.digest import number_of
@@ -33,6 +33,25 @@ SWEPT_AT_ONCE = 8  # questions on which every single edit is tried together
 BESIDE_THE_SEARCH = 2  # while its tree waits for a verdict: the blind baseline keeps pace with it
 
 
+class Judged(NamedTuple):
+    """How far the groups under way are: routes judged, of how many at most (a search may stop early or meet a route again)."""
+
+    n: int
+    at_most: int
+
+    @classmethod
+    def of_all(cls, several: Iterable["Judged"]) -> "Judged":
+        """Of several workers together."""
+        return cls(*map(sum, zip(*several, strict=True)))
+
+    def __str__(self) -> str:
+        return f"({self.n:,} of at most {self.at_most:,} routes judged on the questions under way)"
+
+
+def _nobody(judged: Judged) -> None:
+    """Who hears of it where nobody asked."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What to do with every question of one task."""
@@ -47,6 +66,11 @@ class Job:
     def reward(self) -> str:
         """The reward by name, `auto` resolved."""
         return self.task.reward_named(self.config.reward)
+
+    @property
+    def most_routes(self) -> int:
+        """Routes judged on a question, at most: the base, and those given; or those of the simulations and of the blind baseline."""
+        return 1 + (self.config.n_simulations + len(self.control) if self.routes is None else len(self.routes))
 
 
 @dataclass
@@ -110,8 +134,10 @@ class Worker:
         self._n_running = 0
         self._verifier: Verifier | None = None
 
-    def search(self, groups: Iterable[tuple[int, Group]]) -> Iterator[tuple[int, list[RouteRecord]]]:
-        """Search groups of (split, example), several at once: each group's index with its records, when it is done."""
+    def search(
+        self, groups: Iterable[tuple[int, Group]], tell: Callable[[Judged], None] = _nobody
+    ) -> Iterator[tuple[int, list[RouteRecord]]]:
+        """Search groups of (split, example), several at once: each group's index and records when it is done; `tell` hears between."""
         waiting = iter(groups)
         running: dict[int, _Search] = {}
         members: dict[int, list[int]] = {}  # group -> handles
@@ -123,6 +149,7 @@ class Worker:
                 return
             for handle, route, verdict in self.scorer.collect():
                 self._take(handle, running[handle], route, verdict)
+            tell(Judged(sum(len(search.verdicts) for search in running.values()), len(running) * self.job.most_routes))
             for index in [index for index, handles in members.items() if all(running[handle].done for handle in handles)]:
                 handles = members.pop(index)
                 searches = [running.pop(handle) for handle in handles]
