@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from itertools import chain, zip_longest
-from typing import Any
+from typing import Any, get_args
 
-from drllm.core.config import EvaluateConfig
+from drllm.core.config import EvaluateConfig, RewardName
 from drllm.scoring.scorer import scorer_of
 from drllm.tasks import load_task
 
@@ -36,6 +36,8 @@ def timed_prompts(routed: Any, given: argparse.Namespace, split: str = "fit") ->
         rewards *= len(names)
     if len(rewards) != len(names):
         raise SystemExit(f"--reward has {len(rewards)} rewards for {len(names)} tasks, expected one, or one for each task")
+    if unknown := [reward for reward in rewards if reward and reward not in get_args(RewardName)]:
+        raise SystemExit(f"--reward {unknown[0]!r} is no reward: choose from {', '.join(get_args(RewardName))}")
     for name, reward in zip(names, rewards, strict=True):
         loaded = load_task(name, given.data)
         examples = loaded.select(split, MOST)

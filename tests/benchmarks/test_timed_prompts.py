@@ -41,6 +41,8 @@ def test_each_task_may_have_its_own_reward(tiny, data: Path):
     assert mixed[1::2] == asked(tiny, data, "--tasks", "arc_challenge", "--reward", "loglik")
     with pytest.raises(SystemExit, match="--reward has 3 rewards for 2 tasks, expected one, or one for each task"):
         asked(tiny, data, "--tasks", tasks, "--reward", "letter,loglik,letter")
+    with pytest.raises(SystemExit, match="--reward 'letters' is no reward: choose from auto, generated, loglik, letter"):
+        asked(tiny, data, "--reward", "letters")
 
 
 def test_tasks_take_turns(tiny, data: Path):
