@@ -72,7 +72,7 @@ test-mutants: $(VENV)/.installed-mutants
 	$(BIN)/python tools/mutants.py
 
 # Tests of serving run their servers in .venv-serve; recipes and GGUF files are read by mergekit and, where npm is, by llama.cpp.
-test-slow: $(VENV)/.installed-slow serve-env lint-serve mergekit-env $(if $(shell command -v npm),llama-cpp-env)
+test-slow: $(VENV)/.installed-slow model-1.5b serve-env lint-serve mergekit-env $(if $(shell command -v npm),llama-cpp-env)
 	$(PYTEST) -m slow
 
 # Of these, those that run what the pages show, and the package in an empty environment.

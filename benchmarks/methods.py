@@ -124,8 +124,8 @@ ROWS = {
         "flexidepth", {"budget": BUDGET, "penalty": 3e-3, "tune_questions": THRESHOLD}, fit=400, tune=THRESHOLD, only=("in-domain",)
     ),
 }  # gates: 150 steps of 8 questions
-# Of the frontier, static against a policy a prompt; the rows without a budget spend what they like. More than the base's passes a policy a
-# prompt spends only where that gains, so there stand single routes alone: the best that run as many passes or more.
+# Of the frontier, static against a policy a prompt; the rows without a budget spend what they like. A policy a prompt has no budget above
+# the base's passes: it spends more where that gains, as `polar` may. Beside it stand the best single routes of as many passes or more.
 FRONTIER, LONGER, DRAWN = (0.7, 0.75, 0.8, 0.85, 0.95), (1.05, 1.1, 1.14), ("letters", "kinds")
 ROWS["codebook_by_task@0.9"] = Row("codebook", {"targets": "task", "budget": BUDGET}, True, only=DRAWN)
 ROWS["random_codebook@0.9"] = Row("random_codebook", {"budget": BUDGET}, True, only=DRAWN)

@@ -355,9 +355,9 @@ def gap_notes(found: Found) -> Iterator[str]:
         blind = "@".join(("random_codebook_by_task" if kind.endswith("_by_task") else "random_codebook", *budget))
         if name in found and blind in found and gain(mean_of(found["oracle"]), mean_of(found["base"])) > 0:
             ours, drawn, oracle, base = (mean_of(found[one]) for one in (name, blind, "oracle", "base"))
-            share, lost = gap_share(ours, drawn, oracle, base), gain(base, drawn)
-            counted = f" That counts the {lost:.1f} points that `{blind}` loses." if lost > 1 else ""
-            yield f"Of the oracle's gap over the base `{name}` closes {share}, beyond what `{blind}` closes.{counted} "
+            own, of_blind = (f"{100 * gain(one, base) / gain(oracle, base):.0f} %" for one in (ours, drawn))
+            less = gap_share(ours, drawn, oracle, base)
+            yield f"Of the oracle's gap over the base `{name}` closes {own} and `{blind}` {of_blind}; the difference is {less}. "
 
 
 def gap_share(ours: Verdicts, blind: Verdicts, oracle: Verdicts, base: Verdicts) -> str:
@@ -375,20 +375,23 @@ def gap_share(ours: Verdicts, blind: Verdicts, oracle: Verdicts, base: Verdicts)
 def frontier(found: Found, name: str, n_layers: int) -> Chart | None:
     """Points over the base against passes: the best single routes and policies a prompt of every budget, means over seeds; None of few."""
     base, marks, rows = mean_of(found["base"]), list[Mark](), []
-    for index, method in enumerate(("static_tuned", "codebook", "codebook_by_task")):
+    for index, method in enumerate(("static_tuned", "codebook", "codebook_by_task", "polar")):
         for place in [one for one in found if one.partition("@")[0] == method]:
             ours, passes = mean_of(found[place]), float(np.mean([run["passes"].mean() for run in found[place]])) / n_layers
             less = compared(ours, base)
             reach = {"low": less.points - less.low, "high": less.high - less.points}
             marks.append(
-                Spot(name=method, index=index, x=passes, y=less.points, hover=f"{place}: {less}", aside=0.05 * (index - 1), **reach)
+                Spot(name=method, index=index, x=passes, y=less.points, hover=f"{place}: {less}", aside=0.05 * (index - 1.5), **reach)
             )
             rows.append((place, len(base["correct"]), *map(number, (passes, *less))))
     if len(marks) < SEVERAL:
         return None
     at = sorted(float(row[2]) for row in rows)
     header = ("policy", "questions", "passes", "points", "low", "high")
-    caption = "Each mark is a policy of one budget; brackets are 95 % intervals of the difference, paired. Passes as a share of the base's."
+    caption = (
+        "Each mark is a policy of one budget; brackets are 95 % intervals of the difference, paired. Passes as a share of the base's. A budget "
+        "below 1 is the most that may be spent, above 1 (single routes) the least. Kinds of marks are moved a little sideways, to be told apart."
+    )
     title = f"Points over the base against passes, {len(base['correct'])} questions"
     x = Axis("passes, share of the base's", limits=(at[0] - 0.02, at[-1] + 0.02), inch=0.02)
     return Chart(name, title, caption, header, tuple(rows), (Level(y=0), *marks), x, (Axis("points over the base"),), legend=3)

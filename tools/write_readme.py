@@ -47,7 +47,7 @@ TITLES |= {"commonsenseqa": "CommonsenseQA"}
 CAVEAT = (
     "{model} where no other is named; held-out questions, means over seeds (Qwen: one), paired 95 % intervals; the last row's questions "
     "had no part in choosing the spans. The single route was chosen with the same data and budget. All of the first row's gain is "
-    "{where}. What {larger} gains on the single route is arithmetic, which bears no skip. What looks best where it was chosen is often "
+    "{where}. What {larger} gains on the single route is all arithmetic. What looks best where it was chosen is often "
     "gone on new questions; so every policy stands beside the base, the best single route and its own routes dealt to other prompts ([all "
     "tables; RUN, SEARCHED, DATA](docs/results.md#how-to-read-the-tables))."
 )

@@ -346,6 +346,14 @@ def test_tasks_may_be_asked_in_both_formats(tiny, tmp_path):
     check(Bench(tiny, setup), wanted_exhibits(["table3"]))
 
 
+def test_out_of_domain_is_graded_as_lm_eval_does_also_where_letters_are_learned(folder, tmp_path):
+    setup = setup_of(tmp_path, folder, reward="generated")
+    asked = {name: stages_of(wanted_exhibits([name]), setup)[-1] for name in ("table3", "table4")}
+    for name, reward in {"table3": "generated", "table4": "auto"}.items():
+        _, job, *rest = shlex.split(asked[name].command(setup))
+        assert (make_parser(job, rest).parse_args(rest).reward or "auto") == reward
+
+
 def without_test(folder: Path, tmp_path: Path) -> Path:
     copied = shutil.copytree(folder, tmp_path / "untested")
     (copied / OUTSIDE / "test.jsonl").unlink()

@@ -97,7 +97,8 @@ def check(bench: Bench, exhibits: Sequence[Exhibit]) -> None:
     setup, evaluations = bench.setup, evaluations_of(exhibits, bench.setup)
     for task in setup.tasks:
         load_task(task, setup.data or None).select("fit", 1)
-    if any(get_task(task).reward_named(setup.config.reward) in JUDGED_BY_MATH for task in (*setup.tasks, *setup.config.outside)):
+    learned = [get_task(task).reward_named(setup.config.reward) for task in setup.tasks]
+    if {*learned, *(get_task(task).reward_named("auto") for task in setup.config.outside)} & {*JUDGED_BY_MATH}:
         boxed_matches(r"\boxed{1}", "1")  # starts its helper, or says what is missing
     for task, split in dict.fromkeys((task, stage.split) for stage in evaluations for task in stage.tasks):
         load_task(task, setup.data or None).select(split, 1)

@@ -66,11 +66,11 @@ class Setup:
     def _shared(self) -> dict[str, Any]:
         return {name: getattr(self.config, name) for name in SHARED}
 
-    def evaluate_config(self, split: str, ablation: bool) -> EvaluateConfig:
-        """An evaluation on one split."""
+    def evaluate_config(self, split: str, ablation: bool, reward: str = "") -> EvaluateConfig:
+        """An evaluation on one split; `reward` where that is not the setup's."""
         batch_size = max(16, self.config.max_step_tokens // TOKENS_A_PROMPT)
         given: dict[str, Any] = {"split": split, "limit": self.n_compared(ablation), "batch_size": batch_size}
-        return EvaluateConfig(**given, **self._shared)
+        return EvaluateConfig(**given, **self._shared | ({"reward": reward} if reward else {}))
 
     @property
     def flags(self) -> list[str]:

@@ -199,6 +199,7 @@ class Evaluate(Stage):
     tasks: tuple[str, ...]
     split: str
     ablation: bool = False
+    reward: str = ""  # none: the setup's
 
     @property
     def name(self) -> str:
@@ -210,7 +211,7 @@ class Evaluate(Stage):
         return n_forwards * setup.n_compared(self.ablation) * len(self.tasks)
 
     def command(self, setup: Setup) -> str:
-        config = setup.evaluate_config(self.split, self.ablation)
+        config = setup.evaluate_config(self.split, self.ablation, self.reward)
         flags = ["--methods", ",".join(self.methods), "--tasks", ",".join(self.tasks), "--split", self.split, "--limit", str(config.limit)]
         return setup.command("evaluate", *flags, *changed_flags(config, ("batch_size", *SHARED)))
 
@@ -218,7 +219,7 @@ class Evaluate(Stage):
         from drllm.evaluation.run import evaluate
 
         setup = bench.setup
-        config, data = setup.evaluate_config(self.split, self.ablation), setup.data or None
+        config, data = setup.evaluate_config(self.split, self.ablation, self.reward), setup.data or None
         return evaluate(bench.routed, bench.there(self.methods), self.tasks, setup.out, config, data, bench.argv, setup.resources)
 
 

@@ -136,7 +136,8 @@ def _beside(bench: Bench, stage: Evaluate) -> list[Part]:
 
 
 def _outside(setup: Setup) -> Evaluate:
-    return Evaluate((BASE, ROUTERS, "shuffled"), setup.config.outside, setup.config.split)
+    """Graded as lm-eval grades each task, whatever was searched: a model may know the answer and not keep to a letter."""
+    return Evaluate((BASE, ROUTERS, "shuffled"), setup.config.outside, setup.config.split, reward="auto")
 
 
 def _table4(bench: Bench) -> list[Part]:
@@ -150,7 +151,7 @@ def _table4(bench: Bench) -> list[Part]:
     looked = looking(bench, stage, "out of domain")
     said = Bullets((Claim(text, holds, str(found)), f"By task, in points: {', '.join(ends)}.", looked))
     return [
-        comparison(summary, f"The same routers on tasks that they never saw, {summary.split} split."),
+        comparison(summary, f"The same routers on tasks that they never saw, each graded as lm-eval does, {summary.split} split."),
         *answers_of_passages(bench, stage),
         said,
     ]
