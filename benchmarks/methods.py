@@ -35,6 +35,7 @@ OUTSIDE = ("piqa", "sciq", "commonsenseqa", "boolq", "mmlu")
 # Of a model that answers letters: what it is asked so, and kinds of prompts of which some are answered by numbers.
 LETTERS = (*ARC, *OBQA, "commonsenseqa")
 KINDS = (*LETTERS, "piqa", "arith-6", "arith-8")
+UNSEEN = ("mmlu", "sciq", "truthfulqa", "agieval")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ SETTINGS = {
     "ood": Setting((*ARC, *OBQA), OUTSIDE, "in-domain"),
     "letters": Setting(LETTERS, LETTERS, apart=KINDS),
     "kinds": Setting(KINDS, KINDS, apart=KINDS, searched=(*ARC, "arith-6", "arith-8")),
-    "letters-ood": Setting(LETTERS, ("mmlu", "sciq", "truthfulqa", "agieval"), "letters", "letter", KINDS),
+    "letters-ood": Setting(LETTERS, UNSEEN, "letters", "letter", KINDS),
+    "letters-ood-likelihood": Setting(LETTERS, UNSEEN, "letters", "auto", KINDS),  # as lm-eval grades them
 }
 TOLD = ("arc", "openbookqa", "commonsenseqa", "piqa", "boolq")  # settings whose static routes make static-per-task
 BUDGET = 0.9
@@ -119,9 +121,15 @@ ROWS = {
     "shortgpt@0.9": Row("shortgpt", {"budget": BUDGET, "questions": 255}, fit=85, tune=0),
     "early_exit@0.9": Row("early_exit", {"budget": BUDGET}, fit=0, tune=0),
     "random_skip@0.9": Row("random_skip", {"budget": BUDGET}, True, fit=0, tune=0),
-    "mindskip@0.9": Row("mindskip", {"budget": BUDGET, "tune_questions": THRESHOLD}, fit=400, tune=THRESHOLD, only=("in-domain",)),
+    "mindskip@0.9": Row(
+        "mindskip", {"budget": BUDGET, "tune_questions": THRESHOLD}, fit=400, tune=THRESHOLD, only=("in-domain", "letters")
+    ),
     "flexidepth@0.9": Row(
-        "flexidepth", {"budget": BUDGET, "penalty": 3e-3, "tune_questions": THRESHOLD}, fit=400, tune=THRESHOLD, only=("in-domain",)
+        "flexidepth",
+        {"budget": BUDGET, "penalty": 3e-3, "tune_questions": THRESHOLD},
+        fit=400,
+        tune=THRESHOLD,
+        only=("in-domain", "letters"),
     ),
 }  # gates: 150 steps of 8 questions
 # Of the frontier, static against a policy a prompt; the rows without a budget spend what they like. A policy a prompt has no budget above

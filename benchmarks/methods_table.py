@@ -101,7 +101,8 @@ ABOUT = {
     "ood": "out of domain: policies of the in-domain setting, not trained again",
     "letters": "in domain: letters of ARC, OpenBookQA and CommonsenseQA together",
     "kinds": "mixed traffic: prompts of seven tasks, letters, log-likelihoods and numbers, unlabelled",
-    "letters-ood": "out of domain: policies of the letters setting, not trained again",
+    "letters-ood": "out of domain, by a letter: policies of the letters setting, not trained again",
+    "letters-ood-likelihood": "out of domain, graded as lm-eval does: policies of the letters setting, not trained again",
 }
 # Policies beside which a blind codebook stands.
 GAPS = names("codebook codebook_by_task polar routers paper codebook@0.9 codebook_by_task@0.9")
@@ -389,8 +390,8 @@ def frontier(found: Found, name: str, n_layers: int) -> Chart | None:
     at = sorted(float(row[2]) for row in rows)
     header = ("policy", "questions", "passes", "points", "low", "high")
     caption = (
-        "Each mark is a policy of one budget; brackets are 95 % intervals of the difference, paired. Passes as a share of the base's. A budget "
-        "below 1 is the most that may be spent, above 1 (single routes) the least. Kinds of marks are moved a little sideways, to be told apart."
+        "Each mark is a policy of one budget; brackets are 95 % intervals of the difference, paired. Passes as a share of the base's. A "
+        "budget below 1 is the most that may be spent, above 1 (single routes) the least. Kinds of marks are moved a little sideways."
     )
     title = f"Points over the base against passes, {len(base['correct'])} questions"
     x = Axis("passes, share of the base's", limits=(at[0] - 0.02, at[-1] + 0.02), inch=0.02)

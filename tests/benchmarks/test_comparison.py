@@ -270,8 +270,8 @@ def test_what_is_learned_from_is_apart_from_what_is_asked_elsewhere():
     for name, setting in SETTINGS.items():
         assert set(setting.learned) <= set(setting.apart), name
         assert not setting.policies or SETTINGS[setting.policies].learned == setting.learned
-    outside = SETTINGS["letters-ood"]
-    assert (outside.reward, set(outside.asked) & set(outside.apart)) == ("letter", set())
+    for name, reward in {"letters-ood": "letter", "letters-ood-likelihood": "auto"}.items():
+        assert (SETTINGS[name].reward, set(SETTINGS[name].asked) & set(SETTINGS[name].apart)) == (reward, set())
 
 
 def test_a_table_is_made_of_stored_verdicts_alone(tmp_path):
