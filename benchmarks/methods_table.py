@@ -87,7 +87,7 @@ CONTRASTS["codebook_by_task@0.9"] = names(
     """
 )
 IN_DOMAIN = {"arc_easy", "arc_challenge", "openbookqa"}
-SEVERAL = 6  # marks that make a frontier
+SEVERAL = 7  # marks that make a frontier
 TOLD_SHARE = 0.7  # of what knowing the task gains over a static route, for a policy that is not told
 CHANCE = {"piqa": 50.0, "sciq": 25.0, "commonsenseqa": 20.0, "boolq": 50.0, "mmlu": 25.0}  # %, one of as many choices
 ABOUT = {
