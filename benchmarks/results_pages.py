@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ QUESTIONS = {
 SCANNED = ("model", "spans", "passes", "where they were chosen, points over the base", "on new questions, points over the base")
 JUDGED = ("codebook", "codebook_by_task", "routers", "paper", "codebook@0.9", "codebook_by_task@0.9")
 SHOWN_BUDGET = "0.9"
+WIDTH = 140  # of a line of text
 TEMPLATE = Path(__file__).parent / "results_page.md"  # the words of docs/results.md
 
 
@@ -84,7 +86,7 @@ def tested(out: Path, section: Section) -> str:
     table = "\n".join(markdown(SHORT, ([row[column] for column in SHORT] for row in rows)))
     asked = section.title.partition("(")[2].removesuffix(")")
     chart = section.frontier
-    drawn = [f"![{chart.title}](../results/{out.name}/frontier/{chart.name}.png)", chart.caption] if chart is not None else []
+    drawn = [f"![{chart.title}](../results/{out.name}/frontier/{chart.name}.png)", fill(chart.caption, WIDTH)] if chart is not None else []
     return "\n\n".join(
         [f"## {name_of(out)}: {ABOUT[section.setting]}", f"{asked}.", f"`{section.command}`", table, *map(str.strip, section.notes), *drawn]
     )
