@@ -69,8 +69,8 @@ class Setup:
     def evaluate_config(self, split: str, ablation: bool, reward: str = "") -> EvaluateConfig:
         """An evaluation on one split; `reward` where that is not the setup's."""
         batch_size = max(16, self.config.max_step_tokens // TOKENS_A_PROMPT)
-        given: dict[str, Any] = {"split": split, "limit": self.n_compared(ablation), "batch_size": batch_size}
-        return EvaluateConfig(**given, **self._shared | ({"reward": reward} if reward else {}))
+        given: dict[str, Any] = {"split": split, "limit": self.n_compared(ablation), "batch_size": batch_size, **self._shared}
+        return EvaluateConfig(**given | ({"reward": reward} if reward else {}))
 
     @property
     def flags(self) -> list[str]:
