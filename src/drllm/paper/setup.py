@@ -70,7 +70,8 @@ class Setup:
         """An evaluation on one split; `reward` where that is not the setup's."""
         batch_size = max(16, self.config.max_step_tokens // TOKENS_A_PROMPT)
         given: dict[str, Any] = {"split": split, "limit": self.n_compared(ablation), "batch_size": batch_size, **self._shared}
-        return EvaluateConfig(**given | ({"reward": reward} if reward else {}))
+        given["reward"] = reward or self.config.reward
+        return EvaluateConfig(**given)
 
     @property
     def flags(self) -> list[str]:
