@@ -58,7 +58,7 @@ class Kept(Bench):
 
     def _summary(self, stage: Evaluate) -> Summary:
         """As `evaluate` writes it."""
-        config = self.setup.evaluate_config(stage.split, stage.ablation, stage.reward)
+        config = stage.config(self.setup)
         folder = self.setup.out / "evaluate" / config.folder
         n_layers = json.loads((folder / "summary.json").read_text())["rows"][0]["n_layers"]
         methods = [method for method in dict.fromkeys((BASE, *stage.methods)) if (folder / method).is_dir()]

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drllm.core.config import to_dict
+from drllm.core.config import EvaluateConfig, to_dict
 from drllm.core.errors import ArtifactError, BudgetError, InputError, UnsupportedModelError
 from drllm.methods.base import get_method
 from drllm.paper.setup import OF_SEARCH, SHARED, Setup, as_flag, changed_flags
@@ -205,13 +205,17 @@ class Evaluate(Stage):
     def name(self) -> str:
         return f"evaluate {len(self.methods)} on {', '.join(self.tasks)} ({self.split})"
 
+    def config(self, setup: Setup) -> EvaluateConfig:
+        """Of the evaluation."""
+        return setup.evaluate_config(self.split, self.ablation, self.reward)
+
     def forwards(self, setup: Setup) -> float:
         """At most: a task may have fewer questions, and another table may have asked the same. A policy first decides, then answers."""
         n_forwards = 1 + 2 * len({*self.methods} - {"base"})
         return n_forwards * setup.n_compared(self.ablation) * len(self.tasks)
 
     def command(self, setup: Setup) -> str:
-        config = setup.evaluate_config(self.split, self.ablation, self.reward)
+        config = self.config(setup)
         flags = ["--methods", ",".join(self.methods), "--tasks", ",".join(self.tasks), "--split", self.split, "--limit", str(config.limit)]
         return setup.command("evaluate", *flags, *changed_flags(config, ("batch_size", *SHARED)))
 
@@ -219,7 +223,7 @@ class Evaluate(Stage):
         from drllm.evaluation.run import evaluate
 
         setup = bench.setup
-        config, data = setup.evaluate_config(self.split, self.ablation, self.reward), setup.data or None
+        config, data = self.config(setup), setup.data or None
         return evaluate(bench.routed, bench.there(self.methods), self.tasks, setup.out, config, data, bench.argv, setup.resources)
 
 

@@ -12,7 +12,7 @@ from drllm.core.progress import Progress
 from drllm.model.pool import Base, Work, Workplace, work_on
 from drllm.model.routed import RoutedModel
 from drllm.runs.records import shard_path, write_shard
-from drllm.searching.worker import Group, Job, Judged, Worker, memory_in_one_line, questions_at_once
+from drllm.searching.worker import Group, Job, Judged, Worker, memory_in_one_line, nobody, questions_at_once
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Ticket(NamedTuple):
 class Replica:
     """One worker: a model, and for each task that it was given a group of what searches it. A place that can hear it sets `tell`."""
 
-    tell: Callable[[Judged], None] = staticmethod(lambda judged: None)
+    tell: Callable[[Judged], None] = staticmethod(nobody)
 
     def __init__(self, base: Base, tasks: Sequence[Prepared], resources: Resources):
         self._base, self._tasks, self._resources = base, tasks, resources

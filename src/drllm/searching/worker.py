@@ -48,7 +48,7 @@ class Judged(NamedTuple):
         return f"({self.n:,} of at most {self.at_most:,} routes judged on the questions under way)"
 
 
-def _nobody(judged: Judged) -> None:
+def nobody(judged: Judged) -> None:
     """Who hears of it where nobody asked."""
 
 
@@ -135,7 +135,7 @@ class Worker:
         self._verifier: Verifier | None = None
 
     def search(
-        self, groups: Iterable[tuple[int, Group]], tell: Callable[[Judged], None] = _nobody
+        self, groups: Iterable[tuple[int, Group]], tell: Callable[[Judged], None] = nobody
     ) -> Iterator[tuple[int, list[RouteRecord]]]:
         """Search groups of (split, example), several at once: each group's index and records when it is done; `tell` hears between."""
         waiting = iter(groups)
