@@ -61,6 +61,7 @@ class Asked:
         from drllm.core.config import EvaluateConfig
         from drllm.methods.checked_records import joined_records, lists_by_task, manifest_scorer
         from drllm.runs.manifest import path_manifests
+        from drllm.scoring.generated import GeneratedScorer
         from drllm.scoring.scorer import scorer_of
         from drllm.tasks import drop_overlaps, load_task
 
@@ -71,6 +72,7 @@ class Asked:
         self.most_common: dict[str, float] = {}
         self.parts: list[tuple[str, Any, list[Any]]] = []
         self.known: dict[tuple[str, str, str], bool] = {}
+        self.rewards: dict[str, str] = {}
         for name in tasks:
             if name in lists:  # judged as in the matrix
                 scorer: Any = manifest_scorer(routed, lists[name][0][1])
@@ -87,6 +89,7 @@ class Asked:
             if (share := most_common(examples)) is not None:
                 self.most_common[name] = share
             questions = [scorer.question(loaded[name].task, example) for example in examples]
+            self.rewards[name] = scorer.reward if isinstance(scorer, GeneratedScorer) else "loglik"
             self.parts.append((name, scorer, sorted(questions, key=lambda question: (question.n_tokens, question.example.id))))
             if self._store(name).is_file():
                 kept = pq.read_table(self._store(name)).to_pydict()
@@ -96,8 +99,8 @@ class Asked:
         self.prompts = [question.context_ids for _, _, questions in self.parts for question in questions]
         self._features: dict[int, Any] = {}
 
-    def _store(self, task: str) -> Path:
-        return self.run / "computed" / self.routed.fingerprint / f"{self.split}-{task}.parquet"
+    def _store(self, task: str) -> Path:  # a letter may be wrong where the log-likelihoods are right: a file a reward
+        return self.run / "computed" / self.routed.fingerprint / f"{self.split}-{task}.{self.rewards[task]}.parquet"
 
     def features(self, block: int) -> Any:
         """What a codebook reads before a block, of all questions."""

@@ -28,6 +28,7 @@ import serve_runs  # noqa: E402
 import timing  # noqa: E402
 from drllm.reporting.drawing import draw, write_charts  # noqa: E402
 from methods import ROWS, SETTINGS, best_longer, fit, read_before, stored_digest, wanted_rows  # noqa: E402
+from runs import model, questions, write_rows  # noqa: E402
 
 SPLITS = {"fit": 5, "tune": 6, "calibrate": 3, "test": 4}
 
@@ -71,6 +72,19 @@ def test_a_limit_ends_test_questions_early():
     assert ids(methods_asked.select(loaded(), "tune", seen, limit=3)) == ["tune0"]
     assert len(methods_asked.select(loaded(test=900), "test", seen)) == 900
     assert len(methods_asked.select(loaded(test=900), "test", seen, limit=methods_asked.LIMIT)) == methods_asked.LIMIT
+
+
+def test_a_letters_verdicts_are_kept_apart_from_log_likelihoods(tmp_path):
+    (tmp_path / "piqa").mkdir()
+    write_rows(tmp_path / "piqa" / "valid.jsonl", questions(8))
+    for reward, kept in (("letter", "letter"), ("auto", "loglik")):
+        asked = methods_asked.Asked(model(), [], ["piqa"], "test", tmp_path / "run", str(tmp_path), reward=reward)
+        assert not asked.known, "what another reward said is not known of this one"
+        asked.compute([[Route.full(asked.routed.n_layers)] * len(asked.ids)])
+        (store,) = (tmp_path / "run" / "computed" / asked.routed.fingerprint).glob(f"test-piqa.{kept}.parquet")
+        assert pq.read_table(store).num_rows == len(asked.ids) > 0
+        again = methods_asked.Asked(asked.routed, [], ["piqa"], "test", tmp_path / "run", str(tmp_path), reward=reward)
+        assert again.known == asked.known
 
 
 def test_the_most_common_answer_is_told_where_all_questions_have_the_same_choices():
