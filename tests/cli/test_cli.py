@@ -505,6 +505,9 @@ def test_a_dry_run_of_a_search_counts_and_searches_nothing(folders, tmp_path: Pa
     assert code == 0, err
     # Behind the base's four blocks: three without the first, two without the second.
     assert "arc_easy: fit 3, tune 3 questions, 2 routes, 2.2 a question" in printed
+    code, printed, err = run(capsys, *typed, "--out", tmp_path / "run", "--paths", listed, "--reward", "letter")
+    assert code == 0, err
+    assert "arc_easy: fit 3 questions, 2 routes, 2.7 a question" in printed, "the prompt as above; three answers are decoded"
     assert not (tmp_path / "run").exists()
 
 

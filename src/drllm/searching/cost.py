@@ -45,7 +45,7 @@ def searched_cost(reward: str, n_simulations: int, control: bool = True, verify:
 def stages_of(loaded: Mapping[str, LoadedTask], config: SearchConfig, n_layers: int, routes: Sequence[Route] | None) -> dict[str, float]:
     """Plain forwards of each task, by what is done there. A sweep of single edits, of preset `default`, is not counted.
 
-    Where answers are generated no step of decoding is shared, so a listed route costs up to a whole answer of the base.
+    A listed route's share of the prompt is counted. Decoding shares nothing, so each answer adds what it adds to a searched path.
     """
     found = {}
     for name, one in loaded.items():
@@ -55,7 +55,7 @@ def stages_of(loaded: Mapping[str, LoadedTask], config: SearchConfig, n_layers: 
             each = searched_cost(reward, config.n_simulations, config.control, config.verify)
             what = f"{config.n_simulations} simulations"
         else:
-            each = listed_cost(n_layers, routes) if reward == "loglik" else 1.0 + len(routes)
+            each = listed_cost(n_layers, routes) + (1 + len(routes)) * (PATH_COST[reward] - PATH_COST["loglik"])
             what = f"{len(routes)} routes"
         found[f"{name}: {counted} questions, {what}, {each:.1f} a question"] = sum(rows.values()) * each
     return found
