@@ -121,17 +121,15 @@ ROWS = {
     "shortgpt@0.9": Row("shortgpt", {"budget": BUDGET, "questions": 255}, fit=85, tune=0),
     "early_exit@0.9": Row("early_exit", {"budget": BUDGET}, fit=0, tune=0),
     "random_skip@0.9": Row("random_skip", {"budget": BUDGET}, True, fit=0, tune=0),
-    "mindskip@0.9": Row(
-        "mindskip", {"budget": BUDGET, "tune_questions": THRESHOLD}, fit=400, tune=THRESHOLD, only=("in-domain", "letters")
-    ),
+    "mindskip@0.9": Row("mindskip", {"budget": BUDGET, "tune_questions": THRESHOLD}, fit=400, tune=THRESHOLD, only=("in-domain",)),
     "flexidepth@0.9": Row(
         "flexidepth",
         {"budget": BUDGET, "penalty": 3e-3, "tune_questions": THRESHOLD},
         fit=400,
         tune=THRESHOLD,
-        only=("in-domain", "letters"),
+        only=("in-domain",),
     ),
-}  # gates: 150 steps of 8 questions
+}  # gates: 150 steps of 8 questions; they answer by log-likelihood alone, so not in the settings with letters or numbers
 # Of the frontier, static against a policy a prompt; the rows without a budget spend what they like. A policy a prompt has no budget above
 # the base's passes: it spends more where that gains, as `polar` may. Beside it stand the best single routes of as many passes or more.
 FRONTIER, LONGER, DRAWN = (0.7, 0.75, 0.8, 0.85, 0.95), (1.05, 1.1, 1.14), ("letters", "kinds")
