@@ -13,28 +13,28 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import psutil
 
 
-def held(process: psutil.Process) -> int:
-    """Bytes of a process and everything below it, now."""
-    total = 0
-    for one in [process, *process.children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
-            total += one.memory_full_info().pss
+def summed(process: psutil.Process, of: Callable[[psutil.Process], float]) -> float:
+    """Over a process and everything below it, but for one that ends while they are read."""
+    total = 0.0
+    for one in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += of(one)
     return total
 
 
-def measured(command: Sequence[str], every: float) -> tuple[int, int, float]:
+def measured(command: Sequence[str], every: float) -> tuple[int, float, float]:
     """Runs a command: its exit status, the most bytes held (of looks `every` seconds apart), seconds until that look."""
     start = time.monotonic()
     with subprocess.Popen(command) as running:
-        process, peak, when = psutil.Process(running.pid), 0, 0.0
+        process, peak, when = psutil.Process(running.pid), 0.0, 0.0
         while running.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
-                now = held(process)
+                now = summed(process, lambda one: one.memory_full_info().pss)
                 if now > peak:
                     peak, when = now, time.monotonic() - start
             with contextlib.suppress(subprocess.TimeoutExpired):

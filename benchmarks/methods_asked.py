@@ -61,7 +61,6 @@ class Asked:
         from drllm.core.config import EvaluateConfig
         from drllm.methods.checked_records import joined_records, lists_by_task, manifest_scorer
         from drllm.runs.manifest import path_manifests
-        from drllm.scoring.generated import GeneratedScorer
         from drllm.scoring.scorer import scorer_of
         from drllm.tasks import drop_overlaps, load_task
 
@@ -72,7 +71,6 @@ class Asked:
         self.most_common: dict[str, float] = {}
         self.parts: list[tuple[str, Any, list[Any]]] = []
         self.known: dict[tuple[str, str, str], bool] = {}
-        self.rewards: dict[str, str] = {}
         for name in tasks:
             if name in lists:  # judged as in the matrix
                 scorer: Any = manifest_scorer(routed, lists[name][0][1])
@@ -83,24 +81,23 @@ class Asked:
             seen = {record.id for record in records}
             if split == "tune":
                 for record in records:
-                    for route, reward in zip(record.routes, record.rewards, strict=True):
-                        self.known[name, record.id, str(route)] = reward > 0.5
+                    for route, earned in zip(record.routes, record.rewards, strict=True):
+                        self.known[name, record.id, str(route)] = earned > 0.5
             examples = select(loaded[name], split, seen, limit)
             if (share := most_common(examples)) is not None:
                 self.most_common[name] = share
             questions = [scorer.question(loaded[name].task, example) for example in examples]
-            self.rewards[name] = scorer.reward if isinstance(scorer, GeneratedScorer) else "loglik"
             self.parts.append((name, scorer, sorted(questions, key=lambda question: (question.n_tokens, question.example.id))))
-            if self._store(name).is_file():
-                kept = pq.read_table(self._store(name)).to_pydict()
+            if self._store(name, scorer).is_file():
+                kept = pq.read_table(self._store(name, scorer)).to_pydict()
                 self.known |= {(name, i, r): c for i, r, c in zip(kept["id"], kept["route"], kept["correct"], strict=True)}
         self.tasks = [name for name, _, questions in self.parts for _ in questions]
         self.ids = [question.example.id for _, _, questions in self.parts for question in questions]
         self.prompts = [question.context_ids for _, _, questions in self.parts for question in questions]
         self._features: dict[int, Any] = {}
 
-    def _store(self, task: str) -> Path:  # a letter may be wrong where the log-likelihoods are right: a file a reward
-        return self.run / "computed" / self.routed.fingerprint / f"{self.split}-{task}.{self.rewards[task]}.parquet"
+    def _store(self, task: str, scorer: Any) -> Path:  # a letter may be wrong where the log-likelihoods are right: a file a reward
+        return self.run / "computed" / self.routed.fingerprint / f"{self.split}-{task}.{scorer.reward}.parquet"
 
     def features(self, block: int) -> Any:
         """What a codebook reads before a block, of all questions."""
@@ -148,13 +145,13 @@ class Asked:
                 for (at, route), verdict in zip(pairs, scorer.score(pairs), strict=True):
                     self.known[name, chunk[at][0].example.id, str(route)] = verdict.correct
                 if start % 1024 == 0 or start + 64 >= len(asked):
-                    self._keep(name)
+                    self._keep(name, scorer)
                     print(f"{self.split} {name}: {min(start + 64, len(asked))} of {len(asked)} questions", flush=True)
 
-    def _keep(self, task: str) -> None:
+    def _keep(self, task: str, scorer: Any) -> None:
         rows = [(i, r, c) for (t, i, r), c in self.known.items() if t == task]
         columns = dict(zip(("id", "route", "correct"), map(list, zip(*rows, strict=True)), strict=True))
-        write_small(self._store(task), pa.table(columns))
+        write_small(self._store(task, scorer), pa.table(columns))
 
     def store(self, path: Path, routes: Sequence[Any], correct: Sequence[bool] | None = None, policy: str = "") -> None:
         """One method's verdicts, a row a question; the questions themselves stand once beside the folder, for all methods."""

@@ -10,12 +10,13 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import psutil
 
 from drllm.policies.codebook import Codebook, Point
+from memory import summed
 
 READY_MINUTES = 40  # compiling a codebook's segments takes a slow machine ten
 SHOWN = 2000  # characters of what a server said before it died
@@ -28,21 +29,13 @@ class Served:
     url: str
     process: psutil.Process
 
-    def _sum(self, of: Callable[[psutil.Process], float]) -> float:
-        """Over the server's processes, but for one that ends while they are read."""
-        total = 0.0
-        for process in (self.process, *self.process.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                total += of(process)
-        return total
-
     def memory(self) -> float:
         """Resident bytes of its processes, in MB."""
-        return self._sum(lambda process: process.memory_info().rss) / 1e6
+        return summed(self.process, lambda process: process.memory_info().rss) / 1e6
 
     def cpu_seconds(self) -> float:
         """Processor seconds of its processes since they were started."""
-        return self._sum(lambda process: sum(process.cpu_times()[:2]))
+        return summed(self.process, lambda process: sum(process.cpu_times()[:2]))
 
 
 def never_leaves(book: Codebook) -> Codebook:

@@ -46,6 +46,7 @@ class _Pending:
 class LoglikScorer(ModelScorer):
     """Scores by the log-likelihood of each choice. Whether choices are `packed` is settled once, by comparing both ways on an example."""
 
+    reward = "loglik"
     prompt_format = "raw"
     _filler = PackedPrompt((0,), (0,), (0,), 1, (), (), ())
     shares_across_groups = True  # no verdict depends on what else is evaluated

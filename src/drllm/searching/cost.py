@@ -9,7 +9,8 @@ from drllm.core.route import Route
 from drllm.core.span import Span, block_span
 from drllm.tasks import LoadedTask
 
-PATH_COST = {"loglik": 0.31, "letter": 0.46, "boxed": 0.49, "number": 0.49}  # a searched path, docs/benchmarks.md
+# A searched path, docs/benchmarks.md; a number or an answer out of a passage is taken to cost what a boxed one does.
+PATH_COST = {"loglik": 0.31, "letter": 0.46, "boxed": 0.49, "number": 0.49, "exact": 0.49}
 CHECKS = 4  # forwards in float32 that check the base's and the kept route
 
 
