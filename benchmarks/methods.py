@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from drllm import show_progress
 from methods_asked import Asked
+from methods_told import routes_by_task
 
 ARC, OBQA = ("arc_easy", "arc_challenge"), ("openbookqa",)
 MIXED = (*ARC, *OBQA, "commonsenseqa", "piqa", "boolq")
@@ -142,6 +143,8 @@ for spent in FRONTIER:
     ROWS[f"codebook_by_task@{spent}"] = Row("codebook", {"targets": "task", "budget": spent}, only=DRAWN)
 for spent in LONGER:
     ROWS[f"static_tuned@{spent}"] = Row("longer", {"at_least": spent}, only=DRAWN)
+for name, spent in (("told", 1.0), ("told@0.9", BUDGET)):
+    ROWS[name] = Row("told", {"budget": spent}, only=DRAWN)
 LIGHT = ("static", "static_tuned", "codebook", "polar", "random_codebook", "input_blind")  # of the settings of one task
 SHUFFLED = ("codebook", "codebook_by_task", "polar", "routers", "paper", "codebook@0.9", "routers@0.9", "codebook_by_task@0.9")
 
@@ -151,6 +154,8 @@ def wanted_rows(setting: str, methods: str, seeds: int) -> Iterable[tuple[str, R
     for name, row in ROWS.items():
         narrow = setting in TOLD
         here = SETTINGS[setting].policies or setting
+        if row.method == "told" and SETTINGS[setting].policies:  # no route for tasks that nothing was learned from
+            continue
         if (methods and name not in methods.split(",")) or (narrow and name not in LIGHT) or (row.only and here not in row.only):
             continue
         for seed in range(seeds if row.seeds and not narrow else 1):
@@ -183,19 +188,22 @@ def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
             raise SystemExit(f"{name} learns from a tree search: give its run folder, with --searched, or leave it out of --methods")
         training_data = TrainingData(routed, run, learned)
         made_of = {"key": training_data.key, "options": row.options}
-        if (folder / "drllm_config.json").is_file() and about_path.is_file():
+        if about_path.is_file() and (row.method == "told" or (folder / "drllm_config.json").is_file()):
             before = json.loads(about_path.read_text())
-            if {name: before.get(name) for name in made_of} == made_of:
+            if {part: before.get(part) for part in made_of} == made_of:
                 continue
         seeded = {"draw": seed} if row.method == "random_codebook" else {"seed": seed} if row.seeds else {}
         started = time.perf_counter()
-        if row.method == "longer":
+        if row.method == "told":
+            made_of |= {"routes": {task: str(route) for task, route in routes_by_task(training_data, **row.options).items()}}
+        elif row.method == "longer":
             routed.policy = training_data.constant(best_longer(training_data, **row.options))
         else:
             routed.policy = train(routed, run, row.method, get_method(row.method).config(**row.options, **seeded), tasks=learned)
         seconds = time.perf_counter() - started
-        routed.save_pretrained(folder)
-        routed.policy = None
+        if routed.policy is not None:
+            routed.save_pretrained(folder)
+            routed.policy = None
         used = {split: used_questions(training_data, split, getattr(row, split)) for split in ("fit", "tune")}
         about = made_of | {"seconds": seconds, "tasks": list(learned), "seed": seed} | used
         about_path.parent.mkdir(parents=True, exist_ok=True)
@@ -230,30 +238,28 @@ def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     from drllm.core.files import write_json
     from drllm.evaluation.answers import baseline_routes
     from drllm.policies.oracle import Oracle
-    from drllm.policies.saved import load_policy
-    from drllm.policies.saved_config import policy_digest as digest
 
     asked = questions_of(routed, arguments, setting, arguments.limit)
     place = arguments.out / setting / arguments.split
     full = Route.full(routed.n_layers)
     chosen: dict[str, list[Any]] = {"base.0": [full] * len(asked.ids)}
     digests = {"base.0": ""}
-    for name, _, seed in wanted_rows(setting, arguments.methods, arguments.seeds):
-        folder, file = folder_of(arguments.run, setting, name, seed), file_of(name, seed)
-        if not (folder / "drllm_config.json").is_file():
-            raise SystemExit(f"{folder} holds no policy: run this setting on tune first, or name others in --methods")
-        policy, policy_digest = load_policy(folder, routed.identity), digest(folder)
+    for name, row, seed in wanted_rows(setting, arguments.methods, arguments.seeds):
+        file = file_of(name, seed)
+        policy, policy_digest = trained(routed, arguments, setting, name, seed)
         path = place / f"{file}.parquet"
-        stored = stored_digest(path)
-        if arguments.split == "test" and read_before(path, stored, policy_digest):
+        owned = (file, *(f"{dealt}-{file}" for dealt in ("shuffled-over-tasks", "shuffled") if name in SHUFFLED))
+        if arguments.split == "test" and all([read_before(place / f"{one}.parquet", policy_digest) for one in owned]):
             continue
-        for owned in (file, f"shuffled-over-tasks-{file}", f"shuffled-{file}"):
-            digests[owned] = policy_digest
+        digests |= dict.fromkeys(owned, policy_digest)
+        if row.method == "told":
+            chosen[file] = [policy[task] for task in asked.tasks]
+            continue
         if isinstance(policy, Oracle):
             chosen[file] = asked.told(policy)
             continue
         if policy.evaluate_only:
-            if stored != policy_digest:
+            if stored_digest(path) != policy_digest:
                 evaluate_only(asked, policy, path, policy_digest)
             continue
         chosen[file] = routes = asked.routes(policy)
@@ -264,13 +270,33 @@ def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     asked.compute(chosen.values())
     for file, routes in chosen.items():
         asked.store(place / f"{file}.parquet", routes, policy=digests[file])
-    write_json(place / "most_common.json", asked.most_common)
+    write_json(place / "asked.json", {"most_common": asked.most_common, "without_test_part": asked.without_test_part})
+
+
+def trained(routed: Any, arguments: argparse.Namespace, setting: str, name: str, seed: int) -> tuple[Any, str]:
+    """What `fit` made and its digest: a policy, or of a row that is told the task, the route of each task."""
+    from drllm import Route
+    from drllm.core.digest import json_digest
+    from drllm.policies.saved import load_policy
+    from drllm.policies.saved_config import policy_digest
+
+    folder, policies = folder_of(arguments.run, setting, name, seed), SETTINGS[setting].policies or setting
+    about = arguments.out / policies / "training" / f"{file_of(name, seed)}.json"
+    if ROWS[name].method == "told" and about.is_file():
+        by_task = json.loads(about.read_text())["routes"]
+        return {task: Route.parse(text, routed.n_layers) for task, text in by_task.items()}, json_digest(by_task)
+    if not (folder / "drllm_config.json").is_file():
+        raise SystemExit(f"{folder} holds no policy: run this setting on tune first, or name others in --methods")
+    return load_policy(folder, routed.identity), policy_digest(folder)
 
 
 def questions_of(routed: Any, arguments: argparse.Namespace, setting: str, limit: int = 0) -> Asked:
     """The questions that a setting asks, of the split in the arguments."""
-    of = SETTINGS[setting]
-    return Asked(routed, of.apart, of.asked, arguments.split, arguments.run, arguments.data, limit, of.reward)
+    from drllm.runs.manifest import path_manifests
+
+    manifests = [manifest for folder in arguments.scan for manifest in path_manifests(folder / "scan" / "base").values()]
+    scanned = {(manifest.task, name) for manifest in manifests for name in manifest.ids}
+    return Asked(routed, SETTINGS[setting], arguments.split, arguments.run, arguments.data, limit, scanned)
 
 
 def stored_digest(path: Path) -> str | None:
@@ -278,8 +304,9 @@ def stored_digest(path: Path) -> str | None:
     return pq.read_schema(path).metadata[b"policy"].decode() if path.is_file() else None
 
 
-def read_before(path: Path, stored: str | None, policy_digest: str) -> bool:
+def read_before(path: Path, policy_digest: str) -> bool:
     """Whether this policy's test verdicts stand there; another's are refused, so that no policy is chosen by test."""
+    stored = stored_digest(path)
     if stored not in (None, policy_digest):
         raise SystemExit(f"{path} holds test verdicts of another policy: test is read once, with the policy chosen before")
     return stored is not None
@@ -369,7 +396,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("job", choices=("run", "time", "table"))
     parser.add_argument("--out", type=Path, required=True, action="append", help="table: several, one a model")
-    parser.add_argument("--scan", type=Path, action="append", default=[], help="table: run folder of a scan")
+    parser.add_argument(
+        "--scan", type=Path, action="append", default=[], help="run: folder of a scan that found the routes; table: to show"
+    )
     parser.add_argument("--page", type=Path, action="append", default=[], help="table: `report.md` of a reproduction, linked")
     parser.add_argument("--to", type=Path, default=Path(__file__).parent.parent, help="table: the folder with docs/ and results/")
     parser.add_argument("--run", type=Path)
@@ -390,23 +419,40 @@ def main() -> None:
 
         write_pages(arguments.to, Stored(arguments.out, arguments.scan, arguments.page), SETTINGS, TOLD)
         return
+    if len(arguments.out) > 1 or arguments.run is None:
+        parser.error(f"{arguments.job} takes one --out and a --run")
     (arguments.out,) = arguments.out
+    for given, names in (("--settings", SETTINGS), ("--methods", ROWS)):
+        if unknown := [name for name in getattr(arguments, given[2:]).split(",") if name and name not in names]:
+            parser.error(f"{given} holds {unknown[0]!r}, expected of {', '.join(names)}")
     import torch
 
     from drllm import RoutedModel
-    from drllm.core.files import write_json
+    from drllm.runs.alone import alone_in
 
     torch.set_num_threads(arguments.threads)
     routed = RoutedModel.wrap(arguments.model)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.out / "model.json", {"model": arguments.model, "blocks": routed.n_layers, "fingerprint": routed.fingerprint})
-    for setting in arguments.settings.split(","):
-        if arguments.job == "time":
-            clock(routed, arguments, setting)
-            continue
-        if not SETTINGS[setting].policies and arguments.split == "tune":
-            fit(routed, arguments, setting)
-        answer(routed, arguments, setting)
+    name_model(arguments.out, arguments.model, routed)
+    with alone_in(arguments.run, "comparison"):
+        for setting in arguments.settings.split(","):
+            if arguments.job == "time":
+                clock(routed, arguments, setting)
+                continue
+            if not SETTINGS[setting].policies and arguments.split == "tune":
+                fit(routed, arguments, setting)
+            answer(routed, arguments, setting)
+
+
+def name_model(out: Path, model: str, routed: Any) -> None:
+    """Say beside the verdicts which model they are of; a folder of another model's is refused."""
+    from drllm.core.files import write_json
+
+    about, path = {"model": model, "blocks": routed.n_layers, "fingerprint": routed.fingerprint}, out / "model.json"
+    before = json.loads(path.read_text()) if path.is_file() else about
+    if before["fingerprint"] != routed.fingerprint:
+        raise SystemExit(f"{out} holds verdicts of {before['model']}, not of {model}: give its --model, or another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, about)
 
 
 if __name__ == "__main__":

@@ -2,99 +2,123 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from drllm.core.files import write_bytes
+from drllm.retrofitting.choice import constant_accuracy
+
 LIMIT = 800  # questions of a task in the matrix, and of a test part that is made of others
+Key = tuple[str, str]  # task and id
 HELD_OUT = {"boolq": 400}  # passages are long
 
 
-def select(data: Any, split: str, seen: set[str], limit: int = 0) -> list[Any]:
+def select(data: Any, split: str, seen: set[str], limit: int = 0, scanned: Set[str] = frozenset()) -> list[Any]:
     """What is asked of a task.
 
     Tune: the questions of the matrix, else the first ones. Test: the test part, whole unless a limit is given; of a task that has none, the
     first tune questions behind those of the matrix; where there is no matrix, so that nothing was learned from the task, its fit and
-    calibrate questions.
+    calibrate questions, without those by which a scan found the routes.
     """
     if split == "tune":
         return [example for example in data.select("tune", 0 if seen else LIMIT) if not seen or example.id in seen]
     if data.examples["test"]:
         return data.select("test", limit)
     rest = data.select("tune") if seen else data.select("fit") + data.select("calibrate")
-    unread = [example for example in rest if example.id not in seen]
+    unread = [example for example in rest if example.id not in seen | scanned]
     most = HELD_OUT.get(data.task.name, LIMIT)
     return unread[: min(limit or most, most)]
-
-
-def most_common(examples: Sequence[Any]) -> float | None:
-    """How often the most common answer is right, of questions that all have the same choices (yes or no); else None."""
-    if len({example.choices for example in examples}) != 1:
-        return None
-    return Counter(example.answer for example in examples).most_common(1)[0][1] / len(examples)
 
 
 class Asked:
     """Questions of some tasks and one split, and verdicts of any route on them: looked up, or computed once and kept."""
 
-    def __init__(
-        self,
-        routed: Any,
-        learned: Sequence[str],
-        tasks: Sequence[str],
-        split: str,
-        run: Path,
-        data: str | None,
-        limit: int = 0,
-        reward: Any = "auto",
-    ):
+    def __init__(self, routed: Any, of: Any, split: str, run: Path, data: str | None, limit: int = 0, scanned: Set[Key] = frozenset()):
         """An unfinished matrix is refused.
 
         Args:
-            learned: every task that a policy may learn from; their questions are left out of others.
-            reward: how tasks that the matrix does not hold are judged.
+            of: `asked`, the tasks; `apart`, every task that a policy may learn from, whose questions are left out of others; `reward`, how
+                tasks that the matrix does not hold are judged.
+            scanned: task and id of questions by which routes were found; left out of what test is made of where there is no test part.
         """
-        from drllm.core.config import EvaluateConfig
-        from drllm.methods.checked_records import joined_records, lists_by_task, manifest_scorer
+        from drllm.methods.checked_records import lists_by_task
         from drllm.runs.manifest import path_manifests
-        from drllm.scoring.scorer import scorer_of
         from drllm.tasks import drop_overlaps, load_task
 
-        names = list(dict.fromkeys((*learned, *tasks)))
-        loaded = drop_overlaps({name: load_task(name, data) for name in names}, list(learned))
+        names = list(dict.fromkeys((*of.apart, *of.asked)))
+        loaded = drop_overlaps({name: load_task(name, data) for name in names}, list(of.apart))
         lists = lists_by_task(path_manifests(run))
-        self.routed, self.split, self.run = routed, split, run
-        self.most_common: dict[str, float] = {}
+        self.routed, self.split, self.run, self.limit, self.reward, self.scanned = routed, split, run, limit, of.reward, scanned
+        self.most_common: dict[str, float] = {}  # accuracy of one answer to all, where every question has the same choices
+        self.without_test_part: list[str] = []
         self.parts: list[tuple[str, Any, list[Any]]] = []
-        self.known: dict[tuple[str, str, str], bool] = {}
-        for name in tasks:
-            if name in lists:  # judged as in the matrix
-                scorer: Any = manifest_scorer(routed, lists[name][0][1])
-            else:
-                scorer = scorer_of(routed, loaded[name].task, EvaluateConfig(reward=reward))
-            joined = joined_records(routed, lists[name]) if name in lists else {}
-            records = [record for record in joined.values() if record.split == "tune"]
-            seen = {record.id for record in records}
-            if split == "tune":
-                for record in records:
-                    for route, earned in zip(record.routes, record.rewards, strict=True):
-                        self.known[name, record.id, str(route)] = earned > 0.5
-            examples = select(loaded[name], split, seen, limit)
-            if (share := most_common(examples)) is not None:
-                self.most_common[name] = share
-            questions = [scorer.question(loaded[name].task, example) for example in examples]
-            self.parts.append((name, scorer, sorted(questions, key=lambda question: (question.n_tokens, question.example.id))))
-            if self._store(name, scorer).is_file():
-                kept = pq.read_table(self._store(name, scorer)).to_pydict()
-                self.known |= {(name, i, r): c for i, r, c in zip(kept["id"], kept["route"], kept["correct"], strict=True)}
+        self.known: dict[tuple[str, str, str], bool] = {}  # by task, id and route
+        self.made_of: dict[Key, str] = {}  # of each task and id: the digest of the question
+        for name in of.asked:
+            self._ask(loaded[name], lists.get(name, []))
         self.tasks = [name for name, _, questions in self.parts for _ in questions]
         self.ids = [question.example.id for _, _, questions in self.parts for question in questions]
         self.prompts = [question.context_ids for _, _, questions in self.parts for question in questions]
         self._features: dict[int, Any] = {}
+
+    def _ask(self, loaded: Any, lists: Sequence[Any]) -> None:
+        """Take the questions of a task, and what its matrix says of them."""
+        from drllm.core.config import EvaluateConfig
+        from drllm.methods.checked_records import checked_questions, joined_records, manifest_scorer
+        from drllm.scoring.scorer import questions_digest, scorer_of
+
+        name, seen = loaded.task.name, {}
+        if lists:  # judged as in the matrix
+            folder, manifest = lists[0]
+            if manifest.dtype != str(self.routed.model.dtype):
+                raise SystemExit(f"{folder} was evaluated in {manifest.dtype}, this is {self.routed.model.dtype}: give another --run")
+            scorer: Any = manifest_scorer(self.routed, manifest)
+            made_of = checked_questions(scorer, folder, manifest)
+            seen = {record.id: record for record in joined_records(self.routed, lists).values() if record.split == "tune"}
+            self.made_of |= {(name, i): questions_digest([made_of[i]]) for i in seen}
+        else:
+            scorer = scorer_of(self.routed, loaded.task, EvaluateConfig(reward=self.reward))
+        if self.split == "tune":
+            for record in seen.values():
+                pairs = zip(record.routes, record.rewards, strict=True)
+                self.known |= {(name, record.id, str(route)): earned > 0.5 for route, earned in pairs}
+        examples = select(loaded, self.split, {*seen}, self.limit, {i for task, i in self.scanned if task == name})
+        if self.split == "tune" and seen and len(examples) < len(seen):
+            raise SystemExit(
+                f"{loaded.source} lacks {len(seen) - len(examples)} tune questions of the matrix: give the data it was made of"
+            )
+        if self.split == "test" and not loaded.examples["test"]:
+            self.without_test_part.append(name)
+        if not math.isnan(share := constant_accuracy({name: examples})):
+            self.most_common[name] = share
+        questions = [scorer.question(loaded.task, example) for example in examples]
+        self._read_store(name, scorer)
+        for question in questions:
+            of_this = questions_digest([question])
+            if self.made_of.setdefault((name, question.example.id), of_this) != of_this:
+                where = "the matrix" if question.example.id in seen else self._store(name, scorer)
+                raise SystemExit(f"{where} was made of another question {question.example.id}: give the data of then, or another --run")
+        self.parts.append((name, scorer, sorted(questions, key=lambda question: (question.n_tokens, question.example.id))))
+
+    def _read_store(self, task: str, scorer: Any) -> None:
+        """What was computed before, of these and other questions; `SystemExit` where it was in another float type."""
+        path = self._store(task, scorer)
+        if not path.is_file():
+            return
+        table = pq.read_table(path)
+        dtype = (table.schema.metadata or {}).get(b"dtype", b"").decode()
+        if dtype != str(self.routed.model.dtype):
+            raise SystemExit(f"{path} holds verdicts in {dtype or 'an unknown float type'}, this is {self.routed.model.dtype}: other --run")
+        kept = table.to_pydict()
+        for i, route, correct, question in zip(*(kept[name] for name in ("id", "route", "correct", "question")), strict=True):
+            self.known.setdefault((task, i, route), correct)
+            self.made_of.setdefault((task, i), question)
 
     def _store(self, task: str, scorer: Any) -> Path:  # a letter may be wrong where the log-likelihoods are right: a file a reward
         return self.run / "computed" / self.routed.fingerprint / f"{self.split}-{task}.{scorer.reward}.parquet"
@@ -144,14 +168,13 @@ class Asked:
                 pairs = [(at, route) for at, (_, routes) in enumerate(chunk) for route in routes]
                 for (at, route), verdict in zip(pairs, scorer.score(pairs), strict=True):
                     self.known[name, chunk[at][0].example.id, str(route)] = verdict.correct
-                if start % 1024 == 0 or start + 64 >= len(asked):
-                    self._keep(name, scorer)
-                    print(f"{self.split} {name}: {min(start + 64, len(asked))} of {len(asked)} questions", flush=True)
+                self._keep(name, scorer)
+                print(f"{self.split} {name}: {min(start + 64, len(asked))} of {len(asked)} questions", flush=True)
 
     def _keep(self, task: str, scorer: Any) -> None:
-        rows = [(i, r, c) for (t, i, r), c in self.known.items() if t == task]
-        columns = dict(zip(("id", "route", "correct"), map(list, zip(*rows, strict=True)), strict=True))
-        write_small(self._store(task, scorer), pa.table(columns))
+        rows = [(i, r, c, self.made_of[t, i]) for (t, i, r), c in self.known.items() if t == task]
+        columns = dict(zip(("id", "route", "correct", "question"), map(list, zip(*rows, strict=True)), strict=True))
+        write_small(self._store(task, scorer), pa.table(columns, metadata={"dtype": str(self.routed.model.dtype)}))
 
     def store(self, path: Path, routes: Sequence[Any], correct: Sequence[bool] | None = None, policy: str = "") -> None:
         """One method's verdicts, a row a question; the questions themselves stand once beside the folder, for all methods."""
@@ -176,6 +199,8 @@ def questions_path(verdicts: Path) -> Path:
 
 
 def write_small(path: Path, table: pa.Table) -> None:
-    """As Parquet, packed tightly: hundreds of such files are kept."""
+    """As Parquet, packed tightly, since hundreds of such files are kept; atomically."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", compression_level=19)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, compression="zstd", compression_level=19)
+    write_bytes(path, sink.getvalue().to_pybytes())

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
+from drllm.core.text import with_interval
 from drllm.reporting.chart import Axis, Chart, Level, Mark, Spot, number
 from drllm.stats.paired import discordant, even_weights, mcnemar, paired_bootstrap, wilson
 from methods_asked import questions_path
@@ -24,10 +25,10 @@ def names(text: str) -> tuple[str, ...]:
 
 ORDER = names(
     """
-    base static static_tuned static-per-task static_tuned-per-task codebook shuffled-codebook shuffled-over-tasks-codebook
+    base static static_tuned static-per-task static_tuned-per-task told codebook shuffled-codebook shuffled-over-tasks-codebook
     codebook_by_task shuffled-codebook_by_task shuffled-over-tasks-codebook_by_task input_blind random_codebook
     input_blind_by_task random_codebook_by_task polar shuffled-polar shuffled-over-tasks-polar routers shuffled-routers
-    shuffled-over-tasks-routers paper shuffled-paper shuffled-over-tasks-paper oracle tale static@0.9 static_tuned@0.9
+    shuffled-over-tasks-routers paper shuffled-paper shuffled-over-tasks-paper oracle tale static@0.9 static_tuned@0.9 told@0.9
     codebook@0.9 shuffled-codebook@0.9 shuffled-over-tasks-codebook@0.9 random_codebook@0.9 codebook_by_task@0.9
     shuffled-codebook_by_task@0.9 shuffled-over-tasks-codebook_by_task@0.9 random_codebook_by_task@0.9 routers@0.9 mindskip@0.9
     flexidepth@0.9 tale@0.9
@@ -37,6 +38,8 @@ ORDER = names(
 NAMES = {
     "static-per-task": "static-per-task (told the task)",
     "static_tuned-per-task": "static_tuned-per-task (told the task)",
+    "told": "best route of each task (told the task)",
+    "told@0.9": "best route of each task @0.9 (told the task)",
     "oracle": "oracle of 16 routes (told every answer: what the best of them for each question would be)",
     "paper": "routers, preset paper",
     "shuffled-paper": "shuffled routers, preset paper",
@@ -47,20 +50,20 @@ NAMES = {
 CHOSEN_ON_TUNE = names(
     """
     static static_tuned static-per-task static_tuned-per-task codebook codebook_by_task polar routers random_codebook input_blind
-    random_codebook_by_task input_blind_by_task mindskip flexidepth
+    random_codebook_by_task input_blind_by_task mindskip flexidepth told
     """
 )
 # What the conclusions rest on: a method, and those that it has to be above.
 CONTRASTS = {
     "codebook": names(
         """
-        base static static_tuned shuffled-codebook shuffled-over-tasks-codebook random_codebook input_blind polar routers
+        base static static_tuned told shuffled-codebook shuffled-over-tasks-codebook random_codebook input_blind polar routers
         """
     ),
     "codebook_by_task": names(
         """
-        base static static_tuned codebook shuffled-codebook_by_task shuffled-over-tasks-codebook_by_task random_codebook_by_task
-        input_blind_by_task polar
+        base static static_tuned told codebook shuffled-codebook_by_task shuffled-over-tasks-codebook_by_task
+        random_codebook_by_task input_blind_by_task polar
         """
     ),
     "routers": names(
@@ -75,14 +78,14 @@ CONTRASTS = {
     ),
     "codebook@0.9": names(
         """
-        base static@0.9 static_tuned@0.9 shuffled-codebook@0.9 shuffled-over-tasks-codebook@0.9 random_codebook@0.9 routers@0.9
-        mindskip@0.9 flexidepth@0.9 tale@0.9 shortgpt@0.9 early_exit@0.9 random_skip@0.9
+        base static@0.9 static_tuned@0.9 told@0.9 shuffled-codebook@0.9 shuffled-over-tasks-codebook@0.9 random_codebook@0.9
+        routers@0.9 mindskip@0.9 flexidepth@0.9 tale@0.9 shortgpt@0.9 early_exit@0.9 random_skip@0.9
         """
     ),
 }
 CONTRASTS["codebook_by_task@0.9"] = names(
     """
-    base static@0.9 static_tuned@0.9 shuffled-codebook_by_task@0.9 shuffled-over-tasks-codebook_by_task@0.9
+    base static@0.9 static_tuned@0.9 told@0.9 shuffled-codebook_by_task@0.9 shuffled-over-tasks-codebook_by_task@0.9
     random_codebook_by_task@0.9 codebook@0.9 shortgpt@0.9 random_skip@0.9
     """
 )
@@ -118,7 +121,7 @@ class Difference(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.points:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
+        return with_interval(*(value / 100 for value in self))
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,21 @@ class Contrast:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """What is closed of the way from the base to the oracle, in percent: by a policy, by a blind codebook, and the difference."""
+
+    own: float
+    blind: str
+    of_blind: float
+    less: str
+
+    def sentence(self, name: str) -> str:
+        """Of a policy."""
+        closed = f"Of the oracle's gap over the base `{name}` closes {self.own:.0f} % and `{self.blind}` {self.of_blind:.0f} %"
+        return f"{closed}; the difference is {self.less}. "
+
+
+@dataclass(frozen=True)
 class Section:
     """One setting of one model on one split.
 
@@ -151,6 +169,7 @@ class Section:
         contrasts: what the conclusions rest on.
         several: whether some method has several seeds.
         by_task: rows of the table by task, its heads first.
+        gaps: of the policies beside which a blind codebook stands, what they close of the oracle's gap.
         frontier: accuracy against passes, where policies of several budgets are stored.
     """
 
@@ -163,6 +182,7 @@ class Section:
     contrasts: Sequence[Contrast]
     several: bool
     by_task: Sequence[Sequence[str]] = field(default_factory=tuple)
+    gaps: Mapping[str, Gap] = field(default_factory=dict)
     frontier: Chart | None = None
 
 
@@ -257,27 +277,27 @@ def section(out: Path, setting: str, split: str, settings: Mapping[str, Any], to
     of_test = " --split test" if split == "test" else ""
     if of_test and len({*n_of.values()}) == 1 < len(tasks):  # no two tasks have as many
         of_test += f" --limit {n_of[tasks[0]]}"
+    asked = _json(out / setting / split / "asked.json") or {}
     notes = []
-    if split == "test" and set(tasks) & set(CHANCE):
-        notes.append(
-            "Of tasks without a test part (all but ARC and OpenBookQA) these are development questions by which nothing was chosen. "
-        )
-    if split == "tune" and setting != "ood":
+    if without := asked.get("without_test_part"):
+        notes.append(f"Without a test part, so development questions by which nothing was chosen: {', '.join(without)}. ")
+    if split == "tune" and not settings[setting].policies:
         notes.append("\\* the best of many on these very questions: optimistic, and its interval covers no choice. ")
-    notes += gap_notes(found)
-    common = _json(out / setting / split / "most_common.json") or {}
-    searched = "--searched SEARCHED " if "paper" in found else ""
+    gaps = dict(gaps_closed(found))
+    notes += [gap.sentence(name) for name, gap in gaps.items()]
+    command = f"python benchmarks/methods.py run --model {(_json(out / 'model.json') or {})['model']} --run RUN --out OUT --data DATA"
     show_tasks = len(tasks) > 1 or setting in CHANCE
     return Section(
         setting=setting,
         split=split,
         title=f"{ABOUT[setting]}, {split} split ({len(base['correct'])} questions: {counts})",
-        command=f"python benchmarks/methods.py run --run RUN {searched}--out results/{out.name} --data DATA --settings {setting}{of_test}",
+        command=f"{command} --settings {setting} --methods ROWS{of_test}",
         rows=list(method_rows(out, setting, split, settings, found)),
         notes=notes,
         contrasts=list(contrasts(found, found if split == "tune" else load(out, setting, "tune", settings, told), tasks)),
         several=max(len(runs) for runs in found.values()) > 1,
-        by_task=list(by_task(found, tasks, CHANCE if setting != "in-domain" else {}, common)) if show_tasks else (),
+        by_task=list(by_task(found, tasks, CHANCE if setting != "in-domain" else {}, asked.get("most_common", {}))) if show_tasks else (),
+        gaps=gaps,
         frontier=frontier(found, f"frontier_{setting}_{split}", int(base["passes"][0])),
     )
 
@@ -293,7 +313,7 @@ def method_rows(out: Path, setting: str, split: str, settings: Mapping[str, Any]
         file = f"{name.replace('@', '_at_')}.0.json"
         trained, clock = _json(out / (settings[setting].policies or setting) / "training" / file), _json(out / setting / "clock" / file)
         cells = (
-            NAMES.get(name, name) + (" *" if split == "tune" and setting != "ood" and is_chosen(name) else ""),
+            NAMES.get(name, name) + (" *" if split == "tune" and not settings[setting].policies and is_chosen(name) else ""),
             f"{100 * first['correct'].mean():.1f} ({100 * low:.1f} to {100 * high:.1f})",
             "" if name == "base" else str(compared(first, base)),
             "" if name == "base" or one_task else str(compared(first, base, even=True)),
@@ -327,6 +347,8 @@ def contrasts(found: Found, tuned: Found, tasks: Sequence[str]) -> Iterator[Cont
                     rows.append((f"{ours} less {static}, less {TOLD_SHARE:.0%} of what {static}-per-task gains over it", ours, aim))
     # Parts of the tasks: without the one of yes and no; and of mixed traffic those whose questions the in-domain setting does not ask.
     parts: dict[str, list[str]] = {}
+    if numbers := {task for task in tasks if task.startswith("arith")}:
+        parts["pooled without numbers"] = [task for task in tasks if task not in numbers]
     if "boolq" in tasks and len(tasks) > 1:
         parts["pooled without boolq"] = [task for task in tasks if task != "boolq"]
     if set(tasks) > IN_DOMAIN:
@@ -347,8 +369,8 @@ def contrasts(found: Found, tuned: Found, tasks: Sequence[str]) -> Iterator[Cont
         )
 
 
-def gap_notes(found: Found) -> Iterator[str]:
-    """What each policy closes of the way from the base to the oracle, after taking off what blind routes under the same selector close."""
+def gaps_closed(found: Found) -> Iterator[tuple[str, Gap]]:
+    """What each policy closes, after taking off what blind routes under the same selector close."""
     if "oracle" not in found:
         return
     for name in GAPS:
@@ -356,9 +378,8 @@ def gap_notes(found: Found) -> Iterator[str]:
         blind = "@".join(("random_codebook_by_task" if kind.endswith("_by_task") else "random_codebook", *budget))
         if name in found and blind in found and gain(mean_of(found["oracle"]), mean_of(found["base"])) > 0:
             ours, drawn, oracle, base = (mean_of(found[one]) for one in (name, blind, "oracle", "base"))
-            own, of_blind = (f"{100 * gain(one, base) / gain(oracle, base):.0f} %" for one in (ours, drawn))
-            less = gap_share(ours, drawn, oracle, base)
-            yield f"Of the oracle's gap over the base `{name}` closes {own} and `{blind}` {of_blind}; the difference is {less}. "
+            own, of_blind = (100 * gain(one, base) / gain(oracle, base) + 0.0 for one in (ours, drawn))
+            yield name, Gap(own, blind, of_blind, gap_share(ours, drawn, oracle, base))
 
 
 def gap_share(ours: Verdicts, blind: Verdicts, oracle: Verdicts, base: Verdicts) -> str:
@@ -400,7 +421,7 @@ def frontier(found: Found, name: str, n_layers: int) -> Chart | None:
 
 def mean_of(runs: Sequence[Verdicts]) -> Verdicts:
     """Of several seeds."""
-    return runs[0] | {"correct": np.mean([run["correct"] for run in runs], axis=0)}
+    return runs[0] | {name: np.mean([run[name] for run in runs], axis=0) for name in ("correct", "passes")}
 
 
 def cut(verdicts: Verdicts, rows: np.ndarray) -> Verdicts:

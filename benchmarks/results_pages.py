@@ -24,9 +24,11 @@ SHORT = COLUMNS[:9]  # of docs/results.md; the others stand in tables.md
 QUESTIONS = {
     "less the base": "base",
     "less the best single route with the same data": "static_tuned{@}",
+    "less the best route of each task, told the task": "told{@}",
     "less its own routes dealt to other prompts of the task": "shuffled-{}",
     "less blind routes under the same selector": "random_{}",
 }
+GAP = "share of the oracle's gap closed, less that of blind routes (tune), %"
 SCANNED = ("model", "spans", "passes", "where they were chosen, points over the base", "on new questions, points over the base")
 JUDGED = ("codebook", "codebook_by_task", "routers", "paper", "codebook@0.9", "codebook_by_task@0.9")
 SHOWN_BUDGET = "0.9"
@@ -62,7 +64,8 @@ def results(found: Mapping[Path, Sequence[Section]], stored: Stored, apart: Sequ
     return TEMPLATE.read_text(encoding="utf-8").format(
         tables=",\n  ".join(f"[{name_of(out)}](../results/{out.name}/tables.md)" for out in found),
         papers=";\n  ".join(f"[{page.parts[-3]}](../{'/'.join(page.parts[-4:])}) ({claims(page)})" for page in stored.papers),
-        holding="\n".join(markdown(("model, questions", "policy", *QUESTIONS), holding(found))),
+        holding="\n".join(markdown(("model, questions", "policy", *QUESTIONS, GAP), holding(found))),
+        less=figures(found),
         scans="\n".join(markdown(SCANNED, (row for folder in stored.scans for row in scanned(folder))))
         if stored.scans
         else "None is stored.",
@@ -95,6 +98,7 @@ def tested(out: Path, section: Section) -> str:
 def holding(found: Mapping[Path, Sequence[Section]]) -> Iterator[list[str]]:
     """A row a policy of a test section."""
     for out, of_model in found.items():
+        gaps = {section.setting: section.gaps for section in of_model if section.split == "tune"}
         for section in of_model:
             contrasts = {contrast.label: contrast for contrast in section.contrasts}
             for name in JUDGED if section.split == "test" else ():
@@ -102,7 +106,32 @@ def holding(found: Mapping[Path, Sequence[Section]]) -> Iterator[list[str]]:
                 others = [other.replace("{}", name).replace("{@}", at + budget) for other in QUESTIONS.values()]
                 if f"{name} less base" in contrasts:
                     where = f"{out.name.removeprefix('policies-')}, {ABOUT[section.setting].partition(':')[0]} ({section.setting})"
-                    yield [where, f"`{name}`", *(judged(contrasts.get(f"{name} less {other}")) for other in others)]
+                    gap = gaps.get(section.setting, {}).get(name)
+                    closed = gap.less.replace(" %", "") if gap else ""
+                    yield [where, f"`{name}`", *(judged(contrasts.get(f"{name} less {other}")) for other in others), closed]
+
+
+class Figures(dict[str, str]):
+    """Differences by what they are of; those that nothing is stored of say so."""
+
+    def __missing__(self, key: str) -> str:
+        return "(not stored)"
+
+
+def figures(found: Mapping[Path, Sequence[Section]]) -> Figures:
+    """Pooled differences on test for the words of the page: "MODEL SETTING: POLICY less OTHER", and ", PART" for a part of the tasks.
+
+    The best mixture of two single routes goes by "mixture".
+    """
+    said = Figures()
+    for out, of_model in found.items():
+        for section in (one for one in of_model if one.split == "test"):
+            for contrast in section.contrasts:
+                label = re.sub(r"less .* % .*", "less mixture", contrast.label) if " % " in contrast.label else contrast.label
+                about = f"{out.name.removeprefix('policies-').partition('-')[0]} {section.setting}: {label}"
+                said[about] = str(contrast.pooled)
+                said.update({f"{about}, {part}": str(value) for part, value in contrast.parts.items()})
+    return said
 
 
 def scanned(folder: Path) -> Iterator[list[str]]:

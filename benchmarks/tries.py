@@ -28,7 +28,7 @@ from scipy import stats
 from drllm import RoutedModel, show_progress
 from drllm.core.files import write_json
 from drllm.core.text import with_interval
-from drllm.methods.codebook import CodebookConfig, choose_routes, read_features, worth
+from drllm.methods.codebook import CodebookConfig, OrderRoutes, choose_routes, read_features, spans_made, worth
 from drllm.methods.matrix import Matrix
 from drllm.methods.selector import Folds, lower_bound
 from drllm.methods.training_data import TrainingData
@@ -122,12 +122,36 @@ def tries(seen: Seen) -> Iterator[Try]:
             f"gain predicted before block {block}, codebook of {size}",
             lambda known, b=block, n=size: by_ridge(seen, known, b, "question", n),
         )
+        yield Try(
+            f"gain predicted before block {block}, codebook of {size} nested routes",
+            lambda known, b=block, n=size: by_ridge(seen, known, b, "question", n, take=choose_nested),
+        )
     for block in seen.lens:
         yield Try(f"early margin at block {block}, task told", lambda known, b=block: by_margin(seen, known, seen.lens[b]))
     for block in seen.features:
         yield Try(f"difficulty predicted at block {block}, task told", lambda known, b=block: by_difficulty(seen, known, b))
     last = max(seen.features)
     yield Try(f"second look: base first, gain predicted at block {last}", lambda known: by_ridge(seen, known, last, "question", again=True))
+    yield from curve(seen, list(seen.features)[1:3])
+
+
+def curve(seen: Seen, blocks: Sequence[int]) -> Iterator[Try]:
+    """Three ways again, learned from one, two and three of the four known parts: would more questions help?"""
+    for share in range(1, FOLDS - 1):
+        ending = f", {share} of {FOLDS - 1} known parts"
+        yield Try("told the task" + ending, lambda known, s=share: by_group(seen, first_parts(seen, known, s), seen.tasks))
+        yield Try("told the kind" + ending, lambda known, s=share: by_group(seen, first_parts(seen, known, s), seen.kinds))
+        for block in blocks:
+            yield Try(
+                f"gain predicted before block {block}, codebook of 16" + ending,
+                lambda known, b=block, s=share: by_ridge(seen, first_parts(seen, known, s), b, "question", 16),
+            )
+
+
+def first_parts(seen: Seen, known: np.ndarray, share: int) -> np.ndarray:
+    """Of the known questions those in the first `share` parts after the one that is left out."""
+    left_out = ({*range(FOLDS)} - {*seen.part[known].tolist()}).pop()
+    return known[np.isin(seen.part[known], (left_out + 1 + np.arange(share)) % FOLDS)]
 
 
 def by_scores(matrix: Matrix, score: Callable[[np.ndarray], np.ndarray]) -> Learned:
@@ -159,9 +183,16 @@ def halfway(seen: Seen, known: np.ndarray) -> Learned:
 
 
 def by_ridge(
-    seen: Seen, known: np.ndarray, block: int, targets: str, size: int = 0, again: bool = False, of_kinds: bool = False
+    seen: Seen,
+    known: np.ndarray,
+    block: int,
+    targets: str,
+    size: int = 0,
+    again: bool = False,
+    of_kinds: bool = False,
+    take: OrderRoutes = choose_routes,
 ) -> Learned:
-    """A codebook's selector at `block`, with its threshold at each price: of all routes, or of the `size` that a codebook would take.
+    """A codebook's selector at `block`, with its threshold at each price: of all routes, or of the `size` that `take` finds.
 
     Of all routes one that edits an earlier block starts anew from there: what was run from its first edit to `block` counts twice. Where
     the whole base was run before (`again`), what is left of the base from the first edit on does.
@@ -176,7 +207,7 @@ def by_ridge(
     def pick(places: np.ndarray, price: float) -> np.ndarray:
         columns = np.flatnonzero(~full)
         if size:
-            columns = np.array(choose_routes(matrix, ~full & (edits >= block), size, config, price))
+            columns = np.array(take(matrix, ~full & (edits >= block), size, config, price))
         ridge, out_of_fold = folds.pick(columns.tolist())
         value = out_of_fold + price * saved[columns]
         best = value.argmax(1)[:, None]
@@ -186,6 +217,22 @@ def by_ridge(
         return np.where(value.max(1) > threshold, columns[value.argmax(1)], 0)
 
     return Learned(pick, matrix.passes() + twice)
+
+
+def choose_nested(matrix: Matrix, allowed: np.ndarray, n: int, config: CodebookConfig, price: float) -> list[int]:
+    """`choose_routes` with the rule that of any two routes one makes all passes of the other, so that a batch costs its longest."""
+    makes, passes_S = spans_made(matrix.routes)
+    shared, whole = (makes * passes_S) @ makes.T, makes @ passes_S
+    nested = shared == np.minimum.outer(whole, whole)
+    gains, best, left = worth(matrix, config, price), np.zeros(len(matrix)), allowed.copy()
+    chosen: list[int] = []
+    while len(chosen) < n and left.any():
+        added = np.where(left, np.maximum(gains, best[:, None]).mean(0) - best.mean() + gains.mean(0), -np.inf)
+        chosen.append(int(added.argmax()))
+        best = np.maximum(best, gains[:, chosen[-1]])
+        left &= nested[chosen[-1]]
+        left[chosen[-1]] = False
+    return chosen
 
 
 def by_margin(seen: Seen, known: np.ndarray, values: np.ndarray) -> Learned:

@@ -16,6 +16,7 @@ import pytest
 from scipy import stats
 
 from drllm.core.route import Route
+from drllm.methods.matrix import Matrix
 from drllm.tasks import Example, LoadedTask, get_task
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,8 @@ import results_pages  # noqa: E402
 import serve_runs  # noqa: E402
 import timing  # noqa: E402
 from drllm.reporting.drawing import draw, write_charts  # noqa: E402
-from methods import ROWS, SETTINGS, best_longer, fit, read_before, stored_digest, wanted_rows  # noqa: E402
+from methods import ROWS, SETTINGS, best_longer, fit, read_before, wanted_rows  # noqa: E402
+from methods_told import routes_by_task  # noqa: E402
 from runs import model, questions, write_rows  # noqa: E402
 
 SPLITS = {"fit": 5, "tune": 6, "calibrate": 3, "test": 4}
@@ -47,11 +49,11 @@ def ids(examples) -> list[str]:
 
 def test_another_policy_does_not_read_test_again(tmp_path):
     path = tmp_path / "codebook.0.parquet"
-    assert not read_before(path, stored_digest(path), "mine")
+    assert not read_before(path, "mine")
     pq.write_table(pa.table({"id": ["a"]}).replace_schema_metadata({"policy": "mine"}), path)
-    assert read_before(path, stored_digest(path), "mine")
+    assert read_before(path, "mine")
     with pytest.raises(SystemExit, match="test verdicts of another policy"):
-        read_before(path, stored_digest(path), "a better one")
+        read_before(path, "a better one")
 
 
 def test_tune_asks_the_matrix_and_test_what_nothing_was_chosen_by():
@@ -63,6 +65,8 @@ def test_tune_asks_the_matrix_and_test_what_nothing_was_chosen_by():
     unlearned = ids(methods_asked.select(loaded("sciq", test=0), "test", set()))
     assert unlearned == [f"fit{n}" for n in range(5)] + [f"calibrate{n}" for n in range(3)]
     assert len(methods_asked.select(loaded("boolq", test=0, tune=900), "test", seen)) == 400
+    without = ids(methods_asked.select(loaded("mmlu", test=0), "test", set(), scanned={"fit1", "calibrate0", "tune0"}))
+    assert without == ["fit0", "fit2", "fit3", "fit4", "calibrate1", "calibrate2"]
 
 
 def test_a_limit_ends_test_questions_early():
@@ -78,19 +82,23 @@ def test_a_letters_verdicts_are_kept_apart_from_log_likelihoods(tmp_path):
     (tmp_path / "piqa").mkdir()
     write_rows(tmp_path / "piqa" / "valid.jsonl", questions(8))
     for reward, kept in (("letter", "letter"), ("auto", "loglik")):
-        asked = methods_asked.Asked(model(), [], ["piqa"], "test", tmp_path / "run", str(tmp_path), reward=reward)
+        of = SimpleNamespace(apart=[], asked=["piqa"], reward=reward)
+        asked = methods_asked.Asked(model(), of, "test", tmp_path / "run", str(tmp_path))
         assert not asked.known, "what another reward said is not known of this one"
         asked.compute([[Route.full(asked.routed.n_layers)] * len(asked.ids)])
         (store,) = (tmp_path / "run" / "computed" / asked.routed.fingerprint).glob(f"test-piqa.{kept}.parquet")
         assert pq.read_table(store).num_rows == len(asked.ids) > 0
-        again = methods_asked.Asked(asked.routed, [], ["piqa"], "test", tmp_path / "run", str(tmp_path), reward=reward)
+        again = methods_asked.Asked(asked.routed, of, "test", tmp_path / "run", str(tmp_path))
         assert again.known == asked.known
-
-
-def test_the_most_common_answer_is_told_where_all_questions_have_the_same_choices():
-    examples = loaded().examples["tune"]
-    assert methods_asked.most_common(examples) == pytest.approx(4 / 6)
-    assert methods_asked.most_common([*examples, Example("x", "x?", ("a", "b"), 0, "arc_easy")]) is None
+    rows = [row | {"choices": [f"{choice} pears" for choice in row["choices"]]} for row in questions(8)]
+    others = tmp_path / "others"
+    (others / "piqa").mkdir(parents=True)
+    write_rows(others / "piqa" / "valid.jsonl", rows)
+    with pytest.raises(SystemExit, match=r"test-piqa.loglik.parquet was made of another question"):
+        methods_asked.Asked(asked.routed, of, "test", tmp_path / "run", str(others))
+    pq.write_table(pq.read_table(store).replace_schema_metadata({"dtype": "torch.bfloat16"}), store)
+    with pytest.raises(SystemExit, match=r"holds verdicts in torch.bfloat16, this is torch.float32"):
+        methods_asked.Asked(asked.routed, of, "test", tmp_path / "run", str(tmp_path))
 
 
 def test_rows_of_a_setting():
@@ -235,21 +243,48 @@ def test_verdicts_of_other_questions_than_the_stored_ones_are_refused(tmp_path):
         methods_table.read(path.with_name("static.0.parquet"), ["arc_easy"])
 
 
+def gap_of(found: methods_table.Found) -> str:
+    ((name, gap),) = methods_table.gaps_closed(found)
+    return gap.sentence(name)
+
+
+def test_passes_are_means_over_seeds_as_verdicts_are():
+    one, other = verdicts([1, 0], ["a", "b"]), verdicts([1, 1], ["a", "b"])
+    mean = methods_table.mean_of([one, other | {"passes": one["passes"] - 2}])
+    assert mean["correct"].tolist() == [1.0, 0.5]
+    assert mean["passes"].tolist() == (one["passes"] - 1).tolist()
+
+
+def test_told_the_task_each_task_has_its_best_route_within_the_budget():
+    routes = tuple(Route.parse(text) for text in ("1111", "1101", "1001"))
+    tasks = ("a",) * 40 + ("b",) * 40
+    right = np.zeros((80, 3), dtype=bool)
+    right[:20, 0] = right[:36, 1] = right[:30, 2] = True  # of "a" skips mend
+    right[40:76, 0] = right[40:60, 1] = right[40:50, 2] = True  # of "b" they break
+    ids, margins = tuple(map(str, range(80))), np.where(right, 1.0, -1.0).astype(np.float32)
+    matrix = Matrix(routes, tasks, ids, tuple((n,) for n in range(80)), right, margins, "raw", "made")
+    data = SimpleNamespace(fit_and_tune=lambda: (matrix, matrix))
+    assert {task: str(route) for task, route in routes_by_task(data, 1.0).items()} == {"a": "1101", "b": "1111"}
+    assert {task: str(route) for task, route in routes_by_task(data, 0.75).items()} == {"a": "1001", "b": "1111"}
+    with pytest.raises(SystemExit, match=r"no routes of the matrix keep 0.4"):
+        routes_by_task(data, 0.4)
+
+
 def test_the_share_of_the_oracles_gap_is_beyond_what_blind_routes_close():
     """By hand: of 10 questions the oracle gains 5, ours 4, blind routes 1. One question of each task: nothing to draw."""
     tasks = [f"t{n}" for n in range(10)]
     ours, blind, oracle, base = (verdicts([1] * n + [0] * (10 - n), tasks) for n in (6, 3, 7, 2))
     assert methods_table.gap_share(ours, blind, oracle, base) == "60 % (60 to 60)"
     found = {"codebook": [ours], "random_codebook": [blind], "base": [base], "oracle": [oracle], "routers": [ours]}
-    told = list(methods_table.gap_notes(found))
+    told = [gap.sentence(name) for name, gap in methods_table.gaps_closed(found)]
     assert [note.split("`")[1:4:2] for note in told] == [["codebook", "random_codebook"], ["routers", "random_codebook"]]
-    assert list(methods_table.gap_notes({"codebook": [ours], "base": [base], "random_codebook": [blind]})) == []
+    assert not dict(methods_table.gaps_closed({"codebook": [ours], "base": [base], "random_codebook": [blind]}))
     short = {"codebook_by_task@0.9": [ours], "random_codebook_by_task": [ours], "base": [base], "oracle": [oracle]}
-    assert list(methods_table.gap_notes(short)) == []  # a budget has a blind codebook of its own
-    [told] = methods_table.gap_notes(short | {"random_codebook_by_task@0.9": [blind]})
+    assert not dict(methods_table.gaps_closed(short))  # a budget has a blind codebook of its own
+    told = gap_of(short | {"random_codebook_by_task@0.9": [blind]})
     assert "closes 80 % and `random_codebook_by_task@0.9` 20 %; the difference is 60 % (60 to 60)" in told
     losing = short | {"random_codebook_by_task@0.9": [base | {"correct": np.zeros(len(base["correct"]))}]}
-    [told] = methods_table.gap_notes(losing)
+    told = gap_of(losing)
     assert "closes 80 % and `random_codebook_by_task@0.9` -40 %; the difference is 120 % (120 to 120)" in told
     assert told.split("`")[1:4:2] == ["codebook_by_task@0.9", "random_codebook_by_task@0.9"]
     wide = methods_table.gap_share(*(one | {"task": np.array(["a"] * 10)} for one in (ours, blind, oracle, base)))
@@ -294,7 +329,11 @@ def test_a_table_is_made_of_stored_verdicts_alone(tmp_path):
     for name, share in (("base.0", 0.4), ("static.0", 0.5), ("codebook.0", 0.6)):
         tasks, ids = [task for task in asked for _ in range(50)], [f"q{n}" for n in range(100)]
         stored(tmp_path / "arc" / "tune" / f"{name}.parquet", tasks, ids, (rng.random(100) < share).tolist(), 29, "1" * 30)
+    (tmp_path / "model.json").write_text('{"model": "m", "blocks": 30}')
+    (tmp_path / "arc" / "tune" / "asked.json").write_text('{"most_common": {}, "without_test_part": ["arc_easy"]}')
     lines = list(results_pages.whole(methods_table.section(tmp_path, "arc", "tune", SETTINGS, ())))
+    assert "`python benchmarks/methods.py run --model m --run RUN --out OUT --data DATA --settings arc --methods ROWS`" in lines
+    assert "Without a test part, so development questions by which nothing was chosen: arc_easy. " in lines
     (codebook,) = [line for line in lines if line.startswith("| codebook * ")]
     right = pq.read_table(tmp_path / "arc" / "tune" / "codebook.0.parquet")["correct"].to_pylist()
     assert codebook.split("|")[2].split()[0] == f"{np.mean(right) * 100:.1f}"

@@ -96,3 +96,22 @@ def test_the_area_under_the_curve():
     assert tries.area(np.array([0.1, 0.2, 0.3, 0.4]), np.array([False, False, True, True])) == 1.0
     assert tries.area(np.array([0.4, 0.3, 0.2, 0.1]), np.array([False, False, True, True])) == 0.0
     assert tries.area(np.array([0.1, 0.2, 0.3, 0.4]), np.array([True, False, False, True])) == 0.5
+
+
+def test_nested_routes_contain_one_another():
+    matrix = made().matrix
+    allowed = np.array([False, True, True, True])
+    chosen = tries.choose_nested(matrix, allowed, 3, tries.USUAL, 0.0)
+    assert len(chosen) == 2  # of 111101 and 111011 neither contains the other, 111001 lies in both
+    assert 3 in chosen
+    assert len(tries.choose_nested(matrix, allowed, 1, tries.USUAL, 0.0)) == 1
+
+
+def test_a_curve_learns_from_fewer_questions_and_never_from_the_part_it_answers():
+    seen = made()
+    for fold in range(tries.FOLDS):
+        known = np.flatnonzero(seen.part != fold)
+        shares = [tries.first_parts(seen, known, share) for share in range(1, tries.FOLDS)]
+        assert [len({*seen.part[places].tolist()}) for places in shares] == [1, 2, 3, 4]
+        assert all(fold not in seen.part[places] for places in shares)
+        assert sorted(shares[-1].tolist()) == known.tolist()
