@@ -194,6 +194,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     routed = RoutedModel.wrap(arguments.model)
     every = [text for part in ASKED.values() for text in part]
     texts = Texts(routed, arguments.out, arguments.tokens)

@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--every is {args.every:g}, expected more than 0")
     try:
         status, peak, when = measured(args.command, args.every)
-    except FileNotFoundError:
-        parser.error(f"no command {args.command[0]!r}; give its path, or a name that PATH holds")
+    except (FileNotFoundError, PermissionError):
+        parser.error(f"no command {args.command[0]!r} that can be run; give its path, or a name that PATH holds")
     print(f"memory.py: at most {peak / 2**30:.2f} GiB, {when:.0f} s after the start", file=sys.stderr)
     return status
 

@@ -86,9 +86,13 @@ def main() -> None:
     given = parser.parse_args()
     check_rounds(parser, given.groups)
     torch.set_num_threads(1)
-    routed, task = RoutedModel.wrap(given.model), load_task(given.tasks, given.data)
-    sizes = sorted(int(size) for size in given.steps.split(","))
-    examples = task.select("fit", given.groups * given.group_size)
+    task, wanted = load_task(given.tasks, given.data), given.groups * given.group_size
+    examples = task.select("fit", wanted)
+    if len(examples) < wanted:
+        parser.error(f"{given.tasks} has {len(examples)} fit questions, {wanted} are needed: give fewer --groups or a smaller --group-size")
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)  # before an hour of searching
+    routed, sizes = RoutedModel.wrap(given.model), sorted(int(size) for size in given.steps.split(","))
     groups = [[("fit", one) for one in examples[start : start + given.group_size]] for start in range(0, len(examples), given.group_size)]
     found: dict[int, list[Searched]] = {size: [] for size in sizes}
     with Progress("searches", len(groups) * len(sizes)) as progress:

@@ -17,7 +17,9 @@ def _cut(n_layers: int, before: int, n: int) -> str:
 
 
 def common(n_layers: int) -> str:
-    """24 passes: what is skipped ends eight blocks before the end."""
+    """24 passes: what is skipped ends eight blocks before the end. `SystemExit` for a model that has no more blocks."""
+    if n_layers <= KEPT:
+        raise SystemExit(f"the timed routes are for models of more than {KEPT} blocks, this one has {n_layers}")
     return _cut(n_layers, n_layers - LAST, n_layers - KEPT)
 
 

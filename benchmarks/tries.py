@@ -207,7 +207,9 @@ def by_ridge(
     def pick(places: np.ndarray, price: float) -> np.ndarray:
         columns = np.flatnonzero(~full)
         if size:
-            columns = np.array(take(matrix, ~full & (edits >= block), size, config, price))
+            columns = np.array(take(matrix, ~full & (edits >= block), size, config, price), dtype=int)
+            if not len(columns):  # all routes edit an earlier block
+                return np.zeros(len(places), dtype=int)
         ridge, out_of_fold = folds.pick(columns.tolist())
         value = out_of_fold + price * saved[columns]
         best = value.argmax(1)[:, None]
@@ -243,7 +245,8 @@ def by_margin(seen: Seen, known: np.ndarray, values: np.ndarray) -> Learned:
 
     def mean(task: str, part: int) -> np.ndarray:
         mine = tasks[known] == task
-        return (gains[mine].mean(0) + gains[mine & (third[known] == part)].mean(0)) / 2
+        like = mine & (third[known] == part)
+        return (gains[mine].mean(0) + gains[like if like.any() else mine].mean(0)) / 2  # of tied values a third may be empty
 
     means = {(task, part): mean(task, part) for task in np.unique(tasks) for part in range(3)}
     return by_scores(seen.matrix, lambda places: np.array([means[tasks[p], third[p]] for p in places]))
@@ -358,13 +361,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     show_progress()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     routed = RoutedModel.wrap(arguments.model)
-    seen = read(
-        routed,
-        arguments.run,
-        [kind.split("+") for kind in arguments.tasks.split(",")],
-        [int(block) for block in arguments.blocks.split(",")],
-    )
+    blocks = [int(block) for block in arguments.blocks.split(",")]
+    if beyond := [block for block in blocks if not 0 < block < routed.n_layers]:
+        parser.error(f"--blocks holds {beyond[0]}, expected blocks from 1 to {routed.n_layers - 1}")
+    seen = read(routed, arguments.run, [kind.split("+") for kind in arguments.tasks.split(",")], blocks)
     found = about(seen)
     print(json.dumps(found, indent=1))
     print("\n| try | budget | passes | points against the base | over its routes dealt within tasks |\n|---|---|---|---|---|")
@@ -375,7 +377,7 @@ def main() -> None:
         for budget, value in found_of.items():
             cells = (one.name, budget, f"{value.passes:.2f}", with_interval(*value.gain), with_interval(*value.over_dealt))
             print("|", " | ".join(map(str, cells)), "|", flush=True)
-    write_json(arguments.out, found | {"tries": kept})
+        write_json(arguments.out, found | {"tries": kept})  # after each: they take minutes
 
 
 def about(seen: Seen) -> dict[str, object]:

@@ -22,6 +22,7 @@ from drllm.runs.manifest import Manifest, data_of, path_manifests, search_manife
 from drllm.runs.provenance import read_jobs, running
 from drllm.runs.training_questions import load_unseen
 from drllm.scoring.route_prediction import score_policies
+from drllm.scoring.scorer import askable
 from drllm.scoring.verdict import Known
 from drllm.stats.guarantee import Guarantee, find_guarantee, surest_first
 from drllm.tasks import LoadedTask, question_key
@@ -114,17 +115,16 @@ def answer_points(
     found = PointAnswers({}, [[] for _ in range(1 + len(points))], [[] for _ in range(1 + len(points))], Counter())
     for name, (manifest, loaded) in tasks.items():
         scorer: Any = manifest_scorer(routed, manifest)
-        questions = []
+        new = []
         for example in loaded.select(split, limit):
             key = question_key(example.question)
             if key in seen:
                 found.left_out["asked by another task, too"] += 1
                 continue
             seen.add(key)
-            try:
-                questions.append(scorer.question(loaded.task, example))
-            except InputError as error:
-                found.left_out[str(error).partition(":")[0]] += 1
+            new.append(example)
+        questions, reasons = askable(scorer, loaded.task, new)
+        found.left_out.update(reasons.values())
         questions.sort(key=lambda question: (question.n_tokens, question.example.id))
         found.counts[name] = len(questions)
         of_split = known[split].setdefault(name, Known()) if split in known else None

@@ -15,16 +15,18 @@ from scipy import stats
 from torch import Tensor
 
 from drllm.core.config import EvaluateConfig
+from drllm.core.errors import InputError
 from drllm.core.progress import Progress
 from drllm.core.route import Route
 from drllm.model.prompts import left_pad
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import Policy
 from drllm.policies.timed import TimedPolicy
+from drllm.scoring.base import Question
 from drllm.scoring.loglik import LoglikScorer, base_logliks
-from drllm.scoring.scorer import scorer_of
+from drllm.scoring.scorer import Scorer, askable, scorer_of
 from drllm.searching.cost import listed_cost
-from drllm.tasks import load_task
+from drllm.tasks import LoadedTask, load_task
 
 PLAIN = 8  # questions of a task whose plain forward is timed
 DECODED = 8  # answers of other routes, at most, that are decoded beside the base's to time one
@@ -72,9 +74,7 @@ def plain_ms(routed: RoutedModel, tasks: Sequence[str], reward: Any, data: str |
     for name in tasks:
         loaded = load_task(name, data)
         scorer = scorer_of(routed, loaded.task, EvaluateConfig(reward=reward))
-        questions: list[Any] = [
-            scorer.question(loaded.task, example) for example in loaded.select("tune" if loaded.task.only_measured else "fit", PLAIN)
-        ]
+        questions: list[Any] = _timed_questions(scorer, loaded)
         times = []
         for question in (questions[0], *questions):  # the first warms up
             _wait(routed.device)
@@ -104,8 +104,7 @@ def batched_ms(routed: RoutedModel, tasks: Sequence[str], config: Any, data: str
         without = [Route([int(block != at) for block in range(n_layers)]) for at in range(n_layers)]
         without = without if isinstance(scorer, LoglikScorer) else without[:: -(-n_layers // DECODED)]
         routes = [Route.full(n_layers), *without]  # each leaves out another block
-        rows = loaded.select("tune" if loaded.task.only_measured else "fit", PLAIN)
-        questions = sorted((scorer.question(loaded.task, example) for example in rows), key=lambda one: one.n_tokens)
+        questions = sorted(_timed_questions(scorer, loaded), key=lambda one: one.n_tokens)
         middle = questions[len(questions) // 2]  # of middling length
         scorer.score_all([middle], routes[:1])  # the first warms up
         _wait(routed.device)
@@ -114,6 +113,14 @@ def batched_ms(routed: RoutedModel, tasks: Sequence[str], config: Any, data: str
         _wait(routed.device)
         found.append((time.perf_counter() - started) / listed_cost(n_layers, routes))
     return 1000 * float(np.mean(found))
+
+
+def _timed_questions(scorer: Scorer, loaded: LoadedTask) -> list[Question]:
+    """The first few fit questions that the model can be asked; `InputError` where none of them is."""
+    questions, reasons = askable(scorer, loaded.task, loaded.select("tune" if loaded.task.only_measured else "fit", PLAIN))
+    if not questions:
+        raise InputError(f"none of the first {len(reasons)} questions of {loaded.task.name} can be asked ({next(iter(reasons.values()))})")
+    return questions
 
 
 def _in_turn(

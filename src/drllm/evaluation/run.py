@@ -13,6 +13,7 @@ from typing import Any
 from drllm.core.config import EvaluateConfig, Resources, to_dict
 from drllm.core.errors import InputError
 from drllm.core.files import write_json
+from drllm.core.progress import say
 from drllm.core.route import Route
 from drllm.evaluation.answers import Request, answer, answer_on_workers, baseline_routes, questions_of
 from drllm.methods.base import method_names
@@ -31,9 +32,9 @@ from drllm.runs.provenance import running
 from drllm.runs.summary import Summary, rows_of
 from drllm.runs.training_questions import load_unseen
 from drllm.runs.verdicts import Verdicts
-from drllm.scoring.scorer import scorer_of
+from drllm.scoring.scorer import askable, said_left_out, scorer_of
 from drllm.scoring.verdict import Known
-from drllm.tasks import LoadedTask, texts_digest
+from drllm.tasks import Example, LoadedTask, texts_digest
 
 
 def evaluate(
@@ -107,9 +108,19 @@ class _Comparison:
     answers: dict[tuple[str, str], Verdicts] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.examples = {name: task.select(self.config.split, self.config.limit) for name, task in self.loaded.items()}
+        self.examples = {name: self._asked(task) for name, task in self.loaded.items()}
         # The base, then policies, then the baselines, which are made from their routes.
         self.methods = (BASE, *self.policies, *self.baselines)
+
+    def _asked(self, loaded: LoadedTask) -> list[Example]:
+        """The task's questions, but for those that the model cannot be asked, which is said."""
+        rows = loaded.select(self.config.split, self.config.limit)
+        _, reasons = askable(scorer_of(self.routed, loaded.task, self.config), loaded.task, rows)
+        for line in said_left_out(loaded.task.name, reasons.values()):
+            say(line)
+        if rows and len(reasons) == len(rows):
+            raise InputError(f"{loaded.task.name} has no {self.config.split} question that can be asked ({next(iter(reasons.values()))})")
+        return [example for example in rows if example.id not in reasons]
 
     def check_rewards(self) -> None:
         """Refuse a reward that a policy has no answer for, before the base answers anything."""

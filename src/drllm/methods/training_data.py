@@ -19,6 +19,7 @@ from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import Policy
 from drllm.runs.manifest import Manifest, data_of, path_manifests, search_manifests
 from drllm.runs.records import RouteRecord
+from drllm.scoring.scorer import askable
 from drllm.tasks import load_task
 
 GROUP = 32  # questions whose states are kept at once
@@ -94,7 +95,7 @@ class TrainingData:
             loaded = load_task(manifest.task, data_of(folder, manifest.parts[0].data))
             if loaded.examples["tune"]:
                 scorer = manifest_scorer(self.routed, manifest)
-                found.append((scorer, [scorer.question(loaded.task, example) for example in loaded.select("tune", limit)]))
+                found.append((scorer, askable(scorer, loaded.task, loaded.select("tune", limit))[0]))
         return found
 
     def score(self, routes: Sequence[Route], limit: int = 0, label: str = "routes") -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
 from drllm.retrofitting.dry_run import loaded_tasks
 from drllm.scoring.loglik import LoglikScorer
-from drllm.scoring.scorer import scorer_of
+from drllm.scoring.scorer import askable, scorer_of
 from drllm.tasks import Example, Task
 
 ANSWER_TOKENS = 48
@@ -21,15 +21,16 @@ ANSWER_TOKENS = 48
 def one_answer(
     routed: RoutedModel, tasks: Sequence[str], data: str | Path | None, config: SearchConfig, split: str, policies: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The first question of a split of the first task, from the very prompt that the search showed the model.
+    """The first question of a split of the first task that the model can be asked, from the very prompt that the search showed the model.
 
     Returns:
         prompt, and by the names of `policies` (policies or routes): text, route, n_passes. Where choices are judged by their
         log-likelihood also `choices`, `right`, the right one, and by name the choice that is taken, as its text.
     """
     loaded = loaded_tasks(tasks, data)[tasks[0]]
-    scorer, example = scorer_of(routed, loaded.task, config), loaded.select(split, 1)[0]
-    prompt_ids = scorer.question(loaded.task, example).context_ids
+    scorer = scorer_of(routed, loaded.task, config)
+    question = next(found for example in loaded.select(split) for found in askable(scorer, loaded.task, [example])[0])
+    example, prompt_ids = question.example, question.context_ids
     input_ids = torch.tensor([prompt_ids], dtype=torch.long, device=routed.device)
     given: dict[str, Any] = {"max_new_tokens": ANSWER_TOKENS, "min_new_tokens": 1, "do_sample": False}
     found: dict[str, Any] = {"prompt": routed.tokenizer.decode(prompt_ids, skip_special_tokens=True)}

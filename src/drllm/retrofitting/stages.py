@@ -1,6 +1,5 @@
 """Stages of a retrofit: each runs once, and is known again by all that determines it. No torch."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from drllm.core.files import TEMPORARY_SUFFIX, read_json, write_json
 from drllm.core.progress import say
 from drllm.policies.card import CARD_FILE
 from drllm.retrofitting.choice import NAMES
+from drllm.retrofitting.stage_clock import stage_clock
 from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import search_manifests
 from drllm.runs.memo import Memo, key_of
@@ -40,7 +40,7 @@ class Stages:
     def __init__(self, run: RunFolder, start: Any, steps: Sequence[Sequence[str]] = ()):
         """`steps`: names of stages, one group a step that a reader is told of; those in none are short, and run without a word."""
         self.steps = {name: f"[{index} of {len(steps)}] " for index, names in enumerate(steps, 1) for name in names}
-        self.root, self.memo = run.root, Memo(run.finished, "stages")
+        self.root, self.memo, self.under_way = run.root, Memo(run.finished, "stages"), run.under_way
         self.key = key_of(start)
         self.skipped: list[str] = []
         self.took: dict[str, float] = {}  # seconds of each stage, those that were done already as they took then
@@ -55,10 +55,10 @@ class Stages:
             self._say(name, f"done already ({entry['seconds']:.0f} s)")
             return entry["result"]
         self._say(name, "...")
-        start = time.monotonic()
-        result = work()
-        seconds = time.monotonic() - start
-        self.memo.keep(name, self.key, seconds=round(seconds, 3), files=self._files(folders), result=result)
+        with stage_clock(self.under_way, self.key) as spent:
+            result = work()
+            seconds = spent()
+            self.memo.keep(name, self.key, seconds=round(seconds, 3), files=self._files(folders), result=result)
         self.took[name] = seconds
         self._say(name, f"{seconds:.0f} s")
         return result
@@ -86,6 +86,7 @@ def claimed_if_begun(run: RunFolder) -> Iterator[None]:
     except InputError:
         if not run.finished.is_file():
             run.asked.unlink(missing_ok=True)
+            run.under_way.unlink(missing_ok=True)
         raise
 
 

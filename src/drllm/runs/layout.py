@@ -36,6 +36,7 @@ class RunFolder:
         root: the folder itself.
         jobs: which jobs wrote here (`drllm.runs.provenance`).
         finished, reproduced: which stages of a retrofit, and of the paper's reproduction, are done (`drllm.runs.memo`).
+        under_way: seconds of the stage of a retrofit that is at work, or was killed.
         asked, recommendation: what a retrofit was asked for, and which policy it says to deploy, or the base.
         paper: the run folder of the paper's search, inside this one.
         searches, matrices: the task folders of searches, and of dense (question x route) matrices.
@@ -48,6 +49,7 @@ class RunFolder:
     def __init__(self, root: Path):
         self.root = root
         self.jobs, self.finished = root / "run.json", root / "pipeline.json"
+        self.under_way = root / "under-way.json"
         self.asked, self.recommendation = root / "retrofit.json", root / "recommendation.json"
         self.searches, self.matrices = root / _SEARCH, root / _PATHS
         self.features = self.training("features")

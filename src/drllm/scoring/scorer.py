@@ -1,6 +1,8 @@
 """The scorer of a task's reward."""
 
 import dataclasses
+import re
+from collections import Counter
 from collections.abc import Iterable
 
 from drllm.core.config import EvaluateConfig, ScanConfig, SearchConfig
@@ -10,7 +12,7 @@ from drllm.model.routed import RoutedModel
 from drllm.scoring.base import Question
 from drllm.scoring.generated import GeneratedScorer
 from drllm.scoring.loglik import LoglikScorer
-from drllm.tasks import Task
+from drllm.tasks import Example, Task
 
 Scorer = LoglikScorer | GeneratedScorer
 
@@ -27,6 +29,28 @@ def scorer_of(routed: RoutedModel, task: Task, config: EvaluateConfig | SearchCo
     if name == "loglik":
         return LoglikScorer(routed, config.max_step_tokens, config.metric, cache_bytes=cache_bytes)
     return GeneratedScorer(routed, name, config.max_step_tokens, config.max_new_tokens, cache_bytes)
+
+
+def askable(scorer: Scorer, task: Task, examples: Iterable[Example]) -> tuple[list[Question], dict[str, str]]:
+    """The examples that can be asked, tokenised, in their order; and id -> why not of others, such as one beyond the model's context."""
+    questions, reasons = [], {}
+    for example in examples:
+        try:
+            questions.append(scorer.question(task, example))
+        except InputError as error:
+            reasons[example.id] = _without_names(str(error), example.id)
+    return questions, reasons
+
+
+def said_left_out(name: str, reasons: Iterable[str]) -> list[str]:
+    """A line a reason why questions of a task are not asked."""
+    return [f"{name}: {n} question{'' if n == 1 else 's'} left out: {reason}" for reason, n in sorted(Counter(reasons).items())]
+
+
+def _without_names(message: str, example_id: str) -> str:
+    """A refusal without the question's own name and length, so that equal reasons count together."""
+    message = message.replace(repr(example_id), "").replace(f"question {example_id}", "a question").replace("  ", " ").split(":", 1)[0]
+    return re.sub(r"a prompt of \d+ tokens plus \d+ new ones exceeds", "a prompt that, with its answer, exceeds", message)
 
 
 def questions_digest(questions: Iterable[Question]) -> str:

@@ -25,7 +25,7 @@ from drllm.runs.manifest import Manifest, check_manifest, computed_otherwise
 from drllm.runs.provenance import running
 from drllm.runs.records import read_shard, shard_indices, shard_path, write_shard
 from drllm.scoring.generated import DECODED_ANSWERS
-from drllm.scoring.scorer import questions_digest
+from drllm.scoring.scorer import askable, questions_digest, said_left_out
 from drllm.searching.on_workers import Prepared, search_on_workers, task_progress
 from drllm.searching.prior import EditPrior, SweepAnswers, random_routes, read_prior
 from drllm.searching.worker import Group, Job, Worker, memory_in_one_line, question_seed
@@ -197,8 +197,7 @@ def _prepare(
     todo = [(index, group) for index, group in enumerate(groups) if index not in done][::-1]
     if todo and config.preset == "default" and routes is None:
         job = replace(job, prior=_prior(planning, questions, folder))
-    reasons = sorted((Counter(skipped.values()) + Counter(task_data.dropped)).items())
-    notes = [f"{name}: {count} question{'' if count == 1 else 's'} left out: {reason}" for reason, count in reasons]
+    notes = said_left_out(name, (Counter(skipped.values()) + Counter(task_data.dropped)).elements())
     lengths = [
         questions[min(start + config.group_size, len(questions)) - 1].n_tokens for start in range(0, len(questions), config.group_size)
     ]
@@ -238,26 +237,17 @@ def _groups(worker: Worker, task_data: LoadedTask, config: SearchConfig) -> tupl
     found: list[tuple[Any, str]] = []
     skipped: dict[str, str] = {}
     for split in config.splits:
-        for example in task_data.select(split, config.limit):
-            if task_data.task.kind == "choice" and len(example.choices) == 1:
-                skipped[example.id] = "one choice only, which is always right"
-                continue
-            try:
-                found.append((worker.scorer.question(task_data.task, example), split))
-            except InputError as error:
-                skipped[example.id] = _reason(str(error), example.id)
+        rows = task_data.select(split, config.limit)
+        lone = {example.id for example in rows if task_data.task.kind == "choice" and len(example.choices) == 1}
+        questions, reasons = askable(worker.scorer, task_data.task, [example for example in rows if example.id not in lone])
+        found += [(question, split) for question in questions]
+        skipped |= dict.fromkeys(sorted(lone), "one choice only, which is always right") | reasons
     if not found:
         raise InputError(f"{task_data.task.name} has no question that can be searched ({next(iter(skipped.values()), 'none given')})")
     found.sort(key=lambda pair: (pair[0].n_tokens, pair[0].example.id))
     size = config.group_size
     groups = [[(split, question.example) for question, split in found[start : start + size]] for start in range(0, len(found), size)]
     return groups, [question for question, _ in found], skipped
-
-
-def _reason(message: str, example_id: str) -> str:
-    """A refusal without the question's own name and length, so that equal reasons count together."""
-    message = message.replace(repr(example_id), "").replace(f"question {example_id}", "a question").replace("  ", " ").split(":", 1)[0]
-    return re.sub(r"a prompt of \d+ tokens plus \d+ new ones exceeds", "a prompt that, with its answer, exceeds", message)
 
 
 def _prior(worker: Worker, questions: Sequence[Any], folder: Path) -> EditPrior | None:
