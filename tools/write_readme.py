@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
 SCAN = "scan-smollm2-135m-q4"
 MIXED = ROOT / "results" / "policies-smollm2-135m-q4" / "mixed"
+KINDS = ROOT / "results" / "policies-qwen2.5-coder-1.5b-q4" / "kinds"
 MODEL, LARGER = "SmolLM2-135M", "Qwen2.5-Coder-1.5B"
 # (the README's words, the first two cells of the row in docs/results.md's table "What holds")
 POLICIES = (
@@ -43,13 +44,13 @@ POLICIES = (
     ),
 )
 TITLES = {"arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", "openbookqa": "OpenBookQA", "piqa": "PIQA", "boolq": "BoolQ"}
-TITLES |= {"commonsenseqa": "CommonsenseQA"}
+TITLES |= {"commonsenseqa": "CommonsenseQA", "arith-6": "arithmetic", "arith-8": "arithmetic"}
 CAVEAT = (
-    "{model} where no other is named; held-out questions, means over seeds (Qwen: one), paired 95 % intervals; the last row's questions "
-    "had no part in choosing the spans. The single route was chosen with the same data and budget. All of the first row's gain is "
-    "{where}. What {larger} gains on the single route is all arithmetic. What looks best where it was chosen is often "
+    "{model} where no other is named; held-out questions, means over seeds ({larger}: {seeds}), paired 95 % intervals; the last row's "
+    "questions had no part in choosing the spans. The single route was chosen with the same data and budget. All of the first row's gain "
+    "is {where}. What {larger} gains on the single route is all {where_larger}. What looks best where it was chosen is often "
     "gone on new questions; so every policy stands beside the base, the best single route and its own routes dealt to other prompts ([all "
-    "tables; RUN, SEARCHED, DATA](docs/results.md#how-to-read-the-tables))."
+    "tables; RUN, OUT, DATA, ROWS](docs/results.md#how-to-read-the-tables))."
 )
 
 
@@ -70,7 +71,7 @@ def first_interval(cell: str) -> str:
 def command_of(results: str, setting: str) -> str:
     """The command that stands above the table of a setting, such as "smollm2-135m-q4, mixed traffic (mixed)", in docs/results.md."""
     model, name = setting.partition(",")[0], setting.rpartition("(")[2].rstrip(")")
-    found = re.search(rf"`(python [^`]* run [^`]*/policies-{model} [^`]*--settings {name} [^`]*)`", results)
+    found = re.search(rf"`(python [^`]* run --model {re.escape(model)} [^`]*--settings {name} [^`]*)`", results)
     if found is None:
         raise SystemExit(f"docs/results.md has no command for {setting}: generate it anew (make table-methods)")
     return found[1]
@@ -82,14 +83,19 @@ def scan_command() -> str:
     return re.sub(r" --executor \w+ --workers \d+", "", re.findall(r"`(drllm scan [^`]*)`", row)[0])
 
 
-def where_the_gain_is(folder: Path, method: str) -> str:
-    """The fewest tasks that together hold all that a method answers more than the base, over its seeds, largest first."""
+def seeds_of(folder: Path, method: str) -> list[Path]:
+    """The test verdicts of a method."""
+    return sorted((folder / "test").glob(f"{method}.[0-9].parquet"))
+
+
+def where_the_gain_is(folder: Path, method: str, rival: str = "base") -> str:
+    """The fewest tasks that together hold all that a method answers more than another, over its seeds, largest first."""
     tasks = pd.read_parquet(folder / "questions-test.parquet")["task"]
-    base = pd.read_parquet(folder / "test" / "base.0.parquet")["correct"].astype(int)
-    seeds = [pd.read_parquet(path)["correct"].astype(int) for path in sorted((folder / "test").glob(f"{method}.[0-9].parquet"))]
+    base = pd.read_parquet(folder / "test" / f"{rival}.0.parquet")["correct"].astype(int)
+    seeds = [pd.read_parquet(path)["correct"].astype(int) for path in seeds_of(folder, method)]
     gained = sum((seed - base for seed in seeds), start=base * 0).groupby(tasks).sum().sort_values(ascending=False)
     n = int((gained.cumsum() < gained.sum()).sum()) + 1
-    return " and ".join(TITLES[str(task)] for task in gained.index[:n])
+    return " and ".join(dict.fromkeys(TITLES[str(task)] for task in gained.index[:n]))
 
 
 def table(results: str) -> str:
@@ -105,7 +111,10 @@ def table(results: str) -> str:
     scanned = next(row for (model, spans), row in rows.items() if SCAN in model and re.match(r"mean of \d+ winners", spans))
     words = "`drllm scan`: spans run twice or skipped, the winners on new questions"
     lines.append(f"| {words} | {first_interval(scanned[-1])} | | `{scan_command()}` |")
-    caveat = CAVEAT.format(model=MODEL, larger=LARGER, where=where_the_gain_is(MIXED, "codebook"))
+    larger = {"larger": LARGER, "where_larger": where_the_gain_is(KINDS, "codebook_at_0.9", "static_tuned_at_0.9")}
+    n_seeds = len(seeds_of(KINDS, "codebook_at_0.9"))
+    seeds = "one" if n_seeds == 1 else str(n_seeds)
+    caveat = CAVEAT.format(model=MODEL, where=where_the_gain_is(MIXED, "codebook"), seeds=seeds, **larger)
     return "\n".join([*lines, "", textwrap.fill(caveat, 138, break_long_words=False, break_on_hyphens=False), ""])
 
 

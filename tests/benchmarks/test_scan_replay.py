@@ -68,7 +68,7 @@ def test_a_race_that_leaves_nobody_behind_finds_the_best(stored):
     product = benchmark.Product(stored / "product.npz")
     kinds = [one.kind for one in product.pool]
     told = benchmark._raced(product, kinds, [benchmark._asked_first(product, np.arange(QUESTIONS))])
-    assert told["same_best"] == (told["score_lacking"] == 0)
+    assert told["share_of_full_cost"] < 1, "who is clearly behind is asked no more"
     told = benchmark._raced(product, kinds, [np.arange(8)])  # one round
     assert (told["share_of_full_cost"], told["same_best"], told["score_lacking"]) == (pytest.approx(1, rel=0.2), 1, 0)
     assert told["same_best_of_kind"] == {"loop": 1, "damped": 1, "skip": 1}

@@ -174,7 +174,12 @@ def test_accuracy_first_tries_loops_and_names_the_most_right_answers(tiny, rows,
     by_name = {row.method: row for row in result["summary"].pooled}
     if found.best:
         assert by_name[found.best].difference == max(by_name[name].difference for name in found.tried)
-    assert bool(found.deploy) == (title(found) != "Keep the base")
+    assert found.deploy in ("", found.best)
+    if found.deploy:
+        assert found.promised
+        assert by_name[found.deploy].difference > 0
+    else:
+        assert title(found) == "Keep the base"
 
 
 def test_a_folder_is_for_one_question(speed, tiny, rows, tmp_path):
