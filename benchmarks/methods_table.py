@@ -274,7 +274,7 @@ def section(out: Path, setting: str, split: str, settings: Mapping[str, Any], to
     base, tasks = found["base"][0], settings[setting].asked
     n_of = {task: int((base["task"] == task).sum()) for task in tasks}
     counts = ", ".join(f"{task} {n}" for task, n in n_of.items())
-    of_test = " --split test" if split == "test" else ""
+    of_test = f" --split {split}" if split != "tune" else ""
     if of_test and len({*n_of.values()}) == 1 < len(tasks):  # no two tasks have as many
         of_test += f" --limit {n_of[tasks[0]]}"
     asked = _json(out / setting / split / "asked.json") or {}
@@ -444,10 +444,10 @@ def by_task(found: Found, tasks: Sequence[str], chance: Mapping[str, float], com
 
 
 def sections(out: Path, settings: Mapping[str, Any], told: Sequence[str]) -> list[Section]:
-    """Everything that is stored of a model, the test split first."""
+    """Everything that is stored of a model, the test split first, then what promises were tested on."""
     return [
         section(out, setting, split, settings, told)
-        for split in ("test", "tune")
+        for split in ("test", "calibrate", "tune")
         for setting in settings
         if (out / setting / split / "base.0.parquet").is_file()
     ]

@@ -62,6 +62,7 @@ def test_tune_asks_the_matrix_and_test_what_nothing_was_chosen_by():
     assert ids(methods_asked.select(loaded(), "tune", set())) == [f"tune{n}" for n in range(6)]
     assert ids(methods_asked.select(loaded(), "test", seen)) == [f"test{n}" for n in range(4)]
     assert ids(methods_asked.select(loaded(test=0), "test", seen)) == ["tune1", "tune2", "tune4", "tune5"]
+    assert ids(methods_asked.select(loaded(), "calibrate", seen, 2)) == ["calibrate0", "calibrate1"]
     unlearned = ids(methods_asked.select(loaded("sciq", test=0), "test", set()))
     assert unlearned == [f"fit{n}" for n in range(5)] + [f"calibrate{n}" for n in range(3)]
     assert len(methods_asked.select(loaded("boolq", test=0, tune=900), "test", seen)) == 400
