@@ -22,9 +22,9 @@ HELD_OUT = {"boolq": 400}  # passages are long
 def select(data: Any, split: str, seen: set[str], limit: int = 0, scanned: Set[str] = frozenset()) -> list[Any]:
     """What is asked of a task.
 
-    Tune: the questions of the matrix, else the first ones. Calibrate: all, or the first `limit`. Test: the test part, whole unless a limit is given; of a task that has none, the
-    first tune questions behind those of the matrix; where there is no matrix, so that nothing was learned from the task, its fit and
-    calibrate questions, without those by which a scan found the routes.
+    Tune: the questions of the matrix, else the first ones. Calibrate: all, or the first `limit`. Test: the test part, whole unless a limit
+    is given; of a task that has none, the first tune questions behind those of the matrix; where there is no matrix, so that nothing was
+    learned from the task, its fit and calibrate questions, without those by which a scan found the routes.
     """
     if split == "tune":
         return [example for example in data.select("tune", 0 if seen else LIMIT) if not seen or example.id in seen]
