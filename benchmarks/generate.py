@@ -89,15 +89,7 @@ def measure(
     n_layers = routed.n_layers
     routers = Routers(RouterConfig(n_layers, routed.hidden_size), seed=0).to(routed.device)
     nested = [Route.parse(timed_routes.nested(n_layers)[row % 4]) for row in range(batch)]
-    policies: dict[str, Any] = {
-        "identity": RoutePolicy(Route.full(n_layers)),
-        "common": RoutePolicy(Route.parse(timed_routes.common(n_layers))),
-        "looped": RoutePolicy(Route.parse(timed_routes.looped(n_layers), n_layers)),
-        "nested": GivenRoutes(nested),
-        "different": GivenRoutes(timed_routes.different(batch, n_layers)),
-        "routers": routers,
-    }
-    policies = {name: policy for name, policy in policies.items() if name in wanted and (batch > 1 or name not in MIXED)}
+    policies = {name: one for name, one in hand_made(n_layers, batch, nested, routers).items() if name in wanted}
     needed = sorted({sum(route[block] > 0 for route in nested) for block in range(n_layers)} | {batch}) if "nested" in policies else []
     arms = [*others, *policies]
     times: dict[str, dict[str, list[float]]] = {name: {"prefill": [], "decode": []} for name in arms}
@@ -130,29 +122,51 @@ def measure(
         if round_ >= 0 and "routers" in policies:
             deciding.append(deciding_seconds(routed, routers, ids, mask))
     result: dict[str, Any] = {"batch": batch, "prompt_tokens": statistics.mean(map(len, prompts)), "rounds": rounds, "new": n_new}
-    result["seconds"] = {arm: {part: statistics.median(values) for part, values in parts.items()} for arm, parts in times.items()}
-
-    def ratio(arm, base, part):
-        return [a / b for a, b in zip(times[arm][part], times[base][part], strict=True)]
-
-    result["to_stock"] = {arm: {part: median_interval(ratio(arm, "stock", part)) for part in times[arm]} for arm in times if arm != "stock"}
-    for exported, (arm, _) in EXPORTED.items():
-        if {arm, exported} <= times.keys():
-            result[f"{arm}_to_exported"] = {part: median_interval(ratio(arm, exported, part)) for part in times["stock"]}
+    result |= compared(times)
     if deciding:
         result["deciding_share_of_prefill"] = median_interval([a / b for a, b in zip(deciding, times["stock"]["prefill"], strict=True)])
         result["deciding_seconds"] = statistics.median(deciding)
     if needed:
-        result["limit"] = {}
-        for part, found in limits.items():
-            saving = []
-            for stock, mine, by_rows in zip(times["stock"][part], times["nested"][part], found, strict=True):
-                at_best = limit_of(nested, by_rows, n_layers)
-                whole = sum(by_rows[batch])  # the stock step beside which the limit was measured
-                saving.append((1 - mine / stock) / (1 - at_best / whole))
-            best = statistics.median(limit_of(nested, by_rows, n_layers) / sum(by_rows[batch]) for by_rows in found)
-            result["limit"][part] = {"of_stock": best, "saving_reached": median_interval(saving)}
+        result["limit"] = {part: saving_reached(times, limits[part], part, nested, batch) for part in limits}
     return result
+
+
+def hand_made(n_layers: int, batch: int, nested: list[Route], routers: Routers) -> dict[str, Any]:
+    """The policies by arm; several routes in a batch need more than one row."""
+    policies: dict[str, Any] = {
+        "identity": RoutePolicy(Route.full(n_layers)),
+        "common": RoutePolicy(Route.parse(timed_routes.common(n_layers))),
+        "looped": RoutePolicy(Route.parse(timed_routes.looped(n_layers), n_layers)),
+        "nested": GivenRoutes(nested),
+        "different": GivenRoutes(timed_routes.different(batch, n_layers)),
+        "routers": routers,
+    }
+    return {name: policy for name, policy in policies.items() if batch > 1 or name not in MIXED}
+
+
+def compared(times: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+    """Seconds of each arm, and over those of stock and of the exported checkpoints in the same rounds."""
+
+    def ratios(arm: str, base: str) -> dict[str, Any]:
+        both = {part: zip(times[arm][part], times[base][part], strict=True) for part in times["stock"]}
+        return {part: median_interval([a / b for a, b in pairs]) for part, pairs in both.items()}
+
+    seconds = {arm: {part: statistics.median(values) for part, values in parts.items()} for arm, parts in times.items()}
+    exported = {f"{arm}_to_exported": ratios(arm, name) for name, (arm, _) in EXPORTED.items() if {arm, name} <= times.keys()}
+    return {"seconds": seconds, "to_stock": {arm: ratios(arm, "stock") for arm in times if arm != "stock"}} | exported
+
+
+def saving_reached(
+    times: dict[str, dict[str, list[float]]], found: list[dict[int, Parts]], part: str, nested: list[Route], batch: int
+) -> dict[str, Any]:
+    """The least that nested routes could take of stock's seconds, and the share of that saving that they reach."""
+    n_layers, saving = len(nested[0]), []
+    for stock, mine, by_rows in zip(times["stock"][part], times["nested"][part], found, strict=True):
+        at_best = limit_of(nested, by_rows, n_layers)
+        whole = sum(by_rows[batch])  # the stock step beside which the limit was measured
+        saving.append((1 - mine / stock) / (1 - at_best / whole))
+    best = statistics.median(limit_of(nested, by_rows, n_layers) / sum(by_rows[batch]) for by_rows in found)
+    return {"of_stock": best, "saving_reached": median_interval(saving)}
 
 
 def deciding_by_length(

@@ -296,96 +296,137 @@ class Figures:
         print(f"{self.values['part']}: {text}", flush=True)
 
 
+class Part:
+    """One reward and float type on one model: its questions and paths, timed once, and the figures so far."""
+
+    def __init__(self, reward: str, dtype: torch.dtype, arguments: argparse.Namespace):
+        self.reward, self.dtype, self.arguments = reward, dtype, arguments
+        self.routed, self.bare = load(arguments.model, dtype)
+        rows, self.paths = (found[: arguments.questions] for found in path_list(arguments.model, reward, arguments.data))
+        self.task = load_task(TASKS[reward], arguments.data).task
+        self.n_naive = arguments.naive if dtype == torch.float32 else 0
+        if self.n_naive and reward != "loglik":
+            self.n_naive = max(1, self.n_naive // 8)  # decoding one by one takes long
+        if self.n_naive:
+            rows, self.paths = rows[: self.n_naive], self.paths[: self.n_naive]
+        self.scorer = self.fresh()
+        self.questions: list[Any] = [self.scorer.question(self.task, example) for example in rows]
+        self.pairs = [(index, route) for index in range(len(self.questions)) for route in self.paths[index]]
+        self.figures = Figures(f"{reward} {type_name(dtype)}")
+        self.say = self.figures.say
+        self.pf, self.cost, self.found = 0.0, 0.0, {}
+
+    def fresh(self, cache_bytes: int = 2**30) -> Any:
+        """A scorer that has seen nothing."""
+        return scorer_of(self.routed, self.task, EvaluateConfig(reward=self.reward), cache_bytes)
+
+    def paths_in_plain_forwards(self) -> None:
+        """What a path costs beside plain forwards in between; the verdicts are kept."""
+        plain = PlainForwards(self.bare, self.scorer, self.questions)
+        timed(self.scorer, self.questions[:8], [pair for pair in self.pairs if pair[0] < 8], None)  # warm up
+        runs, self.scorer = [], self.fresh()
+        for _ in range(self.n_rounds):
+            self.found, seconds = timed(self.scorer, self.questions, self.pairs, plain)
+            runs.append(seconds / len(self.pairs))
+        self.pf, self.cost, say = plain.mean(), statistics.median(runs), self.say
+        asked = f"{len(self.questions)} questions x {N_PATHS} paths"
+        say("pf_ms", 1000 * self.pf, f"1 PF = {1000 * self.pf:.1f} ms ({plain.n} forwards in between), {asked}")
+        tokens = statistics.mean(question.n_tokens for question in self.questions)
+        say("tokens", tokens, f"{tokens:.1f} tokens a question")
+        if self.reward != "loglik":
+            predicted = statistics.mean(n_predicted for _, n_predicted in plain.rows)
+            say("answer_tokens", predicted, f"{predicted:.1f} tokens of the base's answer until it is settled; PF reads all but the last")
+        rounds = ", ".join(f"{seconds / self.pf:.3f}" for seconds in runs)
+        say("pf_a_path", self.cost / self.pf, f"{self.cost / self.pf:.3f} PF a path (rounds: {rounds})")
+        say("paths_a_second", 1 / self.cost, f"{1 / self.cost:.1f} paths/s")
+
+    @property
+    def n_rounds(self) -> int:
+        """How often all paths are asked."""
+        return self.arguments.rounds if self.reward == "loglik" else 1
+
+    def sharing(self) -> None:
+        """How much of the work paths share, how near that comes to the least there is, and the memory it takes."""
+        scorer, say = self.scorer, self.say
+        nodes, n_passes = trie_nodes(self.paths), sum(route.n_passes for _, route in self.pairs)
+        reused = 1 - sum(nodes) / n_passes
+        say("reused", reused, f"{100 * reused:.1f} % of {n_passes:,} block applications reused, {sum(nodes):,} distinct prefixes")
+        n_applied, n_padded = (count / self.n_rounds for count in (scorer.runner.n_applied, scorer.runner.n_padded))
+        say("applied", n_applied, f"{n_applied:,.0f} applications run")
+        say("filling", n_padded, f"{n_padded:,.0f} rows that only fill a step")
+        packed = isinstance(scorer, LoglikScorer)
+        lengths = [len(question.sequences[0]) if packed else question.n_tokens for question in self.questions]
+        widths = [-(-length // WIDTH_STEP) * WIDTH_STEP for length in lengths]
+        costs = application_cost(scorer, Counter(widths))
+        floor = sum(costs[width] * n for width, n in zip(widths, nodes, strict=True)) / len(self.pairs)
+        best = "distinct prefixes times one application at its best batch size"
+        say("floor_pf", floor / self.pf, f"floor {floor / self.pf:.3f} PF a path: {best}")
+        say("to_floor", self.cost / floor, f"measured / floor = {self.cost / floor:.2f}")
+        say("peak_states_mb", scorer.runner.peak_bytes / 1e6, f"{scorer.runner.peak_bytes / 1e6:.0f} MB of states at most")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        say("peak_process_mb", peak, f"{peak:.0f} MB the whole process at most (two copies of the model)")
+
+    def small_cache(self) -> None:
+        """The same verdicts with little room for states."""
+        small = self.fresh(self.arguments.small_cache)
+        # Generated answers are searched eight questions at a time, so a part of them tells as much.
+        told = self.questions if self.reward == "loglik" else self.questions[:8]
+        part = [pair for pair in self.pairs if pair[0] < len(told)]
+        expected = self.found if part == self.pairs else timed(self.fresh(), told, part, None)[0]
+        again, seconds = timed(small, told, part, None)
+        same = sum(repr(again[pair]) == repr(expected[pair]) for pair in part)
+        given, each = f"--cache-bytes {self.arguments.small_cache / 1e6:.0f} MB", seconds / len(part) / self.pf
+        self.say("small_cache_same", same, f"{given}: {same} of {len(part)} verdicts and margins identical")
+        self.say("small_cache_pf", each, f"{given}: {each:.3f} PF a path")
+        self.say("small_cache_mb", small.runner.peak_bytes / 1e6, f"{given}: {small.runner.peak_bytes / 1e6:.0f} MB at most")
+
+    def sizes(self) -> None:
+        """Other numbers of questions and paths at once."""
+        for n_questions, n_paths in ((16, 50), (32, 50), (64, 12), (64, 25)):
+            part = [(index, route) for index in range(n_questions) for route in self.paths[index][:n_paths]]
+            _, seconds = timed(self.fresh(), self.questions[:n_questions], part, None)
+            name = f"{n_questions} questions x {n_paths} paths"
+            self.say(f"seconds, {name}", seconds, f"{name}: {seconds:.1f} s, {1000 * seconds / len(part):.2f} ms a path")
+
+    def bookkeeping(self) -> None:
+        """What all that is not the model costs."""
+        rights = [[int(self.found[index, route].correct) for route in self.paths[index]] for index in range(len(self.questions))]
+        spent = dict(bookkeeping(self.scorer, self.questions[:16], self.paths[:16], rights, self.routed.n_layers))
+        spent["tree (default) and trie"] = spent["tree (default)"] + spent.get("trie", 0.0)
+        for name, seconds in spent.items():
+            text = f"bookkeeping, {name}: {1e6 * seconds:.0f} us a path, {100 * seconds / self.cost:.2f} %"
+            self.say(f"bookkeeping, {name}", seconds / self.cost, text)
+
+    def naive(self) -> None:
+        """One path at a time, by the model as it comes."""
+        part, start = [pair for pair in self.pairs if pair[0] < self.n_naive], time.perf_counter()
+        alone = [naive(self.bare, self.scorer, self.questions[index], route) for index, route in part]
+        seconds = (time.perf_counter() - start) / len(part)
+        equal = sum(correct == self.found[pair].correct for (correct, _), pair in zip(alone, part, strict=True))
+        n_right = sum(correct for correct, _ in alone)
+        self.say("naive_equal", equal, f"naive scorer, one path at a time: {equal} of {len(part)} verdicts equal ({n_right} of them right)")
+        if self.reward != "loglik":
+            # An answer may have left the batch early: what it says by then must be how the naive one begins.
+            pairs = zip(alone, part, strict=True)
+            texts = sum(text.startswith(self.found[pair].text or "") for (_, text), pair in pairs if text is not None)
+            self.say("naive_texts", texts, f"naive scorer: {texts} of {len(part)} texts begin alike")
+        times = f"{seconds / self.pf:.3f} PF a path, {seconds / self.cost:.1f} times ours"
+        self.say("naive_pf", seconds / self.pf, f"naive scorer: {times}")
+
+
 def measure(reward: str, dtype: torch.dtype, arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures of one reward and dtype."""
-    routed, bare = load(arguments.model, dtype)
-    rows, paths = (found[: arguments.questions] for found in path_list(arguments.model, reward, arguments.data))
-    task = load_task(TASKS[reward], arguments.data).task
-
-    def fresh(cache_bytes: int = 2**30) -> Any:
-        return scorer_of(routed, task, EvaluateConfig(reward=reward), cache_bytes)
-
-    scorer = fresh()
-    n_naive = arguments.naive if dtype == torch.float32 else 0
-    if n_naive and reward != "loglik":
-        n_naive = max(1, n_naive // 8)  # decoding one by one takes long
-        rows, paths = rows[:n_naive], paths[:n_naive]
-    questions = [scorer.question(task, example) for example in rows]
-    plain = PlainForwards(bare, scorer, questions)
-    pairs = [(index, route) for index in range(len(questions)) for route in paths[index]]
-    figures = Figures(f"{reward} {type_name(dtype)}")
-    say = figures.say
-
-    timed(scorer, questions[:8], [pair for pair in pairs if pair[0] < 8], None)  # warm up
-    runs, scorer, found = [], fresh(), {}
-    n_rounds = arguments.rounds if reward == "loglik" else 1
-    for _ in range(n_rounds):
-        found, seconds = timed(scorer, questions, pairs, plain)
-        runs.append(seconds / len(pairs))
-    pf, cost = plain.mean(), statistics.median(runs)
-    say("pf_ms", 1000 * pf, f"1 PF = {1000 * pf:.1f} ms ({plain.n} forwards in between), {len(questions)} questions x {N_PATHS} paths")
-    tokens = statistics.mean(question.n_tokens for question in questions)
-    say("tokens", tokens, f"{tokens:.1f} tokens a question")
-    if reward != "loglik":
-        predicted = statistics.mean(n_predicted for _, n_predicted in plain.rows)
-        say("answer_tokens", predicted, f"{predicted:.1f} tokens of the base's answer until it is settled; PF reads all but the last")
-    rounds = ", ".join(f"{seconds / pf:.3f}" for seconds in runs)
-    say("pf_a_path", cost / pf, f"{cost / pf:.3f} PF a path (rounds: {rounds})")
-    say("paths_a_second", 1 / cost, f"{1 / cost:.1f} paths/s")
-
-    nodes, n_passes = trie_nodes(paths), sum(route.n_passes for _, route in pairs)
-    reused = 1 - sum(nodes) / n_passes
-    say("reused", reused, f"{100 * reused:.1f} % of {n_passes:,} block applications reused, {sum(nodes):,} distinct prefixes")
-    n_applied, n_padded = (count / n_rounds for count in (scorer.runner.n_applied, scorer.runner.n_padded))
-    say("applied", n_applied, f"{n_applied:,.0f} applications run")
-    say("filling", n_padded, f"{n_padded:,.0f} rows that only fill a step")
-    lengths = [len(question.sequences[0]) if isinstance(scorer, LoglikScorer) else question.n_tokens for question in questions]
-    widths = [-(-length // WIDTH_STEP) * WIDTH_STEP for length in lengths]
-    costs = application_cost(scorer, Counter(widths))
-    floor = sum(costs[width] * n for width, n in zip(widths, nodes, strict=True)) / len(pairs)
-    say("floor_pf", floor / pf, f"floor {floor / pf:.3f} PF a path: distinct prefixes times one application at its best batch size")
-    say("to_floor", cost / floor, f"measured / floor = {cost / floor:.2f}")
-    say("peak_states_mb", scorer.runner.peak_bytes / 1e6, f"{scorer.runner.peak_bytes / 1e6:.0f} MB of states at most")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    say("peak_process_mb", peak, f"{peak:.0f} MB the whole process at most (two copies of the model)")
-
+    part = Part(reward, dtype, arguments)
+    part.paths_in_plain_forwards()
+    part.sharing()
     if dtype == torch.bfloat16:
-        small = fresh(arguments.small_cache)
-        # Generated answers are searched eight questions at a time, so a part of them tells as much.
-        told = questions if reward == "loglik" else questions[:8]
-        part = [pair for pair in pairs if pair[0] < len(told)]
-        expected = found if part == pairs else timed(fresh(), told, part, None)[0]
-        again, seconds = timed(small, told, part, None)
-        same, limit = sum(repr(again[pair]) == repr(expected[pair]) for pair in part), arguments.small_cache / 1e6
-        say("small_cache_same", same, f"--cache-bytes {limit:.0f} MB: {same} of {len(part)} verdicts and margins identical")
-        say("small_cache_pf", seconds / len(part) / pf, f"--cache-bytes {limit:.0f} MB: {seconds / len(part) / pf:.3f} PF a path")
-        say(
-            "small_cache_mb", small.runner.peak_bytes / 1e6, f"--cache-bytes {limit:.0f} MB: {small.runner.peak_bytes / 1e6:.0f} MB at most"
-        )
-    if reward == "loglik" and dtype == torch.bfloat16:
-        for n_questions, n_paths in ((16, 50), (32, 50), (64, 12), (64, 25)) if len(questions) == N_QUESTIONS else ():
-            part = [(index, route) for index in range(n_questions) for route in paths[index][:n_paths]]
-            _, seconds = timed(fresh(), questions[:n_questions], part, None)
-            name = f"{n_questions} questions x {n_paths} paths"
-            say(f"seconds, {name}", seconds, f"{name}: {seconds:.1f} s, {1000 * seconds / len(part):.2f} ms a path")
-    rights = [[int(found[index, route].correct) for route in paths[index]] for index in range(len(questions))]
-    spent = dict(bookkeeping(scorer, questions[:16], paths[:16], rights, routed.n_layers))
-    spent["tree (default) and trie"] = spent["tree (default)"] + spent.get("trie", 0.0)
-    for name, seconds in spent.items():
-        say(f"bookkeeping, {name}", seconds / cost, f"bookkeeping, {name}: {1e6 * seconds:.0f} us a path, {100 * seconds / cost:.2f} %")
-    if n_naive:
-        part, start = [pair for pair in pairs if pair[0] < n_naive], time.perf_counter()
-        alone = [naive(bare, scorer, questions[index], route) for index, route in part]
-        seconds = (time.perf_counter() - start) / len(part)
-        equal = sum(correct == found[pair].correct for (correct, _), pair in zip(alone, part, strict=True))
-        n_right = sum(correct for correct, _ in alone)
-        say("naive_equal", equal, f"naive scorer, one path at a time: {equal} of {len(part)} verdicts equal ({n_right} of them right)")
-        if reward != "loglik":
-            # An answer may have left the batch early: what it says by then must be how the naive one begins.
-            texts = sum(text.startswith(found[pair].text or "") for (_, text), pair in zip(alone, part, strict=True) if text is not None)
-            say("naive_texts", texts, f"naive scorer: {texts} of {len(part)} texts begin alike")
-        say("naive_pf", seconds / pf, f"naive scorer: {seconds / pf:.3f} PF a path, {seconds / cost:.1f} times ours")
-    return figures.values
+        part.small_cache()
+        if reward == "loglik" and len(part.questions) == N_QUESTIONS:
+            part.sizes()
+    part.bookkeeping()
+    if part.n_naive:
+        part.naive()
+    return part.figures.values
 
 
 def main() -> None:
