@@ -184,81 +184,84 @@ def readings(prompts: list[list[int]]) -> list[list[list[int]]]:
     return groups
 
 
-def measure(
-    arms: dict[str, tuple[str, list[str] | None]],
-    engines: dict[str, Engine],
-    selectors: dict[str, FrontSelector],
-    prompts: list[list[int]],
-    batch: int,
-    rounds: int,
-    new: int,
-    seed: int,
-) -> dict[str, Any]:
-    """All arms at one batch size."""
-    fronts: dict[str, list[float]] = {mode: [] for mode in selectors}
-    chosen: list[str] = []
-    strayed: dict[str, int] = {}  # choices in the engine that are not the front's, read alone and uncompiled
-    found: dict[str, list[tuple[Run, Run]]] = {name: [] for name in arms}  # with the stock beside it
-    full = "1" * len(selectors["eager"].codebook.routes[0])
-    # Decoding seconds over those of the other engine.
-    beside: dict[str, list[float]] = {name: [] for name in arms if name.startswith(LOOPED)}
-    limits: dict[str, list[float]] = {name: [] for name in arms if name.rsplit(", ")[0] in NESTS}
-    limit_every = 2 if rounds >= 2 * MIN_VALUES else 1
-    rng = random.Random(seed)
-    for round_ in range(-1, rounds):  # the first warms up
-        rows = [prompts[(max(round_, 0) * batch + row) % len(prompts)] for row in range(batch)]
-        by_book = [str(selectors["eager"].decide([ids])[0]) for ids in rows]
-        chosen += by_book if round_ >= 0 else []
-        order = [*arms, *selectors]
+class Batch:
+    """All arms at one batch size: a round after the other, then what they say together."""
+
+    def __init__(
+        self, arms: dict[str, tuple[str, list[str] | None]], engines: dict[str, Engine], selectors: dict[str, FrontSelector], new: int
+    ):
+        self.arms, self.engines, self.selectors, self.new = arms, engines, selectors, new
+        self.full = "1" * len(selectors["eager"].codebook.routes[0])
+        self.fronts: dict[str, list[float]] = {mode: [] for mode in selectors}
+        self.chosen: list[str] = []
+        self.strayed: dict[str, int] = {}  # choices in the engine that are not the front's, read alone and uncompiled
+        self.found: dict[str, list[tuple[Run, Run]]] = {name: [] for name in arms}  # with the stock beside it
+        # Decoding seconds over those of the other engine.
+        self.beside: dict[str, list[float]] = {name: [] for name in arms if name.startswith(LOOPED)}
+        self.limits: dict[str, list[float]] = {name: [] for name in arms if name.rsplit(", ")[0] in NESTS}
+
+    def round(self, rows: list[list[int]], rng: random.Random, counts: bool) -> None:
+        """Every arm and front on these prompts, in an order drawn anew; the first round `counts` for nothing."""
+        by_book = [str(self.selectors["eager"].decide([ids])[0]) for ids in rows]
+        self.chosen += by_book if counts else []
+        order = [*self.arms, *self.selectors]
         rng.shuffle(order)
         for name in order:
-            if name in selectors:
+            if name in self.selectors:
                 started = clock()
                 for group in readings(rows):
-                    selectors[name].decide(group)
-                fronts[name] += [clock() - started] if round_ >= 0 else []
-                continue
-            engine, routes = arms[name]
-            others = (engines[f"stock {mode_of(name)}"], *([engines[IN_PLACE]] if name in beside else []))
-            taken = by_book if name == BOOK else routes
-            mine, stock, *other = in_turns((engines[engine], *others), (taken, *[None] * len(others)), rows, new, rng)
-            found[name] += [(mine, stock)] if round_ >= 0 else []
-            if other and round_ >= 0:
-                beside[name].append(mine.decode / other[0].decode)
-            if mine.chosen is not None:
-                expected = [full] * batch if name.startswith("identity") else by_book
-                strayed[name] = strayed.get(name, 0) + sum(route != other for route, other in zip(mine.chosen, expected, strict=True))
-        if round_ >= 0 and round_ % limit_every == 0:
-            for name, at_best in limits.items():
-                engine, nest_of = NESTS[name.rsplit(", ")[0]]
-                nest = nest_of(len(full))
-                if name.endswith("eager"):
-                    at_best.append(limit_of(engines["stock eager"], nest, range(len(full)), rows, new))
-                else:
-                    firsts = [first for first, _ in cuts([full, *nest])]
-                    at_best.append(limit_of(engines[f"{engine} compiled"], nest, firsts, rows, new))
-    result: dict[str, Any] = {"batch": batch, "rounds": rounds, "new": new, "arms": {}, "limit": {}, "stock": {}, "strayed": strayed}
-    result["book"] = {
-        "segments": len(cuts([str(route) for route in selectors["eager"].codebook.routes])),
-        "routes": len(set(chosen)),
-        "passes": statistics.mean(Route.parse(route).n_passes for route in chosen),
-    }
-    decoded = batch * (new - 1)
-    for mode in {mode_of(name): None for name in arms}:
-        stocks = [[stock for _, stock in runs] for name, runs in found.items() if mode_of(name) == mode]
-        prefills = [statistics.mean(run.prefill for run in of_round) for of_round in zip(*stocks, strict=True)]
-        result["stock"][mode] = {
-            "tokens_a_cpu_second": statistics.median(decoded / run.decode for runs in stocks for run in runs),
-            "prefill": statistics.median(prefills),
-            "front": statistics.median(fronts[mode]),
-            "front_of_prefill": median_interval([front / prefill for front, prefill in zip(fronts[mode], prefills, strict=True)]),
-        }
-    for name, runs in found.items():
+                    self.selectors[name].decide(group)
+                self.fronts[name] += [clock() - started] if counts else []
+            else:
+                self._arm(name, rows, by_book, rng, counts)
+
+    def _arm(self, name: str, rows: list[list[int]], by_book: list[str], rng: random.Random, counts: bool) -> None:
+        engine, routes = self.arms[name]
+        others = (self.engines[f"stock {mode_of(name)}"], *([self.engines[IN_PLACE]] if name in self.beside else []))
+        taken = by_book if name == BOOK else routes
+        mine, stock, *other = in_turns((self.engines[engine], *others), (taken, *[None] * len(others)), rows, self.new, rng)
+        if counts:
+            self.found[name].append((mine, stock))
+        if other and counts:
+            self.beside[name].append(mine.decode / other[0].decode)
+        if mine.chosen is not None:
+            expected = [self.full] * len(rows) if name.startswith("identity") else by_book
+            others_chosen = sum(route != wanted for route, wanted in zip(mine.chosen, expected, strict=True))
+            self.strayed[name] = self.strayed.get(name, 0) + others_chosen
+
+    def best_possible(self, rows: list[list[int]]) -> None:
+        """What nested routes could save at most, on these prompts."""
+        for name, at_best in self.limits.items():
+            engine, nest_of = NESTS[name.rsplit(", ")[0]]
+            nest = nest_of(len(self.full))
+            if name.endswith("eager"):
+                at_best.append(limit_of(self.engines["stock eager"], nest, range(len(self.full)), rows, self.new))
+            else:
+                firsts = [first for first, _ in cuts([self.full, *nest])]
+                at_best.append(limit_of(self.engines[f"{engine} compiled"], nest, firsts, rows, self.new))
+
+    def about_stock(self, batch: int) -> dict[str, dict[str, Any]]:
+        """By mode: stock's speed, and what the front takes beside it."""
+        said = {}
+        for mode in {mode_of(name): None for name in self.arms}:
+            stocks = [[stock for _, stock in runs] for name, runs in self.found.items() if mode_of(name) == mode]
+            prefills = [statistics.mean(run.prefill for run in of_round) for of_round in zip(*stocks, strict=True)]
+            said[mode] = {
+                "tokens_a_cpu_second": statistics.median(batch * (self.new - 1) / run.decode for runs in stocks for run in runs),
+                "prefill": statistics.median(prefills),
+                "front": statistics.median(self.fronts[mode]),
+                "front_of_prefill": median_interval([front / prefill for front, prefill in zip(self.fronts[mode], prefills, strict=True)]),
+            }
+        return said
+
+    def about_arm(self, name: str, batch: int) -> dict[str, Any]:
+        """An arm's speed, and its seconds over stock's in the same rounds."""
+        runs, new = self.found[name], self.new
         reads = 0 if name.startswith(NO_FRONT) else 1
-        pairs = [(mine, stock, reads * front) for (mine, stock), front in zip(runs, fronts[mode_of(name)], strict=True)]
+        pairs = [(mine, stock, reads * front) for (mine, stock), front in zip(runs, self.fronts[mode_of(name)], strict=True)]
         ratios = [stock.decode / mine.decode for mine, stock in runs]
-        result["arms"][name] = {
-            "tokens_a_cpu_second": statistics.median(decoded / mine.decode for mine, _ in runs),
+        return {
+            "tokens_a_cpu_second": statistics.median(batch * (new - 1) / mine.decode for mine, _ in runs),
             "ratio": median_interval(ratios),
             "ratios": [round(ratio, 4) for ratio in ratios],
             "prefill": statistics.median(mine.prefill for mine, _ in runs),
@@ -269,15 +272,43 @@ def measure(
                 str(n): median_interval([(mine.of(n, new) + front) / stock.of(n, new) for mine, stock, front in pairs]) for n in LENGTHS
             },
         }
-    result["to_in_place"] = {name: median_interval(ratios) for name, ratios in beside.items()}
-    for name, at_best in limits.items():
-        saved = [1 - mine.decode / stock.decode for mine, stock in found[name][::limit_every]]
-        result["limit"][name] = {
+
+    def about_limit(self, name: str, every: int) -> dict[str, Any]:
+        """How much of the most that nested routes could save they do save."""
+        at_best = self.limits[name]
+        saved = [1 - mine.decode / stock.decode for mine, stock in self.found[name][::every]]
+        return {
             "speed": median_interval([1 / best for best in at_best]),
             "saving_reached": median_interval([part / (1 - best) for part, best in zip(saved, at_best, strict=True)]),
             "rounds": len(at_best),
         }
-    return result
+
+
+def measure(one: Batch, prompts: list[list[int]], batch: int, rounds: int, seed: int) -> dict[str, Any]:
+    """All arms at one batch size."""
+    limit_every = 2 if rounds >= 2 * MIN_VALUES else 1
+    rng = random.Random(seed)
+    for round_ in range(-1, rounds):  # the first warms up
+        rows = [prompts[(max(round_, 0) * batch + row) % len(prompts)] for row in range(batch)]
+        one.round(rows, rng, counts=round_ >= 0)
+        if round_ >= 0 and round_ % limit_every == 0:
+            one.best_possible(rows)
+    book = {
+        "segments": len(cuts([str(route) for route in one.selectors["eager"].codebook.routes])),
+        "routes": len(set(one.chosen)),
+        "passes": statistics.mean(Route.parse(route).n_passes for route in one.chosen),
+    }
+    return {
+        "batch": batch,
+        "rounds": rounds,
+        "new": one.new,
+        "arms": {name: one.about_arm(name, batch) for name in one.arms},
+        "limit": {name: one.about_limit(name, limit_every) for name in one.limits},
+        "stock": one.about_stock(batch),
+        "strayed": one.strayed,
+        "book": book,
+        "to_in_place": {name: median_interval(ratios) for name, ratios in one.beside.items()},
+    }
 
 
 def flips(selectors: dict[str, FrontSelector], prompts: list[list[int]]) -> dict[str, int]:
@@ -324,7 +355,8 @@ def report(row: dict[str, Any]) -> None:
             print(f"    {name:32} {by_length}")
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
+    """The arguments, checked, with `sizes`: of the batches."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=timed_routes.MODEL)
     parser.add_argument("--batches", default="1,8,32")
@@ -341,32 +373,25 @@ def main() -> None:
     parser.add_argument("--out", default="")
     given = parser.parse_args()
     Path(given.out).parent.mkdir(parents=True, exist_ok=True)  # before hours of measuring
-    sizes = [int(size) for size in given.batches.split(",")]
     check_rounds(parser, given.rounds)
-    torch.set_num_threads(1)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each batch is printed as it is done, also to a file
-    dtype = given.dtype or native_dtype("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"{dtype} on {hardware()['processor']}")
-    routed = RoutedModel.wrap(given.model, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
+    given.sizes, given.refuse = [int(size) for size in given.batches.split(",")], parser
+    return given
+
+
+def kinds_of(routed: RoutedModel, book: Codebook, place: Path) -> dict[str, tuple[dict[str, Any] | None, bool]]:
+    """Every kind of engine: what it serves, and whether it is eager. Policies that choose in the engine are saved at `place`."""
     n_layers = routed.n_layers
-    only = wanted_arms(parser, given.only, list({arm: None for size in sizes for arm in arms_of(size, n_layers)}))
-    checkpoint = checkpoint_of(routed, cache_folder())
-    prompts = timed_prompts.timed_prompts(routed, given)
-    others = timed_prompts.timed_prompts(routed, given, "tune") if given.flips else []
-    full = "1" * n_layers
+    full, static = "1" * n_layers, {"mode": "static", "n_layers": n_layers}
     rows: dict[str, Any] = {"mode": "forced", "n_layers": n_layers, "routes": [full, *timed_routes.nested(n_layers)]}
-    book, device = Codebook.load(Path(given.book)), routed.device.type
     repeatable = sorted({block for route in book.routes for block, action in enumerate(route) if action == 2})
     trained = {"mode": "forced", "n_layers": n_layers, "routes": list(map(str, book.routes)), "repeatable": repeatable}
-    place = tempfile.TemporaryDirectory()
     inside = {}
     for name, policy in {"inside": book, "never": never_leaves(book)}.items():
         routed.policy = policy
-        folder = routed.save_pretrained(Path(place.name) / name)
+        folder = routed.save_pretrained(place / name)
         inside[name] = asdict(make_spec(policy, str(folder), routed, "engine"))
     routed.policy = None
-    static = {"mode": "static", "n_layers": n_layers}
-    kinds: dict[str, tuple[dict[str, Any] | None, bool]] = {
+    return {
         "stock compiled": (None, False),
         "static compiled": (static | {"route": timed_routes.common(n_layers)}, False),
         "rows compiled": (rows, False),
@@ -378,41 +403,52 @@ def main() -> None:
         "stock eager": (None, True),
         "rows eager": (rows, True),
     }
-    arms = [(name, engine) for size in sizes for name, (engine, _) in arms_of(size, n_layers, only).items()]
+
+
+def needed_by(arms: Sequence[tuple[str, str]]) -> set[str]:
+    """The engines of (arm, its engine), and those that they are compared with."""
     needed = {engine for _, engine in arms} | {f"stock {mode_of(name)}" for name, _ in arms}
-    needed |= {IN_PLACE for name, _ in arms if name.startswith(LOOPED)}
+    return needed | {IN_PLACE for name, _ in arms if name.startswith(LOOPED)}
+
+
+def main() -> None:
+    given = parsed()
+    torch.set_num_threads(1)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each batch is printed as it is done, also to a file
+    dtype = given.dtype or native_dtype("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"{dtype} on {hardware()['processor']}")
+    routed = RoutedModel.wrap(given.model, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
+    n_layers, sizes = routed.n_layers, given.sizes
+    only = wanted_arms(given.refuse, given.only, list({arm: None for size in sizes for arm in arms_of(size, n_layers)}))
+    checkpoint = checkpoint_of(routed, cache_folder())
+    prompts = timed_prompts.timed_prompts(routed, given)
+    others = timed_prompts.timed_prompts(routed, given, "tune") if given.flips else []
+    book, device, place = Codebook.load(Path(given.book)), routed.device.type, tempfile.TemporaryDirectory()
+    kinds = kinds_of(routed, book, Path(place.name))
+    needed = needed_by([(name, engine) for size in sizes for name, (engine, _) in arms_of(size, n_layers, only).items()])
     selectors = {
         mode: FrontSelector(book, checkpoint, routed.model.dtype, device, compiled=mode == "compiled" and device == "cpu")
         for mode in ("compiled", "eager")
     }
-    engines = {}
+    engines: dict[str, Engine] = {}
     # An engine keeps where in memory its weights lie, which is worth some hundredths of its speed, and those started later lie elsewhere.
     starting = random.Random(given.seed).sample(sorted(needed), len(needed))
     for name in starting:
-        spec, eager = kinds[name]
-        engines[name] = Engine(checkpoint, dtype, spec, eager)
+        engines[name] = Engine(checkpoint, dtype, *kinds[name])
         engines[name].receive()
         print(f"started: {name}", file=sys.stderr, flush=True)
     results = []
     for batch in sizes:
-        results.append(measure(arms_of(batch, n_layers, only), engines, selectors, prompts, batch, given.rounds, given.new, given.seed))
+        one = Batch(arms_of(batch, n_layers, only), engines, selectors, given.new)
+        results.append(measure(one, prompts, batch, given.rounds, given.seed))
         report(results[-1])
     memory = {"blocks": book.block, "bytes": selectors["eager"].n_bytes, "tokens": statistics.mean(map(len, prompts))}
     print(f"\nfront selector: {memory['blocks']} blocks, {memory['bytes'] / 1e6:.0f} MB; {memory['tokens']:.0f} tokens a prompt")
     flipped = flips(selectors, others[: given.flips]) if others else {}
     print("choices: " + (", ".join(f"{count} {name}" for name, count in flipped.items()) or "not compared"))
     if given.out:
-        found = {
-            "model": given.model,
-            "dtype": dtype,
-            "book": given.book,
-            "asked": timed_prompts.described(given),
-            "turns": "steps",
-            "started": starting,
-            "serve": results,
-            "front": memory,
-            "flips": flipped,
-        }
+        said = {"model": given.model, "dtype": dtype, "book": given.book, "asked": timed_prompts.described(given), "turns": "steps"}
+        found = said | {"started": starting, "serve": results, "front": memory, "flips": flipped}
         write_json(Path(given.out), found | {"hardware": hardware(), "versions": versions()})
 
 
