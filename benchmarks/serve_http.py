@@ -149,7 +149,8 @@ def report(name: str, result: dict[str, Any]) -> None:
         print(f"  {shown:12} {seconds['seconds']:7.3f} s, plain {seconds['plain']:7.3f} s, ratio {middle:.3f} ({low:.3f} to {high:.3f})")
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
+    """The arguments, checked, with `wanted`: how the names of the arms begin that are measured."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default=timed_routes.MODEL)
     parser.add_argument("--clients", default="1,32", help="how many ask at once")
@@ -163,50 +164,41 @@ def main() -> None:
     parser.add_argument("--out", default="")
     given = parser.parse_args()
     Path(given.out).parent.mkdir(parents=True, exist_ok=True)  # before hours of measuring
-    only = wanted_arms(parser, given.only, list(ARMS))
+    given.wanted = wanted_arms(parser, given.only, list(ARMS))
     if not all(word.isdecimal() and int(word) for word in given.clients.split(",")):
         parser.error(f"--clients is {given.clients!r}, expected numbers such as 1,32")
     check_rounds(parser, given.rounds)
+    return given
+
+
+def save_policies(routed: RoutedModel, book: Codebook, place: Path) -> None:
+    """The policies that the arms serve."""
+    common = RoutePolicy(Route.parse(timed_routes.common(routed.n_layers)))
+    for name, policy in {"static": common, "trained": book, "never": never_leaves(book)}.items():
+        routed.policy = policy
+        routed.save_pretrained(place / name)
+
+
+def main() -> None:
+    given = parsed()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] - each arm is printed as it is done, also to a file
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = given.dtype or native_dtype(device)
     print(f"{dtype} on {hardware()['processor']}")
     routed = RoutedModel.wrap(given.model, dtype=dtype, device=device)
-    checkpoint = checkpoint_of(routed, cache_folder())
-    book = Codebook.load(Path(given.book))
-    folders = tempfile.TemporaryDirectory()
-    for name, policy in {
-        "static": RoutePolicy(Route.parse(timed_routes.common(routed.n_layers))),
-        "trained": book,
-        "never": never_leaves(book),
-    }.items():
-        routed.policy = policy
-        routed.save_pretrained(Path(folders.name) / name)
+    checkpoint, folders = checkpoint_of(routed, cache_folder()), tempfile.TemporaryDirectory()
+    save_policies(routed, Codebook.load(Path(given.book)), Path(folders.name))
     n_layers, prompts = routed.n_layers, timed_prompts.timed_prompts(routed, given)
     del routed
     found: dict[str, Any] = {"model": given.model, "dtype": dtype, "book": given.book, "seed": given.seed, "http": {}}
     found |= {"asked": timed_prompts.described(given), "hardware": hardware(), "versions": versions()}
     same = ["--dtype", dtype, "--max-model-len", str(CONTEXT)]
     port = free_port()
-    stock = [
-        sys.executable,
-        "-m",
-        ENTRY,
-        "--model",
-        checkpoint,
-        "--served-model-name",
-        NAME,
-        "--generation-config",
-        "vllm",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        *same,
-    ]
+    stock = [sys.executable, "-m", ENTRY, "--model", checkpoint, "--served-model-name", NAME, "--generation-config", "vllm"]
+    stock += ["--host", "127.0.0.1", "--port", str(port), *same]
     with serving(stock, port, environment(device) | {"VLLM_PLUGINS": "none"}) as plain:
         for name, (policy, flags) in ARMS.items():
-            if not name.startswith(only):
+            if not name.startswith(given.wanted):
                 continue
             port, folder = free_port(), str(Path(folders.name) / policy)
             command = [sys.executable, "-m", "drllm", "serve", folder, "--any-format", "--name", NAME, "--port", str(port), *same, *flags]
