@@ -57,12 +57,13 @@ CHOSEN_ON_TUNE = names(
 CONTRASTS = {
     "codebook": names(
         """
-        base static static_tuned told shuffled-codebook shuffled-over-tasks-codebook random_codebook input_blind polar routers
+        base static static_tuned told static_tuned-per-task shuffled-codebook shuffled-over-tasks-codebook random_codebook input_blind
+        polar routers
         """
     ),
     "codebook_by_task": names(
         """
-        base static static_tuned told codebook shuffled-codebook_by_task shuffled-over-tasks-codebook_by_task
+        base static static_tuned told static_tuned-per-task codebook shuffled-codebook_by_task shuffled-over-tasks-codebook_by_task
         random_codebook_by_task input_blind_by_task polar
         """
     ),
@@ -390,8 +391,8 @@ def gap_share(ours: Verdicts, blind: Verdicts, oracle: Verdicts, base: Verdicts)
     means = np.array([rows.mean(1), *(rows[:, draw].mean(1) for draw in drawn)])
     means = means[means[:, 2] > means[:, 3]]  # without a gap there is no share
     shares = 100 * (means[:, 0] - means[:, 1]) / (means[:, 2] - means[:, 3])
-    low, high = np.quantile(shares[1:], [0.025, 0.975])
-    return f"{shares[0]:.0f} % ({low:.0f} to {high:.0f})"
+    share, low, high = (round(float(value)) for value in (shares[0], *np.quantile(shares[1:], [0.025, 0.975])))  # no "-0"
+    return f"{share} % ({low} to {high})"
 
 
 def frontier(found: Found, name: str, n_layers: int) -> Chart | None:

@@ -47,7 +47,7 @@ TITLES = {"arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", "openbookqa"
 TITLES |= {"commonsenseqa": "CommonsenseQA", "arith-6": "arithmetic", "arith-8": "arithmetic"}
 CAVEAT = (
     "{model} where no other is named; held-out questions, means over seeds ({larger}: {seeds}), paired 95 % intervals; the last row's "
-    "questions had no part in choosing the spans. The single route was chosen with the same data and budget. All of the first row's gain "
+    "questions chose no spans. The single route was chosen with the same data and budget. All of the first row's gain "
     "is {where}. What {larger} gains on the single route is all {where_larger}. What looks best where it was chosen is often "
     "gone on new questions; so every policy stands beside the base, the best single route and its own routes dealt to other prompts ([all "
     "tables; RUN, OUT, DATA, ROWS](docs/results.md#how-to-read-the-tables))."

@@ -249,6 +249,19 @@ def gap_of(found: methods_table.Found) -> str:
     return gap.sentence(name)
 
 
+def test_the_words_of_the_page_take_their_figures_from_the_contrasts():
+    less = methods_table.Difference(1.25, 0.0, 2.5)
+    rows = [
+        methods_table.Contrast("a@0.9 less base", less, less, {"pooled without numbers": methods_table.Difference(-0.04, -1.0, 1.0)}, True),
+        methods_table.Contrast("a@0.9 less b@0.95 dealt to 89% of the prompts, else c@0.7", less, less, {}, True),
+    ]
+    section = methods_table.Section("kinds", "test", "", "", (), (), rows, False)
+    said = results_pages.figures({Path("results/policies-m-1b"): [section]})
+    assert said["m kinds: a@0.9 less base"] == said["m kinds: a@0.9 less mixture"] == "+1.2 (+0.0 to +2.5)"
+    assert said["m kinds: a@0.9 less base, pooled without numbers"] == "+0.0 (-1.0 to +1.0)"
+    assert said["m kinds: z less base"] == "(not stored)"
+
+
 def test_passes_are_means_over_seeds_as_verdicts_are():
     one, other = verdicts([1, 0], ["a", "b"]), verdicts([1, 1], ["a", "b"])
     mean = methods_table.mean_of([one, other | {"passes": one["passes"] - 2}])
