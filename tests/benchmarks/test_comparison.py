@@ -256,7 +256,7 @@ def test_the_words_of_the_page_take_their_figures_from_the_contrasts():
         methods_table.Contrast("a@0.9 less b@0.95 dealt to 89% of the prompts, else c@0.7", less, less, {}, True),
     ]
     section = methods_table.Section("kinds", "test", "", "", (), (), rows, False)
-    said = results_pages.figures({Path("results/policies-m-1b"): [section]})
+    said = results_pages.figures({Path("policies-m-1b"): [section]})
     assert said["m kinds: a@0.9 less base"] == said["m kinds: a@0.9 less mixture"] == "+1.2 (+0.0 to +2.5)"
     assert said["m kinds: a@0.9 less base, pooled without numbers"] == "+0.0 (-1.0 to +1.0)"
     assert said["m kinds: z less base"] == "(not stored)"
