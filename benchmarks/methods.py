@@ -137,6 +137,9 @@ FRONTIER, LONGER, DRAWN = (0.7, 0.75, 0.8, 0.85, 0.95), (1.05, 1.1, 1.14), ("let
 ROWS["codebook_by_task@0.9"] = Row("codebook", {"targets": "task", "budget": BUDGET}, True, only=DRAWN)
 ROWS["random_codebook@0.9"] = Row("random_codebook", {"budget": BUDGET}, True, only=DRAWN)
 ROWS["random_codebook_by_task@0.9"] = Row("random_codebook", {"targets": "task", "budget": BUDGET}, True, only=DRAWN)
+# Prompts unlike those learned from keep the base: looked at after the others had been read on test.
+ROWS["codebook_by_task_guarded"] = Row("codebook", {"targets": "task", "unfamiliar": 0.01}, True, only=DRAWN)
+ROWS["codebook_guarded@0.9"] = Row("codebook", {"budget": BUDGET, "unfamiliar": 0.01}, True, only=DRAWN)
 for spent in FRONTIER:
     ROWS[f"static_tuned@{spent}"] = Row("static", {"use_tune": True, "budget": spent}, only=DRAWN)
     ROWS[f"codebook@{spent}"] = Row("codebook", {"budget": spent}, only=DRAWN)
@@ -147,6 +150,7 @@ for name, spent in (("told", 1.0), ("told@0.9", BUDGET)):
     ROWS[name] = Row("told", {"budget": spent}, only=DRAWN)
 LIGHT = ("static", "static_tuned", "codebook", "polar", "random_codebook", "input_blind")  # of the settings of one task
 SHUFFLED = ("codebook", "codebook_by_task", "polar", "routers", "paper", "codebook@0.9", "routers@0.9", "codebook_by_task@0.9")
+SHUFFLED += ("codebook_by_task_guarded", "codebook_guarded@0.9")
 
 
 def wanted_rows(setting: str, methods: str, seeds: int) -> Iterable[tuple[str, Row, int]]:
@@ -410,7 +414,7 @@ def main() -> None:
     parser.add_argument("--methods", default="")
     parser.add_argument("--split", default="tune", choices=("tune", "calibrate", "test"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--limit", type=int, default=0, help="test or calibrate questions a task at most; 0 reads the parts whole")
+    parser.add_argument("--limit", type=int, default=0, help="questions a task at most, but for tune questions of the matrix; 0: all")
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=5, help="time: of each prompt")
     parser.add_argument("--threads", type=int, default=1)

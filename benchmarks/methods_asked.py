@@ -27,7 +27,7 @@ def select(data: Any, split: str, seen: set[str], limit: int = 0, scanned: Set[s
     learned from the task, its fit and calibrate questions, without those by which a scan found the routes.
     """
     if split == "tune":
-        return [example for example in data.select("tune", 0 if seen else LIMIT) if not seen or example.id in seen]
+        return [example for example in data.select("tune", 0 if seen else limit or LIMIT) if not seen or example.id in seen]
     if split == "calibrate":
         return [example for example in data.select("calibrate", limit) if example.id not in seen]
     if data.examples["test"]:

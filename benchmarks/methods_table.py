@@ -26,11 +26,13 @@ def names(text: str) -> tuple[str, ...]:
 ORDER = names(
     """
     base static static_tuned static-per-task static_tuned-per-task told codebook shuffled-codebook shuffled-over-tasks-codebook
-    codebook_by_task shuffled-codebook_by_task shuffled-over-tasks-codebook_by_task input_blind random_codebook
+    codebook_by_task shuffled-codebook_by_task shuffled-over-tasks-codebook_by_task codebook_by_task_guarded
+    shuffled-codebook_by_task_guarded shuffled-over-tasks-codebook_by_task_guarded input_blind random_codebook
     input_blind_by_task random_codebook_by_task polar shuffled-polar shuffled-over-tasks-polar routers shuffled-routers
     shuffled-over-tasks-routers paper shuffled-paper shuffled-over-tasks-paper oracle tale static@0.9 static_tuned@0.9 told@0.9
     codebook@0.9 shuffled-codebook@0.9 shuffled-over-tasks-codebook@0.9 random_codebook@0.9 codebook_by_task@0.9
-    shuffled-codebook_by_task@0.9 shuffled-over-tasks-codebook_by_task@0.9 random_codebook_by_task@0.9 routers@0.9 mindskip@0.9
+    shuffled-codebook_by_task@0.9 shuffled-over-tasks-codebook_by_task@0.9 random_codebook_by_task@0.9 codebook_guarded@0.9
+    shuffled-codebook_guarded@0.9 shuffled-over-tasks-codebook_guarded@0.9 routers@0.9 mindskip@0.9
     flexidepth@0.9 tale@0.9
     shortgpt@0.9 early_exit@0.9 random_skip@0.9
     """
@@ -40,6 +42,8 @@ NAMES = {
     "static_tuned-per-task": "static_tuned-per-task (told the task)",
     "told": "best route of each task (told the task)",
     "told@0.9": "best route of each task @0.9 (told the task)",
+    "codebook_by_task_guarded": "codebook_by_task, base for unfamiliar prompts",
+    "codebook_guarded@0.9": "codebook@0.9, base for unfamiliar prompts",
     "oracle": "oracle of 16 routes (told every answer: what the best of them for each question would be)",
     "paper": "routers, preset paper",
     "shuffled-paper": "shuffled routers, preset paper",
@@ -50,7 +54,7 @@ NAMES = {
 CHOSEN_ON_TUNE = names(
     """
     static static_tuned static-per-task static_tuned-per-task codebook codebook_by_task polar routers random_codebook input_blind
-    random_codebook_by_task input_blind_by_task mindskip flexidepth told
+    random_codebook_by_task input_blind_by_task mindskip flexidepth told codebook_guarded codebook_by_task_guarded
     """
 )
 # What the conclusions rest on: a method, and those that it has to be above.
@@ -90,6 +94,8 @@ CONTRASTS["codebook_by_task@0.9"] = names(
     random_codebook_by_task@0.9 codebook@0.9 shortgpt@0.9 random_skip@0.9
     """
 )
+CONTRASTS["codebook_by_task_guarded"] = names("base static_tuned told codebook_by_task shuffled-codebook_by_task_guarded")
+CONTRASTS["codebook_guarded@0.9"] = names("base static_tuned@0.9 told@0.9 codebook@0.9 shuffled-codebook_guarded@0.9")
 IN_DOMAIN = {"arc_easy", "arc_challenge", "openbookqa"}
 SEVERAL = 7  # marks that make a frontier
 TOLD_SHARE = 0.7  # of what knowing the task gains over a static route, for a policy that is not told

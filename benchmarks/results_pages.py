@@ -31,7 +31,16 @@ QUESTIONS = {
 TOLD = "static_tuned-per-task"
 GAP = "share of the oracle's gap closed, less that of blind routes (tune), %"
 SCANNED = ("model", "spans", "passes", "where they were chosen, points over the base", "on new questions, points over the base")
-JUDGED = ("codebook", "codebook_by_task", "routers", "paper", "codebook@0.9", "codebook_by_task@0.9")
+JUDGED = (
+    "codebook",
+    "codebook_by_task",
+    "codebook_by_task_guarded",
+    "routers",
+    "paper",
+    "codebook@0.9",
+    "codebook_guarded@0.9",
+    "codebook_by_task@0.9",
+)
 SHOWN_BUDGET = "0.9"
 WIDTH = 140  # of a line of text
 TEMPLATE = Path(__file__).parent / "results_page.md"  # the words of docs/results.md

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,18 @@ from drllm.core.config import GuaranteeConfig
 from drllm.evaluation.calibrate import calibrate
 from drllm.evaluation.fit import fit_policy
 from drllm.methods.base import get_method, method_names, method_of
-from drllm.methods.codebook import Candidate, CodebookConfig, _fit_one, choices, choose, choose_routes, served_passes, thresholds, worth
+from drllm.methods.codebook import (
+    Candidate,
+    CodebookConfig,
+    _fit_one,
+    choices,
+    choose,
+    choose_routes,
+    reach_of,
+    served_passes,
+    thresholds,
+    worth,
+)
 from drllm.methods.matrix import Matrix, mixed_gain
 from drllm.methods.routers import BELOW, soft_target
 from drllm.methods.selector import STAY, Folds, fit_ridges, lower_bound, principal_directions
@@ -192,7 +204,7 @@ def planted(seed: int, effect: float) -> tuple[Matrix, np.ndarray]:
 def fitted(fit: Matrix, features: np.ndarray, tune: Matrix, tune_features: np.ndarray, price: float = 0.0, **options) -> Candidate:
     """A selector of all of the book's routes."""
     config = CodebookConfig(**options)
-    return _fit_one(fit, tune, range(1, K + 1), Folds(features, worth(fit, config), 5, 0), tune_features, price, config)
+    return _fit_one(fit, tune, range(1, K + 1), Folds(features, worth(fit, config), 5, 0), tune_features, price, math.inf, config)
 
 
 def test_a_selector_finds_which_prompts_a_route_helps():
@@ -231,7 +243,7 @@ def test_targets_of_a_task_tell_kinds_of_prompts_apart_and_nothing_finer():
     allowed = np.array([False, True, True, True, True])
     order = choose_routes(fit, allowed, 4, config, 0.0)
     assert set(order) == {1, 2}, "the other routes gain nothing on any task"
-    found = _fit_one(fit, tune, order, Folds(features, targets, 5, 0), tune_features, 0.0, config)
+    found = _fit_one(fit, tune, order, Folds(features, targets, 5, 0), tune_features, 0.0, math.inf, config)
     picked = np.array(order)[choices(found, tune_features) - 1]
     assert (picked[:300] == 1).mean() > 0.95
     assert (picked[300:] == 2).mean() > 0.95
@@ -390,6 +402,37 @@ def test_picking_by_hand():
     assert pick(scores, saved, Point(0.1)).tolist() == [1, 0, 0]
     assert pick(scores, saved, Point(0.0, price=1.0)).tolist() == [2, 2, 2]
     assert pick(torch.zeros(3, 0), torch.zeros(0), Point(0.0)).tolist() == [0, 0, 0]
+
+
+def test_prompts_out_of_reach_keep_the_base(tmp_path):
+    """By hand: four features of mean 1 and scale 2. The second prompt lies 3 standard deviations off in each, the first 1."""
+    far = Codebook(
+        [Route.full(L), Route.full(L).edit(2, 0)],
+        *(1, torch.ones(4), torch.full((4,), 2.0), torch.zeros(4, 1), torch.ones(1), [Point(0.0, 0.5)], 0, 2.0),
+    )
+    features = torch.tensor([[3.0, -1, 3, -1], [7, -5, 7, -5]])
+    assert far.choose(features).tolist() == [1, 0]
+    assert far.scores(features).tolist() == [[1.0], [-math.inf]]
+    far.save(tmp_path)
+    assert Codebook.load(tmp_path).choose(features).tolist() == [1, 0]
+    assert far.at_point(0).choose(features).tolist() == [1, 0]
+    everywhere = Codebook(far.routes, 1, far.mean, far.scale, far.weight, far.bias, [Point(0.0)], 0)
+    assert everywhere.choose(features).tolist() == [1, 1]
+    everywhere.save(tmp_path)
+    assert "reach" not in json.loads((tmp_path / "codebook.json").read_text()), "files of policies without it are as they were"
+    for reach in (0, -1, "nan"):
+        about = json.loads((tmp_path / "codebook.json").read_text()) | {"reach": reach}
+        (tmp_path / "codebook.json").write_text(json.dumps(about))
+        with pytest.raises(ArtifactError, match="train the codebook again"):
+            Codebook.load(tmp_path)
+
+
+def test_the_reach_leaves_out_the_share_that_was_asked_for():
+    features = np.random.default_rng(0).normal(5, 3, (1000, 8))
+    reach = reach_of(features, 0.02)
+    z = (features - features.mean(0)) / features.std(0)
+    assert (np.sqrt((z**2).mean(1)) > reach).sum() == 20
+    assert reach_of(features, 0.0) == math.inf
 
 
 def test_a_damaged_book_is_refused(tmp_path):

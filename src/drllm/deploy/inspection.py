@@ -1,6 +1,7 @@
 """`drllm inspect`: what a policy saw of one prompt and what it decided, block by block."""
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -111,7 +112,9 @@ def render(found: Inspection, width: int | None = None, colour: bool = False) ->
     parts: list[Any] = [_prompt(found), Text(""), route, *_loops(found.route)]
     if found.probabilities is not None:
         parts += [Text(""), _block_table(found.probabilities, found.route)]
-    if found.values:
+    if found.values and max(found.values) == -math.inf:
+        parts += [Text("\nthis prompt is unlike those that the codebook learned from, so the base is kept")]
+    elif found.values:
         parts += [Text(f"\nthe route worth most is taken if that is more than {100 * found.threshold:+.2f} points; the base's is worth 0")]
         parts += [_route_table(found)]
     console.print(Group(*parts, Text(""), Text.assemble(("answer  ", "bold"), repr(found.text))))

@@ -10,6 +10,7 @@ Shapes: N questions, R routes of the matrix, K of the codebook, F features, S sp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,6 +55,12 @@ class CodebookConfig(Options):
     confidence: float = option(0.9, "one-sided, of the bound on the total gain; not corrected for what is chosen by it", ge=0.5, le=0.9999)
     nesting: float = option(0.1, "price of a block pass that no other route of the codebook needs, as a share of the base's passes", ge=0)
     abstain: bool = option(True, "keep the base where too little gain is predicted; else the highest score is followed, the base's being 0")
+    unfamiliar: float = option(
+        0.0,
+        "share of the fit prompts that may count as unlike the rest; prompts less like them than that keep the base; 0: none does",
+        ge=0,
+        le=0.5,
+    )
     budget: float = option(1.0, "mean passes on tune to spend at most, as a share of the base's; 1: accuracy first", ge=0.1, le=1)
     seed: int = option(0, "seed of the folds", ge=0, le=MAX_SEED)
 
@@ -72,6 +79,12 @@ class Candidate:
     switched: float = 0.0
     block: int = 0
     n_components: int = 0
+    reach: float = math.inf
+
+    def scores(self, features: np.ndarray) -> np.ndarray:
+        """(N, K) of each route but the base, whose score is 0; -inf for prompts out of reach."""
+        z = (features - self.ridge.mean) / self.ridge.scale
+        return np.where((np.sqrt((z**2).mean(1)) > self.reach)[:, None], -np.inf, self.ridge.predict(features))
 
 
 def fit_codebook(
@@ -107,7 +120,8 @@ def fit_codebook(
         n_routes, points = 1, []
     arrays = (ridge.mean, ridge.scale, ridge.weight[:, : n_routes - 1], ridge.bias[: n_routes - 1])
     mean, scale, weight, bias = (torch.tensor(array, dtype=torch.float32) for array in arrays)
-    policy = Codebook(best.routes[:n_routes], best.block, mean, scale, weight, bias, points, max(0, len(points) - 1))
+    reach = best.reach if points else math.inf
+    policy = Codebook(best.routes[:n_routes], best.block, mean, scale, weight, bias, points, max(0, len(points) - 1), reach)
     policy.prompt_format = matrix.prompt_format if points else None
     return policy
 
@@ -211,14 +225,32 @@ def fit_candidates(matrix: Matrix, tune: Matrix, features: Features, config: Cod
         taken = [(price, order(matrix, allowed, max(sizes), config, price)) for price in prices]
         for n_components in COMPONENTS if config.components < 0 else (config.components,):
             folds = Folds(features["fit"][block], worth(matrix, config), config.folds, config.seed, n_components)
+            reach = reach_of(features["fit"][block], config.unfamiliar)
             for price, places in taken:
                 for size in sorted({min(size, len(places)) for size in sizes} - {0}):
-                    found = _fit_one(matrix, tune, places[:size], folds, features["tune"][block], price, config)
+                    found = _fit_one(matrix, tune, places[:size], folds, features["tune"][block], price, reach, config)
                     yield replace(found, block=block, n_components=n_components)
 
 
+def reach_of(features: np.ndarray, unfamiliar: float) -> float:
+    """How far from the mean of (N, F) features all but a share of them lie: the root mean square over features, each in its own standard
+    deviations. Infinite for a share of 0.
+    """
+    if not unfamiliar:
+        return math.inf
+    z = (features - features.mean(0, dtype=float)) / (features.std(0, dtype=float) + 1e-6)
+    return float(np.quantile(np.sqrt((z**2).mean(1)), 1 - unfamiliar))
+
+
 def _fit_one(
-    matrix: Matrix, tune: Matrix, places: Sequence[int], folds: Folds, tune_features: np.ndarray, price: float, config: CodebookConfig
+    matrix: Matrix,
+    tune: Matrix,
+    places: Sequence[int],
+    folds: Folds,
+    tune_features: np.ndarray,
+    price: float,
+    reach: float,
+    config: CodebookConfig,
 ) -> Candidate:
     """The selector of the base and the routes at `places`, its threshold from out-of-fold predictions, and how it does on tune."""
     fit, tune = matrix.at([0, *places]), tune.at([0, *places])
@@ -229,7 +261,7 @@ def _fit_one(
     each = np.arange(len(fit))
     realized = fit.gains[each, best + 1] + price * saved[best]
     threshold = lower_bound(value[each, best], realized, config.confidence) if config.abstain else 0.0
-    found = Candidate(fit.routes, saved, ridge, threshold, price)
+    found = Candidate(fit.routes, saved, ridge, threshold, price, reach=reach)
     picked = choices(found, tune_features)
     gain = float(tune.gains[np.arange(len(tune)), picked].mean())
     return replace(found, tune_gain=gain, tune_passes=float(tune.passes()[picked].mean()), switched=float((picked > 0).mean()))
@@ -241,13 +273,13 @@ def choices(candidate: Candidate, features: np.ndarray) -> np.ndarray:
 
     from drllm.policies.codebook import Point, pick
 
-    scores, saved = (torch.from_numpy(values) for values in (candidate.ridge.predict(features), candidate.saved))
+    scores, saved = (torch.from_numpy(values) for values in (candidate.scores(features), candidate.saved))
     return pick(scores, saved, Point(candidate.threshold, candidate.price)).numpy()
 
 
 def thresholds(best: Candidate, features: np.ndarray) -> list[float]:
     """Operating points, most conservative first: a quarter, a half, three quarters and all of the tune prompts that leave the base."""
-    values = (best.ridge.predict(features) + best.price * best.saved).max(1)
+    values = (best.scores(features) + best.price * best.saved).max(1)
     leaving = np.sort(values[values > best.threshold])[::-1]
     counts = sorted({round(share * len(leaving)) for share in (0.25, 0.5, 0.75)} - {0, len(leaving)})
     return [*(float(leaving[count]) for count in counts), best.threshold]
@@ -257,6 +289,7 @@ def _summary(candidate: Candidate) -> dict[str, Any]:
     first = {"n_routes": len(candidate.routes) - 1, "block": candidate.block, "price": candidate.price, "threshold": candidate.threshold}
     selector = {"ridge": candidate.ridge.penalty, "components": candidate.n_components}
     tune = {"tune_gain": candidate.tune_gain, "tune_passes": candidate.tune_passes, "tune_switched": candidate.switched}
+    selector |= {"reach": candidate.reach} if candidate.reach < math.inf else {}
     routes = {"served_passes": served_passes(candidate.routes), "routes": [str(route) for route in candidate.routes]}
     return first | selector | tune | routes
 

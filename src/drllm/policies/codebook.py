@@ -55,10 +55,20 @@ class Codebook(Policy):
         weight, bias: (F, K - 1) and (K - 1,): the score of each route but the base, whose score is 0.
         points: operating points, most conservative first; none for a codebook of the base alone.
         at: the one in use.
+        reach: how far a prompt may lie from those it learned from (`distance`); further off it keeps the base.
     """
 
     def __init__(
-        self, routes: Sequence[Route], block: int, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor, points: list[Point], at: int
+        self,
+        routes: Sequence[Route],
+        block: int,
+        mean: Tensor,
+        scale: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        points: list[Point],
+        at: int,
+        reach: float = math.inf,
     ):
         self.routes = tuple(routes)
         self.n_layers, self.hidden_size = len(self.routes[0]), len(mean) // 2
@@ -66,7 +76,7 @@ class Codebook(Policy):
         self.block, self.at, self.points = block, at, tuple(points)
         # A codebook of the base alone has nothing to choose.
         self.route, self.reads = (self.routes[0], None) if len(self.routes) == 1 else (None, block)
-        self.mean, self.scale, self.weight, self.bias = mean, scale, weight, bias
+        self.mean, self.scale, self.weight, self.bias, self.reach = mean, scale, weight, bias, reach
         if not self.routes[0].is_full or any(route.first_edit() < block for route in self.routes[1:]):
             expected = f"must list the base route first; no route may change a block before {block}"
             raise InputError(f"a codebook that reads the prompt before block {block} {expected}")
@@ -88,10 +98,11 @@ class Codebook(Policy):
         return [self.routes[index] for index in self.choose(features_BF).tolist()]
 
     def scores(self, features_BF: Tensor) -> Tensor:
-        """(B, K - 1): each route's predicted gain over the base less its harm."""
+        """(B, K - 1): each route's predicted gain over the base less its harm; -inf for prompts out of reach."""
         features = ((features_BF.cpu() - self.mean) / self.scale).float()
         with torch.autocast("cpu", enabled=False):  # near ties are decided in float32, whoever asks
-            return features @ self.weight + self.bias
+            scores = features @ self.weight + self.bias
+            return scores.masked_fill((features.square().mean(1).sqrt() > self.reach)[:, None], -math.inf)
 
     def values(self, features_BF: Tensor) -> Tensor:
         """(B, K - 1): what each route is worth at the operating point, to be compared with its threshold."""
@@ -123,6 +134,7 @@ class Codebook(Policy):
         """`codebook.json`, which holds a checksum of `selector.safetensors`; each atomically."""
         about: dict[str, Any] = {"routes": [str(route) for route in self.routes], "block": self.block, "at": self.at}
         about["points"] = [asdict(point) for point in self.points]
+        about |= {"reach": self.reach} if self.reach < math.inf else {}
         return _FILES.save(folder, about, {name: getattr(self, name) for name in TENSORS})
 
     @classmethod
@@ -133,9 +145,12 @@ class Codebook(Policy):
             points = [Point(float(point["threshold"]), float(point["price"])) for point in about["points"]]
             if any(math.isnan(value) for point in points for value in (point.threshold, point.price)):
                 raise ValueError("an operating point is NaN")
+            reach = float(about.get("reach", math.inf))
+            if not reach > 0:
+                raise ValueError("the reach is not above 0")
             routes = [Route.parse(text) for text in about["routes"]]
             mean, scale, weight, bias = (tensors[name] for name in TENSORS)
-            return cls(routes, int(about["block"]), mean, scale, weight, bias, points, int(about["at"]))
+            return cls(routes, int(about["block"]), mean, scale, weight, bias, points, int(about["at"]), reach)
 
 
 class _CodebookDecider(Decider):
