@@ -116,7 +116,8 @@ def test_a_codebook_of_loops_shows_each_in_brackets(tiny: RoutedModel):
 def test_a_prompt_out_of_reach_is_named(tiny: RoutedModel):
     size = 2 * tiny.hidden_size
     routes, scale = [Route.full(4), Route.parse("1110")], torch.full((size,), 1e-6)
-    near = Codebook(routes, 2, torch.zeros(size), scale, torch.zeros(size, 1), torch.ones(1), [Point(0.0)], 0, 1.0)
+    near = Codebook(routes, 2, torch.zeros(size), scale, torch.zeros(size, 1), torch.ones(1), [Point(0.0)], 0)
+    near.reach = 1.0
     found = inspect(tiny, PROMPT, near, max_new_tokens=1)
     assert found.route.is_full
     assert "this prompt is unlike those that the codebook learned from, so the base is kept" in render(found)

@@ -408,8 +408,9 @@ def test_prompts_out_of_reach_keep_the_base(tmp_path):
     """By hand: four features of mean 1 and scale 2. The second prompt lies 3 standard deviations off in each, the first 1."""
     far = Codebook(
         [Route.full(L), Route.full(L).edit(2, 0)],
-        *(1, torch.ones(4), torch.full((4,), 2.0), torch.zeros(4, 1), torch.ones(1), [Point(0.0, 0.5)], 0, 2.0),
+        *(1, torch.ones(4), torch.full((4,), 2.0), torch.zeros(4, 1), torch.ones(1), [Point(0.0, 0.5)], 0),
     )
+    far.reach = 2.0
     features = torch.tensor([[3.0, -1, 3, -1], [7, -5, 7, -5]])
     assert far.choose(features).tolist() == [1, 0]
     assert far.scores(features).tolist() == [[1.0], [-math.inf]]

@@ -120,8 +120,8 @@ def fit_codebook(
         n_routes, points = 1, []
     arrays = (ridge.mean, ridge.scale, ridge.weight[:, : n_routes - 1], ridge.bias[: n_routes - 1])
     mean, scale, weight, bias = (torch.tensor(array, dtype=torch.float32) for array in arrays)
-    reach = best.reach if points else math.inf
-    policy = Codebook(best.routes[:n_routes], best.block, mean, scale, weight, bias, points, max(0, len(points) - 1), reach)
+    policy = Codebook(best.routes[:n_routes], best.block, mean, scale, weight, bias, points, max(0, len(points) - 1))
+    policy.reach = best.reach if points else math.inf
     policy.prompt_format = matrix.prompt_format if points else None
     return policy
 

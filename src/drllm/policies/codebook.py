@@ -55,20 +55,16 @@ class Codebook(Policy):
         weight, bias: (F, K - 1) and (K - 1,): the score of each route but the base, whose score is 0.
         points: operating points, most conservative first; none for a codebook of the base alone.
         at: the one in use.
-        reach: how far a prompt may lie from those it learned from (`distance`); further off it keeps the base.
+
+    Attributes:
+        reach: how far a prompt may lie from those it learned from; further off it keeps the base. The root mean square of its standardised
+            features.
     """
 
+    reach: float = math.inf
+
     def __init__(
-        self,
-        routes: Sequence[Route],
-        block: int,
-        mean: Tensor,
-        scale: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        points: list[Point],
-        at: int,
-        reach: float = math.inf,
+        self, routes: Sequence[Route], block: int, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor, points: list[Point], at: int
     ):
         self.routes = tuple(routes)
         self.n_layers, self.hidden_size = len(self.routes[0]), len(mean) // 2
@@ -76,7 +72,7 @@ class Codebook(Policy):
         self.block, self.at, self.points = block, at, tuple(points)
         # A codebook of the base alone has nothing to choose.
         self.route, self.reads = (self.routes[0], None) if len(self.routes) == 1 else (None, block)
-        self.mean, self.scale, self.weight, self.bias, self.reach = mean, scale, weight, bias, reach
+        self.mean, self.scale, self.weight, self.bias = mean, scale, weight, bias
         if not self.routes[0].is_full or any(route.first_edit() < block for route in self.routes[1:]):
             expected = f"must list the base route first; no route may change a block before {block}"
             raise InputError(f"a codebook that reads the prompt before block {block} {expected}")
@@ -150,7 +146,9 @@ class Codebook(Policy):
                 raise ValueError("the reach is not above 0")
             routes = [Route.parse(text) for text in about["routes"]]
             mean, scale, weight, bias = (tensors[name] for name in TENSORS)
-            return cls(routes, int(about["block"]), mean, scale, weight, bias, points, int(about["at"]), reach)
+            found = cls(routes, int(about["block"]), mean, scale, weight, bias, points, int(about["at"]))
+            found.reach = reach
+            return found
 
 
 class _CodebookDecider(Decider):
