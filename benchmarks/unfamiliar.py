@@ -13,17 +13,11 @@ import torch
 
 from drllm import RoutedModel, show_progress
 from drllm.core.config import EvaluateConfig
-from drllm.policies.codebook import Codebook
+from drllm.policies.codebook import Codebook, distance
 from drllm.policies.saved import load_policy
 from drllm.scoring.route_prediction import read_prompts
 from drllm.scoring.scorer import askable, scorer_of
 from drllm.tasks import load_task
-
-
-def distances(codebook: Codebook, features: torch.Tensor | np.ndarray) -> np.ndarray:
-    """(N,): root mean squares over (N, F) features, each in its standard deviations of the fit prompts."""
-    z = (torch.as_tensor(features).float() - codebook.mean) / codebook.scale
-    return z.square().mean(1).sqrt().numpy()
 
 
 def main() -> None:
@@ -49,7 +43,7 @@ def main() -> None:
         scorer = scorer_of(routed, loaded.task, EvaluateConfig(reward=given.reward))
         questions, _ = askable(scorer, loaded.task, loaded.select(given.split, given.limit))
         read = read_prompts(routed, [question.context_ids for question in questions], [codebook.block], 512, lambda _: None)
-        found = distances(codebook, read[codebook.block])
+        found = distance((torch.as_tensor(read[codebook.block]).float() - codebook.mean) / codebook.scale).numpy()
         cells = [f"{value:.2f}" for value in np.quantile(found, [0, 0.25, 0.5, 0.75, 1])]
         print(f"| {name} | {' | '.join(cells)} | {(found > codebook.reach).mean():.0%} |", flush=True)
 

@@ -77,7 +77,12 @@ class Request:
 
 def questions_of(scorer: Scorer, task: Task, examples: Sequence[Example]) -> list[Any]:
     """The questions in the order in which all methods answer them: the shortest first."""
-    return sorted((scorer.question(task, example) for example in examples), key=lambda q: (q.n_tokens, q.example.id))
+    return sorted((scorer.question(task, example) for example in examples), key=shortest_first)
+
+
+def shortest_first(question: Any) -> tuple[int, str]:
+    """What questions are sorted by before they are answered."""
+    return question.n_tokens, question.example.id
 
 
 def baseline_routes(name: str, routes: Sequence[Route], seed: str) -> list[Route]:

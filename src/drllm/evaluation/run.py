@@ -7,6 +7,7 @@ gain from reading the prompt. `random` and `shuffled` alone are the routers'.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from drllm.core.errors import InputError
 from drllm.core.files import write_json
 from drllm.core.progress import say
 from drllm.core.route import Route
-from drllm.evaluation.answers import Request, answer, answer_on_workers, baseline_routes, questions_of
+from drllm.evaluation.answers import Request, answer, answer_on_workers, baseline_routes, shortest_first
 from drllm.methods.base import method_names
 from drllm.model.executors import opened, settled
 from drllm.model.pool import Workplace
@@ -32,9 +33,10 @@ from drllm.runs.provenance import running
 from drllm.runs.summary import Summary, rows_of
 from drllm.runs.training_questions import load_unseen
 from drllm.runs.verdicts import Verdicts
-from drllm.scoring.scorer import askable, said_left_out, scorer_of
+from drllm.scoring.base import Question
+from drllm.scoring.scorer import Scorer, askable, said_left_out, scorer_of
 from drllm.scoring.verdict import Known
-from drllm.tasks import Example, LoadedTask, texts_digest
+from drllm.tasks import LoadedTask, texts_digest
 
 
 def evaluate(
@@ -108,19 +110,27 @@ class _Comparison:
     answers: dict[tuple[str, str], Verdicts] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.examples = {name: self._asked(task) for name, task in self.loaded.items()}
         # The base, then policies, then the baselines, which are made from their routes.
         self.methods = (BASE, *self.policies, *self.baselines)
 
-    def _asked(self, loaded: LoadedTask) -> list[Example]:
-        """The task's questions, but for those that the model cannot be asked, which is said."""
+    @cached_property
+    def scorers(self) -> dict[str, Scorer]:
+        """By task."""
+        return {name: scorer_of(self.routed, loaded.task, self.config) for name, loaded in self.loaded.items()}
+
+    @cached_property
+    def questions(self) -> dict[str, list[Question]]:
+        """By task, in its order, but for those that the model cannot be asked, which is said."""
+        return {name: self._asked(loaded) for name, loaded in self.loaded.items()}
+
+    def _asked(self, loaded: LoadedTask) -> list[Question]:
         rows = loaded.select(self.config.split, self.config.limit)
-        _, reasons = askable(scorer_of(self.routed, loaded.task, self.config), loaded.task, rows)
+        questions, reasons = askable(self.scorers[loaded.task.name], loaded.task, rows)
         for line in said_left_out(loaded.task.name, reasons.values()):
             say(line)
         if rows and len(reasons) == len(rows):
             raise InputError(f"{loaded.task.name} has no {self.config.split} question that can be asked ({next(iter(reasons.values()))})")
-        return [example for example in rows if example.id not in reasons]
+        return questions
 
     def check_rewards(self) -> None:
         """Refuse a reward that a policy has no answer for, before the base answers anything."""
@@ -137,14 +147,15 @@ class _Comparison:
             routes = baseline_routes(method.partition("-")[0], theirs, f"{self.config.seed}:{task}")
         saved = self.run.policy(method) if method in self.policies else None
         path = self.run.verdicts(self.config.folder, method, task)
-        made = Request(method, self.loaded[task].task, self.examples[task], saved, routes, path)
+        examples = [question.example for question in self.questions[task]]
+        made = Request(method, self.loaded[task].task, examples, saved, routes, path)
         return replace(made, metadata=made.described(self.routed, self.config, questions))
 
     def answer_here(self) -> None:
         """In this process, task by task."""
-        for name, loaded in self.loaded.items():
-            scorer = scorer_of(self.routed, loaded.task, self.config)
-            questions = questions_of(scorer, loaded.task, self.examples[name])
+        for name in self.loaded:
+            questions = sorted(self.questions[name], key=shortest_first)
+            scorer = self.scorers.pop(name)  # the states that it keeps go with it
             for method in self.methods:
                 request = self.request(method, name, questions)
                 policy = self.policies.get(method) or request.policy(self.routed)
@@ -153,8 +164,7 @@ class _Comparison:
 
     def answer_on_workers(self, place: Workplace, resources: Resources) -> None:
         """By workers: the base and policies, then the baselines, which take their owners' routes."""
-        scorers = {name: scorer_of(self.routed, loaded.task, self.config) for name, loaded in self.loaded.items()}
-        questions = {name: questions_of(scorer, self.loaded[name].task, self.examples[name]) for name, scorer in scorers.items()}
+        questions = {name: sorted(asked, key=shortest_first) for name, asked in self.questions.items()}
         for methods in ([BASE, *self.policies], self.baselines):
             requests = [self.request(method, task, questions[task]) for task in self.loaded for method in methods]
             answer_on_workers(place, self.routed, self.config, resources, requests)
@@ -171,6 +181,6 @@ class _Comparison:
         dropped = {name: loaded.dropped for name, loaded in self.loaded.items()}
         sources = {name: loaded.source for name, loaded in self.loaded.items()}
         data = {name: None if where is None else str(where) for name, where in read_from.items()}
-        texts = {name: texts_digest(examples) for name, examples in self.examples.items()}
+        texts = {name: texts_digest([question.example for question in asked]) for name, asked in self.questions.items()}
         policies = {name: policy_digest(self.run.policy(name)) for name in self.policies}
         return Summary(**about, tasks=tasks, rows=rows, dropped=dropped, sources=sources, data=data, texts=texts, policies=policies)

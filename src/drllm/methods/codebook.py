@@ -83,8 +83,10 @@ class Candidate:
 
     def scores(self, features: np.ndarray) -> np.ndarray:
         """(N, K) of each route but the base, whose score is 0; -inf for prompts out of reach."""
-        z = (features - self.ridge.mean) / self.ridge.scale
-        return np.where((np.sqrt((z**2).mean(1)) > self.reach)[:, None], -np.inf, self.ridge.predict(features))
+        predicted = self.ridge.predict(features)
+        if self.reach < math.inf:
+            predicted[self.ridge.distance(features) > self.reach] = -np.inf
+        return predicted
 
 
 def fit_codebook(
@@ -223,9 +225,9 @@ def fit_candidates(matrix: Matrix, tune: Matrix, features: Features, config: Cod
     for block in features["fit"]:
         allowed = np.array([not route.is_full and route.first_edit() >= block for route in matrix.routes])
         taken = [(price, order(matrix, allowed, max(sizes), config, price)) for price in prices]
+        reach = reach_of(features["fit"][block], config.unfamiliar)
         for n_components in COMPONENTS if config.components < 0 else (config.components,):
             folds = Folds(features["fit"][block], worth(matrix, config), config.folds, config.seed, n_components)
-            reach = reach_of(features["fit"][block], config.unfamiliar)
             for price, places in taken:
                 for size in sorted({min(size, len(places)) for size in sizes} - {0}):
                     found = _fit_one(matrix, tune, places[:size], folds, features["tune"][block], price, reach, config)

@@ -24,9 +24,17 @@ class Ridge:
     bias: np.ndarray
     penalty: float
 
+    def standardised(self, features: np.ndarray) -> np.ndarray:
+        """(N, F)."""
+        return (features - self.mean) / self.scale
+
     def predict(self, features: np.ndarray) -> np.ndarray:
         """(N, K)."""
-        return (features - self.mean) / self.scale @ self.weight + self.bias
+        return self.standardised(features) @ self.weight + self.bias
+
+    def distance(self, features: np.ndarray) -> np.ndarray:
+        """(N,): how far from what it was fitted on, the root mean square of the standardised features."""
+        return np.sqrt((self.standardised(features) ** 2).mean(1))
 
 
 class Folds:

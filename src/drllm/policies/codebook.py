@@ -44,6 +44,11 @@ def pool_prompt(x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
     return torch.cat([x.sum(1) / mask.sum(1, keepdim=True), x[torch.arange(len(x), device=x.device), last]], dim=1)
 
 
+def distance(z_BF: Tensor) -> Tensor:
+    """(B,): how far standardised features lie from those learned from, their root mean square."""
+    return z_BF.square().mean(1).sqrt()
+
+
 @register_policy("codebook")
 class Codebook(Policy):
     """K routes, the base first, and a linear selector.
@@ -98,7 +103,7 @@ class Codebook(Policy):
         features = ((features_BF.cpu() - self.mean) / self.scale).float()
         with torch.autocast("cpu", enabled=False):  # near ties are decided in float32, whoever asks
             scores = features @ self.weight + self.bias
-            return scores.masked_fill((features.square().mean(1).sqrt() > self.reach)[:, None], -math.inf)
+            return scores.masked_fill((distance(features) > self.reach)[:, None], -math.inf)
 
     def values(self, features_BF: Tensor) -> Tensor:
         """(B, K - 1): what each route is worth at the operating point, to be compared with its threshold."""

@@ -17,7 +17,7 @@ from drllm.model.routed import RoutedModel
 from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import path_manifests
 from drllm.runs.records import RouteRecord, iterate_records
-from drllm.scoring.scorer import scorer_of
+from drllm.scoring.scorer import askable, scorer_of
 from drllm.searching.runner import search
 from drllm.tasks import SPLITS, Example, LoadedTask, question_key
 
@@ -99,13 +99,9 @@ def _usable(routed: RoutedModel, task: LoadedTask, split: str, config: ScanConfi
     """Questions of a split, in its order, that have a choice to make and fit the model's context."""
     scorer = scorer_of(routed, task.task, config)
     for example in task.select(split):
-        if task.task.kind == "choice" and len(example.choices) == 1:
-            continue
-        try:
-            scorer.question(task.task, example)
-        except InputError:
-            continue
-        yield example
+        lone = task.task.kind == "choice" and len(example.choices) == 1
+        if not lone and askable(scorer, task.task, [example])[0]:
+            yield example
 
 
 @dataclass(frozen=True)
