@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from methods import SETTINGS
+from methods_rows import SETTINGS
 
 SIZES = (150, 300, 600, 1200, 2400, 4800)
 DRAWS = 3

@@ -28,7 +28,8 @@ import results_pages  # noqa: E402
 import serve_runs  # noqa: E402
 import timing  # noqa: E402
 from drllm.reporting.drawing import draw, write_charts  # noqa: E402
-from methods import ROWS, SETTINGS, best_longer, fit, read_before, wanted_rows  # noqa: E402
+from methods import best_longer, fit, read_before  # noqa: E402
+from methods_rows import ROWS, SETTINGS, wanted_rows  # noqa: E402
 from methods_told import routes_by_task  # noqa: E402
 from runs import model, questions, write_rows  # noqa: E402
 
