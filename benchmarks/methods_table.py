@@ -44,6 +44,8 @@ NAMES = {
     "told@0.9": "best route of each task @0.9 (told the task)",
     "codebook_by_task_guarded": "codebook_by_task, base for unfamiliar prompts",
     "codebook_guarded@0.9": "codebook@0.9, base for unfamiliar prompts",
+    "shuffled-codebook_by_task_guarded": "shuffled-codebook_by_task, base for unfamiliar prompts",
+    "shuffled-codebook_guarded@0.9": "shuffled-codebook@0.9, base for unfamiliar prompts",
     "oracle": "oracle of 16 routes (told every answer: what the best of them for each question would be)",
     "paper": "routers, preset paper",
     "shuffled-paper": "shuffled routers, preset paper",

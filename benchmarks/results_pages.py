@@ -88,14 +88,14 @@ def is_shown(section: Section, apart: Sequence[str]) -> bool:
     return section.split == "test" and section.setting not in apart
 
 
-def is_drawn_only(name: str) -> bool:
-    """Whether a row is of a budget that docs/results.md shows in the picture alone."""
-    return name.partition("@")[2] not in ("", SHOWN_BUDGET)
+def is_elsewhere(name: str) -> bool:
+    """Whether a row is of a budget that docs/results.md shows in the picture alone, or dealt over tasks: both stand in tables.md."""
+    return name.partition("@")[2] not in ("", SHOWN_BUDGET) or name.startswith("shuffled-over-tasks")
 
 
 def tested(out: Path, section: Section) -> str:
     """A test section: its table of methods."""
-    rows = (row for row in section.rows if not is_drawn_only(row["method"]))
+    rows = (row for row in section.rows if not is_elsewhere(row["method"]))
     table = "\n".join(markdown(SHORT, ([row[column] for column in SHORT] for row in rows)))
     asked = section.title.partition("(")[2].removesuffix(")")
     chart = section.frontier

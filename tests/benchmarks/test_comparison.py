@@ -390,8 +390,10 @@ def test_the_short_page_leaves_other_budgets_and_tables_out_of_domain_to_the_oth
     def section(setting: str) -> methods_table.Section:
         return methods_table.Section(setting, "test", f"{setting} (2 questions)", "python", (), (), (), False)
 
-    shown = [name for name in ("base", "codebook@0.9", "static_tuned@1.05", "codebook@0.8") if not results_pages.is_drawn_only(name)]
-    assert shown == ["base", "codebook@0.9"]
+    shown = [
+        name for name in ("base", "codebook@0.9", "shuffled-polar", "shuffled-over-tasks-polar") if not results_pages.is_elsewhere(name)
+    ]
+    assert shown == ["base", "codebook@0.9", "shuffled-polar"]
     (tmp_path / "model.json").write_text('{"model": "m", "blocks": 30}')
     monkeypatch.setattr(results_pages, "sections", lambda *given: [section(name) for name in ("kinds", "letters-ood", "piqa")])
     results_pages.write_pages(tmp_path, results_pages.Stored([tmp_path]), SETTINGS, ["piqa"])
