@@ -51,9 +51,11 @@ def begin(engine: Any, request: dict[str, Any], first: int) -> dict[str, Any]:
     while len(begun) < len(request["prompts"]):
         begun |= {output.request_id for output in engine.step() if output.outputs[0].token_ids}
     seconds = clock() - started
-    chosen = (
-        [engine.collective_rpc("drllm_route", args=(str(first + row),))[0] for row in range(len(begun))] if request.get("chosen") else None
-    )
+    chosen = None
+    if request.get("chosen"):
+        tickets = [str(first + row) for row in range(len(begun))]
+        found = engine.collective_rpc("drllm_routes", args=(tickets,))[0]
+        chosen = [found.get(ticket) for ticket in tickets]
     return {"seconds": seconds, "more": engine.has_unfinished_requests(), "chosen": chosen}
 
 

@@ -94,7 +94,9 @@ def main() -> None:
     }
     if job["spec"] is not None:
         result["stats"] = engine.collective_rpc("drllm_stats")[0]
-        result["routes"] = [engine.collective_rpc("drllm_route", args=(str(index),))[0] for index in range(len(requests))]
+        tickets = [str(index) for index in range(len(requests))]
+        found = engine.collective_rpc("drllm_routes", args=(tickets,))[0]
+        result["routes"] = [found.get(ticket) for ticket in tickets]
     print(json.dumps(result))
 
 

@@ -22,6 +22,7 @@ from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.deploy.serving.engine.answers import CALL, Taken
 from drllm.deploy.serving.engine.front import FrontSelector
+from drllm.deploy.serving.engine.tickets import Tickets
 from drllm.deploy.serving.engine.vllm_private import replace_beam_search, validation_error
 from drllm.deploy.serving.engine.worker import load_policy
 from drllm.deploy.serving.spec import ROUTE_ARGUMENT, TICKET_ARGUMENT, ServeSpec
@@ -63,6 +64,7 @@ class RequestRouter:
     def __init__(self, spec: ServeSpec, engine_client: Any):
         self.spec, self.client = spec, engine_client
         self.submit = engine_client.generate  # vLLM's own
+        self.tickets = Tickets(engine_client)
         self.salted = engine_client.vllm_config.cache_config.enable_prefix_caching
         self.front: FrontSelector | None = None
         self.routes: list[str] = list(spec.routes) if spec.route is None else [spec.route]
@@ -130,14 +132,15 @@ class RequestRouter:
         outputs = self.submit(prompt, params, request_id, **kwargs)
         made: dict[int, int] = {}  # tokens of each sample: of a stream an output holds those since the last, else all so far
         n_cached, left = 0, False
+        if ticket:
+            self.tickets.expect(ticket)
         try:
             async for output in outputs:
-                if ticket:
-                    found = (await self.client.collective_rpc("drllm_route", args=(ticket,)))[0]
+                if taken.route is None:
+                    found = await self.tickets.take(ticket)
                     if found is None or found.startswith("!"):
                         raise validation_error(f"the policy could not decide: {(found or '!its route is not known').removeprefix('!')}")
                     taken.set(Route.parse(found, self.spec.n_layers), "policy")
-                    ticket = ""
                 n_cached = output.num_cached_tokens or n_cached
                 made |= {sample.index: made.get(sample.index, 0) + len(sample.token_ids) for sample in output.outputs}
                 yield output
@@ -145,6 +148,7 @@ class RequestRouter:
             left = True
             raise
         finally:
+            self.tickets.drop(ticket)
             await outputs.aclose()
             if taken.route is not None and (made or left):  # else the engine refused it
                 read = self.front.codebook.block * len(ids) if self.front is not None and taken.decided == "policy" else 0

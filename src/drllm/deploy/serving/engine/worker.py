@@ -92,9 +92,10 @@ class RoutedWorker(HookedWorker):
     def new_keeper(additional_config: Any) -> RouteKeeper:
         return RouteKeeper(ServeSpec.required(additional_config))
 
-    def drllm_route(self, ticket: str) -> str | None:
-        """The route decided in the engine for the request that carried this ticket, or "!" and why none could be."""
-        return self.keeper.tickets.get(ticket)
+    def drllm_routes(self, tickets: Sequence[str]) -> dict[str, str]:
+        """The route decided in the engine for the request that carried a ticket, or "!" and why none could be; of those that are known."""
+        known = self.keeper.tickets
+        return {ticket: known[ticket] for ticket in tickets if ticket in known}
 
     def drllm_stats(self) -> dict[str, int]:
         return dict(self.keeper.stats)
