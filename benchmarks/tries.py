@@ -374,7 +374,7 @@ def main() -> None:
     found = about(seen)
     print(json.dumps(found, indent=1))
     print("\n| try | budget | passes | points against the base | over its routes dealt within tasks |\n|---|---|---|---|---|")
-    kept = kept_before(arguments.out, found) if arguments.only else {}
+    kept = kept_before(arguments.out, found) if arguments.only and arguments.out.is_file() else {}
     for one in tries(seen):
         if not one.name.startswith(arguments.only):
             continue

@@ -43,7 +43,7 @@ def main() -> None:
         scorer = scorer_of(routed, loaded.task, EvaluateConfig(reward=given.reward))
         questions, _ = askable(scorer, loaded.task, loaded.select(given.split, given.limit))
         read = read_prompts(routed, [question.context_ids for question in questions], [codebook.block], 512, lambda _: None)
-        found = distance((torch.as_tensor(read[codebook.block]).float() - codebook.mean) / codebook.scale).numpy()
+        found = distance(codebook.standardised(torch.as_tensor(read[codebook.block]).float())).numpy()
         cells = [f"{value:.2f}" for value in np.quantile(found, [0, 0.25, 0.5, 0.75, 1])]
         print(f"| {name} | {' | '.join(cells)} | {(found > codebook.reach).mean():.0%} |", flush=True)
 

@@ -26,7 +26,7 @@ from drllm.core.progress import Progress
 from drllm.core.route import Route, Span
 from drllm.core.text import type_name
 from drllm.methods.base import Method, pass_limit
-from drllm.methods.selector import Folds, Ridge, lower_bound
+from drllm.methods.selector import Folds, Ridge, lengths, lower_bound, moments
 from drllm.runs.layout import CANDIDATES_FILE
 
 if TYPE_CHECKING:
@@ -240,8 +240,8 @@ def reach_of(features: np.ndarray, unfamiliar: float) -> float:
     """
     if not unfamiliar:
         return math.inf
-    z = (features - features.mean(0, dtype=float)) / (features.std(0, dtype=float) + 1e-6)
-    return float(np.quantile(np.sqrt((z**2).mean(1)), 1 - unfamiliar))
+    mean, scale = moments(features)
+    return float(np.quantile(lengths((features - mean) / scale), 1 - unfamiliar))
 
 
 def _fit_one(

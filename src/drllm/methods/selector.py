@@ -34,7 +34,17 @@ class Ridge:
 
     def distance(self, features: np.ndarray) -> np.ndarray:
         """(N,): how far from what it was fitted on, the root mean square of the standardised features."""
-        return np.sqrt((self.standardised(features) ** 2).mean(1))
+        return lengths(self.standardised(features))
+
+
+def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and scale (F,) by which (N, F) features are standardised."""
+    return features.mean(0, dtype=float), features.std(0, dtype=float) + 1e-6
+
+
+def lengths(z: np.ndarray) -> np.ndarray:
+    """(N,): the root mean square of each question's standardised features (N, F)."""
+    return np.sqrt((z**2).mean(1))
 
 
 class Folds:
@@ -73,7 +83,7 @@ def fit_ridges(features: np.ndarray, targets: np.ndarray, n_components: int = 0)
 
     By Cholesky factors of whichever is smaller: features by features, or questions by questions.
     """
-    mean, scale = features.mean(0, dtype=float), features.std(0, dtype=float) + 1e-6
+    mean, scale = moments(features)
     z = (features - mean) / scale
     bias = targets.mean(0)
     directions = principal_directions(z, n_components) if n_components else None

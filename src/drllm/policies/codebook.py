@@ -98,9 +98,13 @@ class Codebook(Policy):
             raise InputError(f"the states entering block {self.block} are not finite on a prompt: load the base in bfloat16 or float32")
         return [self.routes[index] for index in self.choose(features_BF).tolist()]
 
+    def standardised(self, features_BF: Tensor) -> Tensor:
+        """(B, F), in float32."""
+        return ((features_BF.cpu() - self.mean) / self.scale).float()
+
     def scores(self, features_BF: Tensor) -> Tensor:
         """(B, K - 1): each route's predicted gain over the base less its harm; -inf for prompts out of reach."""
-        features = ((features_BF.cpu() - self.mean) / self.scale).float()
+        features = self.standardised(features_BF)
         with torch.autocast("cpu", enabled=False):  # near ties are decided in float32, whoever asks
             scores = features @ self.weight + self.bias
             return scores.masked_fill((distance(features) > self.reach)[:, None], -math.inf)

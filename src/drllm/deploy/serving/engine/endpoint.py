@@ -62,7 +62,7 @@ class RequestRouter:
     """Gives each request its route, before or inside the engine."""
 
     def __init__(self, spec: ServeSpec, engine_client: Any):
-        self.spec, self.client = spec, engine_client
+        self.spec = spec
         self.submit = engine_client.generate  # vLLM's own
         self.tickets = Tickets(engine_client)
         self.salted = engine_client.vllm_config.cache_config.enable_prefix_caching
