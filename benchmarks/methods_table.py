@@ -166,6 +166,12 @@ class Gap:
         closed = f"Of the oracle's gap over the base `{name}` closes {self.own:.0f} % and `{self.blind}` {self.of_blind:.0f} %"
         return f"{closed}; the difference is {self.less}. "
 
+    def cell(self) -> str:
+        """Of a table: what is closed beyond the blind codebook. Where nothing is closed a share says nothing, so both stand there."""
+        if self.own < 0:
+            return f"none: {self.own:.0f}, blind routes {self.of_blind:.0f}"
+        return self.less.replace(" %", "")
+
 
 @dataclass(frozen=True)
 class Section:

@@ -29,7 +29,7 @@ QUESTIONS = {
     "less blind routes under the same selector": "random_{}",
 }
 TOLD = "static_tuned-per-task"
-GAP = "share of the oracle's gap closed, less that of blind routes (tune), %"
+GAP = "of the gap to the oracle (tune): closed, less what blind routes close, %"
 SCANNED = ("model", "spans", "passes", "where they were chosen, points over the base", "on new questions, points over the base")
 JUDGED = (
     "codebook",
@@ -119,7 +119,7 @@ def holding(found: Mapping[Path, Sequence[Section]]) -> Iterator[list[str]]:
                 if f"{name} less base" in contrasts:
                     where = f"{out.name.removeprefix('policies-')}, {ABOUT[section.setting].partition(':')[0]} ({section.setting})"
                     gap = gaps.get(section.setting, {}).get(name)
-                    closed = gap.less.replace(" %", "") if gap else ""
+                    closed = gap.cell() if gap else ""
                     yield [where, f"`{name}`", *(judged(contrasts.get(f"{name} less {other}")) for other in others), closed]
 
 
