@@ -426,8 +426,8 @@ def frontier(found: Found, name: str, n_layers: int) -> Chart | None:
     at = sorted(float(row[2]) for row in rows)
     header = ("policy", "questions", "passes", "points", "low", "high")
     caption = (
-        "Each mark is a policy of one budget; brackets are 95 % intervals of the difference, paired. Passes as a share of the base's. A "
-        "budget below 1 is the most that may be spent, above 1 (single routes) the least. Kinds of marks are moved a little sideways."
+        "Each mark is a policy of one budget; brackets are paired 95 % intervals. Passes are shares of the base's. At budgets below 1 a "
+        "policy spends at most that share; above 1 a single route spends at least that share. Marks are shifted sideways to keep them apart."
     )
     title = f"Points over the base against passes, {len(base['correct'])} questions"
     x = Axis("passes, share of the base's", limits=(at[0] - 0.02, at[-1] + 0.02), inch=0.02)
