@@ -282,6 +282,18 @@ def test_answers_depend_neither_on_memory_nor_on_order(cache_bytes, seed, n_call
     assert scorer.runner.n_bytes == 0
 
 
+def test_what_is_decoded_together_is_told_before_the_rest_is_answered(monkeypatch):
+    routed, pairs = answering("llama"), mixed_pairs(5, seed=4)
+    monkeypatch.setattr(generated, "DECODED_ANSWERS", 2)
+    scorer = GeneratedScorer(routed, "letter", 600)
+    handles = scorer.open([scorer.question(ARC, example) for example in EXAMPLES])
+    for index, route in pairs:
+        scorer.submit(handles[index], route)
+    told = [[(handle, route) for handle, route, _ in found] for found in iter(scorer.collect, [])]
+    assert [len(found) for found in told] == [2, 2, 1]
+    assert sum(told, []) == [(handles[index], route) for index, route in pairs], "in the order submitted"
+
+
 def test_prompts_share_prefixes_within_the_memory_given():
     """One application a distinct beginning, states, keys and values kept; or, one path at a time, no more than its line and a step."""
     routed, pairs = answering("llama"), list(dict.fromkeys(mixed_pairs(20, seed=2)))

@@ -87,13 +87,13 @@ class GeneratedScorer(ModelScorer):
 
     @torch.no_grad()
     def collect(self) -> list[tuple[int, Route, Verdict]]:
-        """Answer everything submitted: (handle, route, verdict) in the order submitted; empty when nothing was."""
-        queue, self._queue = self._queue, []
-        for start in range(0, len(queue), DECODED_ANSWERS):
+        """Answer what was submitted first, as many as are decoded together: (handle, route, verdict) in that order; empty when nothing was."""
+        together, self._queue = self._queue[:DECODED_ANSWERS], self._queue[DECODED_ANSWERS:]
+        if together:
             # Prompts of similar width lie together: least padding of their caches.
-            self._answer(sorted(queue[start : start + DECODED_ANSWERS], key=lambda answer: -answer.question.n_tokens))
+            self._answer(sorted(together, key=lambda answer: -answer.question.n_tokens))
         finished = []
-        for answer in queue:
+        for answer in together:
             example = answer.question.example
             correct = not answer.broken and answer.question.task.grade(example, answer.text, self.reward)
             verdict = Verdict(correct, text=answer.text, broken=answer.broken)
@@ -107,7 +107,7 @@ class GeneratedScorer(ModelScorer):
         # Routes of one question together share the most.
         for pair in sorted(dict.fromkeys(pairs), key=lambda pair: (pair[0], str(pair[1]))):
             self.submit(*pair)
-        verdicts = {(handle, route): verdict for handle, route, verdict in self.collect()}
+        verdicts = {(handle, route): verdict for found in iter(self.collect, []) for handle, route, verdict in found}
         return [verdicts[pair] for pair in pairs]
 
     def _answer(self, answers: list[_Answer]) -> None:
