@@ -291,7 +291,7 @@ def test_what_is_decoded_together_is_told_before_the_rest_is_answered(monkeypatc
         scorer.submit(handles[index], route)
     told = [[(handle, route) for handle, route, _ in found] for found in iter(scorer.collect, [])]
     assert [len(found) for found in told] == [2, 2, 1]
-    assert sum(told, []) == [(handles[index], route) for index, route in pairs], "in the order submitted"
+    assert [one for found in told for one in found] == [(handles[index], route) for index, route in pairs], "in the order submitted"
 
 
 def test_prompts_share_prefixes_within_the_memory_given():
