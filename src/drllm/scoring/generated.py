@@ -87,7 +87,7 @@ class GeneratedScorer(ModelScorer):
 
     @torch.no_grad()
     def collect(self) -> list[tuple[int, Route, Verdict]]:
-        """Answer the first submitted, as many as are decoded together: (handle, route, verdict) in that order; empty when nothing is left."""
+        """Answer the first submitted, as many as are decoded together: (handle, route, verdict) in order; empty when nothing is left."""
         together, self._queue = self._queue[:DECODED_ANSWERS], self._queue[DECODED_ANSWERS:]
         if together:
             # Prompts of similar width lie together: least padding of their caches.
