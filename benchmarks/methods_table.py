@@ -167,7 +167,7 @@ class Gap:
         return f"{closed}; the difference is {self.less}. "
 
     def cell(self) -> str:
-        """Of a table: what is closed beyond the blind codebook. Where nothing is closed a share says nothing, so both stand there."""
+        """Of a table: what is closed beyond the blind codebook. Below the base a share says nothing, so both stand there."""
         if self.own < 0:
             return f"none: {self.own:.0f}, blind routes {self.of_blind:.0f}"
         return self.less.replace(" %", "")
@@ -427,7 +427,7 @@ def frontier(found: Found, name: str, n_layers: int) -> Chart | None:
     header = ("policy", "questions", "passes", "points", "low", "high")
     caption = (
         "Each mark is a policy of one budget; brackets are paired 95 % intervals. Passes are shares of the base's. At budgets below 1 a "
-        "policy spends at most that share; above 1 a single route spends at least that share. Marks are shifted sideways to keep apart."
+        "policy spends at most that share; above 1 a single route spends at least that share. Marks are shifted sideways, not to overlap."
     )
     title = f"Points over the base against passes, {len(base['correct'])} questions"
     x = Axis("passes, share of the base's", limits=(at[0] - 0.02, at[-1] + 0.02), inch=0.02)

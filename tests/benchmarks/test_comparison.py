@@ -307,6 +307,14 @@ def test_the_share_of_the_oracles_gap_is_beyond_what_blind_routes_close():
     assert low < 60 < high
 
 
+def test_a_policy_below_the_base_closes_none_of_the_gap_however_far_below_blind_routes_are():
+    tasks = [f"t{n}" for n in range(10)]
+    blind, ours, base, oracle, above = (verdicts([1] * n + [0] * (10 - n), tasks) for n in (1, 3, 4, 6, 5))
+    found = {"random_codebook": [blind], "base": [base], "oracle": [oracle]}
+    cells = [dict(methods_table.gaps_closed(found | {"codebook": [one]}))["codebook"].cell() for one in (ours, base, above)]
+    assert cells == ["none: -50, blind routes -150", "150 (150 to 150)", "200 (200 to 200)"]
+
+
 def test_the_frontier_has_a_mark_a_budget(tmp_path):
     """Passes and points by hand; without policies of several budgets there is no picture."""
     tasks = ["arc_easy"] * 4

@@ -18,7 +18,7 @@ from drllm.policies.codebook import Codebook
 from drllm.scoring.generated import GeneratedScorer
 from drllm.scoring.route_prediction import decide_routes
 from drllm.tasks import load_task
-from engines import ROOT, check, needs_vllm, run_engine
+from engines import DECIDES, ROOT, check, needs_vllm, run_engine
 from reference import path_model, plain_greedy
 
 MODEL = "qwen2.5-coder-1.5b-q4"
@@ -35,6 +35,8 @@ PATHS = {
     FULL.loop(10, 13): (*range(14), *range(10, 28)),
     FULL.loop(10, 13, strength=0.5): (*range(14), (10, 13, 0.5), *range(14, 28)),
 }
+# What docs/results.md tells of at 0.9 of the passes, in mixed traffic.
+CODEBOOK = ROOT / "results" / f"policies-{MODEL}" / "policies" / "kinds" / "codebook_at_0.9.0"
 PROMPTS = ["The capital of France is", "def fibonacci(n):\n    "]
 
 
@@ -95,18 +97,13 @@ def test_vllm_says_token_for_token_what_transformers_says():
     assert done["stats"]["most_sequences"] == len(asked)
 
 
-def the_codebook(routed: RoutedModel) -> Codebook:
-    """The one that docs/results.md tells of at 0.9 of the passes, in mixed traffic."""
-    return Codebook.load(ROOT / "results" / "policies-qwen2.5-coder-1.5b-q4" / "policies" / "kinds" / "codebook_at_0.9.0")
-
-
 @needs_vllm
 def test_a_trained_codebook_decides_in_the_engine_what_it_decides_in_transformers(tmp_path):
     """Letters take a route that skips four blocks, numbers the base's; both in one batch, token for token, in float32."""
     folder = unpacked(MODEL)
     assert folder is not None
     routed = RoutedModel.wrap(str(folder), dtype=torch.float32)
-    routed.policy = the_codebook(routed)
+    routed.policy = Codebook.load(CODEBOOK)
     saved = routed.save_pretrained(tmp_path / "policy")
     prompts: list[tuple[int, ...]] = []
     for name, reward in (("arc_easy", "letter"), ("arith-6", "number")):
@@ -115,8 +112,7 @@ def test_a_trained_codebook_decides_in_the_engine_what_it_decides_in_transformer
         prompts += [scorer.question(task.task, example).context_ids for example in task.select("fit", 3)]
     asked = [{"ids": list(ids), "new": 6} for ids in prompts]
     spec = asdict(make_spec(routed.policy, str(saved), routed, "engine", "all"))
-    options = {"enable_chunked_prefill": False, "enable_prefix_caching": False, "max_num_batched_tokens": 2048, "async_scheduling": False}
-    done = run_engine(folder, spec, asked, max_model_len=512, **options)
+    done = run_engine(folder, spec, asked, max_model_len=512, **DECIDES)
     wanted = [str(route) for route in decide_routes(routed, [routed.policy], [one["ids"] for one in asked], 1)[0]]
     assert done["routes"] == wanted
     assert len(set(wanted)) > 1
@@ -125,11 +121,13 @@ def test_a_trained_codebook_decides_in_the_engine_what_it_decides_in_transformer
 
 
 OWN = """
+import sys
+
 import psutil
 
 from drllm import RoutedModel
 
-routed = RoutedModel.wrap("qwen2.5-coder-1.5b-q4")
+routed = RoutedModel.wrap(sys.argv[1])
 sum(float(weight.sum()) for weight in routed.blocks.parameters())  # every page was read
 maps = psutil.Process().memory_maps()
 print(sum(one.rss for one in maps), sum(one.private_dirty for one in maps))
@@ -138,7 +136,7 @@ print(sum(one.rss for one in maps), sum(one.private_dirty for one in maps))
 
 def test_its_weights_are_pages_of_the_file_which_workers_share():
     """Weights of 2.6 GB were read, and a process holds less than a gigabyte of its own."""
-    done = subprocess.run([sys.executable, "-c", OWN], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", OWN, MODEL], capture_output=True, text=True, check=True)
     held, own = map(int, done.stdout.split())
     assert held > 2.6e9
     assert own < 1e9, "the rest is mapped"

@@ -15,7 +15,7 @@ from drllm.model.prompts import left_pad
 from drllm.policies.codebook import Codebook, Point
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.scoring.route_prediction import decide_routes
-from engines import FAMILIES, N_BLOCKS, VOCAB, check, checkpoint, needs_vllm, run_engine
+from engines import DECIDES, FAMILIES, N_BLOCKS, VOCAB, check, checkpoint, needs_vllm, run_engine
 
 pytestmark = [pytest.mark.slow, needs_vllm]
 ROUTES = ["111111", "011111", "111110", "211111", "111112", "222222", "101101", "001100", "120120", "210012", "000001", "100000"]
@@ -351,13 +351,7 @@ def test_routes_decided_in_the_engine(models, tmp_path, save, eager: bool):
     asked.append({"ids": prompts(1, seed=9)[0], "route": "211110", "new": 12})
     asked.append({"ids": prompts(1, seed=8)[0], "route": "111111", "new": 24})
     spec = asdict(make_spec(routed.policy, str(folder), routed, "engine", "all"))
-    options = {
-        "enable_chunked_prefill": False,
-        "enable_prefix_caching": False,
-        "max_num_batched_tokens": 2048,
-        "async_scheduling": False,
-        "enforce_eager": eager,
-    }
+    options = DECIDES | {"enforce_eager": eager}
     done = run_engine(models["llama"], spec, asked, **options)
     wanted = [str(route) for route in decide_routes(routed, [routed.policy], [one["ids"] for one in asked[:12]], 1)[0]]
     assert done["routes"][:12] == wanted
@@ -388,10 +382,7 @@ def test_routes_decided_in_the_engine_survive_preemption(models, tmp_path):
         asked,
         num_gpu_blocks_override=12,
         block_size=32,
-        enable_chunked_prefill=False,
-        enable_prefix_caching=False,
-        max_num_batched_tokens=2048,
-        async_scheduling=False,
+        **DECIDES,
     )
     wanted = [str(route) for route in decide_routes(routed, [routed.policy], [one["ids"] for one in asked], 1)[0]]
     assert done["stats"]["resumed"] > 0

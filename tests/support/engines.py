@@ -22,8 +22,15 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 from served import free_port, serving  # noqa: E402 - tests start servers as benchmarks do
 
-__all__ = ["PYTHON", "ROOT", "check", "checkpoint", "free_port", "needs_vllm", "run_engine", "serving"]
+__all__ = ["DECIDES", "PYTHON", "ROOT", "check", "checkpoint", "free_port", "needs_vllm", "run_engine", "serving"]
 PYTHON = Path(os.environ.get("DRLLM_SERVE_PYTHON", ROOT / ".venv-serve" / "bin" / "python"))
+# Options of an engine that decides routes itself: whole prompts, each read once.
+DECIDES: dict[str, Any] = {
+    "enable_chunked_prefill": False,
+    "enable_prefix_caching": False,
+    "max_num_batched_tokens": 2048,
+    "async_scheduling": False,
+}
 N_BLOCKS = 6
 VOCAB = 300
 needs_vllm = pytest.mark.skipif(not PYTHON.is_file(), reason="no serving environment: `make serve-env` builds it (docs/serve.md)")

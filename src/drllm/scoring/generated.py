@@ -89,9 +89,8 @@ class GeneratedScorer(ModelScorer):
     def collect(self) -> list[tuple[int, Route, Verdict]]:
         """Answer the first submitted, as many as are decoded together: (handle, route, verdict) in order; empty when nothing is left."""
         together, self._queue = self._queue[:DECODED_ANSWERS], self._queue[DECODED_ANSWERS:]
-        if together:
-            # Prompts of similar width lie together: least padding of their caches.
-            self._answer(sorted(together, key=lambda answer: -answer.question.n_tokens))
+        # Prompts of similar width lie together: least padding of their caches.
+        self._answer(sorted(together, key=lambda answer: -answer.question.n_tokens))
         finished = []
         for answer in together:
             example = answer.question.example
