@@ -135,7 +135,8 @@ def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     asked.compute(chosen.values())
     for file, routes in chosen.items():
         asked.store(place / f"{file}.parquet", routes, policy=digests[file])
-    write_json(place / "asked.json", {"most_common": asked.most_common, "without_test_part": asked.without_test_part})
+    scans = [folder.resolve().name for folder in arguments.scan]  # whose questions are left out
+    write_json(place / "asked.json", {"most_common": asked.most_common, "without_test_part": asked.without_test_part, "scans": scans})
 
 
 def trained(routed: Any, arguments: argparse.Namespace, setting: str, name: str, seed: int) -> tuple[Any, str]:

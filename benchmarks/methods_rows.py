@@ -45,7 +45,7 @@ SETTINGS = {
     "in-domain": Setting((*ARC, *OBQA), (*ARC, *OBQA)),
     "mixed": Setting(MIXED, MIXED),
     "ood": Setting((*ARC, *OBQA), OUTSIDE, "in-domain"),
-    "letters": Setting(LETTERS, LETTERS, apart=KINDS),
+    "letters": Setting(LETTERS, LETTERS, apart=KINDS, searched=ARC),
     "kinds": Setting(KINDS, KINDS, apart=KINDS, searched=(*ARC, "arith-6", "arith-8")),
     "letters-ood": Setting(LETTERS, UNSEEN, "letters", "letter", KINDS),
     "letters-ood-likelihood": Setting(LETTERS, UNSEEN, "letters", "auto", KINDS),  # as lm-eval grades them
@@ -83,7 +83,7 @@ ROWS = {
     "codebook_by_task": Row("codebook", {"targets": "task"}, True),
     "polar": Row("polar", {}, True),
     "routers": Row("routers", {"tune_questions": KNOB}, True, tune=KNOB),
-    "paper": Row("routers", {"preset": "paper"}, True, True, fit=130, tune=0, only=("in-domain", "kinds")),
+    "paper": Row("routers", {"preset": "paper"}, True, True, fit=130, tune=0, only=("in-domain", "letters", "kinds")),
     "random_codebook": Row("random_codebook", {}, True),
     "input_blind": Row("input_blind", {}, True),
     "random_codebook_by_task": Row("random_codebook", {"targets": "task"}, True),

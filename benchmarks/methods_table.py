@@ -293,6 +293,7 @@ def section(out: Path, setting: str, split: str, settings: Mapping[str, Any], to
     if of_test and len({*n_of.values()}) == 1 < len(tasks):  # no two tasks have as many
         of_test += f" --limit {n_of[tasks[0]]}"
     asked = _json(out / setting / split / "asked.json") or {}
+    left_out = "".join(f" --scan results/{name}" for name in asked.get("scans", ()))  # questions that the scan asked
     notes = []
     if without := asked.get("without_test_part"):
         notes.append(f"Without a test part, so development questions by which nothing was chosen: {', '.join(without)}. ")
@@ -306,7 +307,7 @@ def section(out: Path, setting: str, split: str, settings: Mapping[str, Any], to
         setting=setting,
         split=split,
         title=f"{ABOUT[setting]}, {split} split ({len(base['correct'])} questions: {counts})",
-        command=f"{command} --settings {setting} --methods ROWS{of_test}",
+        command=f"{command} --settings {setting} --methods ROWS{of_test}{left_out}",
         rows=list(method_rows(out, setting, split, settings, found)),
         notes=notes,
         contrasts=list(contrasts(found, found if split == "tune" else load(out, setting, "tune", settings, told), tasks)),
@@ -427,7 +428,7 @@ def frontier(found: Found, name: str, n_layers: int) -> Chart | None:
     header = ("policy", "questions", "passes", "points", "low", "high")
     caption = (
         "Each mark is a policy of one budget; brackets are paired 95 % intervals. Passes are shares of the base's. At budgets below 1 a "
-        "policy spends at most that share; above 1 a single route spends at least that share. Marks are shifted sideways, not to overlap."
+        "policy spends at most that share on tune; above 1 a single route spends at least that share. Marks are shifted sideways, not to overlap."
     )
     title = f"Points over the base against passes, {len(base['correct'])} questions"
     x = Axis("passes, share of the base's", limits=(at[0] - 0.02, at[-1] + 0.02), inch=0.02)
