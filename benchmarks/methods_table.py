@@ -428,7 +428,8 @@ def frontier(found: Found, name: str, n_layers: int) -> Chart | None:
     header = ("policy", "questions", "passes", "points", "low", "high")
     caption = (
         "Each mark is a policy of one budget; brackets are paired 95 % intervals. Passes are shares of the base's. At budgets below 1 a "
-        "policy spends at most that share on tune; above 1 a single route spends at least that share. Marks are shifted sideways, not to overlap."
+        "policy spends at most that share on tune; above 1 a single route spends at least that share. Marks are shifted sideways, not to "
+        "overlap."
     )
     title = f"Points over the base against passes, {len(base['correct'])} questions"
     x = Axis("passes, share of the base's", limits=(at[0] - 0.02, at[-1] + 0.02), inch=0.02)

@@ -353,9 +353,10 @@ def test_a_table_is_made_of_stored_verdicts_alone(tmp_path):
         tasks, ids = [task for task in asked for _ in range(50)], [f"q{n}" for n in range(100)]
         stored(tmp_path / "arc" / "tune" / f"{name}.parquet", tasks, ids, (rng.random(100) < share).tolist(), 29, "1" * 30)
     (tmp_path / "model.json").write_text('{"model": "m", "blocks": 30}')
-    (tmp_path / "arc" / "tune" / "asked.json").write_text('{"most_common": {}, "without_test_part": ["arc_easy"], "scans": ["s"]}')
+    (tmp_path / "arc" / "tune" / "asked.json").write_text('{"most_common": {}, "without_test_part": ["arc_easy"], "scans": ["scan-a"]}')
     lines = list(results_pages.whole(methods_table.section(tmp_path, "arc", "tune", SETTINGS, ())))
-    assert "`python benchmarks/methods.py run --model m --run RUN --out OUT --data DATA --settings arc --methods ROWS --scan results/s`" in lines
+    command = "`python benchmarks/methods.py run --model m --run RUN --out OUT --data DATA --settings arc --methods ROWS --scan results/%s`"
+    assert command % "scan-a" in lines
     assert "Without a test part, so development questions by which nothing was chosen: arc_easy. " in lines
     (codebook,) = [line for line in lines if line.startswith("| codebook * ")]
     right = pq.read_table(tmp_path / "arc" / "tune" / "codebook.0.parquet")["correct"].to_pylist()
