@@ -116,7 +116,7 @@ ROWS["random_codebook_by_task@0.9"] = Row("random_codebook", {"targets": "task",
 # Prompts unlike those learned from keep the base: looked at after the others had been read on test.
 ROWS["codebook_by_task_guarded"] = Row("codebook", {"targets": "task", "unfamiliar": 0.01}, True, only=DRAWN)
 ROWS["codebook_guarded@0.9"] = Row("codebook", {"budget": BUDGET, "unfamiliar": 0.01}, True, only=DRAWN)
-# Questions a task that they ask themselves, instead of those above: a step of `tale` asks all 27 skips of a model of over a second a forward.
+# Questions a task that they ask themselves, instead of those above: a step of `tale` asks 27 skips, each a second and more a question.
 FEWER = {("letters", "tale"): 30, ("letters", "tale@0.9"): 30}
 for spent in FRONTIER:
     ROWS[f"static_tuned@{spent}"] = Row("static", {"use_tune": True, "budget": spent}, only=DRAWN)

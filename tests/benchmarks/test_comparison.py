@@ -117,9 +117,9 @@ def test_rows_of_a_setting():
     assert kinds - mixed == {name for name, row in ROWS.items() if "kinds" in row.only}
     assert {"static_tuned@0.75", "codebook@0.85", "codebook_by_task@0.95"} <= kinds - whole, "the frontier's"
     assert [seed for _, _, seed in wanted_rows("in-domain", "codebook", 3)] == [0, 1, 2]
-    for setting, questions in {"in-domain": 64, "letters": 30}.items():
+    for setting, asked in {"in-domain": 64, "letters": 30}.items():
         ((_, row, _),) = wanted_rows(setting, "tale@0.9", 1)
-        assert (row.options, row.fit) == ({"budget": 0.9, "questions": questions}, questions)
+        assert (row.options, row.fit) == ({"budget": 0.9, "questions": asked}, asked)
 
 
 def test_a_row_that_learns_from_a_search_names_what_is_missing(tmp_path):
