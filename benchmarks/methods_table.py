@@ -186,6 +186,7 @@ class Section:
         by_task: rows of the table by task, its heads first.
         gaps: of the policies beside which a blind codebook stands, what they close of the oracle's gap.
         frontier: accuracy against passes, where policies of several budgets are stored.
+        as_base: methods, but for the base, that run the base for every prompt with every seed.
     """
 
     setting: str
@@ -199,6 +200,7 @@ class Section:
     by_task: Sequence[Sequence[str]] = field(default_factory=tuple)
     gaps: Mapping[str, Gap] = field(default_factory=dict)
     frontier: Chart | None = None
+    as_base: Sequence[str] = ()
 
 
 COLUMNS = (
@@ -207,7 +209,7 @@ COLUMNS = (
     "vs base, points",
     "vs base, mean over tasks",
     "McNemar p",
-    "vs static, points",
+    "vs static_tuned, points",
     "better / worse",
     "passes",
     "prompt seconds, ratio (tune)",
@@ -229,6 +231,7 @@ def read(path: Path, tasks: Sequence[str]) -> Verdicts:
         "passes": np.array(found["n_passes"], dtype=float)[order],
         "task": names[order],
         "id": np.array(found["id"])[order],
+        "route": np.array(found["route"])[order],
     }
 
 
@@ -315,12 +318,18 @@ def section(out: Path, setting: str, split: str, settings: Mapping[str, Any], to
         by_task=list(by_task(found, tasks, CHANCE if setting != "in-domain" else {}, asked.get("most_common", {}))) if show_tasks else (),
         gaps=gaps,
         frontier=frontier(found, f"frontier_{setting}_{split}", int(base["passes"][0])),
+        as_base=[NAMES.get(name, name) for name, runs in found.items() if name != "base" and is_base(runs, base)],
     )
+
+
+def is_base(runs: Sequence[Verdicts], base: Verdicts) -> bool:
+    """Whether the runs of a method take the base's route for every prompt."""
+    return all(bool((run["route"] == base["route"]).all()) for run in runs)
 
 
 def method_rows(out: Path, setting: str, split: str, settings: Mapping[str, Any], found: Found) -> Iterator[dict[str, str]]:
     """A row a method, by `COLUMNS`."""
-    base, static = found["base"][0], found.get("static", found.get("static_tuned", found["base"]))[0]
+    base, static = found["base"][0], found.get("static_tuned", [None])[0]
     one_task = len(settings[setting].asked) == 1
     for name, (first, *others) in found.items():
         check_pair(first, base)
@@ -334,7 +343,7 @@ def method_rows(out: Path, setting: str, split: str, settings: Mapping[str, Any]
             "" if name == "base" else str(compared(first, base)),
             "" if name == "base" or one_task else str(compared(first, base, even=True)),
             "" if name == "base" or (split == "tune" and is_chosen(name)) else f"{mcnemar(first['correct'], base['correct']):.3f}",
-            "" if name in ("base", "static") else str(compared(first, static)),
+            "" if static is None or name in ("base", "static_tuned") else str(compared(first, static)),
             "" if name == "base" else f"{better} / {worse}",
             f"{first['passes'].mean():.2f}",
             f"{clock['ratio']:.2f} ({clock['low']:.2f} to {clock['high']:.2f})" if clock else "",

@@ -94,14 +94,24 @@ def is_elsewhere(name: str) -> bool:
 
 
 def tested(out: Path, section: Section) -> str:
-    """A test section: its table of methods."""
-    rows = (row for row in section.rows if not is_elsewhere(row["method"]))
+    """A test section: its table of methods, but for those that run the base for every prompt, which are named."""
+    here = [row for row in section.rows if not is_elsewhere(row["method"])]
+    named = ", ".join(f"`{row['method']}`" for row in here if row["method"] in section.as_base)
+    same = f" The base for every prompt, with every seed, so without a row: {named}." if named else ""
+    rows = (row for row in here if row["method"] not in section.as_base)
     table = "\n".join(markdown(SHORT, ([row[column] for column in SHORT] for row in rows)))
     asked = section.title.partition("(")[2].removesuffix(")")
     chart = section.frontier
     drawn = [f"![{chart.title}](../results/{out.name}/frontier/{chart.name}.png)", fill(chart.caption, WIDTH)] if chart is not None else []
     return "\n\n".join(
-        [f"## {name_of(out)}: {ABOUT[section.setting]}", f"{asked}.", f"`{section.command}`", table, *map(str.strip, section.notes), *drawn]
+        [
+            f"## {name_of(out)}: {ABOUT[section.setting]}",
+            fill(f"{asked}.{same}", WIDTH),
+            fill(f"`{section.command}`", WIDTH, break_on_hyphens=False),
+            table,
+            *map(str.strip, section.notes),
+            *drawn,
+        ]
     )
 
 

@@ -39,7 +39,7 @@ POLICIES = (
         ("smollm2-135m-q4, in domain (in-domain)", "`paper`"),
     ),
     (
-        f"{LARGER}: `codebook --budget 0.9`; letters, log-likelihoods and numbers together",
+        f"{LARGER}: `codebook --budget 0.9`; letters, likelihoods and numbers together",
         ("qwen2.5-coder-1.5b-q4, mixed traffic (kinds)", "`codebook@0.9`"),
     ),
 )
@@ -48,10 +48,10 @@ NO_GAIN = tuple(f"qwen2.5-coder-1.5b-q4, {setting}" for setting in ("in domain (
 TITLES = {"arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", "openbookqa": "OpenBookQA", "piqa": "PIQA", "boolq": "BoolQ"}
 TITLES |= {"commonsenseqa": "CommonsenseQA", "arith-6": "arithmetic", "arith-8": "arithmetic"}
 CAVEAT = (
-    "{model} where no other is named; held-out questions, means over seeds ({larger}: {seeds}), paired 95 % intervals; the last row's "
-    "questions chose no spans. The single route had the same data and budget. All of the first row's gain is {where}. On "
-    "{larger} no gain is shown at no more passes; what it gains on the single route is {where_larger}. What looks best where it was "
-    "chosen is often gone elsewhere; so every policy stands beside the base, the best single route and its own routes dealt to "
+    "{model} where no other is named; held-out questions, means over seeds ({larger}: {seeds}), paired 95 % intervals. The single route "
+    "had the same data and budget. All of the first row's gain is {where}. On {larger} no gain is shown at no more passes; what it gains "
+    "on the single route is {where_larger}. A gain where it was chosen is often gone elsewhere: so every policy stands beside the base, "
+    "the best single route and its own routes dealt to "
     "others ([all tables; RUN, OUT, DATA, ROWS](docs/results.md#how-to-read-the-tables))."
 )
 
@@ -73,7 +73,7 @@ def first_interval(cell: str) -> str:
 def command_of(results: str, setting: str) -> str:
     """The command that stands above the table of a setting, such as "smollm2-135m-q4, mixed traffic (mixed)", in docs/results.md."""
     model, name = setting.partition(",")[0], setting.rpartition("(")[2].rstrip(")")
-    found = re.search(rf"`(python [^`]* run --model {re.escape(model)} [^`]*--settings {name} [^`]*)`", results)
+    found = re.search(rf"`(python [^`]* run --model {re.escape(model)} [^`]*--settings {name} [^`]*)`", " ".join(results.split()))
     if found is None:
         raise SystemExit(f"docs/results.md has no command for {setting}: generate it anew (make table-methods)")
     return found[1]

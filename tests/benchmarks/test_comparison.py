@@ -368,6 +368,38 @@ def test_a_table_is_made_of_stored_verdicts_alone(tmp_path):
     assert any(line.startswith("| codebook less static |") for line in lines)
 
 
+def test_what_runs_the_base_for_every_prompt_is_named_and_has_no_row(tmp_path):
+    """A method that leaves the base with one seed keeps its row; every row has its difference to `static_tuned`, `static` too."""
+    folder, ids = tmp_path / "arc" / "test", [f"q{n}" for n in range(20)]
+    tasks = [task for task in SETTINGS["arc"].asked for _ in range(10)]
+    full, other = "1" * 30, "0" + "1" * 29
+    rows = {
+        "base.0": (full, 10),
+        "static_tuned.0": (other, 12),
+        "static.0": (full, 10),
+        "codebook.0": (full, 10),
+        "codebook.1": (other, 12),
+    }
+    for name, (route, right) in rows.items():
+        stored(folder / f"{name}.parquet", tasks, ids, [n < right for n in range(20)], 29 + (route == full), route)
+    (tmp_path / "model.json").write_text('{"model": "m", "blocks": 30}')
+    section = methods_table.section(tmp_path, "arc", "test", SETTINGS, ())
+    assert {row["method"]: row["vs static_tuned, points"].partition(" ")[0] for row in section.rows} == {
+        "base": "",
+        "static": "-10.0",
+        "static_tuned": "",
+        "codebook": "-10.0",
+    }
+    text = results_pages.tested(tmp_path, section)
+    assert "The base for every prompt, with every seed, so without a row: `static`." in text
+    assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")] == [
+        "method",
+        "base",
+        "static_tuned",
+        "codebook",
+    ]
+
+
 def test_each_model_has_its_page_and_its_part_of_the_results(tmp_path):
     outs = [tmp_path / "stored" / model for model in ("one", "two")]
     for out, blocks in zip(outs, (30, 18), strict=True):
