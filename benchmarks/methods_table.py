@@ -73,16 +73,10 @@ CONTRASTS = {
         random_codebook_by_task input_blind_by_task polar
         """
     ),
-    "routers": names(
-        """
-        base static static_tuned shuffled-routers shuffled-over-tasks-routers
-        """
-    ),
-    "paper": names(
-        """
-        base shuffled-paper shuffled-over-tasks-paper
-        """
-    ),
+    "polar": names("base static static_tuned told shuffled-polar shuffled-over-tasks-polar"),
+    "routers": names("base static static_tuned told shuffled-routers shuffled-over-tasks-routers"),
+    "paper": names("base static static_tuned told shuffled-paper shuffled-over-tasks-paper"),
+    "routers@0.9": names("base static@0.9 static_tuned@0.9 told@0.9 shuffled-routers@0.9 shuffled-over-tasks-routers@0.9"),
     "codebook@0.9": names(
         """
         base static@0.9 static_tuned@0.9 told@0.9 shuffled-codebook@0.9 shuffled-over-tasks-codebook@0.9 random_codebook@0.9
@@ -96,6 +90,7 @@ CONTRASTS["codebook_by_task@0.9"] = names(
     random_codebook_by_task@0.9 codebook@0.9 shortgpt@0.9 random_skip@0.9
     """
 )
+CONTRASTS["told"] = ("base",)
 CONTRASTS["codebook_by_task_guarded"] = names("base static_tuned told codebook_by_task shuffled-codebook_by_task_guarded")
 CONTRASTS["codebook_guarded@0.9"] = names("base static_tuned@0.9 told@0.9 codebook@0.9 shuffled-codebook_guarded@0.9")
 IN_DOMAIN = {"arc_easy", "arc_challenge", "openbookqa"}
@@ -167,9 +162,10 @@ class Gap:
         return f"{closed}; the difference is {self.less}. "
 
     def cell(self) -> str:
-        """Of a table: what is closed beyond the blind codebook. Below the base a share says nothing, so both stand there."""
-        if self.own < 0:
-            return f"none: {self.own:.0f}, blind routes {self.of_blind:.0f}"
+        """Of a table: what is closed beyond the blind codebook. If one of them lies below the base, a difference says nothing: both."""
+        if self.own < 0 or self.of_blind < 0:
+            none = "none: " if self.own <= 0 else ""
+            return f"{none}{self.own:.0f}, blind routes {self.of_blind:.0f}"
         return self.less.replace(" %", "")
 
 
@@ -179,14 +175,15 @@ class Section:
 
     Attributes:
         setting, split, title, command: what was asked, and by which command.
-        columns, rows: the table of methods.
+        rows: the table of methods, by `COLUMNS`, and its row's name by `ROW`.
         notes: sentences under it.
         contrasts: what the conclusions rest on.
         several: whether some method has several seeds.
         by_task: rows of the table by task, its heads first.
         gaps: of the policies beside which a blind codebook stands, what they close of the oracle's gap.
         frontier: accuracy against passes, where policies of several budgets are stored.
-        as_base: methods, but for the base, that run the base for every prompt with every seed.
+        as_base: rows, but for the base, that run the base for every prompt with every seed.
+        seeds: of each row, how many.
     """
 
     setting: str
@@ -201,15 +198,17 @@ class Section:
     gaps: Mapping[str, Gap] = field(default_factory=dict)
     frontier: Chart | None = None
     as_base: Sequence[str] = ()
+    seeds: Mapping[str, int] = field(default_factory=dict)
 
 
+ROW = "row"  # as `--methods` has it
 COLUMNS = (
     "method",
     "accuracy, %",
     "vs base, points",
     "vs base, mean over tasks",
     "McNemar p",
-    "vs static_tuned, points",
+    "vs static_tuned of the budget, points",
     "better / worse",
     "passes",
     "prompt seconds, ratio (tune)",
@@ -292,9 +291,10 @@ def section(out: Path, setting: str, split: str, settings: Mapping[str, Any], to
     base, tasks = found["base"][0], settings[setting].asked
     n_of = {task: int((base["task"] == task).sum()) for task in tasks}
     counts = ", ".join(f"{task} {n}" for task, n in n_of.items())
-    of_test = f" --split {split}" if split != "tune" else ""
-    if of_test and len({*n_of.values()}) == 1 < len(tasks):  # no two tasks have as many
-        of_test += f" --limit {n_of[tasks[0]]}"
+    of_split = f" --split {split}" if split != "tune" else ""
+    is_cut = of_split or settings[setting].policies  # otherwise tune is what the matrix holds
+    if is_cut and len({*n_of.values()}) == 1 < len(tasks):  # no two tasks have as many
+        of_split += f" --limit {n_of[tasks[0]]}"
     asked = _json(out / setting / split / "asked.json") or {}
     left_out = "".join(f" --scan results/{name}" for name in asked.get("scans", ()))  # questions that the scan asked
     notes = []
@@ -310,7 +310,7 @@ def section(out: Path, setting: str, split: str, settings: Mapping[str, Any], to
         setting=setting,
         split=split,
         title=f"{ABOUT[setting]}, {split} split ({len(base['correct'])} questions: {counts})",
-        command=f"{command} --settings {setting} --methods ROWS{of_test}{left_out}",
+        command=f"{command} --settings {setting} --methods ROWS{of_split}{left_out}",
         rows=list(method_rows(out, setting, split, settings, found)),
         notes=notes,
         contrasts=list(contrasts(found, found if split == "tune" else load(out, setting, "tune", settings, told), tasks)),
@@ -318,7 +318,8 @@ def section(out: Path, setting: str, split: str, settings: Mapping[str, Any], to
         by_task=list(by_task(found, tasks, CHANCE if setting != "in-domain" else {}, asked.get("most_common", {}))) if show_tasks else (),
         gaps=gaps,
         frontier=frontier(found, f"frontier_{setting}_{split}", int(base["passes"][0])),
-        as_base=[NAMES.get(name, name) for name, runs in found.items() if name != "base" and is_base(runs, base)],
+        as_base=[name for name, runs in found.items() if name != "base" and is_base(runs, base)],
+        seeds={name: len(runs) for name, runs in found.items()},
     )
 
 
@@ -329,10 +330,10 @@ def is_base(runs: Sequence[Verdicts], base: Verdicts) -> bool:
 
 def method_rows(out: Path, setting: str, split: str, settings: Mapping[str, Any], found: Found) -> Iterator[dict[str, str]]:
     """A row a method, by `COLUMNS`."""
-    base, static = found["base"][0], found.get("static_tuned", [None])[0]
-    one_task = len(settings[setting].asked) == 1
+    base, one_task = found["base"][0], len(settings[setting].asked) == 1
     for name, (first, *others) in found.items():
         check_pair(first, base)
+        static = static_of(name)
         low, high = wilson(int(first["correct"].sum()), len(first["correct"]))
         better, worse = discordant(first["correct"], base["correct"])
         file = f"{name.replace('@', '_at_')}.0.json"
@@ -343,7 +344,7 @@ def method_rows(out: Path, setting: str, split: str, settings: Mapping[str, Any]
             "" if name == "base" else str(compared(first, base)),
             "" if name == "base" or one_task else str(compared(first, base, even=True)),
             "" if name == "base" or (split == "tune" and is_chosen(name)) else f"{mcnemar(first['correct'], base['correct']):.3f}",
-            "" if static is None or name in ("base", "static_tuned") else str(compared(first, static)),
+            "" if name in ("base", static) or static not in found else str(compared(first, found[static][0])),
             "" if name == "base" else f"{better} / {worse}",
             f"{first['passes'].mean():.2f}",
             f"{clock['ratio']:.2f} ({clock['low']:.2f} to {clock['high']:.2f})" if clock else "",
@@ -351,7 +352,13 @@ def method_rows(out: Path, setting: str, split: str, settings: Mapping[str, Any]
             f"{trained['fit']} / {trained['tune']}" if trained else "",
             ", ".join(f"{gain(one, base):+.1f}" for one in others),
         )
-        yield dict(zip(COLUMNS, cells, strict=True))
+        yield {ROW: name} | dict(zip(COLUMNS, cells, strict=True))
+
+
+def static_of(name: str) -> str:
+    """The row of the best single route within a row's budget."""
+    _, at, budget = name.partition("@")
+    return f"static_tuned{at}{budget}"
 
 
 def contrasts(found: Found, tuned: Found, tasks: Sequence[str]) -> Iterator[Contrast]:

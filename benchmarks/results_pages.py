@@ -17,7 +17,7 @@ from drllm.core.text import with_interval
 from drllm.reporting.drawing import write_charts
 from drllm.runs.layout import RunFolder
 from drllm.runs.scan_result import LEAD, RANDOM, WINNER, read_scan
-from methods_table import ABOUT, COLUMNS, Contrast, Section, sections
+from methods_table import ABOUT, COLUMNS, ROW, Contrast, Section, sections
 
 SHORT = COLUMNS[:9]  # of docs/results.md; the others stand in tables.md
 # What is asked of a policy: the column, and beside which row. `{}` is the policy, `{@}` its budget.
@@ -29,17 +29,20 @@ QUESTIONS = {
     "less blind routes under the same selector": "random_{}",
 }
 TOLD = "static_tuned-per-task"
-GAP = "of the gap to the oracle (tune): closed, less what blind routes close, %"
+GAP = "gap to the oracle closed on tune, less what blind routes close, %"
+SEEDS = "seeds"
 SCANNED = ("model", "spans", "passes", "where they were chosen, points over the base", "on new questions, points over the base")
 JUDGED = (
     "codebook",
     "codebook_by_task",
     "codebook_by_task_guarded",
+    "polar",
     "routers",
     "paper",
     "codebook@0.9",
     "codebook_guarded@0.9",
     "codebook_by_task@0.9",
+    "routers@0.9",
 )
 SHOWN_BUDGET = "0.9"
 WIDTH = 140  # of a line of text
@@ -74,7 +77,7 @@ def results(found: Mapping[Path, Sequence[Section]], stored: Stored, apart: Sequ
     return TEMPLATE.read_text(encoding="utf-8").format(
         tables=",\n  ".join(f"[{name_of(out)}](../results/{out.name}/tables.md)" for out in found),
         papers=";\n  ".join(f"[{page.parts[-3]}](../{'/'.join(page.parts[-4:])}) ({claims(page)})" for page in stored.papers),
-        holding="\n".join(markdown(("model, questions", "policy", *QUESTIONS, GAP), holding(found))),
+        holding="\n".join(markdown(("model, questions", "policy", *QUESTIONS, GAP, SEEDS), holding(found))),
         less=figures(found),
         scans="\n".join(markdown(SCANNED, (row for folder in stored.scans for row in scanned(folder))))
         if stored.scans
@@ -88,17 +91,20 @@ def is_shown(section: Section, apart: Sequence[str]) -> bool:
     return section.split == "test" and section.setting not in apart
 
 
-def is_elsewhere(name: str) -> bool:
-    """Whether a row is of a budget that docs/results.md shows in the picture alone, or dealt over tasks: both stand in tables.md."""
-    return name.partition("@")[2] not in ("", SHOWN_BUDGET) or name.startswith("shuffled-over-tasks")
+def is_elsewhere(row: str) -> bool:
+    """Whether a row stands in tables.md alone.
+
+    Those of a budget that docs/results.md shows in the picture alone; routes dealt to other prompts, which it judges under "What holds".
+    """
+    return row.partition("@")[2] not in ("", SHOWN_BUDGET) or row.startswith("shuffled-")
 
 
 def tested(out: Path, section: Section) -> str:
     """A test section: its table of methods, but for those that run the base for every prompt, which are named."""
-    here = [row for row in section.rows if not is_elsewhere(row["method"])]
-    named = ", ".join(f"`{row['method']}`" for row in here if row["method"] in section.as_base)
+    here = [row for row in section.rows if not is_elsewhere(row[ROW])]
+    named = ", ".join(f"`{row['method']}`" for row in here if row[ROW] in section.as_base)
     same = f" The base for every prompt, with every seed, so without a row: {named}." if named else ""
-    rows = (row for row in here if row["method"] not in section.as_base)
+    rows = (row for row in here if row[ROW] not in section.as_base)
     table = "\n".join(markdown(SHORT, ([row[column] for column in SHORT] for row in rows)))
     asked = section.title.partition("(")[2].removesuffix(")")
     chart = section.frontier
@@ -106,7 +112,7 @@ def tested(out: Path, section: Section) -> str:
     return "\n\n".join(
         [
             f"## {name_of(out)}: {ABOUT[section.setting]}",
-            fill(f"{asked}.{same}", WIDTH),
+            fill(f"{asked}.{same}", WIDTH, break_on_hyphens=False),
             fill(f"`{section.command}`", WIDTH, break_on_hyphens=False),
             table,
             *map(str.strip, section.notes),
@@ -130,7 +136,13 @@ def holding(found: Mapping[Path, Sequence[Section]]) -> Iterator[list[str]]:
                     where = f"{out.name.removeprefix('policies-')}, {ABOUT[section.setting].partition(':')[0]} ({section.setting})"
                     gap = gaps.get(section.setting, {}).get(name)
                     closed = gap.cell() if gap else ""
-                    yield [where, f"`{name}`", *(judged(contrasts.get(f"{name} less {other}")) for other in others), closed]
+                    yield [
+                        where,
+                        f"`{name}`",
+                        *(judged(contrasts.get(f"{name} less {other}")) for other in others),
+                        closed,
+                        str(section.seeds[name]),
+                    ]
 
 
 class Figures(dict[str, str]):

