@@ -82,3 +82,9 @@ def test_the_citation_is_of_this_version_and_names_the_papers_authors():
     (paper,) = cited["references"]
     assert paper["url"].endswith("2510.12773")
     assert all({"given-names", "family-names"} <= author.keys() for author in paper["authors"])
+
+
+def test_the_stored_results_stay_small():
+    """A clone holds them all: 40 MB at most."""
+    spent = sum(path.stat().st_size for path in (ROOT / "results").rglob("*") if path.is_file())
+    assert spent <= 40e6, f"results/ holds {spent / 1e6:.0f} MB"
