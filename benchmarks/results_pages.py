@@ -201,7 +201,7 @@ def judged(contrast: Contrast | None) -> str:
         verdict = "above"
     if contrast.seeds_agree and all(one.high < 0 for one in shown):
         verdict = "below"
-    return f"{'; '.join(map(str, shown))}: **{verdict}**"
+    return f"{'; '.join(dict.fromkeys(map(str, shown)))}: **{verdict}**"
 
 
 def claims(page: Path) -> str:

@@ -35,7 +35,7 @@ POLICIES = (
         ("smollm2-135m-q4, in domain (in-domain)", "`codebook@0.9`"),
     ),
     (
-        "`routers --preset paper`: the recipe of Dr.LLM; the tasks they learned from",
+        "`routers --preset paper`: Dr.LLM's recipe; the tasks they learned from",
         ("smollm2-135m-q4, in domain (in-domain)", "`paper`"),
     ),
     (
@@ -48,7 +48,7 @@ NO_GAIN = tuple(f"qwen2.5-coder-1.5b-q4, {setting}" for setting in ("in domain (
 TITLES = {"arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", "openbookqa": "OpenBookQA", "piqa": "PIQA", "boolq": "BoolQ"}
 TITLES |= {"commonsenseqa": "CommonsenseQA", "arith-6": "arithmetic", "arith-8": "arithmetic"}
 CAVEAT = (
-    "{model} where no other is named; held-out questions, means over seeds ({larger}: {seeds}), paired 95 % intervals. The single route "
+    "{model} unless named; held-out questions, means over seeds ({larger}: {seeds}), paired 95 % intervals. The single route "
     "had the same data and budget. All of the first row's gain is {where}. On {larger} no gain is shown at no more passes; what it gains "
     "on the single route is {where_larger}. A gain where it was chosen is often gone elsewhere: so every policy stands beside the base, "
     "the best single route and its own routes dealt to "
