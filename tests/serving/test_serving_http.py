@@ -269,7 +269,7 @@ def _count(server: Server, name: str) -> float:
 
 
 REFUSED = [
-    ({"vllm_xargs": {"drllm_route": "1"}}, 400, "is for 1 blocks, the model has 30"),
+    ({"vllm_xargs": {"drllm_route": "1"}}, 400, "leads through 1 blocks, the model has 30"),
     ({"vllm_xargs": {"drllm_route": "x" * 30}}, 400, "cannot read route"),
     (
         {"vllm_xargs": {"drllm_route": "2" + FULL[1:]}},
