@@ -178,7 +178,6 @@ class Section:
         rows: the table of methods, by `COLUMNS`, and its row's name by `ROW`.
         notes: sentences under it.
         contrasts: what the conclusions rest on.
-        several: whether some method has several seeds.
         by_task: rows of the table by task, its heads first.
         gaps: of the policies beside which a blind codebook stands, what they close of the oracle's gap.
         frontier: accuracy against passes, where policies of several budgets are stored.
@@ -193,7 +192,6 @@ class Section:
     rows: Sequence[Mapping[str, str]]
     notes: Sequence[str]
     contrasts: Sequence[Contrast]
-    several: bool
     by_task: Sequence[Sequence[str]] = field(default_factory=tuple)
     gaps: Mapping[str, Gap] = field(default_factory=dict)
     frontier: Chart | None = None
@@ -314,7 +312,6 @@ def section(out: Path, setting: str, split: str, settings: Mapping[str, Any], to
         rows=list(method_rows(out, setting, split, settings, found)),
         notes=notes,
         contrasts=list(contrasts(found, found if split == "tune" else load(out, setting, "tune", settings, told), tasks)),
-        several=max(len(runs) for runs in found.values()) > 1,
         by_task=list(by_task(found, tasks, CHANCE if setting != "in-domain" else {}, asked.get("most_common", {}))) if show_tasks else (),
         gaps=gaps,
         frontier=frontier(found, f"frontier_{setting}_{split}", int(base["passes"][0])),

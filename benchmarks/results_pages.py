@@ -241,7 +241,7 @@ def whole(section: Section) -> Iterator[str]:
         rows = (
             [row.label, str(row.pooled), *([str(row.even)] if row.even else []), *map(str, row.parts.values())] for row in section.contrasts
         )
-        yield from markdown([f"points, {'means over seeds' if section.several else 'one seed'}", *heads], rows)
+        yield from markdown([f"points, {'means over seeds' if max(section.seeds.values()) > 1 else 'one seed'}", *heads], rows)
         yield ""
     if section.by_task:
         yield from markdown(section.by_task[0], section.by_task[1:])

@@ -50,6 +50,8 @@ def timed_prompts(routed: Any, given: argparse.Namespace, split: str = "fit") ->
         else:
             asked.append([list(routed.tokenizer(f"{example.question}\nAnswer:")["input_ids"]) for example in examples])
     prompts = [ids for ids in chain.from_iterable(zip_longest(*asked)) if ids is not None]
+    if given.shared < 0:
+        raise SystemExit(f"--shared is {given.shared}, expected 0 or more")
     shared = list(islice(chain.from_iterable(reversed(prompts)), given.shared))
     if len(shared) < given.shared:
         raise SystemExit(f"--shared is {given.shared}, but the questions have {len(shared)} tokens together")

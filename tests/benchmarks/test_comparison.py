@@ -259,7 +259,7 @@ def test_the_words_of_the_page_take_their_figures_from_the_contrasts():
         methods_table.Contrast("a@0.9 less base", less, less, {"pooled without numbers": methods_table.Difference(-0.04, -1.0, 1.0)}, True),
         methods_table.Contrast("a@0.9 less b@0.95 dealt to 89% of the prompts, else c@0.7", less, less, {}, True),
     ]
-    section = methods_table.Section("kinds", "test", "", "", (), (), rows, False)
+    section = methods_table.Section("kinds", "test", "", "", (), (), rows)
     said = results_pages.figures({Path("policies-m-1b"): [section]})
     assert said["m kinds: a@0.9 less base"] == said["m kinds: a@0.9 less mixture"] == "+1.2 (+0.0 to +2.5)"
     assert said["m kinds: a@0.9 less base, pooled without numbers"] == "+0.0 (-1.0 to +1.0)"
@@ -443,7 +443,7 @@ def test_each_model_has_its_page_and_its_part_of_the_results(tmp_path):
 
 def test_the_short_page_leaves_other_budgets_and_tables_out_of_domain_to_the_others(tmp_path, monkeypatch):
     def section(setting: str) -> methods_table.Section:
-        return methods_table.Section(setting, "test", f"{setting} (2 questions)", "python", (), (), (), False)
+        return methods_table.Section(setting, "test", f"{setting} (2 questions)", "python", (), (), ())
 
     shown = [
         name for name in ("base", "told@0.9", "codebook@0.9", "codebook@0.85", "shuffled-polar") if not results_pages.is_elsewhere(name)

@@ -60,3 +60,5 @@ def test_prompts_may_begin_alike(tiny, data: Path):
     assert begins.pop() == tiny.tokenizer.decode([i for text in reversed(plain) for i in tiny.tokenizer(text)["input_ids"]][:40])
     with pytest.raises(SystemExit, match=r"--shared is 1000000, but the questions have \d+ tokens together"):
         asked(tiny, data, "--shared", "1000000")
+    with pytest.raises(SystemExit, match="--shared is -1, expected 0 or more"):
+        asked(tiny, data, "--shared", "-1")
