@@ -50,9 +50,9 @@ MAX_OTHER = 0.01  # of the identity's texts in float32, where sums of another or
 STATIC = "static, 24 of"  # and the number of blocks
 ARMS: dict[str, tuple[str, list[str]]] = {
     STATIC: ("static", []),
-    "trained book, before the engine": ("trained", []),
+    "trained book, before the engine": ("trained", ["--decide", "front"]),
     "trained book, in the engine": ("trained", ["--decide", "engine"]),
-    "identity book, before the engine": ("never", []),
+    "identity book, before the engine": ("never", ["--decide", "front"]),
     "identity book, in the engine": ("never", ["--decide", "engine"]),
 }
 MEASURES = {"first": "first token", "last": "last token", "wall": "all done", "cpu": "processor"}

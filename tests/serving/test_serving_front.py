@@ -17,7 +17,7 @@ import families
 from drllm import Route
 from drllm.core.errors import ArtifactError, InputError
 from drllm.deploy.serving.engine import front as fronts
-from drllm.deploy.serving.engine.front import MAX_PADDING, STEP_TOKENS, FrontSelector, share_a_reading
+from drllm.deploy.serving.engine.front import MAX_PADDING, STEP_TOKENS, Choice, FrontSelector, share_a_reading
 from drllm.policies.codebook import Codebook, Point
 
 L, BLOCK, VOCAB = 4, 2, 300
@@ -92,10 +92,10 @@ class Watched:
         self.go = threading.Event()
         decide = front.decide
 
-        def watched(prompts: Any) -> list[Route | InputError]:
+        def watched(prompts: Any, prefix: Any = None) -> list[Route | InputError]:
             self.readings.append([len(ids) for ids in prompts])
             assert self.go.wait(60)
-            return decide(prompts)
+            return decide(prompts, prefix)
 
         monkeypatch.setattr(front, "decide", watched)
 
@@ -113,12 +113,12 @@ def test_waiting_prompts_share_readings(front, monkeypatch):
     watched = Watched(front, monkeypatch)
     watched.go.set()
 
-    async def ask() -> list[tuple[Route, float]]:
+    async def ask() -> list[Choice]:
         return await asyncio.gather(*map(front.choose, prompts))
 
     found = asyncio.run(ask())
-    assert [route for route, _ in found] == alone
-    assert all(seconds > 0 for _, seconds in found)
+    assert [choice.route for choice in found] == alone
+    assert all(choice.seconds > 0 for choice in found)
     assert list(map(len, watched.readings)) == [24]
     assert not front._waiting
 
@@ -127,7 +127,7 @@ def test_who_comes_while_others_are_read_waits_for_the_next(front, monkeypatch):
     watched = Watched(front, monkeypatch)
     first, *later = prompts_of([8] * 6)
 
-    async def ask() -> list[tuple[Route, float]]:
+    async def ask() -> list[Choice]:
         tasks = [asyncio.create_task(front.choose(first))]
         await watched.has_begun(1)
         tasks += [asyncio.create_task(front.choose(ids)) for ids in later]
@@ -138,7 +138,7 @@ def test_who_comes_while_others_are_read_waits_for_the_next(front, monkeypatch):
 
     found = asyncio.run(ask())
     assert list(map(len, watched.readings)) == [1, 5]
-    assert [route for route, _ in found] == [front.decide([ids])[0] for ids in (first, *later)]
+    assert [choice.route for choice in found] == [front.decide([ids])[0] for ids in (first, *later)]
 
 
 def test_who_is_read_waits_for_no_other(front, monkeypatch):
@@ -204,7 +204,7 @@ def test_a_reading_costs_the_same_however_many_wait(front, monkeypatch):
         def __iter__(self) -> Any:
             raise AssertionError("walks over all that wait")
 
-    def decide(prompts: Any) -> list[Route]:
+    def decide(prompts: Any, prefix: Any) -> list[Route]:
         readings.append(len(prompts))
         return [Route.full(L)] * len(prompts)
 
@@ -214,7 +214,7 @@ def test_a_reading_costs_the_same_however_many_wait(front, monkeypatch):
     monkeypatch.setattr(front, "_waiting", waiting)
     prompts = [[7] * (1 + place % 60) for place in range(5000)]
 
-    async def ask() -> list[tuple[Route, float]]:
+    async def ask() -> list[Choice]:
         return await asyncio.gather(*map(front.choose, prompts))
 
     assert len(asyncio.run(ask())) == sum(readings) == 5000
@@ -254,7 +254,7 @@ def test_what_breaks_a_reading_fails_those_in_it_and_no_later_one(front, monkeyp
     """Such as memory that runs out."""
     calls = []
 
-    def decide(prompts: Any) -> list[Route]:
+    def decide(prompts: Any, prefix: Any) -> list[Route]:
         calls.append(len(prompts))
         if len(calls) == 1:
             raise RuntimeError("no memory")
@@ -284,7 +284,7 @@ def test_a_prompt_that_cannot_be_read_fails_alone(front, monkeypatch):
 
     read = []
     features = front.features
-    monkeypatch.setattr(front, "features", lambda prompts: read.append(len(prompts)) or features(prompts))
+    monkeypatch.setattr(front, "features", lambda prompts, prefix: read.append(len(prompts)) or features(prompts, prefix))
     found = asyncio.run(ask())
     assert read == [6, 1, 1], "those that fail are tried alone, once"
     assert [isinstance(one, InputError) for one in found] == [True, False, False, False, True, False]
@@ -329,5 +329,9 @@ def test_compiled_before_the_first_request(family: str, tmp_path):
             for lengths in ([1], [2], [40], [1, 1], [5, 5, 5, 5, 5], [3, 4, 7], [64] * 16, [9] * 9, [8, 8], [300]):
                 prompts = prompts_of(lengths)
                 torch.testing.assert_close(compiled.features(prompts), plain.features(prompts), atol=2e-5, rtol=1e-4)
+
+            (start,) = prompts_of([64])
+            prefix, prompts = compiled.prefixes.keep(start, ""), [start + ids for ids in prompts_of([3, 9])]
+            torch.testing.assert_close(compiled.features(prompts, prefix), plain.features(prompts), atol=2e-5, rtol=1e-4)
 
     compiled._thread.submit(ask_all).result()

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from drllm import Route, RoutedModel
+from drllm.deploy.serving.engine.prefixes import PIECE
 from drllm.deploy.serving.traffic import read_traffic, traffic_file
 from drllm.model.packages import PACKAGED
 from drllm.policies.codebook import Codebook, Point
@@ -518,11 +519,31 @@ def test_a_codebook_as_users_start_it(codebook, routed, decide: str, capsys):
         (shown,) = fences(ROOT / "docs" / "serve.md", "python")
         exec(compile(shown.replace("http://127.0.0.1:8000", served.url).replace("smollm2-135m-q4", MODEL), "docs/serve.md", "exec"), {})
         assert "'decided': 'policy'" in capsys.readouterr().out
+        if decide == "front":
+            _read_once(served, routed, policy)
         after = read_traffic(counted)
-        assert after.prompts - before.prompts == 20, "33 prompts, written every 20"
+        assert after.prompts - before.prompts == 20, "33 to 36 prompts, written every 20"
         assert after.tokens - before.tokens > sum(map(len, ids)), "each once alone, and some of them again"
     finally:
         served.stop()
+
+
+def _read_once(served: Server, routed: Any, policy: Any) -> None:
+    """What three prompts begin with alike is read by the front for the first two alone; the third's route is as without that."""
+    start = "A plant grows where it has light, water and good soil. " * 16
+    prompts = [start + end for end in ("It is green because", "Its roots", "In winter it")]
+    ids = [routed.tokenizer(text)["input_ids"] for text in prompts]
+    n_shared = next(place for place, tokens in enumerate(zip(*ids, strict=False)) if len(set(tokens)) > 1) // PIECE * PIECE
+    assert n_shared >= 2 * PIECE
+    names, wanted = ("drllm_block_passes_total", HITS), decide_routes(routed, [policy], ids, 1)[0]
+    for place, (text, tokens, route) in enumerate(zip(prompts, ids, wanted, strict=True)):
+        before = [_count(served, name) for name in names]
+        options: Any = {"model": MODEL, "prompt": text, "max_tokens": 1, "temperature": 0}
+        told = client(served).completions.create(**options).model_extra["drllm"]
+        assert told[0]["route"] == str(route)
+        run, cached = (_count(served, name) - old for name, old in zip(names, before, strict=True))
+        n_read = len(tokens) - (n_shared if place == 2 else 0)
+        assert run == route.n_passes * (len(tokens) - cached) + policy.block * n_read
 
 
 def test_one_route_as_users_start_it(routed, tmp_path):

@@ -1,13 +1,14 @@
 """What a server's prompts look like, and where a codebook should decide for such prompts: before the engine, or in it. No torch, no vLLM.
 
-Before the engine, the blocks up to where the codebook reads run twice. In the engine they do not, but no prefix is kept and no prompt is
-cut: what prompts share is computed again for each. Both costs are counted in block passes; a long prompt in one step makes others wait.
+Before the engine, the blocks up to where the codebook reads run twice, but for what prompts share, which is kept. In the engine no block
+runs twice, but no prefix is kept and no prompt is cut: what prompts share is computed again for each. Both costs are counted in block
+passes; a long prompt in one step makes others wait.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,6 +44,14 @@ class Traffic:
         return Traffic(*(one + two for one, two in zip(asdict(self).values(), asdict(other).values(), strict=True)))
 
 
+def beginnings(ids: Sequence[int], size: int, apart: str) -> Iterator[int]:
+    """A hash of each beginning of so many tokens, twice as many and so on; `apart` sets the beginnings of some prompts apart."""
+    before = hash(apart)
+    for end in range(size, len(ids) + 1, size):
+        before = hash((before, tuple(ids[end - size : end])))
+        yield before
+
+
 class Shared:
     """How many of a prompt's tokens earlier ones began with; what is remembered is a hash of each beginning, `KEPT` of them at most."""
 
@@ -52,13 +61,12 @@ class Shared:
 
     def count(self, ids: Sequence[int], route: str) -> int:
         """Tokens of this prompt's longest beginning that was seen with this route, in whole blocks; all of its own are remembered."""
-        before, shared, goes_on = hash(route), 0, True
-        for end in range(self.block_size, len(ids) + 1, self.block_size):
-            before = hash((before, tuple(ids[end - self.block_size : end])))
-            goes_on = goes_on and before in self._seen
+        shared, goes_on = 0, True
+        for beginning in beginnings(ids, self.block_size, route):
+            goes_on = goes_on and beginning in self._seen
             shared += self.block_size * goes_on
-            self._seen[before] = None
-            self._seen.move_to_end(before)
+            self._seen[beginning] = None
+            self._seen.move_to_end(beginning)
         while len(self._seen) > KEPT:
             self._seen.popitem(last=False)
         return shared
@@ -68,11 +76,11 @@ def faster_place(traffic: Traffic, read: int, n_layers: int) -> tuple[str, str]:
     """ "front" or "engine" for such prompts, and why, in words.
 
     Args:
-        read: blocks that the codebook reads before it decides; before the engine they run twice.
+        read: blocks that the codebook reads before it decides; before the engine they run twice, what prompts share aside.
     """
     if traffic.prompts < ENOUGH:
         return "front", f"{traffic.prompts} prompts were counted so far, {ENOUGH} say which place is faster"
-    twice, again = read * traffic.tokens / n_layers, traffic.shared
+    twice, again = read * (traffic.tokens - traffic.shared) / n_layers, traffic.shared
     shape = f"{traffic.prompts:,} prompts of {traffic.tokens / traffic.prompts:.0f} tokens, {traffic.shared / traffic.tokens:.0%} shared"
     if traffic.long > LONG_SHARE * traffic.prompts:
         return "front", f"{shape}: {traffic.long:,} have more than {LONG:,} tokens, which the engine may cut only so"

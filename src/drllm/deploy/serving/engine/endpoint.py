@@ -74,7 +74,7 @@ class RequestRouter:
             if device == "cpu":
                 torch.set_num_threads(1)  # the engine needs the cores
             is_compiled = device == "cpu" and not config.enforce_eager
-            self.front = FrontSelector(codebook, config.model, config.dtype, device, is_compiled, config.revision)
+            self.front = FrontSelector(codebook, config.model, config.dtype, device, is_compiled, config.revision, self.salted)
         self.traffic: Counted | None = None  # where there is a choice of where to decide
         self.read = spec.decided or (self.front.codebook.block if self.front is not None else 0)
         if self.read:
@@ -107,14 +107,14 @@ class RequestRouter:
     async def _run(
         self, prompt: Any, ids: list[int], params: Any, request_id: str, kwargs: dict[str, Any], forced: Route | None, taken: Taken
     ) -> AsyncGenerator[Any, None]:
-        ticket, params = "", params.clone()
+        ticket, params, n_read = "", params.clone(), 0
         ours = (TICKET_ARGUMENT, ROUTE_ARGUMENT)
         params.extra_args = {name: value for name, value in (params.extra_args or {}).items() if name not in ours}
         if forced is not None:
             taken.set(forced, "request")
         elif self.front is not None:
             try:
-                route, seconds = await self.front.choose(ids)
+                route, seconds, n_read = await self.front.choose(ids, prompt.get("cache_salt") or "")
             except InputError as error:
                 raise validation_error(" ".join(str(error).split())) from None
             self.counts.front.observe(seconds)
@@ -151,7 +151,7 @@ class RequestRouter:
             self.tickets.drop(ticket)
             await outputs.aclose()
             if taken.route is not None and (made or left):  # else the engine refused it
-                read = self.front.codebook.block * len(ids) if self.front is not None and taken.decided == "policy" else 0
+                read = self.front.codebook.block * n_read if self.front is not None else 0
                 # The prompt, less what the prefix cache held, and every token made but each sample's last, which nothing follows.
                 n_run = max(0, len(ids) - n_cached) + sum(max(0, n - 1) for n in made.values()) if made else 0
                 self.counts.add(taken, n_run, read)
