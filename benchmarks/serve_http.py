@@ -9,7 +9,8 @@ until all have, and the processor seconds of the server's processes; medians ove
 statistics. Arms: one route of 24 blocks for all; the trained codebook `--book`, its choice before the engine or in it (`drllm serve
 --decide engine`); and such a book that always takes the base's route, whose answers must be plain vLLM's: in float32 the benchmark fails
 where more than one in a hundred is not. Everything is counted: HTTP, the front selector, the scheduler; and clients run on the same
-processor. Without `--shared` no prompt fills a block of the prefix cache, which plays no part. Rounds that run out of questions begin anew.
+processor. Without `--shared` only prompts of more than 128 tokens fill a block of the prefix cache. Rounds that run out of questions begin
+anew.
 """
 
 from __future__ import annotations

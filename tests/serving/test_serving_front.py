@@ -17,7 +17,8 @@ import families
 from drllm import Route
 from drllm.core.errors import ArtifactError, InputError
 from drllm.deploy.serving.engine import front as fronts
-from drllm.deploy.serving.engine.front import MAX_PADDING, STEP_TOKENS, Choice, FrontSelector, share_a_reading
+from drllm.deploy.serving.engine.front import MAX_PADDING, MOST_HELD, STEP_TOKENS, Choice, FrontSelector, share_a_reading
+from drllm.deploy.serving.engine.prefixes import PIECE, Prompt
 from drllm.policies.codebook import Codebook, Point
 
 L, BLOCK, VOCAB = 4, 2, 300
@@ -65,17 +66,19 @@ def test_prompts_together_are_each_alone(family: str, tmp_path):
         assert one.decide([ids]) == [one.codebook.routes_for(mine[None])[0]]
 
 
-@given(st.lists(st.integers(1, 1500), min_size=1, max_size=40))
-def test_who_shares_a_reading(lengths: list[int]):
-    """The oldest always; the others within the tokens of a step, none padded beyond its bound, and the nearest in length first."""
-    taken = share_a_reading(lengths)
+@given(st.lists(st.integers(1, 1500), min_size=1, max_size=40), st.integers(0, 3000))
+def test_who_shares_a_reading(lengths: list[int], n_shared: int):
+    """The oldest always; the others within a step's tokens and those held, none padded beyond its bound, the nearest in length first."""
+    taken = share_a_reading(lengths, n_shared)
     chosen = [lengths[place] for place in taken]
     assert taken == sorted(set(taken))
     assert taken[0] == 0
     assert len(taken) == 1 or (max(chosen) * len(taken) <= STEP_TOKENS and max(chosen) <= MAX_PADDING * min(chosen))
+    assert len(taken) == 1 or (n_shared + max(chosen)) * len(taken) <= MOST_HELD
     for length in (lengths[place] for place in range(len(lengths)) if place not in taken):
         most, least = max(*chosen, length), min(*chosen, length)
-        assert most * (len(taken) + 1) > STEP_TOKENS or most > MAX_PADDING * least
+        more = len(taken) + 1
+        assert most * more > STEP_TOKENS or most > MAX_PADDING * least or (n_shared + most) * more > MOST_HELD
 
 
 def test_32_short_prompts_are_one_reading():
@@ -92,10 +95,10 @@ class Watched:
         self.go = threading.Event()
         decide = front.decide
 
-        def watched(prompts: Any, prefix: Any = None) -> list[Route | InputError]:
+        def watched(prompts: Any) -> list[Route | InputError]:
             self.readings.append([len(ids) for ids in prompts])
             assert self.go.wait(60)
-            return decide(prompts, prefix)
+            return decide(prompts)
 
         monkeypatch.setattr(front, "decide", watched)
 
@@ -190,9 +193,9 @@ def test_a_reading_costs_the_same_however_many_wait(front, monkeypatch):
     seen: list[int] = []
     readings: list[int] = []
 
-    def shared(lengths: Any) -> list[int]:
+    def shared(lengths: Any, n_shared: int) -> list[int]:
         seen.append(len(lengths))
-        return share_a_reading(lengths)
+        return share_a_reading(lengths, n_shared)
 
     class Counting(collections.deque[Any]):
         taken = 0
@@ -204,7 +207,7 @@ def test_a_reading_costs_the_same_however_many_wait(front, monkeypatch):
         def __iter__(self) -> Any:
             raise AssertionError("walks over all that wait")
 
-    def decide(prompts: Any, prefix: Any) -> list[Route]:
+    def decide(prompts: Any) -> list[Route]:
         readings.append(len(prompts))
         return [Route.full(L)] * len(prompts)
 
@@ -254,7 +257,7 @@ def test_what_breaks_a_reading_fails_those_in_it_and_no_later_one(front, monkeyp
     """Such as memory that runs out."""
     calls = []
 
-    def decide(prompts: Any, prefix: Any) -> list[Route]:
+    def decide(prompts: Any) -> list[Route]:
         calls.append(len(prompts))
         if len(calls) == 1:
             raise RuntimeError("no memory")
@@ -284,7 +287,7 @@ def test_a_prompt_that_cannot_be_read_fails_alone(front, monkeypatch):
 
     read = []
     features = front.features
-    monkeypatch.setattr(front, "features", lambda prompts, prefix: read.append(len(prompts)) or features(prompts, prefix))
+    monkeypatch.setattr(front, "features", lambda prompts: read.append(len(prompts)) or features(prompts))
     found = asyncio.run(ask())
     assert read == [6, 1, 1], "those that fail are tried alone, once"
     assert [isinstance(one, InputError) for one in found] == [True, False, False, False, True, False]
@@ -330,8 +333,10 @@ def test_compiled_before_the_first_request(family: str, tmp_path):
                 prompts = prompts_of(lengths)
                 torch.testing.assert_close(compiled.features(prompts), plain.features(prompts), atol=2e-5, rtol=1e-4)
 
-            (start,) = prompts_of([64])
-            prefix, prompts = compiled.prefixes.keep(start, ""), [start + ids for ids in prompts_of([3, 9])]
-            torch.testing.assert_close(compiled.features(prompts, prefix), plain.features(prompts), atol=2e-5, rtol=1e-4)
+            (start,) = prompts_of([PIECE])
+            prompts = [start + ids for ids in prompts_of([3, 9])]
+            asked = [Prompt(ids) for ids in prompts]
+            found = compiled.features_after(asked, compiled.prefixes.keep(asked[0], PIECE))
+            torch.testing.assert_close(found, plain.features(prompts), atol=2e-5, rtol=1e-4)
 
     compiled._thread.submit(ask_all).result()

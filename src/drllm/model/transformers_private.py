@@ -121,6 +121,37 @@ def share_prefix(slot: Any, n_sequences: int) -> Any:
     return SharedPrefixSlot(slot, n_sequences) if slot.is_initialized else copy.copy(slot)
 
 
+class ReadingSlot(DynamicLayer):
+    """A slot for one step of sequences that all begin with the same keys and values, if with any; what the step adds stands apart.
+
+    Args:
+        held: (1, H, T, S) each: keys and values of what the sequences begin with; None where they begin with nothing.
+
+    Attributes:
+        added: (B, H, T, S) each: keys and values that the step added.
+    """
+
+    def __init__(self, held: tuple[Tensor, Tensor] | None, n_sequences: int):
+        super().__init__()
+        self.added: tuple[Tensor, Tensor] | None = None
+        if held is not None:
+            self.lazy_initialization(*held)
+            self.keys, self.values = (part.expand(n_sequences, -1, -1, -1) for part in held)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.added = key_states, value_states
+        if self.keys is None or self.values is None:
+            return self.added
+        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+
+
+def cache_of(slots: Sequence[Any]) -> DynamicCache:
+    """A cache of these slots, one a block."""
+    cache = DynamicCache()
+    cache.layers = list(slots)
+    return cache
+
+
 def cache_argument(forward: Any) -> str:
     """What a forward calls its cache: renamed in transformers 5.2x."""
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

@@ -10,7 +10,7 @@ import re
 import socket
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -155,7 +155,10 @@ def decide_where(policy: RouteSource | None, folder: str, n_layers: int, extra: 
         check_extra(extra, "engine")
     except InputError:
         return "front", "--vllm-args cut prompts or keep prefixes"
-    return faster_place(read_traffic(traffic_file(folder)), policy.reads, n_layers)
+    traffic = read_traffic(traffic_file(folder))
+    if "--no-enable-prefix-caching" in extra:  # then neither place keeps what prompts share
+        traffic = replace(traffic, shared=0)
+    return faster_place(traffic, policy.reads, n_layers)
 
 
 def _again(passes: Iterable[int]) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """What a server's prompts look like, and where a codebook should decide for such prompts: before the engine, or in it. No torch, no vLLM.
 
-Before the engine, the blocks up to where the codebook reads run twice, but for what prompts share, which is kept. In the engine no block
-runs twice, but no prefix is kept and no prompt is cut: what prompts share is computed again for each. Both costs are counted in block
-passes; a long prompt in one step makes others wait.
+Before the engine, the blocks up to where the codebook reads run twice, but for shared prefixes, which are kept there, too. In the engine
+no block runs twice, but no prefix is kept and no prompt is cut: a shared prefix is computed again for each prompt. Both costs are counted
+in block passes; a long prompt in one step makes others wait. That prefixes are read before they are kept is left out of the count.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def faster_place(traffic: Traffic, read: int, n_layers: int) -> tuple[str, str]:
     """ "front" or "engine" for such prompts, and why, in words.
 
     Args:
-        read: blocks that the codebook reads before it decides; before the engine they run twice, what prompts share aside.
+        read: blocks that the codebook reads before it decides; before the engine they run twice, shared prefixes aside.
     """
     if traffic.prompts < ENOUGH:
         return "front", f"{traffic.prompts} prompts were counted so far, {ENOUGH} say which place is faster"

@@ -1,8 +1,8 @@
 """The front selector: a codebook's first blocks, in the server's own process, which read a prompt before the engine sees it.
 
 Those blocks run once here and once more in the engine: what that costs is counted (`drllm_front_seconds`, and `seconds` of each answer).
-Prompts that wait together are read together: one by one they would take longer than the engine, which prefills many at once. What prompts
-begin with alike is read once (`prefixes.py`).
+Prompts that wait together are read together: one by one they would take longer than the engine, which prefills many at once. Shared
+prefixes are kept (`prefixes.py`).
 
 Shapes: B prompts, T tokens of the longest, D hidden size.
 """
@@ -11,10 +11,10 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +22,21 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.route import Route
-from drllm.deploy.serving.engine.prefixes import Prefix, Prefixes
+from drllm.deploy.serving.engine.prefixes import Prefix, Prefixes, Prompt, n_tokens
 from drllm.model.load import quiet_loading
 from drllm.policies.codebook import Codebook, pool_prompt
 
 STEP_TOKENS = 1024  # of one reading, padding included: more at once is no faster on a processor, and so longer prompts are read alone
 MAX_PADDING = 2.0  # times a prompt's own length
+MOST_HELD = 8192  # tokens of one reading whose keys and values are held: each prompt's, with the prefix that it shares
 WARM_UP = ((1, 5), (3, 7))  # prompts and tokens: a lone prompt is compiled apart, and a length of 1 would be, were it not padded
 
 
+_T = TypeVar("_T")
+
+
 class Choice(NamedTuple):
-    """The route of a prompt, and what it took: the seconds from asking to knowing, the wait for other prompts included, and tokens read."""
+    """The route of a prompt; the seconds from asking to knowing, the wait for other prompts included; and the tokens read for it."""
 
     route: Route
     seconds: float
@@ -41,23 +45,24 @@ class Choice(NamedTuple):
 
 @dataclass(eq=False)
 class _Waiting:
-    """A prompt, the cache salt of its client, and its route to come with the tokens that were read for it."""
+    """A prompt, and its route to come with the number of tokens read for it."""
 
-    ids: list[int]
-    salt: str
+    prompt: Prompt
     found: asyncio.Future[tuple[Route, int]]
 
 
-def share_a_reading(lengths: Sequence[int]) -> list[int]:
+def share_a_reading(lengths: Sequence[int], n_shared: int = 0) -> list[int]:
     """Which of the prompts that wait, the oldest first, are read with the first one: their places.
 
     Those nearest to it in length, as long as the padded tokens stay within `STEP_TOKENS` and none is padded to more than `MAX_PADDING`
-    times its length; the first is always among them, however long.
+    times its length; the first is always among them, however long. Lengths are of what is read, after `n_shared` tokens that are not:
+    with those, the padded tokens stay within `MOST_HELD`.
     """
     taken, shortest, longest = [0], lengths[0], lengths[0]
     for place in sorted(range(1, len(lengths)), key=lambda place: abs(math.log(lengths[place] / lengths[0]))):
         low, high = min(shortest, lengths[place]), max(longest, lengths[place])
-        if high <= MAX_PADDING * low and high * (len(taken) + 1) <= STEP_TOKENS:
+        n_read, n_held = high * (len(taken) + 1), (n_shared + high) * (len(taken) + 1)
+        if high <= MAX_PADDING * low and n_read <= STEP_TOKENS and n_held <= MOST_HELD:
             taken, shortest, longest = [*taken, place], low, high
     return sorted(taken)
 
@@ -75,7 +80,7 @@ class FrontSelector:
         compiled: whether the blocks are compiled, which takes a minute at the first start: on a processor their many small operations
             take as long as their products. Last bits differ from the uncompiled blocks'.
         revision: of the base on the Hub, as the engine loads it; None for its default branch, or where `checkpoint` is a folder.
-        keeps: whether what prompts begin with alike is kept, as in the engine's prefix cache.
+        keeps: whether shared prefixes are kept, as in the engine's prefix cache.
     """
 
     def __init__(
@@ -112,35 +117,37 @@ class FrontSelector:
                 self._thread.submit(self.features, [[0] * n_tokens] * n_prompts).result()
 
     @torch.inference_mode()
-    def features(self, prompts: Sequence[list[int]], prefix: Prefix | None = None) -> Tensor:
+    def features(self, prompts: Sequence[list[int]]) -> Tensor:
         """(B, 2 D) float32: the pooled states of each prompt, read together.
 
         Shorter prompts are padded on the right, where causal attention keeps the padding from every token before it: no mask is needed.
-
-        Args:
-            prefix: what all of them begin with, where that is kept; each has at least one token more.
         """
-        n_kept = len(prefix.ids) if prefix else 0
-        lengths = torch.tensor([len(ids) - n_kept for ids in prompts])
-        ids_BT = nn.utils.rnn.pad_sequence([torch.tensor(ids[n_kept:]) for ids in prompts], batch_first=True)
+        lengths = torch.tensor([len(ids) for ids in prompts])
+        ids_BT = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in prompts], batch_first=True)
         ids_BT = nn.functional.pad(ids_BT, (0, max(0, 2 - ids_BT.shape[1])))
-        if prefix is None or self.prefixes is None:
-            x_BTD = self.decoder(input_ids=ids_BT.to(self.decoder.device), use_cache=False).last_hidden_state
-        else:
-            x_BTD = self.prefixes.follow(ids_BT, prefix)
-        pooled_BF = pool_prompt(x_BTD, torch.arange(ids_BT.shape[1]) < lengths[:, None])
-        if prefix is None:
-            return pooled_BF
-        mean_BD, last_BD = pooled_BF.chunk(2, dim=1)
-        n_B1 = lengths[:, None].to(pooled_BF.device)
-        return torch.cat([(mean_BD * n_B1 + prefix.sum_D) / (n_B1 + n_kept), last_BD], dim=1)
+        x_BTD = self.decoder(input_ids=ids_BT.to(self.decoder.device), use_cache=False).last_hidden_state
+        return pool_prompt(x_BTD, torch.arange(ids_BT.shape[1]) < lengths[:, None])
 
-    def decide(self, prompts: Sequence[list[int]], prefix: Prefix | None = None) -> list[Route | InputError]:
+    @torch.inference_mode()
+    def features_after(self, prompts: Sequence[Prompt], prefix: Prefix) -> Tensor:
+        """As `features`, of prompts that all have this kept prefix, which is not read again."""
+        assert self.prefixes is not None
+        n_kept, x_BTD = n_tokens(prefix), self.prefixes.read(prompts, prefix)
+        lengths_B1 = torch.tensor([[len(prompt.ids) - n_kept] for prompt in prompts])
+        mean_BD, last_BD = pool_prompt(x_BTD, torch.arange(x_BTD.shape[1]) < lengths_B1).chunk(2, dim=1)
+        n_B1, kept_D = lengths_B1.to(mean_BD.device), sum((piece.sum_D for piece in prefix), torch.zeros_like(mean_BD[0]))
+        return torch.cat([(mean_BD * n_B1 + kept_D) / (n_B1 + n_kept), last_BD], dim=1)
+
+    def decide(self, prompts: Sequence[list[int]]) -> list[Route | InputError]:
         """The route of each of the prompts, read together, or why there is none: its states are not finite."""
+        return self._routes(prompts, self.features)
+
+    def _routes(self, prompts: Sequence[_T], features: Callable[[Sequence[_T]], Tensor]) -> list[Route | InputError]:
+        """As `decide`, by these features."""
         found: list[Route | InputError] = []
-        for ids, features_F in zip(prompts, self.features(prompts, prefix), strict=True):
+        for prompt, features_F in zip(prompts, features(prompts), strict=True):
             if len(prompts) > 1 and not bool(features_F.isfinite().all()):
-                found += self.decide([ids], prefix)  # the padding's states may be at fault, which no prompt should fail for
+                found += self._routes([prompt], features)  # the padding's states may be at fault, which no prompt should fail for
                 continue
             try:
                 found += self.codebook.routes_for(features_F[None])
@@ -149,11 +156,11 @@ class FrontSelector:
         return found
 
     async def choose(self, prompt_ids: list[int], salt: str = "") -> Choice:
-        """The route of a prompt; `InputError` as from `decide`. Prompts of one cache salt alone share what they begin with."""
+        """The route of a prompt; `InputError` as from `decide`. Only prompts with the same cache salt share prefixes."""
         start = time.perf_counter()
-        waiting = _Waiting(prompt_ids, salt, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(Prompt(prompt_ids, salt), asyncio.get_running_loop().create_future())
         if self.prefixes is not None:
-            self.prefixes.see(prompt_ids, salt)
+            self.prefixes.see(waiting.prompt)
         self._waiting.append(waiting)
         if self._reader is None or self._reader.done():
             self._reader = asyncio.create_task(self._read())
@@ -165,34 +172,30 @@ class FrontSelector:
         await asyncio.sleep(0)  # prompts of one request ask one after the other
         while (taken := self._take_a_group()) is not None:
             group, n_shared = taken
-            reading = asyncio.get_running_loop().run_in_executor(self._thread, self._decide_group, group, n_shared)
+            prompts = [waiting.prompt for waiting in group]
+            reading = asyncio.get_running_loop().run_in_executor(self._thread, self._decide_group, prompts, n_shared)
             await asyncio.wait([reading])
             failed = reading.exception()
-            for place, waiting in enumerate(group):
+            routes, n_first, n_kept = ([failed] * len(group), 0, 0) if failed else reading.result()
+            for waiting, route in zip(group, routes, strict=True):
                 if waiting.found.done():  # its client has left
                     continue
-                route, n_read = (failed, 0) if failed else reading.result()[place]
                 if isinstance(route, BaseException):
                     waiting.found.set_exception(route)
                 else:
-                    waiting.found.set_result((route, n_read))
+                    waiting.found.set_result((route, len(waiting.prompt.ids) - n_kept + n_first))
+                    n_first = 0
 
-    def _decide_group(self, group: Sequence[_Waiting], n_shared: int) -> list[tuple[Route | InputError, int]]:
-        """The routes of prompts whose first `n_shared` tokens are alike, and how many tokens were read for each.
-
-        The first one's are all that were not kept before, the others' those that are its own.
-        """
-        first, prefix, n_before = group[0], None, 0
-        if self.prefixes is not None and n_shared:
-            before = self.prefixes.longest(first.ids[:n_shared], first.salt)
-            n_before, prefix = len(before.ids) if before else 0, self.prefixes.keep(first.ids[:n_shared], first.salt)
-        found = self.decide([waiting.ids for waiting in group], prefix)
-        n_read = [len(waiting.ids) - n_shared for waiting in group]
-        n_read[0] += n_shared - n_before
-        return list(zip(found, n_read, strict=True))
+    def _decide_group(self, prompts: Sequence[Prompt], n_shared: int) -> tuple[list[Route | InputError], int, int]:
+        """The routes of prompts that share their first `n_shared` tokens; how many tokens were read once for all of them, and were kept."""
+        if self.prefixes is None or not n_shared:
+            return self.decide([prompt.ids for prompt in prompts]), 0, 0
+        n_before, prefix = n_tokens(self.prefixes.kept(prompts[0], n_shared)), self.prefixes.keep(prompts[0], n_shared)
+        routes = self._routes(prompts, lambda some: self.features_after(some, prefix))
+        return routes, n_shared - n_before, n_tokens(prefix)
 
     def _take_a_group(self) -> tuple[list[_Waiting], int] | None:
-        """The prompts to read next, which wait no longer, and how many of their first tokens are alike; None where nobody waits.
+        """The prompts to read next, which wait no longer, and how many of their first tokens they share; None where nobody waits.
 
         Chosen among the oldest `STEP_TOKENS`, as no reading holds more: its cost must not grow with the number of those that wait.
         """
@@ -203,13 +206,19 @@ class FrontSelector:
                 oldest.append(waiting)
         if not oldest:
             return None
-        starts = [self._start(waiting) for waiting in oldest]
-        n_shared, alike = len(starts[0][1]), [place for place, start in enumerate(starts) if start == starts[0]]
-        taken = {alike[place] for place in share_a_reading([len(oldest[place].ids) - n_shared for place in alike])}
+        first = oldest[0].prompt
+        n_shared = self._shared(first)
+        alike = [place for place, waiting in enumerate(oldest) if self._begins_alike(waiting.prompt, first, n_shared)]
+        taken = {alike[place] for place in share_a_reading([len(oldest[place].prompt.ids) - n_shared for place in alike], n_shared)}
         self._waiting.extendleft(waiting for place, waiting in reversed(list(enumerate(oldest))) if place not in taken)
         return [oldest[place] for place in sorted(taken)], n_shared
 
-    def _start(self, waiting: _Waiting) -> tuple[str, list[int]]:
-        """What a prompt begins with as others do, and with whose cache salt: empty where it shares nothing."""
-        n_shared = self.prefixes.shared(waiting.ids, waiting.salt) if self.prefixes is not None else 0
-        return waiting.salt if n_shared else "", waiting.ids[:n_shared]
+    def _shared(self, prompt: Prompt) -> int:
+        """How many of its first tokens other prompts begin with, too."""
+        return self.prefixes.shared(prompt) if self.prefixes is not None else 0
+
+    def _begins_alike(self, prompt: Prompt, first: Prompt, n_shared: int) -> bool:
+        """Whether the longest shared prefix of a prompt is the first `n_shared` tokens of another."""
+        if self._shared(prompt) != n_shared:
+            return False
+        return not n_shared or (prompt.salt, prompt.ids[:n_shared]) == (first.salt, first.ids[:n_shared])
