@@ -90,6 +90,11 @@ def test_what_auto_takes(tmp_path, monkeypatch):
     assert decide_where(codebook, str(folder), 4, [])[0] == "engine"
     kept = decide_where(codebook, str(folder), 4, ["--enable-prefix-caching"])
     assert kept == ("front", "--vllm-args cut prompts or keep prefixes")
+    half = Counted(traffic_file(str(folder)), 2)
+    for _ in range(400):
+        half.add([1, 2, 3], "1111")
+    assert decide_where(codebook, str(folder), 4, [])[0] == "front"
+    assert decide_where(codebook, str(folder), 4, ["--no-enable-prefix-caching"])[0] == "engine", "neither place keeps a prefix"
     for policy in (None, RoutePolicy(Route.full(4))):
         assert decide_where(policy, str(folder), 4, []) == ("auto", "")
     assert not traffic_file(str(folder)).is_relative_to(folder), "a policy's folder stays as it was saved"
