@@ -146,11 +146,36 @@ def test_a_cache_salt_sets_prompts_apart(tmp_path, monkeypatch):
     assert len(readings.prompts) == 4
 
 
+def test_one_that_shares_nothing_is_read_apart_from_those_that_do(tmp_path, monkeypatch):
+    """However it comes first: they would be read whole with it."""
+    front = front_of(tmp_path)
+    own, start, *tails = prompts_of([PIECE + 8, PIECE, 8, 8])
+    ask(front, start + tails[0])
+    readings = Readings(front, monkeypatch)
+    found = ask(front, own, start + tails[1], start + tails[1])
+    assert list(map(len, readings.prompts)) == [1, 2]
+    assert [choice.n_read for choice in found] == [PIECE + 8, PIECE + 8, 8]
+
+
+def test_no_piece_is_kept_that_padding_spoiled(tmp_path, monkeypatch):
+    """Token 0, which pads, has no finite embedding here, and so spoils the states of a shorter prompt in the same reading."""
+    front = front_of(tmp_path)
+    weight = front.decoder.embed_tokens.weight.detach().clone()
+    weight[0] = float("nan")
+    monkeypatch.setattr(front.decoder.embed_tokens, "weight", torch.nn.Parameter(weight))
+    (start,), tails = prompts_of([PIECE]), prompts_of([PIECE + 20, PIECE + 60])
+    found = ask(front, *(start + tail for tail in tails))
+    turns = [start + tails[0] + [9] * PIECE, start + tails[1] + [9] * PIECE]
+    assert all(bool(piece.sum_D.isfinite().all()) for piece in front.prefixes._kept.values())
+    assert [choice.route for choice in found] == alone(front, [start + tail for tail in tails])
+    assert [ask(front, ids)[0].route for ids in turns] == alone(front, turns)
+
+
 def test_another_prefix_of_the_same_hash_is_not_taken_for_it(tmp_path, monkeypatch):
     front = front_of(tmp_path)
     monkeypatch.setattr(kept, "beginnings", lambda ids, size, apart: iter(range(len(ids) // size)))
-    one, other, *tails = prompts_of([PIECE, PIECE, 9, 10, PIECE + 5, PIECE + 6])
-    prompts = [start + tail for start in (one, other) for tail in tails]
+    one, other, second, *tails = prompts_of([PIECE, PIECE, PIECE, 9, 10, PIECE + 5, PIECE + 6])
+    prompts = [start + tail for start in (one, other, one + second, other + second) for tail in tails]
     wanted = alone(front, prompts)
     assert [ask(front, ids)[0].route for ids in prompts] == wanted
     assert [choice.route for choice in ask(front, *prompts)] == wanted
@@ -174,12 +199,16 @@ def test_what_is_kept_is_bounded(tmp_path, monkeypatch):
     assert n_tokens(keep(front, long)) == 2 * PIECE
     assert [n_kept(front, ids) for ids in [*starts, long]] == [0, 0, 0, 0, 2 * PIECE]
     assert front.prefixes.n_bytes == 2 * size
-    prompts = [[*long, 8], [*long, 9]]
-    assert [choice.route for choice in ask(front, *prompts)] == alone(front, prompts)
+    assert all(keys.untyped_storage().nbytes() == 4 * keys.numel() for piece in front.prefixes._kept.values() for keys, _ in piece.slots)
+    prompts = [[*long, 8], [*long, 9], [*long, 10]]
+    found = [ask(front, ids)[0] for ids in prompts]
+    assert [choice.route for choice in found] == alone(front, prompts)
+    assert [choice.n_read for choice in found] == [5 * PIECE + 1, 3 * PIECE + 1, 3 * PIECE + 1], "none is read for nothing"
+    front.prefixes.see(Prompt([*starts[0], 7]))
     monkeypatch.setattr(kept, "MOST_SEEN", 3)
-    for ids in starts:
+    for ids in [*starts, starts[1]]:
         front.prefixes.see(Prompt([*ids, 7]))
-    assert list(front.prefixes._prompts) == [Prompt([*ids, 7]).hashes[0] for ids in starts[1:]]
+    assert list(front.prefixes._prompts) == [Prompt([*starts[place], 7]).hashes[0] for place in (2, 3, 1)]
 
 
 def test_what_prompts_share_is_the_longest_prefix_that_two_had(monkeypatch):

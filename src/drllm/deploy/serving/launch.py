@@ -10,7 +10,7 @@ import re
 import socket
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -155,10 +155,8 @@ def decide_where(policy: RouteSource | None, folder: str, n_layers: int, extra: 
         check_extra(extra, "engine")
     except InputError:
         return "front", "--vllm-args cut prompts or keep prefixes"
-    traffic = read_traffic(traffic_file(folder))
-    if "--no-enable-prefix-caching" in extra:  # then neither place keeps what prompts share
-        traffic = replace(traffic, shared=0)
-    return faster_place(traffic, policy.reads, n_layers)
+    keeps = not any(_is_flag(word, "--no-enable-prefix-caching") for word in extra)
+    return faster_place(read_traffic(traffic_file(folder)), policy.reads, n_layers, keeps)
 
 
 def _again(passes: Iterable[int]) -> tuple[int, ...]:
@@ -237,10 +235,15 @@ def check_extra(extra: Sequence[str], mode: str) -> None:
     if mode == "engine":
         why |= dict.fromkeys(CUTTING, "but a policy that decides in the engine must see whole prompts: leave it out")
     for word in extra:
-        name = re.split("[=.]", word, maxsplit=1)[0].replace("_", "-")
-        for flag in why if name.startswith("-") and name not in ("-", "--") else ():
-            if flag == name or (name.startswith("--") and flag.startswith(name)):
+        for flag in why:
+            if _is_flag(word, flag):
                 raise InputError(f"--vllm-args has {flag}, {why[flag]}")
+
+
+def _is_flag(word: str, flag: str) -> bool:
+    """Whether a word of a command line is this flag of vLLM's, as its parser reads it."""
+    name = re.split("[=.]", word, maxsplit=1)[0].replace("_", "-")
+    return name not in ("", "-", "--") and (flag == name or (name.startswith("--") and flag.startswith(name)))
 
 
 def launch(spec: ServeSpec, server: Server) -> Launch:

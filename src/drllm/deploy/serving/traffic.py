@@ -46,7 +46,7 @@ class Traffic:
 
 def beginnings(ids: Sequence[int], size: int, apart: str) -> Iterator[int]:
     """A hash of each beginning of so many tokens, twice as many and so on; `apart` sets the beginnings of some prompts apart."""
-    before = hash(apart)
+    before = hash(f"prompts of {apart}")  # of a text: Python draws those anew in each process, so nobody can prepare equal ones
     for end in range(size, len(ids) + 1, size):
         before = hash((before, tuple(ids[end - size : end])))
         yield before
@@ -72,16 +72,21 @@ class Shared:
         return shared
 
 
-def faster_place(traffic: Traffic, read: int, n_layers: int) -> tuple[str, str]:
+def faster_place(traffic: Traffic, read: int, n_layers: int, keeps: bool = True) -> tuple[str, str]:
     """ "front" or "engine" for such prompts, and why, in words.
 
     Args:
         read: blocks that the codebook reads before it decides; before the engine they run twice, shared prefixes aside.
+        keeps: whether prefixes are kept before the engine.
     """
     if traffic.prompts < ENOUGH:
         return "front", f"{traffic.prompts} prompts were counted so far, {ENOUGH} say which place is faster"
-    twice, again = read * (traffic.tokens - traffic.shared) / n_layers, traffic.shared
-    shape = f"{traffic.prompts:,} prompts of {traffic.tokens / traffic.prompts:.0f} tokens, {traffic.shared / traffic.tokens:.0%} shared"
+    again = traffic.shared if keeps else 0
+    twice = read * (traffic.tokens - again) / n_layers
+    shape = (
+        f"{traffic.prompts:,} prompts of {traffic.tokens / traffic.prompts:.0f} tokens, {traffic.shared / traffic.tokens:.0%} shared"
+        + ("" if keeps else ", not kept")
+    )
     if traffic.long > LONG_SHARE * traffic.prompts:
         return "front", f"{shape}: {traffic.long:,} have more than {LONG:,} tokens, which the engine may cut only so"
     place = "engine" if twice > again else "front"

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -165,9 +164,7 @@ class RequestRouter:
         if found.prompts < ENOUGH or self.advised:
             return
         self.advised = True
-        if self.front is not None and not self.salted:
-            found = replace(found, shared=0)  # no prefix is kept
-        place, why = faster_place(found, self.read, self.spec.n_layers)
+        place, why = faster_place(found, self.read, self.spec.n_layers, keeps=self.front is None or self.salted)
         if place != ("engine" if self.spec.mode == "engine" else "front"):
             logger.info("drllm: %s; --decide auto takes --decide %s at the next start", why, place)
 

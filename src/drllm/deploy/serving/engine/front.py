@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.route import Route
-from drllm.deploy.serving.engine.prefixes import Prefix, Prefixes, Prompt, n_tokens
+from drllm.deploy.serving.engine.prefixes import PIECE, Prefix, Prefixes, Prompt, n_tokens
 from drllm.model.load import quiet_loading
 from drllm.policies.codebook import Codebook, pool_prompt
 
@@ -206,19 +206,21 @@ class FrontSelector:
                 oldest.append(waiting)
         if not oldest:
             return None
-        first = oldest[0].prompt
-        n_shared = self._shared(first)
+        first, n_shared = oldest[0].prompt, self._shared(oldest[0].prompt)
         alike = [place for place, waiting in enumerate(oldest) if self._begins_alike(waiting.prompt, first, n_shared)]
-        taken = {alike[place] for place in share_a_reading([len(oldest[place].prompt.ids) - n_shared for place in alike], n_shared)}
-        self._waiting.extendleft(waiting for place, waiting in reversed(list(enumerate(oldest))) if place not in taken)
-        return [oldest[place] for place in sorted(taken)], n_shared
+        taken = [alike[place] for place in share_a_reading([len(oldest[place].prompt.ids) - n_shared for place in alike], n_shared)]
+        start = first.ids[:n_shared]
+        taken = [place for place in taken if oldest[place].prompt.ids[:n_shared] == start]  # no other prefix of the same hash
+        self._waiting.extendleft(oldest[place] for place in reversed(range(len(oldest))) if place not in taken)
+        return [oldest[place] for place in taken], n_shared
 
     def _shared(self, prompt: Prompt) -> int:
         """How many of its first tokens other prompts begin with, too."""
         return self.prefixes.shared(prompt) if self.prefixes is not None else 0
 
     def _begins_alike(self, prompt: Prompt, first: Prompt, n_shared: int) -> bool:
-        """Whether the longest shared prefix of a prompt is the first `n_shared` tokens of another."""
+        """Whether the longest shared prefix of a prompt is, by its hash, the first `n_shared` tokens of another."""
         if self._shared(prompt) != n_shared:
             return False
-        return not n_shared or (prompt.salt, prompt.ids[:n_shared]) == (first.salt, first.ids[:n_shared])
+        last = n_shared // PIECE - 1
+        return not n_shared or (prompt.salt, prompt.hashes[last]) == (first.salt, first.hashes[last])

@@ -83,11 +83,15 @@ class Prefixes:
 
     Args:
         decoder: of the front selector: the embedding and the blocks that read a prompt, without the last norm.
+
+    Attributes:
+        n_bytes: of what is kept.
+        n_most: how many pieces can be kept, known once one was.
     """
 
     def __init__(self, decoder: Any):
         self.decoder, self._argument = decoder, cache_argument(decoder.forward)
-        self.n_bytes = 0  # of what is kept
+        self.n_bytes, self.n_most = 0, MOST_SEEN
         self._prompts: OrderedDict[int, int] = OrderedDict()  # by hash of a prefix: how many prompts had it, 2 for more
         self._kept: OrderedDict[int, Piece] = OrderedDict()  # by hash of the prefix that ends with it, the latest used last
 
@@ -99,9 +103,9 @@ class Prefixes:
             self._prompts.popitem(last=False)
 
     def shared(self, prompt: Prompt) -> int:
-        """How many tokens its longest prefix has that two prompts had."""
+        """How many tokens its longest prefix has that two prompts had, and that can be kept."""
         n_shared = 0
-        while n_shared < len(prompt.hashes) and self._prompts.get(prompt.hashes[n_shared], 0) > 1:
+        while n_shared < min(len(prompt.hashes), self.n_most) and self._prompts.get(prompt.hashes[n_shared], 0) > 1:
             n_shared += 1
         return PIECE * n_shared
 
@@ -151,7 +155,7 @@ class Prefixes:
         return x_BTD
 
     def _store(self, prompt: Prompt, n_read: int, prefix: Prefix, slots: Sequence[Any], x_TD: Tensor) -> None:
-        """Keep the whole pieces among the first `n_read` tokens of a prompt, of which the prefix is kept already."""
+        """Keep the whole pieces among the first `n_read` tokens of a prompt, of which the prefix is kept already; finite ones alone."""
         before = prefix[-1] if prefix else None
         n_pieces = max(len(prefix), min(n_read // PIECE, len(prompt.hashes)))
         for place in range(len(prefix), n_pieces):
@@ -161,9 +165,13 @@ class Prefixes:
                 before = old
                 continue
             parts = [(keys[..., here, :].clone(), values[..., here, :].clone()) for keys, values in slots]
-            before = Piece(ids, prompt.salt, before, parts, x_TD[here].float().sum(0))
-            self._kept[prompt.hashes[place]] = before
-            self.n_bytes += before.n_bytes - (old.n_bytes if old is not None else 0)
+            piece = Piece(ids, prompt.salt, before, parts, x_TD[here].float().sum(0))
+            if not bool(piece.sum_D.isfinite().all()):  # the padding's states may be at fault
+                n_pieces = place
+                break
+            self._kept[prompt.hashes[place]] = before = piece
+            self.n_bytes += piece.n_bytes - (old.n_bytes if old is not None else 0)
+            self.n_most = MOST_BYTES // piece.n_bytes
         self._touch(prompt.hashes[:n_pieces])
 
     def _touch(self, prefixes: Sequence[int]) -> None:
