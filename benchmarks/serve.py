@@ -19,8 +19,8 @@ every second round (in each of fewer than twelve). Printed is what of its saving
 would reach most. The front selector is an arm, too, in this process, compiled and eager: it reads the round's first prompt alone, as one
 that finds nobody waiting, and the others in the groups a server reads them in if all have come meanwhile; "with the front" adds its
 seconds to prefill and decoding of each arm, also for answers of other lengths, by the mean step; here it keeps no prefix (with `--shared`
-see `serve_http.py`). Last, how often compiling, reading prompts together and, with `--shared`, reading after a kept prefix flip a choice of
-the book on tune questions. A trained book reads the prompts that it learned, so ask its tasks as its
+see `serve_http.py`). Last, how often compiling, reading prompts together, and reading a prompt after its own first tokens, which are kept,
+flip a choice of the book on tune questions. A trained book reads the prompts that it learned, so ask its tasks as its
 reward does (`--tasks`, `--reward`): for plain text, the default, it may never leave the base's route.
 """
 
@@ -37,6 +37,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -44,8 +45,9 @@ import timed_prompts
 import timed_routes
 from drllm import Route, RoutedModel
 from drllm.core.files import write_json
+from drllm.deploy.serving.engine import prefixes
 from drllm.deploy.serving.engine.front import FrontSelector, share_a_reading
-from drllm.deploy.serving.engine.prefixes import PIECE, Prompt
+from drllm.deploy.serving.engine.prefixes import Prompt
 from drllm.deploy.serving.engine.segments import cuts
 from drllm.deploy.serving.launch import cache_folder, checkpoint_of, make_spec
 from drllm.policies.codebook import Codebook
@@ -59,6 +61,7 @@ from timing import MIN_VALUES, ONLY_HELP, check_rounds, median_interval, wanted_
 # Their names, the engine that has their segments compiled, and the routes.
 NESTS = {"4 nested routes": ("rows", timed_routes.nested), "4 deeper nested routes": ("deeper", timed_routes.deeper)}
 IN_PLACE = "in place compiled"  # the engine that takes turns with the looped one, beside stock
+SHORT_PIECE = 16  # tokens: timed prompts are shorter than a piece that servers keep
 LENGTHS = (16, 32, 64, 128, 256)  # tokens of an answer
 BOOK = "trained book, compiled"
 LOOPED = "static looped"  # how the arm beside which that one runs begins
@@ -313,10 +316,17 @@ def measure(one: Batch, prompts: list[list[int]], batch: int, rounds: int, seed:
     }
 
 
-def flips(selectors: dict[str, FrontSelector], prompts: list[list[int]], n_shared: int) -> dict[str, int]:
+def route_after(selector: FrontSelector, ids: list[int]) -> Route:
+    """A prompt's route, read after its own first whole pieces, which are kept first."""
+    prompt = Prompt(ids)
+    prefix = selector.prefixes.keep(prompt, len(prompt.hashes) * SHORT_PIECE) if selector.prefixes is not None else []
+    return selector.codebook.routes_for(selector.features_after([prompt], prefix))[0]
+
+
+def flips(selectors: dict[str, FrontSelector], prompts: list[list[int]]) -> dict[str, int]:
     """Prompts whose choice is another than by the eager blocks, alone.
 
-    Compiled; read with others, as many as a reading takes; and, where all begin with the same `n_shared` tokens, with those kept.
+    Compiled; read with others, as many as a reading takes; and after their own first pieces, which are kept.
     """
     alone = {tuple(ids): selectors["eager"].decide([ids])[0] for ids in prompts}
     counts = {"prompts": len(prompts), "took the base": sum(alone[tuple(ids)].is_full for ids in prompts)}
@@ -324,14 +334,8 @@ def flips(selectors: dict[str, FrontSelector], prompts: list[list[int]], n_share
         for name, groups in {"alone": [[ids] for ids in prompts], "together": readings(prompts)}.items():
             pairs = [(alone[tuple(ids)], route) for group in groups for ids, route in zip(group, selector.decide(group), strict=True)]
             counts[f"flipped {mode}, {name}"] = sum(before != after for before, after in pairs)
-    kept = selectors["eager"].prefixes
-    if kept is not None and (n_kept := n_shared // PIECE * PIECE):
-        asked, eager = [Prompt(ids) for ids in prompts], selectors["eager"]
-        prefix = kept.keep(asked[0], n_kept)
-        after = [eager.codebook.routes_for(eager.features_after([prompt], prefix))[0] for prompt in asked]
-        counts[f"flipped after {n_kept} tokens kept"] = sum(
-            route != alone[tuple(prompt.ids)] for prompt, route in zip(asked, after, strict=True)
-        )
+    with patch.object(prefixes, "PIECE", SHORT_PIECE):
+        counts["flipped after a kept prefix"] = sum(route_after(selectors["eager"], ids) != alone[tuple(ids)] for ids in prompts)
     return counts
 
 
@@ -457,7 +461,7 @@ def main() -> None:
         report(results[-1])
     memory = {"blocks": book.block, "bytes": selectors["eager"].n_bytes, "tokens": statistics.mean(map(len, prompts))}
     print(f"\nfront selector: {memory['blocks']} blocks, {memory['bytes'] / 1e6:.0f} MB; {memory['tokens']:.0f} tokens a prompt")
-    flipped = flips(selectors, others[: given.flips], given.shared) if others else {}
+    flipped = flips(selectors, others[: given.flips]) if others else {}
     print("choices: " + (", ".join(f"{count} {name}" for name, count in flipped.items()) or "not compared"))
     if given.out:
         said = {"model": given.model, "dtype": dtype, "book": given.book, "asked": timed_prompts.described(given), "turns": "steps"}

@@ -28,6 +28,7 @@ from drllm.deploy.serving import launch as launching
 from drllm.deploy.serving.engine.refusals import refuse, refuse_attention
 from drllm.deploy.serving.launch import Server, check_address, check_extra, check_supported, checkpoint_of, environment, launch, make_spec
 from drllm.deploy.serving.spec import ServeSpec
+from drllm.deploy.serving.traffic import traffic_file
 from drllm.policies.codebook import Codebook, Point
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.routers import RouterConfig, Routers
@@ -358,6 +359,25 @@ def test_serve_prints_its_command(monkeypatch, capsys, tiny: RoutedModel, tmp_pa
 
 
 @pytest.mark.filterwarnings("always::UserWarning")
+@pytest.mark.parametrize(("shared", "place"), [(0, "the policy decides in the engine"), (9, "a codebook decides before the engine")])
+def test_serve_says_where_auto_decides_and_why(monkeypatch, capsys, tiny: RoutedModel, tmp_path, shared: int, place: str):
+    monkeypatch.setattr("drllm.deploy.serving.launch.check_installed", lambda: "0.32.0")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tiny.model.save_pretrained(tmp_path / "base")
+    tiny.tokenizer.save_pretrained(tmp_path / "base")
+    routed = RoutedModel.wrap(str(tmp_path / "base"))
+    size, routes = 2 * routed.hidden_size, [Route.full(routed.n_layers), Route.full(routed.n_layers).edit(routed.n_layers - 1, 0)]
+    routed.policy = Codebook(routes, 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.zeros(1), [Point(0.0)], 0)
+    folder = str(routed.save_pretrained(tmp_path / "policy"))
+    counts = traffic_file(folder)
+    counts.parent.mkdir(parents=True)
+    counts.write_text(json.dumps({"prompts": 100, "tokens": 1000, "shared": 100 * shared, "long": 0}))
+    capsys.readouterr()  # how saving went
+    assert main(["serve", folder, "--print", "--port", str(free_port()), "--any-format"]) == 0
+    first = capsys.readouterr().out.split("\n")[0]
+    assert first.startswith(f"serving base: {place} (--decide auto: 100 prompts of 10 tokens, {10 * shared}% shared: before the engine ")
+
+
 def test_a_command_that_cannot_run_here_says_what_to_install(monkeypatch, capsys, tiny: RoutedModel, tmp_path):
     tiny.model.save_pretrained(tmp_path / "base")
     tiny.tokenizer.save_pretrained(tmp_path / "base")
