@@ -358,7 +358,6 @@ def test_serve_prints_its_command(monkeypatch, capsys, tiny: RoutedModel, tmp_pa
         assert error.count("\n") == 1
 
 
-@pytest.mark.filterwarnings("always::UserWarning")
 @pytest.mark.parametrize(("shared", "place"), [(0, "the policy decides in the engine"), (9, "a codebook decides before the engine")])
 def test_serve_says_where_auto_decides_and_why(monkeypatch, capsys, tiny: RoutedModel, tmp_path, shared: int, place: str):
     monkeypatch.setattr("drllm.deploy.serving.launch.check_installed", lambda: "0.32.0")
@@ -378,6 +377,7 @@ def test_serve_says_where_auto_decides_and_why(monkeypatch, capsys, tiny: Routed
     assert first.startswith(f"serving base: {place} (--decide auto: 100 prompts of 10 tokens, {10 * shared}% shared: before the engine ")
 
 
+@pytest.mark.filterwarnings("always::UserWarning")
 def test_a_command_that_cannot_run_here_says_what_to_install(monkeypatch, capsys, tiny: RoutedModel, tmp_path):
     tiny.model.save_pretrained(tmp_path / "base")
     tiny.tokenizer.save_pretrained(tmp_path / "base")
