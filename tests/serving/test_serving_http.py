@@ -117,7 +117,7 @@ def codebook(routed, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def server(codebook, tmp_path_factory) -> Iterator[Server]:
     """The codebook's server, with a key."""
-    arguments = [str(codebook), "--dtype", "float32", "--eager", "--api-key", KEY, "--max-model-len", "1024"]
+    arguments = [str(codebook), "--dtype", "float32", "--eager", "--api-key", KEY, "--max-model-len", "1024", "--decide", "front"]
     started = Server(arguments)
     yield started
     started.stop()
