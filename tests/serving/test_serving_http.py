@@ -530,7 +530,7 @@ def test_a_codebook_as_users_start_it(codebook, routed, decide: str, capsys):
 
 def _read_once(served: Server, routed: Any, policy: Any) -> None:
     """What three prompts begin with alike is read by the front for the first two alone; the third's route is as without that."""
-    start = "A plant grows where it has light, water and good soil. " * 16
+    start = "A plant grows where it has light, water and good soil. " * 24
     prompts = [start + end for end in ("It is green because", "Its roots", "In winter it")]
     ids = [routed.tokenizer(text)["input_ids"] for text in prompts]
     n_shared = next(place for place, tokens in enumerate(zip(*ids, strict=False)) if len(set(tokens)) > 1) // PIECE * PIECE
