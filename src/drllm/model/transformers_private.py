@@ -104,45 +104,41 @@ class RoomySlot(DynamicLayer):
 
 
 class SharedPrefixSlot(DynamicLayer):
-    """A slot of sequences that all begin alike: it holds the beginning once, and keeps nothing of what is added, since one step is all."""
-
-    def __init__(self, slot: Any, n_sequences: int):
-        super().__init__()
-        self.lazy_initialization(slot.keys, slot.values)
-        self.keys: Any = slot.keys.expand(n_sequences, -1, -1, -1)
-        self.values: Any = slot.values.expand(n_sequences, -1, -1, -1)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
-
-
-def share_prefix(slot: Any, n_sequences: int) -> Any:
-    """The slot for one step of `n_sequences` that begin with what it holds; a slot that no block used stays empty."""
-    return SharedPrefixSlot(slot, n_sequences) if slot.is_initialized else copy.copy(slot)
-
-
-class ReadingSlot(DynamicLayer):
-    """A slot for one step of sequences that all begin with the same keys and values, if with any; what the step adds stands apart.
+    """A slot of sequences that all begin alike: it holds the beginning once, and keeps nothing of what is added, since one step is all.
 
     Args:
-        held: (1, H, T, S) each: keys and values of what the sequences begin with; None where they begin with nothing.
-
-    Attributes:
-        added: (B, H, T, S) each: keys and values that the step added.
+        held: (1, H, T, S) each: keys and values of the beginning; None where there is none.
     """
 
     def __init__(self, held: tuple[Tensor, Tensor] | None, n_sequences: int):
         super().__init__()
-        self.added: tuple[Tensor, Tensor] | None = None
         if held is not None:
             self.lazy_initialization(*held)
             self.keys, self.values = (part.expand(n_sequences, -1, -1, -1) for part in held)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        self.added = key_states, value_states
         if self.keys is None or self.values is None:
-            return self.added
+            return key_states, value_states
         return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+
+
+def share_prefix(slot: Any, n_sequences: int) -> Any:
+    """The slot for one step of `n_sequences` that begin with what it holds; a slot that no block used stays empty."""
+    return SharedPrefixSlot((slot.keys, slot.values), n_sequences) if slot.is_initialized else copy.copy(slot)
+
+
+class ReadingSlot(SharedPrefixSlot):
+    """The same, where what the step adds is looked at afterwards.
+
+    Attributes:
+        added: (B, H, T, S) each: keys and values that the step added.
+    """
+
+    added: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.added = key_states, value_states
+        return super().update(key_states, value_states, *args, **kwargs)
 
 
 def cache_of(slots: Sequence[Any]) -> DynamicCache:

@@ -208,11 +208,11 @@ class FrontSelector:
             return None
         first, n_shared = oldest[0].prompt, self._shared(oldest[0].prompt)
         alike = [place for place, waiting in enumerate(oldest) if self._begins_alike(waiting.prompt, first, n_shared)]
-        taken = [alike[place] for place in share_a_reading([len(oldest[place].prompt.ids) - n_shared for place in alike], n_shared)]
+        nearest = [alike[place] for place in share_a_reading([len(oldest[place].prompt.ids) - n_shared for place in alike], n_shared)]
         start = first.ids[:n_shared]
-        taken = [place for place in taken if oldest[place].prompt.ids[:n_shared] == start]  # no other prefix of the same hash
+        taken = {place for place in nearest if oldest[place].prompt.ids[:n_shared] == start}  # no other prefix of the same hash
         self._waiting.extendleft(oldest[place] for place in reversed(range(len(oldest))) if place not in taken)
-        return [oldest[place] for place in taken], n_shared
+        return [oldest[place] for place in sorted(taken)], n_shared
 
     def _shared(self, prompt: Prompt) -> int:
         """How many of its first tokens other prompts begin with, too."""
