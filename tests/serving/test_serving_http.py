@@ -79,25 +79,27 @@ class Server:
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body, also of a refusal."""
-        return _asked(urllib.request.Request(self.url + path), 10)
+        status, body = _asked(urllib.request.Request(self.url + path), 10)
+        return status, body.decode()
 
     def post(self, path: str, body: bytes, key: str = KEY) -> tuple[int, str]:
         """Status and body, also of a refusal."""
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
-        return _asked(urllib.request.Request(self.url + path, body, headers), 120)
+        status, answered = _asked(urllib.request.Request(self.url + path, body, headers), 120)
+        return status, answered.decode(errors="replace")
 
     def stop(self) -> None:
         """As Ctrl-C would."""
         self.running.close()
 
 
-def _asked(request: urllib.request.Request, timeout: int) -> tuple[int, str]:
+def _asked(request: urllib.request.Request, timeout: int) -> tuple[int, bytes]:
     try:
         answered = urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as refusal:
         answered = refusal
     with answered:
-        return answered.status, answered.read().decode(errors="replace")
+        return answered.status, answered.read()
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +271,9 @@ def test_a_request_that_the_engine_refuses_took_no_route(server):
 
 def _count(server: Server, name: str) -> float:
     """One figure of /metrics; 0 for a labelled one that has not been counted yet."""
-    found = re.search(rf"^{re.escape(name)} ([0-9.e+-]+)$", server.get("/metrics")[1], re.MULTILINE)
+    status, text = server.get("/metrics")
+    assert status == 200, text
+    found = re.search(rf"^{re.escape(name)} ([0-9.e+-]+)$", text, re.MULTILINE)
     assert found or "{" in name, f"{name} is not among the metrics"
     return float(found[1]) if found else 0.0
 
