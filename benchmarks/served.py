@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from drllm.policies.codebook import Codebook, Point
+from drllm.policies.codebook import Codebook, Point, StateSelector
 from memory import summed
 
 READY_MINUTES = 40  # compiling a codebook's segments takes a slow machine ten
@@ -40,7 +40,7 @@ class Served:
 
 def never_leaves(book: Codebook) -> Codebook:
     """A book that reads and scores as `book` does, and takes the base's route every time."""
-    return Codebook(book.routes, book.block, book.mean, book.scale, book.weight, book.bias, [Point(1e9)], 0)
+    return Codebook(book.routes, StateSelector(book.block, book.mean, book.scale, book.weight, book.bias), [Point(1e9)])
 
 
 def free_port() -> int:

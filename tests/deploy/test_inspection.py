@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from books import plain_selector
 from byte_tokens import byte_tokenizer
 from drllm import InputError, Route, RoutedModel
 from drllm.cli.main import main
@@ -34,7 +35,7 @@ def codebook(tiny: RoutedModel) -> Codebook:
     routes = [Route.full(4), Route.parse("1121"), Route.parse("1110")]
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(size, 2, generator=generator) * 0.01
-    return Codebook(routes, 2, torch.zeros(size), torch.ones(size), weight, torch.tensor([0.05, 0.01]), [Point(0.02, 0.1)], 0)
+    return Codebook(routes, plain_selector(2, size, [0.05, 0.01], weight), [Point(0.02, 0.1)])
 
 
 def test_the_probabilities_shown_are_those_decided_by(tiny: RoutedModel, routers: Routers):
@@ -105,9 +106,7 @@ def test_a_loop_stands_in_brackets_and_in_words(route, strip, words, tiny: Route
 def test_a_codebook_of_loops_shows_each_in_brackets(tiny: RoutedModel):
     size = 2 * tiny.hidden_size
     routes = [Route.full(4), Route.full(4).loop(1, 2), Route.full(4).loop(1, 2, 0.5).loop(3, 3, 0.5)]
-    codebook = Codebook(
-        routes, 2, torch.zeros(size), torch.ones(size), torch.zeros(size, 2), torch.tensor([0.05, 0.01]), [Point(0.02, 0.0)], 0
-    )
+    codebook = Codebook(routes, plain_selector(2, size, [0.05, 0.01]), [Point(0.02, 0.0)])
     text = render(inspect(tiny, PROMPT, codebook, max_new_tokens=1))
     rows = [line.split() for line in text.splitlines() if line.strip().startswith("+")]
     assert rows == [["+5.00", "6", "|[||]|", "taken"], ["+1.00", "7", "|[||][|]"]]
@@ -115,9 +114,7 @@ def test_a_codebook_of_loops_shows_each_in_brackets(tiny: RoutedModel):
 
 def test_a_prompt_out_of_reach_is_named(tiny: RoutedModel):
     size = 2 * tiny.hidden_size
-    routes, scale = [Route.full(4), Route.parse("1110")], torch.full((size,), 1e-6)
-    near = Codebook(routes, 2, torch.zeros(size), scale, torch.zeros(size, 1), torch.ones(1), [Point(0.0)], 0)
-    near.reach = 1.0
+    near = Codebook([Route.full(4), Route.parse("1110")], plain_selector(2, size, [1.0], reach=1e-6), [Point(0.0)])
     found = inspect(tiny, PROMPT, near, max_new_tokens=1)
     assert found.route.is_full
     assert "this prompt is unlike those that the codebook learned from, so the base is kept" in render(found)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import drllm.methods.base as registry
+from books import plain_selector
 from drllm import ArtifactError, InputError, Route, RoutedModel, evaluate, search, train
 from drllm.cli.main import main
 from drllm.core.config import GuaranteeConfig
@@ -28,19 +29,19 @@ from drllm.methods.codebook import (
     choices,
     choose,
     choose_routes,
-    reach_of,
     served_passes,
     thresholds,
     worth,
 )
 from drllm.methods.matrix import Matrix, mixed_gain
+from drllm.methods.prompt_reading import Read, reach_of
 from drllm.methods.routers import BELOW, soft_target
 from drllm.methods.selector import STAY, Folds, fit_ridges, lower_bound, principal_directions
 from drllm.methods.shortgpt import block_influence
 from drllm.methods.static import StaticConfig, combine, confirmed
 from drllm.methods.training.losses import focal_loss, rarity_weights, soft_loss
 from drllm.methods.training_data import TrainingData
-from drllm.policies.codebook import Codebook, Point, pick, pool_prompt
+from drllm.policies.codebook import Codebook, Point, StateSelector, pick, pool_prompt
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import policy_class
 from drllm.policies.routers import RouterConfig, Routers
@@ -201,10 +202,16 @@ def planted(seed: int, effect: float) -> tuple[Matrix, np.ndarray]:
     return Matrix(tuple(routes), tasks, ids, ((1,),) * N, correct, margins, "raw", "key"), features
 
 
+def near(features: np.ndarray) -> Read:
+    """Prompts that are like those learned from."""
+    return Read(features, np.zeros(len(features)))
+
+
 def fitted(fit: Matrix, features: np.ndarray, tune: Matrix, tune_features: np.ndarray, price: float = 0.0, **options) -> Candidate:
     """A selector of all of the book's routes."""
     config = CodebookConfig(**options)
-    return _fit_one(fit, tune, range(1, K + 1), Folds(features, worth(fit, config), 5, 0), tune_features, price, math.inf, config)
+    folds = Folds(features, worth(fit, config), 5, 0)
+    return _fit_one(fit, tune, range(1, K + 1), folds, near(tune_features), price, math.inf, config)
 
 
 def test_a_selector_finds_which_prompts_a_route_helps():
@@ -243,8 +250,8 @@ def test_targets_of_a_task_tell_kinds_of_prompts_apart_and_nothing_finer():
     allowed = np.array([False, True, True, True, True])
     order = choose_routes(fit, allowed, 4, config, 0.0)
     assert set(order) == {1, 2}, "the other routes gain nothing on any task"
-    found = _fit_one(fit, tune, order, Folds(features, targets, 5, 0), tune_features, 0.0, math.inf, config)
-    picked = np.array(order)[choices(found, tune_features) - 1]
+    found = _fit_one(fit, tune, order, Folds(features, targets, 5, 0), near(tune_features), 0.0, math.inf, config)
+    picked = np.array(order)[choices(found, near(tune_features)) - 1]
     assert (picked[:300] == 1).mean() > 0.95
     assert (picked[300:] == 2).mean() > 0.95
     assert found.tune_gain == pytest.approx(0.2, abs=0.06)
@@ -372,8 +379,8 @@ def test_a_book_decides_as_it_was_fitted(tiny):
         routes = [Route.full(L), Route.full(L).edit(2, 0), Route.full(L).edit(3, 2)]
         mean, scale = read[block].mean(0), read[block].std(0) + 0.1
         weight = torch.randn(len(mean), 2, generator=torch.Generator().manual_seed(3))
-        codebook = Codebook(routes, block, mean, scale, weight, torch.zeros(2), [Point(0.0)], 0)
-        wanted = [routes[place] for place in codebook.choose(read[block])]
+        codebook = Codebook(routes, StateSelector(block, mean, scale, weight, torch.zeros(2)), [Point(0.0)])
+        wanted = codebook.routes_from(read[block])
         assert len(set(wanted)) > 1
         outputs = tiny.generate(
             ["what is 5 and 6?", "x", "a much longer prompt than the others, is it not?"], policy=codebook, max_new_tokens=2
@@ -406,19 +413,18 @@ def test_picking_by_hand():
 
 def test_prompts_out_of_reach_keep_the_base(tmp_path):
     """By hand: four features of mean 1 and scale 2. The second prompt lies 3 standard deviations off in each, the first 1."""
-    far = Codebook(
-        [Route.full(L), Route.full(L).edit(2, 0)],
-        *(1, torch.ones(4), torch.full((4,), 2.0), torch.zeros(4, 1), torch.ones(1), [Point(0.0, 0.5)], 0),
-    )
-    far.reach = 2.0
+    selector = StateSelector(1, torch.ones(4), torch.full((4,), 2.0), torch.zeros(4, 1), torch.ones(1), reach=2.0)
+    far = Codebook([Route.full(L), Route.full(L).edit(2, 0)], selector, [Point(0.0, 0.5)])
     features = torch.tensor([[3.0, -1, 3, -1], [7, -5, 7, -5]])
-    assert far.choose(features).tolist() == [1, 0]
-    assert far.scores(features).tolist() == [[1.0], [-math.inf]]
+    base, other = far.routes
+    assert far.routes_from(features) == [other, base]
+    assert far.selector.scores(features).tolist() == [[1.0], [-math.inf]]
     far.save(tmp_path)
-    assert Codebook.load(tmp_path).choose(features).tolist() == [1, 0]
-    assert far.at_point(0).choose(features).tolist() == [1, 0]
-    everywhere = Codebook(far.routes, 1, far.mean, far.scale, far.weight, far.bias, [Point(0.0)], 0)
-    assert everywhere.choose(features).tolist() == [1, 1]
+    assert Codebook.load(tmp_path).routes_from(features) == [other, base]
+    assert far.at_point(0).routes_from(features) == [other, base]
+    far.selector.reach = math.inf
+    everywhere = Codebook(far.routes, far.selector, [Point(0.0)])
+    assert everywhere.routes_from(features) == [other, other]
     everywhere.save(tmp_path)
     assert "reach" not in json.loads((tmp_path / "codebook.json").read_text()), "files of policies without it are as they were"
     for reach in (0, -1, "nan"):
@@ -429,16 +435,18 @@ def test_prompts_out_of_reach_keep_the_base(tmp_path):
 
 
 def test_the_reach_leaves_out_the_share_that_was_asked_for():
-    features = np.random.default_rng(0).normal(5, 3, (1000, 8))
-    reach = reach_of(features, 0.02)
-    z = (features - features.mean(0)) / features.std(0)
-    assert (np.sqrt((z**2).mean(1)) > reach).sum() == 20
-    assert reach_of(features, 0.0) == math.inf
+    away = np.random.default_rng(0).normal(5, 3, 1000)
+    read = Read(np.zeros((1000, 0)), away)
+    assert (away > reach_of(read, 1, 0.02)).sum() == 20
+    assert reach_of(read, 1, 0.0) == math.inf
+    assert reach_of(read, 0, 0.0) == away.max(), "a text stranger than all that were learned from keeps the base"
 
 
 def test_a_damaged_book_is_refused(tmp_path):
     codebook = Codebook(
-        [Route.full(L), Route.full(L).edit(2, 0)], 1, torch.zeros(4), torch.ones(4), torch.zeros(4, 1), torch.zeros(1), [Point(0)], 0
+        [Route.full(L), Route.full(L).edit(2, 0)],
+        plain_selector(1, 4, [0.0]),
+        [Point(0)],
     )
     codebook.save(tmp_path)
     assert Codebook.load(tmp_path).routes == codebook.routes
@@ -550,8 +558,8 @@ def test_a_codebook_reads_before_the_first_loop_ends_and_decides_visits(tiny, lo
     assert {str(route) for route in late.routes[1:]} == {"0-3,2-3"}
     weights = torch.randn(2 * tiny.hidden_size, 4, generator=torch.Generator().manual_seed(0))
     features = read_prompts(tiny, [tiny.tokenizer(text)["input_ids"] for text in TEXTS], [2], 600)[2]
-    codebook = Codebook(LOOPS, 2, features.mean(0), features.std(0) + 0.1, weights, torch.zeros(4), [Point(0.0)], 0)
-    wanted = codebook.routes_for(features)
+    codebook = Codebook(LOOPS, StateSelector(2, features.mean(0), features.std(0) + 0.1, weights, torch.zeros(4)), [Point(0.0)])
+    wanted = codebook.routes_from(features)
     assert sum(not route.is_in_place for route in wanted) >= 2
     together = tiny.generate(TEXTS, policy=codebook, max_new_tokens=4, do_sample=False)
     assert [output.route for output in together] == wanted
@@ -568,7 +576,7 @@ def test_three_passes_in_place_are_no_action_of_a_codebook(triple, tiny):
     """Where digits do not say a route the decider gives visits: an action above 2 is none."""
     routes = [Route.full(L), Route.parse("0-3,3,3") if triple else Route.parse("1112")]
     size = 2 * tiny.hidden_size
-    codebook = Codebook(routes, 2, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.ones(1), [Point(0.0)], 0)
+    codebook = Codebook(routes, plain_selector(2, size, [1.0]), [Point(0.0)])
     output = tiny.generate("what?", policy=codebook, max_new_tokens=3, do_sample=False)[0]
     assert (output.route, output.route.n_passes) == (routes[1], L + 1 + triple)
 
@@ -758,20 +766,18 @@ def test_operating_points_are_shares_of_the_tune_prompts_that_leave():
     matrix, features = planted(0, 0.5)
     tune, tune_features = planted(1, 0.5)
     best = fitted(matrix, features, tune, tune_features)
-    points = thresholds(best, tune_features)
-    left = [float((choices(dataclasses.replace(best, threshold=value), tune_features) > 0).mean()) for value in points]
+    points = thresholds(best, near(tune_features))
+    left = [float((choices(dataclasses.replace(best, threshold=value), near(tune_features)) > 0).mean()) for value in points]
     assert len(points) == 4
     assert left == pytest.approx([share * best.switched for share in (0.25, 0.5, 0.75, 1)], abs=1 / N)
     assert best.switched > 0.3
     assert points[-1] == best.threshold
-    assert thresholds(dataclasses.replace(best, threshold=STAY), tune_features) == [STAY]
+    assert thresholds(dataclasses.replace(best, threshold=STAY), near(tune_features)) == [STAY]
 
 
 def test_a_policy_is_calibrated_saved_with_its_promise_and_refused_for_a_smaller_one(tiny, run, tmp_path):
     size = 2 * tiny.hidden_size
-    policy = Codebook(
-        [Route.full(L), ROUTES[0]], 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.ones(1), [Point(0)], 0
-    )
+    policy = Codebook([Route.full(L), ROUTES[0]], plain_selector(1, size, [1.0]), [Point(0)])
     chosen, guarantee = calibrate(tiny, run, policy, GuaranteeConfig(calibrate="calibrate", epsilon=0.4, delta=0.4))
     assert guarantee.n >= 10
     assert guarantee.point == 0, "so wide a promise is kept"
@@ -806,7 +812,7 @@ def test_a_policy_is_calibrated_saved_with_its_promise_and_refused_for_a_smaller
 def test_a_point_that_changes_nothing_does_not_hide_the_next(tiny, run):
     size = 2 * tiny.hidden_size
     points = [Point(1e9), Point(-1e9)]  # nobody leaves the base, everybody does
-    policy = Codebook([Route.full(L), ROUTES[0]], 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.ones(1), points, 0)
+    policy = Codebook([Route.full(L), ROUTES[0]], plain_selector(1, size, [1.0]), points)
     _, guarantee = calibrate(tiny, run, policy, GuaranteeConfig(calibrate="calibrate", epsilon=0.4, delta=0.4))
     assert [row["point"] for row in guarantee.tested] == [1]
 
@@ -883,9 +889,7 @@ def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, da
         search(tiny, [TASK], dataclasses.replace(SEARCH, splits=splits), tmp_path / "run", data, routes=more, list_name=name)
         assert earlier(ROUTES[1]) == found.earlier + counted
     size, thresholds = 2 * tiny.hidden_size, [Point(1e9), Point(0.0), Point(-1e9)]
-    codebook = Codebook(
-        [Route.full(L), ROUTES[1]], 1, torch.zeros(size), torch.ones(size), torch.ones(size, 1), torch.zeros(1), thresholds, 0
-    )
+    codebook = Codebook([Route.full(L), ROUTES[1]], plain_selector(1, size, [0.0], torch.ones(size, 1)), thresholds)
     first, again = (calibrate(tiny, tmp_path / "run", codebook, asked)[1] for asked in (promise, less))
     assert len(codebook.operating_points()) > 1
     assert again.earlier == first.earlier, "also of several points, which are tested in an order until one fails"
@@ -975,14 +979,14 @@ def test_the_control_is_set_on_tune_within_the_budget(tiny, run):
 def test_a_saved_book_loads_in_a_process_that_never_trained_one(tiny, run, tmp_path):
     size = 2 * tiny.hidden_size
     routes = [Route.full(L), Route.full(L).edit(2, 0)]
-    codebook = Codebook(routes, 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.zeros(1), [Point(0.0)], 0)
+    codebook = Codebook(routes, plain_selector(1, size, [0.0]), [Point(0.0)])
     tiny.policy = codebook
     folder = tiny.save_pretrained(tmp_path / "book")
     tiny.policy = None
     code = (
         "import sys; from pathlib import Path; from drllm.policies.saved import open_folder; "
         "from drllm.policies.policy import policy_class; "
-        "print(open_folder(Path(sys.argv[1])).unchecked().block)"
+        "print(open_folder(Path(sys.argv[1])).unchecked().reads)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
@@ -991,13 +995,8 @@ def test_a_saved_book_loads_in_a_process_that_never_trained_one(tiny, run, tmp_p
 def test_views_at_another_point_promise_nothing():
     codebook = Codebook(
         [Route.full(L), Route.full(L).edit(2, 0)],
-        1,
-        torch.zeros(4),
-        torch.ones(4),
-        torch.zeros(4, 1),
-        torch.zeros(1),
+        plain_selector(1, 4, [0.0]),
         [Point(0.1), Point(0.0)],
-        0,
     )
     routers = Routers(RouterConfig(L, 8, 2, 4))
     for policy in (codebook, routers):

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 
+from books import plain_selector
 from drllm import Route, RoutedModel
 from drllm.cli.main import main
 from drllm.cli.serve import engine_device, who_reaches
@@ -117,7 +118,7 @@ def test_how_each_policy_is_served(tiny: RoutedModel):
     assert beside == ServeSpec("forced", n, "p", repeatable=(n - 1,), routes=("1" * n, twice), usual=twice)
     assert beside.default == routes[1]
     assert make_spec(None, "", tiny).default == make_spec(one, "p", tiny).default == Route.full(n)
-    codebook = Codebook(routes, 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.zeros(1), [Point(0.0)], 0)
+    codebook = Codebook(routes, plain_selector(1, size, [0.0]), [Point(0.0)])
     codebook.prompt_format = "raw"
     known = tuple(map(str, routes))
     assert make_spec(codebook, "p", tiny) == ServeSpec("book", n, "p", repeatable=(n - 1,), routes=known, prompt_format="raw")
@@ -125,7 +126,7 @@ def test_how_each_policy_is_served(tiny: RoutedModel):
         "engine", n, "p", repeatable=(0, n - 1), routes=known, decided=1
     )
     loops = [Route.full(n), Route.full(n).loop(1, 2, times=3), Route.full(n).loop(1, n - 1, strength=0.5)]
-    looped = Codebook(loops, 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 2), torch.zeros(2), [Point(0.0)], 0)
+    looped = Codebook(loops, plain_selector(1, size, [0.0, 0.0]), [Point(0.0)])
     assert make_spec(looped, "p", tiny).repeatable == (1, 1, 2, 2, *range(3, n))
     assert make_spec(looped, "p", tiny, repeatable="0,1:4").repeatable == (0, 1, 1, 1, 2, 2, *range(3, n))
     assert make_spec(RoutePolicy(loops[2]), "p", tiny).route == str(loops[2])
@@ -366,7 +367,7 @@ def test_serve_says_where_auto_decides_and_why(monkeypatch, capsys, tiny: Routed
     tiny.tokenizer.save_pretrained(tmp_path / "base")
     routed = RoutedModel.wrap(str(tmp_path / "base"))
     size, routes = 2 * routed.hidden_size, [Route.full(routed.n_layers), Route.full(routed.n_layers).edit(routed.n_layers - 1, 0)]
-    routed.policy = Codebook(routes, 1, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.zeros(1), [Point(0.0)], 0)
+    routed.policy = Codebook(routes, plain_selector(1, size, [0.0]), [Point(0.0)])
     folder = str(routed.save_pretrained(tmp_path / "policy"))
     counts = traffic_file(folder)
     counts.parent.mkdir(parents=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from books import plain_selector
 from drllm import Route, RoutedModel
 from drllm.deploy.serving.launch import make_spec
 from drllm.model.prompts import left_pad
@@ -325,7 +326,7 @@ def saved_book(routed: RoutedModel, folder: Path) -> Path:
     routes = [Route.full(N_BLOCKS), Route.parse("110111"), Route.parse("112101"), Route.parse("111122")]
     size = 2 * routed.hidden_size
     weight = torch.randn(size, 3, generator=torch.Generator().manual_seed(0)) * 0.1
-    routed.policy = Codebook(routes, 2, torch.zeros(size), torch.ones(size), weight, torch.zeros(3), [Point(0.2)], 0)
+    routed.policy = Codebook(routes, plain_selector(2, size, [0.0, 0.0, 0.0], weight), [Point(0.2)])
     return routed.save_pretrained(folder)
 
 
@@ -334,7 +335,7 @@ def saved_looped_book(routed: RoutedModel, folder: Path) -> Path:
     routes = [Route.full(N_BLOCKS), *(Route.parse(text) for text in ("0-3,2-5", "0-4,(2-4)*0.5,5", "0-3,3,2-3,2-5"))]
     size = 2 * routed.hidden_size
     weight = torch.randn(size, 3, generator=torch.Generator().manual_seed(0)) * 0.1
-    routed.policy = Codebook(routes, 2, torch.zeros(size), torch.ones(size), weight, torch.zeros(3), [Point(0.2)], 0)
+    routed.policy = Codebook(routes, plain_selector(2, size, [0.0, 0.0, 0.0], weight), [Point(0.2)])
     return routed.save_pretrained(folder)
 
 

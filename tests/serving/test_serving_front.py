@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import families
+from books import plain_selector
 from drllm import Route
 from drllm.core.errors import ArtifactError, InputError
 from drllm.deploy.serving.engine import front as fronts
@@ -29,7 +30,7 @@ def codebook(size: int) -> Codebook:
     """A codebook of four routes whose random selector takes each of them on some prompts."""
     routes = [Route.parse(text) for text in ("1111", "1101", "1112", "1100")]
     weight = torch.randn(2 * size, 3, generator=torch.Generator().manual_seed(0))
-    return Codebook(routes, BLOCK, torch.zeros(2 * size), torch.ones(2 * size), weight, torch.zeros(3), [Point(0.0)], 0)
+    return Codebook(routes, plain_selector(BLOCK, 2 * size, [0.0, 0.0, 0.0], weight), [Point(0.0)])
 
 
 def prompts_of(lengths: list[int]) -> list[list[int]]:

@@ -23,7 +23,7 @@ from drllm import Route, RoutedModel
 from drllm.deploy.serving.engine.prefixes import PIECE
 from drllm.deploy.serving.traffic import read_traffic, traffic_file
 from drllm.model.packages import PACKAGED
-from drllm.policies.codebook import Codebook, Point
+from drllm.policies.codebook import Codebook, Point, StateSelector
 from drllm.scoring.route_prediction import decide_routes, read_prompts
 from engines import PYTHON, free_port, needs_vllm, serving
 from fences import fences
@@ -115,7 +115,7 @@ def codebook(routed, tmp_path_factory) -> Path:
     features = read_prompts(routed, ids, [6], 1)[6]
     mean, scale = features.mean(0), features.std(0) + 1e-6
     weight = torch.randn(len(mean), 3, generator=torch.Generator().manual_seed(0)) / len(mean) ** 0.5
-    routed.policy = Codebook([Route.parse(text) for text in ROUTES], 6, mean, scale, weight, torch.zeros(3), [Point(0.0)], 0)
+    routed.policy = Codebook([Route.parse(text) for text in ROUTES], StateSelector(6, mean, scale, weight, torch.zeros(3)), [Point(0.0)])
     routed.policy.prompt_format = "raw"
     return routed.save_pretrained(tmp_path_factory.mktemp("policy") / "codebook")
 

@@ -4,9 +4,8 @@ import itertools
 import json
 import random
 
-import torch
-
 import families
+from books import plain_selector
 from drllm import Route, RoutedModel
 from drllm.deploy.serving import traffic
 from drllm.deploy.serving.launch import decide_where
@@ -79,7 +78,7 @@ def test_what_auto_takes(tmp_path, monkeypatch):
     routed = RoutedModel.wrap(families.build("llama", vocab_size=300))
     size = 2 * routed.hidden_size
     routes = [Route.full(4), Route.full(4).edit(3, 2)]
-    codebook = Codebook(routes, 2, torch.zeros(size), torch.ones(size), torch.zeros(size, 1), torch.zeros(1), [Point(0.0)], 0)
+    codebook = Codebook(routes, plain_selector(2, size, [0.0]), [Point(0.0)])
     routed.policy = codebook
     routed.save_pretrained(folder)
     place, why = decide_where(codebook, str(folder), 4, [])

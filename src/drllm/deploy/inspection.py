@@ -17,12 +17,15 @@ from drllm.core.route import Action, Route, Visit
 from drllm.core.route_words import loops_in_words
 from drllm.model.prompts import Prompt, encode_prompts
 from drllm.model.routed import RoutedModel
+from drllm.policies.codebook import Codebook
 from drllm.policies.policy import Decider, RouteSource
+from drllm.policies.text_selector import TextSelector
 from drllm.policies.timed import WrappedSource
 
 STYLES = {Action.SKIP: ("_", "blue"), Action.EXECUTE: ("|", "dim"), Action.REPEAT: ("#", "bold dark_orange3")}  # mark and its style
 LOOP_STYLE = "bold dark_orange3"
 BAR = 20  # characters of a probability of 1
+MOST_SPOKEN = 8  # tokens and pairs shown for a route, and as many against it
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Inspection:
         probabilities: of skip, execute and repeat at each block, under the control; None of a policy that has none.
         routes, values, threshold: of a codebook, its routes, what each is worth (predicted gain plus the worth of saved passes, fractions)
             and what a route must be worth to be taken.
+        spoken: of a codebook that reads text, what the prompt's tokens and pairs of them add to the worth of the route that was worth most,
+            the most first.
         route: what was decided.
         text: the answer along it.
     """
@@ -48,6 +53,7 @@ class Inspection:
     routes: tuple[Route, ...]
     values: tuple[float, ...]
     threshold: float
+    spoken: tuple[tuple[str, float], ...]
     route: Route
     text: str
 
@@ -73,7 +79,12 @@ def inspect(
     windows = [torch.ones(len(tokens))] if windows_BWT is None else [window for window in windows_BWT[0] if window.any()]
     found = [[tokens[at] for at in window.nonzero()[:, 0]] for window in windows]
     seen = policy.name, prompt_format, tuple(map(tuple, found)), len(tokens) - sum(map(len, found))
-    worth = tuple(watched.probabilities) or None, tuple(policy.routes), tuple(watched.values), policy.threshold
+    spoken: tuple[tuple[str, float], ...] = ()
+    if isinstance(policy, Codebook) and isinstance(policy.selector, TextSelector) and policy.points:
+        watched.values = policy.values([ids])[0].tolist()
+        found_grams = policy.selector.spoken(ids, watched.values.index(max(watched.values)))
+        spoken = tuple((routed.tokenizer.decode(list(gram)), share) for gram, share in found_grams)
+    worth = tuple(watched.probabilities) or None, tuple(policy.routes), tuple(watched.values), policy.threshold, spoken
     return Inspection(*seen, *worth, output.route, output.text or "")
 
 
@@ -116,7 +127,7 @@ def render(found: Inspection, width: int | None = None, colour: bool = False) ->
         parts += [Text("\nthis prompt is unlike those that the codebook learned from, so the base is kept")]
     elif found.values:
         parts += [Text(f"\nthe route worth most is taken if that is more than {100 * found.threshold:+.2f} points; the base's is worth 0")]
-        parts += [_route_table(found)]
+        parts += [_route_table(found), *_spoken(found)]
     console.print(Group(*parts, Text(""), Text.assemble(("answer  ", "bold"), repr(found.text))))
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
@@ -156,6 +167,20 @@ def _block_table(probabilities: Sequence[Sequence[float]], route: Route) -> Tabl
         decided = Text(Action(chosen).name.lower(), STYLES[Action(chosen)][1])
         table.add_row(str(block), *(f"{value:.3f}" for value in row), decided, "=" * round(BAR * row[chosen]))
     return table
+
+
+def _spoken(found: Inspection) -> list[Any]:
+    """Which tokens and pairs spoke most for the route that is worth most, and against it."""
+    if not found.spoken:
+        return []
+    best = found.routes[1 + found.values.index(max(found.values))]
+    table = Table(box=None)
+    table.add_column("points", justify="right")
+    table.add_column("in the prompt")
+    shown = [*found.spoken[:MOST_SPOKEN], *found.spoken[MOST_SPOKEN:][-MOST_SPOKEN:]]
+    for text, share in shown:
+        table.add_row(f"{100 * share:+.2f}", Text(repr(text)))
+    return [Text.assemble("\nwhat spoke most for and against ", _strip(best)), table]
 
 
 def _route_table(found: Inspection) -> Table:

@@ -149,7 +149,7 @@ def answer(scorer: Scorer, questions: Sequence[Any], policy: RouteSource | None,
     if (saved := request.done()) is not None:
         if known is not None:
             known.update(known_of(saved))
-            if key := decision_key(policy, len(saved.ids)):
+            if key := decision_key(policy):
                 known.decided.update({(key, id): Route.parse(route) for id, route in zip(saved.ids, saved.routes, strict=True)})
         return saved
     verdicts, routes = [], []

@@ -1,9 +1,10 @@
 """A few routes that earn their place on the fit questions, and a selector that leaves the base where it predicts gain enough.
 
 Routes are taken one by one from a run's dense matrix (`drllm search --paths`): each time the one that adds most to what the codebook covers
-and to what it is worth alone. The selector is a ridge regression from the prompt's states, read before an early block, to each route's gain
-over the base, its harm taken off; the threshold, one for all, is where the lower bound of the total gain is highest by predictions of
-questions the selector was not fitted on (`selector.lower_bound`; it may be below 0). How many routes, and the block, are chosen on tune.
+and to what it is worth alone. The selector is a ridge regression from the prompt's text, or its states before an early block, to each
+route's gain over the base, its harm taken off; the threshold, one for all, is where the lower bound of the total gain is highest by
+predictions of questions the selector was not fitted on (`selector.lower_bound`; it may be below 0). How many routes, and what is read, are
+chosen on tune.
 
 Shapes: N questions, R routes of the matrix, K of the codebook, F features, S spans of a batch.
 """
@@ -18,24 +19,21 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from drllm.core.digest import json_digest
 from drllm.core.errors import InputError
 from drllm.core.files import write_json
 from drllm.core.options import MAX_SEED, Options, option
-from drllm.core.progress import Progress
 from drllm.core.route import Route, Span
-from drllm.core.text import type_name
 from drllm.methods.base import Method, pass_limit
-from drllm.methods.selector import Folds, Ridge, lengths, lower_bound, moments
+from drllm.methods.prompt_reading import TEXT, Read, Readings, reach_of, read_states, read_text, reading_blocks
+from drllm.methods.selector import Folds, Ridge, lower_bound, sure_gain
 from drllm.runs.layout import CANDIDATES_FILE
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from drllm.methods.base import Policy, RoutedModel, TrainingData
     from drllm.methods.matrix import Matrix
+    from drllm.policies.codebook import StateSelector
+    from drllm.policies.text_selector import TextSelector
 
-Features: TypeAlias = dict[str, dict[int, np.ndarray]]  # by split and block: (N, F)
 # (matrix, allowed routes (R,), how many, options, price of a pass) -> places of routes in the matrix, best first.
 OrderRoutes: TypeAlias = "Callable[[Matrix, np.ndarray, int, Any, float], list[int]]"
 SIZES = (2, 4, 8, 16, 32)
@@ -47,8 +45,11 @@ class CodebookConfig(Options):
     """Routes and a selector."""
 
     n_routes: int = option(0, "routes besides the base; 0 tries 2, 4, 8, 16 and 32 on tune", ge=0, le=64)
-    block: int = option(0, "block before which the prompt is read; 0 tries a tenth, a fifth and a third of the blocks on tune", ge=0)
-    components: int = option(-1, "principal components of the prompt's states to read; 0: all; -1 tries 4, 16 and all on tune", ge=-1)
+    read: Literal["auto", "text", "states"] = option(
+        "auto", "what is read of a prompt: its text, before anything runs, or states; auto: text, unless states gain more on tune for sure"
+    )
+    block: int = option(0, "block before which states are read, and nothing else; 0 tries a tenth, a fifth and a third on tune", ge=0)
+    components: int = option(-1, "principal components of what is read; 0: all; -1 tries 4, 16 and all on tune", ge=-1)
     targets: Literal["question", "task"] = option("question", "what the selector predicts: a question's gains, or those of its task")
     margin_weight: float = option(0.5, "share of a gain that is the margin's, in standard deviations; the rest: the verdict's", ge=0, le=1)
     folds: int = option(5, "parts of the fit questions; each is predicted by a selector fitted on the others", ge=2, le=50)
@@ -57,7 +58,7 @@ class CodebookConfig(Options):
     abstain: bool = option(True, "keep the base where too little gain is predicted; else the highest score is followed, the base's being 0")
     unfamiliar: float = option(
         0.0,
-        "share of the fit prompts that may count as unlike the rest; prompts less like them than that keep the base; 0: none does",
+        "share of the fit prompts that may count as unlike the rest; prompts less like them keep the base; 0: of text, those beyond all",
         ge=0,
         le=0.5,
     )
@@ -81,11 +82,10 @@ class Candidate:
     n_components: int = 0
     reach: float = math.inf
 
-    def scores(self, features: np.ndarray) -> np.ndarray:
+    def scores(self, read: Read) -> np.ndarray:
         """(N, K) of each route but the base, whose score is 0; -inf for prompts out of reach."""
-        predicted = self.ridge.predict(features)
-        if self.reach < math.inf:
-            predicted[self.ridge.distance(features) > self.reach] = -np.inf
+        predicted = self.ridge.predict(read.features)
+        predicted[read.away > self.reach] = -np.inf
         return predicted
 
 
@@ -101,36 +101,66 @@ def fit_codebook(
 
     `order_routes` is another way to take routes than `choose_routes`; with `shuffle` prompts are dealt to other questions' gains.
     """
-    import torch
-
     from drllm.policies.codebook import Codebook, Point
 
     matrix, tune = training_data.fit_and_tune()
     if config.block >= routed.n_layers:
         raise InputError(f"CodebookConfig.block is {config.block}, expected less than the model's {routed.n_layers} blocks")
+    if config.block and config.read == "text":
+        raise InputError(f"CodebookConfig.block is {config.block}, before which states are read, and read is text: leave one of them out")
     blocks = [config.block] if config.block else reading_blocks(routed.n_layers)
-    features = {split: read_features(routed, folder.parent, m, blocks, split) for split, m in (("fit", matrix), ("tune", tune))}
-    if shuffle:
-        order = np.random.default_rng(config.seed).permutation(len(matrix))
-        features["fit"] = {block: values[order] for block, values in features["fit"].items()}
-    candidates = list(fit_candidates(matrix, tune, features, config, order_routes or choose_routes))
-    write_json(folder / CANDIDATES_FILE, {"key": matrix.key, "candidates": [_summary(candidate) for candidate in candidates]})
-    best = choose(candidates, routed.n_layers, config.budget)
-    ridge = best.ridge
-    n_routes, points = len(best.routes), [Point(threshold, best.price) for threshold in thresholds(best, features["tune"][best.block])]
+    read_by = {"text": lambda: read_text(matrix, tune), "states": lambda: read_states(routed, folder.parent, matrix, tune, blocks)}
+    found: list[tuple[Readings, list[Candidate]]] = []
+    both = config.read == "auto" and not config.block
+    for name in ("text", "states") if both else ("states" if config.block else config.read,):
+        readings = read_by[name]()
+        if shuffle:
+            order = np.random.default_rng(config.seed).permutation(len(matrix))
+            readings["fit"] = {block: Read(read.features[order], read.away) for block, read in readings["fit"].items()}
+        found.append((readings, list(fit_candidates(matrix, tune, readings, config, order_routes or choose_routes))))
+    all_of_them = [candidate for _, candidates in found for candidate in candidates]
+    write_json(folder / CANDIDATES_FILE, {"key": matrix.key, "candidates": [_summary(candidate) for candidate in all_of_them]})
+    read, best = choose_reading(tune, found, config)
+    routes, points = best.routes, [Point(threshold, best.price) for threshold in thresholds(best, read)]
     if config.abstain and best.tune_gain <= 0 and config.budget == 1:  # the base is among what tune chooses from
-        n_routes, points = 1, []
-    arrays = (ridge.mean, ridge.scale, ridge.weight[:, : n_routes - 1], ridge.bias[: n_routes - 1])
-    mean, scale, weight, bias = (torch.tensor(array, dtype=torch.float32) for array in arrays)
-    policy = Codebook(best.routes[:n_routes], best.block, mean, scale, weight, bias, points, max(0, len(points) - 1))
-    policy.reach = best.reach if points else math.inf
+        routes, points = best.routes[:1], []
+    policy = Codebook(routes, selector_of(best, matrix, len(routes) - 1), points, max(0, len(points) - 1))
     policy.prompt_format = matrix.prompt_format if points else None
     return policy
 
 
-def reading_blocks(n_layers: int) -> list[int]:
-    """The blocks before which the prompt may be read, where none is given."""
-    return sorted({max(1, round(n_layers * share)) for share in (0.1, 0.2, 0.33)})
+def choose_reading(tune: Matrix, found: Sequence[tuple[Readings, list[Candidate]]], config: CodebookConfig) -> tuple[Read, Candidate]:
+    """The best candidate on tune and what it reads there; of text and states, text unless the gain by states is higher for sure."""
+    n_layers = len(tune.routes[0])
+    chosen = [(readings, choose(candidates, n_layers, config.budget)) for readings, candidates in found]
+    best = [(readings["tune"][candidate.block], candidate) for readings, candidate in chosen]
+    if len(best) == 1:
+        return best[0]
+    text, states = (realised(tune, candidate, read) for read, candidate in best)
+    return best[1] if sure_gain(states - text, config.confidence) else best[0]
+
+
+def realised(matrix: Matrix, candidate: Candidate, read: Read) -> np.ndarray:
+    """(N,): what each question gains over the base by the route that a fitted codebook takes for it."""
+    columns = [matrix.routes.index(route) for route in candidate.routes]
+    return matrix.at(columns).gains[np.arange(len(matrix)), choices(candidate, read)]
+
+
+def selector_of(candidate: Candidate, fit: Matrix, n_routes: int) -> StateSelector | TextSelector:
+    """What a policy decides by, of the first routes of a candidate but the base."""
+    import torch
+
+    from drllm.policies.codebook import StateSelector
+    from drllm.policies.text_selector import TextSelector, common_grams
+
+    ridge, reach = candidate.ridge, candidate.reach if n_routes else math.inf
+    arrays = (ridge.mean, ridge.scale, ridge.weight[:, :n_routes], ridge.bias[:n_routes])
+    if candidate.block != TEXT:
+        return StateSelector(candidate.block, *(torch.tensor(array, dtype=torch.float32) for array in arrays), reach)
+    mean, scale, weight, bias = arrays
+    plain = weight / scale[:, None]  # what is read of a text is neither centred nor scaled
+    weight, bias = (torch.tensor(array, dtype=torch.float32) for array in (plain, bias - mean @ plain))
+    return TextSelector(list(common_grams(fit.prompts)), weight, bias, reach)
 
 
 def choose_routes(matrix: Matrix, allowed: np.ndarray, n: int, config: CodebookConfig, price: float) -> list[int]:
@@ -191,22 +221,6 @@ def worth(matrix: Matrix, config: CodebookConfig, price: float = 0.0) -> np.ndar
     return gains + price * matrix.saved()
 
 
-def read_features(routed: RoutedModel, folder: Path, matrix: Matrix, blocks: Sequence[int], split: str) -> dict[int, np.ndarray]:
-    """What the selector reads of each question, by block; computed once for all methods and lists of a run and kept in `folder`."""
-    from drllm.methods.training.features import kept_tensors
-    from drllm.scoring.route_prediction import read_prompts
-
-    def read() -> dict[str, Tensor]:
-        with Progress("read prompts", len(matrix.prompts)) as progress:
-            found = read_prompts(routed, matrix.prompts, blocks, 512, progress.advance)
-        return {str(block): values for block, values in found.items()}
-
-    dtype = type_name(routed.model.dtype)
-    key = json_digest([routed.fingerprint, dtype, list(blocks), matrix.prompts])
-    kept = kept_tensors(folder / f"prompts-{split}-{key}.safetensors", "", [str(block) for block in blocks], read)
-    return {block: values.numpy() for block, values in zip(blocks, kept, strict=True)}
-
-
 def choose(candidates: Sequence[Candidate], n_layers: int, budget: float) -> Candidate:
     """The best on tune among those within the budget; equal ones: the fewest routes, then the earliest block."""
     if not candidates:
@@ -218,30 +232,20 @@ def choose(candidates: Sequence[Candidate], n_layers: int, budget: float) -> Can
     return min(within, key=lambda candidate: (-round(candidate.tune_gain, 6), len(candidate.routes), candidate.block))
 
 
-def fit_candidates(matrix: Matrix, tune: Matrix, features: Features, config: CodebookConfig, order: OrderRoutes) -> Iterator[Candidate]:
-    """Every size and block that there are features of, at each price of a pass that the budget may call for."""
+def fit_candidates(matrix: Matrix, tune: Matrix, readings: Readings, config: CodebookConfig, order: OrderRoutes) -> Iterator[Candidate]:
+    """Every size and block that was read, at each price of a pass that the budget may call for."""
     sizes = (config.n_routes,) if config.n_routes else SIZES
     prices = (0.0,) if config.budget == 1 else tuple(0.05 * 2**step for step in range(8))
-    for block in features["fit"]:
+    for block, read in readings["fit"].items():
         allowed = np.array([not route.is_full and route.first_edit() >= block for route in matrix.routes])
         taken = [(price, order(matrix, allowed, max(sizes), config, price)) for price in prices]
-        reach = reach_of(features["fit"][block], config.unfamiliar)
+        reach = reach_of(read, block, config.unfamiliar)
         for n_components in COMPONENTS if config.components < 0 else (config.components,):
-            folds = Folds(features["fit"][block], worth(matrix, config), config.folds, config.seed, n_components)
+            folds = Folds(read.features, worth(matrix, config), config.folds, config.seed, n_components, one_scale=block == TEXT)
             for price, places in taken:
                 for size in sorted({min(size, len(places)) for size in sizes} - {0}):
-                    found = _fit_one(matrix, tune, places[:size], folds, features["tune"][block], price, reach, config)
+                    found = _fit_one(matrix, tune, places[:size], folds, readings["tune"][block], price, reach, config)
                     yield replace(found, block=block, n_components=n_components)
-
-
-def reach_of(features: np.ndarray, unfamiliar: float) -> float:
-    """How far from the mean of (N, F) features all but a share of them lie: the root mean square over features, each in its own standard
-    deviations. Infinite for a share of 0.
-    """
-    if not unfamiliar:
-        return math.inf
-    mean, scale = moments(features)
-    return float(np.quantile(lengths((features - mean) / scale), 1 - unfamiliar))
 
 
 def _fit_one(
@@ -249,7 +253,7 @@ def _fit_one(
     tune: Matrix,
     places: Sequence[int],
     folds: Folds,
-    tune_features: np.ndarray,
+    tune_read: Read,
     price: float,
     reach: float,
     config: CodebookConfig,
@@ -264,31 +268,32 @@ def _fit_one(
     realized = fit.gains[each, best + 1] + price * saved[best]
     threshold = lower_bound(value[each, best], realized, config.confidence) if config.abstain else 0.0
     found = Candidate(fit.routes, saved, ridge, threshold, price, reach=reach)
-    picked = choices(found, tune_features)
+    picked = choices(found, tune_read)
     gain = float(tune.gains[np.arange(len(tune)), picked].mean())
     return replace(found, tune_gain=gain, tune_passes=float(tune.passes()[picked].mean()), switched=float((picked > 0).mean()))
 
 
-def choices(candidate: Candidate, features: np.ndarray) -> np.ndarray:
+def choices(candidate: Candidate, read: Read) -> np.ndarray:
     """(N,): the place in its routes that a fitted codebook takes for each prompt, 0 the base."""
     import torch
 
     from drllm.policies.codebook import Point, pick
 
-    scores, saved = (torch.from_numpy(values) for values in (candidate.scores(features), candidate.saved))
+    scores, saved = (torch.from_numpy(values) for values in (candidate.scores(read), candidate.saved))
     return pick(scores, saved, Point(candidate.threshold, candidate.price)).numpy()
 
 
-def thresholds(best: Candidate, features: np.ndarray) -> list[float]:
+def thresholds(best: Candidate, read: Read) -> list[float]:
     """Operating points, most conservative first: a quarter, a half, three quarters and all of the tune prompts that leave the base."""
-    values = (best.scores(features) + best.price * best.saved).max(1)
+    values = (best.scores(read) + best.price * best.saved).max(1)
     leaving = np.sort(values[values > best.threshold])[::-1]
     counts = sorted({round(share * len(leaving)) for share in (0.25, 0.5, 0.75)} - {0, len(leaving)})
     return [*(float(leaving[count]) for count in counts), best.threshold]
 
 
 def _summary(candidate: Candidate) -> dict[str, Any]:
-    first = {"n_routes": len(candidate.routes) - 1, "block": candidate.block, "price": candidate.price, "threshold": candidate.threshold}
+    first = {"n_routes": len(candidate.routes) - 1, "read": "text" if candidate.block == TEXT else "states", "block": candidate.block}
+    first |= {"price": candidate.price, "threshold": candidate.threshold}
     selector = {"ridge": candidate.ridge.penalty, "components": candidate.n_components}
     tune = {"tune_gain": candidate.tune_gain, "tune_passes": candidate.tune_passes, "tune_switched": candidate.switched}
     selector |= {"reach": candidate.reach} if candidate.reach < math.inf else {}

@@ -6,6 +6,7 @@ Its own predictor and data are not public, so this stands for the idea, not for 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from drllm.core.options import option
 from drllm.methods.base import Method
@@ -17,6 +18,7 @@ class PolarConfig(CodebookConfig):
     """As a codebook's; verdicts alone are learned, and the base has no precedence."""
 
     n_routes: int = option(16, "routes besides the base; 0 tries 2, 4, 8, 16 and 32 on tune")
+    read: Literal["auto", "text", "states"] = option("states", "as a codebook's")
     margin_weight: float = option(0.0, "share of a gain that is the margin's; 0: valid or not, as published")
     abstain: bool = option(False, "keep the base where no gain is sure; as published, the likeliest path is followed")
 

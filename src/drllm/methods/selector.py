@@ -32,14 +32,13 @@ class Ridge:
         """(N, K)."""
         return self.standardised(features) @ self.weight + self.bias
 
-    def distance(self, features: np.ndarray) -> np.ndarray:
-        """(N,): how far from what it was fitted on, the root mean square of the standardised features."""
-        return lengths(self.standardised(features))
 
-
-def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean and scale (F,) by which (N, F) features are standardised."""
-    return features.mean(0, dtype=float), features.std(0, dtype=float) + 1e-6
+def moments(features: np.ndarray, one_scale: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and scale (F,) by which (N, F) features are standardised; with `one_scale` all have the same, and rare ones stay small."""
+    mean, scale = features.mean(0, dtype=float), features.std(0, dtype=float)
+    if one_scale:
+        scale = np.full_like(scale, np.sqrt((scale**2).mean()))
+    return mean, scale + 1e-6
 
 
 def lengths(z: np.ndarray) -> np.ndarray:
@@ -58,15 +57,16 @@ class Folds:
         n_folds: parts of the questions.
         seed: of the parts.
         n_components: principal components that are read; 0: all features.
+        one_scale: as in `moments`.
     """
 
-    def __init__(self, features: np.ndarray, targets: np.ndarray, n_folds: int, seed: int, n_components: int = 0):
+    def __init__(self, features: np.ndarray, targets: np.ndarray, n_folds: int, seed: int, n_components: int = 0, one_scale: bool = False):
         fold_of = np.random.default_rng(seed).permutation(len(features)) % n_folds
-        self._all = fit_ridges(features, targets, n_components)
+        self._all = fit_ridges(features, targets, n_components, one_scale)
         self._predicted = {penalty: np.zeros(targets.shape) for penalty in PENALTIES}
         for fold in range(n_folds):
             here = fold_of == fold
-            for penalty, ridge in fit_ridges(features[~here], targets[~here], n_components).items():
+            for penalty, ridge in fit_ridges(features[~here], targets[~here], n_components, one_scale).items():
                 self._predicted[penalty][here] = ridge.predict(features[here])
         self._errors = {penalty: ((values - targets) ** 2).mean(0) for penalty, values in self._predicted.items()}
 
@@ -78,12 +78,12 @@ class Folds:
         return replace(ridge, weight=ridge.weight[:, places], bias=ridge.bias[places]), self._predicted[best][:, places]
 
 
-def fit_ridges(features: np.ndarray, targets: np.ndarray, n_components: int = 0) -> dict[float, Ridge]:
+def fit_ridges(features: np.ndarray, targets: np.ndarray, n_components: int = 0, one_scale: bool = False) -> dict[float, Ridge]:
     """The ridge of every penalty, on all features or on their first principal components: few, where questions only differ in kind.
 
     By Cholesky factors of whichever is smaller: features by features, or questions by questions.
     """
-    mean, scale = moments(features)
+    mean, scale = moments(features, one_scale)
     z = (features - mean) / scale
     bias = targets.mean(0)
     directions = principal_directions(z, n_components) if n_components else None
@@ -109,6 +109,12 @@ def principal_directions(z: np.ndarray, n: int) -> np.ndarray:
     values, vectors = linalg.eigh(square, subset_by_index=[size - n, size - 1])
     vectors = vectors if z.shape[1] <= z.shape[0] else z.T @ vectors / np.sqrt(np.maximum(values, 1e-12))
     return vectors / np.sqrt(np.maximum(values, 1e-12) / len(z))
+
+
+def sure_gain(gains: np.ndarray, confidence: float) -> bool:
+    """Whether the one-sided normal bound of the mean of (N,) gains is above 0."""
+    error = gains.std() / np.sqrt(len(gains))
+    return bool(gains.mean() > stats.norm.ppf(confidence) * error and error > 0)
 
 
 def lower_bound(scores: np.ndarray, gains: np.ndarray, confidence: float) -> float:

@@ -17,6 +17,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.route import Route, Visit
 from drllm.model import transformers_private as private
+from drllm.model.prompts import prompts_of
 from drllm.model.turns import TurnMaker, Turns, check_decision, every_turn
 from drllm.policies.given import GivenRoutes
 from drllm.policies.policy import RouteSource
@@ -65,7 +66,7 @@ class PassSlots(Cache):
 class RoutedCache(PassSlots):
     """The cache of one routed forward or generation.
 
-    Routes that are given, not decided from the prompt's states, are taken as they are: no block asks for them.
+    Routes that are given, or decided from the prompts' tokens, are taken as they are: no block asks for them.
 
     Args:
         config: the base model's text configuration.
@@ -73,9 +74,18 @@ class RoutedCache(PassSlots):
         source: a policy that decides each block's actions at prefill, or given routes.
         prompt_mask: (B, T) true on the prompt tokens the policy may read; T is the prefill's length.
         observe: called with what enters each block at prefill.
+        input_ids: (B, T) of the prefill, for a policy that reads the prompts' tokens.
     """
 
-    def __init__(self, config: PreTrainedConfig, n_layers: int, source: RouteSource, prompt_mask: Tensor, observe: Observer | None = None):
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        n_layers: int,
+        source: RouteSource,
+        prompt_mask: Tensor,
+        observe: Observer | None = None,
+        input_ids: Tensor | None = None,
+    ):
         super().__init__(new_slots(config, n_layers))
         if source.n_layers != n_layers:
             raise InputError(f"the policy or route has {source.n_layers} blocks, the model has {n_layers}: use one made for this model")
@@ -83,8 +93,11 @@ class RoutedCache(PassSlots):
         self._config = config
         self._prompt_mask = prompt_mask.bool()
         self._observe = observe
-        self._visits: list[Sequence[Visit]] = source.known_visits(len(prompt_mask)) or []  # a block: what each of B sequences runs
-        self._decider = None if self._visits else source.start(self._prompt_mask)
+        routes = source.routes_for(prompts_of(input_ids, self._prompt_mask))
+        self._visits: list[Sequence[Visit]] = []  # a block: what each of B sequences runs
+        self._decider = source.start(self._prompt_mask) if routes is None else None
+        if routes is not None:
+            self._visits += zip(*(route.visits for route in routes), strict=True)
         self._turn_maker = TurnMaker(n_layers)
         self.turns: list[Turns] = []  # of each block that prefill has come to
         self.arguments: dict[int, dict[str, Any]] = {}  # of each block that this step has come to

@@ -77,6 +77,13 @@ def check_prompt_mask(input_ids: Tensor, attention_mask: Tensor | None, prompt_m
     return prompt_mask.bool() & real.bool()
 
 
+def prompts_of(input_ids: Tensor | None, prompt_mask: Tensor) -> list[list[int]]:
+    """The token ids of each prompt: those of (B, T) where the mask is true. Without `input_ids` the prompts are empty."""
+    if input_ids is None:
+        return [[]] * len(prompt_mask)
+    return [ids[mask].tolist() for ids, mask in zip(input_ids.cpu(), prompt_mask.cpu(), strict=True)]
+
+
 def left_pad(sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device, width: int = 0) -> tuple[Tensor, Tensor]:
     """(input_ids, attention_mask), both (B, T), from sequences of unequal length; T is `width`, or the longest one's."""
     width = max(width, *map(len, sequences))

@@ -131,16 +131,19 @@ class RoutedModel:
         source.check_model(self.n_layers, self.hidden_size)
         return source
 
-    def new_cache(self, source: RouteSource, prompt_mask: Tensor, observe: Observer | None = None) -> RoutedCache:
+    def new_cache(
+        self, source: RouteSource, prompt_mask: Tensor, observe: Observer | None = None, input_ids: Tensor | None = None
+    ) -> RoutedCache:
         """A cache that routes one forward or generation; `InputError` where the model was unwrapped, or the source is to be evaluated only.
 
-        `prompt_mask` (B, T) has ones at the prompts' own tokens; `observe` sees the states that enter each block (`RoutedCache`).
+        `prompt_mask` (B, T) has ones at the prompts' own tokens, which lie in `input_ids` (B, T), for a policy that reads those; `observe`
+        sees the states that enter each block (`RoutedCache`).
         """
         if self._spent:
             raise InputError("this model was unwrapped: its blocks follow no route any more; wrap it again")
         if source.evaluate_only:
             raise InputError(f"a {source.name!r} policy is for evaluation only: `drllm evaluate` compares it, nothing generates with it")
-        return RoutedCache(self.config, self.n_layers, source, prompt_mask, observe)
+        return RoutedCache(self.config, self.n_layers, source, prompt_mask, observe, input_ids)
 
     def forward(self, cache: RoutedCache, **inputs: Any) -> Any:
         """One step of the base model under a routed cache."""
@@ -194,7 +197,8 @@ class RoutedModel:
         if source is None or is_identity(source):
             return self.model(**inputs)
         generation.refuse_layer_outputs(self.config, kwargs)
-        return self.forward(self.new_cache(source, check_prompt_mask(input_ids, attention_mask, prompt_mask)), **inputs)
+        mask = check_prompt_mask(input_ids, attention_mask, prompt_mask)
+        return self.forward(self.new_cache(source, mask, input_ids=input_ids), **inputs)
 
     @torch.no_grad()
     def generate(
@@ -241,7 +245,8 @@ class RoutedModel:
         if source is not None and not is_identity(source):
             generation.refuse_unroutable(self.model, options)
             expanded = source.select([index for index in range(len(input_ids)) for _ in range(n_each)])
-            options[self.cache_argument] = cache = self.new_cache(expanded, attention_mask.repeat_interleave(n_each, dim=0))
+            mask, ids = (each.repeat_interleave(n_each, dim=0) for each in (attention_mask, input_ids))
+            options[self.cache_argument] = cache = self.new_cache(expanded, mask, input_ids=ids)
         ends = generation.SequenceEnds(self.model, self.tokenizer, options, input_ids.shape[1])
         if (generation.setting(self.model, options, "num_beams") or 1) == 1:
             options["stopping_criteria"] = StoppingCriteriaList([ends])

@@ -1,10 +1,10 @@
 """A codebook of routes and the selector that takes one of them for each prompt, or the base where it is not sure of a gain.
 
-All routes run the same blocks up to the one where the selector reads the prompt, so nothing is computed twice. A route's score is a
-linear function of the pooled states: the predicted gain over the base less the predicted harm (PuDDing, arXiv 2502.04348, chooses among
-pruned models likewise; here with abstention).
+A route's score is a linear function of what the selector reads: the predicted gain over the base less the predicted harm (PuDDing, arXiv
+2502.04348, chooses among pruned models likewise; here with abstention). Read is the prompt's text (`TextSelector`), before anything runs,
+or the states before an early block (`StateSelector`), up to which all routes run the same blocks, so that nothing is computed twice.
 
-Shapes: B sequences, T tokens, D hidden size, F = 2 D features, K routes, L blocks.
+Shapes: B sequences, T tokens, D hidden size, F = 2 D features, K routes but the base, L blocks.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from drllm.core.errors import InputError
 from drllm.core.route import Route, Visit
 from drllm.policies.files import PolicyFiles
 from drllm.policies.policy import Decider, Policy, register_policy
+from drllm.policies.text_selector import TextSelector
 
 TENSORS = ("mean", "scale", "weight", "bias")
 _FILES = PolicyFiles("codebook", "train the codebook again", "codebook.json", "selector.safetensors")
@@ -49,69 +50,81 @@ def distance(z_BF: Tensor) -> Tensor:
     return z_BF.square().mean(1).sqrt()
 
 
-@register_policy("codebook")
-class Codebook(Policy):
-    """K routes, the base first, and a linear selector.
+class StateSelector:
+    """A linear score of each route from the states that enter a block.
 
     Args:
-        routes: the base route, then the others; all alike before `block`, where each executes every block once.
-        block: the block before which the prompt's states are read.
-        mean, scale: (F,) standardise the features.
-        weight, bias: (F, K - 1) and (K - 1,): the score of each route but the base, whose score is 0.
-        points: operating points, most conservative first; none for a codebook of the base alone.
-        at: the one in use.
-
-    Attributes:
-        reach: how far a prompt may lie from those it learned from; further off it keeps the base. The root mean square of its standardised
-            features.
+        block: before which they are read.
+        mean, scale: (F,) standardise the pooled states.
+        weight, bias: (F, K) and (K,).
+        reach: how far a prompt may lie from those learned from, the root mean square of its standardised features; further off it keeps
+            the base.
     """
 
-    reach: float = math.inf
-
-    def __init__(
-        self, routes: Sequence[Route], block: int, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor, points: list[Point], at: int
-    ):
-        self.routes = tuple(routes)
-        self.n_layers, self.hidden_size = len(self.routes[0]), len(mean) // 2
-        self.has_digits = all(route.has_digits for route in self.routes)
-        self.block, self.at, self.points = block, at, tuple(points)
-        # A codebook of the base alone has nothing to choose.
-        self.route, self.reads = (self.routes[0], None) if len(self.routes) == 1 else (None, block)
-        self.mean, self.scale, self.weight, self.bias = mean, scale, weight, bias
-        if not self.routes[0].is_full or any(route.first_edit() < block for route in self.routes[1:]):
-            expected = f"must list the base route first; no route may change a block before {block}"
-            raise InputError(f"a codebook that reads the prompt before block {block} {expected}")
-        fits = weight.shape == (len(mean), len(self.routes) - 1) and not len(mean) % 2
-        if not fits or not 0 <= at < max(1, len(self.points)) or (len(self.routes) > 1 and not self.points):
-            raise InputError(f"a selector of shape {tuple(weight.shape)} does not fit {len(self.routes)} routes and point {at}")
-        self._saved_K = torch.tensor([1 - route.n_passes / self.n_layers for route in self.routes[1:]])
-
-    def choose(self, features_BF: Tensor) -> Tensor:
-        """The index (B,) of each prompt's route, from its pooled states."""
-        if not self.points:
-            return torch.zeros(len(features_BF), dtype=torch.long)
-        return pick(self.scores(features_BF), self._saved_K, self.points[self.at])
-
-    def routes_for(self, features_BF: Tensor) -> list[Route]:
-        """Each prompt's route; `InputError` where its states are not finite."""
-        if not bool(features_BF.isfinite().all()):
-            raise InputError(f"the states entering block {self.block} are not finite on a prompt: load the base in bfloat16 or float32")
-        return [self.routes[index] for index in self.choose(features_BF).tolist()]
+    def __init__(self, block: int, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor, reach: float = math.inf):
+        self.block, self.mean, self.scale, self.weight, self.bias, self.reach = block, mean, scale, weight, bias, reach
+        if weight.shape != (len(mean), len(bias)) or len(mean) % 2:
+            raise InputError(f"weights of shape {tuple(weight.shape)} do not fit {len(mean)} features and {len(bias)} routes")
 
     def standardised(self, features_BF: Tensor) -> Tensor:
         """(B, F), in float32."""
         return ((features_BF.cpu() - self.mean) / self.scale).float()
 
     def scores(self, features_BF: Tensor) -> Tensor:
-        """(B, K - 1): each route's predicted gain over the base less its harm; -inf for prompts out of reach."""
+        """(B, K): each route's predicted gain over the base less its harm; -inf for prompts out of reach."""
         features = self.standardised(features_BF)
         with torch.autocast("cpu", enabled=False):  # near ties are decided in float32, whoever asks
             scores = features @ self.weight + self.bias
             return scores.masked_fill((distance(features) > self.reach)[:, None], -math.inf)
 
-    def values(self, features_BF: Tensor) -> Tensor:
-        """(B, K - 1): what each route is worth at the operating point, to be compared with its threshold."""
-        return self.scores(features_BF) + self.points[self.at].price * self._saved_K
+
+@register_policy("codebook")
+class Codebook(Policy):
+    """K + 1 routes, the base first, and a linear selector.
+
+    Args:
+        routes: the base route, then the others; all alike before the selector's block, where each executes every block once.
+        selector: scores each route but the base, whose score is 0.
+        points: operating points, most conservative first; none for a codebook of the base alone.
+        at: the one in use.
+    """
+
+    def __init__(self, routes: Sequence[Route], selector: StateSelector | TextSelector, points: Sequence[Point], at: int = 0):
+        self.routes, self.selector = tuple(routes), selector
+        self.n_layers = len(self.routes[0])
+        self.has_digits = all(route.has_digits for route in self.routes)
+        self.at, self.points = at, tuple(points)
+        # A codebook of the base alone has nothing to choose.
+        self.route = self.routes[0] if len(self.routes) == 1 else None
+        if isinstance(selector, StateSelector):
+            self.hidden_size, self.reads = len(selector.mean) // 2, None if self.route else selector.block
+        if not self.routes[0].is_full or any(route.first_edit() < selector.block for route in self.routes[1:]):
+            expected = f"must list the base route first; no route may change a block before {selector.block}"
+            raise InputError(f"a codebook that reads the prompt before block {selector.block} {expected}")
+        fits = len(selector.bias) == len(self.routes) - 1
+        if not fits or not 0 <= at < max(1, len(self.points)) or (len(self.routes) > 1 and not self.points):
+            raise InputError(f"a selector of {len(selector.bias)} scores does not fit {len(self.routes)} routes and point {at}")
+        self._saved_K = torch.tensor([1 - route.n_passes / self.n_layers for route in self.routes[1:]])
+
+    def routes_for(self, prompts: Sequence[Sequence[int]]) -> list[Route] | None:
+        """Each prompt's route, where the text is read; None where states are."""
+        if self.route is not None or isinstance(self.selector, StateSelector):
+            return super().routes_for(prompts)
+        return self._taken(self.selector.scores(prompts))
+
+    def routes_from(self, features_BF: Tensor) -> list[Route]:
+        """Each prompt's route, from its pooled states; `InputError` where they are not finite."""
+        assert isinstance(self.selector, StateSelector)
+        if not bool(features_BF.isfinite().all()):
+            raise InputError(f"the states entering block {self.reads} are not finite on a prompt: load the base in bfloat16 or float32")
+        return self._taken(self.selector.scores(features_BF))
+
+    def _taken(self, scores_BK: Tensor) -> list[Route]:
+        return [self.routes[index] for index in pick(scores_BK, self._saved_K, self.points[self.at]).tolist()]
+
+    def values(self, read: Any) -> Tensor:
+        """(B, K): what each route is worth at the operating point, to be compared with its threshold. `read`: what the selector scores."""
+        return self.selector.scores(read) + self.points[self.at].price * self._saved_K
 
     @property
     def threshold(self) -> float:  # type: ignore[override]
@@ -119,8 +132,8 @@ class Codebook(Policy):
         return self.points[self.at].threshold if self.points else 0.0
 
     def start(self, prompt_mask_BT: Tensor) -> Decider:
-        """The choices of one prefill."""
-        return _CodebookDecider(self, prompt_mask_BT)
+        """The choices of one prefill, where states are read."""
+        return _StateDecider(self, prompt_mask_BT) if self.reads is not None else super().start(prompt_mask_BT)
 
     def at_point(self, at: int) -> Codebook:
         """The same codebook at another operating point, sharing weights."""
@@ -137,10 +150,12 @@ class Codebook(Policy):
 
     def save(self, folder: Path) -> list[str]:
         """`codebook.json`, which holds a checksum of `selector.safetensors`; each atomically."""
-        about: dict[str, Any] = {"routes": [str(route) for route in self.routes], "block": self.block, "at": self.at}
+        about: dict[str, Any] = {"routes": [str(route) for route in self.routes], "at": self.at}
         about["points"] = [asdict(point) for point in self.points]
-        about |= {"reach": self.reach} if self.reach < math.inf else {}
-        return _FILES.save(folder, about, {name: getattr(self, name) for name in TENSORS})
+        about |= {"reach": self.selector.reach} if self.selector.reach < math.inf else {}
+        if isinstance(self.selector, StateSelector):
+            return _FILES.save(folder, about | {"block": self.selector.block}, {name: getattr(self.selector, name) for name in TENSORS})
+        return _FILES.save(folder, about, self.selector.tensors())
 
     @classmethod
     def load(cls, folder: Path) -> Codebook:
@@ -151,17 +166,18 @@ class Codebook(Policy):
             if any(math.isnan(value) for point in points for value in (point.threshold, point.price)):
                 raise ValueError("an operating point is NaN")
             reach = float(about.get("reach", math.inf))
-            if not reach > 0:
-                raise ValueError("the reach is not above 0")
-            routes = [Route.parse(text) for text in about["routes"]]
-            mean, scale, weight, bias = (tensors[name] for name in TENSORS)
-            found = cls(routes, int(about["block"]), mean, scale, weight, bias, points, int(about["at"]))
-            found.reach = reach
-            return found
+            if math.isnan(reach) or ("block" in about and reach <= 0):
+                raise ValueError(f"the reach is {reach}")
+            selector: StateSelector | TextSelector
+            if "block" in about:
+                selector = StateSelector(int(about["block"]), *(tensors[name] for name in TENSORS), reach)
+            else:
+                selector = TextSelector.of_tensors(tensors, reach)
+            return cls([Route.parse(text) for text in about["routes"]], selector, points, int(about["at"]))
 
 
-class _CodebookDecider(Decider):
-    """A codebook during one prefill: holds each prompt's choice once it is made."""
+class _StateDecider(Decider):
+    """A codebook that reads states during one prefill: holds each prompt's choice once it is made."""
 
     def __init__(self, codebook: Codebook, prompt_mask_BT: Tensor):
         self._codebook, self._prompt_mask_BT = codebook, prompt_mask_BT
@@ -169,18 +185,18 @@ class _CodebookDecider(Decider):
 
     @torch.no_grad()
     def decide(self, block: int, x_BTD: Tensor) -> Tensor | list[Visit]:
-        if block < self._codebook.block:
+        if block < self._codebook.selector.block:
             return torch.ones(len(x_BTD), dtype=torch.long)
-        if block == self._codebook.block:
+        if block == self._codebook.selector.block:
             with torch.autocast(x_BTD.device.type, enabled=False):
-                self._routes = self._codebook.routes_for(pool_prompt(x_BTD, self._prompt_mask_BT))
+                self._routes = self._codebook.routes_from(pool_prompt(x_BTD, self._prompt_mask_BT))
         assert self._routes, "a prefill passes the block where the choice is made"
         if self._codebook.has_digits:
             return torch.tensor([route[block] for route in self._routes])
         return [route.visits[block] for route in self._routes]
 
     def values(self, block: int, x_BTD: Tensor) -> Tensor | None:
-        if block != self._codebook.block or not self._codebook.points:
+        if block != self._codebook.selector.block:
             return None
         return self._codebook.values(pool_prompt(x_BTD, self._prompt_mask_BT))
 

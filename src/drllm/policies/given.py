@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from drllm.core.errors import InputError, first_line
-from drllm.core.route import Route, Visit
+from drllm.core.route import Route
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import RouteSource
 
@@ -23,9 +23,9 @@ class GivenRoutes(RouteSource):
         self.n_layers = len(routes[0])
         self.route = routes[0] if all(route == routes[0] for route in routes) else None
 
-    def known_visits(self, n_sequences: int) -> list[Sequence[Visit]]:
-        """Theirs, whatever `n_sequences`: the cache refuses a batch of another size."""
-        return list(zip(*(route.visits for route in self.of_sequences), strict=True))
+    def routes_for(self, prompts: Sequence[Sequence[int]]) -> list[Route]:
+        """Those that were given, whatever the prompts: the cache refuses a batch of another size."""
+        return list(self.of_sequences)
 
     def select(self, indices: Sequence[int]) -> GivenRoutes:
         """The routes of some sequences, in that order; one may come more than once."""

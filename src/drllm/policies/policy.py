@@ -61,23 +61,25 @@ class RouteSource:
     evaluate_only: ClassVar[bool] = False  # compared by its own `answer`, but no route to generate along
     routes: Sequence[Route] = ()  # those it chooses from, where they are few, the base first
     route: Route | None = None  # the one route of all prompts, where no prompt changes it; `start` is then not asked
-    # The block before which `routes_for` reads the base's states, where these alone decide the whole route.
-    reads: int | None = None
+    reads: int | None = None  # the block before which `routes_from` reads the base's states, where these alone decide the whole route
     threshold: float = 0.0  # what a route's value must exceed to be chosen
 
     def start(self, prompt_mask_BT: Tensor) -> Decider:
-        """The decider of one prefill, asked for before the first block; the mask (B, T) is true on the tokens it may read."""
+        """The decider of one prefill, asked for before the first block where `routes_for` gives none.
+
+        The mask (B, T) is true on the tokens it may read.
+        """
         if hasattr(self, "decide"):  # the form of before, whose own `start` calls this one
             return _OldDecider(self, prompt_mask_BT)
         raise InputError(f"a {self.name!r} policy decides no route from a prompt's states: there is nothing to start")
 
-    def routes_for(self, features_BF: Tensor) -> list[Route]:
+    def routes_for(self, prompts: Sequence[Sequence[int]]) -> list[Route] | None:
+        """Each prompt's route from its token ids, where these alone decide it; None where hidden states do: then `start` is asked."""
+        return None if self.route is None else [self.route] * len(prompts)
+
+    def routes_from(self, features_BF: Tensor) -> list[Route]:
         """Each prompt's route from what `pool_prompt` makes of the base's states before block `reads`."""
         raise InputError(f"a {self.name!r} policy reads the states before every block: run the prompts under it")
-
-    def known_visits(self, n_sequences: int) -> list[Sequence[Visit]] | None:
-        """For each block, what each of B sequences runs there, where it is known before the prompts are read; else None."""
-        return None if self.route is None else [[visit] * n_sequences for visit in self.route.visits]
 
     def select(self, indices: Sequence[int]) -> RouteSource:
         """What decides for some sequences of the batch, in that order; only given routes belong to sequences."""

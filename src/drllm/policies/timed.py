@@ -1,12 +1,13 @@
 """A clock around a policy's decisions."""
 
 import time
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from drllm.core.route import Visit
+from drllm.core.route import Route, Visit
 from drllm.policies.policy import Decider, RouteSource
 
 
@@ -17,6 +18,10 @@ class WrappedSource(RouteSource):
         self.source = source
         self.n_layers, self.hidden_size = source.n_layers, source.hidden_size
         self.prompt_format, self.guarantee, self.route = source.prompt_format, source.guarantee, source.route
+
+    def routes_for(self, prompts: Sequence[Sequence[int]]) -> list[Route] | None:
+        """The policy's."""
+        return self.source.routes_for(prompts)
 
 
 class TimedPolicy(WrappedSource):
@@ -29,9 +34,16 @@ class TimedPolicy(WrappedSource):
         self.seconds = 0.0  # of all prefills together
         self.prefills: list[float] = []  # of each prefill
 
+    def routes_for(self, prompts: Sequence[Sequence[int]]) -> list[Route] | None:
+        """The policy's, on this clock: each prefill asks once, and then `start`, where there are none."""
+        self.prefills.append(0.0)
+        started = time.perf_counter()
+        routes = self.source.routes_for(prompts)
+        self.add(time.perf_counter() - started)
+        return routes
+
     def start(self, prompt_mask_BT: Tensor) -> Decider:
         """The decider inside, on this clock."""
-        self.prefills.append(0.0)
         started = time.perf_counter()
         decider = self.source.start(prompt_mask_BT)
         self.add(time.perf_counter() - started)

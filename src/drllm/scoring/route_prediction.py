@@ -73,12 +73,12 @@ def decide_routes(routed: RoutedModel, policies: Sequence[RouteSource | None], p
         if policy is None:
             return [Route.full(routed.n_layers)] * len(prompts)
         if policy.reads in read:
-            return policy.routes_for(read[policy.reads])
-        if (known := policy.known_visits(len(prompts))) is not None:
-            return [Route.of_visits(visits) for visits in zip(*known, strict=True)]
+            return policy.routes_from(read[policy.reads])
+        if (known := policy.routes_for(prompts)) is not None:
+            return known
         routes: list[Route] = []
         for _, inputs in prompt_steps(routed, prompts, max_step_tokens):
-            cache = routed.new_cache(policy, inputs["attention_mask"])
+            cache = routed.new_cache(policy, inputs["attention_mask"], input_ids=inputs["input_ids"])
             routed.decoder_forward(cache, **inputs)
             routes += cache.routes
         return routes
@@ -89,7 +89,7 @@ def decide_routes(routed: RoutedModel, policies: Sequence[RouteSource | None], p
 def _decided(scorer: Any, questions: Sequence[Any], policies: Sequence[RouteSource | None], known: Known) -> list[list[Route]]:
     """One route a question, by each policy: what was decided before is looked up."""
     prompts, names = [question.context_ids for question in questions], [question.example.id for question in questions]
-    keys = [decision_key(policy, len(prompts)) for policy in policies]
+    keys = [decision_key(policy) for policy in policies]
     fresh = [place for place, key in enumerate(keys) if not key or any((key, name) not in known.decided for name in names)]
     decided = decide_routes(scorer.routed, [policies[place] for place in fresh], prompts, scorer.max_step_tokens)
     for place, routes in zip(fresh, decided, strict=True):
@@ -99,9 +99,9 @@ def _decided(scorer: Any, questions: Sequence[Any], policies: Sequence[RouteSour
     return [without[place] if place in without else [known.decided[key, name] for name in names] for place, key in enumerate(keys)]
 
 
-def decision_key(policy: RouteSource | None, n_prompts: int) -> str:
-    """Under which a policy's decisions are known; "" where it has nothing to decide."""
-    if not isinstance(policy, Policy) or policy.evaluate_only or policy.known_visits(n_prompts) is not None:
+def decision_key(policy: RouteSource | None) -> str:
+    """Under which a policy's decisions are known; "" where it needs no forward to decide."""
+    if not isinstance(policy, Policy) or policy.evaluate_only or policy.routes_for([]) is not None:
         return ""
     return content_digest(policy)
 

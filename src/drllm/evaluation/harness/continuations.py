@@ -152,7 +152,8 @@ class ContinuationLM(stock_model()):
                     cache: Any = self._prefixes.caches(self._policy.route, prefix, len(step))
                 else:
                     given = [packed.route for packed in step if packed.route is not None]
-                    cache = self.routed.new_cache(GivenRoutes(given) if given else self._policy, batch.prompt_mask)
+                    source = GivenRoutes(given) if given else self._policy
+                    cache = self.routed.new_cache(source, batch.prompt_mask, input_ids=batch.inputs["input_ids"])
                 logits_MV = self.routed.forward(cache, **batch.inputs).logits[0]
                 routes = cache.routes * (len(step) if prefix else 1)  # one route ran before all of them
             else:

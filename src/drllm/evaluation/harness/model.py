@@ -146,7 +146,7 @@ class RoutedLM(ContinuationLM):
                 sequences = self.stock_generate(context, max_length, stop, **options)
             else:
                 refuse_unroutable(self.routed.model, options)
-                cache = self.routed.new_cache(self._policy, mask)
+                cache = self.routed.new_cache(self._policy, mask, input_ids=context)
                 sequences = self.stock_generate(context, max_length, stop, **options, **{self.routed.cache_argument: cache})
                 cache.check_complete()
                 routes = cache.routes

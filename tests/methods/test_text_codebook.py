@@ -1,0 +1,135 @@
+"""A codebook that reads text, from verdicts to a policy that decides before anything runs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from drllm import InputError, Route, RoutedModel, search, train
+from drllm.core.config import GuaranteeConfig
+from drllm.deploy.inspection import inspect, render
+from drllm.evaluation.calibrate import calibrate
+from drllm.methods.codebook import CodebookConfig, choices, choose_reading, choose_routes, fit_candidates, selector_of
+from drllm.methods.matrix import Matrix
+from drllm.methods.prompt_reading import TEXT, Read, read_text
+from drllm.policies.codebook import Codebook
+from drllm.policies.text_selector import TextSelector
+from drllm.scoring.route_prediction import decide_routes
+from drllm.searching.prior import sweep_routes
+from runs import SEARCH, TASK, L, model, questions, write_rows
+
+N = 400
+ROUTES = (Route.full(8), *(Route.full(8).edit(place, 0) for place in range(4)))
+
+
+def two_kinds(seed: int, effect: float = 0.35) -> Matrix:
+    """Prompts of two vocabularies. Route 1, which skips the first block, helps one kind and harms the other; route 2 the reverse."""
+    rng = np.random.default_rng(seed)
+    is_first = rng.random(N) < 0.5
+    prompts = tuple((*(100 + rng.integers(0, 20, 8)).tolist(), *(200 * (1 + kind) + rng.integers(0, 20, 6)).tolist()) for kind in is_first)
+    chance = np.array([[0.4] * 3 + [0.1] * 2] * N)
+    chance[:, 1] += np.where(is_first, effect, -effect)
+    chance[:, 2] -= np.where(is_first, effect, -effect)
+    correct = rng.random((N, 5)) < chance
+    return Matrix(ROUTES, ("t",) * N, tuple(map(str, range(N))), prompts, correct, np.full((N, 5), np.nan, dtype=np.float32), "raw", "key")
+
+
+def states(fit: Matrix, tune: Matrix, says: float) -> dict[str, dict[int, Read]]:
+    """Of noise, but for one number that says which kind a prompt is."""
+    found = {}
+    for seed, (split, part) in enumerate((("fit", fit), ("tune", tune))):
+        features = np.random.default_rng(seed).normal(size=(N, 10))
+        features[:, 0] += says * np.array([ids[-1] >= 400 for ids in part.prompts])
+        found[split] = {1: Read(features, np.zeros(N))}
+    return found
+
+
+def test_kinds_are_told_by_their_words():
+    fit, tune = two_kinds(0), two_kinds(1)
+    config = CodebookConfig(n_routes=2)
+    readings = read_text(fit, tune)
+    best = max(fit_candidates(fit, tune, readings, config, choose_routes), key=lambda candidate: candidate.tune_gain)
+    assert {str(route) for route in best.routes[1:]} == {str(ROUTES[1]), str(ROUTES[2])}, "also a route that skips the first block"
+    picked = [best.routes[place] for place in choices(best, readings["tune"][TEXT])]
+    right = [route == ROUTES[1 if ids[-1] >= 400 else 2] for route, ids in zip(picked, tune.prompts, strict=True)]
+    assert np.mean(right) > 0.95
+    # The policy decides as the candidate did.
+    selector = selector_of(best, fit, 2)
+    assert isinstance(selector, TextSelector)
+    scores = selector.scores(tune.prompts)
+    np.testing.assert_allclose(scores, best.scores(readings["tune"][TEXT]), atol=1e-5)
+    assert bool((selector.scores([(7, 8, 9)] * 2) == -math.inf).all())
+
+
+@pytest.mark.parametrize(("says", "reads"), [(0.0, "text"), (6.0, "text"), (None, "states")])
+def test_states_are_read_only_where_they_gain_more_for_sure(says: float | None, reads: str):
+    """None: the text says nothing, and states all."""
+    fit, tune = two_kinds(0), two_kinds(1)
+    known = states(fit, tune, 6.0 if says is None else says)
+    if says is None:
+        fit, tune = (Matrix(**{**vars(part), "prompts": tuple(ids[:8] for ids in part.prompts)}) for part in (fit, tune))
+    config = CodebookConfig(n_routes=2)
+    found = [(read, list(fit_candidates(fit, tune, read, config, choose_routes))) for read in (read_text(fit, tune), known)]
+    read, best = choose_reading(tune, found, config)
+    assert (best.block == TEXT) == (reads == "text")
+    assert read is (found[0][0]["tune"][TEXT] if reads == "text" else known["tune"][1])
+
+
+@pytest.fixture(scope="module")
+def tiny() -> RoutedModel:
+    return model()
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    rows = [row | {"part": "train" if number % 3 else "dev"} for number, row in enumerate(questions(60))]
+    out = tmp_path_factory.mktemp("run")
+    data = write_rows(out / "sums.jsonl", rows)
+    search(tiny, [TASK], SEARCH_ALL, out, data, routes=sweep_routes(L, 1))
+    return out
+
+
+SEARCH_ALL = SEARCH.__class__(**{**vars(SEARCH), "splits": ("fit", "tune", "calibrate")})
+TEXTS = ["what is 5 and 6?", "x", "12: what is 312 and 104? It is", "why?"]
+
+
+@pytest.mark.long
+def test_a_policy_of_text_is_trained_saved_run_explained_and_promised(tiny, run, tmp_path):
+    policy = train(tiny, run, CodebookConfig(read="text", n_routes=4, abstain=False, unfamiliar=0.1))
+    assert isinstance(policy, Codebook)
+    assert isinstance(policy.selector, TextSelector)
+    tiny.policy = policy
+    try:
+        again = RoutedModel.from_pretrained(tiny.save_pretrained(tmp_path / "p"), base=tiny).policy
+    finally:
+        tiny.policy = None
+    assert sum(file.stat().st_size for file in (tmp_path / "p").iterdir()) < 100_000
+    prompts = [tiny.tokenizer(text)["input_ids"] for text in TEXTS]
+    wanted = again.routes_for(prompts)
+    assert wanted == policy.routes_for(prompts)
+    assert wanted[1].is_full, "a letter is unlike any question"
+    together = tiny.generate(TEXTS, policy=again, max_new_tokens=3, do_sample=False)
+    assert [output.route for output in together] == wanted
+    for ids, route, output in zip(prompts, wanted, together, strict=True):
+        given = torch.tensor([ids])
+        alone = tiny.generate(input_ids=given, policy=again, max_new_tokens=3, do_sample=False)[0]
+        assert (alone.route, alone.token_ids) == (route, output.token_ids)
+        assert torch.equal(tiny(given, routes=again).logits, tiny(given, routes=route).logits)
+    assert decide_routes(tiny, [again, None], prompts, 100)[0] == wanted
+    found = inspect(tiny, TEXTS[0], again, max_new_tokens=1)
+    assert found.route == wanted[0]
+    assert sum(share for _, share in found.spoken) + float(policy.selector.bias.max()) >= max(found.values) - 0.5
+    assert "what spoke most for and against" in render(found)
+    _, guarantee = calibrate(tiny, run, again, GuaranteeConfig(calibrate="calibrate", epsilon=0.45, delta=0.4))
+    assert guarantee.point is not None
+
+
+@pytest.mark.long
+def test_what_is_read_can_be_asked_for(tiny, run):
+    assert train(tiny, run, CodebookConfig(block=1, n_routes=1, abstain=False)).reads == 1
+    assert train(tiny, run, CodebookConfig(read="states", n_routes=1, abstain=False)).reads is not None
+    with pytest.raises(InputError, match="block is 2, before which states are read, and read is text"):
+        train(tiny, run, CodebookConfig(read="text", block=2))
