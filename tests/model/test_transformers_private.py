@@ -69,11 +69,6 @@ def test_room_and_a_shared_prefix_hold_what_a_plain_slot_holds():
     private.fill(one, KEYS[:1], VALUES[:1], 3)
     keys, _ = private.share_prefix(one, 2).update(KEYS, VALUES)
     assert torch.equal(keys, torch.cat([KEYS[:1].expand(2, -1, -1, -1), KEYS], dim=-2)), f"{VERSION}: update returns other than all keys"
-    reading, n_tokens = private.ReadingSlot((KEYS[:1], VALUES[:1]), 2), KEYS.shape[-2]
-    assert reading.get_seq_length() == n_tokens, f"{VERSION}: a slot's length is not that of its keys"
-    assert torch.equal(reading.update(KEYS, VALUES)[0], keys), f"{VERSION}: update returns other than all keys"
-    assert reading.added[0] is KEYS
-    assert (reading.get_seq_length(), private.ReadingSlot(None, 2).get_seq_length()) == (n_tokens, 0), f"{VERSION}: an empty slot has keys"
 
 
 def test_accelerates_hooks_keep_the_forward_under_a_known_name():

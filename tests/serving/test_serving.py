@@ -29,16 +29,16 @@ from drllm.deploy.serving import launch as launching
 from drllm.deploy.serving.engine.refusals import refuse, refuse_attention
 from drllm.deploy.serving.launch import Server, check_address, check_extra, check_supported, checkpoint_of, environment, launch, make_spec
 from drllm.deploy.serving.spec import ServeSpec
-from drllm.deploy.serving.traffic import traffic_file
 from drllm.policies.codebook import Codebook, Point
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.routers import RouterConfig, Routers
+from drllm.policies.text_selector import TextSelector
 from engines import free_port
 
 L = 4
 
 
-SPEC = ServeSpec("book", L, "policy", repeatable=(2,))
+SPEC = ServeSpec("routes", L, "policy", repeatable=(2,))
 
 
 @pytest.mark.parametrize(
@@ -81,50 +81,45 @@ def test_routes_that_a_server_runs():
         looped.check("0-2,1-3")
     assert looped.n_caches == (1, 2, 2, 1)
     assert ServeSpec("static", L, "policy", "0-2/4").n_caches == (1, 1, 1, 0)
-    wide = ServeSpec("forced", L, repeatable=(1, 2, 2))
+    wide = ServeSpec("routes", L, repeatable=(1, 2, 2))
     assert wide.n_caches == (1, 2, 3, 1)
     assert str(wide.check("0-2,2,1-3")) == "0-2,2,1-3"
     assert str(wide.check("0-2,1-2/4")) == "0-2,1-2/4"
 
 
-@pytest.mark.parametrize("spec", [SPEC, ServeSpec("static", L, "p", "0121", prompt_format="raw"), ServeSpec("forced", L)])
+@pytest.mark.parametrize("spec", [SPEC, ServeSpec("static", L, "p", "0121", prompt_format="raw"), ServeSpec("routes", L)])
 def test_a_spec_survives_its_way_to_the_engine(spec: ServeSpec):
     assert ServeSpec.from_config(json.loads(json.dumps(spec.to_config()))) == spec
     assert ServeSpec.from_config({}) is None
     with pytest.raises(InputError, match="none of"):
         ServeSpec("fast", L)
     with pytest.raises(InputError, match="not all among"):
-        ServeSpec("forced", L, repeatable=(L,))
+        ServeSpec("routes", L, repeatable=(L,))
     with pytest.raises(InputError, match="one route"):
         ServeSpec("static", L)
-    with pytest.raises(InputError, match="mode forced, not book"):
-        ServeSpec("book", L, usual="1111")
 
 
 def test_how_each_policy_is_served(tiny: RoutedModel):
     n = tiny.n_layers
-    assert make_spec(None, "", tiny) == ServeSpec("forced", n)
+    assert make_spec(None, "", tiny) == ServeSpec("routes", n)
     assert make_spec(None, "", tiny, repeatable="all").repeatable == tuple(range(n))
     one = RoutePolicy(Route.full(n))
     one.prompt_format = "raw"  # which says nothing of a route that no prompt changes
     assert make_spec(one, "p", tiny) == ServeSpec("static", n, "p", "1" * n)
-    for flags in ({"decide": "engine"}, {"repeatable": "all"}):
-        with pytest.raises(InputError, match="one route for all prompts and requests: leave it out"):
-            make_spec(one, "p", tiny, **flags)
+    with pytest.raises(InputError, match="one route for all prompts and requests: leave it out"):
+        make_spec(one, "p", tiny, repeatable="all")
     size = 2 * tiny.hidden_size
     routes = [Route.full(n), Route.full(n).edit(n - 1, 2)]
     twice = str(routes[1])
     beside = make_spec(RoutePolicy(routes[1]), "p", tiny, with_base=True)
-    assert beside == ServeSpec("forced", n, "p", repeatable=(n - 1,), routes=("1" * n, twice), usual=twice)
-    assert beside.default == routes[1]
-    assert make_spec(None, "", tiny).default == make_spec(one, "p", tiny).default == Route.full(n)
-    codebook = Codebook(routes, plain_selector(1, size, [0.0]), [Point(0.0)])
+    assert beside == ServeSpec("routes", n, "p", repeatable=(n - 1,), routes=("1" * n, twice))
+    codebook = Codebook(routes, TextSelector([(1,)], torch.zeros(1, 1), torch.zeros(1), 1.0), [Point(0.0)])
     codebook.prompt_format = "raw"
     known = tuple(map(str, routes))
-    assert make_spec(codebook, "p", tiny) == ServeSpec("book", n, "p", repeatable=(n - 1,), routes=known, prompt_format="raw")
-    assert make_spec(codebook, "p", tiny, decide="engine", repeatable="0", any_format=True) == ServeSpec(
-        "engine", n, "p", repeatable=(0, n - 1), routes=known, decided=1
-    )
+    assert make_spec(codebook, "p", tiny) == ServeSpec("routes", n, "p", repeatable=(n - 1,), routes=known, prompt_format="raw")
+    of_states = Codebook(routes, plain_selector(1, size, [0.0]), [Point(0.0)])
+    wanted = ServeSpec("engine", n, "p", repeatable=(0, n - 1), routes=known)
+    assert make_spec(of_states, "p", tiny, repeatable="0", any_format=True) == wanted
     loops = [Route.full(n), Route.full(n).loop(1, 2, times=3), Route.full(n).loop(1, n - 1, strength=0.5)]
     looped = Codebook(loops, plain_selector(1, size, [0.0, 0.0]), [Point(0.0)])
     assert make_spec(looped, "p", tiny).repeatable == (1, 1, 2, 2, *range(3, n))
@@ -142,8 +137,6 @@ def test_how_each_policy_is_served(tiny: RoutedModel):
     assert make_spec(routers, "p", tiny) == ServeSpec("engine", n, "p", repeatable=tuple(range(n)))
     with pytest.raises(InputError, match="--with-base is for a policy of one route"):
         make_spec(routers, "p", tiny, with_base=True)
-    with pytest.raises(InputError, match="only a codebook decides before"):
-        make_spec(routers, "p", tiny, decide="front")
     with pytest.raises(InputError, match="may repeat blocks 3, so --repeatable none cannot"):
         make_spec(codebook, "p", tiny, repeatable="none")
     with pytest.raises(InputError, match="may repeat any block, so --repeatable none cannot"):
@@ -205,26 +198,26 @@ def test_a_host_that_no_name_can_be(host: str):
 @pytest.mark.parametrize(
     ("words", "mode", "flag"),
     [
-        ("--worker-cls auto", "book", "--worker-cls"),
+        ("--worker-cls auto", "routes", "--worker-cls"),
         ("--worker_cls=auto", "static", "--worker-cls"),
-        ("--seed 1 --worker-c auto", "forced", "--worker-cls"),
-        ("--hf-overrides.architectures x", "book", "--hf-overrides"),
-        ("--hf_overrides={}", "book", "--hf-overrides"),
+        ("--seed 1 --worker-c auto", "routes", "--worker-cls"),
+        ("--hf-overrides.architectures x", "routes", "--hf-overrides"),
+        ("--hf_overrides={}", "routes", "--hf-overrides"),
         ("--additional-config {}", "engine", "--additional-config"),
-        ("--additional_config.drllm+ x", "book", "--additional-config"),
-        ("--model other", "forced", "--model"),
-        ("--model=other", "forced", "--model"),
-        ("--host 0.0.0.0", "book", "--host"),
-        ("--port=1", "book", "--port"),
-        ("--api-key secret", "book", "--api-key"),
+        ("--additional_config.drllm+ x", "routes", "--additional-config"),
+        ("--model other", "routes", "--model"),
+        ("--model=other", "routes", "--model"),
+        ("--host 0.0.0.0", "routes", "--host"),
+        ("--port=1", "routes", "--port"),
+        ("--api-key secret", "routes", "--api-key"),
         ("--dtype float16", "static", "--dtype"),
-        ("--served-model-name x", "book", "--served-model-name"),
-        ("--config f.yaml", "book", "--config"),
-        ("--uds /tmp/socket", "book", "--uds"),
-        ("--api-server-count=2", "book", "--api-server-count"),
-        ("-asc 2", "book", "-asc"),
-        ("--offload-backend uva", "book", "--offload-backend"),
-        ("--cpu-offload-gb 1", "forced", "--cpu-offload-gb"),
+        ("--served-model-name x", "routes", "--served-model-name"),
+        ("--config f.yaml", "routes", "--config"),
+        ("--uds /tmp/socket", "routes", "--uds"),
+        ("--api-server-count=2", "routes", "--api-server-count"),
+        ("-asc 2", "routes", "-asc"),
+        ("--offload-backend uva", "routes", "--offload-backend"),
+        ("--cpu-offload-gb 1", "routes", "--cpu-offload-gb"),
         ("--enable-chunked-prefill", "engine", "--enable-chunked-prefill"),
         ("--enable_prefix_caching", "engine", "--enable-prefix-caching"),
         ("--async-scheduling", "engine", "--async-scheduling"),
@@ -240,7 +233,7 @@ def test_flags_of_vllm_that_may_be_given():
     check_extra([], "engine")
     check_extra(["--seed", "1", "--model-loader-extra-config", "{}", "--no-enable-prefix-caching", "-O3", "--", "-"], "engine")
     check_extra(["--config-format", "auto", "--uvicorn-log-level", "error"], "static")
-    check_extra(["--revision=v2", "--enable-chunked-prefill", "--async-scheduling", "--enable-prefix-caching"], "book")
+    check_extra(["--revision=v2", "--enable-chunked-prefill", "--async-scheduling", "--enable-prefix-caching"], "routes")
 
 
 @pytest.mark.parametrize(
@@ -350,32 +343,12 @@ def test_serve_prints_its_command(monkeypatch, capsys, tiny: RoutedModel, tmp_pa
         ([str(tmp_path / "policy"), "--vllm-args", "'open"], "cannot be split into words"),
         ([str(tmp_path / "policy"), "--vllm-args", "--worker-cls auto"], "--vllm-args has --worker-cls"),
         ([str(tmp_path / "policy"), "--port", "99999"], "--port is 99999, expected 1 to 65535"),
-        (["--base", str(tmp_path / "base"), "--decide", "engine"], "--decide engine says where a policy decides, and none is served"),
         (["--base", str(tmp_path / "base"), "--any-format"], "--any-format is about what a policy was trained on, and none is served"),
     ):
         assert main(["serve", *arguments, "--print"]) == 2
         error = capsys.readouterr().err
         assert says in error
         assert error.count("\n") == 1
-
-
-@pytest.mark.parametrize(("shared", "place"), [(0, "the policy decides in the engine"), (9, "a codebook decides before the engine")])
-def test_serve_says_where_auto_decides_and_why(monkeypatch, capsys, tiny: RoutedModel, tmp_path, shared: int, place: str):
-    monkeypatch.setattr("drllm.deploy.serving.launch.check_installed", lambda: "0.32.0")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    tiny.model.save_pretrained(tmp_path / "base")
-    tiny.tokenizer.save_pretrained(tmp_path / "base")
-    routed = RoutedModel.wrap(str(tmp_path / "base"))
-    size, routes = 2 * routed.hidden_size, [Route.full(routed.n_layers), Route.full(routed.n_layers).edit(routed.n_layers - 1, 0)]
-    routed.policy = Codebook(routes, plain_selector(1, size, [0.0]), [Point(0.0)])
-    folder = str(routed.save_pretrained(tmp_path / "policy"))
-    counts = traffic_file(folder)
-    counts.parent.mkdir(parents=True)
-    counts.write_text(json.dumps({"prompts": 100, "tokens": 1000, "shared": 100 * shared, "long": 0}))
-    capsys.readouterr()  # how saving went
-    assert main(["serve", folder, "--print", "--port", str(free_port()), "--any-format"]) == 0
-    first = capsys.readouterr().out.split("\n")[0]
-    assert first.startswith(f"serving base: {place} (--decide auto: 100 prompts of 10 tokens, {10 * shared}% shared: before the engine ")
 
 
 @pytest.mark.filterwarnings("always::UserWarning")
@@ -436,17 +409,17 @@ def engine_config(**changes: Any) -> SimpleNamespace:
 @pytest.mark.parametrize(
     ("change", "mode", "says"),
     [
-        ({"parallel_config__pipeline_parallel_size": 2}, "book", "pipeline parallelism"),
-        ({"parallel_config__tensor_parallel_size": 2}, "book", "tensor parallelism"),
+        ({"parallel_config__pipeline_parallel_size": 2}, "routes", "pipeline parallelism"),
+        ({"parallel_config__tensor_parallel_size": 2}, "routes", "tensor parallelism"),
         ({"parallel_config__data_parallel_size": 2}, "static", "data parallelism"),
-        ({"speculative_config": 1}, "forced", "speculative decoding"),
-        ({"lora_config": 1}, "book", "LoRA"),
-        ({"kv_transfer_config": 1}, "book", "a key-value connector"),
-        ({"cache_config__kv_sharing_fast_prefill": True}, "book", "fast prefill"),
-        ({"cache_config__cache_dtype": "fp8"}, "book", "a quantised key-value cache"),
-        ({"quant_config": 1}, "book", "quantised weights"),
-        ({"model_config__hf_config__dual_chunk_attention_config": {}}, "book", "dual-chunk attention"),
-        ({"use_v2_model_runner": True}, "book", "the V2 model runner"),
+        ({"speculative_config": 1}, "routes", "speculative decoding"),
+        ({"lora_config": 1}, "routes", "LoRA"),
+        ({"kv_transfer_config": 1}, "routes", "a key-value connector"),
+        ({"cache_config__kv_sharing_fast_prefill": True}, "routes", "fast prefill"),
+        ({"cache_config__cache_dtype": "fp8"}, "routes", "a quantised key-value cache"),
+        ({"quant_config": 1}, "routes", "quantised weights"),
+        ({"model_config__hf_config__dual_chunk_attention_config": {}}, "routes", "dual-chunk attention"),
+        ({"use_v2_model_runner": True}, "routes", "the V2 model runner"),
         ({"scheduler_config__enable_chunked_prefill": True}, "engine", "without chunked prefill"),
         ({"cache_config__enable_prefix_caching": True}, "engine", "without the prefix cache"),
         ({"scheduler_config__async_scheduling": True}, "engine", "without async scheduling"),
@@ -458,7 +431,7 @@ def test_what_routes_are_not_tested_with_is_refused_by_name(change: dict[str, An
     with pytest.raises(UnsupportedModelError, match=says):
         refuse(engine_config(**change), mode)
     if mode == "engine":
-        refuse(engine_config(**change), "book")
+        refuse(engine_config(**change), "routes")
 
 
 def test_attention_that_rows_cannot_be_taken_out_of():

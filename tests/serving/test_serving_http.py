@@ -20,11 +20,9 @@ import pytest
 import torch
 
 from drllm import Route, RoutedModel
-from drllm.deploy.serving.engine.prefixes import PIECE
-from drllm.deploy.serving.traffic import read_traffic, traffic_file
 from drllm.model.packages import PACKAGED
-from drllm.policies.codebook import Codebook, Point, StateSelector
-from drllm.scoring.route_prediction import decide_routes, read_prompts
+from drllm.policies.codebook import Codebook, Point
+from drllm.policies.text_selector import TextSelector, grams_in
 from engines import PYTHON, free_port, needs_vllm, serving
 from fences import fences
 from pages import needs_chromium, opened
@@ -112,10 +110,9 @@ def routed() -> RoutedModel:
 def codebook(routed, tmp_path_factory) -> Path:
     """A saved codebook whose random selector takes each of its routes on some prompts."""
     ids = [routed.tokenizer(text)["input_ids"] for text in PROMPTS]
-    features = read_prompts(routed, ids, [6], 1)[6]
-    mean, scale = features.mean(0), features.std(0) + 1e-6
-    weight = torch.randn(len(mean), 3, generator=torch.Generator().manual_seed(0)) / len(mean) ** 0.5
-    routed.policy = Codebook([Route.parse(text) for text in ROUTES], StateSelector(6, mean, scale, weight, torch.zeros(3)), [Point(0.0)])
+    grams = sorted(set().union(*map(grams_in, ids)))
+    weight = torch.randn(len(grams), 3, generator=torch.Generator().manual_seed(0))
+    routed.policy = Codebook([Route.parse(text) for text in ROUTES], TextSelector(grams, weight, torch.zeros(3), 1.0), [Point(0.0)])
     routed.policy.prompt_format = "raw"
     return routed.save_pretrained(tmp_path_factory.mktemp("policy") / "codebook")
 
@@ -123,7 +120,7 @@ def codebook(routed, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def server(codebook, tmp_path_factory) -> Iterator[Server]:
     """The codebook's server, with a key."""
-    arguments = [str(codebook), "--dtype", "float32", "--eager", "--api-key", KEY, "--max-model-len", "1024", "--decide", "front"]
+    arguments = [str(codebook), "--dtype", "float32", "--eager", "--api-key", KEY, "--max-model-len", "1024"]
     started = Server(arguments)
     yield started
     started.stop()
@@ -157,7 +154,7 @@ def test_mixed_requests_equal_the_same_requests_alone(server, routed, codebook):
     routes = [told[0]["route"] for _, told in together]
     assert routes == [told[0]["route"] for _, told in alone]
     ids = [routed.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
-    assert routes == [str(route) for route in decide_routes(routed, [routed.policy], ids, 1)[0]]
+    assert routes == [str(route) for route in routed.policy.routes_for(ids)]
     assert len(set(routes)) == 4
     for place in range(0, 32, 8):  # and the answers those of transformers
         (output,) = routed.generate([PROMPTS[place]], max_new_tokens=24)
@@ -239,7 +236,6 @@ def test_models_health_metrics(server, stream: bool):
     run = _count(server, "drllm_block_passes_total")
     answer(server, PROMPTS[5] + " Once more.", max_tokens=1)
     assert _count(server, "drllm_block_passes_total") > run
-    assert _count(server, "drllm_front_seconds_count") > 0
 
 
 def test_what_the_prefix_cache_holds_is_not_counted(server):
@@ -403,7 +399,7 @@ def _broken(rng: random.Random) -> tuple[str, bytes]:
     fields = "model max_tokens prompt messages stream n temperature vllm_xargs cache_salt logprobs stop seed top_p echo response_format"
     field = rng.choice(fields.split())
     if rng.random() < 0.4:
-        body["vllm_xargs"] = {rng.choice(["drllm_route", "drllm_ticket", "other"]): value}
+        body["vllm_xargs"] = {rng.choice(["drllm_route", "drllm_prompt", "other"]): value}
     else:
         body[field] = value
     data = json.dumps(body).encode()
@@ -423,7 +419,7 @@ def test_playground(server, width: int, scheme: Any, tmp_path):
     """Type, watch tokens and blocks, compare with the base; by keyboard; nothing leaves the server; axe-core finds nothing serious."""
     with opened(f"{server.url}/drllm", width, scheme, (server.url, "data:")) as watched:
         page = watched.page
-        page.get_by_text("a codebook decides each prompt's route before the engine").wait_for()
+        page.get_by_text("each prompt's route is chosen from its text").wait_for()
         page.get_by_label("API key").fill(KEY)
         page.get_by_label("Longest answer").fill("12")
         page.get_by_label("Prompt").fill(PROMPTS[3])
@@ -450,7 +446,7 @@ def test_playground_while_an_answer_comes(server):
     """The route and the first words are there before the end, the text grows, a repeated block is told apart, and Stop ends it at once."""
     with opened(f"{server.url}/drllm", 1280, "light", (server.url, "data:")) as watched:
         page = watched.page
-        page.get_by_text("a codebook decides each prompt's route before the engine").wait_for()
+        page.get_by_text("each prompt's route is chosen from its text").wait_for()
         page.get_by_label("API key").fill(KEY)
         page.get_by_label("Longest answer").fill("900")
         page.get_by_label("Prompt").fill("1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16,")  # it counts on for long
@@ -495,12 +491,9 @@ def _longer(page: Any, text: Any, length: int) -> int:
     return len(text.inner_text())
 
 
-@pytest.mark.parametrize("decide", ["front", "engine"])
-def test_a_codebook_as_users_start_it(codebook, routed, decide: str, capsys):
+def test_a_codebook_as_users_start_it(codebook, routed, capsys):
     """Compiled: mixed requests at once and alone have the same answers, along the routes of transformers; a chat is streamed."""
-    counted = traffic_file(str(codebook))
-    before = read_traffic(counted)
-    served = Server([str(codebook), "--dtype", "float32", "--max-model-len", "1024", "--any-format", "--decide", decide])
+    served = Server([str(codebook), "--dtype", "float32", "--max-model-len", "1024", "--any-format"])
     try:
         alone = [answer(served, prompt) for prompt in PROMPTS[:16]]
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
@@ -508,7 +501,7 @@ def test_a_codebook_as_users_start_it(codebook, routed, decide: str, capsys):
         assert [text for text, _ in together] == [text for text, _ in alone]
         ids = [routed.tokenizer(text)["input_ids"] for text in PROMPTS[:16]]
         policy = RoutedModel.from_pretrained(codebook, base=routed).policy
-        wanted = [str(route) for route in decide_routes(routed, [policy], ids, 1)[0]]
+        wanted = [str(route) for route in policy.routes_for(ids)]
         assert [told[0]["route"] for _, told in together] == wanted
         assert len(set(wanted)) > 1
         for prompt, route, (text, _) in list(zip(PROMPTS, wanted, alone, strict=False))[:4]:
@@ -516,7 +509,7 @@ def test_a_codebook_as_users_start_it(codebook, routed, decide: str, capsys):
             assert output.text == text
         messages: Any = [{"role": "user", "content": "What do plants need to grow?"}]
         chat = routed.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        ((chosen,),) = decide_routes(routed, [policy], [chat], 1)
+        (chosen,) = policy.routes_for([chat])
         options: Any = {"model": MODEL, "messages": messages, "max_tokens": 24, "temperature": 0, "stream": True}
         parts = list(client(served).chat.completions.create(**options))
         (told,) = [part.model_extra["drllm"] for part in parts if part.model_extra.get("drllm")]
@@ -527,31 +520,26 @@ def test_a_codebook_as_users_start_it(codebook, routed, decide: str, capsys):
         (shown,) = fences(ROOT / "docs" / "serve.md", "python")
         exec(compile(shown.replace("http://127.0.0.1:8000", served.url).replace("smollm2-135m-q4", MODEL), "docs/serve.md", "exec"), {})
         assert "'decided': 'policy'" in capsys.readouterr().out
-        if decide == "front":
-            _read_once(served, routed, policy)
-        after = read_traffic(counted)
-        assert after.prompts - before.prompts == 20, "33 to 36 prompts, written every 20"
-        assert after.tokens - before.tokens > sum(map(len, ids)), "each once alone, and some of them again"
+        _cached_by_route(served, routed, policy)
     finally:
         served.stop()
 
 
-def _read_once(served: Server, routed: Any, policy: Any) -> None:
-    """What three prompts begin with alike is read by the front for the first two alone; the third's route is as without that."""
+def _cached_by_route(served: Server, routed: Any, policy: Any) -> None:
+    """What prompts begin with alike is taken from the cache where an earlier one took the same route, and the answers stay right."""
     start = "A plant grows where it has light, water and good soil. " * 24
-    prompts = [start + end for end in ("It is green because", "Its roots", "In winter it")]
-    ids = [routed.tokenizer(text)["input_ids"] for text in prompts]
-    n_shared = next(place for place, tokens in enumerate(zip(*ids, strict=False)) if len(set(tokens)) > 1) // PIECE * PIECE
-    assert n_shared >= 2 * PIECE
-    names, wanted = ("drllm_block_passes_total", HITS), decide_routes(routed, [policy], ids, 1)[0]
-    for place, (text, tokens, route) in enumerate(zip(prompts, ids, wanted, strict=True)):
-        before = [_count(served, name) for name in names]
-        options: Any = {"model": MODEL, "prompt": text, "max_tokens": 1, "temperature": 0}
-        told = client(served).completions.create(**options).model_extra["drllm"]
+    seen: set[Route] = set()
+    for end in ("It is green because", "Its roots", "In winter it", "Its leaves", "Rain"):
+        ids = routed.tokenizer(start + end)["input_ids"]
+        (route,) = policy.routes_for([ids])
+        before = _count(served, HITS)
+        text, told = answer(served, start + end, max_tokens=6)
         assert told[0]["route"] == str(route)
-        run, cached = (_count(served, name) - old for name, old in zip(names, before, strict=True))
-        n_read = len(tokens) - (n_shared if place == 2 else 0)
-        assert run == route.n_passes * (len(tokens) - cached) + policy.block * n_read
+        assert told[0]["seconds"] < 1
+        assert (_count(served, HITS) - before >= 128) == (route in seen)
+        assert text == routed.generate([start + end], policy=route, max_new_tokens=6)[0].text
+        seen.add(route)
+    assert len(seen) < 5
 
 
 def test_one_route_as_users_start_it(routed, tmp_path):

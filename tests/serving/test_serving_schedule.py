@@ -124,7 +124,7 @@ def run(
     schedule = schedule_of(routes, attention_of(common, context), waiting)
     states = torch.randn(sum(lengths), D, generator=torch.Generator().manual_seed(9))
     segments = [
-        SimpleNamespace(block=block, end=block + 1, n_pass=n_pass, names=[f"{block}.{n_pass}"], run=blocks[f"{block}.{n_pass}"])
+        SimpleNamespace(block=block, n_pass=n_pass, names=[f"{block}.{n_pass}"], run=blocks[f"{block}.{n_pass}"])
         for block in range(L)
         for n_pass in range(MAX_PASSES)
     ]
@@ -222,7 +222,6 @@ def test_which_segments_loops_keep_to():
     assert not schedule_of(["0-2,1-3,1-3", "1111"], attention).keeps_to(np.array([0, 3]), most, known)
     assert cuts(["1111", "0-2,1-3"]) == [(0, 3), (3, 4)]
     assert cuts(["1111", "1211", "0-3,(1-2)*0.5/4"]) == [(0, 1), (1, 2), (2, 4)]
-    assert cuts(["1111", "1101"], 1) == [(0, 1), (1, 2), (2, 3), (3, 4)]
     assert most_passes(["1111", "0-2,1-3", "0,0,0-3"]) == [3, 1, 1, 1]
 
 
@@ -315,14 +314,14 @@ class _Looping(_Counting):
 
 
 def test_loops_that_a_policy_decides():
-    """As if they had been known: single blocks, and whole segments."""
+    """As if they had been known."""
     routes = ["0-2,(1-2)*0.5,0-3", "0-2,1-2,1-3"]
     together, schedule, _ = run(["1111", "0-2,1-3", "1111"], [4, 3, 2], {0: _Looping(routes[0]), 2: _Looping(routes[1])})
     assert [str(schedule.route_of(place)) for place in range(3)] == [routes[0], "0-2,1-3", routes[1]]
     assert torch.allclose(together, run([routes[0], "0-2,1-3", routes[1]], [4, 3, 2])[0])
     schedule = schedule_of(["1111"] * 2, attention_of(step_of([3, 2])), [Undecided("t", _Looping(routes[1]), [0, 1])])
-    for first, end in ((0, 3), (3, 4)):
-        schedule.decide(first, end, torch.zeros(5, D))
+    for block in range(L):
+        schedule.decide(block, torch.zeros(5, D))
     assert [str(schedule.route_of(place)) for place in range(2)] == [routes[1]] * 2
 
 
@@ -330,19 +329,9 @@ def test_a_pass_without_a_cache_is_refused_to_a_policy():
     waiting = Undecided("t", _Looping("0-2,1-2,1-3"), [0])
     schedule = Schedule(np.ones((1, L), dtype=np.int8), attention_of(step_of([3])), [waiting], n_caches=(1, 2, 2, 1))
     for block in range(L):
-        schedule.decide(block, block + 1, torch.zeros(3, D))
+        schedule.decide(block, torch.zeros(3, D))
     assert waiting.failure == "the policy decided pass 3 of block 1, the server keeps caches for 2"
     assert str(schedule.route_of(0)) == "1111"
-
-
-def test_what_a_policy_decides_holds_for_a_whole_segment():
-    policy = _Counting()
-    common = step_of([3, 2])
-    schedule = Schedule(np.ones((2, L), dtype=np.int8), attention_of(common), [Undecided("t", policy, [0])])
-    schedule.decide(0, 1, torch.zeros(5, D))
-    schedule.decide(1, L, torch.zeros(5, D))
-    assert [str(Route(actions)) for actions in schedule.actions_SL.tolist()] == ["1" + "0" * (L - 1), "1" * L]
-    assert schedule.running(L - 1, 0) is not schedule.attention.whole
 
 
 def test_samples_of_one_prompt_are_decided_once():
@@ -350,6 +339,6 @@ def test_samples_of_one_prompt_are_decided_once():
     common = step_of([3, 3])
     schedule = Schedule(np.ones((2, L), dtype=np.int8), attention_of(common), [Undecided("t", policy, [0, 1])])
     for block in range(L):
-        schedule.decide(block, block + 1, torch.zeros(6, D))
+        schedule.decide(block, torch.zeros(6, D))
     assert [str(Route(actions)) for actions in schedule.actions_SL.tolist()] == ["1021", "1021"]
     assert len(policy.shown) == L

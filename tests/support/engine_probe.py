@@ -58,7 +58,7 @@ def main() -> None:
                 continue
             waiting.discard(index)
             extra = {} if request.get("route") is None else {"drllm_route": request["route"]}
-            extra |= {"drllm_ticket": str(index)}
+            extra |= {"drllm_prompt": str(index)}
             params = SamplingParams(
                 temperature=0, max_tokens=request["new"], ignore_eos=True, logprobs=1, detokenize=False, extra_args=extra
             )
@@ -94,9 +94,9 @@ def main() -> None:
     }
     if job["spec"] is not None:
         result["stats"] = engine.collective_rpc("drllm_stats")[0]
-        tickets = [str(index) for index in range(len(requests))]
-        found = engine.collective_rpc("drllm_routes", args=(tickets,))[0]
-        result["routes"] = [found.get(ticket) for ticket in tickets]
+        names = [str(index) for index in range(len(requests))]
+        found = engine.collective_rpc("drllm_decisions", args=(names,))[0]
+        result["routes"] = [found[name][0] if name in found else None for name in names]
     print(json.dumps(result))
 
 

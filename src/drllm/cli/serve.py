@@ -20,9 +20,6 @@ from drllm.core.progress import said_if_slow
 from drllm.core.text import type_name
 from drllm.deploy.serving.spec import ServeSpec
 
-MODES = {"book": "a codebook decides before the engine", "engine": "the policy decides in the engine"}
-MODES["forced"] = "the base, or a request's own route"
-
 
 def run(job: Job) -> Lines:
     arguments = job.arguments
@@ -48,10 +45,7 @@ def run(job: Job) -> Lines:
     with said_if_slow(f"loading {base or (saved.config.base_id if saved else '')} ..."):
         routed = RoutedModel.from_pretrained(saved, base=base or None, **placement) if saved else RoutedModel.wrap(base, **placement)
     arch = launching.check_supported(routed)
-    decide, why = arguments.decide, ""
-    if decide == "auto":
-        decide, why = launching.decide_where(routed.policy, folder, routed.n_layers, extra)
-    spec = launching.make_spec(routed.policy, folder, routed, decide, arguments.repeatable, arguments.any_format, arguments.with_base)
+    spec = launching.make_spec(routed.policy, folder, routed, arguments.repeatable, arguments.any_format, arguments.with_base)
     launching.check_extra(extra, spec.mode)
     checkpoint = launching.checkpoint_of(routed, launching.cache_folder())
     limit = getattr(routed.config, "max_position_embeddings", None) or 4096
@@ -63,8 +57,7 @@ def run(job: Job) -> Lines:
     more = context, arguments.eager, arguments.api_key, extra
     started = launching.launch(spec, launching.Server(checkpoint, arch, name, dtype, device, arguments.host, arguments.port, *more))
     del routed
-    chosen = f" (--decide auto: {why})" if why else ""
-    yield f"serving {name}: {_said(spec)}{chosen}"
+    yield f"serving {name}: {_said(spec, arguments.with_base)}"
     if arguments.print:
         try:
             launching.check_installed()
@@ -81,11 +74,16 @@ def run(job: Job) -> Lines:
     os.execve(started.argv[0], started.argv, os.environ | started.env)
 
 
-def _said(spec: ServeSpec) -> str:
+def _said(spec: ServeSpec, with_base: bool) -> str:
     """How routes are decided, in words."""
-    if spec.usual is not None:
-        return f"the route {spec.usual}, and the base for requests that ask for it"
-    return f"one route, {spec.route}" if spec.mode == "static" else MODES[spec.mode]
+    if with_base:
+        return f"the route {spec.routes[1]}, and the base for requests that ask for it"
+    if spec.mode == "static":
+        return f"one route, {spec.route}"
+    if spec.mode == "engine":
+        sooner = "; a codebook trained with --read text decides before it, and keeps the prefix cache" if spec.routes else ""
+        return f"the policy decides in the engine{sooner}"
+    return "the policy chooses each prompt's route from its text" if spec.policy else "the base, or a request's own route"
 
 
 def check_flags(arguments: Namespace, base: str) -> None:
@@ -95,8 +93,6 @@ def check_flags(arguments: Namespace, base: str) -> None:
     if not base:
         either = "give a saved policy's folder, or --base to serve a model along the routes that requests ask for"
         raise InputError(f"nothing to serve: {either}")
-    if arguments.decide != "auto":
-        raise InputError(f"--decide {arguments.decide} says where a policy decides, and none is served: give its folder, or leave it out")
     if arguments.any_format:
         raise InputError("--any-format is about what a policy was trained on, and none is served: give its folder, or leave it out")
     if arguments.with_base:
@@ -131,8 +127,6 @@ def add_flags(parser: Parser) -> None:
     add("--port", type=int, default=8000, metavar="N", help="port to listen on (default: 8000)")
     add("--name", default="", help="the model's name in requests (default: the base's)")
     add("--api-key", default="", metavar="KEY", help="refuse requests to /v1 without this bearer token")
-    where = "where the policy decides: before the engine (codebooks) or in it, at prefill; auto: what suits the prompts served so far"
-    add("--decide", choices=("auto", "front", "engine"), default="auto", help=f"{where} (default: auto)")
     repeatable = "blocks with a cache for a second pass: all, none, or 3,17 (3:3 or all:3 for three passes; default: auto, the policy's)"
     add("--repeatable", default="auto", metavar="BLOCKS", help=repeatable)
     add("--any-format", action="store_true", help="take prompts of a format that the policy was not trained on")

@@ -156,7 +156,7 @@ def selector_of(candidate: Candidate, fit: Matrix, n_routes: int) -> StateSelect
     ridge, reach = candidate.ridge, candidate.reach if n_routes else math.inf
     arrays = (ridge.mean, ridge.scale, ridge.weight[:, :n_routes], ridge.bias[:n_routes])
     if candidate.block != TEXT:
-        return StateSelector(candidate.block, *(torch.tensor(array, dtype=torch.float32) for array in arrays), reach)
+        return StateSelector(candidate.block, *(torch.tensor(array, dtype=torch.float32) for array in arrays), reach=reach)
     mean, scale, weight, bias = arrays
     plain = weight / scale[:, None]  # what is read of a text is neither centred nor scaled
     weight, bias = (torch.tensor(array, dtype=torch.float32) for array in (plain, bias - mean @ plain))

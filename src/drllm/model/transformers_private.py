@@ -127,27 +127,6 @@ def share_prefix(slot: Any, n_sequences: int) -> Any:
     return SharedPrefixSlot((slot.keys, slot.values), n_sequences) if slot.is_initialized else copy.copy(slot)
 
 
-class ReadingSlot(SharedPrefixSlot):
-    """The same, where what the step adds is looked at afterwards.
-
-    Attributes:
-        added: (B, H, T, S) each: keys and values that the step added.
-    """
-
-    added: tuple[Tensor, Tensor] | None = None
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        self.added = key_states, value_states
-        return super().update(key_states, value_states, *args, **kwargs)
-
-
-def cache_of(slots: Sequence[Any]) -> DynamicCache:
-    """A cache of these slots, one a block."""
-    cache = DynamicCache()
-    cache.layers = list(slots)
-    return cache
-
-
 def cache_argument(forward: Any) -> str:
     """What a forward calls its cache: renamed in transformers 5.2x."""
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

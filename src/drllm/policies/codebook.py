@@ -170,7 +170,7 @@ class Codebook(Policy):
                 raise ValueError(f"the reach is {reach}")
             selector: StateSelector | TextSelector
             if "block" in about:
-                selector = StateSelector(int(about["block"]), *(tensors[name] for name in TENSORS), reach)
+                selector = StateSelector(int(about["block"]), *(tensors[name] for name in TENSORS), reach=reach)
             else:
                 selector = TextSelector.of_tensors(tensors, reach)
             return cls([Route.parse(text) for text in about["routes"]], selector, points, int(about["at"]))

@@ -23,7 +23,6 @@ from drllm.core.text import type_name
 from drllm.deploy.serving.engine.plugin import FAMILIES, architecture
 from drllm.deploy.serving.engine.vllm_private import ENTRY, SUPPORTED
 from drllm.deploy.serving.spec import ServeSpec
-from drllm.deploy.serving.traffic import faster_place, read_traffic, traffic_file
 from drllm.model import packages
 
 if TYPE_CHECKING:
@@ -97,7 +96,6 @@ def make_spec(
     policy: RouteSource | None,
     folder: str,
     routed: RoutedModel,
-    decide: str = "auto",
     repeatable: str = "auto",
     any_format: bool = False,
     with_base: bool = False,
@@ -107,8 +105,6 @@ def make_spec(
     Args:
         policy: None serves the base, and whatever routes requests ask for.
         folder: where it is saved.
-        decide: "front" (before the engine), "engine" (inside, at prefill) or "auto": a codebook before, any other inside; what
-            `decide_where` found is given here.
         repeatable: blocks with keys and values for a second pass: "all", "none", numbers such as "3,17", of up to three passes
             "3:3,17" or "all:3", or "auto": those that the policy's routes repeat; all for a policy whose routes cannot be listed; none
             without a policy.
@@ -117,46 +113,26 @@ def make_spec(
     """
     n_layers = routed.n_layers
     if policy is None:
-        return ServeSpec("forced", n_layers, repeatable=_blocks(repeatable, (), n_layers))
+        return ServeSpec("routes", n_layers, repeatable=_blocks(repeatable, (), n_layers))
     if policy.evaluate_only:
         raise InputError(f"a {policy.name!r} policy is for evaluation only: it has no route to serve")
     if policy.route is not None:
         if not policy.route.n_passes:
             raise InputError("the policy's route runs no block: there is nothing to serve")
-        for flag, value in {"--decide": decide, "--repeatable": repeatable}.items():
-            if value != "auto":
-                raise InputError(f"{flag} is {value}, but this policy is one route for all prompts and requests: leave it out")
+        if repeatable != "auto":
+            raise InputError(f"--repeatable is {repeatable}, but this policy is one route for all prompts and requests: leave it out")
         if with_base:
             both = (str(Route.full(n_layers)), str(policy.route))
-            return ServeSpec("forced", n_layers, folder, repeatable=_again(policy.route.actions), routes=both, usual=str(policy.route))
+            return ServeSpec("routes", n_layers, folder, repeatable=_again(policy.route.actions), routes=both)
         return ServeSpec("static", n_layers, folder, str(policy.route))  # which no prompt changes, so both formats are taken
     if with_base:
         raise InputError("--with-base is for a policy of one route: with this one any request may ask for the base already, leave it out")
-    reads, routes = policy.reads, policy.routes
-    if decide == "front" and reads is None:
-        raise InputError(f"a {policy.name!r} policy reads every block, so only a codebook decides before the engine: --decide engine")
-    mode = "engine" if reads is None or decide == "engine" else "book"
+    routes = policy.routes
+    mode = "engine" if policy.routes_for([]) is None else "routes"
     most = [max(passes) for passes in zip(*routes, strict=True)] if routes else [2] * n_layers
     blocks = _blocks(repeatable, _again(most), n_layers)
-    decided = reads if reads is not None and mode == "engine" else 0
     prompt_format = None if any_format else policy.prompt_format
-    return ServeSpec(mode, n_layers, folder, None, blocks, tuple(map(str, routes)), decided, prompt_format)
-
-
-def decide_where(policy: RouteSource | None, folder: str, n_layers: int, extra: Sequence[str]) -> tuple[str, str]:
-    """What `--decide auto` takes for the prompts that this policy's servers have seen, and why; ("auto", "") where there is no choice.
-
-    Args:
-        extra: vLLM's own flags; those that a policy in the engine cannot have keep it before the engine.
-    """
-    if policy is None or policy.reads is None or policy.route is not None:
-        return "auto", ""
-    try:
-        check_extra(extra, "engine")
-    except InputError:
-        return "front", "--vllm-args cut prompts or keep prefixes"
-    keeps = not any(_is_flag(word, "--no-enable-prefix-caching") for word in extra)
-    return faster_place(read_traffic(traffic_file(folder)), policy.reads, n_layers, keeps)
+    return ServeSpec(mode, n_layers, folder, None, blocks, tuple(map(str, routes)), prompt_format)
 
 
 def _again(passes: Iterable[int]) -> tuple[int, ...]:

@@ -12,9 +12,9 @@ from drllm.core.route import Route
 
 KEY = "drllm"  # of vLLM's additional_config
 ROUTE_ARGUMENT = "drllm_route"  # of a request's vllm_xargs
-TICKET_ARGUMENT = "drllm_ticket"  # the server's own, under which a route decided in the engine can be asked for
+PROMPT_ARGUMENT = "drllm_prompt"  # the server's own: one for all samples of a prompt, whose decision in the engine is asked for by it
 TEXT_A_BLOCK, SHORTEST_LIMIT = 16, 256  # characters of a request's route: every path of some spans fits
-MODES = ("static", "book", "engine", "forced")
+MODES = ("static", "routes", "engine")
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,15 @@ class ServeSpec:
     """How a server decides routes.
 
     Attributes:
-        mode: `static`: one route, compiled in. `book`: a codebook decides before the engine. `engine`: the policy decides inside, at
-            prefill. `forced`: a request's own `drllm_route`, else `usual`.
+        mode: `static`: one route, compiled in. `routes`: a route a request, which comes with it: its own `drllm_route`, else what the
+            policy chooses from its tokens before the engine, else the base's. `engine`: the policy decides inside, at prefill.
         n_layers: L.
-        policy: the saved policy's folder; "" for `forced`.
+        policy: the saved policy's folder; "" for none.
         route: the one route, of `static`.
         repeatable: blocks that have keys and values for a second pass, and once more for each pass beyond; what they cost in cache is paid
             whether or not a route makes it.
         routes: those that requests will mostly take, where they are known: what they have in common is compiled.
-        decided: the block before which a codebook in the engine chooses; 0 for all else.
         prompt_format: "raw" or "chat", what a policy that reads prompts was trained on; None takes both.
-        usual: of `forced`, the route of requests that name none; None: the base.
     """
 
     mode: str
@@ -41,9 +39,7 @@ class ServeSpec:
     route: str | None = None
     repeatable: tuple[int, ...] = ()
     routes: tuple[str, ...] = ()
-    decided: int = 0
     prompt_format: str | None = None
-    usual: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("repeatable", "routes"):  # lists, where they come from JSON
@@ -54,15 +50,8 @@ class ServeSpec:
             raise InputError(f"repeatable blocks {list(self.repeatable)} are not all among the model's {self.n_layers} (0 is the first)")
         if (self.mode == "static") != (self.route is not None):
             raise InputError("a static server needs its one route, and no other has one")
-        if self.usual is not None and self.mode != "forced":
-            raise InputError(f"a usual route is for requests that may force another: mode forced, not {self.mode}")
-        for text in (*self.routes, *(text for text in (self.route, self.usual) if text is not None)):
+        for text in (*self.routes, *([] if self.route is None else [self.route])):
             self.check(text)
-
-    @property
-    def default(self) -> Route:
-        """The route of a request for which nothing else decides."""
-        return self.fixed or (Route.full(self.n_layers) if self.usual is None else Route.parse(self.usual, self.n_layers))
 
     @cached_property
     def fixed(self) -> Route | None:

@@ -2,7 +2,7 @@
 
 Every answer of `/v1/completions` and `/v1/chat/completions` carries `x-drllm-route` and `x-drllm-passes`, one value a prompt (up to 4 KB; a
 path has + for its commas there), and in its JSON the member `drllm`: a list of one object a prompt with `route`, `passes`, `of` (the base's
-passes), `decided` (`policy`, `request` or `server`) and `seconds` (what deciding before the engine took). A stream has it in the first
+passes), `decided` (`policy`, `request` or `server`) and `seconds` (what choosing it from the text took). A stream has it in the first
 event after a route is known, and again once all are. OpenAI's clients hand unknown members on. What else vLLM would serve is refused.
 """
 

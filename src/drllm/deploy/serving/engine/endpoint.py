@@ -7,26 +7,26 @@ keys and values to another.
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge
 
 from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.deploy.serving.engine.answers import CALL, Taken
-from drllm.deploy.serving.engine.front import FrontSelector
-from drllm.deploy.serving.engine.tickets import Tickets
+from drllm.deploy.serving.engine.decisions import Decisions
 from drllm.deploy.serving.engine.vllm_private import replace_beam_search, validation_error
 from drllm.deploy.serving.engine.worker import load_policy
-from drllm.deploy.serving.spec import ROUTE_ARGUMENT, TICKET_ARGUMENT, ServeSpec
-from drllm.deploy.serving.traffic import ENOUGH, Counted, faster_place, traffic_file
+from drllm.deploy.serving.spec import PROMPT_ARGUMENT, ROUTE_ARGUMENT, ServeSpec
+from drllm.policies.constant import RoutePolicy
+from drllm.policies.policy import RouteSource
 
 MAX_LABELS = 64  # distinct routes counted by name; what comes later counts as "other"
 logger = logging.getLogger("vllm.drllm")
@@ -52,10 +52,10 @@ class RoutesPlugin:
         engine_client.generate = router.generate
         replace_beam_search(state, _refuse_beams)
         names = args.served_model_name or [args.model]
-        served = {name: getattr(spec, name) for name in ("mode", "n_layers", "route", "usual", "repeatable", "prompt_format")}
-        chat, n_bytes = engine_client.get_tokenizer().chat_template is not None, router.front.n_bytes if router.front else 0
-        state.drllm = served | {"model": names[0], "routes": router.routes, "chat": chat, "front_bytes": n_bytes}
-        logger.info("drllm: mode %s, front selector of %d bytes; playground: http://%s:%s/drllm", spec.mode, n_bytes, args.host, args.port)
+        served = {name: getattr(spec, name) for name in ("mode", "n_layers", "route", "repeatable", "prompt_format")}
+        chat, usual = engine_client.get_tokenizer().chat_template is not None, router.policy.route
+        state.drllm = served | {"model": names[0], "routes": router.routes, "chat": chat, "usual": None if usual is None else str(usual)}
+        logger.info("drllm: mode %s; playground: http://%s:%s/drllm", spec.mode, args.host, args.port)
 
 
 class RequestRouter:
@@ -64,23 +64,11 @@ class RequestRouter:
     def __init__(self, spec: ServeSpec, engine_client: Any):
         self.spec = spec
         self.submit = engine_client.generate  # vLLM's own
-        self.tickets = Tickets(engine_client)
+        self.decisions = Decisions(engine_client)
         self.salted = engine_client.vllm_config.cache_config.enable_prefix_caching
-        self.front: FrontSelector | None = None
+        self.policy: RouteSource = load_policy(spec) if spec.policy else RoutePolicy(Route.full(spec.n_layers))
         self.routes: list[str] = list(spec.routes) if spec.route is None else [spec.route]
-        if spec.mode == "book":
-            codebook: Any = load_policy(spec)
-            config, device = engine_client.model_config, engine_client.vllm_config.device_config.device_type
-            if device == "cpu":
-                torch.set_num_threads(1)  # the engine needs the cores
-            is_compiled = device == "cpu" and not config.enforce_eager
-            self.front = FrontSelector(codebook, config.model, config.dtype, device, is_compiled, config.revision, self.salted)
-        self.traffic: Counted | None = None  # where there is a choice of where to decide
-        self.read = spec.decided or (self.front.codebook.block if self.front is not None else 0)
-        if self.read:
-            self.traffic = Counted(traffic_file(spec.policy), engine_client.vllm_config.cache_config.block_size)
         self.n_tokens = engine_client.model_config.get_vocab_size()
-        self.advised = False
         self.counts = Counts(spec.n_layers, ["1" * spec.n_layers, *self.routes])
 
     def generate(self, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> AsyncGenerator[Any, None]:
@@ -99,31 +87,28 @@ class RequestRouter:
         ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
         if not ids:
             raise validation_error("routes are for prompts of tokens: embeddings and encoder inputs are not served here")
-        if min(ids) < 0 or max(ids) >= self.n_tokens:  # the front selector sees a prompt before vLLM's own check
+        if min(ids) < 0 or max(ids) >= self.n_tokens:
             raise validation_error(f"token id {max(ids) if min(ids) >= 0 else min(ids)} is out of the vocabulary of {self.n_tokens}")
         taken = Taken() if call is None else call.take()
-        return self._run(prompt, list(ids), sampling_params, request_id, kwargs, forced, taken)
-
-    async def _run(
-        self, prompt: Any, ids: list[int], params: Any, request_id: str, kwargs: dict[str, Any], forced: Route | None, taken: Taken
-    ) -> AsyncGenerator[Any, None]:
-        ticket, params, n_read = "", params.clone(), 0
-        ours = (TICKET_ARGUMENT, ROUTE_ARGUMENT)
-        params.extra_args = {name: value for name, value in (params.extra_args or {}).items() if name not in ours}
         if forced is not None:
             taken.set(forced, "request")
-        elif self.front is not None:
-            try:
-                route, seconds, n_read = await self.front.choose(ids, prompt.get("cache_salt") or "")
-            except InputError as error:
-                raise validation_error(" ".join(str(error).split())) from None
-            self.counts.front.observe(seconds)
-            taken.set(route, "policy", seconds)
-        elif self.spec.mode == "engine":
-            ticket = params.extra_args[TICKET_ARGUMENT] = uuid.uuid4().hex
         else:
-            taken.set(self.spec.default, "server")
-        if taken.route is not None and self.spec.mode != "static":
+            started = time.perf_counter()
+            if (routes := self.policy.routes_for([ids])) is not None:
+                taken.set(routes[0], "policy" if self.policy.route is None else "server", time.perf_counter() - started)
+        return self._run(prompt, len(ids), sampling_params, request_id, kwargs, taken)
+
+    async def _run(
+        self, prompt: Any, n_prompt: int, params: Any, request_id: str, kwargs: dict[str, Any], taken: Taken
+    ) -> AsyncGenerator[Any, None]:
+        """Hand a request to the engine with its route, or with the name by which the policy's decision there is asked for."""
+        name, params = "", params.clone()
+        ours = (PROMPT_ARGUMENT, ROUTE_ARGUMENT)
+        params.extra_args = {key: value for key, value in (params.extra_args or {}).items() if key not in ours}
+        if taken.route is None:
+            name = params.extra_args[PROMPT_ARGUMENT] = uuid.uuid4().hex
+            self.decisions.expect(name)
+        elif self.spec.mode != "static":
             if not taken.route.is_full or self.spec.mode == "engine":  # in the engine the policy would decide
                 params.extra_args[ROUTE_ARGUMENT] = str(taken.route)
             salt = prompt.get("cache_salt")
@@ -132,15 +117,13 @@ class RequestRouter:
         outputs = self.submit(prompt, params, request_id, **kwargs)
         made: dict[int, int] = {}  # tokens of each sample: of a stream an output holds those since the last, else all so far
         n_cached, left = 0, False
-        if ticket:
-            self.tickets.expect(ticket)
         try:
             async for output in outputs:
                 if taken.route is None:
-                    found = await self.tickets.take(ticket)
-                    if found is None or found.startswith("!"):
-                        raise validation_error(f"the policy could not decide: {(found or '!its route is not known').removeprefix('!')}")
-                    taken.set(Route.parse(found, self.spec.n_layers), "policy")
+                    decision = await self.decisions.take(name)
+                    if decision.failure:
+                        raise validation_error(f"the policy could not decide: {decision.failure}")
+                    taken.set(Route.parse(decision.route, self.spec.n_layers), "policy")
                 n_cached = output.num_cached_tokens or n_cached
                 made |= {sample.index: made.get(sample.index, 0) + len(sample.token_ids) for sample in output.outputs}
                 yield output
@@ -148,25 +131,11 @@ class RequestRouter:
             left = True
             raise
         finally:
-            self.tickets.drop(ticket)
+            self.decisions.drop(name)
             await outputs.aclose()
             if taken.route is not None and (made or left):  # else the engine refused it
-                read = self.front.codebook.block * n_read if self.front is not None else 0
                 # The prompt, less what the prefix cache held, and every token made but each sample's last, which nothing follows.
-                n_run = max(0, len(ids) - n_cached) + sum(max(0, n - 1) for n in made.values()) if made else 0
-                self.counts.add(taken, n_run, read)
-                if self.traffic is not None and taken.decided == "policy":
-                    self._count(self.traffic, ids, str(taken.route))
-
-    def _count(self, traffic: Counted, ids: list[int], route: str) -> None:
-        """Count one prompt; say once, when there are enough, where the policy had better decide."""
-        found = traffic.add(ids, route)
-        if found.prompts < ENOUGH or self.advised:
-            return
-        self.advised = True
-        place, why = faster_place(found, self.read, self.spec.n_layers, keeps=self.front is None or self.salted)
-        if place != ("engine" if self.spec.mode == "engine" else "front"):
-            logger.info("drllm: %s; --decide auto takes --decide %s at the next start", why, place)
+                self.counts.add(taken, max(0, n_prompt - n_cached) + sum(max(0, n - 1) for n in made.values()) if made else 0)
 
 
 class Counts:
@@ -176,18 +145,17 @@ class Counts:
         self.n_layers = n_layers
         self.named = set(routes[:MAX_LABELS])  # a client's forced routes must not crowd out the policy's
         self.requests = Counter("drllm_requests", "Requests that took a route, by route and by who decided it", ["route", "decided"])
-        self.run = Counter("drllm_block_passes", "Block passes run, one a token and block, those of the front selector included")
+        self.run = Counter("drllm_block_passes", "Block passes run, one a token and block")
         self.base = Counter("drllm_block_passes_base", "Block passes that the base would have run for the same tokens")
-        self.saved = Gauge("drllm_block_passes_saved", "The difference; below 0 where more is repeated or read twice than skipped")
-        self.front = Histogram("drllm_front_seconds", "Seconds from asking the front selector to its route, waiting included")
+        self.saved = Gauge("drllm_block_passes_saved", "The difference; below 0 where more is repeated than skipped")
 
-    def add(self, taken: Taken, n_tokens: int, n_read: int) -> None:
-        """Count one request of so many tokens; `n_read` passes were run to decide."""
+    def add(self, taken: Taken, n_tokens: int) -> None:
+        """Count one request of so many tokens."""
         assert taken.route is not None
         if taken.decided == "policy" and len(self.named) < MAX_LABELS:
             self.named.add(str(taken.route))
         self.requests.labels(str(taken.route) if str(taken.route) in self.named else "other", taken.decided).inc()
-        run, base = taken.route.n_passes * n_tokens + n_read, self.n_layers * n_tokens
+        run, base = taken.route.n_passes * n_tokens, self.n_layers * n_tokens
         self.run.inc(run)
         self.base.inc(base)
         self.saved.inc(base - run)

@@ -48,7 +48,7 @@ class RoutedMixin:
         self.segments: list[Segment] = []
         self.loops: dict[Loop, Segment] = {}  # compiled
         self.plain_loops: dict[Loop, Segment] = {}  # uncompiled, made where they are first needed
-        self.cut_before = np.array([block for block, _ in cuts(spec.routes, spec.decided)] if spec.routes else [])
+        self.cut_before = np.array([block for block, _ in cuts(spec.routes)] if spec.routes else [])
         self.most_passes = np.array(most_passes(spec.routes) if spec.routes else [])
         self.fixed = spec.fixed
         for block, n_passes in enumerate(spec.n_caches):
@@ -86,7 +86,7 @@ class RoutedMixin:
             return
         self.singles = [single(self.block, block, n_pass) for block, n in enumerate(self.spec.n_caches) for n_pass in range(n)]
         if self.spec.routes and is_compiled(self.model):
-            self.segments = compiled(self.spec.routes, self.spec.decided, self.block, self.vllm_config)
+            self.segments = compiled(self.spec.routes, self.block, self.vllm_config)
             self.loops = compiled_loops(self.spec.routes, self.block, self.vllm_config)
             run_once([segment.run for segment in (*self.segments, *self.loops.values())], self.vllm_config, self.model.norm.weight)
 
@@ -104,8 +104,9 @@ class RoutedMixin:
         if schedule is None or schedule.is_base:
             return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)  # type: ignore[misc]
         states = self.model.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
-        # Sequences that are yet undecided stand as the base's, with which every codebook begins.
-        schedule.in_segments = bool(self.segments) and schedule.keeps_to(self.cut_before, self.most_passes, self.loops)
+        schedule.in_segments = (
+            bool(self.segments) and not schedule.undecided and schedule.keeps_to(self.cut_before, self.most_passes, self.loops)
+        )
         if schedule.in_segments:
             states, residual = run_schedule(schedule, self.segments, positions, states, self.loops.__getitem__)
         else:

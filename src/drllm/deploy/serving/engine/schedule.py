@@ -28,7 +28,7 @@ from drllm.model.turns import check_decision, run_together
 class Undecided:
     """Sequences of one prompt, whose route a policy decides in this very step, which holds the whole prompt."""
 
-    ticket: str
+    name: str  # of the prompt
     policy: Any  # a Policy
     sequences: list[int] = field(default_factory=list)
     decider: Any = None  # of this prefill, from the first block on
@@ -116,11 +116,8 @@ class Schedule:
             visits[block] = (*visits[block], loop.span)
         return Route.of_visits(visits)
 
-    def decide(self, block: int, end: int, states_ND: Tensor) -> None:
-        """Ask each undecided sequence's policy for its passes of a block, from the states entering it, as at a prefill in transformers.
-
-        They hold up to block `end`: one more, or the end of a segment in which all of the policy's routes do the same.
-        """
+    def decide(self, block: int, states_ND: Tensor) -> None:
+        """Ask each undecided sequence's policy for its passes of a block, from the states entering it, as at a prefill in transformers."""
         starts = self.attention.starts
         for prompt in self.undecided:
             if prompt.failure:
@@ -132,11 +129,9 @@ class Schedule:
                     prompt.decider = prompt.policy.start(torch.ones(x_1TD.shape[:2], dtype=torch.bool))
                 decided = prompt.decider.decide(block, x_1TD)
                 if isinstance(decided, Tensor):
-                    self.actions_SL[prompt.sequences, block:end] = int(decided[0])
-                    continue
-                for at in range(block, end):
-                    decided = decided if at == block else prompt.decider.decide(at, x_1TD)
-                    self._take(prompt.sequences, at, check_decision(decided, 1, at)[0])
+                    self.actions_SL[prompt.sequences, block] = int(decided[0])
+                else:
+                    self._take(prompt.sequences, block, check_decision(decided, 1, block)[0])
             except InputError as error:  # one prompt's: the others of the step must not suffer
                 prompt.failure = " ".join(str(error).split())
         self._count()
@@ -173,8 +168,7 @@ def run_schedule(
     """Run a step, each segment on the sequences that need it; (states, residual), both (N, D), whose sum is what leaves the last block.
 
     Args:
-        segments: `drllm.deploy.serving.engine.segments.Segment`, in the order they run. Where a policy has yet to decide, single blocks,
-            or segments of all the routes that it chooses from.
+        segments: `drllm.deploy.serving.engine.segments.Segment`, in the order they run; single blocks where a policy has yet to decide.
         states_ND: the embedded tokens.
         segment_of: that of a loop.
     """
@@ -214,7 +208,7 @@ def run_schedule(
             run_loops(segment.block)
             if schedule.undecided:
                 take(whole)
-                schedule.decide(segment.block, segment.end, states + residual)
+                schedule.decide(segment.block, states + residual)
         wanted = schedule.running(segment.block, segment.n_pass)
         if wanted is not None:
             run(segment, wanted)

@@ -23,24 +23,22 @@ class Segment:
     """Consecutive passes that the same sequences make.
 
     Attributes:
-        block, end: the first block, whose action holds for all, and one past the last.
+        block: the first one, whose action holds for all.
         n_pass: 0, or more for a later pass of a single block.
         names: of the attentions inside, by which they find their metadata.
         run: (positions (N), states (N, D), residual (N, D)) to (states, residual).
     """
 
     block: int
-    end: int
     n_pass: int
     names: list[str]
     run: Callable[..., tuple[Tensor, Tensor]]
 
 
-def cuts(routes: Sequence[str], decided: int = 0) -> list[tuple[int, int]]:
+def cuts(routes: Sequence[str]) -> list[tuple[int, int]]:
     """(first block, one past the last) of each segment in which every route does the same; a block that some route repeats stands alone.
 
-    A segment ends with a block behind which some route has a loop, and begins with block `decided`, too, before which a policy in the
-    engine chooses among the routes.
+    A segment ends with a block behind which some route has a loop.
     """
     parsed = _parsed(routes)
     columns = list(zip(*(route.in_place_actions for route in parsed), strict=True))
@@ -48,7 +46,7 @@ def cuts(routes: Sequence[str], decided: int = 0) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     for block, column in enumerate(columns):
         alone = max(column) > 1 or (block > 0 and max(columns[block - 1]) > 1)
-        if block in (0, decided) or alone or block - 1 in looped or column != columns[block - 1]:
+        if block == 0 or alone or block - 1 in looped or column != columns[block - 1]:
             found.append((block, block + 1))
         else:
             found[-1] = (found[-1][0], block + 1)
@@ -69,23 +67,23 @@ def _parsed(routes: Sequence[str]) -> list[Route]:
 def single(block_of: Callable[[int, int], Any], block: int, n_pass: int) -> Segment:
     """One block, uncompiled."""
     module = block_of(block, n_pass)
-    return Segment(block, block + 1, n_pass, [attention_name(module)], module)
+    return Segment(block, n_pass, [attention_name(module)], module)
 
 
 def looped(block_of: Callable[[int, int], Any], loop: Loop) -> Segment:
     """A span that is run again, uncompiled."""
     blocks = [block_of(*step) for step in loop.steps]
-    return Segment(loop.span.first, loop.span.last + 1, 1, [attention_name(block) for block in blocks], Blocks(blocks, loop.span.strength))
+    return Segment(loop.span.first, 1, [attention_name(block) for block in blocks], Blocks(blocks, loop.span.strength))
 
 
-def compiled(routes: Sequence[str], decided: int, block_of: Callable[[int, int], Any], vllm_config: Any) -> list[Segment]:
+def compiled(routes: Sequence[str], block_of: Callable[[int, int], Any], vllm_config: Any) -> list[Segment]:
     """The segments of some known routes (`cuts`) in the order they run."""
     segments, most = [], most_passes(routes)
-    for first, end in cuts(routes, decided):
+    for first, end in cuts(routes):
         for n_pass in range(most[first]):
             blocks = [block_of(block, n_pass) for block in range(first, end)]
             module = compile_blocks(blocks, f"{first}-{end}-{n_pass}", vllm_config)
-            segments.append(Segment(first, end, n_pass, [attention_name(block) for block in blocks], module))
+            segments.append(Segment(first, n_pass, [attention_name(block) for block in blocks], module))
     return segments
 
 

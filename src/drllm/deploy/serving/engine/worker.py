@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 
 from drllm.core.route import Route
+from drllm.deploy.serving.engine.decisions import Decision
 from drllm.deploy.serving.engine.gathering import Places
 from drllm.deploy.serving.engine.paths import Laid, Loops, lay_out
 from drllm.deploy.serving.engine.schedule import Schedule, Undecided
 from drllm.deploy.serving.engine.vllm_private import HookedWorker, StepAttention, StepSequence, stock_class
-from drllm.deploy.serving.spec import ROUTE_ARGUMENT, TICKET_ARGUMENT, ServeSpec
+from drllm.deploy.serving.spec import PROMPT_ARGUMENT, ROUTE_ARGUMENT, ServeSpec
 from drllm.policies.policy import Policy
 
-MAX_TICKETS = 65536  # decided routes kept for whoever asks, the newest
+MAX_DECISIONS = 65536  # kept for whoever asks, the newest
 
 
 class RouteKeeper:
@@ -33,7 +34,7 @@ class RouteKeeper:
         self.n_caches = spec.n_caches
         self.routes: dict[str, Laid] = {}  # for as long as the engine knows the request
         self.places = Places()
-        self.tickets: OrderedDict[str, str] = OrderedDict()  # what the policy decided, or "!" and why it could not
+        self.decisions: OrderedDict[str, Decision] = OrderedDict()  # by prompt
         self.stats = {"steps": 0, "routed_steps": 0, "segment_steps": 0, "sets": 0, "resumed": 0, "most_sequences": 0}
 
     def schedule(self, sequences: Sequence[StepSequence], attention: StepAttention) -> Schedule:
@@ -43,8 +44,8 @@ class RouteKeeper:
         for place, sequence in enumerate(sequences):
             route = self._route_of(sequence)
             if route is None:  # samples of one prompt are decided once
-                ticket = sequence.arguments.get(TICKET_ARGUMENT) or sequence.request
-                undecided.setdefault(ticket, Undecided(ticket, self.policy)).sequences.append(place)
+                prompt = sequence.arguments.get(PROMPT_ARGUMENT) or sequence.request
+                undecided.setdefault(prompt, Undecided(prompt, self.policy)).sequences.append(place)
             elif route is not self.base:
                 actions_SL[place] = route.actions
                 if route.loops:
@@ -59,9 +60,9 @@ class RouteKeeper:
             route = schedule.route_of(prompt.sequences[0])
             for place in prompt.sequences:
                 self.routes[sequences[place].request] = lay_out(route)
-            self.tickets[prompt.ticket] = f"!{prompt.failure}" if prompt.failure else str(route)
-            while len(self.tickets) > MAX_TICKETS:
-                self.tickets.popitem(last=False)
+            self.decisions[prompt.name] = Decision(failure=prompt.failure) if prompt.failure else Decision(str(route))
+            while len(self.decisions) > MAX_DECISIONS:
+                self.decisions.popitem(last=False)
         self.stats["routed_steps"] += not schedule.is_base
         self.stats["segment_steps"] += schedule.in_segments
         self.stats["sets"] += len(schedule.sets)
@@ -77,9 +78,9 @@ class RouteKeeper:
         known = sequence.arguments.get(ROUTE_ARGUMENT)
         if known is None and self.policy is None:
             return self.base
-        if known is None:
-            known = self.tickets.get(sequence.arguments.get(TICKET_ARGUMENT, ""), "!")
-        if known.startswith("!"):
+        if known is None:  # of an earlier sample of this prompt
+            known = self.decisions.get(sequence.arguments.get(PROMPT_ARGUMENT, ""), Decision()).route
+        if not known:
             return None
         self.routes[sequence.request] = lay_out(Route.parse(known, len(self.n_caches)))
         return self.routes[sequence.request]
@@ -92,10 +93,10 @@ class RoutedWorker(HookedWorker):
     def new_keeper(additional_config: Any) -> RouteKeeper:
         return RouteKeeper(ServeSpec.required(additional_config))
 
-    def drllm_routes(self, tickets: Sequence[str]) -> dict[str, str]:
-        """The route decided in the engine for the request that carried a ticket, or "!" and why none could be; of those that are known."""
-        known = self.keeper.tickets
-        return {ticket: known[ticket] for ticket in tickets if ticket in known}
+    def drllm_decisions(self, prompts: Sequence[str]) -> dict[str, list[str]]:
+        """What was decided in the engine on each of these prompts; of those that are known."""
+        known = self.keeper.decisions
+        return {prompt: list(known[prompt]) for prompt in prompts if prompt in known}
 
     def drllm_stats(self) -> dict[str, int]:
         return dict(self.keeper.stats)
