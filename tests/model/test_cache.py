@@ -13,7 +13,7 @@ from drllm.core.route import Route, Span
 from drllm.core.span import in_place
 from drllm.model import transformers_private as private
 from drllm.model.cache import STRAYED, PassSlots, PrefilledCache, RoutedCache, new_slots
-from drllm.model.turns import check_decision, every_turn
+from drllm.model.sub_batches import check_decision, every_sub_batch
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.given import GivenRoutes
 from drllm.policies.policy import Policy
@@ -112,22 +112,22 @@ def test_a_source_for_another_depth_is_refused():
 def test_who_makes_each_pass_of_a_block(actions, passes):
     cache = cache_of(*(f"{action}11" for action in actions))
     cache.enter(0, states(len(actions)), {})
-    found = every_turn(0, cache.turns[0])
-    assert [turn.sequences for turn in found] == [None if turn.picked is None else tuple(turn.picked.tolist()) for turn in found] == passes
-    assert [(turn.span, turn.sets) for turn in found] == [(Span(0, 0), (n,)) for n in range(len(passes))], "a pass has slots of its own"
+    found = every_sub_batch(0, cache.sub_batches[0])
+    assert [part.sequences for part in found] == [None if part.picked is None else tuple(part.picked.tolist()) for part in found] == passes
+    assert [(part.span, part.sets) for part in found] == [(Span(0, 0), (n,)) for n in range(len(passes))], "a pass has slots of its own"
 
 
 def test_blocks_that_all_execute_are_known_at_once_and_equal_picks_are_one_tensor():
     cache = cache_of("110", "010")
     for block in range(L):
         cache.enter(block, states(2), {})
-    assert cache.turns[1] is None
-    assert cache.turns[2] == ()
+    assert cache.sub_batches[1] is None
+    assert cache.sub_batches[2] == ()
 
     def picked(actions, device=CPU):
-        return cache._turn_maker.split(0, [in_place(0, action) for action in actions], device)[0].picked
+        return cache._splitter.split(0, [in_place(0, action) for action in actions], device)[0].picked
 
-    assert picked([1, 0]) is cache.turns[0][0].picked
+    assert picked([1, 0]) is cache.sub_batches[0][0].picked
     assert picked([0, 1]).tolist() == [1]
     assert picked([1, 0], torch.device("meta")).device.type == "meta"
 
@@ -137,8 +137,8 @@ def test_sequences_run_together_what_begins_alike_and_each_pass_has_slots_of_its
     cache = cache_of("0-1,0-1,2", "0-1,0-2", "0-2,0,2", "111")
     for block in range(L):
         cache.enter(block, states(4), {})
-    assert cache.turns[0] is None
-    shown = [[(str(turn.span), turn.sets, turn.sequences) for turn in every_turn(block, cache.turns[block])] for block in (1, 2)]
+    assert cache.sub_batches[0] is None
+    shown = [[(str(part.span), part.sets, part.sequences) for part in every_sub_batch(block, cache.sub_batches[block])] for block in (1, 2)]
     assert shown[0] == [("1", (0,), None), ("0", (1,), (0, 1)), ("1", (1,), (0, 1))]
     assert shown[1] == [("2", (0,), None), ("0", (2,), (2,)), ("2", (1,), (2,))]
     assert cache.routes == [Route.parse(text) for text in ("0-1,0-2", "0-1,0-2", "0-2,0,2", "111")]
@@ -148,7 +148,7 @@ def test_a_span_with_a_strength_is_one_turn():
     cache = cache_of("0-2,(1-2)*0.5", "0-2,1-2", "0-2,(0-2)*0.5")
     for block in range(L):
         cache.enter(block, states(3), {})
-    found = [(str(turn.span), turn.sets, turn.sequences) for turn in cache.turns[2]]
+    found = [(str(part.span), part.sets, part.sequences) for part in cache.sub_batches[2]]
     assert found == [
         ("2", (0,), None),
         ("(1-2)*0.5", (1, 1), (0,)),
@@ -290,7 +290,11 @@ def test_a_prefilled_cache_holds_each_sequence_s_passes_aligned_on_the_right():
     assert kept(cache, 2) == [[0, 30, 31], [60, 61, 62]]
     assert cache.n_seen == cache.slots(1).n_seen == 3
     assert cache.routes == routes
-    assert [[turn.sequences for turn in every_turn(block, cache.turns[block])] for block in range(L)] == [[(1,)], [None, (0,)], [None]]
+    assert [[part.sequences for part in every_sub_batch(block, cache.sub_batches[block])] for block in range(L)] == [
+        [(1,)],
+        [None, (0,)],
+        [None],
+    ]
     assert all(isinstance(cache.layers[block], private.RoomySlot) for block in range(L)), "room for the tokens to come"
     run(cache, 1, 2)  # decoding goes on: no block is prefilled again
     cache.check_complete(3)
@@ -317,7 +321,7 @@ def test_sequences_that_leave_take_their_rows_along():
     routes = [Route.parse(text) for text in ("121", "011", "221")]
     lines = [[pair(100 * index + 10 * step, 2) for step in range(sum(map(int, str(route))))] for index, route in enumerate(routes)]
     cache = PrefilledCache(LLAMA, L, routes, lines, 2, CPU)
-    before = cache.turns[0]
+    before = cache.sub_batches[0]
     cache.select([2, 0])
     assert cache.routes == [routes[2], routes[0]]
     assert kept(cache, 0) == [[200, 201], [0, 1]]
@@ -325,13 +329,13 @@ def test_sequences_that_leave_take_their_rows_along():
     assert kept(cache, 1) == [[220, 221], [10, 11]]
     assert kept(cache, 1, 1) == [[230, 231], [20, 21]]
     assert kept(cache, 2) == [[240, 241], [30, 31]]
-    now = cache.turns[0]
+    now = cache.sub_batches[0]
     assert now is not before
-    assert [turn.sequences for turn in now] == [None, (0,)]
+    assert [part.sequences for part in now] == [None, (0,)]
     assert now[1].picked.tolist() == [0]
     cache.select([1])
     assert cache.routes == [routes[0]]
-    assert cache.turns[0] is None
+    assert cache.sub_batches[0] is None
     assert kept(cache, 0) == [[0, 1]]
     assert kept(cache, 0, 1) == []
 
@@ -341,9 +345,9 @@ def test_what_is_split_lies_on_the_model_s_device():
     routes = [Route.parse(text) for text in ("121", "011", "211")]
     lines = [[(torch.zeros(1, 2, 1, device="meta"),) * 2] * sum(map(int, str(route))) for route in routes]
     cache = PrefilledCache(LLAMA, L, routes, lines, 2, torch.device("meta"))
-    before = cache.turns[0][0].picked
+    before = cache.sub_batches[0][0].picked
     cache.select([1, 2])
-    for rows in (before, cache.turns[0][0].picked):
+    for rows in (before, cache.sub_batches[0][0].picked):
         assert rows is not None
         assert rows.device.type == cache.layers[0].keys.device.type == "meta"
 
@@ -403,8 +407,8 @@ def test_looped_sequences_that_leave_take_their_rows_along():
     assert kept(cache, 1, 1) == [[230, 231]]
     assert kept(cache, 1, 3) == [[130, 131]]
     assert kept(cache, 1) == [[210, 211], [110, 111]]
-    assert cache.turns[0] is None
-    assert [(str(turn.span), turn.sequences) for turn in cache.turns[2]] == [("2", None), ("(1-2)*0.5", (1,))]
+    assert cache.sub_batches[0] is None
+    assert [(str(part.span), part.sequences) for part in cache.sub_batches[2]] == [("2", None), ("(1-2)*0.5", (1,))]
     cache.select([0])
-    assert cache.turns[2] is None
-    assert [(str(turn.span), turn.sequences) for turn in cache.turns[1]] == [("1", None), ("0", None), ("1", None)]
+    assert cache.sub_batches[2] is None
+    assert [(str(part.span), part.sequences) for part in cache.sub_batches[1]] == [("1", None), ("0", None), ("1", None)]

@@ -18,8 +18,8 @@ from transformers.cache_utils import Cache
 
 from drllm.core.errors import UnsupportedModelError, first_line
 from drllm.model.cache import RoutedCache
+from drllm.model.sub_batches import SubBatch
 from drllm.model.transformers_private import FORWARD_NAMES
-from drllm.model.turns import Turn
 
 # Arguments of a block that carry one entry a sequence when their first dimension is B. Chosen by name: a square attention mask or a
 # position table may have B entries by accident, and an argument missing here must be refused, never guessed at.
@@ -44,7 +44,7 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
 class RoutedBlock:
     """Stands for one block's `forward`: without a `RoutedCache` among the arguments, the base block, bit for bit.
 
-    With one, it runs what the cache's `turns` say for this block: the block 0, 1 or 2 times, or spans of blocks that came before it, each
+    With one, it runs what the cache's `sub_batches` say for this block: the block 0, 1 or 2 times, or spans of blocks that came before it, each
     only on the sequences whose routes say so.
     """
 
@@ -66,30 +66,30 @@ class RoutedBlock:
             named = dict(zip(self.parameters, args, strict=False)) | kwargs
             x_BTD = named.pop(self.parameters[0])
         x_BTD = cache.enter(self.index, x_BTD, named)
-        turns = cache.turns[self.index]
-        if turns is None:  # nearly every call: nothing is selected, nothing put back
+        sub_batches = cache.sub_batches[self.index]
+        if sub_batches is None:  # nearly every call: nothing is selected, nothing put back
             out = self.original(x_BTD, **named)
             cache.leave(self.index, x_BTD.shape[1])
             return out
         rest = None  # what a block returned beside the states, for families that return tuples
-        for turn in turns:
-            states, rest = self._take(turn, cache, x_BTD)
+        for part in sub_batches:
+            states, rest = self._take(part, cache, x_BTD)
             # A device map may have moved the block's output: the other sequences follow it.
-            x_BTD = states if turn.picked is None else x_BTD.to(states.device).index_copy(0, turn.picked.to(states.device), states)
+            x_BTD = states if part.picked is None else x_BTD.to(states.device).index_copy(0, part.picked.to(states.device), states)
         cache.leave(self.index, x_BTD.shape[1])
         return (x_BTD, *(rest or (None,))) if self.returns_tuple else x_BTD
 
-    def _take(self, turn: Turn, cache: RoutedCache, x_BTD: Tensor) -> tuple[Tensor, tuple[Any, ...] | None]:
-        """One turn: (states of its sequences, what its last block returned beside them)."""
-        before = states = x_BTD if turn.picked is None else x_BTD[turn.picked]
+    def _take(self, part: SubBatch, cache: RoutedCache, x_BTD: Tensor) -> tuple[Tensor, tuple[Any, ...] | None]:
+        """One sub-batch: (states of its sequences, what its last block returned beside them)."""
+        before = states = x_BTD if part.picked is None else x_BTD[part.picked]
         rest = None
-        for block, n_set in zip(turn.span.blocks, turn.sets, strict=True):
+        for block, n_set in zip(part.span.blocks, part.sets, strict=True):
             named = cache.arguments[block].items()
-            passed = {key: _argument(key, value, turn.picked, n_set, cache, x_BTD.shape[0]) for key, value in named}
+            passed = {key: _argument(key, value, part.picked, n_set, cache, x_BTD.shape[0]) for key, value in named}
             states, rest = self.all[block].run(states, passed)
-        if turn.span.strength != 1:
+        if part.span.strength != 1:
             before = before.to(states.device)
-            states = before + turn.span.strength * (states - before)
+            states = before + part.span.strength * (states - before)
         return states, rest
 
     def run(self, x_BTD: Tensor, arguments: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...] | None]:
@@ -106,7 +106,7 @@ class RoutedBlock:
 
 
 def _argument(name: str, value: Any, picked: Tensor | None, n_set: int, cache: RoutedCache, n_sequences: int) -> Any:
-    """An argument of a block for the sequences of a turn, whose keys and values lie in a set of slots."""
+    """An argument of a block for the sequences of a sub-batch, whose keys and values lie in a set of slots."""
     if value is cache:
         return cache.slots(n_set)
     if picked is None or value is None or name not in SEQUENCE_ARGUMENTS:

@@ -18,7 +18,7 @@ from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.route import Route, Visit
 from drllm.model import transformers_private as private
 from drllm.model.prompts import prompts_of
-from drllm.model.turns import TurnMaker, Turns, check_decision, every_turn
+from drllm.model.sub_batches import BatchSplitter, SubBatches, check_decision, every_sub_batch
 from drllm.policies.given import GivenRoutes
 from drllm.policies.policy import RouteSource
 
@@ -98,8 +98,8 @@ class RoutedCache(PassSlots):
         self._decider = source.start(self._prompt_mask) if routes is None else None
         if routes is not None:
             self._visits += zip(*(route.visits for route in routes), strict=True)
-        self._turn_maker = TurnMaker(n_layers)
-        self.turns: list[Turns] = []  # of each block that prefill has come to
+        self._splitter = BatchSplitter(n_layers)
+        self.sub_batches: list[SubBatches] = []  # of each block that prefill has come to
         self.arguments: dict[int, dict[str, Any]] = {}  # of each block that this step has come to
         self.later: list[PassSlots] = []  # sets of slots beyond the first
         self._selected: dict[tuple[int, int], tuple[Any, Any]] = {}
@@ -114,7 +114,7 @@ class RoutedCache(PassSlots):
     def enter(self, block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Called with the states entering each block and its other arguments, before it runs; decides what runs at prefill."""
         self.arguments[block] = arguments
-        n_entered = len(self.turns)
+        n_entered = len(self.sub_batches)
         if block > n_entered:
             raise InputError(STRAYED)
         if block == n_entered:
@@ -129,7 +129,7 @@ class RoutedCache(PassSlots):
                 self._visits.append(check_decision(self._decider.decide(block, x_BTD), x_BTD.shape[0], block))
             elif len(self._visits[block]) != len(x_BTD):
                 raise InputError(f"got {len(self._visits[block])} routes for {len(x_BTD)} sequences, expected one each")
-            self.turns.append(self._turn_maker.split(block, self._visits[block], x_BTD.device))
+            self.sub_batches.append(self._splitter.split(block, self._visits[block], x_BTD.device))
         return x_BTD
 
     def once_a_step(self, picked: Tensor, value: Any, select: Callable[[], Any]) -> Any:
@@ -152,7 +152,7 @@ class RoutedCache(PassSlots):
 
     def check_complete(self, n_before: int = 0) -> None:
         """Refuse a result whose blocks did not all follow the route: something stands between the model and its routed blocks."""
-        if len(self.turns) != self.n_layers or self.n_seen <= n_before:
+        if len(self.sub_batches) != self.n_layers or self.n_seen <= n_before:
             raise InputError(STRAYED)
 
     @property
@@ -183,10 +183,10 @@ class PrefilledCache(RoutedCache):
         super().__init__(config, n_layers, GivenRoutes(routes), torch.ones((len(routes), width), dtype=torch.bool, device=device))
         lines = [iter(line) for line in keys_values]
         for block, visits in enumerate(self._visits):
-            self.turns.append(self._turn_maker.split(block, visits, device))
-            for turn in every_turn(block, self.turns[block]):
-                running = lines if turn.sequences is None else [lines[row] for row in turn.sequences]
-                for of_block, n_set in zip(turn.span.blocks, turn.sets, strict=True):
+            self.sub_batches.append(self._splitter.split(block, visits, device))
+            for part in every_sub_batch(block, self.sub_batches[block]):
+                running = lines if part.sequences is None else [lines[row] for row in part.sequences]
+                for of_block, n_set in zip(part.span.blocks, part.sets, strict=True):
                     self._fill(of_block, self.slots(n_set).layers, [next(line) for line in running], width)
         self._tell(width)
 
@@ -203,14 +203,14 @@ class PrefilledCache(RoutedCache):
 
     def select(self, indices: Sequence[int]) -> None:
         """Keep only some sequences, in that order."""
-        self._turn_maker.forget()
-        for block, turns in enumerate(self.turns):
-            for turn in every_turn(block, turns):
-                members = range(len(self._visits[block])) if turn.sequences is None else turn.sequences
+        self._splitter.forget()
+        for block, sub_batches in enumerate(self.sub_batches):
+            for part in every_sub_batch(block, sub_batches):
+                members = range(len(self._visits[block])) if part.sequences is None else part.sequences
                 places = [members.index(index) for index in indices if index in members]
-                for of_block, n_set in zip(turn.span.blocks, turn.sets, strict=True):
+                for of_block, n_set in zip(part.span.blocks, part.sets, strict=True):
                     private.select_sequences(self.slots(n_set).layers[of_block], places)
-            self.turns[block] = self._turn_maker.select(block, turns, indices, self._prompt_mask.device)
+            self.sub_batches[block] = self._splitter.select(block, sub_batches, indices, self._prompt_mask.device)
             self._visits[block] = [self._visits[block][index] for index in indices]
 
 

@@ -2,7 +2,7 @@
 
 Sequences that run the same pass are gathered, run as one call, and written back only where the next pass runs other sequences, so routes
 that skip the same blocks cost no copies between them. Spans that routes run again stand behind a block's own passes: sequences whose loops
-there begin alike run that beginning together, as in transformers (`drllm.model.turns`).
+there begin alike run that beginning together, as in transformers (`drllm.model.sub_batches`).
 
 Shapes: N tokens of the step, S sequences, D hidden size, L blocks.
 """
@@ -21,7 +21,7 @@ from drllm.core.span import Visit, fewest_spans, in_place, n_in_place
 from drllm.deploy.serving.engine.gathering import Gathered, Places
 from drllm.deploy.serving.engine.paths import Loop, Loops, number
 from drllm.deploy.serving.engine.vllm_private import StepAttention
-from drllm.model.turns import check_decision, run_together
+from drllm.model.sub_batches import check_decision, run_together
 
 
 @dataclass(eq=False)

@@ -20,7 +20,7 @@ from drllm.core.span import Span, Visit, block_span, in_place
 Step = TypeVar("Step")
 
 
-class Turn(NamedTuple):
+class SubBatch(NamedTuple):
     """Some sequences run a span.
 
     Attributes:
@@ -36,34 +36,34 @@ class Turn(NamedTuple):
     picked: Tensor | None
 
 
-Turns = tuple[Turn, ...] | None  # of one visit, in the order they run; None where every sequence runs the block once
+SubBatches = tuple[SubBatch, ...] | None  # of one visit, in the order they run; None where every sequence runs the block once
 
 
-class TurnMaker:
-    """Makes the turns of one batch, visit by visit in order: each (block, pass) of a turn has a slot of its own."""
+class BatchSplitter:
+    """Makes the sub-batches of one batch, visit by visit in order: each (block, pass) of a sub-batch has a slot of its own."""
 
     def __init__(self, n_layers: int):
         self._n_used = [0] * n_layers  # sets of slots that hold something of a block
         self._picked: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # one tensor for equal ones, whatever the block
 
-    def split(self, block: int, visits: Sequence[Visit], device: torch.device) -> Turns:
-        """The turns of what each sequence runs at `block`."""
+    def split(self, block: int, visits: Sequence[Visit], device: torch.device) -> SubBatches:
+        """The sub-batches of what each sequence runs at `block`."""
         first = visits[0]
         if all(visit == first for visit in visits):
             if first == in_place(block, 1) and not self._n_used[block]:
                 self._n_used[block] = 1
                 return None
-            return tuple(Turn(span, self._take(span), None, None) for span in first)
+            return tuple(SubBatch(span, self._take(span), None, None) for span in first)
         groups = run_together(dict(enumerate(visits)))
-        return tuple(self.turn(span, self._take(span), tuple(sequences), len(visits), device) for span, sequences in groups)
+        return tuple(self.sub_batch(span, self._take(span), tuple(sequences), len(visits), device) for span, sequences in groups)
 
-    def turn(self, span: Span, sets: tuple[int, ...], sequences: tuple[int, ...], n_sequences: int, device: torch.device) -> Turn:
-        """A turn of some of `n_sequences` sequences, which `sequences` names in order."""
+    def sub_batch(self, span: Span, sets: tuple[int, ...], sequences: tuple[int, ...], n_sequences: int, device: torch.device) -> SubBatch:
+        """A sub-batch of some of `n_sequences` sequences, which `sequences` names in order."""
         if len(sequences) == n_sequences:
-            return Turn(span, sets, None, None)
+            return SubBatch(span, sets, None, None)
         if (device, sequences) not in self._picked:
             self._picked[device, sequences] = torch.tensor(sequences, device=device)
-        return Turn(span, sets, sequences, self._picked[device, sequences])
+        return SubBatch(span, sets, sequences, self._picked[device, sequences])
 
     def _take(self, span: Span) -> tuple[int, ...]:
         """A free set of slots for each block."""
@@ -72,16 +72,18 @@ class TurnMaker:
         return tuple(self._n_used[block] - 1 for block in span.blocks)
 
     def forget(self) -> None:
-        """Drop what equal turns share; called where the batch changes."""
+        """Drop what equal sub-batches share; called where the batch changes."""
         self._picked.clear()
 
-    def select(self, block: int, turns: Turns, indices: Sequence[int], device: torch.device) -> Turns:
-        """The turns that are left where only some sequences of the batch go on, in that order."""
-        if turns is None:
+    def select(self, block: int, sub_batches: SubBatches, indices: Sequence[int], device: torch.device) -> SubBatches:
+        """The sub-batches that are left where only some sequences of the batch go on, in that order."""
+        if sub_batches is None:
             return None
-        kept = [(turn, tuple(new for new, old in enumerate(indices) if turn.sequences is None or old in turn.sequences)) for turn in turns]
-        left = tuple(self.turn(turn.span, turn.sets, sequences, len(indices), device) for turn, sequences in kept if sequences)
-        return None if left == (Turn(block_span(block), (0,), None, None),) else left
+        kept = [
+            (part, tuple(new for new, old in enumerate(indices) if part.sequences is None or old in part.sequences)) for part in sub_batches
+        ]
+        left = tuple(self.sub_batch(part.span, part.sets, sequences, len(indices), device) for part, sequences in kept if sequences)
+        return None if left == (SubBatch(block_span(block), (0,), None, None),) else left
 
 
 def run_together(steps: Mapping[int, Sequence[Step]]) -> Iterator[tuple[Step, list[int]]]:
@@ -101,9 +103,9 @@ def run_together(steps: Mapping[int, Sequence[Step]]) -> Iterator[tuple[Step, li
         waiting += [(depth + 1, group) for group in reversed(groups.values())]
 
 
-def every_turn(block: int, turns: Turns) -> tuple[Turn, ...]:
-    """The turns of a visit, spelled out where they are None."""
-    return (Turn(block_span(block), (0,), None, None),) if turns is None else turns
+def every_sub_batch(block: int, sub_batches: SubBatches) -> tuple[SubBatch, ...]:
+    """The sub-batches of a visit, spelled out where they are None."""
+    return (SubBatch(block_span(block), (0,), None, None),) if sub_batches is None else sub_batches
 
 
 def check_decision(decided: Tensor | Sequence[Visit], n_sequences: int, block: int) -> list[Visit]:
