@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from drllm import show_progress
 from methods_asked import Asked
-from methods_rows import ROWS, SETTINGS, SHUFFLED, TOLD, file_of, wanted_rows
+from methods_rows import ROWS, SETTINGS, SHUFFLED, STATES, TOLD, file_of, wanted_rows
 from methods_told import routes_by_task
 
 
@@ -57,13 +57,14 @@ def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
             if {part: before.get(part) for part in made_of} == made_of:
                 continue
         seeded = {"draw": seed} if row.method == "random_codebook" else {"seed": seed} if row.seeds else {}
+        reads = {"read": "states"} if row.method in STATES else {}
         started = time.perf_counter()
         if row.method == "told":
             made_of |= {"routes": {task: str(route) for task, route in routes_by_task(training_data, **row.options).items()}}
         elif row.method == "longer":
             routed.policy = training_data.constant(best_longer(training_data, **row.options))
         else:
-            routed.policy = train(routed, run, row.method, get_method(row.method).config(**row.options, **seeded), tasks=learned)
+            routed.policy = train(routed, run, row.method, get_method(row.method).config(**reads | row.options | seeded), tasks=learned)
         seconds = time.perf_counter() - started
         if routed.policy is not None:
             routed.save_pretrained(folder)

@@ -128,7 +128,7 @@ class Asked:
     def features(self, block: int) -> Any:
         """What a codebook reads before a block, of all questions."""
         from drllm.core.progress import Progress
-        from drllm.methods.codebook import reading_blocks
+        from drllm.methods.prompt_reading import reading_blocks
         from drllm.scoring.route_prediction import read_prompts
 
         if block not in self._features:
@@ -142,7 +142,7 @@ class Asked:
         from drllm.scoring.route_prediction import decide_routes
 
         if policy.reads is not None:
-            return policy.routes_for(self.features(policy.reads))
+            return policy.routes_from(self.features(policy.reads))
         return decide_routes(self.routed, [policy], self.prompts, 512)[0]
 
     def told(self, oracle: Any) -> list[Any]:

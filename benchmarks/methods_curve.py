@@ -27,9 +27,7 @@ def of_questions(matrix: Any, places: np.ndarray) -> Any:
     return replace(matrix, **named, correct=matrix.correct[places], margins=matrix.margins[places])
 
 
-def codebook_value(
-    matrix: Any, tune: Any, features: dict[str, dict[int, np.ndarray]], halves: list[np.ndarray], n_layers: int, seed: int
-) -> np.ndarray:
+def codebook_value(matrix: Any, tune: Any, features: Any, halves: list[np.ndarray], n_layers: int, seed: int) -> np.ndarray:
     """(N,) gains on tune of the chosen codebook, chosen on each half and measured on the other; the base is among the choices."""
     from drllm.methods.codebook import CodebookConfig, choices, choose, choose_routes, fit_candidates
 
@@ -63,7 +61,7 @@ def main() -> None:
     """Measure."""
     from drllm import RoutedModel
     from drllm.core.files import write_json
-    from drllm.methods.codebook import read_features, reading_blocks
+    from drllm.methods.prompt_reading import Read, read_states, reading_blocks
     from drllm.methods.training_data import TrainingData
     from drllm.stats.paired import paired_bootstrap
 
@@ -78,7 +76,7 @@ def main() -> None:
     for setting in arguments.settings.split(","):
         training_data = TrainingData(routed, arguments.run, SETTINGS[setting].learned)
         fit, tune = training_data.matrix("fit"), training_data.matrix("tune")
-        whole = {split: read_features(routed, arguments.run / "train", m, blocks, split) for split, m in (("fit", fit), ("tune", tune))}
+        whole = read_states(routed, arguments.run / "train", fit, tune, blocks)
         order = np.random.default_rng(0).permutation(len(tune))
         parts = [np.sort(order[::2]), np.sort(order[1::2])]
         rows, measured = [], []
@@ -87,7 +85,7 @@ def main() -> None:
             for draw in range(DRAWS):
                 places = np.sort(np.random.default_rng([size, draw]).permutation(len(fit))[:size])
                 matrix = of_questions(fit, places)
-                features = {"fit": {block: whole["fit"][block][places] for block in blocks}, "tune": whole["tune"]}
+                features = {"fit": {block: Read(*(one[places] for one in whole["fit"][block])) for block in blocks}, "tune": whole["tune"]}
                 codebooks.append(codebook_value(matrix, tune, features, parts, routed.n_layers, draw))
                 statics.append(static_value(matrix, tune))
             measured.append(np.mean(codebooks, axis=0))

@@ -113,6 +113,9 @@ FRONTIER, LONGER, DRAWN = (0.7, 0.75, 0.8, 0.85, 0.95), (1.05, 1.1, 1.14), ("let
 ROWS["codebook_by_task@0.9"] = Row("codebook", {"targets": "task", "budget": BUDGET}, True, only=DRAWN)
 ROWS["random_codebook@0.9"] = Row("random_codebook", {"budget": BUDGET}, True, only=DRAWN)
 ROWS["random_codebook_by_task@0.9"] = Row("random_codebook", {"targets": "task", "budget": BUDGET}, True, only=DRAWN)
+# Those above read states (`STATES`); these read the prompt's text.
+ROWS["codebook_text"] = Row("codebook", {"read": "text"}, True)
+ROWS["codebook_text@0.9"] = Row("codebook", {"read": "text", "budget": BUDGET}, True)
 # Prompts unlike those learned from keep the base: looked at after the others had been read on test.
 ROWS["codebook_by_task_guarded"] = Row("codebook", {"targets": "task", "unfamiliar": 0.01}, True, only=DRAWN)
 ROWS["codebook_guarded@0.9"] = Row("codebook", {"budget": BUDGET, "unfamiliar": 0.01}, True, only=DRAWN)
@@ -138,7 +141,10 @@ SHUFFLED = (
     "codebook_by_task@0.9",
     "codebook_by_task_guarded",
     "codebook_guarded@0.9",
+    "codebook_text",
+    "codebook_text@0.9",
 )
+STATES = ("codebook", "random_codebook", "input_blind")  # methods whose rows read states where they do not say what
 
 
 def wanted_rows(setting: str, methods: str, seeds: int) -> Iterable[tuple[str, Row, int]]:

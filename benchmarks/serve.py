@@ -11,17 +11,13 @@ beside it; their median over the rounds stands with its 95 % interval by order s
 of its mode: the identity along the routed machinery; one common route of 24 blocks; four nested routes, from the base's to 21 blocks;
 four deeper ones, from 24 to 15 blocks, whose limit leaves more to reach; as many routes as rows, which no compiled segment fits; and,
 compiled, that common route as a static server, a static server that runs a span of four blocks twice, beside one that repeats those
-blocks in place (as many passes), and the trained codebook `--book`, each prompt along the route the book chooses for it, before the
-engine or (`--decide engine`) in it, where prompts are read whole; and such a book that always takes the base. `--only` names the arms to
-run by how they begin, with `;` between, since names hold commas. The limit of nested routes is `t_other(B) + sum over parts of
+blocks in place (as many passes), the trained codebook `--book`, each prompt along the route the book chooses for it from its text, and
+routers that decide in the engine, where prompts are read whole, and always execute. `--only` names the arms to run by how they begin,
+with `;` between, since names hold commas. The limit of nested routes is `t_other(B) + sum over parts of
 t_part(rows executing it)`, by clocks around the blocks of the eager stock engine, and around the segments of the compiled routed one, in
 every second round (in each of fewer than twelve). Printed is what of its saving is reached, not what of its speed, of which stock alone
-would reach most. The front selector is an arm, too, in this process, compiled and eager: it reads the round's first prompt alone, as one
-that finds nobody waiting, and the others in the groups a server reads them in if all have come meanwhile; "with the front" adds its
-seconds to prefill and decoding of each arm, also for answers of other lengths, by the mean step; here it keeps no prefix (with `--shared`
-see `serve_http.py`). Last, how often compiling, reading prompts together, and reading a prompt after its own first tokens, which are kept,
-flip a choice of the book on tune questions. A trained book reads the prompts that it learned, so ask its tasks as its
-reward does (`--tasks`, `--reward`): for plain text, the default, it may never leave the base's route.
+would reach most. A trained book reads the prompts that it learned, so ask its tasks as its reward does (`--tasks`, `--reward`): for plain
+text, the default, it may never leave the base's route.
 """
 
 from __future__ import annotations
@@ -37,7 +33,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
@@ -45,27 +40,21 @@ import timed_prompts
 import timed_routes
 from drllm import Route, RoutedModel
 from drllm.core.files import write_json
-from drllm.deploy.serving.engine import prefixes
-from drllm.deploy.serving.engine.front import FrontSelector, share_a_reading
-from drllm.deploy.serving.engine.prefixes import Prompt
 from drllm.deploy.serving.engine.segments import cuts
 from drllm.deploy.serving.launch import cache_folder, checkpoint_of, make_spec
 from drllm.policies.codebook import Codebook
 from drllm.runs.provenance import hardware, versions
 from generate import native_dtype
-from serve_engine import clock
 from serve_runs import shown
-from served import never_leaves
+from served import BOOK_OF_TEXT, always_executes, book_of_text
 from timing import MIN_VALUES, ONLY_HELP, check_rounds, median_interval, wanted_arms
 
 # Their names, the engine that has their segments compiled, and the routes.
 NESTS = {"4 nested routes": ("rows", timed_routes.nested), "4 deeper nested routes": ("deeper", timed_routes.deeper)}
 IN_PLACE = "in place compiled"  # the engine that takes turns with the looped one, beside stock
-SHORT_PIECE = 16  # tokens: timed prompts are shorter than a piece that servers keep
 LENGTHS = (16, 32, 64, 128, 256)  # tokens of an answer
 BOOK = "trained book, compiled"
 LOOPED = "static looped"  # how the arm beside which that one runs begins
-NO_FRONT = ("static", "trained book in", "identity in")  # how the names of arms begin whose prompts no front reads
 
 
 @dataclass
@@ -162,10 +151,7 @@ def arms_of(batch: int, n_layers: int, only: tuple[str, ...] = ("",)) -> dict[st
     arms |= {f"{LOOPED} {passes} of {n_layers}, compiled": ("looped compiled", None)}
     arms |= {f"{name}, compiled": (f"{engine} compiled", taken) for name, (engine, taken) in routes.items()}
     arms |= {f"{name}, eager": ("rows eager", taken) for name, (_, taken) in routes.items()}  # block by block, whatever the routes
-    arms |= {
-        "trained book in the engine, compiled": ("inside compiled", None),
-        "identity in the engine, compiled": ("never compiled", None),
-    }
+    arms |= {"routers in the engine, compiled": ("inside compiled", None)}
     return {name: arm for name, arm in arms.items() if name.startswith(only)}
 
 
@@ -179,46 +165,25 @@ def limit_of(engine: Engine, nest: Sequence[str], firsts: Sequence[int], rows: l
     return (whole["beside"] + paid) / (whole["beside"] + sum(whole["parts"]))
 
 
-def readings(prompts: list[list[int]]) -> list[list[list[int]]]:
-    """The prompts in the groups that a front selector reads together: the first alone, then those that all wait."""
-    groups, prompts = [prompts[:1]], prompts[1:]
-    while prompts:
-        places = share_a_reading([len(ids) for ids in prompts])
-        groups.append([prompts[place] for place in places])
-        prompts = [ids for place, ids in enumerate(prompts) if place not in places]
-    return groups
-
-
 class Batch:
     """All arms at one batch size: a round after the other, then what they say together."""
 
-    def __init__(
-        self, arms: dict[str, tuple[str, list[str] | None]], engines: dict[str, Engine], selectors: dict[str, FrontSelector], new: int
-    ):
-        self.arms, self.engines, self.selectors, self.new = arms, engines, selectors, new
-        self.full = "1" * len(selectors["eager"].codebook.routes[0])
-        self.fronts: dict[str, list[float]] = {mode: [] for mode in selectors}
+    def __init__(self, arms: dict[str, tuple[str, list[str] | None]], engines: dict[str, Engine], book: Codebook, new: int):
+        self.arms, self.engines, self.book, self.new = arms, engines, book, new
+        self.full = "1" * len(book.routes[0])
         self.chosen: list[str] = []
-        self.strayed: dict[str, int] = {}  # choices in the engine that are not the front's, read alone and uncompiled
+        self.strayed: dict[str, int] = {}  # choices in the engine that are not the base's route
         self.found: dict[str, list[tuple[Run, Run]]] = {name: [] for name in arms}  # with the stock beside it
         # Decoding seconds over those of the other engine.
         self.beside: dict[str, list[float]] = {name: [] for name in arms if name.startswith(LOOPED)}
         self.limits: dict[str, list[float]] = {name: [] for name in arms if name.rsplit(", ")[0] in NESTS}
 
     def round(self, rows: list[list[int]], rng: random.Random, counts: bool) -> None:
-        """Every arm and front on these prompts, in an order drawn anew; the first round `counts` for nothing."""
-        by_book = [str(self.selectors["eager"].decide([ids])[0]) for ids in rows]
+        """Every arm on these prompts, in an order drawn anew; the first round `counts` for nothing."""
+        by_book = [str(route) for route in self.book.routes_for(rows) or ()]
         self.chosen += by_book if counts else []
-        order = [*self.arms, *self.selectors]
-        rng.shuffle(order)
-        for name in order:
-            if name in self.selectors:
-                started = clock()
-                for group in readings(rows):
-                    self.selectors[name].decide(group)
-                self.fronts[name] += [clock() - started] if counts else []
-            else:
-                self._arm(name, rows, by_book, rng, counts)
+        for name in rng.sample(list(self.arms), len(self.arms)):
+            self._arm(name, rows, by_book, rng, counts)
 
     def _arm(self, name: str, rows: list[list[int]], by_book: list[str], rng: random.Random, counts: bool) -> None:
         engine, routes = self.arms[name]
@@ -230,9 +195,7 @@ class Batch:
         if other and counts:
             self.beside[name].append(mine.decode / other[0].decode)
         if mine.chosen is not None:
-            expected = [self.full] * len(rows) if name.startswith("identity") else by_book
-            others_chosen = sum(route != wanted for route, wanted in zip(mine.chosen, expected, strict=True))
-            self.strayed[name] = self.strayed.get(name, 0) + others_chosen
+            self.strayed[name] = self.strayed.get(name, 0) + sum(route != self.full for route in mine.chosen)
 
     def best_possible(self, rows: list[list[int]]) -> None:
         """What nested routes could save at most, on these prompts."""
@@ -246,7 +209,7 @@ class Batch:
                 at_best.append(limit_of(self.engines[f"{engine} compiled"], nest, firsts, rows, self.new))
 
     def about_stock(self, batch: int) -> dict[str, dict[str, Any]]:
-        """By mode: stock's speed, and what the front takes beside it."""
+        """By mode: stock's speed."""
         said = {}
         for mode in {mode_of(name): None for name in self.arms}:
             stocks = [[stock for _, stock in runs] for name, runs in self.found.items() if mode_of(name) == mode]
@@ -254,16 +217,12 @@ class Batch:
             said[mode] = {
                 "tokens_a_cpu_second": statistics.median(batch * (self.new - 1) / run.decode for runs in stocks for run in runs),
                 "prefill": statistics.median(prefills),
-                "front": statistics.median(self.fronts[mode]),
-                "front_of_prefill": median_interval([front / prefill for front, prefill in zip(self.fronts[mode], prefills, strict=True)]),
             }
         return said
 
     def about_arm(self, name: str, batch: int) -> dict[str, Any]:
         """An arm's speed, and its seconds over stock's in the same rounds."""
         runs, new = self.found[name], self.new
-        reads = 0 if name.startswith(NO_FRONT) else 1
-        pairs = [(mine, stock, reads * front) for (mine, stock), front in zip(runs, self.fronts[mode_of(name)], strict=True)]
         ratios = [stock.decode / mine.decode for mine, stock in runs]
         return {
             "tokens_a_cpu_second": statistics.median(batch * (new - 1) / mine.decode for mine, _ in runs),
@@ -272,10 +231,7 @@ class Batch:
             "prefill": statistics.median(mine.prefill for mine, _ in runs),
             "prefill_ratio": median_interval([mine.prefill / stock.prefill for mine, stock in runs]),
             "whole_ratio": median_interval([mine.whole / stock.whole for mine, stock in runs]),
-            "with_front": median_interval([(mine.whole + front) / stock.whole for mine, stock, front in pairs]),
-            "with_front_by_length": {
-                str(n): median_interval([(mine.of(n, new) + front) / stock.of(n, new) for mine, stock, front in pairs]) for n in LENGTHS
-            },
+            "whole_by_length": {str(n): median_interval([mine.of(n, new) / stock.of(n, new) for mine, stock in runs]) for n in LENGTHS},
         }
 
     def about_limit(self, name: str, every: int) -> dict[str, Any]:
@@ -299,7 +255,7 @@ def measure(one: Batch, prompts: list[list[int]], batch: int, rounds: int, seed:
         if round_ >= 0 and round_ % limit_every == 0:
             one.best_possible(rows)
     book = {
-        "segments": len(cuts([str(route) for route in one.selectors["eager"].codebook.routes])),
+        "segments": len(cuts([str(route) for route in one.book.routes])),
         "routes": len(set(one.chosen)),
         "passes": statistics.mean(Route.parse(route).n_passes for route in one.chosen),
     }
@@ -316,29 +272,6 @@ def measure(one: Batch, prompts: list[list[int]], batch: int, rounds: int, seed:
     }
 
 
-def route_after(selector: FrontSelector, ids: list[int]) -> Route:
-    """A prompt's route, read after its own first whole pieces, which are kept first."""
-    prompt = Prompt(ids)
-    prefix = selector.prefixes.keep(prompt, len(prompt.hashes) * SHORT_PIECE) if selector.prefixes is not None else []
-    return selector.codebook.routes_for(selector.features_after([prompt], prefix))[0]
-
-
-def flips(selectors: dict[str, FrontSelector], prompts: list[list[int]]) -> dict[str, int]:
-    """Prompts whose choice is another than by the eager blocks, alone.
-
-    Compiled; read with others, as many as a reading takes; and after their own first pieces, which are kept.
-    """
-    alone = {tuple(ids): selectors["eager"].decide([ids])[0] for ids in prompts}
-    counts = {"prompts": len(prompts), "took the base": sum(alone[tuple(ids)].is_full for ids in prompts)}
-    for mode, selector in selectors.items():
-        for name, groups in {"alone": [[ids] for ids in prompts], "together": readings(prompts)}.items():
-            pairs = [(alone[tuple(ids)], route) for group in groups for ids, route in zip(group, selector.decide(group), strict=True)]
-            counts[f"flipped {mode}, {name}"] = sum(before != after for before, after in pairs)
-    with patch.object(prefixes, "PIECE", SHORT_PIECE):
-        counts["flipped after a kept prefix"] = sum(route_after(selectors["eager"], ids) != alone[tuple(ids)] for ids in prompts)
-    return counts
-
-
 def report(row: dict[str, Any]) -> None:
     """What people read."""
     book = row["book"]
@@ -352,7 +285,7 @@ def report(row: dict[str, Any]) -> None:
     for name, arm in row["arms"].items():
         print(f"  {name:34} {arm['tokens_a_cpu_second']:19.1f}   {shown(arm['ratio'])}   {shown(arm['prefill_ratio'])}")
     for name, count in row["strayed"].items():
-        print(f"  {name}: {count} choices other than the front's uncompiled ones, of {row['batch'] * (row['rounds'] + 1)}")
+        print(f"  {name}: {count} choices other than the base's route, of {row['batch'] * (row['rounds'] + 1)}")
     for name, ratio in row["to_in_place"].items():
         print(f"  {name}: {shown(ratio)} of the decoding seconds of the same blocks repeated in place")
     for name, limit in row["limit"].items():
@@ -360,16 +293,12 @@ def report(row: dict[str, Any]) -> None:
             f"  {name}: the limit is {shown(limit['speed'])} times stock; of its saving reached "
             f"{shown(limit['saving_reached'])}, {limit['rounds']} rounds"
         )
-    for mode, stock in row["stock"].items():
-        print(f"  {mode}: the front takes {1000 * stock['front']:.1f} ms, {shown(stock['front_of_prefill'])} of the engine's prefill")
+    for mode in row["stock"]:
         arms = {name: arm for name, arm in row["arms"].items() if mode_of(name) == mode}
-        print(f"  prefill and {row['new']} tokens over stock's, and with the front, where there is one:")
+        print(f"  {mode}: prefill and {row['new']} tokens over stock's; for answers of other lengths, by the mean step:")
         for name, arm in arms.items():
-            print(f"    {name:32} {shown(arm['whole_ratio'])}   {shown(arm['with_front'])}")
-        print("  the latter for answers of other lengths, by the mean step:")
-        for name, arm in arms.items():
-            by_length = ", ".join(f"{n} {value[0]:.3f} (to {value[2]:.3f})" for n, value in arm["with_front_by_length"].items())
-            print(f"    {name:32} {by_length}")
+            by_length = ", ".join(f"{n} {value[0]:.3f} (to {value[2]:.3f})" for n, value in arm["whole_by_length"].items())
+            print(f"    {name:32} {shown(arm['whole_ratio'])}   {by_length}")
 
 
 def parsed() -> argparse.Namespace:
@@ -380,11 +309,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--new", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--flips", type=int, default=512, help="tune questions whose choices are compared at the end; 0: none")
     timed_prompts.add_options(parser)
-    parser.add_argument(
-        "--book", default="results/policies-smollm2-135m-q4/policies/in-domain/codebook_at_0.9.0", help="a trained codebook"
-    )
+    parser.add_argument("--book", default=BOOK_OF_TEXT, help="a codebook trained with --read text")
     parser.add_argument("--dtype", default="", choices=["", "bfloat16", "float32"], help="default: what the processor multiplies itself")
     parser.add_argument("--only", default="", help=ONLY_HELP)
     parser.add_argument("--out", default="")
@@ -396,17 +322,14 @@ def parsed() -> argparse.Namespace:
 
 
 def kinds_of(routed: RoutedModel, book: Codebook, place: Path) -> dict[str, tuple[dict[str, Any] | None, bool]]:
-    """Every kind of engine: what it serves, and whether it is eager. Policies that choose in the engine are saved at `place`."""
+    """Every kind of engine: what it serves, and whether it is eager. The routers that decide in the engine are saved at `place`."""
     n_layers = routed.n_layers
     full, static = "1" * n_layers, {"mode": "static", "n_layers": n_layers}
-    rows: dict[str, Any] = {"mode": "forced", "n_layers": n_layers, "routes": [full, *timed_routes.nested(n_layers)]}
+    rows: dict[str, Any] = {"mode": "routes", "n_layers": n_layers, "routes": [full, *timed_routes.nested(n_layers)]}
     repeatable = sorted({block for route in book.routes for block, action in enumerate(route) if action == 2})
-    trained = {"mode": "forced", "n_layers": n_layers, "routes": list(map(str, book.routes)), "repeatable": repeatable}
-    inside = {}
-    for name, policy in {"inside": book, "never": never_leaves(book)}.items():
-        routed.policy = policy
-        folder = routed.save_pretrained(place / name)
-        inside[name] = asdict(make_spec(policy, str(folder), routed, "engine"))
+    trained = {"mode": "routes", "n_layers": n_layers, "routes": list(map(str, book.routes)), "repeatable": repeatable}
+    routed.policy = routers = always_executes(routed)
+    inside = asdict(make_spec(routers, str(routed.save_pretrained(place)), routed))
     routed.policy = None
     return {
         "stock compiled": (None, False),
@@ -416,7 +339,7 @@ def kinds_of(routed: RoutedModel, book: Codebook, place: Path) -> dict[str, tupl
         IN_PLACE: (static | {"route": timed_routes.in_place(n_layers)}, False),
         "deeper compiled": (rows | {"routes": [full, *timed_routes.deeper(n_layers)]}, False),
         "book compiled": (trained, False),
-        **{f"{name} compiled": (spec, False) for name, spec in inside.items()},
+        "inside compiled": (inside, False),
         "stock eager": (None, True),
         "rows eager": (rows, True),
     }
@@ -439,14 +362,9 @@ def main() -> None:
     only = wanted_arms(given.refuse, given.only, list({arm: None for size in sizes for arm in arms_of(size, n_layers)}))
     checkpoint = checkpoint_of(routed, cache_folder())
     prompts = timed_prompts.timed_prompts(routed, given)
-    others = timed_prompts.timed_prompts(routed, given, "tune") if given.flips else []
-    book, device, place = Codebook.load(Path(given.book)), routed.device.type, tempfile.TemporaryDirectory()
+    book, place = book_of_text(Path(given.book)), tempfile.TemporaryDirectory()
     kinds = kinds_of(routed, book, Path(place.name))
     needed = needed_by([(name, engine) for size in sizes for name, (engine, _) in arms_of(size, n_layers, only).items()])
-    selectors = {
-        mode: FrontSelector(book, checkpoint, routed.model.dtype, device, compiled=mode == "compiled" and device == "cpu")
-        for mode in ("compiled", "eager")
-    }
     engines: dict[str, Engine] = {}
     # An engine keeps where in memory its weights lie, which is worth some hundredths of its speed, and those started later lie elsewhere.
     starting = random.Random(given.seed).sample(sorted(needed), len(needed))
@@ -456,17 +374,13 @@ def main() -> None:
         print(f"started: {name}", file=sys.stderr, flush=True)
     results = []
     for batch in sizes:
-        one = Batch(arms_of(batch, n_layers, only), engines, selectors, given.new)
+        one = Batch(arms_of(batch, n_layers, only), engines, book, given.new)
         results.append(measure(one, prompts, batch, given.rounds, given.seed))
         report(results[-1])
-    memory = {"blocks": book.block, "bytes": selectors["eager"].n_bytes, "tokens": statistics.mean(map(len, prompts))}
-    print(f"\nfront selector: {memory['blocks']} blocks, {memory['bytes'] / 1e6:.0f} MB; {memory['tokens']:.0f} tokens a prompt")
-    flipped = flips(selectors, others[: given.flips]) if others else {}
-    print("choices: " + (", ".join(f"{count} {name}" for name, count in flipped.items()) or "not compared"))
     if given.out:
         said = {"model": given.model, "dtype": dtype, "book": given.book, "asked": timed_prompts.described(given), "turns": "steps"}
-        found = said | {"started": starting, "serve": results, "front": memory, "flips": flipped}
-        write_json(Path(given.out), found | {"hardware": hardware(), "versions": versions()})
+        found = said | {"started": starting, "serve": results, "hardware": hardware(), "versions": versions()}
+        write_json(Path(given.out), found)
 
 
 if __name__ == "__main__":

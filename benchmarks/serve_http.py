@@ -6,10 +6,11 @@ For each arm `drllm serve` stands beside a server of plain vLLM (the same base, 
 them, on loopback. In each round the same questions, one a client and all at once, are asked of both, streamed, who goes first drawn anew;
 the other server waits meanwhile. Printed are the seconds until a client has its first token and its last, by the mean client, the seconds
 until all have, and the processor seconds of the server's processes; medians over the rounds of arm over plain, with 95 % intervals by order
-statistics. Arms: one route of 24 blocks for all; the trained codebook `--book`, its choice before the engine or in it (`drllm serve
---decide engine`); and such a book that always takes the base's route, whose answers must be plain vLLM's: in float32 the benchmark fails
-where more than one in a hundred is not. Everything is counted: HTTP, the front selector, the scheduler; and clients run on the same
-processor. Without `--shared` only prompts of more than 128 tokens fill a block of the prefix cache. Rounds that run out of questions begin
+statistics. Arms: one route of 24 blocks for all; the trained codebook `--book`, which chooses each prompt's route from its text, before the
+engine; the trained routers `--routers`, if they are given, which decide in it; and such a book and such routers that always take the base's
+route, whose answers must be plain vLLM's: in float32 the benchmark fails where more than one in a hundred is not. Everything is counted:
+HTTP, the choice, the scheduler; and clients run on the same processor. Without
+`--shared` only prompts of more than 128 tokens fill a block of the prefix cache. Rounds that run out of questions begin
 anew.
 """
 
@@ -36,26 +37,21 @@ from drllm import Route, RoutedModel
 from drllm.core.files import write_json
 from drllm.deploy.serving.engine.vllm_private import ENTRY
 from drllm.deploy.serving.launch import cache_folder, checkpoint_of, environment
-from drllm.policies.codebook import Codebook
 from drllm.policies.constant import RoutePolicy
+from drllm.policies.policy import Policy
+from drllm.policies.saved import load_policy
 from drllm.runs.provenance import hardware, versions
 from generate import native_dtype
-from served import Served, free_port, never_leaves, serving
+from served import BOOK_OF_TEXT, Served, always_executes, book_of_text, free_port, never_leaves, serving
 from timing import ONLY_HELP, check_rounds, median_interval, wanted_arms
 
 NAME = "bench"
 CONTEXT = 1024
 PAUSE = 1.5  # seconds before each burst: an engine's worker spins for one after its last step
 MAX_OTHER = 0.01  # of the identity's texts in float32, where sums of another order may flip a choice of near equals
-# Each arm's policy and the flags of its server.
-STATIC = "static, 24 of"  # and the number of blocks
-ARMS: dict[str, tuple[str, list[str]]] = {
-    STATIC: ("static", []),
-    "trained book, before the engine": ("trained", ["--decide", "front"]),
-    "trained book, in the engine": ("trained", ["--decide", "engine"]),
-    "identity book, before the engine": ("never", ["--decide", "front"]),
-    "identity book, in the engine": ("never", ["--decide", "engine"]),
-}
+STATIC, ROUTERS = "static, 24 of", "trained routers"  # the first, and the number of blocks
+# Each arm's policy.
+ARMS = {STATIC: "static", "trained book": "trained", "identity book": "never", ROUTERS: "routers", "identity routers": "executes"}
 MEASURES = {"first": "first token", "last": "last token", "wall": "all done", "cpu": "processor"}
 
 
@@ -160,7 +156,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--only", default="", help=ONLY_HELP)
     parser.add_argument("--seed", type=int, default=0)
     timed_prompts.add_options(parser)
-    parser.add_argument("--book", default="results/policies-smollm2-135m-q4/policies/in-domain/codebook_at_0.9.0")
+    parser.add_argument("--book", default=BOOK_OF_TEXT, help="a codebook trained with --read text")
+    parser.add_argument("--routers", default="", help="trained routers; none: without that arm")
     parser.add_argument("--dtype", default="", choices=["", "bfloat16", "float32"], help="default: what the processor multiplies itself")
     parser.add_argument("--out", default="")
     given = parser.parse_args()
@@ -172,10 +169,13 @@ def parsed() -> argparse.Namespace:
     return given
 
 
-def save_policies(routed: RoutedModel, book: Codebook, place: Path) -> None:
+def save_policies(routed: RoutedModel, given: argparse.Namespace, place: Path) -> None:
     """The policies that the arms serve."""
-    common = RoutePolicy(Route.parse(timed_routes.common(routed.n_layers)))
-    for name, policy in {"static": common, "trained": book, "never": never_leaves(book)}.items():
+    book = book_of_text(Path(given.book))
+    policies: dict[str, Policy] = {"static": RoutePolicy(Route.parse(timed_routes.common(routed.n_layers))), "trained": book}
+    policies |= {"never": never_leaves(book), "executes": always_executes(routed)}
+    policies |= {"routers": load_policy(Path(given.routers), routed.identity)} if given.routers else {}
+    for name, policy in policies.items():
         routed.policy = policy
         routed.save_pretrained(place / name)
 
@@ -188,7 +188,7 @@ def main() -> None:
     print(f"{dtype} on {hardware()['processor']}")
     routed = RoutedModel.wrap(given.model, dtype=dtype, device=device)
     checkpoint, folders = checkpoint_of(routed, cache_folder()), tempfile.TemporaryDirectory()
-    save_policies(routed, Codebook.load(Path(given.book)), Path(folders.name))
+    save_policies(routed, given, Path(folders.name))
     n_layers, prompts = routed.n_layers, timed_prompts.timed_prompts(routed, given)
     del routed
     found: dict[str, Any] = {"model": given.model, "dtype": dtype, "book": given.book, "seed": given.seed, "http": {}}
@@ -198,11 +198,11 @@ def main() -> None:
     stock = [sys.executable, "-m", ENTRY, "--model", checkpoint, "--served-model-name", NAME, "--generation-config", "vllm"]
     stock += ["--host", "127.0.0.1", "--port", str(port), *same]
     with serving(stock, port, environment(device) | {"VLLM_PLUGINS": "none"}) as plain:
-        for name, (policy, flags) in ARMS.items():
-            if not name.startswith(given.wanted):
+        for name, policy in ARMS.items():
+            if not name.startswith(given.wanted) or (name == ROUTERS and not given.routers):
                 continue
             port, folder = free_port(), str(Path(folders.name) / policy)
-            command = [sys.executable, "-m", "drllm", "serve", folder, "--any-format", "--name", NAME, "--port", str(port), *same, *flags]
+            command = [sys.executable, "-m", "drllm", "serve", folder, "--any-format", "--name", NAME, "--port", str(port), *same]
             with serving(command, port) as server:
                 for clients in map(int, given.clients.split(",")):
                     result = measure(server, plain, prompts, clients, given.new, given.rounds, given.seed)

@@ -1,4 +1,4 @@
-"""What is served in benchmarks: a vLLM server in processes of its own, on loopback, and a book that never leaves the base's route."""
+"""What is served in benchmarks: a vLLM server in processes of its own, on loopback, and policies that always take the base's route."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
-from drllm.policies.codebook import Codebook, Point, StateSelector
+from drllm import Action, RoutedModel
+from drllm.policies.codebook import Codebook, Point
+from drllm.policies.routers import RouterConfig, Routers
 from memory import summed
 
 READY_MINUTES = 40  # compiling a codebook's segments takes a slow machine ten
+BOOK_OF_TEXT = "results/policies-smollm2-135m-q4/policies/in-domain/codebook_text_at_0.9.0"
 SHOWN = 2000  # characters of what a server said before it died
 
 
@@ -38,9 +42,24 @@ class Served:
         return summed(self.process, lambda process: sum(process.cpu_times()[:2]))
 
 
+def book_of_text(folder: Path) -> Codebook:
+    """A trained codebook, whose routes are chosen before the engine."""
+    book = Codebook.load(folder)
+    if book.routes_for([]) is None:
+        raise SystemExit(f"{folder} holds a codebook that reads states: give one trained with --read text")
+    return book
+
+
 def never_leaves(book: Codebook) -> Codebook:
     """A book that reads and scores as `book` does, and takes the base's route every time."""
-    return Codebook(book.routes, StateSelector(book.block, book.mean, book.scale, book.weight, book.bias), [Point(1e9)])
+    return Codebook(book.routes, book.selector, [Point(1e9)])
+
+
+def always_executes(routed: RoutedModel) -> Routers:
+    """Routers that read and score as trained ones do, and take the base's route every time."""
+    routers = Routers(RouterConfig(routed.n_layers, routed.hidden_size))
+    routers.tensors["b2"][:, Action.EXECUTE] = 1e9
+    return routers
 
 
 def free_port() -> int:

@@ -28,8 +28,9 @@ from scipy import stats
 from drllm import RoutedModel, show_progress
 from drllm.core.files import write_json
 from drllm.core.text import with_interval
-from drllm.methods.codebook import CodebookConfig, OrderRoutes, choose_routes, read_features, spans_made, worth
+from drllm.methods.codebook import CodebookConfig, OrderRoutes, choose_routes, spans_made, worth
 from drllm.methods.matrix import Matrix
+from drllm.methods.prompt_reading import pooled_states
 from drllm.methods.selector import Folds, lower_bound
 from drllm.methods.training_data import TrainingData
 from drllm.stats.paired import paired_bootstrap
@@ -38,7 +39,7 @@ from methods_curve import of_questions
 FOLDS = 5
 PRICES = (0.0, *(0.02 * 1.25**step for step in range(40)))
 BUDGETS = (1.2, 1.0, 0.95, 0.9, 0.85)
-USUAL = CodebookConfig()
+USUAL = CodebookConfig(targets="question")
 
 
 @dataclass(frozen=True)
@@ -330,7 +331,7 @@ def read(routed: RoutedModel, run: Path, kinds: Sequence[Sequence[str]], blocks:
     kind_of = {task: kind[0] for kind in kinds for task in kind}
     data = TrainingData(routed, run, list(kind_of))
     both = [data.matrix(split) for split in ("fit", "tune")]
-    found = [read_features(routed, run / "train", matrix, blocks, split) for split, matrix in zip(("fit", "tune"), both, strict=True)]
+    found = [pooled_states(routed, run / "train", matrix, blocks, split) for split, matrix in zip(("fit", "tune"), both, strict=True)]
     features = {block: np.concatenate([one[block] for one in found]) for block in blocks}
     fit, tune = both
     correct, margins = np.concatenate([fit.correct, tune.correct]), np.concatenate([fit.margins, tune.margins])

@@ -13,7 +13,7 @@ import torch
 
 from drllm import RoutedModel, show_progress
 from drllm.core.config import EvaluateConfig
-from drllm.policies.codebook import Codebook, distance
+from drllm.policies.codebook import Codebook, StateSelector, distance
 from drllm.policies.saved import load_policy
 from drllm.scoring.route_prediction import read_prompts
 from drllm.scoring.scorer import askable, scorer_of
@@ -34,18 +34,19 @@ def main() -> None:
     given = parser.parse_args()
     routed = RoutedModel.wrap(given.model)
     codebook = load_policy(given.policy, routed.identity)
-    if not isinstance(codebook, Codebook) or codebook.reads is None:
-        parser.error(f"{given.policy} holds no codebook that reads prompts")
-    print(f"reach: {codebook.reach:.2f}\n\n| task | least | first quarter | median | third quarter | most | beyond |")
+    if not isinstance(codebook, Codebook) or not isinstance(codebook.selector, StateSelector):
+        parser.error(f"{given.policy} holds no codebook that reads states")
+    selector = codebook.selector
+    print(f"reach: {selector.reach:.2f}\n\n| task | least | first quarter | median | third quarter | most | beyond |")
     print("|---|---|---|---|---|---|---|")
     for name in given.tasks.split(","):
         loaded = load_task(name, given.data)
         scorer = scorer_of(routed, loaded.task, EvaluateConfig(reward=given.reward))
         questions, _ = askable(scorer, loaded.task, loaded.select(given.split, given.limit))
-        read = read_prompts(routed, [question.context_ids for question in questions], [codebook.block], 512, lambda _: None)
-        found = distance(codebook.standardised(torch.as_tensor(read[codebook.block]).float())).numpy()
+        read = read_prompts(routed, [question.context_ids for question in questions], [selector.block], 512, lambda _: None)
+        found = distance(selector.standardised(torch.as_tensor(read[selector.block]).float())).numpy()
         cells = [f"{value:.2f}" for value in np.quantile(found, [0, 0.25, 0.5, 0.75, 1])]
-        print(f"| {name} | {' | '.join(cells)} | {(found > codebook.reach).mean():.0%} |", flush=True)
+        print(f"| {name} | {' | '.join(cells)} | {(found > selector.reach).mean():.0%} |", flush=True)
 
 
 if __name__ == "__main__":

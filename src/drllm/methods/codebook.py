@@ -50,7 +50,10 @@ class CodebookConfig(Options):
     )
     block: int = option(0, "block before which states are read, and nothing else; 0 tries a tenth, a fifth and a third on tune", ge=0)
     components: int = option(-1, "principal components of what is read; 0: all; -1 tries 4, 16 and all on tune", ge=-1)
-    targets: Literal["question", "task"] = option("question", "what the selector predicts: a question's gains, or those of its task")
+    targets: Literal["auto", "question", "task"] = option(
+        "auto",
+        "what the selector predicts: a question's gains, or its task's; auto: where text of several tasks is read, the latter",
+    )
     margin_weight: float = option(0.5, "share of a gain that is the margin's, in standard deviations; the rest: the verdict's", ge=0, le=1)
     folds: int = option(5, "parts of the fit questions; each is predicted by a selector fitted on the others", ge=2, le=50)
     confidence: float = option(0.9, "one-sided, of the bound on the total gain; not corrected for what is chosen by it", ge=0.5, le=0.9999)
@@ -117,7 +120,9 @@ def fit_codebook(
         if shuffle:
             order = np.random.default_rng(config.seed).permutation(len(matrix))
             readings["fit"] = {block: Read(read.features[order], read.away) for block, read in readings["fit"].items()}
-        found.append((readings, list(fit_candidates(matrix, tune, readings, config, order_routes or choose_routes))))
+        by_task = name == "text" and len(set(matrix.tasks)) > 1
+        own = replace(config, targets="task" if by_task else "question") if config.targets == "auto" else config
+        found.append((readings, list(fit_candidates(matrix, tune, readings, own, order_routes or choose_routes))))
     all_of_them = [candidate for _, candidates in found for candidate in candidates]
     write_json(folder / CANDIDATES_FILE, {"key": matrix.key, "candidates": [_summary(candidate) for candidate in all_of_them]})
     read, best = choose_reading(tune, found, config)
@@ -172,7 +177,7 @@ def choose_routes(matrix: Matrix, allowed: np.ndarray, n: int, config: CodebookC
     """
     gains = worth(matrix, config, price)
     # Of a task's lower bounds, coverage is no noise and counts alone.
-    alone = gains.mean(0) if config.targets == "question" else 0.0
+    alone = gains.mean(0) if config.targets != "task" else 0.0
     makes, passes_S = spans_made(matrix.routes)
     best = np.zeros(len(matrix))
     chosen: list[int] = []

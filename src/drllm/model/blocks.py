@@ -44,7 +44,7 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
 class RoutedBlock:
     """Stands for one block's `forward`: without a `RoutedCache` among the arguments, the base block, bit for bit.
 
-    With one, it runs what the cache's `sub_batches` say for this block: the block 0, 1 or 2 times, or spans of blocks that came before it, each
+    With one, it runs what the cache's `sub_batches` say for this block: the block 0, 1 or 2 times, or spans of earlier blocks, each
     only on the sequences whose routes say so.
     """
 
