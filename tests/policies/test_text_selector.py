@@ -62,12 +62,10 @@ def test_what_is_read_of_the_fit_prompts():
 
 
 def test_prompts_that_have_little_in_common_with_those_learned_from_keep_the_base():
-    known = {(1,), (2,), (1, 2)}
-    assert strangeness(grams_in([1, 2]), known) == pytest.approx(-1 / math.sqrt(3))
-    assert strangeness(grams_in([1, 9]), known) == pytest.approx(2 / 3 - 1 / math.sqrt(3))
-    assert strangeness(grams_in([9]), known) == math.inf
-    # The same share of what is known is stranger in a long prompt.
-    assert strangeness(grams_in([1, 9, 10, 11]), known) > strangeness(grams_in([1, 9]), known)
+    assert strangeness(3, 3) == pytest.approx(-1 / math.sqrt(3))
+    assert strangeness(3, 1) == pytest.approx(2 / 3 - 1 / math.sqrt(3))
+    assert strangeness(3, 0) == math.inf
+    assert strangeness(300, 100) > strangeness(3, 1), "the same share is stranger in a long prompt"
     prompts = [[7, 8], [7, 9, 10, 11, 12, 13, 14]]
     assert by_hand(0.2).routes_for(prompts) == [ROUTES[2], ROUTES[0]]
     assert by_hand().routes_for(prompts) == [ROUTES[2], ROUTES[1]]

@@ -47,10 +47,11 @@ def read_text(fit: Matrix, tune: Matrix) -> Readings:
 
     counts = common_grams(fit.prompts)
     by_others = {gram for gram, n in counts.items() if n > LEAST_PROMPTS}
-    return {
-        split: {TEXT: Read(presence(part.prompts, counts), np.array([strangeness(grams_in(ids), known) for ids in part.prompts]))}
-        for split, part, known in (("fit", fit, by_others), ("tune", tune, counts))
-    }
+    found: Readings = {}
+    for split, part, known in (("fit", fit, by_others), ("tune", tune, counts.keys())):
+        away = [strangeness(len(grams), len(grams & known)) for grams in map(grams_in, part.prompts)]
+        found[split] = {TEXT: Read(presence(part.prompts, counts), np.array(away))}
+    return found
 
 
 def read_states(routed: RoutedModel, folder: Path, fit: Matrix, tune: Matrix, blocks: Sequence[int]) -> Readings:

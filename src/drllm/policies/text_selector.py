@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -46,10 +46,9 @@ def presence(prompts: Sequence[Sequence[int]], grams: Iterable[Gram]) -> np.ndar
     return found
 
 
-def strangeness(grams: Collection[Gram], known: Container[Gram]) -> float:
+def strangeness(n_grams: int, n_known: int) -> float:
     """The share of a prompt's grams that are not known, less what a short prompt may lack by chance; infinite where none is known."""
-    n_known = sum(gram in known for gram in grams)
-    return 1 - n_known / len(grams) - 1 / math.sqrt(len(grams)) if n_known else math.inf
+    return 1 - n_known / n_grams - 1 / math.sqrt(n_grams) if n_known else math.inf
 
 
 class TextSelector:
@@ -77,14 +76,14 @@ class TextSelector:
         if not ids:
             raise InputError("a codebook that reads text got a prompt without tokens: give the cache its input_ids")
         grams = grams_in(ids)
-        if strangeness(grams, self._place_of) > self.reach:
-            return torch.full_like(self.bias, -math.inf)
         places = self._places(grams)
+        if strangeness(len(grams), len(places)) > self.reach:
+            return torch.full_like(self.bias, -math.inf)
         return self.bias + (self.weight[places].double().sum(0) / math.sqrt(len(places))).float()
 
-    def _places(self, grams: Iterable[Gram]) -> list[int]:
+    def _places(self, grams: set[Gram]) -> list[int]:
         """Of the known grams; sorted, so that a sum over them is the same whatever order a set has."""
-        return sorted(self._place_of[gram] for gram in grams if gram in self._place_of)
+        return sorted(map(self._place_of.__getitem__, grams & self._place_of.keys()))
 
     def tensors(self) -> dict[str, Tensor]:
         """To be saved; a gram of one token has -1 for the second."""
