@@ -17,6 +17,7 @@ from drllm.stats.paired import decided, holm
 FEW = 50  # questions of a task
 WORDS = {True: "holds", False: "does not hold", None: "neither confirmed nor refuted"}
 OURS = "drllm asks"
+CORRECT, STRICT, LENIENT = "correct", "strict", "lenient"  # columns of verdicts: what the reward says, and each reader
 
 
 def answers(bench: Bench, stage: Evaluate, method: str, task: str) -> list[dict[str, Any]]:
@@ -64,16 +65,22 @@ class Difference:
         return decided(self.low, self.high, self.p)
 
 
-def against(bench: Bench, stage: Evaluate, method: str, other: str, tasks: Sequence[str] = ()) -> Difference:
+def mean_of(bench: Bench, stage: Evaluate, method: str, tasks: Sequence[str], column: str) -> float:
+    """The mean of a column of an evaluation's verdicts, each task weighing the same."""
+    found = [[row[column] for row in answers(bench, stage, method, task)] for task in tasks]
+    return sum(sum(values) / len(values) for values in found) / len(found)
+
+
+def against(bench: Bench, stage: Evaluate, method: str, other: str, tasks: Sequence[str] = (), verdict: str = CORRECT) -> Difference:
     """A method less another over tasks of an evaluation (none: all of them), whose questions are drawn anew task by task.
 
-    The paper averages over benchmarks, and pooled questions would let the task with the most of them decide.
+    The paper averages over benchmarks, and pooled questions would let the task with the most of them decide. `verdict`: whose is compared.
     """
     ours, theirs = {}, {}
     for task in tasks or stage.tasks:
-        by_id = {row["id"]: row["correct"] for row in answers(bench, stage, other, task)}
+        by_id = {row["id"]: row[verdict] for row in answers(bench, stage, other, task)}
         rows = answers(bench, stage, method, task)
-        ours[task], theirs[task] = [row["correct"] for row in rows], [by_id[row["id"]] for row in rows]
+        ours[task], theirs[task] = [row[verdict] for row in rows], [by_id[row["id"]] for row in rows]
     found = Difference(method, other, *mean_over_tasks(list(ours.values()), list(theirs.values())))
     many, few = without_few({task: len(verdicts) for task, verdicts in ours.items()})
     if not many:

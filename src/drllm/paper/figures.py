@@ -11,7 +11,7 @@ from drllm.core.route import Action
 from drllm.core.text import percent
 from drllm.paper import charts
 from drllm.paper.charts import Point
-from drllm.paper.claims import Difference, against, answers, pooled, routes_of, weighed
+from drllm.paper.claims import Difference, against, answers, mean_of, pooled, routes_of, weighed
 from drllm.paper.exhibits import Exhibit, ablation, after_routers, comparison, in_domain, last_scores, searches, train_routers
 from drllm.paper.setup import Setup
 from drllm.paper.stages import ROUTERS, Bench, Evaluate, Stage
@@ -27,6 +27,7 @@ CONTROL = (-1.0, -0.75, -0.6, -0.5, -0.4, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
 THIRDS = ("early blocks", "middle blocks", "late blocks")
 DIFFERENCE = "points over the base, 95 %"
 PROBABILITIES = "How sure the routers are of each action, on the fit questions with a kept path, along it; the control blends these."
+LAYERS = "A query's layers are counted as the paper counts them: over its prompt and every generated token."
 POOLED = "Accuracy and passes of all questions together, whatever their task; claims are of the mean over tasks."
 
 
@@ -150,8 +151,15 @@ def _stages(*sweeps: Sweep) -> Callable[[Setup], list[Stage]]:
 
 
 def _fig1(bench: Bench) -> list[Part]:
-    summary = bench.run(in_domain(bench.setup))
-    return [*accuracy_charts(summary), Bullets((verdict(summary, ROUTERS),))]
+    stage = in_domain(bench.setup)
+    summary = bench.run(stage)
+    rows = []
+    for method in bench.there(stage.methods):
+        means = (mean_of(bench, stage, method, stage.tasks, column) for column in ("correct", "n_passes", "layers"))
+        accuracy, passes, layers = means
+        rows.append((method, percent(accuracy), f"{passes:.2f}", f"{layers:.1f}"))
+    counted = Table(("mean over tasks", "accuracy, %", "passes a forward", "layers a query"), tuple(rows), LAYERS)
+    return [*accuracy_charts(summary), counted, Bullets((verdict(summary, ROUTERS),))]
 
 
 def _fig4(bench: Bench) -> list[Part]:

@@ -10,6 +10,7 @@ from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
 from drllm.core.progress import say
 from drllm.core.text import cost_lines, type_name
+from drllm.paper.by_readers import by_readers
 from drllm.paper.claims import WORDS, Claim
 from drllm.paper.exhibits import Exhibit, in_domain
 from drllm.paper.figures import FIGURES
@@ -137,11 +138,11 @@ def _splits(split: str) -> str:
 
 
 def _searched(bench: Bench) -> str:
-    """How many questions of each task were searched, of how many the paper or its stand-in asks for at this scale."""
+    """How many questions of each task were kept, of how many the paper or its stand-in asks for at this scale, and how many visited."""
     found = []
-    for task, n in bench.n_searched.items():
-        wanted = bench.setup.n_searched(task)
-        found.append(f"{task} {n}" + (f" of {wanted}, all that there are" if n < wanted else ""))
+    for task in bench.setup.tasks:
+        kept = bench.kept(task)
+        found.append(f"{task} {len(kept.records)} of {bench.setup.n_searched(task)} ({len(kept.visited)} visited)")
     return ", ".join(found)
 
 
@@ -166,7 +167,8 @@ def _section(bench: Bench, exhibit: Exhibit) -> list[Part]:
             stage = dataclasses.replace(stage, methods=bench.there(stage.methods))
         lines.append(stage.command(setup) or f"# {stage.name}: `drllm reproduce` alone does this")
     plain = Folded("The plain commands that do the same", (Commands(tuple(dict.fromkeys(lines))),))
-    return [Heading(exhibit.title), *exhibit.show(bench), Paragraph(f"Made by `{_command(setup, exhibit.name)}`."), plain]
+    read = [part for stage in exhibit.stages(setup) if isinstance(stage, Evaluate) for part in by_readers(bench, stage)]
+    return [Heading(exhibit.title), *exhibit.show(bench), *read, Paragraph(f"Made by `{_command(setup, exhibit.name)}`."), plain]
 
 
 def _command(setup: Setup, name: str) -> str:

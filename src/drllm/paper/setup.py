@@ -1,5 +1,6 @@
 """What is reproduced on what: the model's run folder, tasks, and how many questions at which scale. No torch."""
 
+import math
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -17,7 +18,7 @@ OTHER_SAMPLED = {"arith": 100}  # a stand-in for DART-Math on models that cannot
 SAMPLED_ELSE = 400
 OF_SEARCHES = tuple(item.name for item in fields(Resources))
 OF_SEARCH = ("n_simulations", "group_size")  # settings that are a search's own
-SHARED = ("reward", "seed", "max_step_tokens")  # settings of a search and of its evaluations
+SHARED = ("reward", "prompts", "reader", "seed", "max_step_tokens")  # settings of a search and of its evaluations
 TOKENS_A_PROMPT = 64  # of a step, to say how many prompts may share it
 FEWEST_SEARCHED, FEWEST_COMPARED = 12, 16  # a smaller sample trains nothing and tells nothing
 
@@ -40,7 +41,7 @@ class Setup:
         return RunFolder(self.out)
 
     def n_searched(self, task: str) -> int:
-        """Questions of a task that are searched: as many as the paper keeps, times the scale."""
+        """Questions of a task that are kept: as many as the paper keeps, times the scale."""
         full = SAMPLED.get(task) or OTHER_SAMPLED.get(task.partition("-")[0], SAMPLED_ELSE)
         return self.scaled(full, FEWEST_SEARCHED)
 
@@ -60,7 +61,9 @@ class Setup:
     def search_config(self, task: str) -> SearchConfig:
         """The paper's search (section 4) of one task."""
         own: dict[str, Any] = {name: getattr(self.config, name) for name in OF_SEARCH}
-        return SearchConfig(preset="paper", limit=self.n_searched(task), **own, **self._shared)
+        n, visits = self.n_searched(task), self.config.visits
+        visited = {"limit": math.ceil(n * visits), "keep": n} if visits else {"limit": n}
+        return SearchConfig(preset="paper", **visited, **own, **self._shared)
 
     @property
     def _shared(self) -> dict[str, Any]:

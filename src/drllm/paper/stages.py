@@ -17,10 +17,12 @@ from drllm.core.config import EvaluateConfig, to_dict
 from drllm.core.errors import ArtifactError, BudgetError, InputError, UnsupportedModelError
 from drllm.methods.base import get_method
 from drllm.paper.setup import OF_SEARCH, SHARED, Setup, as_flag, changed_flags
+from drllm.runs.kept import Kept, kept_in
 from drllm.runs.memo import Memo, key_of
 from drllm.runs.names import owner_of
+from drllm.runs.records import read_records
 from drllm.searching.cost import searched_cost
-from drllm.tasks import get_task, load_task, texts_digest
+from drllm.tasks import get_task, texts_digest
 
 if TYPE_CHECKING:
     from drllm.methods.training_data import TrainingData
@@ -83,11 +85,13 @@ class Bench:
 
         return load_policy(self.setup.run.policy(name), self.routed.identity).to(self.routed.device)
 
-    @cached_property
-    def n_searched(self) -> dict[str, int]:
-        """Questions of each task that are searched: as many as asked for, or all that there are. The page says so each time it grows."""
-        setup = self.setup
-        return {task: len(load_task(task, setup.data or None).select("fit", setup.n_searched(task))) for task in setup.tasks}
+    def kept(self, task: str) -> Kept:
+        """What the search of a task has kept, of what it has visited."""
+        config = self.setup.search_config(task)
+        if config.keep:
+            return kept_in(self.setup.run.search(task), config)
+        records = read_records(self.setup.run.search(task))
+        return Kept([record for record in records if record.kept], records, True)
 
     @cached_property
     def training_data(self) -> TrainingData:
@@ -115,14 +119,14 @@ class Search(Stage):
     def forwards(self, setup: Setup) -> float:
         """The base, the simulations, and as many random routes, shared prefixes once; then the checks."""
         reward = get_task(self.task).reward_named(setup.config.reward)
-        return setup.n_searched(self.task) * searched_cost(reward, setup.config.n_simulations)
+        return setup.search_config(self.task).limit * searched_cost(reward, setup.config.n_simulations)
 
     def command(self, setup: Setup) -> str:
         config = setup.search_config(self.task)
         flags = ["--tasks", self.task, "--preset", config.preset, "--limit", str(config.limit)]
         if (found := setup.searched_in(self.task)) and found not in setup.placed:  # in another type now the search would be refused
             flags += ["--dtype", found]
-        return setup.command("search", *flags, *changed_flags(config, (*OF_SEARCH, *SHARED)))
+        return setup.command("search", *flags, *changed_flags(config, ("keep", *OF_SEARCH, *SHARED)))
 
     def run(self, bench: Bench) -> Any:
         from drllm.searching.runner import search

@@ -50,15 +50,15 @@ class Verdicts:
 
     @property
     def layers(self) -> list[int]:
-        """Block passes of each question over its prompt and all generated tokens, as the paper counts layers: a forward reads the prompt
-        and gives the first token, each further one costs another. Empty for log-likelihoods."""
-        return [passes * n_new for passes, n_new in zip(self.passes, self.n_new, strict=True)] if self.n_new else []
+        """Block passes of each question over its prompt and all generated tokens, as the paper counts layers: the forward of the prompt
+        gives the first token, and each further one takes another. A log-likelihood takes one forward."""
+        return [passes * max(1, n_new) for passes, n_new in zip(self.passes, self.n_new or [1] * len(self.ids), strict=True)]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """Question by question: id, correct, route, n_passes; of generated answers strict, lenient, form and layers, too."""
-        columns = {"id": self.ids, "correct": self.correct, "route": self.routes, "n_passes": self.passes}
-        more = {"strict": self.strict, "lenient": self.lenient, "form": self.forms, "layers": self.layers}
+        """Question by question: id, correct, route, n_passes, layers; of letters and boxed answers strict, lenient and form, too."""
+        columns = {"id": self.ids, "correct": self.correct, "route": self.routes, "n_passes": self.passes, "layers": self.layers}
+        more = {"strict": self.strict, "lenient": self.lenient, "form": self.forms}
         columns |= {name: values for name, values in more.items() if values}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 

@@ -99,7 +99,7 @@ def search(
             search_on_workers(place, routed, resources, prepared)
         for task in prepared if config.keep and routes is None else ():
             kept = kept_in(task.folder, config)
-            said = f"{len(kept.records)} of {config.keep} kept, {kept.mended} of which mend a wrong answer; {kept.visited} visited"
+            said = f"{len(kept.records)} of {config.keep} kept, {kept.mended} of which mend a wrong answer; {len(kept.visited)} visited"
             say(f"{task.job.task.name}: {said}")
     return out
 
