@@ -44,10 +44,9 @@ RETIRED = (
 )
 # (file, text on the line, why it stays)
 KEPT: tuple[tuple[str, str, str], ...] = (
-    ("src/drllm/core/moved.py", "", "the old names themselves"),
-    ("docs/decisions/2026-11-28-(words|old-names).md", "", "what was said, and what is"),
+    ("docs/decisions/2026-11-28-words.md", "", "what was said, and what is"),
     ("tests/docs/test_words.py", "", "the words themselves"),
-    ("tests/(policies/test_old_form|methods/test_old_method|methods/test_rivals).py", "", "old names; gates of blocks"),
+    ("tests/methods/test_rivals.py", "", "gates of blocks"),
     ("tests/benchmarks/test_comparison.py", "", "names of arms and keys in files of results"),
     ("tests/(cli/test_cli|retrofitting/test_recommend).py", "--gate-", "flags"),
     ("tests/paper/test_reproduce.py", "knob.csv", "a picture's name in a run folder"),

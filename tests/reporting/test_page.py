@@ -161,18 +161,6 @@ def test_texts_of_another_file_with_the_same_ids_are_not_shown(asked: Path):
     assert "What is 1?" not in text
 
 
-def test_an_older_evaluation_shows_texts_of_the_source_it_names(asked: Path):
-    for task in ("arc_easy", "piqa"):
-        path = asked / "search" / task / "_plan.json"
-        write_json(path, json.loads(path.read_text()) | {"data": str(asked / "mine.jsonl")})
-    path = asked / "evaluate" / "tune" / "summary.json"
-    summary = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("data", "texts")}
-    write_json(path, summary | {"sources": {"arc_easy": "file mine.jsonl", "piqa": "file other.jsonl"}})
-    text = report.report(asked).read_text()
-    assert "What is 1?" in text
-    assert "Texts of piqa are not shown: file mine.jsonl does not hold" in text
-
-
 def test_half_a_surrogate_pair_does_not_stop_a_report(asked: Path):
     data = asked / "mine.jsonl"
     data.write_text(data.read_text().replace("What is 1?", "What is \\ud83d1?"))

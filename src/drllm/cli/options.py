@@ -101,11 +101,10 @@ def flags_of(config_class: type) -> list[Flag]:
     return flags
 
 
-def add_config(parser: Parser, config_class: type, only: Sequence[str], title: str, prefix: str = "", before: str = "") -> None:
+def add_config(parser: Parser, config_class: type, only: Sequence[str], title: str, prefix: str = "") -> None:
     """Add a flag for each field of the dataclass (or those named in `only`), called `--<prefix><name with dashes>`.
 
-    Flags that are not given leave None behind, so that `build` can tell them from defaults. `before` is a prefix of earlier versions, which
-    is still read and no longer shown.
+    Flags that are not given leave None behind, so that `build` can tell them from defaults.
     """
     group = parser.add_argument_group(title)
     for flag in (flag for flag in flags_of(config_class) if not only or flag.name in only):
@@ -121,15 +120,12 @@ def add_config(parser: Parser, config_class: type, only: Sequence[str], title: s
         else:
             options |= {"type": number if flag.kind is float else flag.kind, "metavar": {int: "N", float: "X", str: "TEXT"}[flag.kind]}
         group.add_argument("--" + (prefix + flag.name).replace("_", "-"), **options)
-        if before:
-            options["help"] = argparse.SUPPRESS
-            group.add_argument("--" + (before + flag.name).replace("_", "-"), **options)
 
 
-def add_section(parser: Parser, section: str, only: Sequence[str] = (), prefix: str = "", about: str = "", before: str = "") -> None:
+def add_section(parser: Parser, section: str, only: Sequence[str] = (), prefix: str = "", about: str = "") -> None:
     """Add the flags of a section of the YAML file, under a title that says so."""
     title = f"{section}: {about}" if about else section
-    add_config(parser, section_class(section), only, f"{title} (section `{section}` of the YAML file)", prefix, before)
+    add_config(parser, section_class(section), only, f"{title} (section `{section}` of the YAML file)", prefix)
 
 
 def add_common(parser: Parser, *names: str) -> None:

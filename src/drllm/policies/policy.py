@@ -6,7 +6,6 @@ Shapes: B sequences, T tokens, D hidden size, W windows, K routes.
 from __future__ import annotations
 
 import importlib
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,8 +66,6 @@ class RouteSource:
 
     def start(self, prompt_mask_BT: Tensor) -> Decider:
         """The decider of one prefill, asked for before the first block; the mask (B, T) is true on the tokens it may read."""
-        if hasattr(self, "decide"):  # the form of before, whose own `start` calls this one
-            return _OldDecider(self, prompt_mask_BT)
         raise InputError(f"a {self.name!r} policy decides no route from a prompt's states: there is nothing to start")
 
     def routes_for(self, features_BF: Tensor) -> list[Route]:
@@ -117,11 +114,6 @@ class Policy(RouteSource, ABC):
     It holds no state of a request: `start` returns what a single prefill needs, so one policy may serve several threads.
     """
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if hasattr(cls, "decide") and not hasattr(cls.start, "is_adapted"):
-            _adapt(cls)
-
     def operating_points(self) -> list[Policy]:
         """Ways to run it, from the one nearest the base to the policy as it is; the guarantee's test takes them in this order."""
         return [self]
@@ -134,30 +126,6 @@ class Policy(RouteSource, ABC):
     @abstractmethod
     def load(cls, folder: Path) -> Policy:
         """Read back what `save` wrote; `ArtifactError` on anything corrupt or foreign."""
-
-
-class _OldDecider(Decider):
-    """Of a policy in the form of before, which asks for the mask at each block."""
-
-    def __init__(self, policy: Any, prompt_mask_BT: Tensor):
-        self._policy, self._prompt_mask_BT = policy, prompt_mask_BT
-
-    def decide(self, block: int, x_BTD: Tensor) -> Tensor:
-        return self._policy.decide(block, x_BTD, self._prompt_mask_BT)
-
-
-def _adapt(cls: type[Policy]) -> None:
-    """For one version: let `start` of a class that decides by itself give a decider, also where it returned a policy."""
-    why = "decides by decide(block, x, prompt_mask): give it start(prompt_mask), which returns a Decider"
-    warnings.warn(f"{cls.__module__}.{cls.__qualname__} {why}; the old form goes with the next version", FutureWarning, stacklevel=4)
-    begin = cls.start
-
-    def start(self: Policy, prompt_mask_BT: Tensor) -> Decider:
-        running = begin(self, prompt_mask_BT)
-        return running if isinstance(running, Decider) else _OldDecider(running, prompt_mask_BT)
-
-    start.is_adapted = True  # type: ignore[attr-defined]
-    cls.start = start  # type: ignore[method-assign]
 
 
 AnyPolicy = TypeVar("AnyPolicy", bound=Policy)
