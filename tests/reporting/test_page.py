@@ -21,7 +21,6 @@ from test_report_scale import full as full
 
 from drllm import ArtifactError, InputError
 from drllm.core.files import write_json
-from drllm.paper import charts
 from drllm.reporting import browser, report
 from drllm.reporting.chart import Axis
 from drllm.reporting.drawing import need_extras
@@ -31,6 +30,7 @@ from drllm.reporting.parts import Heading, Paragraph, RouteBrowser, Table
 from drllm.runs.records import read_records, write_shard
 from drllm.runs.verdicts import read_verdicts, write_verdicts
 from drllm.tasks import load_task, texts_digest
+from drllm_research.paper import charts
 from pages import look_at, needs_chromium
 
 pytestmark = pytest.mark.long

@@ -23,6 +23,7 @@ from drllm.core.config import SECTIONS, GuaranteeConfig
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
 from drllm.core.options import check_ranges, option
+from drllm.core.plugins import COMMANDS, load_plugin, plugin_names
 from drllm.methods.base import get_method, method_names
 
 Config = TypeVar("Config")
@@ -38,13 +39,15 @@ ROUTE_HELP = "digits, one a block: 0 skip, 1 execute, 2 repeat; or a path: 0-14,
 
 
 def section_names() -> tuple[str, ...]:
-    """The sections that a YAML file may have: those of the jobs, then each method's."""
-    return (*SECTIONS, *method_names())
+    """The sections that a YAML file may have: those of the jobs, also of other packages' commands, then each method's."""
+    return (*SECTIONS, *(name for name in plugin_names(COMMANDS) if hasattr(load_plugin(COMMANDS, name), "CONFIG")), *method_names())
 
 
 def section_class(name: str) -> type:
     """The configuration class of a section; a method is loaded when its own is asked for."""
-    return SECTIONS[name] if name in SECTIONS else get_method(name).config
+    if name in SECTIONS:
+        return SECTIONS[name]
+    return getattr(load_plugin(COMMANDS, name), "CONFIG", None) or get_method(name).config
 
 
 @dataclass(frozen=True)

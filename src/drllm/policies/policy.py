@@ -15,17 +15,15 @@ from torch import Tensor
 
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.names import did_you_mean
+from drllm.core.plugins import POLICIES, load_plugin, plugin_names
 from drllm.core.route import Route, Visit
 
 POLICY_FILE = "policy.json"
-# Policies that live in modules of their own: imported, and so registered, when an artefact names them.
+# Imported, and so registered, when an artefact names them.
 _MODULES = {
     "static": "drllm.policies.constant",
     "routers": "drllm.policies.routers",
     "codebook": "drllm.policies.codebook",
-    "mindskip": "drllm.methods.rivals.gates",
-    "flexidepth": "drllm.methods.rivals.gates",
-    "oracle": "drllm.policies.oracle",
 }
 _REGISTRY: dict[str, type[Policy]] = {}
 
@@ -147,10 +145,10 @@ def policy_class(name: str) -> type[Policy]:
     if name not in _REGISTRY:
         if name in _MODULES:
             importlib.import_module(_MODULES[name])
-        else:  # another package's: methods know where their policies are
-            importlib.import_module("drllm.methods.base").import_policies()
+        else:
+            load_plugin(POLICIES, name)
     if name not in _REGISTRY:
-        meant = did_you_mean(name, sorted({*_REGISTRY, *_MODULES}))
+        meant = did_you_mean(name, sorted({*_REGISTRY, *_MODULES, *plugin_names(POLICIES)}))
         from_where = "the package that made it may not be installed here, or a newer drllm wrote it"
         raise ArtifactError(f"unknown policy {name!r}{meant}: {from_where}")
     return _REGISTRY[name]
