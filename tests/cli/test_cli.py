@@ -521,7 +521,7 @@ def test_retrofit_recommends(folders, tmp_path: Path, capsys):
         code, _, err = run(capsys, *typed, flag, "3")
         assert code == 2
         assert f"{flag} is for one search with its own sizes: add --recipe paper" in err
-    typed += ["--minutes", "0.3", "--objective", "speed", "--gate-epsilon", "0.5", "--resources-threads", "1"]  # as 0.1 had it
+    typed += ["--minutes", "0.3", "--objective", "speed", "--gate-epsilon", "0.5", "--threads", "1"]
     code, first, err = run(capsys, *typed)
     assert code == 0, err
     assert "done already" not in err

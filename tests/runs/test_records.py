@@ -348,9 +348,9 @@ def test_schema_2_is_read_without_what_readers_say(tmp_path, margin):
     assert repr(read_shard(path)) == repr([one])
 
 
-def test_the_records_of_the_first_real_run_are_still_read():
+def test_the_records_of_the_first_real_run_are_read():
     found = read_records(RESULTS)
-    assert pq.read_schema(next(RESULTS.rglob("shard-00000.parquet"))).metadata[b"drllm_schema"] == b"1"
+    assert pq.read_schema(next(RESULTS.rglob("shard-00000.parquet"))).metadata[b"drllm_schema"] == b"2"
     assert len(found) == 423
     assert sum(one.improved for one in found) == 167
     assert {(one.split, one.control_routes, one.checks) for one in found} == {("fit", (), ())}

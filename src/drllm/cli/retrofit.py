@@ -145,7 +145,7 @@ def add_flags(parser: Parser) -> None:
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
     add_section(parser, "retrofit")
     add_section(parser, "gate", prefix="gate_", about=ABOUT["gate"])
-    add_section(parser, "resources", before="resources_")
+    add_section(parser, "resources")
     for section in SECTIONS[1:]:
         add_section(parser, section, prefix=f"{section}_", about=ABOUT[section])
     about = "print the questions of each split, whether they are enough to promise anything, and what fits into the time; then stop"
