@@ -31,6 +31,7 @@ from drllm.methods.base import get_method, method_names
 from drllm.policies.saved_config import policy_digest
 from drllm.reporting.parts import Paragraph
 from drllm.reporting.report import report
+from drllm.runs.manifest import read_manifest
 from drllm.runs.names import check_methods, owner_of
 from drllm.runs.records import read_records
 from drllm.runs.verdicts import read_verdicts
@@ -45,6 +46,7 @@ from drllm_research.paper.setup import Setup
 from drllm_research.paper.speed import p_of_ratio
 from drllm_research.paper.stages import Bench, Clock, Search, Train
 from drllm_research.paper.tables import BUDGET, BUDGETED
+from rote import answering
 from runs import L, folder_bytes, model, questions, write_rows
 
 pytestmark = pytest.mark.long
@@ -112,7 +114,10 @@ def test_every_table_and_figure_is_on_the_page(bench, page):
         assert (bench.folder / "all" / f"{name}.csv").is_file()
     assert "nan" not in page.replace("finan", "")
     assert "What the words on this page mean" in page
-    assert f"learned from {LEARNED[0]} 16, {LEARNED[1]} 24 (questions from" in page, "as many as were searched"
+    kept = {task: bench.kept(task) for task in LEARNED}
+    assert all(found.is_enough for found in kept.values())
+    said = ", ".join(f"{task} {n} of {n} ({len(kept[task].visited)} visited)" for task, n in zip(LEARNED, (16, 24), strict=True))
+    assert f"learned from {said} (questions from" in page
 
 
 def test_a_report_says_where_the_tables_stand(bench):
@@ -156,8 +161,10 @@ def test_figures_are_those_of_the_files(bench, page):
         accuracy = 100 * sum(row["correct"] for row in rows) / len(rows)
         passes = sum(row["n_passes"] for row in rows) / len(rows)
         assert re.search(rf"\| {task} \| routers \| {accuracy:.1f} .*\| {passes:.2f} of {L} \|", text)
-    records = [record for task in LEARNED for record in read_records(bench.setup.out / "search" / task)]
-    assert f"| questions visited | {len(records)} | 24,330 |" in section(page, EXHIBITS["table2"].title)
+    searched, labels = (section(page, EXHIBITS["table2"].title), [bench.kept(task) for task in LEARNED])
+    assert f"| questions visited | {sum(len(found.visited) for found in labels)} | 24,330 |" in searched
+    assert "| questions learned from | 40 | 4,000 |" in searched
+    assert f"| of which mend a wrong answer, % | {100 * sum(found.mended for found in labels) / 40:.1f} | 30.0 |" in searched
     passes = [list(map(float, row[2:3])) for row in rows_of(bench.folder / "all" / "usage_by_block.csv") if row[0] == "arc_easy"]
     routes = [Route.parse(row["route"]) for row in read_verdicts(bench.setup.out / "evaluate/tune-first-20/routers/arc_easy.parquet").rows]
     assert [value for (value,) in passes] == pytest.approx([sum(route[block] for route in routes) / len(routes) for block in range(L)])
@@ -439,7 +446,8 @@ def test_the_papers_configurations_are_ready(path, capsys, tmp_path, monkeypatch
     for task, n in published.SAMPLED.items():
         name, *rest = shlex.split(lines[lines.index(next(line for line in lines if line.endswith(f"  search {task}"))) + 1])[1:]
         parsed = make_parser(name, rest).parse_args(rest)
-        assert (parsed.tasks, parsed.limit, parsed.model, parsed.reward) == ([task], n, settings["model"], "generated")
+        assert (parsed.tasks, parsed.keep, parsed.model, parsed.reward) == ([task], n, settings["model"], "generated")
+        assert (parsed.prompts, parsed.limit) == ("authors", 6 * n)
         assert (parsed.dtype, parsed.device, parsed.max_step_tokens) == ("bfloat16", "cuda", settings["reproduce"]["max_step_tokens"])
     assert published.published(settings["model"]) is not None
     assert float(lines[-1].split()[1]) > 1
@@ -596,9 +604,72 @@ def test_verdict_files_say_what_they_can_be_compared_with(bench):
 
 def test_fewer_passes_are_told_without_tasks_of_few_questions_too(monkeypatch):
     passes = {"small": [20] * 9, "a": [31] * 60, "b": [31] * 60}
-    monkeypatch.setattr(tables, "answers", lambda bench, stage, method, task: [{"n_passes": value} for value in passes[task]])
-    bench: Any = SimpleNamespace(run=lambda stage: SimpleNamespace(pooled=[SimpleNamespace(method="routers", n_layers=30)]))
-    claim = tables.fewer_passes(bench, None, ", mean", tuple(passes))  # type: ignore[arg-type]
+
+    def rows(bench, stage, method, task):
+        return [{"id": at, "n_passes": 30 if method == "base" else value} for at, value in enumerate(passes[task])]
+
+    for module in (tables, claims):
+        monkeypatch.setattr(module, "answers", rows)
+    claim = tables.fewer(None, None, ", mean", tuple(passes))  # type: ignore[arg-type]
     assert claim.holds is True
-    assert claim.figures.startswith("Passes less the base's 30: -2.67 (-2.67 to -2.67); without small (9) +1.00 (+1.00 to +1.00)")
+    assert claim.figures.startswith("Passes a forward less the base's 30: -2.67 (-2.67 to -2.67); without small (9) +1.00 (+1.00 to +1.00)")
     assert claim.figures.endswith("Without small (9) this does not hold")
+
+
+@pytest.fixture(scope="module")
+def read_twice(tmp_path_factory) -> tuple[Bench, str]:
+    """Tables 2 and 3 of letters and boxed answers, asked as the authors ask."""
+    folder = tmp_path_factory.mktemp("generated")
+    sums = [{"id": f"s{n}", "question": f"What is {n} + 1?", "answer": str(n + 1), "level": 1} for n in range(60)]
+    for name, rows in (("arc_easy", questions(60)), ("math", sums)):
+        (folder / name).mkdir(exist_ok=True)
+        for stem, part in (("train", rows[:40]), ("dev", rows[40:])):
+            write_rows(folder / name / f"{stem}.jsonl", part)
+    config = ReproduceConfig(scale=0.02, reward="generated", n_simulations=12, visits=3, outside=("piqa",), reader="lenient")
+    setup = Setup("tiny", ("arc_easy", "dart-1"), folder / "run", str(folder), config)
+    made = Bench(answering("llama"), setup)
+    page = reproduce(made, wanted_exhibits(["table3"])).with_suffix(".md").read_text(encoding="utf-8")
+    return made, page
+
+
+def test_a_gain_is_told_by_both_readers_and_form_is_their_difference(read_twice):
+    """By hand from the files of verdicts: each reader's gain, a task weighing as much as the other, and the shares of forms."""
+    made, page = read_twice
+    files = {
+        (method, task): read_verdicts(made.setup.run.verdicts("tune-first-16", method, task))
+        for method in ("base", "routers")
+        for task in made.setup.tasks
+    }
+    gains = [
+        np.mean(
+            [np.mean(getattr(files["routers", task], reader)) - np.mean(getattr(files["base", task], reader)) for task in made.setup.tasks]
+        )
+        for reader in ("strict", "lenient")
+    ]
+    asked = np.mean([files["routers", task].forms.count("asked") / len(files["routers", task].ids) for task in made.setup.tasks])
+    line = next(line for line in page.splitlines() if line.startswith("| routers |") and line.count("|") == 7)
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    expected = [*gains, gains[0] - gains[1]]
+    assert [float(cell.split()[0]) for cell in cells[1:4]] == pytest.approx([100 * value for value in expected], abs=0.0501)
+    assert float(cells[4]) == pytest.approx(100 * asked, abs=0.0501)
+    assert "routers raise accuracy, mean over 2 tasks, read leniently" in page
+
+
+def test_layers_a_query_are_passes_times_generated_tokens(read_twice):
+    made, page = read_twice
+    means = []
+    for method in ("base", "routers"):
+        files = [read_verdicts(made.setup.run.verdicts("tune-first-16", method, task)) for task in made.setup.tasks]
+        means.append(np.mean([np.mean(np.array(found.passes) * np.array(found.n_new)) for found in files]))
+        assert all(2 <= n <= 15 for found in files for n in found.n_new)
+    assert f"| layers a query, over prompt and generated tokens | {means[0]:.1f} | {means[1]:.1f} |" in page
+    assert "routers save layers a query, over prompt and generated tokens" in page
+
+
+def test_what_was_asked_stands_in_the_manifest_and_nothing_mixes_it(read_twice, tmp_path):
+    made, _ = read_twice
+    manifest = read_manifest(made.setup.run.search("arc_easy"))
+    assert (manifest.prompts, manifest.reader) == ("instruct", "lenient")
+    ours = dataclasses.replace(made.setup, config=dataclasses.replace(made.setup.config, prompts="ours"))
+    with pytest.raises(ArtifactError, match=r"was searched with prompts = 'instruct', now it is 'ours'|config.prompts"):
+        Search("arc_easy").run(Bench(made.routed, ours))
