@@ -373,6 +373,9 @@ def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
     code, _, err = run(capsys, *typed, "--evaluate-limit", "3")
     assert code == 0
     assert err.count("done already") == 3
+    manifest = json.loads((out / "search" / "arc_easy" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["config"]["preset"] == "paper"
+    assert "knob.json" not in {path.name for path in (out / "train" / "routers").iterdir()}, "routers of preset default set a control"
     # A lost file is made again.
     (out / "routers" / "drllm_config.json").unlink()
     code, third, err = run(capsys, *typed)

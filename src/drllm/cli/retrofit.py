@@ -25,11 +25,7 @@ SHOWN = 80  # characters of a text
 
 
 def run(job: Job) -> Lines:
-    out, tasks = job.need("out"), job.tasks()
-    if job.config("retrofit").recipe == "auto":
-        job.arguments.gate_calibrate = "calibrate"  # it always promises on that split
-    configs = {section: job.config(section, f"{section}_") for section in SECTIONS}
-    configs |= {section: job.config(section) for section in ("resources", "retrofit")}
+    out, tasks, configs = job.need("out"), job.tasks(), configs_of(job)
     model, recipe = job.need("model"), configs["retrofit"].recipe
     if recipe == "auto":
         _check_flags(job)
@@ -44,6 +40,17 @@ def run(job: Job) -> Lines:
     _check_questions(job, tasks, configs)
     asked = (job.load(model), tasks, out, configs, job.data, job.argv)
     yield from _recommended(*asked) if recipe == "auto" else _paper(*asked)
+
+
+def configs_of(job: Job) -> dict[str, Any]:
+    """The configuration of each section; with recipe `paper`, search and routers have preset `paper` unless another was asked for."""
+    of_paper: dict[str, Any] = {}
+    if job.config("retrofit").recipe == "auto":
+        job.arguments.gate_calibrate = "calibrate"  # it always promises on that split
+    else:
+        of_paper = {"preset": "paper"}
+    configs = {name: job.config(name, f"{name}_", **of_paper if name in ("search", "routers") else {}) for name in SECTIONS}
+    return configs | {name: job.config(name) for name in ("resources", "retrofit")}
 
 
 def _check_flags(job: Job) -> None:
