@@ -642,7 +642,7 @@ def test_routers_leave_loops_out_and_say_how_many(tiny, data, tmp_path, caplog):
     looped = [record for record in records if record.chosen and not record.chosen.is_in_place]
     n_kept = sum(record.kept for record in records)
     assert 0 < len(looped) < n_kept, "the test can fail"
-    assert isinstance(train(tiny, tmp_path, dataclasses.replace(TRAIN, preset="paper", val_fraction=0.0)), Routers)
+    assert isinstance(train(tiny, tmp_path, dataclasses.replace(TRAIN, preset="paper", held_out=0)), Routers)
     said = f"routers decide one action a block: {len(looped)} of {n_kept} right routes, which have loops, are left out"
     assert [record.message for record in caplog.records].count(said) == 1
     caplog.clear()

@@ -63,8 +63,7 @@ def _check_flags(job: Job) -> None:
 
 
 def _check_questions(job: Job, tasks: Any, configs: Mapping[str, Any]) -> None:
-    """Refuse a split without questions, and questions that would all be held back, before a model loads."""
-    from drllm.methods.routers import is_held_back
+    """Refuse a split without questions, before a model loads."""
     from drllm.retrofitting.dry_run import loaded_tasks, questions_of
     from drllm.retrofitting.sizes import check_questions, check_splits
 
@@ -74,10 +73,6 @@ def _check_questions(job: Job, tasks: Any, configs: Mapping[str, Any]) -> None:
         check_questions(available)
         return
     check_splits(available, tuple(dict.fromkeys(("fit", configs["evaluate"].split, *filter(None, [configs["gate"].calibrate])))))
-    searched = [example.id for task in loaded.values() for example in task.select("fit", configs["search"].limit)]
-    if all(is_held_back(name, configs["routers"]) for name in searched):
-        few = f"routers would hold back all {len(searched)} fit questions to measure on"
-        raise InputError(f"{few}: give more questions, or lower --routers-val-fraction ({configs['routers'].val_fraction:g})")
 
 
 def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Lines:

@@ -183,7 +183,9 @@ class RoutersConfig(Options):
     epochs: int = option(25, "passes over the records (section 5: 25)", ge=1)
     batch_size: int = option(16, "records a step (section 5: 16)", ge=1)
     warmup_steps: int = option(500, "linear warm-up; at most a tenth of all steps where they are fewer than 5,000 (section 5: 500)", ge=0)
-    val_fraction: float = option(0.1, "share of the fit records held back to report F1 on; never trained on", ge=0, le=0.9)
+    held_out: int = option(
+        10, "fit records a task held back to report F1 on, at most half of them (the authors: 10); never trained on", ge=0
+    )
     seed: int = option(0, "seed of initial weights and batch order")
 
     def __post_init__(self) -> None:
