@@ -172,7 +172,9 @@ def others(monkeypatch, tmp_path):
     """Another package, as it lies beside drllm once it is installed."""
     (tmp_path / "others-1.dist-info").mkdir()
     (tmp_path / "others-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1\n")
-    named = "[drllm.methods]\nmine = others:METHOD\nodd = others:Theirs\ngone = nowhere:METHOD\n[drllm.policies]\ntheirs = others:Theirs\n"
+    named = (
+        "[drllm.methods]\nmine = others:METHOD\nodd = others:Theirs\nunmade = nowhere:METHOD\n[drllm.policies]\ntheirs = others:Theirs\n"
+    )
     (tmp_path / "others-1.dist-info" / "entry_points.txt").write_text(named)
     (tmp_path / "others.py").write_text(OTHERS)
     monkeypatch.syspath_prepend(tmp_path)
@@ -182,7 +184,7 @@ def others(monkeypatch, tmp_path):
 
 
 def test_another_packages_method_and_policy_are_found_by_their_entry_points(others, tiny, run, capsys):
-    assert {"mine", "odd", "gone"} <= set(method_names())
+    assert {"mine", "odd", "unmade"} <= set(method_names())
     assert policy_class("theirs").__name__ == "Theirs", "as in a new process: nothing has imported the class, an artefact names it"
     policy = train(tiny, run, get_method("mine").config(block=2))
     assert str(policy.route) == "1101"
@@ -196,8 +198,8 @@ def test_another_packages_method_and_policy_are_found_by_their_entry_points(othe
     assert "--block" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"method 'odd': its entry point gives a ABCMeta, expected a drllm\.methods\.base\.Method"):
         get_method("odd")
-    with pytest.raises(InputError, match=r"method 'gone' cannot be loaded from nowhere:METHOD .*: update or remove that package"):
-        get_method("gone")
+    with pytest.raises(InputError, match=r"method 'unmade' cannot be loaded from nowhere:METHOD .*: update or remove that package"):
+        get_method("unmade")
     with pytest.raises(ArtifactError, match="unknown policy 'thiers'; did you mean 'theirs'"):
         policy_class("thiers")
 

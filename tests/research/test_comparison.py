@@ -1,4 +1,4 @@
-"""What the comparison of methods asks, pairs and prints, and what runs of serving say together (`benchmarks/`), on small known cases."""
+"""What the comparison of methods asks, pairs and prints, on made verdicts."""
 
 from __future__ import annotations
 

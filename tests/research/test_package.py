@@ -20,7 +20,7 @@ MODULES = [found.name for found in pkgutil.walk_packages(drllm_research.__path__
 def test_it_is_installed():
     wanted = {"mindskip", "flexidepth", "oracle"}
     assert set(plugin_names(POLICIES)) >= wanted, "run `make install`, or `pip install -e research`"
-    assert all(issubclass(load_plugin(POLICIES, name), Policy) for name in wanted)
+    assert all(issubclass(kind := load_plugin(POLICIES, name), Policy) and kind.about for name in wanted)
     assert all(isinstance(load_plugin(METHODS, name), Method) for name in plugin_names(METHODS))
     assert "reproduce" in plugin_names(COMMANDS)
 

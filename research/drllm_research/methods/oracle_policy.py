@@ -18,6 +18,7 @@ _FILES = PolicyFiles("routes", "train the oracle again", POLICY_FILE)
 class Oracle(Policy):
     """The base where it is right, else the shortest right route of the list, else the base."""
 
+    about = "an oracle of some routes: told every answer, an upper bound. For evaluation only"
     evaluate_only = True
 
     def __init__(self, routes: Sequence[Route]):

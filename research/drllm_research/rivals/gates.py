@@ -31,6 +31,8 @@ class MindSkip(GatedPolicy):
     tensors: weight (L', D), bias (L',) of the gated blocks.
     """
 
+    about = "MindSkip's gates: whether a prompt runs a block's attention. For evaluation only"
+
     @classmethod
     def new(cls, n_layers: int, hidden_size: int, first_block: int, adapter_size: int, seed: int) -> MindSkip:
         """Open gates that do not look at the prompt yet."""
@@ -76,6 +78,8 @@ class FlexiDepth(GatedPolicy):
     tensors: the gate, a bottleneck (down (L', D, R), up (L', R)) with bias (L',), and the adapter, a gated feed-forward of A units
     (gate (L', D, A), in (L', D, A), out (L', A, D)).
     """
+
+    about = "FlexiDepth's gates and adapters: which tokens run a block. For evaluation only"
 
     @classmethod
     def new(cls, n_layers: int, hidden_size: int, first_block: int, adapter_size: int, seed: int) -> FlexiDepth:

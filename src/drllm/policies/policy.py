@@ -51,6 +51,7 @@ class RouteSource:
     """Where the routes of a batch come from: a policy, routes that are given, or one of the two with a clock around it."""
 
     name: ClassVar[str] = ""
+    about: ClassVar[str] = ""  # what its card says it is
     n_layers: int
     prompt_format: str | None = None  # "raw" or "chat", what it was trained on; None, or one route for all, takes both
     guarantee: dict[str, Any] | None = None  # what `drllm train --calibrate` found (`drllm.stats.guarantee.Guarantee`), as plain values

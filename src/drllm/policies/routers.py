@@ -126,6 +126,8 @@ def rms_normalize(pooled: Tensor) -> Tensor:
 class Routers(Policy):
     """All L routers, stacked as `RouterConfig.shapes` says, in float32 whatever the base's dtype."""
 
+    about = "Dr.LLM's routers: a small network a block that decides, once a prompt, whether to skip, execute or repeat it"
+
     def __init__(self, config: RouterConfig, seed: int = 0):
         self.config = config
         self.n_layers, self.hidden_size = config.n_layers, config.hidden_size

@@ -21,7 +21,7 @@ WRITTEN = ["docs/results.md", *(f"results/{folder.name}/tables.md" for folder in
 def test_the_tables_are_those_of_the_stored_verdicts(tmp_path):
     given = {"--out": RESULTS, "--scan": SCANS, "--page": PAGES}
     folders = [part for option, paths in given.items() for path in paths for part in (option, str(path))]
-    command = [sys.executable, str(ROOT / "benchmarks" / "methods.py"), "table", *folders, "--to", str(tmp_path)]
+    command = [sys.executable, "-m", "drllm_research.comparison", "table", *folders, "--to", str(tmp_path)]
     subprocess.run(command, capture_output=True, text=True, check=True)
     for path in WRITTEN:
         assert (tmp_path / path).read_text(encoding="utf-8") == (ROOT / path).read_text(encoding="utf-8"), path
