@@ -320,6 +320,7 @@ def test_answers_under_gates_are_those_of_each_prompt_alone(kind):
     policy = kind.new(routed.n_layers, routed.hidden_size, 0, 4, 1)
     generator = torch.Generator().manual_seed(3)
     policy.tensors = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in policy.tensors.items()}
+    policy.tensors["bias"] = torch.tensor([3.0, -40.0] * routed.n_layers)[: routed.n_layers]
     found = []
     for max_step_tokens in (1, 4000):
         scorer = GeneratedScorer(routed, "letter", max_step_tokens, to_the_end=True)
