@@ -161,8 +161,8 @@ def test_matrices_stay_apart_from_searches(tmp_path, monkeypatch):
     [
         ({"config": {"seed": 1, "n_simulations": 50}}, r"/a was searched with config\.seed = 0, .*/b with 1: merge only what was searched"),
         ({"fingerprint": "beef"}, "/a was searched with fingerprint = 'f00d', .*/b with 'beef'"),
-        ({"dtype": "torch.float32"}, r"with dtype = \(not set\), .*/b with 'torch.float32'"),
-        ({"paths": ["0111"]}, r"with paths = \(not set\), .* with a list of 1"),
+        ({"dtype": "torch.float32"}, r"with dtype = '', .*/b with 'torch.float32'"),
+        ({"paths": ["0111"]}, r"with paths = None, .* with a list of 1"),
     ],
 )
 def test_what_was_searched_otherwise_is_not_merged(tmp_path, change, message):

@@ -238,7 +238,7 @@ SCHEMA_1 = pa.schema(
 _TEXTS, _FLAGS = pa.list_(pa.string()), pa.list_(pa.bool_())
 
 
-def schema_2(margin: pa.DataType) -> pa.Schema:
+def schema_3(margin: pa.DataType) -> pa.Schema:
     """Written out, so that no change of a name, an order or a type goes unseen: files of earlier versions must stay readable."""
     check = pa.struct({"route": pa.string(), "check": pa.string(), "correct": pa.bool_(), "margin": margin})
     return pa.schema(
@@ -262,14 +262,17 @@ def schema_2(margin: pa.DataType) -> pa.Schema:
             "control_correct": _FLAGS,
             "control_margins": pa.list_(margin),
             "checks": pa.list_(check),
+            "strict": _FLAGS,
+            "lenient": _FLAGS,
+            "forms": _TEXTS,
         }
     )
 
 
 @pytest.mark.parametrize(("float16", "margin"), [(False, pa.float32()), (True, pa.float16())])
-def test_the_columns_of_schema_2_stay_as_they_are(tmp_path, float16, margin):
+def test_the_columns_of_schema_3_stay_as_they_are(tmp_path, float16, margin):
     write_bytes(tmp_path / "one.parquet", encode([full_record()], float16=float16))
-    assert pq.read_schema(tmp_path / "one.parquet").remove_metadata() == schema_2(margin) == records._schema(margin)
+    assert pq.read_schema(tmp_path / "one.parquet").remove_metadata() == schema_3(margin) == records._schema(margin)
 
 
 ROW_1 = {
@@ -333,9 +336,21 @@ def test_schema_1_is_read_with_the_defaults_of_what_it_lacks(tmp_path):
         read_shard(path)
 
 
-def test_the_records_of_the_first_real_run_are_still_read():
+@pytest.mark.parametrize("margin", [pa.float32(), pa.float16()])
+def test_schema_2_is_read_without_what_readers_say(tmp_path, margin):
+    lacking = {"strict": (), "lenient": (), "forms": ()}
+    one = replace(full_record(), base_margin=-0.25, margins=(-0.25, 0.5), **lacking)
+    path = tmp_path / "two.parquet"
+    write_bytes(path, encode([one], float16=margin == pa.float16()))
+    table = pq.read_table(path).drop_columns(list(lacking))
+    digest = hashlib.sha256(json.dumps(table.cast(pa.schema(list(schema_3(pa.float32()))[:-3])).to_pylist()).encode()).hexdigest()
+    pq.write_table(table.replace_schema_metadata({"drllm_schema": "2", "drllm_digest": digest}), path)
+    assert repr(read_shard(path)) == repr([one])
+
+
+def test_the_records_of_the_first_real_run_are_read():
     found = read_records(RESULTS)
-    assert pq.read_schema(next(RESULTS.rglob("shard-00000.parquet"))).metadata[b"drllm_schema"] == b"1"
+    assert pq.read_schema(next(RESULTS.rglob("shard-00000.parquet"))).metadata[b"drllm_schema"] == b"2"
     assert len(found) == 423
     assert sum(one.improved for one in found) == 167
     assert {(one.split, one.control_routes, one.checks) for one in found} == {("fit", (), ())}

@@ -46,7 +46,7 @@ def full_record(name: str = "q1", **changes: Any) -> RouteRecord:
         control_correct=(False, True),
         control_margins=(-2.5, math.nan),
         checks=(Check(ROUTES[0], "fp32:acc", True, 0.25), Check(ROUTES[1], "template:acc", False, math.nan)),
-        **changes,
+        **{"strict": (False, False), "lenient": (False, True), "forms": ("other", "asked")} | changes,
     )
 
 
@@ -90,6 +90,7 @@ def any_record(draw: Any) -> RouteRecord:
     def entries(strategy: Any, size: int) -> tuple[Any, ...]:
         return tuple(draw(st.lists(strategy, min_size=size, max_size=size)))
 
+    read = {"strict": entries(st.booleans(), n), "lenient": entries(st.booleans(), n), "forms": entries(texts, n)}
     return RouteRecord(
         task=draw(texts),
         id=draw(texts),
@@ -110,4 +111,5 @@ def any_record(draw: Any) -> RouteRecord:
         control_correct=entries(st.booleans(), n_control),
         control_margins=entries(reals, n_control),
         checks=tuple(draw(st.lists(st.builds(Check, route, texts, st.booleans(), reals), max_size=3))),
+        **draw(st.sampled_from([{}, read])),
     )

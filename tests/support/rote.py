@@ -13,7 +13,21 @@ from byte_tokens import byte_tokenizer
 from drllm import RoutedModel
 from drllm.tasks import Example
 
-FOLLOWS = {"1": "A", "2": "B", "3": "C", "4": "D", "A": ".", "B": "<end>", "C": "u", "D": "\n", "u": "v", "v": "u", ".": " "}
+FOLLOWS = {
+    "1": "A",
+    "2": "B",
+    "3": "C",
+    "4": "D",
+    "A": ".",
+    "B": "<end>",
+    "C": "u",
+    "D": "\n",
+    "u": "v",
+    "v": "u",
+    ".": " ",
+    "\n": "v",
+    " ": "v",
+}
 
 
 @functools.cache
@@ -34,6 +48,20 @@ def by_rote() -> RoutedModel:
         tokens = tokenizer("5E)٣ ")["input_ids"]
         for last, following in pairwise(tokens):
             base.lm_head.weight[following, last] = 1
+    return RoutedModel.wrap(base, tokenizer)
+
+
+@functools.cache
+def answering(family: str) -> RoutedModel:
+    """A tiny model whose every route answers in letters, marks and end tokens, so that answers settle early, late or never."""
+    base = families.build(family, vocab_size=300, max_position_embeddings=512, tie_word_embeddings=False)
+    tokenizer = byte_tokenizer()
+    said = [tokenizer.eos_token_id, *(tokenizer(text)["input_ids"][0] for text in "ABCD.) \nx")]
+    with torch.no_grad():
+        weights = base.get_output_embeddings().weight
+        kept = weights[said].clone()
+        weights.zero_()
+        weights[said] = kept
     return RoutedModel.wrap(base, tokenizer)
 
 

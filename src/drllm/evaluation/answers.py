@@ -168,7 +168,11 @@ def answer(scorer: Scorer, questions: Sequence[Any], policy: RouteSource | None,
     )
     passes = [route.n_passes for route in routes]
     f1 = [verdict.f1 for verdict in verdicts] if request.task.kind == "passage" else []
-    found = Verdicts(ids, correct, acc, acc_norm, margins, list(map(str, routes)), passes, seconds, request.metadata, f1)
+    read: dict[str, Any] = {"n_new": [verdict.n_new for verdict in verdicts]} if any(verdict.n_new for verdict in verdicts) else {}
+    if all(verdict.strict is not None for verdict in verdicts):
+        fields = {"strict": "strict", "lenient": "lenient", "forms": "form"}
+        read |= {name: [getattr(verdict, field) for verdict in verdicts] for name, field in fields.items()}
+    found = Verdicts(ids, correct, acc, acc_norm, margins, list(map(str, routes)), passes, seconds, request.metadata, f1, **read)
     write_verdicts(request.path, found)
     return found
 

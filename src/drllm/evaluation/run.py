@@ -76,8 +76,9 @@ def evaluate(
     if fixed := [name for name in baselines if policies[owner_of(name)].evaluate_only]:
         raise InputError(f"{fixed[0]}: {owner_of(fixed[0])} decides no route of its own, so there is nothing to deal out: leave it out")
     read_from = {manifest.task: manifest.data for manifest in (path_manifests(run.root) | search_manifests(run.root)).values()}
-    loaded = load_unseen(run.root, {name: data or data_of(run.root, read_from.get(name)) for name in tasks})
+    loaded = load_unseen(run.root, {name: data or data_of(run.root, read_from.get(name)) for name in tasks}, config.split)
     read_from = {name: data or read_from.get(name) for name in tasks}
+    config = _asked_as_searched(config, run)
     comparison = _Comparison(routed, run, config, loaded, baselines, policies, known)
     comparison.check_rewards()
     resources = settled(routed, resources)
@@ -94,6 +95,16 @@ def evaluate(
     for name in policies:
         refresh_card(run.policy(name))  # with this command and its figures
     return summary
+
+
+def _asked_as_searched(config: EvaluateConfig, run: RunFolder) -> EvaluateConfig:
+    """With `prompts` settled: the wording of the run's searches where they share one, so that policies are asked as they were trained."""
+    if config.prompts != "auto":
+        return config
+    found = {manifest.prompts for manifest in (path_manifests(run.root) | search_manifests(run.root)).values()} - {""}
+    if len(found) > 1:
+        raise InputError(f"{run.root} was searched in several wordings ({', '.join(sorted(found))}): say which to ask in, with --prompts")
+    return replace(config, prompts=found.pop() if found else "auto")
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 
 from drllm.core.errors import ArtifactError
 from drllm.model.routed import RoutedModel
+from drllm.runs.kept import kept_in
 from drllm.runs.manifest import Manifest, data_of
 from drllm.runs.records import RouteRecord, read_records
 from drllm.scoring.scorer import Scorer, questions_digest, scorer_of
@@ -43,7 +44,8 @@ def checked_tasks(routed: RoutedModel, manifests: dict[Path, Manifest]) -> list[
         records = joined_records(routed, lists)
         scorer = manifest_scorer(routed, manifest)
         questions = checked_questions(scorer, folder, manifest)
-        tasks.append(CheckedTask(name, [records[id] for id in manifest.ids], [questions[id] for id in manifest.ids], scorer))
+        ids = [id for id in manifest.ids if id in records]  # all of them, unless a number was to be kept
+        tasks.append(CheckedTask(name, [records[id] for id in ids], [questions[id] for id in ids], scorer))
     return tasks
 
 
@@ -56,9 +58,14 @@ def checked_records(routed: RoutedModel, folder: Path, manifest: Manifest) -> di
     records = {record.id: record for record in read_records(folder)}
     if other := next((record for record in records.values() if record.fingerprint != weights), None):
         raise ArtifactError(f"{folder} holds records of another model (question {other.id!r}, weights {other.fingerprint}): search again")
+    config = manifest.search_config
+    if config.keep and manifest.paths is None and (kept := kept_in(folder, config)).is_enough:
+        return {record.id: record for record in kept.records}
     if missing := len(set(manifest.ids) - records.keys()):
         unfinished = f"is unfinished ({missing} of {len(manifest.ids)} questions)"
         raise ArtifactError(f"the search of {manifest.task} in {folder} {unfinished}: run the same search again")
+    if config.keep and manifest.paths is None:
+        return {record.id: record for record in kept_in(folder, config).records}
     return records
 
 
@@ -75,7 +82,7 @@ def joined_records(routed: RoutedModel, lists: Sequence[tuple[Path, Manifest]]) 
     (first, manifest), *others = lists
     joined = checked_records(routed, first, manifest)
     for folder, other in others:
-        conditions = ("ids", "questions", "dtype", "device", "threads", "packed", "prompt_format")
+        conditions = ("ids", "questions", "dtype", "device", "threads", "packed", "prompt_format", "prompts", "reader")
         different = [name for name in conditions if getattr(other, name) != getattr(manifest, name)]
         if {**other.config, "seed": 0} != {**manifest.config, "seed": 0}:
             different.append("config")

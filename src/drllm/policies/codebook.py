@@ -89,6 +89,8 @@ class Codebook(Policy):
         at: the one in use.
     """
 
+    about = "a few routes, and a selector that takes one of them for a prompt where a gain is sure"
+
     def __init__(self, routes: Sequence[Route], selector: StateSelector | TextSelector, points: Sequence[Point], at: int = 0):
         self.routes, self.selector = tuple(routes), selector
         self.n_layers = len(self.routes[0])

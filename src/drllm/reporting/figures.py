@@ -45,7 +45,7 @@ def accuracy_charts(summary: Summary) -> list[Chart | Paragraph]:
         return [Paragraph(f"No accuracy against passes on the {split} split: no method was evaluated.")]
     label = f"mean passes a prompt (the base makes {rows[0].n_layers})"
     charts: list[Chart | Paragraph] = [_accuracy(summary, f"accuracy_{split}", [row.mean_passes for row in rows], label, "passes")]
-    if all(row.seconds > 0 for row in rows):  # an older summary does not say
+    if all(row.seconds > 0 for row in rows):
         label, seconds = "seconds a question, decisions included (baselines are given their routes)", [row.seconds / row.n for row in rows]
         charts.append(_accuracy(summary, f"accuracy_seconds_{split}", seconds, label, SECONDS))
     return charts

@@ -19,7 +19,7 @@ from drllm.core.errors import ArtifactError, InputError, first_line
 from drllm.core.files import write_bytes
 from drllm.core.route import Route
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FINITE = "finite"  # the check that fails on a base route whose logits are NaN or infinite
 RECORD_SPLITS = ("fit", "tune", "calibrate")  # never test: what a search has seen cannot be tested on
 SHARD_NAME = re.compile(r"shard-(\d{5,})\.parquet")  # of a file in a task folder
@@ -27,7 +27,7 @@ _FLOAT16_LIMIT = 65520.0  # from here on float16 rounds to infinity
 
 
 def _schema(margin: pa.DataType) -> pa.Schema:
-    """The columns of schema 2; only an export stores margins as float16."""
+    """The columns of schema 3; only an export stores margins as float16."""
     text, flag = pa.string(), pa.bool_()
     texts, flags, margins = pa.list_(text), pa.list_(flag), pa.list_(margin)
     question = [("task", text), ("id", text), ("n_choices", pa.int32()), ("base_correct", flag), ("base_margin", margin), ("chosen", text)]
@@ -35,12 +35,15 @@ def _schema(margin: pa.DataType) -> pa.Schema:
     made = [("seed", pa.int64()), ("fingerprint", text), ("reward", text), ("split", text)]
     control = [("control_routes", texts), ("control_correct", flags), ("control_margins", margins)]
     check = pa.struct([("route", text), ("check", text), ("correct", flag), ("margin", margin)])
-    return pa.schema([*question, *tried, *made, *control, ("checks", pa.list_(check))])
+    read = [("strict", flags), ("lenient", flags), ("forms", texts)]
+    return pa.schema([*question, *tried, *made, *control, ("checks", pa.list_(check)), *read])
 
 
 _SCHEMA, _SCHEMA_FLOAT16 = _schema(pa.float32()), _schema(pa.float16())
 _N_COLUMNS_1 = _SCHEMA.names.index("split")
-_SCHEMAS = {1: (pa.schema(list(_SCHEMA)[:_N_COLUMNS_1]),), 2: (_SCHEMA, _SCHEMA_FLOAT16)}
+_N_COLUMNS_2 = _SCHEMA.names.index("strict")
+_SCHEMAS_2 = tuple(pa.schema(list(schema)[:_N_COLUMNS_2]) for schema in (_SCHEMA, _SCHEMA_FLOAT16))
+_SCHEMAS = {1: (pa.schema(list(_SCHEMA)[:_N_COLUMNS_1]),), 2: _SCHEMAS_2, 3: (_SCHEMA, _SCHEMA_FLOAT16)}
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class RouteRecord:
         control_routes, control_correct, control_margins: the blind baseline: random routes drawn without looking at the question,
             in the order tried. Empty when none was drawn.
         checks: routes verified again under other conditions.
+        strict, lenient, forms: of letters and boxed answers, what either reader says of each evaluated route's answer, and the answer's
+            form (`drllm.tasks.readers`); empty for other rewards.
     """
 
     task: str
@@ -90,6 +95,9 @@ class RouteRecord:
     control_correct: tuple[bool, ...] = ()
     control_margins: tuple[float, ...] = ()
     checks: tuple[Check, ...] = ()
+    strict: tuple[bool, ...] = ()
+    lenient: tuple[bool, ...] = ()
+    forms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         search, control = ("routes", "rewards", "margins", "acc", "acc_norm"), ("control_routes", "control_correct", "control_margins")
@@ -97,6 +105,8 @@ class RouteRecord:
             sizes = {name: len(getattr(self, name)) for name in names}
             if len(set(sizes.values())) > 1 or not self.routes:
                 raise InputError(f"record {self.id!r} of {self.task}: expected one entry {what}, got {sizes}")
+        if {len(self.strict), len(self.lenient), len(self.forms)} not in ({0}, {len(self.routes)}):
+            raise InputError(f"record {self.id!r} of {self.task}: expected what both readers say of {len(self.routes)} routes, or of none")
         if self.split not in RECORD_SPLITS:
             raise InputError(f"record {self.id!r} of {self.task}: split is {self.split!r}, expected one of {', '.join(RECORD_SPLITS)}")
 
@@ -178,7 +188,7 @@ def _row(record: RouteRecord) -> dict[str, Any]:
 def read_shard(path: Path) -> list[RouteRecord]:
     """The records of one shard, or of an exported file; `ArtifactError` when it is corrupt, foreign or from a newer drllm.
 
-    Shards of schema 1 lack the split, the baseline and the checks: their records have the defaults.
+    Shards of schema 1 lack the split, the baseline and the checks, those of 2 what the readers say: their records have the defaults.
     """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -192,8 +202,8 @@ def read_shard(path: Path) -> list[RouteRecord]:
     if not version.isdecimal() or not any(table.schema.equals(schema) for schema in _SCHEMAS.get(int(version), ())):
         raise ArtifactError(f"{path} holds no drllm search records: give a run folder written by `drllm search`")
     try:
-        if table.schema.equals(_SCHEMA_FLOAT16):
-            table = table.cast(_SCHEMA)
+        for halves, whole in ((_SCHEMA_FLOAT16, _SCHEMA), _SCHEMAS_2[::-1]):
+            table = table.cast(whole) if table.schema.equals(halves) else table
         # Page checksums do not cover the footer, where one wrong bit can move values silently.
         found = _digest(table).encode()
         if metadata.get(b"drllm_digest", found) != found:

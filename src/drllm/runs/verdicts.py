@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from drllm.core.errors import ArtifactError, first_line
 from drllm.core.files import write_bytes
 
+GENERATED = ("strict", "lenient", "forms", "n_new")  # columns that only generated answers have
+
 
 @dataclass(frozen=True)
 class Verdicts:
@@ -24,6 +26,8 @@ class Verdicts:
         routes: `str(route)` of each; empty where the method decides no route.
         passes: block passes of each prompt.
         f1: SQuAD's F1, 0 to 1, of answers out of passages; empty of all others.
+        strict, lenient, forms: of letters and boxed answers, what either reader says, and the answer's form (`drllm.tasks.readers`).
+        n_new: tokens generated for each answer, its end among them; empty for log-likelihoods.
         seconds: that answering took.
         metadata: `key` names all they depend on; `comparable` is the same for methods that can be compared without the model; `policy` is
             the digest of the policy. Files of older versions have fewer.
@@ -39,12 +43,24 @@ class Verdicts:
     seconds: float
     metadata: Mapping[str, str] = field(default_factory=dict)
     f1: list[float] = field(default_factory=list)
+    strict: list[bool] = field(default_factory=list)
+    lenient: list[bool] = field(default_factory=list)
+    forms: list[str] = field(default_factory=list)
+    n_new: list[int] = field(default_factory=list)
+
+    @property
+    def layers(self) -> list[int]:
+        """Block passes of each question over its prompt and all generated tokens, as the paper counts layers: the forward of the prompt
+        gives the first token, and each further one takes another. A log-likelihood takes one forward."""
+        return [passes * max(1, n_new) for passes, n_new in zip(self.passes, self.n_new or [1] * len(self.ids), strict=True)]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """Question by question: id, correct, route, n_passes."""
-        columns = zip(self.ids, self.correct, self.routes, self.passes, strict=True)
-        return [{"id": name, "correct": correct, "route": route, "n_passes": passes} for name, correct, route, passes in columns]
+        """Question by question: id, correct, route, n_passes, layers; of letters and boxed answers strict, lenient and form, too."""
+        columns = {"id": self.ids, "correct": self.correct, "route": self.routes, "n_passes": self.passes, "layers": self.layers}
+        more = {"strict": self.strict, "lenient": self.lenient, "form": self.forms}
+        columns |= {name: values for name, values in more.items() if values}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def write_verdicts(path: Path, verdicts: Verdicts) -> None:
@@ -53,6 +69,7 @@ def write_verdicts(path: Path, verdicts: Verdicts) -> None:
     columns = {"id": verdicts.ids, "correct": verdicts.correct, "correct_acc": acc, "correct_acc_norm": acc_norm}
     columns |= {"margin": pa.array(verdicts.margins, pa.float32()), "route": verdicts.routes, "n_passes": verdicts.passes}
     columns |= {"f1": pa.array(verdicts.f1, pa.float32())} if verdicts.f1 else {}
+    columns |= {name: values for name in GENERATED if (values := getattr(verdicts, name))}
     metadata = {"key": verdicts.metadata["key"], "seconds": repr(verdicts.seconds)} | dict(verdicts.metadata)
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns, metadata=metadata), sink)
@@ -70,9 +87,8 @@ def read_verdicts(path: Path) -> Verdicts:
         n = len(columns["id"])
         acc, acc_norm, margins, routes = (columns.get(name, [None] * n) for name in ("correct_acc", "correct_acc_norm", "margin", "route"))
         margins, routes = [math.nan if value is None else value for value in margins], [text or "" for text in routes]
-        return Verdicts(
-            columns["id"], columns["correct"], acc, acc_norm, margins, routes, columns["n_passes"], seconds, about, columns.get("f1", [])
-        )
+        f1, read = columns.get("f1", []), {name: columns[name] for name in GENERATED if name in columns}
+        return Verdicts(columns["id"], columns["correct"], acc, acc_norm, margins, routes, columns["n_passes"], seconds, about, f1, **read)
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise ArtifactError(f"{path} is not a readable file of verdicts ({first_line(error, 80)}): delete it and evaluate again") from None
 

@@ -20,6 +20,10 @@ class Verdict:
     margin_acc: float = float("nan")  # the margin under either metric
     margin_acc_norm: float = float("nan")
     f1: float = float("nan")  # of answers out of a passage: SQuAD's F1, 0 to 1
+    strict: bool | None = None  # of letters and boxed answers: what either reader says (`drllm.tasks.readers`)
+    lenient: bool | None = None
+    form: str = ""  # and in which form the answer came
+    n_new: int = 0  # tokens of a generated answer, its end among them; 0 where it was not followed to its end
     broken: bool = False  # the logits were NaN or infinite; every verdict is then wrong and every margin nan
 
 

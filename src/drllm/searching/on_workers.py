@@ -11,6 +11,7 @@ from drllm.core.errors import ArtifactError
 from drllm.core.progress import Progress
 from drllm.model.pool import Base, Work, Workplace, work_on
 from drllm.model.routed import RoutedModel
+from drllm.runs.kept import kept_in
 from drllm.runs.records import shard_path, write_shard
 from drllm.searching.worker import Group, Job, Judged, Worker, memory_in_one_line, nobody, questions_at_once
 
@@ -39,6 +40,12 @@ class Prepared:
     n_questions: int
     n_done: int
     notes: list[str]
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether more groups are to be searched: no, where the search keeps a number of questions and has them."""
+        config = self.job.config
+        return not config.keep or self.job.routes is not None or not kept_in(self.folder, config).is_enough
 
 
 class Ticket(NamedTuple):
@@ -101,7 +108,8 @@ def search_on_workers(place: Workplace, routed: RoutedModel, resources: Resource
     # Ray's actors start in another folder; and no worker needs the others' groups.
     sent = [replace(task, folder=task.folder.resolve(), todo=[], notes=[]) for task in tasks]
     tickets = [Ticket(number, index, group) for number, task in enumerate(tasks) for index, group in task.todo]
-    tickets.sort(key=lambda ticket: -tasks[ticket.task].lengths[ticket.index])
+    if not tasks[0].job.config.keep:  # else in the order in which they are visited
+        tickets.sort(key=lambda ticket: -tasks[ticket.task].lengths[ticket.index])
 
     def describe(_: int, ticket: Ticket) -> str:
         return f"{tasks[ticket.task].job.task.name}: group {ticket.index} ({', '.join(example.id for _, example in ticket.group[:3])}, ...)"
@@ -109,9 +117,19 @@ def search_on_workers(place: Workplace, routed: RoutedModel, resources: Resource
     def is_done(number: int) -> bool:
         return shard_path(tasks[tickets[number].task].folder, tickets[number].index).is_file()
 
+    enough = set[int]()  # tasks that have what they are to keep
+
+    def wanted(number: int) -> bool:
+        task = tickets[number].task
+        if task not in enough and not tasks[task].is_wanted:
+            enough.add(task)
+        return task not in enough
+
     job, together = tasks[0].job, any(task.shares_across_groups for task in tasks)
     at_once = max(1, 2 * questions_at_once(job, resources) // job.config.group_size) if together else 1
     with task_progress(tasks) as progress:
-        work = Work(is_done, describe, progress.print, at_once, lambda told: progress.tell(str(Judged.of_all(told)) if told else ""))
+        work = Work(
+            is_done, describe, progress.print, at_once, lambda told: progress.tell(str(Judged.of_all(told)) if told else ""), wanted
+        )
         for number in work_on(place, Replica, (Base.of(routed, resources), sent, resources), list(enumerate(tickets)), resources, work):
             progress.advance(len(tickets[number].group))

@@ -8,24 +8,26 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from drllm.core.config import Resources, SearchConfig, to_dict
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import write_json
-from drllm.core.progress import Progress
+from drllm.core.progress import Progress, say
 from drllm.core.route import Route
 from drllm.model.executors import opened, settled
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
 from drllm.runs.alone import alone_in
+from drllm.runs.kept import kept_in
 from drllm.runs.layout import PRIOR_FILE, SWEEP_FILE, RunFolder
 from drllm.runs.manifest import Manifest, check_manifest, computed_otherwise
 from drllm.runs.provenance import running
 from drllm.runs.records import read_shard, shard_indices, shard_path, write_shard
 from drllm.scoring.generated import DECODED_ANSWERS
-from drllm.scoring.scorer import askable, questions_digest, said_left_out
+from drllm.scoring.scorer import askable, asked_how, questions_digest, said_left_out
 from drllm.searching.on_workers import Prepared, search_on_workers, task_progress
 from drllm.searching.prior import EditPrior, SweepAnswers, random_routes, read_prior
 from drllm.searching.worker import Group, Job, Worker, memory_in_one_line, question_seed
@@ -95,6 +97,10 @@ def search(
             prepared.append(task)
         if place is not None and any(task.todo for task in prepared):
             search_on_workers(place, routed, resources, prepared)
+        for task in prepared if config.keep and routes is None else ():
+            kept = kept_in(task.folder, config)
+            said = f"{len(kept.records)} of {config.keep} kept, {kept.mended} of which mend a wrong answer; {len(kept.visited)} visited"
+            say(f"{task.job.task.name}: {said}")
     return out
 
 
@@ -167,6 +173,7 @@ def _prepare(
         planning.probe([questions[at * (len(questions) - 1) // (N_PROBED - 1)].example for at in range(N_PROBED)])
     weights = routed.fingerprint  # once: it reads every tensor
     device = "cuda" if resources.executor == "ray" and resources.worker_gpus else routed.device.type
+    prompts, reader = asked_how(planning.scorer)
     manifest = Manifest(
         task=name,
         kind=task_data.task.kind if task_data.task.is_own else None,
@@ -181,6 +188,8 @@ def _prepare(
         packed=planning.scorer.packed,
         config=to_dict(config),
         prompt_format=planning.scorer.prompt_format,
+        prompts=prompts,
+        reader=reader,
         questions=questions_digest(questions),
         ids=[question.example.id for question in questions],
         skipped=skipped,
@@ -194,7 +203,7 @@ def _prepare(
         _check_shard(shard_path(folder, index), groups[index] if index < len(groups) else [], job, weights)
     counts = {"questions": len(questions), "skipped": len(skipped), "dropped": dict(task_data.dropped), "resumed_groups": len(done)}
     # The longest first: what does not fit memory shows at once, and towards the end no worker is left with a long one.
-    todo = [(index, group) for index, group in enumerate(groups) if index not in done][::-1]
+    todo = [(index, group) for index, group in enumerate(groups) if index not in done][:: 1 if config.keep else -1]
     if todo and config.preset == "default" and routes is None:
         job = replace(job, prior=_prior(planning, questions, folder))
     notes = said_left_out(name, (Counter(skipped.values()) + Counter(task_data.dropped)).elements())
@@ -209,7 +218,8 @@ def _prepare(
 def _search_here(routed: RoutedModel, resources: Resources, task: Prepared) -> None:
     """What is left of one task, in this process."""
     with task_progress([task]) as progress, memory_in_one_line():
-        found = Worker(routed, task.job, resources).search(task.todo, lambda judged: progress.tell(str(judged))) if task.todo else ()
+        groups = takewhile(lambda _: task.is_wanted, task.todo)
+        found = Worker(routed, task.job, resources).search(groups, lambda judged: progress.tell(str(judged))) if task.todo else ()
         for index, records in found:
             write_shard(task.folder, index, records)
             progress.advance(len(records))
@@ -244,7 +254,8 @@ def _groups(worker: Worker, task_data: LoadedTask, config: SearchConfig) -> tupl
         skipped |= dict.fromkeys(sorted(lone), "one choice only, which is always right") | reasons
     if not found:
         raise InputError(f"{task_data.task.name} has no question that can be searched ({next(iter(skipped.values()), 'none given')})")
-    found.sort(key=lambda pair: (pair[0].n_tokens, pair[0].example.id))
+    if not config.keep:  # else in the order of the split, in which they are visited
+        found.sort(key=lambda pair: (pair[0].n_tokens, pair[0].example.id))
     size = config.group_size
     groups = [[(split, question.example) for question, split in found[start : start + size]] for start in range(0, len(found), size)]
     return groups, [question for question, _ in found], skipped

@@ -124,6 +124,14 @@ def questions_at_once(job: Job, resources: Resources) -> int:
     return resources.pool_size if job.routes is None else max(1, resources.pool_size // 4)
 
 
+def _read(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """What the readers of letters and boxed answers say, as a record holds it."""
+    if any(verdict.strict is None for verdict in verdicts):
+        return {}
+    columns = {"strict": "strict", "lenient": "lenient", "forms": "form"}
+    return {name: tuple(getattr(verdict, field) for verdict in verdicts) for name, field in columns.items()}
+
+
 class Worker:
     """One model replica that searches groups of examples of one task."""
 
@@ -255,4 +263,5 @@ class Worker:
             control_correct=tuple(search.verdicts[route].correct for route in control),
             control_margins=tuple(search.verdicts[route].margin for route in control),
             checks=checks,
+            **_read(verdicts),
         )
