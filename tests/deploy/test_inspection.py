@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from books import plain_selector
 from byte_tokens import byte_tokenizer
+from codebooks import plain_selector
 from drllm import InputError, Route, RoutedModel
 from drllm.cli.main import main
 from drllm.core.route import Action

@@ -73,7 +73,6 @@ KEPT: tuple[tuple[str, str, str], ...] = (
     ("docs/benchmarks.md", "identity book, in", "the name of an arm in files of results"),
     ("docs/benchmarks.md", "trained book", "the name of an arm in files of results"),
     ("benchmarks/serve.*", "book", "names of arms and keys in files of results, and the flag --book"),
-    ("src/drllm/deploy/serving/static/playground.html", "book: ", "the mode's name in a server's answers"),
     ("src/drllm/reporting/static/glossary.yaml", "gate:", "a small network in a block"),
 )
 

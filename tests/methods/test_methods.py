@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import drllm.methods.base as registry
-from books import plain_selector
+from codebooks import plain_selector
 from drllm import ArtifactError, InputError, Route, RoutedModel, evaluate, search, train
 from drllm.cli.main import main
 from drllm.core.config import GuaranteeConfig

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from books import plain_selector
+from codebooks import plain_selector
 from drllm import Route, RoutedModel
 from drllm.cli.main import main
 from drllm.cli.serve import engine_device, who_reaches

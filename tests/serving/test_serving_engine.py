@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from books import plain_selector
+from codebooks import plain_selector
 from drllm import Route, RoutedModel
 from drllm.deploy.serving.launch import make_spec
 from drllm.model.prompts import left_pad
