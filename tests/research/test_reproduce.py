@@ -707,6 +707,4 @@ def test_the_search_taken_apart_is_counted_from_its_records(bench, page):
     assert "the lenient reader" not in text, "log-likelihoods are not read"
     again = [record for task in LEARNED for record in bench.run(SearchWith(task, "segments of up to 3 run twice"))]
     segments = [route for record in again for route in record.routes]
-        route for task in LEARNED for record in bench.run(SearchWith(task, "segments of up to 3 run twice")) for route in record.routes
-    ]
     assert any(not route.is_in_place for route in segments)
