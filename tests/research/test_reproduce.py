@@ -37,6 +37,7 @@ from drllm.runs.records import read_records
 from drllm.runs.verdicts import read_verdicts
 from drllm.tasks import grading
 from drllm_research.paper import claims, published, tables
+from drllm_research.paper.ablations import SearchWith
 from drllm_research.paper.claims import Claim, Difference, above_all, against, weighed
 from drllm_research.paper.config import ReproduceConfig
 from drllm_research.paper.exhibits import Exhibit, in_domain, train_routers
@@ -143,7 +144,19 @@ def test_claims_stand_together_with_their_commands(bench, page):
     """At the top, each as its own section has it, and the command of its row is that section's."""
     text = section(page, "What holds here")
     rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line.startswith("| ")][2:]
-    assert {row[4] for row in rows} == {"table2", "table3", "table4", "table5", "table6", "table7", "latency", "fig5", "fig8", "fig9"}
+    assert {row[4] for row in rows} == {
+        "table2",
+        "table3",
+        "table4",
+        "table5",
+        "table6",
+        "table7",
+        "latency",
+        "fig5",
+        "fig8",
+        "fig9",
+        "forcing",
+    }
     words = {"holds", "does not hold", "neither confirmed nor refuted"}
     for holds, claim, figures, by, name, command in rows:
         told = section(page, EXHIBITS[name].title)
@@ -232,6 +245,11 @@ def test_commands_are_what_the_command_line_takes(bench):
     assert "# throughput: `drllm reproduce` alone does this" in page
 
 
+def kept_bytes(folder: Path) -> dict[str, bytes]:
+    """The files of a reproduction, but for the logs of its searches, which name every call."""
+    return {name: data for name, data in folder_bytes(folder).items() if not name.endswith("/run.json")}
+
+
 def test_again_nothing_is_done_twice(bench, tiny, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("done already")
@@ -239,14 +257,14 @@ def test_again_nothing_is_done_twice(bench, tiny, monkeypatch):
     monkeypatch.setattr(drllm.retrofitting.pipeline, "fit_policy", refuse)
     monkeypatch.setattr(drllm.evaluation.clock, "throughput", refuse)
     monkeypatch.setattr(drllm.evaluation.clock, "latency", refuse)
-    before = folder_bytes(bench.folder)
+    before = kept_bytes(bench.folder)
     again = reproduce(Bench(tiny, bench.setup, ["drllm", "reproduce"]), wanted_exhibits(["all"]))
     assert again == bench.folder / "all" / "report.html"
-    assert folder_bytes(bench.folder) == before
+    assert kept_bytes(bench.folder) == before
     one = reproduce(Bench(tiny, bench.setup), wanted_exhibits(["table6"]))
     assert section(one.with_suffix(".md").read_text(encoding="utf-8"), EXHIBITS["table6"].title)
     assert one == bench.folder / "table6" / "report.html"
-    assert {name: data for name, data in folder_bytes(bench.folder).items() if not name.startswith("table6/")} == before
+    assert {name: data for name, data in kept_bytes(bench.folder).items() if not name.startswith("table6/")} == before
 
 
 def test_a_policy_that_was_changed_is_trained_again(tiny, tmp_path, folder):
@@ -343,7 +361,9 @@ def test_what_can_only_fail_late_is_refused_first(tiny, folder, tmp_path):
         assert not (tmp_path / "search").exists()
 
     refused("--outside arc_easy: the routers learn from it", outside=("arc_easy",))
-    refused("piqa.*no questions in split", outside=("piqa",), split="test", data=str(without_test(folder, tmp_path)))
+    data = without_test(folder, tmp_path)
+    shutil.copytree(data / OUTSIDE, data / "openbookqa")
+    refused("openbookqa.*no questions in split", outside=("openbookqa",), split="test", data=str(data))
     with pytest.raises(InputError, match="names no task"):
         setup_of(tmp_path, folder, outside=())
 
@@ -380,7 +400,7 @@ def test_what_is_not_for_a_family_is_named_and_left_out(folder, tmp_path):
 
 def test_variants_learn_from_the_same_states(bench):
     names = {path.name for path in (bench.setup.out / "train" / "features").iterdir()}
-    assert names == {f"kept-{n}.safetensors" for n in WINDOWS} | {"base-8.safetensors"}
+    assert names == {f"kept-{n}.safetensors" for n in WINDOWS} | {"base-8.safetensors", "unforced-8.safetensors"}
 
 
 def test_a_difference_is_that_of_the_same_questions(bench):
@@ -673,3 +693,18 @@ def test_what_was_asked_stands_in_the_manifest_and_nothing_mixes_it(read_twice, 
     ours = dataclasses.replace(made.setup, config=dataclasses.replace(made.setup.config, prompts="ours"))
     with pytest.raises(ArtifactError, match=r"was searched with prompts = 'instruct', now it is 'ours'|config.prompts"):
         Search("arc_easy").run(Bench(made.routed, ours))
+
+
+def test_the_search_taken_apart_is_counted_from_its_records(bench, page):
+    text = section(page, EXHIBITS["search"].title)
+    for factor in ("the paper's", "25 simulations", "lambda 0", "segments of up to 3 run twice"):
+        stages = [SearchWith(task, factor) for task in LEARNED]
+        records = [record for stage in stages for record in bench.run(stage)]
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| {factor} |"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        judged = sum(len(record.routes) for record in records) / len(records)
+        assert (cells[1], cells[4]) == (f"{100 * sum(record.kept for record in records) / len(records):.1f}", f"{judged:.1f}")
+    assert "the lenient reader" not in text, "log-likelihoods are not read"
+    again = [record for task in LEARNED for record in bench.run(SearchWith(task, "segments of up to 3 run twice"))]
+    segments = [route for record in again for route in record.routes]
+    assert any(not route.is_in_place for route in segments)

@@ -221,8 +221,7 @@ def test_loops_are_off_unless_asked_for():
     assert not any(not route.is_in_place for route in run(make_tree(5, config_of("margins", n_simulations=500), 0), never))
     asked = run(make_tree(5, config_of("margins", n_simulations=500, max_loop_span=2), 0), never)
     assert Route.full(5).loop(1, 2) in asked
-    with pytest.raises(InputError, match="preset paper, which has no loops"):
-        SearchConfig(preset="paper", max_loop_span=2)
+    assert Route.full(5).loop(1, 2) in run(make_tree(5, config_of("paper", n_simulations=500, max_loop_span=2), 0), never)
     with pytest.raises(InputError, match=r"loop_strength is 0\.5 and max_loop_span 0, so there is no loop: set both"):
         SearchConfig(loop_strength=0.5)
     assert not any("loop" in name for name in to_dict(SearchConfig()))

@@ -142,7 +142,9 @@ def _accuracy(x: float, row: SummaryRow) -> Point:
     return Point(x, 100 * row.accuracy, 100 * row.wilson_low, 100 * row.wilson_high)
 
 
-def _stages(*sweeps: Sweep) -> Callable[[Setup], list[Stage]]:
+def after_training(*sweeps: Sweep) -> Callable[[Setup], list[Stage]]:
+    """The search, each policy of the sweeps, and their comparisons."""
+
     def stages(setup: Setup) -> list[Stage]:
         trained = [train_routers(setup, policy, **options) for sweep in sweeps for policy, options in sweep.policies.items()]
         return [*searches(setup), *trained, *(sweep.compared(setup) for sweep in sweeps)]
@@ -267,10 +269,10 @@ def _fig11(bench: Bench) -> list[Part]:
 FIGURES = (
     Exhibit("fig1", "Figure 1: accuracy against block passes", after_routers(in_domain), _fig1),
     Exhibit("fig4", "Figure 4: where routers skip and repeat", after_routers(in_domain), _fig4),
-    Exhibit("fig5", "Figure 5: width, depth and windows of the routers", _stages(*SWEEPS.values()), _fig5),
+    Exhibit("fig5", "Figure 5: width, depth and windows of the routers", after_training(*SWEEPS.values()), _fig5),
     Exhibit("fig7", "Figure 7: the control", after_routers(*(lambda _, p=p: Turn(p) for p in CONTROL), _turned), _fig7),
-    Exhibit("fig8", "Figure 8: losses", _stages(LOSSES), _fig8),
-    Exhibit("fig9", "Figure 9: windows, by task", _stages(SWEEPS["n_windows"]), _fig9),
+    Exhibit("fig8", "Figure 8: losses", after_training(LOSSES), _fig8),
+    Exhibit("fig9", "Figure 9: windows, by task", after_training(SWEEPS["n_windows"]), _fig9),
     Exhibit("fig10", "Figure 10: labels by task", searches, _fig10),
     Exhibit("fig11", "Figure 11: usage of each block", after_routers(in_domain), _fig11),
 )

@@ -13,6 +13,7 @@ from drllm.core.text import cost_lines, type_name
 from drllm.reporting.parts import Bullets, Commands, Folded, Heading, Paragraph, Part, Table
 from drllm.runs.layout import PAGE_FILE
 from drllm.tasks import boxed_matches, get_task, load_task
+from drllm_research.paper.ablations import ABLATIONS
 from drllm_research.paper.by_readers import by_readers
 from drllm_research.paper.claims import WORDS, Claim
 from drllm_research.paper.exhibits import Exhibit, in_domain
@@ -23,7 +24,7 @@ from drllm_research.paper.speed import LATENCY
 from drllm_research.paper.stages import Bench, Evaluate, Stage
 from drllm_research.paper.tables import TABLES
 
-EXHIBITS: dict[str, Exhibit] = {exhibit.name: exhibit for exhibit in (*TABLES, *FIGURES, LATENCY)}
+EXHIBITS: dict[str, Exhibit] = {exhibit.name: exhibit for exhibit in (*TABLES, *FIGURES, LATENCY, *ABLATIONS)}
 ALL = "all"
 JUDGED = (
     "Claims are judged by the mean over tasks, each of which weighs the same, as the paper averages benchmarks; the row `all` of a table "

@@ -50,7 +50,7 @@ class SearchConfig(Options):
     max_skip_run: int = option(2, "longest run of consecutive blocks one edit skips (section 4: 2)", ge=1)
     max_passes_ratio: float = option(2.0, "longest path, in multiples of the number of blocks (section 4: 2)", ge=1, le=2)
     max_loop_span: int = option(
-        0, "preset default: longest span of blocks one edit runs once more, after its last; 0: none", ge=0, later=True
+        0, "longest span of blocks one edit runs once more, after its last; 0: none, as in the paper", ge=0, later=True
     )
     loop_strength: float = option(1.0, "how far the states go when a span runs once more: h + s (F(h) - h)", gt=0, le=1, later=True)
     widening: float = option(2.0, "children a node may have per square root of visits; without it 50 simulations stay at the root", gt=0)
@@ -79,10 +79,6 @@ class SearchConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_loop_span and self.preset == "paper":
-            raise InputError(
-                f"SearchConfig.max_loop_span is {self.max_loop_span} with preset paper, which has no loops: use preset default"
-            )
         if self.loop_strength != 1 and not self.max_loop_span:
             raise InputError(f"SearchConfig.loop_strength is {self.loop_strength:g} and max_loop_span 0, so there is no loop: set both")
 
@@ -186,6 +182,7 @@ class RoutersConfig(Options):
     held_out: int = option(
         10, "fit records a task held back to report F1 on, at most half of them (the authors: 10); never trained on", ge=0
     )
+    teacher_forcing: bool = option(True, "preset paper: states follow the kept path (section 5); without it, the base's")
     seed: int = option(0, "seed of initial weights and batch order")
 
     def __post_init__(self) -> None:

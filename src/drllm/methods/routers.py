@@ -58,8 +58,11 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig,
         why = "no question was answered rightly on any path"
         raise ArtifactError(f"the search kept no route ({why}): search more questions or another task")
     prompt_format = training_data.prompt_format
-    features = _features(routed, training_data, kept, config.n_windows, along_base=is_soft)
+    along = "base" if is_soft else "kept" if config.teacher_forcing else "unforced"
+    features = _features(routed, training_data, kept, config.n_windows, along)
     targets = None
+    if not is_soft:
+        features = dataclasses.replace(features, labels=torch.tensor([tuple(record.chosen or ()) for _, record in kept]))
     if is_soft:
         spread = training_data.margin_spread
         targets = torch.tensor(np.array([soft_target(record, config.temperature * spread[record.task]) for _, record in kept]))
@@ -88,21 +91,24 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig,
 
 def kept_features(routed: RoutedModel, training_data: TrainingData, n_windows: int) -> Features:
     """The pooled states of every fit question along its kept path: what preset paper learns from."""
-    return _features(routed, training_data, kept_paths(training_data), n_windows, along_base=False)
+    return _features(routed, training_data, kept_paths(training_data), n_windows, "kept")
 
 
 def _features(
-    routed: RoutedModel, training_data: TrainingData, kept: list[tuple[Any, RouteRecord]], n_windows: int, along_base: bool
+    routed: RoutedModel, training_data: TrainingData, kept: list[tuple[Any, RouteRecord]], n_windows: int, along: str
 ) -> Features:
-    """Read back, or extracted and saved: routers of another width or loss learn from the same states."""
+    """Read back, or extracted and saved: routers of another width or loss learn from the same states.
+
+    `along`: the "kept" path, or the base's, of the questions that preset default learns from ("base") or preset paper ("unforced").
+    """
     from drllm.methods.training.features import Features, extract_features, kept_tensors
 
     def extract() -> dict[str, Tensor]:
-        labels = [Route.full(routed.n_layers) if along_base else record.chosen or record.routes[0] for _, record in kept]
+        labels = [record.chosen or record.routes[0] if along == "kept" else Route.full(routed.n_layers) for _, record in kept]
         prompts = [question.context_ids for question, _ in kept]
         return vars(extract_features(routed, prompts, labels, n_windows, training_data.max_step_tokens))
 
-    cache = RunFolder(training_data.run).features / f"{'base' if along_base else 'kept'}-{n_windows}.safetensors"
+    cache = RunFolder(training_data.run).features / f"{along}-{n_windows}.safetensors"
     key = f"{training_data.key}:{n_windows}:{routed.model.dtype}"
     return Features(*kept_tensors(cache, key, ("pooled", "valid", "labels"), extract))
 
