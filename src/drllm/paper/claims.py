@@ -10,8 +10,8 @@ from drllm.core.route import Route
 from drllm.core.text import p_value, points
 from drllm.paper.published import PAPER
 from drllm.paper.stages import ROUTERS, Bench, Evaluate
+from drllm.runs.answers import read_answers
 from drllm.runs.summary import Summary, SummaryRow, mean_over_tasks
-from drllm.runs.verdicts import read_verdicts
 from drllm.stats.paired import decided, holm
 
 FEW = 50  # questions of a task
@@ -22,7 +22,7 @@ OURS = "drllm asks"
 def answers(bench: Bench, stage: Evaluate, method: str, task: str) -> list[dict[str, Any]]:
     """The verdict and route of every question."""
     summary = bench.run(stage)
-    return read_verdicts(bench.setup.run.verdicts(summary.split, method, task)).rows
+    return read_answers(bench.setup.run.answers(summary.split))[method, task].rows
 
 
 def pooled(summary: Summary, method: str) -> SummaryRow:

@@ -19,11 +19,11 @@ from drllm.model.cache import PrefilledCache
 from drllm.model.generation import GreedyChoice
 from drllm.model.prompts import CHAT, RAW, check_context, encode_prompts
 from drllm.model.routed import RoutedModel
+from drllm.runs.store import Verdict
 from drllm.scoring.base import ModelScorer, Question
 from drllm.scoring.box import BoxBound
 from drllm.scoring.route_prediction import prompt_inputs
 from drllm.scoring.trie import Node
-from drllm.scoring.verdict import Verdict
 from drllm.tasks import Example, Task, f1_score
 
 # The authors' of the first two: ample for a letter, short for a derivation. Answers out of SQuAD's passages rarely have more words.
