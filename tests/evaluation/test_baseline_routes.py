@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from drllm.evaluation.answers import baseline_routes, scattered
 
 from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.evaluation import answers
-from drllm.evaluation.answers import baseline_routes, scattered
 
 
 def kinds(route: Route) -> tuple:

@@ -13,6 +13,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from drllm.runs.verdicts import read_verdicts
 
 import drllm.methods.base as registry
 from drllm import ArtifactError, InputError, Route, RoutedModel, evaluate, search, train
@@ -46,7 +47,6 @@ from drllm.policies.policy import policy_class
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.runs.merge import merge_records, record_groups
 from drllm.runs.records import RouteRecord, read_records, read_shard, write_shard
-from drllm.runs.verdicts import read_verdicts
 from drllm.scoring.route_prediction import decide_routes, read_prompts
 from drllm.searching.prior import sweep_routes
 from drllm.stats.guarantee import Guarantee

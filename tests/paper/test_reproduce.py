@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from drllm.runs.verdicts import read_verdicts
 from scipy import stats
 
 import drllm.evaluation.clock
@@ -42,7 +43,6 @@ from drllm.reporting.parts import Paragraph
 from drllm.reporting.report import report
 from drllm.runs.names import check_methods, owner_of
 from drllm.runs.records import read_records
-from drllm.runs.verdicts import read_verdicts
 from drllm.tasks import grading
 from runs import L, folder_bytes, model, questions, write_rows
 

@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("plotly")
 
+from drllm.runs.verdicts import read_verdicts, write_verdicts
 from test_report import LOOPING, write_evaluation, write_search
 from test_report import run as run
 from test_report_scale import FULL_TASKS
@@ -29,7 +30,6 @@ from drllm.reporting.figures import pareto_front
 from drllm.reporting.page import to_html
 from drllm.reporting.parts import Heading, Paragraph, RouteBrowser, Table
 from drllm.runs.records import read_records, write_shard
-from drllm.runs.verdicts import read_verdicts, write_verdicts
 from drllm.tasks import load_task, texts_digest
 from pages import look_at, needs_chromium
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from drllm.evaluation.answers import Request, answer
 
 from drllm import ArtifactError, EvaluateConfig, InputError, Route
 from drllm.core import text
 from drllm.core.files import write_json, write_text
-from drllm.evaluation.answers import Request, answer
 from drllm.reporting import drawing, report
 from drllm.reporting import summary_table as table
 from drllm.reporting.chart import Chart, Heat

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from drllm.evaluation.answers import baseline_routes
 
 from drllm import EvaluateConfig, Route, RoutedModel, SearchConfig, evaluate, search, train
 from drllm.core.errors import ArtifactError, DrllmError
-from drllm.evaluation.answers import baseline_routes
 from drllm.methods.static import StaticConfig
 from drllm.methods.training import features as feature_files
 from drllm.policies.routers import RouterConfig, Routers

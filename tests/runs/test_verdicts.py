@@ -8,9 +8,9 @@ import math
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from drllm.runs.verdicts import Verdicts, find_verdicts, read_verdicts, write_verdicts
 
 from drllm.core.errors import ArtifactError
-from drllm.runs.verdicts import Verdicts, find_verdicts, read_verdicts, write_verdicts
 
 FOUND = Verdicts(
     ids=["a", "b"],

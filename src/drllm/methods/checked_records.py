@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from drllm.core.errors import ArtifactError
-from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
 from drllm.runs.manifest import Manifest, data_of
-from drllm.runs.records import RouteRecord, listed_records, read_records, store_of
+from drllm.runs.records import RouteRecord, read_matrix, read_records
 from drllm.scoring.scorer import Scorer, questions_digest, scorer_of
 from drllm.tasks import load_task
 
@@ -53,11 +52,7 @@ def checked_records(routed: RoutedModel, folder: Path, manifest: Manifest) -> di
     if manifest.fingerprint != weights:
         made_with = f"{manifest.model} (weights {manifest.fingerprint}), this model has weights {weights}"
         raise ArtifactError(f"the records in {folder} were made with {made_with}: train on the model that was searched")
-    if manifest.paths is None:
-        found = read_records(folder)
-    else:
-        routes = [Route.parse(text, routed.n_layers) for text in manifest.paths]
-        found = listed_records(store_of(folder), manifest.under, manifest.counts, manifest.questions_asked, routes)
+    found = read_records(folder) if manifest.paths is None else read_matrix(folder, manifest)
     records = {record.id: record for record in found}
     if other := next((record for record in found if record.fingerprint != weights), None):
         raise ArtifactError(f"{folder} holds records of another model (question {other.id!r}, weights {other.fingerprint}): search again")

@@ -6,7 +6,7 @@ inside, so the same search writes the same bytes.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ import pyarrow as pa
 from drllm.core.errors import ArtifactError, InputError, first_line
 from drllm.core.route import Route
 from drllm.runs.layout import RunFolder
+from drllm.runs.manifest import Manifest
 from drllm.runs.shards import Shards
 from drllm.runs.shards import read_shard as read_table
 from drllm.runs.store import Asked, Conditions, Found, Store, Verdict
@@ -204,20 +205,20 @@ def store_of(task_folder: Path) -> Store:
     return Store(RunFolder(task_folder.resolve().parents[1]).verdicts)
 
 
-def listed_records(store: Store, conditions: Conditions, counts: str, asked: Iterable[Asked], routes: Sequence[Route]) -> list[RouteRecord]:
-    """Records of questions that were asked along given routes, the base first: of those whose routes have all been answered.
+def read_matrix(folder: Path, manifest: Manifest) -> list[RouteRecord]:
+    """Records of a task's questions along its listed routes, the base first: of those whose routes have all been answered.
 
     The shortest right route is the one kept; of equals that of the larger margin, then the first.
     """
-    questions = list(asked)
-    found, records = store.find(conditions, [one.question for one in questions], counts), []
-    for one in questions:
+    asked, routes = manifest.questions_asked, tuple(map(Route.parse, manifest.paths or ()))
+    found, records = store_of(folder).find(manifest.under, [one.question for one in asked], manifest.counts), []
+    for one in asked:
         verdicts = found[one.question]
         if all(route in verdicts for route in routes):
             right = [route for route in routes if verdicts[route].correct]
             chosen = min(right, key=lambda route: (route.n_passes, -_or_least(verdicts[route].margin)), default=None)
             checks = (Check(routes[0], FINITE, False, verdicts[routes[0]].margin),) if verdicts[routes[0]].broken else ()
-            records.append(RouteRecord(one, conditions, counts, 0, chosen, tuple(routes), verdicts, (), checks))
+            records.append(RouteRecord(one, manifest.under, manifest.counts, 0, chosen, routes, verdicts, (), checks))
     return records
 
 

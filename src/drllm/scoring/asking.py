@@ -192,7 +192,7 @@ class _Stream:
                 return
             for handle, route, verdict in self.scorer.collect():
                 self._take(handle, running[handle], route, verdict)
-            tell(Judged(sum(len(inquiry.verdicts) for inquiry in running.values()), len(running) * self.job.most_routes))
+            tell(Judged(sum(len(inquiry.new) for inquiry in running.values()), len(running) * self.job.most_routes))
             for index in [index for index, handles in members.items() if all(running[handle].done for handle in handles)]:
                 handles = members.pop(index)
                 inquiries = [running.pop(handle) for handle in handles]
