@@ -41,24 +41,26 @@ def record(
     base: float = 0.0,
     others: tuple[float, ...] = (1.0,),
     split: str = "fit",
-    conditions: Conditions = CONDITIONS,
+    fingerprint: str = "f00d",
+    reward: str = "loglik",
+    routes: Sequence[Route] = (),
     verdicts: dict[Route, Verdict] | None = None,
     **changes: Any,
 ) -> RouteRecord:
     """A record whose last right route is chosen; `changes` replace any other field, `verdicts` are added."""
     rewards = (base, *others)
-    routes = ROUTES[: len(rewards)]
+    routes, conditions = tuple(routes) or ROUTES[: len(rewards)], replace(CONDITIONS, weights=fingerprint, reward=reward)
     chosen = next((route for route, reward in zip(routes[::-1], rewards[::-1], strict=True) if reward == 1.0), None)
     found = {route: verdict(reward == 1.0, reward - 0.3) for route, reward in zip(routes, rewards, strict=True)} | (verdicts or {})
     asked = Asked(task, split, name, f"{task}:{name}")
     return replace(RouteRecord(asked, conditions, "acc_norm", 5, chosen, routes, found), **changes)
 
 
-def full_record(name: str = "q1", **changes: Any) -> RouteRecord:
+def full_record(name: str = "q1", verdicts: dict[Route, Verdict] | None = None, **changes: Any) -> RouteRecord:
     """A record with a control, checks, and margins that do not exist."""
     return record(
         name=name,
-        verdicts={ROUTES[3]: verdict(False, -2.5), ROUTES[2]: verdict(True)},
+        verdicts={ROUTES[3]: verdict(False, -2.5), ROUTES[2]: verdict(True)} | (verdicts or {}),
         control_routes=(ROUTES[3], ROUTES[2]),
         checks=(Check(ROUTES[0], "fp32:acc", True, 0.25), Check(ROUTES[1], "template:acc", False, math.nan)),
         **changes,

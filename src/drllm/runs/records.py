@@ -256,4 +256,5 @@ def _record(row: dict[str, Any]) -> RouteRecord:
         for check in row["checks"]
     )
     conditions, counts = row["under"]
-    return RouteRecord(asked, conditions, counts, row["seed"], chosen, routes, row["verdicts"], control, checks)
+    verdicts = {route: row["verdicts"][route] for route in (*routes, *control) if route in row["verdicts"]}
+    return RouteRecord(asked, conditions, counts, row["seed"], chosen, routes, verdicts, control, checks)
