@@ -100,7 +100,7 @@ def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     """Verdicts of every trained policy and its baselines on one split; on test, of each policy once."""
     from drllm import Route
     from drllm.core.files import write_json
-    from drllm.evaluation.answers import baseline_routes
+    from drllm.evaluation.baselines import baseline_routes
     from drllm.policies.oracle import Oracle
 
     asked = questions_of(routed, arguments, setting, arguments.limit)
@@ -180,7 +180,7 @@ def read_before(path: Path, policy_digest: str) -> bool:
 
 def dealt_within(routes: Sequence[Any], tasks: Sequence[str], seed: int) -> list[Any]:
     """A method's own routes, dealt to other prompts of the same task."""
-    from drllm.evaluation.answers import baseline_routes
+    from drllm.evaluation.baselines import baseline_routes
 
     dealt, names = list(routes), np.array(tasks)
     for task in dict.fromkeys(tasks):

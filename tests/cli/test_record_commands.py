@@ -44,7 +44,10 @@ MISTAKES = {
     "nothing like an action": (["xyzzy", "{a}"], "choose from info, merge, export"),
     "no folder": (["info"], "no folder: write `drllm records info FOLDER`"),
     "unknown flag": (["info", "{a}", "--outt", "x"], "unknown flag --outt; did you mean '--out'?"),
-    "filtered merge": (["merge", "{a}", "--out", "{tmp}/x", "--task", "piqa"], "--task picks rows to show or export: leave it out of merge"),
+    "filtered merge": (
+        ["merge", "{a}", "--out", "{tmp}/x", "--task", "piqa"],
+        "--task picks rows to show or export: leave it",
+    ),
     "info with out": (["info", "{a}", "--out", "{tmp}/x"], "info only prints: leave --out out of it"),
     "export of two": (["export", "{a}", "{b}", "--out", "{tmp}/x.csv"], "export takes one folder, got 2: merge them first"),
     "merge without out": (["merge", "{a}", "{b}"], "--out is missing"),

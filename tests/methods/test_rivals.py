@@ -28,6 +28,7 @@ from drllm.runs.load import read_summary
 from drllm.scoring.loglik import LoglikScorer
 from drllm.tasks import get_task, load_task
 from runs import EVALUATE, SEARCH, TASK, L, model, questions, write_rows
+from scored import score_policy
 
 pytestmark = pytest.mark.long
 
@@ -161,7 +162,7 @@ def test_scores_are_those_of_plain_forwards(tiny):
     packed, apart = (LoglikScorer(tiny, 300, packed=how) for how in (True, False))
     examples = load_examples(tiny)
     answers = [
-        scorer.score_policy([scorer.question(get_task(TASK), example) for example in examples], policy) for scorer in (packed, apart)
+        score_policy(scorer, [scorer.question(get_task(TASK), example) for example in examples], policy) for scorer in (packed, apart)
     ]
     for one, other in zip(*(verdicts for verdicts, _ in answers), strict=True):
         assert one.margin == pytest.approx(other.margin, abs=1e-3)
@@ -233,8 +234,8 @@ def test_the_oracle_by_hand(tiny, data):
     loaded = load_task(TASK, data)
     asked = [scorer.question(loaded.task, example) for example in loaded.examples["fit"][:20]]
     verdicts, routes = Oracle(ROUTES).answer(scorer, asked)
-    base = scorer.score_policy(asked, None)[0]
-    each = [scorer.score_policy(asked, RoutePolicy(route))[0] for route in ROUTES]
+    base = score_policy(scorer, asked, None)[0]
+    each = [score_policy(scorer, asked, RoutePolicy(route))[0] for route in ROUTES]
     for place, (verdict, route) in enumerate(zip(verdicts, routes, strict=True)):
         right = [other for other, found in zip(ROUTES, each, strict=True) if found[place].correct]
         assert verdict.correct == (base[place].correct or bool(right))
