@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from drllm.runs.merge import record_groups
-from drllm.runs.records import RouteRecord
+from drllm.runs.manifest import path_manifests
+from drllm.runs.records import RouteRecord, read_matrix
 from drllm.stats.paired import paired_bootstrap
 
 
@@ -60,9 +60,9 @@ def show(title: str, records: list[RouteRecord]) -> None:
 def main() -> None:
     """Print the statistics of each task, and of all."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("source", type=Path, help="a run folder of `search --paths`, or a file of `records export`")
-    groups = record_groups(parser.parse_args().source)
-    records = [record for group in groups.values() for record in group]
+    parser.add_argument("source", type=Path, help="a run folder of `search --paths`")
+    manifests = path_manifests(parser.parse_args().source)
+    records = [record for folder, manifest in manifests.items() for record in read_matrix(folder, manifest)]
     tasks = sorted({record.task for record in records})
     for task in tasks:
         show(task, [record for record in records if record.task == task])

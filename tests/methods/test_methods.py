@@ -56,6 +56,8 @@ from drllm.scoring.route_prediction import decide_routes, read_prompts
 from drllm.searching.prior import sweep_routes
 from drllm.stats.guarantee import Guarantee
 from drllm.tasks import load_task
+from record_factory import record as made_record
+from record_factory import verdict
 from runs import EVALUATE, SEARCH, TASK, TRAIN, L, model, questions, write_rows
 
 pytestmark = pytest.mark.long
@@ -898,23 +900,9 @@ def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, da
 
 
 def record(routes: list[str], margins: list[float]) -> RouteRecord:
-    right = [margin > 0 for margin in margins]
-    return RouteRecord(
-        TASK,
-        "q",
-        4,
-        right[0],
-        margins[0],
-        Route.parse(routes[0]),
-        tuple(map(Route.parse, routes)),
-        tuple(map(float, right)),
-        tuple(margins),
-        tuple(right),
-        tuple(right),
-        0,
-        "f",
-        "loglik",
-    )
+    """One whose routes are right where their margins are above 0, or none."""
+    found = {Route.parse(text): verdict(not margin <= 0, margin) for text, margin in zip(routes, margins, strict=True)}
+    return made_record(routes=tuple(found), verdicts=found, chosen=Route.parse(routes[0]))
 
 
 def test_soft_targets_by_hand():
@@ -924,7 +912,7 @@ def test_soft_targets_by_hand():
     assert target[1] == pytest.approx([1 - low, low, 0], abs=1e-6)
     assert target[2] == pytest.approx([0, 1, 0])
     assert target.sum(1) == pytest.approx(np.ones(4))
-    no_margins = soft_target(dataclasses.replace(record(["1111", "1011"], [1.0, 1.0]), margins=(np.nan, np.nan)), 0.5)
+    no_margins = soft_target(record(["1111", "1011"], [np.nan, np.nan]), 0.5)
     assert no_margins[1] == pytest.approx([0.5, 0.5, 0])
 
 

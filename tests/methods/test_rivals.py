@@ -161,9 +161,7 @@ def test_scores_are_those_of_plain_forwards(tiny):
     policy = random_gates(FlexiDepth, tiny, 1)
     packed, apart = (LoglikScorer(tiny, 300, packed=how) for how in (True, False))
     examples = load_examples(tiny)
-    answers = [
-        score_policy(scorer, [scorer.question(get_task(TASK), example) for example in examples], policy) for scorer in (packed, apart)
-    ]
+    answers = [policy.answer(scorer, [scorer.question(get_task(TASK), example) for example in examples]) for scorer in (packed, apart)]
     for one, other in zip(*(verdicts for verdicts, _ in answers), strict=True):
         assert one.margin == pytest.approx(other.margin, abs=1e-3)
     assert all(1 < depth.n_passes < L and not depth.is_full for depth in answers[0][1])

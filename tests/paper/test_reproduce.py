@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from drllm.runs.verdicts import read_verdicts
 from scipy import stats
 
 import drllm.evaluation.clock
@@ -41,6 +40,7 @@ from drllm.paper.tables import BUDGET, BUDGETED
 from drllm.policies.saved_config import policy_digest
 from drllm.reporting.parts import Paragraph
 from drllm.reporting.report import report
+from drllm.runs.answers import Answers, read_answers
 from drllm.runs.names import check_methods, owner_of
 from drllm.runs.records import read_records
 from drllm.tasks import grading
@@ -148,23 +148,28 @@ def test_claims_stand_together_with_their_commands(bench, page):
         assert command in told
 
 
+def answers_of(bench: Bench, split: str) -> dict[tuple[str, str], Answers]:
+    """By method and task."""
+    return read_answers(bench.setup.run.answers(split))
+
+
 def test_figures_are_those_of_the_files(bench, page):
     text = section(page, EXHIBITS["table3"].title)
     for task in LEARNED:
-        rows = read_verdicts(bench.setup.out / "evaluate" / f"tune-first-{bench.setup.n_compared()}" / "routers" / f"{task}.parquet").rows
+        rows = answers_of(bench, f"tune-first-{bench.setup.n_compared()}")["routers", task].rows
         accuracy = 100 * sum(row["correct"] for row in rows) / len(rows)
         passes = sum(row["n_passes"] for row in rows) / len(rows)
         assert re.search(rf"\| {task} \| routers \| {accuracy:.1f} .*\| {passes:.2f} of {L} \|", text)
     records = [record for task in LEARNED for record in read_records(bench.setup.out / "search" / task)]
     assert f"| questions visited | {len(records)} | 24,330 |" in section(page, EXHIBITS["table2"].title)
     passes = [list(map(float, row[2:3])) for row in rows_of(bench.folder / "all" / "usage_by_block.csv") if row[0] == "arc_easy"]
-    routes = [Route.parse(row["route"]) for row in read_verdicts(bench.setup.out / "evaluate/tune-first-20/routers/arc_easy.parquet").rows]
+    routes = [Route.parse(row["route"]) for row in answers_of(bench, "tune-first-20")["routers", "arc_easy"].rows]
     assert [value for (value,) in passes] == pytest.approx([sum(route[block] for route in routes) / len(routes) for block in range(L)])
 
 
 def test_answers_out_of_passages_have_exact_match_and_f1(bench, page):
     """Of all, of those with an answer and of those without, by hand from the file of verdicts."""
-    verdicts = read_verdicts(bench.setup.out / f"evaluate/tune-first-{bench.setup.n_compared()}/routers/{PASSAGES}.parquet")
+    verdicts = answers_of(bench, f"tune-first-{bench.setup.n_compared()}")["routers", PASSAGES]
     assert len(verdicts.f1) == len(verdicts.ids) > 5
     has_answer = [(int(name.rpartition("-")[2]) - 1) % 3 != 0 for name in verdicts.ids]
     cells = ["", ""]
@@ -173,7 +178,7 @@ def test_answers_out_of_passages_have_exact_match_and_f1(bench, page):
         exact, f1 = (100 * sum(float(column[at]) for at in chosen) / len(chosen) for column in (verdicts.correct, verdicts.f1))
         cells += [str(len(chosen)), f"{exact:.1f}", f"{f1:.1f}"]
     assert f"| {PASSAGES} | routers | {' | '.join(cells[2:-1])} |" in section(page, EXHIBITS["table4"].title)
-    assert not read_verdicts(bench.setup.out / f"evaluate/tune-first-{bench.setup.n_compared()}/routers/{OUTSIDE}.parquet").f1
+    assert not answers_of(bench, f"tune-first-{bench.setup.n_compared()}")["routers", OUTSIDE].f1
 
 
 def rows_of(path: Path) -> list[list[str]]:
@@ -579,18 +584,6 @@ def test_mathematics_without_math_verify_is_refused_before_anything_is_searched(
         reproduce(Bench(tiny, setup), wanted_exhibits(["table2"]))
     grading._checker.cache_clear()
     assert not (tmp_path / "search").exists()
-
-
-def test_verdict_files_say_what_they_can_be_compared_with(bench):
-    split = bench.run(in_domain(bench.setup)).split
-    files = {
-        name: read_verdicts(bench.setup.out / "evaluate" / split / name / f"{LEARNED[0]}.parquet")
-        for name in ("base", "routers", "shuffled")
-    }
-    assert len({file.metadata["comparable"] for file in files.values()}) == 1
-    assert files["routers"].metadata["policy"] == policy_digest(bench.setup.out / "routers")
-    other = read_verdicts(bench.setup.out / "evaluate" / split / "base" / f"{LEARNED[1]}.parquet")
-    assert other.metadata["comparable"] != files["base"].metadata["comparable"], "other questions"
 
 
 def test_fewer_passes_are_told_without_tasks_of_few_questions_too(monkeypatch):
