@@ -241,7 +241,7 @@ def test_figures_are_valid_plotly_and_hold_the_numbers_of_the_csv(asked: Path):
 
     text = report.report(asked).read_text()
     plots = [json.loads(found) for found in re.findall(r'<script type="application/json" id="[^"]+">(.*?)</script>', text)]
-    assert len(plots) == 5
+    assert len(plots) == 4
     for plot in plots:
         Figure(plot)  # refuses an unknown trace or a wrong value
         assert all(axis["title"]["text"] for name, axis in plot["layout"].items() if name.startswith("xaxis"))
