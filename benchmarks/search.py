@@ -246,13 +246,14 @@ def naive(model: Any, scorer: Any, question: Any, route: Route) -> tuple[bool, s
             return loglik_verdict(base_logliks(bare, question.sequences, scorer.packed), question, scorer.metric).correct, None
         tokens, cache, choose = list(question.context_ids), DynamicCache(), GreedyChoice(model)
         fed = torch.tensor([tokens])
-        for _ in range(scorer.max_new_tokens):
-            tokens += choose([tokens], model(fed, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1])
+        for n_new in range(scorer.max_new_tokens):
+            tokens += choose([tokens], model(fed, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1], [n_new])
             if tokens[-1] in choose.end_ids:
                 break
             fed = torch.tensor([tokens[-1:]])
         text = scorer.routed.tokenizer.decode(tokens[len(question.context_ids) :], skip_special_tokens=True)
-        return question.task.grade(question.example, text, scorer.reward), text
+        reading = question.task.read(question.example, text, scorer.reward)
+        return (reading.strict if scorer.reader == "strict" else reading.lenient), text
     finally:
         inner.layers, inner.config.num_hidden_layers = blocks, len(blocks)
 

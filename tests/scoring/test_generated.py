@@ -24,11 +24,13 @@ from drllm.scoring import generated
 from drllm.scoring.generated import GeneratedScorer
 from drllm.scoring.trie import Node, bytes_of
 from drllm.tasks import Example, f1_score, get_task
+from drllm.tasks.wording import WORDINGS
 from rote import by_rote, rote_example
 from scored import score_policy
 
 pytestmark = pytest.mark.long
 
+OURS = WORDINGS["ours"]
 L = families.N_BLOCKS
 ARC, GSM = get_task("arc_easy"), get_task("gsm8k")
 FAMILIES = ["llama", "gpt2", "opt", "gemma2", "mistral-sliding", "mixtral"]
@@ -61,6 +63,10 @@ def answering(family: str) -> RoutedModel:
     return RoutedModel.wrap(base, tokenizer)
 
 
+def asked(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
 def mixed_pairs(n: int, seed: int = 0) -> list[tuple[int, Route]]:
     rng = random.Random(seed)
     return [(rng.randrange(len(EXAMPLES)), Route([rng.choice((0, 1, 1, 2)) for _ in range(L)])) for _ in range(n)]
@@ -74,7 +80,7 @@ def texts_of(routed: RoutedModel, pairs: list[tuple[int, Route]], n_new: int = 1
 
 def alone(routed: RoutedModel, example: Example, route: Route, n_new: int = 10) -> str:
     """The whole answer to one prompt in a batch of its own."""
-    return routed.generate([ARC.letter_messages(example)], policy=route, max_new_tokens=n_new, do_sample=False)[0].text or ""
+    return routed.generate([asked(ARC.letter_prompt(example, OURS))], policy=route, max_new_tokens=n_new, do_sample=False)[0].text or ""
 
 
 # --- the answers ------------------------------------------------------------------------------------------------------------------------
@@ -92,8 +98,9 @@ def test_letters_are_settled_by_the_beginning_of_what_each_prompt_generates(fami
         whole = alone(routed, EXAMPLES[index], route)
         assert verdict.text is not None
         assert whole.startswith(verdict.text)
-        assert verdict.correct == ARC.grade(EXAMPLES[index], whole, "letter")
+        assert verdict.correct == ARC.read(EXAMPLES[index], whole, "letter").lenient
         assert verdict.text == whole or ARC.settled(verdict.text, "letter")
+        assert (verdict.strict, verdict.lenient, verdict.form) == ARC.read(EXAMPLES[index], whole, "letter")
         assert math.isnan(verdict.margin)
         assert (verdict.acc, verdict.broken) == (None, False)
         n_cut += verdict.text != whole
@@ -115,11 +122,10 @@ def test_boxed_answers_are_those_of_each_prompt_alone(family):
     routed = RoutedModel.wrap(families.build(family, vocab_size=300), byte_tokenizer())
     routed.model.generation_config.eos_token_id = None
     scorer = GeneratedScorer(routed, "boxed", 256, max_new_tokens=8)
-    scorer._to_a_box = lambda *_: 0  # eight letters are no box, so each answer would end at once
     scorer.load([scorer.question(GSM, example) for example in SUMS])
     pairs = [(index, route) for index in range(len(SUMS)) for route in (ROUTES[index], ROUTES[index + 5], ROUTES[9])]
     for (index, route), verdict in zip(pairs, scorer.score(pairs), strict=True):
-        (output,) = routed.generate([GSM.math_messages(SUMS[index])], policy=route, max_new_tokens=8, do_sample=False)
+        (output,) = routed.generate([asked(GSM.boxed_prompt(SUMS[index], OURS))], policy=route, max_new_tokens=8, do_sample=False)
         assert output.n_new_tokens == 8
         assert verdict.text == output.text, route
         assert not verdict.correct
@@ -140,7 +146,7 @@ def test_answers_out_of_passages_end_with_their_line_and_are_counted():
         assert verdict.text is not None
         assert whole.startswith(verdict.text)
         assert verdict.text == whole or verdict.text.count("\n") == 1
-        assert verdict.correct == task.grade(examples[index], whole, "exact")
+        assert verdict.correct == task.read(examples[index], whole, "exact").strict
         assert verdict.f1 == f1_score(whole, examples[index].choices)
         lines.add(verdict.text)
     assert len(lines) > 5
@@ -159,7 +165,7 @@ def test_base_models_without_a_template_get_the_text_of_the_messages(family):
         verdicts, routes = score_policy(scorer, questions, GivenRoutes(ROUTES[:4]))
         assert routes == ROUTES[:4]
         for example, route, verdict in zip(EXAMPLES, routes, verdicts, strict=True):
-            prompt = ARC.letter_messages(example)[0]["content"] + "\n\n"
+            prompt = ARC.letter_prompt(example, OURS) + "\n\n"
             whole = routed.generate([prompt], policy=route, max_new_tokens=6, do_sample=False)[0].text or ""
             assert whole.startswith(str(verdict.text))
         assert score_policy(scorer, questions, None)[0] == score_policy(scorer, questions, RoutePolicy(ROUTES[0]))[0]
@@ -178,7 +184,7 @@ def test_generated_verdicts_are_those_of_the_right_question():
     scorer.load([scorer.question(ARC, example) for example in examples])
     order = [4, 3, 0, 2, 1, 3]
     verdicts = scorer.score([(index, ROUTES[place]) for place, index in enumerate(order)])
-    assert [verdict.text for verdict in verdicts] == ["B", "D\n", "A. ", "Cuvuvu", "B", "D\n"]
+    assert [verdict.text for verdict in verdicts] == ["B", "D\nv", "A. v", "Cuvuvu", "B", "D\nv"]
     assert [verdict.correct for verdict in verdicts] == [False, True, True, False, True, True]
 
 
@@ -190,7 +196,7 @@ def test_half_a_character_settles_nothing():
     (verdict,), _ = score_policy(scorer, [scorer.question(ARC, example)], None)
     whole = alone(routed, example, ROUTES[0], n_new=5)
     assert whole == "E)٣ "
-    assert ARC.grade(example, whole, "letter") is False
+    assert ARC.read(example, whole, "letter").lenient is False
     assert (verdict.text, verdict.correct) == (whole, False)
 
 
@@ -211,29 +217,14 @@ def decode_sizes(routed: RoutedModel, run) -> list[int]:
 
 
 def test_answers_leave_the_batch_when_they_are_settled():
-    """Of ten answers two run on; the rest is done after one, two or three tokens, so the steps get narrower and end with the two."""
+    """Of ten answers two run on; the rest is done after two, three or four tokens, so the steps get narrower and end with the two."""
     scorer = GeneratedScorer(by_rote(), "letter", 600, max_new_tokens=8)
     examples = [rote_example(first, 0, str(place)) for place, first in enumerate("1231423442")]
     scorer.load([scorer.question(ARC, example) for example in examples])
     pairs = [(index, ROUTES[index]) for index in range(10)]
     sizes = decode_sizes(by_rote(), lambda: scorer.score(pairs))
-    # First tokens come from the prefill. Second: all ten. "B" has ended then, "D\n" is settled: 4 of 10 are left. "A. " takes one more.
-    assert sizes == [10, 4, 2, 2, 2, 2, 2]
-
-
-def test_boxed_answers_leave_when_no_box_can_be_closed_any_more():
-    r"""`\boxed{5}` takes nine letters: of twelve tokens, three may say something else; what has begun a box goes on."""
-    routed = RoutedModel.wrap(families.build("llama", vocab_size=300), byte_tokenizer())
-    routed.model.generation_config.eos_token_id = None
-    scorer = GeneratedScorer(routed, "boxed", 256, max_new_tokens=12)
-    scorer.load([scorer.question(GSM, example) for example in SUMS])
-    for index, route in ((0, ROUTES[0]), (1, ROUTES[3])):
-        (verdict,) = scorer.score([(index, route)])
-        (output,) = routed.generate([GSM.math_messages(SUMS[index])], policy=route, max_new_tokens=12, do_sample=False)
-        begun = routed.tokenizer.decode(output.token_ids[:4])
-        assert verdict.text == begun
-        assert not verdict.correct
-        assert not GSM.grade(SUMS[index], output.text or "", "boxed")
+    # First tokens come from the prefill. Second: all ten, then "B" has ended. Third: "D\nv" is settled. Fourth: "A. v" is.
+    assert sizes == [10, 7, 4, 2, 2, 2, 2]
 
 
 def test_one_new_token_needs_no_decoding():
@@ -447,7 +438,7 @@ def test_odd_questions_get_the_verdict_of_their_answer(example):
     whole = alone(routed, example, ROUTES[3])
     assert verdicts[0].text is not None
     assert whole.startswith(verdicts[0].text)
-    assert verdicts[0].correct == ARC.grade(example, whole, "letter")
+    assert verdicts[0].correct == ARC.read(example, whole, "letter").lenient
 
 
 REFUSED = {
@@ -493,3 +484,51 @@ def test_logits_that_are_not_numbers_are_marked_broken_and_spoil_no_other():
             assert (got.broken, got.correct) == (True, False)
         else:
             assert (got.text, got.correct, got.broken) == (expected.text, expected.correct, False)
+
+
+# --- wordings and readers -----------------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_may_not_end_before_the_wording_lets_it():
+    """By rote "B" ends at once; the authors' wordings ask for two tokens at least, so another one stands there."""
+    scorer = GeneratedScorer(by_rote(), "letter", 600, prompts="authors", to_the_end=True)
+    assert (scorer.wording, scorer.reader, scorer.max_new_tokens) == (WORDINGS["instruct"], "strict", 10)
+    example = rote_example("2", 1)
+    (verdict,), _ = scorer.score_policy([scorer.question(ARC, example)], None)
+    (output,) = by_rote().generate(
+        [asked(ARC.letter_prompt(example, WORDINGS["instruct"]))], max_new_tokens=10, min_new_tokens=2, do_sample=False
+    )
+    assert (verdict.text, verdict.n_new) == (output.text, output.n_new_tokens)
+    assert verdict.n_new > 2
+
+
+@pytest.mark.parametrize("prompts", ["ours", "instruct", "qwen", "base"])
+@pytest.mark.parametrize("reward", ["letter", "boxed"])
+def test_answers_followed_to_their_end_are_those_of_each_prompt_alone(prompts, reward):
+    """Text and number of tokens, by every wording; the verdict that counts is the reader's."""
+    routed, wording = answering("llama"), WORDINGS[prompts]
+    task, examples = (ARC, EXAMPLES) if reward == "letter" else (GSM, SUMS)
+    n_new, readers = wording.new_tokens[reward], ("strict", "lenient")
+    found = {}
+    for reader in readers:
+        scorer = GeneratedScorer(routed, reward, 600, prompts=prompts, reader=reader, to_the_end=True)
+        scorer.load([scorer.question(task, example) for example in examples])
+        found[reader] = scorer.score([(index, ROUTES[index + 1]) for index in range(len(examples))])
+    for index, (strict, lenient) in enumerate(zip(*found.values(), strict=True)):
+        ask = (task.letter_prompt if reward == "letter" else task.boxed_prompt)(examples[index], wording)
+        prompt = ask if wording.is_text else asked(ask)
+        (output,) = routed.generate(
+            [prompt], policy=ROUTES[index + 1], max_new_tokens=n_new, min_new_tokens=wording.min_new_tokens, do_sample=False
+        )
+        assert (strict.text, strict.n_new) == (output.text, output.n_new_tokens)
+        assert (strict.strict, strict.lenient, strict.form) == task.read(examples[index], output.text or "", reward, wording.opens_box)
+        assert (strict.correct, lenient.correct) == (strict.strict, strict.lenient)
+
+
+def test_searches_stop_reading_where_comparisons_go_on():
+    examples = [rote_example(first, 0) for first in "124"]
+    for to_the_end, lengths in ((True, [10, 2, 10]), (False, [0, 0, 0])):
+        scorer = GeneratedScorer(by_rote(), "letter", 600, to_the_end=to_the_end)
+        verdicts, _ = scorer.score_policy([scorer.question(ARC, example) for example in examples], None)
+        assert [verdict.n_new for verdict in verdicts] == lengths
+        assert [(verdict.strict, verdict.lenient) for verdict in verdicts] == [(False, True), (False, False), (False, False)]

@@ -4,14 +4,16 @@ import pytest
 
 from drllm.core.config import SearchConfig
 from drllm.core.route import Route
-from drllm.scoring.generated import DEFAULT_NEW_TOKENS
+from drllm.scoring.generated import NEW_TOKENS
 from drllm.searching.cost import PATH_COST, stages_of
 from drllm.tasks import Example, LoadedTask, get_task
+from drllm.tasks.wording import WORDINGS
 
 
 def test_every_reward_has_a_cost():
-    assert set(PATH_COST) == {"loglik", *DEFAULT_NEW_TOKENS}
-    assert all(PATH_COST[reward] > PATH_COST["loglik"] for reward in DEFAULT_NEW_TOKENS), "decoding comes on top"
+    generated = {*NEW_TOKENS, *WORDINGS["ours"].new_tokens}
+    assert set(PATH_COST) == {"loglik", *generated}
+    assert all(PATH_COST[reward] > PATH_COST["loglik"] for reward in generated), "decoding comes on top"
 
 
 @pytest.mark.parametrize(("reward", "decoded"), [("loglik", 0.0), ("letter", 0.15)])

@@ -290,8 +290,11 @@ def test_early_stop_by_example():
     assert count("margins", patience=100) == 41  # the budget holds all the same
     for kind in KINDS:
         assert count(kind, early_stop=False) == 41
-        assert count(kind, answer=lambda route: (True, 1.0)) == 41  # the base was right
+        right = count(kind, answer=lambda route: (route.n_passes >= 11, 1.0))
+        assert right == 41, "the base was right, and no route that is right saves two blocks"
         assert count(kind, answer=never) == 41
+    asked = run(make_tree(12, config_of("paper", **stop), 0), lambda route: (route.n_passes != 11, 1.0))
+    assert [route.n_passes <= 10 for route in asked] == [False] * (len(asked) - 1) + [True], "it stops at the first that saves two"
     # The wait counts from the first right route; later ones do not prolong it.
     assert count("margins", answer=noise(3, right=0.5, base=False)) < 2 + 7 + 12
 
@@ -345,3 +348,48 @@ def test_chosen(preset, told, chosen):
 def test_settings_out_of_range_are_refused(name, value):
     with pytest.raises(InputError, match=rf"SearchConfig\.{name} is {value}"):
         SearchConfig(**{name: value})
+
+
+# --- simulations counted as the authors count them
+
+
+@settings(max_examples=60, deadline=None)
+@given(n_layers=st.integers(1, 40), n_simulations=st.integers(0, 80), seed=seeds)
+def test_all_simulations_count_the_base_known_routes_and_edits_that_change_nothing(n_layers, n_simulations, seed):
+    config = config_of("paper", counted="all", n_simulations=n_simulations)
+    tree = make_tree(n_layers, config, seed)
+    asked = run(tree, seen_by("paper", noise(seed)))
+    assert len(set(asked)) == len(asked) <= max(1, n_simulations)
+    assert len(asked) + tree._n_met <= max(1, n_simulations)
+    if not tree._root.done:
+        assert len(asked) + tree._n_met == max(1, n_simulations)
+    assert tree._root.visits == len(asked) + tree._n_met, "each simulation passes the root once"
+
+
+def test_about_three_quarters_of_fifty_simulations_judge_another_route():
+    """The authors' code judges 35 to 37 routes a question of a model of 28 to 30 blocks (docs/reproduce.md)."""
+    for n_layers in (28, 30):
+        n = [len(run(make_tree(n_layers, SearchConfig(preset="paper"), seed), never)) for seed in range(60)]
+        assert 35 <= sum(n) / len(n) <= 39
+        assert max(n) <= 50
+
+
+def test_met_routes_are_told_what_is_known_of_them():
+    """A tree over one block soon knows all of its routes: every further simulation adds the known verdict to the root."""
+    tree = make_tree(1, config_of("paper", counted="all", n_simulations=30), 0)
+    run(tree, lambda route: (route.n_passes == 2, math.nan))
+    assert len(tree.evaluated) == 2
+    assert tree._root.visits == len(tree.evaluated) + tree._n_met
+    assert tree._root.value == tree._nodes[Route([2])].value
+
+
+@pytest.mark.parametrize(
+    ("told", "chosen"),
+    [
+        ([("1111", False, math.nan), ("1120", True, math.nan), ("2200", True, math.nan)], "2200"),  # as long, fewer blocks
+        ([("1111", True, math.nan), ("2011", True, math.nan)], "2011"),
+        ([("1111", False, math.nan), ("2200", True, math.nan), ("0111", True, math.nan)], "0111"),  # shorter
+    ],
+)
+def test_paper_takes_the_shortest_path_then_that_of_the_fewest_blocks(told, chosen):
+    assert _chosen("paper", *told) == chosen

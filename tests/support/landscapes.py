@@ -29,8 +29,8 @@ def run(tree: Strategy, answer: Answer) -> list[Route]:
 
 
 def config_of(kind: str, **options) -> SearchConfig:
-    """A configuration of that kind which only the budget stops."""
-    return SearchConfig(**{"preset": KINDS[kind][0], "early_stop": False, **options})
+    """A configuration of that kind which only the budget of other routes stops."""
+    return SearchConfig(**{"preset": KINDS[kind][0], "early_stop": False, "counted": "distinct", **options})
 
 
 def seen_by(kind: str, answer: Answer) -> Answer:

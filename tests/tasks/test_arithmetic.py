@@ -97,7 +97,7 @@ def test_the_prompt_shows_solved_questions_first():
 )
 def test_an_answer_is_the_number_it_begins_with(text: str, gold: str, right: bool):
     assert number_matches(text, gold) is right
-    assert get_task("arith-1").grade(Example("x", "?", (), gold, "arith-1"), text, "number") is right
+    assert get_task("arith-1").read(Example("x", "?", (), gold, "arith-1"), text, "number").strict is right
 
 
 @pytest.mark.parametrize("text", [" 12\n", " 12 ", "x y", " - 5"])
@@ -124,7 +124,7 @@ def test_the_scorer_agrees_with_generating_and_grading(tiny: RoutedModel):
     for (index, route), verdict in zip([(index, route) for index in range(3) for route in routes], verdicts, strict=True):
         (output,) = tiny.generate([task.number_prompt(rows[index])], policy=route, max_new_tokens=6, do_sample=False)
         assert (output.text or "").startswith(verdict.text)
-        assert verdict.correct == task.grade(rows[index], output.text or "", "number")
+        assert verdict.correct == task.read(rows[index], output.text or "", "number").strict
 
 
 def test_rewards_that_do_not_fit_are_refused(tiny: RoutedModel):

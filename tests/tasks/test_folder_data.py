@@ -98,6 +98,17 @@ def test_a_level_is_kept_from_every_file(tmp_path):
     assert item.dropped == {"other level": 2}
 
 
+def test_levels_may_lie_together_in_a_folder_of_mathematics(tmp_path):
+    (tmp_path / "math").mkdir()
+    for stem in ("train", "test"):
+        rows = [{"id": f"{stem}{level}", "question": f"{stem} {level}?", "answer": "1", "level": level} for level in (1, 3)]
+        (tmp_path / "math" / f"{stem}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert parts_of(load_task("dart-1", tmp_path)) == {"train1": "train", "test1": "test"}
+    (tmp_path / "dart-1").mkdir()
+    (tmp_path / "dart-1" / "train.jsonl").write_text(json.dumps({"question": "own?", "answer": "1"}) + "\n", encoding="utf-8")
+    assert parts_of(load_task("dart-1", tmp_path)) == {"train-1": "train"}
+
+
 @pytest.mark.parametrize("stray", [[], ["questions.jsonl"], ["README.md"]])
 def test_a_folder_without_such_files_says_what_it_should_hold(tmp_path, stray):
     for name in stray:

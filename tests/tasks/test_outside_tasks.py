@@ -16,6 +16,7 @@ from drllm.core.errors import InputError
 from drllm.tasks import LETTERS, Example, get_task, load_task
 from drllm.tasks.layouts import LAYOUTS
 from drllm.tasks.passage_answers import UNANSWERABLE, exact_match, f1_score
+from drllm.tasks.wording import WORDINGS
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 has_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real question sets are not here")
@@ -110,10 +111,9 @@ def test_letters_are_dealt_where_the_right_choice_stands_still(name):
     places = Counter()
     for number in range(200):
         example = Example("e", f"Question {number}?", ("a1", "b2", "c3", "d4"), always, name)
-        [message] = task.letter_messages(example)
-        lines = [line for line in message["content"].splitlines() if line[1:2] == "."]
+        lines = [line for line in task.letter_prompt(example, WORDINGS["ours"]).splitlines() if line[1:2] == "."]
         right = next(line[0] for line in lines if line.endswith(example.choices[always]))
-        assert [letter for letter in "ABCD" if task.grade(example, f"{letter}.", "letter")] == [right]
+        assert [letter for letter in "ABCD" if task.read(example, f"{letter}.", "letter").strict] == [right]
         places[right] += 1
     assert set(places) == set("ABCD")
     assert max(places.values()) < 80
@@ -139,7 +139,7 @@ MATCHES = [  # answer, accepted, exact, F1 as the script counts them
 def test_exact_match_and_f1(text, accepted, exact, f1):
     assert exact_match(text, accepted) is exact
     assert f1_score(text, accepted) == pytest.approx(f1)
-    assert get_task("squadv2").grade(Example("s", "?", tuple(accepted), "", "squadv2"), text, "exact") is exact
+    assert get_task("squadv2").read(Example("s", "?", tuple(accepted), "", "squadv2"), text, "exact").strict is exact
 
 
 @given(st.text("ab e.,tT", max_size=12), st.lists(st.text("ab e.,tT", max_size=12), max_size=3))

@@ -36,7 +36,10 @@ from drllm.tasks import (
     texts_digest,
 )
 from drllm.tasks.grading import boxed_matches, letter_choice, letter_settled
+from drllm.tasks.readers import letter_is_read
+from drllm.tasks.wording import WORDINGS
 
+OURS = WORDINGS["ours"]
 SOURCE = str(Path(drllm.__path__[0]).parent)
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the question sets of ../shared/data")
@@ -76,33 +79,32 @@ def test_loglik_prompts_are_those_of_lm_eval():
 def test_passage_stands_before_the_question():
     row = Example("a", "Q?", ("x", "y"), 0, "arc_easy", context=" A passage.")
     assert get_task("arc_easy").loglik_prompt(row)[0] == "A passage.\nQuestion: Q?\nAnswer:"
-    assert get_task("arc_easy").letter_messages(row)[0]["content"].startswith("A passage.\n\nQuestion: Q?\n\nA. x\nB. y\n\n")
+    assert get_task("arc_easy").letter_prompt(row, OURS).startswith("A passage.\n\nQuestion: Q?\n\nA. x\nB. y\n\n")
 
 
-def test_letter_messages_list_as_many_letters_as_choices():
+def test_letter_prompts_list_as_many_letters_as_choices():
     task = get_task("arc_easy")
-    assert task.letter_messages(example("Which?", choices=("one", "two", "three"))) == [
-        {"role": "user", "content": "Question: Which?\n\nA. one\nB. two\nC. three\n\nAnswer with the letter of the correct option only."}
-    ]
-    many = task.letter_messages(example("Which?", choices=tuple(f"choice {n}" for n in range(26))))[0]["content"]
+    expected = "Question: Which?\n\nA. one\nB. two\nC. three\n\nAnswer with the letter of the correct option only."
+    assert task.letter_prompt(example("Which?", choices=("one", "two", "three")), OURS) == expected
+    many = task.letter_prompt(example("Which?", choices=tuple(f"choice {n}" for n in range(26))), OURS)
     assert [line[0] for line in many.splitlines() if ". choice" in line] == list(string.ascii_uppercase)
     with pytest.raises(InputError, match="27 choices, a letter prompt holds at most 26"):
-        task.letter_messages(example("Which?", choices=("x",) * 27))
+        task.letter_prompt(example("Which?", choices=("x",) * 27), OURS)
 
 
-def test_math_messages_ask_for_a_box():
-    content = get_task("gsm8k").math_messages(example("1+1?", choices=(), answer="2"))
-    assert content == [{"role": "user", "content": "1+1?\n\nReason step by step, and put your final answer within \\boxed{}."}]
+def test_boxed_prompts_ask_for_a_box():
+    content = get_task("gsm8k").boxed_prompt(example("1+1?", choices=(), answer="2"), OURS)
+    assert content == "1+1?\n\nReason step by step, and put your final answer within \\boxed{}."
 
 
 def test_rewards_that_do_not_fit_are_refused():
     row, math = example("Q?"), example("1+1?", choices=(), answer="2")
     with pytest.raises(InputError, match=r"'boxed' does not fit task arc_easy \(choice\): use 'loglik' or 'letter'"):
-        get_task("arc_easy").grade(row, "A", "boxed")
+        get_task("arc_easy").read(row, "A", "boxed")
     with pytest.raises(InputError, match=r"'letter' does not fit task gsm8k \(math\): use 'boxed'"):
-        get_task("gsm8k").grade(math, "A", "letter")
+        get_task("gsm8k").read(math, "A", "letter")
     with pytest.raises(InputError, match="'loglik' does not judge generated text"):
-        get_task("arc_easy").grade(row, "A", "loglik")
+        get_task("arc_easy").read(row, "A", "loglik")
     with pytest.raises(InputError, match="'loglik' does not fit task dart-1"):
         get_task("dart-1").loglik_prompt(math)
 
@@ -304,7 +306,8 @@ UNSETTLED = [
 @pytest.mark.parametrize(("text", "settled"), [*((text, True) for text in SETTLED), *((text, False) for text in UNSETTLED)])
 def test_letter_settled(text: str, settled: bool):
     assert letter_settled(text) is settled
-    assert get_task("arc_easy").settled(text, "letter") is settled
+    assert get_task("arc_easy").settled(text, "letter") is letter_is_read(text)
+    assert settled or not letter_is_read(text)
     assert get_task("gsm8k").settled(text, "boxed") is False, "a later box would count"
 
 
@@ -353,7 +356,7 @@ def test_enough_texts_are_settled_for_that_to_say_something():
 
 def test_grade_letter():
     row = example("Q?", choices=("x", "y", "z"), answer=2)
-    verdicts = {text: get_task("arc_easy").grade(row, text, "letter") for text in ("C", "(c)", "B", "D", "A cat", "")}
+    verdicts = {text: get_task("arc_easy").read(row, text, "letter").lenient for text in ("C", "(c)", "B", "D", "A cat", "")}
     assert verdicts == {"C": True, "(c)": True, "B": False, "D": False, "A cat": False, "": False}
 
 
@@ -517,8 +520,10 @@ def test_every_gold_answer_of_math_equals_itself_and_not_its_neighbour():
     rows = [json.loads(line) for line in (SHARED / "math" / "test.jsonl").read_text(encoding="utf-8").splitlines()][:200]
     answers = [row["answer"] for row in rows]
     task = get_task("dart-1")
-    assert all(task.grade(example("q", choices=(), answer=gold), f"Thus $\\boxed{{{gold}}}$.", "boxed") for gold in answers)
-    wrong = [task.grade(example("q", choices=(), answer=gold), f"\\boxed{{{gold} + 1}}", "boxed") for gold in answers if gold.isdigit()]
+    assert all(task.read(example("q", choices=(), answer=gold), f"Thus $\\boxed{{{gold}}}$.", "boxed").strict for gold in answers)
+    wrong = [
+        task.read(example("q", choices=(), answer=gold), f"\\boxed{{{gold} + 1}}", "boxed").strict for gold in answers if gold.isdigit()
+    ]
     assert len(wrong) > 50
     assert not any(wrong)
 
@@ -953,10 +958,17 @@ def test_hub_math_tasks(fake_hub):
     fake_hub["hkust-nlp/dart-math-pool-math", None] = {
         "train": Rows([{"query": q, "gt_ans": gold, "query_metadata": {"level": level}, "resp": "..."} for q, gold, level in pool])
     }
+    subjects = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra", "precalculus")
+    for subject in subjects:
+        rows = [("t", "Level 3", "so \\boxed{\\frac{1}{2}}."), ("t", "Level ?", "\\boxed{1}"), ("u", "Level 3", "no box")]
+        tests = [{"problem": f"{name} {subject}", "level": level, "type": subject, "solution": text} for name, level, text in rows]
+        fake_hub["EleutherAI/hendrycks_math", subject] = {"train": Rows([]), "test": Rows(tests)}
     item = load_task("dart-3")
-    assert {row.question: row.answer for rows in item.examples.values() for row in rows} == {"q2": "2", "q4": "4"}
-    assert item.dropped == {"other level": 1, "no level": 1, "empty answer": 1}
-    assert item.examples["test"] == []
+    assert item.source == "Hub hkust-nlp/dart-math-pool-math, EleutherAI/hendrycks_math"
+    learned = [row for split in SPLITS[:3] for row in item.examples[split]]
+    assert {row.question: row.answer for row in learned} == {"q2": "2", "q4": "4"}
+    assert item.dropped == {"other level": 1, "no level": 8, "empty answer": 8}
+    assert {(row.question, row.answer) for row in item.examples["test"]} == {(f"t {subject}", "\\frac{1}{2}") for subject in subjects}
     fake_hub["openai/gsm8k", "main"] = {
         "train": Rows([{"question": "1?", "answer": "so\n#### 1,000"}]),
         "test": Rows([{"question": "2?", "answer": "#### -3"}]),

@@ -19,6 +19,15 @@ SCAN_KINDS = ("loop", "damped", "skip")
 REWARD_HELP = (
     "how an answer is judged: loglik, letter, boxed, number, exact; auto: the task's own; generated: as auto, a letter instead of loglik"
 )
+Prompts = Literal["auto", "ours", "authors", "instruct", "qwen", "base"]
+PROMPTS_HELP = (
+    "wording of letters and boxed answers: ours; authors: that of the paper's code for such a model, or one of it by name "
+    "(instruct, qwen, base); auto: "
+)
+READER_HELP = (
+    "whose verdict on letters and boxed answers counts, both are stored: strict (the authors'), lenient, or the wording's own (auto)"
+)
+ReaderName = Literal["auto", "strict", "lenient"]
 TOKENS_HELP = "tokens of a generated answer; 0 takes the reward's own (letter 10, boxed 15, number 8, exact 32)"
 STEP_HELP = "tokens of a model step (CPU: 512, from a billion weights on 128, docs/scale.md; a GPU takes thousands)"
 
@@ -29,6 +38,12 @@ class SearchConfig(Options):
 
     preset: Literal["paper", "default"] = option("default", "paper: algorithm 1 on verdicts; default: margins and a prior over edits")
     n_simulations: int = option(50, "simulations a question (section 4: 50)", ge=0)
+    counted: Literal["auto", "all", "distinct"] = option(
+        "auto",
+        "what is a simulation: all: the base's, and each step of the search, also to a known route or to none, as the authors count; "
+        "distinct: another route judged; auto: all with preset paper, else distinct",
+        later=True,
+    )
     exploration: float = option(1.8, "c of the UCB score (section 4: 1.8); preset default does not use it where answers have margins", ge=0)
     length_penalty: float = option(3.0, "lambda of the UCB score, times passes / blocks (section 4: 3.0); used where exploration is", ge=0)
     random_prob: float = option(0.1, "probability of descending to a random child (section 4: 0.1)", ge=0, le=1)
@@ -39,10 +54,12 @@ class SearchConfig(Options):
     )
     loop_strength: float = option(1.0, "how far the states go when a span runs once more: h + s (F(h) - h)", gt=0, le=1, later=True)
     widening: float = option(2.0, "children a node may have per square root of visits; without it 50 simulations stay at the root", gt=0)
-    early_stop: bool = option(True, "stop a question when the base was wrong and a path is right (section 4)")
+    early_stop: bool = option(True, "stop a question when the base was wrong and a path is right (section 4); paper: or two blocks shorter")
     patience: int = option(10, "default preset: simulations an early stop waits beyond the first right path, for a larger margin", ge=0)
     comfort: float = option(0.5, "default preset: share of the base's margin (base wrong: of the best) a kept path must have", ge=0, le=1)
     reward: RewardName = option("auto", REWARD_HELP)
+    prompts: Prompts = option("auto", f"{PROMPTS_HELP}authors with preset paper, else ours", later=True)
+    reader: ReaderName = option("auto", READER_HELP, later=True)
     metric: Literal["acc_norm", "acc"] = option("acc_norm", "loglik only: which verdict is the reward; the other is stored too")
     max_new_tokens: int = option(0, TOKENS_HELP, ge=0)
     verify: bool = option(True, "check the base and the kept route again: alone, in float32, under another wording")
@@ -50,6 +67,12 @@ class SearchConfig(Options):
     splits: tuple[str, ...] = option(("fit",), "splits to take the questions from; others than fit (tune, calibrate) with --paths only")
     sweep_questions: int = option(32, "preset default: questions on which every single edit is tried first, for a prior over edits", ge=0)
     limit: int = option(0, "questions a task and split, the first ones of the split in a fixed shuffled order; 0 takes all", ge=0)
+    keep: int = option(
+        0, "questions a task to keep: none is visited when as many are kept and enough mend; 0: all are visited", ge=0, later=True
+    )
+    mend_share: float = option(
+        0.3, "share of the kept ones that must mend a wrong answer; each that does replaces one that does not", ge=0, le=1, later=True
+    )
     seed: int = option(0, "seed of the tree's choices", ge=0, le=MAX_SEED)
     group_size: int = option(32, "questions a shard; a crash loses the unfinished ones, --pool-size of them at most", ge=1)
     max_step_tokens: int = option(512, STEP_HELP, ge=1)
@@ -62,6 +85,11 @@ class SearchConfig(Options):
             )
         if self.loop_strength != 1 and not self.max_loop_span:
             raise InputError(f"SearchConfig.loop_strength is {self.loop_strength:g} and max_loop_span 0, so there is no loop: set both")
+
+    @property
+    def asked(self) -> str:
+        """`prompts`, settled."""
+        return ("authors" if self.preset == "paper" else "ours") if self.prompts == "auto" else self.prompts
 
 
 @dataclass(frozen=True)
@@ -99,6 +127,8 @@ class ScanConfig(Options):
     split: Literal["fit", "tune", "calibrate"] = option("fit", "split of the questions that choose")
     fresh_split: Literal["fit", "tune", "calibrate"] = option("fit", "split of those on which the winners are measured again")
     reward: RewardName = option("auto", REWARD_HELP)
+    prompts: Prompts = option("auto", f"{PROMPTS_HELP}ours", later=True)
+    reader: ReaderName = option("auto", READER_HELP, later=True)
     metric: Literal["acc_norm", "acc"] = option("acc_norm", "loglik only: which verdict and margin count")
     max_new_tokens: int = option(0, TOKENS_HELP, ge=0)
     max_step_tokens: int = option(512, STEP_HELP, ge=1)
@@ -116,6 +146,11 @@ class ScanConfig(Options):
                 f"ScanConfig.questions is {self.questions}, fewer than the {self.first_questions} of the first round: ask for more, or "
                 f"lower --first-questions"
             )
+
+    @property
+    def asked(self) -> str:
+        """`prompts`, settled."""
+        return "ours" if self.prompts == "auto" else self.prompts
 
 
 @dataclass(frozen=True)
@@ -197,6 +232,8 @@ class EvaluateConfig(Options):
 
     split: Split = option("tune", "fit, tune, calibrate or test; test is for final tables only, and reading it is recorded")
     reward: RewardName = option("auto", REWARD_HELP)
+    prompts: Prompts = option("auto", f"{PROMPTS_HELP}as the run was searched, else ours", later=True)
+    reader: ReaderName = option("auto", READER_HELP, later=True)
     metric: Literal["acc_norm", "acc"] = option("acc_norm", "loglik only: which verdict counts; the other is stored too")
     max_new_tokens: int = option(0, TOKENS_HELP, ge=0)
     limit: int = option(0, "questions a task; 0 takes all", ge=0)
@@ -204,6 +241,11 @@ class EvaluateConfig(Options):
     max_step_tokens: int = option(512, "tokens of a model step; as in the search, so that equal routes get equal verdicts", ge=1)
     n_resamples: int = option(10_000, "bootstrap resamples of the paired interval", ge=100)
     seed: int = option(0, "seed of the bootstrap and of the blind baselines")
+
+    @property
+    def asked(self) -> str:
+        """`prompts`, settled."""
+        return "ours" if self.prompts == "auto" else self.prompts
 
     @property
     def folder(self) -> str:

@@ -71,6 +71,7 @@ def evaluate(
     read_from = {manifest.task: manifest.data for manifest in (path_manifests(run.root) | search_manifests(run.root)).values()}
     loaded = load_unseen(run.root, {name: data or data_of(run.root, read_from.get(name)) for name in tasks})
     read_from = {name: data or read_from.get(name) for name in tasks}
+    config = _asked_as_searched(config, run)
     comparison = _Comparison(routed, run, config, loaded, baselines, policies)
     comparison.check_rewards()
     with asking(routed, run.root, resources or Resources()) as bench, running(run.root, "evaluate", to_dict(config), argv) as entry:
@@ -83,6 +84,16 @@ def evaluate(
     for name in policies:
         refresh_card(run.policy(name))  # with this command and its figures
     return summary
+
+
+def _asked_as_searched(config: EvaluateConfig, run: RunFolder) -> EvaluateConfig:
+    """With `prompts` settled: the wording of the run's searches where they share one, so that policies are asked as they were trained."""
+    if config.prompts != "auto":
+        return config
+    found = {manifest.prompts for manifest in (path_manifests(run.root) | search_manifests(run.root)).values()} - {""}
+    if len(found) > 1:
+        raise InputError(f"{run.root} was searched in several wordings ({', '.join(sorted(found))}): say which to ask in, with --prompts")
+    return replace(config, prompts=found.pop() if found else "auto")
 
 
 @dataclass
@@ -149,9 +160,7 @@ class _Comparison:
                     self._keep(method, ask, *policy.answer(ask.scorer, ask.questions))
 
     def _keep(self, method: str, ask: Ask, verdicts: Sequence[Any], routes: Sequence[Any]) -> None:
-        ids, correct = [question.example.id for question in ask.questions], [bool(verdict.correct) for verdict in verdicts]
-        f1 = [verdict.f1 for verdict in verdicts] if ask.task.kind == "passage" else []
-        self.answers[method, ask.task.name] = Answers(ids, list(map(str, routes)), [route.n_passes for route in routes], correct, f1)
+        self.answers[method, ask.task.name] = Answers.of([question.example.id for question in ask.questions], routes, verdicts)
 
     def summary(self, read_from: Mapping[str, str | Path | None]) -> Summary:
         """The table, and what its questions and policies were."""

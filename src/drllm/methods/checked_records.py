@@ -8,6 +8,7 @@ from typing import Any
 
 from drllm.core.errors import ArtifactError
 from drllm.model.routed import RoutedModel
+from drllm.runs.kept import kept_in
 from drllm.runs.manifest import Manifest, data_of
 from drllm.runs.records import RouteRecord, read_matrix, read_records
 from drllm.scoring.scorer import Scorer, questions_digest, scorer_of
@@ -41,7 +42,7 @@ def checked_tasks(routed: RoutedModel, manifests: dict[Path, Manifest]) -> list[
     for folder, manifest in manifests.items():
         records, scorer = checked_records(routed, folder, manifest), manifest_scorer(routed, manifest)
         found = checked_questions(scorer, folder, manifest)
-        ids = manifest.ids
+        ids = [id for id in manifest.ids if id in records]  # all of them, unless a number was to be kept
         tasks.append(CheckedTask(manifest.task, manifest, [records[id] for id in ids], [found[id] for id in ids], scorer))
     return tasks
 
@@ -56,10 +57,14 @@ def checked_records(routed: RoutedModel, folder: Path, manifest: Manifest) -> di
     records = {record.id: record for record in found}
     if other := next((record for record in found if record.fingerprint != weights), None):
         raise ArtifactError(f"{folder} holds records of another model (question {other.id!r}, weights {other.fingerprint}): search again")
+    config = manifest.search_config
+    kept = kept_in(folder, config) if config.keep and manifest.paths is None else None
+    if kept is not None and kept.is_enough:
+        return {record.id: record for record in kept.records}
     if missing := len(set(manifest.ids) - records.keys()):
         unfinished = f"is unfinished ({missing} of {len(manifest.ids)} questions)"
         raise ArtifactError(f"the search of {manifest.task} in {folder} {unfinished}: run the same search again")
-    return records
+    return records if kept is None else {record.id: record for record in kept.records}
 
 
 def checked_questions(scorer: Scorer, folder: Path, manifest: Manifest) -> dict[str, Any]:

@@ -178,10 +178,10 @@ class GreedyChoice:
     """The next token of each sequence as `generate(do_sample=False)` of it alone would choose it.
 
     Follows the model's own repetition penalty; `InputError` for other settings of its generation_config that change greedy choices.
-    `end_ids` are the tokens that end a sequence.
+    `end_ids` are the tokens that end a sequence, none of them before `min_new_tokens` new ones.
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, min_new_tokens: int = 0):
         config = model.generation_config
         for name in _UNFOLLOWED:
             value = getattr(config, name, None)
@@ -191,12 +191,15 @@ class GreedyChoice:
         self.end_ids = frozenset([] if end is None else [end] if isinstance(end, int) else end)
         penalty = getattr(config, "repetition_penalty", None) or 1.0
         self._penalty = None if penalty == 1.0 else RepetitionPenaltyLogitsProcessor(penalty=float(penalty))
+        self._min_new_tokens = min_new_tokens
 
-    def __call__(self, sequences: Sequence[Sequence[int]], logits_BV: Tensor) -> list[int]:
-        """The chosen ids (B); `sequences` are the tokens so far, prompts included."""
+    def __call__(self, sequences: Sequence[Sequence[int]], logits_BV: Tensor, n_new: Sequence[int]) -> list[int]:
+        """The chosen ids (B); `sequences` are the tokens so far, prompts included, `n_new` how many of each are new."""
         scores_BV = logits_BV.float()
         if self._penalty is not None:
             penalty: Any = self._penalty
             ids = [torch.tensor([sequence], device=scores_BV.device) for sequence in sequences]
             scores_BV = torch.cat([penalty(tokens, scores_BV[at : at + 1]) for at, tokens in enumerate(ids)])
+        if early := [row for row, n in enumerate(n_new) if n < self._min_new_tokens]:
+            scores_BV[torch.tensor(early)[:, None], torch.tensor(sorted(self.end_ids), dtype=torch.long)] = -torch.inf
         return scores_BV.argmax(-1).tolist()

@@ -68,6 +68,7 @@ class Work:
     say: Callable[[str], None]  # is told what is waited for
     at_once: int = 1  # jobs that a worker is given together, at most
     hear: Callable[[list[Any]], None] = lambda told: None  # is given what the calls under way told last, every few seconds
+    wanted: Callable[[int], bool] = lambda index: True  # whether a job is still to be done, asked before it is given away
 
 
 class WorkerDied(Exception):
@@ -152,13 +153,19 @@ class _Pool:
 
     def assign(self) -> None:
         """The next jobs for each free worker; fewer towards the end, so that none works long after the others."""
-        while self.free and self.waiting:
+        while self.free and self._is_waiting():
             handle, share = self.free.pop(), -(-len(self.waiting) // (2 * self.resources.workers))
             jobs = [self.waiting.popleft()]
             # A job that was under way when a worker died goes alone: so the one to blame is found, and only that one.
             while len(jobs) < min(self.work.at_once, share) and not any(self.deaths[index] for index, _ in (jobs[0], self.waiting[0])):
                 jobs.append(self.waiting.popleft())
             self.calls[self.place.call(handle, jobs)] = (handle, jobs)
+
+    def _is_waiting(self) -> bool:
+        """Whether a job is still to be given away; those that are not wanted any more are dropped from the front."""
+        while self.waiting and not self.work.wanted(self.waiting[0][0]):
+            self.waiting.popleft()
+        return bool(self.waiting)
 
     def next_done(self) -> Iterator[int]:
         """Wait for the next call that ends: the indices of its jobs whose files are written. Nothing when none ends for a while."""

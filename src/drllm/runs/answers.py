@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,18 @@ import pyarrow as pa
 
 from drllm.core.files import write_bytes
 from drllm.runs.shards import encode, read_shard
+from drllm.runs.store import Verdict
 
 _TEXT = pa.string()
 _ROW = [("method", _TEXT), ("task", _TEXT), ("id", _TEXT), ("route", _TEXT), ("n_passes", pa.float64()), ("correct", pa.bool_())]
-ANSWERS = pa.schema([*_ROW, ("f1", pa.float32())])
+_SOME = {
+    "f1": pa.float32(),
+    "strict": pa.bool_(),
+    "lenient": pa.bool_(),
+    "form": _TEXT,
+    "n_new": pa.int32(),
+}  # else null
+ANSWERS = pa.schema([*_ROW, *_SOME.items()])
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,8 @@ class Answers:
         passes: block passes of each prompt.
         correct: whether each answer is right.
         f1: SQuAD's F1, 0 to 1, of answers out of passages; empty of all others.
+        strict, lenient, form: of letters and boxed answers, what either reader says, and the answer's form (`drllm.tasks.readers`).
+        n_new: tokens generated for each answer, its end among them; empty for log-likelihoods.
     """
 
     ids: list[str]
@@ -34,12 +44,35 @@ class Answers:
     passes: list[Any]
     correct: list[bool]
     f1: list[float] = field(default_factory=list)
+    strict: list[bool] = field(default_factory=list)
+    lenient: list[bool] = field(default_factory=list)
+    form: list[str] = field(default_factory=list)
+    n_new: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, ids: Sequence[str], routes: Sequence[Any], verdicts: Sequence[Verdict]) -> Answers:
+        """What verdicts on these questions say; of each column that only some rewards have, all or nothing."""
+        found = cls(list(ids), list(map(str, routes)), [route.n_passes for route in routes], [bool(one.correct) for one in verdicts])
+        there = {
+            "f1": all(one.f1 == one.f1 for one in verdicts),
+            **dict.fromkeys(("strict", "lenient", "form"), all(one.strict is not None for one in verdicts)),
+            "n_new": any(one.n_new for one in verdicts),
+        }
+        return replace(found, **{name: [getattr(one, name) for one in verdicts] for name, is_there in there.items() if is_there})
+
+    @property
+    def layers(self) -> list[int]:
+        """Block passes of each question over its prompt and all generated tokens, as the paper counts layers: a forward reads the prompt
+        and gives the first token, each further one costs another. Empty for log-likelihoods."""
+        return [passes * n_new for passes, n_new in zip(self.passes, self.n_new, strict=True)] if self.n_new else []
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """Question by question: id, route, n_passes, correct."""
-        columns = zip(self.ids, self.routes, self.passes, self.correct, strict=True)
-        return [dict(zip(("id", "route", "n_passes", "correct"), row, strict=True)) for row in columns]
+        """Question by question: id, route, n_passes, correct; of generated answers strict, lenient, form and layers, too."""
+        columns = {"id": self.ids, "route": self.routes, "n_passes": self.passes, "correct": self.correct}
+        more = {"strict": self.strict, "lenient": self.lenient, "form": self.form, "layers": self.layers}
+        columns |= {name: values for name, values in more.items() if values}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 ByMethod = Mapping[tuple[str, str], Answers]  # by (method, task)
@@ -54,8 +87,10 @@ def write_answers(path: Path, answers: ByMethod) -> None:
 
 
 def _rows(method: str, task: str, answers: Answers) -> list[dict[str, Any]]:
-    f1: Sequence[float | None] = answers.f1 or [None] * len(answers.ids)
-    return [{"method": method, "task": task, **row, "f1": score} for row, score in zip(answers.rows, f1, strict=True)]
+    names = ("id", "route", "n_passes", "correct", *_SOME)
+    columns = (answers.ids, answers.routes, answers.passes, answers.correct)
+    some = (getattr(answers, name) or [None] * len(answers.ids) for name in _SOME)
+    return [{"method": method, "task": task, **dict(zip(names, row, strict=True))} for row in zip(*columns, *some, strict=True)]
 
 
 def read_answers(path: Path) -> dict[tuple[str, str], Answers]:
@@ -67,5 +102,6 @@ def read_answers(path: Path) -> dict[tuple[str, str], Answers]:
         for column, value in ((one.ids, row["id"]), (one.routes, row["route"]), (one.correct, row["correct"])):
             column.append(value)
         one.passes.append(int(passes) if passes == int(passes) else passes)
-        one.f1.extend([] if row["f1"] is None else [row["f1"]])
+        for name in _SOME:
+            getattr(one, name).extend([] if row[name] is None else [row[name]])
     return found

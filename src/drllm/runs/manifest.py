@@ -1,7 +1,7 @@
 """The manifest of a task folder: all that determines its records, so that none made otherwise get in among them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,7 +43,8 @@ class Manifest(Stored):
         model, fingerprint: id of the base, and digest of its weights.
         dtype, device, threads: how it was computed; threads where they can flip a verdict.
         config: the `SearchConfig`, as JSON.
-        prompt_format: "raw" or "chat".
+        prompt_format: "raw" or "chat"; prompts, reader: the wording that letters and boxed answers were asked for in, and whose verdict
+            was the reward; empty for other rewards.
         conditions, counts: under which its verdicts stand in the store, and which of a row's is the reward.
         questions, ids: digest of the questions, and their names in the order of the shards.
         asked, splits: digest and split of each of them.
@@ -53,7 +54,7 @@ class Manifest(Stored):
         merged: the task folders this was merged from.
     """
 
-    OPTIONAL: ClassVar = ("kind", "merged")
+    OPTIONAL: ClassVar = ("kind", "merged", "prompts", "reader")
     PARTS: ClassVar = {"merged": MergedPart}
     task: str = ""
     kind: Kind | None = None
@@ -66,6 +67,8 @@ class Manifest(Stored):
     threads: int | None = None
     config: dict[str, Any] = field(default_factory=dict)
     prompt_format: str = ""
+    prompts: str = ""
+    reader: str = ""
     conditions: dict[str, str] = field(default_factory=dict)
     counts: str = ""
     questions: str = ""
@@ -89,7 +92,9 @@ class Manifest(Stored):
 
     @property
     def search_config(self) -> SearchConfig:
-        return SearchConfig(**self.config)
+        """The configuration, asking as the records were asked: what does not name a wording was asked in ours."""
+        config = SearchConfig(**self.config)
+        return replace(config, prompts=self.prompts or ("ours" if config.prompts == "auto" else config.prompts))
 
     @property
     def under(self) -> Conditions:

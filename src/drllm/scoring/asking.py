@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -35,7 +36,7 @@ from drllm.scoring.base import Question
 from drllm.scoring.generated import DECODED_ANSWERS
 from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.route_prediction import decide_routes, decision_key
-from drllm.scoring.scorer import Scorer, scorer_of
+from drllm.scoring.scorer import Scorer, asked_how, scorer_of
 from drllm.tasks import Example, Task
 
 UNIT = 256  # evaluations of a shard, unless one question has more
@@ -138,12 +139,17 @@ class Job(ABC):
     shares_across_groups: bool  # whether groups are under way together
 
     @abstractmethod
-    def do(self, replica: Replica, groups: list[tuple[int, Sequence[Wanted]]], tell: Callable[[Judged], None]) -> Iterator[int]:
+    def do(self, replica: Replica, groups: Iterable[tuple[int, Sequence[Wanted]]], tell: Callable[[Judged], None]) -> Iterator[int]:
         """Do some groups, each with its index: the index of each that is done and written."""
 
     @abstractmethod
     def is_done(self, index: int) -> bool:
         """Whether the file of a group is there."""
+
+    @property
+    def in_order(self) -> bool:
+        """Whether groups are to be begun in the order in which they are given."""
+        return False
 
     def at_once(self, resources: Resources) -> int:
         """Questions that are under way in one replica."""
@@ -166,7 +172,7 @@ class Asking(Job):
         """Routes judged on a question, at most, for who waits."""
         return 0
 
-    def do(self, replica: Replica, groups: list[tuple[int, Sequence[Wanted]]], tell: Callable[[Judged], None]) -> Iterator[int]:
+    def do(self, replica: Replica, groups: Iterable[tuple[int, Sequence[Wanted]]], tell: Callable[[Judged], None]) -> Iterator[int]:
         for index, inquiries in _Stream(self, replica).run(groups, tell):
             self.finish(replica, index, inquiries)
             yield index
@@ -280,7 +286,7 @@ class _Deciding(Job):
     policies: Mapping[str, RouteSource]  # by their keys
     groups: Mapping[int, Sequence[Asked]]  # by index
 
-    def do(self, replica: Replica, groups: list[tuple[int, Sequence[Wanted]]], tell: Callable[[Judged], None]) -> Iterator[int]:
+    def do(self, replica: Replica, groups: Iterable[tuple[int, Sequence[Wanted]]], tell: Callable[[Judged], None]) -> Iterator[int]:
         scorer, decided = replica.scorer(self), Decided(self.folder)
         for index, group in groups:
             prompts = [scorer.question(self.task, wanted.example).context_ids for wanted in group]
@@ -374,7 +380,7 @@ class Ask:
         """The column of the store that is the reward."""
         if isinstance(self.scorer, LoglikScorer):
             return "acc" if self.task.only_acc else self.scorer.metric
-        return "correct"
+        return self.scorer.reader or "correct"
 
 
 Verdicts = list[dict[Route, Verdict]]  # of each question of an `Ask`
@@ -420,8 +426,9 @@ class Bench:
         words += [f"{self.resources.threads} threads"] if device == "cpu" and dtype.itemsize == 2 else []
         words += ["packed choices"] if scorer.packed else []
         if not isinstance(scorer, LoglikScorer):
-            words.append(f"{scorer.max_new_tokens} new tokens, {DECODED_ANSWERS} decoded together")
-        return Conditions(self.weights, str(dtype), scorer.reward, scorer.prompts, ", ".join(words))
+            words += [f"{scorer.max_new_tokens} new tokens", f"{DECODED_ANSWERS} decoded together"]
+            words += ["each to its end"] if scorer.to_the_end else []  # else its tokens are not counted
+        return Conditions(self.weights, str(dtype), scorer.reward, asked_how(scorer)[0], ", ".join(words))
 
     def ensure(self, asks: Sequence[Ask], label: str) -> list[Verdicts]:
         """The verdict of every question along each of its routes: looked up, or computed and kept."""
@@ -491,36 +498,48 @@ class Bench:
         return [([one[route] for one, route in zip(found, mine, strict=True)], mine) for mine in routes]
 
     def do(
-        self, jobs: Sequence[Job], tickets: Sequence[Ticket], label: str, n_questions: int, n_done: int, notes: Sequence[str] = ()
+        self,
+        jobs: Sequence[Job],
+        tickets: Sequence[Ticket],
+        label: str,
+        n_questions: int,
+        n_done: int,
+        notes: Sequence[str] = (),
+        is_wanted: Callable[[Job], bool] = lambda job: True,
     ) -> None:
         """Do groups of some jobs, here or by workers, with one bar over the questions of all.
 
-        Raises `DrllmError` for a group that kills its workers, `ArtifactError` for a replica that is not the model of this process.
+        `is_wanted` is asked before a group is begun. Raises `DrllmError` for a group that kills its workers, `ArtifactError` for a replica
+        that is not the model of this process.
         """
         if not tickets:
             for note in notes:
                 say(note)
             return
         # The longest first: what does not fit memory shows at once, and towards the end no worker is left with a long one.
-        tickets = sorted(tickets, key=lambda ticket: -ticket.n_tokens)
+        if not jobs[0].in_order:
+            tickets = sorted(tickets, key=lambda ticket: -ticket.n_tokens)
         with Progress(label, n_questions) as progress:
             for note in notes:
                 progress.print(note)
             progress.resume(n_done)
             if self.place is None:
-                self._do_here(jobs, tickets, progress)
+                self._do_here(jobs, tickets, progress, is_wanted)
             else:
-                self._do_there(self.place, jobs, tickets, progress)
+                self._do_there(self.place, jobs, tickets, progress, is_wanted)
 
-    def _do_here(self, jobs: Sequence[Job], tickets: Sequence[Ticket], progress: Progress) -> None:
+    def _do_here(self, jobs: Sequence[Job], tickets: Sequence[Ticket], progress: Progress, is_wanted: Callable[[Job], bool]) -> None:
         for number, job in enumerate(jobs):
             replica = Replica(self.routed, jobs, self.resources)  # the states that its scorer keeps go with it
             groups = {ticket.index: ticket.group for ticket in tickets if ticket.job == number}
+            wanted = takewhile(lambda _, job=job: is_wanted(job), groups.items())
             with memory_in_one_line():
-                for index in job.do(replica, list(groups.items()), lambda judged: progress.tell(str(judged))):
+                for index in job.do(replica, wanted, lambda judged: progress.tell(str(judged))):
                     progress.advance(len(groups[index]))
 
-    def _do_there(self, place: Workplace, jobs: Sequence[Job], tickets: Sequence[Ticket], progress: Progress) -> None:
+    def _do_there(
+        self, place: Workplace, jobs: Sequence[Job], tickets: Sequence[Ticket], progress: Progress, is_wanted: Callable[[Job], bool]
+    ) -> None:
         def describe(_: int, ticket: Ticket) -> str:
             names = ", ".join(wanted.example.id for wanted in ticket.group[:3])
             return f"{jobs[ticket.job].task.name}: group {ticket.index} ({names}, ...)"
@@ -528,10 +547,20 @@ class Bench:
         def is_done(number: int) -> bool:
             return jobs[tickets[number].job].is_done(tickets[number].index)
 
+        enough = set[int]()
+
+        def wanted(number: int) -> bool:
+            job = tickets[number].job
+            if job not in enough and not is_wanted(jobs[job]):
+                enough.add(job)
+            return job not in enough
+
         together = any(job.shares_across_groups for job in jobs)
         most = max(len(ticket.group) for ticket in tickets)
         at_once = max(1, 2 * max(job.at_once(self.resources) for job in jobs) // most) if together else 1
-        work = Work(is_done, describe, progress.print, at_once, lambda told: progress.tell(str(Judged.of_all(told)) if told else ""))
+        work = Work(
+            is_done, describe, progress.print, at_once, lambda told: progress.tell(str(Judged.of_all(told)) if told else ""), wanted
+        )
         given = (Base.of(self.routed, self.resources), list(jobs), self.resources)
         for number in work_on(place, Replica, given, list(enumerate(tickets)), self.resources, work):
             progress.advance(len(tickets[number].group))

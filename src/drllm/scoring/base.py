@@ -60,7 +60,6 @@ class ModelScorer(ABC):
     """
 
     packed = False  # whether the choices of a question share a sequence
-    prompts = ""  # name of the prompt's wording, where there are several
     _filler: Any
 
     def __init__(self, routed: RoutedModel, max_step_tokens: int, cache_bytes: int, keep_keys_values: bool = False):

@@ -8,7 +8,7 @@ Shapes: B sequences, W width of the left-padded prompts, V vocabulary.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,14 +21,13 @@ from drllm.model.prompts import CHAT, RAW, check_context, encode_prompts
 from drllm.model.routed import RoutedModel
 from drllm.runs.store import Verdict
 from drllm.scoring.base import ModelScorer, Question
-from drllm.scoring.box import BoxBound
 from drllm.scoring.route_prediction import prompt_inputs
 from drllm.scoring.trie import Node
 from drllm.tasks import Example, Task, f1_score
+from drllm.tasks.wording import wording_of
 
-# The authors' of the first two: ample for a letter, short for a derivation. Answers out of SQuAD's passages rarely have more words.
-DEFAULT_NEW_TOKENS = {"letter": 10, "boxed": 15, "number": 8, "exact": 32}
-AS_TEXT = ("number", "exact")  # rewards whose prompts are text, never chat
+# Of rewards that have one prompt alone, text; for the others a wording says. Answers out of SQuAD's passages rarely have more words.
+NEW_TOKENS = {"number": 8, "exact": 32}
 FIRST_ANSWERS = 32  # last prompt tokens that go through the output head together
 DECODED_ANSWERS = 256  # answers decoded together
 COMPACT_BELOW = 0.75  # share of answers still running below which the others leave the batch
@@ -55,28 +54,47 @@ class GeneratedScorer(ModelScorer):
     shares_across_groups = False  # decoding rounds by the batch in bfloat16, so what is decoded together must be fixed
     at_once = sys.maxsize  # evaluations to have submitted at most; only `DECODED_ANSWERS` of them hold states
 
-    def __init__(self, routed: RoutedModel, reward: str, max_step_tokens: int = 512, max_new_tokens: int = 0, cache_bytes: int = 2**30):
+    def __init__(
+        self,
+        routed: RoutedModel,
+        reward: str,
+        max_step_tokens: int = 512,
+        max_new_tokens: int = 0,
+        cache_bytes: int = 2**30,
+        prompts: str = "ours",
+        reader: str = "auto",
+        to_the_end: bool = False,
+    ):
+        """`prompts` and `reader`: as in the configurations, settled; `max_new_tokens` 0 takes the wording's own.
+
+        `to_the_end`: answers are followed to their end and their tokens counted, also where their verdict is settled before.
+        """
         super().__init__(routed, max_step_tokens, cache_bytes, keep_keys_values=True)
-        self.reward = reward
-        self.max_new_tokens = max_new_tokens or DEFAULT_NEW_TOKENS[reward]
-        self.prompt_format = CHAT if routed.tokenizer.chat_template and reward not in AS_TEXT else RAW
-        self._choose = GreedyChoice(routed.model)
-        self._to_a_box = BoxBound.of(routed.tokenizer) if reward == "boxed" else None
+        self.reward, self.to_the_end = reward, to_the_end
+        has_template = bool(routed.tokenizer.chat_template)
+        named = prompts, routed.base_id, routed.config.model_type, has_template
+        self.wording = None if reward in NEW_TOKENS else wording_of(*named)
+        self.reader = "" if self.wording is None else self.wording.reader[reward] if reader == "auto" else reader
+        new_tokens = NEW_TOKENS if self.wording is None else self.wording.new_tokens
+        self.max_new_tokens = max_new_tokens or new_tokens[reward]
+        self.prompt_format = CHAT if has_template and self.wording is not None and not self.wording.is_text else RAW
+        self._choose = GreedyChoice(routed.model, 0 if self.wording is None else self.wording.min_new_tokens)
         self._queue: list[_Answer] = []
 
     def question(self, task: Task, example: Example) -> Question:
-        """Tokenise an example's prompt: chat messages, or their text for a base model without a chat template.
+        """Tokenise an example's prompt: a chat message, or text for a model or a wording without a chat template.
 
         `number` and `exact` are text always.
         """
-        if self.reward in AS_TEXT:
-            prompt: Any = task.number_prompt(example) if self.reward == "number" else task.passage_prompt(example)
-        else:
-            messages = task.letter_messages(example) if self.reward == "letter" else task.math_messages(example)
-            prompt = messages if self.prompt_format == CHAT else "\n\n".join(message["content"] for message in messages) + "\n\n"
-        (ids,), _ = encode_prompts(self.routed.tokenizer, [prompt])
+        (ids,), _ = encode_prompts(self.routed.tokenizer, [self._prompt(task, example)])
         check_context(len(ids), self.max_new_tokens, self.routed.config)
         return Question(task, example, (tuple(ids),), tuple(ids))
+
+    def _prompt(self, task: Task, example: Example) -> Any:
+        if self.wording is None:
+            return task.number_prompt(example) if self.reward == "number" else task.passage_prompt(example)
+        text = (task.letter_prompt if self.reward == "letter" else task.boxed_prompt)(example, self.wording)
+        return [{"role": "user", "content": text}] if self.prompt_format == CHAT else text + self.wording.text_end
 
     def _inputs(self, sequences: list[Sequence[int]], width: int) -> dict[str, Tensor]:
         return prompt_inputs(self.routed, sequences, width)
@@ -91,15 +109,21 @@ class GeneratedScorer(ModelScorer):
         together, self._queue = self._queue[:DECODED_ANSWERS], self._queue[DECODED_ANSWERS:]
         # Prompts of similar width lie together: least padding of their caches.
         self._answer(sorted(together, key=lambda answer: -answer.question.n_tokens))
-        finished = []
-        for answer in together:
-            example = answer.question.example
-            correct = not answer.broken and answer.question.task.grade(example, answer.text, self.reward)
-            verdict = Verdict(correct, text=answer.text, broken=answer.broken)
-            if self.reward == "exact":
-                verdict = replace(verdict, f1=0.0 if answer.broken else f1_score(answer.text, example.choices))
-            finished.append((answer.handle, answer.route, verdict))
-        return finished
+        return [(answer.handle, answer.route, self._verdict(answer)) for answer in together]
+
+    def _verdict(self, answer: _Answer) -> Verdict:
+        example, n_new = answer.question.example, len(answer.tokens) if self.to_the_end else 0
+        if answer.broken:
+            read = None if self.wording is None else False
+            f1 = 0.0 if self.reward == "exact" else float("nan")
+            return Verdict(False, text=answer.text, f1=f1, strict=read, lenient=read, broken=True)
+        opens_box = self.wording is not None and self.wording.opens_box
+        reading = answer.question.task.read(example, answer.text, self.reward, opens_box)
+        if self.wording is None:
+            f1 = f1_score(answer.text, example.choices) if self.reward == "exact" else float("nan")
+            return Verdict(reading.strict, text=answer.text, f1=f1, n_new=n_new)
+        right = reading.strict if self.reader == "strict" else reading.lenient
+        return Verdict(right, text=answer.text, strict=reading.strict, lenient=reading.lenient, form=reading.form, n_new=n_new)
 
     def score(self, pairs: Sequence[tuple[int, Route]]) -> list[Verdict]:
         """The verdict of each (question, route), in this order; a pair that comes twice is computed once."""
@@ -158,7 +182,11 @@ class GeneratedScorer(ModelScorer):
     def _extend(self, answers: Sequence[_Answer], logits_BV: Tensor) -> None:
         """One more token for each running answer; those whose verdict is settled, or whose logits are NaN or infinite, are done."""
         finite = logits_BV.amax(-1).isfinite().tolist()
-        tokens = self._choose([(*answer.question.context_ids, *answer.tokens) for answer in answers], logits_BV)
+        sequences, n_new = (
+            [(*answer.question.context_ids, *answer.tokens) for answer in answers],
+            [len(answer.tokens) for answer in answers],
+        )
+        tokens = self._choose(sequences, logits_BV, n_new)
         for answer, token, is_finite in zip(answers, tokens, finite, strict=True):
             if answer.done:
                 continue
@@ -170,9 +198,5 @@ class GeneratedScorer(ModelScorer):
             answer.done = token in self._choose.end_ids or len(answer.tokens) == self.max_new_tokens or self._is_settled(answer)
 
     def _is_settled(self, answer: _Answer) -> bool:
-        """Whether no continuation can change the verdict."""
-        if answer.text.endswith("\ufffd"):
-            return False  # half of a character to come, which may be any
-        if self._to_a_box is not None:
-            return self._to_a_box(answer.text, str(answer.question.example.answer)) > self.max_new_tokens - len(answer.tokens)
-        return answer.question.task.settled(answer.text, self.reward)
+        """Whether no continuation can change the verdict; never where half of a character stands at the end, which may become any."""
+        return not self.to_the_end and not answer.text.endswith("\ufffd") and answer.question.task.settled(answer.text, self.reward)

@@ -27,7 +27,15 @@ def scorer_of(routed: RoutedModel, task: Task, config: EvaluateConfig | SearchCo
         raise InputError(f"task {task.name!r} is a {task.kind} task, which reward {name!r} cannot judge: use --reward auto")
     if name == "loglik":
         return LoglikScorer(routed, config.max_step_tokens, config.metric, cache_bytes=cache_bytes)
-    return GeneratedScorer(routed, name, config.max_step_tokens, config.max_new_tokens, cache_bytes)
+    asked = config.asked, config.reader, isinstance(config, EvaluateConfig)  # a comparison counts the layers of whole answers
+    return GeneratedScorer(routed, name, config.max_step_tokens, config.max_new_tokens, cache_bytes, *asked)
+
+
+def asked_how(scorer: Scorer) -> tuple[str, str]:
+    """Wording and reader of letters and boxed answers, by name; both empty for other rewards."""
+    if isinstance(scorer, LoglikScorer) or scorer.wording is None:
+        return "", ""
+    return scorer.wording.name, scorer.reader
 
 
 def askable(scorer: Scorer, task: Task, examples: Iterable[Example]) -> tuple[list[Question], dict[str, str]]:

@@ -18,13 +18,14 @@ from drllm.core.progress import say
 from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
 from drllm.runs.alone import alone_in
+from drllm.runs.kept import kept_in
 from drllm.runs.layout import PRIOR_FILE, RunFolder
 from drllm.runs.manifest import Manifest, check_manifest, computed_otherwise
 from drllm.runs.provenance import running
 from drllm.runs.records import read_shard, shard_indices, shard_path
 from drllm.scoring.asking import Ask, Bench, Ticket, Wanted, asking
 from drllm.scoring.base import Question
-from drllm.scoring.scorer import askable, questions_digest, said_left_out, scorer_of
+from drllm.scoring.scorer import askable, asked_how, questions_digest, said_left_out, scorer_of
 from drllm.searching.edits import Evaluation
 from drllm.searching.prior import EditPrior, fit_prior, random_routes, read_prior, sweep_routes
 from drllm.searching.worker import Searching, question_seed
@@ -147,9 +148,11 @@ class _Planned:
             skipped |= dict.fromkeys(sorted(lone), "one choice only, which is always right") | reasons
         if not found:
             raise InputError(f"{task.name} has no question that can be searched ({next(iter(skipped.values()), 'none given')})")
-        found.sort(key=lambda pair: (pair[0].n_tokens, pair[0].example.id))
+        if not config.keep:  # else in the order of the split, in which they are visited
+            found.sort(key=lambda pair: (pair[0].n_tokens, pair[0].example.id))
         questions, splits = [question for question, _ in found], [split for _, split in found]
         conditions, device = bench.conditions(scorer), routed.device.type
+        prompts, reader = asked_how(scorer)
         manifest = Manifest(
             task=task.name,
             kind=task.kind if task.is_own else None,
@@ -162,6 +165,8 @@ class _Planned:
             threads=bench.resources.threads if device == "cpu" and routed.model.dtype.itemsize == 2 else None,
             config=to_dict(config),
             prompt_format=scorer.prompt_format,
+            prompts=prompts,
+            reader=reader,
             conditions=asdict(conditions),
             counts=Ask(scorer, task, config, "", [], []).counts,
             questions=questions_digest(questions),
@@ -250,7 +255,17 @@ def _search(bench: Bench, planned: dict[str, _Planned], finished_in_any_type: bo
         jobs.append(Searching(*made, manifest.under, manifest.counts, left, prior, control))
     n_questions = sum(len(task.questions) for task in planned.values())
     label = f"search {next(iter(planned)) if len(planned) == 1 else f'{len(planned)} tasks'}"
-    bench.do(jobs, tickets, label, n_questions, n_done, notes)
+
+    def is_wanted(job: Any) -> bool:
+        """Whether more groups are to be searched: no, where the search keeps a number of questions and has them."""
+        return not job.config.keep or not kept_in(job.folder, job.config, bench.store).is_enough
+
+    bench.do(jobs, tickets, label, n_questions, n_done, notes, is_wanted)
+    for name, task in planned.items():
+        if task.config.keep:
+            kept = kept_in(RunFolder(bench.run).search(name), task.config, bench.store)
+            said = f"{len(kept.records)} of {task.config.keep} kept, {kept.mended} of which mend a wrong answer; {kept.visited} visited"
+            say(f"{name}: {said}")
 
 
 def _check_shard(path: Path, group: Sequence[tuple[Question, str]], task: _Planned, control: tuple[Route, ...]) -> None:

@@ -74,10 +74,13 @@ class Strategy(ABC):
         margin.
         """
         right = [found for found in self.evaluated if found.correct]
-        # min() keeps the first of equals; a route without a margin loses ties.
-        eligible = self._competing(right) if right else []
-        best = min(eligible, key=lambda each: (each.route.n_passes, math.inf if math.isnan(each.margin) else -each.margin), default=None)
+        # min() keeps the first of equals.
+        best = min(self._competing(right) if right else [], key=self._length, default=None)
         return best.route if best else None
+
+    def _length(self, found: Evaluation) -> tuple[float, ...]:
+        """What makes a right route the shorter; one without a margin loses ties."""
+        return found.route.n_passes, math.inf if math.isnan(found.margin) else -found.margin
 
     @abstractmethod
     def _next(self) -> Route | None:
@@ -91,8 +94,8 @@ class Strategy(ABC):
 class RouteTree(Strategy):
     """The search tree of one question.
 
-    It ends when the budget is spent, the tree exhausted, or a fix found early. `n_simulations` counts distinct edited routes: the base
-    comes on top, so 50 simulations are at most 51 evaluations.
+    It ends when the budget is spent, the tree exhausted, or a fix found early. `n_simulations` counts distinct edited routes, where
+    `counted` does not say otherwise: the base comes on top, so 50 simulations are at most 51 evaluations.
 
     Args:
         n_layers: L, at least 1.
@@ -106,7 +109,7 @@ class RouteTree(Strategy):
         self._config = config
         self._n_layers = n_layers
         self._random = random.Random(seed)
-        self._root = Node(Route.full(n_layers), self._space.n_codes)
+        self._root = Node(Route.full(n_layers), self._n_codes)
         self._nodes = {self._root.route: self._root}
         self._line: list[Node] = []  # root to the node asked last
         self._first_fix: int | None = None  # its index in `evaluated`
@@ -122,11 +125,23 @@ class RouteTree(Strategy):
     def _next(self) -> Route | None:
         if not self.evaluated:
             self._line = [self._root]
-        elif len(self.evaluated) <= self._config.n_simulations and not self._stopped():
+        elif self._has_budget() and not self._stopped():
             self._line = self._descend()
         else:
             self._line = []
         return self._line[-1].route if self._line else None
+
+    @property
+    def _n_codes(self) -> int:
+        """Codes that a node draws from."""
+        return self._space.n_codes
+
+    def _has_budget(self) -> bool:
+        """Whether another simulation may be made."""
+        return len(self.evaluated) <= self._config.n_simulations
+
+    def _met(self, line: list[Node], node: Node) -> None:
+        """An edit of the last node of a line led to a node that is known, maybe that last one itself."""
 
     def _width(self, node: Node) -> float:
         """Children the node may have, in multiples of widening * sqrt(visits)."""
@@ -154,27 +169,31 @@ class RouteTree(Strategy):
         while not self._root.done:
             line = [self._root]
             while not line[-1].done:
-                if (child := self._grow(line[-1])) is not None:
+                if (child := self._grow(line)) is not None:
                     return [*line, child]
+                if not self._has_budget():
+                    return []
                 if candidates := [child for child in line[-1].children if not child.done]:
                     line.append(self._select(line[-1], candidates))
                 else:
                     line[-1].done = True  # and start again at the root: every restart closes a node, so this ends
         return []
 
-    def _grow(self, node: Node) -> Node | None:
-        """A new child, if the node has room for one; edits that lead to known routes become links on the way."""
+    def _grow(self, line: list[Node]) -> Node | None:
+        """A new child of the last node, if that has room for one; edits that lead to known routes become links on the way."""
+        node = line[-1]
         room = math.ceil(self._width(node) * self._config.widening * math.sqrt(node.visits))
-        while len(node.children) < room or all(child.done for child in node.children):
+        while (len(node.children) < room or all(child.done for child in node.children)) and self._has_budget():
             if (drawn := self._draw(node)) is None:
                 return None
             code, route = drawn
-            known = self._nodes.get(route)
-            child = known or Node(route, self._space.n_codes, code)
-            node.children.append(child)
-            if known is None:
-                self._nodes[route] = child
+            if (known := self._nodes.get(route)) is None:
+                self._nodes[route] = child = Node(route, self._n_codes, code)
+                node.children.append(child)
                 return child
+            self._met(line, known)
+            if known is not node:
+                node.children.append(known)
         return None
 
     def _select(self, parent: Node, candidates: list[Node]) -> Node:

@@ -53,6 +53,11 @@ class Searching(Asking):
     control: tuple[Route, ...] = ()
 
     @property
+    def in_order(self) -> bool:
+        """Where a number of questions is kept, the order in which they are visited counts."""
+        return bool(self.config.keep)
+
+    @property
     def most_routes(self) -> int:
         """The base, and those of the simulations and of the blind baseline."""
         return 1 + self.config.n_simulations + len(self.control)

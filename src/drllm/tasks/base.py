@@ -1,7 +1,8 @@
 """Example and Task: how a question becomes a prompt and how an answer is judged. No torch.
 
 Prompts of the `loglik` reward are those of the stock lm-evaluation-harness 0.4, character for character, so that its accuracies and ours
-can be compared. Prompts of the generated rewards (`letter`, `boxed`) are chat messages; the model's chat template formats them.
+can be compared. Prompts of the generated rewards (`letter`, `boxed`) come in one of several wordings (`drllm.tasks.wording`), as chat
+messages where the model has a template for them.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Literal
 from drllm.core.digest import number_of
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
-from drllm.tasks.grading import boxed_matches, letter_choice, letter_settled, number_matches, number_settled
+from drllm.tasks.grading import is_parsed, number_matches, number_settled
 from drllm.tasks.passage_answers import answer_settled, exact_match
+from drllm.tasks.readers import Reading, letter_is_read, read_boxed, read_letter
+from drllm.tasks.wording import Wording
 
 Kind = Literal["choice", "math", "passage"]
 _KINDS: dict[str, Kind] = {  # that a reward can judge
@@ -138,20 +141,21 @@ class Task:
         """The same task under a second prompt template, to re-verify verdicts with."""
         return replace(self, loglik_template=_SECOND_LETTERED if self.lists_options else _SECOND_TEMPLATE)
 
-    def letter_messages(self, example: Example) -> list[dict[str, str]]:
-        """Chat messages that list the lettered options and ask for the letter alone; at most 26 options, else InputError."""
+    def letter_prompt(self, example: Example, wording: Wording) -> str:
+        """What asks for the letter of an option, in a wording; at most 26 options, else InputError."""
         self._need("letter")
         self._need_letters(example, "a letter prompt")
-        options = _LISTINGS["{options}"].text(self._dealt(example))
-        passage = f"{example.context.strip()}\n\n" if example.context else ""
-        ask = "Answer with the letter of the correct option only."
-        return [{"role": "user", "content": f"{passage}Question: {example.question}\n\n{options}\n\n{ask}"}]
+        choices = dict(zip(LETTERS, self._dealt(example).choices, strict=False))
+        return wording.asked_for_letter(example.question, choices, example.context.strip())
 
-    def math_messages(self, example: Example) -> list[dict[str, str]]:
-        r"""Chat messages that ask for reasoning and the final answer in \boxed{}."""
+    def boxed_prompt(self, example: Example, wording: Wording) -> str:
+        r"""What asks for the answer in \boxed{}, in a wording; InputError for a gold answer that no answer can be compared with."""
         self._need("boxed")
-        ask = r"Reason step by step, and put your final answer within \boxed{}."
-        return [{"role": "user", "content": f"{example.question}\n\n{ask}"}]
+        if not is_parsed(str(example.answer)):
+            raise InputError(
+                f"question {example.id} has a gold answer that math-verify cannot read, {example.answer!r}: mend it or leave it out"
+            )
+        return wording.asked_for_box(example.question)
 
     def number_prompt(self, example: Example) -> str:
         """Raw text: the task's solved questions, then this one. Small models answer it with a number, and box none."""
@@ -164,23 +168,25 @@ class Task:
         self._need("exact")
         return f"{example.context}\n\nQuestion: {example.question}\n\nAnswer:"
 
-    def grade(self, example: Example, text: str, reward: str) -> bool:
-        """Verdict of a generated answer.
+    def read(self, example: Example, text: str, reward: str, opens_box: bool = False) -> Reading:
+        """What the readers say of a generated answer.
 
-        Reward "letter" (choice tasks), "boxed" or "number" (math tasks), "exact" (answers out of a passage); else InputError.
+        Reward "letter" (choice tasks), "boxed" or "number" (math tasks), "exact" (answers out of a passage); else InputError. `opens_box`:
+        the prompt has opened the box that the answer goes on with.
         """
         if reward == "loglik" or reward not in _KINDS:
             raise InputError(f"reward {reward!r} does not judge generated text, expected 'letter', 'boxed', 'number' or 'exact'")
         self._need(reward)
         if reward == "letter":
-            return letter_choice(text, len(example.choices)) == self._dealt(example).answer
-        if reward == "exact":
-            return exact_match(text, example.choices)
-        return (boxed_matches if reward == "boxed" else number_matches)(text, str(example.answer))
+            return read_letter(text, len(example.choices), int(self._dealt(example).answer))
+        if reward == "boxed":
+            return read_boxed(text, str(example.answer), opens_box)
+        right = exact_match(text, example.choices) if reward == "exact" else number_matches(text, str(example.answer))
+        return Reading(right, right)
 
     def settled(self, text: str, reward: str) -> bool:
-        """Whether no continuation of a generated answer can change its verdict; never for "boxed", where a later box would count."""
-        settled = {"letter": letter_settled, "number": number_settled, "exact": answer_settled}.get(reward)
+        """Whether no continuation of a generated answer can change what is read in it; never for "boxed", where a later box would count."""
+        settled = {"letter": letter_is_read, "number": number_settled, "exact": answer_settled}.get(reward)
         return settled is not None and settled(text)
 
     def _dealt(self, example: Example) -> Example:

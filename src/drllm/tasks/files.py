@@ -140,9 +140,18 @@ def file_rows(task: Task, path: Path, dropped: Counter[str]) -> list[Example]:
     return kept
 
 
+LEVELLED = "math"  # the folder of questions of all levels, which every dart-k may read
+
+
+def _own_folder(folder: Path, task: Task) -> Path:
+    """The task's own folder in a folder of several; that folder itself where there is none."""
+    names = (task.name, LEVELLED) if task.level else (task.name,)
+    return next((folder / name for name in names if (folder / name).is_dir()), folder)
+
+
 def serves(folder: Path, task: Task) -> bool:
     """Whether a folder holds a part of a task, itself or in the task's own folder."""
-    return (folder / task.name).is_dir() or any(_part_of(path.stem) for path in _files(folder))
+    return _own_folder(folder, task) != folder or any(_part_of(path.stem) for path in _files(folder))
 
 
 def folder_rows(task: Task, folder: Path, dropped: Counter[str]) -> list[Example]:
@@ -150,9 +159,9 @@ def folder_rows(task: Task, folder: Path, dropped: Counter[str]) -> list[Example
 
     The file's name is the part.
 
-    A folder of task folders (`<folder>/<task>/train.jsonl`) serves several tasks.
+    A folder of task folders (`<folder>/<task>/train.jsonl`) serves several tasks; levels of DART-Math may lie together in `<folder>/math`.
     """
-    folder = folder / task.name if (folder / task.name).is_dir() else folder
+    folder = _own_folder(folder, task)
     rows: list[Example] = []
     for path in _files(folder):
         if part := _part_of(path.stem):

@@ -96,21 +96,52 @@ def number_settled(text: str) -> bool:
 BOX = "\\boxed"
 
 
+def box_content(text: str) -> str | None:
+    r"""What stands in the last \boxed{} of a text; None where there is none, or where it does not end."""
+    _, box, tail = text.rpartition(BOX)
+    inside = tail.lstrip()
+    if not box or not inside.startswith("{"):
+        return None
+    depth = 0
+    for match in re.finditer(r"\\.|[{}]", inside, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if not depth:
+            return inside[1 : match.start()]
+    return None
+
+
 def boxed_matches(text: str, gold: str) -> bool:
-    r"""Whether the last \boxed{} of the text equals the gold answer symbolically (math-verify); False without a box.
+    r"""Whether the last \boxed{} of the text equals the gold answer symbolically (math-verify); False without a box, or an unclosed one.
 
     Runs in a helper process shared by all threads, because math-verify's own time limit needs the main thread and cannot interrupt a single
     huge integer operation ("9^{9^{9^9}}"). An answer that takes more than 5 CPU seconds (not wall time: a busy machine does not change
     verdicts) counts as wrong. Raises InputError when math-verify is not installed, DrllmError when the helper dies for another reason.
     """
-    start = text.rfind(BOX)
-    if start < 0 or not gold.strip() or not text[start + len(BOX) :].lstrip().startswith("{"):
+    content = box_content(text)
+    if content is None or not gold.strip():
         return False
-    # From the last box to the last brace, so that neither an earlier box nor a formula around it can be taken for the final answer.
-    return _checker(os.getpid()).check(text[start : text.rfind("}") + 1][:MAX_BOXED_CHARS], gold)
+    return _checker(os.getpid()).check(f"{BOX}{{{content[:MAX_BOXED_CHARS]}}}", gold)
 
 
-MAX_BOXED_CHARS = 2000  # looked at from the last box on
+def answer_equals(text: str, gold: str) -> bool:
+    """As `boxed_matches`, of the last formula or number of a text in any form; or of the whole text, where the gold answer is words."""
+    if not gold.strip():
+        return False
+    return _plain(text) == _plain(gold) != "" or _checker(os.getpid()).check(text[-MAX_BOXED_CHARS:], gold, boxed=False)
+
+
+def _plain(text: str) -> str:
+    """Words without TeX's marks of text, dollars, blanks and a full stop; in lower case."""
+    return re.sub(r"\\(?:text|mathrm|textbf|mathbf)\b|[{}$\s]", "", text).rstrip(".").casefold()
+
+
+@functools.lru_cache(maxsize=100_000)
+def is_parsed(gold: str) -> bool:
+    """Whether math-verify can read a gold answer, so that an answer can be judged equal to it."""
+    return boxed_matches(f"{BOX}{{{gold}}}", gold)
+
+
+MAX_BOXED_CHARS = 2000  # of an answer that are looked at
 
 
 @functools.cache
@@ -132,11 +163,12 @@ class MathChecker:
         self.process: Any = None  # a `Popen` with both pipes
         atexit.register(self.close)
 
-    def check(self, text: str, gold: str) -> bool:
+    def check(self, text: str, gold: str, boxed: bool = True) -> bool:
+        """Whether the box that is the text equals the gold answer; or, not boxed, the last formula or number of the text."""
         with self.lock:
             process = self.process if self.process is not None and self.process.poll() is None else self._start()
             try:
-                process.stdin.write(json.dumps({"text": text, "gold": gold}) + "\n")
+                process.stdin.write(json.dumps({"text": text, "gold": gold, "boxed": boxed}) + "\n")
                 process.stdin.flush()
                 reply = process.stdout.readline().strip()
             except BrokenPipeError:

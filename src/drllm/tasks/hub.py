@@ -8,6 +8,7 @@ from typing import Any
 
 from drllm.core.errors import InputError, first_line, network_errors
 from drllm.tasks.base import Example, Task
+from drllm.tasks.grading import box_content
 from drllm.tasks.layouts import LAYOUTS, level_of, of_level
 
 PREFIX = "hub:"  # of --data
@@ -19,22 +20,26 @@ class HubUnavailable(Exception):
 
 def hub_rows(task: Task, dropped: Counter[str]) -> tuple[str, list[Example]]:
     """Label of the source and all rows of the task. Raises HubUnavailable, or InputError for rows of an unexpected layout."""
-    repos, config, parts = _SETS["dart" if task.level else task.name]
-    loaded = []
-    for repo in repos.split():
-        try:
-            loaded.append(_load(repo, config))
-        except ImportError:
-            raise HubUnavailable("the datasets library is not installed") from None
-        except HubUnavailable as error:
-            raise HubUnavailable(f"{repo} could not be loaded: {error}") from error
-    label = repos if config is None else f"{repos} {config}"
+    repos, config, parts = (_POOL, None, ("train",)) if task.level else _SETS[task.name]
+    loaded = [_loaded(repo, config) for repo in repos.split()]
+    tests = [_loaded(_MATH, subject)["test"] for subject in _SUBJECTS] if task.level else []
+    label = f"{_POOL}, {_MATH}" if task.level else repos if config is None else f"{repos} {config}"
     try:
-        rows = list(_dart(task, loaded[0]["train"], dropped) if task.level else _rows(task, loaded, parts))
+        rows = list(_levelled(task, loaded[0]["train"], tests, dropped) if task.level else _rows(task, loaded, parts))
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise InputError(f"Hub data set {label} has an unexpected layout ({what}): give --data FILE.jsonl instead") from error
     return f"Hub {label}", rows
+
+
+def _loaded(repo: str, config: str | None) -> Any:
+    """A data set by its splits; HubUnavailable with its name."""
+    try:
+        return _load(repo, config)
+    except ImportError:
+        raise HubUnavailable("the datasets library is not installed") from None
+    except HubUnavailable as error:
+        raise HubUnavailable(f"{repo} could not be loaded: {error}") from error
 
 
 def _load(repo: str, config: str | None) -> Any:
@@ -74,8 +79,11 @@ def _rows(task: Task, loaded: list[Any], parts: tuple[str, ...]) -> Iterator[Exa
             yield LAYOUTS[task.name](task, row, f"{task.name}-{part}-{number}", part)
 
 
-def _dart(task: Task, pool: Any, dropped: Counter[str]) -> Iterator[Example]:
-    """DART-Math's pool holds some 1.6 million sampled answers to about 7,500 questions: each question once, its sampled answers unread."""
+def _levelled(task: Task, pool: Any, tests: list[Any], dropped: Counter[str]) -> Iterator[Example]:
+    """One level of DART-Math, and as test part that level of MATH's test questions, of which the pool holds none.
+
+    The pool holds some 1.6 million sampled answers to about 7,500 questions of MATH's train part: each question once, its answers unread.
+    """
     seen: set[str] = set()
     for batch in pool.select_columns(["query", "gt_ans", "query_metadata"]).iter(batch_size=10_000):
         for query, gold, metadata in zip(batch["query"], batch["gt_ans"], batch["query_metadata"], strict=True):
@@ -84,10 +92,15 @@ def _dart(task: Task, pool: Any, dropped: Counter[str]) -> Iterator[Example]:
             seen.add(query)
             if of_level(task, level_of(metadata["level"]), dropped):
                 yield Example(f"dart-{len(seen) - 1}", query, (), str(gold or "").strip(), task.name, part="train")
+    for number, row in enumerate(row for rows in tests for row in rows):
+        if of_level(task, level_of(row["level"]), dropped):
+            yield Example(f"math-test-{number}", row["problem"], (), box_content(row["solution"]) or "", task.name, part="test")
 
 
 _ALL = ("train", "validation", "test")
 _EXAMS = " ".join(f"hails/agieval-{name}" for name in ["aqua-rat", "logiqa-en", "lsat-ar", "lsat-lr", "lsat-rc", "sat-en", "sat-math"])
+_POOL, _MATH = "hkust-nlp/dart-math-pool-math", "EleutherAI/hendrycks_math"  # a configuration a subject
+_SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra", "precalculus")
 _SETS: dict[str, tuple[str, str | None, tuple[str, ...]]] = {  # on the Hub: repositories, configuration, parts with public answers
     "arc_easy": ("allenai/ai2_arc", "ARC-Easy", _ALL),
     "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", _ALL),
@@ -104,5 +117,4 @@ _SETS: dict[str, tuple[str, str | None, tuple[str, ...]]] = {  # on the Hub: rep
     "gpqa": ("Idavidrein/gpqa", "gpqa_diamond", ("train",)),
     "squadv2": ("lighteval/squad_v2", None, ("validation",)),
     "aime24": ("Maxwell-Jia/AIME_2024", None, ("train",)),
-    "dart": ("hkust-nlp/dart-math-pool-math", None, ("train",)),
 }

@@ -1,6 +1,7 @@
 r"""The helper process of grading.py: math-verify over stdin and stdout. Run as a script, never imported; needs no drllm.
 
-In: one JSON line {"text": "\\boxed{...} ...", "gold": "..."}. Out: "ready" once, then "1" (equal) or "0" a line.
+In: one JSON line {"text": "\\boxed{...}", "gold": "...", "boxed": true}; with false any text, of which the last formula or number counts.
+Out: "ready" once, then "1" (equal) or "0" a line.
 """
 
 import json
@@ -17,7 +18,7 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints must not look like a verdict
     try:
-        from math_verify import LatexExtractionConfig, parse, verify
+        from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
     except ImportError as error:
         out.write(f"{error}\n")
         return
@@ -25,9 +26,10 @@ def main() -> None:
     limit = _limit()
     # With limits from the kernel math-verify's own are off: they count wall time and miss long integer operations.
     own = None if limit else 5
-    config = [LatexExtractionConfig(boxed_match_priority=0)]
+    box = [LatexExtractionConfig(boxed_match_priority=0)]
+    anything = [*box, ExprExtractionConfig()]
 
-    def extract(text: str) -> list:
+    def extract(text: str, config: list) -> list:
         return parse(text, extraction_config=config, extraction_mode="first_match", parsing_timeout=own)  # pyright: ignore[reportArgumentType]
 
     out.write("ready\n")
@@ -37,8 +39,8 @@ def main() -> None:
         if limit:
             limit(CPU_SECONDS)
         # The gold answer goes through the same extraction and normalisation as the model's.
-        gold = extract("\\boxed{" + request["gold"] + "}")
-        equal = verify(gold, extract(request["text"]), timeout_seconds=own)
+        gold = extract("\\boxed{" + request["gold"] + "}", box)
+        equal = verify(gold, extract(request["text"], box if request["boxed"] else anything), timeout_seconds=own)
         if limit:
             limit(0)
         out.write("1\n" if equal else "0\n")

@@ -1,0 +1,56 @@
+"""Which searched questions become labels, where a search keeps a number of them: the rule of the authors' code. No torch."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from drllm.core.config import SearchConfig
+from drllm.runs.records import RouteRecord, read_shard, shard_indices, shard_path, store_of
+from drllm.runs.store import Store
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What came of visiting questions in order.
+
+    Attributes:
+        records: those kept, at most as many as asked for; visited: how many were visited for them.
+        is_enough: whether as many are kept as asked for, and as many of them mend; no later question is then visited.
+    """
+
+    records: list[RouteRecord]
+    visited: int
+    is_enough: bool
+
+    @property
+    def mended(self) -> int:
+        """Those kept whose path mends a wrong answer."""
+        return sum(record.improved for record in self.records)
+
+
+def kept_of(records: Iterable[RouteRecord], n: int, share: float) -> Kept:
+    """Visit questions in order until `n` are kept and at least a `share` of them mend a wrong answer.
+
+    A question is kept where some path is right. Once `n` are there, each newly mended one takes the place of the first that is not.
+    """
+    kept: list[RouteRecord] = []
+    visited = 0
+    for record in records:
+        visited += 1
+        if record.kept and len(kept) < n:
+            kept.append(record)
+        elif record.improved and (place := next((at for at, one in enumerate(kept) if not one.improved), None)) is not None:
+            kept[place] = record
+        if len(kept) == n and sum(one.improved for one in kept) >= share * n:
+            return Kept(kept, visited, True)
+    return Kept(kept, visited, False)
+
+
+def kept_in(folder: Path, config: SearchConfig, store: Store | None = None) -> Kept:
+    """What a task folder's shards keep so far; those behind a missing one are not looked at, since they may not be needed."""
+    there = shard_indices(folder)
+    store = store or store_of(folder)
+    in_order = [index for place, index in enumerate(there) if index == place]
+    return kept_of(
+        (record for index in in_order for record in read_shard(shard_path(folder, index), store)), config.keep, config.mend_share
+    )
