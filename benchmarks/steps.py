@@ -26,7 +26,8 @@ from drllm.core.progress import Progress
 from drllm.core.text import type_name
 from drllm.runs.provenance import hardware, versions
 from drllm.runs.records import read_records
-from drllm.scoring.asking import Ask, Replica, Wanted, asking_here, nobody
+from drllm.scoring.asking import Ask, asking_here
+from drllm.scoring.replica import Replica, Wanted, nobody
 from drllm.scoring.scorer import scorer_of
 from drllm.searching.prior import random_routes
 from drllm.searching.runner import question_seed

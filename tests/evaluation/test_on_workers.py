@@ -26,7 +26,7 @@ from drllm.model.process_pool import processes
 from drllm.runs.manifest import read_manifest
 from drllm.runs.provenance import read_jobs
 from drllm.runs.records import read_records, shard_indices
-from drllm.scoring import asking
+from drllm.scoring import asking, jobs
 from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.route_prediction import decide_routes
 from runs import EVALUATE, TASK, TRAIN, L, copy_run, folder_bytes, matrix, model
@@ -176,7 +176,7 @@ def test_what_was_asked_before_is_looked_up(saved, data, compared, trained, monk
         decided.append(policies)
         return decide_routes(routed, policies, prompts, max_step_tokens)
 
-    monkeypatch.setattr(asking, "decide_routes", decide)
+    monkeypatch.setattr(jobs, "decide_routes", decide)
     before = folder_bytes(trained / PLACE)
     evaluate(saved, METHODS, [TASK], trained, EVALUATE, data)
     assert folder_bytes(trained / PLACE) == before

@@ -494,7 +494,7 @@ def test_an_answer_may_not_end_before_the_wording_lets_it():
     scorer = GeneratedScorer(by_rote(), "letter", 600, prompts="authors", to_the_end=True)
     assert (scorer.wording, scorer.reader, scorer.max_new_tokens) == (WORDINGS["instruct"], "strict", 10)
     example = rote_example("2", 1)
-    (verdict,), _ = scorer.score_policy([scorer.question(ARC, example)], None)
+    (verdict,), _ = score_policy(scorer, [scorer.question(ARC, example)], None)
     (output,) = by_rote().generate(
         [asked(ARC.letter_prompt(example, WORDINGS["instruct"]))], max_new_tokens=10, min_new_tokens=2, do_sample=False
     )
@@ -529,6 +529,6 @@ def test_searches_stop_reading_where_comparisons_go_on():
     examples = [rote_example(first, 0) for first in "124"]
     for to_the_end, lengths in ((True, [10, 2, 10]), (False, [0, 0, 0])):
         scorer = GeneratedScorer(by_rote(), "letter", 600, to_the_end=to_the_end)
-        verdicts, _ = scorer.score_policy([scorer.question(ARC, example) for example in examples], None)
+        verdicts, _ = score_policy(scorer, [scorer.question(ARC, example) for example in examples], None)
         assert [verdict.n_new for verdict in verdicts] == lengths
         assert [(verdict.strict, verdict.lenient) for verdict in verdicts] == [(False, True), (False, False), (False, False)]

@@ -110,15 +110,15 @@ def merge_runs(sources: Sequence[Path], out: Path) -> list[Merged]:
     searches = _by_task([search_manifests(source) for source in sources])
     matrices = _by_task([path_manifests(source) for source in sources])
     merged = {task: _records(folders) for task, folders in searches.items()}
-    plans = {task: _plan(folders) for task, folders in matrices.items()}
+    whole_matrices = {task: _together(folders) for task, folders in matrices.items()}
     for folder, table in ((target.verdicts, verdicts), (target.decided, decided)):
         if len(table):
             folder.mkdir(parents=True)
             write_bytes(folder / f"{content_digest(table)[:16]}.parquet", encode(table))
     found = [Merged(target.verdicts, len(verdicts), len(sources), sum(map(len, given)) - len(verdicts))]
-    for task, plan in plans.items():
-        check_manifest(target.matrix(task), plan)
-        found.append(Merged(target.matrix(task), len(plan.ids), len(matrices[task]), 0))
+    for task, manifest in whole_matrices.items():
+        check_manifest(target.matrix(task), manifest)
+        found.append(Merged(target.matrix(task), len(manifest.ids), len(matrices[task]), 0))
     for task, (manifest, records, n_again) in merged.items():
         folder = target.search(task)
         check_manifest(folder, manifest)  # first, so that a merge cut short is an unfinished search
@@ -148,7 +148,7 @@ def _by_task(manifests: Sequence[Mapping[Path, Manifest]]) -> dict[str, list[tup
     return found
 
 
-def _plan(folders: Sequence[tuple[Path, Manifest]]) -> Manifest:
+def _together(folders: Sequence[tuple[Path, Manifest]]) -> Manifest:
     """What folders of one task are of together; `ArtifactError` where they were made otherwise."""
     first, one = folders[0]
     alike = {key: value for key, value in one.to_json().items() if key not in _OF_A_PART}
@@ -187,7 +187,7 @@ def _shared(manifests: Sequence[Manifest]) -> list[str]:
 
 def _records(folders: Sequence[tuple[Path, Manifest]]) -> tuple[Manifest, list[RouteRecord], int]:
     """One task's manifest, its records in the order of the manifest, and how many were met again."""
-    merged = _plan(folders)
+    merged = _together(folders)
     found: dict[str, tuple[RouteRecord, Path]] = {}
     n_again = 0
     for folder, manifest in folders:

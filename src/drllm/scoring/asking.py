@@ -1,8 +1,8 @@
 """The one way of asking: `Bench.ensure(questions, routes)` looks verdicts up in the run's store, computes what is missing, and keeps it.
 
 Questions are asked in groups, each of which ends in one shard that is whole or absent: what is killed loses the groups under way. Groups go
-to workers where there are some, else to this process, and several are under way at once, so that steps are full. A group may also carry a
-strategy that says which route to ask next (`drllm.searching`): it is told what the store knows, and asks the model for the rest.
+to workers where there are some, else to this process (`scoring/replica.py`), and several are under way at once, so that steps are full
+(`scoring/inquiries.py`).
 
 What a verdict is depends on the question, the route and the store's conditions alone (`scoring/prefixes.py`); generated answers round by
 what is decoded together, so of those one group is asked at a time.
@@ -10,22 +10,19 @@ what is decoded together, so of those one group is asked at a time.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from drllm.core.config import Resources
 from drllm.core.digest import json_digest
-from drllm.core.errors import ArtifactError, InputError, first_line
 from drllm.core.progress import Progress, say
 from drllm.core.route import Route
 from drllm.model.executors import opened, settled
-from drllm.model.load import is_out_of_memory
 from drllm.model.pool import Base, Work, Workplace, work_on
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
@@ -34,334 +31,15 @@ from drllm.runs.layout import RunFolder
 from drllm.runs.store import Asked, Conditions, Decided, Store, Verdict
 from drllm.scoring.base import Question
 from drllm.scoring.generated import DECODED_ANSWERS
+from drllm.scoring.jobs import Deciding, Listed
 from drllm.scoring.loglik import LoglikScorer
+from drllm.scoring.replica import Job, Judged, Replica, Ticket, Wanted, memory_in_one_line
 from drllm.scoring.route_prediction import decide_routes, decision_key
-from drllm.scoring.scorer import Scorer, asked_how, scorer_of
-from drllm.tasks import Example, Task
+from drllm.scoring.scorer import Scorer, asked_how
+from drllm.tasks import Task
 
 UNIT = 256  # evaluations of a shard, unless one question has more
-IN_FLIGHT = 512  # evaluations that keep a replica's steps full
-AT_ONCE = 256  # evaluations of one question under way, when no verdict decides what comes next
-BESIDE_A_STRATEGY = 2  # while a strategy waits for a verdict: the routes that it does not decide keep pace with it
 DECIDED_TOGETHER = 64  # questions that policies decide between two writes
-
-
-class Strategy(Protocol):
-    """Says which route of a question to ask next; `evaluated` are those told, the base's first."""
-
-    evaluated: list[Any]
-
-    def ask(self) -> Route | None:
-        """The next route; None at the end."""
-        ...
-
-    def tell(self, route: Route, correct: bool, margin: float) -> None:
-        """The verdict on it."""
-        ...
-
-
-class Wanted(NamedTuple):
-    """A question of a group, and the routes it is asked along whatever comes out."""
-
-    split: str
-    example: Example
-    routes: tuple[Route, ...] = ()
-
-
-class Judged(NamedTuple):
-    """How far the groups under way are: routes judged, of how many at most (a search may stop early or meet a route again)."""
-
-    n: int
-    at_most: int
-
-    @classmethod
-    def of_all(cls, several: Iterable[Judged]) -> Judged:
-        """Of several workers together."""
-        return cls(*map(sum, zip(*several, strict=True)))
-
-    def __str__(self) -> str:
-        return f"({self.n:,} of at most {self.at_most:,} routes judged on the questions under way)"
-
-
-def nobody(judged: Judged) -> None:
-    """Who hears of it where nobody asked."""
-
-
-@dataclass
-class Inquiry:
-    """One question under way.
-
-    Attributes:
-        others: routes that no verdict decides, the last one first, still to be asked.
-        pending: the route that the strategy waits for; None when it is done, or there is none.
-        verdicts: by route, those that the store knew among them.
-        new: those that were computed, in the order in which they came.
-    """
-
-    question: Question
-    asked: Asked
-    others: list[Route]
-    strategy: Strategy | None = None
-    pending: Route | None = None
-    verdicts: dict[Route, Verdict] = field(default_factory=dict)
-    running: set[Route] = field(default_factory=set)
-    new: list[Route] = field(default_factory=list)
-
-    @property
-    def done(self) -> bool:
-        return self.pending is None and not self.others and not self.running
-
-    @property
-    def broken(self) -> bool:
-        """The base's logits are NaN or infinite, so that its strategy goes no further."""
-        told = self.strategy.evaluated if self.strategy is not None else ()
-        return bool(told) and self.verdicts[told[0].route].broken
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether the base has been judged where a strategy waits for it: a broken one costs no more."""
-        return self.strategy is None or bool(self.strategy.evaluated)
-
-    def proceed(self) -> None:
-        """Give the strategy the verdicts that are known, until it asks for one that is not."""
-        while self.strategy is not None and self.pending in self.verdicts:
-            verdict = self.verdicts[self.pending]
-            self.strategy.tell(self.pending, verdict.correct, verdict.margin)
-            self.pending, self.others = (None, []) if self.broken else (self.strategy.ask(), self.others)
-
-
-class Job(ABC):
-    """What is done with the questions of one task, in groups; a worker is sent it whole."""
-
-    task: Task
-    config: Any  # how answers are judged: reward, metric, max_new_tokens, max_step_tokens
-    packed: bool  # how this process packs choices, which every worker must
-    shares_across_groups: bool  # whether groups are under way together
-
-    @abstractmethod
-    def do(self, replica: Replica, groups: Iterable[tuple[int, Sequence[Wanted]]], tell: Callable[[Judged], None]) -> Iterator[int]:
-        """Do some groups, each with its index: the index of each that is done and written."""
-
-    @abstractmethod
-    def is_done(self, index: int) -> bool:
-        """Whether the file of a group is there."""
-
-    @property
-    def in_order(self) -> bool:
-        """Whether groups are to be begun in the order in which they are given."""
-        return False
-
-    def at_once(self, resources: Resources) -> int:
-        """Questions that are under way in one replica."""
-        return resources.pool_size
-
-
-class Asking(Job):
-    """Asks questions along routes."""
-
-    @abstractmethod
-    def inquire(self, replica: Replica, question: Question, wanted: Wanted) -> Inquiry:
-        """What is asked of one question."""
-
-    @abstractmethod
-    def finish(self, replica: Replica, index: int, inquiries: list[Inquiry]) -> None:
-        """Write what a group answered."""
-
-    @property
-    def most_routes(self) -> int:
-        """Routes judged on a question, at most, for who waits."""
-        return 0
-
-    def do(self, replica: Replica, groups: Iterable[tuple[int, Sequence[Wanted]]], tell: Callable[[Judged], None]) -> Iterator[int]:
-        for index, inquiries in _Stream(self, replica).run(groups, tell):
-            self.finish(replica, index, inquiries)
-            yield index
-
-
-class _Stream:
-    """Groups of questions through one scorer, several at once."""
-
-    def __init__(self, job: Asking, replica: Replica):
-        self.job, self.replica, self.scorer = job, replica, replica.scorer(job)
-        self.n_running = 0
-
-    def run(self, groups: Iterable[tuple[int, Sequence[Wanted]]], tell: Callable[[Judged], None]) -> Iterator[tuple[int, list[Inquiry]]]:
-        """Each group's index and inquiries when it is done; `tell` hears between."""
-        waiting = iter(groups)
-        running: dict[int, Inquiry] = {}
-        members: dict[int, list[int]] = {}  # group -> handles
-        at_once = self.job.at_once(self.replica.resources) if self.scorer.shares_across_groups else 1
-        while True:
-            while sum(not inquiry.done for inquiry in running.values()) < at_once and (group := next(waiting, None)) is not None:
-                members[group[0]] = self._open(group[1], running)
-            if not members:
-                return
-            for handle, route, verdict in self.scorer.collect():
-                self._take(handle, running[handle], route, verdict)
-            tell(Judged(sum(len(inquiry.new) for inquiry in running.values()), len(running) * self.job.most_routes))
-            for index in [index for index, handles in members.items() if all(running[handle].done for handle in handles)]:
-                handles = members.pop(index)
-                inquiries = [running.pop(handle) for handle in handles]
-                self.scorer.close(handles)
-                yield index, inquiries
-
-    def _open(self, group: Sequence[Wanted], running: dict[int, Inquiry]) -> list[int]:
-        questions = [self.scorer.question(self.job.task, wanted.example) for wanted in group]
-        handles = self.scorer.open(questions)
-        for handle, question, wanted in zip(handles, questions, group, strict=True):
-            inquiry = running[handle] = self.job.inquire(self.replica, question, wanted)
-            inquiry.proceed()
-            self._submit(handle, inquiry)
-        return handles
-
-    def _submit(self, handle: int, inquiry: Inquiry) -> None:
-        """Ask what the question needs now: the base alone, then its strategy's route and some of the others."""
-        if inquiry.pending is not None and inquiry.pending not in inquiry.running:
-            self._start(handle, inquiry, inquiry.pending)
-        most = BESIDE_A_STRATEGY if inquiry.pending is not None else AT_ONCE
-        while inquiry.has_begun and inquiry.others and len(inquiry.running) < most:
-            if inquiry.running and self.n_running >= self.scorer.at_once:
-                break  # memory is full; the verdicts still to come bring this question back here
-            route = inquiry.others.pop()
-            if route not in inquiry.verdicts and route not in inquiry.running:
-                self._start(handle, inquiry, route)
-
-    def _start(self, handle: int, inquiry: Inquiry, route: Route) -> None:
-        inquiry.running.add(route)
-        self.n_running += 1
-        self.scorer.submit(handle, route)
-
-    def _take(self, handle: int, inquiry: Inquiry, route: Route, verdict: Verdict) -> None:
-        """Note a verdict and go on with the question."""
-        inquiry.running.remove(route)
-        self.n_running -= 1
-        inquiry.verdicts[route] = verdict
-        inquiry.new.append(route)
-        inquiry.proceed()
-        self._submit(handle, inquiry)
-
-
-@dataclass(frozen=True)
-class _Listed(Asking):
-    """Routes that are given."""
-
-    task: Task
-    config: Any
-    packed: bool
-    shares_across_groups: bool
-    store: Path
-    conditions: Conditions
-    names: Mapping[int, str]  # of each group's shard
-    most: int  # routes of a question
-
-    def inquire(self, replica: Replica, question: Question, wanted: Wanted) -> Inquiry:
-        asked = Asked(self.task.name, wanted.split, wanted.example.id, question.digest)
-        return Inquiry(question, asked, list(reversed(wanted.routes)))
-
-    def finish(self, replica: Replica, index: int, inquiries: list[Inquiry]) -> None:
-        write_new(Store(self.store), self.names[index], self.conditions, inquiries)
-
-    def is_done(self, index: int) -> bool:
-        return Store(self.store).shards.has(self.names[index])
-
-    def at_once(self, resources: Resources) -> int:
-        """Few where each has many routes: what their routes share is still there when it is needed."""
-        return max(2, min(resources.pool_size, IN_FLIGHT // max(1, self.most)))
-
-    @property
-    def most_routes(self) -> int:
-        return self.most
-
-
-@dataclass(frozen=True)
-class _Deciding(Job):
-    """Policies decide their routes."""
-
-    task: Task
-    config: Any
-    packed: bool
-    shares_across_groups: bool
-    folder: Path
-    conditions: Conditions
-    policies: Mapping[str, RouteSource]  # by their keys
-    groups: Mapping[int, Sequence[Asked]]  # by index
-
-    def do(self, replica: Replica, groups: Iterable[tuple[int, Sequence[Wanted]]], tell: Callable[[Judged], None]) -> Iterator[int]:
-        scorer, decided = replica.scorer(self), Decided(self.folder)
-        for index, group in groups:
-            prompts = [scorer.question(self.task, wanted.example).context_ids for wanted in group]
-            found = decide_routes(scorer.routed, list(self.policies.values()), prompts, scorer.max_step_tokens)
-            for key, routes in zip(self.policies, found, strict=True):
-                decided.write(key, self.conditions, list(zip(self.groups[index], routes, strict=True)))
-            yield index
-
-    def is_done(self, index: int) -> bool:
-        decided, questions = Decided(self.folder), [asked.question for asked in self.groups[index]]
-        return all(decided.shards.has(decided.name(key, self.conditions, questions)) for key in self.policies)
-
-
-def write_new(store: Store, name: str, conditions: Conditions, inquiries: Sequence[Inquiry]) -> None:
-    """Append what a group had to compute, question by question, routes in the order of their text."""
-    rows = [(one.asked, route, one.verdicts[route]) for one in inquiries for route in sorted(one.new, key=str)]
-    store.write(name, conditions, rows)
-
-
-class Ticket(NamedTuple):
-    """One group of one job: what a worker is given."""
-
-    job: int  # its place among the jobs
-    index: int  # of the group
-    group: Sequence[Wanted]
-    n_tokens: int = 0  # of its longest question
-
-
-class Replica:
-    """One worker: a model, and the scorers of what it was given. A place that can hear it sets `tell`."""
-
-    tell: Callable[[Judged], None] = staticmethod(nobody)
-
-    def __init__(self, base: Base | RoutedModel, jobs: Sequence[Job], resources: Resources):
-        self._base, self._jobs, self.resources = base, jobs, resources
-        self._scorers: dict[int, Scorer] = {}
-        self.kept: dict[Any, Any] = {}  # what a job keeps from one group to the next
-
-    @property
-    def routed(self) -> RoutedModel:
-        """Its model, loaded when it is needed."""
-        return self._base.load(self.resources.threads) if isinstance(self._base, Base) else self._base
-
-    def scorer(self, job: Job) -> Scorer:
-        """The scorer of a job; `ArtifactError` where it would compute otherwise than the process that sent the job."""
-        if id(job) not in self._scorers:
-            scorer = scorer_of(self.routed, job.task, job.config, self.resources.cache_bytes)
-            if scorer.packed != job.packed:
-                found = f"a worker packs choices into one packed prompt: {scorer.packed}, this process: {job.packed}"
-                advice = "their attention computes otherwise, give every node the same software and kind of device"
-                raise ArtifactError(f"{found}; {advice}")
-            self._scorers[id(job)] = scorer
-        return self._scorers[id(job)]
-
-    def work(self, jobs: list[tuple[int, Ticket]]) -> None:
-        """Do some groups. Without any the model is loaded, no more."""
-        if not jobs:
-            assert self.routed
-        for number in dict.fromkeys(ticket.job for _, ticket in jobs):
-            groups = [(ticket.index, ticket.group) for _, ticket in jobs if ticket.job == number]
-            with memory_in_one_line():
-                for _ in self._jobs[number].do(self, groups, self.tell):
-                    pass
-
-
-@contextmanager
-def memory_in_one_line() -> Iterator[None]:
-    """Turn torch's running out of memory into an `InputError`; any other error passes."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        advice = "lower --cache-bytes or --pool-size, which change no record, and run the same command"
-        raise InputError(f"out of memory ({first_line(error)}): finished groups are kept; {advice}") from None
 
 
 @dataclass(frozen=True)
@@ -417,18 +95,26 @@ class Bench:
         """The run's decisions."""
         return Decided(RunFolder(self.run).decided.resolve())
 
+    @property
+    def device(self) -> str:
+        """The kind of device that asks."""
+        on_cluster = self.resources.executor == "ray" and self.resources.worker_gpus
+        return "cuda" if on_cluster else self.routed.device.type
+
+    @property
+    def rounds_by_threads(self) -> bool:
+        """Whether threads can flip a verdict: matrix products of 16-bit types on the CPU round by how they are shared out."""
+        return self.device == "cpu" and self.routed.model.dtype.itemsize == 2
+
     def conditions(self, scorer: Scorer) -> Conditions:
         """All that this scorer's verdicts depend on beside question and route."""
-        dtype = self.routed.model.dtype
-        device = "cuda" if self.resources.executor == "ray" and self.resources.worker_gpus else self.routed.device.type
-        words = [device, f"{scorer.max_step_tokens} tokens a step"]
-        # Matrix products of 16-bit types on the CPU round by how they are shared out.
-        words += [f"{self.resources.threads} threads"] if device == "cpu" and dtype.itemsize == 2 else []
+        words = [self.device, f"{scorer.max_step_tokens} tokens a step"]
+        words += [f"{self.resources.threads} threads"] if self.rounds_by_threads else []
         words += ["packed choices"] if scorer.packed else []
         if not isinstance(scorer, LoglikScorer):
             words += [f"{scorer.max_new_tokens} new tokens", f"{DECODED_ANSWERS} decoded together"]
             words += ["each to its end"] if scorer.to_the_end else []  # else its tokens are not counted
-        return Conditions(self.weights, str(dtype), scorer.reward, asked_how(scorer)[0], ", ".join(words))
+        return Conditions(self.weights, str(self.routed.model.dtype), scorer.reward, asked_how(scorer)[0], ", ".join(words))
 
     def ensure(self, asks: Sequence[Ask], label: str) -> list[Verdicts]:
         """The verdict of every question along each of its routes: looked up, or computed and kept."""
@@ -454,7 +140,7 @@ class Bench:
             if names:
                 most = max(len(set(routes)) for routes in ask.routes)
                 made = (ask.task, ask.config, ask.scorer.packed, ask.scorer.shares_across_groups)
-                jobs.append(_Listed(*made, self.store.shards.folder, conditions, names, most))
+                jobs.append(Listed(*made, self.store.shards.folder, conditions, names, most))
         self.do(jobs, tickets, label, n_questions, n_done)
         return [_picked(ask, self.known(ask)) for ask in asks]
 
@@ -476,7 +162,7 @@ class Bench:
             left = {index: group for index, group in groups.items() if any(one.digest not in known[key] for one in group for key in open_)}
             asked = {index: [Asked(ask.task.name, ask.split, one.example.id, one.digest) for one in group] for index, group in left.items()}
             made = (ask.task, ask.config, ask.scorer.packed, ask.scorer.shares_across_groups)
-            job = _Deciding(*made, self.decided.shards.folder, conditions, open_, asked)
+            job = Deciding(*made, self.decided.shards.folder, conditions, open_, asked)
             tickets = [Ticket(0, index, [Wanted(ask.split, one.example) for one in group]) for index, group in left.items()]
             self.do([job], tickets, label, len(digests), len(digests) - sum(map(len, left.values())))
             known |= {key: self.decided.find(key, conditions, digests) for key in open_}

@@ -23,8 +23,9 @@ from drllm.runs.layout import PRIOR_FILE, RunFolder
 from drllm.runs.manifest import Manifest, check_manifest, computed_otherwise
 from drllm.runs.provenance import running
 from drllm.runs.records import read_shard, shard_indices, shard_path
-from drllm.scoring.asking import Ask, Bench, Ticket, Wanted, asking
+from drllm.scoring.asking import Ask, Bench, asking
 from drllm.scoring.base import Question
+from drllm.scoring.replica import Ticket, Wanted
 from drllm.scoring.scorer import askable, asked_how, questions_digest, said_left_out, scorer_of
 from drllm.searching.edits import Evaluation
 from drllm.searching.prior import EditPrior, fit_prior, random_routes, read_prior, sweep_routes
@@ -75,11 +76,11 @@ def search(
         settings = to_dict(config) | {"resources": to_dict(bench.resources)}
         with running(out, "search" if routes is None else "paths", settings, argv) as entry:
             entry["tasks"] = {}
-            planned = {one.task.name: _Planned.of(bench, one, config, data) for one in loaded}
+            prepared = {one.task.name: _Prepared.of(bench, one, config, data) for one in loaded}
             if routes is None:
-                _search(bench, planned, finished_in_any_type, entry["tasks"])
+                _search(bench, prepared, finished_in_any_type, entry["tasks"])
             else:
-                _answer(bench, planned, routes, entry["tasks"])
+                _answer(bench, prepared, routes, entry["tasks"])
     return out
 
 
@@ -122,8 +123,8 @@ def check_splits(splits: Sequence[str], with_routes: bool) -> None:
 
 
 @dataclass(frozen=True)
-class _Planned:
-    """One task: the questions that can be asked, the shortest first, each with its split; and id -> why not of others."""
+class _Prepared:
+    """One task: the questions that can be asked, each with its split; and id -> why not of others."""
 
     loaded: LoadedTask
     config: SearchConfig
@@ -134,7 +135,7 @@ class _Planned:
     manifest: Manifest
 
     @classmethod
-    def of(cls, bench: Bench, loaded: LoadedTask, config: SearchConfig, data: str | Path | None) -> "_Planned":
+    def of(cls, bench: Bench, loaded: LoadedTask, config: SearchConfig, data: str | Path | None) -> "_Prepared":
         """`InputError` where no question can be asked, or the base's logits are broken on all."""
         routed, task = bench.routed, loaded.task
         scorer = scorer_of(routed, task, config, bench.resources.cache_bytes)
@@ -151,8 +152,7 @@ class _Planned:
         if not config.keep:  # else in the order of the split, in which they are visited
             found.sort(key=lambda pair: (pair[0].n_tokens, pair[0].example.id))
         questions, splits = [question for question, _ in found], [split for _, split in found]
-        conditions, device = bench.conditions(scorer), routed.device.type
-        prompts, reader = asked_how(scorer)
+        conditions, (prompts, reader) = bench.conditions(scorer), asked_how(scorer)
         manifest = Manifest(
             task=task.name,
             kind=task.kind if task.is_own else None,
@@ -161,8 +161,8 @@ class _Planned:
             model=routed.base_id,
             fingerprint=conditions.weights,
             dtype=conditions.dtype,
-            device="cuda" if bench.resources.executor == "ray" and bench.resources.worker_gpus else device,
-            threads=bench.resources.threads if device == "cpu" and routed.model.dtype.itemsize == 2 else None,
+            device=bench.device,
+            threads=bench.resources.threads if bench.rounds_by_threads else None,
             config=to_dict(config),
             prompt_format=scorer.prompt_format,
             prompts=prompts,
@@ -201,10 +201,10 @@ class _Planned:
             raise InputError(f"{found}: try --dtype bfloat16 or float32, or another model")
 
 
-def _answer(bench: Bench, planned: dict[str, _Planned], routes: Sequence[Route], told: dict[str, Any]) -> None:
+def _answer(bench: Bench, prepared: dict[str, _Prepared], routes: Sequence[Route], told: dict[str, Any]) -> None:
     """Every question along the base's route and these, and those that an earlier call has listed."""
     asks = []
-    for name, task in planned.items():
+    for name, task in prepared.items():
         folder, full = RunFolder(bench.run).matrix(name), Route.full(bench.routed.n_layers)
         if not folder.is_dir():
             task.probe()
@@ -216,15 +216,15 @@ def _answer(bench: Bench, planned: dict[str, _Planned], routes: Sequence[Route],
         told[name] = task.counts(0)
         for note in task.notes:
             say(note)
-    bench.ensure(asks, f"paths {next(iter(planned)) if len(planned) == 1 else f'{len(planned)} tasks'}")
+    bench.ensure(asks, f"paths {next(iter(prepared)) if len(prepared) == 1 else f'{len(prepared)} tasks'}")
 
 
-def _search(bench: Bench, planned: dict[str, _Planned], finished_in_any_type: bool, told: dict[str, Any]) -> None:
+def _search(bench: Bench, prepared: dict[str, _Prepared], finished_in_any_type: bool, told: dict[str, Any]) -> None:
     """What is left of each task, by trees."""
     jobs: list[Searching] = []
     tickets: list[Ticket] = []
     notes, n_done = [], 0
-    for name, task in planned.items():
+    for name, task in prepared.items():
         config, folder, size = task.config, RunFolder(bench.run).search(name).resolve(), task.config.group_size
         starts = range(0, len(task.questions), size)
         groups = [[*zip(task.questions[at : at + size], task.splits[at : at + size], strict=True)] for at in starts]
@@ -253,22 +253,21 @@ def _search(bench: Bench, planned: dict[str, _Planned], finished_in_any_type: bo
             group = [Wanted(split, question.example) for question, split in groups[index]]
             tickets.append(Ticket(len(jobs), index, group, groups[index][-1][0].n_tokens))
         jobs.append(Searching(*made, manifest.under, manifest.counts, left, prior, control))
-    n_questions = sum(len(task.questions) for task in planned.values())
-    label = f"search {next(iter(planned)) if len(planned) == 1 else f'{len(planned)} tasks'}"
 
     def is_wanted(job: Any) -> bool:
         """Whether more groups are to be searched: no, where the search keeps a number of questions and has them."""
         return not job.config.keep or not kept_in(job.folder, job.config, bench.store).is_enough
 
-    bench.do(jobs, tickets, label, n_questions, n_done, notes, is_wanted)
-    for name, task in planned.items():
+    label = f"search {next(iter(prepared)) if len(prepared) == 1 else f'{len(prepared)} tasks'}"
+    bench.do(jobs, tickets, label, sum(len(task.questions) for task in prepared.values()), n_done, notes, is_wanted)
+    for name, task in prepared.items():
         if task.config.keep:
             kept = kept_in(RunFolder(bench.run).search(name), task.config, bench.store)
-            said = f"{len(kept.records)} of {task.config.keep} kept, {kept.mended} of which mend a wrong answer; {kept.visited} visited"
-            say(f"{name}: {said}")
+            found = f"{len(kept.records)} of {task.config.keep} kept, {kept.mended} of which mend a wrong answer"
+            say(f"{name}: {found}; {kept.visited} visited")
 
 
-def _check_shard(path: Path, group: Sequence[tuple[Question, str]], task: _Planned, control: tuple[Route, ...]) -> None:
+def _check_shard(path: Path, group: Sequence[tuple[Question, str]], task: _Prepared, control: tuple[Route, ...]) -> None:
     """Refuse a shard that is unreadable, or holds other records than this search writes there."""
     records = read_shard(path)
     again = "remove it, and it is made again"
@@ -284,7 +283,7 @@ def _check_shard(path: Path, group: Sequence[tuple[Question, str]], task: _Plann
             raise ArtifactError(f"{path} holds records made with other settings, or by an earlier drllm (question {record.id!r}): {again}")
 
 
-def _prior(bench: Bench, task: _Planned, folder: Path) -> EditPrior | None:
+def _prior(bench: Bench, task: _Prepared, folder: Path) -> EditPrior | None:
     """The prior over edits: read back, or from a sweep of every single edit over some questions of all lengths."""
     config, n_layers, questions = task.config, bench.routed.n_layers, task.questions
     n_questions = min(config.sweep_questions, len(questions))

@@ -13,8 +13,9 @@ from drllm.core.digest import json_digest, number_of
 from drllm.core.route import Route
 from drllm.runs.records import FINITE, Check, RouteRecord, shard_path, write_shard
 from drllm.runs.store import Asked, Conditions, Store, Verdict
-from drllm.scoring.asking import Asking, Inquiry, Replica, Wanted, write_new
 from drllm.scoring.base import Question
+from drllm.scoring.inquiries import Asking, Inquiry, write_new
+from drllm.scoring.replica import Replica, Wanted
 from drllm.searching.presets import make_tree
 from drllm.searching.prior import EditPrior
 from drllm.searching.tree import RouteTree
