@@ -20,7 +20,7 @@ from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import Manifest, MergedPart, check_manifest, differences, path_manifests, search_manifests
 from drllm.runs.records import RouteRecord, read_records, shard_indices, write_shard
 from drllm.runs.shards import Shards, content_digest, encode, read_shard
-from drllm.runs.store import DECIDED, KEY, VERDICTS
+from drllm.runs.store import DECIDED, KEY, VERDICTS, picked
 
 EXPORT_SUFFIXES = (".parquet", ".csv", ".jsonl")
 FILTERS = ("task", "split", "reward", "route", "dtype")  # columns that rows are picked by
@@ -42,8 +42,7 @@ def rows_of(source: Path, where: Mapping[str, Sequence[str]] | None = None) -> p
             what = "holds no verdicts" if source.is_dir() else "does not exist"
             raise ArtifactError(f"{source} {what}: give a run folder that a search, a scan or a comparison wrote, or one of its shards")
         table = Shards(folder, VERDICTS).table()
-    for name, values in (where or {}).items():
-        table = table.filter(pc.field(name).isin(list(values)))
+    table = picked(table, where or {})
     if not len(table):
         raise ArtifactError(f"{source} holds no such rows: name another {' or '.join(where) if where else 'run'}")
     return table

@@ -156,7 +156,12 @@ class Decided:
 
 def _under(table: pa.Table, about: Mapping[str, str], questions: Collection[str]) -> pa.Table:
     """The rows of some questions, under equal conditions."""
-    mine = pc.field("question").isin(list(questions))
-    for name, value in about.items():
-        mine &= pc.field(name) == value
-    return table.filter(mine)
+    return picked(table, {"question": questions} | {name: [value] for name, value in about.items()})
+
+
+def picked(table: pa.Table, where: Mapping[str, Collection[str]]) -> pa.Table:
+    """The rows whose columns hold one of the given values, in their order."""
+    for name, values in where.items():
+        options = pc.SetLookupOptions(value_set=pa.array(list(values), _TEXT))
+        table = table.filter(pc.call_function("is_in", [table[name]], options))
+    return table
