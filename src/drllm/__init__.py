@@ -6,8 +6,6 @@ The public names load on first use: importing drllm imports neither torch nor tr
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from drllm.core import moved
-
 if TYPE_CHECKING:  # what type checkers read
     from drllm.cli.terminal import show_progress
     from drllm.core.config import EvaluateConfig, Resources, RoutersConfig, ScanConfig, SearchConfig
@@ -41,8 +39,6 @@ _NAMES = {
     "searching.runner": ("search",),
 }
 _HOMES = {name: f"drllm.{module}" for module, names in _NAMES.items() for name in names}
-
-moved.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -16,8 +16,6 @@ from drllm import Route, RoutedModel
 from drllm.cli import main as cli
 from drllm.cli.job import Job, warn_if_slow
 from drllm.cli.main import main
-from drllm.methods.base import get_method
-from drllm.methods.routers import is_held_back
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.routers import RouterConfig, Routers
 
@@ -373,6 +371,9 @@ def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
     code, _, err = run(capsys, *typed, "--evaluate-limit", "3")
     assert code == 0
     assert err.count("done already") == 3
+    manifest = json.loads((out / "search" / "arc_easy" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["config"]["preset"] == "paper"
+    assert "knob.json" not in {path.name for path in (out / "train" / "routers").iterdir()}, "routers of preset default set a control"
     # A lost file is made again.
     (out / "routers" / "drllm_config.json").unlink()
     code, third, err = run(capsys, *typed)
@@ -473,20 +474,6 @@ def test_a_file_without_questions_for_a_split_is_refused_before_a_model_loads(re
     assert not (tmp_path / "run").exists()
 
 
-def test_questions_that_routers_would_all_hold_back_are_refused_before_a_model_loads(tmp_path: Path, capsys):
-    pytest.importorskip("matplotlib")
-    data, config = tmp_path / "few.jsonl", get_method("routers").config(val_fraction=0.9)
-    names = [name for name in map(str, range(60)) if is_held_back(name, config)][:30]
-    rows = [{"id": name, "question": f"{name} and 1?", "choices": ["2", "no"], "answer": 0, "part": "train"} for name in names]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    typed = ["retrofit", "--model", "none/such", "--data", data, "--out", tmp_path / "run", "--recipe", "paper"]
-    code, _, err = run(capsys, *typed, "--routers-val-fraction", 0.9)
-    assert code == 2
-    assert re.search(
-        r"hold back all \d+ fit questions to measure on: give more questions, or lower --routers-val-fraction \(0\.9\)", err
-    ), err
-
-
 def test_what_a_retrofit_needs_stands_first_in_its_help(capsys):
     code, out, _ = run(capsys, "retrofit", "--help")
     assert code == 0
@@ -521,7 +508,7 @@ def test_retrofit_recommends(folders, tmp_path: Path, capsys):
         code, _, err = run(capsys, *typed, flag, "3")
         assert code == 2
         assert f"{flag} is for one search with its own sizes: add --recipe paper" in err
-    typed += ["--minutes", "0.3", "--objective", "speed", "--gate-epsilon", "0.5", "--resources-threads", "1"]  # as 0.1 had it
+    typed += ["--minutes", "0.3", "--objective", "speed", "--gate-epsilon", "0.5", "--threads", "1"]
     code, first, err = run(capsys, *typed)
     assert code == 0, err
     assert "done already" not in err

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from drllm.cli import options as flags
+from drllm.cli.job import Job
 from drllm.cli.main import make_parser
+from drllm.cli.retrofit import configs_of
 from drllm.core.config import EvaluateConfig, RoutersConfig, SearchConfig
 from drllm.core.errors import InputError
 
 SECTIONS = [("search", SearchConfig), ("routers", RoutersConfig), ("evaluate", EvaluateConfig)]
 COMMANDS = {"routers": "train"}
+PAPER = Path(__file__).parents[2] / "configs" / "paper.yaml"
 NEEDS = {"loop_strength": {"max_loop_span": 3}}  # fields that have a meaning beside others alone
 OTHER = {int: 7, float: 0.25, str: "text", tuple: ("a", "b")}
 
@@ -167,3 +170,22 @@ def test_a_missing_or_unreadable_yaml_file_is_refused(tmp_path: Path):
 def test_the_shipped_configurations_are_valid(path: Path):
     settings = flags.read_yaml(path)
     assert settings.sections
+
+
+@pytest.mark.parametrize(
+    ("typed", "search", "routers", "asked"),
+    [
+        (["--recipe", "paper"], "paper", "paper", "authors"),
+        (["--config", PAPER], "paper", "paper", "authors"),
+        (["--recipe", "paper", "--search-preset", "default"], "default", "paper", "ours"),
+        (["--recipe", "paper", "--routers-preset", "default", "--search-prompts", "ours"], "paper", "default", "ours"),
+        ([], "default", "default", "ours"),
+    ],
+)
+def test_the_recipe_of_the_paper_searches_and_trains_as_the_paper(typed, search, routers, asked):
+    parser = make_parser("retrofit", typed)
+    parsed = parser.parse_args(["--model", "none/such", "--out", "x", *map(str, typed)])
+    settings = flags.read_yaml(parsed.config)
+    common = flags.build(flags.CommonConfig, settings.common, parsed)
+    found = configs_of(Job(parsed, settings, common, ["drllm", "retrofit"]))
+    assert (found["search"].preset, found["routers"].preset, found["search"].asked) == (search, routers, asked)

@@ -11,7 +11,7 @@ import pytest
 from drllm.cli.options import build
 from drllm.core.config import SECTIONS, SearchConfig
 from drllm.core.errors import InputError
-from drllm.core.options import Options, check_range, option
+from drllm.core.options import Options, option
 from drllm.methods.base import get_method, method_names
 
 
@@ -65,18 +65,6 @@ def test_a_plain_dataclass_is_checked_where_drllm_builds_it():
     assert build(Plain, {}, argparse.Namespace(share=1.0)) == Plain(1.0)
     with pytest.raises(InputError, match=r"Plain\.share is 7, expected between 0 and 1"):
         build(Plain, {"share": 7}, argparse.Namespace())
-
-
-def test_options_written_before_fields_held_ranges_still_check_themselves():
-    @dataclass(frozen=True)
-    class Old:
-        block: int = option(13, "the block to skip")
-
-        def __post_init__(self) -> None:
-            check_range(self, "block", 0, 29)
-
-    with pytest.raises(InputError, match=r"Old\.block is 30, expected between 0 and 29"):
-        Old(30)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from drllm.core.errors import DrllmError, InputError
 from drllm.core.names import did_you_mean
-from drllm.core.route import Action, GatedDepth, Route, Span
+from drllm.core.route import Action, Route, Span
 
 actions = st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=100)
 
@@ -97,11 +97,6 @@ def test_a_near_name_is_suggested_and_a_far_one_is_not():
     assert did_you_mean("arc_eassy", known) == "; did you mean 'arc_easy'?"
     assert did_you_mean("zzz", known) == ""
     assert did_you_mean("arc_easy", []) == ""
-
-
-def test_a_depth_of_parts_of_blocks_writes_no_route():
-    depth = GatedDepth(2.5)
-    assert (str(depth), depth.n_passes, depth.is_full) == ("", 2.5, False)
 
 
 @st.composite

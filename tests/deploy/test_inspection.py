@@ -14,8 +14,8 @@ from drllm.core.route import Action
 from drllm.deploy.inspection import inspect, render
 from drllm.policies.codebook import Codebook, Point
 from drllm.policies.constant import RoutePolicy
-from drllm.policies.oracle import Oracle
 from drllm.policies.routers import RouterConfig, Routers
+from drllm_research.methods.oracle_policy import Oracle
 from pooling import pool_windows
 
 PROMPT = "why is the sky so blue?"  # 23 tokens of a byte each

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from drllm import Policy, Route
-from drllm.methods.base import ENTRY_POINTS, Method
+from drllm.core.plugins import METHODS
+from drllm.methods.base import Method
 from drllm.policies import policy as policies
 from fences import fences
 
@@ -57,6 +58,6 @@ def test_its_package_names_the_method_where_drllm_looks_for_it():
     (text,) = fences(PAGE, "toml")
     project = tomllib.loads(text)["project"]
     assert project["dependencies"] == ["drllm"]
-    (module, _, attribute) = project["entry-points"][ENTRY_POINTS]["mine"].partition(":")
+    (module, _, attribute) = project["entry-points"][METHODS]["mine"].partition(":")
     assert (module.rpartition(".")[2], attribute) == ("mine", "METHOD")
     assert "`my_package/mine.py`" in PAGE.read_text(encoding="utf-8")

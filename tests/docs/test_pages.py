@@ -12,10 +12,10 @@ import yaml
 ROOT = Path(__file__).parents[2]
 TOP = ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY", "results/README")
 PAGES = sorted([*(ROOT / f"{name}.md" for name in TOP), *(ROOT / "docs").rglob("*.md")])
-CODE = sorted(path for folder in ("src", "benchmarks", "tests", "examples", "tools") for path in (ROOT / folder).rglob("*.py"))
+CODE = sorted(path for folder in ("src", "research", "benchmarks", "tests", "examples", "tools") for path in (ROOT / folder).rglob("*.py"))
 WIDTH = 160  # characters, but for tables
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-FILE = re.compile(r"(?<![\w/.-])((?:src|tests|benchmarks|docs|examples|configs|tools|results)/[\w./*@-]*[\w*])")
+FILE = re.compile(r"(?<![\w/.-])((?:src|research|tests|benchmarks|docs|examples|configs|tools|results)/[\w./*@-]*[\w*])")
 
 
 def prose(page: Path) -> list[tuple[int, str]]:

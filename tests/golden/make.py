@@ -1,4 +1,4 @@
-"""Makes the golden artefacts of this schema version: run it once when the version changes, under a new name, and keep the old files.
+"""Makes the golden policies anew: run it when their format changes.
 
 PYTHONPATH=tests/support python tests/golden/make.py
 """

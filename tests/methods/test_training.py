@@ -13,13 +13,15 @@ from torch.nn import functional
 import families
 from drllm import Route, RoutedModel, RoutersConfig
 from drllm.core.errors import ArtifactError, InputError
+from drllm.methods.routers import held_back_of
 from drllm.methods.training.features import Features, extract_features, kept_tensors
 from drllm.methods.training.loop import measure, train_routers, warmup_cosine
 from drllm.methods.training.losses import class_weights, f1_scores, focal_loss, macro_f1
 from drllm.policies.routers import N_ACTIONS, RouterConfig, Routers
-from reference import path_model
 
 # --- losses -------------------------------------------------------------------------------------------------------------------------
+from record_factory import record
+from reference import path_model
 
 
 def test_class_weights_by_hand():
@@ -212,12 +214,12 @@ def test_training_together_equals_modules_of_their_own(normalize):
     for _ in range(config.epochs):
         for batch in rows[torch.randperm(len(rows), generator=generator)].split(config.batch_size):
             losses = []
-            for record in batch.tolist():
+            for row in batch.tolist():
                 for block, network in enumerate(modules):
-                    windows = features.pooled[record, block][features.valid[record]].float()
+                    windows = features.pooled[row, block][features.valid[row]].float()
                     if normalize:
                         windows = windows / (windows.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-                    label = features.labels[record, block]
+                    label = features.labels[row, block]
                     log_p = network(windows).mean(0).log_softmax(-1)[label]
                     losses.append(-alpha[label] * (1 - log_p.exp()) ** config.gamma * log_p)
             for group in optimizer.param_groups:  # no warm-up: a tenth of 8 steps is none
@@ -265,7 +267,7 @@ def test_trained_routers_need_no_gradient():
 
 def test_nothing_left_to_train_on_is_refused():
     features = planted(10)
-    with pytest.raises(InputError, match=r"no record is left .*--val-fraction \(of a retrofit --routers-val-fraction\)"):
+    with pytest.raises(InputError, match="no record is left to train on: search more questions"):
         train_routers(features, torch.ones(10, dtype=torch.bool), QUICK, SHAPE)
 
 
@@ -395,3 +397,13 @@ def test_saved_features_come_back_under_their_key_only(tmp_path, prompts):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ArtifactError, match="not a readable feature file"):
         kept("key")
+
+
+@pytest.mark.parametrize(("held_out", "sizes", "expected"), [(10, (30, 12, 1), (10, 6, 0)), (0, (30,), (0,)), (3, (5, 200), (2, 3))])
+def test_as_many_records_of_each_task_are_held_back_as_asked_or_half(held_out, sizes, expected):
+    records = [record(f"task{task}", f"{task}-{n}") for task, size in enumerate(sizes) for n in range(size)]
+    held = held_back_of(records, RoutersConfig(held_out=held_out))
+    found = [sum(is_held for one, is_held in zip(records, held, strict=True) if one.task == f"task{task}") for task in range(len(sizes))]
+    assert tuple(found) == expected
+    backwards = held_back_of(records[::-1], RoutersConfig(held_out=held_out))[::-1]
+    assert backwards == held, "by their ids, whatever the order"

@@ -324,16 +324,12 @@ def edit_config(folder, **changes) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps({k: v for k, v in values.items() if v != "DROP"}), encoding="utf-8")
 
 
-def test_variants_are_saved_and_older_routers_have_none(saved, tmp_path_factory):
+def test_variants_are_saved_and_read_back(saved, tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared")
     shared = random_routers(RouterConfig(3, 8, shared=True, first_block=True))
     assert shared.tensors["w1"].shape[0] == 1
     shared.save(folder)
     assert Routers.load(folder).config == shared.config
-    assert json.loads((folder / CONFIG_FILE).read_text())["schema_version"] == 2
-    values = json.loads((saved / CONFIG_FILE).read_text())
-    assert values["schema_version"] == 1
-    assert "shared" not in values, "plain routers are as older ones read them"
     assert Routers.load(saved).config == SMALL
 
 
@@ -342,7 +338,6 @@ def test_routers_of_another_depth_are_saved_and_read_back(tmp_path, depth):
     routers = random_routers(RouterConfig(3, 8, depth=depth))
     assert list(routers.tensors) == [f"{kind}{layer}" for layer in range(1, depth + 1) for kind in "wb"]
     routers.save(tmp_path)
-    assert json.loads((tmp_path / CONFIG_FILE).read_text())["schema_version"] == 3
     loaded = Routers.load(tmp_path)
     assert loaded.config == routers.config
     assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in routers.tensors.items())
@@ -358,7 +353,9 @@ def test_keys_of_a_newer_drllm_warn(saved):
     assert routers.config == SMALL
 
 
-@pytest.mark.parametrize("key", ["n_layers", "hidden_size", "n_windows", "width", "normalize", "schema_version", "weights_sha256"])
+@pytest.mark.parametrize(
+    "key", ["n_layers", "hidden_size", "n_windows", "width", "normalize", "shared", "first_block", "depth", "weights_sha256"]
+)
 def test_missing_keys_are_refused(saved, key):
     edit_config(saved, **{key: "DROP"})
     with pytest.raises(ArtifactError):
@@ -378,7 +375,7 @@ def test_missing_keys_are_refused(saved, key):
         ("n_windows", None),
         ("normalize", "no"),
         ("normalize", 1),
-        ("schema_version", 99),
+        ("depth", 0),
         ("weights_sha256", "0" * 64),
     ],
 )

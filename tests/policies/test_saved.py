@@ -26,7 +26,7 @@ def routed() -> RoutedModel:
     return RoutedModel.wrap(families.build("llama", vocab_size=300, max_position_embeddings=512), byte_tokenizer())
 
 
-# --- golden artefacts: files of version 1 keep loading, and keep deciding what they decided
+# --- golden artefacts: they load, and decide what they decided
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def golden_base() -> RoutedModel:
 
 
 @pytest.mark.parametrize("name", ["static-v1", "routers-v1"])
-def test_files_of_version_1_load_and_decide_as_they_did(name, golden_base):
+def test_golden_files_load_and_decide_as_they_did(name, golden_base):
     model = RoutedModel.from_pretrained(GOLDEN / name, base=golden_base)
     outs = model.generate(PROMPTS, max_new_tokens=4, do_sample=False)
     decided = json.loads((GOLDEN / "decided.json").read_text())[name]
@@ -291,6 +291,8 @@ def test_routers_travel_too(routed, hub):
 
 
 def test_every_policy_is_found_by_its_name_in_a_process_that_has_imported_none():
-    from drllm.policies import card, policy
+    from drllm.policies import policy
 
-    assert {name: policy.policy_class(name).__module__ for name in card._POLICIES} == policy._MODULES
+    found = {name: policy.policy_class(name) for name in policy._MODULES}
+    assert {name: kind.__module__ for name, kind in found.items()} == policy._MODULES
+    assert all(kind.about for kind in found.values())

@@ -9,9 +9,9 @@ import pytest
 
 from drllm import Route, SearchConfig
 from drllm.cli.main import main
-from drllm.methods.base import BUILT_IN, get_method
-from drllm.methods.blind_codebooks import BLIND_SEED
+from drllm.methods.base import get_method, method_names
 from drllm.searching.prior import random_routes
+from drllm_research.methods.blind_codebooks import BLIND_SEED
 from runs import IN_A_FAST_TYPE
 
 MODEL, FULL = "smollm2-135m-q4", Route.full(30)
@@ -45,7 +45,7 @@ def run(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", method_names())
 def test_a_method_trains_answers_and_generates(name, run, capsys):
     assert main(["train", "--out", str(run), "--method", name, *FEW.get(name, [])]) == 0
     saved = json.loads((run / name / "drllm_config.json").read_text())

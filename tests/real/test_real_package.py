@@ -65,7 +65,7 @@ def test_both_files_hold_what_they_should(built):
         names = set(archive.namelist())
     committed = run("git", "ls-files", "src/drllm", cwd=built.parent / "clone").split()
     assert {name.removeprefix("src/") for name in committed} <= names
-    assert {"tests", "docs", "results", "benchmarks"}.isdisjoint(name.split("/")[0] for name in names)
+    assert {"tests", "docs", "results", "benchmarks", "drllm_research"}.isdisjoint(name.split("/")[0] for name in names)
     with tarfile.open(source) as archive:
         assert any(name.endswith("/src/drllm/py.typed") for name in archive.getnames())
 

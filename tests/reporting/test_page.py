@@ -21,7 +21,6 @@ from test_report_scale import full as full
 
 from drllm import ArtifactError, InputError
 from drllm.core.files import write_json
-from drllm.paper import charts
 from drllm.reporting import browser, report
 from drllm.reporting.chart import Axis
 from drllm.reporting.drawing import need_extras
@@ -31,6 +30,7 @@ from drllm.reporting.parts import Heading, Paragraph, RouteBrowser, Table
 from drllm.runs.answers import read_answers, write_answers
 from drllm.runs.records import read_records, write_shard
 from drllm.tasks import load_task, texts_digest
+from drllm_research.paper import charts
 from pages import look_at, needs_chromium
 from record_factory import write_verdicts
 
@@ -160,18 +160,6 @@ def test_texts_of_another_file_with_the_same_ids_are_not_shown(asked: Path):
     text = report.report(asked).read_text()
     assert "Texts of piqa are not shown: file mine.jsonl does not hold the questions that were asked." in text
     assert "What is 1?" not in text
-
-
-def test_an_older_evaluation_shows_texts_of_the_source_it_names(asked: Path):
-    for task in ("arc_easy", "piqa"):
-        path = asked / "search" / task / "_plan.json"
-        write_json(path, json.loads(path.read_text()) | {"data": str(asked / "mine.jsonl")})
-    path = asked / "evaluate" / "tune" / "summary.json"
-    summary = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("data", "texts")}
-    write_json(path, summary | {"sources": {"arc_easy": "file mine.jsonl", "piqa": "file other.jsonl"}})
-    text = report.report(asked).read_text()
-    assert "What is 1?" in text
-    assert "Texts of piqa are not shown: file mine.jsonl does not hold" in text
 
 
 def test_half_a_surrogate_pair_does_not_stop_a_report(asked: Path):

@@ -75,8 +75,8 @@ def test_no_other_folder_knows_a_file_name_of_a_run_folder():
     assert odd == [], "take the path from drllm.runs.layout"
 
 
-def test_names_on_disk_are_those_of_every_version():
-    """Users' scripts and run folders of before hold them."""
+def test_names_on_disk_stay():
+    """Users' scripts hold them."""
     run = RunFolder(Path("r"))
     found = [
         run.jobs,

@@ -38,7 +38,7 @@ def test_the_same_manifest_goes_on(tmp_path):
         ({"ids": ["q1", "q9", "q8"]}, "ids[1] = 'q2', now it is 'q9'"),
         ({"ids": ["q1"]}, "ids = a list of 3, now it is a list of 1"),
         ({"data": "a.jsonl"}, "data = None, now it is 'a.jsonl'"),
-        ({"dtype": None}, "dtype = (not set), now it is None"),
+        ({"dtype": "torch.float32"}, "dtype = '', now it is 'torch.float32'"),
         ({"ids": None}, "ids = a list of 3, now it is None"),
     ],
 )

@@ -91,7 +91,7 @@ def test_the_standing_says_how_many_questions_each_had_and_what_it_scored():
     for one in standing.last:
         assert standing.accuracy_C[one] == pytest.approx((answers.verdicts[:, 1 + one].astype(float) - answers.verdicts[:, 0]).mean())
         assert standing.score_C[one] == pytest.approx((whole[:, 1 + one] - whole[:, 0]).mean())
-        assert (standing.verdicts_of(one) == answers.verdicts[:, 1 + one]).all()
+        assert (standing.verdicts_QR[:, 1 + standing.last.index(one)] == answers.verdicts[:, 1 + one]).all()
     out = int(np.flatnonzero(standing.n_C == 8)[0])
     first = scores(answers.verdicts[:8], answers.margins[:8])
     assert standing.score_C[out] == pytest.approx((first[:, 1 + out] - first[:, 0]).mean())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import random
 from dataclasses import replace
@@ -25,7 +24,7 @@ from drllm.scoring.generated import GeneratedScorer
 from drllm.scoring.trie import Node, bytes_of
 from drllm.tasks import Example, f1_score, get_task
 from drllm.tasks.wording import WORDINGS
-from rote import by_rote, rote_example
+from rote import answering, by_rote, rote_example
 from scored import score_policy
 
 pytestmark = pytest.mark.long
@@ -47,20 +46,6 @@ EXAMPLES = [
     Example("d", "Which of these is a gas at the temperature of a room?", ("iron", "oxygen", "salt", "wood"), 1, "arc_easy"),
 ]
 SUMS = [Example(name, text, (), "5", "gsm8k") for name, text in (("s", "One?"), ("t", "Two and three, and how many are they?"), ("u", "x"))]
-
-
-@functools.cache
-def answering(family: str) -> RoutedModel:
-    """A tiny model whose every route answers in letters, marks and end tokens, so that answers settle early, late or never."""
-    base = families.build(family, vocab_size=300, max_position_embeddings=512, tie_word_embeddings=False)
-    tokenizer = byte_tokenizer()
-    said = [tokenizer.eos_token_id, *(tokenizer(text)["input_ids"][0] for text in "ABCD.) \nx")]
-    with torch.no_grad():
-        weights = base.get_output_embeddings().weight
-        kept = weights[said].clone()
-        weights.zero_()
-        weights[said] = kept
-    return RoutedModel.wrap(base, tokenizer)
 
 
 def asked(text: str) -> list[dict[str, str]]:

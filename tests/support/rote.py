@@ -51,5 +51,19 @@ def by_rote() -> RoutedModel:
     return RoutedModel.wrap(base, tokenizer)
 
 
+@functools.cache
+def answering(family: str) -> RoutedModel:
+    """A tiny model whose every route answers in letters, marks and end tokens, so that answers settle early, late or never."""
+    base = families.build(family, vocab_size=300, max_position_embeddings=512, tie_word_embeddings=False)
+    tokenizer = byte_tokenizer()
+    said = [tokenizer.eos_token_id, *(tokenizer(text)["input_ids"][0] for text in "ABCD.) \nx")]
+    with torch.no_grad():
+        weights = base.get_output_embeddings().weight
+        kept = weights[said].clone()
+        weights.zero_()
+        weights[said] = kept
+    return RoutedModel.wrap(base, tokenizer)
+
+
 def rote_example(first: str, answer: int, filler: str = "") -> Example:
     return Example(f"{first}{filler}", f"{first} {filler}?", ("w", "x", "y", "z"), answer, "arc_easy")

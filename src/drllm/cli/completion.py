@@ -17,14 +17,14 @@ from drllm.cli.options import Parser, add_common
 def run(job: Job) -> Lines:
     import shtab
 
-    from drllm.cli.main import COMMANDS, help_of
+    from drllm.cli.main import command_names, find_command, help_of
 
     whole = argparse.ArgumentParser("drllm")
     commands = whole.add_subparsers()
-    for name, command in COMMANDS.items():
+    for name in command_names():
         about = help_of(name)[0].splitlines()[0]
         one = commands.add_parser(name, help=about, description=about)
-        getattr(command, "add_flags", add_common)(one)
+        getattr(find_command(name), "add_flags", add_common)(one)
     yield shtab.complete(whole, job.arguments.shell).rstrip()
 
 

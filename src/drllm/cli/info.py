@@ -13,7 +13,6 @@ from drllm.cli.options import Parser, add_common
 def run(job: Job) -> Lines:
     from drllm.policies.card import CARD_FILE
     from drllm.policies.saved import open_policy
-    from drllm.runs.card_facts import card_facts
     from drllm.runs.layout import EXPORT_FILE
 
     place = Path(job.arguments.name)
@@ -22,11 +21,7 @@ def run(job: Job) -> Lines:
 
         check_export(place)
     else:
-        saved = open_policy(job.arguments.name, job.arguments.revision)
-        place = saved.folder
-        if not (place / CARD_FILE).is_file():  # saved before there were cards
-            yield saved.card(card_facts(place)).rstrip()
-            return
+        place = open_policy(job.arguments.name, job.arguments.revision).folder
     yield (place / CARD_FILE).read_text(encoding="utf-8").rstrip()
 
 

@@ -29,9 +29,10 @@ class Job:
     common: CommonConfig
     argv: list[str]
 
-    def config(self, section: str, prefix: str = "") -> Any:
-        """The configuration of one section, a job's or a method's: command line over YAML over defaults."""
-        return build(section_class(section), self.settings.sections.get(section, {}), self.arguments, prefix)
+    def config(self, section: str, prefix: str = "", **unless_given: Any) -> Any:
+        """The configuration of one section, a job's or a method's: command line over YAML over defaults, those named here first."""
+        given = unless_given | self.settings.sections.get(section, {})
+        return build(section_class(section), given, self.arguments, prefix)
 
     def need(self, name: str) -> Any:
         """A common setting that this command cannot do without."""

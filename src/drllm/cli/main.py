@@ -22,16 +22,19 @@ from drllm.cli.options import CommonConfig, add_common, build, read_yaml
 from drllm.cli.terminal import TerminalReporter, one_line, quiet_other_packages, show_warning, write_error
 from drllm.core.errors import DrllmError, InputError
 from drllm.core.names import did_you_mean
+from drllm.core.plugins import COMMANDS as PLUGINS
+from drllm.core.plugins import load_plugin, plugin_names
 from drllm.core.progress import reporting_to
 
 EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
 
 GROUPS = {
-    "a run, step by step or in one go": ("search", "train", "evaluate", "report", "retrofit", "reproduce", "scan"),
+    "a run, step by step or in one go": ("search", "train", "evaluate", "report", "retrofit", "scan"),
     "its policies": ("generate", "inspect", "serve", "export", "info", "push"),
     "lists and tables": ("tasks", "models", "methods", "records", "compare", "doctor", "completion"),
 }
 COMMANDS = {name: importlib.import_module(f"drllm.cli.{name}") for names in GROUPS.values() for name in names}
+RESEARCH = ("reproduce",)  # commands of the package in research/, which is not shipped
 
 
 class _Help(Exception):
@@ -86,10 +89,6 @@ def _lines(arguments: list[str]) -> Lines:
         yield f"drllm {__version__}"
         return
     name, rest = arguments[0], arguments[1:]
-    if name not in COMMANDS:
-        kind = "flag" if name.startswith("-") else "command"
-        hint = did_you_mean(name, COMMANDS) or f"; commands are {', '.join(COMMANDS)}"
-        raise InputError(f"unknown {kind} {name!r}{hint}; see `drllm --help`")
     parser = make_parser(name, rest)
     try:
         parsed, unknown = parser.parse_known_intermixed_args(rest)
@@ -104,7 +103,25 @@ def _lines(arguments: list[str]) -> Lines:
         raise InputError(f"unknown flag {flag}{did_you_mean(flag, known)}; see `{parser.prog} --help`")
     settings = read_yaml(parsed.config)
     common = build(CommonConfig, settings.common, parsed)
-    yield from COMMANDS[name].run(Job(parsed, settings, common, ["drllm", *arguments]))
+    yield from find_command(name).run(Job(parsed, settings, common, ["drllm", *arguments]))
+
+
+def command_names() -> tuple[str, ...]:
+    """Drllm's own commands, then those of installed packages."""
+    return (*COMMANDS, *plugin_names(PLUGINS))
+
+
+def find_command(name: str) -> Any:
+    """The module of a command; `InputError` with the closest name."""
+    if name in COMMANDS:
+        return COMMANDS[name]
+    if (found := load_plugin(PLUGINS, name)) is not None:
+        return found
+    if name in RESEARCH:
+        raise InputError(f"`drllm {name}` is in the research package: run `pip install -e research` in a checkout of drllm")
+    kind = "flag" if name.startswith("-") else "command"
+    hint = did_you_mean(name, command_names()) or f"; commands are {', '.join(command_names())}"
+    raise InputError(f"unknown {kind} {name!r}{hint}; see `drllm --help`")
 
 
 def make_parser(name: str, arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -112,7 +129,7 @@ def make_parser(name: str, arguments: Sequence[str] = ()) -> argparse.ArgumentPa
     about, example = help_of(name)
     form, example = argparse.RawDescriptionHelpFormatter, f"example:\n  {example}"
     parser = _Parser(f"drllm {name}", description=about, epilog=example, formatter_class=form, allow_abbrev=False)
-    getattr(COMMANDS[name], "add_flags", add_common)(parser)
+    getattr(find_command(name), "add_flags", add_common)(parser)
     if name == "train":
         train.add_method_flags(parser, arguments)
     return parser
@@ -120,14 +137,15 @@ def make_parser(name: str, arguments: Sequence[str] = ()) -> argparse.ArgumentPa
 
 def help_of(name: str) -> tuple[str, str]:
     """What a command does, and a line to try."""
-    about, _, example = (COMMANDS[name].__doc__ or "").partition("\n\nexample:\n")
+    about, _, example = (find_command(name).__doc__ or "").partition("\n\nexample:\n")
     return about, example.strip()
 
 
 def _overview() -> str:
     """Every command with the first sentence of what it does."""
     text = "usage: drllm COMMAND [flags]\n\nAdaptive depth for frozen language models: once a prompt, skip, execute or repeat each block.\n"
-    for title, names in GROUPS.items():
+    others = {"of other packages": plugin_names(PLUGINS)}
+    for title, names in (GROUPS | (others if any(others.values()) else {})).items():
         text += f"\n{title}:\n" + "".join(f"  {name:10} {help_of(name)[0].splitlines()[0].rstrip('.')}\n" for name in names)
     text += "\n`drllm COMMAND --help` shows a command's flags; `drllm --version` the version.\n"
     return f"{text}\nexample:\n  {help_of('retrofit')[1]}"

@@ -23,6 +23,7 @@ from drllm.core.config import SECTIONS, GuaranteeConfig
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
 from drllm.core.options import check_ranges, option
+from drllm.core.plugins import COMMANDS, load_plugin, plugin_names
 from drllm.methods.base import get_method, method_names
 
 Config = TypeVar("Config")
@@ -38,13 +39,15 @@ ROUTE_HELP = "digits, one a block: 0 skip, 1 execute, 2 repeat; or a path: 0-14,
 
 
 def section_names() -> tuple[str, ...]:
-    """The sections that a YAML file may have: those of the jobs, then each method's."""
-    return (*SECTIONS, *method_names())
+    """The sections that a YAML file may have: those of the jobs, also of other packages' commands, then each method's."""
+    return (*SECTIONS, *(name for name in plugin_names(COMMANDS) if hasattr(load_plugin(COMMANDS, name), "CONFIG")), *method_names())
 
 
 def section_class(name: str) -> type:
     """The configuration class of a section; a method is loaded when its own is asked for."""
-    return SECTIONS[name] if name in SECTIONS else get_method(name).config
+    if name in SECTIONS:
+        return SECTIONS[name]
+    return getattr(load_plugin(COMMANDS, name), "CONFIG", None) or get_method(name).config
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,10 @@ def flags_of(config_class: type) -> list[Flag]:
     return flags
 
 
-def add_config(parser: Parser, config_class: type, only: Sequence[str], title: str, prefix: str = "", before: str = "") -> None:
+def add_config(parser: Parser, config_class: type, only: Sequence[str], title: str, prefix: str = "") -> None:
     """Add a flag for each field of the dataclass (or those named in `only`), called `--<prefix><name with dashes>`.
 
-    Flags that are not given leave None behind, so that `build` can tell them from defaults. `before` is a prefix of earlier versions, which
-    is still read and no longer shown.
+    Flags that are not given leave None behind, so that `build` can tell them from defaults.
     """
     group = parser.add_argument_group(title)
     for flag in (flag for flag in flags_of(config_class) if not only or flag.name in only):
@@ -121,15 +123,12 @@ def add_config(parser: Parser, config_class: type, only: Sequence[str], title: s
         else:
             options |= {"type": number if flag.kind is float else flag.kind, "metavar": {int: "N", float: "X", str: "TEXT"}[flag.kind]}
         group.add_argument("--" + (prefix + flag.name).replace("_", "-"), **options)
-        if before:
-            options["help"] = argparse.SUPPRESS
-            group.add_argument("--" + (before + flag.name).replace("_", "-"), **options)
 
 
-def add_section(parser: Parser, section: str, only: Sequence[str] = (), prefix: str = "", about: str = "", before: str = "") -> None:
+def add_section(parser: Parser, section: str, only: Sequence[str] = (), prefix: str = "", about: str = "") -> None:
     """Add the flags of a section of the YAML file, under a title that says so."""
     title = f"{section}: {about}" if about else section
-    add_config(parser, section_class(section), only, f"{title} (section `{section}` of the YAML file)", prefix, before)
+    add_config(parser, section_class(section), only, f"{title} (section `{section}` of the YAML file)", prefix)
 
 
 def add_common(parser: Parser, *names: str) -> None:

@@ -25,11 +25,7 @@ SHOWN = 80  # characters of a text
 
 
 def run(job: Job) -> Lines:
-    out, tasks = job.need("out"), job.tasks()
-    if job.config("retrofit").recipe == "auto":
-        job.arguments.gate_calibrate = "calibrate"  # it always promises on that split
-    configs = {section: job.config(section, f"{section}_") for section in SECTIONS}
-    configs |= {section: job.config(section) for section in ("resources", "retrofit")}
+    out, tasks, configs = job.need("out"), job.tasks(), configs_of(job)
     model, recipe = job.need("model"), configs["retrofit"].recipe
     if recipe == "auto":
         _check_flags(job)
@@ -46,6 +42,17 @@ def run(job: Job) -> Lines:
     yield from _recommended(*asked) if recipe == "auto" else _paper(*asked)
 
 
+def configs_of(job: Job) -> dict[str, Any]:
+    """The configuration of each section; with recipe `paper`, search and routers have preset `paper` unless another was asked for."""
+    of_paper: dict[str, Any] = {}
+    if job.config("retrofit").recipe == "auto":
+        job.arguments.gate_calibrate = "calibrate"  # it always promises on that split
+    else:
+        of_paper = {"preset": "paper"}
+    configs = {name: job.config(name, f"{name}_", **of_paper if name in ("search", "routers") else {}) for name in SECTIONS}
+    return configs | {name: job.config(name) for name in ("resources", "retrofit")}
+
+
 def _check_flags(job: Job) -> None:
     """Refuse settings that would do nothing: how much is asked, and how policies are trained, follows from the time."""
     typed = [name for name, value in vars(job.arguments).items() if value is not None]
@@ -56,8 +63,7 @@ def _check_flags(job: Job) -> None:
 
 
 def _check_questions(job: Job, tasks: Any, configs: Mapping[str, Any]) -> None:
-    """Refuse a split without questions, and questions that would all be held back, before a model loads."""
-    from drllm.methods.routers import is_held_back
+    """Refuse a split without questions, before a model loads."""
     from drllm.retrofitting.dry_run import loaded_tasks, questions_of
     from drllm.retrofitting.sizes import check_questions, check_splits
 
@@ -67,10 +73,6 @@ def _check_questions(job: Job, tasks: Any, configs: Mapping[str, Any]) -> None:
         check_questions(available)
         return
     check_splits(available, tuple(dict.fromkeys(("fit", configs["evaluate"].split, *filter(None, [configs["gate"].calibrate])))))
-    searched = [example.id for task in loaded.values() for example in task.select("fit", configs["search"].limit)]
-    if all(is_held_back(name, configs["routers"]) for name in searched):
-        few = f"routers would hold back all {len(searched)} fit questions to measure on"
-        raise InputError(f"{few}: give more questions, or lower --routers-val-fraction ({configs['routers'].val_fraction:g})")
 
 
 def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Lines:
@@ -145,7 +147,7 @@ def add_flags(parser: Parser) -> None:
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
     add_section(parser, "retrofit")
     add_section(parser, "gate", prefix="gate_", about=ABOUT["gate"])
-    add_section(parser, "resources", before="resources_")
+    add_section(parser, "resources")
     for section in SECTIONS[1:]:
         add_section(parser, section, prefix=f"{section}_", about=ABOUT[section])
     about = "print the questions of each split, whether they are enough to promise anything, and what fits into the time; then stop"

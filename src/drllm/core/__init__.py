@@ -1,4 +1,4 @@
 """What everything else stands on: routes, errors, configurations, files, names, progress.
 
-Imports no torch and nothing else of drllm, but for old module names that somebody asks for (`moved.py`); any other folder may import it.
+Imports no torch and nothing else of drllm; any other folder may import it.
 """

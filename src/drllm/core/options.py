@@ -41,11 +41,6 @@ def check_ranges(config: Any) -> None:
         _check(config, item.name, item.metadata.get("ge"), item.metadata.get("gt"), item.metadata.get("le"))
 
 
-def check_range(config: Any, name: str, low: float, high: float | None = None) -> None:
-    """`InputError` for a value outside [low, high]. For options of before fields held their range; goes with the next version."""
-    _check(config, name, low, None, high)
-
-
 def _check(config: Any, name: str, ge: float | None, gt: float | None, le: float | None) -> None:
     value = getattr(config, name)
     # Asked this way round, no bound lets a NaN through.

@@ -192,17 +192,6 @@ class Route:
         return f"Route.parse({str(self)!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class GatedDepth:
-    """Stands where a route would for a policy that runs parts of blocks: passes of whole blocks that its multiplications come to."""
-
-    n_passes: float
-    is_full = False  # never the base's route
-
-    def __str__(self) -> str:
-        return ""
-
-
 def _blocks(n_layers: Any) -> int:
     """How many blocks a route leads through, in Python's own numbers."""
     try:

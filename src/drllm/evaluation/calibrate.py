@@ -140,12 +140,12 @@ def earlier_tries(run: Path, found: Guarantee, answers: str, base: str) -> int:
     Calibrations with other answers (the same policy, also for another epsilon, has the same), and routes of lists that were answered on it.
 
     Args:
-        answers: a digest of this one's answers and passes; jobs of before have none, and are told apart by what they tested.
+        answers: a digest of this one's answers and passes.
     """
 
     tried = [(job, job["guarantee"]) for job in read_jobs(run) if job["job"] == "calibrate" and "guarantee" in job]
     others = [each for each in tried if each[1]["split"] == found.split and set(each[1]["tasks"]) & set(found.tasks)]
-    results = {job.get("answers") or json_digest(before["tested"], sort_keys=True) for job, before in others}
+    results = {job["answers"] for job, _ in others}
     lists = [each for each in path_manifests(run).values() if found.split in each.config["splits"] and each.task in found.tasks]
     routes = {route for manifest in lists for route in manifest.paths or ()} - {base}
-    return len(results - {answers, json_digest(found.tested, sort_keys=True)}) + len(routes)
+    return len(results - {answers}) + len(routes)

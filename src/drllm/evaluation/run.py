@@ -69,7 +69,7 @@ def evaluate(
     if fixed := [name for name in baselines if policies[owner_of(name)].evaluate_only]:
         raise InputError(f"{fixed[0]}: {owner_of(fixed[0])} decides no route of its own, so there is nothing to deal out: leave it out")
     read_from = {manifest.task: manifest.data for manifest in (path_manifests(run.root) | search_manifests(run.root)).values()}
-    loaded = load_unseen(run.root, {name: data or data_of(run.root, read_from.get(name)) for name in tasks})
+    loaded = load_unseen(run.root, {name: data or data_of(run.root, read_from.get(name)) for name in tasks}, config.split)
     read_from = {name: data or read_from.get(name) for name in tasks}
     config = _asked_as_searched(config, run)
     comparison = _Comparison(routed, run, config, loaded, baselines, policies)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,7 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig,
                 progress.print(epoch_line(metrics, config.epochs))
             progress.advance(1)
 
-        held_back = torch.tensor([is_held_back(record.id, config) for _, record in kept])
+        held_back = torch.tensor(held_back_of([record for _, record in kept], config))
         policy = train_routers(features, held_back, config, router_config, on_epoch, targets)
     write_text(folder / METRICS_FILE, "\n".join(lines) + "\n")
     policy.prompt_format = prompt_format
@@ -154,9 +155,16 @@ def epoch_line(metrics: dict[str, Any], n_epochs: int) -> str:
     return line
 
 
-def is_held_back(example_id: str, config: RoutersConfig) -> bool:
-    """Whether a fit question is only measured on; by its id, so that the same questions are held back for every method."""
-    return int(digest(f"val:{config.seed}:{example_id}")[:12], 16) / 2**48 < config.val_fraction
+def held_back_of(records: Sequence[RouteRecord], config: RoutersConfig) -> list[bool]:
+    """Which records are only measured on: `held_out` of each task, drawn by their ids; of fewer than twice as many, half."""
+    by_task: dict[str, list[str]] = {}
+    for record in records:
+        by_task.setdefault(record.task, []).append(record.id)
+    held = set[tuple[str, str]]()
+    for task, ids in by_task.items():
+        drawn = sorted(ids, key=lambda name: digest(f"val:{config.seed}:{name}"))
+        held.update((task, name) for name in drawn[: min(config.held_out, len(ids) // 2)])
+    return [(record.task, record.id) in held for record in records]
 
 
 METHOD = Method(

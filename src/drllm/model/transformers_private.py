@@ -2,7 +2,7 @@
 
 Checked on transformers 5.19 and 5.24, accelerate 1.15 and torch 2.13. `tests/model/test_transformers_private.py` names in one line what a
 release has changed. Nothing else in drllm reads an underscored name of theirs, the class of a cache's slot, or what a slot holds. The two
-rivals that run parts of blocks (`methods/rivals/`) read the public names of a block's layers (`q_proj`, `head_dim`, ...), by which they
+rivals of `research/` that run parts of blocks read the public names of a block's layers (`q_proj`, `head_dim`, ...), by which they
 know a family.
 
 Shapes: B sequences, H heads, T tokens, S size of a head.

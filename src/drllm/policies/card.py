@@ -1,26 +1,22 @@
 """The model card of a saved policy: what it is for, what it was measured to do, and the commands that made it. No torch, no run folder."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drllm.core.route import Route
 from drllm.core.route_words import in_words
 from drllm.core.text import display_name, p_value, percent, points
 
+if TYPE_CHECKING:
+    from drllm.policies.policy import RouteSource
+
 CARD_FILE = "README.md"
 _TAGS = "tags: [drllm, adaptive-depth"
 _LOOPED = "rys"  # "repeat yourself": the tag under which people look for looped blocks
-_POLICIES = {
-    "static": "one route of blocks for every prompt",
-    "codebook": "a few routes, and a selector that takes one of them for a prompt where a gain is sure",
-    "routers": "Dr.LLM's routers: a small network a block that decides, once a prompt, whether to skip, execute or repeat it",
-    "mindskip": "MindSkip's gates: whether a prompt runs a block's attention. For evaluation only",
-    "flexidepth": "FlexiDepth's gates and adapters: which tokens run a block. For evaluation only",
-    "oracle": "an oracle of some routes: told every answer, an upper bound. For evaluation only",
-}
-_EVALUATE_ONLY = ("mindskip", "flexidepth", "oracle")
 
 
 @dataclass(frozen=True)
@@ -58,15 +54,15 @@ class CardFacts:
     commands: Sequence[str] = ()  # the command lines that made the run
 
 
-def render_card(config: Mapping[str, Any], route: Route | None, facts: CardFacts, routes: Sequence[Route] = ()) -> str:
+def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts) -> str:
     """The card as Markdown with a Hub header.
 
     Args:
         config: the policy's `drllm_config.json`.
-        route: of a static policy.
+        policy: the policy itself.
         facts: of the run that it lies in, if it lies in one.
-        routes: those it chooses from, where they are few.
     """
+    route, routes = policy.route, policy.routes
     base = config["base_id"] or "a model in memory"
     name = facts.method or config["policy"]
     tasks = list(dict.fromkeys(task for comparison in facts.comparisons for task in comparison.tasks))
@@ -75,9 +71,8 @@ def render_card(config: Mapping[str, Any], route: Route | None, facts: CardFacts
     if config["base_id"].count("/") == 1 and not Path(config["base_id"]).exists():
         lines += [f"base_model: {config['base_id']}", "base_model_relation: adapter"]
     lines += ["---", "", f"# {name} for {base}", ""]
-    about = _POLICIES.get(config["policy"], config["policy"])
-    lines += [f"A drllm policy: {about}. The base's weights are not changed, and not in here.", ""]
-    lines += _how_to_use(config["policy"])
+    lines += [f"A drllm policy: {policy.about or policy.name}. The base's weights are not changed, and not in here.", ""]
+    lines += _how_to_use(policy)
     guarantee = config.get("guarantee") or {"sentence": "none; the figures below are what was measured, not a promise"}
     revision = f" at {config['base_revision']}" if config["base_revision"] else ""
     lines += [
@@ -100,8 +95,8 @@ def render_card(config: Mapping[str, Any], route: Route | None, facts: CardFacts
     return "\n".join(lines)
 
 
-def _how_to_use(policy: str) -> list[str]:
-    if policy in _EVALUATE_ONLY:
+def _how_to_use(policy: RouteSource) -> list[str]:
+    if policy.evaluate_only:
         return ["```", "drllm evaluate --out THE RUN FOLDER --methods base,THIS FOLDER'S NAME", "```", ""]
     code = 'model = RoutedModel.from_pretrained("THIS FOLDER OR ID")\nmodel.generate("What do plants need to grow?")[0].text'
     return ["```python", "from drllm import RoutedModel", code, "```", ""]

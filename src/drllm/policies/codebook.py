@@ -66,6 +66,7 @@ class Codebook(Policy):
             features.
     """
 
+    about = "a few routes, and a selector that takes one of them for a prompt where a gain is sure"
     reach: float = math.inf
 
     def __init__(

@@ -15,6 +15,8 @@ _FILES = PolicyFiles("route", "train the policy again", POLICY_FILE)
 class RoutePolicy(Policy):
     """One route for every prompt; `Route.full(L)` is the base model."""
 
+    about = "one route of blocks for every prompt"
+
     def __init__(self, route: Route):
         self.route, self.n_layers = route, len(route)
 

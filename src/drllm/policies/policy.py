@@ -6,7 +6,6 @@ Shapes: B sequences, T tokens, D hidden size, W windows, K routes.
 from __future__ import annotations
 
 import importlib
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,17 +15,15 @@ from torch import Tensor
 
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.names import did_you_mean
+from drllm.core.plugins import POLICIES, load_plugin, plugin_names
 from drllm.core.route import Route, Visit
 
 POLICY_FILE = "policy.json"
-# Policies that live in modules of their own: imported, and so registered, when an artefact names them.
+# Imported, and so registered, when an artefact names them.
 _MODULES = {
     "static": "drllm.policies.constant",
     "routers": "drllm.policies.routers",
     "codebook": "drllm.policies.codebook",
-    "mindskip": "drllm.methods.rivals.gates",
-    "flexidepth": "drllm.methods.rivals.gates",
-    "oracle": "drllm.policies.oracle",
 }
 _REGISTRY: dict[str, type[Policy]] = {}
 
@@ -54,6 +51,7 @@ class RouteSource:
     """Where the routes of a batch come from: a policy, routes that are given, or one of the two with a clock around it."""
 
     name: ClassVar[str] = ""
+    about: ClassVar[str] = ""  # what its card says it is
     n_layers: int
     prompt_format: str | None = None  # "raw" or "chat", what it was trained on; None, or one route for all, takes both
     guarantee: dict[str, Any] | None = None  # what `drllm train --calibrate` found (`drllm.stats.guarantee.Guarantee`), as plain values
@@ -67,8 +65,6 @@ class RouteSource:
 
     def start(self, prompt_mask_BT: Tensor) -> Decider:
         """The decider of one prefill, asked for before the first block; the mask (B, T) is true on the tokens it may read."""
-        if hasattr(self, "decide"):  # the form of before, whose own `start` calls this one
-            return _OldDecider(self, prompt_mask_BT)
         raise InputError(f"a {self.name!r} policy decides no route from a prompt's states: there is nothing to start")
 
     def routes_for(self, features_BF: Tensor) -> list[Route]:
@@ -117,11 +113,6 @@ class Policy(RouteSource, ABC):
     It holds no state of a request: `start` returns what a single prefill needs, so one policy may serve several threads.
     """
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if hasattr(cls, "decide") and not hasattr(cls.start, "is_adapted"):
-            _adapt(cls)
-
     def operating_points(self) -> list[Policy]:
         """Ways to run it, from the one nearest the base to the policy as it is; the guarantee's test takes them in this order."""
         return [self]
@@ -134,30 +125,6 @@ class Policy(RouteSource, ABC):
     @abstractmethod
     def load(cls, folder: Path) -> Policy:
         """Read back what `save` wrote; `ArtifactError` on anything corrupt or foreign."""
-
-
-class _OldDecider(Decider):
-    """Of a policy in the form of before, which asks for the mask at each block."""
-
-    def __init__(self, policy: Any, prompt_mask_BT: Tensor):
-        self._policy, self._prompt_mask_BT = policy, prompt_mask_BT
-
-    def decide(self, block: int, x_BTD: Tensor) -> Tensor:
-        return self._policy.decide(block, x_BTD, self._prompt_mask_BT)
-
-
-def _adapt(cls: type[Policy]) -> None:
-    """For one version: let `start` of a class that decides by itself give a decider, also where it returned a policy."""
-    why = "decides by decide(block, x, prompt_mask): give it start(prompt_mask), which returns a Decider"
-    warnings.warn(f"{cls.__module__}.{cls.__qualname__} {why}; the old form goes with the next version", FutureWarning, stacklevel=4)
-    begin = cls.start
-
-    def start(self: Policy, prompt_mask_BT: Tensor) -> Decider:
-        running = begin(self, prompt_mask_BT)
-        return running if isinstance(running, Decider) else _OldDecider(running, prompt_mask_BT)
-
-    start.is_adapted = True  # type: ignore[attr-defined]
-    cls.start = start  # type: ignore[method-assign]
 
 
 AnyPolicy = TypeVar("AnyPolicy", bound=Policy)
@@ -179,10 +146,10 @@ def policy_class(name: str) -> type[Policy]:
     if name not in _REGISTRY:
         if name in _MODULES:
             importlib.import_module(_MODULES[name])
-        else:  # another package's: methods know where their policies are
-            importlib.import_module("drllm.methods.base").import_policies()
+        else:
+            load_plugin(POLICIES, name)
     if name not in _REGISTRY:
-        meant = did_you_mean(name, sorted({*_REGISTRY, *_MODULES}))
+        meant = did_you_mean(name, sorted({*_REGISTRY, *_MODULES, *plugin_names(POLICIES)}))
         from_where = "the package that made it may not be installed here, or a newer drllm wrote it"
         raise ArtifactError(f"unknown policy {name!r}{meant}: {from_where}")
     return _REGISTRY[name]

@@ -24,7 +24,6 @@ from drllm.policies.policy import Decider, Policy, register_policy
 
 N_ACTIONS = len(Action)
 RMS_EPS = 1e-6
-SCHEMA_VERSION = 3  # 1 knew neither shared nor first_block, 2 no depth; the lowest that says all is written
 MAX_DEPTH = 8
 CONTROL = "control"
 POINTS = (0.4, 0.3, 0.2, 0.1, 0.0, -0.1, -0.2, -0.3, -0.4)  # of the control, from nearly executing all to the routers themselves
@@ -44,17 +43,11 @@ class RouterConfig:
     shared: bool = False  # one router serves all blocks
     first_block: bool = False  # all routers read the states entering the first block
     depth: int = 2  # linear layers, with a GELU between
-    schema_version: int = 0
-
-    def __post_init__(self) -> None:
-        version = SCHEMA_VERSION if self.depth != 2 else 2 if self.shared or self.first_block else 1
-        object.__setattr__(self, "schema_version", version)
 
     @classmethod
     def from_json(cls, values: dict[str, Any], source: Path) -> RouterConfig:
         """Check what was read from `source`: keys of a newer drllm warn and are ignored, missing or wrong ones are refused."""
         known = {field.name: bool if isinstance(field.default, bool) else int for field in fields(cls)}
-        values = {"shared": False, "first_block": False, "depth": 2} | values  # what older routers do not know
         if missing := ", ".join(sorted(known.keys() - values.keys())):
             raise ArtifactError(f"{source} is not a router configuration ({missing} missing): {_RETRAIN}")
         for name, kind in sorted(known.items()):
@@ -62,9 +55,8 @@ class RouterConfig:
             if type(values[name]) is not kind or (kind is int and values[name] < 1):
                 wanted = "true or false" if kind is bool else "a whole number of at least 1"
                 raise ArtifactError(f"{source}: {name} is {values[name]!r}, expected {wanted}: {_RETRAIN}")
-        for name, most, remedy in (("depth", MAX_DEPTH, _RETRAIN), ("schema_version", SCHEMA_VERSION, f"update drllm or {_RETRAIN}")):
-            if values[name] > most:
-                raise ArtifactError(f"{source}: {name} is {values[name]}, expected at most {most}: {remedy}")
+        if values["depth"] > MAX_DEPTH:
+            raise ArtifactError(f"{source}: depth is {values['depth']}, expected at most {MAX_DEPTH}: {_RETRAIN}")
         if unknown := sorted(values.keys() - known.keys()):
             warnings.warn(f"{source} has keys this drllm does not know ({', '.join(unknown)}); they are ignored", stacklevel=3)
         return cls(**{name: values[name] for name in known})
@@ -133,6 +125,8 @@ def rms_normalize(pooled: Tensor) -> Tensor:
 @register_policy("routers")
 class Routers(Policy):
     """All L routers, stacked as `RouterConfig.shapes` says, in float32 whatever the base's dtype."""
+
+    about = "Dr.LLM's routers: a small network a block that decides, once a prompt, whether to skip, execute or repeat it"
 
     def __init__(self, config: RouterConfig, seed: int = 0):
         self.config = config
@@ -214,9 +208,7 @@ class Routers(Policy):
 
     def save(self, folder: Path) -> list[str]:
         """`router_config.json`, which holds the control and a checksum of `routers.safetensors`; each atomically."""
-        unknown_then = {1: ("shared", "first_block", "depth"), 2: ("depth",)}.get(self.config.schema_version, ())
-        about = {name: value for name, value in asdict(self.config).items() if name not in unknown_then}
-        return _FILES.save(folder, about | ({} if self.control is None else {CONTROL: self.control}), self.tensors)
+        return _FILES.save(folder, asdict(self.config) | ({} if self.control is None else {CONTROL: self.control}), self.tensors)
 
     @classmethod
     def load(cls, folder: Path) -> Routers:

@@ -42,7 +42,7 @@ class SavedPolicy:
     def card(self, facts: CardFacts) -> str:
         """The model card, with what a run measured of these very files."""
         policy = policy_class(self.config.policy).load(self.folder)
-        return render_card(asdict(self.config), policy.route, facts, policy.routes)
+        return render_card(asdict(self.config), policy, facts)
 
     def write_card(self, facts: CardFacts) -> None:
         """Write `card` into the folder, over the one before; a README that is no card of ours stays."""

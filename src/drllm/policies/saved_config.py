@@ -72,7 +72,7 @@ def read_config(folder: Path) -> SavedConfig:
     if not path.is_file():
         raise ArtifactError(f"{folder} holds no saved policy ({CONFIG_FILE} is missing): {_NO_POLICY}")
     found = read_json(path, "train the policy again")
-    values: dict[str, Any] = {"guarantee": None} | found if isinstance(found, dict) else {}  # older policies have none
+    values: dict[str, Any] = {"guarantee": None} | found if isinstance(found, dict) else {}
     if any(name not in values or not isinstance(values[name], kind) for name, kind in _KINDS.items()):
         raise ArtifactError(f"{path} is not the configuration of a drllm policy: {_NO_POLICY}")
     promised = values["guarantee"]

@@ -10,7 +10,6 @@ from drllm.reporting.parts import Prompt, RouteBrowser, RouteGroup
 from drllm.runs.load import Run
 from drllm.runs.manifest import data_of
 from drllm.runs.names import BASE
-from drllm.runs.summary import Summary
 from drllm.tasks import load_task, texts_digest
 
 GROUPS = 8
@@ -32,28 +31,19 @@ def read_questions(run: Run, split: str) -> tuple[Texts, list[str]]:
     summary = run.summaries[split]
     for task in summary.tasks:
         try:
-            loaded = load_task(task, data_of(run.folder, _data(run, summary, task)), hub=False)
+            loaded = load_task(task, data_of(run.folder, summary.data.get(task)), hub=False)
         except DrllmError as error:
             missing.append(f"Texts of {task} are not shown, since its questions are not at hand: {error}")
             continue
         ids = {row["id"] for row in run.questions.get((split, BASE, task), [])}
         examples = [example for rows in loaded.examples.values() for example in rows if example.id in ids]
-        digest = (summary.texts or {}).get(task)
-        is_same = texts_digest(examples) == digest if digest else loaded.source == (summary.sources or {}).get(task)
-        if not is_same or len(examples) < len(ids):
+        if texts_digest(examples) != summary.texts.get(task) or len(examples) < len(ids):
             missing.append(f"Texts of {task} are not shown: {loaded.source} does not hold the questions that were asked.")
             continue
         for example in examples:
             answer = example.choices[example.answer] if isinstance(example.answer, int) else example.answer
             found[task, example.id] = _clean(f"{example.context} {example.question}".strip()), _clean(str(answer))
     return found, missing
-
-
-def _data(run: Run, summary: Summary, task: str) -> str | None:
-    """Where the questions of an evaluation came from; older ones read them where the search did, and did not say so."""
-    if summary.data is not None:
-        return summary.data.get(task)
-    return run.manifests[task].data if task in run.manifests else None
 
 
 def _clean(text: str) -> str:

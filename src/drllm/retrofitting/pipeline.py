@@ -1,6 +1,7 @@
 """The whole retrofit in one call: search, train, evaluate, generate one answer, report. Finished stages are recognised and skipped."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def retrofit(
         tasks: task names.
         out: the run folder.
         configs: by the sections of a YAML file: `search`, `resources` and `evaluate`; `gate`, which may name a split on which each policy
-            must pass or is the base (`docs/policies.md`); `static` and `routers`. Defaults for those left out.
+            must pass or is the base (`docs/policies.md`); `static` and `routers`. Defaults, with preset `paper`, for those left out.
         data: a JSON-lines file with the questions.
         argv: the command line, for `run.json`.
 
@@ -57,7 +58,8 @@ def retrofit(
     run = RunFolder(Path(out))
     if run.asked.is_file():
         raise ArtifactError(f"{out} holds a retrofit by --recipe auto: go on with that, or give another --out")
-    of = {name: kind() for name, kind in SECTIONS.items()} | {name: get_method(name).config() for name in TRAINED} | dict(configs or {})
+    of = {name: kind() for name, kind in SECTIONS.items()} | {name: get_method(name).config() for name in TRAINED}
+    of |= {name: replace(of[name], preset="paper") for name in ("search", "routers")} | dict(configs or {})
     resources, split = of["resources"], of["evaluate"].folder
     stages = Stages(run, [routed.fingerprint, str(routed.model.dtype), list(tasks), data_key(data)])
 

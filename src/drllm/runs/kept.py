@@ -14,12 +14,12 @@ class Kept:
     """What came of visiting questions in order.
 
     Attributes:
-        records: those kept, at most as many as asked for; visited: how many were visited for them.
+        records: those kept, at most as many as asked for; visited: all that were visited for them, in order.
         is_enough: whether as many are kept as asked for, and as many of them mend; no later question is then visited.
     """
 
     records: list[RouteRecord]
-    visited: int
+    visited: list[RouteRecord]
     is_enough: bool
 
     @property
@@ -34,9 +34,9 @@ def kept_of(records: Iterable[RouteRecord], n: int, share: float) -> Kept:
     A question is kept where some path is right. Once `n` are there, each newly mended one takes the place of the first that is not.
     """
     kept: list[RouteRecord] = []
-    visited = 0
+    visited: list[RouteRecord] = []
     for record in records:
-        visited += 1
+        visited.append(record)
         if record.kept and len(kept) < n:
             kept.append(record)
         elif record.improved and (place := next((at for at, one in enumerate(kept) if not one.improved), None)) is not None:

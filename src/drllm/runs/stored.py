@@ -1,10 +1,10 @@
-"""JSON objects of a run folder as dataclasses, written with exactly the keys that they were read with. No torch."""
+"""JSON objects of a run folder as dataclasses, and back. No torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 from drllm.core.errors import ArtifactError
@@ -15,8 +15,7 @@ class Stored:
     """One JSON object.
 
     Attributes:
-        read: the file's content, keys of older and newer versions too; None for an object that was not read.
-        OPTIONAL: fields that a new object has in its file only if they are given.
+        OPTIONAL: fields that an object has in its file only if they are given.
         PARTS: fields that are lists of objects, and of what kind.
         ONES: fields that are one object, and of what kind.
     """
@@ -24,7 +23,6 @@ class Stored:
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
     PARTS: ClassVar[Mapping[str, type[Stored]]] = {}
     ONES: ClassVar[Mapping[str, type[Stored]]] = {}
-    read: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, values: Any, source: object = "the file") -> Self:
@@ -35,8 +33,7 @@ class Stored:
         if lacking := [one.name for one in fields(cls) if one.default is one.default_factory and values.get(one.name) is None]:
             raise ArtifactError(f"{source} holds a bad {cls.__name__} (without {', '.join(lacking)}): run that stage again")
         unknown = {item.name for item in fields(cls) if isinstance(item.default, float) and values.get(item.name) is None}  # null is nan
-        given = {item.name: values[item.name] for item in fields(cls) if item.name in values and item.name not in unknown}
-        found: dict[str, Any] = given | {"read": values}
+        found = {item.name: values[item.name] for item in fields(cls) if item.name in values and item.name not in unknown}
         for name, kind in cls.PARTS.items():
             if (parts := found.get(name)) is not None:
                 found[name] = [kind.of(part, source) for part in (parts if isinstance(parts, Iterable) else (parts,))]
@@ -47,14 +44,12 @@ class Stored:
 
     def changed(self, **changes: Any) -> Self:
         """With other values, which it then has."""
-        return replace(self, **changes, read=None if self.read is None else {**self.read, **changes})
+        return replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
         """The content of its file, keys in the order of the fields."""
-        ours = {item.name: (getattr(self, item.name), item.default) for item in fields(self) if item.name != "read"}
-        new = {name: value for name, (value, default) in ours.items() if name not in self.OPTIONAL or value is not default}
-        shown = new if self.read is None else self.read
-        return {name: _plain(shown[name]) for name in (*ours, *shown) if name in shown}
+        ours = {item.name: (getattr(self, item.name), item.default) for item in fields(self)}
+        return {name: _plain(value) for name, (value, default) in ours.items() if name not in self.OPTIONAL or value is not default}
 
 
 def _plain(value: Any) -> Any:

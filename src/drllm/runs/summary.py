@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -76,7 +76,6 @@ class Summary(Stored):
         policies: digests of the policies by name.
     """
 
-    OPTIONAL: ClassVar = ("dropped", "sources", "data", "texts", "policies")
     PARTS: ClassVar = {"rows": SummaryRow}
     split: str
     reference: str
@@ -84,11 +83,11 @@ class Summary(Stored):
     fingerprint: str = ""
     tasks: list[str]
     rows: list[SummaryRow]
-    dropped: dict[str, dict[str, int]] | None = None
-    sources: dict[str, str] | None = None
-    data: dict[str, str | None] | None = None
-    texts: dict[str, str] | None = None
-    policies: dict[str, str] | None = None
+    dropped: dict[str, dict[str, int]] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    data: dict[str, str | None] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    policies: dict[str, str] = field(default_factory=dict)
 
     @property
     def pooled(self) -> list[SummaryRow]:

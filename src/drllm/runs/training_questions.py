@@ -7,11 +7,18 @@ from drllm.runs.manifest import data_of, path_manifests, search_manifests
 from drllm.tasks import LoadedTask, drop_overlaps, load_task
 
 
-def load_unseen(run: Path, read_from: Mapping[str, str | Path | None]) -> dict[str, LoadedTask]:
-    """Tasks by name, read where this says, without what any task of the run was searched on, wherever its search read that from."""
-    searched = {}
+def load_unseen(run: Path, read_from: Mapping[str, str | Path | None], split: str = "") -> dict[str, LoadedTask]:
+    """Tasks by name, read where this says, without what any task of the run was searched on, wherever its search read that from.
+
+    For `split` test, a task that the run learned nothing from is asked on its validation part where upstream keeps its test part secret.
+    """
+    searched: dict[str, LoadedTask] = {}
     for folder, manifest in (search_manifests(run) | path_manifests(run)).items():
         named = f"{manifest.task} as read for {folder.parent.name}, part "
         searched |= {f"{named}{n}": load_task(manifest.task, data_of(folder, part.data)) for n, part in enumerate(manifest.parts)}
-    loaded = drop_overlaps({name: load_task(name, data) for name, data in read_from.items()} | searched, searched)
+    learned = {one.task.name for one in searched.values()}
+    found = {name: load_task(name, data) for name, data in read_from.items()}
+    if split == "test":
+        found |= {name: one.with_public_test() for name, one in found.items() if name not in learned}
+    loaded = drop_overlaps(found | searched, searched)
     return {name: loaded[name] for name in read_from}

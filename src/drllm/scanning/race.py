@@ -41,10 +41,6 @@ class Standing:
         """Candidates of the last round, the best score first; of equal ones the first."""
         return sorted(self.last, key=lambda candidate: (-self.score_C[candidate], candidate))
 
-    def verdicts_of(self, candidate: int) -> np.ndarray:
-        """A candidate's verdicts on all questions (Q,); it must have reached the last round."""
-        return self.verdicts_QR[:, 1 + self.last.index(candidate)]
-
 
 def schedule(n_questions: int, first: int) -> list[int]:
     """Questions that a candidate has answered after each round: `first`, twice as many, and so on, in the last all of them."""

@@ -101,20 +101,14 @@ def _notes(routed: RoutedModel) -> Iterator[str]:
 
 
 def _check_settings(folder: ScanFolder, settings: dict[str, object]) -> None:
-    """Refuse to go on with another scan's rounds. The first version did not write down model and dtype: its rounds tell of theirs."""
+    """Refuse to go on with another scan's rounds."""
     if not folder.settings.is_file():
         if folder.root.is_dir() and any(folder.root.iterdir()):
             raise ArtifactError(f"{folder.root} holds a scan without {folder.settings.name}, which says of what: use another --out")
         return
     found = read_json(folder.settings, "remove that folder and scan again", dict)
-    about = {key: value for key, value in _as_read(settings).items() if key in found or key not in ("model", "dtype")}
-    for key, before, now in differences(found, about):
+    for key, before, now in differences(found, settings):
         raise ArtifactError(f"{folder.root} was scanned with {key} = {before}, now it is {now}: use another --out, or the same settings")
-
-
-def _as_read(settings: dict[str, object]) -> dict[str, object]:
-    """What reading them back gives: tuples become lists."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
 
 
 @dataclass

@@ -264,7 +264,7 @@ def _search(bench: Bench, prepared: dict[str, _Prepared], finished_in_any_type: 
         if task.config.keep:
             kept = kept_in(RunFolder(bench.run).search(name), task.config, bench.store)
             found = f"{len(kept.records)} of {task.config.keep} kept, {kept.mended} of which mend a wrong answer"
-            say(f"{name}: {found}; {kept.visited} visited")
+            say(f"{name}: {found}; {len(kept.visited)} visited")
 
 
 def _check_shard(path: Path, group: Sequence[tuple[Question, str]], task: _Prepared, control: tuple[Route, ...]) -> None:

@@ -101,6 +101,7 @@ class Task:
     is_own: bool = False  # of a user's own file, which gives it its name
     only_acc: bool = False  # whether lm-eval reports raw log-likelihoods alone, so that these are the verdict whatever the metric
     is_shuffled: bool = False  # whether the right choice always stands at the same place, so that letters are dealt anew
+    hides_test: bool = False  # whether upstream keeps the answers of its test part secret
     only_measured: bool = False  # whether nothing is learned from it: tune and test are all its splits
 
     def reward_named(self, reward: str) -> str:
@@ -230,10 +231,12 @@ _ALL = (
     Task("arc_easy", "choice", "loglik", "ARC-Easy: grade-school science, 3 to 5 choices"),
     Task("arc_challenge", "choice", "loglik", "ARC-Challenge: harder grade-school science, 3 to 5 choices"),
     Task("openbookqa", "choice", "loglik", "OpenBookQA: elementary science, 4 choices", "{question}"),
-    Task("piqa", "choice", "loglik", "PIQA: physical common sense, 2 choices"),
+    Task("piqa", "choice", "loglik", "PIQA: physical common sense, 2 choices", hides_test=True),
     Task("sciq", "choice", "loglik", "SciQ: science exam questions under a passage, 4 choices", has_passage=True, is_shuffled=True),
-    Task("boolq", "choice", "loglik", "BoolQ: yes or no under a passage", "Question: {question}?\nAnswer:", has_titles=True),
-    Task("commonsenseqa", "choice", "loglik", "CommonsenseQA: everyday concepts, 5 choices", f"Question: {_LETTERED}"),
+    Task(
+        "boolq", "choice", "loglik", "BoolQ: yes or no under a passage", "Question: {question}?\nAnswer:", has_titles=True, hides_test=True
+    ),
+    Task("commonsenseqa", "choice", "loglik", "CommonsenseQA: everyday concepts, 5 choices", f"Question: {_LETTERED}", hides_test=True),
     Task("mmlu", "choice", "loglik", "MMLU: 57 subjects, 4 choices", _LETTERED, description=_OF_A_SUBJECT),
     Task(
         "truthfulqa",

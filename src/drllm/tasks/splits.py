@@ -11,6 +11,8 @@
 Which share a question falls into is a hash of its text alone, so it never depends on the seed, the file or the other rows.
 """
 
+from __future__ import annotations
+
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -63,6 +65,18 @@ class LoadedTask:
                 raise InputError(f"{name} is only measured, nothing is learned from it: it has no split {split} (tune and test alone)")
             raise InputError(f"{name} has no questions in split {split} ({self.source}: {have}): pass --data FILE.jsonl with more rows")
         return rows[:limit] if limit else list(rows)
+
+    def with_public_test(self) -> LoadedTask:
+        """Where upstream keeps the answers of the test part secret: the same with the validation part as test, as lm-eval has it.
+
+        For a run that learns and chooses nothing from this task.
+        """
+        if not self.task.hides_test or self.examples["test"]:
+            return self
+        rows = {split: [row for row in rows if row.part != "validation"] for split, rows in self.examples.items()}
+        return replace(
+            self, examples=rows | {"test": [row for split in SPLITS for row in self.examples[split] if row.part == "validation"]}
+        )
 
 
 def _contradicts(one: Example, other: Example) -> bool:

@@ -81,9 +81,7 @@ def _check(features: Features, router_config: RouterConfig, train_places: Tensor
     if shape != expected:
         raise InputError(f"features are (blocks, windows, size) {shape} a record, the routers take {expected}: extract them again")
     if not len(train_places):
-        raise InputError(
-            "no record is left to train on: search more questions, or lower --val-fraction (of a retrofit --routers-val-fraction)"
-        )
+        raise InputError("no record is left to train on: search more questions")
 
 
 def _loss(labels_LN: Tensor, targets_NLC: Tensor | None, train_places: Tensor, config: RoutersConfig) -> Callable[[Tensor, Tensor], Tensor]:

@@ -1,0 +1,301 @@
+"""Tables 2 to 6 and 8 of the paper."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from drllm.core.route import Action
+from drllm.core.text import percent, points
+from drllm.reporting.parts import Bullets, Paragraph, Part, Table
+from drllm.reporting.summary_table import verdict
+from drllm.runs.label_stats import describe, tables
+from drllm.runs.names import BASE
+from drllm.runs.summary import Summary, evenly
+from drllm.stats.paired import decided
+from drllm.tasks import get_task
+from drllm_research.paper import published as paper
+from drllm_research.paper.claims import LENIENT, OURS, Claim, against, answers, mean_of, otherwise, pooled, routes_of, weighed, without_few
+from drllm_research.paper.exhibits import Exhibit, ablation, after_routers, comparison, in_domain, last_scores, searches, train_routers
+from drllm_research.paper.passages import answers_of_passages
+from drllm_research.paper.setup import Setup
+from drllm_research.paper.speed import TABLE_7
+from drllm_research.paper.stages import ROUTERS, Bench, Evaluate, Stage, Train
+
+FIRST_BLOCK = "routers_first_block"
+STOOD_IN = " (DART-Math, or arithmetic instead)"
+EXECUTING = "executing always meets as many of them as there are, so the share of labels met says little"
+BUDGET = 1 - paper.SAVED / paper.OF_LAYERS
+BUDGETED, CONTROL_QUESTIONS = "routers_budget", 50
+NEAR = 0.5  # passes around the budget that count as keeping to it
+GATES = " MindSkip and FlexiDepth learn here from some hundreds of questions, in their papers from hundreds of thousands of texts."
+GATE_STEP = 24  # PF of a training step of gates: 8 questions, forward and backward through the frozen blocks
+PAIRS = 4000  # of prompts of a task, drawn at random, whose routes are compared
+
+
+def labels(bench: Bench) -> Any:
+    """The statistics of every question visited for these tasks."""
+    return describe(record for task in bench.setup.tasks for record in bench.kept(task).visited)
+
+
+def _table2(bench: Bench) -> list[Part]:
+    stats = labels(bench)
+    row = stats[-1]
+    total, theirs = max(sum(row.actions), 1), sum(paper.ACTIONS)
+    sampled = sum(paper.SAMPLED.values())
+    shares = zip(("skip", "execute", "repeat"), row.actions, paper.ACTIONS, strict=True)
+    kept = [record for task in bench.setup.tasks for record in bench.kept(task).records]
+    mended = sum(record.improved for record in kept)
+    pairs = (
+        ("questions learned from", f"{len(kept):,}", f"{sampled:,}"),
+        ("of which mend a wrong answer, %", percent(mended / max(len(kept), 1)), percent(paper.IMPROVED)),
+        ("questions visited", f"{row.visited:,}", f"{paper.VISITED:,}"),
+        ("some path right, % of visited", percent(row.kept / max(row.visited, 1)), f"{percent(sampled / paper.VISITED)} or more"),
+        ("routes evaluated a visited question", f"{row.search_routes / max(row.visited, 1):.1f}", f"{paper.FORWARDS / paper.VISITED:.1f}"),
+        *((f"{name} labels, %", f"{100 * ours / total:.2f}", f"{100 * other / theirs:.2f}") for name, ours, other in shares),
+    )
+    parts: list[Part] = [Table(header, tuple(found), f"{title[0].upper()}{title[1:]}.") for title, header, found in tables(stats)]
+    header = ("over all tasks", "here", f"{paper.PAPER}, its models")
+    parts.append(Table(header, pairs, "Beside the paper's totals, which are of its own models."))
+    if row.difference is not None:
+        mean, low, high = map(points, row.difference)
+        figures = f"{mean} points ({low} to {high}) of what the base gets wrong, questions pooled"
+        text = "the search solves more than routes drawn blindly, in as many tries as it may take"
+        parts.append(Bullets((Claim(text, decided(*row.difference[1:]), figures, OURS),)))
+    return parts
+
+
+def _table3(bench: Bench) -> list[Part]:
+    stage = in_domain(bench.setup)
+    summary = bench.run(stage)
+    accuracy, passes = [], []
+    for name, tasks in groups_of(stage):
+        found = against(bench, stage, ROUTERS, BASE, tasks)
+        accuracy.append(weighed(f"routers raise accuracy{name}", [found]))
+        accuracy += _by_the_other_reader(bench, stage, name, tasks)
+        passes += [fewer(bench, stage, name, tasks), fewer(bench, stage, name, tasks, "layers")]
+    claims = Bullets((*accuracy, *passes, looking(bench, stage, "where routers were trained")))
+    caption = f"Routers where they were trained, {summary.split} split; in brackets 95 % intervals."
+    return [comparison(summary, caption), claims, *_levels(summary), *_beside(bench, stage)]
+
+
+def _levels(summary: Summary) -> list[Part]:
+    """A sentence where levels of difficulty are not in the order of what the base can do."""
+    found = {row.task: row.accuracy for row in summary.rows if row.method == BASE and row.task.startswith(("dart-", "arith-"))}
+    odd = ", ".join(f"{task} than {before}" for before, task in itertools.pairwise(found) if found[task] > found[before])
+    return [Paragraph(f"Levels are of the questions, not of what this model can do: the base does better on {odd}.")] if odd else []
+
+
+GROUPS = {"ARC": ("arc_",), "levels of difficulty": ("dart-", "arith-")}
+
+
+def groups_of(stage: Evaluate) -> list[tuple[str, tuple[str, ...]]]:
+    """All tasks, and the paper's two groups where they hold both: what to say behind a claim, and the tasks."""
+    found = {name: tuple(task for task in stage.tasks if task.startswith(starts)) for name, starts in GROUPS.items()}
+    n_tasks = len(stage.tasks)
+    whole = [(f", mean over {n_tasks} tasks" if n_tasks > 1 else "", stage.tasks)]
+    return whole + ([(f" on {name}", tasks) for name, tasks in found.items()] if all(found.values()) else [])
+
+
+def looking(bench: Bench, stage: Evaluate, where: str) -> Claim:
+    """Whether routers beat their own routes, dealt to other prompts."""
+    return weighed(f"routers gain from what they read of the prompt {where}", [against(bench, stage, ROUTERS, "shuffled")], by=OURS)
+
+
+def _by_the_other_reader(bench: Bench, stage: Evaluate, name: str, tasks: Sequence[str]) -> list[Claim]:
+    """The same gain by the lenient reader, where the strict one's verdicts are the reward; nothing where answers are read once."""
+    if any(LENIENT not in answers(bench, stage, BASE, task)[0] for task in tasks):
+        return []
+    found = against(bench, stage, ROUTERS, BASE, tasks, LENIENT)
+    return [weighed(f"routers raise accuracy{name}, read leniently", [found], by=OURS)]
+
+
+COUNTED = {  # columns of verdicts
+    "n_passes": ("routers make fewer block passes than the base", "Passes a forward"),
+    "layers": ("routers save layers a query, over prompt and generated tokens", "Layers a query"),
+}
+
+
+def fewer(bench: Bench, stage: Evaluate, name: str, tasks: Sequence[str], column: str = "n_passes") -> Claim:
+    """Whether the routers' mean passes or layers over tasks are below the base's, by a bootstrap over questions."""
+    passes = {}
+    for task in tasks:
+        base = {row["id"]: row[column] for row in answers(bench, stage, BASE, task)}
+        passes[task] = [row[column] - base[row["id"]] for row in answers(bench, stage, ROUTERS, task)]
+    _, (mean, low, high) = evenly(list(passes.values()))
+    text, what = COUNTED[column]
+    theirs = mean_of(bench, stage, BASE, tasks, column)
+    holds, figures = decided(-high, -low), f"{what} less the base's {theirs:.4g}: {mean:+.2f} ({low:+.2f} to {high:+.2f})"
+    many, few = without_few({task: len(values) for task, values in passes.items()})
+    if many:
+        _, (mean, low, high) = evenly([passes[task] for task in many])
+        figures += f"; without {few} {mean:+.2f} ({low:+.2f} to {high:+.2f})"
+        figures += otherwise(few, without) if (without := decided(-high, -low)) is not holds else ""
+    return Claim(f"{text}{name}", holds, figures)
+
+
+def _beside(bench: Bench, stage: Evaluate) -> list[Part]:
+    """Accuracy by the paper's two groups of tasks, its own figures in columns beside ours where the model is theirs."""
+    theirs = paper.published(bench.setup.model)
+    rows = []
+    for group, starts in GROUPS.items():
+        tasks = [task for task in stage.tasks if task.startswith(starts)]
+        if tasks:
+            verdicts = [[row["correct"] for task in tasks for row in answers(bench, stage, method, task)] for method in (BASE, ROUTERS)]
+            shares = [percent(sum(found) / len(found)) for found in verdicts]
+            known = (theirs.arc if group == "ARC" else theirs.dart) if theirs else ()
+            rows.append((f"{group}{STOOD_IN if group != 'ARC' else ''}, accuracy, %", *shares, *map(str, known)))
+    row = pooled(bench.run(stage), ROUTERS)
+    rows.append(("block passes a forward", f"{row.n_layers}", f"{row.mean_passes:.2f}", *([""] * 2 if theirs else [])))
+    layers = (f"{mean_of(bench, stage, method, stage.tasks, 'layers'):.1f}" for method in (BASE, ROUTERS))
+    rows.append(("layers a query, over prompt and generated tokens", *layers, *(map(str, theirs.layers) if theirs else ())))
+    header = ("", "base", "routers", *((f"{theirs.name} in {paper.PAPER}: base", "routers") if theirs else ()))
+    if theirs is None:
+        return [Table(header, tuple(rows), "By the paper's groups of tasks; it has no figures for this model.")]
+    return [Table(header, tuple(rows), "By the paper's groups of tasks.")]
+
+
+def _outside(setup: Setup) -> Evaluate:
+    """Graded as lm-eval grades each task, whatever was searched: a model may know the answer and not keep to a letter."""
+    return Evaluate((BASE, ROUTERS, "shuffled"), setup.config.outside, setup.config.split, reward="auto")
+
+
+def _table4(bench: Bench) -> list[Part]:
+    stage = _outside(bench.setup)
+    summary = bench.run(stage)
+    found, aim = against(bench, stage, ROUTERS, BASE), paper.OUTSIDE_MEAN / 100
+    holds = True if found.low >= aim else False if found.high < aim else None
+    text = f"out of domain routers lose at most {-paper.OUTSIDE_MEAN} points, mean over {len(stage.tasks)} tasks (there over eight)"
+    rows = sorted((row for row in summary.rows if row.task in stage.tasks and row.method == ROUTERS), key=lambda row: row.difference)
+    ends = [f"{row.task} {row.change}" for row in rows]
+    looked = looking(bench, stage, "out of domain")
+    said = Bullets((Claim(text, holds, str(found)), f"By task, in points: {', '.join(ends)}.", looked))
+    return [
+        comparison(summary, f"The same routers on tasks that they never saw, each graded as lm-eval does, {summary.split} split."),
+        *answers_of_passages(bench, stage),
+        said,
+    ]
+
+
+def _rivals(setup: Setup) -> list[Train]:
+    """The rivals of table 5 at the same share of passes; gates learn from tasks with choices alone."""
+    budget: tuple[tuple[str, Any], ...] = (("budget", BUDGET),)
+    seed: tuple[tuple[str, Any], ...] = (("seed", setup.config.seed),) if setup.config.seed else ()
+    n_tune = setup.scaled(CONTROL_QUESTIONS, 8)
+    choice = _choice_tasks(setup)
+    found = [
+        Train("early_exit", "early_exit", budget, forwards_each=0),
+        Train("shortgpt", "shortgpt", (*budget, ("questions", setup.scaled(256, 8)))),
+        Train("random_skip", "random_skip", (*budget, *seed), forwards_each=0),
+        # From the tasks that judge it, as the gates: a control that is set on others keeps another budget here.
+        Train(BUDGETED, "routers", (*budget, ("tune_questions", n_tune), *seed), choice, n_tune=n_tune, points=16),
+    ]
+    if choice:
+        steps, n_tune = setup.scaled(150, 3), setup.scaled(100, 8)
+        gated = (*budget, ("steps", steps), ("tune_questions", n_tune), *seed)
+        found += [
+            Train("mindskip", "mindskip", gated, choice, 0, steps * GATE_STEP, n_tune, 7),
+            Train("flexidepth", "flexidepth", (*gated, ("penalty", 3e-3)), choice, 0, steps * GATE_STEP, n_tune, 7),
+        ]
+    return found
+
+
+def _choice_tasks(setup: Setup) -> tuple[str, ...]:
+    return tuple(task for task in setup.tasks if get_task(task).reward_named(setup.config.reward) == "loglik")
+
+
+def _rivalry_stages(setup: Setup) -> list[Stage]:
+    return [*searches(setup), train_routers(setup), *_rivals(setup), _rivalry(setup)]
+
+
+def _rivalry(setup: Setup) -> Evaluate:
+    methods = (BASE, ROUTERS, *(rival.policy for rival in _rivals(setup)), f"shuffled-{BUDGETED}")
+    # Controls and thresholds are set on tune: questions that chose a policy must not judge it.
+    split = "calibrate" if setup.config.split == "tune" else setup.config.split
+    return Evaluate(methods, _choice_tasks(setup) or setup.tasks, split)
+
+
+def _table5(bench: Bench) -> list[Part]:
+    stage = _rivalry(bench.setup)
+    summary = bench.run(stage)
+    there = {row.method for row in summary.rows}
+    rivals = [rival.policy for rival in _rivals(bench.setup) if rival.policy in there and rival.policy != BUDGETED]
+    shown = ", ".join(f"{name} {value}" for name, value in paper.RIVALS.items())
+    lines = [] if _choice_tasks(bench.setup) else ["MindSkip and FlexiDepth are not in the table: their gates learn from choices alone."]
+    lines += [f"{policy} is not in the table: {reason}." for policy, reason in bench.missed.items()]
+    if BUDGETED in there:
+        leads = [against(bench, stage, BUDGETED, rival) for rival in rivals]
+        text = "at equal savings routers keep more accuracy than any rival"
+        figures = f"Best of the rivals: {min(leads, key=lambda lead: lead.mean)}"
+        kept = {name: pooled(summary, name) for name in (BUDGETED, *rivals)}
+        aim = BUDGET * kept[BUDGETED].n_layers
+        off = [f"{name} {row.mean_passes:.2f}" for name, row in kept.items() if abs(row.mean_passes - aim) > NEAR]
+        if off:
+            lines.insert(0, f"The savings are not quite equal: of {aim:.2f} passes aimed at, these make: {', '.join(off)}.")
+        lines = [verdict(summary, BUDGETED), weighed(text, leads, figures), *lines]
+    caption = (
+        f"{paper.SAVED} of {paper.OF_LAYERS} passes saved ({percent(BUDGET)} % kept), {summary.split} split: {BUDGETED} are routers "
+        "of preset default with the control set on tune; routers are the paper's, which have no budget."
+    )
+    theirs = (
+        f"{paper.PAPER}, mean accuracy on GSM8K, MMLU, HellaSwag and HumanEval with Llama-3-8B: {shown}. LayerSkip needs a model "
+        "trained for it; early_exit stands for leaving early without that." + (GATES if {"mindskip", "flexidepth"} & there else "")
+    )
+    return [comparison(summary, caption), Paragraph(theirs), Bullets(tuple(lines))]
+
+
+def _on_first_block(setup: Setup) -> Train:
+    return train_routers(setup, FIRST_BLOCK, first_block=True)
+
+
+def _inputs(setup: Setup) -> Evaluate:
+    return ablation(setup, [ROUTERS, FIRST_BLOCK])
+
+
+def _table6(bench: Bench) -> list[Part]:
+    stage = _inputs(bench.setup)
+    found = against(bench, stage, FIRST_BLOCK, BASE)
+    below = None if found.is_gain is None else not found.is_gain
+    own = weighed("each router does better on its own block's input", [against(bench, stage, ROUTERS, FIRST_BLOCK)])
+    fallen = Claim("fed the first block's input, routers fall below the base", below, str(found))
+    caption = "Each router on the states entering its own block, or all on those entering the first, tune split."
+    return [comparison(bench.run(stage), caption), Bullets((own, fallen))]
+
+
+def _table8(bench: Bench) -> list[Part]:
+    stage = in_domain(bench.setup)
+    rows = []
+    rng = np.random.default_rng(bench.setup.config.seed)
+    for task in stage.tasks:
+        routes = routes_of(bench, stage, task)
+        actions = np.array([tuple(route) for route in routes])  # of routers, which decide digits
+        first, second = rng.integers(len(routes), size=(2, PAIRS))
+        apart = first != second
+        same = float((actions[first[apart]] == actions[second[apart]]).mean()) if apart.any() else 1.0
+        rows.append((task, str(len(routes)), str(len(set(routes))), percent(same)))
+    scores, is_held_back = last_scores(bench, ROUTERS)
+    kept = "held-back questions" if is_held_back else "the questions learned from (none was held back)"
+    quality = (
+        ("macro-F1", scores["macro_f1"], percent(paper.MACRO_F1)),
+        ("labels met", scores["accuracy"], percent(paper.BLOCK_ACCURACY)),
+        *((f"F1 of {action.name.lower()}", scores[f"f1_{action.name.lower()}"], "") for action in Action),
+    )
+    low, high = (percent(value) for value in paper.AGREEMENT)
+    header = ("task", "prompts", "distinct routes", "blocks on which two prompts' routes agree, %")
+    return [
+        Table(header, tuple(rows), f"How far routes differ; {paper.PAPER}: {low} to {high} %."),
+        Table((f"on {kept}, %", "here", f"{paper.PAPER}, its models"), quality, "Routers against the search's labels, along their path."),
+        Paragraph(f"Nearly all labels are `execute`: {EXECUTING}."),
+    ]
+
+
+TABLES = (
+    Exhibit("table2", "Table 2: labels of the search", searches, _table2),
+    Exhibit("table3", "Table 3: accuracy and block passes in domain", after_routers(in_domain), _table3),
+    Exhibit("table4", "Table 4: out of domain", after_routers(_outside), _table4),
+    Exhibit("table5", "Table 5: rivals at equal savings", _rivalry_stages, _table5),
+    Exhibit("table6", "Table 6: what routers read", after_routers(_on_first_block, _inputs), _table6),
+    TABLE_7,
+    Exhibit("table8", "Table 8: agreement of routes, quality of routers", after_routers(in_domain), _table8),
+)

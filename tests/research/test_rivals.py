@@ -1,0 +1,296 @@
+"""Policies that run parts of blocks: what they leave out is left out, what they compute is what was trained, and they only evaluate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import families
+from byte_tokens import byte_tokenizer
+from drllm import ArtifactError, InputError, Route, RoutedModel, evaluate, search, train
+from drllm.core.config import GuaranteeConfig
+from drllm.core.errors import UnsupportedModelError
+from drllm.evaluation.fit import fit_policy
+from drllm.policies.constant import RoutePolicy
+from drllm.policies.saved import load_policy
+from drllm.reporting.summary_table import render
+from drllm.reporting.summary_table import verdict as sentence
+from drllm.runs.load import read_summary
+from drllm.scoring.loglik import LoglikScorer
+from drllm.tasks import get_task, load_task
+from drllm_research.methods.oracle import OracleConfig, cover
+from drllm_research.methods.oracle_policy import Oracle
+from drllm_research.rivals.fit import FlexiDepthConfig, MindSkipConfig, right_answer
+from drllm_research.rivals.gated_blocks import GatedDepth, Step, count
+from drllm_research.rivals.gates import FlexiDepth, MindSkip, check_parts, train_gates
+from runs import EVALUATE, SEARCH, TASK, L, model, questions, write_rows
+from scored import score_policy
+
+pytestmark = pytest.mark.long
+
+KINDS = [MindSkip, FlexiDepth]
+ROUTES = [Route.full(L).edit(2, 0), Route.full(L).edit(1, 2), Route.full(L).edit(3, 0)]
+OPTIONS = {
+    "mindskip": MindSkipConfig(steps=3, batch_size=4, tune_questions=10),
+    "flexidepth": FlexiDepthConfig(steps=3, batch_size=4, adapter=4, tune_questions=10),
+    "oracle": OracleConfig(n_routes=2),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny() -> RoutedModel:
+    return model()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    rows = [row | {"part": "train" if number % 3 else "dev"} for number, row in enumerate(questions(90))]
+    return write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def run(tiny, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    search(tiny, [TASK], dataclasses.replace(SEARCH, splits=("fit", "tune")), out, data, routes=ROUTES)
+    return out
+
+
+def random_gates(kind, routed: RoutedModel, first_block: int = 0, seed: int = 0):
+    """Gates that differ by prompt and token, and adapters that do something."""
+    policy = kind.new(routed.n_layers, routed.hidden_size, first_block, 4, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in policy.tensors.items():
+        tensor.copy_(0.3 * torch.randn(tensor.shape, generator=generator) * (0 if name == "bias" else 1))
+    return policy
+
+
+def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(ids, real, prompt mask), padded on the right: rows of 9, 6 and 4 tokens whose last two belong to an answer."""
+    ids = torch.randint(3, 90, (3, 9), generator=torch.Generator().manual_seed(seed))
+    places, lengths = torch.arange(9)[None], torch.tensor([9, 6, 4])[:, None]
+    return ids, (places < lengths).long(), (places < lengths - 2).long()
+
+
+def logits_of(routed: RoutedModel, policy, ids, real, prompt, hard: bool) -> tuple[torch.Tensor, Step]:
+    step = Step.of(prompt, real, hard)
+    with torch.no_grad(), policy.installed(routed, step):
+        return routed.model(input_ids=ids, attention_mask=real, use_cache=False).logits, step
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gemma3_text"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_leaving_out_computes_what_masking_does(kind, family):
+    """The evaluated path gathers rows and tokens, the trained one runs all and masks: the same states, and each row as alone."""
+    routed = RoutedModel.wrap(families.build(family, attn="sdpa"))
+    check_parts(routed)
+    policy = random_gates(kind, routed, 1)
+    ids, real, prompt = batch()
+    found, step = logits_of(routed, policy, ids, real, prompt, hard=True)
+    expected, _ = logits_of(routed, policy, ids, real, prompt, hard=False)
+    base = routed.model(input_ids=ids, attention_mask=real, use_cache=False).logits
+    seen = real.bool()
+    torch.testing.assert_close(found[seen], expected[seen], rtol=1e-4, atol=1e-4)
+    assert (found - base)[seen].abs().max() > 1e-2, "the gates change something"
+    for row in range(3):
+        n = int(real[row].sum())
+        alone, used = logits_of(routed, policy, ids[row : row + 1, :n], real[row : row + 1, :n], prompt[row : row + 1, :n], hard=True)
+        torch.testing.assert_close(alone[0], found[row, :n], rtol=1e-4, atol=1e-4)
+        if kind is FlexiDepth:
+            assert used.used_B[0] == pytest.approx(float(step.used_B[row]), rel=1e-5)
+    assert step.used_B.min() > 1
+    assert step.used_B.min() < L
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_run_is_not_computed(kind, tiny):
+    """Tokens that really enter attention and feed-forward, counted in the modules, against what is counted as spent."""
+    policy = random_gates(kind, tiny, 0)
+    ids, real, prompt = batch()
+    entered = {"attention": 0, "queries": 0, "keys": 0, "mlp": 0}
+
+    def counting(name):
+        def hook(module, args):
+            entered[name] += args[0].shape[:-1].numel()
+
+        return hook
+
+    handles = []
+    for block in tiny.blocks:
+        handles.append(block.self_attn.o_proj.register_forward_pre_hook(counting("attention")))
+        handles.append(block.self_attn.q_proj.register_forward_pre_hook(counting("queries")))
+        handles.append(block.self_attn.k_proj.register_forward_pre_hook(counting("keys")))
+        handles.append(block.mlp.gate_proj.register_forward_pre_hook(counting("mlp")))
+    _, step = logits_of(tiny, policy, ids, real, prompt, hard=True)
+    for handle in handles:
+        handle.remove()
+    assert entered["queries"] == entered["attention"]
+    block = tiny.blocks[0]
+    n_attention, n_mlp = count(block.self_attn), count(block.mlp)
+    n_keys = count(block.self_attn.k_proj) + count(block.self_attn.v_proj)
+    if kind is MindSkip:
+        assert entered["mlp"] == L * 27
+        assert 0 < entered["attention"] < L * 27
+        assert entered["keys"] == entered["attention"]
+        gates = L * tiny.hidden_size / 9
+        by_hand = (entered["attention"] * n_attention + entered["mlp"] * n_mlp) / 27
+        assert float(step.used_B.mean()) == pytest.approx((by_hand + gates) / (n_attention + n_mlp), rel=1e-5)
+    else:
+        assert entered["mlp"] == entered["attention"] < L * 19
+        assert entered["keys"] == L * 27
+        spent = float((step.used_B * real.sum(1)).sum()) * (n_attention + n_mlp)
+        n_gate, n_adapter = policy.tensors["down"][0].numel(), 3 * tiny.hidden_size * 4
+        skipped = L * 19 - entered["mlp"]
+        by_hand = 19 * L * (n_gate + n_keys) + entered["mlp"] * (n_attention + n_mlp - n_keys) + skipped * n_adapter
+        assert spent == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_a_prompts_gate_does_not_see_the_answer(tiny):
+    policy = random_gates(MindSkip, tiny)
+    ids, real, prompt = batch()
+    other = torch.where(prompt.bool(), ids, (ids + 17) % 90 + 3)
+    used = [logits_of(tiny, policy, tokens, real, prompt, hard=True)[1].used_B for tokens in (ids, other)]
+    assert torch.equal(*used)
+
+
+def test_scores_are_those_of_plain_forwards(tiny):
+    """Packed choices under gates, against each choice in a row of its own."""
+    policy = random_gates(FlexiDepth, tiny, 1)
+    packed, apart = (LoglikScorer(tiny, 300, packed=how) for how in (True, False))
+    examples = load_examples(tiny)
+    answers = [policy.answer(scorer, [scorer.question(get_task(TASK), example) for example in examples]) for scorer in (packed, apart)]
+    for one, other in zip(*(verdicts for verdicts, _ in answers), strict=True):
+        assert one.margin == pytest.approx(other.margin, abs=1e-3)
+    assert all(1 < depth.n_passes < L and not depth.is_full for depth in answers[0][1])
+
+
+def load_examples(tiny):
+    from drllm.tasks import Example
+
+    return [Example(row["id"], row["question"], tuple(row["choices"]), row["answer"], TASK) for row in questions(12)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_closes_gates_and_leaves_the_base_alone(kind):
+    tiny = model()
+    before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
+    scorer = LoglikScorer(tiny, 300)
+    asked = [scorer.question(get_task(TASK), example) for example in load_examples(tiny)]
+    texts = [(question.context_ids, right_answer(question)) for question in asked]
+    assert texts[0][1] == byte_tokenizer()(f" {asked[0].example.choices[asked[0].example.answer]}")["input_ids"]
+    policy = kind.new(L, tiny.hidden_size, 0, 4, 0)
+    config = MindSkipConfig(penalty=5.0, steps=60, batch_size=4, lr=3e-2)
+    rows = train_gates(tiny, policy, texts, config)
+    assert rows[-1]["mean_gate"] < 0.7 * rows[0]["mean_gate"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.model.state_dict().items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in tiny.model.parameters())
+    again = kind.new(L, tiny.hidden_size, 0, 4, 0)
+    train_gates(tiny, again, texts, config)
+    assert all(torch.equal(policy.tensors[name], again.tensors[name]) for name in policy.tensors)
+    assert tiny.blocks[0].forward is tiny.routed_blocks[0], "blocks are routed again"
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_evaluate_only_method_from_records_to_a_row(name, tiny, run, data):
+    folder = fit_policy(tiny, run, name, OPTIONS[name])
+    rows = evaluate(tiny, [name], [TASK], run, EVALUATE, data).rows
+    assert [row.method for row in rows] == ["base", name]
+    assert evaluate(tiny, [name], [TASK], run, EVALUATE, data).rows == rows, "read back"
+    policy = load_policy(folder, tiny.identity)
+    card = (folder / "README.md").read_text()
+    assert "For evaluation only" in card
+    assert ".generate(" not in card
+    if name == "oracle":
+        summary = read_summary(run / "evaluate" / "tune" / "summary.json")
+        assert "oracle (upper bound)" in render(summary)
+        assert "an upper bound" in sentence(summary, "oracle")
+        assert rows[1].worse == 0
+        assert rows[1].accuracy > rows[0].accuracy
+    else:
+        assert 0 < rows[1].mean_passes < L * 1.2
+        assert rows[1].mean_passes % 1
+        assert json.loads((run / "train" / name / "knob.json").read_text())["points"]
+    with pytest.raises(InputError, match="for evaluation only"):
+        tiny.generate("so?", policy=policy)
+    with pytest.raises(InputError, match="nothing to promise"):
+        fit_policy(tiny, run, name, OPTIONS[name], promise=GuaranteeConfig(calibrate="calibrate"))
+    with pytest.raises(InputError, match="no route of its own"):
+        evaluate(tiny, [f"shuffled-{name}"], [TASK], run, EVALUATE, data)
+    if name != "oracle":
+        with pytest.raises(InputError, match="by log-likelihood alone"):
+            evaluate(tiny, [name], [TASK], run, dataclasses.replace(EVALUATE, reward="letter", limit=3), data)
+        assert not (run / "evaluate" / "tune-first-3").exists(), "refused before the base is asked"
+        with pytest.raises(InputError, match="spends at least"):
+            train(tiny, run, dataclasses.replace(OPTIONS[name], budget=0.1))
+
+
+def test_the_oracle_by_hand(tiny, data):
+    scorer = LoglikScorer(tiny, 300)
+    loaded = load_task(TASK, data)
+    asked = [scorer.question(loaded.task, example) for example in loaded.examples["fit"][:20]]
+    verdicts, routes = Oracle(ROUTES).answer(scorer, asked)
+    base = score_policy(scorer, asked, None)[0]
+    each = [score_policy(scorer, asked, RoutePolicy(route))[0] for route in ROUTES]
+    for place, (verdict, route) in enumerate(zip(verdicts, routes, strict=True)):
+        right = [other for other, found in zip(ROUTES, each, strict=True) if found[place].correct]
+        assert verdict.correct == (base[place].correct or bool(right))
+        if base[place].correct or not right:
+            assert route.is_full
+        else:
+            assert route.n_passes == min(other.n_passes for other in right)
+
+
+def test_covering_takes_what_is_new():
+    correct = np.array([[1, 0, 0, 0], [0, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]], dtype=bool)
+    assert cover(correct, 2) == [1, 3]
+    assert cover(correct, 9) == [1, 3, 2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gates_are_saved_whole_or_refused(kind, tiny, tmp_path):
+    policy = random_gates(kind, tiny, 2).at_threshold(0.7)
+    policy.save(tmp_path)
+    again = kind.load(tmp_path)
+    assert (again.threshold, again.first_block) == (0.7, 2)
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in policy.tensors.items())
+    about = json.loads((tmp_path / "gates.json").read_text())
+    for change in ({"first_block": 1}, {"hidden_size": 8}, {"threshold": None}):
+        (tmp_path / "gates.json").write_text(json.dumps(about | change))
+        with pytest.raises(ArtifactError, match="no readable gates"):
+            kind.load(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["opt", "gpt_neox", "gemma2", "cohere", "smollm3", "nanochat", "dots1"])
+def test_models_that_cannot_be_taken_apart_are_refused(family, dtype):
+    """Other norms, capped or unrotated attention, mixtures of experts; also in bfloat16, where small differences would drown."""
+    if family not in families.FAMILIES:
+        pytest.skip(f"the installed transformers has no {family}")
+    routed = RoutedModel.wrap(families.build(family).to(dtype))
+    before = {name: tensor.clone() for name, tensor in routed.model.state_dict().items()}
+    with pytest.raises(UnsupportedModelError, match="cannot be run in parts of a block"):
+        check_parts(routed)
+    ids = torch.tensor([[3, 4, 5]])
+    routed(ids)  # and work as before
+    assert all(torch.equal(tensor, before[name]) for name, tensor in routed.model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gates_that_are_no_numbers_are_refused(kind, tiny, tmp_path):
+    policy = random_gates(kind, tiny)
+    ids, real, prompt = batch()
+    policy.tensors["bias"][1] = float("nan")
+    with pytest.raises(InputError, match="gates of block 1 are not finite"):
+        logits_of(tiny, policy, ids, real, prompt, hard=True)
+    assert tiny.blocks[0].forward is tiny.routed_blocks[0]
+    policy.save(tmp_path)
+    with pytest.raises(ArtifactError, match="no readable gates"):
+        kind.load(tmp_path)
+
+
+def test_a_depth_of_parts_of_blocks_writes_no_route():
+    depth = GatedDepth(2.5)
+    assert (str(depth), depth.n_passes, depth.is_full) == ("", 2.5, False)
