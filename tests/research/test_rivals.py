@@ -20,13 +20,15 @@ from drllm.policies.saved import load_policy
 from drllm.reporting.summary_table import render
 from drllm.reporting.summary_table import verdict as sentence
 from drllm.runs.load import read_summary
+from drllm.scoring.generated import GeneratedScorer
 from drllm.scoring.loglik import LoglikScorer
-from drllm.tasks import get_task, load_task
+from drllm.tasks import Example, get_task, load_task
 from drllm_research.methods.oracle import OracleConfig, cover
 from drllm_research.methods.oracle_policy import Oracle
-from drllm_research.rivals.fit import FlexiDepthConfig, MindSkipConfig, right_answer
+from drllm_research.rivals.fit import FlexiDepthConfig, MindSkipConfig
 from drllm_research.rivals.gated_blocks import GatedDepth, Step, count
 from drllm_research.rivals.gates import FlexiDepth, MindSkip, check_parts, train_gates
+from rote import answering
 from runs import EVALUATE, SEARCH, TASK, L, model, questions, write_rows
 from scored import score_policy
 
@@ -168,8 +170,6 @@ def test_scores_are_those_of_plain_forwards(tiny):
 
 
 def load_examples(tiny):
-    from drllm.tasks import Example
-
     return [Example(row["id"], row["question"], tuple(row["choices"]), row["answer"], TASK) for row in questions(12)]
 
 
@@ -179,7 +179,7 @@ def test_training_closes_gates_and_leaves_the_base_alone(kind):
     before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
     scorer = LoglikScorer(tiny, 300)
     asked = [scorer.question(get_task(TASK), example) for example in load_examples(tiny)]
-    texts = [(question.context_ids, right_answer(question)) for question in asked]
+    texts = [(question.context_ids, scorer.right_answer(question)) for question in asked]
     assert texts[0][1] == byte_tokenizer()(f" {asked[0].example.choices[asked[0].example.answer]}")["input_ids"]
     policy = kind.new(L, tiny.hidden_size, 0, 4, 0)
     config = MindSkipConfig(penalty=5.0, steps=60, batch_size=4, lr=3e-2)
@@ -220,9 +220,8 @@ def test_an_evaluate_only_method_from_records_to_a_row(name, tiny, run, data):
     with pytest.raises(InputError, match="no route of its own"):
         evaluate(tiny, [f"shuffled-{name}"], [TASK], run, EVALUATE, data)
     if name != "oracle":
-        with pytest.raises(InputError, match="by log-likelihood alone"):
-            evaluate(tiny, [name], [TASK], run, dataclasses.replace(EVALUATE, reward="letter", limit=3), data)
-        assert not (run / "evaluate" / "tune-first-3").exists(), "refused before the base is asked"
+        letters = evaluate(tiny, [name], [TASK], run, dataclasses.replace(EVALUATE, reward="letter", limit=3), data).rows
+        assert [(row.method, row.n) for row in letters] == [("base", 3), (name, 3)]
         with pytest.raises(InputError, match="spends at least"):
             train(tiny, run, dataclasses.replace(OPTIONS[name], budget=0.1))
 
@@ -294,3 +293,50 @@ def test_gates_that_are_no_numbers_are_refused(kind, tiny, tmp_path):
 def test_a_depth_of_parts_of_blocks_writes_no_route():
     depth = GatedDepth(2.5)
     assert (str(depth), depth.n_passes, depth.is_full) == ("", 2.5, False)
+
+
+ASKED = ("What melts ice?", "How many legs does a spider have?", "Red?")
+PROMPTS = [Example(f"q{n}", text, ("heat", "sand", "six", "eight"), n, TASK) for n, text in enumerate(ASKED)]
+
+
+@pytest.mark.parametrize("reward", ["letter", "boxed"])
+def test_open_gates_on_attention_answer_as_the_base(reward):
+    routed = answering("llama")
+    task = get_task(TASK if reward == "letter" else "gsm8k")
+    examples = PROMPTS if reward == "letter" else [dataclasses.replace(one, choices=(), answer="5", task="gsm8k") for one in PROMPTS]
+    scorer = GeneratedScorer(routed, reward, 600, to_the_end=True)
+    asked = [scorer.question(task, example) for example in examples]
+    base, _ = scorer.score_policy(asked, None)
+    found, depths = MindSkip.new(routed.n_layers, routed.hidden_size, 0, 1, 0).answer(scorer, asked)
+    assert found == base
+    assert all(depth.n_passes == pytest.approx(routed.n_layers, rel=0.1) for depth in depths)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_under_gates_are_those_of_each_prompt_alone(kind):
+    """Some gates open, some closed: in steps of one prompt and of several, the same answers and depths."""
+    routed = answering("llama")
+    policy = kind.new(routed.n_layers, routed.hidden_size, 0, 4, 1)
+    generator = torch.Generator().manual_seed(3)
+    policy.tensors = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in policy.tensors.items()}
+    policy.tensors["bias"] = torch.tensor([3.0, -40.0] * routed.n_layers)[: routed.n_layers]
+    found = []
+    for max_step_tokens in (1, 4000):
+        scorer = GeneratedScorer(routed, "letter", max_step_tokens, to_the_end=True)
+        found.append(policy.answer(scorer, [scorer.question(get_task(TASK), example) for example in PROMPTS]))
+    (alone, depths), (together, others) = found
+    assert [verdict.text for verdict in alone] == [verdict.text for verdict in together]
+    assert [depth.n_passes for depth in depths] == pytest.approx([depth.n_passes for depth in others], rel=1e-5)
+    assert all(depth.n_passes < routed.n_layers for depth in depths)
+
+
+def test_the_right_answer_of_each_reward_is_read_as_right():
+    routed = answering("llama")
+    task, passage = get_task(TASK), get_task("gsm8k")
+    for prompts in ("ours", "instruct", "base"):
+        letters, boxes = (GeneratedScorer(routed, reward, prompts=prompts) for reward in ("letter", "boxed"))
+        question = letters.question(task, PROMPTS[0])
+        assert task.read(PROMPTS[0], routed.tokenizer.decode(letters.right_answer(question)), "letter").strict
+        example = dataclasses.replace(PROMPTS[0], choices=(), answer="\\frac{1}{2}", task="gsm8k")
+        text = routed.tokenizer.decode(boxes.right_answer(boxes.question(passage, example)))
+        assert passage.read(example, text, "boxed", boxes.wording is not None and boxes.wording.opens_box).strict

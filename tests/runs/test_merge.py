@@ -134,7 +134,7 @@ def test_matrices_are_merged_over_questions_and_over_routes(tmp_path):
     [
         ({"config": {"seed": 1, "n_simulations": 50}}, r"was searched with config\.seed = 0, .*arc_easy with 1: merge only what was"),
         ({"fingerprint": "beef"}, "was searched with fingerprint = 'f00d', .* with 'beef'"),
-        ({"dtype": "torch.float32"}, r"with dtype = \(not set\), .* with 'torch.float32'"),
+        ({"dtype": "torch.float32"}, r"with dtype = '', .* with 'torch.float32'"),
     ],
 )
 def test_what_was_searched_otherwise_is_not_merged(tmp_path, change, message):

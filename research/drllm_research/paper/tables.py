@@ -30,6 +30,7 @@ BUDGET = 1 - paper.SAVED / paper.OF_LAYERS
 BUDGETED, CONTROL_QUESTIONS = "routers_budget", 50
 NEAR = 0.5  # passes around the budget that count as keeping to it
 GATES = " MindSkip and FlexiDepth learn here from some hundreds of questions, in their papers from hundreds of thousands of texts."
+GATED = ("loglik", "letter", "boxed")  # rewards of the tasks that gates learn from
 GATE_STEP = 24  # PF of a training step of gates: 8 questions, forward and backward through the frozen blocks
 PAIRS = 4000  # of prompts of a task, drawn at random, whose routes are compared
 
@@ -179,30 +180,30 @@ def _table4(bench: Bench) -> list[Part]:
 
 
 def _rivals(setup: Setup) -> list[Train]:
-    """The rivals of table 5 at the same share of passes; gates learn from tasks with choices alone."""
+    """The rivals of table 5 at the same share of passes; gates learn from right answers, which numbers after solved questions are not."""
     budget: tuple[tuple[str, Any], ...] = (("budget", BUDGET),)
     seed: tuple[tuple[str, Any], ...] = (("seed", setup.config.seed),) if setup.config.seed else ()
     n_tune = setup.scaled(CONTROL_QUESTIONS, 8)
-    choice = _choice_tasks(setup)
+    gated_on = _gated_tasks(setup)
     found = [
         Train("early_exit", "early_exit", budget, forwards_each=0),
         Train("shortgpt", "shortgpt", (*budget, ("questions", setup.scaled(256, 8)))),
         Train("random_skip", "random_skip", (*budget, *seed), forwards_each=0),
         # From the tasks that judge it, as the gates: a control that is set on others keeps another budget here.
-        Train(BUDGETED, "routers", (*budget, ("tune_questions", n_tune), *seed), choice, n_tune=n_tune, points=16),
+        Train(BUDGETED, "routers", (*budget, ("tune_questions", n_tune), *seed), gated_on, n_tune=n_tune, points=16),
     ]
-    if choice:
+    if gated_on:
         steps, n_tune = setup.scaled(150, 3), setup.scaled(100, 8)
         gated = (*budget, ("steps", steps), ("tune_questions", n_tune), *seed)
         found += [
-            Train("mindskip", "mindskip", gated, choice, 0, steps * GATE_STEP, n_tune, 7),
-            Train("flexidepth", "flexidepth", (*gated, ("penalty", 3e-3)), choice, 0, steps * GATE_STEP, n_tune, 7),
+            Train("mindskip", "mindskip", gated, gated_on, 0, steps * GATE_STEP, n_tune, 7),
+            Train("flexidepth", "flexidepth", (*gated, ("penalty", 3e-3)), gated_on, 0, steps * GATE_STEP, n_tune, 7),
         ]
     return found
 
 
-def _choice_tasks(setup: Setup) -> tuple[str, ...]:
-    return tuple(task for task in setup.tasks if get_task(task).reward_named(setup.config.reward) == "loglik")
+def _gated_tasks(setup: Setup) -> tuple[str, ...]:
+    return tuple(task for task in setup.tasks if get_task(task).reward_named(setup.config.reward) in GATED)
 
 
 def _rivalry_stages(setup: Setup) -> list[Stage]:
@@ -213,7 +214,7 @@ def _rivalry(setup: Setup) -> Evaluate:
     methods = (BASE, ROUTERS, *(rival.policy for rival in _rivals(setup)), f"shuffled-{BUDGETED}")
     # Controls and thresholds are set on tune: questions that chose a policy must not judge it.
     split = "calibrate" if setup.config.split == "tune" else setup.config.split
-    return Evaluate(methods, _choice_tasks(setup) or setup.tasks, split)
+    return Evaluate(methods, _gated_tasks(setup) or setup.tasks, split)
 
 
 def _table5(bench: Bench) -> list[Part]:
@@ -222,7 +223,8 @@ def _table5(bench: Bench) -> list[Part]:
     there = {row.method for row in summary.rows}
     rivals = [rival.policy for rival in _rivals(bench.setup) if rival.policy in there and rival.policy != BUDGETED]
     shown = ", ".join(f"{name} {value}" for name, value in paper.RIVALS.items())
-    lines = [] if _choice_tasks(bench.setup) else ["MindSkip and FlexiDepth are not in the table: their gates learn from choices alone."]
+    without = "MindSkip and FlexiDepth are not in the table: their gates learn from choices and boxed answers alone."
+    lines = [] if _gated_tasks(bench.setup) else [without]
     lines += [f"{policy} is not in the table: {reason}." for policy, reason in bench.missed.items()]
     if BUDGETED in there:
         leads = [against(bench, stage, BUDGETED, rival) for rival in rivals]

@@ -56,7 +56,6 @@ def fit_gates(
 ) -> Policy:
     """Train the `GatedPolicy` of this name and set its threshold on tune; losses go to `folder/metrics.json`."""
     from drllm.policies.policy import policy_class
-    from drllm.scoring.loglik import LoglikScorer
     from drllm_research.rivals.gates import check_parts, train_gates
 
     if config.first_block >= routed.n_layers:
@@ -64,10 +63,7 @@ def fit_gates(
     check_parts(routed)
     texts = []
     for task in training_data.fit_tasks:
-        if task.questions and not isinstance(task.scorer, LoglikScorer):
-            found = f"these questions are answered by text ({type(task.scorer).__name__})"
-            raise InputError(f"gates learn from tasks with choices, {found}: search with --reward loglik")
-        texts += [(question.context_ids, right_answer(question)) for question in task.questions]
+        texts += [(question.context_ids, task.scorer.right_answer(question)) for question in task.questions]
     if not texts:
         raise InputError(f"{training_data.run} holds no fit question to learn from: search with fit among --splits")
     kind: Any = policy_class(name)
@@ -77,12 +73,6 @@ def fit_gates(
     write_json(folder / LOSSES_FILE, {"questions": len(texts), "steps": steps})
     policy.prompt_format = training_data.prompt_format
     return choose_point(policy, training_data, config.tune_questions, config.budget, folder)
-
-
-def right_answer(question: Any) -> list[int]:
-    """Token ids of a question's right choice."""
-    scored = [pair for sequence in question.sequences for pair in zip(sequence.targets, sequence.choices, strict=True)]
-    return [target for target, choice in scored if choice == question.example.answer]
 
 
 _BY_PROMPT = "a gate a block on attention, by prompt; for evaluation only"

@@ -21,10 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from drllm.core.errors import InputError
+from drllm.core.route import Route
 from drllm.policies.files import PolicyFiles, check_shapes
 from drllm.policies.policy import Policy
+from drllm.scoring.generated import Answer, GeneratedScorer
 from drllm.scoring.loglik import LoglikScorer, Question, scored_logprobs
 from drllm.scoring.packing import make_batch, split_steps
+from drllm.scoring.route_prediction import prompt_inputs
 from drllm.scoring.verdict import Verdict, loglik_verdict
 
 if TYPE_CHECKING:
@@ -97,10 +100,8 @@ class GatedPolicy(Policy):
         return [self.at_threshold(threshold) for threshold in THRESHOLDS]
 
     def answer(self, scorer: Any, questions: Any) -> tuple[list[Any], list[GatedDepth]]:
-        """Verdicts and depths, by log-likelihood; `InputError` for a scorer that generates."""
-        if not isinstance(scorer, LoglikScorer):
-            raise InputError(f"a {self.name!r} policy answers by log-likelihood alone: use --reward loglik")
-        return score_gated(scorer, self, questions)
+        """Verdicts and depths."""
+        return (score_gated if isinstance(scorer, LoglikScorer) else generate_gated)(scorer, self, questions)
 
     @contextlib.contextmanager
     def installed(self, routed: RoutedModel, step: Step) -> Iterator[None]:
@@ -233,3 +234,30 @@ def score_gated(scorer: LoglikScorer, policy: GatedPolicy, questions: Sequence[Q
         verdicts += [loglik_verdict(totals, question, scorer.metric) for totals, question in zip(sums, group, strict=True)]
         depths += [GatedDepth(passes / n) for passes, n in zip(used, n_tokens, strict=True)]
     return verdicts, depths
+
+
+@torch.no_grad()
+def generate_gated(scorer: GeneratedScorer, policy: GatedPolicy, questions: Sequence[Question]) -> tuple[list[Verdict], list[GatedDepth]]:
+    """Verdicts of generated answers, and the passes that a question's tokens came to on average, generated ones among them.
+
+    Without a cache: every token takes a forward of all tokens before it, since gates on tokens leave holes that no cache here knows.
+    """
+    routed = scorer.routed
+    full = Route.full(routed.n_layers)
+    answers = [Answer(handle, full, question) for handle, question in enumerate(questions)]
+    depths = [GatedDepth(float(routed.n_layers))] * len(questions)
+    for places in split_steps([question.n_tokens + scorer.max_new_tokens for question in questions], scorer.max_step_tokens):
+        running = [answers[place] for place in places]
+        while running:
+            inputs = prompt_inputs(routed, [(*answer.question.context_ids, *answer.tokens) for answer in running])
+            real = inputs["attention_mask"].bool()
+            n_new = torch.tensor([len(answer.tokens) for answer in running], device=real.device)[:, None]
+            is_prompt = real & (torch.arange(real.shape[1], device=real.device)[None] < real.shape[1] - n_new)
+            step = Step.of(is_prompt, real)
+            with policy.installed(routed, step):
+                logits_BV = routed.model(**inputs, use_cache=False).logits[:, -1]
+            scorer.extend(running, logits_BV)
+            for answer, passes in zip(running, step.used_B.tolist(), strict=True):
+                depths[answer.handle] = GatedDepth(passes)
+            running = [answer for answer in running if not answer.done]
+    return [scorer.verdict(answer) for answer in answers], depths

@@ -62,15 +62,15 @@ class Answers:
 
     @property
     def layers(self) -> list[int]:
-        """Block passes of each question over its prompt and all generated tokens, as the paper counts layers: a forward reads the prompt
-        and gives the first token, each further one costs another. Empty for log-likelihoods."""
-        return [passes * n_new for passes, n_new in zip(self.passes, self.n_new, strict=True)] if self.n_new else []
+        """Block passes of each question over its prompt and all generated tokens, as the paper counts layers: the forward of the prompt
+        gives the first token, and each further one takes another. A log-likelihood takes one forward."""
+        return [passes * max(1, n_new) for passes, n_new in zip(self.passes, self.n_new or [1] * len(self.ids), strict=True)]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """Question by question: id, route, n_passes, correct; of generated answers strict, lenient, form and layers, too."""
-        columns = {"id": self.ids, "route": self.routes, "n_passes": self.passes, "correct": self.correct}
-        more = {"strict": self.strict, "lenient": self.lenient, "form": self.form, "layers": self.layers}
+        """Question by question: id, route, n_passes, correct, layers; of letters and boxed answers strict, lenient and form, too."""
+        columns = {"id": self.ids, "route": self.routes, "n_passes": self.passes, "correct": self.correct, "layers": self.layers}
+        more = {"strict": self.strict, "lenient": self.lenient, "form": self.form}
         columns |= {name: values for name, values in more.items() if values}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 

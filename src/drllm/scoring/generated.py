@@ -24,6 +24,7 @@ from drllm.scoring.base import ModelScorer, Question
 from drllm.scoring.route_prediction import prompt_inputs
 from drllm.scoring.trie import Node
 from drllm.tasks import Example, Task, f1_score
+from drllm.tasks.grading import BOX
 from drllm.tasks.wording import wording_of
 
 # Of rewards that have one prompt alone, text; for the others a wording says. Answers out of SQuAD's passages rarely have more words.
@@ -34,7 +35,7 @@ COMPACT_BELOW = 0.75  # share of answers still running below which the others le
 
 
 @dataclass
-class _Answer:
+class Answer:
     """One evaluation under way."""
 
     handle: int
@@ -79,7 +80,18 @@ class GeneratedScorer(ModelScorer):
         self.max_new_tokens = max_new_tokens or new_tokens[reward]
         self.prompt_format = CHAT if has_template and self.wording is not None and not self.wording.is_text else RAW
         self._choose = GreedyChoice(routed.model, 0 if self.wording is None else self.wording.min_new_tokens)
-        self._queue: list[_Answer] = []
+        self._queue: list[Answer] = []
+
+    def right_answer(self, question: Question) -> list[int]:
+        """Token ids of the right answer in the form that is asked for: the letter, the number, or the box (what is left of it)."""
+        task, example = question.task, question.example
+        if self.reward == "letter":
+            text = task.right_letter(example)
+        elif self.reward == "boxed":
+            text = f"{example.answer}}}" if self.wording and self.wording.opens_box else f"{BOX}{{{example.answer}}}"
+        else:
+            text = f" {example.answer}"
+        return list(self.routed.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def question(self, task: Task, example: Example) -> Question:
         """Tokenise an example's prompt: a chat message, or text for a model or a wording without a chat template.
@@ -101,7 +113,7 @@ class GeneratedScorer(ModelScorer):
 
     def submit(self, handle: int, route: Route) -> None:
         """Ask for a verdict; `collect` brings it."""
-        self._queue.append(_Answer(handle, route, self._questions[handle][0]))
+        self._queue.append(Answer(handle, route, self._questions[handle][0]))
 
     @torch.no_grad()
     def collect(self) -> list[tuple[int, Route, Verdict]]:
@@ -109,9 +121,10 @@ class GeneratedScorer(ModelScorer):
         together, self._queue = self._queue[:DECODED_ANSWERS], self._queue[DECODED_ANSWERS:]
         # Prompts of similar width lie together: least padding of their caches.
         self._answer(sorted(together, key=lambda answer: -answer.question.n_tokens))
-        return [(answer.handle, answer.route, self._verdict(answer)) for answer in together]
+        return [(answer.handle, answer.route, self.verdict(answer)) for answer in together]
 
-    def _verdict(self, answer: _Answer) -> Verdict:
+    def verdict(self, answer: Answer) -> Verdict:
+        """Of an answer that is done."""
         example, n_new = answer.question.example, len(answer.tokens) if self.to_the_end else 0
         if answer.broken:
             read = None if self.wording is None else False
@@ -133,7 +146,7 @@ class GeneratedScorer(ModelScorer):
         verdicts = {(handle, route): verdict for found in iter(self.collect, []) for handle, route, verdict in found}
         return [verdicts[pair] for pair in pairs]
 
-    def _answer(self, answers: list[_Answer]) -> None:
+    def _answer(self, answers: list[Answer]) -> None:
         """Prefill and decode some answers together."""
         for index, answer in enumerate(answers):
             self.runner.submit(self._questions[answer.handle][1][0], answer.route, index)
@@ -147,7 +160,7 @@ class GeneratedScorer(ModelScorer):
         for start in range(0, len(answers), FIRST_ANSWERS):
             step = states[start : start + FIRST_ANSWERS]
             logits_BV = self.runner.finish(torch.stack(step + [step[-1]] * (FIRST_ANSWERS - len(step))))[: len(step)]
-            self._extend(answers[start : start + FIRST_ANSWERS], logits_BV)
+            self.extend(answers[start : start + FIRST_ANSWERS], logits_BV)
         running = [answer for answer in answers if not answer.done]
         if running:
             self._decode(running)
@@ -156,7 +169,7 @@ class GeneratedScorer(ModelScorer):
             self.runner.release(answer.node)
             answer.node = None
 
-    def _decode(self, answers: list[_Answer]) -> None:
+    def _decode(self, answers: list[Answer]) -> None:
         """Greedy steps of all answers, from the keys and values of their paths."""
         width = max(self._questions[answer.handle][1][0].bucket.width for answer in answers)
         lines: Any = [[pair for node in answer.node.line for pair in node.keys_values] for answer in answers]  # type: ignore[union-attr]
@@ -170,7 +183,7 @@ class GeneratedScorer(ModelScorer):
             if self.routed.takes_position_ids:
                 inputs["position_ids"] = mask.sum(1, keepdim=True) - 1
             logits_BV = self.routed.forward(cache, **inputs).logits[:, -1]
-            self._extend(answers, logits_BV)
+            self.extend(answers, logits_BV)
             running = [index for index, answer in enumerate(answers) if not answer.done]
             if not running:
                 return
@@ -179,7 +192,7 @@ class GeneratedScorer(ModelScorer):
                 cache.select(running)
                 mask = mask[running]
 
-    def _extend(self, answers: Sequence[_Answer], logits_BV: Tensor) -> None:
+    def extend(self, answers: Sequence[Answer], logits_BV: Tensor) -> None:
         """One more token for each running answer; those whose verdict is settled, or whose logits are NaN or infinite, are done."""
         finite = logits_BV.amax(-1).isfinite().tolist()
         sequences, n_new = (
@@ -197,6 +210,6 @@ class GeneratedScorer(ModelScorer):
             answer.text = self.routed.tokenizer.decode(answer.tokens, skip_special_tokens=True)
             answer.done = token in self._choose.end_ids or len(answer.tokens) == self.max_new_tokens or self._is_settled(answer)
 
-    def _is_settled(self, answer: _Answer) -> bool:
+    def _is_settled(self, answer: Answer) -> bool:
         """Whether no continuation can change the verdict; never where half of a character stands at the end, which may become any."""
         return not self.to_the_end and not answer.text.endswith("\ufffd") and answer.question.task.settled(answer.text, self.reward)

@@ -76,6 +76,11 @@ class LoglikScorer(ModelScorer):
         """Evaluations to have under way at most: their states cannot be evicted."""
         return max(MIN_PENDING, self.runner.cache_bytes // (4 * self._bytes_a_state))
 
+    def right_answer(self, question: Question) -> list[int]:
+        """Token ids of the right choice."""
+        scored = [pair for sequence in question.sequences for pair in zip(sequence.targets, sequence.choices, strict=True)]
+        return [target for target, choice in scored if choice == question.example.answer]
+
     def question(self, task: Task, example: Example) -> Question:
         """Tokenise an example; `InputError` when it cannot be scored or does not fit the context."""
         context, continuations = task.loglik_prompt(example)

@@ -149,6 +149,10 @@ class Task:
         choices = dict(zip(LETTERS, self._dealt(example).choices, strict=False))
         return wording.asked_for_letter(example.question, choices, example.context.strip())
 
+    def right_letter(self, example: Example) -> str:
+        """The letter of the right option, as a letter prompt lists them."""
+        return LETTERS[int(self._dealt(example).answer)]
+
     def boxed_prompt(self, example: Example, wording: Wording) -> str:
         r"""What asks for the answer in \boxed{}, in a wording; InputError for a gold answer that no answer can be compared with."""
         self._need("boxed")
